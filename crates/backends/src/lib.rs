@@ -1,0 +1,3 @@
+//! Storage drivers, one folder each.
+
+pub mod embedded;

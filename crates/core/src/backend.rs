@@ -1,0 +1,198 @@
+//! How a driver says what it offers, and what an opened one consists of.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::port::{Effects, Kv, Queue, RateLimit, Routes, Stream};
+use crate::{Clock, Error, Result};
+
+/// One thing a backend can or cannot do. The conformance suite tests both answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Capability {
+    /// Work queues with leases.
+    Queue,
+    /// Routing by key into several queues at once.
+    Routes,
+    /// Append-only logs with consumer groups.
+    Stream,
+    /// Keys, values, counters and fields.
+    Kv,
+    /// Shared limits.
+    RateLimit,
+    /// Several ports changed in one atomic step.
+    Effects,
+    /// Messages held back until a moment.
+    Delay,
+    /// Messages dropped after a moment.
+    Expiry,
+    /// One key's messages delivered in order, one at a time.
+    KeyOrder,
+    /// Repeated dedup ids recognised within a window.
+    Dedup,
+    /// Headers kept with the payload.
+    Headers,
+    /// Payloads looked at without leasing.
+    Peek,
+    /// Delivery stopped and started per queue.
+    Pause,
+    /// A bound on the number of ready messages.
+    MaxDepth,
+}
+
+impl Capability {
+    /// Every capability, in the order of the documentation.
+    pub const ALL: [Self; 14] = [
+        Self::Queue,
+        Self::Routes,
+        Self::Stream,
+        Self::Kv,
+        Self::RateLimit,
+        Self::Effects,
+        Self::Delay,
+        Self::Expiry,
+        Self::KeyOrder,
+        Self::Dedup,
+        Self::Headers,
+        Self::Peek,
+        Self::Pause,
+        Self::MaxDepth,
+    ];
+
+    /// The word used in the documentation.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queue => "queue",
+            Self::Routes => "routes",
+            Self::Stream => "stream",
+            Self::Kv => "kv",
+            Self::RateLimit => "rate limit",
+            Self::Effects => "effects",
+            Self::Delay => "delay",
+            Self::Expiry => "expiry",
+            Self::KeyOrder => "order per key",
+            Self::Dedup => "dedup",
+            Self::Headers => "headers",
+            Self::Peek => "peek",
+            Self::Pause => "pause",
+            Self::MaxDepth => "maximum depth",
+        }
+    }
+}
+
+/// A future that opens a backend.
+pub type Opening = Pin<Box<dyn Future<Output = Result<Backend>> + Send>>;
+
+/// One row of the backend table: all there is to know before opening.
+pub struct Descriptor {
+    /// The family's name, as messages and documentation call it.
+    pub name: &'static str,
+    /// The URL schemes it answers to, the first one preferred.
+    pub schemes: &'static [&'static str],
+    /// What it offers.
+    pub capabilities: &'static [Capability],
+    /// The URL parameters it takes: name, default, meaning.
+    pub parameters: &'static [(&'static str, &'static str, &'static str)],
+    /// Opens the backend at a URL. The URL is checked strictly: an unknown parameter is `Invalid`.
+    pub open: fn(url: String, clock: Arc<dyn Clock>) -> Opening,
+}
+
+impl Descriptor {
+    /// Whether the family offers `capability`.
+    pub fn offers(&self, capability: Capability) -> bool {
+        self.capabilities.contains(&capability)
+    }
+}
+
+/// Whether a backend works, for `/readyz`, `doctor` and the banner.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Health {
+    /// Facts to show, one line each: `durability: fsync before acknowledgement`.
+    pub facts: Vec<(String, String)>,
+    /// What an operator should look at although the backend works.
+    pub warnings: Vec<String>,
+}
+
+/// What every opened backend can do besides its ports.
+#[async_trait]
+pub trait Lifecycle: Send + Sync {
+    /// Asks the backend whether it can take and give messages now.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Corrupt` with the reason when it cannot.
+    async fn health(&self) -> Result<Health>;
+
+    /// Makes durable what is still on its way and lets go of every resource.
+    ///
+    /// Idempotent. Calls that still wait answer `Unavailable`.
+    ///
+    /// # Errors
+    /// `Unavailable` when something acknowledged as "not yet durable" could not be made so.
+    async fn close(&self) -> Result<()>;
+
+    /// Resolves with the reason when the backend has stopped for good and the
+    /// process should end; pending for ever on backends that reconnect.
+    async fn failed(&self) -> Error {
+        std::future::pending().await
+    }
+}
+
+/// An opened backend: the ports it offers.
+#[derive(Clone)]
+pub struct Backend {
+    /// The URL it was opened with, secrets replaced by `***`.
+    pub url: String,
+    /// Its row in the table.
+    pub descriptor: &'static Descriptor,
+    /// Health and closing.
+    pub lifecycle: Arc<dyn Lifecycle>,
+    /// Work queues.
+    pub queue: Option<Arc<dyn Queue>>,
+    /// Routing into queues.
+    pub routes: Option<Arc<dyn Routes>>,
+    /// Logs with consumer groups.
+    pub stream: Option<Arc<dyn Stream>>,
+    /// Keys and values.
+    pub kv: Option<Arc<dyn Kv>>,
+    /// Shared limits.
+    pub rate_limit: Option<Arc<dyn RateLimit>>,
+    /// Atomic steps over several of its ports.
+    pub effects: Option<Arc<dyn Effects>>,
+}
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backend")
+            .field("url", &self.url)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Backend {
+    /// The queue port, or an error that says who needed it and what there is instead.
+    ///
+    /// # Errors
+    /// `Unsupported` when the family has no queues.
+    pub fn require_queue(&self, needed_by: &str) -> Result<Arc<dyn Queue>> {
+        self.queue
+            .clone()
+            .ok_or_else(|| self.lacks(needed_by, "queues"))
+    }
+
+    fn lacks(&self, needed_by: &str, what: &str) -> Error {
+        let offers: Vec<&str> = self
+            .descriptor
+            .capabilities
+            .iter()
+            .map(|one| one.as_str())
+            .collect();
+        Error::unsupported(format!(
+            "`{needed_by}` needs {what}; backend `{}` offers {}",
+            self.descriptor.name,
+            offers.join(", ")
+        ))
+    }
+}

@@ -1,0 +1,187 @@
+//! One error type for every port, split by what the caller can do about it.
+//!
+//! Each layer adds what it knew with [`ResultExt::context`] and keeps the
+//! cause in `source()`; [`Error::chain`] prints the whole story once, at the
+//! edge.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+use std::time::Duration;
+
+/// The result of every port method.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What the caller can do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// Try again later; the only kind that is ever retried.
+    Unavailable,
+    /// Somebody else was first: a stale receipt, a failed compare-and-swap.
+    Conflict,
+    /// The named thing does not exist.
+    NotFound,
+    /// The request itself is wrong and stays wrong.
+    Invalid,
+    /// This backend does not offer it.
+    Unsupported,
+    /// Stored data does not match its checksum or its format.
+    Corrupt,
+}
+
+impl ErrorKind {
+    /// The lower-case word used in logs, metrics and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::Conflict => "conflict",
+            Self::NotFound => "not_found",
+            Self::Invalid => "invalid",
+            Self::Unsupported => "unsupported",
+            Self::Corrupt => "corrupt",
+        }
+    }
+}
+
+/// An error with its kind, one sentence, and the cause behind it.
+///
+/// `Display` prints the sentence only: lower case, no full stop, values in
+/// backticks, and a next step when there is one.
+pub struct Error {
+    kind: ErrorKind,
+    message: Cow<'static, str>,
+    retry_after: Option<Duration>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// An error of the given kind.
+    pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            retry_after: None,
+            source: None,
+        }
+    }
+
+    /// The backend did not answer; nothing is known to have happened.
+    pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorKind::Unavailable, message)
+    }
+
+    /// A limit of ours is reached (queue full, disk low) and nothing was
+    /// stored; the caller may try again after the given time.
+    pub fn overloaded(message: impl Into<Cow<'static, str>>, retry_after: Duration) -> Self {
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::unavailable(message)
+        }
+    }
+
+    /// Somebody else was first.
+    pub fn conflict(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorKind::Conflict, message)
+    }
+
+    /// The named thing does not exist.
+    pub fn not_found(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorKind::NotFound, message)
+    }
+
+    /// The request is wrong and stays wrong.
+    pub fn invalid(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorKind::Invalid, message)
+    }
+
+    /// The backend does not offer this.
+    pub fn unsupported(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorKind::Unsupported, message)
+    }
+
+    /// Stored data is damaged.
+    pub fn corrupt(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorKind::Corrupt, message)
+    }
+
+    /// Keeps `source` as the cause.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What the caller can do.
+    pub const fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// How long to wait before trying again; set exactly when a limit of ours was reached.
+    pub const fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// The sentence and every cause behind it, joined by `: `.
+    pub fn chain(&self) -> String {
+        let mut text = self.message.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.kind, self.chain())
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_ref().map(|source| &**source as _)
+    }
+}
+
+/// Adds what this layer knew to an error of the layer below.
+pub trait ResultExt<T> {
+    /// Wraps the error in `message`, keeping its kind and its cause.
+    fn context<M: Into<Cow<'static, str>>>(self, message: impl FnOnce() -> M) -> Result<T>;
+}
+
+impl<T> ResultExt<T> for Result<T> {
+    fn context<M: Into<Cow<'static, str>>>(self, message: impl FnOnce() -> M) -> Result<T> {
+        self.map_err(|error| Error {
+            kind: error.kind,
+            message: message().into(),
+            retry_after: error.retry_after,
+            source: Some(Box::new(error)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn context_keeps_the_kind_and_the_cause() {
+        let cause = Error::overloaded("disk is low", Duration::from_secs(1));
+        let error = Err::<(), _>(cause)
+            .context(|| "enqueue to `orders`")
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(1)));
+        assert_eq!(error.to_string(), "enqueue to `orders`");
+        assert_eq!(error.chain(), "enqueue to `orders`: disk is low");
+    }
+}

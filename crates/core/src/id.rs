@@ -1,0 +1,178 @@
+//! Names and ids, valid by construction.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use uuid::Uuid;
+
+use crate::{Error, Result};
+
+/// The id of a message: a UUIDv7, so ids sort roughly by creation time.
+///
+/// Two hosts' clocks differ, so the order of ids is never an ordering guarantee.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MessageId(Uuid);
+
+impl MessageId {
+    /// A fresh id.
+    #[expect(
+        clippy::new_without_default,
+        reason = "a default id would hide that each call differs"
+    )]
+    pub fn new() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// The id with these sixteen bytes.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(Uuid::from_bytes(bytes))
+    }
+
+    /// The sixteen bytes of the id.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for MessageId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Uuid::parse_str(text).map(Self).map_err(|error| {
+            Error::invalid(format!("message id `{text}` is not a UUID")).with_source(error)
+        })
+    }
+}
+
+/// Longest name in bytes. Source: AMQP 0-9-1 short strings hold 255 bytes, the tightest of our backends.
+pub const MAX_NAME_BYTES: usize = 255;
+
+fn check_name(what: &str, name: &str) -> Result<()> {
+    let problem = if name.is_empty() {
+        "is empty"
+    } else if name.len() > MAX_NAME_BYTES {
+        "is longer than 255 bytes"
+    } else if name
+        .chars()
+        .any(|character| character.is_control() || character.is_whitespace())
+    {
+        "contains white space or control characters"
+    } else {
+        return Ok(());
+    };
+    Err(Error::invalid(format!(
+        "{what} `{}` {problem}",
+        name.escape_debug()
+    )))
+}
+
+macro_rules! names {
+    ($($(#[$doc:meta])* $name:ident, $what:literal;)*) => {$(
+        $(#[$doc])*
+        ///
+        /// 1 to 255 bytes of UTF-8 without white space or control characters; cheap to clone.
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+        #[serde(transparent)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The checked name.
+            ///
+            /// # Errors
+            /// `Invalid` when it is empty, too long, or has white space or control characters.
+            pub fn new(name: impl AsRef<str>) -> Result<Self> {
+                check_name($what, name.as_ref())?;
+                Ok(Self(name.as_ref().into()))
+            }
+
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Error;
+
+            fn from_str(text: &str) -> Result<Self> {
+                Self::new(text)
+            }
+        }
+
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                Self::new(text).map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+
+names! {
+    /// The name of a queue.
+    QueueName, "queue name";
+    /// The name of a stream.
+    StreamName, "stream name";
+    /// The name of a consumer group.
+    GroupName, "group name";
+    /// Who holds deliveries: one per consuming task, unique among those alive.
+    ConsumerId, "consumer id";
+    /// The name of an exchange, to which routes are bound.
+    ExchangeName, "exchange name";
+}
+
+impl ConsumerId {
+    /// A fresh id that starts with `role`, for instance `ingest.worker-0190…`.
+    ///
+    /// # Errors
+    /// `Invalid` when `role` is not usable in a name.
+    pub fn unique(role: &str) -> Result<Self> {
+        Self::new(format!("{role}-{}", Uuid::now_v7().simple()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_refused_with_the_reason() {
+        for (name, reason) in [
+            ("", "queue name `` is empty"),
+            (
+                "a b",
+                "queue name `a b` contains white space or control characters",
+            ),
+            (
+                "a\nb",
+                "queue name `a\\nb` contains white space or control characters",
+            ),
+        ] {
+            assert_eq!(QueueName::new(name).unwrap_err().to_string(), reason);
+        }
+        assert!(QueueName::new("x".repeat(256)).is_err());
+        assert!(QueueName::new("x".repeat(255)).is_ok());
+    }
+}

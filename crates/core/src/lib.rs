@@ -1,0 +1,20 @@
+//! The words of Towpath: messages, ports, errors and policies.
+//!
+//! Read in this order: [`message`] (what is handed over), [`port`] (the traits
+//! a backend implements), [`retry`] and [`limiter`] (policy as data),
+//! [`backend`] (how a driver says what it offers). Nothing here performs I/O
+//! and nothing here names a driver.
+
+pub mod backend;
+pub mod clock;
+pub mod error;
+pub mod id;
+pub mod limiter;
+pub mod message;
+pub mod port;
+pub mod retry;
+
+pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
+pub use error::{Error, ErrorKind, Result, ResultExt};
+pub use id::{ConsumerId, ExchangeName, GroupName, MessageId, QueueName, StreamName};
+pub use message::{Delivery, Headers, Message, NewMessage, Receipt};

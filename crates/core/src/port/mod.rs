@@ -1,0 +1,21 @@
+//! The ports: small traits whose documentation is the promise that the
+//! conformance suite in `towpath-testkit` checks on every backend.
+//!
+//! A method takes a batch; a single is a batch of one. What a backend lacks
+//! answers `Unsupported`, never an imitation.
+
+pub mod effects;
+pub mod kv;
+pub mod queue;
+pub mod rate_limit;
+pub mod routes;
+pub mod sink;
+pub mod stream;
+
+pub use effects::Effects;
+pub use kv::Kv;
+pub use queue::Queue;
+pub use rate_limit::RateLimit;
+pub use routes::Routes;
+pub use sink::Sink;
+pub use stream::Stream;

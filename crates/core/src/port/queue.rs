@@ -1,0 +1,327 @@
+//! Work queues: each message goes to one consumer, under a lease.
+//!
+//! ```text
+//! enqueue -> [delayed] -> ready -> leased -> acked
+//!                           ^        |-----> delayed -> ready   (retry)
+//!                           |--------|                          (release, disconnect, expired lease)
+//!                                    |-----> dead -> ready      (redrive)
+//! ```
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ConsumerId, Delivery, Error, Message, MessageId, NewMessage, QueueName, Receipt, Result,
+    Timestamp, retry,
+};
+
+/// Most messages in one call, in either direction.
+pub const MAX_BATCH: usize = 10_000;
+
+/// Shortest lease.
+pub const MIN_LEASE: Duration = Duration::from_millis(10);
+
+/// Longest lease. Source: Amazon SQS, visibility timeout.
+pub const MAX_LEASE: Duration = Duration::from_secs(12 * 60 * 60);
+
+/// What a queue is told once, when it is declared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// How failed deliveries are tried again.
+    pub retry: retry::Policy,
+    /// How long a dedup id is remembered, from the moment its message was taken.
+    pub dedup_window: Duration,
+    /// Most messages that may wait (ready, delayed and leased); more is refused as overloaded.
+    pub max_depth: Option<u64>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            retry: retry::Policy::default(),
+            dedup_window: Duration::from_secs(24 * 60 * 60),
+            max_depth: None,
+        }
+    }
+}
+
+/// What became of one message of a batch that was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enqueued {
+    /// Stored under its own id.
+    New(MessageId),
+    /// Its dedup id was known: nothing stored, the first message's id.
+    Duplicate(MessageId),
+}
+
+impl Enqueued {
+    /// The id under which the message is stored.
+    pub const fn id(self) -> MessageId {
+        match self {
+            Self::New(id) | Self::Duplicate(id) => id,
+        }
+    }
+}
+
+/// A request for work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseRequest {
+    /// The queue to lease from.
+    pub queue: QueueName,
+    /// Who will hold the deliveries.
+    pub consumer: ConsumerId,
+    /// 1 to [`MAX_BATCH`] messages.
+    pub max: usize,
+    /// [`MIN_LEASE`] to [`MAX_LEASE`], kept to the millisecond.
+    pub lease: Duration,
+    /// How long to wait for the first message.
+    pub wait: Duration,
+}
+
+impl LeaseRequest {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// `Invalid` when `max` or `lease` is out of range.
+    pub fn check(&self) -> Result<()> {
+        if !(1..=MAX_BATCH).contains(&self.max) {
+            return Err(Error::invalid(format!(
+                "`max` is {}; it must be 1 to {MAX_BATCH}",
+                self.max
+            )));
+        }
+        check_lease(self.lease)
+    }
+}
+
+/// Checks that a lease is in range.
+///
+/// # Errors
+/// `Invalid` when it is not.
+pub fn check_lease(lease: Duration) -> Result<()> {
+    if (MIN_LEASE..=MAX_LEASE).contains(&lease) {
+        Ok(())
+    } else {
+        Err(Error::invalid(format!(
+            "lease of {lease:?} is out of range; it must be 10ms to 12h"
+        )))
+    }
+}
+
+/// How a delivery ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Done: the message is gone.
+    Ack,
+    /// Not done: ready again after the delay, the attempt counted. When the
+    /// queue's attempts are spent the message becomes a dead letter instead.
+    Retry {
+        /// How long to hold it back.
+        after: Duration,
+        /// Why, for the dead letter's history.
+        error: String,
+    },
+    /// Given up: kept among the dead letters with the reason.
+    DeadLetter {
+        /// Why.
+        reason: String,
+    },
+    /// Given back untouched: ready at once, in its old place, the attempt not counted.
+    Release,
+}
+
+/// A receipt and how its delivery ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settlement {
+    /// Which delivery.
+    pub receipt: Receipt,
+    /// How it ends.
+    pub verdict: Verdict,
+}
+
+/// A queue's numbers.
+///
+/// At every quiet point `enqueued = ready + delayed + leased + dead + acked + dropped`,
+/// where `dropped` counts expired, purged, damaged and dropped dead messages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// The queue.
+    pub queue: QueueName,
+    /// Messages that can be leased now.
+    pub ready: u64,
+    /// Messages held back until a moment.
+    pub delayed: u64,
+    /// Messages in consumers' hands.
+    pub leased: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Messages ever taken, duplicates not counted.
+    pub enqueued: u64,
+    /// Messages ever acked.
+    pub acked: u64,
+    /// Deliveries that ended in a retry.
+    pub retried: u64,
+    /// Messages expired, purged, damaged, or dropped from the dead letters.
+    pub dropped: u64,
+    /// Second messages refused by their dedup id.
+    pub duplicates: u64,
+    /// How long the oldest waiting message (ready, delayed or leased) has been here.
+    pub oldest_age: Option<Duration>,
+    /// Consumers that leased within the last minute or hold a delivery.
+    pub consumers: u64,
+    /// Whether delivery is stopped.
+    pub paused: bool,
+}
+
+/// Where a peeked message stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// Can be leased now.
+    Ready,
+    /// Held back.
+    Delayed,
+    /// In a consumer's hands.
+    Leased,
+}
+
+/// A message looked at without taking it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peeked {
+    /// The message.
+    pub message: Message,
+    /// Where it stands.
+    pub place: Place,
+    /// Deliveries so far.
+    pub attempts: u32,
+}
+
+/// A message that was given up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The message; its payload is empty when it could not be read back, and `reason` says so.
+    pub message: Message,
+    /// Why it was given up: the last error.
+    pub reason: String,
+    /// Earlier errors, oldest first; at most the last ten.
+    pub history: Vec<String>,
+    /// Deliveries before it was given up.
+    pub attempts: u32,
+    /// When it was given up.
+    pub died_at: Timestamp,
+    /// The queue a redrive puts it back into.
+    pub origin: QueueName,
+}
+
+/// Which dead letters an operation is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selection {
+    /// Every one there is when the call starts.
+    All,
+    /// These; unknown ids are passed over and not counted.
+    Ids(Vec<MessageId>),
+}
+
+/// Work queues.
+#[async_trait]
+pub trait Queue: Send + Sync {
+    /// Makes sure the queue exists with these settings; idempotent, new settings replace old ones.
+    ///
+    /// Every other method but [`Queue::stats`] makes a missing queue with default settings.
+    ///
+    /// # Errors
+    /// `Unavailable` when the backend did not answer.
+    async fn declare(&self, queue: &QueueName, settings: &Settings) -> Result<()>;
+
+    /// Stores messages at the end of the queue and returns once they are as durable as the backend was asked to make them.
+    ///
+    /// One outcome per message, in order. A message that is refused does not
+    /// keep the others out. With `dedup_id` a repeat is recognised for the
+    /// queue's dedup window, across restarts, also within one batch.
+    ///
+    /// - `messages`: 0 to [`MAX_BATCH`]; none is a no-op.
+    /// - Cancel: a dropped call may or may not have stored its messages.
+    ///
+    /// # Errors
+    /// `Invalid` for more than [`MAX_BATCH`]; `Unavailable` when the outcome
+    /// of the whole batch is unknown: retry with the same ids and dedup ids.
+    /// Per message: `Invalid` over a limit, overloaded (`Unavailable` with
+    /// `retry_after`) when the queue or the disk is full.
+    async fn enqueue(
+        &self,
+        queue: &QueueName,
+        messages: Vec<NewMessage>,
+    ) -> Result<Vec<Result<Enqueued>>>;
+
+    /// Leases up to `max` ready messages to the consumer, oldest first.
+    ///
+    /// Waits at most `wait` for the first one; an empty vector means none
+    /// came. Delivery is at least once: an expired lease makes the message
+    /// ready again and the next delivery has `attempt` raised by one. A
+    /// message whose attempts are spent becomes a dead letter instead of
+    /// being delivered again. While a message with a key is leased or waits
+    /// for its retry, no other message of that key is delivered. A restart of
+    /// the backend makes leased messages ready again.
+    ///
+    /// - Cancel-safe: a dropped call leases nothing, or its leases expire.
+    ///
+    /// # Errors
+    /// `Invalid` for values out of range; `Unavailable` when the backend did
+    /// not answer, then nothing was leased or the leases expire.
+    async fn lease(&self, request: LeaseRequest) -> Result<Vec<Delivery>>;
+
+    /// Ends deliveries; durable when it returns. One outcome per settlement, in order.
+    ///
+    /// # Errors
+    /// Per settlement: `Conflict` when the lease had expired and the message
+    /// was leased again, settled or taken back (nothing changed). An expired
+    /// lease that nobody took over since is settled as if in time.
+    async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>>;
+
+    /// Makes leases last until `lease` from now. One outcome per receipt.
+    ///
+    /// # Errors
+    /// Per receipt: `Conflict` as in [`Queue::settle`].
+    async fn extend(&self, receipts: &[Receipt], lease: Duration) -> Result<Vec<Result<()>>>;
+
+    /// Takes back every delivery the consumer holds, as when it died: ready
+    /// at once, in their old places, attempts counted. Returns how many.
+    async fn disconnect(&self, consumer: &ConsumerId) -> Result<u64>;
+
+    /// The numbers of every queue, by name.
+    async fn list(&self) -> Result<Vec<Stats>>;
+
+    /// One queue's numbers.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such queue.
+    async fn stats(&self, queue: &QueueName) -> Result<Stats>;
+
+    /// Looks at up to `max` waiting messages, oldest first, without changing anything.
+    async fn peek(&self, queue: &QueueName, max: usize) -> Result<Vec<Peeked>>;
+
+    /// Stops delivery; enqueueing goes on and leases in hand stay valid. Durable, idempotent.
+    async fn pause(&self, queue: &QueueName) -> Result<()>;
+
+    /// Starts delivery again. Durable, idempotent.
+    async fn resume(&self, queue: &QueueName) -> Result<()>;
+
+    /// Drops every ready and delayed message; leased and dead ones stay. Returns how many.
+    async fn purge(&self, queue: &QueueName) -> Result<u64>;
+
+    /// Up to `max` dead letters, oldest first, those after `after` when given.
+    async fn dead_letters(
+        &self,
+        queue: &QueueName,
+        after: Option<MessageId>,
+        max: usize,
+    ) -> Result<Vec<DeadLetter>>;
+
+    /// Puts dead letters back to the end of their origin, same id, attempts from zero. Returns how many.
+    async fn redrive(&self, queue: &QueueName, selection: &Selection) -> Result<u64>;
+
+    /// Deletes dead letters for good. Returns how many.
+    async fn drop_dead(&self, queue: &QueueName, selection: &Selection) -> Result<u64>;
+}

@@ -1,0 +1,180 @@
+//! Streams: append-only logs that several consumer groups read, each at its own position.
+//!
+//! Inside a group every entry goes to one consumer. The group's position is
+//! the longest finished prefix: an unfinished entry holds it back.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::{ConsumerId, GroupName, Message, NewMessage, Result, StreamName};
+
+/// The place of an entry: within its partition offsets only grow, and there may be gaps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Offset {
+    /// Which partition; 0 where there is one.
+    pub partition: u32,
+    /// The backend's own numbering.
+    pub value: u128,
+}
+
+/// Where a new group starts to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// At the oldest entry that is still kept.
+    Beginning,
+    /// Behind the newest entry.
+    End,
+    /// Right behind this entry.
+    After(Offset),
+}
+
+/// A request for entries on behalf of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadRequest {
+    /// The stream.
+    pub stream: StreamName,
+    /// The group.
+    pub group: GroupName,
+    /// Who will hold the entries.
+    pub consumer: ConsumerId,
+    /// 1 to `queue::MAX_BATCH` entries.
+    pub max: usize,
+    /// How long to wait for the first one.
+    pub wait: Duration,
+}
+
+/// An entry handed to a consumer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its place.
+    pub offset: Offset,
+    /// What was appended.
+    pub message: Message,
+    /// 1 for the first handing-out in this group; 0 when read without a group.
+    pub attempt: u32,
+}
+
+/// A group's numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupStats {
+    /// The group.
+    pub group: GroupName,
+    /// Entries appended but not finished in this group.
+    pub lag: u64,
+    /// Entries handed out and not finished.
+    pub pending: u64,
+    /// Age of the oldest unfinished entry.
+    pub oldest_age: Option<Duration>,
+    /// Behind which entry the finished prefix ends; `None` before the first.
+    pub committed: Option<Offset>,
+}
+
+/// A stream's numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// The stream.
+    pub stream: StreamName,
+    /// Entries kept.
+    pub entries: u64,
+    /// Entries ever appended.
+    pub appended: u64,
+    /// The oldest entry kept.
+    pub first: Option<Offset>,
+    /// The newest entry.
+    pub last: Option<Offset>,
+    /// Its groups, by name.
+    pub groups: Vec<GroupStats>,
+}
+
+/// How much of a stream to give up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trim {
+    /// Everything that every group has finished; nothing while there is no group.
+    Finished,
+    /// All but the newest so many entries, finished or not.
+    KeepLast(u64),
+}
+
+/// Append-only logs with consumer groups.
+#[async_trait]
+pub trait Stream: Send + Sync {
+    /// Appends in order; durable when it returns. One outcome per entry; those of one call stay in order.
+    ///
+    /// A missing stream is made. With `dedup_id`, a repeat within 24 hours returns the first entry's offset.
+    ///
+    /// # Errors
+    /// As `Queue::enqueue`.
+    async fn append(
+        &self,
+        stream: &StreamName,
+        entries: Vec<NewMessage>,
+    ) -> Result<Vec<Result<Offset>>>;
+
+    /// Makes sure the group exists; an existing group keeps its position. Durable.
+    async fn create_group(
+        &self,
+        stream: &StreamName,
+        group: &GroupName,
+        start: Start,
+    ) -> Result<()>;
+
+    /// Moves the group's position; entries in hand are forgotten. Durable. This is replay.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such group.
+    async fn seek(&self, stream: &StreamName, group: &GroupName, to: Start) -> Result<()>;
+
+    /// Removes the group and its position.
+    async fn delete_group(&self, stream: &StreamName, group: &GroupName) -> Result<()>;
+
+    /// Hands out the next entries of the group, in order, each to one consumer.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such group; `Invalid` for `max` out of range.
+    async fn read(&self, request: ReadRequest) -> Result<Vec<Entry>>;
+
+    /// Marks entries as finished by the group and moves its position over the
+    /// longest finished prefix; durable. Entries already finished are passed over.
+    async fn commit(
+        &self,
+        stream: &StreamName,
+        group: &GroupName,
+        finished: &[Offset],
+    ) -> Result<()>;
+
+    /// Takes over up to `max` unfinished entries that other consumers have
+    /// held for at least `min_idle`, or whose consumer is gone; attempts counted.
+    async fn claim(
+        &self,
+        stream: &StreamName,
+        group: &GroupName,
+        consumer: &ConsumerId,
+        min_idle: Duration,
+        max: usize,
+    ) -> Result<Vec<Entry>>;
+
+    /// Declares the consumer gone: what it holds can be claimed at once. Returns how many entries.
+    async fn disconnect(&self, consumer: &ConsumerId) -> Result<u64>;
+
+    /// Up to `max` entries behind `after` (from the oldest when `None`), without a group.
+    async fn range(
+        &self,
+        stream: &StreamName,
+        after: Option<Offset>,
+        max: usize,
+    ) -> Result<Vec<Entry>>;
+
+    /// Gives up old entries. Returns how many.
+    async fn trim(&self, stream: &StreamName, trim: Trim) -> Result<u64>;
+
+    /// The numbers of every stream, by name.
+    async fn list(&self) -> Result<Vec<Stats>>;
+
+    /// One stream's numbers.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such stream.
+    async fn stats(&self, stream: &StreamName) -> Result<Stats>;
+}

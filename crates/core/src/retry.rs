@@ -1,0 +1,90 @@
+//! Retry policy as data: how often, how long between, and what then.
+
+use std::time::Duration;
+
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+
+/// How a failed delivery is tried again.
+///
+/// The delay before attempt `n + 1` is drawn evenly from zero to
+/// `min(max, first × 2^(n-1))`: exponential backoff with full jitter.
+///
+/// Source: AWS Architecture Blog, "Exponential Backoff And Jitter".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Attempts in all, the first included; 1 or more. After the last one the message is a dead letter.
+    pub attempts: u32,
+    /// Upper bound of the first delay.
+    pub first: Duration,
+    /// Upper bound of every delay.
+    pub max: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            attempts: 10,
+            first: Duration::from_secs(1),
+            max: Duration::from_secs(300),
+        }
+    }
+}
+
+impl Policy {
+    /// A policy that never gives up: for loops around a dependency that must come back.
+    pub const fn forever(first: Duration, max: Duration) -> Self {
+        Self {
+            attempts: u32::MAX,
+            first,
+            max,
+        }
+    }
+
+    /// Whether attempt number `attempt` (1 for the first) was the last one.
+    pub const fn is_spent(&self, attempt: u32) -> bool {
+        attempt >= self.attempts
+    }
+
+    /// The longest delay that may follow attempt number `attempt`.
+    pub fn longest_delay(&self, attempt: u32) -> Duration {
+        let doublings = attempt.saturating_sub(1).min(31);
+        self.first.saturating_mul(1 << doublings).min(self.max)
+    }
+
+    /// A delay drawn for attempt number `attempt`.
+    pub fn next_delay(&self, attempt: u32, rng: &mut impl Rng) -> Duration {
+        let longest = u64::try_from(self.longest_delay(attempt).as_millis()).unwrap_or(u64::MAX);
+        Duration::from_millis(rng.random_range(0..=longest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_up_to_the_maximum() {
+        let policy = Policy {
+            attempts: 5,
+            first: Duration::from_secs(1),
+            max: Duration::from_secs(6),
+        };
+        let longest: Vec<u64> = (1..=5).map(|n| policy.longest_delay(n).as_secs()).collect();
+        assert_eq!(longest, [1, 2, 4, 6, 6]);
+        assert!(!policy.is_spent(4));
+        assert!(policy.is_spent(5));
+    }
+
+    #[test]
+    fn a_drawn_delay_never_passes_the_longest() {
+        let policy = Policy::forever(Duration::from_millis(10), Duration::from_secs(1));
+        for attempt in [1, 2, 7, 40, u32::MAX] {
+            let delay = policy.next_delay(attempt, &mut rand::rng());
+            assert!(
+                delay <= policy.longest_delay(attempt),
+                "attempt {attempt}: {delay:?}"
+            );
+        }
+    }
+}

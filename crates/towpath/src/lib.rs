@@ -1,0 +1,17 @@
+//! Towpath: the asynchronous backbone of a backend in one binary.
+//!
+//! Read in this order: [`apps`] (what each role promises), [`pump`] (the one
+//! loop that leases, delivers and settles), [`wiring`] (configuration becomes
+//! running roles; the only module that names the backends crate).
+
+pub mod admin;
+pub mod apps;
+pub mod cli;
+pub mod config;
+pub mod http;
+pub mod inlet;
+pub mod pump;
+pub mod sink;
+pub mod supervisor;
+pub mod telemetry;
+pub mod wiring;

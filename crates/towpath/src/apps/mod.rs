@@ -1,1 +1,3 @@
-//! To be written.
+//! The apps: what each group of roles promises, on top of the ports.
+
+pub mod ingest;

@@ -1,1 +1,33 @@
-//! To be written.
+//! Inlets: the read half of a port, as the pump sees it.
+//!
+//! A queue, a stream group, an outbox or a configuration watch differ only in
+//! how work is leased and settled; everything else is the pump's.
+
+mod queue;
+
+use async_trait::async_trait;
+use towpath_core::port::queue::Settlement;
+use towpath_core::{Delivery, Receipt, Result};
+
+pub use queue::QueueInlet;
+
+/// Where the pump leases work and settles it, for one consumer.
+#[async_trait]
+pub trait Inlet: Send + Sync {
+    /// Leases up to `max` deliveries; waits a short while (at most half a second) for the first.
+    ///
+    /// The pump never drops this call halfway, so an inlet may block in it but must not outstay that wait by much.
+    async fn lease(&self, max: usize) -> Result<Vec<Delivery>>;
+
+    /// Ends deliveries; one outcome each.
+    async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>>;
+
+    /// Makes the leases start afresh; one outcome each.
+    async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Result<()>>>;
+
+    /// Takes back whatever this consumer still holds, attempts counted.
+    async fn disconnect(&self) -> Result<u64>;
+
+    /// How long a lease is.
+    fn lease_time(&self) -> std::time::Duration;
+}

@@ -1,0 +1,80 @@
+//! The service behind `POST /enqueue`: one queue, its limits, its idempotency.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use towpath_core::message::header;
+use towpath_core::port::Queue;
+use towpath_core::port::queue::Enqueued;
+use towpath_core::{Error, NewMessage, QueueName, Result, ResultExt};
+
+/// What a client may send at most.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of one message, and of the body that brings it.
+    pub message_bytes: usize,
+    /// Bytes of the body of a batch.
+    pub batch_bytes: usize,
+}
+
+/// What the client says beside the message.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Context {
+    /// Makes a retry harmless: the first message's id is answered again.
+    pub(super) idempotency_key: Option<String>,
+    /// W3C trace context to pass on.
+    pub(super) traceparent: Option<String>,
+}
+
+/// Puts messages into the ingest queue.
+#[derive(Clone)]
+pub struct Enqueue {
+    queue: Arc<dyn Queue>,
+    name: QueueName,
+    /// What a client may send at most.
+    pub limits: Limits,
+}
+
+impl Enqueue {
+    /// A service over the queue called `name`.
+    pub fn new(queue: Arc<dyn Queue>, name: QueueName, limits: Limits) -> Self {
+        Self { queue, name, limits }
+    }
+
+    /// The queue messages go to.
+    pub fn queue_name(&self) -> &QueueName {
+        &self.name
+    }
+
+    /// Stores one message and returns once it is durable.
+    pub(super) async fn one(&self, message: Bytes, context: Context) -> Result<Enqueued> {
+        let mut outcomes = self.many(vec![message], context).await?;
+        outcomes.pop().unwrap_or_else(|| Err(Error::unavailable("the queue gave no outcome")))
+    }
+
+    /// Stores a batch and returns once all of it is durable. One outcome per message.
+    ///
+    /// With an idempotency key every message gets one of its own from its
+    /// place in the batch, so that a repeated batch stores nothing twice.
+    pub(super) async fn many(&self, messages: Vec<Bytes>, context: Context) -> Result<Vec<Result<Enqueued>>> {
+        let single = messages.len() == 1;
+        let messages = messages
+            .into_iter()
+            .enumerate()
+            .map(|(index, payload)| {
+                let mut message = NewMessage::new(payload);
+                message.dedup_id = context.idempotency_key.as_ref().map(|key| {
+                    if single { key.clone() } else { format!("{key}#{index}") }
+                });
+                if let Some(traceparent) = &context.traceparent {
+                    message.headers.set(header::TRACEPARENT, traceparent);
+                }
+                message
+            })
+            .collect();
+        self.queue
+            .enqueue(&self.name, messages)
+            .await
+            .context(|| format!("enqueue into `{}`", self.name))
+    }
+}

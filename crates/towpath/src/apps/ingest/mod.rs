@@ -1,0 +1,15 @@
+//! Ingest: a POST becomes a queued message, a worker hands it to a sink.
+//!
+//! ```text
+//! POST /enqueue -> [request] -> Enqueue -> queue -> pump -> file | webhook | command | stdout
+//! ```
+//!
+//! The reply is sent once the message is durable; the worker acks once the
+//! sink has it. Nothing in between is the only copy.
+
+mod api;
+mod enqueue;
+mod request;
+
+pub use api::router;
+pub use enqueue::{Enqueue, Limits};

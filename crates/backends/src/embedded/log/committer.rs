@@ -1,0 +1,187 @@
+//! The two threads of the log: one writes and syncs, one prepares segments and watches the disk.
+//!
+//! While a sync is in flight the next group gathers, so the wait ends when
+//! arrivals do: no timer, and no added latency when idle.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::segment::{self, HEADER_BYTES};
+use super::writer::{Chunk, Shared, push_frame};
+use super::{Durability, Position, frame};
+
+/// How often the free space of the disk is looked up.
+const LOOK: Duration = Duration::from_secs(1);
+
+pub(super) fn start(shared: &Arc<Shared>) -> io::Result<Vec<JoinHandle<()>>> {
+    let (one, two) = (Arc::clone(shared), Arc::clone(shared));
+    Ok(vec![
+        Builder::new().name("towpath-commit".to_owned()).spawn(move || commit(&one))?,
+        Builder::new().name("towpath-segments".to_owned()).spawn(move || keep(&two))?,
+    ])
+}
+
+/// What one round of the committer has to do.
+struct Group {
+    chunks: Arc<Vec<Chunk>>,
+    end: Position,
+    sync: bool,
+}
+
+fn commit(shared: &Shared) {
+    let mut last_sync = Instant::now();
+    let mut unsynced = BTreeSet::new();
+    while let Some(group) = next_group(shared, last_sync, !unsynced.is_empty()) {
+        if let Err(error) = write(shared, &group.chunks) {
+            return shared.fail(format!("writing the log failed: {error}"));
+        }
+        unsynced.extend(group.chunks.iter().map(|chunk| chunk.start.segment));
+        shared.written.store(group.end.to_u64(), Ordering::Release);
+        if group.sync {
+            if let Err(error) = sync(shared, &unsynced) {
+                return shared.fail(format!("syncing the log failed: {error}"));
+            }
+            unsynced.clear();
+            last_sync = Instant::now();
+            shared.synced.store(group.end.to_u64(), Ordering::Release);
+        }
+        finish(shared, &group);
+    }
+}
+
+/// Waits for work; `None` when the log is closed and everything is written.
+fn next_group(shared: &Shared, last_sync: Instant, dirty: bool) -> Option<Group> {
+    let mut buffers = shared.lock();
+    loop {
+        let due = match shared.options.durability {
+            Durability::Interval(every) if dirty => Some(every.saturating_sub(last_sync.elapsed())),
+            _ => None,
+        };
+        let due_now = due.is_some_and(|due| due.is_zero());
+        if !buffers.pending.is_empty() || buffers.sync_requested || due_now {
+            buffers.writing = Arc::new(std::mem::take(&mut buffers.pending));
+            buffers.pending_bytes = 0;
+            let requested = std::mem::take(&mut buffers.sync_requested);
+            let sync = requested || due_now || shared.options.durability == Durability::Fsync;
+            return Some(Group { chunks: Arc::clone(&buffers.writing), end: buffers.end, sync });
+        }
+        if buffers.closing {
+            return None;
+        }
+        buffers = match due {
+            Some(due) => shared.work.wait_timeout(buffers, due).map_or_else(|error| error.into_inner().0, |(guard, _)| guard),
+            None => shared.work.wait(buffers).unwrap_or_else(PoisonError::into_inner),
+        };
+    }
+}
+
+fn write(shared: &Shared, chunks: &[Chunk]) -> io::Result<()> {
+    for chunk in chunks {
+        let segment = shared.segment(chunk.start.segment).ok_or(io::ErrorKind::NotFound)?;
+        segment.file.write_all_at(&chunk.bytes, u64::from(chunk.start.offset))?;
+    }
+    Ok(())
+}
+
+fn sync(shared: &Shared, segments: &BTreeSet<u32>) -> io::Result<()> {
+    for number in segments {
+        if let Some(segment) = shared.segment(*number) {
+            segment.file.sync_data()?;
+            shared.syncs.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    Ok(())
+}
+
+/// Answers everybody whose record is committed now, and seals a group behind which nothing waits.
+fn finish(shared: &Shared, group: &Group) {
+    let committed = match shared.options.durability {
+        Durability::Fsync if !group.sync => None,
+        _ => Some(group.end),
+    };
+    let mut done = Vec::new();
+    let mut seal = None;
+    {
+        let mut buffers = shared.lock();
+        buffers.writing = Arc::default();
+        if let Some(committed) = committed {
+            shared.committed.fetch_max(committed.to_u64(), Ordering::AcqRel);
+            let committed = Position::from_u64(shared.committed.load(Ordering::Acquire));
+            (done, buffers.waiters) =
+                std::mem::take(&mut buffers.waiters).into_iter().partition(|(end, _)| *end <= committed);
+        }
+        // A frame without a body says that all before it was synced, so that damage to the last
+        // group is told from a torn tail. It is written, not synced: it only has to be there when the disk was not cut.
+        let room = buffers.segment_size.saturating_sub(buffers.end.offset) as usize;
+        if group.sync && !group.chunks.is_empty() && buffers.pending.is_empty() && room >= frame::size_of(0) {
+            push_frame(&mut buffers, group.end, b"");
+            seal = buffers.pending.pop();
+            buffers.pending_bytes = 0;
+            if let Some(seal) = &seal {
+                shared.written.store(seal.start.to_u64(), Ordering::Release);
+            }
+        }
+    }
+    shared.progress.notify_all();
+    for (_, waiter) in done {
+        // A caller that stopped waiting needs no answer.
+        waiter.send(()).ok();
+    }
+    if let Some(hook) = shared.on_commit.get() {
+        hook();
+    }
+    if let Some(seal) = seal
+        && let Err(error) = write(shared, &[seal])
+    {
+        shared.fail(format!("writing the log failed: {error}"));
+    }
+}
+
+/// Prepares the next segment when the present one is half full, and watches the disk.
+fn keep(shared: &Shared) {
+    let mut looked = Instant::now();
+    let mut buffers = shared.lock();
+    while !buffers.closing && shared.failure.get().is_none() {
+        if buffers.wants_spare() {
+            let number = buffers.end.segment + 1;
+            buffers.preparing = true;
+            drop(buffers);
+            let made = segment::create(&shared.options.folder, number, shared.options.segment_bytes);
+            buffers = shared.lock();
+            buffers.preparing = false;
+            shared.progress.notify_all();
+            match made {
+                Ok(spare) => buffers.spare = Some(spare),
+                Err(error) => {
+                    shared.disk_low.store(true, Ordering::Relaxed);
+                    tracing::warn!(%error, "the next segment of the log cannot be prepared");
+                }
+            }
+        }
+        if looked.elapsed() >= LOOK {
+            drop(buffers);
+            measure_disk(shared);
+            looked = Instant::now();
+            buffers = shared.lock();
+        }
+        buffers = shared.room.wait_timeout(buffers, LOOK).map_or_else(|error| error.into_inner().0, |(guard, _)| guard);
+    }
+}
+
+/// Looks up the free space, and whether it is below the reserve.
+pub(super) fn measure_disk(shared: &Shared) {
+    let Ok(stat) = rustix::fs::statvfs(&shared.options.folder) else {
+        return;
+    };
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    shared.free_bytes.store(free, Ordering::Relaxed);
+    let low = free < shared.options.reserve_bytes.max(u64::from(HEADER_BYTES));
+    if shared.disk_low.swap(low, Ordering::Relaxed) != low {
+        tracing::warn!(free, reserve = shared.options.reserve_bytes, low, "disk space");
+    }
+}

@@ -1,0 +1,30 @@
+//! The write-ahead log: frames in segments, made durable in groups, read back after a crash.
+//!
+//! It knows nothing of queues. One frame is one atomic record; what is
+//! appended while a sync is in flight forms the next group.
+//!
+//! ```text
+//! append -> buffered -> written -> synced        (one committer thread)
+//!                          |          |-> committed with `fsync`
+//!                          |-> committed with `interval`, `os`
+//!              |-> committed with `none`
+//! ```
+//!
+//! Format: `docs/format/log.md`.
+
+mod committer;
+mod frame;
+mod options;
+mod position;
+mod recovery;
+mod segment;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use options::{Durability, Options};
+pub(crate) use position::Position;
+pub use recovery::scan_for_fuzzing;
+pub(crate) use recovery::{Damage, Recovery};
+pub(crate) use writer::{Appended, Class, Log};

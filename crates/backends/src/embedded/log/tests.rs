@@ -1,0 +1,201 @@
+//! The log against random appends, crashes and damage.
+
+use std::path::Path;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::*;
+
+fn options(folder: &Path, durability: Durability) -> Options {
+    Options {
+        folder: folder.join("log"),
+        quarantine: folder.join("quarantine"),
+        durability,
+        segment_bytes: 64 * 1024,
+        reserve_bytes: 0,
+    }
+}
+
+fn open(folder: &Path, durability: Durability) -> (Log, Vec<Vec<u8>>, Recovery) {
+    let mut bodies = Vec::new();
+    let (log, recovery) = Log::open(options(folder, durability), None, &mut |_, body| {
+        bodies.push(body.to_vec());
+        Ok(())
+    })
+    .unwrap();
+    (log, bodies, recovery)
+}
+
+fn body(rng: &mut StdRng) -> Vec<u8> {
+    let length = if rng.random_bool(0.02) { rng.random_range(1..200_000) } else { rng.random_range(1..600) };
+    (0..length).map(|_| rng.random()).collect()
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to.join("log")).unwrap();
+    for entry in std::fs::read_dir(from.join("log")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join("log").join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_was_committed_is_replayed_in_order_and_reads_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut written = Vec::new();
+    for durability in [Durability::Fsync, Durability::Os, Durability::None, Durability::Interval(std::time::Duration::from_millis(5))] {
+        let (log, replayed, recovery) = open(folder.path(), durability);
+        assert_eq!(replayed, written);
+        assert!(recovery.cut.is_none() && recovery.damaged.is_empty(), "{recovery:?}");
+        for _ in 0..200 {
+            let body = body(&mut rng);
+            let appended = log.append(Class::Grow, &body).unwrap();
+            assert_eq!(log.read(appended.body, body.len() as u32).unwrap(), body);
+            if rng.random_bool(0.2) {
+                log.committed(appended.end).await.unwrap();
+                assert_eq!(log.read(appended.body, body.len() as u32).unwrap(), body);
+            }
+            written.push(body);
+        }
+        log.close().unwrap();
+        assert!(log.append(Class::Grow, b"late").is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_torn_tail_is_cut_and_reported_and_the_log_goes_on() {
+    for seed in 0..30 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let folder = tempfile::tempdir().unwrap();
+        let (log, _, _) = open(folder.path(), Durability::Fsync);
+        let mut committed = Vec::new();
+        for _ in 0..rng.random_range(1..40) {
+            committed.push(body(&mut rng));
+            let end = log.append(Class::Grow, committed.last().unwrap()).unwrap().end;
+            log.committed(end).await.unwrap();
+        }
+        let torn = log.append(Class::Grow, &body(&mut rng)).unwrap();
+        log.close().unwrap();
+
+        let image = tempfile::tempdir().unwrap();
+        copy(folder.path(), image.path());
+        // The last frame and its seal, as they look when only a part reached the disk.
+        let path = image.path().join(format!("log/{:010}.log", torn.body.segment));
+        let mut bytes = std::fs::read(&path).unwrap();
+        let (start, end) = (torn.body.offset as usize - 24, torn.end.offset as usize);
+        let keep = rng.random_range(start..end);
+        bytes[keep..].fill(0);
+        std::fs::write(&path, &bytes).unwrap();
+
+        let (log, replayed, recovery) = open(image.path(), Durability::Fsync);
+        assert_eq!(replayed, committed, "seed {seed}");
+        assert!(recovery.damaged.is_empty(), "seed {seed}: {recovery:?}");
+        assert_eq!(recovery.cut.is_some(), bytes[start..].iter().any(|byte| *byte != 0), "seed {seed}: {recovery:?}");
+        let end = log.append(Class::Grow, b"after").unwrap().end;
+        log.committed(end).await.unwrap();
+        log.close().unwrap();
+        let (_, replayed, recovery) = open(image.path(), Durability::Fsync);
+        assert_eq!(replayed.last().unwrap(), b"after");
+        assert!(recovery.cut.is_none() && recovery.damaged.is_empty(), "seed {seed}: {recovery:?}");
+    }
+}
+
+#[tokio::test]
+async fn damage_is_named_and_never_silent() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut rng = StdRng::seed_from_u64(7);
+    let (log, _, _) = open(folder.path(), Durability::Fsync);
+    let mut written = Vec::new();
+    for _ in 0..150 {
+        written.push(body(&mut rng));
+        let end = log.append(Class::Grow, written.last().unwrap()).unwrap().end;
+        log.committed(end).await.unwrap();
+    }
+    log.close().unwrap();
+    for round in 0..150 {
+        let image = tempfile::tempdir().unwrap();
+        copy(folder.path(), image.path());
+        let numbers = segment::list(&image.path().join("log")).unwrap();
+        let number = numbers[rng.random_range(0..numbers.len())];
+        let path = image.path().join(format!("log/{number:010}.log"));
+        let mut bytes = std::fs::read(&path).unwrap();
+        let used = bytes.len() - bytes.iter().rev().take_while(|byte| **byte == 0).count();
+        match round % 3 {
+            0 | 1 => {
+                let bit = rng.random_range(0..used * 8);
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+            _ => {
+                // A range that does not reach the last seal: a file that lost its end cannot know it.
+                let last = number == *numbers.last().unwrap() || used < 4096;
+                let start = rng.random_range(0..used.saturating_sub(1024).max(1));
+                let end = if last { (start + 512).min(used.saturating_sub(48)) } else { (start + 5000).min(bytes.len()) };
+                if start < end {
+                    bytes[start..end].fill(0);
+                }
+            }
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        let (_, replayed, recovery) = open(image.path(), Durability::Fsync);
+        assert!(replayed.iter().all(|body| written.contains(body)), "round {round}: something was made up");
+        if replayed != written {
+            assert!(!recovery.damaged.is_empty(), "round {round}: {} of {} and no word", replayed.len(), written.len());
+        }
+        assert!(recovery.cut.is_none(), "round {round}: acknowledged data was taken for a torn tail");
+    }
+}
+
+#[test]
+fn a_newer_format_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    open(folder.path(), Durability::Fsync).0.close().unwrap();
+    let path = folder.path().join("log/0000000001.log");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[8] = 2;
+    let checksum = crc32c::crc32c(&bytes[..16]);
+    bytes[16..20].copy_from_slice(&checksum.to_le_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    let error = Log::open(options(folder.path(), Durability::Fsync), None, &mut |_, _| Ok(())).map(drop).unwrap_err();
+    assert_eq!(error.to_string(), "segment 1 was written by a newer Towpath (format 2); this one reads up to 1");
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+}
+
+#[test]
+fn a_low_disk_refuses_what_grows_and_takes_what_settles() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { reserve_bytes: u64::MAX, ..options(folder.path(), Durability::Fsync) };
+    let (log, _) = Log::open(options, None, &mut |_, _| Ok(())).unwrap();
+    let error = log.append(Class::Grow, b"x").unwrap_err();
+    assert!(error.retry_after().is_some(), "{error:?}");
+    assert!(log.is_disk_low());
+    log.append(Class::Settle, b"x").unwrap();
+}
+
+#[test]
+fn mutations_of_a_segment_never_harm_the_reader() {
+    let folder = tempfile::tempdir().unwrap();
+    let (log, _, _) = open(folder.path(), Durability::Os);
+    for number in 0..40_u8 {
+        log.append(Class::Grow, &vec![number; usize::from(number) * 3 + 1]).unwrap();
+    }
+    log.close().unwrap();
+    let sample = std::fs::read(folder.path().join("log/0000000001.log")).unwrap();
+    let sample = &sample[..8192];
+    let intact = scan_for_fuzzing(sample);
+    assert!(intact >= 40);
+    for seed in 0..20_000 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut bytes = sample.to_vec();
+        for _ in 0..rng.random_range(1..5) {
+            let at = rng.random_range(0..bytes.len());
+            match rng.random_range(0..3) {
+                0 => bytes[at] = rng.random(),
+                1 => bytes.truncate(at.max(1)),
+                _ => bytes[at..].fill(rng.random()),
+            }
+        }
+        assert!(scan_for_fuzzing(&bytes) <= intact, "seed {seed}");
+    }
+}

@@ -1,0 +1,253 @@
+//! The HTTP side: what is answered, to the letter of the contract.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde::Serialize;
+use towpath_core::backend::Backend;
+use towpath_core::message::header::TRACEPARENT;
+use towpath_core::port::queue::{Enqueued, MAX_BATCH};
+use towpath_core::{Error, ErrorKind, MessageId, Result};
+use tracing::{debug, warn};
+
+use super::enqueue::{Context, Enqueue};
+use super::request::{self, Refusal};
+use crate::http::body;
+use crate::http::error::plain;
+
+/// Says that an answer repeats an earlier one. Source: Stripe's API, the same name.
+const REPLAYED: &str = "idempotency-replayed";
+
+/// How long `/healthz` waits for the backend.
+const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
+
+#[derive(Clone)]
+struct Api {
+    enqueue: Enqueue,
+    backend: Backend,
+}
+
+/// `POST /enqueue`, `POST /enqueue/batch` and `GET /healthz`, for a queue of this backend.
+pub fn router(enqueue: Enqueue, backend: Backend) -> Router {
+    Router::new()
+        .route("/enqueue", post(enqueue_one))
+        .route("/enqueue/batch", post(enqueue_batch))
+        .route("/healthz", get(healthz))
+        .with_state(Api { enqueue, backend })
+}
+
+#[derive(Serialize)]
+struct Reply<'a> {
+    enqueued: bool,
+    queue: &'a str,
+    message: &'a str,
+    id: MessageId,
+}
+
+async fn enqueue_one(State(api): State<Api>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let limit = api.enqueue.limits.message_bytes;
+    let outcome = async {
+        let body = read(body, limit, "message").await?;
+        let message = request::message(content_type(&head.headers), &body)?;
+        let context = context(&head.headers)?;
+        Ok((message.clone(), api.enqueue.one(message, context).await?))
+    };
+    match outcome.await {
+        Ok((message, enqueued)) => {
+            debug!(queue = %api.enqueue.queue_name(), id = %enqueued.id(), bytes = message.len(), "enqueued");
+            let reply = json_line(
+                StatusCode::OK,
+                &Reply {
+                    enqueued: true,
+                    queue: api.enqueue.queue_name().as_str(),
+                    message: &String::from_utf8_lossy(&message),
+                    id: enqueued.id(),
+                },
+            );
+            mark_replay(reply, matches!(enqueued, Enqueued::Duplicate(_)))
+        }
+        Err(failure) => failure.into_response(),
+    }
+}
+
+#[derive(Serialize)]
+struct BatchReply<'a> {
+    enqueued: usize,
+    refused: usize,
+    queue: &'a str,
+    results: Vec<BatchResult>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum BatchResult {
+    Stored {
+        id: MessageId,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        duplicate: bool,
+    },
+    Refused {
+        error: String,
+    },
+}
+
+async fn enqueue_batch(State(api): State<Api>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let limits = api.enqueue.limits;
+    let outcome = async {
+        let body = read(body, limits.batch_bytes, "batch").await?;
+        let messages = request::batch(&body, MAX_BATCH, limits.message_bytes)?;
+        let context = context(&head.headers)?;
+        Ok(api.enqueue.many(messages, context).await?)
+    };
+    match outcome.await {
+        Ok(outcomes) => batch_reply(api.enqueue.queue_name().as_str(), outcomes),
+        Err(failure) => failure.into_response(),
+    }
+}
+
+fn batch_reply(queue: &str, outcomes: Vec<Result<Enqueued>>) -> Response {
+    let taken = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+    let refused = outcomes.len() - taken;
+    if taken == 0 {
+        // Nothing was taken: the reason is the answer.
+        if let Some(Err(error)) = outcomes.into_iter().next() {
+            return Failure::Queue(error).into_response();
+        }
+        return Failure::Refused(Refusal("message is required".to_owned())).into_response();
+    }
+    let results = outcomes.into_iter().map(BatchResult::from).collect();
+    let status = if refused == 0 { StatusCode::OK } else { StatusCode::MULTI_STATUS };
+    json_line(status, &BatchReply { enqueued: taken, refused, queue, results })
+}
+
+async fn healthz(State(api): State<Api>) -> Response {
+    let name = api.backend.descriptor.name;
+    let problem = match tokio::time::timeout(HEALTH_DEADLINE, api.backend.lifecycle.health()).await {
+        Ok(Ok(_)) => return "ok".into_response(),
+        Ok(Err(error)) => error.chain(),
+        Err(_) => format!("no answer within {HEALTH_DEADLINE:?}"),
+    };
+    plain(StatusCode::SERVICE_UNAVAILABLE, format!("{name} ping failed: {problem}"))
+}
+
+impl From<Result<Enqueued>> for BatchResult {
+    fn from(outcome: Result<Enqueued>) -> Self {
+        match outcome {
+            Ok(Enqueued::New(id)) => Self::Stored { id, duplicate: false },
+            Ok(Enqueued::Duplicate(id)) => Self::Stored { id, duplicate: true },
+            Err(error) => Self::Refused { error: error.chain() },
+        }
+    }
+}
+
+/// Why a request was not served.
+enum Failure {
+    Refused(Refusal),
+    Body(body::Failure, &'static str),
+    Queue(Error),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Queue(error)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Refused(Refusal(reason)) => plain(StatusCode::BAD_REQUEST, reason),
+            Self::Body(body::Failure::TooLarge { limit }, what) => {
+                plain(StatusCode::PAYLOAD_TOO_LARGE, format!("{what} is over the limit of {limit} bytes"))
+            }
+            Self::Body(body::Failure::TooSlow, _) => {
+                plain(StatusCode::REQUEST_TIMEOUT, "body took too long")
+            }
+            Self::Body(body::Failure::Broken, _) => {
+                plain(StatusCode::BAD_REQUEST, "failed to read body")
+            }
+            Self::Queue(error) => queue_failure(&error),
+        }
+    }
+}
+
+/// The contract's text for a queue that failed; the cause goes to the log.
+fn queue_failure(error: &Error) -> Response {
+    if let Some(retry_after) = error.retry_after() {
+        let seconds = retry_after.as_secs().max(1);
+        let mut response =
+            plain(StatusCode::TOO_MANY_REQUESTS, format!("{}; try again in {seconds} s", innermost(error)));
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        return response;
+    }
+    if error.kind() == ErrorKind::Invalid {
+        return plain(StatusCode::BAD_REQUEST, innermost(error));
+    }
+    warn!(error = error.chain(), "enqueue failed");
+    plain(StatusCode::SERVICE_UNAVAILABLE, "enqueue failed")
+}
+
+/// The first cause, which is the sentence meant for the client.
+fn innermost(error: &Error) -> String {
+    let mut innermost: &dyn std::error::Error = error;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
+    }
+    innermost.to_string()
+}
+
+async fn read(body: Body, limit: usize, what: &'static str) -> std::result::Result<Bytes, Failure> {
+    body::read(body, limit).await.map_err(|failure| Failure::Body(failure, what))
+}
+
+fn content_type(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::CONTENT_TYPE)?.to_str().ok()
+}
+
+fn context(headers: &HeaderMap) -> std::result::Result<Context, Refusal> {
+    let text = |name: &str| {
+        headers
+            .get(name)
+            .map(|value| {
+                let text = value.to_str().ok().filter(|text| !text.is_empty() && text.len() <= 1000);
+                text.map(str::to_owned)
+                    .ok_or_else(|| Refusal(format!("header `{name}` must be 1 to 1,000 visible ASCII characters")))
+            })
+            .transpose()
+    };
+    Ok(Context { idempotency_key: text("idempotency-key")?, traceparent: text(TRACEPARENT).unwrap_or_default() })
+}
+
+fn json_line(status: StatusCode, value: &impl Serialize) -> Response {
+    match serde_json::to_string(value) {
+        Ok(mut text) => {
+            text.push('\n');
+            (status, [(header::CONTENT_TYPE, "application/json")], text).into_response()
+        }
+        Err(error) => {
+            warn!(%error, "reply could not be written as JSON");
+            plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
+        }
+    }
+}
+
+fn mark_replay(mut response: Response, replayed: bool) -> Response {
+    if replayed {
+        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+    }
+    response
+}

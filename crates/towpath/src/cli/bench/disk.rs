@@ -1,0 +1,34 @@
+//! What the disk itself can do: the yardstick of every durable figure.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::Row;
+use super::measure::{Latencies, Measurement};
+
+const BLOCK: [u8; 4096] = [7; 4096];
+const BLOCKS: u64 = 1024;
+
+/// Writes 4 KiB and syncs, again and again, in a preallocated file of 4 MiB.
+pub(super) fn measure(folder: &Path, length: Duration) -> io::Result<Row> {
+    let path = folder.join("disk.probe");
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(&path)?;
+    for _ in 0..BLOCKS {
+        file.write_all(&BLOCK)?;
+    }
+    file.sync_all()?;
+    let measurement = Measurement::start("disk: 4 KiB write + fdatasync", "fsync", 1, 1);
+    let (began, mut latencies, mut count) = (Instant::now(), Latencies::default(), 0);
+    while began.elapsed() < length {
+        let call = Instant::now();
+        file.write_all_at(&BLOCK, (count % BLOCKS) * 4096)?;
+        file.sync_data()?;
+        latencies.record(call);
+        count += 1;
+    }
+    std::fs::remove_file(&path)?;
+    Ok(measurement.finish(count, latencies))
+}

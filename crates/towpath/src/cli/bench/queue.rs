@@ -1,0 +1,238 @@
+//! The queue port of a backend: enqueue, lease, ack.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::task::JoinSet;
+use towpath_core::backend::Backend;
+use towpath_core::port::Queue;
+use towpath_core::port::queue::{LeaseRequest, MAX_BATCH, Settlement, Verdict};
+use towpath_core::{ConsumerId, Error, MessageId, NewMessage, QueueName, Result};
+
+use super::measure::{Latencies, Measurement};
+use super::{QueueArgs, Row, disk, seconds};
+use crate::wiring;
+
+/// Messages leased at once when draining.
+const DRAIN_BATCH: usize = 100;
+
+/// Runs every measurement asked for and gives its rows.
+///
+/// # Errors
+/// Those of the backend; a loss or a duplicate is in the rows.
+pub async fn run(args: &QueueArgs) -> Result<Vec<Row>> {
+    let folder = tempfile::Builder::new()
+        .prefix("towpath-bench-")
+        .tempdir_in(&args.folder)
+        .map_err(|error| Error::unavailable("the folder for the temporary store cannot be made").with_source(error))?;
+    let mut rows = Vec::new();
+    if args.backend.is_none() {
+        let probe = folder.path().to_owned();
+        let length = seconds(args.seconds);
+        let row = tokio::task::spawn_blocking(move || disk::measure(&probe, length)).await;
+        rows.push(row.map_err(panicked)?.map_err(|error| Error::unavailable("the disk cannot be measured").with_source(error))?);
+    }
+    for (number, (label, url)) in targets(args, folder.path()).into_iter().enumerate() {
+        for (callers, batch) in shapes(args) {
+            let url = url.replace("{run}", &format!("{number}-{callers}-{batch}"));
+            let backend = wiring::open(&url).await?;
+            measure(&backend, &label, callers, batch, args, &mut rows).await?;
+            backend.lifecycle.close().await?;
+        }
+    }
+    Ok(rows)
+}
+
+/// What to measure: label and URL; `{run}` becomes a folder of its own for every shape.
+fn targets(args: &QueueArgs, folder: &Path) -> Vec<(String, String)> {
+    match &args.backend {
+        Some(url) => vec![("as configured".to_owned(), url.clone())],
+        None => ["fsync", "os", "none"]
+            .into_iter()
+            .map(|durability| {
+                (durability.to_owned(), format!("embedded:{}/{{run}}?durability={durability}", folder.display()))
+            })
+            .collect(),
+    }
+}
+
+fn shapes(args: &QueueArgs) -> Vec<(usize, usize)> {
+    let callers = args.callers.map_or_else(|| vec![1, 64, 1024], |one| vec![one]);
+    let batches = args.batch.map_or_else(|| vec![1, 100], |one| vec![one.clamp(1, MAX_BATCH)]);
+    let all = callers.iter().flat_map(|callers| batches.iter().map(|batch| (*callers, *batch)));
+    // A hundred thousand messages in flight measure memory, not the queue.
+    let bounded = args.callers.is_some() || args.batch.is_some();
+    all.filter(|(callers, batch)| bounded || callers * batch <= 64 * 100).collect()
+}
+
+async fn measure(
+    backend: &Backend,
+    durability: &str,
+    callers: usize,
+    batch: usize,
+    args: &QueueArgs,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
+    let queue = backend.require_queue("bench queue")?;
+    let name = QueueName::new(format!("bench-{callers}-{batch}"))?;
+    queue.declare(&name, &Default::default()).await?;
+
+    let measurement = Measurement::start("enqueue", durability, callers, batch);
+    let (ids, latencies) = enqueue(&queue, &name, callers, batch, args).await?;
+    rows.push(measurement.finish(ids.len() as u64, latencies));
+
+    let measurement = Measurement::start("lease + ack", durability, 1, DRAIN_BATCH);
+    let (seen, latencies) = drain(&queue, &name, ids.len()).await?;
+    let mut row = measurement.finish(seen.values().map(|count| u64::from(*count)).sum(), latencies);
+    row.lost = ids.iter().filter(|id| !seen.contains_key(id)).count() as u64;
+    row.duplicated = seen.values().filter(|count| **count > 1).count() as u64;
+    rows.push(row);
+
+    if batch == 1 {
+        rows.push(hand_over(&queue, &name, durability, callers, args).await?);
+    }
+    Ok(())
+}
+
+async fn enqueue(
+    queue: &Arc<dyn Queue>,
+    name: &QueueName,
+    callers: usize,
+    batch: usize,
+    args: &QueueArgs,
+) -> Result<(Vec<MessageId>, Latencies)> {
+    let until = Instant::now() + seconds(args.seconds);
+    let payload = Bytes::from(vec![b'x'; args.size]);
+    let mut tasks = JoinSet::new();
+    for _ in 0..callers {
+        let (queue, name, payload) = (Arc::clone(queue), name.clone(), payload.clone());
+        tasks.spawn(async move {
+            let (mut ids, mut latencies) = (Vec::new(), Latencies::default());
+            while Instant::now() < until {
+                let messages: Vec<NewMessage> = (0..batch).map(|_| NewMessage::new(payload.clone())).collect();
+                let call = Instant::now();
+                for outcome in queue.enqueue(&name, messages).await? {
+                    ids.push(outcome?.id());
+                }
+                latencies.record(call);
+            }
+            Ok::<_, Error>((ids, latencies))
+        });
+    }
+    let (mut ids, mut latencies) = (Vec::new(), Latencies::default());
+    while let Some(ended) = tasks.join_next().await {
+        let (some, seen) = ended.map_err(panicked)??;
+        ids.extend(some);
+        latencies.merge(seen);
+    }
+    Ok((ids, latencies))
+}
+
+async fn drain(queue: &Arc<dyn Queue>, name: &QueueName, expected: usize) -> Result<(HashMap<MessageId, u32>, Latencies)> {
+    let request = lease_request(name, DRAIN_BATCH)?;
+    let (mut seen, mut latencies) = (HashMap::with_capacity(expected), Latencies::default());
+    loop {
+        let call = Instant::now();
+        let deliveries = queue.lease(request.clone()).await?;
+        if deliveries.is_empty() {
+            return Ok((seen, latencies));
+        }
+        let settlements = deliveries
+            .into_iter()
+            .map(|delivery| {
+                *seen.entry(delivery.message.id).or_default() += 1;
+                Settlement { receipt: delivery.receipt, verdict: Verdict::Ack }
+            })
+            .collect();
+        for outcome in queue.settle(settlements).await? {
+            outcome?;
+        }
+        latencies.record(call);
+    }
+}
+
+/// Enqueue, lease and ack side by side; the latency is from the call of enqueue to the delivery.
+async fn hand_over(
+    queue: &Arc<dyn Queue>,
+    name: &QueueName,
+    durability: &str,
+    callers: usize,
+    args: &QueueArgs,
+) -> Result<Row> {
+    let measurement = Measurement::start("end to end", durability, callers, 1);
+    let began = Instant::now();
+    let until = began + seconds(args.seconds);
+    let mut producers = JoinSet::new();
+    for _ in 0..callers {
+        let (queue, name, size) = (Arc::clone(queue), name.clone(), args.size.max(8));
+        producers.spawn(async move {
+            let mut ids = Vec::new();
+            while Instant::now() < until {
+                // The moment of the call travels in the payload.
+                let mut payload = vec![b'x'; size];
+                let moment = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                payload[..8].copy_from_slice(&moment.to_le_bytes());
+                for outcome in queue.enqueue(&name, vec![NewMessage::new(payload)]).await? {
+                    ids.push(outcome?.id());
+                }
+            }
+            Ok::<_, Error>(ids)
+        });
+    }
+    let consumer = tokio::spawn(consume(Arc::clone(queue), lease_request(name, DRAIN_BATCH)?, began, until)); // Ends by itself, awaited below.
+    let mut ids = Vec::new();
+    while let Some(ended) = producers.join_next().await {
+        ids.extend(ended.map_err(panicked)??);
+    }
+    let (seen, latencies) = consumer.await.map_err(panicked)??;
+    let mut row = measurement.finish(ids.len() as u64, latencies);
+    row.lost = ids.iter().filter(|id| !seen.contains_key(id)).count() as u64;
+    row.duplicated = seen.values().filter(|count| **count > 1).count() as u64;
+    Ok(row)
+}
+
+async fn consume(
+    queue: Arc<dyn Queue>,
+    request: LeaseRequest,
+    began: Instant,
+    until: Instant,
+) -> Result<(HashMap<MessageId, u32>, Latencies)> {
+    let (mut seen, mut latencies) = (HashMap::new(), Latencies::default());
+    loop {
+        let deliveries = queue.lease(request.clone()).await?;
+        if deliveries.is_empty() {
+            if Instant::now() > until {
+                return Ok((seen, latencies));
+            }
+            continue;
+        }
+        let mut settlements = Vec::with_capacity(deliveries.len());
+        for delivery in deliveries {
+            let moment = delivery.message.payload.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+            latencies.record(began + Duration::from_nanos(moment));
+            *seen.entry(delivery.message.id).or_default() += 1;
+            settlements.push(Settlement { receipt: delivery.receipt, verdict: Verdict::Ack });
+        }
+        for outcome in queue.settle(settlements).await? {
+            outcome?;
+        }
+    }
+}
+
+/// A measuring task that panicked.
+pub(super) fn panicked(join: tokio::task::JoinError) -> Error {
+    Error::unavailable("a measuring task panicked").with_source(join)
+}
+
+fn lease_request(name: &QueueName, max: usize) -> Result<LeaseRequest> {
+    Ok(LeaseRequest {
+        queue: name.clone(),
+        consumer: ConsumerId::unique("bench")?,
+        max,
+        lease: seconds(60),
+        wait: Duration::from_millis(200),
+    })
+}

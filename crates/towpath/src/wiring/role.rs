@@ -1,0 +1,125 @@
+//! Roles: the names of what a process can do.
+
+use std::fmt;
+
+use towpath_core::{Error, Result};
+
+/// One thing a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// `POST /enqueue` and its health check.
+    IngestApi,
+    /// Hands queued messages to the sink.
+    IngestWorker,
+}
+
+/// Role, its name, the bare name of the reference process, what it does.
+const ROLES: [(Role, &str, &str, &str); 2] = [
+    (Role::IngestApi, "ingest.api", "api", "accepts messages over HTTP"),
+    (Role::IngestWorker, "ingest.worker", "worker", "hands messages to the sink, a file by default"),
+];
+
+/// Roles of apps that this version does not have, so that a known name gets a useful answer.
+const LATER: [&str; 11] = [
+    "orders.gateway",
+    "orders.processor",
+    "orders.notifier",
+    "orders.dashboard",
+    "lines.reader",
+    "lines.writer",
+    "accounts.api",
+    "accounts.relay",
+    "fleet.controller",
+    "fleet.agent",
+    "fleet.worker",
+];
+
+impl Role {
+    /// Every role, in the order of the documentation.
+    pub fn all() -> impl Iterator<Item = Self> {
+        ROLES.into_iter().map(|(role, ..)| role)
+    }
+
+    /// Its name: `ingest.api`.
+    pub fn as_str(self) -> &'static str {
+        self.row().1
+    }
+
+    /// What it does, in a few words.
+    pub fn summary(self) -> &'static str {
+        self.row().3
+    }
+
+    /// The roles in a comma-separated list; bare reference names work where they mean one role.
+    ///
+    /// # Errors
+    /// `Invalid` for an unknown or ambiguous name, with the choices.
+    pub fn parse_list(list: &str) -> Result<Vec<Self>> {
+        let mut roles = Vec::new();
+        for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            let role = Self::parse(name)?;
+            if !roles.contains(&role) {
+                roles.push(role);
+            }
+        }
+        if roles.is_empty() { Err(Error::invalid(format!("no role given; {}", available()))) } else { Ok(roles) }
+    }
+
+    fn parse(name: &str) -> Result<Self> {
+        // Both the ingest app and the fleet app have one.
+        if name == "worker" {
+            return Err(Error::invalid("`worker` means `ingest.worker` or `fleet.worker`; say which"));
+        }
+        if let Some((role, ..)) = ROLES.into_iter().find(|(_, full, bare, _)| [*full, *bare].contains(&name)) {
+            return Ok(role);
+        }
+        if LATER.contains(&name) {
+            return Err(Error::invalid(format!("role `{name}` is not in this version; {}", available())));
+        }
+        Err(Error::invalid(format!("unknown role `{name}`; {}", available())))
+    }
+
+    fn row(self) -> (Self, &'static str, &'static str, &'static str) {
+        ROLES[self as usize]
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+fn available() -> String {
+    let names: Vec<&str> = Role::all().map(Role::as_str).collect();
+    format!("available: {}", names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bare_names_work_where_they_mean_one_role() {
+        assert_eq!(Role::parse_list("api").unwrap(), [Role::IngestApi]);
+        assert_eq!(
+            Role::parse_list("ingest.worker, ingest.api,api").unwrap(),
+            [Role::IngestWorker, Role::IngestApi]
+        );
+        for (list, reason) in [
+            ("worker", "`worker` means `ingest.worker` or `fleet.worker`; say which"),
+            ("apo", "unknown role `apo`; available: ingest.api, ingest.worker"),
+            ("fleet.agent", "role `fleet.agent` is not in this version; available: ingest.api, ingest.worker"),
+            (" , ", "no role given; available: ingest.api, ingest.worker"),
+        ] {
+            assert_eq!(Role::parse_list(list).unwrap_err().to_string(), reason);
+        }
+    }
+
+    #[test]
+    fn rows_stand_at_their_own_index() {
+        for role in Role::all() {
+            assert_eq!(role.row().0, role);
+        }
+    }
+}

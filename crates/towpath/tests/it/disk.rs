@@ -1,0 +1,133 @@
+//! Disks that fill up and paths that cannot be written: nothing lost, and recovery by itself.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::process::{World, able, lines_of, wait_until};
+
+/// A small file system of its own, unmounted at the end.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path, mebibytes: u32) -> Option<Self> {
+        fs::create_dir_all(at).unwrap();
+        let options = format!("size={mebibytes}m");
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).output().ok()?;
+        mounted.status.success().then(|| Self(at.to_owned()))
+    }
+
+    fn resize(&self, mebibytes: u32) {
+        let options = format!("remount,size={mebibytes}m");
+        let status = Command::new("mount").args(["-o", &options]).arg(&self.0).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_and_recovers_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = SmallDisk::mount(&folder.path().join("disk"), 24);
+    if !able("tmpfs", disk.is_some()) {
+        return;
+    }
+    let disk = disk.unwrap();
+    let mut world = World::at(&disk.0);
+    world
+        .set("TOWPATH_EMBEDDED__SEGMENT_SIZE", "1MiB")
+        .set("TOWPATH_EMBEDDED__DISK_RESERVE", "4MiB");
+    let running = world.up();
+    world.ok(&["queue", "pause", "messages"]);
+    let mut client = world.client();
+    let mut acknowledged = Vec::new();
+    let mut refused = None;
+    for number in 0..40_000 {
+        let text = format!("{number}-{}", "x".repeat(4000));
+        let answer = client.post("/enqueue", &[], text.as_bytes());
+        match answer.status {
+            200 => acknowledged.push(text),
+            _ => {
+                refused = Some(answer);
+                break;
+            }
+        }
+    }
+    let refused = refused.expect("24 MiB hold no 40,000 messages of 4 KiB");
+    assert_eq!(refused.status, 429, "{}", refused.text());
+    assert!(refused.headers.contains_key("retry-after"));
+    let ready = world.admin_client().get("/readyz?verbose");
+    assert!(ready.text().contains("disk"), "{}", ready.text());
+
+    // The worker goes on with what is there as far as the output fits, and space that comes back is noticed.
+    disk.resize(96);
+    world.ok(&["queue", "resume", "messages"]);
+    wait_until("enqueueing to work again", Duration::from_secs(20), || {
+        client.post("/enqueue", &[], b"after").status == 200
+    });
+    acknowledged.push("after".to_owned());
+    world.wait_drained();
+    let mut written = world.messages();
+    written.dedup();
+    assert_eq!(written.len(), acknowledged.len());
+    assert_eq!(written, acknowledged);
+    drop(running);
+    drop(disk);
+}
+
+#[test]
+fn an_output_that_cannot_be_written_keeps_the_queue_and_recovers() {
+    let mut world = World::new();
+    let parent = world.folder.join("out");
+    fs::create_dir(&parent).unwrap();
+    let output = parent.join("processed.log");
+    // A folder in the file's place cannot be written by anybody, root included.
+    fs::create_dir(&output).unwrap();
+    world.set("OUTPUT_PATH", output.display());
+    let running = world.spawn(&["up"]);
+    wait_until("the listener", Duration::from_secs(10), || {
+        world.client().send("GET", "/healthz", &[], b"").is_ok_and(|answer| answer.status == 200)
+    });
+    let mut client = world.client();
+    for number in 0..100 {
+        assert_eq!(client.post("/enqueue", &[], number.to_string().as_bytes()).status, 200);
+    }
+    let ready = world.admin_client().get("/readyz?verbose");
+    assert_eq!(ready.status, 503, "{}", ready.text());
+    assert!(ready.text().contains("ingest.worker"), "{}", ready.text());
+
+    fs::remove_dir(&output).unwrap();
+    wait_until("the lines", Duration::from_secs(20), || {
+        output.is_file() && lines_of(&output).len() == 100
+    });
+    world.wait_drained();
+    let stats = world.json(&["queue", "show", "messages"]);
+    assert_eq!((&stats["dead"], &stats["retried"]), (&0.into(), &0.into()), "no attempt was charged");
+    drop(running);
+}
+
+#[test]
+fn an_output_folder_without_permission_is_named() {
+    if !able("unprivileged", !is_root()) {
+        return;
+    }
+    let mut world = World::new();
+    let parent = world.folder.join("out");
+    fs::create_dir(&parent).unwrap();
+    fs::set_permissions(&parent, fs::Permissions::from_mode(0o555)).unwrap();
+    world.set("OUTPUT_PATH", parent.join("processed.log").display());
+    let running = world.spawn(&["up"]);
+    wait_until("the reason", Duration::from_secs(10), || running.log().contains("Permission denied"));
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}

@@ -1,0 +1,18 @@
+//! The binary from outside, as a user meets it.
+//!
+//! One test binary, one module a theme; `chaos` modules repeat their story
+//! `TOWPATH_SEEDS` times (a few by default, `make chaos` many).
+
+#![expect(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
+mod chaos;
+mod client;
+mod disk;
+mod ingest;
+mod limits;
+mod process;
+mod readme;
+mod shutdown;
+mod startup;
+mod tidy;
+mod worker;

@@ -1,0 +1,249 @@
+//! Starts the real binary in a folder of its own, on ports of its own, and stops exactly that.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::client::Client;
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_towpath");
+
+/// A folder, two ports and the settings of one Towpath; processes come and go.
+pub struct World {
+    pub folder: PathBuf,
+    pub http: SocketAddr,
+    pub admin: SocketAddr,
+    env: Vec<(String, String)>,
+    _temporary: Option<tempfile::TempDir>,
+}
+
+/// A running process of a [`World`].
+pub struct Running {
+    child: Child,
+    log: Arc<Mutex<String>>,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let temporary = tempfile::tempdir().unwrap();
+        let mut world = Self::at(temporary.path());
+        world._temporary = Some(temporary);
+        world
+    }
+
+    /// A world in a folder that somebody else looks after.
+    pub fn at(folder: &Path) -> Self {
+        let (http, admin) = free_ports();
+        Self { folder: folder.to_owned(), http, admin, env: Vec::new(), _temporary: None }
+    }
+
+    pub fn set(&mut self, name: &str, value: impl ToString) -> &mut Self {
+        self.env.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.folder.join("towpath-data")
+    }
+
+    pub fn output(&self) -> PathBuf {
+        self.data().join("processed.log")
+    }
+
+    /// A command of the binary with this world's settings and nothing of the surrounding environment.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(BINARY);
+        command
+            .args(args)
+            .current_dir(&self.folder)
+            .env_clear()
+            .env("PATH", std::env::var("PATH").unwrap_or_default())
+            .env("HTTP_ADDR", self.http.to_string())
+            .env("TOWPATH_SERVER__ADMIN", self.admin.to_string())
+            .envs(self.env.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Runs a command of the binary to its end.
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs a command that must succeed, and gives its standard output.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "towpath {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub fn json(&self, args: &[&str]) -> serde_json::Value {
+        let mut args = args.to_vec();
+        args.extend(["--output", "json"]);
+        serde_json::from_str(&self.ok(&args)).unwrap()
+    }
+
+    /// Starts `towpath up` and waits until it is ready.
+    pub fn up(&self) -> Running {
+        let running = self.spawn(&["up"]);
+        running.wait_ready(self);
+        running
+    }
+
+    pub fn spawn(&self, args: &[&str]) -> Running {
+        let mut child =
+            self.command(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        for stream in [
+            Box::new(child.stdout.take().unwrap()) as Box<dyn std::io::Read + Send>,
+            Box::new(child.stderr.take().unwrap()),
+        ] {
+            let log = Arc::clone(&log);
+            std::thread::spawn(move || {
+                for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                    let mut log = log.lock().unwrap();
+                    log.push_str(&line);
+                    log.push('\n');
+                }
+            });
+        }
+        Running { child, log }
+    }
+
+    pub fn client(&self) -> Client {
+        Client::new(self.http)
+    }
+
+    pub fn admin_client(&self) -> Client {
+        Client::new(self.admin)
+    }
+
+    /// The lines of the output file; every one must be whole.
+    pub fn lines(&self) -> Vec<String> {
+        lines_of(&self.output())
+    }
+
+    /// The messages of the output file, timestamps checked and removed.
+    pub fn messages(&self) -> Vec<String> {
+        self.lines()
+            .into_iter()
+            .map(|line| {
+                let (timestamp, message) = line.split_once(" | ").unwrap_or_else(|| panic!("torn line: {line:?}"));
+                timestamp.parse::<jiff::Timestamp>().unwrap_or_else(|error| panic!("{error}: {line:?}"));
+                message.to_owned()
+            })
+            .collect()
+    }
+
+    /// Waits until nothing waits in the queue and nothing is in hand.
+    pub fn wait_drained(&self) {
+        wait_until("the queue to be empty", Duration::from_secs(60), || {
+            let stats = self.json(&["queue", "show", "messages"]);
+            ["ready", "delayed", "leased"].iter().all(|place| stats[*place] == 0)
+        });
+    }
+}
+
+impl Running {
+    pub fn wait_ready(&self, world: &World) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let answer = world.admin_client().send("GET", "/readyz", &[], b"");
+            if answer.is_ok_and(|answer| answer.status == 200) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not ready within 30 s:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What the process has printed so far, both streams.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// `kill -9`, and gone.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([signal, &self.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// SIGTERM, and gone in order. Gives the status, the log and how long it took.
+    pub fn stop(self) -> (ExitStatus, String, Duration) {
+        let began = Instant::now();
+        self.signal("-TERM");
+        let (status, log) = self.wait();
+        (status, log, began.elapsed())
+    }
+
+    /// Waits for the process to end by itself.
+    pub fn wait(mut self) -> (ExitStatus, String) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                // The readers end with the process.
+                std::thread::sleep(Duration::from_millis(50));
+                return (status, self.log());
+            }
+            assert!(Instant::now() < deadline, "still running after 60 s:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Two loopback addresses that nobody listens on.
+pub fn free_ports() -> (SocketAddr, SocketAddr) {
+    let one = TcpListener::bind("127.0.0.1:0").unwrap();
+    let two = TcpListener::bind("127.0.0.1:0").unwrap();
+    (one.local_addr().unwrap(), two.local_addr().unwrap())
+}
+
+pub fn lines_of(path: &Path) -> Vec<String> {
+    let bytes = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8(bytes).unwrap();
+    assert!(text.is_empty() || text.ends_with('\n'), "torn last line: {:?}", text.lines().last());
+    text.lines().map(str::to_owned).collect()
+}
+
+/// Waits for a condition, and says what did not happen.
+pub fn wait_until(what: &str, within: Duration, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + within;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited {within:?} for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// How often a chaos story is told.
+pub fn seeds(default: u64) -> u64 {
+    std::env::var("TOWPATH_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(default)
+}
+
+/// Whether this machine can do `what`; fails when `TOWPATH_TEST_REQUIRE` names it and it cannot.
+pub fn able(what: &str, can: bool) -> bool {
+    let required = std::env::var("TOWPATH_TEST_REQUIRE").unwrap_or_default();
+    assert!(can || !required.split(',').any(|name| name == what), "this machine must do `{what}` and cannot");
+    if !can {
+        eprintln!("not run: this machine cannot do `{what}`");
+    }
+    can
+}

@@ -1,0 +1,85 @@
+//! Everything the README tells a newcomer to type works as written.
+
+use std::process::Command;
+
+use crate::process::{BINARY, World};
+
+/// The commands between the tour's markers.
+fn tour() -> String {
+    let readme = include_str!("../../../../README.md");
+    let (_, rest) = readme.split_once("<!-- tour:begin").unwrap();
+    let (block, _) = rest.split_once("<!-- tour:end").unwrap();
+    let (_, code) = block.split_once("```sh\n").unwrap();
+    code.split_once("```").unwrap().0.to_owned()
+}
+
+#[test]
+fn the_tour_runs_as_written() {
+    let world = World::new();
+    let running = world.up();
+    let binary = std::path::Path::new(BINARY).parent().unwrap();
+    // Ports and the place of the binary are the test's own; every other letter is the README's.
+    let script = tour()
+        .replace("localhost:8080", &world.http.to_string())
+        .replace("$PWD/target/release", &binary.display().to_string())
+        .replace("tail -n 2", "sleep 1; tail -n 2");
+    let output = Command::new("sh")
+        .args(["-euxc", &script])
+        .current_dir(&world.folder)
+        .env("TOWPATH_SERVER__ADMIN", world.admin.to_string())
+        .env("HTTP_ADDR", world.http.to_string())
+        .output()
+        .unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    assert!(stdout.contains(" | hello\n") && stdout.contains(" | hello json\n"), "{stdout}");
+    world.wait_drained();
+    let mut messages = world.messages();
+    messages.sort();
+    assert_eq!(messages, ["hello", "hello json", "once", "one", "two", "wait for me"]);
+    drop(running);
+}
+
+#[test]
+fn every_example_of_the_help_runs() {
+    let world = World::new();
+    let running = world.up();
+    world.client().post("/enqueue", &[], b"example");
+    let mut ran = 0;
+    for example in examples() {
+        // These are the tests of `startup`, or of `bench` itself.
+        if ["towpath up", "towpath run", "towpath bench"].iter().any(|skip| example.starts_with(skip)) {
+            continue;
+        }
+        let binary = std::path::Path::new(BINARY).parent().unwrap();
+        let output = Command::new("sh")
+            .args(["-ec", &example])
+            .current_dir(&world.folder)
+            .env("PATH", format!("{}:{}", binary.display(), std::env::var("PATH").unwrap()))
+            .env("TOWPATH_SERVER__ADMIN", world.admin.to_string())
+            .env("HTTP_ADDR", world.http.to_string())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{example}: {}", String::from_utf8_lossy(&output.stderr));
+        ran += 1;
+    }
+    assert!(ran >= 10, "only {ran} examples found");
+    drop(running);
+}
+
+/// The lines under "Examples:" of every command's help.
+fn examples() -> Vec<String> {
+    let page = include_str!("../../../../docs/reference/cli.md");
+    let mut examples = Vec::new();
+    let mut inside = false;
+    for line in page.lines() {
+        if line.trim() == "Examples:" {
+            inside = true;
+        } else if inside && line.trim().is_empty() || line.starts_with("```") {
+            inside = false;
+        } else if inside {
+            examples.push(line.trim().trim_start_matches("$ ").to_owned());
+        }
+    }
+    examples
+}

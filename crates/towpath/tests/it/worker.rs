@@ -1,0 +1,117 @@
+//! The worker's sinks and its settings, from outside.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use crate::process::{World, wait_until};
+
+#[test]
+fn a_command_gets_the_payload_and_a_poison_message_becomes_a_dead_letter() {
+    let mut world = World::new();
+    let script = r#"["sh", "-c", "body=$(cat); case $body in bad*) echo no good >&2; exit 65;; esac; echo \"$body\" >> got.txt"]"#;
+    world
+        .set("TOWPATH_INGEST__WORKER__SINK", "command")
+        .set("TOWPATH_INGEST__WORKER__COMMAND__PROGRAM", script);
+    let _running = world.up();
+    let mut client = world.client();
+    for text in ["one", "bad apple", "two"] {
+        assert_eq!(client.post("/enqueue", &[], text.as_bytes()).status, 200);
+    }
+    world.wait_drained();
+    let mut got = crate::process::lines_of(&world.folder.join("got.txt"));
+    got.sort();
+    assert_eq!(got, ["one", "two"]);
+    let dead = world.json(&["dlq", "ls", "messages"]);
+    assert_eq!(dead.as_array().unwrap().len(), 1, "{dead}");
+    assert_eq!(dead[0]["payload"], "bad apple");
+    assert!(dead[0]["reason"].as_str().unwrap().contains("no good"), "{dead}");
+
+    world.ok(&["dlq", "requeue", "messages", "--all"]);
+    wait_until("the second death", Duration::from_secs(10), || {
+        world.json(&["queue", "show", "messages"])["dead"] == 1
+    });
+    world.ok(&["dlq", "drop", "messages", "--all", "--yes"]);
+    assert_eq!(world.json(&["queue", "show", "messages"])["dead"], 0);
+}
+
+#[test]
+fn a_webhook_is_signed_and_tried_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, requests) = mpsc::channel();
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().map_while(Result::ok).enumerate() {
+            let mut stream = BufReader::new(stream);
+            let (mut head, mut length) = (String::new(), 0);
+            loop {
+                let mut line = String::new();
+                stream.read_line(&mut line).unwrap();
+                if line.trim().is_empty() {
+                    break;
+                }
+                if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                head.push_str(&line);
+            }
+            let mut body = vec![0; length];
+            stream.read_exact(&mut body).unwrap();
+            let status = if number == 0 { "503 Service Unavailable" } else { "204 No Content" };
+            let reply = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            stream.get_mut().write_all(reply.as_bytes()).unwrap();
+            sender.send((head, String::from_utf8(body).unwrap())).unwrap();
+        }
+    });
+    let mut world = World::new();
+    world
+        .set("TOWPATH_INGEST__WORKER__SINK", "webhook")
+        .set("TOWPATH_INGEST__WORKER__WEBHOOK__URL", format!("http://{address}/hook"))
+        .set("TOWPATH_INGEST__WORKER__WEBHOOK__SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+        .set("TOWPATH_INGEST__WORKER__RETRY__FIRST", "10ms");
+    let _running = world.up();
+    let id = world.client().post("/enqueue", &[], b"hooked").json()["id"].as_str().unwrap().to_owned();
+    let (first, _) = requests.recv_timeout(Duration::from_secs(10)).unwrap();
+    let (second, body) = requests.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!(body, "hooked");
+    for head in [&first, &second] {
+        assert!(head.contains(&format!("webhook-id: {id}")), "{head}");
+        assert!(head.contains("webhook-signature: v1,"), "{head}");
+        assert!(head.contains("webhook-timestamp: "), "{head}");
+    }
+    world.wait_drained();
+    assert_eq!(world.json(&["queue", "show", "messages"])["retried"], 1);
+}
+
+#[test]
+fn standard_output_gets_one_line_a_message() {
+    let mut world = World::new();
+    world.set("TOWPATH_INGEST__WORKER__SINK", "stdout");
+    let running = world.up();
+    world.client().post("/enqueue", &[], b"two\nlines");
+    wait_until("the line", Duration::from_secs(5), || running.log().contains(r" | two\nlines"));
+}
+
+#[test]
+fn api_and_worker_run_by_name() {
+    let world = World::new();
+    let running = world.spawn(&["run", "ingest.api"]);
+    running.wait_ready(&world);
+    assert_eq!(world.client().post("/enqueue", &[], b"kept").status, 200);
+    assert!(running.stop().0.success());
+    assert!(!world.output().exists());
+
+    let running = world.spawn(&["run", "ingest.worker"]);
+    running.wait_ready(&world);
+    wait_until("the line", Duration::from_secs(5), || world.messages() == ["kept"]);
+    assert!(world.client().send("GET", "/healthz", &[], b"").is_err(), "the worker opens no public port");
+    drop(running);
+
+    let refused = world.run(&["run", "worker"]);
+    assert_eq!(refused.status.code(), Some(2));
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(text.contains("ingest.worker") && text.contains("fleet.worker"), "{text}");
+    let running = world.spawn(&["run", "api"]);
+    running.wait_ready(&world);
+}

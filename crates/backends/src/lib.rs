@@ -1,3 +1,48 @@
-//! Storage drivers, one folder each.
+//! Storage drivers, one folder each. [`BACKENDS`] is the only list of them.
 
 pub mod embedded;
+
+use std::sync::Arc;
+
+use towpath_core::backend::{Backend, Descriptor};
+use towpath_core::{Clock, Error, Result};
+
+/// Every backend of this build.
+pub const BACKENDS: &[Descriptor] = &[embedded::DESCRIPTOR];
+
+/// Opens the backend that a URL names.
+///
+/// # Errors
+/// `Invalid` for an unknown scheme, naming those there are, or a wrong URL; `Unavailable` when it cannot be opened.
+pub async fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Backend> {
+    let scheme = url.split(':').next().unwrap_or_default();
+    let descriptor = BACKENDS
+        .iter()
+        .find(|descriptor| descriptor.schemes.contains(&scheme))
+        .ok_or_else(|| {
+            let known: Vec<&str> = BACKENDS.iter().map(|descriptor| descriptor.name).collect();
+            Error::invalid(format!(
+                "unknown backend `{scheme}`; available: {}",
+                known.join(", ")
+            ))
+        })?;
+    (descriptor.open)(url.to_owned(), clock).await
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_core::SystemClock;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_unknown_backend_is_answered_with_those_there_are() {
+        let error = open("reddis://localhost", Arc::new(SystemClock::new()))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "unknown backend `reddis`; available: embedded"
+        );
+    }
+}

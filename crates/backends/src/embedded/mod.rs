@@ -1,3 +1,89 @@
-//! The embedded store.
+//! The embedded store: queues in a folder, with nothing installed.
+//!
+//! ```text
+//! operation -> lock: check, append a record, change the state -> unlock -> wait until committed -> answer
+//! ```
+//!
+//! The state is in memory and holds positions; payloads are read back from the
+//! log. Opening loads the newest checkpoint and replays the log behind it.
+//!
+//! What this folder offers so far: work queues. Formats: `docs/format`.
 
+mod checkpoint;
+mod config;
+mod lock;
 mod log;
+#[cfg(test)]
+mod model_test;
+mod queue;
+mod record;
+mod state;
+mod store;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use towpath_core::backend::{Backend, Capability, Descriptor, Health, Lifecycle};
+use towpath_core::{Error, Result};
+
+pub use log::scan_for_fuzzing;
+use store::Store;
+
+/// This family's row.
+pub const DESCRIPTOR: Descriptor = Descriptor {
+    name: "embedded",
+    schemes: &["embedded"],
+    capabilities: &[
+        Capability::Queue,
+        Capability::Delay,
+        Capability::Expiry,
+        Capability::KeyOrder,
+        Capability::Dedup,
+        Capability::Headers,
+        Capability::Peek,
+        Capability::Pause,
+        Capability::MaxDepth,
+    ],
+    parameters: config::PARAMETERS,
+    open: |url, clock| {
+        Box::pin(async move {
+            let config = config::Config::parse(&url)?;
+            // Opening reads and writes files; a few milliseconds, or as long as the tail of the log is.
+            let opening = tokio::task::spawn_blocking(move || Store::open(config, clock));
+            let store = opening.await.map_err(|error| {
+                Error::corrupt("opening the store panicked").with_source(error)
+            })??;
+            Ok(Backend {
+                url,
+                descriptor: &DESCRIPTOR,
+                lifecycle: Arc::new(Handle(Arc::clone(&store))),
+                queue: Some(store),
+                routes: None,
+                stream: None,
+                kv: None,
+                rate_limit: None,
+                effects: None,
+            })
+        })
+    },
+};
+
+struct Handle(Arc<Store>);
+
+#[async_trait]
+impl Lifecycle for Handle {
+    async fn health(&self) -> Result<Health> {
+        self.0.health()
+    }
+
+    async fn close(&self) -> Result<()> {
+        let store = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || store.close())
+            .await
+            .map_err(|error| Error::unavailable("closing the store panicked").with_source(error))?
+    }
+
+    async fn failed(&self) -> Error {
+        self.0.failed().await
+    }
+}

@@ -33,7 +33,8 @@ impl Producers {
         let over = Arc::<AtomicBool>::default();
         let threads = (0..count)
             .map(|producer| {
-                let (mut client, ledger, over) = (world.client(), Arc::clone(&ledger), Arc::clone(&over));
+                let (mut client, ledger, over) =
+                    (world.client(), Arc::clone(&ledger), Arc::clone(&over));
                 std::thread::spawn(move || {
                     for number in 0.. {
                         if over.load(Ordering::SeqCst) {
@@ -49,7 +50,11 @@ impl Producers {
                                     break;
                                 }
                                 // Refused: known not to be stored.
-                                Ok(answer) => assert!([429, 503].contains(&answer.status), "{}", answer.text()),
+                                Ok(answer) => assert!(
+                                    [429, 503].contains(&answer.status),
+                                    "{}",
+                                    answer.text()
+                                ),
                                 Err(_) if headers.is_empty() => {
                                     ledger.lock().unwrap().unknown.insert(text);
                                     break;
@@ -66,7 +71,11 @@ impl Producers {
                 })
             })
             .collect();
-        Self { ledger, over, threads }
+        Self {
+            ledger,
+            over,
+            threads,
+        }
     }
 
     fn stop(self) -> Ledger {
@@ -85,7 +94,11 @@ fn check(ledger: &Ledger, messages: &[String], story: &str) {
         *counts.entry(message).or_default() += 1;
     }
     for message in &ledger.acknowledged {
-        assert_eq!(counts.get(message.as_str()), Some(&1), "{story}: acknowledged {message:?}");
+        assert_eq!(
+            counts.get(message.as_str()),
+            Some(&1),
+            "{story}: acknowledged {message:?}"
+        );
     }
     for (message, count) in counts {
         assert_eq!(count, 1, "{story}: {message:?} written {count} times");

@@ -25,13 +25,17 @@ impl Answer {
     }
 
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 }
 
 impl Client {
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, stream: None }
+        Self {
+            address,
+            stream: None,
+        }
     }
 
     pub fn get(&mut self, path: &str) -> Answer {
@@ -71,7 +75,11 @@ impl Client {
             self.stream = Some(BufReader::new(stream));
         }
         let stream = self.stream.as_mut().unwrap();
-        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\n", self.address, body.len());
+        let mut head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\n",
+            self.address,
+            body.len()
+        );
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -80,7 +88,11 @@ impl Client {
         request.extend_from_slice(body);
         stream.get_mut().write_all(&request)?;
         let answer = read_answer(stream, method == "HEAD")?;
-        if answer.headers.get("connection").is_some_and(|value| value.eq_ignore_ascii_case("close")) {
+        if answer
+            .headers
+            .get("connection")
+            .is_some_and(|value| value.eq_ignore_ascii_case("close"))
+        {
             self.stream = None;
         }
         Ok(answer)
@@ -89,10 +101,15 @@ impl Client {
 
 /// Reads one answer: a status line, headers, and a body with a length or in chunks.
 pub fn read_answer(stream: &mut impl BufRead, head_only: bool) -> std::io::Result<Answer> {
-    let broken = |what: &str| std::io::Error::new(std::io::ErrorKind::UnexpectedEof, what.to_owned());
+    let broken =
+        |what: &str| std::io::Error::new(std::io::ErrorKind::UnexpectedEof, what.to_owned());
     let mut line = String::new();
     stream.read_line(&mut line)?;
-    let status = line.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(|| broken("status line"))?;
+    let status = line
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .ok_or_else(|| broken("status line"))?;
     let mut headers = HashMap::new();
     loop {
         line.clear();
@@ -100,15 +117,24 @@ pub fn read_answer(stream: &mut impl BufRead, head_only: bool) -> std::io::Resul
             return Err(broken("headers"));
         }
         match line.trim_end().split_once(':') {
-            Some((name, value)) => headers.insert(name.to_ascii_lowercase(), value.trim().to_owned()),
+            Some((name, value)) => {
+                headers.insert(name.to_ascii_lowercase(), value.trim().to_owned())
+            }
             None => break,
         };
     }
     let mut body = Vec::new();
     if head_only {
-        return Ok(Answer { status, headers, body });
+        return Ok(Answer {
+            status,
+            headers,
+            body,
+        });
     }
-    if headers.get("transfer-encoding").is_some_and(|value| value.contains("chunked")) {
+    if headers
+        .get("transfer-encoding")
+        .is_some_and(|value| value.contains("chunked"))
+    {
         loop {
             line.clear();
             stream.read_line(&mut line)?;
@@ -121,9 +147,16 @@ pub fn read_answer(stream: &mut impl BufRead, head_only: bool) -> std::io::Resul
             body.extend_from_slice(&chunk[..size]);
         }
     } else {
-        let length = headers.get("content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
+        let length = headers
+            .get("content-length")
+            .and_then(|value| value.parse().ok())
+            .unwrap_or(0);
         body.resize(length, 0);
         stream.read_exact(&mut body)?;
     }
-    Ok(Answer { status, headers, body })
+    Ok(Answer {
+        status,
+        headers,
+        body,
+    })
 }

@@ -15,14 +15,21 @@ impl SmallDisk {
     fn mount(at: &Path, mebibytes: u32) -> Option<Self> {
         fs::create_dir_all(at).unwrap();
         let options = format!("size={mebibytes}m");
-        let mounted =
-            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).output().ok()?;
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
+            .arg(at)
+            .output()
+            .ok()?;
         mounted.status.success().then(|| Self(at.to_owned()))
     }
 
     fn resize(&self, mebibytes: u32) {
         let options = format!("remount,size={mebibytes}m");
-        let status = Command::new("mount").args(["-o", &options]).arg(&self.0).status().unwrap();
+        let status = Command::new("mount")
+            .args(["-o", &options])
+            .arg(&self.0)
+            .status()
+            .unwrap();
         assert!(status.success());
     }
 }
@@ -94,11 +101,19 @@ fn an_output_that_cannot_be_written_keeps_the_queue_and_recovers() {
     world.set("OUTPUT_PATH", output.display());
     let running = world.spawn(&["up"]);
     wait_until("the listener", Duration::from_secs(10), || {
-        world.client().send("GET", "/healthz", &[], b"").is_ok_and(|answer| answer.status == 200)
+        world
+            .client()
+            .send("GET", "/healthz", &[], b"")
+            .is_ok_and(|answer| answer.status == 200)
     });
     let mut client = world.client();
     for number in 0..100 {
-        assert_eq!(client.post("/enqueue", &[], number.to_string().as_bytes()).status, 200);
+        assert_eq!(
+            client
+                .post("/enqueue", &[], number.to_string().as_bytes())
+                .status,
+            200
+        );
     }
     let ready = world.admin_client().get("/readyz?verbose");
     assert_eq!(ready.status, 503, "{}", ready.text());
@@ -110,7 +125,11 @@ fn an_output_that_cannot_be_written_keeps_the_queue_and_recovers() {
     });
     world.wait_drained();
     let stats = world.json(&["queue", "show", "messages"]);
-    assert_eq!((&stats["dead"], &stats["retried"]), (&0.into(), &0.into()), "no attempt was charged");
+    assert_eq!(
+        (&stats["dead"], &stats["retried"]),
+        (&0.into(), &0.into()),
+        "no attempt was charged"
+    );
     drop(running);
 }
 
@@ -125,7 +144,9 @@ fn an_output_folder_without_permission_is_named() {
     fs::set_permissions(&parent, fs::Permissions::from_mode(0o555)).unwrap();
     world.set("OUTPUT_PATH", parent.join("processed.log").display());
     let running = world.spawn(&["up"]);
-    wait_until("the reason", Duration::from_secs(10), || running.log().contains("Permission denied"));
+    wait_until("the reason", Duration::from_secs(10), || {
+        running.log().contains("Permission denied")
+    });
 }
 
 fn is_root() -> bool {

@@ -10,7 +10,11 @@ fn a_post_becomes_a_line_and_the_queue_counts_it() {
     let running = world.up();
     let mut client = world.client();
 
-    let answer = client.post("/enqueue", &[("content-type", "application/x-www-form-urlencoded")], b"hello\n");
+    let answer = client.post(
+        "/enqueue",
+        &[("content-type", "application/x-www-form-urlencoded")],
+        b"hello\n",
+    );
     let began = Instant::now();
     assert_eq!(answer.status, 200);
     assert_eq!(answer.headers["content-type"], "application/json");
@@ -21,12 +25,21 @@ fn a_post_becomes_a_line_and_the_queue_counts_it() {
     assert_eq!(reply["message"], "hello");
     assert_eq!(reply["id"].as_str().unwrap().len(), 36);
 
-    wait_until("the line", Duration::from_secs(5), || world.messages() == ["hello"]);
+    wait_until("the line", Duration::from_secs(5), || {
+        world.messages() == ["hello"]
+    });
     // Generous beside the promise of 100 ms on an idle machine, because tests share one.
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
     world.wait_drained();
     let stats = world.json(&["queue", "show", "messages"]);
-    assert_eq!((&stats["enqueued"], &stats["acked"]), (&1.into(), &1.into()));
+    assert_eq!(
+        (&stats["enqueued"], &stats["acked"]),
+        (&1.into(), &1.into())
+    );
     drop(running);
 }
 
@@ -38,15 +51,34 @@ fn every_reply_of_the_contract_is_kept() {
     let json = [("content-type", "application/json; charset=utf-8")];
 
     let answer = client.post("/enqueue", &json, br#"{"message":" hello json ","x":1}"#);
-    assert_eq!((answer.status, &answer.json()["message"]), (200, &"hello json".into()));
-    for (headers, body) in [(&[][..], ""), (&[], "  \n"), (&json[..], "null"), (&json, "{}"), (&json, r#"{"message":""}"#)] {
+    assert_eq!(
+        (answer.status, &answer.json()["message"]),
+        (200, &"hello json".into())
+    );
+    for (headers, body) in [
+        (&[][..], ""),
+        (&[], "  \n"),
+        (&json[..], "null"),
+        (&json, "{}"),
+        (&json, r#"{"message":""}"#),
+    ] {
         let answer = client.post("/enqueue", headers, body.as_bytes());
-        assert_eq!((answer.status, answer.text().as_str()), (400, "message is required\n"), "{body}");
+        assert_eq!(
+            (answer.status, answer.text().as_str()),
+            (400, "message is required\n"),
+            "{body}"
+        );
         assert!(answer.headers["content-type"].starts_with("text/plain"));
     }
     let answer = client.post("/enqueue", &json, b"{");
     assert_eq!(answer.status, 400);
-    assert!(answer.text().starts_with("body is not the JSON it says it is: "), "{}", answer.text());
+    assert!(
+        answer
+            .text()
+            .starts_with("body is not the JSON it says it is: "),
+        "{}",
+        answer.text()
+    );
 
     let answer = client.get("/healthz");
     assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
@@ -54,9 +86,15 @@ fn every_reply_of_the_contract_is_kept() {
     assert_eq!((answer.status, answer.body.len()), (200, 0));
 
     let answer = client.get("/enqueue");
-    assert_eq!((answer.status, answer.headers["allow"].as_str()), (405, "POST"));
+    assert_eq!(
+        (answer.status, answer.headers["allow"].as_str()),
+        (405, "POST")
+    );
     let answer = client.send("DELETE", "/healthz", &[], b"").unwrap();
-    assert_eq!((answer.status, answer.headers["allow"].as_str()), (405, "GET,HEAD"));
+    assert_eq!(
+        (answer.status, answer.headers["allow"].as_str()),
+        (405, "GET,HEAD")
+    );
     assert_eq!(client.get("/nothing").status, 404);
 }
 
@@ -69,7 +107,10 @@ fn an_oversize_body_is_413_and_nothing_is_stored() {
     let fits = "x".repeat(1024);
     assert_eq!(client.post("/enqueue", &[], fits.as_bytes()).status, 200);
     let answer = client.post("/enqueue", &[], format!("{fits}x").as_bytes());
-    assert_eq!((answer.status, answer.text().as_str()), (413, "message is over the limit of 1024 bytes\n"));
+    assert_eq!(
+        (answer.status, answer.text().as_str()),
+        (413, "message is over the limit of 1024 bytes\n")
+    );
     world.wait_drained();
     assert_eq!(world.messages(), [fits]);
     assert_eq!(world.json(&["queue", "show", "messages"])["enqueued"], 1);
@@ -99,14 +140,20 @@ fn a_batch_is_taken_whole_or_refused_whole() {
     let world = World::new();
     let _running = world.up();
     let mut client = world.client();
-    let ndjson = [("content-type", "application/x-ndjson"), ("idempotency-key", "batch-1")];
+    let ndjson = [
+        ("content-type", "application/x-ndjson"),
+        ("idempotency-key", "batch-1"),
+    ];
     let body = b"\"one\"\n{\"message\":\"two\"}\n\n\"three\"\n";
     let answer = client.post("/enqueue/batch", &ndjson, body);
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.json()["enqueued"], 3);
     let again = client.post("/enqueue/batch", &ndjson, body);
     assert_eq!(again.json()["results"][2]["duplicate"], true);
-    assert_eq!(again.json()["results"][2]["id"], answer.json()["results"][2]["id"]);
+    assert_eq!(
+        again.json()["results"][2]["id"],
+        answer.json()["results"][2]["id"]
+    );
 
     let answer = client.post("/enqueue/batch", &[], b"\"four\"\nfive\n");
     assert_eq!(answer.status, 400);
@@ -142,8 +189,11 @@ fn any_message_is_one_line_that_can_be_read_back() {
     assert_eq!(client.post("/enqueue", &[], forged.as_bytes()).status, 200);
     assert_eq!(client.post("/enqueue", &[], large.as_bytes()).status, 200);
     world.wait_drained();
-    let read_back: Vec<Vec<u8>> =
-        world.messages().iter().map(|text| towpath::sink::unescape(text).unwrap()).collect();
+    let read_back: Vec<Vec<u8>> = world
+        .messages()
+        .iter()
+        .map(|text| towpath::sink::unescape(text).unwrap())
+        .collect();
     assert_eq!(read_back, [forged.as_bytes(), large.trim().as_bytes()]);
 }
 
@@ -151,11 +201,15 @@ fn any_message_is_one_line_that_can_be_read_back() {
 fn queue_name_and_output_path_are_the_reference_variables() {
     let mut world = World::new();
     let output = world.folder.join("out/processed.log");
-    world.set("QUEUE_NAME", "jobs").set("OUTPUT_PATH", output.display());
+    world
+        .set("QUEUE_NAME", "jobs")
+        .set("OUTPUT_PATH", output.display());
     let _running = world.up();
     let answer = world.client().post("/enqueue", &[], b"x");
     assert_eq!(answer.json()["queue"], "jobs");
-    wait_until("the line", Duration::from_secs(5), || crate::process::lines_of(&output).len() == 1);
+    wait_until("the line", Duration::from_secs(5), || {
+        crate::process::lines_of(&output).len() == 1
+    });
 }
 
 #[test]
@@ -171,9 +225,20 @@ fn metrics_count_what_happened_in_both_formats() {
         "towpath_queue_ready_messages{queue=\"messages\"} 0",
         "towpath_messages_enqueued_total{queue=\"messages\"} 1",
     ] {
-        assert!(plain.text().contains(line), "{line} is missing in:\n{}", plain.text());
+        assert!(
+            plain.text().contains(line),
+            "{line} is missing in:\n{}",
+            plain.text()
+        );
     }
-    let open = admin.send("GET", "/metrics", &[("accept", "application/openmetrics-text")], b"").unwrap();
+    let open = admin
+        .send(
+            "GET",
+            "/metrics",
+            &[("accept", "application/openmetrics-text")],
+            b"",
+        )
+        .unwrap();
     assert!(open.headers["content-type"].starts_with("application/openmetrics-text"));
     assert!(open.text().ends_with("# EOF\n"));
 }

@@ -9,7 +9,9 @@ use crate::process::World;
 #[test]
 fn trickling_connections_end_at_their_deadline_while_others_are_served() {
     let mut world = World::new();
-    world.set("TOWPATH_SERVER__HEADER_TIMEOUT", "2s").set("TOWPATH_SERVER__BODY_TIMEOUT", "2s");
+    world
+        .set("TOWPATH_SERVER__HEADER_TIMEOUT", "2s")
+        .set("TOWPATH_SERVER__BODY_TIMEOUT", "2s");
     let _running = world.up();
     let count = crate::process::seeds(1).clamp(1, 4) as usize * 500;
     let began = Instant::now();
@@ -31,9 +33,14 @@ fn trickling_connections_end_at_their_deadline_while_others_are_served() {
         assert_eq!(client.post("/enqueue", &[], b"quick").status, 200);
         served += 1;
     }
-    assert!(served > 20, "only {served} requests while {count} connections trickled");
+    assert!(
+        served > 20,
+        "only {served} requests while {count} connections trickled"
+    );
     for stream in &mut slow {
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
         let mut rest = Vec::new();
         // An answer (408) or a plain end, but an end; a reset is an end as well.
         match stream.read_to_end(&mut rest) {
@@ -57,19 +64,35 @@ fn garbage_gets_an_error_and_the_process_lives() {
         b"\0\0\0\0\r\n\r\n",
     ] {
         let mut stream = TcpStream::connect(world.http).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(15)))
+            .unwrap();
         stream.write_all(garbage).unwrap();
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
         let answer = String::from_utf8_lossy(&answer);
-        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{garbage:?}: {answer}");
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 4"),
+            "{garbage:?}: {answer}"
+        );
     }
-    let head = format!("GET /healthz HTTP/1.1\r\nhost: x\r\nlarge: {}\r\n\r\n", "x".repeat(100_000));
+    let head = format!(
+        "GET /healthz HTTP/1.1\r\nhost: x\r\nlarge: {}\r\n\r\n",
+        "x".repeat(100_000)
+    );
     let mut stream = TcpStream::connect(world.http).unwrap();
     let _ = stream.write_all(head.as_bytes());
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer);
-    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
+        "{answer}"
+    );
     assert_eq!(world.client().get("/healthz").status, 200);
-    assert_eq!(world.json(&["queue", "ls"])[0]["enqueued"].as_u64().unwrap_or(0), 0);
+    assert_eq!(
+        world.json(&["queue", "ls"])[0]["enqueued"]
+            .as_u64()
+            .unwrap_or(0),
+        0
+    );
 }

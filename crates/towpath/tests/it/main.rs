@@ -3,7 +3,10 @@
 //! One test binary, one module a theme; `chaos` modules repeat their story
 //! `TOWPATH_SEEDS` times (a few by default, `make chaos` many).
 
-#![expect(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed step of a test is a failed test"
+)]
 
 mod chaos;
 mod client;

@@ -38,7 +38,13 @@ impl World {
     /// A world in a folder that somebody else looks after.
     pub fn at(folder: &Path) -> Self {
         let (http, admin) = free_ports();
-        Self { folder: folder.to_owned(), http, admin, env: Vec::new(), _temporary: None }
+        Self {
+            folder: folder.to_owned(),
+            http,
+            admin,
+            env: Vec::new(),
+            _temporary: None,
+        }
     }
 
     pub fn set(&mut self, name: &str, value: impl ToString) -> &mut Self {
@@ -76,7 +82,11 @@ impl World {
     /// Runs a command that must succeed, and gives its standard output.
     pub fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
-        assert!(output.status.success(), "towpath {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "towpath {args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -94,8 +104,13 @@ impl World {
     }
 
     pub fn spawn(&self, args: &[&str]) -> Running {
-        let mut child =
-            self.command(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = self
+            .command(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         for stream in [
             Box::new(child.stdout.take().unwrap()) as Box<dyn std::io::Read + Send>,
@@ -131,8 +146,12 @@ impl World {
         self.lines()
             .into_iter()
             .map(|line| {
-                let (timestamp, message) = line.split_once(" | ").unwrap_or_else(|| panic!("torn line: {line:?}"));
-                timestamp.parse::<jiff::Timestamp>().unwrap_or_else(|error| panic!("{error}: {line:?}"));
+                let (timestamp, message) = line
+                    .split_once(" | ")
+                    .unwrap_or_else(|| panic!("torn line: {line:?}"));
+                timestamp
+                    .parse::<jiff::Timestamp>()
+                    .unwrap_or_else(|error| panic!("{error}: {line:?}"));
                 message.to_owned()
             })
             .collect()
@@ -142,7 +161,9 @@ impl World {
     pub fn wait_drained(&self) {
         wait_until("the queue to be empty", Duration::from_secs(60), || {
             let stats = self.json(&["queue", "show", "messages"]);
-            ["ready", "delayed", "leased"].iter().all(|place| stats[*place] == 0)
+            ["ready", "delayed", "leased"]
+                .iter()
+                .all(|place| stats[*place] == 0)
         });
     }
 }
@@ -155,7 +176,11 @@ impl Running {
             if answer.is_ok_and(|answer| answer.status == 200) {
                 return;
             }
-            assert!(Instant::now() < deadline, "not ready within 30 s:\n{}", self.log());
+            assert!(
+                Instant::now() < deadline,
+                "not ready within 30 s:\n{}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -176,7 +201,10 @@ impl Running {
     }
 
     pub fn signal(&self, signal: &str) {
-        let status = Command::new("kill").args([signal, &self.id().to_string()]).status().unwrap();
+        let status = Command::new("kill")
+            .args([signal, &self.id().to_string()])
+            .status()
+            .unwrap();
         assert!(status.success());
     }
 
@@ -197,7 +225,11 @@ impl Running {
                 std::thread::sleep(Duration::from_millis(50));
                 return (status, self.log());
             }
-            assert!(Instant::now() < deadline, "still running after 60 s:\n{}", self.log());
+            assert!(
+                Instant::now() < deadline,
+                "still running after 60 s:\n{}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -220,7 +252,11 @@ pub fn free_ports() -> (SocketAddr, SocketAddr) {
 pub fn lines_of(path: &Path) -> Vec<String> {
     let bytes = fs::read(path).unwrap_or_default();
     let text = String::from_utf8(bytes).unwrap();
-    assert!(text.is_empty() || text.ends_with('\n'), "torn last line: {:?}", text.lines().last());
+    assert!(
+        text.is_empty() || text.ends_with('\n'),
+        "torn last line: {:?}",
+        text.lines().last()
+    );
     text.lines().map(str::to_owned).collect()
 }
 
@@ -235,13 +271,19 @@ pub fn wait_until(what: &str, within: Duration, mut condition: impl FnMut() -> b
 
 /// How often a chaos story is told.
 pub fn seeds(default: u64) -> u64 {
-    std::env::var("TOWPATH_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(default)
+    std::env::var("TOWPATH_SEEDS")
+        .ok()
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(default)
 }
 
 /// Whether this machine can do `what`; fails when `TOWPATH_TEST_REQUIRE` names it and it cannot.
 pub fn able(what: &str, can: bool) -> bool {
     let required = std::env::var("TOWPATH_TEST_REQUIRE").unwrap_or_default();
-    assert!(can || !required.split(',').any(|name| name == what), "this machine must do `{what}` and cannot");
+    assert!(
+        can || !required.split(',').any(|name| name == what),
+        "this machine must do `{what}` and cannot"
+    );
     if !can {
         eprintln!("not run: this machine cannot do `{what}`");
     }

@@ -30,13 +30,22 @@ fn the_tour_runs_as_written() {
         .env("HTTP_ADDR", world.http.to_string())
         .output()
         .unwrap();
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
     assert!(output.status.success(), "{stdout}\n{stderr}");
-    assert!(stdout.contains(" | hello\n") && stdout.contains(" | hello json\n"), "{stdout}");
+    assert!(
+        stdout.contains(" | hello\n") && stdout.contains(" | hello json\n"),
+        "{stdout}"
+    );
     world.wait_drained();
     let mut messages = world.messages();
     messages.sort();
-    assert_eq!(messages, ["hello", "hello json", "once", "one", "two", "wait for me"]);
+    assert_eq!(
+        messages,
+        ["hello", "hello json", "once", "one", "two", "wait for me"]
+    );
     drop(running);
 }
 
@@ -48,19 +57,29 @@ fn every_example_of_the_help_runs() {
     let mut ran = 0;
     for example in examples() {
         // These are the tests of `startup`, or of `bench` itself.
-        if ["towpath up", "towpath run", "towpath bench"].iter().any(|skip| example.starts_with(skip)) {
+        if ["towpath up", "towpath run", "towpath bench"]
+            .iter()
+            .any(|skip| example.starts_with(skip))
+        {
             continue;
         }
         let binary = std::path::Path::new(BINARY).parent().unwrap();
         let output = Command::new("sh")
             .args(["-ec", &example])
             .current_dir(&world.folder)
-            .env("PATH", format!("{}:{}", binary.display(), std::env::var("PATH").unwrap()))
+            .env(
+                "PATH",
+                format!("{}:{}", binary.display(), std::env::var("PATH").unwrap()),
+            )
             .env("TOWPATH_SERVER__ADMIN", world.admin.to_string())
             .env("HTTP_ADDR", world.http.to_string())
             .output()
             .unwrap();
-        assert!(output.status.success(), "{example}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{example}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         ran += 1;
     }
     assert!(ran >= 10, "only {ran} examples found");

@@ -11,9 +11,15 @@ fn a_second_process_says_in_one_line_why_it_cannot_start() {
     let second = world.run(&["up"]);
     assert_eq!(second.status.code(), Some(4));
     let text = String::from_utf8(second.stderr).unwrap();
-    let error: Vec<&str> = text.lines().filter(|line| line.starts_with("error: ")).collect();
+    let error: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("error: "))
+        .collect();
     assert_eq!(error.len(), 1, "{text}");
-    assert!(error[0].contains("is in use by process") && error[0].contains(&running.id().to_string()), "{text}");
+    assert!(
+        error[0].contains("is in use by process") && error[0].contains(&running.id().to_string()),
+        "{text}"
+    );
     // And the first one did not notice.
     assert_eq!(world.client().post("/enqueue", &[], b"x").status, 200);
 }
@@ -26,7 +32,10 @@ fn a_taken_port_is_named_with_its_setting() {
     let output = world.run(&["up"]);
     assert_eq!(output.status.code(), Some(4));
     let text = String::from_utf8(output.stderr).unwrap();
-    assert!(text.contains("server.listen") && text.contains(&taken.local_addr().unwrap().to_string()), "{text}");
+    assert!(
+        text.contains("server.listen") && text.contains(&taken.local_addr().unwrap().to_string()),
+        "{text}"
+    );
 }
 
 #[test]
@@ -43,12 +52,20 @@ fn an_ephemeral_start_leaves_nothing_behind() {
 #[test]
 fn a_broken_configuration_ends_with_3_and_every_problem() {
     let world = World::new();
-    std::fs::write(world.folder.join("towpath.toml"), "[ingest]\nqeue = \"x\"\nmax_body = \"lots\"\n").unwrap();
+    std::fs::write(
+        world.folder.join("towpath.toml"),
+        "[ingest]\nqeue = \"x\"\nmax_body = \"lots\"\n",
+    )
+    .unwrap();
     for args in [&["up"][..], &["config", "check"]] {
         let output = world.run(args);
         assert_eq!(output.status.code(), Some(3), "{args:?}");
-        let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-        assert!(text.contains("towpath.toml:2:1") && text.contains("did you mean `queue`"), "{text}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned()
+            + &String::from_utf8_lossy(&output.stdout);
+        assert!(
+            text.contains("towpath.toml:2:1") && text.contains("did you mean `queue`"),
+            "{text}"
+        );
         assert!(text.contains("towpath.toml:3:"), "{text}");
     }
 }
@@ -58,7 +75,9 @@ fn the_demo_sends_a_little_traffic() {
     let world = World::new();
     let running = world.spawn(&["up", "--demo"]);
     running.wait_ready(&world);
-    crate::process::wait_until("demo lines", std::time::Duration::from_secs(10), || world.lines().len() >= 3);
+    crate::process::wait_until("demo lines", std::time::Duration::from_secs(10), || {
+        world.lines().len() >= 3
+    });
 }
 
 #[test]
@@ -71,9 +90,18 @@ fn the_admin_api_wants_its_token() {
     assert!(answer.headers["content-type"].starts_with("application/problem+json"));
     let token = std::fs::read_to_string(world.data().join("admin.token")).unwrap();
     let bearer = format!("Bearer {}", token.trim());
-    let answer = admin.send("GET", "/v1/queues", &[("authorization", &bearer)], b"").unwrap();
+    let answer = admin
+        .send("GET", "/v1/queues", &[("authorization", &bearer)], b"")
+        .unwrap();
     assert_eq!(answer.status, 200, "{}", answer.text());
     let document = admin.get("/openapi.json");
-    assert_eq!(document.json()["openapi"].as_str().unwrap().split('.').next(), Some("3"));
+    assert_eq!(
+        document.json()["openapi"]
+            .as_str()
+            .unwrap()
+            .split('.')
+            .next(),
+        Some("3")
+    );
     assert_eq!(admin.get("/livez").status, 200);
 }

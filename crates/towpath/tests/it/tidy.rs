@@ -4,7 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .unwrap()
 }
 
 /// Every file below `folder` with this ending, as its path from the root and its text.
@@ -18,7 +21,10 @@ fn files(folder: &str, ending: &str) -> Vec<(String, String)> {
                 if !path.ends_with("target") {
                     folders.push(path);
                 }
-            } else if path.extension().is_some_and(|extension| extension == ending) {
+            } else if path
+                .extension()
+                .is_some_and(|extension| extension == ending)
+            {
                 let name = path.strip_prefix(root()).unwrap().display().to_string();
                 found.push((name, fs::read_to_string(&path).unwrap()));
             }
@@ -71,13 +77,18 @@ fn only_the_wiring_names_the_backends() {
 #[test]
 fn core_depends_on_no_driver_and_performs_no_io() {
     let manifest = fs::read_to_string(root().join("crates/core/Cargo.toml")).unwrap();
-    for driver in ["tokio", "redis", "lapin", "rdkafka", "postgres", "rusqlite", "hyper", "reqwest", "axum"] {
+    for driver in [
+        "tokio", "redis", "lapin", "rdkafka", "postgres", "rusqlite", "hyper", "reqwest", "axum",
+    ] {
         assert!(!manifest.contains(driver), "core depends on {driver}");
     }
     let mut problems = Vec::new();
     for (name, text) in files("crates/core/src", "rs") {
         for (line, text) in code(&text) {
-            if ["std::fs", "std::net", "std::process", "std::env"].iter().any(|io| text.contains(io)) {
+            if ["std::fs", "std::net", "std::process", "std::env"]
+                .iter()
+                .any(|io| text.contains(io))
+            {
                 problems.push(format!("{name}:{line}: {}", text.trim()));
             }
         }
@@ -87,9 +98,23 @@ fn core_depends_on_no_driver_and_performs_no_io() {
 
 #[test]
 fn a_backends_own_words_stay_in_its_folder() {
-    let words = ["XADD", "XREADGROUP", "BRPOP", "LPUSH", "BLMOVE", "basic_publish", "rdkafka", "lapin", "rusqlite"];
+    let words = [
+        "XADD",
+        "XREADGROUP",
+        "BRPOP",
+        "LPUSH",
+        "BLMOVE",
+        "basic_publish",
+        "rdkafka",
+        "lapin",
+        "rusqlite",
+    ];
     let mut problems = Vec::new();
-    for folder in ["crates/core/src", "crates/towpath/src", "crates/testkit/src"] {
+    for folder in [
+        "crates/core/src",
+        "crates/towpath/src",
+        "crates/testkit/src",
+    ] {
         for (name, text) in files(folder, "rs") {
             for (line, text) in code(&text) {
                 for word in words {
@@ -107,14 +132,25 @@ fn a_backends_own_words_stay_in_its_folder() {
 fn tasks_are_started_by_the_supervisor_or_say_why_not() {
     let mut problems = Vec::new();
     for (name, text) in files("crates", "rs") {
-        if name.contains("/tests/") || name.ends_with("supervisor.rs") || name.starts_with("crates/testkit") {
+        if name.contains("/tests/")
+            || name.ends_with("supervisor.rs")
+            || name.starts_with("crates/testkit")
+        {
             continue;
         }
-        let lines: Vec<&str> = text.lines().take_while(|line| line.trim() != "#[cfg(test)]").collect();
+        let lines: Vec<&str> = text
+            .lines()
+            .take_while(|line| line.trim() != "#[cfg(test)]")
+            .collect();
         for (index, line) in lines.iter().enumerate() {
-            let explained = lines[index.saturating_sub(4)..index].iter().any(|line| line.trim_start().starts_with("//"));
+            let explained = lines[index.saturating_sub(4)..index]
+                .iter()
+                .any(|line| line.trim_start().starts_with("//"));
             if line.contains("tokio::spawn(") && !explained {
-                problems.push(format!("{name}:{}: a bare `tokio::spawn` has a sentence above it", index + 1));
+                problems.push(format!(
+                    "{name}:{}: a bare `tokio::spawn` has a sentence above it",
+                    index + 1
+                ));
             }
         }
     }
@@ -124,7 +160,12 @@ fn tasks_are_started_by_the_supervisor_or_say_why_not() {
 #[test]
 fn nothing_is_left_open() {
     // Written apart, so that this file does not find itself.
-    let words = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("todo", "!("), concat!("unimplemented", "!(")];
+    let words = [
+        concat!("TO", "DO"),
+        concat!("FIX", "ME"),
+        concat!("todo", "!("),
+        concat!("unimplemented", "!("),
+    ];
     let mut problems = Vec::new();
     let mut texts = files("crates", "rs");
     texts.extend(files("docs", "md"));
@@ -143,11 +184,21 @@ fn links_in_the_documents_lead_somewhere() {
     let mut problems = Vec::new();
     let mut texts = files("docs", "md");
     for name in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"] {
-        texts.push((name.to_owned(), fs::read_to_string(root().join(name)).unwrap()));
+        texts.push((
+            name.to_owned(),
+            fs::read_to_string(root().join(name)).unwrap(),
+        ));
     }
     for (name, text) in texts {
-        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            if target.contains("://") || target.starts_with('#') || target.contains(char::is_whitespace) {
+        for target in text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next())
+        {
+            if target.contains("://")
+                || target.starts_with('#')
+                || target.contains(char::is_whitespace)
+            {
                 continue;
             }
             let path = target.split('#').next().unwrap();

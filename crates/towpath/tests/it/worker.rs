@@ -26,7 +26,10 @@ fn a_command_gets_the_payload_and_a_poison_message_becomes_a_dead_letter() {
     let dead = world.json(&["dlq", "ls", "messages"]);
     assert_eq!(dead.as_array().unwrap().len(), 1, "{dead}");
     assert_eq!(dead[0]["payload"], "bad apple");
-    assert!(dead[0]["reason"].as_str().unwrap().contains("no good"), "{dead}");
+    assert!(
+        dead[0]["reason"].as_str().unwrap().contains("no good"),
+        "{dead}"
+    );
 
     world.ok(&["dlq", "requeue", "messages", "--all"]);
     wait_until("the second death", Duration::from_secs(10), || {
@@ -58,20 +61,36 @@ fn a_webhook_is_signed_and_tried_again() {
             }
             let mut body = vec![0; length];
             stream.read_exact(&mut body).unwrap();
-            let status = if number == 0 { "503 Service Unavailable" } else { "204 No Content" };
-            let reply = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            let status = if number == 0 {
+                "503 Service Unavailable"
+            } else {
+                "204 No Content"
+            };
+            let reply =
+                format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
             stream.get_mut().write_all(reply.as_bytes()).unwrap();
-            sender.send((head, String::from_utf8(body).unwrap())).unwrap();
+            sender
+                .send((head, String::from_utf8(body).unwrap()))
+                .unwrap();
         }
     });
     let mut world = World::new();
     world
         .set("TOWPATH_INGEST__WORKER__SINK", "webhook")
-        .set("TOWPATH_INGEST__WORKER__WEBHOOK__URL", format!("http://{address}/hook"))
-        .set("TOWPATH_INGEST__WORKER__WEBHOOK__SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+        .set(
+            "TOWPATH_INGEST__WORKER__WEBHOOK__URL",
+            format!("http://{address}/hook"),
+        )
+        .set(
+            "TOWPATH_INGEST__WORKER__WEBHOOK__SECRET",
+            "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        )
         .set("TOWPATH_INGEST__WORKER__RETRY__FIRST", "10ms");
     let _running = world.up();
-    let id = world.client().post("/enqueue", &[], b"hooked").json()["id"].as_str().unwrap().to_owned();
+    let id = world.client().post("/enqueue", &[], b"hooked").json()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let (first, _) = requests.recv_timeout(Duration::from_secs(10)).unwrap();
     let (second, body) = requests.recv_timeout(Duration::from_secs(10)).unwrap();
     assert_eq!(body, "hooked");
@@ -90,7 +109,9 @@ fn standard_output_gets_one_line_a_message() {
     world.set("TOWPATH_INGEST__WORKER__SINK", "stdout");
     let running = world.up();
     world.client().post("/enqueue", &[], b"two\nlines");
-    wait_until("the line", Duration::from_secs(5), || running.log().contains(r" | two\nlines"));
+    wait_until("the line", Duration::from_secs(5), || {
+        running.log().contains(r" | two\nlines")
+    });
 }
 
 #[test]
@@ -104,14 +125,22 @@ fn api_and_worker_run_by_name() {
 
     let running = world.spawn(&["run", "ingest.worker"]);
     running.wait_ready(&world);
-    wait_until("the line", Duration::from_secs(5), || world.messages() == ["kept"]);
-    assert!(world.client().send("GET", "/healthz", &[], b"").is_err(), "the worker opens no public port");
+    wait_until("the line", Duration::from_secs(5), || {
+        world.messages() == ["kept"]
+    });
+    assert!(
+        world.client().send("GET", "/healthz", &[], b"").is_err(),
+        "the worker opens no public port"
+    );
     drop(running);
 
     let refused = world.run(&["run", "worker"]);
     assert_eq!(refused.status.code(), Some(2));
     let text = String::from_utf8(refused.stderr).unwrap();
-    assert!(text.contains("ingest.worker") && text.contains("fleet.worker"), "{text}");
+    assert!(
+        text.contains("ingest.worker") && text.contains("fleet.worker"),
+        "{text}"
+    );
     let running = world.spawn(&["run", "api"]);
     running.wait_ready(&world);
 }

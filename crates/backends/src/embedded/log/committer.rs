@@ -21,8 +21,12 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(super) fn start(shared: &Arc<Shared>) -> io::Result<Vec<JoinHandle<()>>> {
     let (one, two) = (Arc::clone(shared), Arc::clone(shared));
     Ok(vec![
-        Builder::new().name("towpath-commit".to_owned()).spawn(move || commit(&one))?,
-        Builder::new().name("towpath-segments".to_owned()).spawn(move || keep(&two))?,
+        Builder::new()
+            .name("towpath-commit".to_owned())
+            .spawn(move || commit(&one))?,
+        Builder::new()
+            .name("towpath-segments".to_owned())
+            .spawn(move || keep(&two))?,
     ])
 }
 
@@ -68,22 +72,36 @@ fn next_group(shared: &Shared, last_sync: Instant, dirty: bool) -> Option<Group>
             buffers.pending_bytes = 0;
             let requested = std::mem::take(&mut buffers.sync_requested);
             let sync = requested || due_now || shared.options.durability == Durability::Fsync;
-            return Some(Group { chunks: Arc::clone(&buffers.writing), end: buffers.end, sync });
+            return Some(Group {
+                chunks: Arc::clone(&buffers.writing),
+                end: buffers.end,
+                sync,
+            });
         }
         if buffers.closing {
             return None;
         }
         buffers = match due {
-            Some(due) => shared.work.wait_timeout(buffers, due).map_or_else(|error| error.into_inner().0, |(guard, _)| guard),
-            None => shared.work.wait(buffers).unwrap_or_else(PoisonError::into_inner),
+            Some(due) => shared
+                .work
+                .wait_timeout(buffers, due)
+                .map_or_else(|error| error.into_inner().0, |(guard, _)| guard),
+            None => shared
+                .work
+                .wait(buffers)
+                .unwrap_or_else(PoisonError::into_inner),
         };
     }
 }
 
 fn write(shared: &Shared, chunks: &[Chunk]) -> io::Result<()> {
     for chunk in chunks {
-        let segment = shared.segment(chunk.start.segment).ok_or(io::ErrorKind::NotFound)?;
-        segment.file.write_all_at(&chunk.bytes, u64::from(chunk.start.offset))?;
+        let segment = shared
+            .segment(chunk.start.segment)
+            .ok_or(io::ErrorKind::NotFound)?;
+        segment
+            .file
+            .write_all_at(&chunk.bytes, u64::from(chunk.start.offset))?;
     }
     Ok(())
 }
@@ -110,15 +128,22 @@ fn finish(shared: &Shared, group: &Group) {
         let mut buffers = shared.lock();
         buffers.writing = Arc::default();
         if let Some(committed) = committed {
-            shared.committed.fetch_max(committed.to_u64(), Ordering::AcqRel);
+            shared
+                .committed
+                .fetch_max(committed.to_u64(), Ordering::AcqRel);
             let committed = Position::from_u64(shared.committed.load(Ordering::Acquire));
-            (done, buffers.waiters) =
-                std::mem::take(&mut buffers.waiters).into_iter().partition(|(end, _)| *end <= committed);
+            (done, buffers.waiters) = std::mem::take(&mut buffers.waiters)
+                .into_iter()
+                .partition(|(end, _)| *end <= committed);
         }
         // A frame without a body says that all before it was synced, so that damage to the last
         // group is told from a torn tail. It is written, not synced: it only has to be there when the disk was not cut.
         let room = buffers.segment_size.saturating_sub(buffers.end.offset) as usize;
-        if group.sync && !group.chunks.is_empty() && buffers.pending.is_empty() && room >= frame::size_of(0) {
+        if group.sync
+            && !group.chunks.is_empty()
+            && buffers.pending.is_empty()
+            && room >= frame::size_of(0)
+        {
             push_frame(&mut buffers, group.end, b"");
             seal = buffers.pending.pop();
             buffers.pending_bytes = 0;
@@ -151,7 +176,8 @@ fn keep(shared: &Shared) {
             let number = buffers.end.segment + 1;
             buffers.preparing = true;
             drop(buffers);
-            let made = segment::create(&shared.options.folder, number, shared.options.segment_bytes);
+            let made =
+                segment::create(&shared.options.folder, number, shared.options.segment_bytes);
             buffers = shared.lock();
             buffers.preparing = false;
             shared.progress.notify_all();
@@ -169,7 +195,10 @@ fn keep(shared: &Shared) {
             looked = Instant::now();
             buffers = shared.lock();
         }
-        buffers = shared.room.wait_timeout(buffers, LOOK).map_or_else(|error| error.into_inner().0, |(guard, _)| guard);
+        buffers = shared
+            .room
+            .wait_timeout(buffers, LOOK)
+            .map_or_else(|error| error.into_inner().0, |(guard, _)| guard);
     }
 }
 
@@ -182,6 +211,11 @@ pub(super) fn measure_disk(shared: &Shared) {
     shared.free_bytes.store(free, Ordering::Relaxed);
     let low = free < shared.options.reserve_bytes.max(u64::from(HEADER_BYTES));
     if shared.disk_low.swap(low, Ordering::Relaxed) != low {
-        tracing::warn!(free, reserve = shared.options.reserve_bytes, low, "disk space");
+        tracing::warn!(
+            free,
+            reserve = shared.options.reserve_bytes,
+            low,
+            "disk space"
+        );
     }
 }

@@ -28,7 +28,13 @@ pub(super) const fn size_of(body: usize) -> usize {
 }
 
 /// Appends a frame that will stand at `place`.
-pub(super) fn write(out: &mut Vec<u8>, place: Position, synced: Position, sequence: u32, body: &[u8]) {
+pub(super) fn write(
+    out: &mut Vec<u8>,
+    place: Position,
+    synced: Position,
+    sequence: u32,
+    body: &[u8],
+) {
     let mut header = [0; HEADER_BYTES];
     header[..4].copy_from_slice(&MAGIC);
     header[4..8].copy_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
@@ -66,7 +72,12 @@ pub(super) fn read(bytes: &[u8], place: Position) -> Option<Frame<'_>> {
     }
     let synced = Position::from_u64(u64::from_le_bytes(*header[8..].first_chunk()?));
     let sequence = u32::from_le_bytes(*header[16..].first_chunk()?);
-    Some(Frame { body, synced, sequence, size: size_of(length) })
+    Some(Frame {
+        body,
+        synced,
+        sequence,
+        size: size_of(length),
+    })
 }
 
 fn checksum(place: Position, header: &[u8; HEADER_BYTES], body: &[u8]) -> u32 {
@@ -78,18 +89,48 @@ fn checksum(place: Position, header: &[u8; HEADER_BYTES], body: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    const PLACE: Position = Position { segment: 3, offset: 64 };
+    const PLACE: Position = Position {
+        segment: 3,
+        offset: 64,
+    };
 
     #[test]
     fn a_frame_reads_back_only_at_its_own_place() {
         let mut bytes = Vec::new();
-        write(&mut bytes, PLACE, Position { segment: 2, offset: 9 }, 7, b"hello");
+        write(
+            &mut bytes,
+            PLACE,
+            Position {
+                segment: 2,
+                offset: 9,
+            },
+            7,
+            b"hello",
+        );
         assert_eq!(bytes.len() % ALIGN, 0);
         let frame = read(&bytes, PLACE).unwrap();
-        assert_eq!((frame.body, frame.sequence, frame.size), (&b"hello"[..], 7, bytes.len()));
-        assert_eq!(frame.synced, Position { segment: 2, offset: 9 });
+        assert_eq!(
+            (frame.body, frame.sequence, frame.size),
+            (&b"hello"[..], 7, bytes.len())
+        );
+        assert_eq!(
+            frame.synced,
+            Position {
+                segment: 2,
+                offset: 9
+            }
+        );
         assert_eq!(read(&bytes, PLACE.plus(8)), None);
-        assert_eq!(read(&bytes, Position { segment: 4, ..PLACE }), None);
+        assert_eq!(
+            read(
+                &bytes,
+                Position {
+                    segment: 4,
+                    ..PLACE
+                }
+            ),
+            None
+        );
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod tests;
 
 pub(crate) use options::{Durability, Options};
 pub(crate) use position::Position;
+pub(crate) use recovery::Recovery;
 pub use recovery::scan_for_fuzzing;
-pub(crate) use recovery::{Damage, Recovery};
-pub(crate) use writer::{Appended, Class, Log};
+pub(crate) use segment::sync_folder;
+pub(crate) use writer::{Class, Log};

@@ -36,7 +36,9 @@ impl FromStr for Durability {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let interval = text.strip_prefix("interval:").and_then(|rest| rest.strip_suffix("ms"));
+        let interval = text
+            .strip_prefix("interval:")
+            .and_then(|rest| rest.strip_suffix("ms"));
         match (text, interval.map(str::parse::<u64>)) {
             ("fsync", _) => Ok(Self::Fsync),
             ("os", _) => Ok(Self::Os),

@@ -2,8 +2,12 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// A place in the log; orders as the log does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
+)]
 pub(crate) struct Position {
     /// Which segment; the first is 1.
     pub(crate) segment: u32,
@@ -20,12 +24,18 @@ impl Position {
     /// From [`Position::to_u64`].
     #[expect(clippy::cast_possible_truncation, reason = "takes the integer apart")]
     pub(super) const fn from_u64(value: u64) -> Self {
-        Self { segment: (value >> 32) as u32, offset: value as u32 }
+        Self {
+            segment: (value >> 32) as u32,
+            offset: value as u32,
+        }
     }
 
     /// So many bytes further in the same segment.
     pub(crate) const fn plus(self, bytes: u32) -> Self {
-        Self { segment: self.segment, offset: self.offset + bytes }
+        Self {
+            segment: self.segment,
+            offset: self.offset + bytes,
+        }
     }
 }
 

@@ -53,23 +53,40 @@ pub(super) struct Recovered {
 
 type Replay<'a> = &'a mut dyn FnMut(Position, &[u8]) -> Result<()>;
 
-pub(super) fn recover(options: &Options, from: Option<Position>, replay: Replay<'_>) -> Result<Recovered> {
+pub(super) fn recover(
+    options: &Options,
+    from: Option<Position>,
+    replay: Replay<'_>,
+) -> Result<Recovered> {
     let began = Instant::now();
     let io = |error: io::Error| Error::unavailable("the log cannot be read").with_source(error);
     fs::create_dir_all(&options.folder).map_err(io)?;
     let numbers = segment::list(&options.folder).map_err(io)?;
-    let first = from.map_or_else(|| numbers.first().copied().unwrap_or(1), |from| from.segment);
-    let start = from.unwrap_or(Position { segment: first, offset: HEADER_BYTES });
+    let first = from.map_or_else(
+        || numbers.first().copied().unwrap_or(1),
+        |from| from.segment,
+    );
+    let start = from.unwrap_or(Position {
+        segment: first,
+        offset: HEADER_BYTES,
+    });
     let mut scan = Scan {
         options,
-        later: numbers.iter().copied().filter(|number| *number >= first).collect(),
+        later: numbers
+            .iter()
+            .copied()
+            .filter(|number| *number >= first)
+            .collect(),
         segments: BTreeMap::new(),
         end: start,
         sequence: None,
         report: Recovery::default(),
     };
     for number in &numbers {
-        scan.segments.insert(*number, segment::open(&options.folder, *number).map_err(io)?);
+        scan.segments.insert(
+            *number,
+            segment::open(&options.folder, *number).map_err(io)?,
+        );
     }
     scan.run(start, replay)?;
     scan.finish(numbers.is_empty(), began)
@@ -79,7 +96,10 @@ pub(super) fn recover(options: &Options, from: Option<Position>, replay: Replay<
 /// intact frames; for the fuzzer.
 #[doc(hidden)]
 pub fn scan_for_fuzzing(bytes: &[u8]) -> usize {
-    let mut place = Position { segment: 1, offset: HEADER_BYTES };
+    let mut place = Position {
+        segment: 1,
+        offset: HEADER_BYTES,
+    };
     let mut intact = 0;
     while let Some((found, frame)) = next_intact(bytes, place) {
         intact += 1;
@@ -103,12 +123,30 @@ impl Scan<'_> {
         let mut expected = start.segment;
         for number in self.later.clone() {
             for missing in expected..number {
-                self.damage(Position { segment: missing, offset: 0 }, 0, None);
+                self.damage(
+                    Position {
+                        segment: missing,
+                        offset: 0,
+                    },
+                    0,
+                    None,
+                );
             }
             expected = number + 1;
             let bytes = self.load(number)?;
-            let offset = if number == start.segment { start.offset } else { HEADER_BYTES };
-            if !self.segment(Position { segment: number, offset }, &bytes, replay)? {
+            let offset = if number == start.segment {
+                start.offset
+            } else {
+                HEADER_BYTES
+            };
+            if !self.segment(
+                Position {
+                    segment: number,
+                    offset,
+                },
+                &bytes,
+                replay,
+            )? {
                 return Ok(());
             }
         }
@@ -121,7 +159,10 @@ impl Scan<'_> {
         loop {
             let rest = bytes.get(place.offset as usize..).unwrap_or_default();
             if let Some(frame) = frame::read(rest, place) {
-                if self.sequence.is_some_and(|expected| expected != frame.sequence) {
+                if self
+                    .sequence
+                    .is_some_and(|expected| expected != frame.sequence)
+                {
                     // Frames before this one are gone: zeros at the end of the segment before, most likely.
                     self.damage(self.end, 0, None);
                 }
@@ -149,14 +190,22 @@ impl Scan<'_> {
         }
     }
 
-    fn accept(&mut self, place: Position, frame: frame::Frame<'_>, replay: Replay<'_>) -> Result<()> {
+    fn accept(
+        &mut self,
+        place: Position,
+        frame: frame::Frame<'_>,
+        replay: Replay<'_>,
+    ) -> Result<()> {
         self.sequence = Some(frame.sequence.wrapping_add(1));
         self.end = place.plus(u32::try_from(frame.size).unwrap_or(u32::MAX));
         if frame.body.is_empty() {
             return Ok(());
         }
         self.report.records += 1;
-        replay(place.plus(u32::try_from(frame::HEADER_BYTES).unwrap_or(0)), frame.body)
+        replay(
+            place.plus(u32::try_from(frame::HEADER_BYTES).unwrap_or(0)),
+            frame.body,
+        )
     }
 
     /// Whether a later frame says that this place had been synced.
@@ -170,7 +219,10 @@ impl Scan<'_> {
         }
         for number in self.later.iter().filter(|number| **number > place.segment) {
             let bytes = self.load(*number)?;
-            let mut at = Position { segment: *number, offset: HEADER_BYTES };
+            let mut at = Position {
+                segment: *number,
+                offset: HEADER_BYTES,
+            };
             while let Some((found, frame)) = next_intact(&bytes, at) {
                 if frame.synced > place {
                     return Ok(true);
@@ -183,8 +235,9 @@ impl Scan<'_> {
 
     fn load(&self, number: u32) -> Result<Vec<u8>> {
         let path = segment::path(&self.options.folder, number);
-        let bytes = fs::read(&path)
-            .map_err(|error| Error::unavailable(format!("segment {number} cannot be read")).with_source(error))?;
+        let bytes = fs::read(&path).map_err(|error| {
+            Error::unavailable(format!("segment {number} cannot be read")).with_source(error)
+        })?;
         match segment::check_header(&bytes, number) {
             Header::Intact => {}
             Header::Newer(version) => {
@@ -194,10 +247,14 @@ impl Scan<'_> {
                 )));
             }
             Header::Damaged => {
-                tracing::warn!(segment = number, "the header of a segment was damaged and is written anew");
+                tracing::warn!(
+                    segment = number,
+                    "the header of a segment was damaged and is written anew"
+                );
                 if let Some(segment) = self.segments.get(&number) {
-                    segment::mend_header(&segment.file, number)
-                        .map_err(|error| Error::unavailable("a header cannot be mended").with_source(error))?;
+                    segment::mend_header(&segment.file, number).map_err(|error| {
+                        Error::unavailable("a header cannot be mended").with_source(error)
+                    })?;
                 }
             }
         }
@@ -209,15 +266,24 @@ impl Scan<'_> {
         let used = rest.len() - rest.iter().rev().take_while(|byte| **byte == 0).count();
         self.save("cut", place, &rest[..used])?;
         self.report.cut = Some((place, used as u64));
-        let io = |error: io::Error| Error::unavailable("a torn tail cannot be cut").with_source(error);
+        let io =
+            |error: io::Error| Error::unavailable("a torn tail cannot be cut").with_source(error);
         // Later segments go first: once the place is zeros again nothing behind it may be found by the next start.
-        for number in self.later.iter().copied().filter(|number| *number > place.segment) {
+        for number in self
+            .later
+            .iter()
+            .copied()
+            .filter(|number| *number > place.segment)
+        {
             self.segments.remove(&number);
             fs::remove_file(segment::path(&self.options.folder, number)).map_err(io)?;
         }
         segment::sync_folder(&self.options.folder).map_err(io)?;
         if let Some(segment) = self.segments.get(&place.segment) {
-            segment.file.write_all_at(&vec![0; used], u64::from(place.offset)).map_err(io)?;
+            segment
+                .file
+                .write_all_at(&vec![0; used], u64::from(place.offset))
+                .map_err(io)?;
             segment.file.sync_data().map_err(io)?;
         }
         self.end = self.end.max(place);
@@ -231,34 +297,65 @@ impl Scan<'_> {
             .and_then(|()| fs::write(&path, bytes))
             .and_then(|()| fs::File::open(&path)?.sync_all())
             .and_then(|()| segment::sync_folder(folder))
-            .map_err(|error| Error::unavailable(format!("`{}` cannot be written", path.display())).with_source(error))?;
+            .map_err(|error| {
+                Error::unavailable(format!("`{}` cannot be written", path.display()))
+                    .with_source(error)
+            })?;
         Ok(path)
     }
 
     fn damage(&mut self, start: Position, bytes: u64, saved_as: Option<PathBuf>) {
         tracing::error!(%start, bytes, ?saved_as, "a range of the log is damaged and was passed over");
-        self.report.damaged.push(Damage { start, bytes, saved_as });
+        self.report.damaged.push(Damage {
+            start,
+            bytes,
+            saved_as,
+        });
     }
 
     /// Makes what was read durable and says where to go on.
     fn finish(mut self, empty: bool, began: Instant) -> Result<Recovered> {
-        let io = |error: io::Error| Error::unavailable("the log cannot be opened").with_source(error);
+        let io =
+            |error: io::Error| Error::unavailable("the log cannot be opened").with_source(error);
         // What a killed process wrote may still be in memory only, and is about to be acted on.
-        for segment in self.segments.range(self.end.segment..).map(|(_, segment)| segment) {
+        for segment in self
+            .segments
+            .range(self.end.segment..)
+            .map(|(_, segment)| segment)
+        {
             segment.file.sync_data().map_err(io)?;
         }
         if !self.segments.contains_key(&self.end.segment) {
             if !empty {
-                self.damage(Position { segment: self.end.segment, offset: 0 }, 0, None);
+                self.damage(
+                    Position {
+                        segment: self.end.segment,
+                        offset: 0,
+                    },
+                    0,
+                    None,
+                );
             }
-            let newest = self.segments.keys().next_back().map_or(0, |newest| newest + 1);
+            let newest = self
+                .segments
+                .keys()
+                .next_back()
+                .map_or(0, |newest| newest + 1);
             let number = newest.max(self.end.segment);
-            let made = segment::create(&self.options.folder, number, self.options.segment_bytes).map_err(io)?;
+            let made = segment::create(&self.options.folder, number, self.options.segment_bytes)
+                .map_err(io)?;
             self.segments.insert(number, made);
-            self.end = Position { segment: number, offset: HEADER_BYTES };
+            self.end = Position {
+                segment: number,
+                offset: HEADER_BYTES,
+            };
         }
         // Behind the last frame there is at most the segment that was prepared.
-        let behind: Vec<u32> = self.segments.range(self.end.segment + 1..).map(|(number, _)| *number).collect();
+        let behind: Vec<u32> = self
+            .segments
+            .range(self.end.segment + 1..)
+            .map(|(number, _)| *number)
+            .collect();
         let mut spare = None;
         for number in behind {
             let segment = self.segments.remove(&number);
@@ -283,7 +380,10 @@ impl Scan<'_> {
 fn next_intact(bytes: &[u8], place: Position) -> Option<(Position, frame::Frame<'_>)> {
     let mut offset = (place.offset as usize).next_multiple_of(ALIGN);
     while offset < bytes.len() {
-        let at = Position { segment: place.segment, offset: u32::try_from(offset).ok()? };
+        let at = Position {
+            segment: place.segment,
+            offset: u32::try_from(offset).ok()?,
+        };
         if let Some(frame) = frame::read(&bytes[offset..], at) {
             return Some((at, frame));
         }

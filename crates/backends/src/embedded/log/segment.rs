@@ -32,7 +32,10 @@ pub(super) fn create(folder: &Path, number: u32, size: u32) -> io::Result<Segmen
         // The name comes last, so that a segment by its name is whole.
         fs::rename(&temporary, path(folder, number))?;
         sync_folder(folder)?;
-        Ok(Segment { file: Arc::new(file), size })
+        Ok(Segment {
+            file: Arc::new(file),
+            size,
+        })
     });
     if result.is_err() {
         // Half a file on a full disk would keep the space that is missing.
@@ -42,7 +45,12 @@ pub(super) fn create(folder: &Path, number: u32, size: u32) -> io::Result<Segmen
 }
 
 fn fill(path: &Path, number: u32, size: u32) -> io::Result<File> {
-    let mut file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path)?;
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .read(true)
+        .write(true)
+        .open(path)?;
     file.write_all(&header(number))?;
     let zeros = vec![0; 1 << 20];
     let mut left = (size - HEADER_BYTES) as usize;
@@ -103,7 +111,10 @@ pub(super) fn list(folder: &Path) -> io::Result<Vec<u32>> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        let stem = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+        let stem = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .and_then(|stem| stem.parse().ok());
         match (path.extension().and_then(|ending| ending.to_str()), stem) {
             (Some("log"), Some(number)) => numbers.push(number),
             (Some("new"), Some(_)) => fs::remove_file(&path)?,
@@ -115,9 +126,15 @@ pub(super) fn list(folder: &Path) -> io::Result<Vec<u32>> {
 }
 
 pub(super) fn open(folder: &Path, number: u32) -> io::Result<Segment> {
-    let file = OpenOptions::new().read(true).write(true).open(path(folder, number))?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path(folder, number))?;
     let size = u32::try_from(file.metadata()?.len()).unwrap_or(u32::MAX);
-    Ok(Segment { file: Arc::new(file), size })
+    Ok(Segment {
+        file: Arc::new(file),
+        size,
+    })
 }
 
 /// A new, renamed or removed name is durable only when its folder is synced.

@@ -28,7 +28,11 @@ fn open(folder: &Path, durability: Durability) -> (Log, Vec<Vec<u8>>, Recovery) 
 }
 
 fn body(rng: &mut StdRng) -> Vec<u8> {
-    let length = if rng.random_bool(0.02) { rng.random_range(1..200_000) } else { rng.random_range(1..600) };
+    let length = if rng.random_bool(0.02) {
+        rng.random_range(1..200_000)
+    } else {
+        rng.random_range(1..600)
+    };
     (0..length).map(|_| rng.random()).collect()
 }
 
@@ -45,10 +49,18 @@ async fn what_was_committed_is_replayed_in_order_and_reads_back() {
     let folder = tempfile::tempdir().unwrap();
     let mut rng = StdRng::seed_from_u64(1);
     let mut written = Vec::new();
-    for durability in [Durability::Fsync, Durability::Os, Durability::None, Durability::Interval(std::time::Duration::from_millis(5))] {
+    for durability in [
+        Durability::Fsync,
+        Durability::Os,
+        Durability::None,
+        Durability::Interval(std::time::Duration::from_millis(5)),
+    ] {
         let (log, replayed, recovery) = open(folder.path(), durability);
         assert_eq!(replayed, written);
-        assert!(recovery.cut.is_none() && recovery.damaged.is_empty(), "{recovery:?}");
+        assert!(
+            recovery.cut.is_none() && recovery.damaged.is_empty(),
+            "{recovery:?}"
+        );
         for _ in 0..200 {
             let body = body(&mut rng);
             let appended = log.append(Class::Grow, &body).unwrap();
@@ -73,7 +85,10 @@ async fn a_torn_tail_is_cut_and_reported_and_the_log_goes_on() {
         let mut committed = Vec::new();
         for _ in 0..rng.random_range(1..40) {
             committed.push(body(&mut rng));
-            let end = log.append(Class::Grow, committed.last().unwrap()).unwrap().end;
+            let end = log
+                .append(Class::Grow, committed.last().unwrap())
+                .unwrap()
+                .end;
             log.committed(end).await.unwrap();
         }
         let torn = log.append(Class::Grow, &body(&mut rng)).unwrap();
@@ -82,7 +97,9 @@ async fn a_torn_tail_is_cut_and_reported_and_the_log_goes_on() {
         let image = tempfile::tempdir().unwrap();
         copy(folder.path(), image.path());
         // The last frame and its seal, as they look when only a part reached the disk.
-        let path = image.path().join(format!("log/{:010}.log", torn.body.segment));
+        let path = image
+            .path()
+            .join(format!("log/{:010}.log", torn.body.segment));
         let mut bytes = std::fs::read(&path).unwrap();
         let (start, end) = (torn.body.offset as usize - 24, torn.end.offset as usize);
         let keep = rng.random_range(start..end);
@@ -92,13 +109,20 @@ async fn a_torn_tail_is_cut_and_reported_and_the_log_goes_on() {
         let (log, replayed, recovery) = open(image.path(), Durability::Fsync);
         assert_eq!(replayed, committed, "seed {seed}");
         assert!(recovery.damaged.is_empty(), "seed {seed}: {recovery:?}");
-        assert_eq!(recovery.cut.is_some(), bytes[start..].iter().any(|byte| *byte != 0), "seed {seed}: {recovery:?}");
+        assert_eq!(
+            recovery.cut.is_some(),
+            bytes[start..].iter().any(|byte| *byte != 0),
+            "seed {seed}: {recovery:?}"
+        );
         let end = log.append(Class::Grow, b"after").unwrap().end;
         log.committed(end).await.unwrap();
         log.close().unwrap();
         let (_, replayed, recovery) = open(image.path(), Durability::Fsync);
         assert_eq!(replayed.last().unwrap(), b"after");
-        assert!(recovery.cut.is_none() && recovery.damaged.is_empty(), "seed {seed}: {recovery:?}");
+        assert!(
+            recovery.cut.is_none() && recovery.damaged.is_empty(),
+            "seed {seed}: {recovery:?}"
+        );
     }
 }
 
@@ -110,7 +134,10 @@ async fn damage_is_named_and_never_silent() {
     let mut written = Vec::new();
     for _ in 0..150 {
         written.push(body(&mut rng));
-        let end = log.append(Class::Grow, written.last().unwrap()).unwrap().end;
+        let end = log
+            .append(Class::Grow, written.last().unwrap())
+            .unwrap()
+            .end;
         log.committed(end).await.unwrap();
     }
     log.close().unwrap();
@@ -131,7 +158,11 @@ async fn damage_is_named_and_never_silent() {
                 // A range that does not reach the last seal: a file that lost its end cannot know it.
                 let last = number == *numbers.last().unwrap() || used < 4096;
                 let start = rng.random_range(0..used.saturating_sub(1024).max(1));
-                let end = if last { (start + 512).min(used.saturating_sub(48)) } else { (start + 5000).min(bytes.len()) };
+                let end = if last {
+                    (start + 512).min(used.saturating_sub(48))
+                } else {
+                    (start + 5000).min(bytes.len())
+                };
                 if start < end {
                     bytes[start..end].fill(0);
                 }
@@ -139,11 +170,22 @@ async fn damage_is_named_and_never_silent() {
         }
         std::fs::write(&path, &bytes).unwrap();
         let (_, replayed, recovery) = open(image.path(), Durability::Fsync);
-        assert!(replayed.iter().all(|body| written.contains(body)), "round {round}: something was made up");
+        assert!(
+            replayed.iter().all(|body| written.contains(body)),
+            "round {round}: something was made up"
+        );
         if replayed != written {
-            assert!(!recovery.damaged.is_empty(), "round {round}: {} of {} and no word", replayed.len(), written.len());
+            assert!(
+                !recovery.damaged.is_empty(),
+                "round {round}: {} of {} and no word",
+                replayed.len(),
+                written.len()
+            );
         }
-        assert!(recovery.cut.is_none(), "round {round}: acknowledged data was taken for a torn tail");
+        assert!(
+            recovery.cut.is_none(),
+            "round {round}: acknowledged data was taken for a torn tail"
+        );
     }
 }
 
@@ -157,15 +199,27 @@ fn a_newer_format_is_refused_and_left_alone() {
     let checksum = crc32c::crc32c(&bytes[..16]);
     bytes[16..20].copy_from_slice(&checksum.to_le_bytes());
     std::fs::write(&path, &bytes).unwrap();
-    let error = Log::open(options(folder.path(), Durability::Fsync), None, &mut |_, _| Ok(())).map(drop).unwrap_err();
-    assert_eq!(error.to_string(), "segment 1 was written by a newer Towpath (format 2); this one reads up to 1");
+    let error = Log::open(
+        options(folder.path(), Durability::Fsync),
+        None,
+        &mut |_, _| Ok(()),
+    )
+    .map(drop)
+    .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "segment 1 was written by a newer Towpath (format 2); this one reads up to 1"
+    );
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
 }
 
 #[test]
 fn a_low_disk_refuses_what_grows_and_takes_what_settles() {
     let folder = tempfile::tempdir().unwrap();
-    let options = Options { reserve_bytes: u64::MAX, ..options(folder.path(), Durability::Fsync) };
+    let options = Options {
+        reserve_bytes: u64::MAX,
+        ..options(folder.path(), Durability::Fsync)
+    };
     let (log, _) = Log::open(options, None, &mut |_, _| Ok(())).unwrap();
     let error = log.append(Class::Grow, b"x").unwrap_err();
     assert!(error.retry_after().is_some(), "{error:?}");
@@ -178,7 +232,8 @@ fn mutations_of_a_segment_never_harm_the_reader() {
     let folder = tempfile::tempdir().unwrap();
     let (log, _, _) = open(folder.path(), Durability::Os);
     for number in 0..40_u8 {
-        log.append(Class::Grow, &vec![number; usize::from(number) * 3 + 1]).unwrap();
+        log.append(Class::Grow, &vec![number; usize::from(number) * 3 + 1])
+            .unwrap();
     }
     log.close().unwrap();
     let sample = std::fs::read(folder.path().join("log/0000000001.log")).unwrap();

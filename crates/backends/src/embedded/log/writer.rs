@@ -103,11 +103,18 @@ impl Shared {
     }
 
     pub(super) fn segment(&self, number: u32) -> Option<Segment> {
-        self.segments.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
+        self.segments
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&number)
+            .cloned()
     }
 
     pub(super) fn keep(&self, number: u32, segment: Segment) {
-        self.segments.write().unwrap_or_else(PoisonError::into_inner).insert(number, segment);
+        self.segments
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(number, segment);
     }
 
     /// Stops the log for good: nothing later is ever acknowledged.
@@ -121,7 +128,9 @@ impl Shared {
     }
 
     fn failure(&self) -> Option<Error> {
-        self.failure.get().map(|reason| Error::unavailable(format!("the store has stopped: {reason}")))
+        self.failure
+            .get()
+            .map(|reason| Error::unavailable(format!("the store has stopped: {reason}")))
     }
 }
 
@@ -143,7 +152,10 @@ impl Log {
     ) -> Result<(Self, Recovery)> {
         let recovered = recovery::recover(&options, from, replay)?;
         let end = recovered.end;
-        let segment_size = recovered.segments.get(&end.segment).map_or(0, |segment| segment.size);
+        let segment_size = recovered
+            .segments
+            .get(&end.segment)
+            .map_or(0, |segment| segment.size);
         let shared = Arc::new(Shared {
             buffers: Mutex::new(Buffers {
                 end,
@@ -175,9 +187,16 @@ impl Log {
             on_commit: OnceLock::new(),
         });
         committer::measure_disk(&shared);
-        let threads = committer::start(&shared)
-            .map_err(|error| Error::unavailable("threads of the log cannot be started").with_source(error))?;
-        Ok((Self { shared, threads: Mutex::new(threads) }, recovered.report))
+        let threads = committer::start(&shared).map_err(|error| {
+            Error::unavailable("threads of the log cannot be started").with_source(error)
+        })?;
+        Ok((
+            Self {
+                shared,
+                threads: Mutex::new(threads),
+            },
+            recovered.report,
+        ))
     }
 
     /// Buffers a record; the committer thread writes it. Never waits for the disk, but for a segment that is not prepared in time.
@@ -187,7 +206,10 @@ impl Log {
     /// `Invalid` over [`MAX_BODY_BYTES`], `Unavailable` when the log has failed or is closed.
     pub(crate) fn append(&self, class: Class, body: &[u8]) -> Result<Appended> {
         if body.len() > MAX_BODY_BYTES {
-            return Err(Error::invalid(format!("a record of {} bytes is over the limit of {MAX_BODY_BYTES}", body.len())));
+            return Err(Error::invalid(format!(
+                "a record of {} bytes is over the limit of {MAX_BODY_BYTES}",
+                body.len()
+            )));
         }
         let mut buffers = self.shared.lock();
         self.check_open(&buffers)?;
@@ -199,7 +221,11 @@ impl Log {
             buffers = self.roll(buffers, class, size)?;
         }
         let start = buffers.end;
-        push_frame(&mut buffers, Position::from_u64(self.shared.synced.load(Ordering::Acquire)), body);
+        push_frame(
+            &mut buffers,
+            Position::from_u64(self.shared.synced.load(Ordering::Acquire)),
+            body,
+        );
         let end = buffers.end;
         buffers.records_end = end;
         if self.shared.options.durability == super::Durability::None {
@@ -211,14 +237,21 @@ impl Log {
         if wants_spare {
             self.shared.room.notify_all();
         }
-        Ok(Appended { body: start.plus(u32::try_from(frame::HEADER_BYTES).unwrap_or(0)), end })
+        Ok(Appended {
+            body: start.plus(u32::try_from(frame::HEADER_BYTES).unwrap_or(0)),
+            end,
+        })
     }
 
     fn check_open(&self, buffers: &Buffers) -> Result<()> {
         if let Some(failure) = self.shared.failure() {
             return Err(failure);
         }
-        if buffers.closing { Err(Error::unavailable("the store is closed")) } else { Ok(()) }
+        if buffers.closing {
+            Err(Error::unavailable("the store is closed"))
+        } else {
+            Ok(())
+        }
     }
 
     fn check_room(&self, buffers: &Buffers) -> Result<()> {
@@ -226,15 +259,27 @@ impl Log {
             return Err(disk_low());
         }
         if buffers.pending_bytes > MAX_PENDING_BYTES {
-            return Err(Error::overloaded("the disk is slower than what comes in", RETRY_AFTER));
+            return Err(Error::overloaded(
+                "the disk is slower than what comes in",
+                RETRY_AFTER,
+            ));
         }
         Ok(())
     }
 
     /// Goes on in the next segment, which is big enough for a frame of `size`.
-    fn roll<'a>(&'a self, mut buffers: MutexGuard<'a, Buffers>, class: Class, size: u32) -> Result<MutexGuard<'a, Buffers>> {
+    fn roll<'a>(
+        &'a self,
+        mut buffers: MutexGuard<'a, Buffers>,
+        class: Class,
+        size: u32,
+    ) -> Result<MutexGuard<'a, Buffers>> {
         while buffers.preparing {
-            buffers = self.shared.progress.wait(buffers).unwrap_or_else(PoisonError::into_inner);
+            buffers = self
+                .shared
+                .progress
+                .wait(buffers)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         let number = buffers.end.segment + 1;
         let next = match buffers.spare.take() {
@@ -245,7 +290,9 @@ impl Log {
                     self.shared.disk_low.store(true, Ordering::Relaxed);
                     let refusal = match class {
                         Class::Grow => disk_low(),
-                        Class::Settle => Error::unavailable("no space is left for the log; free some on its disk"),
+                        Class::Settle => Error::unavailable(
+                            "no space is left for the log; free some on its disk",
+                        ),
                     };
                     refusal.with_source(error)
                 })?
@@ -253,7 +300,10 @@ impl Log {
         };
         buffers.segment_size = next.size;
         self.shared.keep(number, next);
-        buffers.end = Position { segment: number, offset: HEADER_BYTES };
+        buffers.end = Position {
+            segment: number,
+            offset: HEADER_BYTES,
+        };
         Ok(buffers)
     }
 
@@ -275,7 +325,9 @@ impl Log {
             receiver
         };
         receiver.await.map_err(|_| {
-            self.shared.failure().unwrap_or_else(|| Error::unavailable("the store is closed"))
+            self.shared
+                .failure()
+                .unwrap_or_else(|| Error::unavailable("the store is closed"))
         })
     }
 
@@ -311,26 +363,42 @@ impl Log {
         }
         let gone = || Error::corrupt(format!("segment {} is not there", position.segment));
         let segment = self.shared.segment(position.segment).ok_or_else(gone)?;
-        if position.offset.checked_add(length).is_none_or(|end| end > segment.size) {
-            return Err(Error::corrupt(format!("{length} bytes at {position} are outside of their segment")));
+        if position
+            .offset
+            .checked_add(length)
+            .is_none_or(|end| end > segment.size)
+        {
+            return Err(Error::corrupt(format!(
+                "{length} bytes at {position} are outside of their segment"
+            )));
         }
         let mut bytes = vec![0; length as usize];
         segment
             .file
             .read_exact_at(&mut bytes, u64::from(position.offset))
-            .map_err(|error| Error::unavailable(format!("{length} bytes at {position} cannot be read")).with_source(error))?;
+            .map_err(|error| {
+                Error::unavailable(format!("{length} bytes at {position} cannot be read"))
+                    .with_source(error)
+            })?;
         Ok(bytes.into())
     }
 
     fn read_buffered(&self, position: Position, length: u32) -> Option<Bytes> {
         let buffers = self.shared.lock();
-        buffers.writing.iter().chain(&buffers.pending).find_map(|chunk| {
-            if chunk.start.segment != position.segment {
-                return None;
-            }
-            let start = position.offset.checked_sub(chunk.start.offset)? as usize;
-            chunk.bytes.get(start..start + length as usize).map(Bytes::copy_from_slice)
-        })
+        buffers
+            .writing
+            .iter()
+            .chain(&buffers.pending)
+            .find_map(|chunk| {
+                if chunk.start.segment != position.segment {
+                    return None;
+                }
+                let start = position.offset.checked_sub(chunk.start.offset)? as usize;
+                chunk
+                    .bytes
+                    .get(start..start + length as usize)
+                    .map(Bytes::copy_from_slice)
+            })
     }
 
     /// Syncs everything appended so far, whatever the durability. Blocks.
@@ -346,7 +414,11 @@ impl Log {
             }
             buffers.sync_requested = true;
             self.shared.work.notify_all();
-            buffers = self.shared.progress.wait(buffers).unwrap_or_else(PoisonError::into_inner);
+            buffers = self
+                .shared
+                .progress
+                .wait(buffers)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         Ok(())
     }
@@ -359,20 +431,34 @@ impl Log {
         if number >= self.shared.lock().end.segment {
             return Ok(());
         }
-        self.shared.segments.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        self.shared
+            .segments
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&number);
         let folder = &self.shared.options.folder;
-        match fs::remove_file(segment::path(folder, number)).and_then(|()| segment::sync_folder(folder)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::unavailable(format!("segment {number} cannot be removed")).with_source(error))
-            }
+        match fs::remove_file(segment::path(folder, number))
+            .and_then(|()| segment::sync_folder(folder))
+        {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::unavailable(
+                format!("segment {number} cannot be removed"),
+            )
+            .with_source(error)),
             _ => Ok(()),
         }
     }
 
     /// Every segment with its size, oldest first.
     pub(crate) fn segments(&self) -> Vec<(u32, u32)> {
-        let segments = self.shared.segments.read().unwrap_or_else(PoisonError::into_inner);
-        segments.iter().map(|(number, segment)| (*number, segment.size)).collect()
+        let segments = self
+            .shared
+            .segments
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        segments
+            .iter()
+            .map(|(number, segment)| (*number, segment.size))
+            .collect()
     }
 
     /// Whether the disk has less space left than the reserve.
@@ -415,7 +501,8 @@ impl Log {
         self.shared.lock().closing = true;
         self.shared.work.notify_all();
         self.shared.room.notify_all();
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
             if thread.join().is_err() {
                 tracing::error!("a thread of the log panicked");
@@ -438,7 +525,9 @@ pub(super) fn push_frame(buffers: &mut Buffers, synced: Position, body: &[u8]) {
     let (start, sequence) = (buffers.end, buffers.sequence);
     let size = frame::size_of(body.len());
     match buffers.pending.last_mut() {
-        Some(chunk) if chunk.start.segment == start.segment => frame::write(&mut chunk.bytes, start, synced, sequence, body),
+        Some(chunk) if chunk.start.segment == start.segment => {
+            frame::write(&mut chunk.bytes, start, synced, sequence, body)
+        }
         _ => {
             let mut bytes = Vec::with_capacity(size.max(4096));
             frame::write(&mut bytes, start, synced, sequence, body);
@@ -451,5 +540,8 @@ pub(super) fn push_frame(buffers: &mut Buffers, synced: Position, body: &[u8]) {
 }
 
 fn disk_low() -> Error {
-    Error::overloaded("the disk is low, nothing more is taken; free some space", RETRY_AFTER)
+    Error::overloaded(
+        "the disk is low, nothing more is taken; free some space",
+        RETRY_AFTER,
+    )
 }

@@ -1,0 +1,161 @@
+//! Checkpoints: the state as of a place in the log, so that opening costs the tail and not the history.
+//!
+//! A file is magic, version, place, length and CRC32C of the state, the state.
+//! The newest two are kept; a damaged one is passed over for the one before.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use towpath_core::{Error, Result};
+
+use super::log::{Position, sync_folder};
+use super::state::State;
+
+const MAGIC: [u8; 8] = *b"TOWPCKP\0";
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 32;
+
+/// How many are kept.
+const KEPT: usize = 2;
+
+/// What was found at the start.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) state: State,
+    /// Where replay starts; `None` from the beginning.
+    pub(super) position: Option<Position>,
+    /// Files that could not be used, and why.
+    pub(super) passed_over: Vec<String>,
+}
+
+/// Reads the newest checkpoint that is intact.
+///
+/// # Errors
+/// `Corrupt` for one of a newer version: going back behind it could lose what only a newer Towpath understands.
+pub(super) fn load(folder: &Path) -> Result<Found> {
+    let mut found = Found::default();
+    for (position, path) in list(folder)?.into_iter().rev() {
+        match read(&path) {
+            Ok(state) => {
+                return Ok(Found {
+                    state,
+                    position: Some(position),
+                    ..found
+                });
+            }
+            Err(Problem::Newer(version)) => {
+                return Err(Error::corrupt(format!(
+                    "`{}` was written by a newer Towpath (format {version}); this one reads up to {VERSION}",
+                    path.display()
+                )));
+            }
+            Err(Problem::Damaged(reason)) => {
+                tracing::error!(path = %path.display(), reason, "a checkpoint is damaged and was passed over");
+                found
+                    .passed_over
+                    .push(format!("{}: {reason}", path.display()));
+            }
+        }
+    }
+    Ok(found)
+}
+
+enum Problem {
+    Newer(u32),
+    Damaged(String),
+}
+
+fn read(path: &Path) -> Result<State, Problem> {
+    let damaged = |reason: &str| Problem::Damaged(reason.to_owned());
+    let bytes = fs::read(path).map_err(|error| Problem::Damaged(error.to_string()))?;
+    let Some((header, body)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
+        return Err(damaged("too short"));
+    };
+    if header[..8] != MAGIC {
+        return Err(damaged("no checkpoint"));
+    }
+    let version = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
+    if version > VERSION {
+        return Err(Problem::Newer(version));
+    }
+    let checksum = u32::from_le_bytes([header[12], header[13], header[14], header[15]]);
+    if crc32c::crc32c_append(crc32c::crc32c(&header[16..]), body) != checksum {
+        return Err(damaged("does not match its checksum"));
+    }
+    State::decode(body).map_err(|error| Problem::Damaged(error.chain()))
+}
+
+/// Writes a checkpoint and removes those that are too many. Returns the place of the oldest one kept.
+///
+/// The caller has made the log durable up to `position`.
+pub(super) fn write(folder: &Path, position: Position, state: &[u8]) -> Result<Position> {
+    let io =
+        |error: io::Error| Error::unavailable("a checkpoint cannot be written").with_source(error);
+    fs::create_dir_all(folder).map_err(io)?;
+    let path = folder.join(format!(
+        "{:010}-{:010}.ckpt",
+        position.segment, position.offset
+    ));
+    let temporary = path.with_extension("tmp");
+    let written = write_file(&temporary, position, state)
+        .and_then(|()| fs::rename(&temporary, &path))
+        .and_then(|()| sync_folder(folder));
+    if let Err(error) = written {
+        fs::remove_file(&temporary).ok();
+        return Err(io(error));
+    }
+    let mut kept = list(folder)?;
+    while kept.len() > KEPT {
+        let (_, oldest) = kept.remove(0);
+        fs::remove_file(oldest).map_err(io)?;
+    }
+    Ok(kept.first().map_or(position, |(oldest, _)| *oldest))
+}
+
+fn write_file(path: &Path, position: Position, state: &[u8]) -> io::Result<()> {
+    let mut header = [0; HEADER_BYTES];
+    header[..8].copy_from_slice(&MAGIC);
+    header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    header[16..20].copy_from_slice(&position.segment.to_le_bytes());
+    header[20..24].copy_from_slice(&position.offset.to_le_bytes());
+    header[24..].copy_from_slice(&(state.len() as u64).to_le_bytes());
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(&header[16..]), state);
+    header[12..16].copy_from_slice(&checksum.to_le_bytes());
+    let mut file = File::create(path)?;
+    file.write_all(&header)?;
+    file.write_all(state)?;
+    file.sync_all()
+}
+
+/// The checkpoints of a folder, oldest first; leftovers of an interrupted write are removed.
+fn list(folder: &Path) -> Result<Vec<(Position, PathBuf)>> {
+    let io =
+        |error: io::Error| Error::unavailable("checkpoints cannot be listed").with_source(error);
+    let mut found = Vec::new();
+    if !folder.exists() {
+        return Ok(found);
+    }
+    for entry in fs::read_dir(folder).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        if path.extension().is_some_and(|ending| ending == "tmp") {
+            fs::remove_file(&path).map_err(io)?;
+            continue;
+        }
+        let place = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .and_then(|stem| {
+                let (segment, offset) = stem.split_once('-')?;
+                Some(Position {
+                    segment: segment.parse().ok()?,
+                    offset: offset.parse().ok()?,
+                })
+            });
+        if let Some(position) = place {
+            found.push((position, path));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}

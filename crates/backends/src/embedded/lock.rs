@@ -1,0 +1,62 @@
+//! One process per folder.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+use towpath_core::{Error, Result};
+
+/// Holds the folder until dropped; the operating system lets go of it when the process dies.
+#[derive(Debug)]
+pub(super) struct FolderLock {
+    _file: File,
+}
+
+impl FolderLock {
+    /// Takes the folder, made when it is not there.
+    pub(super) fn take(folder: &Path) -> Result<Self> {
+        let shown = folder.display();
+        let io = |error: std::io::Error| {
+            Error::unavailable(format!("data folder `{shown}` cannot be used")).with_source(error)
+        };
+        std::fs::create_dir_all(folder).map_err(io)?;
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(folder.join("LOCK"))
+            .map_err(io)?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut holder = String::new();
+            file.read_to_string(&mut holder).map_err(io)?;
+            return Err(Error::unavailable(format!(
+                "data folder `{shown}` is in use by process {}; stop it, or choose another folder",
+                holder.trim()
+            )));
+        }
+        file.set_len(0).map_err(io)?;
+        file.seek(SeekFrom::Start(0)).map_err(io)?;
+        writeln!(file, "{}", std::process::id()).map_err(io)?;
+        Ok(Self { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_taken_once_and_free_again_when_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = FolderLock::take(folder.path()).unwrap();
+        let error = FolderLock::take(folder.path()).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("is in use by process {};", std::process::id())),
+            "{error}"
+        );
+        drop(first);
+        FolderLock::take(folder.path()).unwrap();
+    }
+}

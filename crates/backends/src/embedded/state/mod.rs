@@ -1,0 +1,114 @@
+//! What the store knows, in memory: positions and standing, never payloads.
+//!
+//! Pure: it performs no I/O and reads no clock. The store calls it under one
+//! lock, for what happens now and for what the log says had happened.
+
+mod queue;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use towpath_core::port::queue::Settings;
+use towpath_core::{QueueName, Result};
+
+pub(super) use queue::{Dead, Entry, Leasing, Place, QueueState, Standing};
+
+use super::log::Position;
+use super::record::Record;
+
+/// Everything a checkpoint holds.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct State {
+    pub(super) queues: BTreeMap<QueueName, QueueState>,
+    /// Of the last lease; grows for ever, so an old receipt never fits a new lease.
+    pub(super) fence: u64,
+}
+
+impl State {
+    /// The queue, made with default settings when it is new.
+    pub(super) fn queue(&mut self, name: &QueueName) -> &mut QueueState {
+        if !self.queues.contains_key(name) {
+            self.queues
+                .insert(name.clone(), QueueState::new(Settings::default()));
+        }
+        self.queues.get_mut(name).expect("inserted above")
+    }
+
+    /// Applies a record whose body starts at `body` in the log, with its blobs `blobs` bytes further.
+    ///
+    /// The same for what happens now and for replay, but for leases, which exist only now.
+    pub(super) fn apply(&mut self, record: &Record<'_>, body: Position, blobs: u32) {
+        match record {
+            Record::Declare { queue, settings } => {
+                self.queue(queue).settings = settings.clone();
+            }
+            Record::Enqueue {
+                queue,
+                first,
+                at,
+                messages,
+            } => {
+                let mut position = body.plus(blobs);
+                let queue = self.queue(queue);
+                for (number, arrival) in (*first..).zip(messages) {
+                    queue.arrive(number, arrival, position, *at);
+                    position = position.plus(arrival.blob_bytes);
+                }
+            }
+            Record::Leased { queue, numbers } => self.queue(queue).note_leased(numbers),
+            Record::Settle { queue, at, settled } => {
+                let queue = self.queue(queue);
+                for (number, ending) in settled {
+                    queue.settle(*number, ending, *at);
+                }
+            }
+            Record::Pause { queue, paused } => self.queue(queue).paused = *paused,
+            Record::Drop { queue, numbers } => self.queue(queue).drop_waiting(numbers),
+            Record::Redrive {
+                queue,
+                first,
+                numbers,
+            } => self.queue(queue).redrive(*first, numbers),
+            Record::DropDead { queue, numbers } => self.queue(queue).drop_dead(numbers),
+            Record::Move { queue, moved } => {
+                let mut position = body.plus(blobs);
+                let queue = self.queue(queue);
+                for (number, bytes) in moved {
+                    queue.relocate(
+                        *number,
+                        Place {
+                            position,
+                            bytes: *bytes,
+                        },
+                    );
+                    position = position.plus(*bytes);
+                }
+            }
+        }
+    }
+
+    /// Bytes of messages still needed, by segment.
+    pub(super) fn live_bytes(&self) -> BTreeMap<u32, u64> {
+        let mut live = BTreeMap::new();
+        for entry in self.queues.values().flat_map(QueueState::entries) {
+            *live.entry(entry.place.position.segment).or_default() += u64::from(entry.place.bytes);
+        }
+        live
+    }
+
+    pub(super) fn encode(&self) -> Result<Vec<u8>> {
+        postcard::to_extend(self, Vec::new()).map_err(|error| {
+            towpath_core::Error::invalid("the state cannot be encoded").with_source(error)
+        })
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut state: Self = postcard::from_bytes(bytes).map_err(|error| {
+            towpath_core::Error::corrupt("a checkpoint cannot be decoded").with_source(error)
+        })?;
+        for queue in state.queues.values_mut() {
+            queue.rebuild();
+        }
+        Ok(state)
+    }
+}

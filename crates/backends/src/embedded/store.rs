@@ -1,0 +1,493 @@
+//! The store: state under one lock, the log behind it, and who waits for what.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use towpath_core::backend::Health;
+use towpath_core::{Clock, Error, Message, QueueName, Result, ResultExt};
+
+use super::checkpoint;
+use super::config::Config;
+use super::lock::FolderLock;
+use super::log::{Class, Durability, Log, Options, Position, Recovery};
+use super::record::{self, Record};
+use super::state::{Place, State};
+
+/// A checkpoint follows this many segments of log.
+const CHECKPOINT_SEGMENTS: u64 = 4;
+
+/// How often the store looks after itself.
+const MAINTENANCE: Duration = Duration::from_millis(250);
+
+/// Segments below this share of live bytes are written again, so that they can go.
+const LIVE_SHARE: u64 = 4;
+
+/// Fewer segments than this are not worth compacting.
+const COMPACT_FROM: usize = 6;
+
+/// Most bytes written again in one step.
+const MOVE_BYTES: u32 = 1 << 20;
+
+/// Neighbours are read in one go when the gap between them and the whole are not larger.
+const READ_GAP: u32 = 4096;
+const READ_SPAN: u32 = 1 << 20;
+
+/// What the lock guards.
+pub(super) struct Inner {
+    pub(super) state: State,
+    record: Vec<u8>,
+    pub(super) blobs: Vec<u8>,
+}
+
+/// An open store.
+pub(super) struct Store {
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) log: Log,
+    inner: Mutex<Inner>,
+    waiting: Arc<Waiting>,
+    config: Config,
+    recovery: Recovery,
+    passed_over: Vec<String>,
+    checkpointed: Mutex<Position>,
+    closed: AtomicBool,
+    maintenance: Mutex<Option<JoinHandle<()>>>,
+    wake_maintenance: (Mutex<()>, Condvar),
+    lock: Mutex<Option<FolderLock>>,
+}
+
+/// Who waits for messages, and what will wake them.
+#[derive(Default)]
+struct Waiting {
+    queues: Mutex<HashMap<QueueName, Arc<Notify>>>,
+    /// Records on their way, in log order: once committed, their queue has something new.
+    coming: Mutex<VecDeque<(Position, Arc<Notify>)>>,
+}
+
+impl Waiting {
+    fn queue(&self, name: &QueueName) -> Arc<Notify> {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        match queues.get(name) {
+            Some(notify) => Arc::clone(notify),
+            None => Arc::clone(queues.entry(name.clone()).or_default()),
+        }
+    }
+
+    fn wake_up_to(&self, committed: Position) {
+        let mut coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last: Option<Arc<Notify>> = None;
+        while coming.front().is_some_and(|(end, _)| *end <= committed) {
+            let Some((_, notify)) = coming.pop_front() else {
+                break;
+            };
+            if last.as_ref().is_none_or(|last| !Arc::ptr_eq(last, &notify)) {
+                notify.notify_waiters();
+                last = Some(notify);
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Opens the folder: takes its lock, loads the newest checkpoint, replays the log behind it.
+    pub(super) fn open(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
+        let lock = FolderLock::take(&config.folder)?;
+        let checkpoint::Found {
+            mut state,
+            position,
+            passed_over,
+        } = checkpoint::load(&config.folder.join("checkpoint"))?;
+        let options = Options {
+            folder: config.folder.join("log"),
+            quarantine: config.folder.join("quarantine"),
+            durability: config.durability,
+            segment_bytes: config.segment_bytes,
+            reserve_bytes: config.reserve_bytes,
+        };
+        let (log, recovery) = Log::open(options, position, &mut |body, bytes| {
+            let (record, blobs) = Record::decode(bytes)?;
+            state.apply(&record, body, blobs);
+            Ok(())
+        })
+        .context(|| format!("open the store in `{}`", config.folder.display()))?;
+        let waiting = Arc::<Waiting>::default();
+        let store = Arc::new(Self {
+            clock,
+            inner: Mutex::new(Inner {
+                state,
+                record: Vec::new(),
+                blobs: Vec::new(),
+            }),
+            waiting,
+            config,
+            recovery,
+            passed_over,
+            checkpointed: Mutex::new(position.unwrap_or_default()),
+            closed: AtomicBool::new(false),
+            maintenance: Mutex::new(None),
+            wake_maintenance: (Mutex::new(()), Condvar::new()),
+            lock: Mutex::new(Some(lock)),
+            log,
+        });
+        store.wake_on_commit();
+        let weak = Arc::downgrade(&store);
+        let thread = std::thread::Builder::new()
+            .name("towpath-upkeep".to_owned())
+            .spawn(move || maintain(&weak))
+            .map_err(|error| {
+                Error::unavailable("a thread of the store cannot be started").with_source(error)
+            })?;
+        *store
+            .maintenance
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(store)
+    }
+
+    fn wake_on_commit(self: &Arc<Self>) {
+        let (waiting, store) = (Arc::clone(&self.waiting), Arc::downgrade(self));
+        self.log.on_commit(move || {
+            if let Some(store) = store.upgrade() {
+                waiting.wake_up_to(store.log.committed_position());
+            }
+        });
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Milliseconds of the monotonic clock.
+    pub(super) fn monotonic(&self) -> u64 {
+        u64::try_from(self.clock.monotonic().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Appends a record with the blobs gathered in `inner.blobs`, and applies it. Returns its ticket.
+    pub(super) fn write(
+        &self,
+        inner: &mut Inner,
+        class: Class,
+        record: &Record<'_>,
+    ) -> Result<Position> {
+        let Inner {
+            state,
+            record: bytes,
+            blobs,
+        } = inner;
+        bytes.clear();
+        record.encode(bytes)?;
+        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        bytes.append(blobs);
+        let appended = self.log.append(class, bytes)?;
+        state.apply(record, appended.body, length);
+        Ok(appended.end)
+    }
+
+    /// Appends a record of something that the state knows already.
+    pub(super) fn note(&self, inner: &mut Inner, record: &Record<'_>) -> Result<()> {
+        inner.record.clear();
+        record.encode(&mut inner.record)?;
+        self.log.append(Class::Settle, &inner.record).map(drop)
+    }
+
+    /// Wakes those who wait for this queue, once `end` is committed.
+    pub(super) fn wake_when_committed(&self, queue: &QueueName, end: Position) {
+        let notify = self.waiting.queue(queue);
+        self.waiting
+            .coming
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back((end, notify));
+        // It may be committed already, and then no commit would come.
+        let committed = self.log.committed_position();
+        if end <= committed {
+            self.waiting.wake_up_to(committed);
+        }
+    }
+
+    /// What tells that the queue may have something new.
+    pub(super) fn news(&self, queue: &QueueName) -> Arc<Notify> {
+        self.waiting.queue(queue)
+    }
+
+    /// Reads messages back, neighbours together. One outcome each.
+    pub(super) fn read(&self, places: &[Place]) -> Vec<Result<Message>> {
+        let mut messages = Vec::with_capacity(places.len());
+        let mut start = 0;
+        while start < places.len() {
+            let first = places[start].position;
+            let (mut end, mut until) = (start + 1, first.offset + places[start].bytes);
+            while let Some(next) = places.get(end) {
+                let gap = next.position.offset.checked_sub(until);
+                if next.position.segment != first.segment
+                    || gap.is_none_or(|gap| gap > READ_GAP)
+                    || next.position.offset + next.bytes - first.offset > READ_SPAN
+                {
+                    break;
+                }
+                until = next.position.offset + next.bytes;
+                end += 1;
+            }
+            let span = self.log.read(first, until - first.offset);
+            messages.extend(
+                places[start..end]
+                    .iter()
+                    .map(|place| self.message(*place, first, &span)),
+            );
+            start = end;
+        }
+        messages
+    }
+
+    fn message(&self, place: Place, start: Position, span: &Result<Bytes>) -> Result<Message> {
+        let blob = match span {
+            Ok(bytes) => {
+                let offset = (place.position.offset - start.offset) as usize;
+                bytes.slice(offset..offset + place.bytes as usize)
+            }
+            // The neighbours may be readable by themselves.
+            Err(_) => self.log.read(place.position, place.bytes)?,
+        };
+        record::decode_blob(&blob).context(|| format!("message at {} of the log", place.position))
+    }
+
+    pub(super) fn health(&self) -> Result<Health> {
+        if let Some(failure) = self.log.failed() {
+            return Err(failure);
+        }
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Error::unavailable("the store is closed"));
+        }
+        let segments = self.log.segments();
+        let bytes: u64 = segments.iter().map(|(_, size)| u64::from(*size)).sum();
+        let fact = |name: &str, value: String| (name.to_owned(), value);
+        let facts = vec![
+            fact("folder", self.config.folder.display().to_string()),
+            fact("durability", self.config.durability.to_string()),
+            fact("log", format!("{} segments, {bytes} bytes", segments.len())),
+            fact("syncs", self.log.syncs().to_string()),
+            fact("free disk", format!("{} bytes", self.log.free_bytes())),
+            fact(
+                "opened",
+                format!(
+                    "{} records in {:?}",
+                    self.recovery.records, self.recovery.elapsed
+                ),
+            ),
+        ];
+        let mut warnings: Vec<String> = self
+            .passed_over
+            .iter()
+            .map(|what| format!("a damaged checkpoint was passed over: {what}"))
+            .collect();
+        for damage in &self.recovery.damaged {
+            let saved = damage.saved_as.as_ref().map_or_else(String::new, |path| {
+                format!(", saved as `{}`", path.display())
+            });
+            warnings.push(format!(
+                "{} bytes of the log at {} were damaged{saved}",
+                damage.bytes, damage.start
+            ));
+        }
+        if let Some((place, bytes)) = self.recovery.cut {
+            warnings.push(format!(
+                "a torn tail of {bytes} bytes at {place} was cut; it was never acknowledged"
+            ));
+        }
+        if self.log.is_disk_low() {
+            warnings.push("the disk is low: nothing more is taken until space is freed".to_owned());
+        }
+        if self.config.durability == Durability::None {
+            warnings.push("durability is none: a crash loses what is not yet written".to_owned());
+        }
+        Ok(Health { facts, warnings })
+    }
+
+    pub(super) async fn failed(&self) -> Error {
+        self.log.wait_failed().await
+    }
+
+    /// Writes a last checkpoint, makes everything durable, lets go of the folder. Idempotent. Blocks.
+    pub(super) fn close(&self) -> Result<()> {
+        if self.closed.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.wake_maintenance.1.notify_all();
+        let thread = self
+            .maintenance
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+            && thread.join().is_err()
+        {
+            tracing::error!("the upkeep of the store panicked");
+        }
+        let checkpointed = self.checkpoint();
+        let closed = self.log.close();
+        for notify in self
+            .waiting
+            .queues
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+        {
+            notify.notify_waiters();
+        }
+        self.lock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        checkpointed.and(closed)
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Saves the state, and removes segments that nobody needs any more.
+    pub(super) fn checkpoint(&self) -> Result<()> {
+        let (position, state, live) = {
+            let inner = self.lock();
+            let position = self.log.end();
+            if *self
+                .checkpointed
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                == position
+            {
+                return Ok(());
+            }
+            (position, inner.state.encode()?, inner.state.live_bytes())
+        };
+        // A checkpoint must never know more than the log behind it.
+        self.log.sync_all()?;
+        let oldest = checkpoint::write(&self.config.folder.join("checkpoint"), position, &state)?;
+        *self
+            .checkpointed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = position;
+        for (number, _) in self.log.segments() {
+            if number < oldest.segment && !live.contains_key(&number) {
+                self.log.remove(number)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn checkpoint_is_due(&self) -> bool {
+        let last = *self
+            .checkpointed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let end = self.log.end();
+        let behind = u64::from(end.segment.saturating_sub(last.segment));
+        behind >= CHECKPOINT_SEGMENTS || (behind > 0 && self.log.is_disk_low())
+    }
+
+    /// Writes the few live messages of one old segment again, so that the next checkpoints can remove it.
+    pub(super) fn compact(&self) -> Result<()> {
+        let segments = self.log.segments();
+        if segments.len() < COMPACT_FROM || self.log.is_disk_low() {
+            return Ok(());
+        }
+        let live = self.lock().state.live_bytes();
+        let sparse = segments.iter().rev().skip(3).find(|(number, size)| {
+            live.get(number)
+                .is_some_and(|bytes| bytes * LIVE_SHARE < u64::from(*size))
+        });
+        let Some((number, _)) = sparse else {
+            return Ok(());
+        };
+        while self.move_some(*number)? {}
+        Ok(())
+    }
+
+    /// Moves up to [`MOVE_BYTES`] out of a segment. False when nothing that can be read is left in it.
+    fn move_some(&self, segment: u32) -> Result<bool> {
+        let mut inner = self.lock();
+        let found = inner.state.queues.iter().find_map(|(name, queue)| {
+            let mut bytes = 0;
+            let entries: Vec<(u64, Place)> = queue
+                .entries()
+                .filter(|entry| entry.place.position.segment == segment)
+                .take_while(|entry| {
+                    bytes += entry.place.bytes;
+                    bytes == entry.place.bytes || bytes <= MOVE_BYTES
+                })
+                .map(|entry| (entry.number, entry.place))
+                .collect();
+            (!entries.is_empty()).then(|| (name.clone(), entries))
+        });
+        let Some((queue, entries)) = found else {
+            return Ok(false);
+        };
+        let mut moved = Vec::with_capacity(entries.len());
+        inner.blobs.clear();
+        for (number, place) in entries {
+            let blob = self.log.read(place.position, place.bytes)?;
+            if record::decode_blob(&blob).is_err() {
+                // Its consumer will be told; until then the segment stays as evidence.
+                inner.blobs.clear();
+                return Ok(false);
+            }
+            inner.blobs.extend_from_slice(&blob);
+            moved.push((number, place.bytes));
+        }
+        self.write(&mut inner, Class::Settle, &Record::Move { queue, moved })?;
+        Ok(true)
+    }
+
+    /// Moves what has fallen due, and wakes those who wait for it.
+    fn tick(&self) {
+        let (now, monotonic) = (self.clock.now(), self.monotonic());
+        let mut inner = self.lock();
+        for (name, queue) in &mut inner.state.queues {
+            let had = queue.has_ready();
+            queue.tick(now, monotonic);
+            if !had && queue.has_ready() {
+                self.news(name).notify_waiters();
+            }
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::warn!(error = error.chain(), "the store was not closed in order");
+        }
+    }
+}
+
+/// The upkeep thread: ends when the store is closed or gone.
+fn maintain(store: &Weak<Store>) {
+    while let Some(store) = store.upgrade() {
+        if store.is_closed() {
+            return;
+        }
+        store.tick();
+        let worked = if store.checkpoint_is_due() {
+            store.checkpoint().and_then(|()| store.compact())
+        } else {
+            Ok(())
+        };
+        if let Err(error) = worked {
+            tracing::warn!(
+                error = error.chain(),
+                "upkeep of the store failed, it will be tried again"
+            );
+        }
+        let guard = store
+            .wake_maintenance
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        drop(store.wake_maintenance.1.wait_timeout(guard, MAINTENANCE));
+    }
+}

@@ -1,2 +1,10 @@
-//! Placeholder.
-fn main() {}
+//! The `towpath` binary.
+
+use std::process::ExitCode;
+
+use towpath::cli::Cli;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    Cli::run().await.into()
+}

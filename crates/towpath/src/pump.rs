@@ -49,6 +49,8 @@ pub struct Pump {
     pub pause: Duration,
     /// What is measured.
     pub metrics: PumpMetrics,
+    /// Told what is wrong with the sink as a whole, and when nothing is.
+    pub condition: Box<dyn Fn(Option<String>) + Send + Sync>,
 }
 
 impl Pump {
@@ -66,7 +68,10 @@ impl Pump {
         if !matches!(ended, Ok(Ok(()))) {
             match self.inlet.disconnect().await {
                 Ok(count) => stop.account.add("taken back", count),
-                Err(error) => warn!(error = error.chain(), "deliveries come back when their lease expires"),
+                Err(error) => warn!(
+                    error = error.chain(),
+                    "deliveries come back when their lease expires"
+                ),
             }
         }
         match ended {
@@ -82,8 +87,12 @@ impl Pump {
                 Ok(batch) => batch,
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     backend_attempt += 1;
-                    warn!(error = error.chain(), attempt = backend_attempt, "lease failed, trying again");
-                    rest(stop, BACKEND.next_delay(backend_attempt, &mut rand::rng())).await;
+                    warn!(
+                        error = error.chain(),
+                        attempt = backend_attempt,
+                        "lease failed, trying again"
+                    );
+                    rest(stop, drawn(&BACKEND, backend_attempt)).await;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -95,15 +104,23 @@ impl Pump {
             stop.account.add("leased", batch.len() as u64);
             match self.deliver(&batch, stop).await {
                 Delivered::Outcomes(outcomes) => {
+                    if sink_attempt > 0 {
+                        (self.condition)(None);
+                    }
                     sink_attempt = 0;
                     self.settle(self.verdicts(&batch, outcomes), stop).await?;
                 }
                 Delivered::Nothing(error) => {
                     sink_attempt += 1;
                     self.metrics.sink_failed();
-                    warn!(error = error.chain(), attempt = sink_attempt, "sink cannot work, batch given back");
+                    (self.condition)(Some(error.chain()));
+                    warn!(
+                        error = error.chain(),
+                        attempt = sink_attempt,
+                        "sink cannot work, batch given back"
+                    );
                     self.settle(give_back(&batch), stop).await?;
-                    rest(stop, SINK.next_delay(sink_attempt, &mut rand::rng())).await;
+                    rest(stop, drawn(&SINK, sink_attempt)).await;
                 }
                 Delivered::OutOfTime => {
                     self.settle(give_back(&batch), stop).await?;
@@ -121,7 +138,10 @@ impl Pump {
                 () = stop.requested() => return Delivered::OutOfTime,
             }
         }
-        let receipts: Vec<Receipt> = batch.iter().map(|delivery| delivery.receipt.clone()).collect();
+        let receipts: Vec<Receipt> = batch
+            .iter()
+            .map(|delivery| delivery.receipt.clone())
+            .collect();
         let timer = self.metrics.start(batch);
         let mut delivering = std::pin::pin!(self.sink.deliver(batch));
         // A third of the lease, so that two lost renewals still leave time for a third.
@@ -149,7 +169,10 @@ impl Pump {
             Ok(outcomes) => {
                 let lost = outcomes.iter().filter(|outcome| outcome.is_err()).count();
                 if lost > 0 {
-                    warn!(lost, "leases could not be renewed, those messages go to others");
+                    warn!(
+                        lost,
+                        "leases could not be renewed, those messages go to others"
+                    );
                 }
             }
             Err(error) => warn!(error = error.chain(), "leases could not be renewed"),
@@ -172,7 +195,7 @@ impl Pump {
                     Outcome::Reject { reason } => Verdict::DeadLetter { reason },
                     Outcome::Retry { after, error } => {
                         debug!(id = %delivery.message.id, attempt = delivery.attempt, error, "delivery failed");
-                        let drawn = self.retry.next_delay(delivery.attempt, &mut rand::rng());
+                        let drawn = drawn(&self.retry, delivery.attempt);
                         Verdict::Retry { after: after.map_or(drawn, |asked| asked.min(self.retry.max)), error }
                     }
                 },
@@ -191,7 +214,10 @@ impl Pump {
                             Ok(()) => stop.account.add(word(&settlement.verdict), 1),
                             Err(error) => {
                                 stop.account.add("lost leases", 1);
-                                warn!(error = error.chain(), "a delivery had gone to somebody else");
+                                warn!(
+                                    error = error.chain(),
+                                    "a delivery had gone to somebody else"
+                                );
                             }
                         }
                     }
@@ -199,9 +225,12 @@ impl Pump {
                 }
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     attempt += 1;
-                    warn!(error = error.chain(), attempt, "settle failed, trying again");
+                    warn!(
+                        error = error.chain(),
+                        attempt, "settle failed, trying again"
+                    );
                     tokio::select! {
-                        () = tokio::time::sleep(BACKEND.next_delay(attempt, &mut rand::rng())) => {}
+                        () = tokio::time::sleep(drawn(&BACKEND, attempt)) => {}
                         // Unsettled deliveries come back by their lease or at the next start.
                         () = stop.nearly_over(GIVE_BACK / 2) => return Err(error),
                     }
@@ -221,7 +250,10 @@ enum Delivered {
 fn give_back(batch: &[Delivery]) -> Vec<Settlement> {
     batch
         .iter()
-        .map(|delivery| Settlement { receipt: delivery.receipt.clone(), verdict: Verdict::Release })
+        .map(|delivery| Settlement {
+            receipt: delivery.receipt.clone(),
+            verdict: Verdict::Release,
+        })
         .collect()
 }
 
@@ -232,6 +264,11 @@ const fn word(verdict: &Verdict) -> &'static str {
         Verdict::DeadLetter { .. } => "dead letters",
         Verdict::Release => "given back",
     }
+}
+
+/// A delay; the source of randomness must not live across an await.
+fn drawn(policy: &retry::Policy, attempt: u32) -> Duration {
+    policy.next_delay(attempt, &mut rand::rng())
 }
 
 /// Sleeps, or returns at once when the stop is requested.

@@ -36,8 +36,13 @@ pub enum Stage {
     Observe,
 }
 
-const STAGES: [Stage; 5] =
-    [Stage::Accept, Stage::Source, Stage::Deliver, Stage::Maintain, Stage::Observe];
+const STAGES: [Stage; 5] = [
+    Stage::Accept,
+    Stage::Source,
+    Stage::Deliver,
+    Stage::Maintain,
+    Stage::Observe,
+];
 
 /// What the failure of a task means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,13 +66,21 @@ impl Account {
     /// Adds to a count; the word is what the report prints: `acked`.
     pub fn add(&self, what: &'static str, count: u64) {
         if count > 0 {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(what).or_default() += count;
+            *self
+                .0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entry(what)
+                .or_default() += count;
         }
     }
 
     /// The counts, by word.
     pub fn counts(&self) -> BTreeMap<&'static str, u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -83,7 +96,11 @@ pub struct Stop {
 impl Stop {
     /// A stop that comes when `token` is cancelled, without a deadline. For tests and short programs.
     pub fn when(token: CancellationToken) -> Self {
-        Self { token, deadline: Arc::default(), account: Account::default() }
+        Self {
+            token,
+            deadline: Arc::default(),
+            account: Account::default(),
+        }
     }
 
     /// Resolves when the task should end.
@@ -133,7 +150,10 @@ pub struct Supervisor {
 
 impl fmt::Debug for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Task").field("name", &self.name).field("stage", &self.stage).finish_non_exhaustive()
+        f.debug_struct("Task")
+            .field("name", &self.name)
+            .field("stage", &self.stage)
+            .finish_non_exhaustive()
     }
 }
 
@@ -173,7 +193,9 @@ pub struct Report {
 impl Report {
     /// Whether everything ended by itself and nothing failed.
     pub fn is_clean(&self) -> bool {
-        self.tasks.iter().all(|task| task.ending == Ending::Finished)
+        self.tasks
+            .iter()
+            .all(|task| task.ending == Ending::Finished)
     }
 }
 
@@ -182,7 +204,10 @@ impl Supervisor {
     pub fn new(grace: Duration) -> Self {
         Self {
             grace,
-            stops: STAGES.into_iter().map(|stage| (stage, CancellationToken::new())).collect(),
+            stops: STAGES
+                .into_iter()
+                .map(|stage| (stage, CancellationToken::new()))
+                .collect(),
             deadline: Arc::default(),
             fatal: CancellationToken::new(),
             tasks: Vec::new(),
@@ -190,8 +215,13 @@ impl Supervisor {
     }
 
     /// Starts a task. `make` is called again for every restart.
-    pub fn start<M, F>(&mut self, name: impl Into<String>, stage: Stage, on_failure: OnFailure, make: M)
-    where
+    pub fn start<M, F>(
+        &mut self,
+        name: impl Into<String>,
+        stage: Stage,
+        on_failure: OnFailure,
+        make: M,
+    ) where
         M: Fn(Stop) -> F + Send + 'static,
         F: Future<Output = Result<()>> + Send + 'static,
     {
@@ -205,7 +235,12 @@ impl Supervisor {
         let fatal = self.fatal.clone();
         let make = move |stop: Stop| -> TaskFuture { Box::pin(make(stop)) };
         let handle = tokio::spawn(watch(name.clone(), on_failure, stop, fatal, make));
-        self.tasks.push(Task { name, stage, account, handle });
+        self.tasks.push(Task {
+            name,
+            stage,
+            account,
+            handle,
+        });
     }
 
     /// Waits for `signal` or a fatal failure, then drains.
@@ -253,10 +288,18 @@ impl Supervisor {
                         }
                     }
                 };
-                tasks.push(TaskReport { name: task.name, ending, counts: task.account.counts() });
+                tasks.push(TaskReport {
+                    name: task.name,
+                    ending,
+                    counts: task.account.counts(),
+                });
             }
         }
-        Report { reason, drained_in: began.elapsed(), tasks }
+        Report {
+            reason,
+            drained_in: began.elapsed(),
+            tasks,
+        }
     }
 }
 
@@ -282,14 +325,28 @@ async fn watch(
             return Err(failure);
         }
         if on_failure == OnFailure::StopProcess {
-            error!(task = name, error = failure.chain(), "task failed, stopping the process");
+            error!(
+                task = name,
+                error = failure.chain(),
+                "task failed, stopping the process"
+            );
             fatal.cancel();
             return Err(failure);
         }
-        attempt = if began.elapsed() > RECOVERED_AFTER { 1 } else { attempt + 1 };
+        attempt = if began.elapsed() > RECOVERED_AFTER {
+            1
+        } else {
+            attempt + 1
+        };
         stop.account.add("restarts", 1);
         let delay = RESTART.next_delay(attempt, &mut rand::rng());
-        warn!(task = name, error = failure.chain(), attempt, ?delay, "task failed, starting it again");
+        warn!(
+            task = name,
+            error = failure.chain(),
+            attempt,
+            ?delay,
+            "task failed, starting it again"
+        );
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
             () = stop.requested() => return Ok(()),
@@ -351,7 +408,11 @@ mod tests {
     async fn stages_stop_in_order() {
         let order = Arc::new(Mutex::new(Vec::new()));
         let mut supervisor = Supervisor::new(Duration::from_secs(5));
-        for (name, stage) in [("deliver", Stage::Deliver), ("observe", Stage::Observe), ("accept", Stage::Accept)] {
+        for (name, stage) in [
+            ("deliver", Stage::Deliver),
+            ("observe", Stage::Observe),
+            ("accept", Stage::Accept),
+        ] {
             let order = Arc::clone(&order);
             supervisor.start(name, stage, OnFailure::StopProcess, move |stop| {
                 let order = Arc::clone(&order);
@@ -363,7 +424,9 @@ mod tests {
                 }
             });
         }
-        let report = supervisor.run(later(10), std::future::pending(), || {}).await;
+        let report = supervisor
+            .run(later(10), std::future::pending(), || {})
+            .await;
         assert_eq!(*order.lock().unwrap(), ["accept", "deliver", "observe"]);
         assert!(report.is_clean());
         assert_eq!(report.drained_in, Duration::from_millis(300));
@@ -372,11 +435,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_task_that_does_not_end_is_cut_and_named() {
         let mut supervisor = Supervisor::new(Duration::from_secs(2));
-        supervisor.start("stuck", Stage::Deliver, OnFailure::Restart, |stop| async move {
-            stop.account.add("acked", 3);
-            std::future::pending().await
-        });
-        let report = supervisor.run(later(10), std::future::pending(), || {}).await;
+        supervisor.start(
+            "stuck",
+            Stage::Deliver,
+            OnFailure::Restart,
+            |stop| async move {
+                stop.account.add("acked", 3);
+                std::future::pending().await
+            },
+        );
+        let report = supervisor
+            .run(later(10), std::future::pending(), || {})
+            .await;
         assert_eq!(report.tasks[0].ending, Ending::Cut);
         assert_eq!(report.tasks[0].counts["acked"], 3);
         assert_eq!(report.drained_in, Duration::from_secs(2));
@@ -395,7 +465,9 @@ mod tests {
                 Ok(())
             }
         });
-        let report = supervisor.run(later(60_000), std::future::pending(), || {}).await;
+        let report = supervisor
+            .run(later(60_000), std::future::pending(), || {})
+            .await;
         assert_eq!(runs.load(Ordering::SeqCst), 3);
         assert_eq!(report.tasks[0].counts["restarts"], 2);
         assert!(report.is_clean());
@@ -407,11 +479,18 @@ mod tests {
         supervisor.start("vital", Stage::Accept, OnFailure::StopProcess, |_| async {
             Err(Error::corrupt("broken"))
         });
-        supervisor.start("other", Stage::Deliver, OnFailure::Restart, |stop| async move {
-            stop.requested().await;
-            Ok(())
-        });
-        let report = supervisor.run(std::future::pending(), std::future::pending(), || {}).await;
+        supervisor.start(
+            "other",
+            Stage::Deliver,
+            OnFailure::Restart,
+            |stop| async move {
+                stop.requested().await;
+                Ok(())
+            },
+        );
+        let report = supervisor
+            .run(std::future::pending(), std::future::pending(), || {})
+            .await;
         assert_eq!(report.tasks[0].ending, Ending::Failed("broken".to_owned()));
         assert_eq!(report.tasks[1].ending, Ending::Finished);
     }

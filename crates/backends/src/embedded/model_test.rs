@@ -12,7 +12,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use towpath_core::port::Queue;
 use towpath_core::port::queue::{Enqueued, LeaseRequest, Settings, Settlement, Verdict};
-use towpath_core::{ConsumerId, Delivery, ManualClock, MessageId, NewMessage, QueueName, Timestamp, retry};
+use towpath_core::{
+    ConsumerId, Delivery, ManualClock, MessageId, NewMessage, QueueName, Timestamp, retry,
+};
 
 use super::config::Config;
 use super::store::Store;
@@ -26,7 +28,9 @@ fn open(folder: &Path, clock: &Arc<ManualClock>) -> Arc<Store> {
 fn copy(from: &Path, to: &Path) {
     for folder in ["log", "checkpoint"] {
         std::fs::create_dir_all(to.join(folder)).unwrap();
-        let Ok(entries) = std::fs::read_dir(from.join(folder)) else { continue };
+        let Ok(entries) = std::fs::read_dir(from.join(folder)) else {
+            continue;
+        };
         for entry in entries {
             let path = entry.unwrap().path();
             // A file may go while it is copied, as a segment does after a checkpoint.
@@ -48,7 +52,10 @@ struct Model {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reopened_store_has_everything_that_was_acknowledged() {
-    let seeds = std::env::var("TOWPATH_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(12);
+    let seeds = std::env::var("TOWPATH_SEEDS")
+        .ok()
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(12);
     for seed in 0..seeds {
         run(seed).await;
     }
@@ -62,8 +69,13 @@ async fn run(seed: u64) {
     let mut path = folder.path().to_owned();
     let mut store = open(&path, &clock);
     let queue = QueueName::new("jobs").unwrap();
-    let settings =
-        Settings { retry: retry::Policy { attempts: 3, ..Default::default() }, ..Default::default() };
+    let settings = Settings {
+        retry: retry::Policy {
+            attempts: 3,
+            ..Default::default()
+        },
+        ..Default::default()
+    };
     store.declare(&queue, &settings).await.unwrap();
     let mut model = Model::default();
     let mut in_hand: Vec<Delivery> = Vec::new();
@@ -71,7 +83,9 @@ async fn run(seed: u64) {
         let at = format!("seed {seed} step {step}");
         match rng.random_range(0..100) {
             0..40 => {
-                let messages: Vec<NewMessage> = (0..rng.random_range(1..8)).map(|_| message(&mut rng)).collect();
+                let messages: Vec<NewMessage> = (0..rng.random_range(1..8))
+                    .map(|_| message(&mut rng))
+                    .collect();
                 let outcomes = store.enqueue(&queue, messages.clone()).await.unwrap();
                 for (message, outcome) in messages.iter().zip(outcomes) {
                     match (outcome.unwrap(), &message.dedup_id) {
@@ -81,7 +95,9 @@ async fn run(seed: u64) {
                                 assert_eq!(model.dedup.insert(dedup_id.clone(), id), None, "{at}");
                             }
                         }
-                        (Enqueued::Duplicate(id), Some(dedup_id)) => assert_eq!(model.dedup.get(dedup_id), Some(&id), "{at}"),
+                        (Enqueued::Duplicate(id), Some(dedup_id)) => {
+                            assert_eq!(model.dedup.get(dedup_id), Some(&id), "{at}")
+                        }
                         other => panic!("{at}: {other:?}"),
                     }
                 }
@@ -90,22 +106,39 @@ async fn run(seed: u64) {
                 let leased = lease(&store, &queue, rng.random_range(1..10)).await;
                 for delivery in &leased {
                     let id = delivery.message.id;
-                    assert!(!model.gone.contains(&id) && !model.dead.contains(&id), "{at}: {id} came again");
-                    let attempts = model.present.get_mut(&id).unwrap_or_else(|| panic!("{at}: {id} was never sent"));
-                    assert!(delivery.attempt > *attempts, "{at}: attempt {} after {attempts}", delivery.attempt);
+                    assert!(
+                        !model.gone.contains(&id) && !model.dead.contains(&id),
+                        "{at}: {id} came again"
+                    );
+                    let attempts = model
+                        .present
+                        .get_mut(&id)
+                        .unwrap_or_else(|| panic!("{at}: {id} was never sent"));
+                    assert!(
+                        delivery.attempt > *attempts,
+                        "{at}: attempt {} after {attempts}",
+                        delivery.attempt
+                    );
                     assert!(delivery.attempt <= 3, "{at}");
                 }
                 in_hand.extend(leased);
             }
             65..85 => {
                 let count = rng.random_range(0..=in_hand.len());
-                let settled: Vec<(Delivery, Verdict)> =
-                    in_hand.drain(..count).map(|delivery| (delivery, verdict(&mut rng))).collect();
+                let settled: Vec<(Delivery, Verdict)> = in_hand
+                    .drain(..count)
+                    .map(|delivery| (delivery, verdict(&mut rng)))
+                    .collect();
                 let outcomes = store
-                    .settle(settled.iter().map(|(delivery, verdict)| Settlement {
-                        receipt: delivery.receipt.clone(),
-                        verdict: verdict.clone(),
-                    }).collect())
+                    .settle(
+                        settled
+                            .iter()
+                            .map(|(delivery, verdict)| Settlement {
+                                receipt: delivery.receipt.clone(),
+                                verdict: verdict.clone(),
+                            })
+                            .collect(),
+                    )
                     .await
                     .unwrap();
                 for ((delivery, verdict), outcome) in settled.into_iter().zip(outcomes) {
@@ -142,7 +175,9 @@ fn message(rng: &mut StdRng) -> NewMessage {
         message.dedup_id = Some(format!("dedup {}", rng.random_range(0..60)));
     }
     if rng.random_bool(0.1) {
-        message.not_before = Some(Timestamp::from_millis(1_700_000_000_000 + rng.random_range(0..500_000)));
+        message.not_before = Some(Timestamp::from_millis(
+            1_700_000_000_000 + rng.random_range(0..500_000),
+        ));
     }
     message
 }
@@ -150,9 +185,14 @@ fn message(rng: &mut StdRng) -> NewMessage {
 fn verdict(rng: &mut StdRng) -> Verdict {
     match rng.random_range(0..10) {
         0..6 => Verdict::Ack,
-        6..8 => Verdict::Retry { after: Duration::from_millis(rng.random_range(0..5_000)), error: "no".to_owned() },
+        6..8 => Verdict::Retry {
+            after: Duration::from_millis(rng.random_range(0..5_000)),
+            error: "no".to_owned(),
+        },
         8 => Verdict::Release,
-        _ => Verdict::DeadLetter { reason: "poison".to_owned() },
+        _ => Verdict::DeadLetter {
+            reason: "poison".to_owned(),
+        },
     }
 }
 
@@ -176,24 +216,39 @@ fn note(model: &mut Model, delivery: &Delivery, verdict: &Verdict) {
 
 async fn lease(store: &Arc<Store>, queue: &QueueName, max: usize) -> Vec<Delivery> {
     let consumer = ConsumerId::new("one").unwrap();
-    let request =
-        LeaseRequest { queue: queue.clone(), consumer, max, lease: Duration::from_secs(10), wait: Duration::ZERO };
+    let request = LeaseRequest {
+        queue: queue.clone(),
+        consumer,
+        max,
+        lease: Duration::from_secs(10),
+        wait: Duration::ZERO,
+    };
     store.lease(request).await.unwrap()
 }
 
 async fn balance(store: &Arc<Store>, queue: &QueueName, at: &str) {
     let stats = store.stats(queue).await.unwrap();
-    let there = stats.ready + stats.delayed + stats.leased + stats.dead + stats.acked + stats.dropped;
+    let there =
+        stats.ready + stats.delayed + stats.leased + stats.dead + stats.acked + stats.dropped;
     assert_eq!(stats.enqueued, there, "{at}: {stats:?}");
 }
 
 /// Everything that must be there comes, in the end, as a delivery or a dead letter.
-async fn finish(store: &Arc<Store>, queue: &QueueName, clock: &ManualClock, model: &Model, seed: u64) {
+async fn finish(
+    store: &Arc<Store>,
+    queue: &QueueName,
+    clock: &ManualClock,
+    model: &Model,
+    seed: u64,
+) {
     let mut seen = BTreeSet::new();
     for _ in 0..400 {
         clock.advance(Duration::from_secs(11));
         let leased = lease(store, queue, 100).await;
-        let settled = leased.iter().map(|delivery| Settlement { receipt: delivery.receipt.clone(), verdict: Verdict::Ack });
+        let settled = leased.iter().map(|delivery| Settlement {
+            receipt: delivery.receipt.clone(),
+            verdict: Verdict::Ack,
+        });
         for outcome in store.settle(settled.collect()).await.unwrap() {
             outcome.unwrap();
         }
@@ -203,13 +258,24 @@ async fn finish(store: &Arc<Store>, queue: &QueueName, clock: &ManualClock, mode
             break;
         }
     }
-    let dead: BTreeSet<MessageId> =
-        store.dead_letters(queue, None, 10_000).await.unwrap().iter().map(|one| one.message.id).collect();
+    let dead: BTreeSet<MessageId> = store
+        .dead_letters(queue, None, 10_000)
+        .await
+        .unwrap()
+        .iter()
+        .map(|one| one.message.id)
+        .collect();
     for id in model.present.keys() {
-        assert!(seen.contains(id) || dead.contains(id), "seed {seed}: {id} is lost");
+        assert!(
+            seen.contains(id) || dead.contains(id),
+            "seed {seed}: {id} is lost"
+        );
     }
     for id in &seen {
-        assert!(model.present.contains_key(id), "seed {seed}: {id} came again");
+        assert!(
+            model.present.contains_key(id),
+            "seed {seed}: {id} came again"
+        );
     }
     assert!(model.dead.is_subset(&dead), "seed {seed}");
     store.close().unwrap();
@@ -252,7 +318,10 @@ async fn one_flipped_bit_never_loses_a_message_silently() {
         }
         let warnings = store.health().unwrap().warnings;
         assert!(seen.is_subset(&sent), "seed {seed}");
-        assert!(seen == sent || warnings.iter().any(|warning| warning.contains("damaged")), "seed {seed}: {warnings:?}");
+        assert!(
+            seen == sent || warnings.iter().any(|warning| warning.contains("damaged")),
+            "seed {seed}: {warnings:?}"
+        );
         store.close().unwrap();
     }
 }

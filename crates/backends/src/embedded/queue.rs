@@ -37,7 +37,7 @@ impl Queue for Store {
                 .get(queue)
                 .is_some_and(|known| known.settings == *settings)
             {
-                self.log.end()
+                self.log.records_end()
             } else {
                 let record = Record::Declare {
                     queue: queue.clone(),
@@ -82,7 +82,7 @@ impl Queue for Store {
             if self.is_closed() {
                 return Err(Error::unavailable("the store is closed"));
             }
-            let (leased, next) = self.hand_out(&request)?;
+            let HandedOut { leased, look_again } = self.hand_out(&request)?;
             if !leased.is_empty() {
                 let deliveries = self.deliveries(&request, leased)?;
                 if !deliveries.is_empty() {
@@ -94,7 +94,7 @@ impl Queue for Store {
             if now >= until {
                 return Ok(Vec::new());
             }
-            let sleep = next.map_or(until - now, |next| {
+            let sleep = look_again.map_or(until - now, |next| {
                 next.clamp(Duration::from_millis(1), LOOK).min(until - now)
             });
             tokio::select! {
@@ -298,6 +298,14 @@ impl Queue for Store {
     }
 }
 
+/// What a look for work gave.
+struct HandedOut {
+    /// Entries with the fence of their lease.
+    leased: Vec<(Entry, u64)>,
+    /// When something may fall due.
+    look_again: Option<Duration>,
+}
+
 impl Store {
     /// Checks every message, and writes those that are taken as one record.
     ///
@@ -360,7 +368,7 @@ impl Store {
             outcomes.push(Ok(Enqueued::New(message.id)));
         }
         if arrivals.is_empty() {
-            return Ok((outcomes, self.log.end()));
+            return Ok((outcomes, self.log.records_end()));
         }
         let record = Record::Enqueue {
             queue: queue.clone(),
@@ -385,14 +393,14 @@ impl Store {
                     Ok(Enqueued::New(id)) => refusal(id),
                     other => other,
                 });
-                Ok((outcomes.collect(), self.log.end()))
+                Ok((outcomes.collect(), self.log.records_end()))
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Leases what there is. The second part says when to look again.
-    fn hand_out(&self, request: &LeaseRequest) -> Result<(Vec<(Entry, u64)>, Option<Duration>)> {
+    /// Leases what there is.
+    fn hand_out(&self, request: &LeaseRequest) -> Result<HandedOut> {
         let (now, monotonic) = (self.clock.now(), self.monotonic());
         let committed = self.log.committed_position();
         let mut guard = self.lock();
@@ -463,7 +471,10 @@ impl Store {
         let due = due.map(|due| due.since(now));
         let expiry =
             deadline.map(|deadline| Duration::from_millis(deadline.saturating_sub(monotonic)));
-        Ok((found.leased, due.into_iter().chain(expiry).min()))
+        Ok(HandedOut {
+            leased: found.leased,
+            look_again: due.into_iter().chain(expiry).min(),
+        })
     }
 
     /// Reads what was leased; a message that cannot be read becomes a dead letter, and the rest is served.
@@ -551,7 +562,7 @@ impl Store {
                 .push((receipt.number, ending));
             outcomes.push(Ok(()));
         }
-        let mut end = self.log.end();
+        let mut end = self.log.records_end();
         for (queue, settled) in by_queue {
             let gives_back = settled
                 .iter()

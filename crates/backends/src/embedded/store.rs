@@ -354,7 +354,7 @@ impl Store {
     pub(super) fn checkpoint(&self) -> Result<()> {
         let (position, state, live) = {
             let inner = self.lock();
-            let position = self.log.end();
+            let position = self.log.records_end();
             if *self
                 .checkpointed
                 .lock()
@@ -385,7 +385,7 @@ impl Store {
             .checkpointed
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let end = self.log.end();
+        let end = self.log.records_end();
         let behind = u64::from(end.segment.saturating_sub(last.segment));
         behind >= CHECKPOINT_SEGMENTS || (behind > 0 && self.log.is_disk_low())
     }

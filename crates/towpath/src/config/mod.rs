@@ -1,1 +1,22 @@
-//! To be written.
+//! Configuration: one table of keys, from which everything else follows.
+//!
+//! Precedence: flag, then `TOWPATH_SECTION__KEY`, then the reference systems'
+//! variable, then `towpath.toml`, then the default. Every problem is reported at once, with its place.
+
+mod file;
+mod key;
+mod kind;
+mod load;
+mod model;
+mod problem;
+mod show;
+
+#[cfg(test)]
+mod tests;
+
+pub use key::{KEYS, Key};
+pub use kind::Kind;
+pub use load::{Loaded, Origin, Setting, Sources, load};
+pub use model::{Config, SinkKind};
+pub use problem::{Problem, Problems};
+pub use show::{commented_file, json_schema, origins_table, reference_page};

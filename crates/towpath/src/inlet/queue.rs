@@ -23,8 +23,18 @@ pub struct QueueInlet {
 
 impl QueueInlet {
     /// A consumer of `name` that leases for `lease` at a time.
-    pub fn new(queue: Arc<dyn Queue>, name: QueueName, consumer: ConsumerId, lease: Duration) -> Self {
-        Self { queue, name, consumer, lease }
+    pub fn new(
+        queue: Arc<dyn Queue>,
+        name: QueueName,
+        consumer: ConsumerId,
+        lease: Duration,
+    ) -> Self {
+        Self {
+            queue,
+            name,
+            consumer,
+            lease,
+        }
     }
 }
 

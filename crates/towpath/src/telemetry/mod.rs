@@ -1,1 +1,13 @@
-//! To be written.
+//! What the process tells about itself: metrics, logs, probes.
+
+mod logs;
+mod metric;
+mod probes;
+mod pump;
+mod registry;
+
+pub use logs::{Format, init as init_logs};
+pub use metric::Metric;
+pub use probes::Health;
+pub use pump::PumpMetrics;
+pub use registry::Metrics;

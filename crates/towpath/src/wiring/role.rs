@@ -15,8 +15,18 @@ pub enum Role {
 
 /// Role, its name, the bare name of the reference process, what it does.
 const ROLES: [(Role, &str, &str, &str); 2] = [
-    (Role::IngestApi, "ingest.api", "api", "accepts messages over HTTP"),
-    (Role::IngestWorker, "ingest.worker", "worker", "hands messages to the sink, a file by default"),
+    (
+        Role::IngestApi,
+        "ingest.api",
+        "api",
+        "accepts messages over HTTP",
+    ),
+    (
+        Role::IngestWorker,
+        "ingest.worker",
+        "worker",
+        "hands messages to the sink, a file by default",
+    ),
 ];
 
 /// Roles of apps that this version does not have, so that a known name gets a useful answer.
@@ -56,27 +66,46 @@ impl Role {
     /// `Invalid` for an unknown or ambiguous name, with the choices.
     pub fn parse_list(list: &str) -> Result<Vec<Self>> {
         let mut roles = Vec::new();
-        for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        for name in list
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+        {
             let role = Self::parse(name)?;
             if !roles.contains(&role) {
                 roles.push(role);
             }
         }
-        if roles.is_empty() { Err(Error::invalid(format!("no role given; {}", available()))) } else { Ok(roles) }
+        if roles.is_empty() {
+            Err(Error::invalid(format!("no role given; {}", available())))
+        } else {
+            Ok(roles)
+        }
     }
 
     fn parse(name: &str) -> Result<Self> {
         // Both the ingest app and the fleet app have one.
         if name == "worker" {
-            return Err(Error::invalid("`worker` means `ingest.worker` or `fleet.worker`; say which"));
+            return Err(Error::invalid(
+                "`worker` means `ingest.worker` or `fleet.worker`; say which",
+            ));
         }
-        if let Some((role, ..)) = ROLES.into_iter().find(|(_, full, bare, _)| [*full, *bare].contains(&name)) {
+        if let Some((role, ..)) = ROLES
+            .into_iter()
+            .find(|(_, full, bare, _)| [*full, *bare].contains(&name))
+        {
             return Ok(role);
         }
         if LATER.contains(&name) {
-            return Err(Error::invalid(format!("role `{name}` is not in this version; {}", available())));
+            return Err(Error::invalid(format!(
+                "role `{name}` is not in this version; {}",
+                available()
+            )));
         }
-        Err(Error::invalid(format!("unknown role `{name}`; {}", available())))
+        Err(Error::invalid(format!(
+            "unknown role `{name}`; {}",
+            available()
+        )))
     }
 
     fn row(self) -> (Self, &'static str, &'static str, &'static str) {
@@ -107,9 +136,18 @@ mod tests {
             [Role::IngestWorker, Role::IngestApi]
         );
         for (list, reason) in [
-            ("worker", "`worker` means `ingest.worker` or `fleet.worker`; say which"),
-            ("apo", "unknown role `apo`; available: ingest.api, ingest.worker"),
-            ("fleet.agent", "role `fleet.agent` is not in this version; available: ingest.api, ingest.worker"),
+            (
+                "worker",
+                "`worker` means `ingest.worker` or `fleet.worker`; say which",
+            ),
+            (
+                "apo",
+                "unknown role `apo`; available: ingest.api, ingest.worker",
+            ),
+            (
+                "fleet.agent",
+                "role `fleet.agent` is not in this version; available: ingest.api, ingest.worker",
+            ),
             (" , ", "no role given; available: ingest.api, ingest.worker"),
         ] {
             assert_eq!(Role::parse_list(list).unwrap_err().to_string(), reason);

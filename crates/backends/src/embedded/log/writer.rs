@@ -342,7 +342,7 @@ impl Log {
     }
 
     /// Where the last record ended.
-    pub(crate) fn end(&self) -> Position {
+    pub(crate) fn records_end(&self) -> Position {
         self.shared.lock().records_end
     }
 

@@ -8,6 +8,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use towpath_core::backend::Backend;
@@ -54,10 +55,10 @@ async fn enqueue_one(State(api): State<Api>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let limit = api.enqueue.limits.message_bytes;
     let outcome = async {
-        let body = read(body, limit, "message").await?;
+        let body = read(&head, body, limit, "message").await?;
         let message = request::message(content_type(&head.headers), &body)?;
         let context = context(&head.headers)?;
-        Ok((message.clone(), api.enqueue.one(message, context).await?))
+        Ok::<_, Failure>((message.clone(), api.enqueue.one(message, context).await?))
     };
     match outcome.await {
         Ok((message, enqueued)) => {
@@ -102,10 +103,10 @@ async fn enqueue_batch(State(api): State<Api>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let limits = api.enqueue.limits;
     let outcome = async {
-        let body = read(body, limits.batch_bytes, "batch").await?;
+        let body = read(&head, body, limits.batch_bytes, "batch").await?;
         let messages = request::batch(&body, MAX_BATCH, limits.message_bytes)?;
         let context = context(&head.headers)?;
-        Ok(api.enqueue.many(messages, context).await?)
+        Ok::<_, Failure>(api.enqueue.many(messages, context).await?)
     };
     match outcome.await {
         Ok(outcomes) => batch_reply(api.enqueue.queue_name().as_str(), outcomes),
@@ -124,26 +125,50 @@ fn batch_reply(queue: &str, outcomes: Vec<Result<Enqueued>>) -> Response {
         return Failure::Refused(Refusal("message is required".to_owned())).into_response();
     }
     let results = outcomes.into_iter().map(BatchResult::from).collect();
-    let status = if refused == 0 { StatusCode::OK } else { StatusCode::MULTI_STATUS };
-    json_line(status, &BatchReply { enqueued: taken, refused, queue, results })
+    let status = if refused == 0 {
+        StatusCode::OK
+    } else {
+        StatusCode::MULTI_STATUS
+    };
+    json_line(
+        status,
+        &BatchReply {
+            enqueued: taken,
+            refused,
+            queue,
+            results,
+        },
+    )
 }
 
 async fn healthz(State(api): State<Api>) -> Response {
     let name = api.backend.descriptor.name;
-    let problem = match tokio::time::timeout(HEALTH_DEADLINE, api.backend.lifecycle.health()).await {
+    let problem = match tokio::time::timeout(HEALTH_DEADLINE, api.backend.lifecycle.health()).await
+    {
         Ok(Ok(_)) => return "ok".into_response(),
         Ok(Err(error)) => error.chain(),
         Err(_) => format!("no answer within {HEALTH_DEADLINE:?}"),
     };
-    plain(StatusCode::SERVICE_UNAVAILABLE, format!("{name} ping failed: {problem}"))
+    plain(
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!("{name} ping failed: {problem}"),
+    )
 }
 
 impl From<Result<Enqueued>> for BatchResult {
     fn from(outcome: Result<Enqueued>) -> Self {
         match outcome {
-            Ok(Enqueued::New(id)) => Self::Stored { id, duplicate: false },
-            Ok(Enqueued::Duplicate(id)) => Self::Stored { id, duplicate: true },
-            Err(error) => Self::Refused { error: error.chain() },
+            Ok(Enqueued::New(id)) => Self::Stored {
+                id,
+                duplicate: false,
+            },
+            Ok(Enqueued::Duplicate(id)) => Self::Stored {
+                id,
+                duplicate: true,
+            },
+            Err(error) => Self::Refused {
+                error: error.chain(),
+            },
         }
     }
 }
@@ -171,9 +196,10 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         match self {
             Self::Refused(Refusal(reason)) => plain(StatusCode::BAD_REQUEST, reason),
-            Self::Body(body::Failure::TooLarge { limit }, what) => {
-                plain(StatusCode::PAYLOAD_TOO_LARGE, format!("{what} is over the limit of {limit} bytes"))
-            }
+            Self::Body(body::Failure::TooLarge { limit }, what) => plain(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("{what} is over the limit of {limit} bytes"),
+            ),
             Self::Body(body::Failure::TooSlow, _) => {
                 plain(StatusCode::REQUEST_TIMEOUT, "body took too long")
             }
@@ -189,9 +215,13 @@ impl IntoResponse for Failure {
 fn queue_failure(error: &Error) -> Response {
     if let Some(retry_after) = error.retry_after() {
         let seconds = retry_after.as_secs().max(1);
-        let mut response =
-            plain(StatusCode::TOO_MANY_REQUESTS, format!("{}; try again in {seconds} s", innermost(error)));
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        let mut response = plain(
+            StatusCode::TOO_MANY_REQUESTS,
+            format!("{}; try again in {seconds} s", innermost(error)),
+        );
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         return response;
     }
     if error.kind() == ErrorKind::Invalid {
@@ -210,8 +240,19 @@ fn innermost(error: &Error) -> String {
     innermost.to_string()
 }
 
-async fn read(body: Body, limit: usize, what: &'static str) -> std::result::Result<Bytes, Failure> {
-    body::read(body, limit).await.map_err(|failure| Failure::Body(failure, what))
+async fn read(
+    head: &Parts,
+    body: Body,
+    limit: usize,
+    what: &'static str,
+) -> std::result::Result<Bytes, Failure> {
+    let deadline = head
+        .extensions
+        .get::<body::Deadline>()
+        .map_or(body::DEADLINE, |deadline| deadline.0);
+    body::read(body, limit, deadline)
+        .await
+        .map_err(|failure| Failure::Body(failure, what))
 }
 
 fn content_type(headers: &HeaderMap) -> Option<&str> {
@@ -223,13 +264,22 @@ fn context(headers: &HeaderMap) -> std::result::Result<Context, Refusal> {
         headers
             .get(name)
             .map(|value| {
-                let text = value.to_str().ok().filter(|text| !text.is_empty() && text.len() <= 1000);
-                text.map(str::to_owned)
-                    .ok_or_else(|| Refusal(format!("header `{name}` must be 1 to 1,000 visible ASCII characters")))
+                let text = value
+                    .to_str()
+                    .ok()
+                    .filter(|text| !text.is_empty() && text.len() <= 1000);
+                text.map(str::to_owned).ok_or_else(|| {
+                    Refusal(format!(
+                        "header `{name}` must be 1 to 1,000 visible ASCII characters"
+                    ))
+                })
             })
             .transpose()
     };
-    Ok(Context { idempotency_key: text("idempotency-key")?, traceparent: text(TRACEPARENT).unwrap_or_default() })
+    Ok(Context {
+        idempotency_key: text("idempotency-key")?,
+        traceparent: text(TRACEPARENT).unwrap_or_default(),
+    })
 }
 
 fn json_line(status: StatusCode, value: &impl Serialize) -> Response {
@@ -247,7 +297,9 @@ fn json_line(status: StatusCode, value: &impl Serialize) -> Response {
 
 fn mark_replay(mut response: Response, replayed: bool) -> Response {
     if replayed {
-        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+        response
+            .headers_mut()
+            .insert(REPLAYED, HeaderValue::from_static("true"));
     }
     response
 }

@@ -38,7 +38,11 @@ pub struct Enqueue {
 impl Enqueue {
     /// A service over the queue called `name`.
     pub fn new(queue: Arc<dyn Queue>, name: QueueName, limits: Limits) -> Self {
-        Self { queue, name, limits }
+        Self {
+            queue,
+            name,
+            limits,
+        }
     }
 
     /// The queue messages go to.
@@ -49,14 +53,20 @@ impl Enqueue {
     /// Stores one message and returns once it is durable.
     pub(super) async fn one(&self, message: Bytes, context: Context) -> Result<Enqueued> {
         let mut outcomes = self.many(vec![message], context).await?;
-        outcomes.pop().unwrap_or_else(|| Err(Error::unavailable("the queue gave no outcome")))
+        outcomes
+            .pop()
+            .unwrap_or_else(|| Err(Error::unavailable("the queue gave no outcome")))
     }
 
     /// Stores a batch and returns once all of it is durable. One outcome per message.
     ///
     /// With an idempotency key every message gets one of its own from its
     /// place in the batch, so that a repeated batch stores nothing twice.
-    pub(super) async fn many(&self, messages: Vec<Bytes>, context: Context) -> Result<Vec<Result<Enqueued>>> {
+    pub(super) async fn many(
+        &self,
+        messages: Vec<Bytes>,
+        context: Context,
+    ) -> Result<Vec<Result<Enqueued>>> {
         let single = messages.len() == 1;
         let messages = messages
             .into_iter()
@@ -64,7 +74,11 @@ impl Enqueue {
             .map(|(index, payload)| {
                 let mut message = NewMessage::new(payload);
                 message.dedup_id = context.idempotency_key.as_ref().map(|key| {
-                    if single { key.clone() } else { format!("{key}#{index}") }
+                    if single {
+                        key.clone()
+                    } else {
+                        format!("{key}#{index}")
+                    }
                 });
                 if let Some(traceparent) = &context.traceparent {
                     message.headers.set(header::TRACEPARENT, traceparent);

@@ -42,7 +42,11 @@ pub(super) fn message(content_type: Option<&str>, body: &Bytes) -> Result<Bytes,
 /// The messages of an NDJSON body, one a line; blank lines are passed over.
 ///
 /// A bad line refuses the whole batch, so that a client never has to find out which part was stored.
-pub(super) fn batch(body: &Bytes, max_messages: usize, max_bytes: usize) -> Result<Vec<Bytes>, Refusal> {
+pub(super) fn batch(
+    body: &Bytes,
+    max_messages: usize,
+    max_bytes: usize,
+) -> Result<Vec<Bytes>, Refusal> {
     let mut messages = Vec::new();
     for (index, line) in body.split(|byte| *byte == b'\n').enumerate() {
         if line.trim_ascii().is_empty() {
@@ -50,7 +54,9 @@ pub(super) fn batch(body: &Bytes, max_messages: usize, max_bytes: usize) -> Resu
         }
         let at = |refusal: Refusal| Refusal(format!("line {}: {}", index + 1, refusal.0));
         let parsed: Line = serde_json::from_slice(line).map_err(|_| {
-            at(Refusal(r#"not a JSON string or an object with a string "message""#.to_owned()))
+            at(Refusal(
+                r#"not a JSON string or an object with a string "message""#.to_owned(),
+            ))
         })?;
         let message = match parsed {
             Line::Text(message) => text(Some(message)),
@@ -58,14 +64,22 @@ pub(super) fn batch(body: &Bytes, max_messages: usize, max_bytes: usize) -> Resu
         }
         .map_err(at)?;
         if message.len() > max_bytes {
-            return Err(at(Refusal(format!("message is over the limit of {max_bytes} bytes"))));
+            return Err(at(Refusal(format!(
+                "message is over the limit of {max_bytes} bytes"
+            ))));
         }
         if messages.len() == max_messages {
-            return Err(at(Refusal(format!("a batch holds at most {max_messages} messages"))));
+            return Err(at(Refusal(format!(
+                "a batch holds at most {max_messages} messages"
+            ))));
         }
         messages.push(message);
     }
-    if messages.is_empty() { Err(Refusal::required()) } else { Ok(messages) }
+    if messages.is_empty() {
+        Err(Refusal::required())
+    } else {
+        Ok(messages)
+    }
 }
 
 fn is_json(content_type: Option<&str>) -> bool {
@@ -78,7 +92,11 @@ fn text(message: Option<String>) -> Result<Bytes, Refusal> {
 }
 
 fn non_empty(message: Bytes) -> Result<Bytes, Refusal> {
-    if message.is_empty() { Err(Refusal::required()) } else { Ok(message) }
+    if message.is_empty() {
+        Err(Refusal::required())
+    } else {
+        Ok(message)
+    }
 }
 
 /// Trims white space as text where the body is UTF-8, ASCII white space where it is not.
@@ -99,9 +117,17 @@ mod tests {
     fn bodies_mean_what_existing_clients_expect() {
         for (content_type, body, expected) in [
             (None, "  hello \n", Ok("hello")),
-            (Some("application/x-www-form-urlencoded"), "hello from curl", Ok("hello from curl")),
+            (
+                Some("application/x-www-form-urlencoded"),
+                "hello from curl",
+                Ok("hello from curl"),
+            ),
             (None, r#"{"message":"x"}"#, Ok(r#"{"message":"x"}"#)),
-            (JSON, r#"{"message":" hello json ","other":1}"#, Ok("hello json")),
+            (
+                JSON,
+                r#"{"message":" hello json ","other":1}"#,
+                Ok("hello json"),
+            ),
             (JSON, "null", Err("message is required")),
             (JSON, "{}", Err("message is required")),
             (JSON, r#"{"message":"  "}"#, Err("message is required")),
@@ -118,30 +144,60 @@ mod tests {
 
     #[test]
     fn broken_json_is_refused_instead_of_stored_as_text() {
-        for body in ["{", r#"{"message":1}"#, "[]", "hello", r#"{"message":"x"}}"#] {
+        for body in [
+            "{",
+            r#"{"message":1}"#,
+            "[]",
+            "hello",
+            r#"{"message":"x"}}"#,
+        ] {
             let refusal = message(JSON, &Bytes::from(body)).unwrap_err();
-            assert!(refusal.0.starts_with("body is not the JSON it says it is: "), "{body}: {refusal:?}");
+            assert!(
+                refusal
+                    .0
+                    .starts_with("body is not the JSON it says it is: "),
+                "{body}: {refusal:?}"
+            );
         }
     }
 
     #[test]
     fn a_body_that_is_not_utf8_stays_as_it_is() {
         let body = Bytes::from_static(b" \xff\x00\xfe ");
-        assert_eq!(message(None, &body).unwrap(), Bytes::from_static(b"\xff\x00\xfe"));
+        assert_eq!(
+            message(None, &body).unwrap(),
+            Bytes::from_static(b"\xff\x00\xfe")
+        );
     }
 
     #[test]
     fn a_bad_line_refuses_the_batch_and_is_named() {
         let body = Bytes::from("\"one\"\n\n{\"message\":\"two\"}\r\n");
-        assert_eq!(batch(&body, 10, 10).unwrap(), [Bytes::from("one"), Bytes::from("two")]);
+        assert_eq!(
+            batch(&body, 10, 10).unwrap(),
+            [Bytes::from("one"), Bytes::from("two")]
+        );
         for (body, expected) in [
-            ("\"one\"\ntwo\n", r#"line 2: not a JSON string or an object with a string "message""#),
+            (
+                "\"one\"\ntwo\n",
+                r#"line 2: not a JSON string or an object with a string "message""#,
+            ),
             ("\"one\"\n\"\"\n", "line 2: message is required"),
-            ("\"0123456789x\"", "line 1: message is over the limit of 10 bytes"),
-            ("\"1\"\n\"2\"\n\"3\"", "line 3: a batch holds at most 2 messages"),
+            (
+                "\"0123456789x\"",
+                "line 1: message is over the limit of 10 bytes",
+            ),
+            (
+                "\"1\"\n\"2\"\n\"3\"",
+                "line 3: a batch holds at most 2 messages",
+            ),
             ("\n\n", "message is required"),
         ] {
-            assert_eq!(batch(&Bytes::from(body), 2, 10).unwrap_err().0, expected, "{body}");
+            assert_eq!(
+                batch(&Bytes::from(body), 2, 10).unwrap_err().0,
+                expected,
+                "{body}"
+            );
         }
     }
 }

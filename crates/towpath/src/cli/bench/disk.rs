@@ -15,7 +15,11 @@ const BLOCKS: u64 = 1024;
 /// Writes 4 KiB and syncs, again and again, in a preallocated file of 4 MiB.
 pub(super) fn measure(folder: &Path, length: Duration) -> io::Result<Row> {
     let path = folder.join("disk.probe");
-    let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(&path)?;
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .open(&path)?;
     for _ in 0..BLOCKS {
         file.write_all(&BLOCK)?;
     }

@@ -23,7 +23,7 @@ use crate::wiring;
 ///
 /// # Errors
 /// `Unavailable` when the target does not answer, or answers anything but 200.
-pub async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
+pub(super) async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
     if let Some(target) = &args.target {
         let address = address(target)?;
         let mut rows = Vec::new();
@@ -35,12 +35,21 @@ pub async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
     let folder = tempfile::Builder::new()
         .prefix("towpath-bench-")
         .tempdir_in(&args.folder)
-        .map_err(|error| Error::unavailable("the folder for the temporary store cannot be made").with_source(error))?;
+        .map_err(|error| {
+            Error::unavailable("the folder for the temporary store cannot be made")
+                .with_source(error)
+        })?;
     let (probe, length) = (folder.path().to_owned(), seconds(args.seconds));
     let row = tokio::task::spawn_blocking(move || disk::measure(&probe, length)).await;
-    let mut rows = vec![row.map_err(panicked)?.map_err(|error| Error::unavailable("the disk cannot be measured").with_source(error))?];
+    let mut rows =
+        vec![row.map_err(panicked)?.map_err(|error| {
+            Error::unavailable("the disk cannot be measured").with_source(error)
+        })?];
     for durability in ["fsync", "os"] {
-        let url = format!("embedded:{}/{durability}?durability={durability}", folder.path().display());
+        let url = format!(
+            "embedded:{}/{durability}?durability={durability}",
+            folder.path().display()
+        );
         let api = wiring::ingest_api_for_bench(&url).await?;
         for connections in shapes(args) {
             rows.push(measure(api.address, durability, connections, args).await?);
@@ -51,7 +60,8 @@ pub async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
 }
 
 fn shapes(args: &HttpArgs) -> Vec<usize> {
-    args.connections.map_or_else(|| vec![1, 64], |one| vec![one])
+    args.connections
+        .map_or_else(|| vec![1, 64], |one| vec![one])
 }
 
 fn address(target: &str) -> Result<SocketAddr> {
@@ -59,16 +69,26 @@ fn address(target: &str) -> Result<SocketAddr> {
     bare.to_socket_addrs()
         .ok()
         .and_then(|mut addresses| addresses.next())
-        .ok_or_else(|| Error::invalid(format!("`{target}` is no address; say for instance http://127.0.0.1:8080")))
+        .ok_or_else(|| {
+            Error::invalid(format!(
+                "`{target}` is no address; say for instance http://127.0.0.1:8080"
+            ))
+        })
 }
 
-async fn measure(address: SocketAddr, durability: &str, connections: usize, args: &HttpArgs) -> Result<Row> {
+async fn measure(
+    address: SocketAddr,
+    durability: &str,
+    connections: usize,
+    args: &HttpArgs,
+) -> Result<Row> {
     let (path, body) = body(args);
     let mut senders = Vec::new();
     for _ in 0..connections {
         senders.push(connect(address).await?);
     }
-    let measurement = Measurement::start("http enqueue", durability, connections, args.batch.max(1));
+    let measurement =
+        Measurement::start("http enqueue", durability, connections, args.batch.max(1));
     let until = Instant::now() + seconds(args.seconds);
     let mut tasks = JoinSet::new();
     for mut sender in senders {
@@ -81,7 +101,9 @@ async fn measure(address: SocketAddr, durability: &str, connections: usize, args
                     .uri(path)
                     .header(header::HOST, address.to_string())
                     .body(Full::new(body.clone()))
-                    .map_err(|error| Error::invalid("the request cannot be made").with_source(error))?;
+                    .map_err(|error| {
+                        Error::invalid("the request cannot be made").with_source(error)
+                    })?;
                 let call = Instant::now();
                 exchange(&mut sender, request).await?;
                 latencies.record(call);
@@ -116,22 +138,38 @@ async fn connect(address: SocketAddr) -> Result<SendRequest<Full<Bytes>>> {
         .await
         .map_err(|error| away(error.into()))?
         .map_err(|error| away(error.into()))?;
-    stream.set_nodelay(true).map_err(|error| away(error.into()))?;
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| away(error.into()))?;
+    stream
+        .set_nodelay(true)
+        .map_err(|error| away(error.into()))?;
+    let (sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| away(error.into()))?;
     // Drives the connection; ends with it.
     tokio::spawn(connection);
     Ok(sender)
 }
 
-async fn exchange(sender: &mut SendRequest<Full<Bytes>>, request: Request<Full<Bytes>>) -> Result<()> {
-    let broken = |error: hyper::Error| Error::unavailable("the connection broke").with_source(error);
+async fn exchange(
+    sender: &mut SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> Result<()> {
+    let broken =
+        |error: hyper::Error| Error::unavailable("the connection broke").with_source(error);
     sender.ready().await.map_err(broken)?;
     let response = sender.send_request(request).await.map_err(broken)?;
     let status = response.status();
-    let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .map_err(broken)?
+        .to_bytes();
     if status.is_success() {
         Ok(())
     } else {
-        Err(Error::unavailable(format!("answered {status}: {}", String::from_utf8_lossy(&body).trim())))
+        Err(Error::unavailable(format!(
+            "answered {status}: {}",
+            String::from_utf8_lossy(&body).trim()
+        )))
     }
 }

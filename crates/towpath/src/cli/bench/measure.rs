@@ -28,7 +28,9 @@ impl Latencies {
     )]
     fn at(&self, share: f64) -> f64 {
         let index = ((self.0.len() as f64 * share) as usize).min(self.0.len().saturating_sub(1));
-        self.0.get(index).map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
+        self.0
+            .get(index)
+            .map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
     }
 
     fn sort(&mut self) {
@@ -39,7 +41,10 @@ impl Latencies {
 /// CPU time of this process so far, all threads.
 pub(super) fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+    Duration::new(
+        u64::try_from(time.tv_sec).unwrap_or(0),
+        u32::try_from(time.tv_nsec).unwrap_or(0),
+    )
 }
 
 /// A measurement under way.
@@ -53,8 +58,20 @@ pub(super) struct Measurement {
 }
 
 impl Measurement {
-    pub(super) fn start(what: &'static str, durability: &str, callers: usize, batch: usize) -> Self {
-        Self { what, durability: durability.to_owned(), callers, batch, began: Instant::now(), cpu: cpu_time() }
+    pub(super) fn start(
+        what: &'static str,
+        durability: &str,
+        callers: usize,
+        batch: usize,
+    ) -> Self {
+        Self {
+            what,
+            durability: durability.to_owned(),
+            callers,
+            batch,
+            began: Instant::now(),
+            cpu: cpu_time(),
+        }
     }
 
     #[expect(clippy::cast_precision_loss, reason = "figures for people")]
@@ -86,7 +103,10 @@ mod tests {
     fn percentiles_are_the_values_at_their_rank() {
         let mut latencies = Latencies((1..=1000).rev().map(Duration::from_millis).collect());
         latencies.sort();
-        assert_eq!((latencies.at(0.5), latencies.at(0.99), latencies.at(0.999)), (501.0, 991.0, 1000.0));
+        assert_eq!(
+            (latencies.at(0.5), latencies.at(0.99), latencies.at(0.999)),
+            (501.0, 991.0, 1000.0)
+        );
         assert_eq!(Latencies::default().at(0.5), 0.0);
     }
 }

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-pub use http::run as run_http;
-pub use queue::run as run_queue;
+pub(super) use http::run as run_http;
+pub(super) use queue::run as run_queue;
 
 /// What to measure.
 #[derive(Debug, Subcommand)]
-pub enum BenchCommand {
+pub(super) enum BenchCommand {
     /// Enqueue, lease and ack through the queue port of a backend
     Queue(QueueArgs),
     /// POST to the ingest API over real connections
@@ -26,84 +26,88 @@ pub enum BenchCommand {
 
 /// Options of `bench queue`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Examples:\n  towpath bench queue --seconds 1\n  towpath bench queue --callers 64 --batch 16 --size 256 --output json")]
-pub struct QueueArgs {
+#[command(
+    after_help = "Examples:\n  towpath bench queue --seconds 1\n  towpath bench queue --callers 64 --batch 16 --size 256 --output json"
+)]
+pub(super) struct QueueArgs {
     /// Backend to measure; without it a fresh embedded store in a temporary folder, with and without fsync
     #[arg(long)]
-    pub backend: Option<String>,
+    pub(super) backend: Option<String>,
     /// Folder for the temporary store; its disk is what is measured
     #[arg(long, default_value = ".")]
-    pub folder: std::path::PathBuf,
+    pub(super) folder: std::path::PathBuf,
     /// Concurrent callers, each with one batch in flight; without it 1, 64 and 1024 are measured
     #[arg(long)]
-    pub callers: Option<usize>,
+    pub(super) callers: Option<usize>,
     /// Messages in one call; without it 1 and 100 are measured
     #[arg(long)]
-    pub batch: Option<usize>,
+    pub(super) batch: Option<usize>,
     /// Payload bytes
     #[arg(long, default_value_t = 100)]
-    pub size: usize,
+    pub(super) size: usize,
     /// How long each measurement enqueues
     #[arg(long, default_value_t = 2)]
-    pub seconds: u64,
+    pub(super) seconds: u64,
 }
 
 /// Options of `bench http`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Examples:\n  towpath bench http --seconds 1\n  towpath bench http --connections 64 --batch 100 --output json")]
-pub struct HttpArgs {
+#[command(
+    after_help = "Examples:\n  towpath bench http --seconds 1\n  towpath bench http --connections 64 --batch 100 --output json"
+)]
+pub(super) struct HttpArgs {
     /// A running API to measure, for instance http://127.0.0.1:8080; without it one is started on a temporary store
     #[arg(long)]
-    pub target: Option<String>,
+    pub(super) target: Option<String>,
     /// Folder for the temporary store
     #[arg(long, default_value = ".")]
-    pub folder: std::path::PathBuf,
+    pub(super) folder: std::path::PathBuf,
     /// Connections, each with one request in flight; without it 1 and 64 are measured
     #[arg(long)]
-    pub connections: Option<usize>,
+    pub(super) connections: Option<usize>,
     /// Messages in one request; over 1 goes to /enqueue/batch
     #[arg(long, default_value_t = 1)]
-    pub batch: usize,
+    pub(super) batch: usize,
     /// Payload bytes
     #[arg(long, default_value_t = 100)]
-    pub size: usize,
+    pub(super) size: usize,
     /// How long each measurement sends
     #[arg(long, default_value_t = 2)]
-    pub seconds: u64,
+    pub(super) seconds: u64,
 }
 
 /// One row of a result.
 #[derive(Debug, Clone, serde::Serialize)]
-pub struct Row {
+pub(super) struct Row {
     /// What was measured: `enqueue`, `lease+ack`, `end to end`, `disk`.
-    pub what: String,
+    pub(super) what: String,
     /// The durability of each answer.
-    pub durability: String,
+    pub(super) durability: String,
     /// Concurrent callers or connections.
-    pub callers: usize,
+    pub(super) callers: usize,
     /// Messages in one call.
-    pub batch: usize,
+    pub(super) batch: usize,
     /// Messages done.
-    pub messages: u64,
+    pub(super) messages: u64,
     /// Messages a second.
-    pub per_second: f64,
+    pub(super) per_second: f64,
     /// Latency of a call at the median, in milliseconds.
-    pub p50_ms: f64,
+    pub(super) p50_ms: f64,
     /// At the 99th percentile.
-    pub p99_ms: f64,
+    pub(super) p99_ms: f64,
     /// At the 99.9th percentile.
-    pub p999_ms: f64,
+    pub(super) p999_ms: f64,
     /// CPU microseconds of this process per message, all threads.
-    pub cpu_us: f64,
+    pub(super) cpu_us: f64,
     /// Messages that were acknowledged and never delivered. Anything but 0 is a defect.
-    pub lost: u64,
+    pub(super) lost: u64,
     /// Messages that were delivered more than once without a reason. Anything but 0 is a defect.
-    pub duplicated: u64,
+    pub(super) duplicated: u64,
 }
 
 impl Row {
     /// Whether the run lost or doubled something.
-    pub const fn is_defect(&self) -> bool {
+    pub(super) const fn is_defect(&self) -> bool {
         self.lost > 0 || self.duplicated > 0
     }
 }

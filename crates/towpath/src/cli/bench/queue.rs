@@ -23,17 +23,22 @@ const DRAIN_BATCH: usize = 100;
 ///
 /// # Errors
 /// Those of the backend; a loss or a duplicate is in the rows.
-pub async fn run(args: &QueueArgs) -> Result<Vec<Row>> {
+pub(super) async fn run(args: &QueueArgs) -> Result<Vec<Row>> {
     let folder = tempfile::Builder::new()
         .prefix("towpath-bench-")
         .tempdir_in(&args.folder)
-        .map_err(|error| Error::unavailable("the folder for the temporary store cannot be made").with_source(error))?;
+        .map_err(|error| {
+            Error::unavailable("the folder for the temporary store cannot be made")
+                .with_source(error)
+        })?;
     let mut rows = Vec::new();
     if args.backend.is_none() {
         let probe = folder.path().to_owned();
         let length = seconds(args.seconds);
         let row = tokio::task::spawn_blocking(move || disk::measure(&probe, length)).await;
-        rows.push(row.map_err(panicked)?.map_err(|error| Error::unavailable("the disk cannot be measured").with_source(error))?);
+        rows.push(row.map_err(panicked)?.map_err(|error| {
+            Error::unavailable("the disk cannot be measured").with_source(error)
+        })?);
     }
     for (number, (label, url)) in targets(args, folder.path()).into_iter().enumerate() {
         for (callers, batch) in shapes(args) {
@@ -53,19 +58,32 @@ fn targets(args: &QueueArgs, folder: &Path) -> Vec<(String, String)> {
         None => ["fsync", "os", "none"]
             .into_iter()
             .map(|durability| {
-                (durability.to_owned(), format!("embedded:{}/{{run}}?durability={durability}", folder.display()))
+                (
+                    durability.to_owned(),
+                    format!(
+                        "embedded:{}/{{run}}?durability={durability}",
+                        folder.display()
+                    ),
+                )
             })
             .collect(),
     }
 }
 
 fn shapes(args: &QueueArgs) -> Vec<(usize, usize)> {
-    let callers = args.callers.map_or_else(|| vec![1, 64, 1024], |one| vec![one]);
-    let batches = args.batch.map_or_else(|| vec![1, 100], |one| vec![one.clamp(1, MAX_BATCH)]);
-    let all = callers.iter().flat_map(|callers| batches.iter().map(|batch| (*callers, *batch)));
+    let callers = args
+        .callers
+        .map_or_else(|| vec![1, 64, 1024], |one| vec![one]);
+    let batches = args
+        .batch
+        .map_or_else(|| vec![1, 100], |one| vec![one.clamp(1, MAX_BATCH)]);
+    let all = callers
+        .iter()
+        .flat_map(|callers| batches.iter().map(|batch| (*callers, *batch)));
     // A hundred thousand messages in flight measure memory, not the queue.
     let bounded = args.callers.is_some() || args.batch.is_some();
-    all.filter(|(callers, batch)| bounded || callers * batch <= 64 * 100).collect()
+    all.filter(|(callers, batch)| bounded || callers * batch <= 64 * 100)
+        .collect()
 }
 
 async fn measure(
@@ -86,7 +104,10 @@ async fn measure(
 
     let measurement = Measurement::start("lease + ack", durability, 1, DRAIN_BATCH);
     let (seen, latencies) = drain(&queue, &name, ids.len()).await?;
-    let mut row = measurement.finish(seen.values().map(|count| u64::from(*count)).sum(), latencies);
+    let mut row = measurement.finish(
+        seen.values().map(|count| u64::from(*count)).sum(),
+        latencies,
+    );
     row.lost = ids.iter().filter(|id| !seen.contains_key(id)).count() as u64;
     row.duplicated = seen.values().filter(|count| **count > 1).count() as u64;
     rows.push(row);
@@ -112,7 +133,9 @@ async fn enqueue(
         tasks.spawn(async move {
             let (mut ids, mut latencies) = (Vec::new(), Latencies::default());
             while Instant::now() < until {
-                let messages: Vec<NewMessage> = (0..batch).map(|_| NewMessage::new(payload.clone())).collect();
+                let messages: Vec<NewMessage> = (0..batch)
+                    .map(|_| NewMessage::new(payload.clone()))
+                    .collect();
                 let call = Instant::now();
                 for outcome in queue.enqueue(&name, messages).await? {
                     ids.push(outcome?.id());
@@ -131,7 +154,11 @@ async fn enqueue(
     Ok((ids, latencies))
 }
 
-async fn drain(queue: &Arc<dyn Queue>, name: &QueueName, expected: usize) -> Result<(HashMap<MessageId, u32>, Latencies)> {
+async fn drain(
+    queue: &Arc<dyn Queue>,
+    name: &QueueName,
+    expected: usize,
+) -> Result<(HashMap<MessageId, u32>, Latencies)> {
     let request = lease_request(name, DRAIN_BATCH)?;
     let (mut seen, mut latencies) = (HashMap::with_capacity(expected), Latencies::default());
     loop {
@@ -144,7 +171,10 @@ async fn drain(queue: &Arc<dyn Queue>, name: &QueueName, expected: usize) -> Res
             .into_iter()
             .map(|delivery| {
                 *seen.entry(delivery.message.id).or_default() += 1;
-                Settlement { receipt: delivery.receipt, verdict: Verdict::Ack }
+                Settlement {
+                    receipt: delivery.receipt,
+                    verdict: Verdict::Ack,
+                }
             })
             .collect();
         for outcome in queue.settle(settlements).await? {
@@ -182,7 +212,12 @@ async fn hand_over(
             Ok::<_, Error>(ids)
         });
     }
-    let consumer = tokio::spawn(consume(Arc::clone(queue), lease_request(name, DRAIN_BATCH)?, began, until)); // Ends by itself, awaited below.
+    let consumer = tokio::spawn(consume(
+        Arc::clone(queue),
+        lease_request(name, DRAIN_BATCH)?,
+        began,
+        until,
+    )); // Ends by itself, awaited below.
     let mut ids = Vec::new();
     while let Some(ended) = producers.join_next().await {
         ids.extend(ended.map_err(panicked)??);
@@ -211,10 +246,17 @@ async fn consume(
         }
         let mut settlements = Vec::with_capacity(deliveries.len());
         for delivery in deliveries {
-            let moment = delivery.message.payload.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+            let moment = delivery
+                .message
+                .payload
+                .first_chunk()
+                .map_or(0, |bytes| u64::from_le_bytes(*bytes));
             latencies.record(began + Duration::from_nanos(moment));
             *seen.entry(delivery.message.id).or_default() += 1;
-            settlements.push(Settlement { receipt: delivery.receipt, verdict: Verdict::Ack });
+            settlements.push(Settlement {
+                receipt: delivery.receipt,
+                verdict: Verdict::Ack,
+            });
         }
         for outcome in queue.settle(settlements).await? {
             outcome?;

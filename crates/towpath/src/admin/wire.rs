@@ -1,0 +1,205 @@
+//! What the admin API says, in JSON: names are part of `/v1` and stay.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use towpath_core::port::queue::{DeadLetter, Peeked, Place, Stats};
+use utoipa::ToSchema;
+
+/// Most bytes of a payload that are shown.
+const SHOWN_BYTES: usize = 64 * 1024;
+
+/// A queue's numbers.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct QueueStats {
+    /// The queue.
+    pub queue: String,
+    /// Messages that can be leased now.
+    pub ready: u64,
+    /// Messages held back until a moment.
+    pub delayed: u64,
+    /// Messages in consumers' hands.
+    pub leased: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Messages ever taken.
+    pub enqueued: u64,
+    /// Messages ever acked.
+    pub acked: u64,
+    /// Deliveries that ended in a retry.
+    pub retried: u64,
+    /// Messages expired, purged, or dropped from the dead letters.
+    pub dropped: u64,
+    /// Repeats recognised by their dedup id.
+    pub duplicates: u64,
+    /// Age of the oldest waiting message in seconds; absent when none waits.
+    pub oldest_age_seconds: Option<u64>,
+    /// Consumers seen within the last minute.
+    pub consumers: u64,
+    /// Whether delivery is stopped.
+    pub paused: bool,
+}
+
+impl From<Stats> for QueueStats {
+    fn from(stats: Stats) -> Self {
+        Self {
+            queue: stats.queue.to_string(),
+            ready: stats.ready,
+            delayed: stats.delayed,
+            leased: stats.leased,
+            dead: stats.dead,
+            enqueued: stats.enqueued,
+            acked: stats.acked,
+            retried: stats.retried,
+            dropped: stats.dropped,
+            duplicates: stats.duplicates,
+            oldest_age_seconds: stats.oldest_age.map(|age| age.as_secs()),
+            consumers: stats.consumers,
+            paused: stats.paused,
+        }
+    }
+}
+
+/// A payload as text, or as base64 where it is none.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Payload {
+    /// The bytes, at most 65,536 of them.
+    pub payload: String,
+    /// `utf-8` or `base64`.
+    pub encoding: String,
+    /// Whether some bytes are not shown.
+    pub truncated: bool,
+}
+
+impl Payload {
+    fn of(bytes: &[u8]) -> Self {
+        let truncated = bytes.len() > SHOWN_BYTES;
+        let shown = &bytes[..bytes.len().min(SHOWN_BYTES)];
+        match std::str::from_utf8(shown) {
+            Ok(text) => Self {
+                payload: text.to_owned(),
+                encoding: "utf-8".to_owned(),
+                truncated,
+            },
+            // Cut inside a character, it is text all the same.
+            Err(error) if truncated && error.error_len().is_none() => Self {
+                payload: String::from_utf8_lossy(&shown[..error.valid_up_to()]).into_owned(),
+                encoding: "utf-8".to_owned(),
+                truncated,
+            },
+            Err(_) => Self {
+                payload: STANDARD.encode(shown),
+                encoding: "base64".to_owned(),
+                truncated,
+            },
+        }
+    }
+}
+
+/// A waiting message.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct MessageView {
+    /// Its id.
+    pub id: String,
+    /// `ready`, `delayed` or `leased`.
+    pub place: String,
+    /// Deliveries so far.
+    pub attempts: u32,
+    /// When it was taken, RFC 3339.
+    pub enqueued_at: String,
+    /// Its key, if it has one.
+    pub key: Option<String>,
+    /// Its payload.
+    #[serde(flatten)]
+    pub payload: Payload,
+}
+
+impl From<Peeked> for MessageView {
+    fn from(peeked: Peeked) -> Self {
+        let place = match peeked.place {
+            Place::Ready => "ready",
+            Place::Delayed => "delayed",
+            Place::Leased => "leased",
+        };
+        Self {
+            id: peeked.message.id.to_string(),
+            place: place.to_owned(),
+            attempts: peeked.attempts,
+            enqueued_at: peeked.message.enqueued_at.to_string(),
+            key: peeked.message.key,
+            payload: Payload::of(&peeked.message.payload),
+        }
+    }
+}
+
+/// A message that was given up.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct DeadLetterView {
+    /// Its id.
+    pub id: String,
+    /// Why it was given up.
+    pub reason: String,
+    /// Earlier errors, oldest first.
+    pub history: Vec<String>,
+    /// Deliveries before it was given up.
+    pub attempts: u32,
+    /// When it was given up, RFC 3339.
+    pub died_at: String,
+    /// Its payload.
+    #[serde(flatten)]
+    pub payload: Payload,
+}
+
+impl From<DeadLetter> for DeadLetterView {
+    fn from(letter: DeadLetter) -> Self {
+        Self {
+            id: letter.message.id.to_string(),
+            reason: letter.reason,
+            history: letter.history,
+            attempts: letter.attempts,
+            died_at: letter.died_at.to_string(),
+            payload: Payload::of(&letter.message.payload),
+        }
+    }
+}
+
+/// Which dead letters are meant: every one, or these.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Letters {
+    /// Every one.
+    #[serde(default)]
+    pub all: bool,
+    /// These.
+    #[serde(default)]
+    pub ids: Vec<String>,
+}
+
+/// A message that was sent.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Sent {
+    /// Its id, or the first one's when it is a duplicate.
+    pub id: String,
+    /// Whether its idempotency key was known.
+    pub duplicate: bool,
+}
+
+/// How many messages something was done to.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Count {
+    /// So many.
+    pub count: u64,
+}
+
+/// How the process is.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct HealthView {
+    /// Whether it is ready.
+    pub ready: bool,
+    /// Version of the running process.
+    pub version: String,
+    /// A line for each part.
+    pub checks: Vec<String>,
+    /// Facts about the backend, in words.
+    pub facts: Vec<String>,
+}

@@ -1,0 +1,58 @@
+//! `towpath config`.
+
+use clap::Subcommand;
+
+use super::{Exit, Failure, Format, Global, output};
+use crate::config::{commented_file, json_schema, origins_table};
+
+/// What to do with the configuration.
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Say whether the configuration is valid, and everything that is not
+    #[command(after_help = "Examples:\n  towpath config check")]
+    Check,
+    /// Show every value
+    #[command(after_help = "Examples:\n  towpath config show --origin")]
+    Show {
+        /// Say where each value came from
+        #[arg(long)]
+        origin: bool,
+    },
+    /// Print a commented file with every key
+    #[command(after_help = "Examples:\n  towpath config init > towpath.toml")]
+    Init,
+    /// Print a JSON Schema of the file, for editors
+    #[command(after_help = "Examples:\n  towpath config schema")]
+    Schema,
+}
+
+pub(super) fn run(global: &Global, command: ConfigCommand) -> Result<Exit, Failure> {
+    match command {
+        ConfigCommand::Check => {
+            for warning in global.load()?.warnings {
+                output::line(format!("warning: {warning}"))?;
+            }
+            output::line("the configuration is valid")?;
+        }
+        ConfigCommand::Show { origin } => {
+            let rows = origins_table(&global.load()?);
+            if global.format == Format::Json {
+                let rows: Vec<_> = rows
+                    .iter()
+                    .map(|[key, value, from]| serde_json::json!({"key": key, "value": value, "origin": from}))
+                    .collect();
+                output::json(&rows)?;
+            } else if origin {
+                output::table(&["KEY", "VALUE", "ORIGIN"], rows.into_iter().map(Vec::from))?;
+            } else {
+                output::table(
+                    &["KEY", "VALUE"],
+                    rows.into_iter().map(|[key, value, _]| vec![key, value]),
+                )?;
+            }
+        }
+        ConfigCommand::Init => output::text(&commented_file())?,
+        ConfigCommand::Schema => output::json(&json_schema())?,
+    }
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,139 @@
+//! `towpath dlq`: dead letters.
+
+use clap::{Args, Subcommand};
+
+use super::client::Client;
+use super::queue::{confirm, short};
+use super::{Exit, Failure, Format, Global, output};
+use crate::admin::{Count, DeadLetterView, Letters};
+
+/// What to do with dead letters.
+#[derive(Debug, Subcommand)]
+pub(super) enum DlqCommand {
+    /// The oldest dead letters of a queue
+    #[command(after_help = "Examples:\n  towpath dlq ls messages")]
+    Ls {
+        /// The queue
+        queue: String,
+        /// Most letters
+        #[arg(long, default_value_t = 20)]
+        max: usize,
+        /// Those behind this message id
+        #[arg(long)]
+        after: Option<String>,
+    },
+    /// One dead letter with its whole history
+    Show {
+        /// The queue
+        queue: String,
+        /// The message id
+        id: String,
+    },
+    /// Put dead letters back to the end of their queue
+    #[command(after_help = "Examples:\n  towpath dlq requeue messages --all")]
+    Requeue(Chosen),
+    /// Delete dead letters for good
+    #[command(after_help = "Examples:\n  towpath dlq drop messages --all --yes")]
+    Drop {
+        #[command(flatten)]
+        chosen: Chosen,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// Which dead letters.
+#[derive(Debug, Args)]
+pub(super) struct Chosen {
+    /// The queue
+    queue: String,
+    /// Message ids
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    ids: Vec<String>,
+    /// Every one
+    #[arg(long)]
+    all: bool,
+}
+
+pub(super) async fn run(global: &Global, command: DlqCommand) -> Result<Exit, Failure> {
+    let client = Client::new(global)?;
+    match command {
+        DlqCommand::Ls { queue, max, after } => {
+            let letters = letters(&client, &queue, max, after.as_deref()).await?;
+            match global.format {
+                Format::Json => output::json(&letters)?,
+                Format::Table => output::table(
+                    &["ID", "ATTEMPTS", "DIED", "REASON", "PAYLOAD"],
+                    letters.into_iter().map(|one| {
+                        vec![
+                            one.id,
+                            one.attempts.to_string(),
+                            one.died_at,
+                            short(&one.reason),
+                            short(&one.payload.payload),
+                        ]
+                    }),
+                )?,
+            }
+        }
+        DlqCommand::Show { queue, id } => {
+            let mut after = None;
+            loop {
+                let page = letters(&client, &queue, 1000, after.as_deref()).await?;
+                if let Some(letter) = page.iter().find(|letter| letter.id == id) {
+                    output::json(letter)?;
+                    break;
+                }
+                after = Some(
+                    page.last()
+                        .ok_or_else(|| {
+                            Failure::failed(format!("`{queue}` has no dead letter `{id}`"))
+                        })?
+                        .id
+                        .clone(),
+                );
+            }
+        }
+        DlqCommand::Requeue(chosen) => {
+            let count: Count = client
+                .post(&path(&chosen, "requeue"), &selection(&chosen))
+                .await?;
+            output::line(format!("{} put back", count.count))?;
+        }
+        DlqCommand::Drop { chosen, yes } => {
+            confirm(
+                yes,
+                &format!("Delete dead letters of `{}` for good?", chosen.queue),
+            )?;
+            let count: Count = client
+                .post(&path(&chosen, "drop"), &selection(&chosen))
+                .await?;
+            output::line(format!("{} deleted", count.count))?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+async fn letters(
+    client: &Client,
+    queue: &str,
+    max: usize,
+    after: Option<&str>,
+) -> Result<Vec<DeadLetterView>, Failure> {
+    let after = after.map_or_else(String::new, |id| format!("&after={id}"));
+    client
+        .get(&format!("/v1/queues/{queue}/dead-letters?max={max}{after}"))
+        .await
+}
+
+fn path(chosen: &Chosen, action: &str) -> String {
+    format!("/v1/queues/{}/dead-letters/{action}", chosen.queue)
+}
+
+fn selection(chosen: &Chosen) -> Letters {
+    Letters {
+        all: chosen.all,
+        ids: chosen.ids.clone(),
+    }
+}

@@ -1,0 +1,232 @@
+//! `towpath doctor`: everything that can be wrong around a process, with what to do about it.
+
+use std::fs;
+use std::net::TcpListener;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::client::Client;
+use super::{Exit, Failure, Format, Global, output};
+use crate::admin::HealthView;
+use crate::config::{Config, load};
+
+/// Options of `doctor`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  towpath doctor")]
+pub(super) struct DoctorArgs {}
+
+/// What one check found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Found {
+    Ok,
+    Warn,
+    Fail,
+}
+
+#[derive(Debug, Serialize)]
+struct Check {
+    check: &'static str,
+    found: Found,
+    detail: String,
+}
+
+/// A clock before this is wrong: the program did not exist.
+const YEAR_2026: u64 = 1_767_225_600;
+
+pub(super) async fn run(global: &Global, _: DoctorArgs) -> Result<Exit, Failure> {
+    let mut checks = Vec::new();
+    match load(&global.sources()?) {
+        Ok(loaded) => {
+            let detail = if loaded.warnings.is_empty() {
+                "valid".to_owned()
+            } else {
+                loaded.warnings.join("; ")
+            };
+            let found = if loaded.warnings.is_empty() {
+                Found::Ok
+            } else {
+                Found::Warn
+            };
+            checks.push(Check {
+                check: "configuration",
+                found,
+                detail,
+            });
+            let running = Client::new(global)?
+                .get::<HealthView>("/v1/health")
+                .await
+                .ok();
+            look_around(&loaded.config, running.as_ref(), &mut checks);
+        }
+        Err(problems) => checks.push(Check {
+            check: "configuration",
+            found: Found::Fail,
+            detail: problems.to_string(),
+        }),
+    }
+    if global.format == Format::Json {
+        output::json(&checks)?;
+    } else {
+        for one in &checks {
+            let mark = match one.found {
+                Found::Ok => "ok  ",
+                Found::Warn => "warn",
+                Found::Fail => "FAIL",
+            };
+            output::line(format!("{mark}  {}: {}", one.check, one.detail))?;
+        }
+    }
+    Ok(if checks.iter().any(|one| one.found == Found::Fail) {
+        Exit::Problems
+    } else {
+        Exit::Ok
+    })
+}
+
+fn look_around(config: &Config, running: Option<&HealthView>, checks: &mut Vec<Check>) {
+    checks.push(folder(config));
+    checks.push(disk(config));
+    match running {
+        Some(health) => {
+            let found = if health.ready { Found::Ok } else { Found::Fail };
+            let detail = format!(
+                "a Towpath {} answers at {}: {}",
+                health.version,
+                config.admin,
+                health.checks.join(", ")
+            );
+            checks.push(Check {
+                check: "process",
+                found,
+                detail,
+            });
+        }
+        None => {
+            let detail = format!(
+                "none answers at {}; start one with `towpath up`",
+                config.admin
+            );
+            checks.push(Check {
+                check: "process",
+                found: Found::Warn,
+                detail,
+            });
+            checks.push(port("server.listen", &config.listen));
+            checks.push(port("server.admin", &config.admin));
+        }
+    }
+    let (found, detail) = match config.durability.as_str() {
+        "fsync" => (Found::Ok, "fsync before every acknowledgement".to_owned()),
+        other => (
+            Found::Warn,
+            format!("`{other}`: a power cut can lose what was acknowledged; `fsync` does not"),
+        ),
+    };
+    checks.push(Check {
+        check: "durability",
+        found,
+        detail,
+    });
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    let (found, detail) = if now < YEAR_2026 {
+        (
+            Found::Fail,
+            "the clock is years behind; delays and idempotency windows follow it: set it"
+                .to_owned(),
+        )
+    } else {
+        (Found::Ok, "plausible".to_owned())
+    };
+    checks.push(Check {
+        check: "clock",
+        found,
+        detail,
+    });
+}
+
+fn folder(config: &Config) -> Check {
+    let shown = config.data_dir.display();
+    let (found, detail) = match fs::metadata(&config.data_dir) {
+        Err(_) => (
+            Found::Ok,
+            format!("`{shown}` is not there yet; the first start makes it"),
+        ),
+        Ok(metadata) if !metadata.is_dir() => (
+            Found::Fail,
+            format!("`{shown}` is no folder; choose another with `--data`"),
+        ),
+        Ok(_) => match tempfile::Builder::new()
+            .prefix(".probe-")
+            .tempfile_in(&config.data_dir)
+        {
+            Ok(_) => (Found::Ok, format!("`{shown}` can be written")),
+            Err(error) => (
+                Found::Fail,
+                format!(
+                    "`{shown}` cannot be written ({error}); mend its permissions or choose another with `--data`"
+                ),
+            ),
+        },
+    };
+    Check {
+        check: "data folder",
+        found,
+        detail,
+    }
+}
+
+fn disk(config: &Config) -> Check {
+    // The folder may not be there yet; its disk is that of the nearest one above that is.
+    let mut folder =
+        std::path::absolute(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone());
+    while !folder.exists() && folder.pop() {}
+    let free = rustix::fs::statvfs(&folder).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    let (found, detail) = match free {
+        Ok(free) if free < config.disk_reserve => (
+            Found::Fail,
+            format!(
+                "{free} bytes free, under `embedded.disk_reserve`: nothing is taken until space is freed"
+            ),
+        ),
+        Ok(free) if free < config.disk_reserve * 4 => (
+            Found::Warn,
+            format!("{free} bytes free, near `embedded.disk_reserve`"),
+        ),
+        Ok(free) => (Found::Ok, format!("{free} bytes free")),
+        Err(error) => (
+            Found::Warn,
+            format!("free space cannot be looked up: {error}"),
+        ),
+    };
+    Check {
+        check: "disk",
+        found,
+        detail,
+    }
+}
+
+fn port(key: &'static str, address: &str) -> Check {
+    let full = if address.starts_with(':') {
+        format!("0.0.0.0{address}")
+    } else {
+        address.to_owned()
+    };
+    let (found, detail) = match TcpListener::bind(&full) {
+        Ok(_) => (Found::Ok, format!("{full} is free")),
+        Err(error) => (
+            Found::Fail,
+            format!("{full} cannot be had ({error}); set `{key}` to another address"),
+        ),
+    };
+    Check {
+        check: key,
+        found,
+        detail,
+    }
+}

@@ -1,0 +1,179 @@
+//! `towpath queue`.
+
+use std::io::IsTerminal;
+
+use clap::{Args, Subcommand};
+
+use super::client::Client;
+use super::{Exit, Failure, Format, Global, output};
+use crate::admin::{Count, MessageView, QueueStats};
+
+/// What to do with queues.
+#[derive(Debug, Subcommand)]
+pub(super) enum QueueCommand {
+    /// Every queue with its numbers
+    #[command(after_help = "Examples:\n  towpath queue ls\n  towpath queue ls --output json")]
+    Ls,
+    /// One queue's numbers
+    #[command(after_help = "Examples:\n  towpath queue show messages")]
+    Show(Named),
+    /// The oldest waiting messages, untouched
+    #[command(after_help = "Examples:\n  towpath queue peek messages --max 3")]
+    Peek {
+        #[command(flatten)]
+        named: Named,
+        /// Most messages
+        #[arg(long, default_value_t = 10)]
+        max: usize,
+    },
+    /// Stop delivery; messages are still taken
+    #[command(after_help = "Examples:\n  towpath queue pause messages")]
+    Pause(Named),
+    /// Start delivery again
+    #[command(after_help = "Examples:\n  towpath queue resume messages")]
+    Resume(Named),
+    /// Drop every waiting message; those in hand and dead letters stay
+    #[command(after_help = "Examples:\n  towpath queue purge messages --yes")]
+    Purge {
+        #[command(flatten)]
+        named: Named,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// A queue by name.
+#[derive(Debug, Args)]
+pub(super) struct Named {
+    /// The queue
+    queue: String,
+}
+
+pub(super) async fn run(global: &Global, command: QueueCommand) -> Result<Exit, Failure> {
+    let client = Client::new(global)?;
+    let path = |named: &Named, rest: &str| format!("/v1/queues/{}{rest}", named.queue);
+    match command {
+        QueueCommand::Ls => {
+            let queues: Vec<QueueStats> = client.get("/v1/queues").await?;
+            show(global, &queues, &queues)?;
+        }
+        QueueCommand::Show(named) => {
+            let stats: QueueStats = client.get(&path(&named, "")).await?;
+            show(global, std::slice::from_ref(&stats), &stats)?;
+        }
+        QueueCommand::Peek { named, max } => {
+            let messages: Vec<MessageView> = client
+                .get(&path(&named, &format!("/messages?max={max}")))
+                .await?;
+            match global.format {
+                Format::Json => output::json(&messages)?,
+                Format::Table => output::table(
+                    &["ID", "PLACE", "ATTEMPTS", "ENQUEUED", "PAYLOAD"],
+                    messages.into_iter().map(|one| {
+                        vec![
+                            one.id,
+                            one.place,
+                            one.attempts.to_string(),
+                            one.enqueued_at,
+                            short(&one.payload.payload),
+                        ]
+                    }),
+                )?,
+            }
+        }
+        QueueCommand::Pause(named) => {
+            let stats: QueueStats = client.post(&path(&named, "/pause"), &()).await?;
+            show(global, std::slice::from_ref(&stats), &stats)?;
+        }
+        QueueCommand::Resume(named) => {
+            let stats: QueueStats = client.post(&path(&named, "/resume"), &()).await?;
+            show(global, std::slice::from_ref(&stats), &stats)?;
+        }
+        QueueCommand::Purge { named, yes } => {
+            confirm(
+                yes,
+                &format!("Drop every waiting message of `{}`?", named.queue),
+            )?;
+            let count: Count = client.post(&path(&named, "/purge"), &()).await?;
+            output::line(format!("{} dropped", count.count))?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+fn show(
+    global: &Global,
+    queues: &[QueueStats],
+    value: &impl serde::Serialize,
+) -> Result<(), Failure> {
+    if global.format == Format::Json {
+        return Ok(output::json(value)?);
+    }
+    let rows = queues.iter().map(|one| {
+        let numbers = [
+            one.ready,
+            one.delayed,
+            one.leased,
+            one.dead,
+            one.enqueued,
+            one.acked,
+            one.retried,
+        ];
+        let mut row = vec![if one.paused {
+            format!("{} (paused)", one.queue)
+        } else {
+            one.queue.clone()
+        }];
+        row.extend(numbers.iter().map(u64::to_string));
+        row.push(
+            one.oldest_age_seconds
+                .map_or_else(|| "-".to_owned(), |age| format!("{age}s")),
+        );
+        row.push(one.consumers.to_string());
+        row
+    });
+    let headings = [
+        "QUEUE",
+        "READY",
+        "DELAYED",
+        "LEASED",
+        "DEAD",
+        "ENQUEUED",
+        "ACKED",
+        "RETRIED",
+        "OLDEST",
+        "CONSUMERS",
+    ];
+    Ok(output::table(&headings, rows)?)
+}
+
+/// A payload for a table: its beginning, on one line.
+pub(super) fn short(payload: &str) -> String {
+    let line = crate::sink::escape(payload.as_bytes());
+    match line.char_indices().nth(60) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+/// Asks on a terminal; elsewhere wants `--yes`.
+pub(super) fn confirm(yes: bool, question: &str) -> Result<(), Failure> {
+    if yes {
+        return Ok(());
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::Said(
+            Exit::Usage,
+            "error: this deletes messages; say `--yes` to do it without being asked".to_owned(),
+        ));
+    }
+    output::note(format!("{question} [y/N]"));
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    if answer.trim().eq_ignore_ascii_case("y") {
+        Ok(())
+    } else {
+        Err(Failure::failed("nothing was done"))
+    }
+}

@@ -1,0 +1,45 @@
+//! The page of every command, from the commands themselves.
+
+use clap::CommandFactory;
+
+use super::Cli;
+use super::exit::TABLE;
+
+fn describe(command: &mut clap::Command, path: &str, page: &mut String) {
+    let help = command
+        .clone()
+        .term_width(100)
+        .render_long_help()
+        .to_string();
+    let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
+    page.push_str(&format!(
+        "## `{path}`\n\n```text\n{}\n```\n\n",
+        lines.join("\n").trim()
+    ));
+    for inner in command.get_subcommands_mut() {
+        let path = format!("{path} {}", inner.get_name());
+        describe(inner, &path, page);
+    }
+}
+
+#[test]
+fn the_reference_page_shows_every_command() {
+    let mut command = Cli::command();
+    command.build();
+    let mut page = String::from("# Commands\n\n| exit code | meaning |\n| --- | --- |\n");
+    for (exit, meaning) in TABLE {
+        page.push_str(&format!("| {} | {meaning} |\n", exit as u8));
+    }
+    page.push('\n');
+    describe(&mut command, "towpath", &mut page);
+    let page = format!("{}\n", page.trim_end());
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/cli.md");
+    if std::env::var_os("TOWPATH_UPDATE_DOCS").is_some() {
+        std::fs::write(path, &page).unwrap();
+    }
+    assert_eq!(
+        std::fs::read_to_string(path).unwrap_or_default(),
+        page,
+        "run with TOWPATH_UPDATE_DOCS=1"
+    );
+}

@@ -1,0 +1,234 @@
+//! `towpath up` and `towpath run`: a process, from its start to its account.
+
+use std::io::IsTerminal;
+use std::time::Instant;
+
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use towpath_core::{Error, Result};
+
+use super::{Exit, Failure, Global, output};
+use crate::config::{Config, Loaded};
+use crate::http::tls;
+use crate::supervisor::{Ending, Report};
+use crate::telemetry::init_logs;
+use crate::wiring::{self, Role, Started};
+
+/// Options of `up`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  towpath up\n  towpath up --demo --ephemeral")]
+pub(super) struct UpArgs {
+    /// Send a little traffic, for a first look
+    #[arg(long)]
+    demo: bool,
+    /// Keep nothing: the data is gone when the process ends
+    #[arg(long)]
+    ephemeral: bool,
+}
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  towpath run ingest.api,ingest.worker\n  towpath run api")]
+pub(super) struct RunArgs {
+    /// Roles, separated by commas; `towpath roles` lists them
+    roles: String,
+}
+
+pub(super) async fn up(global: &Global, args: UpArgs) -> Result<Exit, Failure> {
+    let mut loaded = global.load()?;
+    // Removed when the process ends in order; a killed one leaves it to the system's cleaning of its temporary folder.
+    let ephemeral = if args.ephemeral {
+        Some(ephemeral_folder(&mut loaded.config)?)
+    } else {
+        None
+    };
+    let roles: Vec<Role> = Role::all().collect();
+    let exit = serve(&loaded, &roles, args.demo, ephemeral.is_some()).await;
+    drop(ephemeral);
+    exit
+}
+
+pub(super) async fn run(global: &Global, args: RunArgs) -> Result<Exit, Failure> {
+    let roles = Role::parse_list(&args.roles)?;
+    serve(&global.load()?, &roles, false, false).await
+}
+
+fn ephemeral_folder(config: &mut Config) -> Result<tempfile::TempDir, Failure> {
+    let folder = tempfile::Builder::new().prefix("towpath-").tempdir()?;
+    config.data_dir = folder.path().to_owned();
+    config.durability = "none".to_owned();
+    Ok(folder)
+}
+
+async fn serve(
+    loaded: &Loaded,
+    roles: &[Role],
+    demo: bool,
+    ephemeral: bool,
+) -> Result<Exit, Failure> {
+    let began = Instant::now();
+    let config = &loaded.config;
+    init_logs(config.log_format.parse()?, &config.log_level)?;
+    tls::install_provider();
+    // Before anything slow: a signal during the start counts as well.
+    let mut signals = Signals::install()?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let started = wiring::start(config, roles, demo).await?;
+    announce(&started, config, began, ephemeral).await?;
+    let signals = &mut signals;
+    let (first, second) = signals.first_and_second();
+    let report = started.run(first, second).await?;
+    print_account(&report)?;
+    Ok(if report.is_clean() {
+        Exit::Ok
+    } else {
+        Exit::Failed
+    })
+}
+
+/// The banner on a terminal, one line per fact elsewhere.
+async fn announce(
+    started: &Started,
+    config: &Config,
+    began: Instant,
+    ephemeral: bool,
+) -> Result<(), Failure> {
+    let http = started.http.map(|address| local(&address.to_string()));
+    let admin = local(&started.admin.to_string());
+    let health = started.backend.lifecycle.health().await.unwrap_or_default();
+    let durability = health
+        .facts
+        .iter()
+        .find(|(name, _)| name == "durability")
+        .map_or("as the backend", |(_, value)| value);
+    let kept = if ephemeral {
+        "gone at exit"
+    } else {
+        "kept; --ephemeral to discard"
+    };
+    for warning in &health.warnings {
+        tracing::warn!("{warning}");
+    }
+    if !std::io::stdout().is_terminal() {
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            http = http.as_deref().unwrap_or("none"),
+            admin,
+            data = %config.data_dir.display(),
+            backend = started.backend.descriptor.name,
+            durability,
+            elapsed = ?began.elapsed(),
+            "ready"
+        );
+        return Ok(());
+    }
+    let mut lines = vec![
+        String::new(),
+        format!(
+            "  towpath {} · ready in {} ms",
+            env!("CARGO_PKG_VERSION"),
+            began.elapsed().as_millis()
+        ),
+        String::new(),
+    ];
+    if let Some(http) = &http {
+        lines.push(format!(
+            "  API        http://{http}     curl -d 'hello' {http}/enqueue"
+        ));
+    }
+    lines.push(format!(
+        "  Admin      http://{admin}     towpath queue ls · /metrics · /openapi.json"
+    ));
+    lines.push(format!(
+        "  Data       {} ({kept})",
+        config.data_dir.display()
+    ));
+    lines.push(format!("  Output     {}", config.output_path().display()));
+    lines.push(format!(
+        "  Backend    {}, durability {durability}",
+        started.backend.descriptor.name
+    ));
+    lines.push(String::new());
+    lines.push("  Ctrl-C drains and stops.".to_owned());
+    lines.push(String::new());
+    for line in lines {
+        output::line(line)?;
+    }
+    Ok(())
+}
+
+/// An address as one types it.
+fn local(address: &str) -> String {
+    address.replace("0.0.0.0", "localhost")
+}
+
+/// What was done, one line a task.
+fn print_account(report: &Report) -> Result<(), Failure> {
+    output::line(format!(
+        "stopped by {} after {:.1?}",
+        report.reason, report.drained_in
+    ))?;
+    for task in &report.tasks {
+        let counts: Vec<String> = task
+            .counts
+            .iter()
+            .map(|(what, count)| format!("{what}={count}"))
+            .collect();
+        let ending = match &task.ending {
+            Ending::Finished => "finished".to_owned(),
+            Ending::Cut => "cut short".to_owned(),
+            Ending::Failed(error) => format!("failed: {error}"),
+        };
+        output::line(format!("  {}: {ending} {}", task.name, counts.join(" ")).trim_end())?;
+    }
+    Ok(())
+}
+
+/// SIGINT and SIGTERM, caught from the start.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn install() -> Result<Self> {
+        let catch = |kind| {
+            signal(kind)
+                .map_err(|error| Error::unavailable("signals cannot be caught").with_source(error))
+        };
+        Ok(Self {
+            interrupt: catch(SignalKind::interrupt())?,
+            terminate: catch(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) -> String {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT".to_owned(),
+            _ = self.terminate.recv() => "SIGTERM".to_owned(),
+        }
+    }
+
+    /// The signal that starts the drain, and the one that cuts it short.
+    fn first_and_second(&mut self) -> (impl Future<Output = String>, impl Future<Output = ()>) {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let waiting = std::sync::Arc::new(tokio::sync::Mutex::new(self));
+        let again = std::sync::Arc::clone(&waiting);
+        let first = async move {
+            let reason = waiting.lock().await.next().await;
+            drop(waiting);
+            // The drain may be over before anybody asks.
+            sender.send(()).ok();
+            reason
+        };
+        let second = async move {
+            if receiver.await.is_err() {
+                return std::future::pending().await;
+            }
+            again.lock().await.next().await;
+        };
+        (first, second)
+    }
+}

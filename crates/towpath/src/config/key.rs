@@ -1,0 +1,317 @@
+//! The table of keys. Adding one is a row here and a field in the model.
+
+use super::Kind;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const SECOND: u64 = 1000;
+const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+
+/// One key of the configuration.
+#[derive(Debug)]
+pub struct Key {
+    /// `section.key`.
+    pub path: &'static str,
+    /// What a value may be.
+    pub kind: Kind,
+    /// The default as text; `None` for off.
+    pub default: Option<&'static str>,
+    /// The reference systems' variables that set it, the strongest first.
+    pub variables: &'static [&'static str],
+    /// What it does, one sentence.
+    pub doc: &'static str,
+}
+
+const fn key(
+    path: &'static str,
+    kind: Kind,
+    default: Option<&'static str>,
+    variables: &'static [&'static str],
+    doc: &'static str,
+) -> Key {
+    Key {
+        path,
+        kind,
+        default,
+        variables,
+        doc,
+    }
+}
+
+/// Every key, by section.
+pub const KEYS: &[Key] = &[
+    key(
+        "server.listen",
+        Kind::Address,
+        Some(":8080"),
+        &["HTTP_ADDR", "PORT"],
+        "Where the public HTTP interface listens; without a host on all interfaces.",
+    ),
+    key(
+        "server.admin",
+        Kind::Address,
+        Some("127.0.0.1:7070"),
+        &[],
+        "Where the admin API, probes and metrics listen.",
+    ),
+    key(
+        "server.drain",
+        Kind::Duration(SECOND, 10 * MINUTE),
+        Some("25s"),
+        &[],
+        "How long a stop may take before what is in hand is cut short.",
+    ),
+    key(
+        "server.max_connections",
+        Kind::Integer(1, 100_000),
+        Some("10000"),
+        &[],
+        "Open connections of the public interface; more wait.",
+    ),
+    key(
+        "server.max_in_flight",
+        Kind::Integer(1, 100_000),
+        Some("1024"),
+        &[],
+        "Requests in hand; more are answered 503.",
+    ),
+    key(
+        "server.header_timeout",
+        Kind::Duration(SECOND / 10, 10 * MINUTE),
+        Some("10s"),
+        &[],
+        "How long the head of a request may take, and a kept connection may idle.",
+    ),
+    key(
+        "server.body_timeout",
+        Kind::Duration(SECOND / 10, 10 * MINUTE),
+        Some("30s"),
+        &[],
+        "How long the body of a request may take.",
+    ),
+    key(
+        "data.dir",
+        Kind::Text,
+        Some("./towpath-data"),
+        &[],
+        "Where the embedded store, the token and the output file are kept.",
+    ),
+    key(
+        "backends.default",
+        Kind::Text,
+        None,
+        &[],
+        "URL of the backend; without it the embedded store in `data.dir`.",
+    ),
+    key(
+        "backends.ingest",
+        Kind::Text,
+        None,
+        &[],
+        "URL of the ingest app's backend; without it the default one.",
+    ),
+    key(
+        "embedded.durability",
+        Kind::Text,
+        Some("fsync"),
+        &[],
+        "When the embedded store answers: fsync, interval:100ms, os, none.",
+    ),
+    key(
+        "embedded.segment_size",
+        Kind::Size(64 * KIB, GIB),
+        Some("16MiB"),
+        &[],
+        "Size of one segment of the log.",
+    ),
+    key(
+        "embedded.disk_reserve",
+        Kind::Size(0, 1024 * GIB),
+        Some("64MiB"),
+        &[],
+        "Free disk space below which nothing more is taken.",
+    ),
+    key(
+        "ingest.queue",
+        Kind::Text,
+        Some("messages"),
+        &["QUEUE_NAME"],
+        "The queue that messages go to and come from.",
+    ),
+    key(
+        "ingest.max_body",
+        Kind::Size(KIB, 16 * MIB),
+        Some("1MiB"),
+        &[],
+        "Largest message.",
+    ),
+    key(
+        "ingest.max_batch_body",
+        Kind::Size(KIB, 256 * MIB),
+        Some("16MiB"),
+        &[],
+        "Largest body of a batch.",
+    ),
+    key(
+        "ingest.max_depth",
+        Kind::Integer(1, u64::MAX),
+        None,
+        &[],
+        "Most messages that may wait; more are answered 429. Without it only the disk limits.",
+    ),
+    key(
+        "ingest.idempotency_window",
+        Kind::Duration(SECOND, 8760 * HOUR),
+        Some("24h"),
+        &[],
+        "How long an idempotency key is remembered.",
+    ),
+    key(
+        "ingest.worker.sink",
+        Kind::Choice(&["file", "webhook", "command", "stdout"]),
+        Some("file"),
+        &[],
+        "Where the worker delivers.",
+    ),
+    key(
+        "ingest.worker.output",
+        Kind::Text,
+        None,
+        &["OUTPUT_PATH"],
+        "The output file; without it `processed.log` in `data.dir`.",
+    ),
+    key(
+        "ingest.worker.batch",
+        Kind::Integer(1, 10_000),
+        Some("100"),
+        &[],
+        "Most messages in hand at once, per consumer.",
+    ),
+    key(
+        "ingest.worker.concurrency",
+        Kind::Integer(1, 256),
+        Some("1"),
+        &[],
+        "Consumers side by side; the file and stdout sinks take 1.",
+    ),
+    key(
+        "ingest.worker.lease",
+        Kind::Duration(SECOND, 12 * HOUR),
+        Some("30s"),
+        &[],
+        "How long a delivery is hidden from others; renewed while it is worked on.",
+    ),
+    key(
+        "ingest.worker.processing_delay",
+        Kind::Duration(0, HOUR),
+        Some("0s"),
+        &["PROCESSING_DELAY_MS"],
+        "A pause before each message; over zero messages are taken one by one. The variable is in milliseconds.",
+    ),
+    key(
+        "ingest.worker.retry.attempts",
+        Kind::Integer(1, 1_000_000),
+        Some("10"),
+        &[],
+        "Attempts before a message becomes a dead letter.",
+    ),
+    key(
+        "ingest.worker.retry.first",
+        Kind::Duration(0, 24 * HOUR),
+        Some("1s"),
+        &[],
+        "Longest delay after the first attempt; doubles with each.",
+    ),
+    key(
+        "ingest.worker.retry.max",
+        Kind::Duration(0, 24 * HOUR),
+        Some("5m"),
+        &[],
+        "Longest delay after any attempt.",
+    ),
+    key(
+        "ingest.worker.webhook.url",
+        Kind::Text,
+        None,
+        &[],
+        "Where the webhook sink posts.",
+    ),
+    key(
+        "ingest.worker.webhook.secret",
+        Kind::Secret,
+        None,
+        &[],
+        "Signing secrets, `whsec_` and base64, separated by white space for rotation.",
+    ),
+    key(
+        "ingest.worker.webhook.timeout",
+        Kind::Duration(SECOND / 10, 10 * MINUTE),
+        Some("10s"),
+        &[],
+        "How long one post may take.",
+    ),
+    key(
+        "ingest.worker.command.program",
+        Kind::Strings,
+        None,
+        &[],
+        "The program of the command sink and its arguments.",
+    ),
+    key(
+        "ingest.worker.command.timeout",
+        Kind::Duration(SECOND / 10, 24 * HOUR),
+        Some("60s"),
+        &[],
+        "How long one run may take.",
+    ),
+    key(
+        "log.format",
+        Kind::Choice(&["auto", "pretty", "json"]),
+        Some("auto"),
+        &[],
+        "How log lines look; auto is pretty on a terminal.",
+    ),
+    key(
+        "log.level",
+        Kind::Text,
+        Some("info"),
+        &["RUST_LOG"],
+        "Level, or a filter like `info,towpath=debug`.",
+    ),
+];
+
+impl Key {
+    /// `TOWPATH_SECTION__KEY`.
+    pub fn variable(&self) -> String {
+        format!(
+            "TOWPATH_{}",
+            self.path.to_ascii_uppercase().replace('.', "__")
+        )
+    }
+
+    /// The key with this path.
+    pub fn find(path: &str) -> Option<&'static Self> {
+        KEYS.iter().find(|key| key.path == path)
+    }
+
+    /// Whether some key lies below this section.
+    pub(super) fn is_section(path: &str) -> bool {
+        KEYS.iter().any(|key| {
+            key.path
+                .strip_prefix(path)
+                .is_some_and(|rest| rest.starts_with('.'))
+        })
+    }
+}
+
+/// `; did you mean …` for the nearest of the known names, if one is near.
+pub(super) fn did_you_mean<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> String {
+    known
+        .map(|name| (strsim::jaro_winkler(wrong, name), name))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .max_by(|one, other| one.0.total_cmp(&other.0))
+        .map(|(_, name)| format!("; did you mean `{name}`?"))
+        .unwrap_or_default()
+}

@@ -1,0 +1,239 @@
+//! What the configuration means, in types.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use towpath_core::port::queue::Settings;
+use towpath_core::{QueueName, retry};
+
+use super::load::{Origin, Setting};
+use super::{Problem, kind};
+
+/// Where the ingest worker delivers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SinkKind {
+    /// The output file.
+    File,
+    /// Signed posts.
+    Webhook,
+    /// A process per message.
+    Command,
+    /// Lines on standard output.
+    Stdout,
+}
+
+/// A valid configuration.
+#[derive(Debug, Clone)]
+#[expect(
+    missing_docs,
+    reason = "each field is the key of the same name, documented in the table of keys"
+)]
+pub struct Config {
+    pub listen: String,
+    pub admin: String,
+    pub drain: Duration,
+    pub max_connections: usize,
+    pub max_in_flight: usize,
+    pub header_timeout: Duration,
+    pub body_timeout: Duration,
+    pub data_dir: PathBuf,
+    pub default_backend: Option<String>,
+    pub ingest_backend: Option<String>,
+    pub durability: String,
+    pub segment_size: u64,
+    pub disk_reserve: u64,
+    pub queue: String,
+    pub max_body: usize,
+    pub max_batch_body: usize,
+    pub max_depth: Option<u64>,
+    pub idempotency_window: Duration,
+    pub sink: SinkKind,
+    pub output: Option<PathBuf>,
+    pub batch: usize,
+    pub concurrency: usize,
+    pub lease: Duration,
+    pub processing_delay: Duration,
+    pub retry: retry::Policy,
+    pub webhook_url: Option<String>,
+    pub webhook_secrets: Vec<String>,
+    pub webhook_timeout: Duration,
+    pub command: Vec<String>,
+    pub command_timeout: Duration,
+    pub log_format: String,
+    pub log_level: String,
+}
+
+/// Reads values that were accepted before.
+struct Values<'a>(&'a BTreeMap<&'static str, Setting>);
+
+impl Values<'_> {
+    fn optional(&self, path: &str) -> Option<String> {
+        self.0.get(path).and_then(|setting| setting.text.clone())
+    }
+
+    fn text(&self, path: &str) -> String {
+        self.optional(path).unwrap_or_default()
+    }
+
+    fn number(&self, path: &str) -> u64 {
+        self.text(path).parse().unwrap_or_default()
+    }
+
+    fn count(&self, path: &str) -> usize {
+        usize::try_from(self.number(path)).unwrap_or(usize::MAX)
+    }
+
+    fn duration(&self, path: &str) -> Duration {
+        kind::duration(&self.text(path)).unwrap_or_default()
+    }
+
+    fn size(&self, path: &str) -> u64 {
+        kind::size(&self.text(path)).unwrap_or_default()
+    }
+}
+
+impl Config {
+    pub(super) fn from_settings(settings: &BTreeMap<&'static str, Setting>) -> Self {
+        let values = Values(settings);
+        let bytes = |path: &str| usize::try_from(values.size(path)).unwrap_or(usize::MAX);
+        Self {
+            listen: values.text("server.listen"),
+            admin: values.text("server.admin"),
+            drain: values.duration("server.drain"),
+            max_connections: values.count("server.max_connections"),
+            max_in_flight: values.count("server.max_in_flight"),
+            header_timeout: values.duration("server.header_timeout"),
+            body_timeout: values.duration("server.body_timeout"),
+            data_dir: PathBuf::from(values.text("data.dir")),
+            default_backend: values.optional("backends.default"),
+            ingest_backend: values.optional("backends.ingest"),
+            durability: values.text("embedded.durability"),
+            segment_size: values.size("embedded.segment_size"),
+            disk_reserve: values.size("embedded.disk_reserve"),
+            queue: values.text("ingest.queue"),
+            max_body: bytes("ingest.max_body"),
+            max_batch_body: bytes("ingest.max_batch_body"),
+            max_depth: values
+                .optional("ingest.max_depth")
+                .and_then(|text| text.parse().ok()),
+            idempotency_window: values.duration("ingest.idempotency_window"),
+            sink: match values.text("ingest.worker.sink").as_str() {
+                "webhook" => SinkKind::Webhook,
+                "command" => SinkKind::Command,
+                "stdout" => SinkKind::Stdout,
+                _ => SinkKind::File,
+            },
+            output: values.optional("ingest.worker.output").map(PathBuf::from),
+            batch: values.count("ingest.worker.batch"),
+            concurrency: values.count("ingest.worker.concurrency"),
+            lease: values.duration("ingest.worker.lease"),
+            processing_delay: values.duration("ingest.worker.processing_delay"),
+            retry: retry::Policy {
+                attempts: u32::try_from(values.number("ingest.worker.retry.attempts"))
+                    .unwrap_or(u32::MAX),
+                first: values.duration("ingest.worker.retry.first"),
+                max: values.duration("ingest.worker.retry.max"),
+            },
+            webhook_url: values.optional("ingest.worker.webhook.url"),
+            webhook_secrets: values
+                .text("ingest.worker.webhook.secret")
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect(),
+            webhook_timeout: values.duration("ingest.worker.webhook.timeout"),
+            command: kind::strings(&values.text("ingest.worker.command.program"))
+                .unwrap_or_default(),
+            command_timeout: values.duration("ingest.worker.command.timeout"),
+            log_format: values.text("log.format"),
+            log_level: values.text("log.level"),
+        }
+    }
+
+    /// What is valid by itself and does not go together.
+    pub(super) fn contradictions(
+        &self,
+        settings: &BTreeMap<&'static str, Setting>,
+    ) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut add = |path: &str, message: String| {
+            let place = match settings.get(path).map(|setting| &setting.origin) {
+                Some(Origin::File(place)) => place.clone(),
+                Some(Origin::Variable(name)) => format!("variable {name}"),
+                Some(Origin::Flag(name)) => format!("flag {name}"),
+                Some(Origin::Default) | None => path.to_owned(),
+            };
+            problems.push(Problem {
+                place,
+                message,
+                snippet: None,
+            });
+        };
+        if self.sink == SinkKind::Webhook && self.webhook_url.is_none() {
+            add(
+                "ingest.worker.sink",
+                "the webhook sink needs `ingest.worker.webhook.url`".to_owned(),
+            );
+        }
+        if self.sink == SinkKind::Command && self.command.is_empty() {
+            add(
+                "ingest.worker.sink",
+                "the command sink needs `ingest.worker.command.program`".to_owned(),
+            );
+        }
+        if self.concurrency > 1 && matches!(self.sink, SinkKind::File | SinkKind::Stdout) {
+            add(
+                "ingest.worker.concurrency",
+                "the file and stdout sinks take one consumer; set it to 1".to_owned(),
+            );
+        }
+        if self.listen == self.admin {
+            add(
+                "server.admin",
+                "`server.admin` and `server.listen` are the same address".to_owned(),
+            );
+        }
+        if self.retry.first > self.retry.max {
+            add(
+                "ingest.worker.retry.first",
+                "`retry.first` is longer than `retry.max`".to_owned(),
+            );
+        }
+        if let Err(error) = QueueName::new(&self.queue) {
+            add("ingest.queue", error.to_string());
+        }
+        problems
+    }
+
+    /// The URL of the ingest app's backend.
+    pub fn ingest_url(&self) -> String {
+        self.ingest_backend
+            .clone()
+            .or_else(|| self.default_backend.clone())
+            .unwrap_or_else(|| {
+                format!(
+                    "embedded:{}?durability={}&segment={}&reserve={}",
+                    self.data_dir.display(),
+                    self.durability,
+                    self.segment_size,
+                    self.disk_reserve
+                )
+            })
+    }
+
+    /// The output file.
+    pub fn output_path(&self) -> PathBuf {
+        self.output
+            .clone()
+            .unwrap_or_else(|| self.data_dir.join("processed.log"))
+    }
+
+    /// The ingest queue's settings.
+    pub fn queue_settings(&self) -> Settings {
+        Settings {
+            retry: self.retry,
+            dedup_window: self.idempotency_window,
+            max_depth: self.max_depth,
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Logs on standard error: for people on a terminal, JSON elsewhere. Payloads and secrets never.
+
+use std::io::IsTerminal;
+use std::str::FromStr;
+
+use towpath_core::{Error, Result};
+use tracing_subscriber::EnvFilter;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// Pretty on a terminal, JSON elsewhere.
+    #[default]
+    Auto,
+    /// For people.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "pretty" => Ok(Self::Pretty),
+            "json" => Ok(Self::Json),
+            _ => Err(Error::invalid(format!(
+                "unknown log format `{text}`; one of auto, pretty, json"
+            ))),
+        }
+    }
+}
+
+/// Starts logging; `filter` is a level or a list such as `info,towpath=debug`.
+///
+/// # Errors
+/// `Invalid` for a filter that cannot be read.
+pub fn init(format: Format, filter: &str) -> Result<()> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
+        Error::invalid(format!("`{filter}` is no log level or filter")).with_source(error)
+    })?;
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let terminal = std::io::stderr().is_terminal();
+    let json = format == Format::Json || (format == Format::Auto && !terminal);
+    // Started twice in one process, as tests do: the first one stays.
+    if json {
+        logs.json().flatten_event(true).try_init().ok()
+    } else {
+        logs.with_ansi(terminal).try_init().ok()
+    };
+    Ok(())
+}

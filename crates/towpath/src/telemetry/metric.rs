@@ -1,0 +1,218 @@
+//! Every metric's name, in one place.
+
+/// A metric. Names have base units; label values come from configuration or the program, never from requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Metric {
+    /// Requests answered.
+    HttpRequests,
+    /// How long requests took.
+    HttpRequestDuration,
+    /// Deliveries handed to a sink.
+    Deliveries,
+    /// How long a sink took for a batch.
+    ProcessDuration,
+    /// From enqueue to done.
+    EndToEnd,
+    /// Batches a sink could not take at all.
+    SinkFailures,
+    /// Messages that can be leased.
+    QueueReady,
+    /// Messages in hand.
+    QueueInFlight,
+    /// Messages held back.
+    QueueScheduled,
+    /// Dead letters.
+    QueueDead,
+    /// Age of the oldest waiting message.
+    QueueOldestAge,
+    /// Messages ever taken.
+    Enqueued,
+    /// Messages ever acked.
+    Completed,
+    /// Deliveries that ended in a retry.
+    Retried,
+    /// Messages dropped.
+    Dropped,
+    /// Repeats recognised.
+    Duplicates,
+    /// Whether a backend works.
+    BackendUp,
+    /// What runs.
+    BuildInfo,
+}
+
+impl Metric {
+    /// Every metric, in the order of the documentation.
+    pub const ALL: [Self; 18] = [
+        Self::HttpRequests,
+        Self::HttpRequestDuration,
+        Self::Deliveries,
+        Self::ProcessDuration,
+        Self::EndToEnd,
+        Self::SinkFailures,
+        Self::QueueReady,
+        Self::QueueInFlight,
+        Self::QueueScheduled,
+        Self::QueueDead,
+        Self::QueueOldestAge,
+        Self::Enqueued,
+        Self::Completed,
+        Self::Retried,
+        Self::Dropped,
+        Self::Duplicates,
+        Self::BackendUp,
+        Self::BuildInfo,
+    ];
+
+    /// Name as the text format shows it, type, labels, help.
+    pub const fn row(self) -> (&'static str, &'static str, &'static str, &'static str) {
+        match self {
+            Self::HttpRequests => (
+                "towpath_http_requests_total",
+                "counter",
+                "route, method, status",
+                "Requests answered",
+            ),
+            Self::HttpRequestDuration => (
+                "towpath_http_request_duration_seconds",
+                "histogram",
+                "route",
+                "How long requests took",
+            ),
+            Self::Deliveries => (
+                "towpath_deliveries_total",
+                "counter",
+                "queue, outcome",
+                "Deliveries handed to a sink: done, retry, reject",
+            ),
+            Self::ProcessDuration => (
+                "towpath_message_process_duration_seconds",
+                "histogram",
+                "queue",
+                "How long the sink took for a batch",
+            ),
+            Self::EndToEnd => (
+                "towpath_message_end_to_end_seconds",
+                "histogram",
+                "queue",
+                "From enqueue to done",
+            ),
+            Self::SinkFailures => (
+                "towpath_sink_failures_total",
+                "counter",
+                "queue",
+                "Batches the sink could not take at all",
+            ),
+            Self::QueueReady => (
+                "towpath_queue_ready_messages",
+                "gauge",
+                "queue",
+                "Messages that can be leased now",
+            ),
+            Self::QueueInFlight => (
+                "towpath_queue_in_flight_messages",
+                "gauge",
+                "queue",
+                "Messages in consumers' hands",
+            ),
+            Self::QueueScheduled => (
+                "towpath_queue_scheduled_messages",
+                "gauge",
+                "queue",
+                "Messages held back until a moment",
+            ),
+            Self::QueueDead => (
+                "towpath_queue_dead_messages",
+                "gauge",
+                "queue",
+                "Dead letters",
+            ),
+            Self::QueueOldestAge => (
+                "towpath_queue_oldest_message_age_seconds",
+                "gauge",
+                "queue",
+                "Age of the oldest waiting message; 0 when none waits",
+            ),
+            Self::Enqueued => (
+                "towpath_messages_enqueued_total",
+                "counter",
+                "queue",
+                "Messages taken",
+            ),
+            Self::Completed => (
+                "towpath_messages_completed_total",
+                "counter",
+                "queue",
+                "Messages acked",
+            ),
+            Self::Retried => (
+                "towpath_messages_retried_total",
+                "counter",
+                "queue",
+                "Deliveries that ended in a retry",
+            ),
+            Self::Dropped => (
+                "towpath_messages_dropped_total",
+                "counter",
+                "queue",
+                "Messages expired, purged, or dropped from the dead letters",
+            ),
+            Self::Duplicates => (
+                "towpath_messages_duplicate_total",
+                "counter",
+                "queue",
+                "Repeats recognised by their dedup id",
+            ),
+            Self::BackendUp => (
+                "towpath_backend_up",
+                "gauge",
+                "backend",
+                "1 when the backend answers, 0 when it does not",
+            ),
+            Self::BuildInfo => ("towpath_build_info", "gauge", "version", "Always 1"),
+        }
+    }
+
+    /// Name without the ending that the encoder adds to counters.
+    pub fn registered_name(self) -> &'static str {
+        let (name, kind, ..) = self.row();
+        if kind == "counter" {
+            name.trim_end_matches("_total")
+        } else {
+            name
+        }
+    }
+
+    /// The help text.
+    pub const fn help(self) -> &'static str {
+        self.row().3
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_page_lists_every_metric() {
+        let mut page = String::from(
+            "# Metrics\n\n`GET /metrics` on the admin listener; text format by default, OpenMetrics by `Accept`.\n\n| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n",
+        );
+        for metric in Metric::ALL {
+            let (name, kind, labels, help) = metric.row();
+            page.push_str(&format!("| `{name}` | {kind} | {labels} | {help} |\n"));
+        }
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../docs/reference/metrics.md"
+        );
+        if std::env::var_os("TOWPATH_UPDATE_DOCS").is_some() {
+            std::fs::write(path, &page).unwrap();
+        }
+        assert_eq!(
+            std::fs::read_to_string(path).unwrap_or_default(),
+            page,
+            "run with TOWPATH_UPDATE_DOCS=1"
+        );
+    }
+}

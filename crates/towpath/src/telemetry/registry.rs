@@ -1,0 +1,347 @@
+//! The registry: counters kept as things happen, and queue numbers looked up at scrape time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use towpath_core::backend::Backend;
+use towpath_core::port::queue::Stats;
+
+use super::metric::Metric;
+
+/// The content types of the two formats. Source: Prometheus, "Exposition formats".
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Labels of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Request {
+    route: String,
+    method: String,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Route {
+    route: String,
+}
+
+/// Label of a queue.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Queue {
+    pub(super) queue: String,
+}
+
+/// Labels of a delivery.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Outcome {
+    pub(super) queue: String,
+    pub(super) outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Named {
+    backend: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    version: &'static str,
+}
+
+type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// 1 ms to 33 s, doubling twice a step: enough to tell a cached answer from a sync from a time-out.
+fn durations() -> Histogram {
+    Histogram::new([
+        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0,
+    ])
+}
+
+/// A cheap handle to every metric of the process.
+#[derive(Clone)]
+pub struct Metrics(Arc<Inner>);
+
+struct Inner {
+    requests: Family<Request, Counter>,
+    request_duration: Histograms<Route>,
+    pub(super) deliveries: Family<Outcome, Counter>,
+    pub(super) process_duration: Histograms<Queue>,
+    pub(super) end_to_end: Histograms<Queue>,
+    pub(super) sink_failures: Family<Queue, Counter>,
+    registry: Registry,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// An empty registry with every metric that is kept as things happen.
+    pub fn new() -> Self {
+        let mut registry = Registry::default();
+        let inner = Inner {
+            requests: Family::default(),
+            request_duration: Family::new_with_constructor(durations),
+            deliveries: Family::default(),
+            process_duration: Family::new_with_constructor(durations),
+            end_to_end: Family::new_with_constructor(durations),
+            sink_failures: Family::default(),
+            registry: Registry::default(),
+        };
+        let build = Family::<Build, Gauge>::default();
+        build
+            .get_or_create(&Build {
+                version: env!("CARGO_PKG_VERSION"),
+            })
+            .set(1);
+        add(&mut registry, Metric::HttpRequests, inner.requests.clone());
+        add(
+            &mut registry,
+            Metric::HttpRequestDuration,
+            inner.request_duration.clone(),
+        );
+        add(&mut registry, Metric::Deliveries, inner.deliveries.clone());
+        add(
+            &mut registry,
+            Metric::ProcessDuration,
+            inner.process_duration.clone(),
+        );
+        add(&mut registry, Metric::EndToEnd, inner.end_to_end.clone());
+        add(
+            &mut registry,
+            Metric::SinkFailures,
+            inner.sink_failures.clone(),
+        );
+        add(&mut registry, Metric::BuildInfo, build);
+        Self(Arc::new(Inner { registry, ..inner }))
+    }
+
+    /// Counts an answered request.
+    pub fn http_request(&self, route: &str, method: &str, status: u16, elapsed: Duration) {
+        let labels = Request {
+            route: route.to_owned(),
+            method: known_method(method).to_owned(),
+            status,
+        };
+        self.0.requests.get_or_create(&labels).inc();
+        self.0
+            .request_duration
+            .get_or_create(&Route {
+                route: route.to_owned(),
+            })
+            .observe(elapsed.as_secs_f64());
+    }
+
+    pub(super) fn delivery_counter(&self, queue: &str, outcome: &'static str) -> Counter {
+        self.0
+            .deliveries
+            .get_or_create(&Outcome {
+                queue: queue.to_owned(),
+                outcome,
+            })
+            .clone()
+    }
+
+    pub(super) fn process_duration(&self, queue: &str) -> Histogram {
+        self.0
+            .process_duration
+            .get_or_create(&Queue {
+                queue: queue.to_owned(),
+            })
+            .clone()
+    }
+
+    pub(super) fn end_to_end(&self, queue: &str) -> Histogram {
+        self.0
+            .end_to_end
+            .get_or_create(&Queue {
+                queue: queue.to_owned(),
+            })
+            .clone()
+    }
+
+    pub(super) fn sink_failures(&self, queue: &str) -> Counter {
+        self.0
+            .sink_failures
+            .get_or_create(&Queue {
+                queue: queue.to_owned(),
+            })
+            .clone()
+    }
+
+    /// Everything, in the format that `accept` asks for. Returns the content type and the text.
+    pub async fn render(
+        &self,
+        accept: Option<&str>,
+        backends: &[Backend],
+    ) -> (&'static str, String) {
+        let mut found = Vec::new();
+        for backend in backends {
+            let up = backend.lifecycle.health().await.is_ok();
+            let queues = match &backend.queue {
+                Some(queue) => queue.list().await.unwrap_or_default(),
+                None => Vec::new(),
+            };
+            found.push((backend.descriptor.name, up, queues));
+        }
+        let mut scraped = Registry::default();
+        let up = Family::<Named, Gauge>::default();
+        add(&mut scraped, Metric::BackendUp, up.clone());
+        let families = QueueFamilies::register(&mut scraped);
+        for (name, works, queues) in found {
+            up.get_or_create(&Named {
+                backend: name.to_owned(),
+            })
+            .set(i64::from(works));
+            queues.iter().for_each(|stats| families.set(stats));
+        }
+        let mut body = String::new();
+        let encoded = text::encode_registry(&mut body, &self.0.registry)
+            .and_then(|()| text::encode_registry(&mut body, &scraped))
+            .and_then(|()| text::encode_eof(&mut body));
+        if let Err(error) = encoded {
+            tracing::warn!(%error, "metrics cannot be written");
+        }
+        if accept.is_some_and(|accept| accept.contains("application/openmetrics-text")) {
+            return (OPEN_METRICS, body);
+        }
+        (TEXT, as_text_format(&body))
+    }
+}
+
+fn add(registry: &mut Registry, metric: Metric, family: impl prometheus_client::registry::Metric) {
+    registry.register(metric.registered_name(), metric.help(), family);
+}
+
+/// OpenMetrics says the same as the older text format, but for the name of a counter's family and the end mark.
+fn as_text_format(open_metrics: &str) -> String {
+    let mut text = String::with_capacity(open_metrics.len());
+    let counters: Vec<&str> = open_metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .collect();
+    for line in open_metrics.lines().filter(|line| *line != "# EOF") {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(what @ ("TYPE" | "HELP")), Some(name), Some(rest))
+                if counters.contains(&name) =>
+            {
+                text.push_str(&format!("# {what} {name}_total {rest}\n"));
+            }
+            _ => {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
+    text
+}
+
+/// Which number of a queue a metric shows.
+type Number = fn(&Stats) -> u64;
+
+struct QueueFamilies {
+    gauges: Vec<(Family<Queue, Gauge>, Number)>,
+    counters: Vec<(Family<Queue, Counter>, Number)>,
+}
+
+impl QueueFamilies {
+    fn register(registry: &mut Registry) -> Self {
+        let gauges: [(Metric, Number); 5] = [
+            (Metric::QueueReady, |stats| stats.ready),
+            (Metric::QueueInFlight, |stats| stats.leased),
+            (Metric::QueueScheduled, |stats| stats.delayed),
+            (Metric::QueueDead, |stats| stats.dead),
+            (Metric::QueueOldestAge, |stats| {
+                stats.oldest_age.unwrap_or_default().as_secs()
+            }),
+        ];
+        let counters: [(Metric, Number); 5] = [
+            (Metric::Enqueued, |stats| stats.enqueued),
+            (Metric::Completed, |stats| stats.acked),
+            (Metric::Retried, |stats| stats.retried),
+            (Metric::Dropped, |stats| stats.dropped),
+            (Metric::Duplicates, |stats| stats.duplicates),
+        ];
+        Self {
+            gauges: gauges
+                .into_iter()
+                .map(|(metric, value)| {
+                    let family = Family::default();
+                    registry.register(metric.registered_name(), metric.help(), family.clone());
+                    (family, value)
+                })
+                .collect(),
+            counters: counters
+                .into_iter()
+                .map(|(metric, value)| {
+                    let family = Family::default();
+                    registry.register(metric.registered_name(), metric.help(), family.clone());
+                    (family, value)
+                })
+                .collect(),
+        }
+    }
+
+    fn set(&self, stats: &Stats) {
+        let labels = Queue {
+            queue: stats.queue.to_string(),
+        };
+        for (family, value) in &self.gauges {
+            family
+                .get_or_create(&labels)
+                .set(i64::try_from(value(stats)).unwrap_or(i64::MAX));
+        }
+        for (family, value) in &self.counters {
+            family.get_or_create(&labels).inc_by(value(stats));
+        }
+    }
+}
+
+/// Clients can send any word as a method; only the standard ones become labels.
+fn known_method(method: &str) -> &str {
+    match method {
+        "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS" => method,
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn both_formats_say_the_same_in_their_own_words() {
+        let metrics = Metrics::new();
+        metrics.http_request("/enqueue", "BREW", 200, Duration::from_millis(3));
+        let (kind, text) = metrics.render(None, &[]).await;
+        assert_eq!(kind, TEXT);
+        assert!(
+            text.contains("# TYPE towpath_http_requests_total counter\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains(
+                r#"towpath_http_requests_total{route="/enqueue",method="other",status="200"} 1"#
+            ),
+            "{text}"
+        );
+        assert!(!text.contains("# EOF"));
+        let (kind, open) = metrics
+            .render(Some("application/openmetrics-text; version=1.0.0"), &[])
+            .await;
+        assert_eq!(kind, OPEN_METRICS);
+        assert!(
+            open.contains("# TYPE towpath_http_requests counter\n") && open.ends_with("# EOF\n"),
+            "{open}"
+        );
+    }
+}

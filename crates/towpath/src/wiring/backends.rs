@@ -1,0 +1,19 @@
+//! Opening backends by URL.
+
+use std::sync::Arc;
+
+use towpath_core::backend::Backend;
+use towpath_core::{Clock, Result, SystemClock};
+
+/// Opens the backend that a URL names, on the machine's clock.
+///
+/// # Errors
+/// As `towpath_backends::open`.
+pub async fn open(url: &str) -> Result<Backend> {
+    towpath_backends::open(url, clock()).await
+}
+
+/// The machine's clock.
+pub(super) fn clock() -> Arc<dyn Clock> {
+    Arc::new(SystemClock::new())
+}

@@ -1,0 +1,16 @@
+//! Configuration becomes backends, apps and tasks.
+//!
+//! Only this module names the backends crate. Starting follows the data:
+//! backends first, then what works on them, then the doors to the outside.
+
+mod backends;
+mod bench;
+mod demo;
+mod ingest;
+mod role;
+mod run;
+
+pub use backends::open;
+pub use bench::{BenchApi, ingest_api_for_bench};
+pub use role::Role;
+pub use run::{Started, start};

@@ -397,11 +397,9 @@ mod tests {
 
     use super::*;
 
-    fn later(millis: u64) -> impl Future<Output = String> {
-        async move {
-            tokio::time::sleep(Duration::from_millis(millis)).await;
-            "test".to_owned()
-        }
+    async fn later(millis: u64) -> String {
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        "test".to_owned()
     }
 
     #[tokio::test(start_paused = true)]

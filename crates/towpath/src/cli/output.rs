@@ -20,7 +20,7 @@ pub enum Format {
 ///
 /// # Errors
 /// A broken pipe, which ends the command quietly.
-pub fn line(text: impl AsRef<str>) -> io::Result<()> {
+pub(super) fn line(text: impl AsRef<str>) -> io::Result<()> {
     writeln!(io::stdout(), "{}", text.as_ref())
 }
 
@@ -28,12 +28,12 @@ pub fn line(text: impl AsRef<str>) -> io::Result<()> {
 ///
 /// # Errors
 /// As [`line`].
-pub fn text(text: &str) -> io::Result<()> {
+pub(super) fn text(text: &str) -> io::Result<()> {
     io::stdout().write_all(text.as_bytes())
 }
 
 /// Prints a line on standard error.
-pub fn note(text: impl AsRef<str>) {
+pub(super) fn note(text: impl AsRef<str>) {
     // Nothing is left to tell somebody whose standard error is closed.
     writeln!(io::stderr(), "{}", text.as_ref()).ok();
 }
@@ -42,7 +42,7 @@ pub fn note(text: impl AsRef<str>) {
 ///
 /// # Errors
 /// As [`line`].
-pub fn json(value: &impl Serialize) -> io::Result<()> {
+pub(super) fn json(value: &impl Serialize) -> io::Result<()> {
     line(serde_json::to_string_pretty(value)?)
 }
 
@@ -50,7 +50,10 @@ pub fn json(value: &impl Serialize) -> io::Result<()> {
 ///
 /// # Errors
 /// As [`line`].
-pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> io::Result<()> {
+pub(super) fn table(
+    headings: &[&str],
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> io::Result<()> {
     let mut table = Table::new();
     table
         .load_style(NOTHING)

@@ -69,7 +69,7 @@ fn garbage_gets_an_error_and_the_process_lives() {
             .unwrap();
         stream.write_all(garbage).unwrap();
         let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
+        stream.read_to_end(&mut answer).ok();
         let answer = String::from_utf8_lossy(&answer);
         assert!(
             answer.is_empty() || answer.starts_with("HTTP/1.1 4"),
@@ -81,9 +81,9 @@ fn garbage_gets_an_error_and_the_process_lives() {
         "x".repeat(100_000)
     );
     let mut stream = TcpStream::connect(world.http).unwrap();
-    let _ = stream.write_all(head.as_bytes());
+    stream.write_all(head.as_bytes()).ok();
     let mut answer = String::new();
-    let _ = stream.read_to_string(&mut answer);
+    stream.read_to_string(&mut answer).ok();
     assert!(
         answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
         "{answer}"

@@ -10,25 +10,25 @@ use std::time::{Duration, Instant};
 
 use crate::client::Client;
 
-pub const BINARY: &str = env!("CARGO_BIN_EXE_towpath");
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_towpath");
 
 /// A folder, two ports and the settings of one Towpath; processes come and go.
-pub struct World {
-    pub folder: PathBuf,
-    pub http: SocketAddr,
-    pub admin: SocketAddr,
+pub(crate) struct World {
+    pub(crate) folder: PathBuf,
+    pub(crate) http: SocketAddr,
+    pub(crate) admin: SocketAddr,
     env: Vec<(String, String)>,
     _temporary: Option<tempfile::TempDir>,
 }
 
 /// A running process of a [`World`].
-pub struct Running {
+pub(crate) struct Running {
     child: Child,
     log: Arc<Mutex<String>>,
 }
 
 impl World {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let mut world = Self::at(temporary.path());
         world._temporary = Some(temporary);
@@ -36,7 +36,7 @@ impl World {
     }
 
     /// A world in a folder that somebody else looks after.
-    pub fn at(folder: &Path) -> Self {
+    pub(crate) fn at(folder: &Path) -> Self {
         let (http, admin) = free_ports();
         Self {
             folder: folder.to_owned(),
@@ -47,21 +47,21 @@ impl World {
         }
     }
 
-    pub fn set(&mut self, name: &str, value: impl ToString) -> &mut Self {
+    pub(crate) fn set(&mut self, name: &str, value: impl ToString) -> &mut Self {
         self.env.push((name.to_owned(), value.to_string()));
         self
     }
 
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.folder.join("towpath-data")
     }
 
-    pub fn output(&self) -> PathBuf {
+    pub(crate) fn output(&self) -> PathBuf {
         self.data().join("processed.log")
     }
 
     /// A command of the binary with this world's settings and nothing of the surrounding environment.
-    pub fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(BINARY);
         command
             .args(args)
@@ -75,12 +75,12 @@ impl World {
     }
 
     /// Runs a command of the binary to its end.
-    pub fn run(&self, args: &[&str]) -> Output {
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
     }
 
     /// Runs a command that must succeed, and gives its standard output.
-    pub fn ok(&self, args: &[&str]) -> String {
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert!(
             output.status.success(),
@@ -90,20 +90,20 @@ impl World {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    pub fn json(&self, args: &[&str]) -> serde_json::Value {
+    pub(crate) fn json(&self, args: &[&str]) -> serde_json::Value {
         let mut args = args.to_vec();
         args.extend(["--output", "json"]);
         serde_json::from_str(&self.ok(&args)).unwrap()
     }
 
     /// Starts `towpath up` and waits until it is ready.
-    pub fn up(&self) -> Running {
+    pub(crate) fn up(&self) -> Running {
         let running = self.spawn(&["up"]);
         running.wait_ready(self);
         running
     }
 
-    pub fn spawn(&self, args: &[&str]) -> Running {
+    pub(crate) fn spawn(&self, args: &[&str]) -> Running {
         let mut child = self
             .command(args)
             .stdin(Stdio::null())
@@ -128,21 +128,21 @@ impl World {
         Running { child, log }
     }
 
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::new(self.http)
     }
 
-    pub fn admin_client(&self) -> Client {
+    pub(crate) fn admin_client(&self) -> Client {
         Client::new(self.admin)
     }
 
     /// The lines of the output file; every one must be whole.
-    pub fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         lines_of(&self.output())
     }
 
     /// The messages of the output file, timestamps checked and removed.
-    pub fn messages(&self) -> Vec<String> {
+    pub(crate) fn messages(&self) -> Vec<String> {
         self.lines()
             .into_iter()
             .map(|line| {
@@ -158,7 +158,7 @@ impl World {
     }
 
     /// Waits until nothing waits in the queue and nothing is in hand.
-    pub fn wait_drained(&self) {
+    pub(crate) fn wait_drained(&self) {
         wait_until("the queue to be empty", Duration::from_secs(60), || {
             let stats = self.json(&["queue", "show", "messages"]);
             ["ready", "delayed", "leased"]
@@ -169,7 +169,7 @@ impl World {
 }
 
 impl Running {
-    pub fn wait_ready(&self, world: &World) {
+    pub(crate) fn wait_ready(&self, world: &World) {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let answer = world.admin_client().send("GET", "/readyz", &[], b"");
@@ -185,22 +185,22 @@ impl Running {
         }
     }
 
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// What the process has printed so far, both streams.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
     /// `kill -9`, and gone.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    pub fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let status = Command::new("kill")
             .args([signal, &self.id().to_string()])
             .status()
@@ -209,7 +209,7 @@ impl Running {
     }
 
     /// SIGTERM, and gone in order. Gives the status, the log and how long it took.
-    pub fn stop(self) -> (ExitStatus, String, Duration) {
+    pub(crate) fn stop(self) -> (ExitStatus, String, Duration) {
         let began = Instant::now();
         self.signal("-TERM");
         let (status, log) = self.wait();
@@ -217,7 +217,7 @@ impl Running {
     }
 
     /// Waits for the process to end by itself.
-    pub fn wait(mut self) -> (ExitStatus, String) {
+    pub(crate) fn wait(mut self) -> (ExitStatus, String) {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -237,19 +237,19 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.child.kill().ok();
+        self.child.wait().ok();
     }
 }
 
 /// Two loopback addresses that nobody listens on.
-pub fn free_ports() -> (SocketAddr, SocketAddr) {
+pub(crate) fn free_ports() -> (SocketAddr, SocketAddr) {
     let one = TcpListener::bind("127.0.0.1:0").unwrap();
     let two = TcpListener::bind("127.0.0.1:0").unwrap();
     (one.local_addr().unwrap(), two.local_addr().unwrap())
 }
 
-pub fn lines_of(path: &Path) -> Vec<String> {
+pub(crate) fn lines_of(path: &Path) -> Vec<String> {
     let bytes = fs::read(path).unwrap_or_default();
     let text = String::from_utf8(bytes).unwrap();
     assert!(
@@ -261,7 +261,7 @@ pub fn lines_of(path: &Path) -> Vec<String> {
 }
 
 /// Waits for a condition, and says what did not happen.
-pub fn wait_until(what: &str, within: Duration, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, within: Duration, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + within;
     while !condition() {
         assert!(Instant::now() < deadline, "waited {within:?} for {what}");
@@ -270,7 +270,7 @@ pub fn wait_until(what: &str, within: Duration, mut condition: impl FnMut() -> b
 }
 
 /// How often a chaos story is told.
-pub fn seeds(default: u64) -> u64 {
+pub(crate) fn seeds(default: u64) -> u64 {
     std::env::var("TOWPATH_SEEDS")
         .ok()
         .and_then(|count| count.parse().ok())
@@ -278,7 +278,7 @@ pub fn seeds(default: u64) -> u64 {
 }
 
 /// Whether this machine can do `what`; fails when `TOWPATH_TEST_REQUIRE` names it and it cannot.
-pub fn able(what: &str, can: bool) -> bool {
+pub(crate) fn able(what: &str, can: bool) -> bool {
     let required = std::env::var("TOWPATH_TEST_REQUIRE").unwrap_or_default();
     assert!(
         can || !required.split(',').any(|name| name == what),

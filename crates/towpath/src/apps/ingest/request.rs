@@ -1,7 +1,10 @@
 //! What a client may send, and what message it means.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+
 use bytes::Bytes;
-use serde::Deserialize;
+use serde_json::value::RawValue;
 
 /// Why a body is no message: the text of the 400 reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,19 +16,14 @@ impl Refusal {
     }
 }
 
-/// The object form of a message; unknown fields are passed over, as clients of the plain API expect.
-#[derive(Deserialize)]
-struct Object {
-    #[serde(default)]
-    message: Option<String>,
-}
-
-/// One line of a batch: a string, or an object with a `message`.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Line {
-    Text(String),
-    Object(Object),
+/// The `message` of a JSON object; unknown fields are passed over, as clients of the plain API expect.
+///
+/// A derived struct would take a JSON list as well, field by field, so the object is read as a map.
+fn field(json: &[u8]) -> serde_json::Result<Option<String>> {
+    // `null` is an object without a message.
+    let object: Option<HashMap<Cow<'_, str>, &RawValue>> = serde_json::from_slice(json)?;
+    let message = object.and_then(|object| object.get("message").copied());
+    message.map_or(Ok(None), |message| serde_json::from_str(message.get()))
 }
 
 /// The message in a body: the trimmed text, or the trimmed `message` of a JSON object.
@@ -33,10 +31,9 @@ pub(super) fn message(content_type: Option<&str>, body: &Bytes) -> Result<Bytes,
     if !is_json(content_type) {
         return non_empty(trim(body));
     }
-    // `null` is an object without a message.
-    let object: Option<Object> = serde_json::from_slice(body)
+    let message = field(body)
         .map_err(|error| Refusal(format!("body is not the JSON it says it is: {error}")))?;
-    text(object.and_then(|object| object.message))
+    text(message)
 }
 
 /// The messages of an NDJSON body, one a line; blank lines are passed over.
@@ -53,16 +50,15 @@ pub(super) fn batch(
             continue;
         }
         let at = |refusal: Refusal| Refusal(format!("line {}: {}", index + 1, refusal.0));
-        let parsed: Line = serde_json::from_slice(line).map_err(|_| {
-            at(Refusal(
-                r#"not a JSON string or an object with a string "message""#.to_owned(),
-            ))
-        })?;
-        let message = match parsed {
-            Line::Text(message) => text(Some(message)),
-            Line::Object(object) => text(object.message),
-        }
-        .map_err(at)?;
+        let parsed = match line.trim_ascii_start().first() {
+            Some(b'"') => serde_json::from_slice(line).map(Some),
+            _ => field(line),
+        };
+        let malformed = r#"not a JSON string or an object with a string "message""#;
+        let message = parsed
+            .map_err(|_| Refusal(malformed.to_owned()))
+            .and_then(text)
+            .map_err(at)?;
         if message.len() > max_bytes {
             return Err(at(Refusal(format!(
                 "message is over the limit of {max_bytes} bytes"

@@ -23,7 +23,7 @@ use crate::wiring;
 ///
 /// # Errors
 /// `Unavailable` when the target does not answer, or answers anything but 200.
-pub(super) async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
+pub(in crate::cli) async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
     if let Some(target) = &args.target {
         let address = address(target)?;
         let mut rows = Vec::new();

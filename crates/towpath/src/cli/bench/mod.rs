@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-pub(super) use http::run as run_http;
-pub(super) use queue::run as run_queue;
+pub(in crate::cli) use http::run as run_http;
+pub(in crate::cli) use queue::run as run_queue;
 
 /// What to measure.
 #[derive(Debug, Subcommand)]

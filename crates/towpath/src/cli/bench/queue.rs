@@ -23,7 +23,7 @@ const DRAIN_BATCH: usize = 100;
 ///
 /// # Errors
 /// Those of the backend; a loss or a duplicate is in the rows.
-pub(super) async fn run(args: &QueueArgs) -> Result<Vec<Row>> {
+pub(in crate::cli) async fn run(args: &QueueArgs) -> Result<Vec<Row>> {
     let folder = tempfile::Builder::new()
         .prefix("towpath-bench-")
         .tempdir_in(&args.folder)
@@ -212,12 +212,13 @@ async fn hand_over(
             Ok::<_, Error>(ids)
         });
     }
+    // Ends by itself, awaited below.
     let consumer = tokio::spawn(consume(
         Arc::clone(queue),
         lease_request(name, DRAIN_BATCH)?,
         began,
         until,
-    )); // Ends by itself, awaited below.
+    ));
     let mut ids = Vec::new();
     while let Some(ended) = producers.join_next().await {
         ids.extend(ended.map_err(panicked)??);

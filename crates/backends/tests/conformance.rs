@@ -1,2 +1,26 @@
-//! Placeholder.
-fn main() {}
+//! The shared suite over every backend: one row each.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use libtest_mimic::Arguments;
+use towpath_core::SystemClock;
+use towpath_testkit::{Subject, child_main, trials};
+
+const SUBJECTS: &[Subject] = &[Subject {
+    name: "embedded",
+    descriptor: &towpath_backends::embedded::DESCRIPTOR,
+    open: |folder| {
+        Box::pin(async move {
+            let url = format!("embedded:{}?segment=1MiB&reserve=0", folder.display());
+            towpath_backends::open(&url, Arc::new(SystemClock::new())).await
+        })
+    },
+}];
+
+fn main() -> ExitCode {
+    if child_main(SUBJECTS) {
+        return ExitCode::SUCCESS;
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials(SUBJECTS)).exit_code()
+}

@@ -7,6 +7,10 @@
     clippy::unwrap_used,
     reason = "a failed step of a test is a failed test"
 )]
+#![expect(
+    clippy::print_stderr,
+    reason = "the test runner shows what a failed test said"
+)]
 
 mod chaos;
 mod client;

@@ -1,0 +1,122 @@
+//! `kill -9` of a process that uses the backend: what it acknowledged is there.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use libtest_mimic::Failed;
+use rand::Rng;
+
+use crate::Subject;
+use crate::world::{ack, enqueue, lease_now, stats};
+
+/// Tells the test binary to be the process that is killed: subject and folder.
+const ROLE: &str = "TOWPATH_TEST_KILLED";
+
+/// Runs the process to be killed, when this is it.
+pub fn child_main(subjects: &'static [Subject]) -> bool {
+    let Ok(role) = std::env::var(ROLE) else {
+        return false;
+    };
+    let Some((name, folder)) = role.split_once('|') else {
+        return false;
+    };
+    let Some(subject) = subjects.iter().find(|subject| subject.name == name) else {
+        return false;
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    runtime
+        .expect("a runtime")
+        .block_on(work(subject, PathBuf::from(folder)));
+    true
+}
+
+/// Enqueues and acks for ever, and says what was acknowledged.
+async fn work(subject: &Subject, folder: PathBuf) {
+    let backend = (subject.open)(folder).await.expect("open");
+    let queue = backend.require_queue("the suite").expect("queues");
+    let mut out = std::io::stdout();
+    for number in 0_u64.. {
+        for id in enqueue(&queue, &["x"; 3]).await {
+            writeln!(out, "there {id}").expect("the parent reads");
+        }
+        if number.is_multiple_of(4) {
+            let held = lease_now(&queue, 2).await;
+            // Said before it is done: from here on either is right.
+            for one in &held {
+                writeln!(out, "maybe {}", one.message.id).expect("the parent reads");
+            }
+            ack(&queue, &held).await;
+            for one in &held {
+                writeln!(out, "gone {}", one.message.id).expect("the parent reads");
+            }
+        }
+        out.flush().expect("the parent reads");
+    }
+}
+
+/// Kills it a few times at random moments, and compares.
+pub(crate) fn survives(subject: &'static Subject) -> Result<(), Failed> {
+    for _ in 0..3 {
+        let folder = tempfile::tempdir()?;
+        let mut child = Command::new(std::env::current_exe()?)
+            .env(
+                ROLE,
+                format!("{}|{}", subject.name, folder.path().display()),
+            )
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let lines = child.stdout.take().ok_or("no standard output")?;
+        let reader = std::thread::spawn(move || {
+            BufReader::new(lines)
+                .lines()
+                .map_while(Result::ok)
+                .collect::<Vec<_>>()
+        });
+        std::thread::sleep(Duration::from_millis(rand::rng().random_range(150..500)));
+        child.kill()?;
+        child.wait()?;
+        let said = reader.join().map_err(|_| "the reader panicked")?;
+        let named = |what: &str| -> BTreeSet<String> {
+            said.iter()
+                .filter_map(|line| Some(line.strip_prefix(what)?.strip_prefix(' ')?.to_owned()))
+                .collect()
+        };
+        let (there, maybe, gone) = (named("there"), named("maybe"), named("gone"));
+        if there.is_empty() {
+            return Err("it was killed before it did anything".into());
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?;
+        let found: BTreeSet<String> = runtime.block_on(async {
+            let backend = (subject.open)(folder.path().to_owned())
+                .await
+                .expect("open");
+            let queue = backend.require_queue("the suite").expect("queues");
+            let mut found = BTreeSet::new();
+            while stats(&queue).await.ready > 0 {
+                let held = lease_now(&queue, 500).await;
+                found.extend(held.iter().map(|one| one.message.id.to_string()));
+            }
+            backend.lifecycle.close().await.expect("close");
+            found
+        });
+        if let Some(lost) = there
+            .iter()
+            .find(|id| !found.contains(*id) && !maybe.contains(*id))
+        {
+            return Err(format!("{lost} was acknowledged and is lost").into());
+        }
+        if let Some(again) = gone.iter().find(|id| found.contains(*id)) {
+            return Err(format!("{again} was acked and came again").into());
+        }
+    }
+    Ok(())
+}

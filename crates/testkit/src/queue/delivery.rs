@@ -1,0 +1,321 @@
+//! Leases: who has what, for how long, and what becomes of it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use towpath_core::ErrorKind;
+use towpath_core::port::queue::{LeaseRequest, MAX_BATCH, Verdict};
+
+use crate::World;
+use crate::world::*;
+
+super::promises! {
+    hides_a_leased_message_from_others;
+    redelivers_after_the_lease_expires;
+    does_not_redeliver_before_the_lease_expires;
+    an_extended_lease_lasts;
+    refuses_a_stale_receipt;
+    settles_late_while_nobody_took_over;
+    one_receipt_settles_once;
+    a_disconnected_consumers_deliveries_come_back_at_once;
+    a_released_delivery_is_not_charged;
+    a_retried_delivery_comes_back_with_its_attempt_raised;
+    a_retry_waits_for_its_delay;
+    every_message_goes_to_one_of_many_consumers;
+    a_waiting_lease_is_woken_by_a_message;
+    a_waiting_lease_ends_empty_in_time;
+    a_lease_out_of_range_is_invalid;
+}
+
+async fn hides_a_leased_message_from_others(mut world: World) {
+    let queue = world.queue().await;
+    enqueue(&queue, &["one"]).await;
+    assert_eq!(lease(&queue, 1).await.len(), 1);
+    assert!(
+        lease_as(&queue, "two", 1, LEASE, Duration::ZERO)
+            .await
+            .is_empty()
+    );
+}
+
+async fn redelivers_after_the_lease_expires(mut world: World) {
+    let queue = world.queue().await;
+    let ids = enqueue(&queue, &["one"]).await;
+    assert_eq!(
+        lease_as(&queue, "dead", 1, LEASE, Duration::ZERO)
+            .await
+            .len(),
+        1
+    );
+    let again = lease_as(&queue, "two", 1, LEASE, Duration::from_secs(5)).await;
+    assert_eq!((again[0].message.id, again[0].attempt), (ids[0], 2));
+}
+
+async fn does_not_redeliver_before_the_lease_expires(mut world: World) {
+    let queue = world.queue().await;
+    enqueue(&queue, &["one"]).await;
+    let began = Instant::now();
+    lease_as(&queue, "slow", 1, LEASE, Duration::ZERO).await;
+    let again = lease_as(&queue, "two", 1, LEASE, Duration::from_secs(5)).await;
+    assert_eq!(again.len(), 1);
+    assert!(began.elapsed() >= LEASE, "{:?}", began.elapsed());
+}
+
+async fn an_extended_lease_lasts(mut world: World) {
+    let queue = world.queue().await;
+    enqueue(&queue, &["one"]).await;
+    let held = lease_as(&queue, "slow", 1, LEASE, Duration::ZERO).await;
+    let outcome = queue
+        .extend(&[held[0].receipt.clone()], Duration::from_secs(30))
+        .await
+        .expect("extend")
+        .remove(0);
+    outcome.expect("extended");
+    assert!(
+        lease_as(&queue, "two", 1, LEASE, LEASE * 2)
+            .await
+            .is_empty(),
+        "the first lease counts no more"
+    );
+    ack(&queue, &held).await;
+}
+
+async fn refuses_a_stale_receipt(mut world: World) {
+    let queue = world.queue().await;
+    enqueue(&queue, &["one"]).await;
+    let stale = lease_as(&queue, "slow", 1, LEASE, Duration::ZERO).await;
+    let fresh = lease_as(
+        &queue,
+        "two",
+        1,
+        Duration::from_secs(30),
+        Duration::from_secs(5),
+    )
+    .await;
+    assert!(fresh[0].receipt.fence > stale[0].receipt.fence);
+    for verdict in [
+        Verdict::Ack,
+        retry_now(),
+        Verdict::Release,
+        Verdict::DeadLetter {
+            reason: "x".to_owned(),
+        },
+    ] {
+        assert_kind(
+            settle(&queue, &stale[0], verdict).await,
+            ErrorKind::Conflict,
+        );
+    }
+    let extended = queue
+        .extend(&[stale[0].receipt.clone()], LEASE)
+        .await
+        .expect("extend")
+        .remove(0);
+    assert_kind(extended, ErrorKind::Conflict);
+    assert_eq!(stats(&queue).await.leased, 1, "nothing changed");
+    ack(&queue, &fresh).await;
+}
+
+async fn settles_late_while_nobody_took_over(mut world: World) {
+    let queue = world.queue().await;
+    enqueue(&queue, &["one"]).await;
+    let late = lease_as(&queue, "slow", 1, LEASE, Duration::ZERO).await;
+    until("the lease to expire", || async {
+        stats(&queue).await.ready == 1
+    })
+    .await;
+    ack(&queue, &late).await;
+    assert_eq!(stats(&queue).await.acked, 1);
+}
+
+async fn one_receipt_settles_once(mut world: World) {
+    let queue = world.queue().await;
+    enqueue(&queue, &["one"]).await;
+    let held = lease(&queue, 1).await;
+    ack(&queue, &held).await;
+    assert_kind(
+        settle(&queue, &held[0], Verdict::Ack).await,
+        ErrorKind::Conflict,
+    );
+    assert_eq!(stats(&queue).await.acked, 1);
+    assert_balanced(&queue).await;
+}
+
+async fn a_disconnected_consumers_deliveries_come_back_at_once(mut world: World) {
+    let queue = world.queue().await;
+    enqueue(&queue, &["one", "two"]).await;
+    let lost = lease_as(&queue, "dead", 2, Duration::from_secs(600), Duration::ZERO).await;
+    let waiting = {
+        let queue = Arc::clone(&queue);
+        // Joined below.
+        tokio::spawn(
+            async move { lease_as(&queue, "heir", 2, LEASE, Duration::from_secs(10)).await },
+        )
+    };
+    assert_eq!(
+        queue
+            .disconnect(&consumer("dead"))
+            .await
+            .expect("disconnect"),
+        2
+    );
+    let began = Instant::now();
+    let again = waiting.await.expect("joined");
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(payloads(&again), ["one", "two"]);
+    assert!(again.iter().all(|one| one.attempt == 2), "attempts count");
+    assert_kind(
+        settle(&queue, &lost[0], Verdict::Ack).await,
+        ErrorKind::Conflict,
+    );
+}
+
+async fn a_released_delivery_is_not_charged(mut world: World) {
+    let queue = world.queue().await;
+    enqueue(&queue, &["one", "two"]).await;
+    let held = lease(&queue, 1).await;
+    settle(&queue, &held[0], Verdict::Release)
+        .await
+        .expect("released");
+    let again = lease(&queue, 2).await;
+    assert_eq!(payloads(&again), ["one", "two"], "in its old place");
+    assert_eq!(again[0].attempt, 1);
+}
+
+async fn a_retried_delivery_comes_back_with_its_attempt_raised(mut world: World) {
+    let queue = world.queue().await;
+    enqueue(&queue, &["one"]).await;
+    for attempt in 1..=3 {
+        let held = lease(&queue, 1).await;
+        assert_eq!(held[0].attempt, attempt);
+        settle(&queue, &held[0], retry_now())
+            .await
+            .expect("retried");
+    }
+    assert_eq!(stats(&queue).await.retried, 3);
+}
+
+async fn a_retry_waits_for_its_delay(mut world: World) {
+    let queue = world.queue().await;
+    enqueue(&queue, &["one"]).await;
+    let held = lease(&queue, 1).await;
+    let verdict = Verdict::Retry {
+        after: Duration::from_millis(400),
+        error: "no".to_owned(),
+    };
+    settle(&queue, &held[0], verdict).await.expect("retried");
+    let began = Instant::now();
+    assert_eq!(stats(&queue).await.delayed, 1);
+    assert_eq!(
+        lease_as(&queue, "one", 1, LEASE, Duration::from_secs(5))
+            .await
+            .len(),
+        1
+    );
+    assert!(
+        began.elapsed() >= Duration::from_millis(380),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+async fn every_message_goes_to_one_of_many_consumers(mut world: World) {
+    let queue = world.queue().await;
+    let mut consumers = JoinSet::new();
+    for number in 0..8 {
+        let queue = Arc::clone(&queue);
+        consumers.spawn(async move {
+            let mut seen = Vec::new();
+            loop {
+                let who = format!("consumer-{number}");
+                let held = lease_as(
+                    &queue,
+                    &who,
+                    7,
+                    Duration::from_secs(60),
+                    Duration::from_secs(1),
+                )
+                .await;
+                if held.is_empty() {
+                    return seen;
+                }
+                seen.extend(held.iter().map(|one| one.message.id));
+                ack(&queue, &held).await;
+            }
+        });
+    }
+    let mut sent = Vec::new();
+    for _ in 0..50 {
+        sent.extend(enqueue(&queue, &["x"; 10]).await);
+    }
+    let seen: Vec<_> = consumers.join_all().await.concat();
+    assert_eq!(seen.len(), sent.len(), "some came twice or never");
+    assert_eq!(
+        seen.into_iter().collect::<HashSet<_>>(),
+        sent.into_iter().collect()
+    );
+    assert_balanced(&queue).await;
+}
+
+async fn a_waiting_lease_is_woken_by_a_message(mut world: World) {
+    let queue = world.queue().await;
+    let waiting = {
+        let queue = Arc::clone(&queue);
+        // Joined below.
+        tokio::spawn(
+            async move { lease_as(&queue, "one", 1, LEASE, Duration::from_secs(20)).await },
+        )
+    };
+    until("the consumer to wait", || async {
+        !queue.list().await.expect("list").is_empty()
+    })
+    .await;
+    let began = Instant::now();
+    enqueue(&queue, &["one"]).await;
+    assert_eq!(waiting.await.expect("joined").len(), 1);
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+async fn a_waiting_lease_ends_empty_in_time(mut world: World) {
+    let queue = world.queue().await;
+    let began = Instant::now();
+    assert!(
+        lease_as(&queue, "one", 1, LEASE, Duration::from_millis(200))
+            .await
+            .is_empty()
+    );
+    assert!(
+        (Duration::from_millis(190)..Duration::from_secs(3)).contains(&began.elapsed()),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+async fn a_lease_out_of_range_is_invalid(mut world: World) {
+    let queue = world.queue().await;
+    let request = |max, lease| LeaseRequest {
+        queue: jobs(),
+        consumer: consumer("one"),
+        max,
+        lease,
+        wait: Duration::ZERO,
+    };
+    for wrong in [
+        request(0, LEASE),
+        request(MAX_BATCH + 1, LEASE),
+        request(1, Duration::ZERO),
+        request(1, Duration::from_secs(100_000)),
+    ] {
+        assert_kind(queue.lease(wrong).await, ErrorKind::Invalid);
+    }
+}

@@ -1,0 +1,89 @@
+//! What operators do: look, stop, start, empty, count.
+
+use towpath_core::ErrorKind;
+use towpath_core::port::queue::{Place, Verdict};
+
+use crate::World;
+use crate::world::*;
+
+super::promises! {
+    peeks_without_taking needs Peek;
+    a_paused_queue_takes_and_does_not_give needs Pause;
+    a_purge_spares_what_is_in_hand_or_dead;
+    an_unknown_queue_has_no_stats;
+    counts_what_happened;
+}
+
+async fn peeks_without_taking(mut world: World) {
+    let queue = world.queue().await;
+    enqueue(&queue, &["one", "two", "three"]).await;
+    lease(&queue, 1).await;
+    for _ in 0..2 {
+        let peeked = queue.peek(&jobs(), 2).await.expect("peek");
+        assert_eq!(peeked.len(), 2);
+        assert_eq!((peeked[0].place, peeked[0].attempts), (Place::Leased, 1));
+        assert_eq!(
+            (peeked[1].place, peeked[1].message.payload.as_ref()),
+            (Place::Ready, &b"two"[..])
+        );
+    }
+    assert_eq!(payloads(&lease(&queue, 10).await), ["two", "three"]);
+}
+
+async fn a_paused_queue_takes_and_does_not_give(mut world: World) {
+    let queue = world.queue().await;
+    enqueue(&queue, &["one"]).await;
+    let held = lease(&queue, 1).await;
+    queue.pause(&jobs()).await.expect("pause");
+    queue.pause(&jobs()).await.expect("again");
+    enqueue(&queue, &["two"]).await;
+    assert!(lease_now(&queue, 10).await.is_empty());
+    ack(&queue, &held).await;
+    queue.resume(&jobs()).await.expect("resume");
+    assert_eq!(payloads(&lease(&queue, 10).await), ["two"]);
+}
+
+async fn a_purge_spares_what_is_in_hand_or_dead(mut world: World) {
+    let queue = world.queue().await;
+    enqueue(&queue, &["dead", "held", "ready", "retried"]).await;
+    let held = lease(&queue, 2).await;
+    settle(
+        &queue,
+        &held[0],
+        Verdict::DeadLetter {
+            reason: "x".to_owned(),
+        },
+    )
+    .await
+    .expect("given up");
+    assert_eq!(queue.purge(&jobs()).await.expect("purge"), 2);
+    assert!(lease_now(&queue, 10).await.is_empty());
+    let after = stats(&queue).await;
+    assert_eq!((after.leased, after.dead, after.dropped), (1, 1, 2));
+    ack(&queue, &held[1..]).await;
+    assert_balanced(&queue).await;
+}
+
+async fn an_unknown_queue_has_no_stats(mut world: World) {
+    let queue = world.queue().await;
+    assert_kind(queue.stats(&name("nobody")).await, ErrorKind::NotFound);
+}
+
+async fn counts_what_happened(mut world: World) {
+    let queue = world.queue().await;
+    queue.declare(&jobs(), &attempts(2)).await.expect("declare");
+    enqueue(&queue, &["one", "two", "three", "four"]).await;
+    let held = lease(&queue, 3).await;
+    ack(&queue, &held[..1]).await;
+    settle(&queue, &held[1], retry_now())
+        .await
+        .expect("retried");
+    let now = stats(&queue).await;
+    assert_eq!(
+        (now.enqueued, now.ready, now.leased, now.acked, now.retried),
+        (4, 2, 1, 1, 1)
+    );
+    assert!(now.oldest_age.is_some());
+    assert_eq!(now.consumers, 1);
+    assert_balanced(&queue).await;
+}

@@ -1,0 +1,230 @@
+//! A fresh backend for one case, and the short words that cases are written in.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use towpath_core::backend::{Backend, Descriptor};
+use towpath_core::port::Queue;
+use towpath_core::port::queue::{LeaseRequest, Settings, Settlement, Stats, Verdict};
+use towpath_core::{ConsumerId, Delivery, ErrorKind, MessageId, NewMessage, QueueName, retry};
+
+/// A future that opens a backend.
+pub(crate) type Opening = Pin<Box<dyn Future<Output = towpath_core::Result<Backend>> + Send>>;
+
+/// One row: a backend under test.
+pub struct Subject {
+    /// How its cases are called.
+    pub name: &'static str,
+    /// What it says it offers.
+    pub descriptor: &'static Descriptor,
+    /// Opens it on what is kept at this place; a fresh place is a fresh backend.
+    pub open: fn(PathBuf) -> Opening,
+}
+
+/// What a case works on.
+pub struct World {
+    folder: Arc<tempfile::TempDir>,
+    subject: &'static Subject,
+    wrap: fn(Arc<dyn Queue>) -> Arc<dyn Queue>,
+    backend: Option<Backend>,
+}
+
+/// A short lease, long enough for a busy machine.
+pub(crate) const LEASE: Duration = Duration::from_millis(300);
+
+impl World {
+    /// A fresh world of this subject.
+    pub fn of(subject: &'static Subject) -> Self {
+        Self::wrapped(subject, |queue| queue)
+    }
+
+    /// The same, with its queue replaced.
+    pub(crate) fn wrapped(
+        subject: &'static Subject,
+        wrap: fn(Arc<dyn Queue>) -> Arc<dyn Queue>,
+    ) -> Self {
+        let folder = Arc::new(tempfile::tempdir().expect("a temporary folder can be made"));
+        Self {
+            folder,
+            subject,
+            wrap,
+            backend: None,
+        }
+    }
+
+    /// The queue port; the backend is opened when it is not.
+    pub async fn queue(&mut self) -> Arc<dyn Queue> {
+        if self.backend.is_none() {
+            let opened = (self.subject.open)(self.folder.path().to_owned()).await;
+            self.backend = Some(opened.unwrap_or_else(|error| panic!("opening: {error:?}")));
+        }
+        let backend = self.backend.as_ref().expect("opened above");
+        (self.wrap)(
+            backend
+                .require_queue("the suite")
+                .expect("the row offers queues"),
+        )
+    }
+
+    /// Closes and opens it again: what was acknowledged must be there.
+    pub async fn reopen(&mut self) -> Arc<dyn Queue> {
+        if let Some(backend) = self.backend.take() {
+            backend
+                .lifecycle
+                .close()
+                .await
+                .unwrap_or_else(|error| panic!("closing: {error:?}"));
+        }
+        self.queue().await
+    }
+}
+
+/// The queue that most cases use.
+pub(crate) fn jobs() -> QueueName {
+    name("jobs")
+}
+
+pub(crate) fn name(name: &str) -> QueueName {
+    QueueName::new(name).expect("a valid name")
+}
+
+pub(crate) fn consumer(name: &str) -> ConsumerId {
+    ConsumerId::new(name).expect("a valid name")
+}
+
+pub(crate) fn text(payload: &str) -> NewMessage {
+    NewMessage::new(payload.to_owned())
+}
+
+/// Settings with so many attempts, tried again at once.
+pub(crate) fn attempts(attempts: u32) -> Settings {
+    Settings {
+        retry: retry::Policy {
+            attempts,
+            ..retry::Policy::default()
+        },
+        ..Settings::default()
+    }
+}
+
+/// Enqueues texts that must be taken.
+pub(crate) async fn enqueue(queue: &Arc<dyn Queue>, payloads: &[&str]) -> Vec<MessageId> {
+    enqueue_all(
+        queue,
+        payloads.iter().map(|payload| text(payload)).collect(),
+    )
+    .await
+}
+
+pub(crate) async fn enqueue_all(
+    queue: &Arc<dyn Queue>,
+    messages: Vec<NewMessage>,
+) -> Vec<MessageId> {
+    let outcomes = queue.enqueue(&jobs(), messages).await.expect("enqueue");
+    outcomes
+        .into_iter()
+        .map(|outcome| outcome.expect("taken").id())
+        .collect()
+}
+
+pub(crate) async fn lease_as(
+    queue: &Arc<dyn Queue>,
+    who: &str,
+    max: usize,
+    lease: Duration,
+    wait: Duration,
+) -> Vec<Delivery> {
+    let request = LeaseRequest {
+        queue: jobs(),
+        consumer: consumer(who),
+        max,
+        lease,
+        wait,
+    };
+    queue.lease(request).await.expect("lease")
+}
+
+/// Leases for long enough to finish the case, and waits a little for the first.
+pub(crate) async fn lease(queue: &Arc<dyn Queue>, max: usize) -> Vec<Delivery> {
+    lease_as(
+        queue,
+        "one",
+        max,
+        Duration::from_secs(30),
+        Duration::from_secs(2),
+    )
+    .await
+}
+
+/// What can be leased right now.
+pub(crate) async fn lease_now(queue: &Arc<dyn Queue>, max: usize) -> Vec<Delivery> {
+    lease_as(queue, "one", max, Duration::from_secs(30), Duration::ZERO).await
+}
+
+pub(crate) async fn settle(
+    queue: &Arc<dyn Queue>,
+    delivery: &Delivery,
+    verdict: Verdict,
+) -> towpath_core::Result<()> {
+    let settlement = Settlement {
+        receipt: delivery.receipt.clone(),
+        verdict,
+    };
+    queue
+        .settle(vec![settlement])
+        .await
+        .expect("settle")
+        .pop()
+        .expect("one outcome")
+}
+
+pub(crate) async fn ack(queue: &Arc<dyn Queue>, deliveries: &[Delivery]) {
+    for delivery in deliveries {
+        settle(queue, delivery, Verdict::Ack).await.expect("ack");
+    }
+}
+
+pub(crate) fn retry_now() -> Verdict {
+    Verdict::Retry {
+        after: Duration::ZERO,
+        error: "no".to_owned(),
+    }
+}
+
+pub(crate) fn payloads(deliveries: &[Delivery]) -> Vec<String> {
+    deliveries
+        .iter()
+        .map(|one| String::from_utf8_lossy(&one.message.payload).into_owned())
+        .collect()
+}
+
+pub(crate) async fn stats(queue: &Arc<dyn Queue>) -> Stats {
+    queue.stats(&jobs()).await.expect("stats")
+}
+
+/// Holds at every quiet point.
+pub(crate) async fn assert_balanced(queue: &Arc<dyn Queue>) {
+    let stats = stats(queue).await;
+    let there =
+        stats.ready + stats.delayed + stats.leased + stats.dead + stats.acked + stats.dropped;
+    assert_eq!(stats.enqueued, there, "{stats:?}");
+}
+
+pub(crate) fn assert_kind<T: std::fmt::Debug>(result: towpath_core::Result<T>, kind: ErrorKind) {
+    match result {
+        Err(error) => assert_eq!(error.kind(), kind, "{error:?}"),
+        Ok(value) => panic!("expected {kind:?}, got {value:?}"),
+    }
+}
+
+/// Waits for a condition with a deadline.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition().await {
+        assert!(Instant::now() < deadline, "waited 10 s for {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -4,9 +4,13 @@
 //! gets a fresh and empty one. What a backend does not offer is tested to be
 //! refused. [`mutants`] are wrong backends; each must turn a named case red.
 
+mod effects;
 mod kill;
+mod kv;
 pub mod mutants;
 mod queue;
+mod rate_limit;
+mod routes;
 mod world;
 
 use std::future::Future;
@@ -34,6 +38,31 @@ pub struct Case {
     pub body: Body,
 }
 
+/// Declares the cases of a port: a name, what it needs besides, and the function of that name.
+macro_rules! promises {
+    ($port:ident: $($name:ident $(needs $($need:ident),+)?;)*) => {
+        pub(crate) fn cases() -> Vec<$crate::Case> {
+            vec![$($crate::Case {
+                name: stringify!($name),
+                needs: &[towpath_core::backend::Capability::$port $($(, towpath_core::backend::Capability::$need)+)?],
+                body: |world| Box::pin($name(world)),
+            }),*]
+        }
+    };
+}
+use promises;
+
+/// The ports with their cases.
+fn areas() -> [(&'static str, Vec<Case>); 5] {
+    [
+        ("queue", queue::cases()),
+        ("routes", routes::cases()),
+        ("kv", kv::cases()),
+        ("rate_limit", rate_limit::cases()),
+        ("effects", effects::cases()),
+    ]
+}
+
 /// Longer than any case may take.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -41,17 +70,18 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub fn trials(subjects: &'static [Subject]) -> Vec<Trial> {
     let mut trials = Vec::new();
     for subject in subjects {
-        for case in queue::cases() {
-            let name = format!("{}::queue::{}", subject.name, case.name);
-            if let Some(lacks) = case
-                .needs
-                .iter()
-                .find(|need| !subject.descriptor.offers(**need))
-            {
-                let lacks = *lacks;
-                trials.push(Trial::test(name, move || queue::refuses(subject, lacks)));
-            } else {
-                trials.push(Trial::test(name, move || run(case, World::of(subject))));
+        for (area, cases) in areas() {
+            for case in cases {
+                let name = format!("{}::{area}::{}", subject.name, case.name);
+                let lacks = case
+                    .needs
+                    .iter()
+                    .copied()
+                    .find(|need| !subject.descriptor.offers(*need));
+                trials.push(match lacks {
+                    Some(lacks) => Trial::test(name, move || queue::refuses(subject, lacks)),
+                    None => Trial::test(name, move || run(case, World::of(subject))),
+                });
             }
         }
         trials.push(Trial::test(

@@ -55,13 +55,18 @@ impl World {
         }
     }
 
-    /// The queue port; the backend is opened when it is not.
-    pub async fn queue(&mut self) -> Arc<dyn Queue> {
+    /// The backend, opened when it is not.
+    pub(crate) async fn backend(&mut self) -> Backend {
         if self.backend.is_none() {
             let opened = (self.subject.open)(self.folder.path().to_owned()).await;
             self.backend = Some(opened.unwrap_or_else(|error| panic!("opening: {error:?}")));
         }
-        let backend = self.backend.as_ref().expect("opened above");
+        self.backend.clone().expect("opened above")
+    }
+
+    /// The queue port.
+    pub async fn queue(&mut self) -> Arc<dyn Queue> {
+        let backend = self.backend().await;
         (self.wrap)(
             backend
                 .require_queue("the suite")

@@ -7,16 +7,21 @@
 //! The state is in memory and holds positions; payloads are read back from the
 //! log. Opening loads the newest checkpoint and replays the log behind it.
 //!
-//! What this folder offers so far: work queues. Formats: `docs/format`.
+//! What this folder offers so far: work queues, routes, keys and values, rate limits, and
+//! atomic steps over them; no streams. Formats: `docs/format`.
 
 mod checkpoint;
 mod config;
+mod effects;
+mod kv;
 mod lock;
 mod log;
 #[cfg(test)]
 mod model_test;
 mod queue;
+mod rate_limit;
 mod record;
+mod routes;
 mod state;
 mod store;
 
@@ -35,6 +40,10 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     schemes: &["embedded"],
     capabilities: &[
         Capability::Queue,
+        Capability::Routes,
+        Capability::Kv,
+        Capability::RateLimit,
+        Capability::Effects,
         Capability::Delay,
         Capability::Expiry,
         Capability::KeyOrder,
@@ -57,12 +66,12 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
                 url,
                 descriptor: &DESCRIPTOR,
                 lifecycle: Arc::new(Handle(Arc::clone(&store))),
-                queue: Some(store),
-                routes: None,
+                queue: Some(Arc::clone(&store) as _),
+                routes: Some(Arc::clone(&store) as _),
                 stream: None,
-                kv: None,
-                rate_limit: None,
-                effects: None,
+                kv: Some(Arc::clone(&store) as _),
+                rate_limit: Some(Arc::clone(&store) as _),
+                effects: Some(store),
             })
         })
     },

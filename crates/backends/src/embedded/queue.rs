@@ -1,7 +1,7 @@
 //! The queue port.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -298,6 +298,14 @@ impl Queue for Store {
     }
 }
 
+/// What settlements come to.
+pub(super) struct Endings<'a> {
+    /// One each.
+    pub(super) outcomes: Vec<Result<()>>,
+    /// Numbers and endings of those that hold.
+    pub(super) by_queue: BTreeMap<QueueName, Vec<(u64, Ending<'a>)>>,
+}
+
 /// What a look for work gave.
 struct HandedOut {
     /// Entries with the fence of their lease.
@@ -315,10 +323,78 @@ impl Store {
         queue: &QueueName,
         messages: &[NewMessage],
     ) -> Result<(Vec<Result<Enqueued>>, Position)> {
-        let now = self.clock.now();
         let mut guard = self.lock();
         let inner = &mut *guard;
         inner.blobs.clear();
+        let (outcomes, record) = self.plan_arrivals(inner, queue, messages)?;
+        let Some(record) = record else {
+            return Ok((outcomes, self.log.records_end()));
+        };
+        match self.write(inner, Class::Grow, &record) {
+            Ok(end) => {
+                self.wake_when_committed(queue, end);
+                Ok((outcomes, end))
+            }
+            // A refusal is each message's own, so that a batch looks the same whatever was full.
+            Err(error) if error.retry_after().is_some() => {
+                let refusal = || {
+                    Err(Error::overloaded(
+                        error.to_string(),
+                        error.retry_after().unwrap_or(RETRY_AFTER),
+                    ))
+                };
+                let outcomes = outcomes.into_iter().map(|outcome| match outcome {
+                    Ok(Enqueued::New(_)) => refusal(),
+                    other => other,
+                });
+                Ok((outcomes.collect(), self.log.records_end()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes in messages of several queues and whatever else belongs to it, all or none, as one record.
+    pub(super) fn take_in_all<'a>(
+        &self,
+        inner: &mut Inner,
+        by_queue: &'a BTreeMap<QueueName, Vec<NewMessage>>,
+        mut records: Vec<Record<'a>>,
+        class: Class,
+    ) -> Result<Position> {
+        inner.blobs.clear();
+        let settled: Vec<QueueName> = records
+            .iter()
+            .filter_map(Record::settles)
+            .cloned()
+            .collect();
+        for (queue, messages) in by_queue {
+            let (outcomes, record) = self.plan_arrivals(inner, queue, messages)?;
+            for outcome in outcomes {
+                outcome?;
+            }
+            records.extend(record);
+        }
+        if records.is_empty() {
+            return Ok(self.log.records_end());
+        }
+        let end = self.write(inner, class, &Record::All(records))?;
+        for queue in by_queue.keys() {
+            self.wake_when_committed(queue, end);
+        }
+        for queue in settled {
+            self.news(&queue).notify_waiters();
+        }
+        Ok(end)
+    }
+
+    /// What would be taken of a batch; blobs are added to `inner.blobs`.
+    fn plan_arrivals<'a>(
+        &self,
+        inner: &mut Inner,
+        queue: &QueueName,
+        messages: &'a [NewMessage],
+    ) -> Result<(Vec<Result<Enqueued>>, Option<Record<'a>>)> {
+        let now = self.clock.now();
         let state = inner.state.queue(queue);
         let mut room = state
             .settings
@@ -328,7 +404,7 @@ impl Store {
             Vec::with_capacity(messages.len()),
             Vec::with_capacity(messages.len()),
         );
-        let mut in_batch = std::collections::HashMap::new();
+        let mut in_batch = HashMap::new();
         for message in messages {
             if let Err(refused) = message.check() {
                 outcomes.push(Err(refused));
@@ -368,35 +444,18 @@ impl Store {
             outcomes.push(Ok(Enqueued::New(message.id)));
         }
         if arrivals.is_empty() {
-            return Ok((outcomes, self.log.records_end()));
+            return Ok((outcomes, None));
         }
-        let record = Record::Enqueue {
-            queue: queue.clone(),
-            first: state.next_number(),
-            at: now,
-            messages: arrivals,
-        };
-        match self.write(inner, Class::Grow, &record) {
-            Ok(end) => {
-                self.wake_when_committed(queue, end);
-                Ok((outcomes, end))
-            }
-            // A refusal is each message's own, so that a batch looks the same whatever was full.
-            Err(error) if error.retry_after().is_some() => {
-                let refusal = |_| {
-                    Err(Error::overloaded(
-                        error.to_string(),
-                        error.retry_after().unwrap_or(RETRY_AFTER),
-                    ))
-                };
-                let outcomes = outcomes.into_iter().map(|outcome| match outcome {
-                    Ok(Enqueued::New(id)) => refusal(id),
-                    other => other,
-                });
-                Ok((outcomes.collect(), self.log.records_end()))
-            }
-            Err(error) => Err(error),
-        }
+        let first = state.next_number();
+        Ok((
+            outcomes,
+            Some(Record::Enqueue {
+                queue: queue.clone(),
+                first,
+                at: now,
+                messages: arrivals,
+            }),
+        ))
     }
 
     /// Leases what there is.
@@ -522,11 +581,43 @@ impl Store {
 
     /// Ends what the receipts still hold, queue by queue.
     fn end_deliveries(&self, settlements: &[Settlement]) -> Result<(Vec<Result<()>>, Position)> {
-        let (now, monotonic) = (self.clock.now(), self.monotonic());
+        let now = self.clock.now();
         let mut guard = self.lock();
         let inner = &mut *guard;
-        let mut outcomes = Vec::with_capacity(settlements.len());
-        let mut by_queue: BTreeMap<&QueueName, Vec<(u64, Ending<'_>)>> = BTreeMap::new();
+        let plan = self.plan_endings(inner, settlements);
+        let mut end = self.log.records_end();
+        for (queue, settled) in plan.by_queue {
+            let gives_back = settled
+                .iter()
+                .any(|(_, ending)| !matches!(ending, Ending::Ack));
+            end = self.write(
+                inner,
+                Class::Settle,
+                &Record::Settle {
+                    queue: queue.clone(),
+                    at: now,
+                    settled,
+                },
+            )?;
+            // A key that was let go may let another message go.
+            if gives_back || inner.state.queue(&queue).has_ready() {
+                self.news(&queue).notify_waiters();
+            }
+        }
+        Ok((plan.outcomes, end))
+    }
+
+    /// What the receipts still hold, and what becomes of it.
+    pub(super) fn plan_endings<'a>(
+        &self,
+        inner: &mut Inner,
+        settlements: &'a [Settlement],
+    ) -> Endings<'a> {
+        let (now, monotonic) = (self.clock.now(), self.monotonic());
+        let mut plan = Endings {
+            outcomes: Vec::with_capacity(settlements.len()),
+            by_queue: BTreeMap::new(),
+        };
         let mut seen = HashSet::new();
         for Settlement { receipt, verdict } in settlements {
             let state = inner.state.queue(&receipt.queue);
@@ -535,7 +626,7 @@ impl Store {
             if !state.holds(receipt.number, receipt.fence)
                 || !seen.insert((&receipt.queue, receipt.number))
             {
-                outcomes.push(Err(stale(receipt)));
+                plan.outcomes.push(Err(stale(receipt)));
                 continue;
             }
             let spent = state
@@ -556,32 +647,13 @@ impl Store {
                     error: error.as_str().into(),
                 },
             };
-            by_queue
-                .entry(&receipt.queue)
+            plan.by_queue
+                .entry(receipt.queue.clone())
                 .or_default()
                 .push((receipt.number, ending));
-            outcomes.push(Ok(()));
+            plan.outcomes.push(Ok(()));
         }
-        let mut end = self.log.records_end();
-        for (queue, settled) in by_queue {
-            let gives_back = settled
-                .iter()
-                .any(|(_, ending)| !matches!(ending, Ending::Ack));
-            end = self.write(
-                inner,
-                Class::Settle,
-                &Record::Settle {
-                    queue: queue.clone(),
-                    at: now,
-                    settled,
-                },
-            )?;
-            // A key that was let go may let another message go.
-            if gives_back || inner.state.queue(queue).has_ready() {
-                self.news(queue).notify_waiters();
-            }
-        }
-        Ok((outcomes, end))
+        plan
     }
 
     async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<()> {

@@ -8,7 +8,12 @@ use std::borrow::Cow;
 use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
 use towpath_core::port::queue::Settings;
-use towpath_core::{Error, Headers, Message, MessageId, NewMessage, QueueName, Result, Timestamp};
+use towpath_core::{
+    Error, ExchangeName, Headers, Message, MessageId, NewMessage, QueueName, Result, Timestamp,
+    limiter,
+};
+
+use super::state::Changes;
 
 /// One atomic change of the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +55,28 @@ pub(super) enum Record<'a> {
         queue: QueueName,
         moved: Vec<(u64, u32)>,
     },
+    /// Several at once; their blobs follow in the same order.
+    All(Vec<Record<'a>>),
+    /// Keys and what they became.
+    Kv { changes: Changes },
+    /// Limits, how they stand, and when they are full again.
+    Limit {
+        changes: Vec<(String, limiter::State, u64)>,
+    },
+    /// A limit that is full again.
+    LimitReset { key: String },
+    /// A route.
+    Bind {
+        exchange: ExchangeName,
+        pattern: String,
+        queue: QueueName,
+    },
+    /// A route that is gone.
+    Unbind {
+        exchange: ExchangeName,
+        pattern: String,
+        queue: QueueName,
+    },
 }
 
 /// What the state keeps of a message, beside its blob.
@@ -73,6 +100,14 @@ pub(super) enum Ending<'a> {
 }
 
 impl Record<'_> {
+    /// The queue whose deliveries it ends.
+    pub(super) const fn settles(&self) -> Option<&QueueName> {
+        match self {
+            Self::Settle { queue, .. } => Some(queue),
+            _ => None,
+        }
+    }
+
     /// Appends the record; blobs go behind it.
     pub(super) fn encode(&self, out: &mut Vec<u8>) -> Result<()> {
         postcard::to_io(self, out)

@@ -110,7 +110,7 @@ impl Store {
         };
         let (log, recovery) = Log::open(options, position, &mut |body, bytes| {
             let (record, blobs) = Record::decode(bytes)?;
-            state.apply(&record, body, blobs);
+            state.apply(&record, body.plus(blobs));
             Ok(())
         })
         .context(|| format!("open the store in `{}`", config.folder.display()))?;
@@ -183,7 +183,7 @@ impl Store {
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         bytes.append(blobs);
         let appended = self.log.append(class, bytes)?;
-        state.apply(record, appended.body, length);
+        state.apply(record, appended.body.plus(length));
         Ok(appended.end)
     }
 
@@ -447,6 +447,8 @@ impl Store {
     fn tick(&self) {
         let (now, monotonic) = (self.clock.now(), self.monotonic());
         let mut inner = self.lock();
+        inner.state.kv.tick(now);
+        inner.state.limits.tick(now.as_millis());
         for (name, queue) in &mut inner.state.queues {
             let had = queue.has_ready();
             queue.tick(now, monotonic);

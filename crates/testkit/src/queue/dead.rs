@@ -7,7 +7,7 @@ use towpath_core::port::queue::{Selection, Verdict};
 use crate::World;
 use crate::world::*;
 
-super::promises! {
+crate::promises! { Queue:
     spent_attempts_make_a_dead_letter_with_its_history;
     a_consumer_that_keeps_dying_makes_a_dead_letter;
     a_rejected_message_is_dead_at_once;

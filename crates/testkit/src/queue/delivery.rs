@@ -11,7 +11,7 @@ use towpath_core::port::queue::{LeaseRequest, MAX_BATCH, Verdict};
 use crate::World;
 use crate::world::*;
 
-super::promises! {
+crate::promises! { Queue:
     hides_a_leased_message_from_others;
     redelivers_after_the_lease_expires;
     does_not_redeliver_before_the_lease_expires;

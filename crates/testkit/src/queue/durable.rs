@@ -8,7 +8,7 @@ use towpath_core::{Clock, ErrorKind, NewMessage, SystemClock};
 use crate::World;
 use crate::world::*;
 
-super::promises! {
+crate::promises! { Queue:
     keeps_messages_across_reopen_in_order;
     an_acked_message_stays_gone_across_reopen;
     a_leased_message_is_ready_after_reopen_with_its_attempt_counted;

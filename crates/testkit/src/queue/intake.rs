@@ -8,7 +8,7 @@ use towpath_core::{ErrorKind, NewMessage, message};
 use crate::World;
 use crate::world::*;
 
-super::promises! {
+crate::promises! { Queue:
     gives_back_what_was_enqueued;
     keeps_headers_key_and_id needs Headers, KeyOrder;
     keeps_empty_binary_and_large_payloads;

@@ -14,20 +14,6 @@ use towpath_core::port::queue::Settings;
 use crate::world::{attempts, name, text};
 use crate::{Case, Subject, World};
 
-/// Declares cases: a name, what it needs, and the function of that name.
-macro_rules! promises {
-    ($($name:ident $(needs $($need:ident),+)?;)*) => {
-        pub(super) fn cases() -> Vec<$crate::Case> {
-            vec![$($crate::Case {
-                name: stringify!($name),
-                needs: &[towpath_core::backend::Capability::Queue $($(, towpath_core::backend::Capability::$need)+)?],
-                body: |world| Box::pin($name(world)),
-            }),*]
-        }
-    };
-}
-use promises;
-
 /// Every case.
 pub(crate) fn cases() -> Vec<Case> {
     [
@@ -48,10 +34,23 @@ pub(crate) fn refuses(subject: &'static Subject, lacks: Capability) -> Result<()
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        if lacks == Capability::Queue {
-            return Ok(());
+        let mut world = World::of(subject);
+        let backend = world.backend().await;
+        let absent = match lacks {
+            Capability::Queue => Some(backend.queue.is_none()),
+            Capability::Routes => Some(backend.routes.is_none()),
+            Capability::Stream => Some(backend.stream.is_none()),
+            Capability::Kv => Some(backend.kv.is_none()),
+            Capability::RateLimit => Some(backend.rate_limit.is_none()),
+            Capability::Effects => Some(backend.effects.is_none()),
+            _ => None,
+        };
+        match absent {
+            Some(true) => return Ok(()),
+            Some(false) => return Err(format!("it has {lacks:?} and does not say so").into()),
+            None => {}
         }
-        let queue = World::of(subject).queue().await;
+        let queue = world.queue().await;
         let (mut message, mut settings, jobs) = (text("x"), attempts(3), name("jobs"));
         match lacks {
             Capability::Delay => {

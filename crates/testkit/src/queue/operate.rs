@@ -6,7 +6,7 @@ use towpath_core::port::queue::{Place, Verdict};
 use crate::World;
 use crate::world::*;
 
-super::promises! {
+crate::promises! { Queue:
     peeks_without_taking needs Peek;
     a_paused_queue_takes_and_does_not_give needs Pause;
     a_purge_spares_what_is_in_hand_or_dead;

@@ -8,7 +8,7 @@ use towpath_core::{Clock, NewMessage, SystemClock};
 use crate::World;
 use crate::world::*;
 
-super::promises! {
+crate::promises! { Queue:
     delivers_oldest_first;
     delivers_one_message_of_a_key_at_a_time needs KeyOrder;
     a_retry_is_not_overtaken_by_its_key needs KeyOrder;

@@ -3,14 +3,18 @@
 //! Pure: it performs no I/O and reads no clock. The store calls it under one
 //! lock, for what happens now and for what the log says had happened.
 
+mod kv;
+mod limits;
 mod queue;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use towpath_core::port::queue::Settings;
-use towpath_core::{QueueName, Result};
+use towpath_core::{ExchangeName, QueueName, Result};
 
+pub(super) use kv::{Changes, Content, KvState, Slot};
+pub(super) use limits::Limits;
 pub(super) use queue::{Dead, Entry, Leasing, Place, QueueState, Standing};
 
 use super::log::Position;
@@ -22,6 +26,9 @@ pub(super) struct State {
     pub(super) queues: BTreeMap<QueueName, QueueState>,
     /// Of the last lease; grows for ever, so an old receipt never fits a new lease.
     pub(super) fence: u64,
+    pub(super) kv: KvState,
+    pub(super) limits: Limits,
+    pub(super) bindings: BTreeSet<(ExchangeName, String, QueueName)>,
 }
 
 impl State {
@@ -34,10 +41,11 @@ impl State {
         self.queues.get_mut(name).expect("inserted above")
     }
 
-    /// Applies a record whose body starts at `body` in the log, with its blobs `blobs` bytes further.
+    /// Applies a record whose blobs start at `blobs` in the log. Returns where they end.
     ///
     /// The same for what happens now and for replay, but for leases, which exist only now.
-    pub(super) fn apply(&mut self, record: &Record<'_>, body: Position, blobs: u32) {
+    pub(super) fn apply(&mut self, record: &Record<'_>, blobs: Position) -> Position {
+        let mut position = blobs;
         match record {
             Record::Declare { queue, settings } => {
                 self.queue(queue).settings = settings.clone();
@@ -48,7 +56,6 @@ impl State {
                 at,
                 messages,
             } => {
-                let mut position = body.plus(blobs);
                 let queue = self.queue(queue);
                 for (number, arrival) in (*first..).zip(messages) {
                     queue.arrive(number, arrival, position, *at);
@@ -71,7 +78,6 @@ impl State {
             } => self.queue(queue).redrive(*first, numbers),
             Record::DropDead { queue, numbers } => self.queue(queue).drop_dead(numbers),
             Record::Move { queue, moved } => {
-                let mut position = body.plus(blobs);
                 let queue = self.queue(queue);
                 for (number, bytes) in moved {
                     queue.relocate(
@@ -84,7 +90,37 @@ impl State {
                     position = position.plus(*bytes);
                 }
             }
+            Record::All(records) => {
+                for record in records {
+                    position = self.apply(record, position);
+                }
+            }
+            Record::Kv { changes } => self.kv.apply(changes),
+            Record::Limit { changes } => {
+                for (key, state, full_at) in changes {
+                    self.limits.set(key, state, *full_at);
+                }
+            }
+            Record::LimitReset { key } => self.limits.reset(key),
+            Record::Bind {
+                exchange,
+                pattern,
+                queue,
+            } => {
+                self.queue(queue);
+                self.bindings
+                    .insert((exchange.clone(), pattern.clone(), queue.clone()));
+            }
+            Record::Unbind {
+                exchange,
+                pattern,
+                queue,
+            } => {
+                self.bindings
+                    .remove(&(exchange.clone(), pattern.clone(), queue.clone()));
+            }
         }
+        position
     }
 
     /// Bytes of messages still needed, by segment.
@@ -109,6 +145,8 @@ impl State {
         for queue in state.queues.values_mut() {
             queue.rebuild();
         }
+        state.kv.rebuild();
+        state.limits.rebuild();
         Ok(state)
     }
 }

@@ -1,0 +1,77 @@
+//! The effects port: one record for everything, so that it stands or falls together.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use towpath_core::port::effects::{Effects, Outcome, Transaction};
+use towpath_core::port::kv::Committed;
+use towpath_core::{Error, NewMessage, QueueName, Result, ResultExt};
+
+use super::log::{Class, Position};
+use super::record::Record;
+use super::routes::matching;
+use super::store::Store;
+
+#[async_trait]
+impl Effects for Store {
+    async fn apply(&self, transaction: Transaction) -> Result<Outcome> {
+        if !transaction.append.is_empty() || !transaction.commit.is_empty() {
+            return Err(Error::unsupported("this store has no streams"));
+        }
+        let (outcome, end) = self.apply_all(transaction)?;
+        self.log.committed(end).await.context(|| "apply effects")?;
+        Ok(outcome)
+    }
+}
+
+impl Store {
+    fn apply_all(&self, transaction: Transaction) -> Result<(Outcome, Position)> {
+        let now = self.clock.now();
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let (committed, changes) = inner.state.kv.plan(&transaction.kv, now)?.into_parts();
+        let values = match committed {
+            Committed::Applied(values) => values,
+            Committed::Refused { index, current } => {
+                return Ok((Outcome::Refused { index, current }, self.log.records_end()));
+            }
+        };
+        let mut records = Vec::new();
+        if !changes.is_empty() {
+            records.push(Record::Kv { changes });
+        }
+        let plan = self.plan_endings(inner, &transaction.settle);
+        for outcome in plan.outcomes {
+            outcome?;
+        }
+        records.extend(
+            plan.by_queue
+                .into_iter()
+                .map(|(queue, settled)| Record::Settle {
+                    queue,
+                    at: now,
+                    settled,
+                }),
+        );
+        let mut by_queue: BTreeMap<QueueName, Vec<NewMessage>> = BTreeMap::new();
+        for (queue, message) in transaction.enqueue {
+            by_queue.entry(queue).or_default().push(message);
+        }
+        for (exchange, publication) in transaction.publish {
+            for queue in matching(&inner.state, &exchange, &publication.routing_key)? {
+                by_queue
+                    .entry(queue)
+                    .or_default()
+                    .push(publication.message.clone());
+            }
+        }
+        // Acks and changes of keys are taken while the disk is low: they lead to space.
+        let class = if by_queue.is_empty() {
+            Class::Settle
+        } else {
+            Class::Grow
+        };
+        let end = self.take_in_all(inner, &by_queue, records, class)?;
+        Ok((Outcome::Applied(values), end))
+    }
+}

@@ -1,0 +1,89 @@
+//! The key and value port.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use towpath_core::port::kv::{Committed, Kv, Op};
+use towpath_core::{Error, Result, ResultExt};
+
+use super::log::Class;
+use super::record::Record;
+use super::state::{Content, Slot};
+use super::store::Store;
+
+#[async_trait]
+impl Kv for Store {
+    async fn commit(&self, ops: Vec<Op>) -> Result<Committed> {
+        let (committed, end) = {
+            let mut inner = self.lock();
+            let (committed, changes) = inner.state.kv.plan(&ops, self.clock.now())?.into_parts();
+            // What frees space is taken while the disk is low.
+            let grows = changes.iter().any(|(_, slot)| slot.is_some());
+            let class = if grows { Class::Grow } else { Class::Settle };
+            let end = match changes.is_empty() {
+                // A refusal rests on what may not be durable yet.
+                true => self.log.records_end(),
+                false => self.write(&mut inner, class, &Record::Kv { changes })?,
+            };
+            (committed, end)
+        };
+        self.log.committed(end).await.context(|| "commit keys")?;
+        Ok(committed)
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Bytes>> {
+        match self.slot(key).await?.map(|slot| slot.content) {
+            Some(Content::Value(value)) => Ok(Some(value)),
+            Some(Content::Fields(_)) => Err(Error::invalid(format!(
+                "key `{key}` holds fields, not a value"
+            ))),
+            None => Ok(None),
+        }
+    }
+
+    async fn fields(&self, key: &str) -> Result<Vec<(String, Bytes)>> {
+        match self.slot(key).await?.map(|slot| slot.content) {
+            Some(Content::Fields(fields)) => Ok(fields.into_iter().collect()),
+            Some(Content::Value(_)) => Err(Error::invalid(format!(
+                "key `{key}` holds a value, not fields"
+            ))),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    async fn ttl(&self, key: &str) -> Result<Option<Option<Duration>>> {
+        let now = self.clock.now();
+        Ok(self
+            .slot(key)
+            .await?
+            .map(|slot| slot.until.map(|until| until.since(now))))
+    }
+
+    async fn keys(&self, prefix: &str, after: Option<&str>, max: usize) -> Result<Vec<String>> {
+        let (keys, end) = {
+            let inner = self.lock();
+            (
+                inner.state.kv.keys(prefix, after, max, self.clock.now()),
+                self.log.records_end(),
+            )
+        };
+        self.log.committed(end).await?;
+        Ok(keys)
+    }
+}
+
+impl Store {
+    /// A key's slot, once everything that it may rest on is durable.
+    async fn slot(&self, key: &str) -> Result<Option<Slot>> {
+        let (slot, end) = {
+            let inner = self.lock();
+            (
+                inner.state.kv.slot(key, self.clock.now()).cloned(),
+                self.log.records_end(),
+            )
+        };
+        self.log.committed(end).await?;
+        Ok(slot)
+    }
+}

@@ -1,0 +1,111 @@
+//! The routes port.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use async_trait::async_trait;
+use towpath_core::port::routes::{self, Binding, Publication, Routes};
+use towpath_core::{Error, ExchangeName, NewMessage, QueueName, Result, ResultExt};
+
+use super::log::Class;
+use super::record::Record;
+use super::state::State;
+use super::store::Store;
+
+#[async_trait]
+impl Routes for Store {
+    async fn bind(&self, binding: &Binding) -> Result<()> {
+        if binding.pattern.len() > 255 {
+            return Err(Error::invalid("a pattern must have at most 255 bytes"));
+        }
+        let record = Record::Bind {
+            exchange: binding.exchange.clone(),
+            pattern: binding.pattern.clone(),
+            queue: binding.queue.clone(),
+        };
+        let end = self.write(&mut self.lock(), Class::Settle, &record)?;
+        self.log.committed(end).await
+    }
+
+    async fn unbind(&self, binding: &Binding) -> Result<()> {
+        let record = Record::Unbind {
+            exchange: binding.exchange.clone(),
+            pattern: binding.pattern.clone(),
+            queue: binding.queue.clone(),
+        };
+        let end = self.write(&mut self.lock(), Class::Settle, &record)?;
+        self.log.committed(end).await
+    }
+
+    async fn bindings(&self, exchange: &ExchangeName) -> Result<Vec<Binding>> {
+        let inner = self.lock();
+        let of_exchange = inner
+            .state
+            .bindings
+            .iter()
+            .filter(|(known, _, _)| known == exchange);
+        Ok(of_exchange
+            .map(|(exchange, pattern, queue)| Binding {
+                exchange: exchange.clone(),
+                pattern: pattern.clone(),
+                queue: queue.clone(),
+            })
+            .collect())
+    }
+
+    async fn publish(
+        &self,
+        exchange: &ExchangeName,
+        publications: Vec<Publication>,
+    ) -> Result<Vec<Result<usize>>> {
+        let (outcomes, end) = {
+            let mut guard = self.lock();
+            let inner = &mut *guard;
+            let mut outcomes = Vec::with_capacity(publications.len());
+            let mut by_queue: BTreeMap<QueueName, Vec<NewMessage>> = BTreeMap::new();
+            for publication in publications {
+                let refused = publication.message.check();
+                match refused
+                    .and_then(|()| matching(&inner.state, exchange, &publication.routing_key))
+                {
+                    Ok(queues) => {
+                        outcomes.push(Ok(queues.len()));
+                        for queue in queues {
+                            by_queue
+                                .entry(queue)
+                                .or_default()
+                                .push(publication.message.clone());
+                        }
+                    }
+                    Err(error) => outcomes.push(Err(error)),
+                }
+            }
+            let end = self.take_in_all(inner, &by_queue, Vec::new(), Class::Grow)?;
+            (outcomes, end)
+        };
+        self.log
+            .committed(end)
+            .await
+            .context(|| format!("publish to `{exchange}`"))?;
+        Ok(outcomes)
+    }
+}
+
+/// The queues that a routing key leads to, each once.
+pub(super) fn matching(
+    state: &State,
+    exchange: &ExchangeName,
+    routing_key: &str,
+) -> Result<BTreeSet<QueueName>> {
+    let queues: BTreeSet<QueueName> = state
+        .bindings
+        .iter()
+        .filter(|(known, pattern, _)| known == exchange && routes::matches(pattern, routing_key))
+        .map(|(_, _, queue)| queue.clone())
+        .collect();
+    if queues.is_empty() {
+        return Err(Error::not_found(format!(
+            "no route of `{exchange}` matches `{routing_key}`"
+        )));
+    }
+    Ok(queues)
+}

@@ -1,0 +1,134 @@
+//! The promises of the effects port.
+
+use std::sync::Arc;
+
+use towpath_core::port::Effects;
+use towpath_core::port::effects::{Outcome, Transaction};
+use towpath_core::port::kv::Op;
+use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::port::routes::Publication;
+use towpath_core::{Delivery, ErrorKind, ExchangeName};
+
+use crate::World;
+use crate::world::*;
+
+crate::promises! { Effects:
+    everything_happens_in_one_step needs Queue, Kv;
+    nothing_happens_when_a_receipt_is_stale needs Queue, Kv;
+    nothing_happens_when_a_condition_does_not_hold needs Queue, Kv;
+    nothing_happens_when_a_publication_matches_no_route needs Queue, Kv, Routes;
+}
+
+async fn effects(world: &mut World) -> Arc<dyn Effects> {
+    world
+        .backend()
+        .await
+        .effects
+        .expect("the row offers effects")
+}
+
+/// What an order processor does: take stock, pass on, ack.
+fn order(delivery: &Delivery, quantity: i64) -> Transaction {
+    Transaction {
+        kv: vec![Op::Add {
+            key: "stock".to_owned(),
+            delta: -quantity,
+            min: 0,
+            max: i64::MAX,
+        }],
+        enqueue: vec![(name("notify"), text("sold"))],
+        settle: vec![Settlement {
+            receipt: delivery.receipt.clone(),
+            verdict: Verdict::Ack,
+        }],
+        ..Transaction::default()
+    }
+}
+
+/// Stock of ten, an order in hand.
+async fn prepared(world: &mut World) -> Delivery {
+    let backend = world.backend().await;
+    backend
+        .kv
+        .expect("the row offers keys")
+        .put("stock", "10".into(), None)
+        .await
+        .expect("put");
+    let queue = world.queue().await;
+    enqueue(&queue, &["order"]).await;
+    lease(&queue, 1).await.remove(0)
+}
+
+async fn state(world: &mut World) -> (String, u64, u64) {
+    let kv = world.backend().await.kv.expect("the row offers keys");
+    let stock = kv
+        .get("stock")
+        .await
+        .expect("get")
+        .map(|value| String::from_utf8_lossy(&value).into_owned());
+    let queue = world.queue().await;
+    let notify = queue
+        .stats(&name("notify"))
+        .await
+        .map_or(0, |stats| stats.ready);
+    (stock.unwrap_or_default(), notify, stats(&queue).await.acked)
+}
+
+async fn everything_happens_in_one_step(mut world: World) {
+    let delivery = prepared(&mut world).await;
+    let outcome = effects(&mut world)
+        .await
+        .apply(order(&delivery, 4))
+        .await
+        .expect("apply");
+    assert_eq!(outcome, Outcome::Applied(vec![Some("6".into())]));
+    assert_eq!(state(&mut world).await, ("6".to_owned(), 1, 1));
+    world.reopen().await;
+    assert_eq!(state(&mut world).await, ("6".to_owned(), 1, 1));
+}
+
+async fn nothing_happens_when_a_receipt_is_stale(mut world: World) {
+    let delivery = prepared(&mut world).await;
+    let effects = effects(&mut world).await;
+    effects.apply(order(&delivery, 4)).await.expect("apply");
+    assert_kind(
+        effects.apply(order(&delivery, 4)).await,
+        ErrorKind::Conflict,
+    );
+    assert_eq!(state(&mut world).await, ("6".to_owned(), 1, 1));
+}
+
+async fn nothing_happens_when_a_condition_does_not_hold(mut world: World) {
+    let delivery = prepared(&mut world).await;
+    let outcome = effects(&mut world)
+        .await
+        .apply(order(&delivery, 11))
+        .await
+        .expect("apply");
+    assert_eq!(
+        outcome,
+        Outcome::Refused {
+            index: 0,
+            current: Some("10".into())
+        }
+    );
+    assert_eq!(state(&mut world).await, ("10".to_owned(), 0, 0));
+}
+
+async fn nothing_happens_when_a_publication_matches_no_route(mut world: World) {
+    let delivery = prepared(&mut world).await;
+    let exchange = ExchangeName::new("nowhere").expect("a valid name");
+    let publication = Publication {
+        routing_key: "x".to_owned(),
+        message: text("x"),
+    };
+    let transaction = Transaction {
+        publish: vec![(exchange, publication)],
+        ..order(&delivery, 4)
+    };
+    assert_kind(
+        effects(&mut world).await.apply(transaction).await,
+        ErrorKind::NotFound,
+    );
+    assert_eq!(state(&mut world).await, ("10".to_owned(), 0, 0));
+}

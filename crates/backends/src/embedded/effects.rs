@@ -33,7 +33,7 @@ impl Store {
         let values = match committed {
             Committed::Applied(values) => values,
             Committed::Refused { index, current } => {
-                return Ok((Outcome::Refused { index, current }, self.log.records_end()));
+                return Ok((Outcome::Refused { index, current }, self.log.awaited_end()));
             }
         };
         let mut records = Vec::new();

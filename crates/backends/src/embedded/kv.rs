@@ -23,7 +23,7 @@ impl Kv for Store {
             let class = if grows { Class::Grow } else { Class::Settle };
             let end = match changes.is_empty() {
                 // A refusal rests on what may not be durable yet.
-                true => self.log.records_end(),
+                true => self.log.awaited_end(),
                 false => self.write(&mut inner, class, &Record::Kv { changes })?,
             };
             (committed, end)
@@ -65,7 +65,7 @@ impl Kv for Store {
             let inner = self.lock();
             (
                 inner.state.kv.keys(prefix, after, max, self.clock.now()),
-                self.log.records_end(),
+                self.log.awaited_end(),
             )
         };
         self.log.committed(end).await?;
@@ -80,7 +80,7 @@ impl Store {
             let inner = self.lock();
             (
                 inner.state.kv.slot(key, self.clock.now()).cloned(),
-                self.log.records_end(),
+                self.log.awaited_end(),
             )
         };
         self.log.committed(end).await?;

@@ -37,7 +37,7 @@ impl Queue for Store {
                 .get(queue)
                 .is_some_and(|known| known.settings == *settings)
             {
-                self.log.records_end()
+                self.log.awaited_end()
             } else {
                 let record = Record::Declare {
                     queue: queue.clone(),
@@ -328,7 +328,7 @@ impl Store {
         inner.blobs.clear();
         let (outcomes, record) = self.plan_arrivals(inner, queue, messages)?;
         let Some(record) = record else {
-            return Ok((outcomes, self.log.records_end()));
+            return Ok((outcomes, self.log.awaited_end()));
         };
         match self.write(inner, Class::Grow, &record) {
             Ok(end) => {
@@ -347,7 +347,7 @@ impl Store {
                     Ok(Enqueued::New(_)) => refusal(),
                     other => other,
                 });
-                Ok((outcomes.collect(), self.log.records_end()))
+                Ok((outcomes.collect(), self.log.awaited_end()))
             }
             Err(error) => Err(error),
         }
@@ -375,7 +375,7 @@ impl Store {
             records.extend(record);
         }
         if records.is_empty() {
-            return Ok(self.log.records_end());
+            return Ok(self.log.awaited_end());
         }
         let end = self.write(inner, class, &Record::All(records))?;
         for queue in by_queue.keys() {
@@ -585,7 +585,7 @@ impl Store {
         let mut guard = self.lock();
         let inner = &mut *guard;
         let plan = self.plan_endings(inner, settlements);
-        let mut end = self.log.records_end();
+        let mut end = self.log.awaited_end();
         for (queue, settled) in plan.by_queue {
             let gives_back = settled
                 .iter()

@@ -191,7 +191,7 @@ impl Store {
     pub(super) fn note(&self, inner: &mut Inner, record: &Record<'_>) -> Result<()> {
         inner.record.clear();
         record.encode(&mut inner.record)?;
-        self.log.append(Class::Settle, &inner.record).map(drop)
+        self.log.append(Class::Note, &inner.record).map(drop)
     }
 
     /// Wakes those who wait for this queue, once `end` is committed.

@@ -71,7 +71,9 @@ fn next_group(shared: &Shared, last_sync: Instant, dirty: bool) -> Option<Group>
             buffers.writing = Arc::new(std::mem::take(&mut buffers.pending));
             buffers.pending_bytes = 0;
             let requested = std::mem::take(&mut buffers.sync_requested);
-            let sync = requested || due_now || shared.options.durability == Durability::Fsync;
+            let awaited = std::mem::take(&mut buffers.awaited);
+            let sync =
+                requested || due_now || (awaited && shared.options.durability == Durability::Fsync);
             return Some(Group {
                 chunks: Arc::clone(&buffers.writing),
                 end: buffers.end,

@@ -30,6 +30,8 @@ pub(crate) enum Class {
     Grow,
     /// Ends something, and so leads to space: taken as long as there is any.
     Settle,
+    /// As [`Class::Settle`], but nobody waits for it: it is written at once and synced with what comes next.
+    Note,
 }
 
 /// Where a record went.
@@ -64,6 +66,10 @@ pub(super) struct Buffers {
     pub(super) pending_bytes: usize,
     pub(super) writing: Arc<Vec<Chunk>>,
     pub(super) waiters: Vec<(Position, oneshot::Sender<()>)>,
+    /// Where the last record ended that is more than a note.
+    pub(super) awaited_end: Position,
+    /// Somebody waits for what is pending; a note alone is written and not synced.
+    pub(super) awaited: bool,
     pub(super) sync_requested: bool,
     pub(super) closing: bool,
 }
@@ -168,6 +174,8 @@ impl Log {
                 pending_bytes: 0,
                 writing: Arc::default(),
                 waiters: Vec::new(),
+                awaited_end: end,
+                awaited: false,
                 sync_requested: false,
                 closing: false,
             }),
@@ -228,6 +236,10 @@ impl Log {
         );
         let end = buffers.end;
         buffers.records_end = end;
+        if class != Class::Note {
+            buffers.awaited = true;
+            buffers.awaited_end = end;
+        }
         if self.shared.options.durability == super::Durability::None {
             self.shared.committed.store(end.to_u64(), Ordering::Release);
         }
@@ -290,7 +302,7 @@ impl Log {
                     self.shared.disk_low.store(true, Ordering::Relaxed);
                     let refusal = match class {
                         Class::Grow => disk_low(),
-                        Class::Settle => Error::unavailable(
+                        Class::Settle | Class::Note => Error::unavailable(
                             "no space is left for the log; free some on its disk",
                         ),
                     };
@@ -339,6 +351,11 @@ impl Log {
     /// Everything before this place is as durable as configured.
     pub(crate) fn committed_position(&self) -> Position {
         Position::from_u64(self.shared.committed.load(Ordering::Acquire))
+    }
+
+    /// Where the last record ended that is more than a note: what an answer may rest on.
+    pub(crate) fn awaited_end(&self) -> Position {
+        self.shared.lock().awaited_end
     }
 
     /// Where the last record ended.

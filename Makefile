@@ -2,7 +2,7 @@
 CARGO ?= cargo
 SEEDS ?= 200
 
-.PHONY: run build setup test unit-test integration-test test-all chaos bench fmt lint doc clean
+.PHONY: run build setup test unit-test integration-test test-all chaos bench fuzz fmt lint doc clean
 
 run: ## Start everything on the embedded store, data in ./towpath-data
 	$(CARGO) run --release --bin towpath -- up
@@ -32,6 +32,9 @@ chaos: ## SEEDS=200: random crashes, full disks, killed processes; record result
 bench: build ## Throughput, latency and CPU of this machine, durable and not
 	target/release/towpath bench queue
 	target/release/towpath bench http
+
+fuzz: ## Needs cargo-fuzz and a nightly toolchain; `make test` mutates segments without them
+	cd fuzz && $(CARGO) +nightly fuzz run log_reader -- -max_total_time=60
 
 fmt: ## Format the code
 	$(CARGO) fmt --all

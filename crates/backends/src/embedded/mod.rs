@@ -22,6 +22,8 @@ mod queue;
 mod rate_limit;
 mod record;
 mod routes;
+#[cfg(test)]
+mod sample_test;
 mod state;
 mod store;
 

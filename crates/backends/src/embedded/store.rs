@@ -295,7 +295,7 @@ impl Store {
         }
         if let Some((place, bytes)) = self.recovery.cut {
             warnings.push(format!(
-                "a torn tail of {bytes} bytes at {place} was cut; it was never acknowledged"
+                "a torn tail of {bytes} bytes at {place} was cut and saved in `quarantine`"
             ));
         }
         if self.log.is_disk_low() {
@@ -352,26 +352,24 @@ impl Store {
 
     /// Saves the state, and removes segments that nobody needs any more.
     pub(super) fn checkpoint(&self) -> Result<()> {
+        // Held to the end: one checkpoint at a time.
+        let mut checkpointed = self
+            .checkpointed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let (position, state, live) = {
             let inner = self.lock();
             let position = self.log.records_end();
-            if *self
-                .checkpointed
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                == position
-            {
+            if *checkpointed == position {
                 return Ok(());
             }
             (position, inner.state.encode()?, inner.state.live_bytes())
         };
         // A checkpoint must never know more than the log behind it.
         self.log.sync_all()?;
-        let oldest = checkpoint::write(&self.config.folder.join("checkpoint"), position, &state)?;
-        *self
-            .checkpointed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = position;
+        let folder = self.config.folder.join("checkpoint");
+        let oldest = checkpoint::write(&folder, position, &state)?;
+        *checkpointed = position;
         for (number, _) in self.log.segments() {
             if number < oldest.segment && !live.contains_key(&number) {
                 self.log.remove(number)?;

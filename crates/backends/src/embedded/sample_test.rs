@@ -1,0 +1,171 @@
+//! A store of each format version, read by every later build.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use towpath_core::port::queue::{LeaseRequest, Queue, Settlement, Verdict};
+use towpath_core::port::routes::{Binding, Routes};
+use towpath_core::port::{Kv, kv};
+use towpath_core::{
+    ConsumerId, Delivery, ExchangeName, ManualClock, NewMessage, QueueName, Timestamp,
+};
+
+use super::config::Config;
+use super::store::Store;
+
+/// The moment at which the samples were made and are read.
+const MOMENT: Timestamp = Timestamp::from_millis(1_790_000_000_000);
+
+fn sample(version: u32) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/samples/store-v{version}"))
+}
+
+fn open(folder: &std::path::Path) -> Arc<Store> {
+    let url = format!("embedded:{}?segment=64KiB&reserve=0", folder.display());
+    Store::open(
+        Config::parse(&url).unwrap(),
+        Arc::new(ManualClock::at(MOMENT)),
+    )
+    .unwrap()
+}
+
+fn jobs() -> QueueName {
+    QueueName::new("jobs").unwrap()
+}
+
+async fn lease(store: &Arc<Store>, max: usize) -> Vec<Delivery> {
+    let (consumer, lease) = (
+        ConsumerId::new("one").unwrap(),
+        std::time::Duration::from_secs(60),
+    );
+    let request = LeaseRequest {
+        queue: jobs(),
+        consumer,
+        max,
+        lease,
+        wait: std::time::Duration::ZERO,
+    };
+    store.lease(request).await.unwrap()
+}
+
+/// Run with `cargo test -p towpath-backends -- --ignored makes_the_sample` when a format gets a new version.
+#[tokio::test]
+#[ignore = "makes the sample of a new format version"]
+async fn makes_the_sample() {
+    let folder = sample(1);
+    std::fs::create_dir_all(&folder).unwrap();
+    let store = open(&folder);
+    let mut message = NewMessage::new("with everything");
+    message.headers.set("content-type", "text/plain");
+    message.key = Some("key".to_owned());
+    message.dedup_id = Some("dedup".to_owned());
+    let later = NewMessage {
+        not_before: Some(MOMENT.after(std::time::Duration::from_secs(60))),
+        ..NewMessage::new("later")
+    };
+    let messages = vec![
+        NewMessage::new("acked"),
+        NewMessage::new("dead"),
+        message,
+        later,
+    ];
+    store.enqueue(&jobs(), messages).await.unwrap();
+    let held = lease(&store, 2).await;
+    let settle = |delivery: &Delivery, verdict| Settlement {
+        receipt: delivery.receipt.clone(),
+        verdict,
+    };
+    let dead = Verdict::DeadLetter {
+        reason: "poison".to_owned(),
+    };
+    store
+        .settle(vec![settle(&held[0], Verdict::Ack), settle(&held[1], dead)])
+        .await
+        .unwrap();
+    store.put("stock", "7".into(), None).await.unwrap();
+    let exchange = ExchangeName::new("orders").unwrap();
+    store
+        .bind(&Binding {
+            exchange,
+            pattern: "order.*".to_owned(),
+            queue: jobs(),
+        })
+        .await
+        .unwrap();
+    store.checkpoint().unwrap();
+    // Behind the checkpoint, so that both are read.
+    store
+        .commit(vec![kv::Op::Add {
+            key: "stock".to_owned(),
+            delta: -2,
+            min: 0,
+            max: 9,
+        }])
+        .await
+        .unwrap();
+    // Not closed: closing would write a checkpoint of everything.
+    std::mem::forget(store);
+}
+
+#[tokio::test]
+async fn a_store_of_version_1_reads_back() {
+    let folder = tempfile::tempdir().unwrap();
+    for part in ["log", "checkpoint"] {
+        std::fs::create_dir(folder.path().join(part)).unwrap();
+        for entry in std::fs::read_dir(sample(1).join(part)).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(
+                &path,
+                folder.path().join(part).join(path.file_name().unwrap()),
+            )
+            .unwrap();
+        }
+    }
+    let store = open(folder.path());
+    assert_eq!(store.health().unwrap().warnings, Vec::<String>::new());
+    let stats = store.stats(&jobs()).await.unwrap();
+    assert_eq!(
+        (
+            stats.ready,
+            stats.delayed,
+            stats.dead,
+            stats.acked,
+            stats.enqueued
+        ),
+        (1, 1, 1, 1, 4)
+    );
+    let held = lease(&store, 10).await;
+    let message = &held[0].message;
+    assert_eq!(
+        (message.payload.as_ref(), message.key.as_deref()),
+        (&b"with everything"[..], Some("key"))
+    );
+    assert_eq!(message.headers.get("Content-Type"), Some("text/plain"));
+    let again = NewMessage {
+        dedup_id: Some("dedup".to_owned()),
+        ..NewMessage::new("again")
+    };
+    let known = store
+        .enqueue(&jobs(), vec![again])
+        .await
+        .unwrap()
+        .remove(0)
+        .unwrap();
+    assert_eq!(known.id(), message.id);
+    assert_eq!(
+        store.dead_letters(&jobs(), None, 10).await.unwrap()[0].reason,
+        "poison"
+    );
+    assert_eq!(
+        store.get("stock").await.unwrap().as_deref(),
+        Some(&b"5"[..])
+    );
+    assert_eq!(
+        store
+            .bindings(&ExchangeName::new("orders").unwrap())
+            .await
+            .unwrap()[0]
+            .pattern,
+        "order.*"
+    );
+}

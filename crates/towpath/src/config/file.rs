@@ -183,10 +183,12 @@ impl<'a> Reader<'a> {
             .get(span.clone())
             .map_or(1, |meant| meant.chars().count())
             .min(shown.max(1));
+        // A line that may hold a secret is named, not shown.
+        let hidden = text.contains("secret") || text.contains("://");
         let problem = Problem {
             place: format!("{}:{line}:{column}", self.name),
             message,
-            snippet: Some((text.to_owned(), column - 1, length)),
+            snippet: (!hidden).then(|| (text.to_owned(), column - 1, length)),
         };
         self.problems.push((span.start, problem));
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::file::Reader;
 use super::key::{KEYS, Key, did_you_mean};
+use super::show::redact;
 use super::{Config, Kind, Problem, Problems};
 
 /// Variables of ours that are no keys.
@@ -202,9 +203,9 @@ fn set(
         Origin::Default | Origin::File(_) => key.path.to_owned(),
     };
     let shown = if key.kind == Kind::Secret {
-        "***"
+        "***".to_owned()
     } else {
-        text.as_str()
+        redact(&text)
     };
     problems.push(problem(
         &place,

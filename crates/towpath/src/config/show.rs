@@ -142,12 +142,15 @@ fn row(key: &Key, settings: &BTreeMap<&'static str, Setting>) -> [String; 3] {
     [key.path.to_owned(), shown, origin]
 }
 
-/// Hides the password of a URL.
-fn redact(text: &str) -> String {
-    let hidden = text.split_once("://").and_then(|(scheme, rest)| {
-        let (credentials, host) = rest.split_once('@')?;
-        let user = credentials.split(':').next()?;
-        Some(format!("{scheme}://{user}:***@{host}"))
-    });
-    hidden.unwrap_or_else(|| text.to_owned())
+/// Hides the credentials of every URL of a comma list.
+pub(super) fn redact(text: &str) -> String {
+    let one = |url: &str| {
+        let hidden = url.split_once("://").and_then(|(scheme, rest)| {
+            let (credentials, host) = rest.rsplit_once('@')?;
+            let user = credentials.split_once(':').map_or("", |(user, _)| user);
+            Some(format!("{scheme}://{user}:***@{host}"))
+        });
+        hidden.unwrap_or_else(|| url.to_owned())
+    };
+    text.split(',').map(one).collect::<Vec<_>>().join(",")
 }

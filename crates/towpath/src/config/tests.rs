@@ -123,6 +123,30 @@ fn secrets_are_never_shown() {
 }
 
 #[test]
+fn problems_hide_what_may_be_secret() {
+    for file in [
+        "[ingest.worker.webhook]\nsecret = [\"whsec_geheim\"]",
+        "[ingest.worker.webhook]\nsecret = \"whsec_geheim",
+        "[backends]\ndefalt = \"redis://me:geheim@h/0\"",
+    ] {
+        let problems = load(&sources(file, &[])).unwrap_err().to_string();
+        assert!(
+            !problems.contains("geheim") && problems.contains("towpath.toml:2:"),
+            "{problems}"
+        );
+    }
+    let env = [(
+        "TOWPATH_BACKENDS__DEFAULT",
+        "amqp://a:geheim@x,amqp://b:ge@heim@y\u{7}",
+    )];
+    let problems = load(&sources("", &env)).unwrap_err().to_string();
+    assert!(
+        !problems.contains("geheim") && !problems.contains("heim@"),
+        "{problems}"
+    );
+}
+
+#[test]
 fn the_commented_file_is_the_default() {
     let file = commented_file();
     let plain: String = file

@@ -41,6 +41,8 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     let token = admin::token(&config.data_dir)?;
     let admin_listener = bind("server.admin", &config.admin).await?;
     let edge = Edge::new(metrics.clone(), config.max_in_flight, config.body_timeout);
+    // A bound of its own, so that a busy public interface never makes a probe fail.
+    let admin_edge = Edge::new(metrics.clone(), config.max_in_flight, config.body_timeout);
     let admin = admin::router(admin::Admin::new(
         backend.clone(),
         token,
@@ -49,7 +51,7 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     ));
     let admin = listen(
         admin_listener,
-        http::wrap(admin, edge.clone()),
+        http::wrap(admin, admin_edge),
         Stage::Observe,
         "admin",
         config,

@@ -14,7 +14,6 @@ fn trickling_connections_end_at_their_deadline_while_others_are_served() {
         .set("TOWPATH_SERVER__BODY_TIMEOUT", "2s");
     let _running = world.up();
     let count = crate::process::seeds(1).clamp(1, 4) as usize * 500;
-    let began = Instant::now();
     let mut slow: Vec<TcpStream> = (0..count)
         .map(|number| {
             let mut stream = TcpStream::connect(world.http).unwrap();
@@ -27,8 +26,7 @@ fn trickling_connections_end_at_their_deadline_while_others_are_served() {
             stream
         })
         .collect();
-    let mut client = world.client();
-    let mut served = 0;
+    let (began, mut client, mut served) = (Instant::now(), world.client(), 0);
     while began.elapsed() < Duration::from_secs(3) {
         assert_eq!(client.post("/enqueue", &[], b"quick").status, 200);
         served += 1;

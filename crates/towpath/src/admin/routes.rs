@@ -112,16 +112,25 @@ async fn send(
             }
             body::Failure::Broken => Problem::new(StatusCode::BAD_REQUEST, "failed to read body"),
         })?;
-    let header = |name: &str| {
-        head.headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .map(str::to_owned)
+    // A header that cannot be read is refused: passed over, a retry would no longer be harmless.
+    let header = |name: &str| -> std::result::Result<Option<String>, Problem> {
+        let Some(value) = head.headers.get(name) else {
+            return Ok(None);
+        };
+        let unreadable = || {
+            Problem::new(
+                StatusCode::BAD_REQUEST,
+                format!("header `{name}` is not UTF-8"),
+            )
+        };
+        std::str::from_utf8(value.as_bytes())
+            .map(|text| Some(text.to_owned()))
+            .map_err(|_| unreadable())
     };
     let mut message = NewMessage::new(payload);
-    message.dedup_id = header("idempotency-key");
-    message.key = header("towpath-key");
-    if let Some(delay) = header("towpath-delay") {
+    message.dedup_id = header("idempotency-key")?;
+    message.key = header("towpath-key")?;
+    if let Some(delay) = header("towpath-delay")? {
         let seconds: u64 = delay.parse().map_err(|_| {
             Problem::new(
                 StatusCode::BAD_REQUEST,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use reqwest::{Client as Http, Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use towpath_core::{Error, QueueName};
 
 use super::{Failure, Global};
 use crate::admin;
@@ -82,11 +83,16 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }
-        let response = request.send().await.map_err(|_| {
-            Failure::unreachable(format!(
-                "no Towpath answers at {}; start one with `towpath up`",
-                self.base
-            ))
+        let response = request.send().await.map_err(|error| {
+            if error.is_connect() {
+                let base = &self.base;
+                return Failure::unreachable(format!(
+                    "no Towpath answers at {base}; start one with `towpath up`"
+                ));
+            }
+            let error =
+                Error::unavailable("the request was not answered").with_source(error.without_url());
+            Failure::unreachable(error.chain())
         })?;
         let status = response.status();
         let bytes = response
@@ -111,6 +117,20 @@ fn refusal(status: StatusCode, body: &[u8]) -> Failure {
         .as_ref()
         .and_then(|problem| problem["detail"].as_str());
     Failure::failed(detail.map_or_else(|| format!("answered {status}"), str::to_owned))
+}
+
+/// The path of a queue, whose name is checked and encoded: it must never lead to another route.
+pub(super) fn queue_path(name: &str, rest: &str) -> Result<String, Failure> {
+    let name = QueueName::new(name)?;
+    let mut encoded = String::new();
+    for byte in name.as_str().bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    Ok(format!("/v1/queues/{encoded}{rest}"))
 }
 
 fn read_token(folder: &Path) -> Option<String> {

@@ -1,8 +1,9 @@
 //! `towpath dlq`: dead letters.
 
 use clap::{Args, Subcommand};
+use towpath_core::MessageId;
 
-use super::client::Client;
+use super::client::{Client, queue_path};
 use super::queue::{confirm, short};
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::{Count, DeadLetterView, Letters};
@@ -97,7 +98,7 @@ pub(super) async fn run(global: &Global, command: DlqCommand) -> Result<Exit, Fa
         }
         DlqCommand::Requeue(chosen) => {
             let count: Count = client
-                .post(&path(&chosen, "requeue"), &selection(&chosen))
+                .post(&path(&chosen, "requeue")?, &selection(&chosen))
                 .await?;
             output::line(format!("{} put back", count.count))?;
         }
@@ -107,7 +108,7 @@ pub(super) async fn run(global: &Global, command: DlqCommand) -> Result<Exit, Fa
                 &format!("Delete dead letters of `{}` for good?", chosen.queue),
             )?;
             let count: Count = client
-                .post(&path(&chosen, "drop"), &selection(&chosen))
+                .post(&path(&chosen, "drop")?, &selection(&chosen))
                 .await?;
             output::line(format!("{} deleted", count.count))?;
         }
@@ -121,14 +122,20 @@ async fn letters(
     max: usize,
     after: Option<&str>,
 ) -> Result<Vec<DeadLetterView>, Failure> {
-    let after = after.map_or_else(String::new, |id| format!("&after={id}"));
+    let after = match after {
+        Some(id) => format!("&after={}", id.parse::<MessageId>()?),
+        None => String::new(),
+    };
     client
-        .get(&format!("/v1/queues/{queue}/dead-letters?max={max}{after}"))
+        .get(&queue_path(
+            queue,
+            &format!("/dead-letters?max={max}{after}"),
+        )?)
         .await
 }
 
-fn path(chosen: &Chosen, action: &str) -> String {
-    format!("/v1/queues/{}/dead-letters/{action}", chosen.queue)
+fn path(chosen: &Chosen, action: &str) -> Result<String, Failure> {
+    queue_path(&chosen.queue, &format!("/dead-letters/{action}"))
 }
 
 fn selection(chosen: &Chosen) -> Letters {

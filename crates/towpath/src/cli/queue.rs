@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use clap::{Args, Subcommand};
 
-use super::client::Client;
+use super::client::{Client, queue_path};
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::{Count, MessageView, QueueStats};
 
@@ -52,19 +52,19 @@ pub(super) struct Named {
 
 pub(super) async fn run(global: &Global, command: QueueCommand) -> Result<Exit, Failure> {
     let client = Client::new(global)?;
-    let path = |named: &Named, rest: &str| format!("/v1/queues/{}{rest}", named.queue);
+    let path = |named: &Named, rest: &str| queue_path(&named.queue, rest);
     match command {
         QueueCommand::Ls => {
             let queues: Vec<QueueStats> = client.get("/v1/queues").await?;
             show(global, &queues, &queues)?;
         }
         QueueCommand::Show(named) => {
-            let stats: QueueStats = client.get(&path(&named, "")).await?;
+            let stats: QueueStats = client.get(&path(&named, "")?).await?;
             show(global, std::slice::from_ref(&stats), &stats)?;
         }
         QueueCommand::Peek { named, max } => {
             let messages: Vec<MessageView> = client
-                .get(&path(&named, &format!("/messages?max={max}")))
+                .get(&path(&named, &format!("/messages?max={max}"))?)
                 .await?;
             match global.format {
                 Format::Json => output::json(&messages)?,
@@ -83,11 +83,11 @@ pub(super) async fn run(global: &Global, command: QueueCommand) -> Result<Exit, 
             }
         }
         QueueCommand::Pause(named) => {
-            let stats: QueueStats = client.post(&path(&named, "/pause"), &()).await?;
+            let stats: QueueStats = client.post(&path(&named, "/pause")?, &()).await?;
             show(global, std::slice::from_ref(&stats), &stats)?;
         }
         QueueCommand::Resume(named) => {
-            let stats: QueueStats = client.post(&path(&named, "/resume"), &()).await?;
+            let stats: QueueStats = client.post(&path(&named, "/resume")?, &()).await?;
             show(global, std::slice::from_ref(&stats), &stats)?;
         }
         QueueCommand::Purge { named, yes } => {
@@ -95,7 +95,7 @@ pub(super) async fn run(global: &Global, command: QueueCommand) -> Result<Exit, 
                 yes,
                 &format!("Drop every waiting message of `{}`?", named.queue),
             )?;
-            let count: Count = client.post(&path(&named, "/purge"), &()).await?;
+            let count: Count = client.post(&path(&named, "/purge")?, &()).await?;
             output::line(format!("{} dropped", count.count))?;
         }
     }

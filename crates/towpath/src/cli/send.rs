@@ -5,7 +5,7 @@ use std::io::Read;
 use clap::Args;
 use reqwest::Method;
 
-use super::client::Client;
+use super::client::{Client, queue_path};
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::Sent;
 
@@ -50,7 +50,7 @@ pub(super) async fn run(global: &Global, args: SendArgs) -> Result<Exit, Failure
         vec![body.strip_suffix(b"\n").unwrap_or(&body).to_vec()]
     };
     let client = Client::new(global)?;
-    let path = format!("/v1/queues/{}/messages", args.queue);
+    let path = queue_path(&args.queue, "/messages")?;
     let mut sent = Vec::new();
     for (number, message) in messages.into_iter().enumerate() {
         let mut headers = Vec::new();

@@ -144,3 +144,49 @@ fn api_and_worker_run_by_name() {
     let running = world.spawn(&["run", "api"]);
     running.wait_ready(&world);
 }
+
+#[test]
+fn a_queue_name_never_leads_to_another_command() {
+    let world = World::new();
+    let _running = world.up();
+    world.ok(&["queue", "pause", "messages"]);
+    world.ok(&["send", "messages", "keep me"]);
+    for trick in [
+        "messages/purge?",
+        "messages/purge#",
+        "../v1/queues/messages/purge?",
+    ] {
+        assert!(
+            !world.run(&["queue", "pause", trick]).status.success(),
+            "{trick}"
+        );
+    }
+    assert_eq!(world.json(&["queue", "show", "messages"])["ready"], 1);
+    assert_eq!(
+        world.run(&["queue", "pause", "two words"]).status.code(),
+        Some(2)
+    );
+}
+
+#[test]
+fn keys_outside_ascii_count() {
+    let world = World::new();
+    let _running = world.up();
+    world.ok(&["queue", "pause", "messages"]);
+    for _ in 0..2 {
+        world.ok(&[
+            "send",
+            "messages",
+            "once",
+            "--idempotency-key",
+            "ключ",
+            "--key",
+            "клавиша",
+        ]);
+    }
+    let waiting = world.json(&["queue", "peek", "messages"]);
+    assert_eq!(
+        (waiting.as_array().unwrap().len(), &waiting[0]["key"]),
+        (1, &"клавиша".into())
+    );
+}

@@ -8,9 +8,11 @@
 //! | 4 | CRC32C of the rest |
 //! | 4 | number of messages |
 //! | 8 | length of the output before |
-//! | 8 | bytes appended |
-//! | 4 | CRC32C of those bytes |
+//! | 8 | length of the text to append |
+//! | 8 | device of the output |
+//! | 8 | inode of the output |
 //! | 16 each | message ids |
+//! | | the text itself, so that after a crash it is known what is ours |
 //!
 //! The file starts with `TOWPJNL` and its version, 1.
 
@@ -24,7 +26,7 @@ use rustix::fs::{FlockOperation, flock};
 use towpath_core::MessageId;
 
 const MAGIC: [u8; 8] = *b"TOWPJNL\x01";
-const HEAD_BYTES: usize = 28;
+const HEAD_BYTES: usize = 40;
 
 /// How many written messages are remembered: more than can ever be on their way to be acked.
 pub(super) const WINDOW: usize = 100_000;
@@ -36,9 +38,10 @@ const COMPACT_BYTES: u64 = 8 * 1024 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Intent {
     pub(super) start: u64,
-    pub(super) bytes: u64,
-    pub(super) checksum: u32,
+    /// Device and inode of the file it is about.
+    pub(super) file: (u64, u64),
     pub(super) ids: Vec<MessageId>,
+    pub(super) text: Vec<u8>,
 }
 
 /// An open journal, locked against other processes.
@@ -162,9 +165,9 @@ impl Journal {
         // An append of nothing, which every output file fulfils.
         let everything = Intent {
             start: 0,
-            bytes: 0,
-            checksum: crc32c::crc32c(b""),
+            file: (0, 0),
             ids,
+            text: Vec::new(),
         };
         let mut bytes = MAGIC.to_vec();
         bytes.extend(encode(&everything));
@@ -187,15 +190,17 @@ impl Journal {
 }
 
 fn encode(intent: &Intent) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEAD_BYTES + intent.ids.len() * 16);
+    let mut bytes = Vec::with_capacity(HEAD_BYTES + intent.ids.len() * 16 + intent.text.len());
     bytes.put_u32_le(0);
     bytes.put_u32_le(u32::try_from(intent.ids.len()).unwrap_or(u32::MAX));
     bytes.put_u64_le(intent.start);
-    bytes.put_u64_le(intent.bytes);
-    bytes.put_u32_le(intent.checksum);
+    bytes.put_u64_le(intent.text.len() as u64);
+    bytes.put_u64_le(intent.file.0);
+    bytes.put_u64_le(intent.file.1);
     for id in &intent.ids {
         bytes.put_slice(id.as_bytes());
     }
+    bytes.put_slice(&intent.text);
     let checksum = crc32c::crc32c(&bytes[4..]);
     bytes[..4].copy_from_slice(&checksum.to_le_bytes());
     bytes
@@ -204,21 +209,23 @@ fn encode(intent: &Intent) -> Vec<u8> {
 fn decode(bytes: &[u8]) -> Option<(Intent, usize)> {
     let mut head = bytes.get(..HEAD_BYTES)?;
     let (checksum, count) = (head.get_u32_le(), head.get_u32_le() as usize);
-    let size = HEAD_BYTES + count.checked_mul(16)?;
+    let (start, length) = (head.get_u64_le(), usize::try_from(head.get_u64_le()).ok()?);
+    let file = (head.get_u64_le(), head.get_u64_le());
+    let text_at = HEAD_BYTES + count.checked_mul(16)?;
+    let size = text_at.checked_add(length)?;
     if crc32c::crc32c(bytes.get(4..size)?) != checksum {
         return None;
     }
-    let (start, length, appended) = (head.get_u64_le(), head.get_u64_le(), head.get_u32_le());
-    let ids = bytes[HEAD_BYTES..size]
+    let ids = bytes[HEAD_BYTES..text_at]
         .chunks_exact(16)
         .filter_map(|id| Some(MessageId::from_bytes(*id.first_chunk()?)))
         .collect();
     Some((
         Intent {
             start,
-            bytes: length,
-            checksum: appended,
+            file,
             ids,
+            text: bytes[text_at..size].to_vec(),
         },
         size,
     ))

@@ -4,15 +4,15 @@
 //! announce in the journal, sync -> append, sync -> done
 //! ```
 //!
-//! After a crash the last announcement is compared with the file: either all of
-//! its bytes are there, then its messages are written, or they are cut away, and
-//! the messages come again. A message that comes again although it was written is
+//! The announcement holds the text itself. After a crash it is compared with the
+//! file, and what is missing of it is written. A message that comes again although it was written is
 //! recognised by its id among the last 100,000, and is done without a second line.
 
 mod journal;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
@@ -103,10 +103,13 @@ impl Output {
 
     fn try_write(&mut self, lines: &[(MessageId, String)]) -> io::Result<()> {
         let files = self.files()?;
-        let mut ids = Vec::with_capacity(lines.len());
-        let mut text = String::new();
+        let (mut ids, mut text, mut in_batch) = (
+            Vec::with_capacity(lines.len()),
+            String::new(),
+            HashSet::new(),
+        );
         for (id, line) in lines {
-            if !files.journal.knows(id) {
+            if !files.journal.knows(id) && in_batch.insert(*id) {
                 ids.push(*id);
                 text.push_str(line);
             }
@@ -115,58 +118,73 @@ impl Output {
             return Ok(());
         }
         let start = files.output.seek(SeekFrom::End(0))?;
-        let checksum = crc32c::crc32c(text.as_bytes());
+        // Somebody else's half line must not become the beginning of ours.
+        if !files.ends_a_line(start)? {
+            text.insert(0, '\n');
+        }
         let intent = Intent {
             start,
-            bytes: text.len() as u64,
-            checksum,
+            file: identity(&files.output)?,
             ids,
+            text: text.into_bytes(),
         };
         files.journal.announce(&intent)?;
-        files.append(&intent, text.as_bytes())?;
+        files.append(&intent)?;
         files.journal.confirm(intent)
     }
 
-    /// The open files; opened anew when the path leads to another file than before.
+    /// The open files. When the path leads to another file than before, that one is opened, and the journal,
+    /// which knows what was written, stays.
     fn files(&mut self) -> io::Result<&mut Files> {
-        let same = |files: &Files| {
-            let (there, ours) = (
-                fs::metadata(&self.path).ok()?,
-                files.output.metadata().ok()?,
-            );
-            (there.ino() == ours.ino() && there.dev() == ours.dev()).then_some(())
+        let files = match self.files.take() {
+            Some(mut files) => {
+                let there = fs::metadata(&self.path)
+                    .ok()
+                    .map(|there| (there.dev(), there.ino()));
+                if there != Some(identity(&files.output)?) {
+                    files.output = open_output(&self.path)?;
+                }
+                files
+            }
+            None => Files::open(&self.path)?,
         };
-        if self.files.as_ref().and_then(same).is_none() {
-            self.files = None;
-        }
-        match self.files.take() {
-            Some(files) => Ok(self.files.insert(files)),
-            None => Ok(self.files.insert(Files::open(&self.path)?)),
-        }
+        Ok(self.files.insert(files))
     }
+}
+
+/// Device and inode of an open file.
+fn identity(file: &File) -> io::Result<(u64, u64)> {
+    let metadata = file.metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Opens the output, made with its folder when it is not there.
+fn open_output(path: &Path) -> io::Result<File> {
+    if let Some(parent) = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
+        fs::create_dir_all(parent)?;
+    }
+    let fresh = !path.exists();
+    let output = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .append(true)
+        .open(path)?;
+    if fresh {
+        journal::sync_parent(path)?;
+    }
+    Ok(output)
 }
 
 impl Files {
     fn open(path: &Path) -> io::Result<Self> {
-        if let Some(parent) = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-        {
-            fs::create_dir_all(parent)?;
-        }
+        let output = open_output(path)?;
         let mut name = path.as_os_str().to_owned();
         name.push(".journal");
         let (journal, last) = Journal::open(Path::new(&name))?;
-        let fresh = !path.exists();
-        let output = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .append(true)
-            .open(path)?;
-        if fresh {
-            journal::sync_parent(path)?;
-        }
         let mut files = Self { output, journal };
         if let Some(intent) = last {
             files.settle(intent)?;
@@ -174,50 +192,66 @@ impl Files {
         Ok(files)
     }
 
+    /// Whether the next byte at `end` starts a line.
+    fn ends_a_line(&mut self, end: u64) -> io::Result<bool> {
+        let Some(before) = end.checked_sub(1) else {
+            return Ok(true);
+        };
+        let mut last = [0];
+        self.output.seek(SeekFrom::Start(before))?;
+        self.output.read_exact(&mut last)?;
+        Ok(last == *b"\n")
+    }
+
     /// Finds out whether the last announced append happened, and makes it so that it did or did not.
     fn settle(&mut self, intent: Intent) -> io::Result<()> {
-        let length = self.output.metadata()?.len();
-        let end = intent.start + intent.bytes;
-        if length >= end {
-            let mut bytes = vec![0; usize::try_from(intent.bytes).unwrap_or(usize::MAX)];
-            self.output.seek(SeekFrom::Start(intent.start))?;
-            self.output.read_exact(&mut bytes)?;
-            if crc32c::crc32c(&bytes) == intent.checksum {
-                self.output.sync_data()?;
-                return self.journal.confirm(intent);
-            }
+        if intent.text.is_empty() {
+            return self.journal.confirm(intent);
         }
-        if length > intent.start && length <= end {
-            tracing::warn!(
-                from = intent.start,
-                to = length,
-                "a torn tail of the output is cut, its messages come again"
-            );
-            self.output.set_len(intent.start)?;
-            self.output.sync_data()?;
-        } else if length > end {
-            // Somebody else wrote here: nothing that is not ours is cut.
-            tracing::warn!(
-                at = intent.start,
-                "the output was changed by others, its last messages are written again"
-            );
-        } else if length < intent.start {
-            // A new or shortened file. Whether the lines were in the old one cannot be known: should their
-            // messages come again, they are written again.
+        let length = self.output.metadata()?.len();
+        if intent.file != identity(&self.output)? || length < intent.start {
+            // Whether the lines were in a file that is not there cannot be known: should they come again, they are written again.
             tracing::warn!(
                 length,
                 expected = intent.start,
-                "the output is shorter than it was, or another file"
+                "the output is another file than it was, or shorter"
             );
+            return self.journal.withdraw(&intent);
         }
+        let mut tail = Vec::new();
+        self.output.seek(SeekFrom::Start(intent.start))?;
+        Read::take(&mut self.output, intent.text.len() as u64).read_to_end(&mut tail)?;
+        if tail == intent.text {
+            self.output.sync_data()?;
+            return self.journal.confirm(intent);
+        }
+        // A power cut can leave zeros where bytes were to be.
+        let written = tail.len() - tail.iter().rev().take_while(|byte| **byte == 0).count();
+        let ends_there = length == intent.start + tail.len() as u64;
+        if ends_there && intent.text.starts_with(&tail[..written]) {
+            tracing::warn!(
+                from = intent.start,
+                to = length,
+                "an append to the output was cut short and is completed"
+            );
+            self.output.set_len(intent.start + written as u64)?;
+            self.output.write_all(&intent.text[written..])?;
+            self.output.sync_data()?;
+            return self.journal.confirm(intent);
+        }
+        // Nothing that is not ours is touched.
+        tracing::warn!(
+            at = intent.start,
+            "the output was changed by others, its last messages may be written again"
+        );
         self.journal.withdraw(&intent)
     }
 
     /// Appends; a write that fails leaves the file as it was.
-    fn append(&mut self, intent: &Intent, bytes: &[u8]) -> io::Result<()> {
+    fn append(&mut self, intent: &Intent) -> io::Result<()> {
         let written = self
             .output
-            .write_all(bytes)
+            .write_all(&intent.text)
             .and_then(|()| self.output.sync_data());
         let Err(error) = written else { return Ok(()) };
         self.output.set_len(intent.start)?;

@@ -152,3 +152,48 @@ async fn the_journal_stays_small_and_still_knows() {
     deliver(&output, &last).await;
     assert_eq!(messages(&output).len(), 600_000);
 }
+
+#[tokio::test]
+async fn lines_that_others_took_or_added_are_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (output, journal) = (folder.path().join("out"), folder.path().join("out.journal"));
+    let batch = [delivery("one"), delivery("two"), delivery("three")];
+    deliver(&output, &batch).await;
+    // Somebody takes a line out while nobody writes.
+    let text = fs::read_to_string(&output).unwrap();
+    let shorter: String = text
+        .lines()
+        .filter(|line| !line.ends_with("| two"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    fs::write(&output, shorter).unwrap();
+    deliver(&output, &[delivery("four")]).await;
+    assert_eq!(messages(&output), ["one", "three", "four"]);
+
+    // A crash between announcing and appending, and somebody else's line where ours was to be.
+    let before = (fs::read(&output).unwrap(), fs::read(&journal).unwrap());
+    let last = [delivery("five, and long enough")];
+    deliver(&output, &last).await;
+    fs::write(&output, [&before.0[..], b"x | foreign\n"].concat()).unwrap();
+    deliver(&output, &last).await;
+    assert_eq!(
+        messages(&output),
+        ["one", "three", "four", "foreign", "five, and long enough"]
+    );
+}
+
+#[tokio::test]
+async fn a_rotation_forgets_nothing_and_a_half_line_is_not_continued() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let sink = FileSink::new(&output);
+    let first = [delivery("one")];
+    sink.deliver(&first).await.unwrap();
+    fs::rename(&output, folder.path().join("rotated")).unwrap();
+    fs::write(&output, b"x | header").unwrap();
+    let again = [first[0].clone(), delivery("two"), delivery("two")];
+    let twice = [again[1].clone(), again[1].clone()];
+    sink.deliver(&[again[0].clone()]).await.unwrap();
+    sink.deliver(&twice).await.unwrap();
+    assert_eq!(messages(&output), ["header", "two"]);
+}

@@ -26,6 +26,8 @@ mod routes;
 mod sample_test;
 mod state;
 mod store;
+#[cfg(test)]
+mod store_test;
 
 use std::sync::Arc;
 

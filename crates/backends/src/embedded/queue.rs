@@ -11,8 +11,8 @@ use towpath_core::port::queue::{
     Settings, Settlement, Stats, Verdict, check_lease,
 };
 use towpath_core::{
-    ConsumerId, Delivery, Error, Headers, Message, MessageId, NewMessage, QueueName, Receipt,
-    Result, ResultExt,
+    ConsumerId, Delivery, Error, ErrorKind, Headers, Message, MessageId, NewMessage, QueueName,
+    Receipt, Result, ResultExt,
 };
 
 use super::log::{Class, Position};
@@ -73,7 +73,8 @@ impl Queue for Store {
 
     async fn lease(&self, request: LeaseRequest) -> Result<Vec<Delivery>> {
         request.check()?;
-        let until = Instant::now() + request.wait;
+        // `None` for a moment that no clock reaches.
+        let until = Instant::now().checked_add(request.wait);
         let news = self.news(&request.queue);
         loop {
             // Listening starts before looking, so that nothing slips through in between.
@@ -90,12 +91,14 @@ impl Queue for Store {
                 }
                 continue;
             }
-            let now = Instant::now();
-            if now >= until {
+            let left = until.map_or(Duration::MAX, |until| {
+                until.saturating_duration_since(Instant::now())
+            });
+            if left.is_zero() {
                 return Ok(Vec::new());
             }
-            let sleep = look_again.map_or(until - now, |next| {
-                next.clamp(Duration::from_millis(1), LOOK).min(until - now)
+            let sleep = look_again.map_or(left, |next| {
+                next.clamp(Duration::from_millis(1), LOOK).min(left)
             });
             tokio::select! {
                 () = &mut notified => {}
@@ -185,6 +188,10 @@ impl Queue for Store {
         found
             .into_iter()
             .zip(self.read(&places))
+            // A damaged one is passed over here, and becomes a dead letter that says so when its turn comes.
+            .filter(
+                |(_, message)| !matches!(message, Err(error) if error.kind() == ErrorKind::Corrupt),
+            )
             .map(|((entry, standing), message)| {
                 Ok(Peeked {
                     message: message?,
@@ -326,31 +333,30 @@ impl Store {
         let mut guard = self.lock();
         let inner = &mut *guard;
         inner.blobs.clear();
-        let (outcomes, record) = self.plan_arrivals(inner, queue, messages)?;
-        let Some(record) = record else {
-            return Ok((outcomes, self.log.awaited_end()));
-        };
-        match self.write(inner, Class::Grow, &record) {
-            Ok(end) => {
+        let (mut outcomes, record) = self.plan_arrivals(inner, queue, messages)?;
+        let written = record.map(|record| self.write(inner, Class::Grow, &record));
+        // A count, and nobody waits for it: it is not worth a sync.
+        if let Some(record) = duplicates(queue, &outcomes) {
+            inner.blobs.clear();
+            self.write(inner, Class::Note, &record)?;
+        }
+        match written {
+            None => {}
+            Some(Ok(end)) => {
                 self.wake_when_committed(queue, end);
-                Ok((outcomes, end))
+                return Ok((outcomes, end));
             }
             // A refusal is each message's own, so that a batch looks the same whatever was full.
-            Err(error) if error.retry_after().is_some() => {
-                let refusal = || {
-                    Err(Error::overloaded(
-                        error.to_string(),
-                        error.retry_after().unwrap_or(RETRY_AFTER),
-                    ))
-                };
-                let outcomes = outcomes.into_iter().map(|outcome| match outcome {
-                    Ok(Enqueued::New(_)) => refusal(),
-                    other => other,
-                });
-                Ok((outcomes.collect(), self.log.awaited_end()))
+            Some(Err(error)) if error.retry_after().is_some() => {
+                for outcome in &mut outcomes {
+                    if let Ok(Enqueued::New(_)) = outcome {
+                        *outcome = Err(refusal_like(&error));
+                    }
+                }
             }
-            Err(error) => Err(error),
+            Some(Err(error)) => return Err(error),
         }
+        Ok((outcomes, self.log.awaited_end()))
     }
 
     /// Takes in messages of several queues and whatever else belongs to it, all or none, as one record.
@@ -369,10 +375,11 @@ impl Store {
             .collect();
         for (queue, messages) in by_queue {
             let (outcomes, record) = self.plan_arrivals(inner, queue, messages)?;
+            records.extend(record);
+            records.extend(duplicates(queue, &outcomes));
             for outcome in outcomes {
                 outcome?;
             }
-            records.extend(record);
         }
         if records.is_empty() {
             return Ok(self.log.awaited_end());
@@ -416,17 +423,13 @@ impl Store {
                     .copied()
                     .or_else(|| state.duplicate_of(dedup_id, now));
                 if let Some(first) = known {
-                    state.count_duplicate();
                     outcomes.push(Ok(Enqueued::Duplicate(first)));
                     continue;
                 }
             }
             if room == 0 {
                 let limit = state.settings.max_depth.unwrap_or_default();
-                outcomes.push(Err(Error::overloaded(
-                    format!("queue is full ({limit} messages)"),
-                    RETRY_AFTER,
-                )));
+                outcomes.push(Err(queue_is_full(limit)));
                 continue;
             }
             room -= 1;
@@ -667,6 +670,31 @@ impl Store {
         )?;
         self.log.committed(end).await
     }
+}
+
+/// What counts the duplicates of a batch, if there were any.
+fn duplicates(queue: &QueueName, outcomes: &[Result<Enqueued>]) -> Option<Record<'static>> {
+    let known = outcomes
+        .iter()
+        .filter(|outcome| matches!(outcome, Ok(Enqueued::Duplicate(_))))
+        .count() as u64;
+    (known > 0).then(|| Record::Duplicates {
+        queue: queue.clone(),
+        count: known,
+    })
+}
+
+/// The same refusal once more, for the next message of a batch.
+pub(super) fn refusal_like(error: &Error) -> Error {
+    Error::overloaded(
+        error.to_string(),
+        error.retry_after().unwrap_or(RETRY_AFTER),
+    )
+}
+
+/// The refusal of a queue at its depth.
+pub(super) fn queue_is_full(limit: u64) -> Error {
+    Error::overloaded(format!("queue is full ({limit} messages)"), RETRY_AFTER)
 }
 
 fn dead_numbers(inner: &mut Inner, queue: &QueueName, selection: &Selection) -> Vec<u64> {

@@ -77,6 +77,8 @@ pub(super) enum Record<'a> {
         pattern: String,
         queue: QueueName,
     },
+    /// Messages that were not stored, because their dedup ids were known.
+    Duplicates { queue: QueueName, count: u64 },
 }
 
 /// What the state keeps of a message, beside its blob.

@@ -7,9 +7,10 @@ use towpath_core::port::routes::{self, Binding, Publication, Routes};
 use towpath_core::{Error, ExchangeName, NewMessage, QueueName, Result, ResultExt};
 
 use super::log::Class;
+use super::queue::{queue_is_full, refusal_like};
 use super::record::Record;
 use super::state::State;
-use super::store::Store;
+use super::store::{Inner, Store};
 
 #[async_trait]
 impl Routes for Store {
@@ -63,10 +64,12 @@ impl Routes for Store {
             let mut outcomes = Vec::with_capacity(publications.len());
             let mut by_queue: BTreeMap<QueueName, Vec<NewMessage>> = BTreeMap::new();
             for publication in publications {
-                let refused = publication.message.check();
-                match refused
+                let queues = publication
+                    .message
+                    .check()
                     .and_then(|()| matching(&inner.state, exchange, &publication.routing_key))
-                {
+                    .and_then(|queues| self.have_room(inner, &by_queue, &publication, queues));
+                match queues {
                     Ok(queues) => {
                         outcomes.push(Ok(queues.len()));
                         for queue in queues {
@@ -79,14 +82,52 @@ impl Routes for Store {
                     Err(error) => outcomes.push(Err(error)),
                 }
             }
-            let end = self.take_in_all(inner, &by_queue, Vec::new(), Class::Grow)?;
-            (outcomes, end)
+            match self.take_in_all(inner, &by_queue, Vec::new(), Class::Grow) {
+                Ok(end) => (outcomes, end),
+                // As for a batch of one queue: the refusal is each message's own.
+                Err(error) if error.retry_after().is_some() => {
+                    for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_ok()) {
+                        *outcome = Err(refusal_like(&error));
+                    }
+                    (outcomes, self.log.awaited_end())
+                }
+                Err(error) => return Err(error),
+            }
         };
         self.log
             .committed(end)
             .await
             .context(|| format!("publish to `{exchange}`"))?;
         Ok(outcomes)
+    }
+}
+
+impl Store {
+    /// The queues again, when each can take one more beside what is planned for it.
+    fn have_room(
+        &self,
+        inner: &mut Inner,
+        planned: &BTreeMap<QueueName, Vec<NewMessage>>,
+        publication: &Publication,
+        queues: BTreeSet<QueueName>,
+    ) -> Result<BTreeSet<QueueName>> {
+        let now = self.clock.now();
+        for name in &queues {
+            let state = inner.state.queue(name);
+            let Some(limit) = state.settings.max_depth else {
+                continue;
+            };
+            let coming = planned
+                .get(name)
+                .map_or(0, |messages| messages.len() as u64);
+            // One that is known already takes no room.
+            let dedup_id = publication.message.dedup_id.as_deref();
+            let known = dedup_id.is_some_and(|id| state.duplicate_of(id, now).is_some());
+            if !known && state.depth() + coming >= limit {
+                return Err(queue_is_full(limit)).context(|| format!("route into `{name}`"));
+            }
+        }
+        Ok(queues)
     }
 }
 

@@ -114,6 +114,7 @@ impl Store {
             Ok(())
         })
         .context(|| format!("open the store in `{}`", config.folder.display()))?;
+        state.raise_fence(clock.now());
         let waiting = Arc::<Waiting>::default();
         let store = Arc::new(Self {
             clock,
@@ -388,21 +389,27 @@ impl Store {
         behind >= CHECKPOINT_SEGMENTS || (behind > 0 && self.log.is_disk_low())
     }
 
-    /// Writes the few live messages of one old segment again, so that the next checkpoints can remove it.
+    /// Writes the few live messages of old segments again, so that the next checkpoints can remove them.
+    ///
+    /// All of them each time: with one stuck message in every segment, fewer would let the log grow for ever.
     pub(super) fn compact(&self) -> Result<()> {
         let segments = self.log.segments();
         if segments.len() < COMPACT_FROM || self.log.is_disk_low() {
             return Ok(());
         }
         let live = self.lock().state.live_bytes();
-        let sparse = segments.iter().rev().skip(3).find(|(number, size)| {
-            live.get(number)
-                .is_some_and(|bytes| bytes * LIVE_SHARE < u64::from(*size))
-        });
-        let Some((number, _)) = sparse else {
-            return Ok(());
-        };
-        while self.move_some(*number)? {}
+        let sparse = segments
+            .iter()
+            .rev()
+            .skip(3)
+            .rev()
+            .filter(|(number, size)| {
+                live.get(number)
+                    .is_some_and(|bytes| bytes * LIVE_SHARE < u64::from(*size))
+            });
+        for (number, _) in sparse {
+            while self.move_some(*number)? {}
+        }
         Ok(())
     }
 
@@ -437,7 +444,10 @@ impl Store {
             inner.blobs.extend_from_slice(&blob);
             moved.push((number, place.bytes));
         }
-        self.write(&mut inner, Class::Settle, &Record::Move { queue, moved })?;
+        let name = queue.clone();
+        let end = self.write(&mut inner, Class::Settle, &Record::Move { queue, moved })?;
+        // What moved is not shown until it is durable at its new place.
+        self.wake_when_committed(&name, end);
         Ok(true)
     }
 

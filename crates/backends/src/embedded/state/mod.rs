@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use towpath_core::port::queue::Settings;
-use towpath_core::{ExchangeName, QueueName, Result};
+use towpath_core::{ExchangeName, QueueName, Result, Timestamp};
 
 pub(super) use kv::{Changes, Content, KvState, Slot};
 pub(super) use limits::Limits;
@@ -62,7 +62,10 @@ impl State {
                     position = position.plus(arrival.blob_bytes);
                 }
             }
-            Record::Leased { queue, numbers } => self.queue(queue).note_leased(numbers),
+            Record::Leased { queue, numbers } => {
+                self.fence += numbers.len() as u64;
+                self.queue(queue).note_leased(numbers);
+            }
             Record::Settle { queue, at, settled } => {
                 let queue = self.queue(queue);
                 for (number, ending) in settled {
@@ -111,6 +114,7 @@ impl State {
                 self.bindings
                     .insert((exchange.clone(), pattern.clone(), queue.clone()));
             }
+            Record::Duplicates { queue, count } => self.queue(queue).count_duplicates(*count),
             Record::Unbind {
                 exchange,
                 pattern,
@@ -121,6 +125,13 @@ impl State {
             }
         }
         position
+    }
+
+    /// Makes every later lease's fence larger than any of the process before.
+    ///
+    /// Notes of its last leases may be lost, so counting them is not enough; nobody makes 2^20 leases a second.
+    pub(super) fn raise_fence(&mut self, now: Timestamp) {
+        self.fence = self.fence.max((now.as_millis() / 1000) << 20);
     }
 
     /// Bytes of messages still needed, by segment.

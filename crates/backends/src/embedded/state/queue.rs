@@ -8,7 +8,7 @@
 //! ```
 
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use towpath_core::port::queue::{Settings, Stats};
 use towpath_core::{ConsumerId, MessageId, QueueName, Timestamp};
 
@@ -18,6 +18,9 @@ use super::super::record::{Arrival, Ending};
 /// Errors kept of a message's life, and how long each may be.
 const HISTORY: usize = 10;
 const HISTORY_BYTES: usize = 1024;
+
+/// A consumer counts for this long after it asked for work.
+const CONSUMER_MILLIS: u64 = 60_000;
 
 /// Where a message's blob is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,7 +177,10 @@ impl QueueState {
                 // Whoever held it is gone with the process.
                 let standing = match held.standing {
                     Standing::Delayed(due) => {
-                        self.reserve_key(held.entry.key, number);
+                        // What waits for its retry keeps its key; what was never tried has none to keep.
+                        if held.entry.attempts > 0 {
+                            self.reserve_key(held.entry.key, number);
+                        }
                         Standing::Delayed(due)
                     }
                     _ => Standing::Ready,
@@ -201,8 +207,8 @@ impl QueueState {
             .map(|(id, _)| *id)
     }
 
-    pub(in super::super) fn count_duplicate(&mut self) {
-        self.counters.duplicates += 1;
+    pub(super) fn count_duplicates(&mut self, count: u64) {
+        self.counters.duplicates += count;
     }
 
     pub(super) fn arrive(
@@ -262,6 +268,8 @@ impl QueueState {
             self.stand(number, Standing::Ready);
             self.free_key(number);
         }
+        self.consumers
+            .retain(|_, seen| *seen + CONSUMER_MILLIS >= monotonic);
         while self
             .dedup_order
             .front()
@@ -330,7 +338,12 @@ impl QueueState {
     fn next_ready(&mut self, committed: Position) -> Option<Held> {
         let visible = |entry: &&Entry| entry.place.position < committed;
         let fresh = self.fresh.front().filter(visible).map(|entry| entry.number);
-        let returned = self.ready.first().copied();
+        // A delay may fall due before the record that brought the message is durable.
+        let returned = self
+            .ready
+            .first()
+            .copied()
+            .filter(|number| visible(&&self.held[number].entry));
         match (fresh, returned) {
             (Some(fresh), Some(returned)) if returned < fresh => self.detach(returned),
             (None, Some(returned)) => self.detach(returned),
@@ -568,7 +581,18 @@ impl QueueState {
             .front()
             .into_iter()
             .chain(self.held.values().map(|held| &held.entry));
-        let recent = |seen: &&u64| **seen + 60_000 >= monotonic;
+        let mut consumers: HashSet<&ConsumerId> = self
+            .consumers
+            .iter()
+            .filter(|(_, seen)| **seen + CONSUMER_MILLIS >= monotonic)
+            .map(|(consumer, _)| consumer)
+            .collect();
+        consumers.extend(self.leases.iter().filter_map(|(_, number)| {
+            match &self.held.get(number)?.standing {
+                Standing::Leased { consumer, .. } => Some(consumer),
+                _ => None,
+            }
+        }));
         Stats {
             queue: name.clone(),
             ready: self.depth() - leased - delayed,
@@ -584,7 +608,7 @@ impl QueueState {
                 .map(|entry| entry.enqueued_at)
                 .min()
                 .map(|moment| now.since(moment)),
-            consumers: self.consumers.values().filter(recent).count() as u64,
+            consumers: consumers.len() as u64,
             paused: self.paused,
         }
     }
@@ -709,5 +733,39 @@ fn truncate(text: &mut String) {
             .find(|end| text.is_char_boundary(*end))
             .unwrap_or(0);
         text.truncate(end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_falls_due_before_it_is_durable_is_not_handed_out() {
+        let mut queue = QueueState::new(Settings::default());
+        let (now, later) = (Timestamp::from_millis(1_000), Timestamp::from_millis(1_001));
+        let position = |offset| Position { segment: 1, offset };
+        let arrival = Arrival {
+            id: MessageId::new(),
+            blob_bytes: 10,
+            key: None,
+            dedup_id: None,
+            not_before: Some(later),
+            expires: None,
+        };
+        queue.arrive(1, &arrival, position(100), now);
+        queue.tick(later, 0);
+        let mut lease_with = |committed| {
+            let leasing = Leasing {
+                consumer: &ConsumerId::new("one").unwrap(),
+                max: 1,
+                deadline: 60_000,
+                committed,
+                now: later,
+            };
+            queue.lease(&mut 0, &leasing).leased.len()
+        };
+        assert_eq!(lease_with(position(100)), 0);
+        assert_eq!(lease_with(position(120)), 1);
     }
 }

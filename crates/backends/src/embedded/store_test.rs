@@ -1,0 +1,258 @@
+//! Promises of the store that only a crash, a long life or an unlucky order put to the test.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use towpath_core::port::Queue;
+use towpath_core::port::queue::{LeaseRequest, Settings, Settlement, Verdict};
+use towpath_core::port::routes::{Binding, Publication, Routes};
+use towpath_core::{
+    ConsumerId, Delivery, ErrorKind, ExchangeName, ManualClock, NewMessage, QueueName, Timestamp,
+};
+
+use super::config::Config;
+use super::store::Store;
+
+const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+
+fn open(folder: &Path, clock: &Arc<ManualClock>) -> Arc<Store> {
+    let url = format!("embedded:{}?segment=64KiB&reserve=0", folder.display());
+    Store::open(Config::parse(&url).unwrap(), Arc::clone(clock) as _).unwrap()
+}
+
+/// The folder as a crash at this moment leaves it.
+fn crash_image(from: &Path) -> tempfile::TempDir {
+    let image = tempfile::tempdir().unwrap();
+    for folder in ["log", "checkpoint"] {
+        std::fs::create_dir_all(image.path().join(folder)).unwrap();
+        for entry in std::fs::read_dir(from.join(folder)).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap();
+            std::fs::copy(&path, image.path().join(folder).join(name)).unwrap();
+        }
+    }
+    image
+}
+
+fn queue(name: &str) -> QueueName {
+    QueueName::new(name).unwrap()
+}
+
+async fn lease(store: &Arc<Store>, name: &str, max: usize, wait: Duration) -> Vec<Delivery> {
+    let request = LeaseRequest {
+        queue: queue(name),
+        consumer: ConsumerId::new("one").unwrap(),
+        max,
+        lease: Duration::from_secs(600),
+        wait,
+    };
+    store.lease(request).await.unwrap()
+}
+
+fn settlement(delivery: &Delivery, verdict: Verdict) -> Settlement {
+    Settlement {
+        receipt: delivery.receipt.clone(),
+        verdict,
+    }
+}
+
+#[tokio::test]
+async fn a_receipt_from_before_a_crash_settles_nothing_after_it() {
+    let (folder, clock) = (
+        tempfile::tempdir().unwrap(),
+        Arc::new(ManualClock::at(START)),
+    );
+    let store = open(folder.path(), &clock);
+    store
+        .enqueue(&queue("jobs"), vec![NewMessage::new("one")])
+        .await
+        .unwrap();
+    // The lease's note may be lost with the power: the image is from before it.
+    let image = crash_image(folder.path());
+    let old = lease(&store, "jobs", 1, Duration::ZERO).await;
+    store.close().unwrap();
+    clock.advance(Duration::from_secs(1));
+    let store = open(image.path(), &clock);
+    let new = lease(&store, "jobs", 1, Duration::ZERO).await;
+    assert!(new[0].receipt.fence > old[0].receipt.fence);
+    let outcome = store
+        .settle(vec![settlement(&old[0], Verdict::Ack)])
+        .await
+        .unwrap()
+        .remove(0);
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Conflict);
+}
+
+#[tokio::test]
+async fn a_message_scheduled_for_later_holds_nobody_of_its_key_back_after_a_restart() {
+    let (folder, clock) = (
+        tempfile::tempdir().unwrap(),
+        Arc::new(ManualClock::at(START)),
+    );
+    let store = open(folder.path(), &clock);
+    let of_key = |payload: &'static str, not_before| NewMessage {
+        key: Some("customer".to_owned()),
+        not_before,
+        ..NewMessage::new(payload)
+    };
+    let tomorrow = START.after(Duration::from_secs(86_400));
+    let messages = vec![of_key("tomorrow", Some(tomorrow)), of_key("now", None)];
+    store.enqueue(&queue("jobs"), messages).await.unwrap();
+    store.close().unwrap();
+    let store = open(folder.path(), &clock);
+    let leased = lease(&store, "jobs", 10, Duration::ZERO).await;
+    assert_eq!(leased.len(), 1, "the one that is due now");
+}
+
+#[tokio::test]
+async fn one_stuck_message_a_segment_does_not_keep_the_segments() {
+    let (folder, clock) = (
+        tempfile::tempdir().unwrap(),
+        Arc::new(ManualClock::at(START)),
+    );
+    let store = open(folder.path(), &clock);
+    for _ in 0..40 {
+        // A segment's worth of messages of which one becomes a dead letter.
+        let messages = (0..20).map(|_| NewMessage::new(vec![7; 3_000])).collect();
+        store.enqueue(&queue("jobs"), messages).await.unwrap();
+        let mut settled: Vec<Settlement> = lease(&store, "jobs", 100, Duration::ZERO)
+            .await
+            .iter()
+            .map(|delivery| settlement(delivery, Verdict::Ack))
+            .collect();
+        settled[0].verdict = Verdict::DeadLetter {
+            reason: "poison".to_owned(),
+        };
+        store.settle(settled).await.unwrap();
+    }
+    for _ in 0..3 {
+        store.checkpoint().unwrap();
+        store.compact().unwrap();
+        store
+            .enqueue(&queue("other"), vec![NewMessage::new("x")])
+            .await
+            .unwrap();
+    }
+    store.checkpoint().unwrap();
+    let segments = store.log.segments().len();
+    assert!(segments < 12, "{segments} segments for 40 dead letters");
+    let dead = store.dead_letters(&queue("jobs"), None, 100).await.unwrap();
+    assert!(dead.iter().all(|one| one.message.payload.len() == 3_000));
+    assert_eq!(dead.len(), 40);
+}
+
+#[tokio::test]
+async fn one_full_queue_refuses_its_own_publications_and_no_others() {
+    let (folder, clock) = (
+        tempfile::tempdir().unwrap(),
+        Arc::new(ManualClock::at(START)),
+    );
+    let store = open(folder.path(), &clock);
+    let exchange = ExchangeName::new("orders").unwrap();
+    for name in ["small", "large"] {
+        let binding = Binding {
+            exchange: exchange.clone(),
+            pattern: name.to_owned(),
+            queue: queue(name),
+        };
+        store.bind(&binding).await.unwrap();
+    }
+    let settings = Settings {
+        max_depth: Some(1),
+        ..Settings::default()
+    };
+    store.declare(&queue("small"), &settings).await.unwrap();
+    let publication = |routing_key: &str| Publication {
+        routing_key: routing_key.to_owned(),
+        message: NewMessage::new("x"),
+    };
+    let publications = ["small", "small", "large"].map(publication).to_vec();
+    let outcomes = store.publish(&exchange, publications).await.unwrap();
+    assert_eq!(*outcomes[0].as_ref().unwrap(), 1);
+    assert!(outcomes[1].as_ref().unwrap_err().retry_after().is_some());
+    assert_eq!(*outcomes[2].as_ref().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn refused_duplicates_stay_counted_after_a_crash() {
+    let (folder, clock) = (
+        tempfile::tempdir().unwrap(),
+        Arc::new(ManualClock::at(START)),
+    );
+    let store = open(folder.path(), &clock);
+    for _ in 0..3 {
+        let message = NewMessage {
+            dedup_id: Some("same".to_owned()),
+            ..NewMessage::new("x")
+        };
+        store.enqueue(&queue("jobs"), vec![message]).await.unwrap();
+    }
+    store
+        .enqueue(&queue("jobs"), vec![NewMessage::new("y")])
+        .await
+        .unwrap();
+    let image = crash_image(folder.path());
+    let store = open(image.path(), &clock);
+    assert_eq!(store.stats(&queue("jobs")).await.unwrap().duplicates, 2);
+}
+
+#[tokio::test]
+async fn a_consumer_may_wait_for_ever() {
+    let (folder, clock) = (
+        tempfile::tempdir().unwrap(),
+        Arc::new(ManualClock::at(START)),
+    );
+    let store = open(folder.path(), &clock);
+    store
+        .enqueue(&queue("jobs"), vec![NewMessage::new("x")])
+        .await
+        .unwrap();
+    assert_eq!(lease(&store, "jobs", 1, Duration::MAX).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_consumer_that_holds_a_delivery_counts_however_long() {
+    let (folder, clock) = (
+        tempfile::tempdir().unwrap(),
+        Arc::new(ManualClock::at(START)),
+    );
+    let store = open(folder.path(), &clock);
+    store
+        .enqueue(&queue("jobs"), vec![NewMessage::new("x")])
+        .await
+        .unwrap();
+    let held = lease(&store, "jobs", 1, Duration::ZERO).await;
+    clock.advance(Duration::from_secs(120));
+    assert_eq!(store.stats(&queue("jobs")).await.unwrap().consumers, 1);
+    store
+        .settle(vec![settlement(&held[0], Verdict::Ack)])
+        .await
+        .unwrap();
+    assert_eq!(store.stats(&queue("jobs")).await.unwrap().consumers, 0);
+}
+
+#[tokio::test]
+async fn one_damaged_message_does_not_keep_the_others_from_being_looked_at() {
+    use std::os::unix::fs::FileExt;
+    let (folder, clock) = (
+        tempfile::tempdir().unwrap(),
+        Arc::new(ManualClock::at(START)),
+    );
+    let store = open(folder.path(), &clock);
+    let payloads = ["first payload", "second payload", "third payload"];
+    store
+        .enqueue(&queue("jobs"), payloads.map(NewMessage::new).to_vec())
+        .await
+        .unwrap();
+    let path = folder.path().join("log/0000000001.log");
+    let bytes = std::fs::read(&path).unwrap();
+    let at = bytes
+        .windows(14)
+        .position(|window| window == b"second payload")
+        .unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(b"S", at as u64).unwrap();
+    let seen = store.peek(&queue("jobs"), 10).await.unwrap();
+    assert_eq!(seen.len(), 2);
+}

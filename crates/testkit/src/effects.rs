@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use towpath_core::port::Effects;
 use towpath_core::port::effects::{Outcome, Transaction};
 use towpath_core::port::kv::Op;
 use towpath_core::port::queue::{Settlement, Verdict};
 use towpath_core::port::routes::Publication;
-use towpath_core::{Delivery, ErrorKind, ExchangeName};
+use towpath_core::port::stream::Start;
+use towpath_core::{Delivery, ErrorKind, ExchangeName, GroupName, StreamName};
 
 use crate::World;
 use crate::world::*;
@@ -17,6 +19,8 @@ crate::promises! { Effects:
     nothing_happens_when_a_receipt_is_stale needs Queue, Kv;
     nothing_happens_when_a_condition_does_not_hold needs Queue, Kv;
     nothing_happens_when_a_publication_matches_no_route needs Queue, Kv, Routes;
+    a_position_moves_in_the_same_step_as_the_append needs Stream, Kv;
+    an_entry_is_finished_in_the_same_step_as_its_effect needs Stream, Kv;
 }
 
 async fn effects(world: &mut World) -> Arc<dyn Effects> {
@@ -131,4 +135,84 @@ async fn nothing_happens_when_a_publication_matches_no_route(mut world: World) {
         ErrorKind::NotFound,
     );
     assert_eq!(state(&mut world).await, ("10".to_owned(), 0, 0));
+}
+
+fn lines() -> StreamName {
+    StreamName::new("lines").expect("a valid name")
+}
+
+/// What a reader of a file does: append the line, and move its position from where it believes to be.
+fn line(text_of: &str, from: Option<&'static str>, to: &'static str) -> Transaction {
+    Transaction {
+        kv: vec![Op::CompareAndSwap {
+            key: "position".to_owned(),
+            expected: from.map(Bytes::from),
+            value: to.into(),
+            ttl: None,
+        }],
+        append: vec![(lines(), text(text_of))],
+        ..Transaction::default()
+    }
+}
+
+async fn a_position_moves_in_the_same_step_as_the_append(mut world: World) {
+    let effects = effects(&mut world).await;
+    effects.apply(line("a", None, "2")).await.expect("apply");
+    let again = effects.apply(line("a", None, "2")).await.expect("apply");
+    assert!(
+        matches!(again, Outcome::Refused { index: 0, .. }),
+        "{again:?}"
+    );
+    effects
+        .apply(line("b", Some("2"), "4"))
+        .await
+        .expect("apply");
+    world.reopen().await;
+    let stream = world.stream().await;
+    let entries = stream.range(&lines(), None, 10).await.expect("range");
+    let payloads: Vec<_> = entries
+        .iter()
+        .map(|entry| &entry.message.payload[..])
+        .collect();
+    assert_eq!(payloads, [b"a", b"b"]);
+}
+
+async fn an_entry_is_finished_in_the_same_step_as_its_effect(mut world: World) {
+    let effects = effects(&mut world).await;
+    let (stream, group) = (
+        world.stream().await,
+        GroupName::new("g").expect("a valid name"),
+    );
+    stream
+        .create_group(&lines(), &group, Start::Beginning)
+        .await
+        .expect("create a group");
+    let appended = stream
+        .append(&lines(), vec![text("a")])
+        .await
+        .expect("append");
+    let offset = *appended[0].as_ref().expect("taken");
+    let count = |commit_in: &GroupName| Transaction {
+        kv: vec![Op::Add {
+            key: "seen".to_owned(),
+            delta: 1,
+            min: 0,
+            max: 9,
+        }],
+        commit: vec![(lines(), commit_in.clone(), vec![offset])],
+        ..Transaction::default()
+    };
+    let nobody = GroupName::new("nobody").expect("a valid name");
+    assert_kind(effects.apply(count(&nobody)).await, ErrorKind::NotFound);
+    effects.apply(count(&group)).await.expect("apply");
+    let kv = world.backend().await.kv.expect("the row offers keys");
+    assert_eq!(
+        kv.get("seen").await.expect("get").as_deref(),
+        Some(&b"1"[..])
+    );
+    let stats = stream.stats(&lines()).await.expect("stats");
+    assert_eq!(
+        (stats.groups[0].lag, stats.groups[0].committed),
+        (0, Some(offset))
+    );
 }

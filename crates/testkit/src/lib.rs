@@ -11,6 +11,7 @@ pub mod mutants;
 mod queue;
 mod rate_limit;
 mod routes;
+mod stream;
 mod world;
 
 use std::future::Future;
@@ -53,10 +54,11 @@ macro_rules! promises {
 use promises;
 
 /// The ports with their cases.
-fn areas() -> [(&'static str, Vec<Case>); 5] {
+fn areas() -> [(&'static str, Vec<Case>); 6] {
     [
         ("queue", queue::cases()),
         ("routes", routes::cases()),
+        ("stream", stream::cases()),
         ("kv", kv::cases()),
         ("rate_limit", rate_limit::cases()),
         ("effects", effects::cases()),

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use towpath_core::backend::{Backend, Descriptor};
-use towpath_core::port::Queue;
 use towpath_core::port::queue::{LeaseRequest, Settings, Settlement, Stats, Verdict};
+use towpath_core::port::{Queue, Stream};
 use towpath_core::{ConsumerId, Delivery, ErrorKind, MessageId, NewMessage, QueueName, retry};
 
 /// A future that opens a backend.
@@ -72,6 +72,11 @@ impl World {
                 .require_queue("the suite")
                 .expect("the row offers queues"),
         )
+    }
+
+    /// The stream port.
+    pub(crate) async fn stream(&mut self) -> Arc<dyn Stream> {
+        self.backend().await.stream.expect("the row offers streams")
     }
 
     /// Closes and opens it again: what was acknowledged must be there.

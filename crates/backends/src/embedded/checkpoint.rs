@@ -13,7 +13,7 @@ use super::log::{Position, sync_folder};
 use super::state::State;
 
 const MAGIC: [u8; 8] = *b"TOWPCKP\0";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 32;
 
 /// How many are kept.
@@ -83,7 +83,7 @@ fn read(path: &Path) -> Result<State, Problem> {
     if crc32c::crc32c_append(crc32c::crc32c(&header[16..]), body) != checksum {
         return Err(damaged("does not match its checksum"));
     }
-    State::decode(body).map_err(|error| Problem::Damaged(error.chain()))
+    State::decode(version, body).map_err(|error| Problem::Damaged(error.chain()))
 }
 
 /// Writes a checkpoint and removes those that are too many. Returns the place of the oldest one kept.

@@ -1,23 +1,20 @@
 //! The effects port: one record for everything, so that it stands or falls together.
 
-use std::collections::BTreeMap;
-
 use async_trait::async_trait;
 use towpath_core::port::effects::{Effects, Outcome, Transaction};
 use towpath_core::port::kv::Committed;
-use towpath_core::{Error, NewMessage, QueueName, Result, ResultExt};
+use towpath_core::{Result, ResultExt};
 
 use super::log::{Class, Position};
+use super::queue::Arriving;
 use super::record::Record;
 use super::routes::matching;
 use super::store::Store;
+use super::stream::finish;
 
 #[async_trait]
 impl Effects for Store {
     async fn apply(&self, transaction: Transaction) -> Result<Outcome> {
-        if !transaction.append.is_empty() || !transaction.commit.is_empty() {
-            return Err(Error::unsupported("this store has no streams"));
-        }
         let (outcome, end) = self.apply_all(transaction)?;
         self.log.committed(end).await.context(|| "apply effects")?;
         Ok(outcome)
@@ -53,25 +50,32 @@ impl Store {
                     settled,
                 }),
         );
-        let mut by_queue: BTreeMap<QueueName, Vec<NewMessage>> = BTreeMap::new();
+        for (stream, group, finished) in &transaction.commit {
+            records.extend(finish(inner, stream, group, finished)?);
+        }
+        let mut arriving = Arriving::default();
+        for (stream, entry) in transaction.append {
+            arriving.streams.entry(stream).or_default().push(entry);
+        }
         for (queue, message) in transaction.enqueue {
-            by_queue.entry(queue).or_default().push(message);
+            arriving.queues.entry(queue).or_default().push(message);
         }
         for (exchange, publication) in transaction.publish {
             for queue in matching(&inner.state, &exchange, &publication.routing_key)? {
-                by_queue
+                arriving
+                    .queues
                     .entry(queue)
                     .or_default()
                     .push(publication.message.clone());
             }
         }
         // Acks and changes of keys are taken while the disk is low: they lead to space.
-        let class = if by_queue.is_empty() {
+        let class = if arriving.queues.is_empty() && arriving.streams.is_empty() {
             Class::Settle
         } else {
             Class::Grow
         };
-        let end = self.take_in_all(inner, &by_queue, records, class)?;
+        let end = self.take_in_all(inner, &arriving, records, class)?;
         Ok((Outcome::Applied(values), end))
     }
 }

@@ -7,8 +7,7 @@
 //! The state is in memory and holds positions; payloads are read back from the
 //! log. Opening loads the newest checkpoint and replays the log behind it.
 //!
-//! What this folder offers so far: work queues, routes, keys and values, rate limits, and
-//! atomic steps over them; no streams. Formats: `docs/format`.
+//! Every port is offered, and atomic steps over them. Formats: `docs/format`.
 
 mod checkpoint;
 mod config;
@@ -28,6 +27,7 @@ mod state;
 mod store;
 #[cfg(test)]
 mod store_test;
+mod stream;
 
 use std::sync::Arc;
 
@@ -45,6 +45,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     capabilities: &[
         Capability::Queue,
         Capability::Routes,
+        Capability::Stream,
         Capability::Kv,
         Capability::RateLimit,
         Capability::Effects,
@@ -72,7 +73,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
                 lifecycle: Arc::new(Handle(Arc::clone(&store))),
                 queue: Some(Arc::clone(&store) as _),
                 routes: Some(Arc::clone(&store) as _),
-                stream: None,
+                stream: Some(Arc::clone(&store) as _),
                 kv: Some(Arc::clone(&store) as _),
                 rate_limit: Some(Arc::clone(&store) as _),
                 effects: Some(store),

@@ -12,7 +12,7 @@ use towpath_core::port::queue::{
 };
 use towpath_core::{
     ConsumerId, Delivery, Error, ErrorKind, Headers, Message, MessageId, NewMessage, QueueName,
-    Receipt, Result, ResultExt,
+    Receipt, Result, ResultExt, StreamName,
 };
 
 use super::log::{Class, Position};
@@ -187,7 +187,7 @@ impl Queue for Store {
         let places: Vec<Place> = found.iter().map(|(entry, _)| entry.place).collect();
         found
             .into_iter()
-            .zip(self.read(&places))
+            .zip(self.read_back(&places))
             // A damaged one is passed over here, and becomes a dead letter that says so when its turn comes.
             .filter(
                 |(_, message)| !matches!(message, Err(error) if error.kind() == ErrorKind::Corrupt),
@@ -254,7 +254,7 @@ impl Queue for Store {
         let places: Vec<Place> = found.iter().map(|one| one.entry.place).collect();
         Ok(found
             .into_iter()
-            .zip(self.read(&places))
+            .zip(self.read_back(&places))
             .map(|(one, message)| DeadLetter {
                 message: message.unwrap_or_else(|_| unreadable(&one.entry)),
                 reason: one.reason,
@@ -303,6 +303,13 @@ impl Queue for Store {
         self.log.committed(end).await?;
         Ok(count)
     }
+}
+
+/// Messages on their way in, by where they go.
+#[derive(Debug, Default)]
+pub(super) struct Arriving {
+    pub(super) queues: BTreeMap<QueueName, Vec<NewMessage>>,
+    pub(super) streams: BTreeMap<StreamName, Vec<NewMessage>>,
 }
 
 /// What settlements come to.
@@ -359,11 +366,11 @@ impl Store {
         Ok((outcomes, self.log.awaited_end()))
     }
 
-    /// Takes in messages of several queues and whatever else belongs to it, all or none, as one record.
+    /// Takes in messages of several places and whatever else belongs to it, all or none, as one record.
     pub(super) fn take_in_all<'a>(
         &self,
         inner: &mut Inner,
-        by_queue: &'a BTreeMap<QueueName, Vec<NewMessage>>,
+        arriving: &'a Arriving,
         mut records: Vec<Record<'a>>,
         class: Class,
     ) -> Result<Position> {
@@ -373,10 +380,17 @@ impl Store {
             .filter_map(Record::settles)
             .cloned()
             .collect();
-        for (queue, messages) in by_queue {
+        for (queue, messages) in &arriving.queues {
             let (outcomes, record) = self.plan_arrivals(inner, queue, messages)?;
             records.extend(record);
             records.extend(duplicates(queue, &outcomes));
+            for outcome in outcomes {
+                outcome?;
+            }
+        }
+        for (stream, entries) in &arriving.streams {
+            let (outcomes, record) = self.plan_appends(inner, stream, entries)?;
+            records.extend(record);
             for outcome in outcomes {
                 outcome?;
             }
@@ -385,8 +399,11 @@ impl Store {
             return Ok(self.log.awaited_end());
         }
         let end = self.write(inner, class, &Record::All(records))?;
-        for queue in by_queue.keys() {
+        for queue in arriving.queues.keys() {
             self.wake_when_committed(queue, end);
+        }
+        for stream in arriving.streams.keys() {
+            self.wake_when_committed(stream, end);
         }
         for queue in settled {
             self.news(&queue).notify_waiters();
@@ -548,7 +565,7 @@ impl Store {
         let places: Vec<Place> = leased.iter().map(|(entry, _)| entry.place).collect();
         let mut deliveries = Vec::with_capacity(leased.len());
         let mut damaged = Vec::new();
-        for ((entry, fence), message) in leased.into_iter().zip(self.read(&places)) {
+        for ((entry, fence), message) in leased.into_iter().zip(self.read_back(&places)) {
             match message {
                 Ok(message) => deliveries.push(Delivery {
                     message,
@@ -729,6 +746,6 @@ fn stale(receipt: &Receipt) -> Error {
     ))
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

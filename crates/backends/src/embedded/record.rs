@@ -9,8 +9,8 @@ use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
 use towpath_core::port::queue::Settings;
 use towpath_core::{
-    Error, ExchangeName, Headers, Message, MessageId, NewMessage, QueueName, Result, Timestamp,
-    limiter,
+    Error, ExchangeName, GroupName, Headers, Message, MessageId, NewMessage, QueueName, Result,
+    StreamName, Timestamp, limiter,
 };
 
 use super::state::Changes;
@@ -79,6 +79,43 @@ pub(super) enum Record<'a> {
     },
     /// Messages that were not stored, because their dedup ids were known.
     Duplicates { queue: QueueName, count: u64 },
+    /// Entries at the end of a stream, numbered from `first`; their blobs follow.
+    Append {
+        stream: StreamName,
+        first: u64,
+        at: Timestamp,
+        entries: Vec<Arrival<'a>>,
+    },
+    /// A group that has finished everything up to `committed`, new or moved there.
+    Group {
+        stream: StreamName,
+        group: GroupName,
+        committed: u64,
+    },
+    /// A group that is gone.
+    GroupGone {
+        stream: StreamName,
+        group: GroupName,
+    },
+    /// Entries were handed out: their attempts count, also if nothing is ever heard of them again.
+    Handed {
+        stream: StreamName,
+        group: GroupName,
+        numbers: Vec<u64>,
+    },
+    /// Entries that a group has finished.
+    Finish {
+        stream: StreamName,
+        group: GroupName,
+        numbers: Vec<u64>,
+    },
+    /// Entries up to this one given up.
+    Trim { stream: StreamName, upto: u64 },
+    /// Entries written again, so that an old segment can go; their blobs follow.
+    MoveEntries {
+        stream: StreamName,
+        moved: Vec<(u64, u32)>,
+    },
 }
 
 /// What the state keeps of a message, beside its blob.

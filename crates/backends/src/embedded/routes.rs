@@ -1,13 +1,13 @@
 //! The routes port.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use towpath_core::port::routes::{self, Binding, Publication, Routes};
-use towpath_core::{Error, ExchangeName, NewMessage, QueueName, Result, ResultExt};
+use towpath_core::{Error, ExchangeName, QueueName, Result, ResultExt};
 
 use super::log::Class;
-use super::queue::{queue_is_full, refusal_like};
+use super::queue::{Arriving, queue_is_full, refusal_like};
 use super::record::Record;
 use super::state::State;
 use super::store::{Inner, Store};
@@ -62,18 +62,19 @@ impl Routes for Store {
             let mut guard = self.lock();
             let inner = &mut *guard;
             let mut outcomes = Vec::with_capacity(publications.len());
-            let mut by_queue: BTreeMap<QueueName, Vec<NewMessage>> = BTreeMap::new();
+            let mut arriving = Arriving::default();
             for publication in publications {
                 let queues = publication
                     .message
                     .check()
                     .and_then(|()| matching(&inner.state, exchange, &publication.routing_key))
-                    .and_then(|queues| self.have_room(inner, &by_queue, &publication, queues));
+                    .and_then(|queues| self.have_room(inner, &arriving, &publication, queues));
                 match queues {
                     Ok(queues) => {
                         outcomes.push(Ok(queues.len()));
                         for queue in queues {
-                            by_queue
+                            arriving
+                                .queues
                                 .entry(queue)
                                 .or_default()
                                 .push(publication.message.clone());
@@ -82,7 +83,7 @@ impl Routes for Store {
                     Err(error) => outcomes.push(Err(error)),
                 }
             }
-            match self.take_in_all(inner, &by_queue, Vec::new(), Class::Grow) {
+            match self.take_in_all(inner, &arriving, Vec::new(), Class::Grow) {
                 Ok(end) => (outcomes, end),
                 // As for a batch of one queue: the refusal is each message's own.
                 Err(error) if error.retry_after().is_some() => {
@@ -107,7 +108,7 @@ impl Store {
     fn have_room(
         &self,
         inner: &mut Inner,
-        planned: &BTreeMap<QueueName, Vec<NewMessage>>,
+        planned: &Arriving,
         publication: &Publication,
         queues: BTreeSet<QueueName>,
     ) -> Result<BTreeSet<QueueName>> {
@@ -118,6 +119,7 @@ impl Store {
                 continue;
             };
             let coming = planned
+                .queues
                 .get(name)
                 .map_or(0, |messages| messages.len() as u64);
             // One that is known already takes no room.

@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use towpath_core::port::effects::{Effects, Transaction};
 use towpath_core::port::queue::{LeaseRequest, Queue, Settlement, Verdict};
 use towpath_core::port::routes::{Binding, Routes};
+use towpath_core::port::stream::{ReadRequest, Start, Stream};
 use towpath_core::port::{Kv, kv};
 use towpath_core::{
-    ConsumerId, Delivery, ExchangeName, ManualClock, NewMessage, QueueName, Timestamp,
+    ConsumerId, Delivery, ExchangeName, GroupName, ManualClock, NewMessage, QueueName, StreamName,
+    Timestamp,
 };
 
 use super::config::Config;
@@ -27,6 +30,14 @@ fn open(folder: &std::path::Path) -> Arc<Store> {
         Arc::new(ManualClock::at(MOMENT)),
     )
     .unwrap()
+}
+
+fn lines() -> StreamName {
+    StreamName::new("lines").unwrap()
+}
+
+fn readers() -> GroupName {
+    GroupName::new("readers").unwrap()
 }
 
 fn jobs() -> QueueName {
@@ -52,7 +63,7 @@ async fn lease(store: &Arc<Store>, max: usize) -> Vec<Delivery> {
 #[tokio::test]
 #[ignore = "makes the sample of a new format version"]
 async fn makes_the_sample() {
-    let folder = sample(1);
+    let folder = sample(2);
     std::fs::create_dir_all(&folder).unwrap();
     let store = open(&folder);
     let mut message = NewMessage::new("with everything");
@@ -92,15 +103,29 @@ async fn makes_the_sample() {
         })
         .await
         .unwrap();
+    let entries = ["one", "two", "three"].map(NewMessage::new);
+    let appended = store.append(&lines(), entries.into()).await.unwrap();
+    store
+        .create_group(&lines(), &readers(), Start::Beginning)
+        .await
+        .unwrap();
+    let second = *appended[1].as_ref().unwrap();
+    Stream::commit(store.as_ref(), &lines(), &readers(), &[second])
+        .await
+        .unwrap();
     store.checkpoint().unwrap();
     // Behind the checkpoint, so that both are read.
     store
-        .commit(vec![kv::Op::Add {
-            key: "stock".to_owned(),
-            delta: -2,
-            min: 0,
-            max: 9,
-        }])
+        .apply(Transaction {
+            kv: vec![kv::Op::Add {
+                key: "stock".to_owned(),
+                delta: -2,
+                min: 0,
+                max: 9,
+            }],
+            append: vec![(lines(), NewMessage::new("four"))],
+            ..Transaction::default()
+        })
         .await
         .unwrap();
     // Not closed: closing would write a checkpoint of everything.
@@ -109,10 +134,40 @@ async fn makes_the_sample() {
 
 #[tokio::test]
 async fn a_store_of_version_1_reads_back() {
+    let folder = copy(1);
+    let store = open(folder.path());
+    reads_back(&store).await;
+    assert!(Stream::list(store.as_ref()).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_store_of_version_2_reads_back() {
+    let folder = copy(2);
+    let store = open(folder.path());
+    reads_back(&store).await;
+    let stats = Stream::stats(store.as_ref(), &lines()).await.unwrap();
+    assert_eq!((stats.entries, stats.groups[0].lag), (4, 3));
+    let request = ReadRequest {
+        stream: lines(),
+        group: readers(),
+        consumer: ConsumerId::new("one").unwrap(),
+        max: 10,
+        wait: std::time::Duration::ZERO,
+    };
+    let entries = Stream::read(store.as_ref(), request).await.unwrap();
+    let payloads: Vec<&[u8]> = entries
+        .iter()
+        .map(|entry| entry.message.payload.as_ref())
+        .collect();
+    assert_eq!(payloads, [&b"one"[..], b"three", b"four"]);
+}
+
+/// The sample of a version, where it can be written to.
+fn copy(version: u32) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for part in ["log", "checkpoint"] {
         std::fs::create_dir(folder.path().join(part)).unwrap();
-        for entry in std::fs::read_dir(sample(1).join(part)).unwrap() {
+        for entry in std::fs::read_dir(sample(version).join(part)).unwrap() {
             let path = entry.unwrap().path();
             std::fs::copy(
                 &path,
@@ -121,9 +176,13 @@ async fn a_store_of_version_1_reads_back() {
             .unwrap();
         }
     }
-    let store = open(folder.path());
+    folder
+}
+
+/// What every version has.
+async fn reads_back(store: &Arc<Store>) {
     assert_eq!(store.health().unwrap().warnings, Vec::<String>::new());
-    let stats = store.stats(&jobs()).await.unwrap();
+    let stats = Queue::stats(store.as_ref(), &jobs()).await.unwrap();
     assert_eq!(
         (
             stats.ready,
@@ -134,7 +193,7 @@ async fn a_store_of_version_1_reads_back() {
         ),
         (1, 1, 1, 1, 4)
     );
-    let held = lease(&store, 10).await;
+    let held = lease(store, 10).await;
     let message = &held[0].message;
     assert_eq!(
         (message.payload.as_ref(), message.key.as_deref()),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Notify;
 use towpath_core::backend::Health;
-use towpath_core::{Clock, Error, Message, QueueName, Result, ResultExt};
+use towpath_core::{Clock, Error, Message, QueueName, Result, ResultExt, StreamName};
 
 use super::checkpoint;
 use super::config::Config;
@@ -60,21 +60,37 @@ pub(super) struct Store {
     lock: Mutex<Option<FolderLock>>,
 }
 
+/// What one can wait at.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Source {
+    Queue(QueueName),
+    Stream(StreamName),
+}
+
+impl From<&QueueName> for Source {
+    fn from(queue: &QueueName) -> Self {
+        Self::Queue(queue.clone())
+    }
+}
+
+impl From<&StreamName> for Source {
+    fn from(stream: &StreamName) -> Self {
+        Self::Stream(stream.clone())
+    }
+}
+
 /// Who waits for messages, and what will wake them.
 #[derive(Default)]
 struct Waiting {
-    queues: Mutex<HashMap<QueueName, Arc<Notify>>>,
-    /// Records on their way, in log order: once committed, their queue has something new.
+    sources: Mutex<HashMap<Source, Arc<Notify>>>,
+    /// Records on their way, in log order: once committed, their source has something new.
     coming: Mutex<VecDeque<(Position, Arc<Notify>)>>,
 }
 
 impl Waiting {
-    fn queue(&self, name: &QueueName) -> Arc<Notify> {
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        match queues.get(name) {
-            Some(notify) => Arc::clone(notify),
-            None => Arc::clone(queues.entry(name.clone()).or_default()),
-        }
+    fn at(&self, source: Source) -> Arc<Notify> {
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(sources.entry(source).or_default())
     }
 
     fn wake_up_to(&self, committed: Position) {
@@ -195,9 +211,9 @@ impl Store {
         self.log.append(Class::Note, &inner.record).map(drop)
     }
 
-    /// Wakes those who wait for this queue, once `end` is committed.
-    pub(super) fn wake_when_committed(&self, queue: &QueueName, end: Position) {
-        let notify = self.waiting.queue(queue);
+    /// Wakes those who wait at this source, once `end` is committed.
+    pub(super) fn wake_when_committed(&self, source: impl Into<Source>, end: Position) {
+        let notify = self.waiting.at(source.into());
         self.waiting
             .coming
             .lock()
@@ -210,13 +226,13 @@ impl Store {
         }
     }
 
-    /// What tells that the queue may have something new.
-    pub(super) fn news(&self, queue: &QueueName) -> Arc<Notify> {
-        self.waiting.queue(queue)
+    /// What tells that the source may have something new.
+    pub(super) fn news(&self, source: impl Into<Source>) -> Arc<Notify> {
+        self.waiting.at(source.into())
     }
 
     /// Reads messages back, neighbours together. One outcome each.
-    pub(super) fn read(&self, places: &[Place]) -> Vec<Result<Message>> {
+    pub(super) fn read_back(&self, places: &[Place]) -> Vec<Result<Message>> {
         let mut messages = Vec::with_capacity(places.len());
         let mut start = 0;
         while start < places.len() {
@@ -333,7 +349,7 @@ impl Store {
         let closed = self.log.close();
         for notify in self
             .waiting
-            .queues
+            .sources
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .values()
@@ -416,25 +432,12 @@ impl Store {
     /// Moves up to [`MOVE_BYTES`] out of a segment. False when nothing that can be read is left in it.
     fn move_some(&self, segment: u32) -> Result<bool> {
         let mut inner = self.lock();
-        let found = inner.state.queues.iter().find_map(|(name, queue)| {
-            let mut bytes = 0;
-            let entries: Vec<(u64, Place)> = queue
-                .entries()
-                .filter(|entry| entry.place.position.segment == segment)
-                .take_while(|entry| {
-                    bytes += entry.place.bytes;
-                    bytes == entry.place.bytes || bytes <= MOVE_BYTES
-                })
-                .map(|entry| (entry.number, entry.place))
-                .collect();
-            (!entries.is_empty()).then(|| (name.clone(), entries))
-        });
-        let Some((queue, entries)) = found else {
+        let Some((source, places)) = inner.state.some_of(segment, MOVE_BYTES) else {
             return Ok(false);
         };
-        let mut moved = Vec::with_capacity(entries.len());
+        let mut moved = Vec::with_capacity(places.len());
         inner.blobs.clear();
-        for (number, place) in entries {
+        for (number, place) in places {
             let blob = self.log.read(place.position, place.bytes)?;
             if record::decode_blob(&blob).is_err() {
                 // Its consumer will be told; until then the segment stays as evidence.
@@ -444,10 +447,13 @@ impl Store {
             inner.blobs.extend_from_slice(&blob);
             moved.push((number, place.bytes));
         }
-        let name = queue.clone();
-        let end = self.write(&mut inner, Class::Settle, &Record::Move { queue, moved })?;
+        let record = match source.clone() {
+            Source::Queue(queue) => Record::Move { queue, moved },
+            Source::Stream(stream) => Record::MoveEntries { stream, moved },
+        };
+        let end = self.write(&mut inner, Class::Settle, &record)?;
         // What moved is not shown until it is durable at its new place.
-        self.wake_when_committed(&name, end);
+        self.wake_when_committed(source, end);
         Ok(true)
     }
 
@@ -457,6 +463,9 @@ impl Store {
         let mut inner = self.lock();
         inner.state.kv.tick(now);
         inner.state.limits.tick(now.as_millis());
+        for stream in inner.state.streams.values_mut() {
+            stream.tick(now);
+        }
         for (name, queue) in &mut inner.state.queues {
             let had = queue.has_ready();
             queue.tick(now, monotonic);

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ConsumerId, GroupName, Message, NewMessage, Result, StreamName};
 
+/// How long a dedup id is remembered, from the moment its entry was appended.
+pub const DEDUP_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The place of an entry: within its partition offsets only grow, and there may be gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Offset {
@@ -91,7 +94,7 @@ pub struct Stats {
 /// How much of a stream to give up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trim {
-    /// Everything that every group has finished; nothing while there is no group.
+    /// Everything up to the end of the shortest finished prefix; nothing while there is no group.
     Finished,
     /// All but the newest so many entries, finished or not.
     KeepLast(u64),
@@ -102,17 +105,17 @@ pub enum Trim {
 pub trait Stream: Send + Sync {
     /// Appends in order; durable when it returns. One outcome per entry; those of one call stay in order.
     ///
-    /// A missing stream is made. With `dedup_id`, a repeat within 24 hours returns the first entry's offset.
+    /// A missing stream is made. With `dedup_id`, a repeat within [`DEDUP_WINDOW`] returns the first entry's offset.
     ///
     /// # Errors
-    /// As `Queue::enqueue`.
+    /// As `Queue::enqueue`; `Invalid` for an entry with a delay or an expiry, which streams do not have.
     async fn append(
         &self,
         stream: &StreamName,
         entries: Vec<NewMessage>,
     ) -> Result<Vec<Result<Offset>>>;
 
-    /// Makes sure the group exists; an existing group keeps its position. Durable.
+    /// Makes sure the stream and the group exist; an existing group keeps its position. Durable.
     async fn create_group(
         &self,
         stream: &StreamName,
@@ -126,7 +129,7 @@ pub trait Stream: Send + Sync {
     /// `NotFound` when there is no such group.
     async fn seek(&self, stream: &StreamName, group: &GroupName, to: Start) -> Result<()>;
 
-    /// Removes the group and its position.
+    /// Removes the group and its position; nothing happens when there is none.
     async fn delete_group(&self, stream: &StreamName, group: &GroupName) -> Result<()>;
 
     /// Hands out the next entries of the group, in order, each to one consumer.
@@ -136,7 +139,10 @@ pub trait Stream: Send + Sync {
     async fn read(&self, request: ReadRequest) -> Result<Vec<Entry>>;
 
     /// Marks entries as finished by the group and moves its position over the
-    /// longest finished prefix; durable. Entries already finished are passed over.
+    /// longest finished prefix; durable. Entries already finished or no longer kept are passed over.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such group.
     async fn commit(
         &self,
         stream: &StreamName,
@@ -145,7 +151,10 @@ pub trait Stream: Send + Sync {
     ) -> Result<()>;
 
     /// Takes over up to `max` unfinished entries that other consumers have
-    /// held for at least `min_idle`, or whose consumer is gone; attempts counted.
+    /// held for at least `min_idle`, or whose consumer is gone, oldest first; attempts counted.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such group; `Invalid` for `max` out of range.
     async fn claim(
         &self,
         stream: &StreamName,
@@ -159,6 +168,10 @@ pub trait Stream: Send + Sync {
     async fn disconnect(&self, consumer: &ConsumerId) -> Result<u64>;
 
     /// Up to `max` entries behind `after` (from the oldest when `None`), without a group.
+    /// One that cannot be read back is passed over.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such stream; `Invalid` for `max` out of range.
     async fn range(
         &self,
         stream: &StreamName,
@@ -166,7 +179,10 @@ pub trait Stream: Send + Sync {
         max: usize,
     ) -> Result<Vec<Entry>>;
 
-    /// Gives up old entries. Returns how many.
+    /// Gives up old entries, also where a group has not finished them. Returns how many.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such stream.
     async fn trim(&self, stream: &StreamName, trim: Trim) -> Result<u64>;
 
     /// The numbers of every stream, by name.

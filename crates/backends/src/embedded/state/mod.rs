@@ -3,22 +3,27 @@
 //! Pure: it performs no I/O and reads no clock. The store calls it under one
 //! lock, for what happens now and for what the log says had happened.
 
+mod dedup;
 mod kv;
 mod limits;
 mod queue;
+mod stream;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use towpath_core::port::queue::Settings;
-use towpath_core::{ExchangeName, QueueName, Result, Timestamp};
+use towpath_core::{ExchangeName, QueueName, Result, StreamName, Timestamp};
 
 pub(super) use kv::{Changes, Content, KvState, Slot};
 pub(super) use limits::Limits;
 pub(super) use queue::{Dead, Entry, Leasing, Place, QueueState, Standing};
+pub(super) use stream::{GroupState, Handed, StreamState, Taking, offset};
 
 use super::log::Position;
 use super::record::Record;
+use super::store::Source;
 
 /// Everything a checkpoint holds.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -29,6 +34,8 @@ pub(super) struct State {
     pub(super) kv: KvState,
     pub(super) limits: Limits,
     pub(super) bindings: BTreeSet<(ExchangeName, String, QueueName)>,
+    /// Since version 2.
+    pub(super) streams: BTreeMap<StreamName, StreamState>,
 }
 
 impl State {
@@ -39,6 +46,14 @@ impl State {
                 .insert(name.clone(), QueueState::new(Settings::default()));
         }
         self.queues.get_mut(name).expect("inserted above")
+    }
+
+    /// The stream, made when it is new.
+    pub(super) fn stream(&mut self, name: &StreamName) -> &mut StreamState {
+        if !self.streams.contains_key(name) {
+            self.streams.insert(name.clone(), StreamState::default());
+        }
+        self.streams.get_mut(name).expect("inserted above")
     }
 
     /// Applies a record whose blobs start at `blobs` in the log. Returns where they end.
@@ -115,6 +130,53 @@ impl State {
                     .insert((exchange.clone(), pattern.clone(), queue.clone()));
             }
             Record::Duplicates { queue, count } => self.queue(queue).count_duplicates(*count),
+            Record::Append {
+                stream,
+                first,
+                at,
+                entries,
+            } => {
+                let stream = self.stream(stream);
+                for (number, arrival) in (*first..).zip(entries) {
+                    stream.arrive(number, arrival, position, *at);
+                    position = position.plus(arrival.blob_bytes);
+                }
+            }
+            Record::Group {
+                stream,
+                group,
+                committed,
+            } => {
+                self.stream(stream)
+                    .groups
+                    .insert(group.clone(), GroupState::behind(*committed));
+            }
+            Record::GroupGone { stream, group } => {
+                self.stream(stream).groups.remove(group);
+            }
+            Record::Handed {
+                stream,
+                group,
+                numbers,
+            } => {
+                if let Some(group) = self.stream(stream).groups.get_mut(group) {
+                    group.note_handed(numbers);
+                }
+            }
+            Record::Finish {
+                stream,
+                group,
+                numbers,
+            } => self.stream(stream).finish(group, numbers),
+            Record::Trim { stream, upto } => self.stream(stream).trim(*upto),
+            Record::MoveEntries { stream, moved } => {
+                let stream = self.stream(stream);
+                for (number, bytes) in moved {
+                    let bytes = *bytes;
+                    stream.relocate(*number, Place { position, bytes });
+                    position = position.plus(bytes);
+                }
+            }
             Record::Unbind {
                 exchange,
                 pattern,
@@ -137,10 +199,28 @@ impl State {
     /// Bytes of messages still needed, by segment.
     pub(super) fn live_bytes(&self) -> BTreeMap<u32, u64> {
         let mut live = BTreeMap::new();
-        for entry in self.queues.values().flat_map(QueueState::entries) {
-            *live.entry(entry.place.position.segment).or_default() += u64::from(entry.place.bytes);
+        let messages = self.queues.values().flat_map(QueueState::entries);
+        let entries = self.streams.values().flat_map(StreamState::entries);
+        let places = messages
+            .map(|message| message.place)
+            .chain(entries.map(|entry| entry.place));
+        for place in places {
+            *live.entry(place.position.segment).or_default() += u64::from(place.bytes);
         }
         live
+    }
+
+    /// Messages or entries of one source whose blobs are in a segment: one at least, and no more than `bytes`.
+    pub(super) fn some_of(&self, segment: u32, bytes: u32) -> Option<(Source, Vec<(u64, Place)>)> {
+        let queues = self.queues.iter().map(|(name, queue)| {
+            let places = queue.entries().map(|entry| (entry.number, entry.place));
+            (Source::from(name), some_in(segment, bytes, places))
+        });
+        let streams = self.streams.iter().map(|(name, stream)| {
+            let places = stream.entries().map(|entry| (entry.number, entry.place));
+            (Source::from(name), some_in(segment, bytes, places))
+        });
+        queues.chain(streams).find(|(_, places)| !places.is_empty())
     }
 
     pub(super) fn encode(&self) -> Result<Vec<u8>> {
@@ -149,15 +229,40 @@ impl State {
         })
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
-        let mut state: Self = postcard::from_bytes(bytes).map_err(|error| {
+    /// The state in a checkpoint of any version so far.
+    pub(super) fn decode(version: u32, bytes: &[u8]) -> Result<Self> {
+        let mut bytes = Cow::Borrowed(bytes);
+        if version < 2 {
+            // It ends before the streams, of which there were none.
+            bytes.to_mut().push(0);
+        }
+        let mut state: Self = postcard::from_bytes(&bytes).map_err(|error| {
             towpath_core::Error::corrupt("a checkpoint cannot be decoded").with_source(error)
         })?;
         for queue in state.queues.values_mut() {
             queue.rebuild();
         }
+        for stream in state.streams.values_mut() {
+            stream.rebuild();
+        }
         state.kv.rebuild();
         state.limits.rebuild();
         Ok(state)
     }
+}
+
+fn some_in(
+    segment: u32,
+    bytes: u32,
+    places: impl Iterator<Item = (u64, Place)>,
+) -> Vec<(u64, Place)> {
+    let mut sum = 0;
+    places
+        .filter(|(_, place)| place.position.segment == segment)
+        .take_while(|(_, place)| {
+            let first = sum == 0;
+            sum += place.bytes;
+            first || sum <= bytes
+        })
+        .collect()
 }

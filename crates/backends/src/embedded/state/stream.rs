@@ -1,0 +1,377 @@
+//! One stream: its entries in order, and how far each group is.
+//!
+//! ```text
+//! group:  [ finished prefix | finished, in hand, free ... | not handed out yet ... ]
+//!                           ^ committed                   ^ cursor
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+use towpath_core::port::stream::{DEDUP_WINDOW, GroupStats, Offset, Stats};
+use towpath_core::{ConsumerId, GroupName, MessageId, StreamName, Timestamp};
+
+use super::dedup::Dedup;
+use super::queue::Place;
+use crate::embedded::log::Position;
+use crate::embedded::record::Arrival;
+
+/// What is known of an entry without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(in super::super) struct StreamEntry {
+    /// Its offset; grows with every entry.
+    pub(in super::super) number: u64,
+    pub(in super::super) id: MessageId,
+    pub(in super::super) place: Place,
+    pub(in super::super) appended_at: Timestamp,
+}
+
+/// Entries in order; a damaged stretch of the log leaves a gap in their numbers.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Entries(VecDeque<StreamEntry>);
+
+impl Entries {
+    fn index_behind(&self, number: u64) -> usize {
+        self.0.partition_point(|entry| entry.number <= number)
+    }
+
+    fn index(&self, number: u64) -> Option<usize> {
+        self.0
+            .binary_search_by_key(&number, |entry| entry.number)
+            .ok()
+    }
+
+    fn behind(&self, number: u64) -> impl Iterator<Item = &StreamEntry> {
+        self.0.range(self.index_behind(number)..)
+    }
+
+    /// Order matters, so one that is not yet durable hides those behind it.
+    fn durable_behind(&self, number: u64, end: Position) -> impl Iterator<Item = &StreamEntry> {
+        self.behind(number)
+            .take_while(move |entry| entry.place.position < end)
+    }
+}
+
+/// One stream.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(in super::super) struct StreamState {
+    entries: Entries,
+    /// Of the newest entry ever; 0 before the first.
+    last: u64,
+    /// Entries ever appended.
+    appended: u64,
+    dedup: Dedup<u64>,
+    pub(in super::super) groups: BTreeMap<GroupName, GroupState>,
+}
+
+/// How far a group is.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(in super::super) struct GroupState {
+    /// Everything up to here is finished.
+    committed: u64,
+    /// Finished behind it.
+    finished: BTreeSet<u64>,
+    /// Handed out and not finished.
+    pending: BTreeMap<u64, Pending>,
+    /// Everything up to here was looked at; what is behind it may never have been handed out.
+    #[serde(skip)]
+    cursor: u64,
+}
+
+/// An entry in somebody's hands.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Pending {
+    attempts: u32,
+    /// Who holds it, and since which millisecond of the monotonic clock; `None` when the holder is gone.
+    #[serde(skip)]
+    holder: Option<(ConsumerId, u64)>,
+}
+
+/// Who takes entries, and how many.
+pub(in super::super) struct Taking<'a> {
+    pub(in super::super) consumer: &'a ConsumerId,
+    pub(in super::super) max: usize,
+    /// Now, in milliseconds of the monotonic clock.
+    pub(in super::super) monotonic: u64,
+}
+
+/// Entries handed out, with their attempts.
+pub(in super::super) type Handed = Vec<(StreamEntry, u32)>;
+
+impl GroupState {
+    /// A group that has finished everything up to `committed`.
+    pub(in super::super) fn behind(committed: u64) -> Self {
+        Self {
+            committed,
+            cursor: committed,
+            ..Self::default()
+        }
+    }
+
+    fn is_finished(&self, number: u64) -> bool {
+        number <= self.committed || self.finished.contains(&number)
+    }
+
+    fn take(&mut self, number: u64, taking: &Taking<'_>) -> u32 {
+        let pending = self.pending.entry(number).or_default();
+        pending.attempts += 1;
+        pending.holder = Some((taking.consumer.clone(), taking.monotonic));
+        pending.attempts
+    }
+
+    /// Replay of a handing-out: it counts, and nobody holds the entry any more.
+    pub(super) fn note_handed(&mut self, numbers: &[u64]) {
+        for number in numbers {
+            if !self.is_finished(*number) {
+                self.pending.entry(*number).or_default().attempts += 1;
+            }
+        }
+    }
+
+    /// Undoes a handing-out that could not be carried out.
+    pub(in super::super) fn put_back(&mut self, numbers: impl IntoIterator<Item = u64>) {
+        for number in numbers {
+            if let Some(pending) = self.pending.get_mut(&number) {
+                pending.attempts -= 1;
+                pending.holder = None;
+                if pending.attempts == 0 {
+                    self.pending.remove(&number);
+                    self.cursor = self.cursor.min(number - 1);
+                }
+            }
+        }
+    }
+
+    /// Lets go of what the consumer holds.
+    pub(in super::super) fn disconnect(&mut self, gone: &ConsumerId) -> u64 {
+        let mut count = 0;
+        for pending in self.pending.values_mut() {
+            if matches!(&pending.holder, Some((holder, _)) if holder == gone) {
+                pending.holder = None;
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// Entries up to `upto` are gone, finished or not.
+    fn trim(&mut self, upto: u64) {
+        self.committed = self.committed.max(upto);
+        self.cursor = self.cursor.max(upto);
+        self.finished = self.finished.split_off(&(upto + 1));
+        self.pending = self.pending.split_off(&(upto + 1));
+    }
+}
+
+impl StreamState {
+    pub(super) fn rebuild(&mut self) {
+        for group in self.groups.values_mut() {
+            group.cursor = group.committed;
+        }
+    }
+
+    pub(in super::super) fn tick(&mut self, now: Timestamp) {
+        self.dedup.tick(now);
+    }
+
+    /// Of the newest entry ever; 0 before the first.
+    pub(in super::super) const fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// The first entry with this dedup id, if its window is still open.
+    pub(in super::super) fn duplicate_of(&self, dedup_id: &str, now: Timestamp) -> Option<u64> {
+        self.dedup.first(dedup_id, now)
+    }
+
+    pub(super) fn arrive(
+        &mut self,
+        number: u64,
+        arrival: &Arrival<'_>,
+        position: Position,
+        at: Timestamp,
+    ) {
+        self.last = number;
+        self.appended += 1;
+        if let Some(dedup_id) = &arrival.dedup_id {
+            self.dedup
+                .remember(dedup_id, number, at.after(DEDUP_WINDOW));
+        }
+        self.entries.0.push_back(StreamEntry {
+            number,
+            id: arrival.id,
+            place: Place {
+                position,
+                bytes: arrival.blob_bytes,
+            },
+            appended_at: at,
+        });
+    }
+
+    /// Every entry that is kept.
+    pub(in super::super) fn entries(&self) -> impl Iterator<Item = &StreamEntry> {
+        self.entries.0.iter()
+    }
+
+    /// Up to `max` durable entries behind `after`.
+    pub(in super::super) fn range(
+        &self,
+        after: u64,
+        max: usize,
+        end: Position,
+    ) -> Vec<StreamEntry> {
+        self.entries
+            .durable_behind(after, end)
+            .take(max)
+            .copied()
+            .collect()
+    }
+
+    /// Hands out the next durable entries that nobody had yet.
+    pub(in super::super) fn read(
+        &mut self,
+        group: &GroupName,
+        taking: &Taking<'_>,
+        end: Position,
+    ) -> Handed {
+        let mut handed = Handed::new();
+        let Some(state) = self.groups.get_mut(group) else {
+            return handed;
+        };
+        for entry in self.entries.durable_behind(state.cursor, end) {
+            if handed.len() == taking.max {
+                break;
+            }
+            state.cursor = entry.number;
+            if !state.is_finished(entry.number) && !state.pending.contains_key(&entry.number) {
+                handed.push((*entry, state.take(entry.number, taking)));
+            }
+        }
+        handed
+    }
+
+    /// Takes over what others have held since `since` or longer, or whose holder is gone.
+    pub(in super::super) fn claim(
+        &mut self,
+        group: &GroupName,
+        taking: &Taking<'_>,
+        since: Option<u64>,
+    ) -> Handed {
+        let Some(state) = self.groups.get_mut(group) else {
+            return Handed::new();
+        };
+        let free = |pending: &Pending| match &pending.holder {
+            None => true,
+            Some((holder, held)) => {
+                holder != taking.consumer && since.is_some_and(|since| *held <= since)
+            }
+        };
+        let numbers: Vec<u64> = state
+            .pending
+            .iter()
+            .filter(|(_, pending)| free(pending))
+            .map(|(number, _)| *number)
+            .take(taking.max)
+            .collect();
+        numbers
+            .into_iter()
+            .filter_map(|number| {
+                let entry = self.entries.0[self.entries.index(number)?];
+                Some((entry, state.take(number, taking)))
+            })
+            .collect()
+    }
+
+    /// Marks entries as finished, and moves the group over its longest finished prefix.
+    pub(super) fn finish(&mut self, group: &GroupName, numbers: &[u64]) {
+        let Some(state) = self.groups.get_mut(group) else {
+            return;
+        };
+        for number in numbers {
+            if *number > state.committed {
+                state.pending.remove(number);
+                state.finished.insert(*number);
+            }
+        }
+        for entry in self.entries.behind(state.committed) {
+            if !state.finished.remove(&entry.number) {
+                break;
+            }
+            state.committed = entry.number;
+        }
+    }
+
+    /// Whether an entry of this number is kept.
+    pub(in super::super) fn has(&self, number: u64) -> bool {
+        self.entries.index(number).is_some()
+    }
+
+    /// Up to where every group has finished; `None` while there is no group.
+    pub(in super::super) fn finished_by_all(&self) -> Option<u64> {
+        self.groups.values().map(|group| group.committed).min()
+    }
+
+    /// The newest entry but for the last `keep`; `None` when there are no more than those.
+    pub(in super::super) fn all_but(&self, keep: u64) -> Option<u64> {
+        let entries = &self.entries.0;
+        let surplus = entries.len().checked_sub(usize::try_from(keep).ok()?)?;
+        Some(entries.get(surplus.checked_sub(1)?)?.number)
+    }
+
+    /// How many entries there are up to this one.
+    pub(in super::super) fn count_up_to(&self, upto: u64) -> u64 {
+        self.entries.index_behind(upto) as u64
+    }
+
+    pub(super) fn trim(&mut self, upto: u64) {
+        self.entries.0.drain(..self.entries.index_behind(upto));
+        for group in self.groups.values_mut() {
+            group.trim(upto);
+        }
+    }
+
+    pub(super) fn relocate(&mut self, number: u64, place: Place) {
+        if let Some(index) = self.entries.index(number) {
+            self.entries.0[index].place = place;
+        }
+    }
+
+    pub(in super::super) fn stats(&self, name: &StreamName, now: Timestamp) -> Stats {
+        Stats {
+            stream: name.clone(),
+            entries: self.entries.0.len() as u64,
+            appended: self.appended,
+            first: self.entries.0.front().map(|entry| offset(entry.number)),
+            last: (self.last > 0).then(|| offset(self.last)),
+            groups: self
+                .groups
+                .iter()
+                .map(|(name, group)| self.group_stats(name, group, now))
+                .collect(),
+        }
+    }
+
+    fn group_stats(&self, name: &GroupName, group: &GroupState, now: Timestamp) -> GroupStats {
+        let start = self.entries.index_behind(group.committed);
+        let unfinished = self.entries.0.len() - start;
+        GroupStats {
+            group: name.clone(),
+            lag: unfinished.saturating_sub(group.finished.len()) as u64,
+            pending: group.pending.len() as u64,
+            oldest_age: self
+                .entries
+                .0
+                .get(start)
+                .map(|entry| now.since(entry.appended_at)),
+            committed: (group.committed > 0).then(|| offset(group.committed)),
+        }
+    }
+}
+
+/// This store's streams have one partition.
+pub(in super::super) fn offset(number: u64) -> Offset {
+    Offset {
+        partition: 0,
+        value: number.into(),
+    }
+}

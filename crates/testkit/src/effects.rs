@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::task::JoinSet;
 use towpath_core::port::Effects;
 use towpath_core::port::effects::{Outcome, Transaction};
 use towpath_core::port::kv::Op;
-use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::port::queue::{Settings, Settlement, Verdict};
 use towpath_core::port::routes::Publication;
 use towpath_core::port::stream::Start;
-use towpath_core::{Delivery, ErrorKind, ExchangeName, GroupName, StreamName};
+use towpath_core::{Delivery, ErrorKind, ExchangeName, GroupName, NewMessage, StreamName};
 
 use crate::World;
 use crate::world::*;
@@ -21,6 +22,10 @@ crate::promises! { Effects:
     nothing_happens_when_a_publication_matches_no_route needs Queue, Kv, Routes;
     a_position_moves_in_the_same_step_as_the_append needs Stream, Kv;
     an_entry_is_finished_in_the_same_step_as_its_effect needs Stream, Kv;
+    one_of_many_takes_a_receipt needs Queue, Kv;
+    nothing_happens_when_a_queue_is_full needs Queue, Kv, MaxDepth;
+    a_repeated_dedup_id_is_passed_over needs Queue, Kv, Dedup;
+    a_refusal_counts_no_duplicates needs Queue, Kv, Dedup, MaxDepth;
 }
 
 async fn effects(world: &mut World) -> Arc<dyn Effects> {
@@ -215,4 +220,91 @@ async fn an_entry_is_finished_in_the_same_step_as_its_effect(mut world: World) {
         (stats.groups[0].lag, stats.groups[0].committed),
         (0, Some(offset))
     );
+}
+
+async fn one_of_many_takes_a_receipt(mut world: World) {
+    let delivery = prepared(&mut world).await;
+    let effects = effects(&mut world).await;
+    let mut racers = JoinSet::new();
+    for _ in 0..20 {
+        let (effects, order) = (Arc::clone(&effects), order(&delivery, 1));
+        racers.spawn(async move { effects.apply(order).await.is_ok() });
+    }
+    let won = racers
+        .join_all()
+        .await
+        .into_iter()
+        .filter(|won| *won)
+        .count();
+    assert_eq!((won, state(&mut world).await), (1, ("9".to_owned(), 1, 1)));
+}
+
+/// Makes the queue `notify` hold one message at most.
+async fn small_notify(world: &mut World) {
+    let settings = Settings {
+        max_depth: Some(1),
+        ..Settings::default()
+    };
+    let queue = world.queue().await;
+    queue
+        .declare(&name("notify"), &settings)
+        .await
+        .expect("declare");
+}
+
+async fn nothing_happens_when_a_queue_is_full(mut world: World) {
+    let delivery = prepared(&mut world).await;
+    small_notify(&mut world).await;
+    let mut transaction = order(&delivery, 4);
+    transaction
+        .enqueue
+        .push((name("notify"), text("one too many")));
+    let refusal = effects(&mut world)
+        .await
+        .apply(transaction)
+        .await
+        .expect_err("full");
+    assert!(refusal.retry_after().is_some(), "{refusal:?}");
+    assert_eq!(state(&mut world).await, ("10".to_owned(), 0, 0));
+}
+
+fn sold_once() -> NewMessage {
+    NewMessage {
+        dedup_id: Some("order 1".to_owned()),
+        ..text("sold")
+    }
+}
+
+async fn a_repeated_dedup_id_is_passed_over(mut world: World) {
+    let delivery = prepared(&mut world).await;
+    let mut transaction = order(&delivery, 4);
+    transaction.enqueue = vec![(name("notify"), sold_once()), (name("notify"), sold_once())];
+    effects(&mut world)
+        .await
+        .apply(transaction)
+        .await
+        .expect("apply");
+    assert_eq!(state(&mut world).await, ("6".to_owned(), 1, 1));
+}
+
+async fn a_refusal_counts_no_duplicates(mut world: World) {
+    let delivery = prepared(&mut world).await;
+    small_notify(&mut world).await;
+    let mut transaction = order(&delivery, 4);
+    transaction.enqueue = vec![
+        (name("notify"), sold_once()),
+        (name("notify"), sold_once()),
+        (name("notify"), text("one too many")),
+    ];
+    assert_kind(
+        effects(&mut world).await.apply(transaction).await,
+        ErrorKind::Unavailable,
+    );
+    let queue = world.queue().await;
+    let counted = queue
+        .stats(&name("notify"))
+        .await
+        .expect("stats")
+        .duplicates;
+    assert_eq!(counted, 0, "nothing happened, so nothing is counted");
 }

@@ -23,6 +23,9 @@ crate::promises! { Kv:
     a_key_goes_after_its_ttl;
     lists_keys_by_prefix_page_by_page;
     keeps_keys_across_reopen;
+    a_sum_beyond_all_numbers_is_refused;
+    an_add_keeps_the_ttl;
+    an_expiry_needs_a_key;
 }
 
 async fn kv(world: &mut World) -> Arc<dyn Kv> {
@@ -267,4 +270,48 @@ async fn keeps_keys_across_reopen(mut world: World) {
         (Some("x"), None)
     );
     assert!(kv.ttl("a").await.expect("ttl").flatten().is_some());
+}
+
+async fn a_sum_beyond_all_numbers_is_refused(mut world: World) {
+    let kv = kv(&mut world).await;
+    let most = i64::MAX.to_string();
+    kv.put("stock", most.clone().into(), None)
+        .await
+        .expect("put");
+    let refused = kv
+        .commit(vec![add(1, i64::MIN, i64::MAX)])
+        .await
+        .expect("commit");
+    let current = Some(most.into());
+    assert_eq!(refused, Committed::Refused { index: 0, current });
+}
+
+async fn an_add_keeps_the_ttl(mut world: World) {
+    let kv = kv(&mut world).await;
+    kv.put("stock", "1".into(), Some(Duration::from_secs(600)))
+        .await
+        .expect("put");
+    kv.commit(vec![add(1, 0, 9)]).await.expect("commit");
+    assert!(kv.ttl("stock").await.expect("ttl").flatten().is_some());
+    kv.put("stock", "1".into(), None).await.expect("put");
+    assert_eq!(kv.ttl("stock").await.expect("ttl"), Some(None));
+}
+
+async fn an_expiry_needs_a_key(mut world: World) {
+    let kv = kv(&mut world).await;
+    let expire = |ttl| Op::Expire {
+        key: "a".to_owned(),
+        ttl,
+    };
+    let refused = kv.commit(vec![expire(None)]).await.expect("commit");
+    let (index, current) = (0, None);
+    assert_eq!(refused, Committed::Refused { index, current });
+    kv.put("a", "x".into(), None).await.expect("put");
+    kv.commit(vec![expire(Some(Duration::from_millis(1)))])
+        .await
+        .expect("commit");
+    until("the key to go", || async {
+        kv.get("a").await.expect("get").is_none()
+    })
+    .await;
 }

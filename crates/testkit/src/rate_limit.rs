@@ -19,6 +19,7 @@ crate::promises! { RateLimit:
     the_time_it_names_is_the_time_it_keeps;
     an_impossible_amount_is_invalid;
     a_limit_is_remembered_across_reopen;
+    no_stretch_of_time_admits_more_than_capacity_and_refill;
 }
 
 async fn limits(world: &mut World) -> Arc<dyn RateLimit> {
@@ -168,5 +169,55 @@ async fn a_limit_is_remembered_across_reopen(mut world: World) {
             .await
             .expect("take")[0]
             .allowed
+    );
+}
+
+async fn no_stretch_of_time_admits_more_than_capacity_and_refill(mut world: World) {
+    let limits = limits(&mut world).await;
+    let policy = Policy::TokenBucket {
+        capacity: Amount::whole(10),
+        refill: Amount::whole(100),
+        period: Duration::from_secs(1),
+    };
+    let began = Instant::now();
+    let mut takers = JoinSet::new();
+    for _ in 0..8 {
+        let limits = Arc::clone(&limits);
+        takers.spawn(async move {
+            let mut admitted = Vec::new();
+            while began.elapsed() < Duration::from_millis(600) {
+                let asked = began.elapsed();
+                if limits.take(vec![take("a", policy, 1)]).await.expect("take")[0].allowed {
+                    admitted.push((asked, began.elapsed()));
+                }
+                tokio::task::yield_now().await;
+            }
+            admitted
+        });
+    }
+    let admitted = takers.join_all().await.concat();
+    // The takes that lie wholly between two moments, against what those moments allow.
+    for (from, _) in &admitted {
+        for (_, to) in &admitted {
+            if to <= from {
+                continue;
+            }
+            let within = admitted
+                .iter()
+                .filter(|(asked, answered)| asked >= from && answered <= to);
+            // A millisecond more at each end: the limit's clock counts whole ones.
+            let stretch = (*to - *from).as_millis() + 2;
+            let allowance = 10 + stretch.div_ceil(10);
+            let count = within.count() as u128;
+            assert!(
+                count <= allowance,
+                "{count} in {stretch} ms, {allowance} allowed"
+            );
+        }
+    }
+    assert!(
+        admitted.len() >= 30,
+        "{} in all: it starves",
+        admitted.len()
     );
 }

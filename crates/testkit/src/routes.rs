@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use towpath_core::message::MAX_PAYLOAD_BYTES;
+use towpath_core::port::queue::Settings;
 use towpath_core::port::routes::{Binding, Publication, Routes};
-use towpath_core::{ErrorKind, ExchangeName};
+use towpath_core::{ErrorKind, ExchangeName, NewMessage};
 
 use crate::World;
 use crate::world::{assert_kind, name, text};
@@ -12,6 +14,8 @@ crate::promises! { Routes:
     copies_into_every_matching_queue_once needs Queue;
     an_unroutable_message_is_an_error_and_stored_nowhere needs Queue;
     bindings_stay_until_unbound needs Queue;
+    a_full_queue_refuses_its_message_alone needs Queue, MaxDepth;
+    a_refused_publication_does_not_keep_the_others_out needs Queue;
 }
 
 async fn routes(world: &mut World) -> Arc<dyn Routes> {
@@ -108,4 +112,58 @@ async fn bindings_stay_until_unbound(mut world: World) {
         .await
         .expect("publish");
     assert_kind(outcomes.pop().expect("one outcome"), ErrorKind::NotFound);
+}
+
+async fn a_full_queue_refuses_its_message_alone(mut world: World) {
+    let routes = routes(&mut world).await;
+    let queue = world.queue().await;
+    let settings = Settings {
+        max_depth: Some(1),
+        ..Settings::default()
+    };
+    queue
+        .declare(&name("small"), &settings)
+        .await
+        .expect("declare");
+    for to in ["small", "large"] {
+        routes.bind(&binding(to, to)).await.expect("bind");
+    }
+    let outcomes = routes
+        .publish(
+            &exchange(),
+            vec![
+                publication("small"),
+                publication("small"),
+                publication("large"),
+            ],
+        )
+        .await
+        .expect("publish");
+    assert_eq!(*outcomes[0].as_ref().expect("there is room"), 1);
+    let refusal = outcomes[1].as_ref().expect_err("it is full");
+    assert!(refusal.retry_after().is_some(), "{refusal:?}");
+    assert_eq!(*outcomes[2].as_ref().expect("the other queue has room"), 1);
+    assert_eq!(
+        (
+            ready(&mut world, "small").await,
+            ready(&mut world, "large").await
+        ),
+        (1, 1)
+    );
+}
+
+async fn a_refused_publication_does_not_keep_the_others_out(mut world: World) {
+    let routes = routes(&mut world).await;
+    routes.bind(&binding("#", "all")).await.expect("bind");
+    let large = Publication {
+        routing_key: "large".to_owned(),
+        message: NewMessage::new(vec![0; MAX_PAYLOAD_BYTES + 1]),
+    };
+    let mut outcomes = routes
+        .publish(&exchange(), vec![large, publication("small")])
+        .await
+        .expect("publish");
+    assert!(outcomes.pop().expect("two outcomes").is_ok());
+    assert_kind(outcomes.pop().expect("two outcomes"), ErrorKind::Invalid);
+    assert_eq!(ready(&mut world, "all").await, 1);
 }

@@ -1,9 +1,11 @@
 //! The promises of the queue port, by theme.
 
+mod corners;
 mod dead;
 mod delivery;
 mod durable;
 mod intake;
+mod model;
 mod operate;
 mod order;
 
@@ -23,6 +25,8 @@ pub(crate) fn cases() -> Vec<Case> {
         dead::cases(),
         durable::cases(),
         operate::cases(),
+        corners::cases(),
+        model::cases(),
     ]
     .concat()
 }

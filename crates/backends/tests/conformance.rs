@@ -10,6 +10,7 @@ use towpath_testkit::{Subject, child_main, trials};
 const SUBJECTS: &[Subject] = &[Subject {
     name: "embedded",
     descriptor: &towpath_backends::embedded::DESCRIPTOR,
+    missing: || None,
     open: |folder| {
         Box::pin(async move {
             let url = format!("embedded:{}?segment=1MiB&reserve=0", folder.display());

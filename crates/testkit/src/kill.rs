@@ -26,11 +26,7 @@ pub fn child_main(subjects: &'static [Subject]) -> bool {
     let Some(subject) = subjects.iter().find(|subject| subject.name == name) else {
         return false;
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build();
-    runtime
+    crate::runtime()
         .expect("a runtime")
         .block_on(work(subject, PathBuf::from(folder)));
     true
@@ -91,10 +87,7 @@ pub(crate) fn survives(subject: &'static Subject) -> Result<(), Failed> {
         if there.is_empty() {
             return Err("it was killed before it did anything".into());
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()?;
+        let runtime = crate::runtime()?;
         let found: BTreeSet<String> = runtime.block_on(async {
             let backend = (subject.open)(folder.path().to_owned())
                 .await

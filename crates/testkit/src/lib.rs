@@ -4,6 +4,7 @@
 //! gets a fresh and empty one. What a backend does not offer is tested to be
 //! refused. [`mutants`] are wrong backends; each must turn a named case red.
 
+mod absent;
 mod effects;
 mod kill;
 mod kv;
@@ -19,7 +20,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::time::Duration;
 
-use libtest_mimic::{Failed, Trial};
+use libtest_mimic::{Completion, Failed, Trial};
 use towpath_core::backend::Capability;
 
 pub use kill::child_main;
@@ -33,10 +34,18 @@ pub type Body = fn(World) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 pub struct Case {
     /// The promise, as a name.
     pub name: &'static str,
-    /// What a backend must offer for it; without that it must refuse.
+    /// What a backend must offer for it; without that it is passed over.
     pub needs: &'static [Capability],
     /// Panics when the promise is broken.
     pub body: Body,
+}
+
+impl Case {
+    /// What it needs and the row does not offer.
+    fn lacks(&self, subject: &Subject) -> Option<Capability> {
+        let mut needs = self.needs.iter().copied();
+        needs.find(|need| !subject.descriptor.offers(*need))
+    }
 }
 
 /// Declares the cases of a port: a name, what it needs besides, and the function of that name.
@@ -68,47 +77,98 @@ fn areas() -> [(&'static str, Vec<Case>); 6] {
 /// Longer than any case may take.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Every case over every subject, and every mutant.
+/// Names the rows that must run, separated by commas: one that cannot fails instead of being ignored.
+const REQUIRE: &str = "TOWPATH_TEST_REQUIRE";
+
+/// Every case over every subject, every mutant, and every absence.
 pub fn trials(subjects: &'static [Subject]) -> Vec<Trial> {
+    let required = std::env::var(REQUIRE).unwrap_or_default();
+    let required: Vec<&str> = required.split(',').map(str::trim).collect();
+    let unknown = required
+        .iter()
+        .filter(|name| !name.is_empty() && subjects.iter().all(|known| known.name != **name))
+        .map(|name| {
+            let reason = format!("{REQUIRE} names `{name}`, and there is no such row");
+            unable(format!("{name}::is_there"), true, reason)
+        });
+    let rows = subjects.iter().flat_map(|subject| {
+        let missing = (subject.missing)();
+        let must_run = required.contains(&subject.name);
+        trials_of(subject)
+            .into_iter()
+            .map(move |(name, run)| match (&missing, run) {
+                (Some(reason), _) => unable(name, must_run, reason.clone()),
+                (None, Run::Able(body)) => Trial::test(name, body),
+                (None, Run::Unable(reason)) => unable(name, false, reason),
+            })
+    });
+    unknown.chain(rows).collect()
+}
+
+/// What one trial does, or why it does nothing.
+enum Run {
+    Able(Box<dyn FnOnce() -> Result<(), Failed> + Send>),
+    Unable(String),
+}
+
+/// The trials of a row, by name.
+fn trials_of(subject: &'static Subject) -> Vec<(String, Run)> {
     let mut trials = Vec::new();
-    for subject in subjects {
-        for (area, cases) in areas() {
-            for case in cases {
-                let name = format!("{}::{area}::{}", subject.name, case.name);
-                let lacks = case
-                    .needs
-                    .iter()
-                    .copied()
-                    .find(|need| !subject.descriptor.offers(*need));
-                trials.push(match lacks {
-                    Some(lacks) => Trial::test(name, move || queue::refuses(subject, lacks)),
-                    None => Trial::test(name, move || run(case, World::of(subject))),
-                });
-            }
+    let mut add = |name: String, run: Run| trials.push((format!("{}::{name}", subject.name), run));
+    for (area, cases) in areas() {
+        for case in cases {
+            let lacks = case.lacks(subject);
+            let run = match lacks {
+                None => Run::Able(Box::new(move || run(case, World::of(subject)))),
+                Some(lacks) => Run::Unable(format!("no {}: see `absent`", lacks.as_str())),
+            };
+            add(format!("{area}::{}", case.name), run);
         }
-        trials.push(Trial::test(
-            format!("{}::queue::survives_kill_9", subject.name),
-            move || kill::survives(subject),
-        ));
-        for mutant in mutants::MUTANTS {
-            let name = format!(
-                "{}::mutants::{}_turns_{}_red",
-                subject.name, mutant.name, mutant.caught_by
+    }
+    for lacks in absent::absences(subject) {
+        let name = format!("absent::refuses_{}", lacks.as_str().replace(' ', "_"));
+        add(
+            name,
+            Run::Able(Box::new(move || absent::is_refused(subject, lacks))),
+        );
+    }
+    if subject.descriptor.offers(Capability::Queue) {
+        let survives = Run::Able(Box::new(move || kill::survives(subject)));
+        add("queue::survives_kill_9".to_owned(), survives);
+    }
+    for mutant in mutants::MUTANTS {
+        if mutants::applies(mutant, subject) {
+            let name = format!("mutants::{}_turns_{}_red", mutant.name, mutant.caught_by);
+            add(
+                name,
+                Run::Able(Box::new(move || mutants::is_caught(mutant, subject))),
             );
-            trials.push(Trial::test(name, move || {
-                mutants::is_caught(mutant, subject)
-            }));
         }
     }
     trials
 }
 
-/// Runs a case to its end.
-fn run(case: Case, world: World) -> Result<(), Failed> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+/// A trial that cannot run: ignored with the reason, or failed with it.
+fn unable(name: String, must_run: bool, reason: String) -> Trial {
+    Trial::ignorable_test(name, move || {
+        if must_run {
+            Err(Failed::from(reason))
+        } else {
+            Ok(Completion::ignored_with(reason))
+        }
+    })
+}
+
+pub(crate) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
-        .build()?;
+        .build()
+}
+
+/// Runs a case to its end.
+fn run(case: Case, world: World) -> Result<(), Failed> {
+    let runtime = runtime()?;
     let ended = std::panic::catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(async { tokio::time::timeout(DEADLINE, (case.body)(world)).await })
     }));
@@ -121,6 +181,22 @@ fn run(case: Case, world: World) -> Result<(), Failed> {
                 .cloned()
                 .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
             Err(text.unwrap_or_else(|| "panicked".to_owned()).into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libtest_mimic::Arguments;
+
+    use super::unable;
+
+    #[test]
+    fn what_cannot_run_is_ignored_and_fails_when_it_is_required() {
+        for (must_run, failed, ignored) in [(false, 0, 1), (true, 1, 0)] {
+            let trial = unable("case".to_owned(), must_run, "no server".to_owned());
+            let outcome = libtest_mimic::run(&Arguments::default(), vec![trial]);
+            assert_eq!((outcome.num_failed, outcome.num_ignored), (failed, ignored));
         }
     }
 }

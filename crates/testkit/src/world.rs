@@ -20,6 +20,8 @@ pub struct Subject {
     pub name: &'static str,
     /// What it says it offers.
     pub descriptor: &'static Descriptor,
+    /// Why its cases cannot run here, for instance "no server at 127.0.0.1:6379"; asked once.
+    pub missing: fn() -> Option<String>,
     /// Opens it on what is kept at this place; a fresh place is a fresh backend.
     pub open: fn(PathBuf) -> Opening,
 }
@@ -28,7 +30,7 @@ pub struct Subject {
 pub struct World {
     folder: Arc<tempfile::TempDir>,
     subject: &'static Subject,
-    wrap: fn(Arc<dyn Queue>) -> Arc<dyn Queue>,
+    wrap: fn(Backend) -> Backend,
     backend: Option<Backend>,
 }
 
@@ -38,14 +40,11 @@ pub(crate) const LEASE: Duration = Duration::from_millis(300);
 impl World {
     /// A fresh world of this subject.
     pub fn of(subject: &'static Subject) -> Self {
-        Self::wrapped(subject, |queue| queue)
+        Self::wrapped(subject, |backend| backend)
     }
 
-    /// The same, with its queue replaced.
-    pub(crate) fn wrapped(
-        subject: &'static Subject,
-        wrap: fn(Arc<dyn Queue>) -> Arc<dyn Queue>,
-    ) -> Self {
+    /// The same, with a port replaced whenever it is opened.
+    pub(crate) fn wrapped(subject: &'static Subject, wrap: fn(Backend) -> Backend) -> Self {
         let folder = Arc::new(tempfile::tempdir().expect("a temporary folder can be made"));
         Self {
             folder,
@@ -59,7 +58,8 @@ impl World {
     pub(crate) async fn backend(&mut self) -> Backend {
         if self.backend.is_none() {
             let opened = (self.subject.open)(self.folder.path().to_owned()).await;
-            self.backend = Some(opened.unwrap_or_else(|error| panic!("opening: {error:?}")));
+            let opened = opened.unwrap_or_else(|error| panic!("opening: {error:?}"));
+            self.backend = Some((self.wrap)(opened));
         }
         self.backend.clone().expect("opened above")
     }
@@ -67,11 +67,9 @@ impl World {
     /// The queue port.
     pub async fn queue(&mut self) -> Arc<dyn Queue> {
         let backend = self.backend().await;
-        (self.wrap)(
-            backend
-                .require_queue("the suite")
-                .expect("the row offers queues"),
-        )
+        backend
+            .require_queue("the suite")
+            .expect("the row offers queues")
     }
 
     /// The stream port.

@@ -1,10 +1,9 @@
-//! Wrong queues: each breaks one promise, and a named case must notice.
+//! A wrong queue: right in all but one way.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use libtest_mimic::Failed;
 use towpath_core::port::Queue;
 use towpath_core::port::queue::{
     DeadLetter, Enqueued, LeaseRequest, Peeked, Selection, Settings, Settlement, Stats, Verdict,
@@ -13,61 +12,8 @@ use towpath_core::{
     ConsumerId, Delivery, Headers, MessageId, NewMessage, QueueName, Receipt, Result,
 };
 
-use crate::{Subject, World, queue, run};
-
-/// One way to be wrong, and who notices.
-pub struct Mutant {
-    /// What it does wrong.
-    pub name: &'static str,
-    /// The case that must go red.
-    pub caught_by: &'static str,
-    wrap: fn(Arc<dyn Queue>) -> Arc<dyn Queue>,
-}
-
-macro_rules! mutants {
-    ($($name:ident $wrong:ident caught by $case:ident;)*) => {
-        /// Every mutant.
-        pub const MUTANTS: &[Mutant] = &[$(Mutant {
-            name: stringify!($name),
-            caught_by: stringify!($case),
-            wrap: |inner| Arc::new(Wrong { inner, wrong: Way::$wrong }),
-        }),*];
-    };
-}
-
-mutants! {
-    forgets_retries RetryAcks caught by a_retried_delivery_comes_back_with_its_attempt_raised;
-    redelivers_early ShortLease caught by does_not_redeliver_before_the_lease_expires;
-    accepts_stale_receipts AcceptsStale caught by refuses_a_stale_receipt;
-    loses_the_last_of_a_batch LosesLast caught by gives_back_what_was_enqueued;
-    forgets_dedup_ids NoDedup caught by recognises_a_repeated_dedup_id;
-    ignores_pause NoPause caught by a_paused_queue_takes_and_does_not_give;
-    drops_headers NoHeaders caught by keeps_headers_key_and_id;
-    never_raises_the_attempt FirstAttempt caught by redelivers_after_the_lease_expires;
-    redrives_one_too_few RedrivesLess caught by redrives_with_the_same_id_and_fresh_attempts;
-    charges_releases ReleaseCharges caught by a_released_delivery_is_not_charged;
-    forgets_the_dead ForgetsTheDead caught by a_disconnected_consumers_deliveries_come_back_at_once;
-    ignores_keys NoKeys caught by delivers_one_message_of_a_key_at_a_time;
-    delivers_delayed_at_once NoDelay caught by holds_a_delayed_message_back;
-}
-
-/// Passes when the case fails on the mutant.
-pub(crate) fn is_caught(
-    mutant: &'static Mutant,
-    subject: &'static Subject,
-) -> std::result::Result<(), Failed> {
-    let case = queue::cases()
-        .into_iter()
-        .find(|case| case.name == mutant.caught_by);
-    let case = case.ok_or_else(|| format!("there is no case `{}`", mutant.caught_by))?;
-    match run(case, World::wrapped(subject, mutant.wrap)) {
-        Err(_) => Ok(()),
-        Ok(()) => Err(format!("`{}` passes although the queue {}", case.name, mutant.name).into()),
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub(super) enum Way {
     RetryAcks,
     ShortLease,
     AcceptsStale,
@@ -81,11 +27,23 @@ enum Way {
     ForgetsTheDead,
     NoKeys,
     NoDelay,
+    PurgesTheLeased,
+    CountsNoRetries,
+}
+
+pub(super) fn wrong(inner: Arc<dyn Queue>, way: Way) -> Arc<dyn Queue> {
+    Arc::new(Wrong {
+        inner,
+        wrong: way,
+        held: Mutex::default(),
+    })
 }
 
 struct Wrong {
     inner: Arc<dyn Queue>,
     wrong: Way,
+    /// What was handed out and may still be held.
+    held: Mutex<Vec<Receipt>>,
 }
 
 #[async_trait]
@@ -127,6 +85,8 @@ impl Queue for Wrong {
         if self.wrong == Way::FirstAttempt {
             leased.iter_mut().for_each(|delivery| delivery.attempt = 1);
         }
+        let receipts = leased.iter().map(|delivery| delivery.receipt.clone());
+        self.held.lock().expect("no holder panics").extend(receipts);
         Ok(leased)
     }
 
@@ -167,7 +127,11 @@ impl Queue for Wrong {
     }
 
     async fn stats(&self, queue: &QueueName) -> Result<Stats> {
-        self.inner.stats(queue).await
+        let mut stats = self.inner.stats(queue).await?;
+        if self.wrong == Way::CountsNoRetries {
+            stats.retried = 0;
+        }
+        Ok(stats)
     }
 
     async fn peek(&self, queue: &QueueName, max: usize) -> Result<Vec<Peeked>> {
@@ -187,7 +151,16 @@ impl Queue for Wrong {
     }
 
     async fn purge(&self, queue: &QueueName) -> Result<u64> {
-        self.inner.purge(queue).await
+        let purged = self.inner.purge(queue).await?;
+        if self.wrong == Way::PurgesTheLeased {
+            let held = std::mem::take(&mut *self.held.lock().expect("no holder panics"));
+            let taken = held.into_iter().map(|receipt| Settlement {
+                receipt,
+                verdict: Verdict::Ack,
+            });
+            self.inner.settle(taken.collect()).await?;
+        }
+        Ok(purged)
     }
 
     async fn dead_letters(

@@ -1,0 +1,57 @@
+//! Wrong routes: right in all but one way.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use towpath_core::port::Routes;
+use towpath_core::port::routes::{Binding, Publication};
+use towpath_core::{ErrorKind, ExchangeName, Result};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    SwallowsUnroutable,
+    NoUnbind,
+}
+
+pub(super) fn wrong(inner: Arc<dyn Routes>, way: Way) -> Arc<dyn Routes> {
+    Arc::new(Wrong { inner, way })
+}
+
+struct Wrong {
+    inner: Arc<dyn Routes>,
+    way: Way,
+}
+
+#[async_trait]
+impl Routes for Wrong {
+    async fn bind(&self, binding: &Binding) -> Result<()> {
+        self.inner.bind(binding).await
+    }
+
+    async fn unbind(&self, binding: &Binding) -> Result<()> {
+        match self.way {
+            Way::NoUnbind => Ok(()),
+            Way::SwallowsUnroutable => self.inner.unbind(binding).await,
+        }
+    }
+
+    async fn bindings(&self, exchange: &ExchangeName) -> Result<Vec<Binding>> {
+        self.inner.bindings(exchange).await
+    }
+
+    async fn publish(
+        &self,
+        exchange: &ExchangeName,
+        publications: Vec<Publication>,
+    ) -> Result<Vec<Result<usize>>> {
+        let mut outcomes = self.inner.publish(exchange, publications).await?;
+        if self.way == Way::SwallowsUnroutable {
+            for outcome in &mut outcomes {
+                if matches!(outcome, Err(error) if error.kind() == ErrorKind::NotFound) {
+                    *outcome = Ok(0);
+                }
+            }
+        }
+        Ok(outcomes)
+    }
+}

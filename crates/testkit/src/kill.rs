@@ -10,10 +10,13 @@ use libtest_mimic::Failed;
 use rand::Rng;
 
 use crate::Subject;
-use crate::world::{ack, enqueue, lease_now, stats};
+use crate::world::{ack, enqueue, lease, lease_as, payloads, stats};
 
 /// Tells the test binary to be the process that is killed: subject and folder.
 const ROLE: &str = "TOWPATH_TEST_KILLED";
+
+/// Of the process that is killed; longer than it takes to ack.
+const KILLED_LEASE: Duration = Duration::from_secs(5);
 
 /// Runs the process to be killed, when this is it.
 pub fn child_main(subjects: &'static [Subject]) -> bool {
@@ -37,22 +40,28 @@ async fn work(subject: &Subject, folder: PathBuf) {
     let backend = (subject.open)(folder).await.expect("open");
     let queue = backend.require_queue("the suite").expect("queues");
     let mut out = std::io::stdout();
-    for number in 0_u64.. {
-        for id in enqueue(&queue, &["x"; 3]).await {
-            writeln!(out, "there {id}").expect("the parent reads");
-        }
-        if number.is_multiple_of(4) {
-            let held = lease_now(&queue, 2).await;
-            // Said before it is done: from here on either is right.
-            for one in &held {
-                writeln!(out, "maybe {}", one.message.id).expect("the parent reads");
-            }
-            ack(&queue, &held).await;
-            for one in &held {
-                writeln!(out, "gone {}", one.message.id).expect("the parent reads");
-            }
+    let mut say = |what: &str, payloads: &[String]| {
+        for payload in payloads {
+            writeln!(out, "{what} {payload}").expect("the parent reads");
         }
         out.flush().expect("the parent reads");
+    };
+    for number in 0_u64.. {
+        let batch: Vec<String> = (0..3).map(|one| format!("{number}-{one}")).collect();
+        enqueue(
+            &queue,
+            &batch.iter().map(String::as_str).collect::<Vec<_>>(),
+        )
+        .await;
+        say("there", &batch);
+        if number.is_multiple_of(4) {
+            let held = lease_as(&queue, "killed", 2, KILLED_LEASE, Duration::ZERO).await;
+            let batch = payloads(&held);
+            // Said before it is done: from here on either is right.
+            say("maybe", &batch);
+            ack(&queue, &held).await;
+            say("gone", &batch);
+        }
     }
 }
 
@@ -94,9 +103,15 @@ pub(crate) fn survives(subject: &'static Subject) -> Result<(), Failed> {
                 .expect("open");
             let queue = backend.require_queue("the suite").expect("queues");
             let mut found = BTreeSet::new();
-            while stats(&queue).await.ready > 0 {
-                let held = lease_now(&queue, 500).await;
-                found.extend(held.iter().map(|one| one.message.id.to_string()));
+            loop {
+                // A backend that outlives the process gives back what it held when the lease expires.
+                let held = lease(&queue, 500).await;
+                found.extend(payloads(&held));
+                ack(&queue, &held).await;
+                let stats = stats(&queue).await;
+                if stats.ready + stats.delayed + stats.leased == 0 {
+                    break;
+                }
             }
             backend.lifecycle.close().await.expect("close");
             found

@@ -23,6 +23,9 @@ pub struct Subject {
     /// Why its cases cannot run here, for instance "no server at 127.0.0.1:6379"; asked once.
     pub missing: fn() -> Option<String>,
     /// Opens it on what is kept at this place; a fresh place is a fresh backend.
+    ///
+    /// A backend in a server uses the path as its namespace. It is opened again
+    /// at the same place, after it was closed and by another process after a kill.
     pub open: fn(PathBuf) -> Opening,
 }
 

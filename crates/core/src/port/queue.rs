@@ -50,7 +50,7 @@ impl Default for Settings {
 /// What became of one message of a batch that was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Enqueued {
-    /// Stored under its own id.
+    /// Stored under its own id; a backend without `Headers` gives it another when it is first leased.
     New(MessageId),
     /// Its dedup id was known: nothing stored, the first message's id.
     Duplicate(MessageId),

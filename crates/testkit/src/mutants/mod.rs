@@ -45,7 +45,7 @@ mutants! {
         loses_the_last_of_a_batch LosesLast caught by gives_back_what_was_enqueued;
         forgets_dedup_ids NoDedup caught by recognises_a_repeated_dedup_id;
         ignores_pause NoPause caught by a_paused_queue_takes_and_does_not_give;
-        drops_headers NoHeaders caught by keeps_headers_key_and_id;
+        drops_headers NoHeaders caught by keeps_headers_and_id;
         never_raises_the_attempt FirstAttempt caught by redelivers_after_the_lease_expires;
         redrives_one_too_few RedrivesLess caught by redrives_with_the_same_id_and_fresh_attempts;
         charges_releases ReleaseCharges caught by a_released_delivery_is_not_charged;

@@ -1,5 +1,6 @@
 //! What may come in, and what is remembered of it.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use towpath_core::port::queue::{Enqueued, MAX_BATCH, Settings};
@@ -10,7 +11,8 @@ use crate::world::*;
 
 crate::promises! { Queue:
     gives_back_what_was_enqueued;
-    keeps_headers_key_and_id needs Headers, KeyOrder;
+    keeps_headers_and_id needs Headers;
+    keeps_the_key needs Headers, KeyOrder;
     keeps_empty_binary_and_large_payloads;
     an_empty_batch_is_a_no_op;
     a_refused_message_does_not_keep_the_others_out;
@@ -24,29 +26,32 @@ crate::promises! { Queue:
 
 async fn gives_back_what_was_enqueued(mut world: World) {
     let queue = world.queue().await;
-    let ids = enqueue(&queue, &["one", "two", "three"]).await;
+    enqueue(&queue, &["one", "two", "three"]).await;
     let leased = lease(&queue, 10).await;
     assert_eq!(payloads(&leased), ["one", "two", "three"]);
-    assert_eq!(
-        leased.iter().map(|one| one.message.id).collect::<Vec<_>>(),
-        ids
-    );
+    let ids: HashSet<_> = leased.iter().map(|one| one.message.id).collect();
+    assert_eq!(ids.len(), 3);
     assert!(leased.iter().all(|one| one.attempt == 1));
 }
 
-async fn keeps_headers_key_and_id(mut world: World) {
+async fn keeps_headers_and_id(mut world: World) {
     let queue = world.queue().await;
     let mut message = text("x");
     message.headers.set("traceparent", "00-a-b-01");
     message.headers.set("Content-Type", "text/plain");
-    message.key = Some("customer 7".to_owned());
     let sent = message.clone();
+    assert_eq!(enqueue_all(&queue, vec![message]).await, [sent.id]);
+    let got = lease(&queue, 1).await.remove(0).message;
+    assert_eq!((got.id, got.headers), (sent.id, sent.headers));
+}
+
+async fn keeps_the_key(mut world: World) {
+    let queue = world.queue().await;
+    let mut message = text("x");
+    message.key = Some("customer 7".to_owned());
     enqueue_all(&queue, vec![message]).await;
     let got = lease(&queue, 1).await.remove(0).message;
-    assert_eq!(
-        (got.id, got.headers, got.key),
-        (sent.id, sent.headers, sent.key)
-    );
+    assert_eq!(got.key.as_deref(), Some("customer 7"));
 }
 
 async fn keeps_empty_binary_and_large_payloads(mut world: World) {

@@ -1,10 +1,13 @@
 //! Random steps against a reference small enough to be seen right.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
+use rand::seq::IteratorRandom;
 use rand::{Rng, SeedableRng};
+use towpath_core::port::Queue;
 use towpath_core::port::queue::{Selection, Verdict};
 use towpath_core::{Delivery, MessageId};
 
@@ -18,192 +21,198 @@ crate::promises! { Queue:
 /// Attempts of every message.
 const ATTEMPTS: u32 = 3;
 
-/// Where every message is; attempts counted as deliveries so far.
-#[derive(Default)]
+/// Where every message is, by its payload: ids may be made when a message is first leased.
+///
+/// The order of what came back is other cases' business; what was never handed
+/// out comes in the order of arrival.
 struct Model {
-    /// Fresh and redriven ones, and those given back in their old places, by place.
-    ready: BTreeMap<u64, (MessageId, u32)>,
-    dead: VecDeque<MessageId>,
-    next_place: u64,
+    rng: StdRng,
+    queue: Arc<dyn Queue>,
+    /// With its deliveries so far.
+    ready: BTreeMap<String, u32>,
+    held: Vec<Delivery>,
+    dead: BTreeMap<String, MessageId>,
+    ids: BTreeMap<String, MessageId>,
+    /// The youngest that was ever handed out; payloads sort as they arrived.
+    youngest: String,
     enqueued: u64,
     acked: u64,
     dropped: u64,
 }
 
-impl Model {
-    fn arrive(&mut self, id: MessageId) {
-        self.ready.insert(self.next_place, (id, 0));
-        self.next_place += 1;
-    }
-}
-
-/// A delivery in hand, and the place the model gives it back to.
-struct InHand {
-    delivery: Delivery,
-    place: u64,
-}
-
 async fn random_steps_agree_with_the_model(mut world: World) {
     // Printed with a failure: the same seed takes the same steps.
     let seed: u64 = rand::rng().random();
-    let mut rng = StdRng::seed_from_u64(seed);
-    let mut queue = world.queue().await;
-    queue
-        .declare(&jobs(), &attempts(ATTEMPTS))
-        .await
-        .expect("declare");
-    let (mut model, mut held) = (Model::default(), Vec::<InHand>::new());
+    let queue = world.queue().await;
+    let settings = attempts(ATTEMPTS);
+    queue.declare(&jobs(), &settings).await.expect("declare");
+    let mut model = Model {
+        rng: StdRng::seed_from_u64(seed),
+        queue,
+        ready: BTreeMap::new(),
+        held: Vec::new(),
+        dead: BTreeMap::new(),
+        ids: BTreeMap::new(),
+        youngest: String::new(),
+        enqueued: 0,
+        acked: 0,
+        dropped: 0,
+    };
     for step in 0..250 {
         let at = format!("seed {seed}, step {step}");
-        match rng.random_range(0..100) {
-            0..30 => {
-                let count = rng.random_range(1..5);
-                for id in enqueue(&queue, &vec!["x"; count]).await {
-                    model.arrive(id);
-                    model.enqueued += 1;
-                }
-            }
+        match model.rng.random_range(0..100) {
+            0..30 => model.enqueue().await,
             30..55 => {
-                let max = rng.random_range(1..5);
-                let got = lease_now(&queue, max).await;
-                // Handed out oldest first; those whose attempts are spent die on the way.
-                let mut expected = Vec::new();
-                while let Some(entry) = model.ready.first_entry()
-                    && expected.len() < max
-                {
-                    let (place, (id, attempts)) = entry.remove_entry();
-                    if attempts >= ATTEMPTS {
-                        model.dead.push_back(id);
-                    } else {
-                        expected.push((place, id, attempts + 1));
-                    }
-                }
-                let told: Vec<_> = got
-                    .iter()
-                    .map(|one| (one.message.id, one.attempt))
-                    .collect();
-                let wanted: Vec<_> = expected
-                    .iter()
-                    .map(|(_, id, attempt)| (*id, *attempt))
-                    .collect();
-                assert_eq!(told, wanted, "{at}");
-                held.extend(
-                    got.into_iter()
-                        .zip(expected)
-                        .map(|(delivery, (place, ..))| InHand { delivery, place }),
-                );
+                let max = model.rng.random_range(1..5);
+                model.lease(max, &at).await;
             }
-            55..85 if !held.is_empty() => {
-                let InHand { delivery, place } = held.swap_remove(rng.random_range(0..held.len()));
-                let (id, attempt) = (delivery.message.id, delivery.attempt);
-                let verdict = match rng.random_range(0..4) {
-                    0 => {
-                        model.acked += 1;
-                        Verdict::Ack
-                    }
-                    1 => {
-                        model.ready.insert(place, (id, attempt - 1));
-                        Verdict::Release
-                    }
-                    2 => {
-                        model.dead.push_back(id);
-                        Verdict::DeadLetter {
-                            reason: "no".to_owned(),
-                        }
-                    }
-                    _ if attempt >= ATTEMPTS => {
-                        model.dead.push_back(id);
-                        retry_now()
-                    }
-                    _ => {
-                        model.ready.insert(place, (id, attempt));
-                        retry_now()
-                    }
-                };
-                settle(&queue, &delivery, verdict)
-                    .await
-                    .unwrap_or_else(|error| panic!("{at}: {error:?}"));
-            }
+            55..85 => model.settle(&at).await,
             85..89 => {
-                let given_back = queue
-                    .disconnect(&consumer("one"))
-                    .await
-                    .expect("disconnect");
-                assert_eq!(given_back, held.len() as u64, "{at}");
-                for InHand { delivery, place } in held.drain(..) {
-                    model
-                        .ready
-                        .insert(place, (delivery.message.id, delivery.attempt));
-                }
+                let given_back = model.queue.disconnect(&consumer("one")).await;
+                let given_back = given_back.expect("disconnect");
+                assert_eq!(given_back, model.held.len() as u64, "{at}");
+                model.take_back();
+                model.lease(MANY, &at).await;
             }
             89..92 => {
-                let dropped = queue.purge(&jobs()).await.expect("purge");
+                let dropped = model.queue.purge(&jobs()).await.expect("purge");
                 assert_eq!(dropped, model.ready.len() as u64, "{at}");
                 model.dropped += dropped;
                 model.ready.clear();
             }
-            92..96 => {
-                let ids: Vec<_> = model
-                    .dead
-                    .iter()
-                    .copied()
-                    .filter(|_| rng.random())
-                    .collect();
-                let selection = Selection::Ids(ids.clone());
-                if rng.random() {
-                    assert_eq!(
-                        queue.drop_dead(&jobs(), &selection).await.expect("drop"),
-                        ids.len() as u64,
-                        "{at}"
-                    );
-                    model.dropped += ids.len() as u64;
-                    model.dead.retain(|id| !ids.contains(id));
-                } else {
-                    // The order among several is not promised, so one at a time.
-                    for id in ids {
-                        assert_eq!(
-                            queue
-                                .redrive(&jobs(), &Selection::Ids(vec![id]))
-                                .await
-                                .expect("redrive"),
-                            1,
-                            "{at}"
-                        );
-                        model.dead.retain(|dead| *dead != id);
-                        model.arrive(id);
-                    }
-                }
-            }
+            92..96 => model.see_to_the_dead(&at).await,
             96..98 => {
-                queue = world.reopen().await;
-                for InHand { delivery, place } in held.drain(..) {
-                    model
-                        .ready
-                        .insert(place, (delivery.message.id, delivery.attempt));
-                }
+                model.queue = world.reopen().await;
+                model.take_back();
+                model.lease(MANY, &at).await;
             }
             _ => tokio::time::sleep(Duration::from_millis(1)).await,
         }
-        let now = stats(&queue).await;
+        model.compare(&at).await;
+    }
+    assert_balanced(&model.queue).await;
+}
+
+/// More than are ever there.
+const MANY: usize = 5_000;
+
+impl Model {
+    async fn enqueue(&mut self) {
+        let count = self.rng.random_range(1..5);
+        let payloads: Vec<String> = (self.enqueued..self.enqueued + count)
+            .map(|number| format!("{number:06}"))
+            .collect();
+        let texts: Vec<&str> = payloads.iter().map(String::as_str).collect();
+        enqueue(&self.queue, &texts).await;
+        self.enqueued += count;
+        self.ready.extend(payloads.into_iter().map(|one| (one, 0)));
+    }
+
+    /// Leases; of everything after what may have spent attempts, so that it is known who dies.
+    async fn lease(&mut self, max: usize, at: &str) {
+        let got = lease_now(&self.queue, max).await;
+        if max == MANY {
+            let (ids, dead) = (&self.ids, &mut self.dead);
+            self.ready.retain(|payload, attempts| {
+                let is_spent = *attempts >= ATTEMPTS;
+                if is_spent {
+                    dead.insert(payload.clone(), ids[payload]);
+                }
+                !is_spent
+            });
+        }
+        assert_eq!(got.len(), max.min(self.ready.len()), "{at}");
+        for (payload, delivery) in payloads(&got).into_iter().zip(got) {
+            let attempts = self.ready.remove(&payload);
+            let attempts = attempts.unwrap_or_else(|| panic!("{at}: `{payload}` was not ready"));
+            assert_eq!(delivery.attempt, attempts + 1, "{at}: `{payload}`");
+            let id = delivery.message.id;
+            match self.ids.insert(payload.clone(), id) {
+                Some(known) => assert_eq!(known, id, "{at}: `{payload}`"),
+                None => {
+                    assert!(payload > self.youngest, "{at}: `{payload}` was overtaken");
+                    self.youngest = payload;
+                }
+            }
+            self.held.push(delivery);
+        }
+    }
+
+    async fn settle(&mut self, at: &str) {
+        if self.held.is_empty() {
+            return;
+        }
+        let index = self.rng.random_range(0..self.held.len());
+        let delivery = self.held.swap_remove(index);
+        let payload = payloads(std::slice::from_ref(&delivery)).remove(0);
+        let (id, attempt) = (delivery.message.id, delivery.attempt);
+        let reason = "no".to_owned();
+        let verdict = match self.rng.random_range(0..4) {
+            0 => Verdict::Ack,
+            1 => Verdict::Release,
+            2 => Verdict::DeadLetter { reason },
+            _ => retry_now(),
+        };
+        match verdict {
+            Verdict::Ack => self.acked += 1,
+            Verdict::Release => _ = self.ready.insert(payload, attempt - 1),
+            Verdict::Retry { .. } if attempt < ATTEMPTS => {
+                _ = self.ready.insert(payload, attempt);
+            }
+            Verdict::Retry { .. } | Verdict::DeadLetter { .. } => {
+                _ = self.dead.insert(payload, id);
+            }
+        }
+        let outcome = settle(&self.queue, &delivery, verdict).await;
+        outcome.unwrap_or_else(|error| panic!("{at}: {error:?}"));
+    }
+
+    /// What was in hand is ready again, its attempts counted.
+    fn take_back(&mut self) {
+        for delivery in self.held.drain(..) {
+            let payload = payloads(std::slice::from_ref(&delivery)).remove(0);
+            self.ready.insert(payload, delivery.attempt);
+        }
+    }
+
+    async fn see_to_the_dead(&mut self, at: &str) {
+        let count = self.rng.random_range(0..4);
+        let some = self
+            .dead
+            .keys()
+            .cloned()
+            .choose_multiple(&mut self.rng, count);
+        let ids = some.iter().map(|payload| self.dead[payload]).collect();
+        let selection = Selection::Ids(ids);
+        let done = if self.rng.random() {
+            self.dropped += some.len() as u64;
+            self.queue.drop_dead(&jobs(), &selection).await
+        } else {
+            self.ready.extend(some.iter().map(|one| (one.clone(), 0)));
+            self.queue.redrive(&jobs(), &selection).await
+        };
+        assert_eq!(done.expect("done"), some.len() as u64, "{at}");
+        self.dead.retain(|payload, _| !some.contains(payload));
+    }
+
+    async fn compare(&self, at: &str) {
+        let now = stats(&self.queue).await;
+        let told = (now.ready + now.delayed, now.leased, now.dead);
+        let (ready, held, dead) = (self.ready.len(), self.held.len(), self.dead.len());
         assert_eq!(
-            (
-                now.ready + now.delayed,
-                now.leased,
-                now.dead,
-                now.enqueued,
-                now.acked,
-                now.dropped
-            ),
-            (
-                model.ready.len() as u64,
-                held.len() as u64,
-                model.dead.len() as u64,
-                model.enqueued,
-                model.acked,
-                model.dropped
-            ),
+            told,
+            (ready as u64, held as u64, dead as u64),
             "{at}: {now:?}"
         );
+        let told = (now.enqueued, now.acked, now.dropped);
+        let counts = (self.enqueued, self.acked, self.dropped);
+        assert_eq!(told, counts, "{at}: {now:?}");
+        let dead = self.queue.dead_letters(&jobs(), None, MANY).await;
+        let dead: BTreeSet<_> = dead
+            .expect("dead letters")
+            .iter()
+            .map(|one| one.message.id)
+            .collect();
+        assert_eq!(dead, self.dead.values().copied().collect(), "{at}");
     }
-    assert_balanced(&queue).await;
 }

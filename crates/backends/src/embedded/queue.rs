@@ -126,11 +126,9 @@ impl Queue for Store {
             .map(|receipt| {
                 let queue = inner.state.queue(&receipt.queue);
                 queue.tick(now, monotonic);
-                if queue.is_leased(receipt.number, receipt.fence) {
-                    queue.extend(receipt.number, deadline);
-                    Ok(())
-                } else {
-                    Err(stale(receipt))
+                match queue.extend(receipt.number, receipt.fence, deadline) {
+                    true => Ok(()),
+                    false => Err(stale(receipt)),
                 }
             })
             .collect())

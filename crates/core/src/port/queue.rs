@@ -275,12 +275,14 @@ pub trait Queue: Send + Sync {
     /// Ends deliveries; durable when it returns. One outcome per settlement, in order.
     ///
     /// # Errors
-    /// Per settlement: `Conflict` when the lease had expired and the message
-    /// was leased again, settled or taken back (nothing changed). An expired
-    /// lease that nobody took over since is settled as if in time.
+    /// Per settlement: `Conflict` when the message was leased again since,
+    /// settled or taken back (nothing changed). An expired lease that nobody
+    /// took over is settled as if in time.
     async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>>;
 
     /// Makes leases last until `lease` from now. One outcome per receipt.
+    ///
+    /// An expired lease that nobody took over, also not another message of its key, begins again.
     ///
     /// # Errors
     /// Per receipt: `Conflict` as in [`Queue::settle`].

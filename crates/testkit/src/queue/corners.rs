@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use towpath_core::port::Queue;
 use towpath_core::port::queue::{LeaseRequest, Selection, Settlement, Verdict};
-use towpath_core::{Clock, ErrorKind, NewMessage, SystemClock};
+use towpath_core::{Clock, Delivery, ErrorKind, NewMessage, SystemClock};
 
 use crate::World;
 use crate::world::*;
@@ -13,6 +14,8 @@ crate::promises! { Queue:
     one_stale_receipt_does_not_keep_the_others_out;
     a_dropped_wait_takes_nothing;
     a_wait_without_end_is_woken_all_the_same;
+    a_late_extension_takes_its_key_back needs KeyOrder;
+    a_disconnect_voids_what_had_expired;
     a_purged_retry_lets_its_key_go needs KeyOrder;
     an_expired_message_lets_its_key_go needs KeyOrder, Expiry;
     keeps_every_count_across_reopen needs Dedup;
@@ -85,6 +88,44 @@ async fn a_wait_without_end_is_woken_all_the_same(mut world: World) {
         wait: Duration::MAX,
     };
     assert_eq!(queue.lease(request).await.expect("lease").len(), 1);
+}
+
+async fn expired(queue: &Arc<dyn Queue>) -> Delivery {
+    let late = lease_as(queue, "slow", 1, LEASE, Duration::ZERO).await;
+    let before = stats(queue).await.ready;
+    until("the lease to expire", || async {
+        stats(queue).await.ready > before
+    })
+    .await;
+    late.into_iter().next().expect("something to lease")
+}
+
+async fn a_late_extension_takes_its_key_back(mut world: World) {
+    let queue = world.queue().await;
+    enqueue_all(&queue, vec![keyed("a1"), keyed("a2")]).await;
+    let late = expired(&queue).await;
+    let receipts = [late.receipt.clone()];
+    let extended = queue.extend(&receipts, Duration::from_secs(30)).await;
+    extended.expect("extend").remove(0).expect("extended");
+    assert!(lease_now(&queue, 2).await.is_empty(), "a2 waits for a1");
+    ack(&queue, &[late]).await;
+    assert_eq!(payloads(&lease(&queue, 2).await), ["a2"]);
+}
+
+async fn a_disconnect_voids_what_had_expired(mut world: World) {
+    let queue = world.queue().await;
+    enqueue(&queue, &["one"]).await;
+    let late = expired(&queue).await;
+    let given_back = queue.disconnect(&consumer("slow")).await;
+    assert_eq!(given_back.expect("disconnect"), 0, "nothing was in hand");
+    let receipts = [late.receipt.clone()];
+    let extended = queue.extend(&receipts, LEASE).await.expect("extend");
+    assert_kind(
+        extended.into_iter().next().expect("one"),
+        ErrorKind::Conflict,
+    );
+    let settled = settle(&queue, &late, Verdict::Ack).await;
+    assert_kind(settled, ErrorKind::Conflict);
 }
 
 async fn a_purged_retry_lets_its_key_go(mut world: World) {

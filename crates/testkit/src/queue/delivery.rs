@@ -18,6 +18,7 @@ crate::promises! { Queue:
     an_extended_lease_lasts;
     refuses_a_stale_receipt;
     settles_late_while_nobody_took_over;
+    extends_late_while_nobody_took_over;
     one_receipt_settles_once;
     a_disconnected_consumers_deliveries_come_back_at_once;
     a_released_delivery_is_not_charged;
@@ -127,6 +128,23 @@ async fn settles_late_while_nobody_took_over(mut world: World) {
     .await;
     ack(&queue, &late).await;
     assert_eq!(stats(&queue).await.acked, 1);
+}
+
+async fn extends_late_while_nobody_took_over(mut world: World) {
+    let queue = world.queue().await;
+    enqueue(&queue, &["one"]).await;
+    let late = lease_as(&queue, "slow", 1, LEASE, Duration::ZERO).await;
+    until("the lease to expire", || async {
+        stats(&queue).await.ready == 1
+    })
+    .await;
+    let receipts = [late[0].receipt.clone()];
+    let extended = queue.extend(&receipts, Duration::from_secs(30)).await;
+    extended.expect("extend").remove(0).expect("extended");
+    assert!(lease_now(&queue, 1).await.is_empty(), "it is in hand again");
+    let stats = stats(&queue).await;
+    assert_eq!((stats.leased, stats.consumers), (1, 2));
+    ack(&queue, &late).await;
 }
 
 async fn one_receipt_settles_once(mut world: World) {

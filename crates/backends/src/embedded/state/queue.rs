@@ -52,7 +52,7 @@ pub(in super::super) enum Standing {
     /// Waits until a moment.
     Delayed(Timestamp),
     /// In a consumer's hands, until this moment of the monotonic clock in milliseconds.
-    Leased { deadline: u64, consumer: ConsumerId },
+    Leased { deadline: u64 },
 }
 
 /// A lease ends with the process, so a checkpoint keeps it as ready.
@@ -66,15 +66,22 @@ fn without_lease<S: serde::Serializer>(
     }
 }
 
+/// The last lease of a message.
+#[derive(Debug, Clone)]
+struct Lease {
+    fence: u64,
+    consumer: ConsumerId,
+}
+
 /// A message that is not fresh.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in super::super) struct Held {
     pub(in super::super) entry: Entry,
     #[serde(serialize_with = "without_lease")]
     pub(in super::super) standing: Standing,
-    /// Of its last lease while that can still be settled; 0 otherwise.
+    /// While it can still be settled or extended, though it may have expired.
     #[serde(skip)]
-    fence: u64,
+    lease: Option<Lease>,
     /// Errors so far, oldest first.
     pub(in super::super) history: Vec<String>,
 }
@@ -317,11 +324,13 @@ impl QueueState {
                 self.hold(held);
             } else {
                 *fence += 1;
-                held.fence = *fence;
+                held.lease = Some(Lease {
+                    fence: *fence,
+                    consumer: leasing.consumer.clone(),
+                });
                 held.entry.attempts += 1;
                 held.standing = Standing::Leased {
                     deadline: leasing.deadline,
-                    consumer: leasing.consumer.clone(),
                 };
                 found.leased.push((held.entry, *fence));
                 self.hold(held);
@@ -369,15 +378,10 @@ impl QueueState {
 
     /// Whether this lease is the message's last one; an expired one counts while nobody took over.
     pub(in super::super) fn holds(&self, number: u64, fence: u64) -> bool {
-        self.held
-            .get(&number)
-            .is_some_and(|held| held.fence == fence)
-    }
-
-    /// Whether this lease still runs.
-    pub(in super::super) fn is_leased(&self, number: u64, fence: u64) -> bool {
         self.held.get(&number).is_some_and(|held| {
-            held.fence == fence && matches!(held.standing, Standing::Leased { .. })
+            held.lease
+                .as_ref()
+                .is_some_and(|lease| lease.fence == fence)
         })
     }
 
@@ -391,29 +395,37 @@ impl QueueState {
         self.next_number
     }
 
-    /// Makes a lease last until `deadline`.
-    pub(in super::super) fn extend(&mut self, number: u64, deadline: u64) {
-        if let Some(held) = self.held.get_mut(&number)
-            && let Standing::Leased { deadline: old, .. } = &mut held.standing
-        {
-            self.leases.remove(&(*old, number));
-            *old = deadline;
-            self.leases.insert((deadline, number));
+    /// Makes a lease that [`QueueState::holds`] last until `deadline`. False when somebody took over.
+    pub(in super::super) fn extend(&mut self, number: u64, fence: u64, deadline: u64) -> bool {
+        if !self.holds(number, fence) {
+            return false;
         }
+        let Some(mut held) = self.detach(number) else {
+            return false;
+        };
+        // One that had expired let its key go, and another message of the key may be on its way.
+        let extended = self.take_key(held.entry.key, number);
+        if extended {
+            held.standing = Standing::Leased { deadline };
+        }
+        self.hold(held);
+        extended
     }
 
     /// Takes back what the consumer holds; attempts stay counted, and its receipts are void.
     pub(in super::super) fn disconnect(&mut self, gone: &ConsumerId) -> u64 {
-        let theirs: Vec<u64> = self
-            .held
-            .values()
-            .filter(|held| matches!(&held.standing, Standing::Leased { consumer, .. } if consumer == gone))
-            .map(|held| held.entry.number)
-            .collect();
-        for number in &theirs {
-            if let Some(held) = self.held.get_mut(number) {
-                held.fence = 0;
+        let mut theirs = Vec::new();
+        for held in self.held.values_mut() {
+            if held
+                .lease
+                .take_if(|lease| lease.consumer == *gone)
+                .is_some()
+                && matches!(held.standing, Standing::Leased { .. })
+            {
+                theirs.push(held.entry.number);
             }
+        }
+        for number in &theirs {
             self.stand(*number, Standing::Ready);
             self.free_key(*number);
         }
@@ -425,7 +437,7 @@ impl QueueState {
         let Some(mut held) = self.detach(number) else {
             return;
         };
-        held.fence = 0;
+        held.lease = None;
         match ending {
             Ending::Ack => {
                 self.counters.acked += 1;
@@ -588,10 +600,8 @@ impl QueueState {
             .map(|(consumer, _)| consumer)
             .collect();
         consumers.extend(self.leases.iter().filter_map(|(_, number)| {
-            match &self.held.get(number)?.standing {
-                Standing::Leased { consumer, .. } => Some(consumer),
-                _ => None,
-            }
+            let lease = self.held.get(number)?.lease.as_ref();
+            lease.map(|lease| &lease.consumer)
         }));
         Stats {
             queue: name.clone(),
@@ -624,7 +634,7 @@ impl QueueState {
             match &held.standing {
                 Standing::Ready => _ = self.ready.remove(&number),
                 Standing::Delayed(due) => _ = self.delayed.remove(&(*due, number)),
-                Standing::Leased { deadline, .. } => _ = self.leases.remove(&(*deadline, number)),
+                Standing::Leased { deadline } => _ = self.leases.remove(&(*deadline, number)),
                 Standing::Parked => {
                     if let Some(line) = held.entry.key.and_then(|key| self.keys.get_mut(&key.get()))
                     {
@@ -647,7 +657,7 @@ impl QueueState {
         match &held.standing {
             Standing::Ready => _ = self.ready.insert(number),
             Standing::Delayed(due) => _ = self.delayed.insert((*due, number)),
-            Standing::Leased { deadline, .. } => _ = self.leases.insert((*deadline, number)),
+            Standing::Leased { deadline } => _ = self.leases.insert((*deadline, number)),
             Standing::Parked => {
                 if let Some(key) = held.entry.key {
                     self.keys
@@ -711,7 +721,7 @@ impl Held {
         Self {
             entry,
             standing: Standing::Ready,
-            fence: 0,
+            lease: None,
             history: Vec::new(),
         }
     }

@@ -17,11 +17,15 @@ use towpath_core::{
 
 use super::log::{Class, Position};
 use super::record::{self, Arrival, Ending, Record};
-use super::state::{Dead, Entry, Leasing, Place, Standing};
+use super::state::{Dead, Entry, Found, Leasing, Place, Standing};
 use super::store::{Inner, Store};
 
 /// When a refused producer may come back.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Why a message is given up that no consumer gave up.
+const SPENT: &str =
+    "its attempts are spent: every consumer that had it let the lease expire or died";
 
 /// The longest sleep while waiting, so that a clock that tests move is looked at.
 const LOOK: Duration = Duration::from_millis(50);
@@ -482,76 +486,72 @@ impl Store {
         let committed = self.log.committed_position();
         let mut guard = self.lock();
         let inner = &mut *guard;
-        let mut fence = inner.state.fence;
-        let state = inner.state.queue(&request.queue);
-        state.tick(now, monotonic);
-        state.seen(&request.consumer, monotonic);
-        let found = state.lease(
-            &mut fence,
-            &Leasing {
-                consumer: &request.consumer,
-                max: request.max,
-                deadline: monotonic.saturating_add(millis(request.lease)),
-                committed,
-                now,
-            },
-        );
-        let (due, deadline) = state.next_event();
-        inner.state.fence = fence;
-        let queue = || request.queue.clone();
-        if !found.expired.is_empty() {
-            self.write(
-                inner,
-                Class::Settle,
-                &Record::Drop {
-                    queue: queue(),
-                    numbers: found.expired,
-                },
-            )?;
-        }
-        if !found.spent.is_empty() {
-            let reason =
-                "its attempts are spent: every consumer that had it let the lease expire or died";
-            let settled = found
-                .spent
-                .iter()
-                .map(|number| {
-                    (
-                        *number,
-                        Ending::Dead {
-                            reason: reason.into(),
-                        },
-                    )
-                })
-                .collect();
-            self.write(
-                inner,
-                Class::Settle,
-                &Record::Settle {
-                    queue: queue(),
-                    at: now,
-                    settled,
-                },
-            )?;
-        }
-        if !found.leased.is_empty() {
+        let leasing = Leasing {
+            consumer: &request.consumer,
+            max: request.max,
+            deadline: monotonic.saturating_add(millis(request.lease)),
+            committed,
+            now,
+        };
+        let leased = loop {
+            let mut fence = inner.state.fence;
+            let state = inner.state.queue(&request.queue);
+            state.tick(now, monotonic);
+            state.seen(&request.consumer, monotonic);
+            let mut found = state.lease(&mut fence, &leasing);
+            inner.state.fence = fence;
+            if found.expired.is_empty() && found.spent.is_empty() {
+                break found.leased;
+            }
+            let leased = std::mem::take(&mut found.leased);
+            self.sort_out(inner, &request.queue, found)?;
+            // The keys that they held may let others go.
+            if leased.is_empty() {
+                continue;
+            }
+            if inner.state.queue(&request.queue).has_ready() {
+                self.news(&request.queue).notify_waiters();
+            }
+            break leased;
+        };
+        if !leased.is_empty() {
             // Not waited for: a crash within one sync of the lease may forget that this attempt was begun.
-            let numbers = found.leased.iter().map(|(entry, _)| entry.number).collect();
-            self.note(
-                inner,
-                &Record::Leased {
-                    queue: queue(),
-                    numbers,
-                },
-            )?;
+            let numbers = leased.iter().map(|(entry, _)| entry.number).collect();
+            let queue = request.queue.clone();
+            self.note(inner, &Record::Leased { queue, numbers })?;
         }
+        let (due, deadline) = inner.state.queue(&request.queue).next_event();
         let due = due.map(|due| due.since(now));
         let expiry =
             deadline.map(|deadline| Duration::from_millis(deadline.saturating_sub(monotonic)));
         Ok(HandedOut {
-            leased: found.leased,
+            leased,
             look_again: due.into_iter().chain(expiry).min(),
         })
+    }
+
+    /// Drops what has expired, and gives up what has no attempts left.
+    fn sort_out(&self, inner: &mut Inner, queue: &QueueName, found: Found) -> Result<()> {
+        if !found.expired.is_empty() {
+            let record = Record::Drop {
+                queue: queue.clone(),
+                numbers: found.expired,
+            };
+            self.write(inner, Class::Settle, &record)?;
+        }
+        if !found.spent.is_empty() {
+            let spent = found.spent.into_iter().map(|number| {
+                let reason = SPENT.into();
+                (number, Ending::Dead { reason })
+            });
+            let record = Record::Settle {
+                queue: queue.clone(),
+                at: self.clock.now(),
+                settled: spent.collect(),
+            };
+            self.write(inner, Class::Settle, &record)?;
+        }
+        Ok(())
     }
 
     /// Reads what was leased; a message that cannot be read becomes a dead letter, and the rest is served.

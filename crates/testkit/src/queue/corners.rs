@@ -166,7 +166,11 @@ async fn an_expired_message_lets_its_key_go(mut world: World) {
         error: "no".to_owned(),
     };
     settle(&queue, &held[0], verdict).await.expect("retried");
-    let next = lease_as(&queue, "one", 1, LEASE, Duration::from_secs(5)).await;
+    until("the retry to fall due", || async {
+        stats(&queue).await.delayed == 0
+    })
+    .await;
+    let next = lease_now(&queue, 1).await;
     assert_eq!(payloads(&next), ["a2"], "a1 expired while it waited");
     assert_balanced(&queue).await;
 }

@@ -18,7 +18,7 @@ use towpath_core::{ExchangeName, QueueName, Result, StreamName, Timestamp};
 
 pub(super) use kv::{Changes, Content, KvState, Slot};
 pub(super) use limits::Limits;
-pub(super) use queue::{Dead, Entry, Leasing, Place, QueueState, Standing};
+pub(super) use queue::{Dead, Entry, Found, Leasing, Place, QueueState, Standing};
 pub(super) use stream::{GroupState, Handed, StreamState, Taking, offset};
 
 use super::log::Position;

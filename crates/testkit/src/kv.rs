@@ -20,6 +20,7 @@ crate::promises! { Kv:
     one_of_many_puts_if_absent;
     a_counter_stays_within_its_bounds;
     fields_are_kept_apart_from_values;
+    a_hash_changes_field_by_field_and_stays;
     a_key_goes_after_its_ttl;
     lists_keys_by_prefix_page_by_page;
     keeps_keys_across_reopen;
@@ -209,6 +210,51 @@ async fn fields_are_kept_apart_from_values(mut world: World) {
     kv.put("value", "x".into(), None).await.expect("put");
     assert_kind(kv.commit(vec![set("value", "a")]).await, ErrorKind::Invalid);
     assert!(kv.fields("absent").await.expect("fields").is_empty());
+}
+
+async fn a_hash_changes_field_by_field_and_stays(mut world: World) {
+    let set = |field: &str, value: &'static str| Op::SetField {
+        key: "hash".to_owned(),
+        field: field.to_owned(),
+        value: value.into(),
+    };
+    let expire = |seconds: Option<u64>| Op::Expire {
+        key: "hash".to_owned(),
+        ttl: seconds.map(Duration::from_secs),
+    };
+    let delete = Op::Delete {
+        key: "hash".to_owned(),
+    };
+    let steps = [
+        (vec![set("a", "1"), set("b", "1")], "a1 b1", false),
+        (vec![set("b", "2")], "a1 b2", false),
+        (vec![expire(Some(600)), set("c", "1")], "a1 b2 c1", true),
+        (
+            vec![set("c", "2"), expire(None), set("c", "3")],
+            "a1 b2 c3",
+            false,
+        ),
+        (vec![set("d", "1"), delete, set("a", "2")], "a2", false),
+        (vec![expire(Some(600))], "a2", true),
+    ];
+    for (ops, expected, mortal) in steps {
+        let before = kv(&mut world).await;
+        let applied = before.commit(ops.clone()).await.expect("commit");
+        assert_eq!(applied, Committed::Applied(vec![None; ops.len()]));
+        // Now, and as it is read back.
+        for _ in 0..2 {
+            let kv = kv(&mut world).await;
+            let fields = kv.fields("hash").await.expect("fields");
+            let told: Vec<String> = fields
+                .into_iter()
+                .map(|(name, value)| name + &String::from_utf8_lossy(&value))
+                .collect();
+            assert_eq!(told.join(" "), expected);
+            let ttl = kv.ttl("hash").await.expect("ttl").expect("it is there");
+            assert_eq!(ttl.is_some(), mortal, "{expected}");
+            world.reopen().await;
+        }
+    }
 }
 
 async fn a_key_goes_after_its_ttl(mut world: World) {

@@ -5,6 +5,7 @@ use towpath_core::port::effects::{Effects, Outcome, Transaction};
 use towpath_core::port::kv::Committed;
 use towpath_core::{Result, ResultExt};
 
+use super::kv::records_of;
 use super::log::{Class, Position};
 use super::queue::Arriving;
 use super::record::Record;
@@ -26,17 +27,13 @@ impl Store {
         let now = self.clock.now();
         let mut guard = self.lock();
         let inner = &mut *guard;
-        let (committed, changes) = inner.state.kv.plan(&transaction.kv, now)?.into_parts();
+        let (committed, mut records) = records_of(inner.state.kv.plan(&transaction.kv, now)?);
         let values = match committed {
             Committed::Applied(values) => values,
             Committed::Refused { index, current } => {
                 return Ok((Outcome::Refused { index, current }, self.log.awaited_end()));
             }
         };
-        let mut records = Vec::new();
-        if !changes.is_empty() {
-            records.push(Record::Kv { changes });
-        }
         let plan = self.plan_endings(inner, &transaction.settle);
         for outcome in plan.outcomes {
             outcome?;

@@ -9,7 +9,7 @@ use towpath_core::{Error, Result, ResultExt};
 
 use super::log::Class;
 use super::record::Record;
-use super::state::{Content, Slot};
+use super::state::{Content, Plan, Slot};
 use super::store::Store;
 
 #[async_trait]
@@ -17,14 +17,19 @@ impl Kv for Store {
     async fn commit(&self, ops: Vec<Op>) -> Result<Committed> {
         let (committed, end) = {
             let mut inner = self.lock();
-            let (committed, changes) = inner.state.kv.plan(&ops, self.clock.now())?.into_parts();
+            let plan = inner.state.kv.plan(&ops, self.clock.now())?;
             // What frees space is taken while the disk is low.
-            let grows = changes.iter().any(|(_, slot)| slot.is_some());
-            let class = if grows { Class::Grow } else { Class::Settle };
-            let end = match changes.is_empty() {
+            let class = if plan.grows() {
+                Class::Grow
+            } else {
+                Class::Settle
+            };
+            let (committed, mut records) = records_of(plan);
+            let end = match records.len() {
                 // A refusal rests on what may not be durable yet.
-                true => self.log.awaited_end(),
-                false => self.write(&mut inner, class, &Record::Kv { changes })?,
+                0 => self.log.awaited_end(),
+                1 => self.write(&mut inner, class, &records.remove(0))?,
+                _ => self.write(&mut inner, class, &Record::All(records))?,
             };
             (committed, end)
         };
@@ -71,6 +76,20 @@ impl Kv for Store {
         self.log.committed(end).await?;
         Ok(keys)
     }
+}
+
+/// What is written for a plan.
+pub(super) fn records_of(plan: Plan) -> (Committed, Vec<Record<'static>>) {
+    let mut records = Vec::new();
+    if !plan.changes.is_empty() {
+        let changes = plan.changes;
+        records.push(Record::Kv { changes });
+    }
+    if !plan.fields.is_empty() {
+        let changes = plan.fields;
+        records.push(Record::KvFields { changes });
+    }
+    (plan.committed, records)
 }
 
 impl Store {

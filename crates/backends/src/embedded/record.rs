@@ -13,7 +13,7 @@ use towpath_core::{
     StreamName, Timestamp, limiter,
 };
 
-use super::state::Changes;
+use super::state::{Changes, FieldsSet};
 
 /// One atomic change of the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,6 +116,8 @@ pub(super) enum Record<'a> {
         stream: StreamName,
         moved: Vec<(u64, u32)>,
     },
+    /// Hashes that are there, and the fields set in them.
+    KvFields { changes: Vec<(String, FieldsSet)> },
 }
 
 /// What the state keeps of a message, beside its blob.

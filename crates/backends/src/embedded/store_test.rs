@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use towpath_core::port::Queue;
+use towpath_core::port::kv::{Kv, Op};
 use towpath_core::port::queue::{LeaseRequest, Settings, Settlement, Verdict};
 use towpath_core::port::routes::{Binding, Publication, Routes};
 use towpath_core::{
@@ -255,4 +256,43 @@ async fn one_damaged_message_does_not_keep_the_others_from_being_looked_at() {
     file.write_all_at(b"S", at as u64).unwrap();
     let seen = store.peek(&queue("jobs"), 10).await.unwrap();
     assert_eq!(seen.len(), 2);
+}
+
+#[tokio::test]
+async fn a_field_of_a_large_hash_is_written_alone() {
+    let (folder, clock) = (
+        tempfile::tempdir().unwrap(),
+        Arc::new(ManualClock::at(START)),
+    );
+    let store = open(folder.path(), &clock);
+    let set = |field: usize, value: &str| Op::SetField {
+        key: "hash".to_owned(),
+        field: format!("field {field}"),
+        value: value.repeat(10).into(),
+    };
+    let all = (0..500).map(|field| set(field, "a")).collect();
+    store.commit(all).await.unwrap();
+    store.checkpoint().unwrap();
+    let before = store.log.records_end();
+    for field in 0..20 {
+        store.commit(vec![set(field, "b")]).await.unwrap();
+    }
+    let end = store.log.records_end();
+    let written = end.offset - before.offset;
+    assert!(
+        end.segment == before.segment && written < 20 * 200,
+        "{written}"
+    );
+    let image = crash_image(folder.path());
+    let expected = store.fields("hash").await.unwrap();
+    assert_eq!(
+        expected
+            .iter()
+            .filter(|(_, value)| value[0] == b'b')
+            .count(),
+        20
+    );
+    let store = open(image.path(), &clock);
+    assert_eq!(store.fields("hash").await.unwrap(), expected);
+    store.close().unwrap();
 }

@@ -26,25 +26,32 @@ pub(in super::super) struct Slot {
 /// Keys and what they become; `None` for gone.
 pub(in super::super) type Changes = Vec<(String, Option<Slot>)>;
 
-/// What a list of ops comes to.
-pub(in super::super) enum Plan {
-    Apply {
-        values: Vec<Option<Bytes>>,
-        changes: Changes,
-    },
-    Refuse {
-        index: usize,
-        current: Option<Bytes>,
-    },
+/// Fields set in a hash that is there, and until when it stays.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(in super::super) struct FieldsSet {
+    pub(in super::super) fields: Vec<(String, Bytes)>,
+    pub(in super::super) until: Option<Timestamp>,
+}
+
+/// What a list of ops comes to: nothing when it is refused.
+pub(in super::super) struct Plan {
+    pub(in super::super) committed: Committed,
+    pub(in super::super) changes: Changes,
+    /// A large hash is not written again for each of its fields.
+    pub(in super::super) fields: Vec<(String, FieldsSet)>,
 }
 
 impl Plan {
-    pub(in super::super) fn into_parts(self) -> (Committed, Changes) {
-        match self {
-            Self::Apply { values, changes } => (Committed::Applied(values), changes),
-            Self::Refuse { index, current } => (Committed::Refused { index, current }, Vec::new()),
-        }
+    /// Whether anything is stored, and not only removed.
+    pub(in super::super) fn grows(&self) -> bool {
+        !self.fields.is_empty() || self.changes.iter().any(|(_, slot)| slot.is_some())
     }
+}
+
+/// What becomes of one key.
+enum Draft {
+    Slot(Option<Slot>),
+    Fields(FieldsSet),
 }
 
 /// Every key.
@@ -110,18 +117,49 @@ impl KvState {
                 Some(slot) => self.slots.insert(key.clone(), slot.clone()),
                 None => self.slots.remove(key),
             };
-            if let Some(until) = before.and_then(|before| before.until) {
-                self.expiring.remove(&(until, key.clone()));
+            let before = before.and_then(|before| before.until);
+            self.expire(key, before, slot.as_ref().and_then(|slot| slot.until));
+        }
+    }
+
+    pub(super) fn set_fields(&mut self, changes: &[(String, FieldsSet)]) {
+        for (key, set) in changes {
+            let slot = self
+                .slots
+                .entry(key.clone())
+                .or_insert_with(Slot::no_fields);
+            let before = std::mem::replace(&mut slot.until, set.until);
+            if let Content::Value(_) = slot.content {
+                *slot = Slot::no_fields();
             }
-            if let Some(until) = slot.as_ref().and_then(|slot| slot.until) {
-                self.expiring.insert((until, key.clone()));
+            if let Content::Fields(fields) = &mut slot.content {
+                fields.extend(set.fields.iter().cloned());
             }
+            self.expire(key, before, set.until);
+        }
+    }
+
+    /// Keeps the index of moments.
+    fn expire(&mut self, key: &str, before: Option<Timestamp>, until: Option<Timestamp>) {
+        if before == until {
+            return;
+        }
+        if let Some(before) = before {
+            self.expiring.remove(&(before, key.to_owned()));
+        }
+        if let Some(until) = until {
+            self.expiring.insert((until, key.to_owned()));
         }
     }
 
     /// Works out what the ops come to, one after the other, without changing anything.
     pub(in super::super) fn plan(&self, ops: &[Op], now: Timestamp) -> Result<Plan> {
-        let mut draft: HashMap<&str, Option<Slot>> = HashMap::new();
+        let mut drafts: HashMap<&str, Draft> = HashMap::new();
+        let mut plan = Plan {
+            committed: Committed::Applied(Vec::new()),
+            changes: Vec::new(),
+            fields: Vec::new(),
+        };
         let mut values = Vec::with_capacity(ops.len());
         for (index, op) in ops.iter().enumerate() {
             let key = op.key();
@@ -130,27 +168,80 @@ impl KvState {
                     "a key must have 1 to {MAX_KEY_BYTES} bytes"
                 )));
             }
-            let current = match draft.get(key) {
-                Some(slot) => slot.clone(),
-                None => self.slot(key, now).cloned(),
+            let stored = self.slot(key, now);
+            // A stored hash is changed in place, as long as no op needs all of it.
+            if let Some(slot) = stored
+                && matches!(op, Op::SetField { .. } | Op::Expire { .. })
+                && matches!(slot.content, Content::Fields(_))
+                && let Draft::Fields(set) = drafts.entry(key).or_insert_with(|| slot.unchanged())
+            {
+                set.take_in(op, now);
+                values.push(None);
+                continue;
+            }
+            let current = match drafts.remove(key) {
+                Some(Draft::Slot(slot)) => slot,
+                Some(Draft::Fields(set)) => stored.map(|slot| slot.with(set)),
+                None => stored.cloned(),
             };
             match step(op, current, now)? {
                 Step::To(slot) => {
                     values.push(slot.as_ref().and_then(Slot::value));
-                    draft.insert(key, slot);
+                    drafts.insert(key, Draft::Slot(slot));
                 }
-                Step::Refused(current) => return Ok(Plan::Refuse { index, current }),
+                Step::Refused(current) => {
+                    plan.committed = Committed::Refused { index, current };
+                    return Ok(plan);
+                }
             }
         }
-        let changes = draft
-            .into_iter()
-            .map(|(key, slot)| (key.to_owned(), slot))
-            .collect();
-        Ok(Plan::Apply { values, changes })
+        for (key, draft) in drafts {
+            match draft {
+                Draft::Slot(slot) => plan.changes.push((key.to_owned(), slot)),
+                Draft::Fields(set) => plan.fields.push((key.to_owned(), set)),
+            }
+        }
+        plan.committed = Committed::Applied(values);
+        Ok(plan)
+    }
+}
+
+impl FieldsSet {
+    fn take_in(&mut self, op: &Op, now: Timestamp) {
+        match op {
+            Op::SetField { field, value, .. } => self.fields.push((field.clone(), value.clone())),
+            Op::Expire { ttl, .. } => self.until = ttl.map(|ttl| now.after(ttl)),
+            _ => {}
+        }
     }
 }
 
 impl Slot {
+    const fn no_fields() -> Self {
+        Self {
+            content: Content::Fields(BTreeMap::new()),
+            until: None,
+        }
+    }
+
+    /// The draft of a hash that stays as it is.
+    const fn unchanged(&self) -> Draft {
+        Draft::Fields(FieldsSet {
+            fields: Vec::new(),
+            until: self.until,
+        })
+    }
+
+    /// The hash with these fields set.
+    fn with(&self, set: FieldsSet) -> Self {
+        let mut slot = self.clone();
+        slot.until = set.until;
+        if let Content::Fields(fields) = &mut slot.content {
+            fields.extend(set.fields);
+        }
+        slot
+    }
+
     fn value(&self) -> Option<Bytes> {
         match &self.content {
             Content::Value(value) => Some(value.clone()),

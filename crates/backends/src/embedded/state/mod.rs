@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use towpath_core::port::queue::Settings;
 use towpath_core::{ExchangeName, QueueName, Result, StreamName, Timestamp};
 
-pub(super) use kv::{Changes, Content, KvState, Slot};
+pub(super) use kv::{Changes, Content, FieldsSet, KvState, Plan, Slot};
 pub(super) use limits::Limits;
 pub(super) use queue::{Dead, Entry, Found, Leasing, Place, QueueState, Standing};
 pub(super) use stream::{GroupState, Handed, StreamState, Taking, offset};
@@ -114,6 +114,7 @@ impl State {
                 }
             }
             Record::Kv { changes } => self.kv.apply(changes),
+            Record::KvFields { changes } => self.kv.set_fields(changes),
             Record::Limit { changes } => {
                 for (key, state, full_at) in changes {
                     self.limits.set(key, state, *full_at);

@@ -1,6 +1,5 @@
 //! The queue port of a backend: enqueue, lease, ack.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +17,9 @@ use crate::wiring;
 
 /// Messages leased at once when draining.
 const DRAIN_BATCH: usize = 100;
+
+/// The pause of an idle producer: long enough for everything to come to rest.
+const IDLE: Duration = Duration::from_millis(3);
 
 /// Runs every measurement asked for and gives its rows.
 ///
@@ -104,18 +106,25 @@ async fn measure(
 
     let measurement = Measurement::start("lease + ack", durability, 1, DRAIN_BATCH);
     let (seen, latencies) = drain(&queue, &name, ids.len()).await?;
-    let mut row = measurement.finish(
-        seen.values().map(|count| u64::from(*count)).sum(),
-        latencies,
-    );
-    row.lost = ids.iter().filter(|id| !seen.contains_key(id)).count() as u64;
-    row.duplicated = seen.values().filter(|count| **count > 1).count() as u64;
-    rows.push(row);
+    let row = measurement.finish(seen.len() as u64, latencies);
+    rows.push(check(row, &ids, seen));
 
     if batch == 1 {
-        rows.push(hand_over(&queue, &name, durability, callers, args).await?);
+        rows.push(hand_over(&queue, &name, durability, callers, Duration::ZERO, args).await?);
+    }
+    if (callers, batch) == (1, 1) {
+        rows.push(hand_over(&queue, &name, durability, callers, IDLE, args).await?);
     }
     Ok(())
+}
+
+/// Counts what is missing and what came twice; outside of what is measured.
+fn check(mut row: Row, sent: &[MessageId], mut seen: Vec<MessageId>) -> Row {
+    seen.sort_unstable();
+    row.duplicated = seen.windows(2).filter(|pair| pair[0] == pair[1]).count() as u64;
+    let lost = sent.iter().filter(|id| seen.binary_search(id).is_err());
+    row.lost = lost.count() as u64;
+    row
 }
 
 async fn enqueue(
@@ -158,9 +167,9 @@ async fn drain(
     queue: &Arc<dyn Queue>,
     name: &QueueName,
     expected: usize,
-) -> Result<(HashMap<MessageId, u32>, Latencies)> {
+) -> Result<(Vec<MessageId>, Latencies)> {
     let request = lease_request(name, DRAIN_BATCH)?;
-    let (mut seen, mut latencies) = (HashMap::with_capacity(expected), Latencies::default());
+    let (mut seen, mut latencies) = (Vec::with_capacity(expected), Latencies::default());
     loop {
         let call = Instant::now();
         let deliveries = queue.lease(request.clone()).await?;
@@ -170,7 +179,7 @@ async fn drain(
         let settlements = deliveries
             .into_iter()
             .map(|delivery| {
-                *seen.entry(delivery.message.id).or_default() += 1;
+                seen.push(delivery.message.id);
                 Settlement {
                     receipt: delivery.receipt,
                     verdict: Verdict::Ack,
@@ -184,15 +193,20 @@ async fn drain(
     }
 }
 
-/// Enqueue, lease and ack side by side; the latency is from the call of enqueue to the delivery.
+/// Enqueue, lease and ack side by side, with a pause between calls; the latency is from the call of enqueue to the delivery.
 async fn hand_over(
     queue: &Arc<dyn Queue>,
     name: &QueueName,
     durability: &str,
     callers: usize,
+    pause: Duration,
     args: &QueueArgs,
 ) -> Result<Row> {
-    let measurement = Measurement::start("end to end", durability, callers, 1);
+    let what = match pause.is_zero() {
+        true => "end to end",
+        false => "end to end, idle",
+    };
+    let measurement = Measurement::start(what, durability, callers, 1);
     let began = Instant::now();
     let until = began + seconds(args.seconds);
     let mut producers = JoinSet::new();
@@ -207,6 +221,9 @@ async fn hand_over(
                 payload[..8].copy_from_slice(&moment.to_le_bytes());
                 for outcome in queue.enqueue(&name, vec![NewMessage::new(payload)]).await? {
                     ids.push(outcome?.id());
+                }
+                if !pause.is_zero() {
+                    tokio::time::sleep(pause).await;
                 }
             }
             Ok::<_, Error>(ids)
@@ -224,10 +241,8 @@ async fn hand_over(
         ids.extend(ended.map_err(panicked)??);
     }
     let (seen, latencies) = consumer.await.map_err(panicked)??;
-    let mut row = measurement.finish(ids.len() as u64, latencies);
-    row.lost = ids.iter().filter(|id| !seen.contains_key(id)).count() as u64;
-    row.duplicated = seen.values().filter(|count| **count > 1).count() as u64;
-    Ok(row)
+    let row = measurement.finish(ids.len() as u64, latencies);
+    Ok(check(row, &ids, seen))
 }
 
 async fn consume(
@@ -235,8 +250,8 @@ async fn consume(
     request: LeaseRequest,
     began: Instant,
     until: Instant,
-) -> Result<(HashMap<MessageId, u32>, Latencies)> {
-    let (mut seen, mut latencies) = (HashMap::new(), Latencies::default());
+) -> Result<(Vec<MessageId>, Latencies)> {
+    let (mut seen, mut latencies) = (Vec::new(), Latencies::default());
     loop {
         let deliveries = queue.lease(request.clone()).await?;
         if deliveries.is_empty() {
@@ -253,7 +268,7 @@ async fn consume(
                 .first_chunk()
                 .map_or(0, |bytes| u64::from_le_bytes(*bytes));
             latencies.record(began + Duration::from_nanos(moment));
-            *seen.entry(delivery.message.id).or_default() += 1;
+            seen.push(delivery.message.id);
             settlements.push(Settlement {
                 receipt: delivery.receipt,
                 verdict: Verdict::Ack,

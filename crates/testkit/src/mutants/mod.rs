@@ -5,6 +5,7 @@ mod kv;
 mod queue;
 mod rate_limit;
 mod routes;
+mod stream;
 
 use libtest_mimic::Failed;
 use towpath_core::backend::Backend;
@@ -59,6 +60,17 @@ mutants! {
     routes: {
         swallows_the_unroutable SwallowsUnroutable caught by an_unroutable_message_is_an_error_and_stored_nowhere;
         keeps_what_is_unbound NoUnbind caught by bindings_stay_until_unbound;
+    }
+    stream: {
+        commits_up_to_the_newest CommitsTheNewest caught by a_finished_prefix_ends_at_the_first_unfinished_entry;
+        claims_from_the_living ClaimsEarly caught by an_entry_can_be_claimed_once_it_was_held_for_long;
+        trims_what_is_unread TrimsTheUnread caught by trims_below_the_slowest_group;
+        forgets_dedup_ids NoDedup caught by recognises_a_repeated_entry;
+        counts_no_attempts FirstAttempt caught by hands_out_entries_in_order_and_once;
+        resets_an_existing_group ResetsGroups caught by an_existing_group_keeps_its_position;
+        keeps_what_the_gone_held ForgetsTheGone caught by what_a_disconnected_consumer_held_can_be_claimed_at_once;
+        gives_everybody_everything SharesNothing caught by consumers_of_a_group_share_the_entries;
+        counts_what_is_held_as_done CountsWhatIsHeld caught by tells_lag_pending_and_age;
     }
     kv: {
         ignores_bounds NoBounds caught by a_counter_stays_within_its_bounds;

@@ -344,20 +344,20 @@ impl QueueState {
     }
 
     /// The oldest message that can be leased, taken out of its index.
+    ///
+    /// Nothing goes past one whose bytes are not durable yet, where it was sent or moved to.
     fn next_ready(&mut self, committed: Position) -> Option<Held> {
-        let visible = |entry: &&Entry| entry.place.position < committed;
-        let fresh = self.fresh.front().filter(visible).map(|entry| entry.number);
-        // A delay may fall due before the record that brought the message is durable.
-        let returned = self
-            .ready
-            .first()
-            .copied()
-            .filter(|number| visible(&&self.held[number].entry));
-        match (fresh, returned) {
-            (Some(fresh), Some(returned)) if returned < fresh => self.detach(returned),
-            (None, Some(returned)) => self.detach(returned),
-            (Some(_), _) => self.fresh.pop_front().map(Held::fresh),
-            (None, None) => None,
+        let fresh = self.fresh.front().copied();
+        let returned = self.ready.first().map(|number| self.held[number].entry);
+        let oldest = fresh
+            .into_iter()
+            .chain(returned)
+            .min_by_key(|entry| entry.number)
+            .filter(|entry| entry.place.position < committed)?;
+        if returned.is_some_and(|returned| returned.number == oldest.number) {
+            self.detach(oldest.number)
+        } else {
+            self.fresh.pop_front().map(Held::fresh)
         }
     }
 
@@ -750,32 +750,62 @@ fn truncate(text: &mut String) {
 mod tests {
     use super::*;
 
+    const NOW: Timestamp = Timestamp::from_millis(1_000);
+
+    const fn position(offset: u32) -> Position {
+        Position { segment: 1, offset }
+    }
+
+    fn arrival(key: Option<u64>) -> Arrival<'static> {
+        Arrival {
+            id: MessageId::new(),
+            blob_bytes: 10,
+            key,
+            dedup_id: None,
+            not_before: None,
+            expires: None,
+        }
+    }
+
+    fn lease(queue: &mut QueueState, now: Timestamp, committed: Position) -> Vec<u64> {
+        let leasing = Leasing {
+            consumer: &ConsumerId::new("one").unwrap(),
+            max: 1,
+            deadline: 60_000,
+            committed,
+            now,
+        };
+        let leased = queue.lease(&mut 0, &leasing).leased;
+        leased.iter().map(|(entry, _)| entry.number).collect()
+    }
+
     #[test]
     fn what_falls_due_before_it_is_durable_is_not_handed_out() {
         let mut queue = QueueState::new(Settings::default());
-        let (now, later) = (Timestamp::from_millis(1_000), Timestamp::from_millis(1_001));
-        let position = |offset| Position { segment: 1, offset };
-        let arrival = Arrival {
-            id: MessageId::new(),
-            blob_bytes: 10,
-            key: None,
-            dedup_id: None,
+        let later = Timestamp::from_millis(1_001);
+        let delayed = Arrival {
             not_before: Some(later),
-            expires: None,
+            ..arrival(None)
         };
-        queue.arrive(1, &arrival, position(100), now);
+        queue.arrive(1, &delayed, position(100), NOW);
         queue.tick(later, 0);
-        let mut lease_with = |committed| {
-            let leasing = Leasing {
-                consumer: &ConsumerId::new("one").unwrap(),
-                max: 1,
-                deadline: 60_000,
-                committed,
-                now: later,
-            };
-            queue.lease(&mut 0, &leasing).leased.len()
+        assert!(lease(&mut queue, later, position(100)).is_empty());
+        assert_eq!(lease(&mut queue, later, position(120)), [1]);
+    }
+
+    #[test]
+    fn what_is_being_moved_is_not_overtaken_by_its_key() {
+        let mut queue = QueueState::new(Settings::default());
+        queue.arrive(1, &arrival(Some(7)), position(100), NOW);
+        queue.arrive(2, &arrival(Some(7)), position(110), NOW);
+        assert_eq!(lease(&mut queue, NOW, position(200)), [1]);
+        queue.settle(1, &Ending::Release, NOW);
+        let place = Place {
+            position: position(500),
+            bytes: 10,
         };
-        assert_eq!(lease_with(position(100)), 0);
-        assert_eq!(lease_with(position(120)), 1);
+        queue.relocate(1, place);
+        assert!(lease(&mut queue, NOW, position(200)).is_empty());
+        assert_eq!(lease(&mut queue, NOW, position(520)), [1]);
     }
 }

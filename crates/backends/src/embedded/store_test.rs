@@ -73,7 +73,7 @@ async fn a_receipt_from_before_a_crash_settles_nothing_after_it() {
     let image = crash_image(folder.path());
     let old = lease(&store, "jobs", 1, Duration::ZERO).await;
     store.close().unwrap();
-    clock.advance(Duration::from_secs(1));
+    clock.advance(Duration::from_millis(1));
     let store = open(image.path(), &clock);
     let new = lease(&store, "jobs", 1, Duration::ZERO).await;
     assert!(new[0].receipt.fence > old[0].receipt.fence);

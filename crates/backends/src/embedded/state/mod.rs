@@ -192,9 +192,9 @@ impl State {
 
     /// Makes every later lease's fence larger than any of the process before.
     ///
-    /// Notes of its last leases may be lost, so counting them is not enough; nobody makes 2^20 leases a second.
+    /// Notes of its last leases may be lost, so counting them is not enough; nobody makes 2^12 leases a millisecond, and none starts within one.
     pub(super) fn raise_fence(&mut self, now: Timestamp) {
-        self.fence = self.fence.max((now.as_millis() / 1000) << 20);
+        self.fence = self.fence.max(now.as_millis() << 12);
     }
 
     /// Bytes of messages still needed, by segment.

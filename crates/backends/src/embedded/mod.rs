@@ -11,6 +11,8 @@
 
 mod checkpoint;
 mod config;
+#[cfg(test)]
+mod damage_test;
 mod effects;
 mod kv;
 mod lock;

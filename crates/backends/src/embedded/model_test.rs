@@ -1,32 +1,47 @@
 //! Random steps and random crashes against a simple model of what must be there.
 //!
-//! A crash is a copy of the folder while the store is open, with a random part of
-//! what was not yet acknowledged taken away; the copy is opened and compared.
+//! A crash is a copy of the folder while the store is open, its log cut at a
+//! random place behind what was acknowledged; the copy is opened and compared.
+//! Just before, transactions are begun that nobody hears of again. Each counts
+//! itself in a key, so that it is known which of them happened.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use towpath_core::port::Queue;
-use towpath_core::port::queue::{Enqueued, LeaseRequest, Settings, Settlement, Verdict};
+use towpath_core::port::effects::{Effects, Outcome, Transaction};
+use towpath_core::port::kv::{Committed, Kv, Op};
+use towpath_core::port::queue::{
+    Enqueued, LeaseRequest, Place, Queue, Selection, Settings, Settlement, Verdict,
+};
 use towpath_core::{
-    ConsumerId, Delivery, ManualClock, MessageId, NewMessage, QueueName, Timestamp, retry,
+    Clock, ConsumerId, Delivery, ErrorKind, ManualClock, MessageId, NewMessage, QueueName,
+    Timestamp, retry,
 };
 
 use super::config::Config;
+use super::log::Position;
 use super::store::Store;
 
-fn open(folder: &Path, clock: &Arc<ManualClock>) -> Arc<Store> {
+const START: u64 = 1_700_000_000_000;
+const ATTEMPTS: u32 = 3;
+const LEASE: Duration = Duration::from_secs(10);
+const QUEUES: [&str; 3] = ["jobs", "mails", "orders"];
+
+pub(super) fn open(folder: &Path, clock: &Arc<ManualClock>) -> Arc<Store> {
     let url = format!("embedded:{}?segment=64KiB&reserve=0", folder.display());
     let clock = Arc::clone(clock);
     Store::open(Config::parse(&url).unwrap(), clock).unwrap()
 }
 
-fn copy(from: &Path, to: &Path) {
-    for folder in ["log", "checkpoint"] {
+/// The checkpoints first: one must never know more than the log behind it.
+pub(super) fn copy(from: &Path, to: &Path) {
+    for folder in ["checkpoint", "log"] {
         std::fs::create_dir_all(to.join(folder)).unwrap();
         let Ok(entries) = std::fs::read_dir(from.join(folder)) else {
             continue;
@@ -39,15 +54,185 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+pub(super) async fn lease(store: &Arc<Store>, queue: &QueueName, max: usize) -> Vec<Delivery> {
+    let consumer = ConsumerId::new("one").unwrap();
+    let request = LeaseRequest {
+        queue: queue.clone(),
+        consumer,
+        max,
+        lease: LEASE,
+        wait: Duration::ZERO,
+    };
+    store.lease(request).await.unwrap()
+}
+
+fn queue(name: &str) -> QueueName {
+    QueueName::new(name).unwrap()
+}
+
+/// What is known of a message that is not gone.
+#[derive(Debug, Clone)]
+struct Known {
+    queue: QueueName,
+    key: Option<String>,
+    /// Grows with every arrival and redrive.
+    place: u64,
+    /// Deliveries that are surely counted, and those that were begun.
+    attempts: (u32, u32),
+    not_before: Timestamp,
+    /// It waits for a retry, and its key with it.
+    retried: bool,
+    /// Given up in a settlement; what runs out of attempts may be dead or not.
+    dead: bool,
+}
+
 /// What the callers know.
 #[derive(Debug, Default, Clone)]
 struct Model {
-    /// Acknowledged and not acked: must be there, with at least so many attempts begun and settled.
-    present: BTreeMap<MessageId, u32>,
-    /// Acked, or dropped: must never come again.
+    messages: BTreeMap<MessageId, Known>,
+    /// Acked or dropped: must never come again.
     gone: BTreeSet<MessageId>,
-    dedup: BTreeMap<String, MessageId>,
-    dead: BTreeSet<MessageId>,
+    dedup: BTreeMap<(QueueName, String), MessageId>,
+    values: BTreeMap<String, (String, Option<Timestamp>)>,
+    fields: BTreeMap<String, String>,
+    next_place: u64,
+}
+
+impl Model {
+    fn arrive(&mut self, queue: &QueueName, message: &NewMessage) {
+        if let Some(dedup_id) = &message.dedup_id {
+            self.dedup
+                .insert((queue.clone(), dedup_id.clone()), message.id);
+        }
+        let known = Known {
+            queue: queue.clone(),
+            key: message.key.clone(),
+            place: self.next_place,
+            attempts: (0, 0),
+            not_before: message.not_before.unwrap_or_default(),
+            retried: false,
+            dead: false,
+        };
+        self.next_place += 1;
+        self.messages.insert(message.id, known);
+    }
+
+    fn go(&mut self, id: MessageId) {
+        self.messages.remove(&id);
+        self.gone.insert(id);
+    }
+
+    fn settle(&mut self, delivery: &Delivery, verdict: &Verdict, now: Timestamp) {
+        let id = delivery.message.id;
+        let Some(known) = self.messages.get_mut(&id) else {
+            panic!("{id} was settled and is gone");
+        };
+        match verdict {
+            Verdict::Ack => self.go(id),
+            Verdict::Release => known.attempts.0 = known.attempts.0.min(delivery.attempt - 1),
+            Verdict::Retry { after, .. } if delivery.attempt < ATTEMPTS => {
+                known.attempts = (delivery.attempt, delivery.attempt);
+                known.not_before = now.after(*after);
+                known.retried = true;
+            }
+            Verdict::Retry { .. } | Verdict::DeadLetter { .. } => known.dead = true,
+        }
+    }
+
+    /// Checks that the message may be handed out now, and counts it.
+    fn deliver(&mut self, delivery: &Delivery, now: Timestamp, at: &str) {
+        let id = delivery.message.id;
+        let known = self.messages.get(&id);
+        let known = known.unwrap_or_else(|| panic!("{at}: {id} is gone or was never sent"));
+        assert!(!known.dead, "{at}: {id} is dead");
+        assert_eq!(known.queue, delivery.receipt.queue, "{at}");
+        assert!(known.not_before <= now, "{at}: {id} came too early");
+        let (least, most) = known.attempts;
+        assert!(
+            (least + 1..=most + 1).contains(&delivery.attempt) && delivery.attempt <= ATTEMPTS,
+            "{at}: attempt {} after {least} to {most}",
+            delivery.attempt
+        );
+        for (other, one) in &self.messages {
+            if *other == id
+                || one.key.is_none()
+                || (&one.key, &one.queue) != (&known.key, &known.queue)
+            {
+                continue;
+            }
+            let may_be_dead = one.dead || one.attempts.1 >= ATTEMPTS;
+            let waits = one.not_before > now;
+            assert!(
+                may_be_dead || !(waits && one.retried),
+                "{at}: {known:?} overtook the retry of {one:?}"
+            );
+            // A retry keeps its key, also from what was sent before it and fell due since.
+            assert!(
+                may_be_dead || waits || known.retried || one.place > known.place,
+                "{at}: {known:?} overtook {one:?}"
+            );
+        }
+        let known = self.messages.get_mut(&id).expect("looked up above");
+        known.attempts.1 = delivery.attempt;
+        known.retried = false;
+    }
+
+    fn redrive(&mut self, id: MessageId) {
+        let known = self.messages.get_mut(&id).expect("dead letters are known");
+        (known.place, known.attempts) = (self.next_place, (0, 0));
+        (known.dead, known.retried) = (false, false);
+        self.next_place += 1;
+    }
+
+    fn change(&mut self, ops: &[Op], now: Timestamp) {
+        for op in ops {
+            match op {
+                Op::Put { key, value, ttl } => {
+                    let value = String::from_utf8(value.to_vec()).unwrap();
+                    self.values
+                        .insert(key.clone(), (value, ttl.map(|ttl| now.after(ttl))));
+                }
+                Op::Add { key, delta, .. } => {
+                    let (number, until) = self.value(key, now).unwrap_or(("0".to_owned(), None));
+                    let sum = number.parse::<i64>().unwrap() + delta;
+                    self.values.insert(key.clone(), (sum.to_string(), until));
+                }
+                Op::Delete { key } if key == "hash" => self.fields.clear(),
+                Op::Delete { key } => _ = self.values.remove(key),
+                Op::SetField { field, value, .. } => {
+                    let value = String::from_utf8(value.to_vec()).unwrap();
+                    self.fields.insert(field.clone(), value);
+                }
+                other => panic!("{other:?} is not modelled"),
+            }
+        }
+    }
+
+    fn value(&self, key: &str, now: Timestamp) -> Option<(String, Option<Timestamp>)> {
+        let value = self.values.get(key).cloned();
+        value.filter(|(_, until)| until.is_none_or(|until| until > now))
+    }
+}
+
+/// A transaction that may or may not have happened, and what it does to the model.
+struct Begun {
+    transaction: Transaction,
+    settled: Vec<(Delivery, Verdict)>,
+}
+
+/// One history.
+struct Run {
+    rng: StdRng,
+    clock: Arc<ManualClock>,
+    store: Arc<Store>,
+    /// The folders so far, the open one last.
+    folders: Vec<tempfile::TempDir>,
+    model: Model,
+    in_hand: Vec<Delivery>,
+    /// The end of the log when something was acknowledged last.
+    acknowledged: Position,
+    /// Transactions so far.
+    transactions: u64,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -57,276 +242,454 @@ async fn a_reopened_store_has_everything_that_was_acknowledged() {
         .and_then(|count| count.parse().ok())
         .unwrap_or(12);
     for seed in 0..seeds {
-        run(seed).await;
+        let mut run = Run::new(seed).await;
+        for step in 0..400 {
+            let at = format!("seed {seed} step {step}");
+            run.step(&at).await;
+            run.compare(&at).await;
+        }
+        run.finish(&format!("seed {seed}")).await;
     }
 }
 
-async fn run(seed: u64) {
-    let mut rng = StdRng::seed_from_u64(seed);
-    let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_700_000_000_000)));
-    let folder = tempfile::tempdir().unwrap();
-    let mut crashes = Vec::new();
-    let mut path = folder.path().to_owned();
-    let mut store = open(&path, &clock);
-    let queue = QueueName::new("jobs").unwrap();
-    let settings = Settings {
-        retry: retry::Policy {
-            attempts: 3,
+impl Run {
+    async fn new(seed: u64) -> Self {
+        let clock = Arc::new(ManualClock::at(Timestamp::from_millis(START)));
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path(), &clock);
+        let settings = Settings {
+            retry: retry::Policy {
+                attempts: ATTEMPTS,
+                ..Default::default()
+            },
             ..Default::default()
-        },
-        ..Default::default()
-    };
-    store.declare(&queue, &settings).await.unwrap();
-    let mut model = Model::default();
-    let mut in_hand: Vec<Delivery> = Vec::new();
-    for step in 0..400 {
-        let at = format!("seed {seed} step {step}");
-        match rng.random_range(0..100) {
-            0..40 => {
-                let messages: Vec<NewMessage> = (0..rng.random_range(1..8))
-                    .map(|_| message(&mut rng))
-                    .collect();
-                let outcomes = store.enqueue(&queue, messages.clone()).await.unwrap();
-                for (message, outcome) in messages.iter().zip(outcomes) {
-                    match (outcome.unwrap(), &message.dedup_id) {
-                        (Enqueued::New(id), dedup_id) => {
-                            model.present.insert(id, 0);
-                            if let Some(dedup_id) = dedup_id {
-                                assert_eq!(model.dedup.insert(dedup_id.clone(), id), None, "{at}");
-                            }
-                        }
-                        (Enqueued::Duplicate(id), Some(dedup_id)) => {
-                            assert_eq!(model.dedup.get(dedup_id), Some(&id), "{at}")
-                        }
-                        other => panic!("{at}: {other:?}"),
-                    }
-                }
-            }
-            40..65 => {
-                let leased = lease(&store, &queue, rng.random_range(1..10)).await;
-                for delivery in &leased {
-                    let id = delivery.message.id;
-                    assert!(
-                        !model.gone.contains(&id) && !model.dead.contains(&id),
-                        "{at}: {id} came again"
-                    );
-                    let attempts = model
-                        .present
-                        .get_mut(&id)
-                        .unwrap_or_else(|| panic!("{at}: {id} was never sent"));
-                    assert!(
-                        delivery.attempt > *attempts,
-                        "{at}: attempt {} after {attempts}",
-                        delivery.attempt
-                    );
-                    assert!(delivery.attempt <= 3, "{at}");
-                }
-                in_hand.extend(leased);
-            }
-            65..85 => {
-                let count = rng.random_range(0..=in_hand.len());
-                let settled: Vec<(Delivery, Verdict)> = in_hand
-                    .drain(..count)
-                    .map(|delivery| (delivery, verdict(&mut rng)))
-                    .collect();
-                let outcomes = store
-                    .settle(
-                        settled
-                            .iter()
-                            .map(|(delivery, verdict)| Settlement {
-                                receipt: delivery.receipt.clone(),
-                                verdict: verdict.clone(),
-                            })
-                            .collect(),
-                    )
-                    .await
-                    .unwrap();
-                for ((delivery, verdict), outcome) in settled.into_iter().zip(outcomes) {
-                    if outcome.is_ok() {
-                        note(&mut model, &delivery, &verdict);
-                    }
-                }
-            }
-            85..92 => clock.advance(Duration::from_millis(rng.random_range(1..20_000))),
-            92..95 => store.checkpoint().unwrap(),
-            95..97 => store.compact().unwrap(),
-            _ => {
-                // Power is cut: the folder as it is, and the process is gone.
-                let image = tempfile::tempdir().unwrap();
-                copy(&path, image.path());
-                store.close().unwrap();
-                path = image.path().to_owned();
-                crashes.push(image);
-                in_hand.clear();
-                store = open(&path, &clock);
-            }
+        };
+        for name in QUEUES {
+            store.declare(&queue(name), &settings).await.unwrap();
         }
-        balance(&store, &queue, &at).await;
-    }
-    finish(&store, &queue, &clock, &model, seed).await;
-}
-
-fn message(rng: &mut StdRng) -> NewMessage {
-    let mut message = NewMessage::new(vec![rng.random::<u8>(); rng.random_range(0..3000)]);
-    if rng.random_bool(0.3) {
-        message.key = Some(format!("key {}", rng.random_range(0..5)));
-    }
-    if rng.random_bool(0.3) {
-        message.dedup_id = Some(format!("dedup {}", rng.random_range(0..60)));
-    }
-    if rng.random_bool(0.1) {
-        message.not_before = Some(Timestamp::from_millis(
-            1_700_000_000_000 + rng.random_range(0..500_000),
-        ));
-    }
-    message
-}
-
-fn verdict(rng: &mut StdRng) -> Verdict {
-    match rng.random_range(0..10) {
-        0..6 => Verdict::Ack,
-        6..8 => Verdict::Retry {
-            after: Duration::from_millis(rng.random_range(0..5_000)),
-            error: "no".to_owned(),
-        },
-        8 => Verdict::Release,
-        _ => Verdict::DeadLetter {
-            reason: "poison".to_owned(),
-        },
-    }
-}
-
-fn note(model: &mut Model, delivery: &Delivery, verdict: &Verdict) {
-    let id = delivery.message.id;
-    match verdict {
-        Verdict::Ack => {
-            model.present.remove(&id);
-            model.gone.insert(id);
-        }
-        Verdict::Retry { .. } if delivery.attempt < 3 => {
-            model.present.insert(id, delivery.attempt);
-        }
-        Verdict::Release => {}
-        Verdict::Retry { .. } | Verdict::DeadLetter { .. } => {
-            model.present.remove(&id);
-            model.dead.insert(id);
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            clock,
+            acknowledged: store.log.records_end(),
+            store,
+            folders: vec![folder],
+            model: Model::default(),
+            in_hand: Vec::new(),
+            transactions: 0,
         }
     }
-}
 
-async fn lease(store: &Arc<Store>, queue: &QueueName, max: usize) -> Vec<Delivery> {
-    let consumer = ConsumerId::new("one").unwrap();
-    let request = LeaseRequest {
-        queue: queue.clone(),
-        consumer,
-        max,
-        lease: Duration::from_secs(10),
-        wait: Duration::ZERO,
-    };
-    store.lease(request).await.unwrap()
-}
+    async fn step(&mut self, at: &str) {
+        match self.rng.random_range(0..100) {
+            0..28 => self.enqueue(at).await,
+            28..50 => self.lease(at).await,
+            50..62 => self.settle().await,
+            62..68 => self.transact(at).await,
+            68..74 => self.change(at).await,
+            74..77 => self.see_to_the_dead(at).await,
+            77..78 => self.purge(at).await,
+            78..80 => {
+                let gone = ConsumerId::new("one").unwrap();
+                self.store.disconnect(&gone).await.unwrap();
+            }
+            80..88 => {
+                let millis = self.rng.random_range(1..20_000);
+                self.clock.advance(Duration::from_millis(millis));
+            }
+            88..92 => {
+                self.store.checkpoint().unwrap();
+                self.acknowledged = self.store.log.records_end();
+            }
+            92..95 => self.store.compact().unwrap(),
+            95..97 => self.reopen(),
+            _ => self.crash(at).await,
+        }
+    }
 
-async fn balance(store: &Arc<Store>, queue: &QueueName, at: &str) {
-    let stats = store.stats(queue).await.unwrap();
-    let there =
-        stats.ready + stats.delayed + stats.leased + stats.dead + stats.acked + stats.dropped;
-    assert_eq!(stats.enqueued, there, "{at}: {stats:?}");
-}
+    fn any_queue(&mut self) -> QueueName {
+        queue(QUEUES.choose(&mut self.rng).expect("there are some"))
+    }
 
-/// Everything that must be there comes, in the end, as a delivery or a dead letter.
-async fn finish(
-    store: &Arc<Store>,
-    queue: &QueueName,
-    clock: &ManualClock,
-    model: &Model,
-    seed: u64,
-) {
-    let mut seen = BTreeSet::new();
-    for _ in 0..400 {
-        clock.advance(Duration::from_secs(11));
-        let leased = lease(store, queue, 100).await;
-        let settled = leased.iter().map(|delivery| Settlement {
-            receipt: delivery.receipt.clone(),
-            verdict: Verdict::Ack,
+    fn message(&mut self) -> NewMessage {
+        let rng = &mut self.rng;
+        let mut message = NewMessage::new(vec![rng.random::<u8>(); rng.random_range(0..3000)]);
+        if rng.random_bool(0.4) {
+            message.key = Some(format!("key {}", rng.random_range(0..5)));
+        }
+        if rng.random_bool(0.3) {
+            message.dedup_id = Some(format!("dedup {}", rng.random_range(0..60)));
+        }
+        if rng.random_bool(0.1) {
+            let due = START + rng.random_range(0..500_000);
+            message.not_before = Some(Timestamp::from_millis(due));
+        }
+        message
+    }
+
+    fn verdict(&mut self) -> Verdict {
+        match self.rng.random_range(0..10) {
+            0..5 => Verdict::Ack,
+            5..7 => Verdict::Retry {
+                after: Duration::from_millis(self.rng.random_range(0..5_000)),
+                error: "no".to_owned(),
+            },
+            7 => Verdict::Release,
+            _ => Verdict::DeadLetter {
+                reason: "poison".to_owned(),
+            },
+        }
+    }
+
+    fn acknowledge(&mut self) {
+        self.acknowledged = self.store.log.records_end();
+    }
+
+    async fn enqueue(&mut self, at: &str) {
+        let (queue, count) = (self.any_queue(), self.rng.random_range(1..8));
+        let messages: Vec<NewMessage> = (0..count).map(|_| self.message()).collect();
+        let outcomes = self.store.enqueue(&queue, messages.clone()).await.unwrap();
+        self.acknowledge();
+        for (message, outcome) in messages.iter().zip(outcomes) {
+            let dedup_id = message.dedup_id.clone().map(|id| (queue.clone(), id));
+            let first = dedup_id.and_then(|id| self.model.dedup.get(&id));
+            match (outcome.unwrap(), first) {
+                (Enqueued::New(_), None) => self.model.arrive(&queue, message),
+                (Enqueued::Duplicate(id), Some(first)) => assert_eq!(id, *first, "{at}"),
+                other => panic!("{at}: {other:?}"),
+            }
+        }
+    }
+
+    async fn lease(&mut self, at: &str) {
+        let (queue, max) = (self.any_queue(), self.rng.random_range(1..10));
+        let leased = lease(&self.store, &queue, max).await;
+        for delivery in &leased {
+            self.model.deliver(delivery, self.clock.now(), at);
+        }
+        self.in_hand.extend(leased);
+    }
+
+    /// Some of what is in hand, or was once, with verdicts.
+    fn some_in_hand(&mut self) -> Vec<(Delivery, Verdict)> {
+        let count = self.rng.random_range(0..=self.in_hand.len().min(12));
+        let some: Vec<Delivery> = self.in_hand.drain(..count).collect();
+        some.into_iter()
+            .map(|delivery| (delivery, self.verdict()))
+            .collect()
+    }
+
+    async fn settle(&mut self) {
+        let settled = self.some_in_hand();
+        let outcomes = self.store.settle(settlements(&settled)).await.unwrap();
+        self.acknowledge();
+        for ((delivery, verdict), outcome) in settled.iter().zip(outcomes) {
+            if outcome.is_ok() {
+                self.model.settle(delivery, verdict, self.clock.now());
+            }
+        }
+    }
+
+    /// Settles, sends and counts in one step.
+    fn begin(&mut self) -> Begun {
+        self.transactions += 1;
+        let settled = self.some_in_hand();
+        let count = self.rng.random_range(0..4);
+        let enqueue = (0..count).map(|_| {
+            let mut message = self.message();
+            message.dedup_id = None;
+            (self.any_queue(), message)
         });
-        for outcome in store.settle(settled.collect()).await.unwrap() {
-            outcome.unwrap();
+        let enqueue = enqueue.collect();
+        let mut kv = self.ops();
+        kv.push(Op::Put {
+            key: "transactions".to_owned(),
+            value: self.transactions.to_string().into(),
+            ttl: None,
+        });
+        let transaction = Transaction {
+            kv,
+            enqueue,
+            settle: settlements(&settled),
+            ..Transaction::default()
+        };
+        Begun {
+            transaction,
+            settled,
         }
-        seen.extend(leased.iter().map(|delivery| delivery.message.id));
-        let stats = store.stats(queue).await.unwrap();
-        if stats.ready + stats.delayed + stats.leased == 0 {
-            break;
+    }
+
+    fn happened(&mut self, begun: &Begun) {
+        let now = self.clock.now();
+        self.model.change(&begun.transaction.kv, now);
+        for (queue, message) in &begun.transaction.enqueue {
+            self.model.arrive(queue, message);
+        }
+        for (delivery, verdict) in &begun.settled {
+            self.model.settle(delivery, verdict, now);
         }
     }
-    let dead: BTreeSet<MessageId> = store
-        .dead_letters(queue, None, 10_000)
-        .await
-        .unwrap()
-        .iter()
-        .map(|one| one.message.id)
-        .collect();
-    for id in model.present.keys() {
-        assert!(
-            seen.contains(id) || dead.contains(id),
-            "seed {seed}: {id} is lost"
-        );
+
+    async fn transact(&mut self, at: &str) {
+        let begun = self.begin();
+        match self.store.apply(begun.transaction.clone()).await {
+            Ok(Outcome::Applied(_)) => {
+                self.acknowledge();
+                self.happened(&begun);
+            }
+            // One of its receipts is stale; the others are still good.
+            Err(error) if error.kind() == ErrorKind::Conflict => {
+                let given_back = begun.settled.into_iter().map(|(delivery, _)| delivery);
+                self.in_hand.extend(given_back);
+            }
+            other => panic!("{at}: {other:?}"),
+        }
     }
-    for id in &seen {
-        assert!(
-            model.present.contains_key(id),
-            "seed {seed}: {id} came again"
-        );
+
+    fn ops(&mut self) -> Vec<Op> {
+        let count = self.rng.random_range(0..4);
+        (0..count).map(|_| self.op()).collect()
     }
-    assert!(model.dead.is_subset(&dead), "seed {seed}");
-    store.close().unwrap();
+
+    fn op(&mut self) -> Op {
+        let rng = &mut self.rng;
+        let key = format!("value {}", rng.random_range(0..6));
+        let value = Bytes::from(rng.random_range(0..1000).to_string());
+        match rng.random_range(0..10) {
+            0..3 => {
+                let ttl = rng.random_bool(0.5);
+                let ttl = ttl.then(|| Duration::from_millis(rng.random_range(1..60_000)));
+                Op::Put { key, value, ttl }
+            }
+            3..6 => Op::Add {
+                key,
+                delta: rng.random_range(-50..50),
+                min: i64::MIN,
+                max: i64::MAX,
+            },
+            6 => Op::Delete { key },
+            7 if rng.random_bool(0.1) => Op::Delete {
+                key: "hash".to_owned(),
+            },
+            _ => Op::SetField {
+                key: "hash".to_owned(),
+                field: format!("field {}", rng.random_range(0..20)),
+                value,
+            },
+        }
+    }
+
+    async fn change(&mut self, at: &str) {
+        let ops = self.ops();
+        let committed = self.store.commit(ops.clone()).await.unwrap();
+        assert!(matches!(committed, Committed::Applied(_)), "{at}");
+        self.acknowledge();
+        self.model.change(&ops, self.clock.now());
+    }
+
+    async fn see_to_the_dead(&mut self, at: &str) {
+        let queue = self.any_queue();
+        let dead = self.store.dead_letters(&queue, None, 10_000).await.unwrap();
+        let mut ids: Vec<MessageId> = dead.iter().map(|one| one.message.id).collect();
+        let selection = if self.rng.random() {
+            Selection::All
+        } else {
+            ids.retain(|_| self.rng.random());
+            Selection::Ids(ids.clone())
+        };
+        let redrives = self.rng.random_bool(0.7);
+        let count = if redrives {
+            self.store.redrive(&queue, &selection).await.unwrap()
+        } else {
+            self.store.drop_dead(&queue, &selection).await.unwrap()
+        };
+        self.acknowledge();
+        assert_eq!(count, ids.len() as u64, "{at}");
+        for id in ids {
+            if redrives {
+                self.model.redrive(id);
+            } else {
+                self.model.go(id);
+            }
+        }
+    }
+
+    async fn purge(&mut self, at: &str) {
+        let queue = self.any_queue();
+        let waiting = self.store.peek(&queue, 10_000).await.unwrap();
+        let waiting = waiting.iter().filter(|one| one.place != Place::Leased);
+        let ids: Vec<MessageId> = waiting.map(|one| one.message.id).collect();
+        assert_eq!(
+            self.store.purge(&queue).await.unwrap(),
+            ids.len() as u64,
+            "{at}"
+        );
+        self.acknowledge();
+        ids.into_iter().for_each(|id| self.model.go(id));
+    }
+
+    fn reopen(&mut self) {
+        self.store.close().unwrap();
+        let folder = self.folders.last().expect("there is one");
+        self.store = open(folder.path(), &self.clock);
+        self.acknowledge();
+    }
+
+    /// Power is cut.
+    async fn crash(&mut self, at: &str) {
+        // The last answer was given a moment before, and nothing was asked since that waits for the disk.
+        match self.rng.random_range(0..4) {
+            0 => self.enqueue(at).await,
+            1 => self.settle().await,
+            2 => self.transact(at).await,
+            _ => self.change(at).await,
+        }
+        let mut begun = Vec::new();
+        for _ in 0..self.rng.random_range(0..4) {
+            let one = self.begin();
+            let answer = self.store.apply(one.transaction.clone());
+            // Looked at once, and then nobody waits for it any more.
+            match tokio::time::timeout(Duration::ZERO, answer).await {
+                Ok(Ok(_)) => self.acknowledge(),
+                Ok(Err(error)) => {
+                    assert_eq!(error.kind(), ErrorKind::Conflict, "{at}");
+                    continue;
+                }
+                Err(_) => {}
+            }
+            begun.push((self.transactions, one));
+        }
+        let image = tempfile::tempdir().unwrap();
+        let folder = self.folders.last().expect("there is one");
+        copy(folder.path(), image.path());
+        let end = self.store.log.records_end();
+        self.store.close().unwrap();
+        cut(image.path(), self.acknowledged, end, &mut self.rng);
+        self.clock.advance(Duration::from_millis(1));
+        self.store = open(image.path(), &self.clock);
+        self.folders.push(image);
+        self.acknowledge();
+        let happened = match self.store.get("transactions").await.unwrap() {
+            Some(count) => String::from_utf8(count.to_vec()).unwrap().parse().unwrap(),
+            None => 0,
+        };
+        assert!(happened <= self.transactions, "{at}");
+        for (number, one) in &begun {
+            if *number <= happened {
+                self.happened(one);
+            }
+        }
+        let known = self.model.value("transactions", self.clock.now());
+        let known: u64 = known.map_or(0, |(count, _)| count.parse().unwrap());
+        assert_eq!(known, happened, "{at}");
+    }
+
+    /// Holds after every step.
+    async fn compare(&self, at: &str) {
+        let now = self.clock.now();
+        for name in QUEUES {
+            let stats = self.store.stats(&queue(name)).await.unwrap();
+            let waiting = stats.ready + stats.delayed + stats.leased;
+            let there = waiting + stats.dead + stats.acked + stats.dropped;
+            assert_eq!(stats.enqueued, there, "{at}: {stats:?}");
+            let known = self.model.messages.values();
+            let known = known.filter(|one| one.queue.as_str() == name).count();
+            assert_eq!(waiting + stats.dead, known as u64, "{at}: {stats:?}");
+        }
+        for number in 0..6 {
+            let key = format!("value {number}");
+            let (told, known) = (
+                self.store.get(&key).await.unwrap(),
+                self.model.value(&key, now),
+            );
+            let told = told.map(|value| String::from_utf8(value.to_vec()).unwrap());
+            assert_eq!(told, known.map(|(value, _)| value), "{at}: {key}");
+        }
+        let told = self.store.fields("hash").await.unwrap();
+        let told = told
+            .into_iter()
+            .map(|(field, value)| (field, String::from_utf8(value.to_vec()).unwrap()));
+        assert_eq!(told.collect::<BTreeMap<_, _>>(), self.model.fields, "{at}");
+    }
+
+    /// Everything that must be there comes, in the end, as a delivery or a dead letter.
+    async fn finish(mut self, at: &str) {
+        let mut seen = BTreeSet::new();
+        for queue in QUEUES.map(queue) {
+            for _ in 0..400 {
+                self.clock.advance(Duration::from_secs(11));
+                let leased = lease(&self.store, &queue, 100).await;
+                for delivery in &leased {
+                    self.model.deliver(delivery, self.clock.now(), at);
+                }
+                let acked: Vec<_> = leased.into_iter().map(|one| (one, Verdict::Ack)).collect();
+                let outcomes = self.store.settle(settlements(&acked)).await.unwrap();
+                assert!(outcomes.into_iter().all(|outcome| outcome.is_ok()), "{at}");
+                for (delivery, verdict) in &acked {
+                    self.model.settle(delivery, verdict, self.clock.now());
+                    seen.insert(delivery.message.id);
+                }
+                let stats = self.store.stats(&queue).await.unwrap();
+                if stats.ready + stats.delayed + stats.leased == 0 {
+                    break;
+                }
+            }
+            let dead = self.store.dead_letters(&queue, None, 10_000).await.unwrap();
+            seen.extend(dead.iter().map(|one| one.message.id));
+        }
+        let lost: Vec<_> = self
+            .model
+            .messages
+            .keys()
+            .filter(|id| !seen.contains(id))
+            .collect();
+        assert!(lost.is_empty(), "{at}: lost {lost:?}");
+        self.store.close().unwrap();
+    }
 }
 
-#[tokio::test]
-async fn one_flipped_bit_never_loses_a_message_silently() {
-    let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_700_000_000_000)));
-    let folder = tempfile::tempdir().unwrap();
-    let queue = QueueName::new("jobs").unwrap();
-    let store = open(folder.path(), &clock);
-    let mut sent = BTreeSet::new();
-    for number in 0..120_u32 {
-        let message = NewMessage::new(number.to_le_bytes().repeat(50));
-        sent.insert(message.id);
-        store.enqueue(&queue, vec![message]).await.unwrap();
+fn settlements(settled: &[(Delivery, Verdict)]) -> Vec<Settlement> {
+    let settlement = |(delivery, verdict): &(Delivery, Verdict)| Settlement {
+        receipt: delivery.receipt.clone(),
+        verdict: verdict.clone(),
+    };
+    settled.iter().map(settlement).collect()
+}
+
+/// Takes away the log from a random place between these two on: the file ends there, or holds zeros.
+fn cut(image: &Path, from: Position, to: Position, rng: &mut StdRng) {
+    // What a checkpoint knows was synced before.
+    let checkpoints = std::fs::read_dir(image.join("checkpoint")).unwrap();
+    let known = checkpoints.filter_map(|entry| {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let (segment, offset) = name.strip_suffix(".ckpt")?.split_once('-')?;
+        Some(Position {
+            segment: segment.parse().unwrap(),
+            offset: offset.parse().unwrap(),
+        })
+    });
+    let from = known.max().unwrap_or_default().max(from);
+    let path = |segment| image.join(format!("log/{segment:010}.log"));
+    let segment = rng.random_range(from.segment..=to.segment);
+    for later in segment + 1..=to.segment + 2 {
+        std::fs::remove_file(path(later)).ok();
     }
-    let log = folder.path().join("log/0000000001.log");
-    let bytes = std::fs::read(&log).unwrap();
-    let used = bytes.len() - bytes.iter().rev().take_while(|byte| **byte == 0).count();
-    // What comes after vouches for what was there; the very last frame has nothing behind it for a moment.
-    let message = NewMessage::new(7_u32.to_le_bytes().repeat(50));
-    sent.insert(message.id);
-    store.enqueue(&queue, vec![message]).await.unwrap();
-    let bytes = std::fs::read(&log).unwrap();
-    for seed in 0..40 {
-        let mut rng = StdRng::seed_from_u64(seed);
-        let image = tempfile::tempdir().unwrap();
-        copy(folder.path(), image.path());
-        let mut bytes = bytes.clone();
-        let bit = rng.random_range(0..used * 8);
-        bytes[bit / 8] ^= 1 << (bit % 8);
-        std::fs::write(image.path().join("log/0000000001.log"), &bytes).unwrap();
-        let store = open(image.path(), &clock);
-        let mut seen = BTreeSet::new();
-        loop {
-            let leased = lease(&store, &queue, 50).await;
-            if leased.is_empty() {
-                break;
-            }
-            for delivery in leased {
-                assert_eq!(delivery.message.payload.len(), 200, "seed {seed}");
-                seen.insert(delivery.message.id);
-            }
-        }
-        let warnings = store.health().unwrap().warnings;
-        assert!(seen.is_subset(&sent), "seed {seed}");
-        assert!(
-            seen == sent || warnings.iter().any(|warning| warning.contains("damaged")),
-            "seed {seed}: {warnings:?}"
-        );
-        store.close().unwrap();
+    let length = std::fs::metadata(path(segment)).map_or(0, |file| file.len());
+    let least = if segment == from.segment {
+        u64::from(from.offset)
+    } else {
+        0
+    };
+    let most = if segment == to.segment {
+        u64::from(to.offset)
+    } else {
+        length
+    };
+    let offset = rng.random_range(least..=most.max(least));
+    let Ok(file) = std::fs::OpenOptions::new().write(true).open(path(segment)) else {
+        return;
+    };
+    file.set_len(offset.min(length)).unwrap();
+    if rng.random() {
+        file.set_len(length).unwrap();
     }
 }

@@ -225,7 +225,8 @@ impl Log {
             self.check_room(&buffers)?;
         }
         let size = u32::try_from(frame::size_of(body.len())).unwrap_or(u32::MAX);
-        if size > buffers.segment_size - buffers.end.offset {
+        // A file that was cut short may end in the padding of its last frame.
+        if size > buffers.segment_size.saturating_sub(buffers.end.offset) {
             buffers = self.roll(buffers, class, size)?;
         }
         let start = buffers.end;

@@ -3,14 +3,18 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use towpath_core::Result;
 use towpath_core::port::Effects;
 use towpath_core::port::effects::{Outcome, Transaction};
+use towpath_core::{ErrorKind, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
     Half,
     NoEnqueue,
+    IgnoresRefusals,
+    DropsUnroutable,
+    NoDedup,
+    SendsFirst,
 }
 
 pub(super) fn wrong(inner: Arc<dyn Effects>, way: Way) -> Arc<dyn Effects> {
@@ -28,6 +32,44 @@ impl Effects for Wrong {
         match self.way {
             Way::NoEnqueue => {
                 transaction.enqueue.clear();
+                self.inner.apply(transaction).await
+            }
+            Way::NoDedup => {
+                for (_, message) in &mut transaction.enqueue {
+                    message.dedup_id = None;
+                }
+                self.inner.apply(transaction).await
+            }
+            Way::IgnoresRefusals => {
+                let outcome = self.inner.apply(transaction.clone()).await?;
+                if matches!(outcome, Outcome::Refused { .. }) {
+                    transaction.kv.clear();
+                    self.inner.apply(transaction).await?;
+                }
+                Ok(outcome)
+            }
+            Way::DropsUnroutable => match self.inner.apply(transaction.clone()).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    transaction.publish.clear();
+                    self.inner.apply(transaction).await
+                }
+                other => other,
+            },
+            Way::SendsFirst => {
+                for message in transaction.enqueue.drain(..) {
+                    let enqueue = vec![message];
+                    let alone = Transaction {
+                        enqueue,
+                        ..Transaction::default()
+                    };
+                    self.inner.apply(alone).await?;
+                }
+                let append = std::mem::take(&mut transaction.append);
+                let alone = Transaction {
+                    append,
+                    ..Transaction::default()
+                };
+                self.inner.apply(alone).await?;
                 self.inner.apply(transaction).await
             }
             Way::Half => {

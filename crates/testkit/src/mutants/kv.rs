@@ -15,6 +15,14 @@ pub(super) enum Way {
     OneByOne,
     NoCompare,
     NoTtl,
+    NoDelete,
+    LastOnly,
+    PutsAnyway,
+    UnsortedFields,
+    NoExpire,
+    FirstPageOnly,
+    HidesRefusals,
+    AddDropsTtl,
 }
 
 pub(super) fn wrong(inner: Arc<dyn Kv>, way: Way) -> Arc<dyn Kv> {
@@ -29,7 +37,22 @@ struct Wrong {
 #[async_trait]
 impl Kv for Wrong {
     async fn commit(&self, ops: Vec<Op>) -> Result<Committed> {
-        let ops: Vec<Op> = ops.into_iter().map(|op| self.spoil(op)).collect();
+        let mut ops: Vec<Op> = ops.into_iter().map(|op| self.spoil(op)).collect();
+        match self.way {
+            Way::NoDelete => ops.retain(|op| !matches!(op, Op::Delete { .. })),
+            Way::NoExpire => ops.retain(|op| !matches!(op, Op::Expire { .. })),
+            Way::LastOnly => _ = ops.drain(..ops.len().saturating_sub(1)),
+            Way::AddDropsTtl => {
+                let added = ops.iter().filter(|op| matches!(op, Op::Add { .. }));
+                let added: Vec<String> = added.map(|op| op.key().to_owned()).collect();
+                ops.extend(added.into_iter().map(|key| Op::Expire { key, ttl: None }));
+            }
+            Way::HidesRefusals => {
+                self.inner.commit(ops).await?;
+                return Ok(Committed::Applied(Vec::new()));
+            }
+            _ => {}
+        }
         if self.way != Way::OneByOne {
             return self.inner.commit(ops).await;
         }
@@ -50,7 +73,11 @@ impl Kv for Wrong {
     }
 
     async fn fields(&self, key: &str) -> Result<Vec<(String, Bytes)>> {
-        self.inner.fields(key).await
+        let mut fields = self.inner.fields(key).await?;
+        if self.way == Way::UnsortedFields {
+            fields.reverse();
+        }
+        Ok(fields)
     }
 
     async fn ttl(&self, key: &str) -> Result<Option<Option<Duration>>> {
@@ -58,6 +85,7 @@ impl Kv for Wrong {
     }
 
     async fn keys(&self, prefix: &str, after: Option<&str>, max: usize) -> Result<Vec<String>> {
+        let after = after.filter(|_| self.way != Way::FirstPageOnly);
         self.inner.keys(prefix, after, max).await
     }
 }
@@ -77,6 +105,12 @@ impl Wrong {
                 },
                 Way::NoCompare,
             ) => Op::Put { key, value, ttl },
+            (Op::PutIfAbsent { key, value, ttl }, Way::PutsAnyway) => Op::Put { key, value, ttl },
+            (Op::PutIfAbsent { key, value, .. }, Way::NoTtl) => Op::PutIfAbsent {
+                key,
+                value,
+                ttl: None,
+            },
             (Op::Put { key, value, .. }, Way::NoTtl) => Op::Put {
                 key,
                 value,

@@ -56,10 +56,60 @@ mutants! {
         purges_the_leased PurgesTheLeased caught by a_purge_spares_what_is_in_hand_or_dead;
         counts_no_retries CountsNoRetries caught by a_retried_delivery_comes_back_with_its_attempt_raised;
         charges_releases_now_and_then ReleaseCharges caught by random_steps_agree_with_the_model;
+        keeps_a_key_only_while_it_likes NoKeys caught by keeps_the_key;
+        forgets_keys_of_retries NoKeys caught by a_retry_is_not_overtaken_by_its_key;
+        forgets_keys_of_the_dead NoKeys caught by a_dead_letter_lets_its_key_go;
+        forgets_keys_of_the_purged NoKeys caught by a_purged_retry_lets_its_key_go;
+        forgets_keys_of_the_late NoKeys caught by a_late_extension_takes_its_key_back;
+        forgets_dedup_ids_within_a_batch NoDedup caught by recognises_a_repeat_within_one_batch;
+        forgets_dedup_ids_on_the_way NoDedup caught by remembers_a_dedup_id_across_reopen;
+        counts_no_duplicates NoDedup caught by keeps_every_count_across_reopen;
+        remembers_dedup_ids_too_long LongWindow caught by forgets_a_dedup_id_after_its_window;
+        ignores_the_depth NoMaxDepth caught by a_full_queue_refuses_and_says_when_to_come_back;
+        keeps_the_expired NoExpiry caught by drops_an_expired_message;
+        keeps_the_expired_and_their_keys NoExpiry caught by an_expired_message_lets_its_key_go;
+        extends_nothing NoExtend caught by an_extended_lease_lasts;
+        extends_nothing_late NoExtend caught by extends_late_while_nobody_took_over;
+        delivers_newest_first NewestFirst caught by delivers_oldest_first;
+        mixes_the_order_up NewestFirst caught by keeps_messages_across_reopen_in_order;
+        retries_at_once RetryAtOnce caught by a_retry_waits_for_its_delay;
+        forgets_errors NoErrors caught by spent_attempts_make_a_dead_letter_with_its_history;
+        forgets_the_last_errors NoErrors caught by keeps_the_last_ten_errors;
+        retries_the_rejected DeadRetries caught by a_rejected_message_is_dead_at_once;
+        forgets_the_dying ForgetsTheDead caught by a_consumer_that_keeps_dying_makes_a_dead_letter;
+        redrives_others RedrivesLess caught by redrives_and_drops_by_id;
+        lists_the_first_page_only FirstPageOnly caught by lists_dead_letters_page_by_page;
+        releases_the_acked AckReleases caught by an_acked_message_stays_gone_across_reopen;
+        settles_a_receipt_twice AcceptsStale caught by one_receipt_settles_once;
+        settles_the_stale_among_others AcceptsStale caught by one_stale_receipt_does_not_keep_the_others_out;
+        settles_after_a_reopen AcceptsStale caught by a_receipt_from_before_a_reopen_is_stale;
+        settles_after_a_disconnect AcceptsStale caught by a_disconnect_voids_what_had_expired;
+        loses_one_of_many LosesLast caught by every_message_goes_to_one_of_many_consumers;
+        does_not_wait NoWait caught by a_waiting_lease_is_woken_by_a_message;
+        answers_early NoWait caught by a_waiting_lease_ends_empty_in_time;
+        does_not_wait_for_the_end NoWait caught by closing_is_idempotent_and_ends_waiting_leases;
+        clamps_what_is_out_of_range Clamps caught by a_lease_out_of_range_is_invalid;
+        forgets_attempts FirstAttempt caught by a_leased_message_is_ready_after_reopen_with_its_attempt_counted;
+        forgets_pause NoPause caught by keeps_delays_dead_letters_pause_and_counts_across_reopen;
+        cuts_large_payloads Truncates caught by keeps_empty_binary_and_large_payloads;
+        refuses_an_empty_batch RefusesNothing caught by an_empty_batch_is_a_no_op;
+        refuses_a_batch_for_one AllOrNothing caught by a_refused_message_does_not_keep_the_others_out;
+        takes_any_batch SplitsBatches caught by a_batch_over_the_limit_is_invalid;
+        peeks_too_many PeeksTooMany caught by peeks_without_taking;
+        makes_what_it_is_asked_about MakesUnknown caught by an_unknown_queue_has_no_stats;
+        miscounts CountsNoRetries caught by counts_what_happened;
+        puts_everything_into_one_queue OneQueue caught by queues_do_not_mix;
+        leases_to_nobody Detached caught by a_dropped_wait_takes_nothing;
+        adds_moments_up AddsMoments caught by a_wait_without_end_is_woken_all_the_same;
+        hides_nothing GivesBack caught by hides_a_leased_message_from_others;
+        refuses_the_late GivesBack caught by settles_late_while_nobody_took_over;
     }
     routes: {
         swallows_the_unroutable SwallowsUnroutable caught by an_unroutable_message_is_an_error_and_stored_nowhere;
         keeps_what_is_unbound NoUnbind caught by bindings_stay_until_unbound;
+        copies_twice PublishesTwice caught by copies_into_every_matching_queue_once;
+        refuses_all_for_a_full_queue AllOrNothing caught by a_full_queue_refuses_its_message_alone;
+        refuses_all_for_one AllOrNothing caught by a_refused_publication_does_not_keep_the_others_out;
     }
     stream: {
         commits_up_to_the_newest CommitsTheNewest caught by a_finished_prefix_ends_at_the_first_unfinished_entry;
@@ -77,17 +127,37 @@ mutants! {
         commits_one_by_one OneByOne caught by several_ops_are_all_or_none;
         swaps_without_comparing NoCompare caught by compares_before_it_swaps;
         forgets_ttls NoTtl caught by keeps_keys_across_reopen;
+        keeps_the_deleted NoDelete caught by puts_gets_and_deletes;
+        makes_the_last_change_only LastOnly caught by ops_of_one_commit_see_each_other;
+        puts_in_any_case PutsAnyway caught by one_of_many_puts_if_absent;
+        mixes_fields_up UnsortedFields caught by fields_are_kept_apart_from_values;
+        makes_the_last_field_only LastOnly caught by a_hash_changes_field_by_field_and_stays;
+        keeps_keys_for_ever NoTtl caught by a_key_goes_after_its_ttl;
+        lists_the_first_keys_only FirstPageOnly caught by lists_keys_by_prefix_page_by_page;
+        hides_refusals HidesRefusals caught by a_sum_beyond_all_numbers_is_refused;
+        drops_the_ttl_of_a_counter AddDropsTtl caught by an_add_keeps_the_ttl;
+        ignores_expiries NoExpire caught by an_expiry_needs_a_key;
     }
     rate_limit: {
         admits_too_many Admits caught by many_takers_never_get_more_than_the_rule_allows;
         admits_too_many_over_time Admits caught by no_stretch_of_time_admits_more_than_capacity_and_refill;
         takes_one_by_one OneByOne caught by several_takes_are_all_or_none;
         names_too_short_a_time ShortTime caught by the_time_it_names_is_the_time_it_keeps;
+        never_resets NoReset caught by a_peek_takes_nothing_and_a_reset_fills_up;
+        answers_nothing AnswersNothing caught by an_impossible_amount_is_invalid;
+        forgets_what_was_taken OwnKeys caught by a_limit_is_remembered_across_reopen;
     }
     effects: {
         applies_half Half caught by nothing_happens_when_a_receipt_is_stale;
         applies_half_of_what_does_not_fit Half caught by nothing_happens_when_a_queue_is_full;
         forgets_what_it_sends NoEnqueue caught by everything_happens_in_one_step;
+        ignores_refusals IgnoresRefusals caught by nothing_happens_when_a_condition_does_not_hold;
+        drops_the_unroutable DropsUnroutable caught by nothing_happens_when_a_publication_matches_no_route;
+        applies_half_for_all Half caught by one_of_many_takes_a_receipt;
+        forgets_dedup_ids NoDedup caught by a_repeated_dedup_id_is_passed_over;
+        sends_first SendsFirst caught by a_refusal_counts_no_duplicates;
+        appends_first SendsFirst caught by a_position_moves_in_the_same_step_as_the_append;
+        finishes_half Half caught by an_entry_is_finished_in_the_same_step_as_its_effect;
     }
 }
 
@@ -115,5 +185,25 @@ pub(crate) fn is_caught(mutant: &'static Mutant, subject: &'static Subject) -> R
             case.name, mutant.name
         )
         .into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MUTANTS, areas};
+
+    #[test]
+    fn every_case_of_a_port_with_mutants_can_fail() {
+        for (area, cases) in areas() {
+            let mutants = MUTANTS.iter().filter(|mutant| mutant.area == area);
+            let caught_by: Vec<&str> = mutants.map(|mutant| mutant.caught_by).collect();
+            for case in cases {
+                assert!(
+                    caught_by.is_empty() || caught_by.contains(&case.name),
+                    "no mutant shows that `{area}::{}` can fail",
+                    case.name
+                );
+            }
+        }
     }
 }

@@ -6,11 +6,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use towpath_core::port::Queue;
 use towpath_core::port::queue::{
-    DeadLetter, Enqueued, LeaseRequest, Peeked, Selection, Settings, Settlement, Stats, Verdict,
+    DeadLetter, Enqueued, LeaseRequest, MAX_BATCH, MAX_LEASE, MIN_LEASE, Peeked, Selection,
+    Settings, Settlement, Stats, Verdict,
 };
 use towpath_core::{
-    ConsumerId, Delivery, Headers, MessageId, NewMessage, QueueName, Receipt, Result,
+    ConsumerId, Delivery, Error, Headers, MessageId, NewMessage, QueueName, Receipt, Result,
 };
+
+use crate::world::jobs;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
@@ -29,6 +32,28 @@ pub(super) enum Way {
     NoDelay,
     PurgesTheLeased,
     CountsNoRetries,
+    LongWindow,
+    NoMaxDepth,
+    NoExpiry,
+    NoExtend,
+    NewestFirst,
+    RetryAtOnce,
+    NoErrors,
+    DeadRetries,
+    AckReleases,
+    FirstPageOnly,
+    NoWait,
+    Clamps,
+    Truncates,
+    RefusesNothing,
+    AllOrNothing,
+    SplitsBatches,
+    PeeksTooMany,
+    MakesUnknown,
+    OneQueue,
+    Detached,
+    AddsMoments,
+    GivesBack,
 }
 
 pub(super) fn wrong(inner: Arc<dyn Queue>, way: Way) -> Arc<dyn Queue> {
@@ -49,7 +74,13 @@ struct Wrong {
 #[async_trait]
 impl Queue for Wrong {
     async fn declare(&self, queue: &QueueName, settings: &Settings) -> Result<()> {
-        self.inner.declare(queue, settings).await
+        let mut settings = settings.clone();
+        match self.wrong {
+            Way::LongWindow => settings.dedup_window = Duration::from_secs(3600),
+            Way::NoMaxDepth => settings.max_depth = None,
+            _ => {}
+        }
+        self.inner.declare(queue, &settings).await
     }
 
     async fn enqueue(
@@ -63,6 +94,9 @@ impl Queue for Wrong {
                 Way::NoHeaders => message.headers = Headers::new(),
                 Way::NoKeys => message.key = None,
                 Way::NoDelay => message.not_before = None,
+                Way::NoExpiry => message.expires = None,
+                Way::Truncates => message.payload.truncate(1 << 16),
+                Way::AllOrNothing => message.check()?,
                 _ => {}
             }
         }
@@ -74,14 +108,50 @@ impl Queue for Wrong {
             outcomes.push(Ok(Enqueued::New(lost.id)));
             return Ok(outcomes);
         }
-        self.inner.enqueue(queue, messages).await
+        match self.wrong {
+            Way::RefusesNothing if messages.is_empty() => Err(Error::invalid("an empty batch")),
+            Way::OneQueue => self.inner.enqueue(&jobs(), messages).await,
+            Way::SplitsBatches => {
+                let mut outcomes = Vec::new();
+                for batch in messages.chunks(MAX_BATCH) {
+                    outcomes.extend(self.inner.enqueue(queue, batch.to_vec()).await?);
+                }
+                Ok(outcomes)
+            }
+            _ => self.inner.enqueue(queue, messages).await,
+        }
     }
 
     async fn lease(&self, mut request: LeaseRequest) -> Result<Vec<Delivery>> {
-        if self.wrong == Way::ShortLease {
-            request.lease = Duration::from_millis(20);
+        match self.wrong {
+            Way::ShortLease => request.lease = Duration::from_millis(20),
+            Way::NoWait => request.wait = Duration::ZERO,
+            Way::AddsMoments => _ = std::time::Instant::now() + request.wait,
+            Way::Clamps => {
+                request.max = request.max.clamp(1, MAX_BATCH);
+                request.lease = request.lease.clamp(MIN_LEASE, MAX_LEASE);
+            }
+            Way::Detached => {
+                let inner = Arc::clone(&self.inner);
+                // Goes on when the caller is gone: that is what is wrong.
+                return tokio::spawn(async move { inner.lease(request).await })
+                    .await
+                    .expect("no lease panics");
+            }
+            _ => {}
         }
         let mut leased = self.inner.lease(request).await?;
+        match self.wrong {
+            Way::NewestFirst => leased.reverse(),
+            Way::GivesBack => {
+                let given_back = leased.iter().map(|delivery| Settlement {
+                    receipt: delivery.receipt.clone(),
+                    verdict: Verdict::Release,
+                });
+                self.inner.settle(given_back.collect()).await?;
+            }
+            _ => {}
+        }
         if self.wrong == Way::FirstAttempt {
             leased.iter_mut().for_each(|delivery| delivery.attempt = 1);
         }
@@ -94,6 +164,25 @@ impl Queue for Wrong {
         for settlement in &mut settlements {
             match (&settlement.verdict, self.wrong) {
                 (Verdict::Retry { .. }, Way::RetryAcks) => settlement.verdict = Verdict::Ack,
+                (Verdict::Retry { error, .. }, Way::RetryAtOnce) => {
+                    settlement.verdict = Verdict::Retry {
+                        after: Duration::ZERO,
+                        error: error.clone(),
+                    };
+                }
+                (Verdict::Retry { after, .. }, Way::NoErrors) => {
+                    settlement.verdict = Verdict::Retry {
+                        after: *after,
+                        error: String::new(),
+                    };
+                }
+                (Verdict::DeadLetter { reason }, Way::DeadRetries) => {
+                    settlement.verdict = Verdict::Retry {
+                        after: Duration::ZERO,
+                        error: reason.clone(),
+                    };
+                }
+                (Verdict::Ack, Way::AckReleases) => settlement.verdict = Verdict::Release,
                 (Verdict::Release, Way::ReleaseCharges) => {
                     settlement.verdict = Verdict::Retry {
                         after: Duration::ZERO,
@@ -111,6 +200,9 @@ impl Queue for Wrong {
     }
 
     async fn extend(&self, receipts: &[Receipt], lease: Duration) -> Result<Vec<Result<()>>> {
+        if self.wrong == Way::NoExtend {
+            return Ok(receipts.iter().map(|_| Ok(())).collect());
+        }
         self.inner.extend(receipts, lease).await
     }
 
@@ -127,6 +219,9 @@ impl Queue for Wrong {
     }
 
     async fn stats(&self, queue: &QueueName) -> Result<Stats> {
+        if self.wrong == Way::MakesUnknown {
+            self.inner.peek(queue, 1).await?;
+        }
         let mut stats = self.inner.stats(queue).await?;
         if self.wrong == Way::CountsNoRetries {
             stats.retried = 0;
@@ -135,7 +230,8 @@ impl Queue for Wrong {
     }
 
     async fn peek(&self, queue: &QueueName, max: usize) -> Result<Vec<Peeked>> {
-        self.inner.peek(queue, max).await
+        let more = usize::from(self.wrong == Way::PeeksTooMany);
+        self.inner.peek(queue, max + more).await
     }
 
     async fn pause(&self, queue: &QueueName) -> Result<()> {
@@ -169,6 +265,7 @@ impl Queue for Wrong {
         after: Option<MessageId>,
         max: usize,
     ) -> Result<Vec<DeadLetter>> {
+        let after = after.filter(|_| self.wrong != Way::FirstPageOnly);
         self.inner.dead_letters(queue, after, max).await
     }
 

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use towpath_core::port::Routes;
 use towpath_core::port::routes::{Binding, Publication};
-use towpath_core::{ErrorKind, ExchangeName, Result};
+use towpath_core::{Error, ErrorKind, ExchangeName, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
     SwallowsUnroutable,
     NoUnbind,
+    PublishesTwice,
+    AllOrNothing,
 }
 
 pub(super) fn wrong(inner: Arc<dyn Routes>, way: Way) -> Arc<dyn Routes> {
@@ -31,7 +33,7 @@ impl Routes for Wrong {
     async fn unbind(&self, binding: &Binding) -> Result<()> {
         match self.way {
             Way::NoUnbind => Ok(()),
-            Way::SwallowsUnroutable => self.inner.unbind(binding).await,
+            _ => self.inner.unbind(binding).await,
         }
     }
 
@@ -44,7 +46,15 @@ impl Routes for Wrong {
         exchange: &ExchangeName,
         publications: Vec<Publication>,
     ) -> Result<Vec<Result<usize>>> {
+        if self.way == Way::PublishesTwice {
+            self.inner.publish(exchange, publications.clone()).await?;
+        }
         let mut outcomes = self.inner.publish(exchange, publications).await?;
+        if self.way == Way::AllOrNothing && outcomes.iter().any(Result::is_err) {
+            for outcome in &mut outcomes {
+                *outcome = Err(Error::unavailable("one of the batch was refused"));
+            }
+        }
         if self.way == Way::SwallowsUnroutable {
             for outcome in &mut outcomes {
                 if matches!(outcome, Err(error) if error.kind() == ErrorKind::NotFound) {

@@ -71,6 +71,7 @@ async fn a_retry_is_not_overtaken_by_its_key(mut world: World) {
     let queue = world.queue().await;
     enqueue_all(&queue, vec![keyed("a", "a1"), keyed("a", "a2")]).await;
     let held = lease(&queue, 10).await;
+    assert_eq!(payloads(&held), ["a1"]);
     let verdict = Verdict::Retry {
         after: Duration::from_millis(300),
         error: "no".to_owned(),

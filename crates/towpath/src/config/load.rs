@@ -7,6 +7,7 @@ use super::file::Reader;
 use super::key::{KEYS, Key, did_you_mean};
 use super::show::redact;
 use super::{Config, Kind, Problem, Problems};
+use crate::sink::VARIABLE_PREFIX;
 
 /// Variables of ours that are no keys.
 const OTHER_VARIABLES: [&str; 4] = [
@@ -284,6 +285,8 @@ fn unknown_variables(env: &BTreeMap<String, String>, problems: &mut Vec<Problem>
     for name in env
         .keys()
         .filter(|name| name.starts_with("TOWPATH_") && !name.starts_with("TOWPATH_TEST_"))
+        // A command of the command sink may well call us.
+        .filter(|name| !name.starts_with(VARIABLE_PREFIX))
     {
         let key = name.strip_suffix("_FILE").unwrap_or(name);
         if !OTHER_VARIABLES.contains(&name.as_str())

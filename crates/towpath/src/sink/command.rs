@@ -1,15 +1,22 @@
 //! A command per message: the payload on its standard input.
 
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStderr, Command};
 use towpath_core::port::Sink;
 use towpath_core::port::sink::Outcome;
-use towpath_core::{Delivery, Error, Result};
+use towpath_core::{Delivery, Error, Message, Result};
+
+/// What every variable that the command gets begins with.
+pub const VARIABLE_PREFIX: &str = "TOWPATH_MESSAGE_";
+
+/// Commands under way at once, of one batch.
+const CONCURRENCY: usize = 16;
 
 /// Says that the message itself is wrong. Source: sysexits.h, `EX_DATAERR`.
 const DATA_ERROR: i32 = 65;
@@ -17,10 +24,17 @@ const DATA_ERROR: i32 = 65;
 /// What is kept of standard error.
 const ERROR_BYTES: usize = 4096;
 
-/// Starts the program for each message, with `TOWPATH_MESSAGE_ID`, `TOWPATH_QUEUE` and `TOWPATH_ATTEMPT` set.
+/// How long standard error is listened to after a command that failed: what it left behind may hold it open for ever.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// Starts the program for each message, at most 16 at once.
+///
+/// The variables are `TOWPATH_MESSAGE_ID`, `_QUEUE`, `_ATTEMPT`, `_ENQUEUED_AT`, `_KEY` when it has one, and
+/// `TOWPATH_MESSAGE_HEADER_…` for each header: `…_HEADER_CONTENT_TYPE`.
 ///
 /// Exit 0 is done, 65 gives the message up, anything else tries again, with
-/// the last line of standard error as the reason. At least once: a crash between the
+/// the last line of standard error as the reason. What a command leaves running in the background
+/// is not waited for. At least once: a crash between the
 /// command's end and the ack runs it again, with the same message id.
 #[derive(Debug)]
 pub struct CommandSink {
@@ -29,7 +43,7 @@ pub struct CommandSink {
 }
 
 impl CommandSink {
-    /// A sink that runs `program` with its arguments, each for at most `timeout`.
+    /// A sink that runs `program` with its arguments, each for at most `timeout`; then it is killed with all its children.
     ///
     /// # Errors
     /// `Invalid` without a program.
@@ -40,16 +54,38 @@ impl CommandSink {
         Ok(Self { program, timeout })
     }
 
-    fn start(&self, delivery: &Delivery) -> Result<Child> {
+    /// What became of one message; an error when its command could not even be started.
+    async fn run(&self, delivery: &Delivery) -> Result<Outcome> {
+        let variables = variables(delivery);
+        if let Some((name, _)) = variables
+            .iter()
+            .find(|(_, value)| value.as_bytes().contains(&0))
+        {
+            let reason = format!("`{name}` would hold a NUL, which no variable can");
+            return Ok(Outcome::Reject { reason });
+        }
+        let mut child = self.start(variables)?;
+        let mut group = Group::of(&child);
+        let finished = finish(&mut child, &delivery.message);
+        let outcome = match tokio::time::timeout(self.timeout, finished).await {
+            Ok(outcome) => outcome,
+            // Killed by the guard.
+            Err(_) => {
+                return Ok(retry(format!("not finished within {:?}", self.timeout)));
+            }
+        };
+        group.0 = None;
+        Ok(outcome)
+    }
+
+    fn start(&self, variables: Vec<(String, String)>) -> Result<Child> {
         Command::new(&self.program[0])
             .args(&self.program[1..])
-            .env("TOWPATH_MESSAGE_ID", delivery.message.id.to_string())
-            .env("TOWPATH_QUEUE", delivery.receipt.queue.as_str())
-            .env("TOWPATH_ATTEMPT", delivery.attempt.to_string())
+            .envs(variables)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
-            // A signal for us must not reach it, and its children end with it.
+            // A group of its own: a signal for us must not reach it, and it can be killed with its children.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -58,43 +94,77 @@ impl CommandSink {
                     .with_source(error)
             })
     }
+}
 
-    async fn finish(&self, mut child: Child, delivery: &Delivery) -> Outcome {
-        let group = child.id();
-        match tokio::time::timeout(self.timeout, run(&mut child, delivery)).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                kill_group(group);
-                Outcome::Retry {
-                    after: None,
-                    error: format!("not finished within {:?}", self.timeout),
-                }
-            }
+/// The process group of a running command, killed when dropped: a delivery that is cut short leaves nothing running.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(leader: &Child) -> Self {
+        let id = leader.id().and_then(|id| i32::try_from(id).ok());
+        Self(id.and_then(Pid::from_raw))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0 {
+            // Already gone is what we want.
+            kill_process_group(leader, Signal::KILL).ok();
         }
     }
 }
 
-async fn run(child: &mut Child, delivery: &Delivery) -> Outcome {
+fn variables(delivery: &Delivery) -> Vec<(String, String)> {
+    let message = &delivery.message;
+    let mut variables = vec![
+        ("ID".to_owned(), message.id.to_string()),
+        ("QUEUE".to_owned(), delivery.receipt.queue.to_string()),
+        ("ATTEMPT".to_owned(), delivery.attempt.to_string()),
+        ("ENQUEUED_AT".to_owned(), message.enqueued_at.to_string()),
+    ];
+    if let Some(key) = &message.key {
+        variables.push(("KEY".to_owned(), key.clone()));
+    }
+    for (name, value) in message.headers.iter() {
+        let name = name.replace(|character: char| !character.is_ascii_alphanumeric(), "_");
+        variables.push((
+            format!("HEADER_{}", name.to_ascii_uppercase()),
+            value.to_owned(),
+        ));
+    }
+    for (name, _) in &mut variables {
+        name.insert_str(0, VARIABLE_PREFIX);
+    }
+    variables
+}
+
+/// Feeds the command, listens to its standard error, and waits for its end.
+async fn finish(child: &mut Child, message: &Message) -> Outcome {
     let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
-    let feed = async {
-        if let Some(mut stdin) = stdin {
-            // A command may end without reading everything.
-            stdin.write_all(&delivery.message.payload).await.ok();
-        }
-    };
-    let listen = async {
-        let mut said = Vec::new();
-        if let Some(mut stderr) = stderr {
-            let mut buffer = [0; 1024];
-            while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
-                said.extend_from_slice(&buffer[..count]);
-                let excess = said.len().saturating_sub(ERROR_BYTES);
-                said.drain(..excess);
+    let mut said = Vec::new();
+    let status = {
+        let feed = async {
+            if let Some(mut stdin) = stdin {
+                // A command may end without reading everything.
+                stdin.write_all(&message.payload).await.ok();
             }
+        };
+        let talk = async { tokio::join!(feed, listen(stderr, &mut said)) };
+        let mut talk = std::pin::pin!(talk);
+        let mut talking = true;
+        let status = loop {
+            tokio::select! {
+                _ = &mut talk, if talking => talking = false,
+                status = child.wait() => break status,
+            }
+        };
+        if talking && !status.as_ref().is_ok_and(ExitStatus::success) {
+            // Whatever it was, it is said already or will not be.
+            tokio::time::timeout(LAST_WORDS, talk).await.ok();
         }
-        said
+        status
     };
-    let ((), said, status) = tokio::join!(feed, listen, child.wait());
     let said = String::from_utf8_lossy(&said);
     let last = said
         .lines()
@@ -113,42 +183,243 @@ async fn run(child: &mut Child, delivery: &Delivery) -> Outcome {
             if status.code() == Some(DATA_ERROR) {
                 Outcome::Reject { reason: error }
             } else {
-                Outcome::Retry { after: None, error }
+                retry(error)
             }
         }
-        Err(error) => Outcome::Retry {
-            after: None,
-            error: error.to_string(),
-        },
+        Err(error) => retry(error.to_string()),
     }
 }
 
-fn kill_group(leader: Option<u32>) {
-    let leader = leader
-        .and_then(|id| i32::try_from(id).ok())
-        .and_then(rustix::process::Pid::from_raw);
-    if let Some(leader) = leader {
-        // Already gone is what we want.
-        rustix::process::kill_process_group(leader, rustix::process::Signal::KILL).ok();
+/// Keeps the end of what is said.
+async fn listen(stderr: Option<ChildStderr>, said: &mut Vec<u8>) {
+    let Some(mut stderr) = stderr else { return };
+    let mut buffer = [0; 1024];
+    while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
+        said.extend_from_slice(&buffer[..count]);
+        let excess = said.len().saturating_sub(ERROR_BYTES);
+        said.drain(..excess);
     }
+}
+
+const fn retry(error: String) -> Outcome {
+    Outcome::Retry { after: None, error }
 }
 
 #[async_trait]
 impl Sink for CommandSink {
     async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Outcome>> {
-        let mut running = Vec::with_capacity(batch.len());
-        for delivery in batch {
-            running.push((self.start(delivery)?, delivery));
+        let runs: Vec<_> = batch.iter().map(|delivery| self.run(delivery)).collect();
+        let mut ended: Vec<Result<Outcome>> =
+            stream::iter(runs).buffered(CONCURRENCY).collect().await;
+        // Nothing ran: it is the program and not the messages.
+        if ended.iter().all(Result::is_err)
+            && let Some(Err(error)) = ended.pop()
+        {
+            return Err(error);
         }
-        Ok(join_all(
-            running
-                .into_iter()
-                .map(|(child, delivery)| self.finish(child, delivery)),
-        )
-        .await)
+        Ok(ended
+            .into_iter()
+            .map(|ended| ended.unwrap_or_else(|error| retry(error.chain())))
+            .collect())
     }
 
     async fn close(&self) -> Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::sink::testing::delivery;
+
+    fn shell(script: &str, timeout: Duration) -> CommandSink {
+        CommandSink::new(["sh", "-c", script].map(String::from).to_vec(), timeout).unwrap()
+    }
+
+    async fn outcome(script: &str, timeout: Duration) -> Outcome {
+        let mut outcomes = shell(script, timeout)
+            .deliver(&[delivery("x")])
+            .await
+            .unwrap();
+        assert_eq!(outcomes.len(), 1);
+        outcomes.remove(0)
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn the_exit_code_says_what_became_of_the_message() {
+        assert_eq!(outcome("cat > /dev/null", LONG).await, Outcome::Done);
+        assert_eq!(
+            outcome("echo first >&2; echo wrong >&2; echo >&2; exit 65", LONG).await,
+            Outcome::Reject {
+                reason: "exit status: 65: wrong".to_owned()
+            }
+        );
+        assert_eq!(
+            outcome("exit 3", LONG).await,
+            retry("exit status: 3".to_owned())
+        );
+        let Outcome::Retry { error, .. } = outcome("kill -9 $$", LONG).await else {
+            panic!("a killed command is tried again")
+        };
+        assert!(error.contains("signal: 9"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_it_leaves_in_the_background_is_not_waited_for() {
+        let began = Instant::now();
+        assert_eq!(outcome("sleep 30 & exit 0", LONG).await, Outcome::Done);
+        assert_eq!(
+            outcome("echo late >&2; sleep 30 & exit 3", LONG).await,
+            retry("exit status: 3: late".to_owned())
+        );
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
+
+    #[tokio::test]
+    async fn at_most_sixteen_run_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let running = folder.path().join("running");
+        fs::create_dir(&running).unwrap();
+        let (running, counts) = (running.display(), folder.path().join("counts"));
+        let script = format!(
+            "touch {running}/$$; ls {running} | wc -l >> {}; sleep 0.2; rm {running}/$$",
+            counts.display()
+        );
+        let batch: Vec<_> = (0..40).map(|_| delivery("x")).collect();
+        let outcomes = shell(&script, LONG).deliver(&batch).await.unwrap();
+        assert_eq!(outcomes, vec![Outcome::Done; 40]);
+        let most = fs::read_to_string(counts)
+            .unwrap()
+            .lines()
+            .map(|count| count.trim().parse::<usize>().unwrap())
+            .max();
+        assert!((2..=CONCURRENCY).contains(&most.unwrap()), "{most:?}");
+    }
+
+    #[tokio::test]
+    async fn the_command_sees_what_travels_beside_the_payload() {
+        let folder = tempfile::tempdir().unwrap();
+        let seen = folder.path().join("seen");
+        let mut delivery = delivery("the payload");
+        delivery.attempt = 3;
+        delivery.message.key = Some("customer 7".to_owned());
+        delivery.message.headers.set("content-type", "text/plain");
+        delivery.message.headers.set("x.odd--name", "a=b");
+        let script = format!(
+            "(env | grep ^TOWPATH_MESSAGE_ | sort; cat) > {}",
+            seen.display()
+        );
+        shell(&script, LONG)
+            .deliver(&[delivery.clone()])
+            .await
+            .unwrap();
+        let expected = [
+            "ATTEMPT=3",
+            "ENQUEUED_AT=1970-01-01T00:00:00.000Z",
+            "HEADER_CONTENT_TYPE=text/plain",
+            "HEADER_X_ODD__NAME=a=b",
+            &format!("ID={}", delivery.message.id),
+            "KEY=customer 7",
+            "QUEUE=q",
+        ]
+        .map(|variable| format!("TOWPATH_MESSAGE_{variable}\n"))
+        .concat();
+        assert_eq!(fs::read_to_string(seen).unwrap(), expected + "the payload");
+
+        delivery.message.headers.set("x-nul", "a\0b");
+        assert_eq!(
+            shell("true", LONG).deliver(&[delivery]).await.unwrap(),
+            [Outcome::Reject {
+                reason: "`TOWPATH_MESSAGE_HEADER_X_NUL` would hold a NUL, which no variable can"
+                    .to_owned()
+            }]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_program_that_cannot_start_charges_nobody() {
+        let sink = CommandSink::new(vec!["/nowhere/at/all".to_owned()], LONG).unwrap();
+        let error = sink
+            .deliver(&[delivery("x"), delivery("y")])
+            .await
+            .unwrap_err();
+        assert!(
+            error
+                .chain()
+                .starts_with("`/nowhere/at/all` cannot be started: "),
+            "{error:?}"
+        );
+        assert!(CommandSink::new(Vec::new(), LONG).is_err());
+    }
+
+    #[tokio::test]
+    async fn one_that_cannot_start_leaves_the_others_what_they_are() {
+        // Too large for any environment: this one command cannot be started.
+        let mut heavy = delivery("heavy");
+        heavy.message.headers.set("x", "x".repeat(1 << 20));
+        let outcomes = shell("exit 65", LONG)
+            .deliver(&[delivery("x"), heavy, delivery("y")])
+            .await
+            .unwrap();
+        let reject = Outcome::Reject {
+            reason: "exit status: 65".to_owned(),
+        };
+        assert_eq!((&outcomes[0], &outcomes[2]), (&reject, &reject));
+        let Outcome::Retry { error, .. } = &outcomes[1] else {
+            panic!("{outcomes:?}")
+        };
+        assert!(error.starts_with("`sh` cannot be started: "), "{error}");
+    }
+
+    async fn is_gone(pid_file: &Path) -> bool {
+        let pid = fs::read_to_string(pid_file)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        let pid = Pid::from_raw(pid).unwrap();
+        for _ in 0..500 {
+            // A zombie that nobody reaps is dead as well.
+            let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            if state.is_empty() || state.contains(") Z ") {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        false
+    }
+
+    #[tokio::test]
+    async fn one_that_takes_too_long_is_killed_with_its_children() {
+        let folder = tempfile::tempdir().unwrap();
+        let pid = folder.path().join("pid");
+        let script = format!("sleep 300 & echo $! > {}; wait", pid.display());
+        assert_eq!(
+            outcome(&script, Duration::from_secs(1)).await,
+            retry("not finished within 1s".to_owned())
+        );
+        assert!(is_gone(&pid).await);
+    }
+
+    #[tokio::test]
+    async fn a_delivery_that_is_cut_short_leaves_nothing_running() {
+        let folder = tempfile::tempdir().unwrap();
+        let pid = folder.path().join("pid");
+        let script = format!("sleep 300 & echo $! > {}; wait", pid.display());
+        let (sink, batch) = (shell(&script, LONG), [delivery("x")]);
+        let mut delivering = sink.deliver(&batch);
+        while fs::read_to_string(&pid).unwrap_or_default().is_empty() {
+            let moment = Duration::from_millis(10);
+            assert!(tokio::time::timeout(moment, &mut delivering).await.is_err());
+        }
+        drop(delivering);
+        assert!(is_gone(&pid).await);
     }
 }

@@ -4,9 +4,11 @@ mod command;
 mod escape;
 mod file;
 mod lines;
+#[cfg(test)]
+pub(crate) mod testing;
 mod webhook;
 
-pub use command::CommandSink;
+pub use command::{CommandSink, VARIABLE_PREFIX};
 pub use escape::{escape, unescape};
 pub use file::FileSink;
 pub use lines::LineSink;

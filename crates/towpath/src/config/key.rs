@@ -183,6 +183,13 @@ pub const KEYS: &[Key] = &[
         "The output file; without it `processed.log` in `data.dir`.",
     ),
     key(
+        "ingest.worker.format",
+        Kind::Choice(&["line", "raw"]),
+        Some("line"),
+        &[],
+        "What the file and stdout sinks write: `<time> | <message>`, escaped, or the message as it is.",
+    ),
+    key(
         "ingest.worker.batch",
         Kind::Integer(1, 10_000),
         Some("100"),
@@ -233,7 +240,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "ingest.worker.webhook.url",
-        Kind::Text,
+        Kind::Url,
         None,
         &[],
         "Where the webhook sink posts.",

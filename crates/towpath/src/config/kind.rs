@@ -15,6 +15,8 @@ pub enum Kind {
     Duration(u64, u64),
     /// `1MiB`, `64KiB` or plain bytes, in a range.
     Size(u64, u64),
+    /// An address of the web: `http://` or `https://` and a host.
+    Url,
     /// `host:port`; without a host all interfaces.
     Address,
     /// One of a few words.
@@ -41,6 +43,7 @@ impl Kind {
                 show_bytes(least),
                 show_bytes(most)
             ),
+            Self::Url => "a URL like \"https://host/path\"".to_owned(),
             Self::Address => "an address like \":8080\" or \"127.0.0.1:7070\"".to_owned(),
             Self::Choice(words) => format!("one of {}", words.join(", ")),
             Self::Strings => "a list of texts".to_owned(),
@@ -60,6 +63,8 @@ impl Kind {
             Self::Size(least, most) => {
                 size(text).is_some_and(|bytes| (least..=most).contains(&bytes))
             }
+            Self::Url => reqwest::Url::parse(text)
+                .is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host()),
             Self::Address => text.rsplit_once(':').is_some_and(|(host, port)| {
                 port.parse::<u16>().is_ok()
                     && !host.contains(char::is_whitespace)

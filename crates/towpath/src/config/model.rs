@@ -9,6 +9,7 @@ use towpath_core::{QueueName, retry};
 
 use super::load::{Origin, Setting};
 use super::{Problem, kind};
+use crate::sink::LineFormat;
 
 /// Where the ingest worker delivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +51,7 @@ pub struct Config {
     pub idempotency_window: Duration,
     pub sink: SinkKind,
     pub output: Option<PathBuf>,
+    pub format: LineFormat,
     pub batch: usize,
     pub concurrency: usize,
     pub lease: Duration,
@@ -125,6 +127,10 @@ impl Config {
                 _ => SinkKind::File,
             },
             output: values.optional("ingest.worker.output").map(PathBuf::from),
+            format: match values.text("ingest.worker.format").as_str() {
+                "raw" => LineFormat::Raw,
+                _ => LineFormat::Stamped,
+            },
             batch: values.count("ingest.worker.batch"),
             concurrency: values.count("ingest.worker.concurrency"),
             lease: values.duration("ingest.worker.lease"),

@@ -78,6 +78,7 @@ fn leaf(key: &Key) -> Value {
         Kind::Size(..) => json!({"type": ["string", "integer"]}),
         Kind::Choice(words) => json!({"enum": words}),
         Kind::Strings => json!({"type": "array", "items": {"type": "string"}}),
+        Kind::Url => json!({"type": "string", "format": "uri"}),
         Kind::Text | Kind::Secret | Kind::Duration(..) | Kind::Address => json!({"type": "string"}),
     };
     leaf["description"] = json!(format!("{} Must be {}.", key.doc, key.kind.expected()));

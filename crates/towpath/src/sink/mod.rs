@@ -3,7 +3,8 @@
 mod command;
 mod escape;
 mod file;
-mod lines;
+mod line;
+mod stdout;
 #[cfg(test)]
 pub(crate) mod testing;
 mod webhook;
@@ -11,5 +12,6 @@ mod webhook;
 pub use command::{CommandSink, VARIABLE_PREFIX};
 pub use escape::{escape, unescape};
 pub use file::FileSink;
-pub use lines::LineSink;
+pub use line::LineFormat;
+pub use stdout::LineSink;
 pub use webhook::WebhookSink;

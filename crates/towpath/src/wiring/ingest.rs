@@ -95,8 +95,8 @@ pub(super) fn worker(
 
 fn sink(config: &Config, clock: &Arc<dyn Clock>) -> Result<Arc<dyn Sink>> {
     Ok(match config.sink {
-        SinkKind::File => Arc::new(FileSink::new(config.output_path())),
-        SinkKind::Stdout => Arc::new(LineSink::new(std::io::stdout())),
+        SinkKind::File => Arc::new(FileSink::new(config.output_path(), config.format)),
+        SinkKind::Stdout => Arc::new(LineSink::new(std::io::stdout(), config.format)),
         SinkKind::Command => Arc::new(CommandSink::new(
             config.command.clone(),
             config.command_timeout,

@@ -190,3 +190,79 @@ fn keys_outside_ascii_count() {
         (1, &"клавиша".into())
     );
 }
+
+#[test]
+fn two_processes_share_one_file() {
+    let shared = tempfile::tempdir().unwrap();
+    let output = shared.path().join("out.log");
+    let mut worlds = [World::new(), World::new()];
+    for world in &mut worlds {
+        world.set("OUTPUT_PATH", output.display());
+    }
+    let running = worlds.each_ref().map(World::up);
+    let senders: Vec<_> = worlds
+        .iter()
+        .enumerate()
+        .map(|(number, world)| {
+            let mut client = world.client();
+            std::thread::spawn(move || {
+                for message in 0..100 {
+                    let text = format!("{number}.{message:03}");
+                    assert_eq!(client.post("/enqueue", &[], text.as_bytes()).status, 200);
+                }
+            })
+        })
+        .collect();
+    for sender in senders {
+        sender.join().unwrap();
+    }
+    worlds.iter().for_each(World::wait_drained);
+    let lines = crate::process::lines_of(&output);
+    assert_eq!(lines.len(), 200);
+    for number in 0..2 {
+        let mine: Vec<&str> = lines
+            .iter()
+            .filter_map(|line| line.split_once(" | "))
+            .map(|(_, message)| message)
+            .filter(|message| message.starts_with(&format!("{number}.")))
+            .collect();
+        assert_eq!(mine.len(), 100);
+        assert!(mine.is_sorted(), "{mine:?}");
+    }
+    drop(running);
+}
+
+#[test]
+fn raw_lines_are_the_messages_themselves() {
+    let mut world = World::new();
+    world.set("TOWPATH_INGEST__WORKER__FORMAT", "raw");
+    let _running = world.up();
+    for text in [r"C:\dir | x", "two\nlines"] {
+        let answer = world.client().post("/enqueue", &[], text.as_bytes());
+        assert_eq!(answer.status, 200);
+    }
+    world.wait_drained();
+    assert_eq!(world.lines(), [r"C:\dir | x"]);
+    let dead = world.json(&["dlq", "ls", "messages"]);
+    assert!(
+        dead[0]["reason"].as_str().unwrap().contains("newline"),
+        "{dead}"
+    );
+}
+
+#[test]
+fn a_command_may_call_towpath_itself() {
+    let mut world = World::new();
+    let script = format!(
+        r#"["sh", "-c", "{} send other passed-on"]"#,
+        crate::process::BINARY
+    );
+    world
+        .set("TOWPATH_INGEST__WORKER__SINK", "command")
+        .set("TOWPATH_INGEST__WORKER__COMMAND__PROGRAM", script);
+    let _running = world.up();
+    world.client().post("/enqueue", &[], b"pass it on");
+    world.wait_drained();
+    assert_eq!(world.json(&["queue", "show", "messages"])["acked"], 1);
+    assert_eq!(world.json(&["queue", "show", "other"])["ready"], 1);
+}

@@ -1,32 +1,24 @@
 //! The journal beside an output file: what is about to be appended, and by which messages.
 //!
 //! A record is written and synced before the bytes it speaks of; so after a
-//! crash the last record tells whether they are all there.
+//! crash the last record tells whether they are all there. Workers that share an output share its
+//! journal: whoever holds its lock reads first what the others wrote.
 //!
-//! | bytes | meaning |
-//! | --- | --- |
-//! | 4 | CRC32C of the rest |
-//! | 4 | number of messages |
-//! | 8 | length of the output before |
-//! | 8 | length of the text to append |
-//! | 8 | device of the output |
-//! | 8 | inode of the output |
-//! | 16 each | message ids |
-//! | | the text itself, so that after a crash it is known what is ours |
-//!
-//! The file starts with `TOWPJNL` and its version, 1.
+//! The file starts with `TOWPJNL` and its version, 1; the records are described in `record.rs`.
 
 use std::collections::{HashSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use bytes::{Buf, BufMut};
 use rustix::fs::{FlockOperation, flock};
 use towpath_core::MessageId;
 
+use super::folder::sync_parent;
+use super::lock::{identity, lock};
+use super::record::{Intent, encode, scan};
+
 const MAGIC: [u8; 8] = *b"TOWPJNL\x01";
-const HEAD_BYTES: usize = 40;
 
 /// How many written messages are remembered: more than can ever be on their way to be acked.
 pub(super) const WINDOW: usize = 100_000;
@@ -34,78 +26,136 @@ pub(super) const WINDOW: usize = 100_000;
 /// The journal is written anew when it is larger than this.
 const COMPACT_BYTES: u64 = 8 * 1024 * 1024;
 
-/// One append, announced.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Intent {
-    pub(super) start: u64,
-    /// Device and inode of the file it is about.
-    pub(super) file: (u64, u64),
-    pub(super) ids: Vec<MessageId>,
-    pub(super) text: Vec<u8>,
-}
-
-/// An open journal, locked against other processes.
+/// The journal of one output, and the ids of the messages that are known to be written.
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
-    file: File,
+    file: Option<File>,
+    /// Up to where the file is read.
     length: u64,
+    /// Whether damage was found that is still in the file.
+    damaged: bool,
     recent: VecDeque<MessageId>,
     known: HashSet<MessageId>,
 }
 
 impl Journal {
-    /// Opens the journal, and gives its last record, which may or may not have been carried out.
-    pub(super) fn open(path: &Path) -> io::Result<(Self, Option<Intent>)> {
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .append(true)
-            .open(path)?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            let what = format!(
-                "`{}` is held by another worker; give each its own output",
-                path.display()
-            );
-            return Err(io::Error::new(io::ErrorKind::WouldBlock, what));
-        }
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        let mut journal = Self {
-            path: path.to_owned(),
-            file,
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            file: None,
             length: 0,
+            damaged: false,
             recent: VecDeque::new(),
             known: HashSet::new(),
-        };
-        if bytes.len() < MAGIC.len() {
-            journal.file.set_len(0)?;
-            journal.file.write_all(&MAGIC)?;
-            journal.file.sync_all()?;
-            sync_parent(path)?;
-            journal.length = MAGIC.len() as u64;
-            return Ok((journal, None));
         }
-        if bytes[..MAGIC.len()] != MAGIC {
-            let what = format!(
-                "`{}` is no journal that this Towpath can read",
-                path.display()
-            );
-            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    }
+
+    /// Takes the lock, reads what is new, and gives the last record when it may or may not have been carried out.
+    ///
+    /// Waits for other workers as long as [`lock`] does.
+    pub(super) fn lock(&mut self) -> io::Result<Option<Intent>> {
+        loop {
+            let file = match self.file.take() {
+                Some(file) => file,
+                None => {
+                    self.length = 0;
+                    OpenOptions::new()
+                        .create(true)
+                        .truncate(false)
+                        .read(true)
+                        .append(true)
+                        .open(&self.path)?
+                }
+            };
+            lock(&file, &self.path)?;
+            // Somebody may have put a new one in its place while we waited.
+            if identity(&file.metadata()?) == identity(&fs::metadata(&self.path)?) {
+                self.file = Some(file);
+                return self.catch_up();
+            }
         }
-        let (mut rest, mut last) = (&bytes[MAGIC.len()..], None);
-        while let Some((intent, size)) = decode(rest) {
-            journal.remember(last.replace(intent));
-            rest = &rest[size..];
+    }
+
+    /// Lets others write. Nothing may be announced and neither confirmed nor withdrawn.
+    pub(super) fn unlock(&mut self) -> io::Result<()> {
+        Ok(flock(self.file()?, FlockOperation::Unlock)?)
+    }
+
+    /// Closes the file; what is known stays known, and the file is read from its beginning when it is locked again.
+    pub(super) fn close(&mut self) {
+        self.file = None;
+    }
+
+    fn catch_up(&mut self) -> io::Result<Option<Intent>> {
+        let length = self.file()?.metadata()?.len();
+        if length == self.length && length > 0 {
+            return Ok(None);
         }
-        // A torn record announces what was never begun.
-        journal.length = (bytes.len() - rest.len()) as u64;
-        if !rest.is_empty() {
-            journal.file.set_len(journal.length)?;
-            journal.file.sync_all()?;
+        if length < self.length {
+            self.length = 0;
         }
-        Ok((journal, last))
+        let (from, mut bytes) = (self.length, Vec::new());
+        self.file()?.seek(SeekFrom::Start(from))?;
+        self.file()?.read_to_end(&mut bytes)?;
+        let mut records = &bytes[..];
+        if from == 0 {
+            if bytes.len() < MAGIC.len() {
+                self.begin()?;
+                return Ok(None);
+            }
+            if !bytes.starts_with(&MAGIC) {
+                return Err(unreadable(&self.path, &bytes));
+            }
+            self.length = MAGIC.len() as u64;
+            records = &bytes[MAGIC.len()..];
+        }
+        let mut found = scan(records);
+        if !found.damaged.is_empty() {
+            self.damaged = true;
+            let kept = self.keep_aside()?;
+            for range in &found.damaged {
+                tracing::warn!(
+                    journal = %self.path.display(), kept = %kept.display(),
+                    from = self.length + range.start as u64, to = self.length + range.end as u64,
+                    "the journal of the output is damaged, a message of that record may be written twice"
+                );
+            }
+        }
+        self.length += found.end as u64;
+        if found.end < records.len() {
+            // A torn record announces what was never begun.
+            let length = self.length;
+            self.file()?.set_len(length)?;
+            self.file()?.sync_all()?;
+        }
+        let last = found.intents.pop();
+        for intent in found.intents {
+            self.remember(&intent);
+        }
+        Ok(last.filter(|last| !last.ids.iter().all(|id| self.known.contains(id))))
+    }
+
+    /// Makes an empty journal.
+    fn begin(&mut self) -> io::Result<()> {
+        let file = self.file()?;
+        file.set_len(0)?;
+        file.write_all(&MAGIC)?;
+        file.sync_all()?;
+        sync_parent(&self.path)?;
+        self.length = MAGIC.len() as u64;
+        Ok(())
+    }
+
+    /// Copies the damaged journal; the same damage has the same name.
+    fn keep_aside(&self) -> io::Result<PathBuf> {
+        let checksum = crc32c::crc32c(&fs::read(&self.path)?);
+        let mut name = self.path.as_os_str().to_owned();
+        name.push(format!(".damaged-{checksum:08x}"));
+        let kept = PathBuf::from(name);
+        fs::copy(&self.path, &kept)?;
+        File::open(&kept)?.sync_all()?;
+        Ok(kept)
     }
 
     /// Whether the message was written before, as far as is remembered.
@@ -115,14 +165,15 @@ impl Journal {
 
     /// Announces an append, durably.
     pub(super) fn announce(&mut self, intent: &Intent) -> io::Result<()> {
-        let bytes = encode(intent);
-        let written = self
-            .file
-            .write_all(&bytes)
-            .and_then(|()| self.file.sync_data());
-        if let Err(error) = written {
+        self.append(&encode(intent), File::sync_data)
+    }
+
+    fn append(&mut self, bytes: &[u8], sync: fn(&File) -> io::Result<()>) -> io::Result<()> {
+        let length = self.length;
+        let file = self.file()?;
+        if let Err(error) = file.write_all(bytes).and_then(|()| sync(file)) {
             // Half a record must not stand in the way of the next one.
-            self.file.set_len(self.length)?;
+            file.set_len(length)?;
             return Err(error);
         }
         self.length += bytes.len() as u64;
@@ -132,24 +183,25 @@ impl Journal {
     /// The append that was announced last has not happened and will not.
     pub(super) fn withdraw(&mut self, intent: &Intent) -> io::Result<()> {
         self.length -= encode(intent).len() as u64;
-        self.file.set_len(self.length)?;
-        self.file.sync_data()
+        let length = self.length;
+        self.file()?.set_len(length)?;
+        self.file()?.sync_data()
     }
 
     /// The append that was announced last has happened.
-    pub(super) fn confirm(&mut self, intent: Intent) -> io::Result<()> {
-        self.remember(Some(intent));
-        if self.length > COMPACT_BYTES {
-            self.compact()
-        } else {
-            Ok(())
+    pub(super) fn confirm(&mut self, intent: &Intent) -> io::Result<()> {
+        self.remember(intent);
+        if self.damaged || self.length > COMPACT_BYTES {
+            return self.compact();
         }
+        // Not synced: without it the output itself is asked.
+        self.append(&encode(&Intent::default()), |_| Ok(()))
     }
 
-    fn remember(&mut self, intent: Option<Intent>) {
-        for id in intent.into_iter().flat_map(|intent| intent.ids) {
-            if self.known.insert(id) {
-                self.recent.push_back(id);
+    fn remember(&mut self, intent: &Intent) {
+        for id in &intent.ids {
+            if self.known.insert(*id) {
+                self.recent.push_back(*id);
             }
             if self.recent.len() > WINDOW
                 && let Some(oldest) = self.recent.pop_front()
@@ -161,13 +213,9 @@ impl Journal {
 
     /// Writes what is remembered into a new file and puts it in the place of the old one.
     fn compact(&mut self) -> io::Result<()> {
-        let ids: Vec<MessageId> = self.recent.iter().copied().collect();
-        // An append of nothing, which every output file fulfils.
         let everything = Intent {
-            start: 0,
-            file: (0, 0),
-            ids,
-            text: Vec::new(),
+            ids: self.recent.iter().copied().collect(),
+            ..Intent::default()
         };
         let mut bytes = MAGIC.to_vec();
         bytes.extend(encode(&everything));
@@ -178,65 +226,30 @@ impl Journal {
             .read(true)
             .write(true)
             .open(&temporary)?;
-        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        lock(&file, &temporary)?;
         file.write_all(&bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, &self.path)?;
         sync_parent(&self.path)?;
-        self.file = file;
+        self.file = Some(file);
         self.length = bytes.len() as u64;
+        self.damaged = false;
         Ok(())
     }
+
+    fn file(&mut self) -> io::Result<&mut File> {
+        self.file
+            .as_mut()
+            .ok_or_else(|| io::Error::other("the journal is closed"))
+    }
 }
 
-fn encode(intent: &Intent) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEAD_BYTES + intent.ids.len() * 16 + intent.text.len());
-    bytes.put_u32_le(0);
-    bytes.put_u32_le(u32::try_from(intent.ids.len()).unwrap_or(u32::MAX));
-    bytes.put_u64_le(intent.start);
-    bytes.put_u64_le(intent.text.len() as u64);
-    bytes.put_u64_le(intent.file.0);
-    bytes.put_u64_le(intent.file.1);
-    for id in &intent.ids {
-        bytes.put_slice(id.as_bytes());
-    }
-    bytes.put_slice(&intent.text);
-    let checksum = crc32c::crc32c(&bytes[4..]);
-    bytes[..4].copy_from_slice(&checksum.to_le_bytes());
-    bytes
-}
-
-fn decode(bytes: &[u8]) -> Option<(Intent, usize)> {
-    let mut head = bytes.get(..HEAD_BYTES)?;
-    let (checksum, count) = (head.get_u32_le(), head.get_u32_le() as usize);
-    let (start, length) = (head.get_u64_le(), usize::try_from(head.get_u64_le()).ok()?);
-    let file = (head.get_u64_le(), head.get_u64_le());
-    let text_at = HEAD_BYTES + count.checked_mul(16)?;
-    let size = text_at.checked_add(length)?;
-    if crc32c::crc32c(bytes.get(4..size)?) != checksum {
-        return None;
-    }
-    let ids = bytes[HEAD_BYTES..text_at]
-        .chunks_exact(16)
-        .filter_map(|id| Some(MessageId::from_bytes(*id.first_chunk()?)))
-        .collect();
-    Some((
-        Intent {
-            start,
-            file,
-            ids,
-            text: bytes[text_at..size].to_vec(),
-        },
-        size,
-    ))
-}
-
-pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
-    match path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => File::open(".")?.sync_all(),
-    }
+fn unreadable(path: &Path, bytes: &[u8]) -> io::Error {
+    let path = path.display();
+    let what = if bytes.starts_with(&MAGIC[..7]) {
+        format!("`{path}` is of a version that this Towpath cannot read; use the one that wrote it")
+    } else {
+        format!("`{path}` is no journal of ours; move it away to start a new one")
+    };
+    io::Error::new(io::ErrorKind::InvalidData, what)
 }

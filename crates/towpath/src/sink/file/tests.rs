@@ -1,28 +1,16 @@
 //! Every state that a crash can leave behind, and everything else that happens to files.
 
-use std::time::Duration;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::Path;
 
-use towpath_core::{Headers, Message, QueueName, Receipt, Timestamp};
-
+use super::journal::Journal;
+use super::record::Intent;
 use super::*;
+use crate::sink::testing::delivery;
 
-fn delivery(text: &str) -> Delivery {
-    Delivery {
-        message: Message {
-            id: MessageId::new(),
-            payload: text.to_owned().into(),
-            headers: Headers::new(),
-            key: None,
-            enqueued_at: Timestamp::default(),
-        },
-        receipt: Receipt {
-            queue: QueueName::new("q").unwrap(),
-            number: 1,
-            fence: 1,
-        },
-        attempt: 1,
-        lease: Duration::from_secs(30),
-    }
+fn sink(path: &Path) -> FileSink {
+    FileSink::new(path, LineFormat::Stamped)
 }
 
 fn messages(path: &Path) -> Vec<String> {
@@ -34,7 +22,7 @@ fn messages(path: &Path) -> Vec<String> {
 }
 
 async fn deliver(path: &Path, batch: &[Delivery]) {
-    let sink = FileSink::new(path);
+    let sink = sink(path);
     assert_eq!(
         sink.deliver(batch).await.unwrap(),
         vec![Outcome::Done; batch.len()]
@@ -55,9 +43,12 @@ async fn whatever_a_crash_leaves_every_line_is_written_once() {
     deliver(&output, &second).await;
     let after = (fs::read(&output).unwrap(), fs::read(&journal).unwrap());
 
-    let announced = (before.1.len()..=after.1.len()).map(|length| (before.0.len(), length));
-    let appended = (before.0.len()..=after.0.len()).map(|length| (length, after.1.len()));
-    for (output_bytes, journal_bytes) in announced.chain(appended) {
+    // The record that says that everything was carried out comes last.
+    let announcement = after.1.len() - 40;
+    let announced = (before.1.len()..=announcement).map(|length| (before.0.len(), length));
+    let appended = (before.0.len()..=after.0.len()).map(|length| (length, announcement));
+    let confirmed = (announcement..=after.1.len()).map(|length| (after.0.len(), length));
+    for (output_bytes, journal_bytes) in announced.chain(appended).chain(confirmed) {
         fs::write(&output, &after.0[..output_bytes]).unwrap();
         fs::write(&journal, &after.1[..journal_bytes]).unwrap();
         // After a crash what was not acked comes again, and maybe more.
@@ -78,7 +69,7 @@ async fn whatever_a_crash_leaves_every_line_is_written_once() {
 async fn a_file_that_is_rotated_or_removed_is_made_anew() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("deep/er/out");
-    let sink = FileSink::new(&output);
+    let sink = sink(&output);
     sink.deliver(&[delivery("one")]).await.unwrap();
     fs::rename(&output, folder.path().join("rotated")).unwrap();
     sink.deliver(&[delivery("two")]).await.unwrap();
@@ -105,7 +96,7 @@ async fn a_path_that_cannot_be_written_is_named_and_works_once_it_can() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out");
     fs::create_dir(&output).unwrap();
-    let sink = FileSink::new(&output);
+    let sink = sink(&output);
     let error = sink.deliver(&[delivery("one")]).await.unwrap_err();
     assert!(
         error
@@ -119,26 +110,10 @@ async fn a_path_that_cannot_be_written_is_named_and_works_once_it_can() {
 }
 
 #[tokio::test]
-async fn a_second_worker_on_one_file_is_refused_by_name() {
-    let folder = tempfile::tempdir().unwrap();
-    let output = folder.path().join("out");
-    let first = FileSink::new(&output);
-    first.deliver(&[delivery("one")]).await.unwrap();
-    let error = FileSink::new(&output)
-        .deliver(&[delivery("two")])
-        .await
-        .unwrap_err();
-    assert!(
-        error.chain().contains("is held by another worker"),
-        "{error:?}"
-    );
-}
-
-#[tokio::test]
 async fn the_journal_stays_small_and_still_knows() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out");
-    let sink = FileSink::new(&output);
+    let sink = sink(&output);
     let mut last = Vec::new();
     for _ in 0..60 {
         last = (0..10_000).map(|_| delivery("x")).collect();
@@ -175,6 +150,9 @@ async fn lines_that_others_took_or_added_are_left_alone() {
     let last = [delivery("five, and long enough")];
     deliver(&output, &last).await;
     fs::write(&output, [&before.0[..], b"x | foreign\n"].concat()).unwrap();
+    let announced = fs::metadata(&journal).unwrap().len() - 40;
+    let file = OpenOptions::new().write(true).open(&journal).unwrap();
+    file.set_len(announced).unwrap();
     deliver(&output, &last).await;
     assert_eq!(
         messages(&output),
@@ -186,7 +164,7 @@ async fn lines_that_others_took_or_added_are_left_alone() {
 async fn a_rotation_forgets_nothing_and_a_half_line_is_not_continued() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out");
-    let sink = FileSink::new(&output);
+    let sink = sink(&output);
     let first = [delivery("one")];
     sink.deliver(&first).await.unwrap();
     fs::rename(&output, folder.path().join("rotated")).unwrap();
@@ -196,4 +174,244 @@ async fn a_rotation_forgets_nothing_and_a_half_line_is_not_continued() {
     sink.deliver(&[again[0].clone()]).await.unwrap();
     sink.deliver(&twice).await.unwrap();
     assert_eq!(messages(&output), ["header", "two"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_that_share_a_file_write_each_message_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let workers = [sink(&output), sink(&output), sink(&output)].map(Arc::new);
+    let batches: Vec<Vec<Delivery>> = (0..60)
+        .map(|batch| {
+            (0..3)
+                .map(|line| delivery(format!("{batch}.{line}")))
+                .collect()
+        })
+        .collect();
+    let tasks: Vec<_> = workers
+        .iter()
+        .enumerate()
+        .map(|(number, worker)| {
+            let (worker, batches) = (Arc::clone(worker), batches.clone());
+            // Side by side, as processes are.
+            tokio::spawn(async move {
+                // Every batch goes to two of the workers, as after a lease that expired.
+                for batch in batches
+                    .iter()
+                    .enumerate()
+                    .filter(|(at, _)| at % 3 != number)
+                {
+                    worker.deliver(batch.1).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let mut written = messages(&output);
+    assert_eq!(written.len(), 180);
+    written.sort_unstable();
+    written.dedup();
+    assert_eq!(written.len(), 180);
+}
+
+#[tokio::test]
+async fn a_worker_knows_what_another_one_wrote_before_a_rotation() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let (one, other) = (sink(&output), sink(&output));
+    let batch = [delivery("one")];
+    other.deliver(&[delivery("zero")]).await.unwrap();
+    one.deliver(&batch).await.unwrap();
+    fs::rename(&output, folder.path().join("rotated")).unwrap();
+    other.deliver(&batch).await.unwrap();
+    other.deliver(&[delivery("two")]).await.unwrap();
+    one.deliver(&[delivery("three")]).await.unwrap();
+    assert_eq!(messages(&output), ["two", "three"]);
+}
+
+#[tokio::test]
+async fn a_compacted_journal_is_found_by_those_who_share_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let (one, other) = (sink(&output), sink(&output));
+    other.deliver(&[delivery("zero")]).await.unwrap();
+    // Two of these are more than a journal may hold, so the third is in a new one.
+    let large: Vec<_> = (0..3).map(|_| [delivery("x".repeat(5 << 20))]).collect();
+    for batch in &large {
+        one.deliver(batch).await.unwrap();
+    }
+    for batch in &large {
+        other.deliver(batch).await.unwrap();
+    }
+    assert_eq!(messages(&output).len(), 4);
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_the_journal_costs_at_most_its_own_message() {
+    let folder = tempfile::tempdir().unwrap();
+    let (output, journal) = (folder.path().join("out"), folder.path().join("out.journal"));
+    let batches =
+        [["one", "two"], ["three", "four"], ["five", "six"]].map(|pair| pair.map(delivery));
+    for batch in &batches {
+        deliver(&output, batch).await;
+    }
+    let whole = (fs::read(&output).unwrap(), fs::read(&journal).unwrap());
+    for byte in 8..whole.1.len() {
+        let mut damaged = whole.1.clone();
+        damaged[byte] ^= 1 << (byte % 8);
+        fs::write(&output, &whole.0).unwrap();
+        fs::write(&journal, &damaged).unwrap();
+        for batch in &batches {
+            deliver(&output, batch).await;
+        }
+        deliver(&output, &[delivery("seven")]).await;
+        let written = messages(&output);
+        let text = format!("flip in byte {byte}: {written:?}");
+        let each = ["one", "two", "three", "four", "five", "six"];
+        assert_eq!(written[..6], each, "{text}");
+        assert!((7..=8).contains(&written.len()), "{text}");
+        let kept = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .find(|path| path.display().to_string().contains(".journal.damaged-"));
+        if let Some(kept) = kept {
+            assert_eq!(fs::read(&kept).unwrap(), damaged, "flip in byte {byte}");
+            fs::remove_file(kept).unwrap();
+        } else {
+            assert!(
+                byte + 40 >= whole.1.len(),
+                "flip in byte {byte} was not named"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_journal_of_ours_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (output, journal) = (folder.path().join("out"), folder.path().join("out.journal"));
+    for (content, advice) in [
+        (
+            &b"a diary of somebody"[..],
+            "is no journal of ours; move it away to start a new one",
+        ),
+        (
+            b"TOWPJNL\x02 and more",
+            "is of a version that this Towpath cannot read; use the one that wrote it",
+        ),
+    ] {
+        fs::write(&journal, content).unwrap();
+        let error = sink(&output).deliver(&[delivery("x")]).await.unwrap_err();
+        assert!(error.chain().contains(advice), "{error:?}");
+        assert_eq!(fs::read(&journal).unwrap(), content);
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_copied_and_truncated_goes_on_from_its_beginning() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let sink = sink(&output);
+    let first = [delivery("one"), delivery("two")];
+    sink.deliver(&first).await.unwrap();
+    OpenOptions::new()
+        .write(true)
+        .open(&output)
+        .unwrap()
+        .set_len(0)
+        .unwrap();
+    sink.deliver(&[first[1].clone(), delivery("three")])
+        .await
+        .unwrap();
+    assert_eq!(messages(&output), ["three"]);
+    // The same while nobody runs: what was written is still known.
+    sink.close().await.unwrap();
+    fs::write(&output, b"").unwrap();
+    deliver(&output, &[first[0].clone(), delivery("four")]).await;
+    assert_eq!(messages(&output), ["four"]);
+}
+
+#[tokio::test]
+async fn a_link_is_followed_and_what_is_no_file_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (link, target) = (folder.path().join("link"), folder.path().join("target"));
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    deliver(&link, &[delivery("one")]).await;
+    // By its own name it has a journal of its own, and the lines of both are whole.
+    deliver(&target, &[delivery("two")]).await;
+    deliver(&link, &[delivery("three")]).await;
+    assert_eq!(messages(&target), ["one", "two", "three"]);
+    assert!(folder.path().join("link.journal").exists());
+
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+    let error = sink(&link).deliver(&[delivery("x")]).await.unwrap_err();
+    assert!(
+        error
+            .chain()
+            .contains("is no regular file; choose another path, or the stdout sink"),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn raw_lines_are_the_messages_and_one_that_is_none_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let sink = FileSink::new(&output, LineFormat::Raw);
+    let batch = [
+        delivery("a\\b"),
+        delivery("no\nline"),
+        delivery(&b"\xff"[..]),
+    ];
+    let outcomes = sink.deliver(&batch).await.unwrap();
+    assert_eq!(
+        (&outcomes[0], &outcomes[2]),
+        (&Outcome::Done, &Outcome::Done)
+    );
+    assert!(matches!(outcomes[1], Outcome::Reject { .. }));
+    assert_eq!(fs::read(&output).unwrap(), b"a\\b\n\xff\n");
+}
+
+const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/samples/journal-v1");
+
+fn sample_record(first_id: u8, start: u64, text: &str) -> Intent {
+    let ids = (first_id..first_id + 2).map(|byte| MessageId::from_bytes([byte; 16]));
+    Intent {
+        start,
+        file: (1, 2),
+        ids: ids.collect(),
+        text: text.into(),
+    }
+}
+
+/// Run with `cargo test -p towpath --lib -- --ignored makes_the_sample_journal` when the format gets a new version.
+#[test]
+#[ignore = "makes the sample of a new format version"]
+fn makes_the_sample_journal() {
+    fs::create_dir_all(Path::new(SAMPLE).parent().unwrap()).unwrap();
+    let mut journal = Journal::new(SAMPLE.into());
+    assert_eq!(journal.lock().unwrap(), None);
+    let carried_out = sample_record(1, 0, "one\ntwo\n");
+    journal.announce(&carried_out).unwrap();
+    journal.confirm(&carried_out).unwrap();
+    journal
+        .announce(&sample_record(3, 8, "three\nfour\n"))
+        .unwrap();
+}
+
+#[test]
+fn a_journal_of_every_version_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out.journal");
+    fs::copy(SAMPLE, &path).unwrap();
+    let mut journal = Journal::new(path);
+    let pending = journal.lock().unwrap();
+    assert_eq!(pending, Some(sample_record(3, 8, "three\nfour\n")));
+    let known: Vec<bool> = (1..=4)
+        .map(|byte| journal.knows(&MessageId::from_bytes([byte; 16])))
+        .collect();
+    assert_eq!(known, [true, true, false, false]);
 }

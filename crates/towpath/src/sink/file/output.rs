@@ -1,0 +1,176 @@
+//! The file itself: appends that are announced, and what a crash left of the last one.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::PathBuf;
+
+use rustix::fs::{FlockOperation, flock};
+use towpath_core::MessageId;
+
+use super::folder::{make_parent, sync_parent};
+use super::journal::Journal;
+use super::lock::{identity, lock};
+use super::record::Intent;
+
+/// An output and its journal.
+#[derive(Debug)]
+pub(super) struct Output {
+    path: PathBuf,
+    journal: Journal,
+    file: Option<File>,
+}
+
+impl Output {
+    pub(super) fn new(path: PathBuf) -> Self {
+        let mut journal = path.as_os_str().to_owned();
+        journal.push(".journal");
+        Self {
+            path,
+            journal: Journal::new(journal.into()),
+            file: None,
+        }
+    }
+
+    /// Closes the files, which gives their locks free.
+    pub(super) fn close(&mut self) {
+        self.journal.close();
+        self.file = None;
+    }
+
+    /// Writes those lines that are not written yet, all or none.
+    pub(super) fn write(&mut self, lines: &[(MessageId, Vec<u8>)]) -> io::Result<()> {
+        self.try_write(lines).inspect_err(|_| self.close())
+    }
+
+    fn try_write(&mut self, lines: &[(MessageId, Vec<u8>)]) -> io::Result<()> {
+        // Kept only when all went well: opening anew compares the file with the journal
+        // and mends what an error or a panic left half done.
+        let file = self.file.take();
+        if file.is_none() {
+            self.journal.close();
+        }
+        make_parent(&self.path)?;
+        let pending = self.journal.lock()?;
+        let mut file = self.current(file)?;
+        lock(&file, &self.path)?;
+        if let Some(intent) = pending {
+            self.settle(&mut file, &intent)?;
+        }
+        self.append(&mut file, lines)?;
+        flock(&file, FlockOperation::Unlock)?;
+        self.journal.unlock()?;
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// The file that the path leads to: the one that is open, or another one when it was renamed or removed.
+    fn current(&self, file: Option<File>) -> io::Result<File> {
+        let there = fs::metadata(&self.path).ok();
+        if there.as_ref().is_some_and(|there| !there.is_file()) {
+            let what = "it is no regular file; choose another path, or the stdout sink";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+        if let (Some(file), Some(there)) = (file, &there)
+            && identity(&file.metadata()?) == identity(there)
+        {
+            return Ok(file);
+        }
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .append(true)
+            .open(&self.path)?;
+        if there.is_none() {
+            sync_parent(&self.path)?;
+        }
+        Ok(file)
+    }
+
+    fn append(&mut self, file: &mut File, lines: &[(MessageId, Vec<u8>)]) -> io::Result<()> {
+        let mut intent = Intent::default();
+        let mut in_batch = HashSet::new();
+        for (id, line) in lines {
+            if !self.journal.knows(id) && in_batch.insert(*id) {
+                intent.ids.push(*id);
+                intent.text.extend_from_slice(line);
+            }
+        }
+        if intent.ids.is_empty() {
+            return Ok(());
+        }
+        intent.start = file.seek(SeekFrom::End(0))?;
+        intent.file = identity(&file.metadata()?);
+        // Somebody else's half line must not become the beginning of ours.
+        if !ends_a_line(file, intent.start)? {
+            intent.text.insert(0, b'\n');
+        }
+        self.journal.announce(&intent)?;
+        if let Err(error) = file.write_all(&intent.text).and_then(|()| file.sync_data()) {
+            // A write that fails leaves the file as it was.
+            if is_prefix(file, &intent)? {
+                file.set_len(intent.start)?;
+            }
+            self.journal.withdraw(&intent)?;
+            return Err(error);
+        }
+        self.journal.confirm(&intent)
+    }
+
+    /// Finds out whether the last announced append happened, and makes it so that it did or did not.
+    fn settle(&mut self, file: &mut File, intent: &Intent) -> io::Result<()> {
+        let path = self.path.display();
+        if intent.text.is_empty() {
+            return self.journal.confirm(intent);
+        }
+        let length = file.metadata()?.len();
+        if intent.file != identity(&file.metadata()?) || length < intent.start {
+            // Whether the lines were in a file that is not there cannot be known: should they come again, they are written again.
+            tracing::warn!(%path, length, expected = intent.start, "the output is another file than it was, or shorter");
+            return self.journal.withdraw(intent);
+        }
+        if tail(file, intent)? == intent.text {
+            file.sync_data()?;
+            return self.journal.confirm(intent);
+        }
+        if is_prefix(file, intent)? {
+            tracing::warn!(%path, from = intent.start, to = length, "an append to the output was cut short and is completed");
+            file.set_len(intent.start)?;
+            file.write_all(&intent.text)?;
+            file.sync_data()?;
+            return self.journal.confirm(intent);
+        }
+        // Nothing that is not ours is touched.
+        tracing::warn!(%path, at = intent.start, "the output was changed by others, its last messages may be written again");
+        self.journal.withdraw(intent)
+    }
+}
+
+/// What stands where the text was to be.
+fn tail(file: &mut File, intent: &Intent) -> io::Result<Vec<u8>> {
+    let mut tail = Vec::new();
+    file.seek(SeekFrom::Start(intent.start))?;
+    Read::take(file, intent.text.len() as u64).read_to_end(&mut tail)?;
+    Ok(tail)
+}
+
+/// Whether the file ends with a beginning of the text, and with nothing else.
+fn is_prefix(file: &mut File, intent: &Intent) -> io::Result<bool> {
+    let tail = tail(file, intent)?;
+    // A power cut can leave zeros where bytes were to be.
+    let written = tail.len() - tail.iter().rev().take_while(|byte| **byte == 0).count();
+    Ok(file.metadata()?.len() == intent.start + tail.len() as u64
+        && intent.text.starts_with(&tail[..written]))
+}
+
+/// Whether the next byte at `end` starts a line.
+fn ends_a_line(file: &mut File, end: u64) -> io::Result<bool> {
+    let Some(before) = end.checked_sub(1) else {
+        return Ok(true);
+    };
+    let mut last = [0];
+    file.seek(SeekFrom::Start(before))?;
+    file.read_exact(&mut last)?;
+    Ok(last == *b"\n")
+}

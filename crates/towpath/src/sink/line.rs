@@ -1,0 +1,68 @@
+//! How a message becomes a line.
+
+use super::escape::escape;
+
+/// How a message becomes a line of the file and stdout sinks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LineFormat {
+    /// `<RFC 3339 with nanoseconds> | <message>`, what would end or hide a line escaped.
+    #[default]
+    Stamped,
+    /// The message as it is; one that holds a newline is no line and is given up.
+    Raw,
+}
+
+impl LineFormat {
+    /// Appends the line of a message that is delivered at `now`, its newline included.
+    ///
+    /// # Errors
+    /// Why this message cannot be a line; nothing was appended then.
+    pub fn write(
+        self,
+        message: &[u8],
+        now: jiff::Timestamp,
+        text: &mut Vec<u8>,
+    ) -> Result<(), String> {
+        match self {
+            Self::Stamped => {
+                text.extend_from_slice(format!("{now} | {}\n", escape(message)).as_bytes());
+            }
+            Self::Raw if message.contains(&b'\n') => {
+                return Err("holds a newline, and a raw line cannot".to_owned());
+            }
+            Self::Raw => {
+                text.extend_from_slice(message);
+                text.push(b'\n');
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_one_line_in_either_form() {
+        let now = jiff::Timestamp::from_nanosecond(1_795_245_330_000_000_001).unwrap();
+        for (format, message, line) in [
+            (
+                LineFormat::Stamped,
+                &b"a\nb"[..],
+                Ok("2026-11-21T07:15:30.000000001Z | a\\nb\n".as_bytes()),
+            ),
+            (LineFormat::Raw, b"a\\\t\xff", Ok(b"a\\\t\xff\n")),
+            (LineFormat::Raw, b"", Ok(b"\n")),
+            (
+                LineFormat::Raw,
+                b"a\nb",
+                Err("holds a newline, and a raw line cannot".to_owned()),
+            ),
+        ] {
+            let mut text = Vec::new();
+            let written = format.write(message, now, &mut text).map(|()| &text[..]);
+            assert_eq!(written, line, "{format:?} {message:?}");
+        }
+    }
+}

@@ -422,3 +422,28 @@ fn thirty_broken_configurations_are_told_what_is_wrong_and_where() {
         }
     }
 }
+
+#[test]
+fn only_addresses_of_the_web_are_urls() {
+    let set = |url: &str| {
+        load(&sources(
+            "",
+            &[("TOWPATH_INGEST__WORKER__WEBHOOK__URL", url)],
+        ))
+    };
+    for url in ["http://localhost:1/x?y=z", "https://me:secret@host"] {
+        assert_eq!(set(url).unwrap().config.webhook_url.as_deref(), Some(url));
+    }
+    for url in [
+        "ftp://me:geheim@host/x",
+        "host/path",
+        "http://",
+        "mailto:me@host",
+    ] {
+        let problem = set(url).unwrap_err().0.remove(0);
+        let expected =
+            "is not a URL like \"https://host/path\"; it sets `ingest.worker.webhook.url`";
+        assert!(problem.message.contains(expected), "{problem}");
+        assert!(!problem.message.contains("geheim"), "{problem}");
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! Source: <https://www.standardwebhooks.com>, version 1: headers `webhook-id`, `webhook-timestamp`, `webhook-signature`.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use aws_lc_rs::hmac;
@@ -19,8 +19,24 @@ use towpath_core::{Clock, Delivery, Error, Message, Result};
 /// Requests under way at once, of one batch.
 const CONCURRENCY: usize = 16;
 
-/// Posts each message. Done is any 2xx; 410 gives the message up; everything else is tried again, as the
-/// standard asks, and `Retry-After` is heeded. At least once: the receiver recognises a repeat by `webhook-id`.
+/// How much of an answer is read, so that its connection can be used again.
+const ANSWER_BYTES: usize = 64 * 1024;
+
+/// Answers of 4xx that say something about the endpoint or the moment, and nothing about the message.
+const NOT_THE_MESSAGE: [StatusCode; 8] = [
+    StatusCode::UNAUTHORIZED,
+    StatusCode::FORBIDDEN,
+    StatusCode::NOT_FOUND,
+    StatusCode::REQUEST_TIMEOUT,
+    StatusCode::CONFLICT,
+    StatusCode::MISDIRECTED_REQUEST,
+    StatusCode::TOO_EARLY,
+    StatusCode::TOO_MANY_REQUESTS,
+];
+
+/// Posts each message, at most 16 at once. Done is any 2xx; a 4xx that is about the message gives it up;
+/// everything else is tried again, and `Retry-After` is heeded. Redirects are not followed.
+/// At least once: the receiver recognises a repeat by `webhook-id`.
 pub struct WebhookSink {
     client: Client,
     url: Url,
@@ -42,6 +58,13 @@ impl WebhookSink {
         let url = Url::parse(url).map_err(|error| {
             Error::invalid("the URL of the webhook is not one").with_source(error)
         })?;
+        if !["http", "https"].contains(&url.scheme()) {
+            let what = format!(
+                "the URL of the webhook is `{}:…`; it must be http or https",
+                url.scheme()
+            );
+            return Err(Error::invalid(what));
+        }
         crate::http::tls::install_provider();
         let client = Client::builder()
             .timeout(timeout)
@@ -87,10 +110,26 @@ impl WebhookSink {
             request = request.header(TRACEPARENT, traceparent);
         }
         match request.body(message.payload.clone()).send().await {
-            Ok(response) => outcome(response.status(), response.headers()),
+            Ok(mut response) => {
+                let outcome = outcome(response.status(), response.headers(), &*self.clock);
+                let mut room = ANSWER_BYTES;
+                // What the answer says beyond its status does not matter, nor whether it ends well.
+                while let Ok(Some(chunk)) = response.chunk().await {
+                    room = room.saturating_sub(chunk.len());
+                    if room == 0 {
+                        break;
+                    }
+                }
+                outcome
+            }
             Err(error) => {
+                let hopeless = error.is_builder();
                 // The URL may hold a secret, and stands in the configuration anyway.
                 let error = Error::unavailable("no answer").with_source(error.without_url());
+                if hopeless {
+                    let reason = format!("cannot be sent: {}", error.chain());
+                    return Outcome::Reject { reason };
+                }
                 Outcome::Retry {
                     after: None,
                     error: error.chain(),
@@ -100,22 +139,34 @@ impl WebhookSink {
     }
 }
 
-fn outcome(status: StatusCode, headers: &header::HeaderMap) -> Outcome {
+fn outcome(status: StatusCode, headers: &header::HeaderMap, clock: &dyn Clock) -> Outcome {
     if status.is_success() {
         return Outcome::Done;
     }
-    if status == StatusCode::GONE {
-        return Outcome::Reject {
-            reason: "answered 410 Gone".to_owned(),
-        };
+    let said = if status.is_redirection() {
+        format!("answered {status}; redirects are not followed, set the URL it leads to")
+    } else {
+        format!("answered {status}")
+    };
+    if status.is_client_error() && !NOT_THE_MESSAGE.contains(&status) {
+        return Outcome::Reject { reason: said };
     }
     let after = headers
         .get(header::RETRY_AFTER)
-        .and_then(|value| value.to_str().ok()?.parse().ok());
-    Outcome::Retry {
-        after: after.map(Duration::from_secs),
-        error: format!("answered {status}"),
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| retry_after(value.trim(), clock));
+    Outcome::Retry { after, error: said }
+}
+
+/// Seconds, or a date in any of the forms of HTTP. Source: RFC 9110, 10.2.3.
+fn retry_after(value: &str, clock: &dyn Clock) -> Option<Duration> {
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
     }
+    let date = httpdate::parse_http_date(value).ok()?;
+    let since_epoch = date.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    let now = Duration::from_millis(clock.now().as_millis());
+    Some(since_epoch.saturating_sub(now))
 }
 
 fn key(secret: &str) -> Result<hmac::Key> {
@@ -152,7 +203,15 @@ impl Sink for WebhookSink {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use towpath_core::{ManualClock, Timestamp};
+
     use super::*;
+    use crate::sink::testing::delivery;
 
     #[test]
     fn signatures_are_those_of_the_standard() {
@@ -167,22 +226,162 @@ mod tests {
         assert!(key("whsec_not base64").is_err());
     }
 
+    fn clock() -> std::sync::Arc<dyn Clock> {
+        std::sync::Arc::new(ManualClock::at(Timestamp::from_millis(1_790_000_000_000)))
+    }
+
     #[test]
-    fn answers_mean_what_the_standard_says() {
-        let mut headers = header::HeaderMap::new();
-        assert_eq!(outcome(StatusCode::NO_CONTENT, &headers), Outcome::Done);
-        assert!(matches!(
-            outcome(StatusCode::GONE, &headers),
-            Outcome::Reject { .. }
-        ));
-        assert!(matches!(
-            outcome(StatusCode::BAD_REQUEST, &headers),
-            Outcome::Retry { after: None, .. }
-        ));
-        headers.insert(header::RETRY_AFTER, header::HeaderValue::from_static("7"));
-        let Outcome::Retry { after, .. } = outcome(StatusCode::TOO_MANY_REQUESTS, &headers) else {
-            panic!()
+    fn answers_mean_what_the_documentation_says() {
+        let headers = header::HeaderMap::new();
+        for (statuses, expected) in [
+            (&[200, 201, 202, 204][..], "done"),
+            (&[400, 405, 410, 413, 415, 422, 451], "reject"),
+            (&[401, 403, 404, 408, 409, 421, 425, 429], "retry"),
+            (&[301, 302, 307, 308, 500, 501, 502, 503, 504], "retry"),
+        ] {
+            for status in statuses {
+                let status = StatusCode::from_u16(*status).unwrap();
+                let outcome = match outcome(status, &headers, &*clock()) {
+                    Outcome::Done => "done",
+                    Outcome::Retry { after: None, .. } => "retry",
+                    Outcome::Reject { .. } => "reject",
+                    Outcome::Retry { .. } => "later",
+                };
+                assert_eq!(outcome, expected, "{status}");
+            }
+        }
+    }
+
+    #[test]
+    fn retry_after_is_heeded_in_every_form() {
+        // The clock says Mon, 21 Sep 2026 14:13:20 GMT.
+        for (value, seconds) in [
+            ("7", Some(7)),
+            (" 0 ", Some(0)),
+            ("Mon, 21 Sep 2026 14:14:20 GMT", Some(60)),
+            ("Monday, 21-Sep-26 14:14:20 GMT", Some(60)),
+            ("Mon Sep 21 14:14:20 2026", Some(60)),
+            ("Mon, 21 Sep 2026 14:12:00 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+        ] {
+            let mut headers = header::HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, value.parse().unwrap());
+            let Outcome::Retry { after, .. } =
+                outcome(StatusCode::SERVICE_UNAVAILABLE, &headers, &*clock())
+            else {
+                panic!("503 is tried again")
+            };
+            assert_eq!(after, seconds.map(Duration::from_secs), "{value}");
+        }
+    }
+
+    #[test]
+    fn only_the_web_is_posted_to() {
+        for (url, reason) in [
+            (
+                "ftp://host/x",
+                "the URL of the webhook is `ftp:…`; it must be http or https",
+            ),
+            (
+                "no url",
+                "the URL of the webhook is not one: relative URL without a base",
+            ),
+        ] {
+            let error = WebhookSink::new(url, &[], Duration::from_secs(1), clock())
+                .err()
+                .unwrap();
+            assert_eq!(error.chain(), reason);
+        }
+    }
+
+    /// Answers every request on every connection with this, and counts the connections.
+    async fn server(answer: String) -> (String, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/hook", listener.local_addr().unwrap());
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                count.fetch_add(1, Ordering::SeqCst);
+                let answer = answer.clone();
+                tokio::spawn(async move {
+                    let (mut got, mut buffer) = (Vec::new(), [0; 1024]);
+                    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+                        got.extend_from_slice(&buffer[..read]);
+                        if got.ends_with(b"the end") {
+                            got.clear();
+                            stream.write_all(answer.as_bytes()).await.unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        (url, connections)
+    }
+
+    async fn post(url: &str, times: usize) -> Vec<Outcome> {
+        let sink = WebhookSink::new(url, &[], Duration::from_millis(500), clock()).unwrap();
+        let mut outcomes = Vec::new();
+        for _ in 0..times {
+            outcomes.extend(sink.deliver(&[delivery("the end")]).await.unwrap());
+        }
+        outcomes
+    }
+
+    #[tokio::test]
+    async fn connections_are_used_again_also_after_an_answer_with_a_body() {
+        let body = "x".repeat(10_000);
+        let length = body.len();
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{body}");
+        let (url, connections) = server(answer).await;
+        assert_eq!(post(&url, 5).await, vec![Outcome::Done; 5]);
+        assert_eq!(connections.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn redirects_are_not_followed() {
+        let (target, followed) =
+            server("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned()).await;
+        let answer = format!(
+            "HTTP/1.1 308 Permanent Redirect\r\nlocation: {target}\r\ncontent-length: 0\r\n\r\n"
+        );
+        let (url, _) = server(answer).await;
+        let outcomes = post(&url, 1).await;
+        assert!(
+            matches!(&outcomes[0], Outcome::Retry { error, .. } if error.contains("redirects are not followed")),
+            "{outcomes:?}"
+        );
+        assert_eq!(followed.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_does_not_come_is_tried_again_and_names_no_url() {
+        let (silent, _) = server(String::new()).await;
+        let nobody = {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            format!("http://user:geheim@{}/hook", listener.local_addr().unwrap())
         };
-        assert_eq!(after, Some(Duration::from_secs(7)));
+        for url in [silent, nobody] {
+            let outcomes = post(&url, 1).await;
+            assert!(
+                matches!(&outcomes[0], Outcome::Retry { after: None, error } if error.starts_with("no answer") && !error.contains("geheim")),
+                "{outcomes:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_that_cannot_be_sent_is_given_up() {
+        let (url, _) = server(String::new()).await;
+        let sink = WebhookSink::new(&url, &[], Duration::from_secs(1), clock()).unwrap();
+        let mut broken = delivery("x");
+        broken.message.headers.set("content-type", "a\nb");
+        let outcomes = sink.deliver(&[broken]).await.unwrap();
+        assert!(
+            matches!(&outcomes[0], Outcome::Reject { reason } if reason.starts_with("cannot be sent")),
+            "{outcomes:?}"
+        );
     }
 }

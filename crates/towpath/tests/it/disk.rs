@@ -91,6 +91,42 @@ fn a_full_disk_refuses_and_recovers_and_loses_nothing() {
 }
 
 #[test]
+fn an_output_on_a_full_disk_of_its_own_keeps_the_queue_and_whole_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = SmallDisk::mount(&folder.path().join("disk"), 1);
+    if !able("tmpfs", disk.is_some()) {
+        return;
+    }
+    let disk = disk.unwrap();
+    let output = disk.0.join("processed.log");
+    let mut world = World::new();
+    world.set("OUTPUT_PATH", output.display());
+    let running = world.up();
+    let mut client = world.client();
+    let messages: Vec<String> = (0..40)
+        .map(|number| format!("{number} {}", "x".repeat(40_000)))
+        .collect();
+    for text in &messages {
+        assert_eq!(client.post("/enqueue", &[], text.as_bytes()).status, 200);
+    }
+    wait_until("the full disk to be named", Duration::from_secs(20), || {
+        let ready = world.admin_client().get("/readyz?verbose");
+        ready.status == 503 && ready.text().contains("No space left")
+    });
+    disk.resize(16);
+    world.wait_drained();
+    let stats = world.json(&["queue", "show", "messages"]);
+    assert_eq!((&stats["dead"], &stats["retried"]), (&0.into(), &0.into()));
+    let written: Vec<String> = lines_of(&output)
+        .into_iter()
+        .map(|line| line.split_once(" | ").unwrap().1.to_owned())
+        .collect();
+    assert!(written == messages, "{} lines", written.len());
+    drop(running);
+    drop(disk);
+}
+
+#[test]
 fn an_output_that_cannot_be_written_keeps_the_queue_and_recovers() {
     let mut world = World::new();
     let parent = world.folder.join("out");

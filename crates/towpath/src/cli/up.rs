@@ -11,7 +11,7 @@ use super::{Exit, Failure, Global, output};
 use crate::config::{Config, Loaded};
 use crate::http::tls;
 use crate::supervisor::{Ending, Report};
-use crate::telemetry::init_logs;
+use crate::telemetry::{Traces, init_logs};
 use crate::wiring::{self, Role, Started};
 
 /// Options of `up`.
@@ -75,11 +75,16 @@ async fn serve(
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
+    let traces = config.traces_endpoint.as_deref().map(Traces::start);
+    let traces = traces.transpose()?;
     let started = wiring::start(config, roles, demo).await?;
     announce(&started, config, began, ephemeral).await?;
     let signals = &mut signals;
     let (first, second) = signals.first_and_second();
     let report = started.run(first, second).await?;
+    if let Some(traces) = traces {
+        traces.finish().await;
+    }
     print_account(&report)?;
     Ok(if report.is_clean() {
         Exit::Ok

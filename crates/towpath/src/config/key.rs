@@ -274,6 +274,13 @@ pub const KEYS: &[Key] = &[
         "How long one run may take.",
     ),
     key(
+        "traces.endpoint",
+        Kind::Url,
+        None,
+        &["OTEL_EXPORTER_OTLP_ENDPOINT"],
+        "Collector that traces are sent to by OTLP over HTTP, `/v1/traces` added; without it there are none.",
+    ),
+    key(
         "log.format",
         Kind::Choice(&["auto", "pretty", "json"]),
         Some("auto"),

@@ -24,6 +24,18 @@ pub enum SinkKind {
     Stdout,
 }
 
+impl SinkKind {
+    /// Its name, as in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Webhook => "webhook",
+            Self::Command => "command",
+            Self::Stdout => "stdout",
+        }
+    }
+}
+
 /// A valid configuration.
 #[derive(Debug, Clone)]
 #[expect(
@@ -62,6 +74,7 @@ pub struct Config {
     pub webhook_timeout: Duration,
     pub command: Vec<String>,
     pub command_timeout: Duration,
+    pub traces_endpoint: Option<String>,
     pub log_format: String,
     pub log_level: String,
 }
@@ -151,6 +164,7 @@ impl Config {
             command: kind::strings(&values.text("ingest.worker.command.program"))
                 .unwrap_or_default(),
             command_timeout: values.duration("ingest.worker.command.timeout"),
+            traces_endpoint: values.optional("traces.endpoint"),
             log_format: values.text("log.format"),
             log_level: values.text("log.level"),
         }

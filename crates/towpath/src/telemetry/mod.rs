@@ -5,9 +5,11 @@ mod metric;
 mod probes;
 mod pump;
 mod registry;
+pub mod traces;
 
 pub use logs::{Format, init as init_logs};
 pub use metric::Metric;
 pub use probes::Health;
 pub use pump::PumpMetrics;
 pub use registry::Metrics;
+pub use traces::Traces;

@@ -8,6 +8,8 @@ use towpath_core::port::Queue;
 use towpath_core::port::queue::Enqueued;
 use towpath_core::{Error, NewMessage, QueueName, Result, ResultExt};
 
+use crate::telemetry::traces;
+
 /// What a client may send at most.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -68,7 +70,7 @@ impl Enqueue {
         context: Context,
     ) -> Result<Vec<Result<Enqueued>>> {
         let single = messages.len() == 1;
-        let messages = messages
+        let mut messages: Vec<NewMessage> = messages
             .into_iter()
             .enumerate()
             .map(|(index, payload)| {
@@ -86,9 +88,10 @@ impl Enqueue {
                 message
             })
             .collect();
-        self.queue
-            .enqueue(&self.name, messages)
-            .await
-            .context(|| format!("enqueue into `{}`", self.name))
+        let begin = |message| traces::enqueue(&self.name, message);
+        let spans: Vec<_> = messages.iter_mut().filter_map(begin).collect();
+        let outcomes = self.queue.enqueue(&self.name, messages).await;
+        traces::enqueued(spans, &outcomes);
+        outcomes.context(|| format!("enqueue into `{}`", self.name))
     }
 }

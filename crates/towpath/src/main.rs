@@ -1,10 +1,18 @@
 //! The `towpath` binary.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use towpath::cli::Cli;
+use towpath::cli::Exit;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    Cli::run().await.into()
+/// A disk or a pipe that hangs must not keep a process that is done.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Runtime::new();
+    let runtime = runtime.expect("the system gives a process its first threads");
+    let exit: Exit = runtime.block_on(Cli::run());
+    runtime.shutdown_timeout(LAST_MOMENT);
+    exit.into()
 }

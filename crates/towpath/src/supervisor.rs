@@ -8,6 +8,7 @@
 //! failure means. What a task did is counted in its [`Account`] as it goes, so the
 //! report at the end is true also for a task that panicked or was cut short.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
@@ -364,14 +365,19 @@ impl Drop for AbortOnDrop {
 
 fn panic_error(name: &str, join: tokio::task::JoinError) -> Error {
     let text = match join.try_into_panic() {
-        Ok(payload) => payload
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-            .or_else(|| payload.downcast_ref::<String>().cloned())
-            .unwrap_or_else(|| "panic without a message".to_owned()),
+        Ok(payload) => panic_text(&*payload),
         Err(_) => "aborted".to_owned(),
     };
     Error::unavailable(format!("task `{name}` panicked: {text}"))
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> String {
+    payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "panic without a message".to_owned())
 }
 
 /// Cuts a task off, unless it has ended already.

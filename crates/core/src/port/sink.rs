@@ -33,6 +33,10 @@ pub trait Sink: Send + Sync {
     /// A delivery that was `Done` before, by message id, is `Done` again
     /// without a second effect as far as the sink's own documentation says.
     ///
+    /// - Ends within a deadline of the sink's own: the caller waits for it, and renews the leases meanwhile.
+    /// - Cancel: a dropped call may have delivered any part of the batch.
+    /// - A panic is a failed attempt of the message that it happened over.
+    ///
     /// # Errors
     /// The sink as a whole cannot work now (disk full, path not writable);
     /// none of the batch was delivered, no attempt should be charged, and the

@@ -83,7 +83,7 @@ impl Metric {
                 "towpath_deliveries_total",
                 "counter",
                 "queue, outcome",
-                "Deliveries handed to a sink: done, retry, reject",
+                "Deliveries handed to a sink: done, retry, reject, lost",
             ),
             Self::ProcessDuration => (
                 "towpath_message_process_duration_seconds",

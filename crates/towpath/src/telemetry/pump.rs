@@ -1,11 +1,11 @@
 //! What a pump measures, with its handles kept.
 
-use std::time::Instant;
+use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
-use towpath_core::port::sink::Outcome;
-use towpath_core::{Clock, Delivery, Timestamp};
+use towpath_core::port::queue::Verdict;
+use towpath_core::{Clock, Delivery};
 
 use super::Metrics;
 
@@ -15,6 +15,7 @@ pub struct PumpMetrics {
     done: Counter,
     retry: Counter,
     reject: Counter,
+    lost: Counter,
     sink_failures: Counter,
     process_duration: Histogram,
     end_to_end: Histogram,
@@ -28,6 +29,7 @@ impl PumpMetrics {
             done: metrics.delivery_counter(queue, "done"),
             retry: metrics.delivery_counter(queue, "retry"),
             reject: metrics.delivery_counter(queue, "reject"),
+            lost: metrics.delivery_counter(queue, "lost"),
             sink_failures: metrics.sink_failures(queue),
             process_duration: metrics.process_duration(queue),
             end_to_end: metrics.end_to_end(queue),
@@ -40,45 +42,27 @@ impl PumpMetrics {
         self.sink_failures.inc();
     }
 
-    /// Starts to measure the delivery of a batch.
-    pub fn start(&self, batch: &[Delivery]) -> Timer<'_> {
-        let enqueued_at = batch
-            .iter()
-            .map(|delivery| delivery.message.enqueued_at)
-            .collect();
-        Timer {
-            metrics: self,
-            began: Instant::now(),
-            enqueued_at,
+    /// Measures how long the sink took for a batch.
+    pub fn sink_took(&self, elapsed: Duration) {
+        self.process_duration.observe(elapsed.as_secs_f64());
+    }
+
+    /// Counts what became of a delivery; one that was given back did not happen.
+    pub fn settled(&self, delivery: &Delivery, verdict: &Verdict) {
+        match verdict {
+            Verdict::Ack => {
+                self.done.inc();
+                let age = self.clock.now().since(delivery.message.enqueued_at);
+                self.end_to_end.observe(age.as_secs_f64());
+            }
+            Verdict::Retry { .. } => _ = self.retry.inc(),
+            Verdict::DeadLetter { .. } => _ = self.reject.inc(),
+            Verdict::Release => {}
         }
     }
-}
 
-/// A delivery that is being measured; one that is given up is not counted.
-pub struct Timer<'a> {
-    metrics: &'a PumpMetrics,
-    began: Instant,
-    enqueued_at: Vec<Timestamp>,
-}
-
-impl Timer<'_> {
-    /// Counts what became of the batch.
-    pub fn finish(self, outcomes: &[Outcome]) {
-        self.metrics
-            .process_duration
-            .observe(self.began.elapsed().as_secs_f64());
-        let now = self.metrics.clock.now();
-        for (outcome, enqueued_at) in outcomes.iter().zip(self.enqueued_at) {
-            match outcome {
-                Outcome::Done => {
-                    self.metrics.done.inc();
-                    self.metrics
-                        .end_to_end
-                        .observe(now.since(enqueued_at).as_secs_f64());
-                }
-                Outcome::Retry { .. } => _ = self.metrics.retry.inc(),
-                Outcome::Reject { .. } => _ = self.metrics.reject.inc(),
-            }
-        }
+    /// Counts a delivery whose outcome did not count, because its lease was lost.
+    pub fn lease_lost(&self) {
+        self.lost.inc();
     }
 }

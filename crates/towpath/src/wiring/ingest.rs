@@ -53,11 +53,8 @@ pub(super) fn worker(
         } else {
             1
         };
-        let (lease, retry, pause) = (
-            config.lease.max(config.processing_delay * 2),
-            config.retry,
-            config.processing_delay,
-        );
+        let (lease, retry, pause) = (config.lease, config.retry, config.processing_delay);
+        let sink_name = config.sink.as_str();
         supervisor.start(
             format!("{WORKER}-{number}"),
             Stage::Deliver,
@@ -78,6 +75,7 @@ pub(super) fn worker(
                     let pump = Pump {
                         inlet,
                         sink: Arc::clone(&sink),
+                        sink_name,
                         batch,
                         retry,
                         pause,

@@ -22,4 +22,5 @@ mod readme;
 mod shutdown;
 mod startup;
 mod tidy;
+mod traces;
 mod worker;

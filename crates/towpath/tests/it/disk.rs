@@ -100,11 +100,14 @@ fn an_output_on_a_full_disk_of_its_own_keeps_the_queue_and_whole_lines() {
     let disk = disk.unwrap();
     let output = disk.0.join("processed.log");
     let mut world = World::new();
-    world.set("OUTPUT_PATH", output.display());
+    // One by one and of this size, so that the last announcement fits and its line does not.
+    world
+        .set("OUTPUT_PATH", output.display())
+        .set("TOWPATH_INGEST__WORKER__BATCH", 1);
     let running = world.up();
     let mut client = world.client();
     let messages: Vec<String> = (0..40)
-        .map(|number| format!("{number} {}", "x".repeat(40_000)))
+        .map(|number| format!("{number} {}", "x".repeat(45_000)))
         .collect();
     for text in &messages {
         assert_eq!(client.post("/enqueue", &[], text.as_bytes()).status, 200);

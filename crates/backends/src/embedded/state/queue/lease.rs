@@ -1,0 +1,212 @@
+//! Leases: handing out, and how deliveries end.
+
+use towpath_core::{ConsumerId, Timestamp};
+
+use super::message::{Lease, truncate};
+use super::{Dead, Entry, Held, QueueState, Standing};
+use crate::embedded::log::Position;
+use crate::embedded::record::Ending;
+
+/// What a lease asks for.
+pub(in super::super::super) struct Leasing<'a> {
+    pub(in super::super::super) consumer: &'a ConsumerId,
+    pub(in super::super::super) max: usize,
+    /// On the monotonic clock, in milliseconds.
+    pub(in super::super::super) deadline: u64,
+    /// Nothing behind this place is shown yet.
+    pub(in super::super::super) committed: Position,
+    pub(in super::super::super) now: Timestamp,
+}
+
+/// What a lease found.
+#[derive(Debug, Default)]
+pub(in super::super::super) struct Found {
+    pub(in super::super::super) leased: Vec<(Entry, u64)>,
+    /// Their attempts are spent: to be given up.
+    pub(in super::super::super) spent: Vec<u64>,
+    /// Their time has passed: to be dropped.
+    pub(in super::super::super) expired: Vec<u64>,
+}
+
+impl QueueState {
+    /// Hands out up to `max` messages, oldest first; nothing of what it sorts out is gone yet.
+    pub(in super::super::super) fn lease(
+        &mut self,
+        fence: &mut u64,
+        leasing: &Leasing<'_>,
+    ) -> Found {
+        let (mut found, mut sorted_out) = (Found::default(), Vec::new());
+        while found.leased.len() < leasing.max && !self.paused {
+            let Some(mut held) = self.next_ready(leasing.committed) else {
+                break;
+            };
+            let number = held.entry.number;
+            if held
+                .entry
+                .expires
+                .is_some_and(|moment| moment.get() <= leasing.now.as_millis())
+            {
+                found.expired.push(number);
+                sorted_out.push(held);
+            } else if self.settings.retry.is_spent(held.entry.attempts) {
+                found.spent.push(number);
+                sorted_out.push(held);
+            } else if !self.take_key(held.entry.key, number) {
+                held.standing = Standing::Parked;
+                self.hold(held);
+            } else {
+                *fence += 1;
+                held.lease = Some(Lease {
+                    fence: *fence,
+                    consumer: leasing.consumer.clone(),
+                });
+                held.entry.attempts += 1;
+                held.standing = Standing::Leased {
+                    deadline: leasing.deadline,
+                };
+                found.leased.push((held.entry, *fence));
+                self.hold(held);
+            }
+        }
+        // They stay in their place until their record is applied, right after.
+        for held in sorted_out {
+            self.hold(held);
+        }
+        found
+    }
+
+    /// The oldest message that can be leased, taken out of its index.
+    ///
+    /// Nothing goes past one whose bytes are not durable yet, where it was sent or moved to.
+    fn next_ready(&mut self, committed: Position) -> Option<Held> {
+        let fresh = self.fresh.front().copied();
+        let returned = self.ready.first().map(|number| self.held[number].entry);
+        let oldest = fresh
+            .into_iter()
+            .chain(returned)
+            .min_by_key(|entry| entry.number)
+            .filter(|entry| entry.place.position < committed)?;
+        if returned.is_some_and(|returned| returned.number == oldest.number) {
+            self.detach(oldest.number)
+        } else {
+            self.fresh.pop_front().map(Held::fresh)
+        }
+    }
+
+    /// Replay of a lease: the attempt counts, and the message is ready again.
+    pub(in super::super) fn note_leased(&mut self, numbers: &[u64]) {
+        for number in numbers {
+            if let Some(mut held) = self.detach(*number) {
+                held.entry.attempts += 1;
+                held.standing = Standing::Ready;
+                self.hold(held);
+            }
+        }
+    }
+
+    pub(in super::super::super) fn seen(&mut self, consumer: &ConsumerId, monotonic: u64) {
+        self.consumers.insert(consumer.clone(), monotonic);
+    }
+
+    /// Whether this lease is the message's last one; an expired one counts while nobody took over.
+    pub(in super::super::super) fn holds(&self, number: u64, fence: u64) -> bool {
+        self.held.get(&number).is_some_and(|held| {
+            held.lease
+                .as_ref()
+                .is_some_and(|lease| lease.fence == fence)
+        })
+    }
+
+    /// Deliveries of the message so far.
+    pub(in super::super::super) fn attempts(&self, number: u64) -> u32 {
+        self.held.get(&number).map_or(0, |held| held.entry.attempts)
+    }
+
+    /// Makes a lease that [`QueueState::holds`] last until `deadline`. False when somebody took over.
+    pub(in super::super::super) fn extend(
+        &mut self,
+        number: u64,
+        fence: u64,
+        deadline: u64,
+    ) -> bool {
+        if !self.holds(number, fence) {
+            return false;
+        }
+        let Some(mut held) = self.detach(number) else {
+            return false;
+        };
+        // One that had expired let its key go, and another message of the key may be on its way.
+        let extended = self.take_key(held.entry.key, number);
+        if extended {
+            held.standing = Standing::Leased { deadline };
+        }
+        self.hold(held);
+        extended
+    }
+
+    /// Takes back what the consumer holds; attempts stay counted, and its receipts are void.
+    pub(in super::super::super) fn disconnect(&mut self, gone: &ConsumerId) -> u64 {
+        let mut theirs = Vec::new();
+        for held in self.held.values_mut() {
+            if held
+                .lease
+                .take_if(|lease| lease.consumer == *gone)
+                .is_some()
+                && matches!(held.standing, Standing::Leased { .. })
+            {
+                theirs.push(held.entry.number);
+            }
+        }
+        for number in &theirs {
+            self.stand(*number, Standing::Ready);
+            self.free_key(*number);
+        }
+        self.consumers.remove(gone);
+        theirs.len() as u64
+    }
+
+    pub(in super::super) fn settle(&mut self, number: u64, ending: &Ending<'_>, at: Timestamp) {
+        let Some(mut held) = self.detach(number) else {
+            return;
+        };
+        held.lease = None;
+        match ending {
+            Ending::Ack => {
+                self.counters.acked += 1;
+                self.free_key_of(held.entry.key, number);
+            }
+            Ending::Release => {
+                held.entry.attempts = held.entry.attempts.saturating_sub(1);
+                held.standing = Standing::Ready;
+                let key = held.entry.key;
+                self.hold(held);
+                self.free_key_of(key, number);
+            }
+            Ending::Retry { due, error } => {
+                self.counters.retried += 1;
+                held.remember(error);
+                held.standing = if *due > at {
+                    Standing::Delayed(*due)
+                } else {
+                    Standing::Ready
+                };
+                self.reserve_key(held.entry.key, number);
+                self.hold(held);
+            }
+            Ending::Dead { reason } => {
+                self.free_key_of(held.entry.key, number);
+                let mut reason = reason.to_string();
+                truncate(&mut reason);
+                self.dead.insert(
+                    number,
+                    Dead {
+                        entry: held.entry,
+                        reason,
+                        history: held.history,
+                        died_at: at,
+                    },
+                );
+            }
+        }
+    }
+}

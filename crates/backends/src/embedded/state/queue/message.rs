@@ -1,0 +1,114 @@
+//! A message of a queue: what is known of it, and where it stands.
+
+use serde::{Deserialize, Serialize};
+use towpath_core::{ConsumerId, MessageId, Timestamp};
+
+use crate::embedded::log::Position;
+
+/// Errors kept of a message's life, and how long each may be.
+const HISTORY: usize = 10;
+const HISTORY_BYTES: usize = 1024;
+
+/// Where a message's blob is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(in super::super::super) struct Place {
+    pub(in super::super::super) position: Position,
+    pub(in super::super::super) bytes: u32,
+}
+
+/// What is known of a message without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(in super::super::super) struct Entry {
+    /// Its place in the queue: grows with every arrival.
+    pub(in super::super::super) number: u64,
+    pub(in super::super::super) id: MessageId,
+    pub(in super::super::super) place: Place,
+    pub(in super::super::super) attempts: u32,
+    pub(in super::super::super) key: Option<std::num::NonZeroU64>,
+    pub(in super::super::super) expires: Option<std::num::NonZeroU64>,
+    pub(in super::super::super) enqueued_at: Timestamp,
+}
+
+/// Where a message stands that is not fresh.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(in super::super::super) enum Standing {
+    /// Can be leased.
+    Ready,
+    /// Waits until another message of its key is done.
+    Parked,
+    /// Waits until a moment.
+    Delayed(Timestamp),
+    /// In a consumer's hands, until this moment of the monotonic clock in milliseconds.
+    Leased { deadline: u64 },
+}
+
+/// A lease ends with the process, so a checkpoint keeps it as ready.
+fn without_lease<S: serde::Serializer>(
+    standing: &Standing,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match standing {
+        Standing::Leased { .. } => Standing::Ready.serialize(serializer),
+        other => other.serialize(serializer),
+    }
+}
+
+/// The last lease of a message.
+#[derive(Debug, Clone)]
+pub(super) struct Lease {
+    pub(super) fence: u64,
+    pub(super) consumer: ConsumerId,
+}
+
+/// A message that is not fresh.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(in super::super::super) struct Held {
+    pub(in super::super::super) entry: Entry,
+    #[serde(serialize_with = "without_lease")]
+    pub(in super::super::super) standing: Standing,
+    /// While it can still be settled or extended, though it may have expired.
+    #[serde(skip)]
+    pub(super) lease: Option<Lease>,
+    /// Errors so far, oldest first.
+    pub(in super::super::super) history: Vec<String>,
+}
+
+/// A message that was given up.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(in super::super::super) struct Dead {
+    pub(in super::super::super) entry: Entry,
+    pub(in super::super::super) reason: String,
+    pub(in super::super::super) history: Vec<String>,
+    pub(in super::super::super) died_at: Timestamp,
+}
+
+impl Held {
+    pub(super) const fn fresh(entry: Entry) -> Self {
+        Self {
+            entry,
+            standing: Standing::Ready,
+            lease: None,
+            history: Vec::new(),
+        }
+    }
+
+    pub(super) fn remember(&mut self, error: &str) {
+        let mut error = error.to_owned();
+        truncate(&mut error);
+        if self.history.len() == HISTORY {
+            self.history.remove(0);
+        }
+        self.history.push(error);
+    }
+}
+
+/// Cuts an error or a reason that is too long to keep.
+pub(super) fn truncate(text: &mut String) {
+    if text.len() > HISTORY_BYTES {
+        let end = (0..=HISTORY_BYTES)
+            .rev()
+            .find(|end| text.is_char_boundary(*end))
+            .unwrap_or(0);
+        text.truncate(end);
+    }
+}

@@ -1,0 +1,134 @@
+//! What operators do: look, count, empty, put back.
+
+use std::collections::HashSet;
+
+use towpath_core::port::queue::Stats;
+use towpath_core::{ConsumerId, QueueName, Timestamp};
+
+use super::{CONSUMER_MILLIS, Entry, Held, QueueState, Standing};
+use crate::embedded::log::Position;
+
+impl QueueState {
+    pub(in super::super) fn drop_waiting(&mut self, numbers: &[u64]) {
+        if numbers.len() == self.fresh.len() + self.held.len() && self.leases.is_empty() {
+            self.counters.dropped += numbers.len() as u64;
+            self.fresh.clear();
+            self.held.clear();
+            self.ready.clear();
+            self.delayed.clear();
+            self.keys.clear();
+            return;
+        }
+        for number in numbers {
+            if let Some(held) = self.detach(*number) {
+                self.counters.dropped += 1;
+                self.free_key_of(held.entry.key, *number);
+            }
+        }
+    }
+
+    /// The numbers of everything that is ready, parked or delayed.
+    pub(in super::super::super) fn waiting(&self) -> Vec<u64> {
+        let held = self
+            .held
+            .values()
+            .filter(|held| !matches!(held.standing, Standing::Leased { .. }));
+        let mut numbers: Vec<u64> = self
+            .fresh
+            .iter()
+            .map(|entry| entry.number)
+            .chain(held.map(|held| held.entry.number))
+            .collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    pub(in super::super) fn redrive(&mut self, first: u64, numbers: &[u64]) {
+        for (next, number) in (first..).zip(numbers) {
+            self.next_number = next + 1;
+            if let Some(dead) = self.dead.remove(number) {
+                self.fresh.push_back(Entry {
+                    number: next,
+                    attempts: 0,
+                    expires: None,
+                    ..dead.entry
+                });
+            }
+        }
+    }
+
+    pub(in super::super) fn drop_dead(&mut self, numbers: &[u64]) {
+        for number in numbers {
+            if self.dead.remove(number).is_some() {
+                self.counters.dropped += 1;
+            }
+        }
+    }
+
+    /// The oldest waiting messages with their standing; `None` for fresh ones.
+    pub(in super::super::super) fn peek(
+        &self,
+        max: usize,
+        committed: Position,
+    ) -> Vec<(Entry, Option<Standing>)> {
+        let mut held: Vec<&Held> = self.held.values().collect();
+        held.sort_unstable_by_key(|held| held.entry.number);
+        let visible = self
+            .fresh
+            .iter()
+            .filter(|entry| entry.place.position < committed)
+            .take(max);
+        let mut all: Vec<(Entry, Option<Standing>)> = held
+            .into_iter()
+            .take(max)
+            .map(|held| (held.entry, Some(held.standing.clone())))
+            .chain(visible.map(|entry| (*entry, None)))
+            .collect();
+        all.sort_by_key(|(entry, _)| entry.number);
+        all.truncate(max);
+        all
+    }
+
+    pub(in super::super::super) fn stats(
+        &self,
+        name: &QueueName,
+        now: Timestamp,
+        monotonic: u64,
+    ) -> Stats {
+        let leased = self.leases.len() as u64;
+        let delayed = self.delayed.len() as u64;
+        let oldest = self
+            .fresh
+            .front()
+            .into_iter()
+            .chain(self.held.values().map(|held| &held.entry));
+        let mut consumers: HashSet<&ConsumerId> = self
+            .consumers
+            .iter()
+            .filter(|(_, seen)| **seen + CONSUMER_MILLIS >= monotonic)
+            .map(|(consumer, _)| consumer)
+            .collect();
+        consumers.extend(self.leases.iter().filter_map(|(_, number)| {
+            let lease = self.held.get(number)?.lease.as_ref();
+            lease.map(|lease| &lease.consumer)
+        }));
+        Stats {
+            queue: name.clone(),
+            ready: self.depth() - leased - delayed,
+            delayed,
+            leased,
+            dead: self.dead.len() as u64,
+            enqueued: self.counters.enqueued,
+            acked: self.counters.acked,
+            retried: self.counters.retried,
+            dropped: self.counters.dropped,
+            duplicates: self.counters.duplicates,
+            oldest_age: oldest
+                .map(|entry| entry.enqueued_at)
+                .min()
+                .map(|moment| now.since(moment)),
+            consumers: consumers.len() as u64,
+            paused: self.paused,
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Messages going out: leases, and the messages read back for them.
+
+use std::time::Duration;
+
+use towpath_core::port::queue::LeaseRequest;
+use towpath_core::{Delivery, QueueName, Receipt, Result};
+
+use super::super::log::Class;
+use super::super::record::{Ending, Record};
+use super::super::state::{Entry, Found, Leasing, Place};
+use super::super::store::{Inner, Store};
+use super::millis;
+
+/// Why a message is given up that no consumer gave up.
+const SPENT: &str =
+    "its attempts are spent: every consumer that had it let the lease expire or died";
+
+/// What a look for work gave.
+pub(super) struct HandedOut {
+    /// Entries with the fence of their lease.
+    pub(super) leased: Vec<(Entry, u64)>,
+    /// When something may fall due.
+    pub(super) look_again: Option<Duration>,
+}
+
+impl Store {
+    /// Leases what there is.
+    pub(super) fn hand_out(&self, request: &LeaseRequest) -> Result<HandedOut> {
+        let (now, monotonic) = (self.clock.now(), self.monotonic());
+        let committed = self.log.committed_position();
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let leasing = Leasing {
+            consumer: &request.consumer,
+            max: request.max,
+            deadline: monotonic.saturating_add(millis(request.lease)),
+            committed,
+            now,
+        };
+        let leased = loop {
+            let mut fence = inner.state.fence;
+            let state = inner.state.queue(&request.queue);
+            state.tick(now, monotonic);
+            state.seen(&request.consumer, monotonic);
+            let mut found = state.lease(&mut fence, &leasing);
+            inner.state.fence = fence;
+            if found.expired.is_empty() && found.spent.is_empty() {
+                break found.leased;
+            }
+            let leased = std::mem::take(&mut found.leased);
+            self.sort_out(inner, &request.queue, found)?;
+            // The keys that they held may let others go.
+            if leased.is_empty() {
+                continue;
+            }
+            if inner.state.queue(&request.queue).has_ready() {
+                self.news(&request.queue).notify_waiters();
+            }
+            break leased;
+        };
+        if !leased.is_empty() {
+            // Not waited for: a crash within one sync of the lease may forget that this attempt was begun.
+            let numbers = leased.iter().map(|(entry, _)| entry.number).collect();
+            let queue = request.queue.clone();
+            self.note(inner, &Record::Leased { queue, numbers })?;
+        }
+        let (due, deadline) = inner.state.queue(&request.queue).next_event();
+        let due = due.map(|due| due.since(now));
+        let expiry =
+            deadline.map(|deadline| Duration::from_millis(deadline.saturating_sub(monotonic)));
+        Ok(HandedOut {
+            leased,
+            look_again: due.into_iter().chain(expiry).min(),
+        })
+    }
+
+    /// Drops what has expired, and gives up what has no attempts left.
+    fn sort_out(&self, inner: &mut Inner, queue: &QueueName, found: Found) -> Result<()> {
+        if !found.expired.is_empty() {
+            let record = Record::Drop {
+                queue: queue.clone(),
+                numbers: found.expired,
+            };
+            self.write(inner, Class::Settle, &record)?;
+        }
+        if !found.spent.is_empty() {
+            let spent = found.spent.into_iter().map(|number| {
+                let reason = SPENT.into();
+                (number, Ending::Dead { reason })
+            });
+            let record = Record::Settle {
+                queue: queue.clone(),
+                at: self.clock.now(),
+                settled: spent.collect(),
+            };
+            self.write(inner, Class::Settle, &record)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what was leased; a message that cannot be read becomes a dead letter, and the rest is served.
+    pub(super) fn deliveries(
+        &self,
+        request: &LeaseRequest,
+        leased: Vec<(Entry, u64)>,
+    ) -> Result<Vec<Delivery>> {
+        let places: Vec<Place> = leased.iter().map(|(entry, _)| entry.place).collect();
+        let mut deliveries = Vec::with_capacity(leased.len());
+        let mut damaged = Vec::new();
+        for ((entry, fence), message) in leased.into_iter().zip(self.read_back(&places)) {
+            match message {
+                Ok(message) => deliveries.push(Delivery {
+                    message,
+                    receipt: Receipt {
+                        queue: request.queue.clone(),
+                        number: entry.number,
+                        fence,
+                    },
+                    attempt: entry.attempts,
+                    lease: request.lease,
+                }),
+                Err(error) => {
+                    tracing::error!(queue = %request.queue, id = %entry.id, error = error.chain(), "a message cannot be read");
+                    damaged.push((
+                        entry.number,
+                        Ending::Dead {
+                            reason: error.chain().into(),
+                        },
+                    ));
+                }
+            }
+        }
+        if !damaged.is_empty() {
+            let record = Record::Settle {
+                queue: request.queue.clone(),
+                at: self.clock.now(),
+                settled: damaged,
+            };
+            self.write(&mut self.lock(), Class::Settle, &record)?;
+        }
+        Ok(deliveries)
+    }
+}

@@ -1,0 +1,350 @@
+//! The queue port.
+
+mod hand_out;
+mod intake;
+mod settle;
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+use towpath_core::port::queue::{
+    DeadLetter, Enqueued, LeaseRequest, MAX_BATCH, Peeked, Place as Standpoint, Queue, Selection,
+    Settings, Settlement, Stats, check_lease,
+};
+use towpath_core::{
+    ConsumerId, Delivery, Error, ErrorKind, Headers, Message, MessageId, NewMessage, QueueName,
+    Receipt, Result, ResultExt,
+};
+
+use super::log::Class;
+use super::record::Record;
+use super::state::{Dead, Entry, Place, Standing};
+use super::store::{Inner, Store};
+use hand_out::HandedOut;
+pub(super) use intake::{Arriving, queue_is_full, refusal_like};
+use settle::stale;
+
+/// The longest sleep while waiting, so that a clock that tests move is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
+#[async_trait]
+impl Queue for Store {
+    async fn declare(&self, queue: &QueueName, settings: &Settings) -> Result<()> {
+        let end = {
+            let mut inner = self.lock();
+            if inner
+                .state
+                .queues
+                .get(queue)
+                .is_some_and(|known| known.settings == *settings)
+            {
+                self.log.awaited_end()
+            } else {
+                let record = Record::Declare {
+                    queue: queue.clone(),
+                    settings: settings.clone(),
+                };
+                self.write(&mut inner, Class::Settle, &record)?
+            }
+        };
+        self.log.committed(end).await
+    }
+
+    async fn enqueue(
+        &self,
+        queue: &QueueName,
+        messages: Vec<NewMessage>,
+    ) -> Result<Vec<Result<Enqueued>>> {
+        if messages.len() > MAX_BATCH {
+            return Err(Error::invalid(format!(
+                "a batch of {} is over the limit of {MAX_BATCH}",
+                messages.len()
+            )));
+        }
+        if messages.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (outcomes, end) = self.take_in(queue, &messages)?;
+        self.log
+            .committed(end)
+            .await
+            .context(|| format!("enqueue into `{queue}`"))?;
+        Ok(outcomes)
+    }
+
+    async fn lease(&self, request: LeaseRequest) -> Result<Vec<Delivery>> {
+        request.check()?;
+        // `None` for a moment that no clock reaches.
+        let until = Instant::now().checked_add(request.wait);
+        let news = self.news(&request.queue);
+        loop {
+            // Listening starts before looking, so that nothing slips through in between.
+            let mut notified = std::pin::pin!(news.notified());
+            notified.as_mut().enable();
+            if self.is_closed() {
+                return Err(Error::unavailable("the store is closed"));
+            }
+            let HandedOut { leased, look_again } = self.hand_out(&request)?;
+            if !leased.is_empty() {
+                let deliveries = self.deliveries(&request, leased)?;
+                if !deliveries.is_empty() {
+                    return Ok(deliveries);
+                }
+                continue;
+            }
+            let left = until.map_or(Duration::MAX, |until| {
+                until.saturating_duration_since(Instant::now())
+            });
+            if left.is_zero() {
+                return Ok(Vec::new());
+            }
+            let sleep = look_again.map_or(left, |next| {
+                next.clamp(Duration::from_millis(1), LOOK).min(left)
+            });
+            tokio::select! {
+                () = &mut notified => {}
+                () = tokio::time::sleep(sleep) => {}
+            }
+        }
+    }
+
+    async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>> {
+        if settlements.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (outcomes, end) = self.end_deliveries(&settlements)?;
+        self.log.committed(end).await.context(|| "settle")?;
+        Ok(outcomes)
+    }
+
+    async fn extend(&self, receipts: &[Receipt], lease: Duration) -> Result<Vec<Result<()>>> {
+        check_lease(lease)?;
+        let (now, monotonic) = (self.clock.now(), self.monotonic());
+        let deadline = monotonic.saturating_add(millis(lease));
+        let mut inner = self.lock();
+        Ok(receipts
+            .iter()
+            .map(|receipt| {
+                let queue = inner.state.queue(&receipt.queue);
+                queue.tick(now, monotonic);
+                match queue.extend(receipt.number, receipt.fence, deadline) {
+                    true => Ok(()),
+                    false => Err(stale(receipt)),
+                }
+            })
+            .collect())
+    }
+
+    async fn disconnect(&self, consumer: &ConsumerId) -> Result<u64> {
+        let mut inner = self.lock();
+        let mut count = 0;
+        for (name, queue) in &mut inner.state.queues {
+            let theirs = queue.disconnect(consumer);
+            if theirs > 0 {
+                self.news(name).notify_waiters();
+            }
+            count += theirs;
+        }
+        Ok(count)
+    }
+
+    async fn list(&self) -> Result<Vec<Stats>> {
+        let (now, monotonic) = (self.clock.now(), self.monotonic());
+        let mut inner = self.lock();
+        Ok(inner
+            .state
+            .queues
+            .iter_mut()
+            .map(|(name, queue)| {
+                queue.tick(now, monotonic);
+                queue.stats(name, now, monotonic)
+            })
+            .collect())
+    }
+
+    async fn stats(&self, queue: &QueueName) -> Result<Stats> {
+        let (now, monotonic) = (self.clock.now(), self.monotonic());
+        let mut inner = self.lock();
+        let state = inner
+            .state
+            .queues
+            .get_mut(queue)
+            .ok_or_else(|| Error::not_found(format!("there is no queue `{queue}`")))?;
+        state.tick(now, monotonic);
+        Ok(state.stats(queue, now, monotonic))
+    }
+
+    async fn peek(&self, queue: &QueueName, max: usize) -> Result<Vec<Peeked>> {
+        let found = {
+            let (now, monotonic) = (self.clock.now(), self.monotonic());
+            let committed = self.log.committed_position();
+            let mut inner = self.lock();
+            let state = inner.state.queue(queue);
+            state.tick(now, monotonic);
+            state.peek(max, committed)
+        };
+        let places: Vec<Place> = found.iter().map(|(entry, _)| entry.place).collect();
+        found
+            .into_iter()
+            .zip(self.read_back(&places))
+            // A damaged one is passed over here, and becomes a dead letter that says so when its turn comes.
+            .filter(
+                |(_, message)| !matches!(message, Err(error) if error.kind() == ErrorKind::Corrupt),
+            )
+            .map(|((entry, standing), message)| {
+                Ok(Peeked {
+                    message: message?,
+                    place: match standing {
+                        Some(Standing::Delayed(_)) => Standpoint::Delayed,
+                        Some(Standing::Leased { .. }) => Standpoint::Leased,
+                        Some(Standing::Ready | Standing::Parked) | None => Standpoint::Ready,
+                    },
+                    attempts: entry.attempts,
+                })
+            })
+            .collect()
+    }
+
+    async fn pause(&self, queue: &QueueName) -> Result<()> {
+        self.set_paused(queue, true).await
+    }
+
+    async fn resume(&self, queue: &QueueName) -> Result<()> {
+        self.set_paused(queue, false).await?;
+        self.news(queue).notify_waiters();
+        Ok(())
+    }
+
+    async fn purge(&self, queue: &QueueName) -> Result<u64> {
+        let (count, end) = {
+            let mut inner = self.lock();
+            let numbers = inner.state.queue(queue).waiting();
+            let count = numbers.len() as u64;
+            let record = Record::Drop {
+                queue: queue.clone(),
+                numbers,
+            };
+            (count, self.write(&mut inner, Class::Settle, &record)?)
+        };
+        self.log.committed(end).await?;
+        Ok(count)
+    }
+
+    async fn dead_letters(
+        &self,
+        queue: &QueueName,
+        after: Option<MessageId>,
+        max: usize,
+    ) -> Result<Vec<DeadLetter>> {
+        let found: Vec<Dead> = {
+            let mut inner = self.lock();
+            let dead = &inner.state.queue(queue).dead;
+            let behind = after.and_then(|after| {
+                dead.values()
+                    .find(|one| one.entry.id == after)
+                    .map(|one| one.entry.number)
+            });
+            dead.values()
+                .filter(|one| behind.is_none_or(|behind| one.entry.number > behind))
+                .take(max)
+                .cloned()
+                .collect()
+        };
+        let places: Vec<Place> = found.iter().map(|one| one.entry.place).collect();
+        Ok(found
+            .into_iter()
+            .zip(self.read_back(&places))
+            .map(|(one, message)| DeadLetter {
+                message: message.unwrap_or_else(|_| unreadable(&one.entry)),
+                reason: one.reason,
+                history: one.history,
+                attempts: one.entry.attempts,
+                died_at: one.died_at,
+                origin: queue.clone(),
+            })
+            .collect())
+    }
+
+    async fn redrive(&self, queue: &QueueName, selection: &Selection) -> Result<u64> {
+        let (count, end) = {
+            let mut inner = self.lock();
+            let numbers = dead_numbers(&mut inner, queue, selection);
+            let (count, first) = (numbers.len() as u64, inner.state.queue(queue).next_number());
+            let record = Record::Redrive {
+                queue: queue.clone(),
+                first,
+                numbers,
+            };
+            (count, self.write(&mut inner, Class::Settle, &record)?)
+        };
+        self.log.committed(end).await?;
+        self.news(queue).notify_waiters();
+        Ok(count)
+    }
+
+    async fn drop_dead(&self, queue: &QueueName, selection: &Selection) -> Result<u64> {
+        let (count, end) = {
+            let mut inner = self.lock();
+            let numbers = dead_numbers(&mut inner, queue, selection);
+            let count = numbers.len() as u64;
+            (
+                count,
+                self.write(
+                    &mut inner,
+                    Class::Settle,
+                    &Record::DropDead {
+                        queue: queue.clone(),
+                        numbers,
+                    },
+                )?,
+            )
+        };
+        self.log.committed(end).await?;
+        Ok(count)
+    }
+}
+
+impl Store {
+    async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<()> {
+        let end = self.write(
+            &mut self.lock(),
+            Class::Settle,
+            &Record::Pause {
+                queue: queue.clone(),
+                paused,
+            },
+        )?;
+        self.log.committed(end).await
+    }
+}
+
+fn dead_numbers(inner: &mut Inner, queue: &QueueName, selection: &Selection) -> Vec<u64> {
+    let dead = &inner.state.queue(queue).dead;
+    match selection {
+        Selection::All => dead.keys().copied().collect(),
+        Selection::Ids(ids) => {
+            let ids: HashSet<&MessageId> = ids.iter().collect();
+            dead.values()
+                .filter(|one| ids.contains(&one.entry.id))
+                .map(|one| one.entry.number)
+                .collect()
+        }
+    }
+}
+
+/// What is left of a message that cannot be read back.
+fn unreadable(entry: &Entry) -> Message {
+    Message {
+        id: entry.id,
+        payload: bytes::Bytes::new(),
+        headers: Headers::new(),
+        key: None,
+        enqueued_at: entry.enqueued_at,
+    }
+}
+
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -4,8 +4,8 @@ pub mod embedded;
 
 use std::sync::Arc;
 
-use towpath_core::backend::{Backend, Descriptor};
-use towpath_core::{Clock, Error, Result};
+use towpath_core::backend::{self, Backend, Descriptor};
+use towpath_core::{Clock, Result};
 
 /// Every backend of this build.
 pub const BACKENDS: &[Descriptor] = &[embedded::DESCRIPTOR];
@@ -15,17 +15,7 @@ pub const BACKENDS: &[Descriptor] = &[embedded::DESCRIPTOR];
 /// # Errors
 /// `Invalid` for an unknown scheme, naming those there are, or a wrong URL; `Unavailable` when it cannot be opened.
 pub async fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Backend> {
-    let scheme = url.split(':').next().unwrap_or_default();
-    let descriptor = BACKENDS
-        .iter()
-        .find(|descriptor| descriptor.schemes.contains(&scheme))
-        .ok_or_else(|| {
-            let known: Vec<&str> = BACKENDS.iter().map(|descriptor| descriptor.name).collect();
-            Error::invalid(format!(
-                "unknown backend `{scheme}`; available: {}",
-                known.join(", ")
-            ))
-        })?;
+    let descriptor = backend::find(BACKENDS, url)?;
     (descriptor.open)(url.to_owned(), clock).await
 }
 

@@ -96,6 +96,8 @@ pub struct Descriptor {
     pub capabilities: &'static [Capability],
     /// The URL parameters it takes: name, default, meaning.
     pub parameters: &'static [(&'static str, &'static str, &'static str)],
+    /// Whether a URL is one of this family, down to each parameter, without opening anything. `open` says the same.
+    pub check: fn(url: &str) -> Result<()>,
     /// Opens the backend at a URL. The URL is checked strictly: an unknown parameter is `Invalid`.
     pub open: fn(url: String, clock: Arc<dyn Clock>) -> Opening,
 }
@@ -105,6 +107,24 @@ impl Descriptor {
     pub fn offers(&self, capability: Capability) -> bool {
         self.capabilities.contains(&capability)
     }
+}
+
+/// The row of the table that answers to a URL's scheme.
+///
+/// # Errors
+/// `Invalid` for an unknown scheme, naming the backends there are.
+pub fn find(table: &'static [Descriptor], url: &str) -> Result<&'static Descriptor> {
+    let scheme = url.split(':').next().unwrap_or_default();
+    table
+        .iter()
+        .find(|descriptor| url.contains(':') && descriptor.schemes.contains(&scheme))
+        .ok_or_else(|| {
+            let known: Vec<&str> = table.iter().map(|descriptor| descriptor.name).collect();
+            Error::invalid(format!(
+                "unknown backend `{scheme}`; available: {}",
+                known.join(", ")
+            ))
+        })
 }
 
 /// Whether a backend works, for `/readyz`, `doctor` and the banner.

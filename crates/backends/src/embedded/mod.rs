@@ -61,6 +61,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
         Capability::MaxDepth,
     ],
     parameters: config::PARAMETERS,
+    check: |url| config::Config::parse(url).map(drop),
     open: |url, clock| {
         Box::pin(async move {
             let config = config::Config::parse(&url)?;

@@ -27,7 +27,7 @@ pub use exit::Exit;
 pub use output::Format;
 
 use crate::config::{Loaded, Problems, Sources, load};
-use crate::wiring::Role;
+use crate::wiring::{self, Role};
 
 /// The asynchronous backbone of a backend in one binary.
 #[derive(Debug, Parser)]
@@ -170,7 +170,11 @@ impl Global {
         if let Some(folder) = &self.data {
             flags.push(("data.dir".to_owned(), folder.clone(), "--data".to_owned()));
         }
-        Ok(Sources::of_process(self.config.clone(), flags)?)
+        Ok(Sources::of_process(
+            self.config.clone(),
+            flags,
+            wiring::BACKENDS,
+        )?)
     }
 
     /// The configuration, or every problem with it.

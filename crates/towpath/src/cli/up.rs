@@ -1,6 +1,7 @@
 //! `towpath up` and `towpath run`: a process, from its start to its account.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::time::Instant;
 
 use clap::Args;
@@ -8,7 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use towpath_core::{Error, Result};
 
 use super::{Exit, Failure, Global, output};
-use crate::config::{Config, Loaded};
+use crate::config::{Config, Loaded, Sources, load};
 use crate::http::tls;
 use crate::supervisor::{Ending, Report};
 use crate::telemetry::{Traces, init_logs};
@@ -35,16 +36,20 @@ pub(super) struct RunArgs {
 }
 
 pub(super) async fn up(global: &Global, args: UpArgs) -> Result<Exit, Failure> {
-    let mut loaded = global.load()?;
-    // Removed when the process ends in order; a killed one leaves it to the system's cleaning of its temporary folder.
-    let ephemeral = if args.ephemeral {
-        Some(ephemeral_folder(&mut loaded.config)?)
-    } else {
-        None
-    };
     let roles: Vec<Role> = Role::all().collect();
-    let exit = serve(&loaded, &roles, args.demo, ephemeral.is_some()).await;
-    drop(ephemeral);
+    if !args.ephemeral {
+        return serve(&global.load()?, &roles, args.demo, false).await;
+    }
+    if global.data.is_some() {
+        let text =
+            "error: `--ephemeral` keeps nothing, so there is no `--data`; leave one of them out";
+        return Err(Failure::Said(Exit::Usage, text.to_owned()));
+    }
+    // Removed when the process ends in order; a killed one leaves it to the system's cleaning of its temporary folder.
+    let folder = tempfile::Builder::new().prefix("towpath-").tempdir()?;
+    let loaded = load(&keeping_nothing(global.sources()?, folder.path()))?;
+    let exit = serve(&loaded, &roles, args.demo, true).await;
+    drop(folder);
     exit
 }
 
@@ -53,11 +58,19 @@ pub(super) async fn run(global: &Global, args: RunArgs) -> Result<Exit, Failure>
     serve(&global.load()?, &roles, false, false).await
 }
 
-fn ephemeral_folder(config: &mut Config) -> Result<tempfile::TempDir, Failure> {
-    let folder = tempfile::Builder::new().prefix("towpath-").tempdir()?;
-    config.data_dir = folder.path().to_owned();
-    config.durability = "none".to_owned();
-    Ok(folder)
+/// Takes back everything that leads to a place where something would be kept.
+fn keeping_nothing(mut sources: Sources, folder: &Path) -> Sources {
+    for (key, value) in [
+        ("data.dir", folder.display().to_string()),
+        ("backends.default", String::new()),
+        ("backends.ingest", String::new()),
+        ("embedded.durability", "none".to_owned()),
+        ("ingest.worker.output", String::new()),
+    ] {
+        let flag = "--ephemeral".to_owned();
+        sources.flags.push((key.to_owned(), value, flag));
+    }
+    sources
 }
 
 async fn serve(

@@ -1,79 +1,94 @@
-//! `towpath.toml`: every value with its place, every problem at once.
+//! `towpath.toml`: every value with its place, and every problem, also behind a syntax error.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use toml_edit::{Document, Item, TableLike, Value};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
-use super::key::{KEYS, Key, did_you_mean};
-use super::{Kind, Problem};
+use super::key::{KEYS, Key};
+use super::place::{FileText, Place};
+use super::suggest::{self, did_you_mean, question};
+use super::{Kind, Origin, Problem};
 
 /// A value of the file as text, and where it stands.
 pub(super) struct FileValue {
+    pub(super) key: &'static Key,
+    /// The text, or the path of the file that holds it.
     pub(super) text: String,
-    pub(super) place: String,
+    pub(super) is_path: bool,
+    pub(super) place: Place,
 }
 
 /// Reads a file's text.
 pub(super) struct Reader<'a> {
-    name: &'a str,
-    text: &'a str,
+    file: FileText<'a>,
     env: &'a BTreeMap<String, String>,
-    pub(super) values: BTreeMap<&'static str, FileValue>,
-    pub(super) problems: Vec<(usize, Problem)>,
+    pub(super) values: Vec<FileValue>,
+    pub(super) problems: Vec<Problem>,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn read(name: &'a str, text: &'a str, env: &'a BTreeMap<String, String>) -> Self {
+    pub(super) fn read(file: FileText<'a>, env: &'a BTreeMap<String, String>) -> Self {
         let mut reader = Self {
-            name,
-            text,
+            file,
             env,
-            values: BTreeMap::new(),
+            values: Vec::new(),
             problems: Vec::new(),
         };
-        match Document::parse(text) {
-            Ok(document) => reader.table("", document.as_table()),
-            Err(error) => {
-                let message = error.message().lines().collect::<Vec<_>>().join(", ");
-                reader.problem(
-                    error.span().unwrap_or(0..0),
-                    format!("this is no TOML: {message}"),
-                );
+        let (document, errors) = DeTable::parse_recoverable(file.text);
+        let mut broken = Vec::new();
+        for error in errors {
+            let span = error.span().unwrap_or(0..0);
+            let message = error.message().lines().collect::<Vec<_>>().join(", ");
+            let place = file.place(&span);
+            // One slip of the pen makes the parser stumble several times on its line.
+            if !broken.contains(&place.line) {
+                broken.push(place.line);
+                reader.problem(&span, format!("this is no TOML: {message}"));
             }
         }
-        reader.problems.sort_by_key(|(start, _)| *start);
+        reader.table("", document.get_ref());
+        // What the parser made of a broken line is a guess, and says nothing about the configuration.
+        let guessed =
+            |at: &Origin| matches!(at, Origin::File(place) if broken.contains(&place.line));
+        reader.problems.retain(|problem| {
+            problem.message.starts_with("this is no TOML") || !guessed(&problem.at)
+        });
+        reader
+            .values
+            .retain(|value| !broken.contains(&value.place.line));
         reader
     }
 
-    fn table(&mut self, section: &str, table: &dyn TableLike) {
-        for (name, item) in table.iter() {
+    fn table(&mut self, section: &str, table: &DeTable<'_>) {
+        for (name, value) in table {
+            let (at, name) = (name.span(), name.get_ref().as_ref());
             let path = if section.is_empty() {
                 name.to_owned()
             } else {
                 format!("{section}.{name}")
             };
-            let at = table
-                .key(name)
-                .and_then(toml_edit::Key::span)
-                .unwrap_or(0..0);
+            let holder = path.strip_suffix("_file").and_then(Key::find);
             if let Some(key) = Key::find(&path) {
-                self.value(key, item, at);
+                self.value(key, value, false);
+            } else if let Some(key) = holder.filter(|key| key.kind.may_be_secret()) {
+                self.value(key, value, true);
             } else if Key::is_section(&path) {
-                match item.as_table_like() {
-                    Some(inner) => self.table(&path, inner),
-                    None => self.problem(
-                        at,
+                match value.get_ref() {
+                    DeValue::Table(inner) => self.table(&path, inner),
+                    _ => self.problem(
+                        &at,
                         format!("`{path}` is a section, not a value; write `[{path}]`"),
                     ),
                 }
             } else {
-                self.unknown(section, name, at);
+                self.unknown(section, name, &at);
             }
         }
     }
 
-    fn unknown(&mut self, section: &str, name: &str, at: Range<usize>) {
+    fn unknown(&mut self, section: &str, name: &str, at: &Range<usize>) {
         let prefix = if section.is_empty() {
             String::new()
         } else {
@@ -85,50 +100,56 @@ impl<'a> Reader<'a> {
             .map(|rest| rest.split('.').next().unwrap_or(rest))
             .collect();
         known.dedup();
-        let what = if section.is_empty() { "section" } else { "key" };
-        let hint = did_you_mean(name, known.iter().copied());
-        let here = if section.is_empty() {
-            String::new()
+        let (what, here) = if section.is_empty() {
+            ("section", String::new())
         } else {
-            format!(" in `[{section}]`")
+            ("key", format!(" in `[{section}]`"))
         };
+        let hint = did_you_mean(name, known.iter().copied());
+        // A key of another section is mostly one whose `[section]` line is missing.
+        let elsewhere = KEYS
+            .iter()
+            .find(|key| hint.is_empty() && key.path.ends_with(&format!(".{name}")));
+        let hint = elsewhere.map_or(hint, |key| format!("; there is `{}`", key.path));
+        let known = known.join(", ");
+        let separator = if hint.ends_with('?') { " " } else { "; " };
         self.problem(
             at,
-            format!(
-                "unknown {what} `{name}`{here}{hint} Known: {}",
-                known.join(", ")
-            )
-            .replace("? Known", "? known")
-            .replace("` Known", "`; known"),
+            format!("unknown {what} `{name}`{here}{hint}{separator}known: {known}"),
         );
     }
 
-    fn value(&mut self, key: &'static Key, item: &Item, at: Range<usize>) {
-        let span = item.span().unwrap_or(at);
-        let text = match (key.kind, item.as_value()) {
-            (Kind::Integer(..) | Kind::Size(..), Some(Value::Integer(number))) => {
-                Some(number.value().to_string())
+    fn value(&mut self, key: &'static Key, value: &Spanned<DeValue<'_>>, is_path: bool) {
+        let span = value.span();
+        let kind = if is_path { Kind::Path } else { key.kind };
+        let text = match (kind, value.get_ref()) {
+            (Kind::Strings, DeValue::Array(list)) => list_text(list),
+            (Kind::Integer(..) | Kind::Size(..), DeValue::Integer(number)) => {
+                whole(number.as_str(), number.radix())
             }
-            (Kind::Integer(..), Some(_)) | (_, None) => None,
-            (Kind::Strings, Some(Value::Array(list))) => {
-                let texts: Option<Vec<&str>> = list.iter().map(Value::as_str).collect();
-                texts.map(|texts| serde_json::json!(texts).to_string())
-            }
-            (Kind::Strings, Some(_)) => None,
-            (_, Some(Value::String(text))) => match self.interpolate(text.value(), &span) {
+            // Only the empty text, which means "not set", may stand for a number or a list.
+            (Kind::Integer(..) | Kind::Strings, DeValue::String(text)) if !text.is_empty() => None,
+            (_, DeValue::String(text)) => match self.interpolate(text, &span) {
                 Some(text) => Some(text),
                 None => return,
             },
             _ => None,
         };
-        match text.filter(|text| key.kind.accepts(text)) {
-            Some(text) => {
-                let place = self.place(&span);
-                self.values.insert(key.path, FileValue { text, place });
-            }
+        match text {
+            Some(text) => self.values.push(FileValue {
+                key,
+                text,
+                is_path,
+                place: self.file.place(&span),
+            }),
             None => self.problem(
-                span,
-                format!("`{}` must be {}", key.path, key.kind.expected()),
+                &span,
+                format!(
+                    "`{}` must be {}{}",
+                    key.path,
+                    kind.expected(),
+                    quotes(kind, value.get_ref())
+                ),
             ),
         }
     }
@@ -140,7 +161,7 @@ impl<'a> Reader<'a> {
         while let Some((before, behind)) = rest.split_once("${") {
             out.push_str(before);
             let Some((inside, after)) = behind.split_once('}') else {
-                self.problem(span.clone(), "`${` without `}`".to_owned());
+                self.problem(span, "`${` without `}`".to_owned());
                 return None;
             };
             let (name, default) = inside
@@ -156,7 +177,7 @@ impl<'a> Reader<'a> {
                 Some(value) => out.push_str(value),
                 None => {
                     self.problem(
-                        span.clone(),
+                        span,
                         format!(
                             "variable `{name}` is not set; set it, or write `${{{name}:-default}}`"
                         ),
@@ -170,35 +191,48 @@ impl<'a> Reader<'a> {
         Some(out)
     }
 
-    fn place(&self, span: &Range<usize>) -> String {
-        let (line, column, _) = self.locate(span.start);
-        format!("{}:{line}:{column}", self.name)
-    }
-
-    fn problem(&mut self, span: Range<usize>, message: String) {
-        let (line, column, text) = self.locate(span.start);
-        let shown = text.chars().count().saturating_sub(column - 1);
-        let length = self
-            .text
-            .get(span.clone())
-            .map_or(1, |meant| meant.chars().count())
-            .min(shown.max(1));
-        // A line that may hold a secret is named, not shown.
-        let hidden = text.contains("secret") || text.contains("://");
-        let problem = Problem {
-            place: format!("{}:{line}:{column}", self.name),
+    fn problem(&mut self, span: &Range<usize>, message: String) {
+        let place = self.file.place(span);
+        self.problems.push(Problem {
+            snippet: Some(self.file.snippet(&place)),
+            at: Origin::File(place),
             message,
-            snippet: (!hidden).then(|| (text.to_owned(), column - 1, length)),
-        };
-        self.problems.push((span.start, problem));
+        });
     }
+}
 
-    /// Line and column from 1, and the line itself.
-    fn locate(&self, offset: usize) -> (usize, usize, &'a str) {
-        let before = self.text.get(..offset).unwrap_or(self.text);
-        let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let line = before.matches('\n').count() + 1;
-        let text = self.text[start..].lines().next().unwrap_or_default();
-        (line, before[start..].chars().count() + 1, text)
+/// What to say about quotes that are missing or too many.
+fn quotes(kind: Kind, value: &DeValue<'_>) -> String {
+    match (kind, value) {
+        (Kind::Integer(..), DeValue::String(text)) if text.parse::<u64>().is_ok() => {
+            format!("; write {text} without quotes")
+        }
+        (Kind::Strings, DeValue::String(text)) => {
+            let words: Vec<&str> = text.split_whitespace().collect();
+            question(serde_json::json!(words))
+        }
+        (_, DeValue::Integer(number)) => {
+            let text = number.as_str();
+            let meant = suggest::value(kind, text, &[]).unwrap_or_else(|| text.to_owned());
+            question(format!("\"{meant}\""))
+        }
+        _ => String::new(),
     }
+}
+
+/// A list of texts as JSON; the empty list means "not set".
+fn list_text(list: &[Spanned<DeValue<'_>>]) -> Option<String> {
+    let texts: Option<Vec<&str>> = list.iter().map(|text| text.get_ref().as_str()).collect();
+    let texts = texts?;
+    Some(if texts.is_empty() {
+        String::new()
+    } else {
+        serde_json::json!(texts).to_string()
+    })
+}
+
+/// A number of the file in decimal digits.
+fn whole(digits: &str, radix: u32) -> Option<String> {
+    let number = u64::from_str_radix(&digits.replace('_', ""), radix).ok()?;
+    Some(number.to_string())
 }

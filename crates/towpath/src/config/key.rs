@@ -93,49 +93,49 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "data.dir",
-        Kind::Text,
+        Kind::Path,
         Some("./towpath-data"),
         &[],
         "Where the embedded store, the token and the output file are kept.",
     ),
     key(
         "backends.default",
-        Kind::Text,
+        Kind::Backend,
         None,
         &[],
         "URL of the backend; without it the embedded store in `data.dir`.",
     ),
     key(
         "backends.ingest",
-        Kind::Text,
+        Kind::Backend,
         None,
-        &[],
-        "URL of the ingest app's backend; without it the default one.",
+        &["REDIS_ADDR"],
+        "URL of the ingest app's backend; without it the default one. The variable is `host:port` of a Redis.",
     ),
     key(
         "embedded.durability",
-        Kind::Text,
+        Kind::Durability,
         Some("fsync"),
         &[],
-        "When the embedded store answers: fsync, interval:100ms, os, none.",
+        "When the embedded store answers, unless its URL says so.",
     ),
     key(
         "embedded.segment_size",
         Kind::Size(64 * KIB, GIB),
         Some("16MiB"),
         &[],
-        "Size of one segment of the log.",
+        "Size of one segment of the embedded store's log, unless its URL says so.",
     ),
     key(
         "embedded.disk_reserve",
         Kind::Size(0, 1024 * GIB),
         Some("64MiB"),
         &[],
-        "Free disk space below which nothing more is taken.",
+        "Free disk space below which the embedded store takes nothing more, unless its URL says so.",
     ),
     key(
         "ingest.queue",
-        Kind::Text,
+        Kind::Queue,
         Some("messages"),
         &["QUEUE_NAME"],
         "The queue that messages go to and come from.",
@@ -177,7 +177,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "ingest.worker.output",
-        Kind::Text,
+        Kind::Path,
         None,
         &["OUTPUT_PATH"],
         "The output file; without it `processed.log` in `data.dir`.",
@@ -240,14 +240,14 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "ingest.worker.webhook.url",
-        Kind::Url,
+        Kind::WebUrl,
         None,
         &[],
         "Where the webhook sink posts.",
     ),
     key(
         "ingest.worker.webhook.secret",
-        Kind::Secret,
+        Kind::SigningSecrets,
         None,
         &[],
         "Signing secrets, `whsec_` and base64, separated by white space for rotation.",
@@ -275,7 +275,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "traces.endpoint",
-        Kind::Url,
+        Kind::WebUrl,
         None,
         &["OTEL_EXPORTER_OTLP_ENDPOINT"],
         "Collector that traces are sent to by OTLP over HTTP, `/v1/traces` added; without it there are none.",
@@ -289,7 +289,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "log.level",
-        Kind::Text,
+        Kind::LogFilter,
         Some("info"),
         &["RUST_LOG"],
         "Level, or a filter like `info,towpath=debug`.",
@@ -297,6 +297,11 @@ pub const KEYS: &[Key] = &[
 ];
 
 impl Key {
+    /// Whether it may be off: it has no default.
+    pub(super) const fn is_optional(&self) -> bool {
+        self.default.is_none()
+    }
+
     /// `TOWPATH_SECTION__KEY`.
     pub fn variable(&self) -> String {
         format!(
@@ -318,14 +323,4 @@ impl Key {
                 .is_some_and(|rest| rest.starts_with('.'))
         })
     }
-}
-
-/// `; did you mean …` for the nearest of the known names, if one is near.
-pub(super) fn did_you_mean<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> String {
-    known
-        .map(|name| (strsim::jaro_winkler(wrong, name), name))
-        .filter(|(likeness, _)| *likeness > 0.8)
-        .max_by(|one, other| one.0.total_cmp(&other.0))
-        .map(|(_, name)| format!("; did you mean `{name}`?"))
-        .unwrap_or_default()
 }

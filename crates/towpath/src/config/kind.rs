@@ -1,35 +1,61 @@
 //! What a value may be, and how it reads.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
+
+use reqwest::Url;
+use towpath_core::QueueName;
+use towpath_core::backend::{self, Descriptor};
+
+use super::suggest;
+use crate::{sink, telemetry};
 
 /// The type and range of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Any text without control characters.
-    Text,
-    /// As text, never shown.
-    Secret,
+    /// A file or folder.
+    Path,
+    /// The name of a queue.
+    Queue,
     /// A whole number in a range.
     Integer(u64, u64),
     /// `100ms`, `30s`, `5m`, `24h`, in a range of milliseconds.
     Duration(u64, u64),
     /// `1MiB`, `64KiB` or plain bytes, in a range.
     Size(u64, u64),
-    /// An address of the web: `http://` or `https://` and a host.
-    Url,
     /// `host:port`; without a host all interfaces.
     Address,
     /// One of a few words.
     Choice(&'static [&'static str]),
     /// A list of texts.
     Strings,
+    /// The URL of a backend of this build.
+    Backend,
+    /// When the embedded store answers.
+    Durability,
+    /// A log level, or a filter by target.
+    LogFilter,
+    /// `http://` or `https://`.
+    WebUrl,
+    /// Secrets that sign webhooks.
+    SigningSecrets,
+}
+
+/// Why a value is refused.
+pub(super) struct Wrong {
+    /// More than that it is not what is expected.
+    pub(super) reason: Option<String>,
+    /// What was probably meant.
+    pub(super) suggestion: Option<String>,
 }
 
 impl Kind {
     /// What is expected, for people.
     pub fn expected(self) -> String {
         match self {
-            Self::Text | Self::Secret => "a text".to_owned(),
+            Self::Path => "a path".to_owned(),
+            Self::Queue => "the name of a queue".to_owned(),
+            Self::Integer(least, u64::MAX) => format!("a whole number from {least}"),
             Self::Integer(least, most) => format!("a whole number from {least} to {most}"),
             Self::Duration(least, most) => {
                 format!(
@@ -43,17 +69,47 @@ impl Kind {
                 show_bytes(least),
                 show_bytes(most)
             ),
-            Self::Url => "a URL like \"https://host/path\"".to_owned(),
             Self::Address => "an address like \":8080\" or \"127.0.0.1:7070\"".to_owned(),
             Self::Choice(words) => format!("one of {}", words.join(", ")),
             Self::Strings => "a list of texts".to_owned(),
+            Self::Backend => "the URL of a backend".to_owned(),
+            Self::Durability => "one of fsync, interval:100ms (1 to 60000), os, none".to_owned(),
+            Self::LogFilter => "a level (off, error, warn, info, debug, trace) or a filter like \"info,towpath=debug\"".to_owned(),
+            Self::WebUrl => "a URL like \"https://host/path\"".to_owned(),
+            Self::SigningSecrets => "secrets of `whsec_` and base64, separated by white space".to_owned(),
         }
     }
 
-    /// Whether the text is such a value.
-    pub fn accepts(self, text: &str) -> bool {
-        match self {
-            Self::Text | Self::Secret => !text.chars().any(char::is_control),
+    /// Whether a value may hold a secret: it may then come from a file of its own.
+    pub const fn may_be_secret(self) -> bool {
+        matches!(self, Self::Backend | Self::WebUrl | Self::SigningSecrets)
+    }
+
+    /// Whether the text is such a value; `backends` are those of this build.
+    pub(super) fn check(self, text: &str, backends: &'static [Descriptor]) -> Result<(), Wrong> {
+        let reason = match self.accepts(text, backends) {
+            Ok(true) => return Ok(()),
+            Ok(false) => None,
+            Err(reason) => Some(reason),
+        };
+        let valid = |candidate: &String| self.accepts(candidate, backends) == Ok(true);
+        Err(Wrong {
+            reason,
+            suggestion: suggest::value(self, text, backends).filter(valid),
+        })
+    }
+
+    /// Whether it is one, or the reason why not.
+    fn accepts(self, text: &str, backends: &'static [Descriptor]) -> Result<bool, String> {
+        if text.is_empty() || text.chars().any(char::is_control) && self != Self::SigningSecrets {
+            return Ok(false);
+        }
+        Ok(match self {
+            Self::Path => true,
+            Self::Queue => {
+                QueueName::new(text).map_err(|error| error.to_string())?;
+                true
+            }
             Self::Integer(least, most) => text
                 .parse()
                 .is_ok_and(|number: u64| (least..=most).contains(&number)),
@@ -63,17 +119,43 @@ impl Kind {
             Self::Size(least, most) => {
                 size(text).is_some_and(|bytes| (least..=most).contains(&bytes))
             }
-            Self::Url => reqwest::Url::parse(text)
-                .is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host()),
-            Self::Address => text.rsplit_once(':').is_some_and(|(host, port)| {
-                port.parse::<u16>().is_ok()
-                    && !host.contains(char::is_whitespace)
-                    && !host.contains('/')
-            }),
+            Self::Address => is_address(text),
             Self::Choice(words) => words.contains(&text),
             Self::Strings => strings(text).is_some(),
-        }
+            Self::Backend => {
+                let descriptor =
+                    backend::find(backends, text).map_err(|error| error.to_string())?;
+                (descriptor.check)(text).map_err(|error| error.to_string())?;
+                true
+            }
+            Self::Durability => {
+                let url = format!("embedded:.?durability={text}");
+                let embedded = backend::find(backends, &url);
+                embedded.is_ok_and(|embedded| (embedded.check)(&url).is_ok())
+            }
+            Self::LogFilter => telemetry::is_log_filter(text),
+            Self::WebUrl => Url::parse(text)
+                .is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host()),
+            Self::SigningSecrets => text.split_whitespace().all(sink::is_signing_secret),
+        })
     }
+}
+
+/// `host:port`, `:port` or `[v6]:port`; a host is a name or an address.
+fn is_address(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return false;
+    };
+    let bracketed = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let host_is_valid = match bracketed {
+        Some(inside) => inside.parse::<Ipv6Addr>().is_ok(),
+        None => host
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)),
+    };
+    host_is_valid && !port.starts_with('+') && port.parse::<u16>().is_ok()
 }
 
 /// The duration that a text says.

@@ -1,31 +1,32 @@
 //! From sources to settings: who says what, and whose word counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::PathBuf;
 
-use super::file::Reader;
-use super::key::{KEYS, Key, did_you_mean};
-use super::show::redact;
-use super::{Config, Kind, Problem, Problems};
-use crate::sink::VARIABLE_PREFIX;
+use towpath_core::backend::Descriptor;
 
-/// Variables of ours that are no keys.
-const OTHER_VARIABLES: [&str; 4] = [
-    "TOWPATH_CONFIG",
-    "TOWPATH_URL",
-    "TOWPATH_TOKEN",
-    "TOWPATH_SEEDS",
-];
+use super::check::RULES;
+use super::file::Reader;
+use super::key::{KEYS, Key};
+use super::kind::Wrong;
+use super::place::{FileText, Place};
+use super::show::{origins_table, redact};
+use super::suggest::{did_you_mean, question};
+use super::variables::Variables;
+use super::{Config, Kind, Origin, Problem, Problems};
 
 /// Where configuration comes from.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone)]
 pub struct Sources {
     /// Name and text of the file.
     pub file: Option<(String, String)>,
     /// The environment.
     pub env: BTreeMap<String, String>,
-    /// Path of a key, its value, and the flag that said so.
+    /// Path of a key, its value, and the flag that said so; an empty value takes back what others said.
     pub flags: Vec<(String, String, String)>,
+    /// The backends of this build, whose URLs are valid.
+    pub backends: &'static [Descriptor],
 }
 
 impl Sources {
@@ -36,49 +37,42 @@ impl Sources {
     pub fn of_process(
         config: Option<PathBuf>,
         flags: Vec<(String, String, String)>,
+        backends: &'static [Descriptor],
     ) -> Result<Self, Problems> {
         let env: BTreeMap<String, String> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        let named = config.or_else(|| {
-            env.get("TOWPATH_CONFIG")
-                .filter(|path| !path.is_empty())
-                .map(PathBuf::from)
-        });
-        let path = named
-            .clone()
-            .unwrap_or_else(|| PathBuf::from("towpath.toml"));
+        let variable = env.get("TOWPATH_CONFIG").filter(|path| !path.is_empty());
+        let (path, asked) = match (config, variable) {
+            (Some(path), _) => (path, Some(Origin::Flag("--config".to_owned()))),
+            (None, Some(path)) => {
+                let origin = Origin::Variable("TOWPATH_CONFIG".to_owned());
+                (PathBuf::from(path), Some(origin))
+            }
+            (None, None) => (PathBuf::from("towpath.toml"), None),
+        };
         let file = match std::fs::read_to_string(&path) {
             Ok(text) => Some((path.display().to_string(), text)),
-            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) if asked.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => {
-                let place = path.display().to_string();
                 return Err(Problems(vec![Problem {
-                    place,
-                    message: format!("cannot be read: {error}"),
+                    at: asked.unwrap_or(Origin::Default),
+                    message: format!("`{}` cannot be read: {error}", path.display()),
                     snippet: None,
                 }]));
             }
         };
-        Ok(Self { file, env, flags })
+        Ok(Self {
+            file,
+            env,
+            flags,
+            backends,
+        })
     }
 }
 
-/// Who said what a key is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
-    /// Nobody.
-    Default,
-    /// The file, at this place.
-    File(String),
-    /// A variable.
-    Variable(String),
-    /// A flag.
-    Flag(String),
-}
-
 /// A key's value.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Setting {
     /// As text; `None` for off.
     pub text: Option<String>,
@@ -87,7 +81,7 @@ pub struct Setting {
 }
 
 /// A valid configuration.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Loaded {
     /// What it means.
     pub config: Config,
@@ -97,214 +91,210 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loaded")
+            .field("settings", &origins_table(self))
+            .field("warnings", &self.warnings)
+            .finish()
+    }
+}
+
 /// Reads every source, and gives a valid configuration or every problem.
 ///
 /// # Errors
-/// Every problem there is.
+/// Every problem there is, in the order of the places.
 pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
-    let mut problems = Vec::new();
-    let mut warnings = Vec::new();
-    let mut settings: BTreeMap<&'static str, Setting> = KEYS
-        .iter()
-        .map(|key| {
-            (
-                key.path,
-                Setting {
-                    text: key.default.map(str::to_owned),
-                    origin: Origin::Default,
-                },
-            )
-        })
-        .collect();
-    if let Some((name, text)) = &sources.file {
-        let reader = Reader::read(name, text, &sources.env);
-        problems.extend(reader.problems.into_iter().map(|(_, problem)| problem));
-        for (path, value) in reader.values {
-            settings.insert(
-                path,
-                Setting {
-                    text: Some(value.text),
-                    origin: Origin::File(value.place),
-                },
-            );
-        }
-    }
+    let mut loader = Loader::new(sources);
+    loader.read_file(&sources.env);
+    let mut variables = Variables::new(&sources.env);
     for key in KEYS {
-        if let Some((variable, text)) = reference_value(key, &sources.env, &mut warnings) {
-            set(
-                &mut settings,
-                key,
-                text,
-                Origin::Variable(variable),
-                &mut problems,
-            );
-        }
-        if let Some((variable, text)) = own_value(key, &sources.env, &mut problems) {
-            set(
-                &mut settings,
-                key,
-                text,
-                Origin::Variable(variable),
-                &mut problems,
-            );
+        for said in variables.about(key) {
+            loader.say(key, said.text, said.is_path, Origin::Variable(said.name));
         }
     }
-    unknown_variables(&sources.env, &mut problems);
+    variables.find_unknown();
+    for (name, message) in variables.problems {
+        loader.problem(Origin::Variable(name), message);
+    }
+    let mut warnings = variables.warnings;
     for (path, value, flag) in &sources.flags {
+        // What a flag of another name than the key takes back deserves a word.
+        let before = loader.settings.get(path.as_str());
+        if let Some(Setting { origin, .. }) = before
+            && flag == "--ephemeral"
+            && *origin != Origin::Default
+        {
+            warnings.push(format!(
+                "`{flag}` overrules `{path}` ({origin}): nothing is kept"
+            ));
+        }
+        let origin = Origin::Flag(flag.clone());
         match Key::find(path) {
-            Some(key) => set(
-                &mut settings,
-                key,
-                value.clone(),
-                Origin::Flag(flag.clone()),
-                &mut problems,
-            ),
+            Some(key) => loader.say(key, value.clone(), false, origin),
             None => {
                 let hint = did_you_mean(path, KEYS.iter().map(|key| key.path));
-                problems.push(problem(flag, format!("unknown key `{path}`{hint}")));
+                loader.problem(origin, format!("unknown key `{path}`{hint}"));
             }
         }
     }
-    if !problems.is_empty() {
-        return Err(Problems(problems));
+    let (config, settings) = loader.finish()?;
+    warnings.extend(without_effect(&config, &settings));
+    Ok(Loaded {
+        config,
+        settings,
+        warnings,
+    })
+}
+
+struct Loader<'a> {
+    file: Option<FileText<'a>>,
+    backends: &'static [Descriptor],
+    settings: BTreeMap<&'static str, Setting>,
+    /// Keys that somebody set to something wrong: rules between keys cannot judge them.
+    wrong: BTreeSet<&'static str>,
+    problems: Vec<Problem>,
+}
+
+impl<'a> Loader<'a> {
+    fn new(sources: &'a Sources) -> Self {
+        let default = |key: &Key| Setting {
+            text: key.default.map(str::to_owned),
+            origin: Origin::Default,
+        };
+        Self {
+            file: sources
+                .file
+                .as_ref()
+                .map(|(name, text)| FileText { name, text }),
+            backends: sources.backends,
+            settings: KEYS.iter().map(|key| (key.path, default(key))).collect(),
+            wrong: BTreeSet::new(),
+            problems: Vec::new(),
+        }
     }
-    let config = Config::from_settings(&settings);
-    let crossed = config.contradictions(&settings);
-    if crossed.is_empty() {
-        Ok(Loaded {
-            config,
-            settings,
-            warnings,
+
+    fn read_file(&mut self, env: &BTreeMap<String, String>) {
+        let Some(file) = self.file else { return };
+        let reader = Reader::read(file, env);
+        self.problems.extend(reader.problems);
+        let mut seen: BTreeMap<&str, Place> = BTreeMap::new();
+        for value in reader.values {
+            let (key, place) = (value.key, value.place);
+            if let Some(first) = seen.insert(key.path, place.clone()) {
+                let later = Origin::File(first.max(place.clone()));
+                let message = format!("`{0}` and `{0}_file` are both set; keep one", key.path);
+                self.problem(later, message);
+            }
+            self.say(key, value.text, value.is_path, Origin::File(place));
+        }
+    }
+
+    /// Takes a value when it is valid, and says what is wrong with it when it is not.
+    fn say(&mut self, key: &'static Key, text: String, is_path: bool, origin: Origin) {
+        let text = if is_path && !text.is_empty() {
+            match std::fs::read_to_string(&text) {
+                Ok(content) => content.trim_end().to_owned(),
+                Err(error) => {
+                    self.wrong.insert(key.path);
+                    return self.problem(origin, format!("`{text}` cannot be read: {error}"));
+                }
+            }
+        } else {
+            text
+        };
+        let set = |text| Setting {
+            text,
+            origin: origin.clone(),
+        };
+        if text.is_empty() && key.is_optional() {
+            self.settings.insert(key.path, set(None));
+            return;
+        }
+        match key.kind.check(&text, self.backends) {
+            Ok(()) => {
+                self.settings.insert(key.path, set(Some(text)));
+            }
+            Err(wrong) => {
+                self.wrong.insert(key.path);
+                let message = refusal(key, &text, &wrong, &origin);
+                self.problem(origin, message);
+            }
+        }
+    }
+
+    fn problem(&mut self, at: Origin, message: String) {
+        let snippet = match (&at, self.file) {
+            (Origin::File(place), Some(file)) => Some(file.snippet(place)),
+            _ => None,
+        };
+        self.problems.push(Problem {
+            at,
+            message,
+            snippet,
+        });
+    }
+
+    fn finish(mut self) -> Result<(Config, BTreeMap<&'static str, Setting>), Problems> {
+        let config = Config::from_settings(&self.settings);
+        for (keys, rule) in RULES {
+            if keys.iter().any(|key| self.wrong.contains(key)) {
+                continue;
+            }
+            if let Some(message) = rule(&config) {
+                let said = keys.iter().filter_map(|key| self.settings.get(key));
+                let last = said.map(|setting| setting.origin.clone()).max();
+                self.problem(last.unwrap_or(Origin::Default), message.to_owned());
+            }
+        }
+        if self.problems.is_empty() {
+            return Ok((config, self.settings));
+        }
+        self.problems.sort();
+        Err(Problems(self.problems))
+    }
+}
+
+/// What to say about a wrong value; the file shows it below, everybody else is told what it was.
+fn refusal(key: &Key, text: &str, wrong: &Wrong, origin: &Origin) -> String {
+    let hint = wrong
+        .suggestion
+        .as_deref()
+        .map_or_else(String::new, |meant| question(redact(meant)));
+    let reason = wrong.reason.as_deref().map(redact);
+    let expected = key.kind.expected();
+    match (origin, reason) {
+        (Origin::File(_), None) => format!("`{}` must be {expected}{hint}", key.path),
+        (Origin::File(_), Some(reason)) => format!("`{}`: {reason}{hint}", key.path),
+        (_, Some(reason)) => format!("{reason}{hint}; it sets `{}`", key.path),
+        (_, None) => {
+            let shown = if key.kind == Kind::SigningSecrets {
+                "***".to_owned()
+            } else {
+                redact(text)
+            };
+            format!("`{shown}` is not {expected}{hint}; it sets `{}`", key.path)
+        }
+    }
+}
+
+/// Keys of a backend that nobody uses.
+fn without_effect(config: &Config, settings: &BTreeMap<&'static str, Setting>) -> Vec<String> {
+    let url = config.ingest_backend.expose();
+    let scheme = url.split(':').next().unwrap_or_default();
+    if scheme == "embedded" {
+        return Vec::new();
+    }
+    settings
+        .iter()
+        .filter(|(path, setting)| {
+            path.starts_with("embedded.") && setting.origin != Origin::Default
         })
-    } else {
-        Err(Problems(crossed))
-    }
-}
-
-fn set(
-    settings: &mut BTreeMap<&'static str, Setting>,
-    key: &'static Key,
-    text: String,
-    origin: Origin,
-    problems: &mut Vec<Problem>,
-) {
-    if key.kind.accepts(&text) {
-        settings.insert(
-            key.path,
-            Setting {
-                text: Some(text),
-                origin,
-            },
-        );
-        return;
-    }
-    let place = match &origin {
-        Origin::Variable(name) => format!("variable {name}"),
-        Origin::Flag(name) => format!("flag {name}"),
-        Origin::Default | Origin::File(_) => key.path.to_owned(),
-    };
-    let shown = if key.kind == Kind::Secret {
-        "***".to_owned()
-    } else {
-        redact(&text)
-    };
-    problems.push(problem(
-        &place,
-        format!(
-            "`{shown}` is not {}; it sets `{}`",
-            key.kind.expected(),
-            key.path
-        ),
-    ));
-}
-
-/// `TOWPATH_SECTION__KEY`, or the content of the file that `TOWPATH_SECTION__KEY_FILE` names for a secret.
-fn own_value(
-    key: &Key,
-    env: &BTreeMap<String, String>,
-    problems: &mut Vec<Problem>,
-) -> Option<(String, String)> {
-    let name = key.variable();
-    if let Some(text) = env.get(&name).filter(|text| !text.is_empty()) {
-        return Some((name, text.clone()));
-    }
-    let name = format!("{name}_FILE");
-    let path = env
-        .get(&name)
-        .filter(|path| key.kind == Kind::Secret && !path.is_empty())?;
-    match std::fs::read_to_string(path) {
-        Ok(text) => Some((name, text.trim_end().to_owned())),
-        Err(error) => {
-            problems.push(problem(
-                &format!("variable {name}"),
-                format!("`{path}` cannot be read: {error}"),
-            ));
-            None
-        }
-    }
-}
-
-/// The strongest reference variable that is set, in the words of the key.
-fn reference_value(
-    key: &Key,
-    env: &BTreeMap<String, String>,
-    warnings: &mut Vec<String>,
-) -> Option<(String, String)> {
-    let set = |name: &&&str| {
-        env.get(**name)
-            .is_some_and(|value| !value.trim().is_empty())
-    };
-    let mut names = key.variables.iter().filter(set);
-    let name = *names.next()?;
-    for other in names {
-        warnings.push(format!(
-            "`{name}` and `{other}` both set `{}`; `{name}` wins",
-            key.path
-        ));
-    }
-    let value = env.get(name)?.trim();
-    let text = match name {
-        "PORT" => format!(":{value}"),
-        // What cannot be read is no delay, as existing deployments expect.
-        "PROCESSING_DELAY_MS" => match value.parse::<u64>() {
-            Ok(millis) => format!("{millis}ms"),
-            Err(_) => {
-                warnings.push(format!(
-                    "`PROCESSING_DELAY_MS={value}` is no number of milliseconds and counts as 0"
-                ));
-                "0s".to_owned()
-            }
-        },
-        _ => value.to_owned(),
-    };
-    Some((name.to_owned(), text))
-}
-
-fn unknown_variables(env: &BTreeMap<String, String>, problems: &mut Vec<Problem>) {
-    let known: Vec<String> = KEYS.iter().map(Key::variable).collect();
-    for name in env
-        .keys()
-        .filter(|name| name.starts_with("TOWPATH_") && !name.starts_with("TOWPATH_TEST_"))
-        // A command of the command sink may well call us.
-        .filter(|name| !name.starts_with(VARIABLE_PREFIX))
-    {
-        let key = name.strip_suffix("_FILE").unwrap_or(name);
-        if !OTHER_VARIABLES.contains(&name.as_str())
-            && !known.iter().any(|known| known == key || known == name)
-        {
-            let hint = did_you_mean(name, known.iter().map(String::as_str));
-            problems.push(problem(
-                &format!("variable {name}"),
-                format!("no key is called so{hint}"),
-            ));
-        }
-    }
-}
-
-fn problem(place: &str, message: String) -> Problem {
-    Problem {
-        place: place.to_owned(),
-        message,
-        snippet: None,
-    }
+        .map(|(path, setting)| {
+            format!(
+                "`{path}` ({}) has no effect: the backend is `{scheme}`",
+                setting.origin
+            )
+        })
+        .collect()
 }

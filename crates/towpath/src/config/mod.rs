@@ -3,20 +3,27 @@
 //! Precedence: flag, then `TOWPATH_SECTION__KEY`, then the reference systems'
 //! variable, then `towpath.toml`, then the default. Every problem is reported at once, with its place.
 
+mod check;
 mod file;
 mod key;
 mod kind;
 mod load;
 mod model;
+mod place;
 mod problem;
+mod secret;
 mod show;
+mod suggest;
+mod variables;
 
 #[cfg(test)]
 mod tests;
 
 pub use key::{KEYS, Key};
 pub use kind::Kind;
-pub use load::{Loaded, Origin, Setting, Sources, load};
+pub use load::{Loaded, Setting, Sources, load};
 pub use model::{Config, SinkKind};
+pub use place::{Origin, Place};
 pub use problem::{Problem, Problems};
+pub use secret::Secret;
 pub use show::{commented_file, json_schema, origins_table, reference_page};

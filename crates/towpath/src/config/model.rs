@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use towpath_core::port::queue::Settings;
-use towpath_core::{QueueName, retry};
+use towpath_core::retry;
 
-use super::load::{Origin, Setting};
-use super::{Problem, kind};
+use super::load::Setting;
+use super::{Secret, kind};
 use crate::sink::LineFormat;
 
 /// Where the ingest worker delivers.
@@ -37,7 +37,7 @@ impl SinkKind {
 }
 
 /// A valid configuration.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 #[expect(
     missing_docs,
     reason = "each field is the key of the same name, documented in the table of keys"
@@ -51,8 +51,7 @@ pub struct Config {
     pub header_timeout: Duration,
     pub body_timeout: Duration,
     pub data_dir: PathBuf,
-    pub default_backend: Option<String>,
-    pub ingest_backend: Option<String>,
+    pub ingest_backend: Secret,
     pub durability: String,
     pub segment_size: u64,
     pub disk_reserve: u64,
@@ -69,8 +68,8 @@ pub struct Config {
     pub lease: Duration,
     pub processing_delay: Duration,
     pub retry: retry::Policy,
-    pub webhook_url: Option<String>,
-    pub webhook_secrets: Vec<String>,
+    pub webhook_url: Option<Secret>,
+    pub webhook_secrets: Vec<Secret>,
     pub webhook_timeout: Duration,
     pub command: Vec<String>,
     pub command_timeout: Duration,
@@ -108,6 +107,36 @@ impl Values<'_> {
     }
 }
 
+/// The URL of an app's backend. The `[embedded]` keys are the defaults of every embedded store, whatever named it.
+fn backend_url(values: &Values<'_>, path: &str) -> String {
+    let url = values
+        .optional(path)
+        .or_else(|| values.optional("backends.default"))
+        .unwrap_or_else(|| format!("embedded:{}", values.text("data.dir")));
+    if !url.starts_with("embedded:") {
+        return url;
+    }
+    let (folder, query) = url.split_once('?').unwrap_or((url.as_str(), ""));
+    let mut pairs: Vec<String> = query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(str::to_owned)
+        .collect();
+    for (name, value) in [
+        ("durability", values.text("embedded.durability")),
+        ("segment", values.size("embedded.segment_size").to_string()),
+        ("reserve", values.size("embedded.disk_reserve").to_string()),
+    ] {
+        if !pairs
+            .iter()
+            .any(|pair| pair.split('=').next() == Some(name))
+        {
+            pairs.push(format!("{name}={value}"));
+        }
+    }
+    format!("{folder}?{}", pairs.join("&"))
+}
+
 impl Config {
     pub(super) fn from_settings(settings: &BTreeMap<&'static str, Setting>) -> Self {
         let values = Values(settings);
@@ -121,8 +150,7 @@ impl Config {
             header_timeout: values.duration("server.header_timeout"),
             body_timeout: values.duration("server.body_timeout"),
             data_dir: PathBuf::from(values.text("data.dir")),
-            default_backend: values.optional("backends.default"),
-            ingest_backend: values.optional("backends.ingest"),
+            ingest_backend: Secret::new(backend_url(&values, "backends.ingest")),
             durability: values.text("embedded.durability"),
             segment_size: values.size("embedded.segment_size"),
             disk_reserve: values.size("embedded.disk_reserve"),
@@ -154,11 +182,13 @@ impl Config {
                 first: values.duration("ingest.worker.retry.first"),
                 max: values.duration("ingest.worker.retry.max"),
             },
-            webhook_url: values.optional("ingest.worker.webhook.url"),
+            webhook_url: values
+                .optional("ingest.worker.webhook.url")
+                .map(Secret::new),
             webhook_secrets: values
                 .text("ingest.worker.webhook.secret")
                 .split_whitespace()
-                .map(str::to_owned)
+                .map(Secret::new)
                 .collect(),
             webhook_timeout: values.duration("ingest.worker.webhook.timeout"),
             command: kind::strings(&values.text("ingest.worker.command.program"))
@@ -168,77 +198,6 @@ impl Config {
             log_format: values.text("log.format"),
             log_level: values.text("log.level"),
         }
-    }
-
-    /// What is valid by itself and does not go together.
-    pub(super) fn contradictions(
-        &self,
-        settings: &BTreeMap<&'static str, Setting>,
-    ) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let mut add = |path: &str, message: String| {
-            let place = match settings.get(path).map(|setting| &setting.origin) {
-                Some(Origin::File(place)) => place.clone(),
-                Some(Origin::Variable(name)) => format!("variable {name}"),
-                Some(Origin::Flag(name)) => format!("flag {name}"),
-                Some(Origin::Default) | None => path.to_owned(),
-            };
-            problems.push(Problem {
-                place,
-                message,
-                snippet: None,
-            });
-        };
-        if self.sink == SinkKind::Webhook && self.webhook_url.is_none() {
-            add(
-                "ingest.worker.sink",
-                "the webhook sink needs `ingest.worker.webhook.url`".to_owned(),
-            );
-        }
-        if self.sink == SinkKind::Command && self.command.is_empty() {
-            add(
-                "ingest.worker.sink",
-                "the command sink needs `ingest.worker.command.program`".to_owned(),
-            );
-        }
-        if self.concurrency > 1 && matches!(self.sink, SinkKind::File | SinkKind::Stdout) {
-            add(
-                "ingest.worker.concurrency",
-                "the file and stdout sinks take one consumer; set it to 1".to_owned(),
-            );
-        }
-        if self.listen == self.admin {
-            add(
-                "server.admin",
-                "`server.admin` and `server.listen` are the same address".to_owned(),
-            );
-        }
-        if self.retry.first > self.retry.max {
-            add(
-                "ingest.worker.retry.first",
-                "`retry.first` is longer than `retry.max`".to_owned(),
-            );
-        }
-        if let Err(error) = QueueName::new(&self.queue) {
-            add("ingest.queue", error.to_string());
-        }
-        problems
-    }
-
-    /// The URL of the ingest app's backend.
-    pub fn ingest_url(&self) -> String {
-        self.ingest_backend
-            .clone()
-            .or_else(|| self.default_backend.clone())
-            .unwrap_or_else(|| {
-                format!(
-                    "embedded:{}?durability={}&segment={}&reserve={}",
-                    self.data_dir.display(),
-                    self.durability,
-                    self.segment_size,
-                    self.disk_reserve
-                )
-            })
     }
 
     /// The output file.

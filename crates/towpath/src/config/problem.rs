@@ -2,33 +2,41 @@
 
 use std::fmt;
 
+use super::Origin;
+
 /// One problem of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// `towpath.toml:3:7`, or the name of the variable or flag.
-    pub place: String,
+    /// Where it stands.
+    pub at: Origin,
     /// What is wrong, and what to do.
     pub message: String,
-    /// The line of the file, and the columns that are meant, from 0.
-    pub snippet: Option<(String, usize, usize)>,
+    /// The line of the file with carets under what is meant.
+    pub snippet: Option<String>,
+}
+
+impl Problem {
+    /// `towpath.toml:3:7`, `variable PORT`, `flag --set`.
+    pub fn place(&self) -> String {
+        match &self.at {
+            Origin::Variable(name) => format!("variable {name}"),
+            Origin::Flag(name) => format!("flag {name}"),
+            Origin::Default | Origin::File(_) => self.at.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.message)?;
-        if let Some((line, start, length)) = &self.snippet {
-            write!(
-                f,
-                "\n  | {line}\n  | {}{}",
-                " ".repeat(*start),
-                "^".repeat((*length).max(1))
-            )?;
+        write!(f, "{}: {}", self.place(), self.message)?;
+        match &self.snippet {
+            Some(snippet) => write!(f, "\n{snippet}"),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
-/// Every problem, in the order of the places.
+/// Every problem: those of the file by place, then variables, then flags.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
 

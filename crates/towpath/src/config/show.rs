@@ -6,12 +6,14 @@ use std::fmt::Write;
 use serde_json::{Map, Value, json};
 
 use super::key::{KEYS, Key};
-use super::load::{Origin, Setting};
-use super::{Kind, Loaded};
+use super::load::Setting;
+use super::{Kind, Loaded, Origin};
 
 /// A `towpath.toml` with every key, commented out, at its default.
 pub fn commented_file() -> String {
-    let mut text = String::from("# Everything here is optional; each line shows the default.\n");
+    let mut text = String::from(
+        "# Everything here is optional; each line shows the default, \"\" and [] mean \"not set\".\n",
+    );
     let mut section = "";
     for key in KEYS {
         let (this, name) = key.path.rsplit_once('.').unwrap_or(("", key.path));
@@ -23,6 +25,7 @@ pub fn commented_file() -> String {
             Some(default) if matches!(key.kind, Kind::Integer(..)) => default.to_owned(),
             Some(default) => format!("{default:?}"),
             None if key.kind == Kind::Strings => "[]".to_owned(),
+            // The empty text means "not set", for numbers too.
             None => "\"\"".to_owned(),
         };
         writeln!(text, "# {}\n# {name} = {value}", key.doc)
@@ -68,6 +71,11 @@ fn insert(into: &mut Map<String, Value>, path: &str, key: &Key) {
         }
         None => {
             properties.insert(path.to_owned(), leaf(key));
+            if key.kind.may_be_secret() {
+                let description = format!("Path of a file that holds `{}`.", key.path);
+                let file = json!({"type": "string", "description": description});
+                properties.insert(format!("{path}_file"), file);
+            }
         }
     }
 }
@@ -78,9 +86,11 @@ fn leaf(key: &Key) -> Value {
         Kind::Size(..) => json!({"type": ["string", "integer"]}),
         Kind::Choice(words) => json!({"enum": words}),
         Kind::Strings => json!({"type": "array", "items": {"type": "string"}}),
-        Kind::Url => json!({"type": "string", "format": "uri"}),
-        Kind::Text | Kind::Secret | Kind::Duration(..) | Kind::Address => json!({"type": "string"}),
+        _ => json!({"type": "string"}),
     };
+    if key.is_optional() && matches!(key.kind, Kind::Integer(..)) {
+        leaf = json!({"anyOf": [leaf, {"const": ""}]});
+    }
     leaf["description"] = json!(format!("{} Must be {}.", key.doc, key.kind.expected()));
     if let Some(default) = key.default {
         leaf["default"] = default
@@ -97,7 +107,8 @@ pub fn reference_page() -> String {
          A value is looked for in this order: flag (`--set KEY=VALUE`), `TOWPATH_SECTION__KEY`, the variable in the table, `towpath.toml`, default.\n\
          An empty variable counts as not set.\n\
          In the file `${NAME}` and `${NAME:-default}` stand for variables.\n\
-         A secret may come from a file that `TOWPATH_SECTION__KEY_FILE` names, and is never shown.\n\
+         An empty text, or an empty list, in the file means \"not set\" for a key without a default.\n\
+         A secret or a URL may come from a file of its own, which `KEY_file` in the file or `TOWPATH_SECTION__KEY_FILE` names; secrets are never shown.\n\
          `towpath config check` names every problem at once, `towpath config show --origin` says where each value came from.\n\n\
          | key | default | variable | must be | meaning |\n| --- | --- | --- | --- | --- |\n",
     );
@@ -130,28 +141,32 @@ pub fn origins_table(loaded: &Loaded) -> Vec<[String; 3]> {
 fn row(key: &Key, settings: &BTreeMap<&'static str, Setting>) -> [String; 3] {
     let setting = settings.get(key.path);
     let shown = match setting.and_then(|setting| setting.text.as_deref()) {
-        Some(_) if key.kind == Kind::Secret => "***".to_owned(),
+        Some(_) if key.kind == Kind::SigningSecrets => "***".to_owned(),
         Some(text) => redact(text),
         None => "-".to_owned(),
     };
-    let origin = match setting.map(|setting| &setting.origin) {
-        Some(Origin::File(place)) => place.clone(),
-        Some(Origin::Variable(name)) => name.clone(),
-        Some(Origin::Flag(name)) => name.clone(),
-        Some(Origin::Default) | None => "default".to_owned(),
-    };
-    [key.path.to_owned(), shown, origin]
+    let origin = setting.map_or(&Origin::Default, |setting| &setting.origin);
+    [key.path.to_owned(), shown, origin.to_string()]
 }
 
-/// Hides the credentials of every URL of a comma list.
+/// Hides the credentials of every URL in a text; a password may hold commas and `@`.
 pub(super) fn redact(text: &str) -> String {
-    let one = |url: &str| {
-        let hidden = url.split_once("://").and_then(|(scheme, rest)| {
-            let (credentials, host) = rest.rsplit_once('@')?;
-            let user = credentials.split_once(':').map_or("", |(user, _)| user);
-            Some(format!("{scheme}://{user}:***@{host}"))
-        });
-        hidden.unwrap_or_else(|| url.to_owned())
+    let Some((before, behind)) = text.split_once("://") else {
+        return text.to_owned();
     };
-    text.split(',').map(one).collect::<Vec<_>>().join(",")
+    // The next URL of a list begins at the last comma before its scheme.
+    let next = behind
+        .find("://")
+        .and_then(|end| behind[..end].rfind(','))
+        .unwrap_or(behind.len());
+    let (this, rest) = behind.split_at(next);
+    let hidden = this.rsplit_once('@').map(|(credentials, host)| {
+        let user = credentials.split_once(':').map_or("", |(user, _)| user);
+        format!("{user}:***@{host}")
+    });
+    format!(
+        "{before}://{}{}",
+        hidden.as_deref().unwrap_or(this),
+        redact(rest)
+    )
 }

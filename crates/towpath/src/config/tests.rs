@@ -1,8 +1,38 @@
-//! Precedence, and thirty broken configurations with everything that is said about them.
+//! Precedence, and broken configurations with everything that is said about them.
 
 use std::collections::BTreeMap;
 
+use towpath_core::backend::Descriptor;
+
 use super::*;
+use crate::wiring;
+
+/// The embedded row alone, so that these tests say the same whatever else is built in.
+const EMBEDDED: &[Descriptor] = &[row(&wiring::BACKENDS[0])];
+
+/// A build with one backend more: its row in the table is all that the configuration needs.
+const WITH_REDIS: &[Descriptor] = &[
+    row(&wiring::BACKENDS[0]),
+    Descriptor {
+        name: "redis",
+        schemes: &["redis", "rediss"],
+        capabilities: &[],
+        parameters: &[],
+        check: |_| Ok(()),
+        open: |_, _| Box::pin(std::future::pending()),
+    },
+];
+
+const fn row(like: &Descriptor) -> Descriptor {
+    Descriptor {
+        name: like.name,
+        schemes: like.schemes,
+        capabilities: like.capabilities,
+        parameters: like.parameters,
+        check: like.check,
+        open: like.open,
+    }
+}
 
 fn sources(file: &str, env: &[(&str, &str)]) -> Sources {
     Sources {
@@ -12,6 +42,7 @@ fn sources(file: &str, env: &[(&str, &str)]) -> Sources {
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect(),
         flags: Vec::new(),
+        backends: EMBEDDED,
     }
 }
 
@@ -109,12 +140,17 @@ fn variables_stand_in_the_file() {
 #[test]
 fn secrets_are_never_shown() {
     let secret = [("TOWPATH_INGEST__WORKER__WEBHOOK__SECRET", "whsec_aGVsbG8=")];
-    let loaded = load(&sources(
-        "[backends]\ndefault = \"redis://me:geheim@host/0\"",
+    let mut sources = sources(
+        "[backends]\ndefault = \"redis://me:geheim@host/0\"\n[ingest.worker.webhook]\nurl = \"https://me:geheim@x/\"",
         &secret,
-    ))
-    .unwrap();
-    let shown = format!("{:?}", origins_table(&loaded));
+    );
+    sources.backends = WITH_REDIS;
+    let loaded = load(&sources).unwrap();
+    let shown = format!(
+        "{:?} {loaded:?} {:?}",
+        origins_table(&loaded),
+        loaded.config
+    );
     assert!(
         !shown.contains("whsec_") && !shown.contains("geheim"),
         "{shown}"
@@ -137,48 +173,55 @@ fn problems_hide_what_may_be_secret() {
     }
     let env = [(
         "TOWPATH_BACKENDS__DEFAULT",
-        "amqp://a:geheim@x,amqp://b:ge@heim@y\u{7}",
+        "amqp://a:geheim@x,amqp://b:ge@h,eim@y\u{7}",
     )];
     let problems = load(&sources("", &env)).unwrap_err().to_string();
     assert!(
-        !problems.contains("geheim") && !problems.contains("heim@"),
+        !problems.contains("geheim") && !problems.contains("eim@"),
         "{problems}"
     );
+}
+
+/// The lines of the commented file that set a key, without their `# `.
+fn commented_keys(file: &str) -> Vec<&str> {
+    file.lines()
+        .filter_map(|line| line.strip_prefix("# "))
+        .filter(|line| {
+            let name = line.split(" = ").next().unwrap_or_default();
+            KEYS.iter()
+                .any(|key| key.path.rsplit('.').next() == Some(name))
+        })
+        .collect()
 }
 
 #[test]
 fn the_commented_file_is_the_default() {
     let file = commented_file();
+    assert_eq!(commented_keys(&file).len(), KEYS.len());
     let plain: String = file
         .lines()
         .map(|line| match line.strip_prefix("# ") {
-            Some(rest)
-                if rest.contains(" = ")
-                    && !rest.ends_with('.')
-                    && !rest.ends_with("\"\"")
-                    && !rest.ends_with("[]") =>
-            {
-                format!("{rest}\n")
-            }
+            Some(rest) if commented_keys(line) == [rest] => format!("{rest}\n"),
             _ => format!("{line}\n"),
         })
         .collect();
     let (from_file, default) = (
-        load(&sources(&plain, &[])).unwrap(),
+        load(&sources(&plain, &[])).unwrap_or_else(|problems| panic!("{problems}")),
         load(&sources("", &[])).unwrap(),
     );
-    assert!(
-        from_file
-            .settings
-            .values()
-            .filter(|setting| setting.origin != Origin::Default)
-            .count()
-            > 25
-    );
-    assert_eq!(
-        format!("{:?}", from_file.config),
-        format!("{:?}", default.config)
-    );
+    let said = |setting: &&Setting| setting.origin != Origin::Default;
+    assert_eq!(from_file.settings.values().filter(said).count(), KEYS.len());
+    assert_eq!(from_file.config, default.config);
+}
+
+#[test]
+fn each_line_of_the_commented_file_stands_alone() {
+    let file = commented_file();
+    for line in commented_keys(&file) {
+        let alone = file.replace(&format!("# {line}\n"), &format!("{line}\n"));
+        assert_ne!(alone, file);
+        load(&sources(&alone, &[])).unwrap_or_else(|problems| panic!("{line}: {problems}"));
+    }
 }
 
 #[test]
@@ -232,7 +275,7 @@ type Broken = (
     &'static [(&'static str, &'static str)],
 );
 
-const BROKEN: [Broken; 30] = [
+const BROKEN: &[Broken] = &[
     ("[ingest", &[], &[("towpath.toml:1:", "this is no TOML")]),
     (
         "[ingest]\nqueue = ",
@@ -268,7 +311,10 @@ const BROKEN: [Broken; 30] = [
     (
         "[ingest]\nqueue = 7",
         &[],
-        &[("towpath.toml:2:9", "`ingest.queue` must be a text")],
+        &[(
+            "towpath.toml:2:9",
+            "`ingest.queue` must be the name of a queue; did you mean `\"7\"`?",
+        )],
     ),
     (
         "[ingest]\nqueue = \"two words\"",
@@ -291,7 +337,7 @@ const BROKEN: [Broken; 30] = [
     (
         "[ingest]\nmax_body = \"1MB\"",
         &[],
-        &[("towpath.toml:2:12", "must be a size")],
+        &[("towpath.toml:2:12", "did you mean `1MiB`?")],
     ),
     (
         "[ingest]\nmax_depth = 0",
@@ -301,20 +347,23 @@ const BROKEN: [Broken; 30] = [
     (
         "[ingest]\nmax_depth = \"10\"",
         &[],
-        &[("towpath.toml:2:13", "must be a whole number")],
+        &[(
+            "towpath.toml:2:13",
+            "must be a whole number from 1; write 10 without quotes",
+        )],
     ),
     (
         "[server]\ndrain = \"25\"",
         &[],
         &[(
             "towpath.toml:2:9",
-            "must be a duration like \"30s\", from 1s to 10m",
+            "must be a duration like \"30s\", from 1s to 10m; did you mean `25s`?",
         )],
     ),
     (
         "[server]\ndrain = 25",
         &[],
-        &[("towpath.toml:2:9", "must be a duration")],
+        &[("towpath.toml:2:9", "did you mean `\"25s\"`?")],
     ),
     (
         "[server]\ndrain = \"-5s\"",
@@ -324,7 +373,7 @@ const BROKEN: [Broken; 30] = [
     (
         "[server]\nlisten = \"8080\"",
         &[],
-        &[("towpath.toml:2:10", "must be an address like \":8080\"")],
+        &[("towpath.toml:2:10", "did you mean `:8080`?")],
     ),
     (
         "[server]\nlisten = \":80800\"",
@@ -341,7 +390,7 @@ const BROKEN: [Broken; 30] = [
         &[],
         &[(
             "towpath.toml:2:8",
-            "must be one of file, webhook, command, stdout",
+            "must be one of file, webhook, command, stdout; did you mean `file`?",
         )],
     ),
     (
@@ -370,7 +419,10 @@ const BROKEN: [Broken; 30] = [
     (
         "[ingest.worker.command]\nprogram = \"sh -c x\"",
         &[],
-        &[("towpath.toml:2:11", "must be a list of texts")],
+        &[(
+            "towpath.toml:2:11",
+            "must be a list of texts; did you mean `[\"sh\",\"-c\",\"x\"]`?",
+        )],
     ),
     (
         "[ingest.worker.command]\nprogram = [1]",
@@ -396,6 +448,151 @@ const BROKEN: [Broken; 30] = [
         &[("variable HTTP_ADDR", "`here` is not an address")],
     ),
     (
+        "[backends]\ndefault = \"reddis://x\"",
+        &[],
+        &[(
+            "towpath.toml:2:11",
+            "`backends.default`: unknown backend `reddis`; available: embedded",
+        )],
+    ),
+    (
+        "[backends]\ndefault = \"./data\"",
+        &[],
+        &[("towpath.toml:2:11", "did you mean `embedded:./data`?")],
+    ),
+    (
+        "[backends]\ningest = \"embedded:x?durability=fsnc\"",
+        &[],
+        &[("towpath.toml:2:10", "unknown durability `fsnc`")],
+    ),
+    (
+        "[embedded]\ndurability = \"fsnyc\"",
+        &[],
+        &[(
+            "towpath.toml:2:14",
+            "must be one of fsync, interval:100ms (1 to 60000), os, none; did you mean `fsync`?",
+        )],
+    ),
+    (
+        "[embedded]\ndurability = \"100ms\"",
+        &[],
+        &[("towpath.toml:2:14", "did you mean `interval:100ms`?")],
+    ),
+    (
+        "[log]\nlevel = \"inof\"",
+        &[],
+        &[("towpath.toml:2:9", "did you mean `info`?")],
+    ),
+    (
+        "[log]\nlevel = \"info,hyper\"",
+        &[],
+        &[("towpath.toml:2:9", "did you mean `info,hyper=debug`?")],
+    ),
+    (
+        "[ingest.worker.webhook]\nurl = \"example.com/hook\"",
+        &[],
+        &[(
+            "towpath.toml:2:7",
+            "did you mean `https://example.com/hook`?",
+        )],
+    ),
+    (
+        "[ingest.worker.webhook]\nsecret = \"whsec_geheim!\"",
+        &[],
+        &[(
+            "towpath.toml:2:10",
+            "must be secrets of `whsec_` and base64",
+        )],
+    ),
+    (
+        "[ingest.worker.webhook]\nsecret = \"whsec_\"",
+        &[],
+        &[(
+            "towpath.toml:2:10",
+            "must be secrets of `whsec_` and base64",
+        )],
+    ),
+    (
+        "[ingest.worker.webhook]\nsecret_file = \"/nowhere/x\"",
+        &[],
+        &[("towpath.toml:2:15", "`/nowhere/x` cannot be read")],
+    ),
+    (
+        "[ingest.worker.webhook]\nsecret = \"whsec_aGVsbG8=\"\nsecret_file = \"/dev/null\"",
+        &[],
+        &[("towpath.toml:3:15", "are both set; keep one")],
+    ),
+    (
+        "[data]\ndir = \"\"",
+        &[],
+        &[("towpath.toml:2:7", "`data.dir` must be a path")],
+    ),
+    (
+        "[data]\ndir = \"what?\"",
+        &[],
+        &[("towpath.toml:2:7", "cannot contain `?`")],
+    ),
+    (
+        "[server]\nlisten = \"a:b:c:1\"",
+        &[],
+        &[("towpath.toml:2:10", "must be an address")],
+    ),
+    (
+        "[server]\nlisten = \"::1:8080\"",
+        &[],
+        &[("towpath.toml:2:10", "did you mean `[::1]:8080`?")],
+    ),
+    (
+        "[server]\nadmin = \"http://localhost:7070/\"",
+        &[],
+        &[("towpath.toml:2:9", "did you mean `localhost:7070`?")],
+    ),
+    (
+        "",
+        &[("REDIS_ADDR", "redis:6379")],
+        &[(
+            "variable REDIS_ADDR",
+            "unknown backend `redis`; available: embedded; it sets `backends.ingest`",
+        )],
+    ),
+    // The later of two keys is pointed at, in the order of the places, also beside other problems.
+    (
+        "[ingest.worker]\nsink = \"stdout\"\nconcurrency = 4\n[log]\nformat = \"yaml\"",
+        &[],
+        &[
+            ("towpath.toml:3:15", "take one consumer"),
+            ("towpath.toml:5:10", "must be one of auto"),
+        ],
+    ),
+    (
+        "[ingest.worker]\nconcurrency = 4\nsink = \"stdout\"",
+        &[],
+        &[("towpath.toml:3:8", "take one consumer")],
+    ),
+    // A rule is silent about a key that is wrong by itself.
+    (
+        "[ingest.worker]\nconcurrency = 4\nsink = \"webhok\"",
+        &[],
+        &[("towpath.toml:3:8", "did you mean `webhook`?")],
+    ),
+    (
+        "[server]\nlisten = \":9\"\nadmin = \"127.0.0.1:9\"",
+        &[],
+        &[("towpath.toml:3:9", "are the same address")],
+    ),
+    // Syntax errors hide nothing that stands behind them.
+    (
+        "[ingest]\nqueue = \nmax_bdy = \"1MiB\"\n[server\nlisten = \":1\"\n[log]\nformat= \"yaml\"\n[server]\ndrain = \"x",
+        &[],
+        &[
+            ("towpath.toml:2:", "this is no TOML"),
+            ("towpath.toml:3:1", "did you mean `max_body`?"),
+            ("towpath.toml:4:", "this is no TOML"),
+            ("towpath.toml:7:9", "must be one of auto, pretty, json"),
+            ("towpath.toml:9:", "this is no TOML"),
+        ],
+    ),
+    (
         "[server]\ndrian = \"5s\"\nlisten = 1\n[ingest]\nmax_body = \"x\"",
         &[("TOWPATH_LOG__FORMAT", "yaml")],
         &[
@@ -411,39 +608,103 @@ const BROKEN: [Broken; 30] = [
 ];
 
 #[test]
-fn thirty_broken_configurations_are_told_what_is_wrong_and_where() {
+fn broken_configurations_are_told_what_is_wrong_and_where() {
     for (file, env, expected) in BROKEN {
         let problems = load(&sources(file, env)).expect_err(file);
-        let found: Vec<&Problem> = problems.0.iter().collect();
-        assert_eq!(found.len(), expected.len(), "{file}: {problems}");
-        for (problem, (place, message)) in found.iter().zip(expected) {
-            assert!(problem.place.starts_with(place), "{file}: {problem}");
+        assert_eq!(problems.0.len(), expected.len(), "{file}: {problems}");
+        for (problem, (place, message)) in problems.0.iter().zip(*expected) {
+            assert!(problem.place().starts_with(place), "{file}: {problem}");
             assert!(problem.message.contains(message), "{file}: {problem}");
+            let in_file = matches!(problem.at, Origin::File(_));
+            assert_eq!(problem.snippet.is_some(), in_file, "{file}: {problem}");
         }
     }
 }
 
 #[test]
-fn only_addresses_of_the_web_are_urls() {
-    let set = |url: &str| {
-        load(&sources(
-            "",
-            &[("TOWPATH_INGEST__WORKER__WEBHOOK__URL", url)],
-        ))
-    };
-    for url in ["http://localhost:1/x?y=z", "https://me:secret@host"] {
-        assert_eq!(set(url).unwrap().config.webhook_url.as_deref(), Some(url));
-    }
-    for url in [
-        "ftp://me:geheim@host/x",
-        "host/path",
-        "http://",
-        "mailto:me@host",
-    ] {
-        let problem = set(url).unwrap_err().0.remove(0);
-        let expected =
-            "is not a URL like \"https://host/path\"; it sets `ingest.worker.webhook.url`";
-        assert!(problem.message.contains(expected), "{problem}");
-        assert!(!problem.message.contains("geheim"), "{problem}");
-    }
+fn what_is_meant_is_marked_also_behind_tabs_and_secrets() {
+    let shown = |file: &str| load(&sources(file, &[])).unwrap_err().to_string();
+    let text = shown("[ingest]\n\tmax_body\t= \"lots\"");
+    assert!(
+        text.contains("\n  | \tmax_body\t= \"lots\"\n  | \t        \t  ^^^^^^\n"),
+        "{text}"
+    );
+    let text = shown("[backends]\ndefault = \"reddis://me:geheim@host/0\"");
+    assert!(
+        text.contains("| default = \"reddis://me:***@host/0\"\n  |           ^^^"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_reference_address_becomes_the_url_of_the_backend() {
+    let env = [("REDIS_ADDR", " redis:6379 ")];
+    let mut sources = sources("[embedded]\ndurability = \"os\"", &env);
+    sources.backends = WITH_REDIS;
+    let loaded = load(&sources).unwrap();
+    assert_eq!(
+        loaded.config.ingest_backend.expose(),
+        "redis://redis:6379/0"
+    );
+    assert_eq!(
+        loaded.warnings,
+        ["`embedded.durability` (towpath.toml:2:14) has no effect: the backend is `redis`"]
+    );
+    let env = "TOWPATH_BACKENDS__INGEST".to_owned();
+    sources.env.insert(env, "embedded:here".to_owned());
+    let url = load(&sources).unwrap().config.ingest_backend;
+    assert!(url.expose().starts_with("embedded:here?durability=os&"));
+}
+
+#[test]
+fn an_embedded_url_takes_the_embedded_keys_it_does_not_name() {
+    let file = "[backends]\ndefault = \"embedded:here?reserve=1MiB\"\n[embedded]\ndurability = \"os\"\ndisk_reserve = 0\nsegment_size = \"1MiB\"";
+    assert_eq!(
+        load(&sources(file, &[]))
+            .unwrap()
+            .config
+            .ingest_backend
+            .expose(),
+        "embedded:here?reserve=1MiB&durability=os&segment=1048576"
+    );
+}
+
+#[test]
+fn secrets_come_from_files_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("secret");
+    std::fs::write(&path, "whsec_aGVsbG8=\n").unwrap();
+    let path = path.display().to_string();
+    let expected = [Secret::new("whsec_aGVsbG8=")];
+    let file = format!("[ingest.worker.webhook]\nsecret_file = {path:?}");
+    let loaded = load(&sources(&file, &[])).unwrap();
+    assert_eq!(loaded.config.webhook_secrets, expected);
+    let name = "TOWPATH_INGEST__WORKER__WEBHOOK__SECRET_FILE";
+    let loaded = load(&sources("", &[(name, &path)])).unwrap();
+    assert_eq!(loaded.config.webhook_secrets, expected);
+    let shown = format!("{:?}", origins_table(&loaded));
+    assert!(shown.contains(name), "{shown}");
+
+    // What is in the file is checked, and not shown.
+    std::fs::write(&path, "geheim!").unwrap();
+    let text = load(&sources(&file, &[])).unwrap_err().to_string();
+    assert!(
+        text.contains("towpath.toml:2:15") && !text.contains("geheim"),
+        "{text}"
+    );
+    // A key without a secret has no such file.
+    let text = load(&sources("[log]\nlevel_file = \"x\"", &[])).unwrap_err();
+    assert!(
+        text.to_string().contains("unknown key `level_file`"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_empty_text_takes_an_optional_key_back() {
+    let mut sources = sources("[ingest]\nmax_depth = 5", &[]);
+    assert_eq!(load(&sources).unwrap().config.max_depth, Some(5));
+    let flag = ("ingest.max_depth", "", "--set");
+    sources.flags = vec![(flag.0.to_owned(), flag.1.to_owned(), flag.2.to_owned())];
+    assert_eq!(load(&sources).unwrap().config.max_depth, None);
 }

@@ -169,6 +169,11 @@ fn retry_after(value: &str, clock: &dyn Clock) -> Option<Duration> {
     Some(since_epoch.saturating_sub(now))
 }
 
+/// Whether a text can sign: `whsec_` and base64 of at least one byte.
+pub(crate) fn is_signing_secret(secret: &str) -> bool {
+    secret != "whsec_" && key(secret).is_ok()
+}
+
 fn key(secret: &str) -> Result<hmac::Key> {
     let bytes = STANDARD.decode(secret.strip_prefix("whsec_").unwrap_or(secret));
     let bytes =

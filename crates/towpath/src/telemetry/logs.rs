@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::str::FromStr;
 
 use towpath_core::{Error, Result};
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
 /// How log lines look.
@@ -31,6 +32,17 @@ impl FromStr for Format {
             ))),
         }
     }
+}
+
+/// Whether a text is a level, or a list of levels and `target=level`.
+///
+/// A bare target is refused, although the library reads it as everything of that target: it is mostly a misspelt level.
+pub fn is_filter(text: &str) -> bool {
+    let bare_target = |part: &str| !part.contains('=') && part.parse::<LevelFilter>().is_err();
+    // Fields of a span may hold commas.
+    let spans = text.contains('[');
+    (spans || !text.split(',').any(|part| bare_target(part.trim())))
+        && EnvFilter::try_new(text).is_ok()
 }
 
 /// Starts logging; `filter` is a level or a list such as `info,towpath=debug`.

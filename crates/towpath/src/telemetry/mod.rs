@@ -7,7 +7,7 @@ mod pump;
 mod registry;
 pub mod traces;
 
-pub use logs::{Format, init as init_logs};
+pub use logs::{Format, init as init_logs, is_filter as is_log_filter};
 pub use metric::Metric;
 pub use probes::Health;
 pub use pump::PumpMetrics;

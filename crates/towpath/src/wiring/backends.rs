@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+pub use towpath_backends::BACKENDS;
 use towpath_core::backend::Backend;
 use towpath_core::{Clock, Result, SystemClock};
 

@@ -9,7 +9,7 @@ use towpath_core::port::Sink;
 use towpath_core::{Clock, ConsumerId, QueueName, Result};
 
 use crate::apps::ingest::{Enqueue, Limits, router};
-use crate::config::{Config, SinkKind};
+use crate::config::{Config, Secret, SinkKind};
 use crate::inlet::QueueInlet;
 use crate::pump::Pump;
 use crate::sink::{CommandSink, FileSink, LineSink, WebhookSink};
@@ -91,6 +91,11 @@ pub(super) fn worker(
     Ok(())
 }
 
+fn secrets(config: &Config) -> Vec<String> {
+    let exposed = config.webhook_secrets.iter().map(Secret::expose);
+    exposed.map(str::to_owned).collect()
+}
+
 fn sink(config: &Config, clock: &Arc<dyn Clock>) -> Result<Arc<dyn Sink>> {
     Ok(match config.sink {
         SinkKind::File => Arc::new(FileSink::new(config.output_path(), config.format)),
@@ -100,8 +105,8 @@ fn sink(config: &Config, clock: &Arc<dyn Clock>) -> Result<Arc<dyn Sink>> {
             config.command_timeout,
         )?),
         SinkKind::Webhook => Arc::new(WebhookSink::new(
-            config.webhook_url.as_deref().unwrap_or_default(),
-            &config.webhook_secrets,
+            config.webhook_url.as_ref().map_or("", Secret::expose),
+            &secrets(config),
             config.webhook_timeout.max(Duration::from_millis(1)),
             Arc::clone(clock),
         )?),

@@ -34,7 +34,8 @@ pub struct Started {
 /// `Unavailable` when the backend cannot be opened or a port is taken; `Invalid` for what only the backend could find wrong.
 pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<Started> {
     let clock = clock();
-    let backend = towpath_backends::open(&config.ingest_url(), Arc::clone(&clock)).await?;
+    let backend =
+        towpath_backends::open(config.ingest_backend.expose(), Arc::clone(&clock)).await?;
     let (metrics, health) = (Metrics::new(), Health::new());
     health.watch(backend.clone());
     let mut supervisor = Supervisor::new(config.drain);

@@ -50,6 +50,33 @@ fn an_ephemeral_start_leaves_nothing_behind() {
 }
 
 #[test]
+fn an_ephemeral_start_overrules_every_place_where_something_is_kept() {
+    let mut world = World::new();
+    let file = "[backends]\ndefault = \"embedded:./kept\"\n[embedded]\ndurability = \"fsync\"\n";
+    std::fs::write(world.folder.join("towpath.toml"), file).unwrap();
+    world.set("OUTPUT_PATH", "kept.log");
+    let running = world.spawn(&["up", "--ephemeral"]);
+    running.wait_ready(&world);
+    assert_eq!(world.client().post("/enqueue", &[], b"x").status, 200);
+    let (status, log, _) = running.stop();
+    assert!(status.success(), "{log}");
+    // Only the configuration is there, and the start said what it passed over.
+    assert_eq!(
+        std::fs::read_dir(&world.folder).unwrap().count(),
+        1,
+        "{log}"
+    );
+    for said in [
+        "`--ephemeral` overrules `backends.default` (towpath.toml:2:11)",
+        "`--ephemeral` overrules `ingest.worker.output` (OUTPUT_PATH)",
+    ] {
+        assert!(log.contains(said), "{log}");
+    }
+    let output = world.run(&["up", "--ephemeral", "--data", "x"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
 fn a_broken_configuration_ends_with_3_and_every_problem() {
     let world = World::new();
     std::fs::write(

@@ -1,0 +1,61 @@
+//! Values that are right by themselves and do not go together.
+
+use super::{Config, SinkKind};
+
+/// The keys of a rule, and what is wrong when they do not go together.
+pub(super) type Rule = (&'static [&'static str], fn(&Config) -> Option<&'static str>);
+
+/// Every rule. The problem is shown at the key that was said last.
+pub(super) const RULES: &[Rule] = &[
+    (&["data.dir"], |config| {
+        let marked = config.data_dir.to_string_lossy().contains('?');
+        marked.then_some("`data.dir` cannot contain `?`, which begins the parameters of a URL")
+    }),
+    (
+        &["ingest.worker.sink", "ingest.worker.webhook.url"],
+        |config| {
+            (config.sink == SinkKind::Webhook && config.webhook_url.is_none())
+                .then_some("the webhook sink needs `ingest.worker.webhook.url`")
+        },
+    ),
+    (
+        &["ingest.worker.sink", "ingest.worker.command.program"],
+        |config| {
+            (config.sink == SinkKind::Command && config.command.is_empty())
+                .then_some("the command sink needs `ingest.worker.command.program`")
+        },
+    ),
+    (
+        &["ingest.worker.sink", "ingest.worker.concurrency"],
+        |config| {
+            let single = matches!(config.sink, SinkKind::File | SinkKind::Stdout);
+            (config.concurrency > 1 && single).then_some(
+                "the file and stdout sinks take one consumer; set `ingest.worker.concurrency` to 1",
+            )
+        },
+    ),
+    (&["server.listen", "server.admin"], |config| {
+        clash(&config.listen, &config.admin)
+            .then_some("`server.admin` and `server.listen` are the same address")
+    }),
+    (
+        &["ingest.worker.retry.first", "ingest.worker.retry.max"],
+        |config| {
+            (config.retry.first > config.retry.max)
+                .then_some("`retry.first` is longer than `retry.max`")
+        },
+    ),
+];
+
+/// Whether two addresses cannot both be listened on; port 0 is any free one.
+fn clash(one: &str, other: &str) -> bool {
+    let (Some((host, port)), Some((other_host, other_port))) =
+        (one.rsplit_once(':'), other.rsplit_once(':'))
+    else {
+        return false;
+    };
+    let everywhere = |host: &str| ["", "0.0.0.0", "[::]"].contains(&host);
+    port == other_port
+        && port != "0"
+        && (host == other_host || everywhere(host) || everywhere(other_host))
+}

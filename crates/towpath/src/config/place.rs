@@ -1,0 +1,96 @@
+//! Where a value stands, and the line of the file to show for it.
+
+use std::fmt;
+use std::ops::Range;
+
+use super::show::redact;
+
+/// Who said what a key is. The order is that of strength, and that in which problems are shown.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// Nobody.
+    Default,
+    /// The file.
+    File(Place),
+    /// A variable.
+    Variable(String),
+    /// A flag.
+    Flag(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(place) => place.fmt(f),
+            Self::Variable(name) | Self::Flag(name) => f.write_str(name),
+        }
+    }
+}
+
+/// A place in a file; lines and columns count from 1.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The line.
+    pub line: usize,
+    /// The column, in characters.
+    pub column: usize,
+    /// How many characters are meant.
+    pub length: usize,
+    /// The file's name.
+    pub file: String,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+    }
+}
+
+/// A file's name and text.
+#[derive(Clone, Copy)]
+pub(super) struct FileText<'a> {
+    pub(super) name: &'a str,
+    pub(super) text: &'a str,
+}
+
+impl FileText<'_> {
+    /// The place of these bytes.
+    pub(super) fn place(&self, span: &Range<usize>) -> Place {
+        let before = self.text.get(..span.start).unwrap_or(self.text);
+        let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let meant = self.text.get(span.clone()).unwrap_or_default();
+        Place {
+            line: before.matches('\n').count() + 1,
+            column: before[start..].chars().count() + 1,
+            length: meant.lines().next().unwrap_or_default().chars().count(),
+            file: self.name.to_owned(),
+        }
+    }
+
+    /// The line of this place with carets under what is meant; what may be secret is masked.
+    pub(super) fn snippet(&self, place: &Place) -> String {
+        let line = self.text.lines().nth(place.line - 1).unwrap_or_default();
+        let shown = masked(line);
+        let before: String = shown
+            .chars()
+            .take(place.column - 1)
+            .map(|character| if character == '\t' { '\t' } else { ' ' })
+            .collect();
+        let rest = shown.chars().count().saturating_sub(place.column - 1);
+        let carets = "^".repeat(place.length.min(rest).max(1));
+        format!("  | {shown}\n  | {before}{carets}")
+    }
+}
+
+fn masked(line: &str) -> String {
+    let lower = line.to_ascii_lowercase();
+    let secret = ["secret", "whsec_", "password", "token"];
+    if secret.iter().any(|word| lower.contains(word)) {
+        return match line.split_once('=') {
+            Some((key, _)) => format!("{key}= ***"),
+            None => "***".to_owned(),
+        };
+    }
+    redact(line)
+}

@@ -1,0 +1,133 @@
+//! What the environment says.
+
+use std::collections::BTreeMap;
+
+use super::key::{KEYS, Key};
+use super::suggest::did_you_mean;
+use crate::sink::VARIABLE_PREFIX;
+
+/// Variables of ours that are no keys.
+const OTHER: [&str; 5] = [
+    "TOWPATH_CONFIG",
+    "TOWPATH_URL",
+    "TOWPATH_TOKEN",
+    "TOWPATH_SEEDS",
+    "TOWPATH_UPDATE_DOCS",
+];
+
+/// A variable that sets a key.
+pub(super) struct Said {
+    pub(super) name: String,
+    /// The text, or the path of the file that holds it.
+    pub(super) text: String,
+    pub(super) is_path: bool,
+}
+
+/// The environment, and what is odd about it.
+pub(super) struct Variables<'a> {
+    env: &'a BTreeMap<String, String>,
+    pub(super) warnings: Vec<String>,
+    /// Variable and what is wrong.
+    pub(super) problems: Vec<(String, String)>,
+}
+
+impl<'a> Variables<'a> {
+    pub(super) fn new(env: &'a BTreeMap<String, String>) -> Self {
+        Self {
+            env,
+            warnings: Vec::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    /// What is said about a key, the weakest first.
+    pub(super) fn about(&mut self, key: &Key) -> Vec<Said> {
+        let reference = self.reference(key);
+        let own = self.set(key, &key.variable());
+        reference.into_iter().chain(own).collect()
+    }
+
+    /// The value of a variable that is not blank, trimmed.
+    fn value(&self, name: &str) -> Option<&'a str> {
+        let value = self.env.get(name)?.trim();
+        (!value.is_empty()).then_some(value)
+    }
+
+    /// A variable, or for what may be secret the file that `NAME_FILE` names.
+    fn set(&mut self, key: &Key, name: &str) -> Option<Said> {
+        let file = format!("{name}_FILE");
+        let path = self.value(&file).filter(|_| key.kind.may_be_secret());
+        let said = |name: &str, text: &str, is_path| Said {
+            name: name.to_owned(),
+            text: text.to_owned(),
+            is_path,
+        };
+        match (self.value(name), path) {
+            (Some(text), path) => {
+                if path.is_some() {
+                    let message = format!("`{name}` is set as well; unset one of them");
+                    self.problems.push((file, message));
+                }
+                Some(said(name, text, false))
+            }
+            (None, Some(path)) => Some(said(&file, path, true)),
+            (None, None) => None,
+        }
+    }
+
+    /// The strongest reference variable that is set, in the words of the key.
+    fn reference(&mut self, key: &Key) -> Option<Said> {
+        let set: Vec<Said> = key
+            .variables
+            .iter()
+            .filter_map(|name| self.set(key, name))
+            .collect();
+        let mut set = set.into_iter();
+        let mut said = set.next()?;
+        for other in set {
+            self.warnings.push(format!(
+                "`{}` and `{}` both set `{}`; `{}` wins",
+                said.name, other.name, key.path, said.name
+            ));
+        }
+        said.text = match said.name.as_str() {
+            "PORT" => format!(":{}", said.text),
+            "REDIS_ADDR" => format!("redis://{}/0", said.text),
+            // What cannot be read is no delay, as existing deployments expect.
+            "PROCESSING_DELAY_MS" => match said.text.parse::<u64>() {
+                Ok(millis) => format!("{millis}ms"),
+                Err(_) => {
+                    self.warnings.push(format!(
+                        "`PROCESSING_DELAY_MS={}` is no number of milliseconds and counts as 0",
+                        said.text
+                    ));
+                    "0s".to_owned()
+                }
+            },
+            _ => said.text,
+        };
+        Some(said)
+    }
+
+    /// Finds variables that look like ours and set nothing.
+    pub(super) fn find_unknown(&mut self) {
+        let known: Vec<String> = KEYS
+            .iter()
+            .flat_map(|key| {
+                let name = key.variable();
+                let file = key.kind.may_be_secret().then(|| format!("{name}_FILE"));
+                std::iter::once(name).chain(file)
+            })
+            .collect();
+        for name in self.env.keys() {
+            // A command of the command sink may well call us.
+            let foreign = name.starts_with("TOWPATH_TEST_") || name.starts_with(VARIABLE_PREFIX);
+            let ours = name.starts_with("TOWPATH_") && !foreign;
+            if ours && !OTHER.contains(&name.as_str()) && !known.contains(name) {
+                let hint = did_you_mean(name, known.iter().map(String::as_str));
+                self.problems
+                    .push((name.clone(), format!("no key is called so{hint}")));
+            }
+        }
+    }
+}

@@ -296,3 +296,47 @@ async fn a_field_of_a_large_hash_is_written_alone() {
     assert_eq!(store.fields("hash").await.unwrap(), expected);
     store.close().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_batch_that_is_half_written_is_read_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!(
+        "embedded:{}?durability=none&reserve=0",
+        folder.path().display()
+    );
+    let clock = Arc::new(ManualClock::at(START));
+    let store = Store::open(Config::parse(&url).unwrap(), clock).unwrap();
+    // Which read meets which write is luck.
+    for name in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        store
+            .declare(&queue(name), &Settings::default())
+            .await
+            .unwrap();
+        let producers: Vec<_> = (0..16)
+            .map(|_| {
+                let store = Arc::clone(&store);
+                // Ends by itself, awaited below.
+                tokio::spawn(async move {
+                    for _ in 0..50 {
+                        let batch = vec![NewMessage::new(vec![b'x'; 100]); 8];
+                        store.enqueue(&queue(name), batch).await.unwrap();
+                        tokio::task::yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        let mut read = 0;
+        while read < 16 * 50 * 8 {
+            let deliveries = lease(&store, name, 100, Duration::from_secs(5)).await;
+            let dead = store.stats(&queue(name)).await.unwrap().dead;
+            assert!(
+                dead == 0 && !deliveries.is_empty(),
+                "{dead} dead, {read} read"
+            );
+            read += deliveries.len();
+        }
+        for producer in producers {
+            producer.await.unwrap();
+        }
+    }
+}

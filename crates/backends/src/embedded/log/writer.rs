@@ -374,10 +374,17 @@ impl Log {
     /// # Errors
     /// `Corrupt` when the segment or the bytes are not there, `Unavailable` for I/O.
     pub(crate) fn read(&self, position: Position, length: u32) -> Result<Bytes> {
-        if position.to_u64() >= self.shared.written.load(Ordering::Acquire)
-            && let Some(bytes) = self.read_buffered(position, length)
-        {
-            return Ok(bytes);
+        let end = position.plus(length).to_u64();
+        if end > self.shared.written.load(Ordering::Acquire) {
+            if let Some(bytes) = self.read_buffered(position, length) {
+                return Ok(bytes);
+            }
+            // Partly in the file and partly not; a record by itself is in one place.
+            if end > self.shared.written.load(Ordering::Acquire) {
+                return Err(Error::unavailable(format!(
+                    "{length} bytes at {position} are being written"
+                )));
+            }
         }
         let gone = || Error::corrupt(format!("segment {} is not there", position.segment));
         let segment = self.shared.segment(position.segment).ok_or_else(gone)?;

@@ -40,6 +40,9 @@ use towpath_core::{Error, Result};
 pub use log::scan_for_fuzzing;
 use store::Store;
 
+/// The formats on disk and their newest versions; `docs/format` describes them.
+pub const FORMATS: &[(&str, u32)] = &[("log", log::FORMAT), ("store", checkpoint::VERSION)];
+
 /// This family's row.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "embedded",

@@ -1,14 +1,14 @@
 //! The client of the admin API.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::{Client as Http, Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use towpath_core::{Error, QueueName};
 
-use super::{Failure, Global};
+use super::{Exit, Failure, Global, output, token_file};
 use crate::admin;
 
 /// A process that answers at an address.
@@ -16,6 +16,7 @@ pub(super) struct Client {
     http: Http,
     base: String,
     token: Option<String>,
+    verbose: bool,
 }
 
 impl Client {
@@ -26,13 +27,17 @@ impl Client {
             .admin
             .strip_prefix(':')
             .map_or_else(|| config.admin.clone(), |port| format!("127.0.0.1:{port}"));
-        let base = global
-            .url
-            .clone()
-            .unwrap_or_else(|| format!("http://{}", address.replace("0.0.0.0", "127.0.0.1")));
+        let base = match &global.url {
+            Some(url) if !url.contains("://") => format!("http://{url}"),
+            Some(url) => url.clone(),
+            None => format!("http://{}", address.replace("0.0.0.0", "127.0.0.1")),
+        };
+        let base = base.trim_end_matches('/').to_owned();
+        let listener = base.split_once("://").map_or("", |(_, rest)| rest);
         let token = global
             .token
             .clone()
+            .or_else(|| token_file::find(listener))
             .or_else(|| read_token(&config.data_dir));
         crate::http::tls::install_provider();
         let http = Http::builder()
@@ -42,9 +47,15 @@ impl Client {
             .map_err(|error| Failure::failed(format!("the client cannot be made: {error}")))?;
         Ok(Self {
             http,
-            base: base.trim_end_matches('/').to_owned(),
+            base,
             token,
+            verbose: global.verbose > 0,
         })
+    }
+
+    /// The URL that is asked.
+    pub(super) fn base(&self) -> &str {
+        &self.base
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
@@ -73,6 +84,7 @@ impl Client {
         headers: &[(&str, String)],
         body: Vec<u8>,
     ) -> Result<T, Failure> {
+        let (began, asked) = (Instant::now(), format!("{method} {}{path}", self.base));
         let mut request = self
             .http
             .request(method, format!("{}{path}", self.base))
@@ -95,6 +107,10 @@ impl Client {
             Failure::unreachable(error.chain())
         })?;
         let status = response.status();
+        if self.verbose {
+            let elapsed = began.elapsed();
+            output::note(format!("{asked}: {status} after {elapsed:.1?}"));
+        }
         let bytes = response
             .bytes()
             .await
@@ -107,16 +123,32 @@ impl Client {
                 ))
             });
         }
-        Err(refusal(status, &bytes))
+        Err(refusal(&self.base, status, &bytes))
     }
 }
 
-fn refusal(status: StatusCode, body: &[u8]) -> Failure {
+/// What a refusal means: the exit code follows the status, the words are the server's.
+fn refusal(base: &str, status: StatusCode, body: &[u8]) -> Failure {
     let problem: Option<serde_json::Value> = serde_json::from_slice(body).ok();
     let detail = problem
         .as_ref()
         .and_then(|problem| problem["detail"].as_str());
-    Failure::failed(detail.map_or_else(|| format!("answered {status}"), str::to_owned))
+    let text = detail.map_or_else(|| format!("{base} answered {status}"), str::to_owned);
+    let exit = match status.as_u16() {
+        401 => {
+            return Failure::new(
+                Exit::Denied,
+                format!(
+                    "the process at {base} wants another token; say `--data` with its data folder, or `--token` with what `admin.token` in there says"
+                ),
+            );
+        }
+        403 => Exit::Denied,
+        400 | 405 | 415 | 422 | 501 => Exit::Usage,
+        502..=504 => Exit::Unreachable,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, text)
 }
 
 /// The path of a queue, whose name is checked and encoded: it must never lead to another route.
@@ -133,7 +165,7 @@ pub(super) fn queue_path(name: &str, rest: &str) -> Result<String, Failure> {
     Ok(format!("/v1/queues/{encoded}{rest}"))
 }
 
-fn read_token(folder: &Path) -> Option<String> {
+pub(super) fn read_token(folder: &Path) -> Option<String> {
     let text = std::fs::read_to_string(folder.join(admin::TOKEN_FILE)).ok()?;
     Some(text.trim().to_owned())
 }

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 
 use super::{Exit, Failure, Format, Global, output};
-use crate::config::{commented_file, json_schema, origins_table};
+use crate::config::{Loaded, Problems, commented_file, json_schema, load, origins_table};
 
 /// What to do with the configuration.
 #[derive(Debug, Subcommand)]
@@ -29,10 +29,16 @@ pub(super) enum ConfigCommand {
 pub(super) fn run(global: &Global, command: ConfigCommand) -> Result<Exit, Failure> {
     match command {
         ConfigCommand::Check => {
-            for warning in global.load()?.warnings {
+            let outcome = load(&global.sources()?);
+            if global.format == Format::Json {
+                return check_as_json(&outcome);
+            }
+            for warning in outcome?.warnings {
                 output::line(format!("warning: {warning}"))?;
             }
-            output::line("the configuration is valid")?;
+            if !global.quiet {
+                output::line("the configuration is valid")?;
+            }
         }
         ConfigCommand::Show { origin } => {
             let rows = origins_table(&global.load()?);
@@ -55,4 +61,25 @@ pub(super) fn run(global: &Global, command: ConfigCommand) -> Result<Exit, Failu
         ConfigCommand::Schema => output::json(&json_schema())?,
     }
     Ok(Exit::Ok)
+}
+
+fn check_as_json(outcome: &Result<Loaded, Problems>) -> Result<Exit, Failure> {
+    let (warnings, problems) = match outcome {
+        Ok(loaded) => (loaded.warnings.as_slice(), &[][..]),
+        Err(problems) => (&[][..], problems.0.as_slice()),
+    };
+    let problems: Vec<_> = problems
+        .iter()
+        .map(|one| serde_json::json!({"place": one.place(), "message": one.message}))
+        .collect();
+    output::json(&serde_json::json!({
+        "valid": outcome.is_ok(),
+        "warnings": warnings,
+        "problems": problems,
+    }))?;
+    Ok(if outcome.is_ok() {
+        Exit::Ok
+    } else {
+        Exit::Config
+    })
 }

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use towpath_core::MessageId;
 
 use super::client::{Client, queue_path};
-use super::queue::{confirm, short};
+use super::queue::{confirm, short, show_count};
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::{Count, DeadLetterView, Letters};
 
@@ -12,7 +12,9 @@ use crate::admin::{Count, DeadLetterView, Letters};
 #[derive(Debug, Subcommand)]
 pub(super) enum DlqCommand {
     /// The oldest dead letters of a queue
-    #[command(after_help = "Examples:\n  towpath dlq ls messages")]
+    #[command(
+        after_help = "Examples:\n  towpath dlq ls messages\n  towpath dlq ls messages --max 100 --output json"
+    )]
     Ls {
         /// The queue
         queue: String,
@@ -24,6 +26,7 @@ pub(super) enum DlqCommand {
         after: Option<String>,
     },
     /// One dead letter with its whole history
+    #[command(after_help = "`towpath dlq ls QUEUE` shows the ids.")]
     Show {
         /// The queue
         queue: String,
@@ -83,7 +86,10 @@ pub(super) async fn run(global: &Global, command: DlqCommand) -> Result<Exit, Fa
             loop {
                 let page = letters(&client, &queue, 1000, after.as_deref()).await?;
                 if let Some(letter) = page.iter().find(|letter| letter.id == id) {
-                    output::json(letter)?;
+                    match global.format {
+                        Format::Json => output::json(letter)?,
+                        Format::Table => show_letter(letter)?,
+                    }
                     break;
                 }
                 after = Some(
@@ -100,7 +106,7 @@ pub(super) async fn run(global: &Global, command: DlqCommand) -> Result<Exit, Fa
             let count: Count = client
                 .post(&path(&chosen, "requeue")?, &selection(&chosen))
                 .await?;
-            output::line(format!("{} put back", count.count))?;
+            show_count(global, &count, "put back")?;
         }
         DlqCommand::Drop { chosen, yes } => {
             confirm(
@@ -110,10 +116,36 @@ pub(super) async fn run(global: &Global, command: DlqCommand) -> Result<Exit, Fa
             let count: Count = client
                 .post(&path(&chosen, "drop")?, &selection(&chosen))
                 .await?;
-            output::line(format!("{} deleted", count.count))?;
+            show_count(global, &count, "deleted")?;
         }
     }
     Ok(Exit::Ok)
+}
+
+fn show_letter(letter: &DeadLetterView) -> Result<(), Failure> {
+    let encoding = match letter.payload.encoding.as_str() {
+        "utf-8" => "",
+        _ => " (base64)",
+    };
+    let cut = if letter.payload.truncated {
+        " (cut)"
+    } else {
+        ""
+    };
+    for (what, text) in [
+        ("id", &letter.id),
+        ("died", &letter.died_at),
+        ("attempts", &letter.attempts.to_string()),
+        ("reason", &letter.reason),
+    ] {
+        output::line(format!("{what:<10}{text}"))?;
+    }
+    for (number, earlier) in letter.history.iter().enumerate() {
+        let what = if number == 0 { "before" } else { "" };
+        output::line(format!("{what:<10}{earlier}"))?;
+    }
+    output::line(format!("payload{encoding}{cut}:"))?;
+    Ok(output::line(&letter.payload.payload)?)
 }
 
 async fn letters(

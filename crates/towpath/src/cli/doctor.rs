@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::client::Client;
+use super::output::Color;
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::HealthView;
 use crate::config::{Config, load};
@@ -55,11 +56,10 @@ pub(super) async fn run(global: &Global, _: DoctorArgs) -> Result<Exit, Failure>
                 found,
                 detail,
             });
-            let running = Client::new(global)?
-                .get::<HealthView>("/v1/health")
-                .await
-                .ok();
-            look_around(&loaded.config, running.as_ref(), &mut checks);
+            checks.push(folder(&loaded.config));
+            checks.push(disk(&loaded.config));
+            process(global, &loaded.config, &mut checks).await?;
+            look_around(&loaded.config, &mut checks);
         }
         Err(problems) => checks.push(Check {
             check: "configuration",
@@ -71,11 +71,15 @@ pub(super) async fn run(global: &Global, _: DoctorArgs) -> Result<Exit, Failure>
         output::json(&checks)?;
     } else {
         for one in &checks {
-            let mark = match one.found {
-                Found::Ok => "ok  ",
-                Found::Warn => "warn",
-                Found::Fail => "FAIL",
+            if global.quiet && one.found == Found::Ok {
+                continue;
+            }
+            let (color, mark) = match one.found {
+                Found::Ok => (Color::Green, "ok  "),
+                Found::Warn => (Color::Yellow, "warn"),
+                Found::Fail => (Color::Red, "FAIL"),
             };
+            let mark = output::paint(&std::io::stdout(), color, mark);
             output::line(format!("{mark}  {}: {}", one.check, one.detail))?;
         }
     }
@@ -86,38 +90,40 @@ pub(super) async fn run(global: &Global, _: DoctorArgs) -> Result<Exit, Failure>
     })
 }
 
-fn look_around(config: &Config, running: Option<&HealthView>, checks: &mut Vec<Check>) {
-    checks.push(folder(config));
-    checks.push(disk(config));
-    match running {
-        Some(health) => {
-            let found = if health.ready { Found::Ok } else { Found::Fail };
-            let detail = format!(
-                "a Towpath {} answers at {}: {}",
+/// Who answers at the admin address; when nobody does, whether the ports could be had.
+async fn process(global: &Global, config: &Config, checks: &mut Vec<Check>) -> Result<(), Failure> {
+    let client = Client::new(global)?;
+    let base = client.base();
+    let (found, detail) = match client.get::<HealthView>("/v1/health").await {
+        Ok(health) => (
+            if health.ready { Found::Ok } else { Found::Fail },
+            format!(
+                "a Towpath {} answers at {base}: {}",
                 health.version,
-                config.admin,
                 health.checks.join(", ")
-            );
-            checks.push(Check {
-                check: "process",
-                found,
-                detail,
-            });
-        }
-        None => {
-            let detail = format!(
-                "none answers at {}; start one with `towpath up`",
-                config.admin
-            );
-            checks.push(Check {
-                check: "process",
-                found: Found::Warn,
-                detail,
-            });
+            ),
+        ),
+        Err(Failure::Said(Exit::Unreachable, _)) => {
             checks.push(port("server.listen", &config.listen));
             checks.push(port("server.admin", &config.admin));
+            (
+                Found::Warn,
+                format!("none answers at {base}; start one with `towpath up`"),
+            )
         }
-    }
+        // A wrong token, or somebody else's server.
+        Err(Failure::Said(_, text)) => (Found::Fail, text),
+        Err(other) => return Err(other),
+    };
+    checks.push(Check {
+        check: "process",
+        found,
+        detail,
+    });
+    Ok(())
+}
+
+fn look_around(config: &Config, checks: &mut Vec<Check>) {
     let (found, detail) = match config.durability.as_str() {
         "fsync" => (Found::Ok, "fsync before every acknowledgement".to_owned()),
         other => (

@@ -17,20 +17,29 @@ pub enum Exit {
     Unreachable = 4,
     /// A check found problems.
     Problems = 5,
+    /// The server wants another token.
+    Denied = 6,
 }
 
 /// Code and meaning, as `docs/reference/cli.md` prints them.
 #[cfg(test)]
-pub(super) const TABLE: [(Exit, &str); 6] = [
+pub(super) const TABLE: [(Exit, &str); 7] = [
     (Exit::Ok, "ok"),
-    (Exit::Failed, "failed, or was cut short"),
-    (Exit::Usage, "called wrongly"),
+    (Exit::Failed, "failed: refused, not there, or cut short"),
+    (Exit::Usage, "called wrongly: an option, a name or a value"),
     (Exit::Config, "configuration invalid"),
     (
         Exit::Unreachable,
         "server, backend, port or data folder cannot be had",
     ),
-    (Exit::Problems, "a check found problems"),
+    (
+        Exit::Problems,
+        "a check found problems: `doctor`, `health`, `bench`",
+    ),
+    (
+        Exit::Denied,
+        "the token of the admin API is missing or wrong",
+    ),
 ];
 
 impl From<Exit> for ExitCode {

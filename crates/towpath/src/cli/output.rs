@@ -1,19 +1,57 @@
 //! The only place that prints.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
 
-use clap::ValueEnum;
+use clap::{ColorChoice, ValueEnum};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use serde::Serialize;
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For people.
+pub(super) enum Format {
+    // Comments, because clap would print two documented words on eight lines of every help page.
     Table,
-    /// For programs; the fields are those of the admin API.
+    // The fields are those of the admin API.
     Json,
+}
+
+/// A colour that means something.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Color {
+    Red = 31,
+    Green = 32,
+    Yellow = 33,
+}
+
+static COLOR: OnceLock<ColorChoice> = OnceLock::new();
+
+/// Takes what `--color` says, once.
+pub(super) fn use_color(choice: ColorChoice) {
+    COLOR.get_or_init(|| choice);
+}
+
+/// Whether a stream gets colours: asked for, or a terminal without `NO_COLOR`.
+pub(super) fn is_coloured(stream: &impl IsTerminal) -> bool {
+    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    match COLOR.get() {
+        Some(ColorChoice::Always) => true,
+        Some(ColorChoice::Never) => false,
+        Some(ColorChoice::Auto) | None => {
+            let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+            stream.is_terminal() && !set("NO_COLOR") && !dumb
+        }
+    }
+}
+
+/// The text in a colour, when the stream gets colours.
+pub(super) fn paint(stream: &impl IsTerminal, color: Color, text: &str) -> String {
+    if is_coloured(stream) {
+        format!("\x1b[{}m{text}\x1b[0m", color as u8)
+    } else {
+        text.to_owned()
+    }
 }
 
 /// Prints a line on standard output.
@@ -36,6 +74,12 @@ pub(super) fn text(text: &str) -> io::Result<()> {
 pub(super) fn note(text: impl AsRef<str>) {
     // Nothing is left to tell somebody whose standard error is closed.
     writeln!(io::stderr(), "{}", text.as_ref()).ok();
+}
+
+/// Prints an error on standard error.
+pub(super) fn error(text: impl AsRef<str>) {
+    let mark = paint(&io::stderr(), Color::Red, "error:");
+    note(format!("{mark} {}", text.as_ref()));
 }
 
 /// Prints JSON, indented.

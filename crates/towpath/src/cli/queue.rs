@@ -96,7 +96,7 @@ pub(super) async fn run(global: &Global, command: QueueCommand) -> Result<Exit, 
                 &format!("Drop every waiting message of `{}`?", named.queue),
             )?;
             let count: Count = client.post(&path(&named, "/purge")?, &()).await?;
-            output::line(format!("{} dropped", count.count))?;
+            show_count(global, &count, "dropped")?;
         }
     }
     Ok(Exit::Ok)
@@ -148,6 +148,16 @@ fn show(
     Ok(output::table(&headings, rows)?)
 }
 
+/// How many messages something was done to.
+pub(super) fn show_count(global: &Global, count: &Count, done: &str) -> Result<(), Failure> {
+    match global.format {
+        Format::Json => output::json(count)?,
+        Format::Table if global.quiet => {}
+        Format::Table => output::line(format!("{} {done}", count.count))?,
+    }
+    Ok(())
+}
+
 /// A payload for a table: its beginning, on one line.
 pub(super) fn short(payload: &str) -> String {
     let line = crate::sink::escape(payload.as_bytes());
@@ -163,9 +173,9 @@ pub(super) fn confirm(yes: bool, question: &str) -> Result<(), Failure> {
         return Ok(());
     }
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::Said(
+        return Err(Failure::new(
             Exit::Usage,
-            "error: this deletes messages; say `--yes` to do it without being asked".to_owned(),
+            "this deletes messages; say `--yes` to do it without being asked",
         ));
     }
     output::note(format!("{question} [y/N]"));

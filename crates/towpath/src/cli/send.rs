@@ -1,9 +1,10 @@
 //! `towpath send`: messages from arguments, files and pipes.
 
-use std::io::Read;
+use std::io::{BufRead, IsTerminal, Read};
 
 use clap::Args;
 use reqwest::Method;
+use towpath_core::message::MAX_PAYLOAD_BYTES;
 
 use super::client::{Client, queue_path};
 use super::{Exit, Failure, Format, Global, output};
@@ -12,78 +13,140 @@ use crate::admin::Sent;
 /// Options of `send`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  towpath send messages 'hello'\n  echo hello | towpath send messages -\n  printf 'one\\ntwo\\n' | towpath send messages --lines -\n  towpath send messages 'later' --delay 1 --idempotency-key order-7"
+    after_help = "An argument is sent as it is. Of standard input one line end at the very end is left out, unless `--raw`.\nWith `--lines` each message is sent as it is read, without its line end (`\\n` or `\\r\\n`); empty lines are skipped.\nThe ids of what was accepted are printed, also when a later message fails.\n\nExamples:\n  towpath send messages 'hello'\n  echo hello | towpath send messages\n  printf 'one\\ntwo\\n' | towpath send messages --lines\n  towpath send messages 'later' --delay 1 --idempotency-key order-7"
 )]
 pub(super) struct SendArgs {
-    /// The queue
+    /// The queue; it is made when there is none
     queue: String,
-    /// The message; `-` reads standard input
-    body: String,
+    /// The message; without it, or with `-`, standard input is read
+    message: Option<String>,
     /// Each line is a message of its own
     #[arg(long)]
     lines: bool,
+    /// Send standard input byte for byte
+    #[arg(long, conflicts_with = "lines")]
+    raw: bool,
     /// Messages of one key are delivered in order, one at a time
     #[arg(long)]
     key: Option<String>,
     /// Seconds until it may be delivered
     #[arg(long, value_name = "SECONDS")]
     delay: Option<u64>,
-    /// A second message with this key is not stored
-    #[arg(long)]
+    /// A second message with this key is not stored; with `--lines` the keys are `KEY#0`, `KEY#1`, …
+    #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
 }
 
 pub(super) async fn run(global: &Global, args: SendArgs) -> Result<Exit, Failure> {
-    let body = if args.body == "-" {
-        let mut bytes = Vec::new();
-        std::io::stdin().read_to_end(&mut bytes)?;
-        bytes
-    } else {
-        args.body.into_bytes()
+    let mut sender = Sender {
+        client: Client::new(global)?,
+        path: queue_path(&args.queue, "/messages")?,
+        as_json: global.format == Format::Json,
+        sent: Vec::new(),
+        args,
     };
-    let messages: Vec<Vec<u8>> = if args.lines {
-        body.split(|byte| *byte == b'\n')
-            .filter(|line| !line.is_empty())
-            .map(<[u8]>::to_vec)
-            .collect()
-    } else {
-        vec![body.strip_suffix(b"\n").unwrap_or(&body).to_vec()]
-    };
-    let client = Client::new(global)?;
-    let path = queue_path(&args.queue, "/messages")?;
-    let mut sent = Vec::new();
-    for (number, message) in messages.into_iter().enumerate() {
-        let mut headers = Vec::new();
-        if let Some(key) = &args.key {
-            headers.push(("towpath-key", key.clone()));
-        }
-        if let Some(delay) = args.delay {
-            headers.push(("towpath-delay", delay.to_string()));
-        }
-        if let Some(key) = &args.idempotency_key {
-            headers.push((
-                "idempotency-key",
-                if args.lines {
-                    format!("{key}#{number}")
-                } else {
-                    key.clone()
-                },
-            ));
-        }
-        let answer: Sent = client.call(Method::POST, &path, &headers, message).await?;
-        sent.push(answer);
+    let outcome = sender.send_all().await;
+    if sender.as_json {
+        output::json(&sender.sent)?;
     }
-    match global.format {
-        Format::Json => output::json(&sent)?,
-        Format::Table => {
-            for one in &sent {
-                output::line(format!(
-                    "{}{}",
-                    one.id,
-                    if one.duplicate { " (was known)" } else { "" }
-                ))?;
+    outcome.map(|()| Exit::Ok)
+}
+
+struct Sender {
+    client: Client,
+    path: String,
+    as_json: bool,
+    sent: Vec<Sent>,
+    args: SendArgs,
+}
+
+impl Sender {
+    async fn send_all(&mut self) -> Result<(), Failure> {
+        let mut input: Box<dyn BufRead> = match &self.args.message {
+            Some(text) if text != "-" => {
+                if !self.args.lines {
+                    return self.send(text.clone().into_bytes(), 0).await;
+                }
+                Box::new(std::io::Cursor::new(text.clone()))
+            }
+            _ => {
+                if std::io::stdin().is_terminal() {
+                    output::note("reading from the terminal; Ctrl-D on an empty line ends it");
+                }
+                Box::new(std::io::stdin().lock())
+            }
+        };
+        if !self.args.lines {
+            let mut message = Vec::new();
+            input.read_to_end(&mut message)?;
+            if !self.args.raw {
+                strip_line_end(&mut message);
+            }
+            return self.send(message, 0).await;
+        }
+        let (mut number, mut line) = (0, Vec::new());
+        while input.read_until(b'\n', &mut line)? > 0 {
+            number += 1;
+            strip_line_end(&mut line);
+            if !line.is_empty() {
+                self.send(std::mem::take(&mut line), number).await?;
             }
         }
+        Ok(())
     }
-    Ok(Exit::Ok)
+
+    /// Sends one message; `line` is 0 when it is the only one.
+    async fn send(&mut self, message: Vec<u8>, line: usize) -> Result<(), Failure> {
+        if message.len() > MAX_PAYLOAD_BYTES {
+            let text = format!("the message is over the limit of {MAX_PAYLOAD_BYTES} bytes");
+            return Err(self.at(line, Failure::failed(text)));
+        }
+        let mut headers = Vec::new();
+        if let Some(key) = &self.args.key {
+            headers.push(("towpath-key", key.clone()));
+        }
+        if let Some(delay) = self.args.delay {
+            headers.push(("towpath-delay", delay.to_string()));
+        }
+        if let Some(key) = &self.args.idempotency_key {
+            let key = match line {
+                0 => key.clone(),
+                _ => format!("{key}#{}", self.sent.len()),
+            };
+            headers.push(("idempotency-key", key));
+        }
+        let answer = self
+            .client
+            .call(Method::POST, &self.path, &headers, message)
+            .await;
+        let one: Sent = answer.map_err(|failure| self.at(line, failure))?;
+        if !self.as_json {
+            let known = if one.duplicate { " (was known)" } else { "" };
+            output::line(format!("{}{known}", one.id))?;
+        }
+        self.sent.push(one);
+        Ok(())
+    }
+
+    /// The failure with its line, and what came before it.
+    fn at(&self, line: usize, failure: Failure) -> Failure {
+        match failure {
+            Failure::Said(exit, text) if line > 0 => {
+                let count = self.sent.len();
+                let text = format!("line {line}: {text}; {count} accepted before it");
+                Failure::new(exit, text)
+            }
+            other => other,
+        }
+    }
+}
+
+/// Takes away one `\n` or `\r\n` at the end.
+fn strip_line_end(bytes: &mut Vec<u8>) {
+    if bytes.ends_with(b"\n") {
+        bytes.pop();
+        if bytes.ends_with(b"\r") {
+            bytes.pop();
+        }
+    }
 }

@@ -6,23 +6,27 @@ use std::time::Instant;
 
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use towpath_core::{Error, Result};
+use towpath_core::{Error, ErrorKind, Result};
 
-use super::{Exit, Failure, Global, output};
+use super::client::read_token;
+use super::token_file::TokenFile;
+use super::{Exit, Failure, Format, Global, output, version};
 use crate::config::{Config, Loaded, Sources, load};
 use crate::http::tls;
-use crate::supervisor::{Ending, Report};
+use crate::supervisor::{Ending, Report, TaskReport};
 use crate::telemetry::{Traces, init_logs};
 use crate::wiring::{self, Role, Started};
 
 /// Options of `up`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  towpath up\n  towpath up --demo --ephemeral")]
+#[command(
+    after_help = "The data is kept in `./towpath-data`, or where `--data` says.\n\nExamples:\n  towpath up\n  towpath up --demo --ephemeral\n  towpath up --data /srv/towpath --set server.listen=:9000"
+)]
 pub(super) struct UpArgs {
     /// Send a little traffic, for a first look
     #[arg(long)]
     demo: bool,
-    /// Keep nothing: the data is gone when the process ends
+    /// Keep nothing: a temporary embedded store and output file, whatever else is configured
     #[arg(long)]
     ephemeral: bool,
 }
@@ -38,24 +42,23 @@ pub(super) struct RunArgs {
 pub(super) async fn up(global: &Global, args: UpArgs) -> Result<Exit, Failure> {
     let roles: Vec<Role> = Role::all().collect();
     if !args.ephemeral {
-        return serve(&global.load()?, &roles, args.demo, false).await;
+        return serve(global, &global.load()?, &roles, args.demo, false).await;
     }
     if global.data.is_some() {
-        let text =
-            "error: `--ephemeral` keeps nothing, so there is no `--data`; leave one of them out";
-        return Err(Failure::Said(Exit::Usage, text.to_owned()));
+        let text = "`--ephemeral` keeps nothing, so there is no `--data`; leave one of them out";
+        return Err(Failure::new(Exit::Usage, text));
     }
     // Removed when the process ends in order; a killed one leaves it to the system's cleaning of its temporary folder.
     let folder = tempfile::Builder::new().prefix("towpath-").tempdir()?;
     let loaded = load(&keeping_nothing(global.sources()?, folder.path()))?;
-    let exit = serve(&loaded, &roles, args.demo, true).await;
+    let exit = serve(global, &loaded, &roles, args.demo, true).await;
     drop(folder);
     exit
 }
 
 pub(super) async fn run(global: &Global, args: RunArgs) -> Result<Exit, Failure> {
     let roles = Role::parse_list(&args.roles)?;
-    serve(&global.load()?, &roles, false, false).await
+    serve(global, &global.load()?, &roles, false, false).await
 }
 
 /// Takes back everything that leads to a place where something would be kept.
@@ -74,6 +77,7 @@ fn keeping_nothing(mut sources: Sources, folder: &Path) -> Sources {
 }
 
 async fn serve(
+    global: &Global,
     loaded: &Loaded,
     roles: &[Role],
     demo: bool,
@@ -81,7 +85,8 @@ async fn serve(
 ) -> Result<Exit, Failure> {
     let began = Instant::now();
     let config = &loaded.config;
-    init_logs(config.log_format.parse()?, &config.log_level)?;
+    let colour = output::is_coloured(&std::io::stderr());
+    init_logs(config.log_format.parse()?, &config.log_level, colour)?;
     tls::install_provider();
     // Before anything slow: a signal during the start counts as well.
     let mut signals = Signals::install()?;
@@ -90,15 +95,24 @@ async fn serve(
     }
     let traces = config.traces_endpoint.as_deref().map(Traces::start);
     let traces = traces.transpose()?;
-    let started = wiring::start(config, roles, demo).await?;
-    announce(&started, config, began, ephemeral).await?;
+    let started = wiring::start(config, roles, demo).await.map_err(|error| {
+        // The arguments were right; what they lead to is not.
+        let invalid = [ErrorKind::Invalid, ErrorKind::Unsupported].contains(&error.kind());
+        if invalid {
+            Failure::new(Exit::Config, error.chain())
+        } else {
+            error.into()
+        }
+    })?;
+    let _token = leave_token(&started, config);
+    announce(global, &started, config, began, ephemeral, demo).await?;
     let signals = &mut signals;
     let (first, second) = signals.first_and_second();
     let report = started.run(first, second).await?;
     if let Some(traces) = traces {
         traces.finish().await;
     }
-    print_account(&report)?;
+    print_account(global, &report)?;
     Ok(if report.is_clean() {
         Exit::Ok
     } else {
@@ -106,12 +120,24 @@ async fn serve(
     })
 }
 
-/// The banner on a terminal, one line per fact elsewhere.
+/// Leaves the admin token to this user's command line, whatever folder it runs in.
+fn leave_token(started: &Started, config: &Config) -> Option<TokenFile> {
+    let token = read_token(&config.data_dir)?;
+    TokenFile::leave(&started.admin.to_string(), token)
+        .inspect_err(|error| {
+            tracing::info!(%error, "the command line has to be told the data folder, with `--data`");
+        })
+        .ok()
+}
+
+/// The banner on a terminal, one line of facts elsewhere.
 async fn announce(
+    global: &Global,
     started: &Started,
     config: &Config,
     began: Instant,
     ephemeral: bool,
+    demo: bool,
 ) -> Result<(), Failure> {
     let http = started.http.map(|address| local(&address.to_string()));
     let admin = local(&started.admin.to_string());
@@ -129,9 +155,12 @@ async fn announce(
     for warning in &health.warnings {
         tracing::warn!("{warning}");
     }
-    if !std::io::stdout().is_terminal() {
+    if global.quiet {
+        return Ok(());
+    }
+    if !std::io::stdout().is_terminal() || global.format == Format::Json {
         tracing::info!(
-            version = env!("CARGO_PKG_VERSION"),
+            version = version::LINE,
             http = http.as_deref().unwrap_or("none"),
             admin,
             data = %config.data_dir.display(),
@@ -168,6 +197,12 @@ async fn announce(
         "  Backend    {}, durability {durability}",
         started.backend.descriptor.name
     ));
+    if demo {
+        lines.push(format!(
+            "  Demo       four messages a second into `{}`; how it goes is logged every five seconds",
+            config.queue
+        ));
+    }
     lines.push(String::new());
     lines.push("  Ctrl-C drains and stops.".to_owned());
     lines.push(String::new());
@@ -183,7 +218,13 @@ fn local(address: &str) -> String {
 }
 
 /// What was done, one line a task.
-fn print_account(report: &Report) -> Result<(), Failure> {
+fn print_account(global: &Global, report: &Report) -> Result<(), Failure> {
+    if global.format == Format::Json {
+        return Ok(output::json(&account(report))?);
+    }
+    if global.quiet && report.is_clean() {
+        return Ok(());
+    }
     output::line(format!(
         "stopped by {} after {:.1?}",
         report.reason, report.drained_in
@@ -194,14 +235,34 @@ fn print_account(report: &Report) -> Result<(), Failure> {
             .iter()
             .map(|(what, count)| format!("{what}={count}"))
             .collect();
-        let ending = match &task.ending {
-            Ending::Finished => "finished".to_owned(),
-            Ending::Cut => "cut short".to_owned(),
-            Ending::Failed(error) => format!("failed: {error}"),
-        };
+        let ending = in_words(&task.ending);
         output::line(format!("  {}: {ending} {}", task.name, counts.join(" ")).trim_end())?;
     }
     Ok(())
+}
+
+fn account(report: &Report) -> serde_json::Value {
+    let task = |task: &TaskReport| {
+        let counts: serde_json::Map<_, _> = task
+            .counts
+            .iter()
+            .map(|(what, count)| (what.to_string(), (*count).into()))
+            .collect();
+        serde_json::json!({"task": task.name, "ending": in_words(&task.ending), "counts": counts})
+    };
+    serde_json::json!({
+        "stopped_by": report.reason,
+        "drained_in_seconds": report.drained_in.as_secs_f64(),
+        "tasks": report.tasks.iter().map(task).collect::<Vec<_>>(),
+    })
+}
+
+fn in_words(ending: &Ending) -> String {
+    match ending {
+        Ending::Finished => "finished".to_owned(),
+        Ending::Cut => "cut short".to_owned(),
+        Ending::Failed(error) => format!("failed: {error}"),
+    }
 }
 
 /// SIGINT and SIGTERM, caught from the start.

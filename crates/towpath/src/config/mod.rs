@@ -27,3 +27,4 @@ pub use place::{Origin, Place};
 pub use problem::{Problem, Problems};
 pub use secret::Secret;
 pub use show::{commented_file, json_schema, origins_table, reference_page};
+pub(crate) use suggest::did_you_mean;

@@ -24,7 +24,7 @@ pub(super) fn nearest<'a>(
 }
 
 /// `; did you mean …?` for the nearest of the known names, if one is near.
-pub(super) fn did_you_mean<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+pub(crate) fn did_you_mean<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     nearest(wrong, known).map_or_else(String::new, question)
 }
 

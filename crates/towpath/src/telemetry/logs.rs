@@ -45,11 +45,11 @@ pub fn is_filter(text: &str) -> bool {
         && EnvFilter::try_new(text).is_ok()
 }
 
-/// Starts logging; `filter` is a level or a list such as `info,towpath=debug`.
+/// Starts logging; `filter` is a level or a list such as `info,towpath=debug`, `colour` is for people's eyes.
 ///
 /// # Errors
 /// `Invalid` for a filter that cannot be read.
-pub fn init(format: Format, filter: &str) -> Result<()> {
+pub fn init(format: Format, filter: &str, colour: bool) -> Result<()> {
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         Error::invalid(format!("`{filter}` is no log level or filter")).with_source(error)
     })?;
@@ -62,7 +62,7 @@ pub fn init(format: Format, filter: &str) -> Result<()> {
     if json {
         logs.json().flatten_event(true).try_init().ok()
     } else {
-        logs.with_ansi(terminal).try_init().ok()
+        logs.with_ansi(colour).try_init().ok()
     };
     Ok(())
 }

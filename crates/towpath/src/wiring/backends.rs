@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 pub use towpath_backends::BACKENDS;
+pub use towpath_backends::embedded::FORMATS;
 use towpath_core::backend::Backend;
 use towpath_core::{Clock, Result, SystemClock};
 

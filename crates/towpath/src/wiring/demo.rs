@@ -9,7 +9,10 @@ use crate::supervisor::Stop;
 
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Enqueues four messages a second until the stop.
+/// Messages between two lines of the log.
+const REPORT_EVERY: u64 = 20;
+
+/// Enqueues four messages a second until the stop, and says every five seconds what became of them.
 pub(super) async fn run(queue: &dyn Queue, name: &QueueName, stop: &Stop) -> Result<()> {
     for number in 1_u64.. {
         tokio::select! {
@@ -26,6 +29,17 @@ pub(super) async fn run(queue: &dyn Queue, name: &QueueName, stop: &Stop) -> Res
             outcome?;
         }
         stop.account.add("sent", 1);
+        if number.is_multiple_of(REPORT_EVERY) {
+            let stats = queue.stats(name).await?;
+            tracing::info!(
+                queue = %name,
+                sent = number,
+                acked = stats.acked,
+                waiting = stats.ready + stats.delayed + stats.leased,
+                dead = stats.dead,
+                "demo"
+            );
+        }
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ mod ingest;
 mod role;
 mod run;
 
-pub use backends::{BACKENDS, open};
+pub use backends::{BACKENDS, FORMATS, open};
 pub use bench::{BenchApi, ingest_api_for_bench};
 pub use role::Role;
 pub use run::{Started, start};

@@ -4,6 +4,8 @@ use std::fmt;
 
 use towpath_core::{Error, Result};
 
+use crate::config::did_you_mean;
+
 /// One thing a process does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
@@ -102,8 +104,10 @@ impl Role {
                 available()
             )));
         }
+        let names = ROLES.iter().flat_map(|(_, full, bare, _)| [*full, *bare]);
         Err(Error::invalid(format!(
-            "unknown role `{name}`; {}",
+            "unknown role `{name}`{}; {}",
+            did_you_mean(name, names),
             available()
         )))
     }
@@ -142,7 +146,7 @@ mod tests {
             ),
             (
                 "apo",
-                "unknown role `apo`; available: ingest.api, ingest.worker",
+                "unknown role `apo`; did you mean `api`?; available: ingest.api, ingest.worker",
             ),
             (
                 "fleet.agent",

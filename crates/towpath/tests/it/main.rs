@@ -13,6 +13,7 @@
 )]
 
 mod chaos;
+mod cli;
 mod client;
 mod disk;
 mod ingest;

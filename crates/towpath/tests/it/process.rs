@@ -18,6 +18,8 @@ pub(crate) struct World {
     pub(crate) http: SocketAddr,
     pub(crate) admin: SocketAddr,
     env: Vec<(String, String)>,
+    /// Where processes leave what is only of this user and this moment.
+    pub(crate) runtime: tempfile::TempDir,
     _temporary: Option<tempfile::TempDir>,
 }
 
@@ -43,6 +45,7 @@ impl World {
             http,
             admin,
             env: Vec::new(),
+            runtime: tempfile::tempdir().unwrap(),
             _temporary: None,
         }
     }
@@ -68,6 +71,7 @@ impl World {
             .current_dir(&self.folder)
             .env_clear()
             .env("PATH", std::env::var("PATH").unwrap_or_default())
+            .env("XDG_RUNTIME_DIR", self.runtime.path())
             .env("HTTP_ADDR", self.http.to_string())
             .env("TOWPATH_SERVER__ADMIN", self.admin.to_string())
             .envs(self.env.iter().map(|(name, value)| (name, value)));

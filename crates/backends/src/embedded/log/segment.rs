@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(super) const HEADER_BYTES: u32 = 64;
-pub(super) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 const MAGIC: [u8; 8] = *b"TOWPLOG\0";
 
 /// An open segment.

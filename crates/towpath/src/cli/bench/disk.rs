@@ -4,16 +4,17 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Row;
+use super::limit::Limit;
 use super::measure::{Latencies, Measurement};
 
 const BLOCK: [u8; 4096] = [7; 4096];
 const BLOCKS: u64 = 1024;
 
 /// Writes 4 KiB and syncs, again and again, in a preallocated file of 4 MiB.
-pub(super) fn measure(folder: &Path, length: Duration) -> io::Result<Row> {
+pub(super) fn measure(folder: &Path, limit: &Limit) -> io::Result<Row> {
     let path = folder.join("disk.probe");
     let mut file = OpenOptions::new()
         .create(true)
@@ -25,8 +26,8 @@ pub(super) fn measure(folder: &Path, length: Duration) -> io::Result<Row> {
     }
     file.sync_all()?;
     let measurement = Measurement::start("disk: 4 KiB write + fdatasync", "fsync", 1, 1);
-    let (began, mut latencies, mut count) = (Instant::now(), Latencies::default(), 0);
-    while began.elapsed() < length {
+    let (mut latencies, mut count) = (Latencies::default(), 0);
+    while limit.take(1) {
         let call = Instant::now();
         file.write_all_at(&BLOCK, (count % BLOCKS) * 4096)?;
         file.sync_data()?;

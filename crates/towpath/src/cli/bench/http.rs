@@ -14,7 +14,7 @@ use towpath_core::{Error, Result};
 
 use super::measure::{Latencies, Measurement};
 use super::queue::panicked;
-use super::{HttpArgs, Row, disk, seconds};
+use super::{HttpArgs, Row, disk};
 use crate::wiring;
 
 /// Runs every measurement asked for and gives its rows.
@@ -39,8 +39,8 @@ pub(in crate::cli) async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
             Error::unavailable("the folder for the temporary store cannot be made")
                 .with_source(error)
         })?;
-    let (probe, length) = (folder.path().to_owned(), seconds(args.seconds));
-    let row = tokio::task::spawn_blocking(move || disk::measure(&probe, length)).await;
+    let (probe, limit) = (folder.path().to_owned(), args.limit());
+    let row = tokio::task::spawn_blocking(move || disk::measure(&probe, &limit)).await;
     let mut rows =
         vec![row.map_err(panicked)?.map_err(|error| {
             Error::unavailable("the disk cannot be measured").with_source(error)
@@ -89,13 +89,13 @@ async fn measure(
     }
     let measurement =
         Measurement::start("http enqueue", durability, connections, args.batch.max(1));
-    let until = Instant::now() + seconds(args.seconds);
+    let limit = args.limit();
     let mut tasks = JoinSet::new();
     for mut sender in senders {
-        let body = body.clone();
+        let (body, limit, batch) = (body.clone(), limit.clone(), args.batch.max(1));
         tasks.spawn(async move {
             let (mut count, mut latencies) = (0_u64, Latencies::default());
-            while Instant::now() < until {
+            while limit.take(batch) {
                 let request = Request::builder()
                     .method(Method::POST)
                     .uri(path)

@@ -5,6 +5,7 @@
 
 mod disk;
 mod http;
+mod limit;
 mod measure;
 mod queue;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 pub(in crate::cli) use http::run as run_http;
+use limit::Limit;
 pub(in crate::cli) use queue::run as run_queue;
 
 /// What to measure.
@@ -27,7 +29,7 @@ pub(super) enum BenchCommand {
 /// Options of `bench queue`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Examples:\n  towpath bench queue --seconds 1\n  towpath bench queue --callers 64 --batch 16 --size 256 --output json"
+    after_help = "Examples:\n  towpath bench queue --messages 1000\n  towpath bench queue --callers 64 --batch 16 --size 256 --output json"
 )]
 pub(super) struct QueueArgs {
     /// Backend to measure; without it a fresh embedded store in a temporary folder, with and without fsync
@@ -48,12 +50,15 @@ pub(super) struct QueueArgs {
     /// How long each measurement enqueues
     #[arg(long, default_value_t = 2)]
     pub(super) seconds: u64,
+    /// Most messages of each measurement; it ends after these or after its seconds
+    #[arg(long)]
+    pub(super) messages: Option<u64>,
 }
 
 /// Options of `bench http`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Examples:\n  towpath bench http --seconds 1\n  towpath bench http --connections 64 --batch 100 --output json"
+    after_help = "Examples:\n  towpath bench http --messages 1000\n  towpath bench http --connections 64 --batch 100 --output json"
 )]
 pub(super) struct HttpArgs {
     /// A running API to measure, for instance http://127.0.0.1:8080; without it one is started on a temporary store
@@ -74,6 +79,21 @@ pub(super) struct HttpArgs {
     /// How long each measurement sends
     #[arg(long, default_value_t = 2)]
     pub(super) seconds: u64,
+    /// Most messages of each measurement; it ends after these or after its seconds
+    #[arg(long)]
+    pub(super) messages: Option<u64>,
+}
+
+impl QueueArgs {
+    fn limit(&self) -> Limit {
+        Limit::new(Duration::from_secs(self.seconds), self.messages)
+    }
+}
+
+impl HttpArgs {
+    fn limit(&self) -> Limit {
+        Limit::new(Duration::from_secs(self.seconds), self.messages)
+    }
 }
 
 /// One row of a result.
@@ -110,8 +130,4 @@ impl Row {
     pub(super) const fn is_defect(&self) -> bool {
         self.lost > 0 || self.duplicated > 0
     }
-}
-
-const fn seconds(count: u64) -> Duration {
-    Duration::from_secs(count)
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use towpath_core::port::queue::{LeaseRequest, MAX_BATCH, Settlement, Verdict};
 use towpath_core::{ConsumerId, Error, MessageId, NewMessage, QueueName, Result};
 
 use super::measure::{Latencies, Measurement};
-use super::{QueueArgs, Row, disk, seconds};
+use super::{QueueArgs, Row, disk};
 use crate::wiring;
 
 /// Messages leased at once when draining.
@@ -36,8 +37,8 @@ pub(in crate::cli) async fn run(args: &QueueArgs) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     if args.backend.is_none() {
         let probe = folder.path().to_owned();
-        let length = seconds(args.seconds);
-        let row = tokio::task::spawn_blocking(move || disk::measure(&probe, length)).await;
+        let limit = args.limit();
+        let row = tokio::task::spawn_blocking(move || disk::measure(&probe, &limit)).await;
         rows.push(row.map_err(panicked)?.map_err(|error| {
             Error::unavailable("the disk cannot be measured").with_source(error)
         })?);
@@ -134,14 +135,15 @@ async fn enqueue(
     batch: usize,
     args: &QueueArgs,
 ) -> Result<(Vec<MessageId>, Latencies)> {
-    let until = Instant::now() + seconds(args.seconds);
+    let limit = args.limit();
     let payload = Bytes::from(vec![b'x'; args.size]);
     let mut tasks = JoinSet::new();
     for _ in 0..callers {
         let (queue, name, payload) = (Arc::clone(queue), name.clone(), payload.clone());
+        let limit = limit.clone();
         tasks.spawn(async move {
             let (mut ids, mut latencies) = (Vec::new(), Latencies::default());
-            while Instant::now() < until {
+            while limit.take(batch) {
                 let messages: Vec<NewMessage> = (0..batch)
                     .map(|_| NewMessage::new(payload.clone()))
                     .collect();
@@ -208,13 +210,14 @@ async fn hand_over(
     };
     let measurement = Measurement::start(what, durability, callers, 1);
     let began = Instant::now();
-    let until = began + seconds(args.seconds);
+    let (limit, done) = (args.limit(), Arc::new(AtomicBool::new(false)));
     let mut producers = JoinSet::new();
     for _ in 0..callers {
         let (queue, name, size) = (Arc::clone(queue), name.clone(), args.size.max(8));
+        let limit = limit.clone();
         producers.spawn(async move {
             let mut ids = Vec::new();
-            while Instant::now() < until {
+            while limit.take(1) {
                 // The moment of the call travels in the payload.
                 let mut payload = vec![b'x'; size];
                 let moment = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -234,12 +237,13 @@ async fn hand_over(
         Arc::clone(queue),
         lease_request(name, DRAIN_BATCH)?,
         began,
-        until,
+        Arc::clone(&done),
     ));
     let mut ids = Vec::new();
     while let Some(ended) = producers.join_next().await {
         ids.extend(ended.map_err(panicked)??);
     }
+    done.store(true, Ordering::Release);
     let (seen, latencies) = consumer.await.map_err(panicked)??;
     let row = measurement.finish(ids.len() as u64, latencies);
     Ok(check(row, &ids, seen))
@@ -249,13 +253,15 @@ async fn consume(
     queue: Arc<dyn Queue>,
     request: LeaseRequest,
     began: Instant,
-    until: Instant,
+    done: Arc<AtomicBool>,
 ) -> Result<(Vec<MessageId>, Latencies)> {
     let (mut seen, mut latencies) = (Vec::new(), Latencies::default());
     loop {
+        // Looked at before the lease: what was enqueued until then is found by it.
+        let last = done.load(Ordering::Acquire);
         let deliveries = queue.lease(request.clone()).await?;
         if deliveries.is_empty() {
-            if Instant::now() > until {
+            if last {
                 return Ok((seen, latencies));
             }
             continue;
@@ -290,7 +296,7 @@ fn lease_request(name: &QueueName, max: usize) -> Result<LeaseRequest> {
         queue: name.clone(),
         consumer: ConsumerId::unique("bench")?,
         max,
-        lease: seconds(60),
+        lease: Duration::from_secs(60),
         wait: Duration::from_millis(200),
     })
 }

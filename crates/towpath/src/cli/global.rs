@@ -1,0 +1,106 @@
+//! The options of every command.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, ColorChoice};
+
+use super::{Exit, Failure, Format};
+use crate::config::{Loaded, Sources, load};
+use crate::wiring;
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub(super) struct Global {
+    /// Configuration file; without it `./towpath.toml` if there is one
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        value_hint = clap::ValueHint::FilePath
+    )]
+    pub(super) config: Option<PathBuf>,
+    /// Sets a key, over everything else: `--set ingest.queue=jobs`
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    pub(super) set: Vec<String>,
+    /// Data folder; the same as `--set data.dir=DIR`
+    #[arg(long, global = true, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    pub(super) data: Option<String>,
+    /// Admin API of the running process; without it the configured `server.admin`
+    #[arg(long, global = true, env = "TOWPATH_URL")]
+    pub(super) url: Option<String>,
+    /// Token of the admin API; without it that of the process on this machine, or of the data folder
+    #[arg(long, global = true, env = "TOWPATH_TOKEN", hide_env_values = true)]
+    pub(super) token: Option<String>,
+    /// How results are printed: for people, or for programs with the fields of the admin API
+    #[arg(
+        long = "output",
+        global = true,
+        value_enum,
+        default_value = "table",
+        value_name = "FORMAT"
+    )]
+    pub(super) format: Format,
+    /// When to colour; `auto` is on a terminal, unless NO_COLOR is set
+    #[arg(long, global = true, default_value = "auto", value_name = "WHEN")]
+    pub(super) color: ColorChoice,
+    /// Print results only, and log warnings and errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(super) quiet: bool,
+    /// Say more: requests of the command line, debug logs of a server; `-vv` everything
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(super) verbose: u8,
+}
+
+impl Global {
+    /// Every source of configuration that this call has.
+    pub(super) fn sources(&self) -> Result<Sources, Failure> {
+        let mut flags = Vec::new();
+        let mut say = |key: &str, value: &str, flag: &str| {
+            flags.push((key.to_owned(), value.to_owned(), flag.to_owned()));
+        };
+        for pair in &self.set {
+            let (key, value) = pair.split_once('=').ok_or_else(|| {
+                let text = format!(
+                    "`--set {pair}` has no `=`; say for instance `--set ingest.queue=jobs`"
+                );
+                Failure::new(Exit::Usage, text)
+            })?;
+            say(key, value, "--set");
+        }
+        if let Some(folder) = &self.data {
+            say("data.dir", folder, "--data");
+        }
+        match self.verbose {
+            0 if self.quiet => say("log.level", "warn", "--quiet"),
+            0 => {}
+            1 => say("log.level", "info,towpath=debug", "--verbose"),
+            _ => say("log.level", "debug,towpath=trace", "--verbose"),
+        }
+        Ok(Sources::of_process(
+            self.config.clone(),
+            flags,
+            wiring::BACKENDS,
+        )?)
+    }
+
+    /// The configuration, or every problem with it.
+    pub(super) fn load(&self) -> Result<Loaded, Failure> {
+        Ok(load(&self.sources()?)?)
+    }
+}
+
+/// What `--color` says, known before the arguments are read: their own errors have colours too.
+pub(super) fn color_of(args: impl IntoIterator<Item = String>) -> ColorChoice {
+    let mut args = args.into_iter().take_while(|arg| arg != "--");
+    let mut choice = ColorChoice::Auto;
+    while let Some(arg) = args.next() {
+        let value = match arg.strip_prefix("--color") {
+            Some("") => args.next(),
+            Some(rest) => rest.strip_prefix('=').map(str::to_owned),
+            None => None,
+        };
+        choice = value.and_then(|value| value.parse().ok()).unwrap_or(choice);
+    }
+    choice
+}

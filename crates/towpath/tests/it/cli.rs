@@ -1,0 +1,355 @@
+//! The command line as somebody new to it meets it.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output, Stdio};
+
+use crate::process::{BINARY, World, wait_until};
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs a command with this standard input.
+fn piped(world: &World, args: &[&str], input: &[u8]) -> Output {
+    let mut child = world
+        .command(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// The payloads that wait in `jobs`, which nobody consumes.
+fn waiting(world: &World) -> Vec<String> {
+    let peeked = world.json(&["queue", "peek", "jobs", "--max", "1000"]);
+    let payload = |one: &serde_json::Value| one["payload"].as_str().unwrap().to_owned();
+    peeked.as_array().unwrap().iter().map(payload).collect()
+}
+
+#[test]
+fn alone_it_shows_its_commands_in_groups() {
+    let world = World::new();
+    let page = world.ok(&[]);
+    for expected in [
+        "Usage: towpath [OPTIONS] <COMMAND>",
+        "\nRun:\n  up ",
+        "\nMessages:\n  send ",
+        "\nCheck:\n",
+        "\nSet up:\n",
+        "towpath up\n",
+    ] {
+        assert!(page.contains(expected), "{expected}: {page}");
+    }
+    assert!(page.lines().count() < 50, "{page}");
+    assert_eq!(world.ok(&["help"]), world.ok(&["--help"]));
+}
+
+#[test]
+fn a_slip_is_answered_with_what_was_meant() {
+    let world = World::new();
+    for (args, meant) in [
+        (&["quue", "ls"][..], "'queue'"),
+        (&["queue", "list"], "'ls'"),
+        (&["up", "--ephemral"], "'--ephemeral'"),
+        (&["health", "--output", "jsn"], "'json'"),
+        (
+            &["--set", "ingest.queue", "roles", "x"],
+            "unexpected argument 'x'",
+        ),
+    ] {
+        let output = world.run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(
+            text(&output.stderr).contains(meant),
+            "{}",
+            text(&output.stderr)
+        );
+    }
+    let output = world.run(&["run", "ingst.api"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        text(&output.stderr).contains("did you mean `ingest.api`?"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn the_version_says_what_a_report_of_a_fault_needs() {
+    let world = World::new();
+    let version = world.json(&["version"]);
+    assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+    assert!(version["commit"].as_str().unwrap().len() >= 7, "{version}");
+    for (index, name) in ["log", "store"].into_iter().enumerate() {
+        let format = &version["formats"][index];
+        assert_eq!(format[0], name, "{version}");
+        assert!(format[1].as_u64().unwrap() >= 1, "{version}");
+    }
+    assert_eq!(version["backends"][0], "embedded");
+    let line = world.ok(&["-V"]);
+    assert!(line.contains(version["commit"].as_str().unwrap()), "{line}");
+}
+
+#[test]
+fn every_exit_code_of_the_table_is_kept() {
+    let mut world = World::new();
+    let code = |world: &World, args: &[&str]| world.run(args).status.code().unwrap();
+    assert_eq!(code(&world, &["queue", "ls"]), 4);
+    assert_eq!(
+        code(&world, &["config", "check", "--set", "log.level=x"]),
+        3
+    );
+    assert_eq!(
+        code(&world, &["up", "--set", "backends.default=nats://x"]),
+        3
+    );
+    let running = world.up();
+    assert_eq!(code(&world, &["queue", "ls"]), 0);
+    assert_eq!(code(&world, &["queue", "show", "nowhere"]), 1);
+    assert_eq!(code(&world, &["queue", "show", "two words"]), 2);
+    assert_eq!(code(&world, &["dlq", "requeue", "messages", "no-id"]), 2);
+    assert_eq!(code(&world, &["queue", "purge", "messages"]), 2);
+    assert_eq!(code(&world, &["queue", "ls", "--token", "wrong"]), 6);
+    // A port that is taken by somebody else is a problem that a check found.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    drop(running);
+    world.set("HTTP_ADDR", taken.local_addr().unwrap());
+    assert_eq!(code(&world, &["doctor"]), 5);
+}
+
+#[test]
+fn a_wrong_token_is_called_that() {
+    let world = World::new();
+    let _running = world.up();
+    let output = world.run(&["doctor", "--token", "wrong"]);
+    assert_eq!(output.status.code(), Some(5));
+    let said = text(&output.stdout);
+    assert!(
+        said.contains("FAIL  process: ") && said.contains("wants another token"),
+        "{said}"
+    );
+    assert!(
+        said.contains("--data") && !said.contains("none answers"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_token_is_found_from_any_folder_and_goes_with_the_process() {
+    let world = World::new();
+    let running = world.spawn(&["up", "--ephemeral"]);
+    running.wait_ready(&world);
+    world.ok(&["queue", "ls"]);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let output = world
+        .command(&["queue", "ls"])
+        .current_dir(elsewhere.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+
+    let folder = world.runtime.path().join("towpath");
+    let file = folder.join(format!("{}.token", world.admin));
+    let mode = |path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&folder), mode(&file)), (0o700, 0o600));
+    running.stop();
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+
+    // A folder that others can look into is not used.
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let running = world.up();
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+    drop(running);
+}
+
+#[test]
+fn what_is_sent_is_what_arrives() {
+    let world = World::new();
+    let _running = world.up();
+    world.ok(&["send", "jobs", "as it is\n"]);
+    assert!(
+        piped(&world, &["send", "jobs"], b"piped\r\n")
+            .status
+            .success()
+    );
+    assert!(
+        piped(&world, &["send", "jobs", "-", "--raw"], b"raw\n")
+            .status
+            .success()
+    );
+    let sent = piped(
+        &world,
+        &["send", "jobs", "--lines"],
+        b"one\r\n\ntwo\n three",
+    );
+    assert_eq!(text(&sent.stdout).lines().count(), 3);
+    assert_eq!(
+        waiting(&world),
+        ["as it is\n", "piped", "raw\n", "one", "two", " three"]
+    );
+}
+
+#[test]
+fn a_failure_halfway_keeps_what_was_accepted_in_sight() {
+    let world = World::new();
+    let _running = world.up();
+    let long = vec![b'x'; 17 << 20];
+    let input = [b"one\ntwo\n", long.as_slice(), b"\nfour\n"].concat();
+    let output = piped(&world, &["send", "jobs", "--lines"], &input);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout).lines().count(), 2);
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("line 3: ") && said.contains("2 accepted before it"),
+        "{said}"
+    );
+    let args = ["send", "jobs", "--lines", "--output", "json"];
+    let output = piped(&world, &args, &input);
+    let sent: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (output.status.code(), sent.as_array().unwrap().len()),
+        (Some(1), 2)
+    );
+}
+
+#[test]
+fn every_command_answers_in_json() {
+    let world = World::new();
+    let running = world.spawn(&["up", "--output", "json"]);
+    running.wait_ready(&world);
+    world.ok(&["send", "jobs", "x"]);
+    assert_eq!(world.json(&["queue", "purge", "jobs", "--yes"])["count"], 1);
+    assert_eq!(
+        world.json(&["dlq", "requeue", "messages", "--all"])["count"],
+        0
+    );
+    assert_eq!(
+        world.json(&["dlq", "drop", "messages", "--all", "--yes"])["count"],
+        0
+    );
+    assert_eq!(world.json(&["roles"])[0]["role"], "ingest.api");
+    assert_eq!(world.json(&["config", "check"])["valid"], true);
+    assert_eq!(world.json(&["queue", "pause", "messages"])["paused"], true);
+    assert_eq!(world.json(&["health"])["ready"], true);
+    assert_eq!(world.json(&["doctor"])[0]["check"], "configuration");
+    let args = [
+        "config",
+        "check",
+        "--output",
+        "json",
+        "--set",
+        "log.level=inof",
+    ];
+    let output = world.run(&args);
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (output.status.code(), &answer["problems"][0]["place"]),
+        (Some(3), &"flag --set".into())
+    );
+    let (status, log, _) = running.stop();
+    assert!(
+        status.success() && log.contains("\"stopped_by\": \"SIGTERM\""),
+        "{log}"
+    );
+}
+
+#[test]
+fn colours_are_for_those_who_want_them() {
+    let world = World::new();
+    let escape = |args: &[&str]| {
+        let output = world.run(args);
+        text(&output.stdout).contains('\x1b') || text(&output.stderr).contains('\x1b')
+    };
+    for args in [&["doctor"][..], &["queue", "ls"], &["help"], &["quue"]] {
+        assert!(!escape(args), "{args:?}");
+        assert!(escape(&[&["--color", "always"], args].concat()), "{args:?}");
+        assert!(!escape(&[&["--color=never"], args].concat()), "{args:?}");
+    }
+    if !crate::process::able("script", Command::new("script").arg("-V").output().is_ok()) {
+        return;
+    }
+    let on_terminal = |no_color: &str| {
+        let mut command = world.command(&[]);
+        command.env("NO_COLOR", no_color);
+        let mut terminal = Command::new("script");
+        terminal.args(["-qec", &format!("{BINARY} doctor"), "/dev/null"]);
+        terminal.env_clear().current_dir(&world.folder);
+        for (name, value) in command.get_envs() {
+            terminal.env(name, value.unwrap_or_default());
+        }
+        text(&terminal.stdin(Stdio::null()).output().unwrap().stdout)
+    };
+    assert!(
+        on_terminal("").contains("\x1b[32mok"),
+        "{}",
+        on_terminal("")
+    );
+    assert!(!on_terminal("1").contains('\x1b'));
+}
+
+#[test]
+fn quiet_says_less_and_verbose_says_more() {
+    let world = World::new();
+    assert_eq!(world.ok(&["config", "check", "-q"]), "");
+    let running = world.spawn(&["up", "-q"]);
+    running.wait_ready(&world);
+    let output = world.run(&["queue", "ls", "-v"]);
+    assert!(
+        text(&output.stderr).contains("GET http://") && text(&output.stderr).contains("200 OK"),
+        "{}",
+        text(&output.stderr)
+    );
+    let (_, log, _) = running.stop();
+    assert_eq!(log, "");
+    let running = world.spawn(&["up", "-vv"]);
+    running.wait_ready(&world);
+    let (_, log, _) = running.stop();
+    assert!(log.contains("\"level\":\"DEBUG\""), "{log}");
+}
+
+#[test]
+fn the_demo_can_be_seen() {
+    let world = World::new();
+    let running = world.spawn(&["up", "--demo", "--ephemeral"]);
+    wait_until(
+        "a line about the demo",
+        std::time::Duration::from_secs(20),
+        || running.log().contains("\"message\":\"demo\""),
+    );
+}
+
+#[test]
+fn completions_complete() {
+    let world = World::new();
+    let script = world.folder.join("towpath.bash");
+    std::fs::write(&script, world.ok(&["completions", "bash"])).unwrap();
+    let asked = format!(
+        "source {}; COMP_WORDS=(towpath que); COMP_CWORD=1; _towpath towpath que towpath; echo ${{COMPREPLY[@]}}; COMP_WORDS=(towpath queue p); COMP_CWORD=2; _towpath towpath p queue; echo ${{COMPREPLY[@]}}",
+        script.display()
+    );
+    let output = Command::new("bash").args(["-ec", &asked]).output().unwrap();
+    assert_eq!(
+        text(&output.stdout),
+        "queue\npeek pause purge\n",
+        "{}",
+        text(&output.stderr)
+    );
+    for (shell, check) in [("zsh", "-n"), ("fish", "--no-execute")] {
+        let script = world.folder.join(shell);
+        std::fs::write(&script, world.ok(&["completions", shell])).unwrap();
+        let there = Command::new(shell).arg("--version").output().is_ok();
+        if crate::process::able(shell, there) {
+            let output = Command::new(shell)
+                .arg(check)
+                .arg(&script)
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{shell}: {}", text(&output.stderr));
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use reqwest::{Client as Http, Method, StatusCode};
+use reqwest::{Client as Http, Method, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use towpath_core::{Error, QueueName};
@@ -33,6 +33,11 @@ impl Client {
             None => format!("http://{}", address.replace("0.0.0.0", "127.0.0.1")),
         };
         let base = base.trim_end_matches('/').to_owned();
+        if !Url::parse(&base).is_ok_and(|url| url.has_host()) {
+            let text =
+                format!("`{base}` is no URL; say for instance `--url http://127.0.0.1:7070`");
+            return Err(Failure::new(Exit::Usage, text));
+        }
         let listener = base.split_once("://").map_or("", |(_, rest)| rest);
         let token = global
             .token

@@ -1,6 +1,6 @@
 //! `towpath dlq`: dead letters.
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, value_parser};
 use towpath_core::MessageId;
 
 use super::client::{Client, queue_path};
@@ -18,9 +18,9 @@ pub(super) enum DlqCommand {
     Ls {
         /// The queue
         queue: String,
-        /// Most letters
-        #[arg(long, default_value_t = 20)]
-        max: usize,
+        /// Most letters, 1 to 1000
+        #[arg(long, default_value_t = 20, value_parser = value_parser!(u16).range(1..=1000))]
+        max: u16,
         /// Those behind this message id
         #[arg(long)]
         after: Option<String>,
@@ -52,8 +52,8 @@ pub(super) enum DlqCommand {
 pub(super) struct Chosen {
     /// The queue
     queue: String,
-    /// Message ids
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    /// Message ids, or `--all`
+    #[arg(conflicts_with = "all")]
     ids: Vec<String>,
     /// Every one
     #[arg(long)]
@@ -104,18 +104,17 @@ pub(super) async fn run(global: &Global, command: DlqCommand) -> Result<Exit, Fa
         }
         DlqCommand::Requeue(chosen) => {
             let count: Count = client
-                .post(&path(&chosen, "requeue")?, &selection(&chosen))
+                .post(&path(&chosen, "requeue")?, &selection(&chosen)?)
                 .await?;
             show_count(global, &count, "put back")?;
         }
         DlqCommand::Drop { chosen, yes } => {
+            let letters = selection(&chosen)?;
             confirm(
                 yes,
                 &format!("Delete dead letters of `{}` for good?", chosen.queue),
             )?;
-            let count: Count = client
-                .post(&path(&chosen, "drop")?, &selection(&chosen))
-                .await?;
+            let count: Count = client.post(&path(&chosen, "drop")?, &letters).await?;
             show_count(global, &count, "deleted")?;
         }
     }
@@ -151,7 +150,7 @@ fn show_letter(letter: &DeadLetterView) -> Result<(), Failure> {
 async fn letters(
     client: &Client,
     queue: &str,
-    max: usize,
+    max: u16,
     after: Option<&str>,
 ) -> Result<Vec<DeadLetterView>, Failure> {
     let after = match after {
@@ -170,9 +169,13 @@ fn path(chosen: &Chosen, action: &str) -> Result<String, Failure> {
     queue_path(&chosen.queue, &format!("/dead-letters/{action}"))
 }
 
-fn selection(chosen: &Chosen) -> Letters {
-    Letters {
+fn selection(chosen: &Chosen) -> Result<Letters, Failure> {
+    if chosen.ids.is_empty() && !chosen.all {
+        let text = "say which: the ids that `towpath dlq ls` shows, or `--all`";
+        return Err(Failure::new(Exit::Usage, text));
+    }
+    Ok(Letters {
         all: chosen.all,
         ids: chosen.ids.clone(),
-    }
+    })
 }

@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::client::Client;
+use super::health::parts;
 use super::output::Color;
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::HealthView;
@@ -100,7 +101,7 @@ async fn process(global: &Global, config: &Config, checks: &mut Vec<Check>) -> R
             format!(
                 "a Towpath {} answers at {base}: {}",
                 health.version,
-                health.checks.join(", ")
+                parts(&health).collect::<Vec<_>>().join(", ")
             ),
         ),
         Err(Failure::Said(Exit::Unreachable, _)) => {
@@ -197,14 +198,15 @@ fn disk(config: &Config) -> Check {
         Ok(free) if free < config.disk_reserve => (
             Found::Fail,
             format!(
-                "{free} bytes free, under `embedded.disk_reserve`: nothing is taken until space is freed"
+                "{} free, under `embedded.disk_reserve`: nothing is taken until space is freed",
+                mebibytes(free)
             ),
         ),
         Ok(free) if free < config.disk_reserve * 4 => (
             Found::Warn,
-            format!("{free} bytes free, near `embedded.disk_reserve`"),
+            format!("{} free, near `embedded.disk_reserve`", mebibytes(free)),
         ),
-        Ok(free) => (Found::Ok, format!("{free} bytes free")),
+        Ok(free) => (Found::Ok, format!("{} free", mebibytes(free))),
         Err(error) => (
             Found::Warn,
             format!("free space cannot be looked up: {error}"),
@@ -215,6 +217,10 @@ fn disk(config: &Config) -> Check {
         found,
         detail,
     }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
 }
 
 fn port(key: &'static str, address: &str) -> Check {

@@ -21,7 +21,7 @@ pub(super) async fn run(global: &Global, _: HealthArgs) -> Result<Exit, Failure>
             health.version,
             if health.ready { "ready" } else { "not ready" }
         ))?;
-        for line in health.checks.iter().chain(&health.facts) {
+        for line in parts(&health).chain(health.facts.iter().map(String::as_str)) {
             output::line(format!("  {line}"))?;
         }
     }
@@ -29,5 +29,14 @@ pub(super) async fn run(global: &Global, _: HealthArgs) -> Result<Exit, Failure>
         Exit::Ok
     } else {
         Exit::Problems
+    })
+}
+
+/// How each part is: `embedded ok`, without the marks that probes want.
+pub(super) fn parts(health: &HealthView) -> impl Iterator<Item = &str> {
+    let marks = ["[+]", "[-]", "[!]"];
+    health.checks.iter().map(move |line| {
+        let bare = marks.iter().find_map(|mark| line.strip_prefix(mark));
+        bare.unwrap_or(line)
     })
 }

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, value_parser};
 
 use super::client::{Client, queue_path};
 use super::{Exit, Failure, Format, Global, output};
@@ -22,9 +22,9 @@ pub(super) enum QueueCommand {
     Peek {
         #[command(flatten)]
         named: Named,
-        /// Most messages
-        #[arg(long, default_value_t = 10)]
-        max: usize,
+        /// Most messages, 1 to 1000
+        #[arg(long, default_value_t = 10, value_parser = value_parser!(u16).range(1..=1000))]
+        max: u16,
     },
     /// Stop delivery; messages are still taken
     #[command(after_help = "Examples:\n  towpath queue pause messages")]

@@ -3,6 +3,8 @@
 //! Precedence: flag, then `TOWPATH_SECTION__KEY`, then the reference systems'
 //! variable, then `towpath.toml`, then the default. Every problem is reported at once, with its place.
 
+#[cfg(test)]
+mod broken_test;
 mod check;
 mod file;
 mod key;

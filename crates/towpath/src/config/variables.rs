@@ -7,7 +7,8 @@ use super::suggest::did_you_mean;
 use crate::sink::VARIABLE_PREFIX;
 
 /// Variables of ours that are no keys.
-const OTHER: [&str; 5] = [
+const OTHER: [&str; 6] = [
+    "TOWPATH_COMMIT",
     "TOWPATH_CONFIG",
     "TOWPATH_URL",
     "TOWPATH_TOKEN",

@@ -20,7 +20,11 @@ impl TokenFile {
     /// # Errors
     /// When there is no folder that only this user can use.
     pub(super) fn leave(address: &str, token: String) -> io::Result<Self> {
-        let path = folder()?.join(file_name(address));
+        match DirBuilder::new().mode(0o700).create(folder()) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let path = own_folder()?.join(file_name(address));
         let new = path.with_extension(format!("{}.new", std::process::id()));
         let mut file = OpenOptions::new()
             .create(true)
@@ -46,7 +50,7 @@ impl Drop for TokenFile {
 
 /// The token of the process that listens on `address`, if it left one.
 pub(super) fn find(address: &str) -> Option<String> {
-    let text = fs::read_to_string(folder().ok()?.join(file_name(address))).ok()?;
+    let text = fs::read_to_string(own_folder().ok()?.join(file_name(address))).ok()?;
     Some(text.trim().to_owned())
 }
 
@@ -60,17 +64,19 @@ fn file_name(address: &str) -> String {
     format!("{host}:{port}.token").replace('/', "_")
 }
 
-/// A folder of this user's alone. The name in the shared temporary folder can be guessed, so who owns it is looked at.
-fn folder() -> io::Result<PathBuf> {
-    let user = rustix::process::getuid().as_raw();
-    let path = match std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty()) {
+fn folder() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty()) {
         Some(runtime) => PathBuf::from(runtime).join("towpath"),
-        None => std::env::temp_dir().join(format!("towpath-{user}")),
-    };
-    match DirBuilder::new().mode(0o700).create(&path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        Ok(()) | Err(_) => {}
+        None => {
+            let user = rustix::process::getuid().as_raw();
+            std::env::temp_dir().join(format!("towpath-{user}"))
+        }
     }
+}
+
+/// The folder, when it is this user's alone: its name in the shared temporary folder can be guessed.
+fn own_folder() -> io::Result<PathBuf> {
+    let (path, user) = (folder(), rustix::process::getuid().as_raw());
     let found = fs::symlink_metadata(&path)?;
     if found.is_dir() && found.uid() == user && found.mode() & 0o077 == 0 {
         return Ok(path);

@@ -323,6 +323,7 @@ fn the_demo_can_be_seen() {
         std::time::Duration::from_secs(20),
         || running.log().contains("\"message\":\"demo\""),
     );
+    running.stop();
 }
 
 #[test]

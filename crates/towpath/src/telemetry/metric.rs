@@ -7,6 +7,8 @@ pub enum Metric {
     HttpRequests,
     /// How long requests took.
     HttpRequestDuration,
+    /// Connections that were not served.
+    RefusedConnections,
     /// Deliveries handed to a sink.
     Deliveries,
     /// How long a sink took for a batch.
@@ -39,13 +41,24 @@ pub enum Metric {
     BackendUp,
     /// What runs.
     BuildInfo,
+    /// Processor time used.
+    ProcessCpu,
+    /// Memory in use.
+    ProcessMemory,
+    /// Open file descriptors.
+    ProcessOpenFds,
+    /// Most file descriptors.
+    ProcessMaxFds,
+    /// When the process started.
+    ProcessStart,
 }
 
 impl Metric {
     /// Every metric, in the order of the documentation.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 24] = [
         Self::HttpRequests,
         Self::HttpRequestDuration,
+        Self::RefusedConnections,
         Self::Deliveries,
         Self::ProcessDuration,
         Self::EndToEnd,
@@ -62,6 +75,11 @@ impl Metric {
         Self::Duplicates,
         Self::BackendUp,
         Self::BuildInfo,
+        Self::ProcessCpu,
+        Self::ProcessMemory,
+        Self::ProcessOpenFds,
+        Self::ProcessMaxFds,
+        Self::ProcessStart,
     ];
 
     /// Name as the text format shows it, type, labels, help.
@@ -78,6 +96,12 @@ impl Metric {
                 "histogram",
                 "route",
                 "How long requests took",
+            ),
+            Self::RefusedConnections => (
+                "towpath_http_connections_refused_total",
+                "counter",
+                "listener, reason",
+                "Connections closed unserved: limit, or failed for want of descriptors and the like",
             ),
             Self::Deliveries => (
                 "towpath_deliveries_total",
@@ -170,6 +194,31 @@ impl Metric {
                 "1 when the backend answers, 0 when it does not",
             ),
             Self::BuildInfo => ("towpath_build_info", "gauge", "version", "Always 1"),
+            Self::ProcessCpu => (
+                "process_cpu_seconds_total",
+                "counter",
+                "",
+                "Processor time used, user and system",
+            ),
+            Self::ProcessMemory => (
+                "process_resident_memory_bytes",
+                "gauge",
+                "",
+                "Memory in use",
+            ),
+            Self::ProcessOpenFds => ("process_open_fds", "gauge", "", "Open file descriptors"),
+            Self::ProcessMaxFds => (
+                "process_max_fds",
+                "gauge",
+                "",
+                "Most file descriptors the process may open",
+            ),
+            Self::ProcessStart => (
+                "process_start_time_seconds",
+                "gauge",
+                "",
+                "When the process started, in seconds since 1970",
+            ),
         }
     }
 

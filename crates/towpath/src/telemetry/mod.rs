@@ -3,6 +3,7 @@
 mod logs;
 mod metric;
 mod probes;
+mod process;
 mod pump;
 mod registry;
 pub mod traces;
@@ -11,5 +12,5 @@ pub use logs::{Format, init as init_logs, is_filter as is_log_filter};
 pub use metric::Metric;
 pub use probes::Health;
 pub use pump::PumpMetrics;
-pub use registry::Metrics;
+pub use registry::{Metrics, RefusedConnections};
 pub use traces::Traces;

@@ -8,6 +8,7 @@ use axum::Router;
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use axum::routing::get;
+use futures_util::future::join_all;
 use http::StatusCode;
 use towpath_core::backend::Backend;
 
@@ -75,6 +76,8 @@ impl Health {
     }
 
     /// Whether all is well, and a line for each part: `[+]embedded ok`, `[-]ingest.worker: …`.
+    ///
+    /// Takes at most 2 s: a backend that does not answer by then is not well.
     pub async fn check(&self) -> (bool, Vec<String>) {
         let (phase, roles, backends) = {
             let inner = self.lock();
@@ -92,9 +95,12 @@ impl Health {
                 }
             ));
         }
-        for backend in backends {
-            let name = backend.descriptor.name;
-            match tokio::time::timeout(DEADLINE, backend.lifecycle.health()).await {
+        let answers = join_all(backends.iter().map(|backend| async {
+            let health = tokio::time::timeout(DEADLINE, backend.lifecycle.health()).await;
+            (backend.descriptor.name, health)
+        }));
+        for (name, answer) in answers.await {
+            match answer {
                 Ok(Ok(health)) => {
                     lines.push(format!("[+]{name} ok"));
                     lines.extend(
@@ -155,4 +161,55 @@ async fn readyz(State(health): State<Health>, RawQuery(query): RawQuery) -> Resp
         return plain(status, format!("{}\n{word}", lines.join("\n")));
     }
     plain(status, word)
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_core::Result;
+    use towpath_core::backend::{self, Lifecycle};
+
+    use super::*;
+    use crate::telemetry::Metrics;
+
+    /// A backend that has stopped answering, like one behind a network that drops everything.
+    struct Silent;
+
+    #[async_trait::async_trait]
+    impl Lifecycle for Silent {
+        async fn health(&self) -> Result<backend::Health> {
+            std::future::pending().await
+        }
+
+        async fn close(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_backend_delays_neither_probe_nor_scrape_for_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("embedded:{}?durability=none", folder.path().display());
+        let real = crate::wiring::open(&url).await.unwrap();
+        let silent = Backend {
+            lifecycle: Arc::new(Silent),
+            ..real.clone()
+        };
+        let health = Health::new();
+        health.serving();
+        health.watch(silent.clone());
+        health.watch(silent.clone());
+        let began = tokio::time::Instant::now();
+        let (ready, lines) = health.check().await;
+        assert!(!ready);
+        assert_eq!(lines[0], "[-]embedded: no answer within 2s");
+        assert_eq!(began.elapsed(), DEADLINE);
+
+        let (_, text) = Metrics::new().render(None, &[silent]).await;
+        assert!(
+            text.contains("towpath_backend_up{backend=\"embedded\"} 0\n"),
+            "{text}"
+        );
+        assert_eq!(began.elapsed(), DEADLINE * 2);
+        real.lifecycle.close().await.unwrap();
+    }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -13,6 +14,7 @@ use towpath_core::backend::Backend;
 use towpath_core::port::queue::Stats;
 
 use super::metric::Metric;
+use super::process;
 
 /// The content types of the two formats. Source: Prometheus, "Exposition formats".
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -54,6 +56,24 @@ struct Build {
     version: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refusal {
+    listener: String,
+    reason: &'static str,
+}
+
+/// Connections of one listener that were not served.
+#[derive(Debug, Clone)]
+pub struct RefusedConnections {
+    /// Over the limit of connections.
+    pub over_limit: Counter,
+    /// Not accepted, for want of descriptors and the like.
+    pub failed: Counter,
+}
+
+/// How long a backend may take to say how it is, before a scrape goes on without it.
+const DEADLINE: Duration = Duration::from_secs(2);
+
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// 1 ms to 33 s, doubling twice a step: enough to tell a cached answer from a sync from a time-out.
@@ -70,6 +90,7 @@ pub struct Metrics(Arc<Inner>);
 struct Inner {
     requests: Family<Request, Counter>,
     request_duration: Histograms<Route>,
+    refused: Family<Refusal, Counter>,
     pub(super) deliveries: Family<Outcome, Counter>,
     pub(super) process_duration: Histograms<Queue>,
     pub(super) end_to_end: Histograms<Queue>,
@@ -90,6 +111,7 @@ impl Metrics {
         let inner = Inner {
             requests: Family::default(),
             request_duration: Family::new_with_constructor(durations),
+            refused: Family::default(),
             deliveries: Family::default(),
             process_duration: Family::new_with_constructor(durations),
             end_to_end: Family::new_with_constructor(durations),
@@ -107,6 +129,11 @@ impl Metrics {
             &mut registry,
             Metric::HttpRequestDuration,
             inner.request_duration.clone(),
+        );
+        add(
+            &mut registry,
+            Metric::RefusedConnections,
+            inner.refused.clone(),
         );
         add(&mut registry, Metric::Deliveries, inner.deliveries.clone());
         add(
@@ -138,6 +165,19 @@ impl Metrics {
                 route: route.to_owned(),
             })
             .observe(elapsed.as_secs_f64());
+    }
+
+    /// The counters of refused connections of the listener with this name.
+    pub fn refused_connections(&self, listener: &str) -> RefusedConnections {
+        let counter = |reason| {
+            let listener = listener.to_owned();
+            let labels = Refusal { listener, reason };
+            self.0.refused.get_or_create(&labels).clone()
+        };
+        RefusedConnections {
+            over_limit: counter("limit"),
+            failed: counter("failed"),
+        }
     }
 
     pub(super) fn delivery_counter(&self, queue: &str, outcome: &'static str) -> Counter {
@@ -178,24 +218,24 @@ impl Metrics {
     }
 
     /// Everything, in the format that `accept` asks for. Returns the content type and the text.
+    ///
+    /// A backend that does not answer within 2 s counts as down, and its queues are left out.
     pub async fn render(
         &self,
         accept: Option<&str>,
         backends: &[Backend],
     ) -> (&'static str, String) {
-        let mut found = Vec::new();
-        for backend in backends {
-            let up = backend.lifecycle.health().await.is_ok();
-            let queues = match &backend.queue {
-                Some(queue) => queue.list().await.unwrap_or_default(),
-                None => Vec::new(),
-            };
-            found.push((backend.descriptor.name, up, queues));
-        }
+        let found = join_all(backends.iter().map(|backend| async {
+            let asked = tokio::time::timeout(DEADLINE, ask(backend)).await;
+            let (up, queues) = asked.unwrap_or_default();
+            (backend.descriptor.name, up, queues)
+        }))
+        .await;
         let mut scraped = Registry::default();
         let up = Family::<Named, Gauge>::default();
         add(&mut scraped, Metric::BackendUp, up.clone());
         let families = QueueFamilies::register(&mut scraped);
+        process::register(&mut scraped);
         for (name, works, queues) in found {
             up.get_or_create(&Named {
                 backend: name.to_owned(),
@@ -217,7 +257,21 @@ impl Metrics {
     }
 }
 
-fn add(registry: &mut Registry, metric: Metric, family: impl prometheus_client::registry::Metric) {
+/// Whether a backend works, and its queues.
+async fn ask(backend: &Backend) -> (bool, Vec<Stats>) {
+    let up = backend.lifecycle.health().await.is_ok();
+    let queues = match &backend.queue {
+        Some(queue) => queue.list().await.unwrap_or_default(),
+        None => Vec::new(),
+    };
+    (up, queues)
+}
+
+pub(super) fn add(
+    registry: &mut Registry,
+    metric: Metric,
+    family: impl prometheus_client::registry::Metric,
+) {
     registry.register(metric.registered_name(), metric.help(), family);
 }
 

@@ -1,8 +1,8 @@
 //! The token of a data folder: whoever can read the folder may operate it.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File, Permissions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -28,31 +28,72 @@ impl Token {
 
 /// The folder's token, made when there is none: 256 random bits, readable by its owner only.
 ///
+/// A token that others can read is closed to them.
+///
 /// # Errors
-/// `Unavailable` when the file cannot be read or made.
+/// `Unavailable` when the file cannot be read, closed to others, or made; it is never replaced then.
 pub fn token(folder: &Path) -> Result<Token> {
     let path = folder.join(FILE);
     let io = |error: std::io::Error| {
-        Error::unavailable(format!("`{}` cannot be used", path.display())).with_source(error)
+        Error::unavailable(format!(
+            "`{}` cannot be used; make it readable and writable for this user, or delete it for a new token",
+            path.display()
+        ))
+        .with_source(error)
     };
-    if let Ok(text) = fs::read_to_string(&path)
-        && !text.trim().is_empty()
-    {
-        return Ok(Token(text.trim().into()));
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(io(error)),
+    };
+    if text.trim().is_empty() {
+        return make(folder, &path).map_err(io);
     }
+    if fs::metadata(&path).map_err(io)?.mode() & 0o077 != 0 {
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(io)?;
+        tracing::warn!(path = %path.display(), "others could read the token; they no longer can, but may know it: delete it for a new one");
+    }
+    Ok(Token(text.trim().into()))
+}
+
+/// Whole or not at all, also when the machine stops in between.
+fn make(folder: &Path, path: &Path) -> std::io::Result<Token> {
     let mut bytes = [0; 32];
-    rand::fill(&mut bytes).map_err(|_| Error::unavailable("the system has no random numbers"))?;
+    rand::fill(&mut bytes)
+        .map_err(|_| std::io::Error::other("the system has no random numbers"))?;
     let text = URL_SAFE_NO_PAD.encode(bytes);
-    fs::create_dir_all(folder).map_err(io)?;
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(io)?;
-    writeln!(file, "{text}")
-        .and_then(|()| file.sync_all())
-        .map_err(io)?;
+    fs::create_dir_all(folder)?;
+    // A temporary file is readable by its owner only from the first moment.
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    writeln!(file, "{text}")?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    File::open(folder)?.sync_all()?;
     Ok(Token(text.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_stays_and_is_its_owners_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        let first = token(folder.path()).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        assert!(token(folder.path()).unwrap().matches(&first.0));
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_token_that_cannot_be_read_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        fs::write(&path, b"\xff\xfe not a text").unwrap();
+        assert!(token(folder.path()).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"\xff\xfe not a text");
+    }
 }

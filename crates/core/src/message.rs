@@ -24,6 +24,8 @@ pub struct Headers(Vec<(String, String)>);
 pub mod header {
     /// W3C trace context, `00-<trace>-<span>-<flags>`.
     pub const TRACEPARENT: &str = "traceparent";
+    /// W3C trace state, what each vendor adds to the context.
+    pub const TRACESTATE: &str = "tracestate";
     /// Media type of the payload.
     pub const CONTENT_TYPE: &str = "content-type";
 }

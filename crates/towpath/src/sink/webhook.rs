@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::stream::{self, StreamExt};
 use reqwest::redirect;
 use reqwest::{Client, StatusCode, Url, header};
-use towpath_core::message::header::{CONTENT_TYPE, TRACEPARENT};
+use towpath_core::message::header::{CONTENT_TYPE, TRACEPARENT, TRACESTATE};
 use towpath_core::port::Sink;
 use towpath_core::port::sink::Outcome;
 use towpath_core::{Clock, Delivery, Error, Message, Result};
@@ -106,8 +106,10 @@ impl WebhookSink {
                 sign(&self.keys, &id, seconds, &message.payload),
             );
         }
-        if let Some(traceparent) = message.headers.get(TRACEPARENT) {
-            request = request.header(TRACEPARENT, traceparent);
+        for name in [TRACEPARENT, TRACESTATE] {
+            if let Some(value) = message.headers.get(name) {
+                request = request.header(name, value);
+            }
         }
         match request.body(message.payload.clone()).send().await {
             Ok(mut response) => {

@@ -12,7 +12,6 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use towpath_core::backend::Backend;
-use towpath_core::message::header::TRACEPARENT;
 use towpath_core::port::queue::{Enqueued, MAX_BATCH};
 use towpath_core::{Error, ErrorKind, MessageId, Result};
 use tracing::{debug, warn};
@@ -21,6 +20,7 @@ use super::enqueue::{Context, Enqueue};
 use super::request::{self, Refusal};
 use crate::http::body;
 use crate::http::error::plain;
+use crate::telemetry::TraceContext;
 
 /// Says that an answer repeats an earlier one. Source: Stripe's API, the same name.
 const REPLAYED: &str = "idempotency-replayed";
@@ -278,7 +278,7 @@ fn context(headers: &HeaderMap) -> std::result::Result<Context, Refusal> {
     };
     Ok(Context {
         idempotency_key: text("idempotency-key")?,
-        traceparent: text(TRACEPARENT).unwrap_or_default(),
+        trace: TraceContext::from_headers(headers),
     })
 }
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use towpath_core::message::header;
 use towpath_core::port::Queue;
 use towpath_core::port::queue::Enqueued;
 use towpath_core::{Error, NewMessage, QueueName, Result, ResultExt};
 
+use crate::telemetry::TraceContext;
 use crate::telemetry::traces;
 
 /// What a client may send at most.
@@ -25,7 +25,7 @@ pub(super) struct Context {
     /// Makes a retry harmless: the first message's id is answered again.
     pub(super) idempotency_key: Option<String>,
     /// W3C trace context to pass on.
-    pub(super) traceparent: Option<String>,
+    pub(super) trace: Option<TraceContext>,
 }
 
 /// Puts messages into the ingest queue.
@@ -82,8 +82,8 @@ impl Enqueue {
                         format!("{key}#{index}")
                     }
                 });
-                if let Some(traceparent) = &context.traceparent {
-                    message.headers.set(header::TRACEPARENT, traceparent);
+                if let Some(trace) = &context.trace {
+                    trace.write(&mut message.headers);
                 }
                 message
             })

@@ -7,12 +7,13 @@ mod token;
 mod wire;
 
 use axum::Router;
-use axum::extract::{Request, State};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use http::request::Parts;
 use http::{HeaderMap, StatusCode, header};
 use towpath_core::backend::Backend;
+use towpath_core::message;
 
 pub(crate) use token::FILE as TOKEN_FILE;
 pub use token::{Token, token};
@@ -20,7 +21,8 @@ pub use wire::{
     Count, DeadLetterView, HealthView, Letters, MessageView, Payload, QueueStats, Sent,
 };
 
-use crate::http::error::Problem;
+use crate::http::error::{Form, Problem};
+use crate::http::{BodyLimit, Edge, wrap};
 use crate::telemetry::{Health, Metrics};
 
 /// What the admin API works on.
@@ -44,40 +46,60 @@ impl Admin {
     }
 }
 
-/// Every route of the admin listener.
-pub fn router(admin: Admin) -> Router {
+/// Every route of the admin listener, behind the edge.
+pub fn router(admin: Admin, edge: Edge) -> Router {
     let (v1, document) = routes::v1();
-    let guarded = v1
-        .layer(from_fn_with_state(admin.clone(), guard))
-        .with_state(admin.clone());
-    Router::new()
+    let token = admin.token.clone();
+    let edge = edge.form(Form::Json).bodies(&BODIES).gate(move |head| {
+        if head.uri.path().starts_with("/v1/") {
+            authorised(head, &token)
+        } else {
+            Ok(())
+        }
+    });
+    let router = Router::new()
         .route("/metrics", get(metrics))
-        .with_state(admin.clone())
+        .merge(v1)
         .route("/openapi.json", get(|| async move { axum::Json(document) }))
-        .merge(admin.health.router())
-        .merge(guarded)
+        .with_state(admin.clone())
+        .merge(admin.health.router());
+    wrap(router, edge)
 }
+
+/// A message is sent as a body.
+const BODIES: [BodyLimit; 1] = [BodyLimit {
+    route: routes::MESSAGES,
+    bytes: message::MAX_PAYLOAD_BYTES,
+    what: "message",
+}];
 
 /// The OpenAPI 3.1 document.
 pub fn document() -> utoipa::openapi::OpenApi {
     routes::v1().1
 }
 
-async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response {
-    // A page in a browser could otherwise reach us by a name that it points here.
-    if request.headers().contains_key(header::ORIGIN) {
-        return Problem::new(StatusCode::FORBIDDEN, "requests from web pages are refused")
-            .into_response();
+fn authorised(head: &Parts, token: &Token) -> Result<(), Problem> {
+    if head.headers.contains_key(header::ORIGIN) {
+        let reason = "requests from web pages are refused";
+        return Err(Problem::new(StatusCode::FORBIDDEN, reason));
     }
-    let bearer = request
-        .headers()
+    let bearer = head
+        .headers
         .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    if bearer.is_some_and(|given| admin.token.matches(given)) {
-        return next.run(request).await;
+        .and_then(|value| bearer(value.to_str().ok()?));
+    if bearer.is_some_and(|given| token.matches(given)) {
+        return Ok(());
     }
     let hint = "send `Authorization: Bearer TOKEN`; the token is in the file `admin.token` of the data folder";
-    Problem::new(StatusCode::UNAUTHORIZED, hint).into_response()
+    Err(Problem::new(StatusCode::UNAUTHORIZED, hint))
+}
+
+/// The token behind the scheme, whose case does not matter (RFC 9110, section 11.1).
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then(|| token.trim_start())
 }
 
 async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Response {

@@ -4,31 +4,61 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::Router;
-use axum::extract::{Path, Query, Request, State};
-use http::StatusCode;
+use axum::extract::{Path, Query, State};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use std::sync::Arc;
 use towpath_core::port::Queue;
 use towpath_core::port::queue::{Enqueued, Selection};
-use towpath_core::{Error, MessageId, NewMessage, QueueName, Result, message};
+use towpath_core::{Error, MessageId, NewMessage, QueueName, Result};
 use utoipa::openapi::OpenApi;
-use utoipa::{IntoParams, OpenApi as _};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{IntoParams, Modify, OpenApi as _};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Admin;
 use super::wire::{Count, DeadLetterView, HealthView, Letters, MessageView, QueueStats, Sent};
-use crate::http::body;
 use crate::http::error::Problem;
+use crate::telemetry::TraceContext;
 
 type Answer<T> = std::result::Result<Json<T>, Problem>;
 
+/// The route that takes and shows messages.
+pub(super) const MESSAGES: &str = "/v1/queues/{queue}/messages";
+
+/// How long the backend may take to tell its facts.
+const FACTS_DEADLINE: Duration = Duration::from_secs(2);
+
 #[derive(utoipa::OpenApi)]
-#[openapi(info(
-    title = "Towpath admin API",
-    description = "Queues, messages and dead letters of a running Towpath."
-))]
+#[openapi(
+    info(
+        title = "Towpath admin API",
+        description = "Queues, messages and dead letters of a running Towpath. Errors are problems as RFC 9457 describes them."
+    ),
+    modifiers(&Bearer),
+    security(("token" = []))
+)]
 struct Document;
+
+/// Every operation wants the token.
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, document: &mut OpenApi) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some(
+                "The token in the file `admin.token` of the data folder.",
+            ))
+            .build();
+        document
+            .components
+            .get_or_insert_default()
+            .add_security_scheme("token", SecurityScheme::Http(scheme));
+    }
+}
 
 /// The router and its document.
 pub(super) fn v1() -> (Router<Admin>, OpenApi) {
@@ -92,29 +122,33 @@ async fn peek(
     Ok(Json(messages.into_iter().map(MessageView::from).collect()))
 }
 
-/// Sends the body as one message; `Idempotency-Key`, `Towpath-Key` and `Towpath-Delay` (seconds) are heeded.
-#[utoipa::path(post, path = "/v1/queues/{queue}/messages", request_body = Vec<u8>, responses((status = 200, body = Sent), (status = 429)))]
+/// Sends the body as one message; `Idempotency-Key`, `Towpath-Key`, `Towpath-Delay` (seconds) and `traceparent` are heeded.
+///
+/// NDJSON is refused with 415: it is a batch to those who send it, and would be one message here.
+#[utoipa::path(post, path = "/v1/queues/{queue}/messages", request_body = Vec<u8>, responses((status = 200, body = Sent), (status = 415), (status = 429)))]
 async fn send(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    request: Request,
+    headers: HeaderMap,
+    payload: Bytes,
 ) -> Answer<Sent> {
-    let (head, body) = request.into_parts();
-    let payload = body::read(body, message::MAX_PAYLOAD_BYTES, body::DEADLINE)
-        .await
-        .map_err(|failure| match failure {
-            body::Failure::TooLarge { limit } => Problem::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("message is over the limit of {limit} bytes"),
-            ),
-            body::Failure::TooSlow => {
-                Problem::new(StatusCode::REQUEST_TIMEOUT, "body took too long")
-            }
-            body::Failure::Broken => Problem::new(StatusCode::BAD_REQUEST, "failed to read body"),
-        })?;
+    let ndjson = |value: &header::HeaderValue| {
+        let value = value.as_bytes().to_ascii_lowercase();
+        [
+            "application/x-ndjson",
+            "application/ndjson",
+            "application/jsonl",
+        ]
+        .iter()
+        .any(|kind| value.starts_with(kind.as_bytes()))
+    };
+    if headers.get(header::CONTENT_TYPE).is_some_and(ndjson) {
+        let hint = "this path takes one message; post NDJSON to `/enqueue/batch` of the public listener, send line by line (`towpath send --lines`), or call it `application/octet-stream` to store it as one message";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, hint));
+    }
     // A header that cannot be read is refused: passed over, a retry would no longer be harmless.
     let header = |name: &str| -> std::result::Result<Option<String>, Problem> {
-        let Some(value) = head.headers.get(name) else {
+        let Some(value) = headers.get(name) else {
             return Ok(None);
         };
         let unreadable = || {
@@ -128,6 +162,9 @@ async fn send(
             .map_err(|_| unreadable())
     };
     let mut message = NewMessage::new(payload);
+    if let Some(trace) = TraceContext::from_headers(&headers) {
+        trace.write(&mut message.headers);
+    }
     message.dedup_id = header("idempotency-key")?;
     message.key = header("towpath-key")?;
     if let Some(delay) = header("towpath-delay")? {
@@ -225,13 +262,12 @@ async fn drop_dead(
 #[utoipa::path(get, path = "/v1/health", responses((status = 200, body = HealthView)))]
 async fn health(State(admin): State<Admin>) -> Answer<HealthView> {
     let (ready, checks) = admin.health.check().await;
-    let facts = admin
-        .backend
-        .lifecycle
-        .health()
-        .await
-        .map(|health| health.facts)
-        .unwrap_or_default();
+    let asked = tokio::time::timeout(FACTS_DEADLINE, admin.backend.lifecycle.health()).await;
+    let facts = match asked {
+        Ok(Ok(health)) => health.facts,
+        // Why there are none is among the checks.
+        Ok(Err(_)) | Err(_) => Vec::new(),
+    };
     Ok(Json(HealthView {
         ready,
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -39,6 +39,18 @@ pub(super) const RULES: &[Rule] = &[
             .then_some("`server.admin` and `server.listen` are the same address")
     }),
     (
+        &[
+            "server.max_body_memory",
+            "ingest.max_body",
+            "ingest.max_batch_body",
+        ],
+        |config| {
+            (config.max_body_memory < config.max_body.max(config.max_batch_body)).then_some(
+                "`server.max_body_memory` is less than one body of `ingest.max_body` or `ingest.max_batch_body`",
+            )
+        },
+    ),
+    (
         &["ingest.worker.retry.first", "ingest.worker.retry.max"],
         |config| {
             (config.retry.first > config.retry.max)

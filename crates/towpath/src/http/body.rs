@@ -1,68 +1,170 @@
-//! Request bodies, bounded in size and in time.
+//! Request bodies, bounded in size, in time, and in what all of them hold together.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
 use http_body_util::BodyExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep_until};
 
-/// How long a body may take when nothing else is said.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+/// A body that brings less than [`LEAST_PROGRESS`] within this is given up.
+const WINDOW: Duration = Duration::from_secs(5);
+
+/// In bytes, about 200 a second. Source: Kestrel's `MinRequestBodyDataRate` is 240 a second.
+const LEAST_PROGRESS: usize = 1024;
+
+/// The part of each body that is not charged, in bytes: connections bound it,
+/// and so large bodies that hold all the memory never refuse a small one.
+const FREE: usize = 16 * 1024;
 
 /// Why a body was not read. Nothing of it is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// It is over the limit: 413.
-    TooLarge {
-        /// In bytes.
-        limit: usize,
-    },
-    /// It was not complete in time: 408.
+    /// It is over the limit of so many bytes: 413.
+    TooLarge(usize),
+    /// It was not complete in time, or hardly moved: 408.
     TooSlow,
+    /// Other bodies hold all the memory there is for them: 503.
+    NoRoom,
     /// The connection broke or the encoding is wrong: 400.
     Broken,
 }
 
-/// How long this server gives a body; an extension of every request.
-#[derive(Debug, Clone, Copy)]
-pub struct Deadline(pub Duration);
-
-/// Reads a whole body of at most `limit` bytes within `deadline`.
-///
-/// A declared length over the limit is refused before anything is read.
-///
-/// # Errors
-/// See [`Failure`].
-pub async fn read(body: Body, limit: usize, deadline: Duration) -> Result<Bytes, Failure> {
-    if body.size_hint().lower() > limit as u64 {
-        return Err(Failure::TooLarge { limit });
-    }
-    tokio::time::timeout(deadline, collect(body, limit))
-        .await
-        .unwrap_or(Err(Failure::TooSlow))
+/// What reading bodies may cost, shared by all requests of a listener.
+#[derive(Debug, Clone)]
+pub struct Intake {
+    deadline: Duration,
+    memory: Arc<Semaphore>,
 }
 
-async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Failure> {
-    let mut whole = BytesMut::new();
-    let mut only: Option<Bytes> = None;
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|_| Failure::Broken)?.into_data() else {
-            continue;
-        };
-        if whole.len() + only.as_ref().map_or(0, Bytes::len) + data.len() > limit {
-            return Err(Failure::TooLarge { limit });
-        }
-        // Most bodies come in one piece, which is then not copied.
-        match only.take() {
-            None if whole.is_empty() => only = Some(data),
-            first => {
-                whole.extend_from_slice(&first.unwrap_or_default());
-                whole.extend_from_slice(&data);
-            }
+/// Memory that a body holds; given back when dropped.
+pub type Charge = OwnedSemaphorePermit;
+
+impl Intake {
+    /// Each body may take `deadline`, and all together hold `memory` bytes beside 16 KiB each.
+    pub fn new(deadline: Duration, memory: usize) -> Self {
+        Self {
+            deadline,
+            memory: Arc::new(Semaphore::new(memory.min(Semaphore::MAX_PERMITS))),
         }
     }
-    Ok(only.unwrap_or_else(|| whole.freeze()))
+
+    /// Reads a whole body of at most `limit` bytes. The charge is absent for a small one.
+    ///
+    /// A declared length over the limit is refused before anything is read.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub async fn read(
+        &self,
+        mut body: Body,
+        limit: usize,
+    ) -> Result<(Bytes, Option<Charge>), Failure> {
+        if body.size_hint().lower() > limit as u64 {
+            return Err(Failure::TooLarge(limit));
+        }
+        if body.is_end_stream() {
+            return Ok((Bytes::new(), None));
+        }
+        let (mut parts, mut charge) = (Parts::default(), None);
+        let end = Instant::now() + self.deadline;
+        let mut alarm = std::pin::pin!(sleep_until(end.min(Instant::now() + WINDOW)));
+        let mut goal = LEAST_PROGRESS;
+        loop {
+            let frame = tokio::select! {
+                biased;
+                frame = body.frame() => frame,
+                () = &mut alarm => {
+                    let now = Instant::now();
+                    if now >= end || parts.len() < goal {
+                        return Err(Failure::TooSlow);
+                    }
+                    goal = parts.len() + LEAST_PROGRESS;
+                    alarm.as_mut().reset(end.min(now + WINDOW));
+                    continue;
+                }
+            };
+            let Some(frame) = frame else {
+                return Ok((parts.join(), charge));
+            };
+            let Ok(data) = frame.map_err(|_| Failure::Broken)?.into_data() else {
+                continue;
+            };
+            if parts.len() + data.len() > limit {
+                return Err(Failure::TooLarge(limit));
+            }
+            parts.push(data);
+            self.charge(&mut charge, parts.len().saturating_sub(FREE))?;
+        }
+    }
+
+    /// Raises the charge to `bytes`.
+    fn charge(&self, charge: &mut Option<Charge>, bytes: usize) -> Result<(), Failure> {
+        let more = bytes - charge.as_ref().map_or(0, Charge::num_permits);
+        if more == 0 {
+            return Ok(());
+        }
+        let more = u32::try_from(more)
+            .ok()
+            .and_then(|more| Arc::clone(&self.memory).try_acquire_many_owned(more).ok())
+            .ok_or(Failure::NoRoom)?;
+        match charge {
+            Some(charge) => charge.merge(more),
+            None => *charge = Some(more),
+        }
+        Ok(())
+    }
+}
+
+/// What has come so far; most bodies come in one piece, which is then not copied.
+#[derive(Default)]
+struct Parts {
+    only: Bytes,
+    joined: BytesMut,
+}
+
+impl Parts {
+    fn len(&self) -> usize {
+        self.only.len() + self.joined.len()
+    }
+
+    fn push(&mut self, data: Bytes) {
+        if self.len() == 0 {
+            self.only = data;
+            return;
+        }
+        let first = std::mem::take(&mut self.only);
+        self.joined.extend_from_slice(&first);
+        self.joined.extend_from_slice(&data);
+    }
+
+    fn join(self) -> Bytes {
+        if self.joined.is_empty() {
+            self.only
+        } else {
+            self.joined.freeze()
+        }
+    }
+}
+
+/// An answer that keeps the charge of its request until it is sent, because most echo what they were sent.
+pub(super) fn charged(body: Body, charge: Charge) -> Body {
+    struct Charged(
+        Bytes,
+        #[expect(dead_code, reason = "held until the bytes are sent")] Arc<Charge>,
+    );
+    impl AsRef<[u8]> for Charged {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    let charge = Arc::new(charge);
+    Body::new(body.map_frame(move |frame| {
+        frame.map_data(|data| Bytes::from_owner(Charged(data, Arc::clone(&charge))))
+    }))
 }
 
 #[cfg(test)]
@@ -70,6 +172,8 @@ mod tests {
     use futures_util::stream;
 
     use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(30);
 
     fn chunks(parts: &'static [&'static str]) -> Body {
         Body::from_stream(stream::iter(
@@ -79,30 +183,62 @@ mod tests {
         ))
     }
 
+    /// So many bytes a second, for ever.
+    fn trickle(bytes: usize) -> Body {
+        Body::from_stream(stream::unfold((), move |()| async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Some((Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; bytes])), ()))
+        }))
+    }
+
+    async fn read(body: Body, limit: usize) -> Result<Bytes, Failure> {
+        let intake = Intake::new(DEADLINE, 1 << 20);
+        intake.read(body, limit).await.map(|(bytes, _)| bytes)
+    }
+
     #[tokio::test]
     async fn a_body_is_whole_or_refused() {
+        assert_eq!(read(Body::from("hello"), 5).await, Ok(Bytes::from("hello")));
         assert_eq!(
-            read(Body::from("hello"), 5, DEADLINE).await,
+            read(chunks(&["he", "l", "lo"]), 5).await,
             Ok(Bytes::from("hello"))
         );
-        assert_eq!(
-            read(chunks(&["he", "l", "lo"]), 5, DEADLINE).await,
-            Ok(Bytes::from("hello"))
-        );
-        assert_eq!(
-            read(Body::from("hello!"), 5, DEADLINE).await,
-            Err(Failure::TooLarge { limit: 5 })
-        );
-        assert_eq!(
-            read(chunks(&["he", "ll", "o!"]), 5, DEADLINE).await,
-            Err(Failure::TooLarge { limit: 5 })
-        );
-        assert_eq!(read(Body::empty(), 5, DEADLINE).await, Ok(Bytes::new()));
+        for body in [Body::from("hello!"), chunks(&["he", "ll", "o!"])] {
+            assert_eq!(read(body, 5).await, Err(Failure::TooLarge(5)));
+        }
+        assert_eq!(read(Body::empty(), 5).await, Ok(Bytes::new()));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_does_not_end_is_too_slow() {
-        let endless = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
-        assert_eq!(read(endless, 5, DEADLINE).await, Err(Failure::TooSlow));
+    async fn a_body_must_move_and_end() {
+        let took = async |body| {
+            let began = Instant::now();
+            assert_eq!(read(body, 1 << 20).await, Err(Failure::TooSlow));
+            began.elapsed().as_secs()
+        };
+        let silent = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+        assert_eq!(took(silent).await, WINDOW.as_secs());
+        assert_eq!(took(trickle(10)).await, WINDOW.as_secs());
+        assert_eq!(took(trickle(LEAST_PROGRESS)).await, DEADLINE.as_secs());
+    }
+
+    #[tokio::test]
+    async fn large_bodies_share_the_memory_and_small_ones_need_none() {
+        let (intake, large) = (Intake::new(DEADLINE, 10_000), FREE + 6_000);
+        let body = || Body::from(vec![b'x'; large]);
+        let again = async || {
+            let read = intake.read(body(), large).await;
+            read.map(|(bytes, _)| bytes.len())
+        };
+        let (_, charge) = intake.read(body(), large).await.unwrap();
+        assert_eq!(charge.as_ref().map(Charge::num_permits), Some(6_000));
+        assert_eq!(again().await, Err(Failure::NoRoom));
+        assert!(intake.read(Body::from("small"), large).await.is_ok());
+
+        let answer = charged(Body::from("echo"), charge.unwrap());
+        let sent = answer.collect().await.unwrap().to_bytes();
+        assert_eq!(again().await, Err(Failure::NoRoom));
+        drop(sent);
+        assert_eq!(again().await, Ok(large));
     }
 }

@@ -1,32 +1,97 @@
 //! What a client is told when something went wrong.
 
+use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use towpath_core::{Error, ErrorKind};
 
-/// An RFC 9457 problem.
-#[derive(Debug, Clone, Serialize)]
+const PROBLEM_JSON: &str = "application/problem+json";
+
+/// Why a request was not served. As a response it has no body yet: the edge writes it, in the [`Form`] of the listener.
+#[derive(Debug, Clone)]
 pub struct Problem {
+    status: StatusCode,
+    detail: String,
+    retry_after: Option<u64>,
+}
+
+/// How a listener words its problems.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// The sentence and a newline, as existing clients expect it; RFC 9457 for those who accept it.
+    Text,
+    /// RFC 9457.
+    Json,
+}
+
+impl Form {
+    /// The form for a client with these headers.
+    pub(super) fn accepted(self, headers: &HeaderMap) -> Self {
+        let accepts = |value: &HeaderValue| {
+            let value = value.as_bytes();
+            value
+                .windows(PROBLEM_JSON.len())
+                .any(|part| part.eq_ignore_ascii_case(PROBLEM_JSON.as_bytes()))
+        };
+        if headers.get_all(header::ACCEPT).iter().any(accepts) {
+            Self::Json
+        } else {
+            self
+        }
+    }
+}
+
+/// RFC 9457, with the id that the log knows the request by.
+#[derive(Serialize)]
+struct Document<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
     title: &'static str,
     status: u16,
-    detail: String,
-    #[serde(skip)]
-    retry_after: Option<u64>,
+    detail: &'a str,
+    instance: &'a str,
+    request_id: &'a str,
 }
 
 impl Problem {
     /// A problem with this status and the sentence for the caller.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self {
-            kind: "about:blank",
-            title: status.canonical_reason().unwrap_or("error"),
-            status: status.as_u16(),
+            status,
             detail: detail.into(),
             retry_after: None,
         }
+    }
+
+    /// Says when to try again, in seconds.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
+
+    /// Writes the body of `response`; its other headers stay.
+    pub(super) fn write(self, form: Form, path: &str, request_id: &str, response: &mut Response) {
+        let (kind, text) = match form {
+            Form::Text => ("text/plain; charset=utf-8", self.detail),
+            Form::Json => {
+                let document = Document {
+                    kind: "about:blank",
+                    title: self.status.canonical_reason().unwrap_or("error"),
+                    status: self.status.as_u16(),
+                    detail: &self.detail,
+                    instance: path,
+                    request_id,
+                };
+                let text = serde_json::to_string(&document);
+                (PROBLEM_JSON, text.unwrap_or(self.detail))
+            }
+        };
+        let headers = response.headers_mut();
+        headers.remove(header::CONTENT_LENGTH);
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        *response.body_mut() = Body::from(text + "\n");
     }
 }
 
@@ -54,9 +119,8 @@ impl From<Error> for Problem {
                 "request failed"
             );
         }
-        let retry_after = error.retry_after().map(|after| after.as_secs().max(1));
         Self {
-            retry_after,
+            retry_after: error.retry_after().map(|after| after.as_secs().max(1)),
             ..Self::new(status, error.to_string())
         }
     }
@@ -64,17 +128,12 @@ impl From<Error> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let retry_after = self.retry_after;
-        let mut response = (status, axum::Json(self)).into_response();
-        let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
-        if let Some(seconds) = retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        let mut response = self.status.into_response();
+        if let Some(seconds) = self.retry_after {
+            let value = HeaderValue::from(seconds);
+            response.headers_mut().insert(header::RETRY_AFTER, value);
         }
+        response.extensions_mut().insert(self);
         response
     }
 }

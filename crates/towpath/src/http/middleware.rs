@@ -1,99 +1,230 @@
-//! What every request passes: an id, a bound on how many are in hand, a measure, and a net for panics.
+//! What every request passes: an id, a look at its head, its body, a bound on how many are in hand, a measure, and a net for panics.
+//!
+//! ```text
+//! head -> gate -> body (bounded in size, time and memory) -> in hand -> handler -> answer
+//! ```
+//!
+//! Only a request that is complete counts as in hand: slow clients cost memory, and never a place.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{MatchedPath, Request, State};
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
-use http::{HeaderValue, StatusCode, header};
+use http::request::Parts;
+use http::{HeaderValue, StatusCode, Version, header};
+use http_body::Body as _;
+use http_body_util::BodyExt;
 use tokio::sync::Semaphore;
 use tracing::{Instrument, debug, error, info_span};
 use uuid::Uuid;
 
-use super::body::Deadline;
-use super::error::plain;
+use super::body::{self, Failure, Intake};
+use super::error::{Form, Problem};
 use crate::telemetry::Metrics;
 
 const REQUEST_ID: &str = "x-request-id";
+
+/// The largest body of a route that says nothing else, in bytes.
+const BODY_BYTES: usize = 1 << 20;
+
+/// Looks at the head of a request before anything of its body is read.
+type Gate = dyn Fn(&Parts) -> Result<(), Problem> + Send + Sync;
+
+/// The largest body of a route.
+#[derive(Debug, Clone, Copy)]
+pub struct BodyLimit {
+    /// The route's template.
+    pub route: &'static str,
+    /// In bytes.
+    pub bytes: usize,
+    /// What the body is called in the refusal: `message`.
+    pub what: &'static str,
+}
 
 /// What a listener puts around its routes.
 #[derive(Clone)]
 pub struct Edge {
     metrics: Metrics,
     in_hand: Arc<Semaphore>,
-    body_deadline: Duration,
+    intake: Intake,
+    form: Form,
+    bodies: Arc<[BodyLimit]>,
+    gate: Arc<Gate>,
 }
 
 impl Edge {
-    /// At most `max_in_flight` requests in hand; more are answered 503 at once.
-    pub fn new(metrics: Metrics, max_in_flight: usize, body_deadline: Duration) -> Self {
+    /// At most `max_in_flight` requests in hand; more are answered 503 at once. Bodies hold up to 1 MiB each.
+    pub fn new(metrics: Metrics, max_in_flight: usize, intake: Intake) -> Self {
         Self {
             metrics,
             in_hand: Arc::new(Semaphore::new(max_in_flight)),
-            body_deadline,
+            intake,
+            form: Form::Text,
+            bodies: Arc::new([]),
+            gate: Arc::new(|_| Ok(())),
         }
+    }
+
+    /// Problems are worded like this, for clients that do not say what they accept.
+    #[must_use]
+    pub fn form(mut self, form: Form) -> Self {
+        self.form = form;
+        self
+    }
+
+    /// These routes have limits of their own.
+    #[must_use]
+    pub fn bodies(mut self, limits: &[BodyLimit]) -> Self {
+        self.bodies = limits.into();
+        self
+    }
+
+    /// Refuses requests by their head, before anything of the body is read.
+    #[must_use]
+    pub fn gate(
+        mut self,
+        gate: impl Fn(&Parts) -> Result<(), Problem> + Send + Sync + 'static,
+    ) -> Self {
+        self.gate = Arc::new(gate);
+        self
+    }
+
+    async fn serve(&self, route: Option<&str>, request: Request, next: Next) -> Response {
+        let (head, body) = request.into_parts();
+        let has_body = !body.is_end_stream();
+        let refused = match route {
+            None => Err(Problem::new(StatusCode::NOT_FOUND, "not found")),
+            Some(_) => one_host(&head).and_then(|()| (self.gate)(&head)),
+        };
+        if let Err(problem) = refused {
+            return answer_early(problem, has_body);
+        }
+        let limit = self.limit(route.unwrap_or_default());
+        let (bytes, charge) = match self.intake.read(body, limit.bytes).await {
+            Ok(read) => read,
+            Err(failure) => return answer_early(unread(failure, limit.what), true),
+        };
+        let Ok(_permit) = self.in_hand.try_acquire() else {
+            let busy = "too many requests in hand, try again";
+            return Problem::new(StatusCode::SERVICE_UNAVAILABLE, busy)
+                .retry_after(1)
+                .into_response();
+        };
+        let response = next.run(Request::from_parts(head, Body::from(bytes))).await;
+        match charge {
+            Some(charge) => response.map(|body| body::charged(body, charge)),
+            None => response,
+        }
+    }
+
+    fn limit(&self, route: &str) -> BodyLimit {
+        let known = self.bodies.iter().find(|limit| limit.route == route);
+        known.copied().unwrap_or(BodyLimit {
+            route: "",
+            bytes: BODY_BYTES,
+            what: "body",
+        })
     }
 }
 
 /// Puts the edge around the routes.
 pub fn wrap(router: Router, edge: Edge) -> Router {
     router
-        .fallback(|| async { plain(StatusCode::NOT_FOUND, "not found") })
         .method_not_allowed_fallback(|| async {
-            plain(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
         })
+        // The edge has bounded the body already.
+        .layer(DefaultBodyLimit::disable())
         .layer(from_fn_with_state(edge, pass))
 }
 
-async fn pass(State(edge): State<Edge>, mut request: Request, next: Next) -> Response {
+async fn pass(State(edge): State<Edge>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = request_id(&request);
-    let method = request.method().clone();
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let form = edge.form.accepted(request.headers());
     // The template, never the path itself: labels come from the program only.
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or("unmatched".to_owned(), |path| path.as_str().to_owned());
-    request
-        .extensions_mut()
-        .insert(Deadline(edge.body_deadline));
-    let span = info_span!("request", id = id.to_str().unwrap_or_default(), %method, route);
-    let mut response = match edge.in_hand.try_acquire() {
-        Ok(_permit) => {
-            let handled = AssertUnwindSafe(next.run(request))
-                .catch_unwind()
-                .instrument(span.clone())
-                .await;
-            handled.unwrap_or_else(|_| {
-                span.in_scope(|| error!("a handler panicked"));
-                plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
-            })
-        }
-        Err(_) => {
-            let mut busy = plain(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too many requests in hand, try again",
-            );
-            busy.headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-            busy
-        }
-    };
+    let matched = request.extensions().get::<MatchedPath>().cloned();
+    let route = matched.as_ref().map(MatchedPath::as_str);
+    let label = route.unwrap_or("unmatched");
+    let name = id.to_str().unwrap_or_default();
+    let span = info_span!("request", id = name, %method, route = label);
+    let handled = AssertUnwindSafe(edge.serve(route, request, next))
+        .catch_unwind()
+        .instrument(span.clone())
+        .await;
+    let mut response = handled.unwrap_or_else(|_| {
+        span.in_scope(|| error!("a handler panicked"));
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error").into_response()
+    });
+    if let Some(problem) = problem(form, &mut response).await {
+        problem.write(form, uri.path(), name, &mut response);
+    }
     span.in_scope(
         || debug!(status = response.status().as_u16(), elapsed = ?began.elapsed(), "answered"),
     );
     edge.metrics.http_request(
-        &route,
+        label,
         method.as_str(),
         response.status().as_u16(),
         began.elapsed(),
     );
     response.headers_mut().insert(REQUEST_ID, id);
     response
+}
+
+/// The problem in a response, also that of an extractor of axum, which is a text.
+async fn problem(form: Form, response: &mut Response) -> Option<Problem> {
+    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+        return Some(problem);
+    }
+    if form == Form::Text || !response.status().is_client_error() {
+        return None;
+    }
+    let text = std::mem::take(response.body_mut()).collect().await.ok()?;
+    let text = String::from_utf8_lossy(&text.to_bytes()).trim().to_owned();
+    Some(Problem::new(response.status(), text))
+}
+
+/// An answer before the body was read: what is left of the body can not be told from a next request, so the connection ends.
+fn answer_early(problem: Problem, has_body: bool) -> Response {
+    let mut response = problem.into_response();
+    if has_body {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    response
+}
+
+fn unread(failure: Failure, what: &str) -> Problem {
+    match failure {
+        Failure::TooLarge(limit) => Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("{what} is over the limit of {limit} bytes"),
+        ),
+        Failure::TooSlow => Problem::new(StatusCode::REQUEST_TIMEOUT, "body took too long"),
+        Failure::NoRoom => {
+            let full = "too many bytes of bodies in hand, try again";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, full).retry_after(1)
+        }
+        Failure::Broken => Problem::new(StatusCode::BAD_REQUEST, "failed to read body"),
+    }
+}
+
+/// RFC 9112, section 3.2: HTTP/1.1 names the host exactly once.
+fn one_host(head: &Parts) -> Result<(), Problem> {
+    let count = head.headers.get_all(header::HOST).iter().take(2).count();
+    if count == 1 || count == 0 && head.version < Version::HTTP_11 {
+        return Ok(());
+    }
+    let reason = "a request names its `Host` exactly once";
+    Err(Problem::new(StatusCode::BAD_REQUEST, reason))
 }
 
 /// The client's id when it is usable, a fresh one otherwise.

@@ -1,10 +1,13 @@
 //! The HTTP edge: an accept loop with deadlines, limits before work, errors with the caller's half of the story.
 
 pub mod body;
+mod connection;
+pub mod descriptors;
 pub mod error;
 mod middleware;
 mod server;
 pub mod tls;
 
-pub use middleware::{Edge, wrap};
-pub use server::{Limits, serve};
+pub use body::Intake;
+pub use middleware::{BodyLimit, Edge, wrap};
+pub use server::{Limits, Patience, serve};

@@ -1,40 +1,54 @@
-//! The accept loop: axum's own server sets no deadline for the head of a request and no bound on connections.
+//! The accept loop: axum's own server sets no deadlines and no bound on connections.
 
-use std::sync::Arc;
+use std::convert::Infallible;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use towpath_core::Result;
 use tracing::{debug, warn};
 
+use super::connection::{self, Pace, Paced};
 use crate::supervisor::Stop;
+use crate::telemetry::RefusedConnections;
 
-/// What a connection may cost.
+pub use super::connection::Patience;
+
+/// What connections may cost.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Open connections; further ones wait in the backlog of the operating system.
+    /// Open connections; further ones are answered 503 and closed.
     pub connections: usize,
-    /// From the start of waiting for a request to the end of its head; also how long a kept connection may idle.
-    pub head: Duration,
+    /// How long each phase of a connection may last.
+    pub patience: Patience,
+    /// How much of the grace period is kept for what stops later.
+    pub reserve: Duration,
 }
 
-/// Largest head of a request in bytes, and its most headers.
+/// Largest head of a request in bytes; hyper bounds the number of its headers at 100.
 const HEAD_BYTES: usize = 16 * 1024;
-const HEADERS: usize = 100;
 
-/// How long to leave the listener alone when the process has no more descriptors.
-const EXHAUSTED: Duration = Duration::from_millis(50);
+/// How long to leave the listener alone when the process has no more descriptors; doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// What is kept of the grace period for what comes after the listeners.
-const MARGIN: Duration = Duration::from_secs(5);
+/// Failing accepts are logged once in this time; the metric counts them all.
+const QUIET: Duration = Duration::from_secs(60);
 
-/// Serves until the stop is requested, then finishes what is in hand.
+/// What a connection over the limit reads, if it reads.
+const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 32\r\n\r\ntoo many connections, try again\n";
+
+/// Serves until the stop is requested, then takes no more connections and finishes the requests in hand.
+///
+/// When it returns every connection has ended: by itself, or cut off and counted so.
 ///
 /// # Errors
 /// None so far: a failing `accept` is tried again, because the next one may work.
@@ -42,60 +56,126 @@ pub async fn serve(
     listener: &TcpListener,
     router: Router,
     limits: Limits,
+    refused: &RefusedConnections,
     stop: &Stop,
 ) -> Result<()> {
     let mut builder = http1::Builder::new();
+    // A client that has ended its side still reads the answer.
     builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.head)
+        .header_read_timeout(None)
         .max_buf_size(HEAD_BYTES)
-        .max_headers(HEADERS)
-        .half_close(false);
-    let connections = Arc::new(Semaphore::new(limits.connections));
+        .half_close(true);
     let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
+    let mut failures = Failures::default();
     loop {
         let accepted = tokio::select! {
-            accepted = accept(listener, &connections) => accepted,
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
             () = stop.requested() => break,
         };
-        let (stream, permit) = match accepted {
-            Ok(accepted) => accepted,
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            // That client has gone; the next one may be waiting.
+            Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
             Err(error) => {
-                warn!(%error, "accepting a connection failed");
-                tokio::time::sleep(EXHAUSTED).await;
-                continue;
+                refused.failed.inc();
+                tokio::select! {
+                    () = tokio::time::sleep(failures.pause(&error)) => continue,
+                    () = stop.requested() => break,
+                }
             }
         };
+        failures.pause = None;
+        while connections.try_join_next().is_some() {}
+        if connections.len() >= limits.connections {
+            refused.over_limit.inc();
+            // Best effort, and never waits; closing says the same.
+            stream.try_write(REFUSAL).ok();
+            continue;
+        }
         stop.account.add("connections", 1);
-        // Small answers must not wait for more to come.
-        stream.set_nodelay(true).ok();
-        let service = TowerToHyperService::new(router.clone());
-        let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
-        // Ends with its connection, watched by `graceful`.
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!(%error, "connection ended");
+        let pace = Pace::new(limits.patience);
+        let connection = converse(&builder, stream, router.clone(), pace.clone());
+        let connection = graceful.watch(connection);
+        connections.spawn(async move {
+            match connection::run(connection, &pace).await {
+                Some(Ok(())) => {}
+                Some(Err(error)) => debug!(%error, "connection ended"),
+                None => debug!("connection ended at its deadline"),
             }
-            drop(permit);
         });
     }
+    // The listener itself lives as long as its task may be started again; a new client should hear at once that nobody comes.
+    rustix::net::shutdown(listener, rustix::net::Shutdown::Read).ok();
+    let finished = async {
+        graceful.shutdown().await;
+        while connections.join_next().await.is_some() {}
+    };
     tokio::select! {
-        () = graceful.shutdown() => {}
-        () = stop.nearly_over(MARGIN) => {
-            stop.account.add("connections cut", (limits.connections - connections.available_permits()) as u64);
-        }
+        () = finished => {}
+        () = stop.nearly_over(limits.reserve) => {}
     }
+    while connections.try_join_next().is_some() {}
+    stop.account
+        .add("connections cut", connections.len() as u64);
+    connections.shutdown().await;
     Ok(())
 }
 
-async fn accept(
-    listener: &TcpListener,
-    connections: &Arc<Semaphore>,
-) -> std::io::Result<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = Arc::clone(connections)
-        .acquire_owned()
-        .await
-        .map_err(std::io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
+type Conversation<S> = http1::Connection<TokioIo<Paced>, S>;
+
+fn converse(
+    builder: &http1::Builder,
+    stream: TcpStream,
+    router: Router,
+    pace: Pace,
+) -> Conversation<
+    impl hyper::service::HttpService<
+        hyper::body::Incoming,
+        ResBody = axum::body::Body,
+        Error = Infallible,
+        Future: Send,
+    > + Send
+    + use<>,
+> {
+    // Small answers must not wait for more to come.
+    stream.set_nodelay(true).ok();
+    let router = TowerToHyperService::new(router);
+    let io = TokioIo::new(Paced {
+        stream,
+        pace: pace.clone(),
+    });
+    let service = service_fn(move |request| {
+        pace.requested();
+        let (answer, pace) = (router.call(request), pace.clone());
+        async move {
+            let answer = answer.await?;
+            pace.answered(answer.headers());
+            Ok(answer)
+        }
+    });
+    builder.serve_connection(io, service)
+}
+
+/// Accepts that failed, one after the other.
+#[derive(Default)]
+struct Failures {
+    pause: Option<Duration>,
+    logged: Option<Instant>,
+}
+
+impl Failures {
+    /// How long to wait before the next accept; logs now and then.
+    fn pause(&mut self, error: &std::io::Error) -> Duration {
+        if self.logged.is_none_or(|at| at.elapsed() > QUIET) {
+            self.logged = Some(Instant::now());
+            warn!(%error, "connections cannot be accepted; trying again, and counting in `towpath_http_connections_refused_total`");
+        }
+        let pause = self
+            .pause
+            .map_or(FIRST_PAUSE, |pause| (pause * 2).min(LONGEST_PAUSE));
+        self.pause = Some(pause);
+        pause
+    }
 }

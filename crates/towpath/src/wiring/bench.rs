@@ -11,7 +11,7 @@ use towpath_core::{Error, QueueName, Result};
 
 use super::open;
 use crate::apps::ingest::{Enqueue, Limits, router};
-use crate::http::{self, Edge};
+use crate::http::{self, Edge, Intake, Patience, descriptors};
 use crate::supervisor::Stop;
 use crate::telemetry::Metrics;
 
@@ -44,17 +44,26 @@ pub async fn ingest_api_for_bench(url: &str) -> Result<BenchApi> {
         QueueName::new("bench")?,
         limits,
     );
-    let edge = Edge::new(Metrics::new(), 100_000, http::body::DEADLINE);
-    let router = http::wrap(router(enqueue, backend.clone()), edge);
+    let (metrics, minute) = (Metrics::new(), Duration::from_secs(60));
+    let edge = Edge::new(metrics.clone(), 100_000, Intake::new(minute, 1 << 30));
+    let router = router(enqueue, backend.clone(), edge);
     let stop = CancellationToken::new();
     let stopping = Stop::when(stop.clone());
     let limits = http::Limits {
-        connections: 20_000,
-        head: Duration::from_secs(10),
+        connections: descriptors::raise(),
+        patience: Patience {
+            head: minute,
+            idle: minute,
+            write: minute,
+        },
+        reserve: Duration::ZERO,
     };
+    let refused = metrics.refused_connections("bench");
     // Ends with the measurement, awaited in `stop`.
     let serving =
-        tokio::spawn(async move { http::serve(&listener, router, limits, &stopping).await });
+        tokio::spawn(
+            async move { http::serve(&listener, router, limits, &refused, &stopping).await },
+        );
     Ok(BenchApi {
         address,
         backend,

@@ -10,6 +10,7 @@ use towpath_core::{Clock, ConsumerId, QueueName, Result};
 
 use crate::apps::ingest::{Enqueue, Limits, router};
 use crate::config::{Config, Secret, SinkKind};
+use crate::http::Edge;
 use crate::inlet::QueueInlet;
 use crate::pump::Pump;
 use crate::sink::{CommandSink, FileSink, LineSink, WebhookSink};
@@ -20,7 +21,7 @@ use crate::telemetry::{Health, Metrics, PumpMetrics};
 const WORKER: &str = "ingest.worker";
 
 /// The routes of `ingest.api`.
-pub(super) fn api(config: &Config, backend: &Backend) -> Result<Router> {
+pub(super) fn api(config: &Config, backend: &Backend, edge: Edge) -> Result<Router> {
     let limits = Limits {
         message_bytes: config.max_body,
         batch_bytes: config.max_batch_body,
@@ -29,6 +30,7 @@ pub(super) fn api(config: &Config, backend: &Backend) -> Result<Router> {
     Ok(router(
         Enqueue::new(queue, QueueName::new(&config.queue)?, limits),
         backend.clone(),
+        edge,
     ))
 }
 

@@ -7,14 +7,21 @@ use axum::Router;
 use tokio::net::TcpListener;
 use towpath_core::backend::Backend;
 use towpath_core::{Error, QueueName, Result};
+use tracing::warn;
 
 use super::backends::clock;
 use super::{Role, demo, ingest};
 use crate::admin;
 use crate::config::Config;
-use crate::http::{self, Edge};
+use crate::http::{self, Edge, Intake, descriptors};
 use crate::supervisor::{OnFailure, Report, Stage, Supervisor};
 use crate::telemetry::{Health, Metrics};
+
+/// Open connections of the admin interface: operators, a scraper, probes.
+const ADMIN_CONNECTIONS: usize = 128;
+
+/// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
 
 /// A process that is up.
 pub struct Started {
@@ -33,6 +40,8 @@ pub struct Started {
 /// # Errors
 /// `Unavailable` when the backend cannot be opened or a port is taken; `Invalid` for what only the backend could find wrong.
 pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<Started> {
+    // Before anything that opens files.
+    let max_connections = max_connections(config);
     let clock = clock();
     let backend =
         towpath_backends::open(config.ingest_backend.expose(), Arc::clone(&clock)).await?;
@@ -41,23 +50,22 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     let mut supervisor = Supervisor::new(config.drain);
     let token = admin::token(&config.data_dir)?;
     let admin_listener = bind("server.admin", &config.admin).await?;
-    let edge = Edge::new(metrics.clone(), config.max_in_flight, config.body_timeout);
-    // A bound of its own, so that a busy public interface never makes a probe fail.
-    let admin_edge = Edge::new(metrics.clone(), config.max_in_flight, config.body_timeout);
-    let admin = admin::router(admin::Admin::new(
-        backend.clone(),
-        token,
-        health.clone(),
-        metrics.clone(),
-    ));
-    let admin = listen(
-        admin_listener,
-        http::wrap(admin, admin_edge),
-        Stage::Observe,
-        "admin",
-        config,
-        &mut supervisor,
-    )?;
+    // Each listener has bounds of its own, so that a busy public interface never makes a probe fail.
+    let edge = || {
+        let intake = Intake::new(config.body_timeout, config.max_body_memory);
+        Edge::new(metrics.clone(), config.max_in_flight, intake)
+    };
+    let admin = admin::router(
+        admin::Admin::new(backend.clone(), token, health.clone(), metrics.clone()),
+        edge(),
+    );
+    let admin = Listener {
+        name: "admin",
+        stage: Stage::Observe,
+        socket: admin_listener,
+        connections: max_connections.min(ADMIN_CONNECTIONS),
+    }
+    .start(admin, config, &metrics, &mut supervisor)?;
 
     let queue = backend.require_queue("ingest")?;
     queue
@@ -69,16 +77,14 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     }
     let mut public = None;
     if roles.contains(&Role::IngestApi) {
-        let listener = bind("server.listen", &config.listen).await?;
-        let router = http::wrap(ingest::api(config, &backend)?, edge);
-        public = Some(listen(
-            listener,
-            router,
-            Stage::Accept,
-            "ingest.api",
-            config,
-            &mut supervisor,
-        )?);
+        let listener = Listener {
+            name: "ingest.api",
+            stage: Stage::Accept,
+            socket: bind("server.listen", &config.listen).await?,
+            connections: max_connections,
+        };
+        let router = ingest::api(config, &backend, edge())?;
+        public = Some(listener.start(router, config, &metrics, &mut supervisor)?);
     }
     if with_demo {
         let name = QueueName::new(&config.queue)?;
@@ -142,33 +148,68 @@ async fn bind(key: &str, address: &str) -> Result<TcpListener> {
     } else {
         address.to_owned()
     };
-    TcpListener::bind(&full).await.map_err(|error| {
+    let listener = TcpListener::bind(&full).await.map_err(|error| {
         Error::unavailable(format!(
             "`{key}` cannot listen on {full}; choose another address"
         ))
         .with_source(error)
-    })
+    })?;
+    // Best effort: with the shorter default a burst of clients waits a second for their next try.
+    rustix::net::listen(&listener, BACKLOG).ok();
+    Ok(listener)
 }
 
-fn listen(
-    listener: TcpListener,
-    router: Router,
+/// The configured number, or what the system allows.
+fn max_connections(config: &Config) -> usize {
+    let most = descriptors::raise();
+    if most < config.max_connections {
+        warn!(
+            configured = config.max_connections,
+            most,
+            "the limit of open files allows fewer connections than `server.max_connections`; raise it (`ulimit -n`)"
+        );
+    }
+    most.min(config.max_connections)
+}
+
+/// A bound socket, and what becomes of it.
+struct Listener {
+    name: &'static str,
     stage: Stage,
-    name: &str,
-    config: &Config,
-    supervisor: &mut Supervisor,
-) -> Result<SocketAddr> {
-    let address = listener
-        .local_addr()
-        .map_err(|error| Error::unavailable("a listener has no address").with_source(error))?;
-    let limits = http::Limits {
-        connections: config.max_connections,
-        head: config.header_timeout,
-    };
-    let listener = Arc::new(listener);
-    supervisor.start(name, stage, OnFailure::Restart, move |stop| {
-        let (listener, router) = (Arc::clone(&listener), router.clone());
-        async move { http::serve(&listener, router, limits, &stop).await }
-    });
-    Ok(address)
+    socket: TcpListener,
+    connections: usize,
+}
+
+impl Listener {
+    /// Serves these routes on it. Returns its address.
+    fn start(
+        self,
+        router: Router,
+        config: &Config,
+        metrics: &Metrics,
+        supervisor: &mut Supervisor,
+    ) -> Result<SocketAddr> {
+        let address = self
+            .socket
+            .local_addr()
+            .map_err(|error| Error::unavailable("a listener has no address").with_source(error))?;
+        let limits = http::Limits {
+            connections: self.connections,
+            patience: http::Patience {
+                head: config.header_timeout,
+                idle: config.idle_timeout,
+                write: config.write_timeout,
+            },
+            reserve: config.drain / 5,
+        };
+        let (socket, refused) = (
+            Arc::new(self.socket),
+            metrics.refused_connections(self.name),
+        );
+        supervisor.start(self.name, self.stage, OnFailure::Restart, move |stop| {
+            let (socket, router, refused) = (Arc::clone(&socket), router.clone(), refused.clone());
+            async move { http::serve(&socket, router, limits, &refused, &stop).await }
+        });
+        Ok(address)
+    }
 }

@@ -1,7 +1,7 @@
 //! A small blocking HTTP/1.1 client, written from the standard and not from our server.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -97,6 +97,30 @@ impl Client {
         }
         Ok(answer)
     }
+}
+
+/// Sends these bytes, and gives everything that is answered until the server ends the connection.
+pub(crate) fn raw(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut stream = connect(address);
+    stream.write_all(bytes).unwrap();
+    to_end(&mut stream)
+}
+
+pub(crate) fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    stream
+}
+
+/// What comes until the end; a reset is an end, and silence for half a minute is a failure.
+pub(crate) fn to_end(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    if let Err(error) = stream.read_to_end(&mut answer) {
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    }
+    String::from_utf8_lossy(&answer).into_owned()
 }
 
 /// Reads one answer: a status line, headers, and a body with a length or in chunks.

@@ -4,16 +4,37 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use crate::process::World;
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit, setrlimit};
+
+use crate::client::{connect, raw, read_answer, to_end};
+use crate::process::{World, wait_until};
+
+/// The head of a post with a body of so many bytes.
+fn post(length: usize) -> Vec<u8> {
+    format!("POST /enqueue HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n").into_bytes()
+}
+
+/// Raises the limit of open files; gives how many there can be.
+fn raise_open_files() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let (current, maximum) = (limit.maximum, limit.maximum);
+    setrlimit(Resource::Nofile, Rlimit { current, maximum }).unwrap();
+    maximum.map_or(usize::MAX, |files| files as usize)
+}
 
 #[test]
 fn trickling_connections_end_at_their_deadline_while_others_are_served() {
+    // Other tests of this process need descriptors as well.
+    let count = 10_000.min(raise_open_files().saturating_sub(1_000));
+    if count < 10_000 {
+        eprintln!("{count} instead of 10000 connections: the limit of open files allows no more");
+    }
     let mut world = World::new();
     world
-        .set("TOWPATH_SERVER__HEADER_TIMEOUT", "2s")
-        .set("TOWPATH_SERVER__BODY_TIMEOUT", "2s");
+        .set("TOWPATH_SERVER__MAX_CONNECTIONS", 12_000)
+        .set("TOWPATH_SERVER__HEADER_TIMEOUT", "3s")
+        .set("TOWPATH_SERVER__BODY_TIMEOUT", "3s");
     let _running = world.up();
-    let count = crate::process::seeds(1).clamp(1, 4) as usize * 500;
     let mut slow: Vec<TcpStream> = (0..count)
         .map(|number| {
             let mut stream = TcpStream::connect(world.http).unwrap();
@@ -27,7 +48,7 @@ fn trickling_connections_end_at_their_deadline_while_others_are_served() {
         })
         .collect();
     let (began, mut client, mut served) = (Instant::now(), world.client(), 0);
-    while began.elapsed() < Duration::from_secs(3) {
+    while began.elapsed() < Duration::from_secs(4) {
         assert_eq!(client.post("/enqueue", &[], b"quick").status, 200);
         served += 1;
     }
@@ -93,4 +114,171 @@ fn garbage_gets_an_error_and_the_process_lives() {
             .unwrap_or(0),
         0
     );
+}
+
+#[test]
+fn slow_bodies_take_no_place_from_complete_requests() {
+    let mut world = World::new();
+    world.set("TOWPATH_SERVER__MAX_IN_FLIGHT", 4);
+    let _running = world.up();
+    let slow: Vec<TcpStream> = (0..16)
+        .map(|_| {
+            let mut stream = connect(world.http);
+            stream.write_all(&[&post(10)[..], b"ab"].concat()).unwrap();
+            stream
+        })
+        .collect();
+    let mut client = world.client();
+    for _ in 0..20 {
+        let answer = client.post("/enqueue", &[], b"quick");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    drop(slow);
+}
+
+#[test]
+fn a_body_that_does_not_move_is_given_up_long_before_its_deadline() {
+    let world = World::new();
+    let _running = world.up();
+    let mut stream = connect(world.http);
+    stream.write_all(&[&post(10)[..], b"ab"].concat()).unwrap();
+    let began = Instant::now();
+    let answer = to_end(&mut stream);
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    assert!(answer.ends_with("\r\n\r\nbody took too long\n"), "{answer}");
+    assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn large_bodies_share_their_memory_and_small_ones_always_fit() {
+    let mut world = World::new();
+    world
+        .set("TOWPATH_SERVER__MAX_BODY_MEMORY", "1MiB")
+        .set("TOWPATH_INGEST__MAX_BATCH_BODY", "1MiB");
+    let _running = world.up();
+    let body = "x".repeat(1 << 20);
+    let mut slow = connect(world.http);
+    slow.write_all(&post(body.len())).unwrap();
+    slow.write_all(&body.as_bytes()[..900_000]).unwrap();
+    let mut sent = 900_000;
+    let mut client = world.client();
+    wait_until("the memory to be full", Duration::from_secs(20), || {
+        // It has to move, or it is given up.
+        slow.write_all(&[b'x'; 1024]).unwrap();
+        sent += 1024;
+        std::thread::sleep(Duration::from_millis(200));
+        let answer = client.post("/enqueue", &[], &body.as_bytes()[..200_000]);
+        if answer.status == 503 {
+            assert_eq!(answer.headers["retry-after"], "1");
+            assert_eq!(answer.headers["connection"], "close");
+        }
+        answer.status == 503
+    });
+    assert_eq!(client.post("/enqueue", &[], b"small").status, 200);
+    slow.write_all(&body.as_bytes()[sent..]).unwrap();
+    let answer = read_answer(&mut std::io::BufReader::new(slow), false).unwrap();
+    assert_eq!(answer.status, 200);
+    wait_until("room again", Duration::from_secs(10), || {
+        client.post("/enqueue", &[], body.as_bytes()).status == 200
+    });
+}
+
+#[test]
+fn a_client_that_does_not_read_its_answer_is_let_go() {
+    let mut world = World::new();
+    world
+        .set("TOWPATH_INGEST__MAX_BODY", "16MiB")
+        .set("TOWPATH_SERVER__WRITE_TIMEOUT", "1s");
+    let _running = world.up();
+    let body = vec![b'x'; 16 << 20];
+    let mut stream = connect(world.http);
+    stream.write_all(&post(body.len())).unwrap();
+    stream.write_all(&body).unwrap();
+    wait_until("the connection to end", Duration::from_secs(20), || {
+        stream.write(b"x").is_err()
+    });
+    assert!(to_end(&mut stream).len() < body.len());
+}
+
+#[test]
+fn a_kept_connection_may_idle_longer_than_a_head_may_take() {
+    let mut world = World::new();
+    world
+        .set("TOWPATH_SERVER__HEADER_TIMEOUT", "500ms")
+        .set("TOWPATH_SERVER__IDLE_TIMEOUT", "3s");
+    let _running = world.up();
+    let mut stream = connect(world.http);
+    let request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+    for pause in [0, 1500] {
+        std::thread::sleep(Duration::from_millis(pause));
+        stream.write_all(request).unwrap();
+        let mut answer = [0; 1000];
+        let length = stream.read(&mut answer).unwrap();
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200"), "{pause} ms");
+    }
+    let began = Instant::now();
+    assert_eq!(to_end(&mut stream), "");
+    assert!((2..10).contains(&began.elapsed().as_secs()), "{began:?}");
+
+    // The next head on a kept connection has the deadline of a head again.
+    let mut stream = connect(world.http);
+    stream.write_all(request).unwrap();
+    stream.read_exact(&mut [0; 20]).unwrap();
+    stream.write_all(b"GET /hea").unwrap();
+    let began = Instant::now();
+    to_end(&mut stream);
+    assert!(began.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn connections_over_the_limit_are_told_so_and_counted() {
+    let mut world = World::new();
+    world.limit_open_files(300);
+    let running = world.up();
+    assert!(running.log().contains("raise it (`ulimit -n`)"));
+    let held: Vec<TcpStream> = (0..150).map(|_| connect(world.http)).collect();
+    wait_until("the limit", Duration::from_secs(5), || {
+        let answer = raw(world.http, b"");
+        answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("too many connections, try again\n")
+    });
+    let refused =
+        "towpath_http_connections_refused_total{listener=\"ingest.api\",reason=\"limit\"}";
+    assert!(world.metric(refused) >= 1.0);
+    drop(held);
+    wait_until("room", Duration::from_secs(5), || {
+        let answer = world.client().send("POST", "/enqueue", &[], b"again");
+        answer.is_ok_and(|answer| answer.status == 200)
+    });
+}
+
+#[test]
+fn running_out_of_descriptors_is_counted_and_passes() {
+    let world = World::new();
+    let running = world.up();
+    let used = world.metric("process_open_fds") as u64;
+    let process = rustix::process::Pid::from_raw(running.id().cast_signed());
+    let few = Rlimit {
+        current: Some(used + 8),
+        maximum: getrlimit(Resource::Nofile).maximum,
+    };
+    let mut scraper = world.admin_client();
+    assert_eq!(scraper.get("/livez").status, 200);
+    let usual = prlimit(process, Resource::Nofile, few).unwrap();
+    let crowd: Vec<TcpStream> = (0..30).map(|_| connect(world.http)).collect();
+    std::thread::sleep(Duration::from_secs(1));
+    let failed =
+        "towpath_http_connections_refused_total{listener=\"ingest.api\",reason=\"failed\"} ";
+    let metrics = scraper.get("/metrics").text();
+    let count = metrics.lines().find_map(|line| line.strip_prefix(failed));
+    assert!(count.unwrap().parse::<u64>().unwrap() >= 3, "{metrics}");
+    let log = running.log();
+    assert_eq!(
+        log.matches("connections cannot be accepted").count(),
+        1,
+        "{log}"
+    );
+    prlimit(process, Resource::Nofile, usual).unwrap();
+    drop(crowd);
+    assert_eq!(world.client().post("/enqueue", &[], b"again").status, 200);
 }

@@ -12,6 +12,7 @@
     reason = "the test runner shows what a failed test said"
 )]
 
+mod admin;
 mod chaos;
 mod cli;
 mod client;
@@ -19,6 +20,7 @@ mod disk;
 mod ingest;
 mod limits;
 mod process;
+mod protocol;
 mod readme;
 mod shutdown;
 mod startup;

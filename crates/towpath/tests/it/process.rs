@@ -20,6 +20,7 @@ pub(crate) struct World {
     env: Vec<(String, String)>,
     /// Where processes leave what is only of this user and this moment.
     pub(crate) runtime: tempfile::TempDir,
+    open_files: Option<u32>,
     _temporary: Option<tempfile::TempDir>,
 }
 
@@ -46,6 +47,7 @@ impl World {
             admin,
             env: Vec::new(),
             runtime: tempfile::tempdir().unwrap(),
+            open_files: None,
             _temporary: None,
         }
     }
@@ -53,6 +55,11 @@ impl World {
     pub(crate) fn set(&mut self, name: &str, value: impl ToString) -> &mut Self {
         self.env.push((name.to_owned(), value.to_string()));
         self
+    }
+
+    /// Its processes may open so many files.
+    pub(crate) fn limit_open_files(&mut self, count: u32) {
+        self.open_files = Some(count);
     }
 
     pub(crate) fn data(&self) -> PathBuf {
@@ -65,7 +72,15 @@ impl World {
 
     /// A command of the binary with this world's settings and nothing of the surrounding environment.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(BINARY);
+        let mut command = match self.open_files {
+            None => Command::new(BINARY),
+            Some(count) => {
+                let mut shell = Command::new("sh");
+                let script = format!("ulimit -n {count} && exec \"$0\" \"$@\"");
+                shell.args(["-c", &script, BINARY]);
+                shell
+            }
+        };
         command
             .args(args)
             .current_dir(&self.folder)
@@ -138,6 +153,21 @@ impl World {
 
     pub(crate) fn admin_client(&self) -> Client {
         Client::new(self.admin)
+    }
+
+    /// The header that the admin API wants.
+    pub(crate) fn bearer(&self) -> String {
+        let token = fs::read_to_string(self.data().join("admin.token")).unwrap();
+        format!("Bearer {}", token.trim())
+    }
+
+    /// The value of a metric, its labels included in the name; 0 when it is not there.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let text = self.admin_client().get("/metrics").text();
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().unwrap())
     }
 
     /// The lines of the output file; every one must be whole.

@@ -1,11 +1,13 @@
 //! SIGTERM under full load: nothing lost, nothing charged, and the printed account is true.
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::process::World;
+use crate::client::{connect, to_end};
+use crate::process::{World, wait_until};
 
 #[test]
 fn a_stop_under_load_loses_nothing_and_charges_no_attempt() {
@@ -93,4 +95,51 @@ fn a_second_signal_ends_it_at_once() {
     let (status, log) = running.wait();
     assert!(began.elapsed() < Duration::from_secs(3), "{log}");
     assert_eq!(status.code(), Some(1), "{log}");
+}
+
+#[test]
+fn a_stop_waits_for_no_client_beyond_its_grace_and_says_whom_it_cut() {
+    let mut world = World::new();
+    world
+        .set("TOWPATH_SERVER__DRAIN", "5s")
+        .set("TOWPATH_INGEST__MAX_BODY", "16MiB");
+    let running = world.up();
+    let open = |bytes: &[u8]| {
+        let mut stream = connect(world.http);
+        stream.write_all(bytes).unwrap();
+        stream
+    };
+    let request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+    // Between requests: nothing to wait for.
+    let mut silent = open(b"");
+    let mut idle = open(request);
+    assert_eq!(idle.read(&mut [0; 1000]).unwrap_or(0).min(1), 1);
+    // Inside of one: waited for, then cut.
+    let _head = open(b"GET /heal");
+    let _unread = open(b"POST /enqueue HTTP/1.1\r\nhost: x\r\ncontent-length: 16777216\r\n\r\n");
+    (&_unread).write_all(&vec![b'x'; 16 << 20]).unwrap();
+    let mut body = open(b"POST /enqueue HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nin time");
+    wait_until("the large message", Duration::from_secs(10), || {
+        world.metric(
+            "towpath_http_requests_total{route=\"/enqueue\",method=\"POST\",status=\"200\"}",
+        ) == 1.0
+    });
+
+    running.signal("-TERM");
+    assert_eq!(to_end(&mut silent), "");
+    assert_eq!(to_end(&mut idle), "");
+    wait_until(
+        "new connections to be refused",
+        Duration::from_secs(2),
+        || std::net::TcpStream::connect(world.http).is_err(),
+    );
+    body.write_all(b" !").unwrap();
+    let answer = to_end(&mut body);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
+    let began = std::time::Instant::now();
+    let (status, log) = running.wait();
+    assert!(began.elapsed() < Duration::from_secs(8), "{log}");
+    assert!(status.success(), "{log}");
+    assert!(log.contains("connections cut=2"), "{log}");
 }

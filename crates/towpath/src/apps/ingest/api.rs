@@ -3,12 +3,10 @@
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
-use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use towpath_core::backend::Backend;
@@ -18,9 +16,12 @@ use tracing::{debug, warn};
 
 use super::enqueue::{Context, Enqueue};
 use super::request::{self, Refusal};
-use crate::http::body;
-use crate::http::error::plain;
+use crate::http::error::{Problem, plain};
+use crate::http::{BodyLimit, Edge, wrap};
 use crate::telemetry::TraceContext;
+
+/// Makes a retry harmless. Source: IETF draft "The Idempotency-Key HTTP Header Field".
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// Says that an answer repeats an earlier one. Source: Stripe's API, the same name.
 const REPLAYED: &str = "idempotency-replayed";
@@ -28,19 +29,35 @@ const REPLAYED: &str = "idempotency-replayed";
 /// How long `/healthz` waits for the backend.
 const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
 
+const ENQUEUE: &str = "/enqueue";
+const BATCH: &str = "/enqueue/batch";
+
 #[derive(Clone)]
 struct Api {
     enqueue: Enqueue,
     backend: Backend,
 }
 
-/// `POST /enqueue`, `POST /enqueue/batch` and `GET /healthz`, for a queue of this backend.
-pub fn router(enqueue: Enqueue, backend: Backend) -> Router {
-    Router::new()
-        .route("/enqueue", post(enqueue_one))
-        .route("/enqueue/batch", post(enqueue_batch))
+/// `POST /enqueue`, `POST /enqueue/batch` and `GET /healthz`, for a queue of this backend, behind the edge.
+pub fn router(enqueue: Enqueue, backend: Backend, edge: Edge) -> Router {
+    let edge = edge.bodies(&[
+        BodyLimit {
+            route: ENQUEUE,
+            bytes: enqueue.limits.message_bytes,
+            what: "message",
+        },
+        BodyLimit {
+            route: BATCH,
+            bytes: enqueue.limits.batch_bytes,
+            what: "batch",
+        },
+    ]);
+    let router = Router::new()
+        .route(ENQUEUE, post(enqueue_one))
+        .route(BATCH, post(enqueue_batch))
         .route("/healthz", get(healthz))
-        .with_state(Api { enqueue, backend })
+        .with_state(Api { enqueue, backend });
+    wrap(router, edge)
 }
 
 #[derive(Serialize)]
@@ -51,13 +68,10 @@ struct Reply<'a> {
     id: MessageId,
 }
 
-async fn enqueue_one(State(api): State<Api>, request: Request) -> Response {
-    let (head, body) = request.into_parts();
-    let limit = api.enqueue.limits.message_bytes;
+async fn enqueue_one(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Response {
     let outcome = async {
-        let body = read(&head, body, limit, "message").await?;
-        let message = request::message(content_type(&head.headers), &body)?;
-        let context = context(&head.headers)?;
+        let message = request::message(content_type(&headers), &body)?;
+        let context = context(&headers)?;
         Ok::<_, Failure>((message.clone(), api.enqueue.one(message, context).await?))
     };
     match outcome.await {
@@ -99,13 +113,11 @@ enum BatchResult {
     },
 }
 
-async fn enqueue_batch(State(api): State<Api>, request: Request) -> Response {
-    let (head, body) = request.into_parts();
+async fn enqueue_batch(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Response {
     let limits = api.enqueue.limits;
     let outcome = async {
-        let body = read(&head, body, limits.batch_bytes, "batch").await?;
         let messages = request::batch(&body, MAX_BATCH, limits.message_bytes)?;
-        let context = context(&head.headers)?;
+        let context = context(&headers)?;
         Ok::<_, Failure>(api.enqueue.many(messages, context).await?)
     };
     match outcome.await {
@@ -176,7 +188,6 @@ impl From<Result<Enqueued>> for BatchResult {
 /// Why a request was not served.
 enum Failure {
     Refused(Refusal),
-    Body(body::Failure, &'static str),
     Queue(Error),
 }
 
@@ -195,40 +206,26 @@ impl From<Error> for Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         match self {
-            Self::Refused(Refusal(reason)) => plain(StatusCode::BAD_REQUEST, reason),
-            Self::Body(body::Failure::TooLarge { limit }, what) => plain(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("{what} is over the limit of {limit} bytes"),
-            ),
-            Self::Body(body::Failure::TooSlow, _) => {
-                plain(StatusCode::REQUEST_TIMEOUT, "body took too long")
+            Self::Refused(Refusal(reason)) => {
+                Problem::new(StatusCode::BAD_REQUEST, reason).into_response()
             }
-            Self::Body(body::Failure::Broken, _) => {
-                plain(StatusCode::BAD_REQUEST, "failed to read body")
-            }
-            Self::Queue(error) => queue_failure(&error),
+            Self::Queue(error) => queue_failure(&error).into_response(),
         }
     }
 }
 
 /// The contract's text for a queue that failed; the cause goes to the log.
-fn queue_failure(error: &Error) -> Response {
+fn queue_failure(error: &Error) -> Problem {
     if let Some(retry_after) = error.retry_after() {
         let seconds = retry_after.as_secs().max(1);
-        let mut response = plain(
-            StatusCode::TOO_MANY_REQUESTS,
-            format!("{}; try again in {seconds} s", innermost(error)),
-        );
-        response
-            .headers_mut()
-            .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        return response;
+        let reason = format!("{}; try again in {seconds} s", innermost(error));
+        return Problem::new(StatusCode::TOO_MANY_REQUESTS, reason).retry_after(seconds);
     }
     if error.kind() == ErrorKind::Invalid {
-        return plain(StatusCode::BAD_REQUEST, innermost(error));
+        return Problem::new(StatusCode::BAD_REQUEST, innermost(error));
     }
     warn!(error = error.chain(), "enqueue failed");
-    plain(StatusCode::SERVICE_UNAVAILABLE, "enqueue failed")
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "enqueue failed")
 }
 
 /// The first cause, which is the sentence meant for the client.
@@ -240,44 +237,22 @@ fn innermost(error: &Error) -> String {
     innermost.to_string()
 }
 
-async fn read(
-    head: &Parts,
-    body: Body,
-    limit: usize,
-    what: &'static str,
-) -> std::result::Result<Bytes, Failure> {
-    let deadline = head
-        .extensions
-        .get::<body::Deadline>()
-        .map_or(body::DEADLINE, |deadline| deadline.0);
-    body::read(body, limit, deadline)
-        .await
-        .map_err(|failure| Failure::Body(failure, what))
-}
-
 fn content_type(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::CONTENT_TYPE)?.to_str().ok()
 }
 
 fn context(headers: &HeaderMap) -> std::result::Result<Context, Refusal> {
-    let text = |name: &str| {
-        headers
-            .get(name)
-            .map(|value| {
-                let text = value
-                    .to_str()
-                    .ok()
-                    .filter(|text| !text.is_empty() && text.len() <= 1000);
-                text.map(str::to_owned).ok_or_else(|| {
-                    Refusal(format!(
-                        "header `{name}` must be 1 to 1,000 visible ASCII characters"
-                    ))
-                })
-            })
-            .transpose()
-    };
+    let key = headers.get(IDEMPOTENCY_KEY).map(|value| {
+        let text = value.to_str().ok();
+        let text = text.filter(|text| (1..=1000).contains(&text.len()));
+        text.map(str::to_owned).ok_or_else(|| {
+            Refusal(format!(
+                "header `{IDEMPOTENCY_KEY}` must be 1 to 1,000 visible ASCII characters"
+            ))
+        })
+    });
     Ok(Context {
-        idempotency_key: text("idempotency-key")?,
+        idempotency_key: key.transpose()?,
         trace: TraceContext::from_headers(headers),
     })
 }

@@ -2,6 +2,7 @@
 //!
 //! `/v1` wants the token of the data folder; the others say nothing that needs one.
 
+mod hosts;
 mod routes;
 mod token;
 mod wire;
@@ -15,6 +16,7 @@ use http::{HeaderMap, StatusCode, header};
 use towpath_core::backend::Backend;
 use towpath_core::message;
 
+pub use hosts::Hosts;
 pub(crate) use token::FILE as TOKEN_FILE;
 pub use token::{Token, token};
 pub use wire::{
@@ -47,10 +49,11 @@ impl Admin {
 }
 
 /// Every route of the admin listener, behind the edge.
-pub fn router(admin: Admin, edge: Edge) -> Router {
+pub fn router(admin: Admin, hosts: Hosts, edge: Edge) -> Router {
     let (v1, document) = routes::v1();
     let token = admin.token.clone();
     let edge = edge.form(Form::Json).bodies(&BODIES).gate(move |head| {
+        hosts.check(head)?;
         if head.uri.path().starts_with("/v1/") {
             authorised(head, &token)
         } else {

@@ -113,6 +113,13 @@ pub const KEYS: &[Key] = &[
         "How long a connection is kept between two requests.",
     ),
     key(
+        "server.admin_hosts",
+        Kind::Strings,
+        None,
+        &[],
+        "Names that the admin interface answers to, beside `localhost`, its own and every IP address.",
+    ),
+    key(
         "data.dir",
         Kind::Path,
         Some("./towpath-data"),

@@ -57,6 +57,7 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     };
     let admin = admin::router(
         admin::Admin::new(backend.clone(), token, health.clone(), metrics.clone()),
+        admin::Hosts::new(&config.admin, &config.admin_hosts),
         edge(),
     );
     let admin = Listener {

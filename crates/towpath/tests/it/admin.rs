@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use crate::client::{Answer, connect, to_end};
+use crate::client::{Answer, connect, raw, to_end};
 use crate::process::World;
 
 fn problem(answer: &Answer, status: u16, path: &str) -> serde_json::Value {
@@ -99,6 +99,44 @@ fn a_slow_body_of_an_operator_ends_too() {
     let answer = to_end(&mut stream);
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn only_known_names_are_answered_to() {
+    let mut world = World::new();
+    world.set("TOWPATH_SERVER__ADMIN_HOSTS", "towpath.internal");
+    let _running = world.up();
+    for path in ["/metrics", "/readyz", "/v1/queues"] {
+        for host in ["evil.example", "localhost.evil.example:7070", ""] {
+            let answer = raw(
+                world.admin,
+                format!(
+                    "GET {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: {}\r\nconnection: close\r\n\r\n",
+                    world.bearer()
+                )
+                .as_bytes(),
+            );
+            assert!(answer.starts_with("HTTP/1.1 421 "), "{host}: {answer}");
+            assert!(answer.contains("server.admin_hosts"), "{answer}");
+        }
+        for host in [
+            "localhost:1",
+            "127.0.0.1",
+            "10.0.0.7",
+            "[::1]",
+            "Towpath.Internal:7070",
+        ] {
+            let answer = raw(
+                world.admin,
+                format!(
+                    "GET {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: bearer {}\r\nconnection: close\r\n\r\n",
+                    world.bearer().trim_start_matches("Bearer ")
+                )
+                .as_bytes(),
+            );
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{host}: {answer}");
+        }
+    }
 }
 
 #[test]

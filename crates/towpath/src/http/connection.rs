@@ -52,6 +52,8 @@ struct State {
     since: Instant,
     patience: Patience,
     write_blocked: bool,
+    /// Something was sent of a head that is not complete.
+    head_begun: bool,
     linger: bool,
 }
 
@@ -68,13 +70,16 @@ impl Pace {
             since: Instant::now(),
             patience,
             write_blocked: false,
+            head_begun: false,
             linger: false,
         })))
     }
 
     /// A head is complete.
     pub(super) fn requested(&self) {
-        self.lock().enter(Phase::Busy);
+        let mut state = self.lock();
+        state.enter(Phase::Busy);
+        state.head_begun = false;
     }
 
     /// The answer with these headers is on its way.
@@ -142,7 +147,11 @@ impl AsyncRead for Paced {
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
         let mut state = self.pace.lock();
         match state.phase {
-            Phase::Idle if read.is_ready() => state.enter(Phase::Head),
+            Phase::Head if read.is_ready() => state.head_begun = true,
+            Phase::Idle if read.is_ready() => {
+                state.enter(Phase::Head);
+                state.head_begun = true;
+            }
             // All of the answer was taken, and nothing more has come.
             Phase::Answering if read.is_pending() && !state.write_blocked => {
                 state.enter(Phase::Idle);
@@ -187,7 +196,8 @@ impl AsyncWrite for Paced {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
         let mut state = self.pace.lock();
-        let linger = state.linger;
+        // A head that was refused is not read to its end either.
+        let linger = state.linger || state.head_begun;
         if linger && state.phase != Phase::Closing {
             state.enter(Phase::Closing);
         }

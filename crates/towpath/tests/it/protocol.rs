@@ -236,6 +236,12 @@ fn a_client_reads_its_refusal_though_it_sends_a_hundred_mebibytes_first() {
         assert!(answer.starts_with("HTTP/1.1 413"), "{framing}: {answer}");
         assert!(answer.ends_with("message is over the limit of 1048576 bytes\n"));
     }
+    let head = format!(
+        "GET / HTTP/1.1\r\nhost: x\r\nlong: {}\r\n\r\n",
+        "x".repeat(8 << 20)
+    );
+    let answer = raw(world.http, head.as_bytes());
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
     let memory = world.metric("process_resident_memory_bytes");
     assert!(memory < 150e6, "{memory}");
 }

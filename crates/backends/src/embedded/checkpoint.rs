@@ -26,7 +26,7 @@ pub(super) struct Found {
     /// Where replay starts; `None` from the beginning.
     pub(super) position: Option<Position>,
     /// Files that could not be used, and why.
-    pub(super) passed_over: Vec<String>,
+    pub(super) passed_over: Vec<(PathBuf, String)>,
 }
 
 /// Reads the newest checkpoint that is intact.
@@ -36,7 +36,7 @@ pub(super) struct Found {
 pub(super) fn load(folder: &Path) -> Result<Found> {
     let mut found = Found::default();
     for (position, path) in list(folder)?.into_iter().rev() {
-        match read(&path) {
+        match read(&path, position) {
             Ok(state) => {
                 return Ok(Found {
                     state,
@@ -52,9 +52,7 @@ pub(super) fn load(folder: &Path) -> Result<Found> {
             }
             Err(Problem::Damaged(reason)) => {
                 tracing::error!(path = %path.display(), reason, "a checkpoint is damaged and was passed over");
-                found
-                    .passed_over
-                    .push(format!("{}: {reason}", path.display()));
+                found.passed_over.push((path, reason));
             }
         }
     }
@@ -66,7 +64,7 @@ enum Problem {
     Damaged(String),
 }
 
-fn read(path: &Path) -> Result<State, Problem> {
+fn read(path: &Path, position: Position) -> Result<State, Problem> {
     let damaged = |reason: &str| Problem::Damaged(reason.to_owned());
     let bytes = fs::read(path).map_err(|error| Problem::Damaged(error.to_string()))?;
     let Some((header, body)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
@@ -79,6 +77,9 @@ fn read(path: &Path) -> Result<State, Problem> {
     if version > VERSION {
         return Err(Problem::Newer(version));
     }
+    if version == 0 || header[16..24] != place_bytes(position) {
+        return Err(damaged("is not the one that its name says"));
+    }
     let checksum = u32::from_le_bytes([header[12], header[13], header[14], header[15]]);
     if crc32c::crc32c_append(crc32c::crc32c(&header[16..]), body) != checksum {
         return Err(damaged("does not match its checksum"));
@@ -86,7 +87,18 @@ fn read(path: &Path) -> Result<State, Problem> {
     State::decode(version, body).map_err(|error| Problem::Damaged(error.chain()))
 }
 
-/// Writes a checkpoint and removes those that are too many. Returns the place of the oldest one kept.
+/// Takes files that cannot be used out of the count of those kept; they stay for a person to look at.
+pub(super) fn set_aside(files: &[(PathBuf, String)]) -> Result<()> {
+    for (path, _) in files {
+        fs::rename(path, path.with_extension("damaged")).map_err(|error| {
+            Error::unavailable(format!("`{}` cannot be renamed", path.display())).with_source(error)
+        })?;
+    }
+    Ok(())
+}
+
+/// Writes a checkpoint and removes those that are too many. Returns the place of the oldest one kept,
+/// or the start of the log while there are fewer than are kept.
 ///
 /// The caller has made the log durable up to `position`.
 pub(super) fn write(folder: &Path, position: Position, state: &[u8]) -> Result<Position> {
@@ -110,15 +122,23 @@ pub(super) fn write(folder: &Path, position: Position, state: &[u8]) -> Result<P
         let (_, oldest) = kept.remove(0);
         fs::remove_file(oldest).map_err(io)?;
     }
-    Ok(kept.first().map_or(position, |(oldest, _)| *oldest))
+    // While one is all there is, the log must do in its place.
+    let oldest = kept.first().filter(|_| kept.len() == KEPT);
+    Ok(oldest.map_or_else(Position::default, |(oldest, _)| *oldest))
+}
+
+fn place_bytes(position: Position) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&position.segment.to_le_bytes());
+    bytes[4..].copy_from_slice(&position.offset.to_le_bytes());
+    bytes
 }
 
 fn write_file(path: &Path, position: Position, state: &[u8]) -> io::Result<()> {
     let mut header = [0; HEADER_BYTES];
     header[..8].copy_from_slice(&MAGIC);
     header[8..12].copy_from_slice(&VERSION.to_le_bytes());
-    header[16..20].copy_from_slice(&position.segment.to_le_bytes());
-    header[20..24].copy_from_slice(&position.offset.to_le_bytes());
+    header[16..24].copy_from_slice(&place_bytes(position));
     header[24..].copy_from_slice(&(state.len() as u64).to_le_bytes());
     let checksum = crc32c::crc32c_append(crc32c::crc32c(&header[16..]), state);
     header[12..16].copy_from_slice(&checksum.to_le_bytes());
@@ -140,6 +160,9 @@ fn list(folder: &Path) -> Result<Vec<(Position, PathBuf)>> {
         let path = entry.map_err(io)?.path();
         if path.extension().is_some_and(|ending| ending == "tmp") {
             fs::remove_file(&path).map_err(io)?;
+            continue;
+        }
+        if path.extension().is_none_or(|ending| ending != "ckpt") {
             continue;
         }
         let place = path

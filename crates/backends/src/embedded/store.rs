@@ -1,6 +1,7 @@
 //! The store: state under one lock, the log behind it, and who waits for what.
 
 use std::collections::{HashMap, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -14,7 +15,7 @@ use towpath_core::{Clock, Error, Message, QueueName, Result, ResultExt, StreamNa
 use super::checkpoint;
 use super::config::Config;
 use super::lock::FolderLock;
-use super::log::{Class, Durability, Log, Options, Position, Recovery};
+use super::log::{Class, Durability, Log, Options, Position, Recovery, oldest_segment};
 use super::record::{self, Record};
 use super::state::{Place, State};
 
@@ -52,7 +53,7 @@ pub(super) struct Store {
     waiting: Arc<Waiting>,
     config: Config,
     recovery: Recovery,
-    passed_over: Vec<String>,
+    passed_over: Vec<(PathBuf, String)>,
     checkpointed: Mutex<Position>,
     closed: AtomicBool,
     maintenance: Mutex<Option<JoinHandle<()>>>,
@@ -117,6 +118,9 @@ impl Store {
             position,
             passed_over,
         } = checkpoint::load(&config.folder.join("checkpoint"))?;
+        if position.is_none() && !passed_over.is_empty() {
+            check_history(&config.folder, &passed_over)?;
+        }
         let options = Options {
             folder: config.folder.join("log"),
             quarantine: config.folder.join("quarantine"),
@@ -130,6 +134,7 @@ impl Store {
             Ok(())
         })
         .context(|| format!("open the store in `{}`", config.folder.display()))?;
+        checkpoint::set_aside(&passed_over)?;
         state.raise_fence(clock.now());
         let waiting = Arc::<Waiting>::default();
         let store = Arc::new(Self {
@@ -299,16 +304,30 @@ impl Store {
         let mut warnings: Vec<String> = self
             .passed_over
             .iter()
-            .map(|what| format!("a damaged checkpoint was passed over: {what}"))
+            .map(|(path, reason)| {
+                format!(
+                    "a damaged checkpoint was passed over: {}: {reason}",
+                    path.display()
+                )
+            })
             .collect();
+        if let Some(oldest) = self.recovery.begins_late {
+            warnings.push(format!(
+                "the log begins with segment {oldest}, and there is no checkpoint of what was before: settings, keys, routes \
+                 and counts of that time are missing, and messages that were acked may come again"
+            ));
+        }
         for damage in &self.recovery.damaged {
             let saved = damage.saved_as.as_ref().map_or_else(String::new, |path| {
                 format!(", saved as `{}`", path.display())
             });
-            warnings.push(format!(
-                "{} bytes of the log at {} were damaged{saved}",
-                damage.bytes, damage.start
-            ));
+            warnings.push(match damage.bytes {
+                0 => format!("records of the log are missing at {}", damage.start),
+                bytes => format!(
+                    "{bytes} bytes of the log at {} were damaged{saved}",
+                    damage.start
+                ),
+            });
         }
         if let Some((place, bytes)) = self.recovery.cut {
             warnings.push(format!(
@@ -482,6 +501,27 @@ impl Drop for Store {
             tracing::warn!(error = error.chain(), "the store was not closed in order");
         }
     }
+}
+
+/// Refuses to go on from the log alone when it does not reach back to the start.
+fn check_history(folder: &Path, passed_over: &[(PathBuf, String)]) -> Result<()> {
+    let oldest = oldest_segment(&folder.join("log"))
+        .map_err(|error| Error::unavailable("the log cannot be listed").with_source(error))?;
+    if oldest == Some(1) {
+        return Ok(());
+    }
+    let before = oldest.map_or_else(String::new, |oldest| format!("before segment {oldest}"));
+    let files: Vec<String> = passed_over
+        .iter()
+        .map(|(path, reason)| format!("`{}` ({reason})", path.display()))
+        .collect();
+    Err(Error::corrupt(format!(
+        "no checkpoint can be used: {}; they stood for the log {before}, which is gone. \
+         Restore one from a backup; or move `{}` away to open with what the log still has: \
+         settings, keys, routes and counts would be missing, and messages that were acked might come again",
+        files.join(", "),
+        folder.join("checkpoint").display()
+    )))
 }
 
 /// The upkeep thread: ends when the store is closed or gone.

@@ -340,3 +340,93 @@ async fn a_batch_that_is_half_written_is_read_whole() {
         }
     }
 }
+
+/// A store that removed its first segments, closed.
+async fn long_lived(folder: &Path, clock: &Arc<ManualClock>) {
+    let store = open(folder, clock);
+    for _ in 0..6 {
+        let messages = (0..20).map(|_| NewMessage::new(vec![7; 3_000])).collect();
+        store.enqueue(&queue("jobs"), messages).await.unwrap();
+        let settled = lease(&store, "jobs", 100, Duration::ZERO)
+            .await
+            .iter()
+            .map(|delivery| settlement(delivery, Verdict::Ack))
+            .collect();
+        store.settle(settled).await.unwrap();
+        store.checkpoint().unwrap();
+    }
+    store.close().unwrap();
+    assert!(!folder.join("log/0000000001.log").exists());
+}
+
+fn checkpoints(folder: &Path) -> Vec<std::path::PathBuf> {
+    let mut found: Vec<_> = std::fs::read_dir(folder.join("checkpoint"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "ckpt"))
+        .collect();
+    found.sort();
+    found
+}
+
+fn flip(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[40] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn without_a_checkpoint_for_what_was_removed_it_refuses_and_says_what_is_missing() {
+    let (folder, clock) = (
+        tempfile::tempdir().unwrap(),
+        Arc::new(ManualClock::at(START)),
+    );
+    long_lived(folder.path(), &clock).await;
+    checkpoints(folder.path())
+        .iter()
+        .for_each(|path| flip(path));
+    let url = format!(
+        "embedded:{}?segment=64KiB&reserve=0",
+        folder.path().display()
+    );
+    let config = Config::parse(&url).unwrap();
+    for _ in 0..2 {
+        let error = Store::open(config.clone(), Arc::clone(&clock) as _)
+            .map(drop)
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(error.to_string().contains("before segment"), "{error}");
+    }
+    std::fs::rename(
+        folder.path().join("checkpoint"),
+        folder.path().join("damaged"),
+    )
+    .unwrap();
+    let store = open(folder.path(), &clock);
+    let warnings = store.health().unwrap().warnings;
+    assert!(
+        warnings
+            .iter()
+            .any(|one| one.contains("the log begins with segment")),
+        "{warnings:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_damaged_checkpoint_does_not_count_as_one_that_is_kept() {
+    let (folder, clock) = (
+        tempfile::tempdir().unwrap(),
+        Arc::new(ManualClock::at(START)),
+    );
+    long_lived(folder.path(), &clock).await;
+    flip(&checkpoints(folder.path())[1]);
+    let store = open(folder.path(), &clock);
+    assert_eq!(store.health().unwrap().warnings.len(), 1);
+    let messages = vec![NewMessage::new("x")];
+    store.enqueue(&queue("jobs"), messages).await.unwrap();
+    store.close().unwrap();
+    // The newest goes too: the one before it must do.
+    flip(checkpoints(folder.path()).last().unwrap());
+    let store = open(folder.path(), &clock);
+    assert_eq!(lease(&store, "jobs", 10, Duration::ZERO).await.len(), 1);
+}

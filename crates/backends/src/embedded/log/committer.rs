@@ -3,7 +3,8 @@
 //! While a sync is in flight the next group gathers, so the wait ends when
 //! arrivals do: no timer, and no added latency when idle.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
@@ -12,7 +13,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::segment::{self, HEADER_BYTES};
-use super::writer::{Chunk, Shared, push_frame};
+use super::shared::{Chunk, Shared, push_frame};
 use super::{Durability, Position, frame};
 
 /// How often the free space of the disk is looked up.
@@ -38,24 +39,30 @@ struct Group {
 }
 
 fn commit(shared: &Shared) {
+    if let Err(reason) = write_and_sync(shared) {
+        shared.fail(reason);
+    }
+}
+
+/// The life of the committer: ends when the log is closed, or with the reason why it cannot go on.
+fn write_and_sync(shared: &Shared) -> Result<(), String> {
+    let write_failed = |error: io::Error| format!("writing the log failed: {error}");
     let mut last_sync = Instant::now();
-    let mut unsynced = BTreeSet::new();
+    let mut unsynced = Unsynced::new();
     while let Some(group) = next_group(shared, last_sync, !unsynced.is_empty()) {
-        if let Err(error) = write(shared, &group.chunks) {
-            return shared.fail(format!("writing the log failed: {error}"));
-        }
-        unsynced.extend(group.chunks.iter().map(|chunk| chunk.start.segment));
+        write(shared, &group.chunks, &mut unsynced).map_err(write_failed)?;
         shared.written.store(group.end.to_u64(), Ordering::Release);
         if group.sync {
-            if let Err(error) = sync(shared, &unsynced) {
-                return shared.fail(format!("syncing the log failed: {error}"));
-            }
+            sync(shared, &unsynced).map_err(|error| format!("syncing the log failed: {error}"))?;
             unsynced.clear();
             last_sync = Instant::now();
             shared.synced.store(group.end.to_u64(), Ordering::Release);
         }
-        finish(shared, &group);
+        if let Some(seal) = finish(shared, &group) {
+            write(shared, &[seal], &mut unsynced).map_err(write_failed)?;
+        }
     }
+    Ok(())
 }
 
 /// Waits for work; `None` when the log is closed and everything is written.
@@ -96,30 +103,30 @@ fn next_group(shared: &Shared, last_sync: Instant, dirty: bool) -> Option<Group>
     }
 }
 
-fn write(shared: &Shared, chunks: &[Chunk]) -> io::Result<()> {
+/// What was written and not synced, held open: a file opened anew may not tell that writing it back failed.
+type Unsynced = BTreeMap<u32, Arc<File>>;
+
+fn write(shared: &Shared, chunks: &[Chunk], unsynced: &mut Unsynced) -> io::Result<()> {
     for chunk in chunks {
-        let segment = shared
-            .segment(chunk.start.segment)
-            .ok_or(io::ErrorKind::NotFound)?;
-        segment
-            .file
-            .write_all_at(&chunk.bytes, u64::from(chunk.start.offset))?;
+        let number = chunk.start.segment;
+        let file = shared.files.file(number)?;
+        file.write_all_at(&chunk.bytes, u64::from(chunk.start.offset))?;
+        // A seal too: without it the next segment would seem to follow a gap.
+        unsynced.insert(number, file);
     }
     Ok(())
 }
 
-fn sync(shared: &Shared, segments: &BTreeSet<u32>) -> io::Result<()> {
-    for number in segments {
-        if let Some(segment) = shared.segment(*number) {
-            segment.file.sync_data()?;
-            shared.syncs.fetch_add(1, Ordering::Relaxed);
-        }
+fn sync(shared: &Shared, unsynced: &Unsynced) -> io::Result<()> {
+    for file in unsynced.values() {
+        file.sync_data()?;
+        shared.syncs.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
 }
 
-/// Answers everybody whose record is committed now, and seals a group behind which nothing waits.
-fn finish(shared: &Shared, group: &Group) {
+/// Answers everybody whose record is committed now. Returns the seal of a group behind which nothing waits.
+fn finish(shared: &Shared, group: &Group) -> Option<Chunk> {
     let committed = match shared.options.durability {
         Durability::Fsync if !group.sync => None,
         _ => Some(group.end),
@@ -141,11 +148,8 @@ fn finish(shared: &Shared, group: &Group) {
         // A frame without a body says that all before it was synced, so that damage to the last
         // group is told from a torn tail. It is written, not synced: it only has to be there when the disk was not cut.
         let room = buffers.segment_size.saturating_sub(buffers.end.offset) as usize;
-        if group.sync
-            && !group.chunks.is_empty()
-            && buffers.pending.is_empty()
-            && room >= frame::size_of(0)
-        {
+        let records_end_here = buffers.pending.is_empty() && buffers.records_end == group.end;
+        if group.sync && records_end_here && room >= frame::size_of(0) {
             push_frame(&mut buffers, group.end, b"");
             seal = buffers.pending.pop();
             buffers.pending_bytes = 0;
@@ -162,11 +166,7 @@ fn finish(shared: &Shared, group: &Group) {
     if let Some(hook) = shared.on_commit.get() {
         hook();
     }
-    if let Some(seal) = seal
-        && let Err(error) = write(shared, &[seal])
-    {
-        shared.fail(format!("writing the log failed: {error}"));
-    }
+    seal
 }
 
 /// Prepares the next segment when the present one is half full, and watches the disk.

@@ -40,7 +40,7 @@ pub(super) fn write(
     header[4..8].copy_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
     header[8..16].copy_from_slice(&synced.to_u64().to_le_bytes());
     header[16..20].copy_from_slice(&sequence.to_le_bytes());
-    let checksum = checksum(place, &header, body);
+    let checksum = crc32c::crc32c_append(checksum_of_head(place, &header), body);
     header[20..].copy_from_slice(&checksum.to_le_bytes());
     let end = out.len() + size_of(body.len());
     out.extend_from_slice(&header);
@@ -60,6 +60,15 @@ pub(super) struct Frame<'a> {
 
 /// The frame at `place`, where `bytes` starts; `None` when there is no intact one.
 pub(super) fn read(bytes: &[u8], place: Position) -> Option<Frame<'_>> {
+    read_with(bytes, place, crc32c::crc32c_append)
+}
+
+/// As [`read`], with `append` to append a body to a checksum.
+pub(super) fn read_with(
+    bytes: &[u8],
+    place: Position,
+    append: impl FnOnce(u32, &[u8]) -> u32,
+) -> Option<Frame<'_>> {
     let header = bytes.first_chunk::<HEADER_BYTES>()?;
     if header[..4] != MAGIC {
         return None;
@@ -67,7 +76,7 @@ pub(super) fn read(bytes: &[u8], place: Position) -> Option<Frame<'_>> {
     let length = u32::from_le_bytes(*header[4..].first_chunk()?) as usize;
     let body = bytes.get(HEADER_BYTES..HEADER_BYTES.checked_add(length)?)?;
     let stored = u32::from_le_bytes(*header[20..].first_chunk()?);
-    if stored != checksum(place, header, body) {
+    if stored != append(checksum_of_head(place, header), body) {
         return None;
     }
     let synced = Position::from_u64(u64::from_le_bytes(*header[8..].first_chunk()?));
@@ -80,9 +89,9 @@ pub(super) fn read(bytes: &[u8], place: Position) -> Option<Frame<'_>> {
     })
 }
 
-fn checksum(place: Position, header: &[u8; HEADER_BYTES], body: &[u8]) -> u32 {
+fn checksum_of_head(place: Position, header: &[u8; HEADER_BYTES]) -> u32 {
     let salt = crc32c::crc32c(&place.to_u64().to_le_bytes());
-    crc32c::crc32c_append(crc32c::crc32c_append(salt, &header[4..20]), body)
+    crc32c::crc32c_append(salt, &header[4..20])
 }
 
 #[cfg(test)]

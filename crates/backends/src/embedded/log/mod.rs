@@ -13,13 +13,20 @@
 //! Format: `docs/format/log.md`.
 
 mod committer;
+mod files;
 mod frame;
 mod options;
 mod position;
+mod quarantine;
+mod read;
 mod recovery;
+mod search;
 mod segment;
+mod shared;
 mod writer;
 
+#[cfg(test)]
+mod recovery_test;
 #[cfg(test)]
 mod tests;
 
@@ -27,5 +34,5 @@ pub(crate) use options::{Durability, Options};
 pub(crate) use position::Position;
 pub(crate) use recovery::Recovery;
 pub use recovery::scan_for_fuzzing;
-pub(crate) use segment::{VERSION as FORMAT, sync_folder};
+pub(crate) use segment::{VERSION as FORMAT, oldest as oldest_segment, sync_folder};
 pub(crate) use writer::{Class, Log};

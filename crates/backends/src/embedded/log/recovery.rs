@@ -1,10 +1,9 @@
 //! Reading the log after a stop: clean, torn, or damaged.
 //!
-//! A place without an intact frame is
+//! A place without an intact frame, or before one whose sequence number leaves some out, is
 //! - the end, when nothing but zeros follows;
 //! - a torn tail, when no later frame knows it to have been synced: it was never acknowledged, and is cut;
-//! - damage, when a later frame says it was synced, or its sequence number says that something is missing:
-//!   the range is saved, reported, and passed over.
+//! - damage, when a later frame says it was synced: the range is saved, reported, and passed over.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +14,10 @@ use std::time::{Duration, Instant};
 
 use towpath_core::{Error, Result};
 
-use super::frame::{self, ALIGN};
+use super::files::Files;
+use super::frame;
+use super::quarantine::Quarantine;
+use super::search::Search;
 use super::segment::{self, HEADER_BYTES, Header, Segment};
 use super::{Options, Position};
 
@@ -28,6 +30,8 @@ pub(crate) struct Recovery {
     pub(crate) cut: Option<(Position, u64)>,
     /// Ranges that were acknowledged once and cannot be read.
     pub(crate) damaged: Vec<Damage>,
+    /// The oldest segment, when it is not the first and no checkpoint stands for those before it.
+    pub(crate) begins_late: Option<u32>,
     /// How long it took.
     pub(crate) elapsed: Duration,
 }
@@ -37,14 +41,14 @@ pub(crate) struct Recovery {
 pub(crate) struct Damage {
     /// Where it starts.
     pub(crate) start: Position,
-    /// How long it is; 0 for a segment that is not there at all.
+    /// How long it is; 0 for records that are not there at all.
     pub(crate) bytes: u64,
     /// Where its bytes were saved.
     pub(crate) saved_as: Option<PathBuf>,
 }
 
 pub(super) struct Recovered {
-    pub(super) segments: BTreeMap<u32, Segment>,
+    pub(super) files: Files,
     pub(super) spare: Option<Segment>,
     pub(super) end: Position,
     pub(super) sequence: u32,
@@ -61,59 +65,62 @@ pub(super) fn recover(
     let began = Instant::now();
     let io = |error: io::Error| Error::unavailable("the log cannot be read").with_source(error);
     fs::create_dir_all(&options.folder).map_err(io)?;
-    let numbers = segment::list(&options.folder).map_err(io)?;
-    let first = from.map_or_else(
-        || numbers.first().copied().unwrap_or(1),
-        |from| from.segment,
-    );
+    let mut sizes = BTreeMap::new();
+    for number in segment::list(&options.folder).map_err(io)? {
+        sizes.insert(number, segment::size(&options.folder, number).map_err(io)?);
+    }
+    let oldest = sizes.keys().next().copied();
     let start = from.unwrap_or(Position {
-        segment: first,
+        segment: oldest.unwrap_or(1),
         offset: HEADER_BYTES,
     });
     let mut scan = Scan {
         options,
-        later: numbers
-            .iter()
-            .copied()
-            .filter(|number| *number >= first)
+        quarantine: Quarantine::new(options),
+        replayed: sizes
+            .range(start.segment..)
+            .map(|(number, _)| *number)
             .collect(),
-        segments: BTreeMap::new(),
+        fresh: from.is_none() && sizes.is_empty(),
+        files: Files::new(options.folder.clone(), sizes),
         end: start,
+        synced: start,
+        vouched: None,
         sequence: None,
-        report: Recovery::default(),
+        report: Recovery {
+            begins_late: oldest.filter(|oldest| from.is_none() && *oldest > 1),
+            ..Recovery::default()
+        },
     };
-    for number in &numbers {
-        scan.segments.insert(
-            *number,
-            segment::open(&options.folder, *number).map_err(io)?,
-        );
+    if from.is_some() {
+        scan.sequence = scan.sequence_at(start)?;
     }
     scan.run(start, replay)?;
-    scan.finish(numbers.is_empty(), began)
+    scan.finish(began)
 }
 
 /// Whether `bytes`, taken for the first segment of a log, can be read without harm. Gives the number of
 /// intact frames; for the fuzzer.
 #[doc(hidden)]
 pub fn scan_for_fuzzing(bytes: &[u8]) -> usize {
-    let mut place = Position {
-        segment: 1,
-        offset: HEADER_BYTES,
-    };
-    let mut intact = 0;
-    while let Some((found, frame)) = next_intact(bytes, place) {
-        intact += 1;
-        place = found.plus(u32::try_from(frame.size).unwrap_or(u32::MAX));
-    }
-    intact
+    Search::new(1, bytes).frames(HEADER_BYTES).count()
 }
 
 struct Scan<'a> {
     options: &'a Options,
-    later: Vec<u32>,
-    segments: BTreeMap<u32, Segment>,
+    quarantine: Quarantine<'a>,
+    /// The segments to replay.
+    replayed: Vec<u32>,
+    /// There was nothing: a new store.
+    fresh: bool,
+    files: Files,
+    /// Behind the last intact frame.
     end: Position,
-    /// Of the next frame, once one was seen.
+    /// What the last intact frame knew to be synced.
+    synced: Position,
+    /// What the last intact frame of all knows to be synced, once it was looked for.
+    vouched: Option<Position>,
+    /// Of the next frame, when it is known.
     sequence: Option<u32>,
     report: Recovery,
 }
@@ -121,50 +128,48 @@ struct Scan<'a> {
 impl Scan<'_> {
     fn run(&mut self, start: Position, replay: Replay<'_>) -> Result<()> {
         let mut expected = start.segment;
-        for number in self.later.clone() {
-            for missing in expected..number {
-                self.damage(
-                    Position {
-                        segment: missing,
-                        offset: 0,
-                    },
-                    0,
-                    None,
-                );
+        for number in self.replayed.clone() {
+            for segment in expected..number {
+                self.damage(Position { segment, offset: 0 }, 0, None);
             }
             expected = number + 1;
-            let bytes = self.load(number)?;
             let offset = if number == start.segment {
                 start.offset
             } else {
                 HEADER_BYTES
             };
-            if !self.segment(
-                Position {
-                    segment: number,
-                    offset,
-                },
-                &bytes,
-                replay,
-            )? {
+            let place = Position {
+                segment: number,
+                offset,
+            };
+            let bytes = self.load(number)?;
+            if bytes.len() < offset as usize {
+                // A segment by its name was whole once.
+                self.damage(place, 0, None);
+            } else if !self.segment(place, &bytes, replay)? {
                 return Ok(());
             }
         }
         Ok(())
     }
 
-    /// Replays one segment. False when the log was cut in it.
+    /// Replays one segment. False when the log was cut in it, or before it.
     fn segment(&mut self, start: Position, bytes: &[u8], replay: Replay<'_>) -> Result<bool> {
         let mut place = start;
+        let mut search = None;
         loop {
             let rest = bytes.get(place.offset as usize..).unwrap_or_default();
             if let Some(frame) = frame::read(rest, place) {
-                if self
-                    .sequence
-                    .is_some_and(|expected| expected != frame.sequence)
-                {
-                    // Frames before this one are gone: zeros at the end of the segment before, most likely.
+                // Zeros at the end of the segment before: its last frames, or nothing.
+                let missing = place != self.end
+                    && self
+                        .sequence
+                        .is_some_and(|expected| expected != frame.sequence);
+                if missing && self.vouched()? > self.end {
                     self.damage(self.end, 0, None);
+                } else if missing {
+                    self.cut(self.end)?;
+                    return Ok(false);
                 }
                 self.accept(place, frame, replay)?;
                 place = self.end;
@@ -173,19 +178,19 @@ impl Scan<'_> {
             if rest.iter().all(|byte| *byte == 0) {
                 return Ok(true);
             }
-            let next = next_intact(bytes, place).map(|(found, _)| found);
-            if self.knows_synced(place, bytes)? {
-                let until = next.map_or(bytes.len(), |found| found.offset as usize);
-                let saved = self.save("damaged", place, &bytes[place.offset as usize..until])?;
-                self.damage(place, (until - place.offset as usize) as u64, Some(saved));
-                self.sequence = None;
-                match next {
-                    Some(found) => place = found,
-                    None => return Ok(true),
-                }
-            } else {
-                self.cut(place, rest)?;
+            if self.vouched()? <= place {
+                self.cut(place)?;
                 return Ok(false);
+            }
+            let search = search.get_or_insert_with(|| Search::new(place.segment, bytes));
+            let next = search.next(place.offset).map(|(found, _)| found);
+            let until = next.map_or(bytes.len(), |found| found.offset as usize);
+            let range = used(&bytes[place.offset as usize..until]);
+            let saved = self.quarantine.save("damaged", place, range)?;
+            self.damage(place, range.len() as u64, Some(saved));
+            match next {
+                Some(found) => place = found,
+                None => return Ok(true),
             }
         }
     }
@@ -198,6 +203,7 @@ impl Scan<'_> {
     ) -> Result<()> {
         self.sequence = Some(frame.sequence.wrapping_add(1));
         self.end = place.plus(u32::try_from(frame.size).unwrap_or(u32::MAX));
+        self.synced = self.synced.max(frame.synced);
         if frame.body.is_empty() {
             return Ok(());
         }
@@ -208,104 +214,104 @@ impl Scan<'_> {
         )
     }
 
-    /// Whether a later frame says that this place had been synced.
-    fn knows_synced(&self, place: Position, bytes: &[u8]) -> Result<bool> {
-        let mut at = place;
-        while let Some((found, frame)) = next_intact(bytes, at) {
-            if frame.synced > place {
-                return Ok(true);
-            }
-            at = found.plus(u32::try_from(frame.size).unwrap_or(u32::MAX));
+    /// Everything before this place was synced: the last intact frame says so, which knows most.
+    fn vouched(&mut self) -> Result<Position> {
+        if let Some(vouched) = self.vouched {
+            return Ok(vouched);
         }
-        for number in self.later.iter().filter(|number| **number > place.segment) {
+        let mut vouched = Position::default();
+        for number in self.replayed.iter().rev() {
             let bytes = self.load(*number)?;
-            let mut at = Position {
-                segment: *number,
-                offset: HEADER_BYTES,
-            };
-            while let Some((found, frame)) = next_intact(&bytes, at) {
-                if frame.synced > place {
-                    return Ok(true);
-                }
-                at = found.plus(u32::try_from(frame.size).unwrap_or(u32::MAX));
+            let last = Search::new(*number, &bytes).frames(HEADER_BYTES).last();
+            if let Some((_, frame)) = last {
+                vouched = frame.synced;
+                break;
             }
         }
-        Ok(false)
+        self.vouched = Some(vouched);
+        Ok(vouched)
+    }
+
+    /// The sequence number of the frame at `place`, from the one before it; `None` when that cannot be read.
+    fn sequence_at(&self, place: Position) -> Result<Option<u32>> {
+        if self.files.size(place.segment).is_none() {
+            return Ok(None);
+        }
+        let bytes = self.load(place.segment)?;
+        let before = bytes.get(..place.offset as usize).unwrap_or(&bytes);
+        let last = Search::new(place.segment, before)
+            .frames(HEADER_BYTES)
+            .last();
+        Ok(last
+            .filter(|(found, frame)| found.offset as usize + frame.size == place.offset as usize)
+            .map(|(_, frame)| frame.sequence.wrapping_add(1)))
     }
 
     fn load(&self, number: u32) -> Result<Vec<u8>> {
         let path = segment::path(&self.options.folder, number);
         let bytes = fs::read(&path).map_err(|error| {
-            Error::unavailable(format!("segment {number} cannot be read")).with_source(error)
+            Error::unavailable(format!(
+                "segment {number} cannot be read; if that stays, open a copy of the store on another disk"
+            ))
+            .with_source(error)
         })?;
         match segment::check_header(&bytes, number) {
-            Header::Intact => {}
             Header::Newer(version) => {
                 return Err(Error::corrupt(format!(
                     "segment {number} was written by a newer Towpath (format {version}); this one reads up to {}",
                     segment::VERSION
                 )));
             }
-            Header::Damaged => {
+            Header::Damaged if bytes.len() >= HEADER_BYTES as usize => {
                 tracing::warn!(
                     segment = number,
                     "the header of a segment was damaged and is written anew"
                 );
-                if let Some(segment) = self.segments.get(&number) {
-                    segment::mend_header(&segment.file, number).map_err(|error| {
+                self.files
+                    .file(number)
+                    .and_then(|file| segment::mend_header(&file, number))
+                    .map_err(|error| {
                         Error::unavailable("a header cannot be mended").with_source(error)
                     })?;
-                }
             }
+            Header::Intact | Header::Damaged => {}
         }
         Ok(bytes)
     }
 
     /// Takes away a tail that was never acknowledged; what there was of it is saved all the same.
-    fn cut(&mut self, place: Position, rest: &[u8]) -> Result<()> {
-        let used = rest.len() - rest.iter().rev().take_while(|byte| **byte == 0).count();
-        self.save("cut", place, &rest[..used])?;
-        self.report.cut = Some((place, used as u64));
+    fn cut(&mut self, place: Position) -> Result<()> {
+        let bytes = self.load(place.segment)?;
+        let tail = used(bytes.get(place.offset as usize..).unwrap_or_default());
+        if !tail.is_empty() {
+            self.quarantine.save("cut", place, tail)?;
+        }
+        tracing::warn!(%place, bytes = tail.len(), "a torn tail of the log was cut and saved");
+        self.report.cut = Some((place, tail.len() as u64));
         let io =
             |error: io::Error| Error::unavailable("a torn tail cannot be cut").with_source(error);
         // Later segments go first: once the place is zeros again nothing behind it may be found by the next start.
         for number in self
-            .later
+            .replayed
             .iter()
-            .copied()
-            .filter(|number| *number > place.segment)
+            .filter(|number| **number > place.segment)
         {
-            self.segments.remove(&number);
-            fs::remove_file(segment::path(&self.options.folder, number)).map_err(io)?;
+            self.files.remove(*number);
+            self.quarantine.take(*number)?;
         }
         segment::sync_folder(&self.options.folder).map_err(io)?;
-        if let Some(segment) = self.segments.get(&place.segment) {
-            segment
-                .file
-                .write_all_at(&vec![0; used], u64::from(place.offset))
-                .map_err(io)?;
-            segment.file.sync_data().map_err(io)?;
-        }
+        let file = self.files.file(place.segment).map_err(io)?;
+        file.write_all_at(&vec![0; tail.len()], u64::from(place.offset))
+            .map_err(io)?;
+        file.sync_data().map_err(io)?;
         self.end = self.end.max(place);
         Ok(())
     }
 
-    fn save(&self, what: &str, place: Position, bytes: &[u8]) -> Result<PathBuf> {
-        let folder = &self.options.quarantine;
-        let path = folder.join(format!("{what}-{:010}-{}.bin", place.segment, place.offset));
-        fs::create_dir_all(folder)
-            .and_then(|()| fs::write(&path, bytes))
-            .and_then(|()| fs::File::open(&path)?.sync_all())
-            .and_then(|()| segment::sync_folder(folder))
-            .map_err(|error| {
-                Error::unavailable(format!("`{}` cannot be written", path.display()))
-                    .with_source(error)
-            })?;
-        Ok(path)
-    }
-
+    /// Reports a range that is passed over; what comes next may have any sequence number.
     fn damage(&mut self, start: Position, bytes: u64, saved_as: Option<PathBuf>) {
         tracing::error!(%start, bytes, ?saved_as, "a range of the log is damaged and was passed over");
+        self.sequence = None;
         self.report.damaged.push(Damage {
             start,
             bytes,
@@ -314,80 +320,84 @@ impl Scan<'_> {
     }
 
     /// Makes what was read durable and says where to go on.
-    fn finish(mut self, empty: bool, began: Instant) -> Result<Recovered> {
+    fn finish(mut self, began: Instant) -> Result<Recovered> {
         let io =
             |error: io::Error| Error::unavailable("the log cannot be opened").with_source(error);
-        // What a killed process wrote may still be in memory only, and is about to be acted on.
-        for segment in self
-            .segments
-            .range(self.end.segment..)
-            .map(|(_, segment)| segment)
-        {
-            segment.file.sync_data().map_err(io)?;
-        }
-        if !self.segments.contains_key(&self.end.segment) {
-            if !empty {
-                self.damage(
-                    Position {
-                        segment: self.end.segment,
-                        offset: 0,
-                    },
-                    0,
-                    None,
-                );
+        self.write_back().map_err(io)?;
+        let size = self.files.size(self.end.segment);
+        if size.is_none_or(|size| size < self.end.offset) {
+            if !self.fresh && self.report.damaged.is_empty() {
+                self.damage(self.end, 0, None);
             }
-            let newest = self
-                .segments
-                .keys()
-                .next_back()
-                .map_or(0, |newest| newest + 1);
-            let number = newest.max(self.end.segment);
+            // A checkpoint may know of places in a segment that is gone; what is new comes behind them.
+            let newest = self.files.list().last().map_or(0, |(number, _)| *number);
+            let number = if self.fresh {
+                1
+            } else {
+                newest.max(self.end.segment) + 1
+            };
             let made = segment::create(&self.options.folder, number, self.options.segment_bytes)
                 .map_err(io)?;
-            self.segments.insert(number, made);
+            self.files.insert(number, made);
             self.end = Position {
                 segment: number,
                 offset: HEADER_BYTES,
             };
         }
         // Behind the last frame there is at most the segment that was prepared.
-        let behind: Vec<u32> = self
-            .segments
-            .range(self.end.segment + 1..)
-            .map(|(number, _)| *number)
-            .collect();
         let mut spare = None;
-        for number in behind {
-            let segment = self.segments.remove(&number);
+        for (number, size) in self.files.list() {
             if number == self.end.segment + 1 {
-                spare = segment;
-            } else {
+                let file = self.files.file(number).map_err(io)?;
+                self.files.remove(number);
+                spare = Some(Segment { file, size });
+            } else if number > self.end.segment {
+                self.files.remove(number);
                 fs::remove_file(segment::path(&self.options.folder, number)).map_err(io)?;
             }
         }
         self.report.elapsed = began.elapsed();
         Ok(Recovered {
-            segments: self.segments,
+            files: self.files,
             spare,
             end: self.end,
             sequence: self.sequence.unwrap_or(1),
             report: self.report,
         })
     }
+
+    /// Writes what no frame knows to be synced once more, and syncs it: it is about to be acted on.
+    ///
+    /// After a failed sync the system may hold it in memory, take it for written, and sync nothing.
+    fn write_back(&self) -> io::Result<()> {
+        for (number, size) in self.files.list() {
+            if number < self.synced.segment {
+                continue;
+            }
+            let file = self.files.file(number)?;
+            let start = if number == self.synced.segment {
+                self.synced.offset
+            } else {
+                0
+            };
+            let end = match number.cmp(&self.end.segment) {
+                std::cmp::Ordering::Less => size,
+                std::cmp::Ordering::Equal => self.end.offset.min(size),
+                std::cmp::Ordering::Greater => 0,
+            };
+            if start < end {
+                let mut bytes = vec![0; (end - start) as usize];
+                file.read_exact_at(&mut bytes, u64::from(start))?;
+                file.write_all_at(&bytes, u64::from(start))?;
+            }
+            file.sync_data()?;
+        }
+        Ok(())
+    }
 }
 
-/// The first intact frame at or behind `place`.
-fn next_intact(bytes: &[u8], place: Position) -> Option<(Position, frame::Frame<'_>)> {
-    let mut offset = (place.offset as usize).next_multiple_of(ALIGN);
-    while offset < bytes.len() {
-        let at = Position {
-            segment: place.segment,
-            offset: u32::try_from(offset).ok()?,
-        };
-        if let Some(frame) = frame::read(&bytes[offset..], at) {
-            return Some((at, frame));
-        }
-        offset += ALIGN;
-    }
-    None
+/// Without the zeros at the end.
+fn used(bytes: &[u8]) -> &[u8] {
+    let zeros = bytes.iter().rev().take_while(|byte| **byte == 0).count();
+    &bytes[..bytes.len() - zeros]
 }

@@ -106,6 +106,15 @@ pub(super) fn mend_header(file: &File, number: u32) -> io::Result<()> {
     file.sync_data()
 }
 
+/// The oldest segment of a log; `None` when it has none, or no folder.
+pub(crate) fn oldest(folder: &Path) -> io::Result<Option<u32>> {
+    match list(folder) {
+        Ok(numbers) => Ok(numbers.first().copied()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// The numbers of the segments in a folder, in order; leftovers of an interrupted creation are removed.
 pub(super) fn list(folder: &Path) -> io::Result<Vec<u32>> {
     let mut numbers = Vec::new();
@@ -125,16 +134,17 @@ pub(super) fn list(folder: &Path) -> io::Result<Vec<u32>> {
     Ok(numbers)
 }
 
-pub(super) fn open(folder: &Path, number: u32) -> io::Result<Segment> {
-    let file = OpenOptions::new()
+pub(super) fn open(folder: &Path, number: u32) -> io::Result<File> {
+    OpenOptions::new()
         .read(true)
         .write(true)
-        .open(path(folder, number))?;
-    let size = u32::try_from(file.metadata()?.len()).unwrap_or(u32::MAX);
-    Ok(Segment {
-        file: Arc::new(file),
-        size,
-    })
+        .open(path(folder, number))
+}
+
+/// Bytes of a segment's file.
+pub(super) fn size(folder: &Path, number: u32) -> io::Result<u32> {
+    let length = fs::metadata(path(folder, number))?.len();
+    Ok(u32::try_from(length).unwrap_or(u32::MAX))
 }
 
 /// A new, renamed or removed name is durable only when its folder is synced.

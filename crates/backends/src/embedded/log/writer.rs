@@ -1,20 +1,18 @@
 //! The log as its caller sees it: append, wait until committed, read.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 use towpath_core::{Error, Result};
 
 use super::frame::{self, MAX_BODY_BYTES};
 use super::recovery::{self, Recovery};
-use super::segment::{self, HEADER_BYTES, Segment};
+use super::segment::{self, HEADER_BYTES};
+use super::shared::{Buffers, Shared, push_frame};
 use super::{Options, Position, committer};
 
 /// Most bytes that may wait to be written; more is refused.
@@ -43,106 +41,9 @@ pub(crate) struct Appended {
     pub(crate) end: Position,
 }
 
-/// Bytes on their way to one place.
-#[derive(Debug)]
-pub(super) struct Chunk {
-    pub(super) start: Position,
-    pub(super) bytes: Vec<u8>,
-}
-
-/// What waits for the committer thread.
-pub(super) struct Buffers {
-    /// Where the next frame will start.
-    pub(super) end: Position,
-    /// Where the last record ended; behind it there may be a seal.
-    pub(super) records_end: Position,
-    pub(super) sequence: u32,
-    /// Size of the segment that `end` is in.
-    pub(super) segment_size: u32,
-    /// The next segment, prepared.
-    pub(super) spare: Option<Segment>,
-    pub(super) preparing: bool,
-    pub(super) pending: Vec<Chunk>,
-    pub(super) pending_bytes: usize,
-    pub(super) writing: Arc<Vec<Chunk>>,
-    pub(super) waiters: Vec<(Position, oneshot::Sender<()>)>,
-    /// Where the last record ended that is more than a note.
-    pub(super) awaited_end: Position,
-    /// Somebody waits for what is pending; a note alone is written and not synced.
-    pub(super) awaited: bool,
-    pub(super) sync_requested: bool,
-    pub(super) closing: bool,
-}
-
-impl Buffers {
-    /// Whether it is time to prepare the next segment.
-    pub(super) const fn wants_spare(&self) -> bool {
-        self.spare.is_none() && !self.preparing && self.end.offset > self.segment_size / 2
-    }
-}
-
-/// What the caller's side and the threads share.
-pub(super) struct Shared {
-    pub(super) options: Options,
-    pub(super) buffers: Mutex<Buffers>,
-    /// There is something to write, to sync or to end.
-    pub(super) work: Condvar,
-    /// The present segment is half full, or the log ends.
-    pub(super) room: Condvar,
-    /// A group was written or synced, a spare was prepared, or the log failed.
-    pub(super) progress: Condvar,
-    pub(super) segments: RwLock<BTreeMap<u32, Segment>>,
-    pub(super) written: AtomicU64,
-    pub(super) synced: AtomicU64,
-    pub(super) committed: AtomicU64,
-    pub(super) syncs: AtomicU64,
-    pub(super) disk_low: AtomicBool,
-    pub(super) free_bytes: AtomicU64,
-    pub(super) failure: OnceLock<String>,
-    pub(super) failed: Notify,
-    pub(super) on_commit: OnceLock<Box<dyn Fn() + Send + Sync>>,
-}
-
-impl Shared {
-    pub(super) fn lock(&self) -> MutexGuard<'_, Buffers> {
-        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn segment(&self, number: u32) -> Option<Segment> {
-        self.segments
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&number)
-            .cloned()
-    }
-
-    pub(super) fn keep(&self, number: u32, segment: Segment) {
-        self.segments
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(number, segment);
-    }
-
-    /// Stops the log for good: nothing later is ever acknowledged.
-    pub(super) fn fail(&self, reason: String) {
-        tracing::error!(reason, "the log has failed, the store stops");
-        self.failure.get_or_init(|| reason);
-        // Their receivers see the failure.
-        self.lock().waiters.clear();
-        self.progress.notify_all();
-        self.failed.notify_waiters();
-    }
-
-    fn failure(&self) -> Option<Error> {
-        self.failure
-            .get()
-            .map(|reason| Error::unavailable(format!("the store has stopped: {reason}")))
-    }
-}
-
 /// The log. Dropping it closes it.
 pub(crate) struct Log {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -158,10 +59,7 @@ impl Log {
     ) -> Result<(Self, Recovery)> {
         let recovered = recovery::recover(&options, from, replay)?;
         let end = recovered.end;
-        let segment_size = recovered
-            .segments
-            .get(&end.segment)
-            .map_or(0, |segment| segment.size);
+        let segment_size = recovered.files.size(end.segment).unwrap_or(end.offset);
         let shared = Arc::new(Shared {
             buffers: Mutex::new(Buffers {
                 end,
@@ -183,7 +81,7 @@ impl Log {
             work: Condvar::new(),
             room: Condvar::new(),
             progress: Condvar::new(),
-            segments: RwLock::new(recovered.segments),
+            files: recovered.files,
             written: AtomicU64::new(end.to_u64()),
             synced: AtomicU64::new(end.to_u64()),
             committed: AtomicU64::new(end.to_u64()),
@@ -219,15 +117,21 @@ impl Log {
                 body.len()
             )));
         }
+        let size = u32::try_from(frame::size_of(body.len())).unwrap_or(u32::MAX);
         let mut buffers = self.shared.lock();
+        while buffers.preparing && !buffers.has_room(size) {
+            buffers = self
+                .shared
+                .progress
+                .wait(buffers)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
         self.check_open(&buffers)?;
         if class == Class::Grow {
             self.check_room(&buffers)?;
         }
-        let size = u32::try_from(frame::size_of(body.len())).unwrap_or(u32::MAX);
-        // A file that was cut short may end in the padding of its last frame.
-        if size > buffers.segment_size.saturating_sub(buffers.end.offset) {
-            buffers = self.roll(buffers, class, size)?;
+        if !buffers.has_room(size) {
+            self.roll(&mut buffers, class, size)?;
         }
         let start = buffers.end;
         push_frame(
@@ -281,19 +185,7 @@ impl Log {
     }
 
     /// Goes on in the next segment, which is big enough for a frame of `size`.
-    fn roll<'a>(
-        &'a self,
-        mut buffers: MutexGuard<'a, Buffers>,
-        class: Class,
-        size: u32,
-    ) -> Result<MutexGuard<'a, Buffers>> {
-        while buffers.preparing {
-            buffers = self
-                .shared
-                .progress
-                .wait(buffers)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+    fn roll(&self, buffers: &mut Buffers, class: Class, size: u32) -> Result<()> {
         let number = buffers.end.segment + 1;
         let next = match buffers.spare.take() {
             Some(spare) if spare.size >= HEADER_BYTES + size => spare,
@@ -312,12 +204,12 @@ impl Log {
             }
         };
         buffers.segment_size = next.size;
-        self.shared.keep(number, next);
+        self.shared.files.insert(number, next);
         buffers.end = Position {
             segment: number,
             offset: HEADER_BYTES,
         };
-        Ok(buffers)
+        Ok(())
     }
 
     /// Waits until everything before `end` is as durable as configured.
@@ -369,63 +261,6 @@ impl Log {
         self.shared.on_commit.get_or_init(|| Box::new(hook));
     }
 
-    /// Reads bytes of a record's body, also before they are written. Records carry their own checksums.
-    ///
-    /// # Errors
-    /// `Corrupt` when the segment or the bytes are not there, `Unavailable` for I/O.
-    pub(crate) fn read(&self, position: Position, length: u32) -> Result<Bytes> {
-        let end = position.plus(length).to_u64();
-        if end > self.shared.written.load(Ordering::Acquire) {
-            if let Some(bytes) = self.read_buffered(position, length) {
-                return Ok(bytes);
-            }
-            // Partly in the file and partly not; a record by itself is in one place.
-            if end > self.shared.written.load(Ordering::Acquire) {
-                return Err(Error::unavailable(format!(
-                    "{length} bytes at {position} are being written"
-                )));
-            }
-        }
-        let gone = || Error::corrupt(format!("segment {} is not there", position.segment));
-        let segment = self.shared.segment(position.segment).ok_or_else(gone)?;
-        if position
-            .offset
-            .checked_add(length)
-            .is_none_or(|end| end > segment.size)
-        {
-            return Err(Error::corrupt(format!(
-                "{length} bytes at {position} are outside of their segment"
-            )));
-        }
-        let mut bytes = vec![0; length as usize];
-        segment
-            .file
-            .read_exact_at(&mut bytes, u64::from(position.offset))
-            .map_err(|error| {
-                Error::unavailable(format!("{length} bytes at {position} cannot be read"))
-                    .with_source(error)
-            })?;
-        Ok(bytes.into())
-    }
-
-    fn read_buffered(&self, position: Position, length: u32) -> Option<Bytes> {
-        let buffers = self.shared.lock();
-        buffers
-            .writing
-            .iter()
-            .chain(&buffers.pending)
-            .find_map(|chunk| {
-                if chunk.start.segment != position.segment {
-                    return None;
-                }
-                let start = position.offset.checked_sub(chunk.start.offset)? as usize;
-                chunk
-                    .bytes
-                    .get(start..start + length as usize)
-                    .map(Bytes::copy_from_slice)
-            })
-    }
-
     /// Syncs everything appended so far, whatever the durability. Blocks.
     ///
     /// # Errors
@@ -456,11 +291,7 @@ impl Log {
         if number >= self.shared.lock().end.segment {
             return Ok(());
         }
-        self.shared
-            .segments
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&number);
+        self.shared.files.remove(number);
         let folder = &self.shared.options.folder;
         match fs::remove_file(segment::path(folder, number))
             .and_then(|()| segment::sync_folder(folder))
@@ -475,15 +306,7 @@ impl Log {
 
     /// Every segment with its size, oldest first.
     pub(crate) fn segments(&self) -> Vec<(u32, u32)> {
-        let segments = self
-            .shared
-            .segments
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        segments
-            .iter()
-            .map(|(number, segment)| (*number, segment.size))
-            .collect()
+        self.shared.files.list()
     }
 
     /// Whether the disk has less space left than the reserve.
@@ -522,8 +345,13 @@ impl Log {
     /// # Errors
     /// `Unavailable` when something could not be made durable.
     pub(crate) fn close(&self) -> Result<()> {
-        let synced = self.sync_all();
-        self.shared.lock().closing = true;
+        {
+            // Both at once: others that go on appending would hold up a sync for ever.
+            let mut buffers = self.shared.lock();
+            let synced = Position::from_u64(self.shared.synced.load(Ordering::Acquire));
+            buffers.sync_requested |= !buffers.closing && synced < buffers.records_end;
+            buffers.closing = true;
+        }
         self.shared.work.notify_all();
         self.shared.room.notify_all();
         let threads =
@@ -533,7 +361,7 @@ impl Log {
                 tracing::error!("a thread of the log panicked");
             }
         }
-        synced
+        self.shared.failure().map_or(Ok(()), Err)
     }
 }
 
@@ -543,25 +371,6 @@ impl Drop for Log {
             tracing::warn!(error = error.chain(), "the log was not closed in order");
         }
     }
-}
-
-/// Adds a frame at the end of what waits.
-pub(super) fn push_frame(buffers: &mut Buffers, synced: Position, body: &[u8]) {
-    let (start, sequence) = (buffers.end, buffers.sequence);
-    let size = frame::size_of(body.len());
-    match buffers.pending.last_mut() {
-        Some(chunk) if chunk.start.segment == start.segment => {
-            frame::write(&mut chunk.bytes, start, synced, sequence, body)
-        }
-        _ => {
-            let mut bytes = Vec::with_capacity(size.max(4096));
-            frame::write(&mut bytes, start, synced, sequence, body);
-            buffers.pending.push(Chunk { start, bytes });
-        }
-    }
-    buffers.pending_bytes += size;
-    buffers.sequence = sequence.wrapping_add(1);
-    buffers.end = start.plus(u32::try_from(size).unwrap_or(u32::MAX));
 }
 
 fn disk_low() -> Error {

@@ -1,0 +1,118 @@
+//! What the log's callers and its threads share: the buffers under one lock, and how far they have got.
+
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use tokio::sync::{Notify, oneshot};
+use towpath_core::Error;
+
+use super::files::Files;
+use super::frame;
+use super::segment::Segment;
+use super::{Options, Position};
+
+/// Bytes on their way to one place.
+#[derive(Debug)]
+pub(super) struct Chunk {
+    pub(super) start: Position,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// What waits for the committer thread.
+pub(super) struct Buffers {
+    /// Where the next frame will start.
+    pub(super) end: Position,
+    /// Where the last record ended; behind it there may be a seal.
+    pub(super) records_end: Position,
+    pub(super) sequence: u32,
+    /// Size of the segment that `end` is in.
+    pub(super) segment_size: u32,
+    /// The next segment, prepared.
+    pub(super) spare: Option<Segment>,
+    pub(super) preparing: bool,
+    pub(super) pending: Vec<Chunk>,
+    pub(super) pending_bytes: usize,
+    pub(super) writing: Arc<Vec<Chunk>>,
+    pub(super) waiters: Vec<(Position, oneshot::Sender<()>)>,
+    /// Where the last record ended that is more than a note.
+    pub(super) awaited_end: Position,
+    /// Somebody waits for what is pending; a note alone is written and not synced.
+    pub(super) awaited: bool,
+    pub(super) sync_requested: bool,
+    pub(super) closing: bool,
+}
+
+impl Buffers {
+    /// Whether a frame of so many bytes fits into the present segment.
+    pub(super) const fn has_room(&self, size: u32) -> bool {
+        size <= self.segment_size.saturating_sub(self.end.offset)
+    }
+
+    /// Whether it is time to prepare the next segment.
+    pub(super) const fn wants_spare(&self) -> bool {
+        self.spare.is_none() && !self.preparing && self.end.offset > self.segment_size / 2
+    }
+}
+
+/// What the caller's side and the threads share.
+pub(super) struct Shared {
+    pub(super) options: Options,
+    pub(super) buffers: Mutex<Buffers>,
+    /// There is something to write, to sync or to end.
+    pub(super) work: Condvar,
+    /// The present segment is half full, or the log ends.
+    pub(super) room: Condvar,
+    /// A group was written or synced, a spare was prepared, or the log failed.
+    pub(super) progress: Condvar,
+    pub(super) files: Files,
+    pub(super) written: AtomicU64,
+    pub(super) synced: AtomicU64,
+    pub(super) committed: AtomicU64,
+    pub(super) syncs: AtomicU64,
+    pub(super) disk_low: AtomicBool,
+    pub(super) free_bytes: AtomicU64,
+    pub(super) failure: OnceLock<String>,
+    pub(super) failed: Notify,
+    pub(super) on_commit: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Buffers> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stops the log for good: nothing later is ever acknowledged.
+    pub(super) fn fail(&self, reason: String) {
+        tracing::error!(reason, "the log has failed, the store stops");
+        self.failure.get_or_init(|| reason);
+        // Their receivers see the failure.
+        self.lock().waiters.clear();
+        self.progress.notify_all();
+        self.failed.notify_waiters();
+    }
+
+    pub(super) fn failure(&self) -> Option<Error> {
+        self.failure
+            .get()
+            .map(|reason| Error::unavailable(format!("the store has stopped: {reason}")))
+    }
+}
+
+/// Adds a frame at the end of what waits.
+pub(super) fn push_frame(buffers: &mut Buffers, synced: Position, body: &[u8]) {
+    let (start, sequence) = (buffers.end, buffers.sequence);
+    let size = frame::size_of(body.len());
+    match buffers.pending.last_mut() {
+        Some(chunk) if chunk.start.segment == start.segment => {
+            frame::write(&mut chunk.bytes, start, synced, sequence, body)
+        }
+        _ => {
+            let mut bytes = Vec::with_capacity(size.max(4096));
+            frame::write(&mut bytes, start, synced, sequence, body);
+            buffers.pending.push(Chunk { start, bytes });
+        }
+    }
+    buffers.pending_bytes += size;
+    buffers.sequence = sequence.wrapping_add(1);
+    buffers.end = start.plus(u32::try_from(size).unwrap_or(u32::MAX));
+}

@@ -430,3 +430,45 @@ async fn a_damaged_checkpoint_does_not_count_as_one_that_is_kept() {
     let store = open(folder.path(), &clock);
     assert_eq!(lease(&store, "jobs", 10, Duration::ZERO).await.len(), 1);
 }
+
+#[tokio::test]
+async fn a_message_that_cannot_be_read_just_now_is_no_dead_letter() {
+    let (folder, clock) = (
+        tempfile::tempdir().unwrap(),
+        Arc::new(ManualClock::at(START)),
+    );
+    let store = open(folder.path(), &clock);
+    let messages = (0..30).map(|_| NewMessage::new(vec![7; 3_000])).collect();
+    store.enqueue(&queue("jobs"), messages).await.unwrap();
+    let messages = (0..30).map(|_| NewMessage::new(vec![8; 3_000])).collect();
+    store.enqueue(&queue("jobs"), messages).await.unwrap();
+    store.close().unwrap();
+    let store = open(folder.path(), &clock);
+    // A folder in its place: the segment cannot be opened, and the disk is what says so.
+    let (path, aside) = (
+        folder.path().join("log/0000000002.log"),
+        folder.path().join("aside"),
+    );
+    std::fs::rename(&path, &aside).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let request = LeaseRequest {
+        queue: queue("jobs"),
+        consumer: ConsumerId::new("one").unwrap(),
+        max: 1,
+        lease: Duration::from_secs(600),
+        wait: Duration::ZERO,
+    };
+    for _ in 0..3 {
+        let error = store
+            .lease(request.clone())
+            .await
+            .map(|leased| leased.len())
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+    }
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::rename(&aside, &path).unwrap();
+    let leased = lease(&store, "jobs", 100, Duration::ZERO).await;
+    assert_eq!(leased.len(), 60);
+    assert!(leased.iter().all(|delivery| delivery.attempt == 1));
+}

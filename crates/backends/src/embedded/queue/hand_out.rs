@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use towpath_core::port::queue::LeaseRequest;
-use towpath_core::{Delivery, QueueName, Receipt, Result};
+use towpath_core::{Delivery, ErrorKind, QueueName, Receipt, Result};
 
 use super::super::log::Class;
 use super::super::record::{Ending, Record};
@@ -98,7 +98,12 @@ impl Store {
         Ok(())
     }
 
-    /// Reads what was leased; a message that cannot be read becomes a dead letter, and the rest is served.
+    /// Reads what was leased, and serves what can be read.
+    ///
+    /// A damaged message becomes a dead letter. One that cannot be read just now goes back, its attempt not counted.
+    ///
+    /// # Errors
+    /// `Unavailable` when nothing could be read just now.
     pub(super) fn deliveries(
         &self,
         request: &LeaseRequest,
@@ -106,7 +111,7 @@ impl Store {
     ) -> Result<Vec<Delivery>> {
         let places: Vec<Place> = leased.iter().map(|(entry, _)| entry.place).collect();
         let mut deliveries = Vec::with_capacity(leased.len());
-        let mut damaged = Vec::new();
+        let (mut unread, mut passing) = (Vec::new(), None);
         for ((entry, fence), message) in leased.into_iter().zip(self.read_back(&places)) {
             match message {
                 Ok(message) => deliveries.push(Delivery {
@@ -121,23 +126,29 @@ impl Store {
                 }),
                 Err(error) => {
                     tracing::error!(queue = %request.queue, id = %entry.id, error = error.chain(), "a message cannot be read");
-                    damaged.push((
-                        entry.number,
+                    let ending = if error.kind() == ErrorKind::Corrupt {
                         Ending::Dead {
                             reason: error.chain().into(),
-                        },
-                    ));
+                        }
+                    } else {
+                        passing = Some(error);
+                        Ending::Release
+                    };
+                    unread.push((entry.number, ending));
                 }
             }
         }
-        if !damaged.is_empty() {
+        if !unread.is_empty() {
             let record = Record::Settle {
                 queue: request.queue.clone(),
                 at: self.clock.now(),
-                settled: damaged,
+                settled: unread,
             };
             self.write(&mut self.lock(), Class::Settle, &record)?;
         }
-        Ok(deliveries)
+        match passing {
+            Some(error) if deliveries.is_empty() => Err(error),
+            _ => Ok(deliveries),
+        }
     }
 }

@@ -253,18 +253,23 @@ impl Queue for Store {
                 .collect()
         };
         let places: Vec<Place> = found.iter().map(|one| one.entry.place).collect();
-        Ok(found
+        found
             .into_iter()
             .zip(self.read_back(&places))
-            .map(|(one, message)| DeadLetter {
-                message: message.unwrap_or_else(|_| unreadable(&one.entry)),
-                reason: one.reason,
-                history: one.history,
-                attempts: one.entry.attempts,
-                died_at: one.died_at,
-                origin: queue.clone(),
+            .map(|(one, message)| {
+                Ok(DeadLetter {
+                    message: match message {
+                        Err(error) if error.kind() == ErrorKind::Corrupt => unreadable(&one.entry),
+                        message => message?,
+                    },
+                    reason: one.reason,
+                    history: one.history,
+                    attempts: one.entry.attempts,
+                    died_at: one.died_at,
+                    origin: queue.clone(),
+                })
             })
-            .collect())
+            .collect()
     }
 
     async fn redrive(&self, queue: &QueueName, selection: &Selection) -> Result<u64> {

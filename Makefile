@@ -27,6 +27,7 @@ test-all: ## Every test of the workspace
 
 chaos: ## SEEDS=200: random crashes, full disks, killed processes; record results in docs/reliability.md
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --lib -- model --nocapture
+	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --test conformance -- fault
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath --test it -- chaos --nocapture --test-threads 1
 
 bench: build ## Throughput, latency and CPU of this machine, durable and not

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use libtest_mimic::Arguments;
 use towpath_core::SystemClock;
-use towpath_testkit::{Subject, child_main, trials};
+use towpath_testkit::{Subject, child_main, fault, trials};
 
 const SUBJECTS: &[Subject] = &[Subject {
     name: "embedded",
@@ -20,8 +20,12 @@ const SUBJECTS: &[Subject] = &[Subject {
 }];
 
 fn main() -> ExitCode {
-    if child_main(SUBJECTS) {
+    if child_main(SUBJECTS) || fault::child_main(SUBJECTS) {
         return ExitCode::SUCCESS;
     }
-    libtest_mimic::run(&Arguments::from_args(), trials(SUBJECTS)).exit_code()
+    let mut all = trials(SUBJECTS);
+    for subject in SUBJECTS.iter().filter(|subject| subject.name == "embedded") {
+        all.extend(fault::trials(subject));
+    }
+    libtest_mimic::run(&Arguments::from_args(), all).exit_code()
 }

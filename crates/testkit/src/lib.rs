@@ -6,6 +6,7 @@
 
 mod absent;
 mod effects;
+pub mod fault;
 mod kill;
 mod kv;
 pub mod mutants;
@@ -77,7 +78,7 @@ fn areas() -> [(&'static str, Vec<Case>); 6] {
 /// Longer than any case may take.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Names the rows that must run, separated by commas: one that cannot fails instead of being ignored.
+/// Names the rows that must run, and `strace`, separated by commas: one that cannot fails instead of being ignored.
 const REQUIRE: &str = "TOWPATH_TEST_REQUIRE";
 
 /// Every case over every subject, every mutant, and every absence.
@@ -86,7 +87,8 @@ pub fn trials(subjects: &'static [Subject]) -> Vec<Trial> {
     let required: Vec<&str> = required.split(',').map(str::trim).collect();
     let unknown = required
         .iter()
-        .filter(|name| !name.is_empty() && subjects.iter().all(|known| known.name != **name))
+        .filter(|name| !["", fault::TOOL].contains(*name))
+        .filter(|name| subjects.iter().all(|known| known.name != **name))
         .map(|name| {
             let reason = format!("{REQUIRE} names `{name}`, and there is no such row");
             unable(format!("{name}::is_there"), true, reason)

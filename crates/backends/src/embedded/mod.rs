@@ -14,6 +14,8 @@ mod config;
 #[cfg(test)]
 mod damage_test;
 mod effects;
+#[cfg(test)]
+mod flip_test;
 mod kv;
 mod lock;
 mod log;

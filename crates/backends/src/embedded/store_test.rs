@@ -413,6 +413,31 @@ async fn without_a_checkpoint_for_what_was_removed_it_refuses_and_says_what_is_m
 }
 
 #[tokio::test]
+async fn an_only_checkpoint_that_is_damaged_costs_nothing() {
+    let (folder, clock) = (
+        tempfile::tempdir().unwrap(),
+        Arc::new(ManualClock::at(START)),
+    );
+    let store = open(folder.path(), &clock);
+    for _ in 0..3 {
+        let messages = (0..20).map(|_| NewMessage::new(vec![7; 3_000])).collect();
+        store.enqueue(&queue("jobs"), messages).await.unwrap();
+        let settled = lease(&store, "jobs", 100, Duration::ZERO)
+            .await
+            .iter()
+            .map(|delivery| settlement(delivery, Verdict::Ack))
+            .collect();
+        store.settle(settled).await.unwrap();
+    }
+    store.checkpoint().unwrap();
+    let image = crash_image(folder.path());
+    assert_eq!(checkpoints(image.path()).len(), 1);
+    flip(&checkpoints(image.path())[0]);
+    let store = open(image.path(), &clock);
+    assert_eq!(store.stats(&queue("jobs")).await.unwrap().acked, 60);
+}
+
+#[tokio::test]
 async fn a_damaged_checkpoint_does_not_count_as_one_that_is_kept() {
     let (folder, clock) = (
         tempfile::tempdir().unwrap(),

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -39,8 +40,11 @@ struct Group {
 }
 
 fn commit(shared: &Shared) {
-    if let Err(reason) = write_and_sync(shared) {
-        shared.fail(reason);
+    // A panic too: whoever waits would wait for ever.
+    match std::panic::catch_unwind(AssertUnwindSafe(|| write_and_sync(shared))) {
+        Ok(Ok(())) => {}
+        Ok(Err(reason)) => shared.fail(reason),
+        Err(_) => shared.fail("the thread that writes the log panicked".to_owned()),
     }
 }
 

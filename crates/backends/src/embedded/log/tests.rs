@@ -189,6 +189,19 @@ async fn damage_is_named_and_never_silent() {
     }
 }
 
+#[tokio::test]
+async fn a_panic_of_the_writing_thread_stops_the_log_and_leaves_nobody_waiting() {
+    let folder = tempfile::tempdir().unwrap();
+    let (log, _, _) = open(folder.path(), Durability::Fsync);
+    log.on_commit(|| panic!("as a defect would"));
+    let end = log.append(Class::Grow, b"one").unwrap().end;
+    log.committed(end).await.unwrap();
+    log.wait_failed().await;
+    let refused = log.append(Class::Grow, b"two").unwrap_err();
+    assert!(refused.to_string().contains("panicked"), "{refused}");
+    assert!(log.close().is_err());
+}
+
 #[test]
 fn a_newer_format_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();

@@ -341,6 +341,38 @@ async fn a_batch_that_is_half_written_is_read_whole() {
     }
 }
 
+#[tokio::test]
+async fn a_message_that_moves_while_it_is_handed_out_is_delivered() {
+    let (folder, clock) = (
+        tempfile::tempdir().unwrap(),
+        Arc::new(ManualClock::at(START)),
+    );
+    let store = open(folder.path(), &clock);
+    let lonely = vec![NewMessage::new("lonely")];
+    store.enqueue(&queue("jobs"), lonely).await.unwrap();
+    let request = LeaseRequest {
+        queue: queue("jobs"),
+        consumer: ConsumerId::new("one").unwrap(),
+        max: 1,
+        lease: Duration::from_secs(600),
+        wait: Duration::ZERO,
+    };
+    let handed_out = store.hand_out(&request).unwrap();
+    for _ in 0..8 {
+        let messages = (0..20).map(|_| NewMessage::new(vec![7; 3_000])).collect();
+        store.enqueue(&queue("other"), messages).await.unwrap();
+        store.purge(&queue("other")).await.unwrap();
+    }
+    store.compact().unwrap();
+    for _ in 0..2 {
+        store.pause(&queue("other")).await.unwrap();
+        store.checkpoint().unwrap();
+    }
+    assert!(!folder.path().join("log/0000000001.log").exists());
+    let deliveries = store.deliveries(&request, handed_out.leased).unwrap();
+    assert_eq!(deliveries[0].message.payload, "lonely");
+}
+
 /// A store that removed its first segments, closed.
 async fn long_lived(folder: &Path, clock: &Arc<ManualClock>) {
     let store = open(folder, clock);

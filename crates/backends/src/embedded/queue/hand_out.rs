@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use towpath_core::port::queue::LeaseRequest;
-use towpath_core::{Delivery, ErrorKind, QueueName, Receipt, Result};
+use towpath_core::{Delivery, Error, ErrorKind, Message, QueueName, Receipt, Result};
 
 use super::super::log::Class;
 use super::super::record::{Ending, Record};
@@ -113,7 +113,7 @@ impl Store {
         let mut deliveries = Vec::with_capacity(leased.len());
         let (mut unread, mut passing) = (Vec::new(), None);
         for ((entry, fence), message) in leased.into_iter().zip(self.read_back(&places)) {
-            match message {
+            match message.or_else(|error| self.read_moved(&request.queue, &entry, error)) {
                 Ok(message) => deliveries.push(Delivery {
                     message,
                     receipt: Receipt {
@@ -149,6 +149,19 @@ impl Store {
         match passing {
             Some(error) if deliveries.is_empty() => Err(error),
             _ => Ok(deliveries),
+        }
+    }
+
+    /// Reads a message at its new place, when compaction moved it since it was handed out.
+    fn read_moved(&self, queue: &QueueName, entry: &Entry, error: Error) -> Result<Message> {
+        let place = {
+            let inner = self.lock();
+            let state = inner.state.queues.get(queue);
+            state.and_then(|state| state.place(entry.number))
+        };
+        match place {
+            Some(place) if place != entry.place => self.read_back(&[place]).remove(0),
+            _ => Err(error),
         }
     }
 }

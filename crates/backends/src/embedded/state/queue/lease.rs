@@ -3,7 +3,7 @@
 use towpath_core::{ConsumerId, Timestamp};
 
 use super::message::{Lease, truncate};
-use super::{Dead, Entry, Held, QueueState, Standing};
+use super::{Dead, Entry, Held, Place, QueueState, Standing};
 use crate::embedded::log::Position;
 use crate::embedded::record::Ending;
 
@@ -115,6 +115,11 @@ impl QueueState {
                 .as_ref()
                 .is_some_and(|lease| lease.fence == fence)
         })
+    }
+
+    /// Where a message is that was handed out.
+    pub(in super::super::super) fn place(&self, number: u64) -> Option<Place> {
+        self.held.get(&number).map(|held| held.entry.place)
     }
 
     /// Deliveries of the message so far.

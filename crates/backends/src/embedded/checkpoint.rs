@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use towpath_core::{Error, Result};
 
-use super::log::{Position, sync_folder};
+use super::log::{Position, make_folder, sync_folder};
 use super::state::State;
 
 const MAGIC: [u8; 8] = *b"TOWPCKP\0";
@@ -104,7 +104,7 @@ pub(super) fn set_aside(files: &[(PathBuf, String)]) -> Result<()> {
 pub(super) fn write(folder: &Path, position: Position, state: &[u8]) -> Result<Position> {
     let io =
         |error: io::Error| Error::unavailable("a checkpoint cannot be written").with_source(error);
-    fs::create_dir_all(folder).map_err(io)?;
+    make_folder(folder).map_err(io)?;
     let path = folder.join(format!(
         "{:010}-{:010}.ckpt",
         position.segment, position.offset

@@ -7,6 +7,8 @@ use std::path::Path;
 use rustix::fs::{FlockOperation, flock};
 use towpath_core::{Error, Result};
 
+use super::log::make_folder;
+
 /// Holds the folder until dropped; the operating system lets go of it when the process dies.
 #[derive(Debug)]
 pub(super) struct FolderLock {
@@ -20,7 +22,7 @@ impl FolderLock {
         let io = |error: std::io::Error| {
             Error::unavailable(format!("data folder `{shown}` cannot be used")).with_source(error)
         };
-        std::fs::create_dir_all(folder).map_err(io)?;
+        make_folder(folder).map_err(io)?;
         let mut file = OpenOptions::new()
             .create(true)
             .truncate(false)

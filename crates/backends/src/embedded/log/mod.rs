@@ -34,5 +34,5 @@ pub(crate) use options::{Durability, Options};
 pub(crate) use position::Position;
 pub(crate) use recovery::Recovery;
 pub use recovery::scan_for_fuzzing;
-pub(crate) use segment::{VERSION as FORMAT, oldest as oldest_segment, sync_folder};
+pub(crate) use segment::{VERSION as FORMAT, make_folder, oldest as oldest_segment, sync_folder};
 pub(crate) use writer::{Class, Log};

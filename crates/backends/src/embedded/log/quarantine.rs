@@ -26,7 +26,7 @@ impl<'a> Quarantine<'a> {
     /// Saves a copy of a range, durably. Returns where.
     pub(super) fn save(&self, what: &str, place: Position, bytes: &[u8]) -> Result<PathBuf> {
         let path = self.path(what, place);
-        fs::create_dir_all(self.folder)
+        segment::make_folder(self.folder)
             .and_then(|()| fs::write(&path, bytes))
             .and_then(|()| fs::File::open(&path)?.sync_all())
             .and_then(|()| segment::sync_folder(self.folder))
@@ -57,7 +57,7 @@ impl<'a> Quarantine<'a> {
         {
             return fs::remove_file(path);
         }
-        fs::create_dir_all(self.folder)?;
+        segment::make_folder(self.folder)?;
         fs::rename(path, saved)?;
         segment::sync_folder(self.folder)
     }

@@ -64,7 +64,7 @@ pub(super) fn recover(
 ) -> Result<Recovered> {
     let began = Instant::now();
     let io = |error: io::Error| Error::unavailable("the log cannot be read").with_source(error);
-    fs::create_dir_all(&options.folder).map_err(io)?;
+    segment::make_folder(&options.folder).map_err(io)?;
     let mut sizes = BTreeMap::new();
     for number in segment::list(&options.folder).map_err(io)? {
         sizes.insert(number, segment::size(&options.folder, number).map_err(io)?);

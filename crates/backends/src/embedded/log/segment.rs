@@ -147,7 +147,42 @@ pub(super) fn size(folder: &Path, number: u32) -> io::Result<u32> {
     Ok(u32::try_from(length).unwrap_or(u32::MAX))
 }
 
+/// Makes a folder and those above it, durable with their names.
+pub(crate) fn make_folder(folder: &Path) -> io::Result<()> {
+    let above = match folder.parent() {
+        None => return Ok(()),
+        Some(above) if above.as_os_str().is_empty() => Path::new("."),
+        Some(above) => above,
+    };
+    if folder.is_dir() {
+        return Ok(());
+    }
+    make_folder(above)?;
+    match fs::create_dir(folder) {
+        // Another process was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
+    sync_folder(above)
+}
+
 /// A new, renamed or removed name is durable only when its folder is synced.
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_are_made_as_deep_as_needed_and_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let deep = folder.path().join("a/b/c");
+        make_folder(&deep).unwrap();
+        make_folder(&deep).unwrap();
+        assert!(deep.is_dir());
+        fs::write(folder.path().join("file"), "").unwrap();
+        assert!(make_folder(&folder.path().join("file/a")).is_err());
+    }
 }

@@ -16,16 +16,16 @@ const SPENT: &str =
     "its attempts are spent: every consumer that had it let the lease expire or died";
 
 /// What a look for work gave.
-pub(super) struct HandedOut {
+pub(in super::super) struct HandedOut {
     /// Entries with the fence of their lease.
-    pub(super) leased: Vec<(Entry, u64)>,
+    pub(in super::super) leased: Vec<(Entry, u64)>,
     /// When something may fall due.
     pub(super) look_again: Option<Duration>,
 }
 
 impl Store {
     /// Leases what there is.
-    pub(super) fn hand_out(&self, request: &LeaseRequest) -> Result<HandedOut> {
+    pub(in super::super) fn hand_out(&self, request: &LeaseRequest) -> Result<HandedOut> {
         let (now, monotonic) = (self.clock.now(), self.monotonic());
         let committed = self.log.committed_position();
         let mut guard = self.lock();
@@ -104,7 +104,7 @@ impl Store {
     ///
     /// # Errors
     /// `Unavailable` when nothing could be read just now.
-    pub(super) fn deliveries(
+    pub(in super::super) fn deliveries(
         &self,
         request: &LeaseRequest,
         leased: Vec<(Entry, u64)>,

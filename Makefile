@@ -26,7 +26,7 @@ test-all: ## Every test of the workspace
 	$(CARGO) test --workspace
 
 chaos: ## SEEDS=200: random crashes, full disks, killed processes; record results in docs/reliability.md
-	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --lib -- model --nocapture
+	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --lib -- model flip --nocapture
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --test conformance -- fault
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath --test it -- chaos --nocapture --test-threads 1
 

@@ -19,7 +19,8 @@ use super::log::{Class, Durability, Log, Options, Position, Recovery, oldest_seg
 use super::record::{self, Record};
 use super::state::{Place, State};
 
-/// A checkpoint follows this many segments of log.
+/// A checkpoint follows this many segments of log, or as many as the last one filled: a long backlog is not written
+/// again and again.
 const CHECKPOINT_SEGMENTS: u64 = 4;
 
 /// How often the store looks after itself.
@@ -54,7 +55,7 @@ pub(super) struct Store {
     config: Config,
     recovery: Recovery,
     passed_over: Vec<(PathBuf, String)>,
-    checkpointed: Mutex<Position>,
+    checkpointed: Mutex<Checkpointed>,
     closed: AtomicBool,
     maintenance: Mutex<Option<JoinHandle<()>>>,
     wake_maintenance: (Mutex<()>, Condvar),
@@ -78,6 +79,13 @@ impl From<&StreamName> for Source {
     fn from(stream: &StreamName) -> Self {
         Self::Stream(stream.clone())
     }
+}
+
+/// The last checkpoint.
+#[derive(Debug, Clone, Copy)]
+struct Checkpointed {
+    position: Position,
+    bytes: u64,
 }
 
 /// Who waits for messages, and what will wake them.
@@ -148,7 +156,10 @@ impl Store {
             config,
             recovery,
             passed_over,
-            checkpointed: Mutex::new(position.unwrap_or_default()),
+            checkpointed: Mutex::new(Checkpointed {
+                position: position.unwrap_or_default(),
+                bytes: 0,
+            }),
             closed: AtomicBool::new(false),
             maintenance: Mutex::new(None),
             wake_maintenance: (Mutex::new(()), Condvar::new()),
@@ -396,7 +407,7 @@ impl Store {
         let (position, state, live) = {
             let inner = self.lock();
             let position = self.log.records_end();
-            if *checkpointed == position {
+            if checkpointed.position == position {
                 return Ok(());
             }
             (position, inner.state.encode()?, inner.state.live_bytes())
@@ -405,7 +416,10 @@ impl Store {
         self.log.sync_all()?;
         let folder = self.config.folder.join("checkpoint");
         let oldest = checkpoint::write(&folder, position, &state)?;
-        *checkpointed = position;
+        *checkpointed = Checkpointed {
+            position,
+            bytes: state.len() as u64,
+        };
         for (number, _) in self.log.segments() {
             if number < oldest.segment && !live.contains_key(&number) {
                 self.log.remove(number)?;
@@ -420,8 +434,9 @@ impl Store {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let end = self.log.records_end();
-        let behind = u64::from(end.segment.saturating_sub(last.segment));
-        behind >= CHECKPOINT_SEGMENTS || (behind > 0 && self.log.is_disk_low())
+        let behind = u64::from(end.segment.saturating_sub(last.position.segment));
+        let filled = last.bytes / u64::from(self.config.segment_bytes);
+        behind >= filled.max(CHECKPOINT_SEGMENTS) || (behind > 0 && self.log.is_disk_low())
     }
 
     /// Writes the few live messages of old segments again, so that the next checkpoints can remove them.

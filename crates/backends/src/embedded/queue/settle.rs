@@ -60,14 +60,14 @@ impl Store {
             outcomes: Vec::with_capacity(settlements.len()),
             by_queue: BTreeMap::new(),
         };
-        let mut seen = HashSet::new();
+        // One receipt ends one delivery, also within one call; no two leases have one fence.
+        let (mut seen, mut ticked) = (HashSet::new(), None);
         for Settlement { receipt, verdict } in settlements {
             let state = inner.state.queue(&receipt.queue);
-            state.tick(now, monotonic);
-            // One receipt ends one delivery, also within one call.
-            if !state.holds(receipt.number, receipt.fence)
-                || !seen.insert((&receipt.queue, receipt.number))
-            {
+            if ticked.replace(&receipt.queue) != Some(&receipt.queue) {
+                state.tick(now, monotonic);
+            }
+            if !state.holds(receipt.number, receipt.fence) || !seen.insert(receipt.fence) {
                 plan.outcomes.push(Err(stale(receipt)));
                 continue;
             }

@@ -41,19 +41,14 @@ pub(super) struct State {
 impl State {
     /// The queue, made with default settings when it is new.
     pub(super) fn queue(&mut self, name: &QueueName) -> &mut QueueState {
-        if !self.queues.contains_key(name) {
-            self.queues
-                .insert(name.clone(), QueueState::new(Settings::default()));
-        }
-        self.queues.get_mut(name).expect("inserted above")
+        self.queues
+            .entry(name.clone())
+            .or_insert_with(|| QueueState::new(Settings::default()))
     }
 
     /// The stream, made when it is new.
     pub(super) fn stream(&mut self, name: &StreamName) -> &mut StreamState {
-        if !self.streams.contains_key(name) {
-            self.streams.insert(name.clone(), StreamState::default());
-        }
-        self.streams.get_mut(name).expect("inserted above")
+        self.streams.entry(name.clone()).or_default()
     }
 
     /// Applies a record whose blobs start at `blobs` in the log. Returns where they end.

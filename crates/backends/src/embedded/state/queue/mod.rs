@@ -22,6 +22,7 @@ use towpath_core::{ConsumerId, MessageId, Timestamp};
 
 use super::super::log::Position;
 use super::super::record::Arrival;
+use super::dedup::Dedup;
 use keys::KeyLine;
 pub(in super::super) use lease::{Found, Leasing};
 use message::Held;
@@ -46,10 +47,9 @@ pub(in super::super) struct QueueState {
     pub(in super::super) paused: bool,
     next_number: u64,
     fresh: VecDeque<Entry>,
-    held: HashMap<u64, Held>,
+    held: BTreeMap<u64, Held>,
     pub(in super::super) dead: BTreeMap<u64, Dead>,
-    dedup: HashMap<String, (MessageId, Timestamp)>,
-    dedup_order: VecDeque<(Timestamp, String)>,
+    dedup: Dedup<MessageId>,
     counters: Counters,
     #[serde(skip)]
     ready: BTreeSet<u64>,
@@ -70,10 +70,9 @@ impl QueueState {
             paused: false,
             next_number: 1,
             fresh: VecDeque::new(),
-            held: HashMap::new(),
+            held: BTreeMap::new(),
             dead: BTreeMap::new(),
-            dedup: HashMap::new(),
-            dedup_order: VecDeque::new(),
+            dedup: Dedup::default(),
             counters: Counters::default(),
             ready: BTreeSet::new(),
             delayed: BTreeSet::new(),
@@ -85,22 +84,19 @@ impl QueueState {
 
     /// Makes the indexes that a checkpoint leaves out.
     pub(super) fn rebuild(&mut self) {
-        let numbers: Vec<u64> = self.held.keys().copied().collect();
-        for number in numbers {
-            if let Some(held) = self.held.remove(&number) {
-                // Whoever held it is gone with the process.
-                let standing = match held.standing {
-                    Standing::Delayed(due) => {
-                        // What waits for its retry keeps its key; what was never tried has none to keep.
-                        if held.entry.attempts > 0 {
-                            self.reserve_key(held.entry.key, number);
-                        }
-                        Standing::Delayed(due)
+        for (number, held) in std::mem::take(&mut self.held) {
+            // Whoever held it is gone with the process.
+            let standing = match held.standing {
+                Standing::Delayed(due) => {
+                    // What waits for its retry keeps its key; what was never tried has none to keep.
+                    if held.entry.attempts > 0 {
+                        self.reserve_key(held.entry.key, number);
                     }
-                    _ => Standing::Ready,
-                };
-                self.hold(Held { standing, ..held });
-            }
+                    Standing::Delayed(due)
+                }
+                _ => Standing::Ready,
+            };
+            self.hold(Held { standing, ..held });
         }
     }
 
@@ -115,10 +111,7 @@ impl QueueState {
         dedup_id: &str,
         now: Timestamp,
     ) -> Option<MessageId> {
-        self.dedup
-            .get(dedup_id)
-            .filter(|(_, until)| *until > now)
-            .map(|(id, _)| *id)
+        self.dedup.first(dedup_id, now)
     }
 
     pub(super) fn count_duplicates(&mut self, count: u64) {
@@ -156,8 +149,7 @@ impl QueueState {
         };
         if let Some(dedup_id) = &arrival.dedup_id {
             let until = at.after(self.settings.dedup_window);
-            self.dedup.insert(dedup_id.to_string(), (arrival.id, until));
-            self.dedup_order.push_back((until, dedup_id.to_string()));
+            self.dedup.remember(dedup_id, arrival.id, until);
         }
         match arrival.not_before {
             Some(due) if due > at => {
@@ -189,20 +181,7 @@ impl QueueState {
         }
         self.consumers
             .retain(|_, seen| *seen + CONSUMER_MILLIS >= monotonic);
-        while self
-            .dedup_order
-            .front()
-            .is_some_and(|(until, _)| *until <= now)
-        {
-            if let Some((until, dedup_id)) = self.dedup_order.pop_front()
-                && self
-                    .dedup
-                    .get(&dedup_id)
-                    .is_some_and(|(_, known)| *known <= until)
-            {
-                self.dedup.remove(&dedup_id);
-            }
-        }
+        self.dedup.tick(now);
     }
 
     /// When [`QueueState::tick`] will have something to do: wall clock, monotonic clock.

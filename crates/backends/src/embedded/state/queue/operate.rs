@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use towpath_core::port::queue::Stats;
 use towpath_core::{ConsumerId, QueueName, Timestamp};
 
-use super::{CONSUMER_MILLIS, Entry, Held, QueueState, Standing};
+use super::{CONSUMER_MILLIS, Entry, QueueState, Standing};
 use crate::embedded::log::Position;
 
 impl QueueState {
@@ -71,15 +71,14 @@ impl QueueState {
         max: usize,
         committed: Position,
     ) -> Vec<(Entry, Option<Standing>)> {
-        let mut held: Vec<&Held> = self.held.values().collect();
-        held.sort_unstable_by_key(|held| held.entry.number);
         let visible = self
             .fresh
             .iter()
             .filter(|entry| entry.place.position < committed)
             .take(max);
-        let mut all: Vec<(Entry, Option<Standing>)> = held
-            .into_iter()
+        let mut all: Vec<(Entry, Option<Standing>)> = self
+            .held
+            .values()
             .take(max)
             .map(|held| (held.entry, Some(held.standing.clone())))
             .chain(visible.map(|entry| (*entry, None)))

@@ -69,6 +69,13 @@ async fn work(subject: &Subject, folder: PathBuf) {
 pub(crate) fn survives(subject: &'static Subject) -> Result<(), Failed> {
     for _ in 0..3 {
         let folder = tempfile::tempdir()?;
+        // Opened here first: a server that it needs is started by this process, and outlives the child.
+        crate::runtime()?.block_on(async {
+            let backend = (subject.open)(folder.path().to_owned())
+                .await
+                .expect("open");
+            backend.lifecycle.close().await.expect("close");
+        });
         let mut child = Command::new(std::env::current_exe()?)
             .env(
                 ROLE,

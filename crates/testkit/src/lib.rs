@@ -10,9 +10,11 @@ pub mod fault;
 mod kill;
 mod kv;
 pub mod mutants;
+pub mod proxy;
 mod queue;
 mod rate_limit;
 mod routes;
+pub mod servers;
 mod stream;
 mod world;
 
@@ -170,9 +172,36 @@ pub(crate) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 
 /// Runs a case to its end.
 fn run(case: Case, world: World) -> Result<(), Failed> {
+    run_to_end((case.body)(world))
+}
+
+/// What one row promises beyond the ports: a name, and what panics when the promise is broken.
+pub type Own = (
+    &'static str,
+    fn() -> Pin<Box<dyn Future<Output = ()> + Send>>,
+);
+
+/// The trials of a row's own promises; ignored or failed as its cases are.
+pub fn own_trials(subject: &'static Subject, promises: Vec<Own>) -> Vec<Trial> {
+    let missing = (subject.missing)();
+    let required = std::env::var(REQUIRE).unwrap_or_default();
+    let must_run = required.split(',').any(|name| name.trim() == subject.name);
+    promises
+        .into_iter()
+        .map(|(name, body)| {
+            let name = format!("{}::own::{name}", subject.name);
+            match &missing {
+                Some(reason) => unable(name, must_run, reason.clone()),
+                None => Trial::test(name, move || run_to_end(body())),
+            }
+        })
+        .collect()
+}
+
+fn run_to_end(body: Pin<Box<dyn Future<Output = ()> + Send>>) -> Result<(), Failed> {
     let runtime = runtime()?;
     let ended = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        runtime.block_on(async { tokio::time::timeout(DEADLINE, (case.body)(world)).await })
+        runtime.block_on(async { tokio::time::timeout(DEADLINE, body).await })
     }));
     match ended {
         Ok(Ok(())) => Ok(()),

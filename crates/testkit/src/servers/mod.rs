@@ -1,0 +1,55 @@
+//! Real servers for tests: private ones, on free ports, in temporary folders, gone with their owner.
+
+pub mod redis;
+
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::{Child, Command, Stdio};
+
+/// A process that ends when this is dropped, and also when the test's own process is killed.
+///
+/// A shell stands in between: it waits for its standard input to be closed.
+pub(crate) struct Guarded {
+    shell: Child,
+}
+
+impl Guarded {
+    pub(crate) fn spawn(program: &str, arguments: &[String]) -> std::io::Result<Self> {
+        const SCRIPT: &str = r#""$0" "$@" >/dev/null 2>&1 & pid=$!
+            read -r how; kill -"${how:-KILL}" $pid; wait $pid"#;
+        let shell = Command::new("sh")
+            .args(["-c", SCRIPT, program])
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok(Self { shell })
+    }
+
+    /// Sends the signal and waits for the end.
+    pub(crate) fn end(&mut self, signal: &str) {
+        if let Some(mut stdin) = self.shell.stdin.take() {
+            // A shell that is gone already has ended its child.
+            drop(writeln!(stdin, "{signal}"));
+        }
+        drop(self.shell.wait());
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.end("KILL");
+    }
+}
+
+/// A port that was free a moment ago.
+///
+/// # Panics
+/// When there is none.
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port()
+}

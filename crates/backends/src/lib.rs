@@ -1,6 +1,10 @@
 //! Storage drivers, one folder each. [`BACKENDS`] is the only list of them.
 
 pub mod embedded;
+#[cfg(feature = "redis")]
+pub mod redis;
+#[cfg(all(test, feature = "redis"))]
+mod reference_test;
 
 use std::sync::Arc;
 
@@ -8,7 +12,11 @@ use towpath_core::backend::{self, Backend, Descriptor};
 use towpath_core::{Clock, Result};
 
 /// Every backend of this build.
-pub const BACKENDS: &[Descriptor] = &[embedded::DESCRIPTOR];
+pub const BACKENDS: &[Descriptor] = &[
+    embedded::DESCRIPTOR,
+    #[cfg(feature = "redis")]
+    redis::DESCRIPTOR,
+];
 
 /// Opens the backend that a URL names.
 ///
@@ -32,7 +40,7 @@ mod tests {
             .unwrap_err();
         assert_eq!(
             error.to_string(),
-            "unknown backend `reddis`; available: embedded"
+            "unknown backend `reddis`; available: embedded, redis"
         );
     }
 }

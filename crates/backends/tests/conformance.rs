@@ -1,23 +1,50 @@
-//! The shared suite over every backend: one row each.
+//! The shared suite over every backend: one row each, and what a backend promises besides.
 
+mod redis;
+
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::Arguments;
 use towpath_core::SystemClock;
-use towpath_testkit::{Subject, child_main, fault, trials};
+use towpath_testkit::{Subject, child_main, fault, own_trials, servers, trials};
 
-const SUBJECTS: &[Subject] = &[Subject {
-    name: "embedded",
-    descriptor: &towpath_backends::embedded::DESCRIPTOR,
-    missing: || None,
-    open: |folder| {
-        Box::pin(async move {
-            let url = format!("embedded:{}?segment=1MiB&reserve=0", folder.display());
-            towpath_backends::open(&url, Arc::new(SystemClock::new())).await
-        })
+const SUBJECTS: &[Subject] = &[
+    Subject {
+        name: "embedded",
+        descriptor: &towpath_backends::embedded::DESCRIPTOR,
+        missing: || None,
+        open: |folder| {
+            Box::pin(async move {
+                let url = format!("embedded:{}?segment=1MiB&reserve=0", folder.display());
+                towpath_backends::open(&url, Arc::new(SystemClock::new())).await
+            })
+        },
     },
-}];
+    Subject {
+        name: "redis",
+        descriptor: &towpath_backends::redis::DESCRIPTOR,
+        missing: servers::redis::missing,
+        open: |folder| {
+            Box::pin(async move {
+                towpath_backends::open(&redis_url(&folder), Arc::new(SystemClock::new())).await
+            })
+        },
+    },
+];
+
+/// The shared server with a prefix of its own for each folder; written down, so that other processes find it.
+fn redis_url(folder: &Path) -> String {
+    let file = folder.join("redis-url");
+    if let Ok(url) = std::fs::read_to_string(&file) {
+        return url;
+    }
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let url = format!("{}?prefix={name}:", servers::redis::shared().url());
+    std::fs::write(file, &url).expect("the folder can be written");
+    url
+}
 
 fn main() -> ExitCode {
     if child_main(SUBJECTS) || fault::child_main(SUBJECTS) {
@@ -27,5 +54,8 @@ fn main() -> ExitCode {
     for subject in SUBJECTS.iter().filter(|subject| subject.name == "embedded") {
         all.extend(fault::trials(subject));
     }
-    libtest_mimic::run(&Arguments::from_args(), all).exit_code()
+    all.extend(own_trials(&SUBJECTS[1], redis::promises()));
+    let ended = libtest_mimic::run(&Arguments::from_args(), all);
+    servers::redis::stop_shared();
+    ended.exit_code()
 }

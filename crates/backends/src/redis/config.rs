@@ -1,0 +1,427 @@
+//! The URL of a Redis: `redis://[user[:password]@]host[:port][/database]`, and its kin for TLS, sentinels and clusters.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use towpath_core::{Error, Result};
+
+/// The schemes, the preferred one first.
+pub(super) const SCHEMES: &[&str] = &[
+    "redis",
+    "rediss",
+    "redis+sentinel",
+    "rediss+sentinel",
+    "redis+cluster",
+    "rediss+cluster",
+];
+
+/// The parameters of the URL: name, default, meaning.
+pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
+    (
+        "prefix",
+        "",
+        "what every key starts with; with a hash tag, `{app}:`, all keys of a cluster lie together and steps over several of them work",
+    ),
+    (
+        "timeout",
+        "5s",
+        "how long an answer is waited for, 100ms to 5m",
+    ),
+    (
+        "consumer_timeout",
+        "10s",
+        "after how long without a sign of life a consumer's deliveries go to others, 1s to 1h",
+    ),
+    (
+        "field",
+        "line",
+        "the field of a stream entry that holds the payload",
+    ),
+    (
+        "tls_ca",
+        "",
+        "file with the certificates to trust, in PEM; the system's when empty (rediss only)",
+    ),
+    (
+        "sentinel_password",
+        "",
+        "password of the sentinels themselves (sentinel only)",
+    ),
+];
+
+/// A host and its port.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Address {
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// How the server is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// One server.
+    Server(Address),
+    /// The master of this name, as sentinels say.
+    Sentinels {
+        /// Asked one after the other.
+        sentinels: Vec<Address>,
+        /// The master's name.
+        master: String,
+    },
+    /// The nodes of a cluster; some of them.
+    Cluster(Vec<Address>),
+}
+
+/// What the URL says.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Config {
+    pub(super) place: Place,
+    pub(super) tls: bool,
+    pub(super) tls_ca: Option<PathBuf>,
+    pub(super) username: Option<String>,
+    pub(super) password: Option<String>,
+    pub(super) sentinel_password: Option<String>,
+    pub(super) database: u32,
+    pub(super) prefix: String,
+    pub(super) timeout: Duration,
+    pub(super) consumer_timeout: Duration,
+    pub(super) field: String,
+    /// The URL with its secrets replaced.
+    pub(super) shown: String,
+}
+
+impl Config {
+    pub(super) fn parse(url: &str) -> Result<Self> {
+        let (scheme, rest) = url.split_once("://").ok_or_else(|| {
+            Error::invalid(format!(
+                "`{}` is no address of a Redis; say for instance `redis://localhost:6379`",
+                redact(url)
+            ))
+        })?;
+        let (tls, kind) = match scheme.strip_prefix("rediss") {
+            Some(kind) => (true, kind),
+            None => (false, scheme.strip_prefix("redis").unwrap_or_default()),
+        };
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (account, rest) = match rest.rsplit_once('@') {
+            Some((account, rest)) => (Some(account), rest),
+            None => (None, rest),
+        };
+        let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (username, password) = match account.map(|account| account.split_once(':')) {
+            None => (None, None),
+            Some(Some((user, password))) => (non_empty(decode(user)?), Some(decode(password)?)),
+            Some(None) => (non_empty(decode(account.unwrap_or_default())?), None),
+        };
+        let default_port = if kind == "+sentinel" { 26379 } else { 6379 };
+        let addresses: Vec<Address> = hosts
+            .split(',')
+            .map(|host| address(host, default_port))
+            .collect::<Result<_>>()?;
+        let mut path = path.split('/');
+        let place = match kind {
+            "+sentinel" => Place::Sentinels {
+                sentinels: addresses,
+                master: path
+                    .next()
+                    .filter(|name| !name.is_empty())
+                    .ok_or_else(|| {
+                        Error::invalid("a sentinel URL names its master: `redis+sentinel://host:26379/mymaster`")
+                    })?
+                    .to_owned(),
+            },
+            "+cluster" => Place::Cluster(addresses),
+            _ => match <[Address; 1]>::try_from(addresses) {
+                Ok([one]) => Place::Server(one),
+                Err(_) => {
+                    return Err(Error::invalid(
+                        "several hosts need `redis+sentinel://` or `redis+cluster://`",
+                    ));
+                }
+            },
+        };
+        let database = match path.next().filter(|text| !text.is_empty()) {
+            None => 0,
+            Some(text) => text.parse().map_err(|_| {
+                Error::invalid(format!(
+                    "`{text}` is no database number; say for instance `/0`"
+                ))
+            })?,
+        };
+        if path.next().is_some() {
+            return Err(Error::invalid("the path of a Redis URL has too many parts"));
+        }
+        if database != 0 && matches!(place, Place::Cluster(_)) {
+            return Err(Error::invalid("a cluster has database 0 only"));
+        }
+        let mut config = Self {
+            place,
+            tls,
+            tls_ca: None,
+            username,
+            password,
+            sentinel_password: None,
+            database,
+            prefix: String::new(),
+            timeout: Duration::from_secs(5),
+            consumer_timeout: Duration::from_secs(10),
+            field: "line".to_owned(),
+            shown: redact(url),
+        };
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            config.set(name, decode(value)?)?;
+        }
+        Ok(config)
+    }
+
+    fn set(&mut self, name: &str, value: String) -> Result<()> {
+        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+        match name {
+            "prefix" => self.prefix = value,
+            "timeout" => {
+                self.timeout = duration(
+                    name,
+                    &value,
+                    Duration::from_millis(100),
+                    Duration::from_secs(300),
+                )?;
+            }
+            "consumer_timeout" => self.consumer_timeout = duration(name, &value, second, hour)?,
+            "field" => {
+                self.field =
+                    non_empty(value).ok_or_else(|| Error::invalid("`field` must name a field"))?;
+            }
+            "tls_ca" => self.tls_ca = non_empty(value).map(PathBuf::from),
+            "sentinel_password" => self.sentinel_password = non_empty(value),
+            _ => {
+                let known: Vec<&str> = PARAMETERS.iter().map(|(name, ..)| *name).collect();
+                return Err(Error::invalid(format!(
+                    "unknown parameter `{name}` of a Redis; available: {}",
+                    known.join(", ")
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The URL with passwords replaced by `***`.
+fn redact(url: &str) -> String {
+    let (front, query) = url.split_once('?').unwrap_or((url, ""));
+    let mut shown = match front.rsplit_once('@') {
+        Some((before, host)) => {
+            let (scheme, account) = before.split_once("://").unwrap_or(("", before));
+            match account.split_once(':') {
+                Some((user, _)) => format!("{scheme}://{user}:***@{host}"),
+                None => front.to_owned(),
+            }
+        }
+        None => front.to_owned(),
+    };
+    for (at, pair) in query.split('&').filter(|pair| !pair.is_empty()).enumerate() {
+        shown.push(if at == 0 { '?' } else { '&' });
+        match pair.split_once('=') {
+            Some((name @ "sentinel_password", _)) => {
+                shown.push_str(name);
+                shown.push_str("=***");
+            }
+            _ => shown.push_str(pair),
+        }
+    }
+    shown
+}
+
+fn non_empty(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+/// `host`, `host:port`, `[::1]:port`.
+fn address(text: &str, default_port: u16) -> Result<Address> {
+    let wrong = || {
+        Error::invalid(format!(
+            "`{text}` is no host and port; say for instance `localhost:{default_port}`"
+        ))
+    };
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) = rest.split_once(']').ok_or_else(wrong)?;
+            (host, rest.strip_prefix(':'))
+        }
+        None => match text.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (text, None),
+        },
+    };
+    let port = match port {
+        None => default_port,
+        Some(port) => port.parse().map_err(|_| wrong())?,
+    };
+    if host.is_empty() {
+        return Err(wrong());
+    }
+    Ok(Address {
+        host: host.to_owned(),
+        port,
+    })
+}
+
+/// `%40` becomes `@`.
+fn decode(text: &str) -> Result<String> {
+    let wrong =
+        || Error::invalid("a `%` in the URL is not followed by two hexadecimal digits of UTF-8");
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        rest = after;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let [high, low, after @ ..] = rest else {
+            return Err(wrong());
+        };
+        rest = after;
+        let digit = |byte: &u8| {
+            char::from(*byte)
+                .to_digit(16)
+                .and_then(|digit| u8::try_from(digit).ok())
+        };
+        bytes.push(
+            digit(high)
+                .zip(digit(low))
+                .map(|(high, low)| high * 16 + low)
+                .ok_or_else(wrong)?,
+        );
+    }
+    String::from_utf8(bytes).map_err(|_| wrong())
+}
+
+/// `500ms`, `5s`, `2m`, `1h`.
+fn duration(name: &str, text: &str, least: Duration, most: Duration) -> Result<Duration> {
+    let digits = text.trim_end_matches(|character: char| !character.is_ascii_digit());
+    let unit = match &text[digits.len()..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => 0,
+    };
+    let found = digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit))
+        .filter(|_| unit > 0)
+        .map(Duration::from_millis)
+        .ok_or_else(|| {
+            Error::invalid(format!(
+                "`{name}={text}` is no duration; say for instance `{name}=5s`"
+            ))
+        })?;
+    if !(least..=most).contains(&found) {
+        return Err(Error::invalid(format!(
+            "`{name}={text}` is out of range; it must be {least:?} to {most:?}"
+        )));
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(host: &str, port: u16) -> Address {
+        Address {
+            host: host.to_owned(),
+            port,
+        }
+    }
+
+    #[test]
+    fn a_url_says_where_and_who() {
+        let config = Config::parse("redis://localhost").unwrap();
+        assert_eq!(config.place, Place::Server(at("localhost", 6379)));
+        let config =
+            Config::parse("rediss://ann:p%40ss@[::1]:7000/3?prefix=%7Bapp%7D:&timeout=500ms")
+                .unwrap();
+        assert_eq!(config.place, Place::Server(at("::1", 7000)));
+        assert_eq!(
+            (config.username.as_deref(), config.password.as_deref()),
+            (Some("ann"), Some("p@ss"))
+        );
+        assert_eq!(
+            (config.tls, config.database, config.prefix.as_str()),
+            (true, 3, "{app}:")
+        );
+        assert_eq!(config.timeout, Duration::from_millis(500));
+        let config = Config::parse("redis+sentinel://:x@a,b:2/main/1?sentinel_password=y").unwrap();
+        assert_eq!(
+            config.place,
+            Place::Sentinels {
+                sentinels: vec![at("a", 26379), at("b", 2)],
+                master: "main".to_owned()
+            }
+        );
+        assert_eq!(
+            config.shown,
+            "redis+sentinel://:***@a,b:2/main/1?sentinel_password=***"
+        );
+        let config = Config::parse("redis+cluster://a,b").unwrap();
+        assert_eq!(
+            config.place,
+            Place::Cluster(vec![at("a", 6379), at("b", 6379)])
+        );
+    }
+
+    #[test]
+    fn a_wrong_url_is_refused_with_the_reason() {
+        for (url, reason) in [
+            (
+                "redis:localhost",
+                "`redis:localhost` is no address of a Redis; say for instance `redis://localhost:6379`",
+            ),
+            (
+                "redis://",
+                "`` is no host and port; say for instance `localhost:6379`",
+            ),
+            (
+                "redis://h:port",
+                "`h:port` is no host and port; say for instance `localhost:6379`",
+            ),
+            (
+                "redis://a,b",
+                "several hosts need `redis+sentinel://` or `redis+cluster://`",
+            ),
+            (
+                "redis://h/x",
+                "`x` is no database number; say for instance `/0`",
+            ),
+            (
+                "redis+sentinel://h",
+                "a sentinel URL names its master: `redis+sentinel://host:26379/mymaster`",
+            ),
+            ("redis+cluster://h/1", "a cluster has database 0 only"),
+            (
+                "redis://h?db=1",
+                "unknown parameter `db` of a Redis; available: prefix, timeout, consumer_timeout, field, tls_ca, sentinel_password",
+            ),
+            (
+                "redis://h?timeout=5",
+                "`timeout=5` is no duration; say for instance `timeout=5s`",
+            ),
+            (
+                "redis://h?timeout=1ms",
+                "`timeout=1ms` is out of range; it must be 100ms to 300s",
+            ),
+        ] {
+            let error = Config::parse(url).err().expect(url);
+            assert_eq!(error.to_string(), reason, "{url}");
+        }
+    }
+}

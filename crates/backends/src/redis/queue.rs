@@ -1,0 +1,607 @@
+//! The queue port.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use redis::Value;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use towpath_core::port::queue::{
+    DeadLetter, Enqueued, LeaseRequest, MAX_BATCH, Peeked, Place, Queue, Selection, Settings,
+    Settlement, Stats, Verdict, check_lease,
+};
+use towpath_core::{
+    ConsumerId, Delivery, Error, Headers, Message, MessageId, NewMessage, QueueName, Receipt,
+    Result, ResultExt, Timestamp,
+};
+
+use super::reply;
+use super::script::{self, Call};
+use super::store::{Known, Store, is_nothing, millis};
+use super::wait::Kind;
+
+/// When a refused producer may come back.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Most messages that one script takes or gives, so that the server's other users do not wait for long.
+pub(super) const STEP: usize = 1_000;
+
+/// Most payload bytes in one command.
+const STEP_BYTES: usize = 32 << 20;
+
+/// The longest sleep while waiting: what comes back by another process's doing is seen after that.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
+
+/// What travels beside the payload and only we read; nothing when there is nothing to tell.
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct Blob {
+    pub(super) headers: Headers,
+    pub(super) key: Option<String>,
+}
+
+impl Blob {
+    pub(super) fn encode(message: &NewMessage) -> Result<Vec<u8>> {
+        if message.headers.is_empty() && message.key.is_none() {
+            return Ok(Vec::new());
+        }
+        let blob = Self {
+            headers: message.headers.clone(),
+            key: message.key.clone(),
+        };
+        postcard::to_stdvec(&blob)
+            .map_err(|error| Error::invalid("the headers cannot be stored").with_source(error))
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
+        if bytes.is_empty() {
+            return Ok(Self::default());
+        }
+        postcard::from_bytes(bytes).map_err(|error| {
+            Error::corrupt("the headers of a message cannot be read").with_source(error)
+        })
+    }
+}
+
+#[async_trait]
+impl Queue for Store {
+    async fn declare(&self, queue: &QueueName, settings: &Settings) -> Result<()> {
+        let known = self.queue(queue).await?;
+        let mut set = redis::cmd("HSET");
+        set.arg(format!("{}queue", known.keys.side))
+            .arg("attempts")
+            .arg(settings.retry.attempts)
+            .arg("first_ms")
+            .arg(millis(settings.retry.first))
+            .arg("max_ms")
+            .arg(millis(settings.retry.max))
+            .arg("dedup_ms")
+            .arg(millis(settings.dedup_window))
+            .arg("max_depth")
+            .arg(
+                settings
+                    .max_depth
+                    .map(|depth| depth.to_string())
+                    .unwrap_or_default(),
+            );
+        self.servers
+            .query(known.keys.list.as_bytes(), &set)
+            .await
+            .map(drop)
+            .context(|| format!("declare `{queue}`"))
+    }
+
+    async fn enqueue(
+        &self,
+        queue: &QueueName,
+        messages: Vec<NewMessage>,
+    ) -> Result<Vec<Result<Enqueued>>> {
+        if messages.len() > MAX_BATCH {
+            return Err(Error::invalid(format!(
+                "a batch of {} is over the limit of {MAX_BATCH}",
+                messages.len()
+            )));
+        }
+        self.servers.check_open()?;
+        let mut outcomes = Vec::with_capacity(messages.len());
+        let mut rest = messages.as_slice();
+        while !rest.is_empty() {
+            let (step, after) = rest.split_at(step_of(rest));
+            rest = after;
+            self.take_in(queue, step, &mut outcomes)
+                .await
+                .context(|| format!("enqueue into `{queue}`"))?;
+        }
+        Ok(outcomes)
+    }
+
+    async fn lease(&self, request: LeaseRequest) -> Result<Vec<Delivery>> {
+        request.check()?;
+        // `None` for a moment that no clock reaches.
+        let until = Instant::now().checked_add(request.wait);
+        let known = self.queue_to_lease(&request.queue).await?;
+        known.remember(&request.consumer);
+        loop {
+            // Listening starts before looking, so that nothing slips through in between.
+            let mut news = std::pin::pin!(known.bell.news.notified());
+            news.as_mut().enable();
+            let mut closing = std::pin::pin!(self.closing.notified());
+            closing.as_mut().enable();
+            let found = self
+                .hand_out(&known, &request)
+                .await
+                .context(|| format!("lease from `{}`", request.queue))?;
+            if !found.deliveries.is_empty() {
+                return Ok(found.deliveries);
+            }
+            let left = until.map_or(Duration::MAX, |until| {
+                until.saturating_duration_since(Instant::now())
+            });
+            if left.is_zero() {
+                return Ok(Vec::new());
+            }
+            // A paused queue is not empty, and its list would wake us for nothing.
+            let _waiting = (!found.paused).then(|| known.bell.wait());
+            tokio::select! {
+                () = &mut news => {}
+                () = &mut closing => {}
+                () = tokio::time::sleep(found.look_again.unwrap_or(LOOK).min(LOOK).min(left)) => {}
+            }
+        }
+    }
+
+    async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>> {
+        let mut outcomes: Vec<Result<()>> = settlements.iter().map(|_| Ok(())).collect();
+        let mut by_queue: BTreeMap<&QueueName, Vec<usize>> = BTreeMap::new();
+        for (at, settlement) in settlements.iter().enumerate() {
+            by_queue
+                .entry(&settlement.receipt.queue)
+                .or_default()
+                .push(at);
+        }
+        for (queue, places) in by_queue {
+            let known = self.queue(queue).await?;
+            for step in places.chunks(STEP) {
+                let mut call = known.call(&script::SETTLE);
+                for at in step {
+                    add_settlement(&mut call, &settlements[*at]);
+                }
+                let answers = self
+                    .servers
+                    .run(call)
+                    .await
+                    .context(|| format!("settle for `{queue}`"))?;
+                for (at, answer) in step.iter().zip(reply::list(answers)?) {
+                    if reply::number(answer)? == 0 {
+                        outcomes[*at] = Err(stale(&settlements[*at].receipt));
+                    }
+                }
+            }
+            known.bell.news.notify_waiters();
+        }
+        Ok(outcomes)
+    }
+
+    async fn extend(&self, receipts: &[Receipt], lease: Duration) -> Result<Vec<Result<()>>> {
+        check_lease(lease)?;
+        let mut outcomes: Vec<Result<()>> = receipts.iter().map(|_| Ok(())).collect();
+        let mut by_queue: BTreeMap<&QueueName, Vec<usize>> = BTreeMap::new();
+        for (at, receipt) in receipts.iter().enumerate() {
+            by_queue.entry(&receipt.queue).or_default().push(at);
+        }
+        for (queue, places) in by_queue {
+            let known = self.queue(queue).await?;
+            let mut call = known.call(&script::EXTEND);
+            call.arg(millis(lease));
+            for at in &places {
+                call.arg(number_text(receipts[*at].number))
+                    .arg(receipts[*at].fence);
+            }
+            let answers = self
+                .servers
+                .run(call)
+                .await
+                .context(|| format!("extend for `{queue}`"))?;
+            for (at, answer) in places.into_iter().zip(reply::list(answers)?) {
+                if reply::number(answer)? == 0 {
+                    outcomes[at] = Err(stale(&receipts[at]));
+                }
+            }
+        }
+        Ok(outcomes)
+    }
+
+    async fn disconnect(&self, consumer: &ConsumerId) -> Result<u64> {
+        let mut count = 0;
+        for queue in self.names(Kind::Queue).await? {
+            let known = self.queue(&QueueName::new(queue)?).await?;
+            count += self.give_up(&known, consumer, "").await?;
+        }
+        Ok(count)
+    }
+
+    async fn list(&self) -> Result<Vec<Stats>> {
+        let mut all = Vec::new();
+        for queue in self.names(Kind::Queue).await? {
+            all.extend(self.find_stats(&QueueName::new(queue)?).await?);
+        }
+        Ok(all)
+    }
+
+    async fn stats(&self, queue: &QueueName) -> Result<Stats> {
+        self.find_stats(queue)
+            .await?
+            .ok_or_else(|| Error::not_found(format!("there is no queue `{queue}`")))
+    }
+
+    async fn peek(&self, queue: &QueueName, max: usize) -> Result<Vec<Peeked>> {
+        let known = self.queue(queue).await?;
+        let mut call = known.call(&script::PEEK);
+        call.arg(max.min(STEP));
+        reply::list(self.servers.run(call).await?)?
+            .into_iter()
+            .map(|one| {
+                let [place, attempts, id, at, blob, payload] = reply::tuple(one)?;
+                Ok(Peeked {
+                    message: message(id, at, blob, payload)?,
+                    place: match reply::text(place)?.as_str() {
+                        "leased" => Place::Leased,
+                        "delayed" => Place::Delayed,
+                        _ => Place::Ready,
+                    },
+                    attempts: attempts_of(attempts)?,
+                })
+            })
+            .collect()
+    }
+
+    async fn pause(&self, queue: &QueueName) -> Result<()> {
+        self.set_paused(queue, true).await
+    }
+
+    async fn resume(&self, queue: &QueueName) -> Result<()> {
+        self.set_paused(queue, false).await?;
+        self.wake(queue);
+        Ok(())
+    }
+
+    async fn purge(&self, queue: &QueueName) -> Result<u64> {
+        let known = self.queue(queue).await?;
+        let (mut total, mut left, mut newest) = (0, None::<u64>, String::new());
+        loop {
+            let mut call = known.call(&script::PURGE);
+            call.arg(left.map(|left| left.to_string()).unwrap_or_default())
+                .arg(&newest);
+            let [dropped, from_list, length, cut] = reply::tuple(self.servers.run(call).await?)?;
+            let (dropped, from_list) = (reply::number(dropped)?, reply::number(from_list)?);
+            // What was there when the call began, and not what comes in the meantime.
+            left = Some(
+                left.unwrap_or(reply::number(length)?)
+                    .saturating_sub(from_list),
+            );
+            newest = reply::text(cut)?;
+            total += dropped;
+            if dropped == 0 {
+                return Ok(total);
+            }
+        }
+    }
+
+    async fn dead_letters(
+        &self,
+        queue: &QueueName,
+        after: Option<MessageId>,
+        max: usize,
+    ) -> Result<Vec<DeadLetter>> {
+        let known = self.queue(queue).await?;
+        let mut call = known.call(&script::DEAD_LETTERS);
+        call.arg(after.map(|id| id.as_bytes().to_vec()).unwrap_or_default())
+            .arg(max.min(STEP));
+        reply::list(self.servers.run(call).await?)?
+            .into_iter()
+            .map(|one| {
+                let [id, at, attempts, blob, payload, reason, history, died_at] =
+                    reply::tuple(one)?;
+                Ok(DeadLetter {
+                    message: message(id, at, blob, payload)?,
+                    reason: lossy(reason)?,
+                    history: reply::list(history)?
+                        .into_iter()
+                        .map(lossy)
+                        .collect::<Result<_>>()?,
+                    attempts: attempts_of(attempts)?,
+                    died_at: Timestamp::from_millis(reply::number(died_at)?),
+                    origin: queue.clone(),
+                })
+            })
+            .collect()
+    }
+
+    async fn redrive(&self, queue: &QueueName, selection: &Selection) -> Result<u64> {
+        let count = self.bring_back(queue, "redrive", selection).await?;
+        self.wake(queue);
+        Ok(count)
+    }
+
+    async fn drop_dead(&self, queue: &QueueName, selection: &Selection) -> Result<u64> {
+        self.bring_back(queue, "drop", selection).await
+    }
+}
+
+/// What a look for work gave.
+struct Found {
+    deliveries: Vec<Delivery>,
+    paused: bool,
+    /// When something may fall due.
+    look_again: Option<Duration>,
+}
+
+impl Store {
+    /// Sends one step's worth of messages, and adds an outcome for each.
+    async fn take_in(
+        &self,
+        queue: &QueueName,
+        messages: &[NewMessage],
+        outcomes: &mut Vec<Result<Enqueued>>,
+    ) -> Result<()> {
+        let known = self.queue(queue).await?;
+        let mut call = known.call(&script::ENQUEUE);
+        let checked: Vec<Result<()>> = messages.iter().map(NewMessage::check).collect();
+        let mut sent = 0;
+        for (message, checked) in messages.iter().zip(&checked) {
+            if checked.is_ok() {
+                add_message(&mut call, message)?;
+                sent += 1;
+            }
+        }
+        let answers = if sent > 0 {
+            reply::list(self.servers.run(call).await?)?
+        } else {
+            Vec::new()
+        };
+        let mut answers = answers.into_iter();
+        for (message, checked) in messages.iter().zip(checked) {
+            outcomes.push(match checked {
+                Err(refused) => Err(refused),
+                Ok(()) => match answers.next().unwrap_or_default() {
+                    Value::Int(1) => Ok(Enqueued::New(message.id)),
+                    Value::Int(0) => Err(queue_is_full(queue)),
+                    first => Ok(Enqueued::Duplicate(id_of(first)?)),
+                },
+            });
+        }
+        known.bell.news.notify_waiters();
+        Ok(())
+    }
+
+    /// Leases what there is.
+    async fn hand_out(&self, known: &Known, request: &LeaseRequest) -> Result<Found> {
+        let mut call = known.call(&script::LEASE);
+        call.arg(request.consumer.as_str())
+            .arg(&self.session)
+            .arg(request.max.min(STEP))
+            .arg(millis(request.lease))
+            .arg(millis(self.config.consumer_timeout));
+        let [paused, look_again, taken] = reply::tuple(self.servers.run(call).await?)?;
+        let deliveries = reply::list(taken)?
+            .into_iter()
+            .map(|one| {
+                let [number, fence, attempt, id, at, blob, payload] = reply::tuple(one)?;
+                Ok(Delivery {
+                    message: message(id, at, blob, payload)?,
+                    receipt: Receipt {
+                        queue: request.queue.clone(),
+                        number: reply::number(number)?,
+                        fence: reply::number(fence)?,
+                    },
+                    attempt: attempts_of(attempt)?,
+                    lease: request.lease,
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Found {
+            deliveries,
+            paused: reply::number(paused)? == 1,
+            // -1 for never; a moment that is there is looked at again a little later.
+            look_again: match look_again {
+                Value::Int(ms) => u64::try_from(ms)
+                    .ok()
+                    .map(|ms| Duration::from_millis(ms.max(1))),
+                other => return Err(reply::unexpected("a time", &other)),
+            },
+        })
+    }
+
+    async fn find_stats(&self, queue: &QueueName) -> Result<Option<Stats>> {
+        let keys = self.keys.named(queue.as_str())?;
+        let mut call = script::STATS.on([&keys.list]);
+        call.arg(&keys.side);
+        let answer = self
+            .servers
+            .run(call)
+            .await
+            .context(|| format!("count `{queue}`"))?;
+        if is_nothing(&answer) {
+            return Ok(None);
+        }
+        let [
+            ready,
+            delayed,
+            leased,
+            dead,
+            enqueued,
+            acked,
+            retried,
+            dropped,
+            duplicates,
+            age,
+            consumers,
+            paused,
+        ] = reply::tuple(answer)?;
+        Ok(Some(Stats {
+            queue: queue.clone(),
+            ready: reply::number(ready)?,
+            delayed: reply::number(delayed)?,
+            leased: reply::number(leased)?,
+            dead: reply::number(dead)?,
+            enqueued: reply::number(enqueued)?,
+            acked: reply::number(acked)?,
+            retried: reply::number(retried)?,
+            dropped: reply::number(dropped)?,
+            duplicates: reply::number(duplicates)?,
+            oldest_age: match age {
+                Value::Int(ms) => u64::try_from(ms).ok().map(Duration::from_millis),
+                other => return Err(reply::unexpected("an age", &other)),
+            },
+            consumers: reply::number(consumers)?,
+            paused: reply::number(paused)? == 1,
+        }))
+    }
+
+    async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<()> {
+        let known = self.queue(queue).await?;
+        let mut set = redis::cmd("HSET");
+        set.arg(format!("{}queue", known.keys.side))
+            .arg("paused")
+            .arg(u8::from(paused));
+        self.servers
+            .query(known.keys.list.as_bytes(), &set)
+            .await
+            .map(drop)
+    }
+
+    /// Redrives or drops dead letters, step by step.
+    async fn bring_back(
+        &self,
+        queue: &QueueName,
+        what: &str,
+        selection: &Selection,
+    ) -> Result<u64> {
+        let known = self.queue(queue).await?;
+        let mut total = 0;
+        match selection {
+            Selection::All => {
+                let mut newest = String::new();
+                loop {
+                    let mut call = known.call(&script::BRING_BACK);
+                    call.arg(what).arg(&newest);
+                    let [moved, cut, more] = reply::tuple(self.servers.run(call).await?)?;
+                    total += reply::number(moved)?;
+                    newest = reply::text(cut)?;
+                    if reply::number(more)? == 0 {
+                        return Ok(total);
+                    }
+                }
+            }
+            Selection::Ids(ids) => {
+                for step in ids.chunks(STEP) {
+                    let mut call = known.call(&script::BRING_BACK);
+                    call.arg(what).arg("");
+                    for id in step {
+                        call.arg(&id.as_bytes()[..]);
+                    }
+                    let [moved, ..] = reply::tuple::<3>(self.servers.run(call).await?)?;
+                    total += reply::number(moved)?;
+                }
+                Ok(total)
+            }
+        }
+    }
+}
+
+/// How many of these messages go into one command; at least one.
+pub(super) fn step_of(messages: &[NewMessage]) -> usize {
+    let mut bytes = 0;
+    let fitting = messages
+        .iter()
+        .take(STEP)
+        .take_while(|message| {
+            bytes += message.payload.len();
+            bytes <= STEP_BYTES
+        })
+        .count();
+    fitting.max(1)
+}
+
+/// The seven arguments of a message, as `enqueue_lib.lua` reads them.
+pub(super) fn add_message(call: &mut Call, message: &NewMessage) -> Result<()> {
+    let moment = |moment: Option<Timestamp>| {
+        moment
+            .map(|moment| clamp(moment).to_string())
+            .unwrap_or_default()
+    };
+    call.arg(&message.payload[..])
+        .arg(&message.id.as_bytes()[..])
+        .arg(Blob::encode(message)?)
+        .arg(message.key.as_deref().unwrap_or_default())
+        .arg(message.dedup_id.as_deref().unwrap_or_default())
+        .arg(moment(message.not_before))
+        .arg(moment(message.expires));
+    Ok(())
+}
+
+/// A moment in milliseconds that Lua holds exactly; further away is never.
+fn clamp(moment: Timestamp) -> u64 {
+    moment.as_millis().min(1 << 52)
+}
+
+/// The five arguments of a settlement, as `settle_lib.lua` reads them.
+pub(super) fn add_settlement(call: &mut Call, settlement: &Settlement) {
+    let (verdict, after, text) = match &settlement.verdict {
+        Verdict::Ack => ("ack", 0, ""),
+        Verdict::Retry { after, error } => ("retry", millis(*after).min(1 << 52), error.as_str()),
+        Verdict::DeadLetter { reason } => ("dead", 0, reason.as_str()),
+        Verdict::Release => ("release", 0, ""),
+    };
+    call.arg(number_text(settlement.receipt.number))
+        .arg(settlement.receipt.fence)
+        .arg(verdict)
+        .arg(after)
+        .arg(text);
+}
+
+/// A number as the scripts write it: sixteen digits, so that they sort.
+fn number_text(number: u64) -> String {
+    format!("{number:016}")
+}
+
+fn attempts_of(value: Value) -> Result<u32> {
+    u32::try_from(reply::number(value)?)
+        .map_err(|error| Error::corrupt("a number of attempts is out of range").with_source(error))
+}
+
+fn id_of(value: Value) -> Result<MessageId> {
+    let bytes = reply::bytes(value)?;
+    <[u8; 16]>::try_from(bytes)
+        .map(MessageId::from_bytes)
+        .map_err(|_| Error::corrupt("a message id does not have sixteen bytes"))
+}
+
+/// Text that was cut to a length on the server.
+fn lossy(value: Value) -> Result<String> {
+    Ok(String::from_utf8_lossy(&reply::bytes(value)?).into_owned())
+}
+
+fn message(id: Value, at: Value, blob: Value, payload: Value) -> Result<Message> {
+    let Blob { headers, key } = Blob::decode(&reply::bytes(blob)?)?;
+    Ok(Message {
+        id: id_of(id)?,
+        payload: Bytes::from(reply::bytes(payload)?),
+        headers,
+        key,
+        enqueued_at: Timestamp::from_millis(reply::number(at)?),
+    })
+}
+
+/// The refusal of a queue at its depth.
+pub(super) fn queue_is_full(queue: &QueueName) -> Error {
+    Error::overloaded(format!("queue `{queue}` is full"), RETRY_AFTER)
+}
+
+pub(super) fn stale(receipt: &Receipt) -> Error {
+    Error::conflict(format!(
+        "the lease of message number {} of `{}` had expired, and the message went on",
+        receipt.number, receipt.queue
+    ))
+}

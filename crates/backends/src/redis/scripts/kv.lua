@@ -1,0 +1,5 @@
+-- KEYS: every key. ARGV: six arguments an op: kind, key, three operands, ttl in ms or nothing.
+local draft, values = plan(ARGV, 1, #ARGV)
+if not draft then return values end
+write(draft)
+return { 'applied', values }

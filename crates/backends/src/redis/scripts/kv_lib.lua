@@ -1,0 +1,135 @@
+-- Keys and values. Ops are worked out one after the other on a draft, and written when all hold.
+
+-- A signed 64-bit integer is a pair: thousand millions and the rest, both with its sign.
+local BILLION = 1e9
+
+local function within(high, low)
+  if high > 0 or low > 0 then return high < 9223372036 or (high == 9223372036 and low <= 854775807) end
+  return high > -9223372036 or (high == -9223372036 and low >= -854775808)
+end
+
+-- Reads a decimal integer; nothing when it is none.
+local function integer(digits)
+  local sign, rest = string.match(digits, '^([+-]?)(%d+)$')
+  if not sign then return nil end
+  rest = string.gsub(rest, '^0+', '')
+  if #rest > 19 then return nil end
+  local by = sign == '-' and -1 or 1
+  local high = by * (tonumber(string.sub(rest, 1, -10)) or 0)
+  local low = by * (tonumber(string.sub(rest, -9)) or 0)
+  if not within(high, low) then return nil end
+  return { high, low }
+end
+
+-- The sum; nothing when it does not fit.
+local function sum_of(one, other)
+  local high, low = one[1] + other[1], one[2] + other[2]
+  if low >= BILLION then high, low = high + 1, low - BILLION end
+  if low <= -BILLION then high, low = high - 1, low + BILLION end
+  if high > 0 and low < 0 then high, low = high - 1, low + BILLION end
+  if high < 0 and low > 0 then high, low = high + 1, low - BILLION end
+  if not within(high, low) then return nil end
+  return { high, low }
+end
+
+local function at_most(one, other)
+  return one[1] < other[1] or (one[1] == other[1] and one[2] <= other[2])
+end
+
+local function digits_of(number)
+  if number[1] == 0 then return string.format('%.0f', number[2] + 0) end
+  return string.format('%.0f%09.0f', number[1], math.abs(number[2]))
+end
+
+local OP = 6
+
+-- What the key holds: `value` or `fields`, or neither when it is absent.
+local function slot_of(draft, key)
+  if draft[key] then return draft[key] end
+  local kind, slot = call('TYPE', key).ok, { there = false }
+  if kind == 'string' then
+    slot = { there = true, value = call('GET', key) }
+  elseif kind == 'hash' then
+    slot = { there = true, hash = true, fields = {} }
+  elseif kind ~= 'none' then
+    return nil
+  end
+  draft[key] = slot
+  draft.order[#draft.order + 1] = key
+  return slot
+end
+
+-- Works out the ops in the arguments. Returns the draft and the values, or the answer that says why not.
+local function plan(args, from, to)
+  local draft, values = { order = {} }, {}
+  local index = 0
+  for at = from, to, OP do
+    local kind, key, a, b, c, ttl = args[at], args[at + 1], args[at + 2], args[at + 3], args[at + 4], args[at + 5]
+    local slot = slot_of(draft, key)
+    if not slot then return nil, { 'invalid', index, 'holds something else than a value or fields' } end
+    local function put(value)
+      slot.there, slot.hash, slot.value, slot.changed = true, false, value, true
+      slot.replaced, slot.ttl = true, ttl ~= '' and ttl or 'none'
+    end
+    if (kind == 'absent' or kind == 'swap' or kind == 'add') and slot.hash then
+      return nil, { 'invalid', index, 'holds fields, not a value' }
+    elseif kind == 'put' then
+      put(a)
+    elseif kind == 'absent' then
+      if slot.there then return nil, { 'refused', index, slot.value } end
+      put(a)
+    elseif kind == 'swap' then
+      local expected = nil
+      if b == '1' then expected = c end
+      if slot.value ~= expected then return nil, { 'refused', index, slot.value or false } end
+      put(a)
+    elseif kind == 'add' then
+      local number = integer(slot.value or '0')
+      if not number then return nil, { 'invalid', index, 'holds no integer' } end
+      local sum = sum_of(number, integer(a))
+      if not (sum and at_most(integer(b), sum) and at_most(sum, integer(c))) then
+        return nil, { 'refused', index, slot.value or false }
+      end
+      slot.ttl = slot.ttl or 'keep'
+      slot.there, slot.value, slot.changed = true, digits_of(sum), true
+    elseif kind == 'delete' then
+      slot.there, slot.hash, slot.value, slot.fields, slot.changed = false, false, nil, nil, true
+      slot.replaced, slot.ttl = true, nil
+    elseif kind == 'field' then
+      if slot.there and not slot.hash then return nil, { 'invalid', index, 'holds a value, not fields' } end
+      if not slot.there then slot.there, slot.hash, slot.fields = true, true, {} end
+      slot.fields[#slot.fields + 1] = a
+      slot.fields[#slot.fields + 1] = b
+      slot.changed = true
+    elseif kind == 'expire' then
+      if not slot.there then return nil, { 'refused', index, false } end
+      slot.ttl, slot.changed = ttl ~= '' and ttl or 'none', true
+    end
+    values[#values + 1] = slot.there and slot.value or false
+    index = index + 1
+  end
+  return draft, values
+end
+
+-- Writes a draft.
+local function write(draft)
+  for _, key in ipairs(draft.order) do
+    local slot = draft[key]
+    if slot.changed then
+      if not slot.there then
+        call('DEL', key)
+      elseif slot.hash then
+        if slot.replaced then call('DEL', key) end
+        for at = 1, #slot.fields, 2 do call('HSET', key, slot.fields[at], slot.fields[at + 1]) end
+        if slot.ttl == 'none' then call('PERSIST', key) end
+      elseif slot.ttl == 'keep' then
+        call('SET', key, slot.value, 'KEEPTTL')
+      else
+        call('SET', key, slot.value)
+      end
+      if slot.there and slot.ttl and slot.ttl ~= 'none' and slot.ttl ~= 'keep' then
+        call('PEXPIRE', key, slot.ttl)
+      end
+    end
+  end
+end

@@ -1,0 +1,131 @@
+-- The two algorithms of the limiter, in exact integers, as `limiter::decide` in the core says.
+-- KEYS: the key of each take. ARGV: `take` or `peek`, a moment in ms instead of the server's (tests), then for each
+-- take: algorithm, capacity, refill, period or window in ms, amount. Amounts are millionths of a token.
+-- Returns for each: allowed, remaining, ms until it would be allowed, ms until it is full.
+
+local SLOTS = 60
+local forced = ARGV[2] ~= ''
+local clock = call('TIME')
+local now_ms = forced and tonumber(ARGV[2]) or clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local function small(number) return big(string.format('%.0f', number)) end
+
+local function token_bucket(take, state)
+  local scale = small(take.span)
+  local full, per_ms = times(take.capacity, scale), take.refill
+  local missing, at = {}, now_ms
+  if state and state.algorithm == 'token_bucket' then
+    at = math.max(now_ms, state.at)
+    missing = state.missing
+    if state.span ~= take.span then
+      missing = divide_up(times(missing, scale), small(state.span))
+    end
+    missing = minus(smaller(missing, full), times(per_ms, small(at - state.at)))
+  end
+  local wanted, available = times(take.amount, scale), minus(full, missing)
+  local allowed = compare(wanted, available) <= 0
+  local after = allowed and plus(missing, wanted) or missing
+  return {
+    allowed = allowed,
+    remaining = divide(minus(full, after), scale),
+    retry = allowed and {} or divide_up(minus(wanted, available), per_ms),
+    reset = divide_up(after, per_ms),
+  }, { algorithm = 'token_bucket', missing = after, span = take.span, at = at }
+end
+
+local function sliding_window(take, state)
+  local width = math.max(math.ceil(take.span / SLOTS), 1)
+  local slots, at = {}, now_ms
+  if state and state.algorithm == 'sliding_window' then
+    at = math.max(now_ms, state.at)
+    for _, slot in ipairs(state.slots) do
+      local start = slot[1] * state.span
+      slots[#slots + 1] = { (start - start % width) / width, slot[2] }
+    end
+  end
+  local current = (at - at % width) / width
+  local kept, used = {}, {}
+  for _, slot in ipairs(slots) do
+    if slot[1] + SLOTS >= current then
+      kept[#kept + 1] = slot
+      used = plus(used, slot[2])
+    end
+  end
+  local available = minus(take.capacity, used)
+  local allowed = compare(take.amount, available) <= 0
+  if allowed and #take.amount > 0 then
+    local last = kept[#kept]
+    if last and last[1] == current then
+      last[2] = plus(last[2], take.amount)
+    else
+      kept[#kept + 1] = { current, take.amount }
+    end
+  end
+  local function leaves_at(slot) return small(math.max((slot + SLOTS + 1) * width - at, 0)) end
+  local short, retry = minus(take.amount, available), {}
+  for _, slot in ipairs(kept) do
+    if allowed or #short == 0 then break end
+    short = minus(short, slot[2])
+    retry = leaves_at(slot[1])
+  end
+  return {
+    allowed = allowed,
+    remaining = allowed and minus(available, take.amount) or available,
+    retry = retry,
+    reset = #kept > 0 and leaves_at(kept[#kept][1]) or {},
+  }, { algorithm = 'sliding_window', slots = kept, span = width, at = at }
+end
+
+local function decide(take, state)
+  return (take.algorithm == 'token_bucket' and token_bucket or sliding_window)(take, state)
+end
+
+local function load(key)
+  local known = call('HMGET', key, 'algorithm', 'span_ms', 'at_ms', 'missing', 'slots')
+  if not known[1] or not known[3] then return nil end
+  local state = { algorithm = known[1], span = tonumber(known[2]), at = tonumber(known[3]), slots = {} }
+  state.missing = known[4] and big(known[4])
+  for slot, taken in string.gmatch(known[5] or '', '(%d+):(%d+)') do
+    state.slots[#state.slots + 1] = { tonumber(slot), big(taken) }
+  end
+  return state
+end
+
+local function save(key, state, reset)
+  local slots = {}
+  for at, slot in ipairs(state.slots or {}) do slots[at] = string.format('%.0f:%s', slot[1], decimal(slot[2])) end
+  call('HSET', key, 'algorithm', state.algorithm, 'span_ms', string.format('%.0f', state.span),
+    'at_ms', string.format('%.0f', state.at), 'missing', decimal(state.missing or {}), 'slots', table.concat(slots, ' '))
+  -- A limit that is full again is as good as none; one more second, so that a clock set back a little gives nothing away.
+  if not forced then call('PEXPIRE', key, math.min(approximately(reset) + 1000, 1e13)) end
+end
+
+local takes, draft, decisions, refused = {}, {}, {}, false
+for at, key in ipairs(KEYS) do
+  local from = 3 + (at - 1) * 5
+  local take = {
+    key = key, algorithm = ARGV[from], capacity = big(ARGV[from + 1]), refill = big(ARGV[from + 2]),
+    span = tonumber(ARGV[from + 3]), amount = big(ARGV[from + 4]),
+  }
+  takes[at] = take
+  local state = draft[key] and draft[key].state or load(key)
+  local decision, after = decide(take, state)
+  draft[key] = { state = after, reset = decision.reset }
+  decisions[at] = decision
+  refused = refused or not decision.allowed
+end
+for at, take in ipairs(takes) do
+  if refused then
+    local untouched = decide({
+      algorithm = take.algorithm, capacity = take.capacity, refill = take.refill, span = take.span, amount = {},
+    }, load(take.key))
+    decisions[at].remaining, decisions[at].reset = untouched.remaining, untouched.reset
+  elseif ARGV[1] == 'take' then
+    save(take.key, draft[take.key].state, draft[take.key].reset)
+  end
+end
+local answer = {}
+for at, one in ipairs(decisions) do
+  answer[at] = { one.allowed and 1 or 0, decimal(one.remaining), decimal(one.retry), decimal(one.reset) }
+end
+return answer

@@ -1,0 +1,37 @@
+-- KEYS: the list. ARGV: prefix. Returns nothing for a queue that is not there, or
+-- ready, delayed, leased, dead, enqueued, acked, retried, dropped, duplicates, age of the oldest in ms (-1: none), consumers, paused.
+local q = open(KEYS[1], ARGV[1])
+if call('EXISTS', q.list, q.queue, q.consumers) == 0 then return false end
+tick(q)
+local length, indexed = call('LLEN', q.list), call('ZCARD', q.index)
+local counts = call('HMGET', q.queue, 'enqueued', 'acked', 'retried', 'dropped', 'duplicates')
+for at = 1, 5 do counts[at] = tonumber(counts[at] or 0) end
+-- Pushed by somebody else and not seen yet, or popped by somebody else.
+local unseen = length - indexed
+counts[1] = counts[1] + math.max(unseen, 0)
+counts[2] = counts[2] + math.max(-unseen, 0)
+
+local oldest
+local function look(number)
+  local record = number and record_of(q, number)
+  if record and (not oldest or record[AT] < oldest) then oldest = record[AT] end
+end
+look(call('ZRANGE', q.returned, 0, 0)[1])
+for _, from in ipairs({ q.leased, q.delayed }) do
+  -- By deadline, so among very many this is the age of one of the oldest.
+  local numbers = call('ZRANGE', from, 0, STEP - 1)
+  table.sort(numbers)
+  look(numbers[1])
+end
+for _, member in ipairs(call('ZRANGE', q.parked, 0, STEP - 1)) do look(string.sub(member, 41)) end
+local tail = call('LINDEX', q.list, -1)
+if tail then
+  local digest = sha1(tail)
+  local member = call('ZRANGEBYLEX', q.index, '[' .. digest, '(' .. digest .. ':', 'LIMIT', 0, 1)[1]
+  if member then look(string.sub(member, 41)) else oldest = oldest or now end
+end
+return {
+  length + call('ZCARD', q.returned) + call('ZCARD', q.parked), call('ZCARD', q.delayed),
+  call('ZCARD', q.leased), call('ZCARD', q.dead), counts[1], counts[2], counts[3], counts[4], counts[5],
+  oldest and now - oldest or -1, call('HLEN', q.consumers), q.paused and 1 or 0,
+}

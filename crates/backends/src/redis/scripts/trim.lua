@@ -1,0 +1,26 @@
+-- KEYS: the stream. ARGV: nothing for all that is finished, or how many of the newest to keep. Returns how many went.
+local key = KEYS[1]
+if call('EXISTS', key) == 0 then return redis.error_reply('NOGROUP there is no stream ' .. key) end
+local groups = groups_of(key)
+if ARGV[1] ~= '' then
+  local count = call('XTRIM', key, 'MAXLEN', ARGV[1])
+  -- What is not kept any more holds nothing back.
+  local first = first_id(key)
+  for _, group in ipairs(groups) do
+    while true do
+      local gone = call('XPENDING', key, group.name, '-', first and '(' .. first or '+', PAGE)
+      for _, one in ipairs(gone) do call('XACK', key, group.name, one[1]) end
+      if #gone < PAGE then break end
+    end
+    -- Makes the server count anew what the group has read.
+    local delivered = group['last-delivered-id']
+    if first and before(delivered, first) then call('XGROUP', 'SETID', key, group.name, delivered) end
+  end
+  return count
+end
+local least = nil
+for _, group in ipairs(groups) do
+  local from = oldest_pending(key, group.name) or behind(group['last-delivered-id'])
+  if not least or before(from, least) then least = from end
+end
+return least and call('XTRIM', key, 'MINID', least) or 0

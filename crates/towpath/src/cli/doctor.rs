@@ -13,6 +13,7 @@ use super::output::Color;
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::HealthView;
 use crate::config::{Config, load};
+use crate::wiring;
 
 /// Options of `doctor`.
 #[derive(Debug, Args)]
@@ -60,7 +61,8 @@ pub(super) async fn run(global: &Global, _: DoctorArgs) -> Result<Exit, Failure>
             checks.push(folder(&loaded.config));
             checks.push(disk(&loaded.config));
             process(global, &loaded.config, &mut checks).await?;
-            look_around(&loaded.config, &mut checks);
+            look_at_the_backend(&loaded.config, &mut checks).await;
+            look_around(&mut checks);
         }
         Err(problems) => checks.push(Check {
             check: "configuration",
@@ -124,7 +126,46 @@ async fn process(global: &Global, config: &Config, checks: &mut Vec<Check>) -> R
     Ok(())
 }
 
-fn look_around(config: &Config, checks: &mut Vec<Check>) {
+/// How safe the backend keeps what it takes. The embedded store says so without being opened: a process may have it.
+async fn look_at_the_backend(config: &Config, checks: &mut Vec<Check>) {
+    let url = config.ingest_backend.expose();
+    if url.starts_with("embedded:") {
+        checks.push(durability(config));
+        return;
+    }
+    let looked = async {
+        let backend = wiring::open(url).await?;
+        let health = backend.lifecycle.health().await;
+        backend.lifecycle.close().await?;
+        health.map(|health| (backend.url, health))
+    };
+    match looked.await {
+        Err(error) => checks.push(Check {
+            check: "backend",
+            found: Found::Fail,
+            detail: error.chain(),
+        }),
+        Ok((url, health)) => {
+            let facts: Vec<String> = health
+                .facts
+                .iter()
+                .map(|(name, fact)| format!("{name}: {fact}"))
+                .collect();
+            checks.push(Check {
+                check: "backend",
+                found: Found::Ok,
+                detail: format!("{url} ({})", facts.join("; ")),
+            });
+            checks.extend(health.warnings.into_iter().map(|detail| Check {
+                check: "backend",
+                found: Found::Warn,
+                detail,
+            }));
+        }
+    }
+}
+
+fn durability(config: &Config) -> Check {
     let (found, detail) = match config.durability.as_str() {
         "fsync" => (Found::Ok, "fsync before every acknowledgement".to_owned()),
         other => (
@@ -132,11 +173,14 @@ fn look_around(config: &Config, checks: &mut Vec<Check>) {
             format!("`{other}`: a power cut can lose what was acknowledged; `fsync` does not"),
         ),
     };
-    checks.push(Check {
+    Check {
         check: "durability",
         found,
         detail,
-    });
+    }
+}
+
+fn look_around(checks: &mut Vec<Check>) {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()

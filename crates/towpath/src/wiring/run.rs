@@ -6,7 +6,8 @@ use std::sync::Arc;
 use axum::Router;
 use tokio::net::TcpListener;
 use towpath_core::backend::Backend;
-use towpath_core::{Error, QueueName, Result};
+use towpath_core::port::Queue;
+use towpath_core::{Error, ErrorKind, QueueName, Result};
 use tracing::warn;
 
 use super::backends::clock;
@@ -69,9 +70,7 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     .start(admin, config, &metrics, &mut supervisor)?;
 
     let queue = backend.require_queue("ingest")?;
-    queue
-        .declare(&QueueName::new(&config.queue)?, &config.queue_settings())
-        .await?;
+    declare(config, &queue, &mut supervisor).await?;
     watch_backend(&backend, &mut supervisor);
     if roles.contains(&Role::IngestWorker) {
         ingest::worker(config, &backend, &clock, &metrics, &health, &mut supervisor)?;
@@ -121,6 +120,27 @@ impl Started {
             .await;
         self.backend.lifecycle.close().await?;
         Ok(report)
+    }
+}
+
+/// Tells the queue its settings; when the backend is away, as soon as it is back.
+async fn declare(
+    config: &Config,
+    queue: &Arc<dyn Queue>,
+    supervisor: &mut Supervisor,
+) -> Result<()> {
+    let (name, settings) = (QueueName::new(&config.queue)?, config.queue_settings());
+    match queue.declare(&name, &settings).await {
+        Err(error) if error.kind() == ErrorKind::Unavailable => {
+            warn!(error = error.chain(), "the backend is away");
+            let queue = Arc::clone(queue);
+            supervisor.start("declare", Stage::Maintain, OnFailure::Restart, move |_| {
+                let (queue, name, settings) = (Arc::clone(&queue), name.clone(), settings.clone());
+                async move { queue.declare(&name, &settings).await }
+            });
+            Ok(())
+        }
+        declared => declared,
     }
 }
 

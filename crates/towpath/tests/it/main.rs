@@ -22,6 +22,7 @@ mod limits;
 mod process;
 mod protocol;
 mod readme;
+mod redis;
 mod shutdown;
 mod startup;
 mod tidy;

@@ -3,12 +3,15 @@
 //! A case states one promise of a port's documentation, names no backend, and
 //! gets a fresh and empty one. What a backend does not offer is tested to be
 //! refused. [`mutants`] are wrong backends; each must turn a named case red.
+//!
+//! Beside it are what other tests prove durability with: a [`ledger`] of what was promised and what came out.
 
 mod absent;
 mod effects;
 pub mod fault;
 mod kill;
 mod kv;
+pub mod ledger;
 pub mod mutants;
 pub mod proxy;
 mod queue;

@@ -21,6 +21,7 @@ mod ingest;
 mod limits;
 mod process;
 mod protocol;
+mod producers;
 mod readme;
 mod redis;
 mod shutdown;

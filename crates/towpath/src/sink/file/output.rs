@@ -125,7 +125,8 @@ impl Output {
             return self.journal.confirm(intent);
         }
         let length = file.metadata()?.len();
-        if intent.file != identity(&file.metadata()?) || length < intent.start {
+        // By the inode alone: after a restart of the machine the same device may have another number.
+        if intent.file.1 != identity(&file.metadata()?).1 || length < intent.start {
             // Whether the lines were in a file that is not there cannot be known: should they come again, they are written again.
             tracing::warn!(%path, length, expected = intent.start, "the output is another file than it was, or shorter");
             return self.journal.withdraw(intent);

@@ -6,7 +6,7 @@
 //! | 4 | number of messages |
 //! | 8 | length of the output before |
 //! | 8 | length of the text to append |
-//! | 8 | device of the output |
+//! | 8 | device of the output, as it was numbered then |
 //! | 8 | inode of the output |
 //! | 16 each | message ids |
 //! | | the text itself, so that after a crash it is known what is ours |

@@ -66,6 +66,31 @@ async fn whatever_a_crash_leaves_every_line_is_written_once() {
 }
 
 #[tokio::test]
+async fn a_restart_that_numbers_the_devices_anew_doubles_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (output, journal) = (folder.path().join("out"), folder.path().join("out.journal"));
+    deliver(&output, &[delivery("one")]).await;
+    let (length, announced) = (
+        fs::read(&output).unwrap().len(),
+        fs::read(&journal).unwrap().len(),
+    );
+    let last = [delivery("two"), delivery("three")];
+    deliver(&output, &last).await;
+    let (text, mut bytes) = (fs::read(&output).unwrap(), fs::read(&journal).unwrap());
+    let record = &mut bytes[announced..];
+    // The device's number, and the checksum over everything behind itself.
+    record[24..32].copy_from_slice(&u64::MAX.to_le_bytes());
+    let checksum = crc32c::crc32c(&record[4..]);
+    record[..4].copy_from_slice(&checksum.to_le_bytes());
+    for written in length..=text.len() {
+        fs::write(&output, &text[..written]).unwrap();
+        fs::write(&journal, &bytes).unwrap();
+        deliver(&output, &last).await;
+        assert_eq!(messages(&output), ["one", "two", "three"], "at {written}");
+    }
+}
+
+#[tokio::test]
 async fn a_file_that_is_rotated_or_removed_is_made_anew() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("deep/er/out");

@@ -20,15 +20,16 @@ unit-test: ## Without the tests that start the binary
 
 integration-test: ## The binary from outside, and the suite every backend must pass
 	$(CARGO) test -p towpath-backends --test conformance
-	$(CARGO) test -p towpath --test it
+	$(CARGO) test -p towpath --test it --test power_cut
 
 test-all: ## Every test of the workspace
 	$(CARGO) test --workspace
 
-chaos: ## SEEDS=200: random crashes, full disks, killed processes; record results in docs/reliability.md
+chaos: ## SEEDS=200: random crashes, full disks, killed processes, power cuts; record results in docs/reliability.md
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --lib -- model flip --nocapture
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --test conformance -- fault
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath --test it -- chaos --nocapture --test-threads 1
+	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath --test power_cut -- --skip redis --nocapture --test-threads 1
 
 bench: build ## Throughput, latency and CPU of this machine, durable and not
 	target/release/towpath bench queue

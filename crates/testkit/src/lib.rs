@@ -4,7 +4,8 @@
 //! gets a fresh and empty one. What a backend does not offer is tested to be
 //! refused. [`mutants`] are wrong backends; each must turn a named case red.
 //!
-//! Beside it are what other tests prove durability with: a [`ledger`] of what was promised and what came out.
+//! Beside it are what other tests prove durability with: a [`ledger`] of what was promised and what came out,
+//! [power cuts](power_cut), real [`servers`].
 
 mod absent;
 mod effects;
@@ -13,6 +14,7 @@ mod kill;
 mod kv;
 pub mod ledger;
 pub mod mutants;
+pub mod power_cut;
 pub mod proxy;
 mod queue;
 mod rate_limit;
@@ -83,24 +85,35 @@ fn areas() -> [(&'static str, Vec<Case>); 6] {
 /// Longer than any case may take.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Names the rows that must run, and `strace`, separated by commas: one that cannot fails instead of being ignored.
+/// Names the rows and the abilities that must be there, separated by commas: what cannot run for want of them fails
+/// instead of being ignored.
 const REQUIRE: &str = "TOWPATH_TEST_REQUIRE";
+
+/// What a test may need of the machine and the machine may not allow.
+const ABILITIES: &[&str] = &[power_cut::NAME, fault::TOOL, "tmpfs", "unprivileged"];
+
+fn required() -> Vec<String> {
+    let required = std::env::var(REQUIRE).unwrap_or_default();
+    let names = required.split(',').map(str::trim);
+    names
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
 
 /// Every case over every subject, every mutant, and every absence.
 pub fn trials(subjects: &'static [Subject]) -> Vec<Trial> {
-    let required = std::env::var(REQUIRE).unwrap_or_default();
-    let required: Vec<&str> = required.split(',').map(str::trim).collect();
-    let unknown = required
-        .iter()
-        .filter(|name| !["", fault::TOOL].contains(*name))
-        .filter(|name| subjects.iter().all(|known| known.name != **name))
-        .map(|name| {
-            let reason = format!("{REQUIRE} names `{name}`, and there is no such row");
-            unable(format!("{name}::is_there"), true, reason)
-        });
+    let required = required();
+    let is_known = |name: &str| {
+        ABILITIES.contains(&name) || subjects.iter().any(|subject| subject.name == name)
+    };
+    let unknown = required.iter().filter(|name| !is_known(name)).map(|name| {
+        let reason = format!("{REQUIRE} names `{name}`, and there is no such row");
+        unable(format!("{name}::is_there"), true, reason)
+    });
     let rows = subjects.iter().flat_map(|subject| {
         let missing = (subject.missing)();
-        let must_run = required.contains(&subject.name);
+        let must_run = required.iter().any(|name| name == subject.name);
         trials_of(subject)
             .into_iter()
             .map(move |(name, run)| match (&missing, run) {
@@ -153,6 +166,23 @@ fn trials_of(subject: &'static Subject) -> Vec<(String, Run)> {
         }
     }
     trials
+}
+
+/// A trial that runs where `missing` names no reason against it; where it does, it is shown as ignored with the reason,
+/// and fails when `TOWPATH_TEST_REQUIRE` contains `ability`.
+pub fn trial_where_able(
+    name: impl Into<String>,
+    ability: &str,
+    missing: Option<String>,
+    body: impl FnOnce() -> Result<(), Failed> + Send + 'static,
+) -> Trial {
+    match missing {
+        None => Trial::test(name, body),
+        Some(reason) => {
+            let must_run = required().iter().any(|name| name == ability);
+            unable(name.into(), must_run, reason)
+        }
+    }
 }
 
 /// A trial that cannot run: ignored with the reason, or failed with it.

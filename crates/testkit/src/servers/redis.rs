@@ -20,7 +20,8 @@ const START: Duration = Duration::from_secs(20);
 
 /// A running server and its folder.
 pub struct Server {
-    folder: tempfile::TempDir,
+    folder: PathBuf,
+    _temporary: Option<tempfile::TempDir>,
     file: Option<PathBuf>,
     settings: Vec<String>,
     port: u16,
@@ -33,7 +34,7 @@ impl Server {
     /// # Panics
     /// When it does not answer; [`missing`] says beforehand whether it is installed.
     pub fn start(settings: &[&str]) -> Self {
-        Self::start_from(None, settings)
+        Self::start_with(None, settings)
     }
 
     /// The same with a configuration file, which it may change.
@@ -41,12 +42,28 @@ impl Server {
     /// # Panics
     /// As [`Server::start`].
     pub fn start_with_file(file: &Path, settings: &[&str]) -> Self {
-        Self::start_from(Some(file.to_owned()), settings)
+        Self::start_with(Some(file.to_owned()), settings)
     }
 
-    fn start_from(file: Option<PathBuf>, settings: &[&str]) -> Self {
+    fn start_with(file: Option<PathBuf>, settings: &[&str]) -> Self {
+        let temporary = tempfile::tempdir().expect("a temporary folder can be made");
+        let mut server = Self::start_from(temporary.path(), file, settings);
+        server._temporary = Some(temporary);
+        server
+    }
+
+    /// The same in a folder that somebody else looks after.
+    ///
+    /// # Panics
+    /// As [`Server::start`].
+    pub fn start_at(folder: &Path, settings: &[&str]) -> Self {
+        Self::start_from(folder, None, settings)
+    }
+
+    fn start_from(folder: &Path, file: Option<PathBuf>, settings: &[&str]) -> Self {
         let mut server = Self {
-            folder: tempfile::tempdir().expect("a temporary folder can be made"),
+            folder: folder.to_owned(),
+            _temporary: None,
             file,
             settings: settings.iter().map(ToString::to_string).collect(),
             port: 0,
@@ -103,7 +120,7 @@ impl Server {
         for (name, value) in [
             ("--bind", "127.0.0.1"),
             ("--save", ""),
-            ("--dir", &*self.folder.path().to_string_lossy()),
+            ("--dir", &*self.folder.to_string_lossy()),
             ("--daemonize", "no"),
         ] {
             arguments.extend([name.to_owned(), value.to_owned()]);

@@ -38,8 +38,8 @@ impl Producers {
                         if over.load(Ordering::SeqCst) {
                             break;
                         }
-                        let text = format!("{who}-{number}-{}", "x".repeat(number % 300));
-                        offer(&mut client, &who, &text, number % 3 == 0, &ledger, &over);
+                        let id = format!("{who}-{number}");
+                        offer(&mut client, &who, &id, number % 3 == 0, &ledger, &over);
                     }
                 })
             })
@@ -56,24 +56,44 @@ impl Producers {
     }
 }
 
+/// The payload of a message. Some are large, so that segments fill up.
+fn text(id: &str) -> String {
+    let number = id.rsplit('-').next().and_then(|number| number.parse().ok());
+    let number: usize = number.unwrap_or_default();
+    let filler = if number % 8 == 5 {
+        30_000
+    } else {
+        number % 300
+    };
+    format!("{id} {}", "x".repeat(filler))
+}
+
+/// Which message has this payload; another payload is a message of its own.
+fn id(payload: &str) -> &str {
+    match payload.split_once(' ') {
+        Some((id, _)) if text(id) == payload => id,
+        _ => payload,
+    }
+}
+
 /// Sends a message, until its outcome is known or, without a key, can no more be known.
 fn offer(
     client: &mut Client,
     who: &str,
-    text: &str,
+    id: &str,
     keyed: bool,
     ledger: &Ledger,
     over: &AtomicBool,
 ) {
-    let key = [("idempotency-key", text)];
+    let (text, key) = (text(id), [("idempotency-key", id)]);
     let headers = if keyed { &key[..] } else { &[] };
     loop {
         // One message at a time, so that the order of a producer is that of its answers.
-        ledger.offered(who, text, Some(who));
+        ledger.offered(who, id, Some(who));
         let answer = client.send("POST", "/enqueue", headers, text.as_bytes());
         match answer.as_ref().map(|answer| answer.status) {
-            Ok(200) => return ledger.acknowledged(who, text),
-            Ok(429) => ledger.refused(who, text),
+            Ok(200) => return ledger.acknowledged(who, id),
+            Ok(429) => ledger.refused(who, id),
             // Says itself that the outcome is unknown, as does no answer at all.
             Ok(503) | Err(_) if !keyed => return,
             Ok(503) | Err(_) => {}
@@ -104,7 +124,7 @@ pub(crate) fn read_output(world: &World, ledger: &Ledger) {
             timestamp.parse::<jiff::Timestamp>().ok().map(|_| message)
         });
         match message {
-            Some(message) => ledger.written("output", message),
+            Some(message) => ledger.written("output", id(message)),
             None => ledger.record("output", Event::Torn { text: line.into() }),
         }
     }

@@ -1,0 +1,81 @@
+//! The power is cut under load, again and again, and the books are compared.
+//!
+//! `TOWPATH_SEEDS` is the number of cuts of each kind. Where the power cannot be cut the trials are shown as ignored,
+//! and fail where `TOWPATH_TEST_REQUIRE` names `power-cut`.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed step of a test is a failed test"
+)]
+#![expect(
+    clippy::print_stderr,
+    reason = "the test runner shows what a failed test said"
+)]
+
+#[path = "../it/client.rs"]
+#[expect(dead_code, reason = "`it` uses more of it")]
+mod client;
+mod ingest;
+#[path = "../it/process.rs"]
+#[expect(dead_code, reason = "`it` uses more of it")]
+mod process;
+#[path = "../it/producers.rs"]
+mod producers;
+mod redis;
+
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+use towpath_testkit::power_cut::{self, Cut, FileSystem};
+use towpath_testkit::{servers, trial_where_able};
+
+const KINDS: [(&str, FileSystem, Cut); 4] = [
+    ("xfs", FileSystem::Xfs, Cut::Plain),
+    ("xfs_journal_flushed", FileSystem::Xfs, Cut::JournalFlushed),
+    ("ext4", FileSystem::Ext4, Cut::Plain),
+    (
+        "ext4_journal_flushed",
+        FileSystem::Ext4,
+        Cut::JournalFlushed,
+    ),
+];
+
+/// So many cuts does one file system go through, so that what a cut left is cut again.
+const CUTS_PER_DISK: u64 = 4;
+
+fn main() -> ExitCode {
+    power_cut::with_private_mounts();
+    let (no_xfs, no_ext4) = (
+        power_cut::missing(FileSystem::Xfs),
+        power_cut::missing(FileSystem::Ext4),
+    );
+    let missing = |file_system| match file_system {
+        FileSystem::Xfs => no_xfs.clone(),
+        FileSystem::Ext4 => no_ext4.clone(),
+    };
+    let mut trials = Vec::new();
+    for (name, file_system, cut) in KINDS {
+        trials.push(trial_where_able(
+            format!("power_cut::{name}::every_acknowledged_message_is_written_once"),
+            power_cut::NAME,
+            missing(file_system),
+            move || ingest::keeps_everything(name, file_system, cut),
+        ));
+        trials.push(trial_where_able(
+            format!("power_cut::{name}::without_syncs_the_loss_is_noticed"),
+            power_cut::NAME,
+            missing(file_system),
+            move || ingest::shows_the_loss_without_syncs(name, file_system, cut),
+        ));
+    }
+    let no_redis = servers::redis::missing().or_else(|| missing(FileSystem::Xfs));
+    for setting in redis::SETTINGS {
+        trials.push(trial_where_able(
+            format!("power_cut::redis::{}", setting.name),
+            "redis",
+            no_redis.clone(),
+            move || redis::cut_and_compare(setting),
+        ));
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}

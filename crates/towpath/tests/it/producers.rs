@@ -57,7 +57,7 @@ impl Producers {
 }
 
 /// The payload of a message. Some are large, so that segments fill up.
-fn text(id: &str) -> String {
+pub(crate) fn text(id: &str) -> String {
     let number = id.rsplit('-').next().and_then(|number| number.parse().ok());
     let number: usize = number.unwrap_or_default();
     let filler = if number % 8 == 5 {

@@ -68,11 +68,14 @@ fn main() -> ExitCode {
             move || ingest::shows_the_loss_without_syncs(name, file_system, cut),
         ));
     }
-    let no_redis = servers::redis::missing().or_else(|| missing(FileSystem::Xfs));
+    let (ability, no_redis) = match servers::redis::missing() {
+        Some(reason) => ("redis", Some(reason)),
+        None => (power_cut::NAME, missing(FileSystem::Xfs)),
+    };
     for setting in redis::SETTINGS {
         trials.push(trial_where_able(
             format!("power_cut::redis::{}", setting.name),
-            "redis",
+            ability,
             no_redis.clone(),
             move || redis::cut_and_compare(setting),
         ));

@@ -74,6 +74,11 @@ impl Disk {
 
     /// Cuts the power. From here on every call on its files fails with `EIO`.
     ///
+    /// One that is under way may still lie: with [`Cut::Plain`] the kernel was seen to give success for an `fdatasync`
+    /// of a file that grows, at most one, whose bytes were then not there (5 of 100 cuts on XFS, 18 of 100 on ext4;
+    /// none when bytes in place were overwritten). What rests on that one sync alone must be told from what was answered
+    /// before the call.
+    ///
     /// # Errors
     /// When the file system refuses.
     pub fn cut(&self, cut: Cut) -> io::Result<()> {

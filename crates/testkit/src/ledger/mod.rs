@@ -157,6 +157,12 @@ impl Ledger {
         read(&self.path)
     }
 
+    /// Removes the history, of which nothing more is wanted.
+    pub fn discard(&self) {
+        // A history that stays is in nobody's way.
+        fs::remove_file(&self.path).ok();
+    }
+
     /// Checks the history, removes it when nothing is wrong, and gives its account.
     ///
     /// # Errors
@@ -165,7 +171,7 @@ impl Ledger {
         let history = self.history().map_err(|error| error.to_string())?;
         let violations = violations(&history);
         if violations.is_empty() {
-            fs::remove_file(&self.path).map_err(|error| error.to_string())?;
+            self.discard();
             return Ok(Account::of(&history));
         }
         let mut report = format!("the history is in `{}`", self.path.display());

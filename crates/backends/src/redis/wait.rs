@@ -63,7 +63,7 @@ impl Bell {
         self.wait()
     }
 
-    /// Starts the task that rings when somebody adds something; it ends with the store, which holds the handle.
+    /// Starts the task that rings when somebody adds something.
     pub(super) fn ring(
         self: &Arc<Self>,
         servers: Arc<Servers>,
@@ -71,6 +71,7 @@ impl Bell {
         key: String,
     ) -> AbortHandle {
         let bell = Arc::clone(self);
+        // Ends with the store, which holds the handle.
         tokio::spawn(async move { watch(&servers, kind, &key, &bell).await }).abort_handle()
     }
 

@@ -77,6 +77,8 @@ async fn a_restart_that_numbers_the_devices_anew_doubles_nothing() {
     let last = [delivery("two"), delivery("three")];
     deliver(&output, &last).await;
     let (text, mut bytes) = (fs::read(&output).unwrap(), fs::read(&journal).unwrap());
+    // The record that says that everything was carried out comes last, and is lost.
+    bytes.truncate(bytes.len() - 40);
     let record = &mut bytes[announced..];
     // The device's number, and the checksum over everything behind itself.
     record[24..32].copy_from_slice(&u64::MAX.to_le_bytes());

@@ -6,7 +6,7 @@ mod probes;
 mod process;
 mod pump;
 mod registry;
-mod trace;
+mod trace_context;
 pub mod traces;
 
 pub use logs::{Format, init as init_logs, is_filter as is_log_filter};
@@ -14,5 +14,5 @@ pub use metric::Metric;
 pub use probes::Health;
 pub use pump::PumpMetrics;
 pub use registry::{Metrics, RefusedConnections};
-pub use trace::TraceContext;
+pub use trace_context::TraceContext;
 pub use traces::Traces;

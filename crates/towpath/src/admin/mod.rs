@@ -2,6 +2,7 @@
 //!
 //! `/v1` wants the token of the data folder; the others say nothing that needs one.
 
+mod document;
 mod hosts;
 mod routes;
 mod token;
@@ -75,11 +76,6 @@ const BODIES: [BodyLimit; 1] = [BodyLimit {
     bytes: message::MAX_PAYLOAD_BYTES,
     what: "message",
 }];
-
-/// The OpenAPI 3.1 document.
-pub fn document() -> utoipa::openapi::OpenApi {
-    routes::v1().1
-}
 
 fn authorised(head: &Parts, token: &Token) -> Result<(), Problem> {
     if head.headers.contains_key(header::ORIGIN) {

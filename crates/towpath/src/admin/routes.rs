@@ -13,13 +13,12 @@ use towpath_core::port::Queue;
 use towpath_core::port::queue::{Enqueued, Selection};
 use towpath_core::{Error, MessageId, NewMessage, QueueName, Result};
 use utoipa::openapi::OpenApi;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::{IntoParams, Modify, OpenApi as _};
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::Admin;
 use super::wire::{Count, DeadLetterView, HealthView, Letters, MessageView, QueueStats, Sent};
+use super::{Admin, document};
 use crate::http::error::Problem;
 use crate::telemetry::TraceContext;
 
@@ -28,41 +27,21 @@ type Answer<T> = std::result::Result<Json<T>, Problem>;
 /// The route that takes and shows messages.
 pub(super) const MESSAGES: &str = "/v1/queues/{queue}/messages";
 
+/// A payload, for the document.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "only the document reads it")]
+struct Binary(Vec<u8>);
+
+/// Ten years: a longer delay is a mistake, and would look like a lost message.
+const MAX_DELAY_SECONDS: u64 = 315_360_000;
+
 /// How long the backend may take to tell its facts.
 const FACTS_DEADLINE: Duration = Duration::from_secs(2);
 
-#[derive(utoipa::OpenApi)]
-#[openapi(
-    info(
-        title = "Towpath admin API",
-        description = "Queues, messages and dead letters of a running Towpath. Errors are problems as RFC 9457 describes them."
-    ),
-    modifiers(&Bearer),
-    security(("token" = []))
-)]
-struct Document;
-
-/// Every operation wants the token.
-struct Bearer;
-
-impl Modify for Bearer {
-    fn modify(&self, document: &mut OpenApi) {
-        let scheme = HttpBuilder::new()
-            .scheme(HttpAuthScheme::Bearer)
-            .description(Some(
-                "The token in the file `admin.token` of the data folder.",
-            ))
-            .build();
-        document
-            .components
-            .get_or_insert_default()
-            .add_security_scheme("token", SecurityScheme::Http(scheme));
-    }
-}
-
 /// The router and its document.
 pub(super) fn v1() -> (Router<Admin>, OpenApi) {
-    OpenApiRouter::with_openapi(Document::openapi())
+    let (router, mut document) = OpenApiRouter::with_openapi(document::head())
         .routes(routes!(list))
         .routes(routes!(show))
         .routes(routes!(peek, send))
@@ -73,24 +52,92 @@ pub(super) fn v1() -> (Router<Admin>, OpenApi) {
         .routes(routes!(requeue))
         .routes(routes!(drop_dead))
         .routes(routes!(health))
-        .split_for_parts()
+        .split_for_parts();
+    document::add_refusals(&mut document);
+    (router, document)
 }
 
+/// The queue of a path.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "only the document reads it")]
+struct Named {
+    /// A queue: 1 to 255 bytes of UTF-8 without white space or control characters.
+    #[param(
+        min_length = 1,
+        max_length = 255,
+        pattern = r"^[^\s\x00-\x1f\x7f-\x9f]+$"
+    )]
+    queue: String,
+}
+
+/// What is said about a message beside its payload.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "only the document reads it")]
+struct About {
+    /// A second message with this key within the dedup window of the queue is not stored.
+    #[param(rename = "Idempotency-Key", min_length = 1, max_length = 1024)]
+    idempotency_key: Option<String>,
+    /// Messages of one key are delivered in order, one at a time.
+    #[param(rename = "Towpath-Key", min_length = 1, max_length = 1024)]
+    key: Option<String>,
+    /// Seconds until it may be delivered, at most ten years.
+    #[param(rename = "Towpath-Delay", maximum = 315_360_000)]
+    delay: Option<u64>,
+    /// W3C trace context, kept with the message.
+    traceparent: Option<String>,
+}
+
+/// How much of a list.
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct Top {
+    /// Most entries, 1 to 1,000.
+    #[serde(default)]
+    #[param(value_type = u16, minimum = 1, maximum = 1000, default = 20)]
+    max: Max,
+}
+
+/// Which stretch of a list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 struct Page {
     /// Most entries, 1 to 1,000.
-    #[serde(default = "twenty")]
-    max: usize,
+    #[serde(default)]
+    #[param(value_type = u16, minimum = 1, maximum = 1000, default = 20)]
+    max: Max,
     /// Those behind this message id.
+    #[param(value_type = Option<Uuid>)]
     after: Option<String>,
 }
 
-const fn twenty() -> usize {
-    20
+/// Most entries of an answer.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "u64")]
+struct Max(usize);
+
+impl Default for Max {
+    fn default() -> Self {
+        Self(20)
+    }
+}
+
+impl TryFrom<u64> for Max {
+    type Error = String;
+
+    fn try_from(max: u64) -> std::result::Result<Self, String> {
+        match usize::try_from(max) {
+            Ok(max @ 1..=1000) => Ok(Self(max)),
+            _ => Err(format!("`max` is {max}; it goes from 1 to 1000")),
+        }
+    }
 }
 
 /// Every queue.
-#[utoipa::path(get, path = "/v1/queues", responses((status = 200, body = [QueueStats])))]
+#[utoipa::path(get, path = "/v1/queues", responses((status = 200, description = "Their numbers, by name", body = [QueueStats])))]
 async fn list(State(admin): State<Admin>) -> Answer<Vec<QueueStats>> {
     let queue = admin.queue()?;
     Ok(Json(
@@ -104,28 +151,28 @@ async fn list(State(admin): State<Admin>) -> Answer<Vec<QueueStats>> {
 }
 
 /// One queue.
-#[utoipa::path(get, path = "/v1/queues/{queue}", responses((status = 200, body = QueueStats), (status = 404)))]
+#[utoipa::path(get, path = "/v1/queues/{queue}", params(Named), responses((status = 200, description = "Its numbers", body = QueueStats)))]
 async fn show(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
     Ok(Json(queue.stats(&name).await?.into()))
 }
 
 /// The oldest waiting messages, untouched.
-#[utoipa::path(get, path = "/v1/queues/{queue}/messages", params(Page), responses((status = 200, body = [MessageView])))]
+#[utoipa::path(get, path = "/v1/queues/{queue}/messages", params(Named, Top), responses((status = 200, description = "Oldest first", body = [MessageView])))]
 async fn peek(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    Query(page): Query<Page>,
+    Query(page): Query<Top>,
 ) -> Answer<Vec<MessageView>> {
     let (queue, name) = admin.find(&name).await?;
-    let messages = queue.peek(&name, page.max.clamp(1, 1000)).await?;
+    let messages = queue.peek(&name, page.max.0).await?;
     Ok(Json(messages.into_iter().map(MessageView::from).collect()))
 }
 
-/// Sends the body as one message; `Idempotency-Key`, `Towpath-Key`, `Towpath-Delay` (seconds) and `traceparent` are heeded.
+/// Sends the body as one message, and makes the queue when there is none.
 ///
 /// NDJSON is refused with 415: it is a batch to those who send it, and would be one message here.
-#[utoipa::path(post, path = "/v1/queues/{queue}/messages", request_body = Vec<u8>, responses((status = 200, body = Sent), (status = 415), (status = 429)))]
+#[utoipa::path(post, path = "/v1/queues/{queue}/messages", params(Named, About), request_body(content = inline(Option<Binary>), content_type = "application/octet-stream", description = "The payload, at most 16 MiB; none is an empty message"), responses((status = 200, description = "It is durable", body = Sent)))]
 async fn send(
     State(admin): State<Admin>,
     Path(name): Path<String>,
@@ -168,12 +215,15 @@ async fn send(
     message.dedup_id = header("idempotency-key")?;
     message.key = header("towpath-key")?;
     if let Some(delay) = header("towpath-delay")? {
-        let seconds: u64 = delay.parse().map_err(|_| {
-            Problem::new(
-                StatusCode::BAD_REQUEST,
-                "`Towpath-Delay` must be whole seconds",
-            )
-        })?;
+        let seconds: u64 = delay
+            .parse()
+            .ok()
+            .filter(|seconds| *seconds <= MAX_DELAY_SECONDS)
+            .ok_or_else(|| {
+                let reason =
+                    format!("`Towpath-Delay` must be whole seconds, at most {MAX_DELAY_SECONDS}");
+                Problem::new(StatusCode::BAD_REQUEST, reason)
+            })?;
         message.not_before = Some(
             towpath_core::Clock::now(&towpath_core::SystemClock::new())
                 .after(Duration::from_secs(seconds)),
@@ -191,7 +241,7 @@ async fn send(
 }
 
 /// Stops delivery.
-#[utoipa::path(post, path = "/v1/queues/{queue}/pause", responses((status = 200, body = QueueStats)))]
+#[utoipa::path(post, path = "/v1/queues/{queue}/pause", params(Named), responses((status = 200, description = "Its numbers afterwards", body = QueueStats)))]
 async fn pause(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
     queue.pause(&name).await?;
@@ -199,7 +249,7 @@ async fn pause(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<Q
 }
 
 /// Starts delivery again.
-#[utoipa::path(post, path = "/v1/queues/{queue}/resume", responses((status = 200, body = QueueStats)))]
+#[utoipa::path(post, path = "/v1/queues/{queue}/resume", params(Named), responses((status = 200, description = "Its numbers afterwards", body = QueueStats)))]
 async fn resume(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
     queue.resume(&name).await?;
@@ -207,7 +257,7 @@ async fn resume(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<
 }
 
 /// Drops every waiting message; those in hand and dead letters stay.
-#[utoipa::path(post, path = "/v1/queues/{queue}/purge", responses((status = 200, body = Count)))]
+#[utoipa::path(post, path = "/v1/queues/{queue}/purge", params(Named), responses((status = 200, description = "How many were dropped", body = Count)))]
 async fn purge(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
     Ok(Json(Count {
@@ -216,7 +266,7 @@ async fn purge(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<C
 }
 
 /// The oldest dead letters.
-#[utoipa::path(get, path = "/v1/queues/{queue}/dead-letters", params(Page), responses((status = 200, body = [DeadLetterView])))]
+#[utoipa::path(get, path = "/v1/queues/{queue}/dead-letters", params(Named, Page), responses((status = 200, description = "Oldest first", body = [DeadLetterView])))]
 async fn dead_letters(
     State(admin): State<Admin>,
     Path(name): Path<String>,
@@ -224,16 +274,14 @@ async fn dead_letters(
 ) -> Answer<Vec<DeadLetterView>> {
     let (queue, name) = admin.find(&name).await?;
     let after = page.after.map(|id| id.parse::<MessageId>()).transpose()?;
-    let letters = queue
-        .dead_letters(&name, after, page.max.clamp(1, 1000))
-        .await?;
+    let letters = queue.dead_letters(&name, after, page.max.0).await?;
     Ok(Json(
         letters.into_iter().map(DeadLetterView::from).collect(),
     ))
 }
 
 /// Puts dead letters back to the end of their queue.
-#[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/requeue", request_body = Letters, responses((status = 200, body = Count)))]
+#[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/requeue", params(Named), request_body = Letters, responses((status = 200, description = "How many were put back", body = Count)))]
 async fn requeue(
     State(admin): State<Admin>,
     Path(name): Path<String>,
@@ -246,7 +294,7 @@ async fn requeue(
 }
 
 /// Deletes dead letters for good.
-#[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/drop", request_body = Letters, responses((status = 200, body = Count)))]
+#[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/drop", params(Named), request_body = Letters, responses((status = 200, description = "How many were deleted", body = Count)))]
 async fn drop_dead(
     State(admin): State<Admin>,
     Path(name): Path<String>,
@@ -259,7 +307,7 @@ async fn drop_dead(
 }
 
 /// How the process is.
-#[utoipa::path(get, path = "/v1/health", responses((status = 200, body = HealthView)))]
+#[utoipa::path(get, path = "/v1/health", responses((status = 200, description = "Ready or not, and why", body = HealthView)))]
 async fn health(State(admin): State<Admin>) -> Answer<HealthView> {
     let (ready, checks) = admin.health.check().await;
     let asked = tokio::time::timeout(FACTS_DEADLINE, admin.backend.lifecycle.health()).await;

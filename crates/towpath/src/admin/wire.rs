@@ -163,7 +163,7 @@ impl From<DeadLetter> for DeadLetterView {
     }
 }
 
-/// Which dead letters are meant: every one, or these.
+/// Which dead letters are meant: either every one, or these; not both, and not neither.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Letters {
@@ -172,6 +172,7 @@ pub struct Letters {
     pub all: bool,
     /// These.
     #[serde(default)]
+    #[schema(value_type = Vec<uuid::Uuid>)]
     pub ids: Vec<String>,
 }
 
@@ -202,4 +203,27 @@ pub struct HealthView {
     pub checks: Vec<String>,
     /// Facts about the backend, in words.
     pub facts: Vec<String>,
+}
+
+/// A refusal, as RFC 9457 describes it.
+#[derive(ToSchema)]
+#[schema(as = Problem)]
+#[expect(
+    dead_code,
+    reason = "only the document reads it; `http::error` writes it"
+)]
+pub(super) struct ProblemView {
+    /// Always `about:blank`: the status says it all.
+    #[schema(rename = "type")]
+    kind: String,
+    /// The status in words.
+    title: String,
+    /// The status.
+    status: u16,
+    /// What was wrong, and what to do.
+    detail: String,
+    /// The path that was asked for.
+    instance: String,
+    /// What the log knows the request by.
+    request_id: String,
 }

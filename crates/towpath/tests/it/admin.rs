@@ -153,6 +153,74 @@ fn the_document_says_how_to_be_let_in() {
 }
 
 #[test]
+fn the_document_names_every_way_to_refuse() {
+    let world = World::new();
+    let _running = world.up();
+    let document = world.admin_client().get("/openapi.json").json();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let responses = operation["responses"].as_object().unwrap();
+            let of_queue = path.contains("{queue}") && operation["operationId"] != "send";
+            let with_body = operation.get("requestBody").is_some();
+            for (status, expected) in [
+                ("200", true),
+                ("400", true),
+                ("401", true),
+                ("403", true),
+                ("404", of_queue),
+                ("413", with_body),
+                ("415", with_body),
+                ("421", true),
+                ("422", with_body),
+                ("429", method == "post"),
+                ("503", true),
+            ] {
+                let found = responses.contains_key(status);
+                assert_eq!(found, expected, "{method} {path} {status}");
+            }
+            for (status, response) in responses {
+                assert!(response["description"].is_string(), "{method} {path}");
+                let kind = match status.as_str() {
+                    "200" => "application/json",
+                    _ => "application/problem+json",
+                };
+                assert!(response["content"][kind].is_object(), "{method} {path}");
+            }
+        }
+    }
+    let send = &document["paths"]["/v1/queues/{queue}/messages"]["post"];
+    let headers = send["parameters"].to_string();
+    for name in ["Idempotency-Key", "Towpath-Key", "Towpath-Delay"] {
+        assert!(headers.contains(name), "{headers}");
+    }
+}
+
+#[test]
+fn what_is_out_of_range_is_refused_and_not_bent() {
+    let world = World::new();
+    let _running = world.up();
+    let mut client = world.admin_client();
+    let bearer = world.bearer();
+    let token = ("authorization", bearer.as_str());
+    let messages = "/v1/queues/messages/messages";
+    for query in ["max=0", "max=1001", "most=5", "after=x"] {
+        let path = format!("{messages}?{query}");
+        let answer = client.send("GET", &path, &[token], b"").unwrap();
+        let problem = problem(&answer, 400, messages);
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains("max"), "{query}: {detail}");
+    }
+    for delay in ["-1", "1.5", "315360001", "18446744073709551615"] {
+        let headers = [token, ("towpath-delay", delay)];
+        let answer = client.send("POST", messages, &headers, b"x").unwrap();
+        problem(&answer, 400, messages);
+    }
+    let headers = [token, ("towpath-delay", "315360000")];
+    let answer = client.send("POST", messages, &headers, b"x").unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
+#[test]
 fn the_process_is_measured_under_its_usual_names() {
     let world = World::new();
     let running = world.up();

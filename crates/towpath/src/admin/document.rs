@@ -1,0 +1,111 @@
+//! What the OpenAPI document says beside each route: who is let in, and how every operation may refuse.
+
+use utoipa::openapi::path::{HttpMethod, Operation};
+use utoipa::openapi::response::ResponseBuilder;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{Content, OpenApi, Ref};
+use utoipa::{Modify, OpenApi as _};
+
+use super::wire::ProblemView;
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "Towpath admin API",
+        description = "Queues, messages and dead letters of a running Towpath. Errors are problems as RFC 9457 describes them."
+    ),
+    components(schemas(ProblemView)),
+    modifiers(&Bearer),
+    security(("token" = []))
+)]
+struct Head;
+
+/// Every operation wants the token.
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, document: &mut OpenApi) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some(
+                "The token in the file `admin.token` of the data folder.",
+            ))
+            .build();
+        document
+            .components
+            .get_or_insert_default()
+            .add_security_scheme("token", SecurityScheme::Http(scheme));
+    }
+}
+
+/// The document before its routes.
+pub(super) fn head() -> OpenApi {
+    Head::openapi()
+}
+
+/// Which operations a refusal belongs to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum To {
+    All,
+    /// They name a queue that must exist.
+    Queue,
+    Body,
+    Change,
+}
+
+const REFUSALS: &[(&str, To, &str)] = &[
+    ("400", To::All, "Called wrongly; `detail` says how"),
+    ("401", To::All, "The token is missing or wrong"),
+    ("403", To::All, "Sent by a web page"),
+    ("404", To::Queue, "There is no such queue"),
+    ("408", To::Body, "The body took too long"),
+    ("413", To::Body, "The body is over the limit"),
+    ("415", To::Body, "The body is of a type that is not taken"),
+    ("421", To::All, "Not a name that this listener answers to"),
+    ("422", To::Body, "The body is JSON of another shape"),
+    (
+        "429",
+        To::Change,
+        "Full; `Retry-After` says when to try again",
+    ),
+    ("500", To::All, "Something is damaged; the log says what"),
+    ("501", To::All, "The backend cannot do this"),
+    ("503", To::All, "Busy, or the backend does not answer"),
+];
+
+/// Adds to each operation how it may refuse.
+pub(super) fn add_refusals(document: &mut OpenApi) {
+    for (path, item) in &mut document.paths.paths {
+        let queue = path.contains("{queue}");
+        for (method, operation) in [
+            (HttpMethod::Get, item.get.as_mut()),
+            (HttpMethod::Post, item.post.as_mut()),
+        ] {
+            let Some(operation) = operation else { continue };
+            let makes_the_queue = path == super::routes::MESSAGES && method == HttpMethod::Post;
+            for (status, to, description) in REFUSALS {
+                let applies = match to {
+                    To::All => true,
+                    To::Queue => queue && !makes_the_queue,
+                    To::Body => operation.request_body.is_some(),
+                    To::Change => method == HttpMethod::Post,
+                };
+                if applies {
+                    refuse(operation, status, description);
+                }
+            }
+        }
+    }
+}
+
+fn refuse(operation: &mut Operation, status: &str, description: &str) {
+    let problem = Content::new(Some(Ref::from_schema_name("Problem")));
+    let response = ResponseBuilder::new()
+        .description(description)
+        .content("application/problem+json", problem)
+        .build();
+    operation
+        .responses
+        .responses
+        .insert(status.to_owned(), response.into());
+}

@@ -439,6 +439,22 @@ impl Store {
         behind >= filled.max(CHECKPOINT_SEGMENTS) || (behind > 0 && self.log.is_disk_low())
     }
 
+    /// Removes segments that hold nothing any more, also when too little has happened for a checkpoint.
+    ///
+    /// Two checkpoints, so that neither of the two that are kept needs what the log holds before its end.
+    fn make_room(&self) -> Result<()> {
+        let end = self.log.records_end();
+        let live = self.lock().state.live_bytes();
+        let mut older = self.log.segments().into_iter();
+        if !older.any(|(number, _)| number < end.segment && !live.contains_key(&number)) {
+            return Ok(());
+        }
+        self.checkpoint()?;
+        // A record of nothing, or the second one would take the place of the first.
+        self.write(&mut self.lock(), Class::Settle, &Record::All(Vec::new()))?;
+        self.checkpoint()
+    }
+
     /// Writes the few live messages of old segments again, so that the next checkpoints can remove them.
     ///
     /// All of them each time: with one stuck message in every segment, fewer would let the log grow for ever.
@@ -541,13 +557,20 @@ fn check_history(folder: &Path, passed_over: &[(PathBuf, String)]) -> Result<()>
 
 /// The upkeep thread: ends when the store is closed or gone.
 fn maintain(store: &Weak<Store>) {
+    let (mut seen, mut tidied) = (Position::default(), Position::default());
     while let Some(store) = store.upgrade() {
         if store.is_closed() {
             return;
         }
         store.tick();
+        let quiet = std::mem::replace(&mut seen, store.log.records_end()) == seen;
         let worked = if store.checkpoint_is_due() {
             store.checkpoint().and_then(|()| store.compact())
+        } else if quiet && store.log.is_disk_low() && tidied != seen {
+            // Once each time that things have calmed down: it looks at every message.
+            store
+                .make_room()
+                .inspect(|()| tidied = store.log.records_end())
         } else {
             Ok(())
         };

@@ -110,6 +110,40 @@ fn fill_and_widen(disk: &SmallDisk, ledger: &Ledger, paused: bool) {
 }
 
 #[test]
+fn a_full_disk_takes_messages_again_once_the_queue_is_drained() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = SmallDisk::mount(&folder.path().join("disk"), 24);
+    if !able("tmpfs", disk.is_some()) {
+        return;
+    }
+    let disk = disk.unwrap();
+    let mut world = World::at(&disk.0);
+    world
+        .set("TOWPATH_EMBEDDED__SEGMENT_SIZE", "2MiB")
+        .set("TOWPATH_EMBEDDED__DISK_RESERVE", "6MiB")
+        .set("OUTPUT_PATH", folder.path().join("processed.log").display());
+    let running = world.up();
+    world.ok(&["queue", "pause", "messages"]);
+    let mut client = world.client();
+    let payload = "x".repeat(100_000);
+    let refused =
+        (0..1000).find(|_| client.post("/enqueue", &[], payload.as_bytes()).status != 200);
+    assert!(refused.is_some(), "24 MiB hold no 1,000 messages of 100 kB");
+    // Its checkpoint is written, and no more: what follows is too little for another one.
+    std::thread::sleep(Duration::from_secs(1));
+    world.ok(&["queue", "resume", "messages"]);
+    world.wait_drained();
+    wait_until(
+        "the log to give its space back",
+        Duration::from_secs(20),
+        || client.post("/enqueue", &[], b"after").status == 200,
+    );
+    world.wait_drained();
+    drop(running);
+    drop(disk);
+}
+
+#[test]
 fn an_output_on_a_full_disk_of_its_own_keeps_the_queue_and_whole_lines() {
     let folder = tempfile::tempdir().unwrap();
     let disk = SmallDisk::mount(&folder.path().join("disk"), 1);

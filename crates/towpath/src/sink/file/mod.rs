@@ -17,11 +17,13 @@ mod record;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 use towpath_core::port::Sink;
@@ -33,6 +35,9 @@ use super::line::LineFormat;
 
 /// How long the disk may take for a batch before it is given back.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The most text that is announced and appended at once, unless one line is longer.
+const PART_BYTES: usize = 4 * 1024 * 1024;
 
 /// Appends to one file, at least once with duplicates dropped among the last 100,000 messages: effectively once.
 pub struct FileSink {
@@ -61,27 +66,19 @@ impl FileSink {
 #[async_trait]
 impl Sink for FileSink {
     async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Outcome>> {
-        let now = jiff::Timestamp::now();
-        let mut lines: Vec<(MessageId, Vec<u8>)> = Vec::with_capacity(batch.len());
-        let mut outcomes = Vec::with_capacity(batch.len());
-        for Delivery { message, .. } in batch {
-            let mut line = Vec::with_capacity(message.payload.len() + 64);
-            outcomes.push(match self.format.write(&message.payload, now, &mut line) {
-                Ok(()) => {
-                    lines.push((message.id, line));
-                    Outcome::Done
-                }
-                Err(reason) => Outcome::Reject { reason },
-            });
-        }
+        let messages: Vec<(MessageId, Bytes)> = batch
+            .iter()
+            .map(|Delivery { message, .. }| (message.id, message.payload.clone()))
+            .collect();
+        let format = self.format;
         let output = Arc::clone(&self.output);
         let write = async {
             let mut output = output.lock_owned().await;
             // Goes on when this call is dropped; the journal then knows what it did.
-            tokio::task::spawn_blocking(move || output.write(&lines)).await
+            tokio::task::spawn_blocking(move || write(&mut output, format, &messages)).await
         };
         match timeout(DEADLINE, write).await {
-            Ok(Ok(Ok(()))) => Ok(outcomes),
+            Ok(Ok(Ok(outcomes))) => Ok(outcomes),
             Ok(Ok(Err(error))) => Err(self.unavailable().with_source(error)),
             Ok(Err(panic)) => Err(self.unavailable().with_source(panic)),
             Err(late) => Err(self.unavailable().with_source(late)),
@@ -92,4 +89,35 @@ impl Sink for FileSink {
         self.output.lock().await.close();
         Ok(())
     }
+}
+
+/// Writes a batch in parts of a few MiB, so that large messages do not all stand in memory as lines.
+///
+/// After an error some parts may be written; the journal knows them when the batch comes again.
+fn write(
+    output: &mut Output,
+    format: LineFormat,
+    messages: &[(MessageId, Bytes)],
+) -> io::Result<Vec<Outcome>> {
+    let now = jiff::Timestamp::now();
+    let mut outcomes = Vec::with_capacity(messages.len());
+    let (mut part, mut part_bytes) = (Vec::new(), 0);
+    for (id, payload) in messages {
+        let mut line = Vec::with_capacity(payload.len() + 64);
+        match format.write(payload, now, &mut line) {
+            Ok(()) => outcomes.push(Outcome::Done),
+            Err(reason) => {
+                outcomes.push(Outcome::Reject { reason });
+                continue;
+            }
+        }
+        if part_bytes + line.len() > PART_BYTES && !part.is_empty() {
+            output.write(&std::mem::take(&mut part))?;
+            part_bytes = 0;
+        }
+        part_bytes += line.len();
+        part.push((*id, line));
+    }
+    output.write(&part)?;
+    Ok(outcomes)
 }

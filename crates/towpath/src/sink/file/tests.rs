@@ -93,6 +93,32 @@ async fn a_restart_that_numbers_the_devices_anew_doubles_nothing() {
 }
 
 #[tokio::test]
+async fn a_large_batch_is_written_in_parts() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let batch: Vec<Delivery> = (0..10)
+        .map(|number| delivery(number.to_string().repeat(600_000)))
+        .collect();
+    deliver(&output, &batch).await;
+    let written = messages(&output);
+    assert!(
+        written
+            .iter()
+            .map(String::as_bytes)
+            .eq(batch.iter().map(|one| &one.message.payload))
+    );
+    let journal = fs::read(folder.path().join("out.journal")).unwrap();
+    let parts = super::record::scan(&journal[8..]).intents;
+    let largest = parts.iter().map(|part| part.text.len()).max();
+    assert!(
+        parts.len() > 2 && largest <= Some(PART_BYTES),
+        "{largest:?}"
+    );
+    deliver(&output, &batch).await;
+    assert_eq!(messages(&output).len(), batch.len());
+}
+
+#[tokio::test]
 async fn a_file_that_is_rotated_or_removed_is_made_anew() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("deep/er/out");

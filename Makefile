@@ -36,7 +36,9 @@ bench: build ## Throughput, latency and CPU of this machine, durable and not
 	target/release/towpath bench http
 
 fuzz: ## Needs cargo-fuzz and a nightly toolchain; `make test` mutates segments without them
-	cd fuzz && $(CARGO) +nightly fuzz run log_reader -- -max_total_time=60
+	cd fuzz && for target in $$($(CARGO) +nightly fuzz list); do \
+	  $(CARGO) +nightly fuzz run $$target -- -max_total_time=60 || exit 1; \
+	done
 
 fmt: ## Format the code
 	$(CARGO) fmt --all

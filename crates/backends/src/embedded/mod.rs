@@ -16,6 +16,8 @@ mod damage_test;
 mod effects;
 #[cfg(test)]
 mod flip_test;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod kv;
 mod lock;
 mod log;

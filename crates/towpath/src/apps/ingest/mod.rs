@@ -13,3 +13,5 @@ mod request;
 
 pub use api::router;
 pub use enqueue::{Enqueue, Limits};
+#[cfg(fuzzing)]
+pub use request::decode_anything;

@@ -78,6 +78,25 @@ pub(super) fn batch(
     }
 }
 
+/// Any bytes as each kind of body, for the fuzz target: what is taken is within its limits, and trimmed.
+#[cfg(fuzzing)]
+pub fn decode_anything(body: &[u8]) {
+    let body = Bytes::copy_from_slice(body);
+    for content_type in [None, Some("application/json")] {
+        if let Ok(message) = message(content_type, &body) {
+            assert!(!message.is_empty() && trim(&message) == message);
+        }
+    }
+    if let Ok(messages) = batch(&body, 100, 1000) {
+        assert!((1..=100).contains(&messages.len()));
+        assert!(
+            messages
+                .iter()
+                .all(|one| (1..=1000).contains(&one.len()) && trim(one) == *one)
+        );
+    }
+}
+
 fn is_json(content_type: Option<&str>) -> bool {
     content_type.is_some_and(|value| value.to_ascii_lowercase().contains("application/json"))
 }

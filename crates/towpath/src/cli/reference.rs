@@ -1,11 +1,17 @@
-//! The page of every command, from the commands themselves.
+//! The page of every command, from the commands themselves; what all of them take is shown once, at the top.
 
 use super::Cli;
 use super::exit::TABLE;
 
 fn describe(command: &mut clap::Command, path: &str, page: &mut String) {
+    let is_first = !path.contains(' ');
     let help = command
         .clone()
+        .mut_args(|arg| {
+            let shared =
+                arg.is_global_set() || ["help", "version"].contains(&arg.get_id().as_str());
+            arg.hide(shared && !is_first)
+        })
         .term_width(100)
         .render_long_help()
         .to_string();
@@ -28,7 +34,9 @@ fn the_reference_page_shows_every_command() {
     for (exit, meaning) in TABLE {
         page.push_str(&format!("| {} | {meaning} |\n", exit as u8));
     }
-    page.push('\n');
+    page.push_str(
+        "\nThe options under `towpath` are those of every command, and are not repeated.\n\n",
+    );
     describe(&mut command, "towpath", &mut page);
     let page = format!("{}\n", page.trim_end());
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/cli.md");

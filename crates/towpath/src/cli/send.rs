@@ -29,7 +29,7 @@ pub(super) struct SendArgs {
     /// Messages of one key are delivered in order, one at a time
     #[arg(long)]
     key: Option<String>,
-    /// Seconds until it may be delivered
+    /// Seconds until it may be delivered, at most ten years
     #[arg(long, value_name = "SECONDS")]
     delay: Option<u64>,
     /// A second message with this key is not stored; with `--lines` the keys are `KEY#0`, `KEY#1`, …

@@ -1,7 +1,9 @@
 //! `towpath doctor`: everything that can be wrong around a process, with what to do about it.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io;
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
@@ -212,15 +214,13 @@ fn folder(config: &Config) -> Check {
             Found::Fail,
             format!("`{shown}` is no folder; choose another with `--data`"),
         ),
-        Ok(_) => match tempfile::Builder::new()
-            .prefix(".probe-")
-            .tempfile_in(&config.data_dir)
-        {
-            Ok(_) => (Found::Ok, format!("`{shown}` can be written")),
-            Err(error) => (
+        Ok(_) => match usable(&config.data_dir) {
+            Ok(()) => (Found::Ok, format!("`{shown}` can be read and written")),
+            Err((path, error)) => (
                 Found::Fail,
                 format!(
-                    "`{shown}` cannot be written ({error}); mend its permissions or choose another with `--data`"
+                    "`{}` cannot be read and written ({error}); mend its permissions or choose another folder with `--data`",
+                    path.display()
                 ),
             ),
         },
@@ -230,6 +230,34 @@ fn folder(config: &Config) -> Check {
         found,
         detail,
     }
+}
+
+/// Whether everything below the folder can be read and written; otherwise the first thing that cannot.
+fn usable(folder: &Path) -> Result<(), (PathBuf, io::Error)> {
+    let of = |path: &Path| {
+        let path = path.to_owned();
+        move |error| (path, error)
+    };
+    tempfile::Builder::new()
+        .prefix(".probe-")
+        .tempfile_in(folder)
+        .map_err(of(folder))?;
+    for entry in fs::read_dir(folder).map_err(of(folder))? {
+        let path = entry.map_err(of(folder))?.path();
+        let kind = match fs::metadata(&path) {
+            // A running process may remove what it has no use for.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => continue,
+            kind => kind.map_err(of(&path))?,
+        };
+        if kind.is_dir() {
+            usable(&path)?;
+        } else if kind.is_file() {
+            let mut both = OpenOptions::new();
+            both.read(true).write(true);
+            both.open(&path).map_err(of(&path))?;
+        }
+    }
+    Ok(())
 }
 
 fn disk(config: &Config) -> Check {
@@ -284,5 +312,22 @@ fn port(key: &'static str, address: &str) -> Check {
         check: key,
         found,
         detail,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_used_below_the_folder_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("log")).unwrap();
+        fs::write(folder.path().join("log/1.log"), "x").unwrap();
+        usable(folder.path()).unwrap();
+        // Permissions mean nothing to root; a link to nowhere cannot be opened by anybody.
+        let broken = folder.path().join("log/2.log");
+        std::os::unix::fs::symlink("nowhere", &broken).unwrap();
+        assert_eq!(usable(folder.path()).unwrap_err().0, broken);
     }
 }

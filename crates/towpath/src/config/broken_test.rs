@@ -232,6 +232,14 @@ const BROKEN: &[Broken] = &[
         )],
     ),
     (
+        "[ingest.worker.webhook]\nurl = \"ftp://example.com/hook\"",
+        &[],
+        &[(
+            "towpath.toml:2:7",
+            "did you mean `https://example.com/hook`?",
+        )],
+    ),
+    (
         "[ingest.worker.webhook]\nsecret = \"whsec_geheim!\"",
         &[],
         &[(
@@ -354,4 +362,11 @@ fn broken_configurations_are_told_what_is_wrong_and_where() {
             assert_eq!(problem.snippet.is_some(), in_file, "{file}: {problem}");
         }
     }
+}
+
+#[test]
+fn what_could_not_be_set_is_not_suggested() {
+    let file = "[ingest.worker]\nprocessing_delay = -1";
+    let problems = load(&sources(file, &[])).expect_err(file).to_string();
+    assert!(!problems.contains("did you mean"), "{problems}");
 }

@@ -214,7 +214,10 @@ fn quotes(kind: Kind, value: &DeValue<'_>) -> String {
         (_, DeValue::Integer(number)) => {
             let text = number.as_str();
             let meant = suggest::value(kind, text, &[]).unwrap_or_else(|| text.to_owned());
-            question(format!("\"{meant}\""))
+            match kind.check(&meant, &[]) {
+                Ok(()) => question(format!("\"{meant}\"")),
+                Err(_) => String::new(),
+            }
         }
         _ => String::new(),
     }

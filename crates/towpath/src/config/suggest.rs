@@ -80,7 +80,10 @@ pub(super) fn value(kind: Kind, text: &str, backends: &'static [Descriptor]) -> 
                 nearest(scheme, known).map(|scheme| format!("{scheme}:{rest}"))
             }
         },
-        Kind::WebUrl => Some(format!("https://{}", text.trim_start_matches('/'))),
+        Kind::WebUrl => {
+            let bare = text.split_once("://").map_or(text, |(_, rest)| rest);
+            Some(format!("https://{}", bare.trim_start_matches('/')))
+        }
         Kind::Path | Kind::Queue | Kind::Strings | Kind::SigningSecrets => None,
     }
 }

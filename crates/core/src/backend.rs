@@ -202,6 +202,26 @@ impl Backend {
             .ok_or_else(|| self.lacks(needed_by, "queues"))
     }
 
+    /// The routes port, or an error as [`Backend::require_queue`].
+    ///
+    /// # Errors
+    /// `Unsupported` when the family has no routes.
+    pub fn require_routes(&self, needed_by: &str) -> Result<Arc<dyn Routes>> {
+        self.routes
+            .clone()
+            .ok_or_else(|| self.lacks(needed_by, "routes"))
+    }
+
+    /// The key and value port, or an error as [`Backend::require_queue`].
+    ///
+    /// # Errors
+    /// `Unsupported` when the family has no keys.
+    pub fn require_kv(&self, needed_by: &str) -> Result<Arc<dyn Kv>> {
+        self.kv
+            .clone()
+            .ok_or_else(|| self.lacks(needed_by, "keys and values"))
+    }
+
     fn lacks(&self, needed_by: &str, what: &str) -> Error {
         let offers: Vec<&str> = self
             .descriptor

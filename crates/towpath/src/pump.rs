@@ -116,8 +116,10 @@ impl Pump {
                     }
                     sink_attempt = 0;
                     traces::delivered(spans, &outcomes);
-                    let verdicts = self.verdicts(&batch, outcomes);
-                    self.settle(&batch, verdicts, stop).await?;
+                    let (left, verdicts) = self.verdicts(batch, outcomes, stop);
+                    if !left.is_empty() {
+                        self.settle(&left, verdicts, stop).await?;
+                    }
                 }
                 Delivered::Nothing(error) => {
                     sink_attempt += 1;
@@ -219,24 +221,38 @@ impl Pump {
         }
     }
 
-    fn verdicts(&self, batch: &[Delivery], outcomes: Vec<Outcome>) -> Vec<Verdict> {
+    /// What is left to settle, and how.
+    fn verdicts(
+        &self,
+        batch: Vec<Delivery>,
+        outcomes: Vec<Outcome>,
+        stop: &Stop,
+    ) -> (Vec<Delivery>, Vec<Verdict>) {
         // A sink that answers too few leaves the rest undelivered.
         let outcomes = outcomes
             .into_iter()
             .chain(std::iter::repeat_with(no_outcome));
-        batch
-            .iter()
-            .zip(outcomes)
-            .map(|(delivery, outcome)| match outcome {
+        let settle = |(delivery, outcome): (Delivery, Outcome)| {
+            let verdict = match outcome {
                 Outcome::Done => Verdict::Ack,
+                Outcome::Settled => {
+                    stop.account.add(word(&Verdict::Ack), 1);
+                    self.metrics.settled(&delivery, &Verdict::Ack);
+                    return None;
+                }
                 Outcome::Reject { reason } => Verdict::DeadLetter { reason },
                 Outcome::Retry { after, error } => {
                     debug!(id = %delivery.message.id, attempt = delivery.attempt, error, "delivery failed");
                     let drawn = drawn(&self.retry, delivery.attempt);
-                    Verdict::Retry { after: after.map_or(drawn, |asked| asked.min(self.retry.max)), error }
+                    Verdict::Retry {
+                        after: after.map_or(drawn, |asked| asked.min(self.retry.max)),
+                        error,
+                    }
                 }
-            })
-            .collect()
+            };
+            Some((delivery, verdict))
+        };
+        batch.into_iter().zip(outcomes).filter_map(settle).unzip()
     }
 
     /// Settles, trying again while the backend is away: settling twice changes nothing.

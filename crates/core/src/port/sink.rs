@@ -11,6 +11,8 @@ use crate::{Delivery, Result};
 pub enum Outcome {
     /// It is where it should be, as durable as the sink can make it.
     Done,
+    /// It is, and the sink acked the delivery in the same step as its effect ([`crate::port::Effects`]).
+    Settled,
     /// It is not, and trying again may help.
     Retry {
         /// When the far side said how long to wait.

@@ -4,6 +4,7 @@
 
 mod document;
 mod hosts;
+mod keys;
 mod routes;
 mod token;
 mod wire;
@@ -18,12 +19,14 @@ use towpath_core::backend::Backend;
 use towpath_core::message;
 
 pub use hosts::Hosts;
+pub use keys::{KeyView, Sum};
 pub(crate) use token::FILE as TOKEN_FILE;
 pub use token::{Token, token};
 pub use wire::{
     Count, DeadLetterView, HealthView, Letters, MessageView, Payload, QueueStats, Sent,
 };
 
+use crate::apps::orders::Desk;
 use crate::http::error::{Form, Problem};
 use crate::http::{BodyLimit, Edge, wrap};
 use crate::telemetry::{Health, Metrics};
@@ -31,17 +34,25 @@ use crate::telemetry::{Health, Metrics};
 /// What the admin API works on.
 #[derive(Clone)]
 pub struct Admin {
-    backend: Backend,
+    backends: Vec<Backend>,
+    orders: Option<Desk>,
     token: Token,
     health: Health,
     metrics: Metrics,
 }
 
 impl Admin {
-    /// An admin API for this backend.
-    pub fn new(backend: Backend, token: Token, health: Health, metrics: Metrics) -> Self {
+    /// An admin API for these backends, and for the orders app where it runs.
+    pub fn new(
+        backends: Vec<Backend>,
+        orders: Option<Desk>,
+        token: Token,
+        health: Health,
+        metrics: Metrics,
+    ) -> Self {
         Self {
-            backend,
+            backends,
+            orders,
             token,
             health,
             metrics,
@@ -105,6 +116,6 @@ async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Response {
     let accept = headers
         .get(header::ACCEPT)
         .and_then(|value| value.to_str().ok());
-    let (kind, text) = admin.metrics.render(accept, &[admin.backend]).await;
+    let (kind, text) = admin.metrics.render(accept, &admin.backends).await;
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }

@@ -9,9 +9,9 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use std::sync::Arc;
-use towpath_core::port::Queue;
 use towpath_core::port::queue::{Enqueued, Selection};
-use towpath_core::{Error, MessageId, NewMessage, QueueName, Result};
+use towpath_core::port::{Kv, Queue};
+use towpath_core::{Error, ErrorKind, MessageId, NewMessage, QueueName, Result};
 use utoipa::openapi::OpenApi;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -19,10 +19,11 @@ use utoipa_axum::routes;
 
 use super::wire::{Count, DeadLetterView, HealthView, Letters, MessageView, QueueStats, Sent};
 use super::{Admin, document};
+use crate::apps::orders::{Balance, Books};
 use crate::http::error::Problem;
 use crate::telemetry::TraceContext;
 
-type Answer<T> = std::result::Result<Json<T>, Problem>;
+pub(super) type Answer<T> = std::result::Result<Json<T>, Problem>;
 
 /// The route that takes and shows messages.
 pub(super) const MESSAGES: &str = "/v1/queues/{queue}/messages";
@@ -52,6 +53,14 @@ pub(super) fn v1() -> (Router<Admin>, OpenApi) {
         .routes(routes!(requeue))
         .routes(routes!(drop_dead))
         .routes(routes!(health))
+        .routes(routes!(super::keys::list))
+        .routes(routes!(
+            super::keys::get,
+            super::keys::set,
+            super::keys::delete
+        ))
+        .routes(routes!(super::keys::add))
+        .routes(routes!(check_orders))
         .split_for_parts();
     document::add_refusals(&mut document);
     (router, document)
@@ -139,15 +148,11 @@ impl TryFrom<u64> for Max {
 /// Every queue.
 #[utoipa::path(get, path = "/v1/queues", responses((status = 200, description = "Their numbers, by name", body = [QueueStats])))]
 async fn list(State(admin): State<Admin>) -> Answer<Vec<QueueStats>> {
-    let queue = admin.queue()?;
-    Ok(Json(
-        queue
-            .list()
-            .await?
-            .into_iter()
-            .map(QueueStats::from)
-            .collect(),
-    ))
+    let mut stats = Vec::new();
+    for queue in admin.queues()? {
+        stats.extend(queue.list().await?.into_iter().map(QueueStats::from));
+    }
+    Ok(Json(stats))
 }
 
 /// One queue.
@@ -230,7 +235,12 @@ async fn send(
         );
     }
     let name = QueueName::new(&name)?;
-    let mut outcomes = admin.queue()?.enqueue(&name, vec![message]).await?;
+    let queue = match admin.find(name.as_str()).await {
+        Ok((queue, _)) => queue,
+        Err(error) if error.kind() == ErrorKind::NotFound => admin.queues()?.remove(0),
+        Err(error) => return Err(error.into()),
+    };
+    let mut outcomes = queue.enqueue(&name, vec![message]).await?;
     let outcome = outcomes
         .pop()
         .unwrap_or_else(|| Err(Error::unavailable("the queue gave no outcome")))?;
@@ -310,12 +320,14 @@ async fn drop_dead(
 #[utoipa::path(get, path = "/v1/health", responses((status = 200, description = "Ready or not, and why", body = HealthView)))]
 async fn health(State(admin): State<Admin>) -> Answer<HealthView> {
     let (ready, checks) = admin.health.check().await;
-    let asked = tokio::time::timeout(FACTS_DEADLINE, admin.backend.lifecycle.health()).await;
-    let facts = match asked {
-        Ok(Ok(health)) => health.facts,
+    let mut facts = Vec::new();
+    for backend in &admin.backends {
+        let asked = tokio::time::timeout(FACTS_DEADLINE, backend.lifecycle.health()).await;
         // Why there are none is among the checks.
-        Ok(Err(_)) | Err(_) => Vec::new(),
-    };
+        if let Ok(Ok(health)) = asked {
+            facts.extend(health.facts);
+        }
+    }
     Ok(Json(HealthView {
         ready,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -341,17 +353,49 @@ fn selection(letters: &Letters) -> Result<Selection> {
     }
 }
 
+/// The balance of the orders: accepted = processed + rejected + in flight + dead.
+#[utoipa::path(get, path = "/v1/orders/check", responses((status = 200, body = Balance), (status = 404)))]
+async fn check_orders(State(admin): State<Admin>) -> Answer<Balance> {
+    let desk = admin.orders.clone().ok_or_else(|| {
+        Error::not_found("no role of the orders app runs in this process; ask one where it does")
+    })?;
+    Ok(Json(Books(desk).balance().await?))
+}
+
 impl Admin {
-    fn queue(&self) -> Result<Arc<dyn Queue>> {
-        self.backend.require_queue("the admin API")
+    /// Of every backend that has queues.
+    fn queues(&self) -> Result<Vec<Arc<dyn Queue>>> {
+        let queues: Vec<_> = self
+            .backends
+            .iter()
+            .filter_map(|backend| backend.queue.clone())
+            .collect();
+        if queues.is_empty() {
+            let reason = "no backend of this process has queues";
+            return Err(Error::unsupported(reason));
+        }
+        Ok(queues)
+    }
+
+    /// The keys of the orders app, or else those of the first backend that has some.
+    pub(super) fn kv(&self) -> Result<Arc<dyn Kv>> {
+        let orders = self.orders.as_ref().map(|desk| Arc::clone(&desk.kv));
+        let first = || self.backends.iter().find_map(|backend| backend.kv.clone());
+        orders
+            .or_else(first)
+            .ok_or_else(|| Error::unsupported("no backend of this process has keys"))
     }
 
     /// A queue that exists, or an error that names those that do.
     async fn find(&self, name: &str) -> Result<(Arc<dyn Queue>, QueueName)> {
-        let (queue, name) = (self.queue()?, QueueName::new(name)?);
-        let known = queue.list().await?;
-        if known.iter().any(|stats| stats.queue == name) {
-            return Ok((queue, name));
+        let name = QueueName::new(name)?;
+        let mut known = Vec::new();
+        for queue in self.queues()? {
+            let stats = queue.list().await?;
+            if stats.iter().any(|stats| stats.queue == name) {
+                return Ok((queue, name));
+            }
+            known.extend(stats);
         }
         let names: Vec<&str> = known
             .iter()

@@ -72,7 +72,7 @@ pub struct Payload {
 }
 
 impl Payload {
-    fn of(bytes: &[u8]) -> Self {
+    pub(super) fn of(bytes: &[u8]) -> Self {
         let truncated = bytes.len() > SHOWN_BYTES;
         let shown = &bytes[..bytes.len().min(SHOWN_BYTES)];
         match std::str::from_utf8(shown) {

@@ -1,3 +1,4 @@
 //! The apps: what each group of roles promises, on top of the ports.
 
 pub mod ingest;
+pub mod orders;

@@ -67,6 +67,15 @@ impl Client {
         self.call(Method::GET, path, &[], Vec::new()).await
     }
 
+    /// What is there, or `None` when the server says that there is nothing.
+    pub(super) async fn find<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Failure> {
+        let (status, bytes) = self.exchange(Method::GET, path, &[], Vec::new()).await?;
+        if status == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        self.answer(status, &bytes).map(Some)
+    }
+
     pub(super) async fn post<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -89,6 +98,17 @@ impl Client {
         headers: &[(&str, String)],
         body: Vec<u8>,
     ) -> Result<T, Failure> {
+        let (status, bytes) = self.exchange(method, path, headers, body).await?;
+        self.answer(status, &bytes)
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, String)],
+        body: Vec<u8>,
+    ) -> Result<(StatusCode, bytes::Bytes), Failure> {
         let (began, asked) = (Instant::now(), format!("{method} {}{path}", self.base));
         let mut request = self
             .http
@@ -120,15 +140,19 @@ impl Client {
             .bytes()
             .await
             .map_err(|error| Failure::unreachable(error.to_string()))?;
+        Ok((status, bytes))
+    }
+
+    fn answer<T: DeserializeOwned>(&self, status: StatusCode, bytes: &[u8]) -> Result<T, Failure> {
         if status.is_success() {
-            return serde_json::from_slice(&bytes).map_err(|error| {
+            return serde_json::from_slice(bytes).map_err(|error| {
                 Failure::failed(format!(
                     "{} answered something else than Towpath's JSON: {error}",
                     self.base
                 ))
             });
         }
-        Err(refusal(&self.base, status, &bytes))
+        Err(refusal(&self.base, status, bytes))
     }
 }
 
@@ -159,15 +183,20 @@ fn refusal(base: &str, status: StatusCode, body: &[u8]) -> Failure {
 /// The path of a queue, whose name is checked and encoded: it must never lead to another route.
 pub(super) fn queue_path(name: &str, rest: &str) -> Result<String, Failure> {
     let name = QueueName::new(name)?;
+    Ok(format!("/v1/queues/{}{rest}", encoded(name.as_str())))
+}
+
+/// A text as one segment of a path, or as a value of a query.
+pub(super) fn encoded(text: &str) -> String {
     let mut encoded = String::new();
-    for byte in name.as_str().bytes() {
+    for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             encoded.push(char::from(byte));
         } else {
             encoded.push_str(&format!("%{byte:02X}"));
         }
     }
-    Ok(format!("/v1/queues/{encoded}{rest}"))
+    encoded
 }
 
 pub(super) fn read_token(folder: &Path) -> Option<String> {

@@ -34,7 +34,7 @@ pub(super) const TABLE: [(Exit, &str); 7] = [
     ),
     (
         Exit::Problems,
-        "a check found problems: `doctor`, `health`, `bench`",
+        "a check found problems: `doctor`, `health`, `bench`, `orders check`",
     ),
     (
         Exit::Denied,

@@ -7,7 +7,7 @@ use clap::Command;
 /// Every command stands in one group; a test compares them with the commands there are.
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Run", &["up", "run", "roles"]),
-    ("Messages", &["send", "queue", "dlq"]),
+    ("Messages", &["send", "queue", "dlq", "kv", "orders"]),
     ("Check", &["health", "doctor", "bench", "version"]),
     ("Set up", &["config", "completions", "help"]),
 ];

@@ -11,6 +11,8 @@ mod failure;
 mod global;
 mod health;
 mod help;
+mod kv;
+mod orders;
 mod output;
 mod queue;
 #[cfg(test)]
@@ -67,6 +69,12 @@ enum Command {
     /// Look at dead letters, put them back or drop them
     #[command(subcommand)]
     Dlq(dlq::DlqCommand),
+    /// Look at keys, set and change them
+    #[command(subcommand)]
+    Kv(kv::KvCommand),
+    /// Check the books of the orders app
+    #[command(subcommand)]
+    Orders(orders::OrdersCommand),
     /// Show how the running process is
     Health(health::HealthArgs),
     /// Check configuration, folder, disk, ports and the running process, and say what to do
@@ -135,6 +143,8 @@ impl Cli {
             Command::Send(args) => send::run(global, args).await,
             Command::Queue(command) => queue::run(global, command).await,
             Command::Dlq(command) => dlq::run(global, command).await,
+            Command::Kv(command) => kv::run(global, command).await,
+            Command::Orders(command) => orders::run(global, command).await,
             Command::Health(args) => health::run(global, args).await,
             Command::Doctor(args) => doctor::run(global, args).await,
             Command::Bench(command) => bench_command::run(global, command).await,

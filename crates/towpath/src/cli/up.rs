@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use towpath_core::backend::Health;
 use towpath_core::{Error, ErrorKind, Result};
 
 use super::client::read_token;
@@ -67,6 +68,8 @@ fn keeping_nothing(mut sources: Sources, folder: &Path) -> Sources {
         ("data.dir", folder.display().to_string()),
         ("backends.default", String::new()),
         ("backends.ingest", String::new()),
+        ("backends.orders", String::new()),
+        ("backends.orders_kv", String::new()),
         ("embedded.durability", "none".to_owned()),
         ("ingest.worker.output", String::new()),
     ] {
@@ -141,7 +144,16 @@ async fn announce(
 ) -> Result<(), Failure> {
     let http = started.http.map(|address| local(&address.to_string()));
     let admin = local(&started.admin.to_string());
-    let health = started.backend.lifecycle.health().await.unwrap_or_default();
+    let health = match started.backends.first() {
+        Some(backend) => backend.lifecycle.health().await.unwrap_or_default(),
+        None => Health::default(),
+    };
+    let names: Vec<&str> = started
+        .backends
+        .iter()
+        .map(|backend| backend.descriptor.name)
+        .collect();
+    let backend = names.join(", ");
     let durability = health
         .facts
         .iter()
@@ -164,7 +176,8 @@ async fn announce(
             http = http.as_deref().unwrap_or("none"),
             admin,
             data = %config.data_dir.display(),
-            backend = started.backend.descriptor.name,
+            dashboard = started.dashboard.map(|address| local(&address.to_string())),
+            backend,
             durability,
             elapsed = ?began.elapsed(),
             "ready"
@@ -185,6 +198,12 @@ async fn announce(
             "  API        http://{http}     curl -d 'hello' {http}/enqueue"
         ));
     }
+    if let Some(dashboard) = started.dashboard {
+        lines.push(format!(
+            "  Dashboard  http://{0}     curl {0}/metrics",
+            local(&dashboard.to_string())
+        ));
+    }
     lines.push(format!(
         "  Admin      http://{admin}     towpath queue ls · /metrics · /openapi.json"
     ));
@@ -193,10 +212,7 @@ async fn announce(
         config.data_dir.display()
     ));
     lines.push(format!("  Output     {}", config.output_path().display()));
-    lines.push(format!(
-        "  Backend    {}, durability {durability}",
-        started.backend.descriptor.name
-    ));
+    lines.push(format!("  Backend    {backend}, durability {durability}"));
     if demo {
         lines.push(format!(
             "  Demo       four messages a second into `{}`; how it goes is logged every five seconds",

@@ -323,6 +323,29 @@ const BROKEN: &[Broken] = &[
         &[],
         &[("towpath.toml:3:9", "are the same address")],
     ),
+    (
+        "[orders.notify]\nchannel = \"smtp\"",
+        &[],
+        &[("towpath.toml:2:11", "needs `orders.notify.smtp.url`")],
+    ),
+    (
+        "[orders.notify]\nchannel = \"webhook\"",
+        &[],
+        &[("towpath.toml:2:11", "needs `orders.notify.webhook.url`")],
+    ),
+    (
+        "[orders.notify.smtp]\nurl = \"host:25\"\nfrom = \"nobody\"",
+        &[],
+        &[
+            ("towpath.toml:2:7", "must be a URL like \"smtp://host:25\""),
+            ("towpath.toml:3:8", "must be a mail address"),
+        ],
+    ),
+    (
+        "[server]\nlisten = \":9\"\n[orders.dashboard]\nlisten = \":9\"",
+        &[],
+        &[("towpath.toml:4:10", "is the address of `server.listen`")],
+    ),
     // Syntax errors hide nothing that stands behind them.
     (
         "[ingest]\nqueue = \nmax_bdy = \"1MiB\"\n[server\nlisten = \":1\"\n[log]\nformat= \"yaml\"\n[server]\ndrain = \"x",

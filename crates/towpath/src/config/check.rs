@@ -1,6 +1,6 @@
 //! Values that are right by themselves and do not go together.
 
-use super::{Config, SinkKind};
+use super::{ChannelKind, Config, SinkKind};
 
 /// The keys of a rule, and what is wrong when they do not go together.
 pub(super) type Rule = (&'static [&'static str], fn(&Config) -> Option<&'static str>);
@@ -31,6 +31,36 @@ pub(super) const RULES: &[Rule] = &[
             let single = matches!(config.sink, SinkKind::File | SinkKind::Stdout);
             (config.concurrency > 1 && single).then_some(
                 "the file and stdout sinks take one consumer; set `ingest.worker.concurrency` to 1",
+            )
+        },
+    ),
+    (
+        &["orders.notify.channel", "orders.notify.smtp.url"],
+        |config| {
+            let orders = &config.orders;
+            (orders.channel == ChannelKind::Smtp && orders.smtp_url.is_none())
+                .then_some("the smtp channel needs `orders.notify.smtp.url`")
+        },
+    ),
+    (
+        &["orders.notify.channel", "orders.notify.webhook.url"],
+        |config| {
+            let orders = &config.orders;
+            (orders.channel == ChannelKind::Webhook && orders.webhook_url.is_none())
+                .then_some("the webhook channel needs `orders.notify.webhook.url`")
+        },
+    ),
+    (&["orders.retry.first", "orders.retry.max"], |config| {
+        (config.orders.retry.first > config.orders.retry.max)
+            .then_some("`retry.first` is longer than `retry.max`")
+    }),
+    (
+        &["orders.dashboard.listen", "server.listen", "server.admin"],
+        |config| {
+            let dashboard = config.orders.dashboard_listen.as_deref()?;
+            let taken = clash(&config.listen, dashboard) || clash(&config.admin, dashboard);
+            taken.then_some(
+                "`orders.dashboard.listen` is the address of `server.listen` or `server.admin`",
             )
         },
     ),

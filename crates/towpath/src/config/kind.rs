@@ -8,6 +8,7 @@ use towpath_core::QueueName;
 use towpath_core::backend::{self, Descriptor};
 
 use super::suggest;
+use crate::apps::orders;
 use crate::{sink, telemetry};
 
 /// The type and range of a key.
@@ -37,6 +38,10 @@ pub enum Kind {
     LogFilter,
     /// `http://` or `https://`.
     WebUrl,
+    /// `smtp://` or `smtps://`.
+    MailUrl,
+    /// `name@host`, or `Name <name@host>`.
+    MailAddress,
     /// Secrets that sign webhooks.
     SigningSecrets,
 }
@@ -76,13 +81,18 @@ impl Kind {
             Self::Durability => "one of fsync, interval:100ms (1 to 60000), os, none".to_owned(),
             Self::LogFilter => "a level (off, error, warn, info, debug, trace) or a filter like \"info,towpath=debug\"".to_owned(),
             Self::WebUrl => "a URL like \"https://host/path\"".to_owned(),
+            Self::MailUrl => "a URL like \"smtp://host:25\"".to_owned(),
+            Self::MailAddress => "a mail address".to_owned(),
             Self::SigningSecrets => "secrets of `whsec_` and base64, separated by white space".to_owned(),
         }
     }
 
     /// Whether a value may hold a secret: it may then come from a file of its own.
     pub const fn may_be_secret(self) -> bool {
-        matches!(self, Self::Backend | Self::WebUrl | Self::SigningSecrets)
+        matches!(
+            self,
+            Self::Backend | Self::WebUrl | Self::MailUrl | Self::SigningSecrets
+        )
     }
 
     /// Whether the text is such a value; `backends` are those of this build.
@@ -136,6 +146,10 @@ impl Kind {
             Self::LogFilter => telemetry::is_log_filter(text),
             Self::WebUrl => Url::parse(text)
                 .is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host()),
+            Self::MailUrl => {
+                Url::parse(text).is_ok_and(|url| url.has_host()) && orders::is_mail_url(text)
+            }
+            Self::MailAddress => orders::is_mail_address(text),
             Self::SigningSecrets => text.split_whitespace().all(sink::is_signing_secret),
         })
     }

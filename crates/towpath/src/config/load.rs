@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use towpath_core::backend::Descriptor;
 
 use super::check::RULES;
+use super::dotenv;
 use super::file::Reader;
 use super::key::{KEYS, Key};
 use super::kind::Wrong;
@@ -30,7 +31,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// What this process was given: `--config` or `./towpath.toml`, its environment, its flags.
+    /// What this process was given: `--config` or `./towpath.toml`, its environment, `./.env` behind it, its flags.
     ///
     /// # Errors
     /// A problem when the file that was asked for cannot be read.
@@ -39,9 +40,11 @@ impl Sources {
         flags: Vec<(String, String, String)>,
         backends: &'static [Descriptor],
     ) -> Result<Self, Problems> {
-        let env: BTreeMap<String, String> = std::env::vars_os()
+        let mut env = dotenv::read(Path::new(".env"))?;
+        let own: BTreeMap<String, String> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
+        env.extend(own);
         let variable = env.get("TOWPATH_CONFIG").filter(|path| !path.is_empty());
         let (path, asked) = match (config, variable) {
             (Some(path), _) => (path, Some(Origin::Flag("--config".to_owned()))),
@@ -217,6 +220,11 @@ impl<'a> Loader<'a> {
             }
             Err(wrong) => {
                 self.wrong.insert(key.path);
+                // A variable that sets two keys is wrong once.
+                let variable = matches!(origin, Origin::Variable(_));
+                if variable && self.problems.iter().any(|told| told.at == origin) {
+                    return;
+                }
                 let message = refusal(key, &text, &wrong, &origin);
                 self.problem(origin, message);
             }
@@ -280,11 +288,16 @@ fn refusal(key: &Key, text: &str, wrong: &Wrong, origin: &Origin) -> String {
 
 /// Keys of a backend that nobody uses.
 fn without_effect(config: &Config, settings: &BTreeMap<&'static str, Setting>) -> Vec<String> {
-    let url = config.ingest_backend.expose();
-    let scheme = url.split(':').next().unwrap_or_default();
-    if scheme == "embedded" {
+    let urls = [
+        &config.ingest_backend,
+        &config.orders.broker,
+        &config.orders.kv,
+    ];
+    let schemes = urls.map(|url| url.expose().split(':').next().unwrap_or_default());
+    if schemes.contains(&"embedded") {
         return Vec::new();
     }
+    let scheme = schemes[0];
     settings
         .iter()
         .filter(|(path, setting)| {

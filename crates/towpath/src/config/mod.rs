@@ -1,16 +1,18 @@
 //! Configuration: one table of keys, from which everything else follows.
 //!
 //! Precedence: flag, then `TOWPATH_SECTION__KEY`, then the reference systems'
-//! variable, then `towpath.toml`, then the default. Every problem is reported at once, with its place.
+//! variable, then `towpath.toml`, then the default. A file `.env` adds to the environment. Every problem is reported at once, with its place.
 
 #[cfg(test)]
 mod broken_test;
 mod check;
+mod dotenv;
 mod file;
 mod key;
 mod kind;
 mod load;
 mod model;
+mod orders;
 mod place;
 mod problem;
 mod secret;
@@ -25,6 +27,7 @@ pub use key::{KEYS, Key};
 pub use kind::Kind;
 pub use load::{Loaded, Setting, Sources, load};
 pub use model::{Config, SinkKind};
+pub use orders::{ChannelKind, Orders};
 pub use place::{Origin, Place};
 pub use problem::{Problem, Problems};
 pub use secret::Secret;

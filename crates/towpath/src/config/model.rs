@@ -8,6 +8,7 @@ use towpath_core::port::queue::Settings;
 use towpath_core::retry;
 
 use super::load::Setting;
+use super::orders::Orders;
 use super::{Secret, kind};
 use crate::sink::LineFormat;
 
@@ -77,45 +78,48 @@ pub struct Config {
     pub webhook_timeout: Duration,
     pub command: Vec<String>,
     pub command_timeout: Duration,
+    pub orders: Orders,
     pub traces_endpoint: Option<String>,
     pub log_format: String,
     pub log_level: String,
 }
 
 /// Reads values that were accepted before.
-struct Values<'a>(&'a BTreeMap<&'static str, Setting>);
+pub(super) struct Values<'a>(&'a BTreeMap<&'static str, Setting>);
 
 impl Values<'_> {
-    fn optional(&self, path: &str) -> Option<String> {
+    pub(super) fn optional(&self, path: &str) -> Option<String> {
         self.0.get(path).and_then(|setting| setting.text.clone())
     }
 
-    fn text(&self, path: &str) -> String {
+    pub(super) fn text(&self, path: &str) -> String {
         self.optional(path).unwrap_or_default()
     }
 
-    fn number(&self, path: &str) -> u64 {
+    pub(super) fn number(&self, path: &str) -> u64 {
         self.text(path).parse().unwrap_or_default()
     }
 
-    fn count(&self, path: &str) -> usize {
+    pub(super) fn count(&self, path: &str) -> usize {
         usize::try_from(self.number(path)).unwrap_or(usize::MAX)
     }
 
-    fn duration(&self, path: &str) -> Duration {
+    pub(super) fn duration(&self, path: &str) -> Duration {
         kind::duration(&self.text(path)).unwrap_or_default()
     }
 
-    fn size(&self, path: &str) -> u64 {
+    pub(super) fn size(&self, path: &str) -> u64 {
         kind::size(&self.text(path)).unwrap_or_default()
     }
 }
 
 /// The URL of an app's backend. The `[embedded]` keys are the defaults of every embedded store, whatever named it.
-fn backend_url(values: &Values<'_>, path: &str) -> String {
-    let url = values
-        .optional(path)
-        .or_else(|| values.optional("backends.default"))
+///
+/// The first of `paths` that is set counts, or else the embedded store in the data folder.
+pub(super) fn backend_url(values: &Values<'_>, paths: &[&str]) -> String {
+    let url = paths
+        .iter()
+        .find_map(|path| values.optional(path))
         .unwrap_or_else(|| format!("embedded:{}", values.text("data.dir")));
     if !url.starts_with("embedded:") {
         return url;
@@ -158,7 +162,10 @@ impl Config {
             idle_timeout: values.duration("server.idle_timeout"),
             admin_hosts: kind::strings(&values.text("server.admin_hosts")).unwrap_or_default(),
             data_dir: PathBuf::from(values.text("data.dir")),
-            ingest_backend: Secret::new(backend_url(&values, "backends.ingest")),
+            ingest_backend: Secret::new(backend_url(
+                &values,
+                &["backends.ingest", "backends.default"],
+            )),
             durability: values.text("embedded.durability"),
             segment_size: values.size("embedded.segment_size"),
             disk_reserve: values.size("embedded.disk_reserve"),
@@ -202,6 +209,7 @@ impl Config {
             command: kind::strings(&values.text("ingest.worker.command.program"))
                 .unwrap_or_default(),
             command_timeout: values.duration("ingest.worker.command.timeout"),
+            orders: Orders::read(&values),
             traces_endpoint: values.optional("traces.endpoint"),
             log_format: values.text("log.format"),
             log_level: values.text("log.level"),

@@ -105,7 +105,7 @@ pub fn reference_page() -> String {
     let mut page = String::from(
         "# Configuration\n\n\
          A value is looked for in this order: flag (`--set KEY=VALUE`), `TOWPATH_SECTION__KEY`, the variable in the table, `towpath.toml`, default.\n\
-         An empty variable counts as not set.\n\
+         An empty variable counts as not set; a file `.env` in the working directory sets those that the environment does not.\n\
          In the file `${NAME}` and `${NAME:-default}` stand for variables.\n\
          An empty text, or an empty list, in the file means \"not set\" for a key without a default.\n\
          A secret or a URL may come from a file of its own, which `KEY_file` in the file or `TOWPATH_SECTION__KEY_FILE` names; secrets are never shown.\n\

@@ -84,7 +84,12 @@ pub(super) fn value(kind: Kind, text: &str, backends: &'static [Descriptor]) -> 
             let bare = text.split_once("://").map_or(text, |(_, rest)| rest);
             Some(format!("https://{}", bare.trim_start_matches('/')))
         }
-        Kind::Path | Kind::Queue | Kind::Strings | Kind::SigningSecrets => None,
+        Kind::Path
+        | Kind::Queue
+        | Kind::Strings
+        | Kind::MailUrl
+        | Kind::MailAddress
+        | Kind::SigningSecrets => None,
     }
 }
 

@@ -86,7 +86,8 @@ impl WebhookSink {
         })
     }
 
-    async fn post(&self, message: &Message) -> Outcome {
+    /// Posts one message.
+    pub(crate) async fn post(&self, message: &Message) -> Outcome {
         let (id, seconds) = (message.id.to_string(), self.clock.now().as_millis() / 1000);
         let mut request = self
             .client
@@ -249,7 +250,7 @@ mod tests {
             for status in statuses {
                 let status = StatusCode::from_u16(*status).unwrap();
                 let outcome = match outcome(status, &headers, &*clock()) {
-                    Outcome::Done => "done",
+                    Outcome::Done | Outcome::Settled => "done",
                     Outcome::Retry { after: None, .. } => "retry",
                     Outcome::Reject { .. } => "reject",
                     Outcome::Retry { .. } => "later",

@@ -37,6 +37,8 @@ pub enum Metric {
     Dropped,
     /// Repeats recognised.
     Duplicates,
+    /// Orders by what became of them.
+    Orders,
     /// Whether a backend works.
     BackendUp,
     /// What runs.
@@ -55,7 +57,7 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric, in the order of the documentation.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::HttpRequests,
         Self::HttpRequestDuration,
         Self::RefusedConnections,
@@ -73,6 +75,7 @@ impl Metric {
         Self::Retried,
         Self::Dropped,
         Self::Duplicates,
+        Self::Orders,
         Self::BackendUp,
         Self::BuildInfo,
         Self::ProcessCpu,
@@ -186,6 +189,12 @@ impl Metric {
                 "counter",
                 "queue",
                 "Repeats recognised by their dedup id",
+            ),
+            Self::Orders => (
+                "towpath_orders",
+                "gauge",
+                "state",
+                "Orders ever accepted, processed, rejected and notified, where `orders.dashboard` runs",
             ),
             Self::BackendUp => (
                 "towpath_backend_up",

@@ -62,6 +62,11 @@ struct Refusal {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OrderState {
+    state: &'static str,
+}
+
 /// Connections of one listener that were not served.
 #[derive(Debug, Clone)]
 pub struct RefusedConnections {
@@ -95,6 +100,7 @@ struct Inner {
     pub(super) process_duration: Histograms<Queue>,
     pub(super) end_to_end: Histograms<Queue>,
     pub(super) sink_failures: Family<Queue, Counter>,
+    orders: Family<OrderState, Gauge>,
     registry: Registry,
 }
 
@@ -116,6 +122,7 @@ impl Metrics {
             process_duration: Family::new_with_constructor(durations),
             end_to_end: Family::new_with_constructor(durations),
             sink_failures: Family::default(),
+            orders: Family::default(),
             registry: Registry::default(),
         };
         let build = Family::<Build, Gauge>::default();
@@ -147,6 +154,7 @@ impl Metrics {
             Metric::SinkFailures,
             inner.sink_failures.clone(),
         );
+        add(&mut registry, Metric::Orders, inner.orders.clone());
         add(&mut registry, Metric::BuildInfo, build);
         Self(Arc::new(Inner { registry, ..inner }))
     }
@@ -165,6 +173,14 @@ impl Metrics {
                 route: route.to_owned(),
             })
             .observe(elapsed.as_secs_f64());
+    }
+
+    /// How many orders were ever in which state.
+    pub fn orders<const N: usize>(&self, counts: [(&'static str, u64); N]) {
+        for (state, count) in counts {
+            let gauge = self.0.orders.get_or_create(&OrderState { state }).clone();
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     /// The counters of refused connections of the listener with this name.

@@ -8,9 +8,8 @@ use towpath_core::backend::Backend;
 use towpath_core::port::Sink;
 use towpath_core::{Clock, ConsumerId, QueueName, Result};
 
-use crate::apps::ingest::{Enqueue, Limits, router};
+use crate::apps::ingest::{Enqueue, Limits, routes};
 use crate::config::{Config, Secret, SinkKind};
-use crate::http::Edge;
 use crate::inlet::QueueInlet;
 use crate::pump::Pump;
 use crate::sink::{CommandSink, FileSink, LineSink, WebhookSink};
@@ -21,17 +20,18 @@ use crate::telemetry::{Health, Metrics, PumpMetrics};
 const WORKER: &str = "ingest.worker";
 
 /// The routes of `ingest.api`.
-pub(super) fn api(config: &Config, backend: &Backend, edge: Edge) -> Result<Router> {
-    let limits = Limits {
+pub(super) fn api(config: &Config, backend: &Backend) -> Result<Router> {
+    let queue = backend.require_queue("ingest.api")?;
+    let enqueue = Enqueue::new(queue, QueueName::new(&config.queue)?, limits(config));
+    Ok(routes(enqueue, backend.clone()))
+}
+
+/// What a client may send at most.
+pub(super) const fn limits(config: &Config) -> Limits {
+    Limits {
         message_bytes: config.max_body,
         batch_bytes: config.max_batch_body,
-    };
-    let queue = backend.require_queue("ingest.api")?;
-    Ok(router(
-        Enqueue::new(queue, QueueName::new(&config.queue)?, limits),
-        backend.clone(),
-        edge,
-    ))
+    }
 }
 
 /// Starts the pumps of `ingest.worker`.

@@ -7,6 +7,9 @@ mod backends;
 mod bench;
 mod demo;
 mod ingest;
+mod listener;
+mod orders;
+mod public;
 mod role;
 mod run;
 

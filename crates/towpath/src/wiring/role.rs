@@ -13,10 +13,18 @@ pub enum Role {
     IngestApi,
     /// Hands queued messages to the sink.
     IngestWorker,
+    /// `POST /orders`.
+    OrdersGateway,
+    /// Takes stock for orders.
+    OrdersProcessor,
+    /// Tells customers.
+    OrdersNotifier,
+    /// The numbers of the orders app.
+    OrdersDashboard,
 }
 
 /// Role, its name, the bare name of the reference process, what it does.
-const ROLES: [(Role, &str, &str, &str); 2] = [
+const ROLES: [(Role, &str, &str, &str); 6] = [
     (
         Role::IngestApi,
         "ingest.api",
@@ -29,14 +37,34 @@ const ROLES: [(Role, &str, &str, &str); 2] = [
         "worker",
         "hands messages to the sink, a file by default",
     ),
+    (
+        Role::OrdersGateway,
+        "orders.gateway",
+        "gateway",
+        "accepts orders over HTTP",
+    ),
+    (
+        Role::OrdersProcessor,
+        "orders.processor",
+        "processor",
+        "takes stock for orders, or rejects them",
+    ),
+    (
+        Role::OrdersNotifier,
+        "orders.notifier",
+        "notifier",
+        "tells customers: log, mail or webhook",
+    ),
+    (
+        Role::OrdersDashboard,
+        "orders.dashboard",
+        "dashboard",
+        "shows the numbers of the orders app",
+    ),
 ];
 
 /// Roles of apps that this version does not have, so that a known name gets a useful answer.
-const LATER: [&str; 11] = [
-    "orders.gateway",
-    "orders.processor",
-    "orders.notifier",
-    "orders.dashboard",
+const LATER: [&str; 7] = [
     "lines.reader",
     "lines.writer",
     "accounts.api",
@@ -47,6 +75,11 @@ const LATER: [&str; 11] = [
 ];
 
 impl Role {
+    /// Whether it is one of the ingest app.
+    pub fn is_ingest(self) -> bool {
+        matches!(self, Self::IngestApi | Self::IngestWorker)
+    }
+
     /// Every role, in the order of the documentation.
     pub fn all() -> impl Iterator<Item = Self> {
         ROLES.into_iter().map(|(role, ..)| role)
@@ -146,13 +179,16 @@ mod tests {
             ),
             (
                 "apo",
-                "unknown role `apo`; did you mean `api`?; available: ingest.api, ingest.worker",
+                "unknown role `apo`; did you mean `api`?; available: ingest.api, ingest.worker, orders.gateway, orders.processor, orders.notifier, orders.dashboard",
             ),
             (
                 "fleet.agent",
-                "role `fleet.agent` is not in this version; available: ingest.api, ingest.worker",
+                "role `fleet.agent` is not in this version; available: ingest.api, ingest.worker, orders.gateway, orders.processor, orders.notifier, orders.dashboard",
             ),
-            (" , ", "no role given; available: ingest.api, ingest.worker"),
+            (
+                " , ",
+                "no role given; available: ingest.api, ingest.worker, orders.gateway, orders.processor, orders.notifier, orders.dashboard",
+            ),
         ] {
             assert_eq!(Role::parse_list(list).unwrap_err().to_string(), reason);
         }

@@ -3,26 +3,28 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::Router;
 use tokio::net::TcpListener;
 use towpath_core::backend::Backend;
 use towpath_core::port::Queue;
-use towpath_core::{Error, ErrorKind, QueueName, Result};
+use towpath_core::{Clock, ErrorKind, QueueName, Result};
 use tracing::warn;
 
 use super::backends::clock;
-use super::{Role, demo, ingest};
+use super::listener::{Listener, bind};
+use super::public::Public;
+use super::{Role, demo, ingest, orders};
 use crate::admin;
-use crate::config::Config;
-use crate::http::{self, Edge, Intake, descriptors};
+use crate::apps::orders::{Dashboard, dashboard_routes, stock_routes};
+use crate::config::{Config, Secret};
+use crate::http::{Edge, Intake, descriptors, wrap};
 use crate::supervisor::{OnFailure, Report, Stage, Supervisor};
 use crate::telemetry::{Health, Metrics};
 
 /// Open connections of the admin interface: operators, a scraper, probes.
 const ADMIN_CONNECTIONS: usize = 128;
 
-/// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
-const BACKLOG: i32 = 4096;
+/// Where the dashboard listens when nobody says where. The port is the reference system's.
+const DASHBOARD: &str = ":8081";
 
 /// A process that is up.
 pub struct Started {
@@ -30,8 +32,10 @@ pub struct Started {
     pub http: Option<SocketAddr>,
     /// The admin interface.
     pub admin: SocketAddr,
-    /// The backend of the ingest app.
-    pub backend: Backend,
+    /// The dashboard of the orders app.
+    pub dashboard: Option<SocketAddr>,
+    /// The backends of its roles, the first one of ingest when it runs.
+    pub backends: Vec<Backend>,
     supervisor: Supervisor,
     health: Health,
 }
@@ -44,10 +48,24 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     // Before anything that opens files.
     let max_connections = max_connections(config);
     let clock = clock();
-    let backend =
-        towpath_backends::open(config.ingest_backend.expose(), Arc::clone(&clock)).await?;
+    let mut opened = Opened::new(Arc::clone(&clock));
+    let ingest = if roles.iter().any(|role| role.is_ingest()) {
+        Some(opened.open(&config.ingest_backend).await?)
+    } else {
+        None
+    };
+    let desk = if roles.iter().all(|role| role.is_ingest()) {
+        None
+    } else {
+        let broker = opened.open(&config.orders.broker).await?;
+        let kv = opened.open(&config.orders.kv).await?;
+        Some(orders::desk(&config.orders, &broker, &kv, &clock)?)
+    };
+    let backends = opened.backends();
     let (metrics, health) = (Metrics::new(), Health::new());
-    health.watch(backend.clone());
+    for backend in &backends {
+        health.watch(backend.clone());
+    }
     let mut supervisor = Supervisor::new(config.drain);
     let token = admin::token(&config.data_dir)?;
     let admin_listener = bind("server.admin", &config.admin).await?;
@@ -57,7 +75,13 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
         Edge::new(metrics.clone(), config.max_in_flight, intake)
     };
     let admin = admin::router(
-        admin::Admin::new(backend.clone(), token, health.clone(), metrics.clone()),
+        admin::Admin::new(
+            backends.clone(),
+            desk.clone(),
+            token,
+            health.clone(),
+            metrics.clone(),
+        ),
         admin::Hosts::new(&config.admin, &config.admin_hosts),
         edge(),
     );
@@ -69,24 +93,62 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     }
     .start(admin, config, &metrics, &mut supervisor)?;
 
-    let queue = backend.require_queue("ingest")?;
-    declare(config, &queue, &mut supervisor).await?;
-    watch_backend(&backend, &mut supervisor);
-    if roles.contains(&Role::IngestWorker) {
-        ingest::worker(config, &backend, &clock, &metrics, &health, &mut supervisor)?;
+    for backend in &backends {
+        watch_backend(backend, &mut supervisor);
     }
-    let mut public = None;
-    if roles.contains(&Role::IngestApi) {
-        let listener = Listener {
-            name: "ingest.api",
-            stage: Stage::Accept,
-            socket: bind("server.listen", &config.listen).await?,
-            connections: max_connections,
+    if let Some(backend) = &ingest {
+        let queue = backend.require_queue("ingest")?;
+        declare(config, &queue, &mut supervisor).await?;
+        if roles.contains(&Role::IngestWorker) {
+            ingest::worker(config, backend, &clock, &metrics, &health, &mut supervisor)?;
+        }
+    }
+    let mut dashboard = None;
+    if let Some(desk) = &desk {
+        let pumps = orders::Pumps {
+            config: &config.orders,
+            desk,
+            metrics: &metrics,
+            health: &health,
         };
-        let router = ingest::api(config, &backend, edge())?;
-        public = Some(listener.start(router, config, &metrics, &mut supervisor)?);
+        if roles.contains(&Role::OrdersProcessor) {
+            pumps.processor(&mut supervisor)?;
+        }
+        if roles.contains(&Role::OrdersNotifier) {
+            pumps.notifier(&mut supervisor)?;
+        }
+        if roles.contains(&Role::OrdersDashboard)
+            && let Some(socket) = dashboard_socket(config, roles).await?
+        {
+            let board = Dashboard::new(desk.clone(), backends.clone(), metrics.clone());
+            let router = dashboard_routes(board.clone()).merge(stock_routes(desk.clone()));
+            supervisor.start("orders.rates", Stage::Maintain, OnFailure::Restart, {
+                move |stop| {
+                    let board = board.clone();
+                    async move { board.watch(&stop).await }
+                }
+            });
+            let listener = Listener {
+                name: "orders.dashboard",
+                stage: Stage::Accept,
+                socket,
+                connections: max_connections,
+            };
+            let router = wrap(router, edge());
+            dashboard = Some(listener.start(router, config, &metrics, &mut supervisor)?);
+        }
     }
-    if with_demo {
+    let public = Public {
+        ingest: ingest.clone().filter(|_| roles.contains(&Role::IngestApi)),
+        desk: desk.filter(|_| roles.contains(&Role::OrdersGateway)),
+        edge: edge(),
+        connections: max_connections,
+    };
+    let public = public
+        .start(config, &metrics, &health, &mut supervisor)
+        .await?;
+    if with_demo && let Some(backend) = &ingest {
+        let queue = backend.require_queue("demo")?;
         let name = QueueName::new(&config.queue)?;
         supervisor.start("demo", Stage::Source, OnFailure::Restart, move |stop| {
             let (queue, name) = (Arc::clone(&queue), name.clone());
@@ -97,7 +159,8 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     Ok(Started {
         http: public,
         admin,
-        backend,
+        dashboard,
+        backends,
         supervisor,
         health,
     })
@@ -118,7 +181,9 @@ impl Started {
             .supervisor
             .run(signal, impatient, || health.draining())
             .await;
-        self.backend.lifecycle.close().await?;
+        for backend in self.backends {
+            backend.lifecycle.close().await?;
+        }
         Ok(report)
     }
 }
@@ -144,6 +209,49 @@ async fn declare(
     }
 }
 
+/// The backends of a process: one for each URL, whoever names it.
+struct Opened {
+    clock: Arc<dyn Clock>,
+    backends: Vec<(Secret, Backend)>,
+}
+
+impl Opened {
+    const fn new(clock: Arc<dyn Clock>) -> Self {
+        Self {
+            clock,
+            backends: Vec::new(),
+        }
+    }
+
+    async fn open(&mut self, url: &Secret) -> Result<Backend> {
+        if let Some((_, backend)) = self.backends.iter().find(|(known, _)| known == url) {
+            return Ok(backend.clone());
+        }
+        let backend = towpath_backends::open(url.expose(), Arc::clone(&self.clock)).await?;
+        self.backends.push((url.clone(), backend.clone()));
+        Ok(backend)
+    }
+
+    fn backends(self) -> Vec<Backend> {
+        self.backends
+            .into_iter()
+            .map(|(_, backend)| backend)
+            .collect()
+    }
+}
+
+/// The dashboard's socket. `up` goes on without it when nobody asked for the port and it is taken.
+async fn dashboard_socket(config: &Config, roles: &[Role]) -> Result<Option<TcpListener>> {
+    let asked = config.orders.dashboard_listen.as_deref();
+    match bind("orders.dashboard.listen", asked.unwrap_or(DASHBOARD)).await {
+        Err(error) if asked.is_none() && roles.len() == Role::all().count() => {
+            warn!(error = error.chain(), "there is no dashboard");
+            Ok(None)
+        }
+        bound => bound.map(Some),
+    }
+}
+
 /// A backend that stops for good takes the process with it: nothing could be acknowledged any more.
 fn watch_backend(backend: &Backend, supervisor: &mut Supervisor) {
     let lifecycle = Arc::clone(&backend.lifecycle);
@@ -163,23 +271,6 @@ fn watch_backend(backend: &Backend, supervisor: &mut Supervisor) {
     );
 }
 
-async fn bind(key: &str, address: &str) -> Result<TcpListener> {
-    let full = if address.starts_with(':') {
-        format!("0.0.0.0{address}")
-    } else {
-        address.to_owned()
-    };
-    let listener = TcpListener::bind(&full).await.map_err(|error| {
-        Error::unavailable(format!(
-            "`{key}` cannot listen on {full}; choose another address"
-        ))
-        .with_source(error)
-    })?;
-    // Best effort: with the shorter default a burst of clients waits a second for their next try.
-    rustix::net::listen(&listener, BACKLOG).ok();
-    Ok(listener)
-}
-
 /// The configured number, or what the system allows.
 fn max_connections(config: &Config) -> usize {
     let most = descriptors::raise();
@@ -191,46 +282,4 @@ fn max_connections(config: &Config) -> usize {
         );
     }
     most.min(config.max_connections)
-}
-
-/// A bound socket, and what becomes of it.
-struct Listener {
-    name: &'static str,
-    stage: Stage,
-    socket: TcpListener,
-    connections: usize,
-}
-
-impl Listener {
-    /// Serves these routes on it. Returns its address.
-    fn start(
-        self,
-        router: Router,
-        config: &Config,
-        metrics: &Metrics,
-        supervisor: &mut Supervisor,
-    ) -> Result<SocketAddr> {
-        let address = self
-            .socket
-            .local_addr()
-            .map_err(|error| Error::unavailable("a listener has no address").with_source(error))?;
-        let limits = http::Limits {
-            connections: self.connections,
-            patience: http::Patience {
-                head: config.header_timeout,
-                idle: config.idle_timeout,
-                write: config.write_timeout,
-            },
-            reserve: config.drain / 5,
-        };
-        let (socket, refused) = (
-            Arc::new(self.socket),
-            metrics.refused_connections(self.name),
-        );
-        supervisor.start(self.name, self.stage, OnFailure::Restart, move |stop| {
-            let (socket, router, refused) = (Arc::clone(&socket), router.clone(), refused.clone());
-            async move { http::serve(&socket, router, limits, &refused, &stop).await }
-        });
-        Ok(address)
-    }
 }

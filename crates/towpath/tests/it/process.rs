@@ -17,6 +17,7 @@ pub(crate) struct World {
     pub(crate) folder: PathBuf,
     pub(crate) http: SocketAddr,
     pub(crate) admin: SocketAddr,
+    pub(crate) dashboard: SocketAddr,
     env: Vec<(String, String)>,
     /// Where processes leave what is only of this user and this moment.
     pub(crate) runtime: tempfile::TempDir,
@@ -41,10 +42,12 @@ impl World {
     /// A world in a folder that somebody else looks after.
     pub(crate) fn at(folder: &Path) -> Self {
         let (http, admin) = free_ports();
+        let (dashboard, _) = free_ports();
         Self {
             folder: folder.to_owned(),
             http,
             admin,
+            dashboard,
             env: Vec::new(),
             runtime: tempfile::tempdir().unwrap(),
             open_files: None,
@@ -89,6 +92,10 @@ impl World {
             .env("XDG_RUNTIME_DIR", self.runtime.path())
             .env("HTTP_ADDR", self.http.to_string())
             .env("TOWPATH_SERVER__ADMIN", self.admin.to_string())
+            .env(
+                "TOWPATH_ORDERS__DASHBOARD__LISTEN",
+                self.dashboard.to_string(),
+            )
             .envs(self.env.iter().map(|(name, value)| (name, value)));
         command
     }
@@ -113,6 +120,13 @@ impl World {
         let mut args = args.to_vec();
         args.extend(["--output", "json"]);
         serde_json::from_str(&self.ok(&args)).unwrap()
+    }
+
+    /// As [`World::json`], for a command that may end with another code than 0.
+    pub(crate) fn json_of(&self, args: &[&str]) -> serde_json::Value {
+        let mut args = args.to_vec();
+        args.extend(["--output", "json"]);
+        serde_json::from_slice(&self.run(&args).stdout).unwrap()
     }
 
     /// Starts `towpath up` and waits until it is ready.

@@ -4,11 +4,11 @@ use std::process::Command;
 
 use crate::process::{BINARY, World};
 
-/// The commands between the tour's markers.
-fn tour() -> String {
+/// The commands between these markers.
+fn tour(name: &str) -> String {
     let readme = include_str!("../../../../README.md");
-    let (_, rest) = readme.split_once("<!-- tour:begin").unwrap();
-    let (block, _) = rest.split_once("<!-- tour:end").unwrap();
+    let (_, rest) = readme.split_once(&format!("<!-- {name}:begin")).unwrap();
+    let (block, _) = rest.split_once(&format!("<!-- {name}:end")).unwrap();
     let (_, code) = block.split_once("```sh\n").unwrap();
     code.split_once("```").unwrap().0.to_owned()
 }
@@ -19,7 +19,7 @@ fn the_tour_runs_as_written() {
     let running = world.up();
     let binary = std::path::Path::new(BINARY).parent().unwrap();
     // Ports and the place of the binary are the test's own; every other letter is the README's.
-    let script = tour()
+    let script = tour("tour")
         .replace("localhost:8080", &world.http.to_string())
         .replace("$PWD/target/release", &binary.display().to_string())
         .replace("tail -n 2", "sleep 1; tail -n 2");
@@ -46,6 +46,44 @@ fn the_tour_runs_as_written() {
         messages,
         ["hello", "hello json", "once", "one", "two", "wait for me"]
     );
+    drop(running);
+}
+
+#[test]
+fn the_tour_of_orders_runs_as_written() {
+    let world = World::new();
+    let running = world.up();
+    let binary = std::path::Path::new(BINARY).parent().unwrap();
+    let script = tour("orders")
+        .replace("localhost:8080", &world.http.to_string())
+        .replace("localhost:8081", &world.dashboard.to_string())
+        .replace("# What became of it?", "sleep 1\n#");
+    let output = Command::new("sh")
+        .args(["-ec", &script])
+        .current_dir(&world.folder)
+        .env(
+            "PATH",
+            format!("{}:{}", binary.display(), std::env::var("PATH").unwrap()),
+        )
+        .env("TOWPATH_SERVER__ADMIN", world.admin.to_string())
+        .output()
+        .unwrap();
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    for expected in [
+        "OK\nOrder received: order123Duplicate order\n",
+        "\"state\":\"processed\"",
+        "\n98\n",
+        "\"inventory_level\":98",
+        "\"status\":\"sent\"",
+        "the books balance: accepted 1 = 1 elsewhere",
+    ] {
+        let joined = stdout.replace("}98\n", "}\n98\n");
+        assert!(joined.contains(expected), "{expected}: {stdout}\n{stderr}");
+    }
     drop(running);
 }
 

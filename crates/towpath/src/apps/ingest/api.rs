@@ -14,7 +14,7 @@ use towpath_core::port::queue::{Enqueued, MAX_BATCH};
 use towpath_core::{Error, ErrorKind, MessageId, Result};
 use tracing::{debug, warn};
 
-use super::enqueue::{Context, Enqueue};
+use super::enqueue::{Context, Enqueue, Limits};
 use super::request::{self, Refusal};
 use crate::http::error::{Problem, plain};
 use crate::http::{BodyLimit, Edge, wrap};
@@ -40,24 +40,33 @@ struct Api {
 
 /// `POST /enqueue`, `POST /enqueue/batch` and `GET /healthz`, for a queue of this backend, behind the edge.
 pub fn router(enqueue: Enqueue, backend: Backend, edge: Edge) -> Router {
-    let edge = edge.bodies(&[
+    let edge = edge.bodies(&bodies(enqueue.limits));
+    wrap(routes(enqueue, backend), edge)
+}
+
+/// The routes of [`router`], for a listener that has others too.
+pub fn routes(enqueue: Enqueue, backend: Backend) -> Router {
+    Router::new()
+        .route(ENQUEUE, post(enqueue_one))
+        .route(BATCH, post(enqueue_batch))
+        .route("/healthz", get(healthz))
+        .with_state(Api { enqueue, backend })
+}
+
+/// The largest bodies of [`routes`].
+pub const fn bodies(limits: Limits) -> [BodyLimit; 2] {
+    [
         BodyLimit {
             route: ENQUEUE,
-            bytes: enqueue.limits.message_bytes,
+            bytes: limits.message_bytes,
             what: "message",
         },
         BodyLimit {
             route: BATCH,
-            bytes: enqueue.limits.batch_bytes,
+            bytes: limits.batch_bytes,
             what: "batch",
         },
-    ]);
-    let router = Router::new()
-        .route(ENQUEUE, post(enqueue_one))
-        .route(BATCH, post(enqueue_batch))
-        .route("/healthz", get(healthz))
-        .with_state(Api { enqueue, backend });
-    wrap(router, edge)
+    ]
 }
 
 #[derive(Serialize)]

@@ -11,7 +11,7 @@ mod api;
 mod enqueue;
 mod request;
 
-pub use api::router;
+pub use api::{bodies, router, routes};
 pub use enqueue::{Enqueue, Limits};
 #[cfg(fuzzing)]
 pub use request::decode_anything;

@@ -1,0 +1,169 @@
+//! `/v1/kv`: keys and values, of the orders app where it runs.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use bytes::Bytes;
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use towpath_core::Error;
+use towpath_core::port::kv::{Committed, Op};
+use utoipa::{IntoParams, ToSchema};
+
+use super::Admin;
+use super::routes::Answer;
+use super::wire::Payload;
+use crate::http::error::Problem;
+
+/// What a key holds: a value, or fields.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct KeyView {
+    /// The key.
+    pub key: String,
+    /// Its value, unless it holds fields.
+    pub value: Option<Payload>,
+    /// Its fields; none when it holds a value.
+    pub fields: BTreeMap<String, String>,
+    /// Milliseconds until it goes; absent when it stays.
+    pub ttl_millis: Option<u64>,
+}
+
+/// A counter after a change.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Sum {
+    /// The key.
+    pub key: String,
+    /// What it holds now.
+    pub value: i64,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+pub(super) struct Prefix {
+    /// How the keys begin.
+    #[serde(default)]
+    prefix: String,
+    /// Those behind this key.
+    after: Option<String>,
+    /// Most keys, 1 to 1,000.
+    #[serde(default = "hundred")]
+    max: usize,
+}
+
+const fn hundred() -> usize {
+    100
+}
+
+/// Keys in order.
+#[utoipa::path(get, path = "/v1/kv", params(Prefix), responses((status = 200, body = [String])))]
+pub(super) async fn list(
+    State(admin): State<Admin>,
+    Query(asked): Query<Prefix>,
+) -> Answer<Vec<String>> {
+    let max = asked.max.clamp(1, 1000);
+    let keys = admin
+        .kv()?
+        .keys(&asked.prefix, asked.after.as_deref(), max)
+        .await?;
+    Ok(Json(keys))
+}
+
+/// What a key holds, and how long.
+#[utoipa::path(get, path = "/v1/kv/{key}", responses((status = 200, body = KeyView), (status = 404)))]
+pub(super) async fn get(State(admin): State<Admin>, Path(key): Path<String>) -> Answer<KeyView> {
+    let kv = admin.kv()?;
+    let Some(ttl) = kv.ttl(&key).await? else {
+        return Err(absent(&key));
+    };
+    // A key holds one or the other, and refuses to be read as what it is not.
+    let (value, fields) = match kv.get(&key).await {
+        Ok(Some(value)) => (Some(Payload::of(&value)), Vec::new()),
+        Ok(None) => return Err(absent(&key)),
+        Err(error) if error.kind() == towpath_core::ErrorKind::Invalid => {
+            (None, kv.fields(&key).await?)
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let text = |value: Bytes| String::from_utf8_lossy(&value).into_owned();
+    Ok(Json(KeyView {
+        key,
+        value,
+        fields: fields
+            .into_iter()
+            .map(|(name, value)| (name, text(value)))
+            .collect(),
+        ttl_millis: ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
+    }))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+pub(super) struct Lasting {
+    /// Milliseconds until it goes; without it it stays.
+    ttl_millis: Option<u64>,
+}
+
+/// Sets a key to the body.
+#[utoipa::path(put, path = "/v1/kv/{key}", params(Lasting), request_body = Vec<u8>, responses((status = 200, body = KeyView)))]
+pub(super) async fn set(
+    State(admin): State<Admin>,
+    Path(key): Path<String>,
+    Query(lasting): Query<Lasting>,
+    value: Bytes,
+) -> Answer<KeyView> {
+    let ttl = lasting.ttl_millis.map(Duration::from_millis);
+    admin.kv()?.put(&key, value.clone(), ttl).await?;
+    Ok(Json(KeyView {
+        key,
+        value: Some(Payload::of(&value)),
+        fields: BTreeMap::new(),
+        ttl_millis: lasting.ttl_millis,
+    }))
+}
+
+/// Removes a key.
+#[utoipa::path(delete, path = "/v1/kv/{key}", responses((status = 200, body = super::Count)))]
+pub(super) async fn delete(
+    State(admin): State<Admin>,
+    Path(key): Path<String>,
+) -> Answer<super::Count> {
+    let kv = admin.kv()?;
+    let count = u64::from(kv.ttl(&key).await?.is_some());
+    kv.delete(&key).await?;
+    Ok(Json(super::Count { count }))
+}
+
+/// By how much.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct By {
+    /// Less than 0 takes away.
+    by: i64,
+}
+
+/// Adds to a counter; a key that is absent counts as 0.
+#[utoipa::path(post, path = "/v1/kv/{key}/add", request_body = By, responses((status = 200, body = Sum)))]
+pub(super) async fn add(
+    State(admin): State<Admin>,
+    Path(key): Path<String>,
+    Json(By { by }): Json<By>,
+) -> Answer<Sum> {
+    let op = Op::Add {
+        key: key.clone(),
+        delta: by,
+        min: i64::MIN,
+        max: i64::MAX,
+    };
+    let sum = match admin.kv()?.commit(vec![op]).await? {
+        Committed::Applied(values) => values.into_iter().next().flatten(),
+        Committed::Refused { .. } => None,
+    };
+    let text = sum.as_deref().and_then(|sum| std::str::from_utf8(sum).ok());
+    let value = text.and_then(|text| text.parse().ok());
+    let value = value.ok_or_else(|| Error::invalid("the sum is out of range"))?;
+    Ok(Json(Sum { key, value }))
+}
+
+fn absent(key: &str) -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, format!("there is no key `{key}`"))
+}

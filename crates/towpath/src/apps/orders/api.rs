@@ -1,0 +1,247 @@
+//! The HTTP side of orders and stock: what is answered, to the letter of the contract where there is one.
+
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use serde::{Deserialize, Serialize};
+use towpath_core::message::header::{TRACEPARENT, TRACESTATE};
+use towpath_core::port::kv::{Committed, Op};
+use towpath_core::{Error, Headers, Result};
+use tracing::{debug, warn};
+
+use super::INVENTORY;
+use super::desk::{Desk, number, stock_key};
+use super::gateway::{Accepted, Failure, Gateway};
+use super::notifier::notification_key;
+use super::order::Order;
+use super::record::{State as Stage, Step};
+use crate::http::error::Problem;
+
+type Answer<T> = std::result::Result<Json<T>, Problem>;
+
+/// `POST /orders`.
+pub fn gateway_routes(gateway: Gateway) -> Router {
+    let other = || async { Problem::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed") };
+    Router::new()
+        .route("/orders", post(accept).fallback(other))
+        .with_state(gateway)
+}
+
+/// `GET /orders/{id}`, `GET /inventory`, and `GET`, `PUT` and `PATCH /inventory/{sku}`.
+pub fn stock_routes(desk: Desk) -> Router {
+    Router::new()
+        .route("/orders/{id}", get(show))
+        .route("/inventory", get(list))
+        .route("/inventory/{sku}", get(stock).put(set).patch(change))
+        .with_state(desk)
+}
+
+async fn accept(State(gateway): State<Gateway>, headers: HeaderMap, body: Bytes) -> Response {
+    let order = match Order::parse(&body) {
+        Ok(order) => order,
+        Err(refusal) => {
+            return Problem::new(StatusCode::BAD_REQUEST, refusal.as_str()).into_response();
+        }
+    };
+    match gateway.accept(&order, trace(&headers)).await {
+        Ok(Accepted::New) => {
+            debug!(order = order.id, "accepted and published");
+            (
+                StatusCode::ACCEPTED,
+                format!("Order received: {}", order.id),
+            )
+                .into_response()
+        }
+        Ok(Accepted::Duplicate) => {
+            Problem::new(StatusCode::CONFLICT, "Duplicate order").into_response()
+        }
+        Ok(Accepted::Taken) => {
+            let reason = "Order id already used for another order";
+            Problem::new(StatusCode::CONFLICT, reason).into_response()
+        }
+        Err(Failure::Keys(error)) => failed(&error, "Redis error").into_response(),
+        Err(Failure::Publish(error)) => failed(&error, "Failed to publish order").into_response(),
+    }
+}
+
+/// The contract's text; the cause goes to the log.
+fn failed(error: &Error, text: &'static str) -> Problem {
+    warn!(error = error.chain(), "order not accepted");
+    match error.retry_after() {
+        Some(after) => {
+            Problem::new(StatusCode::TOO_MANY_REQUESTS, text).retry_after(after.as_secs().max(1))
+        }
+        None => Problem::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(1),
+    }
+}
+
+fn trace(headers: &HeaderMap) -> Headers {
+    let known = [TRACEPARENT, TRACESTATE].into_iter();
+    known
+        .filter_map(|name| Some((name, headers.get(name)?.to_str().ok()?)))
+        .collect()
+}
+
+/// What is known about an order.
+#[derive(Serialize)]
+struct OrderView {
+    id: String,
+    sku: String,
+    qty: i64,
+    state: Stage,
+    reason: Option<String>,
+    notified: bool,
+    /// Deliveries to a processor.
+    attempts: u32,
+    notification: serde_json::Map<String, serde_json::Value>,
+    history: Vec<Step>,
+}
+
+async fn show(State(desk): State<Desk>, Path(id): Path<String>) -> Answer<OrderView> {
+    let Some(stored) = desk.find(&id).await? else {
+        let reason = format!("there is no order `{id}`");
+        return Err(Problem::new(StatusCode::NOT_FOUND, reason));
+    };
+    let record = stored.record;
+    let notification = notification(&desk, &id).await?;
+    let notified = notification
+        .get("status")
+        .is_some_and(|status| status == "sent");
+    let mut history = record.history;
+    if let (true, Some(at)) = (notified, notification.get("at")) {
+        history.push(Step {
+            at: at.as_str().unwrap_or_default().to_owned(),
+            what: "notified".to_owned(),
+        });
+    }
+    Ok(Json(OrderView {
+        id,
+        sku: record.order.sku,
+        qty: record.order.qty,
+        state: record.state,
+        reason: record.reason,
+        notified,
+        attempts: record.attempts,
+        notification,
+        history,
+    }))
+}
+
+/// The fields of `notifications:<id>`, those that say nothing left out.
+pub(super) async fn notification(
+    desk: &Desk,
+    id: &str,
+) -> Result<serde_json::Map<String, serde_json::Value>> {
+    let fields = desk.kv.fields(&notification_key(id)).await?;
+    let text = |value: Bytes| String::from_utf8_lossy(&value).into_owned();
+    Ok(fields
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| (name, text(value).into()))
+        .collect())
+}
+
+/// How much there is of a SKU.
+#[derive(Serialize)]
+struct Stock {
+    sku: String,
+    quantity: i64,
+}
+
+#[derive(Deserialize)]
+struct Page {
+    #[serde(default = "hundred")]
+    max: usize,
+    after: Option<String>,
+}
+
+const fn hundred() -> usize {
+    100
+}
+
+async fn list(State(desk): State<Desk>, Query(page): Query<Page>) -> Answer<Vec<Stock>> {
+    let after = page.after.map(|sku| stock_key(&sku));
+    let keys = desk
+        .kv
+        .keys(INVENTORY, after.as_deref(), page.max.clamp(1, 1000))
+        .await?;
+    let mut stocks = Vec::with_capacity(keys.len());
+    for key in keys {
+        let sku = key.strip_prefix(INVENTORY).unwrap_or_default().to_owned();
+        if let Some(value) = desk.kv.get(&key).await? {
+            let quantity = number(&key, &value)?;
+            stocks.push(Stock { sku, quantity });
+        }
+    }
+    Ok(Json(stocks))
+}
+
+async fn stock(State(desk): State<Desk>, Path(sku): Path<String>) -> Answer<Stock> {
+    let key = stock_key(&sku);
+    match desk.kv.get(&key).await? {
+        Some(value) => {
+            let quantity = number(&key, &value)?;
+            Ok(Json(Stock { sku, quantity }))
+        }
+        None => {
+            let reason = format!("unknown sku `{sku}`");
+            Err(Problem::new(StatusCode::NOT_FOUND, reason))
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Set {
+    quantity: i64,
+}
+
+async fn set(State(desk): State<Desk>, Path(sku): Path<String>, body: Bytes) -> Answer<Stock> {
+    let Set { quantity } = read(&body, r#"{"quantity": 100}"#)?;
+    if quantity < 0 {
+        let reason = "`quantity` must be 0 or more";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, reason));
+    }
+    let value = quantity.to_string().into();
+    desk.kv.put(&stock_key(&sku), value, None).await?;
+    Ok(Json(Stock { sku, quantity }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Change {
+    delta: i64,
+}
+
+async fn change(State(desk): State<Desk>, Path(sku): Path<String>, body: Bytes) -> Answer<Stock> {
+    let Change { delta } = read(&body, r#"{"delta": -3}"#)?;
+    let key = stock_key(&sku);
+    let op = Op::Add {
+        key: key.clone(),
+        delta,
+        min: 0,
+        max: i64::MAX,
+    };
+    match desk.kv.commit(vec![op]).await? {
+        Committed::Applied(values) => {
+            let value = values.into_iter().next().flatten().unwrap_or_default();
+            let quantity = number(&key, &value)?;
+            Ok(Json(Stock { sku, quantity }))
+        }
+        Committed::Refused { current, .. } => {
+            let left = String::from_utf8_lossy(current.as_deref().unwrap_or(b"0")).into_owned();
+            let reason = format!("there are {left} of `{sku}`, and stock is never less than 0");
+            Err(Problem::new(StatusCode::CONFLICT, reason))
+        }
+    }
+}
+
+fn read<'a, T: Deserialize<'a>>(body: &'a [u8], example: &str) -> std::result::Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| {
+        let reason = format!("the body must be like {example}: {error}");
+        Problem::new(StatusCode::BAD_REQUEST, reason)
+    })
+}

@@ -1,0 +1,164 @@
+//! How customers are told: a log line, a mail, or a signed post.
+
+use std::time::Duration;
+
+use lettre::message::Mailbox;
+use lettre::message::header::ContentType;
+use lettre::{AsyncSmtpTransport, AsyncTransport, Message as Mail, Tokio1Executor};
+use towpath_core::port::sink::Outcome;
+use towpath_core::{Delivery, Error, Message, MessageId, Result};
+use tracing::info;
+
+use super::order::{Order, fingerprint};
+use crate::sink::WebhookSink;
+
+/// How customers are told.
+pub enum Channel {
+    /// A line of the log.
+    Log,
+    /// A mail.
+    Mail(Mailer),
+    /// A post that carries the event, with the order's own `webhook-id`.
+    Webhook(WebhookSink),
+}
+
+impl Channel {
+    /// Its name, as in the configuration and in `notifications:<id>`.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Log => "log",
+            Self::Mail(_) => "smtp",
+            Self::Webhook(_) => "webhook",
+        }
+    }
+
+    /// Sends one notification; a repeat carries the same idempotency key.
+    pub(super) async fn send(
+        &self,
+        order: &Order,
+        delivery: &Delivery,
+        timeout: Duration,
+    ) -> Outcome {
+        let key = MessageId::from_bytes(fingerprint(
+            format!("order.created:{}", order.id).as_bytes(),
+        ));
+        let send = async {
+            match self {
+                Self::Log => {
+                    info!(
+                        order = order.id,
+                        sku = order.sku,
+                        qty = order.qty,
+                        "notification"
+                    );
+                    Outcome::Done
+                }
+                Self::Mail(mailer) => mailer.send(order, key).await,
+                Self::Webhook(sink) => {
+                    let message = Message {
+                        id: key,
+                        payload: order.payload(),
+                        ..delivery.message.clone()
+                    };
+                    sink.post(&message).await
+                }
+            }
+        };
+        match tokio::time::timeout(timeout, send).await {
+            Ok(outcome) => outcome,
+            Err(_) => Outcome::Retry {
+                after: None,
+                error: format!("not sent within {timeout:?}"),
+            },
+        }
+    }
+}
+
+/// Sends mails by SMTP, over connections that are kept.
+pub struct Mailer {
+    transport: AsyncSmtpTransport<Tokio1Executor>,
+    from: Mailbox,
+    to: Option<Mailbox>,
+}
+
+impl Mailer {
+    /// A mailer for `smtp://` or `smtps://` with user and password in the URL, `?tls=required` for STARTTLS.
+    /// Orders without an address of their own go to `to`.
+    ///
+    /// # Errors
+    /// `Invalid` for a wrong URL or address.
+    pub fn new(url: &str, from: &str, to: Option<&str>, timeout: Duration) -> Result<Self> {
+        let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url)
+            .map_err(|error| {
+                Error::invalid("the URL of the mail server cannot be used").with_source(error)
+            })?
+            .timeout(Some(timeout))
+            .build();
+        Ok(Self {
+            transport,
+            from: mailbox(from)?,
+            to: to.map(mailbox).transpose()?,
+        })
+    }
+
+    async fn send(&self, order: &Order, key: MessageId) -> Outcome {
+        let own = order.email.as_deref().map(mailbox).transpose();
+        let to = match own {
+            Ok(own) => own.or_else(|| self.to.clone()),
+            Err(error) => {
+                return Outcome::Reject {
+                    reason: error.chain(),
+                };
+            }
+        };
+        let Some(to) = to else {
+            let reason = "the order has no `email`, and `orders.notify.to` is not set".to_owned();
+            return Outcome::Reject { reason };
+        };
+        let mail = Mail::builder()
+            .message_id(Some(format!("<{key}@towpath>")))
+            .from(self.from.clone())
+            .to(to)
+            .subject(format!("Order {}", order.id))
+            .header(ContentType::TEXT_PLAIN)
+            .body(format!(
+                "Your order {} was processed: {} of {}.\r\n",
+                order.id, order.qty, order.sku
+            ));
+        let mail = match mail {
+            Ok(mail) => mail,
+            Err(error) => {
+                return Outcome::Reject {
+                    reason: format!("no mail can be made of it: {error}"),
+                };
+            }
+        };
+        match self.transport.send(mail).await {
+            Ok(_) => Outcome::Done,
+            Err(error) if error.is_permanent() => Outcome::Reject {
+                reason: format!("refused by the mail server: {error}"),
+            },
+            Err(error) => Outcome::Retry {
+                after: None,
+                error: Error::unavailable("not sent").with_source(error).chain(),
+            },
+        }
+    }
+}
+
+fn mailbox(text: &str) -> Result<Mailbox> {
+    text.parse()
+        .map_err(|error: lettre::address::AddressError| {
+            Error::invalid(format!("`{text}` is no mail address")).with_source(error)
+        })
+}
+
+/// Whether a text is the URL of a mail server.
+pub(crate) fn is_mail_url(text: &str) -> bool {
+    AsyncSmtpTransport::<Tokio1Executor>::from_url(text).is_ok()
+}
+
+/// Whether a text is a mail address, with or without a name before it.
+pub(crate) fn is_mail_address(text: &str) -> bool {
+    mailbox(text).is_ok()
+}

@@ -1,0 +1,244 @@
+//! Telling customers: one notification per order, by a claim with a lease and a send with an idempotency key.
+//!
+//! ```text
+//! claim notif:<id> (ends by itself) -> send -> in one step: notif:<id> done, notifications:<id> sent, counted
+//! ```
+//!
+//! A notifier that dies after sending sends again, under the same idempotency key: at least once on the wire,
+//! once for a receiver that heeds the key.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
+use towpath_core::port::Sink;
+use towpath_core::port::effects::{Outcome as Applied, Transaction};
+use towpath_core::port::kv::{Committed, Op};
+use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::port::sink::Outcome;
+use towpath_core::{Delivery, ErrorKind, Result};
+use tracing::warn;
+
+use super::NOTIFIED_COUNT;
+use super::channel::Channel;
+use super::desk::{Desk, count};
+use super::order::Order;
+use super::processor::outcomes;
+use super::record::State;
+
+/// Sends under way at once, of one batch.
+const CONCURRENCY: usize = 16;
+
+/// What `notif:<id>` says once its order needs no more notification. The value is the reference system's.
+const DONE: &[u8] = b"1";
+
+/// How long `notif:<id>` stays when it is done. The time is the reference system's.
+const DONE_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What a claim lasts beyond the send.
+const MARGIN: Duration = Duration::from_secs(5);
+
+/// How soon an event looks again whose order is claimed by another one.
+const CLAIMED_ELSEWHERE: Duration = Duration::from_secs(1);
+
+/// Notifies the customers of a batch of events.
+pub struct Notifier {
+    /// The app's ports.
+    pub desk: Desk,
+    /// How customers are told.
+    pub channel: Arc<Channel>,
+    /// How long one send may take.
+    pub timeout: Duration,
+    /// Attempts before an event is a dead letter.
+    pub attempts: u32,
+}
+
+/// The hash with what became of an order's notification.
+pub(super) fn notification_key(id: &str) -> String {
+    format!("notifications:{id}")
+}
+
+impl Notifier {
+    async fn notify(&self, delivery: &Delivery) -> Result<Outcome> {
+        let order = match Order::parse(&delivery.message.payload) {
+            Ok(order) => order,
+            Err(refusal) => {
+                let reason = format!("not an order: {}", refusal.as_str());
+                return Ok(Outcome::Reject { reason });
+            }
+        };
+        let claim = Bytes::from(format!("claimed by {}", delivery.message.id));
+        let outcome = match self.claim(&order, &claim).await? {
+            Claim::Mine => self.channel.send(&order, delivery, self.timeout).await,
+            Claim::Done => return Ok(Outcome::Done),
+            Claim::Elsewhere => {
+                return Ok(Outcome::Retry {
+                    after: Some(CLAIMED_ELSEWHERE),
+                    error: format!("another notifier has claimed order `{}`", order.id),
+                });
+            }
+        };
+        match outcome {
+            Outcome::Done | Outcome::Settled => self.record_sent(&order, delivery, claim).await,
+            Outcome::Retry { after, error } => {
+                let last = delivery.attempt >= self.attempts;
+                let status = if last { "failed" } else { "retrying" };
+                self.record_failure(&order, delivery, status, &error).await;
+                Ok(Outcome::Retry { after, error })
+            }
+            Outcome::Reject { reason } => {
+                self.record_failure(&order, delivery, "failed", &reason)
+                    .await;
+                Ok(Outcome::Reject { reason })
+            }
+        }
+    }
+
+    /// Takes the order, or takes it up again: the same event is never in two hands.
+    async fn claim(&self, order: &Order, claim: &Bytes) -> Result<Claim> {
+        let swap = |expected: Option<Bytes>| Op::CompareAndSwap {
+            key: claim_key(&order.id),
+            expected,
+            value: claim.clone(),
+            ttl: Some(self.timeout + MARGIN),
+        };
+        let kv = &self.desk.kv;
+        match kv.commit(vec![swap(None)]).await? {
+            Committed::Applied(_) => {}
+            Committed::Refused { current, .. } if current.as_ref() == Some(claim) => {
+                if let Committed::Refused { .. } = kv.commit(vec![swap(current)]).await? {
+                    return Ok(Claim::Elsewhere);
+                }
+            }
+            Committed::Refused { current, .. } if current.as_deref() == Some(DONE) => {
+                return Ok(Claim::Done);
+            }
+            Committed::Refused { .. } => return Ok(Claim::Elsewhere),
+        }
+        // The claim ends after a day, the status stays longer.
+        let known = kv.fields(&notification_key(&order.id)).await?;
+        let sent = known
+            .iter()
+            .any(|(name, value)| name == "status" && value.as_ref() == b"sent");
+        Ok(if sent { Claim::Done } else { Claim::Mine })
+    }
+
+    async fn record_sent(
+        &self,
+        order: &Order,
+        delivery: &Delivery,
+        claim: Bytes,
+    ) -> Result<Outcome> {
+        let mut ops = vec![
+            Op::CompareAndSwap {
+                key: claim_key(&order.id),
+                expected: Some(claim),
+                value: Bytes::from_static(DONE),
+                ttl: Some(DONE_FOR),
+            },
+            count(NOTIFIED_COUNT),
+        ];
+        ops.extend(self.fields(order, delivery, "sent", ""));
+        // Processed by somebody who keeps no records, as the event says.
+        if let Some(stored) = self.desk.find(&order.id).await?
+            && stored.record.state == State::Accepted
+            && stored.record.hash == order.hash()
+        {
+            let mut record = stored.record.clone();
+            record.state = State::Processed;
+            record.announced = true;
+            record.note(self.desk.now(), "processed elsewhere");
+            ops.push(
+                self.desk
+                    .change(Some(&stored), &record, Some(self.desk.retention)),
+            );
+        }
+        let Some(effects) = &self.desk.effects else {
+            return Ok(match self.desk.kv.commit(ops).await? {
+                Committed::Applied(_) => Outcome::Done,
+                Committed::Refused { .. } => again(order),
+            });
+        };
+        let transaction = Transaction {
+            kv: ops,
+            settle: vec![Settlement {
+                receipt: delivery.receipt.clone(),
+                verdict: Verdict::Ack,
+            }],
+            ..Transaction::default()
+        };
+        match effects.apply(transaction).await {
+            Ok(Applied::Applied(_)) => Ok(Outcome::Settled),
+            Ok(Applied::Refused { .. }) => Ok(again(order)),
+            // The lease is lost: the pump's own settlement says so, and counts it.
+            Err(error) if error.kind() == ErrorKind::Conflict => Ok(Outcome::Done),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Best effort: the queue has the same error.
+    async fn record_failure(&self, order: &Order, delivery: &Delivery, status: &str, error: &str) {
+        let ops = self.fields(order, delivery, status, error);
+        if let Err(error) = self.desk.kv.commit(ops).await {
+            warn!(
+                order = order.id,
+                error = error.chain(),
+                "status of a notification was not recorded"
+            );
+        }
+    }
+
+    fn fields(&self, order: &Order, delivery: &Delivery, status: &str, error: &str) -> Vec<Op> {
+        let key = notification_key(&order.id);
+        let fields = [
+            ("status", status.to_owned()),
+            ("channel", self.channel.as_str().to_owned()),
+            ("attempts", delivery.attempt.to_string()),
+            ("at", self.desk.now().to_string()),
+            ("error", error.to_owned()),
+        ];
+        let set = fields.into_iter().map(|(field, value)| Op::SetField {
+            key: key.clone(),
+            field: field.to_owned(),
+            value: value.into(),
+        });
+        let expire = Op::Expire {
+            key: key.clone(),
+            ttl: Some(self.desk.retention.max(DONE_FOR)),
+        };
+        set.chain([expire]).collect()
+    }
+}
+
+/// Whose notification it is.
+enum Claim {
+    Mine,
+    /// Nobody's any more.
+    Done,
+    Elsewhere,
+}
+
+fn claim_key(id: &str) -> String {
+    format!("notif:{id}")
+}
+
+fn again(order: &Order) -> Outcome {
+    Outcome::Retry {
+        after: None,
+        error: format!("the claim on order `{}` ended during the send", order.id),
+    }
+}
+
+#[async_trait]
+impl Sink for Notifier {
+    async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Outcome>> {
+        let work: Vec<_> = batch.iter().map(|one| self.notify(one)).collect();
+        outcomes(stream::iter(work).buffered(CONCURRENCY).collect().await)
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,311 @@
+//! Processing orders: stock taken, record moved, counted, announced, each once however often an order is delivered.
+
+use async_trait::async_trait;
+use futures_util::stream::{self, StreamExt};
+use towpath_core::port::Sink;
+use towpath_core::port::effects::{self, Transaction};
+use towpath_core::port::kv::{Committed, Op};
+use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::port::sink::Outcome;
+use towpath_core::{Delivery, Error, ErrorKind, Result};
+use tracing::debug;
+
+use super::desk::{Desk, Stored, count, event, stock_key};
+use super::order::Order;
+use super::record::{Record, State};
+use super::topology::{CREATED, REJECTED};
+use super::{ACCEPTED_COUNT, PROCESSED_COUNT, REJECTED_COUNT};
+
+/// Orders of one batch that are worked on at once.
+const CONCURRENCY: usize = 64;
+
+/// How often one delivery may find that another was quicker, before it is tried again later.
+const RACES: usize = 10;
+
+/// Processes the orders of a batch, the ack included where keys and queues share a store.
+///
+/// An order with too little stock is rejected for good; what is no order is a dead letter;
+/// stock that is no number is tried again and ends as a dead letter.
+pub struct Processor(pub Desk);
+
+/// How one delivery ends when its record has moved.
+enum Done {
+    /// The ack was part of the step.
+    Settled,
+    /// The pump has to ack.
+    Written,
+    /// Somebody changed the record meanwhile.
+    Raced,
+    /// There is too little stock, for this reason.
+    Short(String),
+}
+
+impl Processor {
+    async fn process(&self, delivery: &Delivery) -> Result<Outcome> {
+        let order = match Order::parse(&delivery.message.payload) {
+            Ok(order) => order,
+            Err(refusal) => {
+                let reason = format!("not an order: {}", refusal.as_str());
+                return Ok(Outcome::Reject { reason });
+            }
+        };
+        for _ in 0..RACES {
+            let stored = self.0.find(&order.id).await?;
+            if let Some(Stored { record, .. }) = &stored {
+                if record.hash != order.hash() {
+                    let reason = format!("id `{}` belongs to another order", order.id);
+                    return Ok(Outcome::Reject { reason });
+                }
+                if matches!(record.state, State::Processed | State::Rejected) {
+                    return self.repeated(delivery, &order, stored.as_ref()).await;
+                }
+            }
+            let mut done = self.sell(delivery, &order, stored.as_ref()).await?;
+            if let Done::Short(reason) = done {
+                done = self
+                    .reject(delivery, &order, stored.as_ref(), reason)
+                    .await?;
+            }
+            match done {
+                Done::Settled => return Ok(Outcome::Settled),
+                Done::Written => return Ok(Outcome::Done),
+                Done::Raced | Done::Short(_) => {}
+            }
+        }
+        Ok(Outcome::Retry {
+            after: None,
+            error: format!("the record of `{}` changes all the time", order.id),
+        })
+    }
+
+    async fn sell(
+        &self,
+        delivery: &Delivery,
+        order: &Order,
+        stored: Option<&Stored>,
+    ) -> Result<Done> {
+        let record = self.finished(delivery, order, stored, State::Processed, None);
+        let mut ops = self.ops(stored, &record, PROCESSED_COUNT);
+        let stock = ops.len();
+        let key = stock_key(&order.sku);
+        ops.push(Op::Add {
+            key: key.clone(),
+            delta: -order.qty,
+            min: 0,
+            max: i64::MAX,
+        });
+        let refused = match self.step(delivery, order, CREATED, ops, &record).await? {
+            Ok(done) => return Ok(done),
+            Err(refused) => refused,
+        };
+        if refused.0 != stock {
+            return Ok(Done::Raced);
+        }
+        Ok(Done::Short(match refused.1 {
+            None => format!("unknown sku `{}`", order.sku),
+            Some(left) => format!(
+                "not enough stock of `{}`: {} left, {} ordered",
+                order.sku,
+                String::from_utf8_lossy(&left),
+                order.qty
+            ),
+        }))
+    }
+
+    async fn reject(
+        &self,
+        delivery: &Delivery,
+        order: &Order,
+        stored: Option<&Stored>,
+        reason: String,
+    ) -> Result<Done> {
+        debug!(order = order.id, reason, "rejected");
+        let record = self.finished(delivery, order, stored, State::Rejected, Some(reason));
+        let ops = self.ops(stored, &record, REJECTED_COUNT);
+        let refused = self.step(delivery, order, REJECTED, ops, &record).await?;
+        Ok(refused.unwrap_or(Done::Raced))
+    }
+
+    /// Moves the record, counts, and announces: in one step with the ack, or one after the other.
+    /// `Err` is the op whose condition did not hold.
+    async fn step(
+        &self,
+        delivery: &Delivery,
+        order: &Order,
+        routing_key: &str,
+        ops: Vec<Op>,
+        record: &Record,
+    ) -> Result<std::result::Result<Done, (usize, Option<bytes::Bytes>)>> {
+        let Some(effects) = &self.0.effects else {
+            return Ok(match self.0.kv.commit(ops).await? {
+                Committed::Applied(_) => {
+                    self.announce(delivery, order, routing_key, record).await?;
+                    Ok(Done::Written)
+                }
+                Committed::Refused { index, current } => Err((index, current)),
+            });
+        };
+        let transaction = Transaction {
+            kv: ops,
+            publish: vec![event(routing_key, order, &delivery.message.headers)?],
+            settle: vec![Settlement {
+                receipt: delivery.receipt.clone(),
+                verdict: Verdict::Ack,
+            }],
+            ..Transaction::default()
+        };
+        let without_event = Transaction {
+            publish: Vec::new(),
+            ..transaction.clone()
+        };
+        let outcome = match effects.apply(transaction).await {
+            // Nobody has to listen to rejections.
+            Err(error) if error.kind() == ErrorKind::NotFound && routing_key == REJECTED => {
+                effects.apply(without_event).await
+            }
+            outcome => outcome,
+        };
+        match outcome {
+            Ok(effects::Outcome::Applied(_)) => Ok(Ok(Done::Settled)),
+            Ok(effects::Outcome::Refused { index, current }) => Ok(Err((index, current))),
+            // The lease is lost: the pump's own settlement says so, and counts it.
+            Err(error) if error.kind() == ErrorKind::Conflict => Ok(Ok(Done::Written)),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.0.topology.declare().await?;
+                Err(
+                    Error::unavailable("the route of the event had to be declared again")
+                        .with_source(error),
+                )
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A delivery of an order that is finished: nothing changes, but its event may still be owed.
+    async fn repeated(
+        &self,
+        delivery: &Delivery,
+        order: &Order,
+        stored: Option<&Stored>,
+    ) -> Result<Outcome> {
+        if let Some(Stored { record, .. }) = stored
+            && !record.announced
+        {
+            let routing_key = if record.state == State::Processed {
+                CREATED
+            } else {
+                REJECTED
+            };
+            self.announce(delivery, order, routing_key, record).await?;
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// Publishes the event, and remembers that. A repeat is possible: the notifier tells it from the first.
+    async fn announce(
+        &self,
+        delivery: &Delivery,
+        order: &Order,
+        routing_key: &str,
+        record: &Record,
+    ) -> Result<()> {
+        let (exchange, one) = event(routing_key, order, &delivery.message.headers)?;
+        match self.0.publish(exchange, one).await {
+            Err(error) if error.kind() == ErrorKind::NotFound && routing_key == REJECTED => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.0.topology.declare().await?;
+                return Err(
+                    Error::unavailable("the route of the event had to be declared again")
+                        .with_source(error),
+                );
+            }
+            outcome => outcome?,
+        }
+        let stored = Stored {
+            record: record.clone(),
+            value: record.write(),
+        };
+        let announced = Record {
+            announced: true,
+            ..record.clone()
+        };
+        let op = self
+            .0
+            .change(Some(&stored), &announced, Some(self.0.retention));
+        self.0.kv.commit(vec![op]).await.map(drop)
+    }
+
+    fn finished(
+        &self,
+        delivery: &Delivery,
+        order: &Order,
+        stored: Option<&Stored>,
+        state: State,
+        reason: Option<String>,
+    ) -> Record {
+        let now = self.0.now();
+        let mut record = match stored {
+            Some(Stored { record, .. }) => record.clone(),
+            // Published by a gateway that keeps no records.
+            None => Record::new(order, State::Accepted, now),
+        };
+        if record.state == State::Reserved {
+            record.accept(now);
+        }
+        let said = reason.as_ref().map_or_else(
+            || "processed".to_owned(),
+            |reason| format!("rejected: {reason}"),
+        );
+        record.note(now, said);
+        Record {
+            state,
+            reason,
+            attempts: delivery.attempt,
+            // In one step with the event, or after it.
+            announced: self.0.effects.is_some(),
+            ..record
+        }
+    }
+
+    /// Moves the record and counts, what the gateway did not count included.
+    fn ops(&self, stored: Option<&Stored>, record: &Record, counter: &str) -> Vec<Op> {
+        let mut ops = vec![
+            self.0.change(stored, record, Some(self.0.retention)),
+            count(counter),
+        ];
+        if stored.is_none_or(|stored| stored.record.state == State::Reserved) {
+            ops.push(count(ACCEPTED_COUNT));
+        }
+        ops
+    }
+}
+
+#[async_trait]
+impl Sink for Processor {
+    async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Outcome>> {
+        let work: Vec<_> = batch.iter().map(|one| self.process(one)).collect();
+        outcomes(stream::iter(work).buffered(CONCURRENCY).collect().await)
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// One outcome each, or the error that kept every one of a batch back.
+pub(super) fn outcomes(results: Vec<Result<Outcome>>) -> Result<Vec<Outcome>> {
+    let away = |result: &Result<Outcome>| matches!(result, Err(error) if error.kind() == ErrorKind::Unavailable);
+    let all_away = !results.is_empty() && results.iter().all(away);
+    let mut outcomes = Vec::with_capacity(results.len());
+    for result in results {
+        match result {
+            Ok(outcome) => outcomes.push(outcome),
+            Err(error) if all_away => return Err(error),
+            Err(error) => outcomes.push(Outcome::Retry {
+                after: None,
+                error: error.chain(),
+            }),
+        }
+    }
+    Ok(outcomes)
+}

@@ -1,0 +1,75 @@
+//! `towpath orders`: the books of the orders app.
+
+use clap::Subcommand;
+
+use super::client::Client;
+use super::{Exit, Failure, Format, Global, output};
+use crate::apps::orders::Balance;
+
+/// Lost orders that are named; the rest is counted.
+const NAMED: usize = 100;
+
+/// What to do with orders.
+#[derive(Debug, Subcommand)]
+pub(super) enum OrdersCommand {
+    /// The balance: accepted = processed + rejected + in flight + dead; names what breaks it
+    #[command(
+        after_help = "Ends with 5 when the books do not balance.\n\nExamples:\n  towpath orders check"
+    )]
+    Check,
+}
+
+pub(super) async fn run(global: &Global, command: OrdersCommand) -> Result<Exit, Failure> {
+    let OrdersCommand::Check = command;
+    let client = Client::new(global)?;
+    let balance: Balance = client.get("/v1/orders/check").await?;
+    if global.format == Format::Json {
+        output::json(&balance)?;
+    } else if !(global.quiet && balance.balanced) {
+        show(&balance)?;
+    }
+    Ok(if balance.balanced {
+        Exit::Ok
+    } else {
+        Exit::Problems
+    })
+}
+
+fn show(balance: &Balance) -> Result<(), Failure> {
+    let numbers = [
+        ("accepted", balance.accepted),
+        ("processed", balance.processed),
+        ("rejected", balance.rejected),
+        ("in flight", balance.in_flight),
+        ("dead", balance.dead),
+        ("notified", balance.notified),
+        ("poison", balance.poison),
+    ];
+    let rows = numbers.map(|(what, count)| vec![what.to_owned(), count.to_string()]);
+    output::table(&["ORDERS", "COUNT"], rows)?;
+    let sum = balance.processed + balance.rejected + balance.in_flight + balance.dead;
+    let sides = format!("accepted {} = {sum} elsewhere", balance.accepted);
+    if balance.balanced {
+        return Ok(output::line(format!("the books balance: {sides}"))?);
+    }
+    output::line(format!(
+        "the books do not balance: {}",
+        sides.replace(
+            " = ",
+            if balance.accepted == sum {
+                " = "
+            } else {
+                " ≠ "
+            }
+        )
+    ))?;
+    for id in balance.lost.iter().take(NAMED) {
+        output::line(format!(
+            "  {id}: accepted, and neither finished, nor waiting, nor among the dead letters"
+        ))?;
+    }
+    if balance.lost.len() > NAMED {
+        output::line(format!("  and {} more", balance.lost.len() - NAMED))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! Sockets, and serving on them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use tokio::net::TcpListener;
+use towpath_core::{Error, Result};
+
+use crate::config::Config;
+use crate::http;
+use crate::supervisor::{OnFailure, Stage, Supervisor};
+use crate::telemetry::Metrics;
+
+/// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
+
+/// A socket at the address that `key` says.
+pub(super) async fn bind(key: &str, address: &str) -> Result<TcpListener> {
+    let full = if address.starts_with(':') {
+        format!("0.0.0.0{address}")
+    } else {
+        address.to_owned()
+    };
+    let listener = TcpListener::bind(&full).await.map_err(|error| {
+        Error::unavailable(format!(
+            "`{key}` cannot listen on {full}; choose another address"
+        ))
+        .with_source(error)
+    })?;
+    // Best effort: with the shorter default a burst of clients waits a second for their next try.
+    rustix::net::listen(&listener, BACKLOG).ok();
+    Ok(listener)
+}
+
+/// The bounds of a listener with so many connections.
+pub(super) fn limits(config: &Config, connections: usize) -> http::Limits {
+    http::Limits {
+        connections,
+        patience: http::Patience {
+            head: config.header_timeout,
+            idle: config.idle_timeout,
+            write: config.write_timeout,
+        },
+        reserve: config.drain / 5,
+    }
+}
+
+/// A bound socket, and what becomes of it.
+pub(super) struct Listener {
+    pub(super) name: &'static str,
+    pub(super) stage: Stage,
+    pub(super) socket: TcpListener,
+    pub(super) connections: usize,
+}
+
+impl Listener {
+    /// Serves these routes on it. Returns its address.
+    pub(super) fn start(
+        self,
+        router: Router,
+        config: &Config,
+        metrics: &Metrics,
+        supervisor: &mut Supervisor,
+    ) -> Result<SocketAddr> {
+        let address = self
+            .socket
+            .local_addr()
+            .map_err(|error| Error::unavailable("a listener has no address").with_source(error))?;
+        let limits = limits(config, self.connections);
+        let (socket, refused) = (
+            Arc::new(self.socket),
+            metrics.refused_connections(self.name),
+        );
+        supervisor.start(self.name, self.stage, OnFailure::Restart, move |stop| {
+            let (socket, router, refused) = (Arc::clone(&socket), router.clone(), refused.clone());
+            async move { http::serve(&socket, router, limits, &refused, &stop).await }
+        });
+        Ok(address)
+    }
+}

@@ -1,0 +1,283 @@
+//! Random `kill -9` under orders: the books balance, stock is exact, no order is sold twice, each customer is told once.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::Value;
+use towpath_testkit::servers::redis::{DURABLE, Server, missing};
+
+use crate::orders::{Receiver, in_two_stores, set_stock, stock};
+use crate::process::{Running, World, able, seeds, wait_until};
+
+const SKUS: usize = 5;
+const INITIAL: i64 = 300;
+
+/// What clients know: an order is retried until it is answered, so each is accepted for certain or never sent.
+#[derive(Default)]
+struct Ledger(BTreeMap<String, (String, i64)>);
+
+/// Clients that order until told to stop.
+struct Clients {
+    ledger: Arc<Mutex<Ledger>>,
+    over: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Clients {
+    fn start(world: &World, count: usize, seed: u64) -> Self {
+        let ledger = Arc::<Mutex<Ledger>>::default();
+        let over = Arc::<AtomicBool>::default();
+        let threads = (0..count)
+            .map(|client| {
+                let (mut http, ledger, over) =
+                    (world.client(), Arc::clone(&ledger), Arc::clone(&over));
+                std::thread::spawn(move || {
+                    let mut rng = StdRng::seed_from_u64(seed * 1000 + client as u64);
+                    for number in 0.. {
+                        if over.load(Ordering::SeqCst) {
+                            break;
+                        }
+                        let id = format!("c{client}-{number}");
+                        let sku = format!("sku{}", rng.random_range(0..SKUS));
+                        let qty = rng.random_range(1..=3);
+                        let body = format!(r#"{{"id":"{id}","sku":"{sku}","qty":{qty}}}"#);
+                        loop {
+                            match http.send("POST", "/orders", &[], body.as_bytes()) {
+                                Ok(answer) if [202, 409].contains(&answer.status) => {
+                                    // Our own id, so a duplicate is our own earlier try.
+                                    assert_ne!(
+                                        answer.text(),
+                                        "Order id already used for another order\n"
+                                    );
+                                    break;
+                                }
+                                Ok(answer) => assert_eq!(answer.status, 503, "{}", answer.text()),
+                                Err(_) => {}
+                            }
+                            std::thread::sleep(Duration::from_millis(5));
+                        }
+                        ledger.lock().unwrap().0.insert(id, (sku, qty));
+                    }
+                })
+            })
+            .collect();
+        Self {
+            ledger,
+            over,
+            threads,
+        }
+    }
+
+    /// The process must be up: the last orders are tried until they are answered.
+    fn stop(self) -> Ledger {
+        self.over.store(true, Ordering::SeqCst);
+        for thread in self.threads {
+            thread.join().unwrap();
+        }
+        Arc::into_inner(self.ledger).unwrap().into_inner().unwrap()
+    }
+}
+
+/// Tells customers by posts to the receiver, and tries again soon.
+fn tell(world: &mut World, receiver: &Receiver) {
+    world
+        .set("TOWPATH_ORDERS__NOTIFY__CHANNEL", "webhook")
+        .set(
+            "TOWPATH_ORDERS__NOTIFY__WEBHOOK__URL",
+            format!("http://{}/told", receiver.address),
+        )
+        .set("TOWPATH_ORDERS__RETRY__FIRST", "50ms")
+        .set("TOWPATH_ORDERS__RETRY__MAX", "500ms")
+        .set("TOWPATH_ORDERS__RETRY__ATTEMPTS", 100);
+}
+
+/// Compares what the system says with what the clients know and what the receiver got.
+fn check(world: &World, ledger: &Ledger, receiver: &Receiver, story: &str) {
+    let mut books = Value::Null;
+    wait_until(
+        "every order to be finished and told",
+        Duration::from_secs(120),
+        || {
+            books = world.json_of(&["orders", "check"]);
+            books["in_flight"] == 0 && books["processed"] == books["notified"]
+        },
+    );
+    assert_eq!(books["balanced"], true, "{story}: {books}");
+    assert_eq!(books["accepted"], ledger.0.len(), "{story}: {books}");
+    assert_eq!(books["dead"], 0, "{story}: {books}");
+    let (mut sold, mut processed, mut client) =
+        (BTreeMap::<&str, i64>::new(), Vec::new(), world.client());
+    for (id, (sku, qty)) in &ledger.0 {
+        let known = client.get(&format!("/orders/{id}")).json();
+        match known["state"].as_str() {
+            Some("processed") => {
+                *sold.entry(sku).or_default() += qty;
+                processed.push(id.as_str());
+                assert_eq!(known["notified"], true, "{story}: {known}");
+            }
+            Some("rejected") => assert_eq!(known["notified"], false, "{story}: {known}"),
+            other => panic!("{story}: order {id} is {other:?}"),
+        }
+    }
+    for number in 0..SKUS {
+        let sku = format!("sku{number}");
+        let left = INITIAL - sold.get(sku.as_str()).copied().unwrap_or_default();
+        assert_eq!(stock(world, &sku), left, "{story}: {sku}");
+        assert!(left >= 0, "{story}: {sku} is oversold");
+    }
+    // One effect for each order that was processed, and none for any other.
+    let mut orders: Vec<String> = receiver
+        .effects()
+        .iter()
+        .map(|(_, body)| {
+            let body: Value = serde_json::from_str(body).unwrap();
+            body["id"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    orders.sort();
+    processed.sort_unstable();
+    assert_eq!(orders, processed, "{story}");
+    eprintln!(
+        "{story}: {} accepted, {} processed, books balance",
+        ledger.0.len(),
+        processed.len()
+    );
+}
+
+fn story(world: &mut World, seed: u64, what: &str) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let receiver = Receiver::start();
+    tell(world, &receiver);
+    let mut running = world.up();
+    for number in 0..SKUS {
+        set_stock(world, &format!("sku{number}"), INITIAL);
+    }
+    let clients = Clients::start(world, 8, seed);
+    let kills = rng.random_range(1..=3);
+    for _ in 0..kills {
+        std::thread::sleep(Duration::from_millis(rng.random_range(5..400)));
+        running.kill();
+        running = world.up();
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    let ledger = clients.stop();
+    check(
+        world,
+        &ledger,
+        &receiver,
+        &format!("{what}, seed {seed}, {kills} kills"),
+    );
+    let (status, log, _) = running.stop();
+    assert!(status.success(), "{log}");
+}
+
+#[test]
+fn the_books_balance_after_random_kills() {
+    for seed in 0..seeds(3) {
+        story(&mut World::new(), seed, "one store");
+    }
+}
+
+#[test]
+fn the_books_balance_where_keys_and_queues_are_apart() {
+    for seed in 0..seeds(3) {
+        let mut world = World::new();
+        in_two_stores(&mut world);
+        story(&mut world, 500_000 + seed, "two stores");
+    }
+}
+
+/// The roles, each a process of its own.
+const ROLES: [&str; 3] = ["gateway", "processor", "notifier"];
+
+fn start(world: &World, role: &str) -> Running {
+    let running = world.spawn(&["run", role]);
+    running.wait_ready(world);
+    running
+}
+
+#[test]
+fn the_books_balance_on_redis_whichever_role_is_killed() {
+    if !able("redis", missing().is_none()) {
+        return;
+    }
+    for seed in 0..seeds(2) {
+        let mut rng = StdRng::seed_from_u64(900_000 + seed);
+        let mut server = Server::start(DURABLE);
+        let receiver = Receiver::start();
+        let folder = tempfile::tempdir().unwrap();
+        let worlds = ROLES.map(|_| {
+            let mut world = World::at(folder.path());
+            tell(&mut world, &receiver);
+            world.set("REDIS_ADDR", format!("127.0.0.1:{}", server.port()));
+            world.set("TOWPATH_ORDERS__LEASE", "2s");
+            world
+        });
+        let start_one = |index: usize| start(&worlds[index], ROLES[index]);
+        let mut running: Vec<Running> = (0..ROLES.len()).map(start_one).collect();
+        for number in 0..SKUS {
+            set_stock(&worlds[0], &format!("sku{number}"), INITIAL);
+        }
+        let clients = Clients::start(&worlds[0], 4, seed);
+        let kills = rng.random_range(3..=6);
+        for _ in 0..kills {
+            std::thread::sleep(Duration::from_millis(rng.random_range(5..300)));
+            match rng.random_range(0..=ROLES.len()) {
+                index if index < ROLES.len() => {
+                    running.remove(index).kill();
+                    running.insert(index, start_one(index));
+                }
+                _ => {
+                    server.kill();
+                    std::thread::sleep(Duration::from_millis(rng.random_range(5..500)));
+                    server.restart();
+                }
+            }
+        }
+        let ledger = clients.stop();
+        let story = format!("redis, seed {seed}, {kills} faults");
+        check(&worlds[0], &ledger, &receiver, &story);
+    }
+}
+
+#[test]
+fn the_public_port_opens_once_the_broker_is_there() {
+    if !able("redis", missing().is_none()) {
+        return;
+    }
+    let mut server = Server::start(DURABLE);
+    server.kill();
+    let mut world = World::new();
+    world.set("REDIS_ADDR", format!("127.0.0.1:{}", server.port()));
+    let running = world.spawn(&["run", "gateway"]);
+    wait_until("the probes to answer", Duration::from_secs(30), || {
+        let answer = world.admin_client().send("GET", "/livez", &[], b"");
+        answer.is_ok_and(|answer| answer.status == 200)
+    });
+    let ready = world.admin_client().get("/readyz?verbose");
+    assert_eq!(ready.status, 503, "{}", ready.text());
+    assert!(std::net::TcpStream::connect(world.http).is_err());
+    server.restart();
+    running.wait_ready(&world);
+    set_stock(&world, "sku0", 5);
+    let body = br#"{"id":"a","sku":"sku0","qty":1}"#;
+    assert_eq!(world.client().post("/orders", &[], body).status, 202);
+    // Away again: refused for now, and the same order is accepted once it is back.
+    server.kill();
+    let body = br#"{"id":"b","sku":"sku0","qty":1}"#;
+    let answer = world.client().post("/orders", &[], body);
+    assert_eq!(
+        (answer.status, answer.text().as_str()),
+        (503, "Failed to publish order\n")
+    );
+    server.restart();
+    wait_until("the order to be accepted", Duration::from_secs(30), || {
+        [202, 409].contains(&world.client().post("/orders", &[], body).status)
+    });
+    assert_eq!(world.json(&["orders", "check"])["accepted"], 2);
+    drop(running);
+}

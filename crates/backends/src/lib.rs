@@ -1,5 +1,6 @@
 //! Storage drivers, one folder each. [`BACKENDS`] is the only list of them.
 
+mod baseline;
 pub mod embedded;
 #[cfg(feature = "redis")]
 pub mod redis;
@@ -10,6 +11,8 @@ use std::sync::Arc;
 
 use towpath_core::backend::{self, Backend, Descriptor};
 use towpath_core::{Clock, Result};
+
+pub use baseline::{Baseline, baseline};
 
 /// Every backend of this build.
 pub const BACKENDS: &[Descriptor] = &[

@@ -1,12 +1,17 @@
 //! Prints what `bench` measured.
 
-use super::bench::{BenchCommand, Row, run_http, run_queue};
+use std::io;
+
+use super::bench::{
+    BenchCommand, CompareArgs, Figure, Ratio, Report, Row, run_compare, run_http, run_queue,
+};
 use super::{Exit, Failure, Format, Global, output};
 
 pub(super) async fn run(global: &Global, command: BenchCommand) -> Result<Exit, Failure> {
     let rows = match command {
         BenchCommand::Queue(args) => run_queue(&args).await?,
         BenchCommand::Http(args) => run_http(&args).await?,
+        BenchCommand::Compare(args) => return compare(global, &args).await,
     };
     if global.format == Format::Json {
         output::json(&rows)?;
@@ -48,4 +53,81 @@ pub(super) async fn run(global: &Global, command: BenchCommand) -> Result<Exit, 
     } else {
         Exit::Ok
     })
+}
+
+async fn compare(global: &Global, args: &CompareArgs) -> Result<Exit, Failure> {
+    let begin = |workload: &str| {
+        if !global.quiet && global.format == Format::Table {
+            output::note(format!("{workload} ..."));
+        }
+    };
+    let report = run_compare(args, begin).await?;
+    if global.format == Format::Json {
+        output::json(&report)?;
+    } else {
+        print(&report)?;
+    }
+    Ok(if report.is_defect() {
+        Exit::Problems
+    } else {
+        Exit::Ok
+    })
+}
+
+fn print(report: &Report) -> io::Result<()> {
+    output::table(
+        &["", "TARGET", "DURABILITY"],
+        report.targets.iter().enumerate().map(|(number, stated)| {
+            let (target, durability) = (stated.target.clone(), stated.durability.clone());
+            vec![format!("{}", number + 1), target, durability]
+        }),
+    )?;
+    let headings = [
+        "WORKLOAD",
+        "TARGET",
+        "PER SECOND",
+        "SPREAD",
+        "P50 MS",
+        "P99 MS",
+        "CPU US",
+        "SERVER US",
+        "LOST",
+        "DOUBLED",
+        "1 / THIS: RATE",
+        "P50",
+        "P99",
+        "CPU",
+    ];
+    output::line("")?;
+    let rows = report.workloads.iter().flat_map(|compared| {
+        compared.targets.iter().map(|measured| {
+            let ratios = measured.first_by_this;
+            let cell = |value: Option<Ratio>| value.map_or_else(String::new, ratio);
+            let Figure { low, high, .. } = measured.per_second;
+            vec![
+                compared.workload.clone(),
+                measured.target.clone(),
+                format!("{:.0}", measured.per_second.median),
+                format!("{low:.0} to {high:.0}"),
+                format!("{:.3}", measured.p50_ms.median),
+                format!("{:.3}", measured.p99_ms.median),
+                format!("{:.2}", measured.client_cpu_us.median),
+                measured
+                    .server_cpu_us
+                    .map_or_else(|| "-".to_owned(), |cpu| format!("{:.2}", cpu.median)),
+                measured.lost.to_string(),
+                measured.duplicated.to_string(),
+                cell(ratios.map(|ratios| ratios.per_second)),
+                cell(ratios.map(|ratios| ratios.p50_ms)),
+                cell(ratios.map(|ratios| ratios.p99_ms)),
+                cell(ratios.map(|ratios| ratios.cpu_us)),
+            ]
+        })
+    });
+    output::table(&headings, rows)
+}
+
+fn ratio(ratio: Ratio) -> String {
+    let mark = if ratio.uncertain { " ?" } else { "" };
+    format!("{:.2}{mark}", ratio.median)
 }

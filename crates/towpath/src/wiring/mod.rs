@@ -14,6 +14,7 @@ mod role;
 mod run;
 
 pub use backends::{BACKENDS, FORMATS, open};
-pub use bench::{BenchApi, ingest_api_for_bench};
+pub use bench::{BENCH_QUEUE, BenchApi, bare_api_for_bench, ingest_api_for_bench};
 pub use role::Role;
 pub use run::{Started, start};
+pub use towpath_backends::{Baseline, baseline};

@@ -13,6 +13,7 @@
 )]
 
 mod admin;
+mod bench;
 mod chaos;
 mod cli;
 mod client;

@@ -35,5 +35,5 @@ pub(super) fn measure(folder: &Path, limit: &Limit) -> io::Result<Row> {
         count += 1;
     }
     std::fs::remove_file(&path)?;
-    Ok(measurement.finish(count, latencies))
+    Ok(measurement.finish(count, latencies, None))
 }

@@ -1,10 +1,11 @@
 //! The ingest API over real connections: each has one request in flight.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::{Method, Request, header};
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -12,10 +13,13 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use towpath_core::{Error, Result};
 
-use super::measure::{Latencies, Measurement};
-use super::queue::panicked;
+use super::limit::Limit;
+use super::line::Line;
+use super::load::{Load, Outcome, join, panicked};
+use super::measure::Measurement;
+use super::payload::{Payloads, check};
 use super::{HttpArgs, Row, disk};
-use crate::wiring;
+use crate::wiring::{self, BENCH_QUEUE};
 
 /// Runs every measurement asked for and gives its rows.
 ///
@@ -24,11 +28,18 @@ use crate::wiring;
 /// # Errors
 /// `Unavailable` when the target does not answer, or answers anything but 200.
 pub(in crate::cli) async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
+    let payloads = Arc::new(Payloads::new(args.size));
+    let batch = args.batch.max(1);
     if let Some(target) = &args.target {
         let address = address(target)?;
         let mut rows = Vec::new();
         for connections in shapes(args) {
-            rows.push(measure(address, "as configured", connections, args).await?);
+            let post = Post::connect(address, connections, batch, &payloads).await?;
+            let measurement =
+                Measurement::start("http enqueue", "as configured", connections, batch);
+            let outcome = post.run(&args.limit()).await?;
+            let messages = outcome.messages();
+            rows.push(measurement.finish(messages, outcome.latencies, None));
         }
         return Ok(rows);
     }
@@ -39,22 +50,44 @@ pub(in crate::cli) async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
             Error::unavailable("the folder for the temporary store cannot be made")
                 .with_source(error)
         })?;
-    let (probe, limit) = (folder.path().to_owned(), args.limit());
-    let row = tokio::task::spawn_blocking(move || disk::measure(&probe, &limit)).await;
-    let mut rows =
-        vec![row.map_err(panicked)?.map_err(|error| {
+    let mut rows = Vec::new();
+    if args.backend.is_none() {
+        let (probe, limit) = (folder.path().to_owned(), args.limit());
+        let row = tokio::task::spawn_blocking(move || disk::measure(&probe, &limit)).await;
+        rows.push(row.map_err(panicked)?.map_err(|error| {
             Error::unavailable("the disk cannot be measured").with_source(error)
-        })?];
-    for durability in ["fsync", "os"] {
-        let url = format!(
-            "embedded:{}/{durability}?durability={durability}",
-            folder.path().display()
-        );
-        let api = wiring::ingest_api_for_bench(&url).await?;
+        })?);
+    }
+    let own = |durability| {
+        let folder = folder.path().display();
+        format!("embedded:{folder}/{durability}?durability={durability}")
+    };
+    let urls = match &args.backend {
+        Some(url) => vec![url.clone()],
+        None => ["fsync", "os"].into_iter().map(own).collect(),
+    };
+    for url in urls {
+        let backend = wiring::open(&url).await?;
+        let durability = super::durability(&backend).await?;
+        let line = Arc::new(Line::open(&backend, BENCH_QUEUE).await?);
+        let api = wiring::ingest_api_for_bench(&backend).await?;
         for connections in shapes(args) {
-            rows.push(measure(api.address, durability, connections, args).await?);
+            let post = Post::connect(api.address, connections, batch, &payloads).await?;
+            let measurement = Measurement::start("http enqueue", &durability, connections, batch);
+            let outcome = post.run(&args.limit()).await?;
+            let messages = outcome.messages();
+            let mut row = measurement.finish(messages, outcome.latencies, None);
+            let load = Load {
+                line: Arc::clone(&line),
+                payloads: Arc::clone(&payloads),
+                callers: 1,
+                batch,
+            };
+            (row.lost, row.duplicated) = check(&outcome.sent, load.drain().await?.seen);
+            rows.push(row);
         }
         api.stop().await?;
+        backend.lifecycle.close().await?;
     }
     Ok(rows)
 }
@@ -76,58 +109,80 @@ fn address(target: &str) -> Result<SocketAddr> {
         })
 }
 
-async fn measure(
+/// Open connections to an API, ready to send.
+pub(super) struct Post {
     address: SocketAddr,
-    durability: &str,
-    connections: usize,
-    args: &HttpArgs,
-) -> Result<Row> {
-    let (path, body) = body(args);
-    let mut senders = Vec::new();
-    for _ in 0..connections {
-        senders.push(connect(address).await?);
-    }
-    let measurement =
-        Measurement::start("http enqueue", durability, connections, args.batch.max(1));
-    let limit = args.limit();
-    let mut tasks = JoinSet::new();
-    for mut sender in senders {
-        let (body, limit, batch) = (body.clone(), limit.clone(), args.batch.max(1));
-        tasks.spawn(async move {
-            let (mut count, mut latencies) = (0_u64, Latencies::default());
-            while limit.take(batch) {
-                let request = Request::builder()
-                    .method(Method::POST)
-                    .uri(path)
-                    .header(header::HOST, address.to_string())
-                    .body(Full::new(body.clone()))
-                    .map_err(|error| {
-                        Error::invalid("the request cannot be made").with_source(error)
-                    })?;
-                let call = Instant::now();
-                exchange(&mut sender, request).await?;
-                latencies.record(call);
-                count += 1;
-            }
-            Ok::<_, Error>((count, latencies))
-        });
-    }
-    let (mut requests, mut latencies) = (0, Latencies::default());
-    while let Some(ended) = tasks.join_next().await {
-        let (count, seen) = ended.map_err(panicked)??;
-        requests += count;
-        latencies.merge(seen);
-    }
-    Ok(measurement.finish(requests * args.batch.max(1) as u64, latencies))
+    senders: Vec<SendRequest<Full<Bytes>>>,
+    batch: usize,
+    payloads: Arc<Payloads>,
 }
 
-fn body(args: &HttpArgs) -> (&'static str, Bytes) {
-    let payload = "x".repeat(args.size.max(1));
-    if args.batch <= 1 {
-        return ("/enqueue", Bytes::from(payload));
+impl Post {
+    /// Opens the connections.
+    pub(super) async fn connect(
+        address: SocketAddr,
+        connections: usize,
+        batch: usize,
+        payloads: &Arc<Payloads>,
+    ) -> Result<Self> {
+        crate::http::descriptors::raise();
+        let mut senders = Vec::with_capacity(connections);
+        for _ in 0..connections {
+            senders.push(connect(address).await?);
+        }
+        Ok(Self {
+            address,
+            senders,
+            batch,
+            payloads: Arc::clone(payloads),
+        })
     }
-    let line = format!("\"{payload}\"\n");
-    ("/enqueue/batch", Bytes::from(line.repeat(args.batch)))
+
+    /// Sends one request after the other over each connection.
+    pub(super) async fn run(self, limit: &Limit) -> Result<Outcome> {
+        let mut tasks = JoinSet::new();
+        let (host, batch) = (self.address.to_string(), self.batch);
+        for mut sender in self.senders {
+            let (host, limit) = (host.clone(), limit.clone());
+            let payloads = Arc::clone(&self.payloads);
+            tasks.spawn(async move {
+                let mut outcome = Outcome::default();
+                while limit.take(batch) {
+                    let (numbers, made) = payloads.take(batch);
+                    let (path, body) = body(made);
+                    let request = Request::builder()
+                        .method(Method::POST)
+                        .uri(path)
+                        .header(header::HOST, &host)
+                        .body(Full::new(body))
+                        .map_err(|error| {
+                            Error::invalid("the request cannot be made").with_source(error)
+                        })?;
+                    let call = Instant::now();
+                    exchange(&mut sender, request).await?;
+                    outcome.latencies.record(call);
+                    outcome.sent.push(numbers);
+                }
+                Ok(outcome)
+            });
+        }
+        join(tasks).await
+    }
+}
+
+/// One payload as it is; several as lines of JSON.
+fn body(mut payloads: Vec<Bytes>) -> (&'static str, Bytes) {
+    if payloads.len() == 1 {
+        return ("/enqueue", payloads.remove(0));
+    }
+    let bytes = payloads.iter().map(|payload| payload.len() + 3).sum();
+    let mut lines = BytesMut::with_capacity(bytes);
+    for payload in payloads {
+        lines.put_u8(b'"');
+        lines.extend_from_slice(&payload);
+        lines.extend_from_slice(b"\"\n");
+    }
+    ("/enqueue/batch", lines.freeze())
 }
 
 async fn connect(address: SocketAddr) -> Result<SendRequest<Full<Bytes>>> {
@@ -164,7 +219,8 @@ async fn exchange(
         .await
         .map_err(broken)?
         .to_bytes();
-    if status.is_success() {
+    // 207 says that some messages of a batch were not taken.
+    if status == StatusCode::OK {
         Ok(())
     } else {
         Err(Error::unavailable(format!(

@@ -74,9 +74,16 @@ impl Measurement {
         }
     }
 
+    /// The row of so many messages; `ended` is when the last was done, now without it.
     #[expect(clippy::cast_precision_loss, reason = "figures for people")]
-    pub(super) fn finish(self, messages: u64, mut latencies: Latencies) -> Row {
-        let (elapsed, cpu) = (self.began.elapsed(), cpu_time().saturating_sub(self.cpu));
+    pub(super) fn finish(
+        self,
+        messages: u64,
+        mut latencies: Latencies,
+        ended: Option<Instant>,
+    ) -> Row {
+        let elapsed = ended.unwrap_or_else(Instant::now) - self.began;
+        let cpu = cpu_time().saturating_sub(self.cpu);
         latencies.sort();
         Row {
             what: self.what.to_owned(),

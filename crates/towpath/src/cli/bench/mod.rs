@@ -3,16 +3,23 @@
 //! Every run first measures the disk itself (a small write and `fdatasync`), because all
 //! durable figures are ratios to that. Figures of two runs compare only as such ratios.
 
+mod compare;
 mod disk;
 mod http;
 mod limit;
+mod line;
+mod load;
 mod measure;
+mod payload;
 mod queue;
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use towpath_core::Result;
+use towpath_core::backend::Backend;
 
+pub(in crate::cli) use compare::{Figure, Ratio, Report, Workload, run as run_compare};
 pub(in crate::cli) use http::run as run_http;
 use limit::Limit;
 pub(in crate::cli) use queue::run as run_queue;
@@ -24,6 +31,8 @@ pub(super) enum BenchCommand {
     Queue(QueueArgs),
     /// POST to the ingest API over real connections
     Http(HttpArgs),
+    /// Two or more targets in one run, a round of each in turn, with ratios
+    Compare(CompareArgs),
 }
 
 /// Options of `bench queue`.
@@ -62,8 +71,11 @@ pub(super) struct QueueArgs {
 )]
 pub(super) struct HttpArgs {
     /// A running API to measure, for instance http://127.0.0.1:8080; without it one is started on a temporary store
-    #[arg(long)]
+    #[arg(long, conflicts_with = "backend")]
     pub(super) target: Option<String>,
+    /// Backend to start an API on; without it a fresh embedded store in a temporary folder, with and without fsync
+    #[arg(long)]
+    pub(super) backend: Option<String>,
     /// Folder for the temporary store
     #[arg(long, default_value = ".")]
     pub(super) folder: std::path::PathBuf,
@@ -82,6 +94,74 @@ pub(super) struct HttpArgs {
     /// Most messages of each measurement; it ends after these or after its seconds
     #[arg(long)]
     pub(super) messages: Option<u64>,
+}
+
+/// Options of `bench compare`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "A target is:\n  the URL of a backend; its queue `bench` is emptied and used\n  `embedded:` or `embedded:?durability=os`: a fresh store in `--folder`, removed in the end\n  `bare:` and the URL of a server: what one would write by hand with the same client, without Towpath\n  `disk`: how often `--folder` syncs, times callers and batch, as if each caller had the disk for itself\n\nRatios are the first target by each other one, the median over the rounds.\nA `?` follows a ratio when the spread (between the quartiles) of a side is larger than the difference of the medians.\n\nWith a Redis at hand:\n  towpath bench compare embedded: redis://localhost:6379 disk\n  towpath bench compare redis://localhost:6379 bare:redis://localhost:6379\n\nExamples:\n  towpath bench compare embedded: disk --workload publish-64 --messages 1000\n  towpath bench compare embedded: 'embedded:?durability=os' --workload http-64"
+)]
+pub(super) struct CompareArgs {
+    /// What to measure, the first against each other one
+    #[arg(required = true, num_args = 2.., value_name = "TARGET")]
+    pub(super) targets: Vec<String>,
+    /// Only these workloads, separated by commas; without it all of them
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(super) workload: Vec<Workload>,
+    /// Rounds of each workload
+    #[arg(long, default_value_t = 5, value_parser = rounds)]
+    pub(super) rounds: usize,
+    /// How long a round publishes, for instance 0.5
+    #[arg(long, default_value = "0.5", value_name = "SECONDS", value_parser = seconds)]
+    pub(super) seconds: Duration,
+    /// Most messages of a round; it ends after these or after its seconds
+    #[arg(long)]
+    pub(super) messages: Option<u64>,
+    /// Payload bytes, 32 at least
+    #[arg(long, default_value_t = 100)]
+    pub(super) size: usize,
+    /// Folder for temporary stores and for `disk`; its disk is what is measured
+    #[arg(long, default_value = ".")]
+    pub(super) folder: std::path::PathBuf,
+}
+
+/// Fewer say nothing about the spread.
+fn rounds(text: &str) -> std::result::Result<usize, String> {
+    let rounds = text.parse().ok().filter(|rounds| *rounds >= 5);
+    rounds.ok_or_else(|| "a comparison takes 5 rounds or more".to_owned())
+}
+
+fn seconds(text: &str) -> std::result::Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| *seconds > 0.0);
+    let length = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    length.ok_or_else(|| "say for instance 0.5".to_owned())
+}
+
+impl CompareArgs {
+    fn limit(&self) -> Limit {
+        Limit::new(self.seconds, self.messages)
+    }
+
+    fn workloads(&self) -> Vec<Workload> {
+        match self.workload.as_slice() {
+            [] => Workload::value_variants().to_vec(),
+            some => some.to_vec(),
+        }
+    }
+}
+
+/// What an acknowledgement of the backend means, as it says itself.
+async fn durability(backend: &Backend) -> Result<String> {
+    let facts = backend.lifecycle.health().await?.facts;
+    let mut stated: Vec<String> = facts
+        .into_iter()
+        .filter_map(|(name, value)| (name == "durability").then_some(value))
+        .collect();
+    stated.dedup();
+    Ok(match stated.as_slice() {
+        [] => "not stated".to_owned(),
+        some => some.join("; "),
+    })
 }
 
 impl QueueArgs {

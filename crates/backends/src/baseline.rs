@@ -1,0 +1,55 @@
+//! What ours is measured against: queues as one would write them by hand for the same server, with the same client.
+//!
+//! No role uses one. A baseline keeps what a plain program would keep: bare
+//! payloads, no ids, no retries, nothing for a worker that dies.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use towpath_core::{Error, Result};
+
+/// A queue written by hand, on a server.
+#[async_trait]
+pub trait Baseline: Send + Sync {
+    /// Stores the payloads in one call, the next one to be consumed first in front.
+    ///
+    /// # Errors
+    /// `Unavailable` when the server did not answer.
+    async fn publish(&self, payloads: Vec<Bytes>) -> Result<()>;
+
+    /// Takes up to `max` payloads, oldest first, so that a worker that dies would leave them to be found, and then
+    /// removes them. Waits at most `wait` for the first one.
+    ///
+    /// # Errors
+    /// As [`Baseline::publish`].
+    async fn consume(&self, max: usize, wait: Duration) -> Result<Vec<Bytes>>;
+
+    /// Forgets every payload.
+    ///
+    /// # Errors
+    /// As [`Baseline::publish`].
+    async fn clear(&self) -> Result<()>;
+
+    /// CPU time the server has used since it was started.
+    ///
+    /// # Errors
+    /// As [`Baseline::publish`], and `Unsupported` when the server does not say.
+    async fn server_cpu(&self) -> Result<Duration>;
+}
+
+/// The queue written by hand for the server at a URL.
+///
+/// # Errors
+/// `Unsupported` when there is none for this kind of server; `Unavailable` when it does not answer.
+pub async fn baseline(url: &str) -> Result<Arc<dyn Baseline>> {
+    #[cfg(feature = "redis")]
+    if url.starts_with("redis://") {
+        return Ok(Arc::new(crate::redis::Baseline::connect(url).await?));
+    }
+    let scheme = url.split(':').next().unwrap_or_default();
+    Err(Error::unsupported(format!(
+        "there is no queue written by hand for `{scheme}`; there is one for: redis"
+    )))
+}

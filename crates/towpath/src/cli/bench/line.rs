@@ -1,0 +1,88 @@
+//! What a measurement publishes to and consumes from: a queue of ours, or one written by hand.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use towpath_core::backend::Backend;
+use towpath_core::port::Queue;
+use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
+use towpath_core::{ConsumerId, NewMessage, QueueName, Result};
+
+use crate::wiring::Baseline;
+
+/// A queue under measurement.
+pub(super) enum Line {
+    /// Through the port, as every role works.
+    Queue {
+        queue: Arc<dyn Queue>,
+        name: QueueName,
+        consumer: ConsumerId,
+    },
+    /// Without any of our code between the client and the server.
+    Bare(Arc<dyn Baseline>),
+}
+
+impl Line {
+    /// The queue called `name` of a backend, emptied.
+    pub(super) async fn open(backend: &Backend, name: &str) -> Result<Self> {
+        let (queue, name) = (backend.require_queue("bench")?, QueueName::new(name)?);
+        queue.declare(&name, &Default::default()).await?;
+        queue.purge(&name).await?;
+        let consumer = ConsumerId::unique("bench")?;
+        Ok(Self::Queue {
+            queue,
+            name,
+            consumer,
+        })
+    }
+
+    /// Stores the messages and returns when the target says that they are kept.
+    pub(super) async fn publish(&self, payloads: Vec<Bytes>) -> Result<()> {
+        match self {
+            Self::Queue { queue, name, .. } => {
+                let messages = payloads.into_iter().map(NewMessage::new).collect();
+                for outcome in queue.enqueue(name, messages).await? {
+                    outcome?;
+                }
+                Ok(())
+            }
+            Self::Bare(baseline) => baseline.publish(payloads).await,
+        }
+    }
+
+    /// Takes up to `max` messages, waiting at most `wait` for the first, and settles them.
+    pub(super) async fn consume(&self, max: usize, wait: Duration) -> Result<Vec<Bytes>> {
+        let (queue, name, consumer) = match self {
+            Self::Queue {
+                queue,
+                name,
+                consumer,
+            } => (queue, name, consumer),
+            Self::Bare(baseline) => return baseline.consume(max, wait).await,
+        };
+        let request = LeaseRequest {
+            queue: name.clone(),
+            consumer: consumer.clone(),
+            max,
+            lease: Duration::from_secs(60),
+            wait,
+        };
+        let deliveries = queue.lease(request).await?;
+        let mut payloads = Vec::with_capacity(deliveries.len());
+        let mut settlements = Vec::with_capacity(deliveries.len());
+        for delivery in deliveries {
+            payloads.push(delivery.message.payload);
+            settlements.push(Settlement {
+                receipt: delivery.receipt,
+                verdict: Verdict::Ack,
+            });
+        }
+        if !settlements.is_empty() {
+            for outcome in queue.settle(settlements).await? {
+                outcome?;
+            }
+        }
+        Ok(payloads)
+    }
+}

@@ -1,0 +1,183 @@
+//! The loads: what callers do with a line, and what came of it.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use towpath_core::{Error, Result};
+
+use super::limit::Limit;
+use super::line::Line;
+use super::measure::Latencies;
+use super::payload::Payloads;
+
+/// Messages taken at once where no shape says otherwise.
+pub(super) const DRAIN_BATCH: usize = 100;
+
+/// A message that was acknowledged and does not come for so long is lost.
+const LOST: Duration = Duration::from_secs(30);
+
+/// What callers do.
+#[derive(Clone)]
+pub(super) struct Load {
+    /// The line they share.
+    pub(super) line: Arc<Line>,
+    /// Where their payloads come from.
+    pub(super) payloads: Arc<Payloads>,
+    /// Callers, each with one call in flight.
+    pub(super) callers: usize,
+    /// Messages in one call.
+    pub(super) batch: usize,
+}
+
+/// What a load came to.
+#[derive(Default)]
+pub(super) struct Outcome {
+    /// Numbers of the acknowledged messages.
+    pub(super) sent: Vec<Range<u64>>,
+    /// Numbers of the consumed messages.
+    pub(super) seen: Vec<u64>,
+    /// Of each call, or of each message from the call that sent it until it was settled.
+    pub(super) latencies: Latencies,
+    /// When the last message was consumed; what comes after is waiting for more.
+    pub(super) ended: Option<Instant>,
+}
+
+impl Outcome {
+    /// How many were acknowledged.
+    pub(super) fn messages(&self) -> u64 {
+        self.sent.iter().map(|some| some.end - some.start).sum()
+    }
+
+    /// Adds what another caller did.
+    pub(super) fn merge(&mut self, other: Self) {
+        self.sent.extend(other.sent);
+        self.seen.extend(other.seen);
+        self.latencies.merge(other.latencies);
+        self.ended = self.ended.max(other.ended);
+    }
+}
+
+/// Waits for every caller.
+pub(super) async fn join(mut tasks: JoinSet<Result<Outcome>>) -> Result<Outcome> {
+    let mut all = Outcome::default();
+    while let Some(ended) = tasks.join_next().await {
+        all.merge(ended.map_err(panicked)??);
+    }
+    Ok(all)
+}
+
+/// A measuring task that panicked.
+pub(super) fn panicked(join: tokio::task::JoinError) -> Error {
+    Error::unavailable("a measuring task panicked").with_source(join)
+}
+
+impl Load {
+    /// Each caller publishes, a batch at a time, with a pause between.
+    pub(super) async fn publish(&self, limit: &Limit, pause: Duration) -> Result<Outcome> {
+        let mut tasks = JoinSet::new();
+        for _ in 0..self.callers {
+            let (load, limit) = (self.clone(), limit.clone());
+            tasks.spawn(async move {
+                let mut outcome = Outcome::default();
+                while limit.take(load.batch) {
+                    let (numbers, payloads) = load.payloads.take(load.batch);
+                    let call = Instant::now();
+                    load.line.publish(payloads).await?;
+                    outcome.latencies.record(call);
+                    outcome.sent.push(numbers);
+                    if !pause.is_zero() {
+                        tokio::time::sleep(pause).await;
+                    }
+                }
+                Ok(outcome)
+            });
+        }
+        join(tasks).await
+    }
+
+    /// Each caller publishes a batch and consumes as many messages, one step after the other.
+    pub(super) async fn cycle(&self, limit: &Limit) -> Result<Outcome> {
+        let mut tasks = JoinSet::new();
+        for _ in 0..self.callers {
+            let (load, limit) = (self.clone(), limit.clone());
+            tasks.spawn(async move {
+                let mut outcome = Outcome::default();
+                while limit.take(load.batch) {
+                    let (numbers, payloads) = load.payloads.take(load.batch);
+                    let call = Instant::now();
+                    load.line.publish(payloads).await?;
+                    outcome.sent.push(numbers);
+                    // As many as were published by then are there for every caller.
+                    let mut wanted = load.batch;
+                    while wanted > 0 && call.elapsed() < LOST {
+                        let wait = Duration::from_millis(200);
+                        let payloads = load.line.consume(wanted, wait).await?;
+                        wanted -= payloads.len().min(wanted);
+                        let known = payloads
+                            .iter()
+                            .filter_map(|one| load.payloads.read(one))
+                            .map(|(number, _)| number);
+                        outcome.seen.extend(known);
+                    }
+                    outcome.latencies.record(call);
+                }
+                Ok(outcome)
+            });
+        }
+        join(tasks).await
+    }
+
+    /// Callers publish while one worker consumes in batches, until everything is consumed.
+    pub(super) async fn hand_over(&self, limit: &Limit, pause: Duration) -> Result<Outcome> {
+        let done = Arc::new(AtomicBool::new(false));
+        let mut worker = JoinSet::new();
+        let (load, last) = (self.clone(), Arc::clone(&done));
+        worker.spawn(async move {
+            let mut outcome = Outcome::default();
+            loop {
+                // Looked at before consuming: what was published until then is found by it.
+                let last = last.load(Ordering::Acquire);
+                let wait = Duration::from_millis(200);
+                let payloads = load.line.consume(DRAIN_BATCH, wait).await?;
+                if payloads.is_empty() {
+                    if last {
+                        return Ok(outcome);
+                    }
+                    continue;
+                }
+                outcome.ended = Some(Instant::now());
+                for payload in payloads {
+                    if let Some((number, moment)) = load.payloads.read(&payload) {
+                        outcome.latencies.record(moment);
+                        outcome.seen.push(number);
+                    }
+                }
+            }
+        });
+        let published = self.publish(limit, pause).await;
+        done.store(true, Ordering::Release);
+        let mut outcome = join(worker).await?;
+        outcome.sent = published?.sent;
+        Ok(outcome)
+    }
+
+    /// Consumes what is there, alone.
+    pub(super) async fn drain(&self) -> Result<Outcome> {
+        let mut outcome = Outcome::default();
+        loop {
+            let call = Instant::now();
+            let wait = Duration::from_millis(20);
+            let payloads = self.line.consume(DRAIN_BATCH, wait).await?;
+            if payloads.is_empty() {
+                return Ok(outcome);
+            }
+            outcome.latencies.record(call);
+            outcome.ended = Some(Instant::now());
+            let known = payloads.iter().filter_map(|one| self.payloads.read(one));
+            outcome.seen.extend(known.map(|(number, _)| number));
+        }
+    }
+}

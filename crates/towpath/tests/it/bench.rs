@@ -1,0 +1,116 @@
+//! `towpath bench compare`, on what is always there and on a real Redis.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use towpath_testkit::servers::redis::{DURABLE, EPHEMERAL, Server, missing};
+
+use crate::process::{BINARY, able};
+
+fn compare(targets: &[&str], more: &[&str]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    Command::new(BINARY)
+        .args(["bench", "compare", "--messages", "300", "--size", "64"])
+        .args(targets)
+        .args(more)
+        .current_dir(&folder)
+        .output()
+        .unwrap()
+}
+
+fn report(targets: &[&str], workloads: &str) -> Value {
+    let output = compare(targets, &["--workload", workloads, "--output", "json"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Every target of every workload did its messages, lost none, doubled none, and is compared with the first.
+fn check(report: &Value, workloads: usize, servers: &[bool]) {
+    let compared = report["workloads"].as_array().unwrap();
+    assert_eq!(compared.len(), workloads);
+    for one in compared {
+        let targets = one["targets"].as_array().unwrap();
+        assert_eq!(targets.len(), servers.len(), "{one}");
+        for (number, (target, has_server)) in targets.iter().zip(servers).enumerate() {
+            let least = 5 * 300;
+            assert!(target["messages"].as_u64().unwrap() >= least, "{target}");
+            assert_eq!(target["lost"], 0, "{target}");
+            assert_eq!(target["duplicated"], 0, "{target}");
+            assert_eq!(target["server_cpu_us"].is_null(), !has_server, "{target}");
+            let ratios = &target["first_by_this"];
+            assert_eq!(ratios.is_null(), number == 0, "{target}");
+            if number > 0 {
+                assert!(ratios["per_second"]["median"].as_f64().unwrap() > 0.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn stores_are_compared_and_state_their_durability() {
+    let targets = ["embedded:", "embedded:?durability=os"];
+    let found = report(
+        &targets,
+        "publish-64,batch-16,cycle-64,end-to-end,http-64,http-batch",
+    );
+    check(&found, 6, &[false, false]);
+    assert_eq!(found["targets"][0]["durability"], "fsync");
+    assert_eq!(found["targets"][1]["durability"], "os");
+    let found = report(&["embedded:", "disk"], "publish-1");
+    assert!(found["workloads"][0]["targets"][1]["per_second"]["median"].as_f64() > Some(0.0));
+}
+
+#[test]
+fn a_server_is_compared_with_a_queue_written_by_hand_and_says_its_own_cpu() {
+    if !able("redis", missing().is_none()) {
+        return;
+    }
+    let (durable, ephemeral) = (Server::start(DURABLE), Server::start(EPHEMERAL));
+    let bare = format!("bare:{}", durable.url());
+    let targets = ["embedded:", &durable.url(), &bare, &ephemeral.url()];
+    let found = report(&targets, "publish-64,cycle-64,end-to-end,http-batch");
+    check(&found, 4, &[false, true, true, true]);
+    let durability = |number: usize| found["targets"][number]["durability"].as_str().unwrap();
+    assert_eq!(durability(1), "fsync before acknowledgement");
+    assert_eq!(durability(2), durability(1));
+    assert!(durability(3).starts_with("none"), "{}", durability(3));
+    // The queue written by hand leaves nothing behind.
+    assert!(
+        durable
+            .command(&["EXISTS", "bench-bare", "bench-bare-in-hand"])
+            .starts_with(":0")
+    );
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused_with_the_reason() {
+    for (targets, more, reason) in [
+        (&["embedded:"][..], &[][..], "2 values required"),
+        (
+            &["embedded:", "disk"],
+            &["--rounds", "4"],
+            "5 rounds or more",
+        ),
+        (
+            &["embedded:", "disk"],
+            &["--seconds", "0"],
+            "say for instance 0.5",
+        ),
+        (
+            &["embedded:", "bare:embedded:x"],
+            &[],
+            "there is one for: redis",
+        ),
+        (
+            &["embedded:", "reddis://x"],
+            &[],
+            "unknown backend `reddis`",
+        ),
+    ] {
+        let output = compare(targets, more);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(reason), "{stderr}");
+    }
+}

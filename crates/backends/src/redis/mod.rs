@@ -14,6 +14,7 @@ mod config;
 mod connection;
 mod effects;
 mod error;
+mod gather;
 mod health;
 mod keys;
 mod kv;

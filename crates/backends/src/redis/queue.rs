@@ -17,6 +17,7 @@ use towpath_core::{
     Result, ResultExt, Timestamp,
 };
 
+use super::gather;
 use super::reply;
 use super::script::{self, Call};
 use super::store::{Known, Store, is_nothing, millis};
@@ -346,19 +347,15 @@ impl Store {
         outcomes: &mut Vec<Result<Enqueued>>,
     ) -> Result<()> {
         let known = self.queue(queue).await?;
-        let mut call = known.call(&script::ENQUEUE);
         let checked: Vec<Result<()>> = messages.iter().map(NewMessage::check).collect();
-        let mut sent = 0;
-        for (message, checked) in messages.iter().zip(&checked) {
-            if checked.is_ok() {
-                add_message(&mut call, message)?;
-                sent += 1;
-            }
-        }
-        let answers = if sent > 0 {
-            reply::list(self.servers.run(call).await?)?
-        } else {
-            Vec::new()
+        let pairs = messages.iter().zip(&checked);
+        let sent: Vec<NewMessage> = pairs
+            .filter(|(_, checked)| checked.is_ok())
+            .map(|(message, _)| message.clone())
+            .collect();
+        let answers = match sent.is_empty() {
+            true => Vec::new(),
+            false => gather::take_in(&self.servers, &known, sent).await?,
         };
         let mut answers = answers.into_iter();
         for (message, checked) in messages.iter().zip(checked) {

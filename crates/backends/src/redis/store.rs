@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 use towpath_core::{ConsumerId, MessageId, QueueName, Result, StreamName};
 
 use super::config::Config;
+use super::gather::Gather;
 use super::keys::{Keys, Named};
 use super::servers::Servers;
 use super::wait::{Bell, Kind};
@@ -37,6 +38,8 @@ pub(super) struct Known {
     kind: Kind,
     pub(super) keys: Named,
     pub(super) bell: Arc<Bell>,
+    /// Messages on their way in.
+    pub(super) gather: Gather,
     /// Whether the queue is there for sure.
     made: AtomicBool,
     /// Those of this process, whose hearts are beaten for them.
@@ -108,6 +111,7 @@ impl Store {
                 kind,
                 keys,
                 bell,
+                gather: Gather::default(),
                 made: AtomicBool::new(false),
                 consumers: Mutex::default(),
             })

@@ -22,6 +22,7 @@ mod faults;
 mod limits;
 mod places;
 mod raw;
+mod together;
 
 pub(crate) fn promises() -> Vec<Own> {
     [
@@ -29,6 +30,7 @@ pub(crate) fn promises() -> Vec<Own> {
         faults::promises(),
         places::promises(),
         limits::promises(),
+        together::promises(),
     ]
     .concat()
 }

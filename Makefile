@@ -34,6 +34,7 @@ chaos: ## SEEDS=200: random crashes, full disks, killed processes, power cuts; r
 bench: build ## Throughput, latency and CPU of this machine, durable and not
 	target/release/towpath bench queue
 	target/release/towpath bench http
+	scripts/bench-redis
 
 fuzz: ## Needs cargo-fuzz and a nightly toolchain; `make test` mutates segments without them
 	cd fuzz && for target in $$($(CARGO) +nightly fuzz list); do \

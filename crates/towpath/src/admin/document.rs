@@ -47,8 +47,8 @@ pub(super) fn head() -> OpenApi {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum To {
     All,
-    /// They name a queue that must exist.
-    Queue,
+    /// They name something that must be there.
+    Named,
     Body,
     Change,
 }
@@ -57,7 +57,7 @@ const REFUSALS: &[(&str, To, &str)] = &[
     ("400", To::All, "Called wrongly; `detail` says how"),
     ("401", To::All, "The token is missing or wrong"),
     ("403", To::All, "Sent by a web page"),
-    ("404", To::Queue, "There is no such queue"),
+    ("404", To::Named, "What it names is not there"),
     ("408", To::Body, "The body took too long"),
     ("413", To::Body, "The body is over the limit"),
     ("415", To::Body, "The body is of a type that is not taken"),
@@ -80,15 +80,18 @@ pub(super) fn add_refusals(document: &mut OpenApi) {
         for (method, operation) in [
             (HttpMethod::Get, item.get.as_mut()),
             (HttpMethod::Post, item.post.as_mut()),
+            (HttpMethod::Put, item.put.as_mut()),
+            (HttpMethod::Delete, item.delete.as_mut()),
         ] {
             let Some(operation) = operation else { continue };
             let makes_the_queue = path == super::routes::MESSAGES && method == HttpMethod::Post;
+            let says_so = operation.responses.responses.contains_key("404");
             for (status, to, description) in REFUSALS {
                 let applies = match to {
                     To::All => true,
-                    To::Queue => queue && !makes_the_queue,
+                    To::Named => says_so || (queue && !makes_the_queue),
                     To::Body => operation.request_body.is_some(),
-                    To::Change => method == HttpMethod::Post,
+                    To::Change => matches!(method, HttpMethod::Post | HttpMethod::Put),
                 };
                 if applies {
                     refuse(operation, status, description);

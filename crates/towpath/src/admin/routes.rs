@@ -354,7 +354,7 @@ fn selection(letters: &Letters) -> Result<Selection> {
 }
 
 /// The balance of the orders: accepted = processed + rejected + in flight + dead.
-#[utoipa::path(get, path = "/v1/orders/check", responses((status = 200, body = Balance), (status = 404)))]
+#[utoipa::path(get, path = "/v1/orders/check", responses((status = 200, description = "The balance, and what breaks it", body = Balance), (status = 404, description = "No orders here")))]
 async fn check_orders(State(admin): State<Admin>) -> Answer<Balance> {
     let desk = admin.orders.clone().ok_or_else(|| {
         Error::not_found("no role of the orders app runs in this process; ask one where it does")

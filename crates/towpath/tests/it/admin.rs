@@ -161,18 +161,19 @@ fn the_document_names_every_way_to_refuse() {
         for (method, operation) in item.as_object().unwrap() {
             let responses = operation["responses"].as_object().unwrap();
             let of_queue = path.contains("{queue}") && operation["operationId"] != "send";
+            let of_key = path == "/v1/kv/{key}" && method == "get";
             let with_body = operation.get("requestBody").is_some();
             for (status, expected) in [
                 ("200", true),
                 ("400", true),
                 ("401", true),
                 ("403", true),
-                ("404", of_queue),
+                ("404", of_queue || of_key || path == "/v1/orders/check"),
                 ("413", with_body),
                 ("415", with_body),
                 ("421", true),
                 ("422", with_body),
-                ("429", method == "post"),
+                ("429", ["post", "put"].contains(&method.as_str())),
                 ("503", true),
             ] {
                 let found = responses.contains_key(status);

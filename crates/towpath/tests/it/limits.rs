@@ -206,7 +206,7 @@ fn a_kept_connection_may_idle_longer_than_a_head_may_take() {
     let mut world = World::new();
     world
         .set("TOWPATH_SERVER__HEADER_TIMEOUT", "500ms")
-        .set("TOWPATH_SERVER__IDLE_TIMEOUT", "3s");
+        .set("TOWPATH_SERVER__IDLE_TIMEOUT", "6s");
     let _running = world.up();
     let mut stream = connect(world.http);
     let request = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -219,7 +219,7 @@ fn a_kept_connection_may_idle_longer_than_a_head_may_take() {
     }
     let began = Instant::now();
     assert_eq!(to_end(&mut stream), "");
-    assert!((2..10).contains(&began.elapsed().as_secs()), "{began:?}");
+    assert!((5..15).contains(&began.elapsed().as_secs()), "{began:?}");
 
     // The next head on a kept connection has the deadline of a head again.
     let mut stream = connect(world.http);
@@ -228,7 +228,7 @@ fn a_kept_connection_may_idle_longer_than_a_head_may_take() {
     stream.write_all(b"GET /hea").unwrap();
     let began = Instant::now();
     to_end(&mut stream);
-    assert!(began.elapsed() < Duration::from_secs(2));
+    assert!(began.elapsed() < Duration::from_secs(5));
 }
 
 #[test]

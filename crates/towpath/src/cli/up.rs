@@ -176,7 +176,7 @@ async fn announce(
             http = http.as_deref().unwrap_or("none"),
             admin,
             data = %config.data_dir.display(),
-            dashboard = started.dashboard.map(|address| local(&address.to_string())),
+            listeners = own_listeners(started).join(" "),
             backend,
             durability,
             elapsed = ?began.elapsed(),
@@ -198,10 +198,10 @@ async fn announce(
             "  API        http://{http}     curl -d 'hello' {http}/enqueue"
         ));
     }
-    if let Some(dashboard) = started.dashboard {
+    for (role, address) in &started.listeners {
         lines.push(format!(
-            "  Dashboard  http://{0}     curl {0}/metrics",
-            local(&dashboard.to_string())
+            "  {role:<10} http://{}",
+            local(&address.to_string())
         ));
     }
     lines.push(format!(
@@ -226,6 +226,13 @@ async fn announce(
         output::line(line)?;
     }
     Ok(())
+}
+
+/// Where single roles listen, as `role=address`.
+fn own_listeners(started: &Started) -> Vec<String> {
+    let own = started.listeners.iter();
+    own.map(|(role, address)| format!("{role}={}", local(&address.to_string())))
+        .collect()
 }
 
 /// An address as one types it.

@@ -3,94 +3,161 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use towpath_core::backend::Backend;
-use towpath_core::port::Sink;
-use towpath_core::{Clock, ConsumerId, QueueName, Result};
+use towpath_core::port::{Queue, Sink};
+use towpath_core::{Clock, ConsumerId, ErrorKind, QueueName, Result};
+use tracing::warn;
 
-use crate::apps::ingest::{Enqueue, Limits, routes};
+use super::opened::Opened;
+use super::process::Process;
+use super::public::Public;
+use super::{Role, demo};
+use crate::apps::ingest::{Enqueue, Limits, bodies, routes};
 use crate::config::{Config, Secret, SinkKind};
 use crate::inlet::QueueInlet;
 use crate::pump::Pump;
 use crate::sink::{CommandSink, FileSink, LineSink, WebhookSink};
 use crate::supervisor::{OnFailure, Stage, Supervisor};
-use crate::telemetry::{Health, Metrics, PumpMetrics};
+use crate::telemetry::PumpMetrics;
 
-/// The role's name in health, metrics and the account.
+/// The roles' names in health, metrics and the account.
+const API: &str = "ingest.api";
 const WORKER: &str = "ingest.worker";
 
-/// The routes of `ingest.api`.
-pub(super) fn api(config: &Config, backend: &Backend) -> Result<Router> {
-    let queue = backend.require_queue("ingest.api")?;
-    let enqueue = Enqueue::new(queue, QueueName::new(&config.queue)?, limits(config));
-    Ok(routes(enqueue, backend.clone()))
+/// The app on its backend.
+pub(super) struct Ingest {
+    backend: Backend,
+    queue: Arc<dyn Queue>,
+    name: QueueName,
+}
+
+impl Ingest {
+    /// Opens what the app needs, when one of its roles runs.
+    pub(super) async fn open(process: &Process<'_>, opened: &mut Opened) -> Result<Option<Self>> {
+        if ![Role::IngestApi, Role::IngestWorker]
+            .iter()
+            .any(|role| process.runs(*role))
+        {
+            return Ok(None);
+        }
+        let backend = opened.open(&process.config.ingest_backend).await?;
+        Ok(Some(Self {
+            queue: backend.require_queue("ingest")?,
+            name: QueueName::new(&process.config.queue)?,
+            backend,
+        }))
+    }
+
+    /// Starts its tasks, and adds its routes to the public listener.
+    pub(super) async fn start(
+        self,
+        process: &mut Process<'_>,
+        public: &mut Public,
+        with_demo: bool,
+    ) -> Result<()> {
+        self.declare(process).await?;
+        if process.runs(Role::IngestWorker) {
+            self.worker(process)?;
+        }
+        if process.runs(Role::IngestApi) {
+            let limits = limits(process.config);
+            let enqueue = Enqueue::new(Arc::clone(&self.queue), self.name.clone(), limits);
+            public.add(API, routes(enqueue, self.backend.clone()), &bodies(limits));
+        }
+        if with_demo {
+            self.demo(&mut process.supervisor);
+        }
+        Ok(())
+    }
+
+    /// Tells the queue its settings; when the backend is away, as soon as it is back.
+    async fn declare(&self, process: &mut Process<'_>) -> Result<()> {
+        let settings = process.config.queue_settings();
+        match self.queue.declare(&self.name, &settings).await {
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                warn!(error = error.chain(), "the backend is away");
+                let (queue, name) = (Arc::clone(&self.queue), self.name.clone());
+                let supervisor = &mut process.supervisor;
+                supervisor.start("declare", Stage::Maintain, OnFailure::Restart, move |_| {
+                    let (queue, name, settings) =
+                        (Arc::clone(&queue), name.clone(), settings.clone());
+                    async move { queue.declare(&name, &settings).await }
+                });
+                Ok(())
+            }
+            declared => declared,
+        }
+    }
+
+    fn demo(&self, supervisor: &mut Supervisor) {
+        let (queue, name) = (Arc::clone(&self.queue), self.name.clone());
+        supervisor.start("demo", Stage::Source, OnFailure::Restart, move |stop| {
+            let (queue, name) = (Arc::clone(&queue), name.clone());
+            async move { demo::run(&*queue, &name, &stop).await }
+        });
+    }
+
+    /// Starts the pumps of `ingest.worker`.
+    fn worker(&self, process: &mut Process<'_>) -> Result<()> {
+        let config = process.config;
+        let sink = sink(config, &process.clock)?;
+        process.health.set(WORKER, None);
+        for number in 1..=config.concurrency {
+            let (queue, name) = (Arc::clone(&self.queue), self.name.clone());
+            let (sink, health) = (Arc::clone(&sink), process.health.clone());
+            let clock = Arc::clone(&process.clock);
+            let metrics = PumpMetrics::new(&process.metrics, name.as_str(), clock);
+            // With a pause before each message a batch would wait for the sum of them.
+            let batch = if config.processing_delay.is_zero() {
+                config.batch
+            } else {
+                1
+            };
+            let (lease, retry, pause) = (config.lease, config.retry, config.processing_delay);
+            let sink_name = config.sink.as_str();
+            process.supervisor.start(
+                format!("{WORKER}-{number}"),
+                Stage::Deliver,
+                OnFailure::Restart,
+                move |stop| {
+                    // A consumer of its own for each start, so that what a dead one held is told apart.
+                    let consumer = ConsumerId::unique(WORKER);
+                    let (queue, name, sink, metrics, health) = (
+                        Arc::clone(&queue),
+                        name.clone(),
+                        Arc::clone(&sink),
+                        metrics.clone(),
+                        health.clone(),
+                    );
+                    async move {
+                        let inlet = Arc::new(QueueInlet::new(queue, name, consumer?, lease));
+                        let condition = Box::new(move |problem| health.set(WORKER, problem));
+                        let pump = Pump {
+                            inlet,
+                            sink: Arc::clone(&sink),
+                            sink_name,
+                            batch,
+                            retry,
+                            pause,
+                            metrics,
+                            condition,
+                        };
+                        pump.run(&stop).await?;
+                        sink.close().await
+                    }
+                },
+            );
+        }
+        Ok(())
+    }
 }
 
 /// What a client may send at most.
-pub(super) const fn limits(config: &Config) -> Limits {
+const fn limits(config: &Config) -> Limits {
     Limits {
         message_bytes: config.max_body,
         batch_bytes: config.max_batch_body,
     }
-}
-
-/// Starts the pumps of `ingest.worker`.
-pub(super) fn worker(
-    config: &Config,
-    backend: &Backend,
-    clock: &Arc<dyn Clock>,
-    metrics: &Metrics,
-    health: &Health,
-    supervisor: &mut Supervisor,
-) -> Result<()> {
-    let (name, sink) = (QueueName::new(&config.queue)?, sink(config, clock)?);
-    health.set(WORKER, None);
-    for number in 1..=config.concurrency {
-        let queue = backend.require_queue(WORKER)?;
-        let (name, sink, health) = (name.clone(), Arc::clone(&sink), health.clone());
-        let metrics = PumpMetrics::new(metrics, name.as_str(), Arc::clone(clock));
-        // With a pause before each message a batch would wait for the sum of them.
-        let batch = if config.processing_delay.is_zero() {
-            config.batch
-        } else {
-            1
-        };
-        let (lease, retry, pause) = (config.lease, config.retry, config.processing_delay);
-        let sink_name = config.sink.as_str();
-        supervisor.start(
-            format!("{WORKER}-{number}"),
-            Stage::Deliver,
-            OnFailure::Restart,
-            move |stop| {
-                // A consumer of its own for each start, so that what a dead one held is told apart.
-                let consumer = ConsumerId::unique(WORKER);
-                let (queue, name, sink, metrics, health) = (
-                    Arc::clone(&queue),
-                    name.clone(),
-                    Arc::clone(&sink),
-                    metrics.clone(),
-                    health.clone(),
-                );
-                async move {
-                    let inlet = Arc::new(QueueInlet::new(queue, name, consumer?, lease));
-                    let condition = Box::new(move |problem| health.set(WORKER, problem));
-                    let pump = Pump {
-                        inlet,
-                        sink: Arc::clone(&sink),
-                        sink_name,
-                        batch,
-                        retry,
-                        pause,
-                        metrics,
-                        condition,
-                    };
-                    pump.run(&stop).await?;
-                    sink.close().await
-                }
-            },
-        );
-    }
-    Ok(())
 }
 
 fn secrets(config: &Config) -> Vec<String> {

@@ -6,8 +6,13 @@ use towpath_core::backend::Backend;
 use towpath_core::port::Sink;
 use towpath_core::{Clock, ConsumerId, QueueName, Result};
 
+use super::Role;
+use super::opened::Opened;
+use super::process::{Door, Process};
+use super::public::Public;
 use crate::apps::orders::{
-    Channel, Desk, Mailer, NOTIFICATIONS, Notifier, ORDERS, Processor, Topology,
+    Channel, Dashboard, Desk, Gateway, Mailer, NOTIFICATIONS, Notifier, ORDERS, Processor,
+    Topology, dashboard_routes, gateway_routes, stock_routes,
 };
 use crate::config::{self, ChannelKind, Secret};
 use crate::inlet::QueueInlet;
@@ -16,12 +21,102 @@ use crate::sink::WebhookSink;
 use crate::supervisor::{OnFailure, Stage, Supervisor};
 use crate::telemetry::{Health, Metrics, PumpMetrics};
 
-/// The role's names in health, metrics and the account.
+/// The roles' names in health, metrics and the account.
+const GATEWAY: &str = "orders.gateway";
 const PROCESSOR: &str = "orders.processor";
 const NOTIFIER: &str = "orders.notifier";
+const DASHBOARD: &str = "orders.dashboard";
+
+/// Where the dashboard listens when nobody says where. The port is the reference system's.
+const DASHBOARD_LISTEN: &str = ":8081";
+
+const ROLES: [Role; 4] = [
+    Role::OrdersGateway,
+    Role::OrdersProcessor,
+    Role::OrdersNotifier,
+    Role::OrdersDashboard,
+];
+
+/// The app on its backends.
+pub(super) struct Orders {
+    desk: Desk,
+    /// Of the broker and the keys, for the dashboard.
+    backends: Vec<Backend>,
+}
+
+impl Orders {
+    /// Opens what the app needs, when one of its roles runs.
+    pub(super) async fn open(process: &Process<'_>, opened: &mut Opened) -> Result<Option<Self>> {
+        if !ROLES.iter().any(|role| process.runs(*role)) {
+            return Ok(None);
+        }
+        let config = &process.config.orders;
+        let broker = opened.open(&config.broker).await?;
+        let kv = opened.open(&config.kv).await?;
+        let desk = desk(config, &broker, &kv, &process.clock)?;
+        let backends = if config.broker == config.kv {
+            vec![broker]
+        } else {
+            vec![broker, kv]
+        };
+        Ok(Some(Self { desk, backends }))
+    }
+
+    /// The app's ports, for the admin API.
+    pub(super) fn desk(&self) -> Desk {
+        self.desk.clone()
+    }
+
+    /// Starts its tasks, and adds its routes to the public listener.
+    pub(super) async fn start(self, process: &mut Process<'_>, public: &mut Public) -> Result<()> {
+        let pumps = Pumps {
+            config: &process.config.orders,
+            desk: &self.desk,
+            metrics: &process.metrics.clone(),
+            health: &process.health.clone(),
+        };
+        if process.runs(Role::OrdersProcessor) {
+            pumps.processor(&mut process.supervisor)?;
+        }
+        if process.runs(Role::OrdersNotifier) {
+            pumps.notifier(&mut process.supervisor)?;
+        }
+        if process.runs(Role::OrdersGateway) {
+            let routes = gateway_routes(Gateway(self.desk.clone()));
+            public.add(GATEWAY, routes.merge(stock_routes(self.desk.clone())), &[]);
+            public.wait_for(GATEWAY, self.desk.topology.clone());
+        }
+        if process.runs(Role::OrdersDashboard) {
+            self.dashboard(process).await?;
+        }
+        Ok(())
+    }
+
+    async fn dashboard(self, process: &mut Process<'_>) -> Result<()> {
+        let board = Dashboard::new(self.desk.clone(), self.backends, process.metrics.clone());
+        let router = dashboard_routes(board.clone()).merge(stock_routes(self.desk));
+        let supervisor = &mut process.supervisor;
+        supervisor.start(
+            "orders.rates",
+            Stage::Maintain,
+            OnFailure::Restart,
+            move |stop| {
+                let board = board.clone();
+                async move { board.watch(&stop).await }
+            },
+        );
+        let door = Door {
+            role: DASHBOARD,
+            key: "orders.dashboard.listen",
+            asked: process.config.orders.dashboard_listen.as_deref(),
+            default: DASHBOARD_LISTEN,
+        };
+        process.open(door, router, process.edge()).await
+    }
+}
 
 /// The app's ports. Keys and queues change in one step when they are on one backend that can do so.
-pub(super) fn desk(
+fn desk(
     config: &config::Orders,
     broker: &Backend,
     kv: &Backend,
@@ -49,22 +144,22 @@ pub(super) fn desk(
 }
 
 /// What the pumps of the app share.
-pub(super) struct Pumps<'a> {
-    pub(super) config: &'a config::Orders,
-    pub(super) desk: &'a Desk,
-    pub(super) metrics: &'a Metrics,
-    pub(super) health: &'a Health,
+struct Pumps<'a> {
+    config: &'a config::Orders,
+    desk: &'a Desk,
+    metrics: &'a Metrics,
+    health: &'a Health,
 }
 
 impl Pumps<'_> {
     /// Starts the pump of `orders.processor`.
-    pub(super) fn processor(&self, supervisor: &mut Supervisor) -> Result<()> {
+    fn processor(&self, supervisor: &mut Supervisor) -> Result<()> {
         let sink = Arc::new(Processor(self.desk.clone()));
         self.start(PROCESSOR, ORDERS, "processor", sink, supervisor)
     }
 
     /// Starts the pump of `orders.notifier`.
-    pub(super) fn notifier(&self, supervisor: &mut Supervisor) -> Result<()> {
+    fn notifier(&self, supervisor: &mut Supervisor) -> Result<()> {
         let sink = Arc::new(Notifier {
             desk: self.desk.clone(),
             channel: Arc::new(self.channel()?),

@@ -3,73 +3,65 @@
 use std::net::SocketAddr;
 
 use axum::Router;
-use towpath_core::backend::Backend;
 use towpath_core::{ErrorKind, Result};
 use tracing::{info, warn};
 
-use super::ingest;
 use super::listener::{Listener, bind, limits};
-use crate::apps::ingest::bodies;
-use crate::apps::orders::{Desk, Gateway, Topology, gateway_routes, stock_routes};
-use crate::config::Config;
-use crate::http::{self, Edge, wrap};
-use crate::supervisor::{OnFailure, Stage, Stop, Supervisor};
-use crate::telemetry::{Health, Metrics, RefusedConnections};
+use super::process::Process;
+use crate::apps::orders::Topology;
+use crate::http::{self, BodyLimit, wrap};
+use crate::supervisor::{OnFailure, Stage, Stop};
+use crate::telemetry::{Health, RefusedConnections};
 
-/// The gateway's name in health.
-const GATEWAY: &str = "orders.gateway";
-
-/// What the public listener carries.
+/// What the public listener carries, as the apps add it.
+#[derive(Default)]
 pub(super) struct Public {
-    pub(super) ingest: Option<Backend>,
-    pub(super) desk: Option<Desk>,
-    pub(super) edge: Edge,
-    pub(super) connections: usize,
+    /// The first role that has routes, which names the listener.
+    name: Option<&'static str>,
+    router: Router,
+    bodies: Vec<BodyLimit>,
+    waits_for: Option<(&'static str, Topology)>,
 }
 
 impl Public {
-    /// Serves it. With a gateway the port opens once its broker has the queues that orders go to;
-    /// while the broker is away that is tried on, and there is no address yet.
-    pub(super) async fn start(
-        self,
-        config: &Config,
-        metrics: &Metrics,
-        health: &Health,
-        supervisor: &mut Supervisor,
-    ) -> Result<Option<SocketAddr>> {
-        let name = match (&self.ingest, &self.desk) {
-            (None, None) => return Ok(None),
-            (Some(_), _) => "ingest.api",
-            (None, Some(_)) => GATEWAY,
+    /// Adds the routes of a role, and those limits of its bodies that are its own.
+    pub(super) fn add(&mut self, role: &'static str, routes: Router, bodies: &[BodyLimit]) {
+        self.name.get_or_insert(role);
+        self.router = std::mem::take(&mut self.router).merge(routes);
+        self.bodies.extend_from_slice(bodies);
+    }
+
+    /// The port opens once this role's broker has the queues that its messages go to.
+    pub(super) fn wait_for(&mut self, role: &'static str, topology: Topology) {
+        self.waits_for = Some((role, topology));
+    }
+
+    /// Serves it, when there is anything. While a broker is away that is tried on, and there is no address yet.
+    pub(super) async fn start(self, process: &mut Process<'_>) -> Result<Option<SocketAddr>> {
+        let Some(name) = self.name else {
+            return Ok(None);
         };
-        let mut router = Router::new();
-        if let Some(backend) = &self.ingest {
-            router = router.merge(ingest::api(config, backend)?);
-        }
-        if let Some(desk) = &self.desk {
-            router = router
-                .merge(gateway_routes(Gateway(desk.clone())))
-                .merge(stock_routes(desk.clone()));
-        }
-        let router = wrap(router, self.edge.bodies(&bodies(ingest::limits(config))));
-        if let Some(desk) = &self.desk {
-            let declared = desk.topology.declare().await;
-            match declared {
-                Ok(()) => health.set(GATEWAY, None),
+        let router = wrap(self.router, process.edge().bodies(&self.bodies));
+        let (config, connections) = (process.config, process.connections);
+        if let Some((role, topology)) = self.waits_for {
+            match topology.declare().await {
+                Ok(()) => process.health.set(role, None),
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     warn!(
                         error = error.chain(),
                         "the broker is away, the public port opens when it is there"
                     );
-                    health.set(GATEWAY, Some(error.chain()));
+                    process.health.set(role, Some(error.chain()));
                     let late = Late {
                         router,
-                        topology: desk.topology.clone(),
+                        role,
+                        topology,
                         address: config.listen.clone(),
-                        limits: limits(config, self.connections),
-                        refused: metrics.refused_connections(name),
-                        health: health.clone(),
+                        limits: limits(config, connections),
+                        refused: process.metrics.refused_connections(name),
+                        health: process.health.clone(),
                     };
+                    let supervisor = &mut process.supervisor;
                     supervisor.start(name, Stage::Accept, OnFailure::Restart, move |stop| {
                         let late = late.clone();
                         async move { late.serve(&stop).await }
@@ -83,18 +75,19 @@ impl Public {
             name,
             stage: Stage::Accept,
             socket: bind("server.listen", &config.listen).await?,
-            connections: self.connections,
+            connections,
         };
         listener
-            .start(router, config, metrics, supervisor)
+            .start(router, config, &process.metrics, &mut process.supervisor)
             .map(Some)
     }
 }
 
-/// The public listener of a gateway whose broker was away at the start.
+/// The public listener of a role whose broker was away at the start.
 #[derive(Clone)]
 struct Late {
     router: Router,
+    role: &'static str,
     topology: Topology,
     address: String,
     limits: http::Limits,
@@ -109,7 +102,7 @@ impl Late {
             () = stop.requested() => return Ok(()),
         }
         let socket = bind("server.listen", &self.address).await?;
-        self.health.set(GATEWAY, None);
+        self.health.set(self.role, None);
         info!(
             http = self.address,
             "the broker is there, the public port is open"

@@ -24,7 +24,7 @@ pub enum Role {
 }
 
 /// Role, its name, the bare name of the reference process, what it does.
-const ROLES: [(Role, &str, &str, &str); 6] = [
+const ROLES: &[(Role, &str, &str, &str)] = &[
     (
         Role::IngestApi,
         "ingest.api",
@@ -64,7 +64,7 @@ const ROLES: [(Role, &str, &str, &str); 6] = [
 ];
 
 /// Roles of apps that this version does not have, so that a known name gets a useful answer.
-const LATER: [&str; 7] = [
+const LATER: &[&str] = &[
     "lines.reader",
     "lines.writer",
     "accounts.api",
@@ -75,14 +75,9 @@ const LATER: [&str; 7] = [
 ];
 
 impl Role {
-    /// Whether it is one of the ingest app.
-    pub fn is_ingest(self) -> bool {
-        matches!(self, Self::IngestApi | Self::IngestWorker)
-    }
-
     /// Every role, in the order of the documentation.
     pub fn all() -> impl Iterator<Item = Self> {
-        ROLES.into_iter().map(|(role, ..)| role)
+        ROLES.iter().map(|(role, ..)| *role)
     }
 
     /// Its name: `ingest.api`.
@@ -126,10 +121,10 @@ impl Role {
             ));
         }
         if let Some((role, ..)) = ROLES
-            .into_iter()
+            .iter()
             .find(|(_, full, bare, _)| [*full, *bare].contains(&name))
         {
-            return Ok(role);
+            return Ok(*role);
         }
         if LATER.contains(&name) {
             return Err(Error::invalid(format!(
@@ -179,17 +174,15 @@ mod tests {
             ),
             (
                 "apo",
-                "unknown role `apo`; did you mean `api`?; available: ingest.api, ingest.worker, orders.gateway, orders.processor, orders.notifier, orders.dashboard",
+                "unknown role `apo`; did you mean `api`?; {available}",
             ),
             (
                 "fleet.agent",
-                "role `fleet.agent` is not in this version; available: ingest.api, ingest.worker, orders.gateway, orders.processor, orders.notifier, orders.dashboard",
+                "role `fleet.agent` is not in this version; {available}",
             ),
-            (
-                " , ",
-                "no role given; available: ingest.api, ingest.worker, orders.gateway, orders.processor, orders.notifier, orders.dashboard",
-            ),
+            (" , ", "no role given; {available}"),
         ] {
+            let reason = reason.replace("{available}", &available());
             assert_eq!(Role::parse_list(list).unwrap_err().to_string(), reason);
         }
     }

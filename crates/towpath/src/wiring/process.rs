@@ -1,0 +1,105 @@
+//! What the wiring of every app works with: the process that is being put together.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use towpath_core::{Clock, Result};
+use tracing::warn;
+
+use super::Role;
+use super::listener::{Listener, bind};
+use crate::config::Config;
+use crate::http::{Edge, Intake, descriptors, wrap};
+use crate::supervisor::{Stage, Supervisor};
+use crate::telemetry::{Health, Metrics};
+
+/// A process that is being started.
+pub(super) struct Process<'a> {
+    pub(super) config: &'a Config,
+    roles: &'a [Role],
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) metrics: Metrics,
+    pub(super) health: Health,
+    pub(super) supervisor: Supervisor,
+    /// Open connections that each public listener may have.
+    pub(super) connections: usize,
+    /// The listeners of single roles.
+    pub(super) listeners: Vec<(&'static str, SocketAddr)>,
+}
+
+/// A listener that one role has to itself.
+pub(super) struct Door<'a> {
+    /// The role's name.
+    pub(super) role: &'static str,
+    /// The key that says where.
+    pub(super) key: &'static str,
+    /// What it says, if anything.
+    pub(super) asked: Option<&'a str>,
+    /// Where the role listens when nobody says where.
+    pub(super) default: &'static str,
+}
+
+impl<'a> Process<'a> {
+    /// To be called before anything opens files: it raises their limit.
+    pub(super) fn new(config: &'a Config, roles: &'a [Role], clock: Arc<dyn Clock>) -> Self {
+        Self {
+            config,
+            roles,
+            clock,
+            metrics: Metrics::new(),
+            health: Health::new(),
+            supervisor: Supervisor::new(config.drain),
+            connections: max_connections(config),
+            listeners: Vec::new(),
+        }
+    }
+
+    pub(super) fn runs(&self, role: Role) -> bool {
+        self.roles.contains(&role)
+    }
+
+    /// An edge with bounds of its own, so that a busy listener never makes a probe on another one fail.
+    pub(super) fn edge(&self) -> Edge {
+        let intake = Intake::new(self.config.body_timeout, self.config.max_body_memory);
+        Edge::new(self.metrics.clone(), self.config.max_in_flight, intake)
+    }
+
+    /// Opens a role's own listener. `up` goes on without it when nobody asked for the port and it is taken.
+    pub(super) async fn open(&mut self, door: Door<'_>, router: Router, edge: Edge) -> Result<()> {
+        let socket = match bind(door.key, door.asked.unwrap_or(door.default)).await {
+            Err(error) if door.asked.is_none() && self.roles.len() == Role::all().count() => {
+                warn!(
+                    error = error.chain(),
+                    role = door.role,
+                    "there is no listener"
+                );
+                return Ok(());
+            }
+            bound => bound?,
+        };
+        let listener = Listener {
+            name: door.role,
+            stage: Stage::Accept,
+            socket,
+            connections: self.connections,
+        };
+        let router = wrap(router, edge);
+        let address = listener.start(router, self.config, &self.metrics, &mut self.supervisor)?;
+        self.listeners.push((door.role, address));
+        Ok(())
+    }
+}
+
+/// The configured number, or what the system allows.
+fn max_connections(config: &Config) -> usize {
+    let most = descriptors::raise();
+    if most < config.max_connections {
+        warn!(
+            configured = config.max_connections,
+            most,
+            "the limit of open files allows fewer connections than `server.max_connections`; raise it (`ulimit -n`)"
+        );
+    }
+    most.min(config.max_connections)
+}

@@ -2,6 +2,8 @@
 
 mod baseline;
 pub mod embedded;
+#[cfg(feature = "rabbitmq")]
+pub mod rabbitmq;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(all(test, feature = "redis"))]
@@ -19,6 +21,8 @@ pub const BACKENDS: &[Descriptor] = &[
     embedded::DESCRIPTOR,
     #[cfg(feature = "redis")]
     redis::DESCRIPTOR,
+    #[cfg(feature = "rabbitmq")]
+    rabbitmq::DESCRIPTOR,
 ];
 
 /// Opens the backend that a URL names.
@@ -43,7 +47,7 @@ mod tests {
             .unwrap_err();
         assert_eq!(
             error.to_string(),
-            "unknown backend `reddis`; available: embedded, redis"
+            "unknown backend `reddis`; available: embedded, redis, rabbitmq"
         );
     }
 }

@@ -1,5 +1,6 @@
 //! The shared suite over every backend: one row each, and what a backend promises besides.
 
+mod rabbitmq;
 mod redis;
 
 use std::path::Path;
@@ -32,16 +33,34 @@ const SUBJECTS: &[Subject] = &[
             })
         },
     },
+    Subject {
+        name: "rabbitmq",
+        descriptor: &towpath_backends::rabbitmq::DESCRIPTOR,
+        missing: servers::rabbitmq::missing,
+        open: |folder| {
+            Box::pin(async move {
+                towpath_backends::open(&rabbitmq_url(&folder), Arc::new(SystemClock::new())).await
+            })
+        },
+    },
 ];
 
-/// The shared server with a prefix of its own for each folder; written down, so that other processes find it.
 fn redis_url(folder: &Path) -> String {
-    let file = folder.join("redis-url");
+    url(folder, || servers::redis::shared().url())
+}
+
+fn rabbitmq_url(folder: &Path) -> String {
+    url(folder, || servers::rabbitmq::shared().url())
+}
+
+/// The shared server with a prefix of its own for each folder; written down, so that other processes find it.
+fn url(folder: &Path, server: impl FnOnce() -> String) -> String {
+    let file = folder.join("url");
     if let Ok(url) = std::fs::read_to_string(&file) {
         return url;
     }
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    let url = format!("{}?prefix={name}:", servers::redis::shared().url());
+    let url = format!("{}?prefix={name}:", server());
     std::fs::write(file, &url).expect("the folder can be written");
     url
 }
@@ -55,7 +74,9 @@ fn main() -> ExitCode {
         all.extend(fault::trials(subject));
     }
     all.extend(own_trials(&SUBJECTS[1], redis::promises()));
+    all.extend(own_trials(&SUBJECTS[2], rabbitmq::promises()));
     let ended = libtest_mimic::run(&Arguments::from_args(), all);
     servers::redis::stop_shared();
+    servers::rabbitmq::stop_shared();
     ended.exit_code()
 }

@@ -41,11 +41,13 @@ pub enum Capability {
     Pause,
     /// A bound on the number of ready messages.
     MaxDepth,
+    /// A queue's settings, and counts of what ever happened to it, kept across restarts; elsewhere they begin with the process.
+    Bookkeeping,
 }
 
 impl Capability {
     /// Every capability, in the order of the documentation.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Queue,
         Self::Routes,
         Self::Stream,
@@ -60,6 +62,7 @@ impl Capability {
         Self::Peek,
         Self::Pause,
         Self::MaxDepth,
+        Self::Bookkeeping,
     ];
 
     /// The word used in the documentation.
@@ -79,6 +82,7 @@ impl Capability {
             Self::Peek => "peek",
             Self::Pause => "pause",
             Self::MaxDepth => "maximum depth",
+            Self::Bookkeeping => "bookkeeping",
         }
     }
 }

@@ -14,6 +14,8 @@ pub(crate) fn absences(subject: &Subject) -> impl Iterator<Item = Capability> {
     Capability::ALL
         .into_iter()
         .filter(|capability| !subject.descriptor.offers(*capability))
+        // Nobody asks for these, they are there or not.
+        .filter(|capability| *capability != Capability::Bookkeeping)
         .filter(move |capability| queues || is_port(*capability))
 }
 
@@ -90,6 +92,7 @@ async fn ask(backend: &Backend, lacks: Capability) -> Result<()> {
             let queue = backend.require_queue("the suite")?;
             queue.pause(&jobs()).await
         }
+        Capability::Bookkeeping => Ok(()),
         Capability::Peek => {
             let queue = backend.require_queue("the suite")?;
             queue.peek(&jobs(), 1).await.map(drop)

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use towpath_core::backend::{Backend, Descriptor};
+use towpath_core::backend::{Backend, Capability, Descriptor};
 use towpath_core::port::queue::{LeaseRequest, Settings, Settlement, Stats, Verdict};
 use towpath_core::port::{Queue, Stream};
 use towpath_core::{ConsumerId, Delivery, ErrorKind, MessageId, NewMessage, QueueName, retry};
@@ -55,6 +55,11 @@ impl World {
             wrap,
             backend: None,
         }
+    }
+
+    /// Whether the row offers this.
+    pub(crate) fn offers(&self, capability: Capability) -> bool {
+        self.subject.descriptor.offers(capability)
     }
 
     /// The backend, opened when it is not.

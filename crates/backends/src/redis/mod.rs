@@ -57,6 +57,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
         Capability::Peek,
         Capability::Pause,
         Capability::MaxDepth,
+        Capability::Bookkeeping,
     ],
     parameters: config::PARAMETERS,
     check: |url| {

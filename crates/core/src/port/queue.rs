@@ -143,6 +143,9 @@ pub struct Settlement {
 
 /// A queue's numbers.
 ///
+/// What ever happened is counted across restarts by a backend with `Bookkeeping`, and since the backend was opened, by
+/// this process alone, elsewhere; there `enqueued` begins with what was found.
+///
 /// At every quiet point `enqueued = ready + delayed + leased + dead + acked + dropped`,
 /// where `dropped` counts expired, purged, damaged and dropped dead messages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -228,6 +231,8 @@ pub enum Selection {
 #[async_trait]
 pub trait Queue: Send + Sync {
     /// Makes sure the queue exists with these settings; idempotent, new settings replace old ones.
+    ///
+    /// A backend without `Bookkeeping` forgets the settings with the process: declare again at each start.
     ///
     /// Every other method but [`Queue::stats`] makes a missing queue with default settings.
     ///

@@ -18,7 +18,7 @@ crate::promises! { Queue:
     a_disconnect_voids_what_had_expired;
     a_purged_retry_lets_its_key_go needs KeyOrder;
     an_expired_message_lets_its_key_go needs KeyOrder, Expiry;
-    keeps_every_count_across_reopen needs Dedup;
+    keeps_every_count_across_reopen needs Dedup, Bookkeeping;
     keeps_the_last_ten_errors;
 }
 

@@ -1,0 +1,307 @@
+//! A message and what it has been through, as AMQP properties and headers.
+
+use bytes::Bytes;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString};
+use towpath_core::message::header::CONTENT_TYPE;
+use towpath_core::{Error, Headers, Message, MessageId, NewMessage, Result, Timestamp};
+
+/// Before the names of our own headers.
+const OURS: &str = "towpath-";
+/// Deliveries before the message was published here.
+const ATTEMPTS: &str = "towpath-attempts";
+/// When the backend first took the message, in milliseconds since 1970.
+const ENQUEUED_AT: &str = "towpath-enqueued-at";
+/// Names of the other headers, where the order is not the alphabet's.
+const ORDER: &str = "towpath-header-order";
+/// Earlier errors, oldest first.
+const ERRORS: &str = "towpath-errors";
+/// Not to be delivered before, in milliseconds since 1970.
+const NOT_BEFORE: &str = "towpath-not-before";
+/// Why and when it was given up.
+const REASON: &str = "towpath-reason";
+const DIED_AT: &str = "towpath-died-at";
+/// The broker's own count of how often the message came back to a quorum queue.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+
+/// Errors kept of a message's life, and how long each may be.
+const HISTORY: usize = 10;
+const HISTORY_BYTES: usize = 1_024;
+
+/// Delivery mode of messages that survive a restart.
+const PERSISTENT: u8 = 2;
+
+/// A message with its history.
+#[derive(Clone)]
+pub(super) struct Envelope {
+    pub(super) message: Message,
+    /// Deliveries before it was published here.
+    pub(super) attempts: u32,
+    /// Earlier errors, oldest first.
+    pub(super) errors: Vec<String>,
+    pub(super) not_before: Option<Timestamp>,
+    /// Why and when it was given up.
+    pub(super) death: Option<(String, Timestamp)>,
+}
+
+impl Envelope {
+    /// A message that begins.
+    pub(super) fn new(message: NewMessage, now: Timestamp) -> Result<Self> {
+        message.check()?;
+        for (what, asked) in [
+            ("order per key", message.key.is_some()),
+            ("dedup ids", message.dedup_id.is_some()),
+            ("expiry", message.expires.is_some()),
+        ] {
+            if asked {
+                return Err(Error::unsupported(format!(
+                    "queues on RabbitMQ have no {what}"
+                )));
+            }
+        }
+        for (name, _) in message.headers.iter() {
+            let reserved = name
+                .get(..OURS.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(OURS));
+            if reserved || name.is_empty() || name.len() > 255 {
+                return Err(Error::invalid(format!(
+                    "header name `{}` is empty, longer than 255 bytes or begins with `{OURS}`",
+                    name.escape_debug()
+                )));
+            }
+        }
+        Ok(Self {
+            message: Message {
+                id: message.id,
+                payload: message.payload,
+                headers: message.headers,
+                key: None,
+                enqueued_at: now,
+            },
+            attempts: 0,
+            errors: Vec::new(),
+            not_before: message.not_before,
+            death: None,
+        })
+    }
+
+    /// What a broker handed out, by whomever it was published. A message without an id of ours gets one.
+    pub(super) fn read(properties: &BasicProperties, payload: Vec<u8>, now: Timestamp) -> Self {
+        let table = properties.headers().clone().unwrap_or_default();
+        let named = |name: &str| table.inner().get(name);
+        let moment = |name| named(name).and_then(number).map(Timestamp::from_millis);
+        let published = properties
+            .timestamp()
+            .map(|seconds| seconds.saturating_mul(1_000));
+        let id = properties.message_id().as_ref();
+        Self {
+            message: Message {
+                id: id
+                    .and_then(|id| id.as_str().parse().ok())
+                    .unwrap_or_else(MessageId::new),
+                payload: Bytes::from(payload),
+                headers: headers(properties, &table),
+                key: None,
+                enqueued_at: moment(ENQUEUED_AT)
+                    .or(published.map(Timestamp::from_millis))
+                    .unwrap_or(now),
+            },
+            attempts: named(ATTEMPTS).and_then(number).map_or(0, clamp),
+            errors: match named(ERRORS) {
+                Some(AMQPValue::FieldArray(errors)) => {
+                    errors.as_slice().iter().filter_map(text).collect()
+                }
+                _ => Vec::new(),
+            },
+            not_before: moment(NOT_BEFORE),
+            death: moment(DIED_AT).map(|at| (named(REASON).and_then(text).unwrap_or_default(), at)),
+        }
+    }
+
+    /// As it goes to a broker.
+    pub(super) fn properties(&self) -> BasicProperties {
+        let mut table = FieldTable::default();
+        let mut set = |name: &str, value: AMQPValue| {
+            table.insert(ShortString::from(name), value);
+        };
+        let mut names: Vec<&str> = Vec::new();
+        for (name, value) in self.message.headers.iter() {
+            names.push(name);
+            set(name, long(value));
+        }
+        if !names.is_sorted() {
+            let names = names.iter().map(|name| long(name)).collect::<Vec<_>>();
+            set(ORDER, AMQPValue::FieldArray(FieldArray::from(names)));
+        }
+        set(ENQUEUED_AT, millis(self.message.enqueued_at));
+        if self.attempts > 0 {
+            set(ATTEMPTS, AMQPValue::LongLongInt(self.attempts.into()));
+        }
+        if !self.errors.is_empty() {
+            let errors = self
+                .errors
+                .iter()
+                .map(|error| long(error))
+                .collect::<Vec<_>>();
+            set(ERRORS, AMQPValue::FieldArray(FieldArray::from(errors)));
+        }
+        if let Some(moment) = self.not_before {
+            set(NOT_BEFORE, millis(moment));
+        }
+        if let Some((reason, at)) = &self.death {
+            set(REASON, long(reason));
+            set(DIED_AT, millis(*at));
+        }
+        let properties = BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_message_id(self.message.id.to_string().into())
+            .with_timestamp(self.message.enqueued_at.as_millis() / 1_000)
+            .with_headers(table);
+        match self.message.headers.get(CONTENT_TYPE) {
+            Some(kind) if kind.len() <= 255 => properties.with_content_type(kind.into()),
+            _ => properties,
+        }
+    }
+
+    /// Adds to its history; the oldest goes.
+    pub(super) fn note(&mut self, error: &str) {
+        self.errors.push(cut(error));
+        let over = self.errors.len().saturating_sub(HISTORY);
+        self.errors.drain(..over);
+    }
+
+    /// Gives it up.
+    pub(super) fn die(&mut self, reason: &str, now: Timestamp) {
+        self.death = Some((cut(reason), now));
+        self.not_before = None;
+    }
+
+    /// As an operator puts it back: as if it were new.
+    pub(super) fn revive(&mut self) {
+        self.attempts = 0;
+        self.errors.clear();
+        self.death = None;
+    }
+}
+
+/// How often the broker says that the message came back to it; `None` where it does not count, as in classic queues.
+pub(super) fn returns(properties: &BasicProperties) -> Option<u32> {
+    let table = properties.headers().as_ref()?;
+    table
+        .inner()
+        .get(DELIVERY_COUNT)
+        .and_then(number)
+        .map(clamp)
+}
+
+fn headers(properties: &BasicProperties, table: &FieldTable) -> Headers {
+    let theirs = |name: &str| {
+        !name.starts_with(OURS)
+            && !name.starts_with("x-death")
+            && name != DELIVERY_COUNT
+            && !name.starts_with("x-first-death")
+            && !name.starts_with("x-last-death")
+    };
+    let mut headers = Headers::new();
+    if let Some(AMQPValue::FieldArray(order)) = table.inner().get(ORDER) {
+        for name in order.as_slice().iter().filter_map(text) {
+            if let Some(value) = table.inner().get(name.as_str()).and_then(text) {
+                headers.set(name, value);
+            }
+        }
+    }
+    for (name, value) in table {
+        if theirs(name.as_str())
+            && headers.get(name.as_str()).is_none()
+            && let Some(value) = text(value)
+        {
+            headers.set(name.as_str(), value);
+        }
+    }
+    if headers.get(CONTENT_TYPE).is_none()
+        && let Some(kind) = properties.content_type()
+    {
+        headers.set(CONTENT_TYPE, kind.as_str());
+    }
+    headers
+}
+
+fn long(text: &str) -> AMQPValue {
+    AMQPValue::LongString(LongString::from(text))
+}
+
+fn millis(moment: Timestamp) -> AMQPValue {
+    AMQPValue::LongLongInt(i64::try_from(moment.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Clients differ in the width that they give a number.
+fn number(value: &AMQPValue) -> Option<u64> {
+    match value {
+        AMQPValue::ShortShortInt(number) => u64::try_from(*number).ok(),
+        AMQPValue::ShortShortUInt(number) => Some((*number).into()),
+        AMQPValue::ShortInt(number) => u64::try_from(*number).ok(),
+        AMQPValue::ShortUInt(number) => Some((*number).into()),
+        AMQPValue::LongInt(number) => u64::try_from(*number).ok(),
+        AMQPValue::LongUInt(number) => Some((*number).into()),
+        AMQPValue::LongLongInt(number) => u64::try_from(*number).ok(),
+        _ => None,
+    }
+}
+
+fn text(value: &AMQPValue) -> Option<String> {
+    match value {
+        AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
+        AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
+        AMQPValue::Boolean(flag) => Some(flag.to_string()),
+        number => self::number(number).map(|number| number.to_string()),
+    }
+}
+
+fn clamp(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// No longer than a history entry may be.
+fn cut(text: &str) -> String {
+    let end = (0..=HISTORY_BYTES.min(text.len()))
+        .rev()
+        .find(|end| text.is_char_boundary(*end));
+    text[..end.unwrap_or(0)].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut message = NewMessage::new("x");
+        message.headers.set("traceparent", "00-a-b-01");
+        message.headers.set("Content-Type", "text/plain");
+        let now = Timestamp::from_millis(1_700_000_000_123);
+        let mut envelope = Envelope::new(message.clone(), now).unwrap();
+        envelope.attempts = 3;
+        for number in 0..12 {
+            envelope.note(&number.to_string());
+        }
+        envelope.die("poison", now);
+        let read = Envelope::read(&envelope.properties(), b"x".to_vec(), Timestamp::default());
+        assert_eq!(read.message, envelope.message);
+        assert_eq!(read.message.headers, message.headers);
+        assert_eq!(read.attempts, 3);
+        assert_eq!(read.errors.first().map(String::as_str), Some("2"));
+        assert_eq!(read.death, Some(("poison".to_owned(), now)));
+    }
+
+    #[test]
+    fn a_foreign_message_is_taken_as_it_is() {
+        let properties = BasicProperties::default().with_content_type("application/json".into());
+        let now = Timestamp::from_millis(7);
+        let read = Envelope::read(&properties, b"{}".to_vec(), now);
+        assert_eq!(
+            read.message.headers.get("content-type"),
+            Some("application/json")
+        );
+        assert_eq!((read.message.enqueued_at, read.attempts), (now, 0));
+    }
+}

@@ -1,0 +1,244 @@
+//! One connection that is made anew, on the next node, whenever anything goes wrong with it.
+//!
+//! Any error of the connection or of a channel ends the connection: what is not known to be right is not used.
+//! It is dialled by the call that needs it; after a round of all nodes failed, calls are refused for a while that
+//! grows with jitter, so that a broker that comes back is not run over.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use lapin::{Channel, Connection, ConnectionProperties, Event};
+use rand::Rng;
+use tokio::task::JoinHandle;
+use towpath_core::{Error, Result};
+use tracing::{info, warn};
+
+use super::config::Config;
+use super::error;
+
+/// Bounds of the wait after a round of all nodes.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// What it is for, and how it is doing.
+pub(super) struct Link {
+    purpose: &'static str,
+    config: Config,
+    /// Held while dialling.
+    slot: tokio::sync::Mutex<Slot>,
+    /// The number of the connection that may be used; raised when it breaks.
+    live: AtomicU64,
+    blocked: Arc<Mutex<Option<String>>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    open: Option<Open>,
+    /// Where the next round begins.
+    next: usize,
+    failures: u32,
+    refused: Option<(Instant, String)>,
+}
+
+/// A connection in use.
+#[derive(Clone)]
+pub(super) struct Open {
+    connection: Arc<Connection>,
+    pub(super) node: String,
+    pub(super) number: u64,
+    _watch: Arc<Watch>,
+}
+
+/// Reads what the broker says about the connection, until nobody uses it.
+struct Watch(JoinHandle<()>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Link {
+    pub(super) fn new(purpose: &'static str, config: Config) -> Self {
+        Self {
+            purpose,
+            config,
+            slot: tokio::sync::Mutex::default(),
+            live: AtomicU64::new(0),
+            blocked: Arc::default(),
+        }
+    }
+
+    /// Why the broker takes no messages from us just now.
+    pub(super) fn blocked(&self) -> Option<String> {
+        let blocked = self.blocked.lock().unwrap_or_else(PoisonError::into_inner);
+        blocked.clone()
+    }
+
+    /// The number of the connection that may be used.
+    pub(super) fn number(&self) -> u64 {
+        self.live.load(Ordering::Acquire)
+    }
+
+    /// Whether a connection of this number may still be used.
+    pub(super) fn is_live(&self, number: u64) -> bool {
+        self.live.load(Ordering::Acquire) == number
+    }
+
+    /// The connection, made when there is none.
+    pub(super) async fn open(&self) -> Result<Open> {
+        let mut slot = self.slot.lock().await;
+        if let Some(open) = &slot.open
+            && self.is_live(open.number)
+            && open.connection.status().connected()
+        {
+            return Ok(open.clone());
+        }
+        slot.open = None;
+        if let Some((until, why)) = &slot.refused
+            && Instant::now() < *until
+        {
+            return Err(Error::unavailable(why.clone()));
+        }
+        let mut failures = Vec::new();
+        for _ in 0..self.config.nodes.len() {
+            let at = slot.next % self.config.nodes.len();
+            match self.dial(at).await {
+                Ok(open) => {
+                    slot.failures = 0;
+                    slot.refused = None;
+                    slot.open = Some(open.clone());
+                    info!(
+                        purpose = self.purpose,
+                        node = open.node,
+                        "connected to rabbitmq"
+                    );
+                    return Ok(open);
+                }
+                Err(error) => {
+                    slot.next = at + 1;
+                    failures.push(error.chain());
+                }
+            }
+        }
+        let why = failures.join("; ");
+        let longest = FIRST_WAIT
+            .saturating_mul(1 << slot.failures.min(10))
+            .min(LONGEST_WAIT);
+        let wait = longest.mul_f64(rand::rng().random_range(0.5..1.0));
+        slot.failures = slot.failures.saturating_add(1);
+        slot.refused = Some((Instant::now() + wait, why.clone()));
+        Err(Error::unavailable(why))
+    }
+
+    async fn dial(&self, at: usize) -> Result<Open> {
+        let (node, uri) = self.config.nodes[at].clone();
+        let name = format!("towpath {}", self.purpose);
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        let dialled = Connection::connect_uri(uri, properties);
+        let connection = match tokio::time::timeout(self.config.timeout, dialled).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(told)) => return Err(error::of_call(&node, told)),
+            Err(_) => return Err(error::silent(&node, self.config.timeout)),
+        };
+        let number = self.live.fetch_add(1, Ordering::AcqRel) + 1;
+        *self.blocked.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut events = Box::pin(connection.events_listener());
+        let (blocked, shown) = (Arc::clone(&self.blocked), node.clone());
+        // Ends with the last user of the connection.
+        let watch = tokio::spawn(async move {
+            while let Some(event) = events.next().await {
+                let now = match event {
+                    Event::ConnectionBlocked(why) => {
+                        warn!(node = shown, why, "rabbitmq takes no messages just now");
+                        Some(why)
+                    }
+                    Event::ConnectionUnblocked => None,
+                    _ => continue,
+                };
+                *blocked.lock().unwrap_or_else(PoisonError::into_inner) = now;
+            }
+        });
+        Ok(Open {
+            connection: Arc::new(connection),
+            node,
+            number,
+            _watch: Arc::new(Watch(watch)),
+        })
+    }
+
+    /// Gives the connection up: the next call makes another, on another node if there is one.
+    pub(super) fn give_up(&self, open: &Open, why: &Error) {
+        let broken = self.live.compare_exchange(
+            open.number,
+            open.number + 1,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+        if broken.is_err() {
+            return;
+        }
+        warn!(
+            purpose = self.purpose,
+            node = open.node,
+            error = why.chain(),
+            "the connection to rabbitmq is given up"
+        );
+        let connection = Arc::clone(&open.connection);
+        // Best effort, and bounded by the client's own heartbeat: the broker takes back what we held.
+        tokio::spawn(async move {
+            let closing = connection.close(200, "given up".into());
+            drop(tokio::time::timeout(LONGEST_WAIT, closing).await);
+        });
+    }
+
+    /// One call over a connection, with its deadline; an error ends the connection.
+    pub(super) async fn call<T>(
+        &self,
+        open: &Open,
+        call: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T> {
+        match self.ask(open, call).await? {
+            Ok(answer) => Ok(answer),
+            Err(told) => {
+                let error = error::of_call(&open.node, told);
+                self.give_up(open, &error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for an answer no longer than the deadline; what the answer says is the caller's business.
+    pub(super) async fn ask<A>(&self, open: &Open, call: impl Future<Output = A>) -> Result<A> {
+        match tokio::time::timeout(self.config.timeout, call).await {
+            Ok(answer) => Ok(answer),
+            Err(_) => {
+                if let Some(why) = self.blocked() {
+                    // It is not gone, and says when it takes messages again.
+                    return Err(error::blocked(&open.node, &why));
+                }
+                let error = error::silent(&open.node, self.config.timeout);
+                self.give_up(open, &error);
+                Err(error)
+            }
+        }
+    }
+
+    /// A channel of its own on the connection.
+    pub(super) async fn channel(&self, open: &Open) -> Result<Channel> {
+        self.call(open, open.connection.create_channel()).await
+    }
+
+    /// Ends it for good.
+    pub(super) async fn close(&self) {
+        let open = self.slot.lock().await.open.take();
+        self.live.fetch_add(1, Ordering::AcqRel);
+        if let Some(open) = open {
+            let closing = open.connection.close(200, "closed".into());
+            drop(tokio::time::timeout(self.config.timeout, closing).await);
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! RabbitMQ: queues and routes on a broker that many processes share.
+//!
+//! ```text
+//! enqueue --confirmed--> `q` --get--> in hand --ack--> gone
+//!                         ^             |------------> `q.delay.<ms>` --after its time--> `q`   (retry)
+//!                         +-------------|              (release, expired lease, connection lost)
+//!                                       +------------> `q.dead` --redrive--> `q`
+//! ```
+//!
+//! Nothing is asked of `q` itself, so a classic queue without arguments is adopted as it is; queues made here are
+//! quorum queues. A message that moves is published anew, confirmed, and only then acked where it was.
+//! What is in hand is known to this process alone and falls back to the broker with its connection.
+//! Names and headers: `docs/reference/rabbitmq.md`.
+
+mod config;
+mod dead;
+mod delay;
+mod envelope;
+mod error;
+mod hand;
+mod health;
+mod link;
+mod publisher;
+mod queue;
+mod routes;
+mod store;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use towpath_core::Result;
+use towpath_core::backend::{Backend, Capability, Descriptor, Health, Lifecycle};
+
+use store::Store;
+
+/// This family's row.
+pub const DESCRIPTOR: Descriptor = Descriptor {
+    name: "rabbitmq",
+    schemes: config::SCHEMES,
+    capabilities: &[
+        Capability::Queue,
+        Capability::Routes,
+        Capability::Delay,
+        Capability::Headers,
+    ],
+    parameters: config::PARAMETERS,
+    check: |url| config::Config::parse(url).map(drop),
+    open: |url, clock| {
+        Box::pin(async move {
+            let config = config::Config::parse(&url)?;
+            let shown = config.shown.clone();
+            let store = Store::open(config, clock);
+            Ok(Backend {
+                url: shown,
+                descriptor: &DESCRIPTOR,
+                lifecycle: Arc::new(Handle(Arc::clone(&store))),
+                queue: Some(Arc::new(queue::Queues(Arc::clone(&store)))),
+                routes: Some(Arc::new(routes::Exchanges(store))),
+                stream: None,
+                kv: None,
+                rate_limit: None,
+                effects: None,
+            })
+        })
+    },
+};
+
+struct Handle(Arc<Store>);
+
+#[async_trait]
+impl Lifecycle for Handle {
+    async fn health(&self) -> Result<Health> {
+        self.0.health().await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.0.close().await
+    }
+}

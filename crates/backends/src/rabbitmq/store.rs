@@ -1,0 +1,351 @@
+//! An opened RabbitMQ: its two connections, the queues that are in use, and what is in hand of each.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use lapin::Channel;
+use lapin::options::{BasicAckOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use tokio::sync::Notify;
+use towpath_core::port::queue::Settings;
+use towpath_core::port::routes::Binding;
+use towpath_core::{Clock, ConsumerId, Error, QueueName, Result};
+use tracing::warn;
+
+use super::config::Config;
+use super::error;
+use super::hand::{Hand, Held};
+use super::link::{Link, Open};
+use super::publisher::{Letter, Publisher};
+
+/// How often what nobody here wants is looked for.
+const TEND: Duration = Duration::from_millis(250);
+
+/// The backend.
+pub(super) struct Store {
+    pub(super) config: Config,
+    pub(super) clock: Arc<dyn Clock>,
+    /// Publishing has a connection of its own: the broker holds up a whole connection that publishes too fast.
+    pub(super) publisher: Publisher,
+    pub(super) link: Link,
+    queues: Mutex<BTreeMap<QueueName, Arc<Known>>>,
+    /// One operator at a time looks through dead letters or bindings.
+    pub(super) turn: tokio::sync::Mutex<()>,
+    /// Bindings that were seen.
+    pub(super) bindings: Mutex<BTreeSet<Binding>>,
+    /// Exchanges that are there, by the connection they were declared on.
+    pub(super) exchanges: Mutex<HashMap<String, u64>>,
+    numbers: AtomicU64,
+    closed: AtomicBool,
+    pub(super) closing: Notify,
+}
+
+/// A queue in use.
+pub(super) struct Known {
+    pub(super) name: QueueName,
+    /// Its name on the broker.
+    pub(super) wire: String,
+    pub(super) settings: Mutex<Settings>,
+    hand: Mutex<Hand>,
+    /// Something waits in the hand.
+    pub(super) news: Notify,
+    desk: tokio::sync::Mutex<Option<Desk>>,
+    /// Delays, in milliseconds, that have a queue; `None` until somebody looked.
+    pub(super) delays: Mutex<Option<BTreeSet<u64>>>,
+    pub(super) acked: AtomicU64,
+    pub(super) retried: AtomicU64,
+    pub(super) dropped: AtomicU64,
+    pub(super) consumers: Mutex<HashMap<ConsumerId, Instant>>,
+}
+
+/// The channel that messages of one queue are fetched and acked on.
+#[derive(Clone)]
+pub(super) struct Desk {
+    pub(super) open: Open,
+    pub(super) channel: Channel,
+    /// Whether the queue counts what comes back to it.
+    pub(super) counts_returns: bool,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Known {
+    /// What is in hand, without what a lost connection took along.
+    pub(super) fn hand(&self, store: &Store) -> MutexGuard<'_, Hand> {
+        let mut hand = lock(&self.hand);
+        hand.keep_only(store.link.number());
+        hand
+    }
+
+    /// Where its dead letters are.
+    pub(super) fn dead(&self) -> String {
+        format!("{}.dead", self.wire)
+    }
+}
+
+impl Store {
+    pub(super) fn open(config: Config, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let store = Arc::new(Self {
+            publisher: Publisher::new(Link::new("publishing", config.clone())),
+            link: Link::new("consuming", config.clone()),
+            queues: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            bindings: Mutex::default(),
+            exchanges: Mutex::default(),
+            // Receipts of another process or an earlier one are never taken for ours.
+            numbers: AtomicU64::new(clock.now().as_millis() << 20),
+            closed: AtomicBool::new(false),
+            closing: Notify::new(),
+            config,
+            clock,
+        });
+        // Ends with the store.
+        tokio::spawn(tend(Arc::downgrade(&store)));
+        store
+    }
+
+    pub(super) fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            Err(Error::unavailable("the backend is closed"))
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(super) fn next_number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The queue's entry, made when it is new to this process.
+    pub(super) fn known(&self, queue: &QueueName) -> Result<Arc<Known>> {
+        let wire = format!("{}{queue}", self.config.prefix);
+        // Room for what stands behind the names of the queues beside it.
+        if wire.len() > 230 {
+            return Err(Error::invalid(format!(
+                "the name of queue `{queue}` is too long for RabbitMQ; 230 bytes with the prefix are the limit"
+            )));
+        }
+        let mut queues = lock(&self.queues);
+        let known = queues.entry(queue.clone()).or_insert_with(|| {
+            Arc::new(Known {
+                name: queue.clone(),
+                wire,
+                settings: Mutex::default(),
+                hand: Mutex::default(),
+                news: Notify::new(),
+                desk: tokio::sync::Mutex::default(),
+                delays: Mutex::default(),
+                acked: AtomicU64::new(0),
+                retried: AtomicU64::new(0),
+                dropped: AtomicU64::new(0),
+                consumers: Mutex::default(),
+            })
+        });
+        Ok(Arc::clone(known))
+    }
+
+    /// Every queue that this process has used.
+    pub(super) fn all_known(&self) -> Vec<Arc<Known>> {
+        lock(&self.queues).values().cloned().collect()
+    }
+
+    /// The channel of a queue that is there. On a new connection the queue is declared again.
+    pub(super) async fn desk(&self, known: &Known) -> Result<Desk> {
+        self.check_open()?;
+        let mut kept = known.desk.lock().await;
+        if let Some(desk) = &*kept
+            && self.link.is_live(desk.open.number)
+            && desk.channel.status().connected()
+        {
+            return Ok(desk.clone());
+        }
+        *kept = None;
+        let open = self.link.open().await?;
+        let counts_returns = self
+            .declare(&open, &known.wire, FieldTable::default())
+            .await?;
+        let channel = self.link.channel(&open).await?;
+        let desk = Desk {
+            open,
+            channel,
+            counts_returns,
+        };
+        *kept = Some(desk.clone());
+        Ok(desk)
+    }
+
+    /// Makes a queue, or adopts the one that is there. Whether it is a quorum queue.
+    pub(super) async fn declare(
+        &self,
+        open: &Open,
+        name: &str,
+        mut arguments: FieldTable,
+    ) -> Result<bool> {
+        let kind = if self.config.quorum {
+            "quorum"
+        } else {
+            "classic"
+        };
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
+        let channel = self.link.channel(open).await?;
+        let options = QueueDeclareOptions::durable();
+        let declared = channel.queue_declare(name.into(), options, arguments);
+        match self.link.ask(open, declared).await? {
+            Ok(_) => Ok(self.config.quorum),
+            Err(told) if error::is_different(&told) => {
+                // Somebody made it in another way before: it is used as it is.
+                Ok(!self.config.quorum)
+            }
+            Err(told) => {
+                let error = error::of_call(&open.node, told);
+                self.link.give_up(open, &error);
+                Err(error)
+            }
+        }
+    }
+
+    /// How many messages wait in each of these queues; `None` for those that are not there.
+    pub(super) async fn count(&self, names: &[String]) -> Result<Vec<Option<u64>>> {
+        self.check_open()?;
+        let open = self.link.open().await?;
+        let mut channel = None;
+        let mut counts = Vec::new();
+        for name in names {
+            let on = match channel.take() {
+                Some(on) => on,
+                None => self.link.channel(&open).await?,
+            };
+            let options = QueueDeclareOptions {
+                passive: true,
+                ..QueueDeclareOptions::default()
+            };
+            let asked = on.queue_declare(name.as_str().into(), options, FieldTable::default());
+            match self.link.ask(&open, asked).await? {
+                Ok(queue) => {
+                    counts.push(Some(queue.message_count().into()));
+                    channel = Some(on);
+                }
+                // The refusal closes the channel, and only that.
+                Err(told) if error::is_not_found(&told) => counts.push(None),
+                Err(told) => {
+                    let error = error::of_call(&open.node, told);
+                    self.link.give_up(&open, &error);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Ends what was handed out, and returns once the broker has read that.
+    pub(super) async fn ack(&self, desk: &Desk, done: &[Held]) -> Result<()> {
+        for held in done {
+            let ack = held.acker.ack(BasicAckOptions::default());
+            self.link.call(&desk.open, ack).await?;
+        }
+        self.settle_down(desk).await
+    }
+
+    /// An answer on a channel comes after everything that was sent on it before.
+    pub(super) async fn settle_down(&self, desk: &Desk) -> Result<()> {
+        let asked = desk.channel.basic_qos(0, BasicQosOptions::default());
+        self.link.call(&desk.open, asked).await
+    }
+
+    /// Sends a message on to another queue, or anew into its own, confirmed.
+    pub(super) fn letter(to: String, held: &Held) -> Letter {
+        let mut envelope = held.envelope.clone();
+        envelope.attempts = held.charged;
+        Letter {
+            exchange: String::new(),
+            routing_key: to,
+            properties: envelope.properties(),
+            payload: envelope.message.payload,
+        }
+    }
+
+    /// Gives messages back to the broker with the attempts that they really had.
+    pub(super) async fn give_back(&self, known: &Known, all: Vec<Held>) -> Result<()> {
+        if all.is_empty() {
+            return Ok(());
+        }
+        let desk = self.desk(known).await?;
+        self.give_back_at(&desk, known, all).await
+    }
+
+    async fn give_back_at(&self, desk: &Desk, known: &Known, all: Vec<Held>) -> Result<()> {
+        let (untold, told): (Vec<Held>, Vec<Held>) = all
+            .into_iter()
+            .filter(|held| held.connection == desk.open.number)
+            .partition(|held| held.charged != held.charged_by_return);
+        for held in told {
+            let nack = held.acker.nack(BasicNackOptions {
+                requeue: true,
+                ..BasicNackOptions::default()
+            });
+            self.link.call(&desk.open, nack).await?;
+        }
+        // The broker would count wrong: a copy with the right number takes the place.
+        let letters = untold
+            .iter()
+            .map(|held| Self::letter(known.wire.clone(), held));
+        let sent = self.publisher.send(letters.collect()).await;
+        let (done, failed): (Vec<_>, Vec<_>) = untold
+            .into_iter()
+            .zip(sent)
+            .partition(|(_, sent)| sent.is_ok());
+        let done: Vec<Held> = done.into_iter().map(|(held, _)| held).collect();
+        self.ack(desk, &done).await?;
+        match failed.into_iter().next() {
+            Some((_, Err(error))) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) async fn close(&self) -> Result<()> {
+        let known = self.all_known();
+        if !self.closed.swap(true, Ordering::AcqRel) {
+            self.closing.notify_waiters();
+            for known in known {
+                known.news.notify_waiters();
+                let held = known.hand(self).drain_all();
+                if held.is_empty() {
+                    continue;
+                }
+                // What cannot be given back comes back with the connection's end.
+                let desk = known.desk.lock().await.clone();
+                if let Some(desk) = desk
+                    && let Err(error) = self.give_back_at(&desk, &known, held).await
+                {
+                    warn!(queue = %known.name, error = error.chain(), "deliveries come back with the connection's end");
+                }
+            }
+            self.publisher.link.close().await;
+            self.link.close().await;
+        }
+        Ok(())
+    }
+}
+
+/// Gives back what waits in this process and nobody here takes, as long as the store is open.
+async fn tend(store: Weak<Store>) {
+    loop {
+        tokio::time::sleep(TEND).await;
+        let Some(store) = store.upgrade() else {
+            return;
+        };
+        if store.check_open().is_err() {
+            return;
+        }
+        for known in store.all_known() {
+            let late = known.hand(&store).drain_late();
+            if let Err(error) = store.give_back(&known, late).await {
+                warn!(queue = %known.name, error = error.chain(), "a message comes back with the connection's end");
+            }
+        }
+    }
+}

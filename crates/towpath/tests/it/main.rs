@@ -23,6 +23,7 @@ mod limits;
 mod mail;
 mod orders;
 mod orders_chaos;
+mod orders_rabbitmq;
 mod process;
 mod producers;
 mod protocol;

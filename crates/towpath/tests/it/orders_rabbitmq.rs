@@ -1,0 +1,295 @@
+//! The order pipeline on RabbitMQ and Redis, in place of the reference system's processes and beside them.
+
+use std::time::Duration;
+
+use lapin::options::{
+    BasicAckOptions, BasicGetOptions, BasicPublishOptions, ExchangeDeclareOptions,
+    QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use towpath_testkit::servers::{rabbitmq, redis};
+
+use crate::orders::{order, set_stock, show, stock};
+use crate::process::{Running, World, able, wait_until};
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// Both servers, and a virtual host of its own for the test.
+struct Place {
+    broker: String,
+    keys: redis::Server,
+}
+
+impl Place {
+    fn new() -> Option<Self> {
+        let there = able("rabbitmq", rabbitmq::missing().is_none());
+        if !there || !able("redis", redis::missing().is_none()) {
+            return None;
+        }
+        let host = format!("h{}", uuid::Uuid::now_v7().simple());
+        let server = rabbitmq::shared();
+        server.control(&["add_vhost", &host]);
+        server.control(&["set_permissions", "-p", &host, "guest", ".*", ".*", ".*"]);
+        Some(Self {
+            broker: format!("{}/{host}", server.url()),
+            keys: redis::Server::start(redis::DURABLE),
+        })
+    }
+
+    /// A process with the variables of the reference system.
+    fn world(&self) -> World {
+        let mut world = World::new();
+        // The second node is not there: the list is what counts.
+        world.set(
+            "RABBITMQ_URLS",
+            format!("amqp://127.0.0.1:1,{}", self.broker),
+        );
+        world.set("REDIS_ADDR", format!("127.0.0.1:{}", self.keys.port()));
+        world.set("TOWPATH_ORDERS__RETRY__FIRST", "50ms");
+        world.set("TOWPATH_ORDERS__RETRY__MAX", "200ms");
+        world
+    }
+
+    fn start(&self, roles: &str) -> (World, Running) {
+        let world = self.world();
+        let running = world.spawn(&["run", roles]);
+        running.wait_ready(&world);
+        (world, running)
+    }
+
+    fn command(&self, words: &[&str]) -> String {
+        self.keys.command(words).trim().to_owned()
+    }
+}
+
+/// A client as small as the contract.
+struct Bare {
+    runtime: Runtime,
+    channel: Channel,
+    _connection: Connection,
+}
+
+impl Bare {
+    fn new(place: &Place) -> Self {
+        let runtime = Runtime::new().unwrap();
+        let (connection, channel) = runtime.block_on(async {
+            let properties = ConnectionProperties::default();
+            let connection = Connection::connect(&place.broker, properties)
+                .await
+                .unwrap();
+            let channel = connection.create_channel().await.unwrap();
+            (connection, channel)
+        });
+        Self {
+            runtime,
+            channel,
+            _connection: connection,
+        }
+    }
+
+    /// What the reference processor and notifier declare: classic queues without arguments.
+    fn declare(&self, exchange: &str, kind: ExchangeKind, queue: &str, key: &str) {
+        self.runtime.block_on(async {
+            let durable = ExchangeDeclareOptions {
+                durable: true,
+                ..ExchangeDeclareOptions::default()
+            };
+            let none = FieldTable::default;
+            let channel = &self.channel;
+            channel
+                .exchange_declare(exchange.into(), kind, durable, none())
+                .await
+                .unwrap();
+            let options = QueueDeclareOptions::durable();
+            channel
+                .queue_declare(queue.into(), options, none())
+                .await
+                .unwrap();
+            let options = QueueBindOptions::default();
+            let bound =
+                channel.queue_bind(queue.into(), exchange.into(), key.into(), options, none());
+            bound.await.unwrap();
+        });
+    }
+
+    fn publish(&self, exchange: &str, key: &str, body: &[u8]) {
+        let properties = BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_delivery_mode(2);
+        let options = BasicPublishOptions::default();
+        let publish =
+            self.channel
+                .basic_publish(exchange.into(), key.into(), options, body, properties);
+        self.runtime.block_on(publish).unwrap();
+    }
+
+    /// Takes one message and acks it.
+    fn take(&self, queue: &str) -> Option<Value> {
+        self.runtime.block_on(async {
+            let got = self
+                .channel
+                .basic_get(queue.into(), BasicGetOptions::default())
+                .await;
+            let delivery = got.unwrap()?.delivery;
+            delivery.ack(BasicAckOptions::default()).await.unwrap();
+            Some(serde_json::from_slice(&delivery.data).unwrap())
+        })
+    }
+
+    fn wait_for(&self, queue: &str) -> Value {
+        let mut found = None;
+        wait_until(&format!("a message in {queue}"), SOON, || {
+            found = self.take(queue);
+            found.is_some()
+        });
+        found.unwrap()
+    }
+}
+
+fn wait_notified(world: &World, id: &str) -> Value {
+    wait_until(&format!("{id} to be notified"), SOON, || {
+        show(world, id)["notified"] == true
+    });
+    show(world, id)
+}
+
+#[test]
+fn the_walk_through_of_the_reference_system_works_on_its_own_brokers() {
+    let Some(place) = Place::new() else { return };
+    let (world, _running) = place.start("gateway,processor,notifier,dashboard");
+    assert_eq!(
+        place.command(&["SET", "inventory:mag-safe-phone-case", "100"]),
+        "+OK"
+    );
+    let mut client = world.client();
+    let answer = order(&mut client, "order123", "mag-safe-phone-case", 2);
+    assert_eq!(
+        (answer.status, answer.text().as_str()),
+        (202, "Order received: order123")
+    );
+    let answer = order(&mut client, "order123", "mag-safe-phone-case", 2);
+    assert_eq!(
+        (answer.status, answer.text().as_str()),
+        (409, "Duplicate order\n")
+    );
+    wait_notified(&world, "order123");
+    let got = |key: &str| place.command(&["GET", key]);
+    assert!(got("inventory:mag-safe-phone-case").ends_with("98"));
+    assert!(got("orders.processed.count").ends_with('1'));
+    assert!(
+        place
+            .command(&["HGET", "notifications:order123", "status"])
+            .ends_with("sent")
+    );
+    let board = crate::client::Client::new(world.dashboard)
+        .get("/metrics?sku=mag-safe-phone-case&order_id=order123")
+        .json();
+    assert_eq!(board["inventory_level"], 98, "{board}");
+    assert_eq!(board["notification_status"]["status"], "sent", "{board}");
+    assert_eq!(world.json(&["orders", "check"])["balanced"], true);
+}
+
+#[test]
+fn a_bare_gateway_takes_the_place_of_ours() {
+    let Some(place) = Place::new() else { return };
+    let bare = Bare::new(&place);
+    // It may be there first, as the reference processor is: queues without arguments.
+    bare.declare("orders.direct", ExchangeKind::Direct, "orders.queue", "");
+    bare.declare(
+        "orders.topic",
+        ExchangeKind::Topic,
+        "notifier.queue",
+        "order.created",
+    );
+    place.command(&["SET", "inventory:a", "10"]);
+    bare.publish("orders.direct", "", br#"{"id":"early","sku":"a","qty":1}"#);
+    let (_world, _running) = place.start("processor,notifier");
+    bare.publish("orders.direct", "", br#"{"id":"late","sku":"a","qty":2}"#);
+    for id in ["early", "late"] {
+        wait_until(&format!("{id} to be notified"), SOON, || {
+            let status = place.command(&["HGET", &format!("notifications:{id}"), "status"]);
+            status.ends_with("sent")
+        });
+    }
+    assert!(place.command(&["GET", "inventory:a"]).ends_with('7'));
+    assert!(
+        place
+            .command(&["GET", "orders.processed.count"])
+            .ends_with('2')
+    );
+}
+
+#[test]
+fn a_bare_processor_and_a_bare_notifier_take_the_place_of_ours() {
+    let Some(place) = Place::new() else { return };
+    // Accepted before any processor ever ran.
+    let (world, running) = place.start("gateway");
+    place.command(&["SET", "inventory:a", "10"]);
+    assert_eq!(order(&mut world.client(), "one", "a", 2).status, 202);
+    assert_eq!(order(&mut world.client(), "two", "a", 3).status, 202);
+    let bare = Bare::new(&place);
+    let got = bare.wait_for("orders.queue");
+    assert_eq!(got, json!({"id": "one", "sku": "a", "qty": 2}));
+    place.command(&["DECRBY", "inventory:a", "2"]);
+    place.command(&["INCR", "orders.processed.count"]);
+    bare.publish("orders.topic", "order.created", got.to_string().as_bytes());
+    // The other one is for ours, whose event is for a bare notifier.
+    let (processing, processor) = place.start("processor");
+    wait_until("the second order", SOON, || {
+        show(&world, "two")["state"] == "processed"
+    });
+    let told = [
+        bare.wait_for("notifier.queue"),
+        bare.wait_for("notifier.queue"),
+    ];
+    assert_eq!(told[0]["id"], "one");
+    assert_eq!(told[1], json!({"id": "two", "sku": "a", "qty": 3}));
+    assert_eq!(stock(&world, "a"), 5);
+    drop((running, processing, processor));
+}
+
+#[test]
+fn a_poison_order_is_a_dead_letter_that_can_be_put_back() {
+    let Some(place) = Place::new() else { return };
+    let (world, _running) = place.start("gateway,processor,notifier");
+    let bare = Bare::new(&place);
+    bare.publish("orders.direct", "", b"no order");
+    let letters = || world.json(&["dlq", "ls", "orders.queue"]).to_string();
+    wait_until("the dead letter", SOON, || {
+        letters().contains("\"attempts\":1")
+    });
+    assert!(letters().contains("JSON"), "{}", letters());
+    world.ok(&["dlq", "requeue", "orders.queue", "--all"]);
+    wait_until("it to be dead again", SOON, || {
+        letters().contains("\"attempts\":1")
+    });
+    // The queue goes on.
+    set_stock(&world, "a", 5);
+    assert_eq!(order(&mut world.client(), "good", "a", 1).status, 202);
+    wait_notified(&world, "good");
+}
+
+#[test]
+fn of_many_posts_of_one_id_one_is_accepted_and_has_its_effect() {
+    let Some(place) = Place::new() else { return };
+    let (world, _running) = place.start("gateway,processor,notifier");
+    set_stock(&world, "a", 100);
+    let posts: Vec<_> = (0..100)
+        .map(|_| {
+            let mut client = world.client();
+            std::thread::spawn(move || order(&mut client, "same", "a", 3).status)
+        })
+        .collect();
+    let statuses: Vec<u16> = posts.into_iter().map(|post| post.join().unwrap()).collect();
+    let accepted = statuses.iter().filter(|status| **status == 202).count();
+    assert_eq!(accepted, 1, "{statuses:?}");
+    assert!(
+        statuses.iter().all(|status| [202, 409].contains(status)),
+        "{statuses:?}"
+    );
+    wait_notified(&world, "same");
+    assert_eq!(stock(&world, "a"), 97);
+}

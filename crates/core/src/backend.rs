@@ -226,6 +226,16 @@ impl Backend {
             .ok_or_else(|| self.lacks(needed_by, "keys and values"))
     }
 
+    /// The stream port, or an error as [`Backend::require_queue`].
+    ///
+    /// # Errors
+    /// `Unsupported` when the family has no streams.
+    pub fn require_stream(&self, needed_by: &str) -> Result<Arc<dyn Stream>> {
+        self.stream
+            .clone()
+            .ok_or_else(|| self.lacks(needed_by, "streams"))
+    }
+
     fn lacks(&self, needed_by: &str, what: &str) -> Error {
         let offers: Vec<&str> = self
             .descriptor

@@ -12,6 +12,7 @@ pub mod http;
 pub mod inlet;
 pub mod pump;
 pub mod sink;
+pub mod source;
 pub mod supervisor;
 pub mod telemetry;
 pub mod wiring;

@@ -3,9 +3,13 @@
 pub mod rabbitmq;
 pub mod redis;
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use rand::Rng;
 
 /// A process that ends when this is dropped, and also when the test's own process is killed.
 ///
@@ -44,13 +48,19 @@ impl Drop for Guarded {
     }
 }
 
-/// A port that was free a moment ago.
+/// Ports below those that the system gives to outgoing connections, so that none of these takes one while its server
+/// is being started again.
+const PORTS: std::ops::Range<u16> = 12_000..32_000;
+
+/// A port that nobody listens on, and that no other call in this process got.
 ///
 /// # Panics
 /// When there is none.
 pub fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    (0..1_000)
+        .map(|_| rand::rng().random_range(PORTS))
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok() && given.insert(*port))
         .expect("a free port")
-        .port()
 }

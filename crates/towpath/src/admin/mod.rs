@@ -6,6 +6,7 @@ mod document;
 mod hosts;
 mod keys;
 mod routes;
+mod streams;
 mod token;
 mod wire;
 
@@ -20,6 +21,7 @@ use towpath_core::message;
 
 pub use hosts::Hosts;
 pub use keys::{KeyView, Sum};
+pub use streams::{EntryView, GroupView, StreamView};
 pub(crate) use token::FILE as TOKEN_FILE;
 pub use token::{Token, token};
 pub use wire::{

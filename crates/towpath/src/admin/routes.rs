@@ -52,6 +52,9 @@ pub(super) fn v1() -> (Router<Admin>, OpenApi) {
         .routes(routes!(dead_letters))
         .routes(routes!(requeue))
         .routes(routes!(drop_dead))
+        .routes(routes!(super::streams::list))
+        .routes(routes!(super::streams::show))
+        .routes(routes!(super::streams::entries))
         .routes(routes!(health))
         .routes(routes!(super::keys::list))
         .routes(routes!(
@@ -126,7 +129,7 @@ struct Page {
 /// Most entries of an answer.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(try_from = "u64")]
-struct Max(usize);
+pub(super) struct Max(pub(super) usize);
 
 impl Default for Max {
     fn default() -> Self {

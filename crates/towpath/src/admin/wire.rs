@@ -1,5 +1,7 @@
 //! What the admin API says, in JSON: names are part of `/v1` and stay.
 
+use std::collections::BTreeMap;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
@@ -109,6 +111,8 @@ pub struct MessageView {
     pub enqueued_at: String,
     /// Its key, if it has one.
     pub key: Option<String>,
+    /// What travels beside the payload.
+    pub headers: BTreeMap<String, String>,
     /// Its payload.
     #[serde(flatten)]
     pub payload: Payload,
@@ -127,6 +131,12 @@ impl From<Peeked> for MessageView {
             attempts: peeked.attempts,
             enqueued_at: peeked.message.enqueued_at.to_string(),
             key: peeked.message.key,
+            headers: peeked
+                .message
+                .headers
+                .iter()
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
             payload: Payload::of(&peeked.message.payload),
         }
     }

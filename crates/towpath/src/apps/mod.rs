@@ -1,4 +1,5 @@
 //! The apps: what each group of roles promises, on top of the ports.
 
 pub mod ingest;
+pub mod lines;
 pub mod orders;

@@ -7,7 +7,10 @@ use clap::Command;
 /// Every command stands in one group; a test compares them with the commands there are.
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Run", &["up", "run", "roles"]),
-    ("Messages", &["send", "queue", "dlq", "kv", "orders"]),
+    (
+        "Messages",
+        &["send", "queue", "stream", "dlq", "kv", "orders", "lines"],
+    ),
     ("Check", &["health", "doctor", "bench", "version"]),
     ("Set up", &["config", "completions", "help"]),
 ];

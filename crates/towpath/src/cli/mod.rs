@@ -12,12 +12,14 @@ mod global;
 mod health;
 mod help;
 mod kv;
+mod lines;
 mod orders;
 mod output;
 mod queue;
 #[cfg(test)]
 mod reference;
 mod send;
+mod stream;
 mod token_file;
 mod up;
 mod version;
@@ -66,12 +68,18 @@ enum Command {
     /// Look at queues, stop and start them
     #[command(subcommand)]
     Queue(queue::QueueCommand),
+    /// Look at streams, their groups and entries
+    #[command(subcommand)]
+    Stream(stream::StreamCommand),
     /// Look at dead letters, put them back or drop them
     #[command(subcommand)]
     Dlq(dlq::DlqCommand),
     /// Look at keys, set and change them
     #[command(subcommand)]
     Kv(kv::KvCommand),
+    /// Move lines from file to file
+    #[command(subcommand)]
+    Lines(lines::LinesCommand),
     /// Check the books of the orders app
     #[command(subcommand)]
     Orders(orders::OrdersCommand),
@@ -142,8 +150,10 @@ impl Cli {
             Command::Roles => roles(global),
             Command::Send(args) => send::run(global, args).await,
             Command::Queue(command) => queue::run(global, command).await,
+            Command::Stream(command) => stream::run(global, command).await,
             Command::Dlq(command) => dlq::run(global, command).await,
             Command::Kv(command) => kv::run(global, command).await,
+            Command::Lines(command) => lines::run(global, command).await,
             Command::Orders(command) => orders::run(global, command).await,
             Command::Health(args) => health::run(global, args).await,
             Command::Doctor(args) => doctor::run(global, args).await,

@@ -70,6 +70,7 @@ fn keeping_nothing(mut sources: Sources, folder: &Path) -> Sources {
         ("backends.ingest", String::new()),
         ("backends.orders", String::new()),
         ("backends.orders_kv", String::new()),
+        ("backends.lines", String::new()),
         ("embedded.durability", "none".to_owned()),
         ("ingest.worker.output", String::new()),
     ] {

@@ -292,6 +292,7 @@ fn without_effect(config: &Config, settings: &BTreeMap<&'static str, Setting>) -
         &config.ingest_backend,
         &config.orders.broker,
         &config.orders.kv,
+        &config.lines.backend,
     ];
     let schemes = urls.map(|url| url.expose().split(':').next().unwrap_or_default());
     if schemes.contains(&"embedded") {

@@ -10,6 +10,7 @@ mod dotenv;
 mod file;
 mod key;
 mod kind;
+mod lines;
 mod load;
 mod model;
 mod orders;
@@ -25,6 +26,7 @@ mod tests;
 
 pub use key::{KEYS, Key};
 pub use kind::Kind;
+pub use lines::Lines;
 pub use load::{Loaded, Setting, Sources, load};
 pub use model::{Config, SinkKind};
 pub use orders::{ChannelKind, Orders};

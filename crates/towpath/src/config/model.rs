@@ -7,6 +7,7 @@ use std::time::Duration;
 use towpath_core::port::queue::Settings;
 use towpath_core::retry;
 
+use super::lines::Lines;
 use super::load::Setting;
 use super::orders::Orders;
 use super::{Secret, kind};
@@ -79,6 +80,7 @@ pub struct Config {
     pub command: Vec<String>,
     pub command_timeout: Duration,
     pub orders: Orders,
+    pub lines: Lines,
     pub traces_endpoint: Option<String>,
     pub log_format: String,
     pub log_level: String,
@@ -210,6 +212,7 @@ impl Config {
                 .unwrap_or_default(),
             command_timeout: values.duration("ingest.worker.command.timeout"),
             orders: Orders::read(&values),
+            lines: Lines::read(&values),
             traces_endpoint: values.optional("traces.endpoint"),
             log_format: values.text("log.format"),
             log_level: values.text("log.level"),

@@ -4,12 +4,14 @@
 //! how work is leased and settled; everything else is the pump's.
 
 mod queue;
+mod stream;
 
 use async_trait::async_trait;
 use towpath_core::port::queue::Settlement;
 use towpath_core::{Delivery, Receipt, Result};
 
 pub use queue::QueueInlet;
+pub use stream::{Place, StreamInlet};
 
 /// Where the pump leases work and settles it, for one consumer.
 #[async_trait]

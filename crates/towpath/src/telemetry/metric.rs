@@ -39,6 +39,20 @@ pub enum Metric {
     Duplicates,
     /// Orders by what became of them.
     Orders,
+    /// Lines that the reader sent.
+    LinesRead,
+    /// Lines that the writer wrote.
+    LinesWritten,
+    /// Bytes read of an input.
+    InputRead,
+    /// Size of an input.
+    InputSize,
+    /// Entries that a group has not finished.
+    StreamLag,
+    /// Entries in consumers' hands.
+    StreamPending,
+    /// Age of the oldest unfinished entry.
+    StreamOldestAge,
     /// Whether a backend works.
     BackendUp,
     /// What runs.
@@ -57,7 +71,7 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric, in the order of the documentation.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 32] = [
         Self::HttpRequests,
         Self::HttpRequestDuration,
         Self::RefusedConnections,
@@ -76,6 +90,13 @@ impl Metric {
         Self::Dropped,
         Self::Duplicates,
         Self::Orders,
+        Self::LinesRead,
+        Self::LinesWritten,
+        Self::InputRead,
+        Self::InputSize,
+        Self::StreamLag,
+        Self::StreamPending,
+        Self::StreamOldestAge,
         Self::BackendUp,
         Self::BuildInfo,
         Self::ProcessCpu,
@@ -195,6 +216,48 @@ impl Metric {
                 "gauge",
                 "state",
                 "Orders ever accepted, processed, rejected and notified, where `orders.dashboard` runs",
+            ),
+            Self::LinesRead => (
+                "lines_read_total",
+                "counter",
+                "",
+                "Lines that `lines.reader` sent",
+            ),
+            Self::LinesWritten => (
+                "lines_written_total",
+                "counter",
+                "",
+                "Lines that `lines.writer` wrote and committed",
+            ),
+            Self::InputRead => (
+                "towpath_lines_input_read_bytes",
+                "gauge",
+                "input",
+                "Bytes read of an input file",
+            ),
+            Self::InputSize => (
+                "towpath_lines_input_size_bytes",
+                "gauge",
+                "input",
+                "Size of an input file",
+            ),
+            Self::StreamLag => (
+                "towpath_stream_lag_messages",
+                "gauge",
+                "stream, group",
+                "Entries that the group has not finished: what to scale its consumers on",
+            ),
+            Self::StreamPending => (
+                "towpath_stream_pending_messages",
+                "gauge",
+                "stream, group",
+                "Entries in the hands of the group's consumers",
+            ),
+            Self::StreamOldestAge => (
+                "towpath_stream_oldest_message_age_seconds",
+                "gauge",
+                "stream, group",
+                "Age of the group's oldest unfinished entry; 0 when there is none",
             ),
             Self::BackendUp => (
                 "towpath_backend_up",

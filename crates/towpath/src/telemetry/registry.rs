@@ -12,6 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use towpath_core::backend::Backend;
 use towpath_core::port::queue::Stats;
+use towpath_core::port::stream;
 
 use super::metric::Metric;
 use super::process;
@@ -67,6 +68,18 @@ struct OrderState {
     state: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Input {
+    input: String,
+}
+
+/// Labels of a consumer group.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Group {
+    stream: String,
+    group: String,
+}
+
 /// Connections of one listener that were not served.
 #[derive(Debug, Clone)]
 pub struct RefusedConnections {
@@ -101,6 +114,10 @@ struct Inner {
     pub(super) end_to_end: Histograms<Queue>,
     pub(super) sink_failures: Family<Queue, Counter>,
     orders: Family<OrderState, Gauge>,
+    lines_read: Counter,
+    lines_written: Counter,
+    input_read: Family<Input, Gauge>,
+    input_size: Family<Input, Gauge>,
     registry: Registry,
 }
 
@@ -123,6 +140,10 @@ impl Metrics {
             end_to_end: Family::new_with_constructor(durations),
             sink_failures: Family::default(),
             orders: Family::default(),
+            lines_read: Counter::default(),
+            lines_written: Counter::default(),
+            input_read: Family::default(),
+            input_size: Family::default(),
             registry: Registry::default(),
         };
         let build = Family::<Build, Gauge>::default();
@@ -155,6 +176,14 @@ impl Metrics {
             inner.sink_failures.clone(),
         );
         add(&mut registry, Metric::Orders, inner.orders.clone());
+        add(&mut registry, Metric::LinesRead, inner.lines_read.clone());
+        add(
+            &mut registry,
+            Metric::LinesWritten,
+            inner.lines_written.clone(),
+        );
+        add(&mut registry, Metric::InputRead, inner.input_read.clone());
+        add(&mut registry, Metric::InputSize, inner.input_size.clone());
         add(&mut registry, Metric::BuildInfo, build);
         Self(Arc::new(Inner { registry, ..inner }))
     }
@@ -180,6 +209,27 @@ impl Metrics {
         for (state, count) in counts {
             let gauge = self.0.orders.get_or_create(&OrderState { state }).clone();
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// The counter of lines that the reader sent.
+    pub fn lines_read(&self) -> Counter {
+        self.0.lines_read.clone()
+    }
+
+    /// The counter of lines that the writer wrote.
+    pub fn lines_written(&self) -> Counter {
+        self.0.lines_written.clone()
+    }
+
+    /// How far an input file is, in bytes.
+    pub fn input(&self, input: &str, read: u64, size: u64) {
+        let labels = Input {
+            input: input.to_owned(),
+        };
+        for (family, bytes) in [(&self.0.input_read, read), (&self.0.input_size, size)] {
+            let gauge = family.get_or_create(&labels).clone();
+            gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
     }
 
@@ -243,21 +293,22 @@ impl Metrics {
     ) -> (&'static str, String) {
         let found = join_all(backends.iter().map(|backend| async {
             let asked = tokio::time::timeout(DEADLINE, ask(backend)).await;
-            let (up, queues) = asked.unwrap_or_default();
-            (backend.descriptor.name, up, queues)
+            (backend.descriptor.name, asked.unwrap_or_default())
         }))
         .await;
         let mut scraped = Registry::default();
         let up = Family::<Named, Gauge>::default();
         add(&mut scraped, Metric::BackendUp, up.clone());
         let families = QueueFamilies::register(&mut scraped);
+        let groups = GroupFamilies::register(&mut scraped);
         process::register(&mut scraped);
-        for (name, works, queues) in found {
+        for (name, (works, queues, streams)) in found {
             up.get_or_create(&Named {
                 backend: name.to_owned(),
             })
             .set(i64::from(works));
             queues.iter().for_each(|stats| families.set(stats));
+            streams.iter().for_each(|stats| groups.set(stats));
         }
         let mut body = String::new();
         let encoded = text::encode_registry(&mut body, &self.0.registry)
@@ -273,14 +324,18 @@ impl Metrics {
     }
 }
 
-/// Whether a backend works, and its queues.
-async fn ask(backend: &Backend) -> (bool, Vec<Stats>) {
+/// Whether a backend works, its queues and its streams.
+async fn ask(backend: &Backend) -> (bool, Vec<Stats>, Vec<stream::Stats>) {
     let up = backend.lifecycle.health().await.is_ok();
     let queues = match &backend.queue {
         Some(queue) => queue.list().await.unwrap_or_default(),
         None => Vec::new(),
     };
-    (up, queues)
+    let streams = match &backend.stream {
+        Some(stream) => stream.list().await.unwrap_or_default(),
+        None => Vec::new(),
+    };
+    (up, queues, streams)
 }
 
 pub(super) fn add(
@@ -372,6 +427,49 @@ impl QueueFamilies {
         }
         for (family, value) in &self.counters {
             family.get_or_create(&labels).inc_by(value(stats));
+        }
+    }
+}
+
+/// The numbers of consumer groups.
+struct GroupFamilies {
+    lag: Family<Group, Gauge>,
+    pending: Family<Group, Gauge>,
+    oldest_age: Family<Group, Gauge>,
+}
+
+impl GroupFamilies {
+    fn register(registry: &mut Registry) -> Self {
+        let families = Self {
+            lag: Family::default(),
+            pending: Family::default(),
+            oldest_age: Family::default(),
+        };
+        add(registry, Metric::StreamLag, families.lag.clone());
+        add(registry, Metric::StreamPending, families.pending.clone());
+        add(
+            registry,
+            Metric::StreamOldestAge,
+            families.oldest_age.clone(),
+        );
+        families
+    }
+
+    fn set(&self, stats: &stream::Stats) {
+        for group in &stats.groups {
+            let labels = Group {
+                stream: stats.stream.to_string(),
+                group: group.group.to_string(),
+            };
+            let age = group.oldest_age.unwrap_or_default().as_secs();
+            for (family, value) in [
+                (&self.lag, group.lag),
+                (&self.pending, group.pending),
+                (&self.oldest_age, age),
+            ] {
+                let gauge = family.get_or_create(&labels).clone();
+                gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+            }
         }
     }
 }

@@ -5,8 +5,10 @@
 
 mod backends;
 mod bench;
+mod copy;
 mod demo;
 mod ingest;
+mod lines;
 mod listener;
 mod opened;
 mod orders;
@@ -17,6 +19,7 @@ mod run;
 
 pub use backends::{BACKENDS, FORMATS, open};
 pub use bench::{BENCH_QUEUE, BenchApi, bare_api_for_bench, ingest_api_for_bench};
+pub use copy::Copy;
 pub use role::Role;
 pub use run::{Started, start};
 pub use towpath_backends::{Baseline, baseline};

@@ -59,6 +59,11 @@ impl<'a> Process<'a> {
         self.roles.contains(&role)
     }
 
+    /// Whether this is `up`, which runs every role.
+    pub(super) fn is_everything(&self) -> bool {
+        self.roles.len() == Role::all().count()
+    }
+
     /// An edge with bounds of its own, so that a busy listener never makes a probe on another one fail.
     pub(super) fn edge(&self) -> Edge {
         let intake = Intake::new(self.config.body_timeout, self.config.max_body_memory);
@@ -68,7 +73,7 @@ impl<'a> Process<'a> {
     /// Opens a role's own listener. `up` goes on without it when nobody asked for the port and it is taken.
     pub(super) async fn open(&mut self, door: Door<'_>, router: Router, edge: Edge) -> Result<()> {
         let socket = match bind(door.key, door.asked.unwrap_or(door.default)).await {
-            Err(error) if door.asked.is_none() && self.roles.len() == Role::all().count() => {
+            Err(error) if door.asked.is_none() && self.is_everything() => {
                 warn!(
                     error = error.chain(),
                     role = door.role,

@@ -21,6 +21,10 @@ pub enum Role {
     OrdersNotifier,
     /// The numbers of the orders app.
     OrdersDashboard,
+    /// Sends the lines of a file.
+    LinesReader,
+    /// Writes the lines of a stream.
+    LinesWriter,
 }
 
 /// Role, its name, the bare name of the reference process, what it does.
@@ -61,12 +65,22 @@ const ROLES: &[(Role, &str, &str, &str)] = &[
         "dashboard",
         "shows the numbers of the orders app",
     ),
+    (
+        Role::LinesReader,
+        "lines.reader",
+        "reader",
+        "sends the lines of a file to a stream",
+    ),
+    (
+        Role::LinesWriter,
+        "lines.writer",
+        "writer",
+        "writes the lines of a stream to a file",
+    ),
 ];
 
 /// Roles of apps that this version does not have, so that a known name gets a useful answer.
 const LATER: &[&str] = &[
-    "lines.reader",
-    "lines.writer",
     "accounts.api",
     "accounts.relay",
     "fleet.controller",

@@ -9,6 +9,7 @@ use towpath_core::backend::Backend;
 use super::Role;
 use super::backends::clock;
 use super::ingest::Ingest;
+use super::lines::Lines;
 use super::listener::{Listener, bind};
 use super::opened::Opened;
 use super::orders::Orders;
@@ -45,6 +46,7 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     let mut opened = Opened::new(Arc::clone(&process.clock));
     let ingest = Ingest::open(&process, &mut opened).await?;
     let orders = Orders::open(&process, &mut opened).await?;
+    let lines = Lines::open(&process, &mut opened).await?;
     let backends = opened.backends();
     for backend in &backends {
         process.health.watch(backend.clone());
@@ -67,6 +69,9 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     }
     if let Some(orders) = orders {
         orders.start(&mut process, &mut public).await?;
+    }
+    if let Some(lines) = lines {
+        lines.start(&mut process, &mut public)?;
     }
     let http = public.start(&mut process).await?;
     process.health.serving();

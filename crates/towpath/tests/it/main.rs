@@ -20,6 +20,7 @@ mod client;
 mod disk;
 mod ingest;
 mod limits;
+mod lines;
 mod mail;
 mod orders;
 mod orders_chaos;

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use towpath_testkit::servers::free_port;
 
 use crate::client::Client;
 
@@ -292,9 +294,8 @@ impl Drop for Running {
 
 /// Two loopback addresses that nobody listens on.
 pub(crate) fn free_ports() -> (SocketAddr, SocketAddr) {
-    let one = TcpListener::bind("127.0.0.1:0").unwrap();
-    let two = TcpListener::bind("127.0.0.1:0").unwrap();
-    (one.local_addr().unwrap(), two.local_addr().unwrap())
+    let free = || SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+    (free(), free())
 }
 
 pub(crate) fn lines_of(path: &Path) -> Vec<String> {

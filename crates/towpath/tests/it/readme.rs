@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::process::{BINARY, World};
+use crate::process::{BINARY, World, wait_until};
 
 /// The commands between these markers.
 fn tour(name: &str) -> String {
@@ -88,9 +88,37 @@ fn the_tour_of_orders_runs_as_written() {
 }
 
 #[test]
-fn every_example_of_the_help_runs() {
+fn the_tour_of_lines_runs_as_written() {
     let world = World::new();
+    let _running = world.up();
+    let binary = std::path::Path::new(BINARY).parent().unwrap();
+    let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
+    let output = Command::new("sh")
+        .args(["-ec", &tour("lines")])
+        .current_dir(&world.folder)
+        .env("PATH", path)
+        .env("TOWPATH_SERVER__ADMIN", world.admin.to_string())
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{stdout}");
+    assert!(stdout.contains("equal"), "{stdout}");
+}
+
+#[test]
+fn every_example_of_the_help_runs() {
+    let mut world = World::new();
+    let input = world.folder.join("input.txt");
+    std::fs::write(&input, "one\ntwo\n").unwrap();
+    world.set("INPUT_PATH", input.display());
     let running = world.up();
+    let lines = || {
+        world
+            .run(&["stream", "show", "line_stream"])
+            .status
+            .success()
+    };
+    wait_until("the stream", std::time::Duration::from_secs(30), lines);
     world.client().post("/enqueue", &[], b"example");
     let mut ran = 0;
     for example in examples() {

@@ -18,7 +18,7 @@ mod record;
 mod tests;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +56,11 @@ impl FileSink {
             output: Arc::new(Mutex::new(Output::new(path))),
             format,
         }
+    }
+
+    /// Where the journal of an output is.
+    pub fn journal_of(path: &Path) -> PathBuf {
+        output::journal_of(path)
     }
 
     fn unavailable(&self) -> Error {

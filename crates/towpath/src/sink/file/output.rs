@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use towpath_core::MessageId;
@@ -21,13 +21,18 @@ pub(super) struct Output {
     file: Option<File>,
 }
 
+/// The path of the journal beside an output.
+pub(super) fn journal_of(path: &Path) -> PathBuf {
+    let mut journal = path.as_os_str().to_owned();
+    journal.push(".journal");
+    journal.into()
+}
+
 impl Output {
     pub(super) fn new(path: PathBuf) -> Self {
-        let mut journal = path.as_os_str().to_owned();
-        journal.push(".journal");
         Self {
+            journal: Journal::new(journal_of(&path)),
             path,
-            journal: Journal::new(journal.into()),
             file: None,
         }
     }

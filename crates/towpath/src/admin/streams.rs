@@ -1,0 +1,201 @@
+//! `/v1/streams`: streams, their groups, their entries.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use serde::{Deserialize, Serialize};
+use towpath_core::port::Stream;
+use towpath_core::port::stream::{Entry, Offset, Stats};
+use towpath_core::{Error, Result, StreamName};
+use utoipa::{IntoParams, ToSchema};
+
+use super::Admin;
+use super::routes::{Answer, Max};
+use super::wire::Payload;
+
+/// A stream's numbers.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct StreamView {
+    /// The stream.
+    pub stream: String,
+    /// Entries kept.
+    pub entries: u64,
+    /// Entries ever appended.
+    pub appended: u64,
+    /// The oldest entry kept.
+    pub first: Option<String>,
+    /// The newest entry.
+    pub last: Option<String>,
+    /// Its consumer groups, by name.
+    pub groups: Vec<GroupView>,
+}
+
+/// A consumer group's numbers.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct GroupView {
+    /// The group.
+    pub group: String,
+    /// Entries that it has not finished.
+    pub lag: u64,
+    /// Entries handed out and not finished.
+    pub pending: u64,
+    /// Age of its oldest unfinished entry.
+    pub oldest_age_seconds: Option<u64>,
+    /// Behind which entry its finished prefix ends.
+    pub committed: Option<String>,
+}
+
+/// An entry.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct EntryView {
+    /// Its place.
+    pub offset: String,
+    /// Its id.
+    pub id: String,
+    /// When it was appended, RFC 3339.
+    pub appended_at: String,
+    /// Its key, if it has one.
+    pub key: Option<String>,
+    /// What travelled beside the payload.
+    pub headers: BTreeMap<String, String>,
+    /// Its payload.
+    #[serde(flatten)]
+    pub payload: Payload,
+}
+
+impl From<Stats> for StreamView {
+    fn from(stats: Stats) -> Self {
+        let groups = stats.groups.into_iter().map(|group| GroupView {
+            group: group.group.to_string(),
+            lag: group.lag,
+            pending: group.pending,
+            oldest_age_seconds: group.oldest_age.map(|age| age.as_secs()),
+            committed: group.committed.map(show_offset),
+        });
+        Self {
+            groups: groups.collect(),
+            stream: stats.stream.to_string(),
+            entries: stats.entries,
+            appended: stats.appended,
+            first: stats.first.map(show_offset),
+            last: stats.last.map(show_offset),
+        }
+    }
+}
+
+impl From<Entry> for EntryView {
+    fn from(entry: Entry) -> Self {
+        let message = entry.message;
+        let headers = message.headers.iter();
+        Self {
+            offset: show_offset(entry.offset),
+            id: message.id.to_string(),
+            appended_at: message.enqueued_at.to_string(),
+            headers: headers
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
+            payload: Payload::of(&message.payload),
+            key: message.key,
+        }
+    }
+}
+
+/// An offset as text: the partition and the backend's own number.
+fn show_offset(offset: Offset) -> String {
+    format!("{}:{}", offset.partition, offset.value)
+}
+
+fn read_offset(text: &str) -> Result<Offset> {
+    let parts = text.split_once(':').and_then(|(partition, value)| {
+        Some(Offset {
+            partition: u32::from_str(partition).ok()?,
+            value: u128::from_str(value).ok()?,
+        })
+    });
+    parts.ok_or_else(|| {
+        Error::invalid(format!(
+            "`{text}` is no offset; it is a partition and a number like `0:17`"
+        ))
+    })
+}
+
+/// Which stretch of a stream.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Stretch {
+    /// Most entries, 1 to 1,000.
+    #[serde(default)]
+    #[param(value_type = u16, minimum = 1, maximum = 1000, default = 20)]
+    max: Max,
+    /// Those behind this offset; without it from the oldest.
+    after: Option<String>,
+}
+
+/// Every stream.
+#[utoipa::path(get, path = "/v1/streams", responses((status = 200, description = "Their numbers, by name", body = [StreamView])))]
+pub(super) async fn list(State(admin): State<Admin>) -> Answer<Vec<StreamView>> {
+    let mut all = Vec::new();
+    for stream in admin.streams()? {
+        all.extend(stream.list().await?.into_iter().map(StreamView::from));
+    }
+    Ok(Json(all))
+}
+
+/// One stream.
+#[utoipa::path(get, path = "/v1/streams/{stream}", params(("stream" = String, Path, description = "The stream")), responses((status = 200, description = "Its numbers", body = StreamView)))]
+pub(super) async fn show(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+) -> Answer<StreamView> {
+    let (stream, name) = admin.find_stream(&name).await?;
+    Ok(Json(stream.stats(&name).await?.into()))
+}
+
+/// Entries of a stream, without a group.
+#[utoipa::path(get, path = "/v1/streams/{stream}/entries", params(("stream" = String, Path, description = "The stream"), Stretch), responses((status = 200, description = "Oldest first", body = [EntryView])))]
+pub(super) async fn entries(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+    Query(asked): Query<Stretch>,
+) -> Answer<Vec<EntryView>> {
+    let after = asked.after.as_deref().map(read_offset).transpose()?;
+    let (stream, name) = admin.find_stream(&name).await?;
+    let found = stream.range(&name, after, asked.max.0).await?;
+    Ok(Json(found.into_iter().map(EntryView::from).collect()))
+}
+
+impl Admin {
+    /// Of every backend that has streams.
+    fn streams(&self) -> Result<Vec<Arc<dyn Stream>>> {
+        let backends = self.backends.iter();
+        let streams: Vec<_> = backends
+            .filter_map(|backend| backend.stream.clone())
+            .collect();
+        if streams.is_empty() {
+            return Err(Error::unsupported("no backend of this process has streams"));
+        }
+        Ok(streams)
+    }
+
+    /// A stream that exists, or an error that names those that do.
+    async fn find_stream(&self, name: &str) -> Result<(Arc<dyn Stream>, StreamName)> {
+        let name = StreamName::new(name)?;
+        let mut known = Vec::new();
+        for stream in self.streams()? {
+            let stats = stream.list().await?;
+            if stats.iter().any(|stats| stats.stream == name) {
+                return Ok((stream, name));
+            }
+            known.extend(stats.into_iter().map(|stats| stats.stream.to_string()));
+        }
+        known.truncate(20);
+        Err(Error::not_found(format!(
+            "there is no stream `{name}`; there are: {}",
+            known.join(", ")
+        )))
+    }
+}

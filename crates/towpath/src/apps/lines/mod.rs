@@ -1,0 +1,15 @@
+//! Lines: a file's lines become entries of a stream, and these the lines of another file, each once and in order.
+//!
+//! ```text
+//! file -> Tail -> Reader -- position and entries, one atomic step --> stream -> pump -> FileSink -> file
+//! ```
+//!
+//! The reader's position moves in the same step that appends the lines, so a crash neither loses nor repeats one, and
+//! of two readers of one file only one gets ahead. The writer is the pump with a stream as its inlet and the file sink
+//! whose journal knows what is written.
+
+mod api;
+mod reader;
+
+pub use api::routes;
+pub use reader::{Reader, Settings, Start};

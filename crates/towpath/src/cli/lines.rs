@@ -1,0 +1,160 @@
+//! `towpath lines`: a file through a stream into another file, and whether it came through whole.
+
+use std::fs::File;
+use std::io::{BufReader, IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{Exit, Failure, Format, Global, output};
+use crate::wiring::Copy;
+
+/// What to do with lines.
+#[derive(Debug, Subcommand)]
+pub(super) enum LinesCommand {
+    /// Move a whole file through a stream into a new file, and compare the two
+    #[command(
+        after_help = "A last line without a newline gets one. Ends with 5 when the files differ.\n\nExamples:\n  towpath lines copy input.txt copy.txt"
+    )]
+    Copy(CopyArgs),
+}
+
+/// Options of `lines copy`.
+#[derive(Debug, Args)]
+pub(super) struct CopyArgs {
+    /// The file to read
+    input: PathBuf,
+    /// The file to make; it must not be there yet
+    output: PathBuf,
+    /// The backend whose stream is used; without it a temporary embedded store beside the output
+    #[arg(long)]
+    via: Option<String>,
+}
+
+/// A file as its lines, each with a newline.
+#[derive(Debug, PartialEq, Eq, serde::Serialize)]
+struct Content {
+    lines: u64,
+    bytes: u64,
+    sha256: String,
+}
+
+pub(super) async fn run(global: &Global, command: LinesCommand) -> Result<Exit, Failure> {
+    let LinesCommand::Copy(args) = command;
+    if args.output.exists() {
+        let text = format!(
+            "`{}` is there already; name a new file",
+            args.output.display()
+        );
+        return Err(Failure::new(Exit::Usage, text));
+    }
+    let before = content(&args.input)?;
+    // Removed at the end.
+    let folder = args
+        .output
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let store = tempfile::Builder::new()
+        .prefix(".towpath-copy-")
+        .tempdir_in(folder.unwrap_or(Path::new(".")))?;
+    let via = args
+        .via
+        .unwrap_or_else(|| format!("embedded:{}", store.path().join("store").display()));
+    crate::http::tls::install_provider();
+    let bar = progress(before.lines, global.quiet);
+    let began = Instant::now();
+    let copy = Copy {
+        via,
+        input: args.input.clone(),
+        output: args.output.clone(),
+        lines: before.lines,
+    };
+    copy.run(|_, written| bar.set_position(written)).await?;
+    bar.finish_and_clear();
+    let elapsed = began.elapsed();
+    if before.lines == 0 {
+        File::create(&args.output)?;
+    }
+    std::fs::remove_file(Copy::journal(&args.output)).ok();
+    let after = content(&args.output)?;
+    let equal = before == after;
+    if global.format == Format::Json {
+        output::json(&serde_json::json!({
+            "input": before, "output": after, "equal": equal, "seconds": elapsed.as_secs_f64(),
+        }))?;
+    } else {
+        let row = |name: &Path, content: &Content| {
+            let lines = content.lines.to_string();
+            vec![
+                name.display().to_string(),
+                lines,
+                content.bytes.to_string(),
+                content.sha256.clone(),
+            ]
+        };
+        let rows = [row(&args.input, &before), row(&args.output, &after)];
+        output::table(&["FILE", "LINES", "BYTES", "SHA-256"], rows)?;
+        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+        let rate = before.lines as f64 / elapsed.as_secs_f64().max(1e-9);
+        let verdict = if equal { "equal" } else { "different" };
+        output::line(format!(
+            "{verdict}, {:.1} s, {rate:.0} lines/s",
+            elapsed.as_secs_f64()
+        ))?;
+    }
+    Ok(if equal { Exit::Ok } else { Exit::Problems })
+}
+
+fn progress(lines: u64, quiet: bool) -> ProgressBar {
+    if quiet || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(lines);
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} lines, {per_sec}, {eta} left");
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// Counts and hashes; a missing last newline is added.
+fn content(path: &Path) -> Result<Content, Failure> {
+    let unreadable = |error: std::io::Error| {
+        Failure::failed(format!("`{}` cannot be read: {error}", path.display()))
+    };
+    let mut file = BufReader::new(File::open(path).map_err(unreadable)?);
+    let (mut hash, mut buffer) = (Context::new(&SHA256), vec![0; 1 << 20]);
+    let (mut lines, mut bytes, mut last) = (0, 0, b'\n');
+    loop {
+        let count = file.read(&mut buffer).map_err(unreadable)?;
+        let Some(end) = buffer[..count].last() else {
+            break;
+        };
+        last = *end;
+        bytes += count as u64;
+        lines += buffer[..count]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count() as u64;
+        hash.update(&buffer[..count]);
+    }
+    if last != b'\n' {
+        hash.update(b"\n");
+        lines += 1;
+        bytes += 1;
+    }
+    let sha256 = hash
+        .finish()
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    Ok(Content {
+        lines,
+        bytes,
+        sha256,
+    })
+}

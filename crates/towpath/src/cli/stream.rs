@@ -1,0 +1,175 @@
+//! `towpath stream`.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use towpath_core::StreamName;
+
+use super::client::{Client, encoded};
+use super::queue::short;
+use super::{Exit, Failure, Format, Global, output};
+use crate::admin::{EntryView, StreamView};
+
+/// How often a followed stream is asked that had nothing new.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Entries asked for at once.
+const PAGE: usize = 200;
+
+/// What to do with streams.
+#[derive(Debug, Subcommand)]
+pub(super) enum StreamCommand {
+    /// Every stream with its numbers
+    #[command(after_help = "Examples:\n  towpath stream ls\n  towpath stream ls --output json")]
+    Ls,
+    /// One stream's numbers
+    #[command(after_help = "Examples:\n  towpath stream show line_stream")]
+    Show(Named),
+    /// The consumer groups of a stream: how far behind, what is in hand
+    #[command(after_help = "Examples:\n  towpath stream groups line_stream")]
+    Groups(Named),
+    /// Entries from the oldest one on, untouched
+    #[command(after_help = "Examples:\n  towpath stream tail line_stream --max 5")]
+    Tail {
+        #[command(flatten)]
+        named: Named,
+        /// Most entries; without it all there are
+        #[arg(long)]
+        max: Option<usize>,
+        /// Begin behind this offset
+        #[arg(long)]
+        after: Option<String>,
+        /// Go on with what is appended from now on, until Ctrl-C
+        #[arg(long, short)]
+        follow: bool,
+    },
+}
+
+/// A stream by name.
+#[derive(Debug, Args)]
+pub(super) struct Named {
+    /// The stream
+    stream: String,
+}
+
+impl Named {
+    fn path(&self, rest: &str) -> Result<String, Failure> {
+        let name = StreamName::new(&self.stream)?;
+        Ok(format!("/v1/streams/{}{rest}", encoded(name.as_str())))
+    }
+}
+
+pub(super) async fn run(global: &Global, command: StreamCommand) -> Result<Exit, Failure> {
+    let client = Client::new(global)?;
+    match command {
+        StreamCommand::Ls => {
+            let streams: Vec<StreamView> = client.get("/v1/streams").await?;
+            show(global, &streams, &streams)?;
+        }
+        StreamCommand::Show(named) => {
+            let stream: StreamView = client.get(&named.path("")?).await?;
+            show(global, std::slice::from_ref(&stream), &stream)?;
+        }
+        StreamCommand::Groups(named) => {
+            let stream: StreamView = client.get(&named.path("")?).await?;
+            show_groups(global, &stream)?;
+        }
+        StreamCommand::Tail {
+            named,
+            max,
+            after,
+            follow,
+        } => tail(global, &client, &named, max, after, follow).await?,
+    }
+    Ok(Exit::Ok)
+}
+
+fn show(
+    global: &Global,
+    streams: &[StreamView],
+    value: &impl serde::Serialize,
+) -> Result<(), Failure> {
+    if global.format == Format::Json {
+        return Ok(output::json(value)?);
+    }
+    let rows = streams.iter().map(|one| {
+        let lag = one.groups.iter().map(|group| group.lag).max();
+        vec![
+            one.stream.clone(),
+            one.entries.to_string(),
+            one.appended.to_string(),
+            one.groups.len().to_string(),
+            lag.map_or_else(|| "-".to_owned(), |lag| lag.to_string()),
+        ]
+    });
+    let headings = ["STREAM", "ENTRIES", "APPENDED", "GROUPS", "MOST LAG"];
+    Ok(output::table(&headings, rows)?)
+}
+
+fn show_groups(global: &Global, stream: &StreamView) -> Result<(), Failure> {
+    if global.format == Format::Json {
+        return Ok(output::json(&stream.groups)?);
+    }
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let rows = stream.groups.iter().map(|one| {
+        vec![
+            one.group.clone(),
+            one.lag.to_string(),
+            one.pending.to_string(),
+            or_none(one.oldest_age_seconds.map(|age| format!("{age}s"))),
+            or_none(one.committed.clone()),
+        ]
+    });
+    let headings = ["GROUP", "LAG", "PENDING", "OLDEST", "COMMITTED"];
+    Ok(output::table(&headings, rows)?)
+}
+
+async fn tail(
+    global: &Global,
+    client: &Client,
+    named: &Named,
+    max: Option<usize>,
+    mut after: Option<String>,
+    follow: bool,
+) -> Result<(), Failure> {
+    let mut left = max.unwrap_or(usize::MAX);
+    let mut all = Vec::new();
+    while left > 0 {
+        let mut rest = format!("/entries?max={}", left.min(PAGE));
+        if let Some(after) = &after {
+            rest.push_str(&format!("&after={}", encoded(after)));
+        }
+        let entries: Vec<EntryView> = client.get(&named.path(&rest)?).await?;
+        let Some(last) = entries.last() else {
+            if !follow {
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
+            continue;
+        };
+        after = Some(last.offset.clone());
+        left -= entries.len();
+        if global.format == Format::Json {
+            if follow {
+                // One value a line, as a reader of a pipe wants it.
+                for entry in &entries {
+                    output::line(serde_json::to_string(entry).unwrap_or_default())?;
+                }
+            } else {
+                all.extend(entries);
+            }
+            continue;
+        }
+        for entry in entries {
+            let payload = short(&entry.payload.payload);
+            output::line(format!(
+                "{}  {}  {payload}",
+                entry.offset, entry.appended_at
+            ))?;
+        }
+    }
+    if global.format == Format::Json && !follow {
+        output::json(&all)?;
+    }
+    Ok(())
+}

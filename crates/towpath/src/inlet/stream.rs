@@ -1,0 +1,278 @@
+//! A consumer group of a stream as an inlet.
+//!
+//! ```text
+//! what an earlier process of this name left -> what others left for too long -> what is new
+//! ```
+//!
+//! Older entries always come before newer ones, so a single consumer keeps the order of the stream across crashes.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use prometheus_client::metrics::counter::Counter;
+use tokio::time::Instant;
+use towpath_core::port::Queue;
+use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::port::stream::{Entry, Offset, ReadRequest, Start, Stream};
+use towpath_core::{
+    ConsumerId, Delivery, Error, ErrorKind, GroupName, MessageId, NewMessage, QueueName, Receipt,
+    Result, ResultExt, StreamName,
+};
+use tracing::{info, warn};
+
+use super::Inlet;
+
+/// Short enough to end soon after a stop, long enough to cost nothing when idle.
+const WAIT: Duration = Duration::from_millis(500);
+
+/// How often entries are looked for that others hold.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// One consumer of one group.
+pub struct StreamInlet {
+    stream: Arc<dyn Stream>,
+    /// Where poison entries go.
+    queue: Arc<dyn Queue>,
+    place: Place,
+    claim_after: Duration,
+    done: Counter,
+    state: Mutex<State>,
+}
+
+/// Which consumer of which group.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The stream.
+    pub stream: StreamName,
+    /// The group; made at the beginning of the stream when it is not there.
+    pub group: GroupName,
+    /// The consumer. A new process of the same name takes over what the old one held.
+    pub consumer: ConsumerId,
+    /// The queue of entries that were given up.
+    pub dead: QueueName,
+}
+
+#[derive(Default)]
+struct State {
+    /// Whether everything that was left behind has been taken over.
+    caught_up: bool,
+    next: u64,
+    in_hand: BTreeMap<u64, Entry>,
+    /// Given back, to be leased again, oldest first, and when.
+    returned: VecDeque<(Instant, Entry)>,
+    looked: Option<Instant>,
+    /// The queue's numbering wants a name for receipts.
+    name: Option<QueueName>,
+}
+
+impl StreamInlet {
+    /// A consumer that takes over entries which others have held for `claim_after`. Finished ones are counted in `done`.
+    pub fn new(
+        stream: Arc<dyn Stream>,
+        queue: Arc<dyn Queue>,
+        place: Place,
+        claim_after: Duration,
+        done: Counter,
+    ) -> Self {
+        Self {
+            stream,
+            queue,
+            place,
+            claim_after,
+            done,
+            state: Mutex::default(),
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next entries, oldest first; `NotFound` when the group is gone.
+    async fn next(&self, max: usize) -> Result<Vec<Entry>> {
+        let Place {
+            stream,
+            group,
+            consumer,
+            ..
+        } = &self.place;
+        if !self.state().caught_up {
+            // What an earlier process of this name held is ours at once.
+            self.stream.disconnect(consumer).await?;
+        }
+        let (caught_up, looked) = {
+            let state = self.state();
+            (state.caught_up, state.looked)
+        };
+        if !caught_up || looked.is_none_or(|at| at.elapsed() >= LOOK) {
+            let idle = self.claim_after;
+            let left = self
+                .stream
+                .claim(stream, group, consumer, idle, max)
+                .await?;
+            if !left.is_empty() {
+                info!(count = left.len(), %stream, "entries of others were taken over");
+                return Ok(left);
+            }
+            let mut state = self.state();
+            state.caught_up = true;
+            state.looked = Some(Instant::now());
+        }
+        let request = ReadRequest {
+            stream: stream.clone(),
+            group: group.clone(),
+            consumer: consumer.clone(),
+            max,
+            wait: WAIT,
+        };
+        self.stream.read(request).await
+    }
+
+    /// Makes the group, also one that was lost.
+    async fn create(&self) -> Result<()> {
+        let Place { stream, group, .. } = &self.place;
+        let created = self
+            .stream
+            .create_group(stream, group, Start::Beginning)
+            .await;
+        created.context(|| format!("make group `{group}` of `{stream}`"))?;
+        self.state().caught_up = false;
+        Ok(())
+    }
+
+    fn hand_out(&self, entries: Vec<Entry>) -> Result<Vec<Delivery>> {
+        let mut state = self.state();
+        let name = match &state.name {
+            Some(name) => name.clone(),
+            None => QueueName::new(self.place.stream.as_str())?,
+        };
+        state.name = Some(name.clone());
+        let deliveries = entries.into_iter().map(|entry| {
+            let number = state.next;
+            state.next += 1;
+            let delivery = Delivery {
+                message: entry.message.clone(),
+                receipt: Receipt {
+                    queue: name.clone(),
+                    number,
+                    fence: number,
+                },
+                attempt: entry.attempt.max(1),
+                lease: self.claim_after,
+            };
+            state.in_hand.insert(number, entry);
+            delivery
+        });
+        Ok(deliveries.collect())
+    }
+
+    /// Keeps an entry that was given up, in a queue of its own.
+    async fn bury(&self, entry: &Entry, reason: &str) -> Result<()> {
+        let mut message = NewMessage::new(entry.message.payload.clone());
+        message.id = MessageId::new();
+        message.headers = entry.message.headers.clone();
+        message.headers.set("reason", reason);
+        let outcomes = self.queue.enqueue(&self.place.dead, vec![message]).await?;
+        for outcome in outcomes {
+            outcome?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Inlet for StreamInlet {
+    async fn lease(&self, max: usize) -> Result<Vec<Delivery>> {
+        let due: Vec<Entry> = {
+            let mut state = self.state();
+            let now = Instant::now();
+            let mut due = Vec::new();
+            while due.len() < max
+                && state.returned.front().is_some_and(|(at, _)| *at <= now)
+                && let Some((_, entry)) = state.returned.pop_front()
+            {
+                due.push(entry);
+            }
+            due
+        };
+        if !due.is_empty() {
+            return self.hand_out(due);
+        }
+        if !self.state().returned.is_empty() {
+            // What was given back is older than anything else.
+            tokio::time::sleep(WAIT / 10).await;
+            return Ok(Vec::new());
+        }
+        match self.next(max).await {
+            Ok(entries) => self.hand_out(entries),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.create().await?;
+                // A group that does not stay is not made without end.
+                tokio::time::sleep(WAIT / 5).await;
+                Ok(Vec::new())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>> {
+        let (mut finished, mut returned) = (Vec::<(u64, Offset)>::new(), Vec::new());
+        let mut outcomes = Vec::with_capacity(settlements.len());
+        for Settlement { receipt, verdict } in settlements {
+            let entry = self.state().in_hand.get(&receipt.number).cloned();
+            let Some(entry) = entry else {
+                outcomes.push(Err(Error::conflict("the entry is settled already")));
+                continue;
+            };
+            match verdict {
+                Verdict::Ack => finished.push((receipt.number, entry.offset)),
+                Verdict::DeadLetter { reason } => {
+                    warn!(stream = %self.place.stream, reason, "an entry was given up");
+                    self.bury(&entry, &reason).await?;
+                    finished.push((receipt.number, entry.offset));
+                }
+                Verdict::Retry { after, .. } => returned.push((receipt.number, after, true)),
+                Verdict::Release => returned.push((receipt.number, Duration::ZERO, false)),
+            }
+            outcomes.push(Ok(()));
+        }
+        let offsets: Vec<Offset> = finished.iter().map(|(_, offset)| *offset).collect();
+        if !offsets.is_empty() {
+            let Place { stream, group, .. } = &self.place;
+            match self.stream.commit(stream, group, &offsets).await {
+                // The group is gone, and with it what it knew; it begins anew, and the sink knows what it has.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                committed => committed?,
+            }
+        }
+        let mut state = self.state();
+        for (number, _) in &finished {
+            state.in_hand.remove(number);
+        }
+        self.done.inc_by(finished.len() as u64);
+        let now = Instant::now();
+        for (number, after, charged) in returned.into_iter().rev() {
+            if let Some(mut entry) = state.in_hand.remove(&number) {
+                entry.attempt += u32::from(charged);
+                state.returned.push_front((now + after, entry));
+            }
+        }
+        Ok(outcomes)
+    }
+
+    async fn extend(&self, receipts: &[Receipt]) -> Result<Vec<Result<()>>> {
+        // Entries have no lease: they stay with a consumer that is alive.
+        Ok(receipts.iter().map(|_| Ok(())).collect())
+    }
+
+    async fn disconnect(&self) -> Result<u64> {
+        *self.state() = State::default();
+        self.stream.disconnect(&self.place.consumer).await
+    }
+
+    fn lease_time(&self) -> Duration {
+        self.claim_after
+    }
+}

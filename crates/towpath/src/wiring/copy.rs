@@ -1,0 +1,130 @@
+//! A whole file through a stream into another one, with the reader and the writer of the lines app.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use tokio_util::sync::CancellationToken;
+use towpath_core::port::stream::Trim;
+use towpath_core::{ConsumerId, Error, GroupName, MessageId, QueueName, Result, StreamName, retry};
+
+use super::backends::{clock, open};
+use crate::apps::lines::{Reader, Settings, Start};
+use crate::inlet::{Place, StreamInlet};
+use crate::pump::Pump;
+use crate::sink::{FileSink, LineFormat};
+use crate::source::Limits;
+use crate::supervisor::Stop;
+use crate::telemetry::{Health, Metrics, PumpMetrics};
+
+/// Longest line that a copy takes.
+const LINE_BYTES: usize = 16 << 20;
+
+/// Most lines and bytes in one step.
+const LINES: usize = 2_000;
+const BYTES: usize = 1 << 20;
+
+/// How often progress is told.
+const TELL: Duration = Duration::from_millis(100);
+
+/// A copy that is to be made.
+pub struct Copy {
+    /// The URL of the backend whose stream is used.
+    pub via: String,
+    /// The file that is read.
+    pub input: PathBuf,
+    /// The file that is appended to.
+    pub output: PathBuf,
+    /// How many lines it has.
+    pub lines: u64,
+}
+
+impl Copy {
+    /// Makes it, and tells how many lines were read and written so far.
+    ///
+    /// The stream has a name of its own and is emptied again. Without `effects` of the backend it is refused.
+    ///
+    /// # Errors
+    /// Those of the backend, and of a reader or writer that cannot go on.
+    pub async fn run(self, mut tell: impl FnMut(u64, u64)) -> Result<()> {
+        let backend = open(&self.via).await?;
+        let stream = backend.require_stream("lines copy")?;
+        let name = StreamName::new(format!("lines.copy-{}", MessageId::new()))?;
+        let dead = QueueName::new(format!("{name}.dead"))?;
+        let (metrics, health, token) = (Metrics::new(), Health::new(), CancellationToken::new());
+        let (read, written) = (Counter::default(), Counter::default());
+        let effects = backend.effects.clone().ok_or_else(|| {
+            Error::unsupported(format!(
+                "`lines copy` needs atomic steps, which backend `{}` does not have",
+                backend.descriptor.name
+            ))
+        })?;
+        let reader = Reader {
+            role: "lines copy",
+            path: self.input.clone(),
+            settings: Settings {
+                stream: name.clone(),
+                too_long: dead.clone(),
+                start: Start::Beginning,
+                limits: Limits {
+                    line: LINE_BYTES,
+                    lines: LINES,
+                    bytes: BYTES,
+                    quiet: Some(Duration::ZERO),
+                },
+                poll: TELL,
+            },
+            kv: backend.require_kv("lines copy")?,
+            effects,
+            health,
+            read: read.clone(),
+            metrics: metrics.clone(),
+        };
+        let place = Place {
+            stream: name.clone(),
+            group: GroupName::new("copy")?,
+            consumer: ConsumerId::unique("copy")?,
+            dead,
+        };
+        let queue = backend.require_queue("lines copy")?;
+        let minute = Duration::from_secs(60);
+        let inlet = StreamInlet::new(Arc::clone(&stream), queue, place, minute, written.clone());
+        let pump = Pump {
+            inlet: Arc::new(inlet),
+            sink: Arc::new(FileSink::new(self.output.clone(), LineFormat::Raw)),
+            sink_name: "file",
+            batch: LINES,
+            retry: retry::Policy::default(),
+            pause: Duration::ZERO,
+            metrics: PumpMetrics::new(&metrics, name.as_str(), clock()),
+            condition: Box::new(|_| ()),
+        };
+        let stop = Stop::when(token.clone());
+        let progress = async {
+            let mut trimmed = 0;
+            while written.get() < self.lines {
+                tokio::time::sleep(TELL).await;
+                tell(read.get(), written.get());
+                if written.get() - trimmed > 50_000 {
+                    trimmed = written.get();
+                    stream.trim(&name, Trim::Finished).await?;
+                }
+            }
+            token.cancel();
+            Ok(())
+        };
+        // The reader's position and the stream are of no use afterwards.
+        tokio::try_join!(reader.run(&stop), pump.run(&stop), progress)?;
+        tell(read.get(), written.get());
+        if self.lines > 0 {
+            stream.trim(&name, Trim::KeepLast(0)).await?;
+        }
+        backend.lifecycle.close().await
+    }
+
+    /// The journal that the writer leaves beside the output.
+    pub fn journal(output: &Path) -> PathBuf {
+        FileSink::journal_of(output)
+    }
+}

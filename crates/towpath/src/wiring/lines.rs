@@ -1,0 +1,286 @@
+//! The lines app's roles, from their configuration.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use towpath_core::backend::Backend;
+use towpath_core::port::effects::Effects;
+use towpath_core::port::stream::{Stream, Trim};
+use towpath_core::{ConsumerId, Error, ErrorKind, GroupName, QueueName, Result, StreamName, retry};
+use tracing::warn;
+
+use super::Role;
+use super::opened::Opened;
+use super::process::Process;
+use super::public::Public;
+use crate::apps::lines::{Reader, Settings, routes};
+use crate::config::Lines as Config;
+use crate::inlet::{Inlet, Place, StreamInlet};
+use crate::pump::Pump;
+use crate::sink::{FileSink, LineFormat};
+use crate::source::Limits;
+use crate::supervisor::{OnFailure, Stage};
+use crate::telemetry::PumpMetrics;
+
+/// The roles' names in health, metrics and the account.
+const READER: &str = "lines.reader";
+const WRITER: &str = "lines.writer";
+
+/// The reference system's input.
+const INPUT: &str = "/data/input.txt";
+
+/// The output's name beside the input.
+const OUTPUT: &str = "output.txt";
+
+/// Most bytes of lines in one step.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// How often finished entries are given up, and files are looked for that match a pattern.
+const TEND: Duration = Duration::from_secs(1);
+
+/// Delays of a line that the sink could not take; the file sink has none of its own.
+const RETRY: retry::Policy =
+    retry::Policy::forever(Duration::from_millis(100), Duration::from_secs(5));
+
+/// The app on its backend.
+pub(super) struct Lines {
+    backend: Backend,
+    stream: Arc<dyn Stream>,
+    name: StreamName,
+    dead: QueueName,
+}
+
+impl Lines {
+    /// Opens what the app needs, when one of its roles runs. In `up` that is when there is an input.
+    pub(super) async fn open(process: &Process<'_>, opened: &mut Opened) -> Result<Option<Self>> {
+        let config = &process.config.lines;
+        let is_asked = config.input.is_some() || !config.inputs.is_empty();
+        let runs = [Role::LinesReader, Role::LinesWriter]
+            .iter()
+            .any(|role| process.runs(*role));
+        if !runs || process.is_everything() && !is_asked {
+            return Ok(None);
+        }
+        let backend = opened.open(&config.backend).await?;
+        Ok(Some(Self {
+            stream: backend.require_stream("lines")?,
+            name: StreamName::new(&config.stream)?,
+            dead: QueueName::new(format!("{}.dead", config.stream))?,
+            backend,
+        }))
+    }
+
+    /// Starts its tasks, and adds its routes to the public listener where no other app has them.
+    pub(super) fn start(self, process: &mut Process<'_>, public: &mut Public) -> Result<()> {
+        if process.runs(Role::LinesReader) {
+            self.readers(process)?;
+        }
+        if process.runs(Role::LinesWriter) {
+            self.writer(process)?;
+        }
+        if !process.runs(Role::IngestApi) {
+            let role = if process.runs(Role::LinesReader) {
+                READER
+            } else {
+                WRITER
+            };
+            let routes = routes(self.backend.clone(), process.metrics.clone());
+            public.add(role, routes, &[]);
+        }
+        Ok(())
+    }
+
+    fn readers(&self, process: &mut Process<'_>) -> Result<()> {
+        let config = &process.config.lines;
+        let effects: Arc<dyn Effects> = self.backend.effects.clone().ok_or_else(|| {
+            Error::unsupported(format!(
+                "`{READER}` moves its position in one step with the lines, and backend `{}` has no such steps; use embedded or redis",
+                self.backend.descriptor.name
+            ))
+        })?;
+        let settings = Settings {
+            stream: self.name.clone(),
+            too_long: self.dead.clone(),
+            start: config.start,
+            limits: Limits {
+                line: config.max_line,
+                lines: config.batch,
+                bytes: CHUNK_BYTES,
+                quiet: config.quiet,
+            },
+            poll: config.poll,
+        };
+        let reader = Reader {
+            role: READER,
+            path: PathBuf::new(),
+            settings,
+            kv: self.backend.require_kv(READER)?,
+            effects,
+            health: process.health.clone(),
+            read: process.metrics.lines_read(),
+            metrics: process.metrics.clone(),
+        };
+        process.health.set(READER, None);
+        for input in inputs(config) {
+            let reader = reader.clone();
+            let name = format!("{READER} {input}");
+            let supervisor = &mut process.supervisor;
+            supervisor.start(name, Stage::Source, OnFailure::Restart, move |stop| {
+                let (reader, input) = (reader.clone(), input.clone());
+                async move {
+                    if !input.contains(['*', '?', '[']) {
+                        let path = PathBuf::from(input);
+                        return Reader { path, ..reader }.run(&stop).await;
+                    }
+                    follow_all(&input, &reader, &stop).await
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn writer(&self, process: &mut Process<'_>) -> Result<()> {
+        let config = &process.config.lines;
+        let output = output(config);
+        let consumer = match &config.consumer {
+            Some(name) => name.clone(),
+            None => consumer_of(&output),
+        };
+        let place = Place {
+            stream: self.name.clone(),
+            group: GroupName::new(&config.group)?,
+            consumer: ConsumerId::new(consumer)?,
+            dead: self.dead.clone(),
+        };
+        process.health.set(WRITER, None);
+        let sink = Arc::new(FileSink::new(output, LineFormat::Raw));
+        let queue = self.backend.require_queue(WRITER)?;
+        let metrics = PumpMetrics::new(
+            &process.metrics,
+            self.name.as_str(),
+            Arc::clone(&process.clock),
+        );
+        let (stream, health) = (Arc::clone(&self.stream), process.health.clone());
+        let (batch, claim_after) = (config.batch, config.claim_after);
+        let written = process.metrics.lines_written();
+        let supervisor = &mut process.supervisor;
+        supervisor.start(WRITER, Stage::Deliver, OnFailure::Restart, move |stop| {
+            let (stream, queue) = (Arc::clone(&stream), Arc::clone(&queue));
+            let inlet =
+                StreamInlet::new(stream, queue, place.clone(), claim_after, written.clone());
+            let inlet: Arc<dyn Inlet> = Arc::new(inlet);
+            let (sink, health) = (Arc::clone(&sink), health.clone());
+            let pump = Pump {
+                inlet: Arc::clone(&inlet),
+                sink,
+                sink_name: "file",
+                batch,
+                retry: RETRY,
+                pause: Duration::ZERO,
+                metrics: metrics.clone(),
+                condition: Box::new(move |problem| health.set(WRITER, problem)),
+            };
+            async move {
+                pump.run(&stop).await?;
+                // What was given back at the end is for others at once.
+                inlet.disconnect().await.map(drop)
+            }
+        });
+        if config.trim {
+            let (stream, name) = (Arc::clone(&self.stream), self.name.clone());
+            let supervisor = &mut process.supervisor;
+            supervisor.start(
+                "lines.trim",
+                Stage::Maintain,
+                OnFailure::Restart,
+                move |stop| {
+                    let (stream, name) = (Arc::clone(&stream), name.clone());
+                    async move {
+                        loop {
+                            tokio::select! {
+                                () = tokio::time::sleep(TEND) => {}
+                                () = stop.requested() => return Ok(()),
+                            }
+                            match stream.trim(&name, Trim::Finished).await {
+                                Ok(count) => stop.account.add("trimmed", count),
+                                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                                Err(error) => return Err(error),
+                            }
+                        }
+                    }
+                },
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What is followed: paths and patterns.
+fn inputs(config: &Config) -> Vec<String> {
+    let first = config.input.iter().map(|path| path.display().to_string());
+    let all: Vec<String> = first.chain(config.inputs.iter().cloned()).collect();
+    if all.is_empty() {
+        vec![INPUT.to_owned()]
+    } else {
+        all
+    }
+}
+
+fn output(config: &Config) -> PathBuf {
+    config.output.clone().unwrap_or_else(|| {
+        let input = inputs(config).remove(0);
+        Path::new(&input).with_file_name(OUTPUT)
+    })
+}
+
+/// The same for every process that writes this output on this host, and for no other.
+fn consumer_of(output: &Path) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let path = std::path::absolute(output).unwrap_or_else(|_| output.to_owned());
+    let sum = crc32c::crc32c(path.as_os_str().as_encoded_bytes());
+    format!(
+        "{}-{sum:08x}",
+        host.trim().replace(char::is_whitespace, "-")
+    )
+}
+
+/// Follows every file that matches a pattern, also those that come later.
+async fn follow_all(pattern: &str, reader: &Reader, stop: &crate::supervisor::Stop) -> Result<()> {
+    let mut followed = std::collections::BTreeSet::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    loop {
+        let found = glob::glob(pattern).map_err(|error| {
+            Error::invalid(format!("`{pattern}` is no pattern")).with_source(error)
+        })?;
+        for path in found {
+            match path {
+                Ok(path) if path.is_file() && followed.insert(path.clone()) => {
+                    let (reader, stop) = (
+                        Reader {
+                            path,
+                            ..reader.clone()
+                        },
+                        stop.clone(),
+                    );
+                    tasks.spawn(async move { reader.run(&stop).await });
+                }
+                Ok(_) => {}
+                Err(error) => warn!(%error, "a folder of the inputs cannot be read"),
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(TEND) => {}
+            Some(ended) = tasks.join_next() => {
+                let ended = ended.map_err(|panic| Error::unavailable("a reader panicked").with_source(panic))?;
+                if !stop.is_requested() {
+                    return ended;
+                }
+            }
+            () = stop.requested() => {
+                while tasks.join_next().await.is_some() {}
+                return Ok(());
+            }
+        }
+    }
+}

@@ -236,6 +236,16 @@ impl Backend {
             .ok_or_else(|| self.lacks(needed_by, "streams"))
     }
 
+    /// The rate limit port, or an error as [`Backend::require_queue`].
+    ///
+    /// # Errors
+    /// `Unsupported` when the family has no limits.
+    pub fn require_rate_limit(&self, needed_by: &str) -> Result<Arc<dyn RateLimit>> {
+        self.rate_limit
+            .clone()
+            .ok_or_else(|| self.lacks(needed_by, "rate limits"))
+    }
+
     fn lacks(&self, needed_by: &str, what: &str) -> Error {
         let offers: Vec<&str> = self
             .descriptor

@@ -1,5 +1,6 @@
 //! The apps: what each group of roles promises, on top of the ports.
 
+pub mod accounts;
 pub mod ingest;
 pub mod lines;
 pub mod orders;

@@ -71,6 +71,7 @@ fn keeping_nothing(mut sources: Sources, folder: &Path) -> Sources {
         ("backends.orders", String::new()),
         ("backends.orders_kv", String::new()),
         ("backends.lines", String::new()),
+        ("backends.limits", String::new()),
         ("embedded.durability", "none".to_owned()),
         ("ingest.worker.output", String::new()),
     ] {

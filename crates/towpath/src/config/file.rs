@@ -123,12 +123,16 @@ impl<'a> Reader<'a> {
         let span = value.span();
         let kind = if is_path { Kind::Path } else { key.kind };
         let text = match (kind, value.get_ref()) {
-            (Kind::Strings, DeValue::Array(list)) => list_text(list),
+            (Kind::Strings | Kind::Limits, DeValue::Array(list)) => list_text(list),
             (Kind::Integer(..) | Kind::Size(..), DeValue::Integer(number)) => {
                 whole(number.as_str(), number.radix())
             }
             // Only the empty text, which means "not set", may stand for a number or a list.
-            (Kind::Integer(..) | Kind::Strings, DeValue::String(text)) if !text.is_empty() => None,
+            (Kind::Integer(..) | Kind::Strings | Kind::Limits, DeValue::String(text))
+                if !text.is_empty() =>
+            {
+                None
+            }
             (_, DeValue::String(text)) => match self.interpolate(text, &span) {
                 Some(text) => Some(text),
                 None => return,
@@ -207,7 +211,7 @@ fn quotes(kind: Kind, value: &DeValue<'_>) -> String {
         (Kind::Integer(..), DeValue::String(text)) if text.parse::<u64>().is_ok() => {
             format!("; write {text} without quotes")
         }
-        (Kind::Strings, DeValue::String(text)) => {
+        (Kind::Strings | Kind::Limits, DeValue::String(text)) => {
             let words: Vec<&str> = text.split_whitespace().collect();
             question(serde_json::json!(words))
         }

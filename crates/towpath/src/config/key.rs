@@ -162,6 +162,13 @@ pub const KEYS: &[Key] = &[
         "URL of the lines app's stream; without it the default one. The variable is `host:port` of a Redis.",
     ),
     key(
+        "backends.limits",
+        Kind::Backend,
+        None,
+        &["REDIS_ADDR"],
+        "URL of the backend that keeps the limits; without it the default one. The variable is `host:port` of a Redis.",
+    ),
+    key(
         "embedded.durability",
         Kind::Durability,
         Some("fsync"),
@@ -517,6 +524,13 @@ pub const KEYS: &[Key] = &[
         Some("on"),
         &[],
         "Whether the writer gives up entries that every group has finished.",
+    ),
+    key(
+        "accounts.limits",
+        Kind::Limits,
+        None,
+        &[],
+        "Named limits: `login=token_bucket:5:1/1m` holds five tokens and gains one a minute, `search=sliding_window:100/1h:fail_open` allows a hundred in any hour, and all while its store is away (`fail_closed` unless said, or `local`). `default` is `token_bucket:100:10/1s` unless said.",
     ),
     key(
         "traces.endpoint",

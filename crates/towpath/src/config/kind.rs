@@ -8,7 +8,7 @@ use towpath_core::QueueName;
 use towpath_core::backend::{self, Descriptor};
 
 use super::suggest;
-use crate::apps::orders;
+use crate::apps::{accounts, orders};
 use crate::{sink, telemetry};
 
 /// The type and range of a key.
@@ -30,6 +30,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// A list of texts.
     Strings,
+    /// A list of named limits.
+    Limits,
     /// The URL of a backend of this build.
     Backend,
     /// When the embedded store answers.
@@ -77,6 +79,7 @@ impl Kind {
             Self::Address => "an address like \":8080\" or \"127.0.0.1:7070\"".to_owned(),
             Self::Choice(words) => format!("one of {}", words.join(", ")),
             Self::Strings => "a list of texts".to_owned(),
+            Self::Limits => "a list of limits like \"login=token_bucket:5:1/1m\"".to_owned(),
             Self::Backend => "the URL of a backend".to_owned(),
             Self::Durability => "one of fsync, interval:100ms (1 to 60000), os, none".to_owned(),
             Self::LogFilter => "a level (off, error, warn, info, debug, trace) or a filter like \"info,towpath=debug\"".to_owned(),
@@ -132,6 +135,12 @@ impl Kind {
             Self::Address => is_address(text),
             Self::Choice(words) => words.contains(&text),
             Self::Strings => strings(text).is_some(),
+            Self::Limits => match strings(text) {
+                Some(limits) => accounts::Rules::parse(&limits)
+                    .map(|_| true)
+                    .map_err(|error| error.to_string())?,
+                None => false,
+            },
             Self::Backend => {
                 let descriptor =
                     backend::find(backends, text).map_err(|error| error.to_string())?;

@@ -293,6 +293,7 @@ fn without_effect(config: &Config, settings: &BTreeMap<&'static str, Setting>) -
         &config.orders.broker,
         &config.orders.kv,
         &config.lines.backend,
+        &config.limits_backend,
     ];
     let schemes = urls.map(|url| url.expose().split(':').next().unwrap_or_default());
     if schemes.contains(&"embedded") {

@@ -24,7 +24,7 @@ pub fn commented_file() -> String {
         let value = match key.default {
             Some(default) if matches!(key.kind, Kind::Integer(..)) => default.to_owned(),
             Some(default) => format!("{default:?}"),
-            None if key.kind == Kind::Strings => "[]".to_owned(),
+            None if matches!(key.kind, Kind::Strings | Kind::Limits) => "[]".to_owned(),
             // The empty text means "not set", for numbers too.
             None => "\"\"".to_owned(),
         };
@@ -85,7 +85,7 @@ fn leaf(key: &Key) -> Value {
         Kind::Integer(least, most) => json!({"type": "integer", "minimum": least, "maximum": most}),
         Kind::Size(..) => json!({"type": ["string", "integer"]}),
         Kind::Choice(words) => json!({"enum": words}),
-        Kind::Strings => json!({"type": "array", "items": {"type": "string"}}),
+        Kind::Strings | Kind::Limits => json!({"type": "array", "items": {"type": "string"}}),
         _ => json!({"type": "string"}),
     };
     if key.is_optional() && matches!(key.kind, Kind::Integer(..)) {

@@ -87,6 +87,7 @@ pub(super) fn value(kind: Kind, text: &str, backends: &'static [Descriptor]) -> 
         Kind::Path
         | Kind::Queue
         | Kind::Strings
+        | Kind::Limits
         | Kind::MailUrl
         | Kind::MailAddress
         | Kind::SigningSecrets => None,

@@ -3,6 +3,7 @@
 //! Only this module names the backends crate. Starting follows the data:
 //! backends first, then what works on them, then the doors to the outside.
 
+mod accounts;
 mod backends;
 mod bench;
 mod copy;

@@ -25,6 +25,8 @@ pub enum Role {
     LinesReader,
     /// Writes the lines of a stream.
     LinesWriter,
+    /// Limits over HTTP.
+    AccountsApi,
 }
 
 /// Role, its name, the bare name of the reference process, what it does.
@@ -77,11 +79,16 @@ const ROLES: &[(Role, &str, &str, &str)] = &[
         "writer",
         "writes the lines of a stream to a file",
     ),
+    (
+        Role::AccountsApi,
+        "accounts.api",
+        "unified-server",
+        "limits that callers share, over HTTP",
+    ),
 ];
 
 /// Roles of apps that this version does not have, so that a known name gets a useful answer.
 const LATER: &[&str] = &[
-    "accounts.api",
     "accounts.relay",
     "fleet.controller",
     "fleet.agent",

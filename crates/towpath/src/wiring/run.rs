@@ -7,6 +7,7 @@ use towpath_core::Result;
 use towpath_core::backend::Backend;
 
 use super::Role;
+use super::accounts::Accounts;
 use super::backends::clock;
 use super::ingest::Ingest;
 use super::lines::Lines;
@@ -47,6 +48,7 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     let ingest = Ingest::open(&process, &mut opened).await?;
     let orders = Orders::open(&process, &mut opened).await?;
     let lines = Lines::open(&process, &mut opened).await?;
+    let accounts = Accounts::open(&process, &mut opened).await?;
     let backends = opened.backends();
     for backend in &backends {
         process.health.watch(backend.clone());
@@ -72,6 +74,9 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     }
     if let Some(lines) = lines {
         lines.start(&mut process, &mut public)?;
+    }
+    if let Some(accounts) = accounts {
+        accounts.start(&process, &mut public)?;
     }
     let http = public.start(&mut process).await?;
     process.health.serving();

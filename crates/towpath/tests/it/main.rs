@@ -12,6 +12,7 @@
     reason = "the test runner shows what a failed test said"
 )]
 
+mod accounts;
 mod admin;
 mod bench;
 mod chaos;

@@ -106,6 +106,16 @@ fn the_tour_of_lines_runs_as_written() {
 }
 
 #[test]
+fn the_tour_of_limits_runs_as_written() {
+    let world = World::new();
+    let _running = world.up();
+    let script = tour("limits").replace("localhost:8080", &world.http.to_string());
+    let output = Command::new("sh").args(["-ec", &script]).output().unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(stdout.contains(r#""remaining_tokens":99"#), "{stdout}");
+}
+
+#[test]
 fn every_example_of_the_help_runs() {
     let mut world = World::new();
     let input = world.folder.join("input.txt");

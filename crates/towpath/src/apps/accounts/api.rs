@@ -1,0 +1,369 @@
+//! The HTTP side of limits: the reference system's paths, fields and codes, with its roundings and dead ends mended.
+
+use axum::extract::{Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use towpath_core::limiter::{Amount, Decision, Policy};
+use towpath_core::{Error, ErrorKind};
+use tracing::warn;
+
+use super::limiter::{Limiter, Wanted};
+use super::rule::Rule;
+
+/// Takes of one bulk request.
+const MOST_TAKES: usize = 1_000;
+
+/// `/api/bucket/…`, `/health` and `/health/bucket`.
+pub fn routes(limiter: Limiter) -> Router {
+    Router::new()
+        .route("/api/bucket/check", get(check))
+        .route("/api/bucket/consume", post(consume))
+        .route("/api/bucket/reset", post(reset))
+        .route("/api/bucket/bulk-consume", post(bulk))
+        .route("/health", get(health))
+        .route("/health/bucket", get(health_of_limits))
+        .with_state(limiter)
+}
+
+/// The parameters, as text: what they must be is said in our own words.
+#[derive(Debug, Default, Deserialize)]
+struct Asked {
+    #[serde(default)]
+    key: String,
+    tokens: Option<String>,
+    policy: Option<String>,
+}
+
+/// One take of a bulk request.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct One {
+    key: Option<String>,
+    tokens: Option<f64>,
+    policy: Option<String>,
+}
+
+/// A bulk request: a list, which is all or nothing, or that with its mode.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Bulk {
+    All(Vec<One>),
+    Moded { takes: Vec<One>, mode: Mode },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Mode {
+    All,
+    Each,
+}
+
+/// Why a request was refused: the reference system's word, and a sentence.
+struct Refusal(StatusCode, &'static str, String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let Self(status, word, message) = self;
+        let body = Json(json!({ "error": word, "message": message }));
+        let mut response = (status, body).into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        match error.kind() {
+            ErrorKind::Invalid => bad("invalid_tokens", error.to_string()),
+            _ => {
+                warn!(error = error.chain(), "a limit could not be decided");
+                let text = "the store of the limits does not answer; try again".to_owned();
+                Self(StatusCode::SERVICE_UNAVAILABLE, "bucket_error", text)
+            }
+        }
+    }
+}
+
+type Answer = Result<Response, Refusal>;
+
+fn bad(word: &'static str, message: impl Into<String>) -> Refusal {
+    Refusal(StatusCode::BAD_REQUEST, word, message.into())
+}
+
+async fn check(State(limiter): State<Limiter>, Query(asked): Query<Asked>) -> Answer {
+    let (key, rule) = (key(&asked.key)?, rule(&limiter, asked.policy.as_deref())?);
+    let decision = limiter.peek(key, rule).await?;
+    let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
+    let body = json!({
+        "key": key,
+        "current_tokens": decision.remaining.as_f64(),
+        "capacity": rule.policy.capacity().as_f64(),
+        "refill_rate": per_second(&rule.policy),
+        "last_refill_time": now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        "ttl_seconds": seconds(decision.reset_after),
+        "success": true,
+    });
+    Ok(answer(StatusCode::OK, body, rule, &decision))
+}
+
+async fn consume(State(limiter): State<Limiter>, Query(asked): Query<Asked>) -> Answer {
+    let (key, rule) = (key(&asked.key)?, rule(&limiter, asked.policy.as_deref())?);
+    let tokens = match asked.tokens.as_deref() {
+        None => 1.0,
+        Some(text) => text.trim().parse().map_err(|_| {
+            bad(
+                "invalid_tokens",
+                format!("`tokens` is `{text}`; it must be a number over zero"),
+            )
+        })?,
+    };
+    let amount = amount(tokens)?;
+    let decision = one(limiter.take(&[Wanted { key, rule, amount }]).await?)?;
+    let remaining = decision.remaining.as_f64();
+    if decision.allowed {
+        let body = json!({
+            "allowed": true, "remaining_tokens": remaining, "success": true,
+            "message": format!("Successfully consumed {tokens:.1} tokens"),
+        });
+        return Ok(answer(StatusCode::OK, body, rule, &decision));
+    }
+    let body = json!({
+        "allowed": false, "remaining_tokens": remaining, "success": false,
+        "retry_after_seconds": decision.retry_after.as_secs_f64(),
+        "message": "Rate limit exceeded",
+    });
+    Ok(answer(StatusCode::TOO_MANY_REQUESTS, body, rule, &decision))
+}
+
+async fn reset(State(limiter): State<Limiter>, Query(asked): Query<Asked>) -> Answer {
+    let key = key(&asked.key)?;
+    limiter.reset(key).await?;
+    let body = json!({
+        "success": true, "key": key,
+        "message": format!("Bucket '{key}' has been reset to full capacity"),
+    });
+    Ok(Json(body).into_response())
+}
+
+async fn bulk(State(limiter): State<Limiter>, Query(asked): Query<Asked>, body: Bytes) -> Answer {
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return ten(&limiter, &asked).await;
+    }
+    let parsed: Bulk = serde_json::from_slice(&body).map_err(|error| {
+        let text = format!("the body is neither a list of takes nor `takes` with a `mode` of `all` or `each`: {error}");
+        bad("parse_error", text)
+    })?;
+    let (takes, mode) = match parsed {
+        Bulk::All(takes) => (takes, Mode::All),
+        Bulk::Moded { takes, mode } => (takes, mode),
+    };
+    if takes.is_empty() || takes.len() > MOST_TAKES {
+        let text = format!("{} takes; there must be 1 to {MOST_TAKES}", takes.len());
+        return Err(bad("parse_error", text));
+    }
+    let mut wanted = Vec::with_capacity(takes.len());
+    for take in &takes {
+        let name = take.policy.as_deref().or(asked.policy.as_deref());
+        wanted.push(Wanted {
+            key: key(take.key.as_deref().unwrap_or(&asked.key))?,
+            rule: rule(&limiter, name)?,
+            amount: amount(take.tokens.unwrap_or(1.0))?,
+        });
+    }
+    let decisions = match mode {
+        Mode::All => limiter.take(&wanted).await?,
+        Mode::Each => {
+            let mut decisions = Vec::with_capacity(wanted.len());
+            for one in &wanted {
+                decisions.extend(limiter.take(std::slice::from_ref(one)).await?);
+            }
+            decisions
+        }
+    };
+    let all = decisions.iter().all(|decision| decision.allowed);
+    let results = wanted
+        .iter()
+        .zip(&decisions)
+        .enumerate()
+        .map(|(at, (wanted, decision))| {
+            let mut result = result_of(at + 1, decision);
+            result["key"] = json!(wanted.key);
+            // Of a refused whole nothing was taken, whatever each would have allowed.
+            result["allowed"] = json!(decision.allowed && (all || mode == Mode::Each));
+            result
+        });
+    let body = json!({
+        "success": all || mode == Mode::Each,
+        "message": if all || mode == Mode::Each { "Bulk consumption completed" } else { "Rate limit exceeded" },
+        "results": results.collect::<Vec<Value>>(),
+    });
+    if all || mode == Mode::Each {
+        return Ok(Json(body).into_response());
+    }
+    let longest = decisions.iter().map(|decision| decision.retry_after).max();
+    let mut response = (StatusCode::TOO_MANY_REQUESTS, Json(body)).into_response();
+    insert(
+        response.headers_mut(),
+        header::RETRY_AFTER,
+        seconds(longest.unwrap_or_default()).max(1),
+    );
+    Ok(response)
+}
+
+/// What the reference system does without a body: ten takes of one token.
+async fn ten(limiter: &Limiter, asked: &Asked) -> Answer {
+    let (key, rule) = (key(&asked.key)?, rule(limiter, asked.policy.as_deref())?);
+    let mut results = Vec::with_capacity(10);
+    for attempt in 1..=10 {
+        let amount = Amount::whole(1);
+        let taken = limiter.take(&[Wanted { key, rule, amount }]).await;
+        results.push(match taken {
+            Ok(decisions) => result_of(attempt, &one(decisions)?),
+            Err(error) => {
+                let Refusal(_, _, message) = error.into();
+                json!({ "attempt": attempt, "error": message })
+            }
+        });
+    }
+    let body = json!({
+        "success": true, "message": "Bulk consumption test completed", "key": key,
+        "results": results,
+    });
+    Ok(Json(body).into_response())
+}
+
+fn result_of(attempt: usize, decision: &Decision) -> Value {
+    json!({
+        "attempt": attempt,
+        "allowed": decision.allowed,
+        "remaining_tokens": decision.remaining.as_f64(),
+        "retry_after": decision.retry_after.as_secs_f64(),
+    })
+}
+
+/// Whether what the process needs for limits answers.
+async fn health(State(limiter): State<Limiter>) -> Response {
+    let (status, word) = condition(&limiter).await;
+    let body = json!({
+        "status": word, "services": { "token-bucket": word },
+        "timestamp": jiff::Timestamp::now().to_string(),
+    });
+    (status, Json(body)).into_response()
+}
+
+async fn health_of_limits(State(limiter): State<Limiter>) -> Response {
+    let (status, word) = condition(&limiter).await;
+    let body = json!({
+        "status": word, "service": "redis-token-bucket",
+        "timestamp": jiff::Timestamp::now().as_second(),
+    });
+    (status, Json(body)).into_response()
+}
+
+async fn condition(limiter: &Limiter) -> (StatusCode, &'static str) {
+    match limiter.check().await {
+        Ok(()) => (StatusCode::OK, "healthy"),
+        Err(error) => {
+            warn!(
+                error = error.chain(),
+                "the store of the limits does not answer"
+            );
+            (StatusCode::SERVICE_UNAVAILABLE, "unhealthy")
+        }
+    }
+}
+
+fn key(key: &str) -> Result<&str, Refusal> {
+    match key.trim() {
+        "" => Err(bad(
+            "missing_key",
+            "the parameter `key` says which bucket; it is missing",
+        )),
+        key => Ok(key),
+    }
+}
+
+fn rule<'a>(limiter: &'a Limiter, name: Option<&str>) -> Result<&'a Rule, Refusal> {
+    limiter.rules.find(name).ok_or_else(|| {
+        let known: Vec<&str> = limiter.rules.names().collect();
+        let name = name.unwrap_or_default();
+        bad(
+            "unknown_policy",
+            format!(
+                "there is no policy `{name}`; there are: {}",
+                known.join(", ")
+            ),
+        )
+    })
+}
+
+fn amount(tokens: f64) -> Result<Amount, Refusal> {
+    let amount = Amount::from_f64(tokens).unwrap_or_default();
+    if amount == Amount::default() {
+        let text = format!("`tokens` is {tokens}; it must be a number from 0.000001 to 10^12");
+        return Err(bad("invalid_tokens", text));
+    }
+    Ok(amount)
+}
+
+fn one(decisions: Vec<Decision>) -> Result<Decision, Refusal> {
+    let first = decisions.into_iter().next();
+    first.ok_or_else(|| Error::unavailable("the store gave no decision").into())
+}
+
+/// The body with the headers of the limit. Source: IETF draft "RateLimit header fields for HTTP", version 06.
+fn answer(status: StatusCode, body: Value, rule: &Rule, decision: &Decision) -> Response {
+    let mut response = (status, Json(body)).into_response();
+    let headers = response.headers_mut();
+    let whole = |amount: Amount| amount.as_micros() / 1_000_000;
+    let name = header::HeaderName::from_static;
+    insert(
+        headers,
+        name("ratelimit-limit"),
+        whole(rule.policy.capacity()),
+    );
+    insert(
+        headers,
+        name("ratelimit-remaining"),
+        whole(decision.remaining),
+    );
+    insert(
+        headers,
+        name("ratelimit-reset"),
+        seconds(decision.reset_after),
+    );
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        insert(
+            headers,
+            header::RETRY_AFTER,
+            seconds(decision.retry_after).max(1),
+        );
+    }
+    response
+}
+
+fn insert(headers: &mut HeaderMap, name: header::HeaderName, value: u64) {
+    headers.insert(name, HeaderValue::from(value));
+}
+
+/// Whole seconds, rounded up: never too early.
+fn seconds(duration: std::time::Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
+
+fn per_second(policy: &Policy) -> f64 {
+    let (amount, span) = match policy {
+        Policy::TokenBucket { refill, period, .. } => (refill, period),
+        Policy::SlidingWindow { limit, window } => (limit, window),
+    };
+    amount.as_f64() / span.as_secs_f64()
+}

@@ -1,0 +1,190 @@
+//! Decides requests by their rules, also while the store is away.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use towpath_core::limiter::{self, Amount, Decision, State};
+use towpath_core::port::RateLimit;
+use towpath_core::port::rate_limit::Take;
+use towpath_core::{Clock, Error, ErrorKind, Result};
+use tracing::warn;
+
+use super::rule::{OnFailure, Rule, Rules};
+
+/// How long the store may take before it counts as away.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Most keys that are decided here; more are refused.
+const LOCAL_KEYS: usize = 100_000;
+
+/// Longest key in bytes.
+const KEY_BYTES: usize = 1_024;
+
+/// One request.
+pub(super) struct Wanted<'a> {
+    pub(super) key: &'a str,
+    pub(super) rule: &'a Rule,
+    pub(super) amount: Amount,
+}
+
+/// Limits in a shared store.
+#[derive(Clone)]
+pub struct Limiter {
+    store: Arc<dyn RateLimit>,
+    clock: Arc<dyn Clock>,
+    pub(super) rules: Arc<Rules>,
+    local: Arc<Mutex<HashMap<String, State>>>,
+}
+
+impl Limiter {
+    /// Limits by these rules, kept in `store`.
+    pub fn new(store: Arc<dyn RateLimit>, clock: Arc<dyn Clock>, rules: Rules) -> Self {
+        Self {
+            store,
+            clock,
+            rules: Arc::new(rules),
+            local: Arc::default(),
+        }
+    }
+
+    /// Takes all amounts or none.
+    ///
+    /// # Errors
+    /// `Invalid` for a key of no or more than 1,024 bytes and an amount over the capacity; `Unavailable` when the store
+    /// is away and a rule wants to refuse then.
+    pub(super) async fn take(&self, wanted: &[Wanted<'_>]) -> Result<Vec<Decision>> {
+        for one in wanted {
+            check_key(one.key)?;
+            one.rule.policy.check(one.amount)?;
+        }
+        let takes = wanted.iter().map(|one| Take {
+            key: one.key.to_owned(),
+            policy: one.rule.policy,
+            amount: one.amount,
+        });
+        let asked = self.store.take(takes.collect());
+        self.or_without(asked, wanted).await
+    }
+
+    /// How a limit stands.
+    ///
+    /// # Errors
+    /// As [`Limiter::take`].
+    pub(super) async fn peek(&self, key: &str, rule: &Rule) -> Result<Decision> {
+        check_key(key)?;
+        let asked = async { Ok(vec![self.store.peek(key, rule.policy).await?]) };
+        let amount = Amount::default();
+        let mut decided = self
+            .or_without(asked, &[Wanted { key, rule, amount }])
+            .await?;
+        decided
+            .pop()
+            .ok_or_else(|| Error::unavailable("the store gave no decision"))
+    }
+
+    /// Makes a limit full again.
+    ///
+    /// # Errors
+    /// As [`Limiter::take`]; `Unavailable` when the store is away, whatever the rule.
+    pub(super) async fn reset(&self, key: &str) -> Result<()> {
+        check_key(key)?;
+        self.local().remove(key);
+        within(self.store.reset(key)).await
+    }
+
+    /// Whether the store answers.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(super) async fn check(&self) -> Result<()> {
+        let Some(rule) = self.rules.find(None) else {
+            return Ok(());
+        };
+        within(self.store.peek("health", rule.policy))
+            .await
+            .map(drop)
+    }
+
+    /// The store's decisions; those of the rules when it is away.
+    async fn or_without(
+        &self,
+        asked: impl Future<Output = Result<Vec<Decision>>>,
+        wanted: &[Wanted<'_>],
+    ) -> Result<Vec<Decision>> {
+        let error = match within(asked).await {
+            Err(error) if error.kind() == ErrorKind::Unavailable => error,
+            answered => return answered,
+        };
+        if wanted
+            .iter()
+            .any(|one| one.rule.on_failure == OnFailure::Closed)
+        {
+            return Err(error);
+        }
+        warn!(
+            error = error.chain(),
+            "limits are decided without their store"
+        );
+        self.without_store(wanted)
+    }
+
+    fn without_store(&self, wanted: &[Wanted<'_>]) -> Result<Vec<Decision>> {
+        let now = self.clock.now().as_millis();
+        let mut known = self.local();
+        let decided: Vec<(Decision, Option<State>)> = wanted
+            .iter()
+            .map(|one| match one.rule.on_failure {
+                OnFailure::Local => {
+                    let state = known.get(one.key);
+                    let (decision, state) =
+                        limiter::decide(&one.rule.policy, state, one.amount, now);
+                    (decision, Some(state))
+                }
+                OnFailure::Open | OnFailure::Closed => (allowed(one.rule), None),
+            })
+            .collect();
+        if decided.iter().all(|(decision, _)| decision.allowed) {
+            for (one, (_, state)) in wanted.iter().zip(&decided) {
+                if let Some(state) = state {
+                    if known.len() >= LOCAL_KEYS && !known.contains_key(one.key) {
+                        return Err(Error::unavailable(
+                            "too many limits while the store is away",
+                        ));
+                    }
+                    known.insert(one.key.to_owned(), state.clone());
+                }
+            }
+        }
+        Ok(decided.into_iter().map(|(decision, _)| decision).collect())
+    }
+
+    fn local(&self) -> std::sync::MutexGuard<'_, HashMap<String, State>> {
+        self.local.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn allowed(rule: &Rule) -> Decision {
+    Decision {
+        allowed: true,
+        remaining: rule.policy.capacity(),
+        retry_after: Duration::ZERO,
+        reset_after: Duration::ZERO,
+    }
+}
+
+fn check_key(key: &str) -> Result<()> {
+    if key.is_empty() || key.len() > KEY_BYTES || key.chars().any(char::is_control) {
+        return Err(Error::invalid(format!(
+            "`key` must have 1 to {KEY_BYTES} bytes and no control characters"
+        )));
+    }
+    Ok(())
+}
+
+async fn within<T>(asked: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(DEADLINE, asked).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Error::unavailable(format!("no answer within {DEADLINE:?}"))),
+    }
+}

@@ -167,8 +167,8 @@ impl Tail {
             self.open = Some((file, saved));
             return Ok(());
         }
-        if let Some(file) = self.renamed(&saved)? {
-            self.open = Some((file, saved));
+        if let Some(found) = self.renamed(&saved)? {
+            self.open = Some(found);
             return Ok(());
         }
         let is_there = self.find_new();
@@ -193,8 +193,9 @@ impl Tail {
         Ok(true)
     }
 
-    /// The file that was read, under another name in the same folder.
-    fn renamed(&self, saved: &Position) -> io::Result<Option<File>> {
+    /// The file that was read, under another name in the same folder, and where to go on in it: at its beginning when
+    /// it was truncated before it was renamed.
+    fn renamed(&self, saved: &Position) -> io::Result<Option<(File, Position)>> {
         let entries = match fs::read_dir(folder(&self.path)) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -202,15 +203,26 @@ impl Tail {
         };
         for entry in entries {
             let entry = entry?;
-            if entry.ino() == saved.inode
-                && let Some(file) = open(&entry.path())?
-                && is_same(&file, saved)?
-                && file.metadata()?.len() >= saved.offset
-            {
-                return Ok(Some(file));
+            if entry.ino() != saved.inode || !self.is_alike(&entry) {
+                continue;
+            }
+            if let Some(file) = open(&entry.path())? {
+                let at = if is_as_it_was(&file, saved)? {
+                    saved.clone()
+                } else {
+                    position(&file, 0)?
+                };
+                return Ok(Some((file, at)));
             }
         }
         Ok(None)
+    }
+
+    /// Whether a file may have been the input once: its name begins as the input's does.
+    fn is_alike(&self, entry: &fs::DirEntry) -> bool {
+        let stem = self.path.file_stem().unwrap_or_default();
+        let name = entry.file_name();
+        name.as_encoded_bytes().starts_with(stem.as_encoded_bytes())
     }
 
     /// The file that came after this one: at the path, or renamed itself by now. A renamed one is known by its name,
@@ -222,13 +234,10 @@ impl Tail {
             return Ok(newest);
         };
         let mut next = (last, newest);
-        let stem = self.path.file_stem().unwrap_or_default();
         for entry in fs::read_dir(folder(&self.path))? {
             let entry = entry?;
-            let name = entry.file_name();
-            let alike = name.as_encoded_bytes().starts_with(stem.as_encoded_bytes());
             if let Ok(metadata) = entry.metadata()
-                && alike
+                && self.is_alike(&entry)
                 && metadata.is_file()
                 && let Some(when) = made(&metadata)
                 && when > mine
@@ -523,6 +532,19 @@ mod tests {
         input.restart();
         fs::write(input.path(), "g\n").unwrap();
         assert_eq!(input.all(), ["g"]);
+    }
+
+    #[test]
+    fn a_file_that_was_truncated_and_renamed_meanwhile_is_not_passed_over() {
+        let mut input = Input::new();
+        input.append("a\nb\n");
+        assert_eq!(input.all(), ["a", "b"]);
+        input.restart();
+        fs::write(input.path(), "c\n").unwrap();
+        fs::rename(input.path(), input.folder.path().join("in.1")).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        input.append("d\n");
+        assert_eq!(input.all(), ["c", "d"]);
     }
 
     #[test]

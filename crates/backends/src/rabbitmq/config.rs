@@ -114,6 +114,9 @@ fn node(address: &str) -> Result<(String, AMQPUri)> {
             "`{bare}` is no address of a RabbitMQ ({why}); say for instance `amqp://guest:guest@localhost:5672/`"
         ))
     };
+    if bare.split(['/', ':']).next().is_none_or(str::is_empty) {
+        return Err(wrong("it has no host".to_owned()));
+    }
     // A path of one slash means the default virtual host, as most clients have it, and not one with an empty name.
     let address = address.strip_suffix('/').unwrap_or(address);
     let uri = AMQPUri::from_str(address).map_err(wrong)?;

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use rustix::fs::{CWD, RenameFlags};
 
-use crate::process::{World, seeds};
+use crate::process::{World, seeds, wait_until};
 use crate::producers::{Producers, ledger, read_output, up};
 
 #[test]
@@ -54,6 +55,39 @@ fn killed_while_the_worker_is_slow_no_line_is_doubled() {
         world.set("PROCESSING_DELAY_MS", "");
         let running = up(&world, &ledger);
         world.wait_drained();
+        drop(running);
+        read_output(&world, &ledger);
+        let account = ledger.settle().unwrap_or_else(|wrong| panic!("{wrong}"));
+        eprintln!("seed {seed}: {account}");
+    }
+}
+
+#[test]
+fn an_output_that_cannot_be_written_for_a_while_loses_and_charges_nothing() {
+    for seed in 0..seeds(2) {
+        let mut rng = StdRng::seed_from_u64(2_000_000 + seed);
+        let world = World::new();
+        let ledger = ledger(&format!("unwritable-{seed}"));
+        let running = up(&world, &ledger);
+        let producers = Producers::start(&world, 4, &ledger);
+        let (output, aside) = (world.output(), world.folder.join("aside"));
+        wait_until("the first line", Duration::from_secs(30), || {
+            output.is_file()
+        });
+        // A folder in the file's place cannot be written by anybody, root included.
+        std::fs::create_dir(&aside).unwrap();
+        let swap = || rustix::fs::renameat_with(CWD, &output, CWD, &aside, RenameFlags::EXCHANGE);
+        for _ in 0..rng.random_range(1..=3) {
+            std::thread::sleep(Duration::from_millis(rng.random_range(5..300)));
+            swap().unwrap();
+            ledger.fault("output", "unwritable");
+            std::thread::sleep(Duration::from_millis(rng.random_range(5..300)));
+            swap().unwrap();
+        }
+        producers.stop();
+        world.wait_drained();
+        let stats = world.json(&["queue", "show", "messages"]);
+        assert_eq!((&stats["dead"], &stats["retried"]), (&0.into(), &0.into()));
         drop(running);
         read_output(&world, &ledger);
         let account = ledger.settle().unwrap_or_else(|wrong| panic!("{wrong}"));

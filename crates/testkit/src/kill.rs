@@ -18,6 +18,9 @@ const ROLE: &str = "TOWPATH_TEST_KILLED";
 /// Of the process that is killed; longer than it takes to ack.
 const KILLED_LEASE: Duration = Duration::from_secs(5);
 
+/// Longest time until it has done something.
+const BEGIN: Duration = Duration::from_secs(60);
+
 /// Runs the process to be killed, when this is it.
 pub fn child_main(subjects: &'static [Subject]) -> bool {
     let Ok(role) = std::env::var(ROLE) else {
@@ -84,12 +87,14 @@ pub(crate) fn survives(subject: &'static Subject) -> Result<(), Failed> {
             .stdout(Stdio::piped())
             .spawn()?;
         let lines = child.stdout.take().ok_or("no standard output")?;
+        let (first, begun) = std::sync::mpsc::channel();
         let reader = std::thread::spawn(move || {
-            BufReader::new(lines)
-                .lines()
-                .map_while(Result::ok)
-                .collect::<Vec<_>>()
+            let lines = BufReader::new(lines).lines().map_while(Result::ok);
+            // Nobody waits for the second one.
+            let lines = lines.inspect(|_| drop(first.send(())));
+            lines.collect::<Vec<_>>()
         });
+        begun.recv_timeout(BEGIN)?;
         std::thread::sleep(Duration::from_millis(rand::rng().random_range(150..500)));
         child.kill()?;
         child.wait()?;

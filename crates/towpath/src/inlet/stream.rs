@@ -213,7 +213,11 @@ impl Inlet for StreamInlet {
                 tokio::time::sleep(WAIT / 5).await;
                 Ok(Vec::new())
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                // What was handed out with an answer that did not arrive is ours, and older than what comes next.
+                self.state().caught_up = false;
+                Err(error)
+            }
         }
     }
 

@@ -26,7 +26,7 @@ pub trait Baseline: Send + Sync {
     /// As [`Baseline::publish`].
     async fn consume(&self, max: usize, wait: Duration) -> Result<Vec<Bytes>>;
 
-    /// Forgets every payload.
+    /// Forgets every payload, and makes the queue ready; the first thing to call.
     ///
     /// # Errors
     /// As [`Baseline::publish`].
@@ -48,8 +48,12 @@ pub async fn baseline(url: &str) -> Result<Arc<dyn Baseline>> {
     if url.starts_with("redis://") {
         return Ok(Arc::new(crate::redis::Baseline::connect(url).await?));
     }
+    #[cfg(feature = "rabbitmq")]
+    if url.starts_with("amqp://") {
+        return Ok(Arc::new(crate::rabbitmq::Baseline::connect(url).await?));
+    }
     let scheme = url.split(':').next().unwrap_or_default();
     Err(Error::unsupported(format!(
-        "there is no queue written by hand for `{scheme}`; there is one for: redis"
+        "there is no queue written by hand for `{scheme}`; there is one for: redis, rabbitmq"
     )))
 }

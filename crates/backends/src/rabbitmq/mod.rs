@@ -12,6 +12,7 @@
 //! What is in hand is known to this process alone and falls back to the broker with its connection.
 //! Names and headers: `docs/reference/rabbitmq.md`.
 
+mod baseline;
 mod config;
 mod dead;
 mod delay;
@@ -31,6 +32,7 @@ use async_trait::async_trait;
 use towpath_core::Result;
 use towpath_core::backend::{Backend, Capability, Descriptor, Health, Lifecycle};
 
+pub use baseline::Baseline;
 use store::Store;
 
 /// This family's row.

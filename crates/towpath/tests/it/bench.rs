@@ -1,8 +1,9 @@
-//! `towpath bench compare`, on what is always there and on a real Redis.
+//! `towpath bench compare`, on what is always there, a real Redis and a real RabbitMQ.
 
 use std::process::{Command, Output};
 
 use serde_json::Value;
+use towpath_testkit::servers::rabbitmq;
 use towpath_testkit::servers::redis::{DURABLE, EPHEMERAL, Server, missing};
 
 use crate::process::{BINARY, able};
@@ -81,6 +82,21 @@ fn a_server_is_compared_with_a_queue_written_by_hand_and_says_its_own_cpu() {
             .command(&["EXISTS", "bench-bare", "bench-bare-in-hand"])
             .starts_with(":0")
     );
+}
+
+#[test]
+fn a_broker_is_compared_with_a_confirm_loop_written_by_hand() {
+    if !able("rabbitmq", rabbitmq::missing().is_none()) {
+        return;
+    }
+    let url = rabbitmq::shared().url();
+    let bare = format!("bare:{url}");
+    let found = report(&[&url, &bare], "publish-64,batch-16,end-to-end");
+    // It does not say how much CPU it used.
+    check(&found, 3, &[false, false]);
+    let durability = |number: usize| found["targets"][number]["durability"].as_str();
+    assert!(durability(0).is_some_and(|text| !text.is_empty()));
+    assert_eq!(durability(1), durability(0));
 }
 
 #[test]

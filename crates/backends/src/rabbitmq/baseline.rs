@@ -1,0 +1,178 @@
+//! A queue on the broker as one writes it by hand: publish and await the confirm, consume with a prefetch, ack.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::future::FutureExt;
+use futures_util::stream::StreamExt;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
+use tokio::sync::Mutex;
+use towpath_core::{Error, Result};
+
+use super::config::Config;
+use super::error;
+
+const QUEUE: &str = "bench-bare";
+
+/// How long the queue outlives the last program that uses it.
+const EXPIRES_MS: i32 = 60_000;
+
+/// Messages on their way to the consumer at once.
+const PREFETCH: u16 = 1_000;
+
+/// How long an answer is waited for.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// As many connections as a store of ours has: one to publish, one to consume.
+pub struct Baseline {
+    node: String,
+    quorum: bool,
+    publishing: Channel,
+    consuming: Channel,
+    /// Made with the queue.
+    consumer: Mutex<Option<Consumer>>,
+    /// Kept open.
+    _connections: [Connection; 2],
+}
+
+impl Baseline {
+    /// Connects to the first node of a URL of ours; of its parameters only `queue_type` counts.
+    ///
+    /// # Errors
+    /// `Unavailable` when nobody answers; `Invalid` when the URL is none.
+    pub async fn connect(url: &str) -> Result<Self> {
+        let config = Config::parse(url)?;
+        let (node, uri) = config.nodes[0].clone();
+        let connect = || {
+            let dialled = Connection::connect_uri(uri.clone(), ConnectionProperties::default());
+            call(&node, dialled)
+        };
+        let connections = [connect().await?, connect().await?];
+        let publishing = call(&node, connections[0].create_channel()).await?;
+        let confirms = publishing.confirm_select(ConfirmSelectOptions::default());
+        call(&node, confirms).await?;
+        let consuming = call(&node, connections[1].create_channel()).await?;
+        let prefetch = consuming.basic_qos(PREFETCH, BasicQosOptions::default());
+        call(&node, prefetch).await?;
+        Ok(Self {
+            quorum: config.quorum,
+            publishing,
+            consuming,
+            consumer: Mutex::default(),
+            _connections: connections,
+            node,
+        })
+    }
+
+    /// Makes the queue, of the type that a queue of ours would have, and its consumer.
+    async fn make(&self) -> Result<Consumer> {
+        let mut arguments = FieldTable::default();
+        let kind = if self.quorum { "quorum" } else { "classic" };
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
+        arguments.insert("x-expires".into(), AMQPValue::LongInt(EXPIRES_MS));
+        let options = QueueDeclareOptions::durable();
+        let declare = self
+            .consuming
+            .queue_declare(QUEUE.into(), options, arguments);
+        call(&self.node, declare).await?;
+        let consume = self.consuming.basic_consume(
+            QUEUE.into(),
+            "".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        call(&self.node, consume).await
+    }
+}
+
+async fn call<T>(node: &str, call: impl Future<Output = lapin::Result<T>>) -> Result<T> {
+    match tokio::time::timeout(ANSWER, call).await {
+        Ok(answer) => answer.map_err(|told| error::of_call(node, told)),
+        Err(_) => Err(error::silent(node, ANSWER)),
+    }
+}
+
+#[async_trait]
+impl crate::Baseline for Baseline {
+    async fn publish(&self, payloads: Vec<Bytes>) -> Result<()> {
+        let options = BasicPublishOptions {
+            mandatory: true,
+            ..BasicPublishOptions::default()
+        };
+        let persistent = BasicProperties::default().with_delivery_mode(2);
+        let mut underway = Vec::with_capacity(payloads.len());
+        for payload in &payloads {
+            let publish = self.publishing.basic_publish(
+                "".into(),
+                QUEUE.into(),
+                options,
+                payload,
+                persistent.clone(),
+            );
+            underway.push(call(&self.node, publish).await?);
+        }
+        for confirm in underway {
+            if call(&self.node, confirm).await? != Confirmation::Ack(None) {
+                return Err(Error::unavailable(format!(
+                    "rabbitmq at `{}` did not keep a message of queue `{QUEUE}`",
+                    self.node
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    async fn consume(&self, max: usize, wait: Duration) -> Result<Vec<Bytes>> {
+        let mut consumer = self.consumer.lock().await;
+        let Some(consumer) = consumer.as_mut() else {
+            return Err(Error::not_found(format!("there is no queue `{QUEUE}` yet")));
+        };
+        let ended = || {
+            let node = &self.node;
+            Error::unavailable(format!("rabbitmq at `{node}` ended the consumer"))
+        };
+        let mut payloads = Vec::new();
+        let mut last = None;
+        let mut next = tokio::time::timeout(wait, consumer.next()).await.ok();
+        while let Some(arrival) = next {
+            let arrival = arrival.ok_or_else(ended)?;
+            let arrival = arrival.map_err(|told| error::of_call(&self.node, told))?;
+            payloads.push(Bytes::from(arrival.data));
+            last = Some(arrival.acker);
+            next = if payloads.len() < max {
+                consumer.next().now_or_never()
+            } else {
+                None
+            };
+        }
+        if let Some(last) = last {
+            // All of them: nobody else takes any before this is said.
+            let ack = last.ack(BasicAckOptions { multiple: true });
+            call(&self.node, ack).await?;
+        }
+        Ok(payloads)
+    }
+
+    async fn clear(&self) -> Result<()> {
+        let mut consumer = self.consumer.lock().await;
+        // Whole, with what is on its way to a consumer.
+        let delete = self
+            .consuming
+            .queue_delete(QUEUE.into(), QueueDeleteOptions::default());
+        call(&self.node, delete).await?;
+        *consumer = Some(self.make().await?);
+        Ok(())
+    }
+
+    async fn server_cpu(&self) -> Result<Duration> {
+        Err(Error::unsupported(
+            "RabbitMQ does not say over AMQP how much CPU it used",
+        ))
+    }
+}

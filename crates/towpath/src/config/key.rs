@@ -493,9 +493,9 @@ pub const KEYS: &[Key] = &[
     key(
         "lines.poll",
         Kind::Duration(10, MINUTE),
-        Some("100ms"),
+        Some("500ms"),
         &[],
-        "How often the reader looks at a file that has nothing new.",
+        "How often the reader looks at a file that has nothing new and of which the system tells nothing.",
     ),
     key(
         "lines.group",

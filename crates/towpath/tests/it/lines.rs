@@ -358,6 +358,26 @@ fn several_inputs_and_long_lines_and_a_last_line_without_newline() {
     assert!(set_aside.contains("the line has 5000 bytes"), "{set_aside}");
 }
 
+#[test]
+fn a_change_of_the_input_wakes_the_reader() {
+    let mut world = world();
+    world.set("TOWPATH_LINES__POLL", "60s");
+    let _running = world.up();
+    // Made, written to, and put in the place of another.
+    fs::write(input(&world), "one\n").unwrap();
+    wait_until("the first line", SOON / 2, || output(&world) == b"one\n");
+    let mut file = OpenOptions::new().append(true).open(input(&world)).unwrap();
+    file.write_all(b"two\n").unwrap();
+    wait_until("the second line", SOON / 2, || {
+        output(&world) == b"one\ntwo\n"
+    });
+    fs::rename(input(&world), world.folder.join("input.1")).unwrap();
+    fs::write(input(&world), "three\n").unwrap();
+    wait_until("the third line", SOON / 2, || {
+        output(&world) == b"one\ntwo\nthree\n"
+    });
+}
+
 /// Real text of this system: licences, again and again.
 fn real_text(bytes: usize) -> Vec<u8> {
     let mut text = Vec::new();

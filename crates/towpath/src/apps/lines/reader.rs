@@ -11,7 +11,7 @@ use towpath_core::port::kv::{Kv, Op};
 use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, ResultExt, StreamName, retry};
 use tracing::{info, warn};
 
-use crate::source::{Chunk, Limits, Line, Position, Tail};
+use crate::source::{Chunk, Limits, Line, Position, Tail, Wake};
 use crate::supervisor::Stop;
 use crate::telemetry::{Health, Metrics};
 
@@ -159,7 +159,7 @@ impl Reader {
             saved = Tail::end(&self.path).unwrap_or_default();
         }
         let mut tail = Tail::new(self.path.clone(), self.settings.limits, saved);
-        let mut attempt = 0;
+        let (wake, mut attempt) = (Wake::beside(&self.path), 0);
         while !stop.is_requested() {
             // Files are read on threads of their own; the tail comes back with what it found.
             let (back, found) = tokio::task::spawn_blocking(move || {
@@ -176,6 +176,7 @@ impl Reader {
                     attempt = 0;
                     self.health.set(self.role, None);
                     tokio::select! {
+                        () = wake.changed() => {}
                         () = tokio::time::sleep(self.settings.poll) => {}
                         () = stop.requested() => {}
                     }

@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Row;
 use super::limit::Limit;
@@ -14,7 +14,9 @@ const BLOCK: [u8; 4096] = [7; 4096];
 const BLOCKS: u64 = 1024;
 
 /// Writes 4 KiB and syncs, again and again, in a preallocated file of 4 MiB.
-pub(super) fn measure(folder: &Path, limit: &Limit) -> io::Result<Row> {
+///
+/// With a pause before each it is another disk: many take longer for a sync that follows on none.
+pub(super) fn measure(pause: Duration, folder: &Path, limit: &Limit) -> io::Result<Row> {
     let path = folder.join("disk.probe");
     let mut file = OpenOptions::new()
         .create(true)
@@ -25,9 +27,15 @@ pub(super) fn measure(folder: &Path, limit: &Limit) -> io::Result<Row> {
         file.write_all(&BLOCK)?;
     }
     file.sync_all()?;
-    let measurement = Measurement::start("disk: 4 KiB write + fdatasync", "fsync", 1, 1);
+    let what = if pause.is_zero() {
+        "disk: 4 KiB write + fdatasync"
+    } else {
+        "disk, idle"
+    };
+    let measurement = Measurement::start(what, "fsync", 1, 1);
     let (mut latencies, mut count) = (Latencies::default(), 0);
     while limit.take(1) {
+        std::thread::sleep(pause);
         let call = Instant::now();
         file.write_all_at(&BLOCK, (count % BLOCKS) * 4096)?;
         file.sync_data()?;

@@ -53,7 +53,9 @@ pub(in crate::cli) async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     if args.backend.is_none() {
         let (probe, limit) = (folder.path().to_owned(), args.limit());
-        let row = tokio::task::spawn_blocking(move || disk::measure(&probe, &limit)).await;
+        let row =
+            tokio::task::spawn_blocking(move || disk::measure(Duration::ZERO, &probe, &limit))
+                .await;
         rows.push(row.map_err(panicked)?.map_err(|error| {
             Error::unavailable("the disk cannot be measured").with_source(error)
         })?);

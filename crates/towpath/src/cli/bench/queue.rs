@@ -31,12 +31,14 @@ pub(in crate::cli) async fn run(args: &QueueArgs) -> Result<Vec<Row>> {
         })?;
     let mut rows = Vec::new();
     if args.backend.is_none() {
-        let probe = folder.path().to_owned();
-        let limit = args.limit();
-        let row = tokio::task::spawn_blocking(move || disk::measure(&probe, &limit)).await;
-        rows.push(row.map_err(panicked)?.map_err(|error| {
-            Error::unavailable("the disk cannot be measured").with_source(error)
-        })?);
+        // What is idle is compared with a disk that is.
+        for pause in [Duration::ZERO, IDLE] {
+            let (probe, limit) = (folder.path().to_owned(), args.limit());
+            let row = tokio::task::spawn_blocking(move || disk::measure(pause, &probe, &limit));
+            rows.push(row.await.map_err(panicked)?.map_err(|error| {
+                Error::unavailable("the disk cannot be measured").with_source(error)
+            })?);
+        }
     }
     let payloads = Arc::new(Payloads::new(args.size));
     for (number, url) in targets(args, folder.path()).into_iter().enumerate() {

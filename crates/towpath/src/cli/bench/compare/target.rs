@@ -111,7 +111,9 @@ impl Target {
             Subject::Disk(_) if kind != Kind::Publish => return Ok(None),
             Subject::Disk(folder) => {
                 let (folder, limit) = (folder.clone(), limit());
-                let row = tokio::task::spawn_blocking(move || disk::measure(&folder, &limit));
+                let row = tokio::task::spawn_blocking(move || {
+                    disk::measure(Duration::ZERO, &folder, &limit)
+                });
                 let row = row.await.map_err(panicked)?.map_err(|error| {
                     Error::unavailable("the disk cannot be measured").with_source(error)
                 })?;

@@ -20,10 +20,12 @@ mod envelope;
 mod error;
 mod hand;
 mod health;
+mod lease;
 mod link;
 mod publisher;
 mod queue;
 mod routes;
+mod settle;
 mod store;
 
 use std::sync::Arc;

@@ -1,0 +1,126 @@
+//! Ending deliveries: what moves is published first, confirmed, and only then acked where it was.
+
+use std::sync::atomic::Ordering;
+
+use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::{Error, Receipt, Result};
+
+use super::hand::Held;
+use super::store::{Desk, Known, Store, lock};
+
+impl Store {
+    pub(super) async fn settle(
+        &self,
+        known: &Known,
+        settlements: Vec<(usize, Settlement)>,
+    ) -> Vec<(usize, Result<()>)> {
+        let desk = match self.desk(known).await {
+            Ok(desk) => desk,
+            Err(error) => {
+                let text = error.chain();
+                let failed = |(at, _)| (at, Err(Error::unavailable(text.clone())));
+                return settlements.into_iter().map(failed).collect();
+            }
+        };
+        let mut outcomes = Vec::with_capacity(settlements.len());
+        let (mut done, mut moves) = (Vec::new(), Vec::new());
+        for (at, Settlement { receipt, verdict }) in settlements {
+            let Some(mut held) = known.hand(self).take(&receipt) else {
+                outcomes.push((at, Err(stale(&receipt))));
+                continue;
+            };
+            let attempts = lock(&known.settings).retry.attempts;
+            match verdict {
+                Verdict::Ack => {
+                    known.acked.fetch_add(1, Ordering::Relaxed);
+                    done.push((at, held));
+                }
+                Verdict::Release => {
+                    known.hand(self).release(receipt.number, held);
+                    known.news.notify_waiters();
+                    outcomes.push((at, Ok(())));
+                }
+                Verdict::DeadLetter { reason } => {
+                    moves.push((at, receipt.number, held, None, reason));
+                }
+                Verdict::Retry { error, .. } if held.charged >= attempts => {
+                    moves.push((at, receipt.number, held, None, error));
+                }
+                Verdict::Retry { after, error } => {
+                    held.envelope.note(&error);
+                    let due = self.clock.now().after(after);
+                    moves.push((at, receipt.number, held, Some(due), error));
+                }
+            }
+        }
+        let (mut letters, mut underway) = (Vec::new(), Vec::new());
+        for (at, number, mut held, due, text) in moves {
+            let place = match due {
+                Some(_) => {
+                    held.envelope.not_before = due;
+                    self.place_until(known, due).await
+                }
+                None => {
+                    held.envelope.die(&text, self.clock.now());
+                    self.dead_place(known, &desk.open).await
+                }
+            };
+            match place {
+                Ok(place) => {
+                    letters.push(Self::letter(place, &held));
+                    underway.push((at, number, held, due.is_some()));
+                }
+                Err(error) => {
+                    known.hand(self).put_back(number, held);
+                    outcomes.push((at, Err(error)));
+                }
+            }
+        }
+        let sent = self.publisher.send(letters).await;
+        for ((at, number, held, is_retry), sent) in underway.into_iter().zip(sent) {
+            match sent {
+                Ok(()) => {
+                    known
+                        .retried
+                        .fetch_add(u64::from(is_retry), Ordering::Relaxed);
+                    done.push((at, held));
+                }
+                Err(error) => {
+                    known.hand(self).put_back(number, held);
+                    outcomes.push((at, Err(error)));
+                }
+            }
+        }
+        let (places, done): (Vec<usize>, Vec<Held>) = done.into_iter().unzip();
+        let acked = self.ack(&desk, &done).await;
+        let text = acked.err().map(|error| error.chain());
+        for at in places {
+            let outcome = text
+                .clone()
+                .map_or(Ok(()), |text| Err(Error::unavailable(text)));
+            outcomes.push((at, outcome));
+        }
+        outcomes
+    }
+
+    /// Makes a dead letter of a message.
+    pub(super) async fn bury(
+        &self,
+        known: &Known,
+        desk: &Desk,
+        mut held: Held,
+        reason: &str,
+    ) -> Result<()> {
+        held.envelope.die(reason, self.clock.now());
+        let place = self.dead_place(known, &desk.open).await?;
+        self.move_on(desk, place, held).await
+    }
+}
+
+/// The refusal of a receipt whose delivery is not in hand any more.
+pub(super) fn stale(receipt: &Receipt) -> Error {
+    Error::conflict(format!(
+        "the lease of message number {} of `{}` had expired, and the message went on",
+        receipt.number, receipt.queue
+    ))
+}

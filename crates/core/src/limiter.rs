@@ -195,6 +195,14 @@ pub fn decide(
     }
 }
 
+/// `missing * scale / known`, rounded up, where the product alone may be too large a number.
+fn rescale(missing: u128, scale: u128, known: u128) -> u128 {
+    let (whole, rest) = (missing / known, missing % known);
+    whole
+        .saturating_mul(scale)
+        .saturating_add((rest * scale).div_ceil(known))
+}
+
 fn token_bucket(
     capacity: Amount,
     refill: Amount,
@@ -218,7 +226,7 @@ fn token_bucket(
             let missing = if *known == period_ms {
                 *missing
             } else {
-                (*missing * scale).div_ceil(u128::from(*known).max(1))
+                rescale(*missing, scale, u128::from(*known).max(1))
             };
             (
                 missing
@@ -335,6 +343,26 @@ mod tests {
             capacity: Amount::whole(capacity),
             refill: Amount::whole(per_second),
             period: Duration::from_secs(1),
+        }
+    }
+
+    #[test]
+    fn a_changed_period_of_the_largest_bucket_is_exact() {
+        let year = Duration::from_secs(366 * 86_400);
+        let rule = |period| Policy::TokenBucket {
+            capacity: Amount::micros(u64::MAX),
+            refill: Amount::micros(1),
+            period,
+        };
+        let all = Amount::micros(u64::MAX);
+        let (taken, empty) = decide(&rule(year), None, all, 0);
+        assert!(taken.allowed);
+        for period in [year, year / 3, Duration::from_millis(1)] {
+            let (decision, _) = decide(&rule(period), Some(&empty), Amount::micros(1), 0);
+            assert!(
+                !decision.allowed && decision.remaining == Amount::default(),
+                "{period:?}"
+            );
         }
     }
 

@@ -35,6 +35,7 @@ bench: build ## Throughput, latency and CPU of this machine, durable and not
 	target/release/towpath bench queue
 	target/release/towpath bench http
 	scripts/bench-redis
+	scripts/bench-rabbitmq
 
 fuzz: ## Needs cargo-fuzz and a nightly toolchain; `make test` mutates segments without them
 	cd fuzz && for target in $$($(CARGO) +nightly fuzz list); do \

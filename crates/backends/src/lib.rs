@@ -1,17 +1,26 @@
 //! Storage drivers, one folder each. [`BACKENDS`] is the only list of them.
 
 mod baseline;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "redis"))]
+mod duration;
 pub mod embedded;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 #[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(all(test, feature = "redis"))]
 mod reference_test;
+#[cfg(feature = "sqlite")]
+mod sql;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 
 use std::sync::Arc;
 
 use towpath_core::backend::{self, Backend, Descriptor};
+use towpath_core::database::{self, Database};
 use towpath_core::{Clock, Result};
 
 pub use baseline::{Baseline, baseline};
@@ -23,7 +32,24 @@ pub const BACKENDS: &[Descriptor] = &[
     redis::DESCRIPTOR,
     #[cfg(feature = "rabbitmq")]
     rabbitmq::DESCRIPTOR,
+    #[cfg(feature = "kafka")]
+    kafka::DESCRIPTOR,
 ];
+
+/// Every database of this build.
+pub const DATABASES: &[database::Descriptor] = &[
+    #[cfg(feature = "sqlite")]
+    sqlite::DESCRIPTOR,
+];
+
+/// Opens the database that a URL names.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_database(url: &str) -> Result<Database> {
+    let descriptor = database::find(DATABASES, url)?;
+    (descriptor.open)(url.to_owned()).await
+}
 
 /// Opens the backend that a URL names.
 ///
@@ -47,7 +73,7 @@ mod tests {
             .unwrap_err();
         assert_eq!(
             error.to_string(),
-            "unknown backend `reddis`; available: embedded, redis, rabbitmq"
+            "unknown backend `reddis`; available: embedded, redis, rabbitmq, kafka"
         );
     }
 }

@@ -1,5 +1,6 @@
 //! The shared suite over every backend: one row each, and what a backend promises besides.
 
+mod kafka;
 mod rabbitmq;
 mod redis;
 
@@ -43,6 +44,16 @@ const SUBJECTS: &[Subject] = &[
             })
         },
     },
+    Subject {
+        name: "kafka",
+        descriptor: &towpath_backends::kafka::DESCRIPTOR,
+        missing: servers::kafka::missing,
+        open: |folder| {
+            Box::pin(async move {
+                towpath_backends::open(&kafka_url(&folder), Arc::new(SystemClock::new())).await
+            })
+        },
+    },
 ];
 
 fn redis_url(folder: &Path) -> String {
@@ -53,6 +64,10 @@ fn rabbitmq_url(folder: &Path) -> String {
     url(folder, || servers::rabbitmq::shared().url())
 }
 
+fn kafka_url(folder: &Path) -> String {
+    url(folder, || servers::kafka::shared().url())
+}
+
 /// The shared server with a prefix of its own for each folder; written down, so that other processes find it.
 fn url(folder: &Path, server: impl FnOnce() -> String) -> String {
     let file = folder.join("url");
@@ -60,7 +75,7 @@ fn url(folder: &Path, server: impl FnOnce() -> String) -> String {
         return url;
     }
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    let url = format!("{}?prefix={name}:", server());
+    let url = format!("{}?prefix={name}-", server());
     std::fs::write(file, &url).expect("the folder can be written");
     url
 }
@@ -75,8 +90,10 @@ fn main() -> ExitCode {
     }
     all.extend(own_trials(&SUBJECTS[1], redis::promises()));
     all.extend(own_trials(&SUBJECTS[2], rabbitmq::promises()));
+    all.extend(own_trials(&SUBJECTS[3], kafka::promises()));
     let ended = libtest_mimic::run(&Arguments::from_args(), all);
     servers::redis::stop_shared();
     servers::rabbitmq::stop_shared();
+    servers::kafka::stop_shared();
     ended.exit_code()
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::port::{Effects, Kv, Queue, RateLimit, Routes, Stream};
+use crate::port::positions::InOneStep;
+use crate::port::{Effects, Kv, Positions, Queue, RateLimit, Routes, Stream};
 use crate::{Clock, Error, Result};
 
 /// One thing a backend can or cannot do. The conformance suite tests both answers.
@@ -25,6 +26,8 @@ pub enum Capability {
     RateLimit,
     /// Several ports changed in one atomic step.
     Effects,
+    /// How far a source was read, moved in the step that appends what was read.
+    Positions,
     /// Messages held back until a moment.
     Delay,
     /// Messages dropped after a moment.
@@ -41,19 +44,21 @@ pub enum Capability {
     Pause,
     /// A bound on the number of ready messages.
     MaxDepth,
-    /// A queue's settings, and counts of what ever happened to it, kept across restarts; elsewhere they begin with the process.
+    /// A queue's settings, counts of what ever happened to it, and what a stream's consumers hold, kept across
+    /// restarts; elsewhere they begin with the process.
     Bookkeeping,
 }
 
 impl Capability {
     /// Every capability, in the order of the documentation.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Queue,
         Self::Routes,
         Self::Stream,
         Self::Kv,
         Self::RateLimit,
         Self::Effects,
+        Self::Positions,
         Self::Delay,
         Self::Expiry,
         Self::KeyOrder,
@@ -74,6 +79,7 @@ impl Capability {
             Self::Kv => "kv",
             Self::RateLimit => "rate limit",
             Self::Effects => "effects",
+            Self::Positions => "positions",
             Self::Delay => "delay",
             Self::Expiry => "expiry",
             Self::KeyOrder => "order per key",
@@ -185,6 +191,8 @@ pub struct Backend {
     pub rate_limit: Option<Arc<dyn RateLimit>>,
     /// Atomic steps over several of its ports.
     pub effects: Option<Arc<dyn Effects>>,
+    /// Positions of sources, where they are no keys: ask [`Backend::require_positions`].
+    pub positions: Option<Arc<dyn Positions>>,
 }
 
 impl fmt::Debug for Backend {
@@ -234,6 +242,20 @@ impl Backend {
         self.stream
             .clone()
             .ok_or_else(|| self.lacks(needed_by, "streams"))
+    }
+
+    /// The positions port, or an error as [`Backend::require_queue`].
+    ///
+    /// # Errors
+    /// `Unsupported` when the family has no positions, and no keys and atomic steps to keep them by.
+    pub fn require_positions(&self, needed_by: &str) -> Result<Arc<dyn Positions>> {
+        if let Some(positions) = &self.positions {
+            return Ok(Arc::clone(positions));
+        }
+        match (self.kv.clone(), self.effects.clone()) {
+            (Some(kv), Some(effects)) => Ok(Arc::new(InOneStep { kv, effects })),
+            _ => Err(self.lacks(needed_by, "positions")),
+        }
     }
 
     /// The rate limit port, or an error as [`Backend::require_queue`].

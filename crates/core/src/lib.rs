@@ -7,6 +7,7 @@
 
 pub mod backend;
 pub mod clock;
+pub mod database;
 pub mod error;
 pub mod id;
 pub mod limiter;

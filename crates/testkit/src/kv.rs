@@ -25,7 +25,9 @@ crate::promises! { Kv:
     lists_keys_by_prefix_page_by_page;
     keeps_keys_across_reopen;
     a_sum_beyond_all_numbers_is_refused;
+    bounds_hold_for_numbers_of_any_size;
     an_add_keeps_the_ttl;
+    a_deleted_key_takes_its_ttl_along;
     an_expiry_needs_a_key;
 }
 
@@ -330,6 +332,39 @@ async fn a_sum_beyond_all_numbers_is_refused(mut world: World) {
         .expect("commit");
     let current = Some(most.into());
     assert_eq!(refused, Committed::Refused { index: 0, current });
+}
+
+async fn bounds_hold_for_numbers_of_any_size(mut world: World) {
+    let kv = kv(&mut world).await;
+    for (delta, min, max, becomes) in [
+        (-7, i64::MIN, i64::MAX, Some("-7")),
+        (1, -9, i64::MIN, None),
+        (7, i64::MIN, i64::MAX, Some("0")),
+        (1_000_000_000_000_000, 0, i64::MAX, Some("1000000000000000")),
+        (1, 0, 1_000_000_000_000_000, None),
+        (1, 0, i64::MAX, Some("1000000000000001")),
+        (-1_000_000_000_000_002, 0, i64::MAX, None),
+        (-1_000_000_000_000_002, -1, i64::MAX, Some("-1")),
+    ] {
+        let committed = kv.commit(vec![add(delta, min, max)]).await.expect("commit");
+        match becomes {
+            Some(sum) => assert_eq!(committed, Committed::Applied(vec![Some(sum.into())])),
+            None => assert!(matches!(committed, Committed::Refused { index: 0, .. })),
+        }
+    }
+}
+
+async fn a_deleted_key_takes_its_ttl_along(mut world: World) {
+    let kv = kv(&mut world).await;
+    kv.put("stock", "1".into(), Some(Duration::from_secs(600)))
+        .await
+        .expect("put");
+    let key = "stock".to_owned();
+    kv.commit(vec![Op::Delete { key }, add(1, 0, 9)])
+        .await
+        .expect("commit");
+    assert_eq!(value(&kv, "stock").await.as_deref(), Some("1"));
+    assert_eq!(kv.ttl("stock").await.expect("ttl"), Some(None));
 }
 
 async fn an_add_keeps_the_ttl(mut world: World) {

@@ -8,12 +8,14 @@
 //! [power cuts](power_cut), real [`servers`].
 
 mod absent;
+pub mod certificates;
 mod effects;
 pub mod fault;
 mod kill;
 mod kv;
 pub mod ledger;
 pub mod mutants;
+mod positions;
 pub mod power_cut;
 pub mod proxy;
 mod queue;
@@ -71,7 +73,7 @@ macro_rules! promises {
 use promises;
 
 /// The ports with their cases.
-fn areas() -> [(&'static str, Vec<Case>); 6] {
+fn areas() -> [(&'static str, Vec<Case>); 7] {
     [
         ("queue", queue::cases()),
         ("routes", routes::cases()),
@@ -79,6 +81,7 @@ fn areas() -> [(&'static str, Vec<Case>); 6] {
         ("kv", kv::cases()),
         ("rate_limit", rate_limit::cases()),
         ("effects", effects::cases()),
+        ("positions", positions::cases()),
     ]
 }
 

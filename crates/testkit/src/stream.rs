@@ -35,7 +35,8 @@ crate::promises! { Stream:
     takes_the_rest_when_one_entry_is_refused;
     keeps_large_empty_and_binary_entries;
     keeps_headers_and_ids needs Headers;
-    keeps_everything_across_reopen;
+    keeps_entries_and_positions_across_reopen;
+    keeps_everything_across_reopen needs Bookkeeping;
     forgets_a_deleted_group;
     names_what_is_missing;
     streams_do_not_mix;
@@ -459,7 +460,7 @@ async fn recognises_a_repeated_entry(mut world: World) {
     assert_eq!(again[1], first[1]);
     assert!(again[0] > first[1]);
     assert_eq!(texts(&read(&stream, 10).await), ["a", "b", "c"]);
-    world.reopen().await;
+    world.close().await;
     let stream = world.stream().await;
     assert_eq!(append_all(&stream, vec![entry("a", "1")]).await, first[..1]);
     assert_eq!(stats(&stream).await.appended, 3);
@@ -519,6 +520,29 @@ async fn keeps_headers_and_ids(mut world: World) {
     );
 }
 
+async fn keeps_entries_and_positions_across_reopen(mut world: World) {
+    let stream = grouped(&mut world).await;
+    let appended = append(&stream, &["a", "b", "c"]).await;
+    let held = read(&stream, 2).await;
+    commit(&stream, "g", &[held[0].offset]).await;
+    stream
+        .disconnect(&consumer("one"))
+        .await
+        .expect("disconnect");
+    world.close().await;
+    let stream = world.stream().await;
+    let all = stats(&stream).await;
+    assert_eq!((all.entries, all.last), (3, Some(appended[2])));
+    let stats = of_group(&stream, "g").await;
+    assert_eq!((stats.committed, stats.lag), (Some(appended[0]), 2));
+    // What nobody finished comes again, as it was left or from the position on.
+    let mut rest = claim(&stream, "two", Duration::ZERO, 10).await;
+    rest.extend(read(&stream, 10).await);
+    assert_eq!(texts(&rest), ["b", "c"]);
+    commit(&stream, "g", &offsets(&rest)).await;
+    assert_eq!(of_group(&stream, "g").await.lag, 0);
+}
+
 async fn keeps_everything_across_reopen(mut world: World) {
     let stream = grouped(&mut world).await;
     create(&stream, "idle", Start::End).await;
@@ -529,7 +553,7 @@ async fn keeps_everything_across_reopen(mut world: World) {
         .trim(&lines(), Trim::KeepLast(4))
         .await
         .expect("trim");
-    world.reopen().await;
+    world.close().await;
     let stream = world.stream().await;
     let all = stats(&stream).await;
     assert_eq!((all.entries, all.appended), (4, 5));

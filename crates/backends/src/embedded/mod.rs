@@ -58,6 +58,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
         Capability::Kv,
         Capability::RateLimit,
         Capability::Effects,
+        Capability::Positions,
         Capability::Delay,
         Capability::Expiry,
         Capability::KeyOrder,
@@ -88,6 +89,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
                 kv: Some(Arc::clone(&store) as _),
                 rate_limit: Some(Arc::clone(&store) as _),
                 effects: Some(store),
+                positions: None,
             })
         })
     },

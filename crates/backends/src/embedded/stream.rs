@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::time::Instant;
-use towpath_core::port::queue::MAX_BATCH;
-use towpath_core::port::stream::{Entry, Offset, ReadRequest, Start, Stats, Stream, Trim};
+use towpath_core::port::queue::{check_batch, check_max};
+use towpath_core::port::stream::{
+    Entry, Offset, ReadRequest, Start, Stats, Stream, Trim, check_entry,
+};
 use towpath_core::{
     ConsumerId, Error, ErrorKind, GroupName, NewMessage, Result, ResultExt, StreamName,
 };
@@ -25,12 +27,7 @@ impl Stream for Store {
         stream: &StreamName,
         entries: Vec<NewMessage>,
     ) -> Result<Vec<Result<Offset>>> {
-        if entries.len() > MAX_BATCH {
-            return Err(Error::invalid(format!(
-                "a batch of {} is over the limit of {MAX_BATCH}",
-                entries.len()
-            )));
-        }
+        check_batch(entries.len())?;
         if entries.is_empty() {
             return Ok(Vec::new());
         }
@@ -443,26 +440,6 @@ fn with_group<'a>(
     state
         .filter(|state| state.groups.contains_key(group))
         .ok_or_else(|| Error::not_found(format!("stream `{stream}` has no group `{group}`")))
-}
-
-fn check_max(max: usize) -> Result<()> {
-    if (1..=MAX_BATCH).contains(&max) {
-        Ok(())
-    } else {
-        Err(Error::invalid(format!(
-            "`max` is {max}; it must be 1 to {MAX_BATCH}"
-        )))
-    }
-}
-
-fn check_entry(message: &NewMessage) -> Result<()> {
-    message.check()?;
-    if message.not_before.is_some() || message.expires.is_some() {
-        return Err(Error::invalid(
-            "an entry of a stream can have no delay and no expiry; use a queue",
-        ));
-    }
-    Ok(())
 }
 
 fn number(offset: Offset) -> Result<u64> {

@@ -10,6 +10,7 @@ use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
     ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
+use lapin::runtime::default_runtime;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
 use tokio::sync::Mutex;
@@ -50,8 +51,13 @@ impl Baseline {
         let config = Config::parse(url)?;
         let (node, uri) = config.nodes[0].clone();
         let connect = || {
-            let dialled = Connection::connect_uri(uri.clone(), ConnectionProperties::default());
-            call(&node, dialled)
+            let (properties, tls) = (ConnectionProperties::default(), config.tls());
+            let (uri, node) = (uri.clone(), node.as_str());
+            async move {
+                let runtime = default_runtime().map_err(|told| error::of_call(node, told))?;
+                let dialled = Connection::connect_uri_with_config(uri, properties, tls, runtime);
+                call(node, dialled).await
+            }
         };
         let connections = [connect().await?, connect().await?];
         let publishing = call(&node, connections[0].create_channel()).await?;

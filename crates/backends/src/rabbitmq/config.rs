@@ -1,13 +1,16 @@
-//! The URL of a RabbitMQ: `amqp://[user:password@]host[:port][/vhost]`, several of them for the nodes of a cluster.
+//! The URL of a RabbitMQ: `amqp[s]://[user:password@]host[:port][/vhost]`, several of them for the nodes of a cluster.
 
 use std::str::FromStr;
 use std::time::Duration;
 
-use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::tcp::OwnedTLSConfig;
+use lapin::uri::AMQPUri;
 use towpath_core::{Error, Result};
 
-/// The schemes.
-pub(super) const SCHEMES: &[&str] = &["amqp"];
+use crate::duration;
+
+/// The schemes, the preferred one first.
+pub(super) const SCHEMES: &[&str] = &["amqp", "amqps"];
 
 /// The parameters of the URL: name, default, meaning.
 pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
@@ -26,6 +29,11 @@ pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
         "5s",
         "how long an answer is waited for, 100ms to 5m",
     ),
+    (
+        "tls_ca",
+        "",
+        "file with certificates to trust beside the system's, in PEM (amqps only)",
+    ),
 ];
 
 /// What the URL says.
@@ -36,6 +44,8 @@ pub(super) struct Config {
     pub(super) prefix: String,
     pub(super) quorum: bool,
     pub(super) timeout: Duration,
+    /// Certificates in PEM that are trusted beside the system's.
+    trusted: Option<String>,
     /// The URL with its secrets replaced.
     pub(super) shown: String,
 }
@@ -47,6 +57,7 @@ impl Config {
             prefix: String::new(),
             quorum: true,
             timeout: Duration::from_secs(5),
+            trusted: None,
             shown: String::new(),
         };
         let mut shown = Vec::new();
@@ -57,7 +68,10 @@ impl Config {
                 config.set(name, value)?;
             }
             let node = node(address)?;
-            shown.push(format!("amqp://{}", node.0));
+            let scheme = address
+                .split_once("://")
+                .map_or("amqp", |(scheme, _)| scheme);
+            shown.push(format!("{scheme}://{}", node.0));
             config.nodes.push(node);
         }
         if config.nodes.is_empty() {
@@ -67,6 +81,14 @@ impl Config {
         }
         config.shown = shown.join(",");
         Ok(config)
+    }
+
+    /// How the server of an `amqps` address is trusted.
+    pub(super) fn tls(&self) -> OwnedTLSConfig {
+        OwnedTLSConfig {
+            identity: None,
+            cert_chain: self.trusted.clone(),
+        }
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<()> {
@@ -90,7 +112,15 @@ impl Config {
                     }
                 }
             }
-            "timeout" => self.timeout = timeout(value)?,
+            "timeout" => {
+                let (least, most) = (Duration::from_millis(100), Duration::from_secs(300));
+                self.timeout = duration::parse(name, value, least, most)?;
+            }
+            "tls_ca" => {
+                self.trusted = Some(std::fs::read_to_string(value).map_err(|error| {
+                    Error::invalid(format!("`tls_ca={value}` cannot be read")).with_source(error)
+                })?);
+            }
             _ => {
                 let known: Vec<&str> = PARAMETERS.iter().map(|(name, ..)| *name).collect();
                 return Err(Error::invalid(format!(
@@ -120,28 +150,7 @@ fn node(address: &str) -> Result<(String, AMQPUri)> {
     // A path of one slash means the default virtual host, as most clients have it, and not one with an empty name.
     let address = address.strip_suffix('/').unwrap_or(address);
     let uri = AMQPUri::from_str(address).map_err(wrong)?;
-    if uri.scheme == AMQPScheme::AMQPS {
-        return Err(wrong("TLS is not in this build".to_owned()));
-    }
     Ok((bare.trim_end_matches('/').to_owned(), uri))
-}
-
-fn timeout(value: &str) -> Result<Duration> {
-    let (number, unit) = value.split_at(value.find(|c: char| !c.is_ascii_digit()).unwrap_or(0));
-    let scale = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        _ => 0,
-    };
-    let millis = number.parse::<u64>().unwrap_or(0).saturating_mul(scale);
-    if (100..=300_000).contains(&millis) {
-        Ok(Duration::from_millis(millis))
-    } else {
-        Err(Error::invalid(format!(
-            "`timeout` is `{value}`; it must be 100ms to 5m"
-        )))
-    }
 }
 
 #[cfg(test)]
@@ -159,6 +168,10 @@ mod tests {
         assert_eq!(config.nodes[0].1.authority.userinfo.password, "secret");
         assert_eq!(config.nodes[1].1.vhost, "app");
         assert!(!config.quorum);
+        assert_eq!(
+            Config::parse("amqps://u:p@one").unwrap().shown,
+            "amqps://one"
+        );
         assert_eq!(config.timeout, Duration::from_secs(2));
     }
 
@@ -167,9 +180,9 @@ mod tests {
         for (url, reason) in [
             ("amqp://", "no address"),
             ("amqp://host:port", "no address"),
-            ("amqps://host", "TLS is not in this build"),
+            ("amqps://host?tls_ca=/none", "`tls_ca=/none` cannot be read"),
             ("amqp://host?queue_type=lazy", "`queue_type` is `lazy`"),
-            ("amqp://host?timeout=1", "`timeout` is `1`"),
+            ("amqp://host?timeout=1", "`timeout=1` is no duration"),
             ("amqp://host?confirm=no", "unknown parameter `confirm`"),
         ] {
             let error = Config::parse(url)

@@ -10,6 +10,7 @@ use towpath_core::port::queue::{DeadLetter, Selection};
 use towpath_core::{MessageId, Result, ResultExt};
 
 use super::envelope::Envelope;
+use super::incoming::Incoming;
 use super::link::Open;
 use super::publisher::Letter;
 use super::store::{Desk, Known, Store};
@@ -124,13 +125,14 @@ impl Store {
         let desk = self.desk(known).await?;
         let name = self.dead_place(known, &desk.open).await?;
         let desk = Desk {
-            channel: self.link.channel(&desk.open).await?,
+            incoming: Incoming::in_any_order(self.link.channel(&desk.open).await?),
             ..desk
         };
         let mut found = Vec::new();
         loop {
             let get = || {
-                desk.channel
+                desk.incoming
+                    .channel
                     .basic_get(name.as_str().into(), BasicGetOptions::default())
             };
             let answers = join_all((0..AT_ONCE).map(|_| get()));
@@ -168,7 +170,7 @@ impl Store {
             });
             self.link.call(&desk.open, nack).await?;
         }
-        self.settle_down(desk).await?;
+        self.settle_down(desk, &desk.incoming.channel).await?;
         self.see(known, rest.len()).await
     }
 

@@ -7,12 +7,13 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lapin::{Acker, Channel};
 use towpath_core::{ConsumerId, Delivery, QueueName, Receipt};
 
 use super::envelope::Envelope;
+use super::incoming::{Incoming, Ticket};
 
 /// How long a message may wait here for a consumer of this process before others may have it.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -27,11 +28,11 @@ pub(super) struct Held {
     pub(super) charged: u32,
     /// What the count would be if the broker took it back now.
     pub(super) charged_by_return: u32,
-    pub(super) acker: Acker,
+    pub(super) ticket: Ticket,
     /// The connection that it came over; what is in hand ends with it.
     pub(super) connection: u64,
-    /// Its channel stays open as long as it is not settled.
-    pub(super) _channel: Channel,
+    /// What it came by; stays open as long as it is not settled.
+    pub(super) incoming: Arc<Incoming>,
     state: State,
 }
 
@@ -51,17 +52,17 @@ impl Held {
         envelope: Envelope,
         charged: u32,
         charged_by_return: u32,
-        acker: Acker,
+        ticket: Ticket,
         connection: u64,
-        channel: Channel,
+        incoming: Arc<Incoming>,
     ) -> Self {
         Self {
             envelope,
             charged,
             charged_by_return,
-            acker,
+            ticket,
             connection,
-            _channel: channel,
+            incoming,
             state: State::Waiting {
                 since: Instant::now(),
             },
@@ -242,6 +243,13 @@ impl Hand {
         let now = Instant::now();
         let ready = self.0.values().filter(|held| held.is_ready(now)).count();
         (ready as u64, (self.0.len() - ready) as u64)
+    }
+
+    /// How many are leased that came by this channel.
+    pub(super) fn leased_by(&self, incoming: &Arc<Incoming>) -> usize {
+        let now = Instant::now();
+        let leased = |held: &&Held| Arc::ptr_eq(&held.incoming, incoming) && !held.is_ready(now);
+        self.0.values().filter(leased).count()
     }
 
     /// The oldest message and the consumers with something in hand.

@@ -1,26 +1,29 @@
 //! Handing out: from what waits in this process, from the broker, and waiting for either.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
-use futures_util::future::{FutureExt, join_all};
-use lapin::Channel;
+use futures_util::future::join_all;
 use lapin::message::Delivery as Arrival;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
-use lapin::types::FieldTable;
+use lapin::options::BasicGetOptions;
 use tokio::sync::oneshot;
 use towpath_core::port::queue::LeaseRequest;
-use towpath_core::{Delivery, Error, QueueName, Result};
+use towpath_core::{Delivery, QueueName, Result};
 
 use super::envelope::{Envelope, returns};
 use super::hand::{Held, Terms};
+use super::incoming::{Incoming, Ticket};
 use super::store::{Desk, Known, Store, lock};
 
 /// Messages asked for at once; more than thirty calls are not sent in order by `join_all`.
 const AT_ONCE: usize = 30;
 
 /// Payload bytes after which no more messages are fetched for one lease.
-const ENOUGH_BYTES: usize = 32 << 20;
+pub(super) const ENOUGH_BYTES: usize = 32 << 20;
+
+/// A consumer that leases again within this time is sent messages ahead.
+const BRISK: Duration = Duration::from_millis(500);
 
 /// The longest sleep while waiting.
 const LOOK: Duration = Duration::from_secs(10);
@@ -32,28 +35,61 @@ const SPENT: &str =
 impl Store {
     /// Leases, and waits as long as somebody waits for the answer.
     pub(super) async fn lease(
-        &self,
+        self: &Arc<Self>,
         request: &LeaseRequest,
         answer: &mut oneshot::Sender<Result<Vec<Delivery>>>,
     ) -> Result<Vec<Delivery>> {
         let until = Instant::now().checked_add(request.wait);
         let known = self.known(&request.queue)?;
-        lock(&known.consumers).insert(request.consumer.clone(), Instant::now());
+        let before = lock(&known.consumers).insert(request.consumer.clone(), Instant::now());
+        let is_brisk = before.is_some_and(|before| before.elapsed() < BRISK);
+        let stands = known.standing.lock().await.contains_key(&request.consumer);
+        // What is fetched would overtake what is on its way to one that stands.
+        let mut sends_ahead = (is_brisk || stands) && !request.wait.is_zero();
+        if request.wait.is_zero() {
+            // Nothing that is there may be on its way.
+            self.end_where(&known, |who, _| *who == request.consumer)
+                .await;
+        }
         loop {
             self.check_open()?;
-            let deliveries = self.hand_out(&known, request).await?;
+            let standing = if sends_ahead {
+                Some(self.stand(&known, request).await?)
+            } else {
+                None
+            };
+            let mut news = std::pin::pin!(known.news.notified());
+            news.as_mut().enable();
+            let deliveries = self.hand_out(&known, request, !sends_ahead).await?;
             let left = until.map_or(LOOK, |until| {
                 until.saturating_duration_since(Instant::now())
             });
             if !deliveries.is_empty() || left.is_zero() || answer.is_closed() {
                 return Ok(deliveries);
             }
-            self.wait(&known, left.min(LOOK), answer).await?;
+            if let Some(standing) = standing {
+                let expiry = known.hand(self).next_expiry();
+                let until_expiry = expiry.map(|at| at.saturating_duration_since(Instant::now()));
+                let limit = left.min(LOOK).min(until_expiry.unwrap_or(LOOK));
+                tokio::select! {
+                    () = news => {}
+                    () = answer.closed() => {}
+                    () = tokio::time::sleep(limit) => {}
+                }
+                standing.touch();
+            }
+            // Nothing is there: from now on it comes by itself.
+            sends_ahead = true;
         }
     }
 
-    /// Leases what is there: first what waits in this process, then what the broker has.
-    async fn hand_out(&self, known: &Known, request: &LeaseRequest) -> Result<Vec<Delivery>> {
+    /// Leases what is there: first what waits in this process, then, where it is to be fetched, what the broker has.
+    async fn hand_out(
+        &self,
+        known: &Known,
+        request: &LeaseRequest,
+        fetches: bool,
+    ) -> Result<Vec<Delivery>> {
         let desk = self.desk(known).await?;
         let mut deliveries = Vec::new();
         let mut bytes = 0;
@@ -75,7 +111,7 @@ impl Store {
                 self.bury(known, &desk, held, SPENT).await?;
             }
             let missing = request.max - deliveries.len();
-            if missing == 0 || bytes >= ENOUGH_BYTES {
+            if missing == 0 || bytes >= ENOUGH_BYTES || !fetches {
                 return Ok(deliveries);
             }
             // A few first: mostly there is little or nothing.
@@ -83,7 +119,8 @@ impl Store {
                 .min(AT_ONCE)
                 .min(if deliveries.is_empty() { 4 } else { AT_ONCE });
             let wire = || {
-                desk.channel
+                desk.incoming
+                    .channel
                     .basic_get(known.wire.as_str().into(), BasicGetOptions::default())
             };
             let answers = join_all((0..count).map(|_| wire()));
@@ -93,7 +130,7 @@ impl Store {
                 let answer = self.link.call(&desk.open, async { answer }).await?;
                 if let Some(message) = answer {
                     came += 1;
-                    self.arrive(known, &desk, &desk.channel, message.delivery)
+                    self.arrive(known, &desk, &desk.incoming, message.delivery)
                         .await?;
                 }
             }
@@ -104,13 +141,14 @@ impl Store {
     }
 
     /// Puts a message into the hand, or sends it where it belongs.
-    async fn arrive(
+    pub(super) async fn arrive(
         &self,
         known: &Known,
         desk: &Desk,
-        channel: &Channel,
+        incoming: &Arc<Incoming>,
         arrival: Arrival,
     ) -> Result<()> {
+        incoming.note(arrival.delivery_tag);
         let counted = returns(&arrival.properties);
         let now = self.clock.now();
         let envelope = Envelope::read(&arrival.properties, arrival.data, now);
@@ -125,9 +163,12 @@ impl Store {
             envelope,
             charged,
             by_return,
-            arrival.acker,
+            Ticket {
+                tag: arrival.delivery_tag,
+                acker: arrival.acker,
+            },
             desk.open.number,
-            channel.clone(),
+            Arc::clone(incoming),
         );
         if !counts && arrival.redelivered {
             // A classic queue says only that somebody had it: the copy carries the number.
@@ -140,6 +181,8 @@ impl Store {
             return self.move_on(desk, place, held).await;
         }
         held.envelope.not_before = None;
+        let size = held.envelope.message.payload.len();
+        known.largest.fetch_max(size, Ordering::Relaxed);
         known.hand(self).add(self.next_number(), held);
         Ok(())
     }
@@ -151,72 +194,6 @@ impl Store {
             sent?;
         }
         self.ack(desk, &[held]).await
-    }
-
-    /// Waits for a message as a consumer of the broker, or for one in this process.
-    async fn wait(
-        &self,
-        known: &Known,
-        limit: Duration,
-        answer: &mut oneshot::Sender<Result<Vec<Delivery>>>,
-    ) -> Result<()> {
-        let mut news = std::pin::pin!(known.news.notified());
-        news.as_mut().enable();
-        let mut closing = std::pin::pin!(self.closing.notified());
-        closing.as_mut().enable();
-        self.check_open()?;
-        let desk = self.desk(known).await?;
-        let (ready, _) = known.hand(self).counts();
-        if ready > 0 {
-            return Ok(());
-        }
-        let expiry = known.hand(self).next_expiry();
-        let limit = expiry.map_or(limit, |at| {
-            limit.min(at.saturating_duration_since(Instant::now()))
-        });
-        // One message, and no more before it is acked: others shall have the rest.
-        let channel = self.link.channel(&desk.open).await?;
-        let bound = channel.basic_qos(1, BasicQosOptions::default());
-        self.link.call(&desk.open, bound).await?;
-        let consume = channel.basic_consume(
-            known.wire.as_str().into(),
-            "".into(),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        );
-        let mut consumer = self.link.call(&desk.open, consume).await?;
-        let came = tokio::select! {
-            came = consumer.next() => Some(came),
-            () = &mut news => None,
-            () = &mut closing => None,
-            () = answer.closed() => None,
-            () = tokio::time::sleep(limit) => None,
-        };
-        let mut arrivals = Vec::new();
-        match came {
-            Some(Some(arrival)) => {
-                arrivals.push(self.link.call(&desk.open, async { arrival }).await?);
-            }
-            Some(None) => {
-                let error = Error::unavailable(format!(
-                    "rabbitmq at `{}` ended the consumer of `{}`",
-                    desk.open.node, known.name
-                ));
-                self.link.give_up(&desk.open, &error);
-                return Err(error);
-            }
-            None => {}
-        }
-        let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-        self.link.call(&desk.open, cancel).await?;
-        // What was on its way when the consumer ended.
-        while let Some(Some(Ok(arrival))) = consumer.next().now_or_never() {
-            arrivals.push(arrival);
-        }
-        for arrival in arrivals {
-            self.arrive(known, &desk, &channel, arrival).await?;
-        }
-        Ok(())
     }
 
     /// Gives back leases that nobody came for.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use lapin::runtime::default_runtime;
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use rand::Rng;
 use tokio::task::JoinHandle;
@@ -138,7 +139,9 @@ impl Link {
         let (node, uri) = self.config.nodes[at].clone();
         let name = format!("towpath {}", self.purpose);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let dialled = Connection::connect_uri(uri, properties);
+        let runtime = default_runtime().map_err(|told| error::of_call(&node, told))?;
+        let tls = self.config.tls();
+        let dialled = Connection::connect_uri_with_config(uri, properties, tls, runtime);
         let connection = match tokio::time::timeout(self.config.timeout, dialled).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(told)) => return Err(error::of_call(&node, told)),

@@ -20,12 +20,14 @@ mod envelope;
 mod error;
 mod hand;
 mod health;
+mod incoming;
 mod lease;
 mod link;
 mod publisher;
 mod queue;
 mod routes;
 mod settle;
+mod standing;
 mod store;
 
 use std::sync::Arc;
@@ -64,6 +66,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
                 kv: None,
                 rate_limit: None,
                 effects: None,
+                positions: None,
             })
         })
     },

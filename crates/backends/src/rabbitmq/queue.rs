@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use lapin::options::QueuePurgeOptions;
 use tokio::sync::oneshot;
 use towpath_core::port::queue::{
-    DeadLetter, Enqueued, LeaseRequest, MAX_BATCH, Peeked, Queue, Selection, Settings, Settlement,
-    Stats, check_lease,
+    DeadLetter, Enqueued, LeaseRequest, Peeked, Queue, Selection, Settings, Settlement, Stats,
+    check_batch, check_lease,
 };
 use towpath_core::{
     ConsumerId, Delivery, Error, MessageId, NewMessage, QueueName, Receipt, Result, ResultExt,
@@ -46,12 +46,7 @@ impl Queue for Queues {
         queue: &QueueName,
         messages: Vec<NewMessage>,
     ) -> Result<Vec<Result<Enqueued>>> {
-        if messages.len() > MAX_BATCH {
-            return Err(Error::invalid(format!(
-                "a batch of {} is over the limit of {MAX_BATCH}",
-                messages.len()
-            )));
-        }
+        check_batch(messages.len())?;
         self.0.check_open()?;
         let known = self.0.known(queue)?;
         let what = || format!("enqueue into `{queue}`");
@@ -211,6 +206,7 @@ impl Store {
         names.push(known.wire.clone());
         for name in names {
             let purge = desk
+                .incoming
                 .channel
                 .queue_purge(name.into(), QueuePurgeOptions::default());
             dropped += u64::from(self.link.call(&desk.open, purge).await?);

@@ -21,6 +21,7 @@ use towpath_core::{Error, ExchangeName, QueueName, Result, ResultExt};
 
 use super::envelope::Envelope;
 use super::error;
+use super::incoming::Incoming;
 use super::publisher::Letter;
 use super::store::{Desk, Store, lock};
 
@@ -44,7 +45,7 @@ impl Routes for Exchanges {
             .await
             .context(what)?;
         let exchange = store.exchange(&binding.exchange).await.context(what)?;
-        let bound = desk.channel.queue_bind(
+        let bound = desk.incoming.channel.queue_bind(
             store.known(&binding.queue)?.wire.as_str().into(),
             exchange.into(),
             binding.pattern.as_str().into(),
@@ -62,7 +63,7 @@ impl Routes for Exchanges {
         let known = store.known(&binding.queue)?;
         let desk = store.desk(&known).await.context(what)?;
         let exchange = store.exchange(&binding.exchange).await.context(what)?;
-        let unbound = desk.channel.queue_unbind(
+        let unbound = desk.incoming.channel.queue_unbind(
             known.wire.as_str().into(),
             exchange.into(),
             binding.pattern.as_str().into(),
@@ -216,13 +217,14 @@ impl Store {
         let channel = self.link.channel(&open).await?;
         let desk = Desk {
             open,
-            channel,
+            incoming: Incoming::in_any_order(channel),
             counts_returns: true,
         };
         let mut found = Vec::new();
         loop {
             let get = || {
-                desk.channel
+                desk.incoming
+                    .channel
                     .basic_get(self.book().into(), BasicGetOptions::default())
             };
             let answers = join_all((0..8).map(|_| get()));
@@ -259,7 +261,7 @@ impl Store {
                 self.link.call(&desk.open, ack).await?;
             }
         }
-        self.settle_down(desk).await
+        self.settle_down(desk, &desk.incoming.channel).await
     }
 }
 

@@ -1,12 +1,12 @@
 //! An opened RabbitMQ: its two connections, the queues that are in use, and what is in hand of each.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use lapin::Channel;
-use lapin::options::{BasicAckOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use tokio::sync::Notify;
 use towpath_core::port::queue::Settings;
@@ -17,8 +17,10 @@ use tracing::warn;
 use super::config::Config;
 use super::error;
 use super::hand::{Hand, Held};
+use super::incoming::{Incoming, Ticket};
 use super::link::{Link, Open};
 use super::publisher::{Letter, Publisher};
+use super::standing::Standing;
 
 /// How often what nobody here wants is looked for.
 const TEND: Duration = Duration::from_millis(250);
@@ -39,7 +41,6 @@ pub(super) struct Store {
     pub(super) exchanges: Mutex<HashMap<String, u64>>,
     numbers: AtomicU64,
     closed: AtomicBool,
-    pub(super) closing: Notify,
 }
 
 /// A queue in use.
@@ -54,17 +55,21 @@ pub(super) struct Known {
     desk: tokio::sync::Mutex<Option<Desk>>,
     /// Delays, in milliseconds, that have a queue; `None` until somebody looked.
     pub(super) delays: Mutex<Option<BTreeSet<u64>>>,
+    /// Bytes of the largest payload that came.
+    pub(super) largest: AtomicUsize,
     pub(super) acked: AtomicU64,
     pub(super) retried: AtomicU64,
     pub(super) dropped: AtomicU64,
+    /// When each was last here.
     pub(super) consumers: Mutex<HashMap<ConsumerId, Instant>>,
+    pub(super) standing: tokio::sync::Mutex<HashMap<ConsumerId, Arc<Standing>>>,
 }
 
 /// The channel that messages of one queue are fetched and acked on.
 #[derive(Clone)]
 pub(super) struct Desk {
     pub(super) open: Open,
-    pub(super) channel: Channel,
+    pub(super) incoming: Arc<Incoming>,
     /// Whether the queue counts what comes back to it.
     pub(super) counts_returns: bool,
 }
@@ -99,7 +104,6 @@ impl Store {
             // Receipts of another process or an earlier one are never taken for ours.
             numbers: AtomicU64::new(clock.now().as_millis() << 20),
             closed: AtomicBool::new(false),
-            closing: Notify::new(),
             config,
             clock,
         });
@@ -139,10 +143,12 @@ impl Store {
                 news: Notify::new(),
                 desk: tokio::sync::Mutex::default(),
                 delays: Mutex::default(),
+                largest: AtomicUsize::new(0),
                 acked: AtomicU64::new(0),
                 retried: AtomicU64::new(0),
                 dropped: AtomicU64::new(0),
                 consumers: Mutex::default(),
+                standing: tokio::sync::Mutex::default(),
             })
         });
         Ok(Arc::clone(known))
@@ -159,7 +165,7 @@ impl Store {
         let mut kept = known.desk.lock().await;
         if let Some(desk) = &*kept
             && self.link.is_live(desk.open.number)
-            && desk.channel.status().connected()
+            && desk.incoming.channel.status().connected()
         {
             return Ok(desk.clone());
         }
@@ -168,10 +174,10 @@ impl Store {
         let counts_returns = self
             .declare(&open, &known.wire, FieldTable::default())
             .await?;
-        let channel = self.link.channel(&open).await?;
+        let incoming = Incoming::in_any_order(self.link.channel(&open).await?);
         let desk = Desk {
             open,
-            channel,
+            incoming,
             counts_returns,
         };
         *kept = Some(desk.clone());
@@ -243,16 +249,16 @@ impl Store {
 
     /// Ends what was handed out, and returns once the broker has read that.
     pub(super) async fn ack(&self, desk: &Desk, done: &[Held]) -> Result<()> {
-        for held in done {
-            let ack = held.acker.ack(BasicAckOptions::default());
-            self.link.call(&desk.open, ack).await?;
+        for (incoming, tickets) in by_channel(done) {
+            self.link.call(&desk.open, incoming.ack(&tickets)).await?;
+            self.settle_down(desk, &incoming.channel).await?;
         }
-        self.settle_down(desk).await
+        Ok(())
     }
 
     /// An answer on a channel comes after everything that was sent on it before.
-    pub(super) async fn settle_down(&self, desk: &Desk) -> Result<()> {
-        let asked = desk.channel.basic_qos(0, BasicQosOptions::default());
+    pub(super) async fn settle_down(&self, desk: &Desk, channel: &Channel) -> Result<()> {
+        let asked = channel.basic_qos(0, BasicQosOptions::default());
         self.link.call(&desk.open, asked).await
     }
 
@@ -282,12 +288,8 @@ impl Store {
             .into_iter()
             .filter(|held| held.connection == desk.open.number)
             .partition(|held| held.charged != held.charged_by_return);
-        for held in told {
-            let nack = held.acker.nack(BasicNackOptions {
-                requeue: true,
-                ..BasicNackOptions::default()
-            });
-            self.link.call(&desk.open, nack).await?;
+        for (incoming, tickets) in by_channel(&told) {
+            self.link.call(&desk.open, incoming.nack(&tickets)).await?;
         }
         // The broker would count wrong: a copy with the right number takes the place.
         let letters = untold
@@ -309,9 +311,9 @@ impl Store {
     pub(super) async fn close(&self) -> Result<()> {
         let known = self.all_known();
         if !self.closed.swap(true, Ordering::AcqRel) {
-            self.closing.notify_waiters();
             for known in known {
                 known.news.notify_waiters();
+                self.end_where(&known, |_, _| true).await;
                 let held = known.hand(self).drain_all();
                 if held.is_empty() {
                     continue;
@@ -331,6 +333,20 @@ impl Store {
     }
 }
 
+/// What came by each channel.
+fn by_channel(all: &[Held]) -> Vec<(&Arc<Incoming>, Vec<&Ticket>)> {
+    let mut found: Vec<(&Arc<Incoming>, Vec<&Ticket>)> = Vec::new();
+    for held in all {
+        let known =
+            |(incoming, _): &&mut (&Arc<Incoming>, _)| Arc::ptr_eq(incoming, &held.incoming);
+        match found.iter_mut().find(known) {
+            Some((_, tickets)) => tickets.push(&held.ticket),
+            None => found.push((&held.incoming, vec![&held.ticket])),
+        }
+    }
+    found
+}
+
 /// Gives back what waits in this process and nobody here takes, as long as the store is open.
 async fn tend(store: Weak<Store>) {
     loop {
@@ -342,6 +358,7 @@ async fn tend(store: Weak<Store>) {
             return;
         }
         for known in store.all_known() {
+            store.end_idle(&known).await;
             let late = known.hand(&store).drain_late();
             if let Err(error) = store.give_back(&known, late).await {
                 warn!(queue = %known.name, error = error.chain(), "a message comes back with the connection's end");

@@ -186,14 +186,16 @@ impl Config {
         match name {
             "prefix" => self.prefix = value,
             "timeout" => {
-                self.timeout = duration(
+                self.timeout = crate::duration::parse(
                     name,
                     &value,
                     Duration::from_millis(100),
                     Duration::from_secs(300),
                 )?;
             }
-            "consumer_timeout" => self.consumer_timeout = duration(name, &value, second, hour)?,
+            "consumer_timeout" => {
+                self.consumer_timeout = crate::duration::parse(name, &value, second, hour)?
+            }
             "field" => {
                 self.field =
                     non_empty(value).ok_or_else(|| Error::invalid("`field` must name a field"))?;
@@ -301,35 +303,6 @@ fn decode(text: &str) -> Result<String> {
         );
     }
     String::from_utf8(bytes).map_err(|_| wrong())
-}
-
-/// `500ms`, `5s`, `2m`, `1h`.
-fn duration(name: &str, text: &str, least: Duration, most: Duration) -> Result<Duration> {
-    let digits = text.trim_end_matches(|character: char| !character.is_ascii_digit());
-    let unit = match &text[digits.len()..] {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => 0,
-    };
-    let found = digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(unit))
-        .filter(|_| unit > 0)
-        .map(Duration::from_millis)
-        .ok_or_else(|| {
-            Error::invalid(format!(
-                "`{name}={text}` is no duration; say for instance `{name}=5s`"
-            ))
-        })?;
-    if !(least..=most).contains(&found) {
-        return Err(Error::invalid(format!(
-            "`{name}={text}` is out of range; it must be {least:?} to {most:?}"
-        )));
-    }
-    Ok(found)
 }
 
 #[cfg(test)]

@@ -5,12 +5,13 @@ use redis::Value;
 use towpath_core::port::effects::{Effects, Outcome, Transaction};
 use towpath_core::port::kv::Committed;
 use towpath_core::port::stream::DEDUP_WINDOW;
+use towpath_core::port::stream::check_entry;
 use towpath_core::{Error, QueueName, Result, ResultExt};
 
 use super::queue::{add_message, add_settlement, queue_is_full};
 use super::routes::unroutable;
 use super::store::{Store, millis};
-use super::stream::{add_entry, check_entry, id_text};
+use super::stream::{add_entry, id_text};
 use super::{kv, reply, script};
 
 #[async_trait]

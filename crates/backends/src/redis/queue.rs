@@ -9,8 +9,8 @@ use redis::Value;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use towpath_core::port::queue::{
-    DeadLetter, Enqueued, LeaseRequest, MAX_BATCH, Peeked, Place, Queue, Selection, Settings,
-    Settlement, Stats, Verdict, check_lease,
+    DeadLetter, Enqueued, LeaseRequest, Peeked, Place, Queue, Selection, Settings, Settlement,
+    Stats, Verdict, check_batch, check_lease,
 };
 use towpath_core::{
     ConsumerId, Delivery, Error, Headers, Message, MessageId, NewMessage, QueueName, Receipt,
@@ -98,12 +98,7 @@ impl Queue for Store {
         queue: &QueueName,
         messages: Vec<NewMessage>,
     ) -> Result<Vec<Result<Enqueued>>> {
-        if messages.len() > MAX_BATCH {
-            return Err(Error::invalid(format!(
-                "a batch of {} is over the limit of {MAX_BATCH}",
-                messages.len()
-            )));
-        }
+        check_batch(messages.len())?;
         self.servers.check_open()?;
         let mut outcomes = Vec::with_capacity(messages.len());
         let mut rest = messages.as_slice();

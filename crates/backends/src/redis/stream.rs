@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use redis::Value;
 use tokio::time::Instant;
-use towpath_core::port::queue::MAX_BATCH;
+use towpath_core::port::queue::{check_batch, check_max};
 use towpath_core::port::stream::{
-    DEDUP_WINDOW, Entry, GroupStats, Offset, ReadRequest, Start, Stats, Stream, Trim,
+    DEDUP_WINDOW, Entry, GroupStats, Offset, ReadRequest, Start, Stats, Stream, Trim, check_entry,
 };
 use towpath_core::{
     ConsumerId, Error, GroupName, Message, MessageId, NewMessage, Result, ResultExt, StreamName,
@@ -28,12 +28,7 @@ impl Stream for Store {
         stream: &StreamName,
         entries: Vec<NewMessage>,
     ) -> Result<Vec<Result<Offset>>> {
-        if entries.len() > MAX_BATCH {
-            return Err(Error::invalid(format!(
-                "a batch of {} is over the limit of {MAX_BATCH}",
-                entries.len()
-            )));
-        }
+        check_batch(entries.len())?;
         self.servers.check_open()?;
         let mut outcomes = Vec::with_capacity(entries.len());
         let mut rest = entries.as_slice();
@@ -387,24 +382,6 @@ fn group_stats(value: Value) -> Result<GroupStats> {
         },
         committed: maybe_offset(committed)?,
     })
-}
-
-fn check_max(max: usize) -> Result<()> {
-    if (1..=MAX_BATCH).contains(&max) {
-        return Ok(());
-    }
-    Err(Error::invalid(format!(
-        "`max` is {max}; it must be 1 to {MAX_BATCH}"
-    )))
-}
-
-pub(super) fn check_entry(entry: &NewMessage) -> Result<()> {
-    if entry.not_before.is_some() || entry.expires.is_some() {
-        return Err(Error::invalid(
-            "an entry of a stream has no delay and no expiry",
-        ));
-    }
-    entry.check()
 }
 
 /// The three arguments of an entry, as `append_entry` in `stream_lib.lua` reads them.

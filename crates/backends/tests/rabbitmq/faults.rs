@@ -20,6 +20,8 @@ pub(super) fn promises() -> Vec<Own> {
         a_broker_without_memory_says_so_and_recovers,
         the_other_node_of_a_cluster_takes_over,
         a_wrong_password_is_named,
+        speaks_tls_and_checks_the_certificate,
+        an_ack_of_a_row_covers_nothing_that_is_open,
     ]
 }
 
@@ -289,4 +291,63 @@ async fn a_wrong_password_is_named() {
         "{}",
         refused.chain()
     );
+}
+
+async fn speaks_tls_and_checks_the_certificate() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    towpath_testkit::certificates::make(folder.path());
+    let (_server, port) = Server::start_with_tls(folder.path());
+    let trusted = format!("tls_ca={}", folder.path().join("ca.pem").display());
+    let backend = open(&format!("amqps://localhost:{port}?{trusted}")).await;
+    let queue = queue_of(&backend);
+    let sent = queue.enqueue(&messages(), vec![NewMessage::new("x")]).await;
+    assert!(sent.expect("enqueue").iter().all(Result::is_ok));
+    assert_eq!(backend.url, format!("amqps://localhost:{port}"));
+    for doubtful in [
+        format!("amqps://localhost:{port}"),
+        format!("amqps://127.0.0.1:{port}?{trusted}"),
+    ] {
+        let backend = open(&doubtful).await;
+        let refused = backend.lifecycle.health().await.expect_err(&doubtful);
+        let said = refused.chain();
+        assert!(said.contains("certificate"), "{said}");
+    }
+}
+
+async fn an_ack_of_a_row_covers_nothing_that_is_open() {
+    let url = format!(
+        "{}?prefix={}",
+        towpath_testkit::servers::rabbitmq::shared().url(),
+        prefix()
+    );
+    let backend = open(&url).await;
+    let queue = queue_of(&backend);
+    // Whoever waited is sent what comes.
+    assert!(
+        try_lease(&queue, "one", Duration::from_millis(50))
+            .await
+            .expect("lease")
+            .is_empty()
+    );
+    let texts = ["a", "b", "c", "d", "e"];
+    let sent = queue
+        .enqueue(&messages(), texts.map(NewMessage::new).into())
+        .await;
+    assert!(sent.expect("enqueue").iter().all(Result::is_ok));
+    let mut held = Vec::new();
+    while held.len() < texts.len() {
+        held.extend(lease(&queue).await);
+    }
+    // The first stays open, then the fourth too: what is behind them is done.
+    for done in [1, 2, 4, 0] {
+        settle(&queue, &held[done], Verdict::Ack).await;
+        if done == 2 {
+            settle(&queue, &held[3], Verdict::Release).await;
+        }
+    }
+    backend.lifecycle.close().await.expect("closed");
+    let backend = open(&url).await;
+    let rest = lease(&queue_of(&backend)).await;
+    let rest: Vec<_> = rest.iter().map(|one| one.message.payload.clone()).collect();
+    assert_eq!(rest, ["d"]);
 }

@@ -1,8 +1,6 @@
 //! Where a Redis can be: databases, clusters, behind sentinels, behind TLS; and what `doctor` says of it.
 
 use std::io::Write;
-use std::path::Path;
-use std::process::Command;
 
 use towpath_core::ErrorKind;
 use towpath_core::port::kv::Op;
@@ -252,32 +250,9 @@ async fn a_key_of_ours_is_refused_as_a_users() {
     assert_eq!(refused.kind(), ErrorKind::Invalid);
 }
 
-/// A certificate for `localhost` in a folder, and the authority that signed it.
-fn certificates(folder: &Path) {
-    let openssl = |arguments: &str| {
-        let output = Command::new("openssl")
-            .args(arguments.split(' '))
-            .current_dir(folder)
-            .output()
-            .expect("openssl runs");
-        assert!(
-            output.status.success(),
-            "{arguments}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    };
-    let name = "subjectAltName=DNS:localhost";
-    std::fs::write(folder.join("names"), name).expect("written");
-    openssl("req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test -keyout ca.key -out ca.pem");
-    openssl("req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server.key -out server.csr");
-    openssl(
-        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 1 -extfile names -out server.pem",
-    );
-}
-
 async fn speaks_tls_and_checks_the_certificate() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
-    certificates(folder.path());
+    towpath_testkit::certificates::make(folder.path());
     let path = |name: &str| folder.path().join(name).display().to_string();
     let port = towpath_testkit::servers::free_port().to_string();
     let _server = Server::start(&[

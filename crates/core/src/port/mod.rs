@@ -6,16 +6,22 @@
 
 pub mod effects;
 pub mod kv;
+pub mod outbox;
+pub mod positions;
 pub mod queue;
 pub mod rate_limit;
 pub mod routes;
 pub mod sink;
 pub mod stream;
+pub mod users;
 
 pub use effects::Effects;
 pub use kv::Kv;
+pub use outbox::Outbox;
+pub use positions::Positions;
 pub use queue::Queue;
 pub use rate_limit::RateLimit;
 pub use routes::Routes;
 pub use sink::Sink;
 pub use stream::Stream;
+pub use users::Users;

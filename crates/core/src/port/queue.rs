@@ -76,7 +76,7 @@ pub struct LeaseRequest {
     pub max: usize,
     /// [`MIN_LEASE`] to [`MAX_LEASE`], kept to the millisecond.
     pub lease: Duration,
-    /// How long to wait for the first message.
+    /// How long to wait for the first message; with zero, everything that is there comes, up to `max`.
     pub wait: Duration,
 }
 
@@ -86,13 +86,36 @@ impl LeaseRequest {
     /// # Errors
     /// `Invalid` when `max` or `lease` is out of range.
     pub fn check(&self) -> Result<()> {
-        if !(1..=MAX_BATCH).contains(&self.max) {
-            return Err(Error::invalid(format!(
-                "`max` is {}; it must be 1 to {MAX_BATCH}",
-                self.max
-            )));
-        }
+        check_max(self.max)?;
         check_lease(self.lease)
+    }
+}
+
+/// Checks how much is asked for at once.
+///
+/// # Errors
+/// `Invalid` when it is not 1 to [`MAX_BATCH`].
+pub fn check_max(max: usize) -> Result<()> {
+    if (1..=MAX_BATCH).contains(&max) {
+        Ok(())
+    } else {
+        Err(Error::invalid(format!(
+            "`max` is {max}; it must be 1 to {MAX_BATCH}"
+        )))
+    }
+}
+
+/// Checks how much is handed over at once.
+///
+/// # Errors
+/// `Invalid` when it is over [`MAX_BATCH`].
+pub fn check_batch(count: usize) -> Result<()> {
+    if count <= MAX_BATCH {
+        Ok(())
+    } else {
+        Err(Error::invalid(format!(
+            "a batch of {count} is over the limit of {MAX_BATCH}"
+        )))
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::{ConsumerId, GroupName, Message, NewMessage, Result, StreamName};
+use crate::{ConsumerId, Error, GroupName, Message, NewMessage, Result, StreamName};
 
 /// How long a dedup id is remembered, from the moment its entry was appended.
 pub const DEDUP_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
@@ -98,6 +98,20 @@ pub enum Trim {
     Finished,
     /// All but the newest so many entries, finished or not.
     KeepLast(u64),
+}
+
+/// Checks an entry on its way in.
+///
+/// # Errors
+/// `Invalid` when it is over a limit, or has a delay or an expiry.
+pub fn check_entry(entry: &NewMessage) -> Result<()> {
+    entry.check()?;
+    if entry.not_before.is_some() || entry.expires.is_some() {
+        return Err(Error::invalid(
+            "an entry of a stream can have no delay and no expiry; use a queue",
+        ));
+    }
+    Ok(())
 }
 
 /// Append-only logs with consumer groups.

@@ -2,6 +2,7 @@
 
 mod effects;
 mod kv;
+mod positions;
 mod queue;
 mod rate_limit;
 mod routes;
@@ -31,6 +32,7 @@ macro_rules! mutants {
             area: stringify!($port),
             caught_by: stringify!($case),
             wrap: |mut backend| {
+                backend.positions = backend.require_positions("the suite").ok();
                 backend.$port = backend.$port.map(|inner| $port::wrong(inner, $port::Way::$way));
                 backend
             },
@@ -134,6 +136,8 @@ mutants! {
         makes_the_last_field_only LastOnly caught by a_hash_changes_field_by_field_and_stays;
         keeps_keys_for_ever NoTtl caught by a_key_goes_after_its_ttl;
         lists_the_first_keys_only FirstPageOnly caught by lists_keys_by_prefix_page_by_page;
+        ignores_bounds_of_any_size NoBounds caught by bounds_hold_for_numbers_of_any_size;
+        keeps_the_ttl_of_the_deleted NoDelete caught by a_deleted_key_takes_its_ttl_along;
         hides_refusals HidesRefusals caught by a_sum_beyond_all_numbers_is_refused;
         drops_the_ttl_of_a_counter AddDropsTtl caught by an_add_keeps_the_ttl;
         ignores_expiries NoExpire caught by an_expiry_needs_a_key;
@@ -158,6 +162,13 @@ mutants! {
         sends_first SendsFirst caught by a_refusal_counts_no_duplicates;
         appends_first SendsFirst caught by a_position_moves_in_the_same_step_as_the_append;
         finishes_half Half caught by an_entry_is_finished_in_the_same_step_as_its_effect;
+    }
+    positions: {
+        tells_no_position TellsNone caught by a_position_moves_with_what_was_read;
+        moves_from_anywhere MovesFromAnywhere caught by a_step_from_another_position_changes_nothing;
+        moves_from_anywhere_in_a_race MovesFromAnywhere caught by of_many_steps_from_one_position_one_happens;
+        forgets_positions OwnSources caught by positions_stay_across_reopen;
+        mixes_sources_up OneSource caught by sources_have_positions_of_their_own;
     }
 }
 

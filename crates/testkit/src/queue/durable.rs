@@ -141,6 +141,8 @@ async fn closing_is_idempotent_and_ends_waiting_leases(mut world: World) {
         !queue.list().await.expect("list").is_empty()
     })
     .await;
+    // A lease that does not wait has ended by then.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     world.reopen().await;
     let ended = tokio::time::timeout(Duration::from_secs(5), waiting)
         .await

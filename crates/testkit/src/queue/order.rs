@@ -104,8 +104,8 @@ async fn a_dead_letter_lets_its_key_go(mut world: World) {
 
 async fn holds_a_delayed_message_back(mut world: World) {
     let queue = world.queue().await;
-    let due = SystemClock::new().now().after(Duration::from_millis(500));
     let began = Instant::now();
+    let due = SystemClock::new().now().after(Duration::from_millis(500));
     enqueue_all(
         &queue,
         vec![

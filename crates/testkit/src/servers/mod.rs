@@ -1,5 +1,6 @@
 //! Real servers for tests: private ones, on free ports, in temporary folders, gone with their owner.
 
+pub mod kafka;
 pub mod rabbitmq;
 pub mod redis;
 

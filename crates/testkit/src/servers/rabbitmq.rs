@@ -1,7 +1,7 @@
 //! Private RabbitMQ nodes, alone or as a cluster.
 
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -50,6 +50,23 @@ impl Server {
     pub fn start() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         Self::start_in(Arc::new(folder), "node", Arc::new(NameServer::start()))
+    }
+
+    /// Starts one node that also speaks TLS, on the second port, with `server.pem`, `server.key` and `ca.pem` of a folder.
+    ///
+    /// # Panics
+    /// As [`Server::start`].
+    pub fn start_with_tls(certificates: &Path) -> (Self, u16) {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let (port, at) = (free_port(), certificates.display());
+        let settings = format!(
+            "listeners.ssl.default = 127.0.0.1:{port}\nssl_options.cacertfile = {at}/ca.pem\n\
+             ssl_options.certfile = {at}/server.pem\nssl_options.keyfile = {at}/server.key\n"
+        );
+        let file = folder.path().join("node@localhost-settings.conf");
+        std::fs::write(file, settings).expect("written");
+        let names = Arc::new(NameServer::start());
+        (Self::start_in(Arc::new(folder), "node", names), port)
     }
 
     fn start_in(folder: Arc<tempfile::TempDir>, name: &str, names: Arc<NameServer>) -> Self {
@@ -149,7 +166,7 @@ impl Server {
             ("RABBITMQ_LOG_BASE", own("log")),
             ("RABBITMQ_PID_FILE", own("pid")),
             ("RABBITMQ_CONF_ENV_FILE", "/dev/null".to_owned()),
-            ("RABBITMQ_CONFIG_FILE", own("none")),
+            ("RABBITMQ_CONFIG_FILE", own("settings")),
             ("RABBITMQ_ENABLED_PLUGINS_FILE", own("plugins")),
             (
                 "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",

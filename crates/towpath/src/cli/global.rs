@@ -80,7 +80,7 @@ impl Global {
         Ok(Sources::of_process(
             self.config.clone(),
             flags,
-            wiring::BACKENDS,
+            wiring::STORES,
         )?)
     }
 

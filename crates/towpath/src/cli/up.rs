@@ -72,6 +72,8 @@ fn keeping_nothing(mut sources: Sources, folder: &Path) -> Sources {
         ("backends.orders_kv", String::new()),
         ("backends.lines", String::new()),
         ("backends.limits", String::new()),
+        ("backends.relay", String::new()),
+        ("accounts.database", String::new()),
         ("embedded.durability", "none".to_owned()),
         ("ingest.worker.output", String::new()),
     ] {

@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 use super::key::{KEYS, Key};
 use super::place::{FileText, Place};
 use super::suggest::{self, did_you_mean, question};
-use super::{Kind, Origin, Problem};
+use super::{Kind, Origin, Problem, Stores};
 
 /// A value of the file as text, and where it stands.
 pub(super) struct FileValue {
@@ -205,6 +205,12 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// A number is no URL.
+const NONE: Stores = Stores {
+    backends: &[],
+    databases: &[],
+};
+
 /// What to say about quotes that are missing or too many.
 fn quotes(kind: Kind, value: &DeValue<'_>) -> String {
     match (kind, value) {
@@ -217,8 +223,8 @@ fn quotes(kind: Kind, value: &DeValue<'_>) -> String {
         }
         (_, DeValue::Integer(number)) => {
             let text = number.as_str();
-            let meant = suggest::value(kind, text, &[]).unwrap_or_else(|| text.to_owned());
-            match kind.check(&meant, &[]) {
+            let meant = suggest::value(kind, text, NONE).unwrap_or_else(|| text.to_owned());
+            match kind.check(&meant, NONE) {
                 Ok(()) => question(format!("\"{meant}\"")),
                 Err(_) => String::new(),
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use reqwest::Url;
 use towpath_core::QueueName;
-use towpath_core::backend::{self, Descriptor};
+use towpath_core::{backend, database};
 
 use super::suggest;
 use crate::apps::{accounts, orders};
@@ -34,6 +34,8 @@ pub enum Kind {
     Limits,
     /// The URL of a backend of this build.
     Backend,
+    /// The URL of a database of this build.
+    Database,
     /// When the embedded store answers.
     Durability,
     /// A log level, or a filter by target.
@@ -46,6 +48,15 @@ pub enum Kind {
     MailAddress,
     /// Secrets that sign webhooks.
     SigningSecrets,
+}
+
+/// The stores of a build, whose URLs are valid.
+#[derive(Clone, Copy)]
+pub struct Stores {
+    /// The table of backends.
+    pub backends: &'static [backend::Descriptor],
+    /// The table of databases.
+    pub databases: &'static [database::Descriptor],
 }
 
 /// Why a value is refused.
@@ -81,6 +92,7 @@ impl Kind {
             Self::Strings => "a list of texts".to_owned(),
             Self::Limits => "a list of limits like \"login=token_bucket:5:1/1m\"".to_owned(),
             Self::Backend => "the URL of a backend".to_owned(),
+            Self::Database => "the URL of a database, like \"sqlite:PATH\"".to_owned(),
             Self::Durability => "one of fsync, interval:100ms (1 to 60000), os, none".to_owned(),
             Self::LogFilter => "a level (off, error, warn, info, debug, trace) or a filter like \"info,towpath=debug\"".to_owned(),
             Self::WebUrl => "a URL like \"https://host/path\"".to_owned(),
@@ -94,26 +106,26 @@ impl Kind {
     pub const fn may_be_secret(self) -> bool {
         matches!(
             self,
-            Self::Backend | Self::WebUrl | Self::MailUrl | Self::SigningSecrets
+            Self::Backend | Self::Database | Self::WebUrl | Self::MailUrl | Self::SigningSecrets
         )
     }
 
-    /// Whether the text is such a value; `backends` are those of this build.
-    pub(super) fn check(self, text: &str, backends: &'static [Descriptor]) -> Result<(), Wrong> {
-        let reason = match self.accepts(text, backends) {
+    /// Whether the text is such a value; `stores` are those of this build.
+    pub(super) fn check(self, text: &str, stores: Stores) -> Result<(), Wrong> {
+        let reason = match self.accepts(text, stores) {
             Ok(true) => return Ok(()),
             Ok(false) => None,
             Err(reason) => Some(reason),
         };
-        let valid = |candidate: &String| self.accepts(candidate, backends) == Ok(true);
+        let valid = |candidate: &String| self.accepts(candidate, stores) == Ok(true);
         Err(Wrong {
             reason,
-            suggestion: suggest::value(self, text, backends).filter(valid),
+            suggestion: suggest::value(self, text, stores).filter(valid),
         })
     }
 
     /// Whether it is one, or the reason why not.
-    fn accepts(self, text: &str, backends: &'static [Descriptor]) -> Result<bool, String> {
+    fn accepts(self, text: &str, stores: Stores) -> Result<bool, String> {
         if text.is_empty() || text.chars().any(char::is_control) && self != Self::SigningSecrets {
             return Ok(false);
         }
@@ -143,13 +155,19 @@ impl Kind {
             },
             Self::Backend => {
                 let descriptor =
-                    backend::find(backends, text).map_err(|error| error.to_string())?;
+                    backend::find(stores.backends, text).map_err(|error| error.to_string())?;
+                (descriptor.check)(text).map_err(|error| error.to_string())?;
+                true
+            }
+            Self::Database => {
+                let descriptor =
+                    database::find(stores.databases, text).map_err(|error| error.to_string())?;
                 (descriptor.check)(text).map_err(|error| error.to_string())?;
                 true
             }
             Self::Durability => {
                 let url = format!("embedded:.?durability={text}");
-                let embedded = backend::find(backends, &url);
+                let embedded = backend::find(stores.backends, &url);
                 embedded.is_ok_and(|embedded| (embedded.check)(&url).is_ok())
             }
             Self::LogFilter => telemetry::is_log_filter(text),

@@ -4,8 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use towpath_core::backend::Descriptor;
-
 use super::check::RULES;
 use super::dotenv;
 use super::file::Reader;
@@ -15,7 +13,7 @@ use super::place::{FileText, Place};
 use super::show::{origins_table, redact};
 use super::suggest::{did_you_mean, question};
 use super::variables::Variables;
-use super::{Config, Kind, Origin, Problem, Problems};
+use super::{Config, Kind, Origin, Problem, Problems, Stores};
 
 /// Where configuration comes from.
 #[derive(Clone)]
@@ -26,8 +24,8 @@ pub struct Sources {
     pub env: BTreeMap<String, String>,
     /// Path of a key, its value, and the flag that said so; an empty value takes back what others said.
     pub flags: Vec<(String, String, String)>,
-    /// The backends of this build, whose URLs are valid.
-    pub backends: &'static [Descriptor],
+    /// The stores of this build, whose URLs are valid.
+    pub stores: Stores,
 }
 
 impl Sources {
@@ -38,7 +36,7 @@ impl Sources {
     pub fn of_process(
         config: Option<PathBuf>,
         flags: Vec<(String, String, String)>,
-        backends: &'static [Descriptor],
+        stores: Stores,
     ) -> Result<Self, Problems> {
         let mut env = dotenv::read(Path::new(".env"))?;
         let own: BTreeMap<String, String> = std::env::vars_os()
@@ -69,7 +67,7 @@ impl Sources {
             file,
             env,
             flags,
-            backends,
+            stores,
         })
     }
 }
@@ -152,7 +150,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
 
 struct Loader<'a> {
     file: Option<FileText<'a>>,
-    backends: &'static [Descriptor],
+    stores: Stores,
     settings: BTreeMap<&'static str, Setting>,
     /// Keys that somebody set to something wrong: rules between keys cannot judge them.
     wrong: BTreeSet<&'static str>,
@@ -170,7 +168,7 @@ impl<'a> Loader<'a> {
                 .file
                 .as_ref()
                 .map(|(name, text)| FileText { name, text }),
-            backends: sources.backends,
+            stores: sources.stores,
             settings: KEYS.iter().map(|key| (key.path, default(key))).collect(),
             wrong: BTreeSet::new(),
             problems: Vec::new(),
@@ -214,7 +212,7 @@ impl<'a> Loader<'a> {
             self.settings.insert(key.path, set(None));
             return;
         }
-        match key.kind.check(&text, self.backends) {
+        match key.kind.check(&text, self.stores) {
             Ok(()) => {
                 self.settings.insert(key.path, set(Some(text)));
             }
@@ -294,6 +292,7 @@ fn without_effect(config: &Config, settings: &BTreeMap<&'static str, Setting>) -
         &config.orders.kv,
         &config.lines.backend,
         &config.limits_backend,
+        &config.accounts.broker,
     ];
     let schemes = urls.map(|url| url.expose().split(':').next().unwrap_or_default());
     if schemes.contains(&"embedded") {

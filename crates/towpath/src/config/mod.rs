@@ -3,6 +3,7 @@
 //! Precedence: flag, then `TOWPATH_SECTION__KEY`, then the reference systems'
 //! variable, then `towpath.toml`, then the default. A file `.env` adds to the environment. Every problem is reported at once, with its place.
 
+mod accounts;
 #[cfg(test)]
 mod broken_test;
 mod check;
@@ -24,8 +25,9 @@ mod variables;
 #[cfg(test)]
 mod tests;
 
+pub use accounts::Accounts;
 pub use key::{KEYS, Key};
-pub use kind::Kind;
+pub use kind::{Kind, Stores};
 pub use lines::Lines;
 pub use load::{Loaded, Setting, Sources, load};
 pub use model::{Config, SinkKind};

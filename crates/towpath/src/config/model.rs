@@ -10,7 +10,7 @@ use towpath_core::retry;
 use super::lines::Lines;
 use super::load::Setting;
 use super::orders::Orders;
-use super::{Secret, kind};
+use super::{Accounts, Secret, kind};
 use crate::sink::LineFormat;
 
 /// Where the ingest worker delivers.
@@ -82,7 +82,7 @@ pub struct Config {
     pub orders: Orders,
     pub lines: Lines,
     pub limits_backend: Secret,
-    pub limits: Vec<String>,
+    pub accounts: Accounts,
     pub traces_endpoint: Option<String>,
     pub log_format: String,
     pub log_level: String,
@@ -219,7 +219,7 @@ impl Config {
                 &values,
                 &["backends.limits", "backends.default"],
             )),
-            limits: kind::strings(&values.text("accounts.limits")).unwrap_or_default(),
+            accounts: Accounts::read(&values),
             traces_endpoint: values.optional("traces.endpoint"),
             log_format: values.text("log.format"),
             log_level: values.text("log.level"),

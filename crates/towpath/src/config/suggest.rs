@@ -1,8 +1,6 @@
 //! What was probably meant.
 
-use towpath_core::backend::Descriptor;
-
-use super::Kind;
+use super::{Kind, Stores};
 
 /// The known name that is most like the wrong one, if one is near.
 pub(super) fn nearest<'a>(
@@ -34,7 +32,7 @@ pub(super) fn question(meant: impl std::fmt::Display) -> String {
 }
 
 /// A value of this kind that the text may have meant; the caller checks that it is one.
-pub(super) fn value(kind: Kind, text: &str, backends: &'static [Descriptor]) -> Option<String> {
+pub(super) fn value(kind: Kind, text: &str, stores: Stores) -> Option<String> {
     let text = text.trim();
     match kind {
         Kind::Choice(words) => nearest(text, words.iter().copied()).map(str::to_owned),
@@ -76,7 +74,20 @@ pub(super) fn value(kind: Kind, text: &str, backends: &'static [Descriptor]) -> 
         Kind::Backend => match text.split_once(':') {
             None => Some(format!("embedded:{text}")),
             Some((scheme, rest)) => {
-                let known = backends.iter().flat_map(|one| one.schemes.iter().copied());
+                let known = stores
+                    .backends
+                    .iter()
+                    .flat_map(|one| one.schemes.iter().copied());
+                nearest(scheme, known).map(|scheme| format!("{scheme}:{rest}"))
+            }
+        },
+        Kind::Database => match text.split_once(':') {
+            None => Some(format!("sqlite:{text}")),
+            Some((scheme, rest)) => {
+                let known = stores
+                    .databases
+                    .iter()
+                    .flat_map(|one| one.schemes.iter().copied());
                 nearest(scheme, known).map(|scheme| format!("{scheme}:{rest}"))
             }
         },

@@ -42,7 +42,10 @@ pub(super) fn sources(file: &str, env: &[(&str, &str)]) -> Sources {
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect(),
         flags: Vec::new(),
-        backends: EMBEDDED,
+        stores: Stores {
+            backends: EMBEDDED,
+            databases: wiring::STORES.databases,
+        },
     }
 }
 
@@ -144,7 +147,7 @@ fn secrets_are_never_shown() {
         "[backends]\ndefault = \"redis://me:geheim@host/0\"\n[ingest.worker.webhook]\nurl = \"https://me:geheim@x/\"",
         &secret,
     );
-    sources.backends = WITH_REDIS;
+    sources.stores.backends = WITH_REDIS;
     let loaded = load(&sources).unwrap();
     let shown = format!(
         "{:?} {loaded:?} {:?}",
@@ -285,9 +288,12 @@ fn what_is_meant_is_marked_also_behind_tabs_and_secrets() {
 
 #[test]
 fn a_reference_address_becomes_the_url_of_the_backend() {
-    let env = [("REDIS_ADDR", " redis:6379 ")];
+    let env = [
+        ("REDIS_ADDR", " redis:6379 "),
+        ("TOWPATH_BACKENDS__RELAY", "redis://redis:6379/0"),
+    ];
     let mut sources = sources("[embedded]\ndurability = \"os\"", &env);
-    sources.backends = WITH_REDIS;
+    sources.stores.backends = WITH_REDIS;
     let loaded = load(&sources).unwrap();
     assert_eq!(
         loaded.config.ingest_backend.expose(),

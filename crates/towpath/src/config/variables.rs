@@ -93,7 +93,12 @@ impl<'a> Variables<'a> {
         }
         said.text = match said.name.as_str() {
             "PORT" => format!(":{}", said.text),
-            "REDIS_ADDR" => format!("redis://{}/0", said.text),
+            "REDIS_ADDR" => match self.value("REDIS_PASSWORD") {
+                Some(password) => format!("redis://:{}@{}/0", encoded(password), said.text),
+                None => format!("redis://{}/0", said.text),
+            },
+            "KAFKA_BROKERS" => format!("kafka://{}", said.text),
+            "RELAY_POLL_INTERVAL" | "RELAY_PROCESSING_TIMEOUT" => format!("{}s", said.text),
             // What cannot be read is no delay, as existing deployments expect.
             "PROCESSING_DELAY_MS" => match said.text.parse::<u64>() {
                 Ok(millis) => format!("{millis}ms"),
@@ -131,4 +136,16 @@ impl<'a> Variables<'a> {
             }
         }
     }
+}
+
+/// A text as a part of a URL.
+fn encoded(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
+            other => format!("%{other:02X}"),
+        })
+        .collect()
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::Instant;
+use towpath_core::backend::Backend;
 use towpath_core::port::Queue;
 use towpath_core::port::queue::{Settlement, Verdict};
 use towpath_core::port::stream::{Entry, Offset, ReadRequest, Start, Stream};
@@ -33,8 +34,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// One consumer of one group.
 pub struct StreamInlet {
     stream: Arc<dyn Stream>,
-    /// Where poison entries go.
-    queue: Arc<dyn Queue>,
+    dead_letters: DeadLetters,
     place: Place,
     claim_after: Duration,
     done: Counter,
@@ -50,8 +50,48 @@ pub struct Place {
     pub group: GroupName,
     /// The consumer. A new process of the same name takes over what the old one held.
     pub consumer: ConsumerId,
-    /// The queue of entries that were given up.
+    /// The queue of entries that were given up, or the stream where there are no queues.
     pub dead: QueueName,
+}
+
+/// Where poison entries go.
+#[derive(Clone)]
+pub enum DeadLetters {
+    /// Into a queue.
+    Queue(Arc<dyn Queue>),
+    /// Into another stream, on a backend without queues.
+    Stream(Arc<dyn Stream>),
+}
+
+impl DeadLetters {
+    /// Where this backend keeps them.
+    ///
+    /// # Errors
+    /// `Unsupported` when it has neither queues nor streams.
+    pub fn of(backend: &Backend) -> Result<Self> {
+        match &backend.queue {
+            Some(queue) => Ok(Self::Queue(Arc::clone(queue))),
+            None => backend.require_stream("dead letters").map(Self::Stream),
+        }
+    }
+
+    async fn keep(&self, name: &QueueName, message: NewMessage) -> Result<()> {
+        match self {
+            Self::Queue(queue) => {
+                let outcomes = queue.enqueue(name, vec![message]).await?;
+                outcomes
+                    .into_iter()
+                    .try_for_each(|outcome| outcome.map(drop))
+            }
+            Self::Stream(stream) => {
+                let name = StreamName::new(name.as_str())?;
+                let outcomes = stream.append(&name, vec![message]).await?;
+                outcomes
+                    .into_iter()
+                    .try_for_each(|outcome| outcome.map(drop))
+            }
+        }
+    }
 }
 
 #[derive(Default)]
@@ -71,14 +111,14 @@ impl StreamInlet {
     /// A consumer that takes over entries which others have held for `claim_after`. Finished ones are counted in `done`.
     pub fn new(
         stream: Arc<dyn Stream>,
-        queue: Arc<dyn Queue>,
+        dead_letters: DeadLetters,
         place: Place,
         claim_after: Duration,
         done: Counter,
     ) -> Self {
         Self {
             stream,
-            queue,
+            dead_letters,
             place,
             claim_after,
             done,
@@ -174,11 +214,7 @@ impl StreamInlet {
         message.id = MessageId::new();
         message.headers = entry.message.headers.clone();
         message.headers.set("reason", reason);
-        let outcomes = self.queue.enqueue(&self.place.dead, vec![message]).await?;
-        for outcome in outcomes {
-            outcome?;
-        }
-        Ok(())
+        self.dead_letters.keep(&self.place.dead, message).await
     }
 }
 

@@ -1,38 +1,151 @@
 //! The accounts app's roles, from their configuration.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use towpath_core::Result;
 use towpath_core::backend::Backend;
+use towpath_core::database::Database;
+use tracing::info;
 
 use super::Role;
 use super::opened::Opened;
 use super::process::Process;
 use super::public::Public;
-use crate::apps::accounts::{Limiter, Rules, routes};
+use crate::apps::accounts::{
+    Limiter, Needs, Relay, Rules, Target, UserApi, health_routes, limit_routes, user_routes,
+};
+use crate::supervisor::{OnFailure, Stage};
 
-/// The role's name in health, metrics and the account.
+/// The roles' names in health, metrics and the account.
 const API: &str = "accounts.api";
+const RELAY: &str = "accounts.relay";
 
-/// The app on its backend.
-pub(super) struct Accounts(Backend);
+/// How often what is over its time is looked for, and how much of it goes at once.
+const TEND: Duration = Duration::from_secs(60);
+const PURGE: usize = 1_000;
+
+/// The app on its stores.
+pub(super) struct Accounts {
+    database: Database,
+    /// The store of the limits, for the role that has them.
+    limits: Option<Backend>,
+    /// Where events go, for the role that hands them over.
+    broker: Option<Backend>,
+}
 
 impl Accounts {
-    /// Opens what the app needs, when its role runs.
+    /// Opens what the app needs, when one of its roles runs.
     pub(super) async fn open(process: &Process<'_>, opened: &mut Opened) -> Result<Option<Self>> {
-        if !process.runs(Role::AccountsApi) {
+        let config = process.config;
+        let (api, relay) = (
+            process.runs(Role::AccountsApi),
+            process.runs(Role::AccountsRelay),
+        );
+        if !api && !relay {
             return Ok(None);
         }
-        let backend = opened.open(&process.config.limits_backend).await?;
-        Ok(Some(Self(backend)))
+        let limits = match api {
+            true => Some(opened.open(&config.limits_backend).await?),
+            false => None,
+        };
+        let broker = match relay {
+            true => Some(opened.open(&config.accounts.broker).await?),
+            false => None,
+        };
+        let database = towpath_backends::open_database(config.accounts.database.expose()).await?;
+        while let Some(migration) = database.schema.up().await? {
+            let (version, name) = (migration.version, migration.name);
+            info!(version, name, database = database.url, "migrated");
+        }
+        Ok(Some(Self {
+            database,
+            limits,
+            broker,
+        }))
     }
 
-    /// Adds its routes to the public listener.
-    pub(super) fn start(self, process: &Process<'_>, public: &mut Public) -> Result<()> {
-        let store = self.0.require_rate_limit(API)?;
-        let rules = Rules::parse(&process.config.limits)?;
-        let limiter = Limiter::new(store, Arc::clone(&process.clock), rules);
-        public.add(API, routes(limiter), &[]);
+    /// Starts its tasks, and adds its routes to the public listener.
+    pub(super) fn start(self, process: &mut Process<'_>, public: &mut Public) -> Result<()> {
+        if let Some(limits) = &self.limits {
+            let config = &process.config.accounts;
+            let store = limits.require_rate_limit(API)?;
+            let rules = Rules::parse(&config.limits)?;
+            let limiter = Limiter::new(store, Arc::clone(&process.clock), rules);
+            let users = UserApi {
+                users: Arc::clone(&self.database.users),
+                topic: config.topic.as_str().into(),
+                crash_test: config.crash_test,
+            };
+            let needs = Needs {
+                limiter: limiter.clone(),
+                database: Arc::clone(&self.database.outbox),
+            };
+            let routes = limit_routes(limiter)
+                .merge(user_routes(users))
+                .merge(health_routes(needs));
+            public.add(API, routes, &[]);
+        }
+        if let Some(broker) = &self.broker {
+            self.relay(process, Target::of(broker)?);
+        }
+        self.tend(process);
         Ok(())
     }
+
+    fn relay(&self, process: &mut Process<'_>, target: Target) {
+        let config = &process.config.accounts;
+        let relay = Relay {
+            outbox: Arc::clone(&self.database.outbox),
+            target,
+            batch: config.batch,
+            attempts: config.attempts,
+            poll: config.poll,
+            lease: config.lease,
+            health: process.health.clone(),
+        };
+        process.health.set(RELAY, None);
+        let supervisor = &mut process.supervisor;
+        supervisor.start(RELAY, Stage::Deliver, OnFailure::Restart, move |stop| {
+            let relay = relay.clone();
+            async move { relay.run(&stop).await }
+        });
+    }
+
+    /// Lets go of what is over its time.
+    fn tend(self, process: &mut Process<'_>) {
+        let config = &process.config.accounts;
+        let (retention, window) = (config.retention, config.idempotency_window);
+        let (outbox, users) = (self.database.outbox, self.database.users);
+        let supervisor = &mut process.supervisor;
+        supervisor.start(
+            "accounts.tend",
+            Stage::Maintain,
+            OnFailure::Restart,
+            move |stop| {
+                let (outbox, users) = (Arc::clone(&outbox), Arc::clone(&users));
+                async move {
+                    while !stop.is_requested() {
+                        let now = jiff::Timestamp::now();
+                        let purged = outbox.purge(before(now, retention), PURGE).await?;
+                        stop.account.add("purged", purged);
+                        let forgotten = users.forget_requests(before(now, window), PURGE).await?;
+                        if purged.max(forgotten) == PURGE as u64 {
+                            continue;
+                        }
+                        tokio::select! {
+                            () = tokio::time::sleep(TEND) => {}
+                            () = stop.requested() => {}
+                        }
+                    }
+                    Ok(())
+                }
+            },
+        );
+    }
+}
+
+/// So long before now, or the beginning of time.
+fn before(now: jiff::Timestamp, span: Duration) -> jiff::Timestamp {
+    now.checked_sub(span).unwrap_or(jiff::Timestamp::MIN)
 }

@@ -3,9 +3,18 @@
 use std::sync::Arc;
 
 pub use towpath_backends::BACKENDS;
+use towpath_backends::DATABASES;
 pub use towpath_backends::embedded::FORMATS;
 use towpath_core::backend::Backend;
 use towpath_core::{Clock, Result, SystemClock};
+
+use crate::config::Stores;
+
+/// The stores of this build.
+pub const STORES: Stores = Stores {
+    backends: BACKENDS,
+    databases: DATABASES,
+};
 
 /// Opens the backend that a URL names, on the machine's clock.
 ///

@@ -7,11 +7,11 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use tokio_util::sync::CancellationToken;
 use towpath_core::port::stream::Trim;
-use towpath_core::{ConsumerId, Error, GroupName, MessageId, QueueName, Result, StreamName, retry};
+use towpath_core::{ConsumerId, GroupName, MessageId, QueueName, Result, StreamName, retry};
 
 use super::backends::{clock, open};
 use crate::apps::lines::{Reader, Settings, Start};
-use crate::inlet::{Place, StreamInlet};
+use crate::inlet::{DeadLetters, Place, StreamInlet};
 use crate::pump::Pump;
 use crate::sink::{FileSink, LineFormat};
 use crate::source::Limits;
@@ -43,7 +43,7 @@ pub struct Copy {
 impl Copy {
     /// Makes it, and tells how many lines were read and written so far.
     ///
-    /// The stream has a name of its own and is emptied again. Without `effects` of the backend it is refused.
+    /// The stream has a name of its own and is emptied again. A backend without positions of sources is refused.
     ///
     /// # Errors
     /// Those of the backend, and of a reader or writer that cannot go on.
@@ -54,12 +54,6 @@ impl Copy {
         let dead = QueueName::new(format!("{name}.dead"))?;
         let (metrics, health, token) = (Metrics::new(), Health::new(), CancellationToken::new());
         let (read, written) = (Counter::default(), Counter::default());
-        let effects = backend.effects.clone().ok_or_else(|| {
-            Error::unsupported(format!(
-                "`lines copy` needs atomic steps, which backend `{}` does not have",
-                backend.descriptor.name
-            ))
-        })?;
         let reader = Reader {
             role: "lines copy",
             path: self.input.clone(),
@@ -75,8 +69,7 @@ impl Copy {
                 },
                 poll: TELL,
             },
-            kv: backend.require_kv("lines copy")?,
-            effects,
+            positions: backend.require_positions("lines copy")?,
             health,
             read: read.clone(),
             metrics: metrics.clone(),
@@ -87,9 +80,15 @@ impl Copy {
             consumer: ConsumerId::unique("copy")?,
             dead,
         };
-        let queue = backend.require_queue("lines copy")?;
+        let dead_letters = DeadLetters::of(&backend)?;
         let minute = Duration::from_secs(60);
-        let inlet = StreamInlet::new(Arc::clone(&stream), queue, place, minute, written.clone());
+        let inlet = StreamInlet::new(
+            Arc::clone(&stream),
+            dead_letters,
+            place,
+            minute,
+            written.clone(),
+        );
         let pump = Pump {
             inlet: Arc::new(inlet),
             sink: Arc::new(FileSink::new(self.output.clone(), LineFormat::Raw)),

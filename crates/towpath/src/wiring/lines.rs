@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use towpath_core::backend::Backend;
-use towpath_core::port::effects::Effects;
 use towpath_core::port::stream::{Stream, Trim};
 use towpath_core::{ConsumerId, Error, ErrorKind, GroupName, QueueName, Result, StreamName, retry};
 use tracing::warn;
@@ -16,7 +15,7 @@ use super::process::Process;
 use super::public::Public;
 use crate::apps::lines::{Reader, Settings, routes};
 use crate::config::Lines as Config;
-use crate::inlet::{Inlet, Place, StreamInlet};
+use crate::inlet::{DeadLetters, Inlet, Place, StreamInlet};
 use crate::pump::Pump;
 use crate::sink::{FileSink, LineFormat};
 use crate::source::Limits;
@@ -93,12 +92,6 @@ impl Lines {
 
     fn readers(&self, process: &mut Process<'_>) -> Result<()> {
         let config = &process.config.lines;
-        let effects: Arc<dyn Effects> = self.backend.effects.clone().ok_or_else(|| {
-            Error::unsupported(format!(
-                "`{READER}` moves its position in one step with the lines, and backend `{}` has no such steps; use embedded or redis",
-                self.backend.descriptor.name
-            ))
-        })?;
         let settings = Settings {
             stream: self.name.clone(),
             too_long: self.dead.clone(),
@@ -115,8 +108,7 @@ impl Lines {
             role: READER,
             path: PathBuf::new(),
             settings,
-            kv: self.backend.require_kv(READER)?,
-            effects,
+            positions: self.backend.require_positions(READER)?,
             health: process.health.clone(),
             read: process.metrics.lines_read(),
             metrics: process.metrics.clone(),
@@ -155,7 +147,7 @@ impl Lines {
         };
         process.health.set(WRITER, None);
         let sink = Arc::new(FileSink::new(output, LineFormat::Raw));
-        let queue = self.backend.require_queue(WRITER)?;
+        let dead = DeadLetters::of(&self.backend)?;
         let metrics = PumpMetrics::new(
             &process.metrics,
             self.name.as_str(),
@@ -166,9 +158,8 @@ impl Lines {
         let written = process.metrics.lines_written();
         let supervisor = &mut process.supervisor;
         supervisor.start(WRITER, Stage::Deliver, OnFailure::Restart, move |stop| {
-            let (stream, queue) = (Arc::clone(&stream), Arc::clone(&queue));
-            let inlet =
-                StreamInlet::new(stream, queue, place.clone(), claim_after, written.clone());
+            let (stream, dead) = (Arc::clone(&stream), dead.clone());
+            let inlet = StreamInlet::new(stream, dead, place.clone(), claim_after, written.clone());
             let inlet: Arc<dyn Inlet> = Arc::new(inlet);
             let (sink, health) = (Arc::clone(&sink), health.clone());
             let pump = Pump {

@@ -6,6 +6,7 @@
 mod accounts;
 mod backends;
 mod bench;
+mod bench_orders;
 mod copy;
 mod demo;
 mod ingest;
@@ -18,8 +19,9 @@ mod public;
 mod role;
 mod run;
 
-pub use backends::{BACKENDS, FORMATS, open};
+pub use backends::{BACKENDS, FORMATS, STORES, open};
 pub use bench::{BENCH_QUEUE, BenchApi, bare_api_for_bench, ingest_api_for_bench};
+pub use bench_orders::BenchOrders;
 pub use copy::Copy;
 pub use role::Role;
 pub use run::{Started, start};

@@ -25,8 +25,10 @@ pub enum Role {
     LinesReader,
     /// Writes the lines of a stream.
     LinesWriter,
-    /// Limits over HTTP.
+    /// Limits and users over HTTP.
     AccountsApi,
+    /// Hands events of users to a broker.
+    AccountsRelay,
 }
 
 /// Role, its name, the bare name of the reference process, what it does.
@@ -83,17 +85,18 @@ const ROLES: &[(Role, &str, &str, &str)] = &[
         Role::AccountsApi,
         "accounts.api",
         "unified-server",
-        "limits that callers share, over HTTP",
+        "users, and limits that callers share, over HTTP",
+    ),
+    (
+        Role::AccountsRelay,
+        "accounts.relay",
+        "relay",
+        "hands the events of users to a broker",
     ),
 ];
 
 /// Roles of apps that this version does not have, so that a known name gets a useful answer.
-const LATER: &[&str] = &[
-    "accounts.relay",
-    "fleet.controller",
-    "fleet.agent",
-    "fleet.worker",
-];
+const LATER: &[&str] = &["fleet.controller", "fleet.agent", "fleet.worker"];
 
 impl Role {
     /// Every role, in the order of the documentation.

@@ -76,7 +76,7 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
         lines.start(&mut process, &mut public)?;
     }
     if let Some(accounts) = accounts {
-        accounts.start(&process, &mut public)?;
+        accounts.start(&mut process, &mut public)?;
     }
     let http = public.start(&mut process).await?;
     process.health.serving();

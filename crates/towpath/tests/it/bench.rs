@@ -100,6 +100,43 @@ fn a_broker_is_compared_with_a_confirm_loop_written_by_hand() {
 }
 
 #[test]
+fn orders_are_compared_with_the_queue_below_them() {
+    let targets = ["orders:embedded:", "embedded:"];
+    let found = report(&targets, "publish-64,end-to-end,http-64");
+    let workloads = found["workloads"].as_array().unwrap();
+    // Orders are measured without HTTP.
+    assert_eq!(workloads[2]["targets"].as_array().unwrap().len(), 1);
+    let found = report(&targets, "publish-64,end-to-end");
+    check(&found, 2, &[false, false]);
+}
+
+#[test]
+fn orders_on_a_broker_need_keys_and_an_empty_queue() {
+    let there = able("rabbitmq", rabbitmq::missing().is_none());
+    if !there || !able("redis", missing().is_none()) {
+        return;
+    }
+    // Servers of its own: orders stay behind.
+    let (broker, keys) = (rabbitmq::Server::start(), Server::start(DURABLE));
+    let orders = format!("orders:{}", broker.url());
+    let bare = format!("bare:{}", broker.url());
+    let output = compare(&[&orders, &bare], &[]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("--keys"), "{stderr}");
+    let pid = std::process::id().to_string();
+    let more = ["--keys", &keys.url(), "--server-pid", &pid];
+    let workload = ["--workload", "publish-64,end-to-end", "--output", "json"];
+    let output = compare(&[&orders, &bare], &[&more[..], &workload].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    check(&found, 2, &[true, true]);
+    let stated = found["targets"][0]["durability"].as_str().unwrap();
+    assert!(stated.contains("keys: fsync"), "{stated}");
+}
+
+#[test]
 fn what_cannot_be_compared_is_refused_with_the_reason() {
     for (targets, more, reason) in [
         (&["embedded:"][..], &[][..], "2 values required"),

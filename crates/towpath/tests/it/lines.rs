@@ -12,7 +12,7 @@ use towpath_testkit::servers::redis::{DURABLE, Server, missing};
 
 use crate::process::{Running, World, able, seeds, wait_until};
 
-const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// A world whose input and output are in its folder.
 fn world() -> World {
@@ -23,11 +23,11 @@ fn world() -> World {
     world
 }
 
-fn input(world: &World) -> PathBuf {
+pub(crate) fn input(world: &World) -> PathBuf {
     world.folder.join("input.txt")
 }
 
-fn output(world: &World) -> Vec<u8> {
+pub(crate) fn output(world: &World) -> Vec<u8> {
     fs::read(world.folder.join("output.txt")).unwrap_or_default()
 }
 
@@ -170,6 +170,32 @@ fn start(world: &World, role: &str) -> Running {
     running
 }
 
+/// The story with reader and writer as processes: either is killed, or the server between them.
+pub(crate) fn story_apart(
+    reading: &World,
+    writing: &World,
+    seed: u64,
+    what: &str,
+    mut restart: impl FnMut(),
+) {
+    let mut reader = Some(start(reading, "reader"));
+    let mut writer = Some(start(writing, "writer"));
+    story(writing, seed, what, |rng| {
+        std::thread::sleep(Duration::from_millis(rng.random_range(0..150)));
+        match rng.random_range(0..3) {
+            0 => {
+                reader.take().unwrap().kill();
+                reader = Some(start(reading, "reader"));
+            }
+            1 => {
+                writer.take().unwrap().kill();
+                writer = Some(start(writing, "writer"));
+            }
+            _ => restart(),
+        }
+    });
+}
+
 /// Two worlds, for reader and writer, that share a folder and a server.
 fn apart(server: &Server, folder: &tempfile::TempDir) -> [World; 2] {
     [(), ()].map(|()| {
@@ -190,22 +216,7 @@ fn chaos_lines_on_redis_come_out_as_they_went_in() {
         let mut server = Server::start(DURABLE);
         let folder = tempfile::tempdir().unwrap();
         let [reading, writing] = apart(&server, &folder);
-        let mut reader = Some(start(&reading, "reader"));
-        let mut writer = Some(start(&writing, "writer"));
-        story(&writing, seed, "redis", |rng| {
-            std::thread::sleep(Duration::from_millis(rng.random_range(0..150)));
-            match rng.random_range(0..3) {
-                0 => {
-                    reader.take().unwrap().kill();
-                    reader = Some(start(&reading, "reader"));
-                }
-                1 => {
-                    writer.take().unwrap().kill();
-                    writer = Some(start(&writing, "writer"));
-                }
-                _ => server.restart(),
-            }
-        });
+        story_apart(&reading, &writing, seed, "redis", || server.restart());
     }
 }
 
@@ -379,7 +390,7 @@ fn a_change_of_the_input_wakes_the_reader() {
 }
 
 /// Real text of this system: licences, again and again.
-fn real_text(bytes: usize) -> Vec<u8> {
+pub(crate) fn real_text(bytes: usize) -> Vec<u8> {
     let mut text = Vec::new();
     let licence = fs::read("/usr/share/common-licenses/GPL-3")
         .unwrap_or_else(|_| include_bytes!("../../../../LICENSE-APACHE").to_vec());

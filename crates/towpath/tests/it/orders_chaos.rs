@@ -6,16 +6,40 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
+use towpath_testkit::proxy::{Fault, Proxy};
 use towpath_testkit::servers::rabbitmq;
 use towpath_testkit::servers::redis::{DURABLE, Server, missing};
 
 use crate::orders::{Receiver, in_two_stores, set_stock, stock};
 use crate::process::{Running, World, able, seeds, wait_until};
 
-const SKUS: usize = 5;
-const INITIAL: i64 = 300;
+/// What is sold.
+#[derive(Clone, Copy)]
+struct Shop {
+    skus: usize,
+    /// Pieces of each at first.
+    initial: i64,
+}
+
+const SMALL: Shop = Shop {
+    skus: 5,
+    initial: 300,
+};
+
+impl Shop {
+    fn skus(self) -> impl Iterator<Item = String> {
+        (0..self.skus).map(|number| format!("sku{number}"))
+    }
+
+    fn fill(self, world: &World) {
+        for sku in self.skus() {
+            set_stock(world, &sku, self.initial);
+        }
+    }
+}
 
 /// What clients know: an order is retried until it is answered, so each is accepted for certain or never sent.
 #[derive(Default)]
@@ -29,7 +53,7 @@ struct Clients {
 }
 
 impl Clients {
-    fn start(world: &World, count: usize, seed: u64) -> Self {
+    fn start(world: &World, shop: Shop, count: usize, seed: u64) -> Self {
         let ledger = Arc::<Mutex<Ledger>>::default();
         let over = Arc::<AtomicBool>::default();
         let threads = (0..count)
@@ -43,7 +67,7 @@ impl Clients {
                             break;
                         }
                         let id = format!("c{client}-{number}");
-                        let sku = format!("sku{}", rng.random_range(0..SKUS));
+                        let sku = format!("sku{}", rng.random_range(0..shop.skus));
                         let qty = rng.random_range(1..=3);
                         let body = format!(r#"{{"id":"{id}","sku":"{sku}","qty":{qty}}}"#);
                         loop {
@@ -73,6 +97,10 @@ impl Clients {
         }
     }
 
+    fn accepted(&self) -> usize {
+        self.ledger.lock().unwrap().0.len()
+    }
+
     /// The process must be up: the last orders are tried until they are answered.
     fn stop(self) -> Ledger {
         self.over.store(true, Ordering::SeqCst);
@@ -97,7 +125,7 @@ fn tell(world: &mut World, receiver: &Receiver) {
 }
 
 /// Compares what the system says with what the clients know and what the receiver got.
-fn check(world: &World, ledger: &Ledger, receiver: &Receiver, story: &str) {
+fn check(world: &World, shop: Shop, ledger: &Ledger, receiver: &Receiver, story: &str) {
     let mut books = Value::Null;
     wait_until(
         "every order to be finished and told",
@@ -124,9 +152,8 @@ fn check(world: &World, ledger: &Ledger, receiver: &Receiver, story: &str) {
             other => panic!("{story}: order {id} is {other:?}"),
         }
     }
-    for number in 0..SKUS {
-        let sku = format!("sku{number}");
-        let left = INITIAL - sold.get(sku.as_str()).copied().unwrap_or_default();
+    for sku in shop.skus() {
+        let left = shop.initial - sold.get(sku.as_str()).copied().unwrap_or_default();
         assert_eq!(stock(world, &sku), left, "{story}: {sku}");
         assert!(left >= 0, "{story}: {sku} is oversold");
     }
@@ -154,10 +181,8 @@ fn story(world: &mut World, seed: u64, what: &str) {
     let receiver = Receiver::start();
     tell(world, &receiver);
     let mut running = world.up();
-    for number in 0..SKUS {
-        set_stock(world, &format!("sku{number}"), INITIAL);
-    }
-    let clients = Clients::start(world, 8, seed);
+    SMALL.fill(world);
+    let clients = Clients::start(world, SMALL, 8, seed);
     let kills = rng.random_range(1..=3);
     for _ in 0..kills {
         std::thread::sleep(Duration::from_millis(rng.random_range(5..400)));
@@ -168,6 +193,7 @@ fn story(world: &mut World, seed: u64, what: &str) {
     let ledger = clients.stop();
     check(
         world,
+        SMALL,
         &ledger,
         &receiver,
         &format!("{what}, seed {seed}, {kills} kills"),
@@ -220,10 +246,8 @@ fn the_books_balance_on_redis_whichever_role_is_killed() {
         });
         let start_one = |index: usize| start(&worlds[index], ROLES[index]);
         let mut running: Vec<Running> = (0..ROLES.len()).map(start_one).collect();
-        for number in 0..SKUS {
-            set_stock(&worlds[0], &format!("sku{number}"), INITIAL);
-        }
-        let clients = Clients::start(&worlds[0], 4, seed);
+        SMALL.fill(&worlds[0]);
+        let clients = Clients::start(&worlds[0], SMALL, 4, seed);
         let kills = rng.random_range(3..=6);
         for _ in 0..kills {
             std::thread::sleep(Duration::from_millis(rng.random_range(5..300)));
@@ -241,7 +265,7 @@ fn the_books_balance_on_redis_whichever_role_is_killed() {
         }
         let ledger = clients.stop();
         let story = format!("redis, seed {seed}, {kills} faults");
-        check(&worlds[0], &ledger, &receiver, &story);
+        check(&worlds[0], SMALL, &ledger, &receiver, &story);
     }
 }
 
@@ -265,13 +289,11 @@ fn the_books_balance_on_rabbitmq_and_redis_whoever_is_killed() {
         });
         let start_one = |index: usize| start(&worlds[index], ROLES[index]);
         let mut running: Vec<Running> = (0..ROLES.len()).map(start_one).collect();
-        for number in 0..SKUS {
-            set_stock(&worlds[0], &format!("sku{number}"), INITIAL);
-        }
+        SMALL.fill(&worlds[0]);
         // RabbitMQ 3.10 itself forgets a quorum queue that was made moments before its node is killed.
         broker.stop();
         broker.restart();
-        let clients = Clients::start(&worlds[0], 4, seed);
+        let clients = Clients::start(&worlds[0], SMALL, 4, seed);
         let faults = rng.random_range(3..=6);
         for fault in 0..faults {
             std::thread::sleep(Duration::from_millis(rng.random_range(50..600)));
@@ -295,8 +317,91 @@ fn the_books_balance_on_rabbitmq_and_redis_whoever_is_killed() {
         }
         let ledger = clients.stop();
         let story = format!("rabbitmq and redis, seed {seed}, {faults} faults");
-        check(&worlds[0], &ledger, &receiver, &story);
+        check(&worlds[0], SMALL, &ledger, &receiver, &story);
     }
+}
+
+/// Everything at once: both brokers away for seconds, connections reset, roles killed, as many orders as go.
+#[test]
+fn the_books_balance_after_a_storm() {
+    let there = able("rabbitmq", rabbitmq::missing().is_none());
+    if !there || !able("redis", missing().is_none()) {
+        return;
+    }
+    // Of some less is ordered than there is, of the others more.
+    let (orders, shop) = match seeds(0) {
+        0 => (
+            1_500,
+            Shop {
+                skus: 50,
+                initial: 60,
+            },
+        ),
+        _ => (
+            20_000,
+            Shop {
+                skus: 50,
+                initial: 790,
+            },
+        ),
+    };
+    let mut rng = StdRng::seed_from_u64(975_000 + orders as u64);
+    let (mut keys, mut broker) = (Server::start(DURABLE), rabbitmq::Server::start());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let proxies = [keys.port(), broker.port()].map(|port| runtime.block_on(Proxy::start(port)));
+    let receiver = Receiver::start();
+    let folder = tempfile::tempdir().unwrap();
+    let worlds = ROLES.map(|_| {
+        let mut world = World::at(folder.path());
+        tell(&mut world, &receiver);
+        let [keys, broker] = proxies.each_ref().map(Proxy::port);
+        world.set("REDIS_ADDR", format!("127.0.0.1:{keys}"));
+        let url = format!("amqp://guest:guest@127.0.0.1:{broker}");
+        world.set("RABBITMQ_URLS", url);
+        world
+    });
+    let start_one = |index: usize| start(&worlds[index], ROLES[index]);
+    let mut running: Vec<Running> = (0..ROLES.len()).map(start_one).collect();
+    shop.fill(&worlds[0]);
+    broker.stop();
+    broker.restart();
+    let clients = Clients::start(&worlds[0], shop, 32, 0);
+    let (mut faults, mut next) = (Vec::new(), [0, 1, 2, 3, 4, 5]);
+    // Each of them at least once.
+    while clients.accepted() < orders || faults.len() < next.len() {
+        if faults.len() % next.len() == 0 {
+            next.shuffle(&mut rng);
+        }
+        let fault = next[faults.len() % next.len()];
+        std::thread::sleep(Duration::from_millis(rng.random_range(50..1_000)));
+        match fault {
+            role @ 0..=2 => {
+                running.remove(role).kill();
+                running.insert(role, start_one(role));
+            }
+            3 => {
+                keys.kill();
+                std::thread::sleep(Duration::from_secs(2));
+                keys.restart();
+            }
+            4 => {
+                broker.stop();
+                std::thread::sleep(Duration::from_secs(5));
+                broker.restart();
+            }
+            _ => {
+                for proxy in &proxies {
+                    proxy.set(Fault::Reset);
+                    std::thread::sleep(Duration::from_millis(rng.random_range(1..200)));
+                    proxy.set(Fault::None);
+                }
+            }
+        }
+        faults.push(fault);
+    }
+    let ledger = clients.stop();
+    let story = format!("storm of {} faults", faults.len());
+    check(&worlds[0], shop, &ledger, &receiver, &story);
 }
 
 #[test]

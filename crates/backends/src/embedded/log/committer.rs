@@ -1,7 +1,8 @@
 //! The two threads of the log: one writes and syncs, one prepares segments and watches the disk.
 //!
-//! While a sync is in flight the next group gathers, so the wait ends when
-//! arrivals do: no timer, and no added latency when idle.
+//! While a sync is in flight the next group gathers. On a slow disk the next
+//! sync also gives those who were just answered a moment to come back: without
+//! it half of the callers would always wait for the sync of the other half.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,6 +17,21 @@ use std::time::{Duration, Instant};
 use super::segment::{self, HEADER_BYTES};
 use super::shared::{Chunk, Shared, push_frame};
 use super::{Durability, Position, frame};
+
+/// A moment in which callers that were answered come back; a sleep takes up to twice as long.
+const MOMENT: Duration = Duration::from_micros(60);
+
+/// A sync that took less costs less than the waiting does.
+const SLOW: Duration = Duration::from_millis(1);
+
+/// Most of a sync's own time that the next one waits for callers: one part in so many.
+const PATIENCE: u32 = 2;
+
+/// The longest that is waited for callers, on the slowest disk.
+const LONGEST: Duration = Duration::from_millis(5);
+
+/// Moments without an arrival after which nobody else is expected.
+const QUIET: u32 = 3;
 
 /// How often the free space of the disk is looked up.
 const LOOK: Duration = Duration::from_secs(1);
@@ -51,30 +67,77 @@ fn commit(shared: &Shared) {
 /// The life of the committer: ends when the log is closed, or with the reason why it cannot go on.
 fn write_and_sync(shared: &Shared) -> Result<(), String> {
     let write_failed = |error: io::Error| format!("writing the log failed: {error}");
-    let mut last_sync = Instant::now();
+    let mut last = Sync {
+        ended: Instant::now(),
+        took: Duration::ZERO,
+        callers: 0,
+    };
     let mut unsynced = Unsynced::new();
-    while let Some(group) = next_group(shared, last_sync, !unsynced.is_empty()) {
+    while let Some(group) = next_group(shared, &last, !unsynced.is_empty()) {
         write(shared, &group.chunks, &mut unsynced).map_err(write_failed)?;
         shared.written.store(group.end.to_u64(), Ordering::Release);
         if group.sync {
+            let began = Instant::now();
             sync(shared, &unsynced).map_err(|error| format!("syncing the log failed: {error}"))?;
             unsynced.clear();
-            last_sync = Instant::now();
+            last.took = began.elapsed();
             shared.synced.store(group.end.to_u64(), Ordering::Release);
         }
-        if let Some(seal) = finish(shared, &group) {
+        let (callers, seal) = finish(shared, &group);
+        if group.sync {
+            last.callers = callers;
+            last.ended = Instant::now();
+        }
+        if let Some(seal) = seal {
             write(shared, &[seal], &mut unsynced).map_err(write_failed)?;
         }
     }
     Ok(())
 }
 
+/// The newest sync.
+struct Sync {
+    ended: Instant,
+    took: Duration,
+    /// Callers that were answered by it or waited for the next one.
+    callers: usize,
+}
+
+/// Gives callers that were just answered a moment to come back, as long as some do.
+fn gather(shared: &Shared, last: &Sync) {
+    if last.took < SLOW {
+        return;
+    }
+    let until = last.ended + (last.took / PATIENCE).min(LONGEST);
+    let (mut before, mut quiet) = (0, 0);
+    while Instant::now() + MOMENT < until && quiet < QUIET {
+        let buffers = shared.lock();
+        let waiting = buffers.waiters.len();
+        if waiting >= last.callers || buffers.sync_requested || buffers.closing {
+            return;
+        }
+        drop(buffers);
+        quiet = if waiting > before { 0 } else { quiet + 1 };
+        before = waiting;
+        std::thread::sleep(MOMENT);
+    }
+}
+
 /// Waits for work; `None` when the log is closed and everything is written.
-fn next_group(shared: &Shared, last_sync: Instant, dirty: bool) -> Option<Group> {
+fn next_group(shared: &Shared, last: &Sync, dirty: bool) -> Option<Group> {
     let mut buffers = shared.lock();
+    let mut gathered = shared.options.durability != Durability::Fsync;
     loop {
+        if !gathered && buffers.awaited {
+            gathered = true;
+            drop(buffers);
+            gather(shared, last);
+            buffers = shared.lock();
+        }
         let due = match shared.options.durability {
-            Durability::Interval(every) if dirty => Some(every.saturating_sub(last_sync.elapsed())),
+            Durability::Interval(every) if dirty => {
+                Some(every.saturating_sub(last.ended.elapsed()))
+            }
             _ => None,
         };
         let due_now = due.is_some_and(|due| due.is_zero());
@@ -129,16 +192,19 @@ fn sync(shared: &Shared, unsynced: &Unsynced) -> io::Result<()> {
     Ok(())
 }
 
-/// Answers everybody whose record is committed now. Returns the seal of a group behind which nothing waits.
-fn finish(shared: &Shared, group: &Group) -> Option<Chunk> {
+/// Answers everybody whose record is committed now. Returns how many they are with those that wait for the next sync,
+/// and the seal of a group behind which nothing waits.
+fn finish(shared: &Shared, group: &Group) -> (usize, Option<Chunk>) {
     let committed = match shared.options.durability {
         Durability::Fsync if !group.sync => None,
         _ => Some(group.end),
     };
     let mut done = Vec::new();
     let mut seal = None;
+    let callers;
     {
         let mut buffers = shared.lock();
+        callers = buffers.waiters.len();
         buffers.writing = Arc::default();
         if let Some(committed) = committed {
             shared
@@ -170,7 +236,7 @@ fn finish(shared: &Shared, group: &Group) -> Option<Chunk> {
     if let Some(hook) = shared.on_commit.get() {
         hook();
     }
-    seal
+    (callers, seal)
 }
 
 /// Prepares the next segment when the present one is half full, and watches the disk.

@@ -10,8 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 use towpath_core::port::queue::{
-    DeadLetter, Enqueued, LeaseRequest, MAX_BATCH, Peeked, Place as Standpoint, Queue, Selection,
-    Settings, Settlement, Stats, check_lease,
+    DeadLetter, Enqueued, LeaseRequest, Peeked, Place as Standpoint, Queue, Selection, Settings,
+    Settlement, Stats, check_batch, check_lease,
 };
 use towpath_core::{
     ConsumerId, Delivery, Error, ErrorKind, Headers, Message, MessageId, NewMessage, QueueName,
@@ -57,12 +57,7 @@ impl Queue for Store {
         queue: &QueueName,
         messages: Vec<NewMessage>,
     ) -> Result<Vec<Result<Enqueued>>> {
-        if messages.len() > MAX_BATCH {
-            return Err(Error::invalid(format!(
-                "a batch of {} is over the limit of {MAX_BATCH}",
-                messages.len()
-            )));
-        }
+        check_batch(messages.len())?;
         if messages.is_empty() {
             return Ok(Vec::new());
         }

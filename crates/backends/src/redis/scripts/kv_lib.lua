@@ -41,18 +41,42 @@ local function digits_of(number)
   return string.format('%.0f%09.0f', number[1], math.abs(number[2]))
 end
 
+local MINUS = string.byte('-')
+
+-- A number that a script's own arithmetic keeps exactly, its sums with others included.
+local function small(digits)
+  return #digits <= 15 and string.find(digits, '^-?%d+$') and tonumber(digits) or nil
+end
+
+-- Adds within bounds: the digits of the sum; or nothing, and whether the value is an integer at all.
+local function add(value, delta, min, max)
+  local one, other, low = small(value), small(delta), small(min)
+  if one and other and low and #max > 16 and string.byte(max) ~= MINUS then
+    local sum = one + other
+    if sum < low then return nil, true end
+    return string.format('%.0f', sum + 0)
+  end
+  local number = integer(value)
+  if not number then return nil, false end
+  local sum = sum_of(number, integer(delta))
+  if not (sum and at_most(integer(min), sum) and at_most(sum, integer(max))) then return nil, true end
+  return digits_of(sum)
+end
+
 local OP = 6
+
+-- Names and values of fields in one call: Lua unpacks only so many.
+local AT_ONCE = 1000
 
 -- What the key holds: `value` or `fields`, or neither when it is absent.
 local function slot_of(draft, key)
   if draft[key] then return draft[key] end
-  local kind, slot = call('TYPE', key).ok, { there = false }
-  if kind == 'string' then
-    slot = { there = true, value = call('GET', key) }
-  elseif kind == 'hash' then
+  local value, slot = redis.pcall('GET', key), { there = false }
+  if type(value) == 'string' then
+    slot = { there = true, value = value }
+  elseif value then
+    if call('TYPE', key).ok ~= 'hash' then return nil end
     slot = { there = true, hash = true, fields = {} }
-  elseif kind ~= 'none' then
-    return nil
   end
   draft[key] = slot
   draft.order[#draft.order + 1] = key
@@ -84,17 +108,16 @@ local function plan(args, from, to)
       if slot.value ~= expected then return nil, { 'refused', index, slot.value or false } end
       put(a)
     elseif kind == 'add' then
-      local number = integer(slot.value or '0')
-      if not number then return nil, { 'invalid', index, 'holds no integer' } end
-      local sum = sum_of(number, integer(a))
-      if not (sum and at_most(integer(b), sum) and at_most(sum, integer(c))) then
+      local sum, number = add(slot.value or '0', a, b, c)
+      if not sum then
+        if not number then return nil, { 'invalid', index, 'holds no integer' } end
         return nil, { 'refused', index, slot.value or false }
       end
       slot.ttl = slot.ttl or 'keep'
-      slot.there, slot.value, slot.changed = true, digits_of(sum), true
+      slot.there, slot.value, slot.changed = true, sum, true
     elseif kind == 'delete' then
       slot.there, slot.hash, slot.value, slot.fields, slot.changed = false, false, nil, nil, true
-      slot.replaced, slot.ttl = true, nil
+      slot.replaced, slot.ttl = true, 'none'
     elseif kind == 'field' then
       if slot.there and not slot.hash then return nil, { 'invalid', index, 'holds a value, not fields' } end
       if not slot.there then slot.there, slot.hash, slot.fields = true, true, {} end
@@ -120,14 +143,18 @@ local function write(draft)
         call('DEL', key)
       elseif slot.hash then
         if slot.replaced then call('DEL', key) end
-        for at = 1, #slot.fields, 2 do call('HSET', key, slot.fields[at], slot.fields[at + 1]) end
+        for at = 1, #slot.fields, AT_ONCE do
+          call('HSET', key, unpack(slot.fields, at, math.min(at + AT_ONCE - 1, #slot.fields)))
+        end
         if slot.ttl == 'none' then call('PERSIST', key) end
       elseif slot.ttl == 'keep' then
         call('SET', key, slot.value, 'KEEPTTL')
-      else
+      elseif slot.ttl == 'none' then
         call('SET', key, slot.value)
+      else
+        call('SET', key, slot.value, 'PX', slot.ttl)
       end
-      if slot.there and slot.ttl and slot.ttl ~= 'none' and slot.ttl ~= 'keep' then
+      if slot.there and slot.hash and slot.ttl and slot.ttl ~= 'none' then
         call('PEXPIRE', key, slot.ttl)
       end
     end

@@ -1,15 +1,24 @@
-//! Accounts: limits that callers share over HTTP.
+//! Accounts: limits that callers share over HTTP, users, and the events that tell of them.
 //!
 //! ```text
 //! POST /api/bucket/consume -> Limiter -- named rule --> RateLimit port (the store's clock)
 //!                                |
 //!                                +-- store away --> refuse | allow | decide here, as the rule says
+//!
+//! POST /api/users -> one transaction: user + event in the outbox -- Relay, in order --> stream
 //! ```
 
-mod api;
+mod event;
+mod health;
 mod limiter;
+mod limits;
+mod relay;
 mod rule;
+mod users;
 
-pub use api::routes;
+pub use health::{Needs, health_routes};
 pub use limiter::Limiter;
+pub use limits::limit_routes;
+pub use relay::{Relay, Target};
 pub use rule::{OnFailure, Rule, Rules};
+pub use users::{UserApi, user_routes};

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prometheus_client::metrics::counter::Counter;
-use towpath_core::port::effects::{self, Effects, Transaction};
-use towpath_core::port::kv::{Kv, Op};
+use towpath_core::port::positions::{Positions, Step, Stepped};
 use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, ResultExt, StreamName, retry};
 use tracing::{info, warn};
 
@@ -58,10 +57,8 @@ pub struct Reader {
     pub path: PathBuf,
     /// How it is followed.
     pub settings: Settings,
-    /// Where the position is kept.
-    pub kv: Arc<dyn Kv>,
-    /// Position and lines in one step.
-    pub effects: Arc<dyn Effects>,
+    /// Takes lines, and moves the position in the same step.
+    pub positions: Arc<dyn Positions>,
     /// Told what is wrong.
     pub health: Health,
     /// Counts lines.
@@ -127,7 +124,7 @@ impl Reader {
     ) -> Result<Option<(Option<Bytes>, Option<Position>)>> {
         let mut attempt = 0;
         loop {
-            match self.kv.get(key).await {
+            match self.positions.position(key).await {
                 Ok(None) => return Ok(Some((None, None))),
                 Ok(Some(value)) => {
                     let position = serde_json::from_slice(&value).map_err(|error| {
@@ -225,40 +222,32 @@ impl Reader {
     ) -> Result<Sent> {
         let mut attempt = 0;
         loop {
-            let mut transaction = Transaction {
-                kv: vec![Op::CompareAndSwap {
-                    key: key.to_owned(),
-                    expected: expected.clone(),
-                    value: moved.clone(),
-                    ttl: None,
-                }],
-                ..Transaction::default()
+            let mut step = Step {
+                source: key.to_owned(),
+                from: expected.clone(),
+                to: moved.clone(),
+                stream: self.settings.stream.clone(),
+                entries: Vec::with_capacity(chunk.lines.len()),
+                dead: self.settings.too_long.clone(),
+                set_aside: Vec::new(),
             };
             for line in &chunk.lines {
                 match line {
-                    Line::Whole(bytes) => {
-                        let entry = NewMessage::new(bytes.clone());
-                        transaction
-                            .append
-                            .push((self.settings.stream.clone(), entry));
-                    }
+                    Line::Whole(bytes) => step.entries.push(NewMessage::new(bytes.clone())),
                     Line::TooLong(start, length) => {
-                        transaction.enqueue.push((
-                            self.settings.too_long.clone(),
-                            too_long(&self.path, start, *length, self.settings.limits.line),
-                        ));
+                        let limit = self.settings.limits.line;
+                        step.set_aside
+                            .push(too_long(&self.path, start, *length, limit));
                     }
                 }
             }
-            match self.effects.apply(transaction).await {
-                Ok(effects::Outcome::Applied(_)) => return Ok(Sent::Done),
+            match self.positions.step(step).await {
+                Ok(Stepped::Done) => return Ok(Sent::Done),
                 // An earlier try whose answer was lost.
-                Ok(effects::Outcome::Refused { current, .. })
-                    if current.as_ref() == Some(&moved) =>
-                {
+                Ok(Stepped::Elsewhere(now)) if now.as_ref() == Some(&moved) => {
                     return Ok(Sent::Done);
                 }
-                Ok(effects::Outcome::Refused { .. }) => return Ok(Sent::Elsewhere),
+                Ok(Stepped::Elsewhere(_)) => return Ok(Sent::Elsewhere),
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     attempt += 1;
                     warn!(

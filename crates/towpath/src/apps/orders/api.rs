@@ -205,8 +205,7 @@ async fn set(State(desk): State<Desk>, Path(sku): Path<String>, body: Bytes) -> 
         let reason = "`quantity` must be 0 or more";
         return Err(Problem::new(StatusCode::BAD_REQUEST, reason));
     }
-    let value = quantity.to_string().into();
-    desk.kv.put(&stock_key(&sku), value, None).await?;
+    desk.set_stock(&sku, quantity).await?;
     Ok(Json(Stock { sku, quantity }))
 }
 

@@ -42,9 +42,25 @@ pub(super) struct Stored {
     pub(super) value: Bytes,
 }
 
+impl Stored {
+    pub(super) fn read(id: &str, value: Bytes) -> Result<Self> {
+        let record = Record::read(id, &value)?;
+        Ok(Self { record, value })
+    }
+}
+
 impl Desk {
     pub(super) fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// Sets what there is of a SKU; 0 or more.
+    ///
+    /// # Errors
+    /// Those of the keys' backend.
+    pub async fn set_stock(&self, sku: &str, quantity: i64) -> Result<()> {
+        let value = quantity.to_string().into();
+        self.kv.put(&stock_key(sku), value, None).await
     }
 
     /// What is known about an order.
@@ -53,8 +69,7 @@ impl Desk {
         let Some(value) = value.context(|| format!("read order `{id}`"))? else {
             return Ok(None);
         };
-        let record = Record::read(id, &value)?;
-        Ok(Some(Stored { record, value }))
+        Stored::read(id, value).map(Some)
     }
 
     /// Changes a record, on condition that nobody else did. An open order stays until it is finished.

@@ -53,6 +53,22 @@ pub(super) enum Failure {
 pub struct Gateway(pub Desk);
 
 impl Gateway {
+    /// Takes a new order, given as its JSON text, and returns once it is durable.
+    ///
+    /// # Errors
+    /// `Invalid` when the text is no order; `Conflict` when its id was used before; those of the backends.
+    pub async fn take(&self, text: &[u8]) -> Result<()> {
+        let order = Order::parse(text).map_err(|refusal| Error::invalid(refusal.as_str()))?;
+        match self.accept(&order, Headers::default()).await {
+            Ok(Accepted::New) => Ok(()),
+            Ok(Accepted::Duplicate | Accepted::Taken) => Err(Error::conflict(format!(
+                "order `{}` was accepted before",
+                order.id
+            ))),
+            Err(Failure::Keys(error) | Failure::Publish(error)) => Err(error),
+        }
+    }
+
     /// Takes an order, and returns once it is durable.
     pub(super) async fn accept(
         &self,
@@ -139,22 +155,20 @@ impl Gateway {
 
     /// Takes the id, or finds out whose it is. Waits while another gateway may still be publishing this order.
     async fn reserve(&self, order: &Order) -> Result<Reserved> {
+        // Mostly it is new: nobody has to look first.
+        let mut found: Option<Stored> = None;
         loop {
-            let found = self.0.find(&order.id).await?;
             let now = self.0.now();
-            if let Some(stored) = &found {
-                if stored.record.hash != order.hash() {
+            if let Some(Stored { record, .. }) = &found {
+                if record.hash != order.hash() {
                     return Ok(Reserved::Known(Accepted::Taken));
                 }
-                if stored.record.state != State::Reserved {
+                if record.state != State::Reserved {
                     return Ok(Reserved::Known(Accepted::Duplicate));
                 }
-                if stored
-                    .record
-                    .reserved_until
-                    .is_some_and(|until| until > now)
-                {
+                if record.reserved_until.is_some_and(|until| until > now) {
                     tokio::time::sleep(LOOK).await;
+                    found = self.0.find(&order.id).await?;
                     continue;
                 }
             }
@@ -170,8 +184,11 @@ impl Gateway {
                     let value = record.write();
                     return Ok(Reserved::Here(Box::new(Stored { record, value })));
                 }
-                // Another was quicker: look again.
-                Committed::Refused { index: 0, .. } => {}
+                // Somebody was quicker.
+                Committed::Refused { index: 0, current } => {
+                    let stored = current.map(|value| Stored::read(&order.id, value));
+                    found = stored.transpose()?;
+                }
                 // A gateway that keeps no records holds the id.
                 Committed::Refused { .. } => return Ok(Reserved::Known(Accepted::Duplicate)),
             }

@@ -148,7 +148,6 @@ impl Notifier {
         {
             let mut record = stored.record.clone();
             record.state = State::Processed;
-            record.announced = true;
             record.note(self.desk.now(), "processed elsewhere");
             ops.push(
                 self.desk

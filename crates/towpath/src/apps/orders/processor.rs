@@ -57,7 +57,7 @@ impl Processor {
                     return Ok(Outcome::Reject { reason });
                 }
                 if matches!(record.state, State::Processed | State::Rejected) {
-                    return self.repeated(delivery, &order, stored.as_ref()).await;
+                    return self.repeated(delivery, &order, record.state).await;
                 }
             }
             let mut done = self.sell(delivery, &order, stored.as_ref()).await?;
@@ -94,7 +94,7 @@ impl Processor {
             min: 0,
             max: i64::MAX,
         });
-        let refused = match self.step(delivery, order, CREATED, ops, &record).await? {
+        let refused = match self.step(delivery, order, CREATED, ops).await? {
             Ok(done) => return Ok(done),
             Err(refused) => refused,
         };
@@ -122,7 +122,7 @@ impl Processor {
         debug!(order = order.id, reason, "rejected");
         let record = self.finished(delivery, order, stored, State::Rejected, Some(reason));
         let ops = self.ops(stored, &record, REJECTED_COUNT);
-        let refused = self.step(delivery, order, REJECTED, ops, &record).await?;
+        let refused = self.step(delivery, order, REJECTED, ops).await?;
         Ok(refused.unwrap_or(Done::Raced))
     }
 
@@ -134,12 +134,11 @@ impl Processor {
         order: &Order,
         routing_key: &str,
         ops: Vec<Op>,
-        record: &Record,
     ) -> Result<std::result::Result<Done, (usize, Option<bytes::Bytes>)>> {
         let Some(effects) = &self.0.effects else {
             return Ok(match self.0.kv.commit(ops).await? {
                 Committed::Applied(_) => {
-                    self.announce(delivery, order, routing_key, record).await?;
+                    self.announce(delivery, order, routing_key).await?;
                     Ok(Done::Written)
                 }
                 Committed::Refused { index, current } => Err((index, current)),
@@ -181,58 +180,31 @@ impl Processor {
         }
     }
 
-    /// A delivery of an order that is finished: nothing changes, but its event may still be owed.
-    async fn repeated(
-        &self,
-        delivery: &Delivery,
-        order: &Order,
-        stored: Option<&Stored>,
-    ) -> Result<Outcome> {
-        if let Some(Stored { record, .. }) = stored
-            && !record.announced
-        {
-            let routing_key = if record.state == State::Processed {
-                CREATED
-            } else {
-                REJECTED
-            };
-            self.announce(delivery, order, routing_key, record).await?;
+    /// A delivery of an order that is finished: nothing changes, but its event may still be owed where it is no part
+    /// of the step. Perhaps it is a repeat: the notifier tells it from the first.
+    async fn repeated(&self, delivery: &Delivery, order: &Order, state: State) -> Result<Outcome> {
+        if self.0.effects.is_none() {
+            let processed = state == State::Processed;
+            let routing_key = if processed { CREATED } else { REJECTED };
+            self.announce(delivery, order, routing_key).await?;
         }
         Ok(Outcome::Done)
     }
 
-    /// Publishes the event, and remembers that. A repeat is possible: the notifier tells it from the first.
-    async fn announce(
-        &self,
-        delivery: &Delivery,
-        order: &Order,
-        routing_key: &str,
-        record: &Record,
-    ) -> Result<()> {
+    /// Publishes the event.
+    async fn announce(&self, delivery: &Delivery, order: &Order, routing_key: &str) -> Result<()> {
         let (exchange, one) = event(routing_key, order, &delivery.message.headers)?;
         match self.0.publish(exchange, one).await {
-            Err(error) if error.kind() == ErrorKind::NotFound && routing_key == REJECTED => {}
+            Err(error) if error.kind() == ErrorKind::NotFound && routing_key == REJECTED => Ok(()),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.0.topology.declare().await?;
-                return Err(
+                Err(
                     Error::unavailable("the route of the event had to be declared again")
                         .with_source(error),
-                );
+                )
             }
-            outcome => outcome?,
+            outcome => outcome,
         }
-        let stored = Stored {
-            record: record.clone(),
-            value: record.write(),
-        };
-        let announced = Record {
-            announced: true,
-            ..record.clone()
-        };
-        let op = self
-            .0
-            .change(Some(&stored), &announced, Some(self.0.retention));
-        self.0.kv.commit(vec![op]).await.map(drop)
     }
 
     fn finished(
@@ -261,8 +233,6 @@ impl Processor {
             state,
             reason,
             attempts: delivery.attempt,
-            // In one step with the event, or after it.
-            announced: self.0.effects.is_some(),
             ..record
         }
     }

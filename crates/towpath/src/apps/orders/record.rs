@@ -43,9 +43,6 @@ pub(super) struct Record {
     /// Deliveries to a processor.
     #[serde(default)]
     pub(super) attempts: u32,
-    /// Whether its event is known to be published.
-    #[serde(default)]
-    pub(super) announced: bool,
     pub(super) history: Vec<Step>,
 }
 
@@ -58,7 +55,6 @@ impl Record {
             reserved_until: None,
             reason: None,
             attempts: 0,
-            announced: false,
             history: Vec::new(),
         };
         if state != State::Reserved {

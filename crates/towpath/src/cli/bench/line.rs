@@ -1,15 +1,17 @@
-//! What a measurement publishes to and consumes from: a queue of ours, or one written by hand.
+//! What a measurement publishes to and consumes from: a queue of ours, one written by hand, or the orders app.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use towpath_core::backend::Backend;
 use towpath_core::port::Queue;
 use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
 use towpath_core::{ConsumerId, NewMessage, QueueName, Result};
 
-use crate::wiring::Baseline;
+use super::payload::LEAST;
+use crate::wiring::{Baseline, BenchOrders};
 
 /// A queue under measurement.
 pub(super) enum Line {
@@ -21,6 +23,8 @@ pub(super) enum Line {
     },
     /// Without any of our code between the client and the server.
     Bare(Arc<dyn Baseline>),
+    /// Orders that are accepted, and those whose customers were told.
+    Orders(Box<BenchOrders>),
 }
 
 impl Line {
@@ -48,6 +52,14 @@ impl Line {
                 Ok(())
             }
             Self::Bare(baseline) => baseline.publish(payloads).await,
+            Self::Orders(orders) => {
+                // The start of a payload is text that no other has.
+                let ids = payloads
+                    .iter()
+                    .map(|payload| String::from_utf8_lossy(&payload[..LEAST]).into_owned());
+                let accept = ids.map(|id| async move { orders.accept(&id).await });
+                try_join_all(accept).await.map(drop)
+            }
         }
     }
 
@@ -60,6 +72,7 @@ impl Line {
                 consumer,
             } => (queue, name, consumer),
             Self::Bare(baseline) => return baseline.consume(max, wait).await,
+            Self::Orders(orders) => return orders.told(max, wait).await,
         };
         let request = LeaseRequest {
             queue: name.clone(),

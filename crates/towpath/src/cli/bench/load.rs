@@ -16,6 +16,9 @@ use super::payload::Payloads;
 /// Messages taken at once where no shape says otherwise.
 pub(super) const DRAIN_BATCH: usize = 100;
 
+/// How long nothing comes before nothing is left: brokers pause.
+const DRAIN_WAIT: Duration = Duration::from_millis(500);
+
 /// A message that was acknowledged and does not come for so long is lost.
 const LOST: Duration = Duration::from_secs(30);
 
@@ -169,8 +172,7 @@ impl Load {
         let mut outcome = Outcome::default();
         loop {
             let call = Instant::now();
-            let wait = Duration::from_millis(20);
-            let payloads = self.line.consume(DRAIN_BATCH, wait).await?;
+            let payloads = self.line.consume(DRAIN_BATCH, DRAIN_WAIT).await?;
             if payloads.is_empty() {
                 return Ok(outcome);
             }

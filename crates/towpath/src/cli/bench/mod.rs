@@ -99,12 +99,18 @@ pub(super) struct HttpArgs {
 /// Options of `bench compare`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "A target is:\n  the URL of a backend; its queue `bench` is emptied and used\n  `embedded:` or `embedded:?durability=os`: a fresh store in `--folder`, removed in the end\n  `bare:` and the URL of a server: what one would write by hand with the same client, without Towpath\n  `disk`: how often `--folder` syncs, times callers and batch, as if each caller had the disk for itself\n\nRatios are the first target by each other one, the median over the rounds.\nA `?` follows a ratio when the spread (between the quartiles) of a side is larger than the difference of the medians.\n\nWith a Redis at hand:\n  towpath bench compare embedded: redis://localhost:6379 disk\n  towpath bench compare redis://localhost:6379 bare:redis://localhost:6379\n\nWith a RabbitMQ at hand:\n  towpath bench compare amqp://guest:guest@localhost:5672 bare:amqp://guest:guest@localhost:5672\n\nExamples:\n  towpath bench compare embedded: disk --workload publish-64 --messages 1000\n  towpath bench compare embedded: 'embedded:?durability=os' --workload http-64"
+    after_help = "A target is:\n  the URL of a backend; its queue `bench` is emptied and used\n  `embedded:` or `embedded:?durability=os`: a fresh store in `--folder`, removed in the end\n  `orders:` and a target: the orders app on it, without HTTP; publishing is accepting an order, consuming is telling its customer\n  `bare:` and the URL of a server: what one would write by hand with the same client, without Towpath\n  `disk`: how often `--folder` syncs, times callers and batch, as if each caller had the disk for itself\n\nRatios are the first target by each other one, the median over the rounds.\nA `?` follows a ratio when the spread (between the quartiles) of a side is larger than the difference of the medians.\n\nWith a Redis at hand:\n  towpath bench compare embedded: redis://localhost:6379 disk\n  towpath bench compare redis://localhost:6379 bare:redis://localhost:6379\n\nWith a RabbitMQ at hand:\n  towpath bench compare amqp://guest:guest@localhost:5672 bare:amqp://guest:guest@localhost:5672\n  towpath bench compare orders:amqp://guest:guest@localhost:5672 bare:amqp://guest:guest@localhost:5672 --keys redis://localhost:6379\n\nExamples:\n  towpath bench compare embedded: disk --workload publish-64 --messages 1000\n  towpath bench compare embedded: 'embedded:?durability=os' --workload http-64\n  towpath bench compare orders:embedded: embedded: --workload publish-64,end-to-end --messages 1000"
 )]
 pub(super) struct CompareArgs {
     /// What to measure, the first against each other one
     #[arg(required = true, num_args = 2.., value_name = "TARGET")]
     pub(super) targets: Vec<String>,
+    /// Backend for the keys of `orders:` targets whose broker has none
+    #[arg(long, value_name = "URL")]
+    pub(super) keys: Option<String>,
+    /// Process whose CPU counts as the server's, for servers that do not say it themselves; may be repeated
+    #[arg(long, value_name = "PID")]
+    pub(super) server_pid: Vec<u32>,
     /// Only these workloads, separated by commas; without it all of them
     #[arg(long, value_enum, value_delimiter = ',')]
     pub(super) workload: Vec<Workload>,

@@ -4,6 +4,7 @@
 //! compare, so every round measures all targets and ratios are taken round by round.
 
 mod report;
+mod server;
 mod target;
 mod workload;
 
@@ -14,7 +15,7 @@ use towpath_core::{Error, Result};
 use super::CompareArgs;
 use super::payload::Payloads;
 use report::{Compared, Measured, Stated};
-use target::{Round, Target};
+use target::{Options, Round, Target};
 
 pub(in crate::cli) use report::{Figure, Ratio, Report};
 pub(in crate::cli) use workload::Workload;
@@ -30,9 +31,13 @@ pub(in crate::cli) async fn run(args: &CompareArgs, begin: impl Fn(&str)) -> Res
         .map_err(|error| {
             Error::unavailable("the folder for temporary stores cannot be made").with_source(error)
         })?;
+    let options = Options {
+        keys: args.keys.as_deref(),
+        server_pids: &args.server_pid,
+    };
     let mut targets = Vec::new();
     for (number, text) in args.targets.iter().enumerate() {
-        targets.push(Target::open(text, folder.path(), number).await?);
+        targets.push(Target::open(text, &options, folder.path(), number).await?);
     }
     let payloads = Arc::new(Payloads::new(args.size));
     let mut workloads = Vec::new();

@@ -14,14 +14,18 @@ use super::super::load::{Load, panicked};
 use super::super::measure::Measurement;
 use super::super::payload::{Payloads, check};
 use super::super::{Row, disk, durability};
+use super::server::Server;
 use super::workload::{Kind, Workload};
-use crate::wiring::{self, BENCH_QUEUE, Baseline, BenchApi};
+use crate::wiring::{self, BENCH_QUEUE, Baseline, BenchApi, BenchOrders};
 
 /// The disk itself: each caller as if it had the disk for itself.
 const DISK: &str = "disk";
 
 /// In front of a URL: the server without any of our code.
 const BARE: &str = "bare:";
+
+/// In front of a URL: the orders app on it.
+const ORDERS: &str = "orders:";
 
 /// Something to measure.
 pub(super) struct Target {
@@ -37,11 +41,34 @@ enum Subject {
     Line {
         line: Arc<Line>,
         /// Closed in the end.
-        backend: Option<Backend>,
-        api: BenchApi,
-        /// Says how much CPU the server used, where there is a server that says it.
-        server: Option<Arc<dyn Baseline>>,
+        backends: Vec<Backend>,
+        api: Option<BenchApi>,
+        /// Says how much CPU the server used, where there is one and somebody says it.
+        server: Option<Server>,
     },
+}
+
+/// What is the same for every target.
+pub(super) struct Options<'a> {
+    /// Backend of the keys of orders, where the broker has none.
+    pub(super) keys: Option<&'a str>,
+    /// The servers' processes, where they are said.
+    pub(super) server_pids: &'a [u32],
+}
+
+impl Options<'_> {
+    fn server(&self, baseline: Arc<dyn Baseline>) -> Server {
+        match self.server_pids {
+            [] => Server::Itself(baseline),
+            pids => Server::Processes(pids.to_vec()),
+        }
+    }
+
+    /// Nothing for a store without a server.
+    async fn server_at(&self, url: &str) -> Option<Server> {
+        let baseline = wiring::baseline(url).await.ok()?;
+        Some(self.server(baseline))
+    }
 }
 
 /// One round: what the clients saw, and CPU microseconds of the server per message.
@@ -52,7 +79,12 @@ pub(super) struct Round {
 
 impl Target {
     /// Opens what `text` names; `folder` is for the disk and for stores without a folder.
-    pub(super) async fn open(text: &str, folder: &Path, number: usize) -> Result<Self> {
+    pub(super) async fn open(
+        text: &str,
+        options: &Options<'_>,
+        folder: &Path,
+        number: usize,
+    ) -> Result<Self> {
         if text == DISK {
             return Ok(Self {
                 name: text.to_owned(),
@@ -72,29 +104,54 @@ impl Target {
                 durability,
                 subject: Subject::Line {
                     line: Arc::new(Line::Bare(Arc::clone(&baseline))),
-                    backend: None,
-                    api: wiring::bare_api_for_bench(Arc::clone(&baseline)).await?,
-                    server: Some(baseline),
+                    backends: Vec::new(),
+                    api: Some(wiring::bare_api_for_bench(Arc::clone(&baseline)).await?),
+                    server: Some(options.server(baseline)),
                 },
             });
         }
-        let (url, own) = match text.strip_prefix("embedded:") {
-            Some(rest) if rest.is_empty() || rest.starts_with('?') => {
-                let folder = folder.display();
-                (format!("embedded:{folder}/{number}{rest}"), true)
-            }
-            _ => (text.to_owned(), false),
-        };
-        let backend = wiring::open(&url).await?;
-        let name = if own { text } else { &backend.url };
+        if let Some(url) = text.strip_prefix(ORDERS) {
+            return Self::orders(url, options, &format!("{}/{number}", folder.display())).await;
+        }
+        let (backend, name, url) = open(text, &format!("{}/{number}", folder.display())).await?;
         Ok(Self {
-            name: name.to_owned(),
+            name,
             durability: durability(&backend).await?,
             subject: Subject::Line {
                 line: Arc::new(Line::open(&backend, BENCH_QUEUE).await?),
-                api: wiring::ingest_api_for_bench(&backend).await?,
-                server: wiring::baseline(&url).await.ok(),
-                backend: Some(backend),
+                api: Some(wiring::ingest_api_for_bench(&backend).await?),
+                server: options.server_at(&url).await,
+                backends: vec![backend],
+            },
+        })
+    }
+
+    /// The orders app on a broker; the keys are on `keys` where the broker has none.
+    async fn orders(url: &str, options: &Options<'_>, folder: &str) -> Result<Self> {
+        let (broker, name, url) = open(url, folder).await?;
+        let keys = match options.keys {
+            Some(keys) if broker.kv.is_none() => Some(wiring::open(keys).await?),
+            _ => None,
+        };
+        let mut stated = durability(&broker).await?;
+        if let Some(keys) = &keys {
+            stated = format!("{stated}; keys: {}", durability(keys).await?);
+        }
+        if broker.kv.is_none() && keys.is_none() {
+            let broker = broker.descriptor.name;
+            return Err(Error::invalid(format!(
+                "backend `{broker}` has no keys; name one that has them with `--keys`"
+            )));
+        }
+        let app = BenchOrders::open(&broker, keys.as_ref().unwrap_or(&broker)).await?;
+        Ok(Self {
+            name: format!("{ORDERS}{name}"),
+            durability: stated,
+            subject: Subject::Line {
+                line: Arc::new(Line::Orders(Box::new(app))),
+                api: None,
+                server: options.server_at(&url).await,
+                backends: std::iter::once(broker).chain(keys).collect(),
             },
         })
     }
@@ -133,7 +190,10 @@ impl Target {
             batch,
         };
         let post = match kind {
-            Kind::Http => Some(Post::connect(api.address, callers, batch, payloads).await?),
+            Kind::Http => match api {
+                Some(api) => Some(Post::connect(api.address, callers, batch, payloads).await?),
+                None => return Ok(None),
+            },
             _ => None,
         };
         let before = used(server.as_ref()).await;
@@ -162,24 +222,44 @@ impl Target {
     /// Ends what was started for the target.
     pub(super) async fn close(self) -> Result<()> {
         let Subject::Line {
-            line, backend, api, ..
+            line,
+            backends,
+            api,
+            ..
         } = self.subject
         else {
             return Ok(());
         };
-        api.stop().await?;
+        if let Some(api) = api {
+            api.stop().await?;
+        }
         if let Line::Bare(baseline) = &*line {
             baseline.clear().await?;
         }
-        match backend {
-            Some(backend) => backend.lifecycle.close().await,
-            None => Ok(()),
+        for backend in backends {
+            backend.lifecycle.close().await?;
         }
+        Ok(())
     }
 }
 
-async fn used(server: Option<&Arc<dyn Baseline>>) -> Option<Duration> {
-    server?.server_cpu().await.ok()
+/// Opens a backend by its URL, an embedded store without a folder in this one; what it is called in the report, and its whole URL.
+async fn open(text: &str, folder: &str) -> Result<(Backend, String, String)> {
+    let own = text
+        .strip_prefix("embedded:")
+        .filter(|rest| rest.is_empty() || rest.starts_with('?'));
+    let url = own.map_or_else(
+        || text.to_owned(),
+        |rest| format!("embedded:{folder}{rest}"),
+    );
+    let backend = wiring::open(&url).await?;
+    let name = if own.is_some() { text } else { &backend.url };
+    let name = name.to_owned();
+    Ok((backend, name, url))
+}
+
+async fn used(server: Option<&Server>) -> Option<Duration> {
+    server?.used().await
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]

@@ -18,15 +18,13 @@ use super::rule::Rule;
 /// Takes of one bulk request.
 const MOST_TAKES: usize = 1_000;
 
-/// `/api/bucket/…`, `/health` and `/health/bucket`.
-pub fn routes(limiter: Limiter) -> Router {
+/// `/api/bucket/…`.
+pub fn limit_routes(limiter: Limiter) -> Router {
     Router::new()
         .route("/api/bucket/check", get(check))
         .route("/api/bucket/consume", post(consume))
         .route("/api/bucket/reset", post(reset))
         .route("/api/bucket/bulk-consume", post(bulk))
-        .route("/health", get(health))
-        .route("/health/bucket", get(health_of_limits))
         .with_state(limiter)
 }
 
@@ -248,38 +246,6 @@ fn result_of(attempt: usize, decision: &Decision) -> Value {
         "remaining_tokens": decision.remaining.as_f64(),
         "retry_after": decision.retry_after.as_secs_f64(),
     })
-}
-
-/// Whether what the process needs for limits answers.
-async fn health(State(limiter): State<Limiter>) -> Response {
-    let (status, word) = condition(&limiter).await;
-    let body = json!({
-        "status": word, "services": { "token-bucket": word },
-        "timestamp": jiff::Timestamp::now().to_string(),
-    });
-    (status, Json(body)).into_response()
-}
-
-async fn health_of_limits(State(limiter): State<Limiter>) -> Response {
-    let (status, word) = condition(&limiter).await;
-    let body = json!({
-        "status": word, "service": "redis-token-bucket",
-        "timestamp": jiff::Timestamp::now().as_second(),
-    });
-    (status, Json(body)).into_response()
-}
-
-async fn condition(limiter: &Limiter) -> (StatusCode, &'static str) {
-    match limiter.check().await {
-        Ok(()) => (StatusCode::OK, "healthy"),
-        Err(error) => {
-            warn!(
-                error = error.chain(),
-                "the store of the limits does not answer"
-            );
-            (StatusCode::SERVICE_UNAVAILABLE, "unhealthy")
-        }
-    }
 }
 
 fn key(key: &str) -> Result<&str, Refusal> {

@@ -1,0 +1,73 @@
+//! Kafka: streams on topics, read by groups of the broker.
+//!
+//! ```text
+//! append --idempotent, acks=all--> topic --group of the broker--> member --read--> consumers of this process
+//!                                                                   ^                      |
+//!                                                                   +---commit: position---+
+//! ```
+//!
+//! A process is one member of a group for each stream that it reads; its consumers share what the member fetched, and
+//! partitions spread over processes. The client blocks, so its calls run on threads of their own.
+//! Names: `docs/reference/kafka.md`.
+
+mod config;
+mod envelope;
+mod error;
+mod health;
+mod member;
+mod positions;
+mod store;
+mod stream;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use towpath_core::Result;
+use towpath_core::backend::{Backend, Capability, Descriptor, Health, Lifecycle};
+
+use store::Store;
+
+/// This family's row.
+pub const DESCRIPTOR: Descriptor = Descriptor {
+    name: "kafka",
+    schemes: config::SCHEMES,
+    capabilities: &[
+        Capability::Stream,
+        Capability::Positions,
+        Capability::Headers,
+    ],
+    parameters: config::PARAMETERS,
+    check: |url| config::Config::parse(url).map(drop),
+    open: |url, clock| {
+        Box::pin(async move {
+            let config = config::Config::parse(&url)?;
+            let shown = config.shown.clone();
+            let store = Store::open(config, clock)?;
+            Ok(Backend {
+                url: shown,
+                descriptor: &DESCRIPTOR,
+                lifecycle: Arc::new(Handle(Arc::clone(&store))),
+                queue: None,
+                routes: None,
+                stream: Some(Arc::new(stream::Topics(Arc::clone(&store)))),
+                kv: None,
+                rate_limit: None,
+                effects: None,
+                positions: Some(Arc::new(positions::Sources::new(store))),
+            })
+        })
+    },
+};
+
+struct Handle(Arc<Store>);
+
+#[async_trait]
+impl Lifecycle for Handle {
+    async fn health(&self) -> Result<Health> {
+        self.0.health().await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.0.close().await
+    }
+}

@@ -1,0 +1,259 @@
+//! The positions port: a position is a record of a compacted topic, produced in one transaction with the entries.
+//!
+//! Each source has a producer with a transactional id of its own. Starting one ends what an earlier one of that id left
+//! open and shuts it out, so of several readers of a source the newest goes on, from where the others really were.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rdkafka::admin::{NewTopic, TopicReplication};
+use rdkafka::consumer::Consumer;
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message as _;
+use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer};
+use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
+use towpath_core::port::Positions;
+use towpath_core::port::positions::{Step, Stepped};
+use towpath_core::{Error, NewMessage, Result, ResultExt, StreamName};
+use tracing::info;
+
+use super::config::MAX_RECORD_BYTES;
+use super::member::lock;
+use super::store::{Store, blocking};
+use super::{envelope, error};
+
+/// The topic of positions, with one partition: there are few, and each reader looks through it once.
+const TOPIC: &str = "towpath.positions";
+
+/// How long a transaction may be open before the broker ends it.
+const TRANSACTION: Duration = Duration::from_secs(30);
+
+/// Longest name of a source in bytes; the transactional id carries it.
+const MAX_SOURCE_BYTES: usize = 1_000;
+
+/// A source's position and the only producer that may move it.
+struct Writer {
+    producer: FutureProducer,
+    position: Option<Bytes>,
+}
+
+type Slot = Arc<tokio::sync::Mutex<Option<Writer>>>;
+
+pub(super) struct Sources {
+    store: Arc<Store>,
+    writers: Mutex<HashMap<String, Slot>>,
+}
+
+impl Sources {
+    pub(super) fn new(store: Arc<Store>) -> Self {
+        Self {
+            store,
+            writers: Mutex::default(),
+        }
+    }
+
+    fn slot(&self, source: &str) -> Result<Slot> {
+        self.store.check_open()?;
+        if source.is_empty() || source.len() > MAX_SOURCE_BYTES {
+            return Err(Error::invalid(format!(
+                "the name of a source must have 1 to {MAX_SOURCE_BYTES} bytes"
+            )));
+        }
+        let mut writers = lock(&self.writers);
+        Ok(Arc::clone(writers.entry(source.to_owned()).or_default()))
+    }
+
+    /// Takes the source over, and finds out where it is.
+    async fn take_over(&self, source: &str) -> Result<Writer> {
+        let topic = self.topic().await?;
+        let config = &self.store.config;
+        let id = format!("{}towpath.{source}", config.prefix);
+        let open = TRANSACTION.as_millis().to_string();
+        let producer: FutureProducer = config
+            .client()
+            .set("transactional.id", &id)
+            .set("transaction.timeout.ms", &open)
+            .set("message.timeout.ms", &open)
+            .set("linger.ms", "1")
+            .set("compression.type", "lz4")
+            .set("message.max.bytes", MAX_RECORD_BYTES.to_string())
+            .create()
+            .map_err(|told| error::of_call("start the producer", told))?;
+        let (timeout, starting) = (config.timeout, producer.clone());
+        blocking(move || {
+            let started = starting.init_transactions(timeout);
+            started.map_err(|told| error::of_call(&format!("take over `{id}`"), told))
+        })
+        .await?;
+        let position = self.look_up(&topic, source).await?;
+        Ok(Writer { producer, position })
+    }
+
+    /// The topic of positions, made when it is not there.
+    async fn topic(&self) -> Result<String> {
+        let config = &self.store.config;
+        let topic = format!("{}{TOPIC}", config.prefix);
+        if self.store.partitions(&topic).await?.is_none() {
+            let replication = TopicReplication::Fixed(config.replication.unwrap_or(-1));
+            let new = NewTopic::new(&topic, 1, replication).set("cleanup.policy", "compact");
+            self.store.make(&topic, new).await?;
+        }
+        Ok(topic)
+    }
+
+    /// The newest position of a source: what was committed, once no transaction is open any more that came before.
+    async fn look_up(&self, topic: &str, source: &str) -> Result<Option<Bytes>> {
+        let began = Instant::now();
+        let (low, high) = self.store.marks(topic, 1).await?[0];
+        let (topic, source) = (topic.to_owned(), source.to_owned());
+        let timeout = self.store.config.timeout + TRANSACTION;
+        self.store
+            .with_reader(move |reader| {
+                let failed = |told| error::of_call("read positions", told);
+                // Others may have one open for a moment, or have died with one.
+                while reader
+                    .fetch_watermarks(&topic, 0, timeout)
+                    .map_err(failed)?
+                    .1
+                    < high
+                {
+                    if began.elapsed() > timeout {
+                        let text = "kafka: a transaction over positions stays open";
+                        return Err(Error::unavailable(text));
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                if low == high {
+                    return Ok(None);
+                }
+                let mut list = TopicPartitionList::new();
+                list.add_partition_offset(&topic, 0, Place::Offset(low))
+                    .map_err(failed)?;
+                reader.assign(&list).map_err(failed)?;
+                let mut position = None;
+                loop {
+                    match reader.poll(Duration::from_millis(100)) {
+                        Some(Ok(record)) if record.key() == Some(source.as_bytes()) => {
+                            position = record.payload().map(Bytes::copy_from_slice);
+                        }
+                        Some(Err(KafkaError::PartitionEOF(_))) => break,
+                        None if began.elapsed() > timeout => {
+                            return Err(Error::unavailable("kafka: positions cannot be read"));
+                        }
+                        _ => {}
+                    }
+                }
+                reader.unassign().map_err(failed)?;
+                Ok(position)
+            })
+            .await
+    }
+
+    /// One transaction.
+    async fn commit(&self, writer: &Writer, step: &Step) -> Result<()> {
+        let failed = |what: &'static str| move |told| error::of_call(what, told);
+        let positions = self.topic().await?;
+        let (stream, _) = self.store.ensure(&step.stream).await?;
+        let mut all: Vec<(String, &NewMessage)> = Vec::with_capacity(step.entries.len());
+        all.extend(step.entries.iter().map(|one| (stream.clone(), one)));
+        if !step.set_aside.is_empty() {
+            let dead = StreamName::new(step.dead.as_str())?;
+            let (dead, _) = self.store.ensure(&dead).await?;
+            all.extend(step.set_aside.iter().map(|one| (dead.clone(), one)));
+        }
+        for (_, entry) in &all {
+            envelope::check(entry)?;
+        }
+        let producer = &writer.producer;
+        producer
+            .begin_transaction()
+            .map_err(failed("begin a transaction"))?;
+        let mut underway = Vec::with_capacity(all.len() + 1);
+        for (topic, entry) in &all {
+            // The lines of one source stay in order, also where there are several partitions.
+            let record = FutureRecord::to(topic)
+                .key(entry.key.as_deref().unwrap_or(&step.source))
+                .payload(&entry.payload[..])
+                .headers(envelope::headers(entry));
+            underway.push(self.store.send(producer, record).await);
+        }
+        let moved = FutureRecord::to(&positions)
+            .key(&step.source)
+            .payload(&step.to[..]);
+        underway.push(self.store.send(producer, moved).await);
+        let sent = delivered(underway).await;
+        let (producer, timeout) = (producer.clone(), TRANSACTION);
+        blocking(move || match sent {
+            Ok(()) => producer
+                .commit_transaction(timeout)
+                .map_err(|told| error::of_call("commit a transaction", told)),
+            Err(told) => {
+                // The next one of this source ends it otherwise.
+                drop(producer.abort_transaction(timeout));
+                Err(error::of_call("produce", told))
+            }
+        })
+        .await
+    }
+}
+
+async fn delivered(
+    underway: Vec<std::result::Result<DeliveryFuture, KafkaError>>,
+) -> std::result::Result<(), KafkaError> {
+    for sent in underway {
+        match sent?.await {
+            Ok(outcome) => outcome.map(drop).map_err(|(told, _)| told)?,
+            Err(_) => return Err(KafkaError::Canceled),
+        }
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Positions for Sources {
+    async fn position(&self, source: &str) -> Result<Option<Bytes>> {
+        let slot = self.slot(source)?;
+        let mut slot = slot.lock().await;
+        if let Some(writer) = &*slot {
+            return Ok(writer.position.clone());
+        }
+        let writer = self.take_over(source).await;
+        let writer = writer.context(|| format!("position of `{source}`"))?;
+        let position = writer.position.clone();
+        *slot = Some(writer);
+        Ok(position)
+    }
+
+    async fn step(&self, step: Step) -> Result<Stepped> {
+        let slot = self.slot(&step.source)?;
+        let mut slot = slot.lock().await;
+        // Whatever ends this call early leaves the next one to find out what happened.
+        let mut writer = match slot.take() {
+            Some(writer) => writer,
+            None => self.take_over(&step.source).await?,
+        };
+        if writer.position != step.from {
+            let position = writer.position.clone();
+            *slot = Some(writer);
+            return Ok(Stepped::Elsewhere(position));
+        }
+        match self.commit(&writer, &step).await {
+            Ok(()) => {
+                writer.position = Some(step.to);
+                *slot = Some(writer);
+                Ok(Stepped::Done)
+            }
+            Err(error) => {
+                info!(
+                    source = step.source,
+                    error = error.chain(),
+                    "the source is taken over anew"
+                );
+                Err(error).context(|| format!("step of `{}`", step.source))
+            }
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! The stream port: topics, and groups of the broker.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use rdkafka::consumer::Consumer;
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message as _;
+use rdkafka::producer::FutureRecord;
+use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
+use rdkafka::types::RDKafkaErrorCode as Code;
+use towpath_core::port::Stream;
+use towpath_core::port::queue::{check_batch, check_max};
+use towpath_core::port::stream::{Entry, GroupStats, Offset, ReadRequest, Start, Stats, Trim};
+use towpath_core::{ConsumerId, Error, GroupName, NewMessage, Result, ResultExt, StreamName};
+
+use super::member::{Member, Shelf, offset, wire};
+use super::store::{Store, blocking, no_group};
+use super::{envelope, error};
+
+/// How long what the broker has may take until it is here, before a call that does not wait says that nothing is.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
+
+/// How long the group may take to let a new member in, at least, before its read says that nothing is there.
+const LET_IN: Duration = Duration::from_secs(2);
+
+/// Topics of Kafka itself, and of ours that are no streams.
+const INTERNAL: [&str; 2] = ["__", "towpath."];
+
+pub(super) struct Topics(pub(super) Arc<Store>);
+
+#[async_trait]
+impl Stream for Topics {
+    async fn append(
+        &self,
+        stream: &StreamName,
+        entries: Vec<NewMessage>,
+    ) -> Result<Vec<Result<Offset>>> {
+        check_batch(entries.len())?;
+        let (topic, _) = self.0.ensure(stream).await?;
+        let what = || format!("append to `{stream}`");
+        let producer = self.0.producer();
+        let mut underway = Vec::with_capacity(entries.len());
+        for entry in &entries {
+            underway.push(match envelope::check(entry) {
+                Ok(()) => {
+                    let mut record = FutureRecord::<str, [u8]>::to(&topic)
+                        .payload(&entry.payload)
+                        .headers(envelope::headers(entry));
+                    if let Some(key) = &entry.key {
+                        record = record.key(key);
+                    }
+                    Ok(self.0.send(&producer, record).await)
+                }
+                Err(refused) => Err(refused),
+            });
+        }
+        let mut outcomes = Vec::with_capacity(entries.len());
+        let mut failure = None;
+        for sent in underway {
+            let outcome = match sent {
+                Ok(Ok(delivery)) => match delivery.await {
+                    Ok(Ok(at)) => Ok(offset(at.partition, at.offset)),
+                    Ok(Err((told, _))) => Err(told),
+                    Err(_) => Err(KafkaError::Canceled),
+                },
+                Ok(Err(told)) => Err(told),
+                Err(refused) => {
+                    outcomes.push(Err(refused));
+                    continue;
+                }
+            };
+            outcomes.push(match outcome {
+                Ok(offset) => Ok(offset),
+                Err(told) => {
+                    failure = failure.or(Some(told.clone()));
+                    Err(error::of_call("produce", told)).context(what)
+                }
+            });
+        }
+        if let Some(told) = failure {
+            self.after_failure(&topic, &told)?;
+        }
+        Ok(outcomes)
+    }
+
+    async fn create_group(
+        &self,
+        stream: &StreamName,
+        group: &GroupName,
+        start: Start,
+    ) -> Result<()> {
+        let (topic, partitions) = self.0.ensure(stream).await?;
+        let id = self.0.group_id(group);
+        if self.0.positions(&id, &topic, partitions).await?.is_some() {
+            return Ok(());
+        }
+        let positions = self.start(&topic, partitions, start).await?;
+        let set = self.0.set_positions(&id, &topic, &positions).await;
+        set.context(|| format!("create group `{group}` of `{stream}`"))
+    }
+
+    async fn seek(&self, stream: &StreamName, group: &GroupName, to: Start) -> Result<()> {
+        let (topic, partitions) = self.existing_group(stream, group).await?;
+        let positions = self.start(&topic, partitions, to).await?;
+        // A position can only be set while nobody reads.
+        self.0.leave(stream, group).await;
+        let id = self.0.group_id(group);
+        let set = self.0.set_positions(&id, &topic, &positions).await;
+        set.context(|| format!("seek group `{group}` of `{stream}`"))
+    }
+
+    async fn delete_group(&self, stream: &StreamName, group: &GroupName) -> Result<()> {
+        self.0.leave(stream, group).await;
+        let id = self.0.group_id(group);
+        let until = Instant::now() + self.0.config.timeout;
+        loop {
+            let deleted = self.0.admin.delete_groups(&[&id], &self.0.options()).await;
+            let deleted = deleted.map_err(|told| error::of_call("delete a group", told))?;
+            let code = deleted
+                .into_iter()
+                .find_map(|one| one.err().map(|(_, code)| code));
+            match code {
+                None | Some(Code::GroupIdNotFound) => return Ok(()),
+                // A member that left a moment ago.
+                Some(Code::NonEmptyGroup) if Instant::now() < until => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Some(code) => {
+                    return Err(error::of_call("delete a group", KafkaError::AdminOp(code)));
+                }
+            }
+        }
+    }
+
+    async fn read(&self, request: ReadRequest) -> Result<Vec<Entry>> {
+        check_max(request.max)?;
+        let member = self.0.member(&request.stream, &request.group).await?;
+        let began = Instant::now();
+        let take = |max| member.hand_out(&request.consumer, max);
+        let mut entries = take(request.max);
+        // A call that waits may go with the first; one that does not gets all there is.
+        let enough = if request.wait.is_zero() {
+            request.max - entries.len()
+        } else {
+            usize::from(entries.is_empty())
+        };
+        if enough > 0 {
+            self.arrive(&request, &member, enough).await?;
+            entries.extend(take(request.max - entries.len()));
+        }
+        let left = request.wait.saturating_sub(began.elapsed());
+        if entries.is_empty() && member.until(left, |shelf| shelf.waiting() > 0).await {
+            entries = take(request.max);
+        }
+        self.0.check_open()?;
+        Ok(entries)
+    }
+
+    async fn commit(
+        &self,
+        stream: &StreamName,
+        group: &GroupName,
+        finished: &[Offset],
+    ) -> Result<()> {
+        let Some(member) = self.0.member_if_any(stream, group).await else {
+            // What nobody here holds went to others, or comes again.
+            return self.existing_group(stream, group).await.map(drop);
+        };
+        let finished = finished.to_vec();
+        let committed = blocking(move || member.commit(&finished)).await;
+        committed.context(|| format!("commit `{group}` of `{stream}`"))
+    }
+
+    async fn claim(
+        &self,
+        stream: &StreamName,
+        group: &GroupName,
+        consumer: &ConsumerId,
+        min_idle: Duration,
+        max: usize,
+    ) -> Result<Vec<Entry>> {
+        check_max(max)?;
+        let member = self.0.member(stream, group).await?;
+        Ok(member.claim(consumer, min_idle, max))
+    }
+
+    async fn disconnect(&self, consumer: &ConsumerId) -> Result<u64> {
+        let members = self.0.all_members().await;
+        let held = members
+            .iter()
+            .map(|(_, member)| member.disconnect(consumer));
+        Ok(held.sum())
+    }
+
+    async fn range(
+        &self,
+        stream: &StreamName,
+        after: Option<Offset>,
+        max: usize,
+    ) -> Result<Vec<Entry>> {
+        check_max(max)?;
+        let (topic, partitions) = self.0.existing(stream).await?;
+        let marks = self.0.marks(&topic, partitions).await?;
+        let (first, behind) = after.map_or((0, -1), wire);
+        let mut entries = Vec::new();
+        for (partition, (low, high)) in (0..).zip(marks) {
+            let from = if partition == first { behind + 1 } else { 0 }.max(low);
+            if partition < first || from >= high || entries.len() == max {
+                continue;
+            }
+            let span = (topic.clone(), partition, from, high);
+            entries.extend(self.fetch(span, max - entries.len()).await?);
+        }
+        Ok(entries)
+    }
+
+    async fn trim(&self, stream: &StreamName, trim: Trim) -> Result<u64> {
+        let (topic, partitions) = self.0.existing(stream).await?;
+        let marks = self.0.marks(&topic, partitions).await?;
+        let groups = match trim {
+            Trim::Finished => self.groups(&topic, partitions).await?,
+            Trim::KeepLast(_) => BTreeMap::new(),
+        };
+        let mut list = TopicPartitionList::new();
+        let mut trimmed = 0;
+        for (partition, (low, high)) in marks.into_iter().enumerate() {
+            let first = match trim {
+                Trim::Finished => groups.values().map(|of| of[partition]).min(),
+                Trim::KeepLast(count) => Some(high.saturating_sub_unsigned(count)),
+            };
+            let Some(first) = first.filter(|first| *first > low) else {
+                continue;
+            };
+            let partition = i32::try_from(partition).unwrap_or(i32::MAX);
+            list.add_partition_offset(&topic, partition, Place::Offset(first))
+                .map_err(|told| error::of_call("trim", told))?;
+            trimmed += first.abs_diff(low);
+        }
+        if list.count() == 0 {
+            return Ok(0);
+        }
+        let deleted = self.0.admin.delete_records(&list, &self.0.options()).await;
+        let what = format!("trim `{stream}`");
+        let deleted = deleted.map_err(|told| error::of_call(&what, told))?;
+        for element in deleted.elements() {
+            element
+                .error()
+                .map_err(|told| error::of_call(&what, told))?;
+        }
+        for (_, member) in self
+            .0
+            .all_members()
+            .await
+            .iter()
+            .filter(|(of, _)| of == stream)
+        {
+            for element in list.elements() {
+                if let Place::Offset(first) = element.offset() {
+                    member.drop_below(element.partition(), first);
+                }
+            }
+        }
+        Ok(trimmed)
+    }
+
+    async fn list(&self) -> Result<Vec<Stats>> {
+        let mut all = Vec::new();
+        let mut names = self.0.all_topics().await?;
+        names.sort();
+        for (topic, _) in names {
+            let name = topic.strip_prefix(self.0.config.prefix.as_str());
+            let name = name.filter(|name| !INTERNAL.iter().any(|start| name.starts_with(start)));
+            if let Some(stream) = name.and_then(|name| StreamName::new(name).ok()) {
+                all.push(self.stats(&stream).await?);
+            }
+        }
+        Ok(all)
+    }
+
+    async fn stats(&self, stream: &StreamName) -> Result<Stats> {
+        let (topic, partitions) = self.0.existing(stream).await?;
+        let marks = self.0.marks(&topic, partitions).await?;
+        let total = |of: fn(&(i64, i64)) -> i64| marks.iter().map(of).sum::<i64>().unsigned_abs();
+        let kept = || (0..).zip(&marks).filter(|(_, (low, high))| high > low);
+        let mut stats = Stats {
+            stream: stream.clone(),
+            entries: total(|(low, high)| high - low),
+            appended: total(|(_, high)| *high),
+            first: kept()
+                .map(|(partition, (low, _))| offset(partition, *low))
+                .next(),
+            last: kept()
+                .map(|(partition, (_, high))| offset(partition, high - 1))
+                .last(),
+            groups: Vec::new(),
+        };
+        for (name, positions) in self.groups(&topic, partitions).await? {
+            let Ok(group) = GroupName::new(&name[self.0.config.prefix.len()..]) else {
+                continue;
+            };
+            let member = self.0.member_if_any(stream, &group).await;
+            let known = member.map(|member| member.known()).unwrap_or_default();
+            let (mut lag, mut pending, mut oldest) = (0, 0, None);
+            let mut committed: Option<(u64, Offset)> = None;
+            for ((partition, at), (low, high)) in (0..).zip(&positions).zip(&marks) {
+                let known = known.get(&partition).copied().unwrap_or_default();
+                let behind = (*high).saturating_sub(*at.max(low)).max(0).unsigned_abs();
+                let open = behind.saturating_sub(known.done);
+                if open > 0 && oldest.is_none() {
+                    let span = (topic.clone(), partition, *at.max(low), *high);
+                    oldest = self.fetch(span, 1).await?.pop();
+                }
+                // Of several partitions the one that is furthest behind.
+                if *at > 0 && committed.is_none_or(|(most, _)| behind > most) {
+                    committed = Some((behind, offset(partition, at - 1)));
+                }
+                lag += open;
+                pending += known.held;
+            }
+            stats.groups.push(GroupStats {
+                group,
+                lag,
+                pending,
+                oldest_age: oldest.map(|entry| self.0.clock.now().since(entry.message.enqueued_at)),
+                committed: committed.map(|(_, offset)| offset),
+            });
+        }
+        Ok(stats)
+    }
+}
+
+/// A part of a topic: its name, a partition, from where, and the end.
+type Span = (String, i32, i64, i64);
+
+impl Topics {
+    fn after_failure(&self, topic: &str, told: &KafkaError) -> Result<()> {
+        match error::code(told) {
+            Some(Code::Fatal | Code::OutOfOrderSequenceNumber | Code::UnknownProducerId) => {
+                self.0.renew_producer()
+            }
+            Some(Code::UnknownTopic | Code::UnknownTopicOrPartition) => {
+                self.0.forget_topic(topic);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn existing_group(
+        &self,
+        stream: &StreamName,
+        group: &GroupName,
+    ) -> Result<(String, i32)> {
+        let (topic, partitions) = self.0.existing(stream).await?;
+        let id = self.0.group_id(group);
+        match self.0.positions(&id, &topic, partitions).await? {
+            Some(_) => Ok((topic, partitions)),
+            None => Err(no_group(stream, group)),
+        }
+    }
+
+    /// Positions by partition.
+    async fn start(&self, topic: &str, partitions: i32, start: Start) -> Result<Vec<i64>> {
+        let marks = self.0.marks(topic, partitions).await?;
+        let of = |(partition, (low, high)): (i32, (i64, i64))| match start {
+            Start::Beginning => low,
+            Start::End => high,
+            Start::After(offset) => match wire(offset) {
+                (this, at) if this == partition => (at + 1).clamp(low, high),
+                _ => low,
+            },
+        };
+        Ok((0..).zip(marks).map(of).collect())
+    }
+
+    /// The groups with a position in a topic, by name.
+    async fn groups(&self, topic: &str, partitions: i32) -> Result<BTreeMap<String, Vec<i64>>> {
+        let mut found = BTreeMap::new();
+        for group in self.0.all_groups().await? {
+            if group.starts_with(&self.0.config.prefix)
+                && let Some(at) = self.0.positions_if_here(&group, topic, partitions).await?
+            {
+                found.insert(group, at);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns once what the broker has for this member is here, or enough of it.
+    async fn arrive(&self, request: &ReadRequest, member: &Member, enough: usize) -> Result<()> {
+        let (stream, wait) = (&request.stream, request.wait);
+        if !member.until(wait.max(LET_IN), Shelf::is_assigned).await {
+            // A member that died holds its partitions until its session ends.
+            return Ok(());
+        }
+        let (topic, partitions) = self.0.existing(stream).await?;
+        let marks = self.0.marks(&topic, partitions).await?;
+        let is_here = |shelf: &Shelf| shelf.waiting() >= enough || shelf.has_all(&marks);
+        member.until(ON_ITS_WAY, is_here).await;
+        Ok(())
+    }
+
+    /// Reads without a group.
+    async fn fetch(&self, (topic, partition, from, end): Span, max: usize) -> Result<Vec<Entry>> {
+        let (timeout, clock) = (self.0.config.timeout, Arc::clone(&self.0.clock));
+        let read = self.0.with_reader(move |reader| {
+            let failed = |told| error::of_call(&format!("read `{topic}`"), told);
+            let mut list = TopicPartitionList::new();
+            list.add_partition_offset(&topic, partition, Place::Offset(from))
+                .map_err(failed)?;
+            reader.assign(&list).map_err(failed)?;
+            let (until, mut entries) = (Instant::now() + timeout, Vec::new());
+            while entries.len() < max && Instant::now() < until {
+                match reader.poll(Duration::from_millis(100)) {
+                    Some(Ok(record)) if record.partition() == partition => {
+                        entries.push(Entry {
+                            offset: offset(partition, record.offset()),
+                            message: envelope::read(&record, clock.now()),
+                            attempt: 0,
+                        });
+                        if record.offset() + 1 >= end {
+                            break;
+                        }
+                    }
+                    Some(Err(KafkaError::PartitionEOF(of))) if of == partition => break,
+                    _ => {}
+                }
+            }
+            reader.unassign().map_err(failed)?;
+            if entries.is_empty() && Instant::now() >= until {
+                let text = format!("kafka: nothing of `{topic}` came within {timeout:?}");
+                return Err(Error::unavailable(text));
+            }
+            Ok(entries)
+        });
+        read.await
+    }
+}

@@ -1,0 +1,73 @@
+//! What the databases have in common.
+
+use jiff::Timestamp;
+use towpath_core::database::{Migration, MigrationState};
+use towpath_core::port::outbox::{Event, Listed, NewEvent, Status};
+use towpath_core::{Error, Result};
+
+/// What `towpath_migrations` keeps of a migration's wording.
+pub(crate) fn sum(migration: &Migration) -> String {
+    format!("{:08x}", crc32c::crc32c(migration.up.as_bytes()))
+}
+
+/// The rows of `towpath_migrations`, which are version, sum and time, against the migrations of this build.
+pub(crate) fn compare(
+    known: &'static [Migration],
+    applied: &[(u32, String, Timestamp)],
+) -> Result<Vec<MigrationState>> {
+    for (version, found, _) in applied {
+        let Some(migration) = known.iter().find(|one| one.version == *version) else {
+            return Err(Error::unsupported(format!(
+                "the database has migration {version}, which this build does not know; use the newer build"
+            )));
+        };
+        if *found != sum(migration) {
+            return Err(Error::corrupt(format!(
+                "migration {version} ({}) was applied in another wording: the tables may differ from what this build expects",
+                migration.name
+            )));
+        }
+    }
+    let time = |version| applied.iter().find(|one| one.0 == version).map(|one| one.2);
+    let states = known.iter().map(|migration| MigrationState {
+        migration: *migration,
+        applied_at: time(migration.version),
+    });
+    Ok(states.collect())
+}
+
+/// The next migration to apply.
+pub(crate) fn next(states: &[MigrationState]) -> Option<Migration> {
+    let mut open = states.iter().filter(|state| state.applied_at.is_none());
+    open.next().map(|state| state.migration)
+}
+
+/// The last migration that was applied.
+pub(crate) fn last(states: &[MigrationState]) -> Option<Migration> {
+    let mut done = states.iter().filter(|state| state.applied_at.is_some());
+    done.next_back().map(|state| state.migration)
+}
+
+/// A place in the order as SQL has it.
+pub(crate) fn signed(seq: u64) -> i64 {
+    i64::try_from(seq).unwrap_or(i64::MAX)
+}
+
+/// A count or a place from SQL.
+pub(crate) fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+/// The status of an event, as the view `outbox_events` tells it.
+pub(crate) fn listed(seq: i64, event: NewEvent, row: (&str, i64, Option<String>)) -> Listed {
+    let (status, attempts, error) = row;
+    Listed {
+        event: Event {
+            seq: unsigned(seq),
+            event,
+        },
+        status: Status::parse(status).unwrap_or(Status::New),
+        attempts: u32::try_from(attempts).unwrap_or(0),
+        error,
+    }
+}

@@ -1,0 +1,93 @@
+//! SQLite, in a file of its own: the database that needs nothing installed.
+//!
+//! ```text
+//! Users, Outbox, Schema -- jobs --> the writing thread: one transaction and one sync for all that wait
+//!                       -- jobs --> the reading thread
+//! ```
+
+mod connection;
+mod outbox;
+mod schema;
+mod users;
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rusqlite::types::Type;
+use tokio::sync::Notify;
+use towpath_core::database::{Database, Descriptor};
+use towpath_core::{Error, Result};
+use uuid::Uuid;
+
+use connection::Threads;
+
+/// SQLite's row of the table of databases.
+pub const DESCRIPTOR: Descriptor = Descriptor {
+    name: "sqlite",
+    schemes: &["sqlite"],
+    check: |url| path(url).map(drop),
+    open: |url| Box::pin(async move { open(&url) }),
+};
+
+/// A database in SQLite.
+struct Sqlite {
+    threads: Threads,
+    /// An event was committed.
+    committed: Notify,
+}
+
+fn open(url: &str) -> Result<Database> {
+    let path = path(url)?;
+    if let Some(folder) = std::path::Path::new(path).parent() {
+        std::fs::create_dir_all(folder).map_err(|error| {
+            let text = format!("the folder `{}` cannot be made", folder.display());
+            Error::unavailable(text).with_source(error)
+        })?;
+    }
+    let sqlite = Arc::new(Sqlite {
+        threads: Threads::start(path)?,
+        committed: Notify::new(),
+    });
+    Ok(Database {
+        url: url.to_owned(),
+        schema: sqlite.clone(),
+        users: sqlite.clone(),
+        outbox: sqlite,
+    })
+}
+
+/// The file that a URL names.
+fn path(url: &str) -> Result<&str> {
+    match url.strip_prefix("sqlite:") {
+        None | Some("") => Err(Error::invalid("a SQLite database is `sqlite:PATH`")),
+        Some(path) if path.contains('?') || path.starts_with(':') => Err(Error::invalid(
+            "the URL of a SQLite database is `sqlite:` and the path of a file, without parameters",
+        )),
+        Some(path) => Ok(path),
+    }
+}
+
+/// A time as it is kept: as text of one length, so that the order of the texts is that of the times.
+fn text(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
+}
+
+/// A column that holds a time.
+fn time(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {
+    parsed(row, column)
+}
+
+/// A column that holds an id.
+fn id(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Uuid> {
+    parsed(row, column)
+}
+
+fn parsed<T>(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<T>
+where
+    T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    let text: String = row.get(column)?;
+    text.parse().map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))
+    })
+}

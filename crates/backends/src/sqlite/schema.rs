@@ -1,0 +1,82 @@
+//! The tables, and how they came to be.
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use rusqlite::{Connection, params};
+use towpath_core::Result;
+use towpath_core::database::{Migration, MigrationState, Schema};
+
+use super::Sqlite;
+use super::connection::failed;
+use crate::sql::{compare, last, next, sum};
+
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        name: "users",
+        up: include_str!("migrations/1_users.up.sql"),
+        down: include_str!("migrations/1_users.down.sql"),
+    },
+    Migration {
+        version: 2,
+        name: "outbox",
+        up: include_str!("migrations/2_outbox.up.sql"),
+        down: include_str!("migrations/2_outbox.down.sql"),
+    },
+];
+
+#[async_trait]
+impl Schema for Sqlite {
+    async fn status(&self) -> Result<Vec<MigrationState>> {
+        self.threads.read(states).await
+    }
+
+    async fn up(&self) -> Result<Option<Migration>> {
+        self.threads
+            .write(|connection| {
+                let table = "CREATE TABLE IF NOT EXISTS towpath_migrations (
+                    version INTEGER PRIMARY KEY, sum TEXT NOT NULL, applied_at TEXT NOT NULL) STRICT";
+                connection.execute_batch(table).map_err(failed)?;
+                let Some(migration) = next(&states(connection)?) else {
+                    return Ok(None);
+                };
+                connection.execute_batch(migration.up).map_err(failed)?;
+                let row = params![migration.version, sum(&migration), super::text(Timestamp::now())];
+                let insert = "INSERT INTO towpath_migrations VALUES (?1, ?2, ?3)";
+                connection.execute(insert, row).map_err(failed)?;
+                Ok(Some(migration))
+            })
+            .await
+    }
+
+    async fn down(&self) -> Result<Option<Migration>> {
+        self.threads
+            .write(|connection| {
+                let Some(migration) = last(&states(connection)?) else {
+                    return Ok(None);
+                };
+                connection.execute_batch(migration.down).map_err(failed)?;
+                let delete = "DELETE FROM towpath_migrations WHERE version = ?1";
+                connection
+                    .execute(delete, [migration.version])
+                    .map_err(failed)?;
+                Ok(Some(migration))
+            })
+            .await
+    }
+}
+
+fn states(connection: &Connection) -> Result<Vec<MigrationState>> {
+    let applied = || -> rusqlite::Result<Vec<(u32, String, Timestamp)>> {
+        if !connection.table_exists(None, "towpath_migrations")? {
+            return Ok(Vec::new());
+        }
+        let select = "SELECT version, sum, applied_at FROM towpath_migrations ORDER BY version";
+        let mut statement = connection.prepare(select)?;
+        let rows = statement.query_map([], |row| {
+            Ok((row.get(0)?, row.get(1)?, super::time(row, 2)?))
+        })?;
+        rows.collect()
+    };
+    compare(MIGRATIONS, &applied().map_err(failed)?)
+}

@@ -1,0 +1,239 @@
+//! What Kafka promises beyond the ports: a node that dies, partitions that move, records of others.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Message;
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use towpath_core::backend::Backend;
+use towpath_core::port::Stream;
+use towpath_core::port::stream::{Entry, ReadRequest, Start};
+use towpath_core::{
+    ConsumerId, ErrorKind, GroupName, MessageId, NewMessage, StreamName, SystemClock,
+};
+use towpath_testkit::Own;
+use towpath_testkit::servers::kafka::{Server, shared};
+
+pub(crate) fn promises() -> Vec<Own> {
+    vec![
+        ("a_cluster_goes_on_without_one_node", || {
+            Box::pin(a_cluster_goes_on_without_one_node())
+        }),
+        ("partitions_move_with_the_processes", || {
+            Box::pin(partitions_move_with_the_processes())
+        }),
+        ("records_of_others_are_read_and_ours_by_others", || {
+            Box::pin(records_of_others_are_read_and_ours_by_others())
+        }),
+        ("a_broker_that_is_away_is_said_to_be", || {
+            Box::pin(a_broker_that_is_away_is_said_to_be())
+        }),
+    ]
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+async fn open(url: &str) -> Backend {
+    towpath_backends::open(url, Arc::new(SystemClock::new()))
+        .await
+        .unwrap_or_else(|error| panic!("opening {url}: {error:?}"))
+}
+
+fn stream_of(backend: &Backend) -> Arc<dyn Stream> {
+    backend
+        .require_stream("the test")
+        .expect("kafka has streams")
+}
+
+fn lines() -> StreamName {
+    StreamName::new("lines").expect("a valid name")
+}
+
+fn group() -> GroupName {
+    GroupName::new("g").expect("a valid name")
+}
+
+async fn read(stream: &Arc<dyn Stream>, who: &str, wait: Duration) -> Vec<Entry> {
+    let request = ReadRequest {
+        stream: lines(),
+        group: group(),
+        consumer: ConsumerId::new(who).expect("a valid name"),
+        max: 1_000,
+        wait,
+    };
+    // While a node is being replaced a read may be refused: what is there comes later.
+    stream.read(request).await.unwrap_or_default()
+}
+
+fn texts(entries: &[Entry]) -> Vec<String> {
+    let payloads = entries.iter().map(|entry| &entry.message.payload);
+    payloads
+        .map(|payload| String::from_utf8_lossy(payload).into_owned())
+        .collect()
+}
+
+async fn create_group(stream: &Arc<dyn Stream>) {
+    let created = stream
+        .create_group(&lines(), &group(), Start::Beginning)
+        .await;
+    created.expect("a group");
+}
+
+/// Appends numbers with keys of their own.
+async fn append_keyed(stream: &Arc<dyn Stream>, numbers: std::ops::Range<usize>) {
+    let keyed = numbers.map(|number| NewMessage {
+        key: Some(number.to_string()),
+        ..NewMessage::new(number.to_string())
+    });
+    let outcomes = stream.append(&lines(), keyed.collect()).await;
+    assert!(outcomes.expect("append").iter().all(Result::is_ok));
+}
+
+/// Appends so many numbers in batches, each tried until it is acknowledged.
+async fn append(stream: &Arc<dyn Stream>, numbers: std::ops::Range<usize>) {
+    let numbers: Vec<usize> = numbers.collect();
+    for batch in numbers.chunks(20) {
+        let mut left: Vec<usize> = batch.to_vec();
+        let began = Instant::now();
+        while !left.is_empty() {
+            assert!(began.elapsed() < LONG * 2, "{left:?} are not taken");
+            let entries = left.iter().map(|one| NewMessage::new(one.to_string()));
+            let Ok(outcomes) = stream.append(&lines(), entries.collect()).await else {
+                continue;
+            };
+            let failed = left.iter().zip(outcomes).filter(|(_, one)| one.is_err());
+            left = failed.map(|(one, _)| *one).collect();
+        }
+    }
+}
+
+/// Reads and finishes until all numbers below `count` came.
+async fn read_all(streams: &[(&Arc<dyn Stream>, &str)], count: usize) -> Vec<usize> {
+    let (mut seen, mut by) = (BTreeSet::new(), vec![0; streams.len()]);
+    let began = Instant::now();
+    while seen.len() < count {
+        assert!(began.elapsed() < LONG * 2, "{} of {count} came", seen.len());
+        for (at, (stream, who)) in streams.iter().enumerate() {
+            let entries = read(stream, who, Duration::from_millis(50)).await;
+            let offsets: Vec<_> = entries.iter().map(|entry| entry.offset).collect();
+            // While partitions move or a node is away, a commit may be refused.
+            while let Err(error) = stream.commit(&lines(), &group(), &offsets).await {
+                assert!(began.elapsed() < LONG * 2, "{error:?}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            by[at] += entries.len();
+            seen.extend(texts(&entries));
+        }
+    }
+    by
+}
+
+async fn a_cluster_goes_on_without_one_node() {
+    let mut nodes = Server::start_cluster();
+    let urls: Vec<String> = nodes.iter().map(Server::url).collect();
+    let backend = open(&format!("{}?replication=3", urls.join(","))).await;
+    let stream = stream_of(&backend);
+    create_group(&stream).await;
+    append(&stream, 0..100).await;
+    // Whichever it is: one of the three leads, one has the group, one has the controllers' vote.
+    for (number, node) in nodes.iter_mut().enumerate() {
+        node.kill();
+        let from = 100 + number * 100;
+        append(&stream, from..from + 100).await;
+        node.restart();
+    }
+    read_all(&[(&stream, "one")], 400).await;
+    let health = backend.lifecycle.health().await;
+    assert!(health.is_ok(), "{health:?}");
+}
+
+async fn partitions_move_with_the_processes() {
+    let url = format!(
+        "{}?prefix={}.&partitions=4",
+        shared().url(),
+        MessageId::new()
+    );
+    let (one, two) = (open(&url).await, open(&url).await);
+    let streams = [stream_of(&one), stream_of(&two)];
+    create_group(&streams[0]).await;
+    // Both have joined before there is anything.
+    for stream in &streams {
+        read(stream, "same", Duration::from_millis(500)).await;
+    }
+    for stream in &streams {
+        read(stream, "same", Duration::from_millis(500)).await;
+    }
+    append_keyed(&streams[0], 0..400).await;
+    let both = [(&streams[0], "same"), (&streams[1], "same")];
+    let by = read_all(&both, 400).await;
+    assert!(by.iter().all(|count| *count > 0), "{by:?}");
+    // One goes: the other has all of it.
+    one.lifecycle.close().await.expect("closed");
+    append_keyed(&streams[1], 400..800).await;
+    read_all(&both[1..], 400).await;
+}
+
+async fn records_of_others_are_read_and_ours_by_others() {
+    let (server, prefix) = (shared(), MessageId::new().to_string());
+    let backend = open(&format!("{}?prefix={prefix}.", server.url())).await;
+    let stream = stream_of(&backend);
+    append(&stream, 0..1).await;
+    let (topic, broker) = (
+        format!("{prefix}.lines"),
+        format!("127.0.0.1:{}", server.port()),
+    );
+    tokio::task::spawn_blocking(move || {
+        let mut client = ClientConfig::new();
+        client
+            .set("bootstrap.servers", broker)
+            .set("group.id", "bare");
+        let producer: ThreadedProducer<DefaultProducerContext> =
+            client.create().expect("a producer");
+        let record = BaseRecord::<str, str>::to(&topic).key("k").payload("bare");
+        producer
+            .send(record)
+            .map_err(|(told, _)| told)
+            .expect("sent");
+        producer.flush(LONG).expect("flushed");
+        client.set("auto.offset.reset", "earliest");
+        let consumer: BaseConsumer = client.create().expect("a consumer");
+        consumer.subscribe(&[&topic]).expect("subscribed");
+        let began = Instant::now();
+        let record = loop {
+            assert!(began.elapsed() < LONG, "nothing came");
+            if let Some(Ok(record)) = consumer.poll(Duration::from_millis(100)) {
+                break record;
+            }
+        };
+        assert_eq!(record.payload(), Some(&b"0"[..]));
+    })
+    .await
+    .expect("joined");
+    let entries = stream.range(&lines(), None, 10).await.expect("range");
+    assert_eq!(texts(&entries), ["0", "bare"]);
+    assert_eq!(entries[1].message.key.as_deref(), Some("k"));
+}
+
+async fn a_broker_that_is_away_is_said_to_be() {
+    let mut server = Server::start();
+    let backend = open(&format!("{}?timeout=1s", server.url())).await;
+    let stream = stream_of(&backend);
+    append(&stream, 0..1).await;
+    server.kill();
+    let refused = backend.lifecycle.health().await.expect_err("it is away");
+    assert_eq!(
+        refused.kind(),
+        ErrorKind::Unavailable,
+        "{}",
+        refused.chain()
+    );
+    let refused = stream.stats(&lines()).await.expect_err("it is away");
+    assert_eq!(refused.kind(), ErrorKind::Unavailable);
+    server.restart();
+    append(&stream, 1..2).await;
+    let entries = stream.range(&lines(), None, 10).await.expect("range");
+    assert_eq!(texts(&entries), ["0", "1"]);
+}

@@ -1,0 +1,102 @@
+//! Databases: where the apps keep what is relational.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::port::{Outbox, Users};
+use crate::{Error, Result};
+
+/// One change of a database's tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Migration {
+    /// Its place in the order, from 1.
+    pub version: u32,
+    /// What it is about.
+    pub name: &'static str,
+    /// SQL that makes it.
+    pub up: &'static str,
+    /// SQL that takes it back.
+    pub down: &'static str,
+}
+
+/// A migration of this build, and whether the database has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MigrationState {
+    /// The migration.
+    pub migration: Migration,
+    /// When it was applied.
+    pub applied_at: Option<jiff::Timestamp>,
+}
+
+/// The tables of a database.
+///
+/// Each migration is one transaction, and two processes never migrate at once. A migration that was applied and reads
+/// differently in this build is `Corrupt`; one that this build does not know is `Unsupported`.
+#[async_trait]
+pub trait Schema: Send + Sync {
+    /// Every migration of this build.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database did not answer; `Corrupt` and `Unsupported` as above.
+    async fn status(&self) -> Result<Vec<MigrationState>>;
+
+    /// Applies the next migration, if there is one, and gives it.
+    ///
+    /// # Errors
+    /// As `status`.
+    async fn up(&self) -> Result<Option<Migration>>;
+
+    /// Takes the last migration back, if there is one, and gives it: what its tables held is lost.
+    ///
+    /// # Errors
+    /// As `status`.
+    async fn down(&self) -> Result<Option<Migration>>;
+}
+
+/// A future that opens a database.
+pub type Opening = Pin<Box<dyn Future<Output = Result<Database>> + Send>>;
+
+/// One row of the table of databases.
+pub struct Descriptor {
+    /// The family's name, as messages and documentation call it.
+    pub name: &'static str,
+    /// The URL schemes it answers to.
+    pub schemes: &'static [&'static str],
+    /// Whether a URL is one of this family, without opening anything.
+    pub check: fn(url: &str) -> Result<()>,
+    /// Opens it.
+    pub open: fn(url: String) -> Opening,
+}
+
+/// The row of the table that answers to a URL's scheme.
+///
+/// # Errors
+/// `Invalid` for an unknown scheme, naming the databases there are.
+pub fn find(table: &'static [Descriptor], url: &str) -> Result<&'static Descriptor> {
+    let scheme = url.split(':').next().unwrap_or_default();
+    table
+        .iter()
+        .find(|descriptor| url.contains(':') && descriptor.schemes.contains(&scheme))
+        .ok_or_else(|| {
+            let known: Vec<&str> = table.iter().map(|descriptor| descriptor.name).collect();
+            Error::invalid(format!(
+                "unknown database `{scheme}`; available: {}",
+                known.join(", ")
+            ))
+        })
+}
+
+/// An open database.
+#[derive(Clone)]
+pub struct Database {
+    /// The URL it was opened with, secrets replaced by `***`.
+    pub url: String,
+    /// Its tables.
+    pub schema: Arc<dyn Schema>,
+    /// Users.
+    pub users: Arc<dyn Users>,
+    /// Events.
+    pub outbox: Arc<dyn Outbox>,
+}

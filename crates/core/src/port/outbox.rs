@@ -1,0 +1,195 @@
+//! Outbox: events that a database transaction leaves for a broker.
+//!
+//! An event is written in the transaction of what it tells, so that neither is there without the other. A relay reads
+//! events in their order and appends them to a broker. The database keeps how far that has come as one number: an
+//! event that was sent costs no write of its own.
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use crate::Result;
+
+/// An event before it has a place in the order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEvent {
+    /// Stays the same however often the event is sent: what a consumer recognises repeats by.
+    pub id: Uuid,
+    /// The kind of thing that it is about: `user`.
+    pub aggregate_type: String,
+    /// Which one.
+    pub aggregate_id: String,
+    /// What happened to it: `user.created`.
+    pub event_type: String,
+    /// The topic, stream or queue that it goes to.
+    pub topic: String,
+    /// Events of one key stay in order in a topic of several partitions.
+    pub key: Option<String>,
+    /// The payload, JSON.
+    pub data: String,
+    /// When it happened.
+    pub created_at: jiff::Timestamp,
+}
+
+/// An event and its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Its place: higher than that of every event that was committed before it. Places may be missing.
+    pub seq: u64,
+    /// The event.
+    pub event: NewEvent,
+}
+
+/// What has become of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Status {
+    /// Not sent yet.
+    New,
+    /// Refused by the broker so far; being tried again.
+    Processing,
+    /// The broker has it.
+    Sent,
+    /// Given up: refused as often as allowed. `retry` makes it new.
+    Failed,
+}
+
+impl Status {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::New, Self::Processing, Self::Sent, Self::Failed];
+
+    /// As the view `outbox_events` shows it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::New => "NEW",
+            Self::Processing => "PROCESSING",
+            Self::Sent => "SENT",
+            Self::Failed => "FAILED",
+        }
+    }
+
+    /// The status of this name, in any case.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|status| status.as_str().eq_ignore_ascii_case(name))
+    }
+}
+
+/// An event as an operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The event and its place.
+    pub event: Event,
+    /// What has become of it.
+    pub status: Status,
+    /// How often a broker refused it.
+    pub attempts: u32,
+    /// Why, the last time.
+    pub error: Option<String>,
+}
+
+/// Which events are listed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Only these.
+    pub status: Option<Status>,
+    /// Only those of this kind of thing.
+    pub aggregate_type: Option<String>,
+    /// Only those about this one.
+    pub aggregate_id: Option<String>,
+    /// Only this one.
+    pub id: Option<Uuid>,
+    /// Only what happened at this time or later.
+    pub from: Option<jiff::Timestamp>,
+    /// Only what happened before this time.
+    pub to: Option<jiff::Timestamp>,
+    /// Only those behind this place.
+    pub after: u64,
+}
+
+/// How many events there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Not sent yet, those that are tried again among them.
+    pub new: u64,
+    /// Sent and still kept.
+    pub sent: u64,
+    /// Given up.
+    pub failed: u64,
+    /// When the oldest of those that were not sent yet happened.
+    pub oldest_new: Option<jiff::Timestamp>,
+}
+
+/// The events of a database.
+#[async_trait]
+pub trait Outbox: Send + Sync {
+    /// What this database is called, made when its tables were: a relay keeps its position under this name.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database did not answer.
+    async fn name(&self) -> Result<Uuid>;
+
+    /// Makes `holder` the one relay that reads, for `seconds`, unless another is. Asked again by the same it is prolonged.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database did not answer.
+    async fn lease(&self, holder: Uuid, seconds: u32) -> Result<bool>;
+
+    /// Ends the lease of `holder`.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database did not answer.
+    async fn release(&self, holder: Uuid) -> Result<()>;
+
+    /// The events behind `seq` in order, at most `max`. What is still being committed holds back what has a higher
+    /// place, so none is ever passed over.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database did not answer.
+    async fn after(&self, seq: u64, max: usize) -> Result<Vec<Event>>;
+
+    /// How far it was sent: everything up to this place, 0 at first.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database did not answer.
+    async fn position(&self) -> Result<u64>;
+
+    /// Says that everything up to `seq` was sent, or given up.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database did not answer.
+    async fn sent(&self, seq: u64) -> Result<()>;
+
+    /// Says that a broker refused an event, and whether it is given up now.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database did not answer.
+    async fn refused(&self, seq: u64, error: &str, is_given_up: bool) -> Result<()>;
+
+    /// Events in order of their places, at most `max`.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database did not answer.
+    async fn list(&self, filter: &Filter, max: usize) -> Result<Vec<Listed>>;
+
+    /// How many there are.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database did not answer.
+    async fn counts(&self) -> Result<Counts>;
+
+    /// Makes events new that the relay has given up and passed, all or this one: they get a place behind every other.
+    /// Their number.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database did not answer.
+    async fn retry(&self, id: Option<Uuid>) -> Result<u64>;
+
+    /// Deletes events that were sent and happened before `time`, at most `max`. Their number.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database did not answer.
+    async fn purge(&self, time: jiff::Timestamp, max: usize) -> Result<u64>;
+
+    /// Returns when this process has committed an event since the last call, or at once when it already had.
+    async fn committed(&self);
+}

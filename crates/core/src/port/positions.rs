@@ -1,0 +1,93 @@
+//! Positions: how far a source was read, moved in the step that appends what was read from it.
+//!
+//! So a reader that dies at any moment goes on exactly where the stream ends. A store with keys and atomic steps
+//! offers this by itself ([`InOneStep`]); a broker may have a way of its own.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::port::effects::{self, Effects, Transaction};
+use crate::port::kv::{Kv, Op};
+use crate::{NewMessage, QueueName, Result, StreamName};
+
+/// What was read from a source since its last position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// The source's name, 1 to 1,000 bytes.
+    pub source: String,
+    /// The position that it has, `None` before the first.
+    pub from: Option<Bytes>,
+    /// The position that it gets.
+    pub to: Bytes,
+    /// Where the entries go.
+    pub stream: StreamName,
+    /// What was read, in order.
+    pub entries: Vec<NewMessage>,
+    /// Where what is no entry goes: a queue, or a stream of that name where there are no queues.
+    pub dead: QueueName,
+    /// What is no entry.
+    pub set_aside: Vec<NewMessage>,
+}
+
+/// What became of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stepped {
+    /// Everything happened.
+    Done,
+    /// Nothing happened: this is the source's position.
+    Elsewhere(Option<Bytes>),
+}
+
+/// Positions of sources beside the streams that they are read into.
+#[async_trait]
+pub trait Positions: Send + Sync {
+    /// The source's position.
+    ///
+    /// # Errors
+    /// `Unavailable` when the backend did not answer.
+    async fn position(&self, source: &str) -> Result<Option<Bytes>>;
+
+    /// Appends and moves the position, or does neither; durable when it returns.
+    ///
+    /// # Errors
+    /// As `Stream::append` and `Queue::enqueue`. With `Unavailable` it is unknown whether it happened: the position tells.
+    async fn step(&self, step: Step) -> Result<Stepped>;
+}
+
+/// Positions as keys of a store, moved by its atomic steps.
+pub struct InOneStep {
+    /// Where the positions are: the source's name is the key.
+    pub kv: Arc<dyn Kv>,
+    /// Its steps.
+    pub effects: Arc<dyn Effects>,
+}
+
+#[async_trait]
+impl Positions for InOneStep {
+    async fn position(&self, source: &str) -> Result<Option<Bytes>> {
+        self.kv.get(source).await
+    }
+
+    async fn step(&self, step: Step) -> Result<Stepped> {
+        let move_position = Op::CompareAndSwap {
+            key: step.source,
+            expected: step.from,
+            value: step.to,
+            ttl: None,
+        };
+        let entries = step.entries.into_iter();
+        let set_aside = step.set_aside.into_iter();
+        let transaction = Transaction {
+            kv: vec![move_position],
+            append: entries.map(|one| (step.stream.clone(), one)).collect(),
+            enqueue: set_aside.map(|one| (step.dead.clone(), one)).collect(),
+            ..Transaction::default()
+        };
+        Ok(match self.effects.apply(transaction).await? {
+            effects::Outcome::Applied(_) => Stepped::Done,
+            effects::Outcome::Refused { current, .. } => Stepped::Elsewhere(current),
+        })
+    }
+}

@@ -1,0 +1,127 @@
+//! The promises of the positions port.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::task::JoinSet;
+use towpath_core::port::positions::{Positions, Step, Stepped};
+use towpath_core::{NewMessage, QueueName, StreamName};
+
+use crate::World;
+use crate::world::text;
+
+crate::promises! { Positions:
+    a_position_moves_with_what_was_read needs Stream;
+    a_step_from_another_position_changes_nothing needs Stream;
+    of_many_steps_from_one_position_one_happens needs Stream;
+    positions_stay_across_reopen needs Stream;
+    sources_have_positions_of_their_own needs Stream;
+}
+
+async fn positions(world: &mut World) -> Arc<dyn Positions> {
+    let backend = world.backend().await;
+    let positions = backend.require_positions("the suite");
+    positions.expect("the row offers positions")
+}
+
+fn lines() -> StreamName {
+    StreamName::new("lines").expect("a valid name")
+}
+
+fn step(from: Option<&'static str>, to: &'static str, entries: &[&str]) -> Step {
+    Step {
+        source: "file".to_owned(),
+        from: from.map(Bytes::from),
+        to: to.into(),
+        stream: lines(),
+        entries: entries.iter().map(|one| text(one)).collect(),
+        dead: QueueName::new("lines.dead").expect("a valid name"),
+        set_aside: Vec::new(),
+    }
+}
+
+async fn take(positions: &Arc<dyn Positions>, step: Step) -> Stepped {
+    positions.step(step).await.expect("step")
+}
+
+async fn position(positions: &Arc<dyn Positions>, source: &str) -> Option<Bytes> {
+    positions.position(source).await.expect("position")
+}
+
+/// Everything in the stream.
+async fn appended(world: &mut World) -> Vec<String> {
+    let stream = world.stream().await;
+    let entries = stream.range(&lines(), None, 1_000).await.expect("range");
+    let payloads = entries.iter().map(|entry| &entry.message.payload);
+    payloads
+        .map(|payload| String::from_utf8_lossy(payload).into_owned())
+        .collect()
+}
+
+async fn a_position_moves_with_what_was_read(mut world: World) {
+    let positions = positions(&mut world).await;
+    assert_eq!(position(&positions, "file").await, None);
+    let first = step(None, "2", &["a", "b"]);
+    assert_eq!(take(&positions, first).await, Stepped::Done);
+    assert_eq!(position(&positions, "file").await, Some("2".into()));
+    let mut second = step(Some("2"), "4", &["c"]);
+    second.set_aside.push(NewMessage::new("too long"));
+    assert_eq!(take(&positions, second).await, Stepped::Done);
+    assert_eq!(position(&positions, "file").await, Some("4".into()));
+    assert_eq!(appended(&mut world).await, ["a", "b", "c"]);
+}
+
+async fn a_step_from_another_position_changes_nothing(mut world: World) {
+    let positions = positions(&mut world).await;
+    let first = step(None, "1", &["a"]);
+    assert_eq!(take(&positions, first.clone()).await, Stepped::Done);
+    for wrong in [first, step(Some("2"), "3", &["x"])] {
+        let refused = take(&positions, wrong).await;
+        assert_eq!(refused, Stepped::Elsewhere(Some("1".into())));
+    }
+    assert_eq!(appended(&mut world).await, ["a"]);
+}
+
+async fn of_many_steps_from_one_position_one_happens(mut world: World) {
+    let positions = positions(&mut world).await;
+    let mut racers = JoinSet::new();
+    for name in ["a", "b", "c", "d", "e"] {
+        let positions = Arc::clone(&positions);
+        racers.spawn(async move { (name, take(&positions, step(None, name, &[name])).await) });
+    }
+    let outcomes = racers.join_all().await;
+    let done = outcomes.iter().filter(|(_, one)| *one == Stepped::Done);
+    let done: Vec<&str> = done.map(|(name, _)| *name).collect();
+    assert_eq!(done.len(), 1, "{outcomes:?}");
+    assert_eq!(appended(&mut world).await, done);
+    let now = position(&positions, "file").await;
+    assert_eq!(now.as_deref(), Some(done[0].as_bytes()));
+}
+
+async fn positions_stay_across_reopen(mut world: World) {
+    let before = positions(&mut world).await;
+    assert_eq!(take(&before, step(None, "1", &["a"])).await, Stepped::Done);
+    drop(before);
+    world.close().await;
+    let after = positions(&mut world).await;
+    assert_eq!(position(&after, "file").await, Some("1".into()));
+    let refused = take(&after, step(None, "1", &["a"])).await;
+    assert_eq!(refused, Stepped::Elsewhere(Some("1".into())));
+    assert_eq!(
+        take(&after, step(Some("1"), "2", &["b"])).await,
+        Stepped::Done
+    );
+    assert_eq!(appended(&mut world).await, ["a", "b"]);
+}
+
+async fn sources_have_positions_of_their_own(mut world: World) {
+    let positions = positions(&mut world).await;
+    for source in ["one", "two"] {
+        let mut step = step(None, "1", &[source]);
+        step.source = source.to_owned();
+        assert_eq!(take(&positions, step).await, Stepped::Done);
+    }
+    assert_eq!(position(&positions, "two").await, Some("1".into()));
+    assert_eq!(position(&positions, "three").await, None);
+    assert_eq!(appended(&mut world).await, ["one", "two"]);
+}

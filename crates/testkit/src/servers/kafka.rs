@@ -1,0 +1,196 @@
+//! Private Kafka brokers, alone or as a cluster, each also a controller.
+
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{Guarded, free_port};
+
+/// Longest wait for a broker to answer.
+const START: Duration = Duration::from_secs(90);
+
+/// Every private cluster has this id.
+const CLUSTER: &str = "MkU3OEVBNTcwNTJENDM2Qk";
+
+/// A small virtual machine that starts soon.
+const JAVA: [&str; 4] = [
+    "-Xmx512m",
+    "-Xms128m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+];
+
+/// A running broker and its folder.
+pub struct Server {
+    folder: Arc<tempfile::TempDir>,
+    number: usize,
+    port: u16,
+    process: Option<Guarded>,
+}
+
+impl Server {
+    /// Starts one broker.
+    ///
+    /// # Panics
+    /// When it does not answer; [`missing`] says beforehand whether it is installed.
+    pub fn start() -> Self {
+        let mut all = Self::prepare(1);
+        let mut server = all.remove(0);
+        server.launch();
+        server.wait();
+        server
+    }
+
+    /// Starts three brokers of one cluster: three replicas, of which two have to be in sync.
+    ///
+    /// # Panics
+    /// As [`Server::start`].
+    pub fn start_cluster() -> Vec<Self> {
+        let mut all = Self::prepare(3);
+        for server in &mut all {
+            server.launch();
+        }
+        for server in &all {
+            server.wait();
+        }
+        all
+    }
+
+    fn prepare(count: usize) -> Vec<Self> {
+        let folder = Arc::new(tempfile::tempdir().expect("a temporary folder can be made"));
+        let controllers: Vec<u16> = (0..count).map(|_| free_port()).collect();
+        let all: Vec<Self> = (1..=count)
+            .map(|number| Self {
+                folder: Arc::clone(&folder),
+                number,
+                port: free_port(),
+                process: None,
+            })
+            .collect();
+        for (server, controller) in all.iter().zip(&controllers) {
+            let settings = server.settings(*controller, &controllers);
+            std::fs::write(server.file("properties"), settings).expect("written");
+            server.format();
+        }
+        all
+    }
+
+    fn settings(&self, controller: u16, controllers: &[u16]) -> String {
+        let (number, port, count) = (self.number, self.port, controllers.len());
+        let voters = (1..).zip(controllers);
+        let voters = voters.map(|(number, port)| format!("{number}@127.0.0.1:{port}"));
+        let voters = voters.collect::<Vec<_>>().join(",");
+        let (replicas, in_sync) = if count == 1 { (1, 1) } else { (3, 2) };
+        format!(
+            "process.roles=broker,controller\nnode.id={number}\ncontroller.quorum.voters={voters}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\ncontroller.listener.names=CONTROLLER\n\
+             inter.broker.listener.name=PLAINTEXT\nlistener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT\n\
+             log.dirs={data}\ndefault.replication.factor={replicas}\nmin.insync.replicas={in_sync}\n\
+             offsets.topic.replication.factor={replicas}\noffsets.topic.num.partitions=4\n\
+             transaction.state.log.replication.factor={replicas}\ntransaction.state.log.min.isr={in_sync}\n\
+             transaction.state.log.num.partitions=4\nshare.coordinator.state.topic.replication.factor={replicas}\n\
+             share.coordinator.state.topic.min.isr={in_sync}\ngroup.initial.rebalance.delay.ms=0\n\
+             auto.create.topics.enable=false\nlog.segment.bytes=67108864\nbroker.session.timeout.ms=6000\n",
+            data = self.file("data").display(),
+        )
+    }
+
+    fn format(&self) {
+        let output = Command::new("java")
+            .args(JAVA)
+            .args(["-cp", &class_path(), "kafka.tools.StorageTool", "format"])
+            .args(["-t", CLUSTER, "-c"])
+            .arg(self.file("properties"))
+            .output()
+            .expect("java runs");
+        assert!(
+            output.status.success(),
+            "formatting a Kafka: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    /// Its port on the loopback address.
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("kafka://127.0.0.1:{}", self.port)
+    }
+
+    /// Kills it as a crash does.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.end("KILL");
+        }
+    }
+
+    /// Starts it again where it was, with what it had written.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.launch();
+        self.wait();
+    }
+
+    fn launch(&mut self) {
+        let mut arguments: Vec<String> = JAVA.map(str::to_owned).into();
+        arguments.extend(["-cp".to_owned(), class_path(), "kafka.Kafka".to_owned()]);
+        arguments.push(self.file("properties").display().to_string());
+        self.process = Some(Guarded::spawn("java", &arguments).expect("java can be started"));
+    }
+
+    fn wait(&self) {
+        let began = Instant::now();
+        while began.elapsed() < START {
+            if TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("kafka does not start, see {}", self.folder.path().display());
+    }
+
+    fn file(&self, what: &str) -> PathBuf {
+        self.folder.path().join(format!("{}-{what}", self.number))
+    }
+}
+
+/// Where `make setup` puts the jars.
+fn jars() -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    let cache = cache.or_else(home).unwrap_or_default();
+    cache.join("towpath/kafka-4.1.0")
+}
+
+fn class_path() -> String {
+    format!("{}/*", jars().display())
+}
+
+/// Why no broker can be started here, if so.
+pub fn missing() -> Option<String> {
+    let java = Command::new("java").arg("-version").output();
+    let there = jars().join("kafka_2.13-4.1.0.jar").exists() && java.is_ok();
+    (!there).then(|| "kafka is not installed; `make setup` installs it".to_owned())
+}
+
+static SHARED: Mutex<Option<Arc<Server>>> = Mutex::new(None);
+
+/// One for all tests of this process that keep to their own prefix; [`stop_shared`] ends it.
+pub fn shared() -> Arc<Server> {
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(shared.get_or_insert_with(|| Arc::new(Server::start())))
+}
+
+/// Ends the shared broker.
+pub fn stop_shared() {
+    SHARED.lock().unwrap_or_else(PoisonError::into_inner).take();
+}

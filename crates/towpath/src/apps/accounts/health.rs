@@ -1,0 +1,88 @@
+//! Whether what the app needs answers.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use http::StatusCode;
+use serde_json::json;
+use towpath_core::Result;
+use towpath_core::port::Outbox;
+use tracing::warn;
+
+use super::limiter::Limiter;
+
+/// What is asked.
+#[derive(Clone)]
+pub struct Needs {
+    /// The store of the limits.
+    pub limiter: Limiter,
+    /// The database of the users.
+    pub database: Arc<dyn Outbox>,
+}
+
+/// `/health`, `/health/bucket` and `/health/users`.
+pub fn health_routes(needs: Needs) -> Router {
+    Router::new()
+        .route("/health", get(all))
+        .route("/health/bucket", get(bucket))
+        .route("/health/users", get(users))
+        .with_state(needs)
+}
+
+async fn all(State(needs): State<Needs>) -> Response {
+    let (bucket, users) = tokio::join!(needs.bucket(), needs.users());
+    let body = json!({
+        "status": word(bucket && users),
+        "services": { "token-bucket": word(bucket), "user-service": word(users) },
+        "timestamp": jiff::Timestamp::now(),
+    });
+    (status(bucket && users), Json(body)).into_response()
+}
+
+async fn bucket(State(needs): State<Needs>) -> Response {
+    one("redis-token-bucket", needs.bucket().await)
+}
+
+async fn users(State(needs): State<Needs>) -> Response {
+    one("user-management", needs.users().await)
+}
+
+fn one(service: &str, is_healthy: bool) -> Response {
+    let body = json!({
+        "status": word(is_healthy), "service": service,
+        "timestamp": jiff::Timestamp::now().as_second(),
+    });
+    (status(is_healthy), Json(body)).into_response()
+}
+
+impl Needs {
+    async fn bucket(&self) -> bool {
+        answers("the limits", self.limiter.check().await)
+    }
+
+    async fn users(&self) -> bool {
+        answers("the users", self.database.position().await.map(drop))
+    }
+}
+
+fn answers(what: &str, answer: Result<()>) -> bool {
+    if let Err(error) = &answer {
+        warn!(error = error.chain(), "the store of {what} does not answer");
+    }
+    answer.is_ok()
+}
+
+const fn word(is_healthy: bool) -> &'static str {
+    if is_healthy { "healthy" } else { "unhealthy" }
+}
+
+const fn status(is_healthy: bool) -> StatusCode {
+    if is_healthy {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
+}

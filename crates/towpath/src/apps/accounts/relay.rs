@@ -1,0 +1,324 @@
+//! The relay: reads the outbox in order and hands events to a broker.
+//!
+//! ```text
+//! outbox -- events behind the position --> step: append and move the position --> stream
+//!    ^                                                                               |
+//!    +------------------------- how far it is, for people <--------------------------+
+//! ```
+//!
+//! The position that counts is the broker's own, moved in the step that appends (`Positions`): whatever dies between
+//! two steps, the next one begins where the stream ends. A broker without positions gets events into queues, and the
+//! position is that of the database: what was sent and not yet noted is sent again, with the same id.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use towpath_core::backend::Backend;
+use towpath_core::port::outbox::{Event, Filter};
+use towpath_core::port::positions::{Step, Stepped};
+use towpath_core::port::{Outbox, Positions, Queue};
+use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, StreamName};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::supervisor::Stop;
+use crate::telemetry::Health;
+
+/// The role's name in health, metrics and the account.
+const ROLE: &str = "accounts.relay";
+
+/// Longest wait before a refused event is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Where events go.
+#[derive(Clone)]
+pub enum Target {
+    /// Into streams, with the position.
+    Streams(Arc<dyn Positions>),
+    /// Into queues.
+    Queues(Arc<dyn Queue>),
+}
+
+impl Target {
+    /// The better of what the backend offers.
+    ///
+    /// # Errors
+    /// `Unsupported` when it has neither.
+    pub fn of(backend: &Backend) -> Result<Self> {
+        match backend.require_positions(ROLE) {
+            Ok(positions) if backend.stream.is_some() => Ok(Self::Streams(positions)),
+            _ => backend.require_queue(ROLE).map(Self::Queues),
+        }
+    }
+
+    /// Appends events, all to one topic, outside of any position.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub async fn send(&self, backend: &Backend, topic: &str, events: &[Event]) -> Result<()> {
+        let messages = events.iter().map(message).collect();
+        match self {
+            Self::Streams(_) => {
+                let stream = backend.require_stream(ROLE)?;
+                all(stream.append(&StreamName::new(topic)?, messages).await?)
+            }
+            Self::Queues(queue) => all(queue.enqueue(&QueueName::new(topic)?, messages).await?),
+        }
+    }
+}
+
+/// One relay.
+#[derive(Clone)]
+pub struct Relay {
+    /// The events.
+    pub outbox: Arc<dyn Outbox>,
+    /// Where they go.
+    pub target: Target,
+    /// Most events of one step.
+    pub batch: usize,
+    /// Refusals of one event before it is given up.
+    pub attempts: u32,
+    /// How long it waits for events that another process commits.
+    pub poll: Duration,
+    /// How long another relay waits for one that is gone.
+    pub lease: Duration,
+    /// Where it says how it is.
+    pub health: Health,
+}
+
+/// How far the broker is: its own words, and the place they mean.
+struct Position {
+    raw: Option<Bytes>,
+    seq: u64,
+}
+
+impl Relay {
+    /// Relays until asked to stop. Of several relays one works, the others wait for its lease to end.
+    ///
+    /// # Errors
+    /// Those of the database and the broker; what is not sent yet is sent by the next run.
+    pub async fn run(&self, stop: &Stop) -> Result<()> {
+        let holder = Uuid::now_v7();
+        let outcome = self.take_turns(holder, stop).await;
+        if let Err(error) = &outcome {
+            self.health.set(ROLE, Some(error.chain()));
+        }
+        let released = self.outbox.release(holder).await;
+        outcome.and(released)
+    }
+
+    async fn take_turns(&self, holder: Uuid, stop: &Stop) -> Result<()> {
+        let seconds = u32::try_from(self.lease.as_secs())
+            .unwrap_or(u32::MAX)
+            .max(1);
+        let source = format!("outbox.{}", self.outbox.name().await?);
+        let mut position: Option<Position> = None;
+        let mut renew_at = Instant::now();
+        while !stop.is_requested() {
+            if Instant::now() >= renew_at {
+                if !self.outbox.lease(holder, seconds).await? {
+                    position = None;
+                    self.health.set(ROLE, None);
+                    self.wait(self.lease / 3, false, stop).await;
+                    continue;
+                }
+                renew_at = Instant::now() + self.lease / 3;
+            }
+            let mut from = match position.take() {
+                Some(position) => position,
+                None => self.locate(&source).await?,
+            };
+            let events = self.outbox.after(from.seq, self.batch).await?;
+            let is_full = events.len() == self.batch;
+            let mut is_ours = true;
+            for events in events.chunk_by(|a, b| a.event.topic == b.event.topic) {
+                is_ours = self.send(&source, &mut from, events, stop).await?;
+                if !is_ours || stop.is_requested() {
+                    break;
+                }
+                stop.account.add("sent", events.len() as u64);
+            }
+            self.health.set(ROLE, None);
+            if is_ours {
+                position = Some(from);
+            } else {
+                warn!("another relay moved the position; looking where it is");
+                renew_at = Instant::now();
+            }
+            if !is_full {
+                self.wait(self.poll, true, stop).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for so long, or for an event of this process.
+    async fn wait(&self, time: Duration, for_events: bool, stop: &Stop) {
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            () = self.outbox.committed(), if for_events => {}
+            () = stop.requested() => {}
+        }
+    }
+
+    /// Where the broker is. One that has no position begins where the database says that the last one was.
+    async fn locate(&self, source: &str) -> Result<Position> {
+        let noted = self.outbox.position().await?;
+        let raw = match &self.target {
+            Target::Streams(positions) => positions.position(source).await?,
+            Target::Queues(_) => None,
+        };
+        let Some(text) = &raw else {
+            return Ok(Position { raw, seq: noted });
+        };
+        let (seq, id) = parse(text).ok_or_else(|| {
+            let text = String::from_utf8_lossy(text);
+            Error::corrupt(format!("the position of `{source}` is `{text}`"))
+        })?;
+        if seq > noted {
+            // The relay stopped between the broker and the database: what it sent must be there.
+            let filter = Filter {
+                after: seq - 1,
+                ..Filter::default()
+            };
+            let found = self.outbox.list(&filter, 1).await?;
+            if found.first().is_none_or(|one| one.event.event.id != id) {
+                return Err(Error::conflict(format!(
+                    "the broker has events up to {seq} of `{source}`, which this database never had: it was restored \
+                     from an older copy. Give the outbox a new name, so that its position begins anew: \
+                     UPDATE outbox_relay SET name = '{}'",
+                    Uuid::now_v7()
+                )));
+            }
+            self.outbox.sent(seq).await?;
+        }
+        Ok(Position { raw, seq })
+    }
+
+    /// Sends events of one topic, and says whether the position was ours to move.
+    async fn send(
+        &self,
+        source: &str,
+        from: &mut Position,
+        events: &[Event],
+        stop: &Stop,
+    ) -> Result<bool> {
+        match self.step(source, from, events, events).await {
+            Err(error) if is_refusal(&error) => {}
+            other => return other,
+        }
+        // One of them is the cause: each goes by itself.
+        for event in events {
+            let one = std::slice::from_ref(event);
+            let mut attempt = 1;
+            loop {
+                let error = match self.step(source, from, one, one).await {
+                    Err(error) if is_refusal(&error) => error,
+                    Ok(true) => break,
+                    other => return other,
+                };
+                let is_given_up = attempt >= self.attempts;
+                let (id, attempts) = (event.event.id, attempt);
+                warn!(event = %id, attempts, is_given_up, error = error.chain(), "the broker refused an event");
+                self.outbox
+                    .refused(event.seq, &error.chain(), is_given_up)
+                    .await?;
+                if is_given_up {
+                    // Those behind it go on.
+                    if !self.step(source, from, one, &[]).await? {
+                        return Ok(false);
+                    }
+                    break;
+                }
+                attempt += 1;
+                self.wait(RETRY, false, stop).await;
+                if stop.is_requested() {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Moves the position behind `passed`, and appends `sent` in the same step.
+    async fn step(
+        &self,
+        source: &str,
+        from: &mut Position,
+        passed: &[Event],
+        sent: &[Event],
+    ) -> Result<bool> {
+        let Some(last) = passed.last() else {
+            return Ok(true);
+        };
+        let topic = &last.event.topic;
+        match &self.target {
+            Target::Streams(positions) => {
+                let to = Bytes::from(format!("{} {}", last.seq, last.event.id));
+                let step = Step {
+                    source: source.to_owned(),
+                    from: from.raw.clone(),
+                    to: to.clone(),
+                    stream: StreamName::new(topic)?,
+                    entries: sent.iter().map(message).collect(),
+                    dead: QueueName::new(format!("{topic}.dead"))?,
+                    set_aside: Vec::new(),
+                };
+                if let Stepped::Elsewhere(now) = positions.step(step).await? {
+                    info!(position = ?now, "the position is not where it was");
+                    return Ok(false);
+                }
+                from.raw = Some(to);
+            }
+            Target::Queues(queue) if !sent.is_empty() => {
+                let messages = sent.iter().map(message).collect();
+                all(queue.enqueue(&QueueName::new(topic)?, messages).await?)?;
+            }
+            Target::Queues(_) => {}
+        }
+        from.seq = last.seq;
+        self.outbox.sent(last.seq).await?;
+        Ok(true)
+    }
+}
+
+/// Whether the event is the cause, and trying the same again would not help.
+fn is_refusal(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Invalid | ErrorKind::Unsupported | ErrorKind::NotFound
+    )
+}
+
+/// Place and id of the last event that a broker has.
+fn parse(position: &[u8]) -> Option<(u64, Uuid)> {
+    let (seq, id) = std::str::from_utf8(position).ok()?.split_once(' ')?;
+    Some((seq.parse().ok().filter(|seq| *seq > 0)?, id.parse().ok()?))
+}
+
+/// The first refusal of a batch, if there is one.
+fn all<T>(outcomes: Vec<Result<T>>) -> Result<()> {
+    outcomes
+        .into_iter()
+        .try_for_each(|outcome| outcome.map(drop))
+}
+
+/// An event as consumers get it: the payload, the key, and the headers of the contract.
+fn message(event: &Event) -> NewMessage {
+    let event = &event.event;
+    let mut message = NewMessage::new(event.data.clone());
+    message.key.clone_from(&event.key);
+    let at = event.created_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let id = event.id.to_string();
+    message.headers = [
+        ("event_id", id.as_str()),
+        ("event_type", &event.event_type),
+        ("aggregate_type", &event.aggregate_type),
+        ("aggregate_id", &event.aggregate_id),
+        ("created_at", &at),
+    ]
+    .into_iter()
+    .collect();
+    message
+}

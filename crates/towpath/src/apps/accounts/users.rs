@@ -1,0 +1,307 @@
+//! The HTTP side of users.
+
+use std::sync::Arc;
+
+use aws_lc_rs::digest;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, StatusCode, header};
+use jiff::{Timestamp, Unit};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use towpath_core::port::Users;
+use towpath_core::port::users::{Change, Changed, Created, RequestKey, User};
+use uuid::Uuid;
+
+use super::event::{Happened, event};
+use crate::http::error::Problem;
+
+/// Makes a retry harmless. Source: IETF draft "The Idempotency-Key HTTP Header Field".
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Longest address, name and idempotency key, in characters. Source: the tables of the reference system.
+const MAX_LENGTH: usize = 255;
+
+/// Most users of one page, and how many there are unless the client says.
+const MAX_PAGE: usize = 1_000;
+const PAGE: usize = 100;
+
+/// What the routes work with.
+#[derive(Clone)]
+pub struct UserApi {
+    /// Where users are.
+    pub users: Arc<dyn Users>,
+    /// Where their events go.
+    pub topic: Arc<str>,
+    /// Whether `POST /api/test/crash` may stop the process.
+    pub crash_test: bool,
+}
+
+/// `/api/users…` and `/api/test/crash`.
+pub fn user_routes(api: UserApi) -> Router {
+    Router::new()
+        .route("/api/users", post(create).get(list))
+        .route("/api/users/{id}", get(show).put(update).delete(delete))
+        .route("/api/test/crash", post(crash))
+        .with_state(api)
+}
+
+/// What a client says about a user.
+#[derive(Deserialize)]
+struct Said {
+    #[serde(default)]
+    email: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    crash_after_db: bool,
+}
+
+#[derive(Deserialize)]
+struct Page {
+    cursor: Option<String>,
+    limit: Option<usize>,
+}
+
+type Answer = Result<Response, Problem>;
+
+async fn create(State(api): State<UserApi>, headers: HeaderMap, body: Bytes) -> Answer {
+    let said = said(&body)?;
+    let request = request_key(&headers, &body)?;
+    let user = insert(&api, said, request).await?;
+    let location = format!("/api/users/{}", user.id);
+    let mut response = (StatusCode::CREATED, shown(&user)).into_response();
+    if let Ok(location) = location.try_into() {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    Ok(response)
+}
+
+/// The reference system's test, and what it was meant to be: with `crash_after_db` the process stops between the
+/// commit and the answer.
+async fn crash(State(api): State<UserApi>, body: Bytes) -> Answer {
+    if !api.crash_test {
+        let text = "crash tests are off; `accounts.crash_test = \"on\"` allows them";
+        return Err(Problem::new(StatusCode::FORBIDDEN, text));
+    }
+    let said = said(&body)?;
+    let stops = said.crash_after_db;
+    insert(&api, said, None).await?;
+    if stops {
+        tracing::error!("stopping after the commit, as a crash test asks");
+        std::process::abort();
+    }
+    Ok("Crash test completed".into_response())
+}
+
+/// The user as created now, or when the same request came before.
+async fn insert(api: &UserApi, said: Said, request: Option<RequestKey>) -> Result<User, Problem> {
+    let at = now();
+    let user = User {
+        id: Uuid::now_v7(),
+        email: said.email,
+        name: said.name,
+        created_at: at,
+        updated_at: at,
+        version: 1,
+    };
+    let event = event(&api.topic, Happened::Created, &user, at);
+    match api.users.create(user.clone(), event, request).await? {
+        Created::New => Ok(user),
+        Created::Before(user) => Ok(user),
+        Created::EmailTaken => Err(email_taken()),
+        Created::KeyTaken => Err(Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "this Idempotency-Key came with another body before; use a new key for a new request",
+        )),
+    }
+}
+
+async fn show(State(api): State<UserApi>, Path(id): Path<String>) -> Answer {
+    let user = api.users.find(user_id(&id)?).await?.ok_or_else(absent)?;
+    Ok(shown(&user).into_response())
+}
+
+async fn list(State(api): State<UserApi>, Query(page): Query<Page>) -> Answer {
+    let limit = page.limit.unwrap_or(PAGE);
+    if limit == 0 || limit > MAX_PAGE {
+        let text = format!("`limit` is {limit}; it must be from 1 to {MAX_PAGE}");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, text));
+    }
+    let after = match page.cursor.as_deref() {
+        None | Some("") => None,
+        Some(cursor) => Some(Uuid::parse_str(cursor).map_err(|_| {
+            let text = format!("`cursor` is `{cursor}`; it must be a `next_cursor` of this list");
+            Problem::new(StatusCode::BAD_REQUEST, text)
+        })?),
+    };
+    // One more than is shown tells whether there is another page.
+    let mut users = api.users.list(after, limit + 1).await?;
+    let is_last = users.len() <= limit;
+    users.truncate(limit);
+    let next = users.last().filter(|_| !is_last).map(|user| user.id);
+    let users: Vec<Value> = users.iter().map(json_of).collect();
+    Ok(Json(json!({ "users": users, "next_cursor": next })).into_response())
+}
+
+async fn update(
+    State(api): State<UserApi>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer {
+    let (id, said, version) = (user_id(&id)?, said(&body)?, version(&headers)?);
+    let at = now();
+    let told = User {
+        id,
+        email: said.email.clone(),
+        name: said.name.clone(),
+        created_at: at,
+        updated_at: at,
+        version: 0,
+    };
+    let event = event(&api.topic, Happened::Updated, &told, at);
+    let change = Change {
+        id,
+        email: said.email,
+        name: said.name,
+        updated_at: at,
+        version,
+    };
+    let user = changed(api.users.update(change, event).await?)?;
+    Ok(shown(&user).into_response())
+}
+
+async fn delete(State(api): State<UserApi>, Path(id): Path<String>, headers: HeaderMap) -> Answer {
+    let (id, version) = (user_id(&id)?, version(&headers)?);
+    let at = now();
+    let told = User {
+        id,
+        email: String::new(),
+        name: String::new(),
+        created_at: at,
+        updated_at: at,
+        version: 0,
+    };
+    let event = event(&api.topic, Happened::Deleted, &told, at);
+    changed(api.users.delete(id, version, event).await?)?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+fn changed(changed: Changed) -> Result<User, Problem> {
+    match changed {
+        Changed::Done(user) => Ok(user),
+        Changed::Absent => Err(absent()),
+        Changed::EmailTaken => Err(email_taken()),
+        Changed::Version(version) => {
+            let text = format!("the user is at version {version} by now; read it again");
+            Err(Problem::new(StatusCode::PRECONDITION_FAILED, text))
+        }
+    }
+}
+
+fn absent() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "User not found")
+}
+
+fn email_taken() -> Problem {
+    Problem::new(StatusCode::CONFLICT, "another user has this email")
+}
+
+fn json_of(user: &User) -> Value {
+    json!({
+        "id": user.id, "email": user.email, "name": user.name,
+        "created_at": user.created_at, "updated_at": user.updated_at,
+    })
+}
+
+/// A user with its version as the entity tag.
+fn shown(user: &User) -> impl IntoResponse + use<> {
+    let tag = format!("\"{}\"", user.version);
+    ([(header::ETAG, tag)], Json(json_of(user)))
+}
+
+/// What the body says, with the address in lower case.
+fn said(body: &[u8]) -> Result<Said, Problem> {
+    let bad = |text: &str| Problem::new(StatusCode::BAD_REQUEST, text);
+    let said: Said = serde_json::from_slice(body).map_err(|_| bad("Invalid JSON"))?;
+    let (email, name) = (
+        said.email.trim().to_lowercase(),
+        said.name.trim().to_owned(),
+    );
+    if email.is_empty() || name.is_empty() {
+        return Err(bad("Email and name are required"));
+    }
+    let wrong = |text: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, text);
+    for (what, text) in [("email", &email), ("name", &name)] {
+        if text.chars().count() > MAX_LENGTH {
+            return Err(wrong(format!("`{what}` is over {MAX_LENGTH} characters")));
+        }
+        if text.chars().any(char::is_control) {
+            return Err(wrong(format!("`{what}` has a control character")));
+        }
+    }
+    let is_address = email
+        .split_once('@')
+        .is_some_and(|(user, host)| !user.is_empty() && !host.is_empty() && !host.contains('@'))
+        && !email.contains(char::is_whitespace);
+    if !is_address {
+        return Err(wrong(format!(
+            "`email` is `{email}`, which is no mail address"
+        )));
+    }
+    Ok(Said {
+        email,
+        name,
+        crash_after_db: said.crash_after_db,
+    })
+}
+
+fn user_id(text: &str) -> Result<Uuid, Problem> {
+    Uuid::parse_str(text).map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "Invalid user ID"))
+}
+
+/// The version that `If-Match` asks for; `*` is any.
+fn version(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+    let Some(value) = headers.get(header::IF_MATCH) else {
+        return Ok(None);
+    };
+    let text = value.to_str().unwrap_or_default().trim();
+    if text == "*" {
+        return Ok(None);
+    }
+    let version = text.trim_matches('"').parse().map_err(|_| {
+        let text = "`If-Match` must be the ETag of the user, like \"3\"";
+        Problem::new(StatusCode::BAD_REQUEST, text)
+    })?;
+    Ok(Some(version))
+}
+
+fn request_key(headers: &HeaderMap, body: &[u8]) -> Result<Option<RequestKey>, Problem> {
+    let Some(value) = headers.get(IDEMPOTENCY_KEY) else {
+        return Ok(None);
+    };
+    let key = value.to_str().unwrap_or_default().trim();
+    if key.is_empty() || key.len() > MAX_LENGTH {
+        let text = format!("`Idempotency-Key` must be 1 to {MAX_LENGTH} visible ASCII characters");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, text));
+    }
+    let digest = digest::digest(&digest::SHA256, body);
+    let digest = digest.as_ref().iter();
+    Ok(Some(RequestKey {
+        key: key.to_owned(),
+        digest: digest.map(|byte| format!("{byte:02x}")).collect(),
+    }))
+}
+
+/// Now, in the unit that the database keeps.
+fn now() -> Timestamp {
+    let now = Timestamp::now();
+    let round = jiff::TimestampRound::new()
+        .smallest(Unit::Microsecond)
+        .mode(jiff::RoundMode::Trunc);
+    now.round(round).unwrap_or(now)
+}

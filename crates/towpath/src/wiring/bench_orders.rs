@@ -1,0 +1,204 @@
+//! The orders app by itself, without HTTP, for `towpath bench compare`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::Deserialize;
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use towpath_core::backend::Backend;
+use towpath_core::port::Sink;
+use towpath_core::port::queue::Settings;
+use towpath_core::port::sink::Outcome;
+use towpath_core::{ConsumerId, Delivery, Error, QueueName, Result, retry};
+
+use super::backends::clock;
+use crate::apps::orders::{
+    Channel, Desk, Gateway, NOTIFICATIONS, Notifier, ORDERS, Processor, Topology,
+};
+use crate::inlet::QueueInlet;
+use crate::pump::Pump;
+use crate::supervisor::Stop;
+use crate::telemetry::{Metrics, PumpMetrics};
+
+/// What every order orders.
+const SKU: &str = "bench";
+
+/// The defaults of the app.
+const BATCH: usize = 100;
+const LEASE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the record of a finished order stays.
+const RETENTION: Duration = Duration::from_secs(60);
+
+/// The gateway, and a processor and a notifier that work while somebody waits for what they did.
+pub struct BenchOrders {
+    gateway: Gateway,
+    workers: Mutex<Option<Workers>>,
+}
+
+/// The two pumps, and the ids of the orders whose customers were told.
+struct Workers {
+    stop: CancellationToken,
+    pumps: JoinSet<Result<()>>,
+    told: mpsc::UnboundedReceiver<Bytes>,
+}
+
+impl Workers {
+    /// Ends both; what was told meanwhile.
+    async fn end(mut self) -> Result<Vec<Bytes>> {
+        self.stop.cancel();
+        while let Some(pump) = self.pumps.join_next().await {
+            pump.map_err(|error| Error::unavailable("a pump panicked").with_source(error))??;
+        }
+        let mut ids = Vec::new();
+        while let Ok(id) = self.told.try_recv() {
+            ids.push(id);
+        }
+        Ok(ids)
+    }
+}
+
+impl BenchOrders {
+    /// Sets the app up on a broker and the keys beside it; `keys` is the broker itself where it has keys.
+    ///
+    /// # Errors
+    /// `Unsupported` for a backend that lacks a port of the app; `Conflict` when orders wait there already: a
+    /// measurement leaves orders, keys and counters behind, and belongs on servers of its own.
+    pub async fn open(broker: &Backend, keys: &Backend) -> Result<Self> {
+        let (queue, routes) = (
+            broker.require_queue("bench")?,
+            broker.require_routes("bench")?,
+        );
+        let shared = broker.url == keys.url;
+        let desk = Desk {
+            kv: keys.require_kv("bench")?,
+            topology: Topology::new(Arc::clone(&queue), Arc::clone(&routes), Settings::default())?,
+            queue,
+            routes,
+            effects: broker.effects.clone().filter(|_| shared),
+            idempotency_window: RETENTION,
+            retention: RETENTION,
+            clock: clock(),
+        };
+        desk.topology.declare().await?;
+        for name in [ORDERS, NOTIFICATIONS] {
+            let stats = desk.queue.stats(&QueueName::new(name)?).await?;
+            if stats.ready + stats.delayed + stats.leased > 0 {
+                return Err(Error::conflict(format!(
+                    "`{name}` holds messages of somebody; measure orders on servers of their own"
+                )));
+            }
+        }
+        desk.set_stock(SKU, i64::MAX / 2).await?;
+        Ok(Self {
+            gateway: Gateway(desk),
+            workers: Mutex::default(),
+        })
+    }
+
+    /// Accepts one order of this id, and returns once it is durable.
+    ///
+    /// # Errors
+    /// Those of the backends; `Conflict` when the id was used before.
+    pub async fn accept(&self, id: &str) -> Result<()> {
+        let text = format!(r#"{{"id":"{id}","sku":"{SKU}","qty":1}}"#);
+        self.gateway.take(text.as_bytes()).await
+    }
+
+    /// Ids of up to `max` orders whose customers were told. Processor and notifier run from the first call until
+    /// nothing came for `wait`.
+    ///
+    /// # Errors
+    /// Those of a pump that cannot go on.
+    pub async fn told(&self, max: usize, wait: Duration) -> Result<Vec<Bytes>> {
+        let mut held = self.workers.lock().await;
+        let workers = match &mut *held {
+            Some(workers) => workers,
+            none => none.insert(self.start()?),
+        };
+        let mut ids = Vec::new();
+        let came = tokio::time::timeout(wait, workers.told.recv_many(&mut ids, max)).await;
+        if came.is_err()
+            && let Some(workers) = held.take()
+        {
+            ids = workers.end().await?;
+        }
+        Ok(ids)
+    }
+
+    fn start(&self) -> Result<Workers> {
+        let desk = &self.gateway.0;
+        let (tell, told) = mpsc::unbounded_channel();
+        let notifier = Notifier {
+            desk: desk.clone(),
+            channel: Arc::new(Channel::Log),
+            timeout: TIMEOUT,
+            attempts: Settings::default().retry.attempts,
+        };
+        let sinks: [(&str, Arc<dyn Sink>); 2] = [
+            (ORDERS, Arc::new(Processor(desk.clone()))),
+            (NOTIFICATIONS, Arc::new(Telling { notifier, tell })),
+        ];
+        let (stop, metrics) = (CancellationToken::new(), Metrics::new());
+        let mut pumps = JoinSet::new();
+        for (name, sink) in sinks {
+            let (queue, consumer) = (Arc::clone(&desk.queue), ConsumerId::unique("bench")?);
+            let pump = Pump {
+                inlet: Arc::new(QueueInlet::new(
+                    queue,
+                    QueueName::new(name)?,
+                    consumer,
+                    LEASE,
+                )),
+                sink,
+                sink_name: "bench",
+                batch: BATCH,
+                retry: retry::Policy::default(),
+                pause: Duration::ZERO,
+                metrics: PumpMetrics::new(&metrics, name, Arc::clone(&desk.clock)),
+                condition: Box::new(|_| ()),
+            };
+            let stop = Stop::when(stop.clone());
+            pumps.spawn(async move { pump.run(&stop).await });
+        }
+        Ok(Workers { stop, pumps, told })
+    }
+}
+
+/// The notifier, and word of each order that it is done with.
+struct Telling {
+    notifier: Notifier,
+    tell: mpsc::UnboundedSender<Bytes>,
+}
+
+/// What of an event counts here.
+#[derive(Deserialize)]
+struct Told {
+    id: String,
+}
+
+#[async_trait]
+impl Sink for Telling {
+    async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Outcome>> {
+        let outcomes = self.notifier.deliver(batch).await?;
+        for (delivery, outcome) in batch.iter().zip(&outcomes) {
+            if !matches!(outcome, Outcome::Done | Outcome::Settled) {
+                continue;
+            }
+            if let Ok(Told { id }) = serde_json::from_slice(&delivery.message.payload) {
+                // Nobody listens only when the measurement is over.
+                self.tell.send(id.into()).ok();
+            }
+        }
+        Ok(outcomes)
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.notifier.close().await
+    }
+}

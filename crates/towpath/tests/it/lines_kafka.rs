@@ -1,0 +1,63 @@
+//! Lines through Kafka: the same stories, with the broker killed too.
+
+use std::fs;
+
+use towpath_testkit::servers::kafka::{Server, missing};
+
+use crate::lines::{SOON, input, output, real_text, story_apart};
+use crate::process::{World, able, seeds, wait_until};
+
+/// Two worlds, for reader and writer, that share a folder and a broker.
+fn apart(server: &Server, folder: &tempfile::TempDir) -> [World; 2] {
+    [(), ()].map(|()| {
+        let mut world = World::at(folder.path());
+        world.set("INPUT_PATH", folder.path().join("input.txt").display());
+        world.set("TOWPATH_BACKENDS__LINES", server.url());
+        world.set("TOWPATH_LINES__POLL", "20ms");
+        world
+    })
+}
+
+#[test]
+fn chaos_lines_on_kafka_come_out_as_they_went_in() {
+    if !able("kafka", missing().is_none()) {
+        return;
+    }
+    for seed in 0..seeds(1) {
+        let mut server = Server::start();
+        let folder = tempfile::tempdir().unwrap();
+        let [reading, writing] = apart(&server, &folder);
+        story_apart(&reading, &writing, seed, "kafka", || server.restart());
+    }
+}
+
+#[test]
+fn lines_over_the_limit_are_in_a_topic_of_their_own() {
+    if !able("kafka", missing().is_none()) {
+        return;
+    }
+    let server = Server::start();
+    let mut world = World::new();
+    world.set("INPUT_PATH", world.folder.join("input.txt").display());
+    world.set("TOWPATH_BACKENDS__LINES", server.url());
+    world.set("TOWPATH_LINES__MAX_LINE", 1_024);
+    let running = world.up();
+    let long = "x".repeat(2_000);
+    fs::write(input(&world), format!("one\n{long}\ntwo\n")).unwrap();
+    wait_until("two lines", SOON, || output(&world) == b"one\ntwo\n");
+    let tail = world.ok(&["stream", "tail", "line_stream.dead"]);
+    assert!(tail.contains("xxx"), "{tail}");
+    let (status, log, _) = running.stop();
+    assert!(status.success(), "{log}");
+}
+
+#[test]
+fn a_whole_file_is_copied_through_kafka() {
+    if !able("kafka", missing().is_none()) {
+        return;
+    }
+    let (server, world) = (Server::start(), World::new());
+    fs::write(world.folder.join("in"), real_text(2_000_000)).unwrap();
+    let report = world.json(&["lines", "copy", "in", "out", "--via", &server.url()]);
+    assert_eq!(report["equal"], true, "{report}");
+}

@@ -1,0 +1,149 @@
+//! Users, and that each event of them reaches the stream once and in order, whatever dies.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::client::Answer;
+use crate::process::{World, seeds, wait_until};
+
+fn create(world: &World, headers: &[(&str, &str)], body: &Value) -> Answer {
+    let body = body.to_string();
+    world.client().post("/api/users", headers, body.as_bytes())
+}
+
+fn ann() -> Value {
+    json!({ "email": "Ann@Example.org", "name": "Ann" })
+}
+
+/// The payloads in the stream of users, in order.
+fn events(world: &World) -> Vec<Value> {
+    let bearer = world.bearer();
+    let path = "/v1/streams/user-events/entries?max=1000";
+    let headers = [("authorization", bearer.as_str())];
+    let answer = world.admin_client().send("GET", path, &headers, b"");
+    let answer = answer.unwrap();
+    if answer.status != 200 {
+        return Vec::new();
+    }
+    let body = answer.json();
+    let all = body.as_array().unwrap().iter();
+    all.map(|entry| serde_json::from_str(entry["payload"].as_str().unwrap()).unwrap())
+        .collect()
+}
+
+#[test]
+fn users_are_created_changed_listed_and_deleted() {
+    let world = World::new();
+    let _running = world.up();
+    let mut client = world.client();
+    let created = create(&world, &[], &ann());
+    assert_eq!(created.status, 201);
+    let user = created.json();
+    assert_eq!(user["email"], "ann@example.org", "lower case");
+    let path = created.headers["location"].clone();
+    assert_eq!(client.get(&path).json(), user);
+    assert_eq!(create(&world, &[], &ann()).status, 409, "no two alike");
+    for (body, status) in [
+        ("nothing", 400),
+        (r#"{"email":"a@b"}"#, 400),
+        (r#"{"email":"nobody","name":"x"}"#, 422),
+    ] {
+        let answer = client.post("/api/users", &[], body.as_bytes());
+        assert_eq!(answer.status, status, "{body}");
+    }
+    assert_eq!(client.get("/api/users/7").status, 400);
+    let nobody = "/api/users/00000000-0000-0000-0000-000000000000";
+    assert_eq!(client.get(nobody).status, 404);
+    let change = br#"{"email":"ann@example.org","name":"Anne"}"#;
+    assert_eq!(client.send("PUT", nobody, &[], change).unwrap().status, 404);
+    let stale = client
+        .send("PUT", &path, &[("if-match", "\"7\"")], change)
+        .unwrap();
+    assert_eq!(stale.status, 412);
+    let changed = client
+        .send("PUT", &path, &[("if-match", "\"1\"")], change)
+        .unwrap();
+    assert_eq!(
+        (changed.status, &changed.json()["name"]),
+        (200, &json!("Anne"))
+    );
+    let list = client.get("/api/users?limit=1").json();
+    assert_eq!(list["users"][0]["id"], user["id"]);
+    assert_eq!(list["next_cursor"], Value::Null);
+    assert_eq!(client.send("DELETE", &path, &[], b"").unwrap().status, 204);
+    assert_eq!(client.get(&path).status, 404);
+    wait_until("three events", Duration::from_secs(10), || {
+        events(&world).len() == 3
+    });
+    let told = events(&world);
+    assert_eq!(told[1]["name"], "Anne");
+    assert!(told[2]["deleted_at"].is_string(), "{told:?}");
+}
+
+#[test]
+fn a_request_with_a_key_creates_one_user_however_often_it_comes() {
+    let world = World::new();
+    let _running = world.up();
+    let key = [("idempotency-key", "one")];
+    let first = create(&world, &key, &ann());
+    let again = create(&world, &key, &ann());
+    assert_eq!((first.status, again.status), (201, 201));
+    assert_eq!(first.json(), again.json());
+    let other = json!({ "email": "bob@example.org", "name": "Bob" });
+    assert_eq!(create(&world, &key, &other).status, 422);
+    assert_eq!(create(&world, &[], &other).status, 201);
+}
+
+#[test]
+fn crash_tests_are_off_until_they_are_allowed() {
+    let mut world = World::new();
+    let body = br#"{"email":"a@b","name":"x","crash_after_db":true}"#;
+    let running = world.up();
+    let refused = world.client().post("/api/test/crash", &[], body);
+    assert_eq!(refused.status, 403);
+    drop(running);
+    world.set("TOWPATH_ACCOUNTS__CRASH_TEST", "on");
+    let running = world.up();
+    let mut client = world.client();
+    assert!(client.send("POST", "/api/test/crash", &[], body).is_err());
+    drop(running);
+    let _running = world.up();
+    let users = world.client().get("/api/users").json();
+    assert_eq!(
+        users["users"][0]["email"], "a@b",
+        "committed before the stop"
+    );
+    wait_until("its event", Duration::from_secs(10), || {
+        events(&world).len() == 1
+    });
+}
+
+#[test]
+fn chaos_every_committed_event_is_in_the_stream_once_and_in_order() {
+    for seed in 0..seeds(3) {
+        let world = World::new();
+        let mut created = Vec::new();
+        for round in 0..3 {
+            let running = world.up();
+            let mut client = world.client();
+            for number in 0..20 + seed % 17 {
+                let email = format!("{round}-{number}@example.org");
+                let body = json!({ "email": email, "name": "x" }).to_string();
+                let answer = client.post("/api/users", &[], body.as_bytes());
+                assert_eq!(answer.status, 201);
+                created.push(email);
+            }
+            running.kill();
+        }
+        let _running = world.up();
+        wait_until("every event", Duration::from_secs(20), || {
+            events(&world).len() >= created.len()
+        });
+        let told: Vec<String> = events(&world)
+            .iter()
+            .map(|event| event["email"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(told, created, "seed {seed}");
+    }
+}

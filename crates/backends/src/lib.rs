@@ -6,13 +6,15 @@ mod duration;
 pub mod embedded;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(all(test, feature = "redis"))]
 mod reference_test;
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
@@ -40,6 +42,8 @@ pub const BACKENDS: &[Descriptor] = &[
 pub const DATABASES: &[database::Descriptor] = &[
     #[cfg(feature = "sqlite")]
     sqlite::DESCRIPTOR,
+    #[cfg(feature = "postgres")]
+    postgres::DESCRIPTOR,
 ];
 
 /// Opens the database that a URL names.

@@ -1,5 +1,6 @@
 //! The shared suite over every backend: one row each, and what a backend promises besides.
 
+mod database;
 mod kafka;
 mod rabbitmq;
 mod redis;
@@ -91,9 +92,11 @@ fn main() -> ExitCode {
     all.extend(own_trials(&SUBJECTS[1], redis::promises()));
     all.extend(own_trials(&SUBJECTS[2], rabbitmq::promises()));
     all.extend(own_trials(&SUBJECTS[3], kafka::promises()));
+    all.extend(database::trials());
     let ended = libtest_mimic::run(&Arguments::from_args(), all);
     servers::redis::stop_shared();
     servers::rabbitmq::stop_shared();
     servers::kafka::stop_shared();
+    servers::postgres::stop_shared();
     ended.exit_code()
 }

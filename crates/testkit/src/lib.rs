@@ -93,7 +93,13 @@ const DEADLINE: Duration = Duration::from_secs(180);
 const REQUIRE: &str = "TOWPATH_TEST_REQUIRE";
 
 /// What a test may need of the machine and the machine may not allow.
-const ABILITIES: &[&str] = &[power_cut::NAME, fault::TOOL, "tmpfs", "unprivileged"];
+const ABILITIES: &[&str] = &[
+    power_cut::NAME,
+    fault::TOOL,
+    "postgres",
+    "tmpfs",
+    "unprivileged",
+];
 
 fn required() -> Vec<String> {
     let required = std::env::var(REQUIRE).unwrap_or_default();

@@ -1,6 +1,7 @@
 //! Real servers for tests: private ones, on free ports, in temporary folders, gone with their owner.
 
 pub mod kafka;
+pub mod postgres;
 pub mod rabbitmq;
 pub mod redis;
 

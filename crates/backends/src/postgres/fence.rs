@@ -1,0 +1,65 @@
+//! The fence: no event is read while one with a lower place may still be committed.
+//!
+//! A transaction has the lock of a writer on `outbox` before it is given a place there, and keeps it until others can
+//! see what it did. So those that hold that lock after the highest place was read are all that may still fill in a
+//! lower one; once each of them is gone, what is missing up to that place stays missing. Transactions that write
+//! elsewhere, in this database or another, hold nothing up, however long they are open.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use deadpool_postgres::Client;
+use tokio_postgres::Row;
+use towpath_core::Result;
+
+use super::failed;
+
+/// First and longest pause before the writers are looked at again.
+const PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
+/// The highest place that was given out.
+const HIGHEST: &str = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_seq_seq";
+
+/// Who may still commit an event.
+const WRITERS: &str = "SELECT virtualtransaction FROM pg_locks
+    WHERE relation = 'outbox'::regclass AND mode = 'RowExclusiveLock' AND granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+
+/// The rows of `select`, whose parameters are a place and a count and whose first column is a place, up to the highest
+/// place below which nothing is committed any more.
+pub(super) async fn rows(client: &Client, select: &str, after: i64, max: i64) -> Result<Vec<Row>> {
+    let highest = client.prepare_cached(HIGHEST).await.map_err(failed)?;
+    let writers = client.prepare_cached(WRITERS).await.map_err(failed)?;
+    let select = client.prepare_cached(select).await.map_err(failed)?;
+    // One round trip, and the server does them in this order: the place before the writers, these before the rows.
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&after, &max];
+    let (highest, found, mut rows) = tokio::try_join!(
+        biased;
+        client.query_one(&highest, &[]),
+        client.query(&writers, &[]),
+        client.query(&select, &parameters),
+    )
+    .map_err(failed)?;
+    let highest: i64 = highest.get(0);
+    let mut open = names(&found);
+    if !open.is_empty() && highest > after {
+        let mut pause = PAUSE;
+        loop {
+            let now = names(&client.query(&writers, &[]).await.map_err(failed)?);
+            open.retain(|writer| now.contains(writer));
+            if open.is_empty() {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        rows = client.query(&select, &parameters).await.map_err(failed)?;
+    }
+    rows.retain(|row| row.get::<_, i64>(0) <= highest);
+    Ok(rows)
+}
+
+fn names(rows: &[Row]) -> HashSet<String> {
+    rows.iter().map(|row| row.get(0)).collect()
+}

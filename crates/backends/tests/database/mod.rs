@@ -1,0 +1,116 @@
+//! What every database promises: one list of cases over each of them.
+
+mod outbox;
+mod postgres;
+mod schema;
+mod users;
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use libtest_mimic::{Failed, Trial};
+use tempfile::TempDir;
+use towpath_core::database::Database;
+use towpath_testkit::{servers, trial_where_able};
+
+/// A database of its own for one case, and what opens it again.
+pub(crate) struct World {
+    url: String,
+    _folder: TempDir,
+}
+
+impl World {
+    /// A database that nobody has used, its tables not made.
+    fn bare(family: &'static str) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let url = match family {
+            "sqlite" => format!("sqlite:{}", folder.path().join("test.db").display()),
+            _ => {
+                let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+                servers::postgres::shared().create(&format!("case{number}"))
+            }
+        };
+        Self {
+            url,
+            _folder: folder,
+        }
+    }
+
+    async fn open(&self) -> Database {
+        towpath_backends::open_database(&self.url)
+            .await
+            .unwrap_or_else(|error| panic!("opening {}: {}", self.url, error.chain()))
+    }
+
+    /// The database with its tables.
+    async fn database(&self) -> Database {
+        let database = self.open().await;
+        while database.schema.up().await.expect("migrated").is_some() {}
+        database
+    }
+}
+
+/// A case: its name, and what panics when the promise is broken.
+pub(crate) type Case = (&'static str, fn(World) -> Pin<Box<dyn Future<Output = ()>>>);
+
+/// Names cases by their functions.
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => {
+        pub(super) const CASES: &[super::Case] = &[$((stringify!($name), |world| Box::pin($name(world)))),*];
+    };
+}
+use cases;
+
+/// Every case over every database.
+pub(crate) fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    let areas = [
+        ("users", users::CASES),
+        ("outbox", outbox::CASES),
+        ("schema", schema::CASES),
+    ];
+    for family in ["sqlite", "postgres"] {
+        for (area, cases) in areas {
+            for case in cases {
+                trials.push(trial(family, area, case));
+            }
+        }
+    }
+    trials.extend(
+        postgres::CASES
+            .iter()
+            .map(|case| trial("postgres", "own", case)),
+    );
+    trials
+}
+
+fn trial(family: &'static str, area: &str, case: &'static Case) -> Trial {
+    let missing = match family {
+        "postgres" => servers::postgres::missing(),
+        _ => None,
+    };
+    let body = case.1;
+    trial_where_able(
+        format!("{family}::{area}::{}", case.0),
+        family,
+        missing,
+        move || run(family, body),
+    )
+}
+
+fn run(
+    family: &'static str,
+    body: fn(World) -> Pin<Box<dyn Future<Output = ()>>>,
+) -> Result<(), Failed> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let case =
+        async { tokio::time::timeout(Duration::from_secs(120), body(World::bare(family))).await };
+    runtime
+        .block_on(case)
+        .map_err(|_| Failed::from("not finished within 120 s"))
+}

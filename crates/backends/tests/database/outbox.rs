@@ -1,0 +1,327 @@
+//! The outbox.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use towpath_core::database::Database;
+use towpath_core::port::outbox::{Counts, Filter, Listed, Status};
+use uuid::Uuid;
+
+use super::users::{create, event};
+use super::{World, cases};
+
+cases![
+    events_come_back_as_they_were_written,
+    a_reader_beside_writers_misses_none_and_keeps_their_order,
+    one_relay_works_at_a_time,
+    what_was_sent_is_noted_once_and_never_back,
+    a_refused_event_is_processing_then_failed_and_then_new_again,
+    a_filter_lists_what_it_names,
+    old_events_go_when_they_were_sent,
+    a_commit_wakes_the_relay,
+];
+
+async fn statuses(database: &Database) -> Vec<(Status, u32)> {
+    let all = list(database, Filter::default()).await;
+    all.iter().map(|one| (one.status, one.attempts)).collect()
+}
+
+async fn list(database: &Database, filter: Filter) -> Vec<Listed> {
+    database.outbox.list(&filter, 1_000).await.expect("listed")
+}
+
+async fn events_come_back_as_they_were_written(world: World) {
+    let database = world.database().await;
+    let user = super::users::user("ann");
+    let written = event(user.id, "user.created");
+    database
+        .users
+        .create(user, written.clone(), None)
+        .await
+        .expect("created");
+    let read = database.outbox.after(0, 10).await.expect("read");
+    assert_eq!(read[0].event, written);
+    assert_eq!(
+        database.outbox.after(read[0].seq, 10).await.expect("read"),
+        []
+    );
+    assert_eq!(list(&database, Filter::default()).await[0].event, read[0]);
+}
+
+async fn a_reader_beside_writers_misses_none_and_keeps_their_order(world: World) {
+    const WRITERS: usize = 12;
+    const EACH: usize = 40;
+    let database = world.database().await;
+    let mut writers = tokio::task::JoinSet::new();
+    for number in 0..WRITERS {
+        let database = database.clone();
+        writers.spawn(async move {
+            for one in 0..EACH {
+                create(&database, &format!("{number}-{one}")).await;
+            }
+        });
+    }
+    let (mut seen, mut at) = (Vec::new(), 0);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while seen.len() < WRITERS * EACH {
+        assert!(
+            Instant::now() < deadline,
+            "{} of {} events",
+            seen.len(),
+            WRITERS * EACH
+        );
+        for event in database.outbox.after(at, 7).await.expect("read") {
+            assert!(event.seq > at, "in order");
+            at = event.seq;
+            seen.push(event.event.aggregate_id);
+        }
+    }
+    writers.join_all().await;
+    let place: HashMap<&String, usize> = seen.iter().zip(0..).collect();
+    assert_eq!(place.len(), WRITERS * EACH, "none twice");
+    let mut last = HashMap::new();
+    for user in database.users.list(None, 1_000).await.expect("listed") {
+        let (writer, one) = user.name.split_once('-').expect("a pair");
+        let at = (
+            one.parse::<usize>().expect("a number"),
+            place[&user.id.to_string()],
+        );
+        last.entry(writer.to_owned())
+            .or_insert_with(Vec::new)
+            .push(at);
+    }
+    for (writer, mut all) in last {
+        all.sort_unstable();
+        assert!(
+            all.is_sorted_by_key(|one| one.1),
+            "the order of writer {writer}"
+        );
+    }
+}
+
+async fn one_relay_works_at_a_time(world: World) {
+    let database = world.database().await;
+    let [one, two] = [Uuid::now_v7(), Uuid::now_v7()];
+    let lease = |holder, seconds| {
+        let outbox = database.outbox.clone();
+        async move { outbox.lease(holder, seconds).await.expect("answered") }
+    };
+    assert!(lease(one, 60).await && lease(one, 60).await);
+    assert!(!lease(two, 60).await);
+    database.outbox.release(two).await.expect("not its own");
+    assert!(!lease(two, 60).await);
+    database.outbox.release(one).await.expect("released");
+    assert!(lease(two, 1).await);
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert!(lease(one, 60).await, "the other's time is over");
+}
+
+async fn what_was_sent_is_noted_once_and_never_back(world: World) {
+    let database = world.database().await;
+    for name in ["a", "b", "c"] {
+        create(&database, name).await;
+    }
+    let all = database.outbox.after(0, 10).await.expect("read");
+    database.outbox.sent(all[1].seq).await.expect("noted");
+    database.outbox.sent(all[0].seq).await.expect("noted");
+    assert_eq!(database.outbox.position().await.expect("known"), all[1].seq);
+    let states: Vec<Status> = statuses(&database).await.iter().map(|one| one.0).collect();
+    assert_eq!(states, [Status::Sent, Status::Sent, Status::New]);
+    let counts = database.outbox.counts().await.expect("counted");
+    let oldest_new = Some(all[2].event.created_at);
+    assert_eq!(
+        counts,
+        Counts {
+            new: 1,
+            sent: 2,
+            failed: 0,
+            oldest_new
+        }
+    );
+    let name = database.outbox.name().await.expect("named");
+    assert_eq!(world.open().await.outbox.name().await.expect("named"), name);
+}
+
+async fn a_refused_event_is_processing_then_failed_and_then_new_again(world: World) {
+    let database = world.database().await;
+    create(&database, "a").await;
+    create(&database, "b").await;
+    let all = database.outbox.after(0, 10).await.expect("read");
+    database
+        .outbox
+        .refused(all[0].seq, "too large", false)
+        .await
+        .expect("noted");
+    assert_eq!(
+        statuses(&database).await,
+        [(Status::Processing, 1), (Status::New, 0)]
+    );
+    database
+        .outbox
+        .refused(all[0].seq, "still too large", true)
+        .await
+        .expect("noted");
+    let failed = Filter {
+        status: Some(Status::Failed),
+        ..Filter::default()
+    };
+    let listed = list(&database, failed).await;
+    assert_eq!(
+        (listed[0].attempts, listed[0].error.as_deref()),
+        (2, Some("still too large"))
+    );
+    assert_eq!(
+        database.outbox.retry(None).await.expect("asked"),
+        0,
+        "the relay is not past it"
+    );
+    database.outbox.sent(all[1].seq).await.expect("noted");
+    assert_eq!(database.outbox.counts().await.expect("counted").failed, 1);
+    assert_eq!(
+        database
+            .outbox
+            .retry(Some(all[1].event.id))
+            .await
+            .expect("asked"),
+        0
+    );
+    assert_eq!(
+        database
+            .outbox
+            .retry(Some(all[0].event.id))
+            .await
+            .expect("asked"),
+        1
+    );
+    let again = database.outbox.after(all[1].seq, 10).await.expect("read");
+    assert_eq!(
+        again[0].event, all[0].event,
+        "the same event behind every other"
+    );
+    assert_eq!(
+        statuses(&database).await,
+        [(Status::Sent, 0), (Status::New, 0)]
+    );
+    // One that was taken after all is no failure.
+    database
+        .outbox
+        .refused(again[0].seq, "busy", false)
+        .await
+        .expect("noted");
+    database.outbox.sent(again[0].seq).await.expect("noted");
+    assert_eq!(
+        statuses(&database).await,
+        [(Status::Sent, 0), (Status::Sent, 0)]
+    );
+}
+
+async fn a_filter_lists_what_it_names(world: World) {
+    let database = world.database().await;
+    let ann = create(&database, "ann").await;
+    let between = Timestamp::now();
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    create(&database, "bob").await;
+    let all = list(&database, Filter::default()).await;
+    let only = |filter: Filter| {
+        let database = database.clone();
+        async move { list(&database, filter).await }
+    };
+    let none = Filter::default();
+    let first = &all[..1];
+    let id = Some(all[0].event.event.id);
+    assert_eq!(only(Filter { id, ..none.clone() }).await, first);
+    let aggregate_id = Some(ann.id.to_string());
+    assert_eq!(
+        only(Filter {
+            aggregate_id,
+            ..none.clone()
+        })
+        .await,
+        first
+    );
+    assert_eq!(
+        only(Filter {
+            to: Some(between),
+            ..none.clone()
+        })
+        .await,
+        first
+    );
+    let both = Filter {
+        from: Some(between),
+        aggregate_type: Some("user".to_owned()),
+        ..none.clone()
+    };
+    assert_eq!(only(both).await, all[1..]);
+    assert_eq!(
+        only(Filter {
+            after: all[0].event.seq,
+            ..none.clone()
+        })
+        .await,
+        all[1..]
+    );
+    let order = Some("order".to_owned());
+    assert_eq!(
+        only(Filter {
+            aggregate_type: order,
+            ..none.clone()
+        })
+        .await,
+        []
+    );
+    assert_eq!(
+        only(Filter {
+            status: Some(Status::Sent),
+            ..none
+        })
+        .await,
+        []
+    );
+}
+
+async fn old_events_go_when_they_were_sent(world: World) {
+    let database = world.database().await;
+    for name in ["a", "b", "c"] {
+        create(&database, name).await;
+    }
+    let all = database.outbox.after(0, 10).await.expect("read");
+    database
+        .outbox
+        .refused(all[0].seq, "too large", true)
+        .await
+        .expect("noted");
+    database.outbox.sent(all[1].seq).await.expect("noted");
+    let purge = |time| {
+        let outbox = database.outbox.clone();
+        async move { outbox.purge(time, 10).await.expect("purged") }
+    };
+    assert_eq!(purge(all[0].event.created_at).await, 0, "not old enough");
+    assert_eq!(purge(Timestamp::MAX).await, 1);
+    let states: Vec<Status> = statuses(&database).await.iter().map(|one| one.0).collect();
+    assert_eq!(
+        states,
+        [Status::Failed, Status::New],
+        "only what was sent goes"
+    );
+    create(&database, "d").await;
+    let places = database.outbox.after(0, 10).await.expect("read");
+    assert!(
+        places.last().expect("one").seq > all[2].seq,
+        "no place is given twice"
+    );
+}
+
+async fn a_commit_wakes_the_relay(world: World) {
+    let database = world.database().await;
+    let outbox = database.outbox.clone();
+    let waiting = tokio::spawn(async move { outbox.committed().await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!waiting.is_finished());
+    create(&database, "ann").await;
+    tokio::time::timeout(Duration::from_secs(5), waiting)
+        .await
+        .expect("woken")
+        .expect("joined");
+}

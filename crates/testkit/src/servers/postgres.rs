@@ -1,0 +1,186 @@
+//! Private PostgreSQL servers.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{Guarded, free_port};
+
+/// The user that the server runs as when the tests run as root, which it refuses to.
+const USER: &str = "postgres";
+
+/// Longest wait for a server to answer.
+const START: Duration = Duration::from_secs(60);
+
+/// A running server and its folder.
+pub struct Server {
+    folder: tempfile::TempDir,
+    programs: PathBuf,
+    port: u16,
+    process: Option<Guarded>,
+}
+
+impl Server {
+    /// Starts one.
+    ///
+    /// # Panics
+    /// When it does not answer; [`missing`] says beforehand whether it is installed.
+    pub fn start() -> Self {
+        let mut server = Self {
+            folder: tempfile::tempdir().expect("a temporary folder can be made"),
+            programs: programs().expect("PostgreSQL is installed"),
+            port: free_port(),
+            process: None,
+        };
+        if rustix::process::getuid().is_root() {
+            let folder = server.folder.path();
+            run(Command::new("chown").arg(USER).arg(folder));
+        }
+        let data = server.data();
+        let setup = [
+            "--pgdata",
+            &data,
+            "--username",
+            "towpath",
+            "--auth",
+            "trust",
+        ];
+        let rest = ["--no-sync", "--locale", "C", "--encoding", "UTF8"];
+        let words = server.as_user("initdb", &[setup.as_slice(), &rest].concat());
+        run(Command::new(&words[0]).args(&words[1..]));
+        server.launch();
+        server
+    }
+
+    /// Its port on the loopback address.
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The URL of one of its databases.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://towpath@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// The URL of a new database of this name.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn create(&self, database: &str) -> String {
+        self.query("postgres", &format!("CREATE DATABASE \"{database}\""));
+        self.url(database)
+    }
+
+    /// What a statement answers, columns separated by `|`.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn query(&self, database: &str, sql: &str) -> String {
+        let mut psql = Command::new(self.programs.join("psql"));
+        psql.args(["--no-psqlrc", "-qAt", "-v", "ON_ERROR_STOP=1"]);
+        run(psql.args(["-d", &self.url(database), "-c", sql]))
+    }
+
+    /// Kills it as a crash does.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.end("KILL");
+        }
+    }
+
+    /// Starts it again where it was, with what it had written.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.launch();
+    }
+
+    fn data(&self) -> String {
+        self.folder.path().join("data").display().to_string()
+    }
+
+    /// The words that run one of its programs as somebody else than root.
+    fn as_user(&self, program: &str, arguments: &[&str]) -> Vec<String> {
+        let mut words = Vec::new();
+        if rustix::process::getuid().is_root() {
+            words.extend([
+                "setpriv",
+                "--reuid",
+                USER,
+                "--regid",
+                USER,
+                "--clear-groups",
+            ]);
+        }
+        let program = self.programs.join(program).display().to_string();
+        let words = words.into_iter().map(str::to_owned);
+        let arguments = arguments.iter().map(ToString::to_string);
+        words.chain([program]).chain(arguments).collect()
+    }
+
+    fn launch(&mut self) {
+        let (data, port) = (self.data(), self.port.to_string());
+        // No socket file: the folder's path may be too long for one.
+        let place = ["-D", &data, "-h", "127.0.0.1", "-p", &port, "-k", ""];
+        let size = ["-c", "shared_buffers=32MB", "-c", "max_connections=200"];
+        let words = self.as_user("postgres", &[place.as_slice(), &size].concat());
+        let began = Instant::now();
+        while began.elapsed() < START {
+            // What a crash left behind ends a moment later, and until then nothing starts beside it.
+            self.process = Some(Guarded::spawn(&words[0], &words[1..]).expect("it can be started"));
+            for _ in 0..100 {
+                let mut ready = Command::new(self.programs.join("pg_isready"));
+                let ready = ready.args(["-q", "-h", "127.0.0.1", "-p", &port]).status();
+                if ready.is_ok_and(|status| status.success()) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        panic!("PostgreSQL does not start");
+    }
+}
+
+/// What a program prints.
+fn run(command: &mut Command) -> String {
+    let output = command.output().expect("it can be started");
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// Where the newest server's programs are: Debian keeps them out of the path.
+fn programs() -> Option<PathBuf> {
+    let versions = Path::new("/usr/lib/postgresql").read_dir().ok()?;
+    let number = |path: &PathBuf| path.file_name()?.to_str()?.parse::<u32>().ok();
+    let newest = versions.filter_map(|entry| Some(entry.ok()?.path()));
+    let programs = newest.max_by_key(number)?.join("bin");
+    programs.join("postgres").exists().then_some(programs)
+}
+
+/// Why no server can be started here, if so.
+pub fn missing() -> Option<String> {
+    match programs() {
+        Some(_) => None,
+        None => Some("PostgreSQL is not installed; `make setup` installs it".to_owned()),
+    }
+}
+
+static SHARED: Mutex<Option<Arc<Server>>> = Mutex::new(None);
+
+/// One for all tests of this process that keep to a database of their own; [`stop_shared`] ends it.
+pub fn shared() -> Arc<Server> {
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(shared.get_or_insert_with(|| Arc::new(Server::start())))
+}
+
+/// Ends the shared server.
+pub fn stop_shared() {
+    SHARED.lock().unwrap_or_else(PoisonError::into_inner).take();
+}

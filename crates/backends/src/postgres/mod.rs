@@ -19,18 +19,19 @@ use std::time::Duration;
 use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime,
 };
-use tokio_postgres::NoTls;
 use tokio_postgres::error::SqlState;
 use towpath_core::database::{Database, Descriptor};
 use towpath_core::{Error, Result};
 
+use config::Config;
 use nudge::Nudge;
+pub use outbox::write_event;
 
 /// PostgreSQL's row of the table of databases.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "postgres",
     schemes: &["postgres", "postgresql"],
-    check: |url| config::parse(url).map(drop),
+    check: |url| Config::parse(url).map(drop),
     open: |url| Box::pin(async move { open(&url).await }),
 };
 
@@ -59,29 +60,33 @@ async fn connection(pool: &Pool) -> Result<Object> {
 }
 
 async fn open(url: &str) -> Result<Database> {
-    let config = config::parse(url)?;
+    let config = Config::parse(url)?;
     let setup = ManagerConfig {
         recycling_method: RecyclingMethod::Fast,
     };
-    let pool = Pool::builder(Manager::from_config(config.clone(), NoTls, setup))
-        .max_size(CONNECTIONS)
-        .runtime(Runtime::Tokio1)
-        .wait_timeout(Some(CONNECT))
-        .create_timeout(Some(CONNECT))
-        .post_create(Hook::async_fn(|client, _| {
-            Box::pin(async move {
-                // No statement of ours takes long; one that waits for a lock gives it up.
-                let set =
-                    "SET statement_timeout = '10s'; SET lock_timeout = '5s'; SET TimeZone = 'UTC'";
-                client.batch_execute(set).await.map_err(HookError::Backend)
-            })
-        }))
-        .build()
-        .map_err(|error| Error::invalid("the pool of connections").with_source(error))?;
+    let pool = Pool::builder(Manager::from_config(
+        config.postgres.clone(),
+        config.tls()?,
+        setup,
+    ))
+    .max_size(CONNECTIONS)
+    .runtime(Runtime::Tokio1)
+    .wait_timeout(Some(CONNECT))
+    .create_timeout(Some(CONNECT))
+    .post_create(Hook::async_fn(|client, _| {
+        Box::pin(async move {
+            // No statement of ours takes long; one that waits for a lock gives it up.
+            let set =
+                "SET statement_timeout = '10s'; SET lock_timeout = '5s'; SET TimeZone = 'UTC'";
+            client.batch_execute(set).await.map_err(HookError::Backend)
+        })
+    }))
+    .build()
+    .map_err(|error| Error::invalid("the pool of connections").with_source(error))?;
     // A wrong password or name is said now.
     drop(connection(&pool).await?);
     let postgres = Arc::new(Postgres {
-        nudge: Nudge::start(pool.clone(), config),
+        nudge: Nudge::new(pool.clone(), &config)?,
         pool,
     });
     Ok(Database {

@@ -8,7 +8,11 @@ use std::time::Duration;
 
 use deadpool_postgres::Pool;
 use tokio::sync::Notify;
-use tokio_postgres::{AsyncMessage, Config, NoTls};
+use tokio_postgres::AsyncMessage;
+use tokio_postgres_rustls::MakeRustlsConnect;
+use towpath_core::Result;
+
+use super::config::Config;
 
 const LISTEN: &str = "LISTEN towpath_outbox";
 const NOTIFY: &str = "NOTIFY towpath_outbox";
@@ -20,7 +24,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// The nudges of one database.
 pub(super) struct Nudge {
     pool: Pool,
-    config: Config,
+    config: tokio_postgres::Config,
+    tls: MakeRustlsConnect,
     /// This process has committed an event.
     committed: Notify,
     /// There are events for this process.
@@ -30,15 +35,16 @@ pub(super) struct Nudge {
 }
 
 impl Nudge {
-    pub(super) fn start(pool: Pool, config: Config) -> Arc<Self> {
-        Arc::new(Self {
+    pub(super) fn new(pool: Pool, config: &Config) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self {
             pool,
-            config,
+            config: config.postgres.clone(),
+            tls: config.tls()?,
             committed: Notify::new(),
             arrived: Notify::new(),
             telling: Once::new(),
             listening: Once::new(),
-        })
+        }))
     }
 
     /// Says that an event was committed.
@@ -67,11 +73,11 @@ impl Nudge {
     pub(super) async fn told(self: &Arc<Self>) {
         self.listening.call_once(|| {
             let nudge = Arc::downgrade(self);
-            let config = self.config.clone();
+            let (config, tls) = (self.config.clone(), self.tls.clone());
             // Ends when the database is closed, as above.
             tokio::spawn(async move {
                 while nudge.strong_count() > 0 {
-                    let Ok((client, mut connection)) = config.connect(NoTls).await else {
+                    let Ok((client, mut connection)) = config.connect(tls.clone()).await else {
                         tokio::time::sleep(AGAIN).await;
                         continue;
                     };

@@ -32,6 +32,33 @@ pub(super) fn values(event: &NewEvent) -> [&(dyn ToSql + Sync); 8] {
     ]
 }
 
+/// Writes an event in the transaction that is open: it is sent when that is committed, and never was when it is not.
+///
+/// Lock what the event is about before, as an `UPDATE` does: the events of one thing then have the order of its
+/// changes. A transaction that stays open after this holds back the events behind it.
+///
+/// ```
+/// use towpath_backends::postgres::write_event;
+/// use towpath_core::port::outbox::NewEvent;
+///
+/// # async fn example(mut client: tokio_postgres::Client, event: NewEvent) -> Result<(), tokio_postgres::Error> {
+/// let transaction = client.transaction().await?;
+/// transaction.execute("UPDATE orders SET state = 'paid' WHERE id = 7", &[]).await?;
+/// write_event(&transaction, &event).await?;
+/// transaction.commit().await
+/// # }
+/// ```
+///
+/// # Errors
+/// Those of the insert; the tables must be there (`towpath migrate up`).
+pub async fn write_event(
+    client: &impl tokio_postgres::GenericClient,
+    event: &NewEvent,
+) -> std::result::Result<(), tokio_postgres::Error> {
+    let insert = format!("INSERT INTO outbox ({NEW}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)");
+    client.execute(&insert, &values(event)).await.map(drop)
+}
+
 #[async_trait]
 impl Outbox for Postgres {
     async fn name(&self) -> Result<Uuid> {
@@ -87,6 +114,17 @@ impl Outbox for Postgres {
         self.change(insert, &[&signed(seq), &error, &at])
             .await
             .map(drop)
+    }
+
+    async fn write(&self, events: Vec<NewEvent>) -> Result<()> {
+        let mut client = self.connection().await?;
+        let transaction = client.transaction().await.map_err(failed)?;
+        for event in &events {
+            write_event(&*transaction, event).await.map_err(failed)?;
+        }
+        transaction.commit().await.map_err(failed)?;
+        self.nudge.tell();
+        Ok(())
     }
 
     async fn list(&self, filter: &Filter, max: usize) -> Result<Vec<Listed>> {

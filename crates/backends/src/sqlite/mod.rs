@@ -20,6 +20,7 @@ use towpath_core::{Error, Result};
 use uuid::Uuid;
 
 use connection::Threads;
+pub use outbox::write_event;
 
 /// SQLite's row of the table of databases.
 pub const DESCRIPTOR: Descriptor = Descriptor {

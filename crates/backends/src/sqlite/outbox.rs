@@ -14,8 +14,24 @@ use crate::sql::{listed, signed, unsigned};
 
 const COLUMNS: &str = "seq, id, aggregate_type, aggregate_id, event_type, topic, partition_key, event_data, created_at";
 
-/// Writes an event in the transaction that is open.
-pub(super) fn write(connection: &Connection, event: &NewEvent) -> rusqlite::Result<()> {
+/// Writes an event in the transaction that is open: it is sent when that is committed, and never was when it is not.
+///
+/// ```
+/// use towpath_backends::sqlite::write_event;
+/// use towpath_core::port::outbox::NewEvent;
+///
+/// # fn example(event: NewEvent) -> rusqlite::Result<()> {
+/// let mut connection = rusqlite::Connection::open("accounts.db")?;
+/// let transaction = connection.transaction()?;
+/// transaction.execute("UPDATE orders SET state = 'paid' WHERE id = 7", [])?;
+/// write_event(&transaction, &event)?;
+/// transaction.commit()
+/// # }
+/// ```
+///
+/// # Errors
+/// Those of the insert; the tables must be there (`towpath migrate up`).
+pub fn write_event(connection: &Connection, event: &NewEvent) -> rusqlite::Result<()> {
     let insert = "INSERT INTO outbox
         (id, aggregate_type, aggregate_id, event_type, topic, partition_key, event_data, created_at)
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
@@ -119,6 +135,16 @@ impl Outbox for Sqlite {
                 count.map(drop).map_err(failed)
             })
             .await
+    }
+
+    async fn write(&self, events: Vec<NewEvent>) -> Result<()> {
+        self.threads
+            .write(move |connection| {
+                let mut written = events.iter().map(|event| write_event(connection, event));
+                written.try_for_each(|written| written.map_err(failed))
+            })
+            .await
+            .inspect(|()| self.committed.notify_one())
     }
 
     async fn list(&self, filter: &Filter, max: usize) -> Result<Vec<Listed>> {

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::Sqlite;
 use super::connection::failed;
-use super::outbox::write as write_event;
+use super::outbox::write_event;
 use crate::sql::{signed, unsigned};
 
 const COLUMNS: &str = "id, email, name, created_at, updated_at, version";

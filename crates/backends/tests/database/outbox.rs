@@ -18,6 +18,7 @@ cases![
     what_was_sent_is_noted_once_and_never_back,
     a_refused_event_is_processing_then_failed_and_then_new_again,
     a_filter_lists_what_it_names,
+    what_was_sent_can_be_written_again,
     old_events_go_when_they_were_sent,
     a_commit_wakes_the_relay,
 ];
@@ -324,4 +325,18 @@ async fn a_commit_wakes_the_relay(world: World) {
         .await
         .expect("woken")
         .expect("joined");
+}
+
+async fn what_was_sent_can_be_written_again(world: World) {
+    let database = world.database().await;
+    create(&database, "ann").await;
+    let first = database.outbox.after(0, 10).await.expect("read").remove(0);
+    database.outbox.sent(first.seq).await.expect("noted");
+    let mut other = first.event.clone();
+    other.topic = "elsewhere".to_owned();
+    let both = vec![first.event.clone(), other.clone()];
+    database.outbox.write(both.clone()).await.expect("written");
+    let again = database.outbox.after(first.seq, 10).await.expect("read");
+    let again: Vec<_> = again.into_iter().map(|event| event.event).collect();
+    assert_eq!(again, both);
 }

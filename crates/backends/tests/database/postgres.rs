@@ -20,6 +20,7 @@ cases![
     tables_that_are_there_are_taken_over,
     a_server_that_is_killed_keeps_what_was_acknowledged,
     a_wrong_database_is_named,
+    tls_is_spoken_and_the_certificate_checked,
 ];
 
 /// A connection of somebody else.
@@ -205,4 +206,28 @@ async fn a_wrong_database_is_named(world: World) {
         "{}",
         error.chain()
     );
+}
+
+async fn tls_is_spoken_and_the_certificate_checked(_: World) {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    towpath_testkit::certificates::make(folder.path());
+    let server = Server::start_with_tls(folder.path());
+    let url = server.create("case").replace("127.0.0.1", "localhost");
+    let authority = folder.path().join("ca.pem");
+    let trusting = format!(
+        "{url}?sslmode=verify-full&sslrootcert={}",
+        authority.display()
+    );
+    let database = towpath_backends::open_database(&trusting)
+        .await
+        .expect("trusted");
+    while database.schema.up().await.expect("migrated").is_some() {}
+    let encrypted = "SELECT bool_or(ssl) FROM pg_stat_ssl s JOIN pg_stat_activity USING (pid)
+        WHERE application_name = 'towpath'";
+    assert_eq!(server.query("case", encrypted), "t");
+    let Err(error) = towpath_backends::open_database(&format!("{url}?sslmode=require")).await
+    else {
+        panic!("a certificate of an unknown authority was taken");
+    };
+    assert!(error.chain().contains("certificate"), "{}", error.chain());
 }

@@ -165,6 +165,13 @@ pub trait Outbox: Send + Sync {
     /// `Unavailable` when the database did not answer.
     async fn refused(&self, seq: u64, error: &str, is_given_up: bool) -> Result<()>;
 
+    /// Writes events that no change of this database comes with, all or none. One that was sent before is sent again,
+    /// with the same id.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database did not answer.
+    async fn write(&self, events: Vec<NewEvent>) -> Result<()>;
+
     /// Events in order of their places, at most `max`.
     ///
     /// # Errors

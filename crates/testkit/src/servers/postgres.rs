@@ -18,6 +18,7 @@ pub struct Server {
     folder: tempfile::TempDir,
     programs: PathBuf,
     port: u16,
+    settings: Vec<String>,
     process: Option<Guarded>,
 }
 
@@ -27,15 +28,40 @@ impl Server {
     /// # Panics
     /// When it does not answer; [`missing`] says beforehand whether it is installed.
     pub fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        Self::start_in(folder, Vec::new())
+    }
+
+    /// Starts one that also speaks TLS, with the certificate that is made for it and signed by `ca.pem` of this folder.
+    ///
+    /// # Panics
+    /// As [`Server::start`].
+    pub fn start_with_tls(certificates: &Path) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let mut settings = vec!["-c".to_owned(), "ssl=on".to_owned()];
+        for (setting, name) in [
+            ("ssl_cert_file", "server.pem"),
+            ("ssl_key_file", "server.key"),
+        ] {
+            let copy = folder.path().join(name);
+            std::fs::copy(certificates.join(name), &copy).expect("copied");
+            run(Command::new("chmod").arg("600").arg(&copy));
+            settings.extend(["-c".to_owned(), format!("{setting}={}", copy.display())]);
+        }
+        Self::start_in(folder, settings)
+    }
+
+    fn start_in(folder: tempfile::TempDir, settings: Vec<String>) -> Self {
         let mut server = Self {
-            folder: tempfile::tempdir().expect("a temporary folder can be made"),
+            folder,
+            settings,
             programs: programs().expect("PostgreSQL is installed"),
             port: free_port(),
             process: None,
         };
         if rustix::process::getuid().is_root() {
             let folder = server.folder.path();
-            run(Command::new("chown").arg(USER).arg(folder));
+            run(Command::new("chown").args(["-R", USER]).arg(folder));
         }
         let data = server.data();
         let setup = [
@@ -126,7 +152,8 @@ impl Server {
         // No socket file: the folder's path may be too long for one.
         let place = ["-D", &data, "-h", "127.0.0.1", "-p", &port, "-k", ""];
         let size = ["-c", "shared_buffers=32MB", "-c", "max_connections=200"];
-        let words = self.as_user("postgres", &[place.as_slice(), &size].concat());
+        let settings: Vec<&str> = self.settings.iter().map(String::as_str).collect();
+        let words = self.as_user("postgres", &[place.as_slice(), &size, &settings].concat());
         let began = Instant::now();
         while began.elapsed() < START {
             // What a crash left behind ends a moment later, and until then nothing starts beside it.

@@ -2,7 +2,9 @@
 CARGO ?= cargo
 SEEDS ?= 200
 
-.PHONY: run build setup test unit-test integration-test test-all chaos bench fuzz fmt lint doc clean
+.PHONY: run build setup test unit-test integration-test test-all chaos bench fuzz fmt lint doc clean \
+  unified-server relay migrate migrate-down backfill backfill-execute check-outbox status \
+  test-token-bucket test-user-api test-crash db-shell redis-shell
 
 run: ## Start everything on the embedded store, data in ./towpath-data
 	$(CARGO) run --release --bin towpath -- up
@@ -54,3 +56,55 @@ doc: ## The API documentation, without warnings
 
 clean: ## Remove build output; ./towpath-data stays
 	$(CARGO) clean
+
+# The accounts app; PORT, DB_HOST, REDIS_ADDR, KAFKA_BROKERS and the others of docs/reference/configuration.md count.
+TOWPATH = $(CARGO) run --quiet --release --bin towpath --
+COMMA = ,
+API ?= localhost:$(or $(PORT),8080)
+
+unified-server: ## Users, limits and health; with RELAY=off the relay is left to `make relay`
+	$(TOWPATH) run accounts.api$(if $(filter off,$(RELAY)),,$(COMMA)accounts.relay)
+
+relay: ## The relay by itself, for a database and broker that processes share
+	$(TOWPATH) run accounts.relay
+
+migrate: ## Make the tables
+	$(TOWPATH) migrate up
+
+migrate-down: ## Take the last migration back
+	$(TOWPATH) migrate down
+
+backfill: ## Count the events that would be sent again; ARGS="-start … -end … -topic …"
+	$(TOWPATH) backfill -dry-run $(ARGS)
+
+backfill-execute: ## Send them again
+	$(TOWPATH) backfill $(ARGS)
+
+check-outbox: ## Events by status, and the last ones
+	$(TOWPATH) outbox stats
+	$(TOWPATH) outbox ls
+
+status: ## How the running process is
+	$(TOWPATH) health
+
+test-token-bucket: ## Take tokens until there are none, against a running server
+	curl -sS "$(API)/api/bucket/check?key=user123"
+	curl -sS -X POST "$(API)/api/bucket/consume?key=user123&tokens=5"
+	curl -sS -X POST "$(API)/api/bucket/bulk-consume?key=user123"
+	curl -sS -X POST "$(API)/api/bucket/reset?key=user123"
+
+test-user-api: ## Create a user and list all, against a running server
+	curl -sS -H 'content-type: application/json' "$(API)/api/users" \
+	  -d '{"email": "user-'$$(date +%s%N)'@example.com", "name": "Test User"}'
+	curl -sS "$(API)/api/users"
+
+test-crash: ## Stop a running server between commit and answer; it must allow it (accounts.crash_test)
+	curl -sS -H 'content-type: application/json' "$(API)/api/test/crash" \
+	  -d '{"email": "crash-'$$(date +%s%N)'@example.com", "name": "Crash", "crash_after_db": true}'
+
+db-shell: ## A shell on the database
+	$(if $(DB_HOST),PGPASSWORD=$(or $(DB_PASSWORD),postgres) psql -h $(DB_HOST) -p $(or $(DB_PORT),5432) \
+	  -U $(or $(DB_USER),postgres) $(or $(DB_NAME),outbox_db),sqlite3 towpath-data/accounts.db)
+
+redis-shell: ## A shell on Redis
+	redis-cli -u redis://$(or $(REDIS_ADDR),localhost:6379)

@@ -6,7 +6,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use towpath_core::Result;
 use towpath_core::port::Outbox;
-use towpath_core::port::outbox::{Counts, Event, Filter, Listed, NewEvent};
+use towpath_core::port::outbox::{Backlog, Event, Filter, Listed, NewEvent};
 use uuid::Uuid;
 
 use super::{Postgres, failed, fence};
@@ -170,22 +170,25 @@ impl Outbox for Postgres {
         Ok(all.collect())
     }
 
-    async fn counts(&self) -> Result<Counts> {
+    async fn backlog(&self) -> Result<Backlog> {
         let select = "SELECT
             (SELECT count(*) FROM outbox WHERE seq > r.position),
             (SELECT count(*) FROM outbox_refused WHERE given_up_at IS NOT NULL),
-            (SELECT count(*) FROM outbox),
             (SELECT created_at FROM outbox WHERE seq > r.position ORDER BY seq LIMIT 1)
             FROM outbox_relay r";
         let client = self.connection().await?;
         let row = client.query_one(select, &[]).await.map_err(failed)?;
-        let [new, failed, all] = [0, 1, 2].map(|column| unsigned(row.get(column)));
-        Ok(Counts {
-            new,
-            sent: all.saturating_sub(new + failed),
-            failed,
-            oldest_new: row.get(3),
+        Ok(Backlog {
+            new: unsigned(row.get(0)),
+            failed: unsigned(row.get(1)),
+            oldest: row.get(2),
         })
+    }
+
+    async fn kept(&self) -> Result<u64> {
+        let client = self.connection().await?;
+        let row = client.query_one("SELECT count(*) FROM outbox", &[]).await;
+        Ok(unsigned(row.map_err(failed)?.get(0)))
     }
 
     async fn retry(&self, id: Option<Uuid>) -> Result<u64> {

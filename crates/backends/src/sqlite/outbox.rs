@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use towpath_core::Result;
 use towpath_core::port::Outbox;
-use towpath_core::port::outbox::{Counts, Event, Filter, Listed, NewEvent};
+use towpath_core::port::outbox::{Backlog, Event, Filter, Listed, NewEvent};
 use uuid::Uuid;
 
 use super::Sqlite;
@@ -182,28 +182,32 @@ impl Outbox for Sqlite {
             .await
     }
 
-    async fn counts(&self) -> Result<Counts> {
-        let count = |connection: &Connection| -> rusqlite::Result<Counts> {
+    async fn backlog(&self) -> Result<Backlog> {
+        let count = |connection: &Connection| -> rusqlite::Result<Backlog> {
             let number = |sql: &str| connection.query_row(sql, [], |row| row.get(0).map(unsigned));
+            let new = "SELECT count(*) FROM outbox WHERE seq > (SELECT position FROM outbox_relay)";
+            let failed = "SELECT count(*) FROM outbox_refused WHERE given_up_at IS NOT NULL";
             let oldest = "SELECT created_at FROM outbox WHERE seq >
                 (SELECT position FROM outbox_relay) ORDER BY seq LIMIT 1";
-            let new = number(
-                "SELECT count(*) FROM outbox WHERE seq > (SELECT position FROM outbox_relay)",
-            )?;
-            let failed =
-                number("SELECT count(*) FROM outbox_refused WHERE given_up_at IS NOT NULL")?;
-            let all = number("SELECT count(*) FROM outbox")?;
-            Ok(Counts {
-                new,
-                sent: all.saturating_sub(new + failed),
-                failed,
-                oldest_new: connection
+            Ok(Backlog {
+                new: number(new)?,
+                failed: number(failed)?,
+                oldest: connection
                     .query_row(oldest, [], |row| super::time(row, 0))
                     .optional()?,
             })
         };
         self.threads
             .read(move |connection| count(connection).map_err(failed))
+            .await
+    }
+
+    async fn kept(&self) -> Result<u64> {
+        let count = |connection: &Connection| {
+            connection.query_row("SELECT count(*) FROM outbox", [], |row| row.get(0))
+        };
+        self.threads
+            .read(move |connection| count(connection).map(unsigned).map_err(failed))
             .await
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use towpath_core::database::Database;
-use towpath_core::port::outbox::{Counts, Filter, Listed, Status};
+use towpath_core::port::outbox::{Backlog, Filter, Listed, Status};
 use uuid::Uuid;
 
 use super::users::{create, event};
@@ -129,17 +129,17 @@ async fn what_was_sent_is_noted_once_and_never_back(world: World) {
     assert_eq!(database.outbox.position().await.expect("known"), all[1].seq);
     let states: Vec<Status> = statuses(&database).await.iter().map(|one| one.0).collect();
     assert_eq!(states, [Status::Sent, Status::Sent, Status::New]);
-    let counts = database.outbox.counts().await.expect("counted");
-    let oldest_new = Some(all[2].event.created_at);
+    let backlog = database.outbox.backlog().await.expect("counted");
+    let oldest = Some(all[2].event.created_at);
     assert_eq!(
-        counts,
-        Counts {
+        backlog,
+        Backlog {
             new: 1,
-            sent: 2,
             failed: 0,
-            oldest_new
+            oldest
         }
     );
+    assert_eq!(database.outbox.kept().await.expect("counted"), 3);
     let name = database.outbox.name().await.expect("named");
     assert_eq!(world.open().await.outbox.name().await.expect("named"), name);
 }
@@ -178,7 +178,7 @@ async fn a_refused_event_is_processing_then_failed_and_then_new_again(world: Wor
         "the relay is not past it"
     );
     database.outbox.sent(all[1].seq).await.expect("noted");
-    assert_eq!(database.outbox.counts().await.expect("counted").failed, 1);
+    assert_eq!(database.outbox.backlog().await.expect("counted").failed, 1);
     assert_eq!(
         database
             .outbox

@@ -106,17 +106,15 @@ pub struct Filter {
     pub after: u64,
 }
 
-/// How many events there are.
+/// What the relay has still to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct Backlog {
     /// Not sent yet, those that are tried again among them.
     pub new: u64,
-    /// Sent and still kept.
-    pub sent: u64,
     /// Given up.
     pub failed: u64,
     /// When the oldest of those that were not sent yet happened.
-    pub oldest_new: Option<jiff::Timestamp>,
+    pub oldest: Option<jiff::Timestamp>,
 }
 
 /// The events of a database.
@@ -178,11 +176,17 @@ pub trait Outbox: Send + Sync {
     /// `Unavailable` when the database did not answer.
     async fn list(&self, filter: &Filter, max: usize) -> Result<Vec<Listed>>;
 
-    /// How many there are.
+    /// How many the relay has still to send, and how many it has given up.
     ///
     /// # Errors
     /// `Unavailable` when the database did not answer.
-    async fn counts(&self) -> Result<Counts>;
+    async fn backlog(&self) -> Result<Backlog>;
+
+    /// How many are kept, whatever became of them. Counts each, which takes long where there are many.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database did not answer.
+    async fn kept(&self) -> Result<u64>;
 
     /// Makes events new that the relay has given up and passed, all or this one: they get a place behind every other.
     /// Their number.

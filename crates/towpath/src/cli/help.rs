@@ -9,10 +9,12 @@ const GROUPS: [(&str, &[&str]); 4] = [
     ("Run", &["up", "run", "roles"]),
     (
         "Messages",
-        &["send", "queue", "stream", "dlq", "kv", "orders", "lines"],
+        &[
+            "send", "queue", "stream", "dlq", "kv", "orders", "lines", "outbox", "backfill",
+        ],
     ),
     ("Check", &["health", "doctor", "bench", "version"]),
-    ("Set up", &["config", "completions", "help"]),
+    ("Set up", &["config", "migrate", "completions", "help"]),
 ];
 
 /// Gives the front page its groups.

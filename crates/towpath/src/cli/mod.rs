@@ -13,7 +13,9 @@ mod health;
 mod help;
 mod kv;
 mod lines;
+mod migrate;
 mod orders;
+mod outbox;
 mod output;
 mod queue;
 #[cfg(test)]
@@ -83,6 +85,14 @@ enum Command {
     /// Check the books of the orders app
     #[command(subcommand)]
     Orders(orders::OrdersCommand),
+    /// Look at the events of the outbox, send them again
+    #[command(subcommand)]
+    Outbox(outbox::OutboxCommand),
+    /// Send a range of events again that were sent before
+    Backfill(outbox::BackfillArgs),
+    /// Make the tables of the database, or take them back
+    #[command(subcommand)]
+    Migrate(migrate::MigrateCommand),
     /// Show how the running process is
     Health(health::HealthArgs),
     /// Check configuration, folder, disk, ports and the running process, and say what to do
@@ -109,7 +119,7 @@ enum Command {
 impl Cli {
     /// Runs the command that the arguments say.
     pub async fn run() -> Exit {
-        let args: Vec<_> = std::env::args_os().collect();
+        let args = outbox::with_two_dashes(std::env::args_os().collect());
         let color = global::color_of(
             args.iter()
                 .map(|argument| argument.to_string_lossy().into_owned()),
@@ -155,6 +165,9 @@ impl Cli {
             Command::Kv(command) => kv::run(global, command).await,
             Command::Lines(command) => lines::run(global, command).await,
             Command::Orders(command) => orders::run(global, command).await,
+            Command::Outbox(command) => outbox::run(global, command).await,
+            Command::Backfill(args) => outbox::backfill(global, args).await,
+            Command::Migrate(command) => migrate::run(global, command).await,
             Command::Health(args) => health::run(global, args).await,
             Command::Doctor(args) => doctor::run(global, args).await,
             Command::Bench(command) => bench_command::run(global, command).await,

@@ -175,7 +175,7 @@ pub(super) fn confirm(yes: bool, question: &str) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::new(
             Exit::Usage,
-            "this deletes messages; say `--yes` to do it without being asked",
+            "this deletes what cannot be had back; say `--yes` to do it without being asked",
         ));
     }
     output::note(format!("{question} [y/N]"));

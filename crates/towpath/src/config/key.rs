@@ -40,6 +40,16 @@ const fn key(
     }
 }
 
+/// The parts of a PostgreSQL URL, as existing deployments set them.
+pub(super) const DATABASE_VARIABLES: [&str; 6] = [
+    "DB_HOST",
+    "DB_PORT",
+    "DB_USER",
+    "DB_PASSWORD",
+    "DB_NAME",
+    "DB_SSLMODE",
+];
+
 /// Every key, by section.
 pub const KEYS: &[Key] = &[
     key(
@@ -543,8 +553,8 @@ pub const KEYS: &[Key] = &[
         "accounts.database",
         Kind::Database,
         None,
-        &[],
-        "Database of the users and their events: `sqlite:PATH`; without it `accounts.db` in `data.dir`.",
+        &DATABASE_VARIABLES,
+        "Database of the users and their events: `sqlite:PATH` or `postgres://…`; without it `accounts.db` in `data.dir`. The variables say the parts of a PostgreSQL URL, and what they leave out is `localhost`, `5432`, `postgres`, `postgres`, `outbox_db` and `disable`.",
     ),
     key(
         "accounts.topic",

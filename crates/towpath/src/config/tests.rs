@@ -361,3 +361,32 @@ fn an_empty_text_takes_an_optional_key_back() {
     sources.flags = vec![(flag.0.to_owned(), flag.1.to_owned(), flag.2.to_owned())];
     assert_eq!(load(&sources).unwrap().config.max_depth, None);
 }
+
+#[test]
+fn parts_of_a_database_make_its_url() {
+    let url = |env: &[(&str, &str)]| {
+        let loaded = load(&sources("", env)).unwrap();
+        loaded.config.accounts.database.expose().to_owned()
+    };
+    assert!(url(&[]).starts_with("sqlite:"));
+    assert_eq!(
+        url(&[("DB_HOST", "db")]),
+        "postgres://postgres:postgres@db:5432/outbox_db?sslmode=disable"
+    );
+    let all = [
+        ("DB_HOST", "db"),
+        ("DB_PORT", "5433"),
+        ("DB_USER", "me"),
+        ("DB_PASSWORD", "a/b@c"),
+        ("DB_NAME", "users"),
+        ("DB_SSLMODE", "require"),
+    ];
+    assert_eq!(
+        url(&all),
+        "postgres://me:a%2Fb%40c@db:5433/users?sslmode=require"
+    );
+    let own = ("TOWPATH_ACCOUNTS__DATABASE", "sqlite:x.db");
+    assert_eq!(url(&[all[0], own]), "sqlite:x.db");
+    let wrong = sources("", &[("DB_HOST", "db"), ("DB_SSLMODE", "perhaps")]);
+    assert!(load(&wrong).unwrap_err().to_string().contains("sslmode"));
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::key::{KEYS, Key};
+use super::key::{DATABASE_VARIABLES, KEYS, Key};
 use super::suggest::did_you_mean;
 use crate::sink::VARIABLE_PREFIX;
 
@@ -78,6 +78,9 @@ impl<'a> Variables<'a> {
 
     /// The strongest reference variable that is set, in the words of the key.
     fn reference(&mut self, key: &Key) -> Option<Said> {
+        if key.variables == DATABASE_VARIABLES {
+            return self.database();
+        }
         let set: Vec<Said> = key
             .variables
             .iter()
@@ -113,6 +116,30 @@ impl<'a> Variables<'a> {
             _ => said.text,
         };
         Some(said)
+    }
+
+    /// The database that any of its parts being set asks for.
+    fn database(&self) -> Option<Said> {
+        let values = DATABASE_VARIABLES.map(|name| self.value(name));
+        let first = DATABASE_VARIABLES
+            .into_iter()
+            .zip(values)
+            .find(|one| one.1.is_some());
+        let [host, port, user, password, name, mode] = values;
+        let password = encoded(password.unwrap_or("postgres"));
+        let text = format!(
+            "postgres://{}:{password}@{}:{}/{}?sslmode={}",
+            encoded(user.unwrap_or("postgres")),
+            host.unwrap_or("localhost"),
+            port.unwrap_or("5432"),
+            encoded(name.unwrap_or("outbox_db")),
+            mode.unwrap_or("disable"),
+        );
+        first.map(|(name, _)| Said {
+            name: name.to_owned(),
+            text,
+            is_path: false,
+        })
     }
 
     /// Finds variables that look like ours and set nothing.

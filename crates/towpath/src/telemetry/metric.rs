@@ -47,6 +47,12 @@ pub enum Metric {
     InputRead,
     /// Size of an input.
     InputSize,
+    /// Events that the relay has not sent.
+    OutboxNew,
+    /// Events that the relay has given up.
+    OutboxFailed,
+    /// Age of the oldest event that was not sent.
+    OutboxOldestAge,
     /// Entries that a group has not finished.
     StreamLag,
     /// Entries in consumers' hands.
@@ -71,7 +77,7 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric, in the order of the documentation.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 35] = [
         Self::HttpRequests,
         Self::HttpRequestDuration,
         Self::RefusedConnections,
@@ -94,6 +100,9 @@ impl Metric {
         Self::LinesWritten,
         Self::InputRead,
         Self::InputSize,
+        Self::OutboxNew,
+        Self::OutboxFailed,
+        Self::OutboxOldestAge,
         Self::StreamLag,
         Self::StreamPending,
         Self::StreamOldestAge,
@@ -240,6 +249,24 @@ impl Metric {
                 "gauge",
                 "input",
                 "Size of an input file",
+            ),
+            Self::OutboxNew => (
+                "towpath_outbox_new_events",
+                "gauge",
+                "",
+                "Events that `accounts.relay` has not sent yet",
+            ),
+            Self::OutboxFailed => (
+                "towpath_outbox_failed_events",
+                "gauge",
+                "",
+                "Events that `accounts.relay` has given up: alert on more than none",
+            ),
+            Self::OutboxOldestAge => (
+                "towpath_outbox_oldest_age_seconds",
+                "gauge",
+                "",
+                "Age of the oldest event that was not sent yet",
             ),
             Self::StreamLag => (
                 "towpath_stream_lag_messages",

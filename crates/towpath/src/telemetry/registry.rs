@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use jiff::Timestamp;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -11,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use towpath_core::backend::Backend;
+use towpath_core::port::outbox::Backlog;
 use towpath_core::port::queue::Stats;
 use towpath_core::port::stream;
 
@@ -118,6 +120,9 @@ struct Inner {
     lines_written: Counter,
     input_read: Family<Input, Gauge>,
     input_size: Family<Input, Gauge>,
+    outbox_new: Gauge,
+    outbox_failed: Gauge,
+    outbox_oldest_age: Gauge,
     registry: Registry,
 }
 
@@ -144,6 +149,9 @@ impl Metrics {
             lines_written: Counter::default(),
             input_read: Family::default(),
             input_size: Family::default(),
+            outbox_new: Gauge::default(),
+            outbox_failed: Gauge::default(),
+            outbox_oldest_age: Gauge::default(),
             registry: Registry::default(),
         };
         let build = Family::<Build, Gauge>::default();
@@ -184,6 +192,13 @@ impl Metrics {
         );
         add(&mut registry, Metric::InputRead, inner.input_read.clone());
         add(&mut registry, Metric::InputSize, inner.input_size.clone());
+        for (metric, gauge) in [
+            (Metric::OutboxNew, &inner.outbox_new),
+            (Metric::OutboxFailed, &inner.outbox_failed),
+            (Metric::OutboxOldestAge, &inner.outbox_oldest_age),
+        ] {
+            add(&mut registry, metric, gauge.clone());
+        }
         add(&mut registry, Metric::BuildInfo, build);
         Self(Arc::new(Inner { registry, ..inner }))
     }
@@ -231,6 +246,17 @@ impl Metrics {
             let gauge = family.get_or_create(&labels).clone();
             gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
+    }
+
+    /// What the relay has still to do.
+    pub fn outbox(&self, backlog: &Backlog) {
+        let age = backlog.oldest.map_or(0, |oldest| {
+            Timestamp::now().duration_since(oldest).as_secs().max(0)
+        });
+        let signed = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        self.0.outbox_new.set(signed(backlog.new));
+        self.0.outbox_failed.set(signed(backlog.failed));
+        self.0.outbox_oldest_age.set(age);
     }
 
     /// The counters of refused connections of the listener with this name.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use towpath_core::Result;
 use towpath_core::backend::Backend;
 use towpath_core::database::Database;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Role;
 use super::opened::Opened;
@@ -20,6 +20,9 @@ use crate::supervisor::{OnFailure, Stage};
 /// The roles' names in health, metrics and the account.
 const API: &str = "accounts.api";
 const RELAY: &str = "accounts.relay";
+
+/// How often the backlog is counted.
+const WATCH: Duration = Duration::from_secs(2);
 
 /// How often what is over its time is looked for, and how much of it goes at once.
 const TEND: Duration = Duration::from_secs(60);
@@ -110,6 +113,40 @@ impl Accounts {
             let relay = relay.clone();
             async move { relay.run(&stop).await }
         });
+        self.watch(process);
+    }
+
+    /// Tells how far behind the relay is.
+    fn watch(&self, process: &mut Process<'_>) {
+        let (outbox, metrics) = (Arc::clone(&self.database.outbox), process.metrics.clone());
+        let supervisor = &mut process.supervisor;
+        supervisor.start(
+            "accounts.backlog",
+            Stage::Maintain,
+            OnFailure::Restart,
+            move |stop| {
+                let (outbox, metrics) = (Arc::clone(&outbox), metrics.clone());
+                async move {
+                    let mut failed = 0;
+                    while !stop.is_requested() {
+                        let backlog = outbox.backlog().await?;
+                        metrics.outbox(&backlog);
+                        if backlog.failed > failed {
+                            warn!(
+                                failed = backlog.failed,
+                                "events were given up: see `towpath outbox ls --status FAILED`"
+                            );
+                        }
+                        failed = backlog.failed;
+                        tokio::select! {
+                            () = tokio::time::sleep(WATCH) => {}
+                            () = stop.requested() => {}
+                        }
+                    }
+                    Ok(())
+                }
+            },
+        );
     }
 
     /// Lets go of what is over its time.

@@ -6,6 +6,7 @@ pub use towpath_backends::BACKENDS;
 use towpath_backends::DATABASES;
 pub use towpath_backends::embedded::FORMATS;
 use towpath_core::backend::Backend;
+use towpath_core::database::Database;
 use towpath_core::{Clock, Result, SystemClock};
 
 use crate::config::Stores;
@@ -22,6 +23,14 @@ pub const STORES: Stores = Stores {
 /// As `towpath_backends::open`.
 pub async fn open(url: &str) -> Result<Backend> {
     towpath_backends::open(url, clock()).await
+}
+
+/// Opens the database that a URL names, as it is: tables that are missing are not made.
+///
+/// # Errors
+/// As `towpath_backends::open_database`.
+pub async fn open_database(url: &str) -> Result<Database> {
+    towpath_backends::open_database(url).await
 }
 
 /// The machine's clock.

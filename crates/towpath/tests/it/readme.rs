@@ -116,6 +116,28 @@ fn the_tour_of_limits_runs_as_written() {
 }
 
 #[test]
+fn the_tour_of_users_runs_as_written() {
+    let world = World::new();
+    let _running = world.up();
+    let binary = std::path::Path::new(BINARY).parent().unwrap();
+    let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
+    let script = tour("users")
+        .replace("localhost:8080", &world.http.to_string())
+        .replace("towpath outbox stats", "sleep 1; towpath outbox stats");
+    let output = Command::new("sh")
+        .args(["-ec", &script])
+        .current_dir(&world.folder)
+        .env("PATH", path)
+        .env("TOWPATH_SERVER__ADMIN", world.admin.to_string())
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{stdout}");
+    assert!(stdout.contains("user.created"), "{stdout}");
+    assert!(stdout.contains(" 0    1     0"), "{stdout}");
+}
+
+#[test]
 fn every_example_of_the_help_runs() {
     let mut world = World::new();
     let input = world.folder.join("input.txt");

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use towpath_testkit::servers::{kafka, postgres, redis};
+
 use crate::client::Answer;
-use crate::process::{World, seeds, wait_until};
+use crate::process::{World, able, seeds, wait_until};
 
 fn create(world: &World, headers: &[(&str, &str)], body: &Value) -> Answer {
     let body = body.to_string();
@@ -120,30 +122,163 @@ fn crash_tests_are_off_until_they_are_allowed() {
 }
 
 #[test]
+fn events_are_listed_traced_and_sent_again() {
+    let world = World::new();
+    let _running = world.up();
+    let mut users = Vec::new();
+    for name in ["ann", "bob"] {
+        let body = json!({ "email": format!("{name}@example.org"), "name": name });
+        users.push(create(&world, &[], &body).json());
+    }
+    wait_until("their events", Duration::from_secs(10), || {
+        world.ok(&["outbox", "stats"]).contains("  2 ")
+    });
+    let listed: Value =
+        serde_json::from_str(&world.ok(&["outbox", "ls", "--output", "json"])).unwrap();
+    assert_eq!(listed[0]["aggregate_id"], users[0]["id"]);
+    assert_eq!(listed[1]["status"], "SENT");
+    let id = listed[1]["id"].as_str().unwrap();
+    let traced = world.ok(&["outbox", "trace", users[1]["id"].as_str().unwrap()]);
+    assert!(
+        traced.contains(id) && traced.contains("bob@example.org"),
+        "{traced}"
+    );
+    assert!(!world.run(&["outbox", "trace", "nobody"]).status.success());
+    assert_eq!(world.ok(&["outbox", "replay", id]), "1 sent again\n");
+    wait_until("the event again", Duration::from_secs(10), || {
+        events(&world).len() == 3
+    });
+    assert_eq!(events(&world)[2], events(&world)[1]);
+    let dry = world.ok(&["backfill", "-dry-run", "-batch-size", "2"]);
+    assert_eq!(dry, "3 would be sent again\n");
+    let later = ["backfill", "-start", "2100-01-01T00:00:00Z"];
+    assert_eq!(world.ok(&later), "0 sent again\n");
+    let elsewhere = ["backfill", "-batch-size", "2", "-topic", "again"];
+    assert_eq!(world.ok(&elsewhere), "3 sent again\n");
+    wait_until("the other topic", Duration::from_secs(10), || {
+        let shown = world
+            .run(&["stream", "show", "again", "--output", "json"])
+            .stdout;
+        serde_json::from_slice(&shown).is_ok_and(|shown: Value| shown["entries"] == 3)
+    });
+    assert_eq!(events(&world).len(), 3, "the first topic has no more");
+    let status = world.ok(&["migrate", "status"]);
+    assert!(
+        status.contains("outbox") && !status.contains(" -\n"),
+        "{status}"
+    );
+    assert!(
+        !world.run(&["migrate", "down"]).status.success(),
+        "asks first"
+    );
+}
+
+/// Users are created while the process dies again and again, `disturb` beside it; each committed event is in the
+/// stream once and in order.
+fn story(world: &World, seed: u64, mut disturb: impl FnMut()) {
+    let mut created = Vec::new();
+    for round in 0..3 {
+        let running = world.up();
+        let mut client = world.client();
+        for number in 0..20 + seed % 17 {
+            let email = format!("{round}-{number}@example.org");
+            let body = json!({ "email": email, "name": "x" }).to_string();
+            let key = [("idempotency-key", email.as_str())];
+            // One that is not answered for sure is asked for again.
+            wait_until("the user", Duration::from_secs(60), || {
+                match client.send("POST", "/api/users", &key, body.as_bytes()) {
+                    Ok(answer) => answer.status == 201,
+                    Err(_) => {
+                        client = world.client();
+                        false
+                    }
+                }
+            });
+            created.push(email);
+            if number == 10 + seed % 7 {
+                disturb();
+            }
+        }
+        running.kill();
+    }
+    let _running = world.up();
+    wait_until("every event", Duration::from_secs(60), || {
+        events(world).len() >= created.len()
+    });
+    let told: Vec<String> = events(world)
+        .iter()
+        .map(|event| event["email"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(told, created, "seed {seed}");
+}
+
+#[test]
 fn chaos_every_committed_event_is_in_the_stream_once_and_in_order() {
     for seed in 0..seeds(3) {
-        let world = World::new();
-        let mut created = Vec::new();
-        for round in 0..3 {
-            let running = world.up();
-            let mut client = world.client();
-            for number in 0..20 + seed % 17 {
-                let email = format!("{round}-{number}@example.org");
-                let body = json!({ "email": email, "name": "x" }).to_string();
-                let answer = client.post("/api/users", &[], body.as_bytes());
-                assert_eq!(answer.status, 201);
-                created.push(email);
-            }
-            running.kill();
+        story(&World::new(), seed, || {});
+    }
+}
+
+#[test]
+fn chaos_two_relays_from_postgresql_to_redis_while_each_of_them_dies() {
+    if !able("postgres", postgres::missing().is_none())
+        || !able("redis", redis::missing().is_none())
+    {
+        return;
+    }
+    let mut database = postgres::Server::start();
+    let mut broker = redis::Server::start(redis::DURABLE);
+    for seed in 0..seeds(2) {
+        let url = database.create(&format!("seed{seed}"));
+        let relay = format!("{}?prefix=seed{seed}-", broker.url());
+        let (mut world, mut other) = (World::new(), World::new());
+        for world in [&mut world, &mut other] {
+            world.set("TOWPATH_ACCOUNTS__DATABASE", &url);
+            world.set("TOWPATH_BACKENDS__RELAY", &relay);
+            world.set("TOWPATH_ACCOUNTS__RELAY__LEASE", "1s");
         }
-        let _running = world.up();
-        wait_until("every event", Duration::from_secs(20), || {
-            events(&world).len() >= created.len()
+        let mut second = Some(other.spawn(&["run", "accounts.relay"]));
+        let mut count = seed;
+        story(&world, seed, || {
+            count += 1;
+            match count % 3 {
+                0 => database.restart(),
+                1 => broker.restart(),
+                _ => {
+                    if let Some(second) = second.take() {
+                        second.kill();
+                    }
+                    second = Some(other.spawn(&["run", "accounts.relay"]));
+                }
+            }
         });
-        let told: Vec<String> = events(&world)
-            .iter()
-            .map(|event| event["email"].as_str().unwrap().to_owned())
-            .collect();
-        assert_eq!(told, created, "seed {seed}");
+    }
+}
+
+#[test]
+fn chaos_from_postgresql_to_kafka_while_each_of_them_dies() {
+    if !able("postgres", postgres::missing().is_none())
+        || !able("kafka", kafka::missing().is_none())
+    {
+        return;
+    }
+    let mut database = postgres::Server::start();
+    let mut broker = kafka::Server::start();
+    for seed in 0..seeds(1) {
+        let url = database.create(&format!("seed{seed}"));
+        let mut world = World::new();
+        world.set("TOWPATH_ACCOUNTS__DATABASE", &url);
+        world.set(
+            "TOWPATH_BACKENDS__RELAY",
+            format!("{}?prefix=seed{seed}-", broker.url()),
+        );
+        let mut count = seed;
+        story(&world, seed, || {
+            count += 1;
+            match count % 2 {
+                0 => database.restart(),
+                _ => broker.restart(),
+            }
+        });
     }
 }

@@ -51,21 +51,6 @@ impl Target {
             _ => backend.require_queue(ROLE).map(Self::Queues),
         }
     }
-
-    /// Appends events, all to one topic, outside of any position.
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub async fn send(&self, backend: &Backend, topic: &str, events: &[Event]) -> Result<()> {
-        let messages = events.iter().map(message).collect();
-        match self {
-            Self::Streams(_) => {
-                let stream = backend.require_stream(ROLE)?;
-                all(stream.append(&StreamName::new(topic)?, messages).await?)
-            }
-            Self::Queues(queue) => all(queue.enqueue(&QueueName::new(topic)?, messages).await?),
-        }
-    }
 }
 
 /// One relay.

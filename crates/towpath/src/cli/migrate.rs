@@ -1,0 +1,97 @@
+//! `towpath migrate`: the tables of the accounts app's database.
+
+use clap::Subcommand;
+use towpath_core::database::{Database, Migration, MigrationState};
+
+use super::queue::confirm;
+use super::{Exit, Failure, Format, Global, output};
+use crate::wiring::open_database;
+
+/// What to do with the tables.
+#[derive(Debug, Subcommand)]
+pub(super) enum MigrateCommand {
+    /// Apply every migration that the database lacks
+    #[command(
+        after_help = "`towpath up` and `towpath run accounts.api` do the same as they start. Processes that migrate at once take turns.\n\nExamples:\n  towpath migrate up"
+    )]
+    Up,
+    /// Take the last migration back: what its tables hold is lost
+    Down {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Every migration, and whether the database has it
+    #[command(after_help = "Examples:\n  towpath migrate status")]
+    Status,
+}
+
+pub(super) async fn run(global: &Global, command: MigrateCommand) -> Result<Exit, Failure> {
+    let database = open(global).await?;
+    match command {
+        MigrateCommand::Up => {
+            let mut count = 0;
+            while let Some(migration) = database.schema.up().await? {
+                tell(global, &migration, "applied")?;
+                count += 1;
+            }
+            if count == 0 && !global.quiet {
+                output::line(format!("{} has every migration", database.url))?;
+            }
+        }
+        MigrateCommand::Down { yes } => {
+            let states = database.schema.status().await?;
+            let last = states.iter().rev().find(|state| state.applied_at.is_some());
+            let Some(last) = last else {
+                output::line(format!("{} has no migration", database.url))?;
+                return Ok(Exit::Ok);
+            };
+            let (version, name) = (last.migration.version, last.migration.name);
+            let (url, question) = (&database.url, "and drop the tables of it");
+            confirm(
+                yes,
+                &format!("Take migration {version} ({name}) of {url} back, {question}?"),
+            )?;
+            if let Some(migration) = database.schema.down().await? {
+                tell(global, &migration, "taken back")?;
+            }
+        }
+        MigrateCommand::Status => show(global, &database.schema.status().await?)?,
+    }
+    Ok(Exit::Ok)
+}
+
+/// The database that is configured.
+pub(super) async fn open(global: &Global) -> Result<Database, Failure> {
+    let loaded = global.load()?;
+    Ok(open_database(loaded.config.accounts.database.expose()).await?)
+}
+
+fn tell(global: &Global, migration: &Migration, what: &str) -> Result<(), Failure> {
+    if !global.quiet {
+        output::line(format!("{} {}: {what}", migration.version, migration.name))?;
+    }
+    Ok(())
+}
+
+fn show(global: &Global, states: &[MigrationState]) -> Result<(), Failure> {
+    let time = |state: &MigrationState| state.applied_at.map(|time| time.to_string());
+    if global.format == Format::Json {
+        let all = states.iter().map(|state| {
+            serde_json::json!({
+                "version": state.migration.version,
+                "name": state.migration.name,
+                "applied_at": time(state),
+            })
+        });
+        return Ok(output::json(&all.collect::<Vec<_>>())?);
+    }
+    let rows = states.iter().map(|state| {
+        vec![
+            state.migration.version.to_string(),
+            state.migration.name.to_owned(),
+            time(state).unwrap_or_else(|| "-".to_owned()),
+        ]
+    });
+    Ok(output::table(&["VERSION", "NAME", "APPLIED"], rows)?)
+}

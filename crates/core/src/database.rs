@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::port::{Outbox, Users};
+use crate::port::{Fleet, Outbox, Users};
 use crate::{Error, Result};
 
 /// One change of a database's tables.
@@ -99,4 +99,6 @@ pub struct Database {
     pub users: Arc<dyn Users>,
     /// Events.
     pub outbox: Arc<dyn Outbox>,
+    /// Configurations and agents.
+    pub fleet: Arc<dyn Fleet>,
 }

@@ -11,6 +11,7 @@ mod fence;
 mod nudge;
 mod outbox;
 mod schema;
+mod session;
 mod users;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use tokio_postgres::error::SqlState;
 use towpath_core::database::{Database, Descriptor};
 use towpath_core::{Error, Result};
 
+use crate::sql::Fleets;
 use config::Config;
 use nudge::Nudge;
 pub use outbox::write_event;
@@ -93,7 +95,8 @@ async fn open(url: &str) -> Result<Database> {
         url: config::shown(url),
         schema: postgres.clone(),
         users: postgres.clone(),
-        outbox: postgres,
+        outbox: postgres.clone(),
+        fleet: Arc::new(Fleets(postgres)),
     })
 }
 

@@ -22,6 +22,12 @@ const MIGRATIONS: &[Migration] = &[
         up: include_str!("migrations/2_outbox.up.sql"),
         down: include_str!("migrations/2_outbox.down.sql"),
     },
+    Migration {
+        version: 3,
+        name: "fleet",
+        up: include_str!("migrations/3_fleet.up.sql"),
+        down: include_str!("migrations/3_fleet.down.sql"),
+    },
 ];
 
 /// One process migrates at a time; the others wait. A migration may take longer than other statements.

@@ -8,6 +8,7 @@
 mod connection;
 mod outbox;
 mod schema;
+mod session;
 mod users;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use towpath_core::database::{Database, Descriptor};
 use towpath_core::{Error, Result};
 use uuid::Uuid;
 
+use crate::sql::Fleets;
 use connection::Threads;
 pub use outbox::write_event;
 
@@ -53,7 +55,8 @@ fn open(url: &str) -> Result<Database> {
         url: url.to_owned(),
         schema: sqlite.clone(),
         users: sqlite.clone(),
-        outbox: sqlite,
+        outbox: sqlite.clone(),
+        fleet: Arc::new(Fleets(sqlite)),
     })
 }
 

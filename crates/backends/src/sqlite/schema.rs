@@ -23,6 +23,12 @@ const MIGRATIONS: &[Migration] = &[
         up: include_str!("migrations/2_outbox.up.sql"),
         down: include_str!("migrations/2_outbox.down.sql"),
     },
+    Migration {
+        version: 3,
+        name: "fleet",
+        up: include_str!("migrations/3_fleet.up.sql"),
+        down: include_str!("migrations/3_fleet.down.sql"),
+    },
 ];
 
 #[async_trait]

@@ -1,5 +1,6 @@
 //! What every database promises: one list of cases over each of them.
 
+mod fleet;
 mod outbox;
 mod postgres;
 mod schema;
@@ -70,6 +71,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         ("users", users::CASES),
         ("outbox", outbox::CASES),
         ("schema", schema::CASES),
+        ("fleet", fleet::CASES),
     ];
     for family in ["sqlite", "postgres"] {
         for (area, cases) in areas {

@@ -5,6 +5,7 @@
 //! answers `Unsupported`, never an imitation.
 
 pub mod effects;
+pub mod fleet;
 pub mod kv;
 pub mod outbox;
 pub mod positions;
@@ -16,6 +17,7 @@ pub mod stream;
 pub mod users;
 
 pub use effects::Effects;
+pub use fleet::Fleet;
 pub use kv::Kv;
 pub use outbox::Outbox;
 pub use positions::Positions;

@@ -1,9 +1,15 @@
 //! What the databases have in common.
 
+mod fleet;
+mod statement;
+
 use jiff::Timestamp;
 use towpath_core::database::{Migration, MigrationState};
 use towpath_core::port::outbox::{Event, Listed, NewEvent, Status};
 use towpath_core::{Error, Result};
+
+pub(crate) use fleet::Fleets;
+pub(crate) use statement::{Row, Session, Statement, Value};
 
 /// What `towpath_migrations` keeps of a migration's wording.
 pub(crate) fn sum(migration: &Migration) -> String {

@@ -4,7 +4,8 @@ SEEDS ?= 200
 
 .PHONY: run build setup test unit-test integration-test test-all chaos bench fuzz fmt lint doc clean \
   unified-server relay migrate migrate-down backfill backfill-execute check-outbox status \
-  test-token-bucket test-user-api test-crash db-shell redis-shell
+  test-token-bucket test-user-api test-crash db-shell redis-shell \
+  run-all run-controller run-agent run-worker
 
 run: ## Start everything on the embedded store, data in ./towpath-data
 	$(CARGO) run --release --bin towpath -- up
@@ -108,3 +109,16 @@ db-shell: ## A shell on the database
 
 redis-shell: ## A shell on Redis
 	redis-cli -u redis://$(or $(REDIS_ADDR),localhost:6379)
+
+# The fleet app; API_KEY, CONTROLLER_URL, WORKER_URL and the others of docs/reference/configuration.md count.
+run-all: ## Controller, agent and worker in one process
+	$(TOWPATH) run fleet.controller,fleet.agent,fleet.worker
+
+run-controller: ## The controller by itself
+	TOWPATH_SERVER__ADMIN=$(or $(TOWPATH_SERVER__ADMIN),127.0.0.1:7071) $(TOWPATH) run fleet.controller
+
+run-agent: ## The agent by itself
+	TOWPATH_SERVER__ADMIN=$(or $(TOWPATH_SERVER__ADMIN),127.0.0.1:7072) $(TOWPATH) run fleet.agent
+
+run-worker: ## The worker by itself
+	TOWPATH_SERVER__ADMIN=$(or $(TOWPATH_SERVER__ADMIN),127.0.0.1:7073) $(TOWPATH) run fleet.worker

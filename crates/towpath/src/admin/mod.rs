@@ -7,7 +7,6 @@ mod hosts;
 mod keys;
 mod routes;
 mod streams;
-mod token;
 mod wire;
 
 use axum::Router;
@@ -22,8 +21,6 @@ use towpath_core::message;
 pub use hosts::Hosts;
 pub use keys::{KeyView, Sum};
 pub use streams::{EntryView, GroupView, StreamView};
-pub(crate) use token::FILE as TOKEN_FILE;
-pub use token::{Token, token};
 pub use wire::{
     Count, DeadLetterView, HealthView, Letters, MessageView, Payload, QueueStats, Sent,
 };
@@ -32,6 +29,10 @@ use crate::apps::orders::Desk;
 use crate::http::error::{Form, Problem};
 use crate::http::{BodyLimit, Edge, wrap};
 use crate::telemetry::{Health, Metrics};
+use crate::token::Token;
+
+/// The file in the data folder that holds the token.
+pub(crate) const TOKEN_FILE: &str = "admin.token";
 
 /// What the admin API works on.
 #[derive(Clone)]

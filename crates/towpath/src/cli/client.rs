@@ -32,18 +32,27 @@ impl Client {
             Some(url) => url.clone(),
             None => format!("http://{}", address.replace("0.0.0.0", "127.0.0.1")),
         };
+        let listener = base.split_once("://").map_or("", |(_, rest)| rest);
+        let token = global
+            .token
+            .clone()
+            .or_else(|| token_file::find(listener.trim_end_matches('/')))
+            .or_else(|| read_token(&config.data_dir));
+        Self::at(global, base, token)
+    }
+
+    /// Whoever answers at this address.
+    pub(super) fn at(
+        global: &Global,
+        base: String,
+        token: Option<String>,
+    ) -> Result<Self, Failure> {
         let base = base.trim_end_matches('/').to_owned();
         if !Url::parse(&base).is_ok_and(|url| url.has_host()) {
             let text =
                 format!("`{base}` is no URL; say for instance `--url http://127.0.0.1:7070`");
             return Err(Failure::new(Exit::Usage, text));
         }
-        let listener = base.split_once("://").map_or("", |(_, rest)| rest);
-        let token = global
-            .token
-            .clone()
-            .or_else(|| token_file::find(listener))
-            .or_else(|| read_token(&config.data_dir));
         crate::http::tls::install_provider();
         let http = Http::builder()
             .no_proxy()
@@ -102,7 +111,7 @@ impl Client {
         self.answer(status, &bytes)
     }
 
-    async fn exchange(
+    pub(super) async fn exchange(
         &self,
         method: Method,
         path: &str,

@@ -11,6 +11,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
         "Messages",
         &[
             "send", "queue", "stream", "dlq", "kv", "orders", "lines", "outbox", "backfill",
+            "fleet", "task",
         ],
     ),
     ("Check", &["health", "doctor", "bench", "version"]),

@@ -8,6 +8,8 @@ mod dlq;
 mod doctor;
 mod exit;
 mod failure;
+mod fleet;
+mod fleet_client;
 mod global;
 mod health;
 mod help;
@@ -22,6 +24,7 @@ mod queue;
 mod reference;
 mod send;
 mod stream;
+mod task;
 mod token_file;
 mod up;
 mod version;
@@ -85,6 +88,12 @@ enum Command {
     /// Check the books of the orders app
     #[command(subcommand)]
     Orders(orders::OrdersCommand),
+    /// The configuration of agents, and who has which
+    #[command(subcommand)]
+    Fleet(fleet::FleetCommand),
+    /// Have the configured URL asked, and see what it said
+    #[command(subcommand)]
+    Task(task::TaskCommand),
     /// Look at the events of the outbox, send them again
     #[command(subcommand)]
     Outbox(outbox::OutboxCommand),
@@ -165,6 +174,8 @@ impl Cli {
             Command::Kv(command) => kv::run(global, command).await,
             Command::Lines(command) => lines::run(global, command).await,
             Command::Orders(command) => orders::run(global, command).await,
+            Command::Fleet(command) => fleet::run(global, command).await,
+            Command::Task(command) => task::run(global, command).await,
             Command::Outbox(command) => outbox::run(global, command).await,
             Command::Backfill(args) => outbox::backfill(global, args).await,
             Command::Migrate(command) => migrate::run(global, command).await,

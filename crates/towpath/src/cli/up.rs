@@ -74,6 +74,8 @@ fn keeping_nothing(mut sources: Sources, folder: &Path) -> Sources {
         ("backends.limits", String::new()),
         ("backends.relay", String::new()),
         ("accounts.database", String::new()),
+        ("backends.fleet", String::new()),
+        ("fleet.controller.database", String::new()),
         ("embedded.durability", "none".to_owned()),
         ("ingest.worker.output", String::new()),
     ] {

@@ -1,6 +1,8 @@
 //! Values that are right by themselves and do not go together.
 
 use super::{ChannelKind, Config, SinkKind};
+use crate::apps::fleet;
+use crate::http::guard::Guard;
 
 /// The keys of a rule, and what is wrong when they do not go together.
 pub(super) type Rule = (&'static [&'static str], fn(&Config) -> Option<&'static str>);
@@ -64,6 +66,27 @@ pub(super) const RULES: &[Rule] = &[
             )
         },
     ),
+    (&["fleet.api_keys", "fleet.development"], |config| {
+        let mut keys = config.fleet.api_keys.iter();
+        let is_known = keys.any(|key| key.expose() == fleet::DEFAULT_KEY);
+        (is_known && !config.fleet.development).then_some(
+            "everybody knows the key `default-api-key`: choose another, leave it out to get one of your own, or set `fleet.development = \"on\"` on a machine that nobody else reaches",
+        )
+    }),
+    (&["fleet.worker.allow"], |config| {
+        let is_wrong = |place: &String| !Guard::is_exception(place);
+        config.fleet.allow.iter().any(is_wrong).then_some(
+            "`fleet.worker.allow` takes places like `localhost`, `127.0.0.1:8080`, `10.1.2.0/24` or `[::1]:80`",
+        )
+    }),
+    (&["fleet.agent.workers"], |config| {
+        let is_url = |url: &String| {
+            reqwest::Url::parse(url)
+                .is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host())
+        };
+        (!config.fleet.workers.iter().all(is_url))
+            .then_some("`fleet.agent.workers` takes URLs like `http://localhost:6002`")
+    }),
     (&["server.listen", "server.admin"], |config| {
         clash(&config.listen, &config.admin)
             .then_some("`server.admin` and `server.listen` are the same address")

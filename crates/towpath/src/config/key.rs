@@ -1,16 +1,16 @@
 //! The table of keys. Adding one is a row here and a field in the model.
 
-use super::Kind;
+use super::{Kind, fleet};
 
 const KIB: u64 = 1 << 10;
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const SECOND: u64 = 1000;
-const MINUTE: u64 = 60 * SECOND;
-const HOUR: u64 = 60 * MINUTE;
+pub(super) const MINUTE: u64 = 60 * SECOND;
+pub(super) const HOUR: u64 = 60 * MINUTE;
 
 /// One key of the configuration.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Key {
     /// `section.key`.
     pub path: &'static str,
@@ -24,7 +24,7 @@ pub struct Key {
     pub doc: &'static str,
 }
 
-const fn key(
+pub(super) const fn key(
     path: &'static str,
     kind: Kind,
     default: Option<&'static str>,
@@ -51,7 +51,23 @@ pub(super) const DATABASE_VARIABLES: [&str; 6] = [
 ];
 
 /// Every key, by section.
-pub const KEYS: &[Key] = &[
+pub const KEYS: &[Key] = &joined::<{ BASE.len() + fleet::KEYS.len() }>([BASE, fleet::KEYS]);
+
+const fn joined<const N: usize>(tables: [&[Key]; 2]) -> [Key; N] {
+    let mut all = [tables[0][0]; N];
+    let (mut table, mut row, mut at) = (0, 0, 0);
+    while at < N {
+        if row == tables[table].len() {
+            (table, row) = (table + 1, 0);
+        }
+        all[at] = tables[table][row];
+        (row, at) = (row + 1, at + 1);
+    }
+    all
+}
+
+/// Those of the process and the other apps.
+const BASE: &[Key] = &[
     key(
         "server.listen",
         Kind::Address,
@@ -184,6 +200,13 @@ pub const KEYS: &[Key] = &[
         None,
         &["KAFKA_BROKERS"],
         "URL of the broker that the relay hands the events of the accounts app to; without it the default one. The variable is `host:port` of a Kafka, or several of these separated by commas.",
+    ),
+    key(
+        "backends.fleet",
+        Kind::Backend,
+        None,
+        &fleet::REDIS_VARIABLES,
+        "URL of the backend that keeps the tasks of `fleet.worker` and their results; without it the default one. The variables say the parts of a Redis URL, or its address. Queue and results are in one database, so that they change in one step: `ASYNQ_DB` has no effect.",
     ),
     key(
         "embedded.durability",

@@ -48,6 +48,8 @@ pub enum Kind {
     MailAddress,
     /// Secrets that sign webhooks.
     SigningSecrets,
+    /// One or two API keys.
+    ApiKeys,
 }
 
 /// The stores of a build, whose URLs are valid.
@@ -98,6 +100,7 @@ impl Kind {
             Self::WebUrl => "a URL like \"https://host/path\"".to_owned(),
             Self::MailUrl => "a URL like \"smtp://host:25\"".to_owned(),
             Self::MailAddress => "a mail address".to_owned(),
+            Self::ApiKeys => "one or two keys of at least 8 characters, separated by white space".to_owned(),
             Self::SigningSecrets => "secrets of `whsec_` and base64, separated by white space".to_owned(),
         }
     }
@@ -106,7 +109,12 @@ impl Kind {
     pub const fn may_be_secret(self) -> bool {
         matches!(
             self,
-            Self::Backend | Self::Database | Self::WebUrl | Self::MailUrl | Self::SigningSecrets
+            Self::Backend
+                | Self::Database
+                | Self::WebUrl
+                | Self::MailUrl
+                | Self::SigningSecrets
+                | Self::ApiKeys
         )
     }
 
@@ -126,7 +134,10 @@ impl Kind {
 
     /// Whether it is one, or the reason why not.
     fn accepts(self, text: &str, stores: Stores) -> Result<bool, String> {
-        if text.is_empty() || text.chars().any(char::is_control) && self != Self::SigningSecrets {
+        if text.is_empty()
+            || text.chars().any(char::is_control)
+                && !matches!(self, Self::SigningSecrets | Self::ApiKeys)
+        {
             return Ok(false);
         }
         Ok(match self {
@@ -177,6 +188,10 @@ impl Kind {
                 Url::parse(text).is_ok_and(|url| url.has_host()) && orders::is_mail_url(text)
             }
             Self::MailAddress => orders::is_mail_address(text),
+            Self::ApiKeys => {
+                let keys: Vec<&str> = text.split_whitespace().collect();
+                (1..=2).contains(&keys.len()) && keys.iter().all(|key| key.len() >= 8)
+            }
             Self::SigningSecrets => text.split_whitespace().all(sink::is_signing_secret),
         })
     }

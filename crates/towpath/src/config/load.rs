@@ -274,7 +274,7 @@ fn refusal(key: &Key, text: &str, wrong: &Wrong, origin: &Origin) -> String {
         (Origin::File(_), Some(reason)) => format!("`{}`: {reason}{hint}", key.path),
         (_, Some(reason)) => format!("{reason}{hint}; it sets `{}`", key.path),
         (_, None) => {
-            let shown = if key.kind == Kind::SigningSecrets {
+            let shown = if matches!(key.kind, Kind::SigningSecrets | Kind::ApiKeys) {
                 "***".to_owned()
             } else {
                 redact(text)
@@ -293,6 +293,7 @@ fn without_effect(config: &Config, settings: &BTreeMap<&'static str, Setting>) -
         &config.lines.backend,
         &config.limits_backend,
         &config.accounts.broker,
+        &config.fleet.backend,
     ];
     let schemes = urls.map(|url| url.expose().split(':').next().unwrap_or_default());
     if schemes.contains(&"embedded") {

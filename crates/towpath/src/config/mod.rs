@@ -9,6 +9,7 @@ mod broken_test;
 mod check;
 mod dotenv;
 mod file;
+mod fleet;
 mod key;
 mod kind;
 mod lines;
@@ -26,6 +27,7 @@ mod variables;
 mod tests;
 
 pub use accounts::Accounts;
+pub use fleet::Fleet;
 pub use key::{KEYS, Key};
 pub use kind::{Kind, Stores};
 pub use lines::Lines;

@@ -10,7 +10,7 @@ use towpath_core::retry;
 use super::lines::Lines;
 use super::load::Setting;
 use super::orders::Orders;
-use super::{Accounts, Secret, kind};
+use super::{Accounts, Fleet, Secret, kind};
 use crate::sink::LineFormat;
 
 /// Where the ingest worker delivers.
@@ -83,6 +83,7 @@ pub struct Config {
     pub lines: Lines,
     pub limits_backend: Secret,
     pub accounts: Accounts,
+    pub fleet: Fleet,
     pub traces_endpoint: Option<String>,
     pub log_format: String,
     pub log_level: String,
@@ -220,6 +221,7 @@ impl Config {
                 &["backends.limits", "backends.default"],
             )),
             accounts: Accounts::read(&values),
+            fleet: Fleet::read(&values),
             traces_endpoint: values.optional("traces.endpoint"),
             log_format: values.text("log.format"),
             log_level: values.text("log.level"),

@@ -101,6 +101,7 @@ pub(super) fn value(kind: Kind, text: &str, stores: Stores) -> Option<String> {
         | Kind::Limits
         | Kind::MailUrl
         | Kind::MailAddress
+        | Kind::ApiKeys
         | Kind::SigningSecrets => None,
     }
 }

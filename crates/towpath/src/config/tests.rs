@@ -390,3 +390,58 @@ fn parts_of_a_database_make_its_url() {
     let wrong = sources("", &[("DB_HOST", "db"), ("DB_SSLMODE", "perhaps")]);
     assert!(load(&wrong).unwrap_err().to_string().contains("sslmode"));
 }
+
+#[test]
+fn the_variables_of_the_fleet_mean_what_they_meant() {
+    let env = [
+        ("CONTROLLER_PORT", "7001"),
+        ("CONTROLLER_DB_PATH", "c.db"),
+        ("API_KEY", "a-key-of-ours"),
+        ("AGENT_HOSTNAME", "a1"),
+        ("AGENT_IP", "10.0.0.1"),
+        ("AGENT_PORT", "9"),
+        ("CONTROLLER_URL", "http://c:6001/"),
+        ("WORKER_URL", "http://w1:6002,http://w2:6002"),
+        ("POLL_INTERVAL_SECONDS", "5"),
+        ("REQUEST_TIMEOUT_SECONDS", "7"),
+        ("WORKER_PORT", "7002"),
+        ("REDIS_HOST", "r"),
+        ("REDIS_PORT", "6380"),
+        ("REDIS_DB", "2"),
+        ("WORKER_RETRY_MAX", "1"),
+    ];
+    let mut all = sources("", &env);
+    all.stores.backends = WITH_REDIS;
+    let fleet = load(&all).unwrap().config.fleet;
+    assert_eq!(fleet.controller_listen.as_deref(), Some(":7001"));
+    assert_eq!(fleet.database.expose(), "sqlite:c.db");
+    assert_eq!(fleet.api_keys[0].expose(), "a-key-of-ours");
+    assert_eq!(
+        (&*fleet.hostname, &*fleet.ip_address, fleet.port),
+        ("a1", "10.0.0.1", 9)
+    );
+    assert_eq!(fleet.controller.as_deref(), Some("http://c:6001"));
+    assert_eq!(fleet.workers, ["http://w1:6002", "http://w2:6002"]);
+    assert_eq!((fleet.poll.as_secs(), fleet.timeout.as_secs()), (5, 7));
+    assert_eq!(fleet.worker_listen.as_deref(), Some(":7002"));
+    assert_eq!(fleet.backend.expose(), "redis://r:6380/2");
+    assert_eq!(fleet.limits.attempts, 2);
+    let known = |development: &str| {
+        let file = format!("[fleet]\ndevelopment = \"{development}\"");
+        load(&sources(&file, &[("API_KEY", "default-api-key")]))
+    };
+    assert!(
+        known("off")
+            .unwrap_err()
+            .to_string()
+            .contains("everybody knows")
+    );
+    known("on").unwrap();
+    for wrong in [
+        "[fleet.worker]\nallow = [\"a b\"]",
+        "[fleet.agent]\nworkers = [\"here\"]",
+        "[fleet]\napi_keys = \"short\"",
+    ] {
+        assert!(load(&sources(wrong, &[])).is_err(), "{wrong}");
+    }
+}

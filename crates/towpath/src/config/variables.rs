@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::fleet::REDIS_VARIABLES;
 use super::key::{DATABASE_VARIABLES, KEYS, Key};
 use super::suggest::did_you_mean;
 use crate::sink::VARIABLE_PREFIX;
@@ -81,6 +82,11 @@ impl<'a> Variables<'a> {
         if key.variables == DATABASE_VARIABLES {
             return self.database();
         }
+        if key.variables == REDIS_VARIABLES
+            && let Some(said) = self.redis()
+        {
+            return Some(said);
+        }
         let set: Vec<Said> = key
             .variables
             .iter()
@@ -95,13 +101,18 @@ impl<'a> Variables<'a> {
             ));
         }
         said.text = match said.name.as_str() {
-            "PORT" => format!(":{}", said.text),
+            "PORT" | "CONTROLLER_PORT" | "WORKER_PORT" => format!(":{}", said.text),
+            "CONTROLLER_DB_PATH" => format!("sqlite:{}", said.text),
+            "WORKER_URL" => said.text.replace(',', " "),
             "REDIS_ADDR" => match self.value("REDIS_PASSWORD") {
                 Some(password) => format!("redis://:{}@{}/0", encoded(password), said.text),
                 None => format!("redis://{}/0", said.text),
             },
             "KAFKA_BROKERS" => format!("kafka://{}", said.text),
-            "RELAY_POLL_INTERVAL" | "RELAY_PROCESSING_TIMEOUT" => format!("{}s", said.text),
+            "RELAY_POLL_INTERVAL"
+            | "RELAY_PROCESSING_TIMEOUT"
+            | "POLL_INTERVAL_SECONDS"
+            | "REQUEST_TIMEOUT_SECONDS" => format!("{}s", said.text),
             // What cannot be read is no delay, as existing deployments expect.
             "PROCESSING_DELAY_MS" => match said.text.parse::<u64>() {
                 Ok(millis) => format!("{millis}ms"),
@@ -134,6 +145,27 @@ impl<'a> Variables<'a> {
             port.unwrap_or("5432"),
             encoded(name.unwrap_or("outbox_db")),
             mode.unwrap_or("disable"),
+        );
+        first.map(|(name, _)| Said {
+            name: name.to_owned(),
+            text,
+            is_path: false,
+        })
+    }
+
+    /// The Redis that any of its parts being set asks for.
+    fn redis(&self) -> Option<Said> {
+        let values = REDIS_VARIABLES.map(|name| self.value(name));
+        let mut parts = REDIS_VARIABLES.into_iter().zip(values).take(3);
+        let first = parts.find(|one| one.1.is_some());
+        let [host, port, database, _] = values;
+        let password = self.value("REDIS_PASSWORD");
+        let text = format!(
+            "redis://{}{}:{}/{}",
+            password.map_or_else(String::new, |password| format!(":{}@", encoded(password))),
+            host.unwrap_or("localhost"),
+            port.unwrap_or("6379"),
+            database.unwrap_or("0"),
         );
         first.map(|(name, _)| Said {
             name: name.to_owned(),

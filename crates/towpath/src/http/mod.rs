@@ -4,10 +4,11 @@ pub mod body;
 mod connection;
 pub mod descriptors;
 pub mod error;
+pub mod guard;
 mod middleware;
 mod server;
 pub mod tls;
 
 pub use body::Intake;
 pub use middleware::{BodyLimit, Edge, wrap};
-pub use server::{Limits, Patience, serve};
+pub use server::{Limits, Patience, Peer, serve};

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
@@ -32,6 +33,10 @@ pub struct Limits {
     /// How much of the grace period is kept for what stops later.
     pub reserve: Duration,
 }
+
+/// Who is at the other end of a request's connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
 
 /// Largest head of a request in bytes; hyper bounds the number of its headers at 100.
 const HEAD_BYTES: usize = 16 * 1024;
@@ -74,8 +79,8 @@ pub async fn serve(
             Some(_) = connections.join_next() => continue,
             () = stop.requested() => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             // That client has gone; the next one may be waiting.
             Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
             Err(error) => {
@@ -96,7 +101,7 @@ pub async fn serve(
         }
         stop.account.add("connections", 1);
         let pace = Pace::new(limits.patience);
-        let connection = converse(&builder, stream, router.clone(), pace.clone());
+        let connection = converse(&builder, (stream, peer), router.clone(), pace.clone());
         let connection = graceful.watch(connection);
         connections.spawn(async move {
             match connection::run(connection, &pace).await {
@@ -127,7 +132,7 @@ type Conversation<S> = http1::Connection<TokioIo<Paced>, S>;
 
 fn converse(
     builder: &http1::Builder,
-    stream: TcpStream,
+    (stream, peer): (TcpStream, SocketAddr),
     router: Router,
     pace: Pace,
 ) -> Conversation<
@@ -146,7 +151,8 @@ fn converse(
         stream,
         pace: pace.clone(),
     });
-    let service = service_fn(move |request| {
+    let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(Peer(peer));
         pace.requested();
         let (answer, pace) = (router.call(request), pace.clone());
         async move {

@@ -177,14 +177,14 @@ pub(crate) fn is_signing_secret(secret: &str) -> bool {
     secret != "whsec_" && key(secret).is_ok()
 }
 
-fn key(secret: &str) -> Result<hmac::Key> {
+pub(crate) fn key(secret: &str) -> Result<hmac::Key> {
     let bytes = STANDARD.decode(secret.strip_prefix("whsec_").unwrap_or(secret));
     let bytes =
         bytes.map_err(|_| Error::invalid("a webhook secret must be `whsec_` and base64"))?;
     Ok(hmac::Key::new(hmac::HMAC_SHA256, &bytes))
 }
 
-fn sign(keys: &[hmac::Key], id: &str, seconds: u64, payload: &[u8]) -> String {
+pub(crate) fn sign(keys: &[hmac::Key], id: &str, seconds: u64, payload: &[u8]) -> String {
     let signatures = keys.iter().map(|key| {
         let mut context = hmac::Context::with_key(key);
         context.update(format!("{id}.{seconds}.").as_bytes());

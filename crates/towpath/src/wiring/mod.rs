@@ -9,6 +9,7 @@ mod bench;
 mod bench_orders;
 mod copy;
 mod demo;
+mod fleet;
 mod ingest;
 mod lines;
 mod listener;

@@ -70,6 +70,12 @@ impl<'a> Process<'a> {
         Edge::new(self.metrics.clone(), self.config.max_in_flight, intake)
     }
 
+    /// The same for routes whose requests wait for news: as many may be in hand as there are connections.
+    pub(super) fn patient_edge(&self) -> Edge {
+        let intake = Intake::new(self.config.body_timeout, self.config.max_body_memory);
+        Edge::new(self.metrics.clone(), self.connections, intake)
+    }
+
     /// Opens a role's own listener. `up` goes on without it when nobody asked for the port and it is taken.
     pub(super) async fn open(&mut self, door: Door<'_>, router: Router, edge: Edge) -> Result<()> {
         let socket = match bind(door.key, door.asked.unwrap_or(door.default)).await {

@@ -29,6 +29,12 @@ pub enum Role {
     AccountsApi,
     /// Hands events of users to a broker.
     AccountsRelay,
+    /// The configuration of many agents.
+    FleetController,
+    /// Brings the configuration to workers.
+    FleetAgent,
+    /// HTTP tasks with results.
+    FleetWorker,
 }
 
 /// Role, its name, the bare name of the reference process, what it does.
@@ -93,10 +99,25 @@ const ROLES: &[(Role, &str, &str, &str)] = &[
         "relay",
         "hands the events of users to a broker",
     ),
+    (
+        Role::FleetController,
+        "fleet.controller",
+        "controller",
+        "keeps the configuration of agents, and who has which",
+    ),
+    (
+        Role::FleetAgent,
+        "fleet.agent",
+        "agent",
+        "brings the configuration to its workers",
+    ),
+    (
+        Role::FleetWorker,
+        "fleet.worker",
+        "fleet.worker",
+        "asks the configured URL on request, and keeps the results",
+    ),
 ];
-
-/// Roles of apps that this version does not have, so that a known name gets a useful answer.
-const LATER: &[&str] = &["fleet.controller", "fleet.agent", "fleet.worker"];
 
 impl Role {
     /// Every role, in the order of the documentation.
@@ -150,12 +171,6 @@ impl Role {
         {
             return Ok(*role);
         }
-        if LATER.contains(&name) {
-            return Err(Error::invalid(format!(
-                "role `{name}` is not in this version; {}",
-                available()
-            )));
-        }
         let names = ROLES.iter().flat_map(|(_, full, bare, _)| [*full, *bare]);
         Err(Error::invalid(format!(
             "unknown role `{name}`{}; {}",
@@ -199,10 +214,6 @@ mod tests {
             (
                 "apo",
                 "unknown role `apo`; did you mean `api`?; {available}",
-            ),
-            (
-                "fleet.agent",
-                "role `fleet.agent` is not in this version; {available}",
             ),
             (" , ", "no role given; {available}"),
         ] {

@@ -9,6 +9,7 @@ use towpath_core::backend::Backend;
 use super::Role;
 use super::accounts::Accounts;
 use super::backends::clock;
+use super::fleet::Fleet;
 use super::ingest::Ingest;
 use super::lines::Lines;
 use super::listener::{Listener, bind};
@@ -20,6 +21,7 @@ use crate::admin;
 use crate::config::Config;
 use crate::supervisor::{OnFailure, Report, Stage, Supervisor};
 use crate::telemetry::Health;
+use crate::token::Token;
 
 /// Open connections of the admin interface: operators, a scraper, probes.
 const ADMIN_CONNECTIONS: usize = 128;
@@ -49,6 +51,7 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     let orders = Orders::open(&process, &mut opened).await?;
     let lines = Lines::open(&process, &mut opened).await?;
     let accounts = Accounts::open(&process, &mut opened).await?;
+    let fleet = Fleet::open(&process, &mut opened).await?;
     let backends = opened.backends();
     for backend in &backends {
         process.health.watch(backend.clone());
@@ -57,7 +60,7 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     let admin = admin::Admin::new(
         backends.clone(),
         orders.as_ref().map(Orders::desk),
-        admin::token(&config.data_dir)?,
+        Token::kept_in(&config.data_dir, admin::TOKEN_FILE)?,
         process.health.clone(),
         process.metrics.clone(),
     );
@@ -77,6 +80,9 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     }
     if let Some(accounts) = accounts {
         accounts.start(&mut process, &mut public)?;
+    }
+    if let Some(fleet) = fleet {
+        fleet.start(&mut process).await?;
     }
     let http = public.start(&mut process).await?;
     process.health.serving();

@@ -20,6 +20,9 @@ pub(crate) struct World {
     pub(crate) http: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) dashboard: SocketAddr,
+    /// The fleet's controller and worker.
+    pub(crate) controller: SocketAddr,
+    pub(crate) hits: SocketAddr,
     env: Vec<(String, String)>,
     /// Where processes leave what is only of this user and this moment.
     pub(crate) runtime: tempfile::TempDir,
@@ -44,12 +47,15 @@ impl World {
     /// A world in a folder that somebody else looks after.
     pub(crate) fn at(folder: &Path) -> Self {
         let (http, admin) = free_ports();
-        let (dashboard, _) = free_ports();
+        let (dashboard, controller) = free_ports();
+        let (hits, _) = free_ports();
         Self {
             folder: folder.to_owned(),
             http,
             admin,
             dashboard,
+            controller,
+            hits,
             env: Vec::new(),
             runtime: tempfile::tempdir().unwrap(),
             open_files: None,
@@ -98,6 +104,11 @@ impl World {
                 "TOWPATH_ORDERS__DASHBOARD__LISTEN",
                 self.dashboard.to_string(),
             )
+            .env(
+                "TOWPATH_FLEET__CONTROLLER__LISTEN",
+                self.controller.to_string(),
+            )
+            .env("TOWPATH_FLEET__WORKER__LISTEN", self.hits.to_string())
             .envs(self.env.iter().map(|(name, value)| (name, value)));
         command
     }

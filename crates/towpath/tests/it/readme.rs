@@ -138,6 +138,38 @@ fn the_tour_of_users_runs_as_written() {
 }
 
 #[test]
+fn the_tour_of_the_fleet_runs_as_written() {
+    let world = World::new();
+    let _running = world.up();
+    let binary = std::path::Path::new(BINARY).parent().unwrap();
+    let script = tour("fleet")
+        .replace("localhost:6002", &world.hits.to_string())
+        .replace("towpath fleet agents", "sleep 1; towpath fleet agents");
+    let output = world
+        .command(&[])
+        .get_envs()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
+        .fold(Command::new("sh"), |mut shell, (name, value)| {
+            shell.env(name, value);
+            shell
+        })
+        .args(["-ec", &script])
+        .current_dir(&world.folder)
+        .env(
+            "PATH",
+            format!("{}:{}", binary.display(), std::env::var("PATH").unwrap()),
+        )
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stdout}{stderr}");
+    assert!(stdout.contains("version 1 is published"), "{stdout}");
+    assert!(stdout.contains("agent-01"), "{stdout}");
+    assert!(stdout.contains("\"status\":\"queued\""), "{stdout}");
+}
+
+#[test]
 fn every_example_of_the_help_runs() {
     let mut world = World::new();
     let input = world.folder.join("input.txt");
@@ -176,6 +208,11 @@ fn every_example_of_the_help_runs() {
             )
             .env("TOWPATH_SERVER__ADMIN", world.admin.to_string())
             .env("HTTP_ADDR", world.http.to_string())
+            .env(
+                "TOWPATH_FLEET__CONTROLLER__LISTEN",
+                world.controller.to_string(),
+            )
+            .env("TOWPATH_FLEET__WORKER__LISTEN", world.hits.to_string())
             .output()
             .unwrap();
         assert!(

@@ -1,0 +1,136 @@
+//! Who asks: an operator with a key of the fleet, or an agent with its own.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::rand;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::{HeaderMap, StatusCode, header};
+use towpath_core::port::Fleet;
+use towpath_core::{Error, Result};
+use uuid::Uuid;
+
+use super::envelope::Failure;
+use crate::token::Token;
+
+/// The header of the reference system.
+pub(super) const API_KEY: &str = "x-api-key";
+
+/// The key that everybody knows. Source: the reference system.
+pub const DEFAULT_KEY: &str = "default-api-key";
+
+/// The file in the data folder that holds the key nobody configured.
+pub const KEY_FILE: &str = "fleet.key";
+
+/// The key of this data folder, made when there is none, and whether it was made now.
+///
+/// # Errors
+/// `Unavailable` when the file cannot be read or made.
+pub fn kept_key(folder: &Path) -> Result<(Token, bool)> {
+    let is_new = !folder.join(KEY_FILE).exists();
+    Ok((Token::kept_in(folder, KEY_FILE)?, is_new))
+}
+
+/// The keys of operators: one, or two while one takes the place of the other.
+#[derive(Clone)]
+pub struct Keys(Arc<[Token]>);
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Caller {
+    /// Whoever has a key of the fleet; named by what begins the key's digest.
+    Operator(String),
+    /// An agent with the key that it got.
+    Agent(Uuid),
+}
+
+impl Keys {
+    /// These keys.
+    pub fn new(keys: Vec<Token>) -> Self {
+        Self(keys.into())
+    }
+
+    /// The first one, which this process itself uses.
+    pub fn first(&self) -> Option<&Token> {
+        self.0.first()
+    }
+
+    /// Whether the request has one of them.
+    pub(super) fn check(&self, headers: &HeaderMap) -> Result<String, Failure> {
+        let given = given(headers)?;
+        // Every key is compared, so that the time says nothing about which one it is.
+        let matching = self.0.iter().filter(|key| key.matches(given)).count();
+        if matching == 0 {
+            return Err(refused());
+        }
+        Ok(format!("key:{}", &fingerprint(given)[..8]))
+    }
+
+    /// Who asks.
+    pub(super) async fn caller(
+        &self,
+        headers: &HeaderMap,
+        store: &dyn Fleet,
+    ) -> Result<Caller, Failure> {
+        match self.check(headers) {
+            Ok(operator) => Ok(Caller::Operator(operator)),
+            Err(refusal) => {
+                let given = given(headers)?;
+                match store.agent_of(&fingerprint(given)).await? {
+                    Some(agent) => Ok(Caller::Agent(agent)),
+                    None => Err(refusal),
+                }
+            }
+        }
+    }
+}
+
+impl Caller {
+    /// The operator's name; agents may not do this.
+    pub(super) fn operator(self) -> Result<String, Failure> {
+        match self {
+            Self::Operator(name) => Ok(name),
+            Self::Agent(_) => Err(Failure::new(
+                StatusCode::FORBIDDEN,
+                "FORBIDDEN",
+                "the key of an agent only reads configuration and reports on it",
+            )),
+        }
+    }
+}
+
+/// A new key for an agent.
+pub(super) fn new_agent_key() -> Result<String> {
+    let mut bytes = [0; 32];
+    rand::fill(&mut bytes).map_err(|_| Error::unavailable("the system has no random numbers"))?;
+    Ok(format!("tpa_{}", URL_SAFE_NO_PAD.encode(bytes)))
+}
+
+/// What is kept of a key.
+pub(super) fn fingerprint(key: &str) -> String {
+    hex(digest(&SHA256, key.as_bytes()).as_ref())
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn given(headers: &HeaderMap) -> Result<&str, Failure> {
+    let own = headers.get(API_KEY).and_then(|value| value.to_str().ok());
+    let bearer = || {
+        headers
+            .get(header::AUTHORIZATION)?
+            .to_str()
+            .ok()?
+            .strip_prefix("Bearer ")
+    };
+    own.or_else(bearer)
+        .filter(|key| !key.is_empty())
+        .ok_or_else(|| Failure::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "missing API key"))
+}
+
+fn refused() -> Failure {
+    Failure::new(StatusCode::FORBIDDEN, "FORBIDDEN", "invalid API key")
+}

@@ -1,0 +1,250 @@
+//! A configuration as it travels between controller, agent and worker.
+
+use std::collections::BTreeMap;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::hmac;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use towpath_core::port::fleet::{Epoch, Published};
+use towpath_core::{Error, Result};
+use uuid::Uuid;
+
+use super::auth::hex;
+
+/// How often agents ask unless the configuration says. Source: the reference system.
+pub(super) const POLL_SECONDS: u32 = 30;
+
+/// A configuration: the fields of the reference system, and ours, which it ignores.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Config {
+    #[serde(default)]
+    pub(super) id: String,
+    #[serde(default)]
+    pub(super) version: u64,
+    #[serde(default)]
+    pub(super) data: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(super) poll_interval_seconds: u32,
+    /// The line of versions that it is from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) epoch: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) schema: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) author: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) rolls_back_to: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) created_at: Option<String>,
+    /// By which the controller knows again what it published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) signature: Option<String>,
+}
+
+impl Config {
+    /// What was published, signed.
+    pub(super) fn of(published: &Published, epoch: &Epoch) -> Result<Self> {
+        let corrupt = |error| Error::corrupt("a configuration is no JSON").with_source(error);
+        let schema = published.schema.as_deref().map(serde_json::from_str);
+        let mut config = Self {
+            id: published.id.to_string(),
+            version: published.version,
+            data: serde_json::from_str(&published.data).map_err(corrupt)?,
+            poll_interval_seconds: published.poll_seconds,
+            epoch: Some(epoch.name.clone()),
+            schema: schema.transpose().map_err(corrupt)?,
+            author: Some(published.author.clone()),
+            rolls_back_to: published.rolls_back_to,
+            created_at: Some(published.created_at.to_string()),
+            signature: None,
+        };
+        config.signature = Some(hex(hmac::sign(&key(epoch), &config.signed()).as_ref()));
+        Ok(config)
+    }
+
+    /// What was published before, if this is it.
+    pub(super) fn restored(&self, epoch: &Epoch) -> Option<Published> {
+        let signature = self.signature.as_deref()?;
+        let bytes: Option<Vec<u8>> = (0..signature.len() / 2)
+            .map(|at| u8::from_str_radix(signature.get(at * 2..at * 2 + 2)?, 16).ok())
+            .collect();
+        hmac::verify(&key(epoch), &self.signed(), &bytes?).ok()?;
+        Some(Published {
+            version: self.version,
+            id: Uuid::parse_str(&self.id).ok()?,
+            data: serde_json::to_string(&self.data).ok()?,
+            poll_seconds: self.poll_interval_seconds,
+            schema: self.schema.as_ref().map(Value::to_string),
+            author: self.author.clone()?,
+            rolls_back_to: self.rolls_back_to,
+            created_at: self.created_at.as_deref()?.parse::<Timestamp>().ok()?,
+        })
+    }
+
+    /// Strong, and other for another content even if the version is the same.
+    pub(super) fn etag(&self) -> String {
+        let hash = hex(digest(&SHA256, &self.signed()).as_ref());
+        let epoch = self.epoch.as_deref().unwrap_or("0");
+        format!("\"{epoch}.{}-{}\"", self.version, &hash[..12])
+    }
+
+    /// Whether an `If-None-Match` or `If-Match` names it: by its tag, or by its version alone as existing agents do.
+    pub(super) fn is_named_by(&self, header: &str) -> bool {
+        let (etag, version) = (self.etag(), self.version.to_string());
+        header.split(',').map(str::trim).any(|tag| {
+            let tag = tag.strip_prefix("W/").unwrap_or(tag);
+            tag == "*" || tag == etag || tag.trim_matches('"') == version
+        })
+    }
+
+    /// Whether it is an older one of the same line.
+    pub(super) fn is_before(&self, other: &Self) -> bool {
+        let is_same_line = match (&self.epoch, &other.epoch) {
+            (Some(one), Some(other)) => one == other,
+            // A reference system knows no lines.
+            _ => true,
+        };
+        is_same_line && self.version < other.version
+    }
+
+    /// Everything but the signature, always in the same words.
+    fn signed(&self) -> Vec<u8> {
+        let unsigned = Self {
+            signature: None,
+            ..self.clone()
+        };
+        serde_json::to_vec(&unsigned).unwrap_or_default()
+    }
+}
+
+fn key(epoch: &Epoch) -> hmac::Key {
+    hmac::Key::new(hmac::HMAC_SHA256, epoch.secret.as_bytes())
+}
+
+/// Whether data follows a schema; the first things that do not otherwise.
+pub(super) fn follows(
+    data: &BTreeMap<String, String>,
+    schema: &Value,
+) -> std::result::Result<(), String> {
+    let validator = jsonschema::validator_for(schema)
+        .map_err(|error| format!("the schema is no JSON Schema: {error}"))?;
+    let data = serde_json::to_value(data).unwrap_or(Value::Null);
+    let wrong: Vec<String> = validator
+        .iter_errors(&data)
+        .take(5)
+        .map(|error| match error.instance_path().as_str() {
+            "" => error.to_string(),
+            path => format!("{path}: {error}"),
+        })
+        .collect();
+    match wrong.is_empty() {
+        true => Ok(()),
+        false => Err(format!(
+            "the data does not follow the schema: {}",
+            wrong.join("; ")
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn epoch() -> Epoch {
+        Epoch {
+            name: "e".to_owned(),
+            secret: "s".to_owned(),
+        }
+    }
+
+    fn published(version: u64) -> Published {
+        Published {
+            version,
+            id: Uuid::now_v7(),
+            data: r#"{"url":"http://x/"}"#.to_owned(),
+            poll_seconds: 30,
+            schema: Some(r#"{"type":"object"}"#.to_owned()),
+            author: "me".to_owned(),
+            rolls_back_to: None,
+            created_at: Timestamp::now(),
+        }
+    }
+
+    #[test]
+    fn what_comes_back_is_known_by_its_signature() {
+        let first = published(3);
+        let config = Config::of(&first, &epoch()).unwrap();
+        let text = serde_json::to_string(&config).unwrap();
+        let back: Config = serde_json::from_str(&text).unwrap();
+        assert_eq!(back.restored(&epoch()), Some(first));
+        let mut changed = back.clone();
+        changed
+            .data
+            .insert("url".to_owned(), "http://evil/".to_owned());
+        assert_eq!(changed.restored(&epoch()), None);
+        let other = Epoch {
+            secret: "other".to_owned(),
+            ..epoch()
+        };
+        assert_eq!(back.restored(&other), None);
+        let unsigned = Config {
+            signature: None,
+            ..back
+        };
+        assert_eq!(unsigned.restored(&epoch()), None);
+    }
+
+    #[test]
+    fn a_tag_names_content_and_a_bare_version_works() {
+        let config = Config::of(&published(3), &epoch()).unwrap();
+        let etag = config.etag();
+        for named in [
+            etag.as_str(),
+            "3",
+            "\"3\"",
+            "W/\"3\"",
+            "\"1\", 3",
+            "*",
+            &format!("W/{etag}"),
+        ] {
+            assert!(config.is_named_by(named), "{named}");
+        }
+        for other in ["", "4", "\"e.3-000000000000\"", "33"] {
+            assert!(!config.is_named_by(other), "{other}");
+        }
+        let mut changed = config.clone();
+        changed.data.clear();
+        assert_ne!(changed.etag(), etag);
+    }
+
+    #[test]
+    fn only_versions_of_one_line_have_an_order() {
+        let config = |version, epoch: Option<&str>| Config {
+            version,
+            epoch: epoch.map(str::to_owned),
+            ..serde_json::from_str("{}").unwrap()
+        };
+        assert!(config(1, Some("a")).is_before(&config(2, Some("a"))));
+        assert!(config(1, None).is_before(&config(2, Some("a"))));
+        assert!(!config(1, Some("b")).is_before(&config(2, Some("a"))));
+        assert!(!config(2, Some("a")).is_before(&config(2, Some("a"))));
+    }
+
+    #[test]
+    fn data_follows_its_schema_or_says_where_not() {
+        let data = BTreeMap::from([("url".to_owned(), "x".to_owned())]);
+        let schema = json!({ "properties": { "url": { "minLength": 3 } }, "required": ["name"] });
+        let wrong = follows(&data, &schema).unwrap_err();
+        assert!(wrong.contains("/url") && wrong.contains("name"), "{wrong}");
+        follows(&data, &json!({ "type": "object" })).unwrap();
+        assert!(
+            follows(&data, &json!({ "type": 7 }))
+                .unwrap_err()
+                .contains("JSON Schema")
+        );
+    }
+}

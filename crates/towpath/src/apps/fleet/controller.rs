@@ -1,0 +1,354 @@
+//! The controller: versions of the configuration, who has which, and everyone who waits for the next one.
+//!
+//! ```text
+//! database -- each second, and after each change --> Snapshot --> all who wait, woken once
+//! ```
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::HeaderMap;
+use jiff::Timestamp;
+use tokio::sync::{Notify, watch};
+use towpath_core::Result;
+use towpath_core::port::Fleet;
+use towpath_core::port::fleet::{
+    Agent, Deed, Epoch, NewConfig, Outcome, Progress, Published, Rollout,
+};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::auth::{Caller, Keys};
+use super::config::{Config, POLL_SECONDS};
+use super::envelope::Failure;
+use super::rollout::{self, Decision};
+use crate::supervisor::Stop;
+use crate::telemetry::Health;
+
+/// The role's name in health, metrics and the account.
+const ROLE: &str = "fleet.controller";
+
+/// How often it looks what other controllers did, and how its rollout goes.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Agents that are read at once.
+const PAGE: usize = 1_000;
+
+/// Who a controller names when it acts by itself.
+const ITSELF: &str = "controller";
+
+/// What everybody gets, as long as nothing changes.
+#[derive(Clone, Default)]
+pub(super) struct Snapshot {
+    newest: Option<Arc<Config>>,
+    /// What those get that the rollout has not reached.
+    stable: Option<Arc<Config>>,
+    /// Those that the rollout has reached; everybody without.
+    holders: Option<Arc<HashSet<Uuid>>>,
+    /// Nobody waits any more.
+    pub(super) is_closing: bool,
+}
+
+impl Snapshot {
+    /// What this agent gets. Whoever does not say who it is gets what is rolled out to everybody.
+    pub(super) fn config_of(&self, agent: Option<Uuid>) -> Option<Arc<Config>> {
+        match &self.holders {
+            None => self.newest.clone(),
+            Some(holders) => match agent.is_some_and(|agent| holders.contains(&agent)) {
+                true => self.newest.clone(),
+                false => self.stable.clone(),
+            },
+        }
+    }
+
+    pub(super) fn newest(&self) -> Option<&Arc<Config>> {
+        self.newest.as_ref()
+    }
+
+    /// After which silence an agent counts as gone: three times the interval that it asks in.
+    pub(super) fn stale(&self) -> Duration {
+        let poll = self
+            .newest
+            .as_ref()
+            .map_or(POLL_SECONDS, |config| config.poll_interval_seconds);
+        Duration::from_secs(u64::from(poll.max(POLL_SECONDS)) * 3)
+    }
+}
+
+/// A controller; cheap to clone.
+#[derive(Clone)]
+pub struct Controller(Arc<Inner>);
+
+struct Inner {
+    store: Arc<dyn Fleet>,
+    epoch: Epoch,
+    keys: Keys,
+    current: watch::Sender<Snapshot>,
+    seen: Mutex<HashMap<Uuid, Timestamp>>,
+    changed: Notify,
+    /// Looks take turns, so that nobody is told what was true before.
+    looking: tokio::sync::Mutex<()>,
+    /// How long an agent is kept after it was last heard of.
+    ttl: Duration,
+    health: Health,
+}
+
+impl Controller {
+    /// A controller on a database whose tables are there.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database does not answer.
+    pub async fn open(
+        store: Arc<dyn Fleet>,
+        keys: Keys,
+        ttl: Duration,
+        health: Health,
+    ) -> Result<Self> {
+        let controller = Self(Arc::new(Inner {
+            epoch: store.epoch().await?,
+            store,
+            keys,
+            current: watch::Sender::default(),
+            seen: Mutex::default(),
+            changed: Notify::new(),
+            looking: tokio::sync::Mutex::default(),
+            ttl,
+            health,
+        }));
+        controller.look().await?;
+        Ok(controller)
+    }
+
+    /// Follows the database and the rollout until asked to stop.
+    ///
+    /// # Errors
+    /// None so far: while the database is away everybody gets what was known last.
+    pub async fn run(&self, stop: &Stop) -> Result<()> {
+        let mut expired_at = Timestamp::UNIX_EPOCH;
+        while !stop.is_requested() {
+            let outcome = self.tick(&mut expired_at).await;
+            self.0
+                .health
+                .set(ROLE, outcome.err().map(|error| error.chain()));
+            tokio::select! {
+                () = tokio::time::sleep(TICK) => {}
+                () = self.0.changed.notified() => {}
+                () = stop.requested() => {}
+            }
+        }
+        self.0
+            .current
+            .send_modify(|snapshot| snapshot.is_closing = true);
+        self.tell_seen().await
+    }
+
+    async fn tick(&self, expired_at: &mut Timestamp) -> Result<()> {
+        self.tell_seen().await?;
+        let now = Timestamp::now();
+        if now.duration_since(*expired_at).as_secs() >= 60 {
+            let limit = now.checked_sub(self.0.ttl).unwrap_or(Timestamp::MIN);
+            let expired = self.0.store.expire(limit).await?;
+            if expired > 0 {
+                info!(expired, "agents were not heard of for long, and forgotten");
+            }
+            *expired_at = now;
+        }
+        self.look().await
+    }
+
+    /// Agents were heard of since the last time.
+    async fn tell_seen(&self) -> Result<()> {
+        let seen = std::mem::take(&mut *self.0.seen.lock().unwrap_or_else(PoisonError::into_inner));
+        match seen.is_empty() {
+            true => Ok(()),
+            false => self.0.store.seen(seen.into_iter().collect()).await,
+        }
+    }
+
+    /// Looks what the database says, moves the rollout, and tells those who wait.
+    async fn look(&self) -> Result<()> {
+        let _turn = self.0.looking.lock().await;
+        let (mut newest, mut rollout) =
+            (self.0.store.newest().await?, self.0.store.rollout().await?);
+        let is_current = |newest: &Option<Published>, rollout: &Rollout| {
+            newest
+                .as_ref()
+                .is_some_and(|newest| newest.version == rollout.version)
+        };
+        let mut holders = None;
+        if let Some(current) = rollout.clone().filter(|one| is_current(&newest, one)) {
+            if current.progress == Progress::Running {
+                let agents = self.agents().await?;
+                self.guide(&current, &agents).await?;
+                rollout = self.0.store.rollout().await?;
+                holders = rollout.as_ref().map(|now| match now.progress {
+                    Progress::Running => rollout::holders(now, &agents),
+                    Progress::Done | Progress::Stopped => HashSet::new(),
+                });
+            }
+            match rollout.as_ref().map(|now| now.progress) {
+                Some(Progress::Stopped) => {
+                    holders = Some(HashSet::new());
+                    self.go_back(&current).await?;
+                    newest = self.0.store.newest().await?;
+                }
+                Some(Progress::Done) => holders = None,
+                _ => {}
+            }
+        }
+        let rollout = rollout.filter(|one| is_current(&newest, one));
+        let holders = holders.filter(|_| rollout.is_some()).map(Arc::new);
+        let stable = match &rollout {
+            Some(rollout) if holders.is_some() => self.0.store.version(rollout.stable).await?,
+            _ => None,
+        };
+        let travels = |published: Option<Published>| {
+            published
+                .map(|one| Config::of(&one, &self.0.epoch).map(Arc::new))
+                .transpose()
+        };
+        let (newest, stable) = (travels(newest)?, travels(stable)?);
+        self.0.current.send_if_modified(|now| {
+            let is_other = now.newest != newest || now.stable != stable || now.holders != holders;
+            if is_other {
+                (now.newest, now.stable, now.holders) = (newest, stable, holders);
+            }
+            is_other
+        });
+        Ok(())
+    }
+
+    /// The next step of a rollout, or its end, when it is time.
+    async fn guide(&self, rollout: &Rollout, agents: &[Agent]) -> Result<()> {
+        let holders = rollout::holders(rollout, agents);
+        let stale = self.0.current.borrow().stale();
+        let decision = rollout::decide(rollout, agents, &holders, Timestamp::now(), stale);
+        let (version, step) = (rollout.version, rollout.step);
+        let (progress, reason) = match decision {
+            Decision::Wait => return Ok(()),
+            Decision::Advance => (Progress::Running, None),
+            Decision::Finish => (Progress::Done, None),
+            Decision::Stop(reason) => (Progress::Stopped, Some(reason)),
+        };
+        // Another controller may have been first.
+        if self
+            .0
+            .store
+            .advance(version, step, progress, reason.clone())
+            .await?
+        {
+            info!(
+                version,
+                step,
+                progress = progress.as_str(),
+                reason,
+                "the rollout goes on"
+            );
+            if let Some(reason) = reason {
+                self.record("stop", format!("version {version}: {reason}"))
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes again what was there before a rollout that was stopped.
+    async fn go_back(&self, rollout: &Rollout) -> Result<()> {
+        let Some(stable) = self.0.store.version(rollout.stable).await? else {
+            return Ok(());
+        };
+        let config = NewConfig {
+            data: stable.data,
+            poll_seconds: stable.poll_seconds,
+            schema: stable.schema,
+            author: ITSELF.to_owned(),
+            rolls_back_to: Some(stable.version),
+            rollout: None,
+        };
+        if let Outcome::Done(published) =
+            self.0.store.publish(config, Some(rollout.version)).await?
+        {
+            let (from, to) = (rollout.version, stable.version);
+            warn!(
+                from,
+                to,
+                version = published.version,
+                "the rollout was stopped and is rolled back"
+            );
+        }
+        Ok(())
+    }
+
+    async fn record(&self, action: &str, detail: String) -> Result<()> {
+        let deed = Deed {
+            at: Timestamp::now(),
+            actor: ITSELF.to_owned(),
+            action: action.to_owned(),
+            detail,
+        };
+        self.0.store.record(deed).await
+    }
+
+    /// Every agent.
+    pub(super) async fn agents(&self) -> Result<Vec<Agent>> {
+        let mut all: Vec<Agent> = Vec::new();
+        loop {
+            let after = all.last().map(|agent| agent.id);
+            let page = self.0.store.agents(after, PAGE).await?;
+            let is_last = page.len() < PAGE;
+            all.extend(page);
+            if is_last {
+                return Ok(all);
+            }
+        }
+    }
+
+    pub(super) fn store(&self) -> &dyn Fleet {
+        &*self.0.store
+    }
+
+    pub(super) fn epoch(&self) -> &Epoch {
+        &self.0.epoch
+    }
+
+    pub(super) fn keys(&self) -> &Keys {
+        &self.0.keys
+    }
+
+    /// Who asks.
+    pub(super) async fn caller(&self, headers: &HeaderMap) -> std::result::Result<Caller, Failure> {
+        self.0.keys.caller(headers, self.store()).await
+    }
+
+    /// The name of the operator who asks.
+    pub(super) async fn operator(
+        &self,
+        headers: &HeaderMap,
+    ) -> std::result::Result<String, Failure> {
+        self.caller(headers).await?.operator()
+    }
+
+    /// What everybody gets, now and as it changes.
+    pub(super) fn watch(&self) -> watch::Receiver<Snapshot> {
+        self.0.current.subscribe()
+    }
+
+    /// An agent was heard of.
+    pub(super) fn heard_of(&self, agent: Uuid) {
+        let mut seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.insert(agent, Timestamp::now());
+    }
+
+    /// Something changed that others wait for: it is visible when this returns.
+    pub(super) async fn refresh(&self) -> Result<()> {
+        self.look().await?;
+        self.0.changed.notify_one();
+        Ok(())
+    }
+
+    /// An agent told something that the rollout may wait for.
+    pub(super) fn nudge(&self) {
+        self.0.changed.notify_one();
+    }
+}

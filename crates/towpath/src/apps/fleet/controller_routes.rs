@@ -1,0 +1,672 @@
+//! The HTTP side of the controller: the routes and envelopes of the reference system, and more of them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use towpath_core::port::fleet::{
+    Agent, Deed, NewConfig, Outcome, Place, Plan, Progress, Published, Report, Rollout,
+};
+use uuid::Uuid;
+
+use super::auth::{Caller, fingerprint, new_agent_key};
+use super::config::{Config, POLL_SECONDS, follows};
+use super::controller::Controller;
+use super::envelope::{Answer, Failure, parse, success};
+use super::rollout::Step;
+
+/// Longest that a request waits for another configuration.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// Longest interval that agents may be told, in seconds: a day.
+const LONGEST_POLL: i64 = 86_400;
+
+/// Most of a list, and how many there are unless the client says.
+const MAX_PAGE: usize = 1_000;
+const PAGE: usize = 100;
+
+/// The agent that asks with a key of the fleet.
+const AGENT_ID: &str = "x-agent-id";
+
+/// Every route of the controller.
+pub fn controller_routes(controller: Controller) -> Router {
+    Router::new()
+        .route("/register", post(register))
+        .route("/config", post(publish).get(config))
+        .route("/config/{version}", get(version))
+        .route("/config/history", get(history))
+        .route("/config/diff", get(diff))
+        .route("/config/rollback", post(rollback))
+        .route("/config/restore", post(restore))
+        .route("/rollout", get(rollout))
+        .route("/rollout/stop", post(stop))
+        .route("/agents", get(agents))
+        .route("/agents/{id}", delete(remove))
+        .route("/agents/{id}/report", post(report))
+        .route("/audit", get(audit))
+        .with_state(controller)
+}
+
+#[derive(Deserialize)]
+struct Registration {
+    #[serde(default)]
+    hostname: String,
+    #[serde(default)]
+    ip_address: String,
+    #[serde(default)]
+    port: i64,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+}
+
+async fn register(State(controller): State<Controller>, headers: HeaderMap, body: Bytes) -> Answer {
+    controller.keys().check(&headers)?;
+    let said: Registration = parse(&body)?;
+    for (name, text) in [
+        ("hostname", &said.hostname),
+        ("ip_address", &said.ip_address),
+    ] {
+        if text.is_empty() || text.chars().count() > 255 {
+            return Err(Failure::invalid(format!(
+                "`{name}` is required, of at most 255 characters"
+            )));
+        }
+    }
+    let port = u16::try_from(said.port).ok().filter(|port| *port > 0);
+    let port = port.ok_or_else(|| Failure::invalid("`port` is required, 1 to 65535"))?;
+    let key = new_agent_key()?;
+    let place = Place {
+        hostname: said.hostname,
+        ip_address: said.ip_address,
+        port,
+        labels: json!(said.labels).to_string(),
+    };
+    let agent = controller.store().register(place, fingerprint(&key)).await;
+    let agent = agent.map_err(|error| Failure::from(error).code("REGISTRATION_FAILED"))?;
+    let newest = controller.watch().borrow().newest().cloned();
+    let poll = newest.map_or(POLL_SECONDS, |config| config.poll_interval_seconds);
+    controller.nudge();
+    Ok(success(
+        StatusCode::CREATED,
+        json!({
+            "agent_id": agent.id,
+            "status": "active",
+            "poll_url": "/config",
+            "poll_interval_seconds": poll,
+            "agent_key": key,
+        }),
+    ))
+}
+
+/// What somebody publishes.
+#[derive(Deserialize)]
+struct Publication {
+    data: Option<BTreeMap<String, String>>,
+    poll_interval_seconds: Option<i64>,
+    /// Absent: the schema of the version before. Null: none.
+    #[serde(default, deserialize_with = "present")]
+    schema: Option<Option<Value>>,
+    rollout: Option<WantedRollout>,
+}
+
+#[derive(Deserialize)]
+struct WantedRollout {
+    steps: Vec<String>,
+    #[serde(default)]
+    bake_seconds: u32,
+}
+
+/// Tells null from nothing.
+fn present<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Option<Value>>, D::Error> {
+    Option::deserialize(value).map(Some)
+}
+
+async fn publish(State(controller): State<Controller>, headers: HeaderMap, body: Bytes) -> Answer {
+    let author = controller.operator(&headers).await?;
+    let said: Publication = parse(&body)?;
+    let (newest, expected) = expected(&controller, &headers).await?;
+    let data = said
+        .data
+        .ok_or_else(|| Failure::invalid("`data` is required"))?;
+    let poll = match said.poll_interval_seconds {
+        Some(seconds) if seconds > LONGEST_POLL => {
+            let text =
+                format!("`poll_interval_seconds` is {seconds}; it must be at most {LONGEST_POLL}");
+            return Err(Failure::invalid(text));
+        }
+        Some(seconds) if seconds > 0 => u32::try_from(seconds).unwrap_or(POLL_SECONDS),
+        _ => POLL_SECONDS,
+    };
+    let schema = match said.schema {
+        Some(schema) => schema,
+        None => match newest.as_ref().and_then(|newest| newest.schema.as_deref()) {
+            Some(text) => serde_json::from_str(text).ok(),
+            None => None,
+        },
+    };
+    if let Some(schema) = &schema {
+        follows(&data, schema).map_err(Failure::invalid)?;
+    }
+    let config = NewConfig {
+        data: json!(data).to_string(),
+        poll_seconds: poll,
+        schema: schema.map(|schema| schema.to_string()),
+        author,
+        rolls_back_to: None,
+        rollout: said.rollout.map(plan).transpose()?,
+    };
+    put(&controller, config, expected).await
+}
+
+fn plan(wanted: WantedRollout) -> Result<Plan, Failure> {
+    if wanted.steps.is_empty() || wanted.steps.len() > 100 {
+        return Err(Failure::invalid("`rollout.steps` must have 1 to 100 steps"));
+    }
+    for step in &wanted.steps {
+        Step::parse(step).map_err(Failure::invalid)?;
+    }
+    Ok(Plan {
+        steps: json!(wanted.steps).to_string(),
+        bake_seconds: wanted.bake_seconds,
+    })
+}
+
+#[derive(Deserialize)]
+struct Rollback {
+    version: u64,
+}
+
+async fn rollback(State(controller): State<Controller>, headers: HeaderMap, body: Bytes) -> Answer {
+    let author = controller.operator(&headers).await?;
+    let Rollback { version } = parse(&body)?;
+    let old = controller
+        .store()
+        .version(version)
+        .await
+        .map_err(unpublished)?;
+    let old = old.ok_or_else(no_version)?;
+    let (_, expected) = expected(&controller, &headers).await?;
+    let config = NewConfig {
+        data: old.data,
+        poll_seconds: old.poll_seconds,
+        schema: old.schema,
+        author,
+        rolls_back_to: Some(version),
+        rollout: None,
+    };
+    put(&controller, config, expected).await
+}
+
+/// The newest configuration, and its version if the client says which one it expects.
+async fn expected(
+    controller: &Controller,
+    headers: &HeaderMap,
+) -> Result<(Option<Published>, Option<u64>), Failure> {
+    let found = controller.store().newest().await.map_err(unpublished)?;
+    let wanted = headers
+        .get(header::IF_MATCH)
+        .and_then(|value| value.to_str().ok());
+    let Some(wanted) = wanted else {
+        return Ok((found, None));
+    };
+    let config = found
+        .as_ref()
+        .map(|found| Config::of(found, controller.epoch()));
+    match config.transpose()? {
+        Some(config) if config.is_named_by(wanted) => Ok((found, Some(config.version))),
+        other => Err(another_version(other.map_or(0, |config| config.version))),
+    }
+}
+
+async fn put(controller: &Controller, config: NewConfig, expected: Option<u64>) -> Answer {
+    match controller
+        .store()
+        .publish(config, expected)
+        .await
+        .map_err(unpublished)?
+    {
+        Outcome::Done(published) => {
+            controller.refresh().await.map_err(unpublished)?;
+            let config = Config::of(&published, controller.epoch())?;
+            Ok(tagged(success(StatusCode::CREATED, &config), &config))
+        }
+        Outcome::Version(version) => Err(another_version(version)),
+    }
+}
+
+fn unpublished(error: towpath_core::Error) -> Failure {
+    Failure::from(error).code("UPDATE_FAILED")
+}
+
+fn another_version(version: u64) -> Failure {
+    Failure::new(
+        StatusCode::PRECONDITION_FAILED,
+        "PRECONDITION_FAILED",
+        format!(
+            "the newest version is {version}, another one than `If-Match` names; read it and try again"
+        ),
+    )
+}
+
+fn no_version() -> Failure {
+    Failure::not_found("config version not found")
+}
+
+#[derive(Deserialize)]
+struct Wait {
+    wait: Option<String>,
+}
+
+async fn config(
+    State(controller): State<Controller>,
+    headers: HeaderMap,
+    Query(query): Query<Wait>,
+) -> Answer {
+    let caller = controller.caller(&headers).await?;
+    let agent = match caller {
+        Caller::Agent(agent) => Some(agent),
+        Caller::Operator(_) => headers
+            .get(AGENT_ID)
+            .and_then(|id| Uuid::parse_str(id.to_str().ok()?).ok()),
+    };
+    let known = headers
+        .get(header::IF_NONE_MATCH)
+        .and_then(|value| value.to_str().ok());
+    let until = Instant::now() + wait(query.wait.as_deref())?;
+    let mut watch = controller.watch();
+    loop {
+        if let Some(agent) = agent {
+            controller.heard_of(agent);
+        }
+        let snapshot = watch.borrow_and_update().clone();
+        let config = snapshot.config_of(agent);
+        let is_known = match (&config, known) {
+            (Some(config), Some(known)) => config.is_named_by(known),
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        let is_over = snapshot.is_closing || Instant::now() >= until;
+        match config {
+            Some(config) if !is_known => {
+                return Ok(tagged(success(StatusCode::OK, &*config), &config));
+            }
+            Some(config) if is_over => {
+                return Ok(tagged(StatusCode::NOT_MODIFIED.into_response(), &config));
+            }
+            None if is_over => return Err(Failure::not_found("no config available")),
+            _ => {}
+        }
+        // The sender lives as long as the controller: what this waits for is news or the time.
+        drop(tokio::time::timeout_at(until, watch.changed()).await);
+    }
+}
+
+/// `30`, or `30s`.
+fn wait(text: Option<&str>) -> Result<Duration, Failure> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else {
+        return Ok(Duration::ZERO);
+    };
+    let seconds = text.strip_suffix('s').unwrap_or(text).parse::<u64>();
+    let seconds = seconds.map_err(|_| {
+        Failure::invalid(format!("`wait` is `{text}`; it must be seconds, as `30`"))
+    })?;
+    Ok(Duration::from_secs(seconds).min(LONGEST_WAIT))
+}
+
+fn tagged(mut response: Response, config: &Config) -> Response {
+    if let Ok(etag) = HeaderValue::from_str(&config.etag()) {
+        response.headers_mut().insert(header::ETAG, etag);
+    }
+    response
+}
+
+async fn version(
+    State(controller): State<Controller>,
+    headers: HeaderMap,
+    Path(version): Path<String>,
+) -> Answer {
+    controller.caller(&headers).await?;
+    let version = version.parse::<i64>().map_err(|_| {
+        Failure::new(
+            StatusCode::BAD_REQUEST,
+            "INVALID_VERSION",
+            "version must be a number",
+        )
+    })?;
+    let found = match u64::try_from(version) {
+        Ok(version) => controller.store().version(version).await?,
+        Err(_) => None,
+    };
+    let config = Config::of(&found.ok_or_else(no_version)?, controller.epoch())?;
+    Ok(success(StatusCode::OK, &config))
+}
+
+#[derive(Deserialize)]
+struct Page {
+    before: Option<u64>,
+    after: Option<Uuid>,
+    limit: Option<usize>,
+}
+
+impl Page {
+    fn limit(&self) -> Result<usize, Failure> {
+        let limit = self.limit.unwrap_or(PAGE);
+        match (1..=MAX_PAGE).contains(&limit) {
+            true => Ok(limit),
+            false => Err(Failure::invalid(format!(
+                "`limit` is {limit}; it must be 1 to {MAX_PAGE}"
+            ))),
+        }
+    }
+}
+
+async fn history(
+    State(controller): State<Controller>,
+    headers: HeaderMap,
+    Query(page): Query<Page>,
+) -> Answer {
+    controller.operator(&headers).await?;
+    let found = controller
+        .store()
+        .history(page.before, page.limit()?)
+        .await?;
+    let all = found.iter().map(|one| Config::of(one, controller.epoch()));
+    Ok(success(
+        StatusCode::OK,
+        all.collect::<towpath_core::Result<Vec<_>>>()?,
+    ))
+}
+
+#[derive(Deserialize)]
+struct Pair {
+    from: u64,
+    to: u64,
+}
+
+async fn diff(
+    State(controller): State<Controller>,
+    headers: HeaderMap,
+    Query(pair): Query<Pair>,
+) -> Answer {
+    controller.operator(&headers).await?;
+    let load = async |version| {
+        let found = controller
+            .store()
+            .version(version)
+            .await?
+            .ok_or_else(no_version)?;
+        Ok::<_, Failure>(Config::of(&found, controller.epoch())?)
+    };
+    let (from, to) = (load(pair.from).await?, load(pair.to).await?);
+    let mut changes = BTreeMap::new();
+    for key in from.data.keys().chain(to.data.keys()) {
+        let (old, new) = (from.data.get(key), to.data.get(key));
+        if old != new {
+            changes.insert(key.clone(), json!({ "from": old, "to": new }));
+        }
+    }
+    let mut found = json!({ "from": from.version, "to": to.version, "data": changes });
+    if from.poll_interval_seconds != to.poll_interval_seconds {
+        let both = json!({ "from": from.poll_interval_seconds, "to": to.poll_interval_seconds });
+        found["poll_interval_seconds"] = both;
+    }
+    if from.schema != to.schema {
+        found["schema"] = json!({ "from": from.schema, "to": to.schema });
+    }
+    Ok(success(StatusCode::OK, found))
+}
+
+/// An agent has a newer configuration than this database: it lost what it had published.
+async fn restore(State(controller): State<Controller>, headers: HeaderMap, body: Bytes) -> Answer {
+    controller.caller(&headers).await?;
+    let config: Config = parse(&body)?;
+    let restored = config.restored(controller.epoch()).ok_or_else(|| {
+        Failure::new(
+            StatusCode::FORBIDDEN,
+            "FORBIDDEN",
+            "this was not published by this controller",
+        )
+    })?;
+    let was_lost = controller.store().restore(restored).await?;
+    if was_lost {
+        tracing::warn!(
+            version = config.version,
+            "an agent gave back a configuration that the database had lost"
+        );
+        controller.refresh().await?;
+    }
+    Ok(success(StatusCode::OK, json!({ "restored": was_lost })))
+}
+
+/// A rollout for people and programs.
+#[derive(Serialize)]
+struct RolloutView {
+    version: u64,
+    stable: u64,
+    steps: Value,
+    step: u32,
+    step_at: Timestamp,
+    bake_seconds: u32,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+impl From<Rollout> for RolloutView {
+    fn from(rollout: Rollout) -> Self {
+        Self {
+            version: rollout.version,
+            stable: rollout.stable,
+            steps: serde_json::from_str(&rollout.plan.steps).unwrap_or(Value::Null),
+            step: rollout.step,
+            step_at: rollout.step_at,
+            bake_seconds: rollout.plan.bake_seconds,
+            status: rollout.progress.as_str(),
+            reason: rollout.reason,
+        }
+    }
+}
+
+async fn rollout(State(controller): State<Controller>, headers: HeaderMap) -> Answer {
+    controller.operator(&headers).await?;
+    let found = controller.store().rollout().await?;
+    let found = found.ok_or_else(|| Failure::not_found("there was no rollout"))?;
+    Ok(success(StatusCode::OK, RolloutView::from(found)))
+}
+
+#[derive(Deserialize, Default)]
+struct Reason {
+    reason: Option<String>,
+}
+
+async fn stop(State(controller): State<Controller>, headers: HeaderMap, body: Bytes) -> Answer {
+    let actor = controller.operator(&headers).await?;
+    let said: Reason = match body.is_empty() {
+        true => Reason::default(),
+        false => parse(&body)?,
+    };
+    let nothing = || Failure::new(StatusCode::CONFLICT, "CONFLICT", "no rollout is running");
+    let running = controller.store().rollout().await?;
+    let running = running
+        .filter(|one| one.progress == Progress::Running)
+        .ok_or_else(nothing)?;
+    let reason = said
+        .reason
+        .unwrap_or_else(|| "an operator stopped it".to_owned());
+    let (version, step) = (running.version, running.step);
+    let stopped =
+        controller
+            .store()
+            .advance(version, step, Progress::Stopped, Some(reason.clone()));
+    if !stopped.await? {
+        return Err(nothing());
+    }
+    record(
+        &controller,
+        actor,
+        "stop",
+        format!("version {version}: {reason}"),
+    )
+    .await?;
+    controller.refresh().await?;
+    let found = controller.store().rollout().await?;
+    Ok(success(StatusCode::OK, found.map(RolloutView::from)))
+}
+
+async fn record(
+    controller: &Controller,
+    actor: String,
+    action: &str,
+    detail: String,
+) -> Result<(), Failure> {
+    let deed = Deed {
+        at: Timestamp::now(),
+        actor,
+        action: action.to_owned(),
+        detail,
+    };
+    Ok(controller.store().record(deed).await?)
+}
+
+/// An agent for people and programs.
+#[derive(Serialize)]
+struct AgentView {
+    agent_id: Uuid,
+    hostname: String,
+    ip_address: String,
+    port: u16,
+    labels: Value,
+    status: &'static str,
+    registered_at: Timestamp,
+    last_seen: Timestamp,
+    applied_version: Option<u64>,
+    failed_version: Option<u64>,
+    last_error: Option<String>,
+}
+
+async fn agents(
+    State(controller): State<Controller>,
+    headers: HeaderMap,
+    Query(page): Query<Page>,
+) -> Answer {
+    controller.operator(&headers).await?;
+    let stale = controller.watch().borrow().stale();
+    let found = controller.store().agents(page.after, page.limit()?).await?;
+    let all: Vec<_> = found.into_iter().map(|agent| view(agent, stale)).collect();
+    Ok(success(StatusCode::OK, all))
+}
+
+fn view(agent: Agent, stale: Duration) -> AgentView {
+    let silence = Timestamp::now().duration_since(agent.seen_at).as_secs();
+    AgentView {
+        agent_id: agent.id,
+        hostname: agent.place.hostname,
+        ip_address: agent.place.ip_address,
+        port: agent.place.port,
+        labels: serde_json::from_str(&agent.place.labels).unwrap_or(Value::Null),
+        status: if silence > stale.as_secs().cast_signed() {
+            "stale"
+        } else {
+            "active"
+        },
+        registered_at: agent.created_at,
+        last_seen: agent.seen_at,
+        applied_version: agent.report.applied,
+        failed_version: agent.report.failed,
+        last_error: agent.report.error,
+    }
+}
+
+fn id(text: &str) -> Result<Uuid, Failure> {
+    Uuid::parse_str(text).map_err(|_| Failure::invalid("the agent's id is no UUID"))
+}
+
+fn no_agent() -> Failure {
+    Failure::not_found("agent not found")
+}
+
+async fn remove(
+    State(controller): State<Controller>,
+    headers: HeaderMap,
+    Path(agent): Path<String>,
+) -> Answer {
+    let caller = controller.caller(&headers).await?;
+    let agent = id(&agent)?;
+    // An agent may take itself off the list.
+    let actor = match caller {
+        Caller::Agent(own) if own == agent => format!("agent:{own}"),
+        other => other.operator()?,
+    };
+    if !controller.store().remove(agent).await? {
+        return Err(no_agent());
+    }
+    record(&controller, actor, "remove", format!("agent {agent}")).await?;
+    Ok(success(StatusCode::OK, json!({ "agent_id": agent })))
+}
+
+/// What an agent tells.
+#[derive(Deserialize)]
+struct Told {
+    version: u64,
+    status: String,
+    error: Option<String>,
+}
+
+async fn report(
+    State(controller): State<Controller>,
+    headers: HeaderMap,
+    Path(agent): Path<String>,
+    body: Bytes,
+) -> Answer {
+    let caller = controller.caller(&headers).await?;
+    let agent = id(&agent)?;
+    if caller != Caller::Agent(agent) {
+        caller.operator()?;
+    }
+    let told: Told = parse(&body)?;
+    let report = match told.status.as_str() {
+        "applied" | "rolled_back" => Report {
+            applied: Some(told.version),
+            ..Report::default()
+        },
+        "failed" => Report {
+            failed: Some(told.version),
+            error: told.error.map(|error| error.chars().take(1_000).collect()),
+            ..Report::default()
+        },
+        other => {
+            let text = format!("`status` is `{other}`; it must be applied, failed or rolled_back");
+            return Err(Failure::invalid(text));
+        }
+    };
+    if !controller.store().report(agent, report).await? {
+        return Err(no_agent());
+    }
+    controller.nudge();
+    Ok(success(StatusCode::OK, json!({ "agent_id": agent })))
+}
+
+async fn audit(
+    State(controller): State<Controller>,
+    headers: HeaderMap,
+    Query(page): Query<Page>,
+) -> Answer {
+    controller.operator(&headers).await?;
+    let deeds = controller.store().deeds(page.limit()?).await?;
+    let all: Vec<_> = deeds
+        .into_iter()
+        .map(|deed| {
+            json!({ "at": deed.at, "actor": deed.actor, "action": deed.action, "detail": deed.detail })
+        })
+        .collect();
+    Ok(success(StatusCode::OK, all))
+}

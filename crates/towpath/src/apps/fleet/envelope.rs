@@ -1,0 +1,112 @@
+//! The envelope that every answer of the fleet app has. Source: the reference system.
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::StatusCode;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use towpath_core::{Error, ErrorKind};
+use uuid::Uuid;
+
+/// A request that was not served.
+#[derive(Debug, Clone)]
+pub(super) struct Failure {
+    pub(super) status: StatusCode,
+    pub(super) code: &'static str,
+    pub(super) message: String,
+}
+
+/// What a handler answers.
+pub(super) type Answer = Result<Response, Failure>;
+
+impl Failure {
+    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            message: message.into(),
+        }
+    }
+
+    /// The request makes no sense.
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "INVALID_REQUEST", message)
+    }
+
+    pub(super) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", message)
+    }
+
+    /// The same under another code.
+    #[must_use]
+    pub(super) const fn code(mut self, code: &'static str) -> Self {
+        self.code = code;
+        self
+    }
+}
+
+impl From<Error> for Failure {
+    /// The caller gets the sentence, the log the causes behind it.
+    fn from(error: Error) -> Self {
+        let (status, code) = match error.kind() {
+            ErrorKind::Invalid => (StatusCode::BAD_REQUEST, "INVALID_REQUEST"),
+            ErrorKind::NotFound => (StatusCode::NOT_FOUND, "NOT_FOUND"),
+            ErrorKind::Conflict => (StatusCode::CONFLICT, "CONFLICT"),
+            _ => {
+                tracing::warn!(error = error.chain(), "request failed");
+                (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE")
+            }
+        };
+        Self::new(status, code, error.to_string())
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let body = json!({
+            "request_id": Uuid::now_v7(),
+            "status": self.status.as_u16(),
+            "success": false,
+            "message": self.message,
+            "error": { "code": self.code, "message": self.message },
+        });
+        (self.status, Json(body)).into_response()
+    }
+}
+
+/// An answer with data.
+pub(super) fn success(status: StatusCode, data: impl Serialize) -> Response {
+    let data = serde_json::to_value(data).unwrap_or(Value::Null);
+    let mut body = json!({
+        "request_id": Uuid::now_v7(),
+        "status": status.as_u16(),
+        "success": true,
+        "message": "success",
+    });
+    if !data.is_null() {
+        body["data"] = data;
+    }
+    (status, Json(body)).into_response()
+}
+
+/// What a body says.
+pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Failure> {
+    serde_json::from_slice(body).map_err(|error| Failure::invalid(format!("the body: {error}")))
+}
+
+/// The data of an answer, ours or a reference system's; anything else is an error that says what came.
+pub(super) fn data<T: DeserializeOwned>(
+    status: StatusCode,
+    body: &[u8],
+) -> towpath_core::Result<T> {
+    let answer: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
+    if !status.is_success() {
+        let message = answer["message"].as_str().unwrap_or("no reason given");
+        let message: String = message.chars().take(200).collect();
+        return Err(Error::unavailable(format!("answered {status}: {message}")));
+    }
+    serde_json::from_value(answer["data"].clone())
+        .map_err(|error| Error::unavailable("answered something else").with_source(error))
+}

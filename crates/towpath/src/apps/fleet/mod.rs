@@ -1,0 +1,32 @@
+//! Fleet: one configuration for many agents, and HTTP tasks with results.
+//!
+//! ```text
+//! POST /config -> Controller -- version in the database --> everyone who waits on GET /config
+//!                     ^                                                  |
+//!                     +-- applied | failed -- Agent <--------------------+
+//!                                               |
+//!                                               +-- POST /config --> Worker, on disk
+//!
+//! GET /hit -> Worker: record + message in one step -> queue -> hit -> record
+//! ```
+
+mod agent;
+mod auth;
+mod config;
+mod controller;
+mod controller_routes;
+mod envelope;
+mod hits;
+mod rollout;
+mod task;
+mod worker;
+mod worker_routes;
+
+pub use agent::{Agent, Place};
+pub use auth::{DEFAULT_KEY, KEY_FILE, Keys, kept_key};
+pub use controller::Controller;
+pub use controller_routes::controller_routes;
+pub use hits::{HIT_QUEUE, Hits, Limits};
+pub use task::Tasks;
+pub use worker::Worker;
+pub use worker_routes::{Entry, worker_routes};

@@ -1,0 +1,273 @@
+//! Tasks: what is known of a hit, from the request to the result.
+//!
+//! ```text
+//! queued -> running -> completed | failed
+//!    |        |  ^
+//!    |        v  |
+//!    |      retrying
+//!    +--> cancelled
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use towpath_core::backend::Backend;
+use towpath_core::port::effects::{self, Transaction};
+use towpath_core::port::kv::{Committed, Op};
+use towpath_core::port::queue::Settings;
+use towpath_core::port::{Effects, Kv, Queue};
+use towpath_core::{Error, NewMessage, QueueName, Result, retry};
+use uuid::Uuid;
+
+use super::hits::HIT_QUEUE;
+
+/// Where records are, in front of the task's id. Source: the reference system.
+const PREFIX: &str = "worker:hit:result:";
+
+/// How long a result is kept. Source: the reference system.
+const KEPT: Duration = Duration::from_secs(60 * 60);
+
+/// How long a task that has no result yet is known.
+const OPEN: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How often one that waits looks, should another process work on the task.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What has become of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Status {
+    /// Nobody works on it yet.
+    Queued,
+    /// Somebody does.
+    Running,
+    /// It did not work, and is tried again.
+    Retrying,
+    /// There was an answer.
+    Completed,
+    /// There was none, or only errors, as often as it is tried.
+    Failed,
+    /// Somebody did not want it any more.
+    Cancelled,
+}
+
+impl Status {
+    /// Whether it stays.
+    pub(super) const fn is_final(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// The record of a task: the fields of the reference system and more.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Task {
+    pub(super) task_id: Uuid,
+    pub(super) status: Status,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) status_code: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) headers: Option<BTreeMap<String, String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) body: Option<String>,
+    /// `base64` when the body is no text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) body_encoding: Option<String>,
+    /// There was more of the body.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) truncated: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) error: Option<String>,
+    pub(super) url: String,
+    pub(super) method: String,
+    pub(super) attempts: u32,
+    pub(super) created_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) finished_at: Option<Timestamp>,
+    /// How long the last attempt took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) duration_ms: Option<u64>,
+    /// Where the result is posted to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) callback_url: Option<String>,
+}
+
+/// A record and its bytes, by which a change knows that nobody else made one.
+pub(super) struct Stored {
+    pub(super) task: Task,
+    bytes: Bytes,
+}
+
+/// The tasks of a store.
+#[derive(Clone)]
+pub struct Tasks {
+    pub(super) kv: Arc<dyn Kv>,
+    pub(super) queue: Arc<dyn Queue>,
+    effects: Arc<dyn Effects>,
+    name: QueueName,
+    /// A task of this process ended.
+    ended: Arc<Notify>,
+}
+
+impl Tasks {
+    /// The tasks of a backend that changes keys and queues in one step.
+    ///
+    /// # Errors
+    /// `Unsupported` when it does not; `Invalid` never in fact.
+    pub fn of(backend: &Backend, role: &str) -> Result<Self> {
+        Ok(Self {
+            kv: backend.require_kv(role)?,
+            queue: backend.require_queue(role)?,
+            effects: backend.effects.clone().ok_or_else(|| {
+                let name = backend.descriptor.name;
+                Error::unsupported(format!(
+                    "{role} needs a backend that changes keys and queues in one step, and {name} does not"
+                ))
+            })?,
+            name: QueueName::new(HIT_QUEUE)?,
+            ended: Arc::default(),
+        })
+    }
+
+    /// Makes the queue.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store is away.
+    pub async fn declare(&self) -> Result<()> {
+        // How often a task is tried is the worker's matter.
+        let settings = Settings {
+            retry: retry::Policy {
+                attempts: u32::MAX,
+                ..retry::Policy::default()
+            },
+            ..Settings::default()
+        };
+        self.queue.declare(&self.name, &settings).await
+    }
+
+    pub(super) const fn queue_name(&self) -> &QueueName {
+        &self.name
+    }
+
+    /// Takes a task: its record and its message, in one step. With a key that came before it is the task of that time.
+    pub(super) async fn start(
+        &self,
+        url: String,
+        callback_url: Option<String>,
+        key: Option<&str>,
+    ) -> Result<Task> {
+        let task = Task {
+            task_id: key.map_or_else(Uuid::now_v7, id_of),
+            status: Status::Queued,
+            status_code: None,
+            headers: None,
+            body: None,
+            body_encoding: None,
+            truncated: false,
+            error: None,
+            url,
+            method: "GET".to_owned(),
+            attempts: 0,
+            created_at: Timestamp::now(),
+            finished_at: None,
+            duration_ms: None,
+            callback_url,
+        };
+        let transaction = Transaction {
+            kv: vec![Op::PutIfAbsent {
+                key: place(task.task_id),
+                value: bytes(&task),
+                ttl: Some(OPEN),
+            }],
+            enqueue: vec![(self.name.clone(), NewMessage::new(task.task_id.to_string()))],
+            ..Transaction::default()
+        };
+        match self.effects.apply(transaction).await? {
+            effects::Outcome::Applied(_) => Ok(task),
+            effects::Outcome::Refused { current, .. } => read(&current.unwrap_or_default()),
+        }
+    }
+
+    /// A task.
+    pub(super) async fn find(&self, id: Uuid) -> Result<Option<Stored>> {
+        let Some(bytes) = self.kv.get(&place(id)).await? else {
+            return Ok(None);
+        };
+        let task = read(&bytes)?;
+        Ok(Some(Stored { task, bytes }))
+    }
+
+    /// A task once it has ended, or as it is after so long.
+    pub(super) async fn wait(&self, id: Uuid, wait: Duration) -> Result<Option<Task>> {
+        let until = tokio::time::Instant::now() + wait;
+        loop {
+            let ended = self.ended.notified();
+            let found = self.find(id).await?.map(|stored| stored.task);
+            let is_open = found.as_ref().is_some_and(|task| !task.status.is_final());
+            if !is_open || tokio::time::Instant::now() >= until {
+                return Ok(found);
+            }
+            let look = until.min(tokio::time::Instant::now() + LOOK);
+            drop(tokio::time::timeout_at(look, ended).await);
+        }
+    }
+
+    /// Changes a record, unless somebody else did.
+    pub(super) async fn change(&self, stored: &Stored, task: &Task) -> Result<bool> {
+        let ttl = if task.status.is_final() { KEPT } else { OPEN };
+        let swap = Op::CompareAndSwap {
+            key: place(task.task_id),
+            expected: Some(stored.bytes.clone()),
+            value: bytes(task),
+            ttl: Some(ttl),
+        };
+        let is_done = matches!(self.kv.commit(vec![swap]).await?, Committed::Applied(_));
+        if is_done && task.status.is_final() {
+            self.ended.notify_waiters();
+        }
+        Ok(is_done)
+    }
+
+    /// Tasks in the order of their ids behind `after`.
+    pub(super) async fn list(&self, after: Option<Uuid>, max: usize) -> Result<Vec<Task>> {
+        let after = after.map(place);
+        let keys = self.kv.keys(PREFIX, after.as_deref(), max).await?;
+        let mut all = Vec::with_capacity(keys.len());
+        for key in keys {
+            // One may have ended its time meanwhile, and others may write what is no task of ours.
+            if let Some(task) = self.kv.get(&key).await?.and_then(|bytes| read(&bytes).ok()) {
+                all.push(task);
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn place(id: Uuid) -> String {
+    format!("{PREFIX}{id}")
+}
+
+/// The same id for the same key.
+fn id_of(key: &str) -> Uuid {
+    let hash = digest(&SHA256, key.as_bytes());
+    let start = hash
+        .as_ref()
+        .first_chunk::<16>()
+        .copied()
+        .unwrap_or_default();
+    uuid::Builder::from_custom_bytes(start).into_uuid()
+}
+
+fn bytes(task: &Task) -> Bytes {
+    serde_json::to_vec(task).unwrap_or_default().into()
+}
+
+fn read(bytes: &[u8]) -> Result<Task> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| Error::corrupt("the record of a task cannot be read").with_source(error))
+}

@@ -1,0 +1,218 @@
+//! The HTTP side of the worker: its configuration, and tasks.
+
+use std::time::Duration;
+
+use axum::extract::{Path, Query, State};
+use axum::routing::get;
+use axum::{Router, middleware};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::json;
+use towpath_core::ErrorKind;
+use uuid::Uuid;
+
+use super::auth::Keys;
+use super::config::Config;
+use super::envelope::{Answer, Failure, parse, success};
+use super::task::{Status, Task, Tasks};
+use super::worker::{Given, Worker};
+use crate::http::Peer;
+
+/// Longest that a request waits for a result.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// Longest idempotency key, in characters.
+const LONGEST_KEY: usize = 255;
+
+/// Most tasks of one page, and how many there are unless the client says.
+const MAX_PAGE: usize = 1_000;
+const PAGE: usize = 100;
+
+/// Who may use the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// Whoever has a key of the fleet.
+    Key,
+    /// This machine, and from elsewhere whoever has a key.
+    KeyOrLoopback,
+    /// Everybody, as in the reference system.
+    Open,
+}
+
+/// What the routes work with.
+#[derive(Clone)]
+struct Api {
+    worker: Worker,
+    tasks: Tasks,
+    keys: Keys,
+    entry: Entry,
+}
+
+/// Every route of the worker.
+pub fn worker_routes(worker: Worker, tasks: Tasks, keys: Keys, entry: Entry) -> Router {
+    let api = Api {
+        worker,
+        tasks,
+        keys,
+        entry,
+    };
+    Router::new()
+        .route("/config", get(config).post(configure))
+        .route("/hit", get(hit).post(hit_with))
+        .route("/hit/{id}", get(show).delete(cancel))
+        .route("/hits", get(list))
+        .layer(middleware::from_fn_with_state(api.clone(), admit))
+        .with_state(api)
+}
+
+/// Lets in whom the configuration lets in.
+async fn admit(
+    State(api): State<Api>,
+    request: axum::extract::Request,
+    next: middleware::Next,
+) -> Answer {
+    let is_here = request
+        .extensions()
+        .get::<Peer>()
+        .is_some_and(|peer| peer.0.ip().to_canonical().is_loopback());
+    match api.entry {
+        Entry::Open => {}
+        Entry::KeyOrLoopback if is_here => {}
+        Entry::Key | Entry::KeyOrLoopback => drop(api.keys.check(request.headers())?),
+    }
+    Ok(next.run(request).await)
+}
+
+async fn config(State(api): State<Api>) -> Answer {
+    match api.worker.config() {
+        Some(config) => Ok(success(StatusCode::OK, &config)),
+        None => Err(Failure::not_found("no config loaded")),
+    }
+}
+
+async fn configure(State(api): State<Api>, body: Bytes) -> Answer {
+    let config: Config = parse(&body)?;
+    match api.worker.take(config)? {
+        Given::Taken(version) => Ok(success(StatusCode::OK, json!({ "version": version }))),
+        Given::Older(newer) => Err(Failure::new(
+            StatusCode::CONFLICT,
+            "OUTDATED",
+            format!("version {newer} is in force, which is newer"),
+        )),
+    }
+}
+
+/// What a client may say about a task.
+#[derive(Deserialize, Default)]
+struct Wanted {
+    callback_url: Option<String>,
+}
+
+async fn hit(State(api): State<Api>, headers: HeaderMap) -> Answer {
+    start(&api, &headers, Wanted::default()).await
+}
+
+async fn hit_with(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Answer {
+    let wanted = match body.is_empty() {
+        true => Wanted::default(),
+        false => parse(&body)?,
+    };
+    start(&api, &headers, wanted).await
+}
+
+async fn start(api: &Api, headers: &HeaderMap, wanted: Wanted) -> Answer {
+    let unavailable = |error: towpath_core::Error| match error.kind() {
+        // The contract's code; its status says that it is nobody's fault for ever.
+        ErrorKind::NotFound => {
+            Failure::new(StatusCode::CONFLICT, "ENQUEUE_FAILED", error.to_string())
+        }
+        _ => Failure::from(error).code("ENQUEUE_FAILED"),
+    };
+    let url = api.worker.url().map_err(unavailable)?;
+    if let Some(callback) = &wanted.callback_url {
+        api.worker.check(callback)?;
+    }
+    let key = match headers.get("idempotency-key").map(|key| key.to_str()) {
+        None => None,
+        Some(Ok(key)) if (1..=LONGEST_KEY).contains(&key.len()) => Some(key),
+        Some(_) => {
+            let text = format!("`Idempotency-Key` must have 1 to {LONGEST_KEY} visible characters");
+            return Err(Failure::invalid(text));
+        }
+    };
+    let task = api.tasks.start(url, wanted.callback_url, key).await;
+    let task = task.map_err(unavailable)?;
+    let status = if key.is_some() {
+        task.status
+    } else {
+        Status::Queued
+    };
+    Ok(success(
+        StatusCode::ACCEPTED,
+        json!({ "task_id": task.task_id, "status": status }),
+    ))
+}
+
+#[derive(Deserialize)]
+struct Wait {
+    wait: Option<u64>,
+}
+
+fn id(text: &str) -> Result<Uuid, Failure> {
+    // Whatever is no id is the id of no task.
+    Uuid::parse_str(text).map_err(|_| no_task())
+}
+
+fn no_task() -> Failure {
+    Failure::not_found("task not found; results are kept for an hour")
+}
+
+async fn show(
+    State(api): State<Api>,
+    Path(task): Path<String>,
+    Query(query): Query<Wait>,
+) -> Answer {
+    let wait = Duration::from_secs(query.wait.unwrap_or(0)).min(LONGEST_WAIT);
+    let found = api.tasks.wait(id(&task)?, wait).await;
+    let found = found.map_err(|error| Failure::from(error).code("RESULT_FETCH_FAILED"))?;
+    Ok(success(StatusCode::OK, found.ok_or_else(no_task)?))
+}
+
+async fn cancel(State(api): State<Api>, Path(task): Path<String>) -> Answer {
+    let task = id(&task)?;
+    loop {
+        let stored = api.tasks.find(task).await?.ok_or_else(no_task)?;
+        if stored.task.status.is_final() {
+            return Ok(success(StatusCode::OK, &stored.task));
+        }
+        let cancelled = Task {
+            status: Status::Cancelled,
+            finished_at: Some(jiff::Timestamp::now()),
+            ..stored.task.clone()
+        };
+        // Somebody else may have changed it; then it is looked at again.
+        if api.tasks.change(&stored, &cancelled).await? {
+            return Ok(success(StatusCode::OK, &cancelled));
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Page {
+    after: Option<Uuid>,
+    limit: Option<usize>,
+}
+
+async fn list(State(api): State<Api>, Query(page): Query<Page>) -> Answer {
+    let limit = page.limit.unwrap_or(PAGE);
+    if !(1..=MAX_PAGE).contains(&limit) {
+        return Err(Failure::invalid(format!(
+            "`limit` is {limit}; it must be 1 to {MAX_PAGE}"
+        )));
+    }
+    Ok(success(
+        StatusCode::OK,
+        api.tasks.list(page.after, limit).await?,
+    ))
+}

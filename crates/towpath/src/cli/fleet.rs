@@ -1,0 +1,277 @@
+//! `towpath fleet`: the configuration of agents, and who has which.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, value_parser};
+use serde_json::{Value, json};
+
+use super::fleet_client::FleetClient;
+use super::{Exit, Failure, Format, Global, output};
+
+/// What to do with the fleet.
+#[derive(Debug, Subcommand)]
+pub(super) enum FleetCommand {
+    /// Agents: when they were last heard of, and which version they run
+    #[command(after_help = "Examples:\n  towpath fleet agents")]
+    Agents,
+    /// Look at configuration, publish and roll back
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// How the last rollout goes, or stop it
+    #[command(subcommand)]
+    Rollout(RolloutCommand),
+    /// What was done, by whom
+    #[command(after_help = "Examples:\n  towpath fleet audit")]
+    Audit,
+}
+
+/// What to do with configuration.
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Publish a configuration
+    #[command(
+        after_help = "What is published is whole: keys that are not named are gone.\n\nExamples:\n  towpath fleet config publish url=https://example.com/\n  towpath fleet config publish url=https://example.com/ --step 10%"
+    )]
+    Publish(PublishArgs),
+    /// The newest configuration, or another one
+    #[command(after_help = "Examples:\n  towpath fleet config get")]
+    Get {
+        /// Its version
+        #[arg(value_name = "VERSION")]
+        which: Option<u64>,
+    },
+    /// Configurations, the newest first
+    #[command(after_help = "Examples:\n  towpath fleet config history")]
+    History {
+        /// Most of them, 1 to 1000
+        #[arg(long, default_value_t = 20, value_parser = value_parser!(u16).range(1..=1000))]
+        max: u16,
+    },
+    /// What differs between two versions
+    #[command(after_help = "Examples:\n  towpath fleet config diff 1 2")]
+    Diff {
+        /// The one
+        from: u64,
+        /// The other
+        to: u64,
+    },
+    /// Publish again what an older version had
+    #[command(after_help = "Examples:\n  towpath fleet config rollback 1")]
+    Rollback {
+        /// Its version
+        #[arg(value_name = "VERSION")]
+        which: u64,
+    },
+}
+
+/// Options of `fleet config publish`.
+#[derive(Debug, Args)]
+pub(super) struct PublishArgs {
+    /// Keys and values, `key=value`
+    #[arg(required_unless_present = "file")]
+    pairs: Vec<String>,
+    /// A JSON object of keys and values, besides those that are named
+    #[arg(long)]
+    file: Option<PathBuf>,
+    /// How often agents ask, in seconds
+    #[arg(long, default_value_t = 30)]
+    poll: u32,
+    /// A JSON Schema that it must follow, and later ones too
+    #[arg(long)]
+    schema: Option<PathBuf>,
+    /// Only if this is the newest version
+    #[arg(long)]
+    if_version: Option<u64>,
+    /// Reaches agents step by step: `10%` or `label:env=canary`, once for each step
+    #[arg(long)]
+    step: Vec<String>,
+    /// How long a step lasts at least, in seconds
+    #[arg(long, default_value_t = 60, requires = "step")]
+    bake: u32,
+}
+
+/// What to do with a rollout.
+#[derive(Debug, Subcommand)]
+pub(super) enum RolloutCommand {
+    /// How the last one goes
+    Status,
+    /// Stop the one that is running; what was there before is published again
+    Stop {
+        /// Why
+        #[arg(long)]
+        reason: Option<String>,
+    },
+}
+
+pub(super) async fn run(global: &Global, command: FleetCommand) -> Result<Exit, Failure> {
+    let client = FleetClient::controller(global)?;
+    match command {
+        FleetCommand::Agents => {
+            let all = client.get("/agents?limit=1000").await?;
+            let columns = [
+                ("AGENT", "agent_id"),
+                ("HOST", "hostname"),
+                ("STATUS", "status"),
+                ("APPLIED", "applied_version"),
+                ("FAILED", "failed_version"),
+                ("LAST SEEN", "last_seen"),
+                ("ERROR", "last_error"),
+            ];
+            rows(global, &all, &columns)?;
+        }
+        FleetCommand::Config(command) => config(global, &client, command).await?,
+        FleetCommand::Rollout(RolloutCommand::Status) => {
+            show(global, &client.get("/rollout").await?)?;
+        }
+        FleetCommand::Rollout(RolloutCommand::Stop { reason }) => {
+            let body = json!({ "reason": reason });
+            show(global, &client.post("/rollout/stop", &body, &[]).await?)?;
+        }
+        FleetCommand::Audit => {
+            let all = client.get("/audit?limit=100").await?;
+            let columns = [
+                ("AT", "at"),
+                ("ACTOR", "actor"),
+                ("ACTION", "action"),
+                ("DETAIL", "detail"),
+            ];
+            rows(global, &all, &columns)?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+async fn config(
+    global: &Global,
+    client: &FleetClient,
+    command: ConfigCommand,
+) -> Result<(), Failure> {
+    match command {
+        ConfigCommand::Publish(args) => {
+            let headers: Vec<(&str, String)> = args
+                .if_version
+                .iter()
+                .map(|version| ("if-match", format!("\"{version}\"")))
+                .collect();
+            let published = client
+                .post("/config", &publication(args)?, &headers)
+                .await?;
+            said(global, &published)
+        }
+        ConfigCommand::Get { which } => {
+            let path = which.map_or_else(
+                || "/config".to_owned(),
+                |version| format!("/config/{version}"),
+            );
+            show(global, &client.get(&path).await?)
+        }
+        ConfigCommand::History { max } => {
+            let all = client.get(&format!("/config/history?limit={max}")).await?;
+            let columns = [
+                ("VERSION", "version"),
+                ("PUBLISHED", "created_at"),
+                ("BY", "author"),
+                ("ROLLS BACK TO", "rolls_back_to"),
+                ("DATA", "data"),
+            ];
+            rows(global, &all, &columns)
+        }
+        ConfigCommand::Diff { from, to } => {
+            let found = client
+                .get(&format!("/config/diff?from={from}&to={to}"))
+                .await?;
+            show(global, &found)
+        }
+        ConfigCommand::Rollback { which } => {
+            let body = json!({ "version": which });
+            let published = client.post("/config/rollback", &body, &[]).await?;
+            said(global, &published)
+        }
+    }
+}
+
+fn publication(args: PublishArgs) -> Result<Value, Failure> {
+    let read = |path: &PathBuf| -> Result<Value, Failure> {
+        let text = std::fs::read(path).map_err(|error| {
+            Failure::failed(format!("`{}` cannot be read: {error}", path.display()))
+        })?;
+        serde_json::from_slice(&text).map_err(|error| {
+            Failure::new(
+                Exit::Usage,
+                format!("`{}` is no JSON: {error}", path.display()),
+            )
+        })
+    };
+    let mut data: BTreeMap<String, Value> = match &args.file {
+        None => BTreeMap::new(),
+        Some(path) => serde_json::from_value(read(path)?).map_err(|_| {
+            Failure::new(
+                Exit::Usage,
+                format!("`{}` is no JSON object", path.display()),
+            )
+        })?,
+    };
+    for pair in &args.pairs {
+        let (key, value) = pair.split_once('=').ok_or_else(|| {
+            Failure::new(
+                Exit::Usage,
+                format!("`{pair}` has no `=`; say for instance `url=https://example.com/`"),
+            )
+        })?;
+        data.insert(key.to_owned(), value.into());
+    }
+    let mut body = json!({ "data": data, "poll_interval_seconds": args.poll });
+    if let Some(path) = &args.schema {
+        body["schema"] = read(path)?;
+    }
+    if !args.step.is_empty() {
+        body["rollout"] = json!({ "steps": args.step, "bake_seconds": args.bake });
+    }
+    Ok(body)
+}
+
+fn said(global: &Global, published: &Value) -> Result<(), Failure> {
+    match global.format {
+        Format::Json => output::json(published)?,
+        Format::Table if global.quiet => {}
+        Format::Table => output::line(format!("version {} is published", published["version"]))?,
+    }
+    Ok(())
+}
+
+/// Fields below each other.
+pub(super) fn show(global: &Global, value: &Value) -> Result<(), Failure> {
+    if global.format == Format::Json {
+        return Ok(output::json(value)?);
+    }
+    let fields = value.as_object().into_iter().flatten();
+    let shown = fields.filter(|(name, _)| !["signature", "epoch"].contains(&name.as_str()));
+    for (name, value) in shown {
+        output::line(format!("{name:<22} {}", cell(value)))?;
+    }
+    Ok(())
+}
+
+/// One row for each element, these fields of it.
+pub(super) fn rows(global: &Global, all: &Value, columns: &[(&str, &str)]) -> Result<(), Failure> {
+    if global.format == Format::Json {
+        return Ok(output::json(all)?);
+    }
+    let headings: Vec<&str> = columns.iter().map(|(heading, _)| *heading).collect();
+    let rows = all.as_array().into_iter().flatten().map(|one| {
+        columns
+            .iter()
+            .map(|(_, field)| cell(&one[*field]))
+            .collect()
+    });
+    Ok(output::table(&headings, rows)?)
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => crate::sink::escape(text.as_bytes()),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,99 @@
+//! `towpath task`: HTTP tasks of a worker.
+
+use clap::{Subcommand, value_parser};
+use serde_json::json;
+
+use super::client::encoded;
+use super::fleet::{rows, show};
+use super::fleet_client::FleetClient;
+use super::{Exit, Failure, Global};
+
+/// What to do with tasks.
+#[derive(Debug, Subcommand)]
+pub(super) enum TaskCommand {
+    /// Have the configured URL asked
+    #[command(after_help = "Examples:\n  towpath task start --wait 2")]
+    Start {
+        /// Wait so many seconds for the result, 0 to 60
+        #[arg(long, default_value_t = 0, value_parser = value_parser!(u16).range(0..=60))]
+        wait: u16,
+        /// Post the result there
+        #[arg(long)]
+        callback: Option<String>,
+        /// The same task for the same key
+        #[arg(long)]
+        key: Option<String>,
+    },
+    /// What became of a task
+    #[command(after_help = "`towpath task ls` shows the ids.")]
+    Get {
+        /// Its id
+        id: String,
+        /// Wait so many seconds for the result, 0 to 60
+        #[arg(long, default_value_t = 0, value_parser = value_parser!(u16).range(0..=60))]
+        wait: u16,
+    },
+    /// Tasks of the last hours
+    #[command(after_help = "Examples:\n  towpath task ls")]
+    Ls {
+        /// Those behind this id
+        #[arg(long)]
+        after: Option<String>,
+        /// Most tasks, 1 to 1000
+        #[arg(long, default_value_t = 20, value_parser = value_parser!(u16).range(1..=1000))]
+        max: u16,
+    },
+    /// End a task that has not ended; what is under way may still reach the server
+    Cancel {
+        /// Its id
+        id: String,
+    },
+}
+
+pub(super) async fn run(global: &Global, command: TaskCommand) -> Result<Exit, Failure> {
+    let client = FleetClient::worker(global)?;
+    let get = async |id: &str, wait: u16| {
+        client
+            .get(&format!("/hit/{}?wait={wait}", encoded(id)))
+            .await
+    };
+    match command {
+        TaskCommand::Start {
+            wait,
+            callback,
+            key,
+        } => {
+            let headers: Vec<(&str, String)> = key
+                .into_iter()
+                .map(|key| ("idempotency-key", key))
+                .collect();
+            let body = json!({ "callback_url": callback });
+            let mut task = client.post("/hit", &body, &headers).await?;
+            if wait > 0 {
+                task = get(task["task_id"].as_str().unwrap_or_default(), wait).await?;
+            }
+            show(global, &task)?;
+        }
+        TaskCommand::Get { id, wait } => show(global, &get(&id, wait).await?)?,
+        TaskCommand::Ls { after, max } => {
+            let after =
+                after.map_or_else(String::new, |after| format!("&after={}", encoded(&after)));
+            let all = client.get(&format!("/hits?limit={max}{after}")).await?;
+            let columns = [
+                ("TASK", "task_id"),
+                ("STATUS", "status"),
+                ("CODE", "status_code"),
+                ("ATTEMPTS", "attempts"),
+                ("CREATED", "created_at"),
+                ("URL", "url"),
+                ("ERROR", "error"),
+            ];
+            rows(global, &all, &columns)?;
+        }
+        TaskCommand::Cancel { id } => show(
+            global,
+            &client.delete(&format!("/hit/{}", encoded(&id))).await?,
+        )?,
+    }
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,263 @@
+//! The keys of the fleet app, and what they mean in types.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::Secret;
+use super::key::{HOUR, Key, MIB, MINUTE, key};
+use super::kind::{self, Kind};
+use super::model::{Values, backend_url};
+use crate::apps::fleet::{Entry, Limits};
+
+/// The parts of a Redis URL, as existing workers set them, or else its address.
+pub(super) const REDIS_VARIABLES: [&str; 4] =
+    ["REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_ADDR"];
+
+/// The keys of the fleet app.
+pub(super) const KEYS: &[Key] = &[
+    key(
+        "fleet.api_keys",
+        Kind::ApiKeys,
+        None,
+        &["API_KEY"],
+        "One key of the fleet, or two while one takes the place of the other, separated by white space. Without it there is one in `fleet.key` in `data.dir`, made at the first start.",
+    ),
+    key(
+        "fleet.development",
+        Kind::Choice(&["on", "off"]),
+        Some("off"),
+        &[],
+        "Whether the key that everybody knows, `default-api-key`, may be used.",
+    ),
+    key(
+        "fleet.controller.listen",
+        Kind::Address,
+        None,
+        &["CONTROLLER_PORT"],
+        "Where `fleet.controller` listens; `:6001` unless said. The variable is a port.",
+    ),
+    key(
+        "fleet.controller.database",
+        Kind::Database,
+        None,
+        &["CONTROLLER_DB_PATH"],
+        "Database of configurations and agents: `sqlite:PATH` or `postgres://…`; without it `controller.db` in `data.dir`. The variable is a path.",
+    ),
+    key(
+        "fleet.controller.forget_after",
+        Kind::Duration(MINUTE, 87_600 * HOUR),
+        Some("24h"),
+        &[],
+        "How long an agent is kept after it was last heard of.",
+    ),
+    key(
+        "fleet.agent.controller",
+        Kind::WebUrl,
+        None,
+        &["CONTROLLER_URL"],
+        "Where the agent's controller is; without it the controller of the same process, or `http://localhost:6001`.",
+    ),
+    key(
+        "fleet.agent.workers",
+        Kind::Strings,
+        None,
+        &["WORKER_URL"],
+        "Where the agent's workers are, a list of URLs; without it the worker of the same process, or `http://localhost:6002`. The variable may have several, separated by commas.",
+    ),
+    key(
+        "fleet.agent.hostname",
+        Kind::Queue,
+        Some("agent-01"),
+        &["AGENT_HOSTNAME"],
+        "What the agent's machine is called.",
+    ),
+    key(
+        "fleet.agent.ip_address",
+        Kind::Queue,
+        Some("127.0.0.1"),
+        &["AGENT_IP"],
+        "The address that the agent says.",
+    ),
+    key(
+        "fleet.agent.port",
+        Kind::Integer(1, 65_535),
+        Some("8081"),
+        &["AGENT_PORT"],
+        "The port that the agent says; it listens on none.",
+    ),
+    key(
+        "fleet.agent.labels",
+        Kind::Strings,
+        None,
+        &[],
+        "What rollouts choose the agent by, a list like `env=canary`.",
+    ),
+    key(
+        "fleet.agent.poll",
+        Kind::Duration(100, 24 * HOUR),
+        Some("30s"),
+        &["POLL_INTERVAL_SECONDS"],
+        "How often the agent asks until a configuration says. The variable is in seconds.",
+    ),
+    key(
+        "fleet.agent.timeout",
+        Kind::Duration(100, HOUR),
+        Some("10s"),
+        &["REQUEST_TIMEOUT_SECONDS"],
+        "How long a request of the agent may take. The variable is in seconds.",
+    ),
+    key(
+        "fleet.worker.listen",
+        Kind::Address,
+        None,
+        &["WORKER_PORT"],
+        "Where `fleet.worker` listens; `:6002` unless said. The variable is a port.",
+    ),
+    key(
+        "fleet.worker.auth",
+        Kind::Choice(&["auto", "on", "off"]),
+        Some("auto"),
+        &[],
+        "Who may use the worker: with `on` whoever has a key of the fleet, with `auto` this machine too, with `off` everybody, as existing agents on other machines need it.",
+    ),
+    key(
+        "fleet.worker.retries",
+        Kind::Integer(0, 1_000),
+        Some("3"),
+        &["WORKER_RETRY_MAX"],
+        "How often a hit is tried again that got no answer, or 408, 429 or 5xx.",
+    ),
+    key(
+        "fleet.worker.concurrency",
+        Kind::Integer(1, 1_000),
+        Some("10"),
+        &[],
+        "Hits at once.",
+    ),
+    key(
+        "fleet.worker.per_host",
+        Kind::Integer(1, 1_000),
+        Some("10"),
+        &[],
+        "Hits at once of one host.",
+    ),
+    key(
+        "fleet.worker.timeout",
+        Kind::Duration(100, 10 * MINUTE),
+        Some("30s"),
+        &[],
+        "How long a hit may take, redirects and body included.",
+    ),
+    key(
+        "fleet.worker.max_body",
+        Kind::Size(0, 8 * MIB),
+        Some("64KiB"),
+        &[],
+        "How much of an answer's body is kept.",
+    ),
+    key(
+        "fleet.worker.allow",
+        Kind::Strings,
+        None,
+        &[],
+        "Places that hits may go to although they are not public or their port is another service's: a list of hosts, addresses and nets, like `localhost`, `127.0.0.1:8080`, `10.1.2.0/24`.",
+    ),
+    key(
+        "fleet.worker.callback.secrets",
+        Kind::SigningSecrets,
+        None,
+        &[],
+        "Secrets that callbacks are signed with, as webhooks are; without them they are not.",
+    ),
+];
+
+/// The fleet app's part of a valid configuration.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(
+    missing_docs,
+    reason = "each field is the key of the same name, documented in the table of keys"
+)]
+pub struct Fleet {
+    pub backend: Secret,
+    pub api_keys: Vec<Secret>,
+    pub development: bool,
+    pub controller_listen: Option<String>,
+    pub database: Secret,
+    pub forget_after: Duration,
+    pub controller: Option<String>,
+    pub workers: Vec<String>,
+    pub hostname: String,
+    pub ip_address: String,
+    pub port: u16,
+    pub labels: BTreeMap<String, String>,
+    pub poll: Duration,
+    pub timeout: Duration,
+    pub worker_listen: Option<String>,
+    pub entry: Entry,
+    pub limits: Limits,
+    pub allow: Vec<String>,
+    pub callback_secrets: Vec<Secret>,
+}
+
+impl Fleet {
+    pub(super) fn read(values: &Values<'_>) -> Self {
+        let list = |path: &str| kind::strings(&values.text(path)).unwrap_or_default();
+        let words = |path: &str| {
+            let text = values.text(path);
+            text.split_whitespace()
+                .map(|word| Secret::new(word.to_owned()))
+                .collect()
+        };
+        let trimmed = |url: String| url.trim_end_matches('/').to_owned();
+        let database = values
+            .optional("fleet.controller.database")
+            .unwrap_or_else(|| {
+                let folder = PathBuf::from(values.text("data.dir"));
+                format!(
+                    "sqlite:{}",
+                    Path::new(&folder).join("controller.db").display()
+                )
+            });
+        let labels = list("fleet.agent.labels");
+        let labels = labels.iter().filter_map(|label| label.split_once('='));
+        Self {
+            backend: Secret::new(backend_url(values, &["backends.fleet", "backends.default"])),
+            api_keys: words("fleet.api_keys"),
+            development: values.text("fleet.development") == "on",
+            controller_listen: values.optional("fleet.controller.listen"),
+            database: Secret::new(database),
+            forget_after: values.duration("fleet.controller.forget_after"),
+            controller: values.optional("fleet.agent.controller").map(trimmed),
+            workers: list("fleet.agent.workers")
+                .into_iter()
+                .map(trimmed)
+                .collect(),
+            hostname: values.text("fleet.agent.hostname"),
+            ip_address: values.text("fleet.agent.ip_address"),
+            port: u16::try_from(values.number("fleet.agent.port")).unwrap_or(u16::MAX),
+            labels: labels
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
+            poll: values.duration("fleet.agent.poll"),
+            timeout: values.duration("fleet.agent.timeout"),
+            worker_listen: values.optional("fleet.worker.listen"),
+            entry: match values.text("fleet.worker.auth").as_str() {
+                "on" => Entry::Key,
+                "off" => Entry::Open,
+                _ => Entry::KeyOrLoopback,
+            },
+            limits: Limits {
+                concurrency: values.count("fleet.worker.concurrency"),
+                per_host: values.count("fleet.worker.per_host"),
+                attempts: u32::try_from(values.number("fleet.worker.retries"))
+                    .unwrap_or(u32::MAX)
+                    .saturating_add(1),
+                body: usize::try_from(values.size("fleet.worker.max_body")).unwrap_or(usize::MAX),
+                timeout: values.duration("fleet.worker.timeout"),
+            },
+            allow: list("fleet.worker.allow"),
+            callback_secrets: words("fleet.worker.callback.secrets"),
+        }
+    }
+}

@@ -1,0 +1,614 @@
+//! Which places on the network a request may go to when somebody else chose the URL.
+//!
+//! ```text
+//! URL -> scheme, user, port -> name looked up -> each address against the table -> connected to those that are left
+//! ```
+//!
+//! The addresses that are connected to are the ones that were checked: there is no second look-up in between, whatever
+//! a name server says next. Redirects are not followed by the client; whoever follows one checks its URL anew.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::redirect::Policy;
+use reqwest::{Client, Url};
+use towpath_core::{Error, Result};
+
+/// Ports below 1024 that anybody may be asked on.
+const OPEN_PORTS: [u16; 2] = [80, 443];
+
+/// What is said of every place that is refused, so that the answer tells nothing about it.
+const REFUSED: &str = "the URL is refused: it leads to an address or port that is not allowed";
+
+/// Addresses of version 4 that are no public place, and the length of each prefix.
+/// Source: IANA IPv4 Special-Purpose Address Registry.
+const RESERVED_4: [([u8; 4], u32); 16] = [
+    ([0, 0, 0, 0], 8),
+    ([10, 0, 0, 0], 8),
+    ([100, 64, 0, 0], 10),
+    ([127, 0, 0, 0], 8),
+    ([169, 254, 0, 0], 16),
+    ([172, 16, 0, 0], 12),
+    ([192, 0, 0, 0], 24),
+    ([192, 0, 2, 0], 24),
+    ([192, 88, 99, 0], 24),
+    ([192, 168, 0, 0], 16),
+    ([198, 18, 0, 0], 15),
+    ([198, 51, 100, 0], 24),
+    ([203, 0, 113, 0], 24),
+    ([233, 252, 0, 0], 24),
+    ([224, 0, 0, 0], 4),
+    ([240, 0, 0, 0], 4),
+];
+
+/// Within 2000::/3, which alone is public, these are not: they are reserved, or carry an address of version 4.
+/// Source: IANA IPv6 Special-Purpose Address Registry.
+const RESERVED_6: [([u16; 2], u32); 4] = [
+    ([0x2001, 0x0000], 23),
+    ([0x2001, 0x0db8], 32),
+    ([0x2002, 0x0000], 16),
+    ([0x3fff, 0x0000], 20),
+];
+
+/// A place that is allowed although the table refuses it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Exception {
+    place: Place,
+    port: Option<u16>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    /// A host by its name, wherever that leads.
+    Name(String),
+    /// Addresses that begin with so many bits of this one.
+    Net(IpAddr, u32),
+}
+
+impl Place {
+    fn holds(&self, host: &str, address: IpAddr) -> bool {
+        match self {
+            Self::Name(name) => name == host,
+            Self::Net(IpAddr::V4(net), bits) => match address {
+                IpAddr::V4(address) => same_4(address, *net, *bits),
+                IpAddr::V6(_) => false,
+            },
+            Self::Net(IpAddr::V6(net), bits) => match address {
+                IpAddr::V6(address) => same_6(address, *net, *bits),
+                IpAddr::V4(_) => false,
+            },
+        }
+    }
+}
+
+/// Looks names up.
+#[async_trait]
+pub trait Lookup: Send + Sync {
+    /// The addresses of a name, as they are now.
+    ///
+    /// # Errors
+    /// When there is none.
+    async fn lookup(&self, name: &str) -> std::io::Result<Vec<IpAddr>>;
+}
+
+/// Looks names up as the system does.
+struct System;
+
+#[async_trait]
+impl Lookup for System {
+    async fn lookup(&self, name: &str) -> std::io::Result<Vec<IpAddr>> {
+        let found = tokio::net::lookup_host((name, 0)).await?;
+        Ok(found.map(|address| address.ip()).collect())
+    }
+}
+
+/// The rule, and the clients that keep to it: one for each port, as a client looks up names without one.
+pub struct Guard {
+    rule: Arc<Rule>,
+    timeout: Duration,
+    clients: Mutex<HashMap<u16, Client>>,
+}
+
+struct Rule {
+    exceptions: Vec<Exception>,
+    lookup: Arc<dyn Lookup>,
+}
+
+/// Most ports that clients are kept for.
+const CLIENTS: usize = 64;
+
+impl Guard {
+    /// A guard with these exceptions, each a host, an address or a net, with or without a port: `localhost`,
+    /// `127.0.0.1:8080`, `10.1.2.0/24`, `[::1]:80`. A request takes at most `timeout`.
+    ///
+    /// # Errors
+    /// `Invalid` for an exception that cannot be read.
+    pub fn new(exceptions: &[String], timeout: Duration) -> Result<Self> {
+        Self::with(exceptions, timeout, Arc::new(System))
+    }
+
+    /// The same, looking names up in another way.
+    ///
+    /// # Errors
+    /// As [`Guard::new`].
+    pub fn with(exceptions: &[String], timeout: Duration, lookup: Arc<dyn Lookup>) -> Result<Self> {
+        let exceptions = exceptions.iter().map(|text| exception(text));
+        Ok(Self {
+            rule: Arc::new(Rule {
+                exceptions: exceptions.collect::<Result<_>>()?,
+                lookup,
+            }),
+            timeout,
+            clients: Mutex::default(),
+        })
+    }
+
+    /// Whether a text is an exception.
+    pub fn is_exception(text: &str) -> bool {
+        exception(text).is_ok()
+    }
+
+    /// A URL that may be asked as far as it says itself where it leads; a name is looked at when it is connected to.
+    ///
+    /// # Errors
+    /// `Invalid` for another scheme, a URL with a user, and a refused port or address.
+    pub fn check(&self, url: &str) -> Result<Url> {
+        let url = Url::parse(url).map_err(|error| {
+            Error::invalid("the URL is not one; say for instance `https://host/path`")
+                .with_source(error)
+        })?;
+        self.check_url(&url)?;
+        Ok(url)
+    }
+
+    fn check_url(&self, url: &Url) -> Result<()> {
+        if !["http", "https"].contains(&url.scheme()) {
+            let text = format!("the URL is `{}:…`; it must be http or https", url.scheme());
+            return Err(Error::invalid(text));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(Error::invalid("the URL names a user; leave that out"));
+        }
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            return Err(Error::invalid("the URL names no host"));
+        };
+        let literal = host
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .parse::<IpAddr>();
+        let is_open = match literal {
+            Ok(address) => self.rule.admits(host, address, port),
+            // Where it leads is checked as it is connected to; the port is known now.
+            Err(_) => is_open_port(port) || self.rule.may_except(host, port),
+        };
+        match is_open {
+            true => Ok(()),
+            false => Err(Error::invalid(REFUSED)),
+        }
+    }
+
+    /// Asks for a URL, without following redirects.
+    ///
+    /// # Errors
+    /// `Invalid` for a URL that is refused, or that leads to refused addresses only; `Unavailable` when there is no
+    /// answer.
+    pub async fn get(&self, url: &Url) -> Result<reqwest::Response> {
+        self.send(url, Client::get).await
+    }
+
+    /// Sends what `request` makes of the client and the URL.
+    ///
+    /// # Errors
+    /// As [`Guard::get`].
+    pub async fn send<F>(&self, url: &Url, request: F) -> Result<reqwest::Response>
+    where
+        F: FnOnce(&Client, Url) -> reqwest::RequestBuilder + Send,
+    {
+        self.check_url(url)?;
+        let client = self.client(url.port_or_known_default().unwrap_or(0))?;
+        match request(&client, url.clone()).send().await {
+            Ok(response) => Ok(response),
+            Err(error) if is_refusal(&error) => Err(Error::invalid(REFUSED)),
+            Err(error) => Err(Error::unavailable("no answer").with_source(error.without_url())),
+        }
+    }
+
+    fn client(&self, port: u16) -> Result<Client> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(&port) {
+            return Ok(client.clone());
+        }
+        super::tls::install_provider();
+        let checked = Checked {
+            rule: Arc::clone(&self.rule),
+            port,
+        };
+        let client = Client::builder()
+            .timeout(self.timeout)
+            .redirect(Policy::none())
+            // A proxy would look names up itself.
+            .no_proxy()
+            .user_agent(concat!("towpath/", env!("CARGO_PKG_VERSION")))
+            .dns_resolver(Arc::new(checked))
+            .build()
+            .map_err(|error| Error::unavailable("a client cannot be made").with_source(error))?;
+        if clients.len() >= CLIENTS {
+            clients.clear();
+        }
+        clients.insert(port, client.clone());
+        Ok(client)
+    }
+}
+
+impl Rule {
+    fn admits(&self, host: &str, address: IpAddr, port: u16) -> bool {
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        let is_excepted = self.exceptions.iter().any(|one| {
+            one.place.holds(&host, address) && one.port.is_none_or(|allowed| allowed == port)
+        });
+        is_excepted || is_open_port(port) && is_public(address)
+    }
+
+    /// Whether some exception may let a port of a host through, wherever its name leads.
+    fn may_except(&self, host: &str, port: u16) -> bool {
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        self.exceptions.iter().any(|one| {
+            let may_hold = !matches!(&one.place, Place::Name(name) if *name != host);
+            may_hold && one.port.is_none_or(|allowed| allowed == port)
+        })
+    }
+}
+
+/// Ports of services that are no web servers are not for anybody.
+fn is_open_port(port: u16) -> bool {
+    OPEN_PORTS.contains(&port) || port >= 1024
+}
+
+/// Gives a client of one port those addresses of a name that it may connect to.
+struct Checked {
+    rule: Arc<Rule>,
+    port: u16,
+}
+
+/// Told apart from a name that is not there.
+#[derive(Debug)]
+struct Refusal;
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(REFUSED)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl Resolve for Checked {
+    fn resolve(&self, name: Name) -> Resolving {
+        let (rule, port) = (Arc::clone(&self.rule), self.port);
+        Box::pin(async move {
+            let found = rule.lookup.lookup(name.as_str()).await?;
+            let allowed: Vec<SocketAddr> = found
+                .into_iter()
+                .filter(|address| rule.admits(name.as_str(), *address, port))
+                .map(|address| SocketAddr::new(address, 0))
+                .collect();
+            if allowed.is_empty() {
+                return Err(Refusal.into());
+            }
+            Ok(Box::new(allowed.into_iter()) as Addrs)
+        })
+    }
+}
+
+fn is_refusal(error: &reqwest::Error) -> bool {
+    let mut source: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = source {
+        if error.is::<Refusal>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// Whether an address is a public place.
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !RESERVED_4
+            .iter()
+            .any(|(net, bits)| same_4(address, Ipv4Addr::from(*net), *bits)),
+        IpAddr::V6(address) => {
+            let is_reserved = RESERVED_6.iter().any(|([first, second], bits)| {
+                same_6(
+                    address,
+                    Ipv6Addr::new(*first, *second, 0, 0, 0, 0, 0, 0),
+                    *bits,
+                )
+            });
+            same_6(address, Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3) && !is_reserved
+        }
+    }
+}
+
+fn same_4(one: Ipv4Addr, other: Ipv4Addr, bits: u32) -> bool {
+    let difference = one.to_bits() ^ other.to_bits();
+    difference.checked_shr(32 - bits).unwrap_or(0) == 0
+}
+
+fn same_6(one: Ipv6Addr, other: Ipv6Addr, bits: u32) -> bool {
+    let difference = one.to_bits() ^ other.to_bits();
+    difference.checked_shr(128 - bits).unwrap_or(0) == 0
+}
+
+fn exception(text: &str) -> Result<Exception> {
+    let wrong = || {
+        Error::invalid(format!(
+            "`{text}` is no place; say for instance `localhost`, `127.0.0.1:8080`, `10.1.2.0/24` or `[::1]:80`"
+        ))
+    };
+    let (place, port) = match text.rsplit_once(':') {
+        // An address of version 6 without brackets has no port.
+        _ if text.parse::<Ipv6Addr>().is_ok() || text.contains("::") && !text.contains(']') => {
+            (text, None)
+        }
+        Some((place, port)) if !port.ends_with(']') => {
+            (place, Some(port.parse().map_err(|_| wrong())?))
+        }
+        _ => (text, None),
+    };
+    let place = place.trim_start_matches('[').trim_end_matches(']');
+    let (address, bits) = match place.split_once('/') {
+        Some((address, bits)) => (address, Some(bits.parse::<u32>().map_err(|_| wrong())?)),
+        None => (place, None),
+    };
+    let place = match address.parse::<IpAddr>() {
+        Ok(address) => {
+            let most = if address.is_ipv4() { 32 } else { 128 };
+            let bits = bits.unwrap_or(most);
+            if bits > most {
+                return Err(wrong());
+            }
+            Place::Net(address, bits)
+        }
+        Err(_) => {
+            let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+            if bits.is_some() || address.is_empty() || !address.bytes().all(is_name) {
+                return Err(wrong());
+            }
+            Place::Name(address.to_ascii_lowercase())
+        }
+    };
+    Ok(Exception { place, port })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Answers what it is told, one list after the other, the last one for good.
+    struct Told(Vec<Vec<IpAddr>>, AtomicUsize);
+
+    #[async_trait]
+    impl Lookup for Told {
+        async fn lookup(&self, _: &str) -> std::io::Result<Vec<IpAddr>> {
+            let turn = self.1.fetch_add(1, Ordering::Relaxed);
+            Ok(self.0[turn.min(self.0.len() - 1)].clone())
+        }
+    }
+
+    fn guard(exceptions: &[&str], answers: &[&[&str]]) -> Guard {
+        let exceptions: Vec<String> = exceptions.iter().map(ToString::to_string).collect();
+        let addresses = |list: &&[&str]| list.iter().map(|one| one.parse().unwrap()).collect();
+        let told = Told(answers.iter().map(addresses).collect(), AtomicUsize::new(0));
+        Guard::with(&exceptions, Duration::from_secs(2), Arc::new(told)).unwrap()
+    }
+
+    #[test]
+    fn odd_spellings_of_places_that_are_not_public_are_refused() {
+        let guard = guard(&[], &[&[]]);
+        let refused = [
+            // Loopback, in every spelling that a URL knows.
+            "http://127.0.0.1/",
+            "http://127.1/",
+            "http://127.0.1/",
+            "http://2130706433/",
+            "http://0x7f000001/",
+            "http://0x7f.0.0.1/",
+            "http://0177.0.0.1/",
+            "http://017700000001/",
+            "http://127.0.0.1./",
+            "http://127.255.255.254/",
+            "http://0/",
+            "http://0.0.0.0/",
+            "http://0.1.2.3/",
+            "http://[::1]/",
+            "http://[::]/",
+            "http://[0:0:0:0:0:0:0:1]/",
+            "http://①②⑦.0.0.1/",
+            "http://127。0。0。1/",
+            // Mapped and embedded addresses of version 4.
+            "http://[::ffff:127.0.0.1]/",
+            "http://[::ffff:7f00:1]/",
+            "http://[::ffff:10.0.0.1]/",
+            "http://[::ffff:8.8.8.8]/",
+            "http://[::127.0.0.1]/",
+            "http://[64:ff9b::7f00:1]/",
+            "http://[64:ff9b::8.8.8.8]/",
+            "http://[64:ff9b:1::1]/",
+            "http://[2002:7f00:1::]/",
+            "http://[2002:808:808::]/",
+            "http://[2001:0:4136:e378::1]/",
+            // Private, shared and local.
+            "http://10.0.0.1/",
+            "http://10.255.255.255/",
+            "http://172.16.0.1/",
+            "http://172.31.255.255/",
+            "http://192.168.0.1/",
+            "http://100.64.0.0/",
+            "http://100.127.255.255/",
+            "http://169.254.169.254/",
+            "http://169.254.0.1/",
+            "http://0xA9FEA9FE/",
+            "http://2852039166/",
+            "http://[fe80::1]/",
+            "http://[fd00:ec2::254]/",
+            "http://[fc00::1]/",
+            "http://[fec0::1]/",
+            // Reserved for protocols, documents and tests, many receivers, broadcast.
+            "http://192.0.0.1/",
+            "http://192.0.2.1/",
+            "http://192.88.99.1/",
+            "http://198.18.0.1/",
+            "http://198.19.255.255/",
+            "http://198.51.100.1/",
+            "http://203.0.113.1/",
+            "http://224.0.0.1/",
+            "http://233.252.0.1/",
+            "http://239.255.255.255/",
+            "http://240.0.0.1/",
+            "http://255.255.255.255/",
+            "http://[ff02::1]/",
+            "http://[2001:db8::1]/",
+            "http://[3fff::1]/",
+            "http://[100::1]/",
+            "http://[5f00::1]/",
+            // Ports of something else, and what is no web address.
+            "http://8.8.8.8:22/",
+            "http://8.8.8.8:25/",
+            "http://host:465/",
+            "http://host:0/",
+            "ftp://8.8.8.8/",
+            "file:///etc/passwd",
+            "gopher://8.8.8.8/",
+            "data:,x",
+            "http://user@8.8.8.8/",
+            "http://user:secret@host/",
+            "http://",
+            "//8.8.8.8/",
+            "8.8.8.8",
+            "",
+            "http://[::1",
+            "http://a b/",
+        ];
+        assert!(refused.len() >= 60);
+        for url in refused {
+            assert!(guard.check(url).is_err(), "{url}");
+        }
+        for url in [
+            "http://8.8.8.8/",
+            "https://8.8.8.8/",
+            "http://8.8.8.8:8080/x?y#z",
+            "https://host.example/",
+            "http://[2606:4700::1111]/",
+            "http://100.63.255.255/",
+            "http://100.128.0.0/",
+            "http://172.15.0.1/",
+            "http://172.32.0.1/",
+            "http://11.0.0.0/",
+            "http://223.255.255.255/",
+            "http://[2003::1]/",
+        ] {
+            guard
+                .check(url)
+                .unwrap_or_else(|error| panic!("{url}: {}", error.chain()));
+        }
+    }
+
+    #[test]
+    fn exceptions_open_what_they_name_and_no_more() {
+        let guard = guard(
+            &[
+                "127.0.0.1:8080",
+                "10.1.2.0/24",
+                "[::1]:80",
+                "intern",
+                "fd00::/8",
+            ],
+            &[&[]],
+        );
+        for url in [
+            "http://127.0.0.1:8080/",
+            "http://10.1.2.255:22/",
+            "http://[::1]/",
+            "http://intern:25/",
+            "http://INTERN./",
+            "http://[fd12::1]:9000/",
+        ] {
+            guard
+                .check(url)
+                .unwrap_or_else(|error| panic!("{url}: {}", error.chain()));
+        }
+        for url in [
+            "http://127.0.0.1:8081/",
+            "http://127.0.0.2:8080/",
+            "http://10.1.3.0/",
+            "http://[::1]:81/",
+        ] {
+            assert!(guard.check(url).is_err(), "{url}");
+        }
+        for wrong in [
+            "",
+            "a b",
+            "10.0.0.0/33",
+            "::1/129",
+            "host/8",
+            "host:x",
+            "127.0.0.1:99999",
+        ] {
+            assert!(!Guard::is_exception(wrong), "{wrong}");
+        }
+    }
+
+    /// A server on a loopback address that answers every request, and its port.
+    async fn server() -> u16 {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let app = axum::Router::new().fallback(async || "inside");
+        // Ends with the test's runtime.
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        port
+    }
+
+    #[tokio::test]
+    async fn a_name_that_turns_to_another_place_is_not_followed_there() {
+        let port = server().await;
+        let url = format!("http://rebinding.example:{port}/");
+        // First a public address, which nobody answers on here, then the one inside.
+        let open = guard(&[], &[&["127.0.0.1"]]);
+        let refused = open.get(&Url::parse(&url).unwrap()).await.unwrap_err();
+        assert_eq!(refused.to_string(), REFUSED);
+        let turning = guard(&[], &[&["192.0.2.1", "127.0.0.1", "::1"], &["127.0.0.1"]]);
+        for _ in 0..2 {
+            let refused = turning.get(&Url::parse(&url).unwrap()).await.unwrap_err();
+            assert_eq!(refused.to_string(), REFUSED, "whenever it is asked");
+        }
+        // The same name is asked where it is allowed to lead.
+        let allowed = guard(&["rebinding.example"], &[&["127.0.0.1"]]);
+        let answer = allowed.get(&Url::parse(&url).unwrap()).await.unwrap();
+        assert_eq!(answer.text().await.unwrap(), "inside");
+        // An exception for one port says nothing of another.
+        let other = guard(&["127.0.0.1:1"], &[&["127.0.0.1"]]);
+        assert!(other.get(&Url::parse(&url).unwrap()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn of_mixed_addresses_only_public_ones_are_tried() {
+        let checked = |answers| Checked {
+            rule: guard(&[], answers).rule,
+            port: 80,
+        };
+        let resolve = async |checked: Checked| {
+            let found = checked.resolve("host".parse().unwrap()).await;
+            found.map(|found| found.map(|one| one.ip().to_string()).collect::<Vec<_>>())
+        };
+        let mixed: &[&[&str]] = &[&["10.0.0.1", "8.8.8.8", "::1"]];
+        assert_eq!(resolve(checked(mixed)).await.unwrap(), ["8.8.8.8"]);
+        assert!(resolve(checked(&[&["10.0.0.1"]])).await.is_err());
+    }
+}

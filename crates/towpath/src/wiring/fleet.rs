@@ -1,0 +1,249 @@
+//! The fleet app's roles, from their configuration.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use towpath_core::Result;
+use tracing::{info, warn};
+
+use super::Role;
+use super::opened::Opened;
+use super::process::{Door, Process};
+use crate::apps::fleet::{
+    Agent, Controller, Hits, KEY_FILE, Keys, Place, Tasks, Worker, controller_routes, kept_key,
+    worker_routes,
+};
+use crate::config;
+use crate::http::guard::Guard;
+use crate::supervisor::{OnFailure, Stage};
+use crate::token::Token;
+
+/// The roles' names in health, metrics and the account.
+const CONTROLLER: &str = "fleet.controller";
+const AGENT: &str = "fleet.agent";
+const WORKER: &str = "fleet.worker";
+
+/// Where the roles listen when nobody says where. The ports are the reference system's.
+const CONTROLLER_LISTEN: &str = ":6001";
+const WORKER_LISTEN: &str = ":6002";
+
+/// Files in the data folder: what an agent and a worker know.
+const AGENT_FILE: &str = "fleet-agent.json";
+const WORKER_FILE: &str = "fleet-worker.json";
+
+/// What the worker works with.
+struct Work {
+    worker: Worker,
+    tasks: Tasks,
+    guard: Arc<Guard>,
+}
+
+/// The app on its stores.
+pub(super) struct Fleet {
+    keys: Keys,
+    controller: Option<Controller>,
+    work: Option<Work>,
+    has_agent: bool,
+}
+
+impl Fleet {
+    /// Opens what the app needs, when one of its roles runs.
+    pub(super) async fn open(process: &Process<'_>, opened: &mut Opened) -> Result<Option<Self>> {
+        let roles = [Role::FleetController, Role::FleetAgent, Role::FleetWorker];
+        let [controls, has_agent, works] = roles.map(|role| process.runs(role));
+        if !(controls || has_agent || works) {
+            return Ok(None);
+        }
+        let config = &process.config.fleet;
+        let keys = keys(process.config)?;
+        let controller = match controls {
+            true => Some(controller(process, config, keys.clone()).await?),
+            false => None,
+        };
+        let work = match works {
+            true => {
+                let backend = opened.open(&config.backend).await?;
+                let guard = Arc::new(Guard::new(&config.allow, config.limits.timeout)?);
+                let file = process.config.data_dir.join(WORKER_FILE);
+                Some(Work {
+                    worker: Worker::open(file, Arc::clone(&guard))?,
+                    tasks: Tasks::of(&backend, WORKER)?,
+                    guard,
+                })
+            }
+            false => None,
+        };
+        Ok(Some(Self {
+            keys,
+            controller,
+            work,
+            has_agent,
+        }))
+    }
+
+    /// Starts its tasks and its listeners.
+    pub(super) async fn start(self, process: &mut Process<'_>) -> Result<()> {
+        if let Some(controller) = &self.controller {
+            control(controller, process).await?;
+        }
+        if let Some(work) = &self.work {
+            self.work(work, process).await?;
+        }
+        if self.has_agent {
+            self.agent(process);
+        }
+        Ok(())
+    }
+
+    async fn work(&self, work: &Work, process: &mut Process<'_>) -> Result<()> {
+        let config = &process.config.fleet;
+        let (worker, tasks) = (work.worker.clone(), work.tasks.clone());
+        let routes = worker_routes(worker, tasks, self.keys.clone(), config.entry);
+        let secrets = config
+            .callback_secrets
+            .iter()
+            .map(|secret| crate::sink::signing_key(secret.expose()));
+        let hits = Hits::new(
+            work.tasks.clone(),
+            Arc::clone(&work.guard),
+            config.limits,
+            secrets.collect::<Result<_>>()?,
+            process.health.clone(),
+        );
+        process.health.set(WORKER, None);
+        let supervisor = &mut process.supervisor;
+        supervisor.start(
+            "fleet.hits",
+            Stage::Deliver,
+            OnFailure::Restart,
+            move |stop| {
+                let hits = hits.clone();
+                async move { hits.run(&stop).await }
+            },
+        );
+        let door = Door {
+            role: WORKER,
+            key: "fleet.worker.listen",
+            asked: config.worker_listen.as_deref(),
+            default: WORKER_LISTEN,
+        };
+        let edge = process.patient_edge();
+        process.open(door, routes, edge).await
+    }
+
+    fn agent(&self, process: &mut Process<'_>) {
+        let config = &process.config.fleet;
+        let here = |role: &str, default: &str| {
+            let found = process.listeners.iter().find(|(name, _)| *name == role);
+            match found {
+                Some((_, address)) => Some(url(*address)),
+                // `up` talks to nobody that it was not told about.
+                None => (!process.is_everything()).then(|| format!("http://localhost{default}")),
+            }
+        };
+        let controller = config
+            .controller
+            .clone()
+            .or_else(|| here(CONTROLLER, CONTROLLER_LISTEN));
+        let workers = match config.workers.is_empty() {
+            true => here(WORKER, WORKER_LISTEN).into_iter().collect(),
+            false => config.workers.clone(),
+        };
+        let (Some(controller), Some(key)) = (controller, self.keys.first()) else {
+            warn!(
+                "there is no agent: this process has no controller, and `fleet.agent.controller` names none"
+            );
+            return;
+        };
+        let agent = Agent {
+            controller,
+            workers,
+            place: Place {
+                hostname: config.hostname.clone(),
+                ip_address: config.ip_address.clone(),
+                port: config.port,
+                labels: config.labels.clone(),
+            },
+            key: key.clone(),
+            poll: config.poll,
+            timeout: config.timeout,
+            file: process.config.data_dir.join(AGENT_FILE),
+            health: process.health.clone(),
+        };
+        process.health.set(AGENT, None);
+        let supervisor = &mut process.supervisor;
+        supervisor.start(AGENT, Stage::Accept, OnFailure::Restart, move |stop| {
+            let agent = agent.clone();
+            async move { agent.run(&stop).await }
+        });
+    }
+}
+
+/// The keys that are configured, or the one of the data folder.
+fn keys(config: &config::Config) -> Result<Keys> {
+    let configured = &config.fleet.api_keys;
+    if !configured.is_empty() {
+        let keys = configured.iter().map(|key| Token::new(key.expose()));
+        return Ok(Keys::new(keys.collect()));
+    }
+    let (key, is_new) = kept_key(&config.data_dir)?;
+    if is_new {
+        info!(
+            file = %config.data_dir.join(KEY_FILE).display(),
+            "an API key of the fleet was made, for want of `API_KEY`"
+        );
+    }
+    Ok(Keys::new(vec![key]))
+}
+
+async fn controller(
+    process: &Process<'_>,
+    config: &config::Fleet,
+    keys: Keys,
+) -> Result<Controller> {
+    let database = towpath_backends::open_database(config.database.expose()).await?;
+    while let Some(migration) = database.schema.up().await? {
+        let (version, name) = (migration.version, migration.name);
+        info!(version, name, database = database.url, "migrated");
+    }
+    Controller::open(
+        database.fleet,
+        keys,
+        config.forget_after,
+        process.health.clone(),
+    )
+    .await
+}
+
+async fn control(controller: &Controller, process: &mut Process<'_>) -> Result<()> {
+    process.health.set(CONTROLLER, None);
+    let task = controller.clone();
+    let supervisor = &mut process.supervisor;
+    supervisor.start(
+        "fleet.versions",
+        Stage::Accept,
+        OnFailure::Restart,
+        move |stop| {
+            let controller = task.clone();
+            async move { controller.run(&stop).await }
+        },
+    );
+    let door = Door {
+        role: CONTROLLER,
+        key: "fleet.controller.listen",
+        asked: process.config.fleet.controller_listen.as_deref(),
+        default: CONTROLLER_LISTEN,
+    };
+    let edge = process.patient_edge();
+    process
+        .open(door, controller_routes(controller.clone()), edge)
+        .await
+}
+
+/// Where this process itself reaches what listens on an address.
+fn url(address: SocketAddr) -> String {
+    match address.ip().is_unspecified() {
+        true => format!("http://127.0.0.1:{}", address.port()),
+        false => format!("http://{address}"),
+    }
+}

@@ -15,7 +15,10 @@ const GROUPS: [(&str, &[&str]); 4] = [
         ],
     ),
     ("Check", &["health", "doctor", "bench", "version"]),
-    ("Set up", &["config", "migrate", "completions", "help"]),
+    (
+        "Set up",
+        &["config", "init", "migrate", "completions", "help"],
+    ),
 ];
 
 /// Gives the front page its groups.

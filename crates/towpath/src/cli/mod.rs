@@ -13,9 +13,11 @@ mod fleet_client;
 mod global;
 mod health;
 mod help;
+mod init;
 mod kv;
 mod lines;
 mod migrate;
+mod notify;
 mod orders;
 mod outbox;
 mod output;
@@ -99,6 +101,8 @@ enum Command {
     Outbox(outbox::OutboxCommand),
     /// Send a range of events again that were sent before
     Backfill(outbox::BackfillArgs),
+    /// Write files to run Towpath with: Compose, Kubernetes, systemd, Prometheus, Grafana
+    Init(init::InitArgs),
     /// Make the tables of the database, or take them back
     #[command(subcommand)]
     Migrate(migrate::MigrateCommand),
@@ -178,6 +182,7 @@ impl Cli {
             Command::Task(command) => task::run(global, command).await,
             Command::Outbox(command) => outbox::run(global, command).await,
             Command::Backfill(args) => outbox::backfill(global, args).await,
+            Command::Init(args) => init::run(global, args),
             Command::Migrate(command) => migrate::run(global, command).await,
             Command::Health(args) => health::run(global, args).await,
             Command::Doctor(args) => doctor::run(global, args).await,

@@ -11,7 +11,7 @@ use towpath_core::{Error, ErrorKind, Result};
 
 use super::client::read_token;
 use super::token_file::TokenFile;
-use super::{Exit, Failure, Format, Global, output, version};
+use super::{Exit, Failure, Format, Global, notify, output, version};
 use crate::config::{Config, Loaded, Sources, load};
 use crate::http::tls;
 use crate::supervisor::{Ending, Report, TaskReport};
@@ -115,6 +115,7 @@ async fn serve(
     })?;
     let _token = leave_token(&started, config);
     announce(global, &started, config, began, ephemeral, demo).await?;
+    notify::ready();
     let signals = &mut signals;
     let (first, second) = signals.first_and_second();
     let report = started.run(first, second).await?;

@@ -1,8 +1,9 @@
 //! Values that are right by themselves and do not go together.
 
 use super::{ChannelKind, Config, SinkKind};
-use crate::apps::fleet;
+use crate::apps::{accounts, fleet};
 use crate::http::guard::Guard;
+use crate::http::net::Net;
 
 /// The keys of a rule, and what is wrong when they do not go together.
 pub(super) type Rule = (&'static [&'static str], fn(&Config) -> Option<&'static str>);
@@ -71,6 +72,18 @@ pub(super) const RULES: &[Rule] = &[
         let is_known = keys.any(|key| key.expose() == fleet::DEFAULT_KEY);
         (is_known && !config.fleet.development).then_some(
             "everybody knows the key `default-api-key`: choose another, leave it out to get one of your own, or set `fleet.development = \"on\"` on a machine that nobody else reaches",
+        )
+    }),
+    (&["server.limits"], |config| {
+        let is_wrong = |text: &String| !accounts::is_route_limit(text);
+        config.route_limits.iter().any(is_wrong).then_some(
+            "`server.limits` takes limits of routes like `*=token_bucket:10:0.1/1s` or `/enqueue=sliding_window:1000/1m:fail_open`",
+        )
+    }),
+    (&["server.trusted_proxies"], |config| {
+        let is_wrong = |text: &String| Net::parse(text).is_none();
+        config.trusted_proxies.iter().any(is_wrong).then_some(
+            "`server.trusted_proxies` takes addresses and nets like `10.0.0.1` or `10.0.0.0/8`",
         )
     }),
     (&["fleet.worker.allow"], |config| {

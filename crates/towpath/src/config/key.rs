@@ -146,6 +146,20 @@ const BASE: &[Key] = &[
         "Names that the admin interface answers to, beside `localhost`, its own and every IP address.",
     ),
     key(
+        "server.limits",
+        Kind::Strings,
+        None,
+        &[],
+        "Limits for each client of the public routes, a list like `*=token_bucket:10:0.1/1s` or `/enqueue=sliding_window:1000/1m:fail_open`; `*` is every route not named itself, `/health` aside. They are kept in `backends.limits`.",
+    ),
+    key(
+        "server.trusted_proxies",
+        Kind::Strings,
+        None,
+        &[],
+        "Addresses and nets of proxies whose `X-Forwarded-For` says who the client is, a list like `10.0.0.0/8`.",
+    ),
+    key(
         "data.dir",
         Kind::Path,
         Some("./towpath-data"),

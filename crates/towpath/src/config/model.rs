@@ -56,6 +56,8 @@ pub struct Config {
     pub write_timeout: Duration,
     pub idle_timeout: Duration,
     pub admin_hosts: Vec<String>,
+    pub route_limits: Vec<String>,
+    pub trusted_proxies: Vec<String>,
     pub data_dir: PathBuf,
     pub ingest_backend: Secret,
     pub durability: String,
@@ -166,6 +168,9 @@ impl Config {
             write_timeout: values.duration("server.write_timeout"),
             idle_timeout: values.duration("server.idle_timeout"),
             admin_hosts: kind::strings(&values.text("server.admin_hosts")).unwrap_or_default(),
+            route_limits: kind::strings(&values.text("server.limits")).unwrap_or_default(),
+            trusted_proxies: kind::strings(&values.text("server.trusted_proxies"))
+                .unwrap_or_default(),
             data_dir: PathBuf::from(values.text("data.dir")),
             ingest_backend: Secret::new(backend_url(
                 &values,

@@ -8,7 +8,7 @@
 //! a name server says next. Redirects are not followed by the client; whoever follows one checks its URL anew.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +17,8 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Url};
 use towpath_core::{Error, Result};
+
+use super::net::Net;
 
 /// Ports below 1024 that anybody may be asked on.
 const OPEN_PORTS: [u16; 2] = [80, 443];
@@ -65,22 +67,15 @@ struct Exception {
 enum Place {
     /// A host by its name, wherever that leads.
     Name(String),
-    /// Addresses that begin with so many bits of this one.
-    Net(IpAddr, u32),
+    /// Addresses.
+    Net(Net),
 }
 
 impl Place {
     fn holds(&self, host: &str, address: IpAddr) -> bool {
         match self {
             Self::Name(name) => name == host,
-            Self::Net(IpAddr::V4(net), bits) => match address {
-                IpAddr::V4(address) => same_4(address, *net, *bits),
-                IpAddr::V6(_) => false,
-            },
-            Self::Net(IpAddr::V6(net), bits) => match address {
-                IpAddr::V6(address) => same_6(address, *net, *bits),
-                IpAddr::V4(_) => false,
-            },
+            Self::Net(net) => net.holds(address),
         }
     }
 }
@@ -317,31 +312,17 @@ fn is_refusal(error: &reqwest::Error) -> bool {
 
 /// Whether an address is a public place.
 fn is_public(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => !RESERVED_4
+    let is_in = |net: IpAddr, bits: u32| Net::of(net, bits).holds(address);
+    if address.is_ipv4() {
+        return !RESERVED_4
             .iter()
-            .any(|(net, bits)| same_4(address, Ipv4Addr::from(*net), *bits)),
-        IpAddr::V6(address) => {
-            let is_reserved = RESERVED_6.iter().any(|([first, second], bits)| {
-                same_6(
-                    address,
-                    Ipv6Addr::new(*first, *second, 0, 0, 0, 0, 0, 0),
-                    *bits,
-                )
-            });
-            same_6(address, Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3) && !is_reserved
-        }
+            .any(|(net, bits)| is_in((*net).into(), *bits));
     }
-}
-
-fn same_4(one: Ipv4Addr, other: Ipv4Addr, bits: u32) -> bool {
-    let difference = one.to_bits() ^ other.to_bits();
-    difference.checked_shr(32 - bits).unwrap_or(0) == 0
-}
-
-fn same_6(one: Ipv6Addr, other: Ipv6Addr, bits: u32) -> bool {
-    let difference = one.to_bits() ^ other.to_bits();
-    difference.checked_shr(128 - bits).unwrap_or(0) == 0
+    let of = |first, second| IpAddr::from([first, second, 0, 0, 0, 0, 0, 0]);
+    let is_reserved = RESERVED_6
+        .iter()
+        .any(|([first, second], bits)| is_in(of(*first, *second), *bits));
+    is_in(of(0x2000, 0), 3) && !is_reserved
 }
 
 fn exception(text: &str) -> Result<Exception> {
@@ -361,26 +342,13 @@ fn exception(text: &str) -> Result<Exception> {
         _ => (text, None),
     };
     let place = place.trim_start_matches('[').trim_end_matches(']');
-    let (address, bits) = match place.split_once('/') {
-        Some((address, bits)) => (address, Some(bits.parse::<u32>().map_err(|_| wrong())?)),
-        None => (place, None),
-    };
-    let place = match address.parse::<IpAddr>() {
-        Ok(address) => {
-            let most = if address.is_ipv4() { 32 } else { 128 };
-            let bits = bits.unwrap_or(most);
-            if bits > most {
-                return Err(wrong());
-            }
-            Place::Net(address, bits)
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let place = match Net::parse(place) {
+        Some(net) => Place::Net(net),
+        None if !place.is_empty() && place.bytes().all(is_name) => {
+            Place::Name(place.to_ascii_lowercase())
         }
-        Err(_) => {
-            let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-            if bits.is_some() || address.is_empty() || !address.bytes().all(is_name) {
-                return Err(wrong());
-            }
-            Place::Name(address.to_ascii_lowercase())
-        }
+        None => return Err(wrong()),
     };
     Ok(Exception { place, port })
 }

@@ -6,6 +6,7 @@ pub mod descriptors;
 pub mod error;
 pub mod guard;
 mod middleware;
+pub mod net;
 mod server;
 pub mod tls;
 

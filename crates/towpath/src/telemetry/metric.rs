@@ -53,6 +53,10 @@ pub enum Metric {
     OutboxFailed,
     /// Age of the oldest event that was not sent.
     OutboxOldestAge,
+    /// Agents of the fleet by how they are.
+    FleetAgents,
+    /// The newest configuration.
+    FleetVersion,
     /// Entries that a group has not finished.
     StreamLag,
     /// Entries in consumers' hands.
@@ -77,7 +81,7 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric, in the order of the documentation.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 37] = [
         Self::HttpRequests,
         Self::HttpRequestDuration,
         Self::RefusedConnections,
@@ -103,6 +107,8 @@ impl Metric {
         Self::OutboxNew,
         Self::OutboxFailed,
         Self::OutboxOldestAge,
+        Self::FleetAgents,
+        Self::FleetVersion,
         Self::StreamLag,
         Self::StreamPending,
         Self::StreamOldestAge,
@@ -267,6 +273,18 @@ impl Metric {
                 "gauge",
                 "",
                 "Age of the oldest event that was not sent yet",
+            ),
+            Self::FleetAgents => (
+                "towpath_fleet_agents",
+                "gauge",
+                "state",
+                "Agents that are active, stale (not heard of for three intervals) or failed to apply a configuration, where `fleet.controller` runs",
+            ),
+            Self::FleetVersion => (
+                "towpath_fleet_version",
+                "gauge",
+                "",
+                "The newest version of the configuration, where `fleet.controller` runs",
             ),
             Self::StreamLag => (
                 "towpath_stream_lag_messages",

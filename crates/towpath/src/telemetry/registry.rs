@@ -71,6 +71,11 @@ struct OrderState {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AgentState {
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Input {
     input: String,
 }
@@ -123,6 +128,8 @@ struct Inner {
     outbox_new: Gauge,
     outbox_failed: Gauge,
     outbox_oldest_age: Gauge,
+    fleet_agents: Family<AgentState, Gauge>,
+    fleet_version: Gauge,
     registry: Registry,
 }
 
@@ -152,6 +159,8 @@ impl Metrics {
             outbox_new: Gauge::default(),
             outbox_failed: Gauge::default(),
             outbox_oldest_age: Gauge::default(),
+            fleet_agents: Family::default(),
+            fleet_version: Gauge::default(),
             registry: Registry::default(),
         };
         let build = Family::<Build, Gauge>::default();
@@ -196,9 +205,15 @@ impl Metrics {
             (Metric::OutboxNew, &inner.outbox_new),
             (Metric::OutboxFailed, &inner.outbox_failed),
             (Metric::OutboxOldestAge, &inner.outbox_oldest_age),
+            (Metric::FleetVersion, &inner.fleet_version),
         ] {
             add(&mut registry, metric, gauge.clone());
         }
+        add(
+            &mut registry,
+            Metric::FleetAgents,
+            inner.fleet_agents.clone(),
+        );
         add(&mut registry, Metric::BuildInfo, build);
         Self(Arc::new(Inner { registry, ..inner }))
     }
@@ -257,6 +272,21 @@ impl Metrics {
         self.0.outbox_new.set(signed(backlog.new));
         self.0.outbox_failed.set(signed(backlog.failed));
         self.0.outbox_oldest_age.set(age);
+    }
+
+    /// How many agents there are of each state, and which configuration is the newest.
+    pub fn fleet<const N: usize>(&self, agents: [(&'static str, usize); N], version: u64) {
+        for (state, count) in agents {
+            let gauge = self
+                .0
+                .fleet_agents
+                .get_or_create(&AgentState { state })
+                .clone();
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        self.0
+            .fleet_version
+            .set(i64::try_from(version).unwrap_or(i64::MAX));
     }
 
     /// The counters of refused connections of the listener with this name.

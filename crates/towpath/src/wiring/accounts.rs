@@ -13,7 +13,7 @@ use super::opened::Opened;
 use super::process::Process;
 use super::public::Public;
 use crate::apps::accounts::{
-    Limiter, Needs, Relay, Rules, Target, UserApi, health_routes, limit_routes, user_routes,
+    Layer, Limiter, Needs, Relay, Rules, Target, UserApi, health_routes, limit_routes, user_routes,
 };
 use crate::supervisor::{OnFailure, Stage};
 
@@ -180,6 +180,21 @@ impl Accounts {
             },
         );
     }
+}
+
+/// The limits of the public routes, when there are any.
+pub(super) async fn route_limits(
+    process: &Process<'_>,
+    opened: &mut Opened,
+) -> Result<Option<Layer>> {
+    let config = process.config;
+    if config.route_limits.is_empty() {
+        return Ok(None);
+    }
+    let store = opened.open(&config.limits_backend).await?;
+    let store = store.require_rate_limit("server.limits")?;
+    let limiter = Limiter::new(store, Arc::clone(&process.clock), Rules::parse(&[])?);
+    Layer::new(limiter, &config.route_limits, &config.trusted_proxies).map(Some)
 }
 
 /// So long before now, or the beginning of time.

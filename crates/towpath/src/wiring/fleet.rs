@@ -211,6 +211,7 @@ async fn controller(
         keys,
         config.forget_after,
         process.health.clone(),
+        process.metrics.clone(),
     )
     .await
 }

@@ -8,6 +8,7 @@ use tracing::{info, warn};
 
 use super::listener::{Listener, bind, limits};
 use super::process::Process;
+use crate::apps::accounts::{Layer, limited};
 use crate::apps::orders::Topology;
 use crate::http::{self, BodyLimit, wrap};
 use crate::supervisor::{OnFailure, Stage, Stop};
@@ -21,6 +22,7 @@ pub(super) struct Public {
     router: Router,
     bodies: Vec<BodyLimit>,
     waits_for: Option<(&'static str, Topology)>,
+    limits: Option<Layer>,
 }
 
 impl Public {
@@ -29,6 +31,11 @@ impl Public {
         self.name.get_or_insert(role);
         self.router = std::mem::take(&mut self.router).merge(routes);
         self.bodies.extend_from_slice(bodies);
+    }
+
+    /// Every route has these limits.
+    pub(super) fn limit(&mut self, limits: Layer) {
+        self.limits = Some(limits);
     }
 
     /// The port opens once this role's broker has the queues that its messages go to.
@@ -41,7 +48,11 @@ impl Public {
         let Some(name) = self.name else {
             return Ok(None);
         };
-        let router = wrap(self.router, process.edge().bodies(&self.bodies));
+        let routes = match self.limits {
+            Some(limits) => limited(self.router, limits),
+            None => self.router,
+        };
+        let router = wrap(routes, process.edge().bodies(&self.bodies));
         let (config, connections) = (process.config, process.connections);
         if let Some((role, topology)) = self.waits_for {
             match topology.declare().await {

@@ -52,6 +52,7 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     let lines = Lines::open(&process, &mut opened).await?;
     let accounts = Accounts::open(&process, &mut opened).await?;
     let fleet = Fleet::open(&process, &mut opened).await?;
+    let limits = super::accounts::route_limits(&process, &mut opened).await?;
     let backends = opened.backends();
     for backend in &backends {
         process.health.watch(backend.clone());
@@ -69,6 +70,9 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
         watch_backend(backend, &mut process.supervisor);
     }
     let mut public = Public::default();
+    if let Some(limits) = limits {
+        public.limit(limits);
+    }
     if let Some(ingest) = ingest {
         ingest.start(&mut process, &mut public, with_demo).await?;
     }

@@ -243,3 +243,62 @@ fn while_the_store_is_away_each_limit_does_what_it_says() {
         take("default") == 200
     });
 }
+
+#[test]
+fn routes_are_limited_for_each_client_whatever_it_says() {
+    let mut world = World::new();
+    world.set(
+        "TOWPATH_SERVER__LIMITS",
+        "*=token_bucket:3:0.001/1s /api/users=token_bucket:1:0.001/1s:fail_open",
+    );
+    let running = world.up();
+    let mut client = world.client();
+    let mut get = |path: &str, forwarded: &str| {
+        let headers = [("x-forwarded-for", forwarded), ("authorization", forwarded)];
+        client.send("GET", path, &headers, b"").unwrap()
+    };
+    for left in ["2", "1", "0"] {
+        let answer = get("/api/bucket/check?key=a", left);
+        assert_eq!(
+            (answer.status, &*answer.headers["x-ratelimit-remaining"]),
+            (200, left)
+        );
+        assert_eq!(answer.headers["x-ratelimit-limit"], "3");
+        assert_eq!(answer.headers["ratelimit-limit"], "100", "of the bucket");
+    }
+    let refused = get("/api/bucket/check?key=a", "1.2.3.4");
+    assert_eq!(refused.status, 429);
+    let after: u64 = refused.headers["retry-after"].parse().unwrap();
+    assert!((990..=1_000).contains(&after), "{after}");
+    let text = format!("Rate limit exceeded. Try again after {after} seconds.\n");
+    assert_eq!(refused.text(), text);
+    // A route with a limit of its own, and probes, which have none.
+    assert_eq!(get("/api/users", "x").status, 200);
+    assert_eq!(get("/api/users", "y").status, 429);
+    for _ in 0..5 {
+        assert_eq!(get("/health", "x").status, 200);
+    }
+    drop(running);
+    world.set("TOWPATH_SERVER__TRUSTED_PROXIES", "127.0.0.0/8");
+    let _running = world.up();
+    let mut client = world.client();
+    let mut get = |forwarded: &str| {
+        let headers = [("x-forwarded-for", forwarded)];
+        client
+            .send("GET", "/api/users", &headers, b"")
+            .unwrap()
+            .status
+    };
+    assert_eq!((get("1.2.3.4"), get("1.2.3.4")), (200, 429));
+    assert_eq!(
+        get("9.9.9.9, 1.2.3.4, 127.0.0.2"),
+        429,
+        "the last that is no proxy"
+    );
+    assert_eq!(get("5.6.7.8"), 200);
+    assert_eq!(
+        (get("2001:db8::1"), get("2001:db8::2")),
+        (200, 429),
+        "of one network"
+    );
+}

@@ -18,6 +18,7 @@ mod bench;
 mod chaos;
 mod cli;
 mod client;
+mod deploy;
 mod disk;
 mod fleet;
 mod ingest;

@@ -56,6 +56,16 @@ impl Limiter {
     pub(super) async fn take(&self, wanted: &[Wanted<'_>]) -> Result<Vec<Decision>> {
         for one in wanted {
             check_key(one.key)?;
+        }
+        self.take_any(wanted).await
+    }
+
+    /// The same for any key: those with control characters are beyond what callers of the API can name.
+    ///
+    /// # Errors
+    /// As [`Limiter::take`], the key aside.
+    pub(super) async fn take_any(&self, wanted: &[Wanted<'_>]) -> Result<Vec<Decision>> {
+        for one in wanted {
             one.rule.policy.check(one.amount)?;
         }
         let takes = wanted.iter().map(|one| Take {

@@ -286,10 +286,23 @@ fn one(decisions: Vec<Decision>) -> Result<Decision, Refusal> {
     first.ok_or_else(|| Error::unavailable("the store gave no decision").into())
 }
 
-/// The body with the headers of the limit. Source: IETF draft "RateLimit header fields for HTTP", version 06.
+/// The body with the headers of the limit.
 fn answer(status: StatusCode, body: Value, rule: &Rule, decision: &Decision) -> Response {
     let mut response = (status, Json(body)).into_response();
     let headers = response.headers_mut();
+    rate_headers(headers, rule, decision);
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        insert(
+            headers,
+            header::RETRY_AFTER,
+            seconds(decision.retry_after).max(1),
+        );
+    }
+    response
+}
+
+/// How a limit stands. Source: IETF draft "RateLimit header fields for HTTP", version 06.
+pub(super) fn rate_headers(headers: &mut HeaderMap, rule: &Rule, decision: &Decision) {
     let whole = |amount: Amount| amount.as_micros() / 1_000_000;
     let name = header::HeaderName::from_static;
     insert(
@@ -307,14 +320,6 @@ fn answer(status: StatusCode, body: Value, rule: &Rule, decision: &Decision) -> 
         name("ratelimit-reset"),
         seconds(decision.reset_after),
     );
-    if status == StatusCode::TOO_MANY_REQUESTS {
-        insert(
-            headers,
-            header::RETRY_AFTER,
-            seconds(decision.retry_after).max(1),
-        );
-    }
-    response
 }
 
 fn insert(headers: &mut HeaderMap, name: header::HeaderName, value: u64) {
@@ -322,7 +327,7 @@ fn insert(headers: &mut HeaderMap, name: header::HeaderName, value: u64) {
 }
 
 /// Whole seconds, rounded up: never too early.
-fn seconds(duration: std::time::Duration) -> u64 {
+pub(super) fn seconds(duration: std::time::Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 

@@ -10,6 +10,7 @@
 
 mod event;
 mod health;
+mod layer;
 mod limiter;
 mod limits;
 mod relay;
@@ -17,6 +18,7 @@ mod rule;
 mod users;
 
 pub use health::{Needs, health_routes};
+pub use layer::{Layer, is_route_limit, limited};
 pub use limiter::Limiter;
 pub use limits::limit_routes;
 pub use relay::{Relay, Target};

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::HeaderMap;
 use jiff::Timestamp;
@@ -24,13 +24,16 @@ use super::config::{Config, POLL_SECONDS};
 use super::envelope::Failure;
 use super::rollout::{self, Decision};
 use crate::supervisor::Stop;
-use crate::telemetry::Health;
+use crate::telemetry::{Health, Metrics};
 
 /// The role's name in health, metrics and the account.
 const ROLE: &str = "fleet.controller";
 
 /// How often it looks what other controllers did, and how its rollout goes.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How often it counts agents.
+const MEASURE: Duration = Duration::from_secs(5);
 
 /// Agents that are read at once.
 const PAGE: usize = 1_000;
@@ -92,6 +95,7 @@ struct Inner {
     /// How long an agent is kept after it was last heard of.
     ttl: Duration,
     health: Health,
+    metrics: Metrics,
 }
 
 impl Controller {
@@ -104,6 +108,7 @@ impl Controller {
         keys: Keys,
         ttl: Duration,
         health: Health,
+        metrics: Metrics,
     ) -> Result<Self> {
         let controller = Self(Arc::new(Inner {
             epoch: store.epoch().await?,
@@ -115,6 +120,7 @@ impl Controller {
             looking: tokio::sync::Mutex::default(),
             ttl,
             health,
+            metrics,
         }));
         controller.look().await?;
         Ok(controller)
@@ -125,9 +131,9 @@ impl Controller {
     /// # Errors
     /// None so far: while the database is away everybody gets what was known last.
     pub async fn run(&self, stop: &Stop) -> Result<()> {
-        let mut expired_at = Timestamp::UNIX_EPOCH;
+        let (mut expired_at, mut measured_at) = (Timestamp::UNIX_EPOCH, None);
         while !stop.is_requested() {
-            let outcome = self.tick(&mut expired_at).await;
+            let outcome = self.tick(&mut expired_at, &mut measured_at).await;
             self.0
                 .health
                 .set(ROLE, outcome.err().map(|error| error.chain()));
@@ -143,7 +149,11 @@ impl Controller {
         self.tell_seen().await
     }
 
-    async fn tick(&self, expired_at: &mut Timestamp) -> Result<()> {
+    async fn tick(
+        &self,
+        expired_at: &mut Timestamp,
+        measured_at: &mut Option<Instant>,
+    ) -> Result<()> {
         self.tell_seen().await?;
         let now = Timestamp::now();
         if now.duration_since(*expired_at).as_secs() >= 60 {
@@ -154,7 +164,33 @@ impl Controller {
             }
             *expired_at = now;
         }
-        self.look().await
+        self.look().await?;
+        if measured_at.is_none_or(|at| at.elapsed() >= MEASURE) {
+            *measured_at = Some(Instant::now());
+            self.measure().await?;
+        }
+        Ok(())
+    }
+
+    /// Counts the agents.
+    async fn measure(&self) -> Result<()> {
+        let (agents, snapshot) = (self.agents().await?, self.0.current.borrow().clone());
+        let stale = snapshot.stale().as_secs().cast_signed();
+        let now = Timestamp::now();
+        let is_stale = |agent: &&Agent| now.duration_since(agent.seen_at).as_secs() > stale;
+        let silent = agents.iter().filter(is_stale).count();
+        let failed = agents
+            .iter()
+            .filter(|agent| agent.report.failed.is_some())
+            .count();
+        let states = [
+            ("active", agents.len() - silent),
+            ("stale", silent),
+            ("failed", failed),
+        ];
+        let version = snapshot.newest().map_or(0, |newest| newest.version);
+        self.0.metrics.fleet(states, version);
+        Ok(())
     }
 
     /// Agents were heard of since the last time.

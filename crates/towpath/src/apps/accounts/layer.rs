@@ -1,0 +1,190 @@
+//! Limits before the routes of a listener, for each client.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use towpath_core::limiter::{Amount, Decision};
+use towpath_core::{Error, Result};
+
+use super::limiter::{Limiter, Wanted};
+use super::limits::{rate_headers, seconds};
+use super::rule::Rule;
+use crate::http::Peer;
+use crate::http::error::Problem;
+use crate::http::net::Net;
+
+/// The header that proxies say the client's address in.
+const FORWARDED: &str = "x-forwarded-for";
+
+/// Every route that is not named itself.
+const ANY: &str = "*";
+
+/// Probes are never refused.
+const HEALTH: &str = "/health";
+
+/// The limits of a listener; cheap to clone.
+#[derive(Clone)]
+pub struct Layer {
+    limiter: Limiter,
+    rules: Arc<HashMap<String, Rule>>,
+    proxies: Arc<[Net]>,
+}
+
+impl Layer {
+    /// Limits in texts like `/enqueue=token_bucket:10:1/1s`, behind proxies of these addresses and nets.
+    ///
+    /// # Errors
+    /// `Invalid` for a text that is no such limit, and a proxy that is no address or net.
+    pub fn new(limiter: Limiter, limits: &[String], proxies: &[String]) -> Result<Self> {
+        let rules = limits.iter().map(|text| route_limit(text));
+        let proxies = proxies.iter().map(|text| {
+            Net::parse(text).ok_or_else(|| Error::invalid(format!("`{text}` is no address or net")))
+        });
+        Ok(Self {
+            limiter,
+            rules: Arc::new(rules.collect::<Result<_>>()?),
+            proxies: proxies.collect::<Result<Vec<_>>>()?.into(),
+        })
+    }
+
+    /// The limit of a route and what it is called.
+    fn rule(&self, route: &str) -> Option<(&str, &Rule)> {
+        let is_health = route == HEALTH || route.starts_with("/health/");
+        let any = || self.rules.get_key_value(ANY).filter(|_| !is_health);
+        let (name, rule) = self.rules.get_key_value(route).or_else(any)?;
+        Some((name, rule))
+    }
+
+    /// Whose request it is: who is connected, or for a trusted proxy the last it names that is none.
+    fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let is_trusted = |address: &IpAddr| self.proxies.iter().any(|net| net.holds(*address));
+        let mut client = peer.to_canonical();
+        let named = headers
+            .get_all(FORWARDED)
+            .iter()
+            .filter_map(|value| value.to_str().ok());
+        let named: Vec<&str> = named.flat_map(|value| value.split(',')).collect();
+        for text in named.into_iter().rev() {
+            if !is_trusted(&client) {
+                break;
+            }
+            let Ok(address) = text.trim().parse::<IpAddr>() else {
+                break;
+            };
+            client = address.to_canonical();
+        }
+        client
+    }
+}
+
+/// Whether a text is the limit of a route.
+pub fn is_route_limit(text: &str) -> bool {
+    route_limit(text).is_ok()
+}
+
+fn route_limit(text: &str) -> Result<(String, Rule)> {
+    let (route, rule) = text
+        .split_once('=')
+        .filter(|(route, _)| *route == ANY || route.starts_with('/'))
+        .ok_or_else(|| {
+            Error::invalid(format!(
+                "`{text}` names no route; say for instance `/enqueue=token_bucket:10:1/1s`"
+            ))
+        })?;
+    Ok((route.to_owned(), Rule::parse(rule)?))
+}
+
+/// Routes behind these limits.
+pub fn limited(routes: Router, limits: Layer) -> Router {
+    routes.layer(from_fn_with_state(limits, pass))
+}
+
+async fn pass(State(layer): State<Layer>, request: Request, next: Next) -> Response {
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map(MatchedPath::as_str);
+    let peer = request.extensions().get::<Peer>().copied();
+    let (Some((name, rule)), Some(Peer(peer))) = (layer.rule(route.unwrap_or_default()), peer)
+    else {
+        return next.run(request).await;
+    };
+    let client = match layer.client(peer.ip(), request.headers()) {
+        // Whoever has one address of these has them all.
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
+        address => address,
+    };
+    // The first character is one that no key of the API may have.
+    let key = format!("\u{1}{name}\u{1}{client}");
+    let wanted = [Wanted {
+        key: &key,
+        rule,
+        amount: Amount::whole(1),
+    }];
+    let decision = match layer.limiter.take_any(&wanted).await {
+        Ok(decisions) => decisions.into_iter().next(),
+        Err(error) => {
+            tracing::warn!(error = error.chain(), "a limit could not be decided");
+            let text = "Rate limiting temporarily unavailable";
+            return Problem::new(StatusCode::SERVICE_UNAVAILABLE, text)
+                .retry_after(1)
+                .into_response();
+        }
+    };
+    let Some(decision) = decision else {
+        return next.run(request).await;
+    };
+    let mut response = match decision.allowed {
+        true => next.run(request).await,
+        false => {
+            let after = seconds(decision.retry_after).max(1);
+            let text = format!("Rate limit exceeded. Try again after {after} seconds.");
+            Problem::new(StatusCode::TOO_MANY_REQUESTS, text)
+                .retry_after(after)
+                .into_response()
+        }
+    };
+    tell(response.headers_mut(), rule, &decision);
+    response
+}
+
+/// How the limit stands, unless the answer is about another limit already.
+fn tell(headers: &mut HeaderMap, rule: &Rule, decision: &Decision) {
+    let whole = |amount: Amount| HeaderValue::from(amount.as_micros() / 1_000_000);
+    let (limit, remaining) = (whole(rule.policy.capacity()), whole(decision.remaining));
+    let name = HeaderName::from_static;
+    headers.insert(name("x-ratelimit-limit"), limit);
+    headers.insert(name("x-ratelimit-remaining"), remaining);
+    if !headers.contains_key("ratelimit-limit") {
+        rate_headers(headers, rule, decision);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_names_a_route() {
+        for right in [
+            "*=token_bucket:10:0.1/1s",
+            "/enqueue=sliding_window:5/1m:fail_open",
+        ] {
+            assert!(is_route_limit(right), "{right}");
+        }
+        for wrong in [
+            "",
+            "enqueue=token_bucket:1:1/1s",
+            "/enqueue",
+            "/enqueue=token_bucket:1",
+        ] {
+            assert!(!is_route_limit(wrong), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Grafana: a dashboard from the metrics there are, so that no panel asks for one that is not.
+
+use serde_json::{Value, json};
+
+use crate::telemetry::Metric;
+
+/// A row of panels: its title, and of each panel the title, the unit and the queries with their legends.
+type Row = (
+    &'static str,
+    &'static [(&'static str, &'static str, &'static [(Query, &'static str)])],
+);
+
+/// What a panel asks.
+enum Query {
+    /// The metric as it is, the largest of all processes for each of these labels.
+    Max(Metric, &'static str),
+    /// How fast a counter grows, all processes together, for each of these labels.
+    Rate(Metric, &'static str),
+    /// The time that 99 of 100 stay under, for each of these labels.
+    P99(Metric, &'static str),
+}
+
+impl Query {
+    fn text(&self) -> String {
+        match self {
+            Self::Max(metric, by) => format!("max by ({by}) ({})", metric.row().0),
+            Self::Rate(metric, by) => {
+                format!("sum by ({by}) (rate({}[$__rate_interval]))", metric.row().0)
+            }
+            Self::P99(metric, by) => format!(
+                "histogram_quantile(0.99, sum by (le, {by}) (rate({}_bucket[$__rate_interval])))",
+                metric.row().0
+            ),
+        }
+    }
+}
+
+const ROWS: &[Row] = &[
+    (
+        "Overview",
+        &[
+            (
+                "Requests",
+                "reqps",
+                &[(
+                    Query::Rate(Metric::HttpRequests, "route, status"),
+                    "{{route}} {{status}}",
+                )],
+            ),
+            (
+                "Time to answer, p99",
+                "s",
+                &[(
+                    Query::P99(Metric::HttpRequestDuration, "route"),
+                    "{{route}}",
+                )],
+            ),
+            (
+                "Backends that answer",
+                "short",
+                &[(
+                    Query::Max(Metric::BackendUp, "instance, backend"),
+                    "{{instance}} {{backend}}",
+                )],
+            ),
+            (
+                "Refused connections",
+                "short",
+                &[(
+                    Query::Rate(Metric::RefusedConnections, "listener, reason"),
+                    "{{listener}} {{reason}}",
+                )],
+            ),
+            (
+                "Processor",
+                "short",
+                &[(Query::Rate(Metric::ProcessCpu, "instance"), "{{instance}}")],
+            ),
+            (
+                "Memory",
+                "bytes",
+                &[(
+                    Query::Max(Metric::ProcessMemory, "instance"),
+                    "{{instance}}",
+                )],
+            ),
+        ],
+    ),
+    (
+        "Queues",
+        &[
+            (
+                "Waiting",
+                "short",
+                &[(Query::Max(Metric::QueueReady, "queue"), "{{queue}}")],
+            ),
+            (
+                "Oldest message",
+                "s",
+                &[(Query::Max(Metric::QueueOldestAge, "queue"), "{{queue}}")],
+            ),
+            (
+                "Enqueued and done",
+                "short",
+                &[
+                    (Query::Rate(Metric::Enqueued, "queue"), "{{queue}} in"),
+                    (Query::Rate(Metric::Completed, "queue"), "{{queue}} done"),
+                ],
+            ),
+            (
+                "Deliveries",
+                "short",
+                &[(
+                    Query::Rate(Metric::Deliveries, "queue, outcome"),
+                    "{{queue}} {{outcome}}",
+                )],
+            ),
+            (
+                "Enqueue to done, p99",
+                "s",
+                &[(Query::P99(Metric::EndToEnd, "queue"), "{{queue}}")],
+            ),
+            (
+                "Dead letters",
+                "short",
+                &[(Query::Max(Metric::QueueDead, "queue"), "{{queue}}")],
+            ),
+        ],
+    ),
+    (
+        "Streams",
+        &[
+            (
+                "Lag",
+                "short",
+                &[(
+                    Query::Max(Metric::StreamLag, "stream, group"),
+                    "{{stream}} {{group}}",
+                )],
+            ),
+            (
+                "Oldest entry",
+                "s",
+                &[(
+                    Query::Max(Metric::StreamOldestAge, "stream, group"),
+                    "{{stream}} {{group}}",
+                )],
+            ),
+            (
+                "Lines",
+                "short",
+                &[
+                    (
+                        Query::Rate(Metric::LinesRead, "instance"),
+                        "{{instance}} read",
+                    ),
+                    (
+                        Query::Rate(Metric::LinesWritten, "instance"),
+                        "{{instance}} written",
+                    ),
+                ],
+            ),
+        ],
+    ),
+    (
+        "Orders, outbox, fleet",
+        &[
+            (
+                "Orders",
+                "short",
+                &[(Query::Max(Metric::Orders, "state"), "{{state}}")],
+            ),
+            (
+                "Events not sent",
+                "short",
+                &[
+                    (Query::Max(Metric::OutboxNew, "job"), "new"),
+                    (Query::Max(Metric::OutboxFailed, "job"), "failed"),
+                ],
+            ),
+            (
+                "Oldest event",
+                "s",
+                &[(Query::Max(Metric::OutboxOldestAge, "job"), "oldest")],
+            ),
+            (
+                "Agents",
+                "short",
+                &[(Query::Max(Metric::FleetAgents, "state"), "{{state}}")],
+            ),
+            (
+                "Newest version",
+                "short",
+                &[(Query::Max(Metric::FleetVersion, "job"), "version")],
+            ),
+        ],
+    ),
+];
+
+/// The dashboard.
+pub(super) fn dashboard() -> String {
+    let (mut panels, mut id, mut y) = (Vec::new(), 0, 0);
+    let mut number = || {
+        id += 1;
+        id
+    };
+    for (title, row) in ROWS {
+        panels.push(json!({
+            "id": number(), "type": "row", "title": title, "collapsed": false,
+            "gridPos": { "h": 1, "w": 24, "x": 0, "y": y },
+        }));
+        y += 1;
+        for (place, (title, unit, queries)) in row.iter().enumerate() {
+            let targets: Vec<Value> = queries
+                .iter()
+                .zip('A'..)
+                .map(|((query, legend), name)| {
+                    json!({ "refId": name.to_string(), "expr": query.text(), "legendFormat": legend,
+                        "datasource": { "type": "prometheus", "uid": "${datasource}" } })
+                })
+                .collect();
+            panels.push(json!({
+                "id": number(), "type": "timeseries", "title": title,
+                "datasource": { "type": "prometheus", "uid": "${datasource}" },
+                "gridPos": { "h": 8, "w": 8, "x": place % 3 * 8, "y": y + place / 3 * 8 },
+                "fieldConfig": { "defaults": { "unit": unit, "min": 0 }, "overrides": [] },
+                "targets": targets,
+            }));
+        }
+        y += row.len().div_ceil(3) * 8;
+    }
+    let dashboard = json!({
+        "title": "Towpath", "uid": "towpath", "schemaVersion": 39, "version": 1, "editable": true,
+        "refresh": "30s", "time": { "from": "now-1h", "to": "now" }, "tags": ["towpath"],
+        "templating": { "list": [{
+            "name": "datasource", "type": "datasource", "query": "prometheus", "label": "Data source",
+        }] },
+        "panels": panels,
+    });
+    format!("{dashboard:#}\n")
+}

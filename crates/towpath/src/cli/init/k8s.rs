@@ -1,0 +1,506 @@
+//! Kubernetes: one file for each role, to be applied by itself.
+//!
+//! Each role is a StatefulSet: a pod owns its volume (output file, journal, token), so scaling in loses nothing and two
+//! pods never write one file.
+
+use std::fmt::Write;
+
+/// What scales a role.
+struct Scaled {
+    /// The metric of the backlog, and what chooses it.
+    metric: &'static str,
+    selector: &'static str,
+    /// Backlog that one pod is for.
+    target: u32,
+    most: u32,
+}
+
+/// One role in a cluster.
+struct Workload {
+    name: &'static str,
+    roles: &'static str,
+    replicas: u32,
+    env: &'static [(&'static str, &'static str)],
+    ports: &'static [(&'static str, u16)],
+    scaled: Option<Scaled>,
+}
+
+const REDIS: (&str, &str) = ("REDIS_ADDR", "redis:6379");
+const RABBITMQ: (&str, &str) = ("RABBITMQ_URLS", "amqp://guest:guest@rabbitmq:5672/");
+const KAFKA: (&str, &str) = ("KAFKA_BROKERS", "kafka:9092");
+const DATABASE: (&str, &str) = ("DB_HOST", "postgres");
+
+const WORKLOADS: &[Workload] = &[
+    Workload {
+        name: "api",
+        roles: "ingest.api",
+        replicas: 2,
+        env: &[REDIS],
+        ports: &[("http", 8080)],
+        scaled: None,
+    },
+    Workload {
+        name: "worker",
+        roles: "ingest.worker",
+        replicas: 1,
+        env: &[REDIS, ("OUTPUT_PATH", "/data/processed.log")],
+        ports: &[],
+        scaled: Some(Scaled {
+            metric: "towpath_queue_ready_messages",
+            selector: "queue: messages",
+            target: 1_000,
+            most: 8,
+        }),
+    },
+    Workload {
+        name: "gateway",
+        roles: "orders.gateway",
+        replicas: 2,
+        env: &[REDIS, RABBITMQ],
+        ports: &[("http", 8080)],
+        scaled: None,
+    },
+    Workload {
+        name: "processor",
+        roles: "orders.processor",
+        replicas: 1,
+        env: &[REDIS, RABBITMQ],
+        ports: &[],
+        scaled: Some(Scaled {
+            metric: "towpath_queue_ready_messages",
+            selector: "queue: orders.queue",
+            target: 1_000,
+            most: 8,
+        }),
+    },
+    Workload {
+        name: "notifier",
+        roles: "orders.notifier",
+        replicas: 1,
+        env: &[REDIS, RABBITMQ],
+        ports: &[],
+        scaled: None,
+    },
+    Workload {
+        name: "dashboard",
+        roles: "orders.dashboard",
+        replicas: 1,
+        env: &[REDIS, RABBITMQ],
+        ports: &[("http", 8081)],
+        scaled: None,
+    },
+    Workload {
+        name: "reader",
+        roles: "lines.reader",
+        replicas: 1,
+        env: &[REDIS, ("INPUT_PATH", "/data/input.txt")],
+        ports: &[("http", 8080)],
+        scaled: None,
+    },
+    Workload {
+        name: "writer",
+        roles: "lines.writer",
+        replicas: 2,
+        env: &[REDIS, ("OUTPUT_PATH", "/data/output.txt")],
+        ports: &[("http", 8080)],
+        scaled: Some(Scaled {
+            metric: "towpath_stream_lag_messages",
+            selector: "stream: line_stream",
+            target: 10_000,
+            most: 8,
+        }),
+    },
+    Workload {
+        name: "unified-server",
+        roles: "accounts.api",
+        replicas: 2,
+        env: &[REDIS, DATABASE],
+        ports: &[("http", 8080)],
+        scaled: None,
+    },
+    Workload {
+        name: "relay",
+        roles: "accounts.relay",
+        replicas: 2,
+        env: &[KAFKA, DATABASE],
+        ports: &[],
+        scaled: None,
+    },
+    Workload {
+        name: "controller",
+        roles: "fleet.controller",
+        replicas: 1,
+        env: &[("CONTROLLER_DB_PATH", "/data/controller.db")],
+        ports: &[("http", 6001)],
+        scaled: None,
+    },
+    Workload {
+        name: "agent",
+        roles: "fleet.agent",
+        replicas: 1,
+        env: &[
+            ("CONTROLLER_URL", "http://controller:6001"),
+            (
+                "WORKER_URL",
+                "http://fleet-worker-0.fleet-worker-pods:6002,http://fleet-worker-1.fleet-worker-pods:6002",
+            ),
+        ],
+        ports: &[],
+        scaled: None,
+    },
+    Workload {
+        name: "fleet-worker",
+        roles: "fleet.worker",
+        replicas: 2,
+        env: &[("REDIS_HOST", "redis")],
+        ports: &[("http", 6002)],
+        scaled: None,
+    },
+];
+
+/// Each file's name and text; `settings` are lines of `NAME: "value"`.
+pub(super) fn files(settings: &[(String, String)]) -> Vec<(String, String)> {
+    let mut all: Vec<(String, String)> = WORKLOADS
+        .iter()
+        .map(|one| (format!("k8s/{}.yaml", one.name), workload(one, settings)))
+        .collect();
+    all.push((
+        "k8s/redis.yaml".to_owned(),
+        include_str!("redis.yaml").to_owned(),
+    ));
+    all.push(("k8s/prometheus-adapter.yaml".to_owned(), adapter()));
+    all
+}
+
+/// ScaledObjects instead of the HorizontalPodAutoscalers: a cluster has one of the two.
+pub(super) fn keda() -> Vec<(String, String)> {
+    WORKLOADS
+        .iter()
+        .filter_map(|one| {
+            let scaled = one.scaled.as_ref()?;
+            let text = format!(
+                "# Instead of the HorizontalPodAutoscaler of k8s/{name}.yaml. One pod always runs: the metric is its own.
+apiVersion: keda.sh/v1alpha1
+kind: ScaledObject
+metadata:
+  name: {name}
+spec:
+  scaleTargetRef:
+    apiVersion: apps/v1
+    kind: StatefulSet
+    name: {name}
+  minReplicaCount: 1
+  maxReplicaCount: {most}
+  pollingInterval: 15
+  cooldownPeriod: 300
+  fallback:
+    failureThreshold: 4
+    replicas: 2
+  triggers:
+    - type: prometheus
+      metadata:
+        serverAddress: http://prometheus.monitoring:9090
+        query: {query}
+        threshold: \"{target}\"
+",
+                name = one.name,
+                most = scaled.most,
+                target = scaled.target,
+                query = query(scaled),
+            );
+            Some((format!("keda/{}.yaml", one.name), text))
+        })
+        .collect()
+}
+
+/// Every pod reports the same backlog, so it is the largest and never the sum.
+fn query(scaled: &Scaled) -> String {
+    let (label, value) = scaled.selector.split_once(": ").unwrap_or_default();
+    format!("max({}{{{label}=\"{value}\"}})", scaled.metric)
+}
+
+/// The rules of the Prometheus Adapter that make the backlogs external metrics.
+fn adapter() -> String {
+    let mut text = "# Values for the Prometheus Adapter: `helm upgrade -f`. Every pod reports the same backlog, so `max`.
+rules:
+  external:
+"
+    .to_owned();
+    for (metric, by) in [
+        ("towpath_queue_ready_messages", "queue"),
+        ("towpath_stream_lag_messages", "stream"),
+    ] {
+        writeln!(
+            text,
+            "    - seriesQuery: {metric}
+      resources: {{namespaced: false}}
+      name: {{as: {metric}}}
+      metricsQuery: max by ({by}) (<<.Series>>{{<<.LabelMatchers>>}})"
+        )
+        .expect("writing to a string cannot fail");
+    }
+    text
+}
+
+fn workload(one: &Workload, settings: &[(String, String)]) -> String {
+    let Workload { name, roles, .. } = one;
+    let version = env!("CARGO_PKG_VERSION");
+    let mut text = String::new();
+    let mut put = |part: String| text.push_str(&part);
+    put(format!(
+        "apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: {name}
+  labels:
+    app.kubernetes.io/name: {name}
+    app.kubernetes.io/part-of: towpath
+data:
+  TOWPATH_DATA__DIR: /data
+  TOWPATH_SERVER__ADMIN: \":7070\"
+  TOWPATH_LOG__FORMAT: json
+"
+    ));
+    let own = one
+        .env
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let mut all: Vec<(String, String)> = own.collect();
+    all.extend(settings.iter().cloned());
+    for (name, value) in all {
+        put(format!("  {name}: {}\n", serde_json::json!(value)));
+    }
+    put(format!(
+        "---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata:
+  name: {name}
+  labels:
+    app.kubernetes.io/name: {name}
+    app.kubernetes.io/part-of: towpath
+spec:
+  serviceName: {name}-pods
+{replicas}  podManagementPolicy: Parallel
+  selector:
+    matchLabels:
+      app.kubernetes.io/name: {name}
+  template:
+    metadata:
+      labels:
+        app.kubernetes.io/name: {name}
+        app.kubernetes.io/part-of: towpath
+      annotations:
+        prometheus.io/scrape: \"true\"
+        prometheus.io/port: \"7070\"
+    spec:
+      automountServiceAccountToken: false
+      # Longer than server.drain, so that what is in hand is finished.
+      terminationGracePeriodSeconds: 60
+      securityContext:
+        runAsNonRoot: true
+        runAsUser: 65532
+        runAsGroup: 65532
+        fsGroup: 65532
+        fsGroupChangePolicy: OnRootMismatch
+        seccompProfile:
+          type: RuntimeDefault
+      topologySpreadConstraints:
+        - maxSkew: 1
+          topologyKey: kubernetes.io/hostname
+          whenUnsatisfiable: ScheduleAnyway
+          labelSelector:
+            matchLabels:
+              app.kubernetes.io/name: {name}
+      containers:
+        - name: towpath
+          image: towpath:{version}
+          args: [\"run\", \"{roles}\"]
+          envFrom:
+            - configMapRef:
+                name: {name}
+            # Passwords and keys, as REDIS_ADDR, DB_PASSWORD or API_KEY: they win over what stands above.
+            - secretRef:
+                name: {name}
+                optional: true
+          ports:
+            - name: admin
+              containerPort: 7070
+",
+        replicas = match one.scaled {
+            // The autoscaler's number is not taken back by applying this again.
+            Some(_) => String::new(),
+            None => format!("  replicas: {}\n", one.replicas),
+        },
+    ));
+    for (port, number) in one.ports {
+        put(format!(
+            "            - name: {port}\n              containerPort: {number}\n"
+        ));
+    }
+    put("          startupProbe:
+            httpGet:
+              path: /livez
+              port: admin
+            periodSeconds: 2
+            failureThreshold: 150
+          livenessProbe:
+            httpGet:
+              path: /livez
+              port: admin
+            periodSeconds: 10
+          readinessProbe:
+            httpGet:
+              path: /readyz
+              port: admin
+            periodSeconds: 5
+          securityContext:
+            allowPrivilegeEscalation: false
+            readOnlyRootFilesystem: true
+            capabilities:
+              drop: [\"ALL\"]
+          resources:
+            requests:
+              cpu: 100m
+              memory: 64Mi
+            limits:
+              memory: 512Mi
+          volumeMounts:
+            - name: data
+              mountPath: /data
+            - name: tmp
+              mountPath: /tmp
+      volumes:
+        - name: tmp
+          emptyDir:
+            sizeLimit: 64Mi
+  persistentVolumeClaimRetentionPolicy:
+    whenDeleted: Retain
+    whenScaled: Retain
+  volumeClaimTemplates:
+    - metadata:
+        name: data
+      spec:
+        accessModes: [\"ReadWriteOnce\"]
+        resources:
+          requests:
+            storage: 1Gi
+"
+    .to_owned());
+    put(format!(
+        "---
+# Names of single pods.
+apiVersion: v1
+kind: Service
+metadata:
+  name: {name}-pods
+spec:
+  clusterIP: None
+  publishNotReadyAddresses: true
+  selector:
+    app.kubernetes.io/name: {name}
+  ports:
+    - name: admin
+      port: 7070
+      targetPort: admin
+"
+    ));
+    for (port, number) in one.ports {
+        put(format!(
+            "---
+apiVersion: v1
+kind: Service
+metadata:
+  name: {name}
+spec:
+  selector:
+    app.kubernetes.io/name: {name}
+  ports:
+    - name: {port}
+      port: {number}
+      targetPort: {port}
+"
+        ));
+    }
+    put(format!(
+        "---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata:
+  name: {name}
+spec:
+  maxUnavailable: 1
+  unhealthyPodEvictionPolicy: AlwaysAllow
+  selector:
+    matchLabels:
+      app.kubernetes.io/name: {name}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  name: {name}
+spec:
+  podSelector:
+    matchLabels:
+      app.kubernetes.io/name: {name}
+  policyTypes: [\"Ingress\"]
+  ingress:
+    # Metrics and probes; anything else has to have the token of the pod.
+    - from:
+        - namespaceSelector:
+            matchLabels:
+              kubernetes.io/metadata.name: monitoring
+      ports:
+        - port: admin
+"
+    ));
+    for (port, _) in one.ports {
+        put(format!("    - ports:\n        - port: {port}\n"));
+    }
+    if let Some(scaled) = &one.scaled {
+        let (label, value) = scaled.selector.split_once(": ").unwrap_or_default();
+        put(format!(
+            "---
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata:
+  name: {name}
+spec:
+  scaleTargetRef:
+    apiVersion: apps/v1
+    kind: StatefulSet
+    name: {name}
+  minReplicas: {least}
+  maxReplicas: {most}
+  metrics:
+    - type: External
+      external:
+        metric:
+          name: {metric}
+          selector:
+            matchLabels:
+              {label}: {value}
+        target:
+          type: AverageValue
+          averageValue: \"{target}\"
+  behavior:
+    scaleUp:
+      policies:
+        - type: Percent
+          value: 100
+          periodSeconds: 15
+    scaleDown:
+      stabilizationWindowSeconds: 300
+      policies:
+        - type: Percent
+          value: 10
+          periodSeconds: 60
+",
+            least = one.replicas,
+            most = scaled.most,
+            metric = scaled.metric,
+            target = scaled.target,
+        ));
+    }
+    text
+}

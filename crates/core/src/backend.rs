@@ -163,11 +163,32 @@ pub trait Lifecycle: Send + Sync {
     /// `Unavailable` when something acknowledged as "not yet durable" could not be made so.
     async fn close(&self) -> Result<()>;
 
+    /// Copies everything that was acknowledged by now into a folder, while the backend works.
+    ///
+    /// # Errors
+    /// `Unsupported` by servers, which have tools of their own; `Conflict` when the folder is not empty;
+    /// `Unavailable` when the copy is not complete.
+    async fn backup(&self, folder: &std::path::Path) -> Result<Copied> {
+        _ = folder;
+        Err(Error::unsupported(
+            "this backend is backed up with its own tools",
+        ))
+    }
+
     /// Resolves with the reason when the backend has stopped for good and the
     /// process should end; pending for ever on backends that reconnect.
     async fn failed(&self) -> Error {
         std::future::pending().await
     }
+}
+
+/// What a backup is made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Files.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// An opened backend: the ports it offers.

@@ -48,6 +48,12 @@ pub trait Schema: Send + Sync {
     /// As `status`.
     async fn up(&self) -> Result<Option<Migration>>;
 
+    /// Copies everything that was committed by now into a file that is not there, while others work.
+    ///
+    /// # Errors
+    /// `Unsupported` by servers, which have tools of their own; `Unavailable` when the copy cannot be made.
+    async fn copy(&self, file: &std::path::Path) -> Result<()>;
+
     /// Takes the last migration back, if there is one, and gives it: what its tables held is lost.
     ///
     /// # Errors

@@ -9,6 +9,7 @@
 //!
 //! Every port is offered, and atomic steps over them. Formats: `docs/format`.
 
+mod backup;
 mod checkpoint;
 mod config;
 #[cfg(test)]
@@ -35,12 +36,14 @@ mod store;
 mod store_test;
 mod stream;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use towpath_core::backend::{Backend, Capability, Descriptor, Health, Lifecycle};
+use towpath_core::backend::{Backend, Capability, Copied, Descriptor, Health, Lifecycle};
 use towpath_core::{Error, Result};
 
+pub use backup::restore;
 pub use log::scan_for_fuzzing;
 use store::Store;
 
@@ -108,6 +111,13 @@ impl Lifecycle for Handle {
         tokio::task::spawn_blocking(move || store.close())
             .await
             .map_err(|error| Error::unavailable("closing the store panicked").with_source(error))?
+    }
+
+    async fn backup(&self, folder: &Path) -> Result<Copied> {
+        let (store, folder) = (Arc::clone(&self.0), folder.to_owned());
+        tokio::task::spawn_blocking(move || store.backup(&folder))
+            .await
+            .map_err(|error| Error::unavailable("the backup panicked").with_source(error))?
     }
 
     async fn failed(&self) -> Error {

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -56,6 +56,8 @@ pub(super) struct Store {
     recovery: Recovery,
     passed_over: Vec<(PathBuf, String)>,
     checkpointed: Mutex<Checkpointed>,
+    /// So many backups are under way.
+    pub(super) keeps_segments: AtomicUsize,
     closed: AtomicBool,
     maintenance: Mutex<Option<JoinHandle<()>>>,
     wake_maintenance: (Mutex<()>, Condvar),
@@ -160,6 +162,7 @@ impl Store {
                 position: position.unwrap_or_default(),
                 bytes: 0,
             }),
+            keeps_segments: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             maintenance: Mutex::new(None),
             wake_maintenance: (Mutex::new(()), Condvar::new()),
@@ -397,6 +400,17 @@ impl Store {
         self.closed.load(Ordering::SeqCst)
     }
 
+    /// Held, it keeps the checkpoints that there are.
+    pub(super) fn checkpointing(&self) -> impl Sized + '_ {
+        self.checkpointed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.config.folder
+    }
+
     /// Saves the state, and removes segments that nobody needs any more.
     pub(super) fn checkpoint(&self) -> Result<()> {
         // Held to the end: one checkpoint at a time.
@@ -420,6 +434,10 @@ impl Store {
             position,
             bytes: state.len() as u64,
         };
+        if self.keeps_segments.load(Ordering::SeqCst) > 0 {
+            // A backup needs them; the next checkpoint after it removes them.
+            return Ok(());
+        }
         for (number, _) in self.log.segments() {
             if number < oldest.segment && !live.contains_key(&number) {
                 self.log.remove(number)?;

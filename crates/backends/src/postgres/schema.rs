@@ -1,5 +1,7 @@
 //! The tables, and how they came to be.
 
+use std::path::Path;
+
 use async_trait::async_trait;
 use deadpool_postgres::GenericClient;
 use jiff::Timestamp;
@@ -60,6 +62,10 @@ impl Schema for Postgres {
             .map_err(failed)?;
         transaction.commit().await.map_err(failed)?;
         Ok(Some(migration))
+    }
+
+    async fn copy(&self, _: &Path) -> Result<()> {
+        Err(Error::unsupported("PostgreSQL is backed up with `pg_dump`"))
     }
 
     async fn down(&self) -> Result<Option<Migration>> {

@@ -1,5 +1,7 @@
 //! The tables, and how they came to be.
 
+use std::path::Path;
+
 use async_trait::async_trait;
 use jiff::Timestamp;
 use rusqlite::{Connection, params};
@@ -51,6 +53,16 @@ impl Schema for Sqlite {
                 let insert = "INSERT INTO towpath_migrations VALUES (?1, ?2, ?3)";
                 connection.execute(insert, row).map_err(failed)?;
                 Ok(Some(migration))
+            })
+            .await
+    }
+
+    async fn copy(&self, file: &Path) -> Result<()> {
+        let file = file.display().to_string();
+        self.threads
+            .read(move |connection| {
+                let copied = connection.execute("VACUUM INTO ?1", [&file]);
+                copied.map(drop).map_err(failed)
             })
             .await
     }

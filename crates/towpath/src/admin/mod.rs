@@ -22,7 +22,8 @@ pub use hosts::Hosts;
 pub use keys::{KeyView, Sum};
 pub use streams::{EntryView, GroupView, StreamView};
 pub use wire::{
-    Count, DeadLetterView, HealthView, Letters, MessageView, Payload, QueueStats, Sent,
+    BackupMade, BackupWanted, Count, DeadLetterView, HealthView, Letters, MessageView, Payload,
+    QueueStats, Sent,
 };
 
 use crate::apps::orders::Desk;

@@ -17,7 +17,10 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::wire::{Count, DeadLetterView, HealthView, Letters, MessageView, QueueStats, Sent};
+use super::wire::{
+    BackupMade, BackupWanted, Count, DeadLetterView, HealthView, Letters, MessageView, QueueStats,
+    Sent,
+};
 use super::{Admin, document};
 use crate::apps::orders::{Balance, Books};
 use crate::http::error::Problem;
@@ -64,6 +67,7 @@ pub(super) fn v1() -> (Router<Admin>, OpenApi) {
         ))
         .routes(routes!(super::keys::add))
         .routes(routes!(check_orders))
+        .routes(routes!(backup))
         .split_for_parts();
     document::add_refusals(&mut document);
     (router, document)
@@ -363,6 +367,29 @@ async fn check_orders(State(admin): State<Admin>) -> Answer<Balance> {
         Error::not_found("no role of the orders app runs in this process; ask one where it does")
     })?;
     Ok(Json(Books(desk).balance().await?))
+}
+
+/// Copies the embedded store into a folder on the process's machine, while it works.
+#[utoipa::path(post, path = "/v1/backup", request_body = BackupWanted, responses((status = 200, description = "What was copied", body = BackupMade)))]
+async fn backup(
+    State(admin): State<Admin>,
+    Json(wanted): Json<BackupWanted>,
+) -> Answer<BackupMade> {
+    let folder = std::path::PathBuf::from(wanted.folder);
+    if !folder.is_absolute() {
+        return Err(Error::invalid("`folder` must be an absolute path").into());
+    }
+    let stores = admin.backends.iter();
+    let mut stores = stores.filter(|backend| backend.descriptor.name == "embedded");
+    let (Some(store), None) = (stores.next(), stores.next()) else {
+        let text = "this process has not exactly one embedded store; servers are backed up with their own tools";
+        return Err(Error::unsupported(text).into());
+    };
+    let copied = store.lifecycle.backup(&folder).await?;
+    Ok(Json(BackupMade {
+        files: copied.files,
+        bytes: copied.bytes,
+    }))
 }
 
 impl Admin {

@@ -17,6 +17,8 @@ pub(super) struct Client {
     base: String,
     token: Option<String>,
     verbose: bool,
+    /// How long an answer may take.
+    timeout: Duration,
 }
 
 impl Client {
@@ -56,7 +58,6 @@ impl Client {
         crate::http::tls::install_provider();
         let http = Http::builder()
             .no_proxy()
-            .timeout(Duration::from_secs(30))
             .build()
             .map_err(|error| Failure::failed(format!("the client cannot be made: {error}")))?;
         Ok(Self {
@@ -64,7 +65,14 @@ impl Client {
             base,
             token,
             verbose: global.verbose > 0,
+            timeout: Duration::from_secs(30),
         })
+    }
+
+    /// The same, for what may take a day.
+    pub(super) const fn patient(mut self) -> Self {
+        self.timeout = Duration::from_secs(24 * 60 * 60);
+        self
     }
 
     /// The URL that is asked.
@@ -122,6 +130,7 @@ impl Client {
         let mut request = self
             .http
             .request(method, format!("{}{path}", self.base))
+            .timeout(self.timeout)
             .body(body);
         for (name, value) in headers {
             request = request.header(*name, value);

@@ -17,7 +17,15 @@ const GROUPS: [(&str, &[&str]); 4] = [
     ("Check", &["health", "doctor", "bench", "version"]),
     (
         "Set up",
-        &["config", "init", "migrate", "completions", "help"],
+        &[
+            "config",
+            "init",
+            "migrate",
+            "backup",
+            "restore",
+            "completions",
+            "help",
+        ],
     ),
 ];
 

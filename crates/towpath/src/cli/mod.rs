@@ -1,5 +1,6 @@
 //! The command line.
 
+mod backup;
 mod bench;
 mod bench_command;
 mod client;
@@ -101,6 +102,10 @@ enum Command {
     Outbox(outbox::OutboxCommand),
     /// Send a range of events again that were sent before
     Backfill(outbox::BackfillArgs),
+    /// Copy the embedded store and SQLite databases, also while they are in use
+    Backup(backup::BackupArgs),
+    /// Put a backup into a data folder that has no store
+    Restore(backup::RestoreArgs),
     /// Write files to run Towpath with: Compose, Kubernetes, systemd, Prometheus, Grafana
     Init(init::InitArgs),
     /// Make the tables of the database, or take them back
@@ -182,6 +187,8 @@ impl Cli {
             Command::Task(command) => task::run(global, command).await,
             Command::Outbox(command) => outbox::run(global, command).await,
             Command::Backfill(args) => outbox::backfill(global, args).await,
+            Command::Backup(args) => backup::backup(global, args).await,
+            Command::Restore(args) => backup::restore(global, args).await,
             Command::Init(args) => init::run(global, args),
             Command::Migrate(command) => migrate::run(global, command).await,
             Command::Health(args) => health::run(global, args).await,

@@ -20,7 +20,7 @@ mod public;
 mod role;
 mod run;
 
-pub use backends::{BACKENDS, FORMATS, STORES, open, open_database};
+pub use backends::{BACKENDS, FORMATS, STORES, open, open_database, restore};
 pub use bench::{BENCH_QUEUE, BenchApi, bare_api_for_bench, ingest_api_for_bench};
 pub use bench_orders::BenchOrders;
 pub use copy::Copy;

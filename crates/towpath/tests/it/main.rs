@@ -14,6 +14,7 @@
 
 mod accounts;
 mod admin;
+mod backup;
 mod bench;
 mod chaos;
 mod cli;

@@ -3,7 +3,8 @@
 use std::io;
 
 use super::bench::{
-    BenchCommand, CompareArgs, Figure, Ratio, Report, Row, run_compare, run_http, run_queue,
+    BenchCommand, CompareArgs, Figure, FleetFigures, Ratio, Report, Row, run_compare, run_fleet,
+    run_http, run_queue,
 };
 use super::{Exit, Failure, Format, Global, output};
 
@@ -12,6 +13,7 @@ pub(super) async fn run(global: &Global, command: BenchCommand) -> Result<Exit, 
         BenchCommand::Queue(args) => run_queue(&args).await?,
         BenchCommand::Http(args) => run_http(&args).await?,
         BenchCommand::Compare(args) => return compare(global, &args).await,
+        BenchCommand::Fleet(args) => return fleet(global, &run_fleet(&args).await?),
     };
     if global.format == Format::Json {
         output::json(&rows)?;
@@ -49,6 +51,52 @@ pub(super) async fn run(global: &Global, command: BenchCommand) -> Result<Exit, 
         )?;
     }
     Ok(if rows.iter().any(Row::is_defect) {
+        Exit::Problems
+    } else {
+        Exit::Ok
+    })
+}
+
+fn fleet(global: &Global, figures: &FleetFigures) -> Result<Exit, Failure> {
+    if global.format == Format::Json {
+        output::json(figures)?;
+    } else {
+        let rows = [
+            ("agents", figures.agents.to_string()),
+            (
+                "published to applied, p50",
+                format!("{:.1} ms", figures.applied_p50_ms),
+            ),
+            (
+                "published to applied, p99",
+                format!("{:.1} ms", figures.applied_p99_ms),
+            ),
+            (
+                "published to applied, longest",
+                format!("{:.1} ms", figures.applied_max_ms),
+            ),
+            (
+                "memory of the controller for each",
+                format!("{} bytes", figures.bytes_per_agent),
+            ),
+            (
+                "killed to all caught up",
+                format!("{:.2} s", figures.restart_seconds),
+            ),
+            ("answers that were errors", figures.errors.to_string()),
+            (
+                "CPU while they wait",
+                format!("{:.1} %", figures.waiting_cpu_percent),
+            ),
+            (
+                "CPU while each asks once a second",
+                format!("{:.1} %", figures.polling_cpu_percent),
+            ),
+        ];
+        let rows = rows.map(|(what, figure)| vec![what.to_owned(), figure]);
+        output::table(&["WHAT", "FIGURE"], rows)?;
+    }
+    Ok(if figures.errors > 0 {
         Exit::Problems
     } else {
         Exit::Ok

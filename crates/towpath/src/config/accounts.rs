@@ -25,6 +25,7 @@ pub struct Accounts {
     pub batch: usize,
     pub attempts: u32,
     pub lease: Duration,
+    pub cloud_events: bool,
 }
 
 impl Accounts {
@@ -48,6 +49,7 @@ impl Accounts {
             batch: values.count("accounts.relay.batch"),
             attempts: u32::try_from(values.number("accounts.relay.attempts")).unwrap_or(u32::MAX),
             lease: values.duration("accounts.relay.lease"),
+            cloud_events: values.text("accounts.relay.format") == "cloudevents",
         }
     }
 }

@@ -643,6 +643,13 @@ const BASE: &[Key] = &[
         "How often a broker may refuse an event before it is `FAILED`. A broker that is away refuses nothing.",
     ),
     key(
+        "accounts.relay.format",
+        Kind::Choice(&["plain", "cloudevents"]),
+        Some("plain"),
+        &[],
+        "Whether events carry the headers of CloudEvents (`ce_id`, `ce_type` and so on) besides those that they always have.",
+    ),
+    key(
         "accounts.relay.lease",
         Kind::Duration(SECOND, HOUR),
         Some("5s"),

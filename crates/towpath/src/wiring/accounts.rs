@@ -105,6 +105,7 @@ impl Accounts {
             attempts: config.attempts,
             poll: config.poll,
             lease: config.lease,
+            cloud_events: config.cloud_events,
             health: process.health.clone(),
         };
         process.health.set(RELAY, None);

@@ -1,11 +1,14 @@
 //! The files of `deploy/`, by the tools that read them, and what autoscalers would do.
 
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::Value;
-use towpath_testkit::servers::{free_port, redis};
+use towpath_testkit::servers::{free_port, postgres, redis};
 
 use crate::client::Client;
 use crate::process::{BINARY, World, able, wait_until};
@@ -206,4 +209,150 @@ fn autoscalers_read_the_backlog_once_however_many_report_it() {
         Some(2.0),
         "both report it"
     );
+}
+
+/// Hands connections to whoever is in turn, as a service of a cluster does.
+#[derive(Clone)]
+struct Balancer {
+    address: SocketAddr,
+    targets: Arc<Mutex<Vec<SocketAddr>>>,
+}
+
+impl Balancer {
+    fn start(targets: Vec<SocketAddr>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let balancer = Self {
+            address: listener.local_addr().unwrap(),
+            targets: Arc::new(Mutex::new(targets)),
+        };
+        let targets = Arc::clone(&balancer.targets);
+        std::thread::spawn(move || {
+            for (turn, stream) in listener.incoming().map_while(Result::ok).enumerate() {
+                let target = {
+                    let targets = targets.lock().unwrap();
+                    targets[turn % targets.len()]
+                };
+                let Ok(server) = TcpStream::connect(target) else {
+                    continue;
+                };
+                for (mut from, mut to) in [
+                    (stream.try_clone().unwrap(), server.try_clone().unwrap()),
+                    (server, stream),
+                ] {
+                    std::thread::spawn(move || {
+                        // Either side may end first.
+                        std::io::copy(&mut from, &mut to).ok();
+                        to.shutdown(Shutdown::Write).ok();
+                    });
+                }
+            }
+        });
+        balancer
+    }
+
+    fn set(&self, targets: Vec<SocketAddr>) {
+        *self.targets.lock().unwrap() = targets;
+    }
+}
+
+#[test]
+fn processes_are_replaced_one_at_a_time_and_nobody_notices() {
+    const ROLES: &str = "ingest.api,ingest.worker,orders.gateway,orders.processor,orders.notifier,accounts.api,accounts.relay";
+    if !able("redis", redis::missing().is_none())
+        || !able("postgres", postgres::missing().is_none())
+    {
+        return;
+    }
+    let (keys, tables) = (
+        redis::Server::start(redis::DURABLE),
+        postgres::Server::start(),
+    );
+    let database = tables.create("rolling");
+    let mut worlds = [World::new(), World::new()];
+    for world in &mut worlds {
+        world.set("REDIS_ADDR", format!("127.0.0.1:{}", keys.port()));
+        world.set("TOWPATH_BACKENDS__DEFAULT", keys.url());
+        world.set("TOWPATH_ACCOUNTS__DATABASE", &database);
+        world.set("TOWPATH_ACCOUNTS__RELAY__LEASE", "1s");
+    }
+    let start = |world: &World| {
+        let running = world.spawn(&["run", ROLES]);
+        running.wait_ready(world);
+        running
+    };
+    let mut running = worlds.each_ref().map(|world| Some(start(world)));
+    worlds[0].ok(&["kv", "set", "inventory:thing", "100000"]);
+    let addresses = worlds.each_ref().map(|world| world.http);
+    let balancer = Balancer::start(addresses.to_vec());
+    let ends = Arc::new(AtomicBool::new(false));
+    let load = {
+        let (ends, balancer) = (Arc::clone(&ends), balancer.clone());
+        std::thread::spawn(move || {
+            let mut number = 0;
+            while !ends.load(Ordering::SeqCst) {
+                let post = |path: &str, body: String| {
+                    let headers = [("content-type", "application/json")];
+                    let mut client = Client::new(balancer.address);
+                    let answer = client.send("POST", path, &headers, body.as_bytes());
+                    let answer = answer.unwrap_or_else(|error| panic!("{path}: {error}"));
+                    assert!(
+                        answer.status < 300,
+                        "{path}: {} {}",
+                        answer.status,
+                        answer.text()
+                    );
+                };
+                post("/enqueue", format!(r#"{{"message":"message-{number}"}}"#));
+                post(
+                    "/orders",
+                    format!(r#"{{"id":"order-{number}","sku":"thing","qty":1}}"#),
+                );
+                post(
+                    "/api/users",
+                    format!(r#"{{"email":"user-{number}@example.org","name":"x"}}"#),
+                );
+                number += 1;
+            }
+            number
+        })
+    };
+    for _ in 0..2 {
+        for one in 0..2 {
+            std::thread::sleep(Duration::from_millis(500));
+            // Taken out first, as a pod is before it is told to end.
+            balancer.set(vec![addresses[1 - one]]);
+            std::thread::sleep(Duration::from_millis(200));
+            let old = running[one].take().unwrap();
+            let (status, log, _) = old.stop();
+            assert!(status.success(), "{log}");
+            running[one] = Some(start(&worlds[one]));
+            balancer.set(addresses.to_vec());
+        }
+    }
+    ends.store(true, Ordering::SeqCst);
+    let count: usize = load.join().unwrap();
+    assert!(count > 50, "{count}");
+    wait_until("everything", Duration::from_secs(60), || {
+        let lines: usize = worlds.iter().map(|world| world.messages().len()).sum();
+        lines >= count && worlds[0].json_of(&["orders", "check"])["notified"] == count
+    });
+    let mut messages: Vec<String> = worlds.iter().flat_map(World::messages).collect();
+    messages.sort();
+    let mut expected: Vec<String> = (0..count)
+        .map(|number| format!("message-{number}"))
+        .collect();
+    expected.sort();
+    assert_eq!(messages, expected);
+    let books = worlds[0].json(&["orders", "check"]);
+    assert_eq!(
+        (&books["accepted"], &books["processed"]),
+        (&count.into(), &count.into()),
+        "{books}"
+    );
+    wait_until("every event", Duration::from_secs(30), || {
+        let shown = worlds[0]
+            .run(&["stream", "show", "user-events", "--output", "json"])
+            .stdout;
+        serde_json::from_slice(&shown).is_ok_and(|shown: Value| shown["entries"] == count)
+    });
 }

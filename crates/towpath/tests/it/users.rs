@@ -98,6 +98,32 @@ fn a_request_with_a_key_creates_one_user_however_often_it_comes() {
 }
 
 #[test]
+fn events_are_cloud_events_on_request() {
+    let mut world = World::new();
+    world.set("TOWPATH_ACCOUNTS__RELAY__FORMAT", "cloudevents");
+    let _running = world.up();
+    let user = create(&world, &[], &ann()).json();
+    wait_until("the event", Duration::from_secs(10), || {
+        events(&world).len() == 1
+    });
+    let shown = world.json(&["stream", "tail", "user-events", "--max", "1"]);
+    let headers = &shown[0]["headers"];
+    assert_eq!(
+        (&headers["ce_type"], &headers["event_type"]),
+        (&json!("user.created"), &json!("user.created"))
+    );
+    assert_eq!(
+        (&headers["ce_id"], &headers["ce_specversion"]),
+        (&headers["event_id"], &json!("1.0"))
+    );
+    let about = format!("/user/{}", user["id"].as_str().unwrap());
+    assert_eq!(
+        (&headers["ce_subject"], &headers["content-type"]),
+        (&json!(about), &json!("application/json"))
+    );
+}
+
+#[test]
 fn crash_tests_are_off_until_they_are_allowed() {
     let mut world = World::new();
     let body = br#"{"email":"a@b","name":"x","crash_after_db":true}"#;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use towpath_core::backend::Backend;
+use towpath_core::message::header::CONTENT_TYPE;
 use towpath_core::port::outbox::{Event, Filter};
 use towpath_core::port::positions::{Step, Stepped};
 use towpath_core::port::{Outbox, Positions, Queue};
@@ -27,6 +28,9 @@ use crate::telemetry::Health;
 
 /// The role's name in health, metrics and the account.
 const ROLE: &str = "accounts.relay";
+
+/// Where CloudEvents come from.
+const SOURCE: &str = "/towpath/accounts";
 
 /// Longest wait before a refused event is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -68,6 +72,8 @@ pub struct Relay {
     pub poll: Duration,
     /// How long another relay waits for one that is gone.
     pub lease: Duration,
+    /// Whether events carry the headers of CloudEvents too.
+    pub cloud_events: bool,
     /// Where it says how it is.
     pub health: Health,
 }
@@ -246,7 +252,10 @@ impl Relay {
                     from: from.raw.clone(),
                     to: to.clone(),
                     stream: StreamName::new(topic)?,
-                    entries: sent.iter().map(message).collect(),
+                    entries: sent
+                        .iter()
+                        .map(|event| message(event, self.cloud_events))
+                        .collect(),
                     dead: QueueName::new(format!("{topic}.dead"))?,
                     set_aside: Vec::new(),
                 };
@@ -257,7 +266,10 @@ impl Relay {
                 from.raw = Some(to);
             }
             Target::Queues(queue) if !sent.is_empty() => {
-                let messages = sent.iter().map(message).collect();
+                let messages = sent
+                    .iter()
+                    .map(|event| message(event, self.cloud_events))
+                    .collect();
                 all(queue.enqueue(&QueueName::new(topic)?, messages).await?)?;
             }
             Target::Queues(_) => {}
@@ -290,7 +302,7 @@ fn all<T>(outcomes: Vec<Result<T>>) -> Result<()> {
 }
 
 /// An event as consumers get it: the payload, the key, and the headers of the contract.
-fn message(event: &Event) -> NewMessage {
+fn message(event: &Event, cloud_events: bool) -> NewMessage {
     let event = &event.event;
     let mut message = NewMessage::new(event.data.clone());
     message.key.clone_from(&event.key);
@@ -305,5 +317,20 @@ fn message(event: &Event) -> NewMessage {
     ]
     .into_iter()
     .collect();
+    if cloud_events {
+        // Source: CloudEvents 1.0, Kafka protocol binding, binary mode.
+        let about = format!("/{}/{}", event.aggregate_type, event.aggregate_id);
+        for (name, value) in [
+            ("ce_specversion", "1.0"),
+            ("ce_id", id.as_str()),
+            ("ce_source", SOURCE),
+            ("ce_type", &event.event_type),
+            ("ce_subject", &about),
+            ("ce_time", &at),
+            (CONTENT_TYPE, "application/json"),
+        ] {
+            message.headers.set(name, value);
+        }
+    }
     message
 }

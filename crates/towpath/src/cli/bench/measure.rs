@@ -15,6 +15,10 @@ impl Latencies {
         self.0.push(since.elapsed());
     }
 
+    pub(super) fn push(&mut self, latency: Duration) {
+        self.0.push(latency);
+    }
+
     pub(super) fn merge(&mut self, other: Self) {
         self.0.extend(other.0);
     }
@@ -26,14 +30,14 @@ impl Latencies {
         clippy::cast_precision_loss,
         reason = "an index into a few million samples"
     )]
-    fn at(&self, share: f64) -> f64 {
+    pub(super) fn at(&self, share: f64) -> f64 {
         let index = ((self.0.len() as f64 * share) as usize).min(self.0.len().saturating_sub(1));
         self.0
             .get(index)
             .map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
     }
 
-    fn sort(&mut self) {
+    pub(super) fn sort(&mut self) {
         self.0.sort_unstable();
     }
 }

@@ -5,6 +5,7 @@
 
 mod compare;
 mod disk;
+mod fleet;
 mod http;
 mod limit;
 mod line;
@@ -20,6 +21,7 @@ use towpath_core::Result;
 use towpath_core::backend::Backend;
 
 pub(in crate::cli) use compare::{Figure, Ratio, Report, Workload, run as run_compare};
+pub(in crate::cli) use fleet::{FleetFigures, run as run_fleet};
 pub(in crate::cli) use http::run as run_http;
 use limit::Limit;
 pub(in crate::cli) use queue::run as run_queue;
@@ -33,6 +35,8 @@ pub(super) enum BenchCommand {
     Http(HttpArgs),
     /// Two or more targets in one run, a round of each in turn, with ratios
     Compare(CompareArgs),
+    /// Agents that wait for a configuration: how soon they have it, and what they cost
+    Fleet(FleetArgs),
 }
 
 /// Options of `bench queue`.
@@ -129,6 +133,29 @@ pub(super) struct CompareArgs {
     /// Folder for temporary stores and for `disk`; its disk is what is measured
     #[arg(long, default_value = ".")]
     pub(super) folder: std::path::PathBuf,
+}
+
+/// Options of `bench fleet`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:\n  towpath bench fleet --agents 20 --rounds 2")]
+pub(super) struct FleetArgs {
+    /// Agents that wait
+    #[arg(long, default_value_t = 1_000, value_parser = agents)]
+    pub(super) agents: usize,
+    /// Configurations that are published
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) rounds: u16,
+    /// Folder for the temporary database
+    #[arg(long, default_value = ".")]
+    pub(super) folder: std::path::PathBuf,
+}
+
+fn agents(text: &str) -> std::result::Result<usize, String> {
+    let agents = text
+        .parse()
+        .ok()
+        .filter(|agents| (1..=20_000).contains(agents));
+    agents.ok_or_else(|| "1 to 20000 agents".to_owned())
 }
 
 /// Fewer say nothing about the spread.

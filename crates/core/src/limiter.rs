@@ -380,6 +380,128 @@ mod tests {
         assert!(third.allowed, "the time it named is the time it keeps");
     }
 
+    /// Numbers that look random, the same each time.
+    struct Dice(std::cell::Cell<u64>);
+
+    impl Dice {
+        fn below(&self, most: u64) -> u64 {
+            let mut number = self.0.get();
+            number ^= number << 13;
+            number ^= number >> 7;
+            number ^= number << 17;
+            self.0.set(number);
+            number % most
+        }
+    }
+
+    /// What a rule would allow, worked out from every take there was.
+    enum Oracle {
+        /// What is in the bucket, in millionths times milliseconds of the period, and since when.
+        Bucket { level: u128, at: u64 },
+        /// When how much was taken.
+        Window(Vec<(u64, u64)>),
+    }
+
+    impl Oracle {
+        /// What can be taken at a moment, in millionths, as a fraction of so many parts.
+        fn available(&mut self, policy: &Policy, now: u64) -> (u128, u128) {
+            match (self, policy) {
+                (
+                    Self::Bucket { level, at },
+                    Policy::TokenBucket {
+                        capacity,
+                        refill,
+                        period,
+                    },
+                ) => {
+                    let parts = period.as_millis();
+                    let gained = u128::from(refill.0) * u128::from(now - *at);
+                    *level = (*level + gained).min(u128::from(capacity.0) * parts);
+                    *at = now;
+                    (*level, parts)
+                }
+                (Self::Window(takes), Policy::SlidingWindow { limit, window }) => {
+                    let slot = (window.as_millis() as u64).div_ceil(SLOTS).max(1);
+                    takes.retain(|(at, _)| at / slot + SLOTS >= now / slot);
+                    let used: u64 = takes.iter().map(|(_, amount)| amount).sum();
+                    (u128::from(limit.0 - used), 1)
+                }
+                _ => unreachable!("an oracle has the rule that it was made for"),
+            }
+        }
+
+        fn take(&mut self, amount: u64, now: u64, parts: u128) {
+            match self {
+                Self::Bucket { level, .. } => *level -= u128::from(amount) * parts,
+                Self::Window(takes) => takes.push((now, amount)),
+            }
+        }
+    }
+
+    #[test]
+    fn a_million_steps_of_each_rule_are_as_an_oracle_says() {
+        let dice = Dice(std::cell::Cell::new(0x9E37_79B9_7F4A_7C15));
+        for is_bucket in [true, false] {
+            for _ in 0..1_000 {
+                let size = Amount(1 + dice.below(10u64.pow(1 + dice.below(17) as u32)));
+                let span =
+                    Duration::from_millis(60 + dice.below(10u64.pow(1 + dice.below(9) as u32)));
+                let (policy, mut oracle) = match is_bucket {
+                    true => {
+                        let refill = Amount(1 + dice.below(size.0.saturating_mul(2)));
+                        let policy = Policy::TokenBucket {
+                            capacity: size,
+                            refill,
+                            period: span,
+                        };
+                        let level = u128::from(size.0) * span.as_millis();
+                        (policy, Oracle::Bucket { level, at: 0 })
+                    }
+                    false => (
+                        Policy::SlidingWindow {
+                            limit: size,
+                            window: span,
+                        },
+                        Oracle::Window(Vec::new()),
+                    ),
+                };
+                let (mut state, mut now) = (None, 1_700_000_000_000);
+                oracle.available(&policy, now);
+                for _ in 0..1_000 {
+                    now += dice.below(1 + span.as_millis() as u64 / (1 + dice.below(100)));
+                    let amount = 1 + dice
+                        .below(size.0 / (1 + dice.below(20)) + 1)
+                        .min(size.0 - 1);
+                    let (available, parts) = oracle.available(&policy, now);
+                    let is_allowed = u128::from(amount) * parts <= available;
+                    let (decision, next) = decide(&policy, state.as_ref(), Amount(amount), now);
+                    assert_eq!(
+                        decision.allowed, is_allowed,
+                        "{policy:?} {state:?} {amount} at {now}"
+                    );
+                    if is_allowed {
+                        oracle.take(amount, now, parts);
+                    } else {
+                        // What it says is true: a moment before it is refused, then it is allowed.
+                        let after = decision.retry_after.as_millis() as u64;
+                        let at = |moment| {
+                            decide(&policy, Some(&next), Amount(amount), moment)
+                                .0
+                                .allowed
+                        };
+                        assert!(
+                            at(now + after) && !at(now + after - 1),
+                            "{policy:?} {amount}: {after}"
+                        );
+                    }
+                    let (left, parts) = oracle.available(&policy, now);
+                    assert_eq!(u128::from(decision.remaining.0), left / parts, "{policy:?}");
+                    state = Some(next);
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_clock_set_back_gives_nothing_away() {
         let policy = bucket(1, 1);

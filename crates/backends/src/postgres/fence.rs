@@ -6,7 +6,7 @@
 //! elsewhere, in this database or another, hold nothing up, however long they are open.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deadpool_postgres::Client;
 use tokio_postgres::Row;
@@ -18,6 +18,9 @@ use super::failed;
 const PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long writers are waited for: the caller has a lease to prolong.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// The highest place that was given out.
 const HIGHEST: &str = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_seq_seq";
 
@@ -27,7 +30,7 @@ const WRITERS: &str = "SELECT virtualtransaction FROM pg_locks
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
 /// The rows of `select`, whose parameters are a place and a count and whose first column is a place, up to the highest
-/// place below which nothing is committed any more.
+/// place below which nothing is committed any more. None when somebody still may commit there after a second.
 pub(super) async fn rows(client: &Client, select: &str, after: i64, max: i64) -> Result<Vec<Row>> {
     let highest = client.prepare_cached(HIGHEST).await.map_err(failed)?;
     let writers = client.prepare_cached(WRITERS).await.map_err(failed)?;
@@ -44,12 +47,15 @@ pub(super) async fn rows(client: &Client, select: &str, after: i64, max: i64) ->
     let highest: i64 = highest.get(0);
     let mut open = names(&found);
     if !open.is_empty() && highest > after {
-        let mut pause = PAUSE;
+        let (mut pause, until) = (PAUSE, Instant::now() + PATIENCE);
         loop {
             let now = names(&client.query(&writers, &[]).await.map_err(failed)?);
             open.retain(|writer| now.contains(writer));
             if open.is_empty() {
                 break;
+            }
+            if Instant::now() > until {
+                return Ok(Vec::new());
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);

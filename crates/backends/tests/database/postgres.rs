@@ -70,6 +70,16 @@ async fn what_commits_late_holds_back_what_has_a_higher_place(world: World) {
     };
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert!(!reading.is_finished(), "the first may still be committed");
+    assert_eq!(
+        reading.await.expect("joined"),
+        [""; 0],
+        "after a second the lease has to be prolonged"
+    );
+    let reading = {
+        let database = database.clone();
+        tokio::spawn(async move { about(&database).await })
+    };
+    tokio::time::sleep(Duration::from_millis(200)).await;
     sql(&late, "COMMIT").await;
     assert_eq!(reading.await.expect("joined"), ["first", "second"]);
 }

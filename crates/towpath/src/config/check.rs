@@ -74,6 +74,10 @@ pub(super) const RULES: &[Rule] = &[
             "everybody knows the key `default-api-key`: choose another, leave it out to get one of your own, or set `fleet.development = \"on\"` on a machine that nobody else reaches",
         )
     }),
+    (&["server.tls.certificate", "server.tls.key"], |config| {
+        (config.tls_certificate.is_some() != config.tls_key.is_some())
+            .then_some("`server.tls.certificate` and `server.tls.key` go together; one is missing")
+    }),
     (&["server.limits"], |config| {
         let is_wrong = |text: &String| !accounts::is_route_limit(text);
         config.route_limits.iter().any(is_wrong).then_some(

@@ -1,11 +1,11 @@
 //! The table of keys. Adding one is a row here and a field in the model.
 
-use super::{Kind, fleet};
+use super::{Kind, accounts, fleet, lines, orders};
 
-const KIB: u64 = 1 << 10;
+pub(super) const KIB: u64 = 1 << 10;
 pub(super) const MIB: u64 = 1 << 20;
-const GIB: u64 = 1 << 30;
-const SECOND: u64 = 1000;
+pub(super) const GIB: u64 = 1 << 30;
+pub(super) const SECOND: u64 = 1000;
 pub(super) const MINUTE: u64 = 60 * SECOND;
 pub(super) const HOUR: u64 = 60 * MINUTE;
 
@@ -40,20 +40,22 @@ pub(super) const fn key(
     }
 }
 
-/// The parts of a PostgreSQL URL, as existing deployments set them.
-pub(super) const DATABASE_VARIABLES: [&str; 6] = [
-    "DB_HOST",
-    "DB_PORT",
-    "DB_USER",
-    "DB_PASSWORD",
-    "DB_NAME",
-    "DB_SSLMODE",
-];
-
 /// Every key, by section.
-pub const KEYS: &[Key] = &joined::<{ BASE.len() + fleet::KEYS.len() }>([BASE, fleet::KEYS]);
+pub const KEYS: &[Key] = &joined::<{ count(TABLES) }>(TABLES);
 
-const fn joined<const N: usize>(tables: [&[Key]; 2]) -> [Key; N] {
+/// The keys of the process, and those of each app.
+const TABLES: &[&[Key]] = &[BASE, orders::KEYS, lines::KEYS, accounts::KEYS, fleet::KEYS];
+
+const fn count(tables: &[&[Key]]) -> usize {
+    let (mut table, mut sum) = (0, 0);
+    while table < tables.len() {
+        sum += tables[table].len();
+        table += 1;
+    }
+    sum
+}
+
+const fn joined<const N: usize>(tables: &[&[Key]]) -> [Key; N] {
     let mut all = [tables[0][0]; N];
     let (mut table, mut row, mut at) = (0, 0, 0);
     while at < N {
@@ -66,7 +68,7 @@ const fn joined<const N: usize>(tables: [&[Key]; 2]) -> [Key; N] {
     all
 }
 
-/// Those of the process and the other apps.
+/// Those of the process and of the ingest app.
 const BASE: &[Key] = &[
     key(
         "server.listen",
@@ -158,6 +160,20 @@ const BASE: &[Key] = &[
         None,
         &[],
         "Addresses and nets of proxies whose `X-Forwarded-For` says who the client is, a list like `10.0.0.0/8`.",
+    ),
+    key(
+        "server.tls.certificate",
+        Kind::Path,
+        None,
+        &[],
+        "PEM file of the certificate chain that the listeners of roles speak TLS with, the admin port aside; read again when it changes. Without it they speak plain HTTP.",
+    ),
+    key(
+        "server.tls.key",
+        Kind::Path,
+        None,
+        &[],
+        "PEM file of the certificate's private key.",
     ),
     key(
         "data.dir",
@@ -382,279 +398,6 @@ const BASE: &[Key] = &[
         Some("60s"),
         &[],
         "How long one run may take.",
-    ),
-    key(
-        "orders.idempotency_window",
-        Kind::Duration(SECOND, 8760 * HOUR),
-        Some("5m"),
-        &[],
-        "How long the key `idemp:<id>` stays.",
-    ),
-    key(
-        "orders.retention",
-        Kind::Duration(MINUTE, 87_600 * HOUR),
-        Some("720h"),
-        &[],
-        "How long the record of a finished order stays; until then its id is taken.",
-    ),
-    key(
-        "orders.batch",
-        Kind::Integer(1, 10_000),
-        Some("100"),
-        &[],
-        "Most orders or events in hand at once, per role.",
-    ),
-    key(
-        "orders.lease",
-        Kind::Duration(SECOND, 12 * HOUR),
-        Some("30s"),
-        &[],
-        "How long a delivery is hidden from others; renewed while it is worked on.",
-    ),
-    key(
-        "orders.retry.attempts",
-        Kind::Integer(1, 1_000_000),
-        Some("10"),
-        &[],
-        "Attempts before an order or event becomes a dead letter.",
-    ),
-    key(
-        "orders.retry.first",
-        Kind::Duration(0, 24 * HOUR),
-        Some("1s"),
-        &[],
-        "Longest delay after the first attempt; doubles with each.",
-    ),
-    key(
-        "orders.retry.max",
-        Kind::Duration(0, 24 * HOUR),
-        Some("5m"),
-        &[],
-        "Longest delay after any attempt.",
-    ),
-    key(
-        "orders.dashboard.listen",
-        Kind::Address,
-        None,
-        &[],
-        "Where the dashboard listens. Without it on `:8081`, and `up` goes on without the dashboard when that is taken.",
-    ),
-    key(
-        "orders.notify.channel",
-        Kind::Choice(&["log", "smtp", "webhook"]),
-        Some("log"),
-        &[],
-        "How customers are told: a line of the log, a mail, or a signed post.",
-    ),
-    key(
-        "orders.notify.timeout",
-        Kind::Duration(SECOND / 10, 10 * MINUTE),
-        Some("10s"),
-        &[],
-        "How long one notification may take.",
-    ),
-    key(
-        "orders.notify.smtp.url",
-        Kind::MailUrl,
-        None,
-        &[],
-        "The mail server: `smtp://host:25`, `smtps://user:password@host:465`, or `smtp://…?tls=required` for STARTTLS.",
-    ),
-    key(
-        "orders.notify.smtp.from",
-        Kind::MailAddress,
-        Some("orders@localhost"),
-        &[],
-        "Who mails are from.",
-    ),
-    key(
-        "orders.notify.smtp.to",
-        Kind::MailAddress,
-        None,
-        &[],
-        "Who gets the mail of an order without `email`; without it such an event is a dead letter.",
-    ),
-    key(
-        "orders.notify.webhook.url",
-        Kind::WebUrl,
-        None,
-        &[],
-        "Where notifications are posted.",
-    ),
-    key(
-        "orders.notify.webhook.secret",
-        Kind::SigningSecrets,
-        None,
-        &[],
-        "Signing secrets, `whsec_` and base64, separated by white space for rotation.",
-    ),
-    key(
-        "lines.input",
-        Kind::Path,
-        None,
-        &["INPUT_PATH"],
-        "File whose lines are sent, or a pattern with `*` and `?`. Without it `run reader` follows `/data/input.txt`, and `up` runs no lines roles.",
-    ),
-    key(
-        "lines.inputs",
-        Kind::Strings,
-        None,
-        &[],
-        "More files and patterns, as `lines.input`.",
-    ),
-    key(
-        "lines.stream",
-        Kind::Queue,
-        Some("line_stream"),
-        &["STREAM_NAME"],
-        "The stream that lines go through.",
-    ),
-    key(
-        "lines.output",
-        Kind::Path,
-        None,
-        &[],
-        "File that the writer appends to; without it `output.txt` beside the input.",
-    ),
-    key(
-        "lines.start",
-        Kind::Choice(&["beginning", "end"]),
-        Some("beginning"),
-        &[],
-        "Where a file begins that was never read before.",
-    ),
-    key(
-        "lines.max_line",
-        Kind::Size(KIB, 16 * MIB),
-        Some("1MiB"),
-        &[],
-        "Longest line; the beginning of a longer one goes to the queue `<stream>.dead`, with the reason.",
-    ),
-    key(
-        "lines.quiet",
-        Kind::Duration(SECOND, 24 * HOUR),
-        None,
-        &[],
-        "After how long without a change a last line is sent although it has no newline; without it when its newline comes.",
-    ),
-    key(
-        "lines.batch",
-        Kind::Integer(1, 10_000),
-        Some("1000"),
-        &[],
-        "Most lines in one step, of the reader and of the writer.",
-    ),
-    key(
-        "lines.poll",
-        Kind::Duration(10, MINUTE),
-        Some("500ms"),
-        &[],
-        "How often the reader looks at a file that has nothing new and of which the system tells nothing.",
-    ),
-    key(
-        "lines.group",
-        Kind::Queue,
-        Some("cg1"),
-        &[],
-        "The consumer group of the writers.",
-    ),
-    key(
-        "lines.consumer",
-        Kind::Queue,
-        None,
-        &[],
-        "The writer's name in its group, one for each output; without it the host's name and a checksum of the output's path.",
-    ),
-    key(
-        "lines.claim_after",
-        Kind::Duration(SECOND, HOUR),
-        Some("30s"),
-        &[],
-        "After how long another writer's entries are taken over when it may still be alive.",
-    ),
-    key(
-        "lines.trim",
-        Kind::Choice(&["on", "off"]),
-        Some("on"),
-        &[],
-        "Whether the writer gives up entries that every group has finished.",
-    ),
-    key(
-        "accounts.limits",
-        Kind::Limits,
-        None,
-        &[],
-        "Named limits: `login=token_bucket:5:1/1m` holds five tokens and gains one a minute, `search=sliding_window:100/1h:fail_open` allows a hundred in any hour, and all while its store is away (`fail_closed` unless said, or `local`). `default` is `token_bucket:100:10/1s` unless said.",
-    ),
-    key(
-        "accounts.database",
-        Kind::Database,
-        None,
-        &DATABASE_VARIABLES,
-        "Database of the users and their events: `sqlite:PATH` or `postgres://…`; without it `accounts.db` in `data.dir`. The variables say the parts of a PostgreSQL URL, and what they leave out is `localhost`, `5432`, `postgres`, `postgres`, `outbox_db` and `disable`.",
-    ),
-    key(
-        "accounts.topic",
-        Kind::Queue,
-        Some("user-events"),
-        &["KAFKA_TOPIC"],
-        "The topic that the events of users go to.",
-    ),
-    key(
-        "accounts.retention",
-        Kind::Duration(MINUTE, 87_600 * HOUR),
-        Some("168h"),
-        &[],
-        "How long an event stays in the outbox after it happened, once it was sent.",
-    ),
-    key(
-        "accounts.idempotency_window",
-        Kind::Duration(SECOND, 8760 * HOUR),
-        Some("24h"),
-        &[],
-        "How long an idempotency key is remembered.",
-    ),
-    key(
-        "accounts.crash_test",
-        Kind::Choice(&["on", "off"]),
-        Some("off"),
-        &[],
-        "Whether `POST /api/test/crash` is there: it stops the process between a commit and its answer.",
-    ),
-    key(
-        "accounts.relay.poll",
-        Kind::Duration(10, HOUR),
-        Some("500ms"),
-        &["RELAY_POLL_INTERVAL"],
-        "How often the relay looks for events of other processes; it sees those of its own at once. The variable is in seconds.",
-    ),
-    key(
-        "accounts.relay.batch",
-        Kind::Integer(1, 10_000),
-        Some("1000"),
-        &["RELAY_BATCH_SIZE"],
-        "Most events of one step.",
-    ),
-    key(
-        "accounts.relay.attempts",
-        Kind::Integer(1, 1_000_000),
-        Some("3"),
-        &["RELAY_MAX_RETRIES"],
-        "How often a broker may refuse an event before it is `FAILED`. A broker that is away refuses nothing.",
-    ),
-    key(
-        "accounts.relay.format",
-        Kind::Choice(&["plain", "cloudevents"]),
-        Some("plain"),
-        &[],
-        "Whether events carry the headers of CloudEvents (`ce_id`, `ce_type` and so on) besides those that they always have.",
-    ),
-    key(
-        "accounts.relay.lease",
-        Kind::Duration(SECOND, HOUR),
-        Some("5s"),
-        &["RELAY_PROCESSING_TIMEOUT"],
-        "After how long another relay takes over from one that is gone. The variable is in seconds.",
     ),
     key(
         "traces.endpoint",

@@ -3,9 +3,105 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::key::{HOUR, KIB, Key, MIB, MINUTE, SECOND, key};
 use super::model::{Values, backend_url};
-use super::{Secret, kind};
+use super::{Kind, Secret, kind};
 use crate::apps::lines::Start;
+
+/// The keys of the lines app.
+pub(super) const KEYS: &[Key] = &[
+    key(
+        "lines.input",
+        Kind::Path,
+        None,
+        &["INPUT_PATH"],
+        "File whose lines are sent, or a pattern with `*` and `?`. Without it `run reader` follows `/data/input.txt`, and `up` runs no lines roles.",
+    ),
+    key(
+        "lines.inputs",
+        Kind::Strings,
+        None,
+        &[],
+        "More files and patterns, as `lines.input`.",
+    ),
+    key(
+        "lines.stream",
+        Kind::Queue,
+        Some("line_stream"),
+        &["STREAM_NAME"],
+        "The stream that lines go through.",
+    ),
+    key(
+        "lines.output",
+        Kind::Path,
+        None,
+        &[],
+        "File that the writer appends to; without it `output.txt` beside the input.",
+    ),
+    key(
+        "lines.start",
+        Kind::Choice(&["beginning", "end"]),
+        Some("beginning"),
+        &[],
+        "Where a file begins that was never read before.",
+    ),
+    key(
+        "lines.max_line",
+        Kind::Size(KIB, 16 * MIB),
+        Some("1MiB"),
+        &[],
+        "Longest line; the beginning of a longer one goes to the queue `<stream>.dead`, with the reason.",
+    ),
+    key(
+        "lines.quiet",
+        Kind::Duration(SECOND, 24 * HOUR),
+        None,
+        &[],
+        "After how long without a change a last line is sent although it has no newline; without it when its newline comes.",
+    ),
+    key(
+        "lines.batch",
+        Kind::Integer(1, 10_000),
+        Some("1000"),
+        &[],
+        "Most lines in one step, of the reader and of the writer.",
+    ),
+    key(
+        "lines.poll",
+        Kind::Duration(10, MINUTE),
+        Some("500ms"),
+        &[],
+        "How often the reader looks at a file that has nothing new and of which the system tells nothing.",
+    ),
+    key(
+        "lines.group",
+        Kind::Queue,
+        Some("cg1"),
+        &[],
+        "The consumer group of the writers.",
+    ),
+    key(
+        "lines.consumer",
+        Kind::Queue,
+        None,
+        &[],
+        "The writer's name in its group, one for each output; without it the host's name and a checksum of the output's path.",
+    ),
+    key(
+        "lines.claim_after",
+        Kind::Duration(SECOND, HOUR),
+        Some("30s"),
+        &[],
+        "After how long another writer's entries are taken over when it may still be alive.",
+    ),
+    key(
+        "lines.trim",
+        Kind::Choice(&["on", "off"]),
+        Some("on"),
+        &[],
+        "Whether the writer gives up entries that every group has finished.",
+    ),
+];
 
 /// The lines app's part of a valid configuration.
 #[derive(Debug, Clone, PartialEq)]

@@ -56,6 +56,8 @@ pub struct Config {
     pub write_timeout: Duration,
     pub idle_timeout: Duration,
     pub admin_hosts: Vec<String>,
+    pub tls_certificate: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
     pub route_limits: Vec<String>,
     pub trusted_proxies: Vec<String>,
     pub data_dir: PathBuf,
@@ -168,6 +170,8 @@ impl Config {
             write_timeout: values.duration("server.write_timeout"),
             idle_timeout: values.duration("server.idle_timeout"),
             admin_hosts: kind::strings(&values.text("server.admin_hosts")).unwrap_or_default(),
+            tls_certificate: values.optional("server.tls.certificate").map(PathBuf::from),
+            tls_key: values.optional("server.tls.key").map(PathBuf::from),
             route_limits: kind::strings(&values.text("server.limits")).unwrap_or_default(),
             trusted_proxies: kind::strings(&values.text("server.trusted_proxies"))
                 .unwrap_or_default(),

@@ -5,8 +5,118 @@ use std::time::Duration;
 use towpath_core::port::queue::Settings;
 use towpath_core::retry;
 
-use super::Secret;
+use super::key::{HOUR, Key, MINUTE, SECOND, key};
 use super::model::{Values, backend_url};
+use super::{Kind, Secret};
+
+/// The keys of the orders app.
+pub(super) const KEYS: &[Key] = &[
+    key(
+        "orders.idempotency_window",
+        Kind::Duration(SECOND, 8760 * HOUR),
+        Some("5m"),
+        &[],
+        "How long the key `idemp:<id>` stays.",
+    ),
+    key(
+        "orders.retention",
+        Kind::Duration(MINUTE, 87_600 * HOUR),
+        Some("720h"),
+        &[],
+        "How long the record of a finished order stays; until then its id is taken.",
+    ),
+    key(
+        "orders.batch",
+        Kind::Integer(1, 10_000),
+        Some("100"),
+        &[],
+        "Most orders or events in hand at once, per role.",
+    ),
+    key(
+        "orders.lease",
+        Kind::Duration(SECOND, 12 * HOUR),
+        Some("30s"),
+        &[],
+        "How long a delivery is hidden from others; renewed while it is worked on.",
+    ),
+    key(
+        "orders.retry.attempts",
+        Kind::Integer(1, 1_000_000),
+        Some("10"),
+        &[],
+        "Attempts before an order or event becomes a dead letter.",
+    ),
+    key(
+        "orders.retry.first",
+        Kind::Duration(0, 24 * HOUR),
+        Some("1s"),
+        &[],
+        "Longest delay after the first attempt; doubles with each.",
+    ),
+    key(
+        "orders.retry.max",
+        Kind::Duration(0, 24 * HOUR),
+        Some("5m"),
+        &[],
+        "Longest delay after any attempt.",
+    ),
+    key(
+        "orders.dashboard.listen",
+        Kind::Address,
+        None,
+        &[],
+        "Where the dashboard listens. Without it on `:8081`, and `up` goes on without the dashboard when that is taken.",
+    ),
+    key(
+        "orders.notify.channel",
+        Kind::Choice(&["log", "smtp", "webhook"]),
+        Some("log"),
+        &[],
+        "How customers are told: a line of the log, a mail, or a signed post.",
+    ),
+    key(
+        "orders.notify.timeout",
+        Kind::Duration(SECOND / 10, 10 * MINUTE),
+        Some("10s"),
+        &[],
+        "How long one notification may take.",
+    ),
+    key(
+        "orders.notify.smtp.url",
+        Kind::MailUrl,
+        None,
+        &[],
+        "The mail server: `smtp://host:25`, `smtps://user:password@host:465`, or `smtp://…?tls=required` for STARTTLS.",
+    ),
+    key(
+        "orders.notify.smtp.from",
+        Kind::MailAddress,
+        Some("orders@localhost"),
+        &[],
+        "Who mails are from.",
+    ),
+    key(
+        "orders.notify.smtp.to",
+        Kind::MailAddress,
+        None,
+        &[],
+        "Who gets the mail of an order without `email`; without it such an event is a dead letter.",
+    ),
+    key(
+        "orders.notify.webhook.url",
+        Kind::WebUrl,
+        None,
+        &[],
+        "Where notifications are posted.",
+    ),
+    key(
+        "orders.notify.webhook.secret",
+        Kind::SigningSecrets,
+        None,
+        &[],
+        "Signing secrets, `whsec_` and base64, separated by white space for rotation.",
+    ),
+];
 
 /// How customers are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::accounts::DATABASE_VARIABLES;
 use super::fleet::REDIS_VARIABLES;
-use super::key::{DATABASE_VARIABLES, KEYS, Key};
+use super::key::{KEYS, Key};
 use super::suggest::did_you_mean;
 use crate::sink::VARIABLE_PREFIX;
 

@@ -16,8 +16,9 @@ use std::time::Duration;
 
 use http::{HeaderMap, header};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
+
+use super::socket::Socket;
 
 /// How long what a client still sends is thrown away after the last answer, so that it reads that answer and no reset.
 const LINGER: Duration = Duration::from_secs(2);
@@ -134,7 +135,7 @@ pub(super) async fn run<T>(connection: impl Future<Output = T>, pace: &Pace) -> 
 
 /// A socket that notes what happens on it.
 pub(super) struct Paced {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Socket,
     pub(super) pace: Pace,
 }
 
@@ -220,7 +221,7 @@ impl Drop for Paced {
     /// What a client did not take is not kept for it: the system would, for many minutes.
     fn drop(&mut self) {
         if self.pace.lock().write_blocked {
-            self.stream.set_zero_linger().ok();
+            self.stream.tcp().set_zero_linger().ok();
         }
     }
 }

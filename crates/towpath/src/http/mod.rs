@@ -8,6 +8,7 @@ pub mod guard;
 mod middleware;
 pub mod net;
 mod server;
+mod socket;
 pub mod tls;
 
 pub use body::Intake;

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -14,17 +15,20 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
 use towpath_core::Result;
 use tracing::{debug, warn};
 
 use super::connection::{self, Pace, Paced};
+use super::socket::Socket;
+use super::tls::Tls;
 use crate::supervisor::Stop;
 use crate::telemetry::RefusedConnections;
 
 pub use super::connection::Patience;
 
 /// What connections may cost.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone)]
 pub struct Limits {
     /// Open connections; further ones are answered 503 and closed.
     pub connections: usize,
@@ -32,6 +36,8 @@ pub struct Limits {
     pub patience: Patience,
     /// How much of the grace period is kept for what stops later.
     pub reserve: Duration,
+    /// Speaks TLS; plain without.
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// Who is at the other end of a request's connection.
@@ -101,10 +107,17 @@ pub async fn serve(
         }
         stop.account.add("connections", 1);
         let pace = Pace::new(limits.patience);
-        let connection = converse(&builder, (stream, peer), router.clone(), pace.clone());
-        let connection = graceful.watch(connection);
+        let (builder, router, watcher) = (builder.clone(), router.clone(), graceful.watcher());
+        let acceptor = limits.tls.as_ref().map(|tls| tls.acceptor());
+        let patience = limits.patience.head;
         connections.spawn(async move {
-            match connection::run(connection, &pace).await {
+            // Small answers must not wait for more to come.
+            stream.set_nodelay(true).ok();
+            let Some(socket) = shake_hands(stream, acceptor, patience).await else {
+                return;
+            };
+            let connection = converse(&builder, (socket, peer), router, pace.clone());
+            match connection::run(watcher.watch(connection), &pace).await {
                 Some(Ok(())) => {}
                 Some(Err(error)) => debug!(%error, "connection ended"),
                 None => debug!("connection ended at its deadline"),
@@ -128,11 +141,30 @@ pub async fn serve(
     Ok(())
 }
 
+/// The socket, once TLS is agreed upon; absent for a client that does not, or not in time.
+async fn shake_hands(
+    stream: TcpStream,
+    acceptor: Option<TlsAcceptor>,
+    patience: Duration,
+) -> Option<Socket> {
+    let Some(acceptor) = acceptor else {
+        return Some(Socket::Plain(stream));
+    };
+    match tokio::time::timeout(patience, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => Some(Socket::Tls(Box::new(stream))),
+        Ok(Err(error)) => {
+            debug!(%error, "a client does not speak our TLS");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
 type Conversation<S> = http1::Connection<TokioIo<Paced>, S>;
 
 fn converse(
     builder: &http1::Builder,
-    (stream, peer): (TcpStream, SocketAddr),
+    (stream, peer): (Socket, SocketAddr),
     router: Router,
     pace: Pace,
 ) -> Conversation<
@@ -144,8 +176,6 @@ fn converse(
     > + Send
     + use<>,
 > {
-    // Small answers must not wait for more to come.
-    stream.set_nodelay(true).ok();
     let router = TowerToHyperService::new(router);
     let io = TokioIo::new(Paced {
         stream,

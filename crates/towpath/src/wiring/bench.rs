@@ -113,6 +113,7 @@ async fn serve(router: impl FnOnce(Edge) -> Router) -> Result<BenchApi> {
             write: minute,
         },
         reserve: Duration::ZERO,
+        tls: None,
     };
     let refused = metrics.refused_connections("bench");
     // Ends with the measurement, awaited in `stop`.

@@ -134,8 +134,10 @@ impl Fleet {
     fn agent(&self, process: &mut Process<'_>) {
         let config = &process.config.fleet;
         let here = |role: &str, default: &str| {
-            let found = process.listeners.iter().find(|(name, _)| *name == role);
-            match found {
+            // Behind a certificate it has a name that only the configuration knows.
+            let is_plain = process.config.tls_certificate.is_none();
+            let mut listeners = process.listeners.iter();
+            match listeners.find(|(name, _)| is_plain && *name == role) {
                 Some((_, address)) => Some(url(*address)),
                 // `up` talks to nobody that it was not told about.
                 None => (!process.is_everything()).then(|| format!("http://localhost{default}")),

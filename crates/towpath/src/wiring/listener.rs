@@ -9,6 +9,7 @@ use towpath_core::{Error, Result};
 
 use crate::config::Config;
 use crate::http;
+use crate::http::tls::Tls;
 use crate::supervisor::{OnFailure, Stage, Supervisor};
 use crate::telemetry::Metrics;
 
@@ -43,7 +44,20 @@ pub(super) fn limits(config: &Config, connections: usize) -> http::Limits {
             write: config.write_timeout,
         },
         reserve: config.drain / 5,
+        tls: None,
     }
+}
+
+/// The same with the configured certificate, if there is one.
+pub(super) fn public_limits(config: &Config, connections: usize) -> Result<http::Limits> {
+    let tls = match (&config.tls_certificate, &config.tls_key) {
+        (Some(certificate), Some(key)) => Some(Arc::new(Tls::load(certificate, key)?)),
+        _ => None,
+    };
+    Ok(http::Limits {
+        tls,
+        ..limits(config, connections)
+    })
 }
 
 /// A bound socket, and what becomes of it.
@@ -67,13 +81,18 @@ impl Listener {
             .socket
             .local_addr()
             .map_err(|error| Error::unavailable("a listener has no address").with_source(error))?;
-        let limits = limits(config, self.connections);
+        let limits = match self.stage {
+            // Operators and probes of this machine; others come through a proxy.
+            Stage::Observe => limits(config, self.connections),
+            _ => public_limits(config, self.connections)?,
+        };
         let (socket, refused) = (
             Arc::new(self.socket),
             metrics.refused_connections(self.name),
         );
         supervisor.start(self.name, self.stage, OnFailure::Restart, move |stop| {
             let (socket, router, refused) = (Arc::clone(&socket), router.clone(), refused.clone());
+            let limits = limits.clone();
             async move { http::serve(&socket, router, limits, &refused, &stop).await }
         });
         Ok(address)

@@ -255,7 +255,9 @@ fn connections_over_the_limit_are_told_so_and_counted() {
 #[test]
 fn running_out_of_descriptors_is_counted_and_passes() {
     let world = World::new();
-    let running = world.up();
+    // Other roles open connections of their own at the start.
+    let running = world.spawn(&["run", "ingest.api,ingest.worker"]);
+    running.wait_ready(&world);
     let used = world.metric("process_open_fds") as u64;
     let process = rustix::process::Pid::from_raw(running.id().cast_signed());
     let few = Rlimit {

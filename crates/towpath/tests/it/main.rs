@@ -38,6 +38,7 @@ mod redis;
 mod shutdown;
 mod startup;
 mod tidy;
+mod tls;
 mod traces;
 mod users;
 mod web;

@@ -6,19 +6,18 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{get, post};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use towpath_core::port::fleet::{
-    Agent, Deed, NewConfig, Outcome, Place, Plan, Progress, Published, Report, Rollout,
-};
+use towpath_core::port::fleet::{Deed, NewConfig, Outcome, Plan, Progress, Published, Rollout};
 use uuid::Uuid;
 
-use super::auth::{Caller, fingerprint, new_agent_key};
+use super::agent_routes::agent_routes;
+use super::auth::Caller;
 use super::config::{Config, POLL_SECONDS, follows};
 use super::controller::Controller;
 use super::envelope::{Answer, Failure, parse, success};
@@ -40,7 +39,6 @@ const AGENT_ID: &str = "x-agent-id";
 /// Every route of the controller.
 pub fn controller_routes(controller: Controller) -> Router {
     Router::new()
-        .route("/register", post(register))
         .route("/config", post(publish).get(config))
         .route("/config/{version}", get(version))
         .route("/config/history", get(history))
@@ -49,62 +47,9 @@ pub fn controller_routes(controller: Controller) -> Router {
         .route("/config/restore", post(restore))
         .route("/rollout", get(rollout))
         .route("/rollout/stop", post(stop))
-        .route("/agents", get(agents))
-        .route("/agents/{id}", delete(remove))
-        .route("/agents/{id}/report", post(report))
         .route("/audit", get(audit))
-        .with_state(controller)
-}
-
-#[derive(Deserialize)]
-struct Registration {
-    #[serde(default)]
-    hostname: String,
-    #[serde(default)]
-    ip_address: String,
-    #[serde(default)]
-    port: i64,
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
-}
-
-async fn register(State(controller): State<Controller>, headers: HeaderMap, body: Bytes) -> Answer {
-    controller.keys().check(&headers)?;
-    let said: Registration = parse(&body)?;
-    for (name, text) in [
-        ("hostname", &said.hostname),
-        ("ip_address", &said.ip_address),
-    ] {
-        if text.is_empty() || text.chars().count() > 255 {
-            return Err(Failure::invalid(format!(
-                "`{name}` is required, of at most 255 characters"
-            )));
-        }
-    }
-    let port = u16::try_from(said.port).ok().filter(|port| *port > 0);
-    let port = port.ok_or_else(|| Failure::invalid("`port` is required, 1 to 65535"))?;
-    let key = new_agent_key()?;
-    let place = Place {
-        hostname: said.hostname,
-        ip_address: said.ip_address,
-        port,
-        labels: json!(said.labels).to_string(),
-    };
-    let agent = controller.store().register(place, fingerprint(&key)).await;
-    let agent = agent.map_err(|error| Failure::from(error).code("REGISTRATION_FAILED"))?;
-    let newest = controller.watch().borrow().newest().cloned();
-    let poll = newest.map_or(POLL_SECONDS, |config| config.poll_interval_seconds);
-    controller.nudge();
-    Ok(success(
-        StatusCode::CREATED,
-        json!({
-            "agent_id": agent.id,
-            "status": "active",
-            "poll_url": "/config",
-            "poll_interval_seconds": poll,
-            "agent_key": key,
-        }),
-    ))
+        .with_state(controller.clone())
+        .merge(agent_routes(controller))
 }
 
 /// What somebody publishes.
@@ -351,14 +296,14 @@ async fn version(
 }
 
 #[derive(Deserialize)]
-struct Page {
+pub(super) struct Page {
     before: Option<u64>,
-    after: Option<Uuid>,
+    pub(super) after: Option<Uuid>,
     limit: Option<usize>,
 }
 
 impl Page {
-    fn limit(&self) -> Result<usize, Failure> {
+    pub(super) fn limit(&self) -> Result<usize, Failure> {
         let limit = self.limit.unwrap_or(PAGE);
         match (1..=MAX_PAGE).contains(&limit) {
             true => Ok(limit),
@@ -522,7 +467,7 @@ async fn stop(State(controller): State<Controller>, headers: HeaderMap, body: By
     Ok(success(StatusCode::OK, found.map(RolloutView::from)))
 }
 
-async fn record(
+pub(super) async fn record(
     controller: &Controller,
     actor: String,
     action: &str,
@@ -535,124 +480,6 @@ async fn record(
         detail,
     };
     Ok(controller.store().record(deed).await?)
-}
-
-/// An agent for people and programs.
-#[derive(Serialize)]
-struct AgentView {
-    agent_id: Uuid,
-    hostname: String,
-    ip_address: String,
-    port: u16,
-    labels: Value,
-    status: &'static str,
-    registered_at: Timestamp,
-    last_seen: Timestamp,
-    applied_version: Option<u64>,
-    failed_version: Option<u64>,
-    last_error: Option<String>,
-}
-
-async fn agents(
-    State(controller): State<Controller>,
-    headers: HeaderMap,
-    Query(page): Query<Page>,
-) -> Answer {
-    controller.operator(&headers).await?;
-    let stale = controller.watch().borrow().stale();
-    let found = controller.store().agents(page.after, page.limit()?).await?;
-    let all: Vec<_> = found.into_iter().map(|agent| view(agent, stale)).collect();
-    Ok(success(StatusCode::OK, all))
-}
-
-fn view(agent: Agent, stale: Duration) -> AgentView {
-    let silence = Timestamp::now().duration_since(agent.seen_at).as_secs();
-    AgentView {
-        agent_id: agent.id,
-        hostname: agent.place.hostname,
-        ip_address: agent.place.ip_address,
-        port: agent.place.port,
-        labels: serde_json::from_str(&agent.place.labels).unwrap_or(Value::Null),
-        status: if silence > stale.as_secs().cast_signed() {
-            "stale"
-        } else {
-            "active"
-        },
-        registered_at: agent.created_at,
-        last_seen: agent.seen_at,
-        applied_version: agent.report.applied,
-        failed_version: agent.report.failed,
-        last_error: agent.report.error,
-    }
-}
-
-fn id(text: &str) -> Result<Uuid, Failure> {
-    Uuid::parse_str(text).map_err(|_| Failure::invalid("the agent's id is no UUID"))
-}
-
-fn no_agent() -> Failure {
-    Failure::not_found("agent not found")
-}
-
-async fn remove(
-    State(controller): State<Controller>,
-    headers: HeaderMap,
-    Path(agent): Path<String>,
-) -> Answer {
-    let caller = controller.caller(&headers).await?;
-    let agent = id(&agent)?;
-    // An agent may take itself off the list.
-    let actor = match caller {
-        Caller::Agent(own) if own == agent => format!("agent:{own}"),
-        other => other.operator()?,
-    };
-    if !controller.store().remove(agent).await? {
-        return Err(no_agent());
-    }
-    record(&controller, actor, "remove", format!("agent {agent}")).await?;
-    Ok(success(StatusCode::OK, json!({ "agent_id": agent })))
-}
-
-/// What an agent tells.
-#[derive(Deserialize)]
-struct Told {
-    version: u64,
-    status: String,
-    error: Option<String>,
-}
-
-async fn report(
-    State(controller): State<Controller>,
-    headers: HeaderMap,
-    Path(agent): Path<String>,
-    body: Bytes,
-) -> Answer {
-    let caller = controller.caller(&headers).await?;
-    let agent = id(&agent)?;
-    if caller != Caller::Agent(agent) {
-        caller.operator()?;
-    }
-    let told: Told = parse(&body)?;
-    let report = match told.status.as_str() {
-        "applied" | "rolled_back" => Report {
-            applied: Some(told.version),
-            ..Report::default()
-        },
-        "failed" => Report {
-            failed: Some(told.version),
-            error: told.error.map(|error| error.chars().take(1_000).collect()),
-            ..Report::default()
-        },
-        other => {
-            let text = format!("`status` is `{other}`; it must be applied, failed or rolled_back");
-            return Err(Failure::invalid(text));
-        }
-    };
-    if !controller.store().report(agent, report).await? {
-        return Err(no_agent());
-    }
-    controller.nudge();
-    Ok(success(StatusCode::OK, json!({ "agent_id": agent })))
 }
 
 async fn audit(

@@ -11,6 +11,7 @@
 //! ```
 
 mod agent;
+mod agent_routes;
 mod auth;
 mod config;
 mod controller;

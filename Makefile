@@ -5,7 +5,8 @@ SEEDS ?= 200
 .PHONY: run build setup test unit-test integration-test test-all chaos bench fuzz fmt lint doc clean \
   unified-server relay migrate migrate-down backfill backfill-execute check-outbox status \
   test-token-bucket test-user-api test-crash db-shell redis-shell \
-  run-all run-controller run-agent run-worker
+  run-all run-controller run-agent run-worker \
+  docker-up docker-down docker-logs logs-db logs-redis logs-kafka logs-relay
 
 run: ## Start everything on the embedded store, data in ./towpath-data
 	$(CARGO) run --release --bin towpath -- up
@@ -109,6 +110,23 @@ db-shell: ## A shell on the database
 
 redis-shell: ## A shell on Redis
 	redis-cli -u redis://$(or $(REDIS_ADDR),localhost:6379)
+
+COMPOSE = docker compose -f deploy/compose/accounts.yaml
+
+docker-up: ## The app with PostgreSQL, Redis and Kafka, in containers
+	$(COMPOSE) up -d --build
+
+docker-down: ## Stop them; what they keep stays in their volumes
+	$(COMPOSE) down
+
+docker-logs: ## What all of them say
+	$(COMPOSE) logs -f
+
+logs-db: ## What the database says; logs-redis, logs-kafka and logs-relay are alike
+	$(COMPOSE) logs -f postgres
+
+logs-redis logs-kafka logs-relay: logs-%:
+	$(COMPOSE) logs -f $*
 
 # The fleet app; API_KEY, CONTROLLER_URL, WORKER_URL and the others of docs/reference/configuration.md count.
 run-all: ## Controller, agent and worker in one process

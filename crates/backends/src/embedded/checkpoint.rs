@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use towpath_core::{Error, Result};
 
-use super::log::{Position, make_folder, sync_folder};
+use super::log::{Position, make_folder, oldest_segment, sync_folder};
 use super::state::State;
 
 const MAGIC: [u8; 8] = *b"TOWPCKP\0";
@@ -85,6 +85,27 @@ fn read(path: &Path, position: Position) -> Result<State, Problem> {
         return Err(damaged("does not match its checksum"));
     }
     State::decode(version, body).map_err(|error| Problem::Damaged(error.chain()))
+}
+
+/// Refuses to go on from the log alone when it does not reach back to the start.
+pub(super) fn check_history(folder: &Path, passed_over: &[(PathBuf, String)]) -> Result<()> {
+    let oldest = oldest_segment(&folder.join("log"))
+        .map_err(|error| Error::unavailable("the log cannot be listed").with_source(error))?;
+    if oldest == Some(1) {
+        return Ok(());
+    }
+    let before = oldest.map_or_else(String::new, |oldest| format!("before segment {oldest}"));
+    let files: Vec<String> = passed_over
+        .iter()
+        .map(|(path, reason)| format!("`{}` ({reason})", path.display()))
+        .collect();
+    Err(Error::corrupt(format!(
+        "no checkpoint can be used: {}; they stood for the log {before}, which is gone. \
+         Restore one from a backup; or move `{}` away to open with what the log still has: \
+         settings, keys, routes and counts would be missing, and messages that were acked might come again",
+        files.join(", "),
+        folder.join("checkpoint").display()
+    )))
 }
 
 /// Takes files that cannot be used out of the count of those kept; they stay for a person to look at.

@@ -15,7 +15,7 @@ use towpath_core::{Clock, Error, Message, QueueName, Result, ResultExt, StreamNa
 use super::checkpoint;
 use super::config::Config;
 use super::lock::FolderLock;
-use super::log::{Class, Durability, Log, Options, Position, Recovery, oldest_segment};
+use super::log::{Class, Durability, Log, Options, Position, Recovery};
 use super::record::{self, Record};
 use super::state::{Place, State};
 
@@ -129,7 +129,7 @@ impl Store {
             passed_over,
         } = checkpoint::load(&config.folder.join("checkpoint"))?;
         if position.is_none() && !passed_over.is_empty() {
-            check_history(&config.folder, &passed_over)?;
+            checkpoint::check_history(&config.folder, &passed_over)?;
         }
         let options = Options {
             folder: config.folder.join("log"),
@@ -550,27 +550,6 @@ impl Drop for Store {
             tracing::warn!(error = error.chain(), "the store was not closed in order");
         }
     }
-}
-
-/// Refuses to go on from the log alone when it does not reach back to the start.
-fn check_history(folder: &Path, passed_over: &[(PathBuf, String)]) -> Result<()> {
-    let oldest = oldest_segment(&folder.join("log"))
-        .map_err(|error| Error::unavailable("the log cannot be listed").with_source(error))?;
-    if oldest == Some(1) {
-        return Ok(());
-    }
-    let before = oldest.map_or_else(String::new, |oldest| format!("before segment {oldest}"));
-    let files: Vec<String> = passed_over
-        .iter()
-        .map(|(path, reason)| format!("`{}` ({reason})", path.display()))
-        .collect();
-    Err(Error::corrupt(format!(
-        "no checkpoint can be used: {}; they stood for the log {before}, which is gone. \
-         Restore one from a backup; or move `{}` away to open with what the log still has: \
-         settings, keys, routes and counts would be missing, and messages that were acked might come again",
-        files.join(", "),
-        folder.join("checkpoint").display()
-    )))
 }
 
 /// The upkeep thread: ends when the store is closed or gone.

@@ -99,11 +99,11 @@ impl Outbox for Postgres {
     }
 
     async fn sent(&self, seq: u64) -> Result<()> {
-        let update = "UPDATE outbox_relay SET position = $1, sent_at = clock_timestamp() WHERE position < $1";
-        self.change(update, &[&signed(seq)]).await?;
         // What was refused at first and then taken needs no record of it.
-        let forget = "DELETE FROM outbox_refused WHERE seq <= $1 AND given_up_at IS NULL";
-        self.change(forget, &[&signed(seq)]).await.map(drop)
+        let update = "WITH moved AS (
+                UPDATE outbox_relay SET position = $1, sent_at = clock_timestamp() WHERE position < $1)
+            DELETE FROM outbox_refused WHERE seq <= $1 AND given_up_at IS NULL";
+        self.change(update, &[&signed(seq)]).await.map(drop)
     }
 
     async fn refused(&self, seq: u64, error: &str, is_given_up: bool) -> Result<()> {

@@ -11,6 +11,7 @@ mod schema;
 mod session;
 mod users;
 
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -47,6 +48,12 @@ fn open(url: &str) -> Result<Database> {
             Error::unavailable(text).with_source(error)
         })?;
     }
+    // They hold addresses and secrets; SQLite's files beside this one get its permissions.
+    let mut private = std::fs::OpenOptions::new();
+    private.write(true).create(true).truncate(false).mode(0o600);
+    private.open(path).map_err(|error| {
+        Error::unavailable(format!("the database `{path}` cannot be opened")).with_source(error)
+    })?;
     let sqlite = Arc::new(Sqlite {
         threads: Threads::start(path)?,
         committed: Notify::new(),

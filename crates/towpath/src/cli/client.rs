@@ -10,6 +10,7 @@ use towpath_core::{Error, QueueName};
 
 use super::{Exit, Failure, Global, output, token_file};
 use crate::admin;
+use crate::http::encoded;
 
 /// A process that answers at an address.
 pub(super) struct Client {
@@ -202,19 +203,6 @@ fn refusal(base: &str, status: StatusCode, body: &[u8]) -> Failure {
 pub(super) fn queue_path(name: &str, rest: &str) -> Result<String, Failure> {
     let name = QueueName::new(name)?;
     Ok(format!("/v1/queues/{}{rest}", encoded(name.as_str())))
-}
-
-/// A text as one segment of a path, or as a value of a query.
-pub(super) fn encoded(text: &str) -> String {
-    let mut encoded = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
 }
 
 pub(super) fn read_token(folder: &Path) -> Option<String> {

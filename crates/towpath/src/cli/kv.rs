@@ -3,9 +3,10 @@
 use clap::{Args, Subcommand, value_parser};
 use http::Method;
 
-use super::client::{Client, encoded};
+use super::client::Client;
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::{Count, KeyView, Sum};
+use crate::http::encoded;
 
 /// What to do with keys.
 #[derive(Debug, Subcommand)]

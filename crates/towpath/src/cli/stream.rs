@@ -5,10 +5,11 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use towpath_core::StreamName;
 
-use super::client::{Client, encoded};
+use super::client::Client;
 use super::queue::short;
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::{EntryView, StreamView};
+use crate::http::encoded;
 
 /// How often a followed stream is asked that had nothing new.
 const LOOK: Duration = Duration::from_millis(250);

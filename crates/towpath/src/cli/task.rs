@@ -3,10 +3,10 @@
 use clap::{Subcommand, value_parser};
 use serde_json::json;
 
-use super::client::encoded;
 use super::fleet::{rows, show};
 use super::fleet_client::FleetClient;
 use super::{Exit, Failure, Global};
+use crate::http::encoded;
 
 /// What to do with tasks.
 #[derive(Debug, Subcommand)]

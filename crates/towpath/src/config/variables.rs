@@ -6,6 +6,7 @@ use super::accounts::DATABASE_VARIABLES;
 use super::fleet::REDIS_VARIABLES;
 use super::key::{KEYS, Key};
 use super::suggest::did_you_mean;
+use crate::http::encoded;
 use crate::sink::VARIABLE_PREFIX;
 
 /// Variables of ours that are no keys.
@@ -196,16 +197,4 @@ impl<'a> Variables<'a> {
             }
         }
     }
-}
-
-/// A text as a part of a URL.
-fn encoded(text: &str) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                char::from(byte).to_string()
-            }
-            other => format!("%{other:02X}"),
-        })
-        .collect()
 }

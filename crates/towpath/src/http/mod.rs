@@ -14,3 +14,16 @@ pub mod tls;
 pub use body::Intake;
 pub use middleware::{BodyLimit, Edge, wrap};
 pub use server::{Limits, Patience, Peer, serve};
+
+/// A text as one part of a URL: a segment of its path, a value of its query, a password.
+pub(crate) fn encoded(text: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}

@@ -6,9 +6,10 @@ use std::time::Duration;
 use towpath_core::Result;
 use towpath_core::backend::Backend;
 use towpath_core::database::Database;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::Role;
+use super::backends::open_migrated;
 use super::opened::Opened;
 use super::process::Process;
 use super::public::Public;
@@ -56,11 +57,7 @@ impl Accounts {
             true => Some(opened.open(&config.accounts.broker).await?),
             false => None,
         };
-        let database = towpath_backends::open_database(config.accounts.database.expose()).await?;
-        while let Some(migration) = database.schema.up().await? {
-            let (version, name) = (migration.version, migration.name);
-            info!(version, name, database = database.url, "migrated");
-        }
+        let database = open_migrated(config.accounts.database.expose()).await?;
         Ok(Some(Self {
             database,
             limits,

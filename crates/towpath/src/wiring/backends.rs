@@ -33,6 +33,16 @@ pub async fn open_database(url: &str) -> Result<Database> {
     towpath_backends::open_database(url).await
 }
 
+/// The same with its tables made, as a role needs them.
+pub(super) async fn open_migrated(url: &str) -> Result<Database> {
+    let database = open_database(url).await?;
+    while let Some(migration) = database.schema.up().await? {
+        let (version, name) = (migration.version, migration.name);
+        tracing::info!(version, name, database = database.url, "migrated");
+    }
+    Ok(database)
+}
+
 /// The machine's clock.
 pub(super) fn clock() -> Arc<dyn Clock> {
     Arc::new(SystemClock::new())

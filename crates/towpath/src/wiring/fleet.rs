@@ -7,6 +7,7 @@ use towpath_core::Result;
 use tracing::{info, warn};
 
 use super::Role;
+use super::backends::open_migrated;
 use super::opened::Opened;
 use super::process::{Door, Process};
 use crate::apps::fleet::{
@@ -203,11 +204,7 @@ async fn controller(
     config: &config::Fleet,
     keys: Keys,
 ) -> Result<Controller> {
-    let database = towpath_backends::open_database(config.database.expose()).await?;
-    while let Some(migration) = database.schema.up().await? {
-        let (version, name) = (migration.version, migration.name);
-        info!(version, name, database = database.url, "migrated");
-    }
+    let database = open_migrated(config.database.expose()).await?;
     Controller::open(
         database.fleet,
         keys,

@@ -1,7 +1,6 @@
 //! The fleet app: configuration reaches every worker and never goes back, rollouts stop by themselves, and each task
 //! ends once.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,13 +8,13 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::client::{Answer, Client};
-use crate::process::{Running, World, seeds, wait_until};
+use crate::process::{Running, World, wait_until};
 use crate::web::{Asked, Reply, serve};
 
-const KEY: &str = "a-key-of-this-test";
+pub(crate) const KEY: &str = "a-key-of-this-test";
 
 /// A world of the fleet app.
-fn world() -> World {
+pub(crate) fn world() -> World {
     let mut world = World::new();
     world.set("API_KEY", KEY);
     world.set("TOWPATH_FLEET__WORKER__ALLOW", "127.0.0.1");
@@ -23,7 +22,13 @@ fn world() -> World {
 }
 
 /// Sends a request to the controller with the key.
-fn ask(world: &World, method: &str, path: &str, headers: &[(&str, &str)], body: &Value) -> Answer {
+pub(crate) fn ask(
+    world: &World,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &Value,
+) -> Answer {
     let mut all = vec![("x-api-key", KEY), ("content-type", "application/json")];
     all.extend_from_slice(headers);
     let body = if body.is_null() {
@@ -35,16 +40,16 @@ fn ask(world: &World, method: &str, path: &str, headers: &[(&str, &str)], body: 
     client.send(method, path, &all, body.as_bytes()).unwrap()
 }
 
-fn publish(world: &World, body: &Value) -> Answer {
+pub(crate) fn publish(world: &World, body: &Value) -> Answer {
     ask(world, "POST", "/config", &[], body)
 }
 
-fn url(text: &str) -> Value {
+pub(crate) fn url(text: &str) -> Value {
     json!({ "data": { "url": text }, "poll_interval_seconds": 1 })
 }
 
 /// The version that a worker has.
-fn version_of(world: &World) -> u64 {
+pub(crate) fn version_of(world: &World) -> u64 {
     let answer = Client::new(world.hits).send("GET", "/config", &[], b"");
     match answer {
         Ok(answer) if answer.status == 200 => answer.json()["data"]["version"].as_u64().unwrap(),
@@ -52,7 +57,7 @@ fn version_of(world: &World) -> u64 {
     }
 }
 
-fn wait_version(world: &World, version: u64) {
+pub(crate) fn wait_version(world: &World, version: u64) {
     wait_until(
         &format!("version {version}"),
         Duration::from_secs(15),
@@ -60,7 +65,7 @@ fn wait_version(world: &World, version: u64) {
     );
 }
 
-fn wait_task(world: &World, id: &str) -> Value {
+pub(crate) fn wait_task(world: &World, id: &str) -> Value {
     let mut client = Client::new(world.hits);
     let deadline = Instant::now() + Duration::from_secs(90);
     loop {
@@ -72,7 +77,7 @@ fn wait_task(world: &World, id: &str) -> Value {
     }
 }
 
-fn run(world: &World, roles: &str) -> Running {
+pub(crate) fn run(world: &World, roles: &str) -> Running {
     let running = world.spawn(&["run", roles]);
     running.wait_ready(world);
     running
@@ -348,222 +353,6 @@ fn who_waits_hears_at_once_and_is_let_go_in_time() {
 }
 
 #[test]
-fn tasks_are_queued_worked_on_and_kept() {
-    let site = serve(|asked| match asked.path.as_str() {
-        "/slow" => {
-            std::thread::sleep(Duration::from_millis(600));
-            Reply::text(200, "slow")
-        }
-        "/bytes" => Reply::Answer(200, Vec::new(), vec![0xff, 0xfe]),
-        "/large" => Reply::text(200, &"ü".repeat(100_000)),
-        _ => Reply::Answer(
-            404,
-            vec![("x-told", "yes".to_owned())],
-            b"not here".to_vec(),
-        ),
-    });
-    let mut world = world();
-    world.set("WORKER_RETRY_MAX", "0");
-    let _running = run(&world, "fleet.worker");
-    let mut client = Client::new(world.hits);
-    assert_eq!(client.get("/config").json()["message"], "no config loaded");
-    let early = client.get("/hit");
-    assert_eq!(
-        (early.status, &early.json()["error"]["code"]),
-        (409, &json!("ENQUEUE_FAILED"))
-    );
-    assert_eq!(early.json()["message"], "no config available");
-    assert_eq!(
-        client.post("/config", &[], b"{}").json()["data"]["version"],
-        0
-    );
-    assert_eq!(client.get("/hit").json()["message"], "no url configured");
-    let mut version = 0;
-    let mut hit = |path: &str| {
-        version += 1;
-        let config =
-            json!({ "version": version, "data": { "url": format!("http://{site}{path}") } });
-        let answer = client.post("/config", &[], config.to_string().as_bytes());
-        assert_eq!(answer.json()["data"]["version"], version);
-        let started = client.get("/hit");
-        assert_eq!(
-            (started.status, &started.json()["data"]["status"]),
-            (202, &json!("queued"))
-        );
-        started.json()["data"]["task_id"]
-            .as_str()
-            .unwrap()
-            .to_owned()
-    };
-    let task = wait_task(&world, &hit("/x"));
-    assert_eq!(
-        (&task["status"], &task["status_code"], &task["body"]),
-        (&json!("completed"), &json!(404), &json!("not here"))
-    );
-    assert_eq!(
-        (&task["headers"]["x-told"], &task["attempts"]),
-        (&json!("yes"), &json!(1))
-    );
-    let bytes = wait_task(&world, &hit("/bytes"));
-    assert_eq!(
-        (&bytes["body"], &bytes["body_encoding"]),
-        (&json!("//4="), &json!("base64"))
-    );
-    let large = wait_task(&world, &hit("/large"));
-    assert_eq!(
-        (&large["truncated"], large["body"].as_str().unwrap().len()),
-        (&json!(true), 65_536)
-    );
-    let slow = hit("/slow");
-    let mut client = Client::new(world.hits);
-    wait_until("it runs", Duration::from_secs(5), || {
-        client.get(&format!("/hit/{slow}")).json()["data"]["status"] == "running"
-    });
-    let path = format!("/hit/{slow}");
-    assert_eq!(
-        client.send("DELETE", &path, &[], b"").unwrap().json()["data"]["status"],
-        "cancelled"
-    );
-    std::thread::sleep(Duration::from_millis(800));
-    assert_eq!(
-        client.get(&path).json()["data"]["status"],
-        "cancelled",
-        "for good"
-    );
-    let unknown = client.get("/hit/00000000-0000-0000-0000-000000000000");
-    assert_eq!((unknown.status, client.get("/hit/7").status), (404, 404));
-    let key = [("idempotency-key", "one")];
-    let first = client.post("/hit", &key, b"").json()["data"]["task_id"].clone();
-    assert_eq!(
-        client.post("/hit", &key, b"").json()["data"]["task_id"],
-        first
-    );
-    let all = client.get("/hits?limit=1000").json()["data"]
-        .as_array()
-        .unwrap()
-        .len();
-    assert_eq!(all, 5);
-    // An older configuration is refused, and the newest survives the process.
-    let old = client.post("/config", &[], br#"{"version":1,"data":{}}"#);
-    assert_eq!(
-        (old.status, &old.json()["error"]["code"]),
-        (409, &json!("OUTDATED"))
-    );
-    drop(_running);
-    let _running = run(&world, "fleet.worker");
-    assert_eq!(version_of(&world), 4);
-}
-
-#[test]
-fn a_result_is_posted_where_the_client_wants_it() {
-    let posts = Arc::new(Mutex::new(Vec::new()));
-    let kept = Arc::clone(&posts);
-    let site = serve(move |asked| {
-        if asked.method == "POST" {
-            kept.lock().unwrap().push((asked.headers, asked.body));
-        }
-        Reply::text(200, "fine")
-    });
-    let mut world = world();
-    world.set(
-        "TOWPATH_FLEET__WORKER__CALLBACK__SECRETS",
-        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
-    );
-    let _running = run(&world, "fleet.worker");
-    let mut client = Client::new(world.hits);
-    let config = json!({ "version": 1, "data": { "url": format!("http://{site}/") } });
-    client.post("/config", &[], config.to_string().as_bytes());
-    let refused = client.post("/hit", &[], br#"{"callback_url":"http://10.0.0.1/"}"#);
-    assert_eq!(refused.status, 400);
-    let wanted = json!({ "callback_url": format!("http://{site}/done") }).to_string();
-    let id = client.post("/hit", &[], wanted.as_bytes()).json()["data"]["task_id"].clone();
-    wait_until("the callback", Duration::from_secs(10), || {
-        !posts.lock().unwrap().is_empty()
-    });
-    let (headers, body) = posts.lock().unwrap()[0].clone();
-    let told: Value = serde_json::from_slice(&body).unwrap();
-    assert_eq!((&told["task_id"], &told["body"]), (&id, &json!("fine")));
-    assert_eq!(headers["webhook-id"], id.as_str().unwrap());
-    assert!(
-        headers["webhook-signature"].starts_with("v1,"),
-        "{headers:?}"
-    );
-}
-
-#[test]
-fn a_worker_lets_in_whom_it_should() {
-    let mut world = world();
-    world.set("TOWPATH_FLEET__WORKER__AUTH", "on");
-    let _running = run(&world, "fleet.worker");
-    let mut client = Client::new(world.hits);
-    for (method, path) in [
-        ("GET", "/config"),
-        ("POST", "/config"),
-        ("GET", "/hit"),
-        ("GET", "/hits"),
-    ] {
-        assert_eq!(
-            client.send(method, path, &[], b"{}").unwrap().status,
-            401,
-            "{path}"
-        );
-    }
-    assert_eq!(
-        client
-            .send("GET", "/config", &[("x-api-key", KEY)], b"")
-            .unwrap()
-            .status,
-        404
-    );
-}
-
-#[test]
-fn hits_go_nowhere_they_should_not() {
-    let inside = serve(|_| Reply::text(200, "secret"));
-    let redirects = serve(move |_| {
-        let to = format!("http://localhost:{}/", inside.port());
-        Reply::Answer(302, vec![("location", to)], Vec::new())
-    });
-    let mut world = World::new();
-    world.set(
-        "TOWPATH_FLEET__WORKER__ALLOW",
-        format!("127.0.0.1:{}", redirects.port()),
-    );
-    let _running = run(&world, "fleet.worker");
-    let mut client = Client::new(world.hits);
-    for (version, url) in (1..).zip([
-        format!("http://{inside}/"),
-        format!("http://[::ffff:127.0.0.1]:{}/", inside.port()),
-        "ftp://example.org/".to_owned(),
-        "http://169.254.169.254/latest/meta-data".to_owned(),
-    ]) {
-        let config = json!({ "version": version, "data": { "url": url } }).to_string();
-        assert_eq!(
-            client.post("/config", &[], config.as_bytes()).status,
-            400,
-            "{url}"
-        );
-    }
-    let config =
-        json!({ "version": 9, "data": { "url": format!("http://{redirects}/") } }).to_string();
-    assert_eq!(client.post("/config", &[], config.as_bytes()).status, 200);
-    let id = client.get("/hit").json()["data"]["task_id"]
-        .as_str()
-        .unwrap()
-        .to_owned();
-    let task = wait_task(&world, &id);
-    assert_eq!(
-        (&task["status"], &task["attempts"]),
-        (&json!("failed"), &json!(1))
-    );
-    assert!(
-        task["error"].as_str().unwrap().contains("refused"),
-        "{task}"
-    );
-    assert!(task["body"].is_null());
-}
-
-#[test]
 fn every_worker_comes_to_the_newest_version_and_none_goes_back() {
     let (world, mut other) = (world(), world());
     other.set("CONTROLLER_URL", format!("http://{}", world.controller));
@@ -738,254 +527,6 @@ fn bare_worker(asked: &Asked, has: &AtomicU64, broken: &Mutex<Vec<u64>>) -> Repl
     }
     has.store(version, Ordering::SeqCst);
     answer(200, json!({ "version": version }))
-}
-
-#[test]
-fn a_bare_controller_works_with_our_agent_and_worker() {
-    // As the contract has it: bare versions as tags, no waiting, nothing else.
-    let version = Arc::new(AtomicU64::new(1));
-    let (now, asked_for) = (Arc::clone(&version), Arc::new(AtomicU64::new(0)));
-    let asked_for_ = Arc::clone(&asked_for);
-    let controller = serve(move |asked| {
-        if asked.headers.get("x-api-key").map(String::as_str) != Some(KEY) {
-            return Reply::text(403, r#"{"message":"invalid API key"}"#);
-        }
-        let version = now.load(Ordering::SeqCst);
-        let data = match asked.path.split('?').next().unwrap() {
-            "/register" => {
-                json!({ "agent_id": "7d9f7dd4-5a3c-4b6b-9a39-5a1a3f1c7d10", "status": "active",
-                "poll_url": "/config", "poll_interval_seconds": 1 })
-            }
-            "/config" => {
-                asked_for_.fetch_add(1, Ordering::SeqCst);
-                if asked.headers.get("if-none-match") == Some(&version.to_string()) {
-                    return Reply::text(304, "");
-                }
-                json!({ "id": "0d9f7dd4-5a3c-4b6b-9a39-5a1a3f1c7d10", "version": version,
-                    "data": { "url": "http://example.org/" }, "poll_interval_seconds": 1 })
-            }
-            _ => return Reply::text(404, "404 page not found"),
-        };
-        let status = if asked.path == "/register" { 201 } else { 200 };
-        let envelope = json!({ "request_id": "x", "status": status, "success": true, "message": "success", "data": data });
-        Reply::Answer(
-            status,
-            vec![("etag", version.to_string())],
-            envelope.to_string().into_bytes(),
-        )
-    });
-    let mut world = world();
-    world.set("CONTROLLER_URL", format!("http://{controller}"));
-    let _running = run(&world, "fleet.agent,fleet.worker");
-    wait_version(&world, 1);
-    version.store(2, Ordering::SeqCst);
-    wait_version(&world, 2);
-    asked_for.store(0, Ordering::SeqCst);
-    std::thread::sleep(Duration::from_secs(3));
-    let asked = asked_for.load(Ordering::SeqCst);
-    assert!(
-        (2..=5).contains(&asked),
-        "once a second, not {asked} times in three"
-    );
-}
-
-#[test]
-fn a_bare_agent_works_with_our_controller_and_worker() {
-    let world = world();
-    let _running = run(&world, "fleet.controller,fleet.worker");
-    let place = json!({ "hostname": "agent-01", "ip_address": "127.0.0.1", "port": 8081 });
-    assert_eq!(ask(&world, "POST", "/register", &[], &place).status, 201);
-    let mut cached = 0;
-    for round in 1..=3 {
-        publish(&world, &url(&format!("http://example.org/{round}")));
-        let tag = cached.to_string();
-        let answer = ask(
-            &world,
-            "GET",
-            "/config",
-            &[("if-none-match", &tag)],
-            &Value::Null,
-        );
-        let data = answer.json()["data"].clone();
-        cached = data["version"].as_u64().unwrap();
-        // It forwards these fields, without a key.
-        let body = json!({ "id": data["id"], "version": data["version"], "data": data["data"],
-            "poll_interval_seconds": data["poll_interval_seconds"], "created_at": "0001-01-01T00:00:00Z" });
-        let given = Client::new(world.hits).post("/config", &[], body.to_string().as_bytes());
-        assert_eq!(
-            (given.status, &given.json()["data"]["version"]),
-            (200, &json!(round))
-        );
-        let tag = cached.to_string();
-        assert_eq!(
-            ask(
-                &world,
-                "GET",
-                "/config",
-                &[("if-none-match", &tag)],
-                &Value::Null
-            )
-            .status,
-            304
-        );
-    }
-    assert_eq!(version_of(&world), 3);
-}
-
-#[test]
-fn malformed_requests_are_refused_and_say_nothing_of_the_inside() {
-    let world = world();
-    let _running = run(&world, "fleet.controller,fleet.worker");
-    publish(&world, &url("http://example.org/"));
-    let bodies: [&[u8]; 12] = [
-        b"",
-        b"{",
-        b"[]",
-        b"null",
-        b"7",
-        b"\"x\"",
-        b"{\"data\":[]}",
-        b"\xff\xfe",
-        b"{\"data\":{\"a\":null}}",
-        b"{\"version\":-1}",
-        b"{\"version\":99999999999999999999}",
-        b"{\"hostname\":{},\"port\":\"x\"}",
-    ];
-    let deep = [b"[".repeat(5_000), b"]".repeat(5_000)].concat();
-    let controller = [
-        "/register",
-        "/config",
-        "/config/rollback",
-        "/config/restore",
-        "/rollout/stop",
-        "/agents/x/report",
-        "/agents/7d9f7dd4-5a3c-4b6b-9a39-5a1a3f1c7d10/report",
-        "/config/diff?from=x",
-        "/config/history?limit=-1",
-        "/config?wait=x",
-        "/config/99999999999999999999",
-        "/config/%ff",
-        "/agents?after=x",
-        "/agents/x",
-    ];
-    let worker = [
-        "/config",
-        "/hit",
-        "/hit/x",
-        "/hit/%00",
-        "/hits?limit=x",
-        "/hit/x?wait=-1",
-    ];
-    for (address, paths) in [
-        (world.controller, &controller[..]),
-        (world.hits, &worker[..]),
-    ] {
-        let mut client = Client::new(address);
-        for path in paths {
-            for method in ["GET", "POST", "PUT", "DELETE"] {
-                for body in bodies.into_iter().chain([&deep[..]]) {
-                    let answer = client.send(
-                        method,
-                        path,
-                        &[("x-api-key", KEY), ("if-match", "\"0\"")],
-                        body,
-                    );
-                    let answer = answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
-                    assert!(
-                        answer.status < 500,
-                        "{method} {path} {body:?}: {}",
-                        answer.text()
-                    );
-                    let text = answer.text().to_lowercase();
-                    for inside in ["sqlite", "select ", "panicked", "src/", "rusqlite"] {
-                        assert!(!text.contains(inside), "{method} {path}: {text}");
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn chaos_every_task_ends_once_as_the_server_saw_it() {
-    // How often each task's path was asked, and what it was told last.
-    let asked: Arc<Mutex<HashMap<String, u32>>> = Arc::default();
-    let kept = Arc::clone(&asked);
-    let site = serve(move |request| {
-        let times = {
-            let mut asked = kept.lock().unwrap();
-            let times = asked.entry(request.path.clone()).or_insert(0);
-            *times += 1;
-            *times
-        };
-        let kind = request.path.split('/').nth(1).unwrap_or_default();
-        match kind {
-            "slow" => {
-                std::thread::sleep(Duration::from_millis(50));
-                Reply::text(200, &request.path)
-            }
-            "reset" => Reply::Reset,
-            "once" if times == 1 => Reply::Reset,
-            "error" => Reply::text(500, "no"),
-            "endless" => Reply::Endless,
-            "circle" => Reply::Answer(302, vec![("location", request.path)], Vec::new()),
-            _ => Reply::text(200, &request.path),
-        }
-    });
-    for seed in 0..seeds(1) {
-        let mut world = world();
-        world.set("WORKER_RETRY_MAX", "2");
-        world.set("TOWPATH_FLEET__WORKER__TIMEOUT", "2s");
-        let mut running = run(&world, "fleet.worker");
-        let mut tasks = Vec::new();
-        let kinds = [
-            "fine", "slow", "reset", "once", "error", "endless", "circle",
-        ];
-        for number in 0..70 {
-            let kind = kinds[number % kinds.len()];
-            let url = format!("http://{site}/{kind}/{seed}/{number}");
-            let config = json!({ "version": number, "data": { "url": url } }).to_string();
-            let mut client = Client::new(world.hits);
-            assert_eq!(client.post("/config", &[], config.as_bytes()).status, 200);
-            let started = client.get("/hit").json()["data"]["task_id"]
-                .as_str()
-                .unwrap()
-                .to_owned();
-            tasks.push((kind, started));
-            if number % 25 == 10 + usize::try_from(seed % 7).unwrap() {
-                running.kill();
-                running = run(&world, "fleet.worker");
-            }
-        }
-        for (kind, id) in tasks {
-            let task = wait_task(&world, &id);
-            let (status, code) = (
-                task["status"].as_str().unwrap(),
-                task["status_code"].as_u64(),
-            );
-            match kind {
-                "fine" | "slow" | "once" => {
-                    assert_eq!((status, code), ("completed", Some(200)), "{task}")
-                }
-                "endless" => assert_eq!(
-                    (status, &task["truncated"]),
-                    ("completed", &json!(true)),
-                    "{task}"
-                ),
-                "error" => assert_eq!((status, code), ("failed", Some(500)), "{task}"),
-                _ => assert_eq!((status, code), ("failed", None), "{task}"),
-            }
-            if ["fine", "slow", "once"].contains(&kind) {
-                let path = task["url"]
-                    .as_str()
-                    .unwrap()
-                    .split_once(&site.to_string())
-                    .unwrap()
-                    .1;
-                assert_eq!(task["body"], path);
-            }
-        }
-    }
 }
 
 #[test]

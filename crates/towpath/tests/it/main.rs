@@ -22,6 +22,8 @@ mod client;
 mod deploy;
 mod disk;
 mod fleet;
+mod fleet_bare;
+mod fleet_tasks;
 mod ingest;
 mod limits;
 mod lines;

@@ -208,7 +208,7 @@ impl Agent {
             .post(url)
             .header(API_KEY, self.key.expose())
             .json(&body);
-        let (status, _, answer) = self
+        let (status, answer) = self
             .send(request, Duration::ZERO)
             .await
             .context(|| "registering")?;
@@ -239,7 +239,7 @@ impl Agent {
         if let Ok(known) = HeaderValue::from_str(&known) {
             request = request.header(header::IF_NONE_MATCH, known);
         }
-        let (status, _, answer) = self
+        let (status, answer) = self
             .send(request, wait)
             .await
             .context(|| "asking the controller")?;
@@ -264,7 +264,7 @@ impl Agent {
             );
             let url = format!("{}/config/restore", self.controller);
             let request = self.known(client, Method::POST, url, state).json(own);
-            let (status, _, answer) = self.send(request, Duration::ZERO).await?;
+            let (status, answer) = self.send(request, Duration::ZERO).await?;
             data::<Value>(status, &answer).context(|| "giving the configuration back")?;
             return Ok(());
         }
@@ -324,7 +324,7 @@ impl Agent {
         let about = || format!("worker {worker}");
         if only_lost {
             let request = client.get(&url).header(API_KEY, self.key.expose());
-            let (status, _, answer) = self.send(request, Duration::ZERO).await.context(about)?;
+            let (status, answer) = self.send(request, Duration::ZERO).await.context(about)?;
             if status != StatusCode::NOT_FOUND {
                 let has: Config = data(status, &answer).context(about)?;
                 if has == *config
@@ -344,7 +344,7 @@ impl Agent {
             .post(&url)
             .header(API_KEY, self.key.expose())
             .json(config);
-        let (status, _, answer) = self.send(request, Duration::ZERO).await.context(about)?;
+        let (status, answer) = self.send(request, Duration::ZERO).await.context(about)?;
         if status == StatusCode::CONFLICT {
             // It has a newer one.
             return Ok(());
@@ -371,7 +371,7 @@ impl Agent {
         let body = json!({ "version": config.version, "status": status, "error": error.map(Error::chain) });
         let url = format!("{}/agents/{id}/report", self.controller);
         let request = self.known(client, Method::POST, url, state).json(&body);
-        let (status, _, answer) = self.send(request, Duration::ZERO).await?;
+        let (status, answer) = self.send(request, Duration::ZERO).await?;
         data::<Value>(status, &answer).map(drop)
     }
 
@@ -381,11 +381,7 @@ impl Agent {
         client.request(method, url).header(API_KEY, key)
     }
 
-    async fn send(
-        &self,
-        request: RequestBuilder,
-        wait: Duration,
-    ) -> Result<(StatusCode, http::HeaderMap, Vec<u8>)> {
+    async fn send(&self, request: RequestBuilder, wait: Duration) -> Result<(StatusCode, Vec<u8>)> {
         let away = |error: reqwest::Error| {
             Error::unavailable("no answer").with_source(error.without_url())
         };
@@ -394,7 +390,7 @@ impl Agent {
             .send()
             .await
             .map_err(away)?;
-        let (status, headers) = (response.status(), response.headers().clone());
+        let status = response.status();
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(away)? {
             body.extend_from_slice(&chunk);
@@ -404,7 +400,7 @@ impl Agent {
                 )));
             }
         }
-        Ok((status, headers, body))
+        Ok((status, body))
     }
 
     fn read(&self) -> Result<State> {

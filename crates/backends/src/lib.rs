@@ -4,6 +4,10 @@ mod baseline;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "redis"))]
 mod duration;
 pub mod embedded;
+#[cfg(any(feature = "kafka", feature = "rabbitmq"))]
+mod envelope;
+#[cfg(any(feature = "kafka", feature = "rabbitmq"))]
+mod hand;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 #[cfg(feature = "postgres")]
@@ -18,6 +22,8 @@ mod reference_test;
 mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+#[cfg(any(feature = "kafka", feature = "rabbitmq"))]
+mod tally;
 
 use std::sync::Arc;
 

@@ -37,8 +37,8 @@ pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
 /// The port of a broker that names none.
 const PORT: u16 = 9092;
 
-/// Largest record in bytes: a payload, its headers, and what the format adds.
-pub(super) const MAX_RECORD_BYTES: usize = 17 << 20;
+/// Largest record in bytes, 17 MiB: a payload, its headers, and what the format adds.
+pub(super) const LARGEST: &str = "17825792";
 
 /// What the URL says.
 #[derive(Debug, Clone, PartialEq, Eq)]

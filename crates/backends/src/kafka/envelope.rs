@@ -5,66 +5,126 @@ use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, Owne
 use towpath_core::port::stream::check_entry;
 use towpath_core::{Error, Headers, Message, MessageId, NewMessage, Result, Timestamp};
 
-/// Before the names of our own headers.
-const OURS: &str = "towpath-";
+use crate::envelope::{Envelope, OURS, check_names};
+
 /// The message's id.
 const ID: &str = "towpath-id";
+/// Deliveries before the record was produced.
+const ATTEMPTS: &str = "towpath-attempts";
+/// When the backend first took the message, in milliseconds since 1970.
+const ENQUEUED_AT: &str = "towpath-enqueued-at";
+/// An earlier error; one for each, oldest first.
+const ERROR: &str = "towpath-error";
+/// Not to be delivered before, in milliseconds since 1970.
+const NOT_BEFORE: &str = "towpath-not-before";
+/// Why and when it was given up.
+const REASON: &str = "towpath-reason";
+const DIED_AT: &str = "towpath-died-at";
+/// The message's key, where the record's is its id.
+const KEY: &str = "towpath-key";
 
-/// Checks what only this backend refuses.
+/// Checks what a stream refuses here.
 pub(super) fn check(message: &NewMessage) -> Result<()> {
     check_entry(message)?;
     if message.dedup_id.is_some() {
         return Err(Error::unsupported("streams on Kafka have no dedup ids"));
     }
-    let ours = |name: &str| {
-        let start = name.get(..OURS.len());
-        start.is_some_and(|start| start.eq_ignore_ascii_case(OURS))
-    };
-    match message.headers.iter().find(|(name, _)| ours(name)) {
-        Some((name, _)) => Err(Error::invalid(format!(
-            "header name `{}` begins with `{OURS}`",
-            name.escape_debug()
-        ))),
-        None => Ok(()),
-    }
+    check_names(&message.headers)
 }
 
-/// The headers of a record.
+/// The headers of a stream's entry.
 pub(super) fn headers(message: &NewMessage) -> OwnedHeaders {
     let id = message.id.to_string();
     let mut headers = OwnedHeaders::new_with_capacity(message.headers.iter().len() + 1);
-    headers = headers.insert(Header {
-        key: ID,
-        value: Some(id.as_bytes()),
-    });
-    for (key, value) in message.headers.iter() {
-        headers = headers.insert(Header {
-            key,
-            value: Some(value.as_bytes()),
-        });
+    headers = with(headers, ID, &id);
+    for (name, value) in message.headers.iter() {
+        headers = with(headers, name, value);
     }
     headers
 }
 
+/// The headers of a queue's message.
+pub(super) fn of_queue(envelope: &Envelope) -> OwnedHeaders {
+    let message = &envelope.message;
+    let mut headers = OwnedHeaders::new_with_capacity(message.headers.iter().len() + 4);
+    let mut add = |name: &str, value: &str| {
+        headers = with(
+            std::mem::replace(&mut headers, OwnedHeaders::new()),
+            name,
+            value,
+        );
+    };
+    add(ID, &message.id.to_string());
+    add(ENQUEUED_AT, &message.enqueued_at.as_millis().to_string());
+    if envelope.attempts > 0 {
+        add(ATTEMPTS, &envelope.attempts.to_string());
+    }
+    for error in &envelope.errors {
+        add(ERROR, error);
+    }
+    if let Some(moment) = envelope.not_before {
+        add(NOT_BEFORE, &moment.as_millis().to_string());
+    }
+    if let Some((reason, at)) = &envelope.death {
+        add(REASON, reason);
+        add(DIED_AT, &at.as_millis().to_string());
+        if let Some(key) = &message.key {
+            add(KEY, key);
+        }
+    }
+    for (name, value) in message.headers.iter() {
+        add(name, value);
+    }
+    headers
+}
+
+fn with(headers: OwnedHeaders, key: &str, value: &str) -> OwnedHeaders {
+    headers.insert(Header {
+        key,
+        value: Some(value.as_bytes()),
+    })
+}
+
 /// What a record says, by whomever it was produced. One without an id of ours gets one.
-pub(super) fn read(record: &BorrowedMessage<'_>, now: Timestamp) -> Message {
-    let (mut id, mut headers) = (None, Headers::new());
+pub(super) fn read(record: &BorrowedMessage<'_>, now: Timestamp) -> Envelope {
+    let (mut id, mut key, mut enqueued_at) = (None, None, None);
+    let (mut reason, mut died_at, mut not_before) = (None, None, None);
+    let (mut attempts, mut errors, mut headers) = (0, Vec::new(), Headers::new());
+    let moment = |text: &str| text.parse().ok().map(Timestamp::from_millis);
     for header in record.headers().into_iter().flat_map(|all| all.iter()) {
         let value = String::from_utf8_lossy(header.value.unwrap_or_default());
-        if header.key == ID {
-            id = value.parse().ok();
-        } else if !header.key.starts_with(OURS) {
-            headers.set(header.key, value);
+        match header.key {
+            ID => id = value.parse().ok(),
+            KEY => key = Some(value.into_owned()),
+            ENQUEUED_AT => enqueued_at = moment(&value),
+            ATTEMPTS => attempts = value.parse().unwrap_or(0),
+            ERROR => errors.push(value.into_owned()),
+            NOT_BEFORE => not_before = moment(&value),
+            REASON => reason = Some(value.into_owned()),
+            DIED_AT => died_at = moment(&value),
+            name if !name.starts_with(OURS) => headers.set(name, value),
+            _ => {}
         }
     }
     let millis = record.timestamp().to_millis();
-    let at = millis.and_then(|millis| u64::try_from(millis).ok());
-    let key = record.key().map(|key| String::from_utf8_lossy(key).into());
-    Message {
-        id: id.unwrap_or_else(MessageId::new),
-        payload: Bytes::copy_from_slice(record.payload().unwrap_or_default()),
-        headers,
-        key,
-        enqueued_at: at.map_or(now, Timestamp::from_millis),
+    let produced_at = millis.and_then(|millis| u64::try_from(millis).ok());
+    let death = died_at.map(|at| (reason.unwrap_or_default(), at));
+    if key.is_none() && death.is_none() {
+        key = record.key().map(|key| String::from_utf8_lossy(key).into());
+    }
+    Envelope {
+        message: Message {
+            id: id.unwrap_or_else(MessageId::new),
+            payload: Bytes::copy_from_slice(record.payload().unwrap_or_default()),
+            headers,
+            key,
+            enqueued_at: enqueued_at
+                .or(produced_at.map(Timestamp::from_millis))
+                .unwrap_or(now),
+        },
+        attempts,
+        errors,
+        not_before,
+        death,
     }
 }

@@ -1,47 +1,106 @@
-//! This process as a member of a group: a consumer on a thread of its own, and what it fetched.
-//!
-//! ```text
-//! broker --fetch--> waiting --read--> held by a consumer of this process --commit--> finished
-//!                                          |                                (position: the longest finished prefix)
-//!                                          +--claim, after a while or when its consumer is gone--> held by another
-//! ```
+//! This process as a member of a group: a consumer on a thread of its own, and the shelf that it fills.
 //!
 //! A partition that goes to another process takes what is here of it along, and comes there from the position on.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
-use rdkafka::message::Message as _;
+use rdkafka::consumer::{
+    BaseConsumer, CommitMode, Consumer, ConsumerContext, ConsumerGroupMetadata, Rebalance,
+};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::BorrowedMessage;
 use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
 use tokio::sync::Notify;
-use towpath_core::port::stream::{Entry, Offset};
-use towpath_core::{Clock, ConsumerId, Message, Result};
+use tokio::sync::futures::Notified;
+use towpath_core::{Clock, Error, Result, Timestamp};
 use tracing::{debug, warn};
 
 use super::config::Config;
-use super::envelope;
 use super::error;
+use super::store::{Marks, blocking};
 
 /// How long the thread waits for a record before it looks whether it shall end.
 const POLL: Duration = Duration::from_millis(100);
 
-/// Entries and bytes that wait here before no more are fetched.
-const FULL: usize = 20_000;
-const FULL_BYTES: usize = 32 << 20;
-
-/// Entries taken over before those who wait are woken.
+/// Records taken over before those who wait are woken.
 const CHUNK: usize = 1_000;
 
+/// How long what the broker has may take until it is here.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
+
+/// The same where the end was seen, and what the broker counts behind it is most likely the mark of a transaction.
+const A_MOMENT: Duration = Duration::from_millis(50);
+
+/// What was fetched, by partition.
+pub(super) trait Shelf: Default + Send + 'static {
+    /// A partition is ours from this position on, with what was noted at it.
+    fn assign(&mut self, partition: i32, position: i64, noted: &str);
+    /// It is not ours any more.
+    fn revoke(&mut self, partition: i32);
+    /// A record came.
+    fn put(&mut self, record: &BorrowedMessage<'_>, now: Timestamp);
+    /// How far a partition of ours was fetched.
+    fn reach(&mut self, partition: i32) -> Option<&mut Reach>;
+    /// Those that are ours.
+    fn partitions(&self) -> Vec<i32>;
+    /// Whether no more of it is fetched for now.
+    fn is_full(&self, partition: i32) -> bool;
+}
+
+/// How far a partition was fetched.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Reach {
+    /// Behind the newest that came.
+    pub(super) next: i64,
+    /// Whether the broker said since then that there is no more.
+    ended: bool,
+    /// Behind the newest that this process produced.
+    produced: i64,
+    /// The same of its transactions, after which the mark of the end comes; 0 for none.
+    marked: i64,
+}
+
+impl Reach {
+    pub(super) fn from(position: i64) -> Self {
+        Self {
+            next: position,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn pass(&mut self, at: i64) {
+        self.next = self.next.max(at + 1);
+        self.ended = false;
+    }
+
+    /// How much is not here yet. Kafka counts the marks that end transactions, and nobody is ever handed one.
+    pub(super) fn missing(&self, high: i64) -> u64 {
+        if self.ended && self.produced <= self.next {
+            return 0;
+        }
+        self.surely_missing(high)
+    }
+
+    /// The same without a guess.
+    fn surely_missing(&self, high: i64) -> u64 {
+        let is_the_mark = self.marked > 0 && self.marked == self.next && high == self.next + 1;
+        match is_the_mark {
+            true => 0,
+            false => high.saturating_sub(self.next).max(0).unsigned_abs(),
+        }
+    }
+}
+
 /// A running member.
-pub(super) struct Member {
-    consumer: Arc<BaseConsumer<Watch>>,
-    topic: String,
-    shared: Arc<Shared>,
+pub(super) struct Member<S: Shelf> {
+    consumer: Arc<BaseConsumer<Watch<S>>>,
+    pub(super) topic: String,
+    shared: Arc<Shared<S>>,
     /// One commit at a time, so that a position never goes back.
     turn: Mutex<()>,
     thread: Option<JoinHandle<()>>,
@@ -49,219 +108,28 @@ pub(super) struct Member {
 
 /// What the thread and the callers share.
 #[derive(Default)]
-struct Shared {
-    shelf: Mutex<Shelf>,
+struct Shared<S> {
+    shelf: Mutex<S>,
     news: Notify,
+    /// The group has said once which partitions are ours.
+    assigned: AtomicBool,
     ending: AtomicBool,
 }
 
-/// What is here, by partition.
-#[derive(Default)]
-pub(super) struct Shelf {
-    assigned: bool,
-    partitions: BTreeMap<i32, Partition>,
-    /// Payload bytes of what waits.
-    bytes: usize,
-}
-
-#[derive(Default)]
-struct Partition {
-    waiting: VecDeque<(i64, Message)>,
-    held: BTreeMap<i64, Held>,
-    /// Finished, but behind something that is not.
-    done: BTreeSet<i64>,
-    /// Behind the newest that was fetched.
-    next: i64,
-    /// The position that the broker knows.
-    committed: i64,
-}
-
-struct Held {
-    message: Message,
-    /// `None` when it is gone.
-    consumer: Option<ConsumerId>,
-    since: Instant,
-    attempt: u32,
-}
-
-impl Partition {
-    /// Everything before this is finished.
-    fn position(&self) -> i64 {
-        let waiting = self.waiting.front().map(|(at, _)| *at);
-        let held = self.held.first_key_value().map(|(at, _)| *at);
-        let unfinished = waiting.into_iter().chain(held).min();
-        unfinished.unwrap_or(self.next)
-    }
-}
-
-/// What a member knows of one partition, for the numbers of its group.
-#[derive(Default, Clone, Copy)]
-pub(super) struct Known {
-    pub(super) held: u64,
-    /// Finished behind the position.
-    pub(super) done: u64,
-}
-
-impl Shelf {
-    fn hand_out(&mut self, who: &ConsumerId, max: usize) -> Vec<Entry> {
-        let mut entries = Vec::new();
-        for (partition, of) in &mut self.partitions {
-            while entries.len() < max
-                && let Some((at, message)) = of.waiting.pop_front()
-            {
-                self.bytes -= message.payload.len();
-                let held = Held {
-                    message,
-                    consumer: Some(who.clone()),
-                    since: Instant::now(),
-                    attempt: 1,
-                };
-                entries.push(entry(*partition, at, &held));
-                of.held.insert(at, held);
-            }
-        }
-        entries
-    }
-
-    fn claim(&mut self, who: &ConsumerId, min_idle: Duration, max: usize) -> Vec<Entry> {
-        let mut entries = Vec::new();
-        for (partition, of) in &mut self.partitions {
-            for (at, held) in &mut of.held {
-                let is_free = match &held.consumer {
-                    None => true,
-                    Some(holder) => holder != who && held.since.elapsed() >= min_idle,
-                };
-                if is_free && entries.len() < max {
-                    held.consumer = Some(who.clone());
-                    held.since = Instant::now();
-                    held.attempt += 1;
-                    entries.push(entry(*partition, *at, held));
-                }
-            }
-        }
-        entries
-    }
-
-    fn disconnect(&mut self, gone: &ConsumerId) -> u64 {
-        let all = self.partitions.values_mut();
-        let held = all.flat_map(|of| of.held.values_mut());
-        let theirs = held.filter(|held| held.consumer.as_ref() == Some(gone));
-        theirs.map(|held| held.consumer = None).count() as u64
-    }
-
-    /// Strikes off what is finished; the positions that moved by it.
-    fn finish(&mut self, finished: &[Offset]) -> Vec<(i32, i64)> {
-        for offset in finished {
-            let (partition, at) = wire(*offset);
-            if let Some(of) = self.partitions.get_mut(&partition)
-                && of.held.remove(&at).is_some()
-            {
-                of.done.insert(at);
-            }
-        }
-        self.moved()
-    }
-
-    fn moved(&mut self) -> Vec<(i32, i64)> {
-        let mut moved = Vec::new();
-        for (partition, of) in &mut self.partitions {
-            let position = of.position();
-            of.done = of.done.split_off(&position);
-            if position > of.committed {
-                moved.push((*partition, position));
-            }
-        }
-        moved
-    }
-
-    /// Lets go of what was trimmed away.
-    fn drop_below(&mut self, partition: i32, first: i64) {
-        if let Some(of) = self.partitions.get_mut(&partition) {
-            while let Some((at, message)) = of.waiting.pop_front() {
-                if at >= first {
-                    of.waiting.push_front((at, message));
-                    break;
-                }
-                self.bytes -= message.payload.len();
-            }
-        }
-    }
-
-    /// Whether the group has said once which partitions are ours.
-    pub(super) const fn is_assigned(&self) -> bool {
-        self.assigned
-    }
-
-    /// Whether everything of ours was fetched that the broker had.
-    pub(super) fn has_all(&self, marks: &[(i64, i64)]) -> bool {
-        self.partitions.iter().all(|(partition, of)| {
-            let marks = usize::try_from(*partition)
-                .ok()
-                .and_then(|at| marks.get(at));
-            marks.is_none_or(|(low, high)| of.next.max(*low) >= *high)
-        })
-    }
-
-    /// How many entries wait here.
-    pub(super) fn waiting(&self) -> usize {
-        self.partitions.values().map(|of| of.waiting.len()).sum()
-    }
-
-    fn is_full(&self) -> bool {
-        self.bytes >= FULL_BYTES || self.waiting() >= FULL
-    }
-}
-
-fn entry(partition: i32, at: i64, held: &Held) -> Entry {
-    Entry {
-        offset: offset(partition, at),
-        message: held.message.clone(),
-        attempt: held.attempt,
-    }
-}
-
-/// Our offset of a record.
-pub(super) fn offset(partition: i32, at: i64) -> Offset {
-    Offset {
-        partition: partition.unsigned_abs(),
-        value: at.max(0).unsigned_abs().into(),
-    }
-}
-
-/// Partition and offset as Kafka counts.
-pub(super) fn wire(offset: Offset) -> (i32, i64) {
-    (
-        i32::try_from(offset.partition).unwrap_or(i32::MAX),
-        i64::try_from(offset.value).unwrap_or(i64::MAX),
-    )
-}
-
 /// Follows which partitions are ours.
-struct Watch {
-    shared: Arc<Shared>,
+struct Watch<S> {
+    shared: Arc<Shared<S>>,
     timeout: Duration,
 }
 
-impl Watch {
-    fn shelf(&self) -> MutexGuard<'_, Shelf> {
-        lock(&self.shared.shelf)
-    }
-}
+impl<S: Shelf> ClientContext for Watch<S> {}
 
-impl ClientContext for Watch {}
-
-impl ConsumerContext for Watch {
+impl<S: Shelf> ConsumerContext for Watch<S> {
     fn pre_rebalance(&self, _: &BaseConsumer<Self>, change: &Rebalance<'_>) {
         if let Rebalance::Revoke(gone) = change {
-            let mut shelf = self.shelf();
+            let mut shelf = lock(&self.shared.shelf);
             for element in gone.elements() {
-                if let Some(of) = shelf.partitions.remove(&element.partition()) {
-                    shelf.bytes -= of
-                        .waiting
-                        .iter()
-                        .map(|(_, one)| one.payload.len())
-                        .sum::<usize>();
-                }
+                shelf.revoke(element.partition());
             }
         }
     }
@@ -276,21 +144,16 @@ impl ConsumerContext for Watch {
             warn!(%told, "the positions of new partitions are not known yet");
             (*new).clone()
         });
-        let mut shelf = self.shelf();
+        let mut shelf = lock(&self.shared.shelf);
         for element in positions.elements() {
             let start = match element.offset() {
                 Place::Offset(at) => at,
                 _ => 0,
             };
-            let of = Partition {
-                next: start,
-                committed: start,
-                ..Partition::default()
-            };
-            shelf.partitions.insert(element.partition(), of);
+            shelf.assign(element.partition(), start, element.metadata());
         }
-        shelf.assigned = true;
         drop(shelf);
+        self.shared.assigned.store(true, Ordering::Release);
         self.shared.news.notify_waiters();
     }
 }
@@ -299,7 +162,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Member {
+impl<S: Shelf> Member<S> {
     /// Joins the group.
     pub(super) fn join(
         config: &Config,
@@ -307,17 +170,18 @@ impl Member {
         group: &str,
         clock: Arc<dyn Clock>,
     ) -> Result<Self> {
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::<Shared<S>>::default();
         let watch = Watch {
             shared: Arc::clone(&shared),
             timeout: config.timeout,
         };
         let failed = |told| error::of_call(&format!("join group `{group}`"), told);
-        let consumer: BaseConsumer<Watch> = config
+        let consumer: BaseConsumer<Watch<S>> = config
             .client()
             .set("group.id", group)
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
+            .set("enable.partition.eof", "true")
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("auto.offset.reset", "earliest")
             // The least that brokers take by default: a member that was killed holds its partitions so long.
@@ -329,12 +193,12 @@ impl Member {
         consumer.subscribe(&[topic]).map_err(failed)?;
         let consumer = Arc::new(consumer);
         let (polled, filled) = (Arc::clone(&consumer), Arc::clone(&shared));
+        let of = topic.to_owned();
         let thread = std::thread::Builder::new()
             .name("towpath-kafka".to_owned())
-            .spawn(move || fetch(&polled, &filled, &*clock));
-        let thread = thread.map_err(|error| {
-            towpath_core::Error::unavailable("a thread cannot be started").with_source(error)
-        })?;
+            .spawn(move || fetch(&polled, &of, &filled, &*clock));
+        let thread = thread
+            .map_err(|error| Error::unavailable("a thread cannot be started").with_source(error))?;
         Ok(Self {
             consumer,
             topic: topic.to_owned(),
@@ -344,82 +208,128 @@ impl Member {
         })
     }
 
-    /// Hands out what is here.
-    pub(super) fn hand_out(&self, who: &ConsumerId, max: usize) -> Vec<Entry> {
-        lock(&self.shared.shelf).hand_out(who, max)
+    pub(super) fn shelf(&self) -> MutexGuard<'_, S> {
+        lock(&self.shared.shelf)
     }
 
-    pub(super) fn claim(&self, who: &ConsumerId, min_idle: Duration, max: usize) -> Vec<Entry> {
-        lock(&self.shared.shelf).claim(who, min_idle, max)
+    /// Keeps other commits waiting.
+    pub(super) fn in_turn(&self) -> MutexGuard<'_, ()> {
+        lock(&self.turn)
     }
 
-    pub(super) fn disconnect(&self, gone: &ConsumerId) -> u64 {
-        lock(&self.shared.shelf).disconnect(gone)
+    /// Something came, or a partition did.
+    pub(super) fn news(&self) -> Notified<'_> {
+        self.shared.news.notified()
     }
 
-    pub(super) fn drop_below(&self, partition: i32, first: i64) {
-        lock(&self.shared.shelf).drop_below(partition, first);
+    /// Lets those who wait for news look again.
+    pub(super) fn wake(&self) {
+        self.shared.news.notify_waiters();
     }
 
-    /// Waits until the shelf is so, and no longer than this; whether it is.
-    pub(super) async fn until(&self, limit: Duration, is_so: impl Fn(&Shelf) -> bool) -> bool {
+    pub(super) fn is_ending(&self) -> bool {
+        self.shared.ending.load(Ordering::Acquire)
+    }
+
+    /// Waits until this is so, and no longer than `limit`; whether it is.
+    pub(super) async fn until(&self, limit: Duration, is_so: impl Fn(&mut S) -> bool) -> bool {
         let until = Instant::now() + limit;
         loop {
-            let mut news = std::pin::pin!(self.shared.news.notified());
+            let mut news = std::pin::pin!(self.news());
             news.as_mut().enable();
-            if is_so(&lock(&self.shared.shelf)) {
+            if is_so(&mut self.shelf()) {
                 return true;
             }
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.shared.ending.load(Ordering::Acquire) {
+            if left.is_zero() || self.is_ending() {
                 return false;
             }
             drop(tokio::time::timeout(left, news).await);
         }
     }
 
-    /// What is known here of each partition.
-    pub(super) fn known(&self) -> BTreeMap<i32, Known> {
-        let shelf = lock(&self.shared.shelf);
-        let known = |of: &Partition| Known {
-            held: of.held.len() as u64,
-            done: of.done.len() as u64,
-        };
-        let all = shelf.partitions.iter();
-        all.map(|(partition, of)| (*partition, known(of))).collect()
+    /// Waits until the group has said which partitions are ours; whether it has.
+    pub(super) async fn is_let_in(&self, limit: Duration) -> bool {
+        self.until(limit, |_| self.shared.assigned.load(Ordering::Acquire))
+            .await
     }
 
-    /// Strikes off what is finished, and moves the position. Blocks.
-    pub(super) fn commit(&self, finished: &[Offset]) -> Result<()> {
-        let _turn = lock(&self.turn);
-        let moved = lock(&self.shared.shelf).finish(finished);
-        if moved.is_empty() {
-            return Ok(());
+    /// Waits until what the broker had at these marks is here, or `enough` of it.
+    pub(super) async fn arrive(&self, marks: &Marks, enough: impl Fn(&S) -> bool) {
+        let lacks = |shelf: &mut S, strictly: bool| {
+            let ours = shelf.partitions().into_iter();
+            let mut ours = ours.filter_map(|one| Some((one, high(marks, one)?)));
+            ours.any(|(partition, high)| {
+                let full = shelf.is_full(partition);
+                let reach = shelf.reach(partition).copied().unwrap_or_default();
+                let missing = match strictly {
+                    true => reach.surely_missing(high),
+                    false => reach.missing(high),
+                };
+                missing > 0 && !full
+            })
+        };
+        let is_here = |strictly| move |shelf: &mut S| enough(shelf) || !lacks(shelf, strictly);
+        let strictly = is_here(true);
+        if self.until(A_MOMENT, &strictly).await {
+            return;
         }
-        let mut list = TopicPartitionList::new();
-        for (partition, at) in &moved {
-            list.add_partition_offset(&self.topic, *partition, Place::Offset(*at))
-                .map_err(|told| error::of_call("commit", told))?;
+        self.until(ON_ITS_WAY, |shelf| strictly(shelf) || !lacks(shelf, false))
+            .await;
+    }
+
+    /// Notes what this process produced, so that [`Member::arrive`] waits for it.
+    pub(super) fn note_produced(&self, partition: i32, at: i64) {
+        if let Some(reach) = self.shelf().reach(partition) {
+            reach.produced = reach.produced.max(at + 1);
         }
-        let committed = self.consumer.commit(&list, CommitMode::Sync);
-        committed.map_err(|told| error::of_call("commit", told))?;
-        let mut shelf = lock(&self.shared.shelf);
-        for (partition, at) in moved {
-            if let Some(of) = shelf.partitions.get_mut(&partition) {
-                of.committed = of.committed.max(at);
-            }
+    }
+
+    /// The same of what was produced in a transaction that has ended.
+    pub(super) fn note_marked(&self, partition: i32, at: i64) {
+        self.note_produced(partition, at);
+        if let Some(reach) = self.shelf().reach(partition) {
+            reach.marked = reach.marked.max(at + 1);
         }
-        Ok(())
+    }
+
+    /// Sets positions of the group. Blocks.
+    pub(super) fn commit(&self, positions: &TopicPartitionList) -> KafkaResult<()> {
+        self.consumer.commit(positions, CommitMode::Sync)
+    }
+
+    /// How a transaction shows that it is this member's.
+    pub(super) fn group(&self) -> Option<ConsumerGroupMetadata> {
+        self.consumer.group_metadata()
     }
 
     /// Wakes whoever waits for news.
     pub(super) fn end(&self) {
         self.shared.ending.store(true, Ordering::Release);
-        self.shared.news.notify_waiters();
+        self.wake();
     }
 
-    /// Leaves the group. Blocks until the broker knows.
-    pub(super) fn leave(mut self) {
+    /// Leaves the group, and returns once the broker knows.
+    pub(super) async fn leave(self: Arc<Self>) {
+        let left = blocking(move || {
+            let mut member = self;
+            // Calls that still use it end soon.
+            loop {
+                match Arc::try_unwrap(member) {
+                    Ok(member) => {
+                        member.part();
+                        return Ok(());
+                    }
+                    Err(used) => member = used,
+                }
+                member.end();
+                std::thread::sleep(POLL / 2);
+            }
+        });
+        drop(left.await);
+    }
+
+    fn part(mut self) {
         self.end();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
@@ -429,25 +339,31 @@ impl Member {
     }
 }
 
+/// Where a partition ended.
+pub(super) fn high(marks: &Marks, partition: i32) -> Option<i64> {
+    let at = usize::try_from(partition).ok()?;
+    marks.get(at).map(|(_, high)| *high)
+}
+
 /// Puts what comes onto the shelf until the member leaves.
-fn fetch(consumer: &BaseConsumer<Watch>, shared: &Shared, clock: &dyn Clock) {
-    let mut paused = false;
+fn fetch<S: Shelf>(
+    consumer: &BaseConsumer<Watch<S>>,
+    topic: &str,
+    shared: &Shared<S>,
+    clock: &dyn Clock,
+) {
+    let mut paused = BTreeSet::new();
     while !shared.ending.load(Ordering::Acquire) {
         let mut next = consumer.poll(POLL);
         let mut came = 0;
         while let Some(polled) = next {
+            came += 1;
             match polled {
-                Ok(record) => {
-                    let message = envelope::read(&record, clock.now());
-                    let mut shelf = lock(&shared.shelf);
-                    let bytes = message.payload.len();
-                    // A partition that was just given away.
-                    if let Some(of) = shelf.partitions.get_mut(&record.partition()) {
-                        of.next = record.offset() + 1;
-                        of.waiting.push_back((record.offset(), message));
-                        shelf.bytes += bytes;
+                Ok(record) => lock(&shared.shelf).put(&record, clock.now()),
+                Err(KafkaError::PartitionEOF(partition)) => {
+                    if let Some(reach) = lock(&shared.shelf).reach(partition) {
+                        reach.ended = true;
                     }
-                    came += 1;
                 }
                 // The client connects again by itself.
                 Err(told) => debug!(%told, "kafka consumer"),
@@ -461,19 +377,35 @@ fn fetch(consumer: &BaseConsumer<Watch>, shared: &Shared, clock: &dyn Clock) {
         if came > 0 {
             shared.news.notify_waiters();
         }
-        let full = lock(&shared.shelf).is_full();
-        if full != paused
-            && let Ok(ours) = consumer.assignment()
-        {
-            let changed = if full {
-                consumer.pause(&ours)
-            } else {
-                consumer.resume(&ours)
-            };
-            if changed.is_ok() {
-                paused = full;
-            }
-        }
+        hold_up(consumer, topic, &mut lock(&shared.shelf), &mut paused);
     }
     consumer.unsubscribe();
+}
+
+/// Stops fetching partitions that are full, and fetches again those that are not any more.
+fn hold_up<S: Shelf>(
+    consumer: &BaseConsumer<Watch<S>>,
+    topic: &str,
+    shelf: &mut MutexGuard<'_, S>,
+    paused: &mut BTreeSet<i32>,
+) {
+    let ours = shelf.partitions();
+    paused.retain(|partition| ours.contains(partition));
+    for partition in ours {
+        let is_full = shelf.is_full(partition);
+        if is_full == paused.contains(&partition) {
+            continue;
+        }
+        let mut list = TopicPartitionList::new();
+        list.add_partition(topic, partition);
+        let changed = match is_full {
+            true => consumer.pause(&list),
+            false => consumer.resume(&list),
+        };
+        match changed {
+            Ok(()) if is_full => _ = paused.insert(partition),
+            Ok(()) => _ = paused.remove(&partition),
+            Err(told) => debug!(%told, "kafka consumer"),
+        }
+    }
 }

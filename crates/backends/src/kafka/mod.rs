@@ -10,14 +10,27 @@
 //! partitions spread over processes. The client blocks, so its calls run on threads of their own.
 //! Names: `docs/reference/kafka.md`.
 
+mod bench;
 mod config;
+mod counts;
+mod dead;
+mod desk;
+mod entries;
 mod envelope;
 mod error;
 mod health;
+mod lane;
+mod lease;
 mod member;
 mod positions;
+mod produce;
+mod queue;
+mod registrar;
+mod retry;
+mod settle;
 mod store;
 mod stream;
+mod transaction;
 
 use std::sync::Arc;
 
@@ -32,8 +45,10 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "kafka",
     schemes: config::SCHEMES,
     capabilities: &[
+        Capability::Queue,
         Capability::Stream,
         Capability::Positions,
+        Capability::Delay,
         Capability::Headers,
     ],
     parameters: config::PARAMETERS,
@@ -47,7 +62,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
                 url: shown,
                 descriptor: &DESCRIPTOR,
                 lifecycle: Arc::new(Handle(Arc::clone(&store))),
-                queue: None,
+                queue: Some(Arc::new(queue::Queues(Arc::clone(&store)))),
                 routes: None,
                 stream: Some(Arc::new(stream::Topics(Arc::clone(&store)))),
                 kv: None,

@@ -9,20 +9,19 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rdkafka::admin::{NewTopic, TopicReplication};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
-use rdkafka::message::Message as _;
-use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer};
+use rdkafka::message::{Message as _, OwnedHeaders};
 use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
 use towpath_core::port::Positions;
 use towpath_core::port::positions::{Step, Stepped};
 use towpath_core::{Error, NewMessage, Result, ResultExt, StreamName};
 use tracing::info;
 
-use super::config::MAX_RECORD_BYTES;
 use super::member::lock;
-use super::store::{Store, blocking};
+use super::produce::Record;
+use super::store::Store;
+use super::transaction::Transactions;
 use super::{envelope, error};
 
 /// The topic of positions, with one partition: there are few, and each reader looks through it once.
@@ -36,7 +35,7 @@ const MAX_SOURCE_BYTES: usize = 1_000;
 
 /// A source's position and the only producer that may move it.
 struct Writer {
-    producer: FutureProducer,
+    producer: Transactions,
     position: Option<Bytes>,
 }
 
@@ -71,23 +70,7 @@ impl Sources {
         let topic = self.topic().await?;
         let config = &self.store.config;
         let id = format!("{}towpath.{source}", config.prefix);
-        let open = TRANSACTION.as_millis().to_string();
-        let producer: FutureProducer = config
-            .client()
-            .set("transactional.id", &id)
-            .set("transaction.timeout.ms", &open)
-            .set("message.timeout.ms", &open)
-            .set("linger.ms", "1")
-            .set("compression.type", "lz4")
-            .set("message.max.bytes", MAX_RECORD_BYTES.to_string())
-            .create()
-            .map_err(|told| error::of_call("start the producer", told))?;
-        let (timeout, starting) = (config.timeout, producer.clone());
-        blocking(move || {
-            let started = starting.init_transactions(timeout);
-            started.map_err(|told| error::of_call(&format!("take over `{id}`"), told))
-        })
-        .await?;
+        let producer = Transactions::start(config, id, TRANSACTION).await?;
         let position = self.look_up(&topic, source).await?;
         Ok(Writer { producer, position })
     }
@@ -97,8 +80,8 @@ impl Sources {
         let config = &self.store.config;
         let topic = format!("{}{TOPIC}", config.prefix);
         if self.store.partitions(&topic).await?.is_none() {
-            let replication = TopicReplication::Fixed(config.replication.unwrap_or(-1));
-            let new = NewTopic::new(&topic, 1, replication).set("cleanup.policy", "compact");
+            let new = self.store.new_topic(&topic, 1);
+            let new = new.set("cleanup.policy", "compact");
             self.store.make(&topic, new).await?;
         }
         Ok(topic)
@@ -154,7 +137,6 @@ impl Sources {
 
     /// One transaction.
     async fn commit(&self, writer: &Writer, step: &Step) -> Result<()> {
-        let failed = |what: &'static str| move |told| error::of_call(what, told);
         let positions = self.topic().await?;
         let (stream, _) = self.store.ensure(&step.stream).await?;
         let mut all: Vec<(String, &NewMessage)> = Vec::with_capacity(step.entries.len());
@@ -167,49 +149,27 @@ impl Sources {
         for (_, entry) in &all {
             envelope::check(entry)?;
         }
-        let producer = &writer.producer;
-        producer
-            .begin_transaction()
-            .map_err(failed("begin a transaction"))?;
-        let mut underway = Vec::with_capacity(all.len() + 1);
-        for (topic, entry) in &all {
-            // The lines of one source stay in order, also where there are several partitions.
-            let record = FutureRecord::to(topic)
-                .key(entry.key.as_deref().unwrap_or(&step.source))
-                .payload(&entry.payload[..])
-                .headers(envelope::headers(entry));
-            underway.push(self.store.send(producer, record).await);
-        }
-        let moved = FutureRecord::to(&positions)
-            .key(&step.source)
-            .payload(&step.to[..]);
-        underway.push(self.store.send(producer, moved).await);
-        let sent = delivered(underway).await;
-        let (producer, timeout) = (producer.clone(), TRANSACTION);
-        blocking(move || match sent {
-            Ok(()) => producer
-                .commit_transaction(timeout)
-                .map_err(|told| error::of_call("commit a transaction", told)),
-            Err(told) => {
-                // The next one of this source ends it otherwise.
-                drop(producer.abort_transaction(timeout));
-                Err(error::of_call("produce", told))
-            }
-        })
-        .await
+        // The lines of one source stay in order, also where there are several partitions.
+        let records = all.iter().map(|(topic, entry)| Record {
+            topic,
+            partition: None,
+            key: Some(entry.key.as_deref().unwrap_or(&step.source)),
+            payload: Some(&entry.payload),
+            headers: envelope::headers(entry),
+        });
+        let moved = Record {
+            topic: &positions,
+            partition: None,
+            key: Some(&step.source),
+            payload: Some(&step.to),
+            headers: OwnedHeaders::new(),
+        };
+        let records: Vec<Record<'_>> = records.chain([moved]).collect();
+        // Whatever is open after a failure ends when the source is taken over anew.
+        let done = writer.producer.run(&records, None).await;
+        done.map(drop)
+            .map_err(|failed| error::of_call("produce in a transaction", failed.told()))
     }
-}
-
-async fn delivered(
-    underway: Vec<std::result::Result<DeliveryFuture, KafkaError>>,
-) -> std::result::Result<(), KafkaError> {
-    for sent in underway {
-        match sent?.await {
-            Ok(outcome) => outcome.map(drop).map_err(|(told, _)| told)?,
-            Err(_) => return Err(KafkaError::Canceled),
-        }
-    }
-    Ok(())
 }
 
 #[async_trait]

@@ -1,7 +1,7 @@
 //! An opened Kafka: a producer, the groups that this process is a member of, and what it asks brokers.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -9,16 +9,18 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::ToBytes;
-use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer};
+use rdkafka::producer::{FutureProducer, Producer};
 use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::time::sleep;
-use towpath_core::{Clock, Error, GroupName, Result, StreamName};
+use towpath_core::{Clock, Error, GroupName, QueueName, Result, StreamName};
 
-use super::config::{Config, MAX_RECORD_BYTES, is_plain};
-use super::error;
+use super::config::{Config, LARGEST, is_plain};
+use super::entries::Entries;
 use super::member::{Member, lock};
+use super::produce::{self, Record};
+use super::queue::Known;
+use super::{error, retry};
 
 /// The group under whose name records are looked at; it never has a position.
 const READER: &str = "towpath.reader";
@@ -29,14 +31,11 @@ const ELSEWHERE: Duration = Duration::from_secs(30);
 /// How many timeouts a record may take: a broker that is being replaced is waited for, and none is sent twice.
 const DELIVERY: u32 = 6;
 
-/// The pause when a producer's own queue is full.
-const FULL: Duration = Duration::from_millis(5);
-
 /// The pause before something is asked again that changes in a moment.
 const SOON: Duration = Duration::from_millis(50);
 
 type Consumers = HashMap<String, Arc<BaseConsumer>>;
-type Members = BTreeMap<(StreamName, GroupName), Arc<Member>>;
+type Members = BTreeMap<(StreamName, GroupName), Arc<Member<Entries>>>;
 
 /// The backend.
 pub(super) struct Store {
@@ -49,8 +48,11 @@ pub(super) struct Store {
     /// Asks about topics, also about what is not committed yet.
     asker: Arc<BaseConsumer>,
     /// For each group of ours one that asks for positions and sets them, and joins nothing.
-    clerks: Mutex<Consumers>,
+    pub(super) clerks: Mutex<Consumers>,
     members: tokio::sync::Mutex<Members>,
+    /// The queues that this process has used.
+    queues: Mutex<BTreeMap<QueueName, Arc<Known>>>,
+    numbers: AtomicU64,
     /// Partitions of the topics that are known to be there.
     topics: Mutex<HashMap<String, i32>>,
     /// When a group was seen that has no position in the topic.
@@ -71,12 +73,15 @@ impl Store {
             consumer(client)
         };
         Ok(Arc::new(Self {
-            producer: Mutex::new(producer(&config)?),
+            producer: Mutex::new(producer_of(&config)?),
             admin: config.client().create().map_err(failed)?,
             reader: Arc::new(Mutex::new(reader("read_committed")?)),
             asker: Arc::new(reader("read_uncommitted")?),
             clerks: Mutex::default(),
             members: tokio::sync::Mutex::default(),
+            queues: Mutex::default(),
+            // Receipts of another process or an earlier one are never taken for ours.
+            numbers: AtomicU64::new(clock.now().as_millis() << 20),
             topics: Mutex::default(),
             elsewhere: Mutex::default(),
             closed: AtomicBool::new(false),
@@ -93,9 +98,32 @@ impl Store {
         }
     }
 
-    /// The topic of a stream.
-    pub(super) fn topic(&self, stream: &StreamName) -> Result<String> {
-        let topic = format!("{}{stream}", self.config.prefix);
+    pub(super) fn next_number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The queue's entry, made when it is new to this process.
+    pub(super) fn known(&self, queue: &QueueName) -> Result<Arc<Known>> {
+        let topic = self.topic(queue.as_str())?;
+        // Room for what stands behind the name.
+        if topic.len() > 240 {
+            return Err(Error::invalid(format!(
+                "the name of queue `{queue}` is too long for Kafka; 240 bytes with the prefix are the limit"
+            )));
+        }
+        let mut queues = lock(&self.queues);
+        let new = || Arc::new(Known::new(queue.clone(), topic));
+        Ok(Arc::clone(queues.entry(queue.clone()).or_insert_with(new)))
+    }
+
+    /// Every queue that this process has used.
+    pub(super) fn all_known(&self) -> Vec<Arc<Known>> {
+        lock(&self.queues).values().cloned().collect()
+    }
+
+    /// The topic of a stream or a queue.
+    pub(super) fn topic(&self, name: &str) -> Result<String> {
+        let topic = format!("{}{name}", self.config.prefix);
         if topic.len() > 249 || !topic.chars().all(is_plain) || topic == "." || topic == ".." {
             return Err(Error::invalid(format!(
                 "`{topic}` is no name of a topic: Kafka takes 249 letters, digits, `.`, `_` and `-`"
@@ -134,7 +162,7 @@ impl Store {
 
     /// The partitions of a topic that has to be there.
     pub(super) async fn existing(&self, stream: &StreamName) -> Result<(String, i32)> {
-        let topic = self.topic(stream)?;
+        let topic = self.topic(stream.as_str())?;
         match self.partitions(&topic).await? {
             Some(count) => Ok((topic, count)),
             None => Err(Error::not_found(format!("there is no stream `{stream}`"))),
@@ -143,18 +171,50 @@ impl Store {
 
     /// The topic of a stream, made when it is not there: without an end to what it keeps.
     pub(super) async fn ensure(&self, stream: &StreamName) -> Result<(String, i32)> {
-        let topic = self.topic(stream)?;
+        let topic = self.topic(stream.as_str())?;
         if let Some(count) = self.partitions(&topic).await? {
             return Ok((topic, count));
         }
-        let replication = TopicReplication::Fixed(self.config.replication.unwrap_or(-1));
-        let largest = MAX_RECORD_BYTES.to_string();
-        let new = NewTopic::new(&topic, self.config.partitions, replication)
-            .set("max.message.bytes", &largest)
-            .set("retention.ms", "-1")
-            .set("retention.bytes", "-1");
+        let new = self.topic_to_keep(&topic, self.config.partitions);
         let count = self.make(&topic, new).await?;
         Ok((topic, count))
+    }
+
+    /// A topic without an end to what it keeps.
+    fn topic_to_keep<'a>(&self, topic: &'a str, partitions: i32) -> NewTopic<'a> {
+        self.new_topic(topic, partitions)
+            .set("retention.ms", "-1")
+            .set("retention.bytes", "-1")
+    }
+
+    pub(super) fn new_topic<'a>(&self, topic: &'a str, partitions: i32) -> NewTopic<'a> {
+        let replication = TopicReplication::Fixed(self.config.replication.unwrap_or(-1));
+        NewTopic::new(topic, partitions, replication).set("max.message.bytes", LARGEST)
+    }
+
+    pub(super) async fn ensure_queue(&self, known: &Known) -> Result<()> {
+        if self.partitions(&known.topic).await?.is_none() {
+            let new = self.topic_to_keep(&known.topic, self.config.partitions);
+            self.make(&known.topic, new).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn ensure_later(&self, known: &Known) -> Result<()> {
+        if self.partitions(&known.later_topic).await?.is_none() {
+            let new = self.topic_to_keep(&known.later_topic, retry::STEPS);
+            self.make(&known.later_topic, new).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn ensure_dead(&self, known: &Known) -> Result<()> {
+        if self.partitions(&known.dead_topic).await?.is_none() {
+            let new = self.new_topic(&known.dead_topic, 1);
+            let new = new.set("cleanup.policy", "compact");
+            self.make(&known.dead_topic, new).await?;
+        }
+        Ok(())
     }
 
     /// Makes a topic, and returns how many partitions it has once it can be seen.
@@ -183,20 +243,28 @@ impl Store {
         }
     }
 
-    /// Hands a record to a producer; waits while its queue is full.
-    pub(super) async fn send<K: ToBytes + ?Sized + Sync>(
-        &self,
-        producer: &FutureProducer,
-        mut record: FutureRecord<'_, K, [u8]>,
-    ) -> std::result::Result<DeliveryFuture, KafkaError> {
-        loop {
-            match producer.send_result(record) {
-                Ok(delivery) => return Ok(delivery),
-                Err((told, back)) if error::code(&told) == Some(Code::QueueFull) => record = back,
-                Err((told, _)) => return Err(told),
+    /// Produces records in order; partition and offset of each once it is acknowledged.
+    pub(super) async fn produce(&self, records: &[Record<'_>]) -> Result<Vec<Result<(i32, i64)>>> {
+        self.check_open()?;
+        let producer = lock(&self.producer).clone();
+        let produced = produce::all(&producer, records).await;
+        for (record, produced) in records.iter().zip(&produced) {
+            match produced.as_ref().err().and_then(error::code) {
+                // It had lost its place in the numbering of the records, and cannot go on.
+                Some(Code::Fatal | Code::OutOfOrderSequenceNumber | Code::UnknownProducerId) => {
+                    *lock(&self.producer) = producer_of(&self.config)?;
+                    break;
+                }
+                Some(Code::UnknownTopic | Code::UnknownTopicOrPartition) => {
+                    lock(&self.topics).remove(record.topic);
+                }
+                _ => {}
             }
-            sleep(FULL).await;
         }
+        let of = |one: std::result::Result<_, KafkaError>| {
+            one.map_err(|told| error::of_call("produce", told))
+        };
+        Ok(produced.into_iter().map(of).collect())
     }
 
     pub(super) fn options(&self) -> AdminOptions {
@@ -249,6 +317,24 @@ impl Store {
         .await
     }
 
+    /// The same; none where there is no such topic.
+    pub(super) async fn marks_of(&self, topic: &str) -> Result<Marks> {
+        match self.partitions(topic).await? {
+            Some(count) => self.marks(topic, count).await,
+            None => Ok(Marks::new()),
+        }
+    }
+
+    /// The first offset of a topic with one partition, and the one behind the last that is committed.
+    pub(super) async fn committed_mark(&self, topic: &str) -> Result<(i64, i64)> {
+        let (topic, timeout) = (topic.to_owned(), self.config.timeout);
+        self.with_reader(move |reader| {
+            let marks = marks_of(reader, &topic, 0, timeout);
+            marks.map_err(|told| error::of_call(&format!("ask for the end of `{topic}`"), told))
+        })
+        .await
+    }
+
     /// Lets a closure have the consumer that reads without a group.
     pub(super) async fn with_reader<T: Send + 'static>(
         &self,
@@ -270,18 +356,18 @@ impl Store {
         Ok(clerk)
     }
 
-    /// The group's positions in a topic, by partition; `None` when it has none.
-    pub(super) async fn positions(
+    /// The group's positions in a topic, by partition, with what is noted at them.
+    pub(super) async fn committed(
         &self,
         group: &str,
         topic: &str,
         partitions: i32,
-    ) -> Result<Option<Vec<i64>>> {
+    ) -> Result<Vec<Option<(i64, String)>>> {
         self.check_open()?;
         let place = (group.to_owned(), topic.to_owned());
         let clerk = self.clerk(group)?;
         let timeout = self.config.timeout;
-        let found = blocking(move || {
+        blocking(move || {
             let mut list = TopicPartitionList::new();
             list.add_partition_range(&place.1, 0, partitions - 1);
             let found = clerk.committed_offsets(list, timeout);
@@ -289,17 +375,28 @@ impl Store {
                 error::of_call(&format!("ask for the position of `{}`", place.0), told)
             })?;
             let of = |partition| {
-                let element = found.find_partition(&place.1, partition);
-                match element.map(|element| element.offset()) {
-                    Some(Place::Offset(at)) => Some(at),
+                let element = found.find_partition(&place.1, partition)?;
+                match element.offset() {
+                    Place::Offset(at) => Some((at, element.metadata().to_owned())),
                     _ => None,
                 }
             };
-            Ok((0..partitions).map(of).collect::<Vec<_>>())
-        });
-        let found = found.await?;
+            Ok((0..partitions).map(of).collect())
+        })
+        .await
+    }
+
+    /// The group's positions in a topic, by partition; `None` when it has none.
+    pub(super) async fn positions(
+        &self,
+        group: &str,
+        topic: &str,
+        partitions: i32,
+    ) -> Result<Option<Vec<i64>>> {
+        let found = self.committed(group, topic, partitions).await?;
         let is_there = found.iter().any(Option::is_some);
-        Ok(is_there.then(|| found.into_iter().map(|at| at.unwrap_or(0)).collect()))
+        let at = |one: Option<(i64, String)>| one.map_or(0, |(at, _)| at);
+        Ok(is_there.then(|| found.into_iter().map(at).collect()))
     }
 
     /// The same for a group that may have nothing to do with the topic: those are asked once in a while.
@@ -359,7 +456,7 @@ impl Store {
         &self,
         stream: &StreamName,
         group: &GroupName,
-    ) -> Result<Arc<Member>> {
+    ) -> Result<Arc<Member<Entries>>> {
         self.check_open()?;
         let place = (stream.clone(), group.clone());
         let mut members = self.members.lock().await;
@@ -383,12 +480,18 @@ impl Store {
         &self,
         stream: &StreamName,
         group: &GroupName,
-    ) -> Option<Arc<Member>> {
+    ) -> Option<Arc<Member<Entries>>> {
         let place = (stream.clone(), group.clone());
         self.members.lock().await.get(&place).cloned()
     }
 
-    pub(super) async fn all_members(&self) -> Vec<(StreamName, Arc<Member>)> {
+    pub(super) async fn members_of(&self, stream: &StreamName) -> Vec<Arc<Member<Entries>>> {
+        let members = self.members.lock().await;
+        let of = members.iter().filter(|((one, _), _)| one == stream);
+        of.map(|(_, member)| Arc::clone(member)).collect()
+    }
+
+    pub(super) async fn all_members(&self) -> Vec<(StreamName, Arc<Member<Entries>>)> {
         let members = self.members.lock().await;
         let all = members.iter();
         all.map(|((stream, _), member)| (stream.clone(), Arc::clone(member)))
@@ -399,59 +502,29 @@ impl Store {
     pub(super) async fn leave(&self, stream: &StreamName, group: &GroupName) {
         let mut members = self.members.lock().await;
         if let Some(member) = members.remove(&(stream.clone(), group.clone())) {
-            leave(member).await;
+            member.leave().await;
         }
-    }
-
-    pub(super) fn producer(&self) -> FutureProducer {
-        lock(&self.producer).clone()
-    }
-
-    /// Takes a new producer after one that cannot go on: it had lost its place in the numbering of the records.
-    pub(super) fn renew_producer(&self) -> Result<()> {
-        *lock(&self.producer) = producer(&self.config)?;
-        Ok(())
-    }
-
-    pub(super) fn forget_topic(&self, topic: &str) {
-        lock(&self.topics).remove(topic);
     }
 
     pub(super) async fn close(&self) -> Result<()> {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
+        for known in self.all_known() {
+            self.leave_queue(&known).await;
+        }
         let members = std::mem::take(&mut *self.members.lock().await);
         for member in members.into_values() {
-            leave(member).await;
+            member.leave().await;
         }
         lock(&self.clerks).clear();
-        let (producer, timeout) = (self.producer(), self.config.timeout);
+        let (producer, timeout) = (lock(&self.producer).clone(), self.config.timeout);
         blocking(move || {
             let flushed = producer.flush(timeout);
             flushed.map_err(|told| error::of_call("flush", told))
         })
         .await
     }
-}
-
-async fn leave(member: Arc<Member>) {
-    let left = blocking(move || {
-        let mut member = member;
-        // Calls that still use it end soon.
-        loop {
-            match Arc::try_unwrap(member) {
-                Ok(member) => {
-                    member.leave();
-                    return Ok(());
-                }
-                Err(used) => member = used,
-            }
-            member.end();
-            std::thread::sleep(SOON);
-        }
-    });
-    drop(left.await);
 }
 
 /// Runs what blocks on a thread where that harms nobody.
@@ -468,15 +541,9 @@ pub(super) fn no_group(stream: &StreamName, group: &GroupName) -> Error {
     Error::not_found(format!("stream `{stream}` has no group `{group}`"))
 }
 
-fn producer(config: &Config) -> Result<FutureProducer> {
+fn producer_of(config: &Config) -> Result<FutureProducer> {
     let delivery = (config.timeout * DELIVERY).as_millis().to_string();
-    config
-        .client()
-        .set("enable.idempotence", "true")
-        .set("acks", "all")
-        .set("linger.ms", "1")
-        .set("compression.type", "lz4")
-        .set("message.max.bytes", MAX_RECORD_BYTES.to_string())
+    produce::client(config)
         .set("message.timeout.ms", delivery)
         .create()
         .map_err(|told| error::of_call("start the producer", told))
@@ -488,6 +555,8 @@ fn consumer(mut client: rdkafka::ClientConfig) -> Result<BaseConsumer> {
         .set("enable.auto.offset.store", "false")
         .set("enable.partition.eof", "true")
         .set("auto.offset.reset", "earliest")
+        // The end of a partition is told after as long.
+        .set("fetch.wait.max.ms", "20")
         .create()
         .map_err(|told| error::of_call("start the consumer", told))
 }

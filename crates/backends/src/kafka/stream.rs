@@ -8,7 +8,6 @@ use async_trait::async_trait;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message as _;
-use rdkafka::producer::FutureRecord;
 use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use towpath_core::port::Stream;
@@ -16,12 +15,11 @@ use towpath_core::port::queue::{check_batch, check_max};
 use towpath_core::port::stream::{Entry, GroupStats, Offset, ReadRequest, Start, Stats, Trim};
 use towpath_core::{ConsumerId, Error, GroupName, NewMessage, Result, ResultExt, StreamName};
 
-use super::member::{Member, Shelf, offset, wire};
+use super::entries::{Entries, offset, wire};
+use super::member::Member;
+use super::produce::Record;
 use super::store::{Store, blocking, no_group};
 use super::{envelope, error};
-
-/// How long what the broker has may take until it is here, before a call that does not wait says that nothing is.
-const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
 /// How long the group may take to let a new member in, at least, before its read says that nothing is there.
 const LET_IN: Duration = Duration::from_secs(2);
@@ -40,50 +38,31 @@ impl Stream for Topics {
     ) -> Result<Vec<Result<Offset>>> {
         check_batch(entries.len())?;
         let (topic, _) = self.0.ensure(stream).await?;
-        let what = || format!("append to `{stream}`");
-        let producer = self.0.producer();
-        let mut underway = Vec::with_capacity(entries.len());
-        for entry in &entries {
-            underway.push(match envelope::check(entry) {
-                Ok(()) => {
-                    let mut record = FutureRecord::<str, [u8]>::to(&topic)
-                        .payload(&entry.payload)
-                        .headers(envelope::headers(entry));
-                    if let Some(key) = &entry.key {
-                        record = record.key(key);
-                    }
-                    Ok(self.0.send(&producer, record).await)
-                }
-                Err(refused) => Err(refused),
-            });
-        }
-        let mut outcomes = Vec::with_capacity(entries.len());
-        let mut failure = None;
-        for sent in underway {
-            let outcome = match sent {
-                Ok(Ok(delivery)) => match delivery.await {
-                    Ok(Ok(at)) => Ok(offset(at.partition, at.offset)),
-                    Ok(Err((told, _))) => Err(told),
-                    Err(_) => Err(KafkaError::Canceled),
-                },
-                Ok(Err(told)) => Err(told),
-                Err(refused) => {
-                    outcomes.push(Err(refused));
-                    continue;
-                }
-            };
-            outcomes.push(match outcome {
-                Ok(offset) => Ok(offset),
-                Err(told) => {
-                    failure = failure.or(Some(told.clone()));
-                    Err(error::of_call("produce", told)).context(what)
-                }
-            });
-        }
-        if let Some(told) = failure {
-            self.after_failure(&topic, &told)?;
-        }
-        Ok(outcomes)
+        let checked: Vec<Result<()>> = entries.iter().map(envelope::check).collect();
+        let taken = entries.iter().zip(&checked).filter(|(_, one)| one.is_ok());
+        let records = taken.map(|(entry, _)| Record {
+            topic: &topic,
+            partition: None,
+            key: entry.key.as_deref(),
+            payload: Some(&entry.payload),
+            headers: envelope::headers(entry),
+        });
+        let produced = self.0.produce(&records.collect::<Vec<_>>()).await?;
+        let members = self.0.members_of(stream).await;
+        let mut produced = produced.into_iter();
+        let mut outcome = |checked: Result<()>| {
+            checked?;
+            let produced = produced.next();
+            let (partition, at) = produced.unwrap_or_else(|| Err(no_answer()))?;
+            for member in &members {
+                member.note_produced(partition, at);
+            }
+            Ok(offset(partition, at))
+        };
+        let outcomes = checked
+            .into_iter()
+            .map(|checked| outcome(checked).context(|| format!("append to `{stream}`")));
+        Ok(outcomes.collect())
     }
 
     async fn create_group(
@@ -139,7 +118,7 @@ impl Stream for Topics {
         check_max(request.max)?;
         let member = self.0.member(&request.stream, &request.group).await?;
         let began = Instant::now();
-        let take = |max| member.hand_out(&request.consumer, max);
+        let take = |max| member.shelf().hand_out(&request.consumer, max);
         let mut entries = take(request.max);
         // A call that waits may go with the first; one that does not gets all there is.
         let enough = if request.wait.is_zero() {
@@ -170,7 +149,7 @@ impl Stream for Topics {
             return self.existing_group(stream, group).await.map(drop);
         };
         let finished = finished.to_vec();
-        let committed = blocking(move || member.commit(&finished)).await;
+        let committed = blocking(move || commit(&member, &finished)).await;
         committed.context(|| format!("commit `{group}` of `{stream}`"))
     }
 
@@ -184,14 +163,15 @@ impl Stream for Topics {
     ) -> Result<Vec<Entry>> {
         check_max(max)?;
         let member = self.0.member(stream, group).await?;
-        Ok(member.claim(consumer, min_idle, max))
+        let claimed = member.shelf().claim(consumer, min_idle, max);
+        Ok(claimed)
     }
 
     async fn disconnect(&self, consumer: &ConsumerId) -> Result<u64> {
         let members = self.0.all_members().await;
         let held = members
             .iter()
-            .map(|(_, member)| member.disconnect(consumer));
+            .map(|(_, member)| member.shelf().disconnect(consumer));
         Ok(held.sum())
     }
 
@@ -250,16 +230,11 @@ impl Stream for Topics {
                 .error()
                 .map_err(|told| error::of_call(&what, told))?;
         }
-        for (_, member) in self
-            .0
-            .all_members()
-            .await
-            .iter()
-            .filter(|(of, _)| of == stream)
-        {
+        for member in self.0.members_of(stream).await {
             for element in list.elements() {
                 if let Place::Offset(first) = element.offset() {
-                    member.drop_below(element.partition(), first);
+                    let mut shelf = member.shelf();
+                    shelf.drop_below(element.partition(), first);
                 }
             }
         }
@@ -302,7 +277,9 @@ impl Stream for Topics {
                 continue;
             };
             let member = self.0.member_if_any(stream, &group).await;
-            let known = member.map(|member| member.known()).unwrap_or_default();
+            let known = member
+                .map(|member| member.shelf().known())
+                .unwrap_or_default();
             let (mut lag, mut pending, mut oldest) = (0, 0, None);
             let mut committed: Option<(u64, Offset)> = None;
             for ((partition, at), (low, high)) in (0..).zip(&positions).zip(&marks) {
@@ -336,19 +313,6 @@ impl Stream for Topics {
 type Span = (String, i32, i64, i64);
 
 impl Topics {
-    fn after_failure(&self, topic: &str, told: &KafkaError) -> Result<()> {
-        match error::code(told) {
-            Some(Code::Fatal | Code::OutOfOrderSequenceNumber | Code::UnknownProducerId) => {
-                self.0.renew_producer()
-            }
-            Some(Code::UnknownTopic | Code::UnknownTopicOrPartition) => {
-                self.0.forget_topic(topic);
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
     async fn existing_group(
         &self,
         stream: &StreamName,
@@ -390,16 +354,22 @@ impl Topics {
     }
 
     /// Returns once what the broker has for this member is here, or enough of it.
-    async fn arrive(&self, request: &ReadRequest, member: &Member, enough: usize) -> Result<()> {
+    async fn arrive(
+        &self,
+        request: &ReadRequest,
+        member: &Member<Entries>,
+        enough: usize,
+    ) -> Result<()> {
         let (stream, wait) = (&request.stream, request.wait);
-        if !member.until(wait.max(LET_IN), Shelf::is_assigned).await {
+        if !member.is_let_in(wait.max(LET_IN)).await {
             // A member that died holds its partitions until its session ends.
             return Ok(());
         }
         let (topic, partitions) = self.0.existing(stream).await?;
         let marks = self.0.marks(&topic, partitions).await?;
-        let is_here = |shelf: &Shelf| shelf.waiting() >= enough || shelf.has_all(&marks);
-        member.until(ON_ITS_WAY, is_here).await;
+        member
+            .arrive(&marks, |shelf| shelf.waiting() >= enough)
+            .await;
         Ok(())
     }
 
@@ -418,7 +388,7 @@ impl Topics {
                     Some(Ok(record)) if record.partition() == partition => {
                         entries.push(Entry {
                             offset: offset(partition, record.offset()),
-                            message: envelope::read(&record, clock.now()),
+                            message: envelope::read(&record, clock.now()).message,
                             attempt: 0,
                         });
                         if record.offset() + 1 >= end {
@@ -438,4 +408,26 @@ impl Topics {
         });
         read.await
     }
+}
+
+/// Strikes off what is finished, and moves the position. Blocks.
+fn commit(member: &Member<Entries>, finished: &[Offset]) -> Result<()> {
+    let _turn = member.in_turn();
+    let moved = member.shelf().finish(finished);
+    if moved.is_empty() {
+        return Ok(());
+    }
+    let failed = |told| error::of_call("commit", told);
+    let mut list = TopicPartitionList::new();
+    for (partition, at) in &moved {
+        list.add_partition_offset(&member.topic, *partition, Place::Offset(*at))
+            .map_err(failed)?;
+    }
+    member.commit(&list).map_err(failed)?;
+    member.shelf().note_committed(&moved);
+    Ok(())
+}
+
+fn no_answer() -> Error {
+    Error::unavailable("kafka: the client gave no answer")
 }

@@ -9,7 +9,9 @@ use lapin::types::FieldTable;
 use towpath_core::port::queue::{DeadLetter, Selection};
 use towpath_core::{MessageId, Result, ResultExt};
 
-use super::envelope::Envelope;
+use crate::envelope::Envelope;
+
+use super::envelope;
 use super::incoming::Incoming;
 use super::link::Open;
 use super::publisher::Letter;
@@ -78,7 +80,7 @@ impl Store {
             Letter {
                 exchange: String::new(),
                 routing_key: known.wire.clone(),
-                properties: envelope.properties(),
+                properties: envelope::properties(&envelope),
                 payload: envelope.message.payload,
             }
         });
@@ -115,6 +117,7 @@ impl Store {
         }
         self.put_back(known, &desk, &rest).await?;
         known
+            .tally
             .dropped
             .fetch_add(chosen.len() as u64, Ordering::Relaxed);
         Ok(chosen.len() as u64)
@@ -142,7 +145,7 @@ impl Store {
                 if let Some(message) = answer {
                     let arrival = message.delivery;
                     let now = self.clock.now();
-                    let mut envelope = Envelope::read(&arrival.properties, arrival.data, now);
+                    let mut envelope = envelope::read(&arrival.properties, arrival.data, now);
                     if envelope.death.is_none() {
                         envelope.death = Some(("put here by somebody else".to_owned(), now));
                     }

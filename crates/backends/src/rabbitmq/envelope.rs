@@ -1,13 +1,13 @@
-//! A message and what it has been through, as AMQP properties and headers.
+//! A message and its history as AMQP properties and headers.
 
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString};
 use towpath_core::message::header::CONTENT_TYPE;
-use towpath_core::{Error, Headers, Message, MessageId, NewMessage, Result, Timestamp};
+use towpath_core::{Headers, Message, MessageId, Timestamp};
 
-/// Before the names of our own headers.
-const OURS: &str = "towpath-";
+use crate::envelope::{Envelope, OURS};
+
 /// Deliveries before the message was published here.
 const ATTEMPTS: &str = "towpath-attempts";
 /// When the backend first took the message, in milliseconds since 1970.
@@ -24,163 +24,84 @@ const DIED_AT: &str = "towpath-died-at";
 /// The broker's own count of how often the message came back to a quorum queue.
 const DELIVERY_COUNT: &str = "x-delivery-count";
 
-/// Errors kept of a message's life, and how long each may be.
-const HISTORY: usize = 10;
-const HISTORY_BYTES: usize = 1_024;
-
 /// Delivery mode of messages that survive a restart.
 const PERSISTENT: u8 = 2;
 
-/// A message with its history.
-#[derive(Clone)]
-pub(super) struct Envelope {
-    pub(super) message: Message,
-    /// Deliveries before it was published here.
-    pub(super) attempts: u32,
-    /// Earlier errors, oldest first.
-    pub(super) errors: Vec<String>,
-    pub(super) not_before: Option<Timestamp>,
-    /// Why and when it was given up.
-    pub(super) death: Option<(String, Timestamp)>,
+/// What a broker handed out, by whomever it was published. A message without an id of ours gets one.
+pub(super) fn read(properties: &BasicProperties, payload: Vec<u8>, now: Timestamp) -> Envelope {
+    let table = properties.headers().clone().unwrap_or_default();
+    let named = |name: &str| table.inner().get(name);
+    let moment = |name| named(name).and_then(number).map(Timestamp::from_millis);
+    let published = properties
+        .timestamp()
+        .map(|seconds| seconds.saturating_mul(1_000));
+    let id = properties.message_id().as_ref();
+    Envelope {
+        message: Message {
+            id: id
+                .and_then(|id| id.as_str().parse().ok())
+                .unwrap_or_else(MessageId::new),
+            payload: Bytes::from(payload),
+            headers: headers(properties, &table),
+            key: None,
+            enqueued_at: moment(ENQUEUED_AT)
+                .or(published.map(Timestamp::from_millis))
+                .unwrap_or(now),
+        },
+        attempts: named(ATTEMPTS).and_then(number).map_or(0, clamp),
+        errors: match named(ERRORS) {
+            Some(AMQPValue::FieldArray(errors)) => {
+                errors.as_slice().iter().filter_map(text).collect()
+            }
+            _ => Vec::new(),
+        },
+        not_before: moment(NOT_BEFORE),
+        death: moment(DIED_AT).map(|at| (named(REASON).and_then(text).unwrap_or_default(), at)),
+    }
 }
 
-impl Envelope {
-    /// A message that begins.
-    pub(super) fn new(message: NewMessage, now: Timestamp) -> Result<Self> {
-        message.check()?;
-        for (what, asked) in [
-            ("order per key", message.key.is_some()),
-            ("dedup ids", message.dedup_id.is_some()),
-            ("expiry", message.expires.is_some()),
-        ] {
-            if asked {
-                return Err(Error::unsupported(format!(
-                    "queues on RabbitMQ have no {what}"
-                )));
-            }
-        }
-        for (name, _) in message.headers.iter() {
-            let reserved = name
-                .get(..OURS.len())
-                .is_some_and(|start| start.eq_ignore_ascii_case(OURS));
-            if reserved || name.is_empty() || name.len() > 255 {
-                return Err(Error::invalid(format!(
-                    "header name `{}` is empty, longer than 255 bytes or begins with `{OURS}`",
-                    name.escape_debug()
-                )));
-            }
-        }
-        Ok(Self {
-            message: Message {
-                id: message.id,
-                payload: message.payload,
-                headers: message.headers,
-                key: None,
-                enqueued_at: now,
-            },
-            attempts: 0,
-            errors: Vec::new(),
-            not_before: message.not_before,
-            death: None,
-        })
+/// As it goes to a broker.
+pub(super) fn properties(envelope: &Envelope) -> BasicProperties {
+    let mut table = FieldTable::default();
+    let mut set = |name: &str, value: AMQPValue| {
+        table.insert(ShortString::from(name), value);
+    };
+    let mut names: Vec<&str> = Vec::new();
+    for (name, value) in envelope.message.headers.iter() {
+        names.push(name);
+        set(name, long(value));
     }
-
-    /// What a broker handed out, by whomever it was published. A message without an id of ours gets one.
-    pub(super) fn read(properties: &BasicProperties, payload: Vec<u8>, now: Timestamp) -> Self {
-        let table = properties.headers().clone().unwrap_or_default();
-        let named = |name: &str| table.inner().get(name);
-        let moment = |name| named(name).and_then(number).map(Timestamp::from_millis);
-        let published = properties
-            .timestamp()
-            .map(|seconds| seconds.saturating_mul(1_000));
-        let id = properties.message_id().as_ref();
-        Self {
-            message: Message {
-                id: id
-                    .and_then(|id| id.as_str().parse().ok())
-                    .unwrap_or_else(MessageId::new),
-                payload: Bytes::from(payload),
-                headers: headers(properties, &table),
-                key: None,
-                enqueued_at: moment(ENQUEUED_AT)
-                    .or(published.map(Timestamp::from_millis))
-                    .unwrap_or(now),
-            },
-            attempts: named(ATTEMPTS).and_then(number).map_or(0, clamp),
-            errors: match named(ERRORS) {
-                Some(AMQPValue::FieldArray(errors)) => {
-                    errors.as_slice().iter().filter_map(text).collect()
-                }
-                _ => Vec::new(),
-            },
-            not_before: moment(NOT_BEFORE),
-            death: moment(DIED_AT).map(|at| (named(REASON).and_then(text).unwrap_or_default(), at)),
-        }
+    if !names.is_sorted() {
+        let names = names.iter().map(|name| long(name)).collect::<Vec<_>>();
+        set(ORDER, AMQPValue::FieldArray(FieldArray::from(names)));
     }
-
-    /// As it goes to a broker.
-    pub(super) fn properties(&self) -> BasicProperties {
-        let mut table = FieldTable::default();
-        let mut set = |name: &str, value: AMQPValue| {
-            table.insert(ShortString::from(name), value);
-        };
-        let mut names: Vec<&str> = Vec::new();
-        for (name, value) in self.message.headers.iter() {
-            names.push(name);
-            set(name, long(value));
-        }
-        if !names.is_sorted() {
-            let names = names.iter().map(|name| long(name)).collect::<Vec<_>>();
-            set(ORDER, AMQPValue::FieldArray(FieldArray::from(names)));
-        }
-        set(ENQUEUED_AT, millis(self.message.enqueued_at));
-        if self.attempts > 0 {
-            set(ATTEMPTS, AMQPValue::LongLongInt(self.attempts.into()));
-        }
-        if !self.errors.is_empty() {
-            let errors = self
-                .errors
-                .iter()
-                .map(|error| long(error))
-                .collect::<Vec<_>>();
-            set(ERRORS, AMQPValue::FieldArray(FieldArray::from(errors)));
-        }
-        if let Some(moment) = self.not_before {
-            set(NOT_BEFORE, millis(moment));
-        }
-        if let Some((reason, at)) = &self.death {
-            set(REASON, long(reason));
-            set(DIED_AT, millis(*at));
-        }
-        let properties = BasicProperties::default()
-            .with_delivery_mode(PERSISTENT)
-            .with_message_id(self.message.id.to_string().into())
-            .with_timestamp(self.message.enqueued_at.as_millis() / 1_000)
-            .with_headers(table);
-        match self.message.headers.get(CONTENT_TYPE) {
-            Some(kind) if kind.len() <= 255 => properties.with_content_type(kind.into()),
-            _ => properties,
-        }
+    set(ENQUEUED_AT, millis(envelope.message.enqueued_at));
+    if envelope.attempts > 0 {
+        set(ATTEMPTS, AMQPValue::LongLongInt(envelope.attempts.into()));
     }
-
-    /// Adds to its history; the oldest goes.
-    pub(super) fn note(&mut self, error: &str) {
-        self.errors.push(cut(error));
-        let over = self.errors.len().saturating_sub(HISTORY);
-        self.errors.drain(..over);
+    if !envelope.errors.is_empty() {
+        let errors = envelope
+            .errors
+            .iter()
+            .map(|error| long(error))
+            .collect::<Vec<_>>();
+        set(ERRORS, AMQPValue::FieldArray(FieldArray::from(errors)));
     }
-
-    /// Gives it up.
-    pub(super) fn die(&mut self, reason: &str, now: Timestamp) {
-        self.death = Some((cut(reason), now));
-        self.not_before = None;
+    if let Some(moment) = envelope.not_before {
+        set(NOT_BEFORE, millis(moment));
     }
-
-    /// As an operator puts it back: as if it were new.
-    pub(super) fn revive(&mut self) {
-        self.attempts = 0;
-        self.errors.clear();
-        self.death = None;
+    if let Some((reason, at)) = &envelope.death {
+        set(REASON, long(reason));
+        set(DIED_AT, millis(*at));
+    }
+    let properties = BasicProperties::default()
+        .with_delivery_mode(PERSISTENT)
+        .with_message_id(envelope.message.id.to_string().into())
+        .with_timestamp(envelope.message.enqueued_at.as_millis() / 1_000)
+        .with_headers(table);
+    match envelope.message.headers.get(CONTENT_TYPE) {
+        Some(kind) if kind.len() <= 255 => properties.with_content_type(kind.into()),
+        _ => properties,
     }
 }
 
@@ -261,16 +182,10 @@ fn clamp(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-/// No longer than a history entry may be.
-fn cut(text: &str) -> String {
-    let end = (0..=HISTORY_BYTES.min(text.len()))
-        .rev()
-        .find(|end| text.is_char_boundary(*end));
-    text[..end.unwrap_or(0)].to_owned()
-}
-
 #[cfg(test)]
 mod tests {
+    use towpath_core::NewMessage;
+
     use super::*;
 
     #[test]
@@ -279,13 +194,13 @@ mod tests {
         message.headers.set("traceparent", "00-a-b-01");
         message.headers.set("Content-Type", "text/plain");
         let now = Timestamp::from_millis(1_700_000_000_123);
-        let mut envelope = Envelope::new(message.clone(), now).unwrap();
+        let mut envelope = Envelope::begin("RabbitMQ", message.clone(), now).unwrap();
         envelope.attempts = 3;
         for number in 0..12 {
             envelope.note(&number.to_string());
         }
         envelope.die("poison", now);
-        let read = Envelope::read(&envelope.properties(), b"x".to_vec(), Timestamp::default());
+        let read = read(&properties(&envelope), b"x".to_vec(), Timestamp::default());
         assert_eq!(read.message, envelope.message);
         assert_eq!(read.message.headers, message.headers);
         assert_eq!(read.attempts, 3);
@@ -297,7 +212,7 @@ mod tests {
     fn a_foreign_message_is_taken_as_it_is() {
         let properties = BasicProperties::default().with_content_type("application/json".into());
         let now = Timestamp::from_millis(7);
-        let read = Envelope::read(&properties, b"{}".to_vec(), now);
+        let read = read(&properties, b"{}".to_vec(), now);
         assert_eq!(
             read.message.headers.get("content-type"),
             Some("application/json")

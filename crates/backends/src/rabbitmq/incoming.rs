@@ -19,6 +19,20 @@ pub(super) struct Incoming {
     turn: tokio::sync::Mutex<()>,
 }
 
+/// How a message came.
+pub(super) struct Arrival {
+    /// What its count of deliveries would be if the broker took it back now.
+    pub(super) charged_by_return: u32,
+    pub(super) ticket: Ticket,
+    /// The connection that it came over; what is in hand ends with it.
+    pub(super) connection: u64,
+    /// What it came by; stays open as long as it is not settled.
+    pub(super) incoming: Arc<Incoming>,
+}
+
+/// A message in hand.
+pub(super) type Held = crate::hand::Held<Arrival>;
+
 /// How one message is settled.
 pub(super) struct Ticket {
     pub(super) tag: u64,

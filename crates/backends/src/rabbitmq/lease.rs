@@ -11,9 +11,10 @@ use tokio::sync::oneshot;
 use towpath_core::port::queue::LeaseRequest;
 use towpath_core::{Delivery, QueueName, Result};
 
-use super::envelope::{Envelope, returns};
-use super::hand::{Held, Terms};
-use super::incoming::{Incoming, Ticket};
+use crate::hand::{SPENT, Terms};
+
+use super::envelope::{self, returns};
+use super::incoming::{self, Held, Incoming, Ticket};
 use super::store::{Desk, Known, Store, lock};
 
 /// Messages asked for at once; more than thirty calls are not sent in order by `join_all`.
@@ -28,10 +29,6 @@ const BRISK: Duration = Duration::from_millis(500);
 /// The longest sleep while waiting.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// Why a message is given up that no consumer ever settled.
-const SPENT: &str =
-    "its attempts are spent: every consumer that had it let the lease expire or died";
-
 impl Store {
     /// Leases, and waits as long as somebody waits for the answer.
     pub(super) async fn lease(
@@ -41,8 +38,8 @@ impl Store {
     ) -> Result<Vec<Delivery>> {
         let until = Instant::now().checked_add(request.wait);
         let known = self.known(&request.queue)?;
-        let before = lock(&known.consumers).insert(request.consumer.clone(), Instant::now());
-        let is_brisk = before.is_some_and(|before| before.elapsed() < BRISK);
+        let before = known.tally.saw(&request.consumer);
+        let is_brisk = before.is_some_and(|before| before < BRISK);
         let stands = known.standing.lock().await.contains_key(&request.consumer);
         // What is fetched would overtake what is on its way to one that stands.
         let mut sends_ahead = (is_brisk || stands) && !request.wait.is_zero();
@@ -151,7 +148,7 @@ impl Store {
         incoming.note(arrival.delivery_tag);
         let counted = returns(&arrival.properties);
         let now = self.clock.now();
-        let envelope = Envelope::read(&arrival.properties, arrival.data, now);
+        let envelope = envelope::read(&arrival.properties, arrival.data, now);
         let before = envelope.attempts;
         let charged = match counted {
             Some(returns) => before.saturating_add(returns),
@@ -162,13 +159,15 @@ impl Store {
         let mut held = Held::new(
             envelope,
             charged,
-            by_return,
-            Ticket {
-                tag: arrival.delivery_tag,
-                acker: arrival.acker,
+            incoming::Arrival {
+                charged_by_return: by_return,
+                ticket: Ticket {
+                    tag: arrival.delivery_tag,
+                    acker: arrival.acker,
+                },
+                connection: desk.open.number,
+                incoming: Arc::clone(incoming),
             },
-            desk.open.number,
-            Arc::clone(incoming),
         );
         if !counts && arrival.redelivered {
             // A classic queue says only that somebody had it: the copy carries the number.

@@ -18,7 +18,6 @@ mod dead;
 mod delay;
 mod envelope;
 mod error;
-mod hand;
 mod health;
 mod incoming;
 mod lease;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use lapin::options::QueuePurgeOptions;
@@ -16,13 +16,13 @@ use towpath_core::{
     ConsumerId, Delivery, Error, MessageId, NewMessage, QueueName, Receipt, Result, ResultExt,
 };
 
-use super::envelope::Envelope;
+use crate::envelope::Envelope;
+use crate::tally::Tally;
+
+use super::envelope;
 use super::publisher::Letter;
 use super::settle::stale;
 use super::store::{Known, Store, lock};
-
-/// A consumer that leased within this time counts as there.
-const PRESENT: Duration = Duration::from_secs(60);
 
 /// The queues of a broker.
 pub(super) struct Queues(pub(super) Arc<Store>);
@@ -55,14 +55,14 @@ impl Queue for Queues {
         let (mut letters, mut places) = (Vec::new(), Vec::new());
         for message in messages {
             let id = message.id;
-            match Envelope::new(message, self.0.clock.now()) {
+            match Envelope::begin("RabbitMQ", message, self.0.clock.now()) {
                 Err(refused) => outcomes.push(Err(refused)),
                 Ok(envelope) => {
                     let to = self.0.place_until(&known, envelope.not_before).await;
                     letters.push(Letter {
                         exchange: String::new(),
                         routing_key: to.context(what)?,
-                        properties: envelope.properties(),
+                        properties: envelope::properties(&envelope),
                         payload: envelope.message.payload,
                     });
                     places.push(outcomes.len());
@@ -135,7 +135,7 @@ impl Queue for Queues {
         let mut count = 0;
         for known in self.0.all_known() {
             count += known.hand(&self.0).disconnect(consumer);
-            lock(&known.consumers).remove(consumer);
+            known.tally.forget(consumer);
             known.news.notify_waiters();
         }
         Ok(count)
@@ -211,7 +211,7 @@ impl Store {
                 .queue_purge(name.into(), QueuePurgeOptions::default());
             dropped += u64::from(self.link.call(&desk.open, purge).await?);
         }
-        known.dropped.fetch_add(dropped, Ordering::Relaxed);
+        known.tally.dropped.fetch_add(dropped, Ordering::Relaxed);
         Ok(dropped)
     }
 
@@ -223,31 +223,15 @@ impl Store {
             return Ok(None);
         };
         let (here, leased) = known.hand(self).counts();
-        let total = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        let (ready, dead) = (waiting + here, counts[1].unwrap_or(0));
-        let delayed = counts[2..].iter().flatten().sum::<u64>();
-        let (acked, dropped) = (total(&known.acked), total(&known.dropped));
-        let now = Instant::now();
-        let mut consumers = lock(&known.consumers);
-        consumers.retain(|_, seen| now.duration_since(*seen) < PRESENT);
         let hand = known.hand(self);
-        let holding = hand.consumers().filter(|who| !consumers.contains_key(*who));
-        let holding: std::collections::BTreeSet<&ConsumerId> = holding.collect();
-        Ok(Some(Stats {
-            queue: known.name.clone(),
-            ready,
-            delayed,
-            leased,
-            dead,
-            enqueued: ready + delayed + leased + dead + acked + dropped,
-            acked,
-            retried: total(&known.retried),
-            dropped,
-            duplicates: 0,
-            oldest_age: hand.oldest().map(|at| self.clock.now().since(at)),
-            consumers: (consumers.len() + holding.len()) as u64,
-            paused: false,
-        }))
+        let holding = hand.consumers().cloned().collect();
+        let mut stats = known.tally.stats(&known.name, holding);
+        stats.ready = waiting + here;
+        stats.delayed = counts[2..].iter().flatten().sum();
+        stats.leased = leased;
+        stats.dead = counts[1].unwrap_or(0);
+        stats.oldest_age = hand.oldest().map(|at| self.clock.now().since(at));
+        Ok(Some(Tally::balanced(stats)))
     }
 }
 

@@ -19,7 +19,9 @@ use towpath_core::port::Routes;
 use towpath_core::port::routes::{Binding, Publication, matches};
 use towpath_core::{Error, ExchangeName, QueueName, Result, ResultExt};
 
-use super::envelope::Envelope;
+use crate::envelope::Envelope;
+
+use super::envelope;
 use super::error;
 use super::incoming::Incoming;
 use super::publisher::Letter;
@@ -110,7 +112,7 @@ impl Routes for Exchanges {
             message,
         } in publications
         {
-            let envelope = match Envelope::new(message, store.clock.now()) {
+            let envelope = match Envelope::begin("RabbitMQ", message, store.clock.now()) {
                 Ok(envelope) if envelope.not_before.is_none() => envelope,
                 Ok(_) => {
                     let text = "a message that is held back cannot be routed on RabbitMQ";
@@ -133,7 +135,7 @@ impl Routes for Exchanges {
             letters.push(Letter {
                 exchange: name.clone(),
                 routing_key,
-                properties: envelope.properties(),
+                properties: envelope::properties(&envelope),
                 payload: envelope.message.payload,
             });
         }

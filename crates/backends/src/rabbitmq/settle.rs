@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use towpath_core::port::queue::{Settlement, Verdict};
 use towpath_core::{Error, Receipt, Result};
 
-use super::hand::Held;
+use super::incoming::Held;
 use super::store::{Desk, Known, Store, lock};
 
 impl Store {
@@ -32,7 +32,7 @@ impl Store {
             let attempts = lock(&known.settings).retry.attempts;
             match verdict {
                 Verdict::Ack => {
-                    known.acked.fetch_add(1, Ordering::Relaxed);
+                    known.tally.acked.fetch_add(1, Ordering::Relaxed);
                     done.push((at, held));
                 }
                 Verdict::Release => {
@@ -81,6 +81,7 @@ impl Store {
             match sent {
                 Ok(()) => {
                     known
+                        .tally
                         .retried
                         .fetch_add(u64::from(is_retry), Ordering::Relaxed);
                     done.push((at, held));

@@ -17,7 +17,7 @@ use towpath_core::{ConsumerId, Result};
 use tracing::warn;
 
 use super::error;
-use super::incoming::Incoming;
+use super::incoming::{Held, Incoming};
 use super::lease::ENOUGH_BYTES;
 use super::store::{Desk, Known, Store, lock};
 
@@ -92,7 +92,8 @@ impl Store {
             && standing.desk.open.number == desk.open.number
             && standing.incoming.channel.status().connected()
         {
-            let leased = known.hand(self).leased_by(&standing.incoming);
+            let ours = |held: &&Held| Arc::ptr_eq(&held.origin.incoming, &standing.incoming);
+            let leased = known.hand(self).leased().filter(ours).count();
             if leased < usize::from(standing.window) && standing.window <= window {
                 standing.touch();
                 return Ok(Arc::clone(standing));

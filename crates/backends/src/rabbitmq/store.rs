@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lapin::Channel;
 use lapin::options::{BasicQosOptions, QueueDeclareOptions};
@@ -14,10 +14,13 @@ use towpath_core::port::routes::Binding;
 use towpath_core::{Clock, ConsumerId, Error, QueueName, Result};
 use tracing::warn;
 
+use crate::hand::Hand;
+use crate::tally::Tally;
+
 use super::config::Config;
+use super::envelope;
 use super::error;
-use super::hand::{Hand, Held};
-use super::incoming::{Incoming, Ticket};
+use super::incoming::{Arrival, Held, Incoming, Ticket};
 use super::link::{Link, Open};
 use super::publisher::{Letter, Publisher};
 use super::standing::Standing;
@@ -49,7 +52,7 @@ pub(super) struct Known {
     /// Its name on the broker.
     pub(super) wire: String,
     pub(super) settings: Mutex<Settings>,
-    hand: Mutex<Hand>,
+    hand: Mutex<Hand<Arrival>>,
     /// Something waits in the hand.
     pub(super) news: Notify,
     desk: tokio::sync::Mutex<Option<Desk>>,
@@ -57,11 +60,7 @@ pub(super) struct Known {
     pub(super) delays: Mutex<Option<BTreeSet<u64>>>,
     /// Bytes of the largest payload that came.
     pub(super) largest: AtomicUsize,
-    pub(super) acked: AtomicU64,
-    pub(super) retried: AtomicU64,
-    pub(super) dropped: AtomicU64,
-    /// When each was last here.
-    pub(super) consumers: Mutex<HashMap<ConsumerId, Instant>>,
+    pub(super) tally: Tally,
     pub(super) standing: tokio::sync::Mutex<HashMap<ConsumerId, Arc<Standing>>>,
 }
 
@@ -80,9 +79,10 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Known {
     /// What is in hand, without what a lost connection took along.
-    pub(super) fn hand(&self, store: &Store) -> MutexGuard<'_, Hand> {
+    pub(super) fn hand(&self, store: &Store) -> MutexGuard<'_, Hand<Arrival>> {
         let mut hand = lock(&self.hand);
-        hand.keep_only(store.link.number());
+        let connection = store.link.number();
+        drop(hand.drain(|held| held.origin.connection != connection));
         hand
     }
 
@@ -144,10 +144,7 @@ impl Store {
                 desk: tokio::sync::Mutex::default(),
                 delays: Mutex::default(),
                 largest: AtomicUsize::new(0),
-                acked: AtomicU64::new(0),
-                retried: AtomicU64::new(0),
-                dropped: AtomicU64::new(0),
-                consumers: Mutex::default(),
+                tally: Tally::default(),
                 standing: tokio::sync::Mutex::default(),
             })
         });
@@ -269,7 +266,7 @@ impl Store {
         Letter {
             exchange: String::new(),
             routing_key: to,
-            properties: envelope.properties(),
+            properties: envelope::properties(&envelope),
             payload: envelope.message.payload,
         }
     }
@@ -286,8 +283,8 @@ impl Store {
     async fn give_back_at(&self, desk: &Desk, known: &Known, all: Vec<Held>) -> Result<()> {
         let (untold, told): (Vec<Held>, Vec<Held>) = all
             .into_iter()
-            .filter(|held| held.connection == desk.open.number)
-            .partition(|held| held.charged != held.charged_by_return);
+            .filter(|held| held.origin.connection == desk.open.number)
+            .partition(|held| held.charged != held.origin.charged_by_return);
         for (incoming, tickets) in by_channel(&told) {
             self.link.call(&desk.open, incoming.nack(&tickets)).await?;
         }
@@ -338,10 +335,10 @@ fn by_channel(all: &[Held]) -> Vec<(&Arc<Incoming>, Vec<&Ticket>)> {
     let mut found: Vec<(&Arc<Incoming>, Vec<&Ticket>)> = Vec::new();
     for held in all {
         let known =
-            |(incoming, _): &&mut (&Arc<Incoming>, _)| Arc::ptr_eq(incoming, &held.incoming);
+            |(incoming, _): &&mut (&Arc<Incoming>, _)| Arc::ptr_eq(incoming, &held.origin.incoming);
         match found.iter_mut().find(known) {
-            Some((_, tickets)) => tickets.push(&held.ticket),
-            None => found.push((&held.incoming, vec![&held.ticket])),
+            Some((_, tickets)) => tickets.push(&held.origin.ticket),
+            None => found.push((&held.origin.incoming, vec![&held.origin.ticket])),
         }
     }
     found

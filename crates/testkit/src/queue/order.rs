@@ -105,7 +105,7 @@ async fn a_dead_letter_lets_its_key_go(mut world: World) {
 async fn holds_a_delayed_message_back(mut world: World) {
     let queue = world.queue().await;
     let began = Instant::now();
-    let due = SystemClock::new().now().after(Duration::from_millis(500));
+    let due = SystemClock::new().now().after(Duration::from_millis(1_500));
     enqueue_all(
         &queue,
         vec![
@@ -124,7 +124,7 @@ async fn holds_a_delayed_message_back(mut world: World) {
         ["later"]
     );
     assert!(
-        began.elapsed() >= Duration::from_millis(490),
+        began.elapsed() >= Duration::from_millis(1_490),
         "{:?}",
         began.elapsed()
     );

@@ -1,0 +1,96 @@
+//! A message and what it has been through, for a broker that keeps no books: it travels with the message.
+
+use towpath_core::{Error, Headers, Message, NewMessage, Result, Timestamp};
+
+/// Before the names of our own headers.
+pub(crate) const OURS: &str = "towpath-";
+
+/// Errors kept of a message's life, and how long each may be.
+const HISTORY: usize = 10;
+const HISTORY_BYTES: usize = 1_024;
+
+/// A message with its history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Envelope {
+    pub(crate) message: Message,
+    /// Deliveries before it was published here.
+    pub(crate) attempts: u32,
+    /// Earlier errors, oldest first.
+    pub(crate) errors: Vec<String>,
+    pub(crate) not_before: Option<Timestamp>,
+    /// Why and when it was given up.
+    pub(crate) death: Option<(String, Timestamp)>,
+}
+
+impl Envelope {
+    /// A message that begins in a queue of `broker`, which knows no order per key, no dedup and no expiry.
+    pub(crate) fn begin(broker: &str, message: NewMessage, now: Timestamp) -> Result<Self> {
+        message.check()?;
+        for (what, asked) in [
+            ("order per key", message.key.is_some()),
+            ("dedup ids", message.dedup_id.is_some()),
+            ("expiry", message.expires.is_some()),
+        ] {
+            if asked {
+                return Err(Error::unsupported(format!(
+                    "queues on {broker} have no {what}"
+                )));
+            }
+        }
+        check_names(&message.headers)?;
+        Ok(Self {
+            message: Message {
+                id: message.id,
+                payload: message.payload,
+                headers: message.headers,
+                key: None,
+                enqueued_at: now,
+            },
+            attempts: 0,
+            errors: Vec::new(),
+            not_before: message.not_before,
+            death: None,
+        })
+    }
+
+    /// Adds to its history; the oldest goes.
+    pub(crate) fn note(&mut self, error: &str) {
+        self.errors.push(cut(error));
+        let over = self.errors.len().saturating_sub(HISTORY);
+        self.errors.drain(..over);
+    }
+
+    /// Gives it up.
+    pub(crate) fn die(&mut self, reason: &str, now: Timestamp) {
+        self.death = Some((cut(reason), now));
+        self.not_before = None;
+    }
+
+    /// As an operator puts it back: as if it were new.
+    pub(crate) fn revive(&mut self) {
+        self.attempts = 0;
+        self.errors.clear();
+        self.death = None;
+    }
+}
+
+/// Refuses names of headers that could be taken for ours.
+pub(crate) fn check_names(headers: &Headers) -> Result<()> {
+    for (name, _) in headers.iter() {
+        let reserved = name
+            .get(..OURS.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(OURS));
+        if reserved || name.is_empty() || name.len() > 255 {
+            return Err(Error::invalid(format!(
+                "header name `{}` is empty, longer than 255 bytes or begins with `{OURS}`",
+                name.escape_debug()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// No longer than a history entry may be.
+fn cut(text: &str) -> String {
+    text[..text.floor_char_boundary(HISTORY_BYTES)].to_owned()
+}

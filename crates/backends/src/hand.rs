@@ -1,0 +1,310 @@
+//! What this process holds of one queue of a broker: messages that it was handed and that are not settled yet.
+//!
+//! ```text
+//! arrived -> waiting -> leased -> settled
+//!               ^          |
+//!               +----------+   (release, expired lease, disconnect)
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use towpath_core::{ConsumerId, Delivery, QueueName, Receipt, Timestamp};
+
+use crate::envelope::Envelope;
+
+/// How long a message may wait here for a consumer of this process before others may have it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The same for one whose consumer may still come back to settle it.
+const PATIENCE_EXPIRED: Duration = Duration::from_secs(5);
+
+/// Why a message is given up that no consumer ever settled.
+pub(crate) const SPENT: &str =
+    "its attempts are spent: every consumer that had it let the lease expire or died";
+
+/// A message in hand; `origin` is where it came from, as its broker tells it.
+pub(crate) struct Held<T> {
+    pub(crate) envelope: Envelope,
+    /// Deliveries so far, this one included while it is leased.
+    pub(crate) charged: u32,
+    pub(crate) origin: T,
+    state: State,
+}
+
+enum State {
+    Waiting {
+        since: Instant,
+    },
+    Leased {
+        consumer: ConsumerId,
+        fence: u64,
+        until: Instant,
+    },
+}
+
+impl<T> Held<T> {
+    pub(crate) fn new(envelope: Envelope, charged: u32, origin: T) -> Self {
+        Self {
+            envelope,
+            charged,
+            origin,
+            state: State::Waiting {
+                since: Instant::now(),
+            },
+        }
+    }
+
+    fn is_late(&self, now: Instant) -> bool {
+        let (since, patience) = match &self.state {
+            State::Waiting { since } => (since, PATIENCE),
+            State::Leased { until, .. } => (until, PATIENCE_EXPIRED),
+        };
+        let late = now.checked_duration_since(*since);
+        late.is_some_and(|late| late >= patience)
+    }
+
+    fn consumer(&self) -> Option<&ConsumerId> {
+        match &self.state {
+            State::Leased { consumer, .. } => Some(consumer),
+            State::Waiting { .. } => None,
+        }
+    }
+
+    fn has_ended(&self, now: Instant) -> bool {
+        matches!(&self.state, State::Leased { until, .. } if *until <= now)
+    }
+}
+
+/// Everything in hand, oldest first.
+pub(crate) struct Hand<T> {
+    waiting: BTreeMap<u64, Held<T>>,
+    leased: BTreeMap<u64, Held<T>>,
+    /// When leases end.
+    ends: BTreeSet<(Instant, u64)>,
+}
+
+impl<T> Default for Hand<T> {
+    fn default() -> Self {
+        Self {
+            waiting: BTreeMap::new(),
+            leased: BTreeMap::new(),
+            ends: BTreeSet::new(),
+        }
+    }
+}
+
+/// Who leases, and how.
+pub(crate) struct Terms<'a> {
+    pub(crate) queue: &'a QueueName,
+    pub(crate) consumer: &'a ConsumerId,
+    pub(crate) lease: Duration,
+    pub(crate) max: usize,
+    /// Deliveries after which a message is given up.
+    pub(crate) attempts: u32,
+}
+
+impl<T> Hand<T> {
+    pub(crate) fn add(&mut self, number: u64, held: Held<T>) {
+        self.waiting.insert(number, held);
+    }
+
+    /// Leases what waits here, oldest first, and takes out what has no attempts left.
+    pub(crate) fn lease(
+        &mut self,
+        terms: &Terms<'_>,
+        mut next_number: impl FnMut() -> u64,
+    ) -> (Vec<Delivery>, Vec<Held<T>>) {
+        let now = Instant::now();
+        let mut expired: BTreeSet<u64> = self.expired(now).collect();
+        let (mut deliveries, mut spent) = (Vec::new(), Vec::new());
+        while deliveries.len() < terms.max {
+            let waiting = self.waiting.first_key_value().map(|(number, _)| *number);
+            let Some(number) = waiting.into_iter().chain(expired.first().copied()).min() else {
+                break;
+            };
+            expired.remove(&number);
+            let Some(mut held) = self.remove(number) else {
+                continue;
+            };
+            if held.charged >= terms.attempts {
+                spent.push(held);
+                continue;
+            }
+            held.charged += 1;
+            let fence = next_number();
+            let until = now + terms.lease;
+            held.state = State::Leased {
+                consumer: terms.consumer.clone(),
+                fence,
+                until,
+            };
+            deliveries.push(Delivery {
+                message: held.envelope.message.clone(),
+                receipt: Receipt {
+                    queue: terms.queue.clone(),
+                    number,
+                    fence,
+                },
+                attempt: held.charged,
+                lease: terms.lease,
+            });
+            self.put_back(number, held);
+        }
+        (deliveries, spent)
+    }
+
+    pub(crate) fn get(&self, number: u64) -> Option<&Held<T>> {
+        self.leased
+            .get(&number)
+            .or_else(|| self.waiting.get(&number))
+    }
+
+    /// Takes out the delivery of this receipt, unless it is stale.
+    pub(crate) fn take(&mut self, receipt: &Receipt) -> Option<Held<T>> {
+        self.find(receipt)?;
+        self.remove(receipt.number)
+    }
+
+    /// Puts a message back as it was taken out; a lease goes on.
+    pub(crate) fn put_back(&mut self, number: u64, held: Held<T>) {
+        if let State::Leased { until, .. } = &held.state {
+            self.ends.insert((*until, number));
+            self.leased.insert(number, held);
+        } else {
+            self.waiting.insert(number, held);
+        }
+    }
+
+    /// Puts a delivery back uncharged.
+    pub(crate) fn release(&mut self, number: u64, mut held: Held<T>) {
+        held.charged = held.charged.saturating_sub(1);
+        self.wait(number, held);
+    }
+
+    fn wait(&mut self, number: u64, mut held: Held<T>) {
+        held.state = State::Waiting {
+            since: Instant::now(),
+        };
+        self.waiting.insert(number, held);
+    }
+
+    /// Makes a lease last; false for a stale receipt.
+    pub(crate) fn extend(&mut self, receipt: &Receipt, lease: Duration) -> bool {
+        let Some(mut held) = self.take(receipt) else {
+            return false;
+        };
+        if let State::Leased { until, .. } = &mut held.state {
+            *until = Instant::now() + lease;
+        }
+        self.put_back(receipt.number, held);
+        true
+    }
+
+    /// Takes back what the consumer holds. How many leases had not expired.
+    pub(crate) fn disconnect(&mut self, gone: &ConsumerId) -> u64 {
+        let now = Instant::now();
+        let mut count = 0;
+        for number in self.numbers(|held| held.consumer() == Some(gone)) {
+            if let Some(held) = self.remove(number) {
+                count += u64::from(!held.has_ended(now));
+                self.wait(number, held);
+            }
+        }
+        count
+    }
+
+    /// Takes out everything that waits.
+    pub(crate) fn drain_ready(&mut self) -> Vec<Held<T>> {
+        let now = Instant::now();
+        let expired: Vec<u64> = self.expired(now).collect();
+        let mut ready = std::mem::take(&mut self.waiting);
+        for number in expired {
+            ready.extend(self.remove(number).map(|held| (number, held)));
+        }
+        ready.into_values().collect()
+    }
+
+    /// Takes out what nobody here wants.
+    pub(crate) fn drain_late(&mut self) -> Vec<Held<T>> {
+        let now = Instant::now();
+        self.drain(|held| held.is_late(now))
+    }
+
+    /// Takes out everything.
+    pub(crate) fn drain_all(&mut self) -> Vec<Held<T>> {
+        self.drain(|_| true)
+    }
+
+    /// Takes out what is so.
+    pub(crate) fn drain(&mut self, which: impl Fn(&Held<T>) -> bool) -> Vec<Held<T>> {
+        let found = self.numbers(which);
+        found
+            .into_iter()
+            .filter_map(|number| self.remove(number))
+            .collect()
+    }
+
+    /// How many wait here, and how many are leased.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let expired = self.expired(Instant::now()).count();
+        let (ready, leased) = (self.waiting.len() + expired, self.leased.len() - expired);
+        (ready as u64, leased as u64)
+    }
+
+    /// Everything that is leased.
+    pub(crate) fn leased(&self) -> impl Iterator<Item = &Held<T>> {
+        let now = Instant::now();
+        self.leased
+            .values()
+            .filter(move |held| !held.has_ended(now))
+    }
+
+    /// When the oldest message came.
+    pub(crate) fn oldest(&self) -> Option<Timestamp> {
+        let all = self.waiting.values().chain(self.leased.values());
+        all.map(|held| held.envelope.message.enqueued_at).min()
+    }
+
+    /// Those with something in hand.
+    pub(crate) fn consumers(&self) -> impl Iterator<Item = &ConsumerId> {
+        self.leased.values().filter_map(Held::consumer)
+    }
+
+    /// When the next lease expires.
+    pub(crate) fn next_expiry(&self) -> Option<Instant> {
+        let after = (Instant::now(), u64::MAX);
+        self.ends.range(after..).next().map(|(end, _)| *end)
+    }
+
+    /// Those whose lease has ended, in the order in which they did.
+    fn expired(&self, now: Instant) -> impl Iterator<Item = u64> {
+        let ended = self.ends.range(..=(now, u64::MAX));
+        ended.map(|(_, number)| *number)
+    }
+
+    fn numbers(&self, which: impl Fn(&Held<T>) -> bool) -> Vec<u64> {
+        let all = self.waiting.iter().chain(&self.leased);
+        let found = all.filter(|(_, held)| which(held));
+        found.map(|(number, _)| *number).collect()
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Held<T>> {
+        if let Some(held) = self.waiting.remove(&number) {
+            return Some(held);
+        }
+        let held = self.leased.remove(&number)?;
+        if let State::Leased { until, .. } = &held.state {
+            self.ends.remove(&(*until, number));
+        }
+        Some(held)
+    }
+
+    fn find(&self, receipt: &Receipt) -> Option<&Held<T>> {
+        let held = self.leased.get(&receipt.number)?;
+        match &held.state {
+            State::Leased { fence, .. } if *fence == receipt.fence => Some(held),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Dead letters: a compacted topic, by their ids. One that is dropped or put back is deleted by its key.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::Consumer;
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Message as _, OwnedHeaders};
+use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
+use towpath_core::port::queue::{DeadLetter, Selection};
+use towpath_core::{Error, MessageId, Result, ResultExt};
+
+use crate::envelope::Envelope;
+
+use super::produce::Record;
+use super::queue::Known;
+use super::registrar::To;
+use super::store::Store;
+use super::transaction::{Failed, Transactions};
+use super::{envelope, error};
+
+/// Letters put back or dropped in one transaction.
+const AT_ONCE: usize = 500;
+
+/// How long such a transaction may be open.
+const TRANSACTION: Duration = Duration::from_secs(30);
+
+/// The dead letters that are known of, by where they are in the topic.
+#[derive(Default)]
+pub(super) struct Index {
+    /// Behind the last record that was looked at.
+    next: i64,
+    ids: BTreeMap<i64, MessageId>,
+    places: HashMap<MessageId, i64>,
+}
+
+impl Index {
+    fn note(&mut self, record: &BorrowedMessage<'_>) {
+        self.next = record.offset() + 1;
+        let id = record.key().and_then(|key| std::str::from_utf8(key).ok());
+        let Some(id) = id.and_then(|id| id.parse::<MessageId>().ok()) else {
+            return;
+        };
+        if let Some(at) = self.places.remove(&id) {
+            self.ids.remove(&at);
+        }
+        if record.payload().is_some() {
+            self.places.insert(id, record.offset());
+            self.ids.insert(record.offset(), id);
+        }
+    }
+}
+
+impl Store {
+    /// How many there are.
+    pub(super) async fn count_dead(&self, known: &Known) -> Result<u64> {
+        let mut index = known.dead.lock().await;
+        self.look(known, &mut index).await?;
+        Ok(index.ids.len() as u64)
+    }
+
+    pub(super) async fn dead_letters(
+        &self,
+        known: &Known,
+        after: Option<MessageId>,
+        max: usize,
+    ) -> Result<Vec<DeadLetter>> {
+        let mut index = known.dead.lock().await;
+        self.look(known, &mut index).await?;
+        let after = after.and_then(|after| index.places.get(&after).copied());
+        let from = after.map_or(0, |at| at + 1);
+        let places: Vec<i64> = index
+            .ids
+            .range(from..)
+            .map(|(at, _)| *at)
+            .take(max)
+            .collect();
+        let letters = self.read_letters(known, places).await?;
+        Ok(letters
+            .into_iter()
+            .filter_map(|envelope| {
+                let (reason, died_at) = envelope.death?;
+                Some(DeadLetter {
+                    message: envelope.message,
+                    reason,
+                    history: envelope.errors,
+                    attempts: envelope.attempts,
+                    died_at,
+                    origin: known.name.clone(),
+                })
+            })
+            .collect())
+    }
+
+    pub(super) async fn redrive(&self, known: &Known, selection: &Selection) -> Result<u64> {
+        self.ensure_queue(known).await?;
+        let what = || format!("redrive to `{}`", known.name);
+        self.remove(known, selection, true).await.context(what)
+    }
+
+    pub(super) async fn drop_dead(&self, known: &Known, selection: &Selection) -> Result<u64> {
+        let what = || format!("drop dead letters of `{}`", known.name);
+        let dropped = self.remove(known, selection, false).await.context(what)?;
+        known.tally.dropped.fetch_add(dropped, Ordering::Relaxed);
+        Ok(dropped)
+    }
+
+    /// Deletes those of the selection that are still there, and puts them back into the queue if asked to.
+    async fn remove(&self, known: &Known, selection: &Selection, redrives: bool) -> Result<u64> {
+        let mut index = known.dead.lock().await;
+        self.look(known, &mut index).await?;
+        if index.ids.is_empty() {
+            return Ok(0);
+        }
+        // One operator at a time, of all processes: a second one shuts out the first.
+        let id = format!("{}.operator", known.topic);
+        let transactions = Transactions::start(&self.config, id, TRANSACTION).await?;
+        self.look(known, &mut index).await?;
+        let wanted: Option<HashSet<MessageId>> = match selection {
+            Selection::All => None,
+            Selection::Ids(ids) => Some(ids.iter().copied().collect()),
+        };
+        let chosen = index.ids.iter();
+        let chosen = chosen.filter(|(_, id)| wanted.as_ref().is_none_or(|all| all.contains(id)));
+        let chosen: Vec<i64> = chosen.map(|(at, _)| *at).collect();
+        let mut count = 0;
+        for places in chosen.chunks(AT_ONCE) {
+            let mut letters = self.read_letters(known, places.to_vec()).await?;
+            letters.iter_mut().for_each(Envelope::revive);
+            let keys: Vec<String> = letters
+                .iter()
+                .map(|one| one.message.id.to_string())
+                .collect();
+            let back = letters.iter().filter(|_| redrives).map(|one| Record {
+                topic: &known.topic,
+                partition: None,
+                key: one.message.key.as_deref(),
+                payload: Some(&one.message.payload),
+                headers: envelope::of_queue(one),
+            });
+            let deleted = keys.iter().map(|key| Record {
+                topic: &known.dead_topic,
+                partition: Some(0),
+                key: Some(key),
+                payload: None,
+                headers: OwnedHeaders::new(),
+            });
+            let records: Vec<Record<'_>> = back.chain(deleted).collect();
+            let done = transactions.run(&records, None).await;
+            let places =
+                done.map_err(|failed: Failed| error::of_call("move dead letters", failed.told()))?;
+            count += letters.len() as u64;
+            if redrives && let Some(desk) = known.desk_if_any().await {
+                for place in places.into_iter().take(letters.len()) {
+                    desk.members.note_marked(To::Queue, place);
+                }
+            }
+        }
+        self.look(known, &mut index).await?;
+        Ok(count)
+    }
+
+    /// Takes note of what came since the last look.
+    async fn look(&self, known: &Known, index: &mut Index) -> Result<()> {
+        if self.partitions(&known.dead_topic).await?.is_none() {
+            *index = Index::default();
+            return Ok(());
+        }
+        let (low, end) = self.committed_mark(&known.dead_topic).await?;
+        if index.next < end {
+            let (from, seen) = (index.next.max(low), std::mem::take(index));
+            *index = self.scan(known, (from, end), seen, Index::note).await?;
+            index.next = end;
+        }
+        Ok(())
+    }
+
+    /// The letters at these places, in order.
+    async fn read_letters(&self, known: &Known, places: Vec<i64>) -> Result<Vec<Envelope>> {
+        let (Some(first), Some(last)) = (places.first().copied(), places.last().copied()) else {
+            return Ok(Vec::new());
+        };
+        let (now, wanted) = (self.clock.now(), places.into_iter().collect::<HashSet<_>>());
+        let read = move |letters: &mut Vec<Envelope>, record: &BorrowedMessage<'_>| {
+            if wanted.contains(&record.offset()) {
+                letters.push(envelope::read(record, now));
+            }
+        };
+        self.scan(known, (first, last + 1), Vec::new(), read).await
+    }
+
+    /// Shows each record of a part of the topic to `see`.
+    async fn scan<T: Send + 'static>(
+        &self,
+        known: &Known,
+        (from, end): (i64, i64),
+        mut seen: T,
+        mut see: impl FnMut(&mut T, &BorrowedMessage<'_>) + Send + 'static,
+    ) -> Result<T> {
+        let (topic, timeout) = (known.dead_topic.clone(), self.config.timeout);
+        self.with_reader(move |reader| {
+            let failed = |told| error::of_call(&format!("read `{topic}`"), told);
+            let mut list = TopicPartitionList::new();
+            list.add_partition_offset(&topic, 0, Place::Offset(from))
+                .map_err(failed)?;
+            reader.assign(&list).map_err(failed)?;
+            let mut heard = Instant::now();
+            loop {
+                match reader.poll(Duration::from_millis(100)) {
+                    Some(Ok(record)) => {
+                        heard = Instant::now();
+                        see(&mut seen, &record);
+                        if record.offset() + 1 >= end {
+                            break;
+                        }
+                    }
+                    Some(Err(KafkaError::PartitionEOF(0))) => break,
+                    _ if heard.elapsed() > timeout => {
+                        let text = format!("kafka: nothing of `{topic}` came within {timeout:?}");
+                        return Err(Error::unavailable(text));
+                    }
+                    _ => {}
+                }
+            }
+            reader.unassign().map_err(failed)?;
+            Ok(seen)
+        })
+        .await
+    }
+}

@@ -1,0 +1,83 @@
+//! Ending deliveries: what the consumers of this process say goes to the task that settles.
+
+use std::sync::atomic::Ordering;
+
+use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::{Error, Receipt, Result};
+
+use super::queue::Known;
+use super::registrar::{Job, To};
+use super::retry;
+use super::store::Store;
+
+impl Store {
+    pub(super) async fn settle(
+        &self,
+        known: &Known,
+        settlements: Vec<(usize, Settlement)>,
+    ) -> Vec<(usize, Result<()>)> {
+        let mut outcomes = Vec::with_capacity(settlements.len());
+        let Some(desk) = known.desk_if_any().await else {
+            let all = settlements.iter();
+            return all
+                .map(|(at, one)| (*at, Err(stale(&one.receipt))))
+                .collect();
+        };
+        let (mut places, mut jobs) = (Vec::new(), Vec::new());
+        let attempts = known.attempts();
+        let mut is_released = false;
+        for (at, Settlement { receipt, verdict }) in settlements {
+            let mut shelf = desk.members.ready.shelf();
+            let Some(mut held) = shelf.take(&receipt) else {
+                outcomes.push((at, Err(stale(&receipt))));
+                continue;
+            };
+            let now = self.clock.now();
+            let (to, counter) = match verdict {
+                Verdict::Ack => (To::Gone, Some(&known.tally.acked)),
+                Verdict::Release => {
+                    shelf.release(receipt.number, held);
+                    is_released = true;
+                    outcomes.push((at, Ok(())));
+                    continue;
+                }
+                Verdict::Retry { after, error } if held.charged < attempts => {
+                    held.envelope.note(&error);
+                    let due = now.after(after);
+                    held.envelope.not_before = Some(due);
+                    (retry::place(Some(due), now), Some(&known.tally.retried))
+                }
+                Verdict::Retry { error: reason, .. } | Verdict::DeadLetter { reason } => {
+                    held.envelope.die(&reason, now);
+                    (To::Dead, None)
+                }
+            };
+            drop(shelf);
+            places.push((at, counter));
+            jobs.push(Job {
+                number: receipt.number,
+                held,
+                to,
+            });
+        }
+        if is_released {
+            desk.members.ready.wake();
+            desk.ready.count();
+        }
+        for ((at, counter), outcome) in places.into_iter().zip(desk.ready.settle(jobs).await) {
+            if let (Ok(()), Some(counter)) = (&outcome, counter) {
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
+            outcomes.push((at, outcome));
+        }
+        outcomes
+    }
+}
+
+/// The refusal of a receipt whose delivery is not in hand any more.
+pub(super) fn stale(receipt: &Receipt) -> Error {
+    Error::conflict(format!(
+        "the lease of message number {} of `{}` had expired, and the message went on",
+        receipt.number, receipt.queue
+    ))
+}

@@ -26,6 +26,9 @@ const AT_ONCE: usize = 500;
 /// How long such a transaction may be open.
 const TRANSACTION: Duration = Duration::from_secs(30);
 
+/// How long what this process put there may take to be seen.
+const SEEN_WITHIN: Duration = Duration::from_secs(2);
+
 /// The dead letters that are known of, by where they are in the topic.
 #[derive(Default)]
 pub(super) struct Index {
@@ -151,9 +154,13 @@ impl Store {
             let places =
                 done.map_err(|failed: Failed| error::of_call("move dead letters", failed.told()))?;
             count += letters.len() as u64;
-            if redrives && let Some(desk) = known.desk_if_any().await {
-                for place in places.into_iter().take(letters.len()) {
-                    desk.members.note_marked(To::Queue, place);
+            let back = if redrives { letters.len() } else { 0 };
+            for (_, at) in &places[back..] {
+                known.note_dead(*at);
+            }
+            if let Some(desk) = known.desk_if_any().await {
+                for place in &places[..back] {
+                    desk.members.note_marked(To::Queue, *place);
                 }
             }
         }
@@ -167,7 +174,15 @@ impl Store {
             *index = Index::default();
             return Ok(());
         }
-        let (low, end) = self.committed_mark(&known.dead_topic).await?;
+        let asked = Instant::now();
+        let (low, end) = loop {
+            let (low, end) = self.committed_mark(&known.dead_topic).await?;
+            // The marks that end a transaction are written a moment after it has ended.
+            if end >= known.dead_end.load(Ordering::Acquire) || asked.elapsed() > SEEN_WITHIN {
+                break (low, end);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
         if index.next < end {
             let (from, seen) = (index.next.max(low), std::mem::take(index));
             *index = self.scan(known, (from, end), seen, Index::note).await?;

@@ -1,6 +1,7 @@
 //! The queue port: a topic with a group of the same name, one for what comes later, one for dead letters.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub(super) struct Known {
     settings: Mutex<Settings>,
     pub(super) desk: tokio::sync::Mutex<Option<Arc<Desk>>>,
     pub(super) dead: tokio::sync::Mutex<dead::Index>,
+    /// Behind the newest record that this process wrote there.
+    pub(super) dead_end: AtomicI64,
     pub(super) tally: Tally,
 }
 
@@ -48,6 +51,7 @@ impl Known {
             settings: Mutex::default(),
             desk: tokio::sync::Mutex::default(),
             dead: tokio::sync::Mutex::default(),
+            dead_end: AtomicI64::new(0),
             tally: Tally::default(),
         }
     }
@@ -64,6 +68,11 @@ impl Known {
     /// Our desk at it, if there is one.
     pub(super) async fn desk_if_any(&self) -> Option<Arc<Desk>> {
         self.desk.lock().await.clone()
+    }
+
+    /// Notes what this process wrote to the dead letters.
+    pub(super) fn note_dead(&self, at: i64) {
+        self.dead_end.fetch_max(at + 1, Ordering::AcqRel);
     }
 
     pub(super) fn attempts(&self) -> u32 {

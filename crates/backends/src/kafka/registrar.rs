@@ -375,7 +375,10 @@ impl<S: Bench> Office<S> {
         match done.await {
             Ok(places) => {
                 for ((to, ..), place) in envelopes.iter().zip(places) {
-                    self.members.note_marked(*to, place);
+                    match to {
+                        To::Dead => known.note_dead(place.1),
+                        _ => self.members.note_marked(*to, place),
+                    }
                 }
                 Ok(())
             }

@@ -1,5 +1,7 @@
 //! What Kafka promises beyond the ports: a node that dies, partitions that move, records of others.
 
+mod queue;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,6 +29,15 @@ pub(crate) fn promises() -> Vec<Own> {
         }),
         ("records_of_others_are_read_and_ours_by_others", || {
             Box::pin(records_of_others_are_read_and_ours_by_others())
+        }),
+        ("processes_share_a_queue_and_take_over_what_is_left", || {
+            Box::pin(queue::processes_share_a_queue_and_take_over_what_is_left())
+        }),
+        ("a_queue_outlives_its_broker", || {
+            Box::pin(queue::a_queue_outlives_its_broker())
+        }),
+        ("messages_of_others_are_delivered", || {
+            Box::pin(queue::messages_of_others_are_delivered())
         }),
         ("a_broker_that_is_away_is_said_to_be", || {
             Box::pin(a_broker_that_is_away_is_said_to_be())

@@ -1,13 +1,11 @@
 //! Storage drivers, one folder each. [`BACKENDS`] is the only list of them.
 
 mod baseline;
+#[cfg(any(feature = "kafka", feature = "rabbitmq"))]
+mod broker;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "redis"))]
 mod duration;
 pub mod embedded;
-#[cfg(any(feature = "kafka", feature = "rabbitmq"))]
-mod envelope;
-#[cfg(any(feature = "kafka", feature = "rabbitmq"))]
-mod hand;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 #[cfg(feature = "postgres")]
@@ -22,8 +20,6 @@ mod reference_test;
 mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
-#[cfg(any(feature = "kafka", feature = "rabbitmq"))]
-mod tally;
 
 use std::sync::Arc;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rdkafka::message::{BorrowedMessage, Message as _};
 use towpath_core::{ConsumerId, Delivery, Receipt, Timestamp};
 
-use crate::hand::{self, Hand, Terms};
+use crate::broker::hand::{self, Hand, Terms};
 
 use super::envelope;
 use super::lane::Lane;

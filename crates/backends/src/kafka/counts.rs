@@ -7,7 +7,7 @@ use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
 use towpath_core::Result;
 use towpath_core::port::queue::Stats;
 
-use crate::tally::Tally;
+use crate::broker::tally::Tally;
 
 use super::bench::{Bench, Held};
 use super::lease::LET_IN;

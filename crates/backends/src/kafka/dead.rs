@@ -11,7 +11,7 @@ use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
 use towpath_core::port::queue::{DeadLetter, Selection};
 use towpath_core::{Error, MessageId, Result, ResultExt};
 
-use crate::envelope::Envelope;
+use crate::broker::envelope::Envelope;
 
 use super::produce::Record;
 use super::queue::Known;

@@ -5,7 +5,7 @@ use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, Owne
 use towpath_core::port::stream::check_entry;
 use towpath_core::{Error, Headers, Message, MessageId, NewMessage, Result, Timestamp};
 
-use crate::envelope::{Envelope, OURS, check_names};
+use crate::broker::envelope::{Envelope, OURS, check_names};
 
 /// The message's id.
 const ID: &str = "towpath-id";

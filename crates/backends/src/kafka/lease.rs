@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use towpath_core::port::queue::LeaseRequest;
 use towpath_core::{Delivery, Result};
 
-use crate::hand::{SPENT, Terms};
+use crate::broker::hand::{SPENT, Terms};
 
 use super::bench::{Held, Ready};
 use super::desk::Desk;

@@ -14,8 +14,8 @@ use towpath_core::{
     ConsumerId, Delivery, Error, MessageId, NewMessage, QueueName, Receipt, Result, ResultExt,
 };
 
-use crate::envelope::Envelope;
-use crate::tally::Tally;
+use crate::broker::envelope::Envelope;
+use crate::broker::tally::Tally;
 
 use super::desk::Desk;
 use super::produce::Record;

@@ -9,7 +9,7 @@ use lapin::types::FieldTable;
 use towpath_core::port::queue::{DeadLetter, Selection};
 use towpath_core::{MessageId, Result, ResultExt};
 
-use crate::envelope::Envelope;
+use crate::broker::envelope::Envelope;
 
 use super::envelope;
 use super::incoming::Incoming;

@@ -6,7 +6,7 @@ use lapin::types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString};
 use towpath_core::message::header::CONTENT_TYPE;
 use towpath_core::{Headers, Message, MessageId, Timestamp};
 
-use crate::envelope::{Envelope, OURS};
+use crate::broker::envelope::{Envelope, OURS};
 
 /// Deliveries before the message was published here.
 const ATTEMPTS: &str = "towpath-attempts";

@@ -31,7 +31,7 @@ pub(super) struct Arrival {
 }
 
 /// A message in hand.
-pub(super) type Held = crate::hand::Held<Arrival>;
+pub(super) type Held = crate::broker::hand::Held<Arrival>;
 
 /// How one message is settled.
 pub(super) struct Ticket {

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use towpath_core::port::queue::LeaseRequest;
 use towpath_core::{Delivery, QueueName, Result};
 
-use crate::hand::{SPENT, Terms};
+use crate::broker::hand::{SPENT, Terms};
 
 use super::envelope::{self, returns};
 use super::incoming::{self, Held, Incoming, Ticket};

@@ -19,7 +19,7 @@ use towpath_core::port::Routes;
 use towpath_core::port::routes::{Binding, Publication, matches};
 use towpath_core::{Error, ExchangeName, QueueName, Result, ResultExt};
 
-use crate::envelope::Envelope;
+use crate::broker::envelope::Envelope;
 
 use super::envelope;
 use super::error;

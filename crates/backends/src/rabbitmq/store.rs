@@ -14,8 +14,8 @@ use towpath_core::port::routes::Binding;
 use towpath_core::{Clock, ConsumerId, Error, QueueName, Result};
 use tracing::warn;
 
-use crate::hand::Hand;
-use crate::tally::Tally;
+use crate::broker::hand::Hand;
+use crate::broker::tally::Tally;
 
 use super::config::Config;
 use super::envelope;

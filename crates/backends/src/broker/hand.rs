@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use towpath_core::{ConsumerId, Delivery, QueueName, Receipt, Timestamp};
 
-use crate::envelope::Envelope;
+use crate::broker::envelope::Envelope;
 
 /// How long a message may wait here for a consumer of this process before others may have it.
 const PATIENCE: Duration = Duration::from_secs(1);

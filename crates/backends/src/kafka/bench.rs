@@ -147,10 +147,10 @@ impl Lanes {
         self.all.keys().copied().collect()
     }
 
-    fn is_full(&self, partition: i32, limit: usize) -> bool {
-        let lane = self.all.get(&partition);
+    fn fullness(&self, partition: i32, limit: usize) -> usize {
+        let lane = self.all.get(&partition).map_or(0, Lane::fullness);
         let bytes = self.bytes.get(&partition).copied().unwrap_or(0);
-        bytes >= limit || lane.is_some_and(Lane::is_full)
+        lane.max(bytes * 100 / limit)
     }
 }
 
@@ -233,8 +233,8 @@ impl Shelf for Ready {
         self.lanes.partitions()
     }
 
-    fn is_full(&self, partition: i32) -> bool {
-        self.lanes.is_full(partition, FULL_BYTES)
+    fn fullness(&self, partition: i32) -> usize {
+        self.lanes.fullness(partition, FULL_BYTES)
     }
 }
 
@@ -317,8 +317,8 @@ impl Shelf for Later {
         self.lanes.partitions()
     }
 
-    fn is_full(&self, partition: i32) -> bool {
-        self.lanes.is_full(partition, FULL_BYTES_LATER)
+    fn fullness(&self, partition: i32) -> usize {
+        self.lanes.fullness(partition, FULL_BYTES_LATER)
     }
 }
 

@@ -213,8 +213,9 @@ impl Shelf for Entries {
         self.partitions.keys().copied().collect()
     }
 
-    fn is_full(&self, _: i32) -> bool {
-        self.bytes >= FULL_BYTES || self.waiting() >= FULL
+    fn fullness(&self, _: i32) -> usize {
+        let bytes = self.bytes * 100 / FULL_BYTES;
+        bytes.max(self.waiting() * 100 / FULL)
     }
 }
 

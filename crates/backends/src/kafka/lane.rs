@@ -102,8 +102,10 @@ impl Lane {
         open.unwrap_or(self.reach.next)
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.reach.next - self.position() >= FULL
+    /// In percent.
+    pub(super) fn fullness(&self) -> usize {
+        let open = self.reach.next - self.position();
+        usize::try_from(open * 100 / FULL).unwrap_or(0)
     }
 
     /// What is known from the position on.
@@ -229,7 +231,7 @@ mod tests {
         for at in 0..12_000 {
             lane.add(at);
         }
-        assert!(lane.is_full());
+        assert!(lane.fullness() >= 100);
         for at in (1..12_000).step_by(2) {
             lane.settle(at);
         }

@@ -27,6 +27,9 @@ use super::store::{Marks, blocking};
 /// How long the thread waits for a record before it looks whether it shall end.
 const POLL: Duration = Duration::from_millis(100);
 
+/// The same while a partition is full: what was taken makes room.
+const POLL_PAUSED: Duration = Duration::from_millis(5);
+
 /// Records taken over before those who wait are woken.
 const CHUNK: usize = 1_000;
 
@@ -48,8 +51,8 @@ pub(super) trait Shelf: Default + Send + 'static {
     fn reach(&mut self, partition: i32) -> Option<&mut Reach>;
     /// Those that are ours.
     fn partitions(&self) -> Vec<i32>;
-    /// Whether no more of it is fetched for now.
-    fn is_full(&self, partition: i32) -> bool;
+    /// How full it is of this partition, in percent: at 100 no more is fetched, below 50 again.
+    fn fullness(&self, partition: i32) -> usize;
 }
 
 /// How far a partition was fetched.
@@ -188,6 +191,9 @@ impl<S: Shelf> Member<S> {
             .set("session.timeout.ms", "6000")
             .set("heartbeat.interval.ms", "2000")
             .set("fetch.wait.max.ms", "100")
+            // What the client holds besides the shelf, and how long it pauses when that is full.
+            .set("queued.max.messages.kbytes", "16384")
+            .set("fetch.queue.backoff.ms", "10")
             .create_with_context(watch)
             .map_err(failed)?;
         consumer.subscribe(&[topic]).map_err(failed)?;
@@ -260,7 +266,7 @@ impl<S: Shelf> Member<S> {
             let ours = shelf.partitions().into_iter();
             let mut ours = ours.filter_map(|one| Some((one, high(marks, one)?)));
             ours.any(|(partition, high)| {
-                let full = shelf.is_full(partition);
+                let full = shelf.fullness(partition) >= 50;
                 let reach = shelf.reach(partition).copied().unwrap_or_default();
                 let missing = match strictly {
                     true => reach.surely_missing(high),
@@ -354,7 +360,8 @@ fn fetch<S: Shelf>(
 ) {
     let mut paused = BTreeSet::new();
     while !shared.ending.load(Ordering::Acquire) {
-        let mut next = consumer.poll(POLL);
+        let wait = if paused.is_empty() { POLL } else { POLL_PAUSED };
+        let mut next = consumer.poll(wait);
         let mut came = 0;
         while let Some(polled) = next {
             came += 1;
@@ -392,19 +399,19 @@ fn hold_up<S: Shelf>(
     let ours = shelf.partitions();
     paused.retain(|partition| ours.contains(partition));
     for partition in ours {
-        let is_full = shelf.is_full(partition);
-        if is_full == paused.contains(&partition) {
+        let (is_full, fullness) = (paused.contains(&partition), shelf.fullness(partition));
+        if is_full && fullness >= 50 || !is_full && fullness < 100 {
             continue;
         }
         let mut list = TopicPartitionList::new();
         list.add_partition(topic, partition);
         let changed = match is_full {
-            true => consumer.pause(&list),
-            false => consumer.resume(&list),
+            true => consumer.resume(&list),
+            false => consumer.pause(&list),
         };
         match changed {
-            Ok(()) if is_full => _ = paused.insert(partition),
-            Ok(()) => _ = paused.remove(&partition),
+            Ok(()) if is_full => _ = paused.remove(&partition),
+            Ok(()) => _ = paused.insert(partition),
             Err(told) => debug!(%told, "kafka consumer"),
         }
     }

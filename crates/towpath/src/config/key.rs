@@ -316,6 +316,20 @@ const BASE: &[Key] = &[
         "What the file and stdout sinks write: `<time> | <message>`, escaped, or the message as it is.",
     ),
     key(
+        "ingest.worker.rotate_size",
+        Kind::Size(KIB, 1024 * GIB),
+        None,
+        &[],
+        "Size that the output file does not grow over: it is renamed to `<output>.<time>` and a new one begun; without it any size.",
+    ),
+    key(
+        "ingest.worker.rotate_every",
+        Kind::Duration(SECOND, 366 * 24 * HOUR),
+        None,
+        &[],
+        "Span of time that one output file holds, counted from midnight UTC of 1970: `24h` is one a day; without it any time.",
+    ),
+    key(
         "ingest.worker.batch",
         Kind::Integer(1, 10_000),
         Some("100"),

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::key::{HOUR, KIB, Key, MIB, MINUTE, SECOND, key};
-use super::model::{Values, backend_url};
+use super::key::{GIB, HOUR, KIB, Key, MIB, MINUTE, SECOND, key};
+use super::model::{Values, backend_url, rotation};
 use super::{Kind, Secret, kind};
 use crate::apps::lines::Start;
+use crate::sink::Rotation;
 
 /// The keys of the lines app.
 pub(super) const KEYS: &[Key] = &[
@@ -39,6 +40,27 @@ pub(super) const KEYS: &[Key] = &[
         "File that the writer appends to; without it `output.txt` beside the input.",
     ),
     key(
+        "lines.rotate_size",
+        Kind::Size(KIB, 1024 * GIB),
+        None,
+        &[],
+        "Size that the output does not grow over: it is renamed to `<output>.<time>` and a new one begun; without it any size.",
+    ),
+    key(
+        "lines.rotate_every",
+        Kind::Duration(SECOND, 366 * 24 * HOUR),
+        None,
+        &[],
+        "Span of time that one output holds, counted from midnight UTC of 1970: `24h` is one a day; without it any time.",
+    ),
+    key(
+        "lines.fsync",
+        Kind::Choice(&["always", "never"]),
+        Some("always"),
+        &[],
+        "Whether the output is synced before its entries are finished; with `never` the last seconds of it go with a power cut.",
+    ),
+    key(
         "lines.start",
         Kind::Choice(&["beginning", "end"]),
         Some("beginning"),
@@ -65,6 +87,13 @@ pub(super) const KEYS: &[Key] = &[
         Some("1000"),
         &[],
         "Most lines in one step, of the reader and of the writer.",
+    ),
+    key(
+        "lines.linger",
+        Kind::Duration(0, MINUTE),
+        Some("0s"),
+        &[],
+        "How long the reader waits for more when the first line comes after a pause, so that lines gather in one step.",
     ),
     key(
         "lines.poll",
@@ -115,10 +144,13 @@ pub struct Lines {
     pub inputs: Vec<String>,
     pub stream: String,
     pub output: Option<PathBuf>,
+    pub rotation: Rotation,
+    pub fsync: bool,
     pub start: Start,
     pub max_line: usize,
     pub quiet: Option<Duration>,
     pub batch: usize,
+    pub linger: Duration,
     pub poll: Duration,
     pub group: String,
     pub consumer: Option<String>,
@@ -134,6 +166,8 @@ impl Lines {
             inputs: kind::strings(&values.text("lines.inputs")).unwrap_or_default(),
             stream: values.text("lines.stream"),
             output: values.optional("lines.output").map(PathBuf::from),
+            rotation: rotation(values, "lines"),
+            fsync: values.text("lines.fsync") == "always",
             start: match values.text("lines.start").as_str() {
                 "end" => Start::End,
                 _ => Start::Beginning,
@@ -143,6 +177,7 @@ impl Lines {
                 .optional("lines.quiet")
                 .and_then(|text| kind::duration(&text)),
             batch: values.count("lines.batch"),
+            linger: values.duration("lines.linger"),
             poll: values.duration("lines.poll"),
             group: values.text("lines.group"),
             consumer: values.optional("lines.consumer"),

@@ -11,7 +11,7 @@ use super::lines::Lines;
 use super::load::Setting;
 use super::orders::Orders;
 use super::{Accounts, Fleet, Secret, kind};
-use crate::sink::LineFormat;
+use crate::sink::{LineFormat, Rotation};
 
 /// Where the ingest worker delivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +73,7 @@ pub struct Config {
     pub sink: SinkKind,
     pub output: Option<PathBuf>,
     pub format: LineFormat,
+    pub rotation: Rotation,
     pub batch: usize,
     pub concurrency: usize,
     pub lease: Duration,
@@ -119,6 +120,15 @@ impl Values<'_> {
 
     pub(super) fn size(&self, path: &str) -> u64 {
         kind::size(&self.text(path)).unwrap_or_default()
+    }
+}
+
+/// When an output file gives way to a new one.
+pub(super) fn rotation(values: &Values<'_>, section: &str) -> Rotation {
+    let value = |name| values.optional(&format!("{section}.{name}"));
+    Rotation {
+        size: value("rotate_size").and_then(|text| kind::size(&text)),
+        every: value("rotate_every").and_then(|text| kind::duration(&text)),
     }
 }
 
@@ -201,6 +211,7 @@ impl Config {
                 "raw" => LineFormat::Raw,
                 _ => LineFormat::Stamped,
             },
+            rotation: rotation(&values, "ingest.worker"),
             batch: values.count("ingest.worker.batch"),
             concurrency: values.count("ingest.worker.concurrency"),
             lease: values.duration("ingest.worker.lease"),

@@ -11,7 +11,7 @@ use towpath_core::port::queue::Settlement;
 use towpath_core::{Delivery, Receipt, Result};
 
 pub use queue::QueueInlet;
-pub use stream::{DeadLetters, Place, StreamInlet};
+pub use stream::{Place, StreamInlet};
 
 /// Where the pump leases work and settles it, for one consumer.
 #[async_trait]

@@ -13,7 +13,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::Instant;
-use towpath_core::backend::Backend;
 use towpath_core::port::Queue;
 use towpath_core::port::queue::{Settlement, Verdict};
 use towpath_core::port::stream::{Entry, Offset, ReadRequest, Start, Stream};
@@ -34,7 +33,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// One consumer of one group.
 pub struct StreamInlet {
     stream: Arc<dyn Stream>,
-    dead_letters: DeadLetters,
+    dead_letters: Arc<dyn Queue>,
     place: Place,
     claim_after: Duration,
     done: Counter,
@@ -50,48 +49,8 @@ pub struct Place {
     pub group: GroupName,
     /// The consumer. A new process of the same name takes over what the old one held.
     pub consumer: ConsumerId,
-    /// The queue of entries that were given up, or the stream where there are no queues.
+    /// The queue of entries that were given up.
     pub dead: QueueName,
-}
-
-/// Where poison entries go.
-#[derive(Clone)]
-pub enum DeadLetters {
-    /// Into a queue.
-    Queue(Arc<dyn Queue>),
-    /// Into another stream, on a backend without queues.
-    Stream(Arc<dyn Stream>),
-}
-
-impl DeadLetters {
-    /// Where this backend keeps them.
-    ///
-    /// # Errors
-    /// `Unsupported` when it has neither queues nor streams.
-    pub fn of(backend: &Backend) -> Result<Self> {
-        match &backend.queue {
-            Some(queue) => Ok(Self::Queue(Arc::clone(queue))),
-            None => backend.require_stream("dead letters").map(Self::Stream),
-        }
-    }
-
-    async fn keep(&self, name: &QueueName, message: NewMessage) -> Result<()> {
-        match self {
-            Self::Queue(queue) => {
-                let outcomes = queue.enqueue(name, vec![message]).await?;
-                outcomes
-                    .into_iter()
-                    .try_for_each(|outcome| outcome.map(drop))
-            }
-            Self::Stream(stream) => {
-                let name = StreamName::new(name.as_str())?;
-                let outcomes = stream.append(&name, vec![message]).await?;
-                outcomes
-                    .into_iter()
-                    .try_for_each(|outcome| outcome.map(drop))
-            }
-        }
-    }
 }
 
 #[derive(Default)]
@@ -111,7 +70,7 @@ impl StreamInlet {
     /// A consumer that takes over entries which others have held for `claim_after`. Finished ones are counted in `done`.
     pub fn new(
         stream: Arc<dyn Stream>,
-        dead_letters: DeadLetters,
+        dead_letters: Arc<dyn Queue>,
         place: Place,
         claim_after: Duration,
         done: Counter,
@@ -214,7 +173,9 @@ impl StreamInlet {
         message.id = MessageId::new();
         message.headers = entry.message.headers.clone();
         message.headers.set("reason", reason);
-        self.dead_letters.keep(&self.place.dead, message).await
+        let outcomes = self.dead_letters.enqueue(&self.place.dead, vec![message]);
+        let mut outcomes = outcomes.await?.into_iter();
+        outcomes.try_for_each(|outcome| outcome.map(drop))
     }
 }
 

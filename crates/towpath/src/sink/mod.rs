@@ -11,7 +11,7 @@ mod webhook;
 
 pub use command::{CommandSink, VARIABLE_PREFIX};
 pub use escape::{escape, unescape};
-pub use file::FileSink;
+pub use file::{FileSink, Rotation};
 pub use line::LineFormat;
 pub use stdout::LineSink;
 pub use webhook::WebhookSink;

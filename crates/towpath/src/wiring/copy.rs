@@ -11,7 +11,7 @@ use towpath_core::{ConsumerId, GroupName, MessageId, QueueName, Result, StreamNa
 
 use super::backends::{clock, open};
 use crate::apps::lines::{Reader, Settings, Start};
-use crate::inlet::{DeadLetters, Place, StreamInlet};
+use crate::inlet::{Place, StreamInlet};
 use crate::pump::Pump;
 use crate::sink::{FileSink, LineFormat};
 use crate::source::Limits;
@@ -67,6 +67,7 @@ impl Copy {
                     bytes: BYTES,
                     quiet: Some(Duration::ZERO),
                 },
+                linger: Duration::ZERO,
                 poll: TELL,
             },
             positions: backend.require_positions("lines copy")?,
@@ -80,7 +81,7 @@ impl Copy {
             consumer: ConsumerId::unique("copy")?,
             dead,
         };
-        let dead_letters = DeadLetters::of(&backend)?;
+        let dead_letters = backend.require_queue("lines copy")?;
         let minute = Duration::from_secs(60);
         let inlet = StreamInlet::new(
             Arc::clone(&stream),

@@ -167,7 +167,10 @@ fn secrets(config: &Config) -> Vec<String> {
 
 fn sink(config: &Config, clock: &Arc<dyn Clock>) -> Result<Arc<dyn Sink>> {
     Ok(match config.sink {
-        SinkKind::File => Arc::new(FileSink::new(config.output_path(), config.format)),
+        SinkKind::File => {
+            let sink = FileSink::new(config.output_path(), config.format);
+            Arc::new(sink.rotating(config.rotation))
+        }
         SinkKind::Stdout => Arc::new(LineSink::new(std::io::stdout(), config.format)),
         SinkKind::Command => Arc::new(CommandSink::new(
             config.command.clone(),

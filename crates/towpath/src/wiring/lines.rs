@@ -15,7 +15,7 @@ use super::process::Process;
 use super::public::Public;
 use crate::apps::lines::{Reader, Settings, routes};
 use crate::config::Lines as Config;
-use crate::inlet::{DeadLetters, Inlet, Place, StreamInlet};
+use crate::inlet::{Inlet, Place, StreamInlet};
 use crate::pump::Pump;
 use crate::sink::{FileSink, LineFormat};
 use crate::source::Limits;
@@ -102,6 +102,7 @@ impl Lines {
                 bytes: CHUNK_BYTES,
                 quiet: config.quiet,
             },
+            linger: config.linger,
             poll: config.poll,
         };
         let reader = Reader {
@@ -146,8 +147,11 @@ impl Lines {
             dead: self.dead.clone(),
         };
         process.health.set(WRITER, None);
-        let sink = Arc::new(FileSink::new(output, LineFormat::Raw));
-        let dead = DeadLetters::of(&self.backend)?;
+        let sink = FileSink::new(output, LineFormat::Raw)
+            .rotating(config.rotation)
+            .synced(config.fsync);
+        let sink = Arc::new(sink);
+        let dead = self.backend.require_queue(WRITER)?;
         let metrics = PumpMetrics::new(
             &process.metrics,
             self.name.as_str(),

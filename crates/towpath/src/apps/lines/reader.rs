@@ -44,6 +44,8 @@ pub struct Settings {
     pub start: Start,
     /// Bounds of a batch.
     pub limits: Limits,
+    /// How long more is waited for after a pause.
+    pub linger: Duration,
     /// How often a file is looked at that has nothing new.
     pub poll: Duration,
 }
@@ -173,7 +175,10 @@ impl Reader {
                     attempt = 0;
                     self.health.set(self.role, None);
                     tokio::select! {
-                        () = wake.changed() => {}
+                        () = wake.changed() => tokio::select! {
+                            () = tokio::time::sleep(self.settings.linger) => {}
+                            () = stop.requested() => {}
+                        },
                         () = tokio::time::sleep(self.settings.poll) => {}
                         () = stop.requested() => {}
                     }

@@ -35,6 +35,8 @@ pub(super) struct Journal {
     length: u64,
     /// Whether damage was found that is still in the file.
     damaged: bool,
+    /// Whether what is announced is on the disk.
+    pub(super) is_synced: bool,
     recent: VecDeque<MessageId>,
     known: HashSet<MessageId>,
 }
@@ -46,6 +48,7 @@ impl Journal {
             file: None,
             length: 0,
             damaged: false,
+            is_synced: true,
             recent: VecDeque::new(),
             known: HashSet::new(),
         }
@@ -165,7 +168,12 @@ impl Journal {
 
     /// Announces an append, durably.
     pub(super) fn announce(&mut self, intent: &Intent) -> io::Result<()> {
-        self.append(&encode(intent), File::sync_data)
+        let sync = if self.is_synced {
+            File::sync_data
+        } else {
+            |_: &File| Ok(())
+        };
+        self.append(&encode(intent), sync)
     }
 
     fn append(&mut self, bytes: &[u8], sync: fn(&File) -> io::Result<()>) -> io::Result<()> {

@@ -14,6 +14,7 @@ mod journal;
 mod lock;
 mod output;
 mod record;
+mod rotation;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,7 @@ use towpath_core::port::sink::Outcome;
 use towpath_core::{Delivery, Error, MessageId, Result};
 
 use self::output::Output;
+pub use self::rotation::Rotation;
 use super::line::LineFormat;
 
 /// How long the disk may take for a batch before it is given back.
@@ -56,6 +58,26 @@ impl FileSink {
             output: Arc::new(Mutex::new(Output::new(path))),
             format,
         }
+    }
+
+    /// Begins new outputs as `rotation` says.
+    #[must_use]
+    pub fn rotating(self, rotation: Rotation) -> Self {
+        self.with(|output| output.rotation = rotation)
+    }
+
+    /// Whether a batch is on the disk, and not only with the system, before it is done. It is unless told otherwise.
+    #[must_use]
+    pub fn synced(self, is_synced: bool) -> Self {
+        self.with(|output| output.set_synced(is_synced))
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Output)) -> Self {
+        // Nobody else has it before it is used.
+        if let Some(output) = Arc::get_mut(&mut self.output) {
+            change(output.get_mut());
+        }
+        self
     }
 
     /// Where the journal of an output is.

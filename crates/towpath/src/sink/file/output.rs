@@ -12,6 +12,7 @@ use super::folder::{make_parent, sync_parent};
 use super::journal::Journal;
 use super::lock::{identity, lock};
 use super::record::Intent;
+use super::rotation::{Rotation, kept_as};
 
 /// An output and its journal.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub(super) struct Output {
     path: PathBuf,
     journal: Journal,
     file: Option<File>,
+    pub(super) rotation: Rotation,
+    is_synced: bool,
 }
 
 /// The path of the journal beside an output.
@@ -34,7 +37,15 @@ impl Output {
             journal: Journal::new(journal_of(&path)),
             path,
             file: None,
+            rotation: Rotation::default(),
+            is_synced: true,
         }
+    }
+
+    /// Whether files are synced.
+    pub(super) fn set_synced(&mut self, is_synced: bool) {
+        self.is_synced = is_synced;
+        self.journal.is_synced = is_synced;
     }
 
     /// Closes the files, which gives their locks free.
@@ -61,6 +72,11 @@ impl Output {
         lock(&file, &self.path)?;
         if let Some(intent) = pending {
             self.settle(&mut file, &intent)?;
+        }
+        if self.rotate(&file, lines)? {
+            flock(&file, FlockOperation::Unlock)?;
+            file = self.current(Some(file))?;
+            lock(&file, &self.path)?;
         }
         self.append(&mut file, lines)?;
         flock(&file, FlockOperation::Unlock)?;
@@ -93,6 +109,28 @@ impl Output {
         Ok(file)
     }
 
+    /// Lets the file go by another name when it is full or its time is over.
+    fn rotate(&self, file: &File, lines: &[(MessageId, Vec<u8>)]) -> io::Result<bool> {
+        let new = lines.iter().filter(|(id, _)| !self.journal.knows(id));
+        let adding: usize = new.map(|(_, line)| line.len()).sum();
+        if self.rotation.is_never() || adding == 0 {
+            return Ok(false);
+        }
+        let (there, now) = (file.metadata()?, jiff::Timestamp::now());
+        let written = there.modified()?.try_into().unwrap_or(now);
+        if !self
+            .rotation
+            .is_due(there.len(), written, adding as u64, now)
+        {
+            return Ok(false);
+        }
+        let kept = kept_as(&self.path, now);
+        tracing::info!(output = %self.path.display(), kept = %kept.display(), "a new output begins");
+        fs::rename(&self.path, &kept)?;
+        sync_parent(&self.path)?;
+        Ok(true)
+    }
+
     fn append(&mut self, file: &mut File, lines: &[(MessageId, Vec<u8>)]) -> io::Result<()> {
         let mut intent = Intent::default();
         let mut in_batch = HashSet::new();
@@ -112,7 +150,10 @@ impl Output {
             intent.text.insert(0, b'\n');
         }
         self.journal.announce(&intent)?;
-        if let Err(error) = file.write_all(&intent.text).and_then(|()| file.sync_data()) {
+        let written = file.write_all(&intent.text);
+        let is_synced = self.is_synced;
+        let sync = |()| if is_synced { file.sync_data() } else { Ok(()) };
+        if let Err(error) = written.and_then(sync) {
             // A write that fails leaves the file as it was.
             if is_prefix(file, &intent)? {
                 file.set_len(intent.start)?;

@@ -468,3 +468,67 @@ fn a_journal_of_every_version_is_read() {
         .collect();
     assert_eq!(known, [true, true, false, false]);
 }
+
+/// The outputs of before in the order of their names, and the current one.
+fn outputs(folder: &Path) -> Vec<String> {
+    let mut paths: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| !path.to_string_lossy().contains("journal"))
+        .collect();
+    paths.sort();
+    // The current one has the shortest name and sorts first.
+    paths.rotate_left(1);
+    let read = paths.iter().map(|path| fs::read_to_string(path).unwrap());
+    read.collect()
+}
+
+#[tokio::test]
+async fn a_full_output_gives_way_and_no_line_is_lost_or_doubled() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let small = Rotation {
+        size: Some(40),
+        every: None,
+    };
+    // Two workers that share it: each sees when the other one rotated.
+    let workers = [(); 2].map(|()| FileSink::new(&output, LineFormat::Raw).rotating(small));
+    let mut last = None;
+    for number in 0..30 {
+        let batch = [delivery(format!("line {number:03}"))];
+        let worker = &workers[number % 2];
+        assert_eq!(worker.deliver(&batch).await.unwrap(), [Outcome::Done]);
+        if let Some(before) = last.replace(batch) {
+            // What comes again is known, also where the file that it is in has another name now.
+            worker.deliver(&before).await.unwrap();
+        }
+    }
+    let all = outputs(folder.path());
+    assert!(all.iter().all(|one| one.len() <= 40), "{all:?}");
+    assert_eq!(all.len(), 8, "four lines of nine bytes each");
+    let expected: String = (0..30)
+        .map(|number| format!("line {number:03}\n"))
+        .collect();
+    assert_eq!(all.concat(), expected);
+}
+
+#[tokio::test]
+async fn a_crash_before_the_new_output_is_there_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out");
+    let one_line = Rotation {
+        size: Some(1),
+        every: None,
+    };
+    let batch = [delivery("one")];
+    deliver(&output, &batch).await;
+    // Renamed, and then nothing more.
+    fs::rename(&output, folder.path().join("out.20261128T000000.000Z")).unwrap();
+    let sink = sink(&output).rotating(one_line);
+    sink.deliver(&batch).await.unwrap();
+    sink.deliver(&[delivery("two")]).await.unwrap();
+    sink.deliver(&[delivery("three")]).await.unwrap();
+    let all = outputs(folder.path()).concat();
+    let texts: Vec<&str> = all.lines().map(|line| &line[line.len() - 3..]).collect();
+    assert_eq!(texts, ["one", "two", "ree"]);
+}

@@ -1,6 +1,8 @@
 # Thin: every target is one command that also works by itself.
 CARGO ?= cargo
 SEEDS ?= 200
+# TLS to Kafka is built where the system has OpenSSL to build with.
+FEATURES ?= $(shell pkg-config --exists openssl 2>/dev/null && echo --features towpath/kafka-tls)
 
 .PHONY: run build setup test unit-test integration-test test-all chaos bench fuzz fmt lint doc clean \
   unified-server relay migrate migrate-down backfill backfill-execute check-outbox status \
@@ -9,10 +11,10 @@ SEEDS ?= 200
   docker-up docker-down docker-logs logs-db logs-redis logs-kafka logs-relay
 
 run: ## Start everything on the embedded store, data in ./towpath-data
-	$(CARGO) run --release --bin towpath -- up
+	$(CARGO) run --release $(FEATURES) --bin towpath -- up
 
 build: ## The optimised binary: target/release/towpath
-	$(CARGO) build --release --bin towpath
+	$(CARGO) build --release $(FEATURES) --bin towpath
 
 setup: ## Install what the tests need beyond the toolchain
 	./scripts/setup
@@ -20,14 +22,14 @@ setup: ## Install what the tests need beyond the toolchain
 test: setup lint test-all doc ## All that must pass before a change lands
 
 unit-test: ## Without the tests that start the binary
-	$(CARGO) test --workspace --lib --bins
+	$(CARGO) test --workspace $(FEATURES) --lib --bins
 
 integration-test: ## The binary from outside, and the suite every backend must pass
-	$(CARGO) test -p towpath-backends --test conformance
-	$(CARGO) test -p towpath --test it --test power_cut
+	$(CARGO) test --workspace $(FEATURES) --test conformance
+	$(CARGO) test --workspace $(FEATURES) --test it --test power_cut
 
 test-all: ## Every test of the workspace
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace $(FEATURES)
 
 chaos: ## SEEDS=200: random crashes, full disks, killed processes, power cuts; record results in docs/reliability.md
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --lib -- model flip --nocapture
@@ -51,10 +53,10 @@ fmt: ## Format the code
 
 lint: ## Formatting and every warning
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace $(FEATURES) --all-targets -- -D warnings
 
 doc: ## The API documentation, without warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace $(FEATURES) --no-deps
 
 clean: ## Remove build output; ./towpath-data stays
 	$(CARGO) clean

@@ -1,4 +1,4 @@
-//! The URL of a Kafka: `kafka://host[:port]`, several of them to find the cluster by.
+//! The URL of a Kafka: `kafka[s]://[user:password@]host[:port]`, several of them to find the cluster by.
 
 use std::time::Duration;
 
@@ -6,9 +6,10 @@ use rdkafka::ClientConfig;
 use towpath_core::{Error, Result};
 
 use crate::duration;
+use crate::percent::decode;
 
 /// The schemes.
-pub(super) const SCHEMES: &[&str] = &["kafka"];
+pub(super) const SCHEMES: &[&str] = &["kafka", "kafkas"];
 
 /// The parameters of the URL: name, default, meaning.
 pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
@@ -28,6 +29,26 @@ pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
         "replicas of the topics that are made here; the broker's default when not set",
     ),
     (
+        "sasl",
+        "plain",
+        "how user and password are shown: `plain`, `scram-sha-256` or `scram-sha-512`",
+    ),
+    (
+        "tls_ca",
+        "",
+        "with `kafkas`: file with the authorities that are trusted, in PEM; those of the system when not set",
+    ),
+    (
+        "tls_cert",
+        "",
+        "with `kafkas`: file with our certificate, in PEM, where the brokers want one",
+    ),
+    (
+        "tls_key",
+        "",
+        "with `kafkas`: file with the key of `tls_cert`, in PEM",
+    ),
+    (
         "timeout",
         "10s",
         "how long an answer is waited for, 1s to 5m",
@@ -41,10 +62,16 @@ const PORT: u16 = 9092;
 pub(super) const LARGEST: &str = "17825792";
 
 /// What the URL says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct Config {
     /// Brokers to ask first, with commas in between.
     pub(super) brokers: String,
+    is_encrypted: bool,
+    /// User and password.
+    account: Option<(String, String)>,
+    sasl: &'static str,
+    /// Settings of the client's TLS, with the files that they name.
+    tls: Vec<(&'static str, String)>,
     pub(super) prefix: String,
     pub(super) partitions: i32,
     pub(super) replication: Option<i32>,
@@ -57,6 +84,10 @@ impl Config {
     pub(super) fn parse(url: &str) -> Result<Self> {
         let mut config = Self {
             brokers: String::new(),
+            is_encrypted: false,
+            account: None,
+            sasl: "PLAIN",
+            tls: Vec::new(),
             prefix: String::new(),
             partitions: 1,
             replication: None,
@@ -70,7 +101,15 @@ impl Config {
                 let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
                 config.set(name, value)?;
             }
-            let address = address.strip_prefix("kafka://").unwrap_or(address);
+            let (scheme, address) = address.split_once("://").unwrap_or(("", address));
+            config.is_encrypted |= scheme == "kafkas";
+            let address = match address.rsplit_once('@') {
+                Some((account, address)) => {
+                    config.account = Some(credentials(account)?);
+                    address
+                }
+                None => address,
+            };
             brokers.push(broker(address.trim_end_matches('/'))?);
         }
         if brokers.is_empty() {
@@ -79,7 +118,18 @@ impl Config {
             ));
         }
         config.brokers = brokers.join(",");
-        config.shown = format!("kafka://{}", config.brokers);
+        let scheme = if config.is_encrypted {
+            "kafkas"
+        } else {
+            "kafka"
+        };
+        config.shown = format!("{scheme}://{}", config.brokers);
+        config.check_build()?;
+        if !config.is_encrypted && !config.tls.is_empty() {
+            return Err(Error::invalid(
+                "the URL names files for TLS and begins with `kafka://`; write `kafkas://`",
+            ));
+        }
         Ok(config)
     }
 
@@ -101,6 +151,17 @@ impl Config {
             "prefix" => return Err(wrong("at most 64 letters, digits, `.`, `_` or `-`")),
             "partitions" => self.partitions = number(1_000, "1 to 1000")?,
             "replication" => self.replication = Some(number(100, "1 to 100")?),
+            "sasl" => {
+                self.sasl = match value {
+                    "plain" => "PLAIN",
+                    "scram-sha-256" => "SCRAM-SHA-256",
+                    "scram-sha-512" => "SCRAM-SHA-512",
+                    _ => return Err(wrong("`plain`, `scram-sha-256` or `scram-sha-512`")),
+                }
+            }
+            "tls_ca" => self.file("ssl.ca.location", name, value)?,
+            "tls_cert" => self.file("ssl.certificate.location", name, value)?,
+            "tls_key" => self.file("ssl.key.location", name, value)?,
             "timeout" => {
                 let (least, most) = (Duration::from_secs(1), Duration::from_secs(300));
                 self.timeout = duration::parse(name, value, least, most)?;
@@ -116,6 +177,31 @@ impl Config {
         Ok(())
     }
 
+    /// Notes a file that the client reads, once it can be read.
+    fn file(&mut self, setting: &'static str, name: &str, value: &str) -> Result<()> {
+        let path = decode(value)?;
+        std::fs::read(&path).map_err(|error| {
+            Error::invalid(format!("`{name}={path}` cannot be read")).with_source(error)
+        })?;
+        self.tls.push((setting, path));
+        Ok(())
+    }
+
+    /// Refuses what this build's client cannot do.
+    fn check_build(&self) -> Result<()> {
+        let asks = match () {
+            () if self.is_encrypted => "TLS",
+            () if self.account.is_some() && self.sasl != "PLAIN" => "SCRAM",
+            () => return Ok(()),
+        };
+        if cfg!(feature = "kafka-tls") {
+            return Ok(());
+        }
+        Err(Error::unsupported(format!(
+            "this Towpath was built without {asks} for Kafka; build it with `--features kafka-tls`, which needs OpenSSL (libssl-dev)"
+        )))
+    }
+
     /// What every client of ours has in common.
     pub(super) fn client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
@@ -126,6 +212,22 @@ impl Config {
             .set("reconnect.backoff.max.ms", "2000")
             // A topic that was made or grew a moment ago is seen soon.
             .set("topic.metadata.refresh.interval.ms", "30000");
+        let protocol = match (self.is_encrypted, &self.account) {
+            (false, None) => "plaintext",
+            (false, Some(_)) => "sasl_plaintext",
+            (true, None) => "ssl",
+            (true, Some(_)) => "sasl_ssl",
+        };
+        client.set("security.protocol", protocol);
+        if let Some((user, password)) = &self.account {
+            client
+                .set("sasl.mechanism", self.sasl)
+                .set("sasl.username", user)
+                .set("sasl.password", password);
+        }
+        for (setting, path) in &self.tls {
+            client.set(*setting, path);
+        }
         client
     }
 }
@@ -133,6 +235,15 @@ impl Config {
 /// Whether Kafka takes it in the name of a topic.
 pub(super) const fn is_plain(character: char) -> bool {
     character.is_ascii_alphanumeric() || matches!(character, '.' | '_' | '-')
+}
+
+fn credentials(account: &str) -> Result<(String, String)> {
+    match account.split_once(':') {
+        Some((user, password)) if !user.is_empty() => Ok((decode(user)?, decode(password)?)),
+        _ => Err(Error::invalid(
+            "before the `@` of a Kafka URL stand a user and a password, with a `:` in between",
+        )),
+    }
 }
 
 fn broker(address: &str) -> Result<String> {
@@ -171,17 +282,49 @@ mod tests {
     }
 
     #[test]
+    fn an_account_is_taken_and_not_shown() {
+        let config = Config::parse("kafka://us%40er:p%2Ca:ss@one:1,kafka://two").unwrap();
+        let account = ("us@er".to_owned(), "p,a:ss".to_owned());
+        assert_eq!(config.account, Some(account));
+        assert_eq!(config.brokers, "one:1,two:9092");
+        assert_eq!(config.shown, "kafka://one:1,two:9092");
+        let client = config.client();
+        assert_eq!(client.get("security.protocol"), Some("sasl_plaintext"));
+        assert_eq!(client.get("sasl.mechanism"), Some("PLAIN"));
+    }
+
+    #[test]
+    fn tls_is_there_or_said_not_to_be() {
+        let parsed = Config::parse("kafkas://u:p@host?sasl=scram-sha-512");
+        if cfg!(feature = "kafka-tls") {
+            let client = parsed.unwrap().client();
+            assert_eq!(client.get("security.protocol"), Some("sasl_ssl"));
+            assert_eq!(client.get("sasl.mechanism"), Some("SCRAM-SHA-512"));
+        } else {
+            let refused = parsed.err().unwrap().to_string();
+            assert!(refused.contains("`--features kafka-tls`"), "{refused}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (url, reason) in [
             ("kafka://", "no address"),
             ("kafka://host:port", "no address"),
-            ("kafka://user@host", "no address"),
+            ("kafka://user@host", "a user and a password"),
+            ("kafka://u:p%@host", "not followed by two"),
+            ("kafka://u:p@host?sasl=gssapi", "`sasl` is `gssapi`"),
+            (
+                "kafka://host?tls_ca=/nowhere",
+                "`tls_ca=/nowhere` cannot be read",
+            ),
+            ("kafka://host?tls_ca=/dev/null", "write `kafkas://`"),
             ("kafka://host?prefix=a:b", "`prefix` is `a:b`"),
             ("kafka://host?partitions=0", "`partitions` is `0`"),
             ("kafka://host?timeout=1ms", "`timeout=1ms` is out of range"),
             ("kafka://host?acks=1", "unknown parameter `acks`"),
         ] {
-            let error = Config::parse(url).unwrap_err().to_string();
+            let error = Config::parse(url).err().unwrap().to_string();
             assert!(error.contains(reason), "{url}: {error}");
         }
     }

@@ -39,6 +39,16 @@ pub(super) fn code(error: &KafkaError) -> Option<Code> {
     error.rdkafka_error_code()
 }
 
+/// Whether a group has no coordinator just now.
+pub(super) fn is_homeless(error: &KafkaError) -> bool {
+    matches!(
+        code(error),
+        Some(
+            Code::NotCoordinator | Code::CoordinatorNotAvailable | Code::CoordinatorLoadInProgress
+        )
+    )
+}
+
 /// Whether a partition has no leader just now, as while a topic is new or a node is being replaced.
 pub(super) fn is_leaderless(error: &KafkaError) -> bool {
     matches!(

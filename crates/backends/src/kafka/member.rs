@@ -2,13 +2,14 @@
 //!
 //! A partition that goes to another process takes what is here of it along, and comes there from the position on.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
+use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{
     BaseConsumer, CommitMode, Consumer, ConsumerContext, ConsumerGroupMetadata, Rebalance,
 };
@@ -24,13 +25,10 @@ use super::config::Config;
 use super::error;
 use super::store::{Marks, blocking};
 
-/// How long the thread waits for a record before it looks whether it shall end.
-const POLL: Duration = Duration::from_millis(100);
+/// How long the thread waits for a record before it looks for a rebalance, for room, and whether it shall end.
+const LOOK: Duration = Duration::from_millis(25);
 
-/// The same while a partition is full: what was taken makes room.
-const POLL_PAUSED: Duration = Duration::from_millis(5);
-
-/// Records taken over before those who wait are woken.
+/// Records taken over of one partition before the next one has its turn.
 const CHUNK: usize = 1_000;
 
 /// How long what the broker has may take until it is here.
@@ -51,7 +49,7 @@ pub(super) trait Shelf: Default + Send + 'static {
     fn reach(&mut self, partition: i32) -> Option<&mut Reach>;
     /// Those that are ours.
     fn partitions(&self) -> Vec<i32>;
-    /// How full it is of this partition, in percent: at 100 no more is fetched, below 50 again.
+    /// How full it is of this partition, in percent: from 100 on no more is taken.
     fn fullness(&self, partition: i32) -> usize;
 }
 
@@ -266,7 +264,7 @@ impl<S: Shelf> Member<S> {
             let ours = shelf.partitions().into_iter();
             let mut ours = ours.filter_map(|one| Some((one, high(marks, one)?)));
             ours.any(|(partition, high)| {
-                let full = shelf.fullness(partition) >= 50;
+                let full = shelf.fullness(partition) >= 100;
                 let reach = shelf.reach(partition).copied().unwrap_or_default();
                 let missing = match strictly {
                     true => reach.surely_missing(high),
@@ -329,7 +327,7 @@ impl<S: Shelf> Member<S> {
                     Err(used) => member = used,
                 }
                 member.end();
-                std::thread::sleep(POLL / 2);
+                std::thread::sleep(LOOK);
             }
         });
         drop(left.await);
@@ -352,67 +350,62 @@ pub(super) fn high(marks: &Marks, partition: i32) -> Option<i64> {
 }
 
 /// Puts what comes onto the shelf until the member leaves.
+///
+/// Each partition has a queue in the client, so that one that is full waits there while the others go on. (Telling the
+/// client to pause it would cost the better part of a second until it goes on.)
 fn fetch<S: Shelf>(
-    consumer: &BaseConsumer<Watch<S>>,
+    consumer: &Arc<BaseConsumer<Watch<S>>>,
     topic: &str,
     shared: &Shared<S>,
     clock: &dyn Clock,
 ) {
-    let mut paused = BTreeSet::new();
-    while !shared.ending.load(Ordering::Acquire) {
-        let wait = if paused.is_empty() { POLL } else { POLL_PAUSED };
-        let mut next = consumer.poll(wait);
-        let mut came = 0;
-        while let Some(polled) = next {
-            came += 1;
-            match polled {
-                Ok(record) => lock(&shared.shelf).put(&record, clock.now()),
-                Err(KafkaError::PartitionEOF(partition)) => {
-                    if let Some(reach) = lock(&shared.shelf).reach(partition) {
-                        reach.ended = true;
-                    }
-                }
-                // The client connects again by itself.
-                Err(told) => debug!(%told, "kafka consumer"),
+    let take = |polled: KafkaResult<BorrowedMessage<'_>>| match polled {
+        Ok(record) => lock(&shared.shelf).put(&record, clock.now()),
+        Err(KafkaError::PartitionEOF(partition)) => {
+            if let Some(reach) = lock(&shared.shelf).reach(partition) {
+                reach.ended = true;
             }
-            next = if came < CHUNK {
-                consumer.poll(Duration::ZERO)
-            } else {
-                None
-            };
+        }
+        // The client connects again by itself.
+        Err(told) => debug!(%told, "kafka consumer"),
+    };
+    let has_room = |partition| lock(&shared.shelf).fullness(partition) < 100;
+    let mut queues: BTreeMap<i32, PartitionQueue<Watch<S>>> = BTreeMap::new();
+    while !shared.ending.load(Ordering::Acquire) {
+        let mut came = 0;
+        // Rebalances, and what came before its partition had a queue.
+        while let Some(polled) = consumer.poll(Duration::ZERO) {
+            came += 1;
+            take(polled);
+        }
+        let ours = lock(&shared.shelf).partitions();
+        queues.retain(|partition, _| ours.contains(partition));
+        for partition in ours {
+            if !queues.contains_key(&partition)
+                && let Some(mut queue) = consumer.split_partition_queue(topic, partition)
+            {
+                let this = std::thread::current();
+                queue.set_nonempty_callback(move || this.unpark());
+                queues.insert(partition, queue);
+                came += 1;
+            }
+        }
+        for (partition, queue) in &queues {
+            for _ in 0..CHUNK {
+                let Some(polled) = has_room(*partition).then(|| queue.poll(Duration::ZERO)) else {
+                    break;
+                };
+                let Some(polled) = polled else { break };
+                came += 1;
+                take(polled);
+            }
         }
         if came > 0 {
             shared.news.notify_waiters();
+        } else {
+            std::thread::park_timeout(LOOK);
         }
-        hold_up(consumer, topic, &mut lock(&shared.shelf), &mut paused);
     }
+    drop(queues);
     consumer.unsubscribe();
-}
-
-/// Stops fetching partitions that are full, and fetches again those that are not any more.
-fn hold_up<S: Shelf>(
-    consumer: &BaseConsumer<Watch<S>>,
-    topic: &str,
-    shelf: &mut MutexGuard<'_, S>,
-    paused: &mut BTreeSet<i32>,
-) {
-    let ours = shelf.partitions();
-    paused.retain(|partition| ours.contains(partition));
-    for partition in ours {
-        let (is_full, fullness) = (paused.contains(&partition), shelf.fullness(partition));
-        if is_full && fullness >= 50 || !is_full && fullness < 100 {
-            continue;
-        }
-        let mut list = TopicPartitionList::new();
-        list.add_partition(topic, partition);
-        let changed = match is_full {
-            true => consumer.resume(&list),
-            false => consumer.pause(&list),
-        };
-        match changed {
-            Ok(()) if is_full => _ = paused.remove(&partition),
-            Ok(()) => _ = paused.insert(partition),
-            Err(told) => debug!(%told, "kafka consumer"),
-        }
-    }
 }

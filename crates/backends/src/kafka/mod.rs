@@ -19,6 +19,7 @@ mod entries;
 mod envelope;
 mod error;
 mod health;
+mod heard;
 mod lane;
 mod lease;
 mod member;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{FutureProducer, Producer};
 use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
@@ -17,6 +17,7 @@ use towpath_core::{Clock, Error, GroupName, QueueName, Result, StreamName};
 
 use super::config::{Config, LARGEST, is_plain};
 use super::entries::Entries;
+use super::heard::Heard;
 use super::member::{Member, lock};
 use super::produce::{self, Record};
 use super::queue::Known;
@@ -46,7 +47,7 @@ pub(super) struct Store {
     /// Reads without a group what was committed; one caller at a time.
     reader: Arc<Mutex<BaseConsumer>>,
     /// Asks about topics, also about what is not committed yet.
-    asker: Arc<BaseConsumer>,
+    asker: Arc<BaseConsumer<Heard>>,
     /// For each group of ours one that asks for positions and sets them, and joins nothing.
     pub(super) clerks: Mutex<Consumers>,
     members: tokio::sync::Mutex<Members>,
@@ -70,13 +71,13 @@ impl Store {
             let mut client = config.client();
             client.set("group.id", READER);
             client.set("isolation.level", isolation);
-            consumer(client)
+            client
         };
         Ok(Arc::new(Self {
             producer: Mutex::new(producer_of(&config)?),
             admin: config.client().create().map_err(failed)?,
-            reader: Arc::new(Mutex::new(reader("read_committed")?)),
-            asker: Arc::new(reader("read_uncommitted")?),
+            reader: Arc::new(Mutex::new(consumer(reader("read_committed"))?)),
+            asker: Arc::new(consumer(reader("read_uncommitted"))?),
             clerks: Mutex::default(),
             members: tokio::sync::Mutex::default(),
             queues: Mutex::default(),
@@ -142,9 +143,8 @@ impl Store {
         if let Some(count) = lock(&self.topics).get(topic) {
             return Ok(Some(*count));
         }
-        let (asker, asked) = (Arc::clone(&self.asker), topic.to_owned());
-        let timeout = self.config.timeout;
-        let found = blocking(move || {
+        let (asked, timeout) = (topic.to_owned(), self.config.timeout);
+        let found = self.ask(move |asker| {
             let metadata = asker.fetch_metadata(Some(&asked), timeout);
             let metadata = metadata
                 .map_err(|told| error::of_call(&format!("ask for topic `{asked}`"), told))?;
@@ -276,8 +276,8 @@ impl Store {
 
     /// Names of all topics, also those of others, with their partitions.
     pub(super) async fn all_topics(&self) -> Result<Vec<(String, i32)>> {
-        let (asker, timeout) = (Arc::clone(&self.asker), self.config.timeout);
-        blocking(move || {
+        let timeout = self.config.timeout;
+        self.ask(move |asker| {
             let metadata = asker.fetch_metadata(None, timeout);
             let metadata = metadata.map_err(|told| error::of_call("list topics", told))?;
             let all = metadata.topics().iter();
@@ -293,8 +293,8 @@ impl Store {
 
     /// Names of all groups, also those of others.
     pub(super) async fn all_groups(&self) -> Result<Vec<String>> {
-        let (asker, timeout) = (Arc::clone(&self.asker), self.config.timeout);
-        blocking(move || {
+        let timeout = self.config.timeout;
+        self.ask(move |asker| {
             let list = asker.fetch_group_list(None, timeout);
             let list = list.map_err(|told| error::of_call("list groups", told))?;
             let names = list.groups().iter().map(|group| group.name().to_owned());
@@ -305,11 +305,10 @@ impl Store {
 
     pub(super) async fn marks(&self, topic: &str, partitions: i32) -> Result<Marks> {
         self.check_open()?;
-        let (asker, topic) = (Arc::clone(&self.asker), topic.to_owned());
-        let timeout = self.config.timeout;
-        blocking(move || {
+        let (topic, timeout) = (topic.to_owned(), self.config.timeout);
+        self.ask(move |asker| {
             let of = |partition| {
-                let marks = marks_of(&asker, &topic, partition, timeout);
+                let marks = marks_of(asker, &topic, partition, timeout);
                 marks.map_err(|told| error::of_call(&format!("ask for the end of `{topic}`"), told))
             };
             (0..partitions).map(of).collect()
@@ -333,6 +332,23 @@ impl Store {
             marks.map_err(|told| error::of_call(&format!("ask for the end of `{topic}`"), told))
         })
         .await
+    }
+
+    /// Lets a closure ask about topics and groups; an error says why there is no connection.
+    async fn ask<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&BaseConsumer<Heard>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.check_open()?;
+        let asker = Arc::clone(&self.asker);
+        let heard = Arc::clone(self.asker.context());
+        match blocking(move || ask(&asker)).await {
+            Ok(answer) => {
+                heard.forget();
+                Ok(answer)
+            }
+            Err(error) => Err(heard.explain(error)),
+        }
     }
 
     /// Lets a closure have the consumer that reads without a group.
@@ -370,7 +386,16 @@ impl Store {
         blocking(move || {
             let mut list = TopicPartitionList::new();
             list.add_partition_range(&place.1, 0, partitions - 1);
-            let found = clerk.committed_offsets(list, timeout);
+            let began = Instant::now();
+            let found = loop {
+                match clerk.committed_offsets(list.clone(), timeout) {
+                    // While a group finds its place, as when a node is being replaced.
+                    Err(told) if error::is_homeless(&told) && began.elapsed() < timeout => {
+                        std::thread::sleep(SOON);
+                    }
+                    answer => break answer,
+                }
+            };
             let found = found.map_err(|told| {
                 error::of_call(&format!("ask for the position of `{}`", place.0), told)
             })?;
@@ -549,7 +574,9 @@ fn producer_of(config: &Config) -> Result<FutureProducer> {
         .map_err(|told| error::of_call("start the producer", told))
 }
 
-fn consumer(mut client: rdkafka::ClientConfig) -> Result<BaseConsumer> {
+fn consumer<C: ConsumerContext + Default>(
+    mut client: rdkafka::ClientConfig,
+) -> Result<BaseConsumer<C>> {
     client
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
@@ -557,13 +584,13 @@ fn consumer(mut client: rdkafka::ClientConfig) -> Result<BaseConsumer> {
         .set("auto.offset.reset", "earliest")
         // The end of a partition is told after as long.
         .set("fetch.wait.max.ms", "20")
-        .create()
+        .create_with_context(C::default())
         .map_err(|told| error::of_call("start the consumer", told))
 }
 
 /// The ends of a partition. A leader that is being elected is waited for.
 fn marks_of(
-    asker: &BaseConsumer,
+    asker: &BaseConsumer<impl ConsumerContext>,
     topic: &str,
     partition: i32,
     timeout: Duration,

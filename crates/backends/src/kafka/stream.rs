@@ -21,6 +21,9 @@ use super::produce::Record;
 use super::store::{Store, blocking, no_group};
 use super::{envelope, error};
 
+/// How long a lost connection may take to be there again.
+const RECONNECTED: Duration = Duration::from_secs(3);
+
 /// How long the group may take to let a new member in, at least, before its read says that nothing is there.
 const LET_IN: Duration = Duration::from_secs(2);
 
@@ -382,7 +385,8 @@ impl Topics {
             list.add_partition_offset(&topic, partition, Place::Offset(from))
                 .map_err(failed)?;
             reader.assign(&list).map_err(failed)?;
-            let (until, mut entries) = (Instant::now() + timeout, Vec::new());
+            // After a restart of the broker the client connects again within two seconds.
+            let (until, mut entries) = (Instant::now() + timeout.max(RECONNECTED), Vec::new());
             while entries.len() < max && Instant::now() < until {
                 match reader.poll(Duration::from_millis(100)) {
                     Some(Ok(record)) if record.partition() == partition => {

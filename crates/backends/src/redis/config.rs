@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use towpath_core::{Error, Result};
 
+use crate::percent::decode;
+
 /// The schemes, the preferred one first.
 pub(super) const SCHEMES: &[&str] = &[
     "redis",
@@ -272,37 +274,6 @@ fn address(text: &str, default_port: u16) -> Result<Address> {
         host: host.to_owned(),
         port,
     })
-}
-
-/// `%40` becomes `@`.
-fn decode(text: &str) -> Result<String> {
-    let wrong =
-        || Error::invalid("a `%` in the URL is not followed by two hexadecimal digits of UTF-8");
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        rest = after;
-        if *first != b'%' {
-            bytes.push(*first);
-            continue;
-        }
-        let [high, low, after @ ..] = rest else {
-            return Err(wrong());
-        };
-        rest = after;
-        let digit = |byte: &u8| {
-            char::from(*byte)
-                .to_digit(16)
-                .and_then(|digit| u8::try_from(digit).ok())
-        };
-        bytes.push(
-            digit(high)
-                .zip(digit(low))
-                .map(|(high, low)| high * 16 + low)
-                .ok_or_else(wrong)?,
-        );
-    }
-    String::from_utf8(bytes).map_err(|_| wrong())
 }
 
 #[cfg(test)]

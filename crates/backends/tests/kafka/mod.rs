@@ -1,6 +1,8 @@
 //! What Kafka promises beyond the ports: a node that dies, partitions that move, records of others.
 
 mod queue;
+#[cfg(feature = "kafka-tls")]
+mod tls;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -38,6 +40,10 @@ pub(crate) fn promises() -> Vec<Own> {
         }),
         ("messages_of_others_are_delivered", || {
             Box::pin(queue::messages_of_others_are_delivered())
+        }),
+        #[cfg(feature = "kafka-tls")]
+        ("who_may_come_in_comes_in_by_tls", || {
+            Box::pin(tls::who_may_come_in_comes_in_by_tls())
         }),
         ("a_broker_that_is_away_is_said_to_be", || {
             Box::pin(a_broker_that_is_away_is_said_to_be())

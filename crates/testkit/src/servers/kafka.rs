@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Guarded, free_port};
+use crate::certificates;
 
 /// Longest wait for a broker to answer.
 const START: Duration = Duration::from_secs(90);
@@ -30,6 +31,16 @@ pub struct Server {
     process: Option<Guarded>,
 }
 
+/// A broker with TLS.
+pub struct Secure {
+    /// The broker.
+    pub server: Server,
+    /// The port for those with an account.
+    pub account: u16,
+    /// The port for those with a certificate.
+    pub certificate: u16,
+}
+
 impl Server {
     /// Starts one broker.
     ///
@@ -41,6 +52,55 @@ impl Server {
         server.launch();
         server.wait();
         server
+    }
+
+    /// Starts one broker that also listens with TLS: to the user `alice` with the password `secret`, and to who shows a
+    /// certificate. The folder has what [`certificates::make`] makes.
+    ///
+    /// # Panics
+    /// As [`Server::start`], and when `openssl` is not installed.
+    pub fn start_secure(folder: &Path) -> Secure {
+        certificates::make(folder);
+        let read = |name: &str| std::fs::read_to_string(folder.join(name)).expect("made");
+        let identity = folder.join("identity.pem");
+        std::fs::write(&identity, read("server.key") + &read("server.pem")).expect("written");
+        let mut server = Self::prepare(1).remove(0);
+        let (account, certificate) = (free_port(), free_port());
+        let plain = "org.apache.kafka.common.security.plain.PlainLoginModule";
+        let scram = "org.apache.kafka.common.security.scram.ScramLoginModule";
+        let settings = std::fs::read_to_string(server.file("properties")).expect("written");
+        let settings = settings
+            .lines()
+            .map(|line| match line.split_once('=') {
+                Some(("listeners" | "advertised.listeners", _)) => {
+                    format!("{line},SASL_SSL://localhost:{account},SSL://localhost:{certificate}")
+                }
+                Some(("listener.security.protocol.map", _)) => {
+                    format!("{line},SASL_SSL:SASL_SSL,SSL:SSL")
+                }
+                _ => line.to_owned(),
+            })
+            .collect::<Vec<_>>()
+            .join("\n");
+        let more = format!(
+            "\nssl.keystore.type=PEM\nssl.keystore.location={identity}\nssl.truststore.type=PEM\n\
+             ssl.truststore.location={ca}\nlistener.name.ssl.ssl.client.auth=required\n\
+             sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512\n\
+             listener.name.sasl_ssl.plain.sasl.jaas.config={plain} required user_alice=\"secret\";\n\
+             listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={scram} required;\n",
+            identity = identity.display(),
+            ca = folder.join("ca.pem").display(),
+        );
+        std::fs::write(server.file("properties"), settings + &more).expect("written");
+        std::fs::remove_dir_all(server.file("data")).expect("it was formatted");
+        server.format(&["--add-scram", "SCRAM-SHA-512=[name=alice,password=secret]"]);
+        server.launch();
+        server.wait();
+        Secure {
+            server,
+            account,
+            certificate,
+        }
     }
 
     /// Starts three brokers of one cluster: three replicas, of which two have to be in sync.
@@ -72,7 +132,7 @@ impl Server {
         for (server, controller) in all.iter().zip(&controllers) {
             let settings = server.settings(*controller, &controllers);
             std::fs::write(server.file("properties"), settings).expect("written");
-            server.format();
+            server.format(&[]);
         }
         all
     }
@@ -98,12 +158,13 @@ impl Server {
         )
     }
 
-    fn format(&self) {
+    fn format(&self, more: &[&str]) {
         let output = Command::new("java")
             .args(JAVA)
             .args(["-cp", &class_path(), "kafka.tools.StorageTool", "format"])
             .args(["-t", CLUSTER, "-c"])
             .arg(self.file("properties"))
+            .args(more)
             .output()
             .expect("java runs");
         assert!(

@@ -57,6 +57,57 @@ fn compose_files_are_accepted() {
     }
 }
 
+/// `helm` has no `--version`.
+fn helm(words: &[&str]) -> Command {
+    let mut helm = Command::new("helm");
+    helm.args(words).current_dir(deploy().join("helm/towpath"));
+    helm
+}
+
+#[test]
+fn the_chart_is_accepted_and_a_slip_in_its_values_is_not() {
+    let is_there = helm(&["version"]).output().is_ok();
+    if !able("helm", is_there) {
+        return;
+    }
+    let mut workloads = 0;
+    for app in ["ingest", "orders", "lines", "accounts", "fleet"] {
+        let values = format!("values-{app}.yaml");
+        ok(helm(&["lint", "--strict", "."]).args(["-f", &values]));
+        for scaling in ["hpa", "keda", "none"] {
+            let set = format!("autoscaling={scaling},serviceMonitor=true");
+            let output = helm(&["template", "r", ".", "-f", &values, "--set", &set]).output();
+            let rendered = String::from_utf8(output.unwrap().stdout).unwrap();
+            let count = |kind: &str| rendered.matches(&format!("\nkind: {kind}\n")).count();
+            let sets = count("StatefulSet");
+            assert!(sets > 0, "{values}");
+            for kind in ["ConfigMap", "PodDisruptionBudget", "NetworkPolicy"] {
+                assert_eq!(count(kind), sets, "{values}: {kind}");
+            }
+            let scaled = rendered.matches("scaleTargetRef").count();
+            assert_eq!(
+                count("HorizontalPodAutoscaler") + count("ScaledObject"),
+                scaled
+            );
+            assert!(scaling != "none" || scaled == 0);
+            workloads += sets;
+        }
+    }
+    assert_eq!(
+        workloads,
+        13 * 3,
+        "as many as there are files of roles in k8s/"
+    );
+    let output = helm(&["template", "r", ".", "--set", "worklods.x=1"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && said.contains("worklods"),
+        "{said}"
+    );
+}
+
 #[test]
 fn the_unit_is_accepted_and_its_process_tells_that_it_is_ready() {
     if !able("systemd", is_there("systemd-analyze")) {

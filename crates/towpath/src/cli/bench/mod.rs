@@ -4,6 +4,7 @@
 //! durable figures are ratios to that. Figures of two runs compare only as such ratios.
 
 mod compare;
+mod decide;
 mod disk;
 mod fleet;
 mod http;
@@ -21,6 +22,7 @@ use towpath_core::Result;
 use towpath_core::backend::Backend;
 
 pub(in crate::cli) use compare::{Figure, Ratio, Report, Workload, run as run_compare};
+pub(in crate::cli) use decide::run as run_limits;
 pub(in crate::cli) use fleet::{FleetFigures, run as run_fleet};
 pub(in crate::cli) use http::run as run_http;
 use limit::Limit;
@@ -35,6 +37,8 @@ pub(super) enum BenchCommand {
     Http(HttpArgs),
     /// Two or more targets in one run, a round of each in turn, with ratios
     Compare(CompareArgs),
+    /// Take from limits of a backend
+    Limits(LimitsArgs),
     /// Agents that wait for a configuration: how soon they have it, and what they cost
     Fleet(FleetArgs),
 }
@@ -133,6 +137,32 @@ pub(super) struct CompareArgs {
     /// Folder for temporary stores and for `disk`; its disk is what is measured
     #[arg(long, default_value = ".")]
     pub(super) folder: std::path::PathBuf,
+}
+
+/// Options of `bench limits`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Examples:\n  towpath bench limits --messages 1000\n  towpath bench limits --callers 64 --keys 1 --output json"
+)]
+pub(super) struct LimitsArgs {
+    /// Backend to measure; without it a fresh embedded store in a temporary folder
+    #[arg(long)]
+    pub(super) backend: Option<String>,
+    /// Folder for the temporary store; its disk is what is measured
+    #[arg(long, default_value = ".")]
+    pub(super) folder: std::path::PathBuf,
+    /// Concurrent callers, each with one decision in flight; without it 1 and 64 are measured
+    #[arg(long)]
+    pub(super) callers: Option<usize>,
+    /// Keys that the decisions are spread over
+    #[arg(long, default_value_t = 1_000)]
+    pub(super) keys: u64,
+    /// How long each measurement takes
+    #[arg(long, default_value_t = 2)]
+    pub(super) seconds: u64,
+    /// Most decisions of each measurement; it ends after these or after its seconds
+    #[arg(long)]
+    pub(super) messages: Option<u64>,
 }
 
 /// Options of `bench fleet`.

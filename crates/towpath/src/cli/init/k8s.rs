@@ -6,23 +6,23 @@
 use std::fmt::Write;
 
 /// What scales a role.
-struct Scaled {
+pub(super) struct Scaled {
     /// The metric of the backlog, and what chooses it.
-    metric: &'static str,
-    selector: &'static str,
+    pub(super) metric: &'static str,
+    pub(super) selector: &'static str,
     /// Backlog that one pod is for.
-    target: u32,
-    most: u32,
+    pub(super) target: u32,
+    pub(super) most: u32,
 }
 
 /// One role in a cluster.
-struct Workload {
-    name: &'static str,
-    roles: &'static str,
-    replicas: u32,
-    env: &'static [(&'static str, &'static str)],
-    ports: &'static [(&'static str, u16)],
-    scaled: Option<Scaled>,
+pub(super) struct Workload {
+    pub(super) name: &'static str,
+    pub(super) roles: &'static str,
+    pub(super) replicas: u32,
+    pub(super) env: &'static [(&'static str, &'static str)],
+    pub(super) ports: &'static [(&'static str, u16)],
+    pub(super) scaled: Option<Scaled>,
 }
 
 const REDIS: (&str, &str) = ("REDIS_ADDR", "redis:6379");
@@ -30,7 +30,7 @@ const RABBITMQ: (&str, &str) = ("RABBITMQ_URLS", "amqp://guest:guest@rabbitmq:56
 const KAFKA: (&str, &str) = ("KAFKA_BROKERS", "kafka:9092");
 const DATABASE: (&str, &str) = ("DB_HOST", "postgres");
 
-const WORKLOADS: &[Workload] = &[
+pub(super) const WORKLOADS: &[Workload] = &[
     Workload {
         name: "api",
         roles: "ingest.api",

@@ -1,6 +1,7 @@
 //! `towpath init`: files to run Towpath with, from the configuration in force.
 
 mod grafana;
+mod helm;
 mod k8s;
 
 use std::path::PathBuf;
@@ -34,6 +35,8 @@ enum What {
     Compose,
     // Kubernetes: one file for each role, the autoscalers among them.
     K8s,
+    // A Helm chart of the same, with values for each app.
+    Helm,
     // KEDA: scaled objects instead of those autoscalers.
     Keda,
     // A unit for one machine.
@@ -107,6 +110,7 @@ fn files(what: What, settings: &[(String, String)]) -> Vec<(String, String)> {
         })
         .into(),
         What::K8s => k8s::files(settings),
+        What::Helm => helm::files(settings),
         What::Keda => k8s::keda(),
         What::Systemd => {
             let text = filled(include_str!("towpath.service"), settings, |name, value| {
@@ -162,9 +166,10 @@ mod tests {
     use super::*;
     use crate::telemetry::Metric;
 
-    const ALL: [What; 6] = [
+    const ALL: [What; 7] = [
         What::Compose,
         What::K8s,
+        What::Helm,
         What::Keda,
         What::Systemd,
         What::Grafana,
@@ -195,6 +200,8 @@ mod tests {
         let line = "      TOWPATH_INGEST__QUEUE: \"a \\\"b\\\" 50%\"\n";
         assert!(of(What::Compose, "compose/ingest.yaml").contains(line));
         assert!(of(What::K8s, "k8s/api.yaml").contains(&line[4..]));
+        let values = of(What::Helm, "helm/towpath/values-ingest.yaml");
+        assert!(values.contains(&line[4..]), "{values}");
         let line = "\nEnvironment=\"TOWPATH_INGEST__QUEUE=a \\\"b\\\" 50%%\"\n";
         assert!(of(What::Systemd, "systemd/towpath.service").contains(line));
     }
@@ -208,7 +215,13 @@ mod tests {
             known || ["towpath", "towpath_init"].contains(&word)
         };
         let mut asked = 0;
-        for what in [What::Grafana, What::Alerts, What::K8s, What::Keda] {
+        for what in [
+            What::Grafana,
+            What::Alerts,
+            What::K8s,
+            What::Helm,
+            What::Keda,
+        ] {
             for (name, text) in files(what, &[]) {
                 let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
                 let metrics = words.filter(|word| {

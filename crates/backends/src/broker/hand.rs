@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use towpath_core::{ConsumerId, Delivery, QueueName, Receipt, Timestamp};
+use towpath_core::{ConsumerId, Delivery, Error, QueueName, Receipt, Timestamp};
 
 use crate::broker::envelope::Envelope;
 
@@ -307,4 +307,12 @@ impl<T> Hand<T> {
             _ => None,
         }
     }
+}
+
+/// The refusal of a receipt whose delivery is not in hand any more.
+pub(crate) fn stale(receipt: &Receipt) -> Error {
+    Error::conflict(format!(
+        "the lease of message number {} of `{}` had expired, and the message went on",
+        receipt.number, receipt.queue
+    ))
 }

@@ -59,11 +59,10 @@ impl Store {
             ready: self.join(&known.topic).await?,
             later: self.join(&known.later_topic).await?,
         };
-        let registrar = |store: &Arc<Self>| (Arc::clone(store), Arc::clone(known), members.clone());
-        let (store, of, all) = registrar(self);
-        let ready = Registrar::start(store, of, all, Arc::clone(&members.ready));
-        let (store, of, all) = registrar(self);
-        let later = Registrar::start(store, of, all, Arc::clone(&members.later));
+        let (store, all) = (|| Arc::clone(self), || members.clone());
+        let of = || Arc::clone(known);
+        let ready = Registrar::start(store(), of(), all(), Arc::clone(&members.ready));
+        let later = Registrar::start(store(), of(), all(), Arc::clone(&members.later));
         let forward = retry::forward(
             Arc::clone(&members.later),
             Arc::clone(&later),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use towpath_core::port::queue::LeaseRequest;
-use towpath_core::{Delivery, Result};
+use towpath_core::{Delivery, ErrorKind, Result};
 
 use crate::broker::hand::{SPENT, Terms};
 
@@ -88,7 +88,11 @@ impl Store {
             if !deliveries.is_empty() {
                 return Ok(deliveries);
             }
-            buried.into_iter().collect::<Result<()>>()?;
+            let failed = buried.into_iter().filter_map(Result::err);
+            // One whose partition moved meanwhile is another process's.
+            if let Some(error) = { failed }.find(|one| one.kind() != ErrorKind::Conflict) {
+                return Err(error);
+            }
         }
     }
 

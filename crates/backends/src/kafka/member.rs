@@ -23,7 +23,7 @@ use tracing::{debug, warn};
 
 use super::config::Config;
 use super::error;
-use super::store::{Marks, blocking};
+use super::store::{Marks, blocking, committed_of};
 
 /// How long the thread waits for a record before it looks for a rebalance, for room, and whether it shall end.
 const LOOK: Duration = Duration::from_millis(25);
@@ -140,7 +140,7 @@ impl<S: Shelf> ConsumerContext for Watch<S> {
             return;
         };
         // Nothing is fetched before this returns.
-        let positions = consumer.committed_offsets((*new).clone(), self.timeout);
+        let positions = committed_of(consumer, new, self.timeout);
         let positions = positions.unwrap_or_else(|told| {
             warn!(%told, "the positions of new partitions are not known yet");
             (*new).clone()

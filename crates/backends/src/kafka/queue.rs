@@ -15,12 +15,12 @@ use towpath_core::{
 };
 
 use crate::broker::envelope::Envelope;
+use crate::broker::hand::stale;
 use crate::broker::tally::Tally;
 
 use super::desk::Desk;
 use super::produce::Record;
 use super::registrar::To;
-use super::settle::stale;
 use super::store::Store;
 use super::{dead, envelope, member::lock, retry};
 
@@ -210,7 +210,7 @@ impl Queue for Queues {
     }
 
     async fn peek(&self, queue: &QueueName, _: usize) -> Result<Vec<Peeked>> {
-        let how = format!("; `towpath stream show {queue}` reads its topic");
+        let how = format!("; `towpath stream tail {queue}` reads its topic");
         Err(lacks(&format!("a way to look at what waits{how}")))
     }
 

@@ -2,8 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
+use towpath_core::Result;
 use towpath_core::port::queue::{Settlement, Verdict};
-use towpath_core::{Error, Receipt, Result};
+
+use crate::broker::hand::stale;
 
 use super::queue::Known;
 use super::registrar::{Job, To};
@@ -72,12 +74,4 @@ impl Store {
         }
         outcomes
     }
-}
-
-/// The refusal of a receipt whose delivery is not in hand any more.
-pub(super) fn stale(receipt: &Receipt) -> Error {
-    Error::conflict(format!(
-        "the lease of message number {} of `{}` had expired, and the message went on",
-        receipt.number, receipt.queue
-    ))
 }

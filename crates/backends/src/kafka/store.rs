@@ -386,17 +386,7 @@ impl Store {
         blocking(move || {
             let mut list = TopicPartitionList::new();
             list.add_partition_range(&place.1, 0, partitions - 1);
-            let began = Instant::now();
-            let found = loop {
-                match clerk.committed_offsets(list.clone(), timeout) {
-                    // While a group finds its place, as when a node is being replaced.
-                    Err(told) if error::is_homeless(&told) && began.elapsed() < timeout => {
-                        std::thread::sleep(SOON);
-                    }
-                    answer => break answer,
-                }
-            };
-            let found = found.map_err(|told| {
+            let found = committed_of(&clerk, &list, timeout).map_err(|told| {
                 error::of_call(&format!("ask for the position of `{}`", place.0), told)
             })?;
             let of = |partition| {
@@ -599,6 +589,23 @@ fn marks_of(
     loop {
         match asker.fetch_watermarks(topic, partition, timeout) {
             Err(told) if error::is_leaderless(&told) && began.elapsed() < timeout => {
+                std::thread::sleep(SOON);
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// A group's positions. While it finds its place, as when a node is being replaced, it is waited for.
+pub(super) fn committed_of(
+    consumer: &BaseConsumer<impl ConsumerContext>,
+    list: &TopicPartitionList,
+    timeout: Duration,
+) -> std::result::Result<TopicPartitionList, KafkaError> {
+    let began = Instant::now();
+    loop {
+        match consumer.committed_offsets(list.clone(), timeout) {
+            Err(told) if error::is_homeless(&told) && began.elapsed() < timeout => {
                 std::thread::sleep(SOON);
             }
             answer => return answer,

@@ -17,11 +17,11 @@ use towpath_core::{
 };
 
 use crate::broker::envelope::Envelope;
+use crate::broker::hand::stale;
 use crate::broker::tally::Tally;
 
 use super::envelope;
 use super::publisher::Letter;
-use super::settle::stale;
 use super::store::{Known, Store, lock};
 
 /// The queues of a broker.

@@ -3,7 +3,9 @@
 use std::sync::atomic::Ordering;
 
 use towpath_core::port::queue::{Settlement, Verdict};
-use towpath_core::{Error, Receipt, Result};
+use towpath_core::{Error, Result};
+
+use crate::broker::hand::stale;
 
 use super::incoming::Held;
 use super::store::{Desk, Known, Store, lock};
@@ -116,12 +118,4 @@ impl Store {
         let place = self.dead_place(known, &desk.open).await?;
         self.move_on(desk, place, held).await
     }
-}
-
-/// The refusal of a receipt whose delivery is not in hand any more.
-pub(super) fn stale(receipt: &Receipt) -> Error {
-    Error::conflict(format!(
-        "the lease of message number {} of `{}` had expired, and the message went on",
-        receipt.number, receipt.queue
-    ))
 }

@@ -28,6 +28,11 @@ impl Heard {
         }
     }
 
+    /// Whether it is known why no connection is there.
+    pub(super) fn has_reason(&self) -> bool {
+        lock(&self.0).is_some()
+    }
+
     /// A call was answered.
     pub(super) fn forget(&self) {
         lock(&self.0).take();

@@ -343,6 +343,13 @@ impl<S: Shelf> Member<S> {
     }
 }
 
+/// One that is let go without having left ends its thread too, which leaves then.
+impl<S: Shelf> Drop for Member<S> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 /// Where a partition ended.
 pub(super) fn high(marks: &Marks, partition: i32) -> Option<i64> {
     let at = usize::try_from(partition).ok()?;

@@ -31,6 +31,7 @@ mod retry;
 mod settle;
 mod store;
 mod stream;
+mod topics;
 mod transaction;
 
 use std::sync::Arc;

@@ -75,28 +75,28 @@ pub(super) async fn processes_share_a_queue_and_take_over_what_is_left() {
     for number in 0..40 {
         enqueue(&queues[0], number * 10..number * 10 + 10).await;
     }
-    let (mut held, mut done) = ([0, 0], BTreeSet::new());
+    // A partition that moves takes along what was in hand: it is handed out again.
+    let (mut seen, mut done) = (BTreeSet::new(), BTreeSet::new());
     let began = Instant::now();
-    while held.iter().sum::<usize>() + done.len() < 400 {
-        assert!(began.elapsed() < LONG, "{held:?}, {} done", done.len());
+    while seen.len() < 400 {
+        assert!(began.elapsed() < LONG, "{} seen", seen.len());
         for (at, queue) in queues.iter().enumerate() {
             for delivery in lease(queue, 20).await {
+                seen.insert(text(&delivery));
                 // The first keeps what it has.
                 if at == 1 && settle(queue, &delivery, Verdict::Ack).await {
                     assert!(done.insert(text(&delivery)), "it came twice");
-                } else {
-                    held[at] += 1;
                 }
             }
         }
     }
-    assert!(held[0] > 0 && !done.is_empty(), "{held:?}");
+    assert!((1..400).contains(&done.len()), "{} done", done.len());
     // Then it goes: the second has what the first had, counted as delivered.
     one.lifecycle.close().await.expect("closed");
     while done.len() < 400 {
         assert!(began.elapsed() < LONG, "{} done", done.len());
         for delivery in lease(&queues[1], 50).await {
-            assert_eq!(delivery.attempt, 2, "{}", text(&delivery));
+            assert!(delivery.attempt >= 2, "{}", text(&delivery));
             if settle(&queues[1], &delivery, Verdict::Ack).await {
                 assert!(done.insert(text(&delivery)), "it came twice");
             }

@@ -58,6 +58,6 @@ pub(super) async fn who_may_come_in_comes_in_by_tls() {
         let refused = backend.lifecycle.health().await.expect_err(&url);
         let told = refused.chain();
         assert_eq!(refused.kind(), ErrorKind::Unavailable, "{told}");
-        assert!(told.contains(reason), "{told}");
+        assert!(told.contains(reason), "{url}: {told}");
     }
 }

@@ -15,23 +15,42 @@ use rand::Rng;
 
 /// A process that ends when this is dropped, and also when the test's own process is killed.
 ///
-/// A shell stands in between: it waits for its standard input to be closed.
+/// A shell stands in between: it waits for its standard input to be closed. It also closes what is open in this process
+/// and was not meant for others, as the pipes of Kafka's client: PostgreSQL does not start with a thousand of them.
 pub(crate) struct Guarded {
     shell: Child,
+    signal: String,
 }
 
 impl Guarded {
     pub(crate) fn spawn(program: &str, arguments: &[String]) -> std::io::Result<Self> {
-        const SCRIPT: &str = r#""$0" "$@" >/dev/null 2>&1 & pid=$!
-            read -r how; kill -"${how:-KILL}" $pid; wait $pid"#;
-        let shell = Command::new("sh")
+        Self::spawn_ending(program, arguments, "KILL")
+    }
+
+    /// The same for a process that ends by another signal, as one that has to clear up after itself.
+    pub(crate) fn spawn_ending(
+        program: &str,
+        arguments: &[String],
+        signal: &str,
+    ) -> std::io::Result<Self> {
+        const SCRIPT: &str = r#"for fd in /proc/$$/fd/*; do
+                fd=${fd##*/}; [ "$fd" -gt 2 ] && eval "exec $fd>&-"
+            done 2>/dev/null
+            "$0" "$@" >/dev/null 2>&1 & pid=$!
+            read -r how; kill -"${how:-$SIGNAL}" $pid; wait $pid"#;
+        // The plain shell knows descriptors of one digit only.
+        let shell = Command::new("bash")
             .args(["-c", SCRIPT, program])
             .args(arguments)
+            .env("SIGNAL", signal)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        Ok(Self { shell })
+        Ok(Self {
+            shell,
+            signal: signal.to_owned(),
+        })
     }
 
     /// Sends the signal and waits for the end.
@@ -46,7 +65,8 @@ impl Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        self.end("KILL");
+        let signal = std::mem::take(&mut self.signal);
+        self.end(&signal);
     }
 }
 

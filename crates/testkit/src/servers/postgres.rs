@@ -157,7 +157,9 @@ impl Server {
         let began = Instant::now();
         while began.elapsed() < START {
             // What a crash left behind ends a moment later, and until then nothing starts beside it.
-            self.process = Some(Guarded::spawn(&words[0], &words[1..]).expect("it can be started"));
+            // Ended at once, it still lets go of its shared memory.
+            let process = Guarded::spawn_ending(&words[0], &words[1..], "QUIT");
+            self.process = Some(process.expect("it can be started"));
             for _ in 0..100 {
                 let mut ready = Command::new(self.programs.join("pg_isready"));
                 let ready = ready.args(["-q", "-h", "127.0.0.1", "-p", &port]).status();

@@ -111,6 +111,8 @@ impl Store {
             if missing == 0 || bytes >= ENOUGH_BYTES || !fetches {
                 return Ok(deliveries);
             }
+            // What is on its way back is there in a moment.
+            drop(known.returning.lock().await);
             // A few first: mostly there is little or nothing.
             let count = missing
                 .min(AT_ONCE)

@@ -199,6 +199,7 @@ impl Queue for Queues {
 impl Store {
     async fn purge(&self, known: &Known) -> Result<u64> {
         let desk = self.desk(known).await?;
+        let _returning = known.returning.lock().await;
         let waiting = known.hand(self).drain_ready();
         self.ack(&desk, &waiting).await?;
         let mut dropped = waiting.len() as u64;
@@ -218,6 +219,7 @@ impl Store {
     async fn stats(&self, known: &Known) -> Result<Option<Stats>> {
         let mut names = vec![known.wire.clone(), known.dead()];
         names.extend(self.delays(known).await?);
+        let _returning = known.returning.lock().await;
         let counts = self.count(&names).await?;
         let Some(waiting) = counts[0] else {
             return Ok(None);

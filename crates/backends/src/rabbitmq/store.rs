@@ -53,6 +53,8 @@ pub(super) struct Known {
     pub(super) wire: String,
     pub(super) settings: Mutex<Settings>,
     hand: Mutex<Hand<Arrival>>,
+    /// Held while messages go back to the broker: they are neither in the hand nor in the queue then, or in both.
+    pub(super) returning: tokio::sync::Mutex<()>,
     /// Something waits in the hand.
     pub(super) news: Notify,
     desk: tokio::sync::Mutex<Option<Desk>>,
@@ -140,6 +142,7 @@ impl Store {
                 wire,
                 settings: Mutex::default(),
                 hand: Mutex::default(),
+                returning: tokio::sync::Mutex::default(),
                 news: Notify::new(),
                 desk: tokio::sync::Mutex::default(),
                 delays: Mutex::default(),
@@ -310,6 +313,7 @@ impl Store {
         if !self.closed.swap(true, Ordering::AcqRel) {
             for known in known {
                 known.news.notify_waiters();
+                let _returning = known.returning.lock().await;
                 self.end_where(&known, |_, _| true).await;
                 let held = known.hand(self).drain_all();
                 if held.is_empty() {
@@ -355,6 +359,7 @@ async fn tend(store: Weak<Store>) {
             return;
         }
         for known in store.all_known() {
+            let _returning = known.returning.lock().await;
             store.end_idle(&known).await;
             let late = known.hand(&store).drain_late();
             if let Err(error) = store.give_back(&known, late).await {

@@ -129,7 +129,16 @@ impl Model {
                 !is_spent
             });
         }
-        assert_eq!(got.len(), max.min(self.ready.len()), "{at}");
+        let strangers: Vec<_> = payloads(&got)
+            .into_iter()
+            .zip(got.iter().map(|delivery| delivery.attempt))
+            .filter(|(payload, _)| !self.ready.contains_key(payload))
+            .collect();
+        assert_eq!(
+            got.len(),
+            max.min(self.ready.len()),
+            "{at}: came without being ready, with their attempts: {strangers:?}"
+        );
         for (payload, delivery) in payloads(&got).into_iter().zip(got) {
             let attempts = self.ready.remove(&payload);
             let attempts = attempts.unwrap_or_else(|| panic!("{at}: `{payload}` was not ready"));

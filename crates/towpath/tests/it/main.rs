@@ -29,6 +29,7 @@ mod limits;
 mod lines;
 mod lines_kafka;
 mod mail;
+mod names;
 mod orders;
 mod orders_chaos;
 mod orders_rabbitmq;

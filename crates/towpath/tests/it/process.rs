@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -26,7 +26,8 @@ pub(crate) struct World {
     env: Vec<(String, String)>,
     /// Where processes leave what is only of this user and this moment.
     pub(crate) runtime: tempfile::TempDir,
-    open_files: Option<u32>,
+    /// What a shell does before it becomes the process.
+    before: Option<String>,
     _temporary: Option<tempfile::TempDir>,
 }
 
@@ -58,7 +59,7 @@ impl World {
             hits,
             env: Vec::new(),
             runtime: tempfile::tempdir().unwrap(),
-            open_files: None,
+            before: None,
             _temporary: None,
         }
     }
@@ -70,7 +71,17 @@ impl World {
 
     /// Its processes may open so many files.
     pub(crate) fn limit_open_files(&mut self, count: u32) {
-        self.open_files = Some(count);
+        self.before = Some(format!("ulimit -n {count} && exec \"$0\" \"$@\""));
+    }
+
+    /// Its processes look names up at this address, in a mount namespace of their own.
+    pub(crate) fn ask_names_of(&mut self, server: IpAddr) {
+        let file = self.runtime.path().join("resolv.conf");
+        std::fs::write(&file, format!("nameserver {server}\n")).unwrap();
+        let mount = format!("mount --bind {} /etc/resolv.conf", file.display());
+        self.before = Some(format!(
+            "exec unshare --mount sh -c '{mount} && exec \"$0\" \"$@\"' \"$0\" \"$@\""
+        ));
     }
 
     pub(crate) fn data(&self) -> PathBuf {
@@ -83,12 +94,11 @@ impl World {
 
     /// A command of the binary with this world's settings and nothing of the surrounding environment.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = match self.open_files {
+        let mut command = match &self.before {
             None => Command::new(BINARY),
-            Some(count) => {
+            Some(script) => {
                 let mut shell = Command::new("sh");
-                let script = format!("ulimit -n {count} && exec \"$0\" \"$@\"");
-                shell.args(["-c", &script, BINARY]);
+                shell.args(["-c", script, BINARY]);
                 shell
             }
         };

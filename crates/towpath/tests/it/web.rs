@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 
 /// A request as it came.
@@ -31,7 +31,15 @@ impl Reply {
 
 /// Serves on a loopback port until the test's process ends; the handler may take its time.
 pub(crate) fn serve(handler: impl Fn(Asked) -> Reply + Send + Sync + 'static) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    serve_at((Ipv4Addr::LOCALHOST, 0), handler)
+}
+
+/// The same at this address.
+pub(crate) fn serve_at(
+    at: (Ipv4Addr, u16),
+    handler: impl Fn(Asked) -> Reply + Send + Sync + 'static,
+) -> SocketAddr {
+    let listener = TcpListener::bind(at).unwrap();
     let address = listener.local_addr().unwrap();
     let handler = Arc::new(handler);
     std::thread::spawn(move || {

@@ -4,7 +4,7 @@ use std::io;
 
 use super::bench::{
     BenchCommand, CompareArgs, Figure, FleetFigures, Ratio, Report, Row, run_compare, run_fleet,
-    run_http, run_limits, run_queue,
+    run_http, run_limits, run_outbox, run_queue,
 };
 use super::{Exit, Failure, Format, Global, output};
 
@@ -13,6 +13,7 @@ pub(super) async fn run(global: &Global, command: BenchCommand) -> Result<Exit, 
         BenchCommand::Queue(args) => run_queue(&args).await?,
         BenchCommand::Http(args) => run_http(&args).await?,
         BenchCommand::Limits(args) => run_limits(&args).await?,
+        BenchCommand::Outbox(args) => run_outbox(&args).await?,
         BenchCommand::Compare(args) => return compare(global, &args).await,
         BenchCommand::Fleet(args) => return fleet(global, &run_fleet(&args).await?),
     };

@@ -200,16 +200,18 @@ async fn announce(
         ),
         String::new(),
     ];
+    let scheme = match config.tls_certificate {
+        Some(_) => "https",
+        None => "http",
+    };
     if let Some(http) = &http {
         lines.push(format!(
-            "  API        http://{http}     curl -d 'hello' {http}/enqueue"
+            "  API        {scheme}://{http}     curl -d 'hello' {scheme}://{http}/enqueue"
         ));
     }
     for (role, address) in &started.listeners {
-        lines.push(format!(
-            "  {role:<10} http://{}",
-            local(&address.to_string())
-        ));
+        let address = local(&address.to_string());
+        lines.push(format!("  {role:<10} {scheme}://{address}"));
     }
     lines.push(format!(
         "  Admin      http://{admin}     towpath queue ls · /metrics · /openapi.json"

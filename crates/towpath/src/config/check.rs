@@ -78,6 +78,10 @@ pub(super) const RULES: &[Rule] = &[
         (config.tls_certificate.is_some() != config.tls_key.is_some())
             .then_some("`server.tls.certificate` and `server.tls.key` go together; one is missing")
     }),
+    (&["server.tls.admin"], |config| {
+        (config.tls_admin && config.tls_certificate.is_none())
+            .then_some("`server.tls.admin` needs `server.tls.certificate` and `server.tls.key`")
+    }),
     (&["server.limits"], |config| {
         let is_wrong = |text: &String| !accounts::is_route_limit(text);
         config.route_limits.iter().any(is_wrong).then_some(

@@ -166,7 +166,7 @@ const BASE: &[Key] = &[
         Kind::Path,
         None,
         &[],
-        "PEM file of the certificate chain that the listeners of roles speak TLS with, the admin port aside; read again when it changes. Without it they speak plain HTTP.",
+        "PEM file of the certificate chain that the listeners of roles speak TLS with; read again when it changes. Without it they speak plain HTTP.",
     ),
     key(
         "server.tls.key",
@@ -174,6 +174,13 @@ const BASE: &[Key] = &[
         None,
         &[],
         "PEM file of the certificate's private key.",
+    ),
+    key(
+        "server.tls.admin",
+        Kind::Choice(&["off", "on"]),
+        Some("off"),
+        &[],
+        "Whether the admin listener speaks TLS too. Clients of the same machine, as the commands and local probes are, may still speak plain HTTP; others, as the probes of Kubernetes and a remote Prometheus, need `scheme: HTTPS` then.",
     ),
     key(
         "data.dir",

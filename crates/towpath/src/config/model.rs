@@ -58,6 +58,7 @@ pub struct Config {
     pub admin_hosts: Vec<String>,
     pub tls_certificate: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
+    pub tls_admin: bool,
     pub route_limits: Vec<String>,
     pub trusted_proxies: Vec<String>,
     pub data_dir: PathBuf,
@@ -182,6 +183,7 @@ impl Config {
             admin_hosts: kind::strings(&values.text("server.admin_hosts")).unwrap_or_default(),
             tls_certificate: values.optional("server.tls.certificate").map(PathBuf::from),
             tls_key: values.optional("server.tls.key").map(PathBuf::from),
+            tls_admin: values.text("server.tls.admin") == "on",
             route_limits: kind::strings(&values.text("server.limits")).unwrap_or_default(),
             trusted_proxies: kind::strings(&values.text("server.trusted_proxies"))
                 .unwrap_or_default(),

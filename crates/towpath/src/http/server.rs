@@ -38,6 +38,8 @@ pub struct Limits {
     pub reserve: Duration,
     /// Speaks TLS; plain without.
     pub tls: Option<Arc<Tls>>,
+    /// Whether clients of this machine may speak plain HTTP beside TLS.
+    pub plain_on_loopback: bool,
 }
 
 /// Who is at the other end of a request's connection.
@@ -109,11 +111,13 @@ pub async fn serve(
         let pace = Pace::new(limits.patience);
         let (builder, router, watcher) = (builder.clone(), router.clone(), graceful.watcher());
         let acceptor = limits.tls.as_ref().map(|tls| tls.acceptor());
+        let may_be_plain = limits.plain_on_loopback && peer.ip().to_canonical().is_loopback();
         let patience = limits.patience.head;
         connections.spawn(async move {
             // Small answers must not wait for more to come.
             stream.set_nodelay(true).ok();
-            let Some(socket) = shake_hands(stream, acceptor, patience).await else {
+            let hands = shake_hands(stream, acceptor, may_be_plain);
+            let Ok(Some(socket)) = tokio::time::timeout(patience, hands).await else {
                 return;
             };
             let connection = converse(&builder, (socket, peer), router, pace.clone());
@@ -141,22 +145,31 @@ pub async fn serve(
     Ok(())
 }
 
-/// The socket, once TLS is agreed upon; absent for a client that does not, or not in time.
+/// First byte of a TLS connection: a record of the handshake. Source: RFC 8446, 5.1.
+const HANDSHAKE: u8 = 22;
+
+/// The socket, once TLS is agreed upon; absent for a client that does not.
 async fn shake_hands(
     stream: TcpStream,
     acceptor: Option<TlsAcceptor>,
-    patience: Duration,
+    may_be_plain: bool,
 ) -> Option<Socket> {
     let Some(acceptor) = acceptor else {
         return Some(Socket::Plain(stream));
     };
-    match tokio::time::timeout(patience, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => Some(Socket::Tls(Box::new(stream))),
-        Ok(Err(error)) => {
+    if may_be_plain {
+        let mut first = [0];
+        stream.peek(&mut first).await.ok()?;
+        if first != [HANDSHAKE] {
+            return Some(Socket::Plain(stream));
+        }
+    }
+    match acceptor.accept(stream).await {
+        Ok(stream) => Some(Socket::Tls(Box::new(stream))),
+        Err(error) => {
             debug!(%error, "a client does not speak our TLS");
             None
         }
-        Err(_) => None,
     }
 }
 

@@ -34,7 +34,10 @@ pub async fn open_database(url: &str) -> Result<Database> {
 }
 
 /// The same with its tables made, as a role needs them.
-pub(super) async fn open_migrated(url: &str) -> Result<Database> {
+///
+/// # Errors
+/// As `open_database`, and those of the migrations.
+pub async fn open_migrated(url: &str) -> Result<Database> {
     let database = open_database(url).await?;
     while let Some(migration) = database.schema.up().await? {
         let (version, name) = (migration.version, migration.name);

@@ -1,4 +1,4 @@
-//! The ingest API by itself, and one written by hand in its place, for `towpath bench`.
+//! APIs by themselves, and an ingest API written by hand in the place of ours, for `towpath bench`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,6 +17,8 @@ use towpath_backends::Baseline;
 use towpath_core::backend::Backend;
 use towpath_core::{Error, QueueName, Result};
 
+use super::backends::clock;
+use crate::apps::accounts::{Limiter, Rules, limit_routes};
 use crate::apps::ingest::{Enqueue, Limits, router};
 use crate::http::{self, BodyLimit, Edge, Intake, Patience, descriptors, wrap};
 use crate::supervisor::Stop;
@@ -46,6 +48,16 @@ pub async fn ingest_api_for_bench(backend: &Backend) -> Result<BenchApi> {
     let queue = backend.require_queue("bench http")?;
     let enqueue = Enqueue::new(queue, QueueName::new(BENCH_QUEUE)?, LIMITS);
     serve(|edge| router(enqueue, backend.clone(), edge)).await
+}
+
+/// Starts the API of limits on a free loopback port, on this backend. Named limits are those of `rules`.
+///
+/// # Errors
+/// Those of binding; `Unsupported` for a backend without limits; `Invalid` for a bad rule.
+pub async fn limits_api_for_bench(backend: &Backend, rules: &[String]) -> Result<BenchApi> {
+    let store = backend.require_rate_limit("bench limits")?;
+    let limiter = Limiter::new(store, clock(), Rules::parse(rules)?);
+    serve(|edge| wrap(limit_routes(limiter), edge)).await
 }
 
 /// Starts an API that passes bodies on to a queue written by hand, behind the same edge.
@@ -114,6 +126,7 @@ async fn serve(router: impl FnOnce(Edge) -> Router) -> Result<BenchApi> {
         },
         reserve: Duration::ZERO,
         tls: None,
+        plain_on_loopback: false,
     };
     let refused = metrics.refused_connections("bench");
     // Ends with the measurement, awaited in `stop`.

@@ -34,9 +34,13 @@ pub(super) async fn bind(key: &str, address: &str) -> Result<TcpListener> {
     Ok(listener)
 }
 
-/// The bounds of a listener with so many connections.
-pub(super) fn limits(config: &Config, connections: usize) -> http::Limits {
-    http::Limits {
+/// The bounds of a listener with so many connections, with the configured certificate if there is one.
+pub(super) fn limits(config: &Config, connections: usize) -> Result<http::Limits> {
+    let tls = match (&config.tls_certificate, &config.tls_key) {
+        (Some(certificate), Some(key)) => Some(Arc::new(Tls::load(certificate, key)?)),
+        _ => None,
+    };
+    Ok(http::Limits {
         connections,
         patience: http::Patience {
             head: config.header_timeout,
@@ -44,19 +48,18 @@ pub(super) fn limits(config: &Config, connections: usize) -> http::Limits {
             write: config.write_timeout,
         },
         reserve: config.drain / 5,
-        tls: None,
-    }
+        tls,
+        plain_on_loopback: false,
+    })
 }
 
-/// The same with the configured certificate, if there is one.
-pub(super) fn public_limits(config: &Config, connections: usize) -> Result<http::Limits> {
-    let tls = match (&config.tls_certificate, &config.tls_key) {
-        (Some(certificate), Some(key)) => Some(Arc::new(Tls::load(certificate, key)?)),
-        _ => None,
-    };
+/// Those of the admin listener: operators and probes of this machine may always speak plain HTTP.
+fn admin_limits(config: &Config, connections: usize) -> Result<http::Limits> {
+    let limits = limits(config, connections)?;
     Ok(http::Limits {
-        tls,
-        ..limits(config, connections)
+        tls: limits.tls.filter(|_| config.tls_admin),
+        plain_on_loopback: true,
+        ..limits
     })
 }
 
@@ -82,9 +85,8 @@ impl Listener {
             .local_addr()
             .map_err(|error| Error::unavailable("a listener has no address").with_source(error))?;
         let limits = match self.stage {
-            // Operators and probes of this machine; others come through a proxy.
-            Stage::Observe => limits(config, self.connections),
-            _ => public_limits(config, self.connections)?,
+            Stage::Observe => admin_limits(config, self.connections)?,
+            _ => limits(config, self.connections)?,
         };
         let (socket, refused) = (
             Arc::new(self.socket),

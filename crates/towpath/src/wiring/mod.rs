@@ -7,6 +7,7 @@ mod accounts;
 mod backends;
 mod bench;
 mod bench_orders;
+mod bench_outbox;
 mod copy;
 mod demo;
 mod fleet;
@@ -20,9 +21,12 @@ mod public;
 mod role;
 mod run;
 
-pub use backends::{BACKENDS, FORMATS, STORES, open, open_database, restore};
-pub use bench::{BENCH_QUEUE, BenchApi, bare_api_for_bench, ingest_api_for_bench};
+pub use backends::{BACKENDS, FORMATS, STORES, open, open_database, open_migrated, restore};
+pub use bench::{
+    BENCH_QUEUE, BenchApi, bare_api_for_bench, ingest_api_for_bench, limits_api_for_bench,
+};
 pub use bench_orders::BenchOrders;
+pub use bench_outbox::BenchRelay;
 pub use copy::Copy;
 pub use role::Role;
 pub use run::{Started, start};

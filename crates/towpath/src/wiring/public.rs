@@ -6,7 +6,7 @@ use axum::Router;
 use towpath_core::{ErrorKind, Result};
 use tracing::{info, warn};
 
-use super::listener::{Listener, bind, public_limits};
+use super::listener::{Listener, bind, limits};
 use super::process::Process;
 use crate::apps::accounts::{Layer, limited};
 use crate::apps::orders::Topology;
@@ -68,7 +68,7 @@ impl Public {
                         role,
                         topology,
                         address: config.listen.clone(),
-                        limits: public_limits(config, connections)?,
+                        limits: limits(config, connections)?,
                         refused: process.metrics.refused_connections(name),
                         health: process.health.clone(),
                     };

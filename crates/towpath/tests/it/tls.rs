@@ -54,8 +54,16 @@ fn roles_speak_tls_and_follow_their_certificate() {
         "TOWPATH_SERVER__TLS__KEY",
         live.join("server.key").display(),
     );
+    world.set("TOWPATH_SERVER__TLS__ADMIN", "on");
     let _running = world.up();
     let (http, hits) = (world.http.port(), world.hits.port());
+    // The admin listener speaks both with this machine.
+    let live_ca = old.join("ca.pem");
+    assert_eq!(
+        ask(&world, &live_ca, world.admin.port(), "/livez").as_deref(),
+        Some("ok")
+    );
+    world.ok(&["health"]);
     let healthy = ask(&world, &old.join("ca.pem"), http, "/health").unwrap();
     assert!(healthy.contains("healthy"), "{healthy}");
     assert!(

@@ -6,6 +6,8 @@
 //!    +------------------------- how far it is, for people <--------------------------+
 //! ```
 //!
+//! While a step is under way the events of the next one are read.
+//!
 //! The position that counts is the broker's own, moved in the step that appends (`Positions`): whatever dies between
 //! two steps, the next one begins where the stream ends. A broker without positions gets events into queues, and the
 //! position is that of the database: what was sent and not yet noted is sent again, with the same id.
@@ -34,6 +36,12 @@ const SOURCE: &str = "/towpath/accounts";
 
 /// Longest wait before a refused event is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Most batches of one step, for a relay that is behind.
+const BATCHES: usize = 16;
+
+/// Most bytes of events that are read ahead, but for the last batch.
+const AHEAD: usize = 16 << 20;
 
 /// Where events go.
 #[derive(Clone)]
@@ -105,6 +113,7 @@ impl Relay {
             .max(1);
         let source = format!("outbox.{}", self.outbox.name().await?);
         let mut position: Option<Position> = None;
+        let mut ahead = Vec::new();
         let mut renew_at = Instant::now();
         while !stop.is_requested() {
             if Instant::now() >= renew_at {
@@ -118,18 +127,24 @@ impl Relay {
             }
             let mut from = match position.take() {
                 Some(position) => position,
-                None => self.locate(&source).await?,
-            };
-            let events = self.outbox.after(from.seq, self.batch).await?;
-            let is_full = events.len() == self.batch;
-            let mut is_ours = true;
-            for events in events.chunk_by(|a, b| a.event.topic == b.event.topic) {
-                is_ours = self.send(&source, &mut from, events, stop).await?;
-                if !is_ours || stop.is_requested() {
-                    break;
+                None => {
+                    ahead.clear();
+                    self.locate(&source).await?
                 }
-                stop.account.add("sent", events.len() as u64);
+            };
+            if ahead.is_empty() {
+                ahead = self.outbox.after(from.seq, self.batch).await?;
             }
+            let events = std::mem::take(&mut ahead);
+            let is_ours = if events.len() < self.batch {
+                self.send_all(&source, &mut from, &events, stop).await?
+            } else {
+                let behind = events.last().map_or(from.seq, |last| last.seq);
+                let sending = self.send_all(&source, &mut from, &events, stop);
+                let is_ours;
+                (is_ours, ahead) = tokio::try_join!(sending, self.read_ahead(behind))?;
+                is_ours
+            };
             self.health.set(ROLE, None);
             if is_ours {
                 position = Some(from);
@@ -137,11 +152,51 @@ impl Relay {
                 warn!("another relay moved the position; looking where it is");
                 renew_at = Instant::now();
             }
-            if !is_full {
+            if ahead.is_empty() {
                 self.wait(self.poll, true, stop).await;
             }
         }
         Ok(())
+    }
+
+    /// The events of the next step. Where a step can repeat events it is one batch.
+    async fn read_ahead(&self, mut behind: u64) -> Result<Vec<Event>> {
+        let batches = match self.target {
+            Target::Streams(_) => BATCHES,
+            Target::Queues(_) => 1,
+        };
+        let (mut ahead, mut bytes) = (Vec::new(), 0);
+        for _ in 0..batches {
+            let events = self.outbox.after(behind, self.batch).await?;
+            let is_full = events.len() == self.batch;
+            behind = events.last().map_or(behind, |last| last.seq);
+            bytes += events.iter().map(|one| one.event.data.len()).sum::<usize>();
+            ahead.extend(events);
+            if !is_full || bytes >= AHEAD {
+                break;
+            }
+        }
+        Ok(ahead)
+    }
+
+    /// Sends events in order, those of one topic at a time, and says whether the position was ours to move.
+    async fn send_all(
+        &self,
+        source: &str,
+        from: &mut Position,
+        events: &[Event],
+        stop: &Stop,
+    ) -> Result<bool> {
+        for events in events.chunk_by(|a, b| a.event.topic == b.event.topic) {
+            if !self.send(source, from, events, stop).await? {
+                return Ok(false);
+            }
+            if stop.is_requested() {
+                break;
+            }
+            stop.account.add("sent", events.len() as u64);
+        }
+        Ok(true)
     }
 
     /// Waits for so long, or for an event of this process.

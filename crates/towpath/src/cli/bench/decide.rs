@@ -1,39 +1,40 @@
 //! The limits of a backend: decisions a second, each durable as the backend makes it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http::{Method, Request, header};
+use http_body_util::Full;
 use rand::Rng;
 use tokio::task::JoinSet;
 use towpath_core::limiter::{Amount, Policy};
 use towpath_core::port::rate_limit::{RateLimit, Take};
 use towpath_core::{Error, Result};
 
+use super::http::{connect, exchange};
 use super::limit::Limit;
 use super::load::{Outcome, join};
 use super::measure::Measurement;
 use super::{LimitsArgs, Row};
 use crate::wiring;
 
-/// Runs both algorithms with each number of callers.
+/// So much that every take is allowed: refusals write nothing.
+const PLENTY: u64 = 1_000_000_000;
+
+/// Runs both algorithms with each number of callers, and the API's default one over connections.
 ///
 /// # Errors
 /// Those of the backend.
 pub(in crate::cli) async fn run(args: &LimitsArgs) -> Result<Vec<Row>> {
-    let folder = tempfile::Builder::new()
-        .prefix("towpath-bench-")
-        .tempdir_in(&args.folder)
-        .map_err(|error| {
-            Error::unavailable("the folder for the temporary store cannot be made")
-                .with_source(error)
-        })?;
+    let folder = super::temporary(&args.folder)?;
     let own = format!("embedded:{}", folder.path().display());
     let backend = wiring::open(args.backend.as_deref().unwrap_or(&own)).await?;
     let durability = super::durability(&backend).await?;
     let limits = backend.require_rate_limit("bench")?;
     let minute = Duration::from_secs(60);
-    // So much that every take is allowed: refusals write nothing.
-    let plenty = Amount::whole(1_000_000_000);
+    let plenty = Amount::whole(PLENTY);
     let policies = [
         (
             "token bucket",
@@ -51,18 +52,54 @@ pub(in crate::cli) async fn run(args: &LimitsArgs) -> Result<Vec<Row>> {
             },
         ),
     ];
-    let mut rows = Vec::new();
+    let rule = format!("default=token_bucket:{PLENTY}:{PLENTY}/1m");
+    let api = wiring::limits_api_for_bench(&backend, &[rule]).await?;
+    let (mut rows, limit) = (Vec::new(), || {
+        Limit::new(Duration::from_secs(args.seconds), args.messages)
+    });
     for callers in args.callers.map_or_else(|| vec![1, 64], |one| vec![one]) {
         for (what, policy) in policies {
             let measurement = Measurement::start(what, &durability, callers, 1);
-            let limit = Limit::new(Duration::from_secs(args.seconds), args.messages);
-            let outcome = decide(&limits, what, policy, callers, args.keys, &limit).await?;
+            let outcome = decide(&limits, what, policy, callers, args.keys, &limit()).await?;
             let decisions = outcome.seen.len() as u64;
             rows.push(measurement.finish(decisions, outcome.latencies, None));
         }
+        let measurement = Measurement::start("token bucket, http", &durability, callers, 1);
+        let outcome = ask(api.address, callers, args.keys, &limit()).await?;
+        let decisions = outcome.seen.len() as u64;
+        rows.push(measurement.finish(decisions, outcome.latencies, None));
     }
+    api.stop().await?;
     backend.lifecycle.close().await?;
     Ok(rows)
+}
+
+/// Takes through the API, over as many connections as callers.
+async fn ask(address: SocketAddr, callers: usize, keys: u64, limit: &Limit) -> Result<Outcome> {
+    let mut tasks = JoinSet::new();
+    for _ in 0..callers {
+        let (mut sender, limit) = (connect(address).await?, limit.clone());
+        tasks.spawn(async move {
+            let mut outcome = Outcome::default();
+            while limit.take(1) {
+                let key = rand::rng().random_range(0..keys.max(1));
+                let request = Request::builder()
+                    .method(Method::POST)
+                    .uri(format!("/api/bucket/consume?key=bench-{key}"))
+                    .header(header::HOST, address.to_string())
+                    .body(Full::new(Bytes::new()))
+                    .map_err(|error| {
+                        Error::invalid("the request cannot be made").with_source(error)
+                    })?;
+                let call = Instant::now();
+                exchange(&mut sender, request).await?;
+                outcome.latencies.record(call);
+                outcome.seen.push(key);
+            }
+            Ok(outcome)
+        });
+    }
+    join(tasks).await
 }
 
 async fn decide(

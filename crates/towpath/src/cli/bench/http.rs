@@ -43,13 +43,7 @@ pub(in crate::cli) async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
         }
         return Ok(rows);
     }
-    let folder = tempfile::Builder::new()
-        .prefix("towpath-bench-")
-        .tempdir_in(&args.folder)
-        .map_err(|error| {
-            Error::unavailable("the folder for the temporary store cannot be made")
-                .with_source(error)
-        })?;
+    let folder = super::temporary(&args.folder)?;
     let mut rows = Vec::new();
     if args.backend.is_none() {
         let (probe, limit) = (folder.path().to_owned(), args.limit());
@@ -121,6 +115,10 @@ pub(super) struct Post {
 
 impl Post {
     /// Opens the connections.
+    /// One connection, ready to send.
+    ///
+    /// # Errors
+    /// `Unavailable` when nobody listens.
     pub(super) async fn connect(
         address: SocketAddr,
         connections: usize,
@@ -187,7 +185,11 @@ fn body(mut payloads: Vec<Bytes>) -> (&'static str, Bytes) {
     ("/enqueue/batch", lines.freeze())
 }
 
-async fn connect(address: SocketAddr) -> Result<SendRequest<Full<Bytes>>> {
+/// One connection, ready to send.
+///
+/// # Errors
+/// `Unavailable` when nobody listens.
+pub(super) async fn connect(address: SocketAddr) -> Result<SendRequest<Full<Bytes>>> {
     let away = |error: Box<dyn std::error::Error + Send + Sync>| {
         Error::unavailable(format!("no API answers at http://{address}")).with_source(error)
     };
@@ -206,7 +208,11 @@ async fn connect(address: SocketAddr) -> Result<SendRequest<Full<Bytes>>> {
     Ok(sender)
 }
 
-async fn exchange(
+/// Sends one request and waits for its answer, which must be 200.
+///
+/// # Errors
+/// `Unavailable` with what was answered, or that nothing was.
+pub(super) async fn exchange(
     sender: &mut SendRequest<Full<Bytes>>,
     request: Request<Full<Bytes>>,
 ) -> Result<()> {

@@ -12,20 +12,24 @@ mod limit;
 mod line;
 mod load;
 mod measure;
+mod outbox;
 mod payload;
 mod queue;
 
+use std::path::Path;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use towpath_core::Result;
+use tempfile::TempDir;
 use towpath_core::backend::Backend;
+use towpath_core::{Error, Result};
 
 pub(in crate::cli) use compare::{Figure, Ratio, Report, Workload, run as run_compare};
 pub(in crate::cli) use decide::run as run_limits;
 pub(in crate::cli) use fleet::{FleetFigures, run as run_fleet};
 pub(in crate::cli) use http::run as run_http;
 use limit::Limit;
+pub(in crate::cli) use outbox::run as run_outbox;
 pub(in crate::cli) use queue::run as run_queue;
 
 /// What to measure.
@@ -37,8 +41,10 @@ pub(super) enum BenchCommand {
     Http(HttpArgs),
     /// Two or more targets in one run, a round of each in turn, with ratios
     Compare(CompareArgs),
-    /// Take from limits of a backend
+    /// Take from limits of a backend, and through the API
     Limits(LimitsArgs),
+    /// Write events into a database's outbox, and relay them to a broker
+    Outbox(OutboxArgs),
     /// Agents that wait for a configuration: how soon they have it, and what they cost
     Fleet(FleetArgs),
 }
@@ -165,6 +171,32 @@ pub(super) struct LimitsArgs {
     pub(super) messages: Option<u64>,
 }
 
+/// Options of `bench outbox`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Events of the database that wait already are relayed too: give it one of its own.\n\nWith a PostgreSQL and a Kafka at hand:\n  towpath bench outbox --database postgres://towpath@localhost/bench --backend kafka://localhost:9092\n\nExamples:\n  towpath bench outbox --messages 1000"
+)]
+pub(super) struct OutboxArgs {
+    /// Database to measure, its tables are made; without it a fresh SQLite database in a temporary folder
+    #[arg(long)]
+    pub(super) database: Option<String>,
+    /// Backend that the events go to; without it a fresh embedded store in a temporary folder
+    #[arg(long)]
+    pub(super) backend: Option<String>,
+    /// Folder for the temporary database and store; its disk is what is measured
+    #[arg(long, default_value = ".")]
+    pub(super) folder: std::path::PathBuf,
+    /// Payload bytes
+    #[arg(long, default_value_t = 100)]
+    pub(super) size: usize,
+    /// How long each measurement writes
+    #[arg(long, default_value_t = 2)]
+    pub(super) seconds: u64,
+    /// Most events of each measurement; it ends after these or after its seconds
+    #[arg(long)]
+    pub(super) messages: Option<u64>,
+}
+
 /// Options of `bench fleet`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:\n  towpath bench fleet --agents 20 --rounds 2")]
@@ -237,6 +269,17 @@ impl HttpArgs {
     fn limit(&self) -> Limit {
         Limit::new(Duration::from_secs(self.seconds), self.messages)
     }
+}
+
+/// A folder for temporary stores, removed in the end.
+fn temporary(folder: &Path) -> Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix("towpath-bench-")
+        .tempdir_in(folder)
+        .map_err(|error| {
+            Error::unavailable("the folder for the temporary store cannot be made")
+                .with_source(error)
+        })
 }
 
 /// One row of a result.

@@ -22,13 +22,7 @@ const IDLE: Duration = Duration::from_millis(3);
 /// # Errors
 /// Those of the backend; a loss or a duplicate is in the rows.
 pub(in crate::cli) async fn run(args: &QueueArgs) -> Result<Vec<Row>> {
-    let folder = tempfile::Builder::new()
-        .prefix("towpath-bench-")
-        .tempdir_in(&args.folder)
-        .map_err(|error| {
-            Error::unavailable("the folder for the temporary store cannot be made")
-                .with_source(error)
-        })?;
+    let folder = super::temporary(&args.folder)?;
     let mut rows = Vec::new();
     if args.backend.is_none() {
         // What is idle is compared with a disk that is.

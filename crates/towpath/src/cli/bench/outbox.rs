@@ -1,0 +1,185 @@
+//! The outbox: commits a second, what the relay makes of a backlog, and how soon after its commit an event can be read.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::task::JoinSet;
+use towpath_core::port::outbox::NewEvent;
+use towpath_core::port::queue::MAX_BATCH;
+use towpath_core::port::stream::{ReadRequest, Start, Trim};
+use towpath_core::port::{Outbox, Stream};
+use towpath_core::{ConsumerId, Error, GroupName, MessageId, Result, StreamName};
+use uuid::Uuid;
+
+use super::limit::Limit;
+use super::load::{Outcome, join};
+use super::measure::{Latencies, Measurement};
+use super::payload::{Payloads, check};
+use super::{OutboxArgs, Row};
+use crate::wiring::{self, BenchRelay};
+
+/// How often a relay that catches up is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Between two events whose latency is measured: long enough for everything to come to rest.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// What is committed and cannot be read for so long is lost.
+const LOST: Duration = Duration::from_secs(30);
+
+/// Runs every measurement.
+///
+/// # Errors
+/// Those of the database and the backend.
+pub(in crate::cli) async fn run(args: &OutboxArgs) -> Result<Vec<Row>> {
+    let folder = super::temporary(&args.folder)?;
+    let own = format!("sqlite:{}/accounts.db", folder.path().display());
+    let database = wiring::open_migrated(args.database.as_deref().unwrap_or(&own)).await?;
+    let own = format!("embedded:{}/store", folder.path().display());
+    let backend = wiring::open(args.backend.as_deref().unwrap_or(&own)).await?;
+    let durability = super::durability(&backend).await?;
+    let topic = format!("bench-{}", MessageId::new());
+    let payloads = Arc::new(Payloads::new(args.size));
+    let writer = Writer {
+        outbox: database.outbox,
+        payloads: Arc::clone(&payloads),
+        topic: topic.as_str().into(),
+    };
+    let limit = || Limit::new(Duration::from_secs(args.seconds), args.messages);
+    let (mut rows, mut sent) = (Vec::new(), Vec::new());
+    for callers in [1, 64] {
+        let measurement = Measurement::start("commit", &database.url, callers, 1);
+        let outcome = writer.load(callers, &limit()).await?;
+        rows.push(measurement.finish(outcome.messages(), outcome.latencies, None));
+        sent.extend(outcome.sent);
+    }
+
+    let waiting = writer.outbox.backlog().await?.new;
+    let measurement = Measurement::start("relay", &durability, 1, BenchRelay::BATCH);
+    let relay = BenchRelay::start(Arc::clone(&writer.outbox), &backend)?;
+    while writer.outbox.backlog().await?.new > 0 && !relay.is_over() {
+        tokio::time::sleep(LOOK).await;
+    }
+    rows.push(measurement.finish(waiting, Latencies::default(), None));
+
+    let stream = backend.require_stream("bench outbox")?;
+    let mut reader = Reader {
+        stream: Arc::clone(&stream),
+        payloads,
+        name: StreamName::new(&topic)?,
+        group: GroupName::new("bench")?,
+        consumer: ConsumerId::unique("bench")?,
+        seen: Vec::new(),
+    };
+    stream
+        .create_group(&reader.name, &reader.group, Start::Beginning)
+        .await?;
+    reader.until(sent.len()).await?;
+    let measurement = Measurement::start("commit to reader", &durability, 1, 1);
+    let (mut latencies, limit, first) = (Latencies::default(), limit(), sent.len());
+    while limit.take(1) && !relay.is_over() {
+        sent.push(writer.write().await?);
+        let committed = Instant::now();
+        reader.until(sent.len()).await?;
+        latencies.record(committed);
+        tokio::time::sleep(PAUSE).await;
+    }
+    let timed = (sent.len() - first) as u64;
+    let mut row = measurement.finish(timed, latencies, None);
+    relay.stop().await?;
+    (row.lost, row.duplicated) = check(&sent, reader.seen);
+    rows.push(row);
+    stream.trim(&reader.name, Trim::KeepLast(0)).await?;
+    backend.lifecycle.close().await?;
+    Ok(rows)
+}
+
+/// Writes events, each in a transaction of its own.
+#[derive(Clone)]
+struct Writer {
+    outbox: Arc<dyn Outbox>,
+    payloads: Arc<Payloads>,
+    topic: Arc<str>,
+}
+
+impl Writer {
+    /// One event, and its number as a range.
+    async fn write(&self) -> Result<std::ops::Range<u64>> {
+        let (numbers, mut payloads) = self.payloads.take(1);
+        let text = payloads.pop().unwrap_or_default();
+        let key = numbers.start.to_string();
+        let event = NewEvent {
+            id: Uuid::now_v7(),
+            aggregate_type: "bench".to_owned(),
+            aggregate_id: key.clone(),
+            event_type: "bench.written".to_owned(),
+            topic: self.topic.to_string(),
+            key: Some(key),
+            data: String::from_utf8_lossy(&text).into_owned(),
+            created_at: Timestamp::now(),
+        };
+        self.outbox.write(vec![event]).await?;
+        Ok(numbers)
+    }
+
+    async fn load(&self, callers: usize, limit: &Limit) -> Result<Outcome> {
+        let mut tasks = JoinSet::new();
+        for _ in 0..callers {
+            let (writer, limit) = (self.clone(), limit.clone());
+            tasks.spawn(async move {
+                let mut outcome = Outcome::default();
+                while limit.take(1) {
+                    let call = Instant::now();
+                    outcome.sent.push(writer.write().await?);
+                    outcome.latencies.record(call);
+                }
+                Ok(outcome)
+            });
+        }
+        join(tasks).await
+    }
+}
+
+/// Reads the topic.
+struct Reader {
+    stream: Arc<dyn Stream>,
+    payloads: Arc<Payloads>,
+    name: StreamName,
+    group: GroupName,
+    consumer: ConsumerId,
+    seen: Vec<u64>,
+}
+
+impl Reader {
+    /// Reads until it has seen so many.
+    async fn until(&mut self, count: usize) -> Result<()> {
+        let mut last = Instant::now();
+        while self.seen.len() < count {
+            let request = ReadRequest {
+                stream: self.name.clone(),
+                group: self.group.clone(),
+                consumer: self.consumer.clone(),
+                max: MAX_BATCH,
+                wait: Duration::from_secs(1),
+            };
+            let entries = self.stream.read(request).await?;
+            if !entries.is_empty() {
+                last = Instant::now();
+            } else if last.elapsed() > LOST {
+                return Err(Error::unavailable(
+                    "an event that was committed did not come",
+                ));
+            }
+            let read = entries
+                .iter()
+                .filter_map(|entry| self.payloads.read(&entry.message.payload));
+            self.seen.extend(read.map(|(number, _)| number));
+            let finished: Vec<_> = entries.iter().map(|entry| entry.offset).collect();
+            self.stream
+                .commit(&self.name, &self.group, &finished)
+                .await?;
+        }
+        Ok(())
+    }
+}

@@ -40,6 +40,9 @@ struct Content {
     lines: u64,
     bytes: u64,
     sha256: String,
+    /// Bytes of the longest line, exact where it is longer than a buffer.
+    #[serde(skip)]
+    longest: usize,
 }
 
 pub(super) async fn run(global: &Global, command: LinesCommand) -> Result<Exit, Failure> {
@@ -52,6 +55,15 @@ pub(super) async fn run(global: &Global, command: LinesCommand) -> Result<Exit, 
         return Err(Failure::new(Exit::Usage, text));
     }
     let before = content(&args.input)?;
+    if before.longest > Copy::LINE_BYTES {
+        let text = format!(
+            "`{}` has a line of {} bytes, and a line of a copy has {} at most",
+            args.input.display(),
+            before.longest,
+            Copy::LINE_BYTES
+        );
+        return Err(Failure::new(Exit::Usage, text));
+    }
     // Removed at the end.
     let folder = args
         .output
@@ -128,6 +140,7 @@ fn content(path: &Path) -> Result<Content, Failure> {
     let mut file = BufReader::new(File::open(path).map_err(unreadable)?);
     let (mut hash, mut buffer) = (Context::new(&SHA256), vec![0; 1 << 20]);
     let (mut lines, mut bytes, mut last) = (0, 0, b'\n');
+    let (mut longest, mut open) = (0, 0);
     loop {
         let count = file.read(&mut buffer).map_err(unreadable)?;
         let Some(end) = buffer[..count].last() else {
@@ -135,6 +148,12 @@ fn content(path: &Path) -> Result<Content, Failure> {
         };
         last = *end;
         bytes += count as u64;
+        let is_newline = |byte: &u8| *byte == b'\n';
+        open += buffer[..count].iter().position(is_newline).unwrap_or(count);
+        longest = longest.max(open);
+        if let Some(newline) = buffer[..count].iter().rposition(is_newline) {
+            open = count - newline - 1;
+        }
         lines += buffer[..count]
             .iter()
             .filter(|byte| **byte == b'\n')
@@ -156,5 +175,6 @@ fn content(path: &Path) -> Result<Content, Failure> {
         lines,
         bytes,
         sha256,
+        longest,
     })
 }

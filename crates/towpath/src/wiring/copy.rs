@@ -4,8 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use prometheus_client::metrics::counter::Counter;
 use tokio_util::sync::CancellationToken;
+use towpath_core::message::MAX_PAYLOAD_BYTES;
+use towpath_core::port::Positions;
+use towpath_core::port::positions::{Step, Stepped};
 use towpath_core::port::stream::Trim;
 use towpath_core::{ConsumerId, GroupName, MessageId, QueueName, Result, StreamName, retry};
 
@@ -18,15 +23,39 @@ use crate::source::Limits;
 use crate::supervisor::Stop;
 use crate::telemetry::{Health, Metrics, PumpMetrics};
 
-/// Longest line that a copy takes.
-const LINE_BYTES: usize = 16 << 20;
-
 /// Most lines and bytes in one step.
 const LINES: usize = 2_000;
 const BYTES: usize = 1 << 20;
 
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(100);
+
+/// How far the reader may be ahead of the writer: what waits in between takes memory.
+const AHEAD: u64 = 100_000;
+
+/// How often a reader that is ahead looks whether the writer caught up.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Positions that wait while the reader is too far ahead.
+struct Paced {
+    positions: Arc<dyn Positions>,
+    read: Counter,
+    written: Counter,
+}
+
+#[async_trait]
+impl Positions for Paced {
+    async fn position(&self, source: &str) -> Result<Option<Bytes>> {
+        self.positions.position(source).await
+    }
+
+    async fn step(&self, step: Step) -> Result<Stepped> {
+        while self.read.get().saturating_sub(self.written.get()) > AHEAD {
+            tokio::time::sleep(LOOK).await;
+        }
+        self.positions.step(step).await
+    }
+}
 
 /// A copy that is to be made.
 pub struct Copy {
@@ -41,6 +70,9 @@ pub struct Copy {
 }
 
 impl Copy {
+    /// Longest line that a copy takes.
+    pub const LINE_BYTES: usize = MAX_PAYLOAD_BYTES;
+
     /// Makes it, and tells how many lines were read and written so far.
     ///
     /// The stream has a name of its own and is emptied again. A backend without positions of sources is refused.
@@ -62,7 +94,7 @@ impl Copy {
                 too_long: dead.clone(),
                 start: Start::Beginning,
                 limits: Limits {
-                    line: LINE_BYTES,
+                    line: Self::LINE_BYTES,
                     lines: LINES,
                     bytes: BYTES,
                     quiet: Some(Duration::ZERO),
@@ -70,7 +102,11 @@ impl Copy {
                 linger: Duration::ZERO,
                 poll: TELL,
             },
-            positions: backend.require_positions("lines copy")?,
+            positions: Arc::new(Paced {
+                positions: backend.require_positions("lines copy")?,
+                read: read.clone(),
+                written: written.clone(),
+            }),
             health,
             read: read.clone(),
             metrics: metrics.clone(),

@@ -427,3 +427,16 @@ fn a_whole_file_is_copied_through_a_stream_and_compared() {
         assert_eq!(world.run(&args).status.code(), Some(2));
     }
 }
+
+#[test]
+fn a_line_that_no_message_can_hold_is_told_before_a_copy_begins() {
+    let world = World::new();
+    let long = vec![b'x'; (16 << 20) + 1];
+    let text = [b"short\n".as_slice(), &long, b"\nshort again".as_slice()].concat();
+    fs::write(world.folder.join("in"), &text).unwrap();
+    let refused = world.run(&["lines", "copy", "in", "out"]);
+    assert_eq!(refused.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("a line of 16777217 bytes"), "{said}");
+    assert!(!world.folder.join("out").exists());
+}

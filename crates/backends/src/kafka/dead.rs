@@ -150,7 +150,7 @@ impl Store {
                 headers: OwnedHeaders::new(),
             });
             let records: Vec<Record<'_>> = back.chain(deleted).collect();
-            let done = transactions.run(&records, None).await;
+            let done = transactions.run(records, None).await;
             let places =
                 done.map_err(|failed: Failed| error::of_call("move dead letters", failed.told()))?;
             count += letters.len() as u64;

@@ -164,9 +164,8 @@ impl Sources {
             payload: Some(&step.to),
             headers: OwnedHeaders::new(),
         };
-        let records: Vec<Record<'_>> = records.chain([moved]).collect();
         // Whatever is open after a failure ends when the source is taken over anew.
-        let done = writer.producer.run(&records, None).await;
+        let done = writer.producer.run(records.chain([moved]).collect(), None).await;
         done.map(drop)
             .map_err(|failed| error::of_call("produce in a transaction", failed.told()))
     }

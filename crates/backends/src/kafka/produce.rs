@@ -40,13 +40,13 @@ pub(super) fn client(config: &Config) -> ClientConfig {
 /// Produces records in order; partition and offset of each once it is acknowledged.
 pub(super) async fn all(
     producer: &FutureProducer,
-    records: &[Record<'_>],
+    records: Vec<Record<'_>>,
 ) -> Vec<Result<(i32, i64), KafkaError>> {
     let mut underway = Vec::with_capacity(records.len());
     for record in records {
         underway.push(send(producer, record).await);
     }
-    let mut outcomes = Vec::with_capacity(records.len());
+    let mut outcomes = Vec::with_capacity(underway.len());
     for sent in underway {
         outcomes.push(match sent {
             Ok(delivery) => match delivery.await {
@@ -63,7 +63,7 @@ pub(super) async fn all(
 /// Hands a record to a producer; waits while its queue is full.
 async fn send(
     producer: &FutureProducer,
-    record: &Record<'_>,
+    record: Record<'_>,
 ) -> Result<DeliveryFuture, KafkaError> {
     let mut record = FutureRecord {
         topic: record.topic,
@@ -71,7 +71,7 @@ async fn send(
         payload: record.payload,
         key: record.key,
         timestamp: None,
-        headers: Some(record.headers.clone()),
+        headers: Some(record.headers),
     };
     loop {
         match producer.send_result(record) {

@@ -128,7 +128,7 @@ impl Queue for Queues {
                 headers: envelope::of_queue(envelope),
             }
         });
-        let produced = self.0.produce(&records.collect::<Vec<_>>()).await?;
+        let produced = self.0.produce(records.collect()).await?;
         let desk = known.desk_if_any().await;
         for ((at, to, _), produced) in taken.iter().zip(produced) {
             match (produced, &desk) {

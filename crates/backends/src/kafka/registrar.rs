@@ -371,7 +371,7 @@ impl<S: Bench> Office<S> {
         let Some(transactions) = &self.transactions else {
             return Err(Refusal::Undone(Error::unavailable("no producer")));
         };
-        let done = transactions.run(&records, Some(Positions { list, group }));
+        let done = transactions.run(records, Some(Positions { list, group }));
         match done.await {
             Ok(places) => {
                 for ((to, ..), place) in envelopes.iter().zip(places) {

@@ -130,11 +130,15 @@ impl Store {
     }
 
     /// Produces records in order; partition and offset of each once it is acknowledged.
-    pub(super) async fn produce(&self, records: &[Record<'_>]) -> Result<Vec<Result<(i32, i64)>>> {
+    pub(super) async fn produce(
+        &self,
+        records: Vec<Record<'_>>,
+    ) -> Result<Vec<Result<(i32, i64)>>> {
         self.check_open()?;
         let producer = lock(&self.producer).clone();
+        let topics: Vec<&str> = records.iter().map(|record| record.topic).collect();
         let produced = produce::all(&producer, records).await;
-        for (record, produced) in records.iter().zip(&produced) {
+        for (topic, produced) in topics.into_iter().zip(&produced) {
             match produced.as_ref().err().and_then(error::code) {
                 // It had lost its place in the numbering of the records, and cannot go on.
                 Some(Code::Fatal | Code::OutOfOrderSequenceNumber | Code::UnknownProducerId) => {
@@ -142,7 +146,7 @@ impl Store {
                     break;
                 }
                 Some(Code::UnknownTopic | Code::UnknownTopicOrPartition) => {
-                    lock(&self.topics).remove(record.topic);
+                    lock(&self.topics).remove(topic);
                 }
                 _ => {}
             }

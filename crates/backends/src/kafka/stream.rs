@@ -50,7 +50,7 @@ impl Stream for Topics {
             payload: Some(&entry.payload),
             headers: envelope::headers(entry),
         });
-        let produced = self.0.produce(&records.collect::<Vec<_>>()).await?;
+        let produced = self.0.produce(records.collect()).await?;
         let members = self.0.members_of(stream).await;
         let mut produced = produced.into_iter();
         let mut outcome = |checked: Result<()>| {

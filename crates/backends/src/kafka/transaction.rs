@@ -76,7 +76,7 @@ impl Transactions {
     /// One transaction. Returns the partition and offset of each record.
     pub(super) async fn run(
         &self,
-        records: &[Record<'_>],
+        records: Vec<Record<'_>>,
         positions: Option<Positions>,
     ) -> std::result::Result<Vec<(i32, i64)>, Failed> {
         self.producer.begin_transaction().map_err(Failed::Aborted)?;

@@ -34,9 +34,22 @@ fn policy(rng: &mut StdRng) -> Policy {
     }
 }
 
-/// Random rules, amounts and times, also times that go back and rules that change in between.
+/// Rounds of 720 steps for each of `TOWPATH_SEEDS`: with 200 of them a million steps of each kind of rule.
+const ROUNDS: u64 = 14;
+
 async fn decides_as_the_core_does_for_any_numbers() {
-    let seed = rand::rng().random();
+    let seeds = std::env::var("TOWPATH_SEEDS").ok();
+    let rounds = seeds
+        .and_then(|seeds| seeds.parse::<u64>().ok())
+        .map_or(1, |seeds| seeds * ROUNDS);
+    for _ in 0..rounds {
+        let seed = rand::random();
+        decides_as_the_core_does(seed).await;
+    }
+}
+
+/// Random rules, amounts and times, also times that go back and rules that change in between.
+async fn decides_as_the_core_does(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let (prefix, mut steps, mut expected) = (prefix(), Vec::new(), Vec::new());
     for key in 0..60 {

@@ -29,6 +29,7 @@ mod limits;
 mod lines;
 mod lines_kafka;
 mod mail;
+mod manifests;
 mod names;
 mod orders;
 mod orders_chaos;

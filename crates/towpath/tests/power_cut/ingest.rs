@@ -104,7 +104,8 @@ pub(crate) fn shows_the_loss_without_syncs(
     }
 }
 
-fn pause(rng: &mut StdRng, milliseconds: Range<u64>) {
+/// Waits so many milliseconds.
+pub(crate) fn pause(rng: &mut StdRng, milliseconds: Range<u64>) {
     std::thread::sleep(Duration::from_millis(rng.random_range(milliseconds)));
 }
 

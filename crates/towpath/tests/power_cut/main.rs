@@ -16,6 +16,7 @@
 #[expect(dead_code, reason = "`it` uses more of it")]
 mod client;
 mod ingest;
+mod lines;
 #[path = "../it/process.rs"]
 #[expect(dead_code, reason = "`it` uses more of it")]
 mod process;
@@ -66,6 +67,18 @@ fn main() -> ExitCode {
             power_cut::NAME,
             missing(file_system),
             move || ingest::shows_the_loss_without_syncs(name, file_system, cut),
+        ));
+        trials.push(trial_where_able(
+            format!("power_cut::{name}::lines_come_out_as_they_went_in"),
+            power_cut::NAME,
+            missing(file_system),
+            move || lines::come_out_as_they_went_in(name, file_system, cut),
+        ));
+        trials.push(trial_where_able(
+            format!("power_cut::{name}::lines_that_are_not_synced_are_missed"),
+            power_cut::NAME,
+            missing(file_system),
+            move || lines::show_the_loss_without_syncs(name, file_system, cut),
         ));
     }
     let (ability, no_redis) = match servers::redis::missing() {

@@ -1,0 +1,143 @@
+//! Every Kubernetes manifest read into the type of its kind: a field that the type does not know is a slip.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// KEDA's object, as far as ours use it. Source: KEDA 2.18, `scaledobjects.keda.sh`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(dead_code, reason = "what is read is only checked")]
+struct ScaledObject {
+    api_version: String,
+    kind: String,
+    metadata: Named,
+    spec: ScaledObjectSpec,
+}
+
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "what is read is only checked")]
+struct Named {
+    name: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(dead_code, reason = "what is read is only checked")]
+struct ScaledObjectSpec {
+    scale_target_ref: ScaleTarget,
+    min_replica_count: u32,
+    max_replica_count: u32,
+    polling_interval: u32,
+    cooldown_period: u32,
+    fallback: Fallback,
+    triggers: Vec<Trigger>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(dead_code, reason = "what is read is only checked")]
+struct ScaleTarget {
+    api_version: String,
+    kind: String,
+    name: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(dead_code, reason = "what is read is only checked")]
+struct Fallback {
+    failure_threshold: u32,
+    replicas: u32,
+}
+
+/// Values of a trigger are texts, numbers too.
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "what is read is only checked")]
+struct Trigger {
+    r#type: String,
+    metadata: BTreeMap<String, String>,
+}
+
+/// The fields of a document that its type does not know, or why it is not one of that type.
+fn slips<T: DeserializeOwned>(document: &Value) -> Result<Vec<String>, String> {
+    let mut unknown = Vec::new();
+    let read: Result<T, _> =
+        serde_ignored::deserialize(document, |path| unknown.push(path.to_string()));
+    read.map(|_| unknown).map_err(|error| error.to_string())
+}
+
+fn slips_of(document: &Value) -> Result<Vec<String>, String> {
+    let text = |name: &str| document[name].as_str().unwrap_or_default();
+    match (text("apiVersion"), text("kind")) {
+        ("apps/v1", "StatefulSet") => slips::<StatefulSet>(document),
+        ("autoscaling/v2", "HorizontalPodAutoscaler") => {
+            slips::<HorizontalPodAutoscaler>(document)
+        }
+        ("keda.sh/v1alpha1", "ScaledObject") => slips::<ScaledObject>(document),
+        ("networking.k8s.io/v1", "NetworkPolicy") => slips::<NetworkPolicy>(document),
+        ("policy/v1", "PodDisruptionBudget") => slips::<PodDisruptionBudget>(document),
+        ("v1", "ConfigMap") => slips::<ConfigMap>(document),
+        ("v1", "Service") => slips::<Service>(document),
+        (version, kind) => Err(format!("no type is known for `{version}` `{kind}`")),
+    }
+}
+
+fn documents(text: &str) -> Vec<Value> {
+    text.split("\n---\n")
+        .map(|one| serde_saphyr::from_str(one).unwrap())
+        .collect()
+}
+
+fn files(folder: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../deploy")
+        .join(folder);
+    let entries = folder.read_dir().unwrap();
+    entries
+        .map(|entry| entry.unwrap().path())
+        // Values for another chart, and no object.
+        .filter(|file| !file.ends_with("prometheus-adapter.yaml"))
+        .collect()
+}
+
+#[test]
+fn every_manifest_is_of_its_kind_and_says_nothing_else() {
+    let mut count = 0;
+    for file in files("k8s").into_iter().chain(files("keda")) {
+        for document in documents(&std::fs::read_to_string(&file).unwrap()) {
+            count += 1;
+            let found = slips_of(&document);
+            assert_eq!(found, Ok(Vec::new()), "{}", file.display());
+        }
+    }
+    assert!(count > 80, "{count} documents");
+}
+
+#[test]
+fn a_slip_in_a_manifest_is_found() {
+    let file = files("k8s")
+        .into_iter()
+        .find(|file| file.ends_with("writer.yaml"))
+        .unwrap();
+    let text = std::fs::read_to_string(file).unwrap();
+    for (right, wrong) in [
+        ("readOnlyRootFilesystem", "readonlyRootFilesystem"),
+        ("containerPort: 7070", "containerPort: admin"),
+        ("maxUnavailable", "maxUnavailble"),
+        ("kind: Service\n", "kind: Servise\n"),
+    ] {
+        assert!(text.contains(right), "{right}");
+        let broken = documents(&text.replace(right, wrong));
+        let is_found = |document| slips_of(document) != Ok(Vec::new());
+        assert!(broken.iter().any(is_found), "{wrong}");
+    }
+}

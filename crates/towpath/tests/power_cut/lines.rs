@@ -1,0 +1,170 @@
+//! Lines with the store and the output on the disk that is cut, and the input on another: each comes out once and in order.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Failed;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use towpath_testkit::power_cut::{Cut, Disk, FileSystem};
+
+use crate::CUTS_PER_DISK;
+use crate::ingest::pause;
+use crate::process::{World, seeds};
+
+/// Longest wait for the last line.
+const SOON: Duration = Duration::from_secs(60);
+
+/// What writes the input, on a thread of its own.
+struct Source {
+    stop: Arc<AtomicBool>,
+    writing: JoinHandle<Vec<u8>>,
+}
+
+impl Source {
+    /// Appends lines until it is stopped.
+    fn start(path: &Path, seed: u64) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (path, until) = (path.to_owned(), Arc::clone(&stop));
+        let writing = std::thread::spawn(move || {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let mut file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)
+                .unwrap();
+            let (mut all, mut number) = (Vec::new(), 0);
+            while !until.load(Ordering::Acquire) {
+                let begin = all.len();
+                for _ in 0..rng.random_range(1..100) {
+                    let filling = "x".repeat(rng.random_range(0..80));
+                    all.extend(format!("{number} {filling}\n").into_bytes());
+                    number += 1;
+                }
+                file.write_all(&all[begin..]).unwrap();
+                std::thread::sleep(Duration::from_millis(rng.random_range(1..8)));
+            }
+            all
+        });
+        Self { stop, writing }
+    }
+
+    /// Stops, and gives everything that was written.
+    fn stop(self) -> Vec<u8> {
+        self.stop.store(true, Ordering::Release);
+        self.writing.join().unwrap()
+    }
+}
+
+/// Cuts as often as `TOWPATH_SEEDS` says.
+pub(crate) fn come_out_as_they_went_in(
+    name: &str,
+    file_system: FileSystem,
+    cut: Cut,
+) -> Result<(), Failed> {
+    let all = seeds(2);
+    for seed in 0..all.div_ceil(CUTS_PER_DISK) {
+        let cuts = (all - seed * CUTS_PER_DISK).min(CUTS_PER_DISK);
+        let mut rng = StdRng::seed_from_u64(seed);
+        let outside = tempfile::tempdir()?;
+        let mut disk = Disk::new(file_system)?;
+        let world = world(&disk, outside.path());
+        let mut running = world.up();
+        let source = Source::start(&input(outside.path()), seed);
+        for _ in 0..cuts {
+            pause(&mut rng, 5..600);
+            disk.cut(cut)?;
+            // The process meets the dead disk.
+            pause(&mut rng, 0..50);
+            running.kill();
+            disk.restart()?;
+            if rng.random_ratio(1, 3) {
+                let starting = world.spawn(&["up"]);
+                pause(&mut rng, 0..100);
+                disk.cut(cut)?;
+                starting.kill();
+                disk.restart()?;
+            }
+            running = world.up();
+        }
+        let went_in = source.stop();
+        compare(&world, &went_in).map_err(|wrong| format!("{name}, seed {seed}: {wrong}"))?;
+        drop(running);
+        let lines = went_in.iter().filter(|byte| **byte == b'\n').count();
+        eprintln!("{name}, seed {seed}: {lines} lines through {cuts} cuts");
+    }
+    Ok(())
+}
+
+/// An output that is not synced must lose something, and the comparison must say so: otherwise it proves nothing.
+pub(crate) fn show_the_loss_without_syncs(
+    name: &str,
+    file_system: FileSystem,
+    cut: Cut,
+) -> Result<(), Failed> {
+    let outside = tempfile::tempdir()?;
+    let mut disk = Disk::new(file_system)?;
+    let mut world = world(&disk, outside.path());
+    world.set("TOWPATH_LINES__FSYNC", "never");
+    let running = world.up();
+    let source = Source::start(&input(outside.path()), 0);
+    std::thread::sleep(Duration::from_millis(500));
+    disk.cut(cut)?;
+    running.kill();
+    let went_in = source.stop();
+    disk.restart()?;
+    let _running = world.up();
+    match compare(&world, &went_in) {
+        Ok(()) => Err("a power cut without any sync was not noticed".into()),
+        Err(wrong) => {
+            eprintln!("{name}, not synced: {wrong}");
+            Ok(())
+        }
+    }
+}
+
+/// Waits until the output is the input; whatever is wrong before that is wrong for good.
+fn compare(world: &World, went_in: &[u8]) -> Result<(), String> {
+    let began = Instant::now();
+    loop {
+        let came_out = fs::read(output(&world.folder)).unwrap_or_default();
+        let same = came_out.iter().zip(went_in).take_while(|(a, b)| a == b);
+        let same = same.count();
+        if same < came_out.len() {
+            return Err(format!(
+                "a line is missing, doubled or out of order at byte {same} of {}",
+                went_in.len()
+            ));
+        }
+        if same == went_in.len() {
+            return Ok(());
+        }
+        if began.elapsed() > SOON {
+            return Err(format!("{same} of {} bytes came out", went_in.len()));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn input(outside: &Path) -> PathBuf {
+    outside.join("input.txt")
+}
+
+fn output(disk: &Path) -> PathBuf {
+    disk.join("output.txt")
+}
+
+fn world(disk: &Disk, outside: &Path) -> World {
+    let mut world = World::at(&disk.path());
+    world
+        .set("TOWPATH_EMBEDDED__SEGMENT_SIZE", "256KiB")
+        .set("INPUT_PATH", input(outside).display())
+        .set("TOWPATH_LINES__OUTPUT", output(&disk.path()).display())
+        .set("TOWPATH_LINES__POLL", "20ms");
+    world
+}

@@ -165,7 +165,10 @@ impl Sources {
             headers: OwnedHeaders::new(),
         };
         // Whatever is open after a failure ends when the source is taken over anew.
-        let done = writer.producer.run(records.chain([moved]).collect(), None).await;
+        let done = writer
+            .producer
+            .run(records.chain([moved]).collect(), None)
+            .await;
         done.map(drop)
             .map_err(|failed| error::of_call("produce in a transaction", failed.told()))
     }

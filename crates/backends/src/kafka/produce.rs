@@ -61,10 +61,7 @@ pub(super) async fn all(
 }
 
 /// Hands a record to a producer; waits while its queue is full.
-async fn send(
-    producer: &FutureProducer,
-    record: Record<'_>,
-) -> Result<DeliveryFuture, KafkaError> {
+async fn send(producer: &FutureProducer, record: Record<'_>) -> Result<DeliveryFuture, KafkaError> {
     let mut record = FutureRecord {
         topic: record.topic,
         partition: record.partition,

@@ -79,9 +79,7 @@ fn slips_of(document: &Value) -> Result<Vec<String>, String> {
     let text = |name: &str| document[name].as_str().unwrap_or_default();
     match (text("apiVersion"), text("kind")) {
         ("apps/v1", "StatefulSet") => slips::<StatefulSet>(document),
-        ("autoscaling/v2", "HorizontalPodAutoscaler") => {
-            slips::<HorizontalPodAutoscaler>(document)
-        }
+        ("autoscaling/v2", "HorizontalPodAutoscaler") => slips::<HorizontalPodAutoscaler>(document),
         ("keda.sh/v1alpha1", "ScaledObject") => slips::<ScaledObject>(document),
         ("networking.k8s.io/v1", "NetworkPolicy") => slips::<NetworkPolicy>(document),
         ("policy/v1", "PodDisruptionBudget") => slips::<PodDisruptionBudget>(document),

@@ -38,7 +38,7 @@ const SOURCE: &str = "/towpath/accounts";
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Most batches of one step, for a relay that is behind.
-const BATCHES: usize = 16;
+const BATCHES: usize = 32;
 
 /// Most bytes of events that are read ahead, but for the last batch.
 const AHEAD: usize = 16 << 20;

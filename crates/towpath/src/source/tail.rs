@@ -22,6 +22,9 @@ use tracing::{info, warn};
 /// Bytes at the beginning of a file by which it is recognised.
 const HEAD: u64 = 256;
 
+/// Fewer bytes are not worth a read of their own.
+const LEAST: usize = 64 * 1024;
+
 /// How far a file was read.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Position {
@@ -77,6 +80,8 @@ pub struct Tail {
     open: Option<(File, Position)>,
     /// Where the search for the end of a line over the limit goes on.
     scanned: u64,
+    /// How many bytes are read at once.
+    reach: usize,
 }
 
 impl Tail {
@@ -88,6 +93,7 @@ impl Tail {
             saved,
             open: None,
             scanned: 0,
+            reach: LEAST,
         }
     }
 
@@ -264,16 +270,20 @@ impl Tail {
     /// Reads and splits; of a file that was left the last line counts as it is.
     fn cut(&mut self, file: &File, at: &Position, left: bool) -> io::Result<Option<Chunk>> {
         let most = self.limits.bytes.max(self.limits.line + 1);
-        let bytes = read_at(file, at.offset, most)?;
-        let (mut lines, mut used) = (Vec::new(), 0);
-        while lines.len() < self.limits.lines {
-            let rest = &bytes[used..];
-            let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
-                break;
-            };
-            lines.push(self.line(&rest[..end], end as u64));
-            used += end + 1;
+        let reach = self.reach.min(self.limits.bytes);
+        let mut bytes = read_at(file, at.offset, reach)?;
+        let (mut lines, mut used) = self.split(&bytes);
+        if lines.is_empty() && bytes.len() == reach {
+            bytes = read_at(file, at.offset, most)?;
+            (lines, used) = self.split(&bytes);
         }
+        // What lies behind the last line is read again: about as much is asked for as lines are taken of.
+        let next = if lines.len() == self.limits.lines {
+            used + used / 8
+        } else {
+            reach * 2
+        };
+        self.reach = next.max(LEAST);
         if !lines.is_empty() {
             return self.chunk(file, lines, at.offset + used as u64);
         }
@@ -286,6 +296,20 @@ impl Tail {
         }
         let end = at.offset + bytes.len() as u64;
         self.chunk(file, vec![Line::Whole(bytes)], end)
+    }
+
+    /// The whole lines at the beginning, and how many bytes they take.
+    fn split(&self, bytes: &[u8]) -> (Vec<Line>, usize) {
+        let (mut lines, mut used) = (Vec::new(), 0);
+        while lines.len() < self.limits.lines {
+            let rest = &bytes[used..];
+            let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
+                break;
+            };
+            lines.push(self.line(&rest[..end], end as u64));
+            used += end + 1;
+        }
+        (lines, used)
     }
 
     /// Looks for the end of a line over the limit, a piece at a time.

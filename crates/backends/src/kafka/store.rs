@@ -33,7 +33,7 @@ const ELSEWHERE: Duration = Duration::from_secs(30);
 const DELIVERY: u32 = 6;
 
 /// The pause before something is asked again that changes in a moment.
-const SOON: Duration = Duration::from_millis(50);
+pub(super) const SOON: Duration = Duration::from_millis(50);
 
 /// How long the client is asked why a call was not answered.
 const NEWS: Duration = Duration::from_millis(300);
@@ -451,7 +451,6 @@ fn consumer<C: ConsumerContext + Default>(
         .map_err(|told| error::of_call("start the consumer", told))
 }
 
-/// The ends of a partition. A leader that is being elected is waited for.
 /// Adds why no connection is there: the client tells that only when it is asked for news.
 fn explain(asker: &BaseConsumer<Heard>, error: Error) -> Error {
     let until = Instant::now() + NEWS;
@@ -464,6 +463,7 @@ fn explain(asker: &BaseConsumer<Heard>, error: Error) -> Error {
     asker.context().explain(error)
 }
 
+/// The ends of a partition. A leader that is being elected is waited for.
 fn marks_of(
     asker: &BaseConsumer<impl ConsumerContext>,
     topic: &str,

@@ -1,6 +1,6 @@
 //! The topics of streams and queues: which there are, and making those that there are not.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rdkafka::admin::{NewTopic, TopicReplication};
 use rdkafka::consumer::Consumer;
@@ -12,11 +12,8 @@ use towpath_core::{Error, Result, StreamName};
 use super::config::{LARGEST, is_plain};
 use super::member::lock;
 use super::queue::Known;
-use super::store::Store;
+use super::store::{SOON, Store};
 use super::{error, retry};
-
-/// The pause before it is looked again whether a topic that was made can be seen.
-const SOON: Duration = Duration::from_millis(50);
 
 impl Store {
     /// The topic of a stream or a queue.

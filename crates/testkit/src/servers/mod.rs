@@ -19,7 +19,7 @@ use rand::Rng;
 /// and was not meant for others, as the pipes of Kafka's client: PostgreSQL does not start with a thousand of them.
 pub(crate) struct Guarded {
     shell: Child,
-    signal: String,
+    signal: &'static str,
 }
 
 impl Guarded {
@@ -31,7 +31,7 @@ impl Guarded {
     pub(crate) fn spawn_ending(
         program: &str,
         arguments: &[String],
-        signal: &str,
+        signal: &'static str,
     ) -> std::io::Result<Self> {
         const SCRIPT: &str = r#"for fd in /proc/$$/fd/*; do
                 fd=${fd##*/}; [ "$fd" -gt 2 ] && eval "exec $fd>&-"
@@ -47,10 +47,7 @@ impl Guarded {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        Ok(Self {
-            shell,
-            signal: signal.to_owned(),
-        })
+        Ok(Self { shell, signal })
     }
 
     /// Sends the signal and waits for the end.
@@ -65,8 +62,7 @@ impl Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        let signal = std::mem::take(&mut self.signal);
-        self.end(&signal);
+        self.end(self.signal);
     }
 }
 

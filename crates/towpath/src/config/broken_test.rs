@@ -121,6 +121,11 @@ const BROKEN: &[Broken] = &[
         &[("towpath.toml:3:9", "are the same address")],
     ),
     (
+        "[server.tls]\nadmin = \"on\"",
+        &[],
+        &[("towpath.toml:2:9", "needs `server.tls.certificate`")],
+    ),
+    (
         "[ingest.worker]\nsink = \"files\"",
         &[],
         &[(

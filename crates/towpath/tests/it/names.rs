@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::client::Client;
 use crate::fleet::{run, wait_task};
 use crate::process::{World, able};
-use crate::web::{Reply, serve};
+use crate::web::{Reply, serve, serve_at};
 
 /// The port that the system's resolver asks.
 const PORT: u16 = 53;
@@ -74,7 +74,7 @@ fn a_name_that_leads_elsewhere_at_the_next_look_up_leads_nowhere_it_should_not()
     });
     // The same port at an address that hits may go to.
     let allowed = Ipv4Addr::new(127, 0, 0, 2);
-    let outside = crate::web::serve_at((allowed, inside.port()), |_| Reply::text(200, "fine"));
+    let outside = serve_at((allowed, inside.port()), |_| Reply::text(200, "fine"));
     let [_, _, c, d] = std::process::id().to_be_bytes();
     let server = Ipv4Addr::new(127, 53, c, d.clamp(1, 254));
     let lookups = rebind(server, [allowed, Ipv4Addr::LOCALHOST]);

@@ -262,6 +262,8 @@ fn chaos_two_relays_from_postgresql_to_redis_while_each_of_them_dies() {
             world.set("TOWPATH_ACCOUNTS__DATABASE", &url);
             world.set("TOWPATH_BACKENDS__RELAY", &relay);
             world.set("TOWPATH_ACCOUNTS__RELAY__LEASE", "1s");
+            // So few that the next ones are read ahead.
+            world.set("RELAY_BATCH_SIZE", 2);
         }
         let mut second = Some(other.spawn(&["run", "accounts.relay"]));
         let mut count = seed;
@@ -294,6 +296,7 @@ fn chaos_from_postgresql_to_kafka_while_each_of_them_dies() {
         let url = database.create(&format!("seed{seed}"));
         let mut world = World::new();
         world.set("TOWPATH_ACCOUNTS__DATABASE", &url);
+        world.set("RELAY_BATCH_SIZE", 2);
         world.set(
             "TOWPATH_BACKENDS__RELAY",
             format!("{}?prefix=seed{seed}-", broker.url()),

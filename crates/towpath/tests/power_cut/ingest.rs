@@ -1,6 +1,5 @@
 //! Ingest with queue and output on one disk: a message that was answered with 200 is one line, after any cut.
 
-use std::ops::Range;
 use std::time::Duration;
 
 use libtest_mimic::Failed;
@@ -9,8 +8,8 @@ use rand::{Rng, SeedableRng};
 use towpath_testkit::ledger::{Account, violations};
 use towpath_testkit::power_cut::{Cut, Disk, FileSystem};
 
-use crate::CUTS_PER_DISK;
-use crate::process::{World, seeds};
+use crate::cuts::{cut_under_load, rounds};
+use crate::process::World;
 use crate::producers::{Producers, ledger, read_output, up};
 
 /// Cuts as often as `TOWPATH_SEEDS` says.
@@ -19,9 +18,7 @@ pub(crate) fn keeps_everything(
     file_system: FileSystem,
     cut: Cut,
 ) -> Result<(), Failed> {
-    let all = seeds(2);
-    for seed in 0..all.div_ceil(CUTS_PER_DISK) {
-        let cuts = (all - seed * CUTS_PER_DISK).min(CUTS_PER_DISK);
+    for (seed, cuts) in rounds() {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut disk = Disk::new(file_system)?;
         let mut world = world(&disk);
@@ -33,22 +30,8 @@ pub(crate) fn keeps_everything(
         let mut running = up(&world, &ledger);
         let producers = Producers::start(&world, 8, &ledger);
         for _ in 0..cuts {
-            pause(&mut rng, 5..600);
-            ledger.fault("disk", "power cut");
-            disk.cut(cut)?;
-            // The process meets the dead disk, and may not say anything now that is not so. A sync that lied (see
-            // `Disk::cut`) spoils no answer: segments are overwritten in place, and whatever follows an append fails.
-            pause(&mut rng, 0..50);
-            running.kill();
-            disk.restart()?;
-            if rng.random_ratio(1, 3) {
-                let starting = world.spawn(&["up"]);
-                pause(&mut rng, 0..100);
-                ledger.fault("disk", "power cut while it starts");
-                disk.cut(cut)?;
-                starting.kill();
-                disk.restart()?;
-            }
+            let note = |what: &str| ledger.fault("disk", what);
+            cut_under_load(&world, &mut disk, cut, running, &mut rng, note)?;
             running = up(&world, &ledger);
         }
         producers.stop();
@@ -102,11 +85,6 @@ pub(crate) fn shows_the_loss_without_syncs(
     } else {
         Err("a power cut without any sync was not noticed".into())
     }
-}
-
-/// Waits so many milliseconds.
-pub(crate) fn pause(rng: &mut StdRng, milliseconds: Range<u64>) {
-    std::thread::sleep(Duration::from_millis(rng.random_range(milliseconds)));
 }
 
 fn world(disk: &Disk) -> World {

@@ -13,9 +13,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use towpath_testkit::power_cut::{Cut, Disk, FileSystem};
 
-use crate::CUTS_PER_DISK;
-use crate::ingest::pause;
-use crate::process::{World, seeds};
+use crate::cuts::{cut_under_load, rounds};
+use crate::process::World;
 
 /// Longest wait for the last line.
 const SOON: Duration = Duration::from_secs(60);
@@ -67,9 +66,7 @@ pub(crate) fn come_out_as_they_went_in(
     file_system: FileSystem,
     cut: Cut,
 ) -> Result<(), Failed> {
-    let all = seeds(2);
-    for seed in 0..all.div_ceil(CUTS_PER_DISK) {
-        let cuts = (all - seed * CUTS_PER_DISK).min(CUTS_PER_DISK);
+    for (seed, cuts) in rounds() {
         let mut rng = StdRng::seed_from_u64(seed);
         let outside = tempfile::tempdir()?;
         let mut disk = Disk::new(file_system)?;
@@ -77,23 +74,14 @@ pub(crate) fn come_out_as_they_went_in(
         let mut running = world.up();
         let source = Source::start(&input(outside.path()), seed);
         for _ in 0..cuts {
-            pause(&mut rng, 5..600);
-            disk.cut(cut)?;
-            // The process meets the dead disk.
-            pause(&mut rng, 0..50);
-            running.kill();
-            disk.restart()?;
-            if rng.random_ratio(1, 3) {
-                let starting = world.spawn(&["up"]);
-                pause(&mut rng, 0..100);
-                disk.cut(cut)?;
-                starting.kill();
-                disk.restart()?;
-            }
+            cut_under_load(&world, &mut disk, cut, running, &mut rng, |_| ())?;
             running = world.up();
         }
         let went_in = source.stop();
-        compare(&world, &went_in).map_err(|wrong| format!("{name}, seed {seed}: {wrong}"))?;
+        match compare(&world, &went_in) {
+            Came::Equal => {}
+            wrong => return Err(format!("{name}, seed {seed}: {wrong:?}").into()),
+        }
         drop(running);
         let lines = went_in.iter().filter(|byte| **byte == b'\n').count();
         eprintln!("{name}, seed {seed}: {lines} lines through {cuts} cuts");
@@ -120,32 +108,44 @@ pub(crate) fn show_the_loss_without_syncs(
     disk.restart()?;
     let _running = world.up();
     match compare(&world, &went_in) {
-        Ok(()) => Err("a power cut without any sync was not noticed".into()),
-        Err(wrong) => {
-            eprintln!("{name}, not synced: {wrong}");
+        Came::Differing { at } => {
+            eprintln!("{name}, not synced: the output differs from byte {at} on");
             Ok(())
         }
+        other => Err(format!("a power cut without any sync was not noticed: {other:?}").into()),
     }
 }
 
+/// What came out.
+#[derive(Debug)]
+enum Came {
+    Equal,
+    /// A line is missing, doubled or out of order at this byte.
+    Differing {
+        at: usize,
+    },
+    /// The rest does not come.
+    #[expect(dead_code, reason = "shown when a test fails")]
+    Short {
+        bytes: usize,
+    },
+}
+
 /// Waits until the output is the input; whatever is wrong before that is wrong for good.
-fn compare(world: &World, went_in: &[u8]) -> Result<(), String> {
+fn compare(world: &World, went_in: &[u8]) -> Came {
     let began = Instant::now();
     loop {
         let came_out = fs::read(output(&world.folder)).unwrap_or_default();
         let same = came_out.iter().zip(went_in).take_while(|(a, b)| a == b);
         let same = same.count();
         if same < came_out.len() {
-            return Err(format!(
-                "a line is missing, doubled or out of order at byte {same} of {}",
-                went_in.len()
-            ));
+            return Came::Differing { at: same };
         }
         if same == went_in.len() {
-            return Ok(());
+            return Came::Equal;
         }
         if began.elapsed() > SOON {
-            return Err(format!("{same} of {} bytes came out", went_in.len()));
+            return Came::Short { bytes: same };
         }
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -15,6 +15,7 @@
 #[path = "../it/client.rs"]
 #[expect(dead_code, reason = "`it` uses more of it")]
 mod client;
+mod cuts;
 mod ingest;
 mod lines;
 #[path = "../it/process.rs"]
@@ -40,9 +41,6 @@ const KINDS: [(&str, FileSystem, Cut); 4] = [
         Cut::JournalFlushed,
     ),
 ];
-
-/// So many cuts does one file system go through, so that what a cut left is cut again.
-const CUTS_PER_DISK: u64 = 4;
 
 fn main() -> ExitCode {
     power_cut::with_private_mounts();

@@ -5,15 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Method, Request, header};
-use http_body_util::Full;
 use rand::Rng;
 use tokio::task::JoinSet;
+use towpath_core::Result;
 use towpath_core::limiter::{Amount, Policy};
 use towpath_core::port::rate_limit::{RateLimit, Take};
-use towpath_core::{Error, Result};
 
-use super::http::{connect, exchange};
+use super::http::{connect, exchange, request};
 use super::limit::Limit;
 use super::load::{Outcome, join};
 use super::measure::Measurement;
@@ -54,18 +52,24 @@ pub(in crate::cli) async fn run(args: &LimitsArgs) -> Result<Vec<Row>> {
     ];
     let rule = format!("default=token_bucket:{PLENTY}:{PLENTY}/1m");
     let api = wiring::limits_api_for_bench(&backend, &[rule]).await?;
-    let (mut rows, limit) = (Vec::new(), || {
-        Limit::new(Duration::from_secs(args.seconds), args.messages)
-    });
+    let mut rows = Vec::new();
     for callers in args.callers.map_or_else(|| vec![1, 64], |one| vec![one]) {
         for (what, policy) in policies {
             let measurement = Measurement::start(what, &durability, callers, 1);
-            let outcome = decide(&limits, what, policy, callers, args.keys, &limit()).await?;
+            let outcome = decide(
+                &limits,
+                what,
+                policy,
+                callers,
+                args.keys,
+                &args.bound.limit(),
+            )
+            .await?;
             let decisions = outcome.seen.len() as u64;
             rows.push(measurement.finish(decisions, outcome.latencies, None));
         }
         let measurement = Measurement::start("token bucket, http", &durability, callers, 1);
-        let outcome = ask(api.address, callers, args.keys, &limit()).await?;
+        let outcome = ask(api.address, callers, args.keys, &args.bound.limit()).await?;
         let decisions = outcome.seen.len() as u64;
         rows.push(measurement.finish(decisions, outcome.latencies, None));
     }
@@ -79,18 +83,13 @@ async fn ask(address: SocketAddr, callers: usize, keys: u64, limit: &Limit) -> R
     let mut tasks = JoinSet::new();
     for _ in 0..callers {
         let (mut sender, limit) = (connect(address).await?, limit.clone());
+        let host = address.to_string();
         tasks.spawn(async move {
             let mut outcome = Outcome::default();
             while limit.take(1) {
                 let key = rand::rng().random_range(0..keys.max(1));
-                let request = Request::builder()
-                    .method(Method::POST)
-                    .uri(format!("/api/bucket/consume?key=bench-{key}"))
-                    .header(header::HOST, address.to_string())
-                    .body(Full::new(Bytes::new()))
-                    .map_err(|error| {
-                        Error::invalid("the request cannot be made").with_source(error)
-                    })?;
+                let path = format!("/api/bucket/consume?key=bench-{key}");
+                let request = request(&host, &path, Bytes::new())?;
                 let call = Instant::now();
                 exchange(&mut sender, request).await?;
                 outcome.latencies.record(call);

@@ -37,7 +37,7 @@ pub(in crate::cli) async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
             let post = Post::connect(address, connections, batch, &payloads).await?;
             let measurement =
                 Measurement::start("http enqueue", "as configured", connections, batch);
-            let outcome = post.run(&args.limit()).await?;
+            let outcome = post.run(&args.bound.limit()).await?;
             let messages = outcome.messages();
             rows.push(measurement.finish(messages, outcome.latencies, None));
         }
@@ -46,7 +46,7 @@ pub(in crate::cli) async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
     let folder = super::temporary(&args.folder)?;
     let mut rows = Vec::new();
     if args.backend.is_none() {
-        let (probe, limit) = (folder.path().to_owned(), args.limit());
+        let (probe, limit) = (folder.path().to_owned(), args.bound.limit());
         let row =
             tokio::task::spawn_blocking(move || disk::measure(Duration::ZERO, &probe, &limit))
                 .await;
@@ -70,7 +70,7 @@ pub(in crate::cli) async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
         for connections in shapes(args) {
             let post = Post::connect(api.address, connections, batch, &payloads).await?;
             let measurement = Measurement::start("http enqueue", &durability, connections, batch);
-            let outcome = post.run(&args.limit()).await?;
+            let outcome = post.run(&args.bound.limit()).await?;
             let messages = outcome.messages();
             let mut row = measurement.finish(messages, outcome.latencies, None);
             let load = Load {
@@ -115,10 +115,6 @@ pub(super) struct Post {
 
 impl Post {
     /// Opens the connections.
-    /// One connection, ready to send.
-    ///
-    /// # Errors
-    /// `Unavailable` when nobody listens.
     pub(super) async fn connect(
         address: SocketAddr,
         connections: usize,
@@ -150,14 +146,7 @@ impl Post {
                 while limit.take(batch) {
                     let (numbers, made) = payloads.take(batch);
                     let (path, body) = body(made);
-                    let request = Request::builder()
-                        .method(Method::POST)
-                        .uri(path)
-                        .header(header::HOST, &host)
-                        .body(Full::new(body))
-                        .map_err(|error| {
-                            Error::invalid("the request cannot be made").with_source(error)
-                        })?;
+                    let request = request(&host, path, body)?;
                     let call = Instant::now();
                     exchange(&mut sender, request).await?;
                     outcome.latencies.record(call);
@@ -183,6 +172,19 @@ fn body(mut payloads: Vec<Bytes>) -> (&'static str, Bytes) {
         lines.extend_from_slice(b"\"\n");
     }
     ("/enqueue/batch", lines.freeze())
+}
+
+/// A POST of this body.
+///
+/// # Errors
+/// `Invalid` for a path that is none.
+pub(super) fn request(host: &str, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>> {
+    Request::builder()
+        .method(Method::POST)
+        .uri(path)
+        .header(header::HOST, host)
+        .body(Full::new(body))
+        .map_err(|error| Error::invalid("the request cannot be made").with_source(error))
 }
 
 /// One connection, ready to send.

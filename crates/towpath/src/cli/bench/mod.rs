@@ -49,6 +49,23 @@ pub(super) enum BenchCommand {
     Fleet(FleetArgs),
 }
 
+/// When each measurement ends.
+#[derive(Debug, Clone, Args)]
+pub(super) struct Bound {
+    /// How long each measurement takes
+    #[arg(long, default_value_t = 2)]
+    seconds: u64,
+    /// Most messages, decisions or events of each measurement; it ends after these or after its seconds
+    #[arg(long)]
+    messages: Option<u64>,
+}
+
+impl Bound {
+    fn limit(&self) -> Limit {
+        Limit::new(Duration::from_secs(self.seconds), self.messages)
+    }
+}
+
 /// Options of `bench queue`.
 #[derive(Debug, Clone, Args)]
 #[command(
@@ -70,12 +87,8 @@ pub(super) struct QueueArgs {
     /// Payload bytes
     #[arg(long, default_value_t = 100)]
     pub(super) size: usize,
-    /// How long each measurement enqueues
-    #[arg(long, default_value_t = 2)]
-    pub(super) seconds: u64,
-    /// Most messages of each measurement; it ends after these or after its seconds
-    #[arg(long)]
-    pub(super) messages: Option<u64>,
+    #[command(flatten)]
+    pub(super) bound: Bound,
 }
 
 /// Options of `bench http`.
@@ -102,12 +115,8 @@ pub(super) struct HttpArgs {
     /// Payload bytes
     #[arg(long, default_value_t = 100)]
     pub(super) size: usize,
-    /// How long each measurement sends
-    #[arg(long, default_value_t = 2)]
-    pub(super) seconds: u64,
-    /// Most messages of each measurement; it ends after these or after its seconds
-    #[arg(long)]
-    pub(super) messages: Option<u64>,
+    #[command(flatten)]
+    pub(super) bound: Bound,
 }
 
 /// Options of `bench compare`.
@@ -163,12 +172,8 @@ pub(super) struct LimitsArgs {
     /// Keys that the decisions are spread over
     #[arg(long, default_value_t = 1_000)]
     pub(super) keys: u64,
-    /// How long each measurement takes
-    #[arg(long, default_value_t = 2)]
-    pub(super) seconds: u64,
-    /// Most decisions of each measurement; it ends after these or after its seconds
-    #[arg(long)]
-    pub(super) messages: Option<u64>,
+    #[command(flatten)]
+    pub(super) bound: Bound,
 }
 
 /// Options of `bench outbox`.
@@ -189,12 +194,8 @@ pub(super) struct OutboxArgs {
     /// Payload bytes
     #[arg(long, default_value_t = 100)]
     pub(super) size: usize,
-    /// How long each measurement writes
-    #[arg(long, default_value_t = 2)]
-    pub(super) seconds: u64,
-    /// Most events of each measurement; it ends after these or after its seconds
-    #[arg(long)]
-    pub(super) messages: Option<u64>,
+    #[command(flatten)]
+    pub(super) bound: Bound,
 }
 
 /// Options of `bench fleet`.
@@ -257,18 +258,6 @@ async fn durability(backend: &Backend) -> Result<String> {
         [] => "not stated".to_owned(),
         some => some.join("; "),
     })
-}
-
-impl QueueArgs {
-    fn limit(&self) -> Limit {
-        Limit::new(Duration::from_secs(self.seconds), self.messages)
-    }
-}
-
-impl HttpArgs {
-    fn limit(&self) -> Limit {
-        Limit::new(Duration::from_secs(self.seconds), self.messages)
-    }
 }
 
 /// A folder for temporary stores, removed in the end.

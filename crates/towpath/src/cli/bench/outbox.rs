@@ -46,11 +46,10 @@ pub(in crate::cli) async fn run(args: &OutboxArgs) -> Result<Vec<Row>> {
         payloads: Arc::clone(&payloads),
         topic: topic.as_str().into(),
     };
-    let limit = || Limit::new(Duration::from_secs(args.seconds), args.messages);
     let (mut rows, mut sent) = (Vec::new(), Vec::new());
     for callers in [1, 64] {
         let measurement = Measurement::start("commit", &database.url, callers, 1);
-        let outcome = writer.load(callers, &limit()).await?;
+        let outcome = writer.load(callers, &args.bound.limit()).await?;
         rows.push(measurement.finish(outcome.messages(), outcome.latencies, None));
         sent.extend(outcome.sent);
     }
@@ -77,7 +76,7 @@ pub(in crate::cli) async fn run(args: &OutboxArgs) -> Result<Vec<Row>> {
         .await?;
     reader.until(sent.len()).await?;
     let measurement = Measurement::start("commit to reader", &durability, 1, 1);
-    let (mut latencies, limit, first) = (Latencies::default(), limit(), sent.len());
+    let (mut latencies, limit, first) = (Latencies::default(), args.bound.limit(), sent.len());
     while limit.take(1) && !relay.is_over() {
         sent.push(writer.write().await?);
         let committed = Instant::now();

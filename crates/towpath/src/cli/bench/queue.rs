@@ -27,7 +27,7 @@ pub(in crate::cli) async fn run(args: &QueueArgs) -> Result<Vec<Row>> {
     if args.backend.is_none() {
         // What is idle is compared with a disk that is.
         for pause in [Duration::ZERO, IDLE] {
-            let (probe, limit) = (folder.path().to_owned(), args.limit());
+            let (probe, limit) = (folder.path().to_owned(), args.bound.limit());
             let row = tokio::task::spawn_blocking(move || disk::measure(pause, &probe, &limit));
             rows.push(row.await.map_err(panicked)?.map_err(|error| {
                 Error::unavailable("the disk cannot be measured").with_source(error)
@@ -93,7 +93,7 @@ async fn measure(
     let measurement = Measurement::start("enqueue", durability, callers, batch);
     let Outcome {
         sent, latencies, ..
-    } = load.publish(&args.limit(), Duration::ZERO).await?;
+    } = load.publish(&args.bound.limit(), Duration::ZERO).await?;
     let messages = sent.iter().map(|some| some.end - some.start).sum();
     rows.push(measurement.finish(messages, latencies, None));
 
@@ -125,7 +125,7 @@ async fn hand_over(
     args: &QueueArgs,
 ) -> Result<Row> {
     let measurement = Measurement::start(what, durability, load.callers, 1);
-    let outcome = load.hand_over(&args.limit(), pause).await?;
+    let outcome = load.hand_over(&args.bound.limit(), pause).await?;
     let messages = outcome.messages();
     let mut row = measurement.finish(messages, outcome.latencies, outcome.ended);
     (row.lost, row.duplicated) = check(&outcome.sent, outcome.seen);

@@ -245,6 +245,19 @@ const BROKEN: &[Broken] = &[
         )],
     ),
     (
+        "[ingest.worker.webhook]\nurl = \"http://10.0.0.1:8080/hook\"\nallow = [\"public\"]",
+        &[],
+        &[(
+            "towpath.toml:3:9",
+            "name its host there, or leave `webhook.allow` out",
+        )],
+    ),
+    (
+        "[orders.notify.webhook]\nallow = [\"a b\"]",
+        &[],
+        &[("towpath.toml:2:9", "`webhook.allow` takes places like")],
+    ),
+    (
         "[ingest.worker.webhook]\nsecret = \"whsec_geheim!\"",
         &[],
         &[(

@@ -1,6 +1,8 @@
 //! Values that are right by themselves and do not go together.
 
-use super::{ChannelKind, Config, SinkKind};
+use std::time::Duration;
+
+use super::{ChannelKind, Config, Secret, SinkKind};
 use crate::apps::{accounts, fleet};
 use crate::http::guard::Guard;
 use crate::http::net::Net;
@@ -100,6 +102,17 @@ pub(super) const RULES: &[Rule] = &[
             "`fleet.worker.allow` takes places like `localhost`, `127.0.0.1:8080`, `10.1.2.0/24` or `[::1]:80`",
         )
     }),
+    (
+        &["ingest.worker.webhook.allow", "ingest.worker.webhook.url"],
+        |config| misled(config.webhook_url.as_ref(), config.webhook_allow.as_deref()),
+    ),
+    (
+        &["orders.notify.webhook.allow", "orders.notify.webhook.url"],
+        |config| {
+            let orders = &config.orders;
+            misled(orders.webhook_url.as_ref(), orders.webhook_allow.as_deref())
+        },
+    ),
     (&["fleet.agent.workers"], |config| {
         let is_url = |url: &String| {
             reqwest::Url::parse(url)
@@ -132,6 +145,19 @@ pub(super) const RULES: &[Rule] = &[
         },
     ),
 ];
+
+/// What is wrong with the places that a webhook may post to.
+fn misled(url: Option<&Secret>, allow: Option<&[String]>) -> Option<&'static str> {
+    let Ok(guard) = Guard::new(allow?, Duration::ZERO) else {
+        return Some(
+            "`webhook.allow` takes places like `localhost`, `127.0.0.1:8080`, `10.1.2.0/24` or `[::1]:80`",
+        );
+    };
+    let url = reqwest::Url::parse(url?.expose()).ok()?;
+    guard.check_place(&url).is_err().then_some(
+        "`webhook.url` leads to a place that `webhook.allow` does not allow; name its host there, or leave `webhook.allow` out",
+    )
+}
 
 /// Whether two addresses cannot both be listened on; port 0 is any free one.
 fn clash(one: &str, other: &str) -> bool {

@@ -40,6 +40,8 @@ pub(super) const fn key(
     }
 }
 
+pub(super) const WEBHOOK_ALLOW: &str = "Without it posts go wherever the host of the URL leads; with it to public addresses and these places only: a list of hosts, addresses and nets, like `hooks.internal:8443`, `10.1.2.0/24`, or `public` for no further place.";
+
 /// Every key, by section.
 pub const KEYS: &[Key] = &joined::<{ count(TABLES) }>(TABLES);
 
@@ -398,6 +400,13 @@ const BASE: &[Key] = &[
         None,
         &[],
         "Signing secrets, `whsec_` and base64, separated by white space for rotation.",
+    ),
+    key(
+        "ingest.worker.webhook.allow",
+        Kind::Strings,
+        None,
+        &[],
+        WEBHOOK_ALLOW,
     ),
     key(
         "ingest.worker.webhook.timeout",

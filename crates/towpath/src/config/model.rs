@@ -82,6 +82,7 @@ pub struct Config {
     pub retry: retry::Policy,
     pub webhook_url: Option<Secret>,
     pub webhook_secrets: Vec<Secret>,
+    pub webhook_allow: Option<Vec<String>>,
     pub webhook_timeout: Duration,
     pub command: Vec<String>,
     pub command_timeout: Duration,
@@ -105,6 +106,10 @@ impl Values<'_> {
 
     pub(super) fn text(&self, path: &str) -> String {
         self.optional(path).unwrap_or_default()
+    }
+
+    pub(super) fn list(&self, path: &str) -> Option<Vec<String>> {
+        self.optional(path).and_then(|text| kind::strings(&text))
     }
 
     pub(super) fn number(&self, path: &str) -> u64 {
@@ -232,6 +237,7 @@ impl Config {
                 .split_whitespace()
                 .map(Secret::new)
                 .collect(),
+            webhook_allow: values.list("ingest.worker.webhook.allow"),
             webhook_timeout: values.duration("ingest.worker.webhook.timeout"),
             command: kind::strings(&values.text("ingest.worker.command.program"))
                 .unwrap_or_default(),

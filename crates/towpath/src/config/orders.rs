@@ -5,7 +5,7 @@ use std::time::Duration;
 use towpath_core::port::queue::Settings;
 use towpath_core::retry;
 
-use super::key::{HOUR, Key, MINUTE, SECOND, key};
+use super::key::{HOUR, Key, MINUTE, SECOND, WEBHOOK_ALLOW, key};
 use super::model::{Values, backend_url};
 use super::{Kind, Secret};
 
@@ -116,6 +116,13 @@ pub(super) const KEYS: &[Key] = &[
         &[],
         "Signing secrets, `whsec_` and base64, separated by white space for rotation.",
     ),
+    key(
+        "orders.notify.webhook.allow",
+        Kind::Strings,
+        None,
+        &[],
+        WEBHOOK_ALLOW,
+    ),
 ];
 
 /// How customers are told.
@@ -151,6 +158,7 @@ pub struct Orders {
     pub smtp_to: Option<String>,
     pub webhook_url: Option<Secret>,
     pub webhook_secrets: Vec<Secret>,
+    pub webhook_allow: Option<Vec<String>>,
 }
 
 impl Orders {
@@ -187,6 +195,7 @@ impl Orders {
                 .split_whitespace()
                 .map(Secret::new)
                 .collect(),
+            webhook_allow: values.list("orders.notify.webhook.allow"),
         }
     }
 

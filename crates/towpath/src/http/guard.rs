@@ -1,4 +1,4 @@
-//! Which places on the network a request may go to when somebody else chose the URL.
+//! Which places on the network a request may go to: public ones, and those that were allowed by name.
 //!
 //! ```text
 //! URL -> scheme, user, port -> name looked up -> each address against the table -> connected to those that are left
@@ -126,20 +126,42 @@ impl Guard {
         Self::with(exceptions, timeout, Arc::new(System))
     }
 
+    /// A guard for one URL that the operator chose: wherever its host leads, and public places.
+    ///
+    /// # Errors
+    /// `Invalid` for a URL without a host or a port.
+    pub fn of_own(url: &Url, timeout: Duration) -> Result<Self> {
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            return Err(Error::invalid("the URL names no host"));
+        };
+        let host = host.trim_start_matches('[').trim_end_matches([']', '.']);
+        let name = || Place::Name(host.to_ascii_lowercase());
+        let own = Exception {
+            place: Net::parse(host).map_or_else(name, Place::Net),
+            port: Some(port),
+        };
+        Ok(Self::of(vec![own], timeout, Arc::new(System)))
+    }
+
     /// The same, looking names up in another way.
     ///
     /// # Errors
     /// As [`Guard::new`].
     pub fn with(exceptions: &[String], timeout: Duration, lookup: Arc<dyn Lookup>) -> Result<Self> {
         let exceptions = exceptions.iter().map(|text| exception(text));
-        Ok(Self {
-            rule: Arc::new(Rule {
-                exceptions: exceptions.collect::<Result<_>>()?,
-                lookup,
-            }),
+        Ok(Self::of(
+            exceptions.collect::<Result<_>>()?,
+            timeout,
+            lookup,
+        ))
+    }
+
+    fn of(exceptions: Vec<Exception>, timeout: Duration, lookup: Arc<dyn Lookup>) -> Self {
+        Self {
+            rule: Arc::new(Rule { exceptions, lookup }),
             timeout,
             clients: Mutex::default(),
-        })
+        }
     }
 
     /// Whether a text is an exception.
@@ -147,7 +169,8 @@ impl Guard {
         exception(text).is_ok()
     }
 
-    /// A URL that may be asked as far as it says itself where it leads; a name is looked at when it is connected to.
+    /// A URL of somebody else that may be asked as far as it says itself where it leads; a name is looked at when it
+    /// is connected to.
     ///
     /// # Errors
     /// `Invalid` for another scheme, a URL with a user, and a refused port or address.
@@ -156,17 +179,21 @@ impl Guard {
             Error::invalid("the URL is not one; say for instance `https://host/path`")
                 .with_source(error)
         })?;
-        self.check_url(&url)?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(Error::invalid("the URL names a user; leave that out"));
+        }
+        self.check_place(&url)?;
         Ok(url)
     }
 
-    fn check_url(&self, url: &Url) -> Result<()> {
+    /// The same of one's own URL, which may name a user.
+    ///
+    /// # Errors
+    /// As [`Guard::check`].
+    pub fn check_place(&self, url: &Url) -> Result<()> {
         if !["http", "https"].contains(&url.scheme()) {
             let text = format!("the URL is `{}:…`; it must be http or https", url.scheme());
             return Err(Error::invalid(text));
-        }
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(Error::invalid("the URL names a user; leave that out"));
         }
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
             return Err(Error::invalid("the URL names no host"));
@@ -203,7 +230,7 @@ impl Guard {
     where
         F: FnOnce(&Client, Url) -> reqwest::RequestBuilder + Send,
     {
-        self.check_url(url)?;
+        self.check_place(url)?;
         let client = self.client(url.port_or_known_default().unwrap_or(0))?;
         match request(&client, url.clone()).send().await {
             Ok(response) => Ok(response),

@@ -9,12 +9,14 @@ use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::stream::{self, StreamExt};
-use reqwest::redirect;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, StatusCode, Url, header};
 use towpath_core::message::header::{CONTENT_TYPE, TRACEPARENT, TRACESTATE};
 use towpath_core::port::Sink;
 use towpath_core::port::sink::Outcome;
 use towpath_core::{Clock, Delivery, Error, Message, Result};
+
+use crate::http::guard::Guard;
 
 /// Requests under way at once, of one batch.
 const CONCURRENCY: usize = 16;
@@ -38,48 +40,41 @@ const NOT_THE_MESSAGE: [StatusCode; 8] = [
 /// everything else is tried again, and `Retry-After` is heeded. Redirects are not followed.
 /// At least once: the receiver recognises a repeat by `webhook-id`.
 pub struct WebhookSink {
-    client: Client,
+    guard: Guard,
     url: Url,
     keys: Vec<hmac::Key>,
     clock: std::sync::Arc<dyn Clock>,
 }
 
 impl WebhookSink {
-    /// A sink that posts to `url`, signed with each secret (`whsec_` and base64), for at most `timeout`.
+    /// A sink that posts to `url`, signed with each secret (`whsec_` and base64), for at most `timeout`; to public
+    /// addresses and the places of `allow` only, or without it wherever the host of `url` leads.
     ///
     /// # Errors
-    /// `Invalid` for a wrong URL or secret.
+    /// `Invalid` for a wrong URL or secret, and a URL that leads to a place that is not allowed.
     pub fn new(
         url: &str,
         secrets: &[String],
+        allow: Option<&[String]>,
         timeout: Duration,
         clock: std::sync::Arc<dyn Clock>,
     ) -> Result<Self> {
         let url = Url::parse(url).map_err(|error| {
             Error::invalid("the URL of the webhook is not one").with_source(error)
         })?;
-        if !["http", "https"].contains(&url.scheme()) {
-            let what = format!(
-                "the URL of the webhook is `{}:…`; it must be http or https",
-                url.scheme()
-            );
-            return Err(Error::invalid(what));
-        }
-        crate::http::tls::install_provider();
-        let client = Client::builder()
-            .timeout(timeout)
-            .redirect(redirect::Policy::none())
-            .no_proxy()
-            .build()
-            .map_err(|error| {
-                Error::invalid("the webhook's client cannot be made").with_source(error)
-            })?;
+        let guard = match allow {
+            Some(allow) => Guard::new(allow, timeout)?,
+            None => Guard::of_own(&url, timeout)?,
+        };
+        guard.check_place(&url).map_err(|error| {
+            Error::invalid("the webhook cannot be posted to").with_source(error)
+        })?;
         let keys = secrets
             .iter()
             .map(|secret| key(secret))
             .collect::<Result<_>>()?;
         Ok(Self {
-            client,
+            guard,
             url,
             keys,
             clock,
@@ -88,31 +83,15 @@ impl WebhookSink {
 
     /// Posts one message.
     pub(crate) async fn post(&self, message: &Message) -> Outcome {
-        let (id, seconds) = (message.id.to_string(), self.clock.now().as_millis() / 1000);
-        let mut request = self
-            .client
-            .post(self.url.clone())
-            .header("webhook-id", &id)
-            .header("webhook-timestamp", seconds)
-            .header(
-                header::CONTENT_TYPE,
-                message
-                    .headers
-                    .get(CONTENT_TYPE)
-                    .unwrap_or("application/octet-stream"),
-            );
-        if !self.keys.is_empty() {
-            request = request.header(
-                "webhook-signature",
-                sign(&self.keys, &id, seconds, &message.payload),
-            );
-        }
-        for name in [TRACEPARENT, TRACESTATE] {
-            if let Some(value) = message.headers.get(name) {
-                request = request.header(name, value);
-            }
-        }
-        match request.body(message.payload.clone()).send().await {
+        let headers = match self.headers(message) {
+            Ok(headers) => headers,
+            Err(reason) => return Outcome::Reject { reason },
+        };
+        let request = |client: &Client, url| {
+            let request = client.post(url).headers(headers);
+            request.body(message.payload.clone())
+        };
+        match self.guard.send(&self.url, request).await {
             Ok(mut response) => {
                 let outcome = outcome(response.status(), response.headers(), &*self.clock);
                 let mut room = ANSWER_BYTES;
@@ -125,24 +104,46 @@ impl WebhookSink {
                 }
                 outcome
             }
-            Err(error) => {
-                let hopeless = error.is_builder();
-                // The URL may hold a secret, and stands in the configuration anyway.
-                let error = Error::unavailable("no answer").with_source(error.without_url());
-                if hopeless {
-                    let reason = format!("cannot be sent: {}", error.chain());
-                    return Outcome::Reject { reason };
-                }
-                Outcome::Retry {
-                    after: None,
-                    error: error.chain(),
-                }
+            Err(error) => Outcome::Retry {
+                after: None,
+                error: error.chain(),
+            },
+        }
+    }
+
+    /// The headers of a message's post, or why there are none.
+    fn headers(&self, message: &Message) -> Result<HeaderMap, String> {
+        let (id, seconds) = (message.id.to_string(), self.clock.now().as_millis() / 1000);
+        let content_type = message.headers.get(CONTENT_TYPE);
+        let mut all = vec![
+            ("webhook-timestamp", seconds.to_string()),
+            (
+                CONTENT_TYPE,
+                content_type
+                    .unwrap_or("application/octet-stream")
+                    .to_owned(),
+            ),
+        ];
+        if !self.keys.is_empty() {
+            let signature = sign(&self.keys, &id, seconds, &message.payload);
+            all.push(("webhook-signature", signature));
+        }
+        for name in [TRACEPARENT, TRACESTATE] {
+            if let Some(value) = message.headers.get(name) {
+                all.push((name, value.to_owned()));
             }
         }
+        all.push(("webhook-id", id));
+        let headers = all.into_iter().map(|(name, value)| {
+            let wrong = |_| format!("cannot be sent: its `{name}` is no value of a header");
+            let value = HeaderValue::try_from(value).map_err(wrong)?;
+            Ok((HeaderName::from_static(name), value))
+        });
+        headers.collect()
     }
 }
 
-fn outcome(status: StatusCode, headers: &header::HeaderMap, clock: &dyn Clock) -> Outcome {
+fn outcome(status: StatusCode, headers: &HeaderMap, clock: &dyn Clock) -> Outcome {
     if status.is_success() {
         return Outcome::Done;
     }
@@ -289,14 +290,14 @@ mod tests {
         for (url, reason) in [
             (
                 "ftp://host/x",
-                "the URL of the webhook is `ftp:…`; it must be http or https",
+                "the webhook cannot be posted to: the URL is `ftp:…`; it must be http or https",
             ),
             (
                 "no url",
                 "the URL of the webhook is not one: relative URL without a base",
             ),
         ] {
-            let error = WebhookSink::new(url, &[], Duration::from_secs(1), clock())
+            let error = WebhookSink::new(url, &[], None, Duration::from_secs(1), clock())
                 .err()
                 .unwrap();
             assert_eq!(error.chain(), reason);
@@ -330,7 +331,7 @@ mod tests {
     }
 
     async fn post(url: &str, times: usize) -> Vec<Outcome> {
-        let sink = WebhookSink::new(url, &[], Duration::from_millis(500), clock()).unwrap();
+        let sink = WebhookSink::new(url, &[], None, Duration::from_millis(500), clock()).unwrap();
         let mut outcomes = Vec::new();
         for _ in 0..times {
             outcomes.extend(sink.deliver(&[delivery("the end")]).await.unwrap());
@@ -365,6 +366,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn with_a_list_of_allowed_places_no_other_inside_is_posted_to() {
+        let (url, connections) =
+            server("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned()).await;
+        let sink = |url: &str, allow: &[&str]| {
+            let allow: Vec<String> = allow.iter().map(ToString::to_string).collect();
+            WebhookSink::new(url, &[], Some(&allow), Duration::from_secs(1), clock())
+        };
+        let refused = sink(&url, &["public"]).err().unwrap();
+        assert!(refused.chain().contains("not allowed"), "{refused:?}");
+        // Where a name leads is known when it is connected to.
+        let named = url.replace("127.0.0.1", "localhost");
+        let outcomes = sink(&named, &["public"]).unwrap();
+        let outcomes = outcomes.deliver(&[delivery("the end")]).await.unwrap();
+        assert!(
+            matches!(&outcomes[0], Outcome::Retry { error, .. } if error.contains("not allowed")),
+            "{outcomes:?}"
+        );
+        assert_eq!(connections.load(Ordering::SeqCst), 0);
+        for (url, allow) in [(&url, "127.0.0.0/8"), (&named, "localhost")] {
+            let sink = sink(url, &[allow]).unwrap();
+            let outcomes = sink.deliver(&[delivery("the end")]).await.unwrap();
+            assert_eq!(outcomes, [Outcome::Done]);
+        }
+    }
+
+    #[tokio::test]
     async fn an_answer_that_does_not_come_is_tried_again_and_names_no_url() {
         let (silent, _) = server(String::new()).await;
         let nobody = {
@@ -383,7 +410,7 @@ mod tests {
     #[tokio::test]
     async fn a_message_that_cannot_be_sent_is_given_up() {
         let (url, _) = server(String::new()).await;
-        let sink = WebhookSink::new(&url, &[], Duration::from_secs(1), clock()).unwrap();
+        let sink = WebhookSink::new(&url, &[], None, Duration::from_secs(1), clock()).unwrap();
         let mut broken = delivery("x");
         broken.message.headers.set("content-type", "a\nb");
         let outcomes = sink.deliver(&[broken]).await.unwrap();

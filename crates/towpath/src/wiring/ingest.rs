@@ -179,6 +179,7 @@ fn sink(config: &Config, clock: &Arc<dyn Clock>) -> Result<Arc<dyn Sink>> {
         SinkKind::Webhook => Arc::new(WebhookSink::new(
             config.webhook_url.as_ref().map_or("", Secret::expose),
             &secrets(config),
+            config.webhook_allow.as_deref(),
             config.webhook_timeout.max(Duration::from_millis(1)),
             Arc::clone(clock),
         )?),

@@ -185,6 +185,7 @@ impl Pumps<'_> {
                 Channel::Webhook(WebhookSink::new(
                     config.webhook_url.as_ref().map_or("", Secret::expose),
                     &secrets,
+                    config.webhook_allow.as_deref(),
                     config.notify_timeout,
                     Arc::clone(&self.desk.clock),
                 )?)

@@ -109,8 +109,10 @@ impl Pace {
 }
 
 /// Runs a connection to its end, or to the deadline of its phase; absent then.
-pub(super) async fn run<T>(connection: impl Future<Output = T>, pace: &Pace) -> Option<T> {
-    let mut connection = pin!(connection);
+pub(super) async fn run<T>(
+    mut connection: Pin<&mut impl Future<Output = T>>,
+    pace: &Pace,
+) -> Option<T> {
     let mut alarm = pin!(sleep_until(Instant::now()));
     std::future::poll_fn(|cx| {
         if let Poll::Ready(ended) = connection.as_mut().poll(cx) {

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -116,12 +117,20 @@ pub async fn serve(
         connections.spawn(async move {
             // Small answers must not wait for more to come.
             stream.set_nodelay(true).ok();
-            let hands = shake_hands(stream, acceptor, may_be_plain);
-            let Ok(Some(socket)) = tokio::time::timeout(patience, hands).await else {
-                return;
+            let socket = match acceptor {
+                None => Socket::Plain(stream),
+                Some(acceptor) => {
+                    // Apart, so that a connection that waits holds no room for it.
+                    let hands = Box::pin(shake_hands(stream, acceptor, may_be_plain));
+                    match tokio::time::timeout(patience, hands).await {
+                        Ok(Some(socket)) => socket,
+                        _ => return,
+                    }
+                }
             };
             let connection = converse(&builder, (socket, peer), router, pace.clone());
-            match connection::run(watcher.watch(connection), &pace).await {
+            let connection = pin!(watcher.watch(connection));
+            match connection::run(connection, &pace).await {
                 Some(Ok(())) => {}
                 Some(Err(error)) => debug!(%error, "connection ended"),
                 None => debug!("connection ended at its deadline"),
@@ -151,12 +160,9 @@ const HANDSHAKE: u8 = 22;
 /// The socket, once TLS is agreed upon; absent for a client that does not.
 async fn shake_hands(
     stream: TcpStream,
-    acceptor: Option<TlsAcceptor>,
+    acceptor: TlsAcceptor,
     may_be_plain: bool,
 ) -> Option<Socket> {
-    let Some(acceptor) = acceptor else {
-        return Some(Socket::Plain(stream));
-    };
     if may_be_plain {
         let mut first = [0];
         stream.peek(&mut first).await.ok()?;

@@ -3,6 +3,8 @@
 //! SQLite has one writer at a time, so the writes of all callers take turns on one thread, and those that wait share a
 //! transaction and its sync. Each has a savepoint of its own: one that fails takes no other with it.
 
+use std::sync::Arc;
+
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 use towpath_core::{Error, Result};
@@ -86,13 +88,14 @@ impl Threads {
 
 /// What SQLite says, for the caller.
 pub(super) fn failed(error: rusqlite::Error) -> Error {
-    let full = error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull);
-    let text = if full {
-        "the disk of the database is full"
-    } else {
-        "the database did not do it"
-    };
-    Error::unavailable(text).with_source(error)
+    Error::unavailable(sentence(&error)).with_source(error)
+}
+
+fn sentence(error: &rusqlite::Error) -> &'static str {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DiskFull) => "the disk of the database is full",
+        _ => "the database did not do it",
+    }
 }
 
 fn open(path: &str) -> Result<Connection> {
@@ -150,9 +153,9 @@ fn write_all(mut connection: Connection, mut jobs: mpsc::Receiver<Job>) {
                 }
             }
             Err(error) => {
-                let text = failed(error).chain();
+                let (text, cause) = (sentence(&error), Arc::new(error));
                 for answer in answers {
-                    answer(Err(Error::unavailable(text.clone())));
+                    answer(Err(Error::unavailable(text).with_source(Arc::clone(&cause))));
                 }
             }
         }

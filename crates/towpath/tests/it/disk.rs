@@ -10,6 +10,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use towpath_testkit::ledger::Ledger;
 
+use crate::fleet;
 use crate::process::{World, able, lines_of, seeds, wait_until};
 use crate::producers::{ledger, read_output, text, up};
 
@@ -243,4 +244,42 @@ fn an_output_folder_without_permission_is_named() {
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+#[test]
+fn a_controller_on_a_full_disk_refuses_and_tells_nothing_of_its_inside() {
+    let world = fleet::world();
+    let disk = SmallDisk::mount(&world.data(), 4);
+    if !able("tmpfs", disk.is_some()) {
+        return;
+    }
+    let _running = fleet::run(&world, "fleet.controller");
+    let publish = |text: &str| fleet::publish(&world, &fleet::url(text));
+    assert_eq!(publish("http://first/").status, 201);
+    let filler = world.data().join("filler");
+    fs::write(&filler, vec![0; 8 << 20]).unwrap_err();
+    // What the database already has of the disk takes a few more.
+    let large = "x".repeat(100_000);
+    let mut taken = 1;
+    let refused = loop {
+        let answer = publish(&large);
+        if answer.status != 201 {
+            break answer;
+        }
+        taken += 1;
+        assert!(taken < 50, "the disk is never full");
+    };
+    let error = &refused.json()["error"];
+    assert_eq!(
+        (refused.status, &error["code"]),
+        (503, &"UPDATE_FAILED".into())
+    );
+    let message = error["message"].as_str().unwrap();
+    assert!(
+        message.contains("try again") && !message.contains("disk"),
+        "{message}"
+    );
+    fs::remove_file(filler).unwrap();
+    let published = publish("http://last/").json();
+    assert_eq!(published["data"]["version"], taken + 1, "{published}");
 }

@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 use towpath_core::{Error, ErrorKind};
 use uuid::Uuid;
 
+/// What a caller is told of a store that is away, full or broken.
+const UNAVAILABLE: &str = "this cannot be done now; try again, and see the log for the reason";
+
 /// A request that was not served.
 #[derive(Debug, Clone)]
 pub(super) struct Failure {
@@ -48,7 +51,7 @@ impl Failure {
 }
 
 impl From<Error> for Failure {
-    /// The caller gets the sentence, the log the causes behind it.
+    /// The caller is told what is wrong with the request; what is wrong inside goes to the log.
     fn from(error: Error) -> Self {
         let (status, code) = match error.kind() {
             ErrorKind::Invalid => (StatusCode::BAD_REQUEST, "INVALID_REQUEST"),
@@ -56,7 +59,8 @@ impl From<Error> for Failure {
             ErrorKind::Conflict => (StatusCode::CONFLICT, "CONFLICT"),
             _ => {
                 tracing::warn!(error = error.chain(), "request failed");
-                (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE")
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                return Self::new(status, "UNAVAILABLE", UNAVAILABLE);
             }
         };
         Self::new(status, code, error.to_string())

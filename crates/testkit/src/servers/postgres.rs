@@ -154,13 +154,14 @@ impl Server {
         let size = ["-c", "shared_buffers=32MB", "-c", "max_connections=200"];
         let settings: Vec<&str> = self.settings.iter().map(String::as_str).collect();
         let words = self.as_user("postgres", &[place.as_slice(), &size, &settings].concat());
-        let began = Instant::now();
+        let (began, mut tries) = (Instant::now(), 100);
         while began.elapsed() < START {
             // What a crash left behind ends a moment later, and until then nothing starts beside it.
             // Ended at once, it still lets go of its shared memory.
+            // Many databases take long to recover, so each start has more time than the one before.
             let process = Guarded::spawn_ending(&words[0], &words[1..], "QUIT");
             self.process = Some(process.expect("it can be started"));
-            for _ in 0..100 {
+            for _ in 0..tries {
                 let mut ready = Command::new(self.programs.join("pg_isready"));
                 let ready = ready.args(["-q", "-h", "127.0.0.1", "-p", &port]).status();
                 if ready.is_ok_and(|status| status.success()) {
@@ -168,6 +169,7 @@ impl Server {
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
+            tries *= 2;
         }
         panic!("PostgreSQL does not start");
     }

@@ -10,7 +10,7 @@ use towpath_core::{Error, QueueName};
 
 use super::{Exit, Failure, Global, output, token_file};
 use crate::admin;
-use crate::http::encoded;
+use crate::http::{self, encoded};
 
 /// A process that answers at an address.
 pub(super) struct Client {
@@ -56,9 +56,7 @@ impl Client {
                 format!("`{base}` is no URL; say for instance `--url http://127.0.0.1:7070`");
             return Err(Failure::new(Exit::Usage, text));
         }
-        crate::http::tls::install_provider();
-        let http = Http::builder()
-            .no_proxy()
+        let http = http::client()
             .build()
             .map_err(|error| Failure::failed(format!("the client cannot be made: {error}")))?;
         Ok(Self {

@@ -244,16 +244,14 @@ impl Guard {
         if let Some(client) = clients.get(&port) {
             return Ok(client.clone());
         }
-        super::tls::install_provider();
         let checked = Checked {
             rule: Arc::clone(&self.rule),
             port,
         };
-        let client = Client::builder()
+        // A proxy would look names up itself; no client of ours has one.
+        let client = super::client()
             .timeout(self.timeout)
             .redirect(Policy::none())
-            // A proxy would look names up itself.
-            .no_proxy()
             .user_agent(concat!("towpath/", env!("CARGO_PKG_VERSION")))
             .dns_resolver(Arc::new(checked))
             .build()

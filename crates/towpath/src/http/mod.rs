@@ -1,6 +1,7 @@
 //! The HTTP edge: an accept loop with deadlines, limits before work, errors with the caller's half of the story.
 
 pub mod body;
+mod client;
 mod connection;
 pub mod descriptors;
 pub mod error;
@@ -12,6 +13,7 @@ mod socket;
 pub mod tls;
 
 pub use body::Intake;
+pub use client::client;
 pub use middleware::{BodyLimit, Edge, wrap};
 pub use server::{Limits, Patience, Peer, serve};
 

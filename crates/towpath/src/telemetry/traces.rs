@@ -56,9 +56,8 @@ impl Traces {
         let unusable = |error: Box<dyn std::error::Error + Send + Sync>| {
             Error::invalid("traces cannot be sent with these settings").with_source(error)
         };
-        let client = reqwest::Client::builder()
+        let client = crate::http::client()
             .timeout(DEADLINE)
-            .no_proxy()
             .build()
             .map_err(|error| unusable(error.into()))?;
         let exporter = SpanExporter::builder()

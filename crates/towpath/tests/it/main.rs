@@ -34,6 +34,7 @@ mod names;
 mod orders;
 mod orders_chaos;
 mod orders_rabbitmq;
+mod package;
 mod process;
 mod producers;
 mod protocol;

@@ -116,9 +116,7 @@ impl Agent {
     /// # Errors
     /// `Unavailable` when its file cannot be read, `Invalid` when the client cannot be made.
     pub async fn run(&self, stop: &Stop) -> Result<()> {
-        crate::http::tls::install_provider();
-        let client = Client::builder()
-            .no_proxy()
+        let client = crate::http::client()
             .connect_timeout(self.timeout)
             .build()
             .map_err(|error| {

@@ -51,7 +51,6 @@ pub(in crate::cli) struct FleetFigures {
 pub(in crate::cli) async fn run(args: &FleetArgs) -> Result<FleetFigures> {
     let folder = tempfile::tempdir_in(&args.folder)
         .map_err(|error| Error::unavailable("no temporary folder").with_source(error))?;
-    crate::http::tls::install_provider();
     let address = free_address().await?;
     let mut controller = Controller::start(folder.path(), address).await?;
     // Connections, and what the database keeps in memory of agents, count as theirs.
@@ -125,8 +124,7 @@ struct Fleet {
 
 impl Fleet {
     async fn register(address: SocketAddr, count: usize) -> Result<Self> {
-        let http = Client::builder()
-            .no_proxy()
+        let http = crate::http::client()
             .pool_max_idle_per_host(usize::MAX)
             .build()
             .map_err(|error| Error::unavailable("no client").with_source(error))?;

@@ -224,12 +224,8 @@ impl Server {
     }
 }
 
-/// Where `make setup` puts the jars.
 fn jars() -> PathBuf {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-    let cache = cache.or_else(home).unwrap_or_default();
-    cache.join("towpath/kafka-4.1.0")
+    super::made("kafka-4.1.0")
 }
 
 fn class_path() -> String {

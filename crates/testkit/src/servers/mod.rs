@@ -8,6 +8,7 @@ pub mod redis;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
@@ -64,6 +65,14 @@ impl Drop for Guarded {
     fn drop(&mut self) {
         self.end(self.signal);
     }
+}
+
+/// Where `make setup` puts what it fetches and makes.
+pub fn made(name: &str) -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    let cache = cache.or_else(home).unwrap_or_default();
+    cache.join("towpath").join(name)
 }
 
 /// Ports below those that the system gives to outgoing connections, so that none of these takes one while its server

@@ -11,13 +11,14 @@ use serde_json::Value;
 use towpath_testkit::servers::{free_port, postgres, redis};
 
 use crate::client::Client;
+use crate::manifests;
 use crate::process::{BINARY, World, able, wait_until};
 
 fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy")
 }
 
-fn is_there(program: &str) -> bool {
+pub(crate) fn is_there(program: &str) -> bool {
     Command::new(program).arg("--version").output().is_ok()
 }
 
@@ -71,6 +72,7 @@ fn the_chart_is_accepted_and_a_slip_in_its_values_is_not() {
         return;
     }
     let mut workloads = 0;
+    let folder = tempfile::tempdir().unwrap();
     for app in ["ingest", "orders", "lines", "accounts", "fleet"] {
         let values = format!("values-{app}.yaml");
         ok(helm(&["lint", "--strict", "."]).args(["-f", &values]));
@@ -78,6 +80,8 @@ fn the_chart_is_accepted_and_a_slip_in_its_values_is_not() {
             let set = format!("autoscaling={scaling},serviceMonitor=true");
             let output = helm(&["template", "r", ".", "-f", &values, "--set", &set]).output();
             let rendered = String::from_utf8(output.unwrap().stdout).unwrap();
+            let file = folder.path().join(format!("{app}-{scaling}.yaml"));
+            std::fs::write(file, &rendered).unwrap();
             let count = |kind: &str| rendered.matches(&format!("\nkind: {kind}\n")).count();
             let sets = count("StatefulSet");
             assert!(sets > 0, "{values}");
@@ -92,6 +96,10 @@ fn the_chart_is_accepted_and_a_slip_in_its_values_is_not() {
             assert!(scaling != "none" || scaled == 0);
             workloads += sets;
         }
+    }
+    if able("kubectl-validate", manifests::can_validate()) {
+        let refused = manifests::refused(folder.path());
+        assert_eq!(refused, None);
     }
     assert_eq!(
         workloads,

@@ -1,7 +1,9 @@
-//! Every Kubernetes manifest read into the type of its kind: a field that the type does not know is a slip.
+//! Every Kubernetes manifest read into the type of its kind, where a field that the type does not know is a slip, and
+//! by the validator of Kubernetes with its own schemas and those of KEDA and the Prometheus Operator.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
@@ -11,6 +13,10 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use towpath_testkit::servers::made;
+
+use crate::deploy::is_there;
+use crate::process::able;
 
 /// KEDA's object, as far as ours use it. Source: KEDA 2.18, `scaledobjects.keda.sh`.
 #[derive(Deserialize)]
@@ -137,5 +143,52 @@ fn a_slip_in_a_manifest_is_found() {
         let broken = documents(&text.replace(right, wrong));
         let is_found = |document| slips_of(document) != Ok(Vec::new());
         assert!(broken.iter().any(is_found), "{wrong}");
+    }
+}
+
+/// Whether the validator is here, and the schemas that are not Kubernetes' own.
+pub(crate) fn can_validate() -> bool {
+    is_there("kubectl-validate") && made("crds").exists()
+}
+
+/// What the validator has against the manifests of a folder, if anything.
+pub(crate) fn refused(folder: &Path) -> Option<String> {
+    let mut validate = Command::new("kubectl-validate");
+    let output = validate
+        .arg("--local-crds")
+        .arg(made("crds"))
+        .arg(folder)
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (!output.status.success()).then(|| String::from_utf8_lossy(&said).into_owned())
+}
+
+#[test]
+fn kubernetes_takes_every_manifest_and_no_slip() {
+    if !able("kubectl-validate", can_validate()) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for file in files("k8s").iter().chain(&files("keda")) {
+        let kind = file.parent().unwrap().file_name().unwrap();
+        let name = format!("{}-{}", kind.display(), file.file_name().unwrap().display());
+        std::fs::copy(file, folder.path().join(name)).unwrap();
+    }
+    assert_eq!(refused(folder.path()), None);
+    for (file, right, wrong) in [
+        ("k8s-writer.yaml", "maxUnavailable", "maxUnavailble"),
+        (
+            "keda-writer.yaml",
+            "minReplicaCount: 1",
+            "minReplicaCount: one",
+        ),
+    ] {
+        let file = folder.path().join(file);
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.contains(right), "{right}");
+        std::fs::write(&file, text.replace(right, wrong)).unwrap();
+        assert!(refused(folder.path()).is_some(), "{wrong}");
+        std::fs::write(&file, text).unwrap();
     }
 }

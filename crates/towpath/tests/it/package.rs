@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use towpath_testkit::servers::made;
+
 use crate::process::{BINARY, able, wait_until};
 
-/// What `scripts/setup` makes, and no test writes to.
+/// A root file system, which no test writes to.
 fn root() -> PathBuf {
-    let home = std::env::var_os("HOME").unwrap_or_default();
-    let home_cache = || Path::new(&home).join(".cache");
-    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(home_cache, PathBuf::from);
-    cache.join("towpath/debian")
+    made("debian")
 }
 
 /// Packages the binary of the tests, as `cargo deb` does the released one.

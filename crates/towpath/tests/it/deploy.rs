@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::Value;
-use towpath_testkit::servers::{free_port, postgres, redis};
+use towpath_testkit::servers::{free_port, made, postgres, redis};
 
 use crate::client::Client;
 use crate::manifests;
@@ -56,6 +56,22 @@ fn compose_files_are_accepted() {
         compose.env("API_KEY", "a-key-of-this-test");
         ok(compose.arg("-f").arg(&file).args(["config", "-q"]));
     }
+}
+
+#[test]
+fn the_dockerfile_has_no_known_faults() {
+    let hadolint = made("hadolint/bin/hadolint");
+    if !able("hadolint", hadolint.exists()) {
+        return;
+    }
+    let file = deploy().join("docker/Dockerfile");
+    ok(Command::new(&hadolint).arg(&file));
+    let text = std::fs::read_to_string(&file).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let careless = folder.path().join("Dockerfile");
+    std::fs::write(&careless, text.replace("cmake=3.25.1-1", "cmake")).unwrap();
+    let output = Command::new(&hadolint).arg(&careless).output().unwrap();
+    assert!(!output.status.success(), "a version that is not said");
 }
 
 /// `helm` has no `--version`.

@@ -389,6 +389,39 @@ fn a_change_of_the_input_wakes_the_reader() {
     });
 }
 
+/// How long after the first of five lines, written 50 ms apart, the last one was sent.
+fn spread(linger: &str) -> Duration {
+    let mut world = world();
+    world.set("TOWPATH_LINES__POLL", "60s");
+    world.set("TOWPATH_LINES__LINGER", linger);
+    fs::write(input(&world), "").unwrap();
+    let running = world.spawn(&["run", "lines.reader"]);
+    running.wait_ready(&world);
+    let mut file = OpenOptions::new().append(true).open(input(&world)).unwrap();
+    for number in 0..5 {
+        writeln!(file, "{number}").unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let mut at: Vec<jiff::Timestamp> = Vec::new();
+    wait_until("the lines", SOON, || {
+        let shown = world.run(&["stream", "tail", "line_stream", "--output", "json"]);
+        let entries: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap_or_default();
+        let entries = entries.as_array().into_iter().flatten();
+        at = entries
+            .map(|entry| entry["appended_at"].as_str().unwrap().parse().unwrap())
+            .collect();
+        at.len() == 5
+    });
+    at[4].duration_since(at[0]).unsigned_abs()
+}
+
+#[test]
+fn lines_that_come_soon_after_one_another_gather_when_told_to() {
+    let least = Duration::from_millis(100);
+    assert!(spread("0s") > least, "each is sent by itself");
+    assert!(spread("3s") < least, "all in one step");
+}
+
 /// Real text of this system: licences, again and again.
 pub(crate) fn real_text(bytes: usize) -> Vec<u8> {
     let mut text = Vec::new();

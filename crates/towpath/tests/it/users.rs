@@ -1,6 +1,6 @@
 //! Users, and that each event of them reaches the stream once and in order, whatever dies.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -310,4 +310,46 @@ fn chaos_from_postgresql_to_kafka_while_each_of_them_dies() {
             }
         });
     }
+}
+
+#[test]
+fn chaos_a_broker_that_is_away_for_a_while_gets_every_event() {
+    if !able("kafka", kafka::missing().is_none()) {
+        return;
+    }
+    // As many seconds as there are seeds, up to a minute.
+    let away = Duration::from_secs(seeds(10).min(60));
+    let mut broker = kafka::Server::start();
+    let mut world = World::new();
+    world.set("TOWPATH_BACKENDS__RELAY", broker.url());
+    let _running = world.up();
+    let mut created = Vec::new();
+    let mut user = || {
+        let email = format!("{}@example.org", created.len());
+        let answer = create(&world, &[], &json!({ "email": email, "name": "x" }));
+        assert_eq!(answer.status, 201, "whether or not the broker is there");
+        created.push(email);
+    };
+    user();
+    wait_until("the first event", Duration::from_secs(60), || {
+        events(&world).len() == 1
+    });
+    broker.kill();
+    let began = Instant::now();
+    while began.elapsed() < away {
+        user();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    broker.restart();
+    user();
+    wait_until("every event", Duration::from_secs(60), || {
+        events(&world).len() >= created.len()
+    });
+    let told: Vec<Value> = events(&world)
+        .iter()
+        .map(|event| event["email"].clone())
+        .collect();
+    assert_eq!(told, created);
+    let failed = world.json(&["outbox", "ls", "--status", "FAILED"]);
+    assert_eq!(failed, json!([]), "time away is no attempt");
 }

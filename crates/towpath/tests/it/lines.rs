@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use towpath_testkit::proxy::{Fault, Proxy};
 use towpath_testkit::servers::redis::{DURABLE, Server, missing};
 
 use crate::process::{Running, World, able, seeds, wait_until};
@@ -196,12 +197,12 @@ pub(crate) fn story_apart(
     });
 }
 
-/// Two worlds, for reader and writer, that share a folder and a server.
-fn apart(server: &Server, folder: &tempfile::TempDir) -> [World; 2] {
+/// Two worlds, for reader and writer, that share a folder and a server behind this port.
+fn apart(port: u16, folder: &tempfile::TempDir) -> [World; 2] {
     [(), ()].map(|()| {
         let mut world = World::at(folder.path());
         world.set("INPUT_PATH", folder.path().join("input.txt").display());
-        world.set("REDIS_ADDR", format!("127.0.0.1:{}", server.port()));
+        world.set("REDIS_ADDR", format!("127.0.0.1:{port}"));
         world.set("TOWPATH_LINES__POLL", "20ms");
         world
     })
@@ -212,11 +213,27 @@ fn chaos_lines_on_redis_come_out_as_they_went_in() {
     if !able("redis", missing().is_none()) {
         return;
     }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
     for seed in 0..seeds(2) {
         let mut server = Server::start(DURABLE);
+        let proxy = runtime.block_on(Proxy::start(server.port()));
         let folder = tempfile::tempdir().unwrap();
-        let [reading, writing] = apart(&server, &folder);
-        story_apart(&reading, &writing, seed, "redis", || server.restart());
+        let [reading, writing] = apart(proxy.port(), &folder);
+        let mut rng = StdRng::seed_from_u64(seed);
+        story_apart(&reading, &writing, seed, "redis", || {
+            let fault = match rng.random_range(0..5) {
+                0 | 1 => return server.restart(),
+                2 => Fault::CutAfter(rng.random_range(1..20_000)),
+                3 => Fault::HalfOpen,
+                _ => Fault::BlackHole,
+            };
+            proxy.set(fault);
+            std::thread::sleep(Duration::from_millis(rng.random_range(50..500)));
+            // What was swallowed is never followed by anything.
+            proxy.set(Fault::Reset);
+            std::thread::sleep(Duration::from_millis(50));
+            proxy.set(Fault::None);
+        });
     }
 }
 
@@ -227,7 +244,7 @@ fn the_contract_of_reader_and_writer_holds() {
     }
     let mut server = Server::start(DURABLE);
     let folder = tempfile::tempdir().unwrap();
-    let [reading, writing] = apart(&server, &folder);
+    let [reading, writing] = apart(server.port(), &folder);
     // There before anybody ran: it is not passed over.
     server.command(&["XADD", "line_stream", "*", "line", "from a bare reader"]);
     let reader = start(&reading, "reader");
@@ -291,8 +308,8 @@ fn of_two_writers_one_takes_over_what_the_other_held() {
     }
     let server = Server::start(DURABLE);
     let folder = tempfile::tempdir().unwrap();
-    let [reading, mut one] = apart(&server, &folder);
-    let [_, mut two] = apart(&server, &folder);
+    let [reading, mut one] = apart(server.port(), &folder);
+    let [_, mut two] = apart(server.port(), &folder);
     let place = format!("redis://127.0.0.1:{}?consumer_timeout=1s", server.port());
     for (world, name) in [(&mut one, "one"), (&mut two, "two")] {
         world.set("TOWPATH_LINES__OUTPUT", folder.path().join(name).display());

@@ -4,18 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use prometheus_client::metrics::counter::Counter;
 use tokio_util::sync::CancellationToken;
 use towpath_core::message::MAX_PAYLOAD_BYTES;
-use towpath_core::port::Positions;
-use towpath_core::port::positions::{Step, Stepped};
 use towpath_core::port::stream::Trim;
 use towpath_core::{ConsumerId, GroupName, MessageId, QueueName, Result, StreamName, retry};
 
 use super::backends::{clock, open};
-use crate::apps::lines::{Reader, Settings, Start};
+use crate::apps::lines::{Pace, Reader, Settings, Start};
 use crate::inlet::{Place, StreamInlet};
 use crate::pump::Pump;
 use crate::sink::{FileSink, LineFormat};
@@ -29,33 +25,6 @@ const BYTES: usize = 1 << 20;
 
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(100);
-
-/// How far the reader may be ahead of the writer: what waits in between takes memory.
-const AHEAD: u64 = 100_000;
-
-/// How often a reader that is ahead looks whether the writer caught up.
-const LOOK: Duration = Duration::from_millis(2);
-
-/// Positions that wait while the reader is too far ahead.
-struct Paced {
-    positions: Arc<dyn Positions>,
-    read: Counter,
-    written: Counter,
-}
-
-#[async_trait]
-impl Positions for Paced {
-    async fn position(&self, source: &str) -> Result<Option<Bytes>> {
-        self.positions.position(source).await
-    }
-
-    async fn step(&self, step: Step) -> Result<Stepped> {
-        while self.read.get().saturating_sub(self.written.get()) > AHEAD {
-            tokio::time::sleep(LOOK).await;
-        }
-        self.positions.step(step).await
-    }
-}
 
 /// A copy that is to be made.
 pub struct Copy {
@@ -85,6 +54,7 @@ impl Copy {
         let name = StreamName::new(format!("lines.copy-{}", MessageId::new()))?;
         let dead = QueueName::new(format!("{name}.dead"))?;
         let (metrics, health, token) = (Metrics::new(), Health::new(), CancellationToken::new());
+        let group = GroupName::new("copy")?;
         let (read, written) = (Counter::default(), Counter::default());
         let reader = Reader {
             role: "lines copy",
@@ -102,18 +72,15 @@ impl Copy {
                 linger: Duration::ZERO,
                 poll: TELL,
             },
-            positions: Arc::new(Paced {
-                positions: backend.require_positions("lines copy")?,
-                read: read.clone(),
-                written: written.clone(),
-            }),
+            positions: backend.require_positions("lines copy")?,
             health,
             read: read.clone(),
             metrics: metrics.clone(),
+            pace: Some(Pace::new(Arc::clone(&stream), name.clone(), group.clone())),
         };
         let place = Place {
             stream: name.clone(),
-            group: GroupName::new("copy")?,
+            group,
             consumer: ConsumerId::unique("copy")?,
             dead,
         };

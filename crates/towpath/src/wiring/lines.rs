@@ -13,7 +13,7 @@ use super::Role;
 use super::opened::Opened;
 use super::process::Process;
 use super::public::Public;
-use crate::apps::lines::{Reader, Settings, routes};
+use crate::apps::lines::{Pace, Reader, Settings, routes};
 use crate::config::Lines as Config;
 use crate::inlet::{Inlet, Place, StreamInlet};
 use crate::pump::Pump;
@@ -113,6 +113,10 @@ impl Lines {
             health: process.health.clone(),
             read: process.metrics.lines_read(),
             metrics: process.metrics.clone(),
+            pace: process
+                .runs(Role::LinesWriter)
+                .then(|| self.pace(config))
+                .transpose()?,
         };
         process.health.set(READER, None);
         for input in inputs(config) {
@@ -131,6 +135,12 @@ impl Lines {
             });
         }
         Ok(())
+    }
+
+    fn pace(&self, config: &Config) -> Result<Pace> {
+        let group = GroupName::new(&config.group)?;
+        let stream = Arc::clone(&self.stream);
+        Ok(Pace::new(stream, self.name.clone(), group))
     }
 
     fn writer(&self, process: &mut Process<'_>) -> Result<()> {

@@ -406,6 +406,29 @@ fn a_change_of_the_input_wakes_the_reader() {
     });
 }
 
+#[test]
+fn a_reader_stays_near_a_writer_that_cannot_write() {
+    let world = world();
+    let blocked = world.folder.join("output.txt");
+    fs::create_dir(&blocked).unwrap();
+    let text: String = (0..250_000).map(|number| format!("{number}\n")).collect();
+    fs::write(input(&world), &text).unwrap();
+    let running = world.up();
+    let mut before = 0;
+    wait_until("a reader that waits", SOON, || {
+        let shown = world.run(&["stream", "show", "line_stream", "--output", "json"]);
+        let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap_or_default();
+        let now = shown["entries"].as_u64().unwrap_or_default();
+        std::thread::sleep(Duration::from_millis(300));
+        std::mem::replace(&mut before, now) == now && now > 0
+    });
+    assert!((50_000..=100_000).contains(&before), "{before} lines wait");
+    fs::remove_dir(blocked).unwrap();
+    wait_until("every line", SOON, || output(&world) == text.as_bytes());
+    let (status, log, _) = running.stop();
+    assert!(status.success(), "{log}");
+}
+
 /// How long after the first of five lines, written 50 ms apart, the last one was sent.
 fn spread(linger: &str) -> Duration {
     let mut world = world();

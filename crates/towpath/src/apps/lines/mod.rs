@@ -9,7 +9,9 @@
 //! whose journal knows what is written.
 
 mod api;
+mod pace;
 mod reader;
 
 pub use api::routes;
+pub use pace::Pace;
 pub use reader::{Reader, Settings, Start};

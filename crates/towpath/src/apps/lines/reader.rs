@@ -10,6 +10,7 @@ use towpath_core::port::positions::{Positions, Step, Stepped};
 use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, ResultExt, StreamName, retry};
 use tracing::{info, warn};
 
+use super::Pace;
 use crate::source::{Chunk, Limits, Line, Position, Tail, Wake};
 use crate::supervisor::Stop;
 use crate::telemetry::{Health, Metrics};
@@ -67,6 +68,8 @@ pub struct Reader {
     pub read: Counter,
     /// Told how far the file is.
     pub metrics: Metrics,
+    /// Waited for, when the writer is in this process.
+    pub pace: Option<Pace>,
 }
 
 /// What became of a chunk.
@@ -196,6 +199,12 @@ impl Reader {
                 }
             };
             attempt = 0;
+            if let Some(pace) = &self.pace {
+                tokio::select! {
+                    () = pace.wait(chunk.lines.len() as u64) => {}
+                    () = stop.requested() => return Ok(true),
+                }
+            }
             let moved = Bytes::from(serde_json::to_vec(&chunk.position).unwrap_or_default());
             match self
                 .send(key, value.clone(), moved.clone(), &chunk, stop)

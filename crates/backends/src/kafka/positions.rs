@@ -30,6 +30,9 @@ const TOPIC: &str = "towpath.positions";
 /// How long a transaction may be open before the broker ends it.
 const TRANSACTION: Duration = Duration::from_secs(30);
 
+/// Entries of one transaction: it costs 10 to 30 ms however few they are, and holds nobody up.
+const ENTRIES: usize = 32_000;
+
 /// Longest name of a source in bytes; the transactional id carries it.
 const MAX_SOURCE_BYTES: usize = 1_000;
 
@@ -217,5 +220,9 @@ impl Positions for Sources {
                 Err(error).context(|| format!("step of `{}`", step.source))
             }
         }
+    }
+
+    fn step_entries(&self) -> usize {
+        ENTRIES
     }
 }

@@ -54,7 +54,14 @@ pub trait Positions: Send + Sync {
     /// # Errors
     /// As `Stream::append` and `Queue::enqueue`. With `Unavailable` it is unknown whether it happened: the position tells.
     async fn step(&self, step: Step) -> Result<Stepped>;
+
+    /// How many entries a source that is far behind puts into one step: fewer wait for the backend more often than they
+    /// need to, more hold up its other callers, and gain nothing.
+    fn step_entries(&self) -> usize;
 }
+
+/// Entries of one atomic step: while it is under way the store does nothing else, as Redis in a script.
+const ENTRIES: usize = 2_000;
 
 /// Positions as keys of a store, moved by its atomic steps.
 pub struct InOneStep {
@@ -89,5 +96,9 @@ impl Positions for InOneStep {
             effects::Outcome::Applied(_) => Stepped::Done,
             effects::Outcome::Refused { current, .. } => Stepped::Elsewhere(current),
         })
+    }
+
+    fn step_entries(&self) -> usize {
+        ENTRIES
     }
 }

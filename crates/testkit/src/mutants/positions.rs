@@ -49,6 +49,10 @@ impl Positions for Wrong {
         }
         Ok(stepped)
     }
+
+    fn step_entries(&self) -> usize {
+        self.inner.step_entries()
+    }
 }
 
 impl Wrong {

@@ -1,5 +1,7 @@
 //! The files of `deploy/`, by the tools that read them, and what autoscalers would do.
 
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -332,7 +334,7 @@ impl Balancer {
 
 #[test]
 fn processes_are_replaced_one_at_a_time_and_nobody_notices() {
-    const ROLES: &str = "ingest.api,ingest.worker,orders.gateway,orders.processor,orders.notifier,accounts.api,accounts.relay";
+    const ROLES: &str = "ingest.api,ingest.worker,orders.gateway,orders.processor,orders.notifier,accounts.api,accounts.relay,lines.reader,lines.writer";
     if !able("redis", redis::missing().is_none())
         || !able("postgres", postgres::missing().is_none())
     {
@@ -344,7 +346,14 @@ fn processes_are_replaced_one_at_a_time_and_nobody_notices() {
     );
     let database = tables.create("rolling");
     let mut worlds = [World::new(), World::new()];
+    // Both follow it, and one is ahead; each writes an output of its own.
+    let input = worlds[0].folder.join("input.txt");
+    std::fs::write(&input, "").unwrap();
     for world in &mut worlds {
+        let output = world.folder.join("lines.txt");
+        world.set("INPUT_PATH", input.display());
+        world.set("TOWPATH_LINES__OUTPUT", output.display());
+        world.set("TOWPATH_LINES__POLL", "20ms");
         world.set("REDIS_ADDR", format!("127.0.0.1:{}", keys.port()));
         world.set("TOWPATH_BACKENDS__DEFAULT", keys.url());
         world.set("TOWPATH_ACCOUNTS__DATABASE", &database);
@@ -362,6 +371,7 @@ fn processes_are_replaced_one_at_a_time_and_nobody_notices() {
     let ends = Arc::new(AtomicBool::new(false));
     let load = {
         let (ends, balancer) = (Arc::clone(&ends), balancer.clone());
+        let mut input = OpenOptions::new().append(true).open(input).unwrap();
         std::thread::spawn(move || {
             let mut number = 0;
             while !ends.load(Ordering::SeqCst) {
@@ -386,6 +396,7 @@ fn processes_are_replaced_one_at_a_time_and_nobody_notices() {
                     "/api/users",
                     format!(r#"{{"email":"user-{number}@example.org","name":"x"}}"#),
                 );
+                writeln!(input, "message-{number}").unwrap();
                 number += 1;
             }
             number
@@ -411,13 +422,23 @@ fn processes_are_replaced_one_at_a_time_and_nobody_notices() {
         let lines: usize = worlds.iter().map(|world| world.messages().len()).sum();
         lines >= count && worlds[0].json_of(&["orders", "check"])["notified"] == count
     });
-    let mut messages: Vec<String> = worlds.iter().flat_map(World::messages).collect();
-    messages.sort();
-    let mut expected: Vec<String> = (0..count)
-        .map(|number| format!("message-{number}"))
-        .collect();
-    expected.sort();
+    let sorted = |mut all: Vec<String>| {
+        all.sort();
+        all
+    };
+    let expected = sorted((0..count).map(|n| format!("message-{n}")).collect());
+    let messages = sorted(worlds.iter().flat_map(World::messages).collect());
     assert_eq!(messages, expected);
+    let mut lines = Vec::new();
+    wait_until("every line", Duration::from_secs(60), || {
+        let outputs = worlds.iter().map(|world| world.folder.join("lines.txt"));
+        let texts = outputs.map(|file| std::fs::read_to_string(file).unwrap_or_default());
+        lines = texts
+            .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+            .collect();
+        lines.len() >= count
+    });
+    assert_eq!(sorted(lines), expected);
     let books = worlds[0].json(&["orders", "check"]);
     assert_eq!(
         (&books["accepted"], &books["processed"]),

@@ -37,9 +37,6 @@ const SOURCE: &str = "/towpath/accounts";
 /// Longest wait before a refused event is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Most batches of one step, for a relay that is behind.
-const BATCHES: usize = 32;
-
 /// Most bytes of events that are read ahead, but for the last batch.
 const AHEAD: usize = 16 << 20;
 
@@ -161,22 +158,21 @@ impl Relay {
 
     /// The events of the next step. Where a step can repeat events it is one batch.
     async fn read_ahead(&self, mut behind: u64) -> Result<Vec<Event>> {
-        let batches = match self.target {
-            Target::Streams(_) => BATCHES,
-            Target::Queues(_) => 1,
+        let most = match &self.target {
+            Target::Streams(positions) => positions.step_entries(),
+            Target::Queues(_) => self.batch,
         };
         let (mut ahead, mut bytes) = (Vec::new(), 0);
-        for _ in 0..batches {
+        loop {
             let events = self.outbox.after(behind, self.batch).await?;
             let is_full = events.len() == self.batch;
             behind = events.last().map_or(behind, |last| last.seq);
             bytes += events.iter().map(|one| one.event.data.len()).sum::<usize>();
             ahead.extend(events);
-            if !is_full || bytes >= AHEAD {
-                break;
+            if !is_full || bytes >= AHEAD || ahead.len() >= most {
+                return Ok(ahead);
             }
         }
-        Ok(ahead)
     }
 
     /// Sends events in order, those of one topic at a time, and says whether the position was ours to move.

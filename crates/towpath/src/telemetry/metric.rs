@@ -37,6 +37,8 @@ pub enum Metric {
     Dropped,
     /// Repeats recognised.
     Duplicates,
+    /// Decisions of limits.
+    LimitDecisions,
     /// Orders by what became of them.
     Orders,
     /// Lines that the reader sent.
@@ -81,7 +83,7 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric, in the order of the documentation.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 38] = [
         Self::HttpRequests,
         Self::HttpRequestDuration,
         Self::RefusedConnections,
@@ -99,6 +101,7 @@ impl Metric {
         Self::Retried,
         Self::Dropped,
         Self::Duplicates,
+        Self::LimitDecisions,
         Self::Orders,
         Self::LinesRead,
         Self::LinesWritten,
@@ -225,6 +228,12 @@ impl Metric {
                 "counter",
                 "queue",
                 "Repeats recognised by their dedup id",
+            ),
+            Self::LimitDecisions => (
+                "towpath_limit_decisions_total",
+                "counter",
+                "limit, outcome",
+                "What limits decided, by name or route: allowed, denied, or undecided while their store is away",
             ),
             Self::Orders => (
                 "towpath_orders",

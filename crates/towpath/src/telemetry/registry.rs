@@ -66,6 +66,12 @@ struct Refusal {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Limit {
+    limit: String,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OrderState {
     state: &'static str,
 }
@@ -120,6 +126,7 @@ struct Inner {
     pub(super) process_duration: Histograms<Queue>,
     pub(super) end_to_end: Histograms<Queue>,
     pub(super) sink_failures: Family<Queue, Counter>,
+    limit_decisions: Family<Limit, Counter>,
     orders: Family<OrderState, Gauge>,
     lines_read: Counter,
     lines_written: Counter,
@@ -151,6 +158,7 @@ impl Metrics {
             process_duration: Family::new_with_constructor(durations),
             end_to_end: Family::new_with_constructor(durations),
             sink_failures: Family::default(),
+            limit_decisions: Family::default(),
             orders: Family::default(),
             lines_read: Counter::default(),
             lines_written: Counter::default(),
@@ -192,6 +200,11 @@ impl Metrics {
             Metric::SinkFailures,
             inner.sink_failures.clone(),
         );
+        add(
+            &mut registry,
+            Metric::LimitDecisions,
+            inner.limit_decisions.clone(),
+        );
         add(&mut registry, Metric::Orders, inner.orders.clone());
         add(&mut registry, Metric::LinesRead, inner.lines_read.clone());
         add(
@@ -232,6 +245,13 @@ impl Metrics {
                 route: route.to_owned(),
             })
             .observe(elapsed.as_secs_f64());
+    }
+
+    /// Counts a decision of the limit with this name.
+    pub fn limit_decision(&self, limit: &str, outcome: &'static str) {
+        let limit = limit.to_owned();
+        let labels = Limit { limit, outcome };
+        self.0.limit_decisions.get_or_create(&labels).inc();
     }
 
     /// How many orders were ever in which state.

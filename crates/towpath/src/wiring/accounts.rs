@@ -71,7 +71,8 @@ impl Accounts {
             let config = &process.config.accounts;
             let store = limits.require_rate_limit(API)?;
             let rules = Rules::parse(&config.limits)?;
-            let limiter = Limiter::new(store, Arc::clone(&process.clock), rules);
+            let (clock, metrics) = (Arc::clone(&process.clock), process.metrics.clone());
+            let limiter = Limiter::new(store, clock, rules, metrics);
             let users = UserApi {
                 users: Arc::clone(&self.database.users),
                 topic: config.topic.as_str().into(),
@@ -191,7 +192,8 @@ pub(super) async fn route_limits(
     }
     let store = opened.open(&config.limits_backend).await?;
     let store = store.require_rate_limit("server.limits")?;
-    let limiter = Limiter::new(store, Arc::clone(&process.clock), Rules::parse(&[])?);
+    let (clock, metrics) = (Arc::clone(&process.clock), process.metrics.clone());
+    let limiter = Limiter::new(store, clock, Rules::parse(&[])?, metrics);
     Layer::new(limiter, &config.route_limits, &config.trusted_proxies).map(Some)
 }
 

@@ -56,7 +56,7 @@ pub async fn ingest_api_for_bench(backend: &Backend) -> Result<BenchApi> {
 /// Those of binding; `Unsupported` for a backend without limits; `Invalid` for a bad rule.
 pub async fn limits_api_for_bench(backend: &Backend, rules: &[String]) -> Result<BenchApi> {
     let store = backend.require_rate_limit("bench limits")?;
-    let limiter = Limiter::new(store, clock(), Rules::parse(rules)?);
+    let limiter = Limiter::new(store, clock(), Rules::parse(rules)?, Metrics::new());
     serve(|edge| wrap(limit_routes(limiter), edge)).await
 }
 

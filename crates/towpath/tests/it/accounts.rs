@@ -237,6 +237,17 @@ fn while_the_store_is_away_each_limit_does_what_it_says() {
         "no internal text: {}",
         refused.text()
     );
+    let metrics = world.admin_client().get("/metrics").text();
+    for (limit, outcome, count) in [
+        ("default", "allowed", 1),
+        ("default", "undecided", 2),
+        ("open", "allowed", 2),
+        ("local", "allowed", 2),
+        ("local", "denied", 1),
+    ] {
+        let line = format!("limit=\"{limit}\",outcome=\"{outcome}\"}} {count}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
     assert_eq!(world.client().get("/health").status, 503);
     server.restart();
     wait_until("the store", Duration::from_secs(30), || {
@@ -278,6 +289,9 @@ fn routes_are_limited_for_each_client_whatever_it_says() {
     for _ in 0..5 {
         assert_eq!(get("/health", "x").status, 200);
     }
+    let metrics = world.admin_client().get("/metrics").text();
+    let denied = "{limit=\"/api/users\",outcome=\"denied\"} 1\n";
+    assert!(metrics.contains(denied), "{metrics}");
     drop(running);
     world.set("TOWPATH_SERVER__TRUSTED_PROXIES", "127.0.0.0/8");
     let _running = world.up();

@@ -97,7 +97,7 @@ fn route_limit(text: &str) -> Result<(String, Rule)> {
                 "`{text}` names no route; say for instance `/enqueue=token_bucket:10:1/1s`"
             ))
         })?;
-    Ok((route.to_owned(), Rule::parse(rule)?))
+    Ok((route.to_owned(), Rule::parse(route, rule)?))
 }
 
 /// Routes behind these limits.

@@ -10,6 +10,8 @@ use towpath_core::port::rate_limit::Take;
 use towpath_core::{Clock, Error, ErrorKind, Result};
 use tracing::warn;
 
+use crate::telemetry::Metrics;
+
 use super::rule::{OnFailure, Rule, Rules};
 
 /// How long the store may take before it counts as away.
@@ -35,16 +37,23 @@ pub struct Limiter {
     clock: Arc<dyn Clock>,
     pub(super) rules: Arc<Rules>,
     local: Arc<Mutex<HashMap<String, State>>>,
+    metrics: Metrics,
 }
 
 impl Limiter {
     /// Limits by these rules, kept in `store`.
-    pub fn new(store: Arc<dyn RateLimit>, clock: Arc<dyn Clock>, rules: Rules) -> Self {
+    pub fn new(
+        store: Arc<dyn RateLimit>,
+        clock: Arc<dyn Clock>,
+        rules: Rules,
+        metrics: Metrics,
+    ) -> Self {
         Self {
             store,
             clock,
             rules: Arc::new(rules),
             local: Arc::default(),
+            metrics,
         }
     }
 
@@ -74,7 +83,16 @@ impl Limiter {
             amount: one.amount,
         });
         let asked = self.store.take(takes.collect());
-        self.or_without(asked, wanted).await
+        let decided = self.or_without(asked, wanted).await;
+        for (number, one) in wanted.iter().enumerate() {
+            let outcome = match &decided {
+                Ok(decisions) if decisions.get(number).is_some_and(|one| one.allowed) => "allowed",
+                Ok(_) => "denied",
+                Err(_) => "undecided",
+            };
+            self.metrics.limit_decision(&one.rule.name, outcome);
+        }
+        decided
     }
 
     /// How a limit stands.

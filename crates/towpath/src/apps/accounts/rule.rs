@@ -23,6 +23,8 @@ pub enum OnFailure {
 /// One rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
+    /// What it is called, in metrics too: its name, or the route that it limits.
+    pub name: String,
     /// How much, how fast.
     pub policy: Policy,
     /// While the store is away.
@@ -55,7 +57,10 @@ impl Rules {
                 let reason = "its name has 1 to 64 letters, digits, `-`, `_` or `.`";
                 return Err(wrong(text, reason));
             }
-            if rules.insert(name.to_owned(), Rule::parse(rule)?).is_some() {
+            if rules
+                .insert(name.to_owned(), Rule::parse(name, rule)?)
+                .is_some()
+            {
                 return Err(wrong(text, "there is another one of that name"));
             }
         }
@@ -66,7 +71,13 @@ impl Rules {
                 period: Duration::from_secs(1),
             };
             let on_failure = OnFailure::Closed;
-            rules.insert(DEFAULT.to_owned(), Rule { policy, on_failure });
+            let name = DEFAULT.to_owned();
+            let rule = Rule {
+                name: name.clone(),
+                policy,
+                on_failure,
+            };
+            rules.insert(name, rule);
         }
         Ok(Self(rules))
     }
@@ -83,11 +94,11 @@ impl Rules {
 }
 
 impl Rule {
-    /// The rule in a text.
+    /// The rule of this name in a text.
     ///
     /// # Errors
     /// `Invalid` with what is wrong about it.
-    pub fn parse(text: &str) -> Result<Self> {
+    pub fn parse(name: &str, text: &str) -> Result<Self> {
         let mut parts = text.split(':');
         let algorithm = parts.next().unwrap_or_default();
         let amount = |part: Option<&str>| {
@@ -138,7 +149,12 @@ impl Rule {
             return Err(wrong(text, "it has too many parts"));
         }
         policy.check(Amount::default())?;
-        Ok(Self { policy, on_failure })
+        let name = name.to_owned();
+        Ok(Self {
+            name,
+            policy,
+            on_failure,
+        })
     }
 }
 

@@ -163,13 +163,27 @@ const ROWS: &[Row] = &[
         ],
     ),
     (
-        "Orders, outbox, fleet",
+        "Orders",
+        &[(
+            "Orders",
+            "short",
+            &[(Query::Max(Metric::Orders, "state"), "{{state}}")],
+        )],
+    ),
+    (
+        "Limits",
+        &[(
+            "Decisions",
+            "reqps",
+            &[(
+                Query::Rate(Metric::LimitDecisions, "limit, outcome"),
+                "{{limit}} {{outcome}}",
+            )],
+        )],
+    ),
+    (
+        "Outbox",
         &[
-            (
-                "Orders",
-                "short",
-                &[(Query::Max(Metric::Orders, "state"), "{{state}}")],
-            ),
             (
                 "Events not sent",
                 "short",
@@ -183,6 +197,11 @@ const ROWS: &[Row] = &[
                 "s",
                 &[(Query::Max(Metric::OutboxOldestAge, "job"), "oldest")],
             ),
+        ],
+    ),
+    (
+        "Fleet",
+        &[
             (
                 "Agents",
                 "short",

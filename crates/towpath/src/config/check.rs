@@ -150,7 +150,7 @@ pub(super) const RULES: &[Rule] = &[
 fn misled(url: Option<&Secret>, allow: Option<&[String]>) -> Option<&'static str> {
     let Ok(guard) = Guard::new(allow?, Duration::ZERO) else {
         return Some(
-            "`webhook.allow` takes places like `localhost`, `127.0.0.1:8080`, `10.1.2.0/24` or `[::1]:80`",
+            "`webhook.allow` takes places like `localhost`, `127.0.0.1:8080`, `10.1.2.0/24` or `[::1]:80`, or `public` for no further place",
         );
     };
     let url = reqwest::Url::parse(url?.expose()).ok()?;

@@ -126,6 +126,19 @@ impl Guard {
         Self::with(exceptions, timeout, Arc::new(System))
     }
 
+    /// The same, looking names up in another way.
+    ///
+    /// # Errors
+    /// As [`Guard::new`].
+    pub fn with(exceptions: &[String], timeout: Duration, lookup: Arc<dyn Lookup>) -> Result<Self> {
+        let exceptions = exceptions.iter().map(|text| exception(text));
+        Ok(Self::of(
+            exceptions.collect::<Result<_>>()?,
+            timeout,
+            lookup,
+        ))
+    }
+
     /// A guard for one URL that the operator chose: wherever its host leads, and public places.
     ///
     /// # Errors
@@ -141,19 +154,6 @@ impl Guard {
             port: Some(port),
         };
         Ok(Self::of(vec![own], timeout, Arc::new(System)))
-    }
-
-    /// The same, looking names up in another way.
-    ///
-    /// # Errors
-    /// As [`Guard::new`].
-    pub fn with(exceptions: &[String], timeout: Duration, lookup: Arc<dyn Lookup>) -> Result<Self> {
-        let exceptions = exceptions.iter().map(|text| exception(text));
-        Ok(Self::of(
-            exceptions.collect::<Result<_>>()?,
-            timeout,
-            lookup,
-        ))
     }
 
     fn of(exceptions: Vec<Exception>, timeout: Duration, lookup: Arc<dyn Lookup>) -> Self {
@@ -189,7 +189,7 @@ impl Guard {
     /// The same of one's own URL, which may name a user.
     ///
     /// # Errors
-    /// As [`Guard::check`].
+    /// As [`Guard::check`], a user aside.
     pub fn check_place(&self, url: &Url) -> Result<()> {
         if !["http", "https"].contains(&url.scheme()) {
             let text = format!("the URL is `{}:…`; it must be http or https", url.scheme());

@@ -71,6 +71,14 @@ pub struct Chunk {
     pub position: Position,
 }
 
+/// What comes behind a position.
+enum Found {
+    Chunk(Chunk),
+    Nothing,
+    /// Nothing, and the file is no longer at the path.
+    Successor(File),
+}
+
 /// A followed file.
 pub struct Tail {
     path: PathBuf,
@@ -126,29 +134,39 @@ impl Tail {
     /// Those of reading; the next call tries again.
     pub fn read(&mut self) -> io::Result<Option<Chunk>> {
         self.find()?;
-        let Some((file, at)) = self.open.take() else {
+        let Some((file, mut at)) = self.open.take() else {
             return Ok(None);
         };
-        let at = if is_as_it_was(&file, &at)? {
-            at
-        } else {
+        let found = self.read_on(&file, &mut at);
+        // Also when it went wrong: the next call goes on where this one was.
+        self.open = Some((file, at));
+        match found? {
+            Found::Chunk(chunk) => Ok(Some(chunk)),
+            Found::Nothing => Ok(None),
+            Found::Successor(next) => {
+                info!(input = %self.path.display(), "the input was rotated");
+                self.scanned = 0;
+                let at = position(&next, 0)?;
+                self.open = Some((next, at));
+                self.read()
+            }
+        }
+    }
+
+    /// What comes behind a position, which is set back when the file was truncated.
+    fn read_on(&mut self, file: &File, at: &mut Position) -> io::Result<Found> {
+        if !is_as_it_was(file, at)? {
             warn!(input = %self.path.display(), read = at.offset, "the input was truncated, it is read from its beginning");
             self.scanned = 0;
-            position(&file, 0)?
-        };
-        // Asked before reading: what is written before the rename is read before the new file.
-        let left = self.was_left(&file)?;
-        let chunk = self.cut(&file, &at, left)?;
-        if chunk.is_none() && left {
-            info!(input = %self.path.display(), "the input was rotated");
-            self.scanned = 0;
-            let next = self.successor(&file)?;
-            let at = position(&next, 0)?;
-            self.open = Some((next, at));
-            return self.read();
+            *at = position(file, 0)?;
         }
-        self.open = Some((file, at));
-        Ok(chunk)
+        // Asked before reading: what is written before the rename is read before the new file.
+        let left = self.was_left(file)?;
+        match self.cut(file, at, left)? {
+            Some(chunk) => Ok(Found::Chunk(chunk)),
+            None if left => self.successor(file).map(Found::Successor),
+            None => Ok(Found::Nothing),
+        }
     }
 
     /// Goes on behind a chunk.
@@ -164,29 +182,26 @@ impl Tail {
         if self.open.is_some() {
             return Ok(());
         }
-        let Some(saved) = self.saved.take() else {
+        // Kept until something is open: the old one may come back.
+        let Some(saved) = self.saved.clone() else {
             return self.find_new().map(drop);
         };
-        if let Some(file) = open(&self.path)?
-            && is_same(&file, &saved)?
-        {
-            self.open = Some((file, saved));
-            return Ok(());
-        }
-        if let Some(found) = self.renamed(&saved)? {
-            self.open = Some(found);
-            return Ok(());
-        }
-        let is_there = self.find_new();
-        match &is_there {
-            Ok(true) => warn!(
+        let known = match open(&self.path)? {
+            Some(file) if is_same(&file, &saved)? => Some((file, saved.clone())),
+            _ => self.renamed(&saved)?,
+        };
+        if known.is_some() {
+            self.open = known;
+        } else if self.find_new()? {
+            warn!(
                 input = %self.path.display(), read = saved.offset,
                 "the input is another file than before, it is read from its beginning"
-            ),
-            // Kept: the old one may come back.
-            Ok(false) | Err(_) => self.saved = Some(saved),
+            );
+        } else {
+            return Ok(());
         }
-        is_there.map(drop)
+        self.saved = None;
+        Ok(())
     }
 
     /// Opens what is at the path now. Whether there is anything.
@@ -234,7 +249,7 @@ impl Tail {
     /// The file that came after this one: at the path, or renamed itself by now. A renamed one is known by its name,
     /// which begins as the input's does, and by when it was made.
     fn successor(&self, file: &File) -> io::Result<File> {
-        let newest = File::open(&self.path)?;
+        let newest = open(&self.path)?.ok_or(io::ErrorKind::NotFound)?;
         let made = |metadata: &Metadata| metadata.created().ok();
         let (Some(mine), Some(last)) = (made(&file.metadata()?), made(&newest.metadata()?)) else {
             return Ok(newest);

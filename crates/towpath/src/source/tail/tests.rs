@@ -110,6 +110,32 @@ fn files_that_came_and_went_meanwhile_are_not_passed_over() {
 }
 
 #[test]
+fn a_read_that_fails_between_two_files_passes_none_over() {
+    for is_restarted in [false, true] {
+        let mut input = Input::new();
+        input.append("a\n");
+        assert_eq!(input.all(), ["a"]);
+        let old = |name: &str| input.folder.path().join(name);
+        let (first, second) = (old("in.1"), old("in.2"));
+        fs::rename(input.path(), first).unwrap();
+        // File systems know when a file was made to a few milliseconds.
+        std::thread::sleep(Duration::from_millis(20));
+        input.append("b\n");
+        fs::rename(input.path(), second).unwrap();
+        if is_restarted {
+            input.restart();
+        }
+        // What is there is no file: the next one cannot be looked for, as when a rename comes in between.
+        fs::create_dir(input.path()).unwrap();
+        assert!(input.tail.read().is_err());
+        fs::remove_dir(input.path()).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        input.append("c\n");
+        assert_eq!(input.all(), ["b", "c"], "restarted: {is_restarted}");
+    }
+}
+
+#[test]
 fn a_truncated_file_is_read_from_its_beginning() {
     let mut input = Input::new();
     input.append("a\nb\n");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::key::{HOUR, Key, MINUTE, SECOND, key};
 use super::model::{Values, backend_url};
-use super::{Kind, Secret, kind};
+use super::{Kind, Secret};
 
 /// The parts of a PostgreSQL URL, as existing deployments set them.
 pub(super) const DATABASE_VARIABLES: [&str; 6] = [
@@ -129,7 +129,7 @@ impl Accounts {
             )
         });
         Self {
-            limits: kind::strings(&values.text("accounts.limits")).unwrap_or_default(),
+            limits: values.list("accounts.limits").unwrap_or_default(),
             database: Secret::new(database),
             broker: Secret::new(backend_url(values, &["backends.relay", "backends.default"])),
             topic: values.text("accounts.topic"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Secret;
 use super::key::{HOUR, Key, MIB, MINUTE, key};
-use super::kind::{self, Kind};
+use super::kind::Kind;
 use super::model::{Values, backend_url};
 use crate::apps::fleet::{Entry, Limits};
 
@@ -202,7 +202,7 @@ pub struct Fleet {
 
 impl Fleet {
     pub(super) fn read(values: &Values<'_>) -> Self {
-        let list = |path: &str| kind::strings(&values.text(path)).unwrap_or_default();
+        let list = |path: &str| values.list(path).unwrap_or_default();
         let words = |path: &str| {
             let text = values.text(path);
             text.split_whitespace()

@@ -163,7 +163,7 @@ impl Lines {
         Self {
             backend: Secret::new(backend_url(values, &["backends.lines", "backends.default"])),
             input: values.optional("lines.input").map(PathBuf::from),
-            inputs: kind::strings(&values.text("lines.inputs")).unwrap_or_default(),
+            inputs: values.list("lines.inputs").unwrap_or_default(),
             stream: values.text("lines.stream"),
             output: values.optional("lines.output").map(PathBuf::from),
             rotation: rotation(values, "lines"),

@@ -185,13 +185,12 @@ impl Config {
             body_timeout: values.duration("server.body_timeout"),
             write_timeout: values.duration("server.write_timeout"),
             idle_timeout: values.duration("server.idle_timeout"),
-            admin_hosts: kind::strings(&values.text("server.admin_hosts")).unwrap_or_default(),
+            admin_hosts: values.list("server.admin_hosts").unwrap_or_default(),
             tls_certificate: values.optional("server.tls.certificate").map(PathBuf::from),
             tls_key: values.optional("server.tls.key").map(PathBuf::from),
             tls_admin: values.text("server.tls.admin") == "on",
-            route_limits: kind::strings(&values.text("server.limits")).unwrap_or_default(),
-            trusted_proxies: kind::strings(&values.text("server.trusted_proxies"))
-                .unwrap_or_default(),
+            route_limits: values.list("server.limits").unwrap_or_default(),
+            trusted_proxies: values.list("server.trusted_proxies").unwrap_or_default(),
             data_dir: PathBuf::from(values.text("data.dir")),
             ingest_backend: Secret::new(backend_url(
                 &values,
@@ -239,7 +238,8 @@ impl Config {
                 .collect(),
             webhook_allow: values.list("ingest.worker.webhook.allow"),
             webhook_timeout: values.duration("ingest.worker.webhook.timeout"),
-            command: kind::strings(&values.text("ingest.worker.command.program"))
+            command: values
+                .list("ingest.worker.command.program")
                 .unwrap_or_default(),
             command_timeout: values.duration("ingest.worker.command.timeout"),
             orders: Orders::read(&values),

@@ -1,0 +1,226 @@
+//! Where requests may not go, however it is spelled, and what exceptions open.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+
+/// Answers what it is told, one list after the other, the last one for good.
+struct Told(Vec<Vec<IpAddr>>, AtomicUsize);
+
+#[async_trait]
+impl Lookup for Told {
+    async fn lookup(&self, _: &str) -> std::io::Result<Vec<IpAddr>> {
+        let turn = self.1.fetch_add(1, Ordering::Relaxed);
+        Ok(self.0[turn.min(self.0.len() - 1)].clone())
+    }
+}
+
+fn guard(exceptions: &[&str], answers: &[&[&str]]) -> Guard {
+    let exceptions: Vec<String> = exceptions.iter().map(ToString::to_string).collect();
+    let addresses = |list: &&[&str]| list.iter().map(|one| one.parse().unwrap()).collect();
+    let told = Told(answers.iter().map(addresses).collect(), AtomicUsize::new(0));
+    Guard::with(&exceptions, Duration::from_secs(2), Arc::new(told)).unwrap()
+}
+
+#[test]
+fn odd_spellings_of_places_that_are_not_public_are_refused() {
+    let guard = guard(&[], &[&[]]);
+    let refused = [
+        // Loopback, in every spelling that a URL knows.
+        "http://127.0.0.1/",
+        "http://127.1/",
+        "http://127.0.1/",
+        "http://2130706433/",
+        "http://0x7f000001/",
+        "http://0x7f.0.0.1/",
+        "http://0177.0.0.1/",
+        "http://017700000001/",
+        "http://127.0.0.1./",
+        "http://127.255.255.254/",
+        "http://0/",
+        "http://0.0.0.0/",
+        "http://0.1.2.3/",
+        "http://[::1]/",
+        "http://[::]/",
+        "http://[0:0:0:0:0:0:0:1]/",
+        "http://①②⑦.0.0.1/",
+        "http://127。0。0。1/",
+        // Mapped and embedded addresses of version 4.
+        "http://[::ffff:127.0.0.1]/",
+        "http://[::ffff:7f00:1]/",
+        "http://[::ffff:10.0.0.1]/",
+        "http://[::ffff:8.8.8.8]/",
+        "http://[::127.0.0.1]/",
+        "http://[64:ff9b::7f00:1]/",
+        "http://[64:ff9b::8.8.8.8]/",
+        "http://[64:ff9b:1::1]/",
+        "http://[2002:7f00:1::]/",
+        "http://[2002:808:808::]/",
+        "http://[2001:0:4136:e378::1]/",
+        // Private, shared and local.
+        "http://10.0.0.1/",
+        "http://10.255.255.255/",
+        "http://172.16.0.1/",
+        "http://172.31.255.255/",
+        "http://192.168.0.1/",
+        "http://100.64.0.0/",
+        "http://100.127.255.255/",
+        "http://169.254.169.254/",
+        "http://169.254.0.1/",
+        "http://0xA9FEA9FE/",
+        "http://2852039166/",
+        "http://[fe80::1]/",
+        "http://[fd00:ec2::254]/",
+        "http://[fc00::1]/",
+        "http://[fec0::1]/",
+        // Reserved for protocols, documents and tests, many receivers, broadcast.
+        "http://192.0.0.1/",
+        "http://192.0.2.1/",
+        "http://192.88.99.1/",
+        "http://198.18.0.1/",
+        "http://198.19.255.255/",
+        "http://198.51.100.1/",
+        "http://203.0.113.1/",
+        "http://224.0.0.1/",
+        "http://233.252.0.1/",
+        "http://239.255.255.255/",
+        "http://240.0.0.1/",
+        "http://255.255.255.255/",
+        "http://[ff02::1]/",
+        "http://[2001:db8::1]/",
+        "http://[3fff::1]/",
+        "http://[100::1]/",
+        "http://[5f00::1]/",
+        // Ports of something else, and what is no web address.
+        "http://8.8.8.8:22/",
+        "http://8.8.8.8:25/",
+        "http://host:465/",
+        "http://host:0/",
+        "ftp://8.8.8.8/",
+        "file:///etc/passwd",
+        "gopher://8.8.8.8/",
+        "data:,x",
+        "http://user@8.8.8.8/",
+        "http://user:secret@host/",
+        "http://",
+        "//8.8.8.8/",
+        "8.8.8.8",
+        "",
+        "http://[::1",
+        "http://a b/",
+    ];
+    assert!(refused.len() >= 60);
+    for url in refused {
+        assert!(guard.check(url).is_err(), "{url}");
+    }
+    for url in [
+        "http://8.8.8.8/",
+        "https://8.8.8.8/",
+        "http://8.8.8.8:8080/x?y#z",
+        "https://host.example/",
+        "http://[2606:4700::1111]/",
+        "http://100.63.255.255/",
+        "http://100.128.0.0/",
+        "http://172.15.0.1/",
+        "http://172.32.0.1/",
+        "http://11.0.0.0/",
+        "http://223.255.255.255/",
+        "http://[2003::1]/",
+    ] {
+        guard
+            .check(url)
+            .unwrap_or_else(|error| panic!("{url}: {}", error.chain()));
+    }
+}
+
+#[test]
+fn exceptions_open_what_they_name_and_no_more() {
+    let guard = guard(
+        &[
+            "127.0.0.1:8080",
+            "10.1.2.0/24",
+            "[::1]:80",
+            "intern",
+            "fd00::/8",
+        ],
+        &[&[]],
+    );
+    for url in [
+        "http://127.0.0.1:8080/",
+        "http://10.1.2.255:22/",
+        "http://[::1]/",
+        "http://intern:25/",
+        "http://INTERN./",
+        "http://[fd12::1]:9000/",
+    ] {
+        guard
+            .check(url)
+            .unwrap_or_else(|error| panic!("{url}: {}", error.chain()));
+    }
+    for url in [
+        "http://127.0.0.1:8081/",
+        "http://127.0.0.2:8080/",
+        "http://10.1.3.0/",
+        "http://[::1]:81/",
+    ] {
+        assert!(guard.check(url).is_err(), "{url}");
+    }
+    for wrong in [
+        "",
+        "a b",
+        "10.0.0.0/33",
+        "::1/129",
+        "host/8",
+        "host:x",
+        "127.0.0.1:99999",
+    ] {
+        assert!(!Guard::is_exception(wrong), "{wrong}");
+    }
+}
+
+/// A server on a loopback address that answers every request, and its port.
+async fn server() -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let app = axum::Router::new().fallback(async || "inside");
+    // Ends with the test's runtime.
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    port
+}
+
+#[tokio::test]
+async fn a_name_that_turns_to_another_place_is_not_followed_there() {
+    let port = server().await;
+    let url = format!("http://rebinding.example:{port}/");
+    // First a public address, which nobody answers on here, then the one inside.
+    let open = guard(&[], &[&["127.0.0.1"]]);
+    let refused = open.get(&Url::parse(&url).unwrap()).await.unwrap_err();
+    assert_eq!(refused.to_string(), REFUSED);
+    let turning = guard(&[], &[&["192.0.2.1", "127.0.0.1", "::1"], &["127.0.0.1"]]);
+    for _ in 0..2 {
+        let refused = turning.get(&Url::parse(&url).unwrap()).await.unwrap_err();
+        assert_eq!(refused.to_string(), REFUSED, "whenever it is asked");
+    }
+    // The same name is asked where it is allowed to lead.
+    let allowed = guard(&["rebinding.example"], &[&["127.0.0.1"]]);
+    let answer = allowed.get(&Url::parse(&url).unwrap()).await.unwrap();
+    assert_eq!(answer.text().await.unwrap(), "inside");
+    // An exception for one port says nothing of another.
+    let other = guard(&["127.0.0.1:1"], &[&["127.0.0.1"]]);
+    assert!(other.get(&Url::parse(&url).unwrap()).await.is_err());
+}
+
+#[tokio::test]
+async fn of_mixed_addresses_only_public_ones_are_tried() {
+    let checked = |answers| Checked {
+        rule: guard(&[], answers).rule,
+        port: 80,
+    };
+    let resolve = async |checked: Checked| {
+        let found = checked.resolve("host".parse().unwrap()).await;
+        found.map(|found| found.map(|one| one.ip().to_string()).collect::<Vec<_>>())
+    };
+    let mixed: &[&[&str]] = &[&["10.0.0.1", "8.8.8.8", "::1"]];
+    assert_eq!(resolve(checked(mixed)).await.unwrap(), ["8.8.8.8"]);
+    assert!(resolve(checked(&[&["10.0.0.1"]])).await.is_err());
+}

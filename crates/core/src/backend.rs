@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -168,11 +169,16 @@ pub trait Lifecycle: Send + Sync {
     /// # Errors
     /// `Unsupported` by servers, which have tools of their own; `Conflict` when the folder is not empty;
     /// `Unavailable` when the copy is not complete.
-    async fn backup(&self, folder: &std::path::Path) -> Result<Copied> {
+    async fn backup(&self, folder: &Path) -> Result<Copied> {
         _ = folder;
         Err(Error::unsupported(
             "this backend is backed up with its own tools",
         ))
+    }
+
+    /// The folder that it keeps everything in; `None` when that is with a server.
+    fn folder(&self) -> Option<&Path> {
+        None
     }
 
     /// Resolves with the reason when the backend has stopped for good and the

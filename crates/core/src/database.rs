@@ -1,5 +1,6 @@
 //! Databases: where the apps keep what is relational.
 
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -52,7 +53,7 @@ pub trait Schema: Send + Sync {
     ///
     /// # Errors
     /// `Unsupported` by servers, which have tools of their own; `Unavailable` when the copy cannot be made.
-    async fn copy(&self, file: &std::path::Path) -> Result<()>;
+    async fn copy(&self, file: &Path) -> Result<()>;
 
     /// Takes the last migration back, if there is one, and gives it: what its tables held is lost.
     ///
@@ -99,6 +100,8 @@ pub fn find(table: &'static [Descriptor], url: &str) -> Result<&'static Descript
 pub struct Database {
     /// The URL it was opened with, secrets replaced by `***`.
     pub url: String,
+    /// Its file; `None` when that is with a server.
+    pub file: Option<PathBuf>,
     /// Its tables.
     pub schema: Arc<dyn Schema>,
     /// Users.

@@ -120,6 +120,10 @@ impl Lifecycle for Handle {
             .map_err(|error| Error::unavailable("the backup panicked").with_source(error))?
     }
 
+    fn folder(&self) -> Option<&Path> {
+        Some(self.0.folder())
+    }
+
     async fn failed(&self) -> Error {
         self.0.failed().await
     }

@@ -93,6 +93,7 @@ async fn open(url: &str) -> Result<Database> {
     });
     Ok(Database {
         url: config::shown(url),
+        file: None,
         schema: postgres.clone(),
         users: postgres.clone(),
         outbox: postgres.clone(),

@@ -60,6 +60,7 @@ fn open(url: &str) -> Result<Database> {
     });
     Ok(Database {
         url: url.to_owned(),
+        file: Some(path.into()),
         schema: sqlite.clone(),
         users: sqlite.clone(),
         outbox: sqlite.clone(),

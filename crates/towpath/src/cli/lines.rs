@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Exit, Failure, Format, Global, output};
+use crate::disk::folder_of;
 use crate::wiring::Copy;
 
 /// What to do with lines.
@@ -65,13 +66,9 @@ pub(super) async fn run(global: &Global, command: LinesCommand) -> Result<Exit, 
         return Err(Failure::new(Exit::Usage, text));
     }
     // Removed at the end.
-    let folder = args
-        .output
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
     let store = tempfile::Builder::new()
         .prefix(".towpath-copy-")
-        .tempdir_in(folder.unwrap_or(Path::new(".")))?;
+        .tempdir_in(folder_of(&args.output))?;
     let via = args
         .via
         .unwrap_or_else(|| format!("embedded:{}", store.path().join("store").display()));

@@ -6,12 +6,11 @@
 //!
 //! Older entries always come before newer ones, so a single consumer keeps the order of the stream across crashes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use prometheus_client::metrics::counter::Counter;
 use tokio::time::Instant;
 use towpath_core::port::Queue;
 use towpath_core::port::queue::{Settlement, Verdict};
@@ -23,6 +22,7 @@ use towpath_core::{
 use tracing::{info, warn};
 
 use super::Inlet;
+use crate::telemetry::Volume;
 
 /// Short enough to end soon after a stop, long enough to cost nothing when idle.
 const WAIT: Duration = Duration::from_millis(500);
@@ -36,7 +36,7 @@ pub struct StreamInlet {
     dead_letters: Arc<dyn Queue>,
     place: Place,
     claim_after: Duration,
-    done: Counter,
+    done: Volume,
     state: Mutex<State>,
 }
 
@@ -67,13 +67,13 @@ struct State {
 }
 
 impl StreamInlet {
-    /// A consumer that takes over entries which others have held for `claim_after`. Finished ones are counted in `done`.
+    /// A consumer that takes over entries which others have held for `claim_after`. Those that the sink took are counted in `done`.
     pub fn new(
         stream: Arc<dyn Stream>,
         dead_letters: Arc<dyn Queue>,
         place: Place,
         claim_after: Duration,
-        done: Counter,
+        done: Volume,
     ) -> Self {
         Self {
             stream,
@@ -220,6 +220,7 @@ impl Inlet for StreamInlet {
 
     async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>> {
         let (mut finished, mut returned) = (Vec::<(u64, Offset)>::new(), Vec::new());
+        let mut given_up = BTreeSet::new();
         let mut outcomes = Vec::with_capacity(settlements.len());
         for Settlement { receipt, verdict } in settlements {
             let entry = self.state().in_hand.get(&receipt.number).cloned();
@@ -233,6 +234,7 @@ impl Inlet for StreamInlet {
                     warn!(stream = %self.place.stream, reason, "an entry was given up");
                     self.bury(&entry, &reason).await?;
                     finished.push((receipt.number, entry.offset));
+                    given_up.insert(receipt.number);
                 }
                 Verdict::Retry { after, .. } => returned.push((receipt.number, after, true)),
                 Verdict::Release => returned.push((receipt.number, Duration::ZERO, false)),
@@ -249,10 +251,11 @@ impl Inlet for StreamInlet {
             }
         }
         let mut state = self.state();
-        for (number, _) in &finished {
-            state.in_hand.remove(number);
-        }
-        self.done.inc_by(finished.len() as u64);
+        let done = finished.iter().filter_map(|(number, _)| {
+            let entry = state.in_hand.remove(number)?;
+            (!given_up.contains(number)).then_some(entry.message.payload.len() as u64)
+        });
+        self.done.add(done);
         let now = Instant::now();
         for (number, after, charged) in returned.into_iter().rev() {
             if let Some(mut entry) = state.in_hand.remove(&number) {

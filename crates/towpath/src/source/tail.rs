@@ -19,6 +19,8 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+use crate::disk::folder_of;
+
 /// Bytes at the beginning of a file by which it is recognised.
 const HEAD: u64 = 256;
 
@@ -60,6 +62,16 @@ pub enum Line {
     Whole(Vec<u8>),
     /// One over the limit: its beginning, and its length.
     TooLong(Vec<u8>, u64),
+}
+
+impl Line {
+    /// Its length in the file, without the newline.
+    pub fn length(&self) -> u64 {
+        match self {
+            Self::Whole(bytes) => bytes.len() as u64,
+            Self::TooLong(_, length) => *length,
+        }
+    }
 }
 
 /// Lines, and where the file stands behind them.
@@ -217,7 +229,7 @@ impl Tail {
     /// The file that was read, under another name in the same folder, and where to go on in it: at its beginning when
     /// it was truncated before it was renamed.
     fn renamed(&self, saved: &Position) -> io::Result<Option<(File, Position)>> {
-        let entries = match fs::read_dir(folder(&self.path)) {
+        let entries = match fs::read_dir(folder_of(&self.path)) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -255,7 +267,7 @@ impl Tail {
             return Ok(newest);
         };
         let mut next = (last, newest);
-        for entry in fs::read_dir(folder(&self.path))? {
+        for entry in fs::read_dir(folder_of(&self.path))? {
             let entry = entry?;
             if let Ok(metadata) = entry.metadata()
                 && self.is_alike(&entry)
@@ -378,14 +390,6 @@ impl Tail {
             .duration_since(changed)
             .is_ok_and(|since| since >= quiet)
     }
-}
-
-/// The folder of a file.
-fn folder(path: &Path) -> &Path {
-    let parent = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    parent.unwrap_or(Path::new("."))
 }
 
 /// The file at a path, when there is one.

@@ -8,16 +8,15 @@ use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use tokio::io::unix::AsyncFd;
 use tracing::debug;
 
+use crate::disk::folder_of;
+
 /// A watched folder; silent where it cannot be watched, as on most network file systems.
 pub struct Wake(Option<AsyncFd<OwnedFd>>);
 
 impl Wake {
     /// Watches the folder of a file.
     pub fn beside(path: &Path) -> Self {
-        let folder = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty());
-        let watched = Self::watch(folder.unwrap_or(Path::new(".")));
+        let watched = Self::watch(folder_of(path));
         Self(
             watched
                 .inspect_err(|error| debug!(%error, "the folder is not watched"))

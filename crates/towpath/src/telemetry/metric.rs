@@ -45,6 +45,12 @@ pub enum Metric {
     LinesRead,
     /// Lines that the writer wrote.
     LinesWritten,
+    /// Their bytes.
+    LineBytesRead,
+    /// Their bytes.
+    LineBytesWritten,
+    /// What kept the reader from reading on.
+    LineReadFailures,
     /// Bytes read of an input.
     InputRead,
     /// Size of an input.
@@ -67,6 +73,10 @@ pub enum Metric {
     StreamOldestAge,
     /// Whether a backend works.
     BackendUp,
+    /// Room left on a disk.
+    DiskFree,
+    /// Size of a disk.
+    DiskSize,
     /// What runs.
     BuildInfo,
     /// Processor time used.
@@ -83,7 +93,7 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric, in the order of the documentation.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 43] = [
         Self::HttpRequests,
         Self::HttpRequestDuration,
         Self::RefusedConnections,
@@ -105,6 +115,9 @@ impl Metric {
         Self::Orders,
         Self::LinesRead,
         Self::LinesWritten,
+        Self::LineBytesRead,
+        Self::LineBytesWritten,
+        Self::LineReadFailures,
         Self::InputRead,
         Self::InputSize,
         Self::OutboxNew,
@@ -116,6 +129,8 @@ impl Metric {
         Self::StreamPending,
         Self::StreamOldestAge,
         Self::BackendUp,
+        Self::DiskFree,
+        Self::DiskSize,
         Self::BuildInfo,
         Self::ProcessCpu,
         Self::ProcessMemory,
@@ -253,6 +268,24 @@ impl Metric {
                 "",
                 "Lines that `lines.writer` wrote and committed",
             ),
+            Self::LineBytesRead => (
+                "towpath_lines_read_bytes_total",
+                "counter",
+                "",
+                "Bytes of the lines that `lines.reader` sent, with a newline for each",
+            ),
+            Self::LineBytesWritten => (
+                "towpath_lines_written_bytes_total",
+                "counter",
+                "",
+                "Bytes of the lines that `lines.writer` wrote and committed, with a newline for each",
+            ),
+            Self::LineReadFailures => (
+                "towpath_lines_read_failures_total",
+                "counter",
+                "cause",
+                "Attempts of `lines.reader` that failed, and are made again: input (it cannot be read), backend (it takes no lines)",
+            ),
             Self::InputRead => (
                 "towpath_lines_input_read_bytes",
                 "gauge",
@@ -318,6 +351,18 @@ impl Metric {
                 "gauge",
                 "backend",
                 "1 when the backend answers, 0 when it does not",
+            ),
+            Self::DiskFree => (
+                "towpath_disk_free_bytes",
+                "gauge",
+                "folder",
+                "Room left on a disk that is written to, by the first of the folders on it",
+            ),
+            Self::DiskSize => (
+                "towpath_disk_size_bytes",
+                "gauge",
+                "folder",
+                "Size of a disk that is written to",
             ),
             Self::BuildInfo => ("towpath_build_info", "gauge", "version", "Always 1"),
             Self::ProcessCpu => (

@@ -1,5 +1,7 @@
 //! What the process tells about itself: metrics, logs, probes.
 
+mod disks;
+mod lines;
 mod logs;
 mod metric;
 mod probes;
@@ -9,6 +11,7 @@ mod registry;
 mod trace_context;
 pub mod traces;
 
+pub use lines::{LineMetrics, Volume};
 pub use logs::{Format, init as init_logs, is_filter as is_log_filter};
 pub use metric::Metric;
 pub use probes::Health;

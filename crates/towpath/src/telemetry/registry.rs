@@ -1,5 +1,6 @@
 //! The registry: counters kept as things happen, and queue numbers looked up at scrape time.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ use towpath_core::port::outbox::Backlog;
 use towpath_core::port::queue::Stats;
 use towpath_core::port::stream;
 
+use super::disks::{self, Disks};
+use super::lines::LineMetrics;
 use super::metric::Metric;
 use super::process;
 
@@ -81,11 +84,6 @@ struct AgentState {
     state: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Input {
-    input: String,
-}
-
 /// Labels of a consumer group.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Group {
@@ -128,15 +126,13 @@ struct Inner {
     pub(super) sink_failures: Family<Queue, Counter>,
     limit_decisions: Family<Limit, Counter>,
     orders: Family<OrderState, Gauge>,
-    lines_read: Counter,
-    lines_written: Counter,
-    input_read: Family<Input, Gauge>,
-    input_size: Family<Input, Gauge>,
+    lines: LineMetrics,
     outbox_new: Gauge,
     outbox_failed: Gauge,
     outbox_oldest_age: Gauge,
     fleet_agents: Family<AgentState, Gauge>,
     fleet_version: Gauge,
+    disks: Disks,
     registry: Registry,
 }
 
@@ -160,15 +156,13 @@ impl Metrics {
             sink_failures: Family::default(),
             limit_decisions: Family::default(),
             orders: Family::default(),
-            lines_read: Counter::default(),
-            lines_written: Counter::default(),
-            input_read: Family::default(),
-            input_size: Family::default(),
+            lines: LineMetrics::default(),
             outbox_new: Gauge::default(),
             outbox_failed: Gauge::default(),
             outbox_oldest_age: Gauge::default(),
             fleet_agents: Family::default(),
             fleet_version: Gauge::default(),
+            disks: Disks::default(),
             registry: Registry::default(),
         };
         let build = Family::<Build, Gauge>::default();
@@ -206,14 +200,7 @@ impl Metrics {
             inner.limit_decisions.clone(),
         );
         add(&mut registry, Metric::Orders, inner.orders.clone());
-        add(&mut registry, Metric::LinesRead, inner.lines_read.clone());
-        add(
-            &mut registry,
-            Metric::LinesWritten,
-            inner.lines_written.clone(),
-        );
-        add(&mut registry, Metric::InputRead, inner.input_read.clone());
-        add(&mut registry, Metric::InputSize, inner.input_size.clone());
+        inner.lines.register(&mut registry);
         for (metric, gauge) in [
             (Metric::OutboxNew, &inner.outbox_new),
             (Metric::OutboxFailed, &inner.outbox_failed),
@@ -262,25 +249,14 @@ impl Metrics {
         }
     }
 
-    /// The counter of lines that the reader sent.
-    pub fn lines_read(&self) -> Counter {
-        self.0.lines_read.clone()
+    /// What the lines app measures.
+    pub fn lines(&self) -> LineMetrics {
+        self.0.lines.clone()
     }
 
-    /// The counter of lines that the writer wrote.
-    pub fn lines_written(&self) -> Counter {
-        self.0.lines_written.clone()
-    }
-
-    /// How far an input file is, in bytes.
-    pub fn input(&self, input: &str, read: u64, size: u64) {
-        let labels = Input {
-            input: input.to_owned(),
-        };
-        for (family, bytes) in [(&self.0.input_read, read), (&self.0.input_size, size)] {
-            let gauge = family.get_or_create(&labels).clone();
-            gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        }
+    /// From now on each scrape says how much room is on the disk of this folder.
+    pub fn watch_disk(&self, folder: &Path) {
+        self.0.disks.watch(folder);
     }
 
     /// What the relay has still to do.
@@ -361,23 +337,28 @@ impl Metrics {
 
     /// Everything, in the format that `accept` asks for. Returns the content type and the text.
     ///
-    /// A backend that does not answer within 2 s counts as down, and its queues are left out.
+    /// A backend that does not answer within 2 s counts as down, and its queues are left out; disks likewise.
     pub async fn render(
         &self,
         accept: Option<&str>,
         backends: &[Backend],
     ) -> (&'static str, String) {
+        let disks = self.0.disks.clone();
+        let look = tokio::task::spawn_blocking(move || disks.look());
         let found = join_all(backends.iter().map(|backend| async {
             let asked = tokio::time::timeout(DEADLINE, ask(backend)).await;
             (backend.descriptor.name, asked.unwrap_or_default())
         }))
         .await;
+        let rooms = tokio::time::timeout(DEADLINE, look).await;
+        let rooms = rooms.ok().and_then(Result::ok).unwrap_or_default();
         let mut scraped = Registry::default();
         let up = Family::<Named, Gauge>::default();
         add(&mut scraped, Metric::BackendUp, up.clone());
         let families = QueueFamilies::register(&mut scraped);
         let groups = GroupFamilies::register(&mut scraped);
         process::register(&mut scraped);
+        disks::register(&mut scraped, &rooms);
         for (name, (works, queues, streams)) in found {
             up.get_or_create(&Named {
                 backend: name.to_owned(),

@@ -9,7 +9,6 @@ use towpath_core::database::Database;
 use tracing::warn;
 
 use super::Role;
-use super::backends::open_migrated;
 use super::opened::Opened;
 use super::process::Process;
 use super::public::Public;
@@ -57,7 +56,7 @@ impl Accounts {
             true => Some(opened.open(&config.accounts.broker).await?),
             false => None,
         };
-        let database = open_migrated(config.accounts.database.expose()).await?;
+        let database = process.open_database(&config.accounts.database).await?;
         Ok(Some(Self {
             database,
             limits,

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::metrics::counter::Counter;
 use tokio_util::sync::CancellationToken;
 use towpath_core::message::MAX_PAYLOAD_BYTES;
 use towpath_core::port::stream::Trim;
@@ -55,7 +54,8 @@ impl Copy {
         let dead = QueueName::new(format!("{name}.dead"))?;
         let (metrics, health, token) = (Metrics::new(), Health::new(), CancellationToken::new());
         let group = GroupName::new("copy")?;
-        let (read, written) = (Counter::default(), Counter::default());
+        let lines = metrics.lines();
+        let (read, written) = (lines.read.clone(), lines.written.clone());
         let reader = Reader {
             role: "lines copy",
             path: self.input.clone(),
@@ -74,8 +74,7 @@ impl Copy {
             },
             positions: backend.require_positions("lines copy")?,
             health,
-            read: read.clone(),
-            metrics: metrics.clone(),
+            metrics: lines,
             pace: Some(Pace::new(Arc::clone(&stream), name.clone(), group.clone())),
         };
         let place = Place {
@@ -106,11 +105,11 @@ impl Copy {
         let stop = Stop::when(token.clone());
         let progress = async {
             let mut trimmed = 0;
-            while written.get() < self.lines {
+            while written.lines() < self.lines {
                 tokio::time::sleep(TELL).await;
-                tell(read.get(), written.get());
-                if written.get() - trimmed > 50_000 {
-                    trimmed = written.get();
+                tell(read.lines(), written.lines());
+                if written.lines() - trimmed > 50_000 {
+                    trimmed = written.lines();
                     stream.trim(&name, Trim::Finished).await?;
                 }
             }
@@ -119,7 +118,7 @@ impl Copy {
         };
         // The reader's position and the stream are of no use afterwards.
         tokio::try_join!(reader.run(&stop), pump.run(&stop), progress)?;
-        tell(read.get(), written.get());
+        tell(read.lines(), written.lines());
         if self.lines > 0 {
             stream.trim(&name, Trim::KeepLast(0)).await?;
         }

@@ -7,7 +7,6 @@ use towpath_core::Result;
 use tracing::{info, warn};
 
 use super::Role;
-use super::backends::open_migrated;
 use super::opened::Opened;
 use super::process::{Door, Process};
 use crate::apps::fleet::{
@@ -204,7 +203,7 @@ async fn controller(
     config: &config::Fleet,
     keys: Keys,
 ) -> Result<Controller> {
-    let database = open_migrated(config.database.expose()).await?;
+    let database = process.open_database(&config.database).await?;
     Controller::open(
         database.fleet,
         keys,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use towpath_core::backend::Backend;
 use towpath_core::port::{Queue, Sink};
-use towpath_core::{Clock, ConsumerId, ErrorKind, QueueName, Result};
+use towpath_core::{ConsumerId, ErrorKind, QueueName, Result};
 use tracing::warn;
 
 use super::opened::Opened;
@@ -14,6 +14,7 @@ use super::public::Public;
 use super::{Role, demo};
 use crate::apps::ingest::{Enqueue, Limits, bodies, routes};
 use crate::config::{Config, Secret, SinkKind};
+use crate::disk::folder_of;
 use crate::inlet::QueueInlet;
 use crate::pump::Pump;
 use crate::sink::{CommandSink, FileSink, LineSink, WebhookSink};
@@ -100,7 +101,7 @@ impl Ingest {
     /// Starts the pumps of `ingest.worker`.
     fn worker(&self, process: &mut Process<'_>) -> Result<()> {
         let config = process.config;
-        let sink = sink(config, &process.clock)?;
+        let sink = sink(process)?;
         process.health.set(WORKER, None);
         for number in 1..=config.concurrency {
             let (queue, name) = (Arc::clone(&self.queue), self.name.clone());
@@ -165,9 +166,11 @@ fn secrets(config: &Config) -> Vec<String> {
     exposed.map(str::to_owned).collect()
 }
 
-fn sink(config: &Config, clock: &Arc<dyn Clock>) -> Result<Arc<dyn Sink>> {
+fn sink(process: &Process<'_>) -> Result<Arc<dyn Sink>> {
+    let config = process.config;
     Ok(match config.sink {
         SinkKind::File => {
+            process.metrics.watch_disk(folder_of(&config.output_path()));
             let sink = FileSink::new(config.output_path(), config.format);
             Arc::new(sink.rotating(config.rotation))
         }
@@ -181,7 +184,7 @@ fn sink(config: &Config, clock: &Arc<dyn Clock>) -> Result<Arc<dyn Sink>> {
             &secrets(config),
             config.webhook_allow.as_deref(),
             config.webhook_timeout.max(Duration::from_millis(1)),
-            Arc::clone(clock),
+            Arc::clone(&process.clock),
         )?),
     })
 }

@@ -15,6 +15,7 @@ use super::process::Process;
 use super::public::Public;
 use crate::apps::lines::{Pace, Reader, Settings, routes};
 use crate::config::Lines as Config;
+use crate::disk::folder_of;
 use crate::inlet::{Inlet, Place, StreamInlet};
 use crate::pump::Pump;
 use crate::sink::{FileSink, LineFormat};
@@ -111,8 +112,7 @@ impl Lines {
             settings,
             positions: self.backend.require_positions(READER)?,
             health: process.health.clone(),
-            read: process.metrics.lines_read(),
-            metrics: process.metrics.clone(),
+            metrics: process.metrics.lines(),
             pace: process
                 .runs(Role::LinesWriter)
                 .then(|| self.pace(config))
@@ -157,6 +157,7 @@ impl Lines {
             dead: self.dead.clone(),
         };
         process.health.set(WRITER, None);
+        process.metrics.watch_disk(folder_of(&output));
         let sink = FileSink::new(output, LineFormat::Raw)
             .rotating(config.rotation)
             .synced(config.fsync);
@@ -169,7 +170,7 @@ impl Lines {
         );
         let (stream, health) = (Arc::clone(&self.stream), process.health.clone());
         let (batch, claim_after) = (config.batch, config.claim_after);
-        let written = process.metrics.lines_written();
+        let written = process.metrics.lines().written;
         let supervisor = &mut process.supervisor;
         supervisor.start(WRITER, Stage::Deliver, OnFailure::Restart, move |stop| {
             let (stream, dead) = (Arc::clone(&stream), dead.clone());

@@ -4,12 +4,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
+use towpath_core::database::Database;
 use towpath_core::{Clock, Result};
 use tracing::warn;
 
 use super::Role;
+use super::backends::open_migrated;
 use super::listener::{Listener, bind};
-use crate::config::Config;
+use crate::config::{Config, Secret};
+use crate::disk::folder_of;
 use crate::http::{Edge, Intake, descriptors, wrap};
 use crate::supervisor::{Stage, Supervisor};
 use crate::telemetry::{Health, Metrics};
@@ -74,6 +77,15 @@ impl<'a> Process<'a> {
     pub(super) fn patient_edge(&self) -> Edge {
         let intake = Intake::new(self.config.body_timeout, self.config.max_body_memory);
         Edge::new(self.metrics.clone(), self.connections, intake)
+    }
+
+    /// Opens a database with its tables made.
+    pub(super) async fn open_database(&self, url: &Secret) -> Result<Database> {
+        let database = open_migrated(url.expose()).await?;
+        if let Some(file) = &database.file {
+            self.metrics.watch_disk(folder_of(file));
+        }
+        Ok(database)
     }
 
     /// Opens a role's own listener. `up` goes on without it when nobody asked for the port and it is taken.

@@ -56,6 +56,9 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     let backends = opened.backends();
     for backend in &backends {
         process.health.watch(backend.clone());
+        if let Some(folder) = backend.lifecycle.folder() {
+            process.metrics.watch_disk(folder);
+        }
     }
     // The admin side first: it answers while an app still waits for its backend.
     let admin = admin::Admin::new(

@@ -95,6 +95,13 @@ fn fill_and_widen(disk: &SmallDisk, ledger: &Ledger, paused: bool) {
     assert!(refused.headers.contains_key("retry-after"));
     let ready = world.admin_client().get("/readyz?verbose");
     assert!(ready.text().contains("disk"), "{}", ready.text());
+    let folder = format!("{{folder=\"{}\"}}", world.data().display());
+    let room = world.metric(&format!("towpath_disk_free_bytes{folder}"));
+    let size = world.metric(&format!("towpath_disk_size_bytes{folder}"));
+    assert!(
+        room < size / 4.0 && size < f64::from(32 << 20),
+        "{room} {size}"
+    );
 
     // The worker goes on with what is there as far as the output fits, and space that comes back is noticed.
     disk.resize(96);

@@ -263,9 +263,13 @@ fn the_contract_of_reader_and_writer_holds() {
         found.map(|value| value.trim().parse::<f64>().unwrap())
     };
     assert_eq!(metric(&reading, "lines_read_total "), Some(2.0));
+    let bytes = metric(&reading, "towpath_lines_read_bytes_total ");
+    assert_eq!(bytes, Some(8.0));
     wait_until("the commit", SOON, || {
         metric(&writing, "lines_written_total ") == Some(3.0)
     });
+    let bytes = metric(&writing, "towpath_lines_written_bytes_total ");
+    assert_eq!(bytes, Some(output(&writing).len() as f64));
     let lag = r#"towpath_stream_lag_messages{stream="line_stream",group="cg1"} "#;
     assert_eq!(metric(&writing, lag), Some(0.0));
     // A bare writer in place of ours: the same stream, group and field.
@@ -297,6 +301,12 @@ fn the_contract_of_reader_and_writer_holds() {
     wait_until("the reader to say so", SOON, || {
         let answer = reading.client().get("/healthz");
         (answer.status, answer.text().as_str()) == (503, "Redis not available")
+    });
+    let failures_of = |cause| format!("towpath_lines_read_failures_total{{cause=\"{cause}\"}} ");
+    assert_eq!(metric(&reading, &failures_of("backend")), None);
+    fs::write(input(&reading), "four\n").unwrap();
+    wait_until("a line that is not taken", SOON, || {
+        metric(&reading, &failures_of("backend")).is_some()
     });
     drop(reader);
 }
@@ -427,6 +437,24 @@ fn a_reader_stays_near_a_writer_that_cannot_write() {
     wait_until("every line", SOON, || output(&world) == text.as_bytes());
     let (status, log, _) = running.stop();
     assert!(status.success(), "{log}");
+}
+
+#[test]
+fn an_input_that_cannot_be_read_is_told_counted_and_read_later() {
+    let world = world();
+    let _running = world.up();
+    fs::create_dir(input(&world)).unwrap();
+    wait_until("the failures", SOON, || {
+        world.metric(r#"towpath_lines_read_failures_total{cause="input"}"#) > 2.0
+    });
+    let ready = world.admin_client().get("/readyz?verbose");
+    assert!(ready.text().contains("cannot be read"), "{}", ready.text());
+    fs::remove_dir(input(&world)).unwrap();
+    fs::write(input(&world), "one\n").unwrap();
+    wait_until("the line", SOON, || output(&world) == b"one\n");
+    wait_until("all to be well", SOON, || {
+        world.admin_client().get("/readyz").status == 200
+    });
 }
 
 /// How long after the first of five lines, written 50 ms apart, the last one was sent.

@@ -14,6 +14,7 @@
 
 mod accounts;
 mod admin;
+mod autoscale;
 mod backup;
 mod bench;
 mod chaos;

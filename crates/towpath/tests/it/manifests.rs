@@ -95,7 +95,7 @@ fn slips_of(document: &Value) -> Result<Vec<String>, String> {
     }
 }
 
-fn documents(text: &str) -> Vec<Value> {
+pub(crate) fn documents(text: &str) -> Vec<Value> {
     text.split("\n---\n")
         .map(|one| serde_saphyr::from_str(one).unwrap())
         .collect()
@@ -180,7 +180,7 @@ fn kubernetes_takes_every_manifest_and_no_slip() {
         ("k8s-writer.yaml", "maxUnavailable", "maxUnavailble"),
         (
             "keda-writer.yaml",
-            "minReplicaCount: 1",
+            "minReplicaCount: 2",
             "minReplicaCount: one",
         ),
     ] {

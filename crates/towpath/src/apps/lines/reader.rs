@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use prometheus_client::metrics::counter::Counter;
 use towpath_core::port::positions::{Positions, Step, Stepped};
 use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, ResultExt, StreamName, retry};
 use tracing::{info, warn};
@@ -13,7 +12,7 @@ use tracing::{info, warn};
 use super::Pace;
 use crate::source::{Chunk, Limits, Line, Position, Tail, Wake};
 use crate::supervisor::Stop;
-use crate::telemetry::{Health, Metrics};
+use crate::telemetry::{Health, LineMetrics};
 
 /// How an append that met an unavailable backend, or a file that cannot be read, is tried again.
 const AGAIN: retry::Policy =
@@ -64,10 +63,8 @@ pub struct Reader {
     pub positions: Arc<dyn Positions>,
     /// Told what is wrong.
     pub health: Health,
-    /// Counts lines.
-    pub read: Counter,
-    /// Told how far the file is.
-    pub metrics: Metrics,
+    /// Told what was read, and how far the file is.
+    pub metrics: LineMetrics,
     /// Waited for, when the writer is in this process.
     pub pace: Option<Pace>,
 }
@@ -139,6 +136,7 @@ impl Reader {
                     return Ok(Some((Some(value), Some(position))));
                 }
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
+                    self.metrics.backend_failed();
                     self.health.set(self.role, Some(error.chain()));
                     attempt += 1;
                     if rest(stop, attempt).await {
@@ -190,6 +188,7 @@ impl Reader {
                 Err(error) => {
                     let text = format!("input `{}` cannot be read: {error}", self.path.display());
                     warn!(%error, input = %self.path.display(), "the input cannot be read, trying again");
+                    self.metrics.input_failed();
                     self.health.set(self.role, Some(text));
                     attempt += 1;
                     if rest(stop, attempt).await {
@@ -211,9 +210,8 @@ impl Reader {
                 .await?
             {
                 Sent::Done => {
-                    let count = chunk.lines.len() as u64;
-                    self.read.inc_by(count);
-                    stop.account.add("lines read", count);
+                    self.metrics.read.add(chunk.lines.iter().map(Line::length));
+                    stop.account.add("lines read", chunk.lines.len() as u64);
                     self.health.set(self.role, None);
                     tail.accept(chunk.position);
                     value = Some(moved);
@@ -268,6 +266,7 @@ impl Reader {
                         error = error.chain(),
                         attempt, "lines are not sent, trying again"
                     );
+                    self.metrics.backend_failed();
                     self.health.set(self.role, Some(error.chain()));
                     if rest(stop, attempt).await {
                         return Ok(Sent::Stopped);

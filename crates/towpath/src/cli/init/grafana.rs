@@ -84,6 +84,14 @@ const ROWS: &[Row] = &[
                     "{{instance}}",
                 )],
             ),
+            (
+                "Room left on disks",
+                "bytes",
+                &[(
+                    Query::Max(Metric::DiskFree, "instance, folder"),
+                    "{{instance}} {{folder}}",
+                )],
+            ),
         ],
     ),
     (
@@ -159,6 +167,36 @@ const ROWS: &[Row] = &[
                         "{{instance}} written",
                     ),
                 ],
+            ),
+            (
+                "Bytes of lines",
+                "Bps",
+                &[
+                    (
+                        Query::Rate(Metric::LineBytesRead, "instance"),
+                        "{{instance}} read",
+                    ),
+                    (
+                        Query::Rate(Metric::LineBytesWritten, "instance"),
+                        "{{instance}} written",
+                    ),
+                ],
+            ),
+            (
+                "Input",
+                "bytes",
+                &[
+                    (Query::Max(Metric::InputRead, "input"), "{{input}} read"),
+                    (Query::Max(Metric::InputSize, "input"), "{{input}} size"),
+                ],
+            ),
+            (
+                "Failures of the reader",
+                "short",
+                &[(
+                    Query::Rate(Metric::LineReadFailures, "instance, cause"),
+                    "{{instance}} {{cause}}",
+                )],
             ),
         ],
     ),

@@ -179,7 +179,7 @@ pub(super) fn keda() -> Vec<(String, String)> {
         .filter_map(|one| {
             let scaled = one.scaled.as_ref()?;
             let text = format!(
-                "# Instead of the HorizontalPodAutoscaler of k8s/{name}.yaml. One pod always runs: the metric is its own.
+                "# Instead of the HorizontalPodAutoscaler of k8s/{name}.yaml. A pod always runs: the metric is its own.
 apiVersion: keda.sh/v1alpha1
 kind: ScaledObject
 metadata:
@@ -189,7 +189,7 @@ spec:
     apiVersion: apps/v1
     kind: StatefulSet
     name: {name}
-  minReplicaCount: 1
+  minReplicaCount: {least}
   maxReplicaCount: {most}
   pollingInterval: 15
   cooldownPeriod: 300
@@ -204,6 +204,7 @@ spec:
         threshold: \"{target}\"
 ",
                 name = one.name,
+                least = one.replicas,
                 most = scaled.most,
                 target = scaled.target,
                 query = query(scaled),

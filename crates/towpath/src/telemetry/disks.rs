@@ -1,0 +1,83 @@
+//! How much room is left on the disks that the process writes to.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use rustix::fs::statvfs;
+
+use super::metric::Metric;
+use super::registry::add;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Folder {
+    folder: String,
+}
+
+/// The folders that are written to.
+#[derive(Clone, Default)]
+pub(super) struct Disks(Arc<Mutex<BTreeSet<PathBuf>>>);
+
+/// A disk, by the first folder on it.
+pub(super) struct Room {
+    folder: PathBuf,
+    free: u64,
+    size: u64,
+}
+
+impl Disks {
+    pub(super) fn watch(&self, folder: &Path) {
+        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(folder);
+    }
+
+    /// Looks at each disk once, however many folders are on it. A folder that is not there yet is left out.
+    ///
+    /// Blocks, on a network file system whose server is away for as long as that is.
+    pub(super) fn look(&self) -> Vec<Room> {
+        let folders = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let mut seen = BTreeSet::new();
+        let rooms = folders.into_iter().filter_map(|folder| {
+            let device = fs::metadata(&folder).ok()?.dev();
+            if !seen.insert(device) {
+                return None;
+            }
+            let disk = statvfs(&folder).ok()?;
+            Some(Room {
+                folder,
+                // What is kept for root is not free.
+                free: disk.f_bavail * disk.f_frsize,
+                size: disk.f_blocks * disk.f_frsize,
+            })
+        });
+        rooms.collect()
+    }
+}
+
+/// Adds what was found.
+pub(super) fn register(registry: &mut Registry, rooms: &[Room]) {
+    let (free, size) = (Family::<Folder, Gauge>::default(), Family::default());
+    add(registry, Metric::DiskFree, free.clone());
+    add(registry, Metric::DiskSize, size.clone());
+    for room in rooms {
+        let folder = room.folder.display().to_string();
+        let labels = Folder { folder };
+        for (family, bytes) in [(&free, room.free), (&size, room.size)] {
+            let gauge = family.get_or_create(&labels).clone();
+            gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
+    }
+}

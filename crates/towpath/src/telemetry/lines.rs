@@ -1,0 +1,96 @@
+//! What the lines app measures.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::metric::Metric;
+use super::registry::add;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Input {
+    input: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Cause {
+    cause: &'static str,
+}
+
+/// Lines, and their bytes with a newline for each.
+#[derive(Debug, Clone, Default)]
+pub struct Volume {
+    lines: Counter,
+    bytes: Counter,
+}
+
+impl Volume {
+    /// Counts lines of these lengths, which are without the newline.
+    pub fn add(&self, lengths: impl Iterator<Item = u64>) {
+        let (lines, bytes) = lengths.fold((0, 0), |(lines, bytes), length| {
+            (lines + 1, bytes + length + 1)
+        });
+        self.lines.inc_by(lines);
+        self.bytes.inc_by(bytes);
+    }
+
+    /// How many lines there were.
+    pub fn lines(&self) -> u64 {
+        self.lines.get()
+    }
+}
+
+/// A cheap handle to what the reader and the writer of a process measure.
+#[derive(Clone, Default)]
+pub struct LineMetrics {
+    /// What the reader sent.
+    pub read: Volume,
+    /// What the writer wrote and committed.
+    pub written: Volume,
+    failures: Family<Cause, Counter>,
+    input_read: Family<Input, Gauge>,
+    input_size: Family<Input, Gauge>,
+}
+
+impl LineMetrics {
+    /// How far an input file is, in bytes.
+    pub fn input(&self, input: &str, read: u64, size: u64) {
+        let labels = Input {
+            input: input.to_owned(),
+        };
+        for (family, bytes) in [(&self.input_read, read), (&self.input_size, size)] {
+            let gauge = family.get_or_create(&labels).clone();
+            gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// The input could not be read.
+    pub fn input_failed(&self) {
+        self.failed("input");
+    }
+
+    /// The backend took no lines, or did not say how far the input was.
+    pub fn backend_failed(&self) {
+        self.failed("backend");
+    }
+
+    fn failed(&self, cause: &'static str) {
+        self.failures.get_or_create(&Cause { cause }).inc();
+    }
+
+    pub(super) fn register(&self, registry: &mut Registry) {
+        for (metric, counter) in [
+            (Metric::LinesRead, &self.read.lines),
+            (Metric::LinesWritten, &self.written.lines),
+            (Metric::LineBytesRead, &self.read.bytes),
+            (Metric::LineBytesWritten, &self.written.bytes),
+        ] {
+            add(registry, metric, counter.clone());
+        }
+        add(registry, Metric::LineReadFailures, self.failures.clone());
+        add(registry, Metric::InputRead, self.input_read.clone());
+        add(registry, Metric::InputSize, self.input_size.clone());
+    }
+}

@@ -117,7 +117,7 @@ redis-shell: ## A shell on Redis
 COMPOSE = docker compose -f deploy/compose/accounts.yaml
 
 docker-up: ## The app with PostgreSQL, Redis and Kafka, in containers
-	$(COMPOSE) up -d --build
+	TOWPATH_COMMIT=$$(git rev-parse --short=12 HEAD 2>/dev/null) $(COMPOSE) up -d --build
 
 docker-down: ## Stop them; what they keep stays in their volumes
 	$(COMPOSE) down

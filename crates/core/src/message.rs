@@ -1,5 +1,6 @@
 //! What is handed over: a payload that is never parsed, and the little that travels with it.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +19,7 @@ pub const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// Names compare without regard to ASCII case. Well-known names are in [`header`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Headers(Vec<(String, String)>);
+pub struct Headers(Vec<(Cow<'static, str>, String)>);
 
 /// Well-known header names.
 pub mod header {
@@ -45,7 +46,7 @@ impl Headers {
     }
 
     /// Sets `name`, replacing its value.
-    pub fn set(&mut self, name: impl Into<String>, value: impl Into<String>) {
+    pub fn set(&mut self, name: impl Into<Cow<'static, str>>, value: impl Into<String>) {
         let (name, value) = (name.into(), value.into());
         match self
             .0
@@ -61,7 +62,7 @@ impl Headers {
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         self.0
             .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .map(|(name, value)| (name.as_ref(), value.as_str()))
     }
 
     /// Whether there is none.
@@ -70,9 +71,10 @@ impl Headers {
     }
 }
 
-impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Headers {
+impl<N: Into<Cow<'static, str>>, V: Into<String>> FromIterator<(N, V)> for Headers {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(pairs: I) -> Self {
-        let mut headers = Self::new();
+        let pairs = pairs.into_iter();
+        let mut headers = Self(Vec::with_capacity(pairs.size_hint().0));
         for (name, value) in pairs {
             headers.set(name, value);
         }

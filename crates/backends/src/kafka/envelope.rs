@@ -102,7 +102,7 @@ pub(super) fn read(record: &BorrowedMessage<'_>, now: Timestamp) -> Envelope {
             NOT_BEFORE => not_before = moment(&value),
             REASON => reason = Some(value.into_owned()),
             DIED_AT => died_at = moment(&value),
-            name if !name.starts_with(OURS) => headers.set(name, value),
+            name if !name.starts_with(OURS) => headers.set(name.to_owned(), value),
             _ => {}
         }
     }

@@ -142,13 +142,19 @@ impl Sources {
     async fn commit(&self, writer: &Writer, step: &Step) -> Result<()> {
         let positions = self.topic().await?;
         let (stream, _) = self.store.ensure(&step.stream).await?;
-        let mut all: Vec<(String, &NewMessage)> = Vec::with_capacity(step.entries.len());
-        all.extend(step.entries.iter().map(|one| (stream.clone(), one)));
-        if !step.set_aside.is_empty() {
-            let dead = StreamName::new(step.dead.as_str())?;
-            let (dead, _) = self.store.ensure(&dead).await?;
-            all.extend(step.set_aside.iter().map(|one| (dead.clone(), one)));
-        }
+        let dead = match step.set_aside.is_empty() {
+            true => None,
+            false => {
+                let dead = StreamName::new(step.dead.as_str())?;
+                Some(self.store.ensure(&dead).await?.0)
+            }
+        };
+        let entries = step.entries.iter().map(|one| (stream.as_str(), one));
+        let set_aside = dead.iter().flat_map(|dead| {
+            let dead = dead.as_str();
+            step.set_aside.iter().map(move |one| (dead, one))
+        });
+        let all: Vec<(&str, &NewMessage)> = entries.chain(set_aside).collect();
         for (_, entry) in &all {
             envelope::check(entry)?;
         }

@@ -6,13 +6,18 @@
 //! elsewhere, in this database or another, hold nothing up, however long they are open.
 
 use std::collections::HashSet;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::Client;
-use tokio_postgres::Row;
+use futures_util::TryStreamExt;
+use tokio_postgres::{Row, Statement};
 use towpath_core::Result;
+use towpath_core::port::outbox::{Event, READ_BYTES};
 
 use super::failed;
+use super::outbox::{COLUMNS, event};
+use crate::sql::{signed, unsigned};
 
 /// First and longest pause before the writers are looked at again.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -29,19 +34,19 @@ const WRITERS: &str = "SELECT virtualtransaction FROM pg_locks
     WHERE relation = 'outbox'::regclass AND mode = 'RowExclusiveLock' AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
-/// The rows of `select`, whose parameters are a place and a count and whose first column is a place, up to the highest
-/// place below which nothing is committed any more. None when somebody still may commit there after a second.
-pub(super) async fn rows(client: &Client, select: &str, after: i64, max: i64) -> Result<Vec<Row>> {
+/// The events behind a place, up to the highest place below which nothing is committed any more. None when somebody
+/// still may commit there after a second.
+pub(super) async fn events(client: &Client, after: i64, max: i64) -> Result<Vec<Event>> {
+    let select = format!("SELECT {COLUMNS} FROM outbox WHERE seq > $1 ORDER BY seq LIMIT $2");
     let highest = client.prepare_cached(HIGHEST).await.map_err(failed)?;
     let writers = client.prepare_cached(WRITERS).await.map_err(failed)?;
-    let select = client.prepare_cached(select).await.map_err(failed)?;
+    let select = client.prepare_cached(&select).await.map_err(failed)?;
     // One round trip, and the server does them in this order: the place before the writers, these before the rows.
-    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&after, &max];
-    let (highest, found, mut rows) = tokio::try_join!(
+    let (highest, found, mut events) = tokio::try_join!(
         biased;
         client.query_one(&highest, &[]),
         client.query(&writers, &[]),
-        client.query(&select, &parameters),
+        read(client, &select, after, max),
     )
     .map_err(failed)?;
     let highest: i64 = highest.get(0);
@@ -60,10 +65,32 @@ pub(super) async fn rows(client: &Client, select: &str, after: i64, max: i64) ->
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        rows = client.query(&select, &parameters).await.map_err(failed)?;
+        events = read(client, &select, after, max).await.map_err(failed)?;
     }
-    rows.retain(|row| row.get::<_, i64>(0) <= highest);
-    Ok(rows)
+    events.retain(|event| signed(event.seq) <= highest);
+    Ok(events)
+}
+
+/// Reads events until there are no more, or these are enough bytes; what the server sends beyond is thrown away.
+async fn read(
+    client: &Client,
+    select: &Statement,
+    after: i64,
+    max: i64,
+) -> std::result::Result<Vec<Event>, tokio_postgres::Error> {
+    let mut rows = pin!(client.query_raw(select, [after, max]).await?);
+    let (mut events, mut bytes) = (Vec::new(), 0);
+    while bytes < READ_BYTES
+        && let Some(row) = rows.try_next().await?
+    {
+        let event = event(&row);
+        bytes += event.data.len();
+        events.push(Event {
+            seq: unsigned(row.get(0)),
+            event,
+        });
+    }
+    Ok(events)
 }
 
 fn names(rows: &[Row]) -> HashSet<String> {

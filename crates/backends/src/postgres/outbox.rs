@@ -16,7 +16,8 @@ use crate::sql::{listed, signed, unsigned};
 pub(super) const NEW: &str =
     "id, aggregate_type, aggregate_id, event_type, topic, partition_key, event_data, created_at";
 
-const COLUMNS: &str = "seq, id, aggregate_type, aggregate_id, event_type, topic, partition_key, event_data, created_at";
+/// The columns of an event, for [`event`].
+pub(super) const COLUMNS: &str = "seq, id, aggregate_type, aggregate_id, event_type, topic, partition_key, event_data, created_at";
 
 /// The parameters of an event, for [`NEW`].
 pub(super) fn values(event: &NewEvent) -> [&(dyn ToSql + Sync); 8] {
@@ -81,13 +82,7 @@ impl Outbox for Postgres {
 
     async fn after(&self, seq: u64, max: usize) -> Result<Vec<Event>> {
         let client = self.connection().await?;
-        let select = format!("SELECT {COLUMNS} FROM outbox WHERE seq > $1 ORDER BY seq LIMIT $2");
-        let rows = fence::rows(&client, &select, signed(seq), signed(max as u64)).await?;
-        let events = rows.iter().map(|row| Event {
-            seq: unsigned(row.get(0)),
-            event: event(row),
-        });
-        Ok(events.collect())
+        fence::events(&client, signed(seq), signed(max as u64)).await
     }
 
     async fn position(&self) -> Result<u64> {
@@ -234,7 +229,7 @@ impl Postgres {
 }
 
 /// An event in a row that begins with [`COLUMNS`].
-fn event(row: &Row) -> NewEvent {
+pub(super) fn event(row: &Row) -> NewEvent {
     NewEvent {
         id: row.get(1),
         aggregate_type: row.get(2),

@@ -136,7 +136,7 @@ fn headers(properties: &BasicProperties, table: &FieldTable) -> Headers {
             && headers.get(name.as_str()).is_none()
             && let Some(value) = text(value)
         {
-            headers.set(name.as_str(), value);
+            headers.set(name.as_str().to_owned(), value);
         }
     }
     if headers.get(CONTENT_TYPE).is_none()

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use towpath_core::Result;
 use towpath_core::port::Outbox;
-use towpath_core::port::outbox::{Backlog, Event, Filter, Listed, NewEvent};
+use towpath_core::port::outbox::{Backlog, Event, Filter, Listed, NewEvent, READ_BYTES};
 use uuid::Uuid;
 
 use super::Sqlite;
@@ -85,13 +85,19 @@ impl Outbox for Sqlite {
             let select =
                 format!("SELECT {COLUMNS} FROM outbox WHERE seq > ?1 ORDER BY seq LIMIT ?2");
             let mut statement = connection.prepare_cached(&select)?;
-            let rows = statement.query_map(params![signed(seq), signed(max as u64)], |row| {
-                Ok(Event {
+            let mut rows = statement.query(params![signed(seq), signed(max as u64)])?;
+            let (mut events, mut bytes) = (Vec::new(), 0);
+            while bytes < READ_BYTES
+                && let Some(row) = rows.next()?
+            {
+                let event = event(row)?;
+                bytes += event.data.len();
+                events.push(Event {
                     seq: unsigned(row.get(0)?),
-                    event: event(row)?,
-                })
-            })?;
-            rows.collect()
+                    event,
+                });
+            }
+            Ok(events)
         };
         self.threads
             .read(move |connection| read(connection).map_err(failed))

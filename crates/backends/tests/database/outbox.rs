@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use towpath_core::database::Database;
-use towpath_core::port::outbox::{Backlog, Filter, Listed, Status};
+use towpath_core::port::outbox::{Backlog, Filter, Listed, READ_BYTES, Status};
 use uuid::Uuid;
 
 use super::users::{create, event};
@@ -13,6 +13,7 @@ use super::{World, cases};
 
 cases![
     events_come_back_as_they_were_written,
+    a_read_is_full_with_sixteen_mebibytes,
     a_reader_beside_writers_misses_none_and_keeps_their_order,
     one_relay_works_at_a_time,
     what_was_sent_is_noted_once_and_never_back,
@@ -48,6 +49,27 @@ async fn events_come_back_as_they_were_written(world: World) {
         []
     );
     assert_eq!(list(&database, Filter::default()).await[0].event, read[0]);
+}
+
+async fn a_read_is_full_with_sixteen_mebibytes(world: World) {
+    const LARGE: usize = 3 << 20;
+    let database = world.database().await;
+    let large = |_| {
+        let mut event = event(Uuid::now_v7(), "user.created");
+        event.data = "x".repeat(LARGE);
+        event
+    };
+    let all = (0..9).map(large).collect();
+    database.outbox.write(all).await.expect("written");
+    let (mut at, mut counts) = (0, Vec::new());
+    while let read = database.outbox.after(at, 100).await.expect("read")
+        && let Some(last) = read.last()
+    {
+        at = last.seq;
+        counts.push(read.len());
+    }
+    // The sixth reaches the bound.
+    assert_eq!(counts, [READ_BYTES.div_ceil(LARGE), 3]);
 }
 
 async fn a_reader_beside_writers_misses_none_and_keeps_their_order(world: World) {

@@ -9,6 +9,9 @@ use uuid::Uuid;
 
 use crate::Result;
 
+/// Bytes of payloads with which a read is full, however many events were asked for.
+pub const READ_BYTES: usize = 16 << 20;
+
 /// An event before it has a place in the order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewEvent {
@@ -138,8 +141,8 @@ pub trait Outbox: Send + Sync {
     /// `Unavailable` when the database did not answer.
     async fn release(&self, holder: Uuid) -> Result<()>;
 
-    /// The events behind `seq` in order, at most `max`. What is still being committed holds back what has a higher
-    /// place, so none is ever passed over.
+    /// The events behind `seq` in order, at most `max`, and of large ones no more than reach [`READ_BYTES`]. What is
+    /// still being committed holds back what has a higher place, so none is ever passed over.
     ///
     /// # Errors
     /// `Unavailable` when the database did not answer.

@@ -73,7 +73,7 @@ pub(super) const KEYS: &[Key] = &[
         Kind::Integer(1, 10_000),
         Some("1000"),
         &["RELAY_BATCH_SIZE"],
-        "Most events that the relay reads at once. While it is behind, one step into a stream takes up to 32 times as many; into queues it stays at one.",
+        "Most events that the relay reads and sends at once. While it is behind, one step into a stream takes more: up to 2,000, on Kafka 32,000; one into queues does not.",
     ),
     key(
         "accounts.relay.attempts",

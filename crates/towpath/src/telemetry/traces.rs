@@ -200,7 +200,7 @@ impl Injector for Carrier<'_> {
     fn set(&mut self, key: &str, value: String) {
         // The only header of a trace that is passed on.
         if key == TRACEPARENT {
-            self.0.set(key, value);
+            self.0.set(key.to_owned(), value);
         }
     }
 }

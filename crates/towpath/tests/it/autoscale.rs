@@ -17,6 +17,10 @@ const WORKER: (&str, &str) = (
     "worker",
     r#"towpath_queue_ready_messages{queue="messages"}"#,
 );
+const PROCESSOR: (&str, &str) = (
+    "processor",
+    r#"towpath_queue_ready_messages{queue="orders.queue"}"#,
+);
 const WRITER: (&str, &str) = (
     "writer",
     r#"towpath_stream_lag_messages{stream="line_stream"}"#,
@@ -139,6 +143,48 @@ impl Scaler {
     /// As Kubernetes reckons for an average value, from one pod on.
     fn replicas(&self, backlog: f64) -> f64 {
         (backlog / self.target).ceil().clamp(self.least, self.most)
+    }
+}
+
+#[test]
+fn every_scaler_reads_what_was_recorded_and_no_more() {
+    if !able("prometheus", is_there("promtool")) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for (role, series) in [WORKER, PROCESSOR, WRITER] {
+        let report = |labels: &str, values: &str| {
+            let series = series.replace('}', &format!(", {labels}}}"));
+            format!("      - {{series: '{series}', values: '{values}'}}\n")
+        };
+        let (name, _) = series.split_once('{').unwrap();
+        // Two pods report the same backlog, and one of another installation has a larger one.
+        let input = [
+            report("instance=\"a\"", "0 2500 2500"),
+            report("instance=\"b\"", "0 2500 2500"),
+            format!("      - {{series: '{name}{{queue=\"other\", stream=\"other\"}}', values: '9999x3'}}\n"),
+        ]
+        .concat();
+        for scaler in [Scaler::horizontal(role), Scaler::keda(role)] {
+            let query = &scaler.query;
+            let file = folder.path().join("scaler.yaml");
+            let judge = |value: u32| {
+                let text = format!(
+                    "tests:\n  - interval: 1m\n    input_series:\n{input}    promql_expr_test:\n      - {{expr: 'sum({query})', eval_time: 2m, exp_samples: [{{labels: '{{}}', value: {value}}}]}}\n      - {{expr: 'count({query})', eval_time: 2m, exp_samples: [{{labels: '{{}}', value: 1}}]}}\n"
+                );
+                fs::write(&file, text).unwrap();
+                let mut promtool = Command::new("promtool");
+                promtool
+                    .args(["test", "rules"])
+                    .arg(&file)
+                    .output()
+                    .unwrap()
+            };
+            let right = judge(2_500);
+            let said = String::from_utf8_lossy(&right.stdout);
+            assert!(right.status.success(), "{role}: {query}: {said}");
+            assert!(!judge(5_000).status.success(), "{role}: {query}");
+        }
     }
 }
 

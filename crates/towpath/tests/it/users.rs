@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-
+use towpath_core::message::MAX_PAYLOAD_BYTES;
+use towpath_core::port::outbox::NewEvent;
 use towpath_testkit::servers::{kafka, postgres, redis};
+use uuid::Uuid;
 
 use crate::client::Answer;
 use crate::process::{World, able, seeds, wait_until};
@@ -95,6 +97,58 @@ fn a_request_with_a_key_creates_one_user_however_often_it_comes() {
     let other = json!({ "email": "bob@example.org", "name": "Bob" });
     assert_eq!(create(&world, &key, &other).status, 422);
     assert_eq!(create(&world, &[], &other).status, 201);
+}
+
+#[test]
+fn an_event_that_the_broker_refuses_is_given_up_and_those_around_it_go_on() {
+    let mut world = World::new();
+    world.set("RELAY_MAX_RETRIES", 2);
+    let _running = world.up();
+    let event = |number: usize, name: String| NewEvent {
+        id: Uuid::now_v7(),
+        aggregate_type: "user".to_owned(),
+        aggregate_id: number.to_string(),
+        event_type: "user.created".to_owned(),
+        topic: "user-events".to_owned(),
+        key: None,
+        data: json!({ "number": number, "name": name }).to_string(),
+        created_at: jiff::Timestamp::now(),
+    };
+    // The second is over what any stream takes; the first comes with it in one read, the third in the next.
+    let names = [
+        "x".to_owned(),
+        "x".repeat(MAX_PAYLOAD_BYTES),
+        "x".to_owned(),
+    ];
+    let all: Vec<NewEvent> = (1..).zip(names).map(|(n, name)| event(n, name)).collect();
+    let refused = all[1].id.to_string();
+    let url = format!("sqlite:{}", world.data().join("accounts.db").display());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let written = runtime.block_on(async {
+        let database = towpath_backends::open_database(&url).await?;
+        database.outbox.write(all).await
+    });
+    written.unwrap();
+    wait_until("two events", Duration::from_secs(20), || {
+        events(&world).len() == 2
+    });
+    let told: Vec<Value> = events(&world)
+        .iter()
+        .map(|one| one["number"].clone())
+        .collect();
+    assert_eq!(told, [1, 3]);
+    let failed = world.json(&["outbox", "ls", "--status", "FAILED"]);
+    assert_eq!(failed.as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        (&failed[0]["id"], &failed[0]["attempts"]),
+        (&json!(refused), &json!(2))
+    );
+    world.ok(&["outbox", "retry", &refused]);
+    wait_until("it to be given up again", Duration::from_secs(20), || {
+        let failed = world.json(&["outbox", "ls", "--status", "FAILED"]);
+        failed[0]["attempts"] == 2
+    });
+    assert_eq!(events(&world).len(), 2);
 }
 
 #[test]

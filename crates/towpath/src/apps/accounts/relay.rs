@@ -16,9 +16,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio_util::task::AbortOnDropHandle;
 use towpath_core::backend::Backend;
 use towpath_core::message::header::CONTENT_TYPE;
-use towpath_core::port::outbox::{Event, Filter};
+use towpath_core::port::outbox::{Event, Filter, NewEvent, READ_BYTES};
 use towpath_core::port::positions::{Step, Stepped};
 use towpath_core::port::{Outbox, Positions, Queue};
 use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, StreamName};
@@ -36,9 +37,6 @@ const SOURCE: &str = "/towpath/accounts";
 
 /// Longest wait before a refused event is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Most bytes of events that are read ahead, but for the last batch.
-const AHEAD: usize = 16 << 20;
 
 /// Where events go.
 #[derive(Clone)]
@@ -133,20 +131,26 @@ impl Relay {
                 ahead = self.outbox.after(from.seq, self.batch).await?;
             }
             let events = std::mem::take(&mut ahead);
-            let is_ours = if events.len() < self.batch {
-                self.send_all(&source, &mut from, &events, stop).await?
-            } else {
-                let behind = events.last().map_or(from.seq, |last| last.seq);
-                let sending = self.send_all(&source, &mut from, &events, stop);
-                let is_ours;
-                (is_ours, ahead) = tokio::try_join!(sending, self.read_ahead(behind))?;
-                is_ours
+            let last = events.last().map(|last| last.seq);
+            let is_behind = match last.filter(|_| self.may_be_more(&events)) {
+                None => self.send_all(&source, &mut from, events, stop).await?,
+                Some(last) => {
+                    // On another thread: making records and reading the next events both take the processor.
+                    let (outbox, most) = (Arc::clone(&self.outbox), self.most());
+                    let reading = tokio::spawn(async move { outbox.after(last, most).await });
+                    let reading = AbortOnDropHandle::new(reading);
+                    let is_behind = self.send_all(&source, &mut from, events, stop).await?;
+                    ahead = reading.await.map_err(|panic| {
+                        Error::unavailable("reading the outbox panicked").with_source(panic)
+                    })??;
+                    is_behind
+                }
             };
             self.health.set(ROLE, None);
-            if is_ours {
+            if is_behind {
                 position = Some(from);
             } else {
-                warn!("another relay moved the position; looking where it is");
+                warn!("the position is not behind what was sent; looking where it is");
                 renew_at = Instant::now();
             }
             if ahead.is_empty() {
@@ -156,41 +160,42 @@ impl Relay {
         Ok(())
     }
 
-    /// The events of the next step. Where a step can repeat events it is one batch.
-    async fn read_ahead(&self, mut behind: u64) -> Result<Vec<Event>> {
-        let most = match &self.target {
-            Target::Streams(positions) => positions.step_entries(),
+    /// Most events of a step of a relay that is behind. Where a step can repeat events it is one batch.
+    fn most(&self) -> usize {
+        match &self.target {
+            Target::Streams(positions) => positions.step_entries().max(self.batch),
             Target::Queues(_) => self.batch,
-        };
-        let (mut ahead, mut bytes) = (Vec::new(), 0);
-        loop {
-            let events = self.outbox.after(behind, self.batch).await?;
-            let is_full = events.len() == self.batch;
-            behind = events.last().map_or(behind, |last| last.seq);
-            bytes += events.iter().map(|one| one.event.data.len()).sum::<usize>();
-            ahead.extend(events);
-            if !is_full || bytes >= AHEAD || ahead.len() >= most {
-                return Ok(ahead);
-            }
         }
     }
 
-    /// Sends events in order, those of one topic at a time, and says whether the position was ours to move.
+    /// Whether a read was ended by one of its bounds.
+    fn may_be_more(&self, events: &[Event]) -> bool {
+        let bytes: usize = events.iter().map(|one| one.event.data.len()).sum();
+        events.len() >= self.batch || bytes >= READ_BYTES
+    }
+
+    /// Sends events in order, those of one topic at a time, and says whether the position is behind them, which it is
+    /// not when another relay moved it.
     async fn send_all(
         &self,
         source: &str,
         from: &mut Position,
-        events: &[Event],
+        mut events: Vec<Event>,
         stop: &Stop,
     ) -> Result<bool> {
-        for events in events.chunk_by(|a, b| a.event.topic == b.event.topic) {
+        while let Some(first) = events.first() {
+            let topic = &first.event.topic;
+            let other = events.iter().position(|one| one.event.topic != *topic);
+            let later = events.split_off(other.unwrap_or(events.len()));
+            let count = events.len() as u64;
             if !self.send(source, from, events, stop).await? {
                 return Ok(false);
             }
             if stop.is_requested() {
                 break;
             }
-            stop.account.add("sent", events.len() as u64);
+            stop.account.add("sent", count);
+            events = later;
         }
         Ok(true)
     }
@@ -238,24 +243,25 @@ impl Relay {
         Ok(Position { raw, seq })
     }
 
-    /// Sends events of one topic, and says whether the position was ours to move.
+    /// Sends events of one topic, and says whether the position is behind them.
     async fn send(
         &self,
         source: &str,
         from: &mut Position,
-        events: &[Event],
+        events: Vec<Event>,
         stop: &Stop,
     ) -> Result<bool> {
-        match self.step(source, from, events, events).await {
+        let (count, end) = (events.len(), events.last().map(|last| last.seq));
+        match self.step(source, from, events, true).await {
             Err(error) if is_refusal(&error) => {}
             other => return other,
         }
-        // One of them is the cause: each goes by itself.
-        for event in events {
-            let one = std::slice::from_ref(event);
+        // One of them is the cause: they are read again, and each goes by itself.
+        for event in self.outbox.after(from.seq, count).await? {
+            let one = || vec![event.clone()];
             let mut attempt = 1;
             loop {
-                let error = match self.step(source, from, one, one).await {
+                let error = match self.step(source, from, one(), true).await {
                     Err(error) if is_refusal(&error) => error,
                     Ok(true) => break,
                     other => return other,
@@ -268,7 +274,7 @@ impl Relay {
                     .await?;
                 if is_given_up {
                     // Those behind it go on.
-                    if !self.step(source, from, one, &[]).await? {
+                    if !self.step(source, from, one(), false).await? {
                         return Ok(false);
                     }
                     break;
@@ -280,33 +286,36 @@ impl Relay {
                 }
             }
         }
-        Ok(true)
+        // Not when a transaction that is open kept them from being read again.
+        Ok(Some(from.seq) >= end)
     }
 
-    /// Moves the position behind `passed`, and appends `sent` in the same step.
+    /// Moves the position behind events of one topic, and if they are to be sent appends them in the same step.
     async fn step(
         &self,
         source: &str,
         from: &mut Position,
-        passed: &[Event],
-        sent: &[Event],
+        events: Vec<Event>,
+        are_sent: bool,
     ) -> Result<bool> {
-        let Some(last) = passed.last() else {
+        let Some(last) = events.last() else {
             return Ok(true);
         };
-        let topic = &last.event.topic;
+        let (seq, id, topic) = (last.seq, last.event.id, last.event.topic.clone());
+        let messages: Vec<NewMessage> = events
+            .into_iter()
+            .filter(|_| are_sent)
+            .map(|one| message(one.event, self.cloud_events))
+            .collect();
         match &self.target {
             Target::Streams(positions) => {
-                let to = Bytes::from(format!("{} {}", last.seq, last.event.id));
+                let to = Bytes::from(format!("{seq} {id}"));
                 let step = Step {
                     source: source.to_owned(),
                     from: from.raw.clone(),
                     to: to.clone(),
-                    stream: StreamName::new(topic)?,
-                    entries: sent
-                        .iter()
-                        .map(|event| message(event, self.cloud_events))
-                        .collect(),
+                    stream: StreamName::new(&topic)?,
+                    entries: messages,
                     dead: QueueName::new(format!("{topic}.dead"))?,
                     set_aside: Vec::new(),
                 };
@@ -316,17 +325,13 @@ impl Relay {
                 }
                 from.raw = Some(to);
             }
-            Target::Queues(queue) if !sent.is_empty() => {
-                let messages = sent
-                    .iter()
-                    .map(|event| message(event, self.cloud_events))
-                    .collect();
-                all(queue.enqueue(&QueueName::new(topic)?, messages).await?)?;
+            Target::Queues(queue) if are_sent => {
+                all(queue.enqueue(&QueueName::new(&topic)?, messages).await?)?;
             }
             Target::Queues(_) => {}
         }
-        from.seq = last.seq;
-        self.outbox.sent(last.seq).await?;
+        from.seq = seq;
+        self.outbox.sent(seq).await?;
         Ok(true)
     }
 }
@@ -353,35 +358,34 @@ fn all<T>(outcomes: Vec<Result<T>>) -> Result<()> {
 }
 
 /// An event as consumers get it: the payload, the key, and the headers of the contract.
-fn message(event: &Event, cloud_events: bool) -> NewMessage {
-    let event = &event.event;
-    let mut message = NewMessage::new(event.data.clone());
-    message.key.clone_from(&event.key);
-    let at = event.created_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+fn message(event: NewEvent, cloud_events: bool) -> NewMessage {
+    let at = format!("{:.0}", event.created_at);
     let id = event.id.to_string();
-    message.headers = [
-        ("event_id", id.as_str()),
-        ("event_type", &event.event_type),
-        ("aggregate_type", &event.aggregate_type),
-        ("aggregate_id", &event.aggregate_id),
-        ("created_at", &at),
-    ]
-    .into_iter()
-    .collect();
-    if cloud_events {
-        // Source: CloudEvents 1.0, Kafka protocol binding, binary mode.
+    // Source: CloudEvents 1.0, Kafka protocol binding, binary mode.
+    let more = cloud_events.then(|| {
         let about = format!("/{}/{}", event.aggregate_type, event.aggregate_id);
-        for (name, value) in [
-            ("ce_specversion", "1.0"),
-            ("ce_id", id.as_str()),
-            ("ce_source", SOURCE),
-            ("ce_type", &event.event_type),
-            ("ce_subject", &about),
-            ("ce_time", &at),
-            (CONTENT_TYPE, "application/json"),
-        ] {
-            message.headers.set(name, value);
-        }
-    }
+        [
+            ("ce_specversion", "1.0".to_owned()),
+            ("ce_id", id.clone()),
+            ("ce_source", SOURCE.to_owned()),
+            ("ce_type", event.event_type.clone()),
+            ("ce_subject", about),
+            ("ce_time", at.clone()),
+            (CONTENT_TYPE, "application/json".to_owned()),
+        ]
+    });
+    let mut message = NewMessage::new(event.data);
+    message.key = event.key;
+    let contract = [
+        ("event_id", id),
+        ("event_type", event.event_type),
+        ("aggregate_type", event.aggregate_type),
+        ("aggregate_id", event.aggregate_id),
+        ("created_at", at),
+    ];
+    message.headers = contract
+        .into_iter()
+        .chain(more.into_iter().flatten())
+        .collect();
     message
 }

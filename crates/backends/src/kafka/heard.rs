@@ -5,8 +5,10 @@ use std::sync::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode as Code;
 use towpath_core::{Error, ErrorKind};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::member::lock;
 
@@ -45,6 +47,17 @@ impl ClientContext for Heard {
         if facility == FAILED {
             *lock(&self.0) = Some(reason(text).to_owned());
         }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        note(&error, reason);
+    }
+}
+
+/// What a consumer tells besides the answers of its calls. That a partition ends there is no news.
+pub(super) fn note(error: &KafkaError, reason: &str) {
+    if error.rdkafka_error_code() != Some(Code::PartitionEOF) {
+        warn!(target: "librdkafka", %error, reason);
     }
 }
 

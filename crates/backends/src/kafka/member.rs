@@ -23,6 +23,7 @@ use tracing::{debug, warn};
 
 use super::config::Config;
 use super::error;
+use super::heard::note;
 use super::store::{Marks, blocking, committed_of};
 
 /// How long the thread waits for a record before it looks for a rebalance, for room, and whether it shall end.
@@ -123,7 +124,11 @@ struct Watch<S> {
     timeout: Duration,
 }
 
-impl<S: Shelf> ClientContext for Watch<S> {}
+impl<S: Shelf> ClientContext for Watch<S> {
+    fn error(&self, error: KafkaError, reason: &str) {
+        note(&error, reason);
+    }
+}
 
 impl<S: Shelf> ConsumerContext for Watch<S> {
     fn pre_rebalance(&self, _: &BaseConsumer<Self>, change: &Rebalance<'_>) {

@@ -38,7 +38,7 @@ pub(super) const SOON: Duration = Duration::from_millis(50);
 /// How long the client is asked why a call was not answered.
 const NEWS: Duration = Duration::from_millis(300);
 
-type Consumers = HashMap<String, Arc<BaseConsumer>>;
+type Consumers = HashMap<String, Arc<BaseConsumer<Heard>>>;
 type Members = BTreeMap<(StreamName, GroupName), Arc<Member<Entries>>>;
 
 /// The backend.
@@ -48,7 +48,7 @@ pub(super) struct Store {
     producer: Mutex<FutureProducer>,
     pub(super) admin: AdminClient<DefaultClientContext>,
     /// Reads without a group what was committed; one caller at a time.
-    reader: Arc<Mutex<BaseConsumer>>,
+    reader: Arc<Mutex<BaseConsumer<Heard>>>,
     /// Asks about topics, also about what is not committed yet.
     asker: Arc<BaseConsumer<Heard>>,
     /// For each group of ours one that asks for positions and sets them, and joins nothing.
@@ -227,14 +227,14 @@ impl Store {
     /// Lets a closure have the consumer that reads without a group.
     pub(super) async fn with_reader<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&BaseConsumer) -> Result<T> + Send + 'static,
+        read: impl FnOnce(&BaseConsumer<Heard>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         self.check_open()?;
         let reader = Arc::clone(&self.reader);
         blocking(move || read(&lock(&reader))).await
     }
 
-    fn clerk(&self, group: &str) -> Result<Arc<BaseConsumer>> {
+    fn clerk(&self, group: &str) -> Result<Arc<BaseConsumer<Heard>>> {
         let mut clerks = lock(&self.clerks);
         if let Some(clerk) = clerks.get(group) {
             return Ok(Arc::clone(clerk));
@@ -437,9 +437,7 @@ fn producer_of(config: &Config) -> Result<FutureProducer> {
         .map_err(|told| error::of_call("start the producer", told))
 }
 
-fn consumer<C: ConsumerContext + Default>(
-    mut client: rdkafka::ClientConfig,
-) -> Result<BaseConsumer<C>> {
+fn consumer(mut client: rdkafka::ClientConfig) -> Result<BaseConsumer<Heard>> {
     client
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
@@ -447,7 +445,7 @@ fn consumer<C: ConsumerContext + Default>(
         .set("auto.offset.reset", "earliest")
         // The end of a partition is told after as long.
         .set("fetch.wait.max.ms", "20")
-        .create_with_context(C::default())
+        .create_with_context(Heard::default())
         .map_err(|told| error::of_call("start the consumer", told))
 }
 

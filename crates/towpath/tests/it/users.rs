@@ -376,7 +376,7 @@ fn chaos_a_broker_that_is_away_for_a_while_gets_every_event() {
     let mut broker = kafka::Server::start();
     let mut world = World::new();
     world.set("TOWPATH_BACKENDS__RELAY", broker.url());
-    let _running = world.up();
+    let running = world.up();
     let mut created = Vec::new();
     let mut user = || {
         let email = format!("{}@example.org", created.len());
@@ -406,4 +406,6 @@ fn chaos_a_broker_that_is_away_for_a_while_gets_every_event() {
     assert_eq!(told, created);
     let failed = world.json(&["outbox", "ls", "--status", "FAILED"]);
     assert_eq!(failed, json!([]), "time away is no attempt");
+    let log = running.log();
+    assert!(!log.contains("PartitionEOF"), "an end is no news: {log}");
 }

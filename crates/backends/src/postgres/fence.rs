@@ -2,8 +2,9 @@
 //!
 //! A transaction has the lock of a writer on `outbox` before it is given a place there, and keeps it until others can
 //! see what it did. So those that hold that lock after the highest place was read are all that may still fill in a
-//! lower one; once each of them is gone, what is missing up to that place stays missing. Transactions that write
-//! elsewhere, in this database or another, hold nothing up, however long they are open.
+//! lower one; once each of them is gone, what is missing up to that place stays missing. While they are there, events go
+//! as far as no place is missing. Transactions that write elsewhere, in this database or another, hold nothing up,
+//! however long they are open.
 
 use std::collections::HashSet;
 use std::pin::pin;
@@ -34,8 +35,8 @@ const WRITERS: &str = "SELECT virtualtransaction FROM pg_locks
     WHERE relation = 'outbox'::regclass AND mode = 'RowExclusiveLock' AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
-/// The events behind a place, up to the highest place below which nothing is committed any more. None when somebody
-/// still may commit there after a second.
+/// The events behind a place, up to one below which nothing is committed any more. None when somebody still may commit
+/// right behind the place after a second.
 pub(super) async fn events(client: &Client, after: i64, max: i64) -> Result<Vec<Event>> {
     let select = format!("SELECT {COLUMNS} FROM outbox WHERE seq > $1 ORDER BY seq LIMIT $2");
     let highest = client.prepare_cached(HIGHEST).await.map_err(failed)?;
@@ -52,6 +53,11 @@ pub(super) async fn events(client: &Client, after: i64, max: i64) -> Result<Vec<
     let highest: i64 = highest.get(0);
     let mut open = names(&found);
     if !open.is_empty() && highest > after {
+        let whole = unbroken(&events, after);
+        if whole > 0 {
+            events.truncate(whole);
+            return Ok(events);
+        }
         let (mut pause, until) = (PAUSE, Instant::now() + PATIENCE);
         loop {
             let now = names(&client.query(&writers, &[]).await.map_err(failed)?);
@@ -69,6 +75,14 @@ pub(super) async fn events(client: &Client, after: i64, max: i64) -> Result<Vec<
     }
     events.retain(|event| signed(event.seq) <= highest);
     Ok(events)
+}
+
+/// How many events have the places right behind one another, and so leave none that a transaction may still fill in.
+fn unbroken(events: &[Event], after: i64) -> usize {
+    let places = events.iter().zip(after + 1..);
+    places
+        .take_while(|(event, place)| signed(event.seq) == *place)
+        .count()
 }
 
 /// Reads events until there are no more, or these are enough bytes; what the server sends beyond is thrown away.

@@ -14,6 +14,7 @@ use super::{World, cases};
 
 cases![
     what_commits_late_holds_back_what_has_a_higher_place,
+    what_has_a_lower_place_goes_on_beside_an_open_transaction,
     what_is_rolled_back_holds_nothing_up,
     transactions_that_are_open_elsewhere_hold_nothing_up,
     a_commit_wakes_relays_of_other_processes,
@@ -82,6 +83,22 @@ async fn what_commits_late_holds_back_what_has_a_higher_place(world: World) {
     tokio::time::sleep(Duration::from_millis(200)).await;
     sql(&late, "COMMIT").await;
     assert_eq!(reading.await.expect("joined"), ["first", "second"]);
+}
+
+async fn what_has_a_lower_place_goes_on_beside_an_open_transaction(world: World) {
+    let database = world.database().await;
+    let (open, others) = (stranger(&world.url).await, stranger(&world.url).await);
+    write(&others, "first").await;
+    write(&others, "second").await;
+    sql(&open, "BEGIN").await;
+    write(&open, "third").await;
+    write(&others, "fourth").await;
+    assert_eq!(about(&database).await, ["first", "second"]);
+    sql(&open, "COMMIT").await;
+    assert_eq!(
+        about(&database).await,
+        ["first", "second", "third", "fourth"]
+    );
 }
 
 async fn what_is_rolled_back_holds_nothing_up(world: World) {

@@ -131,7 +131,7 @@ impl Relay {
                 ahead = self.outbox.after(from.seq, self.batch).await?;
             }
             let events = std::mem::take(&mut ahead);
-            let last = events.last().map(|last| last.seq);
+            let (last, is_idle) = (events.last().map(|last| last.seq), events.is_empty());
             let is_behind = match last.filter(|_| self.may_be_more(&events)) {
                 None => self.send_all(&source, &mut from, events, stop).await?,
                 Some(last) => {
@@ -153,7 +153,8 @@ impl Relay {
                 warn!("the position is not behind what was sent; looking where it is");
                 renew_at = Instant::now();
             }
-            if ahead.is_empty() {
+            // After events it looks again at once: some may have been held back until a transaction ended.
+            if is_idle {
                 self.wait(self.poll, true, stop).await;
             }
         }

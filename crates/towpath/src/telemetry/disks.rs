@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 use rustix::fs::statvfs;
 
 use super::metric::Metric;
-use super::registry::add;
+use super::registry::{add, set};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Folder {
@@ -22,7 +22,10 @@ struct Folder {
 
 /// The folders that are written to.
 #[derive(Clone, Default)]
-pub(super) struct Disks(Arc<Mutex<BTreeSet<PathBuf>>>);
+pub(super) struct Disks {
+    folders: Arc<Mutex<BTreeSet<PathBuf>>>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
 
 /// A disk, by the first folder on it.
 pub(super) struct Room {
@@ -34,37 +37,44 @@ pub(super) struct Room {
 impl Disks {
     pub(super) fn watch(&self, folder: &Path) {
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(folder);
+        self.lock().insert(folder);
     }
 
     /// Looks at each disk once, however many folders are on it. A folder that is not there yet is left out.
     ///
-    /// Blocks, on a network file system whose server is away for as long as that is.
-    pub(super) fn look(&self) -> Vec<Room> {
-        let folders = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        let mut seen = BTreeSet::new();
-        let rooms = folders.into_iter().filter_map(|folder| {
-            let device = fs::metadata(&folder).ok()?.dev();
-            if !seen.insert(device) {
-                return None;
-            }
-            let disk = statvfs(&folder).ok()?;
-            Some(Room {
-                folder,
-                // What is kept for root is not free.
-                free: disk.f_bavail * disk.f_frsize,
-                size: disk.f_blocks * disk.f_frsize,
-            })
+    /// One look at a time: that at a network file system whose server is away does not end, and keeps one thread only.
+    pub(super) async fn look(&self) -> Vec<Room> {
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        let folders = self.lock().clone();
+        let look = tokio::task::spawn_blocking(move || {
+            let rooms = rooms(folders);
+            drop(turn);
+            rooms
         });
-        rooms.collect()
+        look.await.unwrap_or_default()
     }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.folders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn rooms(folders: BTreeSet<PathBuf>) -> Vec<Room> {
+    let mut seen = BTreeSet::new();
+    let rooms = folders.into_iter().filter_map(|folder| {
+        let device = fs::metadata(&folder).ok()?.dev();
+        if !seen.insert(device) {
+            return None;
+        }
+        let disk = statvfs(&folder).ok()?;
+        Some(Room {
+            folder,
+            // What is kept for root is not free.
+            free: disk.f_bavail * disk.f_frsize,
+            size: disk.f_blocks * disk.f_frsize,
+        })
+    });
+    rooms.collect()
 }
 
 /// Adds what was found.
@@ -76,8 +86,7 @@ pub(super) fn register(registry: &mut Registry, rooms: &[Room]) {
         let folder = room.folder.display().to_string();
         let labels = Folder { folder };
         for (family, bytes) in [(&free, room.free), (&size, room.size)] {
-            let gauge = family.get_or_create(&labels).clone();
-            gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+            set(family, &labels, bytes);
         }
     }
 }

@@ -7,7 +7,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::metric::Metric;
-use super::registry::add;
+use super::registry::{add, set};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Input {
@@ -61,8 +61,7 @@ impl LineMetrics {
             input: input.to_owned(),
         };
         for (family, bytes) in [(&self.input_read, read), (&self.input_size, size)] {
-            let gauge = family.get_or_create(&labels).clone();
-            gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+            set(family, &labels, bytes);
         }
     }
 

@@ -260,7 +260,7 @@ impl Metric {
                 "lines_read_total",
                 "counter",
                 "",
-                "Lines that `lines.reader` sent",
+                "Lines that `lines.reader` sent or set aside as too long",
             ),
             Self::LinesWritten => (
                 "lines_written_total",
@@ -272,7 +272,7 @@ impl Metric {
                 "towpath_lines_read_bytes_total",
                 "counter",
                 "",
-                "Bytes of the lines that `lines.reader` sent, with a newline for each",
+                "Bytes of the lines that `lines.reader` sent or set aside as too long, with a newline for each",
             ),
             Self::LineBytesWritten => (
                 "towpath_lines_written_bytes_total",

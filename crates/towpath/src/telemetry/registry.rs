@@ -244,8 +244,7 @@ impl Metrics {
     /// How many orders were ever in which state.
     pub fn orders<const N: usize>(&self, counts: [(&'static str, u64); N]) {
         for (state, count) in counts {
-            let gauge = self.0.orders.get_or_create(&OrderState { state }).clone();
-            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+            set(&self.0.orders, &OrderState { state }, count);
         }
     }
 
@@ -273,12 +272,7 @@ impl Metrics {
     /// How many agents there are of each state, and which configuration is the newest.
     pub fn fleet<const N: usize>(&self, agents: [(&'static str, usize); N], version: u64) {
         for (state, count) in agents {
-            let gauge = self
-                .0
-                .fleet_agents
-                .get_or_create(&AgentState { state })
-                .clone();
-            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+            set(&self.0.fleet_agents, &AgentState { state }, count as u64);
         }
         self.0
             .fleet_version
@@ -343,15 +337,13 @@ impl Metrics {
         accept: Option<&str>,
         backends: &[Backend],
     ) -> (&'static str, String) {
-        let disks = self.0.disks.clone();
-        let look = tokio::task::spawn_blocking(move || disks.look());
-        let found = join_all(backends.iter().map(|backend| async {
+        let asked = join_all(backends.iter().map(|backend| async {
             let asked = tokio::time::timeout(DEADLINE, ask(backend)).await;
             (backend.descriptor.name, asked.unwrap_or_default())
-        }))
-        .await;
-        let rooms = tokio::time::timeout(DEADLINE, look).await;
-        let rooms = rooms.ok().and_then(Result::ok).unwrap_or_default();
+        }));
+        let look = tokio::time::timeout(DEADLINE, self.0.disks.look());
+        let (found, rooms) = tokio::join!(asked, look);
+        let rooms = rooms.unwrap_or_default();
         let mut scraped = Registry::default();
         let up = Family::<Named, Gauge>::default();
         add(&mut scraped, Metric::BackendUp, up.clone());
@@ -401,6 +393,15 @@ pub(super) fn add(
     family: impl prometheus_client::registry::Metric,
 ) {
     registry.register(metric.registered_name(), metric.help(), family);
+}
+
+/// Sets the gauge with these labels.
+pub(super) fn set<L>(family: &Family<L, Gauge>, labels: &L, value: u64)
+where
+    L: Clone + std::hash::Hash + Eq,
+{
+    let gauge = family.get_or_create(labels);
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
 }
 
 /// OpenMetrics says the same as the older text format, but for the name of a counter's family and the end mark.
@@ -524,8 +525,7 @@ impl GroupFamilies {
                 (&self.pending, group.pending),
                 (&self.oldest_age, age),
             ] {
-                let gauge = family.get_or_create(&labels).clone();
-                gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+                set(family, &labels, value);
             }
         }
     }

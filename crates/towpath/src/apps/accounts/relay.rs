@@ -132,25 +132,25 @@ impl Relay {
             }
             let events = std::mem::take(&mut ahead);
             let (last, is_idle) = (events.last().map(|last| last.seq), events.is_empty());
-            let is_behind = match last.filter(|_| self.may_be_more(&events)) {
+            let has_passed = match last.filter(|_| self.may_be_more(&events)) {
                 None => self.send_all(&source, &mut from, events, stop).await?,
                 Some(last) => {
                     // On another thread: making records and reading the next events both take the processor.
                     let (outbox, most) = (Arc::clone(&self.outbox), self.most());
                     let reading = tokio::spawn(async move { outbox.after(last, most).await });
                     let reading = AbortOnDropHandle::new(reading);
-                    let is_behind = self.send_all(&source, &mut from, events, stop).await?;
+                    let has_passed = self.send_all(&source, &mut from, events, stop).await?;
                     ahead = reading.await.map_err(|panic| {
                         Error::unavailable("reading the outbox panicked").with_source(panic)
                     })??;
-                    is_behind
+                    has_passed
                 }
             };
             self.health.set(ROLE, None);
-            if is_behind {
+            if has_passed {
                 position = Some(from);
             } else {
-                warn!("the position is not behind what was sent; looking where it is");
+                warn!("the position has not passed what was sent; looking where it is");
                 renew_at = Instant::now();
             }
             // After events it looks again at once: some may have been held back until a transaction ended.
@@ -175,7 +175,7 @@ impl Relay {
         events.len() >= self.batch || bytes >= READ_BYTES
     }
 
-    /// Sends events in order, those of one topic at a time, and says whether the position is behind them, which it is
+    /// Sends events in order, those of one topic at a time, and says whether the position has passed them, which it has
     /// not when another relay moved it.
     async fn send_all(
         &self,
@@ -244,7 +244,7 @@ impl Relay {
         Ok(Position { raw, seq })
     }
 
-    /// Sends events of one topic, and says whether the position is behind them.
+    /// Sends events of one topic, and says whether the position has passed them.
     async fn send(
         &self,
         source: &str,

@@ -173,6 +173,9 @@ pub struct Delivery {
     pub receipt: Receipt,
     /// 1 for the first delivery.
     pub attempt: u32,
+    /// Whether the delivery before this one ended without an outcome: its consumer died, lost its connection
+    /// or let the lease expire. Such a message may be the reason, so a consumer runs it alone.
+    pub interrupted: bool,
     /// How long the lease is, from the moment the lease call returned.
     pub lease: Duration,
 }

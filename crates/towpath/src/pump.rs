@@ -317,7 +317,7 @@ enum Delivered {
 }
 
 fn give_back(count: usize) -> Vec<Verdict> {
-    vec![Verdict::Release; count]
+    vec![Verdict::RELEASE; count]
 }
 
 const fn failed(error: String) -> Outcome {
@@ -339,7 +339,7 @@ const fn word(verdict: &Verdict) -> &'static str {
         Verdict::Ack => "acked",
         Verdict::Retry { .. } => "retried",
         Verdict::DeadLetter { .. } => "dead letters",
-        Verdict::Release => "given back",
+        Verdict::Release { .. } => "given back",
     }
 }
 

@@ -15,6 +15,8 @@ pub(crate) struct Envelope {
     pub(crate) message: Message,
     /// Deliveries before it was published here.
     pub(crate) attempts: u32,
+    /// Those up to the last one that ended in an outcome.
+    pub(crate) settled: u32,
     /// Earlier errors, oldest first.
     pub(crate) errors: Vec<String>,
     pub(crate) not_before: Option<Timestamp>,
@@ -47,6 +49,7 @@ impl Envelope {
                 enqueued_at: now,
             },
             attempts: 0,
+            settled: 0,
             errors: Vec::new(),
             not_before: message.not_before,
             death: None,
@@ -69,6 +72,7 @@ impl Envelope {
     /// As an operator puts it back: as if it were new.
     pub(crate) fn revive(&mut self) {
         self.attempts = 0;
+        self.settled = 0;
         self.errors.clear();
         self.death = None;
     }

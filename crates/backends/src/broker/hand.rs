@@ -55,6 +55,12 @@ impl<T> Held<T> {
         }
     }
 
+    /// Notes that the delivery failed.
+    pub(crate) fn fail(&mut self, error: &str) {
+        self.envelope.note(error);
+        self.envelope.settled = self.charged;
+    }
+
     fn is_late(&self, now: Instant) -> bool {
         let (since, patience) = match &self.state {
             State::Waiting { since } => (since, PATIENCE),
@@ -131,6 +137,7 @@ impl<T> Hand<T> {
                 spent.push(held);
                 continue;
             }
+            let interrupted = held.charged > held.envelope.settled;
             held.charged += 1;
             let fence = next_number();
             let until = now + terms.lease;
@@ -147,6 +154,7 @@ impl<T> Hand<T> {
                     fence,
                 },
                 attempt: held.charged,
+                interrupted,
                 lease: terms.lease,
             });
             self.put_back(number, held);

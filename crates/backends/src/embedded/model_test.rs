@@ -129,7 +129,9 @@ impl Model {
         };
         match verdict {
             Verdict::Ack => self.go(id),
-            Verdict::Release => known.attempts.0 = known.attempts.0.min(delivery.attempt - 1),
+            Verdict::Release { .. } => {
+                known.attempts.0 = known.attempts.0.min(delivery.attempt - 1)
+            }
             Verdict::Retry { after, .. } if delivery.attempt < ATTEMPTS => {
                 known.attempts = (delivery.attempt, delivery.attempt);
                 known.not_before = now.after(*after);
@@ -333,7 +335,7 @@ impl Run {
                 after: Duration::from_millis(self.rng.random_range(0..5_000)),
                 error: "no".to_owned(),
             },
-            7 => Verdict::Release,
+            7 => Verdict::RELEASE,
             _ => Verdict::DeadLetter {
                 reason: "poison".to_owned(),
             },

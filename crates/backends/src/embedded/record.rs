@@ -135,9 +135,18 @@ pub(super) struct Arrival<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Ending<'a> {
     Ack,
-    Retry { due: Timestamp, error: Cow<'a, str> },
-    Dead { reason: Cow<'a, str> },
+    Retry {
+        due: Timestamp,
+        error: Cow<'a, str>,
+    },
+    Dead {
+        reason: Cow<'a, str>,
+    },
     Release,
+    /// Released, and held back until a moment.
+    Defer {
+        due: Timestamp,
+    },
 }
 
 impl Record<'_> {

@@ -63,7 +63,7 @@ async fn lease(store: &Arc<Store>, max: usize) -> Vec<Delivery> {
 #[tokio::test]
 #[ignore = "makes the sample of a new format version"]
 async fn makes_the_sample() {
-    let folder = sample(2);
+    let folder = sample(3);
     std::fs::create_dir_all(&folder).unwrap();
     let store = open(&folder);
     let mut message = NewMessage::new("with everything");
@@ -113,6 +113,8 @@ async fn makes_the_sample() {
     Stream::commit(store.as_ref(), &lines(), &readers(), &[second])
         .await
         .unwrap();
+    // Handed out, and without an outcome.
+    lease(&store, 1).await;
     store.checkpoint().unwrap();
     // Behind the checkpoint, so that both are read.
     store
@@ -144,7 +146,22 @@ async fn a_store_of_version_1_reads_back() {
 async fn a_store_of_version_2_reads_back() {
     let folder = copy(2);
     let store = open(folder.path());
-    reads_back(&store).await;
+    let held = reads_back(&store).await;
+    assert_eq!((held.attempt, held.interrupted), (1, false));
+    streams_read_back(&store).await;
+}
+
+#[tokio::test]
+async fn a_store_of_version_3_reads_back() {
+    let folder = copy(3);
+    let store = open(folder.path());
+    let held = reads_back(&store).await;
+    assert_eq!((held.attempt, held.interrupted), (2, true));
+    streams_read_back(&store).await;
+}
+
+/// What every version since 2 has.
+async fn streams_read_back(store: &Arc<Store>) {
     let stats = Stream::stats(store.as_ref(), &lines()).await.unwrap();
     assert_eq!((stats.entries, stats.groups[0].lag), (4, 3));
     let request = ReadRequest {
@@ -180,7 +197,7 @@ fn copy(version: u32) -> tempfile::TempDir {
 }
 
 /// What every version has.
-async fn reads_back(store: &Arc<Store>) {
+async fn reads_back(store: &Arc<Store>) -> Delivery {
     assert_eq!(store.health().unwrap().warnings, Vec::<String>::new());
     let stats = Queue::stats(store.as_ref(), &jobs()).await.unwrap();
     assert_eq!(
@@ -227,4 +244,5 @@ async fn reads_back(store: &Arc<Store>) {
             .pattern,
         "order.*"
     );
+    held[0].clone()
 }

@@ -11,6 +11,8 @@ use crate::broker::envelope::{Envelope, OURS, check_names};
 const ID: &str = "towpath-id";
 /// Deliveries before the record was produced.
 const ATTEMPTS: &str = "towpath-attempts";
+/// Those up to the last one that ended in an outcome, where that is not all of them.
+const SETTLED: &str = "towpath-settled-attempts";
 /// When the backend first took the message, in milliseconds since 1970.
 const ENQUEUED_AT: &str = "towpath-enqueued-at";
 /// An earlier error; one for each, oldest first.
@@ -59,6 +61,9 @@ pub(super) fn of_queue(envelope: &Envelope) -> OwnedHeaders {
     if envelope.attempts > 0 {
         add(ATTEMPTS, &envelope.attempts.to_string());
     }
+    if envelope.settled != envelope.attempts {
+        add(SETTLED, &envelope.settled.to_string());
+    }
     for error in &envelope.errors {
         add(ERROR, error);
     }
@@ -89,7 +94,8 @@ fn with(headers: OwnedHeaders, key: &str, value: &str) -> OwnedHeaders {
 pub(super) fn read(record: &BorrowedMessage<'_>, now: Timestamp) -> Envelope {
     let (mut id, mut key, mut enqueued_at) = (None, None, None);
     let (mut reason, mut died_at, mut not_before) = (None, None, None);
-    let (mut attempts, mut errors, mut headers) = (0, Vec::new(), Headers::new());
+    let (mut attempts, mut settled) = (0, None);
+    let (mut errors, mut headers) = (Vec::new(), Headers::new());
     let moment = |text: &str| text.parse().ok().map(Timestamp::from_millis);
     for header in record.headers().into_iter().flat_map(|all| all.iter()) {
         let value = String::from_utf8_lossy(header.value.unwrap_or_default());
@@ -98,6 +104,7 @@ pub(super) fn read(record: &BorrowedMessage<'_>, now: Timestamp) -> Envelope {
             KEY => key = Some(value.into_owned()),
             ENQUEUED_AT => enqueued_at = moment(&value),
             ATTEMPTS => attempts = value.parse().unwrap_or(0),
+            SETTLED => settled = value.parse().ok(),
             ERROR => errors.push(value.into_owned()),
             NOT_BEFORE => not_before = moment(&value),
             REASON => reason = Some(value.into_owned()),
@@ -123,6 +130,7 @@ pub(super) fn read(record: &BorrowedMessage<'_>, now: Timestamp) -> Envelope {
                 .unwrap_or(now),
         },
         attempts,
+        settled: settled.unwrap_or(attempts),
         errors,
         not_before,
         death,

@@ -100,6 +100,7 @@ impl Store {
     pub(super) fn job(&self, held: Held, to: To) -> Job {
         Job {
             number: self.next_number(),
+            attempts: held.charged,
             held,
             to,
         }

@@ -51,6 +51,8 @@ pub(super) enum To {
 pub(super) struct Job {
     /// Its number in the hand.
     pub(super) number: u64,
+    /// Deliveries that a copy of it counts.
+    pub(super) attempts: u32,
     pub(super) held: Held,
     pub(super) to: To,
 }
@@ -335,7 +337,7 @@ impl<S: Bench> Office<S> {
             };
             made.map_err(Refusal::Undone)?;
             let mut copy = job.held.envelope.clone();
-            copy.attempts = job.held.charged;
+            copy.attempts = job.attempts;
             if job.to == To::Queue {
                 copy.not_before = None;
             }

@@ -73,7 +73,12 @@ pub(super) async fn forward(
         }
         let jobs = due.into_iter().map(|(number, held)| {
             let to = place(held.envelope.not_before, now);
-            Job { number, held, to }
+            Job {
+                number,
+                attempts: held.charged,
+                held,
+                to,
+            }
         });
         let moved = registrar.settle(jobs.collect()).await;
         if let Some(error) = moved.into_iter().find_map(Result::err) {

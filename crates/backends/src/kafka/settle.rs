@@ -35,16 +35,23 @@ impl Store {
                 continue;
             };
             let now = self.clock.now();
+            let mut released = 0;
             let (to, counter) = match verdict {
                 Verdict::Ack => (To::Gone, Some(&known.tally.acked)),
-                Verdict::Release => {
+                Verdict::Release { after } if after.is_zero() => {
                     shelf.release(receipt.number, held);
                     is_released = true;
                     outcomes.push((at, Ok(())));
                     continue;
                 }
+                Verdict::Release { after } => {
+                    released = 1;
+                    let due = now.after(after);
+                    held.envelope.not_before = Some(due);
+                    (retry::place(Some(due), now), None)
+                }
                 Verdict::Retry { after, error } if held.charged < attempts => {
-                    held.envelope.note(&error);
+                    held.fail(&error);
                     let due = now.after(after);
                     held.envelope.not_before = Some(due);
                     (retry::place(Some(due), now), Some(&known.tally.retried))
@@ -58,6 +65,7 @@ impl Store {
             places.push((at, counter));
             jobs.push(Job {
                 number: receipt.number,
+                attempts: held.charged - released,
                 held,
                 to,
             });

@@ -10,6 +10,8 @@ use crate::broker::envelope::{Envelope, OURS};
 
 /// Deliveries before the message was published here.
 const ATTEMPTS: &str = "towpath-attempts";
+/// Those up to the last one that ended in an outcome, where that is not all of them.
+const SETTLED: &str = "towpath-settled-attempts";
 /// When the backend first took the message, in milliseconds since 1970.
 const ENQUEUED_AT: &str = "towpath-enqueued-at";
 /// Names of the other headers, where the order is not the alphabet's.
@@ -36,6 +38,7 @@ pub(super) fn read(properties: &BasicProperties, payload: Vec<u8>, now: Timestam
         .timestamp()
         .map(|seconds| seconds.saturating_mul(1_000));
     let id = properties.message_id().as_ref();
+    let attempts = named(ATTEMPTS).and_then(number).map_or(0, clamp);
     Envelope {
         message: Message {
             id: id
@@ -48,7 +51,8 @@ pub(super) fn read(properties: &BasicProperties, payload: Vec<u8>, now: Timestam
                 .or(published.map(Timestamp::from_millis))
                 .unwrap_or(now),
         },
-        attempts: named(ATTEMPTS).and_then(number).map_or(0, clamp),
+        attempts,
+        settled: named(SETTLED).and_then(number).map_or(attempts, clamp),
         errors: match named(ERRORS) {
             Some(AMQPValue::FieldArray(errors)) => {
                 errors.as_slice().iter().filter_map(text).collect()
@@ -78,6 +82,9 @@ pub(super) fn properties(envelope: &Envelope) -> BasicProperties {
     set(ENQUEUED_AT, millis(envelope.message.enqueued_at));
     if envelope.attempts > 0 {
         set(ATTEMPTS, AMQPValue::LongLongInt(envelope.attempts.into()));
+    }
+    if envelope.settled != envelope.attempts {
+        set(SETTLED, AMQPValue::LongLongInt(envelope.settled.into()));
     }
     if !envelope.errors.is_empty() {
         let errors = envelope

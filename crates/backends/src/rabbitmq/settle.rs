@@ -3,12 +3,22 @@
 use std::sync::atomic::Ordering;
 
 use towpath_core::port::queue::{Settlement, Verdict};
-use towpath_core::{Error, Result};
+use towpath_core::{Error, Result, Timestamp};
 
 use crate::broker::hand::stale;
 
 use super::incoming::Held;
 use super::store::{Desk, Known, Store, lock};
+
+/// Where a message goes that is not acked.
+enum To {
+    /// Another attempt at this moment.
+    Retry(Timestamp),
+    /// The same attempt at this moment.
+    Later(Timestamp),
+    /// The dead letters, with the reason.
+    Dead(String),
+}
 
 impl Store {
     pub(super) async fn settle(
@@ -37,40 +47,46 @@ impl Store {
                     known.tally.acked.fetch_add(1, Ordering::Relaxed);
                     done.push((at, held));
                 }
-                Verdict::Release => {
+                Verdict::Release { after } if after.is_zero() => {
                     known.hand(self).release(receipt.number, held);
                     known.news.notify_waiters();
                     outcomes.push((at, Ok(())));
                 }
                 Verdict::DeadLetter { reason } => {
-                    moves.push((at, receipt.number, held, None, reason));
+                    moves.push((at, receipt.number, held, To::Dead(reason)));
                 }
                 Verdict::Retry { error, .. } if held.charged >= attempts => {
-                    moves.push((at, receipt.number, held, None, error));
+                    moves.push((at, receipt.number, held, To::Dead(error)));
                 }
                 Verdict::Retry { after, error } => {
-                    held.envelope.note(&error);
+                    held.fail(&error);
                     let due = self.clock.now().after(after);
-                    moves.push((at, receipt.number, held, Some(due), error));
+                    moves.push((at, receipt.number, held, To::Retry(due)));
+                }
+                Verdict::Release { after } => {
+                    let due = self.clock.now().after(after);
+                    moves.push((at, receipt.number, held, To::Later(due)));
                 }
             }
         }
         let (mut letters, mut underway) = (Vec::new(), Vec::new());
-        for (at, number, mut held, due, text) in moves {
-            let place = match due {
-                Some(_) => {
-                    held.envelope.not_before = due;
-                    self.place_until(known, due).await
+        for (at, number, mut held, to) in moves {
+            let (is_retry, is_release) = (matches!(to, To::Retry(_)), matches!(to, To::Later(_)));
+            let place = match to {
+                To::Retry(due) | To::Later(due) => {
+                    held.envelope.not_before = Some(due);
+                    self.place_until(known, Some(due)).await
                 }
-                None => {
-                    held.envelope.die(&text, self.clock.now());
+                To::Dead(reason) => {
+                    held.envelope.die(&reason, self.clock.now());
                     self.dead_place(known, &desk.open).await
                 }
             };
             match place {
                 Ok(place) => {
-                    letters.push(Self::letter(place, &held));
-                    underway.push((at, number, held, due.is_some()));
+                    let attempts = held.charged - u32::from(is_release);
+                    letters.push(Self::letter_of(place, &held, attempts));
+                    underway.push((at, number, held, is_retry));
                 }
                 Err(error) => {
                     known.hand(self).put_back(number, held);

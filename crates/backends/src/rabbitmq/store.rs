@@ -264,8 +264,13 @@ impl Store {
 
     /// Sends a message on to another queue, or anew into its own, confirmed.
     pub(super) fn letter(to: String, held: &Held) -> Letter {
+        Self::letter_of(to, held, held.charged)
+    }
+
+    /// The same with another number of attempts.
+    pub(super) fn letter_of(to: String, held: &Held, attempts: u32) -> Letter {
         let mut envelope = held.envelope.clone();
-        envelope.attempts = held.charged;
+        envelope.attempts = attempts;
         Letter {
             exchange: String::new(),
             routing_key: to,

@@ -379,7 +379,8 @@ impl Store {
         let deliveries = reply::list(taken)?
             .into_iter()
             .map(|one| {
-                let [number, fence, attempt, id, at, blob, payload] = reply::tuple(one)?;
+                let [number, fence, attempt, id, at, blob, payload, interrupted] =
+                    reply::tuple(one)?;
                 Ok(Delivery {
                     message: message(id, at, blob, payload)?,
                     receipt: Receipt {
@@ -388,6 +389,7 @@ impl Store {
                         fence: reply::number(fence)?,
                     },
                     attempt: attempts_of(attempt)?,
+                    interrupted: reply::number(interrupted)? == 1,
                     lease: request.lease,
                 })
             })
@@ -544,7 +546,7 @@ pub(super) fn add_settlement(call: &mut Call, settlement: &Settlement) {
         Verdict::Ack => ("ack", 0, ""),
         Verdict::Retry { after, error } => ("retry", millis(*after).min(1 << 52), error.as_str()),
         Verdict::DeadLetter { reason } => ("dead", 0, reason.as_str()),
-        Verdict::Release => ("release", 0, ""),
+        Verdict::Release { after } => ("release", millis(*after).min(1 << 52), ""),
     };
     call.arg(number_text(settlement.receipt.number))
         .arg(settlement.receipt.fence)

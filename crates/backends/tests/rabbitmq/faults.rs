@@ -342,7 +342,7 @@ async fn an_ack_of_a_row_covers_nothing_that_is_open() {
     for done in [1, 2, 4, 0] {
         settle(&queue, &held[done], Verdict::Ack).await;
         if done == 2 {
-            settle(&queue, &held[3], Verdict::Release).await;
+            settle(&queue, &held[3], Verdict::RELEASE).await;
         }
     }
     backend.lifecycle.close().await.expect("closed");

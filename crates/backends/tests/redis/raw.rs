@@ -226,7 +226,7 @@ async fn a_consumer_that_leaves_puts_its_deliveries_back_into_the_list() {
     let held = lease(&queue, "one", Duration::ZERO).await;
     let release = Settlement {
         receipt: held[1].receipt.clone(),
-        verdict: Verdict::Release,
+        verdict: Verdict::RELEASE,
     };
     queue.settle(vec![release]).await.expect("settle");
     backend.lifecycle.close().await.expect("close");

@@ -151,8 +151,18 @@ pub enum Verdict {
         /// Why.
         reason: String,
     },
-    /// Given back untouched: ready at once, in its old place, the attempt not counted.
-    Release,
+    /// Given back: the attempt is not counted.
+    Release {
+        /// How long to hold the message back; with zero it is ready at once, in its old place.
+        after: Duration,
+    },
+}
+
+impl Verdict {
+    /// Given back for immediate delivery.
+    pub const RELEASE: Self = Self::Release {
+        after: Duration::ZERO,
+    };
 }
 
 /// A receipt and how its delivery ends.
@@ -291,7 +301,9 @@ pub trait Queue: Send + Sync {
     /// message whose attempts are spent becomes a dead letter instead of
     /// being delivered again. While a message with a key is leased or waits
     /// for its retry, no other message of that key is delivered. A restart of
-    /// the backend makes leased messages ready again.
+    /// the backend makes leased messages ready again. Until a delivery ends in
+    /// a retry or a redrive, one that follows a delivery without an outcome is
+    /// marked [`Delivery::interrupted`].
     ///
     /// - Cancel-safe: a dropped call leases nothing, or its leases expire.
     ///

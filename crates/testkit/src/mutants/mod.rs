@@ -52,6 +52,8 @@ mutants! {
         never_raises_the_attempt FirstAttempt caught by redelivers_after_the_lease_expires;
         redrives_one_too_few RedrivesLess caught by redrives_with_the_same_id_and_fresh_attempts;
         charges_releases ReleaseCharges caught by a_released_delivery_is_not_charged;
+        releases_without_delay ReleaseAtOnce caught by a_release_with_a_delay_is_held_back_and_not_charged;
+        never_says_interrupted NeverInterrupted caught by a_delivery_without_an_outcome_marks_the_next_one;
         forgets_the_dead ForgetsTheDead caught by a_disconnected_consumers_deliveries_come_back_at_once;
         ignores_keys NoKeys caught by delivers_one_message_of_a_key_at_a_time;
         delivers_delayed_at_once NoDelay caught by holds_a_delayed_message_back;

@@ -27,6 +27,8 @@ pub(super) enum Way {
     FirstAttempt,
     RedrivesLess,
     ReleaseCharges,
+    ReleaseAtOnce,
+    NeverInterrupted,
     ForgetsTheDead,
     NoKeys,
     NoDelay,
@@ -146,11 +148,16 @@ impl Queue for Wrong {
             Way::GivesBack => {
                 let given_back = leased.iter().map(|delivery| Settlement {
                     receipt: delivery.receipt.clone(),
-                    verdict: Verdict::Release,
+                    verdict: Verdict::RELEASE,
                 });
                 self.inner.settle(given_back.collect()).await?;
             }
             _ => {}
+        }
+        if self.wrong == Way::NeverInterrupted {
+            leased
+                .iter_mut()
+                .for_each(|delivery| delivery.interrupted = false);
         }
         if self.wrong == Way::FirstAttempt {
             leased.iter_mut().for_each(|delivery| delivery.attempt = 1);
@@ -182,8 +189,11 @@ impl Queue for Wrong {
                         error: reason.clone(),
                     };
                 }
-                (Verdict::Ack, Way::AckReleases) => settlement.verdict = Verdict::Release,
-                (Verdict::Release, Way::ReleaseCharges) => {
+                (Verdict::Release { .. }, Way::ReleaseAtOnce) => {
+                    settlement.verdict = Verdict::RELEASE;
+                }
+                (Verdict::Ack, Way::AckReleases) => settlement.verdict = Verdict::RELEASE,
+                (Verdict::Release { .. }, Way::ReleaseCharges) => {
                     settlement.verdict = Verdict::Retry {
                         after: Duration::ZERO,
                         error: String::new(),

@@ -22,6 +22,8 @@ crate::promises! { Queue:
     one_receipt_settles_once;
     a_disconnected_consumers_deliveries_come_back_at_once;
     a_released_delivery_is_not_charged;
+    a_release_with_a_delay_is_held_back_and_not_charged;
+    a_delivery_without_an_outcome_marks_the_next_one;
     a_retried_delivery_comes_back_with_its_attempt_raised;
     a_retry_waits_for_its_delay;
     every_message_goes_to_one_of_many_consumers;
@@ -98,7 +100,7 @@ async fn refuses_a_stale_receipt(mut world: World) {
     for verdict in [
         Verdict::Ack,
         retry_now(),
-        Verdict::Release,
+        Verdict::RELEASE,
         Verdict::DeadLetter {
             reason: "x".to_owned(),
         },
@@ -197,12 +199,61 @@ async fn a_released_delivery_is_not_charged(mut world: World) {
     let queue = world.queue().await;
     enqueue(&queue, &["one", "two"]).await;
     let held = lease(&queue, 1).await;
-    settle(&queue, &held[0], Verdict::Release)
+    settle(&queue, &held[0], Verdict::RELEASE)
         .await
         .expect("released");
     let again = lease(&queue, 2).await;
     assert_eq!(payloads(&again), ["one", "two"], "in its old place");
     assert_eq!(again[0].attempt, 1);
+}
+
+async fn a_release_with_a_delay_is_held_back_and_not_charged(mut world: World) {
+    let queue = world.queue().await;
+    enqueue(&queue, &["one", "two"]).await;
+    let held = lease(&queue, 1).await;
+    let verdict = Verdict::Release {
+        after: Duration::from_millis(800),
+    };
+    let began = Instant::now();
+    settle(&queue, &held[0], verdict).await.expect("released");
+    let next = lease_as(&queue, "one", 1, LEASE * 10, Duration::from_secs(5)).await;
+    assert_eq!(payloads(&next), ["two"], "it does not block the queue");
+    let again = lease_as(&queue, "one", 1, LEASE * 10, Duration::from_secs(5)).await;
+    assert!(
+        began.elapsed() >= Duration::from_millis(790),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(payloads(&again), ["one"]);
+    assert_eq!((again[0].attempt, again[0].interrupted), (1, false));
+    assert_eq!(stats(&queue).await.retried, 0);
+}
+
+async fn a_delivery_without_an_outcome_marks_the_next_one(mut world: World) {
+    let queue = world.queue().await;
+    enqueue(&queue, &["one"]).await;
+    let again = async || lease_as(&queue, "two", 1, LEASE * 10, Duration::from_secs(5)).await;
+    let first = lease_as(&queue, "dead", 1, LEASE, Duration::ZERO).await;
+    assert!(!first[0].interrupted);
+    let expired = again().await;
+    assert!(expired[0].interrupted, "the lease expired");
+    settle(&queue, &expired[0], Verdict::RELEASE)
+        .await
+        .expect("released");
+    let released = again().await;
+    assert!(released[0].interrupted, "nothing more is known of it");
+    settle(&queue, &released[0], retry_now())
+        .await
+        .expect("retried");
+    let retried = again().await;
+    assert!(!retried[0].interrupted, "the last delivery had an outcome");
+    queue
+        .disconnect(&consumer("two"))
+        .await
+        .expect("disconnect");
+    let disconnected = again().await;
+    assert!(disconnected[0].interrupted, "the consumer was disconnected");
+    assert_eq!(disconnected[0].attempt, 4);
 }
 
 async fn a_retried_delivery_comes_back_with_its_attempt_raised(mut world: World) {

@@ -166,13 +166,13 @@ impl Model {
         let reason = "no".to_owned();
         let verdict = match self.rng.random_range(0..4) {
             0 => Verdict::Ack,
-            1 => Verdict::Release,
+            1 => Verdict::RELEASE,
             2 => Verdict::DeadLetter { reason },
             _ => retry_now(),
         };
         match verdict {
             Verdict::Ack => self.acked += 1,
-            Verdict::Release => _ = self.ready.insert(payload, attempt - 1),
+            Verdict::Release { .. } => _ = self.ready.insert(payload, attempt - 1),
             Verdict::Retry { .. } if attempt < ATTEMPTS => {
                 _ = self.ready.insert(payload, attempt);
             }

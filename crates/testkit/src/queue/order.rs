@@ -87,7 +87,7 @@ async fn a_retry_is_not_overtaken_by_its_key(mut world: World) {
     assert!(lease_now(&queue, 10).await.is_empty(), "a2 waits for a1");
     let held = lease(&queue, 10).await;
     assert_eq!(payloads(&held), ["a1"]);
-    settle(&queue, &held[0], Verdict::Release)
+    settle(&queue, &held[0], Verdict::RELEASE)
         .await
         .expect("released");
     assert_eq!(payloads(&lease(&queue, 10).await), ["a1"]);

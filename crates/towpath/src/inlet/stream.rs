@@ -159,6 +159,7 @@ impl StreamInlet {
                     fence: number,
                 },
                 attempt: entry.attempt.max(1),
+                interrupted: false,
                 lease: self.claim_after,
             };
             state.in_hand.insert(number, entry);
@@ -237,7 +238,7 @@ impl Inlet for StreamInlet {
                     given_up.insert(receipt.number);
                 }
                 Verdict::Retry { after, .. } => returned.push((receipt.number, after, true)),
-                Verdict::Release => returned.push((receipt.number, Duration::ZERO, false)),
+                Verdict::Release { after } => returned.push((receipt.number, after, false)),
             }
             outcomes.push(Ok(()));
         }

@@ -21,6 +21,7 @@ pub(crate) fn delivery(payload: impl Into<Bytes>) -> Delivery {
             fence: 1,
         },
         attempt: 1,
+        interrupted: false,
         lease: Duration::from_secs(30),
     }
 }

@@ -57,7 +57,7 @@ impl PumpMetrics {
             }
             Verdict::Retry { .. } => _ = self.retry.inc(),
             Verdict::DeadLetter { .. } => _ = self.reject.inc(),
-            Verdict::Release => {}
+            Verdict::Release { .. } => {}
         }
     }
 

@@ -7,7 +7,7 @@ use towpath_core::{Delivery, Error, ErrorKind, Message, QueueName, Receipt, Resu
 
 use super::super::log::Class;
 use super::super::record::{Ending, Record};
-use super::super::state::{Entry, Found, Leasing, Place};
+use super::super::state::{Entry, Found, Leased, Leasing, Place};
 use super::super::store::{Inner, Store};
 use super::millis;
 
@@ -17,8 +17,7 @@ const SPENT: &str =
 
 /// What a look for work gave.
 pub(in super::super) struct HandedOut {
-    /// Entries with the fence of their lease.
-    pub(in super::super) leased: Vec<(Entry, u64)>,
+    pub(in super::super) leased: Vec<Leased>,
     /// When something may fall due.
     pub(super) look_again: Option<Duration>,
 }
@@ -60,7 +59,7 @@ impl Store {
         };
         if !leased.is_empty() {
             // Not waited for: a crash within one sync of the lease may forget that this attempt was begun.
-            let numbers = leased.iter().map(|(entry, _)| entry.number).collect();
+            let numbers = leased.iter().map(|leased| leased.entry.number).collect();
             let queue = request.queue.clone();
             self.note(inner, &Record::Leased { queue, numbers })?;
         }
@@ -107,12 +106,17 @@ impl Store {
     pub(in super::super) fn deliveries(
         &self,
         request: &LeaseRequest,
-        leased: Vec<(Entry, u64)>,
+        leased: Vec<Leased>,
     ) -> Result<Vec<Delivery>> {
-        let places: Vec<Place> = leased.iter().map(|(entry, _)| entry.place).collect();
+        let places: Vec<Place> = leased.iter().map(|leased| leased.entry.place).collect();
         let mut deliveries = Vec::with_capacity(leased.len());
         let (mut unread, mut passing) = (Vec::new(), None);
-        for ((entry, fence), message) in leased.into_iter().zip(self.read_back(&places)) {
+        for (leased, message) in leased.into_iter().zip(self.read_back(&places)) {
+            let Leased {
+                entry,
+                fence,
+                interrupted,
+            } = leased;
             match message.or_else(|error| self.read_moved(&request.queue, &entry, error)) {
                 Ok(message) => deliveries.push(Delivery {
                     message,
@@ -122,6 +126,7 @@ impl Store {
                         fence,
                     },
                     attempt: entry.attempts,
+                    interrupted,
                     lease: request.lease,
                 }),
                 Err(error) => {

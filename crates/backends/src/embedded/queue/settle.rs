@@ -77,7 +77,10 @@ impl Store {
                 .is_spent(state.attempts(receipt.number));
             let ending = match verdict {
                 Verdict::Ack => Ending::Ack,
-                Verdict::Release => Ending::Release,
+                Verdict::Release { after } if after.is_zero() => Ending::Release,
+                Verdict::Release { after } => Ending::Defer {
+                    due: now.after(*after),
+                },
                 Verdict::DeadLetter { reason } => Ending::Dead {
                     reason: reason.as_str().into(),
                 },

@@ -18,8 +18,10 @@ use towpath_core::{ExchangeName, QueueName, Result, StreamName, Timestamp};
 
 pub(super) use kv::{Changes, Content, FieldsSet, KvState, Plan, Slot};
 pub(super) use limits::Limits;
-pub(super) use queue::{Dead, Entry, Found, Leasing, Place, QueueState, Standing};
+pub(super) use queue::{Dead, Entry, Found, Leased, Leasing, Place, QueueState, Standing};
 pub(super) use stream::{GroupState, Handed, StreamState, Taking, offset};
+
+use queue::Mark;
 
 use super::log::Position;
 use super::record::Record;
@@ -220,7 +222,13 @@ impl State {
     }
 
     pub(super) fn encode(&self) -> Result<Vec<u8>> {
-        postcard::to_extend(self, Vec::new()).map_err(|error| {
+        let marks: BTreeMap<&QueueName, Vec<Mark>> = self
+            .queues
+            .iter()
+            .map(|(name, queue)| (name, queue.marks()))
+            .filter(|(_, marks)| !marks.is_empty())
+            .collect();
+        postcard::to_extend(&(self, marks), Vec::new()).map_err(|error| {
             towpath_core::Error::invalid("the state cannot be encoded").with_source(error)
         })
     }
@@ -232,11 +240,17 @@ impl State {
             // It ends before the streams, of which there were none.
             bytes.to_mut().push(0);
         }
-        let mut state: Self = postcard::from_bytes(&bytes).map_err(|error| {
+        if version < 3 {
+            // It has no marks.
+            bytes.to_mut().push(0);
+        }
+        let decoded: Result<(Self, BTreeMap<QueueName, Vec<Mark>>), _> =
+            postcard::from_bytes(&bytes);
+        let (mut state, mut marks) = decoded.map_err(|error| {
             towpath_core::Error::corrupt("a checkpoint cannot be decoded").with_source(error)
         })?;
-        for queue in state.queues.values_mut() {
-            queue.rebuild();
+        for (name, queue) in &mut state.queues {
+            queue.rebuild(marks.remove(name).unwrap_or_default());
         }
         for stream in state.streams.values_mut() {
             stream.rebuild();

@@ -36,6 +36,8 @@ local function hand_out(number, record, payload)
       payloads[#payloads + 1] = number
       payloads[#payloads + 1] = payload
     end
+    record[SETTLED] = record[SETTLED] or record[ATTEMPTS]
+    local interrupted = record[ATTEMPTS] > record[SETTLED] and 1 or 0
     record[ATTEMPTS], record[FENCE], record[CONSUMER] = record[ATTEMPTS] + 1, next_ticket(q), consumer
     records[#records + 1] = number
     records[#records + 1] = cmsgpack.pack(record)
@@ -44,7 +46,7 @@ local function hand_out(number, record, payload)
     payload = payload or call('HGET', q.payloads, number)
     bytes = bytes + #payload
     taken[#taken + 1] = {
-      number, text(record[FENCE]), record[ATTEMPTS], record[ID], record[AT], record[BLOB], payload,
+      number, text(record[FENCE]), record[ATTEMPTS], record[ID], record[AT], record[BLOB], payload, interrupted,
     }
   end
 end

@@ -22,7 +22,8 @@ local STEP = 1000
 local PIECE, ENOUGH_BYTES = 16, 32 * 1024 * 1024
 
 -- Fields of a record.
-local ID, AT, ATTEMPTS, FENCE, EXPIRES, KEY, BLOB, CONSUMER = 1, 2, 3, 4, 5, 6, 7, 8
+-- SETTLED: attempts up to the last one that ended in an outcome; absent until a message is first leased.
+local ID, AT, ATTEMPTS, FENCE, EXPIRES, KEY, BLOB, CONSUMER, SETTLED = 1, 2, 3, 4, 5, 6, 7, 8, 9
 
 -- Exact up to 2^53, where `tostring` rounds.
 local function text(number) return string.format('%.0f', number) end

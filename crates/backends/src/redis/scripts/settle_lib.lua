@@ -20,6 +20,15 @@ local function held(q, number, fence)
   return nil
 end
 
+-- Ready after a delay in milliseconds.
+local function hold_back(q, number, after)
+  if after > 0 then
+    call('ZADD', q.delayed, now + after, number)
+  else
+    give_back(q, number)
+  end
+end
+
 local function finish(q, one, record, place)
   local number = one.number
   call('ZREM', place, number)
@@ -31,7 +40,7 @@ local function finish(q, one, record, place)
   elseif one.verdict == 'release' then
     record[ATTEMPTS] = record[ATTEMPTS] - 1
     keep(q, number, record)
-    give_back(q, number)
+    hold_back(q, number, one.after)
   elseif one.verdict == 'dead' or spent then
     bury(q, number, record, one.text)
   else
@@ -39,12 +48,9 @@ local function finish(q, one, record, place)
     errors.history[#errors.history + 1] = string.sub(one.text, 1, HISTORY_BYTES)
     if #errors.history > HISTORY then table.remove(errors.history, 1) end
     call('HSET', q.errors, number, cmsgpack.pack(errors))
+    record[SETTLED] = record[ATTEMPTS]
     keep(q, number, record)
-    if one.after > 0 then
-      call('ZADD', q.delayed, now + one.after, number)
-    else
-      give_back(q, number)
-    end
+    hold_back(q, number, one.after)
     count(q, 'retried', 1)
   end
 end

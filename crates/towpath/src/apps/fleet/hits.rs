@@ -161,7 +161,7 @@ impl Hits {
                 let verdict = tokio::select! {
                     verdict = self.deliver(&delivery) => verdict?,
                     // It is done again by the next process.
-                    () = stop.nearly_over(Duration::from_secs(1)) => Verdict::Release,
+                    () = stop.nearly_over(Duration::from_secs(1)) => Verdict::RELEASE,
                 };
                 if verdict == Verdict::Ack {
                     stop.account.add("tasks", 1);
@@ -204,7 +204,7 @@ impl Hits {
             ..stored.task.clone()
         };
         if !self.tasks.change(&stored, &running).await? {
-            return Ok(Verdict::Release);
+            return Ok(Verdict::RELEASE);
         }
         let Some(stored) = self.tasks.find(id).await? else {
             return Ok(Verdict::Ack);

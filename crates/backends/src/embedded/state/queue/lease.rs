@@ -18,10 +18,18 @@ pub(in super::super::super) struct Leasing<'a> {
     pub(in super::super::super) now: Timestamp,
 }
 
+/// A message that was handed out.
+#[derive(Debug)]
+pub(in super::super::super) struct Leased {
+    pub(in super::super::super) entry: Entry,
+    pub(in super::super::super) fence: u64,
+    pub(in super::super::super) interrupted: bool,
+}
+
 /// What a lease found.
 #[derive(Debug, Default)]
 pub(in super::super::super) struct Found {
-    pub(in super::super::super) leased: Vec<(Entry, u64)>,
+    pub(in super::super::super) leased: Vec<Leased>,
     /// Their attempts are spent: to be given up.
     pub(in super::super::super) spent: Vec<u64>,
     /// Their time has passed: to be dropped.
@@ -60,11 +68,16 @@ impl QueueState {
                     fence: *fence,
                     consumer: leasing.consumer.clone(),
                 });
-                held.entry.attempts += 1;
+                let interrupted = held.is_interrupted();
+                held.begin();
                 held.standing = Standing::Leased {
                     deadline: leasing.deadline,
                 };
-                found.leased.push((held.entry, *fence));
+                found.leased.push(Leased {
+                    entry: held.entry,
+                    fence: *fence,
+                    interrupted,
+                });
                 self.hold(held);
             }
         }
@@ -97,7 +110,7 @@ impl QueueState {
     pub(in super::super) fn note_leased(&mut self, numbers: &[u64]) {
         for number in numbers {
             if let Some(mut held) = self.detach(*number) {
-                held.entry.attempts += 1;
+                held.begin();
                 held.standing = Standing::Ready;
                 self.hold(held);
             }
@@ -170,6 +183,17 @@ impl QueueState {
         theirs.len() as u64
     }
 
+    /// Holds a message back with its key reserved.
+    fn wait_until(&mut self, due: Timestamp, at: Timestamp, mut held: Held) {
+        held.standing = if due > at {
+            Standing::Delayed(due)
+        } else {
+            Standing::Ready
+        };
+        self.reserve_key(held.entry.key, held.entry.number);
+        self.hold(held);
+    }
+
     pub(in super::super) fn settle(&mut self, number: u64, ending: &Ending<'_>, at: Timestamp) {
         let Some(mut held) = self.detach(number) else {
             return;
@@ -190,13 +214,12 @@ impl QueueState {
             Ending::Retry { due, error } => {
                 self.counters.retried += 1;
                 held.remember(error);
-                held.standing = if *due > at {
-                    Standing::Delayed(*due)
-                } else {
-                    Standing::Ready
-                };
-                self.reserve_key(held.entry.key, number);
-                self.hold(held);
+                held.settled = held.entry.attempts;
+                self.wait_until(*due, at, held);
+            }
+            Ending::Defer { due } => {
+                held.entry.attempts = held.entry.attempts.saturating_sub(1);
+                self.wait_until(*due, at, held);
             }
             Ending::Dead { reason } => {
                 self.free_key_of(held.entry.key, number);

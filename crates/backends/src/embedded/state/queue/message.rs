@@ -71,6 +71,20 @@ pub(in super::super::super) struct Held {
     pub(super) lease: Option<Lease>,
     /// Errors so far, oldest first.
     pub(in super::super::super) history: Vec<String>,
+    /// Attempts up to the last one that ended in an outcome.
+    #[serde(skip)]
+    pub(super) settled: u32,
+    /// Whether it was ever handed out.
+    #[serde(skip)]
+    pub(super) was_leased: bool,
+}
+
+/// What a checkpoint says of a message beside [`Held`], where the attempts alone do not tell.
+#[derive(Debug, Serialize, Deserialize)]
+pub(in super::super) struct Mark {
+    pub(super) number: u64,
+    pub(super) settled: u32,
+    pub(super) was_leased: bool,
 }
 
 /// A message that was given up.
@@ -89,7 +103,20 @@ impl Held {
             standing: Standing::Ready,
             lease: None,
             history: Vec::new(),
+            settled: entry.attempts,
+            was_leased: false,
         }
+    }
+
+    /// Whether the last delivery ended without an outcome.
+    pub(super) const fn is_interrupted(&self) -> bool {
+        self.entry.attempts > self.settled
+    }
+
+    /// Counts a delivery.
+    pub(super) const fn begin(&mut self) {
+        self.entry.attempts += 1;
+        self.was_leased = true;
     }
 
     pub(super) fn remember(&mut self, error: &str) {

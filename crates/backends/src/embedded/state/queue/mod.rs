@@ -24,8 +24,9 @@ use super::super::log::Position;
 use super::super::record::Arrival;
 use super::dedup::Dedup;
 use keys::KeyLine;
-pub(in super::super) use lease::{Found, Leasing};
+pub(in super::super) use lease::{Found, Leased, Leasing};
 use message::Held;
+pub(super) use message::Mark;
 pub(in super::super) use message::{Dead, Entry, Place, Standing};
 
 /// A consumer counts for this long after it asked for work.
@@ -82,14 +83,38 @@ impl QueueState {
         }
     }
 
+    /// What a checkpoint has to say beside this.
+    pub(super) fn marks(&self) -> Vec<Mark> {
+        let held = self.held.iter().map(|(number, held)| Mark {
+            number: *number,
+            settled: held.settled,
+            was_leased: held.was_leased,
+        });
+        let attempts = |mark: &Mark| self.held[&mark.number].entry.attempts;
+        held.filter(|mark| {
+            mark.settled != attempts(mark) || mark.was_leased != (attempts(mark) > 0)
+        })
+        .collect()
+    }
+
     /// Makes the indexes that a checkpoint leaves out.
-    pub(super) fn rebuild(&mut self) {
+    pub(super) fn rebuild(&mut self, marks: Vec<Mark>) {
+        for held in self.held.values_mut() {
+            held.settled = held.entry.attempts;
+            held.was_leased = held.entry.attempts > 0;
+        }
+        for mark in marks {
+            if let Some(held) = self.held.get_mut(&mark.number) {
+                held.settled = mark.settled;
+                held.was_leased = mark.was_leased;
+            }
+        }
         for (number, held) in std::mem::take(&mut self.held) {
             // Whoever held it is gone with the process.
             let standing = match held.standing {
                 Standing::Delayed(due) => {
-                    // What waits for its retry keeps its key; what was never tried has none to keep.
-                    if held.entry.attempts > 0 {
+                    // What waits for its retry keeps its key; what was never leased has none to keep.
+                    if held.was_leased {
                         self.reserve_key(held.entry.key, number);
                     }
                     Standing::Delayed(due)

@@ -29,7 +29,7 @@ fn lease(queue: &mut QueueState, now: Timestamp, committed: Position) -> Vec<u64
         now,
     };
     let leased = queue.lease(&mut 0, &leasing).leased;
-    leased.iter().map(|(entry, _)| entry.number).collect()
+    leased.iter().map(|leased| leased.entry.number).collect()
 }
 
 #[test]

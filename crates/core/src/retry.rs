@@ -7,10 +7,12 @@ use serde::{Deserialize, Serialize};
 
 /// How a failed delivery is tried again.
 ///
-/// The delay before attempt `n + 1` is drawn evenly from zero to
-/// `min(max, first × 2^(n-1))`: exponential backoff with full jitter.
+/// The delay before attempt `n + 1` is drawn evenly from half of
+/// `min(max, first × 2^(n-1))` to all of it: exponential backoff with equal
+/// jitter, so that a number of attempts stands for a least span of time.
 ///
-/// Source: AWS Architecture Blog, "Exponential Backoff And Jitter".
+/// Source: AWS Architecture Blog, "Exponential Backoff And Jitter"; Standard
+/// Webhooks, "Retries", for a default that spans more than a day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     /// Attempts in all, the first included; 1 or more. After the last one the message is a dead letter.
@@ -24,9 +26,9 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
-            attempts: 10,
+            attempts: 25,
             first: Duration::from_secs(1),
-            max: Duration::from_secs(300),
+            max: Duration::from_secs(6 * 60 * 60),
         }
     }
 }
@@ -55,7 +57,21 @@ impl Policy {
     /// A delay drawn for attempt number `attempt`.
     pub fn next_delay(&self, attempt: u32, rng: &mut impl Rng) -> Duration {
         let longest = u64::try_from(self.longest_delay(attempt).as_millis()).unwrap_or(u64::MAX);
-        Duration::from_millis(rng.random_range(0..=longest))
+        Duration::from_millis(rng.random_range(longest / 2..=longest))
+    }
+
+    /// The least time between the first attempt and the last one.
+    pub fn span(&self) -> Duration {
+        let mut span = Duration::ZERO;
+        for attempt in 1..self.attempts {
+            let delay = self.longest_delay(attempt);
+            if delay == self.max {
+                let rest = self.attempts - attempt;
+                return span.saturating_add((delay / 2).saturating_mul(rest));
+            }
+            span += delay / 2;
+        }
+        span
     }
 }
 
@@ -77,12 +93,21 @@ mod tests {
     }
 
     #[test]
-    fn a_drawn_delay_never_passes_the_longest() {
+    fn the_default_policy_spans_a_day() {
+        let policy = Policy::default();
+        let shortest = (1..policy.attempts).map(|attempt| policy.longest_delay(attempt) / 2);
+        assert_eq!(policy.span(), shortest.sum());
+        assert!(policy.span() >= Duration::from_secs(24 * 60 * 60));
+    }
+
+    #[test]
+    fn a_drawn_delay_is_between_half_of_the_longest_and_all_of_it() {
         let policy = Policy::forever(Duration::from_millis(10), Duration::from_secs(1));
         for attempt in [1, 2, 7, 40, u32::MAX] {
             let delay = policy.next_delay(attempt, &mut rand::rng());
+            let longest = policy.longest_delay(attempt);
             assert!(
-                delay <= policy.longest_delay(attempt),
+                (longest / 2..=longest).contains(&delay),
                 "attempt {attempt}: {delay:?}"
             );
         }

@@ -149,7 +149,7 @@ const BROKEN: &[Broken] = &[
         &[("towpath.toml:2:15", "take one consumer")],
     ),
     (
-        "[ingest.worker.retry]\nfirst = \"10m\"",
+        "[ingest.worker.retry]\nfirst = \"10h\"",
         &[],
         &[(
             "towpath.toml:2:9",

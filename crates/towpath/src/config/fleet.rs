@@ -126,7 +126,14 @@ pub(super) const KEYS: &[Key] = &[
         Kind::Integer(0, 1_000),
         Some("3"),
         &["WORKER_RETRY_MAX"],
-        "How often a hit is tried again that got no answer, or 408, 429 or 5xx.",
+        "How often a hit is tried again that was answered with 408 or 5xx. No answer, 429, 502, 503 and 504 are conditions of the destination: they cost no attempt before `fleet.worker.unavailable_timeout`.",
+    ),
+    key(
+        "fleet.worker.unavailable_timeout",
+        Kind::Duration(0, 24 * HOUR),
+        Some("1h"),
+        &[],
+        "How long a task waits for an unavailable destination before its failures count as attempts.",
     ),
     key(
         "fleet.worker.concurrency",
@@ -255,6 +262,7 @@ impl Fleet {
                     .saturating_add(1),
                 body: usize::try_from(values.size("fleet.worker.max_body")).unwrap_or(usize::MAX),
                 timeout: values.duration("fleet.worker.timeout"),
+                patience: values.duration("fleet.worker.unavailable_timeout"),
             },
             allow: list("fleet.worker.allow"),
             callback_secrets: words("fleet.worker.callback.secrets"),

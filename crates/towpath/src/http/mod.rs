@@ -1,5 +1,6 @@
 //! The HTTP edge: an accept loop with deadlines, limits before work, errors with the caller's half of the story.
 
+pub mod answer;
 pub mod body;
 mod client;
 mod connection;

@@ -1,14 +1,17 @@
-//! The loop over the real queue, with sinks that do what sinks do at their worst.
+//! The loop over the real queue, with sinks and handlers that do what they do at their worst.
+
+mod each;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 use towpath_core::backend::Backend;
 use towpath_core::port::Queue;
-use towpath_core::port::queue::{LeaseRequest, Settings, Stats};
-use towpath_core::{ConsumerId, NewMessage, QueueName, SystemClock};
+use towpath_core::port::queue::{LeaseRequest, Settings, Settlement, Stats};
+use towpath_core::{ConsumerId, Error, NewMessage, QueueName, SystemClock};
 
 use super::*;
 use crate::inlet::QueueInlet;
@@ -48,6 +51,7 @@ struct Rig {
     name: QueueName,
     metrics: Metrics,
     lease: Duration,
+    alone: Alone,
     _folder: tempfile::TempDir,
 }
 
@@ -79,6 +83,7 @@ impl Rig {
             name,
             metrics: Metrics::new(),
             lease: Duration::from_secs(30),
+            alone: Alone::default(),
             _folder: folder,
         }
     }
@@ -91,6 +96,20 @@ impl Rig {
     }
 
     fn pump(&self, consumer: &str, sink: impl Sink + 'static) -> Pump {
+        self.pump_of(consumer, Work::Batches(Arc::new(sink), 100))
+    }
+
+    /// A pump that hands messages to a handler one by one.
+    fn messages(&self, consumer: &str, handler: impl Handler + 'static, in_flight: usize) -> Pump {
+        let handling = Handling {
+            handler: Arc::new(handler),
+            in_flight,
+            alone: self.alone.clone(),
+        };
+        self.pump_of(consumer, Work::Messages(handling))
+    }
+
+    fn pump_of(&self, consumer: &str, work: Work) -> Pump {
         Pump {
             inlet: Arc::new(QueueInlet::new(
                 Arc::clone(&self.queue),
@@ -98,9 +117,8 @@ impl Rig {
                 ConsumerId::new(consumer).unwrap(),
                 self.lease,
             )),
-            sink: Arc::new(sink),
+            work,
             sink_name: "script",
-            batch: 100,
             retry: retry::Policy::forever(Duration::ZERO, Duration::ZERO),
             pause: Duration::ZERO,
             metrics: PumpMetrics::new(&self.metrics, "jobs", Arc::new(SystemClock::new())),
@@ -131,6 +149,13 @@ impl Rig {
         let (_, ended) = tokio::join!(watch, running);
         ended.unwrap();
         stop.account.counts().into_iter().collect()
+    }
+}
+
+fn set_batch(pump: &mut Pump, max: usize) {
+    match &mut pump.work {
+        Work::Batches(_, most) => *most = max,
+        Work::Messages(handling) => handling.in_flight = max,
     }
 }
 
@@ -367,7 +392,7 @@ async fn several_consumers_keep_the_order_of_a_key() {
                 }
             }),
         );
-        pump.batch = 7;
+        set_batch(&mut pump, 7);
         pump
     });
     let keyed = (0..200).map(|number| {
@@ -404,7 +429,7 @@ async fn a_batch_of_one_is_one_in_order() {
             async move { Ok(done(&batch)) }
         }),
     );
-    pump.batch = 1;
+    set_batch(&mut pump, 1);
     rig.send(messages(&["one", "two", "three"])).await;
     rig.run_until(vec![pump], |stats| stats.acked == 3).await;
     assert_eq!(*written.lock().unwrap(), [["one"], ["two"], ["three"]]);

@@ -1,22 +1,22 @@
 //! A command per message: the payload on its standard input.
 
+use std::collections::HashSet;
+use std::io;
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::stream::{self, StreamExt};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStderr, Command};
-use towpath_core::port::Sink;
-use towpath_core::port::sink::Outcome;
+use towpath_core::port::sink::{Cause, Outcome};
 use towpath_core::{Delivery, Error, Message, Result};
+
+use crate::pump::{Destination, Handler};
 
 /// What every variable that the command gets begins with.
 pub const VARIABLE_PREFIX: &str = "TOWPATH_MESSAGE_";
-
-/// Commands under way at once, of one batch.
-const CONCURRENCY: usize = 16;
 
 /// Says that the message itself is wrong. Source: sysexits.h, `EX_DATAERR`.
 const DATA_ERROR: i32 = 65;
@@ -24,61 +24,110 @@ const DATA_ERROR: i32 = 65;
 /// What is kept of standard error.
 const ERROR_BYTES: usize = 4096;
 
+/// Time between the request to end and the kill, of a command that took too long.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// How long standard error is listened to after a command that failed: what it left behind may hold it open for ever.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
-/// Starts the program for each message, at most 16 at once.
+/// Starts the program for each message.
 ///
 /// The variables are `TOWPATH_MESSAGE_ID`, `_QUEUE`, `_ATTEMPT`, `_ENQUEUED_AT`, `_KEY` when it has one, and
 /// `TOWPATH_MESSAGE_HEADER_…` for each header: `…_HEADER_CONTENT_TYPE`.
 ///
-/// Exit 0 is done, 65 gives the message up, anything else tries again, with
-/// the last line of standard error as the reason. What a command leaves running in the background
-/// is not waited for. At least once: a crash between the
+/// Exit 0 is done, 65 makes the message a dead letter, anything else tries again, with
+/// the last line of standard error as the reason. A program that cannot be started is a condition of the program, and
+/// no message is charged. What a command leaves running in the background
+/// is not waited for. A command that takes too long, or that a stop cuts off, gets SIGTERM, and SIGKILL two to three
+/// seconds later, with all its children. At least once: a crash between the
 /// command's end and the ack runs it again, with the same message id.
 #[derive(Debug)]
 pub struct CommandSink {
     program: Vec<String>,
     timeout: Duration,
+    destination: Destination,
+    /// Process groups under way; `None` once they were told to end.
+    running: Mutex<Option<HashSet<Pid>>>,
 }
 
 impl CommandSink {
-    /// A sink that runs `program` with its arguments, each for at most `timeout`; then it is killed with all its children.
+    /// A sink that runs `program` with its arguments, each for at most `timeout`. `destination` makes the program's state
+    /// of its name.
     ///
     /// # Errors
     /// `Invalid` without a program.
-    pub fn new(program: Vec<String>, timeout: Duration) -> Result<Self> {
-        if program.first().is_none_or(String::is_empty) {
+    pub fn new(
+        program: Vec<String>,
+        timeout: Duration,
+        destination: impl FnOnce(String) -> Destination,
+    ) -> Result<Self> {
+        let Some(name) = program.first().filter(|name| !name.is_empty()) else {
             return Err(Error::invalid("a command sink needs a program"));
-        }
-        Ok(Self { program, timeout })
+        };
+        Ok(Self {
+            destination: destination(name.clone()),
+            program,
+            timeout,
+            running: Mutex::new(Some(HashSet::new())),
+        })
     }
 
-    /// What became of one message; an error when its command could not even be started.
-    async fn run(&self, delivery: &Delivery) -> Result<Outcome> {
+    /// What became of one message.
+    async fn run(&self, delivery: &Delivery) -> Outcome {
         let variables = variables(delivery);
         if let Some((name, _)) = variables
             .iter()
             .find(|(_, value)| value.as_bytes().contains(&0))
         {
             let reason = format!("`{name}` would hold a NUL, which no variable can");
-            return Ok(Outcome::Reject { reason });
+            return Outcome::Reject { reason };
         }
-        let mut child = self.start(variables)?;
-        let mut group = Group::of(&child);
-        let finished = finish(&mut child, &delivery.message);
-        let outcome = match tokio::time::timeout(self.timeout, finished).await {
+        let mut child = match self.start(variables) {
+            Ok(child) => child,
+            Err(error) => return self.not_started(&error),
+        };
+        let mut group = Group::of(&child, &self.running);
+        let mut finished = Box::pin(finish(&mut child, &delivery.message));
+        let outcome = match tokio::time::timeout(self.timeout, &mut finished).await {
             Ok(outcome) => outcome,
-            // Killed by the guard.
             Err(_) => {
-                return Ok(retry(format!("not finished within {:?}", self.timeout)));
+                group.terminate();
+                tokio::time::timeout(GRACE, finished).await.ok();
+                // Killed by the guard, if it is still there.
+                return retry(format!("not finished within {:?}", self.timeout));
             }
         };
-        group.0 = None;
-        Ok(outcome)
+        group.leader = None;
+        if self.is_hurried() && !matches!(outcome, Outcome::Done) {
+            return Outcome::Unavailable {
+                cause: Cause::Deferred,
+                after: Some(Duration::ZERO),
+                error: "ended by the stop of the process".to_owned(),
+            };
+        }
+        outcome
     }
 
-    fn start(&self, variables: Vec<(String, String)>) -> Result<Child> {
+    /// Whether commands under way were told to end.
+    fn is_hurried(&self) -> bool {
+        lock(&self.running).is_none()
+    }
+
+    /// Variables that no program can be started with are the message's; everything else is the program's.
+    fn not_started(&self, error: &io::Error) -> Outcome {
+        let text = format!("`{}` cannot be started: {error}", self.program[0]);
+        if error.kind() == io::ErrorKind::ArgumentListTooLong {
+            let reason = format!("{text}; key and headers must fit into the environment");
+            return Outcome::Reject { reason };
+        }
+        Outcome::Unavailable {
+            cause: Cause::Unreachable,
+            after: None,
+            error: text,
+        }
+    }
+
+    fn start(&self, variables: Vec<(String, String)>) -> io::Result<Child> {
         Command::new(&self.program[0])
             .args(&self.program[1..])
             .envs(variables)
@@ -89,30 +138,51 @@ impl CommandSink {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| {
-                Error::unavailable(format!("`{}` cannot be started", self.program[0]))
-                    .with_source(error)
-            })
     }
 }
 
 /// The process group of a running command, killed when dropped: a delivery that is cut short leaves nothing running.
-struct Group(Option<Pid>);
+struct Group<'a> {
+    leader: Option<Pid>,
+    id: Option<Pid>,
+    running: &'a Mutex<Option<HashSet<Pid>>>,
+}
 
-impl Group {
-    fn of(leader: &Child) -> Self {
+impl<'a> Group<'a> {
+    fn of(leader: &Child, running: &'a Mutex<Option<HashSet<Pid>>>) -> Self {
         let id = leader.id().and_then(|id| i32::try_from(id).ok());
-        Self(id.and_then(Pid::from_raw))
+        let id = id.and_then(Pid::from_raw);
+        if let (Some(running), Some(id)) = (&mut *lock(running), id) {
+            running.insert(id);
+        }
+        Self {
+            leader: id,
+            id,
+            running,
+        }
+    }
+
+    fn terminate(&self) {
+        if let Some(leader) = self.leader {
+            // Already gone is what we want.
+            kill_process_group(leader, Signal::TERM).ok();
+        }
     }
 }
 
-impl Drop for Group {
+impl Drop for Group<'_> {
     fn drop(&mut self) {
-        if let Some(leader) = self.0 {
-            // Already gone is what we want.
+        if let (Some(running), Some(id)) = (&mut *lock(self.running), self.id) {
+            running.remove(&id);
+        }
+        if let Some(leader) = self.leader {
             kill_process_group(leader, Signal::KILL).ok();
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn variables(delivery: &Delivery) -> Vec<(String, String)> {
@@ -206,25 +276,19 @@ const fn retry(error: String) -> Outcome {
 }
 
 #[async_trait]
-impl Sink for CommandSink {
-    async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Outcome>> {
-        let runs: Vec<_> = batch.iter().map(|delivery| self.run(delivery)).collect();
-        let mut ended: Vec<Result<Outcome>> =
-            stream::iter(runs).buffered(CONCURRENCY).collect().await;
-        // Nothing ran: it is the program and not the messages.
-        if ended.iter().all(Result::is_err)
-            && let Some(Err(error)) = ended.pop()
-        {
-            return Err(error);
-        }
-        Ok(ended
-            .into_iter()
-            .map(|ended| ended.unwrap_or_else(|error| retry(error.chain())))
-            .collect())
+impl Handler for CommandSink {
+    async fn handle(&self, delivery: &Delivery) -> Outcome {
+        self.run(delivery).await
     }
 
-    async fn close(&self) -> Result<()> {
-        Ok(())
+    fn destination(&self) -> Option<&Destination> {
+        Some(&self.destination)
+    }
+
+    fn hurry(&self) {
+        for leader in lock(&self.running).take().into_iter().flatten() {
+            kill_process_group(leader, Signal::TERM).ok();
+        }
     }
 }
 
@@ -235,19 +299,15 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::sink::testing::delivery;
+    use crate::sink::testing::{delivery, destination};
 
     fn shell(script: &str, timeout: Duration) -> CommandSink {
-        CommandSink::new(["sh", "-c", script].map(String::from).to_vec(), timeout).unwrap()
+        let program = ["sh", "-c", script].map(String::from).to_vec();
+        CommandSink::new(program, timeout, destination).unwrap()
     }
 
     async fn outcome(script: &str, timeout: Duration) -> Outcome {
-        let mut outcomes = shell(script, timeout)
-            .deliver(&[delivery("x")])
-            .await
-            .unwrap();
-        assert_eq!(outcomes.len(), 1);
-        outcomes.remove(0)
+        shell(script, timeout).handle(&delivery("x")).await
     }
 
     const LONG: Duration = Duration::from_secs(60);
@@ -283,27 +343,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn at_most_sixteen_run_at_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let running = folder.path().join("running");
-        fs::create_dir(&running).unwrap();
-        let (running, counts) = (running.display(), folder.path().join("counts"));
-        let script = format!(
-            "touch {running}/$$; ls {running} | wc -l >> {}; sleep 0.2; rm {running}/$$",
-            counts.display()
-        );
-        let batch: Vec<_> = (0..40).map(|_| delivery("x")).collect();
-        let outcomes = shell(&script, LONG).deliver(&batch).await.unwrap();
-        assert_eq!(outcomes, vec![Outcome::Done; 40]);
-        let most = fs::read_to_string(counts)
-            .unwrap()
-            .lines()
-            .map(|count| count.trim().parse::<usize>().unwrap())
-            .max();
-        assert!((2..=CONCURRENCY).contains(&most.unwrap()), "{most:?}");
-    }
-
-    #[tokio::test]
     async fn the_command_sees_what_travels_beside_the_payload() {
         let folder = tempfile::tempdir().unwrap();
         let seen = folder.path().join("seen");
@@ -316,10 +355,7 @@ mod tests {
             "(env | grep ^TOWPATH_MESSAGE_ | sort; cat) > {}",
             seen.display()
         );
-        shell(&script, LONG)
-            .deliver(&[delivery.clone()])
-            .await
-            .unwrap();
+        shell(&script, LONG).handle(&delivery).await;
         let expected = [
             "ATTEMPT=3",
             "ENQUEUED_AT=1970-01-01T00:00:00.000Z",
@@ -335,47 +371,40 @@ mod tests {
 
         delivery.message.headers.set("x-nul", "a\0b");
         assert_eq!(
-            shell("true", LONG).deliver(&[delivery]).await.unwrap(),
-            [Outcome::Reject {
+            shell("true", LONG).handle(&delivery).await,
+            Outcome::Reject {
                 reason: "`TOWPATH_MESSAGE_HEADER_X_NUL` would hold a NUL, which no variable can"
                     .to_owned()
-            }]
+            }
         );
     }
 
     #[tokio::test]
-    async fn a_program_that_cannot_start_charges_nobody() {
-        let sink = CommandSink::new(vec!["/nowhere/at/all".to_owned()], LONG).unwrap();
-        let error = sink
-            .deliver(&[delivery("x"), delivery("y")])
-            .await
-            .unwrap_err();
+    async fn a_program_that_cannot_start_is_a_condition_of_the_program() {
+        let program = vec!["/nowhere/at/all".to_owned()];
+        let sink = CommandSink::new(program, LONG, destination).unwrap();
+        let outcome = sink.handle(&delivery("x")).await;
+        let Outcome::Unavailable { cause, error, .. } = outcome else {
+            panic!("{outcome:?}")
+        };
+        assert_eq!(cause, Cause::Unreachable);
         assert!(
-            error
-                .chain()
-                .starts_with("`/nowhere/at/all` cannot be started: "),
-            "{error:?}"
+            error.starts_with("`/nowhere/at/all` cannot be started: "),
+            "{error}"
         );
-        assert!(CommandSink::new(Vec::new(), LONG).is_err());
+        assert!(CommandSink::new(Vec::new(), LONG, destination).is_err());
     }
 
     #[tokio::test]
-    async fn one_that_cannot_start_leaves_the_others_what_they_are() {
-        // Too large for any environment: this one command cannot be started.
+    async fn a_message_that_no_program_can_be_started_with_is_a_dead_letter() {
+        // Too large for any environment.
         let mut heavy = delivery("heavy");
         heavy.message.headers.set("x", "x".repeat(1 << 20));
-        let outcomes = shell("exit 65", LONG)
-            .deliver(&[delivery("x"), heavy, delivery("y")])
-            .await
-            .unwrap();
-        let reject = Outcome::Reject {
-            reason: "exit status: 65".to_owned(),
+        let outcome = shell("true", LONG).handle(&heavy).await;
+        let Outcome::Reject { reason } = outcome else {
+            panic!("{outcome:?}")
         };
-        assert_eq!((&outcomes[0], &outcomes[2]), (&reject, &reject));
-        let Outcome::Retry { error, .. } = &outcomes[1] else {
-            panic!("{outcomes:?}")
-        };
-        assert!(error.starts_with("`sh` cannot be started: "), "{error}");
+        assert!(reason.starts_with("`sh` cannot be started: "), "{reason}");
     }
 
     async fn is_gone(pid_file: &Path) -> bool {
@@ -409,12 +438,43 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_that_takes_too_long_may_end_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = folder.path().join("said");
+        let script = format!(
+            "trap 'echo ended > {}; exit' TERM; sleep 300 & wait",
+            said.display()
+        );
+        outcome(&script, Duration::from_millis(500)).await;
+        assert_eq!(fs::read_to_string(said).unwrap(), "ended\n");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_the_stop_ends_is_not_charged() {
+        let folder = tempfile::tempdir().unwrap();
+        let began = folder.path().join("began");
+        let script = format!("touch {}; sleep 300 & wait", began.display());
+        let (sink, message) = (shell(&script, LONG), delivery("x"));
+        let hurry = async {
+            while !began.exists() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            sink.hurry();
+        };
+        let (outcome, ()) = tokio::join!(sink.handle(&message), hurry);
+        assert!(
+            matches!(outcome, Outcome::Unavailable { .. }),
+            "{outcome:?}"
+        );
+    }
+
+    #[tokio::test]
     async fn a_delivery_that_is_cut_short_leaves_nothing_running() {
         let folder = tempfile::tempdir().unwrap();
         let pid = folder.path().join("pid");
         let script = format!("sleep 300 & echo $! > {}; wait", pid.display());
-        let (sink, batch) = (shell(&script, LONG), [delivery("x")]);
-        let mut delivering = sink.deliver(&batch);
+        let (sink, message) = (shell(&script, LONG), delivery("x"));
+        let mut delivering = sink.handle(&message);
         while fs::read_to_string(&pid).unwrap_or_default().is_empty() {
             let moment = Duration::from_millis(10);
             assert!(tokio::time::timeout(moment, &mut delivering).await.is_err());

@@ -1,7 +1,8 @@
-//! Deliveries for the tests of the sinks.
+//! Deliveries and destinations for the tests of the sinks.
 
 use std::time::Duration;
 
+use crate::pump::{Destination, PATIENCE};
 use bytes::Bytes;
 use towpath_core::{Delivery, Headers, Message, MessageId, QueueName, Receipt, Timestamp};
 
@@ -24,4 +25,11 @@ pub(crate) fn delivery(payload: impl Into<Bytes>) -> Delivery {
         interrupted: false,
         lease: Duration::from_secs(30),
     }
+}
+
+/// A destination that nothing watches.
+pub(crate) fn destination(name: String) -> Destination {
+    let clock = std::sync::Arc::new(towpath_core::SystemClock::new());
+    let retry = towpath_core::retry::Policy::default();
+    Destination::new(name, retry, PATIENCE, clock, std::sync::Arc::new(|_| {}))
 }

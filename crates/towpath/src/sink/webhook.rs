@@ -2,30 +2,30 @@
 //!
 //! Source: <https://www.standardwebhooks.com>, version 1: headers `webhook-id`, `webhook-timestamp`, `webhook-signature`.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use futures_util::stream::{self, StreamExt};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, StatusCode, Url, header};
+use reqwest::{Client, StatusCode, Url};
 use towpath_core::message::header::{CONTENT_TYPE, TRACEPARENT, TRACESTATE};
-use towpath_core::port::Sink;
 use towpath_core::port::sink::Outcome;
 use towpath_core::{Clock, Delivery, Error, Message, Result};
 
+use crate::http::answer::{cause_of, retry_after, shown, unavailable};
 use crate::http::guard::Guard;
-
-/// Requests under way at once, of one batch.
-const CONCURRENCY: usize = 16;
+use crate::pump::{Destination, Handler};
 
 /// How much of an answer is read, so that its connection can be used again.
 const ANSWER_BYTES: usize = 64 * 1024;
 
+/// How much of an answer's body becomes part of the reason.
+const REASON_BYTES: usize = 200;
+
 /// Answers of 4xx that say something about the endpoint or the moment, and nothing about the message.
-const NOT_THE_MESSAGE: [StatusCode; 8] = [
+const NOT_THE_MESSAGE: [StatusCode; 7] = [
     StatusCode::UNAUTHORIZED,
     StatusCode::FORBIDDEN,
     StatusCode::NOT_FOUND,
@@ -33,22 +33,23 @@ const NOT_THE_MESSAGE: [StatusCode; 8] = [
     StatusCode::CONFLICT,
     StatusCode::MISDIRECTED_REQUEST,
     StatusCode::TOO_EARLY,
-    StatusCode::TOO_MANY_REQUESTS,
 ];
 
-/// Posts each message, at most 16 at once. Done is any 2xx; a 4xx that is about the message gives it up;
-/// everything else is tried again, and `Retry-After` is heeded. Redirects are not followed.
-/// At least once: the receiver recognises a repeat by `webhook-id`.
+/// Posts each message. Done is any 2xx. No answer, 429, 502, 503 and 504 are conditions of the receiver, and its
+/// `Retry-After` is obeyed; a 4xx that is about the message makes it a dead letter; everything else is tried again.
+/// Redirects are not followed. At least once: the receiver recognises a repeat by `webhook-id`.
 pub struct WebhookSink {
     guard: Guard,
     url: Url,
     keys: Vec<hmac::Key>,
     clock: std::sync::Arc<dyn Clock>,
+    destination: Destination,
 }
 
 impl WebhookSink {
     /// A sink that posts to `url`, signed with each secret (`whsec_` and base64), for at most `timeout`; to public
-    /// addresses and the places of `allow` only, or without it wherever the host of `url` leads.
+    /// addresses and the places of `allow` only, or without it wherever the host of `url` leads. `destination` makes
+    /// the receiver's state of the name that may be shown.
     ///
     /// # Errors
     /// `Invalid` for a wrong URL or secret, and a URL that leads to a place that is not allowed.
@@ -58,6 +59,7 @@ impl WebhookSink {
         allow: Option<&[String]>,
         timeout: Duration,
         clock: std::sync::Arc<dyn Clock>,
+        destination: impl FnOnce(String) -> Destination,
     ) -> Result<Self> {
         let url = Url::parse(url).map_err(|error| {
             Error::invalid("the URL of the webhook is not one").with_source(error)
@@ -74,6 +76,7 @@ impl WebhookSink {
             .map(|secret| key(secret))
             .collect::<Result<_>>()?;
         Ok(Self {
+            destination: destination(shown(&url)),
             guard,
             url,
             keys,
@@ -93,22 +96,30 @@ impl WebhookSink {
         };
         match self.guard.send(&self.url, request).await {
             Ok(mut response) => {
-                let outcome = outcome(response.status(), response.headers(), &*self.clock);
+                let mut body = Vec::new();
                 let mut room = ANSWER_BYTES;
-                // What the answer says beyond its status does not matter, nor whether it ends well.
+                // Whether the body ends well does not matter.
                 while let Ok(Some(chunk)) = response.chunk().await {
+                    let wanted = REASON_BYTES.saturating_sub(body.len());
+                    body.extend_from_slice(&chunk[..chunk.len().min(wanted)]);
                     room = room.saturating_sub(chunk.len());
                     if room == 0 {
                         break;
                     }
                 }
-                outcome
+                outcome(response.status(), response.headers(), &body, &*self.clock)
             }
-            Err(error) => Outcome::Retry {
+            Err(error) => Outcome::Unavailable {
+                cause: cause_of(&error),
                 after: None,
                 error: error.chain(),
             },
         }
+    }
+
+    /// The receiver.
+    pub(crate) const fn receiver(&self) -> &Destination {
+        &self.destination
     }
 
     /// The headers of a message's post, or why there are none.
@@ -143,34 +154,33 @@ impl WebhookSink {
     }
 }
 
-fn outcome(status: StatusCode, headers: &HeaderMap, clock: &dyn Clock) -> Outcome {
+fn outcome(status: StatusCode, headers: &HeaderMap, body: &[u8], clock: &dyn Clock) -> Outcome {
     if status.is_success() {
         return Outcome::Done;
     }
-    let said = if status.is_redirection() {
-        format!("answered {status}; redirects are not followed, set the URL it leads to")
-    } else {
-        format!("answered {status}")
-    };
+    let mut said = format!("answered {status}");
+    if status.is_redirection() {
+        said.push_str("; redirects are not followed, set the URL it leads to");
+    }
+    let after = retry_after(headers, clock);
+    if let Some(cause) = unavailable(status) {
+        // Without the body: it goes to the log, and may repeat the message.
+        return Outcome::Unavailable {
+            cause,
+            after,
+            error: said,
+        };
+    }
+    let body = String::from_utf8_lossy(body);
+    let words: Vec<&str> = body.split_whitespace().collect();
+    if !words.is_empty() {
+        said.push_str(": ");
+        said.push_str(&words.join(" "));
+    }
     if status.is_client_error() && !NOT_THE_MESSAGE.contains(&status) {
         return Outcome::Reject { reason: said };
     }
-    let after = headers
-        .get(header::RETRY_AFTER)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| retry_after(value.trim(), clock));
     Outcome::Retry { after, error: said }
-}
-
-/// Seconds, or a date in any of the forms of HTTP. Source: RFC 9110, 10.2.3.
-fn retry_after(value: &str, clock: &dyn Clock) -> Option<Duration> {
-    if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = httpdate::parse_http_date(value).ok()?;
-    let since_epoch = date.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    let now = Duration::from_millis(clock.now().as_millis());
-    Some(since_epoch.saturating_sub(now))
 }
 
 /// Whether a text can sign: `whsec_` and base64 of at least one byte.
@@ -196,17 +206,13 @@ pub(crate) fn sign(keys: &[hmac::Key], id: &str, seconds: u64, payload: &[u8]) -
 }
 
 #[async_trait]
-impl Sink for WebhookSink {
-    async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Outcome>> {
-        let posts: Vec<_> = batch
-            .iter()
-            .map(|delivery| self.post(&delivery.message))
-            .collect();
-        Ok(stream::iter(posts).buffered(CONCURRENCY).collect().await)
+impl Handler for WebhookSink {
+    async fn handle(&self, delivery: &Delivery) -> Outcome {
+        self.post(&delivery.message).await
     }
 
-    async fn close(&self) -> Result<()> {
-        Ok(())
+    fn destination(&self) -> Option<&Destination> {
+        Some(&self.destination)
     }
 }
 
@@ -220,7 +226,9 @@ mod tests {
     use towpath_core::{ManualClock, Timestamp};
 
     use super::*;
-    use crate::sink::testing::delivery;
+    use towpath_core::port::sink::Cause;
+
+    use crate::sink::testing::{delivery, destination};
 
     #[test]
     fn signatures_are_those_of_the_standard() {
@@ -241,24 +249,53 @@ mod tests {
 
     #[test]
     fn answers_mean_what_the_documentation_says() {
-        let headers = header::HeaderMap::new();
+        let headers = HeaderMap::new();
         for (statuses, expected) in [
             (&[200, 201, 202, 204][..], "done"),
             (&[400, 405, 410, 413, 415, 422, 451], "reject"),
-            (&[401, 403, 404, 408, 409, 421, 425, 429], "retry"),
-            (&[301, 302, 307, 308, 500, 501, 502, 503, 504], "retry"),
+            (&[401, 403, 404, 408, 409, 421, 425], "retry"),
+            (&[301, 302, 307, 308, 500, 501, 505], "retry"),
+            (&[429, 502, 503, 504], "unavailable"),
         ] {
             for status in statuses {
                 let status = StatusCode::from_u16(*status).unwrap();
-                let outcome = match outcome(status, &headers, &*clock()) {
+                let outcome = match outcome(status, &headers, b"", &*clock()) {
                     Outcome::Done | Outcome::Settled => "done",
                     Outcome::Retry { after: None, .. } => "retry",
                     Outcome::Reject { .. } => "reject",
                     Outcome::Retry { .. } => "later",
+                    Outcome::Unavailable { .. } => "unavailable",
                 };
                 assert_eq!(outcome, expected, "{status}");
             }
         }
+    }
+
+    #[test]
+    fn the_answer_is_part_of_the_reason_unless_it_may_be_logged() {
+        let said = |status| {
+            let status = StatusCode::from_u16(status).unwrap();
+            match outcome(
+                status,
+                &HeaderMap::new(),
+                b" no\n such\tfield \xff",
+                &*clock(),
+            ) {
+                Outcome::Reject { reason: said }
+                | Outcome::Retry { error: said, .. }
+                | Outcome::Unavailable { error: said, .. } => said,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(
+            said(422),
+            "answered 422 Unprocessable Entity: no such field \u{fffd}"
+        );
+        assert_eq!(
+            said(500),
+            "answered 500 Internal Server Error: no such field \u{fffd}"
+        );
+        assert_eq!(said(503), "answered 503 Service Unavailable");
     }
 
     #[test]
@@ -274,12 +311,12 @@ mod tests {
             ("soon", None),
             ("-1", None),
         ] {
-            let mut headers = header::HeaderMap::new();
-            headers.insert(header::RETRY_AFTER, value.parse().unwrap());
-            let Outcome::Retry { after, .. } =
-                outcome(StatusCode::SERVICE_UNAVAILABLE, &headers, &*clock())
+            let mut headers = HeaderMap::new();
+            headers.insert(http::header::RETRY_AFTER, value.parse().unwrap());
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            let Outcome::Unavailable { after, .. } = outcome(status, &headers, b"", &*clock())
             else {
-                panic!("503 is tried again")
+                panic!("503 is a condition of the receiver")
             };
             assert_eq!(after, seconds.map(Duration::from_secs), "{value}");
         }
@@ -297,11 +334,13 @@ mod tests {
                 "the URL of the webhook is not one: relative URL without a base",
             ),
         ] {
-            let error = WebhookSink::new(url, &[], None, Duration::from_secs(1), clock())
-                .err()
-                .unwrap();
+            let error = new(url, None, Duration::from_secs(1)).err().unwrap();
             assert_eq!(error.chain(), reason);
         }
+    }
+
+    fn new(url: &str, allow: Option<&[String]>, timeout: Duration) -> Result<WebhookSink> {
+        WebhookSink::new(url, &[], allow, timeout, clock(), destination)
     }
 
     /// Answers every request on every connection with this, and counts the connections.
@@ -331,10 +370,10 @@ mod tests {
     }
 
     async fn post(url: &str, times: usize) -> Vec<Outcome> {
-        let sink = WebhookSink::new(url, &[], None, Duration::from_millis(500), clock()).unwrap();
+        let sink = new(url, None, Duration::from_millis(500)).unwrap();
         let mut outcomes = Vec::new();
         for _ in 0..times {
-            outcomes.extend(sink.deliver(&[delivery("the end")]).await.unwrap());
+            outcomes.push(sink.handle(&delivery("the end")).await);
         }
         outcomes
     }
@@ -371,38 +410,42 @@ mod tests {
             server("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned()).await;
         let sink = |url: &str, allow: &[&str]| {
             let allow: Vec<String> = allow.iter().map(ToString::to_string).collect();
-            WebhookSink::new(url, &[], Some(&allow), Duration::from_secs(1), clock())
+            new(url, Some(&allow), Duration::from_secs(1))
         };
         let refused = sink(&url, &["public"]).err().unwrap();
         assert!(refused.chain().contains("not allowed"), "{refused:?}");
         // Where a name leads is known when it is connected to.
         let named = url.replace("127.0.0.1", "localhost");
-        let outcomes = sink(&named, &["public"]).unwrap();
-        let outcomes = outcomes.deliver(&[delivery("the end")]).await.unwrap();
+        let sunk = sink(&named, &["public"]).unwrap();
+        let outcome = sunk.handle(&delivery("the end")).await;
         assert!(
-            matches!(&outcomes[0], Outcome::Retry { error, .. } if error.contains("not allowed")),
-            "{outcomes:?}"
+            matches!(&outcome, Outcome::Unavailable { cause: Cause::Unreachable, error, .. } if error.contains("not allowed")),
+            "{outcome:?}"
         );
         assert_eq!(connections.load(Ordering::SeqCst), 0);
         for (url, allow) in [(&url, "127.0.0.0/8"), (&named, "localhost")] {
             let sink = sink(url, &[allow]).unwrap();
-            let outcomes = sink.deliver(&[delivery("the end")]).await.unwrap();
-            assert_eq!(outcomes, [Outcome::Done]);
+            let outcome = sink.handle(&delivery("the end")).await;
+            assert_eq!(outcome, Outcome::Done);
         }
     }
 
     #[tokio::test]
-    async fn an_answer_that_does_not_come_is_tried_again_and_names_no_url() {
+    async fn no_answer_is_a_condition_of_the_receiver_and_names_no_url() {
         let (silent, _) = server(String::new()).await;
         let nobody = {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             format!("http://user:geheim@{}/hook", listener.local_addr().unwrap())
         };
-        for url in [silent, nobody] {
-            let outcomes = post(&url, 1).await;
+        for (url, expected) in [(silent, Cause::Failed), (nobody, Cause::Unreachable)] {
+            let outcome = post(&url, 1).await.remove(0);
+            let Outcome::Unavailable { cause, error, .. } = outcome else {
+                panic!("{outcome:?}")
+            };
+            assert_eq!(cause, expected);
             assert!(
-                matches!(&outcomes[0], Outcome::Retry { after: None, error } if error.starts_with("no answer") && !error.contains("geheim")),
-                "{outcomes:?}"
+                error.starts_with("no answer") && !error.contains("geheim"),
+                "{error}"
             );
         }
     }
@@ -410,13 +453,13 @@ mod tests {
     #[tokio::test]
     async fn a_message_that_cannot_be_sent_is_given_up() {
         let (url, _) = server(String::new()).await;
-        let sink = WebhookSink::new(&url, &[], None, Duration::from_secs(1), clock()).unwrap();
+        let sink = new(&url, None, Duration::from_secs(1)).unwrap();
         let mut broken = delivery("x");
         broken.message.headers.set("content-type", "a\nb");
-        let outcomes = sink.deliver(&[broken]).await.unwrap();
+        let outcome = sink.handle(&broken).await;
         assert!(
-            matches!(&outcomes[0], Outcome::Reject { reason } if reason.starts_with("cannot be sent")),
-            "{outcomes:?}"
+            matches!(&outcome, Outcome::Reject { reason } if reason.starts_with("cannot be sent")),
+            "{outcome:?}"
         );
     }
 }

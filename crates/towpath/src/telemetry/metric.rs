@@ -15,8 +15,10 @@ pub enum Metric {
     ProcessDuration,
     /// From enqueue to done.
     EndToEnd,
-    /// Batches a sink could not take at all.
+    /// Batches a sink could not take at all, and deliveries that met an unavailable destination.
     SinkFailures,
+    /// Destinations that are paused or limited.
+    Destinations,
     /// Messages that can be leased.
     QueueReady,
     /// Messages in hand.
@@ -93,7 +95,7 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric, in the order of the documentation.
-    pub const ALL: [Self; 43] = [
+    pub const ALL: [Self; 44] = [
         Self::HttpRequests,
         Self::HttpRequestDuration,
         Self::RefusedConnections,
@@ -101,6 +103,7 @@ impl Metric {
         Self::ProcessDuration,
         Self::EndToEnd,
         Self::SinkFailures,
+        Self::Destinations,
         Self::QueueReady,
         Self::QueueInFlight,
         Self::QueueScheduled,
@@ -170,7 +173,7 @@ impl Metric {
                 "towpath_message_process_duration_seconds",
                 "histogram",
                 "queue",
-                "How long the sink took for a batch",
+                "How long the sink took for a batch, or the handler for a message",
             ),
             Self::EndToEnd => (
                 "towpath_message_end_to_end_seconds",
@@ -182,7 +185,13 @@ impl Metric {
                 "towpath_sink_failures_total",
                 "counter",
                 "queue",
-                "Batches the sink could not take at all",
+                "Batches the sink could not take at all, and deliveries that met an unavailable destination",
+            ),
+            Self::Destinations => (
+                "towpath_destinations",
+                "gauge",
+                "role, state",
+                "Destinations that are `paused` because they are unavailable, or `limited` because they refuse more",
             ),
             Self::QueueReady => (
                 "towpath_queue_ready_messages",

@@ -17,6 +17,8 @@ use towpath_core::port::outbox::Backlog;
 use towpath_core::port::queue::Stats;
 use towpath_core::port::stream;
 
+use crate::pump::Condition;
+
 use super::disks::{self, Disks};
 use super::lines::LineMetrics;
 use super::metric::Metric;
@@ -66,6 +68,12 @@ struct Build {
 struct Refusal {
     listener: String,
     reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DestinationState {
+    role: &'static str,
+    state: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -124,6 +132,7 @@ struct Inner {
     pub(super) process_duration: Histograms<Queue>,
     pub(super) end_to_end: Histograms<Queue>,
     pub(super) sink_failures: Family<Queue, Counter>,
+    destinations: Family<DestinationState, Gauge>,
     limit_decisions: Family<Limit, Counter>,
     orders: Family<OrderState, Gauge>,
     lines: LineMetrics,
@@ -154,6 +163,7 @@ impl Metrics {
             process_duration: Family::new_with_constructor(durations),
             end_to_end: Family::new_with_constructor(durations),
             sink_failures: Family::default(),
+            destinations: Family::default(),
             limit_decisions: Family::default(),
             orders: Family::default(),
             lines: LineMetrics::default(),
@@ -193,6 +203,11 @@ impl Metrics {
             &mut registry,
             Metric::SinkFailures,
             inner.sink_failures.clone(),
+        );
+        add(
+            &mut registry,
+            Metric::Destinations,
+            inner.destinations.clone(),
         );
         add(
             &mut registry,
@@ -318,6 +333,20 @@ impl Metrics {
                 queue: queue.to_owned(),
             })
             .clone()
+    }
+
+    /// Counts the destinations of a role by their condition; open ones are not counted.
+    pub fn destination(&self, role: &'static str, from: Condition, to: Condition) {
+        let gauge = |state| {
+            let labels = DestinationState { role, state };
+            self.0.destinations.get_or_create(&labels).clone()
+        };
+        for (state, condition) in [
+            ("limited", Condition::Limited),
+            ("paused", Condition::Paused),
+        ] {
+            gauge(state).inc_by(i64::from(to == condition) - i64::from(from == condition));
+        }
     }
 
     pub(super) fn sink_failures(&self, queue: &str) -> Counter {

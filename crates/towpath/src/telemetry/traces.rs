@@ -164,7 +164,9 @@ pub fn delivered(spans: Vec<Span>, outcomes: &[Outcome]) {
     for (mut span, outcome) in spans.into_iter().zip(outcomes) {
         match outcome {
             Outcome::Done | Outcome::Settled => {}
-            Outcome::Retry { error, .. } => span.set_status(Status::error(error.clone())),
+            Outcome::Retry { error, .. } | Outcome::Unavailable { error, .. } => {
+                span.set_status(Status::error(error.clone()))
+            }
             Outcome::Reject { reason } => span.set_status(Status::error(reason.clone())),
         }
     }

@@ -10,7 +10,6 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use towpath_core::backend::Backend;
-use towpath_core::port::Sink;
 use towpath_core::port::queue::Settings;
 use towpath_core::port::sink::Outcome;
 use towpath_core::{ConsumerId, Delivery, Error, QueueName, Result, retry};
@@ -20,7 +19,7 @@ use crate::apps::orders::{
     Channel, Desk, Gateway, NOTIFICATIONS, Notifier, ORDERS, Processor, Topology,
 };
 use crate::inlet::QueueInlet;
-use crate::pump::Pump;
+use crate::pump::{Alone, Destination, Handler, Handling, Pump, Work};
 use crate::supervisor::Stop;
 use crate::telemetry::{Metrics, PumpMetrics};
 
@@ -140,13 +139,14 @@ impl BenchOrders {
             timeout: TIMEOUT,
             attempts: Settings::default().retry.attempts,
         };
-        let sinks: [(&str, Arc<dyn Sink>); 2] = [
+        let handlers: [(&str, Arc<dyn Handler>); 2] = [
             (ORDERS, Arc::new(Processor(desk.clone()))),
             (NOTIFICATIONS, Arc::new(Telling { notifier, tell })),
         ];
         let (stop, metrics) = (CancellationToken::new(), Metrics::new());
         let mut pumps = JoinSet::new();
-        for (name, sink) in sinks {
+        let alone = Alone::default();
+        for (name, handler) in handlers {
             let (queue, consumer) = (Arc::clone(&desk.queue), ConsumerId::unique("bench")?);
             let pump = Pump {
                 inlet: Arc::new(QueueInlet::new(
@@ -155,9 +155,12 @@ impl BenchOrders {
                     consumer,
                     LEASE,
                 )),
-                sink,
+                work: Work::Messages(Handling {
+                    handler,
+                    in_flight: BATCH,
+                    alone: alone.clone(),
+                }),
                 sink_name: "bench",
-                batch: BATCH,
                 retry: retry::Policy::default(),
                 pause: Duration::ZERO,
                 metrics: PumpMetrics::new(&metrics, name, Arc::clone(&desk.clock)),
@@ -183,22 +186,19 @@ struct Told {
 }
 
 #[async_trait]
-impl Sink for Telling {
-    async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Outcome>> {
-        let outcomes = self.notifier.deliver(batch).await?;
-        for (delivery, outcome) in batch.iter().zip(&outcomes) {
-            if !matches!(outcome, Outcome::Done | Outcome::Settled) {
-                continue;
-            }
-            if let Ok(Told { id }) = serde_json::from_slice(&delivery.message.payload) {
-                // Nobody listens only when the measurement is over.
-                self.tell.send(id.into()).ok();
-            }
+impl Handler for Telling {
+    async fn handle(&self, delivery: &Delivery) -> Outcome {
+        let outcome = self.notifier.handle(delivery).await;
+        if matches!(outcome, Outcome::Done | Outcome::Settled)
+            && let Ok(Told { id }) = serde_json::from_slice(&delivery.message.payload)
+        {
+            // Nobody listens only when the measurement is over.
+            self.tell.send(id.into()).ok();
         }
-        Ok(outcomes)
+        outcome
     }
 
-    async fn close(&self) -> Result<()> {
-        self.notifier.close().await
+    fn destination(&self) -> Option<&Destination> {
+        self.notifier.destination()
     }
 }

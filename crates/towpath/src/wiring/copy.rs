@@ -12,7 +12,7 @@ use towpath_core::{ConsumerId, GroupName, MessageId, QueueName, Result, StreamNa
 use super::backends::{clock, open};
 use crate::apps::lines::{Pace, Reader, Settings, Start};
 use crate::inlet::{Place, StreamInlet};
-use crate::pump::Pump;
+use crate::pump::{Pump, Work};
 use crate::sink::{FileSink, LineFormat};
 use crate::source::Limits;
 use crate::supervisor::Stop;
@@ -94,9 +94,11 @@ impl Copy {
         );
         let pump = Pump {
             inlet: Arc::new(inlet),
-            sink: Arc::new(FileSink::new(self.output.clone(), LineFormat::Raw)),
+            work: Work::Batches(
+                Arc::new(FileSink::new(self.output.clone(), LineFormat::Raw)),
+                LINES,
+            ),
             sink_name: "file",
-            batch: LINES,
             retry: retry::Policy::default(),
             pause: Duration::ZERO,
             metrics: PumpMetrics::new(&metrics, name.as_str(), clock()),

@@ -3,19 +3,21 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use towpath_core::Result;
+use towpath_core::{Result, retry};
 use tracing::{info, warn};
 
 use super::Role;
 use super::opened::Opened;
 use super::process::{Door, Process};
 use crate::apps::fleet::{
-    Agent, Controller, Hits, KEY_FILE, Keys, Place, Tasks, Worker, controller_routes, kept_key,
-    worker_routes,
+    Agent, Controller, HIT_QUEUE, Hits, KEY_FILE, Keys, Place, Tasks, Worker, controller_routes,
+    kept_key, worker_routes,
 };
 use crate::config;
 use crate::http::guard::Guard;
+use crate::pump::{Handling, Pump, Work};
 use crate::supervisor::{OnFailure, Stage};
+use crate::telemetry::PumpMetrics;
 use crate::token::Token;
 
 /// The roles' names in health, metrics and the account.
@@ -32,7 +34,7 @@ const AGENT_FILE: &str = "fleet-agent.json";
 const WORKER_FILE: &str = "fleet-worker.json";
 
 /// What the worker works with.
-struct Work {
+struct Tools {
     worker: Worker,
     tasks: Tasks,
     guard: Arc<Guard>,
@@ -42,7 +44,7 @@ struct Work {
 pub(super) struct Fleet {
     keys: Keys,
     controller: Option<Controller>,
-    work: Option<Work>,
+    work: Option<Tools>,
     has_agent: bool,
 }
 
@@ -65,7 +67,7 @@ impl Fleet {
                 let backend = opened.open(&config.backend).await?;
                 let guard = Arc::new(Guard::new(&config.allow, config.limits.timeout)?);
                 let file = process.config.data_dir.join(WORKER_FILE);
-                Some(Work {
+                Some(Tools {
                     worker: Worker::open(file, Arc::clone(&guard))?,
                     tasks: Tasks::of(&backend, WORKER)?,
                     guard,
@@ -95,30 +97,51 @@ impl Fleet {
         Ok(())
     }
 
-    async fn work(&self, work: &Work, process: &mut Process<'_>) -> Result<()> {
+    async fn work(&self, tools: &Tools, process: &mut Process<'_>) -> Result<()> {
         let config = &process.config.fleet;
-        let (worker, tasks) = (work.worker.clone(), work.tasks.clone());
+        let (worker, tasks) = (tools.worker.clone(), tools.tasks.clone());
         let routes = worker_routes(worker, tasks, self.keys.clone(), config.entry);
         let secrets = config
             .callback_secrets
             .iter()
             .map(|secret| crate::sink::signing_key(secret.expose()));
         let hits = Hits::new(
-            work.tasks.clone(),
-            Arc::clone(&work.guard),
+            tools.tasks.clone(),
+            Arc::clone(&tools.guard),
             config.limits,
             secrets.collect::<Result<_>>()?,
-            process.health.clone(),
+            Arc::clone(&process.clock),
+            // A URL of a task is no condition of the role.
+            process.counter(WORKER),
         );
         process.health.set(WORKER, None);
+        let metrics = PumpMetrics::new(&process.metrics, HIT_QUEUE, Arc::clone(&process.clock));
+        let handling = Handling {
+            handler: Arc::new(hits.clone()),
+            in_flight: config.limits.concurrency,
+            alone: process.alone.clone(),
+        };
+        let (health, retry) = (process.health.clone(), retry::Policy::default());
         let supervisor = &mut process.supervisor;
         supervisor.start(
             "fleet.hits",
             Stage::Deliver,
             OnFailure::Restart,
             move |stop| {
-                let hits = hits.clone();
-                async move { hits.run(&stop).await }
+                let (hits, handling) = (hits.clone(), handling.clone());
+                let (metrics, health) = (metrics.clone(), health.clone());
+                async move {
+                    let pump = Pump {
+                        inlet: Arc::new(hits.inlet().await?),
+                        work: Work::Messages(handling),
+                        sink_name: "hits",
+                        retry,
+                        pause: std::time::Duration::ZERO,
+                        metrics,
+                        condition: Box::new(move |problem| health.set(WORKER, problem)),
+                    };
+                    pump.run(&stop).await
+                }
             },
         );
         let door = Door {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use towpath_core::backend::Backend;
-use towpath_core::port::{Queue, Sink};
+use towpath_core::port::Queue;
 use towpath_core::{ConsumerId, ErrorKind, QueueName, Result};
 use tracing::warn;
 
@@ -16,7 +16,7 @@ use crate::apps::ingest::{Enqueue, Limits, bodies, routes};
 use crate::config::{Config, Secret, SinkKind};
 use crate::disk::folder_of;
 use crate::inlet::QueueInlet;
-use crate::pump::Pump;
+use crate::pump::{Handler, Handling, Pump, Work};
 use crate::sink::{CommandSink, FileSink, LineSink, WebhookSink};
 use crate::supervisor::{OnFailure, Stage, Supervisor};
 use crate::telemetry::PumpMetrics;
@@ -101,19 +101,13 @@ impl Ingest {
     /// Starts the pumps of `ingest.worker`.
     fn worker(&self, process: &mut Process<'_>) -> Result<()> {
         let config = process.config;
-        let sink = sink(process)?;
+        let work = work(process)?;
         process.health.set(WORKER, None);
         for number in 1..=config.concurrency {
             let (queue, name) = (Arc::clone(&self.queue), self.name.clone());
-            let (sink, health) = (Arc::clone(&sink), process.health.clone());
+            let (work, health) = (work.clone(), process.health.clone());
             let clock = Arc::clone(&process.clock);
             let metrics = PumpMetrics::new(&process.metrics, name.as_str(), clock);
-            // With a pause before each message a batch would wait for the sum of them.
-            let batch = if config.processing_delay.is_zero() {
-                config.batch
-            } else {
-                1
-            };
             let (lease, retry, pause) = (config.lease, config.retry, config.processing_delay);
             let sink_name = config.sink.as_str();
             process.supervisor.start(
@@ -123,10 +117,10 @@ impl Ingest {
                 move |stop| {
                     // A consumer of its own for each start, so that what a dead one held is told apart.
                     let consumer = ConsumerId::unique(WORKER);
-                    let (queue, name, sink, metrics, health) = (
+                    let (queue, name, work, metrics, health) = (
                         Arc::clone(&queue),
                         name.clone(),
-                        Arc::clone(&sink),
+                        work.clone(),
                         metrics.clone(),
                         health.clone(),
                     );
@@ -135,16 +129,15 @@ impl Ingest {
                         let condition = Box::new(move |problem| health.set(WORKER, problem));
                         let pump = Pump {
                             inlet,
-                            sink: Arc::clone(&sink),
+                            work: work.clone(),
                             sink_name,
-                            batch,
                             retry,
                             pause,
                             metrics,
                             condition,
                         };
                         pump.run(&stop).await?;
-                        sink.close().await
+                        work.close().await
                     }
                 },
             );
@@ -166,25 +159,44 @@ fn secrets(config: &Config) -> Vec<String> {
     exposed.map(str::to_owned).collect()
 }
 
-fn sink(process: &Process<'_>) -> Result<Arc<dyn Sink>> {
+fn work(process: &Process<'_>) -> Result<Work> {
     let config = process.config;
+    // With a pause before each message a batch would wait for the sum of them.
+    let batch = if config.processing_delay.is_zero() {
+        config.batch
+    } else {
+        1
+    };
+    let messages = |handler: Arc<dyn Handler>| {
+        Work::Messages(Handling {
+            handler,
+            in_flight: config.worker_in_flight.min(batch),
+            alone: process.alone.clone(),
+        })
+    };
+    let destination = process.destination(WORKER, config.retry);
     Ok(match config.sink {
         SinkKind::File => {
             process.metrics.watch_disk(folder_of(&config.output_path()));
             let sink = FileSink::new(config.output_path(), config.format);
-            Arc::new(sink.rotating(config.rotation))
+            Work::Batches(Arc::new(sink.rotating(config.rotation)), batch)
         }
-        SinkKind::Stdout => Arc::new(LineSink::new(std::io::stdout(), config.format)),
-        SinkKind::Command => Arc::new(CommandSink::new(
+        SinkKind::Stdout => {
+            let sink = LineSink::new(std::io::stdout(), config.format);
+            Work::Batches(Arc::new(sink), batch)
+        }
+        SinkKind::Command => messages(Arc::new(CommandSink::new(
             config.command.clone(),
             config.command_timeout,
-        )?),
-        SinkKind::Webhook => Arc::new(WebhookSink::new(
+            destination,
+        )?)),
+        SinkKind::Webhook => messages(Arc::new(WebhookSink::new(
             config.webhook_url.as_ref().map_or("", Secret::expose),
             &secrets(config),
             config.webhook_allow.as_deref(),
             config.webhook_timeout.max(Duration::from_millis(1)),
             Arc::clone(&process.clock),
-        )?),
+            destination,
+        )?)),
     })
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use towpath_core::backend::Backend;
-use towpath_core::port::Sink;
 use towpath_core::{Clock, ConsumerId, QueueName, Result};
 
 use super::Role;
@@ -16,10 +15,10 @@ use crate::apps::orders::{
 };
 use crate::config::{self, ChannelKind, Secret};
 use crate::inlet::QueueInlet;
-use crate::pump::Pump;
+use crate::pump::{Handling, Pump, Work};
 use crate::sink::WebhookSink;
-use crate::supervisor::{OnFailure, Stage, Supervisor};
-use crate::telemetry::{Health, Metrics, PumpMetrics};
+use crate::supervisor::{OnFailure, Stage};
+use crate::telemetry::PumpMetrics;
 
 /// The roles' names in health, metrics and the account.
 const GATEWAY: &str = "orders.gateway";
@@ -69,17 +68,11 @@ impl Orders {
 
     /// Starts its tasks, and adds its routes to the public listener.
     pub(super) async fn start(self, process: &mut Process<'_>, public: &mut Public) -> Result<()> {
-        let pumps = Pumps {
-            config: &process.config.orders,
-            desk: &self.desk,
-            metrics: &process.metrics.clone(),
-            health: &process.health.clone(),
-        };
         if process.runs(Role::OrdersProcessor) {
-            pumps.processor(&mut process.supervisor)?;
+            self.processor(process)?;
         }
         if process.runs(Role::OrdersNotifier) {
-            pumps.notifier(&mut process.supervisor)?;
+            self.notifier(process)?;
         }
         if process.runs(Role::OrdersGateway) {
             let routes = gateway_routes(Gateway(self.desk.clone()));
@@ -143,34 +136,37 @@ fn desk(
     })
 }
 
-/// What the pumps of the app share.
-struct Pumps<'a> {
-    config: &'a config::Orders,
-    desk: &'a Desk,
-    metrics: &'a Metrics,
-    health: &'a Health,
-}
-
-impl Pumps<'_> {
+impl Orders {
     /// Starts the pump of `orders.processor`.
-    fn processor(&self, supervisor: &mut Supervisor) -> Result<()> {
-        let sink = Arc::new(Processor(self.desk.clone()));
-        self.start(PROCESSOR, ORDERS, "processor", sink, supervisor)
+    fn processor(&self, process: &mut Process<'_>) -> Result<()> {
+        let handling = Handling {
+            handler: Arc::new(Processor(self.desk.clone())),
+            in_flight: process.config.orders.batch,
+            alone: process.alone.clone(),
+        };
+        self.pump(PROCESSOR, ORDERS, "processor", handling, process)
     }
 
     /// Starts the pump of `orders.notifier`.
-    fn notifier(&self, supervisor: &mut Supervisor) -> Result<()> {
-        let sink = Arc::new(Notifier {
+    fn notifier(&self, process: &mut Process<'_>) -> Result<()> {
+        let config = &process.config.orders;
+        let notifier = Notifier {
             desk: self.desk.clone(),
-            channel: Arc::new(self.channel()?),
-            timeout: self.config.notify_timeout,
-            attempts: self.config.retry.attempts,
-        });
-        self.start(NOTIFIER, NOTIFICATIONS, "notifier", sink, supervisor)
+            channel: Arc::new(self.channel(process)?),
+            timeout: config.notify_timeout,
+            attempts: config.retry.attempts,
+        };
+        let handling = Handling {
+            handler: Arc::new(notifier),
+            in_flight: config.notify_in_flight.min(config.batch),
+            alone: process.alone.clone(),
+        };
+        self.pump(NOTIFIER, NOTIFICATIONS, "notifier", handling, process)
     }
 
-    fn channel(&self) -> Result<Channel> {
-        let config = self.config;
+    fn channel(&self, process: &Process<'_>) -> Result<Channel> {
+        let config = &process.config.orders;
+        let destination = process.destination(NOTIFIER, config.retry);
         Ok(match config.channel {
             ChannelKind::Log => Channel::Log,
             ChannelKind::Smtp => Channel::Mail(Mailer::new(
@@ -178,6 +174,7 @@ impl Pumps<'_> {
                 &config.smtp_from,
                 config.smtp_to.as_deref(),
                 config.notify_timeout,
+                destination,
             )?),
             ChannelKind::Webhook => {
                 let secrets = config.webhook_secrets.iter().map(Secret::expose);
@@ -188,41 +185,42 @@ impl Pumps<'_> {
                     config.webhook_allow.as_deref(),
                     config.notify_timeout,
                     Arc::clone(&self.desk.clock),
+                    destination,
                 )?)
             }
         })
     }
 
-    fn start(
+    fn pump(
         &self,
         role: &'static str,
         queue: &str,
         sink_name: &'static str,
-        sink: Arc<dyn Sink>,
-        supervisor: &mut Supervisor,
+        handling: Handling,
+        process: &mut Process<'_>,
     ) -> Result<()> {
-        self.health.set(role, None);
+        process.health.set(role, None);
         let (desk, health, name) = (
             self.desk.clone(),
-            self.health.clone(),
+            process.health.clone(),
             QueueName::new(queue)?,
         );
-        let (batch, lease, retry) = (self.config.batch, self.config.lease, self.config.retry);
-        let metrics = PumpMetrics::new(self.metrics, queue, Arc::clone(&self.desk.clock));
+        let (lease, retry) = (process.config.orders.lease, process.config.orders.retry);
+        let metrics = PumpMetrics::new(&process.metrics, queue, Arc::clone(&self.desk.clock));
+        let supervisor = &mut process.supervisor;
         supervisor.start(role, Stage::Deliver, OnFailure::Restart, move |stop| {
             // A consumer of its own for each start, so that what a dead one held is told apart.
             let consumer = ConsumerId::unique(role);
             let (desk, health, name) = (desk.clone(), health.clone(), name.clone());
-            let (sink, metrics) = (Arc::clone(&sink), metrics.clone());
+            let (handling, metrics) = (handling.clone(), metrics.clone());
             async move {
                 // Whoever starts first makes the queues, so that nothing is lost before the others run.
                 desk.topology.declare().await?;
                 let queue = Arc::clone(&desk.queue);
                 let pump = Pump {
                     inlet: Arc::new(QueueInlet::new(queue, name, consumer?, lease)),
-                    sink,
+                    work: Work::Messages(handling),
                     sink_name,
-                    batch,
                     retry,
                     pause: std::time::Duration::ZERO,
                     metrics,

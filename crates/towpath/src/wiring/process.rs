@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use towpath_core::database::Database;
-use towpath_core::{Clock, Result};
+use towpath_core::{Clock, Result, retry};
 use tracing::warn;
 
 use super::Role;
@@ -14,6 +14,7 @@ use super::listener::{Listener, bind};
 use crate::config::{Config, Secret};
 use crate::disk::folder_of;
 use crate::http::{Edge, Intake, descriptors, wrap};
+use crate::pump::{Alone, Destination, Observer, PATIENCE};
 use crate::supervisor::{Stage, Supervisor};
 use crate::telemetry::{Health, Metrics};
 
@@ -25,6 +26,8 @@ pub(super) struct Process<'a> {
     pub(super) metrics: Metrics,
     pub(super) health: Health,
     pub(super) supervisor: Supervisor,
+    /// For the pumps of every role.
+    pub(super) alone: Alone,
     /// Open connections that each public listener may have.
     pub(super) connections: usize,
     /// The listeners of single roles.
@@ -53,9 +56,36 @@ impl<'a> Process<'a> {
             metrics: Metrics::new(),
             health: Health::new(),
             supervisor: Supervisor::new(config.drain),
+            alone: Alone::default(),
             connections: max_connections(config),
             listeners: Vec::new(),
         }
+    }
+
+    /// The state of a destination that messages of `role` go to, as health and metrics show it.
+    pub(super) fn destination(
+        &self,
+        role: &'static str,
+        retry: retry::Policy,
+    ) -> impl FnOnce(String) -> Destination + use<> {
+        let (clock, observer) = (Arc::clone(&self.clock), self.observer(role));
+        let patience = retry.span().max(PATIENCE);
+        move |name| Destination::new(name, retry, patience, clock, observer)
+    }
+
+    /// Shows the changes of a destination.
+    pub(super) fn observer(&self, role: &'static str) -> Observer {
+        let (health, metrics) = (self.health.clone(), self.metrics.clone());
+        Arc::new(move |change| {
+            metrics.destination(role, change.from, change.to);
+            health.set(role, change.problem);
+        })
+    }
+
+    /// Counts the changes of many destinations.
+    pub(super) fn counter(&self, role: &'static str) -> Observer {
+        let metrics = self.metrics.clone();
+        Arc::new(move |change| metrics.destination(role, change.from, change.to))
     }
 
     pub(super) fn runs(&self, role: Role) -> bool {

@@ -78,7 +78,7 @@ fn a_webhook_is_signed_and_tried_again() {
             let mut body = vec![0; length];
             stream.read_exact(&mut body).unwrap();
             let status = if number == 0 {
-                "503 Service Unavailable"
+                "500 Internal Server Error"
             } else {
                 "204 No Content"
             };

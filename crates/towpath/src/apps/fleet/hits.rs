@@ -7,41 +7,40 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{StatusCode, header};
 use jiff::Timestamp;
+use reqwest::Url;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
-use towpath_core::{ConsumerId, Delivery, Error, ErrorKind, Result, retry};
+use towpath_core::port::sink::{Cause, Outcome};
+use towpath_core::{Clock, ConsumerId, Delivery, Error, ErrorKind, Result, retry};
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::task::{Status, Stored, Task, Tasks};
+use crate::http::answer::{cause_of, retry_after, shown, unavailable};
 use crate::http::guard::Guard;
+use crate::inlet::QueueInlet;
+use crate::pump::{Destination, Handler, Observer};
 use crate::sink::sign;
-use crate::supervisor::Stop;
-use crate::telemetry::Health;
 
 /// The queue of tasks.
 pub const HIT_QUEUE: &str = "fleet.hits";
 
-/// The role's name in health, metrics and the account.
-const ROLE: &str = "fleet.worker";
+/// How long a task is hidden from other workers after this one died.
+const LEASE: Duration = Duration::from_secs(30);
 
-/// Longer than a task can wait for its host and take.
-const LEASE: Duration = Duration::from_secs(30 * 60);
-
-/// How long a lease waits for a task.
-const WAIT: Duration = Duration::from_secs(5);
+/// How soon a task is looked at again whose record another worker changed.
+const CHANGED: Duration = Duration::from_millis(200);
 
 /// Most redirects that are followed. Source: what HTTP clients do.
 const REDIRECTS: usize = 10;
 
-/// Most hosts whose bounds are remembered.
+/// Most hosts and URLs whose bounds and states are remembered.
 const HOSTS: usize = 10_000;
 
 /// Headers of an answer that are kept, of at most so many characters in all.
@@ -66,6 +65,8 @@ pub struct Limits {
     pub body: usize,
     /// How long a hit may take, redirects and body included.
     pub timeout: Duration,
+    /// How long a task waits for an unavailable destination before its failures count.
+    pub patience: Duration,
 }
 
 /// Works on tasks; cheap to clone.
@@ -77,13 +78,45 @@ pub struct Hits {
     retry: retry::Policy,
     secrets: Arc<[hmac::Key]>,
     hosts: Arc<Mutex<HashMap<String, Arc<Semaphore>>>>,
-    health: Health,
+    destinations: Arc<Destinations>,
+}
+
+/// The state of everything that tasks go to: of a whole server, called by its origin, and of single URLs.
+struct Destinations {
+    retry: retry::Policy,
+    patience: Duration,
+    clock: Arc<dyn Clock>,
+    observer: Observer,
+    known: Mutex<HashMap<String, Arc<Destination>>>,
+}
+
+impl Destinations {
+    fn find(&self, name: String) -> Arc<Destination> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= HOSTS {
+            known.retain(|_, one| Arc::strong_count(one) > 1);
+        }
+        let new = || {
+            let clock = Arc::clone(&self.clock);
+            let (retry, patience) = (self.retry, self.patience);
+            let observer = Arc::clone(&self.observer);
+            Arc::new(Destination::new(
+                name.clone(),
+                retry,
+                patience,
+                clock,
+                observer,
+            ))
+        };
+        Arc::clone(known.entry(name.clone()).or_insert_with(new))
+    }
 }
 
 /// What a server said.
 struct Reply {
     status: StatusCode,
     headers: BTreeMap<String, String>,
+    retry_after: Option<Duration>,
     body: Vec<u8>,
     is_truncated: bool,
 }
@@ -95,7 +128,8 @@ impl Hits {
         guard: Arc<Guard>,
         limits: Limits,
         secrets: Vec<hmac::Key>,
-        health: Health,
+        clock: Arc<dyn Clock>,
+        observer: Observer,
     ) -> Self {
         let retry = retry::Policy {
             attempts: limits.attempts,
@@ -108,94 +142,54 @@ impl Hits {
             retry,
             secrets: secrets.into(),
             hosts: Arc::default(),
-            health,
+            destinations: Arc::new(Destinations {
+                retry,
+                patience: limits.patience,
+                clock,
+                observer,
+                known: Mutex::default(),
+            }),
         }
     }
 
-    /// Works until asked to stop, and then ends what is under way.
+    /// Makes the queue, and a consumer's view of it.
     ///
     /// # Errors
-    /// `Unavailable` when the store is away.
-    pub async fn run(&self, stop: &Stop) -> Result<()> {
+    /// `Unavailable` when the store did not answer.
+    pub async fn inlet(&self) -> Result<QueueInlet> {
         self.tasks.declare().await?;
-        self.health.set(ROLE, None);
-        let mut slots = JoinSet::new();
-        for _ in 0..self.limits.concurrency {
-            let (hits, stop) = (self.clone(), stop.clone());
-            slots.spawn(async move { hits.work(&stop).await });
-        }
-        let mut outcome = Ok(());
-        while let Some(ended) = slots.join_next().await {
-            let ended = ended.unwrap_or_else(|error| {
-                Err(Error::unavailable("a hit panicked").with_source(error))
-            });
-            if let Err(error) = &ended {
-                self.health.set(ROLE, Some(error.chain()));
-            }
-            outcome = outcome.and(ended);
-        }
-        outcome
-    }
-
-    async fn work(&self, stop: &Stop) -> Result<()> {
         let consumer = ConsumerId::unique("fleet.worker")?;
-        let outcome = self.work_as(&consumer, stop).await;
-        let left = self.tasks.queue.disconnect(&consumer).await.map(drop);
-        outcome.and(left)
+        let (queue, name) = (
+            Arc::clone(&self.tasks.queue),
+            self.tasks.queue_name().clone(),
+        );
+        Ok(QueueInlet::new(queue, name, consumer, LEASE))
     }
 
-    async fn work_as(&self, consumer: &ConsumerId, stop: &Stop) -> Result<()> {
-        while !stop.is_requested() {
-            let request = LeaseRequest {
-                queue: self.tasks.queue_name().clone(),
-                consumer: consumer.clone(),
-                max: 1,
-                lease: LEASE,
-                wait: WAIT,
-            };
-            let leased = tokio::select! {
-                leased = self.tasks.queue.lease(request) => leased?,
-                () = stop.requested() => return Ok(()),
-            };
-            for delivery in leased {
-                let verdict = tokio::select! {
-                    verdict = self.deliver(&delivery) => verdict?,
-                    // It is done again by the next process.
-                    () = stop.nearly_over(Duration::from_secs(1)) => Verdict::RELEASE,
-                };
-                if verdict == Verdict::Ack {
-                    stop.account.add("tasks", 1);
-                }
-                let settlement = Settlement {
-                    receipt: delivery.receipt,
-                    verdict,
-                };
-                for settled in self.tasks.queue.settle(vec![settlement]).await? {
-                    if let Err(error) = settled {
-                        warn!(
-                            error = error.chain(),
-                            "a task was not settled and comes again"
-                        );
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn deliver(&self, delivery: &Delivery) -> Result<Verdict> {
+    async fn work(&self, delivery: &Delivery) -> Result<Outcome> {
         let id = std::str::from_utf8(&delivery.message.payload).ok();
         let Some(id) = id.and_then(|text| Uuid::parse_str(text).ok()) else {
-            let reason = "the message is no task of ours".to_owned();
-            return Ok(Verdict::DeadLetter { reason });
+            let reason = "the message is not a task".to_owned();
+            return Ok(Outcome::Reject { reason });
         };
         let Some(stored) = self.tasks.find(id).await? else {
-            info!(task = %id, "the task's record is gone, and so is the wish for it");
-            return Ok(Verdict::Ack);
+            info!(task = %id, "task record expired; message dropped");
+            return Ok(Outcome::Done);
         };
         if stored.task.status.is_final() {
-            return Ok(Verdict::Ack);
+            return Ok(Outcome::Done);
         }
+        let parsed = Url::parse(&stored.task.url);
+        let (origin, url) = match &parsed {
+            Ok(url) => (url.origin().ascii_serialization(), shown(url)),
+            Err(_) => (String::new(), stored.task.url.clone()),
+        };
+        let (origin, url) = (self.destinations.find(origin), self.destinations.find(url));
+        let calls = origin.begin().and_then(|origin| Ok((origin, url.begin()?)));
+        let calls = match calls {
+            Ok(calls) => calls,
+            Err(after) => return Ok(deferred(after)),
+        };
         // An attempt that a crash cut off does not count.
         let is_cut_off = stored.task.status == Status::Running;
         let running = Task {
@@ -204,10 +198,10 @@ impl Hits {
             ..stored.task.clone()
         };
         if !self.tasks.change(&stored, &running).await? {
-            return Ok(Verdict::RELEASE);
+            return Ok(deferred(CHANGED));
         }
         let Some(stored) = self.tasks.find(id).await? else {
-            return Ok(Verdict::Ack);
+            return Ok(Outcome::Done);
         };
         if delivery.attempt > self.limits.attempts + CRASHES {
             let error = Error::invalid("the worker stopped each time that it worked on this");
@@ -222,7 +216,61 @@ impl Hits {
                 self.limits.timeout
             )))
         });
-        self.finish(stored, replied, began.elapsed()).await
+        let said = self.said(&replied);
+        let said = match &said {
+            // Nothing at this origin can be reached.
+            Outcome::Unavailable {
+                cause: Cause::Unreachable,
+                ..
+            } => calls.0.end(delivery, said),
+            _ => {
+                calls.0.end(delivery, Outcome::Done);
+                calls.1.end(delivery, said)
+            }
+        };
+        match said {
+            Outcome::Unavailable { .. } => self.wait(stored, said).await,
+            _ => self.finish(stored, replied, began.elapsed()).await,
+        }
+    }
+
+    /// What a reply says of the destination.
+    fn said(&self, replied: &Result<Reply>) -> Outcome {
+        match replied {
+            Ok(reply) => match unavailable(reply.status) {
+                Some(cause) => Outcome::Unavailable {
+                    cause,
+                    after: reply.retry_after,
+                    error: format!("the server answered {}", reply.status),
+                },
+                None => Outcome::Done,
+            },
+            Err(error) if error.kind() == ErrorKind::Unavailable => Outcome::Unavailable {
+                cause: cause_of(error),
+                after: None,
+                error: error.chain(),
+            },
+            Err(_) => Outcome::Done,
+        }
+    }
+
+    /// Has a task wait for its destination; the attempt does not count.
+    async fn wait(&self, stored: Stored, outcome: Outcome) -> Result<Outcome> {
+        let error = match &outcome {
+            Outcome::Unavailable { error, .. } => error.clone(),
+            _ => String::new(),
+        };
+        let task = Task {
+            status: Status::Retrying,
+            attempts: stored.task.attempts.saturating_sub(1),
+            error: Some(error),
+            ..stored.task.clone()
+        };
+        match self.tasks.change(&stored, &task).await? {
+            true => Ok(outcome),
+            // It was cancelled meanwhile.
+            false => Ok(Outcome::Done),
+        }
     }
 
     /// A place among the hits of the URL's host.
@@ -239,13 +287,13 @@ impl Hits {
         places.acquire_owned().await.ok()
     }
 
-    /// Writes down what came of it, and says what becomes of the message.
+    /// Writes down what came of it.
     async fn finish(
         &self,
         stored: Stored,
         replied: Result<Reply>,
         took: Duration,
-    ) -> Result<Verdict> {
+    ) -> Result<Outcome> {
         let mut task = Task {
             duration_ms: u64::try_from(took.as_millis()).ok(),
             ..stored.task.clone()
@@ -263,19 +311,22 @@ impl Hits {
             }
             Err(error) => Some((error.chain(), error.kind() == ErrorKind::Unavailable)),
         };
-        let verdict = match problem {
+        let outcome = match problem {
             None => {
                 (task.status, task.error) = (Status::Completed, None);
-                Verdict::Ack
+                Outcome::Done
             }
             Some((error, may_help)) if may_help && !is_last => {
                 (task.status, task.error) = (Status::Retrying, Some(error.clone()));
                 let after = self.retry.next_delay(task.attempts, &mut rand::rng());
-                Verdict::Retry { after, error }
+                Outcome::Retry {
+                    after: Some(after),
+                    error,
+                }
             }
             Some((error, _)) => {
                 (task.status, task.error) = (Status::Failed, Some(error));
-                Verdict::Ack
+                Outcome::Done
             }
         };
         if task.status.is_final() {
@@ -283,14 +334,14 @@ impl Hits {
         }
         if !self.tasks.change(&stored, &task).await? {
             // It was cancelled meanwhile.
-            return Ok(Verdict::Ack);
+            return Ok(Outcome::Done);
         }
         if task.status.is_final()
             && let Some(callback) = task.callback_url.clone()
         {
             self.call_back(&callback, &task).await;
         }
-        Ok(verdict)
+        Ok(outcome)
     }
 
     /// Asks, follows redirects, and reads as much of the body as is kept.
@@ -309,6 +360,7 @@ impl Hits {
                 url = self.guard.check(next.as_str())?;
                 continue;
             }
+            let after = retry_after(response.headers(), &*self.destinations.clock);
             let headers = headers(response.headers());
             let (mut body, mut is_truncated) = (Vec::new(), false);
             let away = |error: reqwest::Error| {
@@ -325,6 +377,7 @@ impl Hits {
             return Ok(Reply {
                 status,
                 headers,
+                retry_after: after,
                 body,
                 is_truncated,
             });
@@ -382,6 +435,25 @@ impl Hits {
             })
             .await?;
         Ok(response.status())
+    }
+}
+
+#[async_trait]
+impl Handler for Hits {
+    async fn handle(&self, delivery: &Delivery) -> Outcome {
+        self.work(delivery).await.unwrap_or_else(Outcome::from)
+    }
+
+    fn destination(&self) -> Option<&Destination> {
+        None
+    }
+}
+
+const fn deferred(after: Duration) -> Outcome {
+    Outcome::Unavailable {
+        cause: Cause::Deferred,
+        after: Some(after),
+        error: String::new(),
     }
 }
 

@@ -5,11 +5,14 @@ use std::time::Duration;
 use lettre::message::Mailbox;
 use lettre::message::header::ContentType;
 use lettre::{AsyncSmtpTransport, AsyncTransport, Message as Mail, Tokio1Executor};
-use towpath_core::port::sink::Outcome;
+use reqwest::Url;
+use towpath_core::port::sink::{Cause, Outcome};
 use towpath_core::{Delivery, Error, Message, MessageId, Result};
 use tracing::info;
 
 use super::order::{Order, fingerprint};
+use crate::http::answer::shown;
+use crate::pump::Destination;
 use crate::sink::WebhookSink;
 
 /// How customers are told.
@@ -66,10 +69,20 @@ impl Channel {
         };
         match tokio::time::timeout(timeout, send).await {
             Ok(outcome) => outcome,
-            Err(_) => Outcome::Retry {
+            Err(_) => Outcome::Unavailable {
+                cause: Cause::Failed,
                 after: None,
                 error: format!("not sent within {timeout:?}"),
             },
+        }
+    }
+
+    /// Where notifications go.
+    pub(super) const fn destination(&self) -> Option<&Destination> {
+        match self {
+            Self::Log => None,
+            Self::Mail(mailer) => Some(&mailer.destination),
+            Self::Webhook(sink) => Some(sink.receiver()),
         }
     }
 }
@@ -79,15 +92,22 @@ pub struct Mailer {
     transport: AsyncSmtpTransport<Tokio1Executor>,
     from: Mailbox,
     to: Option<Mailbox>,
+    destination: Destination,
 }
 
 impl Mailer {
     /// A mailer for `smtp://` or `smtps://` with user and password in the URL, `?tls=required` for STARTTLS.
-    /// Orders without an address of their own go to `to`.
+    /// Orders without an address of their own go to `to`. `destination` makes the server's state of its name.
     ///
     /// # Errors
     /// `Invalid` for a wrong URL or address.
-    pub fn new(url: &str, from: &str, to: Option<&str>, timeout: Duration) -> Result<Self> {
+    pub fn new(
+        url: &str,
+        from: &str,
+        to: Option<&str>,
+        timeout: Duration,
+        destination: impl FnOnce(String) -> Destination,
+    ) -> Result<Self> {
         let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url)
             .map_err(|error| {
                 Error::invalid("the URL of the mail server cannot be used").with_source(error)
@@ -96,6 +116,9 @@ impl Mailer {
             .build();
         Ok(Self {
             transport,
+            destination: destination(
+                Url::parse(url).map_or_else(|_| String::new(), |url| shown(&url)),
+            ),
             from: mailbox(from)?,
             to: to.map(mailbox).transpose()?,
         })
@@ -135,13 +158,37 @@ impl Mailer {
         };
         match self.transport.send(mail).await {
             Ok(_) => Outcome::Done,
-            Err(error) if error.is_permanent() => Outcome::Reject {
-                reason: format!("refused by the mail server: {error}"),
-            },
-            Err(error) => Outcome::Retry {
-                after: None,
-                error: Error::unavailable("not sent").with_source(error).chain(),
-            },
+            Err(error) => self.refused(error),
+        }
+    }
+
+    /// What a mail server's answer, or the lack of one, means.
+    ///
+    /// 421 closes the connection, and the answers about authentication are about the account that all mails share.
+    /// Source: RFC 5321, 4.2.3; RFC 4954, 6.
+    fn refused(&self, error: lettre::transport::smtp::Error) -> Outcome {
+        let code = error.status().map(u16::from);
+        let cause = match code {
+            Some(421) => Cause::Failed,
+            Some(432 | 454 | 530 | 534 | 535 | 538) => Cause::Unreachable,
+            None if error.is_timeout() => Cause::Failed,
+            None if !error.is_client() => Cause::Unreachable,
+            _ if error.is_permanent() => {
+                return Outcome::Reject {
+                    reason: format!("refused by the mail server: {error}"),
+                };
+            }
+            _ => {
+                return Outcome::Retry {
+                    after: None,
+                    error: Error::unavailable("not sent").with_source(error).chain(),
+                };
+            }
+        };
+        Outcome::Unavailable {
+            cause,
+            after: None,
+            error: Error::unavailable("not sent").with_source(error).chain(),
         }
     }
 }

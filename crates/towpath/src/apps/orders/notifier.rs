@@ -12,8 +12,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt};
-use towpath_core::port::Sink;
 use towpath_core::port::effects::{Outcome as Applied, Transaction};
 use towpath_core::port::kv::{Committed, Op};
 use towpath_core::port::queue::{Settlement, Verdict};
@@ -25,11 +23,8 @@ use super::NOTIFIED_COUNT;
 use super::channel::Channel;
 use super::desk::{Desk, count};
 use super::order::Order;
-use super::processor::outcomes;
 use super::record::State;
-
-/// Sends under way at once, of one batch.
-const CONCURRENCY: usize = 16;
+use crate::pump::{Destination, Handler};
 
 /// What `notif:<id>` says once its order needs no more notification. The value is the reference system's.
 const DONE: &[u8] = b"1";
@@ -43,7 +38,7 @@ const MARGIN: Duration = Duration::from_secs(5);
 /// How soon an event looks again whose order is claimed by another one.
 const CLAIMED_ELSEWHERE: Duration = Duration::from_secs(1);
 
-/// Notifies the customers of a batch of events.
+/// Notifies the customer of each event.
 pub struct Notifier {
     /// The app's ports.
     pub desk: Desk,
@@ -87,6 +82,19 @@ impl Notifier {
                 let status = if last { "failed" } else { "retrying" };
                 self.record_failure(&order, delivery, status, &error).await;
                 Ok(Outcome::Retry { after, error })
+            }
+            Outcome::Unavailable {
+                cause,
+                after,
+                error,
+            } => {
+                self.record_failure(&order, delivery, "retrying", &error)
+                    .await;
+                Ok(Outcome::Unavailable {
+                    cause,
+                    after,
+                    error,
+                })
             }
             Outcome::Reject { reason } => {
                 self.record_failure(&order, delivery, "failed", &reason)
@@ -231,13 +239,12 @@ fn again(order: &Order) -> Outcome {
 }
 
 #[async_trait]
-impl Sink for Notifier {
-    async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Outcome>> {
-        let work: Vec<_> = batch.iter().map(|one| self.notify(one)).collect();
-        outcomes(stream::iter(work).buffered(CONCURRENCY).collect().await)
+impl Handler for Notifier {
+    async fn handle(&self, delivery: &Delivery) -> Outcome {
+        self.notify(delivery).await.unwrap_or_else(Outcome::from)
     }
 
-    async fn close(&self) -> Result<()> {
-        Ok(())
+    fn destination(&self) -> Option<&Destination> {
+        self.channel.destination()
     }
 }

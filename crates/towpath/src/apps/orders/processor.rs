@@ -1,8 +1,6 @@
 //! Processing orders: stock taken, record moved, counted, announced, each once however often an order is delivered.
 
 use async_trait::async_trait;
-use futures_util::stream::{self, StreamExt};
-use towpath_core::port::Sink;
 use towpath_core::port::effects::{self, Transaction};
 use towpath_core::port::kv::{Committed, Op};
 use towpath_core::port::queue::{Settlement, Verdict};
@@ -15,14 +13,12 @@ use super::order::Order;
 use super::record::{Record, State};
 use super::topology::{CREATED, REJECTED};
 use super::{ACCEPTED_COUNT, PROCESSED_COUNT, REJECTED_COUNT};
-
-/// Orders of one batch that are worked on at once.
-const CONCURRENCY: usize = 64;
+use crate::pump::{Destination, Handler};
 
 /// How often one delivery may find that another was quicker, before it is tried again later.
 const RACES: usize = 10;
 
-/// Processes the orders of a batch, the ack included where keys and queues share a store.
+/// Processes orders, the ack included where keys and queues share a store.
 ///
 /// An order with too little stock is rejected for good; what is no order is a dead letter;
 /// stock that is no number is tried again and ends as a dead letter.
@@ -251,31 +247,12 @@ impl Processor {
 }
 
 #[async_trait]
-impl Sink for Processor {
-    async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Outcome>> {
-        let work: Vec<_> = batch.iter().map(|one| self.process(one)).collect();
-        outcomes(stream::iter(work).buffered(CONCURRENCY).collect().await)
+impl Handler for Processor {
+    async fn handle(&self, delivery: &Delivery) -> Outcome {
+        self.process(delivery).await.unwrap_or_else(Outcome::from)
     }
 
-    async fn close(&self) -> Result<()> {
-        Ok(())
+    fn destination(&self) -> Option<&Destination> {
+        None
     }
-}
-
-/// One outcome each, or the error that kept every one of a batch back.
-pub(super) fn outcomes(results: Vec<Result<Outcome>>) -> Result<Vec<Outcome>> {
-    let away = |result: &Result<Outcome>| matches!(result, Err(error) if error.kind() == ErrorKind::Unavailable);
-    let all_away = !results.is_empty() && results.iter().all(away);
-    let mut outcomes = Vec::with_capacity(results.len());
-    for result in results {
-        match result {
-            Ok(outcome) => outcomes.push(outcome),
-            Err(error) if all_away => return Err(error),
-            Err(error) => outcomes.push(Outcome::Retry {
-                after: None,
-                error: error.chain(),
-            }),
-        }
-    }
-    Ok(outcomes)
 }

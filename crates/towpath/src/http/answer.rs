@@ -1,0 +1,62 @@
+//! What an answer, or the lack of one, says of a receiver.
+
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, StatusCode, header};
+use reqwest::Url;
+use towpath_core::port::sink::Cause;
+use towpath_core::{Clock, Error, ErrorKind};
+
+/// How far a request came that ended in this error.
+pub fn cause_of(error: &Error) -> Cause {
+    if error.kind() == ErrorKind::Invalid {
+        return Cause::Unreachable;
+    }
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(request) = cause.downcast_ref::<reqwest::Error>() {
+            return match request.is_connect() {
+                true => Cause::Unreachable,
+                false => Cause::Failed,
+            };
+        }
+        source = cause.source();
+    }
+    Cause::Failed
+}
+
+/// The time that an answer names for the next request: seconds, or a date in any of the forms of HTTP.
+///
+/// Source: RFC 9110, 10.2.3.
+pub fn retry_after(headers: &HeaderMap, clock: &dyn Clock) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    let since_epoch = date.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    let now = Duration::from_millis(clock.now().as_millis());
+    Some(since_epoch.saturating_sub(now))
+}
+
+/// What an answer says of the destination; `None` when it is about the request.
+pub fn unavailable(status: StatusCode) -> Option<Cause> {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS => Some(Cause::Overloaded),
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+            Some(Cause::Failed)
+        }
+        _ => None,
+    }
+}
+
+/// A URL as it may be shown: without user, query and fragment.
+pub fn shown(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.set_fragment(None);
+    // Neither fails for a URL with a host.
+    url.set_username("").ok();
+    url.set_password(None).ok();
+    url.to_string()
+}

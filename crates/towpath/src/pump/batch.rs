@@ -1,0 +1,230 @@
+//! The loop over batches, for sinks whose unit is the batch: lease, deliver, settle.
+//!
+//! ```text
+//! lease -> deliver -> settle -> lease …
+//!             |-> the sink as a whole cannot work: release the batch uncharged, back off, try again
+//! ```
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use towpath_core::port::Sink;
+use towpath_core::port::queue::Verdict;
+use towpath_core::port::sink::Outcome;
+use towpath_core::{Delivery, Error, ErrorKind, Receipt, Result, retry};
+use tracing::{info, warn};
+
+use super::settling::{Ended, Settling};
+use super::{BACKEND, GIVE_BACK, Pump, drawn, failed, guarded, rest};
+use crate::supervisor::Stop;
+use crate::telemetry::traces;
+
+/// How long to leave a sink alone that cannot work at all.
+const SINK: retry::Policy =
+    retry::Policy::forever(Duration::from_millis(100), Duration::from_secs(2));
+
+/// How often a sink that cannot work is mentioned in the log.
+const REMIND: Duration = Duration::from_secs(60);
+
+enum Delivered {
+    Outcomes(Vec<Outcome>),
+    Nothing(Error),
+    OutOfTime,
+}
+
+/// Since when a sink cannot work, and when that was last logged.
+#[derive(Default)]
+struct Trouble {
+    attempt: u32,
+    since: Option<Instant>,
+    logged: Option<Instant>,
+}
+
+impl Trouble {
+    fn failed(&mut self, error: &Error) {
+        self.attempt += 1;
+        self.since.get_or_insert_with(Instant::now);
+        if self.logged.is_none_or(|at| at.elapsed() >= REMIND) {
+            self.logged = Some(Instant::now());
+            let attempt = self.attempt;
+            warn!(
+                error = error.chain(),
+                attempt, "sink unavailable; batch released, retrying"
+            );
+        }
+    }
+
+    /// Whether there was any.
+    fn is_over(&mut self) -> bool {
+        let lasted = std::mem::take(self).since.map(|since| since.elapsed());
+        if let Some(lasted) = lasted {
+            info!(?lasted, "sink available again");
+        }
+        lasted.is_some()
+    }
+}
+
+impl Pump {
+    pub(super) async fn deliver_batches(
+        &self,
+        sink: &dyn Sink,
+        max: usize,
+        stop: &Stop,
+    ) -> Result<()> {
+        let (mut failures, mut trouble) = (0, Trouble::default());
+        while !stop.is_requested() {
+            let asked_at = SystemTime::now();
+            let batch = match self.inlet.lease(max).await {
+                Ok(batch) => batch,
+                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                    failures += 1;
+                    warn!(
+                        error = error.chain(),
+                        attempt = failures,
+                        "lease failed; retrying"
+                    );
+                    rest(stop, drawn(&BACKEND, failures)).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            failures = 0;
+            if batch.is_empty() {
+                continue;
+            }
+            stop.account.add("leased", batch.len() as u64);
+            let spans = traces::deliver(&batch, self.sink_name, asked_at);
+            match self.deliver(sink, &batch, stop).await {
+                Delivered::Outcomes(outcomes) => {
+                    if trouble.is_over() {
+                        (self.condition)(None);
+                    }
+                    traces::delivered(spans, &outcomes);
+                    self.settle_batch(batch, outcomes, stop).await?;
+                }
+                Delivered::Nothing(error) => {
+                    trouble.failed(&error);
+                    self.metrics.sink_failed();
+                    (self.condition)(Some(error.chain()));
+                    traces::failed(spans, &error);
+                    self.release_batch(batch, stop).await?;
+                    rest(stop, drawn(&SINK, trouble.attempt)).await;
+                }
+                Delivered::OutOfTime => self.release_batch(batch, stop).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands the batch to the sink, renewing its leases for as long as that takes.
+    async fn deliver(&self, sink: &dyn Sink, batch: &[Delivery], stop: &Stop) -> Delivered {
+        let work = async {
+            if !self.pause.is_zero() {
+                tokio::select! {
+                    () = tokio::time::sleep(self.pause) => {}
+                    () = stop.requested() => return Delivered::OutOfTime,
+                }
+            }
+            let began = Instant::now();
+            match attempt(sink, batch).await {
+                Ok(outcomes) => {
+                    self.metrics.sink_took(began.elapsed());
+                    Delivered::Outcomes(outcomes)
+                }
+                Err(error) => Delivered::Nothing(error),
+            }
+        };
+        tokio::select! {
+            delivered = work => delivered,
+            never = self.keep_leases(batch) => match never {},
+            () = stop.nearly_over(GIVE_BACK) => Delivered::OutOfTime,
+        }
+    }
+
+    /// Renews the leases of the batch until dropped.
+    async fn keep_leases(&self, batch: &[Delivery]) -> Infallible {
+        let receipts: Vec<Receipt> = batch
+            .iter()
+            .map(|delivery| delivery.receipt.clone())
+            .collect();
+        // A third of the lease, so that two lost renewals still leave time for a third.
+        let often = self.inlet.lease_time() / 3;
+        loop {
+            tokio::time::sleep(often).await;
+            self.renew(receipts.clone(), often).await;
+        }
+    }
+
+    async fn settle_batch(
+        &self,
+        batch: Vec<Delivery>,
+        outcomes: Vec<Outcome>,
+        stop: &Stop,
+    ) -> Result<()> {
+        // A sink that answers too few leaves the rest undelivered.
+        let outcomes = outcomes
+            .into_iter()
+            .chain(std::iter::repeat_with(no_outcome));
+        let ended = batch.into_iter().zip(outcomes);
+        let ended = ended.filter_map(|(delivery, outcome)| {
+            let verdict = self.verdict(&delivery, outcome, stop)?;
+            Some((delivery, verdict))
+        });
+        self.settle_all(ended, stop).await
+    }
+
+    async fn release_batch(&self, batch: Vec<Delivery>, stop: &Stop) -> Result<()> {
+        let ended = batch
+            .into_iter()
+            .map(|delivery| (delivery, Verdict::RELEASE));
+        self.settle_all(ended, stop).await
+    }
+
+    async fn settle_all(
+        &self,
+        ended: impl Iterator<Item = (Delivery, Verdict)>,
+        stop: &Stop,
+    ) -> Result<()> {
+        let mut settling = Settling::new(self, stop);
+        for (delivery, verdict) in ended {
+            let delivery = Arc::new(delivery);
+            settling.add(Ended { delivery, verdict });
+        }
+        tokio::select! {
+            settled = settling.finish(Duration::MAX) => settled,
+            // Unsettled deliveries come back by their lease or at the next start.
+            () = stop.nearly_over(GIVE_BACK / 2) => {
+                Err(Error::unavailable("a batch was not settled before the stop"))
+            }
+        }
+    }
+}
+
+/// One outcome per delivery.
+///
+/// When the sink panics over a batch it gets the messages one by one: only the one
+/// that it cannot bear is charged, and not its neighbours.
+async fn attempt(sink: &dyn Sink, batch: &[Delivery]) -> Result<Vec<Outcome>> {
+    let panic = match guarded(sink.deliver(batch)).await {
+        Ok(delivered) => return delivered,
+        Err(panic) => panic,
+    };
+    warn!(panic, messages = batch.len(), "sink panicked over a batch");
+    if let [_] = batch {
+        return Ok(vec![failed(format!("the sink panicked: {panic}"))]);
+    }
+    let mut outcomes = Vec::with_capacity(batch.len());
+    for delivery in batch.chunks(1) {
+        let outcome = match guarded(sink.deliver(delivery)).await {
+            Ok(delivered) => delivered?.into_iter().next().unwrap_or_else(no_outcome),
+            Err(panic) => failed(format!("the sink panicked: {panic}")),
+        };
+        outcomes.push(outcome);
+    }
+    Ok(outcomes)
+}
+
+fn no_outcome() -> Outcome {
+    failed("the sink gave no outcome".to_owned())
+}

@@ -1,0 +1,421 @@
+//! The loop over single messages: each is handled, and settled as soon as its outcome is known.
+//!
+//! ```text
+//! lease what there is room for -> handle, several at once, in any order -> settle what has ended meanwhile, together
+//! ```
+//!
+//! A consumer leases no more than it can begin at once, so that what a crash charges had begun. A message whose last
+//! delivery had no outcome may be the reason for that: it is handled alone in its process.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::FutureExt;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant as Moment, MissedTickBehavior};
+use towpath_core::port::queue::Verdict;
+use towpath_core::port::sink::{Cause, Outcome};
+use towpath_core::{Delivery, ErrorKind, Result};
+use tracing::{info, warn};
+
+use super::destination::Room;
+use super::settling::{Ended, Settling};
+use super::{BACKEND, Destination, GIVE_BACK, Handler, Pump, drawn, failed, guarded};
+use crate::supervisor::Stop;
+use crate::telemetry::traces;
+
+/// Outcomes that may wait for their settlement; beyond that nothing is leased.
+const UNSETTLED: usize = 1_000;
+
+/// How long before the cut-off a handler is told of it.
+const HURRY: Duration = Duration::from_secs(3);
+
+/// How soon a message is offered again that must be handled alone while another one is.
+const ALONE_AGAIN: Duration = Duration::from_millis(200);
+
+/// The place for the one message of a process that is handled alone; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Alone(Arc<Semaphore>);
+
+impl Default for Alone {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(1)))
+    }
+}
+
+impl Alone {
+    fn try_take(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0).try_acquire_owned().ok()
+    }
+
+    async fn take(self) -> Option<OwnedSemaphorePermit> {
+        self.0.acquire_owned().await.ok()
+    }
+}
+
+/// How messages are handled one by one.
+#[derive(Clone)]
+pub struct Handling {
+    /// What handles them.
+    pub handler: Arc<dyn Handler>,
+    /// Most of them at once.
+    pub in_flight: usize,
+    /// Shared by all pumps of the process.
+    pub alone: Alone,
+}
+
+type Work<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What a lease gave.
+struct Leased {
+    /// When this message may be handled alone.
+    permit: Option<OwnedSemaphorePermit>,
+    asked_at: SystemTime,
+    batch: Result<Vec<Delivery>>,
+}
+
+/// A delivery that is over.
+struct Over {
+    delivery: Arc<Delivery>,
+    /// `None` when its handler has settled it.
+    verdict: Option<Verdict>,
+    /// Why, when a backend that the handler needs did not answer.
+    unavailable: Option<String>,
+}
+
+/// Whether messages that may have killed a process are expected.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Care {
+    /// Nothing is known yet: the first lease is for one.
+    First,
+    /// None.
+    Normal,
+    /// There are some: nothing is leased until everything under way is settled, and then one at a time.
+    OneByOne,
+}
+
+/// One run of the loop.
+struct Run<'a> {
+    pump: &'a Pump,
+    handling: &'a Handling,
+    stop: &'a Stop,
+    care: Care,
+    /// Held while a message is handled alone.
+    alone: Option<OwnedSemaphorePermit>,
+    lease: Option<Work<'a, Leased>>,
+    lease_failures: u32,
+    lease_at: Option<Moment>,
+    /// Deliveries in a row that met an unavailable backend of the handler.
+    handler_failures: u32,
+    running: FuturesUnordered<Work<'a, Over>>,
+    /// Everything leased and not settled, by fence.
+    held: HashMap<u64, Arc<Delivery>>,
+    settling: Settling<'a>,
+    renewing: Option<Work<'a, ()>>,
+}
+
+impl Pump {
+    /// Runs until the stop is requested and everything under way is settled.
+    pub(super) async fn handle_each(&self, handling: &Handling, stop: &Stop) -> Result<()> {
+        let mut run = Run {
+            pump: self,
+            handling,
+            stop,
+            care: Care::First,
+            alone: None,
+            lease: None,
+            lease_failures: 0,
+            lease_at: None,
+            handler_failures: 0,
+            running: FuturesUnordered::new(),
+            held: HashMap::new(),
+            settling: Settling::new(self, stop),
+            renewing: None,
+        };
+        run.run().await
+    }
+}
+
+impl Run<'_> {
+    async fn run(&mut self) -> Result<()> {
+        let often = self.pump.inlet.lease_time() / 3;
+        let mut renew = tokio::time::interval_at(Moment::now() + often, often);
+        renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let stop = self.stop;
+        let mut stopping = std::pin::pin!(stop.requested().fuse());
+        let mut hurry = std::pin::pin!(stop.nearly_over(GIVE_BACK + HURRY).fuse());
+        let mut cut_off = std::pin::pin!(stop.nearly_over(GIVE_BACK).fuse());
+        let (mut is_stopping, mut is_hurried) = (false, false);
+        loop {
+            let wake = self.begin();
+            let is_idle = self.lease.is_none() && self.running.is_empty();
+            if stop.is_requested() && is_idle && self.settling.is_empty() {
+                return Ok(());
+            }
+            tokio::select! {
+                leased = next(&mut self.lease) => self.leased(leased)?,
+                Some(over) = self.running.next() => self.over(over),
+                settled = self.settling.next() => {
+                    for fence in settled {
+                        self.held.remove(&fence);
+                    }
+                }
+                () = next(&mut self.renewing) => {}
+                _ = renew.tick() => self.renew(often),
+                () = &mut stopping, if !is_stopping => is_stopping = true,
+                () = &mut hurry, if !is_hurried => {
+                    is_hurried = true;
+                    self.handling.handler.hurry();
+                }
+                () = &mut cut_off => return self.cut_off().await,
+                () = sleep_until(wake) => {}
+            }
+        }
+    }
+
+    /// Begins a lease when there is room for one; otherwise when to look again, beside the end of something.
+    fn begin(&mut self) -> Option<Moment> {
+        if self.held.is_empty() {
+            self.alone = None;
+        }
+        if self.lease.is_some() || self.stop.is_requested() {
+            return None;
+        }
+        if let Some(at) = self.lease_at.filter(|at| *at > Moment::now()) {
+            return Some(at);
+        }
+        let free = match self.care {
+            Care::First => 1,
+            Care::OneByOne => usize::from(self.held.is_empty()),
+            Care::Normal => {
+                let free = self.handling.in_flight.saturating_sub(self.running.len());
+                free.min(UNSETTLED.saturating_sub(self.held.len()))
+            }
+        };
+        let destination = self.handling.handler.destination();
+        let max = match destination.map(Destination::room) {
+            Some(Room::NotBefore(at)) => return Some(at),
+            Some(Room::For(room)) => free.min(room),
+            None => free,
+        };
+        if max > 0 {
+            let alone = (self.care == Care::OneByOne).then(|| self.handling.alone.clone());
+            self.lease = Some(Box::pin(lease(self.pump, self.stop, alone, max)));
+        }
+        None
+    }
+
+    fn leased(&mut self, leased: Leased) -> Result<()> {
+        let batch = match leased.batch {
+            Ok(batch) => batch,
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                self.lease_failures += 1;
+                let attempt = self.lease_failures;
+                warn!(error = error.chain(), attempt, "lease failed; retrying");
+                self.lease_at = Some(Moment::now() + drawn(&BACKEND, attempt));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        self.lease_failures = 0;
+        if self.handler_failures == 0 {
+            self.lease_at = None;
+        }
+        if batch.is_empty() {
+            self.care = Care::Normal;
+            return Ok(());
+        }
+        self.stop.account.add("leased", batch.len() as u64);
+        let batch = batch.into_iter().map(Arc::new);
+        let batch: Vec<_> = batch
+            .inspect(|delivery| {
+                let fence = delivery.receipt.fence;
+                self.held.insert(fence, Arc::clone(delivery));
+            })
+            .collect();
+        if self.stop.is_requested() {
+            for delivery in batch {
+                self.end(delivery, Some(Verdict::RELEASE));
+            }
+            return Ok(());
+        }
+        let (mut suspects, fresh): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|delivery| delivery.interrupted);
+        self.care = match suspects.is_empty() {
+            true => Care::Normal,
+            false => Care::OneByOne,
+        };
+        // Nothing else is held: it is alone in this pump, and with the permit in this process.
+        if self.held.len() == 1
+            && let Some(suspect) = suspects.pop_if(|_| true)
+        {
+            let permit = leased.permit.or_else(|| self.handling.alone.try_take());
+            if permit.is_some() {
+                self.alone = permit;
+                self.start(suspect, leased.asked_at);
+            } else {
+                let after = ALONE_AGAIN;
+                self.end(suspect, Some(Verdict::Release { after }));
+            }
+        }
+        for suspect in suspects {
+            self.end(suspect, Some(Verdict::RELEASE));
+        }
+        for delivery in fresh {
+            self.start(delivery, leased.asked_at);
+        }
+        Ok(())
+    }
+
+    fn start(&self, delivery: Arc<Delivery>, asked_at: SystemTime) {
+        if self.alone.is_some() {
+            info!(
+                queue = %delivery.receipt.queue,
+                id = %delivery.message.id,
+                attempt = delivery.attempt,
+                "last delivery had no outcome; handling the message alone"
+            );
+        }
+        let (pump, handling, stop) = (self.pump, self.handling, self.stop);
+        self.running.push(Box::pin(async move {
+            handle(pump, &*handling.handler, stop, delivery, asked_at).await
+        }));
+    }
+
+    fn over(&mut self, over: Over) {
+        match over.unavailable {
+            Some(error) => {
+                self.handler_failures += 1;
+                let attempt = self.handler_failures;
+                if attempt == 1 {
+                    warn!(error, "handler waits for its backend");
+                }
+                self.lease_at = Some(Moment::now() + drawn(&BACKEND, attempt));
+            }
+            None => self.handler_failures = 0,
+        }
+        self.end(over.delivery, over.verdict);
+    }
+
+    /// Has a delivery settled; without a verdict its handler did.
+    fn end(&mut self, delivery: Arc<Delivery>, verdict: Option<Verdict>) {
+        match verdict {
+            Some(verdict) => self.settling.add(Ended { delivery, verdict }),
+            None => _ = self.held.remove(&delivery.receipt.fence),
+        }
+    }
+
+    fn renew(&mut self, often: Duration) {
+        if self.renewing.is_none() && !self.held.is_empty() {
+            let held = self.held.values();
+            let receipts = held.map(|delivery| delivery.receipt.clone()).collect();
+            let pump = self.pump;
+            self.renewing = Some(Box::pin(async move { pump.renew(receipts, often).await }));
+        }
+    }
+
+    /// Releases what is under way, and settles for the last time.
+    async fn cut_off(&mut self) -> Result<()> {
+        self.running.clear();
+        self.lease = None;
+        let ended = self.settling.fences();
+        let cut: Vec<_> = self.held.values().cloned().collect();
+        for delivery in cut {
+            if !ended.contains(&delivery.receipt.fence) {
+                self.end(delivery, Some(Verdict::RELEASE));
+            }
+        }
+        self.settling.finish(GIVE_BACK / 2).await
+    }
+}
+
+async fn lease(pump: &Pump, stop: &Stop, alone: Option<Alone>, max: usize) -> Leased {
+    let permit = match alone {
+        None => None,
+        Some(alone) => tokio::select! {
+            permit = alone.take() => permit,
+            () = stop.requested() => None,
+        },
+    };
+    let asked_at = SystemTime::now();
+    let batch = match stop.is_requested() {
+        true => Ok(Vec::new()),
+        false => pump.inlet.lease(max).await,
+    };
+    Leased {
+        permit,
+        asked_at,
+        batch,
+    }
+}
+
+/// One delivery, from its begin to its verdict.
+async fn handle(
+    pump: &Pump,
+    handler: &dyn Handler,
+    stop: &Stop,
+    delivery: Arc<Delivery>,
+    asked_at: SystemTime,
+) -> Over {
+    let released = |delivery, verdict| Over {
+        delivery,
+        verdict: Some(verdict),
+        unavailable: None,
+    };
+    if !pump.pause.is_zero() {
+        tokio::select! {
+            () = tokio::time::sleep(pump.pause) => {}
+            () = stop.requested() => return released(delivery, Verdict::RELEASE),
+        }
+    }
+    let call = match handler.destination().map(Destination::begin).transpose() {
+        Ok(call) => call,
+        Err(after) => return released(delivery, Verdict::Release { after }),
+    };
+    let one = std::slice::from_ref(&*delivery);
+    let spans = traces::deliver(one, pump.sink_name, asked_at);
+    let began = Instant::now();
+    let outcome = match guarded(handler.handle(&delivery)).await {
+        Ok(outcome) => outcome,
+        Err(panic) => failed(format!("the handler panicked: {panic}")),
+    };
+    pump.metrics.sink_took(began.elapsed());
+    let outcome = match call {
+        Some(call) => call.end(&delivery, outcome),
+        None => outcome,
+    };
+    traces::delivered(spans, std::slice::from_ref(&outcome));
+    let unavailable = match &outcome {
+        Outcome::Unavailable {
+            cause: Cause::Backend,
+            error,
+            ..
+        } => Some(error.clone()),
+        _ => None,
+    };
+    Over {
+        verdict: pump.verdict(&delivery, outcome, stop),
+        delivery,
+        unavailable,
+    }
+}
+
+/// The end of the work that there is; pending while there is none.
+async fn next<T>(work: &mut Option<Work<'_, T>>) -> T {
+    let Some(running) = work else {
+        return std::future::pending().await;
+    };
+    let ended = running.await;
+    *work = None;
+    ended
+}
+
+async fn sleep_until(moment: Option<Moment>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}

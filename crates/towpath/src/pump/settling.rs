@@ -1,0 +1,217 @@
+//! Settlements: what has ended goes to the backend together, one call at a time, and again while that is unavailable.
+
+use std::collections::HashSet;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::{Delivery, Error, ErrorKind, Result};
+use tracing::{error, warn};
+
+use super::{BACKEND, Pump, drawn};
+use crate::supervisor::Stop;
+
+/// How long a message is held back that the backend refuses to end as it should.
+const REFUSED: Duration = Duration::from_secs(60);
+
+/// A delivery and how it ends.
+#[derive(Clone)]
+pub(super) struct Ended {
+    pub(super) delivery: Arc<Delivery>,
+    pub(super) verdict: Verdict,
+}
+
+/// What one call came to.
+#[derive(Default)]
+struct Settled {
+    /// Fences of deliveries that are over.
+    over: Vec<u64>,
+    /// To be settled in another call.
+    again: Vec<Ended>,
+    /// Why, when the backend did not answer.
+    unavailable: Option<Error>,
+}
+
+/// Everything that has ended and is not settled.
+pub(super) struct Settling<'a> {
+    pump: &'a Pump,
+    stop: &'a Stop,
+    waiting: Vec<Ended>,
+    /// Of the call under way.
+    fences: Vec<u64>,
+    call: Option<Pin<Box<dyn Future<Output = Settled> + Send + 'a>>>,
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+impl<'a> Settling<'a> {
+    pub(super) const fn new(pump: &'a Pump, stop: &'a Stop) -> Self {
+        Self {
+            pump,
+            stop,
+            waiting: Vec::new(),
+            fences: Vec::new(),
+            call: None,
+            failures: 0,
+            not_before: None,
+        }
+    }
+
+    pub(super) fn add(&mut self, ended: Ended) {
+        self.waiting.push(ended);
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.call.is_none()
+    }
+
+    /// Of everything that is here.
+    pub(super) fn fences(&self) -> HashSet<u64> {
+        let waiting = self.waiting.iter();
+        let waiting = waiting.map(|ended| ended.delivery.receipt.fence);
+        waiting.chain(self.fences.iter().copied()).collect()
+    }
+
+    /// Settles, and gives the fences of deliveries that are over; pending while there is nothing to do.
+    ///
+    /// Cancel-safe: a call goes on with the next one.
+    pub(super) async fn next(&mut self) -> Vec<u64> {
+        if self.call.is_none() {
+            if let Some(moment) = self.not_before {
+                tokio::time::sleep_until(moment).await;
+                self.not_before = None;
+            }
+            if self.waiting.is_empty() {
+                return std::future::pending().await;
+            }
+            let ended = std::mem::take(&mut self.waiting);
+            let fences = ended.iter().map(|ended| ended.delivery.receipt.fence);
+            self.fences = fences.collect();
+            self.call = Some(Box::pin(settle(self.pump, self.stop, ended)));
+        }
+        let Some(call) = &mut self.call else {
+            return Vec::new();
+        };
+        let settled = call.await;
+        self.call = None;
+        self.fences.clear();
+        match settled.unavailable {
+            None => self.failures = 0,
+            Some(error) => {
+                self.failures += 1;
+                let attempt = self.failures;
+                warn!(error = error.chain(), attempt, "settle failed; retrying");
+                self.not_before = Some(Instant::now() + drawn(&BACKEND, attempt));
+            }
+        }
+        self.waiting.splice(..0, settled.again);
+        settled.over
+    }
+
+    /// Settles everything.
+    ///
+    /// # Errors
+    /// `Unavailable` when that takes longer than `limit`; deliveries come back by their lease or at the next start.
+    pub(super) async fn finish(&mut self, limit: Duration) -> Result<()> {
+        let settle = async {
+            while !self.is_empty() {
+                self.next().await;
+            }
+        };
+        let settled = tokio::time::timeout(limit, settle).await;
+        settled.map_err(|_| Error::unavailable("deliveries were not settled before the stop"))
+    }
+}
+
+async fn settle(pump: &Pump, stop: &Stop, ended: Vec<Ended>) -> Settled {
+    let settlements: Vec<Settlement> = ended
+        .iter()
+        .map(|ended| Settlement {
+            receipt: ended.delivery.receipt.clone(),
+            verdict: ended.verdict.clone(),
+        })
+        .collect();
+    let mut settled = Settled::default();
+    match pump.inlet.settle(settlements).await {
+        Ok(outcomes) => {
+            for (ended, outcome) in ended.into_iter().zip(outcomes) {
+                note(pump, stop, ended, outcome, &mut settled);
+            }
+        }
+        Err(error) if error.kind() == ErrorKind::Unavailable => {
+            settled.again = ended;
+            settled.unavailable = Some(error);
+        }
+        // One of them is refused: each by itself says which.
+        Err(_) if ended.len() > 1 => {
+            for one in ended {
+                let alone = Box::pin(settle(pump, stop, vec![one])).await;
+                settled.over.extend(alone.over);
+                settled.again.extend(alone.again);
+                settled.unavailable = settled.unavailable.or(alone.unavailable);
+            }
+        }
+        Err(error) => {
+            for one in ended {
+                refused(one, &error, &mut settled);
+            }
+        }
+    }
+    settled
+}
+
+/// Counts what became of one settlement.
+fn note(pump: &Pump, stop: &Stop, ended: Ended, outcome: Result<()>, settled: &mut Settled) {
+    match outcome {
+        Ok(()) => {
+            stop.account.add(word(&ended.verdict), 1);
+            pump.metrics.settled(&ended.delivery, &ended.verdict);
+            settled.over.push(ended.delivery.receipt.fence);
+        }
+        Err(error) if error.kind() == ErrorKind::Conflict => {
+            stop.account.add("lost leases", 1);
+            pump.metrics.lease_lost();
+            warn!(
+                error = error.chain(),
+                id = %ended.delivery.message.id,
+                "lease lost; outcome discarded"
+            );
+            settled.over.push(ended.delivery.receipt.fence);
+        }
+        Err(error) if error.kind() == ErrorKind::Unavailable => {
+            settled.again.push(ended);
+            settled.unavailable = Some(error);
+        }
+        Err(error) => refused(ended, &error, settled),
+    }
+}
+
+/// What cannot end as it should is held back, which takes nothing of the message; and when even that is refused, its
+/// lease ends by itself.
+fn refused(ended: Ended, error: &Error, settled: &mut Settled) {
+    let Ended { delivery, verdict } = ended;
+    error!(
+        error = error.chain(),
+        id = %delivery.message.id,
+        verdict = word(&verdict),
+        "settlement refused; message held back"
+    );
+    if matches!(verdict, Verdict::Release { .. }) {
+        settled.over.push(delivery.receipt.fence);
+    } else {
+        let verdict = Verdict::Release { after: REFUSED };
+        settled.again.push(Ended { delivery, verdict });
+    }
+}
+
+/// The account's word for an ending.
+const fn word(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Ack => "acked",
+        Verdict::Retry { .. } => "retried",
+        Verdict::DeadLetter { .. } => "dead letters",
+        Verdict::Release { .. } => "given back",
+    }
+}

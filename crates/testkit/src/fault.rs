@@ -162,6 +162,7 @@ async fn work(subject: &Subject, folder: PathBuf, mut out: TcpStream) {
             queue: jobs(),
             consumer: consumer("one"),
             max: 2,
+            in_flight: 2,
             lease: LEASE,
             wait: Duration::ZERO,
         };

@@ -162,6 +162,7 @@ pub(crate) async fn lease_as(
         queue: jobs(),
         consumer: consumer(who),
         max,
+        in_flight: max,
         lease,
         wait,
     };

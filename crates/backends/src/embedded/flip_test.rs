@@ -32,6 +32,7 @@ async fn lease(store: &Arc<Store>, max: usize) -> Vec<Delivery> {
         queue: jobs(),
         consumer: ConsumerId::new("one").unwrap(),
         max,
+        in_flight: max,
         lease: Duration::from_secs(600),
         wait: Duration::ZERO,
     };

@@ -60,6 +60,7 @@ pub(super) async fn lease(store: &Arc<Store>, queue: &QueueName, max: usize) -> 
         queue: queue.clone(),
         consumer,
         max,
+        in_flight: max,
         lease: LEASE,
         wait: Duration::ZERO,
     };

@@ -53,6 +53,7 @@ async fn lease(store: &Arc<Store>, max: usize) -> Vec<Delivery> {
         queue: jobs(),
         consumer,
         max,
+        in_flight: max,
         lease,
         wait: std::time::Duration::ZERO,
     };

@@ -45,6 +45,7 @@ async fn lease(store: &Arc<Store>, name: &str, max: usize, wait: Duration) -> Ve
         queue: queue(name),
         consumer: ConsumerId::new("one").unwrap(),
         max,
+        in_flight: max,
         lease: Duration::from_secs(600),
         wait,
     };
@@ -354,6 +355,7 @@ async fn a_message_that_moves_while_it_is_handed_out_is_delivered() {
         queue: queue("jobs"),
         consumer: ConsumerId::new("one").unwrap(),
         max: 1,
+        in_flight: 1,
         lease: Duration::from_secs(600),
         wait: Duration::ZERO,
     };
@@ -512,6 +514,7 @@ async fn a_message_that_cannot_be_read_just_now_is_no_dead_letter() {
         queue: queue("jobs"),
         consumer: ConsumerId::new("one").unwrap(),
         max: 1,
+        in_flight: 1,
         lease: Duration::from_secs(600),
         wait: Duration::ZERO,
     };

@@ -84,7 +84,8 @@ impl Store {
     ) -> Result<Arc<Standing>> {
         let desk = self.desk(known).await?;
         let largest = known.largest.load(Ordering::Relaxed).max(1);
-        let window = request.max.min(ENOUGH_BYTES / largest).max(1);
+        let window = request.in_flight.max(request.max);
+        let window = window.min(ENOUGH_BYTES / largest).max(1);
         let window = u16::try_from(window).unwrap_or(u16::MAX);
         // One at a time: two leases of one consumer share it.
         let mut all = known.standing.lock().await;

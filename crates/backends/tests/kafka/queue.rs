@@ -27,6 +27,7 @@ async fn lease(queue: &Arc<dyn Queue>, max: usize) -> Vec<Delivery> {
         queue: jobs(),
         consumer: ConsumerId::new("one").expect("a valid name"),
         max,
+        in_flight: max,
         lease: Duration::from_secs(30),
         wait: Duration::from_millis(100),
     };

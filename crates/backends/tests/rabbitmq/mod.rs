@@ -63,6 +63,7 @@ async fn try_lease(
         queue: messages(),
         consumer: ConsumerId::new(who).expect("a valid name"),
         max: 100,
+        in_flight: 100,
         lease: Duration::from_secs(600),
         wait,
     };

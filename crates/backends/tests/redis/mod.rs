@@ -90,6 +90,7 @@ async fn try_lease(
         queue: messages(),
         consumer: consumer(who),
         max: 100,
+        in_flight: 100,
         lease: Duration::from_secs(600),
         wait,
     };

@@ -169,6 +169,7 @@ async fn finds_the_node_of_a_key_in_a_cluster() {
                     queue: QueueName::new(list).expect("a valid name"),
                     consumer: consumer("one"),
                     max: 1,
+                    in_flight: 1,
                     lease: Duration::from_secs(60),
                     wait: Duration::ZERO,
                 };

@@ -74,6 +74,8 @@ pub struct LeaseRequest {
     pub consumer: ConsumerId,
     /// 1 to [`MAX_BATCH`] messages.
     pub max: usize,
+    /// How many the consumer works on at once, those that it holds included; a backend sends no more of them ahead.
+    pub in_flight: usize,
     /// [`MIN_LEASE`] to [`MAX_LEASE`], kept to the millisecond.
     pub lease: Duration,
     /// How long to wait for the first message; with zero, everything that is there comes, up to `max`.

@@ -86,6 +86,7 @@ async fn a_wait_without_end_is_woken_all_the_same(mut world: World) {
         queue: jobs(),
         consumer: consumer("one"),
         max: 1,
+        in_flight: 1,
         lease: LEASE,
         wait: Duration::MAX,
     };

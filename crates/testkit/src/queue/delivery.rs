@@ -383,6 +383,7 @@ async fn a_lease_out_of_range_is_invalid(mut world: World) {
         queue: jobs(),
         consumer: consumer("one"),
         max,
+        in_flight: max,
         lease,
         wait: Duration::ZERO,
     };

@@ -131,6 +131,7 @@ async fn closing_is_idempotent_and_ends_waiting_leases(mut world: World) {
                 queue: jobs(),
                 consumer: consumer("one"),
                 max: 1,
+                in_flight: 1,
                 lease: LEASE,
                 wait: Duration::from_secs(30),
             };

@@ -18,8 +18,10 @@ pub use stream::{Place, StreamInlet};
 pub trait Inlet: Send + Sync {
     /// Leases up to `max` deliveries; waits a short while (at most half a second) for the first.
     ///
+    /// `in_flight` is how many the consumer works on at once, those that it holds included.
+    ///
     /// The pump never drops this call halfway, so an inlet may block in it but must not outstay that wait by much.
-    async fn lease(&self, max: usize) -> Result<Vec<Delivery>>;
+    async fn lease(&self, max: usize, in_flight: usize) -> Result<Vec<Delivery>>;
 
     /// Ends deliveries; one outcome each.
     async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>>;

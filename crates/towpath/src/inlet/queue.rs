@@ -40,12 +40,13 @@ impl QueueInlet {
 
 #[async_trait]
 impl Inlet for QueueInlet {
-    async fn lease(&self, max: usize) -> Result<Vec<Delivery>> {
+    async fn lease(&self, max: usize, in_flight: usize) -> Result<Vec<Delivery>> {
         self.queue
             .lease(LeaseRequest {
                 queue: self.name.clone(),
                 consumer: self.consumer.clone(),
                 max,
+                in_flight,
                 lease: self.lease,
                 wait: WAIT,
             })

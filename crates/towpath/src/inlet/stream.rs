@@ -182,7 +182,7 @@ impl StreamInlet {
 
 #[async_trait]
 impl Inlet for StreamInlet {
-    async fn lease(&self, max: usize) -> Result<Vec<Delivery>> {
+    async fn lease(&self, max: usize, _in_flight: usize) -> Result<Vec<Delivery>> {
         let due: Vec<Entry> = {
             let mut state = self.state();
             let now = Instant::now();

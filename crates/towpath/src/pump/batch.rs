@@ -75,7 +75,7 @@ impl Pump {
         let (mut failures, mut trouble) = (0, Trouble::default());
         while !stop.is_requested() {
             let asked_at = SystemTime::now();
-            let batch = match self.inlet.lease(max).await {
+            let batch = match self.inlet.lease(max, max).await {
                 Ok(batch) => batch,
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     failures += 1;

@@ -27,9 +27,6 @@ use super::{BACKEND, Destination, GIVE_BACK, Handler, Pump, drawn, failed, guard
 use crate::supervisor::Stop;
 use crate::telemetry::traces;
 
-/// Outcomes that may wait for their settlement; beyond that nothing is leased.
-const UNSETTLED: usize = 1_000;
-
 /// How long before the cut-off a handler is told of it.
 const HURRY: Duration = Duration::from_secs(3);
 
@@ -190,10 +187,7 @@ impl Run<'_> {
         let free = match self.care {
             Care::First => 1,
             Care::OneByOne => usize::from(self.held.is_empty()),
-            Care::Normal => {
-                let free = self.handling.in_flight.saturating_sub(self.running.len());
-                free.min(UNSETTLED.saturating_sub(self.held.len()))
-            }
+            Care::Normal => self.handling.in_flight.saturating_sub(self.held.len()),
         };
         let destination = self.handling.handler.destination();
         let max = match destination.map(Destination::room) {
@@ -202,8 +196,12 @@ impl Run<'_> {
             None => free,
         };
         if max > 0 {
+            let in_flight = match self.care {
+                Care::Normal => self.handling.in_flight,
+                Care::First | Care::OneByOne => 1,
+            };
             let alone = (self.care == Care::OneByOne).then(|| self.handling.alone.clone());
-            self.lease = Some(Box::pin(lease(self.pump, self.stop, alone, max)));
+            self.lease = Some(Box::pin(lease(self.pump, self.stop, alone, max, in_flight)));
         }
         None
     }
@@ -332,7 +330,13 @@ impl Run<'_> {
     }
 }
 
-async fn lease(pump: &Pump, stop: &Stop, alone: Option<Alone>, max: usize) -> Leased {
+async fn lease(
+    pump: &Pump,
+    stop: &Stop,
+    alone: Option<Alone>,
+    max: usize,
+    in_flight: usize,
+) -> Leased {
     let permit = match alone {
         None => None,
         Some(alone) => tokio::select! {
@@ -343,7 +347,7 @@ async fn lease(pump: &Pump, stop: &Stop, alone: Option<Alone>, max: usize) -> Le
     let asked_at = SystemTime::now();
     let batch = match stop.is_requested() {
         true => Ok(Vec::new()),
-        false => pump.inlet.lease(max).await,
+        false => pump.inlet.lease(max, in_flight).await,
     };
     Leased {
         permit,

@@ -213,6 +213,7 @@ async fn what_a_sink_says_after_the_lease_was_lost_does_not_count() {
                 queue: queue_name,
                 consumer: ConsumerId::new("quick").unwrap(),
                 max: 1,
+                in_flight: 1,
                 lease: Duration::from_secs(60),
                 wait: Duration::from_secs(5),
             };

@@ -40,6 +40,7 @@ mod process;
 mod producers;
 mod protocol;
 mod readme;
+mod receivers;
 mod redis;
 mod shutdown;
 mod startup;

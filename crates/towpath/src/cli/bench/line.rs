@@ -78,6 +78,7 @@ impl Line {
             queue: name.clone(),
             consumer: consumer.clone(),
             max,
+            in_flight: max,
             lease: Duration::from_secs(60),
             wait,
         };

@@ -133,6 +133,7 @@ async fn interrupted_messages_are_handled_one_at_a_time_and_alone() {
         queue: rig.name.clone(),
         consumer: ConsumerId::new("dead").unwrap(),
         max: 6,
+        in_flight: 6,
         lease: Duration::from_secs(60),
         wait: Duration::ZERO,
     };

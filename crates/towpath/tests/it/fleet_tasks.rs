@@ -257,6 +257,8 @@ fn chaos_every_task_ends_once_as_the_server_saw_it() {
         let mut world = world();
         world.set("WORKER_RETRY_MAX", "2");
         world.set("TOWPATH_FLEET__WORKER__TIMEOUT", "2s");
+        // After that a destination that breaks connections costs attempts.
+        world.set("TOWPATH_FLEET__WORKER__UNAVAILABLE_TIMEOUT", "1s");
         let mut running = run(&world, "fleet.worker");
         let mut tasks = Vec::new();
         let kinds = [

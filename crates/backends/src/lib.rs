@@ -6,6 +6,7 @@ mod broker;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "redis"))]
 mod duration;
 pub mod embedded;
+mod identity;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 #[cfg(any(feature = "kafka", feature = "redis"))]

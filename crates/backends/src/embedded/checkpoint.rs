@@ -126,10 +126,7 @@ pub(super) fn write(folder: &Path, position: Position, state: &[u8]) -> Result<P
     let io =
         |error: io::Error| Error::unavailable("a checkpoint cannot be written").with_source(error);
     make_folder(folder).map_err(io)?;
-    let path = folder.join(format!(
-        "{:010}-{:010}.ckpt",
-        position.segment, position.offset
-    ));
+    let path = path(folder, position);
     let temporary = path.with_extension("tmp");
     let written = write_file(&temporary, position, state)
         .and_then(|()| fs::rename(&temporary, &path))
@@ -146,6 +143,12 @@ pub(super) fn write(folder: &Path, position: Position, state: &[u8]) -> Result<P
     // While one is all there is, the log must do in its place.
     let oldest = kept.first().filter(|_| kept.len() == KEPT);
     Ok(oldest.map_or_else(Position::default, |(oldest, _)| *oldest))
+}
+
+/// The file of the checkpoint of this place.
+pub(super) fn path(folder: &Path, position: Position) -> PathBuf {
+    let Position { segment, offset } = position;
+    folder.join(format!("{segment:010}-{offset:010}.ckpt"))
 }
 
 fn place_bytes(position: Position) -> [u8; 8] {

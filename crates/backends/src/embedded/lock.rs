@@ -8,11 +8,14 @@ use rustix::fs::{FlockOperation, flock};
 use towpath_core::{Error, Result};
 
 use super::log::make_folder;
+use crate::identity::{Pinned, lost};
+
+const NAME: &str = "LOCK";
 
 /// Holds the folder until dropped; the operating system lets go of it when the process dies.
 #[derive(Debug)]
 pub(super) struct FolderLock {
-    _file: File,
+    file: File,
 }
 
 impl FolderLock {
@@ -28,7 +31,7 @@ impl FolderLock {
             .truncate(false)
             .read(true)
             .write(true)
-            .open(folder.join("LOCK"))
+            .open(folder.join(NAME))
             .map_err(io)?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut holder = String::new();
@@ -41,7 +44,15 @@ impl FolderLock {
         file.set_len(0).map_err(io)?;
         file.seek(SeekFrom::Start(0)).map_err(io)?;
         writeln!(file, "{}", std::process::id()).map_err(io)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+
+    /// What tells that the lock is not where other processes look for it any more.
+    pub(super) fn pin(&self, folder: &Path) -> Result<Pinned> {
+        let path = folder.join(NAME);
+        let open = self.file.metadata();
+        let open = open.map_err(|error| lost("lock file", &path, error))?;
+        Ok(Pinned::file("lock file", &path, &open))
     }
 }
 

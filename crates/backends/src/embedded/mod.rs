@@ -24,6 +24,9 @@ mod lock;
 mod log;
 #[cfg(test)]
 mod model_test;
+mod presence;
+#[cfg(test)]
+mod presence_test;
 mod queue;
 mod rate_limit;
 mod record;

@@ -16,6 +16,7 @@ use super::checkpoint;
 use super::config::Config;
 use super::lock::FolderLock;
 use super::log::{Class, Durability, Log, Options, Position, Recovery};
+use super::presence::Presence;
 use super::record::{self, Record};
 use super::state::{Place, State};
 
@@ -55,6 +56,8 @@ pub(super) struct Store {
     config: Config,
     recovery: Recovery,
     passed_over: Vec<(PathBuf, String)>,
+    /// Segments with messages that were not there at the start, and how many bytes of messages they held.
+    missing: Vec<(u32, u64)>,
     checkpointed: Mutex<Checkpointed>,
     /// So many backups are under way.
     pub(super) keeps_segments: AtomicUsize,
@@ -62,6 +65,7 @@ pub(super) struct Store {
     maintenance: Mutex<Option<JoinHandle<()>>>,
     wake_maintenance: (Mutex<()>, Condvar),
     lock: Mutex<Option<FolderLock>>,
+    pub(super) presence: Presence,
 }
 
 /// What one can wait at.
@@ -122,7 +126,9 @@ impl Waiting {
 impl Store {
     /// Opens the folder: takes its lock, loads the newest checkpoint, replays the log behind it.
     pub(super) fn open(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
+        let is_new = !config.folder.join("log").exists();
         let lock = FolderLock::take(&config.folder)?;
+        let presence = Presence::new(&config, &lock)?;
         let checkpoint::Found {
             mut state,
             position,
@@ -145,6 +151,16 @@ impl Store {
         })
         .context(|| format!("open the store in `{}`", config.folder.display()))?;
         checkpoint::set_aside(&passed_over)?;
+        if let Some(position) = position {
+            presence.rests_on(checkpoint::path(
+                &config.folder.join("checkpoint"),
+                position,
+            ))?;
+        }
+        if is_new {
+            tracing::info!(folder = %config.folder.display(), "created a new store");
+        }
+        let missing = missing_segments(&state, &log);
         state.raise_fence(clock.now());
         let waiting = Arc::<Waiting>::default();
         let store = Arc::new(Self {
@@ -158,6 +174,7 @@ impl Store {
             config,
             recovery,
             passed_over,
+            missing,
             checkpointed: Mutex::new(Checkpointed {
                 position: position.unwrap_or_default(),
                 bytes: 0,
@@ -167,6 +184,7 @@ impl Store {
             maintenance: Mutex::new(None),
             wake_maintenance: (Mutex::new(()), Condvar::new()),
             lock: Mutex::new(Some(lock)),
+            presence,
             log,
         });
         store.wake_on_commit();
@@ -331,6 +349,11 @@ impl Store {
                  and counts of that time are missing, and messages that were acked may come again"
             ));
         }
+        for (segment, bytes) in &self.missing {
+            warnings.push(format!(
+                "segment {segment} of the log is missing: {bytes} bytes of messages in it are lost, and become dead letters"
+            ));
+        }
         for damage in &self.recovery.damaged {
             let saved = damage.saved_as.as_ref().map_or_else(String::new, |path| {
                 format!(", saved as `{}`", path.display())
@@ -378,7 +401,7 @@ impl Store {
         {
             tracing::error!("the upkeep of the store panicked");
         }
-        let checkpointed = self.checkpoint();
+        let checkpointed = self.check_presence().and_then(|()| self.checkpoint());
         let closed = self.log.close();
         for notify in self
             .waiting
@@ -428,8 +451,12 @@ impl Store {
         };
         // A checkpoint must never know more than the log behind it.
         self.log.sync_all()?;
+        // Another store may be in its place by now.
+        self.check_presence()?;
         let folder = self.config.folder.join("checkpoint");
         let oldest = checkpoint::write(&folder, position, &state)?;
+        self.presence
+            .rests_on(checkpoint::path(&folder, position))?;
         *checkpointed = Checkpointed {
             position,
             bytes: state.len() as u64,
@@ -552,11 +579,27 @@ impl Drop for Store {
     }
 }
 
+/// Segments that hold messages and are not there, with the bytes of these messages.
+fn missing_segments(state: &State, log: &Log) -> Vec<(u32, u64)> {
+    let segments = log.segments();
+    let is_there = |number: &u32| segments.iter().any(|(known, _)| known == number);
+    let live = state.live_bytes().into_iter();
+    let missing: Vec<_> = live.filter(|(number, _)| !is_there(number)).collect();
+    for (segment, bytes) in &missing {
+        tracing::error!(segment, bytes, "segment missing; its messages are lost");
+    }
+    missing
+}
+
 /// The upkeep thread: ends when the store is closed or gone.
 fn maintain(store: &Weak<Store>) {
     let (mut seen, mut tidied) = (Position::default(), Position::default());
     while let Some(store) = store.upgrade() {
         if store.is_closed() {
+            return;
+        }
+        if store.check_presence().is_err() {
+            // The store has stopped, and said so.
             return;
         }
         store.tick();

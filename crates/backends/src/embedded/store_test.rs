@@ -508,6 +508,7 @@ async fn a_message_that_cannot_be_read_just_now_is_no_dead_letter() {
         folder.path().join("log/0000000002.log"),
         folder.path().join("aside"),
     );
+    let looks = store.presence.hold_looks();
     std::fs::rename(&path, &aside).unwrap();
     std::fs::create_dir(&path).unwrap();
     let request = LeaseRequest {
@@ -528,6 +529,7 @@ async fn a_message_that_cannot_be_read_just_now_is_no_dead_letter() {
     }
     std::fs::remove_dir(&path).unwrap();
     std::fs::rename(&aside, &path).unwrap();
+    drop(looks);
     let leased = lease(&store, "jobs", 100, Duration::ZERO).await;
     assert_eq!(leased.len(), 60);
     assert!(leased.iter().all(|delivery| delivery.attempt == 1));

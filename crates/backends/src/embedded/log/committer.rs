@@ -14,6 +14,10 @@ use std::sync::{Arc, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use rustix::fs::StatVfsMountFlags;
+use towpath_core::Error;
+
+use super::presence::check_linked;
 use super::segment::{self, HEADER_BYTES};
 use super::shared::{Chunk, Shared, push_frame};
 use super::{Durability, Position, frame};
@@ -66,7 +70,10 @@ fn commit(shared: &Shared) {
 
 /// The life of the committer: ends when the log is closed, or with the reason why it cannot go on.
 fn write_and_sync(shared: &Shared) -> Result<(), String> {
-    let write_failed = |error: io::Error| format!("writing the log failed: {error}");
+    let write_failed = |error: io::Error| {
+        let error = Error::unavailable("writing the log failed").with_source(error);
+        error.chain()
+    };
     let mut last = Sync {
         ended: Instant::now(),
         took: Duration::ZERO,
@@ -178,6 +185,7 @@ fn write(shared: &Shared, chunks: &[Chunk], unsynced: &mut Unsynced) -> io::Resu
         let number = chunk.start.segment;
         let file = shared.files.file(number)?;
         file.write_all_at(&chunk.bytes, u64::from(chunk.start.offset))?;
+        check_linked(shared, number, &file)?;
         // A seal too: without it the next segment would seem to follow a gap.
         unsynced.insert(number, file);
     }
@@ -248,6 +256,10 @@ fn keep(shared: &Shared) {
             let number = buffers.end.segment + 1;
             buffers.preparing = true;
             drop(buffers);
+            if let Err(gone) = shared.folder.check() {
+                shared.fail(gone.chain());
+                return;
+            }
             let made =
                 segment::create(&shared.options.folder, number, shared.options.segment_bytes);
             buffers = shared.lock();
@@ -279,6 +291,10 @@ pub(super) fn measure_disk(shared: &Shared) {
     let Ok(stat) = rustix::fs::statvfs(&shared.options.folder) else {
         return;
     };
+    if stat.f_flag.contains(StatVfsMountFlags::RDONLY) && shared.failure.get().is_none() {
+        let folder = shared.options.folder.display();
+        shared.fail(format!("the file system of `{folder}` became read-only"));
+    }
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     shared.free_bytes.store(free, Ordering::Relaxed);
     let low = free < shared.options.reserve_bytes.max(u64::from(HEADER_BYTES));

@@ -17,6 +17,7 @@ mod files;
 mod frame;
 mod options;
 mod position;
+mod presence;
 mod quarantine;
 mod read;
 mod recovery;
@@ -32,6 +33,7 @@ mod tests;
 
 pub(crate) use options::{Durability, Options};
 pub(crate) use position::Position;
+pub(crate) use presence::Looked;
 pub(crate) use recovery::Recovery;
 pub use recovery::scan_for_fuzzing;
 pub(crate) use segment::{VERSION as FORMAT, make_folder, oldest as oldest_segment, sync_folder};

@@ -10,6 +10,7 @@ use super::files::Files;
 use super::frame;
 use super::segment::Segment;
 use super::{Options, Position};
+use crate::identity::Pinned;
 
 /// Bytes on their way to one place.
 #[derive(Debug)]
@@ -57,6 +58,8 @@ impl Buffers {
 /// What the caller's side and the threads share.
 pub(super) struct Shared {
     pub(super) options: Options,
+    /// The folder of the segments.
+    pub(super) folder: Pinned,
     pub(super) buffers: Mutex<Buffers>,
     /// There is something to write, to sync or to end.
     pub(super) work: Condvar,

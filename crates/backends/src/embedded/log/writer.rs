@@ -14,6 +14,7 @@ use super::recovery::{self, Recovery};
 use super::segment::{self, HEADER_BYTES};
 use super::shared::{Buffers, Shared, push_frame};
 use super::{Options, Position, committer};
+use crate::identity::{Pinned, lost};
 
 /// Most bytes that may wait to be written; more is refused.
 const MAX_PENDING_BYTES: usize = 64 * 1024 * 1024;
@@ -60,6 +61,8 @@ impl Log {
         let recovered = recovery::recover(&options, from, replay)?;
         let end = recovered.end;
         let segment_size = recovered.files.size(end.segment).unwrap_or(end.offset);
+        let folder = Pinned::folder("log folder", &options.folder)
+            .map_err(|error| lost("log folder", &options.folder, error))?;
         let shared = Arc::new(Shared {
             buffers: Mutex::new(Buffers {
                 end,
@@ -78,6 +81,7 @@ impl Log {
                 closing: false,
             }),
             options,
+            folder,
             work: Condvar::new(),
             room: Condvar::new(),
             progress: Condvar::new(),
@@ -190,6 +194,8 @@ impl Log {
         let next = match buffers.spare.take() {
             Some(spare) if spare.size >= HEADER_BYTES + size => spare,
             _ => {
+                // Another store may be in its place by now.
+                self.shared.folder.check()?;
                 let bytes = self.shared.options.segment_bytes.max(HEADER_BYTES + size);
                 segment::create(&self.shared.options.folder, number, bytes).map_err(|error| {
                     self.shared.disk_low.store(true, Ordering::Relaxed);
@@ -291,6 +297,7 @@ impl Log {
         if number >= self.shared.lock().end.segment {
             return Ok(());
         }
+        self.shared.folder.check()?;
         self.shared.files.remove(number);
         let folder = &self.shared.options.folder;
         match fs::remove_file(segment::path(folder, number))

@@ -3,11 +3,14 @@
 //! SQLite has one writer at a time, so the writes of all callers take turns on one thread, and those that wait share a
 //! transaction and its sync. Each has a savepoint of its own: one that fails takes no other with it.
 
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 use towpath_core::{Error, Result};
+
+use crate::identity::{Pinned, lost};
 
 /// Most writes of one transaction.
 const GROUP: usize = 256;
@@ -31,11 +34,13 @@ impl Threads {
     /// Starts the threads.
     pub(super) fn start(path: &str) -> Result<Self> {
         let writer = open(path)?;
+        let files = Arc::new(Files::of(path)?);
+        let present = Arc::clone(&files);
         let (writes, jobs) = mpsc::channel(WAITING);
-        spawn("sqlite-write", move || write_all(writer, jobs))?;
+        spawn("sqlite-write", move || write_all(writer, &present, jobs))?;
         let reader = open(path)?;
         let (reads, jobs) = mpsc::channel(WAITING);
-        spawn("sqlite-read", move || read_all(&reader, jobs))?;
+        spawn("sqlite-read", move || read_all(&reader, &files, jobs))?;
         Ok(Self { writes, reads })
     }
 
@@ -124,14 +129,55 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     }
 }
 
-fn read_all(connection: &Connection, mut jobs: mpsc::Receiver<Job>) {
-    while let Some(job) = jobs.blocking_recv() {
-        job(Ok(connection))(Ok(()));
+/// The files of an open database. SQLite goes on in a file that was removed or replaced, and no later process finds
+/// what it wrote there.
+struct Files {
+    database: Pinned,
+    /// Once there is one.
+    log: OnceLock<Pinned>,
+    log_path: PathBuf,
+}
+
+impl Files {
+    fn of(path: &str) -> Result<Self> {
+        let (database, log_path) = (Path::new(path), PathBuf::from(format!("{path}-wal")));
+        let open = std::fs::metadata(database).map_err(|error| lost(DATABASE, database, error))?;
+        Ok(Self {
+            database: Pinned::file(DATABASE, database, &open),
+            log: OnceLock::new(),
+            log_path,
+        })
+    }
+
+    /// Looks whether the paths still lead to the files that are open.
+    fn check(&self) -> Result<()> {
+        self.database.check()?;
+        match (self.log.get(), std::fs::metadata(&self.log_path)) {
+            (Some(log), _) => log.check(),
+            (None, Ok(found)) => {
+                self.log
+                    .get_or_init(|| Pinned::file("log of the database", &self.log_path, &found));
+                Ok(())
+            }
+            (None, Err(_)) => Ok(()),
+        }
     }
 }
 
-fn write_all(mut connection: Connection, mut jobs: mpsc::Receiver<Job>) {
+const DATABASE: &str = "database";
+
+fn read_all(connection: &Connection, files: &Files, mut jobs: mpsc::Receiver<Job>) {
+    while let Some(job) = jobs.blocking_recv() {
+        job(files.check().map(|()| connection))(Ok(()));
+    }
+}
+
+fn write_all(mut connection: Connection, files: &Files, mut jobs: mpsc::Receiver<Job>) {
     while let Some(first) = jobs.blocking_recv() {
+        if let Err(gone) = files.check() {
+            first(Err(gone))(Ok(()));
+            continue;
+        }
         let begun = connection.transaction_with_behavior(TransactionBehavior::Immediate);
         let transaction = match begun {
             Ok(transaction) => transaction,
@@ -148,8 +194,12 @@ fn write_all(mut connection: Connection, mut jobs: mpsc::Receiver<Job>) {
         }
         match transaction.commit() {
             Ok(()) => {
+                let gone = files.check().err().map(|gone| gone.to_string());
                 for answer in answers {
-                    answer(Ok(()));
+                    answer(match &gone {
+                        None => Ok(()),
+                        Some(gone) => Err(Error::unavailable(gone.clone())),
+                    });
                 }
             }
             Err(error) => {

@@ -48,5 +48,6 @@ mod tidy;
 mod tls;
 mod traces;
 mod users;
+mod vanished;
 mod web;
 mod worker;

@@ -38,6 +38,9 @@ mod store;
 #[cfg(test)]
 mod store_test;
 mod stream;
+mod upkeep;
+#[cfg(test)]
+mod upkeep_test;
 
 use std::path::Path;
 use std::sync::Arc;

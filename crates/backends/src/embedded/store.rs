@@ -3,9 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -19,22 +18,7 @@ use super::log::{Class, Durability, Log, Options, Position, Recovery};
 use super::presence::Presence;
 use super::record::{self, Record};
 use super::state::{Place, State};
-
-/// A checkpoint follows this many segments of log, or as many as the last one filled: a long backlog is not written
-/// again and again.
-const CHECKPOINT_SEGMENTS: u64 = 4;
-
-/// How often the store looks after itself.
-const MAINTENANCE: Duration = Duration::from_millis(250);
-
-/// Segments below this share of live bytes are written again, so that they can go.
-const LIVE_SHARE: u64 = 4;
-
-/// Fewer segments than this are not worth compacting.
-const COMPACT_FROM: usize = 6;
-
-/// Most bytes written again in one step.
-const MOVE_BYTES: u32 = 1 << 20;
+use super::upkeep::maintain;
 
 /// Neighbours are read in one go when the gap between them and the whole are not larger.
 const READ_GAP: u32 = 4096;
@@ -53,17 +37,17 @@ pub(super) struct Store {
     pub(super) log: Log,
     inner: Mutex<Inner>,
     waiting: Arc<Waiting>,
-    config: Config,
+    pub(super) config: Config,
     recovery: Recovery,
     passed_over: Vec<(PathBuf, String)>,
     /// Segments with messages that were not there at the start, and how many bytes of messages they held.
     missing: Vec<(u32, u64)>,
-    checkpointed: Mutex<Checkpointed>,
+    pub(super) checkpointed: Mutex<Checkpointed>,
     /// So many backups are under way.
     pub(super) keeps_segments: AtomicUsize,
     closed: AtomicBool,
     maintenance: Mutex<Option<JoinHandle<()>>>,
-    wake_maintenance: (Mutex<()>, Condvar),
+    pub(super) wake_maintenance: (Mutex<()>, Condvar),
     lock: Mutex<Option<FolderLock>>,
     pub(super) presence: Presence,
 }
@@ -89,9 +73,9 @@ impl From<&StreamName> for Source {
 
 /// The last checkpoint.
 #[derive(Debug, Clone, Copy)]
-struct Checkpointed {
-    position: Position,
-    bytes: u64,
+pub(super) struct Checkpointed {
+    pub(super) position: Position,
+    pub(super) bytes: u64,
 }
 
 /// Who waits for messages, and what will wake them.
@@ -472,103 +456,6 @@ impl Store {
         }
         Ok(())
     }
-
-    fn checkpoint_is_due(&self) -> bool {
-        let last = *self
-            .checkpointed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let end = self.log.records_end();
-        let behind = u64::from(end.segment.saturating_sub(last.position.segment));
-        let filled = last.bytes / u64::from(self.config.segment_bytes);
-        behind >= filled.max(CHECKPOINT_SEGMENTS) || (behind > 0 && self.log.is_disk_low())
-    }
-
-    /// Removes segments that hold nothing any more, also when too little has happened for a checkpoint.
-    ///
-    /// Two checkpoints, so that neither of the two that are kept needs what the log holds before its end.
-    fn make_room(&self) -> Result<()> {
-        let end = self.log.records_end();
-        let live = self.lock().state.live_bytes();
-        let mut older = self.log.segments().into_iter();
-        if !older.any(|(number, _)| number < end.segment && !live.contains_key(&number)) {
-            return Ok(());
-        }
-        self.checkpoint()?;
-        // A record of nothing, or the second one would take the place of the first.
-        self.write(&mut self.lock(), Class::Settle, &Record::All(Vec::new()))?;
-        self.checkpoint()
-    }
-
-    /// Writes the few live messages of old segments again, so that the next checkpoints can remove them.
-    ///
-    /// All of them each time: with one stuck message in every segment, fewer would let the log grow for ever.
-    pub(super) fn compact(&self) -> Result<()> {
-        let segments = self.log.segments();
-        if segments.len() < COMPACT_FROM || self.log.is_disk_low() {
-            return Ok(());
-        }
-        let live = self.lock().state.live_bytes();
-        let sparse = segments
-            .iter()
-            .rev()
-            .skip(3)
-            .rev()
-            .filter(|(number, size)| {
-                live.get(number)
-                    .is_some_and(|bytes| bytes * LIVE_SHARE < u64::from(*size))
-            });
-        for (number, _) in sparse {
-            while self.move_some(*number)? {}
-        }
-        Ok(())
-    }
-
-    /// Moves up to [`MOVE_BYTES`] out of a segment. False when nothing that can be read is left in it.
-    fn move_some(&self, segment: u32) -> Result<bool> {
-        let mut inner = self.lock();
-        let Some((source, places)) = inner.state.some_of(segment, MOVE_BYTES) else {
-            return Ok(false);
-        };
-        let mut moved = Vec::with_capacity(places.len());
-        inner.blobs.clear();
-        for (number, place) in places {
-            let blob = self.log.read(place.position, place.bytes)?;
-            if record::decode_blob(&blob).is_err() {
-                // Its consumer will be told; until then the segment stays as evidence.
-                inner.blobs.clear();
-                return Ok(false);
-            }
-            inner.blobs.extend_from_slice(&blob);
-            moved.push((number, place.bytes));
-        }
-        let record = match source.clone() {
-            Source::Queue(queue) => Record::Move { queue, moved },
-            Source::Stream(stream) => Record::MoveEntries { stream, moved },
-        };
-        let end = self.write(&mut inner, Class::Settle, &record)?;
-        // What moved is not shown until it is durable at its new place.
-        self.wake_when_committed(source, end);
-        Ok(true)
-    }
-
-    /// Moves what has fallen due, and wakes those who wait for it.
-    fn tick(&self) {
-        let (now, monotonic) = (self.clock.now(), self.monotonic());
-        let mut inner = self.lock();
-        inner.state.kv.tick(now);
-        inner.state.limits.tick(now.as_millis());
-        for stream in inner.state.streams.values_mut() {
-            stream.tick(now);
-        }
-        for (name, queue) in &mut inner.state.queues {
-            let had = queue.has_ready();
-            queue.tick(now, monotonic);
-            if !had && queue.has_ready() {
-                self.news(name).notify_waiters();
-            }
-        }
-    }
 }
 
 impl Drop for Store {
@@ -589,42 +476,4 @@ fn missing_segments(state: &State, log: &Log) -> Vec<(u32, u64)> {
         tracing::error!(segment, bytes, "segment missing; its messages are lost");
     }
     missing
-}
-
-/// The upkeep thread: ends when the store is closed or gone.
-fn maintain(store: &Weak<Store>) {
-    let (mut seen, mut tidied) = (Position::default(), Position::default());
-    while let Some(store) = store.upgrade() {
-        if store.is_closed() {
-            return;
-        }
-        if store.check_presence().is_err() {
-            // The store has stopped, and said so.
-            return;
-        }
-        store.tick();
-        let quiet = std::mem::replace(&mut seen, store.log.records_end()) == seen;
-        let worked = if store.checkpoint_is_due() {
-            store.checkpoint().and_then(|()| store.compact())
-        } else if quiet && store.log.is_disk_low() && tidied != seen {
-            // Once each time that things have calmed down: it looks at every message.
-            store
-                .make_room()
-                .inspect(|()| tidied = store.log.records_end())
-        } else {
-            Ok(())
-        };
-        if let Err(error) = worked {
-            tracing::warn!(
-                error = error.chain(),
-                "upkeep of the store failed, it will be tried again"
-            );
-        }
-        let guard = store
-            .wake_maintenance
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        drop(store.wake_maintenance.1.wait_timeout(guard, MAINTENANCE));
-    }
 }

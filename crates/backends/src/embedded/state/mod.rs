@@ -194,6 +194,14 @@ impl State {
         self.fence = self.fence.max(now.as_millis() << 12);
     }
 
+    /// How many messages and entries there are.
+    pub(super) fn messages(&self) -> u64 {
+        let queues = self.queues.values();
+        let queues = queues.map(|queue| queue.depth() + queue.dead.len() as u64);
+        let streams = self.streams.values().map(StreamState::length);
+        queues.sum::<u64>() + streams.sum::<u64>()
+    }
+
     /// Bytes of messages still needed, by segment.
     pub(super) fn live_bytes(&self) -> BTreeMap<u32, u64> {
         let mut live = BTreeMap::new();

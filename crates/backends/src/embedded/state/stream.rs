@@ -208,6 +208,11 @@ impl StreamState {
         });
     }
 
+    /// How many entries are kept.
+    pub(super) fn length(&self) -> u64 {
+        self.entries.0.len() as u64
+    }
+
     /// Every entry that is kept.
     pub(in super::super) fn entries(&self) -> impl Iterator<Item = &StreamEntry> {
         self.entries.0.iter()

@@ -1,0 +1,69 @@
+//! Space that is given back without more traffic.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use towpath_core::port::Queue;
+use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
+use towpath_core::{ConsumerId, ManualClock, NewMessage, QueueName, Timestamp};
+
+use super::config::Config;
+use super::store::Store;
+
+#[tokio::test]
+async fn a_drained_burst_gives_its_segments_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!(
+        "embedded:{}?segment=64KiB&reserve=0",
+        folder.path().display()
+    );
+    let open = || {
+        let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_700_000_000_000)));
+        Store::open(Config::parse(&url).unwrap(), clock).unwrap()
+    };
+    let store = open();
+    let queue = QueueName::new("jobs").unwrap();
+    for _ in 0..10 {
+        let messages = (0..100).map(|_| NewMessage::new(vec![7; 3_000])).collect();
+        store.enqueue(&queue, messages).await.unwrap();
+    }
+    let request = LeaseRequest {
+        queue: queue.clone(),
+        consumer: ConsumerId::new("one").unwrap(),
+        max: 1_000,
+        lease: Duration::from_secs(600),
+        wait: Duration::ZERO,
+    };
+    let leased = store.lease(request.clone()).await.unwrap();
+    assert_eq!(leased.len(), 1_000);
+    let kept = |number: usize| number == 100 || number == 700;
+    let settled = leased.iter().enumerate().map(|(number, delivery)| {
+        let verdict = match kept(number) {
+            true => Verdict::DeadLetter {
+                reason: "poison".to_owned(),
+            },
+            false => Verdict::Ack,
+        };
+        Settlement {
+            receipt: delivery.receipt.clone(),
+            verdict,
+        }
+    });
+    store.settle(settled.collect()).await.unwrap();
+    let until = Instant::now() + Duration::from_secs(30);
+    while store.log.segments().len() > 5 {
+        let count = store.log.segments().len();
+        assert!(Instant::now() < until, "{count} segments for two messages");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // With nothing to do it does nothing.
+    std::thread::sleep(Duration::from_secs(5));
+    let end = store.log.records_end();
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(store.log.records_end(), end);
+    store.close().unwrap();
+    let store = open();
+    let dead = store.dead_letters(&queue, None, 10).await.unwrap();
+    assert_eq!(dead.len(), 2);
+    assert!(dead.iter().all(|one| one.message.payload.len() == 3_000));
+}

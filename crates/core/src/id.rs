@@ -12,6 +12,8 @@ use crate::{Error, Result};
 
 /// The id of a message: a UUIDv7, so ids sort roughly by creation time.
 ///
+/// One that carries a digest is a UUIDv8: a UUIDv7 with the digest in the place of its last random bits.
+///
 /// Two hosts' clocks differ, so the order of ids is never an ordering guarantee.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -27,6 +29,20 @@ impl MessageId {
         Self(Uuid::now_v7())
     }
 
+    /// A fresh id that carries the last 62 bits of a digest.
+    pub fn with_digest(digest: [u8; 8]) -> Self {
+        let mut bytes = *Uuid::now_v7().as_bytes();
+        bytes[6] = 0x80 | bytes[6] & 0x0f;
+        bytes[8..].copy_from_slice(&in_variant(digest));
+        Self(Uuid::from_bytes(bytes))
+    }
+
+    /// Whether the digest that the id carries is this one; `None` when it carries none.
+    pub fn carries(&self, digest: [u8; 8]) -> Option<bool> {
+        let bytes = self.0.as_bytes();
+        (bytes[6] >> 4 == 8).then(|| bytes[8..] == in_variant(digest))
+    }
+
     /// The id with these sixteen bytes.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(Uuid::from_bytes(bytes))
@@ -36,6 +52,12 @@ impl MessageId {
     pub const fn as_bytes(&self) -> &[u8; 16] {
         self.0.as_bytes()
     }
+}
+
+/// The digest with the two bits of RFC 9562's variant at its start.
+const fn in_variant(mut digest: [u8; 8]) -> [u8; 8] {
+    digest[0] = 0x80 | digest[0] & 0x3f;
+    digest
 }
 
 impl fmt::Display for MessageId {

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 mod disk;
 pub mod http;
+mod idempotency;
 pub mod inlet;
 pub mod pump;
 pub mod sink;

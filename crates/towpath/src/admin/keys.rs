@@ -74,12 +74,12 @@ pub(super) async fn list(
 pub(super) async fn get(State(admin): State<Admin>, Path(key): Path<String>) -> Answer<KeyView> {
     let kv = admin.kv()?;
     let Some(ttl) = kv.ttl(&key).await? else {
-        return Err(absent(&key));
+        return Err(absent(&key).into());
     };
     // A key holds one or the other, and refuses to be read as what it is not.
     let (value, fields) = match kv.get(&key).await {
         Ok(Some(value)) => (Some(Payload::of(&value)), Vec::new()),
-        Ok(None) => return Err(absent(&key)),
+        Ok(None) => return Err(absent(&key).into()),
         Err(error) if error.kind() == towpath_core::ErrorKind::Invalid => {
             (None, kv.fields(&key).await?)
         }

@@ -3,6 +3,7 @@
 //! `/v1` wants the token of the data folder; the others say nothing that needs one.
 
 mod document;
+mod failure;
 mod hosts;
 mod keys;
 mod routes;

@@ -17,6 +17,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::failure::Failure;
 use super::wire::{
     BackupMade, BackupWanted, Count, DeadLetterView, HealthView, Letters, MessageView, QueueStats,
     Sent,
@@ -24,9 +25,10 @@ use super::wire::{
 use super::{Admin, document};
 use crate::apps::orders::{Balance, Books};
 use crate::http::error::Problem;
+use crate::idempotency::{Digest, OTHER_REQUEST};
 use crate::telemetry::TraceContext;
 
-pub(super) type Answer<T> = std::result::Result<Json<T>, Problem>;
+pub(super) type Answer<T> = std::result::Result<Json<T>, Failure>;
 
 /// The route that takes and shows messages.
 pub(super) const MESSAGES: &str = "/v1/queues/{queue}/messages";
@@ -203,7 +205,7 @@ async fn send(
     };
     if headers.get(header::CONTENT_TYPE).is_some_and(ndjson) {
         let hint = "this path takes one message; post NDJSON to `/enqueue/batch` of the public listener, send line by line (`towpath send --lines`), or call it `application/octet-stream` to store it as one message";
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, hint));
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, hint).into());
     }
     // A header that cannot be read is refused: passed over, a retry would no longer be harmless.
     let header = |name: &str| -> std::result::Result<Option<String>, Problem> {
@@ -241,6 +243,13 @@ async fn send(
                 .after(Duration::from_secs(seconds)),
         );
     }
+    let digest = message
+        .dedup_id
+        .as_deref()
+        .map(|key| Digest::of(key, [&*message.payload]));
+    if let Some(digest) = digest {
+        digest.mark(&mut message, 0);
+    }
     let name = QueueName::new(&name)?;
     let queue = match admin.find(name.as_str()).await {
         Ok((queue, _)) => queue,
@@ -251,6 +260,9 @@ async fn send(
     let outcome = outcomes
         .pop()
         .unwrap_or_else(|| Err(Error::unavailable("the queue gave no outcome")))?;
+    if digest.is_some_and(|digest| digest.is_other(outcome, 0)) {
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, OTHER_REQUEST).into());
+    }
     Ok(Json(Sent {
         id: outcome.id().to_string(),
         duplicate: matches!(outcome, Enqueued::Duplicate(_)),

@@ -95,8 +95,8 @@ impl Problem {
     }
 }
 
-/// The one mapping of kinds to statuses.
-pub fn status(error: &Error) -> StatusCode {
+/// The one mapping of kinds to statuses, for callers whose names, keys and numbers go to a backend as they came.
+fn status(error: &Error) -> StatusCode {
     match error.kind() {
         ErrorKind::Unavailable if error.retry_after().is_some() => StatusCode::TOO_MANY_REQUESTS,
         ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -109,9 +109,26 @@ pub fn status(error: &Error) -> StatusCode {
 }
 
 impl From<Error> for Problem {
-    /// The caller gets the sentence, the log the causes behind it.
+    /// An app checks a request before it asks a backend, so what a backend says then is never the client's mistake,
+    /// whatever its kind: 429 at a limit of ours, else 503.
     fn from(error: Error) -> Self {
+        let status = match error.retry_after() {
+            Some(_) => StatusCode::TOO_MANY_REQUESTS,
+            None => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::of(error, status)
+    }
+}
+
+impl Problem {
+    /// The answer to a caller whose names, keys and numbers go to a backend as they came.
+    pub fn by_kind(error: Error) -> Self {
         let status = status(&error);
+        Self::of(error, status)
+    }
+
+    /// The caller gets the sentence, the log the causes behind it.
+    fn of(error: Error, status: StatusCode) -> Self {
         if status.is_server_error() {
             tracing::warn!(
                 error = error.chain(),

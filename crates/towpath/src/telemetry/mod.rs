@@ -1,5 +1,6 @@
 //! What the process tells about itself: metrics, logs, probes.
 
+mod calls;
 mod disks;
 mod lines;
 mod logs;
@@ -11,6 +12,7 @@ mod registry;
 mod trace_context;
 pub mod traces;
 
+pub use calls::LastCall;
 pub use lines::{LineMetrics, Volume};
 pub use logs::{Format, init as init_logs, is_filter as is_log_filter};
 pub use metric::Metric;

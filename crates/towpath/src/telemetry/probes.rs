@@ -8,10 +8,12 @@ use axum::Router;
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use axum::routing::get;
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 use http::StatusCode;
+use towpath_core::Result;
 use towpath_core::backend::Backend;
 
+use super::LastCall;
 use crate::http::error::plain;
 
 /// How long one backend may take to say how it is.
@@ -32,7 +34,12 @@ struct Inner {
     phase: Phase,
     roles: BTreeMap<String, Option<String>>,
     backends: Vec<Backend>,
+    calls: BTreeMap<String, LastCall>,
+    checks: Vec<(String, Check)>,
 }
+
+/// Asks something that a role needs whether it works.
+type Check = Arc<dyn Fn() -> BoxFuture<'static, Result<()>> + Send + Sync>;
 
 impl Default for Health {
     fn default() -> Self {
@@ -47,6 +54,8 @@ impl Health {
             phase: Phase::Starting,
             roles: BTreeMap::new(),
             backends: Vec::new(),
+            calls: BTreeMap::new(),
+            checks: Vec::new(),
         })))
     }
 
@@ -58,6 +67,20 @@ impl Health {
     /// Every backend that is watched.
     pub fn backends(&self) -> Vec<Backend> {
         self.lock().backends.clone()
+    }
+
+    /// From now on probes ask this too.
+    pub fn watch_check(
+        &self,
+        name: &str,
+        check: impl Fn() -> BoxFuture<'static, Result<()>> + Send + Sync + 'static,
+    ) {
+        self.lock().checks.push((name.to_owned(), Arc::new(check)));
+    }
+
+    /// A role's calls to its backend: while the last one failed the role is not ready.
+    pub fn watch_calls(&self, role: &str, calls: LastCall) {
+        self.lock().calls.insert(role.to_owned(), calls);
     }
 
     /// A role's condition: what is wrong, or nothing.
@@ -79,9 +102,15 @@ impl Health {
     ///
     /// Takes at most 2 s: a backend that does not answer by then is not well.
     pub async fn check(&self) -> (bool, Vec<String>) {
-        let (phase, roles, backends) = {
+        let (phase, mut roles, backends, checks) = {
             let inner = self.lock();
-            (inner.phase, inner.roles.clone(), inner.backends.clone())
+            let mut roles = inner.roles.clone();
+            for (role, calls) in &inner.calls {
+                let problem = roles.entry(role.clone()).or_default();
+                *problem = problem.take().or_else(|| calls.problem());
+            }
+            let checks = inner.checks.clone();
+            (inner.phase, roles, inner.backends.clone(), checks)
         };
         let mut lines = Vec::new();
         let mut ready = phase == Phase::Serving;
@@ -99,7 +128,17 @@ impl Health {
             let health = tokio::time::timeout(DEADLINE, backend.lifecycle.health()).await;
             (backend.descriptor.name, health)
         }));
-        for (name, answer) in answers.await {
+        let checked = join_all(checks.iter().map(|(name, check)| async {
+            let answer = tokio::time::timeout(DEADLINE, check()).await;
+            let problem = match answer {
+                Ok(answer) => answer.err().map(|error| error.chain()),
+                Err(_) => Some(format!("no answer within {DEADLINE:?}")),
+            };
+            (name.clone(), problem)
+        }));
+        let (answers, checked) = tokio::join!(answers, checked);
+        roles.extend(checked);
+        for (name, answer) in answers {
             match answer {
                 Ok(Ok(health)) => {
                     lines.push(format!("[+]{name} ok"));

@@ -16,10 +16,13 @@ use crate::apps::accounts::{
     Layer, Limiter, Needs, Relay, Rules, Target, UserApi, health_routes, limit_routes, user_routes,
 };
 use crate::supervisor::{OnFailure, Stage};
+use crate::telemetry::LastCall;
 
 /// The roles' names in health, metrics and the account.
 const API: &str = "accounts.api";
 const RELAY: &str = "accounts.relay";
+const LIMITS: &str = "accounts.limits";
+const DATABASE: &str = "accounts.database";
 
 /// How often the backlog is counted.
 const WATCH: Duration = Duration::from_secs(2);
@@ -76,16 +79,25 @@ impl Accounts {
                 users: Arc::clone(&self.database.users),
                 topic: config.topic.as_str().into(),
                 crash_test: config.crash_test,
+                calls: LastCall::default(),
             };
             let needs = Needs {
                 limiter: limiter.clone(),
                 database: Arc::clone(&self.database.outbox),
+                changes: users.calls.clone(),
             };
+            process.health.watch_calls(API, users.calls.clone());
+            process.health.watch_calls(LIMITS, limiter.calls.clone());
             let routes = limit_routes(limiter)
                 .merge(user_routes(users))
                 .merge(health_routes(needs));
             public.add(API, routes, &[]);
         }
+        let outbox = Arc::clone(&self.database.outbox);
+        process.health.watch_check(DATABASE, move || {
+            let outbox = Arc::clone(&outbox);
+            Box::pin(async move { outbox.position().await.map(drop) })
+        });
         if let Some(broker) = &self.broker {
             self.relay(process, Target::of(broker)?);
         }

@@ -17,7 +17,7 @@ use crate::config;
 use crate::http::guard::Guard;
 use crate::pump::{Handling, Pump, Work};
 use crate::supervisor::{OnFailure, Stage};
-use crate::telemetry::PumpMetrics;
+use crate::telemetry::{LastCall, PumpMetrics};
 use crate::token::Token;
 
 /// The roles' names in health, metrics and the account.
@@ -100,7 +100,9 @@ impl Fleet {
     async fn work(&self, tools: &Tools, process: &mut Process<'_>) -> Result<()> {
         let config = &process.config.fleet;
         let (worker, tasks) = (tools.worker.clone(), tools.tasks.clone());
-        let routes = worker_routes(worker, tasks, self.keys.clone(), config.entry);
+        let calls = LastCall::default();
+        process.health.watch_calls(WORKER, calls.clone());
+        let routes = worker_routes(worker, tasks, self.keys.clone(), config.entry, calls);
         let secrets = config
             .callback_secrets
             .iter()

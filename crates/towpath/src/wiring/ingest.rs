@@ -63,6 +63,7 @@ impl Ingest {
         if process.runs(Role::IngestApi) {
             let limits = limits(process.config);
             let enqueue = Enqueue::new(Arc::clone(&self.queue), self.name.clone(), limits);
+            process.health.watch_calls(API, enqueue.calls.clone());
             public.add(API, routes(enqueue, self.backend.clone()), &bodies(limits));
         }
         if with_demo {

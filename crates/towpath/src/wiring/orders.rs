@@ -18,7 +18,7 @@ use crate::inlet::QueueInlet;
 use crate::pump::{Handling, Pump, Work};
 use crate::sink::WebhookSink;
 use crate::supervisor::{OnFailure, Stage};
-use crate::telemetry::PumpMetrics;
+use crate::telemetry::{LastCall, PumpMetrics};
 
 /// The roles' names in health, metrics and the account.
 const GATEWAY: &str = "orders.gateway";
@@ -75,7 +75,9 @@ impl Orders {
             self.notifier(process)?;
         }
         if process.runs(Role::OrdersGateway) {
-            let routes = gateway_routes(Gateway(self.desk.clone()));
+            let calls = LastCall::default();
+            process.health.watch_calls(GATEWAY, calls.clone());
+            let routes = gateway_routes(Gateway(self.desk.clone()), calls);
             public.add(GATEWAY, routes.merge(stock_routes(self.desk.clone())), &[]);
             public.wait_for(GATEWAY, self.desk.topology.clone());
         }

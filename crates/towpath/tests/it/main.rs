@@ -17,6 +17,7 @@ mod admin;
 mod autoscale;
 mod backup;
 mod bench;
+mod blame;
 mod chaos;
 mod cli;
 mod client;

@@ -13,6 +13,7 @@ use towpath_core::port::Outbox;
 use tracing::warn;
 
 use super::limiter::Limiter;
+use crate::telemetry::LastCall;
 
 /// What is asked.
 #[derive(Clone)]
@@ -21,6 +22,8 @@ pub struct Needs {
     pub limiter: Limiter,
     /// The database of the users.
     pub database: Arc<dyn Outbox>,
+    /// The last change of a user.
+    pub changes: LastCall,
 }
 
 /// `/health`, `/health/bucket` and `/health/users`.
@@ -60,19 +63,27 @@ fn one(service: &str, is_healthy: bool) -> Response {
 
 impl Needs {
     async fn bucket(&self) -> bool {
-        answers("the limits", self.limiter.check().await)
+        answers(
+            "the limits",
+            self.limiter.check().await,
+            &self.limiter.calls,
+        )
     }
 
     async fn users(&self) -> bool {
-        answers("the users", self.database.position().await.map(drop))
+        let answer = self.database.position().await.map(drop);
+        answers("the users", answer, &self.changes)
     }
 }
 
-fn answers(what: &str, answer: Result<()>) -> bool {
-    if let Err(error) = &answer {
-        warn!(error = error.chain(), "the store of {what} does not answer");
+/// Whether a store answers, and did what it was last asked to do.
+fn answers(store: &str, answer: Result<()>, calls: &LastCall) -> bool {
+    let problem = answer.err().map(|error| error.chain());
+    let problem = problem.or_else(|| calls.problem());
+    if let Some(problem) = &problem {
+        warn!(store, problem, "health check failed");
     }
-    answer.is_ok()
+    problem.is_none()
 }
 
 const fn word(is_healthy: bool) -> &'static str {

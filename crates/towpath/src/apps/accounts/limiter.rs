@@ -10,7 +10,7 @@ use towpath_core::port::rate_limit::Take;
 use towpath_core::{Clock, Error, ErrorKind, Result};
 use tracing::warn;
 
-use crate::telemetry::Metrics;
+use crate::telemetry::{LastCall, Metrics};
 
 use super::rule::{OnFailure, Rule, Rules};
 
@@ -38,6 +38,8 @@ pub struct Limiter {
     pub(super) rules: Arc<Rules>,
     local: Arc<Mutex<HashMap<String, State>>>,
     metrics: Metrics,
+    /// The last call that takes.
+    pub calls: LastCall,
 }
 
 impl Limiter {
@@ -54,6 +56,7 @@ impl Limiter {
             rules: Arc::new(rules),
             local: Arc::default(),
             metrics,
+            calls: LastCall::default(),
         }
     }
 
@@ -82,8 +85,9 @@ impl Limiter {
             policy: one.rule.policy,
             amount: one.amount,
         });
-        let asked = self.store.take(takes.collect());
-        let decided = self.or_without(asked, wanted).await;
+        let taken = within(self.store.take(takes.collect())).await;
+        self.calls.note(&taken);
+        let decided = self.or_without(taken, wanted);
         for (number, one) in wanted.iter().enumerate() {
             let outcome = match &decided {
                 Ok(decisions) if decisions.get(number).is_some_and(|one| one.allowed) => "allowed",
@@ -101,11 +105,10 @@ impl Limiter {
     /// As [`Limiter::take`].
     pub(super) async fn peek(&self, key: &str, rule: &Rule) -> Result<Decision> {
         check_key(key)?;
-        let asked = async { Ok(vec![self.store.peek(key, rule.policy).await?]) };
+        let seen = within(self.store.peek(key, rule.policy)).await;
         let amount = Amount::default();
-        let mut decided = self
-            .or_without(asked, &[Wanted { key, rule, amount }])
-            .await?;
+        let wanted = Wanted { key, rule, amount };
+        let mut decided = self.or_without(seen.map(|one| vec![one]), &[wanted])?;
         decided
             .pop()
             .ok_or_else(|| Error::unavailable("the store gave no decision"))
@@ -135,13 +138,13 @@ impl Limiter {
     }
 
     /// The store's decisions; those of the rules when it is away.
-    async fn or_without(
+    fn or_without(
         &self,
-        asked: impl Future<Output = Result<Vec<Decision>>>,
+        asked: Result<Vec<Decision>>,
         wanted: &[Wanted<'_>],
     ) -> Result<Vec<Decision>> {
-        let error = match within(asked).await {
-            Err(error) if error.kind() == ErrorKind::Unavailable => error,
+        let error = match asked {
+            Err(error) => error,
             answered => return answered,
         };
         if wanted
@@ -210,8 +213,12 @@ fn check_key(key: &str) -> Result<()> {
     Ok(())
 }
 
+/// What the store answers in time. Keys and amounts were checked before, so an error of any kind is the store's.
 async fn within<T>(asked: impl Future<Output = Result<T>>) -> Result<T> {
     match tokio::time::timeout(DEADLINE, asked).await {
+        Ok(Err(error)) if error.kind() != ErrorKind::Unavailable => {
+            Err(Error::unavailable("the store of the limits refused").with_source(error))
+        }
         Ok(answer) => answer,
         Err(_) => Err(Error::unavailable(format!("no answer within {DEADLINE:?}"))),
     }

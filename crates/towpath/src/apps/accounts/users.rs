@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::event::{Happened, event};
 use crate::http::error::Problem;
+use crate::telemetry::LastCall;
 
 /// Makes a retry harmless. Source: IETF draft "The Idempotency-Key HTTP Header Field".
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -38,6 +39,16 @@ pub struct UserApi {
     pub topic: Arc<str>,
     /// Whether `POST /api/test/crash` may stop the process.
     pub crash_test: bool,
+    /// The last change.
+    pub calls: LastCall,
+}
+
+impl UserApi {
+    /// The outcome of a change, noted.
+    fn noted<T>(&self, outcome: towpath_core::Result<T>) -> towpath_core::Result<T> {
+        self.calls.note(&outcome);
+        outcome
+    }
 }
 
 /// `/api/users…` and `/api/test/crash`.
@@ -109,7 +120,8 @@ async fn insert(api: &UserApi, said: Said, request: Option<RequestKey>) -> Resul
         version: 1,
     };
     let event = event(&api.topic, Happened::Created, &user, at);
-    match api.users.create(user.clone(), event, request).await? {
+    let created = api.users.create(user.clone(), event, request).await;
+    match api.noted(created)? {
         Created::New => Ok(user),
         Created::Before(user) => Ok(user),
         Created::EmailTaken => Err(email_taken()),
@@ -171,7 +183,8 @@ async fn update(
         updated_at: at,
         version,
     };
-    let user = changed(api.users.update(change, event).await?)?;
+    let update = api.users.update(change, event).await;
+    let user = changed(api.noted(update)?)?;
     Ok(shown(&user).into_response())
 }
 
@@ -187,7 +200,8 @@ async fn delete(State(api): State<UserApi>, Path(id): Path<String>, headers: Hea
         version: 0,
     };
     let event = event(&api.topic, Happened::Deleted, &told, at);
-    changed(api.users.delete(id, version, event).await?)?;
+    let delete = api.users.delete(id, version, event).await;
+    changed(api.noted(delete)?)?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

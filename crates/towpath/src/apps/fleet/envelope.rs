@@ -38,6 +38,14 @@ impl Failure {
         Self::new(StatusCode::BAD_REQUEST, "INVALID_REQUEST", message)
     }
 
+    /// What a check of the request found.
+    pub(super) fn of_check(error: Error) -> Self {
+        match error.kind() {
+            ErrorKind::Invalid => Self::invalid(error.to_string()),
+            _ => Self::from(error),
+        }
+    }
+
     pub(super) fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", message)
     }
@@ -51,19 +59,11 @@ impl Failure {
 }
 
 impl From<Error> for Failure {
-    /// The caller is told what is wrong with the request; what is wrong inside goes to the log.
+    /// A request is checked before a store is asked, so what a store says then is never the client's mistake, whatever
+    /// its kind. What is wrong inside goes to the log.
     fn from(error: Error) -> Self {
-        let (status, code) = match error.kind() {
-            ErrorKind::Invalid => (StatusCode::BAD_REQUEST, "INVALID_REQUEST"),
-            ErrorKind::NotFound => (StatusCode::NOT_FOUND, "NOT_FOUND"),
-            ErrorKind::Conflict => (StatusCode::CONFLICT, "CONFLICT"),
-            _ => {
-                tracing::warn!(error = error.chain(), "request failed");
-                let status = StatusCode::SERVICE_UNAVAILABLE;
-                return Self::new(status, "UNAVAILABLE", UNAVAILABLE);
-            }
-        };
-        Self::new(status, code, error.to_string())
+        tracing::warn!(error = error.chain(), "request failed");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", UNAVAILABLE)
     }
 }
 

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
-use towpath_core::ErrorKind;
 use uuid::Uuid;
 
 use super::auth::Keys;
@@ -18,6 +17,8 @@ use super::envelope::{Answer, Failure, parse, success};
 use super::task::{Status, Task, Tasks};
 use super::worker::{Given, Worker};
 use crate::http::Peer;
+use crate::idempotency::OTHER_REQUEST;
+use crate::telemetry::LastCall;
 
 /// Longest that a request waits for a result.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -47,15 +48,23 @@ struct Api {
     tasks: Tasks,
     keys: Keys,
     entry: Entry,
+    calls: LastCall,
 }
 
 /// Every route of the worker.
-pub fn worker_routes(worker: Worker, tasks: Tasks, keys: Keys, entry: Entry) -> Router {
+pub fn worker_routes(
+    worker: Worker,
+    tasks: Tasks,
+    keys: Keys,
+    entry: Entry,
+    calls: LastCall,
+) -> Router {
     let api = Api {
         worker,
         tasks,
         keys,
         entry,
+        calls,
     };
     Router::new()
         .route("/config", get(config).post(configure))
@@ -93,7 +102,7 @@ async fn config(State(api): State<Api>) -> Answer {
 
 async fn configure(State(api): State<Api>, body: Bytes) -> Answer {
     let config: Config = parse(&body)?;
-    match api.worker.take(config)? {
+    match api.worker.take(config).map_err(Failure::of_check)? {
         Given::Taken(version) => Ok(success(StatusCode::OK, json!({ "version": version }))),
         Given::Older(newer) => Err(Failure::new(
             StatusCode::CONFLICT,
@@ -122,16 +131,13 @@ async fn hit_with(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> An
 }
 
 async fn start(api: &Api, headers: &HeaderMap, wanted: Wanted) -> Answer {
-    let unavailable = |error: towpath_core::Error| match error.kind() {
-        // The contract's code; its status says that it is nobody's fault for ever.
-        ErrorKind::NotFound => {
-            Failure::new(StatusCode::CONFLICT, "ENQUEUE_FAILED", error.to_string())
-        }
-        _ => Failure::from(error).code("ENQUEUE_FAILED"),
+    // The contract's code; the status says that a configuration mends it.
+    let unconfigured = |error: towpath_core::Error| {
+        Failure::new(StatusCode::CONFLICT, "ENQUEUE_FAILED", error.to_string())
     };
-    let url = api.worker.url().map_err(unavailable)?;
+    let url = api.worker.url().map_err(unconfigured)?;
     if let Some(callback) = &wanted.callback_url {
-        api.worker.check(callback)?;
+        api.worker.check(callback).map_err(Failure::of_check)?;
     }
     let key = match headers.get("idempotency-key").map(|key| key.to_str()) {
         None => None,
@@ -141,8 +147,14 @@ async fn start(api: &Api, headers: &HeaderMap, wanted: Wanted) -> Answer {
             return Err(Failure::invalid(text));
         }
     };
+    let callback = wanted.callback_url.clone();
     let task = api.tasks.start(url, wanted.callback_url, key).await;
-    let task = task.map_err(unavailable)?;
+    api.calls.note(&task);
+    let task = task.map_err(|error| Failure::from(error).code("ENQUEUE_FAILED"))?;
+    if key.is_some() && task.callback_url != callback {
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        return Err(Failure::new(status, "ENQUEUE_FAILED", OTHER_REQUEST));
+    }
     let status = if key.is_some() {
         task.status
     } else {

@@ -14,10 +14,11 @@ use towpath_core::port::queue::{Enqueued, MAX_BATCH};
 use towpath_core::{Error, ErrorKind, MessageId, Result};
 use tracing::{debug, warn};
 
-use super::enqueue::{Context, Enqueue, Limits};
+use super::enqueue::{Answered, Context, Enqueue, Limits};
 use super::request::{self, Refusal};
 use crate::http::error::{Problem, plain};
 use crate::http::{BodyLimit, Edge, wrap};
+use crate::idempotency::OTHER_REQUEST;
 use crate::telemetry::TraceContext;
 
 /// Makes a retry harmless. Source: IETF draft "The Idempotency-Key HTTP Header Field".
@@ -81,7 +82,10 @@ async fn enqueue_one(State(api): State<Api>, headers: HeaderMap, body: Bytes) ->
     let outcome = async {
         let message = request::message(content_type(&headers), &body)?;
         let context = context(&headers)?;
-        Ok::<_, Failure>((message.clone(), api.enqueue.one(message, context).await?))
+        match api.enqueue.one(message.clone(), context).await? {
+            Answered::Taken(taken) => Ok((message, taken.map_err(Failure::Message)?)),
+            Answered::OtherRequest => Err(Failure::OtherRequest),
+        }
     };
     match outcome.await {
         Ok((message, enqueued)) => {
@@ -127,10 +131,14 @@ async fn enqueue_batch(State(api): State<Api>, headers: HeaderMap, body: Bytes) 
     let outcome = async {
         let messages = request::batch(&body, MAX_BATCH, limits.message_bytes)?;
         let context = context(&headers)?;
-        Ok::<_, Failure>(api.enqueue.many(messages, context).await?)
+        api.enqueue
+            .many(messages, context)
+            .await
+            .map_err(Failure::from)
     };
     match outcome.await {
-        Ok(outcomes) => batch_reply(api.enqueue.queue_name().as_str(), outcomes),
+        Ok(Answered::Taken(outcomes)) => batch_reply(api.enqueue.queue_name().as_str(), outcomes),
+        Ok(Answered::OtherRequest) => Failure::OtherRequest.into_response(),
         Err(failure) => failure.into_response(),
     }
 }
@@ -141,7 +149,7 @@ fn batch_reply(queue: &str, outcomes: Vec<Result<Enqueued>>) -> Response {
     if taken == 0 {
         // Nothing was taken: the reason is the answer.
         if let Some(Err(error)) = outcomes.into_iter().next() {
-            return Failure::Queue(error).into_response();
+            return Failure::Message(error).into_response();
         }
         return Failure::Refused(Refusal("message is required".to_owned())).into_response();
     }
@@ -166,7 +174,10 @@ async fn healthz(State(api): State<Api>) -> Response {
     let name = api.backend.descriptor.name;
     let problem = match tokio::time::timeout(HEALTH_DEADLINE, api.backend.lifecycle.health()).await
     {
-        Ok(Ok(_)) => return "ok".into_response(),
+        Ok(Ok(_)) => match api.enqueue.calls.problem() {
+            None => return "ok".into_response(),
+            Some(problem) => problem,
+        },
         Ok(Err(error)) => error.chain(),
         Err(_) => format!("no answer within {HEALTH_DEADLINE:?}"),
     };
@@ -197,7 +208,12 @@ impl From<Result<Enqueued>> for BatchResult {
 /// Why a request was not served.
 enum Failure {
     Refused(Refusal),
+    /// A call to the queue failed.
     Queue(Error),
+    /// The queue answered, and refused the message.
+    Message(Error),
+    /// The idempotency key belongs to another request.
+    OtherRequest,
 }
 
 impl From<Refusal> for Failure {
@@ -219,19 +235,32 @@ impl IntoResponse for Failure {
                 Problem::new(StatusCode::BAD_REQUEST, reason).into_response()
             }
             Self::Queue(error) => queue_failure(&error).into_response(),
+            Self::Message(error) => message_failure(&error).into_response(),
+            Self::OtherRequest => {
+                Problem::new(StatusCode::UNPROCESSABLE_ENTITY, OTHER_REQUEST).into_response()
+            }
         }
     }
 }
 
-/// The contract's text for a queue that failed; the cause goes to the log.
+/// A message that the queue refused for what it is; else the same as a queue that failed.
+fn message_failure(error: &Error) -> Problem {
+    let status = match error.kind() {
+        ErrorKind::Invalid => StatusCode::BAD_REQUEST,
+        ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
+        ErrorKind::Conflict => StatusCode::UNPROCESSABLE_ENTITY,
+        _ => return queue_failure(error),
+    };
+    Problem::new(status, innermost(error))
+}
+
+/// The contract's text for a queue that failed, whatever the kind of the error: it is never the client's mistake. The
+/// cause goes to the log.
 fn queue_failure(error: &Error) -> Problem {
     if let Some(retry_after) = error.retry_after() {
         let seconds = retry_after.as_secs().max(1);
         let reason = format!("{}; try again in {seconds} s", innermost(error));
         return Problem::new(StatusCode::TOO_MANY_REQUESTS, reason).retry_after(seconds);
-    }
-    if error.kind() == ErrorKind::Invalid {
-        return Problem::new(StatusCode::BAD_REQUEST, innermost(error));
     }
     warn!(error = error.chain(), "enqueue failed");
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "enqueue failed")

@@ -16,18 +16,19 @@ use super::INVENTORY;
 use super::desk::{Desk, number, stock_key};
 use super::gateway::{Accepted, Failure, Gateway};
 use super::notifier::notification_key;
-use super::order::Order;
+use super::order::{Order, fits};
 use super::record::{State as Stage, Step};
 use crate::http::error::Problem;
+use crate::telemetry::LastCall;
 
 type Answer<T> = std::result::Result<Json<T>, Problem>;
 
 /// `POST /orders`.
-pub fn gateway_routes(gateway: Gateway) -> Router {
+pub fn gateway_routes(gateway: Gateway, calls: LastCall) -> Router {
     let other = || async { Problem::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed") };
     Router::new()
         .route("/orders", post(accept).fallback(other))
-        .with_state(gateway)
+        .with_state((gateway, calls))
 }
 
 /// `GET /orders/{id}`, `GET /inventory`, and `GET`, `PUT` and `PATCH /inventory/{sku}`.
@@ -39,14 +40,23 @@ pub fn stock_routes(desk: Desk) -> Router {
         .with_state(desk)
 }
 
-async fn accept(State(gateway): State<Gateway>, headers: HeaderMap, body: Bytes) -> Response {
+async fn accept(
+    State((gateway, calls)): State<(Gateway, LastCall)>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let order = match Order::parse(&body) {
         Ok(order) => order,
         Err(refusal) => {
             return Problem::new(StatusCode::BAD_REQUEST, refusal.as_str()).into_response();
         }
     };
-    match gateway.accept(&order, trace(&headers)).await {
+    let outcome = gateway.accept(&order, trace(&headers)).await;
+    calls.note_error(match &outcome {
+        Ok(_) => None,
+        Err(Failure::Keys(error) | Failure::Publish(error)) => Some(error),
+    });
+    match outcome {
         Ok(Accepted::New) => {
             debug!(order = order.id, "accepted and published");
             (
@@ -101,10 +111,11 @@ struct OrderView {
 }
 
 async fn show(State(desk): State<Desk>, Path(id): Path<String>) -> Answer<OrderView> {
-    let Some(stored) = desk.find(&id).await? else {
-        let reason = format!("there is no order `{id}`");
-        return Err(Problem::new(StatusCode::NOT_FOUND, reason));
-    };
+    let absent = || Problem::new(StatusCode::NOT_FOUND, format!("there is no order `{id}`"));
+    if !fits(&id) {
+        return Err(absent());
+    }
+    let stored = desk.find(&id).await?.ok_or_else(absent)?;
     let record = stored.record;
     let notification = notification(&desk, &id).await?;
     let notified = notification
@@ -163,7 +174,8 @@ const fn hundred() -> usize {
 }
 
 async fn list(State(desk): State<Desk>, Query(page): Query<Page>) -> Answer<Vec<Stock>> {
-    let after = page.after.map(|sku| stock_key(&sku));
+    let after = page.after.filter(|sku| fits(sku));
+    let after = after.map(|sku| stock_key(&sku));
     let keys = desk
         .kv
         .keys(INVENTORY, after.as_deref(), page.max.clamp(1, 1000))
@@ -181,7 +193,11 @@ async fn list(State(desk): State<Desk>, Query(page): Query<Page>) -> Answer<Vec<
 
 async fn stock(State(desk): State<Desk>, Path(sku): Path<String>) -> Answer<Stock> {
     let key = stock_key(&sku);
-    match desk.kv.get(&key).await? {
+    let value = match fits(&sku) {
+        true => desk.kv.get(&key).await?,
+        false => None,
+    };
+    match value {
         Some(value) => {
             let quantity = number(&key, &value)?;
             Ok(Json(Stock { sku, quantity }))
@@ -205,6 +221,7 @@ async fn set(State(desk): State<Desk>, Path(sku): Path<String>, body: Bytes) -> 
         let reason = "`quantity` must be 0 or more";
         return Err(Problem::new(StatusCode::BAD_REQUEST, reason));
     }
+    check_sku(&sku)?;
     desk.set_stock(&sku, quantity).await?;
     Ok(Json(Stock { sku, quantity }))
 }
@@ -217,6 +234,7 @@ struct Change {
 
 async fn change(State(desk): State<Desk>, Path(sku): Path<String>, body: Bytes) -> Answer<Stock> {
     let Change { delta } = read(&body, r#"{"delta": -3}"#)?;
+    check_sku(&sku)?;
     let key = stock_key(&sku);
     let op = Op::Add {
         key: key.clone(),
@@ -234,6 +252,16 @@ async fn change(State(desk): State<Desk>, Path(sku): Path<String>, body: Bytes) 
             let left = String::from_utf8_lossy(current.as_deref().unwrap_or(b"0")).into_owned();
             let reason = format!("there are {left} of `{sku}`, and stock is never less than 0");
             Err(Problem::new(StatusCode::CONFLICT, reason))
+        }
+    }
+}
+
+fn check_sku(sku: &str) -> std::result::Result<(), Problem> {
+    match fits(sku) {
+        true => Ok(()),
+        false => {
+            let reason = "a sku must have 1 to 256 bytes";
+            Err(Problem::new(StatusCode::BAD_REQUEST, reason))
         }
     }
 }

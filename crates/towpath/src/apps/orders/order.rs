@@ -57,7 +57,6 @@ impl Order {
                 .or(field(&object, "user_email")?)
                 .filter(|email| !email.is_empty()),
         };
-        let fits = |text: &str| (1..=MAX_ID_BYTES).contains(&text.len());
         if fits(&order.id) && fits(&order.sku) && order.qty > 0 {
             Ok(order)
         } else {
@@ -76,6 +75,11 @@ impl Order {
     pub(super) fn hash(&self) -> String {
         hex(&self.payload())
     }
+}
+
+/// Whether a text may be an order id or a SKU.
+pub(super) fn fits(text: &str) -> bool {
+    (1..=MAX_ID_BYTES).contains(&text.len())
 }
 
 /// The first sixteen bytes of the SHA-256.

@@ -1,0 +1,72 @@
+//! Tells a repeated request from another one under the same idempotency key.
+//!
+//! The id of a message that is stored under a key carries a digest of its request, so every backend that remembers the
+//! first id of a dedup id remembers what the request was, too.
+
+use aws_lc_rs::digest::{Context, SHA256};
+use towpath_core::port::queue::Enqueued;
+use towpath_core::{MessageId, NewMessage};
+
+/// The sentence for the client.
+pub(crate) const OTHER_REQUEST: &str =
+    "this Idempotency-Key came with another body before; use a new key for a new request";
+
+/// The digest of a request: its key and everything that it stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Digest([u8; 8]);
+
+impl Digest {
+    /// Of these parts, told apart by their lengths.
+    pub(crate) fn of<'a>(key: &'a str, parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut context = Context::new(&SHA256);
+        for part in std::iter::once(key.as_bytes()).chain(parts) {
+            context.update(&(part.len() as u64).to_le_bytes());
+            context.update(part);
+        }
+        let mut first = [0; 8];
+        first.copy_from_slice(&context.finish().as_ref()[..8]);
+        Self(first)
+    }
+
+    /// Gives the message at this place of the request an id that carries the digest.
+    pub(crate) fn mark(self, message: &mut NewMessage, place: usize) {
+        message.id = MessageId::with_digest(self.at(place));
+    }
+
+    /// Whether what came first under the key was another request.
+    ///
+    /// An id without a digest tells nothing: its message is of an earlier version, or of another producer.
+    pub(crate) fn is_other(self, outcome: Enqueued, place: usize) -> bool {
+        match outcome {
+            Enqueued::New(_) => false,
+            Enqueued::Duplicate(first) => first.carries(self.at(place)) == Some(false),
+        }
+    }
+
+    /// Ids of one moment differ by what they carry.
+    const fn at(self, place: usize) -> [u8; 8] {
+        (u64::from_be_bytes(self.0) ^ place as u64).to_be_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_tells_requests_apart_and_knows_its_own() {
+        let digest = |parts: &[&str]| Digest::of("key", parts.iter().map(|part| part.as_bytes()));
+        let one = digest(&["a", "bc"]);
+        let mut message = NewMessage::new("a");
+        one.mark(&mut message, 0);
+        let before = Enqueued::Duplicate(message.id);
+        assert!(!one.is_other(before, 0));
+        assert!(one.is_other(before, 1), "another message of the request");
+        for other in [&["ab", "c"][..], &["a", "bc", ""], &["a"], &[]] {
+            assert!(digest(other).is_other(before, 0), "{other:?}");
+        }
+        assert!(Digest::of("other", [&b"a"[..], b"bc"]).is_other(before, 0));
+        let unmarked = Enqueued::Duplicate(MessageId::new());
+        assert!(!one.is_other(unmarked, 0), "it says nothing of its request");
+    }
+}

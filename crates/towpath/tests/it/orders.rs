@@ -255,6 +255,26 @@ fn stock_is_never_negative_and_short_orders_are_rejected() {
 }
 
 #[test]
+fn an_order_that_is_tried_again_shows_its_attempts_and_why() {
+    both_ways(|world| {
+        let _running = world.up();
+        world.ok(&["kv", "set", "inventory:case", "abc"]);
+        assert_eq!(order(&mut world.client(), "o1", "case", 1).status, 202);
+        wait_until("two attempts", SOON, || {
+            show(&world, "o1")["attempts"].as_u64() >= Some(2)
+        });
+        let known = show(&world, "o1");
+        assert_eq!(known["state"], "accepted", "{known}");
+        let reason = known["reason"].as_str().unwrap();
+        assert!(reason.contains("inventory:case"), "{known}");
+        set_stock(&world, "case", 5);
+        let known = wait_for(&world, "o1", "processed");
+        assert_eq!(known["reason"], Value::Null, "{known}");
+        assert_eq!(stock(&world, "case"), 4);
+    });
+}
+
+#[test]
 fn the_dashboard_answers_json_and_prometheus() {
     let world = World::new();
     let running = world.up();

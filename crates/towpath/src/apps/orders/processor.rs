@@ -6,7 +6,7 @@ use towpath_core::port::kv::{Committed, Op};
 use towpath_core::port::queue::{Settlement, Verdict};
 use towpath_core::port::sink::Outcome;
 use towpath_core::{Delivery, Error, ErrorKind, Result};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::desk::{Desk, Stored, count, event, stock_key};
 use super::order::Order;
@@ -45,6 +45,47 @@ impl Processor {
                 return Ok(Outcome::Reject { reason });
             }
         };
+        let outcome = self.attempt(delivery, &order).await;
+        match &outcome {
+            Ok(Outcome::Retry { error, .. }) => self.note_failure(delivery, &order, error).await,
+            // A store that is away is not the order's, and would not take the note.
+            Err(error) if error.kind() != ErrorKind::Unavailable => {
+                self.note_failure(delivery, &order, &error.chain()).await;
+            }
+            _ => {}
+        }
+        outcome
+    }
+
+    /// Notes at an open order why it was not processed yet. Best effort: the queue has the same error.
+    async fn note_failure(&self, delivery: &Delivery, order: &Order, error: &str) {
+        let note = async {
+            let Some(stored) = self.0.find(&order.id).await? else {
+                return Ok(());
+            };
+            let is_open = stored.record.state == State::Accepted;
+            if !is_open || stored.record.hash != order.hash() {
+                return Ok(());
+            }
+            let record = Record {
+                attempts: delivery.attempt,
+                reason: Some(error.to_owned()),
+                ..stored.record.clone()
+            };
+            let op = self.0.change(Some(&stored), &record, None);
+            self.0.kv.commit(vec![op]).await.map(drop)
+        };
+        let noted: Result<()> = note.await;
+        if let Err(error) = noted {
+            warn!(
+                order = order.id,
+                error = error.chain(),
+                "failed attempt not noted"
+            );
+        }
+    }
+
+    async fn attempt(&self, delivery: &Delivery, order: &Order) -> Result<Outcome> {
         for _ in 0..RACES {
             let stored = self.0.find(&order.id).await?;
             if let Some(Stored { record, .. }) = &stored {
@@ -53,13 +94,13 @@ impl Processor {
                     return Ok(Outcome::Reject { reason });
                 }
                 if matches!(record.state, State::Processed | State::Rejected) {
-                    return self.repeated(delivery, &order, record.state).await;
+                    return self.repeated(delivery, order, record.state).await;
                 }
             }
-            let mut done = self.sell(delivery, &order, stored.as_ref()).await?;
+            let mut done = self.sell(delivery, order, stored.as_ref()).await?;
             if let Done::Short(reason) = done {
                 done = self
-                    .reject(delivery, &order, stored.as_ref(), reason)
+                    .reject(delivery, order, stored.as_ref(), reason)
                     .await?;
             }
             match done {

@@ -37,7 +37,7 @@ pub(super) struct Record {
     /// While reserved: when another gateway may take over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) reserved_until: Option<Timestamp>,
-    /// Why it was rejected.
+    /// Why it was rejected, or why the last attempt failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<String>,
     /// Deliveries to a processor.

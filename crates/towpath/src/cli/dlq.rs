@@ -4,7 +4,7 @@ use clap::{Args, Subcommand, value_parser};
 use towpath_core::MessageId;
 
 use super::client::{Client, queue_path};
-use super::queue::{confirm, short, show_count};
+use super::queue::{KEPT_KEYS, confirm, short, show_count};
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::{Count, DeadLetterView, Letters};
 
@@ -37,7 +37,7 @@ pub(super) enum DlqCommand {
     #[command(after_help = "Examples:\n  towpath dlq requeue messages --all")]
     Requeue(Chosen),
     /// Delete dead letters for good
-    #[command(after_help = "Examples:\n  towpath dlq drop messages --all --yes")]
+    #[command(after_help = KEPT_KEYS.to_owned() + "\n\nExamples:\n  towpath dlq drop messages --all --yes")]
     Drop {
         #[command(flatten)]
         chosen: Chosen,
@@ -112,7 +112,10 @@ pub(super) async fn run(global: &Global, command: DlqCommand) -> Result<Exit, Fa
             let letters = selection(&chosen)?;
             confirm(
                 yes,
-                &format!("Delete dead letters of `{}` for good?", chosen.queue),
+                &format!(
+                    "{KEPT_KEYS}\nDelete dead letters of `{}` for good?",
+                    chosen.queue
+                ),
             )?;
             let count: Count = client.post(&path(&chosen, "drop")?, &letters).await?;
             show_count(global, &count, "deleted")?;

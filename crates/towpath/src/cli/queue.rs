@@ -33,7 +33,7 @@ pub(super) enum QueueCommand {
     #[command(after_help = "Examples:\n  towpath queue resume messages")]
     Resume(Named),
     /// Drop every waiting message; those in hand and dead letters stay
-    #[command(after_help = "Examples:\n  towpath queue purge messages --yes")]
+    #[command(after_help = KEPT_KEYS.to_owned() + "\n\nExamples:\n  towpath queue purge messages --yes")]
     Purge {
         #[command(flatten)]
         named: Named,
@@ -42,6 +42,9 @@ pub(super) enum QueueCommand {
         yes: bool,
     },
 }
+
+/// What dropping messages does not undo.
+pub(super) const KEPT_KEYS: &str = "A dropped message keeps its idempotency key: a repeat of its request is answered as done, and stores nothing, until the window (`ingest.idempotency_window`, 24 h) is over.";
 
 /// A queue by name.
 #[derive(Debug, Args)]
@@ -93,7 +96,10 @@ pub(super) async fn run(global: &Global, command: QueueCommand) -> Result<Exit, 
         QueueCommand::Purge { named, yes } => {
             confirm(
                 yes,
-                &format!("Drop every waiting message of `{}`?", named.queue),
+                &format!(
+                    "{KEPT_KEYS}\nDrop every waiting message of `{}`?",
+                    named.queue
+                ),
             )?;
             let count: Count = client.post(&path(&named, "/purge")?, &()).await?;
             show_count(global, &count, "dropped")?;

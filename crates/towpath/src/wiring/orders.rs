@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use towpath_core::backend::Backend;
-use towpath_core::{Clock, ConsumerId, QueueName, Result};
+use towpath_core::{Clock, ConsumerId, ErrorKind, QueueName, Result};
 
 use super::Role;
 use super::opened::Opened;
@@ -11,7 +11,7 @@ use super::process::{Door, Process};
 use super::public::Public;
 use crate::apps::orders::{
     Channel, Dashboard, Desk, Gateway, Mailer, NOTIFICATIONS, Notifier, ORDERS, Processor,
-    Topology, dashboard_routes, gateway_routes, stock_routes,
+    REJECTIONS, Topology, dashboard_routes, gateway_routes, stock_routes,
 };
 use crate::config::{self, ChannelKind, Secret};
 use crate::inlet::QueueInlet;
@@ -24,6 +24,7 @@ use crate::telemetry::{LastCall, PumpMetrics};
 const GATEWAY: &str = "orders.gateway";
 const PROCESSOR: &str = "orders.processor";
 const NOTIFIER: &str = "orders.notifier";
+const REJECTER: &str = "orders.notifier.rejected";
 const DASHBOARD: &str = "orders.dashboard";
 
 /// Where the dashboard listens when nobody says where. The port is the reference system's.
@@ -72,6 +73,7 @@ impl Orders {
             self.processor(process)?;
         }
         if process.runs(Role::OrdersNotifier) {
+            self.bind_rejections().await?;
             self.notifier(process)?;
         }
         if process.runs(Role::OrdersGateway) {
@@ -85,6 +87,15 @@ impl Orders {
             self.dashboard(process).await?;
         }
         Ok(())
+    }
+
+    /// Before the public port opens, so that no rejection of ours goes unheard. While the broker is unavailable it is left
+    /// to the pump.
+    async fn bind_rejections(&self) -> Result<()> {
+        match self.desk.topology.declare_rejections().await {
+            Err(error) if error.kind() != ErrorKind::Unavailable => Err(error),
+            _ => Ok(()),
+        }
     }
 
     async fn dashboard(self, process: &mut Process<'_>) -> Result<()> {
@@ -163,7 +174,9 @@ impl Orders {
             in_flight: config.notify_in_flight.min(config.batch),
             alone: process.alone.clone(),
         };
-        self.pump(NOTIFIER, NOTIFICATIONS, "notifier", handling, process)
+        let rejections = handling.clone();
+        self.pump(NOTIFIER, NOTIFICATIONS, "notifier", handling, process)?;
+        self.pump(REJECTER, REJECTIONS, "notifier", rejections, process)
     }
 
     fn channel(&self, process: &Process<'_>) -> Result<Channel> {
@@ -218,6 +231,9 @@ impl Orders {
             async move {
                 // Whoever starts first makes the queues, so that nothing is lost before the others run.
                 desk.topology.declare().await?;
+                if name.as_str() == REJECTIONS {
+                    desk.topology.declare_rejections().await?;
+                }
                 let queue = Arc::clone(&desk.queue);
                 let pump = Pump {
                     inlet: Arc::new(QueueInlet::new(queue, name, consumer?, lease)),

@@ -215,7 +215,8 @@ fn stock_is_never_negative_and_short_orders_are_rejected() {
         known["reason"],
         "not enough stock of `case`: 2 left, 3 ordered"
     );
-    assert_eq!(known["notified"], false);
+    let known = wait_notified(&world, "short");
+    assert_eq!(known["notification"]["channel"], "log", "{known}");
     assert_eq!(order(&mut client, "strange", "hat", 1).status, 202);
     let known = wait_for(&world, "strange", "rejected");
     assert_eq!(known["reason"], "unknown sku `hat`");
@@ -535,8 +536,17 @@ fn customers_are_told_by_mail() {
     wait_notified(&world, "plain");
     let known = wait_notified(&world, "own");
     assert_eq!(known["notification"]["channel"], "smtp");
+    // Stock for none.
+    order(&mut world.client(), "short", "hat", 1);
+    wait_notified(&world, "short");
     let mails = server.mails();
-    assert_eq!(mails.len(), 2, "{mails:?}");
+    assert_eq!(mails.len(), 3, "{mails:?}");
+    let short = mails.iter().find(|mail| mail.text.contains("Order short"));
+    let short = &short.unwrap().text;
+    assert!(
+        short.contains("Your order short was rejected, 1 of hat: unknown sku `hat`."),
+        "{short}"
+    );
     let own = mails
         .iter()
         .find(|mail| mail.to.contains("me@example.org"))

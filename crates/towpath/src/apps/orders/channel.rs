@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use lettre::message::Mailbox;
 use lettre::message::header::ContentType;
 use lettre::{AsyncSmtpTransport, AsyncTransport, Message as Mail, Tokio1Executor};
@@ -11,6 +12,7 @@ use towpath_core::{Delivery, Error, Message, MessageId, Result};
 use tracing::info;
 
 use super::order::{Order, fingerprint};
+use super::topology::{CREATED, REJECTED};
 use crate::http::answer::shown;
 use crate::pump::Destination;
 use crate::sink::WebhookSink;
@@ -23,6 +25,43 @@ pub enum Channel {
     Mail(Mailer),
     /// A post that carries the event, with the order's own `webhook-id`.
     Webhook(WebhookSink),
+}
+
+/// What a customer learns about an order.
+pub(super) enum News {
+    /// Its stock was taken.
+    Processed,
+    /// It was turned down, for this reason.
+    Rejected(String),
+}
+
+impl News {
+    /// The name of the event, and the start of the idempotency key.
+    const fn event(&self) -> &'static str {
+        match self {
+            Self::Processed => CREATED,
+            Self::Rejected(_) => REJECTED,
+        }
+    }
+
+    fn rejection(&self) -> Option<&str> {
+        match self {
+            Self::Processed => None,
+            Self::Rejected(reason) => Some(reason),
+        }
+    }
+
+    /// The body of a webhook: the event, and why an order was rejected.
+    fn payload(&self, order: &Order) -> Bytes {
+        let Self::Rejected(reason) = self else {
+            return order.payload();
+        };
+        let rejected = serde_json::json!({
+            "id": order.id, "sku": order.sku, "qty": order.qty, "email": order.email,
+            "state": "rejected", "reason": reason,
+        });
+        rejected.to_string().into()
+    }
 }
 
 impl Channel {
@@ -39,11 +78,12 @@ impl Channel {
     pub(super) async fn send(
         &self,
         order: &Order,
+        news: &News,
         delivery: &Delivery,
         timeout: Duration,
     ) -> Outcome {
         let key = MessageId::from_bytes(fingerprint(
-            format!("order.created:{}", order.id).as_bytes(),
+            format!("{}:{}", news.event(), order.id).as_bytes(),
         ));
         let send = async {
             match self {
@@ -52,15 +92,16 @@ impl Channel {
                         order = order.id,
                         sku = order.sku,
                         qty = order.qty,
+                        rejected = news.rejection(),
                         "notification"
                     );
                     Outcome::Done
                 }
-                Self::Mail(mailer) => mailer.send(order, key).await,
+                Self::Mail(mailer) => mailer.send(order, news, key).await,
                 Self::Webhook(sink) => {
                     let message = Message {
                         id: key,
-                        payload: order.payload(),
+                        payload: news.payload(order),
                         ..delivery.message.clone()
                     };
                     sink.post(&message).await
@@ -124,7 +165,7 @@ impl Mailer {
         })
     }
 
-    async fn send(&self, order: &Order, key: MessageId) -> Outcome {
+    async fn send(&self, order: &Order, news: &News, key: MessageId) -> Outcome {
         let own = order.email.as_deref().map(mailbox).transpose();
         let to = match own {
             Ok(own) => own.or_else(|| self.to.clone()),
@@ -138,16 +179,20 @@ impl Mailer {
             let reason = "the order has no `email`, and `orders.notify.to` is not set".to_owned();
             return Outcome::Reject { reason };
         };
+        let Order { id, sku, qty, .. } = order;
+        let text = match news {
+            News::Processed => format!("Your order {id} was processed: {qty} of {sku}.\r\n"),
+            News::Rejected(reason) => {
+                format!("Your order {id} was rejected, {qty} of {sku}: {reason}.\r\n")
+            }
+        };
         let mail = Mail::builder()
             .message_id(Some(format!("<{key}@towpath>")))
             .from(self.from.clone())
             .to(to)
             .subject(format!("Order {}", order.id))
             .header(ContentType::TEXT_PLAIN)
-            .body(format!(
-                "Your order {} was processed: {} of {}.\r\n",
-                order.id, order.qty, order.sku
-            ));
+            .body(text);
         let mail = match mail {
             Ok(mail) => mail,
             Err(error) => {

@@ -18,7 +18,7 @@ use tracing::warn;
 use super::api::notification;
 use super::books::{Books, Totals};
 use super::desk::{Desk, number, stock_key};
-use super::topology::{NOTIFICATIONS, ORDERS};
+use super::topology::{NOTIFICATIONS, ORDERS, REJECTIONS};
 use crate::http::error::Problem;
 use crate::supervisor::Stop;
 use crate::telemetry::Metrics;
@@ -113,7 +113,7 @@ impl Dashboard {
 
     async fn queues(&self) -> Result<(Map<String, Value>, u64)> {
         let (mut queues, mut dead) = (Map::new(), 0);
-        for name in [ORDERS, NOTIFICATIONS] {
+        for name in [ORDERS, NOTIFICATIONS, REJECTIONS] {
             let stats = match self.desk.queue.stats(&QueueName::new(name)?).await {
                 Ok(stats) => stats,
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,

@@ -32,7 +32,7 @@ pub use desk::Desk;
 pub use gateway::Gateway;
 pub use notifier::Notifier;
 pub use processor::Processor;
-pub use topology::{NOTIFICATIONS, ORDERS, Topology};
+pub use topology::{NOTIFICATIONS, ORDERS, REJECTIONS, Topology};
 
 /// Counter of orders whose acceptance is certain.
 const ACCEPTED_COUNT: &str = "orders.accepted.count";

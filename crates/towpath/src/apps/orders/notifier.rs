@@ -20,10 +20,11 @@ use towpath_core::{Delivery, ErrorKind, Result};
 use tracing::warn;
 
 use super::NOTIFIED_COUNT;
-use super::channel::Channel;
+use super::channel::{Channel, News};
 use super::desk::{Desk, count};
 use super::order::Order;
 use super::record::State;
+use super::topology::REJECTIONS;
 use crate::pump::{Destination, Handler};
 
 /// What `notif:<id>` says once its order needs no more notification. The value is the reference system's.
@@ -66,7 +67,12 @@ impl Notifier {
         };
         let claim = Bytes::from(format!("claimed by {}", delivery.message.id));
         let outcome = match self.claim(&order, &claim).await? {
-            Claim::Mine => self.channel.send(&order, delivery, self.timeout).await,
+            Claim::Mine => {
+                let news = self.news(&order, delivery).await?;
+                self.channel
+                    .send(&order, &news, delivery, self.timeout)
+                    .await
+            }
             Claim::Done => return Ok(Outcome::Done),
             Claim::Elsewhere => {
                 return Ok(Outcome::Retry {
@@ -104,6 +110,18 @@ impl Notifier {
         }
     }
 
+    /// What the customer learns, by the queue that the event came through.
+    async fn news(&self, order: &Order, delivery: &Delivery) -> Result<News> {
+        if !is_rejection(delivery) {
+            return Ok(News::Processed);
+        }
+        let stored = self.desk.find(&order.id).await?;
+        let reason = stored.and_then(|stored| stored.record.reason);
+        Ok(News::Rejected(reason.unwrap_or_else(|| {
+            "the reason is not kept any more".to_owned()
+        })))
+    }
+
     /// Takes the order, or takes it up again: the same event is never in two hands.
     async fn claim(&self, order: &Order, claim: &Bytes) -> Result<Claim> {
         let swap = |expected: Option<Bytes>| Op::CompareAndSwap {
@@ -139,15 +157,15 @@ impl Notifier {
         delivery: &Delivery,
         claim: Bytes,
     ) -> Result<Outcome> {
-        let mut ops = vec![
-            Op::CompareAndSwap {
-                key: claim_key(&order.id),
-                expected: Some(claim),
-                value: Bytes::from_static(DONE),
-                ttl: Some(DONE_FOR),
-            },
-            count(NOTIFIED_COUNT),
-        ];
+        let mut ops = vec![Op::CompareAndSwap {
+            key: claim_key(&order.id),
+            expected: Some(claim),
+            value: Bytes::from_static(DONE),
+            ttl: Some(DONE_FOR),
+        }];
+        if !is_rejection(delivery) {
+            ops.push(count(NOTIFIED_COUNT));
+        }
         ops.extend(self.fields(order, delivery, "sent", ""));
         // Processed by somebody who keeps no records, as the event says.
         if let Some(stored) = self.desk.find(&order.id).await?
@@ -225,6 +243,10 @@ enum Claim {
     /// Nobody's any more.
     Done,
     Elsewhere,
+}
+
+fn is_rejection(delivery: &Delivery) -> bool {
+    delivery.receipt.queue.as_str() == REJECTIONS
 }
 
 fn claim_key(id: &str) -> String {

@@ -11,6 +11,8 @@ use towpath_core::{ExchangeName, QueueName, Result, ResultExt};
 pub const ORDERS: &str = "orders.queue";
 /// Events on their way to the notifier.
 pub const NOTIFICATIONS: &str = "notifier.queue";
+/// Events on their way to the notifier that no notifier of the reference system must take for a sale.
+pub const REJECTIONS: &str = "notifier.rejected";
 /// Where the gateway publishes, without a routing key.
 pub(super) const INTAKE: &str = "orders.direct";
 /// Where the processor publishes, by what happened.
@@ -27,6 +29,8 @@ pub struct Topology {
     routes: Arc<dyn Routes>,
     settings: Settings,
     bindings: Arc<[Binding; 2]>,
+    /// Made by the notifier alone: without one nothing would read them.
+    rejections: Arc<Binding>,
 }
 
 impl Topology {
@@ -46,11 +50,13 @@ impl Topology {
             binding(INTAKE, "", ORDERS)?,
             binding(EVENTS, CREATED, NOTIFICATIONS)?,
         ];
+        let rejections = Arc::new(binding(EVENTS, REJECTED, REJECTIONS)?);
         Ok(Self {
             queue,
             routes,
             settings,
             bindings: Arc::new(bindings),
+            rejections,
         })
     }
 
@@ -60,15 +66,27 @@ impl Topology {
     /// Those of the broker.
     pub async fn declare(&self) -> Result<()> {
         for binding in self.bindings.iter() {
-            self.queue
-                .declare(&binding.queue, &self.settings)
-                .await
-                .context(|| format!("declare `{}`", binding.queue))?;
-            self.routes
-                .bind(binding)
-                .await
-                .context(|| format!("bind `{}` to `{}`", binding.queue, binding.exchange))?;
+            self.declare_one(binding).await?;
         }
         Ok(())
+    }
+
+    /// Makes sure that rejected orders reach a notifier. Idempotent.
+    ///
+    /// # Errors
+    /// Those of the broker.
+    pub async fn declare_rejections(&self) -> Result<()> {
+        self.declare_one(&self.rejections).await
+    }
+
+    async fn declare_one(&self, binding: &Binding) -> Result<()> {
+        self.queue
+            .declare(&binding.queue, &self.settings)
+            .await
+            .context(|| format!("declare `{}`", binding.queue))?;
+        self.routes
+            .bind(binding)
+            .await
+            .context(|| format!("bind `{}` to `{}`", binding.queue, binding.exchange))
     }
 }

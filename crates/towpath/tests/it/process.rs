@@ -149,7 +149,9 @@ impl World {
     pub(crate) fn json_of(&self, args: &[&str]) -> serde_json::Value {
         let mut args = args.to_vec();
         args.extend(["--output", "json"]);
-        serde_json::from_slice(&self.run(&args).stdout).unwrap()
+        let output = self.run(&args);
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)))
     }
 
     /// Starts `towpath up` and waits until it is ready.

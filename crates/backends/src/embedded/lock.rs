@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
@@ -45,6 +46,12 @@ impl FolderLock {
         file.seek(SeekFrom::Start(0)).map_err(io)?;
         writeln!(file, "{}", std::process::id()).map_err(io)?;
         Ok(Self { file })
+    }
+
+    /// Writes the process's id again.
+    pub(super) fn touch(&self) -> std::io::Result<()> {
+        let holder = format!("{}\n", std::process::id());
+        self.file.write_all_at(holder.as_bytes(), 0)
     }
 
     /// What tells that the lock is not where other processes look for it any more.

@@ -109,7 +109,12 @@ struct Handle(Arc<Store>);
 #[async_trait]
 impl Lifecycle for Handle {
     async fn health(&self) -> Result<Health> {
-        self.0.health()
+        let health = self.0.health()?;
+        let store = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || store.check_writable())
+            .await
+            .map_err(|error| Error::unavailable("the check panicked").with_source(error))??;
+        Ok(health)
     }
 
     async fn close(&self) -> Result<()> {

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use towpath_core::Result;
+use towpath_core::{Error, Result};
 
 use super::config::Config;
 use super::lock::FolderLock;
@@ -79,6 +79,24 @@ impl Store {
             return Err(failure);
         }
         self.look().inspect_err(|gone| self.log.fail(gone.chain()))
+    }
+
+    /// Whether the file system takes writes. Without traffic only a write tells: one that a fault made read-only does not
+    /// say so.
+    ///
+    /// # Errors
+    /// `Unavailable` when it is read-only.
+    pub(super) fn check_writable(&self) -> Result<()> {
+        match self.folder_lock().as_ref().map(FolderLock::touch) {
+            Some(Err(error)) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+                let folder = self.folder().display();
+                Err(
+                    Error::unavailable(format!("the file system of `{folder}` is read-only"))
+                        .with_source(error),
+                )
+            }
+            _ => Ok(()),
+        }
     }
 
     fn look(&self) -> Result<()> {

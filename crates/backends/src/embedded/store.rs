@@ -396,10 +396,7 @@ impl Store {
         {
             notify.notify_waiters();
         }
-        self.lock
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        self.folder_lock().take();
         checkpointed.and(closed)
     }
 
@@ -412,6 +409,10 @@ impl Store {
         self.checkpointed
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn folder_lock(&self) -> MutexGuard<'_, Option<FolderLock>> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn folder(&self) -> &Path {

@@ -222,6 +222,7 @@ async fn a_missing_segment_is_a_warning_after_the_restart() {
         queue: queue(),
         consumer: ConsumerId::new("one").unwrap(),
         max: 100,
+        in_flight: 100,
         lease: Duration::from_secs(600),
         wait: Duration::ZERO,
     };

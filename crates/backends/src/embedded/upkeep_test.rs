@@ -31,6 +31,7 @@ async fn a_drained_burst_gives_its_segments_back() {
         queue: queue.clone(),
         consumer: ConsumerId::new("one").unwrap(),
         max: 1_000,
+        in_flight: 1_000,
         lease: Duration::from_secs(600),
         wait: Duration::ZERO,
     };

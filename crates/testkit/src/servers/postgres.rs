@@ -51,8 +51,32 @@ impl Server {
         Self::start_in(folder, settings)
     }
 
-    fn start_in(folder: tempfile::TempDir, settings: Vec<String>) -> Self {
-        let mut server = Self {
+    /// Starts a standby of it, which follows it until [`Server::promote`].
+    ///
+    /// # Panics
+    /// As [`Server::start`].
+    pub fn standby(&self) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let mut standby = Self::in_folder(folder, Vec::new());
+        let (data, port) = (standby.data(), self.port.to_string());
+        let from = ["-h", "127.0.0.1", "-p", &port, "-U", "towpath"];
+        let how = ["-D", &data, "-R", "--checkpoint=fast", "--no-sync"];
+        let words = standby.as_user("pg_basebackup", &[from.as_slice(), &how].concat());
+        run(Command::new(&words[0]).args(&words[1..]));
+        standby.launch();
+        standby
+    }
+
+    /// Makes a standby the primary.
+    ///
+    /// # Panics
+    /// When it is none.
+    pub fn promote(&self) {
+        assert_eq!(self.query("postgres", "SELECT pg_promote()"), "t");
+    }
+
+    fn in_folder(folder: tempfile::TempDir, settings: Vec<String>) -> Self {
+        let server = Self {
             folder,
             settings,
             programs: programs().expect("PostgreSQL is installed"),
@@ -63,6 +87,11 @@ impl Server {
             let folder = server.folder.path();
             run(Command::new("chown").args(["-R", USER]).arg(folder));
         }
+        server
+    }
+
+    fn start_in(folder: tempfile::TempDir, settings: Vec<String>) -> Self {
+        let mut server = Self::in_folder(folder, settings);
         let data = server.data();
         let setup = [
             "--pgdata",
@@ -128,30 +157,23 @@ impl Server {
         self.folder.path().join("data").display().to_string()
     }
 
-    /// The words that run one of its programs as somebody else than root.
+    /// The words that run one of its programs as another user than root.
     fn as_user(&self, program: &str, arguments: &[&str]) -> Vec<String> {
-        let mut words = Vec::new();
-        if rustix::process::getuid().is_root() {
-            words.extend([
-                "setpriv",
-                "--reuid",
-                USER,
-                "--regid",
-                USER,
-                "--clear-groups",
-            ]);
-        }
-        let program = self.programs.join(program).display().to_string();
-        let words = words.into_iter().map(str::to_owned);
-        let arguments = arguments.iter().map(ToString::to_string);
-        words.chain([program]).chain(arguments).collect()
+        as_user(&self.programs.join(program), arguments)
     }
 
     fn launch(&mut self) {
         let (data, port) = (self.data(), self.port.to_string());
         // No socket file: the folder's path may be too long for one.
         let place = ["-D", &data, "-h", "127.0.0.1", "-p", &port, "-k", ""];
-        let size = ["-c", "shared_buffers=32MB", "-c", "max_connections=200"];
+        let size = [
+            "-c",
+            "shared_buffers=32MB",
+            "-c",
+            "max_connections=200",
+            "-c",
+            "max_prepared_transactions=10",
+        ];
         let settings: Vec<&str> = self.settings.iter().map(String::as_str).collect();
         let words = self.as_user("postgres", &[place.as_slice(), &size, &settings].concat());
         let (began, mut tries) = (Instant::now(), 100);
@@ -172,6 +194,93 @@ impl Server {
             tries *= 2;
         }
         panic!("PostgreSQL does not start");
+    }
+}
+
+/// The words that run a program as another user than root.
+fn as_user(program: &Path, arguments: &[&str]) -> Vec<String> {
+    let mut words = Vec::new();
+    if rustix::process::getuid().is_root() {
+        words.extend([
+            "setpriv",
+            "--reuid",
+            USER,
+            "--regid",
+            USER,
+            "--clear-groups",
+        ]);
+    }
+    let words = words.into_iter().map(str::to_owned);
+    let arguments = arguments.iter().map(ToString::to_string);
+    words
+        .chain([program.display().to_string()])
+        .chain(arguments)
+        .collect()
+}
+
+/// A running PgBouncer in transaction mode.
+pub struct Pooler {
+    _folder: tempfile::TempDir,
+    port: u16,
+    _process: Guarded,
+}
+
+impl Pooler {
+    /// Starts one in front of a server, with so many sessions for each database.
+    ///
+    /// # Panics
+    /// When it does not answer; [`pooler_missing`] says beforehand whether it is installed.
+    pub fn start(server: &Server, sessions: u32) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let port = free_port();
+        let users = folder.path().join("users.txt");
+        std::fs::write(&users, "\"towpath\" \"\"\n").expect("written");
+        let settings = folder.path().join("pgbouncer.ini");
+        let text = format!(
+            "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+             unix_socket_dir =\nauth_type = trust\nauth_file = {}\npool_mode = transaction\n\
+             default_pool_size = {sessions}\n",
+            server.port,
+            users.display()
+        );
+        std::fs::write(&settings, text).expect("written");
+        if rustix::process::getuid().is_root() {
+            run(Command::new("chown").args(["-R", USER]).arg(folder.path()));
+        }
+        let program = pooler().expect("PgBouncer is installed");
+        let words = as_user(&program, &["-q", &settings.display().to_string()]);
+        let process = Guarded::spawn(&words[0], &words[1..]).expect("it can be started");
+        let began = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(began.elapsed() < START, "PgBouncer does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Self {
+            _folder: folder,
+            port,
+            _process: process,
+        }
+    }
+
+    /// The URL of a database of its server, through it.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://towpath@127.0.0.1:{}/{database}", self.port)
+    }
+}
+
+fn pooler() -> Option<PathBuf> {
+    let places = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"];
+    places
+        .map(PathBuf::from)
+        .into_iter()
+        .find(|one| one.exists())
+}
+
+/// Why no pooler can be started here, if so.
+pub fn pooler_missing() -> Option<String> {
+    match pooler() {
+        Some(_) => missing(),
+        None => Some("PgBouncer is not installed; `make setup` installs it".to_owned()),
     }
 }
 

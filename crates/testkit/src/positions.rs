@@ -16,6 +16,7 @@ crate::promises! { Positions:
     of_many_steps_from_one_position_one_happens needs Stream;
     positions_stay_across_reopen needs Stream;
     sources_have_positions_of_their_own needs Stream;
+    a_step_without_entries_makes_no_stream needs Stream;
 }
 
 async fn positions(world: &mut World) -> Arc<dyn Positions> {
@@ -124,4 +125,15 @@ async fn sources_have_positions_of_their_own(mut world: World) {
     assert_eq!(position(&positions, "two").await, Some("1".into()));
     assert_eq!(position(&positions, "three").await, None);
     assert_eq!(appended(&mut world).await, ["one", "two"]);
+}
+
+async fn a_step_without_entries_makes_no_stream(mut world: World) {
+    let positions = positions(&mut world).await;
+    let mut nothing = step(None, "1", &[]);
+    // A name that some brokers refuse.
+    nothing.stream = StreamName::new("a/name:of=none").expect("a valid name");
+    assert_eq!(take(&positions, nothing).await, Stepped::Done);
+    assert_eq!(position(&positions, "file").await, Some("1".into()));
+    let streams = world.stream().await.list().await.expect("listed");
+    assert!(streams.is_empty(), "{streams:?}");
 }

@@ -141,7 +141,10 @@ impl Sources {
     /// One transaction.
     async fn commit(&self, writer: &Writer, step: &Step) -> Result<()> {
         let positions = self.topic().await?;
-        let (stream, _) = self.store.ensure(&step.stream).await?;
+        let stream = match step.entries.is_empty() {
+            true => String::new(),
+            false => self.store.ensure(&step.stream).await?.0,
+        };
         let dead = match step.set_aside.is_empty() {
             true => None,
             false => {

@@ -21,7 +21,7 @@ pub struct Step {
     pub from: Option<Bytes>,
     /// The position that it gets.
     pub to: Bytes,
-    /// Where the entries go.
+    /// Where the entries go; without entries the stream need not exist, and is not made.
     pub stream: StreamName,
     /// What was read, in order.
     pub entries: Vec<NewMessage>,

@@ -171,6 +171,7 @@ mutants! {
         moves_from_anywhere_in_a_race MovesFromAnywhere caught by of_many_steps_from_one_position_one_happens;
         forgets_positions OwnSources caught by positions_stay_across_reopen;
         mixes_sources_up OneSource caught by sources_have_positions_of_their_own;
+        wants_entries WantsEntries caught by a_step_without_entries_makes_no_stream;
     }
 }
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use towpath_core::port::Positions;
 use towpath_core::port::positions::{Step, Stepped};
-use towpath_core::{MessageId, Result};
+use towpath_core::{Error, MessageId, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
@@ -14,6 +14,7 @@ pub(super) enum Way {
     MovesFromAnywhere,
     OneSource,
     OwnSources,
+    WantsEntries,
 }
 
 pub(super) fn wrong(inner: Arc<dyn Positions>, way: Way) -> Arc<dyn Positions> {
@@ -39,6 +40,9 @@ impl Positions for Wrong {
     }
 
     async fn step(&self, mut step: Step) -> Result<Stepped> {
+        if self.way == Way::WantsEntries && step.entries.is_empty() {
+            return Err(Error::invalid("there are no entries"));
+        }
         step.source = self.source(&step.source);
         let mut stepped = self.inner.step(step.clone()).await?;
         while let Stepped::Elsewhere(position) = &stepped
@@ -60,7 +64,7 @@ impl Wrong {
         match self.way {
             Way::OneSource => "source".to_owned(),
             Way::OwnSources => format!("{source}.{}", self.own),
-            Way::TellsNone | Way::MovesFromAnywhere => source.to_owned(),
+            Way::TellsNone | Way::MovesFromAnywhere | Way::WantsEntries => source.to_owned(),
         }
     }
 }

@@ -1,15 +1,23 @@
 //! What a URL says about a PostgreSQL database.
 
+use std::time::Duration;
+
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use towpath_core::{Error, Result};
 
 /// What is wrong with most URLs.
 const FORM: &str = "a PostgreSQL database is `postgres://USER:PASSWORD@HOST:PORT/NAME`, behind it \
     `?sslmode=disable` (the default) or `?sslmode=verify-full&sslrootcert=FILE`";
+
+/// The parameter that says which of several servers is the right one.
+const TARGET: &str = "target_session_attrs";
+
+/// After so long in silence the system asks whether a server is there.
+const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// The settings of a URL.
 #[derive(Debug, Clone)]
@@ -44,7 +52,17 @@ impl Config {
             return Err(Error::invalid(FORM));
         }
         postgres.ssl_mode(mode);
-        postgres.connect_timeout(super::CONNECT);
+        let hosts = postgres.get_hosts().len();
+        // The last host is tried also when those before it do not answer.
+        postgres.connect_timeout(super::pool::CONNECT / u32::try_from(hosts).unwrap_or(1));
+        if hosts > 1 && !rest.iter().any(|one| one.starts_with(TARGET)) {
+            postgres.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
+        if !rest.iter().any(|one| one.starts_with("keepalives")) {
+            postgres.keepalives_idle(KEEPALIVE);
+            postgres.keepalives_interval(KEEPALIVE / 3);
+            postgres.keepalives_retries(3);
+        }
         if postgres.get_application_name().is_none() {
             postgres.application_name("towpath");
         }
@@ -52,6 +70,20 @@ impl Config {
             postgres,
             authorities,
         })
+    }
+
+    /// Its hosts and ports.
+    pub(super) fn places(&self) -> String {
+        let ports = self.postgres.get_ports();
+        let hosts = self.postgres.get_hosts().iter().zip(0..);
+        let places = hosts.map(|(host, number)| {
+            let port = ports.get(number).or(ports.first()).unwrap_or(&5432);
+            match host {
+                Host::Tcp(name) => format!("{name}:{port}"),
+                Host::Unix(folder) => format!("{}:{port}", folder.display()),
+            }
+        });
+        places.collect::<Vec<_>>().join(", ")
     }
 
     /// How TLS is spoken, where it is.
@@ -95,6 +127,8 @@ pub(super) fn shown(url: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio_postgres::config::TargetSessionAttrs;
+
     use super::{Config, shown};
 
     #[test]
@@ -111,6 +145,20 @@ mod tests {
         }
         let config = Config::parse("postgres://me:secret@host:5433/name?sslmode=disable").unwrap();
         assert_eq!(config.postgres.get_ports(), [5433]);
+        assert_eq!(config.places(), "host:5433");
+    }
+
+    #[test]
+    fn of_two_hosts_the_one_that_accepts_changes_is_meant() {
+        let config = Config::parse("postgres://me@one:5433,two:5434/name").unwrap();
+        let target = |config: &Config| config.postgres.get_target_session_attrs();
+        assert_eq!(target(&config), TargetSessionAttrs::ReadWrite);
+        assert_eq!(config.places(), "one:5433, two:5434");
+        let any = "postgres://me@one,two/name?target_session_attrs=any";
+        assert_eq!(
+            target(&Config::parse(any).unwrap()),
+            TargetSessionAttrs::Any
+        );
     }
 
     #[test]

@@ -7,17 +7,14 @@
 //! however long they are open.
 
 use std::collections::HashSet;
-use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use deadpool_postgres::Client;
-use futures_util::TryStreamExt;
-use tokio_postgres::{Row, Statement};
+use tokio_postgres::Row;
 use towpath_core::Result;
-use towpath_core::port::outbox::{Event, READ_BYTES};
+use towpath_core::port::outbox::Event;
 
-use super::failed;
-use super::outbox::{COLUMNS, event};
+use super::outbox::{HIGHEST, after, event};
+use super::pool::Session;
 use crate::sql::{signed, unsigned};
 
 /// First and longest pause before the writers are looked at again.
@@ -27,32 +24,28 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 /// How long writers are waited for: the caller has a lease to prolong.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The highest place that was given out.
-const HIGHEST: &str = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_seq_seq";
-
 /// Who may still commit an event.
 const WRITERS: &str = "SELECT virtualtransaction FROM pg_locks
     WHERE relation = 'outbox'::regclass AND mode = 'RowExclusiveLock' AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
-/// The events behind a place, up to one below which nothing is committed any more. None when somebody still may commit
-/// right behind the place after a second.
-pub(super) async fn events(client: &Client, after: i64, max: i64) -> Result<Vec<Event>> {
-    let select = format!("SELECT {COLUMNS} FROM outbox WHERE seq > $1 ORDER BY seq LIMIT $2");
-    let highest = client.prepare_cached(HIGHEST).await.map_err(failed)?;
-    let writers = client.prepare_cached(WRITERS).await.map_err(failed)?;
-    let select = client.prepare_cached(&select).await.map_err(failed)?;
+/// The events behind a place, up to one below which nothing is committed any more. None when another transaction still
+/// may commit right behind the place after a second.
+pub(super) async fn events(session: &Session, seq: u64, max: usize) -> Result<Vec<Event>> {
+    let (select, page) = (after(), [seq.into(), max.into()]);
+    let highest = format!("SELECT {HIGHEST}");
+    let after = signed(seq);
     // One round trip, and the server does them in this order: the place before the writers, these before the rows.
-    let (highest, found, mut events) = tokio::try_join!(
+    let (highest, found, rows) = tokio::try_join!(
         biased;
-        client.query_one(&highest, &[]),
-        client.query(&writers, &[]),
-        read(client, &select, after, max),
-    )
-    .map_err(failed)?;
-    let highest: i64 = highest.get(0);
+        session.one(&highest, &[]),
+        session.query(WRITERS, &[]),
+        session.query(&select, &page),
+    )?;
+    let mut events: Vec<Event> = rows.iter().map(event).collect();
+    let highest = unsigned(highest.get(0));
     let mut open = names(&found);
-    if !open.is_empty() && highest > after {
+    if !open.is_empty() && highest > seq {
         let whole = unbroken(&events, after);
         if whole > 0 {
             events.truncate(whole);
@@ -60,7 +53,7 @@ pub(super) async fn events(client: &Client, after: i64, max: i64) -> Result<Vec<
         }
         let (mut pause, until) = (PAUSE, Instant::now() + PATIENCE);
         loop {
-            let now = names(&client.query(&writers, &[]).await.map_err(failed)?);
+            let now = names(&session.query(WRITERS, &[]).await?);
             open.retain(|writer| now.contains(writer));
             if open.is_empty() {
                 break;
@@ -71,9 +64,10 @@ pub(super) async fn events(client: &Client, after: i64, max: i64) -> Result<Vec<
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-        events = read(client, &select, after, max).await.map_err(failed)?;
+        let rows = session.query(&select, &page).await?;
+        events = rows.iter().map(event).collect();
     }
-    events.retain(|event| signed(event.seq) <= highest);
+    events.retain(|event| event.seq <= highest);
     Ok(events)
 }
 
@@ -83,28 +77,6 @@ fn unbroken(events: &[Event], after: i64) -> usize {
     places
         .take_while(|(event, place)| signed(event.seq) == *place)
         .count()
-}
-
-/// Reads events until there are no more, or these are enough bytes; what the server sends beyond is thrown away.
-async fn read(
-    client: &Client,
-    select: &Statement,
-    after: i64,
-    max: i64,
-) -> std::result::Result<Vec<Event>, tokio_postgres::Error> {
-    let mut rows = pin!(client.query_raw(select, [after, max]).await?);
-    let (mut events, mut bytes) = (Vec::new(), 0);
-    while bytes < READ_BYTES
-        && let Some(row) = rows.try_next().await?
-    {
-        let event = event(&row);
-        bytes += event.data.len();
-        events.push(Event {
-            seq: unsigned(row.get(0)),
-            event,
-        });
-    }
-    Ok(events)
 }
 
 fn names(rows: &[Row]) -> HashSet<String> {

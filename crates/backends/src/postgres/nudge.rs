@@ -2,17 +2,18 @@
 //!
 //! `NOTIFY` takes a lock of the whole server when it commits, so no transaction with an event in it says it: one that
 //! follows does, and one is enough for all that were committed meanwhile. A nudge that is lost costs the relay's poll.
+//! Behind a pooler nobody can listen, and relays of other processes poll.
 
 use std::sync::{Arc, Once};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use deadpool_postgres::Pool;
 use tokio::sync::Notify;
 use tokio_postgres::AsyncMessage;
 use tokio_postgres_rustls::MakeRustlsConnect;
 use towpath_core::Result;
 
 use super::config::Config;
+use super::pool::Pool;
 
 const LISTEN: &str = "LISTEN towpath_outbox";
 const NOTIFY: &str = "NOTIFY towpath_outbox";
@@ -58,10 +59,10 @@ impl Nudge {
                 while let Some(nudge) = nudge.upgrade() {
                     let waited = tokio::time::timeout(AGAIN, nudge.committed.notified()).await;
                     if waited.is_ok()
-                        && let Ok(client) = nudge.pool.get().await
+                        && let Ok(session) = nudge.pool.session().await
                     {
                         // One that fails is made up for by the relay's poll.
-                        drop(client.batch_execute(NOTIFY).await);
+                        drop(session.batch(NOTIFY).await);
                         tokio::time::sleep(PAUSE).await;
                     }
                 }
@@ -72,11 +73,12 @@ impl Nudge {
     /// Waits until one was.
     pub(super) async fn told(self: &Arc<Self>) {
         self.listening.call_once(|| {
-            let nudge = Arc::downgrade(self);
+            let (nudge, pool) = (Arc::downgrade(self), self.pool.clone());
             let (config, tls) = (self.config.clone(), self.tls.clone());
             // Ends when the database is closed, as above.
             tokio::spawn(async move {
-                while nudge.strong_count() > 0 {
+                while nudge.strong_count() > 0 && !pool.is_pooled() {
+                    let made = Instant::now();
                     let Ok((client, mut connection)) = config.connect(tls.clone()).await else {
                         tokio::time::sleep(AGAIN).await;
                         continue;
@@ -101,8 +103,9 @@ impl Nudge {
                                 listens = true;
                             }
                             () = tokio::time::sleep(AGAIN) => {
-                                if nudge.strong_count() == 0 {
-                                    return;
+                                // Other connections were led to the wrong server: this one may be too.
+                                if nudge.strong_count() == 0 || pool.has_evicted(made) {
+                                    break;
                                 }
                             }
                         }

@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use async_trait::async_trait;
-use deadpool_postgres::GenericClient;
 use jiff::Timestamp;
+use tokio_postgres::Row;
 use towpath_core::database::{Migration, MigrationState, Schema};
 use towpath_core::{Error, Result};
 
-use super::{Postgres, failed};
+use super::Postgres;
+use super::pool::Transaction;
 use crate::sql::{compare, last, next, sum};
 
 const MIGRATIONS: &[Migration] = &[
@@ -30,7 +31,16 @@ const MIGRATIONS: &[Migration] = &[
         up: include_str!("migrations/3_fleet.up.sql"),
         down: include_str!("migrations/3_fleet.down.sql"),
     },
+    Migration {
+        version: 4,
+        name: "sent",
+        up: include_str!("migrations/4_sent.up.sql"),
+        down: include_str!("migrations/4_sent.down.sql"),
+    },
 ];
+
+const EXISTS: &str = "SELECT to_regclass('towpath_migrations') IS NOT NULL";
+const SELECT: &str = "SELECT version, sum, applied_at FROM towpath_migrations ORDER BY version";
 
 /// One process migrates at a time; the others wait. A migration may take longer than other statements.
 const LOCK: &str = "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0;
@@ -39,28 +49,35 @@ const LOCK: &str = "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0;
 #[async_trait]
 impl Schema for Postgres {
     async fn status(&self) -> Result<Vec<MigrationState>> {
-        states(&self.connection().await?).await
+        let session = self.first_session().await?;
+        let exists = session.one(EXISTS, &[]).await?.get(0);
+        let rows = match exists {
+            true => session.query(SELECT, &[]).await?,
+            false => Vec::new(),
+        };
+        states(&rows)
     }
 
     async fn up(&self) -> Result<Option<Migration>> {
-        let mut client = self.connection().await?;
-        let transaction = client.transaction().await.map_err(failed)?;
-        transaction.batch_execute(LOCK).await.map_err(failed)?;
+        let mut session = self.first_session().await?;
+        let transaction = session.transaction().await?;
+        transaction.batch(LOCK).await?;
         let table = "CREATE TABLE IF NOT EXISTS towpath_migrations (
             version integer PRIMARY KEY, sum text NOT NULL, applied_at timestamptz NOT NULL)";
-        transaction.batch_execute(table).await.map_err(failed)?;
-        let Some(migration) = next(&states(&transaction).await?) else {
+        transaction.batch(table).await?;
+        let Some(migration) = next(&states_within(&transaction).await?) else {
             return Ok(None);
         };
-        let applied = transaction.batch_execute(migration.up).await;
-        applied.map_err(|error| named(&migration, failed(error)))?;
+        let applied = transaction.batch(migration.up).await;
+        applied.map_err(|error| named(&migration, error))?;
         let insert = "INSERT INTO towpath_migrations VALUES ($1, $2, $3)";
-        let version = signed(migration.version);
-        transaction
-            .execute(insert, &[&version, &sum(&migration), &Timestamp::now()])
-            .await
-            .map_err(failed)?;
-        transaction.commit().await.map_err(failed)?;
+        let row = [
+            migration.version.into(),
+            sum(&migration).into(),
+            Timestamp::now().into(),
+        ];
+        transaction.query(insert, &row).await?;
+        transaction.commit().await?;
         Ok(Some(migration))
     }
 
@@ -69,43 +86,38 @@ impl Schema for Postgres {
     }
 
     async fn down(&self) -> Result<Option<Migration>> {
-        let mut client = self.connection().await?;
-        let transaction = client.transaction().await.map_err(failed)?;
-        transaction.batch_execute(LOCK).await.map_err(failed)?;
-        let Some(migration) = last(&states(&transaction).await?) else {
+        let mut session = self.first_session().await?;
+        let transaction = session.transaction().await?;
+        transaction.batch(LOCK).await?;
+        let Some(migration) = last(&states_within(&transaction).await?) else {
             return Ok(None);
         };
-        let undone = transaction.batch_execute(migration.down).await;
-        undone.map_err(|error| named(&migration, failed(error)))?;
+        let undone = transaction.batch(migration.down).await;
+        undone.map_err(|error| named(&migration, error))?;
         let delete = "DELETE FROM towpath_migrations WHERE version = $1";
         transaction
-            .execute(delete, &[&signed(migration.version)])
-            .await
-            .map_err(failed)?;
-        transaction.commit().await.map_err(failed)?;
+            .query(delete, &[migration.version.into()])
+            .await?;
+        transaction.commit().await?;
         Ok(Some(migration))
     }
 }
 
-async fn states(client: &impl GenericClient) -> Result<Vec<MigrationState>> {
-    let exists = "SELECT to_regclass('towpath_migrations') IS NOT NULL";
-    let exists: bool = client.query_one(exists, &[]).await.map_err(failed)?.get(0);
-    let rows = match exists {
+async fn states_within(transaction: &Transaction<'_>) -> Result<Vec<MigrationState>> {
+    let exists = transaction.query(EXISTS, &[]).await?;
+    let rows = match exists.first().is_some_and(|row| row.get(0)) {
+        true => transaction.query(SELECT, &[]).await?,
         false => Vec::new(),
-        true => {
-            let select = "SELECT version, sum, applied_at FROM towpath_migrations ORDER BY version";
-            client.query(select, &[]).await.map_err(failed)?
-        }
     };
+    states(&rows)
+}
+
+fn states(rows: &[Row]) -> Result<Vec<MigrationState>> {
     let applied = rows.iter().map(|row| {
         let version: i32 = row.get(0);
         (version.unsigned_abs(), row.get(1), row.get(2))
     });
     compare(MIGRATIONS, &applied.collect::<Vec<_>>())
-}
-
-fn signed(version: u32) -> i32 {
-    i32::try_from(version).unwrap_or(i32::MAX)
 }
 
 fn named(migration: &Migration, error: Error) -> Error {

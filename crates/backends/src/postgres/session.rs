@@ -3,39 +3,33 @@
 use std::error::Error as StdError;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use tokio_postgres::types::private::BytesMut;
-use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 use towpath_core::{Error, Result};
 
-use super::{Postgres, failed};
-use crate::sql::{Row, Session, Statement, Value};
+use super::Postgres;
+use crate::sql::{Row, Session as SqlSession, Statement, Value};
+
+/// Earlier times have another form, which PostgreSQL does not know.
+const FIRST_YEAR: Timestamp = Timestamp::constant(-62_135_596_800, 0);
 
 #[async_trait]
-impl Session for Postgres {
+impl SqlSession for Postgres {
     async fn transact(&self, statements: Vec<Statement>) -> Result<Vec<Vec<Row>>> {
-        let mut client = self.connection().await?;
-        // One that is dropped is rolled back.
-        let transaction = client.transaction().await.map_err(failed)?;
+        let mut session = self.session().await?;
+        let transaction = session.transaction().await?;
         let mut done = Vec::with_capacity(statements.len());
         for Statement { sql, values } in statements {
-            let prepared = transaction.prepare_cached(sql).await.map_err(failed)?;
-            let rows = transaction.query(&prepared, &parameters(&values)).await;
-            done.push(taken(&rows.map_err(failed)?)?);
+            done.push(taken(&transaction.query(sql, &values).await?)?);
         }
-        transaction.commit().await.map_err(failed)?;
+        transaction.commit().await?;
         Ok(done)
     }
 
     async fn read(&self, Statement { sql, values }: Statement) -> Result<Vec<Row>> {
-        let client = self.connection().await?;
-        let prepared = client.prepare_cached(sql).await.map_err(failed)?;
-        let rows = client.query(&prepared, &parameters(&values)).await;
-        taken(&rows.map_err(failed)?)
+        taken(&self.session().await?.query(sql, &values).await?)
     }
-}
-
-fn parameters(values: &[Value]) -> Vec<&(dyn ToSql + Sync)> {
-    values.iter().map(|value| value as _).collect()
 }
 
 fn taken(rows: &[tokio_postgres::Row]) -> Result<Vec<Row>> {
@@ -65,6 +59,7 @@ fn value(row: &tokio_postgres::Row, kind: &Type, place: usize) -> Result<Value> 
     .map_err(|error| Error::corrupt(format!("a column of type {kind}")).with_source(error))
 }
 
+/// Values go as text: the server knows the types, and parses them as it does literals.
 impl ToSql for Value {
     fn to_sql(
         &self,
@@ -72,22 +67,29 @@ impl ToSql for Value {
         out: &mut BytesMut,
     ) -> std::result::Result<IsNull, Box<dyn StdError + Sync + Send>> {
         match self {
-            Self::Null => Ok(IsNull::Yes),
+            Self::Null => return Ok(IsNull::Yes),
             // What is larger than a column is behind all that is in it.
             Self::Integer(number) if *kind == Type::INT4 => {
-                i32::try_from(*number).unwrap_or(i32::MAX).to_sql(kind, out)
+                let number = i32::try_from(*number).unwrap_or(i32::MAX);
+                out.extend_from_slice(number.to_string().as_bytes());
             }
-            Self::Integer(number) => number.to_sql(kind, out),
-            Self::Text(text) => text.to_sql(kind, out),
-            Self::Time(time) => time.to_sql(kind, out),
+            Self::Integer(number) => out.extend_from_slice(number.to_string().as_bytes()),
+            Self::Text(text) => out.extend_from_slice(text.as_bytes()),
+            Self::Time(time) if *time < FIRST_YEAR => out.extend_from_slice(b"-infinity"),
+            Self::Time(time) => {
+                let time = time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
+                out.extend_from_slice(time.as_bytes());
+            }
         }
+        Ok(IsNull::No)
     }
 
-    fn accepts(kind: &Type) -> bool {
-        matches!(
-            *kind,
-            Type::INT4 | Type::INT8 | Type::TEXT | Type::VARCHAR | Type::TIMESTAMPTZ
-        )
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    fn encode_format(&self, _: &Type) -> Format {
+        Format::Text
     }
 
     to_sql_checked!();

@@ -4,16 +4,17 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::ToSql;
-use towpath_core::Result;
 use towpath_core::port::Users;
 use towpath_core::port::outbox::NewEvent;
 use towpath_core::port::users::{Change, Changed, Created, RequestKey, User};
+use towpath_core::{Error, Result};
 use uuid::Uuid;
 
-use super::outbox::{NEW, values};
-use super::{Postgres, failed};
-use crate::sql::{signed, unsigned};
+use super::Postgres;
+use super::error::cause;
+use super::outbox::values;
+use crate::sql::event::NEW;
+use crate::sql::{Value, unsigned};
 
 const COLUMNS: &str = "id, email, name, created_at, updated_at, version";
 
@@ -57,49 +58,47 @@ impl Users for Postgres {
             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (email) DO NOTHING",
             6,
         );
-        let version = signed(user.version);
-        let mut all: Vec<&(dyn ToSql + Sync)> = vec![
-            &user.id,
-            &user.email,
-            &user.name,
-            &user.created_at,
-            &user.updated_at,
-            &version,
+        let mut all = vec![
+            user.id.into(),
+            user.email.clone().into(),
+            user.name.clone().into(),
+            user.created_at.into(),
+            user.updated_at.into(),
+            user.version.into(),
         ];
-        all.extend(values(&event));
-        let mut client = self.connection().await?;
-        let insert = client.prepare_cached(&insert).await.map_err(failed)?;
+        all.extend(values(event));
+        let mut session = self.session().await?;
         let created = match request {
-            None => match client.query_opt(&insert, &all).await.map_err(failed)? {
-                Some(_) => Created::New,
-                None => Created::EmailTaken,
+            None => match session.query(&insert, &all).await?.is_empty() {
+                false => Created::New,
+                true => Created::EmailTaken,
             },
             Some(request) => {
                 // One that is dropped is rolled back.
-                let transaction = client.transaction().await.map_err(failed)?;
+                let transaction = session.transaction().await?;
                 // Waits for another request of this key that is under way.
                 let key = "INSERT INTO requests (key, digest, user_id, email, name, created_at)
-                    VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (key) DO NOTHING";
-                let key = transaction.prepare_cached(key).await.map_err(failed)?;
-                let row: [&(dyn ToSql + Sync); 6] = [
-                    &request.key,
-                    &request.digest,
-                    &user.id,
-                    &user.email,
-                    &user.name,
-                    &user.created_at,
+                    VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (key) DO NOTHING RETURNING key";
+                let row = [
+                    request.key.clone().into(),
+                    request.digest.clone().into(),
+                    user.id.into(),
+                    user.email.into(),
+                    user.name.into(),
+                    user.created_at.into(),
                 ];
-                if transaction.execute(&key, &row).await.map_err(failed)? == 0 {
+                if transaction.query(key, &row).await?.is_empty() {
                     let select = "SELECT digest, user_id, email, name, created_at FROM requests WHERE key = $1";
-                    let row = transaction.query_one(select, &[&request.key]).await;
-                    return Ok(before(&row.map_err(failed)?, &request.digest));
+                    let found = transaction.query(select, &[request.key.into()]).await?;
+                    let gone = || Error::unavailable("the request of this key was just forgotten");
+                    return before(found.first().ok_or_else(gone)?, &request.digest);
                 }
-                match transaction.query_opt(&insert, &all).await.map_err(failed)? {
-                    Some(_) => {
-                        transaction.commit().await.map_err(failed)?;
+                match transaction.query(&insert, &all).await?.is_empty() {
+                    false => {
+                        transaction.commit().await?;
                         Created::New
                     }
-                    None => Created::EmailTaken,
+                    true => Created::EmailTaken,
                 }
             }
         };
@@ -110,21 +109,18 @@ impl Users for Postgres {
     }
 
     async fn find(&self, id: Uuid) -> Result<Option<User>> {
-        let client = self.connection().await?;
         let select = format!("SELECT {COLUMNS} FROM users WHERE id = $1");
-        let select = client.prepare_cached(&select).await.map_err(failed)?;
-        let row = client.query_opt(&select, &[&id]).await.map_err(failed)?;
-        Ok(row.as_ref().map(user))
+        let rows = self.session().await?.query(&select, &[id.into()]).await?;
+        rows.first().map(user).transpose()
     }
 
     async fn list(&self, after: Option<Uuid>, max: usize) -> Result<Vec<User>> {
-        let client = self.connection().await?;
         let select = format!(
             "SELECT {COLUMNS} FROM users WHERE $1::uuid IS NULL OR id > $1 ORDER BY id LIMIT $2"
         );
-        let select = client.prepare_cached(&select).await.map_err(failed)?;
-        let rows = client.query(&select, &[&after, &signed(max as u64)]).await;
-        Ok(rows.map_err(failed)?.iter().map(user).collect())
+        let values = [after.into(), max.into()];
+        let rows = self.session().await?.query(&select, &values).await?;
+        rows.iter().map(user).collect()
     }
 
     async fn update(&self, change: Change, event: NewEvent) -> Result<Changed> {
@@ -133,15 +129,14 @@ impl Users for Postgres {
             WHERE id = $1 AND ($5::bigint IS NULL OR version = $5)",
             5,
         );
-        let version = change.version.map(signed);
-        let mut all: Vec<&(dyn ToSql + Sync)> = vec![
-            &change.id,
-            &change.email,
-            &change.name,
-            &change.updated_at,
-            &version,
+        let mut all = vec![
+            change.id.into(),
+            change.email.into(),
+            change.name.into(),
+            change.updated_at.into(),
+            change.version.into(),
         ];
-        all.extend(values(&event));
+        all.extend(values(event));
         self.changed(&update, &all, change.id).await
     }
 
@@ -150,71 +145,71 @@ impl Users for Postgres {
             "DELETE FROM users WHERE id = $1 AND ($2::bigint IS NULL OR version = $2)",
             2,
         );
-        let version = version.map(signed);
-        let mut all: Vec<&(dyn ToSql + Sync)> = vec![&id, &version];
-        all.extend(values(&event));
+        let mut all = vec![id.into(), version.into()];
+        all.extend(values(event));
         self.changed(&delete, &all, id).await
     }
 
     async fn forget_requests(&self, time: Timestamp, max: usize) -> Result<u64> {
         let delete = "DELETE FROM requests WHERE key IN
             (SELECT key FROM requests WHERE created_at < $1 LIMIT $2)";
-        self.change(delete, &[&time, &signed(max as u64)]).await
+        self.change(delete, &[time.into(), max.into()]).await
     }
 }
 
 impl Postgres {
-    async fn changed(
-        &self,
-        statement: &str,
-        values: &[&(dyn ToSql + Sync)],
-        id: Uuid,
-    ) -> Result<Changed> {
-        let client = self.connection().await?;
-        let statement = client.prepare_cached(statement).await.map_err(failed)?;
-        match client.query_opt(&statement, values).await {
-            Ok(Some(row)) => {
+    async fn changed(&self, statement: &str, values: &[Value], id: Uuid) -> Result<Changed> {
+        let session = self.session().await?;
+        match session.query(statement, values).await {
+            Ok(rows) if !rows.is_empty() => {
                 self.nudge.tell();
-                Ok(Changed::Done(user(&row)))
+                user(&rows[0]).map(Changed::Done)
             }
-            Ok(None) => {
+            Ok(_) => {
                 let select = "SELECT version FROM users WHERE id = $1";
-                let row = client.query_opt(select, &[&id]).await.map_err(failed)?;
-                Ok(row.map_or(Changed::Absent, |row| {
+                let rows = session.query(select, &[id.into()]).await?;
+                Ok(rows.first().map_or(Changed::Absent, |row| {
                     Changed::Version(unsigned(row.get(0)))
                 }))
             }
-            Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
-                Ok(Changed::EmailTaken)
-            }
-            Err(error) => Err(failed(error)),
+            Err(error) if is_taken(&error) => Ok(Changed::EmailTaken),
+            Err(error) => Err(error),
         }
     }
 }
 
+/// Whether another row has what must be there once.
+fn is_taken(error: &Error) -> bool {
+    cause(error).and_then(tokio_postgres::Error::code) == Some(&SqlState::UNIQUE_VIOLATION)
+}
+
 /// What the request did when it came before.
-fn before(row: &Row, digest: &str) -> Created {
-    if row.get::<_, &str>(0) != digest {
-        return Created::KeyTaken;
+fn before(row: &Row, digest: &str) -> Result<Created> {
+    if row.try_get::<_, &str>(0).map_err(unreadable)? != digest {
+        return Ok(Created::KeyTaken);
     }
-    let created_at = row.get(4);
-    Created::Before(User {
-        id: row.get(1),
-        email: row.get(2),
-        name: row.get(3),
+    let created_at = row.try_get(4).map_err(unreadable)?;
+    Ok(Created::Before(User {
+        id: row.try_get(1).map_err(unreadable)?,
+        email: row.try_get(2).map_err(unreadable)?,
+        name: row.try_get(3).map_err(unreadable)?,
         created_at,
         updated_at: created_at,
         version: 1,
+    }))
+}
+
+fn user(row: &Row) -> Result<User> {
+    Ok(User {
+        id: row.try_get(0).map_err(unreadable)?,
+        email: row.try_get(1).map_err(unreadable)?,
+        name: row.try_get(2).map_err(unreadable)?,
+        created_at: row.try_get(3).map_err(unreadable)?,
+        updated_at: row.try_get(4).map_err(unreadable)?,
+        version: unsigned(row.try_get(5).map_err(unreadable)?),
     })
 }
 
-fn user(row: &Row) -> User {
-    User {
-        id: row.get(0),
-        email: row.get(1),
-        name: row.get(2),
-        created_at: row.get(3),
-        updated_at: row.get(4),
-        version: unsigned(row.get(5)),
-    }
+fn unreadable(error: tokio_postgres::Error) -> Error {
+    Error::corrupt("a row of users cannot be read").with_source(error)
 }

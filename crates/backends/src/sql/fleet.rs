@@ -20,17 +20,17 @@ const NEWEST: &str = "SELECT version, id, data, poll_interval_seconds, json_sche
     FROM configs ORDER BY version DESC LIMIT 1";
 
 const VERSION: &str = "SELECT version, id, data, poll_interval_seconds, json_schema, author, rolls_back_to, created_at
-    FROM configs WHERE version = $1";
+    FROM configs WHERE version = CAST($1 AS bigint)";
 
 const HISTORY: &str = "SELECT version, id, data, poll_interval_seconds, json_schema, author, rolls_back_to, created_at
-    FROM configs WHERE version < $1 ORDER BY version DESC LIMIT $2";
+    FROM configs WHERE version < CAST($1 AS bigint) ORDER BY version DESC LIMIT $2";
 
 /// The version is the one behind the newest, if that is the expected one.
 const PUBLISH: &str = "INSERT INTO configs
     (version, id, data, poll_interval_seconds, json_schema, author, rolls_back_to, created_at)
     SELECT coalesce(max(version), 0) + 1, CAST($1 AS text), CAST($2 AS text), CAST($3 AS integer), CAST($4 AS text),
     CAST($5 AS text), CAST($6 AS integer), $7 FROM configs
-    HAVING CAST($8 AS integer) IS NULL OR coalesce(max(version), 0) = CAST($8 AS integer)
+    HAVING CAST($8 AS bigint) IS NULL OR coalesce(max(version), 0) = CAST($8 AS bigint)
     RETURNING version";
 
 /// Whoever does not get the new version stays with what the rollout before left them.

@@ -1,11 +1,11 @@
 //! What the databases have in common.
 
+pub(crate) mod event;
 mod fleet;
 mod statement;
 
 use jiff::Timestamp;
 use towpath_core::database::{Migration, MigrationState};
-use towpath_core::port::outbox::{Event, Listed, NewEvent, Status};
 use towpath_core::{Error, Result};
 
 pub(crate) use fleet::Fleets;
@@ -62,18 +62,4 @@ pub(crate) fn signed(seq: u64) -> i64 {
 /// A count or a place from SQL.
 pub(crate) fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
-}
-
-/// The status of an event, as the view `outbox_events` tells it.
-pub(crate) fn listed(seq: i64, event: NewEvent, row: (&str, i64, Option<String>)) -> Listed {
-    let (status, attempts, error) = row;
-    Listed {
-        event: Event {
-            seq: unsigned(seq),
-            event,
-        },
-        status: Status::parse(status).unwrap_or(Status::New),
-        attempts: u32::try_from(attempts).unwrap_or(0),
-        error,
-    }
 }

@@ -15,6 +15,9 @@ use crate::identity::{Pinned, lost};
 /// Most writes of one transaction.
 const GROUP: usize = 256;
 
+/// Size that the log keeps when it begins again.
+const WAL_BYTES: u32 = 8 << 20;
+
 /// Waiting calls; more wait before they are taken.
 const WAITING: usize = 1_024;
 
@@ -97,9 +100,21 @@ pub(super) fn failed(error: rusqlite::Error) -> Error {
 }
 
 fn sentence(error: &rusqlite::Error) -> &'static str {
+    use rusqlite::ErrorCode;
     match error.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::DiskFull) => "the disk of the database is full",
-        _ => "the database did not do it",
+        Some(ErrorCode::DiskFull) => "the disk of the database is full",
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "the database was too busy: another process is writing"
+        }
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
+            "the database file cannot be written"
+        }
+        Some(ErrorCode::SystemIoFailure) => "the disk of the database failed",
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            "the database file is damaged"
+        }
+        Some(_) => "the database refused the statement",
+        None => "a row of the database cannot be read",
     }
 }
 
@@ -108,9 +123,11 @@ fn open(path: &str) -> Result<Connection> {
         let connection = Connection::open(path)?;
         connection.busy_timeout(std::time::Duration::from_secs(5))?;
         // Acknowledged is durable: the log is synced at each commit.
-        connection.execute_batch(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON",
-        )?;
+        // A log that grew in a burst or beside a long read is cut back when it begins again.
+        connection.execute_batch(&format!(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
+            PRAGMA journal_size_limit = {WAL_BYTES}"
+        ))?;
         connection.set_prepared_statement_cache_capacity(64);
         Ok(connection)
     };

@@ -10,9 +10,12 @@ use uuid::Uuid;
 
 use super::Sqlite;
 use super::connection::failed;
-use crate::sql::{listed, signed, unsigned};
+use crate::sql::event::{COLUMNS, NEW, Read, columns, listed, oldest, undecided};
+use crate::sql::{signed, unsigned};
 
-const COLUMNS: &str = "seq, id, aggregate_type, aggregate_id, event_type, topic, partition_key, event_data, created_at";
+/// The highest place that was given out.
+const HIGHEST: &str = "max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0),
+    coalesce((SELECT max(seq) FROM outbox), 0))";
 
 /// Writes an event in the transaction that is open: it is sent when that is committed, and never was when it is not.
 ///
@@ -82,8 +85,9 @@ impl Outbox for Sqlite {
 
     async fn after(&self, seq: u64, max: usize) -> Result<Vec<Event>> {
         let read = move |connection: &Connection| -> rusqlite::Result<Vec<Event>> {
+            let columns = columns();
             let select =
-                format!("SELECT {COLUMNS} FROM outbox WHERE seq > ?1 ORDER BY seq LIMIT ?2");
+                format!("SELECT {columns} FROM outbox WHERE seq > ?1 ORDER BY seq LIMIT ?2");
             let mut statement = connection.prepare_cached(&select)?;
             let mut rows = statement.query(params![signed(seq), signed(max as u64)])?;
             let (mut events, mut bytes) = (Vec::new(), 0);
@@ -91,11 +95,8 @@ impl Outbox for Sqlite {
                 && let Some(row) = rows.next()?
             {
                 let event = event(row)?;
-                bytes += event.data.len();
-                events.push(Event {
-                    seq: unsigned(row.get(0)?),
-                    event,
-                });
+                bytes += event.size();
+                events.push(event);
             }
             Ok(events)
         };
@@ -113,6 +114,47 @@ impl Outbox for Sqlite {
             .await
     }
 
+    async fn knows(&self, seq: u64, id: Option<Uuid>) -> Result<bool> {
+        let knows = move |connection: &Connection| -> rusqlite::Result<bool> {
+            let highest = format!("SELECT {HIGHEST}");
+            let highest: i64 = connection.prepare_cached(&highest)?.query_row([], first)?;
+            let mut select = connection.prepare_cached("SELECT id FROM outbox WHERE seq = ?1")?;
+            let found = select.query_row([signed(seq)], |row| {
+                Ok(super::id(row, 0).unwrap_or_default())
+            });
+            let is_other = |found: Uuid| id.is_some_and(|id| id != found);
+            Ok(signed(seq) <= highest && !found.optional()?.is_some_and(is_other))
+        };
+        self.threads
+            .read(move |connection| knows(connection).map_err(failed))
+            .await
+    }
+
+    async fn begin_again(&self) -> Result<()> {
+        let update = format!(
+            "UPDATE outbox_relay SET name = ?1, position = 0 WHERE sent_at IS NOT NULL AND NOT EXISTS (
+                SELECT 1 FROM outbox WHERE created_at <= outbox_relay.sent_at OR seq > {HIGHEST})"
+        );
+        let select = format!("SELECT position, {HIGHEST} FROM outbox_relay");
+        self.threads
+            .write(move |connection| {
+                let name = Uuid::now_v7().to_string();
+                if connection.execute(&update, [name]).map_err(failed)? > 0 {
+                    return Ok(());
+                }
+                let places = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
+                let places = connection.query_row(&select, [], places);
+                let (position, highest) = places.map_err(failed)?;
+                Err(undecided(position, highest))
+            })
+            .await
+    }
+
+    async fn check(&self) -> Result<()> {
+        // The writer begins a transaction for it, which a file that may not be written refuses.
+        self.threads.write(|_| Ok(())).await
+    }
+
     async fn sent(&self, seq: u64) -> Result<()> {
         let update = "UPDATE outbox_relay SET position = ?1, sent_at = ?2 WHERE position < ?1";
         // What was refused at first and then taken needs no record of it.
@@ -128,17 +170,19 @@ impl Outbox for Sqlite {
             .await
     }
 
-    async fn refused(&self, seq: u64, error: &str, is_given_up: bool) -> Result<()> {
-        let insert =
-            "INSERT INTO outbox_refused (seq, attempts, error, given_up_at) VALUES (?1, 1, ?2, ?3)
-            ON CONFLICT (seq) DO UPDATE SET
-            attempts = attempts + 1, error = excluded.error, given_up_at = excluded.given_up_at";
+    async fn refused(&self, seq: u64, error: &str, attempts: u32) -> Result<u32> {
+        let insert = "INSERT INTO outbox_refused (seq, attempts, error, given_up_at)
+            VALUES (?1, 1, ?2, CASE WHEN ?3 <= 1 THEN ?4 END)
+            ON CONFLICT (seq) DO UPDATE SET attempts = attempts + 1, error = excluded.error,
+            given_up_at = CASE WHEN attempts + 1 >= ?3 THEN ?4 END
+            RETURNING attempts";
         let error = error.to_owned();
-        let at = is_given_up.then(|| super::text(Timestamp::now()));
+        let at = super::text(Timestamp::now());
         self.threads
             .write(move |connection| {
-                let count = connection.execute(insert, params![signed(seq), error, at]);
-                count.map(drop).map_err(failed)
+                let row = params![signed(seq), error, attempts, at];
+                let attempts = connection.query_row(insert, row, first);
+                Ok(u32::try_from(attempts.map_err(failed)?).unwrap_or(0))
             })
             .await
     }
@@ -155,7 +199,8 @@ impl Outbox for Sqlite {
 
     async fn list(&self, filter: &Filter, max: usize) -> Result<Vec<Listed>> {
         let mut select = format!(
-            "SELECT {COLUMNS}, status, retry_count, error_message FROM outbox_events WHERE seq > {}",
+            "SELECT {}, status, retry_count, error_message FROM outbox_events WHERE seq > {}",
+            columns(),
             signed(filter.after)
         );
         let conditions = [
@@ -176,12 +221,19 @@ impl Outbox for Sqlite {
         select.push_str(&format!(" ORDER BY seq LIMIT {max}"));
         let list = move |connection: &Connection| -> rusqlite::Result<Vec<Listed>> {
             let mut statement = connection.prepare(&select)?;
-            let rows = statement.query_map(params_from_iter(values), |row| {
-                let status: String = row.get(9)?;
-                let state = (status.as_str(), row.get(10)?, row.get(11)?);
-                Ok(listed(row.get(0)?, event(row)?, state))
-            })?;
-            rows.collect()
+            let mut rows = statement.query(params_from_iter(values))?;
+            let (mut events, mut bytes) = (Vec::new(), 0);
+            while bytes < READ_BYTES
+                && let Some(row) = rows.next()?
+            {
+                let event = event(row)?;
+                bytes += event.size();
+                let status: String = row.get(COLUMNS)?;
+                let attempts: i64 = row.get(COLUMNS + 1)?;
+                let error = row.get(COLUMNS + 2)?;
+                events.push(listed(event, (&status, attempts, error)));
+            }
+            Ok(events)
         };
         self.threads
             .read(move |connection| list(connection).map_err(failed))
@@ -190,17 +242,24 @@ impl Outbox for Sqlite {
 
     async fn backlog(&self) -> Result<Backlog> {
         let count = |connection: &Connection| -> rusqlite::Result<Backlog> {
-            let number = |sql: &str| connection.query_row(sql, [], |row| row.get(0).map(unsigned));
-            let new = "SELECT count(*) FROM outbox WHERE seq > (SELECT position FROM outbox_relay)";
+            let place = format!("SELECT position, {HIGHEST} FROM outbox_relay");
+            let places = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
+            let (position, highest): (i64, i64) = connection.query_row(&place, [], places)?;
+            let sent = if position <= highest { position } else { 0 };
+            let new = "SELECT count(*) FROM outbox WHERE seq > ?1";
             let failed = "SELECT count(*) FROM outbox_refused WHERE given_up_at IS NOT NULL";
-            let oldest = "SELECT created_at FROM outbox WHERE seq >
-                (SELECT position FROM outbox_relay) ORDER BY seq LIMIT 1";
+            let first_new = "SELECT created_at FROM outbox WHERE seq > ?1 ORDER BY seq LIMIT 1";
+            let time = |row: &Row<'_>| Ok(oldest(super::time(row, 0).map(Some)));
             Ok(Backlog {
-                new: number(new)?,
-                failed: number(failed)?,
+                new: unsigned(connection.query_row(new, [sent], first)?),
+                failed: unsigned(connection.query_row(failed, [], first)?),
                 oldest: connection
-                    .query_row(oldest, [], |row| super::time(row, 0))
-                    .optional()?,
+                    .query_row(first_new, [sent], time)
+                    .optional()?
+                    .flatten(),
+                ahead: (position > highest).then(|| unsigned(position)),
+                // One transaction writes at a time, and its events have the highest places.
+                waits_for: Vec::new(),
             })
         };
         self.threads
@@ -218,12 +277,11 @@ impl Outbox for Sqlite {
     }
 
     async fn retry(&self, id: Option<Uuid>) -> Result<u64> {
-        let columns = COLUMNS.trim_start_matches("seq, ");
         let which = "SELECT f.seq FROM outbox_refused f JOIN outbox o ON o.seq = f.seq
             WHERE f.given_up_at IS NOT NULL AND (?1 IS NULL OR o.id = ?1)
             AND o.seq <= (SELECT position FROM outbox_relay)";
         let again = format!(
-            "INSERT INTO outbox ({columns}) SELECT {columns} FROM outbox WHERE seq IN ({which}) ORDER BY seq"
+            "INSERT INTO outbox ({NEW}) SELECT {NEW} FROM outbox WHERE seq IN ({which}) ORDER BY seq"
         );
         let delete = format!("DELETE FROM outbox WHERE seq IN ({which})");
         let id = id.map(|id| id.to_string());
@@ -237,14 +295,16 @@ impl Outbox for Sqlite {
     }
 
     async fn purge(&self, time: Timestamp, max: usize) -> Result<u64> {
-        let delete = "DELETE FROM outbox WHERE seq IN (
+        let delete = format!(
+            "DELETE FROM outbox WHERE seq IN (
             SELECT o.seq FROM outbox o LEFT JOIN outbox_refused f ON f.seq = o.seq
             WHERE o.created_at < ?1 AND f.seq IS NULL
-            AND o.seq <= (SELECT position FROM outbox_relay) ORDER BY o.seq LIMIT ?2)";
+            AND o.seq <= (SELECT position FROM outbox_relay WHERE position <= {HIGHEST}) ORDER BY o.seq LIMIT ?2)"
+        );
         self.threads
             .write(move |connection| {
                 let row = params![super::text(time), signed(max as u64)];
-                Ok(connection.execute(delete, row).map_err(failed)? as u64)
+                Ok(connection.execute(&delete, row).map_err(failed)? as u64)
             })
             .await
     }
@@ -254,16 +314,27 @@ impl Outbox for Sqlite {
     }
 }
 
-/// An event in a row that begins with [`COLUMNS`].
-fn event(row: &Row<'_>) -> rusqlite::Result<NewEvent> {
-    Ok(NewEvent {
-        id: super::id(row, 1)?,
-        aggregate_type: row.get(2)?,
-        aggregate_id: row.get(3)?,
-        event_type: row.get(4)?,
-        topic: row.get(5)?,
-        key: row.get(6)?,
-        data: row.get(7)?,
-        created_at: super::time(row, 8)?,
-    })
+/// The number in the first column.
+fn first(row: &Row<'_>) -> rusqlite::Result<i64> {
+    row.get(0)
+}
+
+/// An event in a row that begins with the columns of one.
+fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
+    let mut read = Read::default();
+    let text = |read: &mut Read, name, column| -> Option<String> {
+        read.take(name, row.get::<_, Option<String>>(column))
+    };
+    let event = NewEvent {
+        id: read.take("id", super::id(row, 1)),
+        aggregate_type: text(&mut read, "aggregate_type", 2).unwrap_or_default(),
+        aggregate_id: text(&mut read, "aggregate_id", 3).unwrap_or_default(),
+        event_type: text(&mut read, "event_type", 4).unwrap_or_default(),
+        topic: text(&mut read, "topic", 5).unwrap_or_default(),
+        key: text(&mut read, "partition_key", 6),
+        data: text(&mut read, "event_data", 7).unwrap_or_default(),
+        created_at: read.take("created_at", super::time(row, 8)),
+    };
+    let large: Option<String> = row.get(10)?;
+    Ok(read.event(row.get(0)?, event, row.get(9)?, large.as_deref()))
 }

@@ -31,6 +31,12 @@ const MIGRATIONS: &[Migration] = &[
         up: include_str!("migrations/3_fleet.up.sql"),
         down: include_str!("migrations/3_fleet.down.sql"),
     },
+    Migration {
+        version: 4,
+        name: "sent",
+        up: include_str!("migrations/4_sent.up.sql"),
+        down: include_str!("migrations/4_sent.down.sql"),
+    },
 ];
 
 #[async_trait]

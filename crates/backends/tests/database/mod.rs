@@ -3,7 +3,9 @@
 mod fleet;
 mod outbox;
 mod postgres;
+mod repair;
 mod schema;
+mod sqlite;
 mod users;
 
 use std::pin::Pin;
@@ -39,6 +41,26 @@ impl World {
         }
     }
 
+    /// Runs SQL of the family beside what the database does.
+    fn sql(&self, statements: &str) {
+        match self.url.strip_prefix("sqlite:") {
+            Some(path) => {
+                let connection = rusqlite::Connection::open(path).expect("opened");
+                let busy = connection.busy_timeout(Duration::from_secs(5));
+                busy.expect("set");
+                connection.execute_batch(statements).expect(statements);
+            }
+            None => {
+                let name = self.url.rsplit('/').next().expect("a name");
+                servers::postgres::shared().query(name, statements);
+            }
+        }
+    }
+
+    const fn is_sqlite(&self) -> bool {
+        matches!(self.url.as_bytes().first(), Some(b's'))
+    }
+
     async fn open(&self) -> Database {
         towpath_backends::open_database(&self.url)
             .await
@@ -70,6 +92,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     let areas = [
         ("users", users::CASES),
         ("outbox", outbox::CASES),
+        ("repair", repair::CASES),
         ("schema", schema::CASES),
         ("fleet", fleet::CASES),
     ];
@@ -81,10 +104,21 @@ pub(crate) fn trials() -> Vec<Trial> {
         }
     }
     trials.extend(
+        sqlite::CASES
+            .iter()
+            .map(|case| trial("sqlite", "own", case)),
+    );
+    trials.extend(
         postgres::CASES
             .iter()
             .map(|case| trial("postgres", "own", case)),
     );
+    trials.extend(postgres::POOLED.iter().map(|case| {
+        let (name, body) = *case;
+        let missing = servers::postgres::pooler_missing();
+        let name = format!("postgres::own::{name}");
+        trial_where_able(name, "pgbouncer", missing, move || run("postgres", body))
+    }));
     trials
 }
 

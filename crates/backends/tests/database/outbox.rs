@@ -158,7 +158,8 @@ async fn what_was_sent_is_noted_once_and_never_back(world: World) {
         Backlog {
             new: 1,
             failed: 0,
-            oldest
+            oldest,
+            ..Backlog::default()
         }
     );
     assert_eq!(database.outbox.kept().await.expect("counted"), 3);
@@ -171,20 +172,16 @@ async fn a_refused_event_is_processing_then_failed_and_then_new_again(world: Wor
     create(&database, "a").await;
     create(&database, "b").await;
     let all = database.outbox.after(0, 10).await.expect("read");
-    database
-        .outbox
-        .refused(all[0].seq, "too large", false)
-        .await
-        .expect("noted");
+    let refused = database.outbox.refused(all[0].seq, "too large", 2);
+    assert_eq!(refused.await.expect("noted"), 1);
     assert_eq!(
         statuses(&database).await,
         [(Status::Processing, 1), (Status::New, 0)]
     );
-    database
-        .outbox
-        .refused(all[0].seq, "still too large", true)
-        .await
-        .expect("noted");
+    // Counted where every relay sees it.
+    let again = world.open().await.outbox;
+    let refused = again.refused(all[0].seq, "still too large", 2);
+    assert_eq!(refused.await.expect("noted"), 2);
     let failed = Filter {
         status: Some(Status::Failed),
         ..Filter::default()
@@ -229,7 +226,7 @@ async fn a_refused_event_is_processing_then_failed_and_then_new_again(world: Wor
     // One that was taken after all is no failure.
     database
         .outbox
-        .refused(again[0].seq, "busy", false)
+        .refused(again[0].seq, "busy", 2)
         .await
         .expect("noted");
     database.outbox.sent(again[0].seq).await.expect("noted");
@@ -312,7 +309,7 @@ async fn old_events_go_when_they_were_sent(world: World) {
     let all = database.outbox.after(0, 10).await.expect("read");
     database
         .outbox
-        .refused(all[0].seq, "too large", true)
+        .refused(all[0].seq, "too large", 1)
         .await
         .expect("noted");
     database.outbox.sent(all[1].seq).await.expect("noted");

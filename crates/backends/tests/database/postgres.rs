@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use tokio_postgres::{Client, NoTls};
 use towpath_core::ErrorKind;
 use towpath_core::database::Database;
-use towpath_core::port::outbox::Filter;
-use towpath_testkit::servers::postgres::Server;
+use towpath_core::port::outbox::{Filter, OpenTransaction};
+use towpath_core::port::users::{Created, RequestKey};
+use towpath_testkit::servers::postgres::{Pooler, Server};
 use uuid::Uuid;
 
 use super::users::create;
@@ -22,6 +23,20 @@ cases![
     a_server_that_is_killed_keeps_what_was_acknowledged,
     a_wrong_database_is_named,
     tls_is_spoken_and_the_certificate_checked,
+    an_open_transaction_that_events_wait_for_is_named,
+    a_server_that_became_read_only_is_left_for_the_new_primary,
+    reads_leave_a_server_that_became_read_only_too,
+    a_server_that_is_not_there_is_named_and_waited_for,
+];
+
+/// Cases that need a pooler too.
+pub(super) const POOLED: &[super::Case] = &[
+    ("a_pooler_in_transaction_mode_changes_nothing", |world| {
+        Box::pin(a_pooler_in_transaction_mode_changes_nothing(world))
+    }),
+    ("a_pooler_with_one_session_is_found_out", |world| {
+        Box::pin(a_pooler_with_one_session_is_found_out(world))
+    }),
 ];
 
 /// A connection of somebody else.
@@ -257,4 +272,198 @@ async fn tls_is_spoken_and_the_certificate_checked(_: World) {
         panic!("a certificate of an unknown authority was taken");
     };
     assert!(error.chain().contains("certificate"), "{}", error.chain());
+}
+
+async fn an_open_transaction_that_events_wait_for_is_named(world: World) {
+    let database = world.database().await;
+    let (open, prepared) = (stranger(&world.url).await, stranger(&world.url).await);
+    sql(&open, "SET application_name = 'import'; BEGIN").await;
+    write(&open, "first").await;
+    sql(&prepared, "BEGIN").await;
+    write(&prepared, "second").await;
+    sql(&prepared, "PREPARE TRANSACTION 'left behind'").await;
+    let backlog = || async { database.outbox.backlog().await.expect("counted") };
+    assert_eq!(backlog().await.waits_for, [], "younger than a second");
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let row = open.query_one("SELECT pg_backend_pid()", &[]).await;
+    let pid: i32 = row.expect("a row").get(0);
+    let named = |id: String, application: &str| OpenTransaction {
+        id,
+        age_seconds: Some(2),
+        application: application.to_owned(),
+    };
+    let mut found = backlog().await.waits_for;
+    for one in &mut found {
+        assert!(one.age_seconds.is_some_and(|age| (1..10).contains(&age)));
+        one.age_seconds = Some(2);
+    }
+    found.sort_by(|one, two| one.id.cmp(&two.id));
+    assert_eq!(
+        found,
+        [
+            named(format!("pid {pid}"), "import"),
+            named("prepared transaction left behind".to_owned(), ""),
+        ]
+    );
+    sql(&open, "ROLLBACK").await;
+    sql(&open, "ROLLBACK PREPARED 'left behind'").await;
+    assert_eq!(backlog().await.waits_for, []);
+}
+
+/// A primary, its standby, and a database that is reached by the URL of both.
+async fn two_servers() -> (Server, Server, Database) {
+    let primary = Server::start();
+    primary.create("case");
+    let standby = primary.standby();
+    let url = format!(
+        "postgres://towpath@127.0.0.1:{},127.0.0.1:{}/case",
+        primary.port(),
+        standby.port()
+    );
+    let database = towpath_backends::open_database(&url).await.expect("opened");
+    while database.schema.up().await.expect("migrated").is_some() {}
+    (primary, standby, database)
+}
+
+/// Makes the standby the primary, and leaves the old one running, read-only.
+fn fail_over(primary: &Server, standby: &Server) {
+    // What was written has to be there first.
+    let end = primary.query("postgres", "SELECT pg_current_wal_lsn()");
+    let arrived = format!("SELECT pg_last_wal_replay_lsn() >= '{end}'");
+    while standby.query("postgres", &arrived) != "t" {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    primary.query(
+        "postgres",
+        "ALTER SYSTEM SET default_transaction_read_only = on",
+    );
+    primary.query("postgres", "SELECT pg_reload_conf()");
+    standby.promote();
+}
+
+async fn a_server_that_became_read_only_is_left_for_the_new_primary(_: World) {
+    let (primary, standby, database) = two_servers().await;
+    // Many connections, all of which lead to the old one.
+    let before = (0..16).map(|number| {
+        let database = database.clone();
+        async move { create(&database, &format!("before-{number}")).await }
+    });
+    futures_util::future::join_all(before).await;
+    database.outbox.check().await.expect("accepts changes");
+    fail_over(&primary, &standby);
+    let began = Instant::now();
+    let user = super::users::user("after");
+    while let event = super::users::event(user.id, "user.created")
+        && database
+            .users
+            .create(user.clone(), event, None)
+            .await
+            .is_err()
+    {
+        assert!(began.elapsed() < Duration::from_secs(5), "still refused");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for number in 0..20 {
+        create(&database, &format!("after-{number}")).await;
+    }
+    assert_eq!(standby.query("case", "SELECT count(*) FROM users"), "37");
+    let left = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'towpath' AND datname = 'case'";
+    assert_eq!(primary.query("case", left), "0", "no connection stays");
+}
+
+async fn reads_leave_a_server_that_became_read_only_too(_: World) {
+    let (primary, standby, database) = two_servers().await;
+    create(&database, "ann").await;
+    fail_over(&primary, &standby);
+    standby.query("case", "DELETE FROM users");
+    let began = Instant::now();
+    while !database
+        .users
+        .list(None, 10)
+        .await
+        .is_ok_and(|all| all.is_empty())
+    {
+        assert!(began.elapsed() < Duration::from_secs(10), "still stale");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // One server that accepts nothing is said to be so.
+    let url = primary.url("case");
+    let alone = towpath_backends::open_database(&url).await.expect("opened");
+    let error = alone.outbox.check().await.expect_err("read-only");
+    let place = format!("127.0.0.1:{}", primary.port());
+    let text = error.chain();
+    assert!(
+        text.contains("read-only") && text.contains(&place),
+        "{text}"
+    );
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+}
+
+async fn a_server_that_is_not_there_is_named_and_waited_for(_: World) {
+    let mut server = Server::start();
+    let url = server.create("case");
+    server.kill();
+    let database = towpath_backends::open_database(&url).await.expect("later");
+    let error = database.schema.up().await.expect_err("nobody answers");
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    let place = format!("127.0.0.1:{}", server.port());
+    assert!(error.chain().contains(&place), "{}", error.chain());
+    assert_eq!(error.chain().matches("error connecting").count(), 1);
+    server.restart();
+    while database.schema.up().await.expect("migrated").is_some() {}
+    create(&database, "ann").await;
+}
+
+async fn a_pooler_in_transaction_mode_changes_nothing(_: World) {
+    let server = Server::start();
+    server.create("case");
+    let pooler = Pooler::start(&server, 4);
+    let url = pooler.url("case");
+    let database = towpath_backends::open_database(&url).await.expect("opened");
+    while database.schema.up().await.expect("migrated").is_some() {}
+    let other = towpath_backends::open_database(&url).await.expect("opened");
+    let users = (0..65).map(|number| {
+        let database = [&database, &other][number % 2].clone();
+        async move { create(&database, &format!("user-{number}")).await }
+    });
+    let users = futures_util::future::join_all(users).await;
+    let events = database.outbox.after(0, 100).await.expect("read");
+    assert_eq!(events.len(), users.len());
+    for user in users {
+        let found = other.users.find(user.id).await.expect("found");
+        assert_eq!(found, Some(user));
+    }
+    let key = RequestKey {
+        key: "once".to_owned(),
+        digest: "digest".to_owned(),
+    };
+    for expected in [true, false] {
+        let user = super::users::user("again");
+        let event = super::users::event(user.id, "user.created");
+        let created = database.users.create(user, event, Some(key.clone())).await;
+        let is_new = created.expect("created") == Created::New;
+        assert_eq!(is_new, expected);
+    }
+    other.outbox.sent(events[9].seq).await.expect("noted");
+    assert_eq!(
+        database.outbox.position().await.expect("known"),
+        events[9].seq
+    );
+    database.outbox.check().await.expect("accepts changes");
+    let kept = "SELECT count(*) FROM pg_prepared_statements";
+    assert_eq!(server.query("case", kept), "0");
+}
+
+async fn a_pooler_with_one_session_is_found_out(_: World) {
+    let server = Server::start();
+    server.create("case");
+    let pooler = Pooler::start(&server, 1);
+    let database = towpath_backends::open_database(&pooler.url("case")).await;
+    let database = database.expect("opened");
+    while database.schema.up().await.expect("migrated").is_some() {}
+    let users = (0..10).map(|number| {
+        let database = database.clone();
+        async move { create(&database, &format!("user-{number}")).await }
+    });
+    futures_util::future::join_all(users).await;
 }

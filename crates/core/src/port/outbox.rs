@@ -9,8 +9,14 @@ use uuid::Uuid;
 
 use crate::Result;
 
-/// Bytes of payloads with which a read is full, however many events were asked for.
+/// Bytes of events with which a read is full, however many events were asked for.
 pub const READ_BYTES: usize = 16 << 20;
+
+/// Largest payload that is read; an event with a larger one has a flaw, and its payload stays in the database.
+pub const MAX_DATA_BYTES: usize = crate::message::MAX_PAYLOAD_BYTES;
+
+/// The same for each other text of an event.
+pub const MAX_TEXT_BYTES: usize = crate::message::MAX_HEADER_BYTES;
 
 /// An event before it has a place in the order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,8 +44,28 @@ pub struct NewEvent {
 pub struct Event {
     /// Its place: higher than that of every event that was committed before it. Places may be missing.
     pub seq: u64,
-    /// The event.
+    /// The event. With a flaw: the columns that could be read, and no payload.
     pub event: NewEvent,
+    /// Why no broker can take it: a column that cannot be read, or that is larger than a message may be.
+    pub flaw: Option<String>,
+}
+
+impl Event {
+    /// Bytes of its texts.
+    pub fn size(&self) -> usize {
+        let event = &self.event;
+        [
+            &event.aggregate_type,
+            &event.aggregate_id,
+            &event.event_type,
+            &event.topic,
+            &event.data,
+        ]
+        .map(String::len)
+        .into_iter()
+        .chain(event.key.as_ref().map(String::len))
+        .sum()
+    }
 }
 
 /// What has become of an event.
@@ -109,8 +135,19 @@ pub struct Filter {
     pub after: u64,
 }
 
+/// A transaction that wrote an event and is still open: events behind it wait for its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenTransaction {
+    /// How the database names it: `pid 4711`, or `prepared transaction NAME`.
+    pub id: String,
+    /// How long it has been open, where the database may tell.
+    pub age_seconds: Option<u64>,
+    /// The name that its client gave.
+    pub application: String,
+}
+
 /// What the relay has still to do.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Backlog {
     /// Not sent yet, those that are tried again among them.
     pub new: u64,
@@ -118,6 +155,11 @@ pub struct Backlog {
     pub failed: u64,
     /// When the oldest of those that were not sent yet happened.
     pub oldest: Option<jiff::Timestamp>,
+    /// The position, when it is behind every place that was given out: the sequence was set back, and nothing that is
+    /// kept counts as sent.
+    pub ahead: Option<u64>,
+    /// Open transactions older than a second that events may wait for, oldest first, at most ten.
+    pub waits_for: Vec<OpenTransaction>,
 }
 
 /// The events of a database.
@@ -142,7 +184,8 @@ pub trait Outbox: Send + Sync {
     async fn release(&self, holder: Uuid) -> Result<()>;
 
     /// The events behind `seq` in order, at most `max`, and of large ones no more than reach [`READ_BYTES`]. What is
-    /// still being committed holds back what has a higher place, so none is ever passed over.
+    /// still being committed holds back what has a higher place, so none is ever skipped. A row that cannot be read is
+    /// an event with a flaw.
     ///
     /// # Errors
     /// `Unavailable` when the database did not answer.
@@ -154,17 +197,37 @@ pub trait Outbox: Send + Sync {
     /// `Unavailable` when the database did not answer.
     async fn position(&self) -> Result<u64>;
 
+    /// Whether this outbox gave out the place `seq`, and to this event where it keeps what has that place. If not, its
+    /// places were given out again from a lower one, and what is behind `seq` is not what follows.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database did not answer.
+    async fn knows(&self, seq: u64, id: Option<Uuid>) -> Result<bool>;
+
+    /// Begins again with the first event that is kept, under a new name.
+    ///
+    /// # Errors
+    /// `Conflict` when one that is kept may have been sent already: an operator has to decide, and the error says how.
+    /// `Unavailable` when the database did not answer.
+    async fn begin_again(&self) -> Result<()>;
+
+    /// Whether changes are accepted now.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database did not answer, or takes no changes.
+    async fn check(&self) -> Result<()>;
+
     /// Says that everything up to `seq` was sent, or given up.
     ///
     /// # Errors
     /// `Unavailable` when the database did not answer.
     async fn sent(&self, seq: u64) -> Result<()>;
 
-    /// Says that a broker refused an event, and whether it is given up now.
+    /// Says that a broker refused an event, and gives how often by now; with `attempts` refusals it has failed.
     ///
     /// # Errors
     /// `Unavailable` when the database did not answer.
-    async fn refused(&self, seq: u64, error: &str, is_given_up: bool) -> Result<()>;
+    async fn refused(&self, seq: u64, error: &str, attempts: u32) -> Result<u32>;
 
     /// Writes events that no change of this database comes with, all or none. One that was sent before is sent again,
     /// with the same id.
@@ -173,7 +236,7 @@ pub trait Outbox: Send + Sync {
     /// `Unavailable` when the database did not answer.
     async fn write(&self, events: Vec<NewEvent>) -> Result<()>;
 
-    /// Events in order of their places, at most `max`.
+    /// Events in order of their places, at most `max`, and of large ones no more than reach [`READ_BYTES`].
     ///
     /// # Errors
     /// `Unavailable` when the database did not answer.

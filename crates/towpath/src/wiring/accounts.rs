@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use towpath_core::Result;
 use towpath_core::backend::Backend;
-use towpath_core::database::Database;
+use towpath_core::port::Outbox;
+use towpath_core::port::outbox::Backlog;
 use tracing::warn;
 
 use super::Role;
+use super::migrated::Migrated;
 use super::opened::Opened;
 use super::process::Process;
 use super::public::Public;
@@ -33,7 +35,7 @@ const PURGE: usize = 1_000;
 
 /// The app on its stores.
 pub(super) struct Accounts {
-    database: Database,
+    migrated: Migrated,
     /// The store of the limits, for the role that has them.
     limits: Option<Backend>,
     /// Where events go, for the role that hands them over.
@@ -59,12 +61,17 @@ impl Accounts {
             true => Some(opened.open(&config.accounts.broker).await?),
             false => None,
         };
-        let database = process.open_database(&config.accounts.database).await?;
+        let migrated = process.open_database(&config.accounts.database).await?;
         Ok(Some(Self {
-            database,
+            migrated,
             limits,
             broker,
         }))
+    }
+
+    /// Its events.
+    pub(super) fn outbox(&self) -> Arc<dyn Outbox> {
+        Arc::clone(&self.migrated.database.outbox)
     }
 
     /// Starts its tasks, and adds its routes to the public listener.
@@ -76,14 +83,14 @@ impl Accounts {
             let (clock, metrics) = (Arc::clone(&process.clock), process.metrics.clone());
             let limiter = Limiter::new(store, clock, rules, metrics);
             let users = UserApi {
-                users: Arc::clone(&self.database.users),
+                users: Arc::clone(&self.migrated.database.users),
                 topic: config.topic.as_str().into(),
                 crash_test: config.crash_test,
                 calls: LastCall::default(),
             };
             let needs = Needs {
                 limiter: limiter.clone(),
-                database: Arc::clone(&self.database.outbox),
+                database: Arc::clone(&self.migrated.database.outbox),
                 changes: users.calls.clone(),
             };
             process.health.watch_calls(API, users.calls.clone());
@@ -101,14 +108,31 @@ impl Accounts {
         if let Some(broker) = &self.broker {
             self.relay(process, Target::of(broker)?);
         }
+        self.keep(process);
         self.tend(process);
         Ok(())
+    }
+
+    /// Makes the tables of a database that answers late, and watches it.
+    fn keep(&self, process: &mut Process<'_>) {
+        let (migrated, health) = (self.migrated.clone(), process.health.clone());
+        self.migrated.tell(&health);
+        let supervisor = &mut process.supervisor;
+        supervisor.start(
+            "accounts.database",
+            Stage::Maintain,
+            OnFailure::Restart,
+            move |stop| {
+                let (migrated, health) = (migrated.clone(), health.clone());
+                async move { migrated.keep(&health, &stop).await }
+            },
+        );
     }
 
     fn relay(&self, process: &mut Process<'_>, target: Target) {
         let config = &process.config.accounts;
         let relay = Relay {
-            outbox: Arc::clone(&self.database.outbox),
+            outbox: Arc::clone(&self.migrated.database.outbox),
             target,
             batch: config.batch,
             attempts: config.attempts,
@@ -118,36 +142,37 @@ impl Accounts {
             health: process.health.clone(),
         };
         process.health.set(RELAY, None);
+        let migrated = self.migrated.clone();
         let supervisor = &mut process.supervisor;
         supervisor.start(RELAY, Stage::Deliver, OnFailure::Restart, move |stop| {
-            let relay = relay.clone();
-            async move { relay.run(&stop).await }
+            let (relay, migrated) = (relay.clone(), migrated.clone());
+            async move {
+                match migrated.ready_before(&stop).await {
+                    true => relay.run(&stop).await,
+                    false => Ok(()),
+                }
+            }
         });
         self.watch(process);
     }
 
     /// Tells how far behind the relay is.
     fn watch(&self, process: &mut Process<'_>) {
-        let (outbox, metrics) = (Arc::clone(&self.database.outbox), process.metrics.clone());
+        let (migrated, metrics) = (self.migrated.clone(), process.metrics.clone());
         let supervisor = &mut process.supervisor;
         supervisor.start(
             "accounts.backlog",
             Stage::Maintain,
             OnFailure::Restart,
             move |stop| {
-                let (outbox, metrics) = (Arc::clone(&outbox), metrics.clone());
+                let (migrated, metrics) = (migrated.clone(), metrics.clone());
                 async move {
-                    let mut failed = 0;
-                    while !stop.is_requested() {
-                        let backlog = outbox.backlog().await?;
+                    let mut before = Backlog::default();
+                    while migrated.ready_before(&stop).await && !stop.is_requested() {
+                        let backlog = migrated.database.outbox.backlog().await?;
                         metrics.outbox(&backlog);
-                        if backlog.failed > failed {
-                            warn!(
-                                failed = backlog.failed,
-                                "events were given up: see `towpath outbox ls --status FAILED`"
-                            );
-                        }
-                        failed = backlog.failed;
+                        warn_of(&before, &backlog);
+                        before = backlog;
                         tokio::select! {
                             () = tokio::time::sleep(WATCH) => {}
                             () = stop.requested() => {}
@@ -163,16 +188,17 @@ impl Accounts {
     fn tend(self, process: &mut Process<'_>) {
         let config = &process.config.accounts;
         let (retention, window) = (config.retention, config.idempotency_window);
-        let (outbox, users) = (self.database.outbox, self.database.users);
+        let migrated = self.migrated;
         let supervisor = &mut process.supervisor;
         supervisor.start(
             "accounts.tend",
             Stage::Maintain,
             OnFailure::Restart,
             move |stop| {
-                let (outbox, users) = (Arc::clone(&outbox), Arc::clone(&users));
+                let migrated = migrated.clone();
                 async move {
-                    while !stop.is_requested() {
+                    let (outbox, users) = (&migrated.database.outbox, &migrated.database.users);
+                    while migrated.ready_before(&stop).await && !stop.is_requested() {
                         let now = jiff::Timestamp::now();
                         let purged = outbox.purge(before(now, retention), PURGE).await?;
                         stop.account.add("purged", purged);
@@ -206,6 +232,31 @@ pub(super) async fn route_limits(
     let (clock, metrics) = (Arc::clone(&process.clock), process.metrics.clone());
     let limiter = Limiter::new(store, clock, Rules::parse(&[])?, metrics);
     Layer::new(limiter, &config.route_limits, &config.trusted_proxies).map(Some)
+}
+
+/// Says what is new about a backlog that an operator has to know.
+fn warn_of(before: &Backlog, now: &Backlog) {
+    if now.failed > before.failed {
+        let failed = now.failed;
+        warn!(
+            failed,
+            "events were given up: see `towpath outbox ls --status FAILED`"
+        );
+    }
+    if let Some(position) = now.ahead.filter(|_| before.ahead.is_none()) {
+        warn!(position, "outbox sequence is behind the relay's position");
+    }
+    for open in now.waits_for.iter().filter(|_| now.new > 0) {
+        if !before.waits_for.iter().any(|known| known.id == open.id) {
+            let (transaction, application) = (&open.id, &open.application);
+            warn!(
+                transaction,
+                age_seconds = open.age_seconds,
+                application,
+                "relay waits for an open transaction"
+            );
+        }
+    }
 }
 
 /// So long before now, or the beginning of time.

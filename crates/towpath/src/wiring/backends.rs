@@ -39,11 +39,17 @@ pub async fn open_database(url: &str) -> Result<Database> {
 /// As `open_database`, and those of the migrations.
 pub async fn open_migrated(url: &str) -> Result<Database> {
     let database = open_database(url).await?;
+    migrate(&database).await?;
+    Ok(database)
+}
+
+/// Makes the tables of a database.
+pub(super) async fn migrate(database: &Database) -> Result<()> {
     while let Some(migration) = database.schema.up().await? {
         let (version, name) = (migration.version, migration.name);
         tracing::info!(version, name, database = database.url, "migrated");
     }
-    Ok(database)
+    Ok(())
 }
 
 /// The machine's clock.

@@ -7,6 +7,7 @@ use towpath_core::{Result, retry};
 use tracing::{info, warn};
 
 use super::Role;
+use super::migrated::Migrated;
 use super::opened::Opened;
 use super::process::{Door, Process};
 use crate::apps::fleet::{
@@ -43,7 +44,8 @@ struct Tools {
 /// The app on its stores.
 pub(super) struct Fleet {
     keys: Keys,
-    controller: Option<Controller>,
+    /// Of the controller, where it runs.
+    database: Option<Migrated>,
     work: Option<Tools>,
     has_agent: bool,
 }
@@ -58,8 +60,8 @@ impl Fleet {
         }
         let config = &process.config.fleet;
         let keys = keys(process.config)?;
-        let controller = match controls {
-            true => Some(controller(process, config, keys.clone()).await?),
+        let database = match controls {
+            true => Some(process.open_database(&config.database).await?),
             false => None,
         };
         let work = match works {
@@ -77,7 +79,7 @@ impl Fleet {
         };
         Ok(Some(Self {
             keys,
-            controller,
+            database,
             work,
             has_agent,
         }))
@@ -85,8 +87,10 @@ impl Fleet {
 
     /// Starts its tasks and its listeners.
     pub(super) async fn start(self, process: &mut Process<'_>) -> Result<()> {
-        if let Some(controller) = &self.controller {
-            control(controller, process).await?;
+        if let Some(migrated) = &self.database {
+            migrated.wait(&process.health).await?;
+            let controller = controller(migrated, process, self.keys.clone()).await?;
+            control(&controller, process).await?;
         }
         if let Some(work) = &self.work {
             self.work(work, process).await?;
@@ -223,16 +227,11 @@ fn keys(config: &config::Config) -> Result<Keys> {
     Ok(Keys::new(vec![key]))
 }
 
-async fn controller(
-    process: &Process<'_>,
-    config: &config::Fleet,
-    keys: Keys,
-) -> Result<Controller> {
-    let database = process.open_database(&config.database).await?;
+async fn controller(migrated: &Migrated, process: &Process<'_>, keys: Keys) -> Result<Controller> {
     Controller::open(
-        database.fleet,
+        Arc::clone(&migrated.database.fleet),
         keys,
-        config.forget_after,
+        process.config.fleet.forget_after,
         process.health.clone(),
         process.metrics.clone(),
     )

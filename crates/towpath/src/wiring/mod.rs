@@ -14,6 +14,7 @@ mod fleet;
 mod ingest;
 mod lines;
 mod listener;
+mod migrated;
 mod opened;
 mod orders;
 mod process;

@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use towpath_core::database::Database;
 use towpath_core::{Clock, Result, retry};
 use tracing::warn;
 
 use super::Role;
-use super::backends::open_migrated;
+use super::backends::open_database;
 use super::listener::{Listener, bind};
+use super::migrated::Migrated;
 use crate::config::{Config, Secret};
 use crate::disk::folder_of;
 use crate::http::{Edge, Intake, descriptors, wrap};
@@ -109,13 +109,13 @@ impl<'a> Process<'a> {
         Edge::new(self.metrics.clone(), self.connections, intake)
     }
 
-    /// Opens a database with its tables made.
-    pub(super) async fn open_database(&self, url: &Secret) -> Result<Database> {
-        let database = open_migrated(url.expose()).await?;
+    /// Opens a database, and makes its tables when it answers.
+    pub(super) async fn open_database(&self, url: &Secret) -> Result<Migrated> {
+        let database = open_database(url.expose()).await?;
         if let Some(file) = &database.file {
             self.metrics.watch_disk(folder_of(file));
         }
-        Ok(database)
+        Migrated::open(database).await
     }
 
     /// Opens a role's own listener. `up` goes on without it when nobody asked for the port and it is taken.

@@ -71,8 +71,7 @@ impl Needs {
     }
 
     async fn users(&self) -> bool {
-        let answer = self.database.position().await.map(drop);
-        answers("the users", answer, &self.changes)
+        answers("the users", self.database.check().await, &self.changes)
     }
 }
 

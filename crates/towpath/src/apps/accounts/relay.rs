@@ -11,6 +11,9 @@
 //! The position that counts is the broker's own, moved in the step that appends (`Positions`): whatever dies between
 //! two steps, the next one begins where the stream ends. A broker without positions gets events into queues, and the
 //! position is that of the database: what was sent and not yet noted is sent again, with the same id.
+//!
+//! With each look the outbox is asked whether it still knows the position. An outbox that was truncated or restored
+//! gives out places again, and events at lower ones would look as if they had been sent.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,6 +40,12 @@ const SOURCE: &str = "/towpath/accounts";
 
 /// Longest wait before a refused event is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Most characters of a reason that are kept with a refused event.
+const REASON: usize = 1_000;
+
+/// The name of a stream or queue in a step that puts nothing there.
+const UNUSED: &str = "unused";
 
 /// Where events go.
 #[derive(Clone)]
@@ -81,10 +90,22 @@ pub struct Relay {
     pub health: Health,
 }
 
-/// How far the broker is: its own words, and the place they mean.
+/// How far the broker is: its own words, the place they mean, and the event there.
 struct Position {
     raw: Option<Bytes>,
     seq: u64,
+    id: Option<Uuid>,
+}
+
+/// What became of events that were to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Passed {
+    /// The position is behind them.
+    All,
+    /// The broker refused one, which is tried again.
+    Refused,
+    /// Another relay moved the position, or some could not be read again.
+    Elsewhere,
 }
 
 impl Relay {
@@ -106,7 +127,7 @@ impl Relay {
         let seconds = u32::try_from(self.lease.as_secs())
             .unwrap_or(u32::MAX)
             .max(1);
-        let source = format!("outbox.{}", self.outbox.name().await?);
+        let mut source = self.source().await?;
         let mut position: Option<Position> = None;
         let mut ahead = Vec::new();
         let mut renew_at = Instant::now();
@@ -124,40 +145,71 @@ impl Relay {
                 Some(position) => position,
                 None => {
                     ahead.clear();
-                    self.locate(&source).await?
+                    self.locate(&mut source).await?
                 }
             };
             if ahead.is_empty() {
-                ahead = self.outbox.after(from.seq, self.batch).await?;
+                let outbox = &*self.outbox;
+                let Some(read) = read(outbox, from.seq, from.id, self.batch).await? else {
+                    self.begin_again(&mut source, from.seq).await?;
+                    continue;
+                };
+                ahead = read;
             }
             let events = std::mem::take(&mut ahead);
-            let (last, is_idle) = (events.last().map(|last| last.seq), events.is_empty());
-            let has_passed = match last.filter(|_| self.may_be_more(&events)) {
+            let (last, is_idle) = (
+                events.last().map(|last| (last.seq, last.event.id)),
+                events.is_empty(),
+            );
+            let passed = match last.filter(|_| self.may_be_more(&events)) {
                 None => self.send_all(&source, &mut from, events, stop).await?,
-                Some(last) => {
+                Some((last, id)) => {
                     // On another thread: making records and reading the next events both take the processor.
                     let (outbox, most) = (Arc::clone(&self.outbox), self.most());
-                    let reading = tokio::spawn(async move { outbox.after(last, most).await });
+                    let reading =
+                        tokio::spawn(async move { read(&*outbox, last, Some(id), most).await });
                     let reading = AbortOnDropHandle::new(reading);
-                    let has_passed = self.send_all(&source, &mut from, events, stop).await?;
-                    ahead = reading.await.map_err(|panic| {
+                    let passed = self.send_all(&source, &mut from, events, stop).await?;
+                    let read = reading.await.map_err(|panic| {
                         Error::unavailable("reading the outbox panicked").with_source(panic)
                     })??;
-                    has_passed
+                    // An outbox that does not know its position is looked at again.
+                    ahead = read.unwrap_or_default();
+                    passed
                 }
             };
             self.health.set(ROLE, None);
-            if has_passed {
-                position = Some(from);
-            } else {
-                warn!("the position has not passed what was sent; looking where it is");
-                renew_at = Instant::now();
+            match passed {
+                Passed::All => position = Some(from),
+                Passed::Refused => self.wait(RETRY.min(self.lease / 3), false, stop).await,
+                Passed::Elsewhere => {
+                    warn!("the position has not passed what was sent; looking where it is");
+                    renew_at = Instant::now();
+                }
             }
             // After events it looks again at once: some may have been held back until a transaction ended.
             if is_idle {
                 self.wait(self.poll, true, stop).await;
             }
         }
+        Ok(())
+    }
+
+    /// The name of the position.
+    async fn source(&self) -> Result<String> {
+        Ok(format!("outbox.{}", self.outbox.name().await?))
+    }
+
+    /// Begins again with the first event, because the outbox does not know the position any more.
+    async fn begin_again(&self, source: &mut String, position: u64) -> Result<()> {
+        self.outbox.begin_again().await?;
+        let old = std::mem::replace(source, self.source().await?);
+        warn!(
+            position,
+            source = old,
+            renamed = source,
+            "outbox sequence was reset; relaying from the first event"
+        );
         Ok(())
     }
 
@@ -171,26 +223,26 @@ impl Relay {
 
     /// Whether a read was ended by one of its bounds.
     fn may_be_more(&self, events: &[Event]) -> bool {
-        let bytes: usize = events.iter().map(|one| one.event.data.len()).sum();
+        let bytes: usize = events.iter().map(Event::size).sum();
         events.len() >= self.batch || bytes >= READ_BYTES
     }
 
-    /// Sends events in order, those of one topic at a time, and says whether the position has passed them, which it has
-    /// not when another relay moved it.
+    /// Sends events in order, those of one topic at a time.
     async fn send_all(
         &self,
         source: &str,
         from: &mut Position,
         mut events: Vec<Event>,
         stop: &Stop,
-    ) -> Result<bool> {
+    ) -> Result<Passed> {
         while let Some(first) = events.first() {
             let topic = &first.event.topic;
             let other = events.iter().position(|one| one.event.topic != *topic);
             let later = events.split_off(other.unwrap_or(events.len()));
             let count = events.len() as u64;
-            if !self.send(source, from, events, stop).await? {
-                return Ok(false);
+            let passed = self.send(source, from, events, stop).await?;
+            if passed != Passed::All {
+                return Ok(passed);
             }
             if stop.is_requested() {
                 break;
@@ -198,7 +250,7 @@ impl Relay {
             stop.account.add("sent", count);
             events = later;
         }
-        Ok(true)
+        Ok(Passed::All)
     }
 
     /// Waits for so long, or for an event of this process.
@@ -211,14 +263,19 @@ impl Relay {
     }
 
     /// Where the broker is. One that has no position begins where the database says that the last one was.
-    async fn locate(&self, source: &str) -> Result<Position> {
-        let noted = self.outbox.position().await?;
+    async fn locate(&self, source: &mut String) -> Result<Position> {
+        let mut noted = self.outbox.position().await?;
+        if !self.outbox.knows(noted, None).await? {
+            self.begin_again(source, noted).await?;
+            noted = self.outbox.position().await?;
+        }
         let raw = match &self.target {
             Target::Streams(positions) => positions.position(source).await?,
             Target::Queues(_) => None,
         };
         let Some(text) = &raw else {
-            return Ok(Position { raw, seq: noted });
+            let (seq, id) = (noted, None);
+            return Ok(Position { raw, seq, id });
         };
         let (seq, id) = parse(text).ok_or_else(|| {
             let text = String::from_utf8_lossy(text);
@@ -241,54 +298,58 @@ impl Relay {
             }
             self.outbox.sent(seq).await?;
         }
-        Ok(Position { raw, seq })
+        let id = Some(id);
+        Ok(Position { raw, seq, id })
     }
 
-    /// Sends events of one topic, and says whether the position has passed them.
+    /// Sends events of one topic.
     async fn send(
         &self,
         source: &str,
         from: &mut Position,
         events: Vec<Event>,
         stop: &Stop,
-    ) -> Result<bool> {
+    ) -> Result<Passed> {
         let (count, end) = (events.len(), events.last().map(|last| last.seq));
-        match self.step(source, from, events, true).await {
-            Err(error) if is_refusal(&error) => {}
+        let refused = match self.step(source, from, events, true).await {
+            Err(error) if is_refusal(&error) => error,
             other => return other,
-        }
+        };
+        let mut known = (count == 1).then_some(refused);
         // One of them is the cause: they are read again, and each goes by itself.
         for event in self.outbox.after(from.seq, count).await? {
             let one = || vec![event.clone()];
-            let mut attempt = 1;
-            loop {
-                let error = match self.step(source, from, one(), true).await {
-                    Err(error) if is_refusal(&error) => error,
-                    Ok(true) => break,
-                    other => return other,
-                };
-                let is_given_up = attempt >= self.attempts;
-                let (id, attempts) = (event.event.id, attempt);
-                warn!(event = %id, attempts, is_given_up, error = error.chain(), "the broker refused an event");
-                self.outbox
-                    .refused(event.seq, &error.chain(), is_given_up)
-                    .await?;
-                if is_given_up {
-                    // Those behind it go on.
-                    if !self.step(source, from, one(), false).await? {
-                        return Ok(false);
-                    }
-                    break;
-                }
-                attempt += 1;
-                self.wait(RETRY, false, stop).await;
-                if stop.is_requested() {
-                    return Ok(true);
-                }
+            let outcome = match known.take() {
+                Some(error) => Err(error),
+                None => self.step(source, from, one(), true).await,
+            };
+            let error = match outcome {
+                Err(error) if is_refusal(&error) => reason(&error),
+                Ok(Passed::All) => continue,
+                other => return other,
+            };
+            // The database counts: another relay, or this one after a restart, does not begin again with the first.
+            let attempts = self.outbox.refused(event.seq, &error, self.attempts);
+            let attempts = attempts.await?;
+            let is_given_up = attempts >= self.attempts;
+            warn!(event = %event.event.id, attempts, is_given_up, error, "the broker refused an event");
+            if !is_given_up {
+                return Ok(Passed::Refused);
+            }
+            // Those behind it go on. Nothing of the event is needed but its place and its id.
+            let passed = self.step(source, from, one(), false).await?;
+            if passed != Passed::All {
+                return Ok(passed);
+            }
+            if stop.is_requested() {
+                return Ok(Passed::All);
             }
         }
         // Not when a transaction that is open kept them from being read again.
-        Ok(Some(from.seq) >= end)
+        Ok(match Some(from.seq) >= end {
+            true => Passed::All,
+            false => Passed::Elsewhere,
+        })
     }
 
     /// Moves the position behind events of one topic, and if they are to be sent appends them in the same step.
@@ -298,16 +359,21 @@ impl Relay {
         from: &mut Position,
         events: Vec<Event>,
         are_sent: bool,
-    ) -> Result<bool> {
+    ) -> Result<Passed> {
         let Some(last) = events.last() else {
-            return Ok(true);
+            return Ok(Passed::All);
         };
-        let (seq, id, topic) = (last.seq, last.event.id, last.event.topic.clone());
-        let messages: Vec<NewMessage> = events
-            .into_iter()
-            .filter(|_| are_sent)
-            .map(|one| message(one.event, self.cloud_events))
-            .collect();
+        let (seq, id) = (last.seq, last.event.id);
+        let mut topic = UNUSED.to_owned();
+        let mut messages = Vec::new();
+        if are_sent {
+            if let Some(flaw) = events.iter().find_map(|one| one.flaw.clone()) {
+                return Err(Error::invalid(flaw));
+            }
+            topic.clone_from(&last.event.topic);
+            let all = events.into_iter();
+            messages.extend(all.map(|one| message(one.event, self.cloud_events)));
+        }
         match &self.target {
             Target::Streams(positions) => {
                 let to = Bytes::from(format!("{seq} {id}"));
@@ -317,12 +383,12 @@ impl Relay {
                     to: to.clone(),
                     stream: StreamName::new(&topic)?,
                     entries: messages,
-                    dead: QueueName::new(format!("{topic}.dead"))?,
+                    dead: QueueName::new(UNUSED)?,
                     set_aside: Vec::new(),
                 };
                 if let Stepped::Elsewhere(now) = positions.step(step).await? {
                     info!(position = ?now, "the position is not where it was");
-                    return Ok(false);
+                    return Ok(Passed::Elsewhere);
                 }
                 from.raw = Some(to);
             }
@@ -331,18 +397,36 @@ impl Relay {
             }
             Target::Queues(_) => {}
         }
-        from.seq = seq;
+        (from.seq, from.id) = (seq, Some(id));
         self.outbox.sent(seq).await?;
-        Ok(true)
+        Ok(Passed::All)
     }
 }
 
-/// Whether the event is the cause, and trying the same again would not help.
+/// The events behind a place; `None` when the outbox does not know that place any more.
+async fn read(
+    outbox: &dyn Outbox,
+    seq: u64,
+    id: Option<Uuid>,
+    max: usize,
+) -> Result<Option<Vec<Event>>> {
+    let (is_known, events) = tokio::try_join!(outbox.knows(seq, id), outbox.after(seq, max))?;
+    Ok(is_known.then_some(events))
+}
+
+/// What is kept of an error: any database takes it, whatever the broker put into it.
+fn reason(error: &Error) -> String {
+    let chain = error.chain();
+    let printable = chain
+        .chars()
+        .map(|one| if one.is_control() { ' ' } else { one });
+    printable.take(REASON).collect()
+}
+
+/// Whether the event is the cause, and trying the same again would not help. A topic or queue that is missing is a
+/// condition of the broker: it is waited for.
 fn is_refusal(error: &Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::Invalid | ErrorKind::Unsupported | ErrorKind::NotFound
-    )
+    matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Unsupported)
 }
 
 /// Place and id of the last event that a broker has.
@@ -389,4 +473,32 @@ fn message(event: NewEvent, cloud_events: bool) -> NewMessage {
         .chain(more.into_iter().flatten())
         .collect();
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_core::{Error, ErrorKind};
+
+    use super::{REASON, is_refusal, reason};
+
+    #[test]
+    fn a_missing_topic_and_a_silent_broker_refuse_no_event() {
+        for kind in [
+            ErrorKind::Unavailable,
+            ErrorKind::NotFound,
+            ErrorKind::Conflict,
+            ErrorKind::Corrupt,
+        ] {
+            assert!(!is_refusal(&Error::new(kind, "x")), "{kind:?}");
+        }
+        assert!(is_refusal(&Error::invalid("too large")));
+    }
+
+    #[test]
+    fn every_database_takes_the_reason_of_a_refusal() {
+        let error = Error::invalid(format!("topic `a\0b`\n{}", "é".repeat(2 * REASON)));
+        let kept = reason(&error);
+        assert_eq!(kept.chars().count(), REASON);
+        assert!(kept.starts_with("topic `a b` é"), "{kept}");
+    }
 }

@@ -6,9 +6,12 @@ mod document;
 mod failure;
 mod hosts;
 mod keys;
+mod outbox;
 mod routes;
 mod streams;
 mod wire;
+
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
@@ -18,9 +21,14 @@ use http::request::Parts;
 use http::{HeaderMap, StatusCode, header};
 use towpath_core::backend::Backend;
 use towpath_core::message;
+use towpath_core::port::Outbox;
 
 pub use hosts::Hosts;
 pub use keys::{KeyView, Sum};
+pub use outbox::{
+    BackfillWanted, Backfilled, EventView, OpenTransactionView, OutboxStats, ReplayWanted,
+    RetryWanted,
+};
 pub use streams::{EntryView, GroupView, StreamView};
 pub use wire::{
     BackupMade, BackupWanted, Count, DeadLetterView, HealthView, Letters, MessageView, Payload,
@@ -41,16 +49,18 @@ pub(crate) const TOKEN_FILE: &str = "admin.token";
 pub struct Admin {
     backends: Vec<Backend>,
     orders: Option<Desk>,
+    outbox: Option<Arc<dyn Outbox>>,
     token: Token,
     health: Health,
     metrics: Metrics,
 }
 
 impl Admin {
-    /// An admin API for these backends, and for the orders app where it runs.
+    /// An admin API for these backends, and for the orders and accounts apps where they run.
     pub fn new(
         backends: Vec<Backend>,
         orders: Option<Desk>,
+        outbox: Option<Arc<dyn Outbox>>,
         token: Token,
         health: Health,
         metrics: Metrics,
@@ -58,6 +68,7 @@ impl Admin {
         Self {
             backends,
             orders,
+            outbox,
             token,
             health,
             metrics,

@@ -60,6 +60,11 @@ pub(super) fn v1() -> (Router<Admin>, OpenApi) {
         .routes(routes!(super::streams::list))
         .routes(routes!(super::streams::show))
         .routes(routes!(super::streams::entries))
+        .routes(routes!(super::outbox::stats))
+        .routes(routes!(super::outbox::events))
+        .routes(routes!(super::outbox::retry))
+        .routes(routes!(super::outbox::replay))
+        .routes(routes!(super::outbox::backfill))
         .routes(routes!(health))
         .routes(routes!(super::keys::list))
         .routes(routes!(

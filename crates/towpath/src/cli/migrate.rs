@@ -1,7 +1,9 @@
 //! `towpath migrate`: the tables of the accounts app's database.
 
+use std::path::Path;
+
 use clap::Subcommand;
-use towpath_core::database::{Database, Migration, MigrationState};
+use towpath_core::database::{Migration, MigrationState};
 
 use super::queue::confirm;
 use super::{Exit, Failure, Format, Global, output};
@@ -27,7 +29,17 @@ pub(super) enum MigrateCommand {
 }
 
 pub(super) async fn run(global: &Global, command: MigrateCommand) -> Result<Exit, Failure> {
-    let database = open(global).await?;
+    let loaded = global.load()?;
+    let url = loaded.config.accounts.database.expose();
+    // Only what makes tables may make a database to put them into.
+    if !matches!(command, MigrateCommand::Up)
+        && let Some(path) = url.strip_prefix("sqlite:")
+        && !Path::new(path).exists()
+    {
+        let text = format!("there is no database `{path}`; `towpath migrate up` makes it");
+        return Err(Failure::failed(text));
+    }
+    let database = open_database(url).await?;
     match command {
         MigrateCommand::Up => {
             let mut count = 0;
@@ -59,12 +71,6 @@ pub(super) async fn run(global: &Global, command: MigrateCommand) -> Result<Exit
         MigrateCommand::Status => show(global, &database.schema.status().await?)?,
     }
     Ok(Exit::Ok)
-}
-
-/// The database that is configured.
-pub(super) async fn open(global: &Global) -> Result<Database, Failure> {
-    let loaded = global.load()?;
-    Ok(open_database(loaded.config.accounts.database.expose()).await?)
 }
 
 fn tell(global: &Global, migration: &Migration, what: &str) -> Result<(), Failure> {

@@ -1,7 +1,6 @@
 //! `towpath outbox` and `towpath backfill`: events, what became of them, and sending them again.
 //!
-//! They work on the database itself, and the relay sends what they write: its order and its guarantees hold for
-//! events that are sent again too.
+//! They ask a process that runs a role of the accounts app, as the other commands for operators do.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -10,17 +9,22 @@ use std::time::Duration;
 use clap::{Args, Subcommand, value_parser};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
-use serde::Serialize;
-use towpath_core::port::Outbox;
-use towpath_core::port::outbox::{Filter, Listed, NewEvent, Status};
+use towpath_core::port::outbox::Status;
 use uuid::Uuid;
 
-use super::migrate::open;
-use super::queue::short;
+use super::client::Client;
+use super::queue::{short, show_count};
 use super::{Exit, Failure, Format, Global, output};
+use crate::admin::{
+    BackfillWanted, Backfilled, Count, EventView, OutboxStats, ReplayWanted, RetryWanted,
+};
+use crate::http::encoded;
 
 /// Most rows of one look.
 const PAGE: usize = 1_000;
+
+/// Where events are listed.
+const EVENTS: &str = "/v1/outbox/events";
 
 /// What to do with events.
 #[derive(Debug, Subcommand)]
@@ -105,45 +109,6 @@ pub(super) struct BackfillArgs {
     topic: Option<String>,
 }
 
-/// An event for people and programs.
-#[derive(Debug, Serialize)]
-struct EventView {
-    seq: u64,
-    id: Uuid,
-    status: &'static str,
-    event_type: String,
-    aggregate_type: String,
-    aggregate_id: String,
-    topic: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<String>,
-    created_at: String,
-    attempts: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
-    data: String,
-}
-
-impl From<Listed> for EventView {
-    fn from(listed: Listed) -> Self {
-        let event = listed.event.event;
-        Self {
-            seq: listed.event.seq,
-            id: event.id,
-            status: listed.status.as_str(),
-            event_type: event.event_type,
-            aggregate_type: event.aggregate_type,
-            aggregate_id: event.aggregate_id,
-            topic: event.topic,
-            key: event.key,
-            created_at: event.created_at.to_string(),
-            attempts: listed.attempts,
-            error: listed.error,
-            data: event.data,
-        }
-    }
-}
-
 /// The options of `backfill` with two dashes, as the others are: existing scripts write one.
 pub(super) fn with_two_dashes(mut args: Vec<OsString>) -> Vec<OsString> {
     let is_backfill = args.get(1).is_some_and(|command| command == "backfill");
@@ -161,7 +126,7 @@ fn status(text: &str) -> Result<Status, String> {
 }
 
 pub(super) async fn run(global: &Global, command: OutboxCommand) -> Result<Exit, Failure> {
-    let outbox = open(global).await?.outbox;
+    let client = Client::new(global)?;
     match command {
         OutboxCommand::Ls {
             status,
@@ -170,19 +135,22 @@ pub(super) async fn run(global: &Global, command: OutboxCommand) -> Result<Exit,
             after,
             max,
         } => {
-            let filter = Filter {
-                status,
-                aggregate_type,
-                aggregate_id,
-                after,
-                ..Filter::default()
-            };
-            let events = outbox.list(&filter, usize::from(max)).await?;
-            list(global, events.into_iter().map(EventView::from).collect())?;
+            let filters = [
+                ("status", status.map(|one| one.as_str().to_owned())),
+                ("aggregate_type", aggregate_type),
+                ("aggregate_id", aggregate_id),
+            ];
+            let mut path = format!("{EVENTS}?after={after}&max={max}");
+            for (name, value) in filters {
+                if let Some(value) = value {
+                    path.push_str(&format!("&{name}={}", encoded(&value)));
+                }
+            }
+            list(global, client.get(&path).await?)?;
         }
-        OutboxCommand::Stats => stats(global, &*outbox).await?,
+        OutboxCommand::Stats => stats(global, &client.get("/v1/outbox").await?)?,
         OutboxCommand::Trace { id } => {
-            let found = trace(&*outbox, &id).await?;
+            let found = trace(&client, &id).await?;
             if found.is_empty() {
                 let text =
                     format!("no event is `{id}` or about it; `towpath outbox ls` shows some");
@@ -193,120 +161,93 @@ pub(super) async fn run(global: &Global, command: OutboxCommand) -> Result<Exit,
                 Format::Table => found.iter().try_for_each(show)?,
             }
         }
-        OutboxCommand::Retry { id, all: _ } => {
-            let count = outbox.retry(id).await?;
-            tell(global, count, "made new again")?;
+        OutboxCommand::Retry { id, all } => {
+            let id = id.map(|id| id.to_string());
+            let wanted = RetryWanted { id, all };
+            let count: Count = client.post("/v1/outbox/retry", &wanted).await?;
+            show_count(global, &count, "made new again")?;
         }
         OutboxCommand::Replay { ids, topic } => {
-            let mut events = Vec::new();
-            for id in ids {
-                let filter = Filter {
-                    id: Some(id),
-                    status: Some(Status::Sent),
-                    ..Filter::default()
-                };
-                let Some(found) = outbox.list(&filter, 1).await?.pop() else {
-                    let text =
-                        format!("no event `{id}` was sent and is still kept; nothing was done");
-                    return Err(Failure::failed(text));
-                };
-                events.push(redirected(found.event.event, topic.as_ref()));
-            }
-            let count = events.len() as u64;
-            outbox.write(events).await?;
-            tell(global, count, "sent again")?;
+            let ids = ids.iter().map(Uuid::to_string).collect();
+            let wanted = ReplayWanted { ids, topic };
+            let count: Count = client.post("/v1/outbox/replay", &wanted).await?;
+            show_count(global, &count, "sent again")?;
         }
     }
     Ok(Exit::Ok)
 }
 
 pub(super) async fn backfill(global: &Global, args: BackfillArgs) -> Result<Exit, Failure> {
-    let outbox = open(global).await?.outbox;
-    // What is sent from here on is not looked at: neither new events nor those that this writes.
-    let last = outbox.position().await?;
-    let mut filter = Filter {
-        status: Some(Status::Sent),
+    let client = Client::new(global)?;
+    let mut wanted = BackfillWanted {
+        start: args.start.map(|time| time.to_string()),
+        end: args.end.map(|time| time.to_string()),
         aggregate_type: args.aggregate_type,
-        from: args.start,
-        to: args.end,
-        ..Filter::default()
+        topic: args.topic,
+        dry_run: args.dry_run,
+        max: args.batch_size,
+        ..BackfillWanted::default()
     };
-    let bar = progress(last, global.quiet);
+    let mut bar: Option<ProgressBar> = None;
     let mut count = 0;
     loop {
-        let mut found = outbox.list(&filter, usize::from(args.batch_size)).await?;
-        found.retain(|one| one.event.seq <= last);
-        let Some(end) = found.last() else { break };
-        filter.after = end.event.seq;
-        count += found.len() as u64;
-        bar.set_position(filter.after);
-        if args.dry_run {
-            continue;
-        }
-        if args.rate > 0 {
-            let time = found.len() as f64 / f64::from(args.rate);
+        let done: Backfilled = client.post("/v1/outbox/backfill", &wanted).await?;
+        let Some(after) = done.after else { break };
+        count += done.count;
+        (wanted.after, wanted.until) = (after, Some(done.until));
+        let bar = bar.get_or_insert_with(|| progress(done.until, global.quiet));
+        bar.set_position(after);
+        if !args.dry_run && args.rate > 0 {
+            let time = done.count as f64 / f64::from(args.rate);
             tokio::time::sleep(Duration::from_secs_f64(time)).await;
         }
-        let events = found.into_iter().map(|one| one.event.event);
-        let topic = args.topic.as_ref();
-        outbox
-            .write(events.map(|event| redirected(event, topic)).collect())
-            .await?;
     }
-    bar.finish_and_clear();
-    let done = if args.dry_run {
-        "would be sent again"
-    } else {
-        "sent again"
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    let done = match args.dry_run {
+        true => "would be sent again",
+        false => "sent again",
     };
-    tell(global, count, done)?;
+    show_count(global, &Count { count }, done)?;
     Ok(Exit::Ok)
 }
 
-fn redirected(mut event: NewEvent, topic: Option<&String>) -> NewEvent {
-    if let Some(topic) = topic {
-        event.topic.clone_from(topic);
+async fn trace(client: &Client, id: &str) -> Result<Vec<EventView>, Failure> {
+    let path = |name: &str| format!("{EVENTS}?max={PAGE}&{name}={}", encoded(id));
+    let mut found = Vec::new();
+    if id.parse::<Uuid>().is_ok() {
+        found = client.get(&path("id")).await?;
     }
-    event
-}
-
-async fn trace(outbox: &dyn Outbox, id: &str) -> Result<Vec<EventView>, Failure> {
-    let filter = Filter {
-        id: id.parse().ok(),
-        ..Filter::default()
-    };
-    let mut found = match filter.id {
-        Some(_) => outbox.list(&filter, PAGE).await?,
-        None => Vec::new(),
-    };
     if found.is_empty() {
-        let filter = Filter {
-            aggregate_id: Some(id.to_owned()),
-            ..Filter::default()
-        };
-        found = outbox.list(&filter, PAGE).await?;
+        found = client.get(&path("aggregate_id")).await?;
     }
-    Ok(found.into_iter().map(EventView::from).collect())
+    Ok(found)
 }
 
-async fn stats(global: &Global, outbox: &dyn Outbox) -> Result<(), Failure> {
-    let (backlog, kept) = (outbox.backlog().await?, outbox.kept().await?);
-    let sent = kept.saturating_sub(backlog.new + backlog.failed);
-    let age = backlog
-        .oldest
-        .map(|oldest| Timestamp::now().duration_since(oldest).as_secs().max(0));
+fn stats(global: &Global, stats: &OutboxStats) -> Result<(), Failure> {
     if global.format == Format::Json {
-        return Ok(output::json(&serde_json::json!({
-            "new": backlog.new, "sent": sent, "failed": backlog.failed, "oldest_age_seconds": age,
-        }))?);
+        return Ok(output::json(stats)?);
     }
+    let age = stats.oldest_age_seconds;
     let age = age.map_or_else(|| "-".to_owned(), |age| format!("{age}s"));
-    let numbers = [backlog.new, sent, backlog.failed].map(|number| number.to_string());
+    let numbers = [stats.new, stats.sent, stats.failed].map(|number| number.to_string());
     let row = numbers.into_iter().chain([age]).collect();
-    Ok(output::table(
-        &["NEW", "SENT", "FAILED", "OLDEST NEW"],
-        [row],
-    )?)
+    output::table(&["NEW", "SENT", "FAILED", "OLDEST NEW"], [row])?;
+    if let Some(position) = stats.position_ahead {
+        output::line(format!(
+            "the relay's position is {position}, and the outbox never gave out that place: its sequence was reset"
+        ))?;
+    }
+    for one in &stats.waits_for {
+        let age = one.age_seconds;
+        let age = age.map_or_else(String::new, |age| format!(", open for {age} s"));
+        let (transaction, name) = (&one.transaction, &one.application_name);
+        output::line(format!(
+            "events may wait for {transaction}{age}, application `{name}`"
+        ))?;
+    }
+    Ok(())
 }
 
 fn list(global: &Global, events: Vec<EventView>) -> Result<(), Failure> {
@@ -317,8 +258,8 @@ fn list(global: &Global, events: Vec<EventView>) -> Result<(), Failure> {
     let rows = events.into_iter().map(|one| {
         vec![
             one.seq.to_string(),
-            one.status.to_owned(),
-            one.id.to_string(),
+            one.status,
+            one.id,
             one.event_type,
             one.aggregate_id,
             one.created_at,
@@ -331,8 +272,8 @@ fn list(global: &Global, events: Vec<EventView>) -> Result<(), Failure> {
 fn show(event: &EventView) -> Result<(), Failure> {
     let rows = [
         ("seq", event.seq.to_string()),
-        ("id", event.id.to_string()),
-        ("status", event.status.to_owned()),
+        ("id", event.id.clone()),
+        ("status", event.status.clone()),
         ("type", event.event_type.clone()),
         (
             "about",
@@ -346,21 +287,13 @@ fn show(event: &EventView) -> Result<(), Failure> {
             "reason",
             event.error.clone().unwrap_or_else(|| "-".to_owned()),
         ),
+        ("flaw", event.flaw.clone().unwrap_or_else(|| "-".to_owned())),
         ("data", event.data.clone()),
     ];
     for (name, value) in rows {
         output::line(format!("{name:<9} {value}"))?;
     }
     Ok(output::line("")?)
-}
-
-fn tell(global: &Global, count: u64, done: &str) -> Result<(), Failure> {
-    match global.format {
-        Format::Json => output::json(&serde_json::json!({ "count": count }))?,
-        Format::Table if global.quiet => {}
-        Format::Table => output::line(format!("{count} {done}"))?,
-    }
-    Ok(())
 }
 
 fn progress(places: u64, quiet: bool) -> ProgressBar {

@@ -64,6 +64,7 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     let admin = admin::Admin::new(
         backends.clone(),
         orders.as_ref().map(Orders::desk),
+        accounts.as_ref().map(Accounts::outbox),
         Token::kept_in(&config.data_dir, admin::TOKEN_FILE)?,
         process.health.clone(),
         process.metrics.clone(),

@@ -36,6 +36,7 @@ mod names;
 mod orders;
 mod orders_chaos;
 mod orders_rabbitmq;
+mod outbox;
 mod package;
 mod process;
 mod producers;

@@ -11,6 +11,14 @@ use super::{Guarded, free_port};
 /// The scripts themselves: the ones on the path change the user first.
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
 
+/// Names another folder of scripts, of another version of RabbitMQ.
+const OTHER: &str = "TOWPATH_TEST_RABBITMQ";
+
+fn script(name: &str) -> PathBuf {
+    let folder = std::env::var_os(OTHER).map_or_else(|| PathBuf::from(SCRIPTS), PathBuf::from);
+    folder.join(name)
+}
+
 /// Longest wait for a node to answer.
 const START: Duration = Duration::from_secs(90);
 
@@ -82,18 +90,28 @@ impl Server {
         server
     }
 
-    /// Starts two nodes of one cluster.
+    /// Starts the nodes of one cluster.
     ///
     /// # Panics
     /// As [`Server::start`].
-    pub fn start_cluster() -> [Self; 2] {
+    pub fn start_cluster<const NODES: usize>() -> [Self; NODES] {
         let first = Self::start();
         let (folder, names) = (Arc::clone(&first.folder), Arc::clone(&first.names));
-        let second = Self::start_in(folder, "second", names);
-        second.control(&["stop_app"]);
-        second.control(&["join_cluster", &first.name]);
-        second.control(&["start_app"]);
-        [first, second]
+        let mut nodes = vec![first];
+        for number in 1..NODES {
+            let node = Self::start_in(
+                Arc::clone(&folder),
+                &format!("node{number}"),
+                Arc::clone(&names),
+            );
+            node.control(&["stop_app"]);
+            node.control(&["join_cluster", &nodes[0].name]);
+            node.control(&["start_app"]);
+            nodes.push(node);
+        }
+        nodes
+            .try_into()
+            .unwrap_or_else(|_| unreachable!("as many as were started"))
     }
 
     /// Its port on the loopback address.
@@ -139,7 +157,7 @@ impl Server {
             stdout,
             stderr,
         } = Command::new("sh")
-            .arg(format!("{SCRIPTS}/rabbitmqctl"))
+            .arg(script("rabbitmqctl"))
             .args(["-n", &self.name, "-q"])
             .args(words)
             .envs(self.environment())
@@ -185,7 +203,7 @@ impl Server {
             .into_iter()
             .map(|(name, value)| format!("{name}={value}"))
             .collect();
-        arguments.push(format!("{SCRIPTS}/rabbitmq-server"));
+        arguments.push(script("rabbitmq-server").display().to_string());
         self.process = Some(Guarded::spawn("env", &arguments).expect("env can be started"));
         let began = Instant::now();
         while began.elapsed() < START {
@@ -206,9 +224,7 @@ impl Server {
 
 /// Why no server can be started here, if so.
 pub fn missing() -> Option<String> {
-    let there = std::path::Path::new(SCRIPTS)
-        .join("rabbitmq-server")
-        .exists();
+    let there = script("rabbitmq-server").exists();
     (!there).then(|| "rabbitmq-server is not installed; `make setup` installs it".to_owned())
 }
 

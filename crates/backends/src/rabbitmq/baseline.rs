@@ -67,7 +67,7 @@ impl Baseline {
         let prefetch = consuming.basic_qos(PREFETCH, BasicQosOptions::default());
         call(&node, prefetch).await?;
         Ok(Self {
-            quorum: config.quorum,
+            quorum: config.quorum.unwrap_or(true),
             publishing,
             consuming,
             consumer: Mutex::default(),

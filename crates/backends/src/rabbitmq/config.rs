@@ -21,8 +21,8 @@ pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
     ),
     (
         "queue_type",
-        "quorum",
-        "of queues that are made: `quorum`, or `classic` where a policy replicates those; queues that are there stay as they are",
+        "",
+        "of queues that are made: `quorum`, or `classic` where a policy replicates those; without it `quorum`, and `orders.queue` and `notifier.queue` as the reference system declares them. Queues that are there stay as they are",
     ),
     (
         "timeout",
@@ -42,7 +42,8 @@ pub(super) struct Config {
     /// Tried in this order, each with its name for messages.
     pub(super) nodes: Vec<(String, AMQPUri)>,
     pub(super) prefix: String,
-    pub(super) quorum: bool,
+    /// Whether queues are made as quorum queues; `None` without a choice.
+    pub(super) quorum: Option<bool>,
     pub(super) timeout: Duration,
     /// Certificates in PEM that are trusted beside the system's.
     trusted: Option<String>,
@@ -55,7 +56,7 @@ impl Config {
         let mut config = Self {
             nodes: Vec::new(),
             prefix: String::new(),
-            quorum: true,
+            quorum: None,
             timeout: Duration::from_secs(5),
             trusted: None,
             shown: String::new(),
@@ -103,8 +104,8 @@ impl Config {
             }
             "queue_type" => {
                 self.quorum = match value {
-                    "quorum" => true,
-                    "classic" => false,
+                    "quorum" => Some(true),
+                    "classic" => Some(false),
                     _ => {
                         return Err(Error::invalid(format!(
                             "`queue_type` is `{value}`; it must be `quorum` or `classic`"
@@ -167,7 +168,7 @@ mod tests {
         assert_eq!(config.nodes[0].1.vhost, "/");
         assert_eq!(config.nodes[0].1.authority.userinfo.password, "secret");
         assert_eq!(config.nodes[1].1.vhost, "app");
-        assert!(!config.quorum);
+        assert_eq!(config.quorum, Some(false));
         assert_eq!(
             Config::parse("amqps://u:p@one").unwrap().shown,
             "amqps://one"

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
-use lapin::types::FieldTable;
 use towpath_core::port::queue::{DeadLetter, Selection};
 use towpath_core::{MessageId, Result, ResultExt};
 
@@ -26,6 +25,8 @@ const SEEN_WITHIN: Duration = Duration::from_secs(1);
 /// A dead letter in hand.
 struct Found {
     envelope: Envelope,
+    /// How often it came back to the queue of dead letters.
+    returns: u32,
     acker: lapin::Acker,
 }
 
@@ -33,7 +34,7 @@ impl Store {
     /// The queue of dead letters, made when it is not there.
     pub(super) async fn dead_place(&self, known: &Known, open: &Open) -> Result<String> {
         let name = known.dead();
-        self.declare(open, &name, FieldTable::default()).await?;
+        self.declare_side(open, &name, self.side()).await?;
         Ok(name)
     }
 
@@ -86,10 +87,7 @@ impl Store {
         });
         let mut count = 0;
         let mut failed = None;
-        for (one, sent) in chosen
-            .iter()
-            .zip(self.publisher.send(letters.collect()).await)
-        {
+        for (one, sent) in chosen.iter().zip(self.post(known, letters.collect()).await) {
             match sent {
                 Ok(()) => {
                     let ack = one.acker.ack(BasicAckOptions::default());
@@ -147,10 +145,13 @@ impl Store {
                     let now = self.clock.now();
                     let mut envelope = envelope::read(&arrival.properties, arrival.data, now);
                     if envelope.death.is_none() {
-                        envelope.death = Some(("put here by somebody else".to_owned(), now));
+                        let by_broker = envelope::death(&arrival.properties, &known.wire);
+                        let unknown = || ("put here by another program".to_owned(), now);
+                        envelope.death = Some(by_broker.unwrap_or_else(unknown));
                     }
                     found.push(Found {
                         envelope,
+                        returns: envelope::returns(&arrival.properties).unwrap_or(0),
                         acker: arrival.acker,
                     });
                 }
@@ -166,7 +167,21 @@ impl Store {
 
     /// Gives back those that stay, in their order.
     async fn put_back(&self, known: &Known, desk: &Desk, rest: &[Found]) -> Result<()> {
-        for one in rest {
+        // The broker may limit how often a message comes back: a copy begins again.
+        let (renewed, returned): (Vec<_>, Vec<_>) = rest.iter().partition(|one| one.returns > 0);
+        let letter = |one: &&Found| Letter {
+            exchange: String::new(),
+            routing_key: known.dead(),
+            properties: envelope::properties(&one.envelope),
+            payload: one.envelope.message.payload.clone(),
+        };
+        let sent = self.post(known, renewed.iter().map(letter).collect()).await;
+        for (one, sent) in renewed.into_iter().zip(sent) {
+            sent?;
+            let ack = one.acker.ack(BasicAckOptions::default());
+            self.link.call(&desk.open, ack).await?;
+        }
+        for one in returned {
             let nack = one.acker.nack(BasicNackOptions {
                 requeue: true,
                 ..BasicNackOptions::default()
@@ -181,7 +196,12 @@ impl Store {
     async fn see(&self, known: &Known, at_least: usize) -> Result<()> {
         let (name, began) = ([known.dead()], Instant::now());
         while at_least > 0 && began.elapsed() < SEEN_WITHIN {
-            let count = self.count(&name).await?.pop().flatten().unwrap_or(0);
+            let count = self
+                .count(&name)
+                .await?
+                .pop()
+                .flatten()
+                .map_or(0, |(messages, _)| messages);
             if count >= at_least as u64 {
                 break;
             }

@@ -6,9 +6,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use lapin::types::{AMQPValue, FieldTable};
 use towpath_core::{Result, Timestamp};
 
+use super::declare::after_millis;
 use super::link::Open;
 use super::store::{Known, Store, lock};
 
@@ -63,20 +63,18 @@ impl Store {
     }
 
     async fn make(&self, open: &Open, known: &Known, level: u64, name: &str) -> Result<()> {
-        let mut arguments = FieldTable::default();
-        let mut set = |name: &str, value: &str| {
-            arguments.insert(name.into(), AMQPValue::LongString(value.into()));
+        let shape = after_millis(self.side().dead_lettering_to(&known.wire), level);
+        self.declare_side(open, name, shape).await
+    }
+
+    /// Makes the queue of this name again when it is one of the delays.
+    pub(super) async fn declare_delay(&self, known: &Known, name: &str) -> Result<()> {
+        let is_it = |level: &u64| self::name(known, *level) == name;
+        let Some(level) = levels().find(is_it) else {
+            return Ok(());
         };
-        set("x-dead-letter-exchange", "");
-        set("x-dead-letter-routing-key", &known.wire);
-        if self.config.quorum {
-            // The broker keeps the message until the queue it moves to has confirmed it.
-            set("x-dead-letter-strategy", "at-least-once");
-            set("x-overflow", "reject-publish");
-        }
-        let level = i64::try_from(level).unwrap_or(i64::MAX);
-        arguments.insert("x-message-ttl".into(), AMQPValue::LongLongInt(level));
-        self.declare(open, name, arguments).await.map(drop)
+        let open = self.link.open().await?;
+        self.make(&open, known, level, name).await
     }
 
     /// The queues of delays that are there, by name. The first time it is asked of the broker.

@@ -25,6 +25,8 @@ const REASON: &str = "towpath-reason";
 const DIED_AT: &str = "towpath-died-at";
 /// The broker's own count of how often the message came back to a quorum queue.
 const DELIVERY_COUNT: &str = "x-delivery-count";
+/// The same of how often it was handed out, since RabbitMQ 4.
+const ACQUIRED_COUNT: &str = "x-acquired-count";
 
 /// Delivery mode of messages that survive a restart.
 const PERSISTENT: u8 = 2;
@@ -122,11 +124,43 @@ pub(super) fn returns(properties: &BasicProperties) -> Option<u32> {
         .map(clamp)
 }
 
+/// Why and when the broker itself took a message out of this queue.
+pub(super) fn death(properties: &BasicProperties, queue: &str) -> Option<(String, Timestamp)> {
+    let table = properties.headers().as_ref()?;
+    let AMQPValue::FieldArray(deaths) = table.inner().get("x-death")? else {
+        return None;
+    };
+    deaths.as_slice().iter().find_map(|death| {
+        let AMQPValue::FieldTable(death) = death else {
+            return None;
+        };
+        let named = |name: &str| death.inner().get(name);
+        if named("queue").and_then(text).as_deref() != Some(queue) {
+            return None;
+        }
+        let reason = match named("reason").and_then(text).as_deref() {
+            Some("delivery_limit") => {
+                "rabbitmq: returned more often than the queue's delivery limit allows".to_owned()
+            }
+            Some("expired") => "rabbitmq: kept longer than the queue's message TTL".to_owned(),
+            Some("maxlen") => "rabbitmq: the queue was longer than its maximum length".to_owned(),
+            Some("rejected") => "rabbitmq: rejected by another consumer".to_owned(),
+            other => format!("rabbitmq: {}", other.unwrap_or("no reason")),
+        };
+        let at = match named("time") {
+            Some(AMQPValue::Timestamp(seconds)) => seconds.saturating_mul(1_000),
+            _ => 0,
+        };
+        Some((reason, Timestamp::from_millis(at)))
+    })
+}
+
 fn headers(properties: &BasicProperties, table: &FieldTable) -> Headers {
     let theirs = |name: &str| {
         !name.starts_with(OURS)
             && !name.starts_with("x-death")
             && name != DELIVERY_COUNT
+            && name != ACQUIRED_COUNT
             && !name.starts_with("x-first-death")
             && !name.starts_with("x-last-death")
     };

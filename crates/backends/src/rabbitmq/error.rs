@@ -14,11 +14,50 @@ pub(super) fn is_different(error: &lapin::Error) -> bool {
     is_soft(error, &AMQPSoftError::PRECONDITIONFAILED)
 }
 
+/// Whether the user lacks the permission.
+pub(super) fn is_refused(error: &lapin::Error) -> bool {
+    is_soft(error, &AMQPSoftError::ACCESSREFUSED)
+}
+
+/// Whether the queue is there and its node is down: the broker answers `NOT_FOUND` to that as well.
+pub(super) fn is_home_node_down(error: &lapin::Error) -> bool {
+    is_not_found(error) && text(error).is_some_and(|text| text.contains("down or inaccessible"))
+}
+
+/// What the broker said.
+pub(super) fn text(error: &lapin::Error) -> Option<&str> {
+    match error.kind() {
+        Kind::ProtocolError(error) => Some(error.get_message().as_str()),
+        _ => None,
+    }
+}
+
+/// Whether the error ended a channel and left its connection usable.
+pub(super) fn is_of_channel(error: &lapin::Error) -> bool {
+    error.is_amqp_soft_error()
+        || matches!(
+            error.kind(),
+            Kind::InvalidChannelState(..) | Kind::InvalidChannel(_)
+        )
+}
+
 fn is_soft(error: &lapin::Error, soft: &AMQPSoftError) -> bool {
     match error.kind() {
         Kind::ProtocolError(error) => *error.kind() == AMQPErrorKind::Soft(soft.clone()),
         _ => false,
     }
+}
+
+/// Whether the cause of an error is a permission that the user lacks.
+pub(super) fn is_permission(error: &Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<lapin::Error>().is_some_and(is_refused) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// The error of a call to this node. It is never known whether the call took effect.

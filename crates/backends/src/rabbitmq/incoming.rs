@@ -23,6 +23,8 @@ pub(super) struct Incoming {
 pub(super) struct Arrival {
     /// What its count of deliveries would be if the broker took it back now.
     pub(super) charged_by_return: u32,
+    /// How often the broker says that it came back.
+    pub(super) returns: u32,
     pub(super) ticket: Ticket,
     /// The connection that it came over; what is in hand ends with it.
     pub(super) connection: u64,

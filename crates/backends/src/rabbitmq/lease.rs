@@ -148,6 +148,7 @@ impl Store {
         arrival: Arrival,
     ) -> Result<()> {
         incoming.note(arrival.delivery_tag);
+        *lock(&known.stuck_since) = None;
         let counted = returns(&arrival.properties);
         let now = self.clock.now();
         let envelope = envelope::read(&arrival.properties, arrival.data, now);
@@ -156,13 +157,14 @@ impl Store {
             Some(returns) => before.saturating_add(returns),
             None => before,
         };
-        let counts = desk.counts_returns || counted.is_some();
+        let counts = desk.renew_after.is_some() || counted.is_some();
         let by_return = if counts { charged } else { before }.saturating_add(1);
         let mut held = Held::new(
             envelope,
             charged,
             incoming::Arrival {
                 charged_by_return: by_return,
+                returns: counted.unwrap_or(0),
                 ticket: Ticket {
                     tag: arrival.delivery_tag,
                     acker: arrival.acker,
@@ -174,12 +176,18 @@ impl Store {
         if !counts && arrival.redelivered {
             // A classic queue says only that somebody had it: the copy carries the number.
             held.charged = held.charged.saturating_add(1);
-            return self.move_on(desk, known.wire.clone(), held).await;
+            return self.move_on(known, desk, known.wire.clone(), held).await;
+        }
+        if let (Some(returns), Some(renew_after)) = (counted, desk.renew_after)
+            && returns >= renew_after
+        {
+            // The broker drops a message after so many returns; the attempts decide here, and the copy has none.
+            return self.move_on(known, desk, known.wire.clone(), held).await;
         }
         let due = held.envelope.not_before;
         let place = self.place_until(known, due).await?;
         if place != known.wire {
-            return self.move_on(desk, place, held).await;
+            return self.move_on(known, desk, place, held).await;
         }
         held.envelope.not_before = None;
         let size = held.envelope.message.payload.len();
@@ -189,9 +197,15 @@ impl Store {
     }
 
     /// Publishes a copy, and lets go of the original.
-    pub(super) async fn move_on(&self, desk: &Desk, to: String, held: Held) -> Result<()> {
+    pub(super) async fn move_on(
+        &self,
+        known: &Known,
+        desk: &Desk,
+        to: String,
+        held: Held,
+    ) -> Result<()> {
         let letter = Self::letter(to, &held);
-        for sent in self.publisher.send(vec![letter]).await {
+        for sent in self.post(known, vec![letter]).await {
             sent?;
         }
         self.ack(desk, &[held]).await

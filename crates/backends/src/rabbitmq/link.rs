@@ -1,6 +1,6 @@
-//! One connection that is made anew, on the next node, whenever anything goes wrong with it.
+//! One connection, dialled again on the next node after any error of the connection itself.
 //!
-//! Any error of the connection or of a channel ends the connection: what is not known to be right is not used.
+//! An error that the broker ends a channel with (a missing queue, a missing permission) ends that channel alone.
 //! It is dialled by the call that needs it; after a round of all nodes failed, calls are refused for a while that
 //! grows with jitter, so that a broker that comes back is not run over.
 
@@ -87,6 +87,17 @@ impl Link {
     /// Whether a connection of this number may still be used.
     pub(super) fn is_live(&self, number: u64) -> bool {
         self.live.load(Ordering::Acquire) == number
+    }
+
+    /// Whether there is a connection that works as far as is known.
+    pub(super) fn is_connected(&self) -> bool {
+        let slot = self.slot.try_lock();
+        slot.is_ok_and(|slot| {
+            let open = slot.open.as_ref();
+            open.is_some_and(|open| {
+                self.is_live(open.number) && open.connection.status().connected()
+            })
+        })
     }
 
     /// The connection, made when there is none.
@@ -198,7 +209,7 @@ impl Link {
         });
     }
 
-    /// One call over a connection, with its deadline; an error ends the connection.
+    /// One call over a connection, with its deadline; an error ends the channel or the connection.
     pub(super) async fn call<T>(
         &self,
         open: &Open,
@@ -206,12 +217,18 @@ impl Link {
     ) -> Result<T> {
         match self.ask(open, call).await? {
             Ok(answer) => Ok(answer),
-            Err(told) => {
-                let error = error::of_call(&open.node, told);
-                self.give_up(open, &error);
-                Err(error)
-            }
+            Err(told) => Err(self.failed(open, told)),
         }
+    }
+
+    /// The error of a call. What ended only a channel leaves the connection and its other channels as they are.
+    pub(super) fn failed(&self, open: &Open, told: lapin::Error) -> Error {
+        let keeps = error::is_of_channel(&told) && open.connection.status().connected();
+        let error = error::of_call(&open.node, told);
+        if !keeps {
+            self.give_up(open, &error);
+        }
+        error
     }
 
     /// Waits for an answer no longer than the deadline; what the answer says is the caller's business.

@@ -15,6 +15,7 @@
 mod baseline;
 mod config;
 mod dead;
+mod declare;
 mod delay;
 mod envelope;
 mod error;
@@ -22,10 +23,12 @@ mod health;
 mod incoming;
 mod lease;
 mod link;
+mod majority;
 mod publisher;
 mod queue;
 mod routes;
 mod settle;
+mod shape;
 mod standing;
 mod store;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use lapin::options::QueuePurgeOptions;
@@ -21,6 +21,7 @@ use crate::broker::hand::stale;
 use crate::broker::tally::Tally;
 
 use super::envelope;
+use super::error;
 use super::publisher::Letter;
 use super::store::{Known, Store, lock};
 
@@ -37,6 +38,7 @@ impl Queue for Queues {
         }
         let known = self.0.known(queue)?;
         *lock(&known.settings) = settings.clone();
+        known.is_declared.store(true, Ordering::Release);
         let declared = self.0.desk(&known).await.map(drop);
         declared.context(|| format!("declare `{queue}`"))
     }
@@ -70,7 +72,7 @@ impl Queue for Queues {
                 }
             }
         }
-        let sent = self.0.publisher.send(letters).await;
+        let sent = self.0.post(&known, letters).await;
         for (place, sent) in places.into_iter().zip(sent) {
             if let Err(error) = sent {
                 outcomes[place] = Err(error).context(what);
@@ -203,16 +205,22 @@ impl Store {
         let waiting = known.hand(self).drain_ready();
         self.ack(&desk, &waiting).await?;
         let mut dropped = waiting.len() as u64;
+        known.tally.dropped.fetch_add(dropped, Ordering::Relaxed);
         let mut names = self.delays(known).await?;
         names.push(known.wire.clone());
         for name in names {
-            let purge = desk
-                .incoming
-                .channel
-                .queue_purge(name.into(), QueuePurgeOptions::default());
-            dropped += u64::from(self.link.call(&desk.open, purge).await?);
+            // A refusal ends the channel, and with it what came by it.
+            let channel = self.link.channel(&desk.open).await?;
+            let purge = channel.queue_purge(name.into(), QueuePurgeOptions::default());
+            let purged = match self.link.ask(&desk.open, purge).await? {
+                Ok(count) => u64::from(count),
+                // A queue that is missing holds nothing.
+                Err(told) if error::is_not_found(&told) => 0,
+                Err(told) => return Err(self.link.failed(&desk.open, told)),
+            };
+            known.tally.dropped.fetch_add(purged, Ordering::Relaxed);
+            dropped += purged;
         }
-        known.tally.dropped.fetch_add(dropped, Ordering::Relaxed);
         Ok(dropped)
     }
 
@@ -221,19 +229,36 @@ impl Store {
         names.extend(self.delays(known).await?);
         let _returning = known.returning.lock().await;
         let counts = self.count(&names).await?;
-        let Some(waiting) = counts[0] else {
+        let Some((waiting, consumers)) = counts[0] else {
             return Ok(None);
         };
+        let stuck = known.stuck(waiting, consumers);
         let (here, leased) = known.hand(self).counts();
         let hand = known.hand(self);
         let holding = hand.consumers().cloned().collect();
         let mut stats = known.tally.stats(&known.name, holding);
         stats.ready = waiting + here;
-        stats.delayed = counts[2..].iter().flatten().sum();
+        let messages = |count: &Option<(u64, u64)>| count.map_or(0, |(messages, _)| messages);
+        stats.delayed = counts[2..].iter().map(messages).sum();
         stats.leased = leased;
-        stats.dead = counts[1].unwrap_or(0);
-        stats.oldest_age = hand.oldest().map(|at| self.clock.now().since(at));
+        stats.dead = messages(&counts[1]);
+        let oldest = hand.oldest().map(|at| self.clock.now().since(at));
+        stats.oldest_age = oldest.max(stuck);
         Ok(Some(Tally::balanced(stats)))
+    }
+}
+
+impl Known {
+    /// How long messages were seen to wait without a consumer. The protocol shows no message that waits, so it is less
+    /// than the age of the oldest.
+    fn stuck(&self, waiting: u64, consumers: u64) -> Option<Duration> {
+        let mut since = lock(&self.stuck_since);
+        if waiting == 0 || consumers > 0 {
+            *since = None;
+        } else {
+            since.get_or_insert_with(Instant::now);
+        }
+        since.map(|since| since.elapsed())
     }
 }
 

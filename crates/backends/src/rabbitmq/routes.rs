@@ -6,25 +6,27 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use lapin::options::{
-    BasicAckOptions, BasicGetOptions, BasicNackOptions, ExchangeDeclareOptions, QueueBindOptions,
-};
+use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, ExchangeDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, ExchangeKind};
 use towpath_core::port::Routes;
 use towpath_core::port::routes::{Binding, Publication, matches};
 use towpath_core::{Error, ExchangeName, QueueName, Result, ResultExt};
+use tracing::warn;
 
 use crate::broker::envelope::Envelope;
 
+use super::declare::PAUSE;
 use super::envelope;
 use super::error;
 use super::incoming::Incoming;
-use super::publisher::Letter;
+use super::publisher::{Letter, Lost, Sent};
 use super::store::{Desk, Store, lock};
 
 /// Where bindings are written down.
@@ -42,19 +44,14 @@ impl Routes for Exchanges {
         let what = || format!("bind `{}` to `{}`", binding.queue, binding.exchange);
         check(binding)?;
         let store = &self.0;
-        let desk = store
-            .desk(&*store.known(&binding.queue)?)
+        let known = store.known(&binding.queue)?;
+        let desk = store.desk(&known).await.context(what)?;
+        store
+            .bind_on(&desk.open, &known, binding)
             .await
             .context(what)?;
-        let exchange = store.exchange(&binding.exchange).await.context(what)?;
-        let bound = desk.incoming.channel.queue_bind(
-            store.known(&binding.queue)?.wire.as_str().into(),
-            exchange.into(),
-            binding.pattern.as_str().into(),
-            QueueBindOptions::default(),
-            FieldTable::default(),
-        );
-        store.link.call(&desk.open, bound).await.context(what)?;
+        known.is_declared.store(true, Ordering::Release);
+        lock(&store.bound).insert(binding.clone());
         store.write_down(binding).await.context(what)
     }
 
@@ -65,7 +62,9 @@ impl Routes for Exchanges {
         let known = store.known(&binding.queue)?;
         let desk = store.desk(&known).await.context(what)?;
         let exchange = store.exchange(&binding.exchange).await.context(what)?;
-        let unbound = desk.incoming.channel.queue_unbind(
+        lock(&store.bound).remove(binding);
+        let channel = store.link.channel(&desk.open).await.context(what)?;
+        let unbound = channel.queue_unbind(
             known.wire.as_str().into(),
             exchange.into(),
             binding.pattern.as_str().into(),
@@ -75,7 +74,7 @@ impl Routes for Exchanges {
         let _turn = store.turn.lock().await;
         let (desk, found) = store.read_book().await.context(what)?;
         store
-            .close_book(&desk, &found, |one| one != binding)
+            .close_book(&desk, found, |one| one != binding)
             .await
             .context(what)?;
         lock(&store.bindings).remove(binding);
@@ -86,8 +85,7 @@ impl Routes for Exchanges {
         let store = &self.0;
         let _turn = store.turn.lock().await;
         let (desk, found) = store.read_book().await?;
-        store.close_book(&desk, &found, |_| true).await?;
-        let all: BTreeSet<Binding> = found.into_iter().map(|(binding, _)| binding).collect();
+        let all = store.close_book(&desk, found, |_| true).await?;
         lock(&store.bindings).clone_from(&all);
         Ok(all
             .into_iter()
@@ -139,9 +137,9 @@ impl Routes for Exchanges {
                 payload: envelope.message.payload,
             });
         }
-        for (place, sent) in places.into_iter().zip(store.publisher.send(letters).await) {
-            if let Err(error) = sent {
-                outcomes[place] = Err(error).context(what);
+        for (place, sent) in places.into_iter().zip(store.route(exchange, letters).await) {
+            if let Err(lost) = sent {
+                outcomes[place] = Err(lost.into_error()).context(what);
             }
         }
         Ok(outcomes)
@@ -149,29 +147,121 @@ impl Routes for Exchanges {
 }
 
 impl Store {
+    /// Publishes to an exchange; what is missing of it is declared again, and the messages sent again.
+    async fn route(&self, exchange: &ExchangeName, letters: Vec<Letter>) -> Vec<Sent> {
+        let began = Instant::now();
+        let mut outcomes = self.publisher.send(&letters).await;
+        let kind = kind_of(exchange);
+        let is_ours = |letter: &Letter| {
+            let bound = lock(&self.bound);
+            let mut of_exchange = bound.iter().filter(|one| one.exchange == *exchange);
+            of_exchange.any(|one| leads(&kind, &one.pattern, &letter.routing_key))
+        };
+        let sent = letters.iter().zip(&outcomes).enumerate();
+        let lost: Vec<usize> = sent
+            .filter(|(_, (letter, sent))| match sent {
+                Err(Lost::NoExchange(_)) => true,
+                // Without a binding of ours nothing is missing.
+                Err(Lost::Returned(_)) => is_ours(letter),
+                _ => false,
+            })
+            .map(|(at, _)| at)
+            .collect();
+        if lost.is_empty() {
+            return outcomes;
+        }
+        match self.restore(exchange, began).await {
+            Ok(true) => {
+                let again: Vec<Letter> = lost.iter().map(|at| letters[*at].clone()).collect();
+                for (at, sent) in lost.iter().zip(self.publisher.send(&again).await) {
+                    outcomes[*at] = sent;
+                }
+            }
+            Ok(false) => {}
+            Err(error) => {
+                let text = error.chain();
+                for at in lost {
+                    outcomes[at] = Err(Lost::Failed(Error::unavailable(text.clone())));
+                }
+            }
+        }
+        outcomes
+    }
+
+    /// Declares an exchange again with what is bound to it here, of which something was missing after `since`. Whether
+    /// it is worth to try again.
+    async fn restore(&self, exchange: &ExchangeName, since: Instant) -> Result<bool> {
+        let name = format!("{}{exchange}", self.config.prefix);
+        let mut restored = self.restored.lock().await;
+        if let Some(at) = restored.get(&name) {
+            if *at > since {
+                return Ok(true);
+            }
+            if at.elapsed() < PAUSE {
+                return Ok(false);
+            }
+        }
+        self.forget_exchange(exchange);
+        let bound: Vec<Binding> = {
+            let bound = lock(&self.bound);
+            let of_exchange = bound.iter().filter(|one| one.exchange == *exchange);
+            of_exchange.cloned().collect()
+        };
+        self.exchange(exchange).await?;
+        for binding in &bound {
+            let known = self.known(&binding.queue)?;
+            self.declare_again(&known, since).await?;
+            let desk = self.desk(&known).await?;
+            self.bind_on(&desk.open, &known, binding).await?;
+            lock(&self.bindings).remove(binding);
+            self.write_down(binding).await?;
+        }
+        restored.insert(name, Instant::now());
+        warn!(%exchange, bindings = bound.len(), "exchange or binding missing; declared again");
+        Ok(true)
+    }
+
+    /// Has the exchange looked for when it is next used.
+    pub(super) fn forget_exchange(&self, exchange: &ExchangeName) {
+        let name = format!("{}{exchange}", self.config.prefix);
+        if let Some(number) = lock(&self.exchanges).get_mut(&name) {
+            *number = 0;
+        }
+    }
+
     /// Makes sure that the exchange is there, once on each connection. Its name on the broker.
-    async fn exchange(&self, exchange: &ExchangeName) -> Result<String> {
+    pub(super) async fn exchange(&self, exchange: &ExchangeName) -> Result<String> {
         self.check_open()?;
         let name = format!("{}{exchange}", self.config.prefix);
         let open = self.link.open().await?;
-        if lock(&self.exchanges).get(&name) == Some(&open.number) {
+        let before = lock(&self.exchanges).get(&name).copied();
+        if before == Some(open.number) {
             return Ok(name);
         }
-        let channel = self.link.channel(&open).await?;
-        let options = ExchangeDeclareOptions {
+        // Looked for first: a user without the permission to declare it can use one that is there.
+        let passive = ExchangeDeclareOptions {
+            passive: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        let durable = ExchangeDeclareOptions {
             durable: true,
             ..ExchangeDeclareOptions::default()
         };
-        let (wire, kind) = (name.as_str().into(), kind_of(exchange));
-        let declared = channel.exchange_declare(wire, kind, options, FieldTable::default());
-        match self.link.ask(&open, declared).await? {
-            Ok(()) => {}
-            // Somebody made it in another way: it is used as it is.
-            Err(told) if error::is_different(&told) => {}
-            Err(told) => {
-                let error = error::of_call(&open.node, told);
-                self.link.give_up(&open, &error);
-                return Err(error);
+        for options in [passive, durable] {
+            let channel = self.link.channel(&open).await?;
+            let (wire, kind) = (name.as_str().into(), kind_of(exchange));
+            let declared = channel.exchange_declare(wire, kind, options, FieldTable::default());
+            match self.link.ask(&open, declared).await? {
+                Ok(()) => {
+                    if !options.passive && before.is_some() {
+                        warn!(%exchange, node = open.node, "exchange missing; declared again");
+                    }
+                    break;
+                }
+                Err(told) if options.passive && error::is_not_found(&told) => {}
+                // Another program made it meanwhile, in another way: it is used as it is.
+                Err(told) if error::is_different(&told) => break,
+                Err(told) => return Err(self.link.failed(&open, told)),
             }
         }
         lock(&self.exchanges).insert(name.clone(), open.number);
@@ -188,22 +278,15 @@ impl Store {
         if lock(&self.bindings).contains(binding) {
             return Ok(());
         }
-        let (desk, found) = self.read_book().await?;
-        self.close_book(&desk, &found, |_| true).await?;
-        let mut all: BTreeSet<Binding> = found.into_iter().map(|(one, _)| one).collect();
+        let (desk, found) = match self.read_book().await {
+            // A user who may not make it does without the list.
+            Err(error) if error::is_permission(&error) => return Ok(()),
+            read => read?,
+        };
+        let mut all = self.close_book(&desk, found, |_| true).await?;
         if !all.contains(binding) {
-            let text = format!(
-                "{}\n{}\n{}",
-                binding.exchange, binding.queue, binding.pattern
-            );
-            let letter = Letter {
-                exchange: String::new(),
-                routing_key: self.book(),
-                properties: BasicProperties::default().with_delivery_mode(2),
-                payload: Bytes::from(text),
-            };
-            for sent in self.publisher.send(vec![letter]).await {
-                sent?;
+            for sent in self.publisher.send(&[self.entry(binding)]).await {
+                sent.map_err(Lost::into_error)?;
             }
             all.insert(binding.clone());
         }
@@ -211,16 +294,28 @@ impl Store {
         Ok(())
     }
 
-    async fn read_book(&self) -> Result<(Desk, Vec<(Binding, lapin::Acker)>)> {
+    fn entry(&self, binding: &Binding) -> Letter {
+        let text = format!(
+            "{}\n{}\n{}",
+            binding.exchange, binding.queue, binding.pattern
+        );
+        Letter {
+            exchange: String::new(),
+            routing_key: self.book(),
+            properties: BasicProperties::default().with_delivery_mode(2),
+            payload: Bytes::from(text),
+        }
+    }
+
+    async fn read_book(&self) -> Result<(Desk, Vec<Entry>)> {
         self.check_open()?;
         let open = self.link.open().await?;
-        self.declare(&open, &self.book(), FieldTable::default())
-            .await?;
+        self.declare_side(&open, &self.book(), self.side()).await?;
         let channel = self.link.channel(&open).await?;
         let desk = Desk {
             open,
             incoming: Incoming::in_any_order(channel),
-            counts_returns: true,
+            renew_after: None,
         };
         let mut found = Vec::new();
         loop {
@@ -235,7 +330,11 @@ impl Store {
                 if let Some(message) = self.link.call(&desk.open, async { answer }).await? {
                     came = true;
                     let arrival = message.delivery;
-                    found.extend(read_binding(&arrival.data).map(|one| (one, arrival.acker)));
+                    found.extend(read_binding(&arrival.data).map(|binding| Entry {
+                        binding,
+                        returns: envelope::returns(&arrival.properties).unwrap_or(0),
+                        acker: arrival.acker,
+                    }));
                 }
             }
             if !came {
@@ -244,27 +343,48 @@ impl Store {
         }
     }
 
-    /// Puts back the bindings that stay.
+    /// Puts back the bindings that stay, once each.
     async fn close_book(
         &self,
         desk: &Desk,
-        found: &[(Binding, lapin::Acker)],
+        found: Vec<Entry>,
         stays: impl Fn(&Binding) -> bool,
-    ) -> Result<()> {
-        for (binding, acker) in found {
-            if stays(binding) {
+    ) -> Result<BTreeSet<Binding>> {
+        let mut all = BTreeSet::new();
+        for entry in found {
+            let Entry {
+                binding,
+                returns,
+                acker,
+            } = entry;
+            let stays = stays(&binding) && all.insert(binding.clone());
+            if stays && returns == 0 {
                 let nack = acker.nack(BasicNackOptions {
                     requeue: true,
                     ..BasicNackOptions::default()
                 });
                 self.link.call(&desk.open, nack).await?;
-            } else {
-                let ack = acker.ack(BasicAckOptions::default());
-                self.link.call(&desk.open, ack).await?;
+                continue;
             }
+            if stays {
+                // The broker may limit how often a message comes back: a copy begins again.
+                for sent in self.publisher.send(&[self.entry(&binding)]).await {
+                    sent.map_err(Lost::into_error)?;
+                }
+            }
+            let ack = acker.ack(BasicAckOptions::default());
+            self.link.call(&desk.open, ack).await?;
         }
-        self.settle_down(desk, &desk.incoming.channel).await
+        self.settle_down(desk, &desk.incoming.channel).await?;
+        Ok(all)
     }
+}
+
+/// A binding that was written down.
+struct Entry {
+    binding: Binding,
+    returns: u32,
+    acker: lapin::Acker,
 }
 
 fn check(binding: &Binding) -> Result<()> {

@@ -43,10 +43,7 @@ impl Store {
             };
             let attempts = lock(&known.settings).retry.attempts;
             match verdict {
-                Verdict::Ack => {
-                    known.tally.acked.fetch_add(1, Ordering::Relaxed);
-                    done.push((at, held));
-                }
+                Verdict::Ack => done.push((at, held, Some(&known.tally.acked))),
                 Verdict::Release { after } if after.is_zero() => {
                     known.hand(self).release(receipt.number, held);
                     known.news.notify_waiters();
@@ -94,29 +91,33 @@ impl Store {
                 }
             }
         }
-        let sent = self.publisher.send(letters).await;
+        let sent = self.post(known, letters).await;
         for ((at, number, held, is_retry), sent) in underway.into_iter().zip(sent) {
             match sent {
-                Ok(()) => {
-                    known
-                        .tally
-                        .retried
-                        .fetch_add(u64::from(is_retry), Ordering::Relaxed);
-                    done.push((at, held));
-                }
+                Ok(()) => done.push((at, held, is_retry.then_some(&known.tally.retried))),
                 Err(error) => {
                     known.hand(self).put_back(number, held);
                     outcomes.push((at, Err(error)));
                 }
             }
         }
-        let (places, done): (Vec<usize>, Vec<Held>) = done.into_iter().unzip();
+        let (places, done): (Vec<_>, Vec<Held>) = done
+            .into_iter()
+            .map(|(at, held, counter)| ((at, counter), held))
+            .unzip();
         let acked = self.ack(&desk, &done).await;
         let text = acked.err().map(|error| error.chain());
-        for at in places {
-            let outcome = text
-                .clone()
-                .map_or(Ok(()), |text| Err(Error::unavailable(text)));
+        for (at, counter) in places {
+            let outcome = match &text {
+                Some(text) => Err(Error::unavailable(text.clone())),
+                None => {
+                    // Not before: what was not acked comes again, and is counted then.
+                    if let Some(counter) = counter {
+                        counter.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(())
+                }
+            };
             outcomes.push((at, outcome));
         }
         outcomes
@@ -132,6 +133,6 @@ impl Store {
     ) -> Result<()> {
         held.envelope.die(reason, self.clock.now());
         let place = self.dead_place(known, &desk.open).await?;
-        self.move_on(desk, place, held).await
+        self.move_on(known, desk, place, held).await
     }
 }

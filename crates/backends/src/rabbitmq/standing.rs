@@ -2,7 +2,7 @@
 //!
 //! Fetching each message costs the broker a consensus step; a consumer with a prefetch shares one among many.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,16 @@ pub(super) struct Standing {
     window: u16,
     used: Mutex<Instant>,
     received: Mutex<Option<JoinHandle<()>>>,
+    end: Arc<End>,
+}
+
+/// How a consumer of the broker ends.
+#[derive(Default)]
+struct End {
+    /// Asked for here.
+    asked: AtomicBool,
+    /// Nothing comes by it any more.
+    came: AtomicBool,
 }
 
 impl Standing {
@@ -50,8 +60,17 @@ impl Standing {
         *lock(&self.used) = Instant::now();
     }
 
+    /// Whether the broker still sends by it.
+    fn stands(&self) -> bool {
+        self.incoming.channel.status().connected() && !self.end.came.load(Ordering::Acquire)
+    }
+
     /// Ends it, and returns once everything that it was sent is in the hand.
     async fn end(&self, store: &Store) {
+        self.end.asked.store(true, Ordering::Release);
+        if self.end.came.load(Ordering::Acquire) {
+            return;
+        }
         let options = BasicCancelOptions::default();
         let cancel = self
             .incoming
@@ -91,7 +110,7 @@ impl Store {
         let mut all = known.standing.lock().await;
         if let Some(standing) = all.get(&request.consumer)
             && standing.desk.open.number == desk.open.number
-            && standing.incoming.channel.status().connected()
+            && standing.stands()
         {
             let ours = |held: &&Held| Arc::ptr_eq(&held.origin.incoming, &standing.incoming);
             let leased = known.hand(self).leased().filter(ours).count();
@@ -111,8 +130,18 @@ impl Store {
             BasicConsumeOptions::default(),
             FieldTable::default(),
         );
-        let consumer = self.link.call(&desk.open, consume).await?;
+        let consumer = match self.link.ask(&desk.open, consume).await? {
+            Ok(consumer) => consumer,
+            Err(told) => {
+                // The next call declares it.
+                known
+                    .missing
+                    .fetch_or(error::is_not_found(&told), Ordering::AcqRel);
+                return Err(self.link.failed(&desk.open, told));
+            }
+        };
         let incoming = Incoming::in_order(channel);
+        let end = Arc::new(End::default());
         let standing = Arc::new(Standing {
             tag: consumer.tag(),
             incoming: Arc::clone(&incoming),
@@ -120,6 +149,7 @@ impl Store {
             used: Mutex::new(Instant::now()),
             received: Mutex::default(),
             desk: desk.clone(),
+            end: Arc::clone(&end),
         });
         let receiving = receive(
             Arc::downgrade(self),
@@ -127,6 +157,7 @@ impl Store {
             desk,
             incoming,
             consumer,
+            end,
         );
         let mut news = std::pin::pin!(known.news.notified());
         news.as_mut().enable();
@@ -174,6 +205,7 @@ async fn receive(
     desk: Desk,
     incoming: Arc<Incoming>,
     consumer: Consumer,
+    end: Arc<End>,
 ) {
     let mut chunks = consumer.ready_chunks(CHUNK);
     while let Some(arrivals) = chunks.next().await {
@@ -185,7 +217,17 @@ async fn receive(
         }
         known.news.notify_waiters();
     }
-    // Ended by us, or by the broker because the queue is gone or its node: those who wait look again.
+    end.came.store(true, Ordering::Release);
+    let is_live = |store: Arc<Store>| store.link.is_live(desk.open.number);
+    if !end.asked.load(Ordering::Acquire) && store.upgrade().is_some_and(is_live) {
+        known.missing.store(true, Ordering::Release);
+        warn!(
+            queue = %known.name,
+            node = desk.open.node,
+            "consumer cancelled by rabbitmq; consuming again"
+        );
+    }
+    // Those who wait look again.
     known.news.notify_waiters();
 }
 
@@ -198,10 +240,6 @@ async fn put(
 ) -> Result<()> {
     match arrival {
         Ok(arrival) => store.arrive(known, desk, incoming, arrival).await,
-        Err(told) => {
-            let error = error::of_call(&desk.open.node, told);
-            store.link.give_up(&desk.open, &error);
-            Err(error)
-        }
+        Err(told) => Err(store.link.failed(&desk.open, told)),
     }
 }

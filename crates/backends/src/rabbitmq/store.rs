@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lapin::Channel;
 use lapin::options::{BasicQosOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::FieldTable;
 use tokio::sync::Notify;
 use towpath_core::port::queue::Settings;
 use towpath_core::port::routes::Binding;
@@ -22,7 +22,9 @@ use super::envelope;
 use super::error;
 use super::incoming::{Arrival, Held, Incoming, Ticket};
 use super::link::{Link, Open};
+use super::majority::Majority;
 use super::publisher::{Letter, Publisher};
+use super::shape::Shape;
 use super::standing::Standing;
 
 /// How often what nobody here wants is looked for.
@@ -34,14 +36,21 @@ pub(super) struct Store {
     pub(super) clock: Arc<dyn Clock>,
     /// Publishing has a connection of its own: the broker holds up a whole connection that publishes too fast.
     pub(super) publisher: Publisher,
-    pub(super) link: Link,
+    pub(super) link: Arc<Link>,
     queues: Mutex<BTreeMap<QueueName, Arc<Known>>>,
     /// One operator at a time looks through dead letters or bindings.
     pub(super) turn: tokio::sync::Mutex<()>,
     /// Bindings that were seen.
     pub(super) bindings: Mutex<BTreeSet<Binding>>,
+    /// Bindings that this process made.
+    pub(super) bound: Mutex<BTreeSet<Binding>>,
     /// Exchanges that are there, by the connection they were declared on.
     pub(super) exchanges: Mutex<HashMap<String, u64>>,
+    /// When each exchange was last declared again.
+    pub(super) restored: tokio::sync::Mutex<HashMap<String, Instant>>,
+    /// When what was declared was last looked for.
+    pub(super) looked: Mutex<Instant>,
+    pub(super) majority: Arc<Majority>,
     numbers: AtomicU64,
     closed: AtomicBool,
 }
@@ -57,7 +66,18 @@ pub(super) struct Known {
     pub(super) returning: tokio::sync::Mutex<()>,
     /// Something waits in the hand.
     pub(super) news: Notify,
-    desk: tokio::sync::Mutex<Option<Desk>>,
+    pub(super) desk: tokio::sync::Mutex<Option<Desk>>,
+    /// Asked for by name, so that it is looked after also while no call uses it.
+    pub(super) is_declared: AtomicBool,
+    /// Found missing since it was last declared.
+    pub(super) missing: AtomicBool,
+    pub(super) declared_at: Mutex<Option<Instant>>,
+    /// Not to be declared again just now, and logged.
+    pub(super) is_unwell: AtomicBool,
+    /// What it is, as far as the broker says.
+    pub(super) shape: Mutex<Option<Shape>>,
+    /// Since when messages were seen to wait without a consumer.
+    pub(super) stuck_since: Mutex<Option<Instant>>,
     /// Delays, in milliseconds, that have a queue; `None` until somebody looked.
     pub(super) delays: Mutex<Option<BTreeSet<u64>>>,
     /// Bytes of the largest payload that came.
@@ -71,8 +91,8 @@ pub(super) struct Known {
 pub(super) struct Desk {
     pub(super) open: Open,
     pub(super) incoming: Arc<Incoming>,
-    /// Whether the queue counts what comes back to it.
-    pub(super) counts_returns: bool,
+    /// How often a message may have come back before it is published again; `None` where the broker does not count.
+    pub(super) renew_after: Option<u32>,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -80,12 +100,31 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Known {
-    /// What is in hand, without what a lost connection took along.
+    /// What is in hand, without what a lost connection or channel took along.
     pub(super) fn hand(&self, store: &Store) -> MutexGuard<'_, Hand<Arrival>> {
         let mut hand = lock(&self.hand);
         let connection = store.link.number();
-        drop(hand.drain(|held| held.origin.connection != connection));
+        // Messages in a row mostly came by one channel.
+        let last = std::cell::Cell::new((std::ptr::null(), false));
+        drop(hand.drain(|held| {
+            let incoming = &held.origin.incoming;
+            let (known, mut is_lost) = last.get();
+            if known != Arc::as_ptr(incoming) {
+                is_lost = !incoming.channel.status().connected();
+                last.set((Arc::as_ptr(incoming), is_lost));
+            }
+            is_lost || held.origin.connection != connection
+        }));
         hand
+    }
+
+    pub(super) fn declared_at(&self) -> Option<Instant> {
+        *lock(&self.declared_at)
+    }
+
+    /// Whether it was declared so recently.
+    pub(super) fn declared_within(&self, pause: Duration) -> bool {
+        self.declared_at().is_some_and(|at| at.elapsed() < pause)
     }
 
     /// Where its dead letters are.
@@ -96,9 +135,16 @@ impl Known {
 
 impl Store {
     pub(super) fn open(config: Config, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let link = Arc::new(Link::new("consuming", config.clone()));
+        let majority = Arc::new(Majority::new(Arc::clone(&link), &config.prefix));
+        let publishing = Link::new("publishing", config.clone());
         let store = Arc::new(Self {
-            publisher: Publisher::new(Link::new("publishing", config.clone())),
-            link: Link::new("consuming", config.clone()),
+            publisher: Publisher::new(publishing, Arc::clone(&majority)),
+            link,
+            majority,
+            bound: Mutex::default(),
+            restored: tokio::sync::Mutex::default(),
+            looked: Mutex::new(Instant::now()),
             queues: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             bindings: Mutex::default(),
@@ -145,6 +191,12 @@ impl Store {
                 returning: tokio::sync::Mutex::default(),
                 news: Notify::new(),
                 desk: tokio::sync::Mutex::default(),
+                is_declared: AtomicBool::new(false),
+                missing: AtomicBool::new(false),
+                declared_at: Mutex::default(),
+                is_unwell: AtomicBool::new(false),
+                shape: Mutex::default(),
+                stuck_since: Mutex::default(),
                 delays: Mutex::default(),
                 largest: AtomicUsize::new(0),
                 tally: Tally::default(),
@@ -159,63 +211,9 @@ impl Store {
         lock(&self.queues).values().cloned().collect()
     }
 
-    /// The channel of a queue that is there. On a new connection the queue is declared again.
-    pub(super) async fn desk(&self, known: &Known) -> Result<Desk> {
-        self.check_open()?;
-        let mut kept = known.desk.lock().await;
-        if let Some(desk) = &*kept
-            && self.link.is_live(desk.open.number)
-            && desk.incoming.channel.status().connected()
-        {
-            return Ok(desk.clone());
-        }
-        *kept = None;
-        let open = self.link.open().await?;
-        let counts_returns = self
-            .declare(&open, &known.wire, FieldTable::default())
-            .await?;
-        let incoming = Incoming::in_any_order(self.link.channel(&open).await?);
-        let desk = Desk {
-            open,
-            incoming,
-            counts_returns,
-        };
-        *kept = Some(desk.clone());
-        Ok(desk)
-    }
-
-    /// Makes a queue, or adopts the one that is there. Whether it is a quorum queue.
-    pub(super) async fn declare(
-        &self,
-        open: &Open,
-        name: &str,
-        mut arguments: FieldTable,
-    ) -> Result<bool> {
-        let kind = if self.config.quorum {
-            "quorum"
-        } else {
-            "classic"
-        };
-        arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
-        let channel = self.link.channel(open).await?;
-        let options = QueueDeclareOptions::durable();
-        let declared = channel.queue_declare(name.into(), options, arguments);
-        match self.link.ask(open, declared).await? {
-            Ok(_) => Ok(self.config.quorum),
-            Err(told) if error::is_different(&told) => {
-                // Somebody made it in another way before: it is used as it is.
-                Ok(!self.config.quorum)
-            }
-            Err(told) => {
-                let error = error::of_call(&open.node, told);
-                self.link.give_up(open, &error);
-                Err(error)
-            }
-        }
-    }
-
-    /// How many messages wait in each of these queues; `None` for those that are not there.
-    pub(super) async fn count(&self, names: &[String]) -> Result<Vec<Option<u64>>> {
+    /// How many messages wait in each of these queues, and how many consumers each has; `None` for those that are not
+    /// there.
+    pub(super) async fn count(&self, names: &[String]) -> Result<Vec<Option<(u64, u64)>>> {
         self.check_open()?;
         let open = self.link.open().await?;
         let mut channel = None;
@@ -232,16 +230,13 @@ impl Store {
             let asked = on.queue_declare(name.as_str().into(), options, FieldTable::default());
             match self.link.ask(&open, asked).await? {
                 Ok(queue) => {
-                    counts.push(Some(queue.message_count().into()));
+                    let (messages, consumers) = (queue.message_count(), queue.consumer_count());
+                    counts.push(Some((messages.into(), consumers.into())));
                     channel = Some(on);
                 }
                 // The refusal closes the channel, and only that.
                 Err(told) if error::is_not_found(&told) => counts.push(None),
-                Err(told) => {
-                    let error = error::of_call(&open.node, told);
-                    self.link.give_up(&open, &error);
-                    return Err(error);
-                }
+                Err(told) => return Err(self.link.failed(&open, told)),
             }
         }
         Ok(counts)
@@ -292,7 +287,10 @@ impl Store {
         let (untold, told): (Vec<Held>, Vec<Held>) = all
             .into_iter()
             .filter(|held| held.origin.connection == desk.open.number)
-            .partition(|held| held.charged != held.origin.charged_by_return);
+            // A return raises the broker's count, and that may be limited.
+            .partition(|held| {
+                held.charged != held.origin.charged_by_return || held.origin.returns > 0
+            });
         for (incoming, tickets) in by_channel(&told) {
             self.link.call(&desk.open, incoming.nack(&tickets)).await?;
         }
@@ -300,7 +298,7 @@ impl Store {
         let letters = untold
             .iter()
             .map(|held| Self::letter(known.wire.clone(), held));
-        let sent = self.publisher.send(letters.collect()).await;
+        let sent = self.post(known, letters.collect()).await;
         let (done, failed): (Vec<_>, Vec<_>) = untold
             .into_iter()
             .zip(sent)
@@ -363,6 +361,7 @@ async fn tend(store: Weak<Store>) {
         if store.check_open().is_err() {
             return;
         }
+        store.look_after().await;
         for known in store.all_known() {
             let _returning = known.returning.lock().await;
             store.end_idle(&known).await;

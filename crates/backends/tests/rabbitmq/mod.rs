@@ -19,10 +19,20 @@ macro_rules! promises {
 }
 
 mod adopted;
+mod cluster;
+mod declared;
+mod discards;
 mod faults;
 
 pub(crate) fn promises() -> Vec<Own> {
-    [adopted::promises(), faults::promises()].concat()
+    [
+        adopted::promises(),
+        cluster::promises(),
+        declared::promises(),
+        discards::promises(),
+        faults::promises(),
+    ]
+    .concat()
 }
 
 async fn open(url: &str) -> Backend {

@@ -32,6 +32,10 @@ use towpath_core::{Clock, Result};
 
 pub use baseline::{Baseline, baseline};
 
+/// Crates of clients whose lines may not be logged: they print payloads in warnings, and return each error that they
+/// log to their caller, which logs it with what was asked for.
+pub const UNLOGGED: &[&str] = &["lapin"];
+
 /// Every backend of this build.
 pub const BACKENDS: &[Descriptor] = &[
     embedded::DESCRIPTOR,

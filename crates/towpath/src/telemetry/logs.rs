@@ -5,7 +5,13 @@ use std::str::FromStr;
 
 use towpath_core::{Error, Result};
 use tracing::level_filters::LevelFilter;
+use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::wiring::UNLOGGED;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,7 +51,19 @@ pub fn is_filter(text: &str) -> bool {
         && EnvFilter::try_new(text).is_ok()
 }
 
+/// Whether a line may be shown at all, whatever the filter says. Below a warning, libraries print what they read and
+/// write: payloads, parameters of statements, mail.
+fn is_shown(metadata: &Metadata<'_>) -> bool {
+    let crate_name = metadata.target().split("::").next().unwrap_or_default();
+    if crate_name.starts_with("towpath") {
+        return true;
+    }
+    !UNLOGGED.contains(&crate_name) && *metadata.level() <= Level::WARN
+}
+
 /// Starts logging; `filter` is a level or a list such as `info,towpath=debug`, `colour` is for people's eyes.
+///
+/// Of libraries only warnings and errors are shown.
 ///
 /// # Errors
 /// `Invalid` for a filter that cannot be read.
@@ -53,16 +71,17 @@ pub fn init(format: Format, filter: &str, colour: bool) -> Result<()> {
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         Error::invalid(format!("`{filter}` is no log level or filter")).with_source(error)
     })?;
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let shown = tracing_subscriber::registry()
+        .with(filter)
+        .with(filter_fn(is_shown));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let terminal = std::io::stderr().is_terminal();
     let json = format == Format::Json || (format == Format::Auto && !terminal);
     // Started twice in one process, as tests do: the first one stays.
     if json {
-        logs.json().flatten_event(true).try_init().ok()
+        shown.with(lines.json().flatten_event(true)).try_init().ok()
     } else {
-        logs.with_ansi(colour).try_init().ok()
+        shown.with(lines.with_ansi(colour)).try_init().ok()
     };
     Ok(())
 }

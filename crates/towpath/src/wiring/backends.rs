@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-pub use towpath_backends::BACKENDS;
 use towpath_backends::DATABASES;
 pub use towpath_backends::embedded::{FORMATS, restore};
+pub use towpath_backends::{BACKENDS, UNLOGGED};
 use towpath_core::backend::Backend;
 use towpath_core::database::Database;
 use towpath_core::{Clock, Result, SystemClock};

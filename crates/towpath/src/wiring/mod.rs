@@ -22,7 +22,9 @@ mod public;
 mod role;
 mod run;
 
-pub use backends::{BACKENDS, FORMATS, STORES, open, open_database, open_migrated, restore};
+pub use backends::{
+    BACKENDS, FORMATS, STORES, UNLOGGED, open, open_database, open_migrated, restore,
+};
 pub use bench::{
     BENCH_QUEUE, BenchApi, bare_api_for_bench, ingest_api_for_bench, limits_api_for_bench,
 };

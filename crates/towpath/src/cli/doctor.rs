@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use serde::Serialize;
+use towpath_core::QueueName;
 
 use super::client::Client;
 use super::health::parts;
@@ -137,6 +138,10 @@ async fn look_at_the_backend(config: &Config, checks: &mut Vec<Check>) {
     }
     let looked = async {
         let backend = wiring::open(url).await?;
+        if let Some(queue) = &backend.queue {
+            // Health speaks of queues that were asked for. One that is not there yet is made as it should be.
+            drop(queue.stats(&QueueName::new(&config.queue)?).await);
+        }
         let health = backend.lifecycle.health().await;
         backend.lifecycle.close().await?;
         health.map(|health| (backend.url, health))

@@ -37,6 +37,7 @@ mod orders;
 mod orders_chaos;
 mod orders_rabbitmq;
 mod outbox;
+mod orders_rabbitmq_faults;
 mod package;
 mod process;
 mod producers;

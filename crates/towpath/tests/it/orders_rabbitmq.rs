@@ -18,13 +18,14 @@ use crate::process::{Running, World, able, wait_until};
 const SOON: Duration = Duration::from_secs(60);
 
 /// Both servers, and a virtual host of its own for the test.
-struct Place {
+pub(crate) struct Place {
+    pub(crate) host: String,
     broker: String,
     keys: redis::Server,
 }
 
 impl Place {
-    fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         let there = able("rabbitmq", rabbitmq::missing().is_none());
         if !there || !able("redis", redis::missing().is_none()) {
             return None;
@@ -35,12 +36,18 @@ impl Place {
         server.control(&["set_permissions", "-p", &host, "guest", ".*", ".*", ".*"]);
         Some(Self {
             broker: format!("{}/{host}", server.url()),
+            host,
             keys: redis::Server::start(redis::DURABLE),
         })
     }
 
+    /// The URL of its virtual host.
+    pub(crate) fn url(&self) -> &str {
+        &self.broker
+    }
+
     /// A process with the variables of the reference system.
-    fn world(&self) -> World {
+    pub(crate) fn world(&self) -> World {
         let mut world = World::new();
         // The second node is not there: the list is what counts.
         world.set(
@@ -53,7 +60,7 @@ impl Place {
         world
     }
 
-    fn start(&self, roles: &str) -> (World, Running) {
+    pub(crate) fn start(&self, roles: &str) -> (World, Running) {
         let world = self.world();
         let running = world.spawn(&["run", roles]);
         running.wait_ready(&world);
@@ -66,14 +73,14 @@ impl Place {
 }
 
 /// A client as small as the contract.
-struct Bare {
+pub(crate) struct Bare {
     runtime: Runtime,
     channel: Channel,
     _connection: Connection,
 }
 
 impl Bare {
-    fn new(place: &Place) -> Self {
+    pub(crate) fn new(place: &Place) -> Self {
         let runtime = Runtime::new().unwrap();
         let (connection, channel) = runtime.block_on(async {
             let properties = ConnectionProperties::default();
@@ -91,7 +98,7 @@ impl Bare {
     }
 
     /// What the reference processor and notifier declare: classic queues without arguments.
-    fn declare(&self, exchange: &str, kind: ExchangeKind, queue: &str, key: &str) {
+    pub(crate) fn declare(&self, exchange: &str, kind: ExchangeKind, queue: &str, key: &str) {
         self.runtime.block_on(async {
             let durable = ExchangeDeclareOptions {
                 durable: true,
@@ -115,7 +122,16 @@ impl Bare {
         });
     }
 
-    fn publish(&self, exchange: &str, key: &str, body: &[u8]) {
+    /// A queue that its broker forgets when it stops.
+    pub(crate) fn declare_transient(&self, queue: &str) {
+        let options = QueueDeclareOptions::default();
+        let declare = self
+            .channel
+            .queue_declare(queue.into(), options, FieldTable::default());
+        self.runtime.block_on(declare).unwrap();
+    }
+
+    pub(crate) fn publish(&self, exchange: &str, key: &str, body: &[u8]) {
         let properties = BasicProperties::default()
             .with_content_type("application/json".into())
             .with_delivery_mode(2);
@@ -127,7 +143,7 @@ impl Bare {
     }
 
     /// Takes one message and acks it.
-    fn take(&self, queue: &str) -> Option<Value> {
+    pub(crate) fn take(&self, queue: &str) -> Option<Value> {
         self.runtime.block_on(async {
             let got = self
                 .channel
@@ -149,7 +165,7 @@ impl Bare {
     }
 }
 
-fn wait_notified(world: &World, id: &str) -> Value {
+pub(crate) fn wait_notified(world: &World, id: &str) -> Value {
     wait_until(&format!("{id} to be notified"), SOON, || {
         show(world, id)["notified"] == true
     });

@@ -30,9 +30,9 @@ impl Baseline {
         // Parameters of ours mean nothing to the client.
         let url = url.split('?').next().unwrap_or(url);
         let client =
-            Client::open(url).map_err(|failure| error::of_command("the server", failure))?;
+            Client::open(url).map_err(|failure| error::of_connection("the server", failure))?;
         let server = client.get_connection_info().addr().to_string();
-        let failed = |failure: RedisError| error::of_command(&server, failure);
+        let failed = |failure: RedisError| error::of_connection(&server, failure);
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(Duration::from_secs(2)))
             .set_response_timeout(Some(Duration::from_secs(30)));
@@ -50,12 +50,12 @@ impl Baseline {
 
     async fn one(&self, connection: &MultiplexedConnection, cmd: &Cmd) -> Result<Value> {
         let answer = cmd.query_async(&mut connection.clone()).await;
-        answer.map_err(|failure| error::of_command(&self.server, failure))
+        answer.map_err(|failure| error::of_connection(&self.server, failure))
     }
 
     async fn many(&self, commands: &Pipeline) -> Result<Vec<Value>> {
         let answer = commands.query_async(&mut self.shared.clone()).await;
-        answer.map_err(|failure| error::of_command(&self.server, failure))
+        answer.map_err(|failure| error::of_connection(&self.server, failure))
     }
 
     /// What is there, at most `max`.

@@ -91,7 +91,7 @@ impl Link {
     pub(super) async fn query(&self, cmd: &Cmd) -> Result<Value> {
         self.send(cmd)
             .await?
-            .map_err(|error| error::of_command(&self.name(), error))
+            .map_err(|error| error::of_command(&self.name(), cmd, error))
     }
 
     async fn connection(&self) -> Result<(u64, MultiplexedConnection)> {
@@ -162,7 +162,7 @@ impl Link {
             .arg("server")
             .query_async::<Value>(&mut connection)
             .await
-            .map_err(|error| error::of_command(&self.name(), error))?;
+            .map_err(|error| error::of_connection(&self.name(), error))?;
         check_version(&reply::text(info)?)
             .context(|| format!("connect to redis at `{address}`"))?;
         Ok(connection)
@@ -192,7 +192,7 @@ impl Link {
         account: RedisConnectionInfo,
         patience: Duration,
     ) -> Result<MultiplexedConnection> {
-        let unreachable = |error| error::of_command(&address.to_string(), error);
+        let unreachable = |error| error::of_connection(&address.to_string(), error);
         let Address { host, port } = address.clone();
         let addr = if self.config.tls {
             ConnectionAddr::TcpTls {
@@ -253,7 +253,7 @@ impl Link {
             .arg(name)
             .query_async::<Value>(&mut connection)
             .await
-            .map_err(|error| error::of_command(&sentinel.to_string(), error))?;
+            .map_err(|error| error::of_connection(&sentinel.to_string(), error))?;
         if answer == Value::Nil {
             return Ok(None);
         }

@@ -1,46 +1,151 @@
 //! What Redis and its client say, in our words.
+//!
+//! What a server refuses is about the server, its data or its settings, and not about the caller's request: it is
+//! `Unavailable`, with what to do. The text of a script stays here.
 
 use std::time::Duration;
 
-use redis::{ErrorKind as Kind, RedisError};
+use redis::{Arg, Cmd, ErrorKind as Kind, RedisError};
 use towpath_core::Error;
 
 /// When a producer may come back that met a full server.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// The error of a connection.
+pub(super) fn of_connection(server: &str, error: RedisError) -> Error {
+    of_key(server, "", error)
+}
+
 /// The error of a command, split by what the caller can do.
-pub(super) fn of_command(server: &str, error: RedisError) -> Error {
+pub(super) fn of_command(server: &str, cmd: &Cmd, error: RedisError) -> Error {
+    let mut args = cmd.args_iter();
+    let at = match args.next() {
+        // Behind the digest and the number of keys.
+        Some(Arg::Simple(b"EVALSHA")) => 2,
+        _ => 0,
+    };
+    let key = match args.nth(at) {
+        Some(Arg::Simple(key)) => String::from_utf8_lossy(key),
+        _ => "".into(),
+    };
+    of_key(server, &key, error)
+}
+
+fn of_key(server: &str, key: &str, error: RedisError) -> Error {
     let text = error.to_string();
-    let says = |code: &str| error.code() == Some(code) || text.contains(code);
+    if let Some(reason) = refusal(&text) {
+        return Error::unavailable(format!("redis at `{server}`: {reason}"));
+    }
+    let says = |word: &str| error.code() == Some(word) || text.contains(word);
     if says("OOM") {
         return Error::overloaded(
             format!("the memory of redis at `{server}` is full"),
             RETRY_AFTER,
-        )
-        .with_source(error);
-    }
-    if says("WRONGTYPE") {
-        return Error::invalid("the key holds another kind of value").with_source(error);
+        );
     }
     if says("NOGROUP") {
-        let what = error.detail().unwrap_or("it is not there").to_owned();
-        return Error::not_found(what);
-    }
-    if says("NOPERM") {
-        return Error::invalid(format!(
-            "redis at `{server}` does not permit this user what is needed; docs/reference/redis.md lists it"
-        ))
-        .with_source(error);
+        let what = error.detail().unwrap_or("it is not there");
+        return Error::not_found(without_script(what).to_owned());
     }
     let what = match error.kind() {
-        Kind::Io | Kind::Parse => "did not answer",
-        Kind::AuthenticationFailed => "did not accept the user or password",
-        _ if says("NOAUTH") || says("WRONGPASS") => "did not accept the user or password",
-        _ if says("LOADING") => "is loading its data",
-        _ if says("READONLY") => "is a replica now",
-        _ => "refused the command",
+        Kind::Io | Kind::Parse => {
+            return Error::unavailable(format!("redis at `{server}` did not answer"))
+                .with_source(error);
+        }
+        Kind::AuthenticationFailed => "did not accept the user or password".to_owned(),
+        _ if says("NOAUTH") || says("WRONGPASS") => {
+            "did not accept the user or password".to_owned()
+        }
+        _ if says("WRONGTYPE") => {
+            format!("key `{key}` holds another type of value; rename or delete it")
+        }
+        _ if is_denied(&text) => format!(
+            "the user has no permission for a command on key `{key}`: {}; docs/reference/redis.md lists what is needed",
+            without_script(error.detail().unwrap_or(&text))
+        ),
+        _ if says("LOADING") => "is loading its data; it answers when that is done".to_owned(),
+        _ if says("READONLY") => {
+            "is a replica and read-only; point the URL to the primary, or use redis+sentinel"
+                .to_owned()
+        }
+        _ if says("NOREPLICAS") => {
+            "has fewer replicas than `min-replicas-to-write` and refuses writes; start replicas or lower it"
+                .to_owned()
+        }
+        _ if says("MISCONF") => {
+            "cannot save its data and refuses writes; see its log, most often the disk is full"
+                .to_owned()
+        }
+        _ if says("BUSY") => {
+            "is busy with a script of another client; `SCRIPT KILL` ends it".to_owned()
+        }
+        _ if says("MASTERDOWN") => "is a replica that lost its primary".to_owned(),
+        _ if says("CLUSTERDOWN") => "is in a cluster that is down; see `CLUSTER INFO`".to_owned(),
+        _ if is_moving(&error) => "is moving the slot of the key; try again".to_owned(),
+        _ => format!("refused the command: {}", without_script(&text)),
     };
-    Error::unavailable(format!("redis at `{server}` {what}")).with_source(error)
+    Error::unavailable(format!("redis at `{server}` {what}"))
+}
+
+/// What `refuse` in `guard_lib.lua` wrote, as a sentence.
+fn refusal(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once("[[")?;
+    let (inner, _) = rest.rsplit_once("]]")?;
+    let (code, rest) = inner.split_once(' ')?;
+    Some(match code {
+        "WRONGTYPE" => {
+            let (found, rest) = rest.split_once(' ')?;
+            let (wanted, key) = rest.split_once(' ')?;
+            format!("key `{key}` holds a {found}, and a {wanted} is needed; rename or delete it")
+        }
+        "NOPERM" => {
+            // A command with a subcommand is two words; keys may have spaces.
+            let (command, key) = split_command(rest)?;
+            format!(
+                "the user may not run `{command}` on key `{key}`; grant it, docs/reference/redis.md lists what is needed"
+            )
+        }
+        "NOTANUMBER" => {
+            let (field, key) = rest.split_once(' ')?;
+            format!("field `{field}` of key `{key}` is not a number; `HDEL` it")
+        }
+        "EXHAUSTED" => {
+            format!("the ids of stream `{rest}` are used up; copy what is needed and delete it")
+        }
+        _ => return None,
+    })
+}
+
+fn split_command(text: &str) -> Option<(&str, &str)> {
+    let (name, rest) = text.split_once(' ')?;
+    if matches!(name, "XGROUP" | "XINFO") {
+        let (sub, key) = rest.split_once(' ')?;
+        return Some((&text[..name.len() + 1 + sub.len()], key));
+    }
+    Some((name, rest))
+}
+
+/// A right that is missing, as commands and as scripts say it.
+fn is_denied(text: &str) -> bool {
+    text.contains("NOPERM")
+        || text.contains("NoPerm")
+        || text.contains("The user executing the script can't")
+}
+
+/// The server's text without where in which script it happened.
+fn without_script(text: &str) -> &str {
+    let text = text.split(" script: ").next().unwrap_or(text);
+    text.rsplit_once("@user_script:")
+        .and_then(|(_, rest)| rest.split_once(": "))
+        .map_or(text, |(_, said)| said)
+}
+
+/// Whether the server is about to give the key's slot to another one, and did nothing.
+pub(super) fn is_moving(error: &RedisError) -> bool {
+    matches!(error.code(), Some("ASK" | "TRYAGAIN"))
+        || error
+            .to_string()
+            .contains("attempted to access a non local key")
 }
 
 /// Whether the connection must be made anew: it is broken, or leads to a server that is not the right one any more.

@@ -9,9 +9,9 @@ use redis::Value;
 use towpath_core::port::kv::{Committed, Kv, MAX_KEY_BYTES, Op};
 use towpath_core::{Error, Result, ResultExt};
 
-use super::reply;
 use super::script::{self, Call};
 use super::store::{Store, millis};
+use super::{error, reply};
 
 /// How many keys one step of a listing looks at.
 const SCAN: usize = 1_000;
@@ -101,10 +101,26 @@ impl Store {
         let name = self.keys.value(key)?;
         let mut cmd = redis::cmd(command);
         cmd.arg(&name);
-        self.servers
-            .query(name.as_bytes(), &cmd)
-            .await
-            .context(|| format!("read key `{key}`"))
+        let (link, answer) = self.servers.attempt(name.as_bytes(), &cmd).await?;
+        let error = match answer {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        if error.code() == Some("WRONGTYPE") {
+            let mut kind = redis::cmd("TYPE");
+            kind.arg(&name);
+            let kind = self.servers.query(name.as_bytes(), &kind).await?;
+            let said = match reply::text(kind)?.as_str() {
+                "hash" => "holds fields, not a value",
+                "string" => "holds a value, not fields",
+                // Something else is there than this port ever writes.
+                _ => "",
+            };
+            if !said.is_empty() {
+                return Err(Error::invalid(format!("key `{key}` {said}")));
+            }
+        }
+        Err(error::of_command(&link.name(), &cmd, error)).context(|| format!("read key `{key}`"))
     }
 
     /// The keys of the ops, each once.

@@ -24,31 +24,31 @@ macro_rules! scripts {
 }
 
 scripts! {
-    ENQUEUE: "queue" "enqueue_lib" "enqueue";
-    LEASE: "queue" "lease";
-    SETTLE: "queue" "settle_lib" "settle";
-    EXTEND: "queue" "settle_lib" "extend";
-    DISCONNECT: "queue" "disconnect";
-    TEND: "queue" "tend";
-    STATS: "queue" "stats";
-    PEEK: "queue" "peek";
-    PURGE: "queue" "purge";
-    DEAD_LETTERS: "queue" "dead_letters";
-    BRING_BACK: "queue" "bring_back";
-    PUBLISH: "queue" "enqueue_lib" "routes_lib" "publish";
-    KV: "kv_lib" "kv";
-    LIMIT: "big_lib" "limit";
-    APPEND: "stream_lib" "append";
-    GROUP: "stream_lib" "group";
-    READ: "stream_lib" "read";
-    COMMIT: "stream_lib" "commit";
-    CLAIM: "stream_lib" "claim";
-    LEAVE: "stream_lib" "leave";
-    TEND_STREAM: "stream_lib" "tend_stream";
-    TRIM: "stream_lib" "trim";
-    STREAM_STATS: "stream_lib" "stream_stats";
-    RANGE: "stream_lib" "range";
-    EFFECTS: "queue" "enqueue_lib" "settle_lib" "routes_lib" "kv_lib" "stream_lib" "effects";
+    ENQUEUE: "guard_lib" "queue" "enqueue_lib" "enqueue";
+    LEASE: "guard_lib" "queue" "lease";
+    SETTLE: "guard_lib" "queue" "settle_lib" "settle";
+    EXTEND: "guard_lib" "queue" "settle_lib" "extend";
+    DISCONNECT: "guard_lib" "queue" "disconnect";
+    TEND: "guard_lib" "queue" "tend";
+    STATS: "guard_lib" "queue" "stats";
+    PEEK: "guard_lib" "queue" "peek";
+    PURGE: "guard_lib" "queue" "purge";
+    DEAD_LETTERS: "guard_lib" "queue" "dead_letters";
+    BRING_BACK: "guard_lib" "queue" "bring_back";
+    PUBLISH: "guard_lib" "queue" "enqueue_lib" "routes_lib" "publish";
+    KV: "guard_lib" "kv_lib" "kv";
+    LIMIT: "guard_lib" "big_lib" "limit";
+    APPEND: "guard_lib" "stream_lib" "append";
+    GROUP: "guard_lib" "stream_lib" "group";
+    READ: "guard_lib" "stream_lib" "read";
+    COMMIT: "guard_lib" "stream_lib" "commit";
+    CLAIM: "guard_lib" "stream_lib" "claim";
+    LEAVE: "guard_lib" "stream_lib" "leave";
+    TEND_STREAM: "guard_lib" "stream_lib" "tend_stream";
+    TRIM: "guard_lib" "stream_lib" "trim";
+    STREAM_STATS: "guard_lib" "stream_lib" "stream_stats";
+    RANGE: "guard_lib" "stream_lib" "range";
+    EFFECTS: "guard_lib" "queue" "enqueue_lib" "settle_lib" "routes_lib" "kv_lib" "stream_lib" "effects";
 }
 
 impl Script {
@@ -56,7 +56,7 @@ impl Script {
         let defaults = Settings::default();
         // What holds for a queue that was never declared.
         let mut code = format!(
-            "local call = redis.call\nlocal DEFAULT_ATTEMPTS, DEFAULT_DEDUP_MS = {}, {}\n",
+            "local DEFAULT_ATTEMPTS, DEFAULT_DEDUP_MS = {}, {}\n",
             defaults.retry.attempts,
             defaults.dedup_window.as_millis()
         );

@@ -125,18 +125,18 @@ impl Servers {
                 link.query(&load).await?;
                 link.query(&cmd).await
             }
-            (link, Err(error)) => Err(error::of_command(&link.name(), error)),
+            (link, Err(error)) => Err(error::of_command(&link.name(), &cmd, error)),
         }
     }
 
     /// Sends a command once, to the server that has `key`.
     pub(super) async fn query(&self, key: &[u8], cmd: &Cmd) -> Result<Value> {
         let (link, answer) = self.attempt(key, cmd).await?;
-        answer.map_err(|error| error::of_command(&link.name(), error))
+        answer.map_err(|error| error::of_command(&link.name(), cmd, error))
     }
 
     /// A server that refuses because a slot has moved did nothing, so the next one is asked.
-    async fn attempt(
+    pub(super) async fn attempt(
         &self,
         key: &[u8],
         cmd: &Cmd,

@@ -18,6 +18,7 @@ macro_rules! promises {
     };
 }
 
+mod atomic;
 mod faults;
 mod limits;
 mod places;
@@ -26,6 +27,7 @@ mod together;
 
 pub(crate) fn promises() -> Vec<Own> {
     [
+        atomic::promises(),
         raw::promises(),
         faults::promises(),
         places::promises(),

@@ -247,8 +247,8 @@ async fn a_key_of_ours_is_refused_as_a_users() {
         .expect_err("ours");
     assert_eq!(refused.kind(), ErrorKind::Invalid);
     assert!(kv.keys("", None, 10).await.expect("keys").is_empty());
-    let refused = kv.get("messages").await.expect_err("a list is no value");
-    assert_eq!(refused.kind(), ErrorKind::Invalid);
+    let refused = kv.get("messages").await.expect_err("a list is not a value");
+    assert_eq!(refused.kind(), ErrorKind::Unavailable);
 }
 
 async fn speaks_tls_and_checks_the_certificate() {
@@ -319,5 +319,5 @@ async fn a_user_needs_no_administration() {
         .enqueue(&messages(), vec![NewMessage::new("x")])
         .await
         .expect_err("not its keys");
-    assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused:?}");
+    assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused:?}");
 }

@@ -2,6 +2,13 @@
 -- KEYS: the list. ARGV: prefix, `redrive` or `drop`, greatest number (for all; empty in the first step), then ids (for some).
 -- Returns how many, the greatest number to pass on, and whether there may be more.
 local q = open(KEYS[1], ARGV[1])
+touch(q, 'dead', 'ZRANGEBYLEX', 'ZREM')
+touch(q, 'dead_ids', 'HGET', 'HDEL')
+touch(q, 'errors', 'HDEL')
+touch(q, 'records', 'HGET', 'HDEL', 'HSET')
+touch(q, 'payloads', 'HGET', 'HDEL')
+touch(q, 'index', 'ZADD')
+touch(q, 'list', 'LPUSH')
 local redrive, newest = ARGV[2] == 'redrive', ARGV[3]
 if newest == '' then newest = text(math.max(q.ticket, now_us)) end
 local numbers = {}

@@ -1,7 +1,8 @@
 -- KEYS: the stream. ARGV: prefix, group, consumer, session, heartbeat timeout in ms, least time held in ms, most entries.
 local key, side, name, consumer, most = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[7])
 if not group_called(key, name) then return no_group(name) end
-local clock = call('TIME')
+touch_greeted(key, side)
+local clock = redis.call('TIME')
 greet(key, side, name, consumer, ARGV[4], clock[1] * 1000 + math.floor(clock[2] / 1000) + ARGV[5])
 local found, times, listed = {}, {}, {}
 local function add(one)

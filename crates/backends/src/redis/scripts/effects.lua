@@ -58,12 +58,19 @@ for here = from, to, 4 do
   local key, side, name = ARGV[here], ARGV[here + 1], ARGV[here + 2]
   finished[key .. ' ' .. name] = finished[key .. ' ' .. name] or { key = key, side = side, name = name, ids = {} }
   table.insert(finished[key .. ' ' .. name].ids, ARGV[here + 3])
-  if not group_called(key, name) then return no_group(name) end
+  finished[key .. ' ' .. name].group = group_called(key, name)
+  if not finished[key .. ' ' .. name].group then return no_group(name) end
 end
+
+touch_draft(draft)
+for here = entries_from, entries_to, 7 do touch_appended(ARGV[here], ARGV[here + 1], ARGV[here + 6]) end
+for _, one in pairs(finished) do touch_finished_entries(one.key, one.side, one.name) end
+for _, one in ipairs(endings) do touch_finished(one[1]) end
+for name, messages in pairs(arrivals) do touch_arrivals(queue_called(name), messages) end
 
 write(draft)
 for here = entries_from, entries_to, 7 do append_entry(unpack(ARGV, here, here + 6)) end
-for _, one in pairs(finished) do finish_entries(one.key, one.side, group_called(one.key, one.name), one.ids) end
+for _, one in pairs(finished) do finish_entries(one.key, one.side, one.group, one.ids) end
 for _, one in ipairs(endings) do finish(one[1], one[2], one[3], one[4]) end
 for name, messages in pairs(arrivals) do take_in(queue_called(name), messages) end
 for _, q in pairs(opened) do close(q) end

@@ -14,6 +14,20 @@ local function first_of(q, message)
   return message.dedup ~= '' and call('GET', q.side .. 'dedup:' .. message.dedup)
 end
 
+local function touch_arrivals(q, messages)
+  for name, lengths in pairs({ list = 'LLEN', returned = 'ZCARD', parked = 'ZCARD', delayed = 'ZCARD', leased = 'ZCARD' }) do
+    touch(q, name, lengths)
+  end
+  touch(q, 'list', 'LPUSH')
+  touch(q, 'delayed', 'ZADD')
+  touch(q, 'records', 'HSET')
+  touch(q, 'payloads', 'HSET')
+  touch(q, 'index', 'ZADD')
+  for _, message in ipairs(messages) do
+    if message.dedup ~= '' then allow(q.side .. 'dedup:' .. message.dedup, 'string', 'GET', 'SET') end
+  end
+end
+
 -- Stores messages at the end. One answer each: 1 when stored, the first one's id for a
 -- repeat, 0 when the queue is full.
 local function take_in(q, messages)

@@ -1,5 +1,8 @@
 -- KEYS: the list. ARGV: prefix, lease in ms, then number and fence of each receipt. One answer each: 1, or 0 for a stale receipt.
 local q = open(KEYS[1], ARGV[1])
+touch(q, 'records', 'HGET')
+touch(q, 'leased', 'ZSCORE', 'ZADD')
+touch(q, 'returned', 'ZSCORE', 'ZREM')
 local answers = {}
 for at = 3, #ARGV, 2 do
   local number = ARGV[at]

@@ -3,11 +3,15 @@ local key, side, what, name, start = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local group = group_called(key, name)
 if what == 'create' and group then return 0 end
 if what == 'seek' and not group then return no_group(name) end
-if group then call('XGROUP', 'DESTROY', key, name) end
-call('HDEL', side .. 'committed', name)
-call('DEL', side .. 'ahead:' .. name)
+local committed, ahead = side .. 'committed', side .. 'ahead:' .. name
+allow(key, 'stream', 'XGROUP DESTROY', 'XGROUP CREATE', 'XINFO GROUPS')
+allow(committed, 'hash', 'HDEL', 'HSET')
+allow(ahead, 'hash', 'DEL')
+if group then call_sub('XGROUP', 'DESTROY', key, name) end
+call('HDEL', committed, name)
+call('DEL', ahead)
 if what == 'delete' then return 0 end
-call('XGROUP', 'CREATE', key, name, start, 'MKSTREAM')
+call_sub('XGROUP', 'CREATE', key, name, start, 'MKSTREAM')
 local position = group_called(key, name)['last-delivered-id']
-if position ~= '0-0' then call('HSET', side .. 'committed', name, position) end
+if position ~= '0-0' then call('HSET', committed, name, position) end
 return 0

@@ -71,12 +71,13 @@ local AT_ONCE = 1000
 -- What the key holds: `value` or `fields`, or neither when it is absent.
 local function slot_of(draft, key)
   if draft[key] then return draft[key] end
-  local value, slot = redis.pcall('GET', key), { there = false }
-  if type(value) == 'string' then
-    slot = { there = true, value = value }
-  elseif value then
-    if call('TYPE', key).ok ~= 'hash' then return nil end
+  local kind, slot = redis.call('TYPE', key).ok, { there = false }
+  if kind == 'string' then
+    slot = { there = true, value = call('GET', key) }
+  elseif kind == 'hash' then
     slot = { there = true, hash = true, fields = {} }
+  elseif kind ~= 'none' then
+    refuse('WRONGTYPE', kind, 'string', key)
   end
   draft[key] = slot
   draft.order[#draft.order + 1] = key
@@ -90,7 +91,6 @@ local function plan(args, from, to)
   for at = from, to, OP do
     local kind, key, a, b, c, ttl = args[at], args[at + 1], args[at + 2], args[at + 3], args[at + 4], args[at + 5]
     local slot = slot_of(draft, key)
-    if not slot then return nil, { 'invalid', index, 'holds something else than a value or fields' } end
     local function put(value)
       slot.there, slot.hash, slot.value, slot.changed = true, false, value, true
       slot.replaced, slot.ttl = true, ttl ~= '' and ttl or 'none'
@@ -134,29 +134,35 @@ local function plan(args, from, to)
   return draft, values
 end
 
--- Writes a draft.
-local function write(draft)
+-- Every step that writes a draft.
+local function each_write(draft, step)
   for _, key in ipairs(draft.order) do
     local slot = draft[key]
     if slot.changed then
       if not slot.there then
-        call('DEL', key)
+        step('DEL', key)
       elseif slot.hash then
-        if slot.replaced then call('DEL', key) end
+        if slot.replaced then step('DEL', key) end
         for at = 1, #slot.fields, AT_ONCE do
-          call('HSET', key, unpack(slot.fields, at, math.min(at + AT_ONCE - 1, #slot.fields)))
+          step('HSET', key, unpack(slot.fields, at, math.min(at + AT_ONCE - 1, #slot.fields)))
         end
-        if slot.ttl == 'none' then call('PERSIST', key) end
+        if slot.ttl == 'none' then step('PERSIST', key) end
       elseif slot.ttl == 'keep' then
-        call('SET', key, slot.value, 'KEEPTTL')
+        step('SET', key, slot.value, 'KEEPTTL')
       elseif slot.ttl == 'none' then
-        call('SET', key, slot.value)
+        step('SET', key, slot.value)
       else
-        call('SET', key, slot.value, 'PX', slot.ttl)
+        step('SET', key, slot.value, 'PX', slot.ttl)
       end
       if slot.there and slot.hash and slot.ttl and slot.ttl ~= 'none' then
-        call('PEXPIRE', key, slot.ttl)
+        step('PEXPIRE', key, slot.ttl)
       end
     end
   end
 end
+
+local function touch_draft(draft)
+  each_write(draft, function(command, key) allow(key, false, command) end)
+end
+
+local function write(draft) each_write(draft, call) end

@@ -4,11 +4,25 @@ local q = open(KEYS[1], ARGV[1])
 local consumer, session, most = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local deadline = now + tonumber(ARGV[5])
 
+touch(q, 'consumers', 'HGET', 'HSET')
+touch_due(q)
+touch_taken_back(q)
+touch_forgotten(q)
+touch_buried(q)
+touch(q, 'list', 'RPOP')
+touch(q, 'returned', 'ZRANGE', 'ZREM')
+touch(q, 'index', 'ZRANGEBYLEX', 'ZREM')
+touch(q, 'payloads', 'HGET', 'HSET')
+touch(q, 'keys', 'HSET')
+touch(q, 'parked', 'ZADD')
+touch(q, 'leased', 'ZADD')
+touch(q, 'delayed', 'ZRANGE')
+
 -- A name that comes back in another process: what the first one held is given back at once.
 local known = call('HGET', q.consumers, consumer)
 if not known or string.sub(known, 14) ~= session then
   if known then take_back(q, function(who) return who == consumer end) end
-  call('HSETNX', q.queue, 'made', 1)
+  call('HSET', q.queue, 'made', 1)
   call('HSET', q.consumers, consumer, text(now + tonumber(ARGV[6])) .. session)
 end
 tick(q)
@@ -20,8 +34,8 @@ end
 local taken, records, payloads, leased, bytes = {}, {}, {}, {}, 0
 -- Leases a message, or sends it where it belongs; `payload` when it comes from the list.
 local function hand_out(number, record, payload)
-  local key = record[KEY]
-  if record[EXPIRES] ~= 0 and record[EXPIRES] <= now then
+  local key, content = record[KEY], payload or call('HGET', q.payloads, number)
+  if not content or (record[EXPIRES] ~= 0 and record[EXPIRES] <= now) then
     forget(q, number, record)
     count(q, 'dropped', 1)
   elseif record[ATTEMPTS] >= q.attempts then
@@ -43,10 +57,9 @@ local function hand_out(number, record, payload)
     records[#records + 1] = cmsgpack.pack(record)
     leased[#leased + 1] = deadline
     leased[#leased + 1] = number
-    payload = payload or call('HGET', q.payloads, number)
-    bytes = bytes + #payload
+    bytes = bytes + #content
     taken[#taken + 1] = {
-      number, text(record[FENCE]), record[ATTEMPTS], record[ID], record[AT], record[BLOB], payload, interrupted,
+      number, text(record[FENCE]), record[ATTEMPTS], record[ID], record[AT], record[BLOB], content, interrupted,
     }
   end
 end
@@ -57,8 +70,14 @@ while #taken < most and bytes < ENOUGH_BYTES do
   if #back > 0 then
     call('ZREM', q.returned, unpack(back))
     for _, number in ipairs(back) do
-      local record = record_of(q, number)
-      if record then hand_out(number, record) end
+      local record, payload = record_of(q, number), nil
+      if not record then
+        -- What is left of a message whose record cannot be read is its payload.
+        payload = call('HGET', q.payloads, number) or nil
+        call('HDEL', q.payloads, number)
+        if payload then number, record = adopt(q) end
+      end
+      if record then hand_out(number, record, payload) end
     end
   else
     local popped = call('RPOP', q.list, piece)

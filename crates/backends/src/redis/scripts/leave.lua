@@ -1,7 +1,10 @@
 -- KEYS: the stream. ARGV: prefix, consumer, session or nothing for any. Returns how many entries can be claimed now.
+allow(ARGV[1] .. 'readers', 'hash', 'HGET', 'HDEL')
+touch_let_go(KEYS[1])
+local groups = groups_of(KEYS[1])
 local known = call('HGET', ARGV[1] .. 'readers', ARGV[2])
 if ARGV[3] ~= '' and known and string.sub(known, 14) ~= ARGV[3] then return 0 end
 call('HDEL', ARGV[1] .. 'readers', ARGV[2])
 local count = 0
-for _, group in ipairs(groups_of(KEYS[1])) do count = count + let_go(KEYS[1], group.name, ARGV[2]) end
+for _, group in ipairs(groups) do count = count + let_go(KEYS[1], group.name, ARGV[2]) end
 return count

@@ -5,7 +5,7 @@
 
 local SLOTS = 60
 local forced = ARGV[2] ~= ''
-local clock = call('TIME')
+local clock = redis.call('TIME')
 local now_ms = forced and tonumber(ARGV[2]) or clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local function small(number) return big(string.format('%.0f', number)) end
@@ -81,6 +81,7 @@ local function decide(take, state)
 end
 
 local function load(key)
+  allow(key, 'hash', 'HMGET')
   local known = call('HMGET', key, 'algorithm', 'span_ms', 'at_ms', 'missing', 'slots')
   if not known[1] or not known[3] then return nil end
   local state = { algorithm = known[1], span = tonumber(known[2]), at = tonumber(known[3]), slots = {} }
@@ -113,6 +114,9 @@ for at, key in ipairs(KEYS) do
   draft[key] = { state = after, reset = decision.reset }
   decisions[at] = decision
   refused = refused or not decision.allowed
+end
+for _, take in ipairs(takes) do
+  if ARGV[1] == 'take' and not refused then allow(take.key, 'hash', 'HSET', 'PEXPIRE') end
 end
 for at, take in ipairs(takes) do
   if refused then

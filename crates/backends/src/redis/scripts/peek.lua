@@ -1,6 +1,15 @@
 -- KEYS: the list. ARGV: prefix, most messages.
 -- Returns the oldest first: place, attempts, id, time, blob, payload. Changes nothing but what is due.
 local q = open(KEYS[1], ARGV[1])
+touch_due(q)
+touch(q, 'records', 'HGET')
+touch(q, 'leased', 'ZRANGE')
+touch(q, 'delayed', 'ZRANGE')
+touch(q, 'returned', 'ZRANGE')
+touch(q, 'parked', 'ZRANGE')
+touch(q, 'index', 'ZRANGEBYLEX')
+touch(q, 'list', 'LRANGE')
+touch(q, 'payloads', 'HGET')
 tick(q)
 local most, found = tonumber(ARGV[2]), {}
 local function add(number, place, payload, record)
@@ -47,7 +56,7 @@ end)
 local answer, told = {}, 0
 for at = 1, math.min(#found, most) do
   local one = found[at][2]
-  one[6] = type(one[6]) == 'table' and one[6][1] or call('HGET', q.payloads, one[6])
+  one[6] = type(one[6]) == 'table' and one[6][1] or call('HGET', q.payloads, one[6]) or ''
   told = told + #one[6]
   answer[at] = one
   if told >= ENOUGH_BYTES then break end

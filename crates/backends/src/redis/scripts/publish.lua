@@ -21,6 +21,7 @@ for at = 4, #ARGV, ARRIVAL + 1 do
     answers[#answers + 1] = #names
   end
 end
+for name, messages in pairs(arrivals) do touch_arrivals(queue_called(name), messages) end
 for name, messages in pairs(arrivals) do take_in(queue_called(name), messages) end
 for _, q in pairs(opened) do close(q) end
 return answers

@@ -1,6 +1,13 @@
 -- KEYS: the list. ARGV: prefix, most items of the list, greatest number (of those beside it; empty in the first step).
 -- Drops one step's worth. Returns dropped, items that were in the list, the greatest number to pass on.
 local q = open(KEYS[1], ARGV[1])
+touch_due(q)
+touch_forgotten(q)
+touch(q, 'list', 'LLEN', 'RPOP')
+touch(q, 'delayed', 'ZRANGE')
+touch(q, 'returned', 'ZRANGE', 'ZREM')
+touch(q, 'parked', 'ZRANGE')
+touch(q, 'index', 'ZRANGEBYLEX', 'ZREM')
 tick(q)
 local length = call('LLEN', q.list)
 local newest = ARGV[3] ~= '' and ARGV[3] or text(math.max(q.ticket, now_us))

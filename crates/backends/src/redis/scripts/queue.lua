@@ -10,7 +10,7 @@
 -- it grows with every arrival also when the server lost its last second.
 
 local sha1 = redis.sha1hex
-local clock = call('TIME')
+local clock = redis.call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 local now = math.floor(now_us / 1000)
 
@@ -37,15 +37,26 @@ local beside = {
   end,
 }
 
+local NUMBERS = { 'ticket', 'attempts', 'dedup_ms', 'enqueued', 'acked', 'retried', 'dropped', 'duplicates' }
+
 local function open(list, side)
   local queue = side .. 'queue'
-  local known = call('HMGET', queue, 'ticket', 'attempts', 'dedup_ms', 'max_depth', 'paused')
+  allow(queue, 'hash', 'HMGET', 'HSET', 'HINCRBY')
+  local known = call('HMGET', queue, 'paused', 'max_depth', unpack(NUMBERS))
+  for at, name in ipairs(NUMBERS) do check_count(queue, name, known[at + 2]) end
   return setmetatable({
     list = list, side = side, queue = queue,
-    ticket = tonumber(known[1] or 0), attempts = tonumber(known[2] or DEFAULT_ATTEMPTS),
-    dedup_ms = tonumber(known[3] or DEFAULT_DEDUP_MS), max_depth = tonumber(known[4] or nil) or false,
-    paused = known[5] == '1', counts = {}, ticket_moved = false, planned = false,
+    ticket = tonumber(known[3] or 0), attempts = tonumber(known[4] or DEFAULT_ATTEMPTS),
+    dedup_ms = tonumber(known[5] or DEFAULT_DEDUP_MS), max_depth = tonumber(known[2] or nil) or false,
+    paused = known[1] == '1', counts = {}, ticket_moved = false, planned = false,
   }, beside)
+end
+
+local HASHES = { records = true, payloads = true, errors = true, keys = true, dead_ids = true, consumers = true }
+
+-- Names commands on one of the queue's keys, before anything changes.
+local function touch(q, name, ...)
+  allow(q[name], HASHES[name] and 'hash' or name == 'list' and 'list' or 'zset', ...)
 end
 
 -- A number that was never given before, for arrivals and fences.
@@ -71,15 +82,32 @@ local function call_all(command, key, args)
   end
 end
 
+-- Nothing for a record that cannot be read: an error here would end the script between two changes.
 local function record_of(q, number)
   local packed = call('HGET', q.records, number)
-  return packed and cmsgpack.unpack(packed)
+  if not packed then return nil end
+  local ok, record = pcall(cmsgpack.unpack, packed)
+  if not ok or type(record) ~= 'table' then return nil end
+  for at = AT, EXPIRES do
+    if type(record[at]) ~= 'number' then return nil end
+  end
+  for _, at in ipairs({ ID, KEY, BLOB, CONSUMER }) do
+    if type(record[at]) ~= 'string' then return nil end
+  end
+  if record[SETTLED] and type(record[SETTLED]) ~= 'number' then return nil end
+  return record
 end
 
 local function keep(q, number, record) call('HSET', q.records, number, cmsgpack.pack(record)) end
 
 -- Back among those that are leased before anything in the list.
 local function give_back(q, number) call('ZADD', q.returned, 0, number) end
+
+local function touch_key(q)
+  touch(q, 'keys', 'HGET', 'HDEL')
+  touch(q, 'parked', 'ZRANGEBYLEX', 'ZREM')
+  touch(q, 'returned', 'ZADD')
+end
 
 -- Lets the next message of the key go, when this one holds it.
 local function free_key(q, number, record)
@@ -93,6 +121,13 @@ local function free_key(q, number, record)
   end
 end
 
+local function touch_forgotten(q)
+  touch(q, 'records', 'HGET', 'HDEL')
+  touch(q, 'payloads', 'HDEL')
+  touch(q, 'errors', 'HDEL')
+  touch_key(q)
+end
+
 -- Forgets a message that is in no list or set any more.
 local function forget(q, number, record)
   call('HDEL', q.records, number)
@@ -103,7 +138,17 @@ end
 
 local function errors_of(q, number)
   local packed = call('HGET', q.errors, number)
-  return packed and cmsgpack.unpack(packed) or { history = {} }
+  local ok, errors = false, nil
+  if packed then ok, errors = pcall(cmsgpack.unpack, packed) end
+  return ok and type(errors) == 'table' and type(errors.history) == 'table' and errors or { history = {} }
+end
+
+local function touch_buried(q)
+  touch(q, 'errors', 'HGET', 'HSET')
+  touch(q, 'dead', 'ZADD')
+  touch(q, 'dead_ids', 'HSET')
+  touch(q, 'records', 'HGET', 'HSET')
+  touch_key(q)
 end
 
 local function bury(q, number, record, reason)
@@ -115,6 +160,12 @@ local function bury(q, number, record, reason)
   record[FENCE], record[CONSUMER] = 0, ''
   keep(q, number, record)
   free_key(q, number, record)
+end
+
+local function touch_due(q)
+  touch(q, 'delayed', 'ZRANGEBYSCORE', 'ZREM')
+  touch(q, 'leased', 'ZRANGEBYSCORE', 'ZREM')
+  touch(q, 'returned', 'ZADD')
 end
 
 -- What is due becomes ready; what was leased for too long too, its attempt counted, and
@@ -155,6 +206,12 @@ local function depth(q)
     + call('ZCARD', q.delayed) + call('ZCARD', q.leased)
 end
 
+local function touch_taken_back(q)
+  touch(q, 'leased', 'ZRANGE', 'ZREM')
+  touch(q, 'records', 'HGET', 'HSET')
+  touch(q, 'returned', 'ZADD')
+end
+
 -- Voids the leases of consumers for which `gone` says so. Returns how many.
 local function take_back(q, gone)
   local found = 0
@@ -170,6 +227,16 @@ local function take_back(q, gone)
     end
   end
   return found
+end
+
+local function touch_refilled(q)
+  touch(q, 'returned', 'ZREVRANGE', 'ZREM')
+  touch(q, 'parked', 'ZRANGE', 'ZREM')
+  touch(q, 'records', 'HGET', 'HSET')
+  touch(q, 'payloads', 'HGET', 'HDEL')
+  touch(q, 'keys', 'HGET', 'HDEL')
+  touch(q, 'index', 'ZADD')
+  touch(q, 'list', 'RPUSH')
 end
 
 -- Puts what waits beside the list back into it, oldest to be popped first, because nobody

@@ -3,12 +3,16 @@
 local key, side, name, consumer = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local group = group_called(key, name)
 if not group then return no_group(name) end
-local clock = call('TIME')
+touch_greeted(key, side)
+allow(key, 'stream', 'XREADGROUP', 'XACK', 'XINFO STREAM')
+allow(side .. 'ahead:' .. name, 'hash', 'HDEL')
+local clock = redis.call('TIME')
 greet(key, side, name, consumer, ARGV[4], clock[1] * 1000 + math.floor(clock[2] / 1000) + ARGV[5])
 local ahead, kept = side .. 'ahead:' .. name, {}
-local newest = fields_of(call('XINFO', 'STREAM', key))['last-generated-id']
+local newest = fields_of(call_sub('XINFO', 'STREAM', key))['last-generated-id']
+changed = true
 while #kept == 0 do
-  local read = call('XREADGROUP', 'GROUP', name, consumer, 'COUNT', ARGV[6], 'STREAMS', key, '>')
+  local read = redis.call('XREADGROUP', 'GROUP', name, consumer, 'COUNT', ARGV[6], 'STREAMS', key, '>')
   if not read then break end
   for _, entry in ipairs(read[1][2]) do
     if call('HDEL', ahead, entry[1]) == 1 then

@@ -29,6 +29,7 @@ end
 -- The names of the queues that the routing key leads to, each once, in order.
 local function destinations(bindings, routing_key)
   local key, seen, names = words(routing_key), {}, {}
+  allow(bindings, 'set', 'SMEMBERS')
   for _, binding in ipairs(call('SMEMBERS', bindings)) do
     local zero = string.find(binding, '\0', 1, true)
     local name = string.sub(binding, 1, zero - 1)

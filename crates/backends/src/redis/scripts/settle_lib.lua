@@ -29,6 +29,14 @@ local function hold_back(q, number, after)
   end
 end
 
+local function touch_finished(q)
+  touch(q, 'leased', 'ZSCORE', 'ZREM')
+  touch(q, 'returned', 'ZSCORE', 'ZREM', 'ZADD')
+  touch(q, 'delayed', 'ZADD')
+  touch_forgotten(q)
+  touch_buried(q)
+end
+
 local function finish(q, one, record, place)
   local number = one.number
   call('ZREM', place, number)

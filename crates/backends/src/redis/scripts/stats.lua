@@ -1,7 +1,18 @@
 -- KEYS: the list. ARGV: prefix. Returns nothing for a queue that is not there, or
 -- ready, delayed, leased, dead, enqueued, acked, retried, dropped, duplicates, age of the oldest in ms (-1: none), consumers, paused.
 local q = open(KEYS[1], ARGV[1])
-if call('EXISTS', q.list, q.queue, q.consumers) == 0 then return false end
+if redis.call('EXISTS', q.list, q.queue, q.consumers) == 0 then return false end
+touch_due(q)
+touch(q, 'list', 'LLEN', 'LINDEX')
+touch(q, 'index', 'ZCARD', 'ZRANGEBYLEX')
+touch(q, 'records', 'HGET')
+touch(q, 'returned', 'ZRANGE', 'ZCARD')
+touch(q, 'leased', 'ZRANGE', 'ZCARD')
+touch(q, 'delayed', 'ZRANGE', 'ZCARD')
+touch(q, 'parked', 'ZRANGE', 'ZCARD')
+touch(q, 'dead', 'ZCARD')
+touch(q, 'consumers', 'HLEN')
+allow(q.queue, 'hash', 'HMGET')
 tick(q)
 local length, indexed = call('LLEN', q.list), call('ZCARD', q.index)
 local counts = call('HMGET', q.queue, 'enqueued', 'acked', 'retried', 'dropped', 'duplicates')

@@ -30,8 +30,9 @@ end
 
 local function groups_of(key)
   local groups = {}
-  if call('EXISTS', key) == 0 then return groups end
-  for at, flat in ipairs(call('XINFO', 'GROUPS', key)) do groups[at] = fields_of(flat) end
+  allow(key, 'stream', 'XINFO GROUPS')
+  if redis.call('EXISTS', key) == 0 then return groups end
+  for at, flat in ipairs(call_sub('XINFO', 'GROUPS', key)) do groups[at] = fields_of(flat) end
   return groups
 end
 
@@ -60,6 +61,21 @@ local function oldest_pending(key, group)
   return oldest and oldest[1]
 end
 
+-- The last ids there are: with so few left a stream counts as used up, before its last entry is half of a step.
+local LAST_MS, LAST_SEQ = '18446744073709551615', '18446744073709500000'
+
+local function touch_appended(key, side, dedup)
+  if not allowed[key] or not allowed[key].XADD then
+    allow(key, 'stream', 'XADD', 'XINFO STREAM')
+    if redis.call('EXISTS', key) == 1 then
+      local last = fields_of(call_sub('XINFO', 'STREAM', key))['last-generated-id']
+      local ms, seq = string.match(last, '^(%d+)-(%d+)$')
+      if ms == LAST_MS and #seq == #LAST_SEQ and seq > LAST_SEQ then refuse('EXHAUSTED', key) end
+    end
+  end
+  if dedup ~= '' then allow(side .. 'dedup:' .. dedup, 'string', 'GET', 'SET') end
+end
+
 -- Adds an entry, or finds the one that came first with its dedup id. Returns its id.
 local function append_entry(key, side, field, window_ms, payload, blob, dedup)
   local remembered = dedup ~= '' and side .. 'dedup:' .. dedup
@@ -68,6 +84,12 @@ local function append_entry(key, side, field, window_ms, payload, blob, dedup)
   local id = call('XADD', key, '*', field, payload, 'towpath', blob)
   if remembered then call('SET', remembered, id, 'PX', window_ms) end
   return id
+end
+
+local function touch_finished_entries(key, side, name)
+  allow(key, 'stream', 'XACK', 'XRANGE', 'XREVRANGE', 'XPENDING', 'XGROUP SETID')
+  allow(side .. 'ahead:' .. name, 'hash', 'HSET', 'HLEN', 'HDEL')
+  allow(side .. 'committed', 'hash', 'HGET', 'HSET')
 end
 
 -- Finishes entries, and moves the group's position over the longest finished prefix.
@@ -84,7 +106,7 @@ local function finish_entries(key, side, group, ids)
     local following = call('XRANGE', key, '(' .. delivered, '+', 'COUNT', 1)[1]
     if not following or call('HDEL', ahead, following[1]) == 0 then break end
     delivered = following[1]
-    call('XGROUP', 'SETID', key, group.name, delivered)
+    call_sub('XGROUP', 'SETID', key, group.name, delivered)
   end
   local prefix, held = delivered ~= '0-0' and delivered, oldest_pending(key, group.name)
   if held then
@@ -92,7 +114,12 @@ local function finish_entries(key, side, group, ids)
     prefix = last and last[1]
   end
   local known = call('HGET', side .. 'committed', group.name)
+  if known and not parts(known) then known = nil end
   if prefix and (not known or before(known, prefix)) then call('HSET', side .. 'committed', group.name, prefix) end
+end
+
+local function touch_let_go(key)
+  allow(key, 'stream', 'XPENDING', 'XCLAIM', 'XACK', 'XGROUP DELCONSUMER')
 end
 
 -- Puts what a consumer holds in one group where anybody can claim it at once. Returns how many.
@@ -113,8 +140,13 @@ local function let_go(key, group, consumer)
     count = count + #ids
     if #held < PAGE then break end
   end
-  call('XGROUP', 'DELCONSUMER', key, group, consumer)
+  call_sub('XGROUP', 'DELCONSUMER', key, group, consumer)
   return count
+end
+
+local function touch_greeted(key, side)
+  allow(side .. 'readers', 'hash', 'HGET', 'HSET')
+  touch_let_go(key)
 end
 
 -- Tells that the consumer lives. One that comes back in another process lets go of what it held.

@@ -1,10 +1,10 @@
 -- KEYS: the stream. ARGV: prefix. Returns entries, ever appended, first and last id, and for each group its name,
 -- lag, entries in hand, age of the oldest unfinished entry in ms (-1: none) and its position.
 local key, side = KEYS[1], ARGV[1]
-if call('EXISTS', key) == 0 then return redis.error_reply('NOGROUP there is no stream ' .. key) end
-local clock = call('TIME')
+if redis.call('EXISTS', key) == 0 then return redis.error_reply('NOGROUP there is no stream ' .. key) end
+local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local info, length = fields_of(call('XINFO', 'STREAM', key)), call('XLEN', key)
+local info, length = fields_of(call_sub('XINFO', 'STREAM', key)), call('XLEN', key)
 local first, last = first_id(key), last_id(key)
 
 -- How many kept entries lie behind an id.

@@ -4,8 +4,18 @@
 local q = open(KEYS[1], ARGV[1])
 local timeout, session = tonumber(ARGV[2]), ARGV[3]
 
+allow(q.queue, 'hash', 'HGET')
+touch(q, 'consumers', 'HGET', 'HSET', 'HGETALL', 'HDEL')
+touch_due(q)
+touch_taken_back(q)
+touch_refilled(q)
+touch_forgotten(q)
+touch(q, 'list', 'LLEN', 'LRANGE')
+touch(q, 'index', 'ZCARD', 'ZRANGE', 'ZREVRANGE', 'ZREM')
+touch(q, 'returned', 'ZCARD')
+
 -- When nobody came by for so long that nobody could have been heard, everybody gets one more timeout.
-local last = tonumber(call('HGET', q.queue, 'tended') or now)
+local last = tonumber(call('HGET', q.queue, 'tended') or now) or now
 call('HSET', q.queue, 'tended', text(now))
 local deaf = now - last >= timeout / 2
 
@@ -18,7 +28,7 @@ end
 local alive, gone, any = 0, {}, false
 local all = call('HGETALL', q.consumers)
 for at = 1, #all, 2 do
-  local until_ms, who = tonumber(string.sub(all[at + 1], 1, 13)), string.sub(all[at + 1], 14)
+  local until_ms, who = tonumber(string.sub(all[at + 1], 1, 13)) or 0, string.sub(all[at + 1], 14)
   if until_ms <= now and deaf then
     call('HSET', q.consumers, all[at], text(now + timeout) .. who)
     alive = alive + 1

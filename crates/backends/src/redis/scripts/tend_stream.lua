@@ -1,11 +1,15 @@
 -- Heartbeats, and what the dead held. KEYS: the stream. ARGV: prefix, heartbeat timeout in ms, session, consumers of this process.
 local key, readers, timeout, session = KEYS[1], ARGV[1] .. 'readers', tonumber(ARGV[2]), ARGV[3]
-local clock = call('TIME')
+local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local function alive(session_) return string.format('%.0f', now + timeout) .. session_ end
 -- When nobody came by for so long that nobody could have been heard, everybody gets one more timeout.
 local tended = ARGV[1] .. 'tended'
-local deaf = now - tonumber(call('GET', tended) or now) >= timeout / 2
+allow(readers, 'hash', 'HGET', 'HSET', 'HGETALL', 'HDEL')
+allow(tended, 'string', 'GET', 'SET')
+touch_let_go(key)
+local groups = groups_of(key)
+local deaf = now - (tonumber(call('GET', tended) or now) or now) >= timeout / 2
 call('SET', tended, string.format('%.0f', now))
 for at = 4, #ARGV do
   local known = call('HGET', readers, ARGV[at])
@@ -13,12 +17,12 @@ for at = 4, #ARGV do
 end
 local all = call('HGETALL', readers)
 for at = 1, #all, 2 do
-  if tonumber(string.sub(all[at + 1], 1, 13)) <= now then
+  if (tonumber(string.sub(all[at + 1], 1, 13)) or 0) <= now then
     if deaf then
       call('HSET', readers, all[at], alive(string.sub(all[at + 1], 14)))
     else
       call('HDEL', readers, all[at])
-      for _, group in ipairs(groups_of(key)) do let_go(key, group.name, all[at]) end
+      for _, group in ipairs(groups) do let_go(key, group.name, all[at]) end
     end
   end
 end

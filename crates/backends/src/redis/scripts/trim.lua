@@ -1,7 +1,8 @@
 -- KEYS: the stream. ARGV: nothing for all that is finished, or how many of the newest to keep. Returns how many went.
 local key = KEYS[1]
-if call('EXISTS', key) == 0 then return redis.error_reply('NOGROUP there is no stream ' .. key) end
+if redis.call('EXISTS', key) == 0 then return redis.error_reply('NOGROUP there is no stream ' .. key) end
 local groups = groups_of(key)
+allow(key, 'stream', 'XTRIM', 'XRANGE', 'XPENDING', 'XACK', 'XGROUP SETID')
 if ARGV[1] ~= '' then
   local count = call('XTRIM', key, 'MAXLEN', ARGV[1])
   -- What is not kept any more holds nothing back.
@@ -14,7 +15,7 @@ if ARGV[1] ~= '' then
     end
     -- Makes the server count anew what the group has read.
     local delivered = group['last-delivered-id']
-    if first and before(delivered, first) then call('XGROUP', 'SETID', key, group.name, delivered) end
+    if first and before(delivered, first) then call_sub('XGROUP', 'SETID', key, group.name, delivered) end
   end
   return count
 end

@@ -24,6 +24,7 @@ const SUBJECTS: &[Subject] = &[
                 towpath_backends::open(&url, Arc::new(SystemClock::new())).await
             })
         },
+        lose: None,
     },
     Subject {
         name: "redis",
@@ -34,6 +35,7 @@ const SUBJECTS: &[Subject] = &[
                 towpath_backends::open(&redis_url(&folder), Arc::new(SystemClock::new())).await
             })
         },
+        lose: Some(|folder| Box::pin(async move { redis::lose(&redis_url(&folder)) })),
     },
     Subject {
         name: "rabbitmq",
@@ -44,6 +46,7 @@ const SUBJECTS: &[Subject] = &[
                 towpath_backends::open(&rabbitmq_url(&folder), Arc::new(SystemClock::new())).await
             })
         },
+        lose: None,
     },
     Subject {
         name: "kafka",
@@ -54,6 +57,7 @@ const SUBJECTS: &[Subject] = &[
                 towpath_backends::open(&kafka_url(&folder), Arc::new(SystemClock::new())).await
             })
         },
+        lose: None,
     },
 ];
 

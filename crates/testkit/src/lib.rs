@@ -14,6 +14,7 @@ pub mod fault;
 mod kill;
 mod kv;
 pub mod ledger;
+mod lost;
 pub mod mutants;
 mod positions;
 pub mod power_cut;
@@ -34,7 +35,7 @@ use libtest_mimic::{Completion, Failed, Trial};
 use towpath_core::backend::Capability;
 
 pub use kill::child_main;
-pub use world::{Subject, World};
+pub use world::{Losing, Subject, World};
 
 /// A case's body.
 pub type Body = fn(World) -> Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -153,6 +154,14 @@ fn trials_of(subject: &'static Subject) -> Vec<(String, Run)> {
             };
             add(format!("{area}::{}", case.name), run);
         }
+    }
+    for case in lost::cases() {
+        let run = match (case.lacks(subject), subject.lose) {
+            (Some(lacks), _) => Run::Unable(format!("no {}: see `absent`", lacks.as_str())),
+            (None, None) => Run::Unable("nothing of it is with a server".to_owned()),
+            (None, Some(_)) => Run::Able(Box::new(move || run(case, World::of(subject)))),
+        };
+        add(format!("lost::{}", case.name), run);
     }
     for lacks in absent::absences(subject) {
         let name = format!("absent::refuses_{}", lacks.as_str().replace(' ', "_"));

@@ -14,6 +14,9 @@ use towpath_core::{ConsumerId, Delivery, ErrorKind, MessageId, NewMessage, Queue
 /// A future that opens a backend.
 pub(crate) type Opening = Pin<Box<dyn Future<Output = towpath_core::Result<Backend>> + Send>>;
 
+/// A future that destroys what was declared.
+pub type Losing = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// One row: a backend under test.
 pub struct Subject {
     /// How its cases are called.
@@ -27,6 +30,9 @@ pub struct Subject {
     /// A backend in a server uses the path as its namespace. It is opened again
     /// at the same place, after it was closed and by another process after a kill.
     pub open: fn(PathBuf) -> Opening,
+    /// Destroys on the server, behind the backend's back and while its connection holds, everything that was declared
+    /// at this place: queues with their messages, exchanges, bindings, topics. `None` where nothing is with a server.
+    pub lose: Option<fn(PathBuf) -> Losing>,
 }
 
 /// What a case works on.
@@ -83,6 +89,15 @@ impl World {
     /// The stream port.
     pub(crate) async fn stream(&mut self) -> Arc<dyn Stream> {
         self.backend().await.stream.expect("the row offers streams")
+    }
+
+    /// Destroys on the server what was declared, while the backend is open.
+    pub(crate) async fn lose(&self) {
+        let lose = self
+            .subject
+            .lose
+            .expect("cases that lose are for rows that can");
+        lose(self.folder.path().to_owned()).await;
     }
 
     /// Closes and opens it again: what was acknowledged must be there.

@@ -37,6 +37,14 @@ pub(crate) fn promises() -> Vec<Own> {
     .concat()
 }
 
+/// Deletes every key of the prefix at this URL on the shared server.
+pub(crate) fn lose(url: &str) {
+    const DELETE: &str = "for _, key in ipairs(redis.call('KEYS', '*' .. ARGV[1] .. '*')) do redis.call('DEL', key) end";
+    let prefix = url.split("prefix=").nth(1).expect("a prefix");
+    let reply = bare(&["EVAL", DELETE, "0", prefix]);
+    assert_eq!(reply, "$-1\r\n");
+}
+
 /// A prefix that no other test has.
 fn prefix() -> String {
     format!("{}:", towpath_core::MessageId::new())

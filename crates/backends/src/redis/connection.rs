@@ -75,6 +75,14 @@ impl Link {
         }
     }
 
+    /// The host that it leads to.
+    pub(super) fn host(&self) -> String {
+        match &self.aim {
+            Aim::Address(address) => address.host.clone(),
+            Aim::Master { name, .. } => name.clone(),
+        }
+    }
+
     /// Sends a command once. The outer error: there is no connection, nothing was sent.
     pub(super) async fn send(&self, cmd: &Cmd) -> Result<std::result::Result<Value, RedisError>> {
         let (number, mut connection) = self.connection().await?;
@@ -132,6 +140,10 @@ impl Link {
                 Err(error)
             }
         }
+    }
+
+    pub(super) async fn is_connected(&self) -> bool {
+        self.state.lock().await.connection.is_some()
     }
 
     async fn drop_connection(&self, number: u64) {

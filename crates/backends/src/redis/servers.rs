@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use redis::{Cmd, Value};
+use redis::{Cmd, RedisError, Value};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 use towpath_core::{Error, Result};
 
 use super::config::{Address, Config, Place};
@@ -13,8 +15,11 @@ use super::connection::{Aim, Link};
 use super::script::Call;
 use super::{error, reply};
 
-/// How often a command follows the cluster when a slot has moved.
-const MOVES: usize = 4;
+/// How often a script is loaded for one call.
+const LOADS: usize = 4;
+
+/// Pause before a command is tried again whose slot is being moved.
+const MOVING: Duration = Duration::from_millis(20);
 
 /// Every server there is.
 pub(super) struct Servers {
@@ -36,6 +41,27 @@ struct SlotMap {
     links: HashMap<Address, Arc<Link>>,
     /// First slot, last slot, and the node that has them.
     ranges: Vec<(u16, u16, Address)>,
+}
+
+impl SlotMap {
+    /// Notes where a slot went: other nodes may not know yet.
+    fn moved(&mut self, asked: &Link, error: &RedisError) {
+        let mut words = error.detail().unwrap_or_default().split(' ');
+        let slot = words.next().and_then(|slot| slot.parse::<u16>().ok());
+        let place = words.next().and_then(|place| place.rsplit_once(':'));
+        let port = place.and_then(|(_, port)| port.parse::<u16>().ok());
+        let (Some(slot), Some((host, _)), Some(port)) = (slot, place, port) else {
+            self.ranges.clear();
+            return;
+        };
+        let host = match host {
+            "" => asked.host(),
+            host => host.to_owned(),
+        };
+        self.ranges
+            .retain(|(first, last, _)| (*first, *last) != (slot, slot));
+        self.ranges.insert(0, (slot, slot, Address { host, port }));
+    }
 }
 
 impl Servers {
@@ -117,16 +143,22 @@ impl Servers {
         let Call { script, keys, cmd } = call;
         self.check_together(keys.iter().map(Vec::as_slice))?;
         let key = keys.first().map(Vec::as_slice).unwrap_or_default();
-        match self.attempt(key, &cmd).await? {
-            (_, Ok(value)) => Ok(value),
-            (link, Err(missing)) if missing.code() == Some("NOSCRIPT") => {
-                let mut load = redis::cmd("SCRIPT");
-                load.arg("LOAD").arg(script.code);
-                link.query(&load).await?;
-                link.query(&cmd).await
+        // Each node of a cluster that the slot moves to gets the script once.
+        for _ in 0..LOADS {
+            let (link, answer) = self.attempt(key, &cmd).await?;
+            match answer {
+                Ok(value) => return Ok(value),
+                Err(missing) if missing.code() == Some("NOSCRIPT") => {
+                    let mut load = redis::cmd("SCRIPT");
+                    load.arg("LOAD").arg(script.code);
+                    link.query(&load).await?;
+                }
+                Err(error) => return Err(error::of_command(&link.name(), &cmd, error)),
             }
-            (link, Err(error)) => Err(error::of_command(&link.name(), &cmd, error)),
         }
+        Err(Error::unavailable(
+            "the server forgets scripts as soon as it has them; try again",
+        ))
     }
 
     /// Sends a command once, to the server that has `key`.
@@ -135,34 +167,49 @@ impl Servers {
         answer.map_err(|error| error::of_command(&link.name(), cmd, error))
     }
 
-    /// A server that refuses because a slot has moved did nothing, so the next one is asked.
+    /// A server that refuses because a slot has moved, or is being moved, did nothing: the next one is asked, or the
+    /// same one again a little later.
     pub(super) async fn attempt(
         &self,
         key: &[u8],
         cmd: &Cmd,
-    ) -> Result<(Arc<Link>, std::result::Result<Value, redis::RedisError>)> {
-        self.check_open()?;
-        for _ in 1..MOVES {
+    ) -> Result<(Arc<Link>, std::result::Result<Value, RedisError>)> {
+        let until = Instant::now() + self.config.timeout;
+        let mut has_moved = false;
+        loop {
+            self.check_open()?;
             let link = self.link(key).await?;
             let answer = link.send(cmd).await;
-            let moved = match &answer {
-                Ok(Err(error)) => matches!(
-                    error.code(),
-                    Some("MOVED" | "ASK" | "CLUSTERDOWN" | "READONLY")
-                ),
+            let Nodes::Cluster { map, .. } = &self.nodes else {
+                return Ok((link, answer?));
+            };
+            let follow = match &answer {
+                Ok(Err(error)) if is_moved(&answer) => {
+                    map.lock().await.moved(&link, error);
+                    true
+                }
+                Ok(Err(error)) if error::is_moving(error) => true,
+                Ok(Err(error)) => {
+                    if matches!(error.code(), Some("CLUSTERDOWN" | "READONLY")) {
+                        map.lock().await.ranges.clear();
+                    }
+                    false
+                }
                 // The node may be gone for good.
-                Err(_) => true,
+                Err(_) => {
+                    map.lock().await.ranges.clear();
+                    false
+                }
                 Ok(Ok(_)) => false,
             };
-            if moved && let Nodes::Cluster { map, .. } = &self.nodes {
-                map.lock().await.ranges.clear();
-                if matches!(&answer, Ok(Err(error)) if error.code() == Some("MOVED")) {
-                    continue;
-                }
+            if !follow || Instant::now() >= until {
+                return Ok((link, answer?));
             }
-            return Ok((link, answer?));
+            // A first move is followed at once. Nodes point to each other for a moment while news of it spreads.
+            if std::mem::replace(&mut has_moved, true) || !is_moved(&answer) {
+                tokio::time::sleep(MOVING).await;
+            }
         }
-        Err(Error::unavailable("the cluster moves its slots; try again"))
     }
 
     /// The way to the server that has `key`.
@@ -185,6 +232,14 @@ impl Servers {
                     })?;
                 Ok(self.link_to(&mut map, address))
             }
+        }
+    }
+
+    /// Whether the server that has `key` answers.
+    pub(super) async fn is_connected(&self, key: &[u8]) -> bool {
+        match self.link(key).await {
+            Ok(link) => link.is_connected().await,
+            Err(_) => false,
         }
     }
 
@@ -246,6 +301,10 @@ impl Servers {
         }
         Err(last)
     }
+}
+
+fn is_moved(answer: &Result<std::result::Result<Value, RedisError>>) -> bool {
+    matches!(answer, Ok(Err(error)) if error.code() == Some("MOVED"))
 }
 
 /// Reads `CLUSTER SLOTS`; a node without a host is the one that was asked.

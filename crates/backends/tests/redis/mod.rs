@@ -19,6 +19,7 @@ macro_rules! promises {
 }
 
 mod atomic;
+mod cluster;
 mod faults;
 mod limits;
 mod places;
@@ -28,6 +29,7 @@ mod together;
 pub(crate) fn promises() -> Vec<Own> {
     [
         atomic::promises(),
+        cluster::promises(),
         raw::promises(),
         faults::promises(),
         places::promises(),

@@ -135,7 +135,7 @@ fn is_denied(text: &str) -> bool {
 /// The server's text without where in which script it happened.
 fn without_script(text: &str) -> &str {
     let text = text.split(" script: ").next().unwrap_or(text);
-    text.rsplit_once("@user_script:")
+    text.rsplit_once("user_script:")
         .and_then(|(_, rest)| rest.split_once(": "))
         .map_or(text, |(_, said)| said)
 }

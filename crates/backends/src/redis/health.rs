@@ -1,20 +1,22 @@
 //! What `doctor` and `/readyz` say about a Redis.
 
-use towpath_core::Result;
 use towpath_core::backend::Health;
+use towpath_core::{Result, ResultExt};
 
 use super::connection::{Link, info_line};
-use super::reply;
 use super::store::Store;
+use super::{reply, script};
 
 impl Store {
-    /// Asks every server; says what a crash of it would cost.
+    /// Asks every server what a crash of it would cost, and whether it takes the writes that this process needs: a
+    /// server that only answers is not enough.
     pub(super) async fn health(&self) -> Result<Health> {
         self.servers.check_open()?;
         let mut health = Health::default();
         for link in self.servers.links().await? {
             look(&link, &mut health).await?;
         }
+        self.probe().await?;
         health.facts.push((
             "consumers".to_owned(),
             format!(
@@ -23,6 +25,20 @@ impl Store {
             ),
         ));
         Ok(health)
+    }
+}
+
+impl Store {
+    /// # Errors
+    /// What a step on one of this process's queues or streams, or on keys, would be refused with.
+    pub(super) async fn probe(&self) -> Result<()> {
+        for (name, known) in self.all_known() {
+            let probe = self.servers.run(known.probe()).await;
+            probe.context(|| format!("use `{name}`"))?;
+        }
+        let key = self.keys.probe();
+        self.servers.run(script::PROBE_KEYS.on([&key])).await?;
+        Ok(())
     }
 }
 

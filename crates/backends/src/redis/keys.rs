@@ -26,6 +26,13 @@ pub(super) struct Named {
     pub(super) side: String,
 }
 
+impl Named {
+    /// The queue's settings and counters.
+    pub(super) fn queue(&self) -> String {
+        format!("{}queue", self.side)
+    }
+}
+
 impl Keys {
     /// # Errors
     /// `Invalid` for a prefix whose braces are no hash tag.
@@ -75,6 +82,11 @@ impl Keys {
             Kind::Stream => "streams",
         };
         format!("{}{RESERVED}{what}", self.prefix)
+    }
+
+    /// A key that is never there.
+    pub(super) fn probe(&self) -> String {
+        format!("{}{RESERVED}probe", self.prefix)
     }
 
     /// The set of an exchange's bindings.

@@ -12,6 +12,7 @@
 mod baseline;
 mod config;
 mod connection;
+mod declared;
 mod effects;
 mod error;
 mod gather;

@@ -69,28 +69,11 @@ impl Blob {
 impl Queue for Store {
     async fn declare(&self, queue: &QueueName, settings: &Settings) -> Result<()> {
         let known = self.queue(queue).await?;
-        let mut set = redis::cmd("HSET");
-        set.arg(format!("{}queue", known.keys.side))
-            .arg("attempts")
-            .arg(settings.retry.attempts)
-            .arg("first_ms")
-            .arg(millis(settings.retry.first))
-            .arg("max_ms")
-            .arg(millis(settings.retry.max))
-            .arg("dedup_ms")
-            .arg(millis(settings.dedup_window))
-            .arg("max_depth")
-            .arg(
-                settings
-                    .max_depth
-                    .map(|depth| depth.to_string())
-                    .unwrap_or_default(),
-            );
-        self.servers
-            .query(known.keys.list.as_bytes(), &set)
+        self.write_settings(&known.keys, settings)
             .await
-            .map(drop)
-            .context(|| format!("declare `{queue}`"))
+            .context(|| format!("declare `{queue}`"))?;
+        self.declared.queue(queue, settings);
+        Ok(())
     }
 
     async fn enqueue(
@@ -456,7 +439,7 @@ impl Store {
     async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<()> {
         let known = self.queue(queue).await?;
         let mut set = redis::cmd("HSET");
-        set.arg(format!("{}queue", known.keys.side))
+        set.arg(known.keys.queue())
             .arg("paused")
             .arg(u8::from(paused));
         self.servers

@@ -5,6 +5,7 @@ use redis::Value;
 use towpath_core::port::routes::{Binding, Publication, Routes};
 use towpath_core::{Error, ExchangeName, QueueName, Result, ResultExt};
 
+use super::declared::member;
 use super::queue::{add_message, queue_is_full};
 use super::store::Store;
 use super::{reply, script};
@@ -17,11 +18,15 @@ impl Routes for Store {
         }
         self.servers.check_any_together()?;
         self.queue(&binding.queue).await?;
-        self.change("SADD", binding).await
+        self.change("SADD", binding).await?;
+        self.declared.bound(binding);
+        Ok(())
     }
 
     async fn unbind(&self, binding: &Binding) -> Result<()> {
-        self.change("SREM", binding).await
+        self.change("SREM", binding).await?;
+        self.declared.unbound(binding);
+        Ok(())
     }
 
     async fn bindings(&self, exchange: &ExchangeName) -> Result<Vec<Binding>> {
@@ -89,12 +94,10 @@ impl Routes for Store {
 }
 
 impl Store {
-    async fn change(&self, command: &str, binding: &Binding) -> Result<()> {
+    pub(super) async fn change(&self, command: &str, binding: &Binding) -> Result<()> {
         let key = self.keys.bindings(binding.exchange.as_str());
         let mut cmd = redis::cmd(command);
-        // A queue's name has no control characters, so the first zero byte ends it.
-        cmd.arg(&key)
-            .arg(format!("{}\0{}", binding.queue, binding.pattern));
+        cmd.arg(&key).arg(member(binding));
         self.servers
             .query(key.as_bytes(), &cmd)
             .await

@@ -48,6 +48,9 @@ scripts! {
     TRIM: "guard_lib" "stream_lib" "trim";
     STREAM_STATS: "guard_lib" "stream_lib" "stream_stats";
     RANGE: "guard_lib" "stream_lib" "range";
+    PROBE: "guard_lib" "queue" "enqueue_lib" "settle_lib" "probe_lib" "probe";
+    PROBE_STREAM: "guard_lib" "stream_lib" "probe_lib" "probe_stream";
+    PROBE_KEYS: "guard_lib" "probe_lib" "probe_keys";
     EFFECTS: "guard_lib" "queue" "enqueue_lib" "settle_lib" "routes_lib" "kv_lib" "stream_lib" "effects";
 }
 
@@ -56,7 +59,8 @@ impl Script {
         let defaults = Settings::default();
         // What holds for a queue that was never declared.
         let mut code = format!(
-            "local DEFAULT_ATTEMPTS, DEFAULT_DEDUP_MS = {}, {}\n",
+            "local STRICT, DEFAULT_ATTEMPTS, DEFAULT_DEDUP_MS = {}, {}, {}\n",
+            cfg!(debug_assertions),
             defaults.retry.attempts,
             defaults.dedup_window.as_millis()
         );

@@ -8,12 +8,14 @@ use std::time::Duration;
 use redis::Value;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
-use towpath_core::{ConsumerId, MessageId, QueueName, Result, StreamName};
+use towpath_core::{ConsumerId, Error, MessageId, QueueName, Result, StreamName};
 
 use super::config::Config;
+use super::declared::Declared;
 use super::gather::Gather;
 use super::keys::{Keys, Named};
 use super::servers::Servers;
+use super::stream::End;
 use super::wait::{Bell, Kind};
 use super::{reply, script};
 
@@ -28,6 +30,7 @@ pub(super) struct Store {
     pub(super) keys: Keys,
     /// Tells this opening from others under which a consumer of the same name leased.
     pub(super) session: String,
+    pub(super) declared: Declared,
     known: Mutex<BTreeMap<(Kind, String), Arc<Known>>>,
     tasks: Mutex<Vec<AbortHandle>>,
     pub(super) closing: Notify,
@@ -40,8 +43,14 @@ pub(super) struct Known {
     pub(super) bell: Arc<Bell>,
     /// Messages on their way in.
     pub(super) gather: Gather,
+    /// Whether it is in the set of all names.
+    listed: AtomicBool,
     /// Whether the queue is there for sure.
     made: AtomicBool,
+    /// Of a stream: where it ended.
+    pub(super) end: Mutex<End>,
+    /// Whether the last round of tending failed.
+    unusable: AtomicBool,
     /// Those of this process, whose hearts are beaten for them.
     consumers: Mutex<BTreeSet<ConsumerId>>,
 }
@@ -55,6 +64,7 @@ impl Store {
             servers: Arc::new(Servers::new(Arc::clone(&config))),
             keys: Keys::new(&config)?,
             session: MessageId::new().to_string(),
+            declared: Declared::default(),
             known: Mutex::default(),
             tasks: Mutex::default(),
             closing: Notify::new(),
@@ -70,13 +80,7 @@ impl Store {
     pub(super) async fn queue(&self, name: &QueueName) -> Result<Arc<Known>> {
         let known = self.queue_to_lease(name).await?;
         if !known.made.load(Ordering::Acquire) {
-            let mut made = redis::cmd("HSETNX");
-            made.arg(format!("{}queue", known.keys.side))
-                .arg("made")
-                .arg(1);
-            self.servers
-                .query(known.keys.list.as_bytes(), &made)
-                .await?;
+            self.mark_made(&known.keys).await?;
             known.made.store(true, Ordering::Release);
         }
         Ok(known)
@@ -94,29 +98,66 @@ impl Store {
 
     async fn known(&self, kind: Kind, name: &str) -> Result<Arc<Known>> {
         self.servers.check_open()?;
-        if let Some(known) = lock(&self.known).get(&(kind, name.to_owned())) {
-            return Ok(Arc::clone(known));
+        let known = lock(&self.known).get(&(kind, name.to_owned())).cloned();
+        if let Some(known) = known.filter(|known| known.listed.load(Ordering::Acquire)) {
+            return Ok(known);
         }
         let keys = self.keys.named(name)?;
-        let names = self.keys.names(kind);
-        let mut listed = redis::cmd("SADD");
-        listed.arg(&names).arg(name);
-        self.servers.query(names.as_bytes(), &listed).await?;
-        let mut all = lock(&self.known);
-        let known = all.entry((kind, name.to_owned())).or_insert_with(|| {
-            let bell = Arc::new(Bell::default());
-            let ringing = bell.ring(Arc::clone(&self.servers), kind, keys.list.clone());
-            lock(&self.tasks).push(ringing);
-            Arc::new(Known {
-                kind,
-                keys,
-                bell,
-                gather: Gather::default(),
-                made: AtomicBool::new(false),
-                consumers: Mutex::default(),
-            })
-        });
-        Ok(Arc::clone(known))
+        let known = {
+            let mut all = lock(&self.known);
+            let known = all.entry((kind, name.to_owned())).or_insert_with(|| {
+                let bell = Arc::new(Bell::default());
+                let ringing = bell.ring(Arc::clone(&self.servers), kind, keys.list.clone());
+                lock(&self.tasks).push(ringing);
+                Arc::new(Known {
+                    kind,
+                    keys,
+                    bell,
+                    gather: Gather::default(),
+                    listed: AtomicBool::new(false),
+                    made: AtomicBool::new(false),
+                    end: Mutex::default(),
+                    unusable: AtomicBool::new(false),
+                    consumers: Mutex::default(),
+                })
+            });
+            Arc::clone(known)
+        };
+        if !known.listed.load(Ordering::Acquire) {
+            self.list_name(kind, name).await?;
+            // Names a right that is missing before the first message is in.
+            let mut probe = known.probe();
+            probe.arg("first");
+            self.servers.run(probe).await?;
+            known.listed.store(true, Ordering::Release);
+        }
+        Ok(known)
+    }
+
+    /// The names that this process has listed.
+    pub(super) fn known_names(&self, kind: Kind) -> Vec<String> {
+        let all = lock(&self.known);
+        all.iter()
+            .filter(|((of, _), known)| *of == kind && known.listed.load(Ordering::Acquire))
+            .map(|((_, name), _)| name.clone())
+            .collect()
+    }
+
+    /// Every queue and stream that this process uses.
+    pub(super) fn all_known(&self) -> Vec<(String, Arc<Known>)> {
+        let all = lock(&self.known);
+        all.iter()
+            .map(|((_, name), known)| (name.clone(), Arc::clone(known)))
+            .collect()
+    }
+
+    /// Those of the queues that this process has made.
+    pub(super) fn made_names(&self) -> Vec<String> {
+        let all = lock(&self.known);
+        let made = all
+            .iter()
+            .filter(|(_, known)| known.made.load(Ordering::Acquire));
+        made.map(|((_, name), _)| name.clone()).collect()
     }
 
     /// The names of all queues or streams, in order.
@@ -205,25 +246,60 @@ impl Store {
         Ok(found)
     }
 
-    /// One round over every queue.
-    async fn tend(&self) -> Result<()> {
-        let queues: Vec<Arc<Known>> = lock(&self.known).values().cloned().collect();
-        for known in queues {
-            let mut call = known.call(match known.kind {
-                Kind::Queue => &script::TEND,
-                Kind::Stream => &script::TEND_STREAM,
-            });
-            call.arg(millis(self.config.consumer_timeout))
-                .arg(&self.session);
-            for consumer in &*lock(&known.consumers) {
-                call.arg(consumer.as_str());
+    /// One round over every queue and stream; what is wrong with one keeps no other waiting.
+    async fn tend(&self) {
+        if let Err(error) = self.declare_lost().await {
+            tracing::debug!(error = error.chain(), "declare again");
+        }
+        for (_, known) in self.all_known() {
+            if !known.listed.load(Ordering::Acquire) {
+                continue;
             }
-            let ready = reply::number(self.servers.run(call).await?)?;
-            if ready > 0 && known.bell.is_awaited() {
-                known.bell.news.notify_waiters();
-            }
+            let tended = self.tend_one(&known).await;
+            self.report(&known, tended.err()).await;
+        }
+    }
+
+    async fn tend_one(&self, known: &Known) -> Result<()> {
+        let mut call = known.call(match known.kind {
+            Kind::Queue => &script::TEND,
+            Kind::Stream => &script::TEND_STREAM,
+        });
+        call.arg(millis(self.config.consumer_timeout))
+            .arg(&self.session);
+        for consumer in &*lock(&known.consumers) {
+            call.arg(consumer.as_str());
+        }
+        let answer = self.servers.run(call).await?;
+        if known.kind == Kind::Stream {
+            return self.watch_end(known, answer);
+        }
+        let ready = reply::number(answer)?;
+        if ready > 0 && known.bell.is_awaited() {
+            known.bell.news.notify_waiters();
         }
         Ok(())
+    }
+
+    /// Logs once that a queue or stream cannot be used, and once that it can again.
+    async fn report(&self, known: &Known, error: Option<Error>) {
+        // A server that does not answer is logged by its connection.
+        if error.is_some() && !self.servers.is_connected(known.keys.list.as_bytes()).await {
+            return;
+        }
+        let name = &known.keys.list;
+        let said = known.unusable.swap(error.is_some(), Ordering::AcqRel);
+        match error {
+            Some(error) if !said => {
+                tracing::warn!(
+                    name,
+                    error = error.chain(),
+                    "queue or stream unusable; retrying"
+                );
+            }
+            None if said => tracing::info!(name, "queue or stream usable again"),
+            _ => {}
+        }
     }
 }
 
@@ -243,6 +319,11 @@ impl Known {
         call
     }
 
+    /// What finds out whether it can be used.
+    pub(super) fn probe(&self) -> script::Call {
+        self.call(self.kind.probe())
+    }
+
     pub(super) fn remember(&self, consumer: &ConsumerId) {
         lock(&self.consumers).insert(consumer.clone());
     }
@@ -259,10 +340,7 @@ async fn tend(store: Weak<Store>) {
     loop {
         tokio::time::sleep(pause).await;
         let Some(store) = store.upgrade() else { return };
-        if let Err(error) = store.tend().await {
-            // The link has said once that the server is away.
-            tracing::debug!(error = error.chain(), "tend queues");
-        }
+        store.tend().await;
     }
 }
 

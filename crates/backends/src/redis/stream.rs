@@ -1,5 +1,6 @@
 //! The stream port, on Redis streams and their groups: an entry is one field with the payload, and one that only we read.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,8 +19,16 @@ use towpath_core::{
 use super::queue::{Blob, LOOK, STEP, step_of};
 use super::reply;
 use super::script::{self, Call};
-use super::store::{Store, millis};
+use super::store::{Known, Store, lock, millis};
 use super::wait::Kind;
+
+/// Where a stream ended in the last round of tending.
+#[derive(Default)]
+pub(super) struct End {
+    last: Option<Offset>,
+    /// Groups whose position is beyond.
+    beyond: BTreeSet<String>,
+}
 
 #[async_trait]
 impl Stream for Store {
@@ -217,6 +226,39 @@ impl Stream for Store {
 }
 
 impl Store {
+    /// Logs once when a stream has lost entries that this process has seen, or a group's position is beyond its end.
+    pub(super) fn watch_end(&self, known: &Known, answer: Value) -> Result<()> {
+        let [last, beyond] = reply::tuple(answer)?;
+        let last = match reply::text(last)?.as_str() {
+            "" => None,
+            text => Some(offset_of(text)?),
+        };
+        let mut end = lock(&known.end);
+        if last < end.last {
+            tracing::warn!(
+                stream = known.keys.list,
+                seen = end.last.map(id_text),
+                last = last.map(id_text),
+                "stream lost entries; what was not read of them is gone"
+            );
+        }
+        end.last = last;
+        let beyond: BTreeSet<String> = reply::list(beyond)?
+            .into_iter()
+            .map(reply::text)
+            .collect::<Result<_>>()?;
+        for group in beyond.difference(&end.beyond) {
+            tracing::warn!(
+                stream = known.keys.list,
+                group,
+                last = last.map(id_text),
+                "group position is ahead of its stream; entries up to it are not delivered"
+            );
+        }
+        end.beyond = beyond;
+        Ok(())
+    }
+
     /// Sends one step's worth of entries, and adds an outcome for each.
     async fn append_step(
         &self,
@@ -337,7 +379,10 @@ pub(super) fn id_text(offset: Offset) -> String {
 }
 
 fn offset(value: Value) -> Result<Offset> {
-    let text = reply::text(value)?;
+    offset_of(&reply::text(value)?)
+}
+
+fn offset_of(text: &str) -> Result<Offset> {
     let (ms, number) = text
         .split_once('-')
         .and_then(|(ms, number)| Some((ms.parse::<u64>().ok()?, number.parse::<u64>().ok()?)))

@@ -14,6 +14,7 @@ use redis::{Cmd, Value};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use super::script::{self, Script};
 use super::servers::Servers;
 use super::store::{lock, millis};
 
@@ -28,6 +29,16 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) enum Kind {
     Queue,
     Stream,
+}
+
+impl Kind {
+    /// What finds out whether one of this kind can be used.
+    pub(super) fn probe(self) -> &'static Script {
+        match self {
+            Self::Queue => &script::PROBE,
+            Self::Stream => &script::PROBE_STREAM,
+        }
+    }
 }
 
 /// Where those wait who want work of one queue or stream.

@@ -24,6 +24,7 @@ mod faults;
 mod limits;
 mod places;
 mod raw;
+mod refused;
 mod together;
 
 pub(crate) fn promises() -> Vec<Own> {
@@ -33,6 +34,7 @@ pub(crate) fn promises() -> Vec<Own> {
         raw::promises(),
         faults::promises(),
         places::promises(),
+        refused::promises(),
         limits::promises(),
         together::promises(),
     ]

@@ -9,6 +9,7 @@ touch(q, 'records', 'HGET', 'HDEL', 'HSET')
 touch(q, 'payloads', 'HGET', 'HDEL')
 touch(q, 'index', 'ZADD')
 touch(q, 'list', 'LPUSH')
+ready({ 'HDEL', 'HGET', 'HSET', 'LPUSH', 'ZADD', 'ZRANGEBYLEX', 'ZREM' })
 local redrive, newest = ARGV[2] == 'redrive', ARGV[3]
 if newest == '' then newest = text(math.max(q.ticket, now_us)) end
 local numbers = {}

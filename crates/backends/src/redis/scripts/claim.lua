@@ -2,6 +2,7 @@
 local key, side, name, consumer, most = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[7])
 if not group_called(key, name) then return no_group(name) end
 touch_greeted(key, side)
+ready({ 'HGET', 'HSET', 'XACK', 'XCLAIM', 'XGROUP DELCONSUMER', 'XINFO GROUPS', 'XPENDING' })
 local clock = redis.call('TIME')
 greet(key, side, name, consumer, ARGV[4], clock[1] * 1000 + math.floor(clock[2] / 1000) + ARGV[5])
 local found, times, listed = {}, {}, {}

@@ -4,6 +4,7 @@ touch(q, 'consumers', 'HGET', 'HDEL', 'HLEN')
 touch_due(q)
 touch_taken_back(q)
 touch_refilled(q)
+ready({ 'HDEL', 'HGET', 'HLEN', 'HSET', 'RPUSH', 'ZADD', 'ZRANGE', 'ZRANGEBYSCORE', 'ZREM', 'ZREVRANGE' })
 local consumer, session = ARGV[2], ARGV[3]
 local known = call('HGET', q.consumers, consumer)
 if session ~= '' and known and string.sub(known, 14) ~= session then return 0 end

@@ -65,8 +65,13 @@ end
 touch_draft(draft)
 for here = entries_from, entries_to, 7 do touch_appended(ARGV[here], ARGV[here + 1], ARGV[here + 6]) end
 for _, one in pairs(finished) do touch_finished_entries(one.key, one.side, one.name) end
-for _, one in ipairs(endings) do touch_finished(one[1]) end
-for name, messages in pairs(arrivals) do touch_arrivals(queue_called(name), messages) end
+for _, one in ipairs(endings) do touch_finished(one[1], one[2], one[3]) end
+for to, messages in pairs(arrivals) do touch_arrivals(queue_called(to), messages) end
+ready({
+  'DEL', 'GET', 'HDEL', 'HGET', 'HLEN', 'HSET', 'LLEN', 'LPUSH', 'PERSIST', 'PEXPIRE', 'SET', 'SMEMBERS', 'XACK',
+  'XADD', 'XGROUP SETID', 'XINFO GROUPS', 'XINFO STREAM', 'XPENDING', 'XRANGE', 'XREVRANGE', 'ZADD', 'ZCARD',
+  'ZRANGEBYLEX', 'ZREM',
+})
 
 write(draft)
 for here = entries_from, entries_to, 7 do append_entry(unpack(ARGV, here, here + 6)) end

@@ -11,20 +11,29 @@ local ARRIVAL = 7
 
 -- The id of the message that came first with this dedup id, while its window is open.
 local function first_of(q, message)
-  return message.dedup ~= '' and call('GET', q.side .. 'dedup:' .. message.dedup)
+  local id = message.dedup
+  if id == '' then return false end
+  if q.firsts[id] == nil then q.firsts[id] = read_key('string', 'GET', q.side .. 'dedup:' .. id) end
+  return q.firsts[id]
 end
 
 local function touch_arrivals(q, messages)
-  for name, lengths in pairs({ list = 'LLEN', returned = 'ZCARD', parked = 'ZCARD', delayed = 'ZCARD', leased = 'ZCARD' }) do
-    touch(q, name, lengths)
-  end
   touch(q, 'list', 'LPUSH')
-  touch(q, 'delayed', 'ZADD')
   touch(q, 'records', 'HSET')
-  touch(q, 'payloads', 'HSET')
   touch(q, 'index', 'ZADD')
+  if q.max_depth then
+    touch(q, 'list', 'LLEN')
+    for _, set in ipairs({ 'returned', 'parked', 'delayed', 'leased' }) do touch(q, set, 'ZCARD') end
+  end
   for _, message in ipairs(messages) do
-    if message.dedup ~= '' then allow(q.side .. 'dedup:' .. message.dedup, 'string', 'GET', 'SET') end
+    if message.not_before then
+      touch(q, 'delayed', 'ZADD')
+      touch(q, 'payloads', 'HSET')
+    end
+    if message.dedup ~= '' then
+      name_key(q.side .. 'dedup:' .. message.dedup, 'string', 'SET')
+      first_of(q, message)
+    end
   end
 end
 
@@ -45,6 +54,7 @@ local function take_in(q, messages)
       local number = text(next_ticket(q))
       if message.dedup ~= '' and q.dedup_ms > 0 then
         call('SET', q.side .. 'dedup:' .. message.dedup, message.id, 'PX', q.dedup_ms)
+        q.firsts[message.dedup] = message.id
       end
       records[#records + 1] = number
       records[#records + 1] = cmsgpack.pack({

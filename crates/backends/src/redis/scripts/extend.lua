@@ -3,6 +3,7 @@ local q = open(KEYS[1], ARGV[1])
 touch(q, 'records', 'HGET')
 touch(q, 'leased', 'ZSCORE', 'ZADD')
 touch(q, 'returned', 'ZSCORE', 'ZREM')
+ready({ 'HGET', 'HSET', 'ZADD', 'ZREM', 'ZSCORE' })
 local answers = {}
 for at = 3, #ARGV, 2 do
   local number = ARGV[at]

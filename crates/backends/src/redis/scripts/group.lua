@@ -7,6 +7,7 @@ local committed, ahead = side .. 'committed', side .. 'ahead:' .. name
 allow(key, 'stream', 'XGROUP DESTROY', 'XGROUP CREATE', 'XINFO GROUPS')
 allow(committed, 'hash', 'HDEL', 'HSET')
 allow(ahead, 'hash', 'DEL')
+ready({ 'DEL', 'HDEL', 'HSET', 'XGROUP CREATE', 'XGROUP DESTROY', 'XINFO GROUPS' })
 if group then call_sub('XGROUP', 'DESTROY', key, name) end
 call('HDEL', committed, name)
 call('DEL', ahead)

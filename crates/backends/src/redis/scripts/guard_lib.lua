@@ -1,78 +1,118 @@
 -- Every check before the first change: Redis does not roll a script back when a command in it fails.
 --
--- A script first names what it may touch, key by key, with the commands: `allow` checks the type of the key and the
--- user's right to each command. `call` refuses what was not named once something may have changed, so a name that is
--- missing here is found by any test that comes by. In a cluster whose slots move, asking for the type also fails for a
--- key that has moved already, before anything changed.
+-- A script first names what it may touch: `allow` takes a key, the type that it must have, and the commands; `ready`
+-- then checks the user's right to all of them. In a cluster whose slots move, asking for the type also fails for a key
+-- that has moved already, before anything changed. Builds with debug assertions refuse a change that was not named, so
+-- a name that is missing is found by any test that comes by.
 
-local CHANGES = {}
-for name in string.gmatch('DEL EXPIRE HDEL HINCRBY HSET HSETNX LPUSH PERSIST PEXPIRE RPOP RPUSH SADD SET XACK XADD XCLAIM '
-  .. 'XGROUP XREADGROUP XTRIM ZADD ZREM', '%S+') do CHANGES[name] = true end
-
--- The commands that were named, by key; the type that was asked for; and whether something may have changed.
-local allowed, kinds, changed = {}, {}, false
-
--- From 7.0 on. Before that the client has tried every command when it connected.
+-- From 7.0 on. Before that the client has tried every command when it began to use the queue.
 local may_run = redis.acl_check_cmd
+
+-- The types that were asked for, by key; the keys; and each key with commands on it.
+local kinds, touched, named = {}, {}, {}
 
 -- Ends the script. The client reads what stands between the brackets, whatever the server puts around it.
 local function refuse(...) error('[[' .. table.concat({ ... }, ' ') .. ']]', 0) end
 
--- Names commands on a key that must hold this type or nothing; any type when `kind` is false. Commands with a
--- subcommand are written with it, `XGROUP CREATE`.
-local function allow(key, kind, ...)
-  local commands = allowed[key]
-  if not commands then
-    local found = redis.call('TYPE', key).ok
-    if kind and found ~= kind and found ~= 'none' then refuse('WRONGTYPE', found, kind, key) end
-    commands = {}
-    allowed[key], kinds[key] = commands, kind
+-- Names commands on a key whose type a read finds out.
+local function name_key(key, kind, ...)
+  if kinds[key] == nil then
+    kinds[key] = kind
+    touched[#touched + 1] = key
   elseif kinds[key] ~= kind then
     refuse('WRONGTYPE', kinds[key] or 'value', kind or 'value', key)
   end
-  for at = 1, select('#', ...) do
-    local command = select(at, ...)
-    if not commands[command] then
-      if may_run then
-        local name, sub = string.match(command, '^(%S+) (%S+)$')
-        local granted
-        if command == 'XREADGROUP' then
-          granted = may_run(command, 'GROUP', 'g', 'c', 'STREAMS', key, '>')
-        elseif name then
-          granted = may_run(name, sub, key, 'x', '0')
-        else
-          granted = may_run(command, key, '0', '0')
-        end
-        if not granted then refuse('NOPERM', command, key) end
-      end
-      commands[command] = true
+  named[#named + 1] = { key, ... }
+end
+
+local function check_type(key, kind)
+  local found = redis.call('TYPE', key).ok
+  if kind and found ~= kind and found ~= 'none' then refuse('WRONGTYPE', found, kind, key) end
+end
+
+-- Names commands on a key that must hold this type or nothing; any type when `kind` is false. Commands with a
+-- subcommand are written with it, `XGROUP CREATE`.
+local function allow(key, kind, ...)
+  if kinds[key] == nil then check_type(key, kind) end
+  name_key(key, kind, ...)
+end
+
+-- A read that tells the key when its type is wrong.
+local function read_key(kind, command, key, ...)
+  local answer = redis.pcall(command, key, ...)
+  if type(answer) == 'table' and answer.err then
+    check_type(key, kind)
+    error(answer.err, 0)
+  end
+  return answer
+end
+
+local function granted(command, key)
+  if command == 'XREADGROUP' then return may_run(command, 'GROUP', 'g', 'c', 'STREAMS', key, '>') end
+  local space = string.find(command, ' ', 1, true)
+  if not space then return may_run(command, key, '0', '0') end
+  return may_run(string.sub(command, 1, space - 1), string.sub(command, space + 1), key, 'x', '0')
+end
+
+local is_ready, changed = false, false
+
+-- Checks the rights to what was named. `commands` has all commands that may be among it: each is asked for once, on any
+-- key, and all keys at once; every pair only where that is not enough.
+local function ready(commands)
+  is_ready = true
+  if not may_run or #touched == 0 then return end
+  local all = true
+  for from = 1, #touched, 1000 do
+    local to = math.min(from + 999, #touched)
+    all = all and may_run('DEL', unpack(touched, from, to)) and may_run('MGET', unpack(touched, from, to))
+  end
+  for at = 1, #commands do all = all and granted(commands[at], touched[1]) end
+  if all then return end
+  for _, one in ipairs(named) do
+    for at = 2, #one do
+      if not granted(one[at], one[1]) then refuse('NOPERM', one[at], one[1]) end
     end
   end
 end
 
-local function check_named(command, key)
-  local commands = allowed[key]
-  if not (commands and commands[command]) then error('bug: ' .. command .. ' of ' .. key .. ' was not named', 0) end
-end
-
-local function call(command, key, ...)
-  local changes = CHANGES[command]
-  if changes or changed then check_named(command, key) end
-  changed = changed or changes
-  return redis.call(command, key, ...)
-end
+local call = redis.call
 
 -- The same for a command with a subcommand before its key.
-local function call_sub(command, sub, key, ...)
-  local changes = CHANGES[command]
-  if changes or changed then check_named(command .. ' ' .. sub, key) end
-  changed = changed or changes
-  return redis.call(command, sub, key, ...)
-end
+local call_sub = redis.call
 
--- A field that is counted in; `value` is what is there now.
-local function check_count(key, field, value)
-  if not value then return end
-  local number = string.find(value, '^-?%d+$') and tonumber(value)
-  if not number or math.abs(number) > 2 ^ 53 then refuse('NOTANUMBER', field, key) end
+if STRICT then
+  local CHANGES = {
+    DEL = 1, HDEL = 1, HSET = 1, LPUSH = 1, PERSIST = 1, PEXPIRE = 1, RPOP = 1, RPUSH = 1, SET = 1, XACK = 1, XADD = 1,
+    XCLAIM = 1, XGROUP = 1, XREADGROUP = 1, XTRIM = 1, ZADD = 1, ZREM = 1,
+  }
+  local function check_named(is_change, command, key)
+    if is_change and not is_ready then error('bug: ' .. command .. ' before the checks', 0) end
+    changed = changed or is_change
+    if not changed then return end
+    for _, one in ipairs(named) do
+      for at = 2, #one do
+        if one[1] == key and one[at] == command then return end
+      end
+    end
+    error('bug: ' .. command .. ' of ' .. key .. ' was not named', 0)
+  end
+  local ask = ready
+  function ready(commands)
+    local there = {}
+    for _, command in ipairs(commands) do there[command] = true end
+    for _, one in ipairs(named) do
+      for at = 2, #one do
+        if not there[one[at]] then error('bug: ' .. one[at] .. ' is not among what is asked for', 0) end
+      end
+    end
+    ask(commands)
+  end
+  function call(command, key, ...)
+    check_named(CHANGES[command], command, key)
+    return redis.call(command, key, ...)
+  end
+  function call_sub(command, sub, key, ...)
+    check_named(CHANGES[command], command .. ' ' .. sub, key)
+    return redis.call(command, sub, key, ...)
+  end
 end

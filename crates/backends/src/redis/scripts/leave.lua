@@ -2,6 +2,7 @@
 allow(ARGV[1] .. 'readers', 'hash', 'HGET', 'HDEL')
 touch_let_go(KEYS[1])
 local groups = groups_of(KEYS[1])
+ready({ 'HDEL', 'HGET', 'XACK', 'XCLAIM', 'XGROUP DELCONSUMER', 'XINFO GROUPS', 'XPENDING' })
 local known = call('HGET', ARGV[1] .. 'readers', ARGV[2])
 if ARGV[3] ~= '' and known and string.sub(known, 14) ~= ARGV[3] then return 0 end
 call('HDEL', ARGV[1] .. 'readers', ARGV[2])

@@ -81,8 +81,8 @@ local function decide(take, state)
 end
 
 local function load(key)
-  allow(key, 'hash', 'HMGET')
-  local known = call('HMGET', key, 'algorithm', 'span_ms', 'at_ms', 'missing', 'slots')
+  name_key(key, 'hash', 'HSET', 'PEXPIRE')
+  local known = read_key('hash', 'HMGET', key, 'algorithm', 'span_ms', 'at_ms', 'missing', 'slots')
   if not known[1] or not known[3] then return nil end
   local state = { algorithm = known[1], span = tonumber(known[2]), at = tonumber(known[3]), slots = {} }
   state.missing = known[4] and big(known[4])
@@ -115,9 +115,7 @@ for at, key in ipairs(KEYS) do
   decisions[at] = decision
   refused = refused or not decision.allowed
 end
-for _, take in ipairs(takes) do
-  if ARGV[1] == 'take' and not refused then allow(take.key, 'hash', 'HSET', 'PEXPIRE') end
-end
+ready({ 'HSET', 'PEXPIRE' })
 for at, take in ipairs(takes) do
   if refused then
     local untouched = decide({

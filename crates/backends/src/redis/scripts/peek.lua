@@ -10,6 +10,7 @@ touch(q, 'parked', 'ZRANGE')
 touch(q, 'index', 'ZRANGEBYLEX')
 touch(q, 'list', 'LRANGE')
 touch(q, 'payloads', 'HGET')
+ready({ 'HGET', 'HSET', 'LRANGE', 'ZADD', 'ZRANGE', 'ZRANGEBYLEX', 'ZRANGEBYSCORE', 'ZREM' })
 tick(q)
 local most, found = tonumber(ARGV[2]), {}
 local function add(number, place, payload, record)

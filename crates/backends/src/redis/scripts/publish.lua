@@ -21,7 +21,8 @@ for at = 4, #ARGV, ARRIVAL + 1 do
     answers[#answers + 1] = #names
   end
 end
-for name, messages in pairs(arrivals) do touch_arrivals(queue_called(name), messages) end
-for name, messages in pairs(arrivals) do take_in(queue_called(name), messages) end
+for to, messages in pairs(arrivals) do touch_arrivals(queue_called(to), messages) end
+ready({ 'HSET', 'LLEN', 'LPUSH', 'SET', 'SMEMBERS', 'ZADD', 'ZCARD' })
+for to, messages in pairs(arrivals) do take_in(queue_called(to), messages) end
 for _, q in pairs(opened) do close(q) end
 return answers

@@ -37,18 +37,27 @@ local beside = {
   end,
 }
 
+-- Fields of numbers, those behind `dedup_ms` counted up.
 local NUMBERS = { 'ticket', 'attempts', 'dedup_ms', 'enqueued', 'acked', 'retried', 'dropped', 'duplicates' }
+
+local function check_numbers(queue, known)
+  for at, field in ipairs(NUMBERS) do
+    local value = known[at]
+    if value and (#value > 16 or string.find(value, '%D')) then refuse('NOTANUMBER', field, queue) end
+  end
+end
 
 local function open(list, side)
   local queue = side .. 'queue'
-  allow(queue, 'hash', 'HMGET', 'HSET', 'HINCRBY')
-  local known = call('HMGET', queue, 'paused', 'max_depth', unpack(NUMBERS))
-  for at, name in ipairs(NUMBERS) do check_count(queue, name, known[at + 2]) end
+  name_key(queue, 'hash', 'HSET')
+  local known = read_key('hash', 'HMGET', queue, 'ticket', 'attempts', 'dedup_ms', 'enqueued', 'acked', 'retried', 'dropped',
+    'duplicates', 'paused', 'max_depth')
+  check_numbers(queue, known)
   return setmetatable({
-    list = list, side = side, queue = queue,
-    ticket = tonumber(known[3] or 0), attempts = tonumber(known[4] or DEFAULT_ATTEMPTS),
-    dedup_ms = tonumber(known[5] or DEFAULT_DEDUP_MS), max_depth = tonumber(known[2] or nil) or false,
-    paused = known[1] == '1', counts = {}, ticket_moved = false, planned = false,
+    list = list, side = side, queue = queue, known = known,
+    ticket = tonumber(known[1] or 0), attempts = tonumber(known[2] or DEFAULT_ATTEMPTS),
+    dedup_ms = tonumber(known[3] or DEFAULT_DEDUP_MS), max_depth = tonumber(known[10] or nil) or false,
+    paused = known[9] == '1', counts = {}, firsts = {}, ticket_moved = false, planned = false,
   }, beside)
 end
 
@@ -70,9 +79,16 @@ local function count(q, name, by) q.counts[name] = (q.counts[name] or 0) + by en
 
 -- Writes what was counted.
 local function close(q)
-  if q.ticket_moved then call('HSET', q.queue, 'ticket', text(q.ticket)) end
-  for name, by in pairs(q.counts) do call('HINCRBY', q.queue, name, by) end
-  q.counts, q.ticket_moved = {}, false
+  local fields = {}
+  if q.ticket_moved then fields = { 'ticket', text(q.ticket) } end
+  for at = 4, #NUMBERS do
+    local by = q.counts[NUMBERS[at]]
+    if by then
+      fields[#fields + 1] = NUMBERS[at]
+      fields[#fields + 1] = text(tonumber(q.known[at] or 0) + by)
+    end
+  end
+  if #fields > 0 then call('HSET', q.queue, unpack(fields)) end
 end
 
 -- Calls with a long list of arguments, in pieces that Lua can unpack; pieces keep pairs together.
@@ -82,20 +98,18 @@ local function call_all(command, key, args)
   end
 end
 
--- Nothing for a record that cannot be read: an error here would end the script between two changes.
+local function unpacked(packed)
+  local r = cmsgpack.unpack(packed)
+  -- An error when one is missing or of another type.
+  return r, r[AT] + r[ATTEMPTS] + r[FENCE] + r[EXPIRES] + (r[SETTLED] or 0) + #r[ID] + #r[KEY] + #r[BLOB]
+end
+
+-- Nothing for a record that cannot be read: an error would end the script between two changes.
 local function record_of(q, number)
   local packed = call('HGET', q.records, number)
   if not packed then return nil end
-  local ok, record = pcall(cmsgpack.unpack, packed)
-  if not ok or type(record) ~= 'table' then return nil end
-  for at = AT, EXPIRES do
-    if type(record[at]) ~= 'number' then return nil end
-  end
-  for _, at in ipairs({ ID, KEY, BLOB, CONSUMER }) do
-    if type(record[at]) ~= 'string' then return nil end
-  end
-  if record[SETTLED] and type(record[SETTLED]) ~= 'number' then return nil end
-  return record
+  local ok, record = pcall(unpacked, packed)
+  return ok and record or nil
 end
 
 local function keep(q, number, record) call('HSET', q.records, number, cmsgpack.pack(record)) end
@@ -121,11 +135,12 @@ local function free_key(q, number, record)
   end
 end
 
-local function touch_forgotten(q)
+-- Those of one record, or of any.
+local function touch_forgotten(q, record)
   touch(q, 'records', 'HGET', 'HDEL')
   touch(q, 'payloads', 'HDEL')
-  touch(q, 'errors', 'HDEL')
-  touch_key(q)
+  if not record or record[ATTEMPTS] > 0 then touch(q, 'errors', 'HDEL') end
+  if not record or record[KEY] ~= '' then touch_key(q) end
 end
 
 -- Forgets a message that is in no list or set any more.

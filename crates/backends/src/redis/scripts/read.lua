@@ -6,6 +6,10 @@ if not group then return no_group(name) end
 touch_greeted(key, side)
 allow(key, 'stream', 'XREADGROUP', 'XACK', 'XINFO STREAM')
 allow(side .. 'ahead:' .. name, 'hash', 'HDEL')
+ready({
+  'HDEL', 'HGET', 'HSET', 'XACK', 'XCLAIM', 'XGROUP DELCONSUMER', 'XINFO GROUPS', 'XINFO STREAM', 'XPENDING',
+  'XREADGROUP',
+})
 local clock = redis.call('TIME')
 greet(key, side, name, consumer, ARGV[4], clock[1] * 1000 + math.floor(clock[2] / 1000) + ARGV[5])
 local ahead, kept = side .. 'ahead:' .. name, {}

@@ -29,12 +29,16 @@ local function hold_back(q, number, after)
   end
 end
 
-local function touch_finished(q)
-  touch(q, 'leased', 'ZSCORE', 'ZREM')
-  touch(q, 'returned', 'ZSCORE', 'ZREM', 'ZADD')
-  touch(q, 'delayed', 'ZADD')
-  touch_forgotten(q)
+local function touch_finished(q, one, record)
+  touch(q, 'leased', 'ZREM')
+  touch(q, 'returned', 'ZREM')
+  if one.verdict == 'ack' then
+    touch_forgotten(q, record)
+    return
+  end
   touch_buried(q)
+  touch(q, 'returned', 'ZADD')
+  touch(q, 'delayed', 'ZADD')
 end
 
 local function finish(q, one, record, place)

@@ -12,7 +12,11 @@ touch(q, 'delayed', 'ZRANGE', 'ZCARD')
 touch(q, 'parked', 'ZRANGE', 'ZCARD')
 touch(q, 'dead', 'ZCARD')
 touch(q, 'consumers', 'HLEN')
-allow(q.queue, 'hash', 'HMGET')
+name_key(q.queue, 'hash', 'HMGET')
+ready({
+  'HGET', 'HLEN', 'HMGET', 'HSET', 'LINDEX', 'LLEN', 'ZADD', 'ZCARD', 'ZRANGE', 'ZRANGEBYLEX', 'ZRANGEBYSCORE',
+  'ZREM',
+})
 tick(q)
 local length, indexed = call('LLEN', q.list), call('ZCARD', q.index)
 local counts = call('HMGET', q.queue, 'enqueued', 'acked', 'retried', 'dropped', 'duplicates')

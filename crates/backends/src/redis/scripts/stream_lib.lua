@@ -36,14 +36,14 @@ local function groups_of(key)
   return groups
 end
 
-local function group_called(key, name)
+local function group_called(key, called)
   for _, group in ipairs(groups_of(key)) do
-    if group.name == name then return group end
+    if group.name == called then return group end
   end
   return nil
 end
 
-local function no_group(name) return redis.error_reply('NOGROUP there is no group ' .. name) end
+local function no_group(called) return redis.error_reply('NOGROUP there is no group ' .. called) end
 
 local function first_id(key)
   local first = call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
@@ -62,10 +62,12 @@ local function oldest_pending(key, group)
 end
 
 -- The last ids there are: with so few left a stream counts as used up, before its last entry is half of a step.
+local appended = {}
 local LAST_MS, LAST_SEQ = '18446744073709551615', '18446744073709500000'
 
 local function touch_appended(key, side, dedup)
-  if not allowed[key] or not allowed[key].XADD then
+  if not appended[key] then
+    appended[key] = true
     allow(key, 'stream', 'XADD', 'XINFO STREAM')
     if redis.call('EXISTS', key) == 1 then
       local last = fields_of(call_sub('XINFO', 'STREAM', key))['last-generated-id']
@@ -86,9 +88,9 @@ local function append_entry(key, side, field, window_ms, payload, blob, dedup)
   return id
 end
 
-local function touch_finished_entries(key, side, name)
+local function touch_finished_entries(key, side, group)
   allow(key, 'stream', 'XACK', 'XRANGE', 'XREVRANGE', 'XPENDING', 'XGROUP SETID')
-  allow(side .. 'ahead:' .. name, 'hash', 'HSET', 'HLEN', 'HDEL')
+  allow(side .. 'ahead:' .. group, 'hash', 'HSET', 'HLEN', 'HDEL')
   allow(side .. 'committed', 'hash', 'HGET', 'HSET')
 end
 

@@ -4,7 +4,7 @@
 local q = open(KEYS[1], ARGV[1])
 local timeout, session = tonumber(ARGV[2]), ARGV[3]
 
-allow(q.queue, 'hash', 'HGET')
+name_key(q.queue, 'hash', 'HGET')
 touch(q, 'consumers', 'HGET', 'HSET', 'HGETALL', 'HDEL')
 touch_due(q)
 touch_taken_back(q)
@@ -13,6 +13,10 @@ touch_forgotten(q)
 touch(q, 'list', 'LLEN', 'LRANGE')
 touch(q, 'index', 'ZCARD', 'ZRANGE', 'ZREVRANGE', 'ZREM')
 touch(q, 'returned', 'ZCARD')
+ready({
+  'HDEL', 'HGET', 'HGETALL', 'HSET', 'LLEN', 'LRANGE', 'RPUSH', 'ZADD', 'ZCARD', 'ZRANGE', 'ZRANGEBYLEX',
+  'ZRANGEBYSCORE', 'ZREM', 'ZREVRANGE',
+})
 
 -- When nobody came by for so long that nobody could have been heard, everybody gets one more timeout.
 local last = tonumber(call('HGET', q.queue, 'tended') or now) or now

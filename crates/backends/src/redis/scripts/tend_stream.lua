@@ -1,4 +1,5 @@
 -- Heartbeats, and what the dead held. KEYS: the stream. ARGV: prefix, heartbeat timeout in ms, session, consumers of this process.
+-- Returns the last id that the stream gave out, nothing when it is not there, and the groups whose position is beyond.
 local key, readers, timeout, session = KEYS[1], ARGV[1] .. 'readers', tonumber(ARGV[2]), ARGV[3]
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -8,7 +9,14 @@ local tended = ARGV[1] .. 'tended'
 allow(readers, 'hash', 'HGET', 'HSET', 'HGETALL', 'HDEL')
 allow(tended, 'string', 'GET', 'SET')
 touch_let_go(key)
+allow(key, 'stream', 'XINFO STREAM')
+local last, beyond = '', {}
+if redis.call('EXISTS', key) == 1 then last = fields_of(call_sub('XINFO', 'STREAM', key))['last-generated-id'] end
 local groups = groups_of(key)
+ready({
+  'GET', 'HDEL', 'HGET', 'HGETALL', 'HSET', 'SET', 'XACK', 'XCLAIM', 'XGROUP DELCONSUMER', 'XINFO GROUPS',
+  'XINFO STREAM', 'XPENDING',
+})
 local deaf = now - (tonumber(call('GET', tended) or now) or now) >= timeout / 2
 call('SET', tended, string.format('%.0f', now))
 for at = 4, #ARGV do
@@ -26,4 +34,7 @@ for at = 1, #all, 2 do
     end
   end
 end
-return 0
+for _, group in ipairs(groups) do
+  if before(last, group['last-delivered-id']) then beyond[#beyond + 1] = group.name end
+end
+return { last, beyond }

@@ -82,6 +82,7 @@ pub(super) fn keys() -> Vec<String> {
         "consumers",
         "dedup:new",
         "dedup:known",
+        "probe",
     ];
     const OF_A_STREAM: &[&str] = &[
         "readers",
@@ -90,6 +91,7 @@ pub(super) fn keys() -> Vec<String> {
         "ahead:group",
         "ahead:other",
         "dedup:new",
+        "probe",
     ];
     let mut all: Vec<String> = [
         "messages", "other", "lines", "made", "value", "counter", "fields",
@@ -100,6 +102,7 @@ pub(super) fn keys() -> Vec<String> {
         "towpath:queues",
         "towpath:streams",
         "towpath:bindings:events",
+        "towpath:probe",
     ])
     .map(ToString::to_string)
     .collect();

@@ -12,10 +12,12 @@ use towpath_core::port::stream::{ReadRequest, Start, Trim};
 use super::super::*;
 use super::house::{House, bucket, exchange, group, lines};
 
+type Outcome = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
 /// One step, as it is taken on the database that is put back.
 pub(super) struct Step {
     pub(super) name: &'static str,
-    pub(super) run: fn(Backend, House) -> Pin<Box<dyn Future<Output = Result<()>> + Send>>,
+    pub(super) run: fn(Backend, House) -> Outcome,
     /// Parameters of the URL.
     pub(super) parameters: &'static str,
     /// How many of the faults must make it fail, or they do not reach it.
@@ -28,9 +30,15 @@ impl Step {
         !self.parameters.is_empty()
     }
 
-    /// Whether it is one script for each queue, and so one after the other.
-    pub(super) fn queue_by_queue(&self) -> bool {
-        self.name == "give_up_a_consumer"
+    /// Whether faults of this key are tried.
+    pub(super) fn touches(&self, key: &str) -> bool {
+        match self.name {
+            // One script for each queue, one after the other.
+            "give_up_a_consumer" => !key.contains("other"),
+            "tend_a_queue" => key.contains("messages"),
+            "tend_a_stream" => key.contains("lines"),
+            _ => true,
+        }
     }
 }
 
@@ -56,7 +64,7 @@ pub(super) const TEND: &[Step] = &[
         name: "tend_a_queue",
         run: |backend, _| Box::pin(tend_a_queue(backend)),
         parameters: "consumer_timeout=1s",
-        at_least: 40,
+        at_least: 20,
     },
     Step {
         name: "tend_a_stream",
@@ -331,7 +339,7 @@ async fn apply_everything(backend: Backend, house: House) -> Result<()> {
         .map(drop)
 }
 
-/// Longer than the pause between two rounds of tending, whose outcome no caller is told.
+/// Longer than the pause between two rounds of tending, whose outcome no call returns.
 async fn rounds() {
     tokio::time::sleep(Duration::from_millis(250)).await;
 }

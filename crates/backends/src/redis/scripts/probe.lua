@@ -1,0 +1,22 @@
+-- KEYS: the list. ARGV: prefix, `first` when the process begins to use it. Fails where any other script on the queue would; changes nothing.
+-- From 7.0 on each script asks for the rights that it needs, and nothing has to be found out beforehand.
+if ARGV[2] == 'first' and may_run then return 0 end
+local q = open(KEYS[1], ARGV[1])
+touch_arrivals(q, {})
+touch_due(q)
+touch_taken_back(q)
+touch_refilled(q)
+touch_forgotten(q)
+touch_buried(q)
+touch(q, 'list', 'RPOP')
+touch(q, 'keys', 'HSET')
+touch(q, 'delayed', 'ZADD')
+touch(q, 'consumers', 'HGET', 'HSET', 'HGETALL', 'HDEL', 'HLEN')
+try_commands(q.queue, q.side .. 'probe')
+allow(q.side .. 'probe', 'string', 'SET')
+ready({
+  'HDEL', 'HGET', 'HGETALL', 'HLEN', 'HSET', 'LLEN', 'LPUSH', 'RPOP', 'RPUSH', 'SET', 'ZADD', 'ZCARD', 'ZRANGE',
+  'ZRANGEBYLEX', 'ZRANGEBYSCORE', 'ZREM', 'ZREVRANGE',
+})
+try_write(q.side .. 'probe')
+return 0

@@ -1,0 +1,33 @@
+-- Asking whether something would work, without changing anything.
+
+-- A write that changes nothing meets a replica, full memory, a disk that cannot be written to, missing replicas.
+local function try_write(key)
+  call('SET', key, '', 'XX')
+end
+
+-- Before 7.0 a script cannot ask for the user's rights, so each command is tried where it fails or finds nothing.
+-- `hash` holds a hash or nothing; `key` is never there.
+local function try_commands(hash, key)
+  if may_run then return end
+  local tries = {
+    { 'HSET', key, 'a', 'b', 'c' }, { 'HDEL', key, 'a' }, { 'HINCRBY', key, 'a', 'x' }, { 'RPOP', key },
+    { 'ZADD', key, 'XX', '0', 'a' }, { 'ZREM', key, 'a' }, { 'DEL', key }, { 'PERSIST', key }, { 'PEXPIRE', key, 1 },
+    { 'XADD', key, 'NOMKSTREAM', '*', 'a', 'b' }, { 'XACK', key, 'a', '0-1' }, { 'XCLAIM', key, 'a', 'b', '0', '0-1' },
+    { 'XTRIM', key, 'MAXLEN', '1' }, { 'XGROUP', 'CREATE', key, 'a', '0' }, { 'XGROUP', 'DESTROY', key, 'a' },
+    { 'XGROUP', 'SETID', key, 'a', '0' }, { 'XGROUP', 'DELCONSUMER', key, 'a', 'b' },
+    { 'XREADGROUP', 'GROUP', 'a', 'b', 'STREAMS', key, '>' }, { 'GET', key }, { 'HGET', key, 'a' }, { 'HLEN', key },
+    { 'HGETALL', key }, { 'LLEN', key }, { 'LRANGE', key, 0, 0 }, { 'LINDEX', key, 0 }, { 'ZCARD', key },
+    { 'ZSCORE', key, 'a' }, { 'ZRANGE', key, 0, 0 }, { 'ZREVRANGE', key, 0, 0 }, { 'ZRANGEBYLEX', key, '-', '+' },
+    { 'ZRANGEBYSCORE', key, 0, 0 }, { 'SMEMBERS', key }, { 'XRANGE', key, '-', '+' }, { 'XREVRANGE', key, '+', '-' },
+    { 'XLEN', key }, { 'XPENDING', key, 'a' }, { 'XINFO', 'STREAM', key },
+  }
+  if redis.call('EXISTS', hash) == 1 then
+    tries[#tries + 1] = { 'LPUSH', hash, 'a' }
+    tries[#tries + 1] = { 'RPUSH', hash, 'a' }
+  end
+  for _, one in ipairs(tries) do
+    local answer = redis.pcall(unpack(one))
+    local text = type(answer) == 'table' and answer.err or ''
+    if string.find(text, "can't run this command", 1, true) then refuse('NOPERM', one[1], key) end
+  end
+end

@@ -73,6 +73,7 @@ impl Copy {
                 poll: TELL,
             },
             positions: backend.require_positions("lines copy")?,
+            streams: Arc::clone(&stream),
             health,
             metrics: lines,
             pace: Some(Pace::new(Arc::clone(&stream), name.clone(), group.clone())),

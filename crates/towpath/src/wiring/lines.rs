@@ -111,6 +111,7 @@ impl Lines {
             path: PathBuf::new(),
             settings,
             positions: self.backend.require_positions(READER)?,
+            streams: Arc::clone(&self.stream),
             health: process.health.clone(),
             metrics: process.metrics.lines(),
             pace: process

@@ -45,6 +45,7 @@ mod protocol;
 mod readme;
 mod receivers;
 mod redis;
+mod redis_trouble;
 mod shutdown;
 mod startup;
 mod tidy;

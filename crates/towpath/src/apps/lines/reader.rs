@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use towpath_core::port::Stream;
 use towpath_core::port::positions::{Positions, Step, Stepped};
 use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, ResultExt, StreamName, retry};
 use tracing::{info, warn};
@@ -61,12 +62,22 @@ pub struct Reader {
     pub settings: Settings,
     /// Takes lines, and moves the position in the same step.
     pub positions: Arc<dyn Positions>,
+    /// Asked whether what was read before is still behind the position.
+    pub streams: Arc<dyn Stream>,
     /// Told what is wrong.
     pub health: Health,
     /// Told what was read, and how far the file is.
     pub metrics: LineMetrics,
     /// Waited for, when the writer is in this process.
     pub pace: Option<Pace>,
+}
+
+/// How following a file ended.
+enum Followed {
+    /// The stop came.
+    Stopped,
+    /// The saved position is not the one that this reader had moved to, which is this.
+    Elsewhere(Option<Position>),
 }
 
 /// What became of a chunk.
@@ -86,16 +97,72 @@ impl Reader {
     /// Those of the backend that trying again cannot mend.
     pub async fn run(self, stop: &Stop) -> Result<()> {
         let key = self.key();
+        let input = self.path.display().to_string();
+        let mut had: Option<Position> = None;
         while !stop.is_requested() {
-            let Some(saved) = self.load(&key, stop).await? else {
+            let Some((value, mut saved)) = self.load(&key, stop).await? else {
                 return Ok(());
             };
-            if self.follow(&key, saved, stop).await? {
-                return Ok(());
+            match (&saved, had.take(), self.settings.start) {
+                (None, Some(position), Start::Beginning) => {
+                    let read = position.offset;
+                    warn!(
+                        input,
+                        read, "saved position lost; sending the whole input again"
+                    );
+                }
+                (None, Some(position), Start::End) => {
+                    let read = position.offset;
+                    warn!(
+                        input,
+                        read, "saved position lost; continuing where this reader is"
+                    );
+                    saved = Some(position);
+                }
+                (None, None, Start::Beginning) => {
+                    info!(
+                        input,
+                        "no saved position; sending the input from its beginning"
+                    );
+                }
+                (None, None, Start::End) => {
+                    info!(
+                        input,
+                        "no saved position; sending what is appended from now on"
+                    );
+                }
+                (Some(position), Some(_), _) => {
+                    let read = position.offset;
+                    info!(
+                        input,
+                        read, "another reader moved the position; continuing there"
+                    );
+                }
+                (Some(position), None, _) => self.check_stream(&key, position).await,
             }
-            info!(input = %self.path.display(), "another reader is ahead, going on where it is");
+            match self.follow(&key, (value, saved), stop).await? {
+                Followed::Stopped => return Ok(()),
+                Followed::Elsewhere(position) => had = Some(position.unwrap_or_default()),
+            }
         }
         Ok(())
+    }
+
+    /// Logs that lines were sent to a stream which is not there any more.
+    async fn check_stream(&self, key: &str, position: &Position) {
+        let stream = &self.settings.stream;
+        if let Err(error) = self.streams.stats(stream).await
+            && error.kind() == ErrorKind::NotFound
+            && position.offset > 0
+        {
+            warn!(
+                input = %self.path.display(),
+                %stream,
+                read = position.offset,
+                position = key,
+                "saved position is ahead of its stream, which is missing; continuing there"
+            );
+        }
     }
 
     /// The key of the position. A long path is shortened to its checksum and its end.
@@ -148,18 +215,20 @@ impl Reader {
         }
     }
 
-    /// Sends chunk after chunk. True when the stop came, false when another reader is ahead.
+    /// Sends chunk after chunk, until the stop comes or the saved position is another one.
     async fn follow(
         &self,
         key: &str,
         (mut value, mut saved): (Option<Bytes>, Option<Position>),
         stop: &Stop,
-    ) -> Result<bool> {
+    ) -> Result<Followed> {
         if saved.is_none() && self.settings.start == Start::End {
             saved = Tail::end(&self.path).unwrap_or_default();
         }
+        let mut reached = saved.clone();
         let mut tail = Tail::new(self.path.clone(), self.settings.limits, saved);
         let (wake, mut attempt) = (Wake::beside(&self.path), 0);
+        let mut is_missing = false;
         while !stop.is_requested() {
             // Files are read on threads of their own; the tail comes back with what it found.
             let (back, found) = tokio::task::spawn_blocking(move || {
@@ -175,6 +244,11 @@ impl Reader {
                 Ok(None) => {
                     attempt = 0;
                     self.health.set(self.role, None);
+                    let misses = tail.progress().is_none() && !self.path.exists();
+                    if misses && !is_missing {
+                        warn!(input = %self.path.display(), "input file missing; waiting for it");
+                    }
+                    is_missing = misses;
                     tokio::select! {
                         () = wake.changed() => tokio::select! {
                             () = tokio::time::sleep(self.settings.linger) => {}
@@ -192,7 +266,7 @@ impl Reader {
                     self.health.set(self.role, Some(text));
                     attempt += 1;
                     if rest(stop, attempt).await {
-                        return Ok(true);
+                        return Ok(Followed::Stopped);
                     }
                     continue;
                 }
@@ -201,7 +275,7 @@ impl Reader {
             if let Some(pace) = &self.pace {
                 tokio::select! {
                     () = pace.wait(chunk.lines.len() as u64) => {}
-                    () = stop.requested() => return Ok(true),
+                    () = stop.requested() => return Ok(Followed::Stopped),
                 }
             }
             let moved = Bytes::from(serde_json::to_vec(&chunk.position).unwrap_or_default());
@@ -213,14 +287,15 @@ impl Reader {
                     self.metrics.read.add(chunk.lines.iter().map(Line::length));
                     stop.account.add("lines read", chunk.lines.len() as u64);
                     self.health.set(self.role, None);
+                    reached = Some(chunk.position.clone());
                     tail.accept(chunk.position);
                     value = Some(moved);
                 }
-                Sent::Elsewhere => return Ok(false),
-                Sent::Stopped => return Ok(true),
+                Sent::Elsewhere => return Ok(Followed::Elsewhere(reached)),
+                Sent::Stopped => return Ok(Followed::Stopped),
             }
         }
-        Ok(true)
+        Ok(Followed::Stopped)
     }
 
     /// Appends the lines and moves the position in one step, tried until it is known to have happened.

@@ -46,7 +46,7 @@ const SUBJECTS: &[Subject] = &[
                 towpath_backends::open(&rabbitmq_url(&folder), Arc::new(SystemClock::new())).await
             })
         },
-        lose: None,
+        lose: Some(|folder| Box::pin(async move { rabbitmq::lose(&rabbitmq_url(&folder)) })),
     },
     Subject {
         name: "kafka",

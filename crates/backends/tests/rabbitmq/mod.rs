@@ -35,6 +35,21 @@ pub(crate) fn promises() -> Vec<Own> {
     .concat()
 }
 
+/// Deletes every queue and exchange of the URL's prefix.
+pub(crate) fn lose(url: &str) {
+    let (_, prefix) = url
+        .split_once("prefix=")
+        .expect("the suite's URLs have one");
+    let of_prefix = format!("string:prefix(element(4, Name), <<\"{prefix}\">>) =/= nomatch");
+    let expression = format!(
+        "[rabbit_amqqueue:delete(Q, false, false, <<\"test\">>) || Q <- rabbit_amqqueue:list(<<\"/\">>), \
+         Name <- [amqqueue:get_name(Q)], {of_prefix}], \
+         [rabbit_exchange:delete(Name, false, <<\"test\">>) || E <- rabbit_exchange:list(<<\"/\">>), \
+         Name <- [element(2, E)], {of_prefix}]."
+    );
+    towpath_testkit::servers::rabbitmq::shared().control(&["eval", &expression]);
+}
+
 async fn open(url: &str) -> Backend {
     towpath_backends::open(url, Arc::new(SystemClock::new()))
         .await

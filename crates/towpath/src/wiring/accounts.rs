@@ -10,7 +10,7 @@ use towpath_core::port::outbox::Backlog;
 use tracing::warn;
 
 use super::Role;
-use super::migrated::Migrated;
+use super::migrated::{DATABASE, Migrated};
 use super::opened::Opened;
 use super::process::Process;
 use super::public::Public;
@@ -24,7 +24,6 @@ use crate::telemetry::LastCall;
 const API: &str = "accounts.api";
 const RELAY: &str = "accounts.relay";
 const LIMITS: &str = "accounts.limits";
-const DATABASE: &str = "accounts.database";
 
 /// How often the backlog is counted.
 const WATCH: Duration = Duration::from_secs(2);
@@ -100,10 +99,10 @@ impl Accounts {
                 .merge(health_routes(needs));
             public.add(API, routes, &[]);
         }
-        let outbox = Arc::clone(&self.database.outbox);
+        let outbox = Arc::clone(&self.migrated.database.outbox);
         process.health.watch_check(DATABASE, move || {
             let outbox = Arc::clone(&outbox);
-            Box::pin(async move { outbox.position().await.map(drop) })
+            Box::pin(async move { outbox.check().await })
         });
         if let Some(broker) = &self.broker {
             self.relay(process, Target::of(broker)?);

@@ -20,7 +20,7 @@ const AGAIN: retry::Policy =
 const CHECK: Duration = Duration::from_secs(2);
 
 /// The name in health.
-const DATABASE: &str = "database";
+pub(super) const DATABASE: &str = "database";
 
 /// A database, and whether its tables are made.
 #[derive(Clone)]

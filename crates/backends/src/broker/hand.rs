@@ -77,6 +77,11 @@ impl<T> Held<T> {
         }
     }
 
+    /// Whether a consumer has it whose lease has not ended.
+    pub(crate) fn is_leased(&self) -> bool {
+        self.consumer().is_some() && !self.has_ended(Instant::now())
+    }
+
     fn has_ended(&self, now: Instant) -> bool {
         matches!(&self.state, State::Leased { until, .. } if *until <= now)
     }

@@ -1,6 +1,7 @@
 //! What this process has of a queue: of the queue itself what waits and what is leased, of its retries those to come.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::message::{BorrowedMessage, Message as _};
@@ -8,7 +9,7 @@ use towpath_core::{ConsumerId, Delivery, Receipt, Timestamp};
 
 use crate::broker::hand::{self, Hand, Terms};
 
-use super::envelope;
+use super::envelope::{self, Raw, Read};
 use super::lane::Lane;
 use super::member::{Reach, Shelf};
 use super::retry;
@@ -18,12 +19,16 @@ const FULL_BYTES: usize = 32 << 20;
 const FULL_BYTES_LATER: usize = 4 << 20;
 
 /// Where a message came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Spot {
     pub(super) partition: i32,
     pub(super) at: i64,
     /// When its record was produced.
     pub(super) published: Timestamp,
+    /// Key and headers as they came, where the message's text is not the same.
+    pub(super) raw: Option<Arc<Raw>>,
+    /// Why no consumer can take it.
+    pub(super) refusal: Option<String>,
     epoch: u64,
 }
 
@@ -52,9 +57,10 @@ impl Lanes {
         self.all.insert(partition, lane);
     }
 
-    fn revoke(&mut self, partition: i32) {
-        self.all.remove(&partition);
+    fn revoke(&mut self, partition: i32) -> Option<(i64, String)> {
         self.bytes.remove(&partition);
+        let lane = self.all.remove(&partition)?;
+        lane.is_dirty.then(|| (lane.position(), lane.note()))
     }
 
     /// Takes a record in; `None` when it is settled, or its partition not ours any more.
@@ -64,34 +70,41 @@ impl Lanes {
         let deliveries = lane.add(at)?;
         let millis = record.timestamp().to_millis();
         let published = millis.and_then(|millis| u64::try_from(millis).ok());
+        let Read {
+            envelope,
+            raw,
+            refusal,
+            ..
+        } = envelope::read(record, now);
         let spot = Spot {
             partition,
             at,
             published: published.map_or(now, Timestamp::from_millis),
+            raw,
+            refusal,
             epoch: lane.epoch,
         };
-        let envelope = envelope::read(record, now);
         *self.bytes.entry(partition).or_default() += envelope.message.payload.len();
         let charged = envelope.attempts.saturating_add(deliveries);
         Some(Held::new(envelope, charged, spot))
     }
 
     /// The lane that a message came by, unless that went to another process.
-    fn lane(&mut self, spot: Spot) -> Option<&mut Lane> {
+    fn lane(&mut self, spot: &Spot) -> Option<&mut Lane> {
         let lane = self.all.get_mut(&spot.partition);
         lane.filter(|lane| lane.epoch == spot.epoch)
     }
 
     fn charge(&mut self, held: &Held) {
         let deliveries = held.charged.saturating_sub(held.envelope.attempts);
-        if let Some(lane) = self.lane(held.origin) {
+        if let Some(lane) = self.lane(&held.origin) {
             lane.charge(held.origin.at, deliveries);
         }
     }
 
     /// Settles a message. False when it went to another process.
     pub(super) fn settle(&mut self, held: &Held) -> bool {
-        let spot = held.origin;
+        let spot = &held.origin;
         let settled = self.lane(spot).and_then(|lane| lane.settle(spot.at));
         if settled.is_some()
             && let Some(bytes) = self.bytes.get_mut(&spot.partition)
@@ -104,7 +117,7 @@ impl Lanes {
     /// Takes that back. False when it went to another process since.
     pub(super) fn reopen(&mut self, held: &Held) -> bool {
         let deliveries = held.charged.saturating_sub(held.envelope.attempts);
-        let Some(lane) = self.lane(held.origin) else {
+        let Some(lane) = self.lane(&held.origin) else {
             return false;
         };
         lane.reopen(held.origin.at, deliveries);
@@ -158,18 +171,21 @@ impl Lanes {
 #[derive(Default)]
 pub(super) struct Ready {
     hand: Hand<Spot>,
+    /// What no consumer can take: to become dead letters.
+    refused: Vec<Held>,
     lanes: Lanes,
     numbers: u64,
 }
 
 impl Ready {
-    /// Leases what waits, and takes out what has no attempts left.
+    /// Leases what waits, and takes out what has no attempts left or what no consumer can take.
     pub(super) fn lease(
         &mut self,
         terms: &Terms<'_>,
         next_number: impl FnMut() -> u64,
     ) -> (Vec<Delivery>, Vec<Held>) {
-        let (deliveries, spent) = self.hand.lease(terms, next_number);
+        let (deliveries, mut spent) = self.hand.lease(terms, next_number);
+        spent.append(&mut self.refused);
         for delivery in &deliveries {
             if let Some(held) = self.hand.get(delivery.receipt.number) {
                 self.lanes.charge(held);
@@ -199,7 +215,9 @@ impl Ready {
     }
 
     pub(super) fn drain(&mut self) -> Vec<Held> {
-        self.hand.drain_ready()
+        let mut drained = self.hand.drain_ready();
+        drained.append(&mut self.refused);
+        drained
     }
 
     pub(super) fn hand(&self) -> &Hand<Spot> {
@@ -212,16 +230,28 @@ impl Shelf for Ready {
         self.lanes.assign(partition, position, note);
     }
 
-    fn revoke(&mut self, partition: i32) {
-        self.lanes.revoke(partition);
+    fn revoke(&mut self, partition: i32, uncharges: bool) -> Option<(i64, String)> {
         let gone = self.hand.drain(|held| held.origin.partition == partition);
-        drop(gone);
+        for mut held in gone
+            .into_iter()
+            .filter(|held| uncharges && held.is_leased())
+        {
+            held.charged = held.charged.saturating_sub(1);
+            self.lanes.charge(&held);
+        }
+        self.refused
+            .retain(|held| held.origin.partition != partition);
+        self.lanes.revoke(partition)
     }
 
     fn put(&mut self, record: &BorrowedMessage<'_>, now: Timestamp) {
-        if let Some(held) = self.lanes.add(record, now) {
-            self.numbers += 1;
-            self.hand.add(self.numbers, held);
+        match self.lanes.add(record, now) {
+            Some(held) if held.origin.refusal.is_some() => self.refused.push(held),
+            Some(held) => {
+                self.numbers += 1;
+                self.hand.add(self.numbers, held);
+            }
+            None => {}
         }
     }
 
@@ -244,7 +274,11 @@ impl Bench for Ready {
     }
 
     fn put_back(&mut self, number: u64, held: Held) {
-        self.hand.put_back(number, held);
+        if held.origin.refusal.is_some() {
+            self.refused.push(held);
+        } else {
+            self.hand.put_back(number, held);
+        }
     }
 }
 
@@ -296,10 +330,10 @@ impl Shelf for Later {
         self.lanes.assign(partition, position, note);
     }
 
-    fn revoke(&mut self, partition: i32) {
-        self.lanes.revoke(partition);
+    fn revoke(&mut self, partition: i32, _: bool) -> Option<(i64, String)> {
         self.due
             .retain(|_, held| held.origin.partition != partition);
+        self.lanes.revoke(partition)
     }
 
     fn put(&mut self, record: &BorrowedMessage<'_>, now: Timestamp) {

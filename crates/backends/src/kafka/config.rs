@@ -211,7 +211,9 @@ impl Config {
             .set("allow.auto.create.topics", "false")
             .set("reconnect.backoff.max.ms", "2000")
             // A topic that was made or grew a moment ago is seen soon.
-            .set("topic.metadata.refresh.interval.ms", "30000");
+            .set("topic.metadata.refresh.interval.ms", "30000")
+            // As long may a topic that was made a moment ago be unknown to a broker; one that was deleted is noticed then.
+            .set("topic.metadata.propagation.max.ms", "2000");
         let protocol = match (self.is_encrypted, &self.account) {
             (false, None) => "plaintext",
             (false, Some(_)) => "sasl_plaintext",

@@ -10,9 +10,9 @@ use rdkafka::message::{BorrowedMessage, Message as _, OwnedHeaders};
 use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
 use towpath_core::port::queue::{DeadLetter, Selection};
 use towpath_core::{Error, MessageId, Result, ResultExt};
+use tracing::warn;
 
-use crate::broker::envelope::Envelope;
-
+use super::envelope::Read;
 use super::produce::Record;
 use super::queue::Known;
 use super::registrar::To;
@@ -82,17 +82,24 @@ impl Store {
         let letters = self.read_letters(known, places).await?;
         Ok(letters
             .into_iter()
-            .filter_map(|envelope| {
-                let (reason, died_at) = envelope.death?;
-                Some(DeadLetter {
-                    message: envelope.message,
-                    reason,
-                    history: envelope.errors,
-                    attempts: envelope.attempts,
-                    died_at,
-                    origin: known.name.clone(),
-                })
-            })
+            .filter_map(
+                |Read {
+                     envelope, left_at, ..
+                 }| {
+                    let (mut reason, died_at) = envelope.death?;
+                    if let Some(left_at) = left_at {
+                        reason += &format!("; payload and headers are in record {left_at}");
+                    }
+                    Some(DeadLetter {
+                        message: envelope.message,
+                        reason,
+                        history: envelope.errors,
+                        attempts: envelope.attempts,
+                        died_at,
+                        origin: known.name.clone(),
+                    })
+                },
+            )
             .collect())
     }
 
@@ -130,41 +137,90 @@ impl Store {
         let mut count = 0;
         for places in chosen.chunks(AT_ONCE) {
             let mut letters = self.read_letters(known, places.to_vec()).await?;
-            letters.iter_mut().for_each(Envelope::revive);
-            let keys: Vec<String> = letters
-                .iter()
-                .map(|one| one.message.id.to_string())
+            // What has no payload any more stays a dead letter.
+            letters.retain(|one| !redrives || one.left_at.is_none());
+            letters.iter_mut().for_each(|one| one.envelope.revive());
+            count += self
+                .move_letters(known, &transactions, letters, redrives)
+                .await?;
+        }
+        self.look(known, &mut index).await?;
+        Ok(count)
+    }
+
+    /// Deletes these letters, and puts them back into the queue if asked to. One that the queue's topic does not take
+    /// stays where it is.
+    async fn move_letters(
+        &self,
+        known: &Known,
+        transactions: &Transactions,
+        mut letters: Vec<Read>,
+        redrives: bool,
+    ) -> Result<u64> {
+        let mut alone = Vec::new();
+        let mut count = 0;
+        while !letters.is_empty() {
+            let keys: Vec<String> = { letters.iter() }
+                .map(|one| one.envelope.message.id.to_string())
                 .collect();
             let back = letters.iter().filter(|_| redrives).map(|one| Record {
                 topic: &known.topic,
                 partition: None,
-                key: one.message.key.as_deref(),
-                payload: Some(&one.message.payload),
-                headers: envelope::of_queue(one),
+                key: envelope::key(&one.envelope, one.raw.as_deref()),
+                payload: Some(&one.envelope.message.payload),
+                headers: envelope::of_queue(&one.envelope, one.raw.as_deref()),
             });
             let deleted = keys.iter().map(|key| Record {
                 topic: &known.dead_topic,
                 partition: Some(0),
-                key: Some(key),
+                key: Some(key.as_bytes()),
                 payload: None,
                 headers: OwnedHeaders::new(),
             });
             let records: Vec<Record<'_>> = back.chain(deleted).collect();
-            let done = transactions.run(records, None).await;
-            let places =
-                done.map_err(|failed: Failed| error::of_call("move dead letters", failed.told()))?;
-            count += letters.len() as u64;
             let back = if redrives { letters.len() } else { 0 };
-            for (_, at) in &places[back..] {
-                known.note_dead(*at);
-            }
-            if let Some(desk) = known.desk_if_any().await {
-                for place in &places[..back] {
-                    desk.members.note_marked(To::Queue, *place);
+            let topics = [known.topic.as_str(), known.dead_topic.as_str()];
+            let done = transactions.run(records, None);
+            match self.while_declared(&topics, done).await {
+                Ok(places) => {
+                    count += letters.len() as u64;
+                    for (_, at) in &places[back..] {
+                        known.note_dead(*at);
+                    }
+                    if let Some(desk) = known.desk_if_any().await {
+                        for place in &places[..back] {
+                            desk.members.note_marked(To::Queue, *place);
+                        }
+                    }
+                    letters.clear();
+                }
+                Err(Failed::TooLarge(..)) if letters.len() == 1 => {
+                    let id = &letters[0].envelope.message.id;
+                    warn!(queue = %known.name, %id, "dead letter too large for its queue; not redriven");
+                    letters.clear();
+                }
+                // Which of a batch is too large is not said: each goes alone.
+                Err(Failed::TooLarge(_, which)) => {
+                    let all = std::mem::take(&mut letters).into_iter().enumerate();
+                    for (at, letter) in all {
+                        let of = if which.contains(&at) {
+                            &mut alone
+                        } else {
+                            &mut letters
+                        };
+                        of.push(letter);
+                    }
+                }
+                Err(failed) => {
+                    self.doubt(&known.topic);
+                    self.doubt(&known.dead_topic);
+                    return Err(error::of_produce("move dead letters", failed.told()));
                 }
             }
+            if letters.is_empty() {
+                letters.extend(alone.pop());
+            }
         }
-        self.look(known, &mut index).await?;
         Ok(count)
     }
 
@@ -178,11 +234,20 @@ impl Store {
         let (low, end) = loop {
             let (low, end) = self.committed_mark(&known.dead_topic).await?;
             // The marks that end a transaction are written a moment after it has ended.
-            if end >= known.dead_end.load(Ordering::Acquire) || asked.elapsed() > SEEN_WITHIN {
+            if end >= known.dead_end.load(Ordering::Acquire) {
+                break (low, end);
+            }
+            if asked.elapsed() > SEEN_WITHIN {
+                // The topic was made again.
+                known.dead_end.store(end, Ordering::Release);
                 break (low, end);
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         };
+        if index.next > end {
+            // So was it here: what is known is of the one before.
+            *index = Index::default();
+        }
         if index.next < end {
             let (from, seen) = (index.next.max(low), std::mem::take(index));
             *index = self.scan(known, (from, end), seen, Index::note).await?;
@@ -192,12 +257,12 @@ impl Store {
     }
 
     /// The letters at these places, in order.
-    async fn read_letters(&self, known: &Known, places: Vec<i64>) -> Result<Vec<Envelope>> {
+    async fn read_letters(&self, known: &Known, places: Vec<i64>) -> Result<Vec<Read>> {
         let (Some(first), Some(last)) = (places.first().copied(), places.last().copied()) else {
             return Ok(Vec::new());
         };
         let (now, wanted) = (self.clock.now(), places.into_iter().collect::<HashSet<_>>());
-        let read = move |letters: &mut Vec<Envelope>, record: &BorrowedMessage<'_>| {
+        let read = move |letters: &mut Vec<Read>, record: &BorrowedMessage<'_>| {
             if wanted.contains(&record.offset()) {
                 letters.push(envelope::read(record, now));
             }

@@ -6,11 +6,11 @@ use tokio::task::JoinHandle;
 use towpath_core::Result;
 use tracing::warn;
 
-use super::member::{Member, lock};
+use super::member::lock;
 use super::queue::Known;
 use super::registrar::{Members, Registrar};
 use super::retry;
-use super::store::{Store, blocking};
+use super::store::Store;
 
 pub(super) struct Desk {
     pub(super) members: Members,
@@ -22,7 +22,8 @@ pub(super) struct Desk {
 
 impl Desk {
     fn is_lost(&self) -> bool {
-        self.ready.is_lost() || self.later.is_lost()
+        let Members { ready, later } = &self.members;
+        self.ready.is_lost() || self.later.is_lost() || ready.is_lost() || later.is_lost()
     }
 
     /// Ends the tasks and leaves both groups.
@@ -56,8 +57,9 @@ impl Store {
         self.ensure_queue(known).await?;
         self.ensure_later(known).await?;
         let members = Members {
-            ready: self.join(&known.topic).await?,
-            later: self.join(&known.later_topic).await?,
+            // The groups are called as their topics are.
+            ready: self.join(&known.topic, &known.topic).await?,
+            later: self.join(&known.later_topic, &known.later_topic).await?,
         };
         let (store, all) = (|| Arc::clone(self), || members.clone());
         let of = || Arc::clone(known);
@@ -77,14 +79,6 @@ impl Store {
         });
         *kept = Some(Arc::clone(&desk));
         Ok(desk)
-    }
-
-    /// Joins the group that is called as its topic is.
-    async fn join<S: super::member::Shelf>(&self, topic: &str) -> Result<Arc<Member<S>>> {
-        let (config, clock) = (self.config.clone(), Arc::clone(&self.clock));
-        let topic = topic.to_owned();
-        let joined = blocking(move || Member::join(&config, &topic, &topic, clock));
-        joined.await.map(Arc::new)
     }
 
     /// Leaves the queue, if we are there.

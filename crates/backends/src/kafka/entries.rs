@@ -187,11 +187,13 @@ impl Shelf for Entries {
         self.partitions.insert(partition, of);
     }
 
-    fn revoke(&mut self, partition: i32) {
+    fn revoke(&mut self, partition: i32, _: bool) -> Option<(i64, String)> {
         if let Some(of) = self.partitions.remove(&partition) {
             let waiting = of.waiting.iter().map(|(_, one)| one.payload.len());
             self.bytes -= waiting.sum::<usize>();
         }
+        // A commit is at the broker when it returns.
+        None
     }
 
     fn put(&mut self, record: &BorrowedMessage<'_>, now: Timestamp) {
@@ -199,7 +201,7 @@ impl Shelf for Entries {
         let Some(of) = self.partitions.get_mut(&record.partition()) else {
             return;
         };
-        let message = envelope::read(record, now).message;
+        let message = envelope::read(record, now).envelope.message;
         of.reach.pass(record.offset());
         self.bytes += message.payload.len();
         of.waiting.push_back((record.offset(), message));

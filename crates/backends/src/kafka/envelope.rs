@@ -1,9 +1,13 @@
 //! A message as a record: its key, its headers, and what else we know of it in headers of our own.
 
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
 use bytes::Bytes;
-use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Header, Headers, Message as _, OwnedHeaders};
+use towpath_core::message::{MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES};
 use towpath_core::port::stream::check_entry;
-use towpath_core::{Error, Headers, Message, MessageId, NewMessage, Result, Timestamp};
+use towpath_core::{Error, Message, MessageId, NewMessage, Result, Timestamp};
 
 use crate::broker::envelope::{Envelope, OURS, check_names};
 
@@ -24,6 +28,8 @@ const REASON: &str = "towpath-reason";
 const DIED_AT: &str = "towpath-died-at";
 /// The message's key, where the record's is its id.
 const KEY: &str = "towpath-key";
+/// Of a dead letter, the record whose payload and headers were left where they were: `topic/partition/offset`.
+const CUT: &str = "towpath-left-at";
 
 /// Checks what a stream refuses here.
 pub(super) fn check(message: &NewMessage) -> Result<()> {
@@ -45,10 +51,53 @@ pub(super) fn headers(message: &NewMessage) -> OwnedHeaders {
     headers
 }
 
+/// Longest key of a message, in bytes.
+const MAX_KEY_BYTES: usize = 1_024;
+
+/// Key and headers of a record as they came, where a message's text is not the same: it moves with them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Raw {
+    key: Option<Vec<u8>>,
+    headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+/// The key that a record of this message has.
+pub(super) fn key<'a>(envelope: &'a Envelope, raw: Option<&'a Raw>) -> Option<&'a [u8]> {
+    match raw {
+        Some(raw) => raw.key.as_deref(),
+        None => envelope.message.key.as_deref().map(str::as_bytes),
+    }
+}
+
 /// The headers of a queue's message.
-pub(super) fn of_queue(envelope: &Envelope) -> OwnedHeaders {
+pub(super) fn of_queue(envelope: &Envelope, raw: Option<&Raw>) -> OwnedHeaders {
     let message = &envelope.message;
-    let mut headers = OwnedHeaders::new_with_capacity(message.headers.iter().len() + 4);
+    let count = raw.map_or(message.headers.iter().len(), |raw| raw.headers.len());
+    let mut headers = of_ours(envelope, OwnedHeaders::new_with_capacity(count + 4));
+    if envelope.death.is_some()
+        && let Some(key) = key(envelope, raw)
+    {
+        let value = Some(key);
+        headers = headers.insert(Header { key: KEY, value });
+    }
+    let Some(raw) = raw else {
+        let all = message.headers.iter();
+        return all.fold(headers, |headers, (name, value)| with(headers, name, value));
+    };
+    raw.headers.iter().fold(headers, |headers, (name, value)| {
+        let value = value.as_ref();
+        headers.insert(Header { key: name, value })
+    })
+}
+
+/// The headers of a dead letter whose record would be larger than its topic takes: the rest stays where it was.
+pub(super) fn of_cut(envelope: &Envelope, left_at: &str) -> OwnedHeaders {
+    let headers = of_ours(envelope, OwnedHeaders::new());
+    with(headers, CUT, left_at)
+}
+
+fn of_ours(envelope: &Envelope, mut headers: OwnedHeaders) -> OwnedHeaders {
+    let message = &envelope.message;
     let mut add = |name: &str, value: &str| {
         headers = with(
             std::mem::replace(&mut headers, OwnedHeaders::new()),
@@ -73,12 +122,6 @@ pub(super) fn of_queue(envelope: &Envelope) -> OwnedHeaders {
     if let Some((reason, at)) = &envelope.death {
         add(REASON, reason);
         add(DIED_AT, &at.as_millis().to_string());
-        if let Some(key) = &message.key {
-            add(KEY, key);
-        }
-    }
-    for (name, value) in message.headers.iter() {
-        add(name, value);
     }
     headers
 }
@@ -90,49 +133,157 @@ fn with(headers: OwnedHeaders, key: &str, value: &str) -> OwnedHeaders {
     })
 }
 
-/// What a record says, by whomever it was produced. One without an id of ours gets one.
-pub(super) fn read(record: &BorrowedMessage<'_>, now: Timestamp) -> Envelope {
-    let (mut id, mut key, mut enqueued_at) = (None, None, None);
-    let (mut reason, mut died_at, mut not_before) = (None, None, None);
-    let (mut attempts, mut settled) = (0, None);
-    let (mut errors, mut headers) = (Vec::new(), Headers::new());
+/// What a record says, by whomever it was produced.
+pub(super) struct Read {
+    pub(super) envelope: Envelope,
+    /// Key and headers as they came, where the message's text is not the same.
+    pub(super) raw: Option<Arc<Raw>>,
+    /// Why no consumer can take it; it is a dead letter then.
+    pub(super) refusal: Option<String>,
+    /// Of a dead letter, where its payload and its headers stayed.
+    pub(super) left_at: Option<String>,
+}
+
+/// Reads a record. One without an id of ours gets one. Never fails: what no message can hold is named in
+/// [`Read::refusal`].
+pub(super) fn read(record: &BorrowedMessage<'_>, now: Timestamp) -> Read {
+    let (mut id, mut own_key, mut enqueued_at) = (None, None, None);
+    let (mut reason, mut died_at, mut not_before, mut left_at) = (None, None, None, None);
+    let (mut attempts, mut settled, mut errors) = (0, None, Vec::new());
+    let (mut others, mut refusal) = (Vec::new(), None);
     let moment = |text: &str| text.parse().ok().map(Timestamp::from_millis);
-    for header in record.headers().into_iter().flat_map(|all| all.iter()) {
-        let value = String::from_utf8_lossy(header.value.unwrap_or_default());
-        match header.key {
-            ID => id = value.parse().ok(),
-            KEY => key = Some(value.into_owned()),
-            ENQUEUED_AT => enqueued_at = moment(&value),
-            ATTEMPTS => attempts = value.parse().unwrap_or(0),
-            SETTLED => settled = value.parse().ok(),
-            ERROR => errors.push(value.into_owned()),
-            NOT_BEFORE => not_before = moment(&value),
-            REASON => reason = Some(value.into_owned()),
-            DIED_AT => died_at = moment(&value),
-            name if !name.starts_with(OURS) => headers.set(name.to_owned(), value),
+    let count = record.headers().map_or(0, Headers::count);
+    for at in 0..count {
+        let Some((name, value)) = header(record, at) else {
+            refusal = Some(format!(
+                "the name of header {} is not UTF-8; the header is left out",
+                at + 1
+            ));
+            continue;
+        };
+        if !name.starts_with(OURS) {
+            others.push((name, value));
+            continue;
+        }
+        let text = || String::from_utf8_lossy(value.unwrap_or_default());
+        match name {
+            ID => id = text().parse().ok(),
+            KEY => own_key = Some(value.unwrap_or_default()),
+            ENQUEUED_AT => enqueued_at = moment(&text()),
+            ATTEMPTS => attempts = text().parse().unwrap_or(0),
+            SETTLED => settled = text().parse().ok(),
+            ERROR => errors.push(text().into_owned()),
+            NOT_BEFORE => not_before = moment(&text()),
+            REASON => reason = Some(text().into_owned()),
+            DIED_AT => died_at = moment(&text()),
+            CUT => left_at = Some(text().into_owned()),
             _ => {}
         }
     }
     let millis = record.timestamp().to_millis();
     let produced_at = millis.and_then(|millis| u64::try_from(millis).ok());
     let death = died_at.map(|at| (reason.unwrap_or_default(), at));
-    if key.is_none() && death.is_none() {
-        key = record.key().map(|key| String::from_utf8_lossy(key).into());
+    let key = own_key.or_else(|| record.key().filter(|_| death.is_none()));
+    let payload = record.payload().unwrap_or_default();
+    let bytes: usize = others
+        .iter()
+        .map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len))
+        .sum();
+    if payload.len() > MAX_PAYLOAD_BYTES {
+        let length = payload.len();
+        refusal = Some(format!(
+            "payload of {length} bytes is over the limit of {MAX_PAYLOAD_BYTES}"
+        ));
     }
-    Envelope {
-        message: Message {
-            id: id.unwrap_or_else(MessageId::new),
-            payload: Bytes::copy_from_slice(record.payload().unwrap_or_default()),
-            headers,
-            key,
-            enqueued_at: enqueued_at
-                .or(produced_at.map(Timestamp::from_millis))
-                .unwrap_or(now),
+    if bytes > MAX_HEADER_BYTES {
+        refusal = Some(format!(
+            "headers of {bytes} bytes are over the limit of {MAX_HEADER_BYTES}"
+        ));
+    }
+    let key_bytes = key.map_or(0, <[u8]>::len);
+    if key_bytes > MAX_KEY_BYTES {
+        refusal = Some(format!(
+            "key of {key_bytes} bytes is over the limit of {MAX_KEY_BYTES}"
+        ));
+    }
+    // What is over a limit is kept as it came, and not shown.
+    let shown_key = key.filter(|key| (1..=MAX_KEY_BYTES).contains(&key.len()));
+    let shown = if bytes > MAX_HEADER_BYTES {
+        &[][..]
+    } else {
+        &others[..]
+    };
+    let texts = shown
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), text(value.unwrap_or_default())));
+    let message = Message {
+        id: id.unwrap_or_else(MessageId::new),
+        payload: Bytes::copy_from_slice(payload),
+        headers: texts.collect(),
+        key: shown_key.map(text),
+        enqueued_at: enqueued_at
+            .or(produced_at.map(Timestamp::from_millis))
+            .unwrap_or(now),
+    };
+    let is_same = message.key.as_deref().map(str::as_bytes) == key
+        && message.headers.iter().len() == others.len()
+        && message
+            .headers
+            .iter()
+            .zip(&others)
+            .all(|((name, text), (other, value))| {
+                name == *other && Some(text.as_bytes()) == *value
+            });
+    let raw = (!is_same).then(|| {
+        let owned =
+            |(name, value): &(&str, Option<&[u8]>)| ((*name).to_owned(), value.map(<[u8]>::to_vec));
+        let headers = others.iter().map(owned).collect();
+        let key = key.map(<[u8]>::to_vec);
+        Arc::new(Raw { key, headers })
+    });
+    Read {
+        envelope: Envelope {
+            message,
+            attempts,
+            settled: settled.unwrap_or(attempts),
+            errors,
+            not_before,
+            death,
         },
-        attempts,
-        settled: settled.unwrap_or(attempts),
-        errors,
-        not_before,
-        death,
+        raw,
+        refusal,
+        left_at,
+    }
+}
+
+/// A header of a record; `None` when its name is not UTF-8.
+fn header<'a>(record: &'a BorrowedMessage<'_>, at: usize) -> Option<(&'a str, Option<&'a [u8]>)> {
+    let headers = record.headers()?;
+    // The client's library panics at a name that is not UTF-8, and has no other way to ask for it.
+    let found = std::panic::catch_unwind(AssertUnwindSafe(|| headers.try_get(at)));
+    found.ok()?.map(|header| (header.key, header.value))
+}
+
+/// Bytes as text. Those that are not UTF-8 are written as `\xff`, so that what differs stays different.
+fn text(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_are_no_text_stay_different() {
+        assert_eq!(text(b"caf\xc3\xa9"), "caf\u{e9}");
+        assert_eq!(text(b"a\xff\x00b\xfe"), "a\\xff\0b\\xfe");
+        assert_eq!(text(b""), "");
     }
 }

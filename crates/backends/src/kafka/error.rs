@@ -11,7 +11,7 @@ pub(super) fn of_call(what: &str, error: KafkaError) -> Error {
             return Error::not_found(format!("kafka: {what}: there is no such topic"))
                 .with_source(error);
         }
-        Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize) => {
+        _ if is_too_large(&error) => {
             return Error::invalid(format!(
                 "kafka: {what}: the record is larger than the topic takes; raise its `max.message.bytes`"
             ))
@@ -32,6 +32,32 @@ pub(super) fn of_call(what: &str, error: KafkaError) -> Error {
         _ => format!("kafka: {what}"),
     };
     Error::unavailable(text).with_source(error)
+}
+
+/// The error of a call that produces. A topic that is not there is not the fault of the record: the next call creates it.
+pub(super) fn of_produce(what: &str, error: KafkaError) -> Error {
+    if is_topicless(&error) {
+        let text = format!("kafka: {what}: the topic was deleted; the next call creates it again");
+        return Error::unavailable(text).with_source(error);
+    }
+    of_call(what, error)
+}
+
+/// Whether a record is larger than its topic takes, or than the client sends.
+pub(super) fn is_too_large(error: &KafkaError) -> bool {
+    let code = code(error);
+    matches!(
+        code,
+        Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::MessageBatchTooLarge)
+    )
+}
+
+/// Whether a topic is not there.
+pub(super) fn is_topicless(error: &KafkaError) -> bool {
+    matches!(
+        code(error),
+        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition)
+    )
 }
 
 /// The broker's or the client's code, where there is one.

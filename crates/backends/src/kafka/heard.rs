@@ -8,12 +8,15 @@ use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use towpath_core::{Error, ErrorKind};
-use tracing::{debug, warn};
+use tracing::{Level, debug, trace, warn};
 
 use super::member::lock;
 
 /// How the client marks that a connection failed.
 const FAILED: &str = "FAIL";
+
+/// How the client marks lines about connections, which end and are made again in ordinary use, and what it says twice.
+const CONNECTIONS: [&str; 3] = [FAILED, "REQTMOUT", "ERROR"];
 
 /// Keeps why the last connection failed.
 #[derive(Default)]
@@ -42,8 +45,8 @@ impl Heard {
 }
 
 impl ClientContext for Heard {
-    fn log(&self, _: RDKafkaLogLevel, facility: &str, text: &str) {
-        debug!(target: "librdkafka", facility, text);
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        log(level, facility, text);
         if facility == FAILED {
             *lock(&self.0) = Some(reason(text).to_owned());
         }
@@ -54,10 +57,38 @@ impl ClientContext for Heard {
     }
 }
 
-/// What a consumer tells besides the answers of its calls. That a partition ends there is no news.
+/// A line of the client's log.
+pub(super) fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
+    match weight(level, facility) {
+        Level::WARN => warn!(target: "librdkafka", facility, text, "kafka client"),
+        Level::DEBUG => debug!(target: "librdkafka", facility, text, "kafka client"),
+        _ => trace!(target: "librdkafka", facility, text, "kafka client"),
+    }
+}
+
+/// The level that a line has for us: what fails is said by the call that needed it, so nothing is an error.
+fn weight(level: RDKafkaLogLevel, facility: &str) -> Level {
+    use RDKafkaLogLevel::{Debug, Info, Notice};
+    match level {
+        Debug => Level::TRACE,
+        Notice | Info => Level::DEBUG,
+        _ if CONNECTIONS.contains(&facility) => Level::DEBUG,
+        _ => Level::WARN,
+    }
+}
+
+/// An event of the client that belongs to no call.
 pub(super) fn note(error: &KafkaError, reason: &str) {
-    if error.rdkafka_error_code() != Some(Code::PartitionEOF) {
-        warn!(target: "librdkafka", %error, reason);
+    match error.rdkafka_error_code() {
+        // That a partition ends there is expected, as is a connection that does.
+        Some(
+            Code::PartitionEOF
+            | Code::BrokerTransportFailure
+            | Code::AllBrokersDown
+            | Code::Resolve
+            | Code::OperationTimedOut,
+        ) => debug!(target: "librdkafka", %error, reason, "kafka client"),
+        _ => warn!(target: "librdkafka", %error, reason, "kafka client"),
     }
 }
 
@@ -73,6 +104,16 @@ fn reason(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_a_connection_is_no_error_in_the_log() {
+        use RDKafkaLogLevel::{Debug, Error, Info, Warning};
+        assert_eq!(weight(Error, "FAIL"), Level::DEBUG);
+        assert_eq!(weight(Warning, "REQTMOUT"), Level::DEBUG);
+        assert_eq!(weight(Info, "FAIL"), Level::DEBUG);
+        assert_eq!(weight(Debug, "METADATA"), Level::TRACE);
+        assert_eq!(weight(Error, "APIVERSION"), Level::WARN);
+    }
 
     #[test]
     fn the_reason_stands_alone() {

@@ -125,6 +125,13 @@ pub(super) fn settled(note: &str) -> u64 {
     settled.count() as u64
 }
 
+/// The same among the first `count`.
+pub(super) fn settled_below(note: &str, count: u64) -> u64 {
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    let first = read(note).into_iter().take(count);
+    first.filter(|one| *one == State::Settled).count() as u64
+}
+
 /// Runs of the same state, a comma between: `3` is three open ones, `2s` two settled, `1x4` one with four deliveries.
 /// Where that is too long, bits from the first on, four to a digit, 1 for settled; deliveries are lost then.
 fn write(states: impl Iterator<Item = State>) -> String {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use towpath_core::port::queue::LeaseRequest;
 use towpath_core::{Delivery, ErrorKind, Result};
+use tracing::warn;
 
 use crate::broker::hand::{SPENT, Terms};
 
@@ -77,7 +78,22 @@ impl Store {
             }
             let now = self.clock.now();
             let jobs = spent.into_iter().map(|mut held| {
-                held.envelope.die(SPENT, now);
+                let reason = match held.origin.refusal.clone() {
+                    Some(refusal) => {
+                        let (partition, at) = (held.origin.partition, held.origin.at);
+                        let topic = &known.topic;
+                        warn!(
+                            topic,
+                            partition,
+                            offset = at,
+                            refusal,
+                            "record refused; dead letter"
+                        );
+                        format!("refused: {refusal}; record {topic}/{partition}/{at}")
+                    }
+                    None => SPENT.to_owned(),
+                };
+                held.envelope.die(&reason, now);
                 self.job(held, To::Dead)
             });
             let jobs: Vec<Job> = jobs.collect();
@@ -103,6 +119,7 @@ impl Store {
             attempts: held.charged,
             held,
             to,
+            is_cut: false,
         }
     }
 }

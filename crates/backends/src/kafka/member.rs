@@ -3,34 +3,33 @@
 //! A partition that goes to another process takes what is here of it along, and comes there from the position on.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::base_consumer::PartitionQueue;
-use rdkafka::consumer::{
-    BaseConsumer, CommitMode, Consumer, ConsumerContext, ConsumerGroupMetadata, Rebalance,
-};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerGroupMetadata};
+use rdkafka::error::KafkaResult;
 use rdkafka::message::BorrowedMessage;
-use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
-use tokio::sync::Notify;
+use rdkafka::topic_partition_list::TopicPartitionList;
 use tokio::sync::futures::Notified;
 use towpath_core::{Clock, Error, Result, Timestamp};
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::config::Config;
 use super::error;
-use super::heard::note;
-use super::store::{Marks, blocking, committed_of};
+use super::losses::Losses;
+use super::store::{Marks, blocking};
+use super::watch::{Lose, Shared, Watch};
 
 /// How long the thread waits for a record before it looks for a rebalance, for room, and whether it shall end.
 const LOOK: Duration = Duration::from_millis(25);
 
-/// Records taken over of one partition before the next one has its turn.
-const CHUNK: usize = 1_000;
+/// Records taken at once, and how often, of one partition before the next one has its turn.
+const CHUNK: usize = 20;
+const CHUNKS: usize = 50;
 
 /// How long what the broker has may take until it is here.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
@@ -42,8 +41,8 @@ const A_MOMENT: Duration = Duration::from_millis(50);
 pub(super) trait Shelf: Default + Send + 'static {
     /// A partition is ours from this position on, with what was noted at it.
     fn assign(&mut self, partition: i32, position: i64, noted: &str);
-    /// It is not ours any more.
-    fn revoke(&mut self, partition: i32);
+    /// It is not ours any more: what the broker does not know of it yet, with or without a charge for what is leased.
+    fn revoke(&mut self, partition: i32, uncharges: bool) -> Option<(i64, String)>;
     /// A record came.
     fn put(&mut self, record: &BorrowedMessage<'_>, now: Timestamp);
     /// How far a partition of ours was fetched.
@@ -75,6 +74,11 @@ impl Reach {
         }
     }
 
+    /// The end of the partition was seen.
+    pub(super) fn end(&mut self) {
+        self.ended = true;
+    }
+
     pub(super) fn pass(&mut self, at: i64) {
         self.next = self.next.max(at + 1);
         self.ended = false;
@@ -103,65 +107,7 @@ pub(super) struct Member<S: Shelf> {
     consumer: Arc<BaseConsumer<Watch<S>>>,
     pub(super) topic: String,
     shared: Arc<Shared<S>>,
-    /// One commit at a time, so that a position never goes back.
-    turn: Mutex<()>,
     thread: Option<JoinHandle<()>>,
-}
-
-/// What the thread and the callers share.
-#[derive(Default)]
-struct Shared<S> {
-    shelf: Mutex<S>,
-    news: Notify,
-    /// The group has said once which partitions are ours.
-    assigned: AtomicBool,
-    ending: AtomicBool,
-}
-
-/// Follows which partitions are ours.
-struct Watch<S> {
-    shared: Arc<Shared<S>>,
-    timeout: Duration,
-}
-
-impl<S: Shelf> ClientContext for Watch<S> {
-    fn error(&self, error: KafkaError, reason: &str) {
-        note(&error, reason);
-    }
-}
-
-impl<S: Shelf> ConsumerContext for Watch<S> {
-    fn pre_rebalance(&self, _: &BaseConsumer<Self>, change: &Rebalance<'_>) {
-        if let Rebalance::Revoke(gone) = change {
-            let mut shelf = lock(&self.shared.shelf);
-            for element in gone.elements() {
-                shelf.revoke(element.partition());
-            }
-        }
-    }
-
-    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, change: &Rebalance<'_>) {
-        let Rebalance::Assign(new) = change else {
-            return;
-        };
-        // Nothing is fetched before this returns.
-        let positions = committed_of(consumer, new, self.timeout);
-        let positions = positions.unwrap_or_else(|told| {
-            warn!(%told, "the positions of new partitions are not known yet");
-            (*new).clone()
-        });
-        let mut shelf = lock(&self.shared.shelf);
-        for element in positions.elements() {
-            let start = match element.offset() {
-                Place::Offset(at) => at,
-                _ => 0,
-            };
-            shelf.assign(element.partition(), start, element.metadata());
-        }
-        drop(shelf);
-        self.shared.assigned.store(true, Ordering::Release);
-        self.shared.news.notify_waiters();
-    }
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -175,10 +121,12 @@ impl<S: Shelf> Member<S> {
         topic: &str,
         group: &str,
         clock: Arc<dyn Clock>,
+        losses: Arc<Losses>,
     ) -> Result<Self> {
-        let shared = Arc::<Shared<S>>::default();
+        let shared = Arc::new(Shared::<S>::new(topic, group));
         let watch = Watch {
             shared: Arc::clone(&shared),
+            losses,
             timeout: config.timeout,
         };
         let failed = |told| error::of_call(&format!("join group `{group}`"), told);
@@ -189,7 +137,12 @@ impl<S: Shelf> Member<S> {
             .set("enable.auto.offset.store", "false")
             .set("enable.partition.eof", "true")
             .set("partition.assignment.strategy", "cooperative-sticky")
-            .set("auto.offset.reset", "earliest")
+            // A position that the broker does not have is never replaced in silence.
+            .set("auto.offset.reset", "error")
+            // The client says only here that its topic is another one of the same name.
+            .set("debug", "metadata")
+            .set("topic.metadata.refresh.interval.ms", "1000")
+            .set_log_level(RDKafkaLogLevel::Debug)
             // The least that brokers take by default: a member that was killed holds its partitions so long.
             .set("session.timeout.ms", "6000")
             .set("heartbeat.interval.ms", "2000")
@@ -197,22 +150,22 @@ impl<S: Shelf> Member<S> {
             // What the client holds besides the shelf, and how long it pauses when that is full.
             .set("queued.max.messages.kbytes", "16384")
             .set("fetch.queue.backoff.ms", "10")
+            // The topics of others may take larger records than ours do.
+            .set("receive.message.max.bytes", "1000000000")
             .create_with_context(watch)
             .map_err(failed)?;
         consumer.subscribe(&[topic]).map_err(failed)?;
         let consumer = Arc::new(consumer);
         let (polled, filled) = (Arc::clone(&consumer), Arc::clone(&shared));
-        let of = topic.to_owned();
         let thread = std::thread::Builder::new()
             .name("towpath-kafka".to_owned())
-            .spawn(move || fetch(&polled, &of, &filled, &*clock));
+            .spawn(move || fetch(&polled, &filled, &*clock));
         let thread = thread
             .map_err(|error| Error::unavailable("a thread cannot be started").with_source(error))?;
         Ok(Self {
             consumer,
             topic: topic.to_owned(),
             shared,
-            turn: Mutex::default(),
             thread: Some(thread),
         })
     }
@@ -221,9 +174,20 @@ impl<S: Shelf> Member<S> {
         lock(&self.shared.shelf)
     }
 
-    /// Keeps other commits waiting.
-    pub(super) fn in_turn(&self) -> MutexGuard<'_, ()> {
-        lock(&self.turn)
+    /// Keeps other commits, and partitions that go, waiting. To be held from taking positions to having committed them.
+    pub(super) fn turn(&self) -> &tokio::sync::Mutex<()> {
+        &self.shared.turn
+    }
+
+    /// How it is lost.
+    pub(super) fn loser(&self) -> Weak<dyn Lose> {
+        let shared: Arc<dyn Lose> = Arc::clone(&self.shared) as Arc<dyn Lose>;
+        Arc::downgrade(&shared)
+    }
+
+    /// Whether only a new member can go on.
+    pub(super) fn is_lost(&self) -> bool {
+        self.shared.is_lost()
     }
 
     /// Something came, or a partition did.
@@ -250,7 +214,7 @@ impl<S: Shelf> Member<S> {
                 return true;
             }
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.is_ending() {
+            if left.is_zero() || self.is_ending() || self.is_lost() {
                 return false;
             }
             drop(tokio::time::timeout(left, news).await);
@@ -365,36 +329,39 @@ pub(super) fn high(marks: &Marks, partition: i32) -> Option<i64> {
 ///
 /// Each partition has a queue in the client, so that one that is full waits there while the others go on. (Telling the
 /// client to pause it would cost the better part of a second until it goes on.)
-fn fetch<S: Shelf>(
-    consumer: &Arc<BaseConsumer<Watch<S>>>,
-    topic: &str,
-    shared: &Shared<S>,
-    clock: &dyn Clock,
-) {
+fn fetch<S: Shelf>(consumer: &Arc<BaseConsumer<Watch<S>>>, shared: &Shared<S>, clock: &dyn Clock) {
     let take = |polled: KafkaResult<BorrowedMessage<'_>>| match polled {
+        // What comes after the topic became another one is for the next member.
+        Ok(_) if shared.is_lost() => {}
         Ok(record) => lock(&shared.shelf).put(&record, clock.now()),
-        Err(KafkaError::PartitionEOF(partition)) => {
-            if let Some(reach) = lock(&shared.shelf).reach(partition) {
-                reach.ended = true;
+        Err(told) => consumer.context().hear(&told),
+    };
+    let drain = || {
+        let (mut came, mut calls) = (0, shared.calls.load(Ordering::Relaxed));
+        loop {
+            if let Some(polled) = consumer.poll(Duration::ZERO) {
+                came += 1;
+                take(polled);
+                continue;
             }
+            let served = shared.calls.load(Ordering::Relaxed);
+            if served == calls {
+                return came;
+            }
+            calls = served;
         }
-        // The client connects again by itself.
-        Err(told) => debug!(%told, "kafka consumer"),
     };
     let has_room = |partition| lock(&shared.shelf).fullness(partition) < 100;
     let mut queues: BTreeMap<i32, PartitionQueue<Watch<S>>> = BTreeMap::new();
     while !shared.ending.load(Ordering::Acquire) {
         let mut came = 0;
-        // Rebalances, and what came before its partition had a queue.
-        while let Some(polled) = consumer.poll(Duration::ZERO) {
-            came += 1;
-            take(polled);
-        }
+        // Rebalances, log lines, and what came before its partition had a queue.
+        came += drain();
         let ours = lock(&shared.shelf).partitions();
         queues.retain(|partition, _| ours.contains(partition));
         for partition in ours {
             if !queues.contains_key(&partition)
-                && let Some(mut queue) = consumer.split_partition_queue(topic, partition)
+                && let Some(mut queue) = consumer.split_partition_queue(&shared.topic, partition)
             {
                 let this = std::thread::current();
                 queue.set_nonempty_callback(move || this.unpark());
@@ -403,13 +370,19 @@ fn fetch<S: Shelf>(
             }
         }
         for (partition, queue) in &queues {
-            for _ in 0..CHUNK {
-                let Some(polled) = has_room(*partition).then(|| queue.poll(Duration::ZERO)) else {
+            for _ in 0..CHUNKS {
+                if !has_room(*partition) {
                     break;
-                };
-                let Some(polled) = polled else { break };
-                came += 1;
-                take(polled);
+                }
+                let next = || queue.poll(Duration::ZERO);
+                let chunk: Vec<_> = std::iter::from_fn(next).take(CHUNK).collect();
+                if chunk.is_empty() {
+                    break;
+                }
+                came += chunk.len();
+                // That the topic is another one is said before its records come.
+                drain();
+                chunk.into_iter().for_each(&take);
             }
         }
         if came > 0 {

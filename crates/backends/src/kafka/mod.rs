@@ -22,6 +22,7 @@ mod health;
 mod heard;
 mod lane;
 mod lease;
+mod losses;
 mod member;
 mod positions;
 mod produce;
@@ -33,6 +34,7 @@ mod store;
 mod stream;
 mod topics;
 mod transaction;
+mod watch;
 
 use std::sync::Arc;
 

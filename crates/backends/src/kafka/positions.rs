@@ -21,7 +21,8 @@ use tracing::info;
 use super::member::lock;
 use super::produce::Record;
 use super::store::Store;
-use super::transaction::Transactions;
+use super::topics::Design;
+use super::transaction::{Failed, Transactions};
 use super::{envelope, error};
 
 /// The topic of positions, with one partition: there are few, and each reader looks through it once.
@@ -82,11 +83,7 @@ impl Sources {
     async fn topic(&self) -> Result<String> {
         let config = &self.store.config;
         let topic = format!("{}{TOPIC}", config.prefix);
-        if self.store.partitions(&topic).await?.is_none() {
-            let new = self.store.new_topic(&topic, 1);
-            let new = new.set("cleanup.policy", "compact");
-            self.store.make(&topic, new).await?;
-        }
+        self.store.declare(&topic, Design::Compacted).await?;
         Ok(topic)
     }
 
@@ -138,8 +135,8 @@ impl Sources {
             .await
     }
 
-    /// One transaction.
-    async fn commit(&self, writer: &Writer, step: &Step) -> Result<()> {
+    /// The topics of positions, of the entries and of those that are set aside; made where they are not there.
+    async fn topics(&self, step: &Step) -> Result<(String, String, Option<String>)> {
         let positions = self.topic().await?;
         let stream = match step.entries.is_empty() {
             true => String::new(),
@@ -152,6 +149,13 @@ impl Sources {
                 Some(self.store.ensure(&dead).await?.0)
             }
         };
+        Ok((positions, stream, dead))
+    }
+
+    /// One transaction. With the error comes whether nothing of it is there for certain.
+    async fn commit(&self, writer: &Writer, step: &Step) -> std::result::Result<(), (Error, bool)> {
+        let (positions, stream, dead) = self.topics(step).await.map_err(|error| (error, true))?;
+
         let entries = step.entries.iter().map(|one| (stream.as_str(), one));
         let set_aside = dead.iter().flat_map(|dead| {
             let dead = dead.as_str();
@@ -159,30 +163,40 @@ impl Sources {
         });
         let all: Vec<(&str, &NewMessage)> = entries.chain(set_aside).collect();
         for (_, entry) in &all {
-            envelope::check(entry)?;
+            envelope::check(entry).map_err(|error| (error, true))?;
         }
         // The lines of one source stay in order, also where there are several partitions.
         let records = all.iter().map(|(topic, entry)| Record {
             topic,
             partition: None,
-            key: Some(entry.key.as_deref().unwrap_or(&step.source)),
+            key: Some(entry.key.as_deref().unwrap_or(&step.source).as_bytes()),
             payload: Some(&entry.payload),
             headers: envelope::headers(entry),
         });
         let moved = Record {
             topic: &positions,
             partition: None,
-            key: Some(&step.source),
+            key: Some(step.source.as_bytes()),
             payload: Some(&step.to),
             headers: OwnedHeaders::new(),
         };
         // Whatever is open after a failure ends when the source is taken over anew.
-        let done = writer
-            .producer
-            .run(records.chain([moved]).collect(), None)
-            .await;
-        done.map(drop)
-            .map_err(|failed| error::of_call("produce in a transaction", failed.told()))
+        let topics = [Some(&positions), Some(&stream), dead.as_ref()];
+        let topics: Vec<&str> = topics.into_iter().flatten().map(String::as_str).collect();
+        let records = records.chain([moved]).collect();
+        let done = writer.producer.run(records, None);
+        let done = self.store.while_declared(&topics, done).await;
+        done.map(drop).map_err(|failed| {
+            for topic in topics {
+                self.store.doubt(topic);
+            }
+            let is_undone = !matches!(failed, Failed::Unknown(_));
+            let told = failed.told();
+            (
+                error::of_produce("produce in a transaction", told),
+                is_undone,
+            )
+        })
     }
 }
 
@@ -220,7 +234,12 @@ impl Positions for Sources {
                 *slot = Some(writer);
                 Ok(Stepped::Done)
             }
-            Err(error) => {
+            // Its position is as it was, also where its topic was deleted.
+            Err((error, true)) => {
+                *slot = Some(writer);
+                Err(error).context(|| format!("step of `{}`", step.source))
+            }
+            Err((error, false)) => {
                 info!(
                     source = step.source,
                     error = error.chain(),

@@ -118,17 +118,22 @@ impl Queue for Queues {
                 }
             }
         }
-        let records = taken.iter().map(|(_, to, envelope)| {
+        let record = |at: usize| {
+            let (_, to, envelope) = &taken[at];
             let (topic, partition) = known.place(*to);
             Record {
                 topic,
                 partition,
                 key: None,
                 payload: Some(&envelope.message.payload),
-                headers: envelope::of_queue(envelope),
+                headers: envelope::of_queue(envelope, None),
             }
-        });
-        let produced = self.0.produce(records.collect()).await?;
+        };
+        let declare = async {
+            self.0.ensure_queue(&known).await?;
+            self.0.ensure_later(&known).await
+        };
+        let produced = self.0.produce(taken.len(), record, declare).await?;
         let desk = known.desk_if_any().await;
         for ((at, to, _), produced) in taken.iter().zip(produced) {
             match (produced, &desk) {

@@ -7,11 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rdkafka::error::KafkaError;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
-use towpath_core::{Error, ErrorKind, MessageId, Result};
+use towpath_core::{Error, ErrorKind, MessageId, Result, Timestamp};
 use tracing::{debug, warn};
 
 use super::bench::{Bench, Held, Later, Ready};
@@ -55,10 +54,37 @@ pub(super) struct Job {
     pub(super) attempts: u32,
     pub(super) held: Held,
     pub(super) to: To,
+    /// Only what names a dead letter moves: its record would be larger than the topic takes.
+    pub(super) is_cut: bool,
+}
+
+impl Job {
+    /// Makes its record smaller, after the topic refused it; false when it cannot be.
+    fn shrink(&mut self, now: Timestamp) -> bool {
+        match self.to {
+            To::Gone => false,
+            To::Queue | To::Later(_) => {
+                let last = self
+                    .held
+                    .envelope
+                    .errors
+                    .last()
+                    .cloned()
+                    .unwrap_or_default();
+                let reason = format!("too large for the topic of retries; last error: {last}");
+                self.held.envelope.die(&reason, now);
+                self.to = To::Dead;
+                true
+            }
+            To::Dead => !std::mem::replace(&mut self.is_cut, true),
+        }
+    }
 }
 
 struct Asked {
     job: Job,
+    /// It was in a transaction with a record that its topic refused.
+    is_suspect: bool,
     answer: oneshot::Sender<Result<()>>,
 }
 
@@ -133,7 +159,12 @@ impl Registrar {
         for job in jobs {
             let (answer, answered) = oneshot::channel();
             if let Some(asks) = &*lock(&self.asks) {
-                drop(asks.send(Asked { job, answer }));
+                let is_suspect = false;
+                drop(asks.send(Asked {
+                    job,
+                    is_suspect,
+                    answer,
+                }));
             }
             answers.push(answered);
         }
@@ -183,6 +214,8 @@ struct Office<S: Bench> {
 enum Refusal {
     /// Nothing changed.
     Undone(Error),
+    /// Nothing changed, and never will: the records of these jobs are larger than their topic takes.
+    TooLarge(Error, Vec<usize>),
     /// It may be done.
     Unknown(Error),
 }
@@ -229,9 +262,13 @@ impl<S: Bench> Office<S> {
     async fn settle(&mut self, mut jobs: Vec<Asked>) {
         let until = Instant::now() + self.store.config.timeout;
         loop {
+            let member = Arc::clone(&self.member);
+            let turn = member.turn().lock().await;
             let (positions, left) = self.strike_off(jobs);
             jobs = left;
-            let refusal = match self.commit(&jobs, positions.clone()).await {
+            let committed = self.commit(&jobs, positions.clone()).await;
+            drop(turn);
+            let refusal = match committed {
                 Ok(()) => {
                     for one in jobs {
                         drop(one.answer.send(Ok(())));
@@ -240,9 +277,16 @@ impl<S: Bench> Office<S> {
                 }
                 Err(refusal) => refusal,
             };
-            let (error, is_unknown) = match refusal {
-                Refusal::Undone(error) => (error, false),
-                Refusal::Unknown(error) => (error, true),
+            let is_unknown = matches!(refusal, Refusal::Unknown(_));
+            let is_too_large = matches!(refusal, Refusal::TooLarge(..));
+            let error = match refusal {
+                Refusal::Undone(error) | Refusal::Unknown(error) => error,
+                Refusal::TooLarge(error, which) => {
+                    for at in which {
+                        jobs[at].is_suspect = true;
+                    }
+                    error
+                }
             };
             if is_unknown {
                 warn!(queue = %self.known.name, error = error.chain(), "the queue is taken up anew");
@@ -254,14 +298,42 @@ impl<S: Bench> Office<S> {
                 }
                 return;
             }
+            if error.kind() == ErrorKind::NotFound {
+                // Whichever topic it is, asking is cheap.
+                for topic in [
+                    &self.known.topic,
+                    &self.known.later_topic,
+                    &self.known.dead_topic,
+                ] {
+                    self.store.doubt(topic);
+                    drop(self.store.partitions(topic).await);
+                }
+            }
             jobs = self.undo(jobs, &positions);
+            if is_too_large {
+                if let [one] = jobs.as_mut_slice() {
+                    one.is_suspect = false;
+                    if one.job.shrink(self.store.clock.now()) {
+                        continue;
+                    }
+                } else {
+                    // One batch was refused, and not which record of it is too large: each goes alone.
+                    let (suspects, rest) = jobs.into_iter().partition(|one| one.is_suspect);
+                    jobs = rest;
+                    let suspects: Vec<Asked> = suspects;
+                    for one in suspects {
+                        Box::pin(self.settle(vec![one])).await;
+                    }
+                    continue;
+                }
+            }
             // While partitions move, or a node is being replaced.
             if error.kind() != ErrorKind::Invalid && Instant::now() < until {
                 debug!(queue = %self.known.name, error = error.chain(), "tried again");
                 sleep(PAUSE).await;
                 continue;
             }
-            for Asked { job, answer } in jobs {
+            for Asked { job, answer, .. } in jobs {
                 let text = error.chain();
                 self.member.shelf().put_back(job.number, job.held);
                 drop(answer.send(Err(Error::unavailable(text))));
@@ -273,6 +345,13 @@ impl<S: Bench> Office<S> {
 
     /// Strikes off those that are still ours, and takes the positions that follow.
     fn strike_off(&self, jobs: Vec<Asked>) -> (Vec<(i32, i64, String)>, Vec<Asked>) {
+        if self.member.is_lost() {
+            // Its positions are of a topic that is not there any more.
+            for one in jobs {
+                drop(one.answer.send(Err(gone())));
+            }
+            return (Vec::new(), Vec::new());
+        }
         let mut shelf = self.member.shelf();
         let lanes = shelf.lanes();
         let (ours, lost): (Vec<_>, Vec<_>) = jobs
@@ -341,23 +420,34 @@ impl<S: Bench> Office<S> {
             if job.to == To::Queue {
                 copy.not_before = None;
             }
-            envelopes.push((job.to, copy.message.id.to_string(), copy));
+            let id = copy.message.id.to_string();
+            let origin = &job.held.origin;
+            let left_at = || format!("{}/{}/{}", self.member.topic, origin.partition, origin.at);
+            let left_at = job.is_cut.then(left_at);
+            envelopes.push((job.to, id, copy, origin.raw.as_deref(), left_at));
         }
         let records: Vec<Record<'_>> = envelopes
             .iter()
-            .map(|(to, id, envelope)| {
+            .map(|(to, id, envelope, raw, left_at)| {
                 let (topic, partition) = known.place(*to);
                 let key = match to {
                     // Dead letters are found, and deleted, by their id.
-                    To::Dead => Some(id.as_str()),
-                    _ => envelope.message.key.as_deref(),
+                    To::Dead => Some(id.as_bytes()),
+                    _ => envelope::key(envelope, *raw),
+                };
+                let (payload, headers) = match left_at {
+                    Some(left_at) => (&b""[..], envelope::of_cut(envelope, left_at)),
+                    None => (
+                        &envelope.message.payload[..],
+                        envelope::of_queue(envelope, *raw),
+                    ),
                 };
                 Record {
                     topic,
                     partition,
                     key,
-                    payload: Some(&envelope.message.payload),
-                    headers: envelope::of_queue(envelope),
+                    payload: Some(payload),
+                    headers,
                 }
             })
             .collect();
@@ -374,7 +464,8 @@ impl<S: Bench> Office<S> {
             return Err(Refusal::Undone(Error::unavailable("no producer")));
         };
         let done = transactions.run(records, Some(Positions { list, group }));
-        match done.await {
+        let topics = [&known.topic, &known.later_topic, &known.dead_topic].map(String::as_str);
+        match store.while_declared(&topics, done).await {
             Ok(places) => {
                 for ((to, ..), place) in envelopes.iter().zip(places) {
                     match to {
@@ -384,15 +475,21 @@ impl<S: Bench> Office<S> {
                 }
                 Ok(())
             }
-            Err(failed) => {
-                let is_unknown = matches!(failed, Failed::Unknown(_));
-                let told: KafkaError = failed.told();
-                if is_unknown {
-                    self.transactions = None;
-                }
+            Err(Failed::TooLarge(told, which)) => {
                 let error = error::of_call("settle in a transaction", told);
+                Err(Refusal::TooLarge(error, which))
+            }
+            Err(failed) => {
+                for topic in [&known.topic, &known.later_topic, &known.dead_topic] {
+                    store.doubt(topic);
+                }
+                let is_unknown = matches!(failed, Failed::Unknown(_));
+                let error = error::of_produce("settle in a transaction", failed.told());
                 Err(match is_unknown {
-                    true => Refusal::Unknown(error),
+                    true => {
+                        self.transactions = None;
+                        Refusal::Unknown(error)
+                    }
                     false => Refusal::Undone(error),
                 })
             }

@@ -78,6 +78,7 @@ pub(super) async fn forward(
                 attempts: held.charged,
                 held,
                 to,
+                is_cut: false,
             }
         });
         let moved = registrar.settle(jobs.collect()).await;

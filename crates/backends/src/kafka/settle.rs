@@ -68,6 +68,7 @@ impl Store {
                 attempts: held.charged - released,
                 held,
                 to,
+                is_cut: false,
             });
         }
         if is_released {

@@ -6,12 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{FutureProducer, Producer};
 use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
-use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::time::sleep;
 use towpath_core::{Clock, Error, ErrorKind, GroupName, QueueName, Result, StreamName};
 
@@ -19,18 +17,18 @@ use super::config::Config;
 use super::entries::Entries;
 use super::error;
 use super::heard::Heard;
-use super::member::{Member, lock};
-use super::produce::{self, Record};
+use super::losses::Losses;
+use super::member::{Member, Shelf, lock};
+use super::produce;
 use super::queue::Known;
+use super::topics::{Design, Seen};
+use super::watch::Joined;
 
 /// The group under whose name records are looked at; it never has a position.
 const READER: &str = "towpath.reader";
 
 /// How long a group that has no position in a topic is not asked for one again.
 const ELSEWHERE: Duration = Duration::from_secs(30);
-
-/// How many timeouts a record may take: a broker that is being replaced is waited for, and none is sent twice.
-const DELIVERY: u32 = 6;
 
 /// The pause before something is asked again that changes in a moment.
 pub(super) const SOON: Duration = Duration::from_millis(50);
@@ -45,8 +43,8 @@ type Members = BTreeMap<(StreamName, GroupName), Arc<Member<Entries>>>;
 pub(super) struct Store {
     pub(super) config: Config,
     pub(super) clock: Arc<dyn Clock>,
-    producer: Mutex<FutureProducer>,
-    pub(super) admin: AdminClient<DefaultClientContext>,
+    pub(super) producer: Mutex<FutureProducer<Heard>>,
+    pub(super) admin: AdminClient<Heard>,
     /// Reads without a group what was committed; one caller at a time.
     reader: Arc<Mutex<BaseConsumer<Heard>>>,
     /// Asks about topics, also about what is not committed yet.
@@ -57,8 +55,13 @@ pub(super) struct Store {
     /// The queues that this process has used.
     queues: Mutex<BTreeMap<QueueName, Arc<Known>>>,
     numbers: AtomicU64,
-    /// Partitions of the topics that are known to be there.
-    pub(super) topics: Mutex<HashMap<String, i32>>,
+    /// The topics that were seen.
+    pub(super) topics: Mutex<HashMap<String, Seen>>,
+    /// How the topics are made that this process uses.
+    pub(super) designs: Mutex<HashMap<String, Design>>,
+    /// Members of this process, to be replaced when their topic is.
+    pub(super) joined: Joined,
+    pub(super) losses: Arc<Losses>,
     /// When a group was seen that has no position in the topic.
     elsewhere: Mutex<HashMap<(String, String), Instant>>,
     closed: AtomicBool,
@@ -77,8 +80,11 @@ impl Store {
             client
         };
         Ok(Arc::new(Self {
-            producer: Mutex::new(producer_of(&config)?),
-            admin: config.client().create().map_err(failed)?,
+            producer: Mutex::new(produce::start(&config)?),
+            admin: config
+                .client()
+                .create_with_context(Heard::default())
+                .map_err(failed)?,
             reader: Arc::new(Mutex::new(consumer(reader("read_committed"))?)),
             asker: Arc::new(consumer(reader("read_uncommitted"))?),
             clerks: Mutex::default(),
@@ -87,6 +93,9 @@ impl Store {
             // Receipts of another process or an earlier one are never taken for ours.
             numbers: AtomicU64::new(clock.now().as_millis() << 20),
             topics: Mutex::default(),
+            designs: Mutex::default(),
+            joined: Joined::default(),
+            losses: Arc::default(),
             elsewhere: Mutex::default(),
             closed: AtomicBool::new(false),
             config,
@@ -127,34 +136,6 @@ impl Store {
 
     pub(super) fn group_id(&self, group: &GroupName) -> String {
         format!("{}{group}", self.config.prefix)
-    }
-
-    /// Produces records in order; partition and offset of each once it is acknowledged.
-    pub(super) async fn produce(
-        &self,
-        records: Vec<Record<'_>>,
-    ) -> Result<Vec<Result<(i32, i64)>>> {
-        self.check_open()?;
-        let producer = lock(&self.producer).clone();
-        let topics: Vec<&str> = records.iter().map(|record| record.topic).collect();
-        let produced = produce::all(&producer, records).await;
-        for (topic, produced) in topics.into_iter().zip(&produced) {
-            match produced.as_ref().err().and_then(error::code) {
-                // It had lost its place in the numbering of the records, and cannot go on.
-                Some(Code::Fatal | Code::OutOfOrderSequenceNumber | Code::UnknownProducerId) => {
-                    *lock(&self.producer) = producer_of(&self.config)?;
-                    break;
-                }
-                Some(Code::UnknownTopic | Code::UnknownTopicOrPartition) => {
-                    lock(&self.topics).remove(topic);
-                }
-                _ => {}
-            }
-        }
-        let of = |one: std::result::Result<_, KafkaError>| {
-            one.map_err(|told| error::of_call("produce", told))
-        };
-        Ok(produced.into_iter().map(of).collect())
     }
 
     pub(super) fn options(&self) -> AdminOptions {
@@ -348,18 +329,31 @@ impl Store {
         self.check_open()?;
         let place = (stream.clone(), group.clone());
         let mut members = self.members.lock().await;
-        if let Some(member) = members.get(&place) {
+        if let Some(member) = members.get(&place)
+            && !member.is_lost()
+        {
             return Ok(Arc::clone(member));
+        }
+        if let Some(lost) = members.remove(&place) {
+            lost.leave().await;
         }
         let (topic, partitions) = self.existing(stream).await?;
         let id = self.group_id(group);
         if self.positions(&id, &topic, partitions).await?.is_none() {
             return Err(no_group(stream, group));
         }
-        let (config, clock) = (self.config.clone(), Arc::clone(&self.clock));
-        let joined = blocking(move || Member::join(&config, &topic, &id, clock));
-        let member = Arc::new(joined.await?);
+        let member = self.join(&topic, &id).await?;
         members.insert(place, Arc::clone(&member));
+        Ok(member)
+    }
+
+    /// Joins a group.
+    pub(super) async fn join<S: Shelf>(&self, topic: &str, group: &str) -> Result<Arc<Member<S>>> {
+        let (config, clock) = (self.config.clone(), Arc::clone(&self.clock));
+        let (of, group, losses) = (topic.to_owned(), group.to_owned(), Arc::clone(&self.losses));
+        let joined = blocking(move || Member::join(&config, &of, &group, clock, losses));
+        let member = Arc::new(joined.await?);
+        self.joined.add(topic, member.loser());
         Ok(member)
     }
 
@@ -429,14 +423,6 @@ pub(super) fn no_group(stream: &StreamName, group: &GroupName) -> Error {
     Error::not_found(format!("stream `{stream}` has no group `{group}`"))
 }
 
-fn producer_of(config: &Config) -> Result<FutureProducer> {
-    let delivery = (config.timeout * DELIVERY).as_millis().to_string();
-    produce::client(config)
-        .set("message.timeout.ms", delivery)
-        .create()
-        .map_err(|told| error::of_call("start the producer", told))
-}
-
 fn consumer(mut client: rdkafka::ClientConfig) -> Result<BaseConsumer<Heard>> {
     client
         .set("enable.auto.commit", "false")
@@ -462,7 +448,7 @@ fn explain(asker: &BaseConsumer<Heard>, error: Error) -> Error {
 }
 
 /// The ends of a partition. A leader that is being elected is waited for.
-fn marks_of(
+pub(super) fn marks_of(
     asker: &BaseConsumer<impl ConsumerContext>,
     topic: &str,
     partition: i32,

@@ -43,14 +43,16 @@ impl Stream for Topics {
         let (topic, _) = self.0.ensure(stream).await?;
         let checked: Vec<Result<()>> = entries.iter().map(envelope::check).collect();
         let taken = entries.iter().zip(&checked).filter(|(_, one)| one.is_ok());
-        let records = taken.map(|(entry, _)| Record {
+        let taken: Vec<&NewMessage> = taken.map(|(entry, _)| entry).collect();
+        let record = |at: usize| Record {
             topic: &topic,
             partition: None,
-            key: entry.key.as_deref(),
-            payload: Some(&entry.payload),
-            headers: envelope::headers(entry),
-        });
-        let produced = self.0.produce(records.collect()).await?;
+            key: taken[at].key.as_deref().map(str::as_bytes),
+            payload: Some(&taken[at].payload),
+            headers: envelope::headers(taken[at]),
+        };
+        let declare = async { self.0.ensure(stream).await.map(drop) };
+        let produced = self.0.produce(taken.len(), record, declare).await?;
         let members = self.0.members_of(stream).await;
         let mut produced = produced.into_iter();
         let mut outcome = |checked: Result<()>| {
@@ -392,7 +394,7 @@ impl Topics {
                     Some(Ok(record)) if record.partition() == partition => {
                         entries.push(Entry {
                             offset: offset(partition, record.offset()),
-                            message: envelope::read(&record, clock.now()).message,
+                            message: envelope::read(&record, clock.now()).envelope.message,
                             attempt: 0,
                         });
                         if record.offset() + 1 >= end {
@@ -416,7 +418,11 @@ impl Topics {
 
 /// Strikes off what is finished, and moves the position. Blocks.
 fn commit(member: &Member<Entries>, finished: &[Offset]) -> Result<()> {
-    let _turn = member.in_turn();
+    let _turn = member.turn().blocking_lock();
+    if member.is_lost() {
+        // What it knows is of a topic that is not there any more: what was handed out comes again.
+        return Err(Error::not_found("the topic was deleted"));
+    }
     let moved = member.shelf().finish(finished);
     if moved.is_empty() {
         return Ok(());

@@ -1,6 +1,6 @@
 //! The topics of streams and queues: which there are, and making those that there are not.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{NewTopic, TopicReplication};
 use rdkafka::consumer::Consumer;
@@ -8,12 +8,49 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::time::sleep;
 use towpath_core::{Error, Result, StreamName};
+use tracing::{debug, info, warn};
 
 use super::config::{LARGEST, is_plain};
 use super::member::lock;
 use super::queue::Known;
 use super::store::{SOON, Store};
 use super::{error, retry};
+
+/// How long the cluster's word on a topic holds.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The longest wait for a newer one.
+const RENEWED: Duration = Duration::from_secs(2);
+
+/// A topic as the cluster last described it.
+pub(super) struct Seen {
+    /// Its partitions; 0 since it was found deleted.
+    count: i32,
+    asked: Instant,
+    /// A call that used it failed since.
+    is_doubtful: bool,
+}
+
+/// How a topic is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Design {
+    /// For a stream: with this many partitions, without retention limits.
+    Stream(i32),
+    /// The same, for a queue.
+    Queue(i32),
+    /// One partition that keeps the newest record of each key.
+    Compacted,
+}
+
+impl Seen {
+    fn new(count: i32) -> Self {
+        Self {
+            count,
+            asked: Instant::now(),
+            is_doubtful: false,
+        }
+    }
+}
 
 impl Store {
     /// The topic of a stream or a queue.
@@ -27,27 +64,65 @@ impl Store {
         Ok(topic)
     }
 
-    /// How many partitions the topic has; `None` when it is not there.
+    /// How many partitions the topic has; `None` when it is not there. That one was deleted is noticed within
+    /// [`FRESH`].
     pub(super) async fn partitions(&self, topic: &str) -> Result<Option<i32>> {
         self.check_open()?;
-        if let Some(count) = lock(&self.topics).get(topic) {
-            return Ok(Some(*count));
+        let known = {
+            let mut topics = lock(&self.topics);
+            match topics.get_mut(topic) {
+                Some(seen) if seen.count > 0 && seen.asked.elapsed() < FRESH => {
+                    return Ok(Some(seen.count));
+                }
+                // Other calls go on with what is known while this one asks.
+                Some(seen) if seen.count > 0 && !seen.is_doubtful => {
+                    seen.asked = Instant::now();
+                    Some(seen.count)
+                }
+                _ => None,
+            }
+        };
+        let limit = known.map_or(self.config.timeout, |_| self.config.timeout.min(RENEWED));
+        let found = match (self.ask_for(topic, limit).await, known) {
+            (Ok(found), _) => found,
+            // Without an answer nothing is known of a deletion.
+            (Err(_), Some(count)) => return Ok(Some(count)),
+            (Err(error), None) => return Err(error),
+        };
+        let mut topics = lock(&self.topics);
+        match topics.get_mut(topic) {
+            None if found == 0 => {}
+            None => drop(topics.insert(topic.to_owned(), Seen::new(found))),
+            Some(seen) => *seen = Seen::new(found),
         }
-        let (asked, timeout) = (topic.to_owned(), self.config.timeout);
+        drop(topics);
+        if found == 0 {
+            self.joined.lose(topic, "the topic was deleted");
+            return Ok(None);
+        }
+        Ok(Some(found))
+    }
+
+    /// A call failed: the topic is asked for before the next one.
+    pub(super) fn doubt(&self, topic: &str) {
+        if let Some(seen) = lock(&self.topics).get_mut(topic) {
+            seen.is_doubtful = true;
+            seen.asked = seen.asked.checked_sub(FRESH).unwrap_or(seen.asked);
+        }
+    }
+
+    /// The topic's partitions; 0 when it is not there.
+    async fn ask_for(&self, topic: &str, limit: Duration) -> Result<i32> {
+        let asked = topic.to_owned();
         let found = self.ask(move |asker| {
-            let metadata = asker.fetch_metadata(Some(&asked), timeout);
+            let metadata = asker.fetch_metadata(Some(&asked), limit);
             let metadata = metadata
                 .map_err(|told| error::of_call(&format!("ask for topic `{asked}`"), told))?;
             let topic = metadata.topics().iter().find(|topic| topic.name() == asked);
             let there = topic.filter(|topic| topic.error().is_none());
             Ok(there.map_or(0, |topic| topic.partitions().len()))
         });
-        let count = i32::try_from(found.await?).unwrap_or(i32::MAX);
-        if count == 0 {
-            return Ok(None);
-        }
-        lock(&self.topics).insert(topic.to_owned(), count);
-        Ok(Some(count))
+        Ok(i32::try_from(found.await?).unwrap_or(i32::MAX))
     }
 
     /// The partitions of a topic that has to be there.
@@ -62,59 +137,88 @@ impl Store {
     /// The topic of a stream, made when it is not there: without an end to what it keeps.
     pub(super) async fn ensure(&self, stream: &StreamName) -> Result<(String, i32)> {
         let topic = self.topic(stream.as_str())?;
-        if let Some(count) = self.partitions(&topic).await? {
-            return Ok((topic, count));
-        }
-        let new = self.topic_to_keep(&topic, self.config.partitions);
-        let count = self.make(&topic, new).await?;
+        let design = Design::Stream(self.config.partitions);
+        let count = self.declare(&topic, design).await?;
         Ok((topic, count))
     }
 
-    /// A topic without an end to what it keeps.
-    fn topic_to_keep<'a>(&self, topic: &'a str, partitions: i32) -> NewTopic<'a> {
-        self.new_topic(topic, partitions)
-            .set("retention.ms", "-1")
-            .set("retention.bytes", "-1")
-    }
-
-    pub(super) fn new_topic<'a>(&self, topic: &'a str, partitions: i32) -> NewTopic<'a> {
-        let replication = TopicReplication::Fixed(self.config.replication.unwrap_or(-1));
-        NewTopic::new(topic, partitions, replication).set("max.message.bytes", LARGEST)
-    }
-
     pub(super) async fn ensure_queue(&self, known: &Known) -> Result<()> {
-        if self.partitions(&known.topic).await?.is_none() {
-            let new = self.topic_to_keep(&known.topic, self.config.partitions);
-            self.make(&known.topic, new).await?;
-        }
-        Ok(())
+        let design = Design::Queue(self.config.partitions);
+        self.declare(&known.topic, design).await.map(drop)
     }
 
     pub(super) async fn ensure_later(&self, known: &Known) -> Result<()> {
-        if self.partitions(&known.later_topic).await?.is_none() {
-            let new = self.topic_to_keep(&known.later_topic, retry::STEPS);
-            self.make(&known.later_topic, new).await?;
-        }
-        Ok(())
+        let design = Design::Queue(retry::STEPS);
+        self.declare(&known.later_topic, design).await.map(drop)
     }
 
     pub(super) async fn ensure_dead(&self, known: &Known) -> Result<()> {
-        if self.partitions(&known.dead_topic).await?.is_none() {
-            let new = self.new_topic(&known.dead_topic, 1);
-            let new = new.set("cleanup.policy", "compact");
-            self.make(&known.dead_topic, new).await?;
+        let declared = self.declare(&known.dead_topic, Design::Compacted);
+        declared.await.map(drop)
+    }
+
+    /// Makes a topic that is not there. Its partitions.
+    pub(super) async fn declare(&self, topic: &str, design: Design) -> Result<i32> {
+        {
+            let mut designs = lock(&self.designs);
+            if !designs.contains_key(topic) {
+                designs.insert(topic.to_owned(), design);
+            }
         }
-        Ok(())
+        match self.partitions(topic).await? {
+            Some(count) => Ok(count),
+            None => self.make(topic, design).await,
+        }
+    }
+
+    /// Waits for a transaction over these topics, and declares again what is deleted meanwhile: to what is not there,
+    /// broker and client try until the transaction times out.
+    pub(super) async fn while_declared<T>(
+        &self,
+        topics: &[&str],
+        transaction: impl Future<Output = T>,
+    ) -> T {
+        let mut transaction = std::pin::pin!(transaction);
+        loop {
+            tokio::select! {
+                done = &mut transaction => return done,
+                () = sleep(FRESH) => {}
+            }
+            for topic in topics {
+                self.doubt(topic);
+                let design = lock(&self.designs).get(*topic).copied();
+                if let Some(design) = design
+                    && let Err(error) = self.declare(topic, design).await
+                {
+                    debug!(topic, error = error.chain(), "topic not declared");
+                }
+            }
+        }
     }
 
     /// Makes a topic, and returns how many partitions it has once it can be seen.
-    pub(super) async fn make(&self, topic: &str, new: NewTopic<'_>) -> Result<i32> {
+    async fn make(&self, topic: &str, design: Design) -> Result<i32> {
         let what = format!("make topic `{topic}`");
+        let replication = TopicReplication::Fixed(self.config.replication.unwrap_or(-1));
+        let new = |partitions| {
+            NewTopic::new(topic, partitions, replication).set("max.message.bytes", LARGEST)
+        };
+        let new = match design {
+            Design::Stream(partitions) | Design::Queue(partitions) => new(partitions)
+                .set("retention.ms", "-1")
+                .set("retention.bytes", "-1"),
+            Design::Compacted => new(1).set("cleanup.policy", "compact"),
+        };
         let made = self.admin.create_topics([&new], &self.options()).await;
         let made = made.map_err(|told| error::of_call(&what, told))?;
         for outcome in made {
             match outcome {
-                Ok(_) | Err((_, Code::TopicAlreadyExists)) => {}
+                Ok(_) if lock(&self.topics).contains_key(topic) => {
+                    warn!(topic, "topic was deleted with its messages; created again");
+                    self.losses.note_deleted(topic);
+                }
+                Ok(_) => info!(topic, "topic created"),
+                Err((_, Code::TopicAlreadyExists)) => {}
                 Err((_, code)) => {
                     return Err(error::of_call(&what, KafkaError::AdminOp(code)));
                 }

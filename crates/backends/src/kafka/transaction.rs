@@ -9,12 +9,13 @@ use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
 use towpath_core::Result;
 
 use super::config::Config;
+use super::heard::Heard;
 use super::produce::{self, Record};
 use super::{error, store::blocking};
 
 /// The producer of one transactional id: starting it ends what an earlier one of that id left open, and shuts it out.
 pub(super) struct Transactions {
-    producer: FutureProducer,
+    producer: FutureProducer<Heard>,
     /// How long a transaction may be open before the broker ends it.
     limit: Duration,
 }
@@ -29,6 +30,9 @@ pub(super) struct Positions {
 pub(super) enum Failed {
     /// Nothing of it is there.
     Aborted(KafkaError),
+    /// Nothing of it is there, and never will be: these records are larger than their topics take, or were sent along
+    /// with one that is.
+    TooLarge(KafkaError, Vec<usize>),
     /// It may be there. The next producer of the id knows.
     Unknown(KafkaError),
 }
@@ -36,7 +40,7 @@ pub(super) enum Failed {
 impl Failed {
     pub(super) fn told(self) -> KafkaError {
         match self {
-            Self::Aborted(told) | Self::Unknown(told) => told,
+            Self::Aborted(told) | Self::TooLarge(told, _) | Self::Unknown(told) => told,
         }
     }
 }
@@ -58,11 +62,11 @@ pub(super) fn list(
 impl Transactions {
     pub(super) async fn start(config: &Config, id: String, limit: Duration) -> Result<Self> {
         let open = limit.as_millis().to_string();
-        let producer: FutureProducer = produce::client(config)
+        let producer: FutureProducer<Heard> = produce::client(config)
             .set("transactional.id", &id)
             .set("transaction.timeout.ms", &open)
             .set("message.timeout.ms", &open)
-            .create()
+            .create_with_context(Heard::default())
             .map_err(|told| error::of_call("start the producer", told))?;
         let (timeout, starting) = (config.timeout, producer.clone());
         blocking(move || {
@@ -81,16 +85,28 @@ impl Transactions {
     ) -> std::result::Result<Vec<(i32, i64)>, Failed> {
         self.producer.begin_transaction().map_err(Failed::Aborted)?;
         let mut places = Vec::with_capacity(records.len());
-        let mut failure = None;
-        for sent in produce::all(&self.producer, records).await {
+        let (mut failure, mut too_large) = (None, Vec::new());
+        for (at, sent) in produce::all(&self.producer, records)
+            .await
+            .into_iter()
+            .enumerate()
+        {
             match sent {
                 Ok(place) => places.push(place),
-                Err(told) => failure = failure.or(Some(told)),
+                Err(told) => {
+                    if error::is_too_large(&told) {
+                        too_large.push(at);
+                    }
+                    failure = failure.or(Some(told));
+                }
             }
         }
         let (producer, limit) = (self.producer.clone(), self.limit);
         let ended = blocking(move || Ok(end(&producer, failure, positions, limit))).await;
         match ended {
+            Ok(Err(Failed::Aborted(told))) if !too_large.is_empty() => {
+                Err(Failed::TooLarge(told, too_large))
+            }
             Ok(outcome) => outcome.map(|()| places),
             Err(_) => Err(Failed::Unknown(KafkaError::Canceled)),
         }
@@ -98,7 +114,7 @@ impl Transactions {
 }
 
 fn end(
-    producer: &FutureProducer,
+    producer: &FutureProducer<Heard>,
     failure: Option<KafkaError>,
     positions: Option<Positions>,
     limit: Duration,

@@ -1,5 +1,7 @@
 //! What Kafka promises beyond the ports: a node that dies, partitions that move, records of others.
 
+mod deleted;
+mod odd;
 mod queue;
 #[cfg(feature = "kafka-tls")]
 mod tls;
@@ -41,6 +43,33 @@ pub(crate) fn promises() -> Vec<Own> {
         ("messages_of_others_are_delivered", || {
             Box::pin(queue::messages_of_others_are_delivered())
         }),
+        ("deleted_topics_of_a_queue_are_declared_again", || {
+            Box::pin(deleted::deleted_topics_of_a_queue_are_declared_again())
+        }),
+        ("deleted_topics_of_a_stream_are_declared_again", || {
+            Box::pin(deleted::deleted_topics_of_a_stream_are_declared_again())
+        }),
+        (
+            "a_topic_that_others_make_again_is_read_from_its_start",
+            || Box::pin(deleted::a_topic_that_others_make_again_is_read_from_its_start()),
+        ),
+        ("records_that_were_deleted_unconsumed_are_named", || {
+            Box::pin(deleted::records_that_were_deleted_unconsumed_are_named())
+        }),
+        (
+            "records_that_no_message_can_hold_become_dead_letters",
+            || Box::pin(odd::records_that_no_message_can_hold_become_dead_letters()),
+        ),
+        ("a_message_too_large_to_be_moved_does_not_block", || {
+            Box::pin(odd::a_message_too_large_to_be_moved_does_not_block())
+        }),
+        (
+            "a_header_name_that_is_not_text_does_not_stop_a_queue",
+            || Box::pin(odd::a_header_name_that_is_not_text_does_not_stop_a_queue()),
+        ),
+        ("topics_that_do_not_keep_what_they_take_are_named", || {
+            Box::pin(odd::topics_that_do_not_keep_what_they_take_are_named())
+        }),
         #[cfg(feature = "kafka-tls")]
         ("who_may_come_in_comes_in_by_tls", || {
             Box::pin(tls::who_may_come_in_comes_in_by_tls())
@@ -73,16 +102,19 @@ fn group() -> GroupName {
     GroupName::new("g").expect("a valid name")
 }
 
-async fn read(stream: &Arc<dyn Stream>, who: &str, wait: Duration) -> Vec<Entry> {
-    let request = ReadRequest {
+fn request(who: &str, wait: Duration) -> ReadRequest {
+    ReadRequest {
         stream: lines(),
         group: group(),
         consumer: ConsumerId::new(who).expect("a valid name"),
         max: 1_000,
         wait,
-    };
+    }
+}
+
+async fn read(stream: &Arc<dyn Stream>, who: &str, wait: Duration) -> Vec<Entry> {
     // While a node is being replaced a read may be refused: what is there comes later.
-    stream.read(request).await.unwrap_or_default()
+    stream.read(request(who, wait)).await.unwrap_or_default()
 }
 
 fn texts(entries: &[Entry]) -> Vec<String> {

@@ -13,16 +13,16 @@ use towpath_testkit::servers::kafka::{Server, shared};
 
 use super::{LONG, open};
 
-fn jobs() -> QueueName {
+pub(super) fn jobs() -> QueueName {
     QueueName::new("jobs").expect("a valid name")
 }
 
-fn text(delivery: &Delivery) -> String {
+pub(super) fn text(delivery: &Delivery) -> String {
     String::from_utf8_lossy(&delivery.message.payload).into_owned()
 }
 
 /// What can be had now; nothing while a node is away or partitions move.
-async fn lease(queue: &Arc<dyn Queue>, max: usize) -> Vec<Delivery> {
+pub(super) async fn lease(queue: &Arc<dyn Queue>, max: usize) -> Vec<Delivery> {
     let request = LeaseRequest {
         queue: jobs(),
         consumer: ConsumerId::new("one").expect("a valid name"),
@@ -35,7 +35,7 @@ async fn lease(queue: &Arc<dyn Queue>, max: usize) -> Vec<Delivery> {
 }
 
 /// Enqueues numbers, each tried until it is taken.
-async fn enqueue(queue: &Arc<dyn Queue>, numbers: std::ops::Range<usize>) {
+pub(super) async fn enqueue(queue: &Arc<dyn Queue>, numbers: std::ops::Range<usize>) {
     let mut left: Vec<usize> = numbers.collect();
     let began = Instant::now();
     while !left.is_empty() {
@@ -49,7 +49,7 @@ async fn enqueue(queue: &Arc<dyn Queue>, numbers: std::ops::Range<usize>) {
     }
 }
 
-async fn settle(queue: &Arc<dyn Queue>, delivery: &Delivery, verdict: Verdict) -> bool {
+pub(super) async fn settle(queue: &Arc<dyn Queue>, delivery: &Delivery, verdict: Verdict) -> bool {
     let settlement = Settlement {
         receipt: delivery.receipt.clone(),
         verdict,

@@ -1,5 +1,6 @@
 //! What Kafka promises beyond the ports: a node that dies, partitions that move, records of others.
 
+mod cluster;
 mod deleted;
 mod odd;
 mod queue;
@@ -70,6 +71,14 @@ pub(crate) fn promises() -> Vec<Own> {
         ("topics_that_do_not_keep_what_they_take_are_named", || {
             Box::pin(odd::topics_that_do_not_keep_what_they_take_are_named())
         }),
+        (
+            "chaos_a_cluster_loses_nothing_when_brokers_are_killed",
+            || Box::pin(cluster::chaos_a_cluster_loses_nothing_when_brokers_are_killed()),
+        ),
+        (
+            "chaos_a_storm_of_rebalances_loses_and_charges_nothing",
+            || Box::pin(cluster::chaos_a_storm_of_rebalances_loses_and_charges_nothing()),
+        ),
         #[cfg(feature = "kafka-tls")]
         ("who_may_come_in_comes_in_by_tls", || {
             Box::pin(tls::who_may_come_in_comes_in_by_tls())

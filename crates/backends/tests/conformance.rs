@@ -57,7 +57,13 @@ const SUBJECTS: &[Subject] = &[
                 towpath_backends::open(&kafka_url(&folder), Arc::new(SystemClock::new())).await
             })
         },
-        lose: None,
+        lose: Some(|folder| {
+            Box::pin(async move {
+                // Made by the first call, and read back by this one.
+                let url = kafka_url(&folder);
+                kafka::deleted::lose(url.rsplit('=').next().expect("a prefix")).await;
+            })
+        }),
     },
 ];
 

@@ -20,7 +20,11 @@ use super::{error, lane};
 impl Store {
     pub(super) async fn count(&self, known: &Known) -> Result<Option<Stats>> {
         if self.partitions(&known.topic).await?.is_none() {
-            return Ok(None);
+            // One that this process declared is declared again; one that it only looked for is not.
+            if !lock(&self.designs).contains_key(&known.topic) {
+                return Ok(None);
+            }
+            self.ensure_queue(known).await?;
         }
         let marks = self.marks_of(&known.topic).await?;
         let later_marks = self.marks_of(&known.later_topic).await?;

@@ -36,6 +36,25 @@ async fn delete(topic: &str) {
     deleted.expect("asked").remove(0).expect("deleted");
 }
 
+/// Deletes every topic of this prefix.
+pub(crate) async fn lose(prefix: &str) {
+    let client = admin();
+    let all = tokio::task::spawn_blocking(move || {
+        let metadata = client.inner().fetch_metadata(None, SOON);
+        let metadata = metadata.expect("metadata");
+        let names = metadata
+            .topics()
+            .iter()
+            .map(|topic| topic.name().to_owned());
+        names.collect::<Vec<_>>()
+    });
+    for topic in all.await.expect("joined") {
+        if topic.starts_with(prefix) {
+            delete(&topic).await;
+        }
+    }
+}
+
 async fn make(topic: &str) {
     make_with(topic, &[]).await;
 }

@@ -1,7 +1,7 @@
 //! What Kafka promises beyond the ports: a node that dies, partitions that move, records of others.
 
 mod cluster;
-mod deleted;
+pub(crate) mod deleted;
 mod odd;
 mod queue;
 #[cfg(feature = "kafka-tls")]

@@ -16,16 +16,19 @@ use towpath_core::port::Queue;
 use towpath_core::port::queue::{Settlement, Verdict};
 use towpath_core::port::stream::{Entry, Offset, ReadRequest, Start, Stream};
 use towpath_core::{
-    ConsumerId, Delivery, Error, ErrorKind, GroupName, MessageId, NewMessage, QueueName, Receipt,
+    ConsumerId, Delivery, Error, ErrorKind, GroupName, Headers, NewMessage, QueueName, Receipt,
     Result, ResultExt, StreamName,
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::Inlet;
 use crate::telemetry::Volume;
 
 /// Short enough to end soon after a stop, long enough to cost nothing when idle.
 const WAIT: Duration = Duration::from_millis(500);
+
+/// What is kept of a reason.
+const REASON_BYTES: usize = 1_024;
 
 /// How often entries are looked for that others hold.
 const LOOK: Duration = Duration::from_millis(500);
@@ -168,15 +171,35 @@ impl StreamInlet {
         Ok(deliveries.collect())
     }
 
-    /// Keeps an entry that was given up, in a queue of its own.
+    /// Makes a dead letter of an entry, whatever is wrong with it: without its headers when the queue refuses them, and
+    /// only in the log when it refuses the payload too; the entry stays in the stream then.
     async fn bury(&self, entry: &Entry, reason: &str) -> Result<()> {
-        let mut message = NewMessage::new(entry.message.payload.clone());
-        message.id = MessageId::new();
-        message.headers = entry.message.headers.clone();
-        message.headers.set("reason", reason);
-        let outcomes = self.dead_letters.enqueue(&self.place.dead, vec![message]);
-        let mut outcomes = outcomes.await?.into_iter();
-        outcomes.try_for_each(|outcome| outcome.map(drop))
+        let reason = &reason[..reason.floor_char_boundary(REASON_BYTES)];
+        let headers = [entry.message.headers.clone(), Headers::new()];
+        let mut refused = None;
+        for mut headers in headers {
+            headers.set("reason", reason);
+            let mut message = NewMessage::new(entry.message.payload.clone());
+            message.headers = headers;
+            let enqueued = self
+                .dead_letters
+                .enqueue(&self.place.dead, vec![message])
+                .await
+                .and_then(|outcomes| outcomes.into_iter().try_for_each(|one| one.map(drop)));
+            match enqueued {
+                Err(error) if error.kind() != ErrorKind::Unavailable => refused = Some(error),
+                enqueued => return enqueued,
+            }
+        }
+        if let Some(refused) = refused {
+            error!(
+                stream = %self.place.stream,
+                offset = ?entry.offset,
+                error = refused.chain(),
+                "dead letter refused; entry skipped"
+            );
+        }
+        Ok(())
     }
 }
 

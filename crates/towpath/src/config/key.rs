@@ -40,6 +40,7 @@ pub(super) const fn key(
     }
 }
 
+pub(super) const WEBHOOK_CA: &str = "PEM file with certificates of authorities that the receiver's certificate may be signed by, beside those of the system.";
 pub(super) const WEBHOOK_ALLOW: &str = "Without it posts go wherever the host of the URL leads; with it to public addresses and these places only: a list of hosts, addresses and nets, like `hooks.internal:8443`, `10.1.2.0/24`, or `public` for no further place.";
 
 /// Every key, by section.
@@ -414,6 +415,13 @@ const BASE: &[Key] = &[
         None,
         &[],
         WEBHOOK_ALLOW,
+    ),
+    key(
+        "ingest.worker.webhook.ca",
+        Kind::Path,
+        None,
+        &[],
+        WEBHOOK_CA,
     ),
     key(
         "ingest.worker.webhook.timeout",

@@ -84,6 +84,7 @@ pub struct Config {
     pub webhook_url: Option<Secret>,
     pub webhook_secrets: Vec<Secret>,
     pub webhook_allow: Option<Vec<String>>,
+    pub webhook_ca: Option<PathBuf>,
     pub webhook_timeout: Duration,
     pub command: Vec<String>,
     pub command_timeout: Duration,
@@ -239,6 +240,9 @@ impl Config {
                 .map(Secret::new)
                 .collect(),
             webhook_allow: values.list("ingest.worker.webhook.allow"),
+            webhook_ca: values
+                .optional("ingest.worker.webhook.ca")
+                .map(PathBuf::from),
             webhook_timeout: values.duration("ingest.worker.webhook.timeout"),
             command: values
                 .list("ingest.worker.command.program")

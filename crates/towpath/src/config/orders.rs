@@ -1,11 +1,12 @@
 //! What the configuration of the orders app means, in types.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use towpath_core::port::queue::Settings;
 use towpath_core::retry;
 
-use super::key::{HOUR, Key, MINUTE, SECOND, WEBHOOK_ALLOW, key};
+use super::key::{HOUR, Key, MINUTE, SECOND, WEBHOOK_ALLOW, WEBHOOK_CA, key};
 use super::model::{Values, backend_url};
 use super::{Kind, Secret};
 
@@ -130,6 +131,13 @@ pub(super) const KEYS: &[Key] = &[
         &[],
         WEBHOOK_ALLOW,
     ),
+    key(
+        "orders.notify.webhook.ca",
+        Kind::Path,
+        None,
+        &[],
+        WEBHOOK_CA,
+    ),
 ];
 
 /// How customers are told.
@@ -167,6 +175,7 @@ pub struct Orders {
     pub webhook_url: Option<Secret>,
     pub webhook_secrets: Vec<Secret>,
     pub webhook_allow: Option<Vec<String>>,
+    pub webhook_ca: Option<PathBuf>,
 }
 
 impl Orders {
@@ -205,6 +214,9 @@ impl Orders {
                 .map(Secret::new)
                 .collect(),
             webhook_allow: values.list("orders.notify.webhook.allow"),
+            webhook_ca: values
+                .optional("orders.notify.webhook.ca")
+                .map(PathBuf::from),
         }
     }
 

@@ -1,29 +1,68 @@
 //! HTTP clients: all of them trust what the system trusts, and none goes through a proxy.
 
+use std::path::Path;
 use std::sync::LazyLock;
 
 use reqwest::{Client, ClientBuilder};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
+use towpath_core::{Error, Result};
 
 use super::tls;
 
 /// Read once. A system without certificates of authorities, as small images are, has clients all the same: they ask
 /// plain HTTP, and refuse every server that speaks TLS.
-static TLS: LazyLock<ClientConfig> = LazyLock::new(|| {
-    tls::install_provider();
+static ROOTS: LazyLock<RootCertStore> = LazyLock::new(|| {
     let found = rustls_native_certs::load_native_certs();
     for error in found.errors {
         tracing::debug!(%error, "certificates of the system");
     }
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(found.certs);
-    let config = ClientConfig::builder().with_root_certificates(roots);
-    config.with_no_client_auth()
+    roots
 });
+
+static TLS: LazyLock<ClientConfig> = LazyLock::new(|| trusting(ROOTS.clone()));
 
 /// Begins a client.
 pub fn client() -> ClientBuilder {
-    Client::builder()
-        .no_proxy()
-        .tls_backend_preconfigured(TLS.clone())
+    client_of(TLS.clone())
+}
+
+/// Begins a client with this configuration.
+pub fn client_of(tls: ClientConfig) -> ClientBuilder {
+    Client::builder().no_proxy().tls_backend_preconfigured(tls)
+}
+
+/// The configuration that also trusts the authorities in a PEM file.
+///
+/// # Errors
+/// `Invalid` when the file cannot be read or holds no certificate.
+pub fn trusting_also(file: &Path) -> Result<ClientConfig> {
+    let wrong = |reason: String| {
+        let file = file.display();
+        Error::invalid(format!(
+            "`{file}` must be a PEM file with certificates of authorities: {reason}"
+        ))
+    };
+    let found = CertificateDer::pem_file_iter(file).map_err(|error| wrong(error.to_string()))?;
+    let mut roots = ROOTS.clone();
+    let before = roots.len();
+    for certificate in found {
+        let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
+        roots
+            .add(certificate)
+            .map_err(|error| wrong(error.to_string()))?;
+    }
+    if roots.len() == before {
+        return Err(wrong("it holds none".to_owned()));
+    }
+    Ok(trusting(roots))
+}
+
+fn trusting(roots: RootCertStore) -> ClientConfig {
+    tls::install_provider();
+    let config = ClientConfig::builder().with_root_certificates(roots);
+    config.with_no_client_auth()
 }

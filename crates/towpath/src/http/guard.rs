@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Url};
+use rustls::ClientConfig;
 use towpath_core::{Error, Result};
 
 use super::net::Net;
@@ -105,6 +106,8 @@ impl Lookup for System {
 pub struct Guard {
     rule: Arc<Rule>,
     timeout: Duration,
+    /// What its clients trust, when that is more than the system does.
+    tls: Option<ClientConfig>,
     clients: Mutex<HashMap<u16, Client>>,
 }
 
@@ -160,8 +163,15 @@ impl Guard {
         Self {
             rule: Arc::new(Rule { exceptions, lookup }),
             timeout,
+            tls: None,
             clients: Mutex::default(),
         }
+    }
+
+    /// The same, with clients that trust these certificates.
+    #[must_use]
+    pub fn trusting(self, tls: Option<ClientConfig>) -> Self {
+        Self { tls, ..self }
     }
 
     /// Whether a text is an exception.
@@ -249,7 +259,11 @@ impl Guard {
             port,
         };
         // A proxy would look names up itself; no client of ours has one.
-        let client = super::client()
+        let client = match &self.tls {
+            Some(tls) => super::client_of(tls.clone()),
+            None => super::client(),
+        };
+        let client = client
             .timeout(self.timeout)
             .redirect(Policy::none())
             .user_agent(concat!("towpath/", env!("CARGO_PKG_VERSION")))

@@ -14,7 +14,7 @@ mod socket;
 pub mod tls;
 
 pub use body::Intake;
-pub use client::client;
+pub use client::{client, client_of, trusting_also};
 pub use middleware::{BodyLimit, Edge, wrap};
 pub use server::{Limits, Patience, Peer, serve};
 

@@ -2,6 +2,7 @@
 //!
 //! Source: <https://www.standardwebhooks.com>, version 1: headers `webhook-id`, `webhook-timestamp`, `webhook-signature`.
 
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,6 +17,7 @@ use towpath_core::{Clock, Delivery, Error, Message, Result};
 
 use crate::http::answer::{cause_of, retry_after, shown, unavailable};
 use crate::http::guard::Guard;
+use crate::http::trusting_also;
 use crate::pump::{Destination, Handler};
 
 /// How much of an answer is read, so that its connection can be used again.
@@ -48,16 +50,18 @@ pub struct WebhookSink {
 
 impl WebhookSink {
     /// A sink that posts to `url`, signed with each secret (`whsec_` and base64), for at most `timeout`; to public
-    /// addresses and the places of `allow` only, or without it wherever the host of `url` leads. `destination` makes
-    /// the receiver's state of the name that may be shown.
+    /// addresses and the places of `allow` only, or without it wherever the host of `url` leads. The authorities in the
+    /// file `ca` are trusted beside those of the system. `destination` makes the receiver's state of the name that may
+    /// be shown.
     ///
     /// # Errors
-    /// `Invalid` for a wrong URL or secret, and a URL that leads to a place that is not allowed.
+    /// `Invalid` for a wrong URL, secret or file, and a URL that leads to a place that is not allowed.
     pub fn new(
         url: &str,
         secrets: &[String],
         allow: Option<&[String]>,
         timeout: Duration,
+        ca: Option<&Path>,
         clock: std::sync::Arc<dyn Clock>,
         destination: impl FnOnce(String) -> Destination,
     ) -> Result<Self> {
@@ -68,6 +72,7 @@ impl WebhookSink {
             Some(allow) => Guard::new(allow, timeout)?,
             None => Guard::of_own(&url, timeout)?,
         };
+        let guard = guard.trusting(ca.map(trusting_also).transpose()?);
         guard.check_place(&url).map_err(|error| {
             Error::invalid("the webhook cannot be posted to").with_source(error)
         })?;
@@ -340,7 +345,7 @@ mod tests {
     }
 
     fn new(url: &str, allow: Option<&[String]>, timeout: Duration) -> Result<WebhookSink> {
-        WebhookSink::new(url, &[], allow, timeout, clock(), destination)
+        WebhookSink::new(url, &[], allow, timeout, None, clock(), destination)
     }
 
     /// Answers every request on every connection with this, and counts the connections.

@@ -196,6 +196,7 @@ fn work(process: &Process<'_>) -> Result<Work> {
             &secrets(config),
             config.webhook_allow.as_deref(),
             config.webhook_timeout.max(Duration::from_millis(1)),
+            config.webhook_ca.as_deref(),
             Arc::clone(&process.clock),
             destination,
         )?)),

@@ -199,6 +199,7 @@ impl Orders {
                     &secrets,
                     config.webhook_allow.as_deref(),
                     config.notify_timeout,
+                    config.webhook_ca.as_deref(),
                     Arc::clone(&self.desk.clock),
                     destination,
                 )?)

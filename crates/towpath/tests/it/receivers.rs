@@ -392,3 +392,99 @@ fn tasks_wait_for_their_destination() {
     });
     assert_eq!(client.get(&path).json()["data"]["attempts"], 1);
 }
+
+#[test]
+fn a_receiver_with_a_private_authority_is_trusted_when_named() {
+    if !able(
+        "openssl",
+        std::process::Command::new("openssl")
+            .arg("version")
+            .output()
+            .is_ok(),
+    ) {
+        return;
+    }
+    let mut receiver = World::new();
+    let keys = receiver.folder.join("keys");
+    std::fs::create_dir(&keys).unwrap();
+    towpath_testkit::certificates::make(&keys);
+    receiver
+        .set(
+            "TOWPATH_SERVER__TLS__CERTIFICATE",
+            keys.join("server.pem").display(),
+        )
+        .set(
+            "TOWPATH_SERVER__TLS__KEY",
+            keys.join("server.key").display(),
+        );
+    let receiving = receiver.spawn(&["run", "ingest.api"]);
+    receiving.wait_ready(&receiver);
+    let mut world = webhook(&format!(
+        "https://localhost:{}/enqueue",
+        receiver.http.port()
+    ));
+    let running = world.up();
+    send(&world, 5);
+    wait_until("the refusal", Duration::from_secs(10), || {
+        running.log().contains("destination paused")
+    });
+    assert!(running.log().contains("UnknownIssuer"), "{}", running.log());
+    drop(running);
+    world.set(
+        "TOWPATH_INGEST__WORKER__WEBHOOK__CA",
+        receiver.folder.join("missing.pem").display(),
+    );
+    let refused = world.run(&["up"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        said.contains("must be a PEM file with certificates"),
+        "{said}"
+    );
+    world.set(
+        "TOWPATH_INGEST__WORKER__WEBHOOK__CA",
+        keys.join("ca.pem").display(),
+    );
+    let _running = world.up();
+    wait_acked(&world, 5, Duration::from_secs(15));
+}
+
+#[test]
+fn notifications_wait_for_their_mail_server() {
+    let (address, _) = free_ports();
+    let mut world = World::new();
+    world
+        .set("TOWPATH_ORDERS__NOTIFY__CHANNEL", "smtp")
+        .set(
+            "TOWPATH_ORDERS__NOTIFY__SMTP__URL",
+            format!("smtp://{address}"),
+        )
+        .set("TOWPATH_ORDERS__NOTIFY__SMTP__TO", "desk@example.org")
+        .set("TOWPATH_ORDERS__RETRY__ATTEMPTS", 2)
+        .set("TOWPATH_ORDERS__RETRY__FIRST", "10ms");
+    let running = world.up();
+    crate::orders::set_stock(&world, "case", 50);
+    for number in 0..5 {
+        crate::orders::order(&mut world.client(), &format!("o{number}"), "case", 1);
+    }
+    wait_until(
+        "the mail server to be named",
+        Duration::from_secs(10),
+        || {
+            let ready = world.admin_client().get("/readyz?verbose").text();
+            ready.contains(&format!("destination `smtp://{address}` is unavailable"))
+        },
+    );
+    std::thread::sleep(Duration::from_secs(3));
+    let stats = world.json(&["queue", "show", "notifier.queue"]);
+    assert_eq!(
+        (&stats["dead"], &stats["retried"]),
+        (&json!(0), &json!(0)),
+        "{stats}"
+    );
+    let server = crate::mail::MailServer::start_at(address);
+    wait_until("five mails", Duration::from_secs(15), || {
+        server.mails().len() == 5
+    });
+    let log = running.log();
+    assert_eq!(log.matches("destination paused").count(), 1, "{log}");
+}

@@ -217,7 +217,10 @@ impl Mailer {
             Some(421) => Cause::Failed,
             Some(432 | 454 | 530 | 534 | 535 | 538) => Cause::Unreachable,
             None if error.is_timeout() => Cause::Failed,
-            None if !error.is_client() => Cause::Unreachable,
+            // What the server does not offer every mail would need; only an address or a text can be too much for it alone.
+            None if !(error.is_client() && error.to_string().contains("non-ascii")) => {
+                Cause::Unreachable
+            }
             _ if error.is_permanent() => {
                 return Outcome::Reject {
                     reason: format!("refused by the mail server: {error}"),

@@ -162,13 +162,14 @@ fn the_document_names_every_way_to_refuse() {
             let responses = operation["responses"].as_object().unwrap();
             let of_queue = path.contains("{queue}") && operation["operationId"] != "send";
             let of_key = path == "/v1/kv/{key}" && method == "get";
+            let of_part = path == "/v1/orders/check" || path.starts_with("/v1/outbox");
             let with_body = operation.get("requestBody").is_some();
             for (status, expected) in [
                 ("200", true),
                 ("400", true),
                 ("401", true),
                 ("403", true),
-                ("404", of_queue || of_key || path == "/v1/orders/check"),
+                ("404", of_queue || of_key || of_part),
                 ("413", with_body),
                 ("415", with_body),
                 ("421", true),

@@ -44,6 +44,7 @@ mod producers;
 mod protocol;
 mod readme;
 mod receivers;
+mod receivers_chaos;
 mod redis;
 mod redis_trouble;
 mod shutdown;

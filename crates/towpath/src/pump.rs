@@ -156,18 +156,24 @@ impl Pump {
         })
     }
 
-    /// Renews leases once, within this time.
-    async fn renew(&self, receipts: Vec<Receipt>, within: Duration) {
-        match tokio::time::timeout(within, self.inlet.extend(&receipts)).await {
+    /// Renews leases once, within this time. The fences of those that are lost.
+    async fn renew(&self, receipts: &[Receipt], within: Duration) -> Vec<u64> {
+        match tokio::time::timeout(within, self.inlet.extend(receipts)).await {
             Ok(Ok(outcomes)) => {
-                let lost = outcomes.iter().filter(|outcome| outcome.is_err()).count();
-                if lost > 0 {
-                    warn!(lost, "lease renewal refused; messages redelivered");
-                }
+                let outcomes = receipts.iter().zip(outcomes);
+                let lost = outcomes.filter(|(_, outcome)| outcome.is_err());
+                return lost.map(|(receipt, _)| receipt.fence).collect();
             }
             Ok(Err(error)) => warn!(error = error.chain(), "lease renewal failed"),
             Err(_) => warn!(?within, "lease renewal failed: no answer"),
         }
+        Vec::new()
+    }
+}
+
+fn warn_of_lost(leases: usize) {
+    if leases > 0 {
+        warn!(lost = leases, "lease renewal refused; messages redelivered");
     }
 }
 

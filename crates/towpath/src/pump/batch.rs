@@ -16,7 +16,7 @@ use towpath_core::{Delivery, Error, ErrorKind, Receipt, Result, retry};
 use tracing::{info, warn};
 
 use super::settling::{Ended, Settling};
-use super::{BACKEND, GIVE_BACK, Pump, drawn, failed, guarded, rest};
+use super::{BACKEND, GIVE_BACK, Pump, drawn, failed, guarded, rest, warn_of_lost};
 use crate::supervisor::Stop;
 use crate::telemetry::traces;
 
@@ -152,7 +152,7 @@ impl Pump {
         let often = self.inlet.lease_time() / 3;
         loop {
             tokio::time::sleep(often).await;
-            self.renew(receipts.clone(), often).await;
+            warn_of_lost(self.renew(&receipts, often).await.len());
         }
     }
 

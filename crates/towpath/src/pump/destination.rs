@@ -223,12 +223,13 @@ impl Destination {
             Condition::Open
         };
         let was = std::mem::replace(&mut state.condition, condition);
-        let paused_for = state.paused_since.take().map(|since| since.elapsed());
+        let paused_since = state.paused_since.take();
         drop(state);
         if was == condition {
             return;
         }
         if was == Condition::Paused {
+            let paused_for = paused_since.map_or(Duration::ZERO, |since| since.elapsed());
             info!(destination = self.name, ?paused_for, "destination resumed");
         }
         (self.observer)(Change {

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use super::destination::Room;
 use super::settling::{Ended, Settling};
-use super::{BACKEND, Destination, GIVE_BACK, Handler, Pump, drawn, failed, guarded};
+use super::{BACKEND, Destination, GIVE_BACK, Handler, Pump, drawn, failed, guarded, warn_of_lost};
 use crate::supervisor::Stop;
 use crate::telemetry::traces;
 
@@ -111,7 +111,7 @@ struct Run<'a> {
     /// Everything leased and not settled, by fence.
     held: HashMap<u64, Arc<Delivery>>,
     settling: Settling<'a>,
-    renewing: Option<Work<'a, ()>>,
+    renewing: Option<Work<'a, Vec<u64>>>,
 }
 
 impl Pump {
@@ -160,7 +160,7 @@ impl Run<'_> {
                         self.held.remove(&fence);
                     }
                 }
-                () = next(&mut self.renewing) => {}
+                lost = next(&mut self.renewing) => self.lost(&lost),
                 _ = renew.tick() => self.renew(often),
                 () = &mut stopping, if !is_stopping => is_stopping = true,
                 () = &mut hurry, if !is_hurried => {
@@ -309,10 +309,17 @@ impl Run<'_> {
     fn renew(&mut self, often: Duration) {
         if self.renewing.is_none() && !self.held.is_empty() {
             let held = self.held.values();
-            let receipts = held.map(|delivery| delivery.receipt.clone()).collect();
+            let receipts: Vec<_> = held.map(|delivery| delivery.receipt.clone()).collect();
             let pump = self.pump;
-            self.renewing = Some(Box::pin(async move { pump.renew(receipts, often).await }));
+            self.renewing = Some(Box::pin(async move { pump.renew(&receipts, often).await }));
         }
+    }
+
+    /// What was settled while the renewal was under way is not lost.
+    fn lost(&self, fences: &[u64]) {
+        let settling = self.settling.fences();
+        let held = |fence: &&u64| self.held.contains_key(*fence) && !settling.contains(*fence);
+        warn_of_lost(fences.iter().filter(held).count());
     }
 
     /// Releases what is under way, and settles for the last time.

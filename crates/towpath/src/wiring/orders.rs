@@ -184,17 +184,17 @@ impl Orders {
         let destination = process.destination(NOTIFIER, config.retry);
         Ok(match config.channel {
             ChannelKind::Log => Channel::Log,
-            ChannelKind::Smtp => Channel::Mail(Mailer::new(
+            ChannelKind::Smtp => Channel::Mail(Box::new(Mailer::new(
                 config.smtp_url.as_ref().map_or("", Secret::expose),
                 &config.smtp_from,
                 config.smtp_to.as_deref(),
                 config.notify_timeout,
                 destination,
-            )?),
+            )?)),
             ChannelKind::Webhook => {
                 let secrets = config.webhook_secrets.iter().map(Secret::expose);
                 let secrets: Vec<String> = secrets.map(str::to_owned).collect();
-                Channel::Webhook(WebhookSink::new(
+                Channel::Webhook(Box::new(WebhookSink::new(
                     config.webhook_url.as_ref().map_or("", Secret::expose),
                     &secrets,
                     config.webhook_allow.as_deref(),
@@ -202,7 +202,7 @@ impl Orders {
                     config.webhook_ca.as_deref(),
                     Arc::clone(&self.desk.clock),
                     destination,
-                )?)
+                )?))
             }
         })
     }

@@ -22,9 +22,9 @@ pub enum Channel {
     /// A line of the log.
     Log,
     /// A mail.
-    Mail(Mailer),
+    Mail(Box<Mailer>),
     /// A post that carries the event, with the order's own `webhook-id`.
-    Webhook(WebhookSink),
+    Webhook(Box<WebhookSink>),
 }
 
 /// What a customer learns about an order.

@@ -82,6 +82,15 @@ fn write_and_sync(shared: &Shared) -> Result<(), String> {
     let mut unsynced = Unsynced::new();
     while let Some(group) = next_group(shared, &last, !unsynced.is_empty()) {
         write(shared, &group.chunks, &mut unsynced).map_err(write_failed)?;
+        // Before anything of it is acknowledged; a note or a seal by itself is not.
+        if group.sync || shared.options.durability != Durability::Fsync {
+            for chunk in group.chunks.iter() {
+                let number = chunk.start.segment;
+                if let Some(file) = unsynced.get(&number) {
+                    check_linked(shared, number, file).map_err(write_failed)?;
+                }
+            }
+        }
         shared.written.store(group.end.to_u64(), Ordering::Release);
         if group.sync {
             let began = Instant::now();
@@ -185,7 +194,6 @@ fn write(shared: &Shared, chunks: &[Chunk], unsynced: &mut Unsynced) -> io::Resu
         let number = chunk.start.segment;
         let file = shared.files.file(number)?;
         file.write_all_at(&chunk.bytes, u64::from(chunk.start.offset))?;
-        check_linked(shared, number, &file)?;
         // A seal too: without it the next segment would seem to follow a gap.
         unsynced.insert(number, file);
     }

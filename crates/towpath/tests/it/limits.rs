@@ -225,6 +225,8 @@ fn a_kept_connection_may_idle_longer_than_a_head_may_take() {
     let mut stream = connect(world.http);
     stream.write_all(request).unwrap();
     stream.read_exact(&mut [0; 20]).unwrap();
+    // The connection is idle again.
+    std::thread::sleep(Duration::from_millis(200));
     stream.write_all(b"GET /hea").unwrap();
     let began = Instant::now();
     to_end(&mut stream);

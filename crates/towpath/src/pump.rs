@@ -52,7 +52,7 @@ const UNAVAILABLE: Duration = Duration::from_secs(1);
 /// Where deliveries go.
 #[derive(Clone)]
 pub enum Work {
-    /// Batches of at most so many messages.
+    /// Batches of at most this number of messages.
     Batches(Arc<dyn Sink>, usize),
     /// Single messages.
     Messages(Handling),

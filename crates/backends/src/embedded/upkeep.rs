@@ -31,7 +31,7 @@ const TIDY: Duration = Duration::from_secs(2);
 /// Most messages that such a look passes; more wait for the next checkpoint.
 const TIDY_MESSAGES: u64 = 100_000;
 
-/// Segments that go must free so many times the bytes of a checkpoint: it takes two to remove them.
+/// How many times the bytes of a checkpoint the removed segments must free: removing them takes two checkpoints.
 const TIDY_BYTES: u64 = 4;
 
 impl Store {

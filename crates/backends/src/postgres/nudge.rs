@@ -2,7 +2,7 @@
 //!
 //! `NOTIFY` takes a lock of the whole server when it commits, so no transaction with an event in it says it: one that
 //! follows does, and one is enough for all that were committed meanwhile. A nudge that is lost costs the relay's poll.
-//! Behind a pooler nobody can listen, and relays of other processes poll.
+//! Behind a pooler no connection can listen, and relays of other processes poll.
 
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! Connections: to a server that accepts changes, itself or through a pooler.
 //!
 //! A pooler in transaction mode gives each transaction another session, so nothing may be kept in one: statements have
-//! no names, `SET` is local, nobody listens. Whether there is one is found out before the first statement.
+//! no names, `SET` is local, and no connection listens. Whether there is one is found out before the first statement.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,7 +29,7 @@ pub(super) const CONNECT: Duration = Duration::from_secs(5);
 /// Longest wait for an answer; the server cuts statements off before.
 const ANSWER: Duration = Duration::from_secs(12);
 
-/// After so long without use, or so many uses, a connection is asked whether its server accepts changes.
+/// Idle time, or number of uses, after which a connection is asked whether its server accepts changes.
 const IDLE: Duration = Duration::from_secs(1);
 const USES: usize = 64;
 

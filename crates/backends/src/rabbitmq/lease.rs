@@ -181,7 +181,7 @@ impl Store {
         if let (Some(returns), Some(renew_after)) = (counted, desk.renew_after)
             && returns >= renew_after
         {
-            // The broker drops a message after so many returns; the attempts decide here, and the copy has none.
+            // The broker drops a message at its limit of returns; the attempts decide here, and the copy has none.
             return self.move_on(known, desk, known.wire.clone(), held).await;
         }
         let due = held.envelope.not_before;

@@ -147,10 +147,13 @@ impl Shape {
             ));
         }
         let ends = [
-            ("x-message-ttl", "drops messages after so many milliseconds"),
+            (
+                "x-message-ttl",
+                "drops messages after this number of milliseconds",
+            ),
             (
                 "x-expires",
-                "deletes the queue when it was not used for so many milliseconds",
+                "deletes the queue when it was not used for this number of milliseconds",
             ),
         ];
         for (name, what) in ends {
@@ -179,7 +182,7 @@ impl Shape {
             && self.text("x-dead-letter-exchange").is_some()
         {
             warnings.push(format!(
-                "queue `{queue}` has `{DELIVERY_LIMIT}={limit}`: the broker moves a message to its own dead-letter exchange after so many returns, whatever `retry.attempts` says"
+                "queue `{queue}` has `{DELIVERY_LIMIT}={limit}`: the broker moves a message to its own dead-letter exchange after that number of returns, whatever `retry.attempts` says"
             ));
         }
         warnings

@@ -97,6 +97,7 @@ const REQUIRE: &str = "TOWPATH_TEST_REQUIRE";
 const ABILITIES: &[&str] = &[
     power_cut::NAME,
     fault::TOOL,
+    "pgbouncer",
     "postgres",
     "tmpfs",
     "unprivileged",

@@ -114,6 +114,10 @@ impl Queue for Store {
             if !found.deliveries.is_empty() {
                 return Ok(found.deliveries);
             }
+            // What was found ended, and others may be free to go for it.
+            if found.look_again == Some(Duration::ZERO) {
+                continue;
+            }
             let left = until.map_or(Duration::MAX, |until| {
                 until.saturating_duration_since(Instant::now())
             });
@@ -380,11 +384,9 @@ impl Store {
         Ok(Found {
             deliveries,
             paused: reply::number(paused)? == 1,
-            // -1 for never; a moment that is there is looked at again a little later.
+            // -1 for never.
             look_again: match look_again {
-                Value::Int(ms) => u64::try_from(ms)
-                    .ok()
-                    .map(|ms| Duration::from_millis(ms.max(1))),
+                Value::Int(ms) => u64::try_from(ms).ok().map(Duration::from_millis),
                 other => return Err(reply::unexpected("a time", &other)),
             },
         })

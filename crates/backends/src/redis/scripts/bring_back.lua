@@ -2,11 +2,11 @@
 -- KEYS: the list. ARGV: prefix, `redrive` or `drop`, greatest number (for all; empty in the first step), then ids (for some).
 -- Returns how many, the greatest number to pass on, and whether there may be more.
 local q = open(KEYS[1], ARGV[1])
-touch(q, 'dead', 'ZRANGEBYLEX', 'ZREM')
-touch(q, 'dead_ids', 'HGET', 'HDEL')
+touch(q, 'dead', 'ZRANGEBYLEX,ZREM')
+touch(q, 'dead_ids', 'HGET,HDEL')
 touch(q, 'errors', 'HDEL')
-touch(q, 'records', 'HGET', 'HDEL', 'HSET')
-touch(q, 'payloads', 'HGET', 'HDEL')
+touch(q, 'records', 'HGET,HDEL,HSET')
+touch(q, 'payloads', 'HGET,HDEL')
 touch(q, 'index', 'ZADD')
 touch(q, 'list', 'LPUSH')
 ready({ 'HDEL', 'HGET', 'HSET', 'LPUSH', 'ZADD', 'ZRANGEBYLEX', 'ZREM' })

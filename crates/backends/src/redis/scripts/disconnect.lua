@@ -1,6 +1,6 @@
 -- KEYS: the list. ARGV: prefix, consumer, session or nothing for any. Returns how many deliveries came back.
 local q = open(KEYS[1], ARGV[1])
-touch(q, 'consumers', 'HGET', 'HDEL', 'HLEN')
+touch(q, 'consumers', 'HGET,HDEL,HLEN')
 touch_due(q)
 touch_taken_back(q)
 touch_refilled(q)

@@ -19,11 +19,11 @@ local endings, ended = {}, {}
 from, to = section(SETTLEMENT + 1)
 for here = from, to, SETTLEMENT + 1 do
   local name, one = ARGV[here], settlement(ARGV, here + 1)
-  local q = queue_called(name)
-  local record, place = held(q, one.number, one.fence)
-  if not record or ended[name .. ' ' .. one.number] then return { 'stale', name, one.number } end
+  local records, places = held(queue_called(name), { one })
+  if not records[1] or ended[name .. ' ' .. one.number] then return { 'stale', name, one.number } end
   ended[name .. ' ' .. one.number] = true
-  endings[#endings + 1] = { q, one, record, place }
+  endings[name] = endings[name] or {}
+  table.insert(endings[name], { one, records[1], places[1] })
 end
 
 local arrivals = {}
@@ -65,7 +65,7 @@ end
 touch_draft(draft)
 for here = entries_from, entries_to, 7 do touch_appended(ARGV[here], ARGV[here + 1], ARGV[here + 6]) end
 for _, one in pairs(finished) do touch_finished_entries(one.key, one.side, one.name) end
-for _, one in ipairs(endings) do touch_finished(one[1], one[2], one[3]) end
+for name, these in pairs(endings) do touch_finished(queue_called(name), these) end
 for to, messages in pairs(arrivals) do touch_arrivals(queue_called(to), messages) end
 ready({
   'DEL', 'GET', 'HDEL', 'HGET', 'HLEN', 'HSET', 'LLEN', 'LPUSH', 'PERSIST', 'PEXPIRE', 'SET', 'SMEMBERS', 'XACK',
@@ -76,7 +76,7 @@ ready({
 write(draft)
 for here = entries_from, entries_to, 7 do append_entry(unpack(ARGV, here, here + 6)) end
 for _, one in pairs(finished) do finish_entries(one.key, one.side, one.group, one.ids) end
-for _, one in ipairs(endings) do finish(one[1], one[2], one[3], one[4]) end
+for name, these in pairs(endings) do finish_all(queue_called(name), these) end
 for name, messages in pairs(arrivals) do take_in(queue_called(name), messages) end
 for _, q in pairs(opened) do close(q) end
 return { 'applied', values }

@@ -31,8 +31,8 @@ local function touch_arrivals(q, messages)
       touch(q, 'payloads', 'HSET')
     end
     if message.dedup ~= '' then
-      name_key(q.side .. 'dedup:' .. message.dedup, 'string', 'SET')
       first_of(q, message)
+      name_key(q.side .. 'dedup:' .. message.dedup, 'SET')
     end
   end
 end

@@ -4,8 +4,8 @@ local group = group_called(key, name)
 if what == 'create' and group then return 0 end
 if what == 'seek' and not group then return no_group(name) end
 local committed, ahead = side .. 'committed', side .. 'ahead:' .. name
-allow(key, 'stream', 'XGROUP DESTROY', 'XGROUP CREATE', 'XINFO GROUPS')
-allow(committed, 'hash', 'HDEL', 'HSET')
+allow(key, 'stream', 'XGROUP DESTROY,XGROUP CREATE,XINFO GROUPS')
+allow(committed, 'hash', 'HDEL,HSET')
 allow(ahead, 'hash', 'DEL')
 ready({ 'DEL', 'HDEL', 'HSET', 'XGROUP CREATE', 'XGROUP DESTROY', 'XINFO GROUPS' })
 if group then call_sub('XGROUP', 'DESTROY', key, name) end

@@ -8,21 +8,17 @@
 -- From 7.0 on. Before that the client has tried every command when it began to use the queue.
 local may_run = redis.acl_check_cmd
 
--- The types that were asked for, by key; the keys; and each key with commands on it.
+-- The types that are known, by key; the keys; and in turn a key and commands on it, separated by commas.
 local kinds, touched, named = {}, {}, {}
 
 -- Ends the script. The client reads what stands between the brackets, whatever the server puts around it.
 local function refuse(...) error('[[' .. table.concat({ ... }, ' ') .. ']]', 0) end
 
--- Names commands on a key whose type a read finds out.
-local function name_key(key, kind, ...)
-  if kinds[key] == nil then
-    kinds[key] = kind
-    touched[#touched + 1] = key
-  elseif kinds[key] ~= kind then
-    refuse('WRONGTYPE', kinds[key] or 'value', kind or 'value', key)
-  end
-  named[#named + 1] = { key, ... }
+-- Names commands on a key.
+local function name_key(key, commands)
+  touched[#touched + 1] = key
+  local at = #named
+  named[at + 1], named[at + 2] = key, commands
 end
 
 local function check_type(key, kind)
@@ -32,18 +28,24 @@ end
 
 -- Names commands on a key that must hold this type or nothing; any type when `kind` is false. Commands with a
 -- subcommand are written with it, `XGROUP CREATE`.
-local function allow(key, kind, ...)
-  if kinds[key] == nil then check_type(key, kind) end
-  name_key(key, kind, ...)
+local function allow(key, kind, commands)
+  if kinds[key] == nil then
+    check_type(key, kind)
+    kinds[key] = kind
+  elseif kinds[key] ~= kind then
+    refuse('WRONGTYPE', kinds[key] or 'value', kind or 'value', key)
+  end
+  name_key(key, commands)
 end
 
--- A read that tells the key when its type is wrong.
+-- A read, which finds out whether the type is right.
 local function read_key(kind, command, key, ...)
   local answer = redis.pcall(command, key, ...)
   if type(answer) == 'table' and answer.err then
     check_type(key, kind)
     error(answer.err, 0)
   end
+  kinds[key] = kind
   return answer
 end
 
@@ -68,9 +70,9 @@ local function ready(commands)
   end
   for at = 1, #commands do all = all and granted(commands[at], touched[1]) end
   if all then return end
-  for _, one in ipairs(named) do
-    for at = 2, #one do
-      if not granted(one[at], one[1]) then refuse('NOPERM', one[at], one[1]) end
+  for at = 1, #named, 2 do
+    for command in string.gmatch(named[at + 1], '[^,]+') do
+      if not granted(command, named[at]) then refuse('NOPERM', command, named[at]) end
     end
   end
 end
@@ -89,10 +91,8 @@ if STRICT then
     if is_change and not is_ready then error('bug: ' .. command .. ' before the checks', 0) end
     changed = changed or is_change
     if not changed then return end
-    for _, one in ipairs(named) do
-      for at = 2, #one do
-        if one[1] == key and one[at] == command then return end
-      end
+    for at = 1, #named, 2 do
+      if named[at] == key and string.find(',' .. named[at + 1] .. ',', ',' .. command .. ',', 1, true) then return end
     end
     error('bug: ' .. command .. ' of ' .. key .. ' was not named', 0)
   end
@@ -100,9 +100,10 @@ if STRICT then
   function ready(commands)
     local there = {}
     for _, command in ipairs(commands) do there[command] = true end
-    for _, one in ipairs(named) do
-      for at = 2, #one do
-        if not there[one[at]] then error('bug: ' .. one[at] .. ' is not among what is asked for', 0) end
+    for at = 2, #named, 2 do
+      if kinds[named[at - 1]] == nil then error('bug: the type of ' .. named[at - 1] .. ' was not checked', 0) end
+      for command in string.gmatch(named[at], '[^,]+') do
+        if not there[command] then error('bug: ' .. command .. ' is not among what is asked for', 0) end
       end
     end
     ask(commands)

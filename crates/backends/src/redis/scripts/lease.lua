@@ -1,109 +1,205 @@
 -- KEYS: the list. ARGV: prefix, consumer, session, most messages, lease in ms, heartbeat timeout in ms.
--- Returns paused or not, ms until something may fall due (-1 for never), and the deliveries.
+-- Returns paused or not, ms until something may fall due (-1 for never, 0 to look again at once), and the deliveries.
+-- Everything is read and decided before the first change, so only what this call needs is checked.
 local q = open(KEYS[1], ARGV[1])
 local consumer, session, most = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local deadline = now + tonumber(ARGV[5])
 
-touch(q, 'consumers', 'HGET', 'HSET')
-touch(q, 'list', 'RPOP')
-touch(q, 'index', 'ZRANGEBYLEX', 'ZREM')
-touch(q, 'records', 'HGET', 'HSET', 'HDEL')
-touch(q, 'payloads', 'HGET', 'HSET', 'HDEL')
-touch(q, 'errors', 'HGET', 'HSET', 'HDEL')
-touch(q, 'leased', 'ZRANGEBYSCORE', 'ZRANGE', 'ZADD', 'ZREM')
-touch(q, 'delayed', 'ZRANGEBYSCORE', 'ZRANGE', 'ZREM')
-touch(q, 'returned', 'ZRANGE', 'ZADD', 'ZREM')
-touch(q, 'parked', 'ZRANGEBYLEX', 'ZADD', 'ZREM')
-touch(q, 'keys', 'HGET', 'HSET', 'HDEL')
-touch(q, 'dead', 'ZADD')
-touch(q, 'dead_ids', 'HSET')
-ready({ 'HDEL', 'HGET', 'HSET', 'RPOP', 'ZADD', 'ZRANGE', 'ZRANGEBYLEX', 'ZRANGEBYSCORE', 'ZREM' })
+-- For messages that end or wait instead of being leased.
+local function touch_diverted()
+  touch_buried(q)
+  touch_forgotten(q)
+  touch(q, 'payloads', 'HSET')
+  touch(q, 'parked', 'ZADD')
+end
 
 -- A name that comes back in another process: what the first one held is given back at once.
-local known = call('HGET', q.consumers, consumer)
-if not known or string.sub(known, 14) ~= session then
-  if known then take_back(q, function(who) return who == consumer end) end
+local known = read_key('hash', 'HGET', q.consumers, consumer)
+local joins = not known or string.sub(known, 14) ~= session
+if joins then touch(q, 'consumers', 'HSET') end
+local late = due(q)
+if (known and joins) or late then
+  -- Then the first change comes before the rest is read, and everything is checked.
+  touch_taken_back(q)
+  touch_due(q)
+  touch_diverted()
+  touch(q, 'list', 'LRANGE,LTRIM')
+  touch(q, 'index', 'ZRANGEBYLEX,ZREM')
+  touch(q, 'payloads', 'HMGET,HSET,HDEL')
+  touch(q, 'records', 'HMGET,HSET')
+  touch(q, 'returned', 'ZRANGE,ZREM')
+  touch(q, 'keys', 'HGET,HSET')
+  touch(q, 'delayed', 'ZRANGE')
+  touch(q, 'leased', 'ZADD')
+  ready({
+    'HDEL', 'HGET', 'HMGET', 'HSET', 'LRANGE', 'LTRIM', 'ZADD', 'ZRANGE', 'ZRANGEBYLEX', 'ZRANGEBYSCORE', 'ZREM',
+  })
+  if known and joins then take_back(q, function(who) return who == consumer end) end
+  if late then tick(q, late) end
+end
+local function join()
+  if not joins then return end
   call('HSET', q.queue, 'made', 1)
   call('HSET', q.consumers, consumer, text(now + tonumber(ARGV[6])) .. session)
 end
-tick(q)
+local function check()
+  if not is_ready then ready({ 'HDEL', 'HGET', 'HSET', 'LTRIM', 'ZADD', 'ZRANGEBYLEX', 'ZREM' }) end
+end
 if q.paused then
+  if joins then check() end
+  join()
   close(q)
   return { 1, -1, {} }
 end
 
-local taken, records, payloads, leased, bytes = {}, {}, {}, {}, 0
--- Leases a message, or sends it where it belongs; `payload` when it comes from the list.
-local function hand_out(number, record, payload)
-  local key, content = record[KEY], payload or call('HGET', q.payloads, number)
-  if not content or (record[EXPIRES] ~= 0 and record[EXPIRES] <= now) then
-    forget(q, number, record)
-    count(q, 'dropped', 1)
+local taken, keyed, expired, spent, parked = {}, {}, {}, {}, {}
+local holders, bytes, diverted = {}, 0, false
+-- Decides about one message; `fresh` when its payload comes from the list.
+local function decide(number, record, payload, fresh)
+  local key, one = record[KEY], { number, record, payload, fresh }
+  if key ~= '' and holders[key] == nil then holders[key] = read_key('hash', 'HGET', q.keys, key) end
+  if not payload or (record[EXPIRES] ~= 0 and record[EXPIRES] <= now) then
+    expired[#expired + 1] = one
   elseif record[ATTEMPTS] >= q.attempts then
-    if payload then call('HSET', q.payloads, number, payload) end
-    bury(q, number, record, 'its attempts are spent: every consumer that had it let the lease expire or died')
-  elseif key ~= '' and (call('HGET', q.keys, key) or number) ~= number then
-    if payload then call('HSET', q.payloads, number, payload) end
-    call('ZADD', q.parked, 0, key .. number)
+    spent[#spent + 1] = one
+  elseif key ~= '' and (holders[key] or number) ~= number then
+    parked[#parked + 1] = one
   else
-    if key ~= '' then call('HSET', q.keys, key, number) end
-    if payload then
-      payloads[#payloads + 1] = number
-      payloads[#payloads + 1] = payload
+    if key ~= '' then
+      holders[key] = number
+      keyed[#keyed + 1] = key
+      keyed[#keyed + 1] = number
     end
-    record[SETTLED] = record[SETTLED] or record[ATTEMPTS]
-    local interrupted = record[ATTEMPTS] > record[SETTLED] and 1 or 0
-    record[ATTEMPTS], record[FENCE], record[CONSUMER] = record[ATTEMPTS] + 1, next_ticket(q), consumer
-    records[#records + 1] = number
-    records[#records + 1] = cmsgpack.pack(record)
-    leased[#leased + 1] = deadline
-    leased[#leased + 1] = number
-    bytes = bytes + #content
-    taken[#taken + 1] = {
-      number, text(record[FENCE]), record[ATTEMPTS], record[ID], record[AT], record[BLOB], content, interrupted,
-    }
+    bytes = bytes + #payload
+    taken[#taken + 1] = one
+    return
+  end
+  diverted = true
+end
+
+-- Those that came back, before anything in the list.
+local back, lost, seen, more = {}, {}, 0, true
+while more and #taken < most and bytes < ENOUGH_BYTES and seen < STEP do
+  local piece = math.min(most - #taken, PIECE)
+  local numbers = read_key('zset', 'ZRANGE', q.returned, seen, seen + piece - 1)
+  more = #numbers == piece
+  if #numbers > 0 then
+    local records = read_key('hash', 'HMGET', q.records, unpack(numbers))
+    local payloads = read_key('hash', 'HMGET', q.payloads, unpack(numbers))
+    for at, number in ipairs(numbers) do
+      back[#back + 1] = number
+      local record = unpacked_or_nil(records[at])
+      if record then
+        decide(number, record, payloads[at], false)
+      else
+        -- What is left of a message whose record cannot be read is its payload.
+        lost[#lost + 1] = number
+        if payloads[at] then
+          local again, adopted = adopt(q)
+          decide(again, adopted, payloads[at], true)
+        end
+      end
+    end
+  end
+  seen = seen + #numbers
+end
+
+local popped, unindexed, equal = 0, {}, {}
+more = true
+while more and #taken < most and bytes < ENOUGH_BYTES and seen < STEP do
+  local piece = math.min(most - #taken, PIECE)
+  local payloads = read_key('list', 'LRANGE', q.list, -popped - piece, -popped - 1)
+  more = #payloads == piece
+  popped, seen = popped + #payloads, seen + #payloads
+  local numbers, asked = {}, {}
+  for at = #payloads, 1, -1 do
+    local digest = sha1(payloads[at])
+    -- Of equal payloads each has a number of its own.
+    local before = equal[digest] or 0
+    equal[digest] = before + 1
+    local member = read_key('zset', 'ZRANGEBYLEX', q.index, '[' .. digest, '(' .. digest .. ':', 'LIMIT', before, 1)[1]
+    if member then
+      unindexed[#unindexed + 1] = member
+      numbers[at] = string.sub(member, 41)
+      asked[#asked + 1] = numbers[at]
+    end
+  end
+  local records = #asked > 0 and read_key('hash', 'HMGET', q.records, unpack(asked)) or {}
+  local next_asked = 0
+  for at = #payloads, 1, -1 do
+    local number, record = numbers[at], nil
+    if number then
+      next_asked = next_asked + 1
+      record = unpacked_or_nil(records[next_asked])
+    end
+    if not record then number, record = adopt(q) end
+    decide(number, record, payloads[at], true)
   end
 end
 
-while #taken < most and bytes < ENOUGH_BYTES do
-  local piece = math.min(most - #taken, PIECE)
-  local back = call('ZRANGE', q.returned, 0, piece - 1)
-  if #back > 0 then
-    call('ZREM', q.returned, unpack(back))
-    for _, number in ipairs(back) do
-      local record, payload = record_of(q, number), nil
-      if not record then
-        -- What is left of a message whose record cannot be read is its payload.
-        payload = call('HGET', q.payloads, number) or nil
-        call('HDEL', q.payloads, number)
-        if payload then number, record = adopt(q) end
-      end
-      if record then hand_out(number, record, payload) end
-    end
-  else
-    local popped = call('RPOP', q.list, piece)
-    if not popped or #popped == 0 then break end
-    for _, payload in ipairs(popped) do
-      local number, record = unindex(q, payload), nil
-      if number then record = record_of(q, number) end
-      if not record then number, record = adopt(q) end
-      hand_out(number, record, payload)
+-- What ended may let others go: look again at once.
+local soonest = seen > 0 and 0 or -1
+if seen == 0 then
+  for _, from in ipairs({ q.delayed, q.leased }) do
+    local first = call('ZRANGE', from, 0, 0, 'WITHSCORES')
+    if first[2] then
+      local left = math.max(tonumber(first[2]) - now, 1)
+      if soonest < 0 or left < soonest then soonest = left end
     end
   end
+end
+
+if seen > 0 then
+  touch(q, 'list', 'LTRIM')
+  touch(q, 'index', 'ZREM')
+  touch(q, 'payloads', 'HSET,HDEL')
+  touch(q, 'records', 'HSET')
+  touch(q, 'leased', 'ZADD')
+  touch(q, 'returned', 'ZREM')
+  if #keyed > 0 then touch(q, 'keys', 'HSET') end
+  if diverted then touch_diverted() end
+end
+if seen > 0 or joins then check() end
+join()
+call_all('ZREM', q.returned, back)
+call_all('HDEL', q.payloads, lost)
+if popped > 0 then call('LTRIM', q.list, 0, -popped - 1) end
+call_all('ZREM', q.index, unindexed)
+call_all('HSET', q.keys, keyed)
+-- Parked before others end: those that end let the next of their key go.
+for _, one in ipairs(parked) do
+  if one[4] then call('HSET', q.payloads, one[1], one[3]) end
+  call('ZADD', q.parked, 0, one[2][KEY] .. one[1])
+end
+for _, one in ipairs(expired) do
+  forget(q, one[1], one[2])
+  count(q, 'dropped', 1)
+end
+for _, one in ipairs(spent) do
+  if one[4] then call('HSET', q.payloads, one[1], one[3]) end
+  bury(q, one[1], one[2], 'its attempts are spent: every consumer that had it let the lease expire or died')
+end
+
+local records, payloads, leased, deliveries = {}, {}, {}, {}
+for at, one in ipairs(taken) do
+  local number, record = one[1], one[2]
+  if one[4] then
+    payloads[#payloads + 1] = number
+    payloads[#payloads + 1] = one[3]
+  end
+  record[SETTLED] = record[SETTLED] or record[ATTEMPTS]
+  local interrupted = record[ATTEMPTS] > record[SETTLED] and 1 or 0
+  record[ATTEMPTS], record[FENCE], record[CONSUMER] = record[ATTEMPTS] + 1, next_ticket(q), consumer
+  records[#records + 1] = number
+  records[#records + 1] = cmsgpack.pack(record)
+  leased[#leased + 1] = deadline
+  leased[#leased + 1] = number
+  deliveries[at] = {
+    number, text(record[FENCE]), record[ATTEMPTS], record[ID], record[AT], record[BLOB], one[3], interrupted,
+  }
 end
 call_all('HSET', q.payloads, payloads)
 call_all('HSET', q.records, records)
 call_all('ZADD', q.leased, leased)
 close(q)
-
-local soonest = -1
-if #taken == 0 then
-  for _, from in ipairs({ q.delayed, q.leased }) do
-    local first = call('ZRANGE', from, 0, 0, 'WITHSCORES')
-    if first[2] then
-      local left = math.max(tonumber(first[2]) - now, 0)
-      if soonest < 0 or left < soonest then soonest = left end
-    end
-  end
-end
-return { 0, soonest, taken }
+return { 0, soonest, deliveries }

@@ -1,5 +1,5 @@
 -- KEYS: the stream. ARGV: prefix, consumer, session or nothing for any. Returns how many entries can be claimed now.
-allow(ARGV[1] .. 'readers', 'hash', 'HGET', 'HDEL')
+allow(ARGV[1] .. 'readers', 'hash', 'HGET,HDEL')
 touch_let_go(KEYS[1])
 local groups = groups_of(KEYS[1])
 ready({ 'HDEL', 'HGET', 'XACK', 'XCLAIM', 'XGROUP DELCONSUMER', 'XINFO GROUPS', 'XPENDING' })

@@ -81,8 +81,8 @@ local function decide(take, state)
 end
 
 local function load(key)
-  name_key(key, 'hash', 'HSET', 'PEXPIRE')
   local known = read_key('hash', 'HMGET', key, 'algorithm', 'span_ms', 'at_ms', 'missing', 'slots')
+  name_key(key, 'HSET,PEXPIRE')
   if not known[1] or not known[3] then return nil end
   local state = { algorithm = known[1], span = tonumber(known[2]), at = tonumber(known[3]), slots = {} }
   state.missing = known[4] and big(known[4])

@@ -8,15 +8,17 @@ touch_taken_back(q)
 touch_refilled(q)
 touch_forgotten(q)
 touch_buried(q)
-touch(q, 'list', 'RPOP')
+touch(q, 'list', 'LRANGE,LTRIM,RPOP')
+touch(q, 'records', 'HMGET')
+touch(q, 'leased', 'ZMSCORE,ZSCORE')
 touch(q, 'keys', 'HSET')
 touch(q, 'delayed', 'ZADD')
-touch(q, 'consumers', 'HGET', 'HSET', 'HGETALL', 'HDEL', 'HLEN')
+touch(q, 'consumers', 'HGET,HSET,HGETALL,HDEL,HLEN')
 try_commands(q.queue, q.side .. 'probe')
 allow(q.side .. 'probe', 'string', 'SET')
 ready({
-  'HDEL', 'HGET', 'HGETALL', 'HLEN', 'HSET', 'LLEN', 'LPUSH', 'RPOP', 'RPUSH', 'SET', 'ZADD', 'ZCARD', 'ZRANGE',
-  'ZRANGEBYLEX', 'ZRANGEBYSCORE', 'ZREM', 'ZREVRANGE',
+  'HDEL', 'HGET', 'HGETALL', 'HLEN', 'HMGET', 'HSET', 'LLEN', 'LPUSH', 'LRANGE', 'LTRIM', 'RPOP', 'RPUSH', 'SET',
+  'ZADD', 'ZCARD', 'ZMSCORE', 'ZRANGE', 'ZRANGEBYLEX', 'ZRANGEBYSCORE', 'ZREM', 'ZREVRANGE', 'ZSCORE',
 })
 try_write(q.side .. 'probe')
 return 0

@@ -10,14 +10,14 @@ end
 local function try_commands(hash, key)
   if may_run then return end
   local tries = {
-    { 'HSET', key, 'a', 'b', 'c' }, { 'HDEL', key, 'a' }, { 'HINCRBY', key, 'a', 'x' }, { 'RPOP', key },
+    { 'HSET', key, 'a', 'b', 'c' }, { 'HDEL', key, 'a' }, { 'RPOP', key }, { 'LTRIM', key, 0, 0 },
     { 'ZADD', key, 'XX', '0', 'a' }, { 'ZREM', key, 'a' }, { 'DEL', key }, { 'PERSIST', key }, { 'PEXPIRE', key, 1 },
     { 'XADD', key, 'NOMKSTREAM', '*', 'a', 'b' }, { 'XACK', key, 'a', '0-1' }, { 'XCLAIM', key, 'a', 'b', '0', '0-1' },
     { 'XTRIM', key, 'MAXLEN', '1' }, { 'XGROUP', 'CREATE', key, 'a', '0' }, { 'XGROUP', 'DESTROY', key, 'a' },
     { 'XGROUP', 'SETID', key, 'a', '0' }, { 'XGROUP', 'DELCONSUMER', key, 'a', 'b' },
     { 'XREADGROUP', 'GROUP', 'a', 'b', 'STREAMS', key, '>' }, { 'GET', key }, { 'HGET', key, 'a' }, { 'HLEN', key },
     { 'HGETALL', key }, { 'LLEN', key }, { 'LRANGE', key, 0, 0 }, { 'LINDEX', key, 0 }, { 'ZCARD', key },
-    { 'ZSCORE', key, 'a' }, { 'ZRANGE', key, 0, 0 }, { 'ZREVRANGE', key, 0, 0 }, { 'ZRANGEBYLEX', key, '-', '+' },
+    { 'ZSCORE', key, 'a' }, { 'ZMSCORE', key, 'a' }, { 'HMGET', key, 'a' }, { 'ZRANGE', key, 0, 0 }, { 'ZREVRANGE', key, 0, 0 }, { 'ZRANGEBYLEX', key, '-', '+' },
     { 'ZRANGEBYSCORE', key, 0, 0 }, { 'SMEMBERS', key }, { 'XRANGE', key, '-', '+' }, { 'XREVRANGE', key, '+', '-' },
     { 'XLEN', key }, { 'XPENDING', key, 'a' }, { 'XINFO', 'STREAM', key },
   }

@@ -4,8 +4,8 @@ if ARGV[2] == 'first' and may_run then return 0 end
 local key, side = KEYS[1], ARGV[1]
 touch_appended(key, side, '')
 touch_greeted(key, side)
-allow(key, 'stream', 'XREADGROUP', 'XACK', 'XRANGE', 'XREVRANGE', 'XPENDING', 'XTRIM', 'XGROUP CREATE', 'XGROUP SETID')
-allow(side .. 'committed', 'hash', 'HGET', 'HSET', 'HDEL')
+allow(key, 'stream', 'XREADGROUP,XACK,XRANGE,XREVRANGE,XPENDING,XTRIM,XGROUP CREATE,XGROUP SETID')
+allow(side .. 'committed', 'hash', 'HGET,HSET,HDEL')
 try_commands(side .. 'readers', side .. 'probe')
 allow(side .. 'probe', 'string', 'SET')
 ready({

@@ -4,7 +4,7 @@ local key, side, name, consumer = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local group = group_called(key, name)
 if not group then return no_group(name) end
 touch_greeted(key, side)
-allow(key, 'stream', 'XREADGROUP', 'XACK', 'XINFO STREAM')
+allow(key, 'stream', 'XREADGROUP,XACK,XINFO STREAM')
 allow(side .. 'ahead:' .. name, 'hash', 'HDEL')
 ready({
   'HDEL', 'HGET', 'HSET', 'XACK', 'XCLAIM', 'XGROUP DELCONSUMER', 'XINFO GROUPS', 'XINFO STREAM', 'XPENDING',

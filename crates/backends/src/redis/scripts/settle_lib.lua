@@ -9,15 +9,24 @@ local function settlement(args, at)
 end
 local SETTLEMENT = 5
 
--- The record, and the set that the message is in, when this lease is its last one and nobody took it over: an
--- expired lease may have been noticed or not.
-local function held(q, number, fence)
-  local record = record_of(q, number)
-  if not record or fence == 0 or record[FENCE] ~= fence then return nil end
-  for _, place in ipairs({ q.leased, q.returned }) do
-    if call('ZSCORE', place, number) then return record, place end
+-- For each receipt the record, and the set that the message is in, while this lease is its last one: an expired lease
+-- may have been noticed or not. Nothing for the others.
+local function held(q, receipts)
+  local records, places = {}, {}
+  for from = 1, #receipts, STEP do
+    local numbers = {}
+    for at = from, math.min(from + STEP - 1, #receipts) do numbers[#numbers + 1] = receipts[at].number end
+    local packed = read_key('hash', 'HMGET', q.records, unpack(numbers))
+    local leased = read_key('zset', 'ZMSCORE', q.leased, unpack(numbers))
+    for at, number in ipairs(numbers) do
+      local record, fence = unpacked_or_nil(packed[at]), receipts[from + at - 1].fence
+      if record and fence ~= 0 and record[FENCE] == fence then
+        local place = leased[at] and q.leased or (read_key('zset', 'ZSCORE', q.returned, number) and q.returned)
+        records[from + at - 1], places[from + at - 1] = place and record, place
+      end
+    end
   end
-  return nil
+  return records, places
 end
 
 -- Ready after a delay in milliseconds.
@@ -29,31 +38,38 @@ local function hold_back(q, number, after)
   end
 end
 
-local function touch_finished(q, one, record)
-  touch(q, 'leased', 'ZREM')
-  touch(q, 'returned', 'ZREM')
-  if one.verdict == 'ack' then
-    touch_forgotten(q, record)
-    return
+-- Endings are settlement, record and place.
+local function touch_finished(q, endings)
+  local kept, keyed, back, failed = false, false, false, false
+  for _, one in ipairs(endings) do
+    kept = kept or one[1].verdict ~= 'ack'
+    keyed = keyed or one[2][KEY] ~= ''
+    back = back or one[3] == q.returned
+    failed = failed or one[2][SETTLED] ~= 0
   end
-  touch_buried(q)
-  touch(q, 'returned', 'ZADD')
-  touch(q, 'delayed', 'ZADD')
+  if #endings > 0 then
+    touch(q, 'leased', 'ZREM')
+    touch(q, 'records', 'HDEL')
+    touch(q, 'payloads', 'HDEL')
+  end
+  if failed then touch(q, 'errors', 'HDEL') end
+  if back then touch(q, 'returned', 'ZREM') end
+  if keyed then touch_key(q) end
+  if kept then
+    touch_buried(q)
+    touch(q, 'returned', 'ZADD')
+    touch(q, 'delayed', 'ZADD')
+  end
 end
 
-local function finish(q, one, record, place)
+-- Ends a delivery whose message stays.
+local function finish(q, one, record)
   local number = one.number
-  call('ZREM', place, number)
-  record[FENCE], record[CONSUMER] = 0, ''
-  local spent = one.verdict == 'retry' and record[ATTEMPTS] >= q.attempts
-  if one.verdict == 'ack' then
-    forget(q, number, record)
-    count(q, 'acked', 1)
-  elseif one.verdict == 'release' then
+  if one.verdict == 'release' then
     record[ATTEMPTS] = record[ATTEMPTS] - 1
     keep(q, number, record)
     hold_back(q, number, one.after)
-  elseif one.verdict == 'dead' or spent then
+  elseif one.verdict == 'dead' or record[ATTEMPTS] >= q.attempts then
     bury(q, number, record, one.text)
   else
     local errors = errors_of(q, number)
@@ -64,5 +80,34 @@ local function finish(q, one, record, place)
     keep(q, number, record)
     hold_back(q, number, one.after)
     count(q, 'retried', 1)
+  end
+end
+
+-- Ends deliveries; those that were acknowledged go together.
+local function finish_all(q, endings)
+  local acked, failed, leased, returned = {}, {}, {}, {}
+  for _, one in ipairs(endings) do
+    local numbers = one[3] == q.leased and leased or returned
+    numbers[#numbers + 1] = one[1].number
+    if one[1].verdict == 'ack' then
+      acked[#acked + 1] = one[1].number
+      -- A record without the number is of a release that did not count these.
+      if one[2][SETTLED] ~= 0 then failed[#failed + 1] = one[1].number end
+    end
+  end
+  call_all('ZREM', q.leased, leased)
+  call_all('ZREM', q.returned, returned)
+  call_all('HDEL', q.records, acked)
+  call_all('HDEL', q.payloads, acked)
+  call_all('HDEL', q.errors, failed)
+  count(q, 'acked', #acked)
+  for _, one in ipairs(endings) do
+    local settled, record = one[1], one[2]
+    if settled.verdict == 'ack' then
+      free_key(q, settled.number, record)
+    else
+      record[FENCE], record[CONSUMER] = 0, ''
+      finish(q, settled, record)
+    end
   end
 end

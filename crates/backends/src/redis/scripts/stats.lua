@@ -3,16 +3,16 @@
 local q = open(KEYS[1], ARGV[1])
 if redis.call('EXISTS', q.list, q.queue, q.consumers) == 0 then return false end
 touch_due(q)
-touch(q, 'list', 'LLEN', 'LINDEX')
-touch(q, 'index', 'ZCARD', 'ZRANGEBYLEX')
+touch(q, 'list', 'LLEN,LINDEX')
+touch(q, 'index', 'ZCARD,ZRANGEBYLEX')
 touch(q, 'records', 'HGET')
-touch(q, 'returned', 'ZRANGE', 'ZCARD')
-touch(q, 'leased', 'ZRANGE', 'ZCARD')
-touch(q, 'delayed', 'ZRANGE', 'ZCARD')
-touch(q, 'parked', 'ZRANGE', 'ZCARD')
+touch(q, 'returned', 'ZRANGE,ZCARD')
+touch(q, 'leased', 'ZRANGE,ZCARD')
+touch(q, 'delayed', 'ZRANGE,ZCARD')
+touch(q, 'parked', 'ZRANGE,ZCARD')
 touch(q, 'dead', 'ZCARD')
 touch(q, 'consumers', 'HLEN')
-name_key(q.queue, 'hash', 'HMGET')
+name_key(q.queue, 'HMGET')
 ready({
   'HGET', 'HLEN', 'HMGET', 'HSET', 'LINDEX', 'LLEN', 'ZADD', 'ZCARD', 'ZRANGE', 'ZRANGEBYLEX', 'ZRANGEBYSCORE',
   'ZREM',

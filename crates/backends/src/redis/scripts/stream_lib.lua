@@ -68,14 +68,14 @@ local LAST_MS, LAST_SEQ = '18446744073709551615', '18446744073709500000'
 local function touch_appended(key, side, dedup)
   if not appended[key] then
     appended[key] = true
-    allow(key, 'stream', 'XADD', 'XINFO STREAM')
+    allow(key, 'stream', 'XADD,XINFO STREAM')
     if redis.call('EXISTS', key) == 1 then
       local last = fields_of(call_sub('XINFO', 'STREAM', key))['last-generated-id']
       local ms, seq = string.match(last, '^(%d+)-(%d+)$')
       if ms == LAST_MS and #seq == #LAST_SEQ and seq > LAST_SEQ then refuse('EXHAUSTED', key) end
     end
   end
-  if dedup ~= '' then allow(side .. 'dedup:' .. dedup, 'string', 'GET', 'SET') end
+  if dedup ~= '' then allow(side .. 'dedup:' .. dedup, 'string', 'GET,SET') end
 end
 
 -- Adds an entry, or finds the one that came first with its dedup id. Returns its id.
@@ -89,9 +89,9 @@ local function append_entry(key, side, field, window_ms, payload, blob, dedup)
 end
 
 local function touch_finished_entries(key, side, group)
-  allow(key, 'stream', 'XACK', 'XRANGE', 'XREVRANGE', 'XPENDING', 'XGROUP SETID')
-  allow(side .. 'ahead:' .. group, 'hash', 'HSET', 'HLEN', 'HDEL')
-  allow(side .. 'committed', 'hash', 'HGET', 'HSET')
+  allow(key, 'stream', 'XACK,XRANGE,XREVRANGE,XPENDING,XGROUP SETID')
+  allow(side .. 'ahead:' .. group, 'hash', 'HSET,HLEN,HDEL')
+  allow(side .. 'committed', 'hash', 'HGET,HSET')
 end
 
 -- Finishes entries, and moves the group's position over the longest finished prefix.
@@ -121,7 +121,7 @@ local function finish_entries(key, side, group, ids)
 end
 
 local function touch_let_go(key)
-  allow(key, 'stream', 'XPENDING', 'XCLAIM', 'XACK', 'XGROUP DELCONSUMER')
+  allow(key, 'stream', 'XPENDING,XCLAIM,XACK,XGROUP DELCONSUMER')
 end
 
 -- Puts what a consumer holds in one group where anybody can claim it at once. Returns how many.
@@ -147,7 +147,7 @@ local function let_go(key, group, consumer)
 end
 
 local function touch_greeted(key, side)
-  allow(side .. 'readers', 'hash', 'HGET', 'HSET')
+  allow(side .. 'readers', 'hash', 'HGET,HSET')
   touch_let_go(key)
 end
 

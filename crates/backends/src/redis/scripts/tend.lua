@@ -4,14 +4,14 @@
 local q = open(KEYS[1], ARGV[1])
 local timeout, session = tonumber(ARGV[2]), ARGV[3]
 
-name_key(q.queue, 'hash', 'HGET')
-touch(q, 'consumers', 'HGET', 'HSET', 'HGETALL', 'HDEL')
+name_key(q.queue, 'HGET')
+touch(q, 'consumers', 'HGET,HSET,HGETALL,HDEL')
 touch_due(q)
 touch_taken_back(q)
 touch_refilled(q)
 touch_forgotten(q)
-touch(q, 'list', 'LLEN', 'LRANGE')
-touch(q, 'index', 'ZCARD', 'ZRANGE', 'ZREVRANGE', 'ZREM')
+touch(q, 'list', 'LLEN,LRANGE')
+touch(q, 'index', 'ZCARD,ZRANGE,ZREVRANGE,ZREM')
 touch(q, 'returned', 'ZCARD')
 ready({
   'HDEL', 'HGET', 'HGETALL', 'HSET', 'LLEN', 'LRANGE', 'RPUSH', 'ZADD', 'ZCARD', 'ZRANGE', 'ZRANGEBYLEX',

@@ -6,8 +6,8 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local function alive(session_) return string.format('%.0f', now + timeout) .. session_ end
 -- When nobody came by for so long that nobody could have been heard, everybody gets one more timeout.
 local tended = ARGV[1] .. 'tended'
-allow(readers, 'hash', 'HGET', 'HSET', 'HGETALL', 'HDEL')
-allow(tended, 'string', 'GET', 'SET')
+allow(readers, 'hash', 'HGET,HSET,HGETALL,HDEL')
+allow(tended, 'string', 'GET,SET')
 touch_let_go(key)
 allow(key, 'stream', 'XINFO STREAM')
 local last, beyond = '', {}

@@ -2,7 +2,7 @@
 local key = KEYS[1]
 if redis.call('EXISTS', key) == 0 then return redis.error_reply('NOGROUP there is no stream ' .. key) end
 local groups = groups_of(key)
-allow(key, 'stream', 'XTRIM', 'XRANGE', 'XPENDING', 'XACK', 'XGROUP SETID')
+allow(key, 'stream', 'XTRIM,XRANGE,XPENDING,XACK,XGROUP SETID')
 ready({ 'XACK', 'XGROUP SETID', 'XINFO GROUPS', 'XPENDING', 'XRANGE', 'XTRIM' })
 if ARGV[1] ~= '' then
   local count = call('XTRIM', key, 'MAXLEN', ARGV[1])

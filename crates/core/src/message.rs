@@ -99,6 +99,8 @@ pub struct NewMessage {
     pub not_before: Option<Timestamp>,
     /// Dropped, and counted as expired, when not leased before this moment.
     pub expires: Option<Timestamp>,
+    /// When what it reports happened, if that is not now: the timestamp of its record in a Kafka stream. Others do not keep it.
+    pub happened_at: Option<Timestamp>,
 }
 
 impl NewMessage {
@@ -112,6 +114,7 @@ impl NewMessage {
             dedup_id: None,
             not_before: None,
             expires: None,
+            happened_at: None,
         }
     }
 

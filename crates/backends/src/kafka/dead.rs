@@ -169,6 +169,7 @@ impl Store {
                 key: envelope::key(&one.envelope, one.raw.as_deref()),
                 payload: Some(&one.envelope.message.payload),
                 headers: envelope::of_queue(&one.envelope, one.raw.as_deref()),
+                at: None,
             });
             let deleted = keys.iter().map(|key| Record {
                 topic: &known.dead_topic,
@@ -176,6 +177,7 @@ impl Store {
                 key: Some(key.as_bytes()),
                 payload: None,
                 headers: OwnedHeaders::new(),
+                at: None,
             });
             let records: Vec<Record<'_>> = back.chain(deleted).collect();
             let back = if redrives { letters.len() } else { 0 };

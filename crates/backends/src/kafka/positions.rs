@@ -172,6 +172,7 @@ impl Sources {
             key: Some(entry.key.as_deref().unwrap_or(&step.source).as_bytes()),
             payload: Some(&entry.payload),
             headers: envelope::headers(entry),
+            at: entry.happened_at,
         });
         let moved = Record {
             topic: &positions,
@@ -179,6 +180,7 @@ impl Sources {
             key: Some(step.source.as_bytes()),
             payload: Some(&step.to),
             headers: OwnedHeaders::new(),
+            at: None,
         };
         // Whatever is open after a failure ends when the source is taken over anew.
         let topics = [Some(&positions), Some(&stream), dead.as_ref()];

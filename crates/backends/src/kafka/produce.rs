@@ -8,7 +8,7 @@ use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::time::sleep;
-use towpath_core::Result;
+use towpath_core::{Result, Timestamp};
 
 use super::config::{Config, LARGEST};
 use super::error;
@@ -30,6 +30,8 @@ pub(super) struct Record<'a> {
     /// `None` deletes the key's record from a compacted topic.
     pub(super) payload: Option<&'a [u8]>,
     pub(super) headers: OwnedHeaders,
+    /// Its timestamp, the time of sending where there is none.
+    pub(super) at: Option<Timestamp>,
 }
 
 /// What all our producers have in common.
@@ -39,7 +41,8 @@ pub(super) fn client(config: &Config) -> ClientConfig {
         .set("enable.idempotence", "true")
         .set("acks", "all")
         .set("linger.ms", "1")
-        .set("compression.type", "lz4")
+        // Every client reads it, those without liblz4 too.
+        .set("compression.type", "snappy")
         .set("message.max.bytes", LARGEST);
     client
 }
@@ -137,7 +140,7 @@ async fn send(
         partition: record.partition,
         payload: record.payload,
         key: record.key,
-        timestamp: None,
+        timestamp: record.at.and_then(|at| i64::try_from(at.as_millis()).ok()),
         headers: Some(record.headers),
     };
     loop {

@@ -127,6 +127,7 @@ impl Queue for Queues {
                 key: None,
                 payload: Some(&envelope.message.payload),
                 headers: envelope::of_queue(envelope, None),
+                at: None,
             }
         };
         let declare = async {

@@ -448,6 +448,7 @@ impl<S: Bench> Office<S> {
                     key,
                     payload: Some(payload),
                     headers,
+                    at: None,
                 }
             })
             .collect();

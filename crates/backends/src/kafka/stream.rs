@@ -50,6 +50,7 @@ impl Stream for Topics {
             key: taken[at].key.as_deref().map(str::as_bytes),
             payload: Some(&taken[at].payload),
             headers: envelope::headers(taken[at]),
+            at: taken[at].happened_at,
         };
         let declare = async { self.0.ensure(stream).await.map(drop) };
         let produced = self.0.produce(taken.len(), record, declare).await?;

@@ -19,7 +19,7 @@ use towpath_core::backend::Backend;
 use towpath_core::port::Stream;
 use towpath_core::port::stream::{Entry, ReadRequest, Start};
 use towpath_core::{
-    ConsumerId, ErrorKind, GroupName, MessageId, NewMessage, StreamName, SystemClock,
+    ConsumerId, ErrorKind, GroupName, MessageId, NewMessage, StreamName, SystemClock, Timestamp,
 };
 use towpath_testkit::Own;
 use towpath_testkit::servers::kafka::{Server, shared};
@@ -35,6 +35,10 @@ pub(crate) fn promises() -> Vec<Own> {
         ("records_of_others_are_read_and_ours_by_others", || {
             Box::pin(records_of_others_are_read_and_ours_by_others())
         }),
+        (
+            "a_record_has_the_time_that_its_entry_reports_and_is_compressed_by_snappy",
+            || Box::pin(a_record_has_the_time_that_its_entry_reports_and_is_compressed_by_snappy()),
+        ),
         ("processes_share_a_queue_and_take_over_what_is_left", || {
             Box::pin(queue::processes_share_a_queue_and_take_over_what_is_left())
         }),
@@ -273,6 +277,24 @@ async fn records_of_others_are_read_and_ours_by_others() {
     let entries = stream.range(&lines(), None, 10).await.expect("range");
     assert_eq!(texts(&entries), ["0", "bare"]);
     assert_eq!(entries[1].message.key.as_deref(), Some("k"));
+}
+
+async fn a_record_has_the_time_that_its_entry_reports_and_is_compressed_by_snappy() {
+    let (server, prefix) = (shared(), MessageId::new().to_string());
+    let backend = open(&format!("{}?prefix={prefix}.", server.url())).await;
+    let happened_at = Timestamp::from_millis(1_700_000_000_123);
+    let mut entry = NewMessage::new("the same words again ".repeat(100));
+    entry.happened_at = Some(happened_at);
+    let stream = stream_of(&backend);
+    let appended = stream.append(&lines(), vec![entry]).await;
+    for one in appended.expect("append") {
+        one.expect("appended");
+    }
+    let segment = server.segment(&format!("{prefix}.lines"));
+    // The header of a record batch: attributes after 21 bytes, the first timestamp after 27.
+    assert_eq!(segment[22] & 7, 2, "the codec is not snappy");
+    let first = i64::from_be_bytes(segment[27..35].try_into().expect("eight bytes"));
+    assert_eq!(u64::try_from(first).ok(), Some(happened_at.as_millis()));
 }
 
 async fn a_broker_that_is_away_is_said_to_be() {

@@ -184,6 +184,18 @@ impl Server {
         format!("kafka://127.0.0.1:{}", self.port)
     }
 
+    /// The first segment of a topic's first partition, as it is on disk.
+    ///
+    /// # Panics
+    /// When the topic is not there.
+    pub fn segment(&self, topic: &str) -> Vec<u8> {
+        let name = format!("{topic}-0/00000000000000000000.log");
+        let folders = std::fs::read_dir(self.folder.path()).expect("the folder of the broker");
+        let mut found = folders.flatten().map(|folder| folder.path().join(&name));
+        let path = found.find(|path| path.exists()).expect("a segment");
+        std::fs::read(path).expect("the segment is read")
+    }
+
     /// Kills it as a crash does.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {

@@ -25,7 +25,7 @@ use towpath_core::message::header::CONTENT_TYPE;
 use towpath_core::port::outbox::{Event, Filter, NewEvent, READ_BYTES};
 use towpath_core::port::positions::{Step, Stepped};
 use towpath_core::port::{Outbox, Positions, Queue};
-use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, StreamName};
+use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, StreamName, Timestamp};
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -461,6 +461,8 @@ fn message(event: NewEvent, cloud_events: bool) -> NewMessage {
     });
     let mut message = NewMessage::new(event.data);
     message.key = event.key;
+    let since_epoch = u64::try_from(event.created_at.as_millisecond());
+    message.happened_at = since_epoch.ok().map(Timestamp::from_millis);
     let contract = [
         ("event_id", id),
         ("event_type", event.event_type),

@@ -36,6 +36,58 @@ fn killed_at_random_every_acknowledged_message_is_written_once() {
 }
 
 #[test]
+fn killed_at_random_while_it_goes_on_with_a_store_of_an_older_format() {
+    let samples =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../backends/tests/samples");
+    let mut versions: Vec<_> = std::fs::read_dir(samples)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    versions.sort();
+    for (seed, version) in (0_u64..).zip(versions) {
+        let mut rng = StdRng::seed_from_u64(3_000_000 + seed);
+        let mut world = World::new();
+        world.set("TOWPATH_EMBEDDED__SEGMENT_SIZE", "1MiB");
+        let store = world.data();
+        for part in ["checkpoint", "log"] {
+            std::fs::create_dir_all(store.join(part)).unwrap();
+            for file in std::fs::read_dir(version.join(part)).unwrap() {
+                let file = file.unwrap();
+                std::fs::copy(file.path(), store.join(part).join(file.file_name())).unwrap();
+            }
+        }
+        let ledger = ledger(&format!("older-{seed}"));
+        let mut running = up(&world, &ledger);
+        let before = world.json(&["queue", "show", "jobs"]);
+        let letters = world.json(&["dlq", "ls", "jobs"]);
+        let producers = Producers::start(&world, 8, &ledger);
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_millis(rng.random_range(5..400)));
+            ledger.fault("towpath", "kill -9");
+            running.kill();
+            running = up(&world, &ledger);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        producers.stop();
+        world.wait_drained();
+        let after = world.json(&["queue", "show", "jobs"]);
+        for counted in ["ready", "delayed", "dead", "enqueued", "acked", "dropped"] {
+            assert_eq!(
+                before[counted],
+                after[counted],
+                "{counted} of {}",
+                version.display()
+            );
+        }
+        assert_eq!(letters, world.json(&["dlq", "ls", "jobs"]));
+        drop(running);
+        read_output(&world, &ledger);
+        let account = ledger.settle().unwrap_or_else(|wrong| panic!("{wrong}"));
+        eprintln!("{}: {account}", version.display());
+    }
+}
+
+#[test]
 fn killed_while_the_worker_is_slow_no_line_is_doubled() {
     for seed in 0..seeds(2) {
         let mut rng = StdRng::seed_from_u64(1_000_000 + seed);

@@ -32,7 +32,7 @@ use crate::inlet::Inlet;
 use crate::supervisor::{Stop, panic_text};
 use crate::telemetry::PumpMetrics;
 
-pub use destination::{Change, Condition, Destination, Observer, PATIENCE};
+pub use destination::{Call, Change, Condition, Destination, Observer, PATIENCE};
 pub use handler::Handler;
 pub use handling::{Alone, Handling};
 

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, StatusCode, Url};
 use towpath_core::message::header::{CONTENT_TYPE, TRACEPARENT, TRACESTATE};
@@ -95,31 +96,9 @@ impl WebhookSink {
             Ok(headers) => headers,
             Err(reason) => return Outcome::Reject { reason },
         };
-        let request = |client: &Client, url| {
-            let request = client.post(url).headers(headers);
-            request.body(message.payload.clone())
-        };
-        match self.guard.send(&self.url, request).await {
-            Ok(mut response) => {
-                let mut body = Vec::new();
-                let mut room = ANSWER_BYTES;
-                // Whether the body ends well does not matter.
-                while let Ok(Some(chunk)) = response.chunk().await {
-                    let wanted = REASON_BYTES.saturating_sub(body.len());
-                    body.extend_from_slice(&chunk[..chunk.len().min(wanted)]);
-                    room = room.saturating_sub(chunk.len());
-                    if room == 0 {
-                        break;
-                    }
-                }
-                outcome(response.status(), response.headers(), &body, &*self.clock)
-            }
-            Err(error) => Outcome::Unavailable {
-                cause: cause_of(&error),
-                after: None,
-                error: error.chain(),
-            },
-        }
+        let payload = message.payload.clone();
+        let posted = post(&self.guard, &self.url, headers, payload, &*self.clock).await;
+        posted.unwrap_or_else(|error| unanswered(&error))
     }
 
     /// The receiver.
@@ -156,6 +135,42 @@ impl WebhookSink {
             Ok((HeaderName::from_static(name), value))
         });
         headers.collect()
+    }
+}
+
+/// Posts once; what the answer means for the message and for its receiver.
+///
+/// # Errors
+/// Without an answer: `Invalid` when the guard refuses the place, otherwise `Unavailable`.
+pub(crate) async fn post(
+    guard: &Guard,
+    url: &Url,
+    headers: HeaderMap,
+    payload: Bytes,
+    clock: &dyn Clock,
+) -> Result<Outcome> {
+    let request = |client: &Client, url| client.post(url).headers(headers).body(payload);
+    let mut response = guard.send(url, request).await?;
+    let mut body = Vec::new();
+    let mut room = ANSWER_BYTES;
+    // Whether the body ends well does not matter.
+    while let Ok(Some(chunk)) = response.chunk().await {
+        let wanted = REASON_BYTES.saturating_sub(body.len());
+        body.extend_from_slice(&chunk[..chunk.len().min(wanted)]);
+        room = room.saturating_sub(chunk.len());
+        if room == 0 {
+            break;
+        }
+    }
+    Ok(outcome(response.status(), response.headers(), &body, clock))
+}
+
+/// What a post without an answer says of the receiver.
+pub(crate) fn unanswered(error: &Error) -> Outcome {
+    Outcome::Unavailable {
+        cause: cause_of(error),
+        after: None,
+        error: error.chain(),
     }
 }
 

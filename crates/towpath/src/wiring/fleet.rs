@@ -11,12 +11,12 @@ use super::migrated::Migrated;
 use super::opened::Opened;
 use super::process::{Door, Process};
 use crate::apps::fleet::{
-    Agent, Controller, HIT_QUEUE, Hits, KEY_FILE, Keys, Place, Tasks, Worker, controller_routes,
-    kept_key, worker_routes,
+    Agent, CALLBACK_QUEUE, Callbacks, Controller, Destinations, HIT_QUEUE, Hits, KEY_FILE, Keys,
+    Place, Tasks, Worker, controller_routes, kept_key, worker_routes,
 };
 use crate::config;
 use crate::http::guard::Guard;
-use crate::pump::{Handling, Pump, Work};
+use crate::pump::{Handler, Handling, Pump, Work};
 use crate::supervisor::{OnFailure, Stage};
 use crate::telemetry::{LastCall, PumpMetrics};
 use crate::token::Token;
@@ -111,44 +111,30 @@ impl Fleet {
             .callback_secrets
             .iter()
             .map(|secret| crate::sink::signing_key(secret.expose()));
+        let (tasks, guard) = (&tools.tasks, &tools.guard);
+        let clock = Arc::clone(&process.clock);
+        // A URL of a task is no condition of the role.
+        let observer = process.counter(WORKER);
+        let destinations = Destinations::new(config.limits.patience, clock, observer);
         let hits = Hits::new(
-            tools.tasks.clone(),
-            Arc::clone(&tools.guard),
+            tasks.clone(),
+            Arc::clone(guard),
             config.limits,
+            Arc::clone(&destinations),
+        );
+        let callbacks = Callbacks::new(
+            Arc::clone(guard),
             secrets.collect::<Result<_>>()?,
-            Arc::clone(&process.clock),
-            // A URL of a task is no condition of the role.
-            process.counter(WORKER),
+            destinations,
         );
         process.health.set(WORKER, None);
-        let metrics = PumpMetrics::new(&process.metrics, HIT_QUEUE, Arc::clone(&process.clock));
-        let handling = Handling {
-            handler: Arc::new(hits.clone()),
-            in_flight: config.limits.concurrency,
-            alone: process.alone.clone(),
-        };
-        let (health, retry) = (process.health.clone(), retry::Policy::default());
-        let supervisor = &mut process.supervisor;
-        supervisor.start(
-            "fleet.hits",
-            Stage::Deliver,
-            OnFailure::Restart,
-            move |stop| {
-                let (hits, handling) = (hits.clone(), handling.clone());
-                let (metrics, health) = (metrics.clone(), health.clone());
-                async move {
-                    let pump = Pump {
-                        inlet: Arc::new(hits.inlet().await?),
-                        work: Work::Messages(handling),
-                        sink_name: "hits",
-                        retry,
-                        pause: std::time::Duration::ZERO,
-                        metrics,
-                        condition: Box::new(move |problem| health.set(WORKER, problem)),
-                    };
-                    pump.run(&stop).await
-                }
-            },
+        let (hits, callbacks) = (Arc::new(hits), Arc::new(callbacks));
+        deliver(process, tasks, (HIT_QUEUE, WORKER, "hits"), hits);
+        deliver(
+            process,
+            tasks,
+            (CALLBACK_QUEUE, CALLBACK_QUEUE, "callbacks"),
+            callbacks,
         );
         let door = Door {
             role: WORKER,
@@ -269,4 +255,38 @@ fn url(address: SocketAddr) -> String {
         true => format!("http://127.0.0.1:{}", address.port()),
         false => format!("http://{address}"),
     }
+}
+
+/// Starts the pump of one of the worker's queues; `names` are those of the queue, of its health, and of the handler.
+fn deliver(
+    process: &mut Process<'_>,
+    tasks: &Tasks,
+    names: (&'static str, &'static str, &'static str),
+    handler: Arc<dyn Handler>,
+) {
+    let (queue, healthy, sink_name) = names;
+    let handling = Handling {
+        handler,
+        in_flight: process.config.fleet.limits.concurrency,
+        alone: process.alone.clone(),
+    };
+    let metrics = PumpMetrics::new(&process.metrics, queue, Arc::clone(&process.clock));
+    let (tasks, health) = (tasks.clone(), process.health.clone());
+    let supervisor = &mut process.supervisor;
+    supervisor.start(queue, Stage::Deliver, OnFailure::Restart, move |stop| {
+        let (tasks, handling) = (tasks.clone(), handling.clone());
+        let (metrics, health) = (metrics.clone(), health.clone());
+        async move {
+            let pump = Pump {
+                inlet: Arc::new(tasks.inlet(queue).await?),
+                work: Work::Messages(handling),
+                sink_name,
+                retry: retry::Policy::default(),
+                pause: std::time::Duration::ZERO,
+                metrics,
+                condition: Box::new(move |problem| health.set(healthy, problem)),
+            };
+            pump.run(&stop).await
+        }
+    });
 }

@@ -1,6 +1,8 @@
 //! Tasks of the fleet's worker: each ends once, as the server was seen, and goes nowhere it should not.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -151,6 +153,76 @@ fn a_result_is_posted_where_the_client_wants_it() {
     assert!(
         headers["webhook-signature"].starts_with("v1,"),
         "{headers:?}"
+    );
+}
+
+#[test]
+fn a_callback_survives_kill_9_and_waits_for_its_receiver() {
+    let (is_busy, posts) = (
+        Arc::new(AtomicBool::new(true)),
+        Arc::new(AtomicUsize::new(0)),
+    );
+    let (busy, posted) = (Arc::clone(&is_busy), Arc::clone(&posts));
+    let site = serve(move |asked| match asked.method.as_str() {
+        "POST" if busy.load(SeqCst) => Reply::text(503, "later"),
+        "POST" => {
+            posted.fetch_add(1, SeqCst);
+            Reply::text(200, "taken")
+        }
+        _ => Reply::text(200, "fine"),
+    });
+    let world = world();
+    let mut running = run(&world, "fleet.worker");
+    let mut client = Client::new(world.hits);
+    let config = json!({ "version": 1, "data": { "url": format!("http://{site}/") } });
+    client.post("/config", &[], config.to_string().as_bytes());
+    let wanted = json!({ "callback_url": format!("http://{site}/done") }).to_string();
+    client.post("/hit", &[], wanted.as_bytes());
+    wait_until("the callback to wait", Duration::from_secs(10), || {
+        world.json(&["queue", "show", "fleet.callbacks"])["delayed"] == 1
+    });
+    running.kill();
+    is_busy.store(false, SeqCst);
+    let _running = run(&world, "fleet.worker");
+    wait_until("the callback", Duration::from_secs(20), || {
+        posts.load(SeqCst) > 0
+    });
+    wait_until("the queue to be empty", Duration::from_secs(10), || {
+        let stats = world.json(&["queue", "show", "fleet.callbacks"]);
+        (&stats["delayed"], &stats["leased"], &stats["dead"]) == (&json!(0), &json!(0), &json!(0))
+    });
+    assert_eq!(posts.load(SeqCst), 1);
+}
+
+#[test]
+fn a_cancelled_task_calls_back() {
+    let posts = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&posts);
+    let site = serve(move |asked| match asked.method.as_str() {
+        "POST" => {
+            kept.lock().unwrap().push(asked.body);
+            Reply::text(200, "taken")
+        }
+        // The task stays open.
+        _ => Reply::text(503, "later"),
+    });
+    let world = world();
+    let _running = run(&world, "fleet.worker");
+    let mut client = Client::new(world.hits);
+    let config = json!({ "version": 1, "data": { "url": format!("http://{site}/") } });
+    client.post("/config", &[], config.to_string().as_bytes());
+    let wanted = json!({ "callback_url": format!("http://{site}/done") }).to_string();
+    let id = client.post("/hit", &[], wanted.as_bytes()).json()["data"]["task_id"].clone();
+    let path = format!("/hit/{}", id.as_str().unwrap());
+    let cancelled = client.send("DELETE", &path, &[], b"").unwrap();
+    assert_eq!(cancelled.status, 200);
+    wait_until("the callback", Duration::from_secs(10), || {
+        !posts.lock().unwrap().is_empty()
+    });
+    let told: Value = serde_json::from_slice(&posts.lock().unwrap()[0]).unwrap();
+    assert_eq!(
+        (&told["task_id"], &told["status"]),
+        (&id, &json!("cancelled"))
     );
 }
 

@@ -8,31 +8,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use http::{StatusCode, header};
 use jiff::Timestamp;
-use reqwest::Url;
 use tokio::sync::Semaphore;
-use towpath_core::port::sink::{Cause, Outcome};
-use towpath_core::{Clock, ConsumerId, Delivery, Error, ErrorKind, Result, retry};
-use tracing::{info, warn};
+use towpath_core::port::sink::Outcome;
+use towpath_core::{Delivery, Error, ErrorKind, Result, retry};
+use tracing::info;
 use uuid::Uuid;
 
+use super::destinations::{Destinations, HOSTS, deferred};
 use super::task::{Status, Stored, Task, Tasks};
-use crate::http::answer::{cause_of, retry_after, shown, unavailable};
+use crate::http::answer::{retry_after, unavailable};
 use crate::http::guard::Guard;
-use crate::inlet::QueueInlet;
-use crate::pump::{Destination, Handler, Observer};
-use crate::sink::sign;
+use crate::pump::{Destination, Handler};
+use crate::sink::unanswered;
 
 /// The queue of tasks.
 pub const HIT_QUEUE: &str = "fleet.hits";
-
-/// How long a task is hidden from other workers after this one died.
-const LEASE: Duration = Duration::from_secs(30);
 
 /// How soon a task is looked at again whose record another worker changed.
 const CHANGED: Duration = Duration::from_millis(200);
@@ -40,17 +34,11 @@ const CHANGED: Duration = Duration::from_millis(200);
 /// Most redirects that are followed. Source: what HTTP clients do.
 const REDIRECTS: usize = 10;
 
-/// Most hosts and URLs whose bounds and states are remembered.
-const HOSTS: usize = 10_000;
-
 /// Headers of an answer that are kept, of at most so many characters in all.
 const HEADER_CHARACTERS: usize = 8 * 1024;
 
 /// Crashes after which a task counts as their cause.
 const CRASHES: u32 = 20;
-
-/// Tries of a callback.
-const CALLBACKS: u32 = 5;
 
 /// What a hit may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,47 +57,14 @@ pub struct Limits {
     pub patience: Duration,
 }
 
-/// Works on tasks; cheap to clone.
-#[derive(Clone)]
+/// Works on tasks.
 pub struct Hits {
     tasks: Tasks,
     guard: Arc<Guard>,
     limits: Limits,
     retry: retry::Policy,
-    secrets: Arc<[hmac::Key]>,
-    hosts: Arc<Mutex<HashMap<String, Arc<Semaphore>>>>,
+    hosts: Mutex<HashMap<String, Arc<Semaphore>>>,
     destinations: Arc<Destinations>,
-}
-
-/// The state of everything that tasks go to: of a whole server, called by its origin, and of single URLs.
-struct Destinations {
-    retry: retry::Policy,
-    patience: Duration,
-    clock: Arc<dyn Clock>,
-    observer: Observer,
-    known: Mutex<HashMap<String, Arc<Destination>>>,
-}
-
-impl Destinations {
-    fn find(&self, name: String) -> Arc<Destination> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= HOSTS {
-            known.retain(|_, one| Arc::strong_count(one) > 1);
-        }
-        let new = || {
-            let clock = Arc::clone(&self.clock);
-            let (retry, patience) = (self.retry, self.patience);
-            let observer = Arc::clone(&self.observer);
-            Arc::new(Destination::new(
-                name.clone(),
-                retry,
-                patience,
-                clock,
-                observer,
-            ))
-        };
-        Arc::clone(known.entry(name.clone()).or_insert_with(new))
-    }
 }
 
 /// What a server said.
@@ -122,48 +77,24 @@ struct Reply {
 }
 
 impl Hits {
-    /// Works on the tasks within these limits; callbacks are signed with each key.
+    /// Works on the tasks within these limits.
     pub fn new(
         tasks: Tasks,
         guard: Arc<Guard>,
         limits: Limits,
-        secrets: Vec<hmac::Key>,
-        clock: Arc<dyn Clock>,
-        observer: Observer,
+        destinations: Arc<Destinations>,
     ) -> Self {
-        let retry = retry::Policy {
-            attempts: limits.attempts,
-            ..retry::Policy::default()
-        };
         Self {
             tasks,
             guard,
             limits,
-            retry,
-            secrets: secrets.into(),
-            hosts: Arc::default(),
-            destinations: Arc::new(Destinations {
-                retry,
-                patience: limits.patience,
-                clock,
-                observer,
-                known: Mutex::default(),
-            }),
+            retry: retry::Policy {
+                attempts: limits.attempts,
+                ..retry::Policy::default()
+            },
+            hosts: Mutex::default(),
+            destinations,
         }
-    }
-
-    /// Makes the queue, and a consumer's view of it.
-    ///
-    /// # Errors
-    /// `Unavailable` when the store did not answer.
-    pub async fn inlet(&self) -> Result<QueueInlet> {
-        self.tasks.declare().await?;
-        let consumer = ConsumerId::unique("fleet.worker")?;
-        let (queue, name) = (
-            Arc::clone(&self.tasks.queue),
-            self.tasks.queue_name().clone(),
-        );
-        Ok(QueueInlet::new(queue, name, consumer, LEASE))
     }
 
     async fn work(&self, delivery: &Delivery) -> Result<Outcome> {
@@ -179,15 +110,9 @@ impl Hits {
         if stored.task.status.is_final() {
             return Ok(Outcome::Done);
         }
-        let parsed = Url::parse(&stored.task.url);
-        let (origin, url) = match &parsed {
-            Ok(url) => (url.origin().ascii_serialization(), shown(url)),
-            Err(_) => (String::new(), stored.task.url.clone()),
-        };
-        let (origin, url) = (self.destinations.find(origin), self.destinations.find(url));
-        let calls = origin.begin().and_then(|origin| Ok((origin, url.begin()?)));
-        let calls = match calls {
-            Ok(calls) => calls,
+        let to = self.destinations.of(&stored.task.url);
+        let call = match to.begin() {
+            Ok(call) => call,
             Err(after) => return Ok(deferred(after)),
         };
         // An attempt that a crash cut off does not count.
@@ -216,41 +141,9 @@ impl Hits {
                 self.limits.timeout
             )))
         });
-        let said = self.said(&replied);
-        let said = match &said {
-            // Nothing at this origin can be reached.
-            Outcome::Unavailable {
-                cause: Cause::Unreachable,
-                ..
-            } => calls.0.end(delivery, said),
-            _ => {
-                calls.0.end(delivery, Outcome::Done);
-                calls.1.end(delivery, said)
-            }
-        };
-        match said {
-            Outcome::Unavailable { .. } => self.wait(stored, said).await,
+        match call.end(delivery, said(&replied)) {
+            said @ Outcome::Unavailable { .. } => self.wait(stored, said).await,
             _ => self.finish(stored, replied, began.elapsed()).await,
-        }
-    }
-
-    /// What a reply says of the destination.
-    fn said(&self, replied: &Result<Reply>) -> Outcome {
-        match replied {
-            Ok(reply) => match unavailable(reply.status) {
-                Some(cause) => Outcome::Unavailable {
-                    cause,
-                    after: reply.retry_after,
-                    error: format!("the server answered {}", reply.status),
-                },
-                None => Outcome::Done,
-            },
-            Err(error) if error.kind() == ErrorKind::Unavailable => Outcome::Unavailable {
-                cause: cause_of(error),
-                after: None,
-                error: error.chain(),
-            },
-            Err(_) => Outcome::Done,
         }
     }
 
@@ -332,16 +225,11 @@ impl Hits {
         if task.status.is_final() {
             task.finished_at = Some(Timestamp::now());
         }
-        if !self.tasks.change(&stored, &task).await? {
+        match self.tasks.change(&stored, &task).await? {
+            true => Ok(outcome),
             // It was cancelled meanwhile.
-            return Ok(Outcome::Done);
+            false => Ok(Outcome::Done),
         }
-        if task.status.is_final()
-            && let Some(callback) = task.callback_url.clone()
-        {
-            self.call_back(&callback, &task).await;
-        }
-        Ok(outcome)
     }
 
     /// Asks, follows redirects, and reads as much of the body as is kept.
@@ -360,7 +248,7 @@ impl Hits {
                 url = self.guard.check(next.as_str())?;
                 continue;
             }
-            let after = retry_after(response.headers(), &*self.destinations.clock);
+            let after = retry_after(response.headers(), self.destinations.clock());
             let headers = headers(response.headers());
             let (mut body, mut is_truncated) = (Vec::new(), false);
             let away = |error: reqwest::Error| {
@@ -386,56 +274,6 @@ impl Hits {
             "the server redirects more than {REDIRECTS} times"
         )))
     }
-
-    /// Posts the result, signed as Standard Webhooks says.
-    async fn call_back(&self, url: &str, task: &Task) {
-        let body = Bytes::from(serde_json::to_vec(task).unwrap_or_default());
-        let id = task.task_id.to_string();
-        for attempt in 1..=CALLBACKS {
-            let outcome = self.post(url, &id, body.clone()).await;
-            match outcome {
-                Ok(status) if status.is_success() => return,
-                Ok(status) => warn!(task = id, %status, attempt, "the callback was refused"),
-                Err(error) => {
-                    warn!(
-                        task = id,
-                        error = error.chain(),
-                        attempt,
-                        "the callback was not taken"
-                    );
-                    if error.kind() == ErrorKind::Invalid {
-                        return;
-                    }
-                }
-            }
-            if attempt < CALLBACKS {
-                let delay = self.retry.next_delay(attempt, &mut rand::rng());
-                tokio::time::sleep(delay).await;
-            }
-        }
-    }
-
-    async fn post(&self, url: &str, id: &str, body: Bytes) -> Result<StatusCode> {
-        let url = self.guard.check(url)?;
-        let seconds = Timestamp::now().as_second().unsigned_abs();
-        let signature = sign(&self.secrets, id, seconds, &body);
-        let response = self
-            .guard
-            .send(&url, |client, url| {
-                let mut request = client
-                    .post(url)
-                    .header("webhook-id", id)
-                    .header("webhook-timestamp", seconds)
-                    .header(header::CONTENT_TYPE, "application/json")
-                    .body(body);
-                if !self.secrets.is_empty() {
-                    request = request.header("webhook-signature", signature);
-                }
-                request
-            })
-            .await?;
-        Ok(response.status())
-    }
 }
 
 #[async_trait]
@@ -449,11 +287,19 @@ impl Handler for Hits {
     }
 }
 
-const fn deferred(after: Duration) -> Outcome {
-    Outcome::Unavailable {
-        cause: Cause::Deferred,
-        after: Some(after),
-        error: String::new(),
+/// What a reply says of the destination.
+fn said(replied: &Result<Reply>) -> Outcome {
+    match replied {
+        Ok(reply) => match unavailable(reply.status) {
+            Some(cause) => Outcome::Unavailable {
+                cause,
+                after: reply.retry_after,
+                error: format!("the server answered {}", reply.status),
+            },
+            None => Outcome::Done,
+        },
+        Err(error) if error.kind() == ErrorKind::Unavailable => unanswered(error),
+        Err(_) => Outcome::Done,
     }
 }
 

@@ -7,15 +7,17 @@
 //!                                               |
 //!                                               +-- POST /config --> Worker, on disk
 //!
-//! GET /hit -> Worker: record + message in one step -> queue -> hit -> record
+//! GET /hit -> Worker: record + message in one step -> queue -> hit -> record + message -> queue -> callback
 //! ```
 
 mod agent;
 mod agent_routes;
 mod auth;
+mod callbacks;
 mod config;
 mod controller;
 mod controller_routes;
+mod destinations;
 mod envelope;
 mod hits;
 mod rollout;
@@ -25,8 +27,10 @@ mod worker_routes;
 
 pub use agent::{Agent, Place};
 pub use auth::{DEFAULT_KEY, KEY_FILE, Keys, kept_key};
+pub use callbacks::{CALLBACK_QUEUE, Callbacks};
 pub use controller::Controller;
 pub use controller_routes::controller_routes;
+pub use destinations::Destinations;
 pub use hits::{HIT_QUEUE, Hits, Limits};
 pub use task::Tasks;
 pub use worker::Worker;

@@ -19,13 +19,15 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use towpath_core::backend::Backend;
 use towpath_core::port::effects::{self, Transaction};
-use towpath_core::port::kv::{Committed, Op};
+use towpath_core::port::kv::Op;
 use towpath_core::port::queue::Settings;
 use towpath_core::port::{Effects, Kv, Queue};
-use towpath_core::{Error, NewMessage, QueueName, Result, retry};
+use towpath_core::{ConsumerId, Error, NewMessage, QueueName, Result, retry};
 use uuid::Uuid;
 
+use super::callbacks::CALLBACK_QUEUE;
 use super::hits::HIT_QUEUE;
+use crate::inlet::QueueInlet;
 
 /// Where records are, in front of the task's id. Source: the reference system.
 const PREFIX: &str = "worker:hit:result:";
@@ -35,6 +37,9 @@ const KEPT: Duration = Duration::from_secs(60 * 60);
 
 /// How long a task that has no result yet is known.
 const OPEN: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long a message is hidden from other workers after this one died.
+const LEASE: Duration = Duration::from_secs(30);
 
 /// How often one that waits looks, should another process work on the task.
 const LOOK: Duration = Duration::from_millis(200);
@@ -106,10 +111,11 @@ pub(super) struct Stored {
 /// The tasks of a store.
 #[derive(Clone)]
 pub struct Tasks {
-    pub(super) kv: Arc<dyn Kv>,
-    pub(super) queue: Arc<dyn Queue>,
+    kv: Arc<dyn Kv>,
+    queue: Arc<dyn Queue>,
     effects: Arc<dyn Effects>,
-    name: QueueName,
+    hits: QueueName,
+    callbacks: QueueName,
     /// A task of this process ended.
     ended: Arc<Notify>,
 }
@@ -129,12 +135,13 @@ impl Tasks {
                     "{role} needs a backend that changes keys and queues in one step, and {name} does not"
                 ))
             })?,
-            name: QueueName::new(HIT_QUEUE)?,
+            hits: QueueName::new(HIT_QUEUE)?,
+            callbacks: QueueName::new(CALLBACK_QUEUE)?,
             ended: Arc::default(),
         })
     }
 
-    /// Makes the queue.
+    /// Makes the queues.
     ///
     /// # Errors
     /// `Unavailable` when the store is away.
@@ -147,11 +154,21 @@ impl Tasks {
             },
             ..Settings::default()
         };
-        self.queue.declare(&self.name, &settings).await
+        self.queue.declare(&self.hits, &settings).await?;
+        self.queue
+            .declare(&self.callbacks, &Settings::default())
+            .await
     }
 
-    pub(super) const fn queue_name(&self) -> &QueueName {
-        &self.name
+    /// Makes the queues, and a consumer's view of the one of this name.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store is away.
+    pub async fn inlet(&self, queue: &str) -> Result<QueueInlet> {
+        self.declare().await?;
+        let (name, consumer) = (QueueName::new(queue)?, ConsumerId::unique("fleet.worker")?);
+        let queue = Arc::clone(&self.queue);
+        Ok(QueueInlet::new(queue, name, consumer, LEASE))
     }
 
     /// Takes a task: its record and its message, in one step. With a key that came before it is the task of that time.
@@ -184,7 +201,7 @@ impl Tasks {
                 value: bytes(&task),
                 ttl: Some(OPEN),
             }],
-            enqueue: vec![(self.name.clone(), NewMessage::new(task.task_id.to_string()))],
+            enqueue: vec![(self.hits.clone(), NewMessage::new(task.task_id.to_string()))],
             ..Transaction::default()
         };
         match self.effects.apply(transaction).await? {
@@ -217,7 +234,7 @@ impl Tasks {
         }
     }
 
-    /// Changes a record, unless somebody else did.
+    /// Changes a record, unless it changed since it was read. One that ends brings its callback along in the same step.
     pub(super) async fn change(&self, stored: &Stored, task: &Task) -> Result<bool> {
         let ttl = if task.status.is_final() { KEPT } else { OPEN };
         let swap = Op::CompareAndSwap {
@@ -226,7 +243,16 @@ impl Tasks {
             value: bytes(task),
             ttl: Some(ttl),
         };
-        let is_done = matches!(self.kv.commit(vec![swap]).await?, Committed::Applied(_));
+        let is_called_back = task.status.is_final() && task.callback_url.is_some();
+        let callback =
+            is_called_back.then(|| (self.callbacks.clone(), NewMessage::new(bytes(task))));
+        let transaction = Transaction {
+            kv: vec![swap],
+            enqueue: callback.into_iter().collect(),
+            ..Transaction::default()
+        };
+        let outcome = self.effects.apply(transaction).await?;
+        let is_done = matches!(outcome, effects::Outcome::Applied(_));
         if is_done && task.status.is_final() {
             self.ended.notify_waiters();
         }

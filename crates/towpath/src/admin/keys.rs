@@ -16,6 +16,7 @@ use super::Admin;
 use super::routes::Answer;
 use super::wire::Payload;
 use crate::http::error::Problem;
+use crate::http::json::Object;
 
 /// What a key holds: a value, or fields.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -146,7 +147,7 @@ pub(super) struct By {
 pub(super) async fn add(
     State(admin): State<Admin>,
     Path(key): Path<String>,
-    Json(By { by }): Json<By>,
+    Json(Object(By { by })): Json<Object<By>>,
 ) -> Answer<Sum> {
     let op = Op::Add {
         key: key.clone(),

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::Admin;
 use super::routes::{Answer, Max};
 use super::wire::Count;
+use crate::http::json::Object;
 
 /// How far the relay is.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -233,7 +234,7 @@ pub(super) async fn events(
 #[utoipa::path(post, path = "/v1/outbox/retry", request_body = RetryWanted, responses((status = 200, description = "How many", body = Count), (status = 404, description = "No outbox here")))]
 pub(super) async fn retry(
     State(admin): State<Admin>,
-    Json(wanted): Json<RetryWanted>,
+    Json(Object(wanted)): Json<Object<RetryWanted>>,
 ) -> Answer<Count> {
     let which = match (wanted.id, wanted.all) {
         (Some(text), false) => Some(id(&text)?),
@@ -248,7 +249,7 @@ pub(super) async fn retry(
 #[utoipa::path(post, path = "/v1/outbox/replay", request_body = ReplayWanted, responses((status = 200, description = "How many", body = Count), (status = 404, description = "No outbox here, or an event that was not sent")))]
 pub(super) async fn replay(
     State(admin): State<Admin>,
-    Json(wanted): Json<ReplayWanted>,
+    Json(Object(wanted)): Json<Object<ReplayWanted>>,
 ) -> Answer<Count> {
     let outbox = admin.outbox()?;
     let mut events = Vec::new();
@@ -274,7 +275,7 @@ pub(super) async fn replay(
 #[utoipa::path(post, path = "/v1/outbox/backfill", request_body = BackfillWanted, responses((status = 200, description = "How many, and where the next stretch begins", body = Backfilled), (status = 404, description = "No outbox here")))]
 pub(super) async fn backfill(
     State(admin): State<Admin>,
-    Json(wanted): Json<BackfillWanted>,
+    Json(Object(wanted)): Json<Object<BackfillWanted>>,
 ) -> Answer<Backfilled> {
     let outbox = admin.outbox()?;
     // What is sent from here on is not looked at: neither new events nor those that this writes.

@@ -25,6 +25,7 @@ use super::wire::{
 use super::{Admin, document};
 use crate::apps::orders::{Balance, Books};
 use crate::http::error::Problem;
+use crate::http::json::Object;
 use crate::idempotency::{Digest, OTHER_REQUEST};
 use crate::telemetry::TraceContext;
 
@@ -319,7 +320,7 @@ async fn dead_letters(
 async fn requeue(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    Json(letters): Json<Letters>,
+    Json(Object(letters)): Json<Object<Letters>>,
 ) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
     Ok(Json(Count {
@@ -332,7 +333,7 @@ async fn requeue(
 async fn drop_dead(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    Json(letters): Json<Letters>,
+    Json(Object(letters)): Json<Object<Letters>>,
 ) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
     Ok(Json(Count {
@@ -390,7 +391,7 @@ async fn check_orders(State(admin): State<Admin>) -> Answer<Balance> {
 #[utoipa::path(post, path = "/v1/backup", request_body = BackupWanted, responses((status = 200, description = "What was copied", body = BackupMade)))]
 async fn backup(
     State(admin): State<Admin>,
-    Json(wanted): Json<BackupWanted>,
+    Json(Object(wanted)): Json<Object<BackupWanted>>,
 ) -> Answer<BackupMade> {
     let folder = std::path::PathBuf::from(wanted.folder);
     if !folder.is_absolute() {

@@ -6,6 +6,8 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use towpath_core::{Error, ErrorKind};
 
+use super::accept;
+
 const PROBLEM_JSON: &str = "application/problem+json";
 
 /// Why a request was not served. As a response it has no body yet: the edge writes it, in the [`Form`] of the listener.
@@ -28,16 +30,9 @@ pub enum Form {
 impl Form {
     /// The form for a client with these headers.
     pub(super) fn accepted(self, headers: &HeaderMap) -> Self {
-        let accepts = |value: &HeaderValue| {
-            let value = value.as_bytes();
-            value
-                .windows(PROBLEM_JSON.len())
-                .any(|part| part.eq_ignore_ascii_case(PROBLEM_JSON.as_bytes()))
-        };
-        if headers.get_all(header::ACCEPT).iter().any(accepts) {
-            Self::Json
-        } else {
-            self
+        match accept::names(headers, PROBLEM_JSON) {
+            true => Self::Json,
+            false => self,
         }
     }
 }
@@ -62,6 +57,11 @@ impl Problem {
             detail: detail.into(),
             retry_after: None,
         }
+    }
+
+    /// The status of the answer.
+    pub const fn status(&self) -> StatusCode {
+        self.status
     }
 
     /// Says when to try again, in seconds.

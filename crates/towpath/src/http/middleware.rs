@@ -100,10 +100,21 @@ impl Edge {
         let has_body = !body.is_end_stream();
         let refused = match route {
             None => Err(Problem::new(StatusCode::NOT_FOUND, "not found")),
-            Some(_) => one_host(&head).and_then(|()| (self.gate)(&head)),
+            Some(_) => one_host(&head)
+                .and_then(|()| plain(&head))
+                .and_then(|()| (self.gate)(&head)),
         };
         if let Err(problem) = refused {
-            return answer_early(problem, has_body);
+            let is_encoded = problem.status() == StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            let mut response = answer_early(problem, has_body);
+            if is_encoded {
+                // RFC 9110, section 12.5.3: in an answer it says what a request may have.
+                let identity = HeaderValue::from_static("identity");
+                response
+                    .headers_mut()
+                    .insert(header::ACCEPT_ENCODING, identity);
+            }
+            return response;
         }
         let limit = self.limit(route.unwrap_or_default());
         let (bytes, charge) = match self.intake.read(body, limit.bytes).await {
@@ -225,6 +236,25 @@ fn one_host(head: &Parts) -> Result<(), Problem> {
     }
     let reason = "a request names its `Host` exactly once";
     Err(Problem::new(StatusCode::BAD_REQUEST, reason))
+}
+
+/// RFC 9110, section 8.4: an encoded body is not what it decodes to. None is decoded here.
+fn plain(head: &Parts) -> Result<(), Problem> {
+    let encodings = head.headers.get_all(header::CONTENT_ENCODING);
+    let is_plain = |value: &HeaderValue| {
+        let value = value.as_bytes().trim_ascii();
+        value.is_empty() || value.eq_ignore_ascii_case(b"identity")
+    };
+    match encodings.iter().find(|value| !is_plain(value)) {
+        None => Ok(()),
+        Some(value) => {
+            let reason = format!(
+                "`Content-Encoding: {}` is not supported; send the body without an encoding",
+                String::from_utf8_lossy(value.as_bytes())
+            );
+            Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason))
+        }
+    }
 }
 
 /// The client's id when it is usable, a fresh one otherwise.

@@ -1,5 +1,6 @@
 //! The HTTP edge: an accept loop with deadlines, limits before work, errors with the caller's half of the story.
 
+pub mod accept;
 pub mod answer;
 pub mod body;
 mod client;
@@ -7,6 +8,7 @@ mod connection;
 pub mod descriptors;
 pub mod error;
 pub mod guard;
+pub mod json;
 mod middleware;
 pub mod net;
 mod server;

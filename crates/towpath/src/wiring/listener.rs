@@ -1,10 +1,10 @@
 //! Sockets, and serving on them.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Router;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use towpath_core::{Error, Result};
 
 use crate::config::Config;
@@ -18,20 +18,38 @@ const BACKLOG: i32 = 4096;
 
 /// A socket at the address that `key` says.
 pub(super) async fn bind(key: &str, address: &str) -> Result<TcpListener> {
-    let full = if address.starts_with(':') {
-        format!("0.0.0.0{address}")
-    } else {
-        address.to_owned()
+    let bound = match address.strip_prefix(':') {
+        Some(port) => bind_all(port).await,
+        None => TcpListener::bind(address).await,
     };
-    let listener = TcpListener::bind(&full).await.map_err(|error| {
+    let listener = bound.map_err(|error| {
         Error::unavailable(format!(
-            "`{key}` cannot listen on {full}; choose another address"
+            "`{key}` cannot listen on {address}; choose another address"
         ))
         .with_source(error)
     })?;
     // Best effort: with the shorter default a burst of clients waits a second for their next try.
     rustix::net::listen(&listener, BACKLOG).ok();
     Ok(listener)
+}
+
+/// A socket at a port of every interface, for IPv6 and IPv4 where the system has both.
+async fn bind_all(port: &str) -> std::io::Result<TcpListener> {
+    let both = || {
+        let number = port.parse().ok()?;
+        let socket = TcpSocket::new_v6().ok()?;
+        rustix::net::sockopt::set_ipv6_v6only(&socket, false).ok()?;
+        socket.set_reuseaddr(true).ok()?;
+        Some((socket, SocketAddr::from((Ipv6Addr::UNSPECIFIED, number))))
+    };
+    if let Some((socket, address)) = both() {
+        match socket.bind(address) {
+            // IPv6 is switched off.
+            Err(error) if error.kind() == std::io::ErrorKind::AddrNotAvailable => {}
+            bound => return bound.and_then(|()| socket.listen(BACKLOG.unsigned_abs())),
+        }
+    }
+    TcpListener::bind(format!("0.0.0.0:{port}")).await
 }
 
 /// The bounds of a listener with so many connections, with the configured certificate if there is one.

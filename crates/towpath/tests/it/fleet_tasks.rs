@@ -172,7 +172,7 @@ fn a_callback_survives_kill_9_and_waits_for_its_receiver() {
         _ => Reply::text(200, "fine"),
     });
     let world = world();
-    let mut running = run(&world, "fleet.worker");
+    let running = run(&world, "fleet.worker");
     let mut client = Client::new(world.hits);
     let config = json!({ "version": 1, "data": { "url": format!("http://{site}/") } });
     client.post("/config", &[], config.to_string().as_bytes());

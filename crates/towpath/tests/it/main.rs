@@ -23,6 +23,7 @@ mod cli;
 mod client;
 mod deploy;
 mod disk;
+mod edge;
 mod fleet;
 mod fleet_bare;
 mod fleet_tasks;

@@ -1,8 +1,8 @@
 //! Limits before the routes of a listener, for each client.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Once};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use towpath_core::limiter::{Amount, Decision};
 use towpath_core::{Error, Result};
+use tracing::warn;
 
 use super::limiter::{Limiter, Wanted};
 use super::limits::{rate_headers, seconds};
@@ -25,8 +26,8 @@ const FORWARDED: &str = "x-forwarded-for";
 /// Every route that is not named itself.
 const ANY: &str = "*";
 
-/// Probes are never refused.
-const HEALTH: &str = "/health";
+/// Probes are never refused, except by a limit of their own.
+const PROBES: [&str; 4] = ["/health", "/healthz", "/livez", "/readyz"];
 
 /// The limits of a listener; cheap to clone.
 #[derive(Clone)]
@@ -34,6 +35,8 @@ pub struct Layer {
     limiter: Limiter,
     rules: Arc<HashMap<String, Rule>>,
     proxies: Arc<[Net]>,
+    /// Said once, as every request of the proxy would repeat it.
+    unreadable: Arc<Once>,
 }
 
 impl Layer {
@@ -50,13 +53,14 @@ impl Layer {
             limiter,
             rules: Arc::new(rules.collect::<Result<_>>()?),
             proxies: proxies.collect::<Result<Vec<_>>>()?.into(),
+            unreadable: Arc::new(Once::new()),
         })
     }
 
     /// The limit of a route and what it is called.
     fn rule(&self, route: &str) -> Option<(&str, &Rule)> {
-        let is_health = route == HEALTH || route.starts_with("/health/");
-        let any = || self.rules.get_key_value(ANY).filter(|_| !is_health);
+        let is_probe = PROBES.contains(&route) || route.starts_with("/health/");
+        let any = || self.rules.get_key_value(ANY).filter(|_| !is_probe);
         let (name, rule) = self.rules.get_key_value(route).or_else(any)?;
         Some((name, rule))
     }
@@ -74,13 +78,30 @@ impl Layer {
             if !is_trusted(&client) {
                 break;
             }
-            let Ok(address) = text.trim().parse::<IpAddr>() else {
+            let Some(address) = forwarded(text.trim()) else {
+                self.unreadable.call_once(|| {
+                    warn!(
+                        header = FORWARDED,
+                        proxy = %client,
+                        "forwarded address unreadable; its clients share the limit of their proxy"
+                    );
+                });
                 break;
             };
             client = address.to_canonical();
         }
         client
     }
+}
+
+/// An address as proxies write it: alone, with a port, or in brackets.
+fn forwarded(text: &str) -> Option<IpAddr> {
+    let with_port = || text.parse::<SocketAddr>().map(|address| address.ip());
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    text.parse()
+        .or_else(|_| with_port())
+        .ok()
+        .or_else(bracketed)
 }
 
 /// Whether a text is the limit of a route.
@@ -169,6 +190,25 @@ fn tell(headers: &mut HeaderMap, rule: &Rule, decision: &Decision) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn forwarded_addresses_may_have_ports() {
+        for text in ["203.0.113.7", "203.0.113.7:5100"] {
+            assert_eq!(forwarded(text), "203.0.113.7".parse().ok(), "{text}");
+        }
+        for text in ["2001:db8::1", "[2001:db8::1]", "[2001:db8::1]:443"] {
+            assert_eq!(forwarded(text), "2001:db8::1".parse().ok(), "{text}");
+        }
+        for text in [
+            "",
+            "unknown",
+            "_hidden",
+            "203.0.113.7:",
+            "203.0.113.7:99999",
+        ] {
+            assert_eq!(forwarded(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn a_limit_names_a_route() {

@@ -77,9 +77,7 @@ impl Limiter {
     /// # Errors
     /// As [`Limiter::take`], the key aside.
     pub(super) async fn take_any(&self, wanted: &[Wanted<'_>]) -> Result<Vec<Decision>> {
-        for one in wanted {
-            one.rule.policy.check(one.amount)?;
-        }
+        check_sums(wanted)?;
         let takes = wanted.iter().map(|one| Take {
             key: one.key.to_owned(),
             policy: one.rule.policy,
@@ -193,6 +191,26 @@ impl Limiter {
     fn local(&self) -> std::sync::MutexGuard<'_, HashMap<String, State>> {
         self.local.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What is asked of one key in one decision must fit into its capacity: else it would be refused for ever.
+fn check_sums(wanted: &[Wanted<'_>]) -> Result<()> {
+    let mut sums: HashMap<&str, u64> = HashMap::with_capacity(wanted.len());
+    for one in wanted {
+        one.rule.policy.check(one.amount)?;
+        let sum = sums.entry(one.key).or_default();
+        *sum = sum.saturating_add(one.amount.as_micros());
+        let sum = Amount::micros(*sum);
+        one.rule.policy.check(sum).map_err(|error| {
+            Error::invalid(format!(
+                "the takes of `{}` add up to {}",
+                one.key,
+                sum.as_f64()
+            ))
+            .with_source(error)
+        })?;
+    }
+    Ok(())
 }
 
 fn allowed(rule: &Rule) -> Decision {

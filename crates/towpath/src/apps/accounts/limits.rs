@@ -14,6 +14,7 @@ use tracing::warn;
 
 use super::limiter::{Limiter, Wanted};
 use super::rule::Rule;
+use crate::http::json::Object;
 
 /// Takes of one bulk request.
 const MOST_TAKES: usize = 1_000;
@@ -50,8 +51,8 @@ struct One {
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Bulk {
-    All(Vec<One>),
-    Moded { takes: Vec<One>, mode: Mode },
+    All(Vec<Object<One>>),
+    Moded { takes: Vec<Object<One>>, mode: Mode },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -169,7 +170,7 @@ async fn bulk(State(limiter): State<Limiter>, Query(asked): Query<Asked>, body: 
         return Err(bad("parse_error", text));
     }
     let mut wanted = Vec::with_capacity(takes.len());
-    for take in &takes {
+    for Object(take) in &takes {
         let name = take.policy.as_deref().or(asked.policy.as_deref());
         wanted.push(Wanted {
             key: key(take.key.as_deref().unwrap_or(&asked.key))?,

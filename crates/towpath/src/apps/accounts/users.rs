@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::event::{Happened, event};
 use crate::http::error::Problem;
+use crate::http::json;
 use crate::telemetry::LastCall;
 
 /// Makes a retry harmless. Source: IETF draft "The Idempotency-Key HTTP Header Field".
@@ -241,7 +242,7 @@ fn shown(user: &User) -> impl IntoResponse + use<> {
 /// What the body says, with the address in lower case.
 fn said(body: &[u8]) -> Result<Said, Problem> {
     let bad = |text: &str| Problem::new(StatusCode::BAD_REQUEST, text);
-    let said: Said = serde_json::from_slice(body).map_err(|_| bad("Invalid JSON"))?;
+    let said: Said = json::object(body).map_err(|_| bad("Invalid JSON"))?;
     let (email, name) = (
         said.email.trim().to_lowercase(),
         said.name.trim().to_owned(),

@@ -22,6 +22,7 @@ use super::config::{Config, POLL_SECONDS, follows};
 use super::controller::Controller;
 use super::envelope::{Answer, Failure, parse, success};
 use super::rollout::Step;
+use crate::http::json::Object;
 
 /// Longest that a request waits for another configuration.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -54,16 +55,18 @@ pub fn controller_routes(controller: Controller) -> Router {
 
 /// What somebody publishes.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Publication {
     data: Option<BTreeMap<String, String>>,
     poll_interval_seconds: Option<i64>,
     /// Absent: the schema of the version before. Null: none.
     #[serde(default, deserialize_with = "present")]
     schema: Option<Option<Value>>,
-    rollout: Option<WantedRollout>,
+    rollout: Option<Object<WantedRollout>>,
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct WantedRollout {
     steps: Vec<String>,
     #[serde(default)]
@@ -107,7 +110,7 @@ async fn publish(State(controller): State<Controller>, headers: HeaderMap, body:
         schema: schema.map(|schema| schema.to_string()),
         author,
         rolls_back_to: None,
-        rollout: said.rollout.map(plan).transpose()?,
+        rollout: said.rollout.map(|wanted| plan(wanted.0)).transpose()?,
     };
     put(&controller, config, expected).await
 }
@@ -126,6 +129,7 @@ fn plan(wanted: WantedRollout) -> Result<Plan, Failure> {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Rollback {
     version: u64,
 }
@@ -429,6 +433,7 @@ async fn rollout(State(controller): State<Controller>, headers: HeaderMap) -> An
 }
 
 #[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
 struct Reason {
     reason: Option<String>,
 }

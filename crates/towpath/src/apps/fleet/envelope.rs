@@ -1,5 +1,6 @@
 //! The envelope that every answer of the fleet app has. Source: the reference system.
 
+use crate::http::json;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -97,7 +98,7 @@ pub(super) fn success(status: StatusCode, data: impl Serialize) -> Response {
 
 /// What a body says.
 pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Failure> {
-    serde_json::from_slice(body).map_err(|error| Failure::invalid(format!("the body: {error}")))
+    json::object(body).map_err(|reason| Failure::invalid(format!("the body: {reason}")))
 }
 
 /// The data of an answer, ours or a reference system's; anything else is an error that says what came.

@@ -114,6 +114,7 @@ async fn configure(State(api): State<Api>, body: Bytes) -> Answer {
 
 /// What a client may say about a task.
 #[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
 struct Wanted {
     callback_url: Option<String>,
 }

@@ -19,6 +19,7 @@ use super::notifier::notification_key;
 use super::order::{Order, fits};
 use super::record::{State as Stage, Step};
 use crate::http::error::Problem;
+use crate::http::json;
 use crate::telemetry::LastCall;
 
 type Answer<T> = std::result::Result<Json<T>, Problem>;
@@ -267,7 +268,7 @@ fn check_sku(sku: &str) -> std::result::Result<(), Problem> {
 }
 
 fn read<'a, T: Deserialize<'a>>(body: &'a [u8], example: &str) -> std::result::Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|error| {
+    json::object(body).map_err(|error| {
         let reason = format!("the body must be like {example}: {error}");
         Problem::new(StatusCode::BAD_REQUEST, reason)
     })

@@ -19,6 +19,7 @@ use super::api::notification;
 use super::books::{Books, Totals};
 use super::desk::{Desk, number, stock_key};
 use super::topology::{NOTIFICATIONS, ORDERS, REJECTIONS};
+use crate::http::accept;
 use crate::http::error::Problem;
 use crate::supervisor::Stop;
 use crate::telemetry::Metrics;
@@ -180,12 +181,12 @@ async fn metrics(
     let accept = headers
         .get(header::ACCEPT)
         .and_then(|value| value.to_str().ok());
-    let prometheus = |accept: &&str| {
-        ["text/plain", "application/openmetrics-text"]
-            .iter()
-            .any(|kind| accept.contains(kind))
-    };
-    if let Some(accept) = accept.filter(prometheus) {
+    // JSON unless the client names a format of Prometheus and likes it better.
+    let json = accept::weight(&headers, "application/json");
+    let is_prometheus = ["text/plain", "application/openmetrics-text"]
+        .iter()
+        .any(|kind| accept::names(&headers, kind) && accept::weight(&headers, kind) > json);
+    if let Some(accept) = accept.filter(|_| is_prometheus) {
         if let Err(error) = dashboard.sample().await {
             return unavailable(&error).into_response();
         }

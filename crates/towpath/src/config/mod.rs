@@ -17,6 +17,7 @@ mod load;
 mod model;
 mod orders;
 mod place;
+mod platform;
 mod problem;
 mod secret;
 mod show;

@@ -445,3 +445,97 @@ fn the_variables_of_the_fleet_mean_what_they_meant() {
         assert!(load(&sources(wrong, &[])).is_err(), "{wrong}");
     }
 }
+
+#[test]
+fn what_kubernetes_sets_for_services_sets_nothing() {
+    let address = "tcp://10.96.0.9:6379";
+    let env = [
+        ("REDIS_ADDR", "redis:6379"),
+        ("REDIS_SERVICE_HOST", "10.96.0.9"),
+        ("REDIS_PORT", address),
+        ("CONTROLLER_PORT", address),
+        ("DB_PORT", address),
+        ("TOWPATH_SERVICE_HOST", "10.96.0.9"),
+        ("TOWPATH_SERVICE_PORT", "8080"),
+        ("TOWPATH_PORT", address),
+        ("TOWPATH_PORT_8080_TCP_ADDR", "10.96.0.9"),
+    ];
+    let mut all = sources("", &env);
+    all.stores.backends = WITH_REDIS;
+    let loaded = load(&all).unwrap();
+    assert_eq!(loaded.config.fleet.backend.expose(), "redis://redis:6379/0");
+    assert_eq!(loaded.config.fleet.controller_listen, None);
+    assert!(
+        loaded
+            .config
+            .accounts
+            .database
+            .expose()
+            .starts_with("sqlite:")
+    );
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn a_variable_like_none_of_ours_is_a_warning() {
+    let loaded = load(&sources("", &[("TOWPATH_RELEASE", "7")])).unwrap();
+    assert!(loaded.warnings[0].contains("`TOWPATH_RELEASE` sets nothing"));
+    for wrong in ["TOWPATH_COLOUR__SCHEME", "TOWPATH_LOG_LEVEL"] {
+        let problems = load(&sources("", &[(wrong, "x")])).unwrap_err();
+        assert!(problems.to_string().contains(wrong), "{wrong}");
+    }
+}
+
+#[test]
+fn passwords_of_databases_and_redis_come_from_files_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    std::fs::write(&file, "p/w\n").unwrap();
+    let path = file.to_str().unwrap();
+    let env = [
+        ("DB_HOST", "db"),
+        ("DB_PASSWORD_FILE", path),
+        ("REDIS_ADDR", "redis.example:6380"),
+        ("REDIS_DB", "3"),
+        ("REDIS_PASSWORD_FILE", path),
+    ];
+    let mut all = sources("", &env);
+    all.stores.backends = WITH_REDIS;
+    let config = load(&all).unwrap().config;
+    let database = config.accounts.database.expose();
+    assert!(
+        database.starts_with("postgres://postgres:p%2Fw@db:5432/"),
+        "{database}"
+    );
+    assert_eq!(
+        config.fleet.backend.expose(),
+        "redis://:p%2Fw@redis.example:6380/3"
+    );
+    let missing = load(&sources("", &[("DB_PASSWORD_FILE", "/nowhere")])).unwrap_err();
+    assert!(
+        missing.to_string().contains("DB_PASSWORD_FILE"),
+        "{missing}"
+    );
+    let both = [("DB_PASSWORD", "a"), ("DB_PASSWORD_FILE", path)];
+    let both = load(&sources("", &both)).unwrap_err();
+    assert!(both.to_string().contains("unset one of them"), "{both}");
+}
+
+#[test]
+fn errors_of_variables_show_what_was_written() {
+    for (name, value) in [
+        ("PORT", "abc"),
+        ("POLL_INTERVAL_SECONDS", "abc"),
+        ("DB_PORT", "70000"),
+        ("REDIS_DB", "first"),
+    ] {
+        let problems = load(&sources("", &[(name, value)]))
+            .unwrap_err()
+            .to_string();
+        let expected = format!("`{value}` is not a whole number");
+        assert!(
+            problems.contains(name) && problems.contains(&expected),
+            "{problems}"
+        );
+    }
+}

@@ -1,11 +1,13 @@
 //! What the environment says.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use super::accounts::DATABASE_VARIABLES;
 use super::fleet::REDIS_VARIABLES;
 use super::key::{KEYS, Key};
-use super::suggest::did_you_mean;
+use super::platform::is_of_platform;
+use super::suggest::{nearest, question};
 use crate::http::encoded;
 use crate::sink::VARIABLE_PREFIX;
 
@@ -27,9 +29,9 @@ pub(super) struct Said {
     pub(super) is_path: bool,
 }
 
-/// The environment, and what is odd about it.
+/// The environment without what the platform set, and what is odd about it.
 pub(super) struct Variables<'a> {
-    env: &'a BTreeMap<String, String>,
+    env: BTreeMap<&'a str, &'a str>,
     pub(super) warnings: Vec<String>,
     /// Variable and what is wrong.
     pub(super) problems: Vec<(String, String)>,
@@ -37,8 +39,12 @@ pub(super) struct Variables<'a> {
 
 impl<'a> Variables<'a> {
     pub(super) fn new(env: &'a BTreeMap<String, String>) -> Self {
+        let of_operator = env
+            .iter()
+            .filter(|(name, value)| !is_of_platform(env, name, value))
+            .map(|(name, value)| (name.as_str(), value.as_str()));
         Self {
-            env,
+            env: of_operator.collect(),
             warnings: Vec::new(),
             problems: Vec::new(),
         }
@@ -53,8 +59,49 @@ impl<'a> Variables<'a> {
 
     /// The value of a variable that is not blank, trimmed.
     fn value(&self, name: &str) -> Option<&'a str> {
-        let value = self.env.get(name)?.trim();
+        let value = self.env.get(name).copied()?.trim();
         (!value.is_empty()).then_some(value)
+    }
+
+    /// The same for a password: from the file that `NAME_FILE` names where the variable itself is not set.
+    fn password(&mut self, name: &str) -> Option<String> {
+        let file = format!("{name}_FILE");
+        if let Some(value) = self.value(name) {
+            if self.value(&file).is_some() {
+                self.problem(file, format!("`{name}` is set as well; unset one of them"));
+            }
+            return Some(value.to_owned());
+        }
+        let path = self.value(&file)?;
+        match std::fs::read_to_string(path) {
+            Ok(text) => Some(text.trim_end().to_owned()),
+            Err(error) => {
+                self.problem(file, format!("`{path}` cannot be read: {error}"));
+                None
+            }
+        }
+    }
+
+    /// A part of a URL that must be a whole number of this range.
+    fn number(&mut self, name: &str, range: RangeInclusive<u32>) -> Option<&'a str> {
+        let text = self.value(name)?;
+        if text.parse().is_ok_and(|number| range.contains(&number)) {
+            return Some(text);
+        }
+        let (least, most) = range.into_inner();
+        self.problem(
+            name.to_owned(),
+            format!("`{text}` is not a whole number from {least} to {most}"),
+        );
+        None
+    }
+
+    /// Notes a problem once: several keys may take the same variable.
+    fn problem(&mut self, name: String, message: String) {
+        let problem = (name, message);
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
     }
 
     /// A variable, or for what may be secret the file that `NAME_FILE` names.
@@ -102,19 +149,27 @@ impl<'a> Variables<'a> {
                 said.name, other.name, key.path, said.name
             ));
         }
+        let password = match said.name.as_str() {
+            "REDIS_ADDR" => self.password("REDIS_PASSWORD"),
+            _ => None,
+        };
         said.text = match said.name.as_str() {
-            "PORT" | "CONTROLLER_PORT" | "WORKER_PORT" => format!(":{}", said.text),
+            "PORT" | "CONTROLLER_PORT" | "WORKER_PORT" => {
+                format!(":{}", self.number(&said.name, 0..=65535)?)
+            }
             "CONTROLLER_DB_PATH" => format!("sqlite:{}", said.text),
             "WORKER_URL" => said.text.replace(',', " "),
-            "REDIS_ADDR" => match self.value("REDIS_PASSWORD") {
-                Some(password) => format!("redis://:{}@{}/0", encoded(password), said.text),
+            "REDIS_ADDR" => match password {
+                Some(password) => format!("redis://:{}@{}/0", encoded(&password), said.text),
                 None => format!("redis://{}/0", said.text),
             },
             "KAFKA_BROKERS" => format!("kafka://{}", said.text),
             "RELAY_POLL_INTERVAL"
             | "RELAY_PROCESSING_TIMEOUT"
             | "POLL_INTERVAL_SECONDS"
-            | "REQUEST_TIMEOUT_SECONDS" => format!("{}s", said.text),
+            | "REQUEST_TIMEOUT_SECONDS" => {
+                format!("{}s", self.number(&said.name, 0..=u32::MAX)?)
+            }
             // What cannot be read is no delay, as existing deployments expect.
             "PROCESSING_DELAY_MS" => match said.text.parse::<u64>() {
                 Ok(millis) => format!("{millis}ms"),
@@ -132,46 +187,53 @@ impl<'a> Variables<'a> {
     }
 
     /// The database that any of its parts being set asks for.
-    fn database(&self) -> Option<Said> {
+    fn database(&mut self) -> Option<Said> {
+        let password = self.password("DB_PASSWORD");
+        let port = self.number("DB_PORT", 1..=65535);
         let values = DATABASE_VARIABLES.map(|name| self.value(name));
         let first = DATABASE_VARIABLES
             .into_iter()
             .zip(values)
-            .find(|one| one.1.is_some());
-        let [host, port, user, password, name, mode] = values;
-        let password = encoded(password.unwrap_or("postgres"));
+            .find(|(_, value)| value.is_some());
+        let name = match first {
+            Some((name, _)) => name,
+            None => password.as_ref().map(|_| "DB_PASSWORD_FILE")?,
+        };
+        let [host, _, user, _, database, mode] = values;
         let text = format!(
-            "postgres://{}:{password}@{}:{}/{}?sslmode={}",
+            "postgres://{}:{}@{}:{}/{}?sslmode={}",
             encoded(user.unwrap_or("postgres")),
+            encoded(password.as_deref().unwrap_or("postgres")),
             host.unwrap_or("localhost"),
             port.unwrap_or("5432"),
-            encoded(name.unwrap_or("outbox_db")),
+            encoded(database.unwrap_or("outbox_db")),
             mode.unwrap_or("disable"),
         );
-        first.map(|(name, _)| Said {
+        Some(Said {
             name: name.to_owned(),
             text,
             is_path: false,
         })
     }
 
-    /// The Redis that any of its parts being set asks for.
-    fn redis(&self) -> Option<Said> {
-        let values = REDIS_VARIABLES.map(|name| self.value(name));
-        let mut parts = REDIS_VARIABLES.into_iter().zip(values).take(3);
-        let first = parts.find(|one| one.1.is_some());
-        let [host, port, database, _] = values;
-        let password = self.value("REDIS_PASSWORD");
-        let text = format!(
-            "redis://{}{}:{}/{}",
-            password.map_or_else(String::new, |password| format!(":{}@", encoded(password))),
-            host.unwrap_or("localhost"),
-            port.unwrap_or("6379"),
-            database.unwrap_or("0"),
-        );
-        first.map(|(name, _)| Said {
+    /// The Redis that its host or its port being set asks for, or its address together with a database.
+    fn redis(&mut self) -> Option<Said> {
+        let port = self.number("REDIS_PORT", 1..=65535);
+        let database = self.number("REDIS_DB", 0..=u32::MAX);
+        let [host, _, _, address] = REDIS_VARIABLES.map(|name| self.value(name));
+        let place = format!("{}:{}", host.unwrap_or("localhost"), port.unwrap_or("6379"));
+        let (name, place) = match (host, port, address, database) {
+            (Some(_), ..) => ("REDIS_HOST", place),
+            (None, Some(_), ..) => ("REDIS_PORT", place),
+            (None, None, Some(address), Some(_)) => ("REDIS_ADDR", address.to_owned()),
+            _ => return None,
+        };
+        let password = self.password("REDIS_PASSWORD");
+        let password =
+            password.map_or_else(String::new, |password| format!(":{}@", encoded(&password)));
+        Some(Said {
             name: name.to_owned(),
-            text,
+            text: format!("redis://{password}{place}/{}", database.unwrap_or("0")),
             is_path: false,
         })
     }
@@ -186,14 +248,24 @@ impl<'a> Variables<'a> {
                 std::iter::once(name).chain(file)
             })
             .collect();
-        for name in self.env.keys() {
+        for &name in self.env.keys() {
             // A command of the command sink may well call us.
             let foreign = name.starts_with("TOWPATH_TEST_") || name.starts_with(VARIABLE_PREFIX);
             let ours = name.starts_with("TOWPATH_") && !foreign;
-            if ours && !OTHER.contains(&name.as_str()) && !known.contains(name) {
-                let hint = did_you_mean(name, known.iter().map(String::as_str));
-                self.problems
-                    .push((name.clone(), format!("no key is called so{hint}")));
+            if ours && !OTHER.contains(&name) && !known.iter().any(|one| one == name) {
+                // What all begin with makes none alike.
+                let rest = |name: &'_ str| name.trim_start_matches("TOWPATH_").to_owned();
+                let rests: Vec<String> = known.iter().map(|name| rest(name)).collect();
+                let hint = nearest(&rest(name), rests.iter().map(String::as_str))
+                    .map_or_else(String::new, |meant| question(format!("TOWPATH_{meant}")));
+                // Sections are separated by two underscores: nothing else of this form sets a key.
+                if hint.is_empty() && !name.contains("__") {
+                    self.warnings
+                        .push(format!("`{name}` sets nothing: no key is called so"));
+                } else {
+                    let message = format!("no key is called so{hint}");
+                    self.problems.push((name.to_owned(), message));
+                }
             }
         }
     }

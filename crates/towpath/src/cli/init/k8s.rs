@@ -296,6 +296,7 @@ spec:
         prometheus.io/port: \"7070\"
     spec:
       automountServiceAccountToken: false
+      enableServiceLinks: false
       # Longer than server.drain, so that what is in hand is finished.
       terminationGracePeriodSeconds: 60
       securityContext:

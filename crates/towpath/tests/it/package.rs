@@ -155,7 +155,8 @@ fn the_package_is_installed_run_upgraded_and_purged() {
     let first = machine.pid();
     machine.run(&format!("kill -9 {first}"));
     wait_until("a restart", Duration::from_secs(20), || {
-        is("active").trim() == "active" && machine.pid() != first
+        // In this order: what is active once there is another process is that one.
+        machine.pid() != first && is("active").trim() == "active"
     });
     send("two");
     // An upgrade replaces the process, and keeps what there is.

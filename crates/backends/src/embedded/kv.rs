@@ -49,7 +49,7 @@ impl Kv for Store {
 
     async fn fields(&self, key: &str) -> Result<Vec<(String, Bytes)>> {
         match self.slot(key).await?.map(|slot| slot.content) {
-            Some(Content::Fields(fields)) => Ok(fields.into_iter().collect()),
+            Some(Content::Fields(fields)) => Ok(fields.to_map().into_iter().collect()),
             Some(Content::Value(_)) => Err(Error::invalid(format!(
                 "key `{key}` holds a value, not fields"
             ))),

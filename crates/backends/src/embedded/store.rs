@@ -25,6 +25,9 @@ const READ_GAP: u32 = 4096;
 const READ_SPAN: u32 = 1 << 20;
 
 /// What the lock guards.
+/// A message that is smaller than this part of what was read in one go gets bytes of its own.
+const SHARE_OF_SPAN: usize = 4;
+
 pub(super) struct Inner {
     pub(super) state: State,
     record: Vec<u8>,
@@ -285,7 +288,12 @@ impl Store {
         let blob = match span {
             Ok(bytes) => {
                 let offset = (place.position.offset - start.offset) as usize;
-                bytes.slice(offset..offset + place.bytes as usize)
+                let blob = bytes.slice(offset..offset + place.bytes as usize);
+                // A message in a consumer's hands must not keep all that was read beside it.
+                match blob.len() * SHARE_OF_SPAN < bytes.len() {
+                    true => Bytes::copy_from_slice(&blob),
+                    false => blob,
+                }
             }
             // The neighbours may be readable by themselves.
             Err(_) => self.log.read(place.position, place.bytes)?,

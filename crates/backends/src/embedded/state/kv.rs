@@ -9,11 +9,13 @@ use serde::{Deserialize, Serialize};
 use towpath_core::port::kv::{Committed, MAX_KEY_BYTES, Op};
 use towpath_core::{Error, Result, Timestamp};
 
+use super::fields::Fields;
+
 /// What a key holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super) enum Content {
     Value(Bytes),
-    Fields(BTreeMap<String, Bytes>),
+    Fields(Fields),
 }
 
 /// A key's content, and until when it stays.
@@ -114,7 +116,7 @@ impl KvState {
     pub(super) fn apply(&mut self, changes: &[(String, Option<Slot>)]) {
         for (key, slot) in changes {
             let before = match slot {
-                Some(slot) => self.slots.insert(key.clone(), slot.clone()),
+                Some(slot) => self.slots.insert(key.clone(), slot.copied()),
                 None => self.slots.remove(key),
             };
             let before = before.and_then(|before| before.until);
@@ -133,7 +135,7 @@ impl KvState {
                 *slot = Slot::no_fields();
             }
             if let Content::Fields(fields) = &mut slot.content {
-                fields.extend(set.fields.iter().cloned());
+                fields.set(set.fields.iter().map(|(field, value)| (field, value)));
             }
             self.expire(key, before, set.until);
         }
@@ -217,9 +219,9 @@ impl FieldsSet {
 }
 
 impl Slot {
-    const fn no_fields() -> Self {
+    fn no_fields() -> Self {
         Self {
-            content: Content::Fields(BTreeMap::new()),
+            content: Content::Fields(Fields::default()),
             until: None,
         }
     }
@@ -237,9 +239,23 @@ impl Slot {
         let mut slot = self.clone();
         slot.until = set.until;
         if let Content::Fields(fields) = &mut slot.content {
-            fields.extend(set.fields);
+            fields.set(set.fields.iter().map(|(field, value)| (field, value)));
         }
         slot
+    }
+
+    /// The slot with bytes of its own, to be kept: a slice would keep all of the buffer that it was read into, for
+    /// instance that of a request.
+    fn copied(&self) -> Self {
+        let content = match &self.content {
+            Content::Value(value) => Content::Value(Bytes::copy_from_slice(value)),
+            // They have bytes of their own since they were set.
+            Content::Fields(fields) => Content::Fields(fields.clone()),
+        };
+        Self {
+            content,
+            until: self.until,
+        }
     }
 
     fn value(&self) -> Option<Bytes> {
@@ -317,7 +333,7 @@ fn step(op: &Op, current: Option<Slot>, now: Timestamp) -> Result<Step> {
         Op::Delete { .. } => Step::To(None),
         Op::SetField { key, field, value } => {
             let (mut fields, until) = match current {
-                None => (BTreeMap::new(), None),
+                None => (Fields::default(), None),
                 Some(Slot {
                     content: Content::Fields(fields),
                     until,
@@ -328,7 +344,7 @@ fn step(op: &Op, current: Option<Slot>, now: Timestamp) -> Result<Step> {
                     )));
                 }
             };
-            fields.insert(field.clone(), value.clone());
+            fields.set([(field, value)].into_iter());
             Step::To(Some(Slot {
                 content: Content::Fields(fields),
                 until,

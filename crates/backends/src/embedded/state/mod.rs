@@ -5,6 +5,7 @@
 
 mod dedup;
 mod kv;
+mod fields;
 mod limits;
 mod queue;
 mod stream;

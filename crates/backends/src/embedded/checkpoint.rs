@@ -13,7 +13,7 @@ use super::log::{Position, make_folder, oldest_segment, sync_folder};
 use super::state::State;
 
 const MAGIC: [u8; 8] = *b"TOWPCKP\0";
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 const HEADER_BYTES: usize = 32;
 
 /// How many are kept.

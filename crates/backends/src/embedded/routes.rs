@@ -39,13 +39,9 @@ impl Routes for Store {
 
     async fn bindings(&self, exchange: &ExchangeName) -> Result<Vec<Binding>> {
         let inner = self.lock();
-        let of_exchange = inner
-            .state
-            .bindings
-            .iter()
-            .filter(|(known, _, _)| known == exchange);
+        let of_exchange = inner.state.bindings.of(exchange);
         Ok(of_exchange
-            .map(|(exchange, pattern, queue)| Binding {
+            .map(|(pattern, queue)| Binding {
                 exchange: exchange.clone(),
                 pattern: pattern.clone(),
                 queue: queue.clone(),
@@ -141,9 +137,9 @@ pub(super) fn matching(
 ) -> Result<BTreeSet<QueueName>> {
     let queues: BTreeSet<QueueName> = state
         .bindings
-        .iter()
-        .filter(|(known, pattern, _)| known == exchange && routes::matches(pattern, routing_key))
-        .map(|(_, _, queue)| queue.clone())
+        .of(exchange)
+        .filter(|(pattern, _)| routes::matches(pattern, routing_key))
+        .map(|(_, queue)| queue.clone())
         .collect();
     if queues.is_empty() {
         return Err(Error::not_found(format!(

@@ -1,9 +1,10 @@
 //! Upkeep: checkpoints, and space given back.
 
+use std::ops::Bound;
 use std::sync::{PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use towpath_core::Result;
+use towpath_core::{QueueName, Result};
 
 use super::log::{Class, Position};
 use super::record::{self, Record};
@@ -33,6 +34,9 @@ const TIDY_MESSAGES: u64 = 100_000;
 
 /// How many times the bytes of a checkpoint the removed segments must free: removing them takes two checkpoints.
 const TIDY_BYTES: u64 = 4;
+
+/// Most queues looked at while others wait.
+const TICK_QUEUES: usize = 256;
 
 impl Store {
     fn checkpoint_is_due(&self) -> bool {
@@ -152,21 +156,36 @@ impl Store {
         Ok(true)
     }
 
-    /// Moves what has fallen due, and wakes those who wait for it.
+    /// Moves what has fallen due, and wakes those who wait for it; some queues at a time, so that no request waits for all.
     fn tick(&self) {
         let (now, monotonic) = (self.clock.now(), self.monotonic());
-        let mut inner = self.lock();
-        inner.state.kv.tick(now);
-        inner.state.limits.tick(now.as_millis());
-        for stream in inner.state.streams.values_mut() {
-            stream.tick(now);
-        }
-        for (name, queue) in &mut inner.state.queues {
-            let had = queue.has_ready();
-            queue.tick(now, monotonic);
-            if !had && queue.has_ready() {
-                self.news(name).notify_waiters();
+        {
+            let mut inner = self.lock();
+            inner.state.kv.tick(now);
+            inner.state.limits.tick(now.as_millis());
+            for stream in inner.state.streams.values_mut() {
+                stream.tick(now);
             }
+        }
+        let mut last = None;
+        loop {
+            let from = last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+            let mut inner = self.lock();
+            let queues = &mut inner.state.queues;
+            let mut newest = None;
+            let queues = queues.range_mut::<QueueName, _>((from, Bound::Unbounded));
+            for (name, queue) in queues.take(TICK_QUEUES) {
+                let had = queue.has_ready();
+                queue.tick(now, monotonic);
+                if !had && queue.has_ready() {
+                    self.news(name).notify_waiters();
+                }
+                newest = Some(name);
+            }
+            let Some(newest) = newest.cloned() else {
+                return;
+            };
+            last = Some(newest);
         }
     }
 }

@@ -364,6 +364,11 @@ async fn health(State(admin): State<Admin>) -> Answer<HealthView> {
     }))
 }
 
+/// Whether a backend says that it has no such queue or stream, perhaps because it cannot have one of this name.
+pub(super) fn is_absent(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Invalid)
+}
+
 fn selection(letters: &Letters) -> Result<Selection> {
     match (letters.all, letters.ids.is_empty()) {
         (true, true) => Ok(Selection::All),
@@ -434,25 +439,18 @@ impl Admin {
             .ok_or_else(|| Error::unsupported("no backend of this process has keys"))
     }
 
-    /// A queue that exists, or an error that names those that do.
+    /// The backend of a queue that exists.
     async fn find(&self, name: &str) -> Result<(Arc<dyn Queue>, QueueName)> {
         let name = QueueName::new(name)?;
-        let mut known = Vec::new();
         for queue in self.queues()? {
-            let stats = queue.list().await?;
-            if stats.iter().any(|stats| stats.queue == name) {
-                return Ok((queue, name));
+            match queue.stats(&name).await {
+                Ok(_) => return Ok((queue, name)),
+                Err(error) if is_absent(&error) => {}
+                Err(error) => return Err(error),
             }
-            known.extend(stats);
         }
-        let names: Vec<&str> = known
-            .iter()
-            .take(20)
-            .map(|stats| stats.queue.as_str())
-            .collect();
         Err(Error::not_found(format!(
-            "there is no queue `{name}`; there are: {}",
-            names.join(", ")
+            "there is no queue `{name}`; `towpath queue ls` lists those that exist"
         )))
     }
 }

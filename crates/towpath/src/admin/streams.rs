@@ -13,7 +13,7 @@ use towpath_core::{Error, Result, StreamName};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Admin;
-use super::routes::{Answer, Max};
+use super::routes::{Answer, Max, is_absent};
 use super::wire::Payload;
 
 /// A stream's numbers.
@@ -181,21 +181,18 @@ impl Admin {
         Ok(streams)
     }
 
-    /// A stream that exists, or an error that names those that do.
+    /// The backend of a stream that exists.
     async fn find_stream(&self, name: &str) -> Result<(Arc<dyn Stream>, StreamName)> {
         let name = StreamName::new(name)?;
-        let mut known = Vec::new();
         for stream in self.streams()? {
-            let stats = stream.list().await?;
-            if stats.iter().any(|stats| stats.stream == name) {
-                return Ok((stream, name));
+            match stream.stats(&name).await {
+                Ok(_) => return Ok((stream, name)),
+                Err(error) if is_absent(&error) => {}
+                Err(error) => return Err(error),
             }
-            known.extend(stats.into_iter().map(|stats| stats.stream.to_string()));
         }
-        known.truncate(20);
         Err(Error::not_found(format!(
-            "there is no stream `{name}`; there are: {}",
-            known.join(", ")
+            "there is no stream `{name}`; `towpath stream ls` lists those that exist"
         )))
     }
 }

@@ -4,7 +4,7 @@ mod hand_out;
 mod intake;
 mod settle;
 
-use std::collections::HashSet;
+use std::ops::Bound;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,11 +20,17 @@ use towpath_core::{
 
 use super::log::Class;
 use super::record::Record;
-use super::state::{Dead, Entry, Place, Standing};
-use super::store::{Inner, Store};
+use super::state::{Entry, Place, Standing};
+use super::store::Store;
 use hand_out::HandedOut;
 pub(super) use intake::{Arriving, queue_is_full, refusal_like};
 use settle::stale;
+
+/// Most messages that an operation on all of a queue changes at once, and so while others wait.
+const STEP: usize = 10_000;
+
+/// Most queues whose numbers are collected while others wait.
+const LIST_STEP: usize = 256;
 
 /// The longest sleep while waiting, so that a clock that tests move is looked at.
 const LOOK: Duration = Duration::from_millis(50);
@@ -147,16 +153,24 @@ impl Queue for Store {
 
     async fn list(&self) -> Result<Vec<Stats>> {
         let (now, monotonic) = (self.clock.now(), self.monotonic());
-        let mut inner = self.lock();
-        Ok(inner
-            .state
-            .queues
-            .iter_mut()
-            .map(|(name, queue)| {
+        let mut all: Vec<Stats> = Vec::new();
+        loop {
+            let from = all.last().map(|last| last.queue.clone());
+            let from = from.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+            let mut inner = self.lock();
+            let queues = inner
+                .state
+                .queues
+                .range_mut::<QueueName, _>((from, Bound::Unbounded));
+            let before = all.len();
+            all.extend(queues.take(LIST_STEP).map(|(name, queue)| {
                 queue.tick(now, monotonic);
                 queue.stats(name, now, monotonic)
-            })
-            .collect())
+            }));
+            if all.len() < before + LIST_STEP {
+                return Ok(all);
+            }
+        }
     }
 
     async fn stats(&self, queue: &QueueName) -> Result<Stats> {
@@ -166,7 +180,7 @@ impl Queue for Store {
             .state
             .queues
             .get_mut(queue)
-            .ok_or_else(|| Error::not_found(format!("there is no queue `{queue}`")))?;
+            .ok_or_else(|| no_queue(queue))?;
         state.tick(now, monotonic);
         Ok(state.stats(queue, now, monotonic))
     }
@@ -213,17 +227,23 @@ impl Queue for Store {
     }
 
     async fn purge(&self, queue: &QueueName) -> Result<u64> {
-        let (count, end) = {
-            let mut inner = self.lock();
-            let numbers = inner.state.queue(queue).waiting();
-            let count = numbers.len() as u64;
-            let record = Record::Drop {
-                queue: queue.clone(),
-                numbers,
+        let last = self.lock().state.queue(queue).next_number();
+        let (mut count, mut from) = (0, 0);
+        loop {
+            let end = {
+                let mut inner = self.lock();
+                let numbers = inner.state.queue(queue).waiting(from, last, STEP);
+                let Some(newest) = numbers.last() else {
+                    break;
+                };
+                from = newest + 1;
+                count += numbers.len() as u64;
+                let queue = queue.clone();
+                let record = Record::Drop { queue, numbers };
+                self.write(&mut inner, Class::Settle, &record)?
             };
-            (count, self.write(&mut inner, Class::Settle, &record)?)
-        };
-        self.log.committed(end).await?;
+            self.log.committed(end).await?;
+        }
         Ok(count)
     }
 
@@ -233,20 +253,7 @@ impl Queue for Store {
         after: Option<MessageId>,
         max: usize,
     ) -> Result<Vec<DeadLetter>> {
-        let found: Vec<Dead> = {
-            let mut inner = self.lock();
-            let dead = &inner.state.queue(queue).dead;
-            let behind = after.and_then(|after| {
-                dead.values()
-                    .find(|one| one.entry.id == after)
-                    .map(|one| one.entry.number)
-            });
-            dead.values()
-                .filter(|one| behind.is_none_or(|behind| one.entry.number > behind))
-                .take(max)
-                .cloned()
-                .collect()
-        };
+        let found = self.lock().state.queue(queue).dead.page(after, max);
         let places: Vec<Place> = found.iter().map(|one| one.entry.place).collect();
         found
             .into_iter()
@@ -268,45 +275,54 @@ impl Queue for Store {
     }
 
     async fn redrive(&self, queue: &QueueName, selection: &Selection) -> Result<u64> {
-        let (count, end) = {
-            let mut inner = self.lock();
-            let numbers = dead_numbers(&mut inner, queue, selection);
-            let (count, first) = (numbers.len() as u64, inner.state.queue(queue).next_number());
-            let record = Record::Redrive {
-                queue: queue.clone(),
-                first,
-                numbers,
-            };
-            (count, self.write(&mut inner, Class::Settle, &record)?)
+        let record = |first, numbers| Record::Redrive {
+            queue: queue.clone(),
+            first,
+            numbers,
         };
-        self.log.committed(end).await?;
+        let count = self.step_dead(queue, selection, record).await?;
         self.news(queue).notify_waiters();
         Ok(count)
     }
 
     async fn drop_dead(&self, queue: &QueueName, selection: &Selection) -> Result<u64> {
-        let (count, end) = {
-            let mut inner = self.lock();
-            let numbers = dead_numbers(&mut inner, queue, selection);
-            let count = numbers.len() as u64;
-            (
-                count,
-                self.write(
-                    &mut inner,
-                    Class::Settle,
-                    &Record::DropDead {
-                        queue: queue.clone(),
-                        numbers,
-                    },
-                )?,
-            )
+        let record = |_, numbers| Record::DropDead {
+            queue: queue.clone(),
+            numbers,
         };
-        self.log.committed(end).await?;
-        Ok(count)
+        self.step_dead(queue, selection, record).await
     }
 }
 
 impl Store {
+    /// Writes a record of the selected dead letters that are there now, some at a time. Returns how many they were.
+    ///
+    /// - `record`: from the queue's next number and the numbers of the letters.
+    async fn step_dead(
+        &self,
+        queue: &QueueName,
+        selection: &Selection,
+        record: impl Fn(u64, Vec<u64>) -> Record<'static>,
+    ) -> Result<u64> {
+        let last = self.lock().state.queue(queue).dead.last();
+        let (mut count, mut after) = (0, 0);
+        loop {
+            let end = {
+                let mut inner = self.lock();
+                let state = inner.state.queue(queue);
+                let numbers = state.dead.select(selection, after, last, STEP);
+                let Some(newest) = numbers.last() else {
+                    return Ok(count);
+                };
+                after = *newest;
+                count += numbers.len() as u64;
+                let record = record(state.next_number(), numbers);
+                self.write(&mut inner, Class::Settle, &record)?
+            };
+            self.log.committed(end).await?;
+        }
+    }
+
     async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<()> {
         let end = self.write(
             &mut self.lock(),
@@ -320,18 +336,8 @@ impl Store {
     }
 }
 
-fn dead_numbers(inner: &mut Inner, queue: &QueueName, selection: &Selection) -> Vec<u64> {
-    let dead = &inner.state.queue(queue).dead;
-    match selection {
-        Selection::All => dead.keys().copied().collect(),
-        Selection::Ids(ids) => {
-            let ids: HashSet<&MessageId> = ids.iter().collect();
-            dead.values()
-                .filter(|one| ids.contains(&one.entry.id))
-                .map(|one| one.entry.number)
-                .collect()
-        }
-    }
+fn no_queue(queue: &QueueName) -> Error {
+    Error::not_found(format!("there is no queue `{queue}`"))
 }
 
 /// What is left of a message that cannot be read back.

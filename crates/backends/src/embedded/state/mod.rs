@@ -3,25 +3,27 @@
 //! Pure: it performs no I/O and reads no clock. The store calls it under one
 //! lock, for what happens now and for what the log says had happened.
 
+mod bindings;
 mod dedup;
-mod kv;
 mod fields;
+mod kv;
 mod limits;
 mod queue;
 mod stream;
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use towpath_core::port::queue::Settings;
-use towpath_core::{ExchangeName, QueueName, Result, StreamName, Timestamp};
+use towpath_core::{QueueName, Result, StreamName, Timestamp};
 
 pub(super) use kv::{Changes, Content, FieldsSet, KvState, Plan, Slot};
 pub(super) use limits::Limits;
-pub(super) use queue::{Dead, Entry, Found, Leased, Leasing, Place, QueueState, Standing};
+pub(super) use queue::{Entry, Found, Leased, Leasing, Place, QueueState, Standing};
 pub(super) use stream::{GroupState, Handed, StreamState, Taking, offset};
 
+use bindings::Bindings;
 use queue::Mark;
 
 use super::log::Position;
@@ -36,7 +38,7 @@ pub(super) struct State {
     pub(super) fence: u64,
     pub(super) kv: KvState,
     pub(super) limits: Limits,
-    pub(super) bindings: BTreeSet<(ExchangeName, String, QueueName)>,
+    pub(super) bindings: Bindings,
     /// Since version 2.
     pub(super) streams: BTreeMap<StreamName, StreamState>,
 }
@@ -125,8 +127,7 @@ impl State {
                 queue,
             } => {
                 self.queue(queue);
-                self.bindings
-                    .insert((exchange.clone(), pattern.clone(), queue.clone()));
+                self.bindings.insert(exchange, pattern, queue);
             }
             Record::Duplicates { queue, count } => self.queue(queue).count_duplicates(*count),
             Record::Append {
@@ -181,8 +182,7 @@ impl State {
                 pattern,
                 queue,
             } => {
-                self.bindings
-                    .remove(&(exchange.clone(), pattern.clone(), queue.clone()));
+                self.bindings.remove(exchange, pattern, queue);
             }
         }
         position

@@ -330,6 +330,9 @@ impl StreamState {
 
     pub(super) fn trim(&mut self, upto: u64) {
         self.entries.0.drain(..self.entries.index_behind(upto));
+        if self.entries.0.len() < self.entries.0.capacity() / 4 {
+            self.entries.0.shrink_to(self.entries.0.len() * 2);
+        }
         for group in self.groups.values_mut() {
             group.trim(upto);
         }

@@ -162,27 +162,6 @@ impl QueueState {
         extended
     }
 
-    /// Takes back what the consumer holds; attempts stay counted, and its receipts are void.
-    pub(in super::super::super) fn disconnect(&mut self, gone: &ConsumerId) -> u64 {
-        let mut theirs = Vec::new();
-        for held in self.held.values_mut() {
-            if held
-                .lease
-                .take_if(|lease| lease.consumer == *gone)
-                .is_some()
-                && matches!(held.standing, Standing::Leased { .. })
-            {
-                theirs.push(held.entry.number);
-            }
-        }
-        for number in &theirs {
-            self.stand(*number, Standing::Ready);
-            self.free_key(*number);
-        }
-        self.consumers.remove(gone);
-        theirs.len() as u64
-    }
-
     /// Holds a message back with its key reserved.
     fn wait_until(&mut self, due: Timestamp, at: Timestamp, mut held: Held) {
         held.standing = if due > at {
@@ -225,15 +204,12 @@ impl QueueState {
                 self.free_key_of(held.entry.key, number);
                 let mut reason = reason.to_string();
                 truncate(&mut reason);
-                self.dead.insert(
-                    number,
-                    Dead {
-                        entry: held.entry,
-                        reason,
-                        history: held.history,
-                        died_at: at,
-                    },
-                );
+                self.dead.insert(Dead {
+                    entry: held.entry,
+                    reason,
+                    history: held.history,
+                    died_at: at,
+                });
             }
         }
     }

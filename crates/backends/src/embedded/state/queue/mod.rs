@@ -7,6 +7,8 @@
 //!                                                 |-> dead --redrive--> fresh
 //! ```
 
+mod dead;
+mod holders;
 mod keys;
 mod lease;
 mod message;
@@ -23,6 +25,8 @@ use towpath_core::{ConsumerId, MessageId, Timestamp};
 use super::super::log::Position;
 use super::super::record::Arrival;
 use super::dedup::Dedup;
+use dead::DeadLetters;
+use holders::Holders;
 use keys::KeyLine;
 pub(in super::super) use lease::{Found, Leased, Leasing};
 use message::Held;
@@ -31,6 +35,9 @@ pub(in super::super) use message::{Dead, Entry, Place, Standing};
 
 /// A consumer counts for this long after it asked for work.
 const CONSUMER_MILLIS: u64 = 60_000;
+
+/// A queue keeps room for this many fresh messages.
+const SPARE: usize = 4_096;
 
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct Counters {
@@ -49,7 +56,7 @@ pub(in super::super) struct QueueState {
     next_number: u64,
     fresh: VecDeque<Entry>,
     held: BTreeMap<u64, Held>,
-    pub(in super::super) dead: BTreeMap<u64, Dead>,
+    pub(in super::super) dead: DeadLetters,
     dedup: Dedup<MessageId>,
     counters: Counters,
     #[serde(skip)]
@@ -62,6 +69,11 @@ pub(in super::super) struct QueueState {
     keys: HashMap<u64, KeyLine>,
     #[serde(skip)]
     consumers: HashMap<ConsumerId, u64>,
+    #[serde(skip)]
+    holders: Holders,
+    /// Messages that are older than their place in the queue says: those that were redriven.
+    #[serde(skip)]
+    aged: BTreeSet<(Timestamp, u64)>,
 }
 
 impl QueueState {
@@ -72,7 +84,7 @@ impl QueueState {
             next_number: 1,
             fresh: VecDeque::new(),
             held: BTreeMap::new(),
-            dead: BTreeMap::new(),
+            dead: DeadLetters::default(),
             dedup: Dedup::default(),
             counters: Counters::default(),
             ready: BTreeSet::new(),
@@ -80,6 +92,8 @@ impl QueueState {
             leases: BTreeSet::new(),
             keys: HashMap::new(),
             consumers: HashMap::new(),
+            holders: Holders::default(),
+            aged: BTreeSet::new(),
         }
     }
 
@@ -109,6 +123,8 @@ impl QueueState {
                 held.was_leased = mark.was_leased;
             }
         }
+        self.dead.rebuild();
+        self.find_aged();
         for (number, held) in std::mem::take(&mut self.held) {
             // Whoever held it is gone with the process.
             let standing = match held.standing {
@@ -207,6 +223,48 @@ impl QueueState {
         self.consumers
             .retain(|_, seen| *seen + CONSUMER_MILLIS >= monotonic);
         self.dedup.tick(now);
+        // What a backlog took is given back when it is gone.
+        if self.fresh.capacity() > SPARE && self.fresh.len() < self.fresh.capacity() / 4 {
+            self.fresh.shrink_to(self.fresh.len() * 2);
+        }
+        while let Some(oldest) = self.aged.first().copied()
+            && !self.has(oldest.1)
+        {
+            self.aged.remove(&oldest);
+        }
+    }
+
+    /// Whether the message waits or is leased.
+    fn has(&self, number: u64) -> bool {
+        let fresh = || {
+            self.fresh
+                .binary_search_by_key(&number, |entry| entry.number)
+        };
+        self.held.contains_key(&number) || fresh().is_ok()
+    }
+
+    /// Finds the messages that are older than one in front of them.
+    fn find_aged(&mut self) {
+        let held = self.held.values().map(|held| &held.entry);
+        let mut newest = [Timestamp::default(); 2];
+        let fresh = self.fresh.iter().map(|entry| (0, entry));
+        for (line, entry) in fresh.chain(held.map(|entry| (1, entry))) {
+            if entry.enqueued_at < newest[line] {
+                self.aged.insert((entry.enqueued_at, entry.number));
+            }
+            newest[line] = newest[line].max(entry.enqueued_at);
+        }
+    }
+
+    /// When the oldest waiting message came.
+    fn oldest(&self) -> Option<Timestamp> {
+        let fresh = self.fresh.front().map(|entry| entry.enqueued_at);
+        let held = self
+            .held
+            .first_key_value()
+            .map(|(_, held)| held.entry.enqueued_at);
+        let aged = self.aged.first().map(|(at, _)| *at);
+        fresh.into_iter().chain(held).chain(aged).min()
     }
 
     /// When [`QueueState::tick`] will have something to do: wall clock, monotonic clock.
@@ -220,7 +278,7 @@ impl QueueState {
     pub(super) fn relocate(&mut self, number: u64, place: Place) {
         if let Some(held) = self.held.get_mut(&number) {
             held.entry.place = place;
-        } else if let Some(dead) = self.dead.get_mut(&number) {
+        } else if let Some(dead) = self.dead.get_mut(number) {
             dead.entry.place = place;
         } else if let Ok(index) = self
             .fresh
@@ -236,7 +294,7 @@ impl QueueState {
         self.fresh
             .iter()
             .chain(held)
-            .chain(self.dead.values().map(|dead| &dead.entry))
+            .chain(self.dead.iter().map(|dead| &dead.entry))
     }
 
     /// Whether anything could be handed out now.
@@ -247,6 +305,7 @@ impl QueueState {
     /// Takes a message out of the queue and out of every index.
     fn detach(&mut self, number: u64) -> Option<Held> {
         if let Some(held) = self.held.remove(&number) {
+            self.holders.leave(&held);
             match &held.standing {
                 Standing::Ready => _ = self.ready.remove(&number),
                 Standing::Delayed(due) => _ = self.delayed.remove(&(*due, number)),
@@ -270,6 +329,7 @@ impl QueueState {
     /// Puts a message into the index of its standing.
     fn hold(&mut self, held: Held) {
         let number = held.entry.number;
+        self.holders.enter(&held);
         match &held.standing {
             Standing::Ready => _ = self.ready.insert(number),
             Standing::Delayed(due) => _ = self.delayed.insert((*due, number)),

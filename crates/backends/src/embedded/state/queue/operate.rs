@@ -17,6 +17,8 @@ impl QueueState {
             self.ready.clear();
             self.delayed.clear();
             self.keys.clear();
+            self.holders.clear();
+            self.aged.clear();
             return;
         }
         for number in numbers {
@@ -27,26 +29,27 @@ impl QueueState {
         }
     }
 
-    /// The numbers of everything that is ready, parked or delayed.
-    pub(in super::super::super) fn waiting(&self) -> Vec<u64> {
-        let held = self
-            .held
-            .values()
-            .filter(|held| !matches!(held.standing, Standing::Leased { .. }));
-        let mut numbers: Vec<u64> = self
-            .fresh
-            .iter()
-            .map(|entry| entry.number)
-            .chain(held.map(|held| held.entry.number))
-            .collect();
+    /// Numbers of what is ready, parked or delayed, oldest first: the first `max` from `from` to before `end`.
+    pub(in super::super::super) fn waiting(&self, from: u64, end: u64, max: usize) -> Vec<u64> {
+        let start = self.fresh.partition_point(|entry| entry.number < from);
+        let fresh = self.fresh.range(start..).map(|entry| entry.number);
+        let fresh = fresh.take_while(|number| *number < end).take(max);
+        let held = self.held.range(from..end).filter(|(_, held)| {
+            // One that is leased is not ours to drop.
+            !matches!(held.standing, Standing::Leased { .. })
+        });
+        let held = held.take(max).map(|(number, _)| *number);
+        let mut numbers: Vec<u64> = fresh.chain(held).collect();
         numbers.sort_unstable();
+        numbers.truncate(max);
         numbers
     }
 
     pub(in super::super) fn redrive(&mut self, first: u64, numbers: &[u64]) {
         for (next, number) in (first..).zip(numbers) {
             self.next_number = next + 1;
-            if let Some(dead) = self.dead.remove(number) {
+            if let Some(dead) = self.dead.remove(*number) {
+                self.aged.insert((dead.entry.enqueued_at, next));
                 self.fresh.push_back(Entry {
                     number: next,
                     attempts: 0,
@@ -59,7 +62,7 @@ impl QueueState {
 
     pub(in super::super) fn drop_dead(&mut self, numbers: &[u64]) {
         for number in numbers {
-            if self.dead.remove(number).is_some() {
+            if self.dead.remove(*number).is_some() {
                 self.counters.dropped += 1;
             }
         }
@@ -96,21 +99,13 @@ impl QueueState {
     ) -> Stats {
         let leased = self.leases.len() as u64;
         let delayed = self.delayed.len() as u64;
-        let oldest = self
-            .fresh
-            .front()
-            .into_iter()
-            .chain(self.held.values().map(|held| &held.entry));
         let mut consumers: HashSet<&ConsumerId> = self
             .consumers
             .iter()
             .filter(|(_, seen)| **seen + CONSUMER_MILLIS >= monotonic)
             .map(|(consumer, _)| consumer)
             .collect();
-        consumers.extend(self.leases.iter().filter_map(|(_, number)| {
-            let lease = self.held.get(number)?.lease.as_ref();
-            lease.map(|lease| &lease.consumer)
-        }));
+        consumers.extend(self.holders.active());
         Stats {
             queue: name.clone(),
             ready: self.depth() - leased - delayed,
@@ -122,10 +117,7 @@ impl QueueState {
             retried: self.counters.retried,
             dropped: self.counters.dropped,
             duplicates: self.counters.duplicates,
-            oldest_age: oldest
-                .map(|entry| entry.enqueued_at)
-                .min()
-                .map(|moment| now.since(moment)),
+            oldest_age: self.oldest().map(|moment| now.since(moment)),
             consumers: consumers.len() as u64,
             paused: self.paused,
         }

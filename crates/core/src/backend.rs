@@ -45,6 +45,8 @@ pub enum Capability {
     Pause,
     /// A bound on the number of ready messages.
     MaxDepth,
+    /// Queues deleted.
+    DeleteQueue,
     /// A queue's settings, counts of what ever happened to it, and what a stream's consumers hold, kept across
     /// restarts; elsewhere they begin with the process.
     Bookkeeping,
@@ -52,7 +54,7 @@ pub enum Capability {
 
 impl Capability {
     /// Every capability, in the order of the documentation.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Queue,
         Self::Routes,
         Self::Stream,
@@ -68,6 +70,7 @@ impl Capability {
         Self::Peek,
         Self::Pause,
         Self::MaxDepth,
+        Self::DeleteQueue,
         Self::Bookkeeping,
     ];
 
@@ -89,6 +92,7 @@ impl Capability {
             Self::Peek => "peek",
             Self::Pause => "pause",
             Self::MaxDepth => "maximum depth",
+            Self::DeleteQueue => "delete queues",
             Self::Bookkeeping => "bookkeeping",
         }
     }

@@ -93,6 +93,10 @@ async fn ask(backend: &Backend, lacks: Capability) -> Result<()> {
             let queue = backend.require_queue("the suite")?;
             queue.pause(&jobs()).await
         }
+        Capability::DeleteQueue => {
+            let queue = backend.require_queue("the suite")?;
+            queue.delete(&jobs(), false).await.map(drop)
+        }
         Capability::Bookkeeping => Ok(()),
         Capability::Peek => {
             let queue = backend.require_queue("the suite")?;

@@ -77,6 +77,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
         Capability::Pause,
         Capability::MaxDepth,
         Capability::Bookkeeping,
+        Capability::DeleteQueue,
     ],
     parameters: config::PARAMETERS,
     check: |url| config::Config::parse(url).map(drop),

@@ -118,6 +118,8 @@ pub(super) enum Record<'a> {
     },
     /// Hashes that are there, and the fields set in them.
     KvFields { changes: Vec<(String, FieldsSet)> },
+    /// A queue that is gone with all that was in it. Since version 4.
+    QueueGone { queue: QueueName },
 }
 
 /// What the state keeps of a message, beside its blob.

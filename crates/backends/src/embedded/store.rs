@@ -97,6 +97,17 @@ impl Waiting {
 
     fn wake_up_to(&self, committed: Position) {
         let mut coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Drops what nothing waits for.
+    fn forget(&self, source: &Source) {
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        if sources
+            .get(source)
+            .is_some_and(|notify| Arc::strong_count(notify) == 1)
+        {
+            sources.remove(source);
+        }
+    }
+
         let mut last: Option<Arc<Notify>> = None;
         while coming.front().is_some_and(|(end, _)| *end <= committed) {
             let Some((_, notify)) = coming.pop_front() else {
@@ -265,6 +276,11 @@ impl Store {
             while let Some(next) = places.get(end) {
                 let gap = next.position.offset.checked_sub(until);
                 if next.position.segment != first.segment
+    /// The source is gone.
+    pub(super) fn forget_source(&self, source: impl Into<Source>) {
+        self.waiting.forget(&source.into());
+    }
+
                     || gap.is_none_or(|gap| gap > READ_GAP)
                     || next.position.offset + next.bytes - first.offset > READ_SPAN
                 {

@@ -355,6 +355,21 @@ pub trait Queue: Send + Sync {
     /// Drops every ready and delayed message; leased and dead ones stay. Returns how many.
     async fn purge(&self, queue: &QueueName) -> Result<u64>;
 
+    /// Deletes the queue: its messages and dead letters, settings, counts and known dedup ids. Durable. Returns how many
+    /// messages and dead letters were dropped.
+    ///
+    /// - `force`: without it only an empty queue is deleted.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such queue; `Conflict` when it is not empty, has consumers or is what a route leads to
+    /// (nothing changed); `Unsupported` by servers that delete queues with their own tools.
+    async fn delete(&self, queue: &QueueName, force: bool) -> Result<u64> {
+        _ = (queue, force);
+        Err(Error::unsupported(
+            "queues of this backend are deleted with its own tools",
+        ))
+    }
+
     /// Up to `max` dead letters, oldest first, those after `after` when given.
     async fn dead_letters(
         &self,

@@ -56,6 +56,7 @@ pub(super) enum Way {
     Detached,
     AddsMoments,
     GivesBack,
+    DeletesTheFull,
 }
 
 pub(super) fn wrong(inner: Arc<dyn Queue>, way: Way) -> Arc<dyn Queue> {
@@ -267,6 +268,11 @@ impl Queue for Wrong {
             self.inner.settle(taken.collect()).await?;
         }
         Ok(purged)
+    }
+
+    async fn delete(&self, queue: &QueueName, force: bool) -> Result<u64> {
+        let force = force || self.wrong == Way::DeletesTheFull;
+        self.inner.delete(queue, force).await
     }
 
     async fn dead_letters(

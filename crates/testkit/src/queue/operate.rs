@@ -12,6 +12,8 @@ crate::promises! { Queue:
     a_purge_spares_what_is_in_hand_or_dead;
     an_unknown_queue_has_no_stats;
     counts_what_happened;
+    a_queue_is_deleted_only_when_nothing_needs_it needs DeleteQueue;
+    a_deleted_queue_stays_gone_across_reopen needs DeleteQueue;
 }
 
 async fn peeks_without_taking(mut world: World) {
@@ -62,6 +64,43 @@ async fn a_purge_spares_what_is_in_hand_or_dead(mut world: World) {
     assert_eq!((after.leased, after.dead, after.dropped), (1, 1, 2));
     ack(&queue, &held[1..]).await;
     assert_balanced(&queue).await;
+}
+
+async fn a_queue_is_deleted_only_when_nothing_needs_it(mut world: World) {
+    let queue = world.queue().await;
+    let delete = async |force| queue.delete(&jobs(), force).await;
+    assert_kind(delete(true).await, ErrorKind::NotFound);
+    enqueue(&queue, &["dead", "waits"]).await;
+    let held = lease(&queue, 1).await;
+    assert_kind(delete(true).await, ErrorKind::Conflict);
+    let reason = "x".to_owned();
+    let verdict = Verdict::DeadLetter { reason };
+    settle(&queue, &held[0], verdict).await.expect("given up");
+    queue
+        .disconnect(&consumer("one"))
+        .await
+        .expect("disconnect");
+    assert_kind(delete(false).await, ErrorKind::Conflict);
+    let kept = stats(&queue).await;
+    assert_eq!((kept.ready, kept.dead), (1, 1));
+    assert_eq!(delete(true).await.expect("delete"), 2);
+    assert_kind(queue.stats(&jobs()).await, ErrorKind::NotFound);
+    assert!(queue.list().await.expect("list").is_empty());
+    // A receipt of before holds nothing, and brings nothing back.
+    let late = settle(&queue, &held[0], Verdict::Ack).await;
+    assert_kind(late, ErrorKind::Conflict);
+    assert_kind(queue.stats(&jobs()).await, ErrorKind::NotFound);
+    enqueue(&queue, &["new"]).await;
+    assert_eq!(stats(&queue).await.enqueued, 1);
+    assert_eq!(payloads(&lease(&queue, 10).await), ["new"]);
+}
+
+async fn a_deleted_queue_stays_gone_across_reopen(mut world: World) {
+    let queue = world.queue().await;
+    enqueue(&queue, &["one"]).await;
+    queue.delete(&jobs(), true).await.expect("delete");
+    let queue = world.reopen().await;
+    assert_kind(queue.stats(&jobs()).await, ErrorKind::NotFound);
 }
 
 async fn an_unknown_queue_has_no_stats(mut world: World) {

@@ -29,7 +29,7 @@ pub use outbox::{
     BackfillWanted, Backfilled, EventView, OpenTransactionView, OutboxStats, ReplayWanted,
     RetryWanted,
 };
-pub use streams::{EntryView, GroupView, StreamView};
+pub use streams::{EntryView, GroupView, StreamView, TrimWanted};
 pub use wire::{
     BackupMade, BackupWanted, Count, DeadLetterView, HealthView, Letters, MessageView, Payload,
     QueueStats, Sent,

@@ -50,7 +50,7 @@ const FACTS_DEADLINE: Duration = Duration::from_secs(2);
 pub(super) fn v1() -> (Router<Admin>, OpenApi) {
     let (router, mut document) = OpenApiRouter::with_openapi(document::head())
         .routes(routes!(list))
-        .routes(routes!(show))
+        .routes(routes!(show, delete))
         .routes(routes!(peek, send))
         .routes(routes!(pause))
         .routes(routes!(resume))
@@ -61,6 +61,7 @@ pub(super) fn v1() -> (Router<Admin>, OpenApi) {
         .routes(routes!(super::streams::list))
         .routes(routes!(super::streams::show))
         .routes(routes!(super::streams::entries))
+        .routes(routes!(super::streams::trim))
         .routes(routes!(super::outbox::stats))
         .routes(routes!(super::outbox::events))
         .routes(routes!(super::outbox::retry))
@@ -175,6 +176,31 @@ async fn list(State(admin): State<Admin>) -> Answer<Vec<QueueStats>> {
 async fn show(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
     Ok(Json(queue.stats(&name).await?.into()))
+}
+
+/// Whether a queue is deleted that is not empty.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct Deleting {
+    /// Delete it with its messages and dead letters.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Deletes a queue with its counts and known idempotency keys.
+///
+/// Refused with 409 while it has messages (without `force`), dead letters (likewise), consumers or a route into it.
+#[utoipa::path(delete, path = "/v1/queues/{queue}", params(Named, Deleting), responses((status = 200, description = "How many messages and dead letters were dropped", body = Count)))]
+async fn delete(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+    Query(deleting): Query<Deleting>,
+) -> Answer<Count> {
+    let (queue, name) = admin.find(&name).await?;
+    Ok(Json(Count {
+        count: queue.delete(&name, deleting.force).await?,
+    }))
 }
 
 /// The oldest waiting messages, untouched.

@@ -8,13 +8,13 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use serde::{Deserialize, Serialize};
 use towpath_core::port::Stream;
-use towpath_core::port::stream::{Entry, Offset, Stats};
+use towpath_core::port::stream::{Entry, Offset, Stats, Trim};
 use towpath_core::{Error, Result, StreamName};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Admin;
 use super::routes::{Answer, Max, is_absent};
-use super::wire::Payload;
+use super::wire::{Count, Payload};
 
 /// A stream's numbers.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -166,6 +166,35 @@ pub(super) async fn entries(
     let (stream, name) = admin.find_stream(&name).await?;
     let found = stream.range(&name, after, asked.max.0).await?;
     Ok(Json(found.into_iter().map(EntryView::from).collect()))
+}
+
+/// Which entries of a stream are dropped: name one of the two.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrimWanted {
+    /// All but so many of the newest, also those that groups have not read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<u64>,
+    /// Those that every group has finished.
+    #[serde(default)]
+    pub finished: bool,
+}
+
+/// Drops old entries of a stream.
+#[utoipa::path(post, path = "/v1/streams/{stream}/trim", params(("stream" = String, Path, description = "The stream")), request_body = TrimWanted, responses((status = 200, description = "How many were dropped", body = Count)))]
+pub(super) async fn trim(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+    Json(wanted): Json<TrimWanted>,
+) -> Answer<Count> {
+    let trim = match (wanted.keep, wanted.finished) {
+        (Some(keep), false) => Trim::KeepLast(keep),
+        (None, true) => Trim::Finished,
+        _ => return Err(Error::invalid("say either `keep` or `finished`").into()),
+    };
+    let (stream, name) = admin.find_stream(&name).await?;
+    let count = stream.trim(&name, trim).await?;
+    Ok(Json(Count { count }))
 }
 
 impl Admin {

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 
 use clap::{Args, Subcommand, value_parser};
+use http::Method;
 
 use super::client::{Client, queue_path};
 use super::{Exit, Failure, Format, Global, output};
@@ -37,6 +38,20 @@ pub(super) enum QueueCommand {
     Purge {
         #[command(flatten)]
         named: Named,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Delete a queue without consumers, with its counts and known idempotency keys
+    #[command(
+        after_help = "Examples:\n  towpath queue rm old-jobs --yes\n  towpath queue rm old-jobs --force --yes"
+    )]
+    Rm {
+        #[command(flatten)]
+        named: Named,
+        /// Delete it with its messages and dead letters too
+        #[arg(long)]
+        force: bool,
         /// Do not ask
         #[arg(long)]
         yes: bool,
@@ -102,6 +117,17 @@ pub(super) async fn run(global: &Global, command: QueueCommand) -> Result<Exit, 
                 ),
             )?;
             let count: Count = client.post(&path(&named, "/purge")?, &()).await?;
+            show_count(global, &count, "dropped")?;
+        }
+        QueueCommand::Rm { named, force, yes } => {
+            let what = if force {
+                " with its messages and dead letters"
+            } else {
+                ""
+            };
+            confirm(yes, &format!("Delete `{}`{what}?", named.queue))?;
+            let path = path(&named, &format!("?force={force}"))?;
+            let count: Count = client.call(Method::DELETE, &path, &[], Vec::new()).await?;
             show_count(global, &count, "dropped")?;
         }
     }

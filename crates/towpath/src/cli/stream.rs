@@ -6,9 +6,9 @@ use clap::{Args, Subcommand};
 use towpath_core::StreamName;
 
 use super::client::Client;
-use super::queue::short;
+use super::queue::{confirm, short, show_count};
 use super::{Exit, Failure, Format, Global, output};
-use crate::admin::{EntryView, StreamView};
+use crate::admin::{Count, EntryView, StreamView, TrimWanted};
 use crate::http::encoded;
 
 /// How often a followed stream is asked that had nothing new.
@@ -43,6 +43,27 @@ pub(super) enum StreamCommand {
         /// Go on with what is appended from now on, until Ctrl-C
         #[arg(long, short)]
         follow: bool,
+    },
+    /// Drop old entries: all but the newest, or those that every group has finished
+    #[command(
+        after_help = "Examples:\n  towpath stream trim user-events --keep 1000000 --yes\n  towpath stream trim line_stream --finished --yes"
+    )]
+    Trim {
+        #[command(flatten)]
+        named: Named,
+        /// Keep this many of the newest entries, whatever groups have read
+        #[arg(
+            long,
+            required_unless_present = "finished",
+            conflicts_with = "finished"
+        )]
+        keep: Option<u64>,
+        /// Drop what every group has finished
+        #[arg(long)]
+        finished: bool,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
     },
 }
 
@@ -81,6 +102,21 @@ pub(super) async fn run(global: &Global, command: StreamCommand) -> Result<Exit,
             after,
             follow,
         } => tail(global, &client, &named, max, after, follow).await?,
+        StreamCommand::Trim {
+            named,
+            keep,
+            finished,
+            yes,
+        } => {
+            let what = match keep {
+                Some(keep) => format!("all but the newest {keep} entries"),
+                None => "the entries that every group has finished".to_owned(),
+            };
+            confirm(yes, &format!("Drop {what} of `{}`?", named.stream))?;
+            let wanted = TrimWanted { keep, finished };
+            let count: Count = client.post(&named.path("/trim")?, &wanted).await?;
+            show_count(global, &count, "dropped")?;
+        }
     }
     Ok(Exit::Ok)
 }

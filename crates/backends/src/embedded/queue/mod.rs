@@ -128,7 +128,9 @@ impl Queue for Store {
         Ok(receipts
             .iter()
             .map(|receipt| {
-                let queue = inner.state.queue(&receipt.queue);
+                let Some(queue) = inner.state.queues.get_mut(&receipt.queue) else {
+                    return Err(stale(receipt));
+                };
                 queue.tick(now, monotonic);
                 match queue.extend(receipt.number, receipt.fence, deadline) {
                     true => Ok(()),
@@ -244,6 +246,43 @@ impl Queue for Store {
             };
             self.log.committed(end).await?;
         }
+        Ok(count)
+    }
+
+    async fn delete(&self, queue: &QueueName, force: bool) -> Result<u64> {
+        let (now, monotonic) = (self.clock.now(), self.monotonic());
+        let (count, end) = {
+            let mut inner = self.lock();
+            let state = &mut inner.state;
+            let known = state.queues.get_mut(queue);
+            let known = known.ok_or_else(|| no_queue(queue))?;
+            known.tick(now, monotonic);
+            let stats = known.stats(queue, now, monotonic);
+            let waiting = stats.ready + stats.delayed + stats.leased;
+            let in_use = if stats.consumers > 0 {
+                Some(format!(
+                    "has {} consumers; stop them first",
+                    stats.consumers
+                ))
+            } else if let Some((exchange, pattern)) = state.bindings.into_queue(queue) {
+                Some(format!("is where route `{pattern}` of `{exchange}` leads"))
+            } else if !force && waiting + stats.dead > 0 {
+                let dead = stats.dead;
+                Some(format!(
+                    "is not empty: {waiting} messages and {dead} dead letters; force drops them"
+                ))
+            } else {
+                None
+            };
+            if let Some(reason) = in_use {
+                return Err(Error::conflict(format!("queue `{queue}` {reason}")));
+            }
+            let queue = queue.clone();
+            let end = self.write(&mut inner, Class::Settle, &Record::QueueGone { queue })?;
+            (waiting + stats.dead, end)
+        };
+        self.log.committed(end).await?;
+        self.forget_source(queue);
         Ok(count)
     }
 

@@ -63,7 +63,10 @@ impl Store {
         // One receipt ends one delivery, also within one call; no two leases have one fence.
         let (mut seen, mut ticked) = (HashSet::new(), None);
         for Settlement { receipt, verdict } in settlements {
-            let state = inner.state.queue(&receipt.queue);
+            let Some(state) = inner.state.queues.get_mut(&receipt.queue) else {
+                plan.outcomes.push(Err(stale(receipt)));
+                continue;
+            };
             if ticked.replace(&receipt.queue) != Some(&receipt.queue) {
                 state.tick(now, monotonic);
             }

@@ -35,6 +35,16 @@ impl Bindings {
         self.0.get(exchange).into_iter().flatten()
     }
 
+    /// The exchange and pattern of a route into the queue.
+    pub(in super::super) fn into_queue(
+        &self,
+        queue: &QueueName,
+    ) -> Option<(&ExchangeName, &String)> {
+        self.0.iter().find_map(|(exchange, known)| {
+            let (pattern, _) = known.iter().find(|(_, to)| to == queue)?;
+            Some((exchange, pattern))
+        })
+    }
 }
 
 impl From<Vec<Binding>> for Bindings {

@@ -177,6 +177,7 @@ impl State {
                     position = position.plus(bytes);
                 }
             }
+            Record::QueueGone { queue } => _ = self.queues.remove(queue),
             Record::Unbind {
                 exchange,
                 pattern,

@@ -90,6 +90,13 @@ pub(super) const KEYS: &[Key] = &[
         "Whether events carry the headers of CloudEvents (`ce_id`, `ce_type` and so on) besides those that they always have.",
     ),
     key(
+        "accounts.relay.keep",
+        Kind::Integer(1, 1_000_000_000_000),
+        None,
+        &[],
+        "How many of the newest events stay in each stream that the relay fills, whatever its readers have finished. Without it 1000000, and on Kafka what the topic's own retention says.",
+    ),
+    key(
         "accounts.relay.lease",
         Kind::Duration(SECOND, HOUR),
         Some("5s"),
@@ -117,6 +124,7 @@ pub struct Accounts {
     pub attempts: u32,
     pub lease: Duration,
     pub cloud_events: bool,
+    pub keep: Option<u64>,
 }
 
 impl Accounts {
@@ -141,6 +149,9 @@ impl Accounts {
             attempts: u32::try_from(values.number("accounts.relay.attempts")).unwrap_or(u32::MAX),
             lease: values.duration("accounts.relay.lease"),
             cloud_events: values.text("accounts.relay.format") == "cloudevents",
+            keep: values
+                .optional("accounts.relay.keep")
+                .and_then(|keep| keep.parse().ok()),
         }
     }
 }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use towpath_core::Result;
 use towpath_core::backend::Backend;
 use towpath_core::port::Outbox;
 use towpath_core::port::outbox::Backlog;
+use towpath_core::port::stream::Trim;
+use towpath_core::{ErrorKind, Result, StreamName};
 use tracing::warn;
 
 use super::Role;
@@ -15,7 +16,8 @@ use super::opened::Opened;
 use super::process::Process;
 use super::public::Public;
 use crate::apps::accounts::{
-    Layer, Limiter, Needs, Relay, Rules, Target, UserApi, health_routes, limit_routes, user_routes,
+    Filled, Layer, Limiter, Needs, Relay, Rules, Target, UserApi, health_routes, limit_routes,
+    user_routes,
 };
 use crate::supervisor::{OnFailure, Stage};
 use crate::telemetry::LastCall;
@@ -27,6 +29,10 @@ const LIMITS: &str = "accounts.limits";
 
 /// How often the backlog is counted.
 const WATCH: Duration = Duration::from_secs(2);
+
+/// How often streams of events are trimmed, and how many events they keep by default.
+const TRIM: Duration = Duration::from_secs(5);
+const KEPT_EVENTS: u64 = 1_000_000;
 
 /// How often what is over its time is looked for, and how much of it goes at once.
 const TEND: Duration = Duration::from_secs(60);
@@ -105,7 +111,9 @@ impl Accounts {
             Box::pin(async move { outbox.check().await })
         });
         if let Some(broker) = &self.broker {
-            self.relay(process, Target::of(broker)?);
+            let filled = Filled::with(StreamName::new(&process.config.accounts.topic)?);
+            self.relay(process, Target::of(broker)?, filled.clone());
+            trim(process, broker, filled);
         }
         self.keep(process);
         self.tend(process);
@@ -128,7 +136,7 @@ impl Accounts {
         );
     }
 
-    fn relay(&self, process: &mut Process<'_>, target: Target) {
+    fn relay(&self, process: &mut Process<'_>, target: Target, filled: Filled) {
         let config = &process.config.accounts;
         let relay = Relay {
             outbox: Arc::clone(&self.migrated.database.outbox),
@@ -138,6 +146,7 @@ impl Accounts {
             poll: config.poll,
             lease: config.lease,
             cloud_events: config.cloud_events,
+            filled,
             health: process.health.clone(),
         };
         process.health.set(RELAY, None);
@@ -215,6 +224,42 @@ impl Accounts {
             },
         );
     }
+}
+
+/// Drops events of streams beyond those that are kept.
+fn trim(process: &mut Process<'_>, broker: &Backend, filled: Filled) {
+    let Some(stream) = broker.stream.clone() else {
+        return;
+    };
+    let by_default = (broker.descriptor.name != "kafka").then_some(KEPT_EVENTS);
+    let Some(keep) = process.config.accounts.keep.or(by_default) else {
+        return;
+    };
+    let supervisor = &mut process.supervisor;
+    supervisor.start(
+        "accounts.trim",
+        Stage::Maintain,
+        OnFailure::Restart,
+        move |stop| {
+            let (stream, filled) = (Arc::clone(&stream), filled.clone());
+            async move {
+                while !stop.is_requested() {
+                    for name in filled.all() {
+                        match stream.trim(&name, Trim::KeepLast(keep)).await {
+                            Ok(count) => stop.account.add("trimmed", count),
+                            Err(error) if error.kind() == ErrorKind::NotFound => {}
+                            Err(error) => return Err(error),
+                        }
+                    }
+                    tokio::select! {
+                        () = tokio::time::sleep(TRIM) => {}
+                        () = stop.requested() => {}
+                    }
+                }
+                Ok(())
+            }
+        },
+    );
 }
 
 /// The limits of the public routes, when there are any.

@@ -9,7 +9,7 @@ use towpath_core::backend::Backend;
 use towpath_core::port::Outbox;
 use towpath_core::{Error, Result};
 
-use crate::apps::accounts::{Relay, Target};
+use crate::apps::accounts::{Filled, Relay, Target};
 use crate::supervisor::Stop;
 use crate::telemetry::Health;
 
@@ -36,6 +36,7 @@ impl BenchRelay {
             poll: Duration::from_millis(500),
             lease: Duration::from_secs(5),
             cloud_events: false,
+            filled: Filled::default(),
             health: Health::new(),
         };
         let stop = CancellationToken::new();

@@ -21,6 +21,6 @@ pub use health::{Needs, health_routes};
 pub use layer::{Layer, is_route_limit, limited};
 pub use limiter::Limiter;
 pub use limits::limit_routes;
-pub use relay::{Relay, Target};
+pub use relay::{Filled, Relay, Target};
 pub use rule::{OnFailure, Rule, Rules};
 pub use users::{UserApi, user_routes};

@@ -15,7 +15,8 @@
 //! With each look the outbox is asked whether it still knows the position. An outbox that was truncated or restored
 //! gives out places again, and events at lower ones would look as if they had been sent.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -86,8 +87,34 @@ pub struct Relay {
     pub lease: Duration,
     /// Whether events carry the headers of CloudEvents too.
     pub cloud_events: bool,
+    /// The streams that it fills.
+    pub filled: Filled,
     /// Where it says how it is.
     pub health: Health,
+}
+
+/// Streams that a relay has appended to.
+#[derive(Clone, Default)]
+pub struct Filled(Arc<Mutex<BTreeSet<StreamName>>>);
+
+impl Filled {
+    /// Those that are filled without having been appended to yet.
+    pub fn with(stream: StreamName) -> Self {
+        Self(Arc::new(Mutex::new(BTreeSet::from([stream]))))
+    }
+
+    /// Every one so far.
+    pub fn all(&self) -> Vec<StreamName> {
+        self.lock().iter().cloned().collect()
+    }
+
+    fn add(&self, stream: StreamName) {
+        self.lock().insert(stream);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeSet<StreamName>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// How far the broker is: its own words, the place they mean, and the event there.
@@ -377,11 +404,12 @@ impl Relay {
         match &self.target {
             Target::Streams(positions) => {
                 let to = Bytes::from(format!("{seq} {id}"));
+                let stream = StreamName::new(&topic)?;
                 let step = Step {
                     source: source.to_owned(),
                     from: from.raw.clone(),
                     to: to.clone(),
-                    stream: StreamName::new(&topic)?,
+                    stream: stream.clone(),
                     entries: messages,
                     dead: QueueName::new(UNUSED)?,
                     set_aside: Vec::new(),
@@ -391,6 +419,9 @@ impl Relay {
                     return Ok(Passed::Elsewhere);
                 }
                 from.raw = Some(to);
+                if are_sent {
+                    self.filled.add(stream);
+                }
             }
             Target::Queues(queue) if are_sent => {
                 all(queue.enqueue(&QueueName::new(&topic)?, messages).await?)?;

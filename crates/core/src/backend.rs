@@ -185,6 +185,11 @@ pub trait Lifecycle: Send + Sync {
         None
     }
 
+    /// Why this process may refuse what would make the backend grow, and whether it does now; empty where a server decides.
+    fn refusals(&self) -> Vec<(&'static str, bool)> {
+        Vec::new()
+    }
+
     /// Resolves with the reason when the backend has stopped for good and the
     /// process should end; pending for ever on backends that reconnect.
     async fn failed(&self) -> Error {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use towpath_core::{Error, Result};
 
 use super::log::Durability;
+use super::memory::Share;
 
 /// The parameters of the URL: name, default, meaning.
 pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
@@ -23,6 +24,11 @@ pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
         "64MiB",
         "free disk space below which nothing more is taken",
     ),
+    (
+        "memory",
+        "60%",
+        "use of memory above which nothing more is taken: a share of the control group's limit (without one: of the machine's memory), a size, or unbounded",
+    ),
 ];
 
 /// What the URL says.
@@ -32,6 +38,7 @@ pub(super) struct Config {
     pub(super) durability: Durability,
     pub(super) segment_bytes: u32,
     pub(super) reserve_bytes: u64,
+    pub(super) memory: Share,
 }
 
 impl Config {
@@ -48,6 +55,7 @@ impl Config {
             durability: Durability::Fsync,
             segment_bytes: 16 << 20,
             reserve_bytes: 64 << 20,
+            memory: Share::Percent(60),
         };
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -62,6 +70,7 @@ impl Config {
                     }
                     config.segment_bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
                 }
+                "memory" => config.memory = value.parse()?,
                 "reserve" => config.reserve_bytes = byte_size(name, value)?,
                 _ => {
                     let known: Vec<&str> = PARAMETERS.iter().map(|(name, ..)| *name).collect();
@@ -77,7 +86,7 @@ impl Config {
 }
 
 /// `16MiB`, `64KiB`, `1GiB`, or a plain number of bytes.
-fn byte_size(name: &str, text: &str) -> Result<u64> {
+pub(super) fn byte_size(name: &str, text: &str) -> Result<u64> {
     let digits = text.trim_end_matches(|character: char| !character.is_ascii_digit());
     let unit: u64 = match &text[digits.len()..] {
         "" => 1,
@@ -121,7 +130,7 @@ mod tests {
             ),
             (
                 "embedded:x?sync=1",
-                "unknown parameter `sync` of an embedded store; available: durability, segment, reserve",
+                "unknown parameter `sync` of an embedded store; available: durability, segment, reserve, memory",
             ),
             (
                 "embedded:x?segment=16MB",

@@ -22,6 +22,7 @@ pub mod fuzzing;
 mod kv;
 mod lock;
 mod log;
+mod memory;
 #[cfg(test)]
 mod model_test;
 mod presence;
@@ -76,8 +77,8 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
         Capability::Peek,
         Capability::Pause,
         Capability::MaxDepth,
-        Capability::Bookkeeping,
         Capability::DeleteQueue,
+        Capability::Bookkeeping,
     ],
     parameters: config::PARAMETERS,
     check: |url| config::Config::parse(url).map(drop),
@@ -134,6 +135,10 @@ impl Lifecycle for Handle {
 
     fn folder(&self) -> Option<&Path> {
         Some(self.0.folder())
+    }
+
+    fn refusals(&self) -> Vec<(&'static str, bool)> {
+        self.0.refusals()
     }
 
     async fn failed(&self) -> Error {

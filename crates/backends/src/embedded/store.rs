@@ -15,6 +15,7 @@ use super::checkpoint;
 use super::config::Config;
 use super::lock::FolderLock;
 use super::log::{Class, Durability, Log, Options, Position, Recovery};
+use super::memory::Memory;
 use super::presence::Presence;
 use super::record::{self, Record};
 use super::state::{Place, State};
@@ -24,10 +25,10 @@ use super::upkeep::maintain;
 const READ_GAP: u32 = 4096;
 const READ_SPAN: u32 = 1 << 20;
 
-/// What the lock guards.
 /// A message that is smaller than this part of what was read in one go gets bytes of its own.
 const SHARE_OF_SPAN: usize = 4;
 
+/// What the lock guards.
 pub(super) struct Inner {
     pub(super) state: State,
     record: Vec<u8>,
@@ -53,6 +54,7 @@ pub(super) struct Store {
     pub(super) wake_maintenance: (Mutex<()>, Condvar),
     lock: Mutex<Option<FolderLock>>,
     pub(super) presence: Presence,
+    memory: Memory,
 }
 
 /// What one can wait at.
@@ -95,8 +97,6 @@ impl Waiting {
         Arc::clone(sources.entry(source).or_default())
     }
 
-    fn wake_up_to(&self, committed: Position) {
-        let mut coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
     /// Drops what nothing waits for.
     fn forget(&self, source: &Source) {
         let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
@@ -108,6 +108,8 @@ impl Waiting {
         }
     }
 
+    fn wake_up_to(&self, committed: Position) {
+        let mut coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
         let mut last: Option<Arc<Notify>> = None;
         while coming.front().is_some_and(|(end, _)| *end <= committed) {
             let Some((_, notify)) = coming.pop_front() else {
@@ -161,6 +163,7 @@ impl Store {
         let missing = missing_segments(&state, &log);
         state.raise_fence(clock.now());
         let waiting = Arc::<Waiting>::default();
+        let memory = Memory::new(config.memory);
         let store = Arc::new(Self {
             clock,
             inner: Mutex::new(Inner {
@@ -183,6 +186,7 @@ impl Store {
             wake_maintenance: (Mutex::new(()), Condvar::new()),
             lock: Mutex::new(Some(lock)),
             presence,
+            memory,
             log,
         });
         store.wake_on_commit();
@@ -219,12 +223,18 @@ impl Store {
     }
 
     /// Appends a record with the blobs gathered in `inner.blobs`, and applies it. Returns its ticket.
+    ///
+    /// # Errors
+    /// Overloaded for [`Class::Grow`] while the disk or the memory is low.
     pub(super) fn write(
         &self,
         inner: &mut Inner,
         class: Class,
         record: &Record<'_>,
     ) -> Result<Position> {
+        if class == Class::Grow {
+            self.memory.check()?;
+        }
         let Inner {
             state,
             record: bytes,
@@ -266,6 +276,11 @@ impl Store {
         self.waiting.at(source.into())
     }
 
+    /// The source is gone.
+    pub(super) fn forget_source(&self, source: impl Into<Source>) {
+        self.waiting.forget(&source.into());
+    }
+
     /// Reads messages back, neighbours together. One outcome each.
     pub(super) fn read_back(&self, places: &[Place]) -> Vec<Result<Message>> {
         let mut messages = Vec::with_capacity(places.len());
@@ -276,11 +291,6 @@ impl Store {
             while let Some(next) = places.get(end) {
                 let gap = next.position.offset.checked_sub(until);
                 if next.position.segment != first.segment
-    /// The source is gone.
-    pub(super) fn forget_source(&self, source: impl Into<Source>) {
-        self.waiting.forget(&source.into());
-    }
-
                     || gap.is_none_or(|gap| gap > READ_GAP)
                     || next.position.offset + next.bytes - first.offset > READ_SPAN
                 {
@@ -332,6 +342,7 @@ impl Store {
             fact("durability", self.config.durability.to_string()),
             fact("log", format!("{} segments, {bytes} bytes", segments.len())),
             fact("syncs", self.log.syncs().to_string()),
+            fact("memory", self.memory.describe()),
             fact("free disk", format!("{} bytes", self.log.free_bytes())),
             fact(
                 "opened",
@@ -382,10 +393,22 @@ impl Store {
         if self.log.is_disk_low() {
             warnings.push("the disk is low: nothing more is taken until space is freed".to_owned());
         }
+        if self.memory.is_low() {
+            warnings.push(
+                "memory is low: nothing more is taken until queues are drained or the limit is raised"
+                    .to_owned(),
+            );
+        }
         if self.config.durability == Durability::None {
             warnings.push("durability is none: a crash loses what is not yet written".to_owned());
         }
         Ok(Health { facts, warnings })
+    }
+
+    /// Why intake may be refused, and whether it is.
+    pub(super) fn refusals(&self) -> Vec<(&'static str, bool)> {
+        let disk = ("disk", self.log.is_disk_low());
+        vec![disk, ("memory", self.memory.is_low())]
     }
 
     pub(super) async fn failed(&self) -> Error {

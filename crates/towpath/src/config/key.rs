@@ -270,6 +270,13 @@ const BASE: &[Key] = &[
         "Free disk space below which the embedded store takes nothing more, unless its URL says so.",
     ),
     key(
+        "embedded.memory",
+        Kind::Memory,
+        Some("60%"),
+        &[],
+        "Use of memory above which the embedded store takes nothing more, unless its URL says so: a share of the control group's limit (without one: of the machine's memory), a size, or `unbounded`.",
+    ),
+    key(
         "ingest.queue",
         Kind::Queue,
         Some("messages"),

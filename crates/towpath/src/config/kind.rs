@@ -38,6 +38,8 @@ pub enum Kind {
     Database,
     /// When the embedded store answers.
     Durability,
+    /// How much memory the embedded store may fill.
+    Memory,
     /// A log level, or a filter by target.
     LogFilter,
     /// `http://` or `https://`.
@@ -95,6 +97,7 @@ impl Kind {
             Self::Limits => "a list of limits like \"login=token_bucket:5:1/1m\"".to_owned(),
             Self::Backend => "the URL of a backend".to_owned(),
             Self::Database => "the URL of a database, like \"sqlite:PATH\"".to_owned(),
+            Self::Memory => "1% to 95%, a size like 512MiB, or `unbounded`".to_owned(),
             Self::Durability => "one of fsync, interval:100ms (1 to 60000), os, none".to_owned(),
             Self::LogFilter => "a level (off, error, warn, info, debug, trace) or a filter like \"info,towpath=debug\"".to_owned(),
             Self::WebUrl => "a URL like \"https://host/path\"".to_owned(),
@@ -176,11 +179,8 @@ impl Kind {
                 (descriptor.check)(text).map_err(|error| error.to_string())?;
                 true
             }
-            Self::Durability => {
-                let url = format!("embedded:.?durability={text}");
-                let embedded = backend::find(stores.backends, &url);
-                embedded.is_ok_and(|embedded| (embedded.check)(&url).is_ok())
-            }
+            Self::Durability => is_parameter(stores, "durability", text),
+            Self::Memory => is_parameter(stores, "memory", text),
             Self::LogFilter => telemetry::is_log_filter(text),
             Self::WebUrl => Url::parse(text)
                 .is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host()),
@@ -195,6 +195,13 @@ impl Kind {
             Self::SigningSecrets => text.split_whitespace().all(sink::is_signing_secret),
         })
     }
+}
+
+/// Whether the embedded store takes this value of a parameter of its URL.
+fn is_parameter(stores: Stores, name: &str, value: &str) -> bool {
+    let url = format!("embedded:.?{name}={value}");
+    let embedded = backend::find(stores.backends, &url);
+    !value.contains('&') && embedded.is_ok_and(|embedded| (embedded.check)(&url).is_ok())
 }
 
 /// `host:port`, `:port` or `[v6]:port`; a host is a name or an address.

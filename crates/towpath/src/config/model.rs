@@ -161,6 +161,7 @@ pub(super) fn backend_url(values: &Values<'_>, paths: &[&str]) -> String {
         ("durability", values.text("embedded.durability")),
         ("segment", values.size("embedded.segment_size").to_string()),
         ("reserve", values.size("embedded.disk_reserve").to_string()),
+        ("memory", values.text("embedded.memory")),
     ] {
         if !pairs
             .iter()

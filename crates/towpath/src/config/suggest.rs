@@ -55,13 +55,18 @@ pub(super) fn value(kind: Kind, text: &str, stores: Stores) -> Option<String> {
             _ if unit.starts_with("ms") || unit.starts_with("mil") => Some(format!("{count}ms")),
             _ => Some(format!("{count}{}", unit.chars().next()?)),
         }),
-        Kind::Size(..) => with_unit(text, |count, unit| match unit.chars().next()? {
-            'k' => Some(format!("{count}KiB")),
-            'm' => Some(format!("{count}MiB")),
-            'g' => Some(format!("{count}GiB")),
-            't' => Some(format!("{}GiB", count * 1024)),
-            _ => None,
-        }),
+        Kind::Memory if !text.contains(char::is_numeric) => {
+            nearest(text, ["unbounded"]).map(str::to_owned)
+        }
+        Kind::Size(..) | Kind::Memory => {
+            with_unit(text, |count, unit| match unit.chars().next()? {
+                'k' => Some(format!("{count}KiB")),
+                'm' => Some(format!("{count}MiB")),
+                'g' => Some(format!("{count}GiB")),
+                't' => Some(format!("{}GiB", count * 1024)),
+                _ => None,
+            })
+        }
         Kind::Address => {
             let bare = text.split_once("://").map_or(text, |(_, rest)| rest);
             let bare = bare.trim_end_matches('/');

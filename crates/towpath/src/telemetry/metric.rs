@@ -75,6 +75,8 @@ pub enum Metric {
     StreamOldestAge,
     /// Whether a backend works.
     BackendUp,
+    /// Whether a backend refuses intake.
+    BackendRefusing,
     /// Room left on a disk.
     DiskFree,
     /// Size of a disk.
@@ -95,7 +97,7 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric, in the order of the documentation.
-    pub const ALL: [Self; 44] = [
+    pub const ALL: [Self; 45] = [
         Self::HttpRequests,
         Self::HttpRequestDuration,
         Self::RefusedConnections,
@@ -132,6 +134,7 @@ impl Metric {
         Self::StreamPending,
         Self::StreamOldestAge,
         Self::BackendUp,
+        Self::BackendRefusing,
         Self::DiskFree,
         Self::DiskSize,
         Self::BuildInfo,
@@ -360,6 +363,12 @@ impl Metric {
                 "gauge",
                 "backend",
                 "1 when the backend answers, 0 when it does not",
+            ),
+            Self::BackendRefusing => (
+                "towpath_backend_refusing",
+                "gauge",
+                "backend, reason",
+                "1 while the backend refuses what would make it grow, because the disk or the memory is low",
             ),
             Self::DiskFree => (
                 "towpath_disk_free_bytes",

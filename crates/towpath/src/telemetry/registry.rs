@@ -60,6 +60,12 @@ struct Named {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refusing {
+    backend: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {
     version: &'static str,
 }
@@ -380,6 +386,14 @@ impl Metrics {
         let groups = GroupFamilies::register(&mut scraped);
         process::register(&mut scraped);
         disks::register(&mut scraped, &rooms);
+        let refusing = Family::<Refusing, Gauge>::default();
+        add(&mut scraped, Metric::BackendRefusing, refusing.clone());
+        for backend in backends {
+            for (reason, refuses) in backend.lifecycle.refusals() {
+                let backend = backend.descriptor.name;
+                set(&refusing, &Refusing { backend, reason }, u64::from(refuses));
+            }
+        }
         for (name, (works, queues, streams)) in found {
             up.get_or_create(&Named {
                 backend: name.to_owned(),

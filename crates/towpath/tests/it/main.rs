@@ -33,6 +33,7 @@ mod lines;
 mod lines_kafka;
 mod mail;
 mod manifests;
+mod memory;
 mod names;
 mod orders;
 mod orders_chaos;

@@ -74,6 +74,13 @@ impl World {
         self.before = Some(format!("ulimit -n {count} && exec \"$0\" \"$@\""));
     }
 
+    /// Its processes are in this control group.
+    pub(crate) fn join_group(&mut self, group: &Path) {
+        let members = group.join("cgroup.procs");
+        let join = format!("echo $$ > {}", members.display());
+        self.before = Some(format!("{join} && exec \"$0\" \"$@\""));
+    }
+
     /// Its processes look names up at this address, in a mount namespace of their own.
     pub(crate) fn ask_names_of(&mut self, server: IpAddr) {
         let file = self.runtime.path().join("resolv.conf");

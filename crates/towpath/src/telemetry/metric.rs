@@ -29,6 +29,8 @@ pub enum Metric {
     QueueDead,
     /// Age of the oldest waiting message.
     QueueOldestAge,
+    /// Queues without series of their own.
+    QueuesSummed,
     /// Messages ever taken.
     Enqueued,
     /// Messages ever acked.
@@ -97,7 +99,7 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric, in the order of the documentation.
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 46] = [
         Self::HttpRequests,
         Self::HttpRequestDuration,
         Self::RefusedConnections,
@@ -111,6 +113,7 @@ impl Metric {
         Self::QueueScheduled,
         Self::QueueDead,
         Self::QueueOldestAge,
+        Self::QueuesSummed,
         Self::Enqueued,
         Self::Completed,
         Self::Retried,
@@ -225,6 +228,12 @@ impl Metric {
                 "gauge",
                 "queue",
                 "Age of the oldest waiting message; 0 when none waits",
+            ),
+            Self::QueuesSummed => (
+                "towpath_queues_summed",
+                "gauge",
+                "",
+                "Queues beyond the first 500, whose numbers are in the series `queue=\"other queues\"`: sums, and the oldest age of all",
             ),
             Self::Enqueued => (
                 "towpath_messages_enqueued_total",

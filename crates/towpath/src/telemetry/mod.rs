@@ -9,6 +9,7 @@ mod probes;
 mod process;
 mod pump;
 mod registry;
+mod shown;
 mod trace_context;
 pub mod traces;
 

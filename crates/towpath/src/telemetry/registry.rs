@@ -23,6 +23,7 @@ use super::disks::{self, Disks};
 use super::lines::LineMetrics;
 use super::metric::Metric;
 use super::process;
+use super::shown::{OTHER_QUEUES, Shown};
 
 /// The content types of the two formats. Source: Prometheus, "Exposition formats".
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -148,6 +149,7 @@ struct Inner {
     fleet_agents: Family<AgentState, Gauge>,
     fleet_version: Gauge,
     disks: Disks,
+    shown: Shown,
     registry: Registry,
 }
 
@@ -179,6 +181,7 @@ impl Metrics {
             fleet_agents: Family::default(),
             fleet_version: Gauge::default(),
             disks: Disks::default(),
+            shown: Shown::default(),
             registry: Registry::default(),
         };
         let build = Family::<Build, Gauge>::default();
@@ -314,6 +317,7 @@ impl Metrics {
     }
 
     pub(super) fn delivery_counter(&self, queue: &str, outcome: &'static str) -> Counter {
+        self.0.shown.show(queue);
         self.0
             .deliveries
             .get_or_create(&Outcome {
@@ -394,12 +398,20 @@ impl Metrics {
                 set(&refusing, &Refusing { backend, reason }, u64::from(refuses));
             }
         }
-        for (name, (works, queues, streams)) in found {
+        let summed = Gauge::<i64>::default();
+        add(&mut scraped, Metric::QueuesSummed, summed.clone());
+        let all = found.iter().map(|(_, (_, queues, _))| queues.as_slice());
+        let (own, rest) = self.0.shown.split(all.flatten());
+        own.into_iter().for_each(|stats| families.set(stats));
+        if let Some((count, sum)) = rest {
+            families.set_as(OTHER_QUEUES.to_owned(), &sum);
+            summed.set(count);
+        }
+        for (name, (works, _, streams)) in found {
             up.get_or_create(&Named {
                 backend: name.to_owned(),
             })
             .set(i64::from(works));
-            queues.iter().for_each(|stats| families.set(stats));
             streams.iter().for_each(|stats| groups.set(stats));
         }
         let mut body = String::new();
@@ -518,9 +530,11 @@ impl QueueFamilies {
     }
 
     fn set(&self, stats: &Stats) {
-        let labels = Queue {
-            queue: stats.queue.to_string(),
-        };
+        self.set_as(stats.queue.to_string(), stats);
+    }
+
+    fn set_as(&self, queue: String, stats: &Stats) {
+        let labels = Queue { queue };
         for (family, value) in &self.gauges {
             family
                 .get_or_create(&labels)

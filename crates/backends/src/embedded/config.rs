@@ -26,7 +26,7 @@ pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
     ),
     (
         "memory",
-        "60%",
+        "50%",
         "use of memory above which nothing more is taken: a share of the control group's limit (without one: of the machine's memory), a size, or unbounded",
     ),
 ];
@@ -55,7 +55,7 @@ impl Config {
             durability: Durability::Fsync,
             segment_bytes: 16 << 20,
             reserve_bytes: 64 << 20,
-            memory: Share::Percent(60),
+            memory: Share::Percent(50),
         };
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

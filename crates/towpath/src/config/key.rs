@@ -272,7 +272,7 @@ const BASE: &[Key] = &[
     key(
         "embedded.memory",
         Kind::Memory,
-        Some("60%"),
+        Some("50%"),
         &[],
         "Use of memory above which the embedded store takes nothing more, unless its URL says so: a share of the control group's limit (without one: of the machine's memory), a size, or `unbounded`.",
     ),

@@ -55,7 +55,7 @@ fn all_ways_in(world: &World) -> Vec<(&'static str, Answer)> {
         ("enqueue", public.post("/enqueue", &[], b"one")),
         (
             "batch",
-            public.post("/enqueue/batch", &[json], br#"["one","two"]"#),
+            public.post("/enqueue/batch", &[], b"\"one\"\n\"two\"\n"),
         ),
         (
             "send",
@@ -90,10 +90,11 @@ fn every_intake_is_refused_while_memory_is_low() {
         assert_eq!(answer.status, 429, "{way}: {}", answer.text());
         let wait: u64 = answer.headers["retry-after"].parse().unwrap();
         assert!((1..=10).contains(&wait), "{way}: {wait}");
+        // The text for a refused order is the reference system's.
+        let text = answer.text();
         assert!(
-            answer.text().contains("memory is low"),
-            "{way}: {}",
-            answer.text()
+            way == "order" || text.contains("memory is low"),
+            "{way}: {text}"
         );
     }
     // Users are in a database of their own: they are taken, and their events wait in the outbox.

@@ -264,7 +264,7 @@ impl Queue for Store {
                     "has {} consumers; stop them first",
                     stats.consumers
                 ))
-            } else if let Some((exchange, pattern)) = state.bindings.into_queue(queue) {
+            } else if let Some((exchange, pattern)) = state.bindings.leading_to(queue) {
                 Some(format!("is where route `{pattern}` of `{exchange}` leads"))
             } else if !force && waiting + stats.dead > 0 {
                 let dead = stats.dead;

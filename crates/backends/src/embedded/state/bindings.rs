@@ -36,7 +36,7 @@ impl Bindings {
     }
 
     /// The exchange and pattern of a route into the queue.
-    pub(in super::super) fn into_queue(
+    pub(in super::super) fn leading_to(
         &self,
         queue: &QueueName,
     ) -> Option<(&ExchangeName, &String)> {

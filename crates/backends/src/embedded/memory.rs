@@ -24,7 +24,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub(super) enum Share {
     /// Of the limit of the control group, or else of the machine's memory.
     Percent(u64),
-    /// So many bytes, whatever the limits.
+    /// This many bytes, whatever the limits.
     Bytes(u64),
     /// All, until the kernel ends the process.
     Unbounded,

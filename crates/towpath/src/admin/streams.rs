@@ -172,7 +172,7 @@ pub(super) async fn entries(
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrimWanted {
-    /// All but so many of the newest, also those that groups have not read.
+    /// All but this many of the newest, also those that groups have not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<u64>,
     /// Those that every group has finished.

@@ -121,7 +121,7 @@ fn consumers_are_counted_while_they_hold_or_ask() {
     }
     assert_eq!(stats(&queue, NOW).consumers, 1);
     queue.settle(1, &Ending::Ack, NOW);
-    // The leases of the others expire, and nobody takes them.
+    // The leases of the others expire, and no consumer takes them.
     queue.tick(NOW, 60_000);
     assert_eq!(stats(&queue, NOW).consumers, 0);
     assert!(

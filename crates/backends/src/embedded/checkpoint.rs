@@ -1,20 +1,34 @@
 //! Checkpoints: the state as of a place in the log, so that opening costs the tail and not the history.
 //!
-//! A file is magic, version, place, length and CRC32C of the state, the state.
-//! The newest two are kept; a damaged one is passed over for the one before.
+//! A file is a header and blocks, each of some pieces of the state with a checksum of its own, so that it is written and
+//! read as a stream and neither needs the state in memory once more. Format: `docs/format/store.md`.
+//! The newest two are kept; a damaged one is skipped for the one before.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use towpath_core::{Error, Result};
 
 use super::log::{Position, make_folder, oldest_segment, sync_folder};
-use super::state::State;
+use super::state::{Loading, Piece, Snapshot, State};
 
 const MAGIC: [u8; 8] = *b"TOWPCKP\0";
-pub(super) const VERSION: u32 = 4;
+pub(super) const VERSION: u32 = 5;
 const HEADER_BYTES: usize = 32;
+
+/// The newest version whose state is one value, read whole.
+pub(super) const WHOLE: u32 = 4;
+
+/// A block is full from here on; a large value makes a larger one.
+const BLOCK_BYTES: usize = 64 * 1024;
+
+/// Checksum and length of a block.
+const BLOCK_HEADER_BYTES: usize = 8;
+
+/// So much is written and synced in one go: the log's own syncs wait for what is on its way to the same disk.
+const STRETCH: u64 = 1 << 20;
 
 /// How many are kept.
 const KEPT: usize = 2;
@@ -25,6 +39,8 @@ pub(super) struct Found {
     pub(super) state: State,
     /// Where replay starts; `None` from the beginning.
     pub(super) position: Option<Position>,
+    /// How long its file is.
+    pub(super) bytes: u64,
     /// Files that could not be used, and why.
     pub(super) passed_over: Vec<(PathBuf, String)>,
 }
@@ -41,6 +57,7 @@ pub(super) fn load(folder: &Path) -> Result<Found> {
                 return Ok(Found {
                     state,
                     position: Some(position),
+                    bytes: fs::metadata(&path).map_or(0, |file| file.len()),
                     ..found
                 });
             }
@@ -66,10 +83,15 @@ enum Problem {
 
 fn read(path: &Path, position: Position) -> Result<State, Problem> {
     let damaged = |reason: &str| Problem::Damaged(reason.to_owned());
-    let bytes = fs::read(path).map_err(|error| Problem::Damaged(error.to_string()))?;
-    let Some((header, body)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
+    let unreadable = |error: io::Error| Problem::Damaged(error.to_string());
+    let file = File::open(path).map_err(unreadable)?;
+    let left = file.metadata().map_err(unreadable)?.len();
+    let Some(left) = left.checked_sub(HEADER_BYTES as u64) else {
         return Err(damaged("too short"));
     };
+    let mut file = BufReader::with_capacity(BLOCK_BYTES, file);
+    let mut header = [0; HEADER_BYTES];
+    file.read_exact(&mut header).map_err(unreadable)?;
     if header[..8] != MAGIC {
         return Err(damaged("no checkpoint"));
     }
@@ -81,10 +103,63 @@ fn read(path: &Path, position: Position) -> Result<State, Problem> {
         return Err(damaged("is not the one that its name says"));
     }
     let checksum = u32::from_le_bytes([header[12], header[13], header[14], header[15]]);
-    if crc32c::crc32c_append(crc32c::crc32c(&header[16..]), body) != checksum {
-        return Err(damaged("does not match its checksum"));
+    if version <= WHOLE {
+        let mut body = Vec::new();
+        file.read_to_end(&mut body).map_err(unreadable)?;
+        if crc32c::crc32c_append(crc32c::crc32c(&header[16..]), &body) != checksum {
+            return Err(damaged("does not match its checksum"));
+        }
+        return State::decode(version, &body).map_err(|error| Problem::Damaged(error.chain()));
     }
-    State::decode(version, body).map_err(|error| Problem::Damaged(error.chain()))
+    if crc32c::crc32c(&header[16..]) != checksum {
+        return Err(damaged("its header does not match its checksum"));
+    }
+    read_blocks(&mut file, left, position).map_err(|error| Problem::Damaged(error.chain()))
+}
+
+/// The state in the `left` bytes of blocks behind the header.
+fn read_blocks(file: &mut impl Read, mut left: u64, position: Position) -> Result<State> {
+    let io = |error: io::Error| Error::corrupt("a checkpoint cannot be read").with_source(error);
+    let mut loading = Loading::default();
+    let (mut index, mut bytes) = (0, Vec::new());
+    while left > 0 {
+        let mut head = [0; BLOCK_HEADER_BYTES];
+        file.read_exact(&mut head).map_err(io)?;
+        let [a, b, c, d, length @ ..] = head;
+        let (checksum, length) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes(length));
+        let size = BLOCK_HEADER_BYTES as u64 + u64::from(length);
+        left = left
+            .checked_sub(size)
+            .ok_or_else(|| Error::corrupt(format!("block {index} is cut off")))?;
+        bytes.resize(length as usize, 0);
+        file.read_exact(&mut bytes).map_err(io)?;
+        if block_checksum(position, index, &bytes) != checksum {
+            let text = format!("block {index} does not match its checksum");
+            return Err(Error::corrupt(text));
+        }
+        load_block(&bytes, &mut loading)?;
+        index += 1;
+    }
+    loading.finish()
+}
+
+/// Takes in the pieces of a block.
+pub(super) fn load_block(block: &[u8], loading: &mut Loading) -> Result<()> {
+    let mut rest = block;
+    while !rest.is_empty() {
+        let (piece, behind) = postcard::take_from_bytes(rest)
+            .map_err(|error| Error::corrupt("a piece cannot be decoded").with_source(error))?;
+        loading.add(piece)?;
+        rest = behind;
+    }
+    Ok(())
+}
+
+/// Over what the block is, where it belongs, and how long it is.
+fn block_checksum(position: Position, index: u64, block: &[u8]) -> u32 {
+    let checksum = crc32c::crc32c(&place_bytes(position));
+    let checksum = crc32c::crc32c_append(checksum, &index.to_le_bytes());
+    crc32c::crc32c_append(checksum, block)
 }
 
 /// Refuses to go on from the log alone when it does not reach back to the start.
@@ -118,23 +193,42 @@ pub(super) fn set_aside(files: &[(PathBuf, String)]) -> Result<()> {
     Ok(())
 }
 
-/// Writes a checkpoint and removes those that are too many. Returns the place of the oldest one kept,
-/// or the start of the log while there are fewer than are kept.
+/// What writing a checkpoint led to.
+#[derive(Debug)]
+pub(super) struct Written {
+    /// The place of the oldest checkpoint kept, or the start of the log while there are fewer than are kept.
+    pub(super) oldest: Position,
+    /// How long the new one is.
+    pub(super) bytes: u64,
+}
+
+/// How fast a checkpoint is written.
+pub(super) type Pace<'a> = &'a dyn Fn(Duration) -> Result<()>;
+
+/// Writes a checkpoint and removes those that are too many.
 ///
+/// With a pace each stretch is synced, and then `pace` called with the time that it took; an error from there abandons
+/// the checkpoint.
 /// The caller has made the log durable up to `position`.
-pub(super) fn write(folder: &Path, position: Position, state: &[u8]) -> Result<Position> {
+pub(super) fn write(
+    folder: &Path,
+    position: Position,
+    state: Snapshot,
+    pace: Option<Pace<'_>>,
+) -> Result<Written> {
     let io =
         |error: io::Error| Error::unavailable("a checkpoint cannot be written").with_source(error);
     make_folder(folder).map_err(io)?;
     let path = path(folder, position);
     let temporary = path.with_extension("tmp");
-    let written = write_file(&temporary, position, state)
-        .and_then(|()| fs::rename(&temporary, &path))
-        .and_then(|()| sync_folder(folder));
-    if let Err(error) = written {
+    let written = write_file(&temporary, position, state, pace).and_then(|bytes| {
+        fs::rename(&temporary, &path).map_err(io)?;
+        sync_folder(folder).map_err(io)?;
+        Ok(bytes)
+    });
+    let bytes = written.inspect_err(|_| {
         fs::remove_file(&temporary).ok();
-        return Err(io(error));
-    }
+    })?;
     let mut kept = list(folder)?;
     while kept.len() > KEPT {
         let (_, oldest) = kept.remove(0);
@@ -142,7 +236,10 @@ pub(super) fn write(folder: &Path, position: Position, state: &[u8]) -> Result<P
     }
     // While one is all there is, the log must do in its place.
     let oldest = kept.first().filter(|_| kept.len() == KEPT);
-    Ok(oldest.map_or_else(Position::default, |(oldest, _)| *oldest))
+    Ok(Written {
+        oldest: oldest.map_or_else(Position::default, |(oldest, _)| *oldest),
+        bytes,
+    })
 }
 
 /// The file of the checkpoint of this place.
@@ -158,18 +255,84 @@ fn place_bytes(position: Position) -> [u8; 8] {
     bytes
 }
 
-fn write_file(path: &Path, position: Position, state: &[u8]) -> io::Result<()> {
+fn write_file(
+    path: &Path,
+    position: Position,
+    state: Snapshot,
+    pace: Option<Pace<'_>>,
+) -> Result<u64> {
+    let io =
+        |error: io::Error| Error::unavailable("a checkpoint cannot be written").with_source(error);
     let mut header = [0; HEADER_BYTES];
     header[..8].copy_from_slice(&MAGIC);
     header[8..12].copy_from_slice(&VERSION.to_le_bytes());
     header[16..24].copy_from_slice(&place_bytes(position));
-    header[24..].copy_from_slice(&(state.len() as u64).to_le_bytes());
-    let checksum = crc32c::crc32c_append(crc32c::crc32c(&header[16..]), state);
+    let checksum = crc32c::crc32c(&header[16..]);
     header[12..16].copy_from_slice(&checksum.to_le_bytes());
-    let mut file = File::create(path)?;
-    file.write_all(&header)?;
-    file.write_all(state)?;
-    file.sync_all()
+    let mut blocks = Blocks {
+        file: File::create(path).map_err(io)?,
+        position,
+        index: 0,
+        block: vec![0; BLOCK_HEADER_BYTES],
+        bytes: HEADER_BYTES as u64,
+        stretch: (0, Instant::now()),
+        pace,
+    };
+    blocks.file.write_all(&header).map_err(io)?;
+    state.write(&mut |piece| blocks.add(piece))?;
+    blocks.write().map_err(io)?;
+    blocks.file.sync_all().map_err(io)?;
+    Ok(blocks.bytes)
+}
+
+/// Pieces on their way to the file.
+struct Blocks<'a> {
+    file: File,
+    position: Position,
+    index: u64,
+    /// Its header, and the pieces so far.
+    block: Vec<u8>,
+    bytes: u64,
+    /// Where the present stretch began, and when.
+    stretch: (u64, Instant),
+    pace: Option<Pace<'a>>,
+}
+
+impl Blocks<'_> {
+    fn add(&mut self, piece: &Piece<'_>) -> Result<()> {
+        postcard::to_io(piece, &mut self.block)
+            .map_err(|error| Error::invalid("the state cannot be encoded").with_source(error))?;
+        if self.block.len() < BLOCK_BYTES {
+            return Ok(());
+        }
+        let io = |error: io::Error| {
+            Error::unavailable("a checkpoint cannot be written").with_source(error)
+        };
+        self.write().map_err(io)?;
+        let (start, began) = self.stretch;
+        if let Some(pace) = self.pace.filter(|_| self.bytes - start >= STRETCH) {
+            self.file.sync_data().map_err(io)?;
+            pace(began.elapsed())?;
+            self.stretch = (self.bytes, Instant::now());
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        let (header, pieces) = self.block.split_at_mut(BLOCK_HEADER_BYTES);
+        if pieces.is_empty() {
+            return Ok(());
+        }
+        let length = u32::try_from(pieces.len()).map_err(io::Error::other)?;
+        let checksum = block_checksum(self.position, self.index, pieces);
+        header[..4].copy_from_slice(&checksum.to_le_bytes());
+        header[4..].copy_from_slice(&length.to_le_bytes());
+        self.file.write_all(&self.block)?;
+        self.bytes += self.block.len() as u64;
+        self.index += 1;
+        self.block.truncate(BLOCK_HEADER_BYTES);
+        Ok(())
+    }
 }
 
 /// The checkpoints of a folder, oldest first; leftovers of an interrupted write are removed.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::checkpoint;
 use super::record::{Record, decode_blob};
-use super::state::State;
+use super::state::{Loading, State};
 
 /// Any bytes as a record, as the blob of a message, and as the state of a checkpoint of every version.
 ///
@@ -23,7 +23,11 @@ pub fn decode_anything(bytes: &[u8]) {
         *checksum = crc32c::crc32c(rest).to_le_bytes();
     }
     drop(decode_blob(&Bytes::from(blob)));
-    for version in 1..=checkpoint::VERSION {
+    for version in 1..=checkpoint::WHOLE {
         drop(State::decode(version, bytes));
+    }
+    let mut loading = Loading::default();
+    if checkpoint::load_block(bytes, &mut loading).is_ok() {
+        drop(loading.finish());
     }
 }

@@ -64,7 +64,7 @@ async fn lease(store: &Arc<Store>, max: usize) -> Vec<Delivery> {
 #[tokio::test]
 #[ignore = "makes the sample of a new format version"]
 async fn makes_the_sample() {
-    let folder = sample(4);
+    let folder = sample(5);
     std::fs::create_dir_all(&folder).unwrap();
     let store = open(&folder);
     let mut message = NewMessage::new("with everything");
@@ -164,6 +164,15 @@ async fn a_store_of_version_3_reads_back() {
 #[tokio::test]
 async fn a_store_of_version_4_reads_back() {
     let folder = copy(4);
+    let store = open(folder.path());
+    let held = reads_back(&store).await;
+    assert_eq!((held.attempt, held.interrupted), (2, true));
+    streams_read_back(&store).await;
+}
+
+#[tokio::test]
+async fn a_store_of_version_5_reads_back() {
+    let folder = copy(5);
     let store = open(folder.path());
     let held = reads_back(&store).await;
     assert_eq!((held.attempt, held.interrupted), (2, true));

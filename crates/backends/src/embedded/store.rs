@@ -35,6 +35,17 @@ pub(super) struct Inner {
     pub(super) blobs: Vec<u8>,
 }
 
+/// Room that is kept for the next record and its blobs.
+const ROOM: usize = 256 * 1024;
+
+impl Inner {
+    /// Gives back the room of the largest record so far.
+    pub(super) fn shrink(&mut self) {
+        self.record.shrink_to(ROOM);
+        self.blobs.shrink_to(ROOM);
+    }
+}
+
 /// An open store.
 pub(super) struct Store {
     pub(super) clock: Arc<dyn Clock>,
@@ -132,6 +143,7 @@ impl Store {
         let checkpoint::Found {
             mut state,
             position,
+            bytes,
             passed_over,
         } = checkpoint::load(&config.folder.join("checkpoint"))?;
         if position.is_none() && !passed_over.is_empty() {
@@ -161,6 +173,15 @@ impl Store {
             tracing::info!(folder = %config.folder.display(), "created a new store");
         }
         let missing = missing_segments(&state, &log);
+        let is_as_saved = recovery.records == 0 && recovery.damaged.is_empty();
+        let checkpointed = Checkpointed {
+            // With nothing behind the checkpoint but a seal it is one of the end.
+            position: match position {
+                Some(_) if is_as_saved => log.records_end(),
+                position => position.unwrap_or_default(),
+            },
+            bytes,
+        };
         state.raise_fence(clock.now());
         let waiting = Arc::<Waiting>::default();
         let memory = Memory::new(config.memory);
@@ -176,10 +197,7 @@ impl Store {
             recovery,
             passed_over,
             missing,
-            checkpointed: Mutex::new(Checkpointed {
-                position: position.unwrap_or_default(),
-                bytes: 0,
-            }),
+            checkpointed: Mutex::new(checkpointed),
             keeps_segments: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             maintenance: Mutex::new(None),
@@ -432,7 +450,7 @@ impl Store {
         {
             tracing::error!("the upkeep of the store panicked");
         }
-        let checkpointed = self.check_presence().and_then(|()| self.checkpoint());
+        let checkpointed = self.check_presence().and_then(|()| self.save(None));
         let closed = self.log.close();
         for notify in self
             .waiting
@@ -465,45 +483,6 @@ impl Store {
     pub(super) fn folder(&self) -> &Path {
         &self.config.folder
     }
-
-    /// Saves the state, and removes segments that nobody needs any more.
-    pub(super) fn checkpoint(&self) -> Result<()> {
-        // Held to the end: one checkpoint at a time.
-        let mut checkpointed = self
-            .checkpointed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let (position, state, live) = {
-            let inner = self.lock();
-            let position = self.log.records_end();
-            if checkpointed.position == position {
-                return Ok(());
-            }
-            (position, inner.state.encode()?, inner.state.live_bytes())
-        };
-        // A checkpoint must never know more than the log behind it.
-        self.log.sync_all()?;
-        // Another store may be in its place by now.
-        self.check_presence()?;
-        let folder = self.config.folder.join("checkpoint");
-        let oldest = checkpoint::write(&folder, position, &state)?;
-        self.presence
-            .rests_on(checkpoint::path(&folder, position))?;
-        *checkpointed = Checkpointed {
-            position,
-            bytes: state.len() as u64,
-        };
-        if self.keeps_segments.load(Ordering::SeqCst) > 0 {
-            // A backup needs them; the next checkpoint after it removes them.
-            return Ok(());
-        }
-        for (number, _) in self.log.segments() {
-            if number < oldest.segment && !live.contains_key(&number) {
-                self.log.remove(number)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Drop for Store {
@@ -518,8 +497,9 @@ impl Drop for Store {
 fn missing_segments(state: &State, log: &Log) -> Vec<(u32, u64)> {
     let segments = log.segments();
     let is_there = |number: &u32| segments.iter().any(|(known, _)| known == number);
-    let live = state.live_bytes().into_iter();
-    let missing: Vec<_> = live.filter(|(number, _)| !is_there(number)).collect();
+    let live = state.live().into_iter();
+    let missing = live.filter(|(number, _)| !is_there(number));
+    let missing: Vec<_> = missing.map(|(number, live)| (number, live.bytes)).collect();
     for (segment, bytes) in &missing {
         tracing::error!(segment, bytes, "segment missing; its messages are lost");
     }

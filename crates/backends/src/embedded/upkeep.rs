@@ -1,14 +1,18 @@
 //! Upkeep: checkpoints, and space given back.
 
 use std::ops::Bound;
+use std::sync::atomic::Ordering;
 use std::sync::{PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use towpath_core::{QueueName, Result};
+use bytes::Bytes;
+use towpath_core::{Error, QueueName, Result};
 
+use super::checkpoint;
 use super::log::{Class, Position};
 use super::record::{self, Record};
-use super::store::{Source, Store};
+use super::state::{Place, Snapshot};
+use super::store::{Checkpointed, Source, Store};
 
 /// A checkpoint follows this many segments of log, or as many as the last one filled: a long backlog is not written
 /// again and again.
@@ -23,22 +27,89 @@ const LIVE_SHARE: u64 = 4;
 /// Fewer segments than this are not worth compacting.
 const COMPACT_FROM: usize = 6;
 
-/// Most bytes written again in one step.
-const MOVE_BYTES: u32 = 1 << 20;
+/// Most bytes written again in one step, which holds the lock.
+const MOVE_BYTES: u32 = 256 * 1024;
 
-/// How often the store looks for segments that can go although too little has happened for a checkpoint.
+/// How often the store looks for space that can be given back although too little has happened for a checkpoint.
 const TIDY: Duration = Duration::from_secs(2);
 
-/// Most messages that such a look passes; more wait for the next checkpoint.
-const TIDY_MESSAGES: u64 = 100_000;
-
-/// How many times the bytes of a checkpoint the removed segments must free: removing them takes two checkpoints.
-const TIDY_BYTES: u64 = 4;
+/// How many times what is written for it the space given back must be.
+const TIDY_SHARE: u64 = 2;
 
 /// Most queues looked at while others wait.
 const TICK_QUEUES: usize = 256;
 
 impl Store {
+    /// Saves the state, and removes segments that hold nothing any more.
+    ///
+    /// The lock is held for a snapshot only: the state is written and its messages are counted outside of it.
+    pub(super) fn checkpoint(&self) -> Result<()> {
+        self.save(Some(&|took| {
+            // Half of the disk and of a core at most.
+            let guard = self
+                .wake_maintenance
+                .0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if !self.is_closed() {
+                drop(self.wake_maintenance.1.wait_timeout(guard, took));
+            }
+            if self.is_closed() {
+                // The one that closing writes knows more.
+                return Err(Error::unavailable("the store is closing"));
+            }
+            Ok(())
+        }))
+    }
+
+    /// As [`Store::checkpoint`], at a pace or as fast as it goes.
+    pub(super) fn save(&self, pace: Option<checkpoint::Pace<'_>>) -> Result<()> {
+        // Held to the end: one checkpoint at a time.
+        let mut checkpointed = self
+            .checkpointed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let began = Instant::now();
+        let (position, state, locked) = {
+            let inner = self.lock();
+            let locked = Instant::now();
+            let position = self.log.records_end();
+            if checkpointed.position == position {
+                return Ok(());
+            }
+            (position, inner.state.snapshot(), locked.elapsed())
+        };
+        let live = state.live();
+        // A checkpoint must never know more than the log behind it.
+        self.log.sync_all()?;
+        // Another store may be in its place by now.
+        self.check_presence()?;
+        let folder = self.config.folder.join("checkpoint");
+        let written = checkpoint::write(&folder, position, state, pace)?;
+        self.presence
+            .rests_on(checkpoint::path(&folder, position))?;
+        *checkpointed = Checkpointed {
+            position,
+            bytes: written.bytes,
+        };
+        tracing::debug!(
+            bytes = written.bytes,
+            ?locked,
+            took = ?began.elapsed(),
+            "checkpoint written"
+        );
+        if self.keeps_segments.load(Ordering::SeqCst) > 0 {
+            // A backup needs them; the next checkpoint after it removes them.
+            return Ok(());
+        }
+        for (number, _) in self.log.segments() {
+            if number < written.oldest.segment && !live.contains_key(&number) {
+                self.log.remove(number)?;
+            }
+        }
+        Ok(())
+    }
+
     fn checkpoint_is_due(&self) -> bool {
         let last = *self
             .checkpointed
@@ -55,7 +126,7 @@ impl Store {
     /// Two checkpoints, so that neither of the two that are kept needs what the log holds before its end.
     fn make_room(&self) -> Result<()> {
         let end = self.log.records_end();
-        let live = self.lock().state.live_bytes();
+        let live = self.snapshot().live();
         let mut older = self.log.segments().into_iter();
         if !older.any(|(number, _)| number < end.segment && !live.contains_key(&number)) {
             return Ok(());
@@ -70,33 +141,32 @@ impl Store {
         self.checkpoint()
     }
 
-    /// Gives the space of a drained burst back without waiting for as much traffic as a checkpoint wants. False when there
-    /// was nothing to do.
+    fn snapshot(&self) -> Snapshot {
+        self.lock().state.snapshot()
+    }
+
+    /// Gives the space of a drained backlog back without waiting for as much traffic as a checkpoint wants: that of
+    /// segments without messages, and that of checkpoints that are larger than the next ones. False when there was
+    /// nothing to do.
     fn tidy(&self) -> Result<bool> {
         let end = self.log.records_end();
-        let mut older = self.log.segments();
-        older.retain(|(number, _)| *number < end.segment);
-        if older.len() < 2 {
-            return Ok(false);
-        }
-        let live = {
-            let state = &self.lock().state;
-            if state.messages() > TIDY_MESSAGES {
-                return Ok(false);
-            }
-            state.live_bytes()
-        };
-        let empty = older
-            .iter()
-            .filter(|(number, _)| !live.contains_key(number))
-            .map(|(_, size)| u64::from(*size));
-        let (count, bytes) = empty.fold((0, 0), |(count, sum), size| (count + 1, sum + size));
-        let checkpoint = self
+        let state = self.snapshot();
+        let live = state.live();
+        let segments = self.log.segments().into_iter();
+        let empty =
+            segments.filter(|(number, _)| *number < end.segment && !live.contains_key(number));
+        let last = *self
             .checkpointed
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .bytes;
-        if count >= 2 && bytes >= checkpoint * TIDY_BYTES {
+            .unwrap_or_else(PoisonError::into_inner);
+        // Removing segments takes two checkpoints, which take the places of two.
+        let (freed, written) = (
+            empty.map(|(_, size)| u64::from(size)).sum::<u64>() + 2 * last.bytes,
+            2 * state.bytes(),
+        );
+        drop(state);
+        let worth = TIDY_SHARE * written.max(self.config.segment_bytes.into());
+        if freed.saturating_sub(written) >= worth {
             self.checkpoint_twice()?;
             return Ok(true);
         }
@@ -112,39 +182,63 @@ impl Store {
         if segments.len() < COMPACT_FROM || self.log.is_disk_low() {
             return Ok(());
         }
-        let live = self.lock().state.live_bytes();
-        let sparse = segments
-            .iter()
-            .rev()
-            .skip(3)
-            .rev()
-            .filter(|(number, size)| {
-                live.get(number)
-                    .is_some_and(|bytes| bytes * LIVE_SHARE < u64::from(*size))
-            });
+        let state = self.snapshot();
+        let live = state.live();
+        let old = &segments[..segments.len() - 3];
+        let sparse = old.iter().filter(|(number, size)| {
+            live.get(number)
+                .is_some_and(|live| live.bytes * LIVE_SHARE < u64::from(*size))
+        });
         for (number, _) in sparse {
-            while self.move_some(*number)? {}
+            for (source, places) in state.some_of(*number) {
+                if !self.move_all(&source, &places)? {
+                    break;
+                }
+            }
         }
         Ok(())
     }
 
-    /// Moves up to [`MOVE_BYTES`] out of a segment. False when nothing that can be read is left in it.
-    fn move_some(&self, segment: u32) -> Result<bool> {
-        let mut inner = self.lock();
-        let Some((source, places)) = inner.state.some_of(segment, MOVE_BYTES) else {
-            return Ok(false);
-        };
-        let mut moved = Vec::with_capacity(places.len());
-        inner.blobs.clear();
-        for (number, place) in places {
-            let blob = self.log.read(place.position, place.bytes)?;
-            if record::decode_blob(&blob).is_err() {
-                // Its consumer will be told; until then the segment stays as evidence.
-                inner.blobs.clear();
-                return Ok(false);
+    /// Writes messages of one segment again, some at a time. False when one of them cannot be read.
+    fn move_all(&self, source: &Source, places: &[(u64, Place)]) -> Result<bool> {
+        let mut left = places;
+        while !left.is_empty() {
+            let mut sum = 0;
+            let more = left.iter().take_while(|(_, place)| {
+                let first = sum == 0;
+                sum += place.bytes;
+                first || sum <= MOVE_BYTES
+            });
+            let (some, rest) = left.split_at(more.count());
+            left = rest;
+            // Read outside of the lock: what it guards does not wait for the disk.
+            let mut read = Vec::with_capacity(some.len());
+            for (number, place) in some {
+                let blob = self.log.read(place.position, place.bytes)?;
+                if record::decode_blob(&blob).is_err() {
+                    // Its consumer gets the error; until then the segment stays as evidence.
+                    return Ok(false);
+                }
+                read.push((*number, *place, blob));
             }
-            inner.blobs.extend_from_slice(&blob);
-            moved.push((number, place.bytes));
+            self.move_some(source, &read)?;
+        }
+        Ok(true)
+    }
+
+    fn move_some(&self, source: &Source, read: &[(u64, Place, Bytes)]) -> Result<()> {
+        let mut inner = self.lock();
+        let mut moved = Vec::with_capacity(read.len());
+        inner.blobs.clear();
+        for (number, place, blob) in read {
+            // Some may be gone, or somewhere else, since the snapshot.
+            if inner.state.is_at(source, *number, *place) {
+                inner.blobs.extend_from_slice(blob);
+                moved.push((*number, place.bytes));
+            }
+        }
+        if moved.is_empty() {
+            return Ok(());
         }
         let record = match source.clone() {
             Source::Queue(queue) => Record::Move { queue, moved },
@@ -152,21 +246,32 @@ impl Store {
         };
         let end = self.write(&mut inner, Class::Settle, &record)?;
         // What moved is not shown until it is durable at its new place.
-        self.wake_when_committed(source, end);
-        Ok(true)
+        self.wake_when_committed(source.clone(), end);
+        Ok(())
     }
 
-    /// Moves what has fallen due, and wakes those who wait for it; some queues at a time, so that no request waits for all.
+    /// Moves what has fallen due, and wakes the callers that wait for it; some queues at a time, so that no request waits
+    /// for all.
     fn tick(&self) {
-        let (now, monotonic) = (self.clock.now(), self.monotonic());
-        {
-            let mut inner = self.lock();
-            inner.state.kv.tick(now);
-            inner.state.limits.tick(now.as_millis());
-            for stream in inner.state.streams.values_mut() {
-                stream.tick(now);
-            }
+        while self.tick_some() {
+            // The lock may go to another thread in between.
+            std::thread::yield_now();
         }
+    }
+
+    /// A bounded part of that. Whether there is more.
+    fn tick_some(&self) -> bool {
+        let (now, monotonic) = (self.clock.now(), self.monotonic());
+        let mut has_more = {
+            let mut inner = self.lock();
+            inner.shrink();
+            let mut has_more = inner.state.kv.tick(now);
+            has_more |= inner.state.limits.tick(now.as_millis());
+            for stream in inner.state.streams.values_mut() {
+                has_more |= stream.tick(now);
+            }
+            has_more
+        };
         let mut last = None;
         loop {
             let from = last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
@@ -176,14 +281,14 @@ impl Store {
             let queues = queues.range_mut::<QueueName, _>((from, Bound::Unbounded));
             for (name, queue) in queues.take(TICK_QUEUES) {
                 let had = queue.has_ready();
-                queue.tick(now, monotonic);
+                has_more |= queue.tick(now, monotonic);
                 if !had && queue.has_ready() {
                     self.news(name).notify_waiters();
                 }
                 newest = Some(name);
             }
             let Some(newest) = newest.cloned() else {
-                return;
+                return has_more;
             };
             last = Some(newest);
         }
@@ -224,7 +329,9 @@ pub(super) fn maintain(store: &Weak<Store>) {
         } else {
             Ok(())
         };
-        if let Err(error) = worked {
+        if let Err(error) = worked
+            && !store.is_closed()
+        {
             tracing::warn!(
                 error = error.chain(),
                 "upkeep of the store failed, it will be tried again"

@@ -1,5 +1,6 @@
 //! Space that is given back without more traffic.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -67,4 +68,75 @@ async fn a_drained_burst_gives_its_segments_back() {
     let dead = store.dead_letters(&queue, None, 10).await.unwrap();
     assert_eq!(dead.len(), 2);
     assert!(dead.iter().all(|one| one.message.payload.len() == 3_000));
+}
+
+/// Bytes of the checkpoints in a folder.
+fn checkpoints(folder: &Path) -> (Vec<PathBuf>, u64) {
+    let entries = std::fs::read_dir(folder.join("checkpoint")).unwrap();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    let sizes = paths
+        .iter()
+        .map(|path| path.metadata().map_or(0, |file| file.len()));
+    let sum = sizes.sum();
+    (paths, sum)
+}
+
+fn open_in(folder: &Path) -> Arc<Store> {
+    let url = format!("embedded:{}?segment=64KiB&reserve=0", folder.display());
+    let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_700_000_000_000)));
+    Store::open(Config::parse(&url).unwrap(), clock).unwrap()
+}
+
+#[tokio::test]
+async fn a_drained_backlog_gives_the_space_of_its_checkpoints_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open_in(folder.path());
+    let queue = QueueName::new("jobs").unwrap();
+    for _ in 0..40 {
+        let messages = (0..1_000).map(|_| NewMessage::new("small")).collect();
+        store.enqueue(&queue, messages).await.unwrap();
+        store.checkpoint().unwrap();
+    }
+    let (_, full) = checkpoints(folder.path());
+    assert!(full > 500_000, "{full} bytes");
+    store.purge(&queue).await.unwrap();
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        let (left, segments) = (checkpoints(folder.path()).1, store.log.segments().len());
+        if left < 10_000 && segments < 5 {
+            break;
+        }
+        assert!(
+            Instant::now() < until,
+            "{left} bytes of checkpoints and {segments} segments for nothing"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_did_not_change_writes_no_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open_in(folder.path());
+    let queue = QueueName::new("jobs").unwrap();
+    store
+        .enqueue(&queue, vec![NewMessage::new("one")])
+        .await
+        .unwrap();
+    store.close().unwrap();
+    let (before, _) = checkpoints(folder.path());
+    for _ in 0..2 {
+        open_in(folder.path()).close().unwrap();
+        assert_eq!(checkpoints(folder.path()).0, before);
+    }
+    // What was replayed is saved.
+    let store = open_in(folder.path());
+    store
+        .enqueue(&queue, vec![NewMessage::new("two")])
+        .await
+        .unwrap();
+    store.close().unwrap();
+    assert_ne!(checkpoints(folder.path()).0, before);
+    assert_eq!(open_in(folder.path()).stats(&queue).await.unwrap().ready, 2);
 }

@@ -1,30 +1,42 @@
 //! Routes, by exchange.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use towpath_core::{ExchangeName, QueueName};
 
 type Binding = (ExchangeName, String, QueueName);
 
-/// Every route; a checkpoint has them in one list.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(from = "Vec<Binding>", into = "Vec<Binding>")]
-pub(in super::super) struct Bindings(BTreeMap<ExchangeName, BTreeSet<(String, QueueName)>>);
+/// Every route; a checkpoint up to version 4 has them in one list. A clone shares them.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(from = "Vec<Binding>")]
+pub(in super::super) struct Bindings(Arc<BTreeMap<ExchangeName, BTreeSet<(String, QueueName)>>>);
 
 impl Bindings {
     pub(super) fn insert(&mut self, exchange: &ExchangeName, pattern: &str, queue: &QueueName) {
-        let known = self.0.entry(exchange.clone()).or_default();
+        let bindings = Arc::make_mut(&mut self.0);
+        let known = bindings.entry(exchange.clone()).or_default();
         known.insert((pattern.to_owned(), queue.clone()));
     }
 
     pub(super) fn remove(&mut self, exchange: &ExchangeName, pattern: &str, queue: &QueueName) {
-        if let Some(known) = self.0.get_mut(exchange) {
+        let bindings = Arc::make_mut(&mut self.0);
+        if let Some(known) = bindings.get_mut(exchange) {
             known.remove(&(pattern.to_owned(), queue.clone()));
             if known.is_empty() {
-                self.0.remove(exchange);
+                bindings.remove(exchange);
             }
         }
+    }
+
+    /// Every route.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&ExchangeName, &String, &QueueName)> {
+        self.0.iter().flat_map(|(exchange, known)| {
+            known
+                .iter()
+                .map(move |(pattern, queue)| (exchange, pattern, queue))
+        })
     }
 
     /// Patterns of an exchange and the queues that they lead to.
@@ -54,17 +66,5 @@ impl From<Vec<Binding>> for Bindings {
             bindings.insert(&exchange, &pattern, &queue);
         }
         bindings
-    }
-}
-
-impl From<Bindings> for Vec<Binding> {
-    fn from(bindings: Bindings) -> Self {
-        let exchanges = bindings.0.into_iter();
-        exchanges
-            .flat_map(|(exchange, known)| {
-                let known = known.into_iter();
-                known.map(move |(pattern, queue)| (exchange.clone(), pattern, queue))
-            })
-            .collect()
     }
 }

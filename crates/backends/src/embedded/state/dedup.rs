@@ -10,19 +10,28 @@ use std::marker::PhantomData;
 
 use hashbrown::HashTable;
 use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
-use serde::ser::SerializeTuple;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use siphasher::sip128::SipHasher24;
 use towpath_core::Timestamp;
 
-/// Stands where formats before version 4 have a count of ids, which it cannot be.
+use super::AT_ONCE;
+use super::rows::Rows;
+
+/// Stands in version 4 where the formats before it have a count of ids, which it cannot be.
 const DIGESTS: u64 = u64::MAX;
 
 type Digest = [u8; 16];
 
+/// The key of the digests.
+pub(super) type Secret = (u64, u64);
+
+/// A table grows in one step that looks at every entry, so many entries have many tables.
+const TABLES: usize = 256;
+const ONE_TABLE: usize = 8_192;
+
 /// One id and what it was first used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Known<T> {
+pub(in super::super) struct Known<T> {
     digest: Digest,
     first: T,
     until: Timestamp,
@@ -31,21 +40,78 @@ struct Known<T> {
 /// What each id was first used for.
 #[derive(Debug)]
 pub(super) struct Dedup<T> {
-    secret: (u64, u64),
+    secret: Secret,
     /// In the order in which they came, which is that of their windows while the window stays the same.
-    known: VecDeque<Known<T>>,
-    /// Low bits of the number of the newest entry of each digest.
-    index: HashTable<u32>,
+    known: Rows<Known<T>>,
+    index: Index,
     /// The number of the first entry.
     start: u32,
+}
+
+/// Low bits of the number of the newest entry of each digest.
+#[derive(Debug)]
+struct Index(Vec<HashTable<u32>>);
+
+/// The ids as they were at a moment.
+pub(super) struct Snapshot<T> {
+    pub(super) secret: Secret,
+    pub(super) known: Rows<Known<T>>,
+}
+
+impl<T> Snapshot<T> {
+    /// How many bytes they take in a checkpoint, about.
+    pub(super) const fn bytes(&self) -> u64 {
+        40 * self.known.len() as u64
+    }
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self(vec![HashTable::new()])
+    }
+}
+
+impl Index {
+    fn table(&mut self, hash: u64) -> &mut HashTable<u32> {
+        let table = (hash >> 40) as usize % self.0.len();
+        &mut self.0[table]
+    }
+
+    fn find(&self, hash: u64, is_it: impl FnMut(&u32) -> bool) -> Option<u32> {
+        let table = (hash >> 40) as usize % self.0.len();
+        self.0[table].find(hash, is_it).copied()
+    }
+
+    /// Adds a number that is not there.
+    fn insert(&mut self, hash: u64, number: u32, hash_of: impl Fn(&u32) -> u64) {
+        if self.0.len() == 1 && self.0[0].len() == ONE_TABLE {
+            let numbers: Vec<u32> = self.0[0].iter().copied().collect();
+            self.0 = std::iter::repeat_with(HashTable::new)
+                .take(TABLES)
+                .collect();
+            for number in numbers {
+                let hash = hash_of(&number);
+                self.table(hash).insert_unique(hash, number, &hash_of);
+            }
+        }
+        self.table(hash).insert_unique(hash, number, hash_of);
+    }
+
+    /// Gives memory back once most of it is unused.
+    fn shrink(&mut self, hash: u64, hash_of: impl Fn(&u32) -> u64) {
+        let table = self.table(hash);
+        if table.capacity() > 64 && table.len() < table.capacity() / 8 {
+            table.shrink_to(table.len() * 2, hash_of);
+        }
+    }
 }
 
 impl<T> Default for Dedup<T> {
     fn default() -> Self {
         Self {
             secret: rand::random(),
-            known: VecDeque::new(),
-            index: HashTable::new(),
+            known: Rows::default(),
+            index: Index::default(),
             start: 0,
         }
     }
@@ -65,8 +131,22 @@ impl<T: Copy> Dedup<T> {
             .as_bytes()
     }
 
-    fn at(&self, number: u32) -> &Known<T> {
-        &self.known[number.wrapping_sub(self.start) as usize]
+    pub(super) fn snapshot(&self) -> Snapshot<T> {
+        Snapshot {
+            secret: self.secret,
+            known: self.known.clone(),
+        }
+    }
+
+    /// Takes over the secret of a checkpoint, before its ids.
+    pub(super) const fn keep_secret(&mut self, secret: Secret) {
+        self.secret = secret;
+    }
+
+    /// Keeps an id of a checkpoint.
+    pub(super) fn keep(&mut self, known: Known<T>) {
+        self.known.push_back(known);
+        self.point_at_last();
     }
 
     /// What the id was first used for, if its window is still open.
@@ -75,93 +155,80 @@ impl<T: Copy> Dedup<T> {
             return None;
         }
         let digest = self.digest(id);
-        let number = self
-            .index
-            .find(hash(&digest), |number| self.at(*number).digest == digest)?;
-        let known = self.at(*number);
+        let at = |number: u32| self.known.get(number.wrapping_sub(self.start) as usize);
+        let is_it = |number: &u32| at(*number).is_some_and(|known| known.digest == digest);
+        let known = at(self.index.find(hash(&digest), is_it)?)?;
         (known.until > now).then_some(known.first)
     }
 
     pub(super) fn remember(&mut self, id: &str, first: T, until: Timestamp) {
         let digest = self.digest(id);
-        let number = u32::try_from(self.known.len()).unwrap_or(u32::MAX);
-        self.known.push_back(Known {
+        self.keep(Known {
             digest,
             first,
             until,
         });
-        self.point_at(self.start.wrapping_add(number));
     }
 
-    /// Makes the index lead from an entry's digest to it.
-    fn point_at(&mut self, number: u32) {
+    /// Makes the index lead from the newest entry's digest to it.
+    fn point_at_last(&mut self) {
         let Self {
             known,
             index,
             start,
             ..
         } = self;
-        let at = |number: u32| &known[number.wrapping_sub(*start) as usize].digest;
-        let digest = *at(number);
-        match index.find_mut(hash(&digest), |number| *at(*number) == digest) {
-            Some(newest) => *newest = number,
-            None => {
-                index.insert_unique(hash(&digest), number, |number| hash(at(*number)));
-            }
+        let digest_of = |number: u32| {
+            known
+                .get(number.wrapping_sub(*start) as usize)
+                .map(|known| known.digest)
+        };
+        let last = start.wrapping_add(low_bits(known.len() - 1));
+        let Some(digest) = digest_of(last) else {
+            return;
+        };
+        let is_it = |number: &u32| digest_of(*number) == Some(digest);
+        match index.table(hash(&digest)).find_mut(hash(&digest), is_it) {
+            Some(newest) => *newest = last,
+            None => index.insert(hash(&digest), last, |number| {
+                digest_of(*number).map_or(0, |digest| hash(&digest))
+            }),
         }
     }
 
-    /// Forgets the ids whose window has closed.
-    pub(super) fn tick(&mut self, now: Timestamp) {
-        let before = self.known.len();
-        while let Some(Known { digest, .. }) = self
-            .known
-            .front()
-            .copied()
-            .filter(|known| known.until <= now)
-        {
-            let oldest = self.start;
+    /// Forgets some of the ids whose window has closed. Whether there are more.
+    pub(super) fn tick(&mut self, now: Timestamp) -> bool {
+        for _ in 0..AT_ONCE {
+            let closed = self.known.front().filter(|known| known.until <= now);
+            let Some(Known { digest, .. }) = closed else {
+                return false;
+            };
+            let (oldest, hash_of_it) = (self.start, hash(&digest));
             // The id may have been used again since its window closed.
-            if let Ok(found) = self
-                .index
-                .find_entry(hash(&digest), |number| *number == oldest)
-            {
+            let table = self.index.table(hash_of_it);
+            if let Ok(found) = table.find_entry(hash_of_it, |number| *number == oldest) {
                 found.remove();
             }
             self.known.pop_front();
             self.start = self.start.wrapping_add(1);
-        }
-        if self.known.len() < before {
-            self.shrink();
-        }
-    }
-
-    /// Gives memory back once most of it is unused.
-    fn shrink(&mut self) {
-        let Self {
-            known,
-            index,
-            start,
-            ..
-        } = self;
-        if known.capacity() > 64 && known.len() < known.capacity() / 4 {
-            let room = known.len() * 2;
-            known.shrink_to(room);
-            index.shrink_to(room, |number| {
-                hash(&known[number.wrapping_sub(*start) as usize].digest)
+            let Self {
+                known,
+                index,
+                start,
+                ..
+            } = self;
+            index.shrink(hash_of_it, |number| {
+                let known = known.get(number.wrapping_sub(*start) as usize);
+                known.map_or(0, |known| hash(&known.digest))
             });
         }
+        true
     }
 }
 
-impl<T: Copy + Serialize> Serialize for Dedup<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut parts = serializer.serialize_tuple(3)?;
-        parts.serialize_element(&DIGESTS)?;
-        parts.serialize_element(&self.secret)?;
-        parts.serialize_element(&self.known)?;
-        parts.end()
-    }
+#[expect(clippy::cast_possible_truncation, reason = "the index keeps low bits")]
+const fn low_bits(number: usize) -> u32 {
+    number as u32
 }
 
 impl<'de, T: Copy + DeserializeOwned> Deserialize<'de> for Dedup<T> {
@@ -185,11 +252,8 @@ impl<'de, T: Copy + DeserializeOwned> Visitor<'de> for Parts<T> {
         let count: u64 = next(&mut parts)?;
         if count == DIGESTS {
             dedup.secret = next(&mut parts)?;
-            dedup.known = next(&mut parts)?;
-            dedup.index = HashTable::with_capacity(dedup.known.len());
-            for number in 0..u32::try_from(dedup.known.len()).unwrap_or(u32::MAX) {
-                dedup.point_at(number);
-            }
+            let known: VecDeque<Known<T>> = next(&mut parts)?;
+            known.into_iter().for_each(|known| dedup.keep(known));
             return Ok(dedup);
         }
         // Until version 3: a map of the ids, and their order.
@@ -241,11 +305,11 @@ mod tests {
         assert_eq!(dedup.first("id 1000", at(0)), None);
         dedup.tick(at(509));
         assert_eq!(dedup.known.len(), 500);
-        assert_eq!(dedup.index.len(), 500);
+        assert_eq!(dedup.index.0.iter().map(HashTable::len).sum::<usize>(), 500);
         assert_eq!(dedup.first("id 999", at(509)), Some(999));
         dedup.tick(at(2_000));
-        assert!(dedup.known.is_empty() && dedup.index.is_empty());
-        assert!(dedup.known.capacity() <= 64);
+        assert!(dedup.known.is_empty() && dedup.index.0.iter().all(HashTable::is_empty));
+        assert!(dedup.index.0.iter().all(|table| table.capacity() <= 64));
     }
 
     #[test]
@@ -267,13 +331,15 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_of_this_and_of_the_old_layout_reads_back() {
+    fn checkpoints_of_versions_3_and_4_read_back() {
         let mut dedup = Dedup::default();
         dedup.remember("one", 1_u64, at(10));
         dedup.remember("two", 2, at(20));
-        let bytes = postcard::to_extend(&(&dedup, "behind"), Vec::new()).unwrap();
-        let (read, behind): (Dedup<u64>, String) = postcard::from_bytes(&bytes).unwrap();
-        assert_eq!((read.secret, &read.known), (dedup.secret, &dedup.known));
+        let known: VecDeque<Known<u64>> = dedup.known.iter().collect();
+        let bytes = postcard::to_extend(&(DIGESTS, dedup.secret, known, "behind"), Vec::new());
+        let (read, behind): (Dedup<u64>, String) = postcard::from_bytes(&bytes.unwrap()).unwrap();
+        assert_eq!(read.secret, dedup.secret);
+        assert!(read.known.iter().eq(dedup.known.iter()));
         assert_eq!(behind, "behind");
         assert_eq!(read.first("two", at(5)), Some(2));
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use imbl::OrdMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Fields of together at most this many bytes are packed; changing one writes all of them.
@@ -16,14 +17,19 @@ pub(in super::super) struct Fields(Kept);
 enum Kept {
     /// Pairs of name and value, postcard, by name.
     Packed(Box<[u8]>),
-    Map(BTreeMap<String, Bytes>),
+    Map(OrdMap<String, Bytes>),
 }
 
 impl Fields {
     /// All of them, by name.
     pub(in super::super) fn to_map(&self) -> BTreeMap<String, Bytes> {
         match &self.0 {
-            Kept::Map(map) => map.clone(),
+            Kept::Map(map) => {
+                let fields = map.iter();
+                fields
+                    .map(|(field, value)| (field.clone(), value.clone()))
+                    .collect()
+            }
             Kept::Packed(bytes) => unpack(bytes),
         }
     }
@@ -60,7 +66,7 @@ impl From<BTreeMap<String, Bytes>> for Fields {
             .map(|(field, value)| field.len() + value.len())
             .sum();
         if bytes > PACKED_BYTES {
-            return Self(Kept::Map(map));
+            return Self(Kept::Map(map.into_iter().collect()));
         }
         let mut packed = Vec::new();
         for (field, value) in &map {

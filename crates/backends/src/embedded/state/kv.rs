@@ -1,14 +1,16 @@
 //! Keys and values: conditions are checked on what would be, changes are absolute, so replay needs no clock.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound;
 use std::time::Duration;
 
 use bytes::Bytes;
+use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 use towpath_core::port::kv::{Committed, MAX_KEY_BYTES, Op};
 use towpath_core::{Error, Result, Timestamp};
 
+use super::AT_ONCE;
 use super::fields::Fields;
 
 /// What a key holds.
@@ -57,14 +59,27 @@ enum Draft {
 }
 
 /// Every key.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub(in super::super) struct KvState {
-    slots: BTreeMap<String, Slot>,
+    #[serde(deserialize_with = "super::snapshot::map")]
+    slots: OrdMap<String, Slot>,
     #[serde(skip)]
     expiring: BTreeSet<(Timestamp, String)>,
 }
 
 impl KvState {
+    pub(super) fn snapshot(&self) -> OrdMap<String, Slot> {
+        self.slots.clone()
+    }
+
+    /// Keeps a key of a checkpoint.
+    pub(super) fn keep(&mut self, key: String, slot: Slot) {
+        if let Some(until) = slot.until {
+            self.expiring.insert((until, key.clone()));
+        }
+        self.slots.insert(key, slot);
+    }
+
     pub(super) fn rebuild(&mut self) {
         self.expiring = self
             .slots
@@ -73,17 +88,17 @@ impl KvState {
             .collect();
     }
 
-    /// Forgets what has expired.
-    pub(in super::super) fn tick(&mut self, now: Timestamp) {
-        while self
-            .expiring
-            .first()
-            .is_some_and(|(until, _)| *until <= now)
-        {
+    /// Forgets some of what has expired. Whether there is more.
+    pub(in super::super) fn tick(&mut self, now: Timestamp) -> bool {
+        for _ in 0..AT_ONCE {
+            if self.expiring.first().is_none_or(|(until, _)| *until > now) {
+                return false;
+            }
             if let Some((_, key)) = self.expiring.pop_first() {
                 self.slots.remove(&key);
             }
         }
+        true
     }
 
     pub(in super::super) fn slot(&self, key: &str, now: Timestamp) -> Option<&Slot> {
@@ -101,11 +116,11 @@ impl KvState {
         now: Timestamp,
     ) -> Vec<String> {
         let from = match after {
-            Some(after) if after >= prefix => Bound::Excluded(after),
-            _ => Bound::Included(prefix),
+            Some(after) if after >= prefix => Bound::Excluded(after.to_owned()),
+            _ => Bound::Included(prefix.to_owned()),
         };
         self.slots
-            .range::<str, _>((from, Bound::Unbounded))
+            .range((from, Bound::Unbounded))
             .take_while(|(key, _)| key.starts_with(prefix))
             .filter(|(_, slot)| slot.until.is_none_or(|until| until > now))
             .take(max)

@@ -1,14 +1,21 @@
 //! Rate limits: what is kept per key, until it would be full again.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
-use serde::{Deserialize, Serialize};
+use imbl::OrdMap;
+use serde::Deserialize;
 use towpath_core::limiter;
 
+use super::AT_ONCE;
+
+/// How a limit stands, and when it is full again.
+pub(super) type Limited = (limiter::State, u64);
+
 /// Every limit that is not full.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub(in super::super) struct Limits {
-    known: HashMap<String, (limiter::State, u64)>,
+    #[serde(deserialize_with = "super::snapshot::map")]
+    known: OrdMap<String, Limited>,
     #[serde(skip)]
     full_at: BTreeSet<(u64, String)>,
 }
@@ -20,6 +27,16 @@ impl Limits {
             .iter()
             .map(|(key, (_, at))| (*at, key.clone()))
             .collect();
+    }
+
+    pub(super) fn snapshot(&self) -> OrdMap<String, Limited> {
+        self.known.clone()
+    }
+
+    /// Keeps a limit of a checkpoint.
+    pub(super) fn keep(&mut self, key: String, limited: Limited) {
+        self.full_at.insert((limited.1, key.clone()));
+        self.known.insert(key, limited);
     }
 
     pub(in super::super) fn get(&self, key: &str) -> Option<&limiter::State> {
@@ -38,12 +55,16 @@ impl Limits {
         }
     }
 
-    /// Forgets limits that are full again: a new one starts full.
-    pub(in super::super) fn tick(&mut self, now_ms: u64) {
-        while self.full_at.first().is_some_and(|(at, _)| *at <= now_ms) {
+    /// Forgets some of the limits that are full again: a new one starts full. Whether there are more.
+    pub(in super::super) fn tick(&mut self, now_ms: u64) -> bool {
+        for _ in 0..AT_ONCE {
+            if self.full_at.first().is_none_or(|(at, _)| *at > now_ms) {
+                return false;
+            }
             if let Some((_, key)) = self.full_at.pop_first() {
                 self.known.remove(&key);
             }
         }
+        true
     }
 }

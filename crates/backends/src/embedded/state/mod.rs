@@ -4,23 +4,34 @@
 //! lock, for what happens now and for what the log says had happened.
 
 mod bindings;
+mod block;
 mod dedup;
 mod fields;
 mod kv;
 mod limits;
+mod line;
+#[cfg(test)]
+mod line_test;
+mod pack;
 mod queue;
+mod rows;
+mod snapshot;
+#[cfg(test)]
+mod snapshot_test;
 mod stream;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use towpath_core::port::queue::Settings;
 use towpath_core::{QueueName, Result, StreamName, Timestamp};
 
+pub(super) use block::LiveSegments;
 pub(super) use kv::{Changes, Content, FieldsSet, KvState, Plan, Slot};
 pub(super) use limits::Limits;
 pub(super) use queue::{Entry, Found, Leased, Leasing, Place, QueueState, Standing};
+pub(super) use snapshot::{Loading, Piece, Snapshot};
 pub(super) use stream::{GroupState, Handed, StreamState, Taking, offset};
 
 use bindings::Bindings;
@@ -30,8 +41,11 @@ use super::log::Position;
 use super::record::Record;
 use super::store::Source;
 
-/// Everything a checkpoint holds.
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// Most that one look at the clock forgets or moves of a kind: it holds the lock, and the next look goes on.
+const AT_ONCE: usize = 2_000;
+
+/// Everything a checkpoint holds; read as one value from those up to version 4.
+#[derive(Debug, Default, Deserialize)]
 pub(super) struct State {
     pub(super) queues: BTreeMap<QueueName, QueueState>,
     /// Of the last lease; grows for ever, so an old receipt never fits a new lease.
@@ -196,54 +210,52 @@ impl State {
         self.fence = self.fence.max(now.as_millis() << 12);
     }
 
-    /// How many messages and entries there are.
-    pub(super) fn messages(&self) -> u64 {
-        let queues = self.queues.values();
-        let queues = queues.map(|queue| queue.depth() + queue.dead.len() as u64);
-        let streams = self.streams.values().map(StreamState::length);
-        queues.sum::<u64>() + streams.sum::<u64>()
-    }
-
-    /// Bytes of messages still needed, by segment.
-    pub(super) fn live_bytes(&self) -> BTreeMap<u32, u64> {
-        let mut live = BTreeMap::new();
-        let messages = self.queues.values().flat_map(QueueState::entries);
-        let entries = self.streams.values().flat_map(StreamState::entries);
-        let places = messages
-            .map(|message| message.place)
-            .chain(entries.map(|entry| entry.place));
-        for place in places {
-            *live.entry(place.position.segment).or_default() += u64::from(place.bytes);
+    /// What messages still need of the segments.
+    pub(super) fn live(&self) -> LiveSegments {
+        let mut live = LiveSegments::new();
+        for queue in self.queues.values() {
+            queue.add_live(&mut live);
+        }
+        for stream in self.streams.values() {
+            stream.add_live(&mut live);
         }
         live
     }
 
-    /// Messages or entries of one source whose blobs are in a segment: one at least, and no more than `bytes`.
-    pub(super) fn some_of(&self, segment: u32, bytes: u32) -> Option<(Source, Vec<(u64, Place)>)> {
-        let queues = self.queues.iter().map(|(name, queue)| {
-            let places = queue.entries().map(|entry| (entry.number, entry.place));
-            (Source::from(name), some_in(segment, bytes, places))
-        });
-        let streams = self.streams.iter().map(|(name, stream)| {
-            let places = stream.entries().map(|entry| (entry.number, entry.place));
-            (Source::from(name), some_in(segment, bytes, places))
-        });
-        queues.chain(streams).find(|(_, places)| !places.is_empty())
+    /// Whether a message or an entry is still at this place. Quick for neighbours, one after the other.
+    pub(super) fn is_at(&mut self, source: &Source, number: u64, place: Place) -> bool {
+        let known = match source {
+            Source::Queue(name) => self
+                .queues
+                .get_mut(name)
+                .and_then(|queue| queue.place_of(number)),
+            Source::Stream(name) => {
+                let stream = self.streams.get_mut(name);
+                stream.and_then(|stream| stream.place_of(number))
+            }
+        };
+        known == Some(place)
     }
 
-    pub(super) fn encode(&self) -> Result<Vec<u8>> {
-        let marks: BTreeMap<&QueueName, Vec<Mark>> = self
-            .queues
-            .iter()
-            .map(|(name, queue)| (name, queue.marks()))
-            .filter(|(_, marks)| !marks.is_empty())
-            .collect();
-        postcard::to_extend(&(self, marks), Vec::new()).map_err(|error| {
-            towpath_core::Error::invalid("the state cannot be encoded").with_source(error)
-        })
+    /// What it is now. Costs little, whatever there is, and goes on as it is while the state changes.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let queues = self.queues.iter();
+        let streams = self.streams.iter();
+        Snapshot {
+            fence: self.fence,
+            bindings: self.bindings.clone(),
+            queues: queues
+                .map(|(name, queue)| (name.clone(), queue.snapshot()))
+                .collect(),
+            streams: streams
+                .map(|(name, stream)| (name.clone(), stream.snapshot()))
+                .collect(),
+            keys: self.kv.snapshot(),
+            limits: self.limits.snapshot(),
+        }
     }
 
-    /// The state in a checkpoint of any version so far.
+    /// The state in a checkpoint of a version up to 4.
     pub(super) fn decode(version: u32, bytes: &[u8]) -> Result<Self> {
         let mut bytes = Cow::Borrowed(bytes);
         if version < 2 {
@@ -269,20 +281,4 @@ impl State {
         state.limits.rebuild();
         Ok(state)
     }
-}
-
-fn some_in(
-    segment: u32,
-    bytes: u32,
-    places: impl Iterator<Item = (u64, Place)>,
-) -> Vec<(u64, Place)> {
-    let mut sum = 0;
-    places
-        .filter(|(_, place)| place.position.segment == segment)
-        .take_while(|(_, place)| {
-            let first = sum == 0;
-            sum += place.bytes;
-            first || sum <= bytes
-        })
-        .collect()
 }

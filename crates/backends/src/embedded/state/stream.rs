@@ -5,13 +5,17 @@
 //!                           ^ committed                   ^ cursor
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 
+use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 use towpath_core::port::stream::{DEDUP_WINDOW, GroupStats, Offset, Stats};
 use towpath_core::{ConsumerId, GroupName, MessageId, StreamName, Timestamp};
 
-use super::dedup::Dedup;
+use super::block::{LiveSegments, Packed};
+use super::dedup::{self, Dedup};
+use super::line::{self, Line};
+use super::pack::{EPOCH, Item, NO_ID, NO_PLACE, Packing, Unpacking};
 use super::queue::Place;
 use crate::embedded::log::Position;
 use crate::embedded::record::Arrival;
@@ -26,62 +30,99 @@ pub(in super::super) struct StreamEntry {
     pub(in super::super) appended_at: Timestamp,
 }
 
-/// Entries in order; a damaged stretch of the log leaves a gap in their numbers.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Entries(VecDeque<StreamEntry>);
+/// The order is part of the format of checkpoints.
+impl Item for StreamEntry {
+    const ZERO: Self = Self {
+        number: 0,
+        id: NO_ID,
+        place: NO_PLACE,
+        appended_at: EPOCH,
+    };
 
-impl Entries {
-    fn index_behind(&self, number: u64) -> usize {
-        self.0.partition_point(|entry| entry.number <= number)
+    fn number(&self) -> u64 {
+        self.number
     }
 
-    fn index(&self, number: u64) -> Option<usize> {
-        self.0
-            .binary_search_by_key(&number, |entry| entry.number)
-            .ok()
+    fn place(&self) -> Place {
+        self.place
     }
 
-    fn behind(&self, number: u64) -> impl Iterator<Item = &StreamEntry> {
-        self.0.range(self.index_behind(number)..)
+    fn pack(&self, before: &Self, out: &mut Packing) {
+        out.step(before.number.wrapping_add(1), self.number);
+        out.id(before.id, self.id);
+        out.place(before.place, self.place);
+        out.moment(before.appended_at, self.appended_at);
     }
 
-    /// Order matters, so one that is not yet durable hides those behind it.
-    fn durable_behind(&self, number: u64, end: Position) -> impl Iterator<Item = &StreamEntry> {
-        self.behind(number)
-            .take_while(move |entry| entry.place.position < end)
+    fn unpack(before: &Self, bytes: &mut Unpacking<'_>) -> Option<Self> {
+        Some(Self {
+            number: bytes.step(before.number.wrapping_add(1))?,
+            id: bytes.id(before.id)?,
+            place: bytes.place(before.place)?,
+            appended_at: bytes.moment(before.appended_at)?,
+        })
     }
 }
 
+/// Order matters, so one that is not yet durable hides those behind it.
+fn durable_behind(
+    entries: &Line<StreamEntry>,
+    number: u64,
+    end: Position,
+) -> impl Iterator<Item = StreamEntry> + '_ {
+    entries
+        .behind(number)
+        .take_while(move |entry| entry.place.position < end)
+}
+
+/// What a checkpoint says of a stream before its entries.
+#[derive(Debug, Serialize, Deserialize)]
+pub(in super::super) struct Head {
+    last: u64,
+    appended: u64,
+}
+
+/// A stream as it was at a moment.
+pub(super) struct Snapshot {
+    pub(super) head: Head,
+    pub(super) entries: line::Snapshot<StreamEntry>,
+    pub(super) ids: dedup::Snapshot<u64>,
+    pub(super) groups: Vec<(GroupName, GroupState)>,
+}
+
 /// One stream.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub(in super::super) struct StreamState {
-    entries: Entries,
+    /// In order; a damaged stretch of the log leaves a gap in their numbers.
+    entries: Line<StreamEntry>,
     /// Of the newest entry ever; 0 before the first.
     last: u64,
     /// Entries ever appended.
     appended: u64,
-    dedup: Dedup<u64>,
+    pub(super) dedup: Dedup<u64>,
     pub(in super::super) groups: BTreeMap<GroupName, GroupState>,
 }
 
 /// How far a group is.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 pub(in super::super) struct GroupState {
     /// Everything up to here is finished.
-    committed: u64,
+    pub(super) committed: u64,
     /// Finished behind it.
-    finished: BTreeSet<u64>,
+    #[serde(deserialize_with = "super::snapshot::set")]
+    pub(super) finished: OrdSet<u64>,
     /// Handed out and not finished.
-    pending: BTreeMap<u64, Pending>,
+    #[serde(deserialize_with = "super::snapshot::map")]
+    pub(super) pending: OrdMap<u64, Pending>,
     /// Everything up to here was looked at; what is behind it may never have been handed out.
     #[serde(skip)]
     cursor: u64,
 }
 
 /// An entry in somebody's hands.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Pending {
-    attempts: u32,
+#[derive(Debug, Default, Clone, Deserialize)]
+pub(super) struct Pending {
+    pub(super) attempts: u32,
     /// Who holds it, and since which millisecond of the monotonic clock; `None` when the holder is gone.
     #[serde(skip)]
     holder: Option<(ConsumerId, u64)>,
@@ -106,6 +147,12 @@ impl GroupState {
             cursor: committed,
             ..Self::default()
         }
+    }
+
+    /// Keeps what a checkpoint says of an entry that was handed out.
+    pub(super) fn keep_pending(&mut self, number: u64, attempts: u32) {
+        let holder = None;
+        self.pending.insert(number, Pending { attempts, holder });
     }
 
     fn is_finished(&self, number: u64) -> bool {
@@ -144,34 +191,78 @@ impl GroupState {
 
     /// Lets go of what the consumer holds.
     pub(in super::super) fn disconnect(&mut self, gone: &ConsumerId) -> u64 {
-        let mut count = 0;
-        for pending in self.pending.values_mut() {
-            if matches!(&pending.holder, Some((holder, _)) if holder == gone) {
+        let theirs = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| matches!(&pending.holder, Some((holder, _)) if holder == gone));
+        let theirs: Vec<u64> = theirs.map(|(number, _)| *number).collect();
+        for number in &theirs {
+            if let Some(pending) = self.pending.get_mut(number) {
                 pending.holder = None;
-                count += 1;
             }
         }
-        count
+        theirs.len() as u64
     }
 
     /// Entries up to `upto` are gone, finished or not.
     fn trim(&mut self, upto: u64) {
         self.committed = self.committed.max(upto);
         self.cursor = self.cursor.max(upto);
-        self.finished = self.finished.split_off(&(upto + 1));
-        self.pending = self.pending.split_off(&(upto + 1));
+        while let Some(number) = self
+            .finished
+            .get_min()
+            .copied()
+            .filter(|first| *first <= upto)
+        {
+            self.finished.remove(&number);
+        }
+        while let Some((number, _)) = self.pending.get_min().filter(|(first, _)| *first <= upto) {
+            let number = *number;
+            self.pending.remove(&number);
+        }
+    }
+}
+
+impl From<Head> for StreamState {
+    fn from(head: Head) -> Self {
+        Self {
+            last: head.last,
+            appended: head.appended,
+            ..Self::default()
+        }
     }
 }
 
 impl StreamState {
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let groups = self.groups.iter();
+        Snapshot {
+            head: Head {
+                last: self.last,
+                appended: self.appended,
+            },
+            entries: self.entries.snapshot(),
+            ids: self.dedup.snapshot(),
+            groups: groups
+                .map(|(name, group)| (name.clone(), group.clone()))
+                .collect(),
+        }
+    }
+
+    /// Adds entries of a checkpoint. False when they do not come behind the ones before.
+    pub(super) fn add_entries(&mut self, block: Packed<StreamEntry>) -> bool {
+        self.entries.push_packed(block)
+    }
+
     pub(super) fn rebuild(&mut self) {
         for group in self.groups.values_mut() {
             group.cursor = group.committed;
         }
     }
 
-    pub(in super::super) fn tick(&mut self, now: Timestamp) {
-        self.dedup.tick(now);
+    /// Forgets some of the ids whose window has closed. Whether there are more.
+    pub(in super::super) fn tick(&mut self, now: Timestamp) -> bool {
+        self.dedup.tick(now)
     }
 
     /// Of the newest entry ever; 0 before the first.
@@ -197,7 +288,7 @@ impl StreamState {
             self.dedup
                 .remember(dedup_id, number, at.after(DEDUP_WINDOW));
         }
-        self.entries.0.push_back(StreamEntry {
+        self.entries.push_back(StreamEntry {
             number,
             id: arrival.id,
             place: Place {
@@ -208,14 +299,9 @@ impl StreamState {
         });
     }
 
-    /// How many entries are kept.
-    pub(super) fn length(&self) -> u64 {
-        self.entries.0.len() as u64
-    }
-
-    /// Every entry that is kept.
-    pub(in super::super) fn entries(&self) -> impl Iterator<Item = &StreamEntry> {
-        self.entries.0.iter()
+    /// What its entries need of the segments.
+    pub(super) fn add_live(&self, live: &mut LiveSegments) {
+        self.entries.add_live(live);
     }
 
     /// Up to `max` durable entries behind `after`.
@@ -225,10 +311,8 @@ impl StreamState {
         max: usize,
         end: Position,
     ) -> Vec<StreamEntry> {
-        self.entries
-            .durable_behind(after, end)
+        durable_behind(&self.entries, after, end)
             .take(max)
-            .copied()
             .collect()
     }
 
@@ -243,13 +327,13 @@ impl StreamState {
         let Some(state) = self.groups.get_mut(group) else {
             return handed;
         };
-        for entry in self.entries.durable_behind(state.cursor, end) {
+        for entry in durable_behind(&self.entries, state.cursor, end) {
             if handed.len() == taking.max {
                 break;
             }
             state.cursor = entry.number;
             if !state.is_finished(entry.number) && !state.pending.contains_key(&entry.number) {
-                handed.push((*entry, state.take(entry.number, taking)));
+                handed.push((entry, state.take(entry.number, taking)));
             }
         }
         handed
@@ -281,7 +365,7 @@ impl StreamState {
         numbers
             .into_iter()
             .filter_map(|number| {
-                let entry = self.entries.0[self.entries.index(number)?];
+                let entry = self.entries.find(number)?;
                 Some((entry, state.take(number, taking)))
             })
             .collect()
@@ -299,7 +383,7 @@ impl StreamState {
             }
         }
         for entry in self.entries.behind(state.committed) {
-            if !state.finished.remove(&entry.number) {
+            if state.finished.remove(&entry.number).is_none() {
                 break;
             }
             state.committed = entry.number;
@@ -308,7 +392,7 @@ impl StreamState {
 
     /// Whether an entry of this number is kept.
     pub(in super::super) fn has(&self, number: u64) -> bool {
-        self.entries.index(number).is_some()
+        self.entries.find(number).is_some()
     }
 
     /// Up to where every group has finished; `None` while there is no group.
@@ -318,38 +402,38 @@ impl StreamState {
 
     /// The newest entry but for the last `keep`; `None` when there are no more than those.
     pub(in super::super) fn all_but(&self, keep: u64) -> Option<u64> {
-        let entries = &self.entries.0;
+        let entries = &self.entries;
         let surplus = entries.len().checked_sub(usize::try_from(keep).ok()?)?;
         Some(entries.get(surplus.checked_sub(1)?)?.number)
     }
 
     /// How many entries there are up to this one.
     pub(in super::super) fn count_up_to(&self, upto: u64) -> u64 {
-        self.entries.index_behind(upto) as u64
+        self.entries.count_up_to(upto) as u64
     }
 
     pub(super) fn trim(&mut self, upto: u64) {
-        self.entries.0.drain(..self.entries.index_behind(upto));
-        if self.entries.0.len() < self.entries.0.capacity() / 4 {
-            self.entries.0.shrink_to(self.entries.0.len() * 2);
-        }
+        self.entries.remove_up_to(upto);
         for group in self.groups.values_mut() {
             group.trim(upto);
         }
     }
 
+    /// Where an entry is now.
+    pub(super) fn place_of(&mut self, number: u64) -> Option<Place> {
+        self.entries.find_near(number).map(|entry| entry.place)
+    }
+
     pub(super) fn relocate(&mut self, number: u64, place: Place) {
-        if let Some(index) = self.entries.index(number) {
-            self.entries.0[index].place = place;
-        }
+        self.entries.change(number, |entry| entry.place = place);
     }
 
     pub(in super::super) fn stats(&self, name: &StreamName, now: Timestamp) -> Stats {
         Stats {
             stream: name.clone(),
-            entries: self.entries.0.len() as u64,
+            entries: self.entries.len() as u64,
             appended: self.appended,
-            first: self.entries.0.front().map(|entry| offset(entry.number)),
+            first: self.entries.front().map(|entry| offset(entry.number)),
             last: (self.last > 0).then(|| offset(self.last)),
             groups: self
                 .groups
@@ -360,16 +444,16 @@ impl StreamState {
     }
 
     fn group_stats(&self, name: &GroupName, group: &GroupState, now: Timestamp) -> GroupStats {
-        let start = self.entries.index_behind(group.committed);
-        let unfinished = self.entries.0.len() - start;
+        let start = self.entries.count_up_to(group.committed);
+        let unfinished = self.entries.len() - start;
         GroupStats {
             group: name.clone(),
             lag: unfinished.saturating_sub(group.finished.len()) as u64,
             pending: group.pending.len() as u64,
             oldest_age: self
                 .entries
-                .0
-                .get(start)
+                .behind(group.committed)
+                .next()
                 .map(|entry| now.since(entry.appended_at)),
             committed: (group.committed > 0).then(|| offset(group.committed)),
         }

@@ -1,24 +1,30 @@
 //! Dead letters, by number and by id.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Bound;
 
-use serde::{Deserialize, Serialize};
+use imbl::OrdMap;
+use serde::Deserialize;
 use towpath_core::MessageId;
 use towpath_core::port::queue::Selection;
 
 use super::Dead;
 
 /// The dead letters of a queue, oldest first.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub(in super::super::super) struct DeadLetters {
-    letters: BTreeMap<u64, Dead>,
+    #[serde(deserialize_with = "crate::embedded::state::snapshot::map")]
+    letters: OrdMap<u64, Dead>,
     /// Several may have one id: a relay sends an event again under the same.
     #[serde(skip)]
     numbers: BTreeSet<(MessageId, u64)>,
 }
 
 impl DeadLetters {
+    pub(in super::super) fn snapshot(&self) -> OrdMap<u64, Dead> {
+        self.letters.clone()
+    }
+
     /// Makes the index that a checkpoint leaves out.
     pub(super) fn rebuild(&mut self) {
         let letters = self.letters.iter();
@@ -31,11 +37,15 @@ impl DeadLetters {
         self.letters.len()
     }
 
+    pub(super) fn get(&self, number: u64) -> Option<&Dead> {
+        self.letters.get(&number)
+    }
+
     pub(super) fn get_mut(&mut self, number: u64) -> Option<&mut Dead> {
         self.letters.get_mut(&number)
     }
 
-    pub(super) fn insert(&mut self, dead: Dead) {
+    pub(in super::super) fn insert(&mut self, dead: Dead) {
         self.numbers.insert((dead.entry.id, dead.entry.number));
         self.letters.insert(dead.entry.number, dead);
     }
@@ -96,8 +106,6 @@ impl DeadLetters {
 
     /// The number of the newest letter.
     pub(in super::super::super) fn last(&self) -> u64 {
-        self.letters
-            .last_key_value()
-            .map_or(0, |(number, _)| *number)
+        self.letters.get_max().map_or(0, |(number, _)| *number)
     }
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use towpath_core::{ConsumerId, MessageId, Timestamp};
 
+use super::super::pack::{EPOCH, Item, NO_ID, NO_PLACE, Packing, Unpacking};
 use crate::embedded::log::Position;
 
 /// Errors kept of a message's life, and how long each may be.
@@ -27,6 +28,75 @@ pub(in super::super::super) struct Entry {
     pub(in super::super::super) key: Option<std::num::NonZeroU64>,
     pub(in super::super::super) expires: Option<std::num::NonZeroU64>,
     pub(in super::super::super) enqueued_at: Timestamp,
+}
+
+/// What is behind the flags of a packed entry.
+const ATTEMPTS: u8 = 1;
+const KEY: u8 = 2;
+const EXPIRES: u8 = 4;
+
+/// The order is part of the format of checkpoints.
+impl Item for Entry {
+    const ZERO: Self = Self {
+        number: 0,
+        id: NO_ID,
+        place: NO_PLACE,
+        attempts: 0,
+        key: None,
+        expires: None,
+        enqueued_at: EPOCH,
+    };
+
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn place(&self) -> Place {
+        self.place
+    }
+
+    fn pack(&self, before: &Self, out: &mut Packing) {
+        let flag = |is_there: bool, flag| if is_there { flag } else { 0 };
+        out.byte(
+            flag(self.attempts > 0, ATTEMPTS)
+                | flag(self.key.is_some(), KEY)
+                | flag(self.expires.is_some(), EXPIRES),
+        );
+        out.step(before.number.wrapping_add(1), self.number);
+        out.id(before.id, self.id);
+        out.place(before.place, self.place);
+        out.moment(before.enqueued_at, self.enqueued_at);
+        if self.attempts > 0 {
+            out.number(u64::from(self.attempts));
+        }
+        for value in self.key.into_iter().chain(self.expires) {
+            out.number(value.get());
+        }
+    }
+
+    fn unpack(before: &Self, bytes: &mut Unpacking<'_>) -> Option<Self> {
+        let flags = bytes.byte()?;
+        if flags > ATTEMPTS | KEY | EXPIRES {
+            return None;
+        }
+        let mut entry = Self {
+            number: bytes.step(before.number.wrapping_add(1))?,
+            id: bytes.id(before.id)?,
+            place: bytes.place(before.place)?,
+            enqueued_at: bytes.moment(before.enqueued_at)?,
+            ..Self::ZERO
+        };
+        if flags & ATTEMPTS != 0 {
+            entry.attempts = u32::try_from(bytes.number()?).ok()?;
+        }
+        if flags & KEY != 0 {
+            entry.key = Some(bytes.number()?.try_into().ok()?);
+        }
+        if flags & EXPIRES != 0 {
+            entry.expires = Some(bytes.number()?.try_into().ok()?);
+        }
+        Some(entry)
+    }
 }
 
 /// Where a message stands that is not fresh.
@@ -73,14 +143,14 @@ pub(in super::super::super) struct Held {
     pub(in super::super::super) history: Vec<String>,
     /// Attempts up to the last one that ended in an outcome.
     #[serde(skip)]
-    pub(super) settled: u32,
+    pub(in super::super) settled: u32,
     /// Whether it was ever handed out.
     #[serde(skip)]
-    pub(super) was_leased: bool,
+    pub(in super::super) was_leased: bool,
 }
 
-/// What a checkpoint says of a message beside [`Held`], where the attempts alone do not tell.
-#[derive(Debug, Serialize, Deserialize)]
+/// What a checkpoint of version 3 or 4 says of a message beside [`Held`], where the attempts alone do not tell.
+#[derive(Debug, Deserialize)]
 pub(in super::super) struct Mark {
     pub(super) number: u64,
     pub(super) settled: u32,

@@ -16,22 +16,25 @@ mod operate;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 use towpath_core::port::queue::Settings;
 use towpath_core::{ConsumerId, MessageId, Timestamp};
 
 use super::super::log::Position;
 use super::super::record::Arrival;
-use super::dedup::Dedup;
+use super::AT_ONCE;
+use super::block::{LiveSegments, Packed};
+use super::dedup::{self, Dedup};
+use super::line::{self, Line};
 use dead::DeadLetters;
 use holders::Holders;
 use keys::KeyLine;
 pub(in super::super) use lease::{Found, Leased, Leasing};
-use message::Held;
 pub(super) use message::Mark;
-pub(in super::super) use message::{Dead, Entry, Place, Standing};
+pub(in super::super) use message::{Dead, Entry, Held, Place, Standing};
 
 /// A consumer counts for this long after it asked for work.
 const CONSUMER_MILLIS: u64 = 60_000;
@@ -48,16 +51,35 @@ struct Counters {
     duplicates: u64,
 }
 
-/// One queue.
+/// What a checkpoint says of a queue before its messages.
 #[derive(Debug, Serialize, Deserialize)]
+pub(in super::super) struct Head {
+    settings: Settings,
+    paused: bool,
+    next_number: u64,
+    counters: Counters,
+}
+
+/// A queue as it was at a moment.
+pub(super) struct Snapshot {
+    pub(super) head: Head,
+    pub(super) fresh: line::Snapshot<Entry>,
+    pub(super) held: OrdMap<u64, Held>,
+    pub(super) dead: OrdMap<u64, Dead>,
+    pub(super) ids: dedup::Snapshot<MessageId>,
+}
+
+/// One queue.
+#[derive(Debug, Deserialize)]
 pub(in super::super) struct QueueState {
     pub(in super::super) settings: Settings,
     pub(in super::super) paused: bool,
     next_number: u64,
-    fresh: VecDeque<Entry>,
-    held: BTreeMap<u64, Held>,
+    fresh: Line<Entry>,
+    #[serde(deserialize_with = "super::snapshot::map")]
+    held: OrdMap<u64, Held>,
     pub(in super::super) dead: DeadLetters,
-    dedup: Dedup<MessageId>,
+    pub(super) dedup: Dedup<MessageId>,
     counters: Counters,
     #[serde(skip)]
     ready: BTreeSet<u64>,
@@ -76,14 +98,25 @@ pub(in super::super) struct QueueState {
     aged: BTreeSet<(Timestamp, u64)>,
 }
 
+impl From<Head> for QueueState {
+    fn from(head: Head) -> Self {
+        Self {
+            paused: head.paused,
+            next_number: head.next_number,
+            counters: head.counters,
+            ..Self::new(head.settings)
+        }
+    }
+}
+
 impl QueueState {
     pub(super) fn new(settings: Settings) -> Self {
         Self {
             settings,
             paused: false,
             next_number: 1,
-            fresh: VecDeque::new(),
-            held: BTreeMap::new(),
+            fresh: Line::default(),
+            held: OrdMap::new(),
             dead: DeadLetters::default(),
             dedup: Dedup::default(),
             counters: Counters::default(),
@@ -97,48 +130,68 @@ impl QueueState {
         }
     }
 
-    /// What a checkpoint has to say beside this.
-    pub(super) fn marks(&self) -> Vec<Mark> {
-        let held = self.held.iter().map(|(number, held)| Mark {
-            number: *number,
-            settled: held.settled,
-            was_leased: held.was_leased,
-        });
-        let attempts = |mark: &Mark| self.held[&mark.number].entry.attempts;
-        held.filter(|mark| {
-            mark.settled != attempts(mark) || mark.was_leased != (attempts(mark) > 0)
-        })
-        .collect()
+    pub(super) fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            head: Head {
+                settings: self.settings.clone(),
+                paused: self.paused,
+                next_number: self.next_number,
+                counters: self.counters,
+            },
+            fresh: self.fresh.snapshot(),
+            held: self.held.clone(),
+            dead: self.dead.snapshot(),
+            ids: self.dedup.snapshot(),
+        }
     }
 
-    /// Makes the indexes that a checkpoint leaves out.
+    /// Adds messages of a checkpoint. False when they do not come behind the ones before.
+    pub(super) fn add_fresh(&mut self, block: Packed<Entry>) -> bool {
+        self.fresh.push_packed(block)
+    }
+
+    pub(super) fn add_live(&self, live: &mut LiveSegments) {
+        self.fresh.add_live(live);
+        let held = self.held.values().map(|held| held.entry.place);
+        for place in held.chain(self.dead.iter().map(|dead| dead.entry.place)) {
+            live.entry(place.position.segment).or_default().add(place);
+        }
+    }
+
+    /// Makes the indexes that checkpoints up to version 4 leave out.
     pub(super) fn rebuild(&mut self, marks: Vec<Mark>) {
-        for held in self.held.values_mut() {
-            held.settled = held.entry.attempts;
-            held.was_leased = held.entry.attempts > 0;
-        }
-        for mark in marks {
-            if let Some(held) = self.held.get_mut(&mark.number) {
-                held.settled = mark.settled;
-                held.was_leased = mark.was_leased;
-            }
-        }
         self.dead.rebuild();
         self.find_aged();
+        let mut marks: BTreeMap<u64, Mark> =
+            marks.into_iter().map(|mark| (mark.number, mark)).collect();
         for (number, held) in std::mem::take(&mut self.held) {
-            // Whoever held it is gone with the process.
-            let standing = match held.standing {
-                Standing::Delayed(due) => {
-                    // What waits for its retry keeps its key; what was never leased has none to keep.
-                    if held.was_leased {
-                        self.reserve_key(held.entry.key, number);
-                    }
-                    Standing::Delayed(due)
-                }
-                _ => Standing::Ready,
-            };
-            self.hold(Held { standing, ..held });
+            let attempts = held.entry.attempts;
+            let (settled, was_leased) = marks.remove(&number).map_or_else(
+                || (attempts, attempts > 0),
+                |mark| (mark.settled, mark.was_leased),
+            );
+            self.hold_again(Held {
+                settled,
+                was_leased,
+                ..held
+            });
         }
+    }
+
+    /// Holds a message of a checkpoint.
+    pub(super) fn hold_again(&mut self, mut held: Held) {
+        held.standing = match held.standing {
+            Standing::Delayed(due) => {
+                // What waits for its retry keeps its key; what was never leased has none to keep.
+                if held.was_leased {
+                    self.reserve_key(held.entry.key, held.entry.number);
+                }
+                Standing::Delayed(due)
+            }
+            // A consumer that held it is gone with the process.
+            _ => Standing::Ready,
+        };
+        self.hold(held);
     }
 
     /// Messages that wait or are in hand.
@@ -203,52 +256,52 @@ impl QueueState {
         }
     }
 
-    /// Moves what has fallen due or expired; cheap when nothing has.
-    pub(in super::super) fn tick(&mut self, now: Timestamp, monotonic: u64) {
+    /// Moves some of what has fallen due or expired; cheap when nothing has. Whether there is more.
+    pub(in super::super) fn tick(&mut self, now: Timestamp, monotonic: u64) -> bool {
+        let mut left = AT_ONCE;
         while let Some((due, number)) = self.delayed.first().copied().filter(|(due, _)| *due <= now)
+            && left > 0
         {
             self.delayed.remove(&(due, number));
             self.stand(number, Standing::Ready);
+            left -= 1;
         }
         while let Some((deadline, number)) = self
             .leases
             .first()
             .copied()
             .filter(|(deadline, _)| *deadline <= monotonic)
+            && left > 0
         {
             self.leases.remove(&(deadline, number));
             self.stand(number, Standing::Ready);
             self.free_key(number);
+            left -= 1;
         }
         self.consumers
             .retain(|_, seen| *seen + CONSUMER_MILLIS >= monotonic);
-        self.dedup.tick(now);
-        // What a backlog took is given back when it is gone.
-        if self.fresh.capacity() > SPARE && self.fresh.len() < self.fresh.capacity() / 4 {
-            self.fresh.shrink_to(self.fresh.len() * 2);
-        }
         while let Some(oldest) = self.aged.first().copied()
             && !self.has(oldest.1)
         {
             self.aged.remove(&oldest);
         }
+        // What a backlog took is given back when it is gone.
+        if self.keys.capacity() > SPARE && self.keys.len() < self.keys.capacity() / 8 {
+            self.keys.shrink_to(self.keys.len() * 2);
+        }
+        self.dedup.tick(now) || left == 0
     }
 
     /// Whether the message waits or is leased.
     fn has(&self, number: u64) -> bool {
-        let fresh = || {
-            self.fresh
-                .binary_search_by_key(&number, |entry| entry.number)
-        };
-        self.held.contains_key(&number) || fresh().is_ok()
+        self.held.contains_key(&number) || self.fresh.find(number).is_some()
     }
 
     /// Finds the messages that are older than one in front of them.
-    fn find_aged(&mut self) {
-        let held = self.held.values().map(|held| &held.entry);
+    pub(super) fn find_aged(&mut self) {
+        let held = self.held.values().map(|held| (1, held.entry));
         let mut newest = [Timestamp::default(); 2];
-        let fresh = self.fresh.iter().map(|entry| (0, entry));
-        for (line, entry) in fresh.chain(held.map(|entry| (1, entry))) {
+        for (line, entry) in self.fresh.iter().map(|entry| (0, entry)).chain(held) {
             if entry.enqueued_at < newest[line] {
                 self.aged.insert((entry.enqueued_at, entry.number));
             }
@@ -259,10 +312,7 @@ impl QueueState {
     /// When the oldest waiting message came.
     fn oldest(&self) -> Option<Timestamp> {
         let fresh = self.fresh.front().map(|entry| entry.enqueued_at);
-        let held = self
-            .held
-            .first_key_value()
-            .map(|(_, held)| held.entry.enqueued_at);
+        let held = self.held.get_min().map(|(_, held)| held.entry.enqueued_at);
         let aged = self.aged.first().map(|(at, _)| *at);
         fresh.into_iter().chain(held).chain(aged).min()
     }
@@ -280,21 +330,18 @@ impl QueueState {
             held.entry.place = place;
         } else if let Some(dead) = self.dead.get_mut(number) {
             dead.entry.place = place;
-        } else if let Ok(index) = self
-            .fresh
-            .binary_search_by_key(&number, |entry| entry.number)
-        {
-            self.fresh[index].place = place;
+        } else {
+            self.fresh.change(number, |entry| entry.place = place);
         }
     }
 
-    /// Every message, the dead ones too.
-    pub(in super::super) fn entries(&self) -> impl Iterator<Item = &Entry> {
-        let held = self.held.values().map(|held| &held.entry);
-        self.fresh
-            .iter()
-            .chain(held)
-            .chain(self.dead.iter().map(|dead| &dead.entry))
+    /// Where a message is now, also a dead one.
+    pub(super) fn place_of(&mut self, number: u64) -> Option<Place> {
+        let held = self.held.get(&number).map(|held| held.entry);
+        let dead = || self.dead.get(number).map(|dead| dead.entry);
+        let apart = held.or_else(dead);
+        let entry = apart.or_else(|| self.fresh.find_near(number))?;
+        Some(entry.place)
     }
 
     /// Whether anything could be handed out now.
@@ -319,11 +366,7 @@ impl QueueState {
             }
             return Some(held);
         }
-        let index = self
-            .fresh
-            .binary_search_by_key(&number, |entry| entry.number)
-            .ok()?;
-        self.fresh.remove(index).map(Held::fresh)
+        self.fresh.remove(number).map(Held::fresh)
     }
 
     /// Puts a message into the index of its standing.

@@ -31,9 +31,11 @@ impl QueueState {
 
     /// Numbers of what is ready, parked or delayed, oldest first: the first `max` from `from` to before `end`.
     pub(in super::super::super) fn waiting(&self, from: u64, end: u64, max: usize) -> Vec<u64> {
-        let start = self.fresh.partition_point(|entry| entry.number < from);
-        let fresh = self.fresh.range(start..).map(|entry| entry.number);
-        let fresh = fresh.take_while(|number| *number < end).take(max);
+        let fresh = self
+            .fresh
+            .behind(from.saturating_sub(1))
+            .map(|entry| entry.number);
+        let fresh = fresh.take_while(move |number| *number < end).take(max);
         let held = self.held.range(from..end).filter(|(_, held)| {
             // One that is leased is not ours to drop.
             !matches!(held.standing, Standing::Leased { .. })
@@ -77,14 +79,14 @@ impl QueueState {
         let visible = self
             .fresh
             .iter()
-            .filter(|entry| entry.place.position < committed)
+            .filter(move |entry| entry.place.position < committed)
             .take(max);
         let mut all: Vec<(Entry, Option<Standing>)> = self
             .held
             .values()
             .take(max)
             .map(|held| (held.entry, Some(held.standing.clone())))
-            .chain(visible.map(|entry| (*entry, None)))
+            .chain(visible.map(|entry| (entry, None)))
             .collect();
         all.sort_by_key(|(entry, _)| entry.number);
         all.truncate(max);

@@ -1,6 +1,8 @@
 //! Corners of a queue that only an unlucky order reaches.
 
+use super::super::{Loading, Piece, State};
 use super::*;
+use crate::embedded::checkpoint::load_block;
 use crate::embedded::record::Ending;
 
 const NOW: Timestamp = Timestamp::from_millis(1_000);
@@ -86,6 +88,21 @@ fn statistics_do_not_look_at_every_message() {
     assert!(elapsed < std::time::Duration::from_secs(1), "{elapsed:?}");
 }
 
+/// The queue as a checkpoint gives it back.
+fn saved_and_read(queue: QueueState) -> QueueState {
+    let name = towpath_core::QueueName::new("jobs").unwrap();
+    let (mut state, mut block) = (State::default(), Vec::new());
+    state.queues.insert(name.clone(), queue);
+    let mut add = |piece: &Piece<'_>| {
+        postcard::to_io(piece, &mut block).unwrap();
+        Ok(())
+    };
+    state.snapshot().write(&mut add).unwrap();
+    let mut loading = Loading::default();
+    load_block(&block, &mut loading).unwrap();
+    loading.finish().unwrap().queues.remove(&name).unwrap()
+}
+
 #[test]
 fn the_oldest_age_is_that_of_a_redriven_message_wherever_it_stands() {
     let mut queue = QueueState::new(Settings::default());
@@ -99,9 +116,7 @@ fn the_oldest_age_is_that_of_a_redriven_message_wherever_it_stands() {
     queue.redrive(3, &[1]);
     let age = |queue: &QueueState| stats(queue, later).oldest_age.map(|age| age.as_millis());
     assert_eq!(age(&queue), Some(5_000));
-    let saved = postcard::to_extend(&queue, Vec::new()).unwrap();
-    let mut queue: QueueState = postcard::from_bytes(&saved).unwrap();
-    queue.rebuild(Vec::new());
+    let mut queue = saved_and_read(queue);
     assert_eq!(age(&queue), Some(5_000));
     assert_eq!(lease(&mut queue, later, position(200)), [2]);
     assert_eq!(lease(&mut queue, later, position(200)), [3]);

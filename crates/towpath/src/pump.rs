@@ -32,6 +32,7 @@ use crate::inlet::Inlet;
 use crate::supervisor::{Stop, panic_text};
 use crate::telemetry::PumpMetrics;
 
+pub use batch::BatchSize;
 pub use destination::{Call, Change, Condition, Destination, Observer, PATIENCE};
 pub use handler::Handler;
 pub use handling::{Alone, Handling};
@@ -52,8 +53,8 @@ const UNAVAILABLE: Duration = Duration::from_secs(1);
 /// Where deliveries go.
 #[derive(Clone)]
 pub enum Work {
-    /// Batches of at most this number of messages.
-    Batches(Arc<dyn Sink>, usize),
+    /// Batches of this size.
+    Batches(Arc<dyn Sink>, BatchSize),
     /// Single messages.
     Messages(Handling),
 }
@@ -101,7 +102,7 @@ impl Pump {
     pub async fn run(&self, stop: &Stop) -> Result<()> {
         let work = async {
             match &self.work {
-                Work::Batches(sink, max) => self.deliver_batches(&**sink, *max, stop).await,
+                Work::Batches(sink, size) => self.deliver_batches(&**sink, *size, stop).await,
                 Work::Messages(handling) => self.handle_each(handling, stop).await,
             }
         };

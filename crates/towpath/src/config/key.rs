@@ -351,7 +351,7 @@ const BASE: &[Key] = &[
         Kind::Integer(1, 10_000),
         Some("100"),
         &[],
-        "Maximum messages of one batch; the webhook and command sinks take messages one by one, never more than this at once.",
+        "Messages of one batch. While more wait, batches of the file and stdout sinks grow: up to 10,000 messages or 4 MiB of payloads. The webhook and command sinks take messages one by one, never more than this at once.",
     ),
     key(
         "ingest.worker.max_in_flight",

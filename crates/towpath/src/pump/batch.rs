@@ -27,6 +27,50 @@ const SINK: retry::Policy =
 /// How often a sink that cannot work is mentioned in the log.
 const REMIND: Duration = Duration::from_secs(60);
 
+/// Payload bytes that a batch grows up to.
+const GROWN_BYTES: usize = 4 * 1024 * 1024;
+
+/// How many messages a batch may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchSize {
+    least: usize,
+    most: usize,
+    now: usize,
+}
+
+impl BatchSize {
+    /// This many, whatever waits.
+    pub const fn fixed(max: usize) -> Self {
+        Self::growing(max, max)
+    }
+
+    /// At first `least`. Twice as many after each full batch, up to `most` messages or 4 MiB of payloads, and as many
+    /// as there were after one that was not full.
+    pub const fn growing(least: usize, most: usize) -> Self {
+        Self {
+            least,
+            most,
+            now: least,
+        }
+    }
+
+    fn delivered(&mut self, batch: &[Delivery]) {
+        let count = batch.len().max(1);
+        let bytes: usize = batch.iter().map(|one| one.message.payload.len()).sum();
+        let room = GROWN_BYTES / (bytes / count).max(1);
+        let next = if batch.len() < self.now {
+            count
+        } else {
+            self.now * 2
+        };
+        self.now = next.min(room).min(self.most).max(self.least);
+    }
+
+    const fn reset(&mut self) {
+        self.now = self.least;
+    }
+}
+
 enum Delivered {
     Outcomes(Vec<Outcome>),
     Nothing(Error),
@@ -69,13 +113,13 @@ impl Pump {
     pub(super) async fn deliver_batches(
         &self,
         sink: &dyn Sink,
-        max: usize,
+        mut size: BatchSize,
         stop: &Stop,
     ) -> Result<()> {
         let (mut failures, mut trouble) = (0, Trouble::default());
         while !stop.is_requested() {
             let asked_at = SystemTime::now();
-            let batch = match self.inlet.lease(max, max).await {
+            let batch = match self.inlet.lease(size.now, size.now).await {
                 Ok(batch) => batch,
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     failures += 1;
@@ -91,6 +135,7 @@ impl Pump {
             };
             failures = 0;
             if batch.is_empty() {
+                size.reset();
                 continue;
             }
             stop.account.add("leased", batch.len() as u64);
@@ -101,10 +146,12 @@ impl Pump {
                         (self.condition)(None);
                     }
                     traces::delivered(spans, &outcomes);
+                    size.delivered(&batch);
                     self.settle_batch(batch, outcomes, stop).await?;
                 }
                 Delivered::Nothing(error) => {
                     trouble.failed(&error);
+                    size.reset();
                     self.metrics.sink_failed();
                     (self.condition)(Some(error.chain()));
                     traces::failed(spans, &error);

@@ -96,7 +96,10 @@ impl Rig {
     }
 
     fn pump(&self, consumer: &str, sink: impl Sink + 'static) -> Pump {
-        self.pump_of(consumer, Work::Batches(Arc::new(sink), 100))
+        self.pump_of(
+            consumer,
+            Work::Batches(Arc::new(sink), BatchSize::fixed(100)),
+        )
     }
 
     /// A pump that hands messages to a handler one by one.
@@ -154,7 +157,7 @@ impl Rig {
 
 fn set_batch(pump: &mut Pump, max: usize) {
     match &mut pump.work {
-        Work::Batches(_, most) => *most = max,
+        Work::Batches(_, size) => *size = BatchSize::fixed(max),
         Work::Messages(handling) => handling.in_flight = max,
     }
 }
@@ -414,6 +417,31 @@ async fn several_consumers_keep_the_order_of_a_key() {
         assert!(mine.is_sorted(), "{mine:?}");
     }
     assert_eq!(rig.stats().await.dead, 0);
+}
+
+#[tokio::test]
+async fn batches_grow_with_the_backlog_up_to_a_bound_of_bytes() {
+    for (bytes, longest) in [(10, 1_600), (10_000, 419)] {
+        let rig = Rig::new().await;
+        for _ in 0..10 {
+            rig.send((0..500).map(|_| NewMessage::new(vec![b'x'; bytes])))
+                .await;
+        }
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let lengths = Arc::clone(&seen);
+        let sink = Script(move |batch: Vec<Delivery>| {
+            lengths.lock().unwrap().push(batch.len());
+            async move { Ok(done(&batch)) }
+        });
+        let size = BatchSize::growing(50, 1_600);
+        let pump = rig.pump_of("one", Work::Batches(Arc::new(sink), size));
+        rig.run_until(vec![pump], |stats| stats.acked == 5_000)
+            .await;
+        let seen = seen.lock().unwrap().clone();
+        assert_eq!(seen[..4], [50, 100, 200, 400], "{seen:?}");
+        assert_eq!(seen.iter().max(), Some(&longest), "{seen:?}");
+        assert_eq!(seen.iter().sum::<usize>(), 5_000);
+    }
 }
 
 #[tokio::test]

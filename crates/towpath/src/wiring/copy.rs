@@ -12,7 +12,7 @@ use towpath_core::{ConsumerId, GroupName, MessageId, QueueName, Result, StreamNa
 use super::backends::{clock, open};
 use crate::apps::lines::{Pace, Reader, Settings, Start};
 use crate::inlet::{Place, StreamInlet};
-use crate::pump::{Pump, Work};
+use crate::pump::{BatchSize, Pump, Work};
 use crate::sink::{FileSink, LineFormat};
 use crate::source::Limits;
 use crate::supervisor::Stop;
@@ -97,7 +97,7 @@ impl Copy {
             inlet: Arc::new(inlet),
             work: Work::Batches(
                 Arc::new(FileSink::new(self.output.clone(), LineFormat::Raw)),
-                LINES,
+                BatchSize::fixed(LINES),
             ),
             sink_name: "file",
             retry: retry::Policy::default(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use towpath_core::backend::Backend;
 use towpath_core::port::Queue;
+use towpath_core::port::queue::MAX_BATCH;
 use towpath_core::{ConsumerId, ErrorKind, QueueName, Result};
 use tracing::warn;
 
@@ -16,7 +17,7 @@ use crate::apps::ingest::{Enqueue, Limits, bodies, routes};
 use crate::config::{Config, Secret, SinkKind};
 use crate::disk::folder_of;
 use crate::inlet::QueueInlet;
-use crate::pump::{Handler, Handling, Pump, Work};
+use crate::pump::{BatchSize, Handler, Handling, Pump, Work};
 use crate::sink::{CommandSink, FileSink, LineSink, WebhookSink};
 use crate::supervisor::{OnFailure, Stage, Supervisor};
 use crate::telemetry::PumpMetrics;
@@ -163,10 +164,10 @@ fn secrets(config: &Config) -> Vec<String> {
 fn work(process: &Process<'_>) -> Result<Work> {
     let config = process.config;
     // With a pause before each message a batch would wait for the sum of them.
-    let batch = if config.processing_delay.is_zero() {
-        config.batch
+    let (batch, size) = if config.processing_delay.is_zero() {
+        (config.batch, BatchSize::growing(config.batch, MAX_BATCH))
     } else {
-        1
+        (1, BatchSize::fixed(1))
     };
     let messages = |handler: Arc<dyn Handler>| {
         Work::Messages(Handling {
@@ -180,11 +181,11 @@ fn work(process: &Process<'_>) -> Result<Work> {
         SinkKind::File => {
             process.metrics.watch_disk(folder_of(&config.output_path()));
             let sink = FileSink::new(config.output_path(), config.format);
-            Work::Batches(Arc::new(sink.rotating(config.rotation)), batch)
+            Work::Batches(Arc::new(sink.rotating(config.rotation)), size)
         }
         SinkKind::Stdout => {
             let sink = LineSink::new(std::io::stdout(), config.format);
-            Work::Batches(Arc::new(sink), batch)
+            Work::Batches(Arc::new(sink), size)
         }
         SinkKind::Command => messages(Arc::new(CommandSink::new(
             config.command.clone(),

@@ -17,7 +17,7 @@ use crate::apps::lines::{Pace, Reader, Settings, routes};
 use crate::config::Lines as Config;
 use crate::disk::folder_of;
 use crate::inlet::{Inlet, Place, StreamInlet};
-use crate::pump::{Pump, Work};
+use crate::pump::{BatchSize, Pump, Work};
 use crate::sink::{FileSink, LineFormat};
 use crate::source::Limits;
 use crate::supervisor::{OnFailure, Stage};
@@ -180,7 +180,7 @@ impl Lines {
             let (sink, health) = (Arc::clone(&sink), health.clone());
             let pump = Pump {
                 inlet: Arc::clone(&inlet),
-                work: Work::Batches(sink, batch),
+                work: Work::Batches(sink, BatchSize::fixed(batch)),
                 sink_name: "file",
                 retry: RETRY,
                 pause: Duration::ZERO,

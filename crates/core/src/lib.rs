@@ -13,6 +13,7 @@ pub mod id;
 pub mod limiter;
 pub mod message;
 pub mod port;
+pub mod reminder;
 pub mod retry;
 
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};

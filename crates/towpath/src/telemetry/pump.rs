@@ -1,11 +1,14 @@
 //! What a pump measures, with its handles kept.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use towpath_core::port::queue::Verdict;
+use towpath_core::reminder::Reminder;
 use towpath_core::{Clock, Delivery};
+use tracing::warn;
 
 use super::Metrics;
 
@@ -19,12 +22,21 @@ pub struct PumpMetrics {
     sink_failures: Counter,
     process_duration: Histogram,
     end_to_end: Histogram,
-    clock: std::sync::Arc<dyn Clock>,
+    clock: Arc<dyn Clock>,
+    queue: String,
+    reminders: Arc<Reminders>,
+}
+
+/// When failed deliveries and dead letters were logged.
+#[derive(Default)]
+struct Reminders {
+    failed: Reminder,
+    dead: Reminder,
 }
 
 impl PumpMetrics {
     /// The metrics of a pump on `queue`.
-    pub fn new(metrics: &Metrics, queue: &str, clock: std::sync::Arc<dyn Clock>) -> Self {
+    pub fn new(metrics: &Metrics, queue: &str, clock: Arc<dyn Clock>) -> Self {
         Self {
             done: metrics.delivery_counter(queue, "done"),
             retry: metrics.delivery_counter(queue, "retry"),
@@ -34,6 +46,8 @@ impl PumpMetrics {
             process_duration: metrics.process_duration(queue),
             end_to_end: metrics.end_to_end(queue),
             clock,
+            queue: queue.to_owned(),
+            reminders: Arc::default(),
         }
     }
 
@@ -55,8 +69,20 @@ impl PumpMetrics {
                 let age = self.clock.now().since(delivery.message.enqueued_at);
                 self.end_to_end.observe(age.as_secs_f64());
             }
-            Verdict::Retry { .. } => _ = self.retry.inc(),
-            Verdict::DeadLetter { .. } => _ = self.reject.inc(),
+            // Without the reason: it may repeat the payload, and is kept with the message.
+            Verdict::Retry { .. } => {
+                self.retry.inc();
+                if let Some(count) = self.reminders.failed.count() {
+                    let attempt = delivery.attempt;
+                    warn!(queue = self.queue, count, attempt, "deliveries failed");
+                }
+            }
+            Verdict::DeadLetter { .. } => {
+                self.reject.inc();
+                if let Some(count) = self.reminders.dead.count() {
+                    warn!(queue = self.queue, count, "messages became dead letters");
+                }
+            }
             Verdict::Release { .. } => {}
         }
     }

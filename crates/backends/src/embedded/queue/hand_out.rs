@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use towpath_core::port::queue::LeaseRequest;
+use towpath_core::reminder::Reminder;
 use towpath_core::{Delivery, Error, ErrorKind, Message, QueueName, Receipt, Result};
 
 use super::super::log::Class;
@@ -14,6 +15,9 @@ use super::millis;
 /// Why a message is given up that no consumer gave up.
 const SPENT: &str =
     "its attempts are spent: every consumer that had it let the lease expire or died";
+
+/// Messages that could not be read; thousands may follow each other where a segment is damaged.
+static UNREADABLE: Reminder = Reminder::new();
 
 /// What a look for work gave.
 pub(in super::super) struct HandedOut {
@@ -130,7 +134,10 @@ impl Store {
                     lease: request.lease,
                 }),
                 Err(error) => {
-                    tracing::error!(queue = %request.queue, id = %entry.id, error = error.chain(), "a message cannot be read");
+                    if let Some(count) = UNREADABLE.count() {
+                        let (queue, error) = (&request.queue, error.chain());
+                        tracing::error!(%queue, id = %entry.id, error, count, "message cannot be read");
+                    }
                     let ending = if error.kind() == ErrorKind::Corrupt {
                         Ending::Dead {
                             reason: error.chain().into(),

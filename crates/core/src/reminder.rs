@@ -1,0 +1,61 @@
+//! How often something that repeats is logged: when it begins, and then once a minute with its count.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The shortest time between two lines.
+const EVERY: Duration = Duration::from_secs(60);
+
+/// What has happened since the last line.
+#[derive(Debug, Default)]
+pub struct Reminder(Mutex<Since>);
+
+#[derive(Debug, Default)]
+struct Since {
+    count: u64,
+    logged: Option<Instant>,
+}
+
+impl Reminder {
+    /// Of something that has not happened yet.
+    pub const fn new() -> Self {
+        Self(Mutex::new(Since {
+            count: 0,
+            logged: None,
+        }))
+    }
+
+    /// Counts once more. Gives the count since the last line when it is time for another one.
+    pub fn count(&self) -> Option<u64> {
+        self.count_at(Instant::now())
+    }
+
+    fn count_at(&self, now: Instant) -> Option<u64> {
+        let mut since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        since.count += 1;
+        if since
+            .logged
+            .is_some_and(|logged| now.saturating_duration_since(logged) < EVERY)
+        {
+            return None;
+        }
+        since.logged = Some(now);
+        Some(std::mem::take(&mut since.count))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beginning_is_logged_and_then_each_minute_with_the_count() {
+        let (reminder, now) = (Reminder::new(), Instant::now());
+        assert_eq!(reminder.count_at(now), Some(1));
+        for second in 1..60 {
+            assert_eq!(reminder.count_at(now + Duration::from_secs(second)), None);
+        }
+        assert_eq!(reminder.count_at(now + EVERY), Some(60));
+        assert_eq!(reminder.count_at(now + EVERY), None);
+    }
+}

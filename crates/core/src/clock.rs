@@ -53,17 +53,33 @@ impl fmt::Display for Timestamp {
 
 /// Where time comes from.
 pub trait Clock: Send + Sync + fmt::Debug {
-    /// Wall-clock time: for delays, expiry and what people read. It may jump.
+    /// Wall-clock time: for delays, expiry and what people read. It may jump forward.
     fn now(&self) -> Timestamp;
+
+    /// From now on `now` gives no earlier moment: `newest` was read from a store.
+    fn raise(&self, newest: Timestamp) {
+        _ = newest;
+    }
+
+    /// How far `now` is ahead of the machine's clock, which was set back.
+    fn ahead(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Time since this clock was made: for leases and ages. It never goes back.
     fn monotonic(&self) -> Duration;
 }
 
 /// The machine's clocks.
+///
+/// Wall-clock time follows steps forward and never goes back: after a step back it goes on at its own pace, so that a
+/// delay, an expiry or the refill of a limit keeps its length. What was stored before a restart counts as well, once
+/// [`Clock::raise`] is called.
 #[derive(Debug)]
 pub struct SystemClock {
     started: Instant,
+    /// What is added to the monotonic side, in milliseconds; it only grows.
+    offset: AtomicU64,
 }
 
 impl SystemClock {
@@ -75,16 +91,46 @@ impl SystemClock {
     pub fn new() -> Self {
         Self {
             started: Instant::now(),
+            offset: AtomicU64::new(0),
         }
     }
+
+    /// `now`, if the machine's clock says this.
+    fn at(&self, wall: Timestamp) -> Timestamp {
+        let elapsed = self.elapsed();
+        let offset = wall.as_millis().saturating_sub(elapsed);
+        let mut known = self.offset.load(Ordering::Relaxed);
+        if known < offset {
+            known = self.offset.fetch_max(offset, Ordering::Relaxed).max(offset);
+        }
+        Timestamp::from_millis(elapsed.saturating_add(known))
+    }
+
+    fn elapsed(&self) -> u64 {
+        u64::try_from(self.monotonic().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// What the machine's clock says.
+fn wall() -> Timestamp {
+    let elapsed = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp::default().after(elapsed)
 }
 
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
-        let elapsed = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        Timestamp::default().after(elapsed)
+        self.at(wall())
+    }
+
+    fn raise(&self, newest: Timestamp) {
+        self.at(newest);
+    }
+
+    fn ahead(&self) -> Duration {
+        let wall = wall();
+        self.at(wall).since(wall)
     }
 
     fn monotonic(&self) -> Duration {
@@ -128,5 +174,36 @@ impl Clock for ManualClock {
 
     fn monotonic(&self) -> Duration {
         Duration::from_millis(self.monotonic.load(Ordering::SeqCst))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_goes_on_at_its_own_pace_after_a_step_back() {
+        let clock = SystemClock::new();
+        let hour = Duration::from_secs(3_600);
+        let noon = Timestamp::from_millis(1_800_000_000_000);
+        let before = clock.at(noon.after(hour));
+        std::thread::sleep(Duration::from_millis(5));
+        let after = clock.at(noon);
+        assert!(
+            after.since(before) >= Duration::from_millis(4),
+            "{after} {before}"
+        );
+        assert!(after.since(noon) < hour + Duration::from_secs(60));
+        // A step forward is followed.
+        assert!(clock.at(noon.after(2 * hour)) >= noon.after(2 * hour));
+    }
+
+    #[test]
+    fn time_begins_behind_what_was_stored() {
+        let clock = SystemClock::new();
+        let stored = clock.now().after(Duration::from_secs(3_600));
+        clock.raise(stored);
+        assert!(clock.now() >= stored);
+        assert!(clock.ahead() > Duration::from_secs(3_500));
     }
 }

@@ -172,10 +172,36 @@ pub enum State {
     },
 }
 
+impl State {
+    /// The latest moment seen.
+    pub const fn at_ms(&self) -> u64 {
+        match self {
+            Self::TokenBucket { at_ms, .. } | Self::SlidingWindow { at_ms, .. } => *at_ms,
+        }
+    }
+
+    /// Whether this state of a limit has put its clock back from what was known.
+    pub fn is_earlier(&self, known: Option<&Self>) -> bool {
+        let is_same = |known: &Self| std::mem::discriminant(self) == std::mem::discriminant(known);
+        known.is_some_and(|known| is_same(known) && self.at_ms() < known.at_ms())
+    }
+}
+
+/// The moment that a state made at `at_ms` counts as one of.
+const fn counts_as(at_ms: u64, now_ms: u64, length_ms: u64) -> u64 {
+    if at_ms > now_ms.saturating_add(length_ms) {
+        now_ms
+    } else {
+        at_ms
+    }
+}
+
 /// Decides one request at `now_ms`. Returns the decision and, when allowed, the state to keep.
 ///
 /// Time that goes back counts as standing still, so a clock set back gives
-/// nothing away. A state of another algorithm or scale is started afresh, empty of
+/// nothing away. A state that lies further ahead than the limit is long (until an empty bucket is full, or a window)
+/// counts as one of now: nobody waits longer than that because of a clock. It has to be kept also when the request was
+/// refused ([`State::is_earlier`]), or time would go on standing still. A state of another algorithm or scale is started afresh, empty of
 /// tokens for a bucket's changed period, full when the key is new.
 pub fn decide(
     policy: &Policy,
@@ -215,13 +241,15 @@ fn token_bucket(
     let scale = u128::from(period_ms);
     let full = u128::from(capacity.0) * scale;
     let per_ms = u128::from(refill.0).max(1);
-    let (missing, now_ms) = match state {
+    let (missing, then_ms) = match state {
         Some(State::TokenBucket {
             missing,
             period_ms: known,
             at_ms,
         }) => {
-            let now_ms = now_ms.max(*at_ms);
+            let length_ms = u64::try_from(full.div_ceil(per_ms)).unwrap_or(u64::MAX);
+            let at_ms = counts_as(*at_ms, now_ms, length_ms);
+            let then_ms = now_ms.max(at_ms);
             // A changed period keeps the missing tokens, rounded up to the new scale.
             let missing = if *known == period_ms {
                 *missing
@@ -231,17 +259,24 @@ fn token_bucket(
             (
                 missing
                     .min(full)
-                    .saturating_sub(per_ms * u128::from(now_ms - at_ms)),
-                now_ms,
+                    .saturating_sub(per_ms * u128::from(then_ms - at_ms)),
+                then_ms,
             )
         }
         _ => (0, now_ms),
     };
+    // Time stands still for so long.
+    let still_ms = then_ms - now_ms;
     let wanted = u128::from(amount.0) * scale;
     let available = full - missing;
     let allowed = wanted <= available;
     let missing_after = if allowed { missing + wanted } else { missing };
-    let wait_ms = |tokens: u128| u64::try_from(tokens.div_ceil(per_ms)).unwrap_or(u64::MAX);
+    let wait_ms = |tokens: u128| match tokens {
+        0 => 0,
+        _ => u64::try_from(tokens.div_ceil(per_ms))
+            .unwrap_or(u64::MAX)
+            .saturating_add(still_ms),
+    };
     let decision = Decision {
         allowed,
         remaining: Amount(u64::try_from((full - missing_after) / scale).unwrap_or(u64::MAX)),
@@ -257,7 +292,7 @@ fn token_bucket(
         State::TokenBucket {
             missing: missing_after,
             period_ms,
-            at_ms: now_ms,
+            at_ms: then_ms,
         },
     )
 }
@@ -270,20 +305,25 @@ fn sliding_window(
     now_ms: u64,
 ) -> (Decision, State) {
     let slot_ms = millis(window).div_ceil(SLOTS).max(1);
-    let (mut slots, now_ms) = match state {
+    let length_ms = slot_ms.saturating_mul(SLOTS + 1);
+    let (mut slots, then_ms) = match state {
         Some(State::SlidingWindow {
             slot_ms: known,
             slots,
             at_ms,
         }) => {
-            let rescaled = slots
-                .iter()
-                .map(|(slot, taken)| (slot.saturating_mul(*known) / slot_ms, *taken));
-            (rescaled.collect::<Vec<_>>(), now_ms.max(*at_ms))
+            let at = counts_as(*at_ms, now_ms, length_ms);
+            // What was taken moves as far as the state does.
+            let back = (*at_ms - at) / slot_ms;
+            let rescaled = slots.iter().map(|(slot, taken)| {
+                let slot = slot.saturating_mul(*known) / slot_ms;
+                (slot.saturating_sub(back), *taken)
+            });
+            (rescaled.collect::<Vec<_>>(), now_ms.max(at))
         }
         _ => (Vec::new(), now_ms),
     };
-    let current = now_ms / slot_ms;
+    let current = then_ms / slot_ms;
     // Slot `s` may hold a take made at its last millisecond, so it counts for SLOTS whole slots after its own.
     slots.retain(|(slot, _)| slot + SLOTS >= current);
     let used: u64 = slots.iter().map(|(_, taken)| *taken).sum();
@@ -323,7 +363,7 @@ fn sliding_window(
         State::SlidingWindow {
             slot_ms,
             slots,
-            at_ms: now_ms,
+            at_ms: then_ms,
         },
     )
 }
@@ -506,10 +546,35 @@ mod tests {
     fn a_clock_set_back_gives_nothing_away() {
         let policy = bucket(1, 1);
         let (_, state) = decide(&policy, None, Amount::whole(1), 10_000);
-        let (back, state) = decide(&policy, Some(&state), Amount::whole(1), 0);
+        let (back, state) = decide(&policy, Some(&state), Amount::whole(1), 9_100);
         assert!(!back.allowed);
+        assert_eq!(back.retry_after, Duration::from_millis(1_900));
         let (later, _) = decide(&policy, Some(&state), Amount::whole(1), 10_500);
         assert!(!later.allowed, "only half a token came back");
+    }
+
+    #[test]
+    fn state_further_ahead_than_its_limit_is_long_counts_as_now() {
+        let hour = 3_600_000;
+        let window = Policy::SlidingWindow {
+            limit: Amount::whole(10),
+            window: Duration::from_secs(10),
+        };
+        for (policy, longest) in [(bucket(10, 10), 1_000), (window, 10_200)] {
+            let (_, drained) = decide(&policy, None, Amount::whole(10), 2 * hour);
+            let now = hour + 77;
+            let (refused, state) = decide(&policy, Some(&drained), Amount::whole(1), now);
+            assert!(!refused.allowed, "a step gives nothing away");
+            assert!(state.is_earlier(Some(&drained)));
+            let wait = refused.retry_after.as_millis() as u64;
+            assert!(wait <= longest, "{policy:?}: {wait}");
+            let at = |moment| {
+                decide(&policy, Some(&state), Amount::whole(1), moment)
+                    .0
+                    .allowed
+            };
+            assert!(at(now + wait) && !at(now + wait - 1), "{policy:?}: {wait}");
+        }
     }
 
     proptest! {

@@ -9,7 +9,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use towpath_core::{Error, Result};
+use towpath_core::{Error, Result, Timestamp};
 
 use super::log::{Position, make_folder, oldest_segment, sync_folder};
 use super::state::{Loading, Piece, Snapshot, State};
@@ -368,4 +368,15 @@ fn list(folder: &Path) -> Result<Vec<(Position, PathBuf)>> {
     }
     found.sort_unstable();
     Ok(found)
+}
+
+/// When a segment of the log was written to last, as the machine's clock was then.
+pub(super) fn newest_write(folder: &Path) -> Timestamp {
+    let written = |entry: std::io::Result<std::fs::DirEntry>| {
+        let modified = entry.ok()?.metadata().ok()?.modified().ok()?;
+        modified.duration_since(std::time::UNIX_EPOCH).ok()
+    };
+    let segments = std::fs::read_dir(folder.join("log")).into_iter().flatten();
+    let newest = segments.filter_map(written).max().unwrap_or_default();
+    Timestamp::default().after(newest)
 }

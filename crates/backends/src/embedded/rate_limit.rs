@@ -1,7 +1,7 @@
 //! The rate limit port.
 //!
-//! Takes are logged and not waited for: a killed process forgets none, a power
-//! cut those of its last sync, and a limit is then that much too generous.
+//! Takes are logged and not waited for: a killed process forgets those that were not yet written, a power cut those of
+//! its last sync, and a limit is then that much too generous.
 
 use async_trait::async_trait;
 use towpath_core::limiter::{self, Amount, Decision, Policy};
@@ -10,7 +10,7 @@ use towpath_core::{Error, Result};
 
 use super::log::Class;
 use super::record::Record;
-use super::store::Store;
+use super::store::{Inner, Store};
 
 #[async_trait]
 impl RateLimit for Store {
@@ -29,28 +29,21 @@ impl RateLimit for Store {
                 .map(|(state, _)| state)
                 .or_else(|| inner.state.limits.get(&take.key));
             let (decision, state) = limiter::decide(&take.policy, known, take.amount, now);
-            let full_at = now.saturating_add(
-                u64::try_from(decision.reset_after.as_millis()).unwrap_or(u64::MAX),
-            );
-            draft.insert(take.key.clone(), (state, full_at));
+            draft.insert(take.key.clone(), (state, full_at(now, &decision)));
             decisions.push(decision);
         }
         if decisions.iter().any(|decision| !decision.allowed) {
             // Nothing is taken: each limit as it stands.
-            return Ok(takes
-                .iter()
-                .zip(decisions)
-                .map(|(take, decision)| {
-                    let known = inner.state.limits.get(&take.key);
-                    let (untouched, _) =
-                        limiter::decide(&take.policy, known, Amount::default(), now);
-                    Decision {
-                        allowed: decision.allowed,
-                        retry_after: decision.retry_after,
-                        ..untouched
-                    }
-                })
-                .collect());
+            let mut stand = Vec::with_capacity(takes.len());
+            for (take, decision) in takes.iter().zip(decisions) {
+                let untouched = self.stand(&mut inner, &take.key, &take.policy)?;
+                stand.push(Decision {
+                    allowed: decision.allowed,
+                    retry_after: decision.retry_after,
+                    ..untouched
+                });
+            }
+            return Ok(stand);
         }
         let changes = draft
             .into_iter()
@@ -63,15 +56,7 @@ impl RateLimit for Store {
     async fn peek(&self, key: &str, policy: Policy) -> Result<Decision> {
         check_key(key)?;
         policy.check(Amount::default())?;
-        let inner = self.lock();
-        let known = inner.state.limits.get(key);
-        Ok(limiter::decide(
-            &policy,
-            known,
-            Amount::default(),
-            self.clock.now().as_millis(),
-        )
-        .0)
+        self.stand(&mut self.lock(), key, &policy)
     }
 
     async fn reset(&self, key: &str) -> Result<()> {
@@ -82,6 +67,25 @@ impl RateLimit for Store {
         let end = self.write(&mut self.lock(), Class::Settle, &record)?;
         self.log.committed(end).await
     }
+}
+
+impl Store {
+    /// How a limit stands. One whose clock was put back is kept, or time would go on standing still for it.
+    fn stand(&self, inner: &mut Inner, key: &str, policy: &Policy) -> Result<Decision> {
+        let now = self.clock.now().as_millis();
+        let known = inner.state.limits.get(key);
+        let (decision, state) = limiter::decide(policy, known, Amount::default(), now);
+        if state.is_earlier(known) {
+            let changes = vec![(key.to_owned(), state, full_at(now, &decision))];
+            self.write(inner, Class::Settle, &Record::Limit { changes })?;
+        }
+        Ok(decision)
+    }
+}
+
+/// When a limit that stands like this is full again.
+fn full_at(now: u64, decision: &Decision) -> u64 {
+    now.saturating_add(u64::try_from(decision.reset_after.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn check_key(key: &str) -> Result<()> {

@@ -152,6 +152,19 @@ pub(super) enum Ending<'a> {
 }
 
 impl Record<'_> {
+    /// The moment that it was made, where it says so.
+    pub(super) fn at(&self) -> Timestamp {
+        match self {
+            Self::Enqueue { at, .. } | Self::Settle { at, .. } | Self::Append { at, .. } => *at,
+            Self::Limit { changes } => {
+                let moments = changes.iter().map(|(_, state, _)| state.at_ms());
+                Timestamp::from_millis(moments.max().unwrap_or_default())
+            }
+            Self::All(records) => records.iter().map(Self::at).max().unwrap_or_default(),
+            _ => Timestamp::default(),
+        }
+    }
+
     /// The queue whose deliveries it ends.
     pub(super) const fn settles(&self) -> Option<&QueueName> {
         match self {

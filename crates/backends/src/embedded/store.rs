@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -27,6 +28,8 @@ const READ_SPAN: u32 = 1 << 20;
 
 /// A message that is smaller than this part of what was read in one go gets bytes of its own.
 const SHARE_OF_SPAN: usize = 4;
+/// A difference from the clock that is worth a warning.
+const STEP: Duration = Duration::from_secs(5);
 
 /// What the lock guards.
 pub(super) struct Inner {
@@ -156,8 +159,10 @@ impl Store {
             segment_bytes: config.segment_bytes,
             reserve_bytes: config.reserve_bytes,
         };
+        let mut newest = state.newest().max(checkpoint::newest_write(&config.folder));
         let (log, recovery) = Log::open(options, position, &mut |body, bytes| {
             let (record, blobs) = Record::decode(bytes)?;
+            newest = newest.max(record.at());
             state.apply(&record, body.plus(blobs));
             Ok(())
         })
@@ -182,6 +187,8 @@ impl Store {
             },
             bytes,
         };
+        // Time goes on from the newest record, also when the clock was set back meanwhile.
+        clock.raise(newest);
         state.raise_fence(clock.now());
         let waiting = Arc::<Waiting>::default();
         let memory = Memory::new(config.memory);
@@ -416,6 +423,13 @@ impl Store {
                 "memory is low: nothing more is taken until queues are drained or the limit is raised"
                     .to_owned(),
             );
+        }
+        let ahead = self.clock.ahead();
+        if ahead >= STEP {
+            warnings.push(format!(
+                "the clock was set back: what is stored is up to {} s ahead of it, and the time of this process goes on from there",
+                ahead.as_secs()
+            ));
         }
         if self.config.durability == Durability::None {
             warnings.push("durability is none: a crash loses what is not yet written".to_owned());

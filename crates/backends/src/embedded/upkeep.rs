@@ -71,12 +71,14 @@ impl Store {
             .unwrap_or_else(PoisonError::into_inner);
         let began = Instant::now();
         let (position, state, locked) = {
-            let inner = self.lock();
+            let mut inner = self.lock();
             let locked = Instant::now();
             let position = self.log.records_end();
             if checkpointed.position == position {
                 return Ok(());
             }
+            // The next start reads from it how late it is.
+            inner.state.raise_fence(self.clock.now());
             (position, inner.state.snapshot(), locked.elapsed())
         };
         let live = state.live();

@@ -94,6 +94,11 @@ impl Outbox for Postgres {
     }
 
     async fn lease(&self, holder: Uuid, seconds: u32) -> Result<bool> {
+        // A lease that ends later than one of now would was taken before the clock went back: it counts as one of now.
+        let shorten =
+            "UPDATE outbox_relay SET held_until = clock_timestamp() + make_interval(secs => $1)
+            WHERE held_until > clock_timestamp() + make_interval(secs => $1)";
+        self.change(shorten, &[seconds.into()]).await?;
         let update = "UPDATE outbox_relay
             SET holder = $1, held_until = clock_timestamp() + make_interval(secs => $2)
             WHERE holder IS NULL OR holder = $1 OR held_until < clock_timestamp()";

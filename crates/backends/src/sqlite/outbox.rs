@@ -63,10 +63,14 @@ impl Outbox for Sqlite {
     }
 
     async fn lease(&self, holder: Uuid, seconds: u32) -> Result<bool> {
+        // A lease that ends later than one of now would was taken before the clock went back: it counts as one of now.
+        let shorten = "UPDATE outbox_relay SET held_until = unixepoch('subsec') + ?1
+            WHERE held_until > unixepoch('subsec') + ?1";
         let update = "UPDATE outbox_relay SET holder = ?1, held_until = unixepoch('subsec') + ?2
             WHERE holder IS NULL OR holder = ?1 OR held_until < unixepoch('subsec')";
         self.threads
             .write(move |connection| {
+                connection.execute(shorten, [seconds]).map_err(failed)?;
                 let count = connection.execute(update, params![holder.to_string(), seconds]);
                 Ok(count.map_err(failed)? > 0)
             })

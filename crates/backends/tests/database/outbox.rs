@@ -138,6 +138,11 @@ async fn one_relay_works_at_a_time(world: World) {
     assert!(lease(two, 1).await);
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     assert!(lease(one, 60).await, "the other's time is over");
+    // A lease of an hour, to one who leases for a second, is one from before the clock went back.
+    assert!(lease(one, 3_600).await);
+    assert!(!lease(two, 1).await, "it counts as one of now");
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert!(lease(two, 60).await, "and ends after its own length");
 }
 
 async fn what_was_sent_is_noted_once_and_never_back(world: World) {

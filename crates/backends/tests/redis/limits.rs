@@ -66,9 +66,14 @@ async fn decides_as_the_core_does(seed: u64) {
                 _ => rng.random_range(0..=most),
             });
             let (decision, next) = limiter::decide(&rule, state.as_ref(), wanted, now);
-            // What is refused changes nothing on the server.
+            // What is refused changes nothing on the server but a time that was put back.
             if decision.allowed {
                 state = Some(next);
+            } else {
+                let (_, stands) = limiter::decide(&rule, state.as_ref(), Amount::default(), now);
+                if stands.is_earlier(state.as_ref()) {
+                    state = Some(stands);
+                }
             }
             let take = Take {
                 key: key.to_string(),

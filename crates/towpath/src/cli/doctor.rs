@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use serde::Serialize;
@@ -42,6 +42,9 @@ struct Check {
 /// A clock before this is wrong: the program did not exist.
 const YEAR_2026: u64 = 1_767_225_600;
 
+/// A difference between the clock and a file that no file system makes by itself.
+const STEP: Duration = Duration::from_secs(5);
+
 pub(super) async fn run(global: &Global, _: DoctorArgs) -> Result<Exit, Failure> {
     let mut checks = Vec::new();
     match load(&global.sources()?) {
@@ -65,7 +68,7 @@ pub(super) async fn run(global: &Global, _: DoctorArgs) -> Result<Exit, Failure>
             checks.push(disk(&loaded.config));
             process(global, &loaded.config, &mut checks).await?;
             look_at_the_backend(&loaded.config, &mut checks).await;
-            look_around(&mut checks);
+            checks.push(clock(&loaded.config));
         }
         Err(problems) => checks.push(Check {
             check: "configuration",
@@ -187,25 +190,47 @@ fn durability(config: &Config) -> Check {
     }
 }
 
-fn look_around(checks: &mut Vec<Check>) {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
-    let (found, detail) = if now < YEAR_2026 {
+fn clock(config: &Config) -> Check {
+    let now = SystemTime::now();
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let ahead = newest(&config.data_dir)
+        .and_then(|newest| newest.duration_since(now).ok())
+        .unwrap_or_default();
+    let (found, detail) = if since.as_secs() < YEAR_2026 {
         (
             Found::Fail,
             "the clock is years behind; delays and idempotency windows follow it: set it"
                 .to_owned(),
         )
+    } else if ahead >= STEP {
+        (
+            Found::Warn,
+            format!(
+                "the clock was set back: the newest file in `{}` is {} s ahead of it; set it, or wait so long",
+                config.data_dir.display(),
+                ahead.as_secs()
+            ),
+        )
     } else {
         (Found::Ok, "plausible".to_owned())
     };
-    checks.push(Check {
+    Check {
         check: "clock",
         found,
         detail,
-    });
+    }
+}
+
+/// When a file in the folder or a folder of it was written to last.
+fn newest(folder: &Path) -> Option<SystemTime> {
+    let inner = ["log", "checkpoint"].map(|name| folder.join(name));
+    let folders = std::iter::once(folder.to_owned()).chain(inner);
+    let entries = folders
+        .filter_map(|folder| fs::read_dir(folder).ok())
+        .flatten();
+    entries
+        .filter_map(|entry| entry.ok()?.metadata().ok()?.modified().ok())
+        .max()
 }
 
 fn folder(config: &Config) -> Check {

@@ -210,6 +210,11 @@ impl State {
         self.fence = self.fence.max(now.as_millis() << 12);
     }
 
+    /// A moment that this state had come to.
+    pub(super) fn newest(&self) -> Timestamp {
+        Timestamp::from_millis(self.fence >> 12)
+    }
+
     /// What messages still need of the segments.
     pub(super) fn live(&self) -> LiveSegments {
         let mut live = LiveSegments::new();

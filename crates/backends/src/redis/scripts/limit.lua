@@ -10,37 +10,53 @@ local now_ms = forced and tonumber(ARGV[2]) or clock[1] * 1000 + math.floor(cloc
 
 local function small(number) return big(string.format('%.0f', number)) end
 
+-- The moment that a state made at `at` counts as one of: what lies further ahead than its limit is long is of now.
+local function counts_as(at, length)
+  if at > now_ms + length then return now_ms end
+  return at
+end
+
 local function token_bucket(take, state)
   local scale = small(take.span)
   local full, per_ms = times(take.capacity, scale), take.refill
   local missing, at = {}, now_ms
   if state and state.algorithm == 'token_bucket' then
-    at = math.max(now_ms, state.at)
+    local seen = counts_as(state.at, approximately(divide_up(full, per_ms)))
+    at = math.max(now_ms, seen)
     missing = state.missing
     if state.span ~= take.span then
       missing = divide_up(times(missing, scale), small(state.span))
     end
-    missing = minus(smaller(missing, full), times(per_ms, small(at - state.at)))
+    missing = minus(smaller(missing, full), times(per_ms, small(at - seen)))
   end
   local wanted, available = times(take.amount, scale), minus(full, missing)
   local allowed = compare(wanted, available) <= 0
   local after = allowed and plus(missing, wanted) or missing
+  local function wait(tokens)
+    if #tokens == 0 then return {} end
+    return plus(divide_up(tokens, per_ms), small(at - now_ms))
+  end
   return {
     allowed = allowed,
     remaining = divide(minus(full, after), scale),
-    retry = allowed and {} or divide_up(minus(wanted, available), per_ms),
-    reset = divide_up(after, per_ms),
-  }, { algorithm = 'token_bucket', missing = after, span = take.span, at = at }
+    retry = allowed and {} or wait(minus(wanted, available)),
+    reset = wait(after),
+  }, {
+    algorithm = 'token_bucket', missing = after, span = take.span, at = at,
+    is_earlier = state and state.algorithm == 'token_bucket' and at < state.at,
+  }
 end
 
 local function sliding_window(take, state)
   local width = math.max(math.ceil(take.span / SLOTS), 1)
   local slots, at = {}, now_ms
   if state and state.algorithm == 'sliding_window' then
-    at = math.max(now_ms, state.at)
+    local seen = counts_as(state.at, width * (SLOTS + 1))
+    at = math.max(now_ms, seen)
+    local back = math.floor((state.at - seen) / width)
     for _, slot in ipairs(state.slots) do
       local start = slot[1] * state.span
-      slots[#slots + 1] = { (start - start % width) / width, slot[2] }
+      slots[#slots + 1] = { math.max((start - start % width) / width - back, 0), slot[2] }
     end
   end
   local current = (at - at % width) / width
@@ -61,7 +77,7 @@ local function sliding_window(take, state)
       kept[#kept + 1] = { current, take.amount }
     end
   end
-  local function leaves_at(slot) return small(math.max((slot + SLOTS + 1) * width - at, 0)) end
+  local function leaves_at(slot) return small(math.max((slot + SLOTS + 1) * width - now_ms, 0)) end
   local short, retry = minus(take.amount, available), {}
   for _, slot in ipairs(kept) do
     if allowed or #short == 0 then break end
@@ -73,7 +89,10 @@ local function sliding_window(take, state)
     remaining = allowed and minus(available, take.amount) or available,
     retry = retry,
     reset = #kept > 0 and leaves_at(kept[#kept][1]) or {},
-  }, { algorithm = 'sliding_window', slots = kept, span = width, at = at }
+  }, {
+    algorithm = 'sliding_window', slots = kept, span = width, at = at,
+    is_earlier = state and state.algorithm == 'sliding_window' and at < state.at,
+  }
 end
 
 local function decide(take, state)
@@ -115,16 +134,22 @@ for at, key in ipairs(KEYS) do
   decisions[at] = decision
   refused = refused or not decision.allowed
 end
-ready({ 'HSET', 'PEXPIRE' })
-for at, take in ipairs(takes) do
-  if refused then
-    local untouched = decide({
+local earlier = {}
+if refused then
+  for at, take in ipairs(takes) do
+    local untouched, state = decide({
       algorithm = take.algorithm, capacity = take.capacity, refill = take.refill, span = take.span, amount = {},
     }, load(take.key))
     decisions[at].remaining, decisions[at].reset = untouched.remaining, untouched.reset
-  elseif ARGV[1] == 'take' then
-    save(take.key, draft[take.key].state, draft[take.key].reset)
+    -- Or time would go on standing still.
+    if state.is_earlier then earlier[take.key] = { state = state, reset = untouched.reset } end
   end
+end
+ready({ 'HSET', 'PEXPIRE' })
+for key, kept in pairs(earlier) do save(key, kept.state, kept.reset) end
+for _, take in ipairs(takes) do
+  local after = draft[take.key]
+  if not refused and (ARGV[1] == 'take' or after.state.is_earlier) then save(take.key, after.state, after.reset) end
 end
 local answer = {}
 for at, one in ipairs(decisions) do

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -188,6 +189,12 @@ pub trait Lifecycle: Send + Sync {
     /// Why this process may refuse what would make the backend grow, and whether it does now; empty where a server decides.
     fn refusals(&self) -> Vec<(&'static str, bool)> {
         Vec::new()
+    }
+
+    /// For how long the disk under it has not answered, once that is longer than it waits; `None` while it answers, and
+    /// for servers.
+    fn stalled(&self) -> Option<Duration> {
+        None
     }
 
     /// Resolves with the reason when the backend has stopped for good and the

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -110,4 +111,9 @@ pub struct Database {
     pub outbox: Arc<dyn Outbox>,
     /// Configurations and agents.
     pub fleet: Arc<dyn Fleet>,
+    /// Since when it waits for the disk under its file.
+    pub waits: Waits,
 }
+
+/// For how long a call has been waiting for the disk; `None` while none does.
+pub type Waits = Arc<dyn Fn() -> Option<Duration> + Send + Sync>;

@@ -51,6 +51,7 @@ pub struct Error {
     kind: ErrorKind,
     message: Cow<'static, str>,
     retry_after: Option<Duration>,
+    is_outcome_unknown: bool,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -61,6 +62,7 @@ impl Error {
             kind,
             message: message.into(),
             retry_after: None,
+            is_outcome_unknown: false,
             source: None,
         }
     }
@@ -68,6 +70,16 @@ impl Error {
     /// The backend did not answer; nothing is known to have happened.
     pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(ErrorKind::Unavailable, message)
+    }
+
+    /// The backend took the call and did not confirm it in time: it may or may not have happened, and may still happen.
+    ///
+    /// Context added later keeps this sentence, because the client decides by it.
+    pub fn outcome_unknown(message: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            is_outcome_unknown: true,
+            ..Self::unavailable(message)
+        }
     }
 
     /// A limit of ours is reached (queue full, disk low) and nothing was
@@ -121,6 +133,19 @@ impl Error {
         self.retry_after
     }
 
+    /// Whether the call may have happened, or may still happen.
+    pub const fn is_outcome_unknown(&self) -> bool {
+        self.is_outcome_unknown
+    }
+
+    /// The contract's text of a failure; where the outcome is unknown, the client hears that as well.
+    pub fn unknown_or(&self, text: &str) -> String {
+        match self.is_outcome_unknown {
+            true => format!("{text}: {}", self.message),
+            false => text.to_owned(),
+        }
+    }
+
     /// The sentence and every cause behind it, joined by `: `.
     pub fn chain(&self) -> String {
         let mut text = self.message.to_string();
@@ -160,11 +185,18 @@ pub trait ResultExt<T> {
 
 impl<T> ResultExt<T> for Result<T> {
     fn context<M: Into<Cow<'static, str>>>(self, message: impl FnOnce() -> M) -> Result<T> {
-        self.map_err(|error| Error {
-            kind: error.kind,
-            message: message().into(),
-            retry_after: error.retry_after,
-            source: Some(Box::new(error)),
+        self.map_err(|mut error| {
+            if error.is_outcome_unknown {
+                error.message = format!("{}: {}", message().into(), error.message).into();
+                return error;
+            }
+            Error {
+                kind: error.kind,
+                message: message().into(),
+                retry_after: error.retry_after,
+                is_outcome_unknown: false,
+                source: Some(Box::new(error)),
+            }
         })
     }
 }
@@ -183,5 +215,17 @@ mod tests {
         assert_eq!(error.retry_after(), Some(Duration::from_secs(1)));
         assert_eq!(error.to_string(), "enqueue to `orders`");
         assert_eq!(error.chain(), "enqueue to `orders`: disk is low");
+    }
+
+    #[test]
+    fn context_keeps_an_unknown_outcome_visible() {
+        let cause = Error::outcome_unknown("the outcome is unknown");
+        let error = Err::<(), _>(cause).context(|| "enqueue to `orders`");
+        let error = error.unwrap_err();
+        assert!(error.is_outcome_unknown());
+        assert_eq!(
+            error.to_string(),
+            "enqueue to `orders`: the outcome is unknown"
+        );
     }
 }

@@ -12,9 +12,11 @@ pub mod error;
 pub mod id;
 pub mod limiter;
 pub mod message;
+pub mod patience;
 pub mod port;
 pub mod reminder;
 pub mod retry;
+pub mod stall;
 
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use error::{Error, ErrorKind, Result, ResultExt};

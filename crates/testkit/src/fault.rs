@@ -44,8 +44,8 @@ const FAULTS: &[Fault] = &[
     fault("write", "ENOSPC", Some(1)),
     fault("write", "ENOSPC", None),
     fault("rename", "EIO", Some(1)),
-    // A read that fails is tried in smaller pieces; these fail too.
-    fault("pread64", "EIO", Some(3)),
+    // A read that fails is tried in another way and in smaller pieces; these fail too.
+    fault("preadv2,pread64", "EIO", Some(3)),
 ];
 
 impl Fault {
@@ -53,7 +53,8 @@ impl Fault {
         let calls = self
             .calls
             .map_or_else(|| "all".to_owned(), |calls| calls.to_string());
-        format!("{}_{}_{calls}", self.call, self.error)
+        let call = self.call.replace(',', "_");
+        format!("{call}_{}_{calls}", self.error)
     }
 
     /// As `strace` takes it.

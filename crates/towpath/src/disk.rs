@@ -1,8 +1,9 @@
 //! Folders of files, and small files that are whole or not there, also when the machine stops in between.
 
-use std::fs::File;
-use std::io::Write;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// The folder that a path's last name is in.
 pub(crate) fn folder_of(path: &Path) -> &Path {
@@ -24,4 +25,37 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     File::open(folder)?.sync_all()
+}
+
+/// The space on the disk of an embedded store that its reserve file holds, and that others leave to it.
+#[derive(Debug, Clone)]
+pub(crate) struct Floor {
+    /// The store's reserve file.
+    pub(crate) file: PathBuf,
+    /// What is kept free, the file included.
+    pub(crate) reserve: u64,
+}
+
+impl Floor {
+    /// Whether so many more bytes in `folder` leave the store what it needs to free space; always on another disk.
+    ///
+    /// # Errors
+    /// `StorageFull` when they do not.
+    pub(crate) fn check(&self, folder: &Path, bytes: u64) -> io::Result<()> {
+        let store = fs::metadata(folder_of(&self.file))?.dev();
+        if fs::metadata(folder)?.dev() != store {
+            return Ok(());
+        }
+        let disk = rustix::fs::statvfs(folder)?;
+        let held = fs::metadata(&self.file).map_or(0, |file| file.len());
+        let room = disk
+            .f_bavail
+            .saturating_mul(disk.f_frsize)
+            .saturating_add(held);
+        if room.saturating_sub(bytes) < self.reserve / 2 {
+            let text = "No space left on device but what the store needs to free some; remove files from its disk";
+            return Err(io::Error::new(io::ErrorKind::StorageFull, text));
+        }
+        Ok(())
+    }
 }

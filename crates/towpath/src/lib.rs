@@ -12,6 +12,7 @@ mod disk;
 pub mod http;
 mod idempotency;
 pub mod inlet;
+mod last_resort;
 pub mod pump;
 pub mod sink;
 pub mod source;

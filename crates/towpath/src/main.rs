@@ -7,7 +7,7 @@ use towpath::cli::Cli;
 use towpath::cli::Exit;
 
 /// A disk or a pipe that hangs must not keep a process that is done.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
+const LAST_MOMENT: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
     let runtime = tokio::runtime::Runtime::new();

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -52,7 +52,15 @@ pub enum OnFailure {
     Restart,
     /// The process cannot do its job without it: drain and end.
     StopProcess,
+    /// A drain would only wait for what cannot happen any more: end at once.
+    EndProcess,
 }
+
+/// What is left of the grace period after a failure that ends the process at once: requests are answered that they failed.
+const AT_ONCE: Duration = Duration::from_millis(500);
+
+/// How long requests that wait for what has failed are given to answer.
+const ANSWERS: Duration = Duration::from_millis(100);
 
 /// How soon a failed task is started again; a run of a minute counts as recovered.
 const RESTART: retry::Policy =
@@ -145,8 +153,15 @@ pub struct Supervisor {
     grace: Duration,
     stops: BTreeMap<Stage, CancellationToken>,
     deadline: Arc<Mutex<Option<Instant>>>,
-    fatal: CancellationToken,
+    fatal: Fatal,
     tasks: Vec<Task>,
+}
+
+/// A failure that ends the process, and whether at once.
+#[derive(Debug, Clone, Default)]
+struct Fatal {
+    token: CancellationToken,
+    at_once: Arc<OnceLock<String>>,
 }
 
 impl fmt::Debug for Task {
@@ -189,6 +204,10 @@ pub struct Report {
     pub drained_in: Duration,
     /// Every task.
     pub tasks: Vec<TaskReport>,
+    /// How the backends were closed.
+    pub closing: Ending,
+    /// The failure that ended the process at once.
+    pub failure: Option<String>,
 }
 
 impl Report {
@@ -197,6 +216,14 @@ impl Report {
         self.tasks
             .iter()
             .all(|task| task.ending == Ending::Finished)
+            && self.closing == Ending::Finished
+            && self.failure.is_none()
+    }
+
+    /// The backends were closed, or not, in this time.
+    pub fn closed(&mut self, ending: Ending, took: Duration) {
+        self.closing = ending;
+        self.drained_in += took;
     }
 }
 
@@ -210,7 +237,7 @@ impl Supervisor {
                 .map(|stage| (stage, CancellationToken::new()))
                 .collect(),
             deadline: Arc::default(),
-            fatal: CancellationToken::new(),
+            fatal: Fatal::default(),
             tasks: Vec::new(),
         }
     }
@@ -256,17 +283,27 @@ impl Supervisor {
     ) -> Report {
         let reason = tokio::select! {
             reason = signal => reason,
-            () = self.fatal.cancelled() => "a task failed".to_owned(),
+            () = self.fatal.token.cancelled() => "a task failed".to_owned(),
         };
         info!(reason, "stopping");
         before_drain();
         let began = Instant::now();
-        let deadline = began + self.grace;
+        let failure = self.fatal.at_once.get().cloned();
+        let grace = match failure {
+            Some(_) => {
+                tokio::time::sleep(ANSWERS).await;
+                self.grace.min(AT_ONCE)
+            }
+            None => self.grace,
+        };
+        let deadline = began + grace;
         *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = Some(deadline);
         let mut hurry = std::pin::pin!(async {
             tokio::select! {
                 () = tokio::time::sleep_until(deadline) => {}
                 () = impatient => {}
+                // It may stop for good while it drains.
+                () = self.fatal.ends_at_once() => {}
             }
         });
         let mut hurried = false;
@@ -300,6 +337,18 @@ impl Supervisor {
             reason,
             drained_in: began.elapsed(),
             tasks,
+            closing: Ending::Finished,
+            failure: self.fatal.at_once.get().cloned(),
+        }
+    }
+}
+
+impl Fatal {
+    /// Pending unless a failure ends the process at once.
+    async fn ends_at_once(&self) {
+        self.token.cancelled().await;
+        if self.at_once.get().is_none() {
+            std::future::pending().await
         }
     }
 }
@@ -309,7 +358,7 @@ async fn watch(
     name: String,
     on_failure: OnFailure,
     stop: Stop,
-    fatal: CancellationToken,
+    fatal: Fatal,
     make: impl Fn(Stop) -> TaskFuture,
 ) -> Result<()> {
     let mut attempt = 0;
@@ -322,6 +371,16 @@ async fn watch(
             Ok(Err(error)) => error,
             Err(join) => panic_error(&name, join),
         };
+        if on_failure == OnFailure::EndProcess {
+            let error = failure.chain();
+            error!(
+                task = name,
+                error, "task failed; ending the process at once"
+            );
+            fatal.at_once.get_or_init(|| error);
+            fatal.token.cancel();
+            return Err(failure);
+        }
         if stop.is_requested() {
             return Err(failure);
         }
@@ -331,7 +390,7 @@ async fn watch(
                 error = failure.chain(),
                 "task failed, stopping the process"
             );
-            fatal.cancel();
+            fatal.token.cancel();
             return Err(failure);
         }
         attempt = if began.elapsed() > RECOVERED_AFTER {
@@ -475,6 +534,26 @@ mod tests {
         assert_eq!(runs.load(Ordering::SeqCst), 3);
         assert_eq!(report.tasks[0].counts["restarts"], 2);
         assert!(report.is_clean());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failure_that_ends_the_process_waits_for_no_drain() {
+        let mut supervisor = Supervisor::new(Duration::from_secs(25));
+        supervisor.start(
+            "backend",
+            Stage::Observe,
+            OnFailure::EndProcess,
+            |_| async { Err(Error::unavailable("sync failed")) },
+        );
+        supervisor.start("pump", Stage::Deliver, OnFailure::Restart, |_| async {
+            std::future::pending().await
+        });
+        let report = supervisor
+            .run(std::future::pending(), std::future::pending(), || {})
+            .await;
+        assert_eq!(report.failure.as_deref(), Some("sync failed"));
+        assert!(report.drained_in <= AT_ONCE, "{report:?}");
+        assert!(!report.is_clean());
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! The URL of an embedded store: `embedded:PATH?durability=fsync&segment=16MiB&reserve=64MiB`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use towpath_core::{Error, Result};
 
@@ -18,6 +19,11 @@ pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
         "segment",
         "16MiB",
         "size of a segment of the log, 64KiB to 1GiB",
+    ),
+    (
+        "timeout",
+        "5s",
+        "how long the disk may not answer before the store takes nothing more and is not ready, 100ms to 10m",
     ),
     (
         "reserve",
@@ -39,6 +45,7 @@ pub(super) struct Config {
     pub(super) segment_bytes: u32,
     pub(super) reserve_bytes: u64,
     pub(super) memory: Share,
+    pub(super) timeout: Duration,
 }
 
 impl Config {
@@ -56,6 +63,7 @@ impl Config {
             segment_bytes: 16 << 20,
             reserve_bytes: 64 << 20,
             memory: Share::Percent(50),
+            timeout: Duration::from_secs(5),
         };
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -72,6 +80,7 @@ impl Config {
                 }
                 "memory" => config.memory = value.parse()?,
                 "reserve" => config.reserve_bytes = byte_size(name, value)?,
+                "timeout" => config.timeout = timeout(value)?,
                 _ => {
                     let known: Vec<&str> = PARAMETERS.iter().map(|(name, ..)| *name).collect();
                     return Err(Error::invalid(format!(
@@ -82,6 +91,22 @@ impl Config {
             }
         }
         Ok(config)
+    }
+}
+
+/// `5s`, `500ms`.
+fn timeout(text: &str) -> Result<Duration> {
+    let number = |unit| {
+        text.strip_suffix(unit)
+            .and_then(|number| number.parse().ok())
+    };
+    let millis =
+        number("ms").or_else(|| number("s").and_then(|seconds: u64| seconds.checked_mul(1_000)));
+    match millis {
+        Some(millis @ 100..=600_000) => Ok(Duration::from_millis(millis)),
+        _ => Err(Error::invalid(format!(
+            "invalid duration `timeout={text}`; expected e.g. `timeout=5s`, 100ms to 600s"
+        ))),
     }
 }
 
@@ -130,7 +155,11 @@ mod tests {
             ),
             (
                 "embedded:x?sync=1",
-                "unknown parameter `sync` of an embedded store; available: durability, segment, reserve, memory",
+                "unknown parameter `sync` of an embedded store; available: durability, segment, timeout, reserve, memory",
+            ),
+            (
+                "embedded:x?timeout=5",
+                "invalid duration `timeout=5`; expected e.g. `timeout=5s`, 100ms to 600s",
             ),
             (
                 "embedded:x?segment=16MB",

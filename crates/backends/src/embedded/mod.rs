@@ -45,12 +45,15 @@ mod upkeep_test;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use towpath_core::backend::{Backend, Capability, Copied, Descriptor, Health, Lifecycle};
+use towpath_core::stall::Watch;
 use towpath_core::{Error, Result};
 
 pub use backup::restore;
+pub use log::reserve::NAME as RESERVE;
 pub use log::scan_for_fuzzing;
 use store::Store;
 
@@ -93,7 +96,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
             Ok(Backend {
                 url,
                 descriptor: &DESCRIPTOR,
-                lifecycle: Arc::new(Handle(Arc::clone(&store))),
+                lifecycle: Arc::new(Handle::new(Arc::clone(&store))),
                 queue: Some(Arc::clone(&store) as _),
                 routes: Some(Arc::clone(&store) as _),
                 stream: Some(Arc::clone(&store) as _),
@@ -106,35 +109,61 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     },
 };
 
-struct Handle(Arc<Store>);
+struct Handle {
+    store: Arc<Store>,
+    /// The write that tells whether the file system takes any.
+    probe: Arc<Watch>,
+}
+
+impl Handle {
+    fn new(store: Arc<Store>) -> Self {
+        let probe = Arc::new(Watch::new());
+        Self { store, probe }
+    }
+}
 
 #[async_trait]
 impl Lifecycle for Handle {
     async fn health(&self) -> Result<Health> {
-        let health = self.0.health()?;
-        let store = Arc::clone(&self.0);
-        tokio::task::spawn_blocking(move || store.check_writable())
+        let health = self.store.health()?;
+        // One at a time: on a disk that hangs each would keep a thread.
+        if let Some(lasts) = self.probe.lasts() {
+            if lasts < self.store.config.timeout {
+                return Ok(health);
+            }
+            let (folder, lasts) = (self.store.folder().display(), lasts.as_secs());
+            let text = format!("the disk of `{folder}` has not answered for {lasts} s");
+            return Err(Error::unavailable(text));
+        }
+        let (store, probe) = (Arc::clone(&self.store), Arc::clone(&self.probe));
+        tokio::task::spawn_blocking(move || probe.during(|| store.check_writable()))
             .await
             .map_err(|error| Error::unavailable("the check panicked").with_source(error))??;
         Ok(health)
     }
 
     async fn close(&self) -> Result<()> {
-        let store = Arc::clone(&self.0);
+        let store = Arc::clone(&self.store);
         tokio::task::spawn_blocking(move || store.close())
             .await
             .map_err(|error| Error::unavailable("closing the store panicked").with_source(error))?
     }
 
     async fn backup(&self, folder: &Path) -> Result<Copied> {
-        let (store, folder) = (Arc::clone(&self.0), folder.to_owned());
+        let (store, folder) = (Arc::clone(&self.store), folder.to_owned());
         tokio::task::spawn_blocking(move || store.backup(&folder))
             .await
             .map_err(|error| Error::unavailable("the backup panicked").with_source(error))?
     }
 
     fn folder(&self) -> Option<&Path> {
-        Some(self.0.folder())
+        Some(self.store.folder())
+    }
+
+    fn stalled(&self) -> Option<Duration> {
+        let timeout = self.store.config.timeout;
+        let probe = self.probe.lasts().filter(|lasts| *lasts >= timeout);
+        self.store.log.stalled().max(probe)
     }
 
     fn refusals(&self) -> Vec<(&'static str, bool)> {
@@ -142,6 +171,6 @@ impl Lifecycle for Handle {
     }
 
     async fn failed(&self) -> Error {
-        self.0.failed().await
+        self.store.failed().await
     }
 }

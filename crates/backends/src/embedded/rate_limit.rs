@@ -49,7 +49,7 @@ impl RateLimit for Store {
             .into_iter()
             .map(|(key, (state, full_at))| (key, state, full_at))
             .collect();
-        self.write(&mut inner, Class::Settle, &Record::Limit { changes })?;
+        self.write(&mut inner, Class::Count, &Record::Limit { changes })?;
         Ok(decisions)
     }
 
@@ -77,7 +77,7 @@ impl Store {
         let (decision, state) = limiter::decide(policy, known, Amount::default(), now);
         if state.is_earlier(known) {
             let changes = vec![(key.to_owned(), state, full_at(now, &decision))];
-            self.write(inner, Class::Settle, &Record::Limit { changes })?;
+            self.write(inner, Class::Count, &Record::Limit { changes })?;
         }
         Ok(decision)
     }

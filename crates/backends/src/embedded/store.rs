@@ -15,6 +15,7 @@ use towpath_core::{Clock, Error, Message, QueueName, Result, ResultExt, StreamNa
 use super::checkpoint;
 use super::config::Config;
 use super::lock::FolderLock;
+use super::log::reserve::NAME as RESERVE;
 use super::log::{Class, Durability, Log, Options, Position, Recovery};
 use super::memory::Memory;
 use super::presence::Presence;
@@ -157,7 +158,9 @@ impl Store {
             quarantine: config.folder.join("quarantine"),
             durability: config.durability,
             segment_bytes: config.segment_bytes,
+            reserve: config.folder.join(RESERVE),
             reserve_bytes: config.reserve_bytes,
+            timeout: config.timeout,
         };
         let mut newest = state.newest().max(checkpoint::newest_write(&config.folder));
         let (log, recovery) = Log::open(options, position, &mut |body, bytes| {
@@ -359,6 +362,7 @@ impl Store {
         if self.closed.load(Ordering::SeqCst) {
             return Err(Error::unavailable("the store is closed"));
         }
+        self.log.check_answers()?;
         let segments = self.log.segments();
         let bytes: u64 = segments.iter().map(|(_, size)| u64::from(*size)).sum();
         let fact = |name: &str, value: String| (name.to_owned(), value);

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use towpath_core::{Error, QueueName, Result};
 
 use super::checkpoint;
+use super::log::reserve::is_full;
 use super::log::{Class, Position};
 use super::record::{self, Record};
 use super::state::{Place, Snapshot};
@@ -301,6 +302,7 @@ impl Store {
 pub(super) fn maintain(store: &Weak<Store>) {
     let (mut seen, mut tidied) = (Position::default(), Position::default());
     let mut looked = Instant::now();
+    let mut trouble = Trouble::default();
     while let Some(store) = store.upgrade() {
         if store.is_closed() {
             return;
@@ -311,7 +313,9 @@ pub(super) fn maintain(store: &Weak<Store>) {
         }
         store.tick();
         let quiet = std::mem::replace(&mut seen, store.log.records_end()) == seen;
-        let worked = if store.checkpoint_is_due() {
+        let worked = if trouble.lasts() {
+            Ok(())
+        } else if store.checkpoint_is_due() {
             store.checkpoint().and_then(|()| store.compact())
         } else if quiet && store.log.is_disk_low() && tidied != seen {
             // Once each time that things have calmed down: it looks at every message.
@@ -331,13 +335,13 @@ pub(super) fn maintain(store: &Weak<Store>) {
         } else {
             Ok(())
         };
-        if let Err(error) = worked
-            && !store.is_closed()
-        {
-            tracing::warn!(
-                error = error.chain(),
-                "upkeep of the store failed, it will be tried again"
-            );
+        match worked {
+            // Space for a checkpoint is what frees more of it: the next try has it.
+            Err(error) if is_full(&error) && store.log.release_reserve() => {}
+            // A checkpoint under way is abandoned when the store closes.
+            Err(_) if store.is_closed() => {}
+            Err(error) => trouble.failed(&error),
+            Ok(()) => trouble.ended(),
         }
         let guard = store
             .wake_maintenance
@@ -345,5 +349,38 @@ pub(super) fn maintain(store: &Weak<Store>) {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         drop(store.wake_maintenance.1.wait_timeout(guard, MAINTENANCE));
+    }
+}
+
+/// The first and the longest pause before upkeep that failed is tried again.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Upkeep that failed, one time after the other.
+#[derive(Default)]
+struct Trouble {
+    failures: u32,
+    again: Option<Instant>,
+}
+
+impl Trouble {
+    /// Whether it is too soon to try again.
+    fn lasts(&self) -> bool {
+        self.again.is_some_and(|again| Instant::now() < again)
+    }
+
+    fn failed(&mut self, error: &Error) {
+        let pause = (FIRST_PAUSE * (1 << self.failures.min(16))).min(LONGEST_PAUSE);
+        self.failures = self.failures.saturating_add(1);
+        self.again = Some(Instant::now() + pause);
+        let (error, failures) = (error.chain(), self.failures);
+        tracing::warn!(error, failures, ?pause, "store upkeep failed; retrying");
+    }
+
+    fn ended(&mut self) {
+        if !self.lasts() && self.failures > 0 {
+            let failures = std::mem::take(self).failures;
+            tracing::info!(failures, "store upkeep succeeded again");
+        }
     }
 }

@@ -76,5 +76,6 @@ async fn open(url: &str) -> Result<Database> {
         users: postgres.clone(),
         outbox: postgres.clone(),
         fleet: Arc::new(Fleets(postgres)),
+        waits: Arc::new(|| None),
     })
 }

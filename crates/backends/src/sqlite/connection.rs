@@ -5,10 +5,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
-use towpath_core::{Error, Result};
+use towpath_core::database::Waits;
+use towpath_core::stall::{Watch, unknown};
+use towpath_core::{Error, Result, patience};
 
 use crate::identity::{Pinned, lost};
 
@@ -17,6 +20,9 @@ const GROUP: usize = 256;
 
 /// Size that the log keeps when it begins again.
 const WAL_BYTES: u32 = 8 << 20;
+
+/// How long a transaction waits for that of another process; less than a request waits, so that it hears the reason.
+const BUSY: Duration = Duration::from_secs(4);
 
 /// Waiting calls; more wait before they are taken.
 const WAITING: usize = 1_024;
@@ -29,8 +35,52 @@ type Job = Box<dyn FnOnce(Result<&Connection>) -> Answer + Send>;
 
 /// A database file and the threads that work on it.
 pub(super) struct Threads {
-    writes: mpsc::Sender<Job>,
-    reads: mpsc::Sender<Job>,
+    writes: Thread,
+    reads: Thread,
+}
+
+/// Where the jobs of a thread wait, and since when it waits for the disk.
+struct Thread {
+    jobs: mpsc::Sender<Job>,
+    watch: Arc<Watch>,
+    /// Whether its jobs change something.
+    writes: bool,
+}
+
+impl Thread {
+    fn new(writes: bool) -> (Self, mpsc::Receiver<Job>) {
+        let (jobs, waiting) = mpsc::channel(WAITING);
+        let watch = Arc::new(Watch::new());
+        (
+            Self {
+                jobs,
+                watch,
+                writes,
+            },
+            waiting,
+        )
+    }
+
+    /// The refusal of a request while the disk has not answered for as long as a request waits.
+    fn check_answers(&self, limit: Duration) -> Result<()> {
+        match self.watch.lasts() {
+            Some(lasts) if lasts >= limit => Err(Error::unavailable(format!(
+                "the disk of the database has not answered for {} s; nothing is done until it does",
+                lasts.as_secs()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The answer of a request that waited this long.
+    fn late(&self, limit: Duration) -> Error {
+        match self.writes {
+            true => unknown(limit),
+            false => Error::unavailable(format!(
+                "the disk of the database did not answer within {limit:?}"
+            )),
+        }
+    }
 }
 
 impl Threads {
@@ -39,12 +89,27 @@ impl Threads {
         let writer = open(path)?;
         let files = Arc::new(Files::of(path)?);
         let present = Arc::clone(&files);
-        let (writes, jobs) = mpsc::channel(WAITING);
-        spawn("sqlite-write", move || write_all(writer, &present, jobs))?;
+        let (writes, jobs) = Thread::new(true);
+        let watch = Arc::clone(&writes.watch);
+        spawn("sqlite-write", move || {
+            write_all(writer, &present, jobs, &watch);
+        })?;
         let reader = open(path)?;
-        let (reads, jobs) = mpsc::channel(WAITING);
-        spawn("sqlite-read", move || read_all(&reader, &files, jobs))?;
+        let (reads, jobs) = Thread::new(false);
+        let watch = Arc::clone(&reads.watch);
+        spawn("sqlite-read", move || {
+            read_all(&reader, &files, jobs, &watch);
+        })?;
         Ok(Self { writes, reads })
+    }
+
+    /// Since when one of the threads waits for the disk.
+    pub(super) fn waits(&self) -> Waits {
+        let (writes, reads) = (
+            Arc::clone(&self.writes.watch),
+            Arc::clone(&self.reads.watch),
+        );
+        Arc::new(move || writes.lasts().max(reads.lasts()))
     }
 
     /// Does a job in a transaction, and returns when that is durable. A job that fails changes nothing.
@@ -75,7 +140,29 @@ impl Threads {
         self.ask(&self.reads, job).await
     }
 
-    async fn ask<T, F>(&self, jobs: &mpsc::Sender<Job>, job: F) -> Result<T>
+    /// Does a job that changes nothing and may take long, whatever the request that asks for it waits for.
+    pub(super) async fn read_at_length<T, F>(&self, job: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T> + Send + 'static,
+    {
+        let watch = Arc::clone(&self.reads.watch);
+        let job = move |connection: &Connection| {
+            watch.pause();
+            job(connection)
+        };
+        self.ask_within(&self.reads, None, job).await
+    }
+
+    async fn ask<T, F>(&self, thread: &Thread, job: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T> + Send + 'static,
+    {
+        self.ask_within(thread, patience::limit(), job).await
+    }
+
+    async fn ask_within<T, F>(&self, thread: &Thread, limit: Option<Duration>, job: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T> + Send + 'static,
@@ -83,14 +170,26 @@ impl Threads {
         let stopped = || Error::unavailable("the database was closed");
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
+            if answer.is_closed() {
+                // The caller stopped waiting before it began.
+                return Box::new(|_| ());
+            }
             let outcome = connection.and_then(job);
             Box::new(move |committed| {
-                // Nobody waits any more: the caller gave up, and what happened stays.
+                // A caller that stopped waiting needs no answer; what happened stays.
                 drop(answer.send(committed.and(outcome)));
             })
         });
-        jobs.send(job).await.map_err(|_| stopped())?;
-        answered.await.map_err(|_| stopped())?
+        let outcome = async {
+            thread.jobs.send(job).await.map_err(|_| stopped())?;
+            answered.await.map_err(|_| stopped())?
+        };
+        let Some(limit) = limit else {
+            return outcome.await;
+        };
+        thread.check_answers(limit)?;
+        let outcome = tokio::time::timeout(limit, outcome).await;
+        outcome.unwrap_or_else(|_| Err(thread.late(limit)))
     }
 }
 
@@ -121,7 +220,7 @@ fn sentence(error: &rusqlite::Error) -> &'static str {
 fn open(path: &str) -> Result<Connection> {
     let connect = || -> rusqlite::Result<Connection> {
         let connection = Connection::open(path)?;
-        connection.busy_timeout(std::time::Duration::from_secs(5))?;
+        connection.busy_timeout(BUSY)?;
         // Acknowledged is durable: the log is synced at each commit.
         // A log that grew in a burst or beside a long read is cut back when it begins again.
         connection.execute_batch(&format!(
@@ -183,14 +282,21 @@ impl Files {
 
 const DATABASE: &str = "database";
 
-fn read_all(connection: &Connection, files: &Files, mut jobs: mpsc::Receiver<Job>) {
+fn read_all(connection: &Connection, files: &Files, mut jobs: mpsc::Receiver<Job>, watch: &Watch) {
     while let Some(job) = jobs.blocking_recv() {
+        let _call = watch.begin();
         job(files.check().map(|()| connection))(Ok(()));
     }
 }
 
-fn write_all(mut connection: Connection, files: &Files, mut jobs: mpsc::Receiver<Job>) {
+fn write_all(
+    mut connection: Connection,
+    files: &Files,
+    mut jobs: mpsc::Receiver<Job>,
+    watch: &Watch,
+) {
     while let Some(first) = jobs.blocking_recv() {
+        let _call = watch.begin();
         if let Err(gone) = files.check() {
             first(Err(gone))(Ok(()));
             continue;

@@ -64,6 +64,7 @@ fn open(url: &str) -> Result<Database> {
         schema: sqlite.clone(),
         users: sqlite.clone(),
         outbox: sqlite.clone(),
+        waits: sqlite.threads.waits(),
         fleet: Arc::new(Fleets(sqlite)),
     })
 }

@@ -66,7 +66,7 @@ impl Schema for Sqlite {
     async fn copy(&self, file: &Path) -> Result<()> {
         let file = file.display().to_string();
         self.threads
-            .read(move |connection| {
+            .read_at_length(move |connection| {
                 let copied = connection.execute("VACUUM INTO ?1", [&file]);
                 copied.map(drop).map_err(failed)
             })

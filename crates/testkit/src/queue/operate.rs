@@ -75,7 +75,9 @@ async fn a_queue_is_deleted_only_when_nothing_needs_it(mut world: World) {
     assert_kind(delete(true).await, ErrorKind::Conflict);
     let reason = "x".to_owned();
     let verdict = Verdict::DeadLetter { reason };
-    settle(&queue, &held[0], verdict).await.expect("dead letter");
+    settle(&queue, &held[0], verdict)
+        .await
+        .expect("dead letter");
     queue
         .disconnect(&consumer("one"))
         .await

@@ -295,7 +295,11 @@ fn disk(config: &Config) -> Check {
     let mut folder =
         std::path::absolute(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone());
     while !folder.exists() && folder.pop() {}
-    let free = rustix::fs::statvfs(&folder).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    let held = fs::metadata(config.data_dir.join(wiring::RESERVE)).map_or(0, |file| file.len());
+    let free = rustix::fs::statvfs(&folder).map(|stat| {
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        free.saturating_add(held)
+    });
     let (found, detail) = match free {
         Ok(free) if free < config.disk_reserve => (
             Found::Fail,

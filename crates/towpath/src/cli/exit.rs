@@ -19,18 +19,20 @@ pub enum Exit {
     Problems = 5,
     /// The server wants another token.
     Denied = 6,
+    /// It was ended before it could close its stores in order.
+    Cut = 7,
 }
 
 /// Code and meaning, as `docs/reference/cli.md` prints them.
 #[cfg(test)]
-pub(super) const TABLE: [(Exit, &str); 7] = [
+pub(super) const TABLE: [(Exit, &str); 8] = [
     (Exit::Ok, "ok"),
     (Exit::Failed, "failed: refused, not there, or cut short"),
     (Exit::Usage, "called wrongly: an option, a name or a value"),
     (Exit::Config, "configuration invalid"),
     (
         Exit::Unreachable,
-        "server, backend, port or data folder cannot be had",
+        "server, backend, port or data folder cannot be had, or a store failed while it was used",
     ),
     (
         Exit::Problems,
@@ -39,6 +41,10 @@ pub(super) const TABLE: [(Exit, &str); 7] = [
     (
         Exit::Denied,
         "the token of the admin API is missing or wrong",
+    ),
+    (
+        Exit::Cut,
+        "a stop took longer than `server.drain` and was cut before the stores were closed; the next start recovers",
     ),
 ];
 

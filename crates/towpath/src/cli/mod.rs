@@ -26,6 +26,7 @@ mod queue;
 #[cfg(test)]
 mod reference;
 mod send;
+mod signals;
 mod stream;
 mod task;
 mod token_file;

@@ -2,14 +2,14 @@
 
 use std::io::IsTerminal;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use towpath_core::backend::Health;
-use towpath_core::{Error, ErrorKind, Result};
+use towpath_core::{ErrorKind, Result};
 
 use super::client::read_token;
+use super::signals::Signals;
 use super::token_file::TokenFile;
 use super::{Exit, Failure, Format, Global, notify, output, version};
 use crate::config::{Config, Loaded, Sources, load};
@@ -17,6 +17,9 @@ use crate::http::tls;
 use crate::supervisor::{Ending, Report, TaskReport};
 use crate::telemetry::{Traces, init_logs};
 use crate::wiring::{self, Role, Started};
+
+/// How long the last traces may take.
+const TRACES: Duration = Duration::from_secs(1);
 
 /// Options of `up`.
 #[derive(Debug, Args)]
@@ -98,7 +101,7 @@ async fn serve(
     init_logs(config.log_format.parse()?, &config.log_level, colour)?;
     tls::install_provider();
     // Before anything slow: a signal during the start counts as well.
-    let mut signals = Signals::install()?;
+    let signals = Signals::install(config.drain)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -116,18 +119,24 @@ async fn serve(
     let _token = leave_token(&started, config);
     announce(global, &started, config, began, ephemeral, demo).await?;
     notify::ready();
-    let signals = &mut signals;
     let (first, second) = signals.first_and_second();
-    let report = started.run(first, second).await?;
+    let report = started.run(first, second).await;
     if let Some(traces) = traces {
-        traces.finish().await;
+        tokio::time::timeout(TRACES, traces.finish()).await.ok();
     }
     print_account(global, &report)?;
-    Ok(if report.is_clean() {
-        Exit::Ok
-    } else {
-        Exit::Failed
-    })
+    Ok(exit(&report))
+}
+
+/// What the report comes to.
+fn exit(report: &Report) -> Exit {
+    match &report.closing {
+        _ if report.failure.is_some() => Exit::Unreachable,
+        Ending::Failed(_) => Exit::Unreachable,
+        Ending::Cut => Exit::Cut,
+        Ending::Finished if report.is_clean() => Exit::Ok,
+        Ending::Finished => Exit::Failed,
+    }
 }
 
 /// Leaves the admin token to this user's command line, whatever folder it runs in.
@@ -261,6 +270,12 @@ fn print_account(global: &Global, report: &Report) -> Result<(), Failure> {
         "stopped by {} after {:.1?}",
         report.reason, report.drained_in
     ))?;
+    if let Some(failure) = &report.failure {
+        output::line(format!("  ended at once: {failure}"))?;
+    }
+    if report.closing != Ending::Finished {
+        output::line(format!("  backends: {}", in_words(&report.closing)))?;
+    }
     for task in &report.tasks {
         let counts: Vec<String> = task
             .counts
@@ -285,6 +300,8 @@ fn account(report: &Report) -> serde_json::Value {
     serde_json::json!({
         "stopped_by": report.reason,
         "drained_in_seconds": report.drained_in.as_secs_f64(),
+        "failure": report.failure,
+        "backends": in_words(&report.closing),
         "tasks": report.tasks.iter().map(task).collect::<Vec<_>>(),
     })
 }
@@ -294,52 +311,5 @@ fn in_words(ending: &Ending) -> String {
         Ending::Finished => "finished".to_owned(),
         Ending::Cut => "cut short".to_owned(),
         Ending::Failed(error) => format!("failed: {error}"),
-    }
-}
-
-/// SIGINT and SIGTERM, caught from the start.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn install() -> Result<Self> {
-        let catch = |kind| {
-            signal(kind)
-                .map_err(|error| Error::unavailable("signals cannot be caught").with_source(error))
-        };
-        Ok(Self {
-            interrupt: catch(SignalKind::interrupt())?,
-            terminate: catch(SignalKind::terminate())?,
-        })
-    }
-
-    async fn next(&mut self) -> String {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT".to_owned(),
-            _ = self.terminate.recv() => "SIGTERM".to_owned(),
-        }
-    }
-
-    /// The signal that starts the drain, and the one that cuts it short.
-    fn first_and_second(&mut self) -> (impl Future<Output = String>, impl Future<Output = ()>) {
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        let waiting = std::sync::Arc::new(tokio::sync::Mutex::new(self));
-        let again = std::sync::Arc::clone(&waiting);
-        let first = async move {
-            let reason = waiting.lock().await.next().await;
-            drop(waiting);
-            // The drain may be over before anybody asks.
-            sender.send(()).ok();
-            reason
-        };
-        let second = async move {
-            if receiver.await.is_err() {
-                return std::future::pending().await;
-            }
-            again.lock().await.next().await;
-        };
-        (first, second)
     }
 }

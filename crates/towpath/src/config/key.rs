@@ -95,6 +95,13 @@ const BASE: &[Key] = &[
         "How long a stop may take before what is in hand is cut short.",
     ),
     key(
+        "server.disk_timeout",
+        Kind::Duration(SECOND / 10, 10 * MINUTE),
+        Some("5s"),
+        &[],
+        "How long a request waits for the disk of the embedded store or SQLite before it is answered 503, its outcome unknown. A disk that does not answer for this long makes the process not ready, and the embedded store takes nothing more, unless its URL says so.",
+    ),
+    key(
         "server.max_connections",
         Kind::Integer(1, 100_000),
         Some("10000"),

@@ -48,6 +48,7 @@ pub struct Config {
     pub listen: String,
     pub admin: String,
     pub drain: Duration,
+    pub disk_timeout: Duration,
     pub max_connections: usize,
     pub max_in_flight: usize,
     pub max_body_memory: usize,
@@ -157,11 +158,14 @@ pub(super) fn backend_url(values: &Values<'_>, paths: &[&str]) -> String {
         .filter(|pair| !pair.is_empty())
         .map(str::to_owned)
         .collect();
+    let disk_timeout = values.duration("server.disk_timeout").as_millis();
+    let disk_timeout = format!("{disk_timeout}ms");
     for (name, value) in [
         ("durability", values.text("embedded.durability")),
         ("segment", values.size("embedded.segment_size").to_string()),
         ("reserve", values.size("embedded.disk_reserve").to_string()),
         ("memory", values.text("embedded.memory")),
+        ("timeout", disk_timeout),
     ] {
         if !pairs
             .iter()
@@ -181,6 +185,7 @@ impl Config {
             listen: values.text("server.listen"),
             admin: values.text("server.admin"),
             drain: values.duration("server.drain"),
+            disk_timeout: values.duration("server.disk_timeout"),
             max_connections: values.count("server.max_connections"),
             max_in_flight: values.count("server.max_in_flight"),
             max_body_memory: bytes("server.max_body_memory"),

@@ -318,7 +318,7 @@ fn an_embedded_url_takes_the_embedded_keys_it_does_not_name() {
             .config
             .ingest_backend
             .expose(),
-        "embedded:here?reserve=1MiB&durability=os&segment=1048576&memory=50%"
+        "embedded:here?reserve=1MiB&durability=os&segment=1048576&memory=50%&timeout=5000ms"
     );
 }
 

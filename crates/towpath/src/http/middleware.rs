@@ -8,7 +8,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -21,6 +21,7 @@ use http::{HeaderValue, StatusCode, Version, header};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::sync::Semaphore;
+use towpath_core::patience;
 use tracing::{Instrument, debug, error, info_span};
 use uuid::Uuid;
 
@@ -56,6 +57,7 @@ pub struct Edge {
     form: Form,
     bodies: Arc<[BodyLimit]>,
     gate: Arc<Gate>,
+    patience: Option<Duration>,
 }
 
 impl Edge {
@@ -68,7 +70,15 @@ impl Edge {
             form: Form::Text,
             bodies: Arc::new([]),
             gate: Arc::new(|_| Ok(())),
+            patience: None,
         }
+    }
+
+    /// Each wait of a handler for a store lasts at most this long.
+    #[must_use]
+    pub fn patience(mut self, limit: Duration) -> Self {
+        self.patience = Some(limit);
+        self
     }
 
     /// Problems are worded like this, for clients that do not say what they accept.
@@ -127,7 +137,11 @@ impl Edge {
                 .retry_after(1)
                 .into_response();
         };
-        let response = next.run(Request::from_parts(head, Body::from(bytes))).await;
+        let handled = next.run(Request::from_parts(head, Body::from(bytes)));
+        let response = match self.patience {
+            Some(limit) => patience::within(limit, handled).await,
+            None => handled.await,
+        };
         match charge {
             Some(charge) => response.map(|body| body::charged(body, charge)),
             None => response,

@@ -79,6 +79,8 @@ pub enum Metric {
     BackendUp,
     /// Whether a backend refuses intake.
     BackendRefusing,
+    /// For how long a disk has not answered.
+    DiskStalled,
     /// Room left on a disk.
     DiskFree,
     /// Size of a disk.
@@ -99,7 +101,7 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric, in the order of the documentation.
-    pub const ALL: [Self; 46] = [
+    pub const ALL: [Self; 47] = [
         Self::HttpRequests,
         Self::HttpRequestDuration,
         Self::RefusedConnections,
@@ -138,6 +140,7 @@ impl Metric {
         Self::StreamOldestAge,
         Self::BackendUp,
         Self::BackendRefusing,
+        Self::DiskStalled,
         Self::DiskFree,
         Self::DiskSize,
         Self::BuildInfo,
@@ -378,6 +381,12 @@ impl Metric {
                 "gauge",
                 "backend, reason",
                 "1 while the backend refuses what would make it grow, because the disk or the memory is low",
+            ),
+            Self::DiskStalled => (
+                "towpath_disk_stalled_seconds",
+                "gauge",
+                "disk",
+                "For how long the disk of a store, database or output has not answered, once that is longer than `server.disk_timeout`; 0 while it answers",
             ),
             Self::DiskFree => (
                 "towpath_disk_free_bytes",

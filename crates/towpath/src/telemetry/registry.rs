@@ -148,9 +148,15 @@ struct Inner {
     outbox_oldest_age: Gauge,
     fleet_agents: Family<AgentState, Gauge>,
     fleet_version: Gauge,
+    stalled: Family<Disk, Gauge>,
     disks: Disks,
     shown: Shown,
     registry: Registry,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Disk {
+    disk: String,
 }
 
 impl Default for Metrics {
@@ -180,6 +186,7 @@ impl Metrics {
             outbox_oldest_age: Gauge::default(),
             fleet_agents: Family::default(),
             fleet_version: Gauge::default(),
+            stalled: Family::default(),
             disks: Disks::default(),
             shown: Shown::default(),
             registry: Registry::default(),
@@ -224,6 +231,7 @@ impl Metrics {
             inner.limit_decisions.clone(),
         );
         add(&mut registry, Metric::Orders, inner.orders.clone());
+        add(&mut registry, Metric::DiskStalled, inner.stalled.clone());
         inner.lines.register(&mut registry);
         for (metric, gauge) in [
             (Metric::OutboxNew, &inner.outbox_new),
@@ -280,6 +288,12 @@ impl Metrics {
     /// From now on each scrape says how much room is on the disk of this folder.
     pub fn watch_disk(&self, folder: &Path) {
         self.0.disks.watch(folder);
+    }
+
+    /// For how long this disk has not answered; zero while it does.
+    pub fn disk_stalled(&self, disk: &str, lasts: Duration) {
+        let disk = disk.to_owned();
+        set(&self.0.stalled, &Disk { disk }, lasts.as_secs());
     }
 
     /// What the relay has still to do.

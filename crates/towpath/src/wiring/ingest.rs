@@ -15,7 +15,7 @@ use super::public::Public;
 use super::{Role, demo};
 use crate::apps::ingest::{Enqueue, Limits, bodies, routes};
 use crate::config::{Config, Secret, SinkKind};
-use crate::disk::folder_of;
+use crate::disk::{Floor, folder_of};
 use crate::inlet::QueueInlet;
 use crate::pump::{BatchSize, Handler, Handling, Pump, Work};
 use crate::sink::{CommandSink, FileSink, LineSink, WebhookSink};
@@ -103,7 +103,7 @@ impl Ingest {
     /// Starts the pumps of `ingest.worker`.
     fn worker(&self, process: &mut Process<'_>) -> Result<()> {
         let config = process.config;
-        let work = work(process)?;
+        let work = work(process, process.floor(&self.backend))?;
         process.health.set(WORKER, None);
         for number in 1..=config.concurrency {
             let (queue, name) = (Arc::clone(&self.queue), self.name.clone());
@@ -161,7 +161,7 @@ fn secrets(config: &Config) -> Vec<String> {
     exposed.map(str::to_owned).collect()
 }
 
-fn work(process: &Process<'_>) -> Result<Work> {
+fn work(process: &Process<'_>, floor: Option<Floor>) -> Result<Work> {
     let config = process.config;
     // With a pause before each message a batch would wait for the sum of them.
     let (batch, size) = if config.processing_delay.is_zero() {
@@ -180,7 +180,9 @@ fn work(process: &Process<'_>) -> Result<Work> {
     Ok(match config.sink {
         SinkKind::File => {
             process.metrics.watch_disk(folder_of(&config.output_path()));
-            let sink = FileSink::new(config.output_path(), config.format);
+            let sink = FileSink::new(config.output_path(), config.format).above(floor);
+            let output = config.output_path();
+            process.stalls.add("output", &output, sink.waits());
             Work::Batches(Arc::new(sink.rotating(config.rotation)), size)
         }
         SinkKind::Stdout => {

@@ -159,9 +159,12 @@ impl Lines {
         };
         process.health.set(WRITER, None);
         process.metrics.watch_disk(folder_of(&output));
+        let path = output.clone();
         let sink = FileSink::new(output, LineFormat::Raw)
             .rotating(config.rotation)
-            .synced(config.fsync);
+            .synced(config.fsync)
+            .above(process.floor(&self.backend));
+        process.stalls.add("output", &path, sink.waits());
         let sink = Arc::new(sink);
         let dead = self.backend.require_queue(WRITER)?;
         let metrics = PumpMetrics::new(

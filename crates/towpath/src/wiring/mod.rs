@@ -21,6 +21,7 @@ mod process;
 mod public;
 mod role;
 mod run;
+mod stalls;
 
 pub use backends::{
     BACKENDS, FORMATS, STORES, UNLOGGED, open, open_database, open_migrated, restore,
@@ -33,4 +34,5 @@ pub use bench_outbox::BenchRelay;
 pub use copy::Copy;
 pub use role::Role;
 pub use run::{Started, start};
+pub use towpath_backends::embedded::RESERVE;
 pub use towpath_backends::{Baseline, baseline};

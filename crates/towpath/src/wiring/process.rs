@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
+use towpath_backends::embedded::RESERVE;
+use towpath_core::backend::Backend;
 use towpath_core::{Clock, Result, retry};
 use tracing::warn;
 
@@ -11,8 +13,10 @@ use super::Role;
 use super::backends::open_database;
 use super::listener::{Listener, bind};
 use super::migrated::Migrated;
+use super::run::closing_time;
+use super::stalls::Stalls;
 use crate::config::{Config, Secret};
-use crate::disk::folder_of;
+use crate::disk::{Floor, folder_of};
 use crate::http::{Edge, Intake, descriptors, wrap};
 use crate::pump::{Alone, Destination, Observer, PATIENCE};
 use crate::supervisor::{Stage, Supervisor};
@@ -30,6 +34,8 @@ pub(super) struct Process<'a> {
     pub(super) alone: Alone,
     /// Open connections that each public listener may have.
     pub(super) connections: usize,
+    /// What may wait for a disk.
+    pub(super) stalls: Stalls,
     /// The listeners of single roles.
     pub(super) listeners: Vec<(&'static str, SocketAddr)>,
 }
@@ -55,9 +61,10 @@ impl<'a> Process<'a> {
             clock,
             metrics: Metrics::new(),
             health: Health::new(),
-            supervisor: Supervisor::new(config.drain),
+            supervisor: Supervisor::new(config.drain - closing_time(config.drain)),
             alone: Alone::default(),
             connections: max_connections(config),
+            stalls: Stalls::default(),
             listeners: Vec::new(),
         }
     }
@@ -101,12 +108,21 @@ impl<'a> Process<'a> {
     pub(super) fn edge(&self) -> Edge {
         let intake = Intake::new(self.config.body_timeout, self.config.max_body_memory);
         Edge::new(self.metrics.clone(), self.config.max_in_flight, intake)
+            .patience(self.config.disk_timeout)
     }
 
     /// The same for routes whose requests wait for news: as many may be in hand as there are connections.
     pub(super) fn patient_edge(&self) -> Edge {
         let intake = Intake::new(self.config.body_timeout, self.config.max_body_memory);
-        Edge::new(self.metrics.clone(), self.connections, intake)
+        Edge::new(self.metrics.clone(), self.connections, intake).patience(self.config.disk_timeout)
+    }
+
+    /// What an output on the disk of this backend leaves to it.
+    pub(super) fn floor(&self, backend: &Backend) -> Option<Floor> {
+        backend.lifecycle.folder().map(|folder| Floor {
+            file: folder.join(RESERVE),
+            reserve: self.config.disk_reserve,
+        })
     }
 
     /// Opens a database, and makes its tables when it answers.
@@ -114,6 +130,8 @@ impl<'a> Process<'a> {
         let database = open_database(url.expose()).await?;
         if let Some(file) = &database.file {
             self.metrics.watch_disk(folder_of(file));
+            let waits = Arc::clone(&database.waits);
+            self.stalls.add("database", file, waits);
         }
         Migrated::open(database).await
     }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use towpath_core::Result;
 use towpath_core::backend::Backend;
@@ -19,7 +20,7 @@ use super::process::Process;
 use super::public::Public;
 use crate::admin;
 use crate::config::Config;
-use crate::supervisor::{OnFailure, Report, Stage, Supervisor};
+use crate::supervisor::{Ending, OnFailure, Report, Stage, Supervisor};
 use crate::telemetry::Health;
 use crate::token::Token;
 
@@ -38,6 +39,7 @@ pub struct Started {
     pub backends: Vec<Backend>,
     supervisor: Supervisor,
     health: Health,
+    drain: Duration,
 }
 
 /// Starts the roles.
@@ -93,6 +95,7 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
         fleet.start(&mut process).await?;
     }
     let http = public.start(&mut process).await?;
+    process.watch_stalls(&backends);
     process.health.serving();
     Ok(Started {
         http,
@@ -101,29 +104,52 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
         backends,
         supervisor: process.supervisor,
         health: process.health,
+        drain: config.drain,
     })
 }
 
 impl Started {
-    /// Runs until `signal`, drains, closes the backend, and reports.
-    ///
-    /// # Errors
-    /// `Unavailable` when something acknowledged as "not yet durable" could not be made so.
+    /// Runs until `signal`, drains, closes the backends, and reports. Ends within `server.drain` of the signal, whatever
+    /// the disks do.
     pub async fn run(
         self,
         signal: impl Future<Output = String>,
         impatient: impl Future<Output = ()>,
-    ) -> Result<Report> {
+    ) -> Report {
         let health = self.health;
-        let report = self
+        let mut report = self
             .supervisor
             .run(signal, impatient, || health.draining())
             .await;
-        for backend in self.backends {
-            backend.lifecycle.close().await?;
-        }
-        Ok(report)
+        let left = self
+            .drain
+            .saturating_sub(report.drained_in + last_moment(self.drain));
+        let closing = async {
+            let mut outcomes = Vec::new();
+            for backend in &self.backends {
+                outcomes.push(backend.lifecycle.close().await);
+            }
+            outcomes.into_iter().collect::<Result<()>>()
+        };
+        let began = Instant::now();
+        let ending = match tokio::time::timeout(left, closing).await {
+            Ok(Ok(())) => Ending::Finished,
+            Ok(Err(error)) => Ending::Failed(error.chain()),
+            Err(_) => Ending::Cut,
+        };
+        report.closed(ending, began.elapsed());
+        report
     }
+}
+
+/// What is kept of the drain for closing the backends.
+pub(super) fn closing_time(drain: Duration) -> Duration {
+    (drain / 10).min(Duration::from_secs(2))
+}
+
+/// What is kept of the drain for the account.
+fn last_moment(drain: Duration) -> Duration {
+    (drain / 20).min(Duration::from_millis(500))
 }
 
 async fn serve_admin(admin: admin::Admin, process: &mut Process<'_>) -> Result<SocketAddr> {
@@ -139,13 +165,14 @@ async fn serve_admin(admin: admin::Admin, process: &mut Process<'_>) -> Result<S
     listener.start(router, config, &process.metrics, &mut process.supervisor)
 }
 
-/// A backend that stops for good takes the process with it: nothing could be acknowledged any more.
+/// A backend that stops for good takes the process with it, at once: nothing could be acknowledged any more, and the
+/// next start mends it.
 fn watch_backend(backend: &Backend, supervisor: &mut Supervisor) {
     let lifecycle = Arc::clone(&backend.lifecycle);
     supervisor.start(
         "backend",
         Stage::Observe,
-        OnFailure::StopProcess,
+        OnFailure::EndProcess,
         move |stop| {
             let lifecycle = Arc::clone(&lifecycle);
             async move {

@@ -290,3 +290,70 @@ fn a_controller_on_a_full_disk_refuses_and_tells_nothing_of_its_inside() {
     let published = publish("http://last/").json();
     assert_eq!(published["data"]["version"], taken + 1, "{published}");
 }
+
+#[test]
+fn full_disk_can_be_left_by_purging() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = SmallDisk::mount(&folder.path().join("disk"), 64);
+    if !able("tmpfs", disk.is_some()) {
+        return;
+    }
+    let disk = disk.unwrap();
+    let mut world = World::at(&disk.0);
+    world
+        .set("TOWPATH_EMBEDDED__SEGMENT_SIZE", "1MiB")
+        .set("TOWPATH_EMBEDDED__DISK_RESERVE", "16MiB");
+    let running = world.up();
+    let reserve = world.data().join("reserve");
+    wait_until("the reserve", Duration::from_secs(10), || reserve.exists());
+    world.ok(&["queue", "pause", "messages"]);
+    let (mut client, payload) = (world.client(), "x".repeat(10_000));
+    let refused =
+        (0..10_000).find(|_| client.post("/enqueue", &[], payload.as_bytes()).status != 200);
+    assert!(refused.is_some(), "64 MiB hold no 10,000 messages of 10 kB");
+    // Others take the rest.
+    let filler = disk.0.join("filler");
+    let full = fs::write(&filler, vec![0; 64 << 20]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    assert!(reserve.exists());
+    // The output leaves the reserve alone.
+    world.ok(&["queue", "resume", "messages"]);
+    wait_until("the output to stop", Duration::from_secs(20), || {
+        let ready = world.admin_client().get("/readyz?verbose");
+        ready.status == 503 && ready.text().contains("No space left")
+    });
+    let waiting = world.json(&["queue", "show", "messages"]);
+    assert_eq!(
+        (&waiting["dead"], &waiting["retried"]),
+        (&0.into(), &0.into())
+    );
+    // So does a start.
+    running.kill();
+    let running = world.spawn(&["up"]);
+    wait_until("the listener", Duration::from_secs(10), || {
+        let health = world.client().send("GET", "/healthz", &[], b"");
+        health.is_ok_and(|answer| answer.status == 200)
+    });
+    let segments = || fs::read_dir(world.data().join("log")).unwrap().count();
+    let before = segments();
+    world.ok(&["queue", "pause", "messages"]);
+    world.ok(&["queue", "purge", "messages", "--yes"]);
+    wait_until("segments to be removed", Duration::from_secs(30), || {
+        segments() < before / 2
+    });
+    wait_until(
+        "messages to be taken again",
+        Duration::from_secs(20),
+        || world.client().post("/enqueue", &[], b"after").status == 200,
+    );
+    world.ok(&["queue", "resume", "messages"]);
+    world.wait_drained();
+    wait_until(
+        "the reserve to be held again",
+        Duration::from_secs(20),
+        || reserve.exists(),
+    );
+    assert!(running.log().matches("store upkeep failed").count() < 10);
+    drop(running);
+    drop(disk);
+}

@@ -18,6 +18,7 @@ use rustix::fs::StatVfsMountFlags;
 use towpath_core::Error;
 
 use super::presence::check_linked;
+use super::reserve::is_full;
 use super::segment::{self, HEADER_BYTES};
 use super::shared::{Chunk, Shared, push_frame};
 use super::{Durability, Position, frame};
@@ -39,6 +40,10 @@ const QUIET: u32 = 3;
 
 /// How often the free space of the disk is looked up.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// The first and the longest pause before a segment that could not be prepared is tried again.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
 pub(super) fn start(shared: &Arc<Shared>) -> io::Result<Vec<JoinHandle<()>>> {
     let (one, two) = (Arc::clone(shared), Arc::clone(shared));
@@ -87,6 +92,7 @@ fn write_and_sync(shared: &Shared) -> Result<(), String> {
             for chunk in group.chunks.iter() {
                 let number = chunk.start.segment;
                 if let Some(file) = unsynced.get(&number) {
+                    let _call = shared.commits.begin();
                     check_linked(shared, number, file).map_err(write_failed)?;
                 }
             }
@@ -191,6 +197,7 @@ type Unsynced = BTreeMap<u32, Arc<File>>;
 
 fn write(shared: &Shared, chunks: &[Chunk], unsynced: &mut Unsynced) -> io::Result<()> {
     for chunk in chunks {
+        let _call = shared.commits.begin();
         let number = chunk.start.segment;
         let file = shared.files.file(number)?;
         file.write_all_at(&chunk.bytes, u64::from(chunk.start.offset))?;
@@ -202,7 +209,7 @@ fn write(shared: &Shared, chunks: &[Chunk], unsynced: &mut Unsynced) -> io::Resu
 
 fn sync(shared: &Shared, unsynced: &Unsynced) -> io::Result<()> {
     for file in unsynced.values() {
-        file.sync_data()?;
+        shared.commits.during(|| file.sync_data())?;
         shared.syncs.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
@@ -255,42 +262,92 @@ fn finish(shared: &Shared, group: &Group) -> (usize, Option<Chunk>) {
     (callers, seal)
 }
 
-/// Prepares the next segment when the present one is half full, and watches the disk.
+/// Prepares the next segment when the present one is half full or a record waits for it, and watches the disk.
 fn keep(shared: &Shared) {
     let mut looked = Instant::now();
+    let mut trouble = Trouble::default();
     let mut buffers = shared.lock();
     while !buffers.closing && shared.failure.get().is_none() {
-        if buffers.wants_spare() {
+        let is_new = buffers.wanted.is_some() && buffers.unprepared.is_none();
+        if buffers.wants_spare() && (is_new || trouble.left().is_none()) {
             let number = buffers.end.segment + 1;
+            let wanted = buffers.wanted.map_or(0, |size| HEADER_BYTES + size);
+            let size = shared.options.segment_bytes.max(wanted);
             buffers.preparing = true;
             drop(buffers);
+            let call = shared.prepares.begin();
             if let Err(gone) = shared.folder.check() {
                 shared.fail(gone.chain());
                 return;
             }
-            let made =
-                segment::create(&shared.options.folder, number, shared.options.segment_bytes);
+            let create = || segment::create(&shared.options.folder, number, size);
+            let made = create().or_else(|error| {
+                // On a full disk only records that end something still come.
+                let is_needed = wanted > 0 && is_full(&error);
+                match is_needed && shared.reserve.release() {
+                    true => create(),
+                    false => Err(error),
+                }
+            });
+            drop(call);
             buffers = shared.lock();
             buffers.preparing = false;
-            shared.progress.notify_all();
             match made {
-                Ok(spare) => buffers.spare = Some(spare),
+                Ok(spare) => {
+                    buffers.spare = Some(spare);
+                    buffers.unprepared = None;
+                    trouble.ended();
+                }
                 Err(error) => {
                     shared.disk_low.store(true, Ordering::Relaxed);
-                    tracing::warn!(%error, "the next segment of the log cannot be prepared");
+                    trouble.failed(&error);
+                    buffers.unprepared = Some(Arc::new(error));
                 }
             }
+            shared.progress.notify_all();
         }
         if looked.elapsed() >= LOOK {
             drop(buffers);
-            measure_disk(shared);
+            shared.prepares.during(|| measure_disk(shared));
             looked = Instant::now();
             buffers = shared.lock();
         }
+        let wait = trouble.left().map_or(LOOK, |left| left.min(LOOK));
         buffers = shared
             .room
-            .wait_timeout(buffers, LOOK)
+            .wait_timeout(buffers, wait)
             .map_or_else(|error| error.into_inner().0, |(guard, _)| guard);
+    }
+}
+
+/// Segments that could not be prepared, one after the other.
+#[derive(Default)]
+struct Trouble {
+    failures: u32,
+    again: Option<Instant>,
+}
+
+impl Trouble {
+    /// Until the next try.
+    fn left(&self) -> Option<Duration> {
+        let left = self.again?.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
+    }
+
+    fn failed(&mut self, error: &io::Error) {
+        self.failures += 1;
+        let doublings = (self.failures - 1).min(16);
+        self.again = Some(Instant::now() + (FIRST_PAUSE * (1 << doublings)).min(LONGEST_PAUSE));
+        if self.failures == 1 {
+            tracing::warn!(%error, "preparing a log segment failed; retrying");
+        }
+    }
+
+    fn ended(&mut self) {
+        let failures = std::mem::take(self).failures;
+        if failures > 0 {
+            tracing::info!(failures, "log segment prepared again");
+        }
     }
 }
 
@@ -305,7 +362,9 @@ pub(super) fn measure_disk(shared: &Shared) {
     }
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     shared.free_bytes.store(free, Ordering::Relaxed);
-    let low = free < shared.options.reserve_bytes.max(u64::from(HEADER_BYTES));
+    shared.reserve.refill(free);
+    let room = free.saturating_add(shared.reserve.held());
+    let low = room < shared.options.reserve_bytes.max(u64::from(HEADER_BYTES));
     if shared.disk_low.swap(low, Ordering::Relaxed) != low {
         tracing::warn!(
             free,

@@ -50,20 +50,34 @@ impl Files {
     /// # Errors
     /// `NotFound` when there is no such segment, and what opening it gives.
     pub(super) fn file(&self, number: u32) -> io::Result<Arc<File>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = open.iter().position(|(known, _)| *known == number)
-            && let Some(used) = open.remove(found)
-        {
-            open.push_front(used.clone());
-            return Ok(used.1);
+        if let Some(file) = self.opened(number) {
+            return Ok(file);
         }
         if self.size(number).is_none() {
             return Err(io::ErrorKind::NotFound.into());
         }
+        // Without the lock: a disk that hangs here must not stop those whose files are open.
         let file = Arc::new(segment::open(&self.folder, number)?);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another thread was faster, or the segment was removed meanwhile.
+        if let Some((_, file)) = open.iter().find(|(known, _)| *known == number) {
+            return Ok(Arc::clone(file));
+        }
+        if self.size(number).is_none() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         open.push_front((number, Arc::clone(&file)));
         open.truncate(MAX_OPEN);
         Ok(file)
+    }
+
+    /// The file of a segment, if it is open.
+    pub(super) fn opened(&self, number: u32) -> Option<Arc<File>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = open.iter().position(|(known, _)| *known == number)?;
+        let used = open.remove(found)?;
+        open.push_front(used.clone());
+        Some(used.1)
     }
 
     pub(super) fn insert(&self, number: u32, segment: Segment) {

@@ -21,6 +21,7 @@ mod presence;
 mod quarantine;
 mod read;
 mod recovery;
+pub(crate) mod reserve;
 mod search;
 mod segment;
 mod shared;

@@ -62,8 +62,12 @@ pub(crate) struct Options {
     pub(crate) durability: Durability,
     /// Size of a segment file.
     pub(crate) segment_bytes: u32,
-    /// With less free space than this nothing that grows the log is taken.
+    /// The file that holds half of the reserve.
+    pub(crate) reserve: PathBuf,
+    /// With less free space than this, the reserve file included, nothing that grows the log is taken.
     pub(crate) reserve_bytes: u64,
+    /// A disk that does not answer for this long has stalled: nothing more is taken until it does.
+    pub(crate) timeout: Duration,
 }
 
 #[cfg(test)]

@@ -1,10 +1,14 @@
 //! Reading bodies back.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use rustix::io::{ReadWriteFlags, preadv2};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::block_in_place;
 use towpath_core::{Error, Result};
 
 use super::{Log, Position};
@@ -45,14 +49,19 @@ impl Log {
                 "{length} bytes at {position} are outside of their segment"
             )));
         }
-        let file = self
-            .shared
-            .files
-            .file(position.segment)
-            .map_err(unreadable)?;
         let mut bytes = vec![0; length as usize];
-        file.read_exact_at(&mut bytes, u64::from(position.offset))
-            .map_err(unreadable)?;
+        let offset = u64::from(position.offset);
+        let files = &self.shared.files;
+        if let Some(file) = files.opened(position.segment)
+            && is_cached(&file, &mut bytes, offset)
+        {
+            return Ok(bytes.into());
+        }
+        may_wait(|| {
+            let file = files.file(position.segment)?;
+            file.read_exact_at(&mut bytes, offset)
+        })
+        .map_err(unreadable)?;
         Ok(bytes.into())
     }
 
@@ -72,5 +81,21 @@ impl Log {
                     .get(start..start + length as usize)
                     .map(Bytes::copy_from_slice)
             })
+    }
+}
+
+/// Reads what the system has in memory; false when some of it is on the disk, or the file system cannot tell.
+fn is_cached(file: &File, bytes: &mut [u8], offset: u64) -> bool {
+    let length = bytes.len();
+    let buffers = &mut [IoSliceMut::new(bytes)];
+    preadv2(file, buffers, offset, ReadWriteFlags::NOWAIT).is_ok_and(|read| read == length)
+}
+
+/// Does what may wait for the disk. On a thread of the runtime others do its work meanwhile: a disk that hangs must not
+/// take the threads that answer probes and signals.
+fn may_wait<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => block_in_place(work),
+        _ => work(),
     }
 }

@@ -16,7 +16,9 @@ fn options(folder: &Path) -> Options {
         quarantine: folder.join("quarantine"),
         durability: Durability::Fsync,
         segment_bytes: SEGMENT_BYTES,
+        reserve: folder.join("reserve"),
         reserve_bytes: 0,
+        timeout: Duration::from_secs(5),
     }
 }
 

@@ -2,12 +2,15 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 use towpath_core::Error;
+use towpath_core::stall::Watch;
 
 use super::files::Files;
 use super::frame;
+use super::reserve::Reserve;
 use super::segment::Segment;
 use super::{Options, Position};
 use crate::identity::Pinned;
@@ -31,6 +34,10 @@ pub(super) struct Buffers {
     /// The next segment, prepared.
     pub(super) spare: Option<Segment>,
     pub(super) preparing: bool,
+    /// A record waits for a segment that is large enough for this frame.
+    pub(super) wanted: Option<u32>,
+    /// Why the last segment could not be prepared.
+    pub(super) unprepared: Option<Arc<std::io::Error>>,
     pub(super) pending: Vec<Chunk>,
     pub(super) pending_bytes: usize,
     pub(super) writing: Arc<Vec<Chunk>>,
@@ -51,7 +58,9 @@ impl Buffers {
 
     /// Whether it is time to prepare the next segment.
     pub(super) const fn wants_spare(&self) -> bool {
-        self.spare.is_none() && !self.preparing && self.end.offset > self.segment_size / 2
+        self.spare.is_none()
+            && !self.preparing
+            && (self.wanted.is_some() || self.end.offset > self.segment_size / 2)
     }
 }
 
@@ -72,8 +81,12 @@ pub(super) struct Shared {
     pub(super) synced: AtomicU64,
     pub(super) committed: AtomicU64,
     pub(super) syncs: AtomicU64,
+    pub(super) reserve: Reserve,
     pub(super) disk_low: AtomicBool,
     pub(super) free_bytes: AtomicU64,
+    /// The calls of the committer and of the thread that prepares segments to the disk.
+    pub(super) commits: Watch,
+    pub(super) prepares: Watch,
     pub(super) failure: OnceLock<String>,
     pub(super) failed: Notify,
     pub(super) on_commit: OnceLock<Box<dyn Fn() + Send + Sync>>,
@@ -92,6 +105,12 @@ impl Shared {
         self.lock().waiters.clear();
         self.progress.notify_all();
         self.failed.notify_waiters();
+    }
+
+    /// For how long the disk has not answered, once that is longer than the timeout.
+    pub(super) fn stalled(&self) -> Option<Duration> {
+        let lasts = self.commits.lasts().max(self.prepares.lasts());
+        lasts.filter(|lasts| *lasts >= self.options.timeout)
     }
 
     pub(super) fn failure(&self) -> Option<Error> {

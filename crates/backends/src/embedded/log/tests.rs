@@ -1,6 +1,7 @@
 //! The log against random appends, crashes and damage.
 
 use std::path::Path;
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -13,7 +14,9 @@ fn options(folder: &Path, durability: Durability) -> Options {
         quarantine: folder.join("quarantine"),
         durability,
         segment_bytes: 64 * 1024,
+        reserve: folder.join("reserve"),
         reserve_bytes: 0,
+        timeout: Duration::from_secs(5),
     }
 }
 

@@ -2,15 +2,17 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
-use towpath_core::{Error, Result};
+use towpath_core::stall::{Watch, unknown};
+use towpath_core::{Error, Result, patience};
 
 use super::frame::{self, MAX_BODY_BYTES};
 use super::recovery::{self, Recovery};
+use super::reserve::Reserve;
 use super::segment::{self, HEADER_BYTES};
 use super::shared::{Buffers, Shared, push_frame};
 use super::{Options, Position, committer};
@@ -18,6 +20,9 @@ use crate::identity::{Pinned, lost};
 
 /// Most bytes that may wait to be written; more is refused.
 const MAX_PENDING_BYTES: usize = 64 * 1024 * 1024;
+
+/// The longest that a record waits for its segment to be prepared: its caller holds up the whole store meanwhile.
+const PREPARED: Duration = Duration::from_secs(2);
 
 /// When a refused producer may come back.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -29,6 +34,8 @@ pub(crate) enum Class {
     Grow,
     /// Ends something, and so leads to space: taken as long as there is any.
     Settle,
+    /// As [`Class::Settle`], but the caller does not wait for it: taken also while the disk does not answer.
+    Count,
     /// As [`Class::Settle`], but nobody waits for it: it is written at once and synced with what comes next.
     Note,
 }
@@ -63,6 +70,7 @@ impl Log {
         let segment_size = recovered.files.size(end.segment).unwrap_or(end.offset);
         let folder = Pinned::folder("log folder", &options.folder)
             .map_err(|error| lost("log folder", &options.folder, error))?;
+        let reserve = Reserve::new(options.reserve.clone(), options.reserve_bytes);
         let shared = Arc::new(Shared {
             buffers: Mutex::new(Buffers {
                 end,
@@ -71,6 +79,8 @@ impl Log {
                 segment_size,
                 spare: recovered.spare,
                 preparing: false,
+                wanted: None,
+                unprepared: None,
                 pending: Vec::new(),
                 pending_bytes: 0,
                 writing: Arc::default(),
@@ -90,8 +100,11 @@ impl Log {
             synced: AtomicU64::new(end.to_u64()),
             committed: AtomicU64::new(end.to_u64()),
             syncs: AtomicU64::new(0),
+            reserve,
             disk_low: AtomicBool::new(false),
             free_bytes: AtomicU64::new(0),
+            commits: Watch::new(),
+            prepares: Watch::new(),
             failure: OnceLock::new(),
             failed: Notify::new(),
             on_commit: OnceLock::new(),
@@ -109,11 +122,12 @@ impl Log {
         ))
     }
 
-    /// Buffers a record; the committer thread writes it. Never waits for the disk, but for a segment that is not prepared in time.
+    /// Buffers a record; the committer thread writes it. Never waits for the disk, but for a segment that is not prepared in
+    /// time, and for that a bounded time.
     ///
     /// # Errors
     /// Nothing was buffered: overloaded for [`Class::Grow`] while the disk is low or too much waits,
-    /// `Invalid` over [`MAX_BODY_BYTES`], `Unavailable` when the log has failed or is closed.
+    /// `Invalid` over [`MAX_BODY_BYTES`], `Unavailable` when the log has failed or is closed, or its disk does not answer.
     pub(crate) fn append(&self, class: Class, body: &[u8]) -> Result<Appended> {
         if body.len() > MAX_BODY_BYTES {
             return Err(Error::invalid(format!(
@@ -123,19 +137,15 @@ impl Log {
         }
         let size = u32::try_from(frame::size_of(body.len())).unwrap_or(u32::MAX);
         let mut buffers = self.shared.lock();
-        while buffers.preparing && !buffers.has_room(size) {
-            buffers = self
-                .shared
-                .progress
-                .wait(buffers)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
         self.check_open(&buffers)?;
+        if matches!(class, Class::Grow | Class::Settle) {
+            self.check_answers()?;
+        }
         if class == Class::Grow {
             self.check_room(&buffers)?;
         }
         if !buffers.has_room(size) {
-            self.roll(&mut buffers, class, size)?;
+            buffers = self.roll(buffers, class, size)?;
         }
         let start = buffers.end;
         push_frame(
@@ -164,6 +174,25 @@ impl Log {
         })
     }
 
+    /// Whether the disk answers; nothing is taken while it does not.
+    ///
+    /// # Errors
+    /// `Unavailable` when a call to it has lasted longer than the timeout.
+    pub(crate) fn check_answers(&self) -> Result<()> {
+        self.stalled().map_or(Ok(()), |lasts| {
+            Err(Error::unavailable(format!(
+                "the disk of `{}` has not answered for {} s; nothing is taken until it does",
+                self.shared.options.folder.display(),
+                lasts.as_secs()
+            )))
+        })
+    }
+
+    /// For how long the disk has not answered, once that is longer than the timeout.
+    pub(crate) fn stalled(&self) -> Option<Duration> {
+        self.shared.stalled()
+    }
+
     fn check_open(&self, buffers: &Buffers) -> Result<()> {
         if let Some(failure) = self.shared.failure() {
             return Err(failure);
@@ -188,40 +217,66 @@ impl Log {
         Ok(())
     }
 
-    /// Goes on in the next segment, which is big enough for a frame of `size`.
-    fn roll(&self, buffers: &mut Buffers, class: Class, size: u32) -> Result<()> {
-        let number = buffers.end.segment + 1;
-        let next = match buffers.spare.take() {
-            Some(spare) if spare.size >= HEADER_BYTES + size => spare,
-            _ => {
-                // Another store may be in its place by now.
-                self.shared.folder.check()?;
-                let bytes = self.shared.options.segment_bytes.max(HEADER_BYTES + size);
-                segment::create(&self.shared.options.folder, number, bytes).map_err(|error| {
-                    self.shared.disk_low.store(true, Ordering::Relaxed);
-                    let refusal = match class {
-                        Class::Grow => disk_low(),
-                        Class::Settle | Class::Note => Error::unavailable(
-                            "no space is left for the log; free some on its disk",
-                        ),
-                    };
-                    refusal.with_source(error)
-                })?
+    /// Goes on in the next segment, which is big enough for a frame of `size`. Only the thread of the segments calls the
+    /// disk; what it cannot prepare is refused.
+    fn roll<'a>(
+        &'a self,
+        mut buffers: MutexGuard<'a, Buffers>,
+        class: Class,
+        size: u32,
+    ) -> Result<MutexGuard<'a, Buffers>> {
+        let until = Instant::now() + PREPARED;
+        while !buffers.has_room(size) {
+            if buffers
+                .spare
+                .as_ref()
+                .is_some_and(|spare| spare.size >= HEADER_BYTES + size)
+                && let Some(next) = buffers.spare.take()
+            {
+                let number = buffers.end.segment + 1;
+                buffers.segment_size = next.size;
+                self.shared.files.insert(number, next);
+                buffers.end = Position {
+                    segment: number,
+                    offset: HEADER_BYTES,
+                };
+                buffers.wanted = None;
+                break;
             }
-        };
-        buffers.segment_size = next.size;
-        self.shared.files.insert(number, next);
-        buffers.end = Position {
-            segment: number,
-            offset: HEADER_BYTES,
-        };
-        Ok(())
+            if !buffers.preparing {
+                // One that is too small gives way to a larger one of the same name.
+                buffers.spare = None;
+            }
+            if buffers.wanted.is_none() {
+                // The last try had no record waiting, and left the reserve alone.
+                buffers.unprepared = None;
+            }
+            buffers.wanted = buffers.wanted.max(Some(size));
+            self.shared.room.notify_all();
+            if let Some(error) = &buffers.unprepared {
+                return Err(no_space(class).with_source(Arc::clone(error)));
+            }
+            let lasts = self.shared.prepares.lasts().unwrap_or_default();
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || lasts >= PREPARED {
+                return Err(not_prepared(class));
+            }
+            buffers = self
+                .shared
+                .progress
+                .wait_timeout(buffers, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+            self.check_open(&buffers)?;
+        }
+        Ok(buffers)
     }
 
     /// Waits until everything before `end` is as durable as configured.
     ///
     /// # Errors
-    /// `Unavailable` when the log failed before; what was appended may or may not be durable.
+    /// `Unavailable` when the log failed before, or the disk took longer than the request waits; what was appended may
+    /// or may not be durable.
     pub(crate) async fn committed(&self, end: Position) -> Result<()> {
         let receiver = {
             let mut buffers = self.shared.lock();
@@ -235,7 +290,14 @@ impl Log {
             buffers.waiters.push((end, sender));
             receiver
         };
-        receiver.await.map_err(|_| {
+        let answered = match patience::limit() {
+            None => receiver.await,
+            Some(limit) => match tokio::time::timeout(limit, receiver).await {
+                Ok(answered) => answered,
+                Err(_) => return Err(unknown(limit)),
+            },
+        };
+        answered.map_err(|_| {
             self.shared
                 .failure()
                 .unwrap_or_else(|| Error::unavailable("the store is closed"))
@@ -321,6 +383,11 @@ impl Log {
         self.shared.disk_low.load(Ordering::Relaxed)
     }
 
+    /// Gives the disk space that is held in reserve to what ends the lack of it. False when there is none to give.
+    pub(crate) fn release_reserve(&self) -> bool {
+        self.shared.reserve.release()
+    }
+
     /// Free bytes of the disk, looked up within the last second.
     pub(crate) fn free_bytes(&self) -> u64 {
         self.shared.free_bytes.load(Ordering::Relaxed)
@@ -385,4 +452,21 @@ fn disk_low() -> Error {
         "the disk is low, nothing more is taken; free some space",
         RETRY_AFTER,
     )
+}
+
+/// The refusal of a record whose segment the disk has no space for.
+fn no_space(class: Class) -> Error {
+    match class {
+        Class::Grow => disk_low(),
+        _ => Error::unavailable("no space is left for the log; free some on its disk"),
+    }
+}
+
+/// The refusal of a record whose segment is not prepared in time.
+fn not_prepared(class: Class) -> Error {
+    let text = "the disk is too slow: the next segment of the log is not ready; nothing was taken";
+    match class {
+        Class::Grow => Error::overloaded(text, RETRY_AFTER),
+        _ => Error::unavailable(text),
+    }
 }

@@ -29,6 +29,8 @@ pub(in super::super) struct HandedOut {
 impl Store {
     /// Leases what there is.
     pub(in super::super) fn hand_out(&self, request: &LeaseRequest) -> Result<HandedOut> {
+        // The record of a lease has to be taken once the lease is.
+        self.log.check_answers()?;
         let (now, monotonic) = (self.clock.now(), self.monotonic());
         let committed = self.log.committed_position();
         let mut guard = self.lock();

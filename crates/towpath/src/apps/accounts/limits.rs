@@ -85,7 +85,7 @@ impl From<Error> for Refusal {
             ErrorKind::Invalid => bad("invalid_tokens", error.to_string()),
             _ => {
                 warn!(error = error.chain(), "a limit could not be decided");
-                let text = "the store of the limits does not answer; try again".to_owned();
+                let text = error.unknown_or("the store of the limits does not answer; try again");
                 Self(StatusCode::SERVICE_UNAVAILABLE, "bucket_error", text)
             }
         }

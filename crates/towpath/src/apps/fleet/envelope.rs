@@ -64,7 +64,8 @@ impl From<Error> for Failure {
     /// its kind. What is wrong inside goes to the log.
     fn from(error: Error) -> Self {
         tracing::warn!(error = error.chain(), "request failed");
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", UNAVAILABLE)
+        let text = error.unknown_or(UNAVAILABLE);
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", text)
     }
 }
 

@@ -263,7 +263,8 @@ fn queue_failure(error: &Error) -> Problem {
         return Problem::new(StatusCode::TOO_MANY_REQUESTS, reason).retry_after(seconds);
     }
     warn!(error = error.chain(), "enqueue failed");
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "enqueue failed")
+    let text = error.unknown_or("enqueue failed");
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
 /// The first cause, which is the sentence meant for the client.

@@ -85,7 +85,9 @@ fn failed(error: &Error, text: &'static str) -> Problem {
         Some(after) => {
             Problem::new(StatusCode::TOO_MANY_REQUESTS, text).retry_after(after.as_secs().max(1))
         }
-        None => Problem::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(1),
+        None => {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.unknown_or(text)).retry_after(1)
+        }
     }
 }
 

@@ -27,13 +27,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
+use towpath_core::database::Waits;
 use towpath_core::port::Sink;
 use towpath_core::port::sink::Outcome;
+use towpath_core::stall::Watch;
 use towpath_core::{Delivery, Error, MessageId, Result};
 
 use self::output::Output;
 pub use self::rotation::Rotation;
 use super::line::LineFormat;
+use crate::disk::Floor;
 
 /// How long the disk may take for a batch before it is given back.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -46,6 +49,7 @@ pub struct FileSink {
     output: Arc<Mutex<Output>>,
     format: LineFormat,
     name: String,
+    watch: Arc<Watch>,
 }
 
 impl FileSink {
@@ -57,6 +61,7 @@ impl FileSink {
             name: path.display().to_string(),
             output: Arc::new(Mutex::new(Output::new(path))),
             format,
+            watch: Arc::new(Watch::new()),
         }
     }
 
@@ -70,6 +75,18 @@ impl FileSink {
     #[must_use]
     pub fn synced(self, is_synced: bool) -> Self {
         self.with(|output| output.set_synced(is_synced))
+    }
+
+    /// Stops when a store on the same disk has only its reserve left.
+    #[must_use]
+    pub(crate) fn above(self, floor: Option<Floor>) -> Self {
+        self.with(|output| output.floor = floor)
+    }
+
+    /// Since when it waits for its disk.
+    pub fn waits(&self) -> Waits {
+        let watch = Arc::clone(&self.watch);
+        Arc::new(move || watch.lasts())
     }
 
     fn with(mut self, change: impl FnOnce(&mut Output)) -> Self {
@@ -98,11 +115,15 @@ impl Sink for FileSink {
             .map(|Delivery { message, .. }| (message.id, message.payload.clone()))
             .collect();
         let format = self.format;
-        let output = Arc::clone(&self.output);
+        let (output, watch) = (Arc::clone(&self.output), Arc::clone(&self.watch));
         let write = async {
             let mut output = output.lock_owned().await;
             // Goes on when this call is dropped; the journal then knows what it did.
-            tokio::task::spawn_blocking(move || write(&mut output, format, &messages)).await
+            tokio::task::spawn_blocking(move || {
+                let mut append = |part: &[_]| watch.during(|| output.write(part));
+                write(&mut append, format, &messages)
+            })
+            .await
         };
         match timeout(DEADLINE, write).await {
             Ok(Ok(Ok(outcomes))) => Ok(outcomes),
@@ -118,11 +139,14 @@ impl Sink for FileSink {
     }
 }
 
+/// A message and what is appended for it.
+type Line = (MessageId, Vec<u8>);
+
 /// Writes a batch in parts of a few MiB, so that large messages do not all stand in memory as lines.
 ///
 /// After an error some parts may be written; the journal knows them when the batch comes again.
 fn write(
-    output: &mut Output,
+    append: &mut dyn FnMut(&[Line]) -> io::Result<()>,
     format: LineFormat,
     messages: &[(MessageId, Bytes)],
 ) -> io::Result<Vec<Outcome>> {
@@ -139,12 +163,12 @@ fn write(
             }
         }
         if part_bytes + line.len() > PART_BYTES && !part.is_empty() {
-            output.write(&std::mem::take(&mut part))?;
+            append(&std::mem::take(&mut part))?;
             part_bytes = 0;
         }
         part_bytes += line.len();
         part.push((*id, line));
     }
-    output.write(&part)?;
+    append(&part)?;
     Ok(outcomes)
 }

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use towpath_core::MessageId;
 
+use crate::disk::{Floor, folder_of};
+
 use super::folder::{make_parent, sync_parent};
 use super::journal::Journal;
 use super::lock::{identity, lock};
@@ -22,6 +24,8 @@ pub(super) struct Output {
     file: Option<File>,
     pub(super) rotation: Rotation,
     is_synced: bool,
+    /// Space that is left to a store on the same disk.
+    pub(super) floor: Option<Floor>,
 }
 
 /// The path of the journal beside an output.
@@ -39,6 +43,7 @@ impl Output {
             file: None,
             rotation: Rotation::default(),
             is_synced: true,
+            floor: None,
         }
     }
 
@@ -67,6 +72,11 @@ impl Output {
             self.journal.close();
         }
         make_parent(&self.path)?;
+        if let Some(floor) = &self.floor {
+            // Once in the journal and once in the file; before anything is announced.
+            let bytes: usize = lines.iter().map(|(_, line)| line.len() + 64).sum();
+            floor.check(folder_of(&self.path), 2 * bytes as u64)?;
+        }
         let pending = self.journal.lock()?;
         let mut file = self.current(file)?;
         lock(&file, &self.path)?;

@@ -1,0 +1,40 @@
+//! The end of a process that cannot end in order.
+//!
+//! A thread that waits for a disk that hangs cannot be cancelled, and may hold what the others need. So the end is kept by
+//! threads that touch neither a disk nor a lock of the process.
+
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+/// How long the last line of the log may take: it goes to a file on a disk, perhaps.
+const SAID: Duration = Duration::from_millis(100);
+
+/// How long the exit itself may take.
+const EXIT: Duration = Duration::from_secs(1);
+
+/// Ends the process with `code` when it is still there after `limit`, and says `why`.
+#[expect(
+    clippy::exit,
+    reason = "threads that a disk holds cannot be joined, so that main cannot return"
+)]
+pub(crate) fn end_after(limit: Duration, code: u8, why: &'static str) {
+    let end = move || {
+        thread::sleep(limit);
+        let (said, heard) = mpsc::channel();
+        thread::spawn(move || {
+            tracing::error!(?limit, code, "{why}");
+            said.send(())
+        });
+        heard.recv_timeout(SAID).ok();
+        thread::spawn(|| {
+            thread::sleep(EXIT);
+            std::process::abort();
+        });
+        std::process::exit(code.into());
+    };
+    let thread = thread::Builder::new().name("towpath-end".to_owned());
+    if let Err(error) = thread.spawn(end) {
+        tracing::warn!(%error, "the end of the process is not guarded");
+    }
+}

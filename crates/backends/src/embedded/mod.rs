@@ -167,7 +167,7 @@ impl Lifecycle for Handle {
     }
 
     fn refusals(&self) -> Vec<(&'static str, bool)> {
-        self.0.refusals()
+        self.store.refusals()
     }
 
     async fn failed(&self) -> Error {

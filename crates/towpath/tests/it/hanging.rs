@@ -73,6 +73,9 @@ impl Drop for Hang {
 /// Every call of the log, the checkpoints, SQLite, the output and its journal that makes something durable.
 const SYNCS: &str = "<sync>";
 
+/// Status and text of an answer, and how long it took.
+type Asked = thread::JoinHandle<(u16, String, Duration)>;
+
 #[test]
 fn requests_on_a_hanging_disk_are_answered_and_service_resumes() {
     let Some(library) = Library::build() else {
@@ -195,7 +198,7 @@ fn every_app_answers_on_a_hanging_disk() {
         order.to_string().into_bytes()
     };
     let _hang = Hang::of(&world, SYNCS);
-    let mut asked: Vec<(&str, thread::JoinHandle<(u16, String, Duration)>)> = Vec::new();
+    let mut asked: Vec<(&str, Asked)> = Vec::new();
     for (method, admin, path, body) in [
         ("POST", false, "/enqueue", b"x".to_vec()),
         ("POST", false, "/enqueue/batch", b"\"a\"\n\"b\"\n".to_vec()),

@@ -17,6 +17,8 @@ crate::promises! { Positions:
     positions_stay_across_reopen needs Stream;
     sources_have_positions_of_their_own needs Stream;
     a_step_without_entries_makes_no_stream needs Stream;
+    sources_are_listed_by_prefix needs Stream;
+    a_position_is_forgotten_unless_it_moved needs Stream;
 }
 
 async fn positions(world: &mut World) -> Arc<dyn Positions> {
@@ -136,4 +138,44 @@ async fn a_step_without_entries_makes_no_stream(mut world: World) {
     assert_eq!(position(&positions, "file").await, Some("1".into()));
     let streams = world.stream().await.list().await.expect("listed");
     assert!(streams.is_empty(), "{streams:?}");
+}
+
+async fn sources_are_listed_by_prefix(mut world: World) {
+    let positions = positions(&mut world).await;
+    for (source, to) in [("of:one", "1"), ("of:two", "2"), ("other", "3")] {
+        let mut step = step(None, to, &[]);
+        step.source = source.to_owned();
+        assert_eq!(take(&positions, step).await, Stepped::Done);
+    }
+    let mut listed = positions.sources("of:").await.expect("listed");
+    listed.sort();
+    let expected = [("of:one", "1"), ("of:two", "2")];
+    let expected = expected.map(|(source, at)| (source.to_owned(), Bytes::from(at)));
+    assert_eq!(listed, expected);
+    // Looking claims nothing: the source moves on as before.
+    let mut next = step(Some("1"), "4", &[]);
+    next.source = "of:one".to_owned();
+    assert_eq!(take(&positions, next).await, Stepped::Done);
+}
+
+async fn a_position_is_forgotten_unless_it_moved(mut world: World) {
+    let positions = positions(&mut world).await;
+    assert_eq!(
+        take(&positions, step(None, "1", &["a"])).await,
+        Stepped::Done
+    );
+    let forget = async |last: &'static str| {
+        let forgotten = positions.forget("file", last.into()).await;
+        forgotten.expect("an answer")
+    };
+    assert!(!forget("2").await, "it is at another position");
+    assert_eq!(position(&positions, "file").await, Some("1".into()));
+    assert!(forget("1").await);
+    assert!(!forget("1").await, "there is none any more");
+    assert_eq!(position(&positions, "file").await, None);
+    assert!(positions.sources("").await.expect("listed").is_empty());
+    // As if it had never been read.
+    let again = step(None, "1", &["b"]);
+    assert_eq!(take(&positions, again).await, Stepped::Done);
+    assert_eq!(appended(&mut world).await, ["a", "b"]);
 }

@@ -37,6 +37,9 @@ const ENTRIES: usize = 32_000;
 /// Longest name of a source in bytes; the transactional id carries it.
 const MAX_SOURCE_BYTES: usize = 1_000;
 
+/// After how long without use a producer is closed: sources come and go, and each has connections and threads.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// A source's position and the only producer that may move it.
 struct Writer {
     producer: Transactions,
@@ -47,7 +50,8 @@ type Slot = Arc<tokio::sync::Mutex<Option<Writer>>>;
 
 pub(super) struct Sources {
     store: Arc<Store>,
-    writers: Mutex<HashMap<String, Slot>>,
+    /// Each with the moment of its last use.
+    writers: Mutex<HashMap<String, (Slot, Instant)>>,
 }
 
 impl Sources {
@@ -66,7 +70,19 @@ impl Sources {
             )));
         }
         let mut writers = lock(&self.writers);
-        Ok(Arc::clone(writers.entry(source.to_owned()).or_default()))
+        let now = Instant::now();
+        writers.retain(|_, (slot, used)| {
+            let is_idle = now.duration_since(*used) > IDLE && Arc::strong_count(slot) == 1;
+            if is_idle {
+                drop_apart(Arc::clone(slot));
+            }
+            !is_idle
+        });
+        let (slot, used) = writers
+            .entry(source.to_owned())
+            .or_insert_with(|| (Slot::default(), now));
+        *used = now;
+        Ok(Arc::clone(slot))
     }
 
     /// Takes the source over, and finds out where it is.
@@ -75,7 +91,9 @@ impl Sources {
         let config = &self.store.config;
         let id = format!("{}towpath.{source}", config.prefix);
         let producer = Transactions::start(config, id, TRANSACTION).await?;
-        let position = self.look_up(&topic, source).await?;
+        let key = source.as_bytes().to_vec();
+        let mut found = self.look_up(&topic, move |one| one == key).await?;
+        let position = found.remove(source.as_bytes());
         Ok(Writer { producer, position })
     }
 
@@ -87,11 +105,16 @@ impl Sources {
         Ok(topic)
     }
 
-    /// The newest position of a source: what was committed, once no transaction is open any more that came before.
-    async fn look_up(&self, topic: &str, source: &str) -> Result<Option<Bytes>> {
+    /// The newest position of each source that is asked for: what was committed, once no transaction is open any more
+    /// that came before.
+    async fn look_up(
+        &self,
+        topic: &str,
+        is_asked: impl Fn(&[u8]) -> bool + Send + 'static,
+    ) -> Result<HashMap<Vec<u8>, Bytes>> {
         let began = Instant::now();
         let (low, high) = self.store.marks(topic, 1).await?[0];
-        let (topic, source) = (topic.to_owned(), source.to_owned());
+        let topic = topic.to_owned();
         let timeout = self.store.config.timeout + TRANSACTION;
         self.store
             .with_reader(move |reader| {
@@ -109,18 +132,26 @@ impl Sources {
                     }
                     std::thread::sleep(Duration::from_millis(20));
                 }
+                let mut positions = HashMap::new();
                 if low == high {
-                    return Ok(None);
+                    return Ok(positions);
                 }
                 let mut list = TopicPartitionList::new();
                 list.add_partition_offset(&topic, 0, Place::Offset(low))
                     .map_err(failed)?;
                 reader.assign(&list).map_err(failed)?;
-                let mut position = None;
                 loop {
                     match reader.poll(Duration::from_millis(100)) {
-                        Some(Ok(record)) if record.key() == Some(source.as_bytes()) => {
-                            position = record.payload().map(Bytes::copy_from_slice);
+                        Some(Ok(record)) => {
+                            let Some(source) = record.key().filter(|key| is_asked(key)) else {
+                                continue;
+                            };
+                            match record.payload() {
+                                Some(at) => {
+                                    positions.insert(source.to_vec(), Bytes::copy_from_slice(at))
+                                }
+                                None => positions.remove(source),
+                            };
                         }
                         Some(Err(KafkaError::PartitionEOF(_))) => break,
                         None if began.elapsed() > timeout => {
@@ -130,7 +161,7 @@ impl Sources {
                     }
                 }
                 reader.unassign().map_err(failed)?;
-                Ok(position)
+                Ok(positions)
             })
             .await
     }
@@ -202,6 +233,11 @@ impl Sources {
     }
 }
 
+/// Ends a producer on a thread of its own, because it waits for its connections.
+fn drop_apart(slot: Slot) {
+    tokio::task::spawn_blocking(move || drop(slot));
+}
+
 #[async_trait]
 impl Positions for Sources {
     async fn position(&self, source: &str) -> Result<Option<Bytes>> {
@@ -250,6 +286,45 @@ impl Positions for Sources {
                 Err(error).context(|| format!("step of `{}`", step.source))
             }
         }
+    }
+
+    async fn sources(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
+        self.store.check_open()?;
+        let topic = self.topic().await?;
+        let prefix = prefix.as_bytes().to_vec();
+        let found = self.look_up(&topic, move |one| one.starts_with(&prefix));
+        let found = found.await.context(|| "list positions")?;
+        let named = found.into_iter();
+        let named = named.filter_map(|(name, at)| Some((String::from_utf8(name).ok()?, at)));
+        Ok(named.collect())
+    }
+
+    async fn forget(&self, source: &str, last: Bytes) -> Result<bool> {
+        let slot = self.slot(source)?;
+        let mut slot = slot.lock().await;
+        let writer = match slot.take() {
+            Some(writer) => writer,
+            None => self.take_over(source).await?,
+        };
+        if writer.position != Some(last) {
+            *slot = Some(writer);
+            return Ok(false);
+        }
+        let topic = self.topic().await?;
+        let removed = Record {
+            topic: &topic,
+            partition: None,
+            key: Some(source.as_bytes()),
+            payload: None,
+            headers: OwnedHeaders::new(),
+        };
+        let done = writer.producer.run(vec![removed], None);
+        let done = self.store.while_declared(&[topic.as_str()], done).await;
+        done.map_err(|failed| error::of_produce("remove a position", failed.told()))
+            .context(|| format!("forget `{source}`"))?;
+        // Its producer ends: nothing is left to move.
+        drop_apart(Arc::new(tokio::sync::Mutex::new(Some(writer))));
+        Ok(true)
     }
 
     fn step_entries(&self) -> usize {

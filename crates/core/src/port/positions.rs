@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::port::effects::{self, Effects, Transaction};
-use crate::port::kv::{Kv, Op};
+use crate::port::kv::{Committed, Kv, Op};
 use crate::{NewMessage, QueueName, Result, StreamName};
 
 /// What was read from a source since its last position.
@@ -55,6 +55,18 @@ pub trait Positions: Send + Sync {
     /// As `Stream::append` and `Queue::enqueue`. With `Unavailable` it is unknown whether it happened: the position tells.
     async fn step(&self, step: Step) -> Result<Stepped>;
 
+    /// The sources whose names start with `prefix`, each with its position; no source is claimed by looking.
+    ///
+    /// # Errors
+    /// `Unavailable` when the backend did not answer.
+    async fn sources(&self, prefix: &str) -> Result<Vec<(String, Bytes)>>;
+
+    /// Removes the position of a source, unless it is another one than `last`. Whether it was removed.
+    ///
+    /// # Errors
+    /// `Unavailable` when the backend did not answer.
+    async fn forget(&self, source: &str, last: Bytes) -> Result<bool>;
+
     /// How many entries a source that is far behind puts into one step: fewer wait for the backend more often than they
     /// need to, more hold up its other callers, and gain nothing.
     fn step_entries(&self) -> usize;
@@ -62,6 +74,9 @@ pub trait Positions: Send + Sync {
 
 /// Entries of one atomic step: while it is under way the store does nothing else, as Redis in a script.
 const ENTRIES: usize = 2_000;
+
+/// Keys listed at once.
+const PAGE: usize = 1_000;
 
 /// Positions as keys of a store, moved by its atomic steps.
 pub struct InOneStep {
@@ -96,6 +111,38 @@ impl Positions for InOneStep {
             effects::Outcome::Applied(_) => Stepped::Done,
             effects::Outcome::Refused { current, .. } => Stepped::Elsewhere(current),
         })
+    }
+
+    async fn sources(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
+        let (mut found, mut after) = (Vec::new(), None::<String>);
+        loop {
+            let keys = self.kv.keys(prefix, after.as_deref(), PAGE).await?;
+            let Some(last) = keys.last().cloned() else {
+                return Ok(found);
+            };
+            for key in keys {
+                // One that was removed since it was listed is skipped.
+                if let Some(position) = self.kv.get(&key).await? {
+                    found.push((key, position));
+                }
+            }
+            after = Some(last);
+        }
+    }
+
+    async fn forget(&self, source: &str, last: Bytes) -> Result<bool> {
+        let is_the_last = Op::CompareAndSwap {
+            key: source.to_owned(),
+            expected: Some(last.clone()),
+            value: last,
+            ttl: None,
+        };
+        let key = source.to_owned();
+        let committed = self
+            .kv
+            .commit(vec![is_the_last, Op::Delete { key }])
+            .await?;
+        Ok(matches!(committed, Committed::Applied(_)))
     }
 
     fn step_entries(&self) -> usize {

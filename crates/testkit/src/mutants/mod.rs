@@ -172,6 +172,8 @@ mutants! {
         moves_from_anywhere_in_a_race MovesFromAnywhere caught by of_many_steps_from_one_position_one_happens;
         forgets_positions OwnSources caught by positions_stay_across_reopen;
         mixes_sources_up OneSource caught by sources_have_positions_of_their_own;
+        lists_all_sources ListsAll caught by sources_are_listed_by_prefix;
+        forgets_what_moved_on ForgetsAnyway caught by a_position_is_forgotten_unless_it_moved;
         wants_entries WantsEntries caught by a_step_without_entries_makes_no_stream;
     }
 }

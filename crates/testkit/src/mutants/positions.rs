@@ -15,6 +15,8 @@ pub(super) enum Way {
     OneSource,
     OwnSources,
     WantsEntries,
+    ListsAll,
+    ForgetsAnyway,
 }
 
 pub(super) fn wrong(inner: Arc<dyn Positions>, way: Way) -> Arc<dyn Positions> {
@@ -54,6 +56,24 @@ impl Positions for Wrong {
         Ok(stepped)
     }
 
+    async fn sources(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
+        let prefix = if self.way == Way::ListsAll {
+            ""
+        } else {
+            prefix
+        };
+        self.inner.sources(prefix).await
+    }
+
+    async fn forget(&self, source: &str, last: Bytes) -> Result<bool> {
+        let source = self.source(source);
+        let last = match self.way {
+            Way::ForgetsAnyway => self.inner.position(&source).await?.unwrap_or(last),
+            _ => last,
+        };
+        self.inner.forget(&source, last).await
+    }
+
     fn step_entries(&self) -> usize {
         self.inner.step_entries()
     }
@@ -64,7 +84,7 @@ impl Wrong {
         match self.way {
             Way::OneSource => "source".to_owned(),
             Way::OwnSources => format!("{source}.{}", self.own),
-            Way::TellsNone | Way::MovesFromAnywhere | Way::WantsEntries => source.to_owned(),
+            _ => source.to_owned(),
         }
     }
 }

@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{Exit, Failure, Format, Global, output};
 use crate::disk::folder_of;
+use crate::source::Inputs;
 use crate::wiring::Copy;
 
 /// What to do with lines.
@@ -55,6 +56,9 @@ pub(super) async fn run(global: &Global, command: LinesCommand) -> Result<Exit, 
         );
         return Err(Failure::new(Exit::Usage, text));
     }
+    Inputs::only(&args.input)
+        .check()
+        .map_err(|problem| Failure::new(Exit::Usage, problem))?;
     let before = content(&args.input)?;
     if before.longest > Copy::LINE_BYTES {
         let text = format!(

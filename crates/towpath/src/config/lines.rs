@@ -16,7 +16,7 @@ pub(super) const KEYS: &[Key] = &[
         Kind::Path,
         None,
         &["INPUT_PATH"],
-        "File whose lines are sent, or a pattern with `*` and `?`. Without it `run reader` follows `/data/input.txt`, and `up` runs no lines roles.",
+        "File whose lines are sent, or a pattern with `*`, `?` and `[…]`; a path that exists is never a pattern. Without it `run reader` follows `/data/input.txt`, and `up` runs no lines roles.",
     ),
     key(
         "lines.inputs",
@@ -36,8 +36,8 @@ pub(super) const KEYS: &[Key] = &[
         "lines.output",
         Kind::Path,
         None,
-        &[],
-        "File that the writer appends to; without it `output.txt` beside the input.",
+        &["OUTPUT_PATH"],
+        "File that the writer appends to; without it `output.txt` beside the input. Where the ingest worker runs too, `OUTPUT_PATH` is its output only.",
     ),
     key(
         "lines.rotate_size",
@@ -82,6 +82,20 @@ pub(super) const KEYS: &[Key] = &[
         "After how long without a change a last line is sent although it has no newline; without it when its newline comes.",
     ),
     key(
+        "lines.rotate_wait",
+        Kind::Duration(SECOND, 24 * HOUR),
+        Some("1m"),
+        &[],
+        "How long a renamed input is followed after its last change, because its writer may still have it open.",
+    ),
+    key(
+        "lines.forget_after",
+        Kind::Duration(SECOND, 366 * 24 * HOUR),
+        Some("24h"),
+        &[],
+        "How long the position of a file is kept that was renamed or removed, and read to its end.",
+    ),
+    key(
         "lines.batch",
         Kind::Integer(1, 10_000),
         Some("1000"),
@@ -100,7 +114,7 @@ pub(super) const KEYS: &[Key] = &[
         Kind::Duration(10, MINUTE),
         Some("500ms"),
         &[],
-        "How often the reader looks at a file that has nothing new and of which the system tells nothing.",
+        "How often the reader looks at its inputs when the system reports no change.",
     ),
     key(
         "lines.group",
@@ -149,6 +163,8 @@ pub struct Lines {
     pub start: Start,
     pub max_line: usize,
     pub quiet: Option<Duration>,
+    pub rotate_wait: Duration,
+    pub forget_after: Duration,
     pub batch: usize,
     pub linger: Duration,
     pub poll: Duration,
@@ -176,6 +192,8 @@ impl Lines {
             quiet: values
                 .optional("lines.quiet")
                 .and_then(|text| kind::duration(&text)),
+            rotate_wait: values.duration("lines.rotate_wait"),
+            forget_after: values.duration("lines.forget_after"),
             batch: values.count("lines.batch"),
             linger: values.duration("lines.linger"),
             poll: values.duration("lines.poll"),

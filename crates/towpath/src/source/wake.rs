@@ -1,37 +1,39 @@
-//! Says when something in a folder changed, where the system tells. Only a wake-up: what is true is read from the files.
+//! Says when something in a folder changed, where the system reports it. Only a wake-up: what is true is read from the files.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::PathBuf;
 
-use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use tokio::io::unix::AsyncFd;
 use tracing::debug;
 
-use crate::disk::folder_of;
+/// Watched folders, all by one descriptor; silent where they cannot be watched, as on most network file systems.
+pub struct Wake {
+    watcher: Option<AsyncFd<OwnedFd>>,
+    watched: BTreeMap<PathBuf, i32>,
+}
 
-/// A watched folder; silent where it cannot be watched, as on most network file systems.
-pub struct Wake(Option<AsyncFd<OwnedFd>>);
+impl Default for Wake {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Wake {
-    /// Watches the folder of a file.
-    pub fn beside(path: &Path) -> Self {
-        let watched = Self::watch(folder_of(path));
-        Self(
-            watched
-                .inspect_err(|error| debug!(%error, "the folder is not watched"))
-                .ok(),
-        )
+    /// Watches nothing yet.
+    pub fn new() -> Self {
+        let watcher = Self::watcher();
+        let watcher = watcher.inspect_err(|error| debug!(%error, "folders are not watched"));
+        Self {
+            watcher: watcher.ok(),
+            watched: BTreeMap::new(),
+        }
     }
 
-    fn watch(folder: &Path) -> std::io::Result<AsyncFd<OwnedFd>> {
+    fn watcher() -> std::io::Result<AsyncFd<OwnedFd>> {
         let watcher = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-        let what = WatchFlags::MODIFY
-            | WatchFlags::CREATE
-            | WatchFlags::MOVED_FROM
-            | WatchFlags::MOVED_TO
-            | WatchFlags::DELETE;
-        inotify::add_watch(&watcher, folder, what)?;
         #[expect(
             deprecated,
             reason = "the descriptor belongs to it alone, and the successor needs unsafe code"
@@ -39,9 +41,39 @@ impl Wake {
         AsyncFd::new(watcher)
     }
 
-    /// Resolves when something changed since the last call; never where nothing is told.
-    pub async fn changed(&self) {
-        let Some(watcher) = &self.0 else {
+    /// Watches exactly these folders from now on.
+    pub fn watch(&mut self, folders: &BTreeSet<PathBuf>) {
+        let Some(watcher) = &self.watcher else {
+            return;
+        };
+        self.watched.retain(|folder, watch| {
+            let stays = folders.contains(folder);
+            if !stays {
+                inotify::remove_watch(watcher.get_ref(), *watch).ok();
+            }
+            stays
+        });
+        let what = WatchFlags::MODIFY
+            | WatchFlags::CREATE
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::MOVED_TO
+            | WatchFlags::DELETE;
+        for folder in folders {
+            if self.watched.contains_key(folder) {
+                continue;
+            }
+            match inotify::add_watch(watcher.get_ref(), folder, what) {
+                Ok(watch) => {
+                    self.watched.insert(folder.clone(), watch);
+                }
+                Err(error) => debug!(%error, folder = %folder.display(), "folder is not watched"),
+            }
+        }
+    }
+
+    /// Resolves when something changed since the last call; never where nothing is reported.
+    pub async fn changed(&mut self) {
+        let Some(watcher) = &self.watcher else {
             return std::future::pending().await;
         };
         let Ok(mut ready) = watcher.readable().await else {
@@ -49,7 +81,13 @@ impl Wake {
         };
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut events = Reader::new(watcher.get_ref(), &mut buffer);
-        while events.next().is_ok() {}
+        while let Ok(event) = events.next() {
+            // The folder is gone: one that is made in its place is watched again.
+            if event.events().contains(ReadFlags::IGNORED) {
+                let gone = event.wd();
+                self.watched.retain(|_, watch| *watch != gone);
+            }
+        }
         ready.clear_ready();
     }
 }

@@ -65,6 +65,16 @@ impl LineMetrics {
         }
     }
 
+    /// No file is at this input any more.
+    pub fn input_gone(&self, input: &str) {
+        let labels = Input {
+            input: input.to_owned(),
+        };
+        for family in [&self.input_read, &self.input_size] {
+            family.remove(&labels);
+        }
+    }
+
     /// The input could not be read.
     pub fn input_failed(&self) {
         self.failed("input");

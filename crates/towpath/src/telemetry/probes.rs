@@ -33,6 +33,8 @@ pub struct Health(Arc<Mutex<Inner>>);
 struct Inner {
     phase: Phase,
     roles: BTreeMap<String, Option<String>>,
+    /// What is worth knowing of a role that works.
+    notes: BTreeMap<String, Vec<String>>,
     backends: Vec<Backend>,
     calls: BTreeMap<String, LastCall>,
     checks: Vec<(String, Check)>,
@@ -53,6 +55,7 @@ impl Health {
         Self(Arc::new(Mutex::new(Inner {
             phase: Phase::Starting,
             roles: BTreeMap::new(),
+            notes: BTreeMap::new(),
             backends: Vec::new(),
             calls: BTreeMap::new(),
             checks: Vec::new(),
@@ -88,6 +91,16 @@ impl Health {
         self.lock().roles.insert(role.to_owned(), problem);
     }
 
+    /// What is worth knowing of a role that works, in place of what was noted before.
+    pub fn note(&self, role: &str, notes: Vec<String>) {
+        self.lock().notes.insert(role.to_owned(), notes);
+    }
+
+    /// What is wrong with a role.
+    pub fn problem(&self, role: &str) -> Option<String> {
+        self.lock().roles.get(role).cloned().flatten()
+    }
+
     /// Everything is started.
     pub fn serving(&self) {
         self.lock().phase = Phase::Serving;
@@ -102,7 +115,7 @@ impl Health {
     ///
     /// Takes at most 2 s: a backend that does not answer by then is not well.
     pub async fn check(&self) -> (bool, Vec<String>) {
-        let (phase, mut roles, backends, checks) = {
+        let (phase, mut roles, notes, backends, checks) = {
             let inner = self.lock();
             let mut roles = inner.roles.clone();
             for (role, calls) in &inner.calls {
@@ -110,7 +123,8 @@ impl Health {
                 *problem = problem.take().or_else(|| calls.problem());
             }
             let checks = inner.checks.clone();
-            (inner.phase, roles, inner.backends.clone(), checks)
+            let notes = inner.notes.clone();
+            (inner.phase, roles, notes, inner.backends.clone(), checks)
         };
         let mut lines = Vec::new();
         let mut ready = phase == Phase::Serving;
@@ -167,6 +181,9 @@ impl Health {
                     lines.push(format!("[-]{role}: {problem}"));
                 }
             }
+        }
+        for (role, notes) in notes {
+            lines.extend(notes.iter().map(|note| format!("[!]{role}: {note}")));
         }
         (ready, lines)
     }

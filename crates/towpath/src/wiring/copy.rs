@@ -10,11 +10,12 @@ use towpath_core::port::stream::Trim;
 use towpath_core::{ConsumerId, GroupName, MessageId, QueueName, Result, StreamName, retry};
 
 use super::backends::{clock, open};
+use super::lines::host;
 use crate::apps::lines::{Pace, Reader, Settings, Start};
 use crate::inlet::{Place, StreamInlet};
 use crate::pump::{BatchSize, Pump, Work};
 use crate::sink::{FileSink, LineFormat};
-use crate::source::Limits;
+use crate::source::{Inputs, Limits};
 use crate::supervisor::Stop;
 use crate::telemetry::{Health, Metrics, PumpMetrics};
 
@@ -24,6 +25,9 @@ const BYTES: usize = 1 << 20;
 
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(100);
+
+/// Longer than any copy takes.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A copy that is to be made.
 pub struct Copy {
@@ -56,10 +60,11 @@ impl Copy {
         let group = GroupName::new("copy")?;
         let lines = metrics.lines();
         let (read, written) = (lines.read.clone(), lines.written.clone());
+        let positions = backend.require_positions("lines copy")?;
         let reader = Reader {
             role: "lines copy",
-            path: self.input.clone(),
             settings: Settings {
+                inputs: Inputs::only(&self.input),
                 stream: name.clone(),
                 too_long: dead.clone(),
                 start: Start::Beginning,
@@ -69,10 +74,13 @@ impl Copy {
                     bytes: BYTES,
                     quiet: Some(Duration::ZERO),
                 },
+                rotate_wait: FOREVER,
+                forget_after: FOREVER,
                 linger: Duration::ZERO,
                 poll: TELL,
+                host: host(),
             },
-            positions: backend.require_positions("lines copy")?,
+            positions: Arc::clone(&positions),
             streams: Arc::clone(&stream),
             health,
             metrics: lines,
@@ -122,6 +130,10 @@ impl Copy {
         // The reader's position and the stream are of no use afterwards.
         tokio::try_join!(reader.run(&stop), pump.run(&stop), progress)?;
         tell(read.lines(), written.lines());
+        let prefix = format!("lines.position:{name}:");
+        for (source, last) in positions.sources(&prefix).await? {
+            positions.forget(&source, last).await?;
+        }
         if self.lines > 0 {
             stream.trim(&name, Trim::KeepLast(0)).await?;
         }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use towpath_core::backend::Backend;
 use towpath_core::port::stream::{Stream, Trim};
 use towpath_core::{ConsumerId, Error, ErrorKind, GroupName, QueueName, Result, StreamName, retry};
-use tracing::warn;
 
 use super::Role;
 use super::opened::Opened;
@@ -19,7 +18,7 @@ use crate::disk::folder_of;
 use crate::inlet::{Inlet, Place, StreamInlet};
 use crate::pump::{BatchSize, Pump, Work};
 use crate::sink::{FileSink, LineFormat};
-use crate::source::Limits;
+use crate::source::{Inputs, Limits, Own};
 use crate::supervisor::{OnFailure, Stage};
 use crate::telemetry::PumpMetrics;
 
@@ -36,7 +35,7 @@ const OUTPUT: &str = "output.txt";
 /// Most bytes of lines in one step.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// How often finished entries are given up, and files are looked for that match a pattern.
+/// How often finished entries are trimmed.
 const TEND: Duration = Duration::from_secs(1);
 
 /// Delays of a line that the sink could not take; the file sink has none of its own.
@@ -85,7 +84,16 @@ impl Lines {
             } else {
                 WRITER
             };
-            let routes = routes(self.backend.clone(), process.metrics.clone());
+            let output = process.runs(Role::LinesWriter).then(|| output(process));
+            let health = process.health.clone();
+            let metrics = process.metrics.clone();
+            let routes = routes(
+                self.backend.clone(),
+                metrics,
+                health,
+                [READER, WRITER],
+                output,
+            );
             public.add(role, routes, &[]);
         }
         Ok(())
@@ -93,7 +101,17 @@ impl Lines {
 
     fn readers(&self, process: &mut Process<'_>) -> Result<()> {
         let config = &process.config.lines;
+        let mut own = Own {
+            outputs: Vec::new(),
+            folders: vec![process.config.data_dir.clone()],
+        };
+        if process.runs(Role::LinesWriter) || config.output.is_some() {
+            own.outputs.push(output(process));
+        }
+        let inputs = Inputs::new(inputs(config), own);
+        inputs.check().map_err(Error::invalid)?;
         let settings = Settings {
+            inputs,
             stream: self.name.clone(),
             too_long: self.dead.clone(),
             start: config.start,
@@ -103,12 +121,14 @@ impl Lines {
                 bytes: CHUNK_BYTES,
                 quiet: config.quiet,
             },
+            rotate_wait: config.rotate_wait,
+            forget_after: config.forget_after,
             linger: config.linger,
             poll: config.poll,
+            host: host(),
         };
         let reader = Reader {
             role: READER,
-            path: PathBuf::new(),
             settings,
             positions: self.backend.require_positions(READER)?,
             streams: Arc::clone(&self.stream),
@@ -120,21 +140,11 @@ impl Lines {
                 .transpose()?,
         };
         process.health.set(READER, None);
-        for input in inputs(config) {
+        let supervisor = &mut process.supervisor;
+        supervisor.start(READER, Stage::Source, OnFailure::Restart, move |stop| {
             let reader = reader.clone();
-            let name = format!("{READER} {input}");
-            let supervisor = &mut process.supervisor;
-            supervisor.start(name, Stage::Source, OnFailure::Restart, move |stop| {
-                let (reader, input) = (reader.clone(), input.clone());
-                async move {
-                    if !input.contains(['*', '?', '[']) {
-                        let path = PathBuf::from(input);
-                        return Reader { path, ..reader }.run(&stop).await;
-                    }
-                    follow_all(&input, &reader, &stop).await
-                }
-            });
-        }
+            async move { reader.run(&stop).await }
+        });
         Ok(())
     }
 
@@ -146,7 +156,7 @@ impl Lines {
 
     fn writer(&self, process: &mut Process<'_>) -> Result<()> {
         let config = &process.config.lines;
-        let output = output(config);
+        let output = output(process);
         let consumer = match &config.consumer {
             Some(name) => name.clone(),
             None => consumer_of(&output),
@@ -236,60 +246,28 @@ fn inputs(config: &Config) -> Vec<String> {
     }
 }
 
-fn output(config: &Config) -> PathBuf {
-    config.output.clone().unwrap_or_else(|| {
+/// The writer's output. `OUTPUT_PATH` is the ingest worker's where that runs too.
+fn output(process: &Process<'_>) -> PathBuf {
+    let config = &process.config.lines;
+    let is_of_ingest = |output: &PathBuf| {
+        process.runs(Role::IngestWorker) && *output == process.config.output_path()
+    };
+    let output = config.output.clone();
+    output.filter(|one| !is_of_ingest(one)).unwrap_or_else(|| {
         let input = inputs(config).remove(0);
         Path::new(&input).with_file_name(OUTPUT)
     })
 }
 
-/// The same for every process that writes this output on this host, and for no other.
-fn consumer_of(output: &Path) -> String {
+/// The name of this host.
+pub(super) fn host() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let path = std::path::absolute(output).unwrap_or_else(|_| output.to_owned());
-    let sum = crc32c::crc32c(path.as_os_str().as_encoded_bytes());
-    format!(
-        "{}-{sum:08x}",
-        host.trim().replace(char::is_whitespace, "-")
-    )
+    host.trim().replace(char::is_whitespace, "-")
 }
 
-/// Follows every file that matches a pattern, also those that come later.
-async fn follow_all(pattern: &str, reader: &Reader, stop: &crate::supervisor::Stop) -> Result<()> {
-    let mut followed = std::collections::BTreeSet::new();
-    let mut tasks = tokio::task::JoinSet::new();
-    loop {
-        let found = glob::glob(pattern).map_err(|error| {
-            Error::invalid(format!("`{pattern}` is no pattern")).with_source(error)
-        })?;
-        for path in found {
-            match path {
-                Ok(path) if path.is_file() && followed.insert(path.clone()) => {
-                    let (reader, stop) = (
-                        Reader {
-                            path,
-                            ..reader.clone()
-                        },
-                        stop.clone(),
-                    );
-                    tasks.spawn(async move { reader.run(&stop).await });
-                }
-                Ok(_) => {}
-                Err(error) => warn!(%error, "a folder of the inputs cannot be read"),
-            }
-        }
-        tokio::select! {
-            () = tokio::time::sleep(TEND) => {}
-            Some(ended) = tasks.join_next() => {
-                let ended = ended.map_err(|panic| Error::unavailable("a reader panicked").with_source(panic))?;
-                if !stop.is_requested() {
-                    return ended;
-                }
-            }
-            () = stop.requested() => {
-                while tasks.join_next().await.is_some() {}
-                return Ok(());
-            }
-        }
-    }
+/// The same for every process that writes this output on this host, and for no other.
+fn consumer_of(output: &Path) -> String {
+    let path = std::path::absolute(output).unwrap_or_else(|_| output.to_owned());
+    let sum = crc32c::crc32c(path.as_os_str().as_encoded_bytes());
+    format!("{}-{sum:08x}", host())
 }

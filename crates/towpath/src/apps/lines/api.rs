@@ -1,5 +1,8 @@
 //! The HTTP side of reader and writer: health and metrics, as the contract has them.
 
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -9,7 +12,8 @@ use axum::routing::get;
 use http::{HeaderMap, StatusCode, header};
 use towpath_core::backend::Backend;
 
-use crate::telemetry::Metrics;
+use crate::disk::folder_of;
+use crate::telemetry::{Health, Metrics};
 
 /// How long `/healthz` waits for the backend.
 const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
@@ -18,19 +22,37 @@ const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
 struct Api {
     backend: Backend,
     metrics: Metrics,
+    health: Health,
+    roles: [&'static str; 2],
+    output: Option<Arc<PathBuf>>,
 }
 
-/// `GET /healthz` and `GET /metrics`.
-pub fn routes(backend: Backend, metrics: Metrics) -> Router {
+/// `GET /healthz` and `GET /metrics`. Health is that of the backend, of these roles, and of the output.
+pub fn routes(
+    backend: Backend,
+    metrics: Metrics,
+    health: Health,
+    roles: [&'static str; 2],
+    output: Option<PathBuf>,
+) -> Router {
     Router::new()
         .route("/healthz", get(healthz))
         .route("/metrics", get(metrics_text))
-        .with_state(Api { backend, metrics })
+        .with_state(Api {
+            backend,
+            metrics,
+            health,
+            roles,
+            output: output.map(Arc::new),
+        })
 }
 
 async fn healthz(State(api): State<Api>) -> Response {
     match tokio::time::timeout(HEALTH_DEADLINE, api.backend.lifecycle.health()).await {
-        Ok(Ok(_)) => "OK".into_response(),
+        Ok(Ok(_)) => match api.problem() {
+            None => "OK".into_response(),
+            Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, problem).into_response(),
+        },
         _ => {
             // `Redis not available`, to the letter.
             let name = api.backend.descriptor.name;
@@ -39,6 +61,44 @@ async fn healthz(State(api): State<Api>) -> Response {
             (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
         }
     }
+}
+
+impl Api {
+    /// What keeps a role from its work, also before the first line comes.
+    fn problem(&self) -> Option<String> {
+        let mut roles = self.roles.iter();
+        roles
+            .find_map(|role| self.health.problem(role))
+            .or_else(|| unwritable(self.output.as_deref()?))
+    }
+}
+
+/// Why an output cannot be written, or made where it is not there yet.
+fn unwritable(output: &Path) -> Option<String> {
+    let problem = |what: &str| {
+        Some(format!(
+            "output `{}` cannot be written: {what}",
+            output.display()
+        ))
+    };
+    let mut there = output;
+    let metadata = loop {
+        match std::fs::metadata(there) {
+            Ok(metadata) => break metadata,
+            Err(error) if error.kind() == ErrorKind::NotFound && there.parent().is_some() => {
+                there = folder_of(there);
+            }
+            Err(error) => return problem(&error.to_string()),
+        }
+    };
+    if there == output && !metadata.is_file() {
+        return problem("it is not a file");
+    }
+    if there != output && !metadata.is_dir() {
+        return problem("its folder is not a folder");
+    }
+    let denied = rustix::fs::access(there, rustix::fs::Access::WRITE_OK).err()?;
+    problem(&std::io::Error::from(denied).to_string())
 }
 
 async fn metrics_text(State(api): State<Api>, headers: HeaderMap) -> Response {

@@ -1,17 +1,19 @@
-//! The reader: follows a file and appends its lines.
+//! The reader: follows files and appends their lines.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use towpath_core::port::Stream;
 use towpath_core::port::positions::{Positions, Step, Stepped};
 use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, ResultExt, StreamName, retry};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::Pace;
-use crate::source::{Chunk, Limits, Line, Position, Tail, Wake};
+use crate::source::{self, Chunk, Inputs, Limits, Line, Position, Saved, Tail, Wake};
 use crate::supervisor::Stop;
 use crate::telemetry::{Health, LineMetrics};
 
@@ -19,11 +21,20 @@ use crate::telemetry::{Health, LineMetrics};
 const AGAIN: retry::Policy =
     retry::Policy::forever(Duration::from_millis(50), Duration::from_secs(5));
 
-/// Before a stream and a path: how far the file was read.
+/// Before a stream and a name: how far a file was read.
 const POSITION: &str = "lines.position:";
+
+/// Before an input in the names of positions: when files of the input were looked at for the first time.
+const START: &str = "start-";
+
+/// Before a file in the names of positions.
+const FILE: &str = "file-";
 
 /// The header that says why a line is in the queue of those that were not sent.
 const REASON: &str = "reason";
+
+/// Most files of which lines are sent at the same time.
+const AT_ONCE: usize = 16;
 
 /// Where a file begins that was never read before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +48,9 @@ pub enum Start {
 /// What is followed, and how.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where its lines go.
+    /// Which files.
+    pub inputs: Inputs,
+    /// Where their lines go.
     pub stream: StreamName,
     /// Where lines over the limit go.
     pub too_long: QueueName,
@@ -45,163 +58,215 @@ pub struct Settings {
     pub start: Start,
     /// Bounds of a batch.
     pub limits: Limits,
+    /// After how long without a change a renamed file is closed.
+    pub rotate_wait: Duration,
+    /// How long the position of a closed file is kept.
+    pub forget_after: Duration,
     /// How long more is waited for after a pause.
     pub linger: Duration,
-    /// How often a file is looked at that has nothing new.
+    /// How often files are looked at that have nothing new.
     pub poll: Duration,
+    /// The name of this host.
+    pub host: String,
 }
 
-/// Follows one file.
+/// Follows the files of some inputs.
 #[derive(Clone)]
 pub struct Reader {
     /// The role's name in health.
     pub role: &'static str,
-    /// The file.
-    pub path: PathBuf,
-    /// How it is followed.
+    /// What is followed, and how.
     pub settings: Settings,
     /// Takes lines, and moves the position in the same step.
     pub positions: Arc<dyn Positions>,
     /// Asked whether what was read before is still behind the position.
     pub streams: Arc<dyn Stream>,
-    /// Told what is wrong.
+    /// Receives what is wrong.
     pub health: Health,
-    /// Told what was read, and how far the file is.
+    /// Receives what was read, and how far each file is.
     pub metrics: LineMetrics,
     /// Waited for, when the writer is in this process.
     pub pace: Option<Pace>,
 }
 
-/// How following a file ended.
-enum Followed {
-    /// The stop came.
-    Stopped,
-    /// The saved position is not the one that this reader had moved to, which is this.
-    Elsewhere(Option<Position>),
-}
-
 /// What became of a chunk.
 enum Sent {
-    /// Its lines are in the stream.
-    Done,
-    /// Another reader moved the position.
-    Elsewhere,
+    /// Its lines are in the stream, and this is the position's value.
+    Done(Bytes),
+    /// Another reader moved the position, to this value.
+    Elsewhere(Option<Bytes>),
     /// The stop came first.
     Stopped,
 }
 
+/// The values that positions have, by the name that each is stored under.
+type Values = HashMap<String, Bytes>;
+
 impl Reader {
-    /// Follows the file until the stop is requested.
+    /// Follows the files until the stop is requested.
     ///
     /// # Errors
     /// Those of the backend that trying again cannot mend.
-    pub async fn run(self, stop: &Stop) -> Result<()> {
-        let key = self.key();
-        let input = self.path.display().to_string();
-        let mut had: Option<Position> = None;
+    pub async fn run(mut self, stop: &Stop) -> Result<()> {
+        let Some((mut values, saved)) = self.load(stop).await? else {
+            return Ok(());
+        };
+        if self.settings.start == Start::End && self.begin_inputs(&mut values, stop).await? {
+            return Ok(());
+        }
+        self.check_stream(&saved).await;
+        let settings = source::Settings {
+            inputs: self.settings.inputs.clone(),
+            limits: self.settings.limits,
+            rotate_wait: self.settings.rotate_wait,
+            forget_after: self.settings.forget_after,
+            host: self.settings.host.clone(),
+        };
+        self.follow(Tail::new(settings, saved), values, stop).await
+    }
+
+    /// Sends chunk after chunk until the stop comes.
+    async fn follow(&self, mut tail: Tail, mut values: Values, stop: &Stop) -> Result<()> {
+        let (mut wake, mut attempt, mut is_reading) = (Wake::new(), 0, false);
+        let (mut shown, mut told) = (BTreeSet::new(), BTreeSet::new());
         while !stop.is_requested() {
-            let Some((value, mut saved)) = self.load(&key, stop).await? else {
-                return Ok(());
-            };
-            match (&saved, had.take(), self.settings.start) {
-                (None, Some(position), Start::Beginning) => {
-                    let read = position.offset;
-                    warn!(
-                        input,
-                        read, "saved position lost; sending the whole input again"
-                    );
-                }
-                (None, Some(position), Start::End) => {
-                    let read = position.offset;
-                    warn!(
-                        input,
-                        read, "saved position lost; continuing where this reader is"
-                    );
-                    saved = Some(position);
-                }
-                (None, None, Start::Beginning) => {
-                    info!(
-                        input,
-                        "no saved position; sending the input from its beginning"
-                    );
-                }
-                (None, None, Start::End) => {
-                    info!(
-                        input,
-                        "no saved position; sending what is appended from now on"
-                    );
-                }
-                (Some(position), Some(_), _) => {
-                    let read = position.offset;
-                    info!(
-                        input,
-                        read, "another reader moved the position; continuing there"
-                    );
-                }
-                (Some(position), None, _) => self.check_stream(&key, position).await,
+            // Files are read on threads of their own; the tail comes back with what it found.
+            let (back, chunks) = tokio::task::spawn_blocking(move || {
+                tail.look(is_reading);
+                let chunks = tail.read(AT_ONCE);
+                (tail, chunks)
+            })
+            .await
+            .map_err(|panic| {
+                Error::unavailable("reading the inputs panicked").with_source(panic)
+            })?;
+            tail = back;
+            is_reading = !chunks.is_empty();
+            wake.watch(&tail.folders());
+            self.show(&tail, &mut shown);
+            let is_well = self.tell(&tail, &mut told);
+            for name in tail.expired() {
+                self.forget(&name, &mut values).await;
             }
-            match self.follow(&key, (value, saved), stop).await? {
-                Followed::Stopped => return Ok(()),
-                Followed::Elsewhere(position) => had = Some(position.unwrap_or_default()),
+            if chunks.is_empty() {
+                let pause = match is_well {
+                    true => {
+                        attempt = 0;
+                        self.settings.poll
+                    }
+                    false => {
+                        self.metrics.input_failed();
+                        attempt += 1;
+                        AGAIN.next_delay(attempt, &mut rand::rng())
+                    }
+                };
+                tokio::select! {
+                    () = wake.changed(), if is_well => tokio::select! {
+                        () = tokio::time::sleep(self.settings.linger) => {}
+                        () = stop.requested() => {}
+                    },
+                    () = tokio::time::sleep(pause) => {}
+                    () = stop.requested() => {}
+                }
+                continue;
+            }
+            if let Some(pace) = &self.pace {
+                let lines: usize = chunks.iter().map(|chunk| chunk.lines.len()).sum();
+                tokio::select! {
+                    () = pace.wait(lines as u64) => {}
+                    () = stop.requested() => return Ok(()),
+                }
+            }
+            let sent = chunks.iter().map(|chunk| {
+                let expected = values.get(&self.name(&chunk.position.key())).cloned();
+                self.send(chunk, expected, stop)
+            });
+            let sent = join_all(sent).await;
+            for (chunk, sent) in chunks.into_iter().zip(sent) {
+                let name = self.name(&chunk.position.key());
+                match sent? {
+                    Sent::Done(value) => {
+                        self.metrics.read.add(chunk.lines.iter().map(Line::length));
+                        stop.account.add("lines read", chunk.lines.len() as u64);
+                        values.insert(name, value);
+                        if let Some(old) = &chunk.replaces {
+                            self.forget(old, &mut values).await;
+                        }
+                        tail.accept(chunk);
+                    }
+                    Sent::Elsewhere(value) => {
+                        self.moved(&mut tail, &chunk, name, value, &mut values)?
+                    }
+                    Sent::Stopped => return Ok(()),
+                }
             }
         }
         Ok(())
     }
 
+    /// Goes on where the position of a file is now that was moved or lost.
+    fn moved(
+        &self,
+        tail: &mut Tail,
+        chunk: &Chunk,
+        name: String,
+        value: Option<Bytes>,
+        values: &mut Values,
+    ) -> Result<()> {
+        let input = chunk.position.path.display();
+        let had = values.remove(&name);
+        let unreadable = |error| Error::unavailable("the input cannot be read").with_source(error);
+        match value {
+            Some(value) => {
+                let position = parse(&name, &value)?;
+                let read = position.offset;
+                info!(%input, read, "another reader moved the position; continuing there");
+                values.insert(name, value);
+                tail.go_to(chunk, Some(position)).map_err(unreadable)
+            }
+            None if self.settings.start == Start::Beginning => {
+                let read = had.and_then(|had| Some(parse(&name, &had).ok()?.offset));
+                warn!(%input, read, "saved position lost; sending the whole input again");
+                tail.go_to(chunk, None).map_err(unreadable)
+            }
+            None => {
+                let read = had.and_then(|had| Some(parse(&name, &had).ok()?.offset));
+                warn!(%input, read, "saved position lost; continuing where this reader is");
+                Ok(())
+            }
+        }
+    }
+
     /// Logs that lines were sent to a stream which is not there any more.
-    async fn check_stream(&self, key: &str, position: &Position) {
+    async fn check_stream(&self, saved: &Saved) {
         let stream = &self.settings.stream;
-        if let Err(error) = self.streams.stats(stream).await
+        let mut all = saved.positions.iter().filter(|(_, at)| at.offset > 0);
+        if let Some((key, position)) = all.next()
+            && let Err(error) = self.streams.stats(stream).await
             && error.kind() == ErrorKind::NotFound
-            && position.offset > 0
         {
             warn!(
-                input = %self.path.display(),
+                input = %position.path.display(),
                 %stream,
                 read = position.offset,
-                position = key,
+                position = self.name(key),
                 "saved position is ahead of its stream, which is missing; continuing there"
             );
         }
     }
 
-    /// The key of the position. A long path is shortened to its checksum and its end.
-    fn key(&self) -> String {
-        let path = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
-        let path = path.display().to_string();
-        let key = format!("{POSITION}{}:{path}", self.settings.stream);
-        if key.len() <= 1_000 {
-            return key;
-        }
-        let sum = crc32c::crc32c(path.as_bytes());
-        let end: String = path
-            .chars()
-            .rev()
-            .take(100)
-            .collect::<Vec<_>>()
-            .into_iter()
-            .rev()
-            .collect();
-        format!("{POSITION}{}:{sum:08x}…{end}", self.settings.stream)
+    /// The name under which something of the stream's inputs is stored.
+    fn name(&self, what: &str) -> String {
+        format!("{POSITION}{}:{what}", self.settings.stream)
     }
 
-    /// The saved position with its value, tried until there is an answer; `None` when the stop comes first.
-    async fn load(
-        &self,
-        key: &str,
-        stop: &Stop,
-    ) -> Result<Option<(Option<Bytes>, Option<Position>)>> {
+    /// Everything that was saved for the stream, tried until there is an answer; `None` when the stop comes first.
+    async fn load(&self, stop: &Stop) -> Result<Option<(Values, Saved)>> {
+        let prefix = self.name("");
         let mut attempt = 0;
-        loop {
-            match self.positions.position(key).await {
-                Ok(None) => return Ok(Some((None, None))),
-                Ok(Some(value)) => {
-                    let position = serde_json::from_slice(&value).map_err(|error| {
-                        let text = format!("`{key}` holds no position; remove it with `towpath kv del` to read the file from its beginning");
-                        Error::corrupt(text).with_source(error)
-                    })?;
-                    return Ok(Some((Some(value), Some(position))));
-                }
+        let found = loop {
+            match self.positions.sources(&prefix).await {
+                Ok(found) => break found,
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     self.metrics.backend_failed();
                     self.health.set(self.role, Some(error.chain()));
@@ -210,131 +275,136 @@ impl Reader {
                         return Ok(None);
                     }
                 }
-                Err(error) => return Err(error).context(|| format!("read `{key}`")),
+                Err(error) => return Err(error).context(|| format!("list `{prefix}`")),
             }
+        };
+        let (mut values, mut saved) = (Values::new(), Saved::default());
+        for (name, value) in found {
+            let what = name.strip_prefix(&prefix).unwrap_or_default();
+            if what.starts_with(FILE) {
+                saved
+                    .positions
+                    .insert(what.to_owned(), parse(&name, &value)?);
+            } else if !what.starts_with(START) && !what.contains(&format!(":{FILE}")) {
+                let position = parse(&name, &value)?;
+                saved
+                    .paths
+                    .insert(name.clone(), (PathBuf::from(what), position));
+            }
+            values.insert(name, value);
+        }
+        Ok(Some((values, saved)))
+    }
+
+    /// Saves when the inputs were looked at for the first time: older files begin at their end. Whether the stop came.
+    async fn begin_inputs(&mut self, values: &mut Values, stop: &Stop) -> Result<bool> {
+        for text in self.settings.inputs.texts().to_vec() {
+            let name = self.start_name(&text);
+            let mut attempt = 0;
+            let value = loop {
+                if let Some(value) = values.get(&name) {
+                    break value.clone();
+                }
+                let now = SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .unwrap_or_default();
+                let to = Bytes::from(now.as_secs().to_string());
+                let step = self.step(name.clone(), None, to.clone());
+                match self.positions.step(step).await {
+                    Ok(Stepped::Done) => break to,
+                    Ok(Stepped::Elsewhere(value)) => break value.unwrap_or(to),
+                    Err(error) if error.kind() == ErrorKind::Unavailable => {
+                        self.metrics.backend_failed();
+                        self.health.set(self.role, Some(error.chain()));
+                        attempt += 1;
+                        if rest(stop, attempt).await {
+                            return Ok(true);
+                        }
+                    }
+                    Err(error) => return Err(error).context(|| format!("save `{name}`")),
+                }
+            };
+            let seconds = std::str::from_utf8(&value)
+                .ok()
+                .and_then(|text| text.parse().ok());
+            let seconds: u64 = seconds.ok_or_else(|| {
+                Error::corrupt(format!(
+                    "invalid moment in `{name}`; remove it with `towpath kv del`"
+                ))
+            })?;
+            let moment = UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_millis(999);
+            self.settings.inputs.set_ends_before(text, moment);
+        }
+        Ok(false)
+    }
+
+    /// A long input is shortened to its checksum and its end.
+    fn start_name(&self, input: &str) -> String {
+        let path = std::path::absolute(input).unwrap_or_else(|_| PathBuf::from(input));
+        let path = path.display().to_string();
+        let name = self.name(&format!("{START}{path}"));
+        if name.len() <= 1_000 {
+            return name;
+        }
+        let sum = crc32c::crc32c(path.as_bytes());
+        let end = path.char_indices().rev().nth(99).map_or(0, |(at, _)| at);
+        self.name(&format!("{START}{sum:08x}…{}", &path[end..]))
+    }
+
+    /// Removes a position that is of no use any more; one that cannot be removed now is removed by a later start.
+    async fn forget(&self, name: &str, values: &mut Values) {
+        let full = match name.starts_with(POSITION) {
+            true => name.to_owned(),
+            false => self.name(name),
+        };
+        if let Some(value) = values.remove(&full)
+            && let Err(error) = self.positions.forget(&full, value).await
+        {
+            debug!(
+                error = error.chain(),
+                position = full,
+                "position not removed"
+            );
         }
     }
 
-    /// Sends chunk after chunk, until the stop comes or the saved position is another one.
-    async fn follow(
-        &self,
-        key: &str,
-        (mut value, mut saved): (Option<Bytes>, Option<Position>),
-        stop: &Stop,
-    ) -> Result<Followed> {
-        if saved.is_none() && self.settings.start == Start::End {
-            saved = Tail::end(&self.path).unwrap_or_default();
+    fn step(&self, source: String, from: Option<Bytes>, to: Bytes) -> Step {
+        Step {
+            source,
+            from,
+            to,
+            stream: self.settings.stream.clone(),
+            entries: Vec::new(),
+            dead: self.settings.too_long.clone(),
+            set_aside: Vec::new(),
         }
-        let mut reached = saved.clone();
-        let mut tail = Tail::new(self.path.clone(), self.settings.limits, saved);
-        let (wake, mut attempt) = (Wake::beside(&self.path), 0);
-        let mut is_missing = false;
-        while !stop.is_requested() {
-            // Files are read on threads of their own; the tail comes back with what it found.
-            let (back, found) = tokio::task::spawn_blocking(move || {
-                let found = tail.read();
-                (tail, found)
-            })
-            .await
-            .map_err(|panic| Error::unavailable("reading the input panicked").with_source(panic))?;
-            tail = back;
-            self.show(&tail);
-            let chunk = match found {
-                Ok(Some(chunk)) => chunk,
-                Ok(None) => {
-                    attempt = 0;
-                    self.health.set(self.role, None);
-                    let misses = tail.progress().is_none() && !self.path.exists();
-                    if misses && !is_missing {
-                        warn!(input = %self.path.display(), "input file missing; waiting for it");
-                    }
-                    is_missing = misses;
-                    tokio::select! {
-                        () = wake.changed() => tokio::select! {
-                            () = tokio::time::sleep(self.settings.linger) => {}
-                            () = stop.requested() => {}
-                        },
-                        () = tokio::time::sleep(self.settings.poll) => {}
-                        () = stop.requested() => {}
-                    }
-                    continue;
-                }
-                Err(error) => {
-                    let text = format!("input `{}` cannot be read: {error}", self.path.display());
-                    warn!(%error, input = %self.path.display(), "the input cannot be read, trying again");
-                    self.metrics.input_failed();
-                    self.health.set(self.role, Some(text));
-                    attempt += 1;
-                    if rest(stop, attempt).await {
-                        return Ok(Followed::Stopped);
-                    }
-                    continue;
-                }
-            };
-            attempt = 0;
-            if let Some(pace) = &self.pace {
-                tokio::select! {
-                    () = pace.wait(chunk.lines.len() as u64) => {}
-                    () = stop.requested() => return Ok(Followed::Stopped),
-                }
-            }
-            let moved = Bytes::from(serde_json::to_vec(&chunk.position).unwrap_or_default());
-            match self
-                .send(key, value.clone(), moved.clone(), &chunk, stop)
-                .await?
-            {
-                Sent::Done => {
-                    self.metrics.read.add(chunk.lines.iter().map(Line::length));
-                    stop.account.add("lines read", chunk.lines.len() as u64);
-                    self.health.set(self.role, None);
-                    reached = Some(chunk.position.clone());
-                    tail.accept(chunk.position);
-                    value = Some(moved);
-                }
-                Sent::Elsewhere => return Ok(Followed::Elsewhere(reached)),
-                Sent::Stopped => return Ok(Followed::Stopped),
-            }
-        }
-        Ok(Followed::Stopped)
     }
 
     /// Appends the lines and moves the position in one step, tried until it is known to have happened.
-    async fn send(
-        &self,
-        key: &str,
-        expected: Option<Bytes>,
-        moved: Bytes,
-        chunk: &Chunk,
-        stop: &Stop,
-    ) -> Result<Sent> {
+    async fn send(&self, chunk: &Chunk, expected: Option<Bytes>, stop: &Stop) -> Result<Sent> {
         let mut attempt = 0;
+        let path = &chunk.position.path;
+        let moved = Bytes::from(serde_json::to_vec(&chunk.position).unwrap_or_default());
         loop {
-            let mut step = Step {
-                source: key.to_owned(),
-                from: expected.clone(),
-                to: moved.clone(),
-                stream: self.settings.stream.clone(),
-                entries: Vec::with_capacity(chunk.lines.len()),
-                dead: self.settings.too_long.clone(),
-                set_aside: Vec::new(),
-            };
+            let name = self.name(&chunk.position.key());
+            let mut step = self.step(name, expected.clone(), moved.clone());
+            step.entries.reserve(chunk.lines.len());
             for line in &chunk.lines {
                 match line {
                     Line::Whole(bytes) => step.entries.push(NewMessage::new(bytes.clone())),
                     Line::TooLong(start, length) => {
                         let limit = self.settings.limits.line;
-                        step.set_aside
-                            .push(too_long(&self.path, start, *length, limit));
+                        step.set_aside.push(too_long(path, start, *length, limit));
                     }
                 }
             }
             match self.positions.step(step).await {
-                Ok(Stepped::Done) => return Ok(Sent::Done),
+                Ok(Stepped::Done) => return Ok(Sent::Done(moved)),
                 // An earlier try whose answer was lost.
                 Ok(Stepped::Elsewhere(now)) if now.as_ref() == Some(&moved) => {
-                    return Ok(Sent::Done);
+                    return Ok(Sent::Done(moved));
                 }
-                Ok(Stepped::Elsewhere(_)) => return Ok(Sent::Elsewhere),
+                Ok(Stepped::Elsewhere(now)) => return Ok(Sent::Elsewhere(now)),
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     attempt += 1;
                     warn!(
@@ -348,19 +418,53 @@ impl Reader {
                     }
                 }
                 Err(error) => {
-                    return Err(error)
-                        .context(|| format!("send lines of `{}`", self.path.display()));
+                    return Err(error).context(|| format!("send lines of `{}`", path.display()));
                 }
             }
         }
     }
 
-    fn show(&self, tail: &Tail) {
-        if let Some((read, size)) = tail.progress() {
-            self.metrics
-                .input(&self.path.display().to_string(), read, size);
+    /// Says in health and, once, in the log what cannot be read. Whether everything can.
+    fn tell(&self, tail: &Tail, told: &mut BTreeSet<String>) -> bool {
+        let problems: BTreeSet<String> = tail.problems().cloned().collect();
+        for problem in problems.difference(told) {
+            warn!(problem, "input cannot be followed; trying again");
         }
+        let text: Vec<&str> = problems.iter().take(3).map(String::as_str).collect();
+        let text = (!text.is_empty()).then(|| text.join("; "));
+        let is_well = text.is_none();
+        self.health.set(self.role, text);
+        let missing = tail
+            .missing()
+            .map(|path| format!("input `{}` is missing", path.display()));
+        self.health.note(self.role, missing.collect());
+        *told = problems;
+        is_well
     }
+
+    /// Sets the series of the files that are at an input, and removes those of files that are not any more.
+    fn show(&self, tail: &Tail, shown: &mut BTreeSet<String>) {
+        let mut now = BTreeMap::new();
+        for (path, read, size) in tail.progress() {
+            now.insert(path.display().to_string(), (read, size));
+        }
+        for gone in shown.iter().filter(|input| !now.contains_key(*input)) {
+            self.metrics.input_gone(gone);
+        }
+        for (input, (read, size)) in &now {
+            self.metrics.input(input, *read, *size);
+        }
+        *shown = now.into_keys().collect();
+    }
+}
+
+fn parse(name: &str, value: &[u8]) -> Result<Position> {
+    serde_json::from_slice(value).map_err(|error| {
+        let text = format!(
+            "invalid position in `{name}`; remove it with `towpath kv del` to read the file from its beginning"
+        );
+        Error::corrupt(text).with_source(error)
+    })
 }
 
 /// The beginning of a line over the limit, with what became of it.

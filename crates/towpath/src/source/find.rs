@@ -69,11 +69,11 @@ impl Tail {
             info!(input = %path.display(), "the input was rotated");
         } else if ends_before.is_some_and(is_early) {
             let at = start.moved(&file, end_of_lines(&file)?)?;
-            info!(input = %path.display(), skipped = at.offset, "no saved position; sending what is appended from now on");
+            info!(input = %path.display(), skipped = at.offset, "new file; sending what is appended from now on");
             self.push(file, at, is_at).is_decided = true;
             return Ok(true);
         } else {
-            info!(input = %path.display(), "no saved position; sending the input from its beginning");
+            info!(input = %path.display(), "new file; sending it from its beginning");
         }
         self.push(file, start, is_at);
         Ok(true)

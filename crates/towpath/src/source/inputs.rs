@@ -260,7 +260,8 @@ impl Inputs {
         self.texts.iter().any(|text| self.covers(text, path))
     }
 
-    fn covers(&self, text: &str, path: &Path) -> bool {
+    /// Whether a file at this path is or was of one of the inputs.
+    pub fn covers(&self, text: &str, path: &Path) -> bool {
         Path::new(text) == path
             || std::path::absolute(text).is_ok_and(|text| text == path)
             || !self.literal.contains(text)

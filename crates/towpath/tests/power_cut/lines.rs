@@ -2,6 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -114,6 +115,48 @@ pub(crate) fn show_the_loss_without_syncs(
         }
         other => Err(format!("a power cut without any sync was not noticed: {other:?}").into()),
     }
+}
+
+/// Files that are removed and made again get the inode of the one before, and have the same first bytes: each is read
+/// from its beginning, also when the reader is killed in between.
+pub(crate) fn tell_files_of_one_inode_apart() -> Result<(), Failed> {
+    let disk = Disk::new(FileSystem::Ext4)?;
+    let store = tempfile::tempdir()?;
+    let path = disk.path().join("in.log");
+    let mut world = World::at(store.path());
+    world
+        .set("INPUT_PATH", path.display())
+        .set("TOWPATH_LINES__OUTPUT", output(store.path()).display())
+        .set("TOWPATH_LINES__ROTATE_WAIT", "1s")
+        .set("TOWPATH_LINES__POLL", "20ms");
+    let mut running = world.up();
+    let (head, mut all, mut inodes) = ("x".repeat(300), String::new(), Vec::new());
+    for round in 0..8 {
+        let text = format!("{head}\n{round} first\n{round} second\n{}", "more\n".repeat(round));
+        if round % 2 == 1 {
+            running.kill();
+            fs::remove_file(&path)?;
+            fs::write(&path, &text)?;
+            running = world.up();
+        } else {
+            fs::remove_file(&path).ok();
+            fs::write(&path, &text)?;
+        }
+        inodes.push(fs::metadata(&path)?.ino());
+        all.push_str(&text);
+        match compare(&world, all.as_bytes()) {
+            Came::Equal => {}
+            wrong => return Err(format!("round {round}: {wrong:?}").into()),
+        }
+    }
+    drop(running);
+    let count = inodes.len();
+    inodes.sort_unstable();
+    inodes.dedup();
+    if inodes.len() == count {
+        return Err("no inode was given again: this shows nothing".into());
+    }
+    Ok(())
 }
 
 /// What came out.

@@ -79,6 +79,12 @@ fn main() -> ExitCode {
             move || lines::show_the_loss_without_syncs(name, file_system, cut),
         ));
     }
+    trials.push(trial_where_able(
+        "files::of_one_inode_are_told_apart".to_owned(),
+        power_cut::NAME,
+        missing(FileSystem::Ext4),
+        lines::tell_files_of_one_inode_apart,
+    ));
     let (ability, no_redis) = match servers::redis::missing() {
         Some(reason) => ("redis", Some(reason)),
         None => (power_cut::NAME, missing(FileSystem::Xfs)),

@@ -115,6 +115,7 @@ impl Reader {
             return Ok(());
         }
         self.check_stream(&saved).await;
+        self.greet(&saved);
         let settings = source::Settings {
             inputs: self.settings.inputs.clone(),
             limits: self.settings.limits,
@@ -233,6 +234,28 @@ impl Reader {
                 let read = had.and_then(|had| Some(parse(&name, &had).ok()?.offset));
                 warn!(%input, read, "saved position lost; continuing where this reader is");
                 Ok(())
+            }
+        }
+    }
+
+    /// Logs which inputs were never read.
+    fn greet(&self, saved: &Saved) {
+        let inputs = &self.settings.inputs;
+        for input in inputs.texts() {
+            let positions = saved.positions.values().map(|at| &at.path);
+            let mut all = positions.chain(saved.paths.values().map(|(path, _)| path));
+            if all.any(|path| inputs.covers(input, path)) {
+                continue;
+            }
+            match self.settings.start {
+                Start::Beginning => info!(
+                    input,
+                    "no saved position; sending the input from its beginning"
+                ),
+                Start::End => info!(
+                    input,
+                    "no saved position; sending what is appended from now on"
+                ),
             }
         }
     }

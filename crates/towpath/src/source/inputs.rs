@@ -15,8 +15,8 @@ use crate::disk::folder_of;
 pub struct Own {
     /// Outputs. Their journals and what was kept of them in rotations belong to them.
     pub outputs: Vec<PathBuf>,
-    /// Folders of stores: no pattern matches what is in them.
-    pub folders: Vec<PathBuf>,
+    /// Folders of stores, and files with keys and databases: no pattern matches what is there.
+    pub private: Vec<PathBuf>,
 }
 
 impl Own {
@@ -25,8 +25,20 @@ impl Own {
         let all = |paths: Vec<PathBuf>| paths.iter().map(|path| resolved(path)).collect();
         Self {
             outputs: all(self.outputs),
-            folders: all(self.folders),
+            private: all(self.private),
         }
+    }
+
+    /// Whether no pattern matches a path, which has no links.
+    fn is_private(&self, path: &Path) -> bool {
+        let is_at = |one: &PathBuf| {
+            // Beside a database are its journals, `accounts.db-wal`.
+            let beside = one.as_os_str().as_encoded_bytes();
+            let rest = path.as_os_str().as_encoded_bytes().strip_prefix(beside);
+            path.starts_with(one)
+                || beside.ends_with(b".db") && rest.is_some_and(|rest| rest.starts_with(b"-"))
+        };
+        self.private.iter().any(is_at)
     }
 
     /// Whether a file is an output, its journal, or an output that gave way to a newer one.
@@ -230,7 +242,7 @@ impl Inputs {
             }
         };
         // Many files share a few folders.
-        let mut is_store = BTreeMap::new();
+        let mut real_folders = BTreeMap::new();
         for path in found {
             let path = match path {
                 Ok(path) => path,
@@ -241,12 +253,12 @@ impl Inputs {
                 }
             };
             let folder = folder_of(&path).to_owned();
-            let is_in_store = is_store.entry(folder).or_insert_with_key(|folder| {
-                let real = resolved(folder);
-                self.own.folders.iter().any(|store| real.starts_with(store))
-            });
+            let real = real_folders
+                .entry(folder)
+                .or_insert_with_key(|folder| resolved(folder));
+            let name = path.file_name().unwrap_or_default();
             // What is gone by now, and what is not a file, is not matched.
-            if !*is_in_store
+            if !self.own.is_private(&real.join(name))
                 && let Ok(metadata) = fs::metadata(&path)
                 && !self.excludes(&path, &metadata)
             {

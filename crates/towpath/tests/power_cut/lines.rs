@@ -132,7 +132,10 @@ pub(crate) fn tell_files_of_one_inode_apart() -> Result<(), Failed> {
     let mut running = world.up();
     let (head, mut all, mut inodes) = ("x".repeat(300), String::new(), Vec::new());
     for round in 0..8 {
-        let text = format!("{head}\n{round} first\n{round} second\n{}", "more\n".repeat(round));
+        let text = format!(
+            "{head}\n{round} first\n{round} second\n{}",
+            "more\n".repeat(round)
+        );
         if round % 2 == 1 {
             running.kill();
             fs::remove_file(&path)?;

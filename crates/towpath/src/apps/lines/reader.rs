@@ -21,6 +21,9 @@ use crate::telemetry::{Health, LineMetrics};
 const AGAIN: retry::Policy =
     retry::Policy::forever(Duration::from_millis(50), Duration::from_secs(5));
 
+/// Longest pause while one of several inputs cannot be read.
+const LONGEST: Duration = Duration::from_secs(1);
+
 /// Before a stream and a name: how far a file was read.
 const POSITION: &str = "lines.position:";
 
@@ -158,7 +161,8 @@ impl Reader {
                     false => {
                         self.metrics.input_failed();
                         attempt += 1;
-                        AGAIN.next_delay(attempt, &mut rand::rng())
+                        // Other inputs may have lines.
+                        AGAIN.next_delay(attempt, &mut rand::rng()).min(LONGEST)
                     }
                 };
                 tokio::select! {

@@ -134,7 +134,7 @@ fn own_files_archives_and_what_is_no_file_are_not_followed() {
     let mut world = World::of(&["*", "store/*"]);
     world.own = Own {
         outputs: vec![world.path("out.log")],
-        folders: vec![world.path("store")],
+        private: vec![world.path("store"), world.path("key.db")],
     };
     fs::create_dir(world.path("store")).unwrap();
     for name in [
@@ -144,6 +144,7 @@ fn own_files_archives_and_what_is_no_file_are_not_followed() {
         "in.log.gz",
         "in.log.zst",
         "store/segment",
+        "key.db-wal",
     ] {
         world.append(name, "OWN\n");
     }

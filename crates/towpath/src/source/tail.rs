@@ -64,7 +64,7 @@ pub struct Chunk {
     pub lines: Vec<Line>,
     /// Behind the last of them.
     pub position: Position,
-    /// The name of release 0.1.0 under which the position is stored too; it is of no use once this one is saved.
+    /// The name of release 0.1.0 under which the position is stored too; it is not needed once this one is saved.
     pub replaces: Option<String>,
 }
 
@@ -95,7 +95,7 @@ pub struct Tail {
     pub(super) known: BTreeMap<String, Position>,
     /// As [`Saved::paths`], of files that were not found yet.
     pub(super) old: BTreeMap<String, (PathBuf, Position)>,
-    /// Names under which positions of release 0.1.0 are stored that are of no use any more.
+    /// Names under which positions of release 0.1.0 are stored that are not needed any more.
     pub(super) outdated: Vec<String>,
     pub(super) next_id: u64,
     pub(super) is_first_look: bool,
@@ -330,7 +330,7 @@ impl Tail {
         folders
     }
 
-    /// Keys of positions that are of no use any more; the caller removes what is stored under them.
+    /// Keys of positions that are not needed any more; the caller removes what is stored under them.
     pub fn expired(&mut self) -> Vec<String> {
         let (now, forget_after) = (now(), self.settings.forget_after.as_secs());
         let mut expired = std::mem::take(&mut self.outdated);

@@ -18,12 +18,12 @@ const LOGROTATE: &str = "/usr/sbin/logrotate";
 /// Between two lines of the program.
 const PACE: Duration = Duration::from_millis(2);
 
-/// How often the program looks whether it was told to open its file again.
+/// How often the program looks for the signal to reopen its file.
 const LATE: Duration = Duration::from_millis(30);
 
 const ROTATIONS: usize = 10;
 
-/// A program that writes numbered lines to `app.log`, and opens it again when `reopen` is there, as it would at SIGHUP.
+/// A program that writes numbered lines to `app.log`, and reopens it when `reopen` is there, as it would at SIGHUP.
 struct Program {
     stop: Arc<AtomicBool>,
     lines: Arc<AtomicU64>,

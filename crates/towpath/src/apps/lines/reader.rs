@@ -378,7 +378,7 @@ impl Reader {
         self.name(&format!("{START}{sum:08x}…{}", &path[end..]))
     }
 
-    /// Removes a position that is of no use any more; one that cannot be removed now is removed by a later start.
+    /// Removes a position that is not needed any more; one that cannot be removed now is removed by a later start.
     async fn forget(&self, name: &str, values: &mut Values) {
         let full = match name.starts_with(POSITION) {
             true => name.to_owned(),

@@ -130,7 +130,7 @@ fn the_target_of_a_link_that_was_rotated_is_found() {
 }
 
 #[test]
-fn own_files_archives_and_what_is_no_file_are_not_followed() {
+fn own_files_archives_and_special_files_are_not_followed() {
     let mut world = World::of(&["*", "store/*"]);
     world.own = Own {
         outputs: vec![world.path("out.log")],
@@ -177,7 +177,7 @@ fn own_files_archives_and_what_is_no_file_are_not_followed() {
 }
 
 #[test]
-fn a_path_that_is_there_is_no_pattern() {
+fn an_existing_path_is_not_a_pattern() {
     let mut world = World::of(&["app[1].log"]);
     world.append("app[1].log", "a\n");
     world.append("app1.log", "OTHER\n");

@@ -123,7 +123,7 @@ impl World {
         self.tail = None;
     }
 
-    /// Removes what is of no use any more, and says what that was.
+    /// Removes what is not needed any more, and returns what that was.
     fn expire(&mut self) -> Vec<String> {
         let expired = self.tail().expired();
         for key in &expired {

@@ -14,7 +14,7 @@ fn a_renamed_file_is_followed_while_its_writer_has_it_open() {
         if restart {
             world.restart();
         }
-        // By the program that was not told yet.
+        // By the program, which was not signalled yet.
         world.append("in.1", "B\n");
         assert_eq!(world.all(), ["B"], "restart: {restart}");
         world.append("in", "C\n");
@@ -136,7 +136,7 @@ fn a_read_that_fails_between_two_files_loses_none() {
 }
 
 #[test]
-fn a_name_that_is_no_rotation_is_found_by_its_inode() {
+fn a_renamed_file_is_found_by_its_inode_whatever_its_name() {
     let mut world = World::new();
     world.append("in", "a\n");
     assert_eq!(world.all(), ["a"]);
@@ -228,7 +228,7 @@ fn files_that_are_gone_are_closed_and_forgotten() {
 }
 
 #[test]
-fn a_file_that_went_while_nobody_read_is_forgotten_when_another_is_there() {
+fn a_file_that_went_between_two_runs_is_forgotten_when_another_is_there() {
     let mut world = World::new();
     world.append("in", "a\n");
     assert_eq!(world.all(), ["a"]);

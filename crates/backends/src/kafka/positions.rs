@@ -317,6 +317,7 @@ impl Positions for Sources {
             key: Some(source.as_bytes()),
             payload: None,
             headers: OwnedHeaders::new(),
+            at: None,
         };
         let done = writer.producer.run(vec![removed], None);
         let done = self.store.while_declared(&[topic.as_str()], done).await;

@@ -101,6 +101,7 @@ mutants! {
         takes_any_batch SplitsBatches caught by a_batch_over_the_limit_is_invalid;
         peeks_too_many PeeksTooMany caught by peeks_without_taking;
         deletes_what_is_not_empty DeletesTheFull caught by a_queue_is_deleted_only_when_nothing_needs_it;
+        keeps_what_was_deleted KeepsTheDeleted caught by a_deleted_queue_stays_gone_across_reopen;
         makes_what_it_is_asked_about MakesUnknown caught by an_unknown_queue_has_no_stats;
         miscounts CountsNoRetries caught by counts_what_happened;
         puts_everything_into_one_queue OneQueue caught by queues_do_not_mix;

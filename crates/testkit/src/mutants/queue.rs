@@ -57,6 +57,7 @@ pub(super) enum Way {
     AddsMoments,
     GivesBack,
     DeletesTheFull,
+    KeepsTheDeleted,
 }
 
 pub(super) fn wrong(inner: Arc<dyn Queue>, way: Way) -> Arc<dyn Queue> {
@@ -271,6 +272,9 @@ impl Queue for Wrong {
     }
 
     async fn delete(&self, queue: &QueueName, force: bool) -> Result<u64> {
+        if self.wrong == Way::KeepsTheDeleted {
+            return self.inner.purge(queue).await;
+        }
         let force = force || self.wrong == Way::DeletesTheFull;
         self.inner.delete(queue, force).await
     }

@@ -4,7 +4,9 @@
 //! gives `EIO`. What was synced, and what the kernel had written back by itself, is there after the next mount, as it
 //! is after a real cut. What a real disk loses of its own cache is not simulated: the image keeps what it was given.
 
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -52,11 +54,21 @@ impl Disk {
     /// # Errors
     /// Of the tools, with what they said; [`missing`] says beforehand what is not there.
     pub fn new(file_system: FileSystem) -> io::Result<Self> {
+        Self::with_size(file_system, IMAGE_BYTES)
+    }
+
+    /// The same of another size. The image takes only the space of what is written.
+    ///
+    /// # Errors
+    /// As [`Disk::new`].
+    pub fn with_size(file_system: FileSystem, bytes: u64) -> io::Result<Self> {
         let mut disk = Self {
             folder: tempfile::tempdir()?,
             mounted: false,
         };
-        std::fs::File::create(disk.image())?.set_len(IMAGE_BYTES)?;
+        // A server that runs as another user must be able to reach the mount.
+        std::fs::set_permissions(disk.folder.path(), Permissions::from_mode(0o711))?;
+        std::fs::File::create(disk.image())?.set_len(bytes)?;
         std::fs::create_dir(disk.path())?;
         let mut format = match file_system {
             FileSystem::Xfs => Command::new("mkfs.xfs"),
@@ -70,6 +82,14 @@ impl Disk {
     /// Where it is mounted.
     pub fn path(&self) -> PathBuf {
         self.folder.path().join("disk")
+    }
+
+    /// Writes back everything, as the system has long done with what was installed before a test.
+    ///
+    /// # Errors
+    /// Of the tool.
+    pub fn sync(&self) -> io::Result<()> {
+        run(Command::new("sync").arg("--file-system").arg(self.path()))
     }
 
     /// Cuts the power. From here on every call on its files fails with `EIO`.

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Guarded, free_port};
+use super::{Guarded, Place, free_port};
 use crate::certificates;
 
 /// Longest wait for a broker to answer.
@@ -25,7 +25,8 @@ const JAVA: [&str; 4] = [
 
 /// A running broker and its folder.
 pub struct Server {
-    folder: Arc<tempfile::TempDir>,
+    folder: Place,
+    data: PathBuf,
     number: usize,
     port: u16,
     process: Option<Guarded>,
@@ -47,8 +48,19 @@ impl Server {
     /// # Panics
     /// When it does not answer; [`missing`] says beforehand whether it is installed.
     pub fn start() -> Self {
-        let mut all = Self::prepare(1);
-        let mut server = all.remove(0);
+        Self::start_alone(None)
+    }
+
+    /// The same with its data in a folder of the caller; its settings are elsewhere.
+    ///
+    /// # Panics
+    /// As [`Server::start`].
+    pub fn start_at(data: &Path) -> Self {
+        Self::start_alone(Some(data))
+    }
+
+    fn start_alone(data: Option<&Path>) -> Self {
+        let mut server = Self::prepare(1, data).remove(0);
         server.launch();
         server.wait();
         server
@@ -64,7 +76,7 @@ impl Server {
         let read = |name: &str| std::fs::read_to_string(folder.join(name)).expect("made");
         let identity = folder.join("identity.pem");
         std::fs::write(&identity, read("server.key") + &read("server.pem")).expect("written");
-        let mut server = Self::prepare(1).remove(0);
+        let mut server = Self::prepare(1, None).remove(0);
         let (account, certificate) = (free_port(), free_port());
         let plain = "org.apache.kafka.common.security.plain.PlainLoginModule";
         let scram = "org.apache.kafka.common.security.scram.ScramLoginModule";
@@ -92,7 +104,7 @@ impl Server {
             ca = folder.join("ca.pem").display(),
         );
         std::fs::write(server.file("properties"), settings + &more).expect("written");
-        std::fs::remove_dir_all(server.file("data")).expect("it was formatted");
+        std::fs::remove_dir_all(&server.data).expect("it was formatted");
         server.format(&["--add-scram", "SCRAM-SHA-512=[name=alice,password=secret]"]);
         server.launch();
         server.wait();
@@ -108,7 +120,7 @@ impl Server {
     /// # Panics
     /// As [`Server::start`].
     pub fn start_cluster() -> Vec<Self> {
-        let mut all = Self::prepare(3);
+        let mut all = Self::prepare(3, None);
         for server in &mut all {
             server.launch();
         }
@@ -118,12 +130,16 @@ impl Server {
         all
     }
 
-    fn prepare(count: usize) -> Vec<Self> {
-        let folder = Arc::new(tempfile::tempdir().expect("a temporary folder can be made"));
+    fn prepare(count: usize, data: Option<&Path>) -> Vec<Self> {
+        let folder = Place::temporary();
         let controllers: Vec<u16> = (0..count).map(|_| free_port()).collect();
         let all: Vec<Self> = (1..=count)
             .map(|number| Self {
-                folder: Arc::clone(&folder),
+                data: data.map_or_else(
+                    || folder.path().join(format!("{number}-data")),
+                    Path::to_owned,
+                ),
+                folder: folder.clone(),
                 number,
                 port: free_port(),
                 process: None,
@@ -154,7 +170,7 @@ impl Server {
              transaction.state.log.num.partitions=4\nshare.coordinator.state.topic.replication.factor={replicas}\n\
              share.coordinator.state.topic.min.isr={in_sync}\ngroup.initial.rebalance.delay.ms=0\n\
              auto.create.topics.enable=false\nlog.segment.bytes=67108864\nbroker.session.timeout.ms=6000\n",
-            data = self.file("data").display(),
+            data = self.data.display(),
         )
     }
 
@@ -190,10 +206,7 @@ impl Server {
     /// When the topic is not there.
     pub fn segment(&self, topic: &str) -> Vec<u8> {
         let name = format!("{topic}-0/00000000000000000000.log");
-        let folders = std::fs::read_dir(self.folder.path()).expect("the folder of the broker");
-        let mut found = folders.flatten().map(|folder| folder.path().join(&name));
-        let path = found.find(|path| path.exists()).expect("a segment");
-        std::fs::read(path).expect("the segment is read")
+        std::fs::read(self.data.join(name)).expect("the segment is read")
     }
 
     /// Kills it as a crash does.

@@ -10,7 +10,7 @@ use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rand::Rng;
 
@@ -64,6 +64,37 @@ impl Guarded {
 impl Drop for Guarded {
     fn drop(&mut self) {
         self.end(self.signal);
+    }
+}
+
+/// Where a server keeps its data: in a temporary folder that ends with it, or in a folder of the caller.
+#[derive(Clone)]
+pub(crate) struct Place {
+    path: PathBuf,
+    _temporary: Option<Arc<tempfile::TempDir>>,
+}
+
+impl Place {
+    /// A new temporary folder.
+    pub(crate) fn temporary() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        Self {
+            path: folder.path().to_owned(),
+            _temporary: Some(Arc::new(folder)),
+        }
+    }
+
+    /// A folder of the caller, made when it is missing.
+    pub(crate) fn at(path: &Path) -> Self {
+        std::fs::create_dir_all(path).expect("the folder can be made");
+        Self {
+            path: path.to_owned(),
+            _temporary: None,
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 }
 

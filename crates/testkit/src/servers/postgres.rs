@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Guarded, free_port};
+use super::{Guarded, Place, free_port};
 
 /// The user that the server runs as when the tests run as root, which it refuses to.
 const USER: &str = "postgres";
@@ -15,7 +15,7 @@ const START: Duration = Duration::from_secs(60);
 
 /// A running server and its folder.
 pub struct Server {
-    folder: tempfile::TempDir,
+    folder: Place,
     programs: PathBuf,
     port: u16,
     settings: Vec<String>,
@@ -28,8 +28,15 @@ impl Server {
     /// # Panics
     /// When it does not answer; [`missing`] says beforehand whether it is installed.
     pub fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        Self::start_in(folder, Vec::new())
+        Self::start_in(Place::temporary(), Vec::new())
+    }
+
+    /// The same with its data in a folder of the caller, which the server's user must be able to reach.
+    ///
+    /// # Panics
+    /// As [`Server::start`].
+    pub fn start_at(folder: &Path) -> Self {
+        Self::start_in(Place::at(folder), Vec::new())
     }
 
     /// Starts one that also speaks TLS, with the certificate that is made for it and signed by `ca.pem` of this folder.
@@ -37,7 +44,7 @@ impl Server {
     /// # Panics
     /// As [`Server::start`].
     pub fn start_with_tls(certificates: &Path) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let folder = Place::temporary();
         let mut settings = vec!["-c".to_owned(), "ssl=on".to_owned()];
         for (setting, name) in [
             ("ssl_cert_file", "server.pem"),
@@ -56,8 +63,7 @@ impl Server {
     /// # Panics
     /// As [`Server::start`].
     pub fn standby(&self) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let mut standby = Self::in_folder(folder, Vec::new());
+        let mut standby = Self::in_folder(Place::temporary(), Vec::new());
         let (data, port) = (standby.data(), self.port.to_string());
         let from = ["-h", "127.0.0.1", "-p", &port, "-U", "towpath"];
         let how = ["-D", &data, "-R", "--checkpoint=fast", "--no-sync"];
@@ -75,7 +81,7 @@ impl Server {
         assert_eq!(self.query("postgres", "SELECT pg_promote()"), "t");
     }
 
-    fn in_folder(folder: tempfile::TempDir, settings: Vec<String>) -> Self {
+    fn in_folder(folder: Place, settings: Vec<String>) -> Self {
         let server = Self {
             folder,
             settings,
@@ -90,7 +96,7 @@ impl Server {
         server
     }
 
-    fn start_in(folder: tempfile::TempDir, settings: Vec<String>) -> Self {
+    fn start_in(folder: Place, settings: Vec<String>) -> Self {
         let mut server = Self::in_folder(folder, settings);
         let data = server.data();
         let setup = [

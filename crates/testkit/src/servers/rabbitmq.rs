@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Guarded, free_port};
+use super::{Guarded, Place, free_port};
 
 /// The scripts themselves: the ones on the path change the user first.
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
@@ -24,7 +24,8 @@ const START: Duration = Duration::from_secs(90);
 
 /// A running node and its folder.
 pub struct Server {
-    folder: Arc<tempfile::TempDir>,
+    folder: Place,
+    data: PathBuf,
     name: String,
     port: u16,
     distribution: u16,
@@ -56,8 +57,25 @@ impl Server {
     /// # Panics
     /// When it does not answer; [`missing`] says beforehand whether it is installed.
     pub fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        Self::start_in(Arc::new(folder), "node", Arc::new(NameServer::start()))
+        Self::start_in(
+            Place::temporary(),
+            None,
+            "node",
+            Arc::new(NameServer::start()),
+        )
+    }
+
+    /// The same with its data in a folder of the caller; settings and logs are elsewhere.
+    ///
+    /// # Panics
+    /// As [`Server::start`].
+    pub fn start_at(data: &Path) -> Self {
+        Self::start_in(
+            Place::temporary(),
+            Some(data),
+            "node",
+            Arc::new(NameServer::start()),
+        )
     }
 
     /// Starts one node that also speaks TLS, on the second port, with `server.pem`, `server.key` and `ca.pem` of a folder.
@@ -65,7 +83,7 @@ impl Server {
     /// # Panics
     /// As [`Server::start`].
     pub fn start_with_tls(certificates: &Path) -> (Self, u16) {
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let folder = Place::temporary();
         let (port, at) = (free_port(), certificates.display());
         let settings = format!(
             "listeners.ssl.default = 127.0.0.1:{port}\nssl_options.cacertfile = {at}/ca.pem\n\
@@ -74,13 +92,16 @@ impl Server {
         let file = folder.path().join("node@localhost-settings.conf");
         std::fs::write(file, settings).expect("written");
         let names = Arc::new(NameServer::start());
-        (Self::start_in(Arc::new(folder), "node", names), port)
+        (Self::start_in(folder, None, "node", names), port)
     }
 
-    fn start_in(folder: Arc<tempfile::TempDir>, name: &str, names: Arc<NameServer>) -> Self {
+    fn start_in(folder: Place, data: Option<&Path>, name: &str, names: Arc<NameServer>) -> Self {
+        let name = format!("{name}@localhost");
+        let own = || folder.path().join(format!("{name}-data"));
         let mut server = Self {
+            data: data.map_or_else(own, Path::to_owned),
             folder,
-            name: format!("{name}@localhost"),
+            name,
             port: free_port(),
             distribution: free_port(),
             names,
@@ -96,11 +117,12 @@ impl Server {
     /// As [`Server::start`].
     pub fn start_cluster<const NODES: usize>() -> [Self; NODES] {
         let first = Self::start();
-        let (folder, names) = (Arc::clone(&first.folder), Arc::clone(&first.names));
+        let (folder, names) = (first.folder.clone(), Arc::clone(&first.names));
         let mut nodes = vec![first];
         for number in 1..NODES {
             let node = Self::start_in(
-                Arc::clone(&folder),
+                folder.clone(),
+                None,
                 &format!("node{number}"),
                 Arc::clone(&names),
             );
@@ -180,7 +202,7 @@ impl Server {
             ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".to_owned()),
             ("RABBITMQ_NODE_PORT", self.port.to_string()),
             ("RABBITMQ_DIST_PORT", self.distribution.to_string()),
-            ("RABBITMQ_MNESIA_BASE", own("data")),
+            ("RABBITMQ_MNESIA_BASE", self.data.display().to_string()),
             ("RABBITMQ_LOG_BASE", own("log")),
             ("RABBITMQ_PID_FILE", own("pid")),
             ("RABBITMQ_CONF_ENV_FILE", "/dev/null".to_owned()),

@@ -3,7 +3,27 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
+use tracing::warn;
+
 use super::member::lock;
+
+/// Why a partition ends before records that this process knows of.
+const TRUNCATED: &str = "the partition ends before records that were acknowledged or read: the broker lost what it had not synced, the topic was created again, or a replica without them became leader";
+
+/// The end of a partition, as far as this process knows: behind the newest record that it produced or read.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct End {
+    at: i64,
+    /// Number of truncations noticed.
+    truncations: u32,
+}
+
+impl End {
+    /// Whether a record that was produced after this was known, and got this offset, proves a truncation.
+    pub(super) const fn is_beyond(self, offset: i64) -> bool {
+        offset < self.at
+    }
+}
 
 /// How records were lost, and how many, as far as that is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,12 +58,84 @@ impl Loss {
 pub(super) struct Losses {
     records: Mutex<BTreeMap<(String, String), (u64, Loss)>>,
     deleted: Mutex<BTreeMap<String, u64>>,
+    truncated: Mutex<BTreeMap<String, u64>>,
+    ends: Mutex<BTreeMap<String, BTreeMap<i32, End>>>,
 }
 
 impl Losses {
     /// A topic was deleted while this process used it.
     pub(super) fn note_deleted(&self, topic: &str) {
         *lock(&self.deleted).entry(topic.to_owned()).or_default() += 1;
+        self.forget(topic);
+    }
+
+    /// The topic is another one, whose offsets begin again.
+    pub(super) fn forget(&self, topic: &str) {
+        lock(&self.ends).remove(topic);
+    }
+
+    /// The known end of each partition.
+    pub(super) fn ends(&self, topic: &str) -> BTreeMap<i32, End> {
+        lock(&self.ends).get(topic).cloned().unwrap_or_default()
+    }
+
+    /// The known end of a partition; 0 when nothing is known.
+    pub(super) fn end(&self, topic: &str, partition: i32) -> i64 {
+        let ends = lock(&self.ends);
+        let end = ends.get(topic).and_then(|of| of.get(&partition));
+        end.map_or(0, |end| end.at)
+    }
+
+    /// A partition reaches at least to here.
+    pub(super) fn reached(&self, topic: &str, partition: i32, at: i64) {
+        let mut ends = lock(&self.ends);
+        if !ends.contains_key(topic) {
+            ends.insert(topic.to_owned(), BTreeMap::new());
+        }
+        if let Some(of) = ends.get_mut(topic) {
+            let end = of.entry(partition).or_default();
+            end.at = end.at.max(at);
+        }
+    }
+
+    /// The broker says that a partition ends here, and it was known to reach further: names what was lost in between.
+    ///
+    /// With `before`, what was known when the record was sent that proves it: records that were sent at the same time
+    /// prove the same truncation.
+    pub(super) fn note_truncated(&self, topic: &str, partition: i32, at: i64, before: Option<End>) {
+        let mut ends = lock(&self.ends);
+        let Some(end) = ends.get_mut(topic).and_then(|of| of.get_mut(&partition)) else {
+            return;
+        };
+        if before.is_some_and(|before| before.truncations != end.truncations) || at >= end.at {
+            return;
+        }
+        let (known, records) = (end.at, end.at.abs_diff(at));
+        *end = End {
+            at,
+            truncations: end.truncations + 1,
+        };
+        drop(ends);
+        warn!(
+            topic,
+            partition,
+            known,
+            end = at,
+            records,
+            "records lost: {TRUNCATED}"
+        );
+        *lock(&self.truncated).entry(topic.to_owned()).or_default() += records;
+    }
+
+    /// The same of a truncation that a group's position has named.
+    pub(super) fn set_end(&self, topic: &str, partition: i32, at: i64) {
+        let mut ends = lock(&self.ends);
+        if let Some(end) = ends.get_mut(topic).and_then(|of| of.get_mut(&partition))
+            && at < end.at
+        {
+            end.at = at;
+            end.truncations += 1;
+        }
     }
 
     pub(super) fn note(&self, topic: &str, group: &str, loss: Loss) {
@@ -65,6 +157,45 @@ impl Losses {
         let topics = deleted.iter().map(|(topic, times)| {
             format!("topic `{topic}` was deleted with its messages and created again ({times} times since the start)")
         });
-        groups.chain(topics).collect()
+        let truncated = lock(&self.truncated);
+        let ends = truncated
+            .iter()
+            .map(|(topic, count)| format!("topic `{topic}` lost {count} records: {TRUNCATED}"));
+        groups.chain(topics).chain(ends).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_truncation_is_counted_once() {
+        let losses = Losses::default();
+        losses.reached("t", 0, 100);
+        losses.reached("t", 1, 100);
+        let before = losses.ends("t")[&0];
+        assert!(before.is_beyond(99) && !before.is_beyond(100));
+        losses.note_truncated("t", 0, 40, Some(before));
+        losses.reached("t", 0, 41);
+        // Sent before the truncation was known, and answered after it.
+        losses.note_truncated("t", 0, 41, Some(before));
+        losses.reached("t", 0, 60);
+        losses.note_truncated("t", 0, 42, Some(before));
+        losses.note_truncated("t", 0, 60, None);
+        let warnings = losses.warnings();
+        assert_eq!(warnings.len(), 1);
+        assert!(warnings[0].contains("lost 60 records"), "{warnings:?}");
+        assert_eq!((losses.end("t", 0), losses.end("t", 1)), (60, 100));
+    }
+
+    #[test]
+    fn a_topic_that_is_created_again_is_not_truncated() {
+        let losses = Losses::default();
+        losses.reached("t", 0, 100);
+        losses.note_deleted("t");
+        losses.reached("t", 0, 1);
+        losses.note_truncated("t", 0, 1, None);
+        assert_eq!(losses.warnings().len(), 1, "the deletion");
     }
 }

@@ -12,7 +12,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::KafkaResult;
-use rdkafka::message::BorrowedMessage;
+use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use tokio::sync::futures::Notified;
 use towpath_core::{Clock, Error, Result, Timestamp};
@@ -333,7 +333,11 @@ fn fetch<S: Shelf>(consumer: &Arc<BaseConsumer<Watch<S>>>, shared: &Shared<S>, c
     let take = |polled: KafkaResult<BorrowedMessage<'_>>| match polled {
         // What comes after the topic became another one is for the next member.
         Ok(_) if shared.is_lost() => {}
-        Ok(record) => lock(&shared.shelf).put(&record, clock.now()),
+        Ok(record) => {
+            let losses = &consumer.context().losses;
+            losses.reached(&shared.topic, record.partition(), record.offset() + 1);
+            lock(&shared.shelf).put(&record, clock.now());
+        }
         Err(told) => consumer.context().hear(&told),
     };
     let drain = || {

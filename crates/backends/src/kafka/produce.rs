@@ -1,5 +1,6 @@
 //! Producing: idempotent, acknowledged by every replica in sync.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -89,10 +90,27 @@ impl Store {
         self.check_open()?;
         let producer = lock(&self.producer).clone();
         let topics: Vec<&str> = records.iter().map(|record| record.topic).collect();
+        let known: BTreeMap<&str, _> = topics
+            .iter()
+            .map(|topic| (*topic, self.losses.ends(topic)))
+            .collect();
         let produced = all(&producer, records).await;
         let mut is_broken = false;
         for (topic, produced) in topics.into_iter().zip(&produced) {
-            let Err(told) = produced else { continue };
+            let told = match produced {
+                Ok((partition, at)) => {
+                    let before = known[topic].get(partition).copied().unwrap_or_default();
+                    if before.is_beyond(*at) {
+                        // What they fetched and do not have any more says nothing about the end.
+                        self.joined.lose(topic, "the partition was truncated");
+                        self.losses
+                            .note_truncated(topic, *partition, *at, Some(before));
+                    }
+                    self.losses.reached(topic, *partition, at + 1);
+                    continue;
+                }
+                Err(told) => told,
+            };
             self.doubt(topic);
             // It lost its place in the numbering of the records, and cannot go on.
             is_broken |= matches!(

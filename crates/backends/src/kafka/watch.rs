@@ -135,6 +135,7 @@ impl<S: Shelf> ClientContext for Watch<S> {
         if is_another(text, &self.shared.topic) {
             self.shared.is_another.store(true, Ordering::Release);
             self.shared.lose("the topic was deleted and created again");
+            self.losses.forget(&self.shared.topic);
         }
     }
 
@@ -206,7 +207,22 @@ impl<S: Shelf> Watch<S> {
             let (partition, note) = (element.partition(), element.metadata());
             let marks = || marks_of(consumer, topic, partition, self.timeout);
             let (mut low, mut high) = marks()?;
-            let Place::Offset(position) = element.offset() else {
+            let committed = match element.offset() {
+                Place::Offset(position) => Some(position),
+                _ => None,
+            };
+            let known = self.losses.end(topic, partition);
+            if committed.unwrap_or_default().max(known) > high {
+                std::thread::sleep(SURELY);
+                (low, high) = marks()?;
+            }
+            match committed {
+                // Named below, with the group.
+                Some(position) if position > high => self.losses.set_end(topic, partition, high),
+                _ => self.losses.note_truncated(topic, partition, high, None),
+            }
+            self.losses.reached(topic, partition, high);
+            let Some(position) = committed else {
                 starts.push(Start {
                     partition,
                     position: low,
@@ -215,10 +231,6 @@ impl<S: Shelf> Watch<S> {
                 });
                 continue;
             };
-            if position > high {
-                std::thread::sleep(SURELY);
-                (low, high) = marks()?;
-            }
             let (mut start, mut lost) = ((position, note.to_owned(), position), None);
             if position > high {
                 start = (low, String::new(), low);

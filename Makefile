@@ -37,7 +37,7 @@ chaos: ## SEEDS=200: random crashes, full disks, killed processes, power cuts; r
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --test conformance -- decides_as_the_core
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --test conformance -- kafka::own::chaos --test-threads 1
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath --test it -- chaos --nocapture --test-threads 1
-	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath --test power_cut -- --skip redis --nocapture --test-threads 1
+	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath --test power_cut -- --skip power_cut::redis --nocapture --test-threads 1
 
 bench: build ## Throughput, latency and CPU of this machine, durable and not
 	target/release/towpath bench queue

@@ -12,24 +12,29 @@
     reason = "the test runner shows what a failed test said"
 )]
 
+mod brokers;
 #[path = "../it/client.rs"]
 #[expect(dead_code, reason = "`it` uses more of it")]
 mod client;
+mod clients;
 mod cuts;
 mod ingest;
+mod kafka;
 mod lines;
+mod outbox;
 #[path = "../it/process.rs"]
 #[expect(dead_code, reason = "`it` uses more of it")]
 mod process;
 #[path = "../it/producers.rs"]
 mod producers;
 mod redis;
+mod servers;
 
 use std::process::ExitCode;
 
 use libtest_mimic::Arguments;
 use towpath_testkit::power_cut::{self, Cut, FileSystem};
-use towpath_testkit::{servers, trial_where_able};
+use towpath_testkit::trial_where_able;
 
 const KINDS: [(&str, FileSystem, Cut); 4] = [
     ("xfs", FileSystem::Xfs, Cut::Plain),
@@ -85,10 +90,35 @@ fn main() -> ExitCode {
         missing(FileSystem::Ext4),
         lines::tell_files_of_one_inode_apart,
     ));
-    let (ability, no_redis) = match servers::redis::missing() {
-        Some(reason) => ("redis", Some(reason)),
+    // What is missing of a server is said before what is missing of the machine.
+    let lacks = |ability, server: Option<String>| match server {
+        Some(reason) => (ability, Some(reason)),
         None => (power_cut::NAME, missing(FileSystem::Xfs)),
     };
+    for kind in brokers::QUEUES {
+        let (ability, reason) = lacks(kind.ability, (kind.missing)());
+        trials.push(trial_where_able(
+            format!("power_cut::servers::{}_keeps_everything", kind.name),
+            ability,
+            reason,
+            move || servers::queue_keeps_everything(kind),
+        ));
+    }
+    let (ability, reason) = lacks(brokers::POSTGRES.ability, (brokers::POSTGRES.missing)());
+    trials.push(trial_where_able(
+        "power_cut::servers::postgres_outbox_tells_of_every_user_once".to_owned(),
+        ability,
+        reason,
+        outbox::tells_of_every_user_once,
+    ));
+    let (ability, reason) = lacks(brokers::KAFKA.ability, (brokers::KAFKA.missing)());
+    trials.push(trial_where_able(
+        "power_cut::servers::kafka_queue_names_what_is_lost".to_owned(),
+        ability,
+        reason,
+        kafka::names_what_is_lost,
+    ));
+    let (ability, no_redis) = lacks("redis", towpath_testkit::servers::redis::missing());
     for setting in redis::SETTINGS {
         trials.push(trial_where_able(
             format!("power_cut::redis::{}", setting.name),

@@ -43,9 +43,7 @@ pub(super) enum QueueCommand {
         yes: bool,
     },
     /// Delete a queue without consumers, with its counts and known idempotency keys
-    #[command(
-        after_help = "Examples:\n  towpath queue rm old-jobs --yes\n  towpath queue rm old-jobs --force --yes"
-    )]
+    #[command(after_help = "Examples:\n  towpath queue rm old-jobs --force --yes")]
     Rm {
         #[command(flatten)]
         named: Named,

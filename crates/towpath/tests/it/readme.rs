@@ -175,6 +175,7 @@ fn every_example_of_the_help_runs() {
     };
     wait_until("the stream", std::time::Duration::from_secs(30), lines);
     world.client().post("/enqueue", &[], b"example");
+    world.ok(&["send", "old-jobs", "example"]);
     let mut ran = 0;
     for example in examples() {
         // These are the tests of `startup`.

@@ -42,7 +42,7 @@ impl Live {
 /// A block that is not changed any more.
 pub(super) struct Packed<T> {
     pub(super) first: u64,
-    last: u64,
+    pub(super) last: u64,
     pub(super) count: usize,
     live: Vec<(u32, Live)>,
     bytes: Box<[u8]>,

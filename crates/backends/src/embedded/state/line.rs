@@ -182,6 +182,18 @@ impl<T: Item> Line<T> {
         }
     }
 
+    /// Whether there is an item of this number. Quick where no number of a block is missing.
+    pub(super) fn has(&self, number: u64) -> bool {
+        match self.blocks.get(self.block_with(number)) {
+            Some(Block::Packed(packed)) if packed.first <= number => {
+                let is_dense = packed.last - packed.first + 1 == packed.count as u64;
+                is_dense || packed.iter().any(|item| item.number() == number)
+            }
+            Some(Block::Packed(_)) | None => false,
+            Some(Block::Open(items)) => items.binary_search_by_key(&number, Item::number).is_ok(),
+        }
+    }
+
     /// As [`Line::find`], when its neighbours are next.
     pub(super) fn find_near(&mut self, number: u64) -> Option<T> {
         let block = self.block_with(number);

@@ -365,7 +365,7 @@ impl StreamState {
         numbers
             .into_iter()
             .filter_map(|number| {
-                let entry = self.entries.find(number)?;
+                let entry = self.entries.find_near(number)?;
                 Some((entry, state.take(number, taking)))
             })
             .collect()
@@ -392,7 +392,7 @@ impl StreamState {
 
     /// Whether an entry of this number is kept.
     pub(in super::super) fn has(&self, number: u64) -> bool {
-        self.entries.find(number).is_some()
+        self.entries.has(number)
     }
 
     /// Up to where every group has finished; `None` while there is no group.

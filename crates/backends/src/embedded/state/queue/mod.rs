@@ -294,7 +294,7 @@ impl QueueState {
 
     /// Whether the message waits or is leased.
     fn has(&self, number: u64) -> bool {
-        self.held.contains_key(&number) || self.fresh.find(number).is_some()
+        self.held.contains_key(&number) || self.fresh.has(number)
     }
 
     /// Finds the messages that are older than one in front of them.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use towpath_core::{Error, Result, Timestamp};
 
-use super::log::{Position, make_folder, oldest_segment, sync_folder};
+use super::log::{ACCEPT_LOSS, Position, make_folder, oldest_segment, sync_folder};
 use super::state::{Loading, Piece, Snapshot, State};
 
 const MAGIC: [u8; 8] = *b"TOWPCKP\0";
@@ -50,6 +50,7 @@ pub(super) struct Found {
 /// # Errors
 /// `Corrupt` for one of a newer version: going back behind it could lose what only a newer Towpath understands.
 pub(super) fn load(folder: &Path) -> Result<Found> {
+    remove_leftovers(folder)?;
     let mut found = Found::default();
     for (position, path) in list(folder)?.into_iter().rev() {
         match read(&path, position) {
@@ -61,12 +62,7 @@ pub(super) fn load(folder: &Path) -> Result<Found> {
                     ..found
                 });
             }
-            Err(Problem::Newer(version)) => {
-                return Err(Error::corrupt(format!(
-                    "`{}` was written by a newer Towpath (format {version}); this one reads up to {VERSION}",
-                    path.display()
-                )));
-            }
+            Err(Problem::Newer(version)) => return Err(newer(&path, version)),
             Err(Problem::Damaged(reason)) => {
                 tracing::error!(path = %path.display(), reason, "a checkpoint is damaged and was passed over");
                 found.passed_over.push((path, reason));
@@ -176,10 +172,10 @@ pub(super) fn check_history(folder: &Path, passed_over: &[(PathBuf, String)]) ->
         .collect();
     Err(Error::corrupt(format!(
         "no checkpoint can be used: {}; they stood for the log {before}, which is gone. \
-         Restore one from a backup; or move `{}` away to open with what the log still has: \
+         Restore a backup; or create the file `{}` to open with what the log still has: \
          settings, keys, routes and counts would be missing, and messages that were acked might come again",
         files.join(", "),
-        folder.join("checkpoint").display()
+        folder.join(ACCEPT_LOSS).display()
     )))
 }
 
@@ -240,6 +236,50 @@ pub(super) fn write(
         oldest: oldest.map_or_else(Position::default, |(oldest, _)| *oldest),
         bytes,
     })
+}
+
+/// What the checkpoints of a folder are.
+#[derive(Debug, Default)]
+pub(super) struct Inspected {
+    pub(super) newest: Option<(Position, State)>,
+    /// How many were read, and their bytes.
+    pub(super) files: u64,
+    pub(super) bytes: u64,
+    /// Those that are damaged, and why.
+    pub(super) faults: Vec<String>,
+}
+
+/// Reads the newest intact checkpoint, or all of them, and changes nothing.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn inspect(folder: &Path, all: bool) -> Result<Inspected> {
+    let mut found = Inspected::default();
+    for (position, path) in list(folder)?.into_iter().rev() {
+        if found.newest.is_some() && !all {
+            break;
+        }
+        found.files += 1;
+        found.bytes += fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        match read(&path, position) {
+            Ok(state) => {
+                found.newest.get_or_insert((position, state));
+            }
+            Err(Problem::Newer(version)) => return Err(newer(&path, version)),
+            Err(Problem::Damaged(reason)) => {
+                let text = format!("checkpoint `{}`: {reason}", path.display());
+                found.faults.push(text);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn newer(path: &Path, version: u32) -> Error {
+    Error::corrupt(format!(
+        "`{}` was written by a newer Towpath (format {version}); this one reads up to {VERSION}",
+        path.display()
+    ))
 }
 
 /// The file of the checkpoint of this place.
@@ -335,7 +375,24 @@ impl Blocks<'_> {
     }
 }
 
-/// The checkpoints of a folder, oldest first; leftovers of an interrupted write are removed.
+/// Removes what an interrupted write left.
+fn remove_leftovers(folder: &Path) -> Result<()> {
+    let io = |error: io::Error| {
+        Error::unavailable("checkpoints cannot be looked through").with_source(error)
+    };
+    if !folder.exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        if path.extension().is_some_and(|ending| ending == "tmp") {
+            fs::remove_file(&path).map_err(io)?;
+        }
+    }
+    Ok(())
+}
+
+/// The checkpoints of a folder, oldest first.
 fn list(folder: &Path) -> Result<Vec<(Position, PathBuf)>> {
     let io =
         |error: io::Error| Error::unavailable("checkpoints cannot be listed").with_source(error);
@@ -345,10 +402,6 @@ fn list(folder: &Path) -> Result<Vec<(Position, PathBuf)>> {
     }
     for entry in fs::read_dir(folder).map_err(io)? {
         let path = entry.map_err(io)?.path();
-        if path.extension().is_some_and(|ending| ending == "tmp") {
-            fs::remove_file(&path).map_err(io)?;
-            continue;
-        }
         if path.extension().is_none_or(|ending| ending != "ckpt") {
             continue;
         }

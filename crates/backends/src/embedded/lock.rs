@@ -63,6 +63,34 @@ impl FolderLock {
     }
 }
 
+/// Keeps other processes from opening the store in a folder, and writes nothing; absent where there is no lock file.
+///
+/// # Errors
+/// `Unavailable` when a process has it open.
+pub(super) fn hold(folder: &Path) -> Result<Option<File>> {
+    let path = folder.join(NAME);
+    let mut file = match File::open(&path) {
+        Ok(file) => file,
+        // A backup has none.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            let text = format!("`{}` cannot be read", path.display());
+            return Err(Error::unavailable(text).with_source(error));
+        }
+    };
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        return Ok(Some(file));
+    }
+    let mut holder = String::new();
+    // Only its name is missing then.
+    file.read_to_string(&mut holder).ok();
+    Err(Error::unavailable(format!(
+        "data folder `{}` is in use by process {}; stop it, or make a backup and verify that",
+        folder.display(),
+        holder.trim()
+    )))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

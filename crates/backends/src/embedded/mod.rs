@@ -31,6 +31,7 @@ mod presence_test;
 mod queue;
 mod rate_limit;
 mod record;
+mod restoring;
 mod routes;
 #[cfg(test)]
 mod sample_test;
@@ -42,6 +43,9 @@ mod stream;
 mod upkeep;
 #[cfg(test)]
 mod upkeep_test;
+mod verify;
+#[cfg(test)]
+mod verify_test;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -55,7 +59,9 @@ use towpath_core::{Error, Result};
 pub use backup::restore;
 pub use log::reserve::NAME as RESERVE;
 pub use log::scan_for_fuzzing;
+pub use restoring::{RESTORING, refuse_restoring};
 use store::Store;
+pub use verify::{Depth, Verified, verify};
 
 /// The formats on disk and their newest versions; `docs/format` describes them.
 pub const FORMATS: &[(&str, u32)] = &[("log", log::FORMAT), ("store", checkpoint::VERSION)];

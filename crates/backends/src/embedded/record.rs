@@ -252,6 +252,14 @@ pub(super) fn decode_blob(blob: &Bytes) -> Result<Message> {
     })
 }
 
+/// Refuses a message that is intact and not the one that was written there: the segment is another store's.
+pub(super) fn expect_id(message: Message, id: MessageId) -> Result<Message> {
+    if message.id == id {
+        return Ok(message);
+    }
+    Err(Error::corrupt("another message stands in its place"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,8 @@
 //! The store: state under one lock, the log behind it, and who waits for what.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,10 +18,11 @@ use super::checkpoint;
 use super::config::Config;
 use super::lock::FolderLock;
 use super::log::reserve::NAME as RESERVE;
-use super::log::{Class, Durability, Log, Options, Position, Recovery};
+use super::log::{ACCEPT_LOSS, Class, Durability, Lacking, Log, Options, Position, Recovery};
 use super::memory::Memory;
 use super::presence::Presence;
 use super::record::{self, Record};
+use super::restoring::refuse_restoring;
 use super::state::{Place, State};
 use super::upkeep::maintain;
 
@@ -59,8 +62,6 @@ pub(super) struct Store {
     pub(super) config: Config,
     recovery: Recovery,
     passed_over: Vec<(PathBuf, String)>,
-    /// Segments with messages that were not there at the start, and how many bytes of messages they held.
-    missing: Vec<(u32, u64)>,
     pub(super) checkpointed: Mutex<Checkpointed>,
     /// So many backups are under way.
     pub(super) keeps_segments: AtomicUsize,
@@ -141,16 +142,19 @@ impl Waiting {
 impl Store {
     /// Opens the folder: takes its lock, loads the newest checkpoint, replays the log behind it.
     pub(super) fn open(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
+        refuse_restoring(&config.folder)?;
         let is_new = !config.folder.join("log").exists();
         let lock = FolderLock::take(&config.folder)?;
         let presence = Presence::new(&config, &lock)?;
         let checkpoint::Found {
-            mut state,
+            state,
             position,
             bytes,
             passed_over,
         } = checkpoint::load(&config.folder.join("checkpoint"))?;
-        if position.is_none() && !passed_over.is_empty() {
+        let accept_loss = config.folder.join(ACCEPT_LOSS);
+        let accepts_loss = accept_loss.exists();
+        if position.is_none() && !passed_over.is_empty() && !accepts_loss {
             checkpoint::check_history(&config.folder, &passed_over)?;
         }
         let options = Options {
@@ -161,15 +165,27 @@ impl Store {
             reserve: config.folder.join(RESERVE),
             reserve_bytes: config.reserve_bytes,
             timeout: config.timeout,
+            accepts_loss,
         };
         let mut newest = state.newest().max(checkpoint::newest_write(&config.folder));
-        let (log, recovery) = Log::open(options, position, &mut |body, bytes| {
+        let state = RefCell::new(state);
+        let mut replay = |body: Position, bytes: &[u8]| {
             let (record, blobs) = Record::decode(bytes)?;
             newest = newest.max(record.at());
-            state.apply(&record, body.plus(blobs));
+            state.borrow_mut().apply(&record, body.plus(blobs));
             Ok(())
-        })
-        .context(|| format!("open the store in `{}`", config.folder.display()))?;
+        };
+        let needed = || state.borrow().needed();
+        let (log, recovery) = Log::open(options, position, &mut replay, &needed)
+            .context(|| format!("open the store in `{}`", config.folder.display()))?;
+        let mut state = state.into_inner();
+        if accepts_loss {
+            // Of this start only.
+            fs::remove_file(&accept_loss).map_err(|error| {
+                let shown = accept_loss.display();
+                Error::unavailable(format!("`{shown}` cannot be removed")).with_source(error)
+            })?;
+        }
         checkpoint::set_aside(&passed_over)?;
         if let Some(position) = position {
             presence.rests_on(checkpoint::path(
@@ -180,7 +196,6 @@ impl Store {
         if is_new {
             tracing::info!(folder = %config.folder.display(), "created a new store");
         }
-        let missing = missing_segments(&state, &log);
         let is_as_saved = recovery.records == 0 && recovery.damaged.is_empty();
         let checkpointed = Checkpointed {
             // With nothing behind the checkpoint but a seal it is one of the end.
@@ -206,7 +221,6 @@ impl Store {
             config,
             recovery,
             passed_over,
-            missing,
             checkpointed: Mutex::new(checkpointed),
             keeps_segments: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
@@ -397,9 +411,9 @@ impl Store {
                  and counts of that time are missing, and messages that were acked may come again"
             ));
         }
-        for (segment, bytes) in &self.missing {
+        for Lacking { what, bytes, .. } in &self.recovery.lacking {
             warnings.push(format!(
-                "segment {segment} of the log is missing: {bytes} bytes of messages in it are lost, and become dead letters"
+                "{what}: {bytes} bytes of messages in it are lost, and become dead letters"
             ));
         }
         for damage in &self.recovery.damaged {
@@ -509,17 +523,4 @@ impl Drop for Store {
             tracing::warn!(error = error.chain(), "the store was not closed in order");
         }
     }
-}
-
-/// Segments that hold messages and are not there, with the bytes of these messages.
-fn missing_segments(state: &State, log: &Log) -> Vec<(u32, u64)> {
-    let segments = log.segments();
-    let is_there = |number: &u32| segments.iter().any(|(known, _)| known == number);
-    let live = state.live().into_iter();
-    let missing = live.filter(|(number, _)| !is_there(number));
-    let missing: Vec<_> = missing.map(|(number, live)| (number, live.bytes)).collect();
-    for (segment, bytes) in &missing {
-        tracing::error!(segment, bytes, "segment missing; its messages are lost");
-    }
-    missing
 }

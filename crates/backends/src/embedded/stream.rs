@@ -354,7 +354,7 @@ impl Store {
         let mut damaged = Vec::new();
         for ((entry, attempt), message) in handed.iter().zip(self.read_back(&places)) {
             let (offset, attempt) = (offset(entry.number), *attempt);
-            match message {
+            match message.and_then(|message| record::expect_id(message, entry.id)) {
                 Ok(message) => entries.push(Entry {
                     offset,
                     message,

@@ -262,14 +262,16 @@ fn finish(shared: &Shared, group: &Group) -> (usize, Option<Chunk>) {
     (callers, seal)
 }
 
-/// Prepares the next segment when the present one is half full or a record waits for it, and watches the disk.
+/// Prepares the next segment, and watches the disk.
 fn keep(shared: &Shared) {
     let mut looked = Instant::now();
     let mut trouble = Trouble::default();
     let mut buffers = shared.lock();
     while !buffers.closing && shared.failure.get().is_none() {
         let is_new = buffers.wanted.is_some() && buffers.unprepared.is_none();
-        if buffers.wants_spare() && (is_new || trouble.left().is_none()) {
+        if buffers.wants_spare(shared.disk_low.load(Ordering::Relaxed))
+            && (is_new || trouble.left().is_none())
+        {
             let number = buffers.end.segment + 1;
             let wanted = buffers.wanted.map_or(0, |size| HEADER_BYTES + size);
             let size = shared.options.segment_bytes.max(wanted);
@@ -280,7 +282,8 @@ fn keep(shared: &Shared) {
                 shared.fail(gone.chain());
                 return;
             }
-            let create = || segment::create(&shared.options.folder, number, size);
+            let whole = shared.whole(size);
+            let create = || segment::create(&shared.options.folder, number, whole);
             let made = create().or_else(|error| {
                 // On a full disk only records that end something still come.
                 let is_needed = wanted > 0 && is_full(&error);
@@ -297,6 +300,10 @@ fn keep(shared: &Shared) {
                     buffers.spare = Some(spare);
                     buffers.unprepared = None;
                     trouble.ended();
+                }
+                // It is tried again when the present one is half full, and may go well by then.
+                Err(error) if wanted == 0 && !buffers.is_half_full() => {
+                    tracing::debug!(%error, "next segment of the log not prepared yet");
                 }
                 Err(error) => {
                     shared.disk_low.store(true, Ordering::Relaxed);

@@ -107,7 +107,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files = Files::new(folder.path().to_owned(), BTreeMap::new());
         for number in 1..200 {
-            files.insert(number, segment::create(folder.path(), number, 128).unwrap());
+            files.insert(number, {
+                let whole = segment::Whole { size: 128, log: 1 };
+                segment::create(folder.path(), number, whole).unwrap()
+            });
         }
         for number in 1..200 {
             assert_eq!(files.file(number).unwrap().metadata().unwrap().len(), 128);

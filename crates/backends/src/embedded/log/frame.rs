@@ -17,7 +17,7 @@ use super::Position;
 
 pub(super) const HEADER_BYTES: usize = 24;
 pub(super) const ALIGN: usize = 8;
-const MAGIC: [u8; 4] = *b"TWPF";
+pub(super) const MAGIC: [u8; 4] = *b"TWPF";
 
 /// The largest body: a full batch of large messages is split by the caller.
 pub(crate) const MAX_BODY_BYTES: usize = 256 * 1024 * 1024;

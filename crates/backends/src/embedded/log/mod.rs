@@ -15,6 +15,7 @@
 mod committer;
 mod files;
 mod frame;
+mod inspect;
 mod options;
 mod position;
 mod presence;
@@ -25,6 +26,7 @@ pub(crate) mod reserve;
 mod search;
 mod segment;
 mod shared;
+mod whole;
 mod writer;
 
 #[cfg(test)]
@@ -32,10 +34,14 @@ mod recovery_test;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use inspect::inspect;
 pub(crate) use options::{Durability, Options};
 pub(crate) use position::Position;
 pub(crate) use presence::Looked;
-pub(crate) use recovery::Recovery;
 pub use recovery::scan_for_fuzzing;
-pub(crate) use segment::{VERSION as FORMAT, make_folder, oldest as oldest_segment, sync_folder};
+pub(crate) use recovery::{ACCEPT_LOSS, Recovery};
+pub(crate) use segment::{
+    VERSION as FORMAT, make_folder, oldest as oldest_segment, path as segment_path, sync_folder,
+};
+pub(crate) use whole::{Lacking, Needed};
 pub(crate) use writer::{Class, Log};

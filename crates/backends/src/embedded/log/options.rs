@@ -68,6 +68,8 @@ pub(crate) struct Options {
     pub(crate) reserve_bytes: u64,
     /// A disk that does not answer for this long has stalled: nothing more is taken until it does.
     pub(crate) timeout: Duration,
+    /// Opens although segments are missing or cut short.
+    pub(crate) accepts_loss: bool,
 }
 
 #[cfg(test)]

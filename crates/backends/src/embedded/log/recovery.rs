@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use towpath_core::{Error, Result};
@@ -18,8 +18,12 @@ use super::files::Files;
 use super::frame;
 use super::quarantine::Quarantine;
 use super::search::Search;
-use super::segment::{self, HEADER_BYTES, Header, Segment};
+use super::segment::{self, HEADER_BYTES, Header, Segment, Whole};
+use super::whole::{Lacking, Needed, Segments};
 use super::{Options, Position};
+
+/// The file in the data folder that accepts the loss of segments, once.
+pub(crate) const ACCEPT_LOSS: &str = "accept-loss";
 
 /// What opening the log found.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +36,8 @@ pub(crate) struct Recovery {
     pub(crate) damaged: Vec<Damage>,
     /// The oldest segment, when it is not the first and no checkpoint stands for those before it.
     pub(crate) begins_late: Option<u32>,
+    /// Segments that are needed and missing, cut short or other ones; their loss was accepted, or follows from damage.
+    pub(crate) lacking: Vec<Lacking>,
     /// How long it took.
     pub(crate) elapsed: Duration,
 }
@@ -48,6 +54,7 @@ pub(crate) struct Damage {
 }
 
 pub(super) struct Recovered {
+    pub(super) log: u64,
     pub(super) files: Files,
     pub(super) spare: Option<Segment>,
     pub(super) end: Position,
@@ -57,17 +64,29 @@ pub(super) struct Recovered {
 
 type Replay<'a> = &'a mut dyn FnMut(Position, &[u8]) -> Result<()>;
 
+/// Of each segment what the replayed state needs.
+type NeededOf<'a> = &'a dyn Fn() -> BTreeMap<u32, Needed>;
+
 pub(super) fn recover(
     options: &Options,
     from: Option<Position>,
     replay: Replay<'_>,
+    needed: NeededOf<'_>,
 ) -> Result<Recovered> {
     let began = Instant::now();
     let io = |error: io::Error| Error::unavailable("the log cannot be read").with_source(error);
     segment::make_folder(&options.folder).map_err(io)?;
+    segment::remove_leftovers(&options.folder).map_err(io)?;
     let mut sizes = BTreeMap::new();
     for number in segment::list(&options.folder).map_err(io)? {
         sizes.insert(number, segment::size(&options.folder, number).map_err(io)?);
+    }
+    // Before anything is changed: what is missing may be put back.
+    let segments = Segments::read(&options.folder, &sizes).map_err(io)?;
+    let log = segments.log.unwrap_or_else(rand::random);
+    let lacking = segments.behind(from);
+    if !lacking.is_empty() && !options.accepts_loss {
+        return Err(refusal(&options.folder, &lacking));
     }
     let oldest = sizes.keys().next().copied();
     let start = from.unwrap_or(Position {
@@ -76,6 +95,7 @@ pub(super) fn recover(
     });
     let mut scan = Scan {
         options,
+        log,
         quarantine: Quarantine::new(options),
         replayed: sizes
             .range(start.segment..)
@@ -96,7 +116,35 @@ pub(super) fn recover(
         scan.sequence = scan.sequence_at(start)?;
     }
     scan.run(start, replay)?;
+    let lost = segments.lacking(&needed());
+    // After damage, messages may only seem to be needed: the record that ended them is lost.
+    if !lost.is_empty() && !options.accepts_loss && scan.report.damaged.is_empty() {
+        return Err(refusal(&options.folder, &lost));
+    }
+    scan.report.lacking = lacking;
+    let known: Vec<u32> = scan.report.lacking.iter().map(|one| one.segment).collect();
+    let lost = lost.into_iter().filter(|one| !known.contains(&one.segment));
+    scan.report.lacking.extend(lost);
+    for Lacking { what, bytes, .. } in &scan.report.lacking {
+        tracing::error!(what, bytes, "segment not whole; its records are lost");
+    }
     scan.finish(began)
+}
+
+/// The error of a log of which a part is missing.
+fn refusal(folder: &Path, lacking: &[Lacking]) -> Error {
+    const NAMED: usize = 8;
+    let mut named: Vec<String> = lacking.iter().take(NAMED).map(Lacking::to_string).collect();
+    if lacking.len() > NAMED {
+        named.push(format!("and {} more", lacking.len() - NAMED));
+    }
+    let above = folder.parent().unwrap_or(folder);
+    Error::corrupt(format!(
+        "files of the store are missing or not whole: {}. Put them back, or restore a backup. To start without what \
+         they held, create the file `{}`: messages in them become dead letters, and records behind them are lost",
+        named.join("; "),
+        above.join(ACCEPT_LOSS).display()
+    ))
 }
 
 /// Whether `bytes`, taken for the first segment of a log, can be read without harm. Gives the number of
@@ -108,6 +156,8 @@ pub fn scan_for_fuzzing(bytes: &[u8]) -> usize {
 
 struct Scan<'a> {
     options: &'a Options,
+    /// Which log this is.
+    log: u64,
     quarantine: Quarantine<'a>,
     /// The segments to replay.
     replayed: Vec<u32>,
@@ -262,19 +312,19 @@ impl Scan<'_> {
                     segment::VERSION
                 )));
             }
-            Header::Damaged if bytes.len() >= HEADER_BYTES as usize => {
+            Header::Damaged | Header::Other(_) if bytes.len() >= HEADER_BYTES as usize => {
                 tracing::warn!(
                     segment = number,
                     "the header of a segment was damaged and is written anew"
                 );
                 self.files
                     .file(number)
-                    .and_then(|file| segment::mend_header(&file, number))
+                    .and_then(|file| segment::mend_header(&file, number, self.log))
                     .map_err(|error| {
                         Error::unavailable("a header cannot be mended").with_source(error)
                     })?;
             }
-            Header::Intact | Header::Damaged => {}
+            Header::Intact(_) | Header::Other(_) | Header::Damaged => {}
         }
         Ok(bytes)
     }
@@ -291,11 +341,9 @@ impl Scan<'_> {
         let io =
             |error: io::Error| Error::unavailable("a torn tail cannot be cut").with_source(error);
         // Later segments go first: once the place is zeros again nothing behind it may be found by the next start.
-        for number in self
-            .replayed
-            .iter()
-            .filter(|number| **number > place.segment)
-        {
+        // The last one first: a kill in between must not leave a gap.
+        let later = self.replayed.iter().rev();
+        for number in later.take_while(|number| **number > place.segment) {
             self.files.remove(*number);
             self.quarantine.take(*number)?;
         }
@@ -336,8 +384,11 @@ impl Scan<'_> {
             } else {
                 newest.max(self.end.segment) + 1
             };
-            let made = segment::create(&self.options.folder, number, self.options.segment_bytes)
-                .map_err(io)?;
+            let whole = Whole {
+                size: self.options.segment_bytes,
+                log: self.log,
+            };
+            let made = segment::create(&self.options.folder, number, whole).map_err(io)?;
             self.files.insert(number, made);
             self.end = Position {
                 segment: number,
@@ -346,7 +397,7 @@ impl Scan<'_> {
         }
         // Behind the last frame there is at most the segment that was prepared.
         let mut spare = None;
-        for (number, size) in self.files.list() {
+        for (number, size) in self.files.list().into_iter().rev() {
             if number == self.end.segment + 1 {
                 let file = self.files.file(number).map_err(io)?;
                 self.files.remove(number);
@@ -358,6 +409,7 @@ impl Scan<'_> {
         }
         self.report.elapsed = began.elapsed();
         Ok(Recovered {
+            log: self.log,
             files: self.files,
             spare,
             end: self.end,

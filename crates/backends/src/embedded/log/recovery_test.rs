@@ -1,5 +1,6 @@
 //! Recovery against exact images of what a crash or a bad disk leaves behind.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::mpsc;
@@ -19,6 +20,7 @@ fn options(folder: &Path) -> Options {
         reserve: folder.join("reserve"),
         reserve_bytes: 0,
         timeout: Duration::from_secs(5),
+        accepts_loss: false,
     }
 }
 
@@ -29,7 +31,11 @@ fn at(segment: u32, offset: u32) -> Position {
 /// Makes an empty segment.
 fn make(folder: &Path, number: u32, bytes: u32) {
     std::fs::create_dir_all(folder.join("log")).unwrap();
-    segment::create(&folder.join("log"), number, bytes).unwrap();
+    let whole = segment::Whole {
+        size: bytes,
+        log: 7,
+    };
+    segment::create(&folder.join("log"), number, whole).unwrap();
 }
 
 /// Writes a frame at its place, and returns where it ends.
@@ -51,12 +57,37 @@ fn overwrite(folder: &Path, place: Position, bytes: &[u8]) {
 
 fn open(folder: &Path, from: Option<Position>) -> (Log, Vec<String>, Recovery) {
     let mut bodies = Vec::new();
-    let (log, recovery) = Log::open(options(folder), from, &mut |_, body| {
+    let mut replay = |_, body: &[u8]| {
         bodies.push(String::from_utf8_lossy(body).into_owned());
         Ok(())
-    })
-    .unwrap();
+    };
+    let options = Options {
+        accepts_loss: folder.join("accept-loss").exists(),
+        ..options(folder)
+    };
+    let (log, recovery) = Log::open(options, from, &mut replay, &BTreeMap::new).unwrap();
     (log, bodies, recovery)
+}
+
+/// Expects a refusal that names `what` and changes nothing, and accepts the loss from now on.
+fn refused(folder: &Path, from: Option<Position>, what: &str) {
+    let before = files(folder);
+    let refused = Log::open(options(folder), from, &mut |_, _| Ok(()), &BTreeMap::new);
+    let error = refused.map(drop).unwrap_err();
+    assert_eq!(error.kind(), towpath_core::ErrorKind::Corrupt);
+    assert!(error.to_string().contains(what), "{error}");
+    assert!(error.to_string().contains("accept-loss"), "{error}");
+    assert_eq!(files(folder), before, "something was changed");
+    std::fs::write(folder.join("accept-loss"), "").unwrap();
+}
+
+fn files(folder: &Path) -> BTreeMap<std::path::PathBuf, Vec<u8>> {
+    let entries = std::fs::read_dir(folder.join("log"));
+    let entries = entries.into_iter().flatten();
+    entries
+        .map(|entry| entry.unwrap().path())
+        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+        .collect()
 }
 
 /// Runs `work` on a thread of its own and fails when it takes longer than `limit`.
@@ -162,6 +193,8 @@ async fn the_seal_of_a_segment_is_synced_with_the_group_that_follows_it() {
 #[test]
 fn a_log_that_vanished_behind_its_checkpoint_is_named() {
     let folder = tempfile::tempdir().unwrap();
+    let missing = "segment 3 of the log is missing";
+    refused(folder.path(), Some(at(3, 640)), missing);
     let (_log, _, recovery) = open(folder.path(), Some(at(3, 640)));
     assert!(!recovery.damaged.is_empty(), "{recovery:?}");
 }
@@ -180,6 +213,7 @@ fn a_segment_cut_short_before_the_checkpoint_is_named_and_the_log_goes_on() {
             .set_len(length)
             .unwrap();
         let from = at(1, 5_000);
+        refused(folder, Some(from), "segment 1 of the log has");
         let (log, _, recovery) = open(folder, Some(from));
         assert!(!recovery.damaged.is_empty(), "{length}: {recovery:?}");
         let appended = log.append(Class::Grow, b"next").unwrap();
@@ -203,11 +237,42 @@ fn an_only_segment_cut_short_takes_records_again() {
             .unwrap()
             .set_len(length)
             .unwrap();
-        let (log, _, _) = open(folder, None);
+        refused(folder, None, "segment 1 of the log has");
+        let (log, _, recovery) = open(folder, None);
+        assert_eq!(recovery.lacking.len(), 1, "{length}");
         log.append(Class::Grow, b"next").unwrap();
         log.close().unwrap();
         let (_log, replayed, _) = open(folder, None);
         assert_eq!(replayed, ["next"], "{length}");
+    }
+}
+
+#[test]
+fn a_segment_between_others_that_is_missing_or_another_one_is_refused() {
+    for (fault, what) in [
+        ("missing", "segment 2 of the log is missing"),
+        ("swapped", "segment 2 of the log is a copy of segment 3"),
+        ("short", "segment 2 of the log has 65528 of 65536 bytes"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        for number in 1..4 {
+            make(folder, number, SEGMENT_BYTES);
+        }
+        let path = |number| segment::path(&folder.join("log"), number);
+        match fault {
+            "missing" => std::fs::remove_file(path(2)).unwrap(),
+            "swapped" => {
+                std::fs::copy(path(3), path(2)).unwrap();
+            }
+            _ => {
+                let file = std::fs::File::options().write(true).open(path(2)).unwrap();
+                file.set_len(u64::from(SEGMENT_BYTES) - 8).unwrap();
+            }
+        }
+        refused(folder, None, what);
+        let (_, _, recovery) = open(folder, None);
+        assert_eq!(recovery.lacking.len(), 1, "{fault}");
     }
 }
 
@@ -247,7 +312,7 @@ fn closing_while_others_append_ends() {
             durability: Durability::Os,
             ..options(folder.path())
         };
-        let (log, _) = Log::open(options, None, &mut |_, _| Ok(())).unwrap();
+        let (log, _) = Log::open(options, None, &mut |_, _| Ok(()), &BTreeMap::new).unwrap();
         within(Duration::from_secs(10), move || {
             std::thread::scope(|scope| {
                 for _ in 0..2 {

@@ -11,7 +11,7 @@ use towpath_core::stall::Watch;
 use super::files::Files;
 use super::frame;
 use super::reserve::Reserve;
-use super::segment::Segment;
+use super::segment::{Segment, Whole};
 use super::{Options, Position};
 use crate::identity::Pinned;
 
@@ -56,17 +56,25 @@ impl Buffers {
         size <= self.segment_size.saturating_sub(self.end.offset)
     }
 
-    /// Whether it is time to prepare the next segment.
-    pub(super) const fn wants_spare(&self) -> bool {
+    /// Whether the next segment is to be prepared: at once, so that the loss of the present one leaves a gap.
+    ///
+    /// While the disk is low it waits until the present one is half full.
+    pub(super) const fn wants_spare(&self, disk_low: bool) -> bool {
         self.spare.is_none()
             && !self.preparing
-            && (self.wanted.is_some() || self.end.offset > self.segment_size / 2)
+            && (self.wanted.is_some() || !disk_low || self.is_half_full())
+    }
+
+    pub(super) const fn is_half_full(&self) -> bool {
+        self.end.offset > self.segment_size / 2
     }
 }
 
 /// What the caller's side and the threads share.
 pub(super) struct Shared {
     pub(super) options: Options,
+    /// Which log this is.
+    pub(super) log: u64,
     /// The folder of the segments.
     pub(super) folder: Pinned,
     pub(super) buffers: Mutex<Buffers>,
@@ -93,6 +101,14 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// What the header of a new segment says.
+    pub(super) const fn whole(&self, size: u32) -> Whole {
+        Whole {
+            size,
+            log: self.log,
+        }
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, Buffers> {
         self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }

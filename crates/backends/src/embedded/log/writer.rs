@@ -1,5 +1,6 @@
 //! The log as its caller sees it: append, wait until committed, read.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -15,7 +16,7 @@ use super::recovery::{self, Recovery};
 use super::reserve::Reserve;
 use super::segment::{self, HEADER_BYTES};
 use super::shared::{Buffers, Shared, push_frame};
-use super::{Options, Position, committer};
+use super::{Needed, Options, Position, committer};
 use crate::identity::{Pinned, lost};
 
 /// Most bytes that may wait to be written; more is refused.
@@ -57,15 +58,18 @@ pub(crate) struct Log {
 
 impl Log {
     /// Opens the log and replays every intact frame from `from` (without it: from the oldest segment), in order.
+    /// Then `needed` says what the replayed state needs of each segment.
     ///
     /// # Errors
-    /// `Corrupt` for a segment of a newer format, those of `replay`, and `Unavailable` for I/O.
+    /// `Corrupt` for a segment of a newer format and for segments that are missing or cut short, those of `replay`,
+    /// and `Unavailable` for I/O.
     pub(crate) fn open(
         options: Options,
         from: Option<Position>,
         replay: &mut dyn FnMut(Position, &[u8]) -> Result<()>,
+        needed: &dyn Fn() -> BTreeMap<u32, Needed>,
     ) -> Result<(Self, Recovery)> {
-        let recovered = recovery::recover(&options, from, replay)?;
+        let recovered = recovery::recover(&options, from, replay, needed)?;
         let end = recovered.end;
         let segment_size = recovered.files.size(end.segment).unwrap_or(end.offset);
         let folder = Pinned::folder("log folder", &options.folder)
@@ -91,6 +95,7 @@ impl Log {
                 closing: false,
             }),
             options,
+            log: recovered.log,
             folder,
             work: Condvar::new(),
             room: Condvar::new(),
@@ -162,7 +167,7 @@ impl Log {
         if self.shared.options.durability == super::Durability::None {
             self.shared.committed.store(end.to_u64(), Ordering::Release);
         }
-        let wants_spare = buffers.wants_spare();
+        let wants_spare = buffers.wants_spare(self.is_disk_low());
         drop(buffers);
         self.shared.work.notify_all();
         if wants_spare {

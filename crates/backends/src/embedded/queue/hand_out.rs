@@ -7,7 +7,7 @@ use towpath_core::reminder::Reminder;
 use towpath_core::{Delivery, Error, ErrorKind, Message, QueueName, Receipt, Result};
 
 use super::super::log::Class;
-use super::super::record::{Ending, Record};
+use super::super::record::{self, Ending, Record};
 use super::super::state::{Entry, Found, Leased, Leasing, Place};
 use super::super::store::{Inner, Store};
 use super::millis;
@@ -123,6 +123,7 @@ impl Store {
                 fence,
                 interrupted,
             } = leased;
+            let message = message.and_then(|message| record::expect_id(message, entry.id));
             match message.or_else(|error| self.read_moved(&request.queue, &entry, error)) {
                 Ok(message) => deliveries.push(Delivery {
                     message,

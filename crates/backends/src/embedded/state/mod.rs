@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use towpath_core::port::queue::Settings;
-use towpath_core::{QueueName, Result, StreamName, Timestamp};
+use towpath_core::{MessageId, QueueName, Result, StreamName, Timestamp};
 
 pub(super) use block::LiveSegments;
 pub(super) use kv::{Changes, Content, FieldsSet, KvState, Plan, Slot};
@@ -37,7 +37,7 @@ pub(super) use stream::{GroupState, Handed, StreamState, Taking, offset};
 use bindings::Bindings;
 use queue::Mark;
 
-use super::log::Position;
+use super::log::{Needed, Position};
 use super::record::Record;
 use super::store::Source;
 
@@ -225,6 +225,23 @@ impl State {
             stream.add_live(&mut live);
         }
         live
+    }
+
+    /// Every message and entry that is still needed, and where it is.
+    pub(super) fn placed(&self) -> impl Iterator<Item = (MessageId, Place)> + '_ {
+        let messages = self.queues.values().flat_map(QueueState::placed);
+        let entries = self.streams.values().flat_map(StreamState::placed);
+        messages.chain(entries)
+    }
+
+    /// What is needed of each segment.
+    pub(super) fn needed(&self) -> BTreeMap<u32, Needed> {
+        let live = self.live().into_iter();
+        live.map(|(number, live)| {
+            let (bytes, end) = (live.bytes, live.end);
+            (number, Needed { bytes, end })
+        })
+        .collect()
     }
 
     /// Whether a message or an entry is still at this place. Quick for neighbours, one after the other.

@@ -234,6 +234,11 @@ impl From<Head> for StreamState {
 }
 
 impl StreamState {
+    /// Every entry, and where it is.
+    pub(super) fn placed(&self) -> impl Iterator<Item = (MessageId, Place)> + '_ {
+        self.entries.iter().map(|entry| (entry.id, entry.place))
+    }
+
     pub(super) fn snapshot(&self) -> Snapshot {
         let groups = self.groups.iter();
         Snapshot {

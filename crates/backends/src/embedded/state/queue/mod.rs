@@ -150,6 +150,14 @@ impl QueueState {
         self.fresh.push_packed(block)
     }
 
+    /// Every message, and where it is.
+    pub(super) fn placed(&self) -> impl Iterator<Item = (MessageId, Place)> + '_ {
+        let held = self.held.values().map(|held| held.entry);
+        let dead = self.dead.iter().map(|dead| dead.entry);
+        let all = self.fresh.iter().chain(held).chain(dead);
+        all.map(|entry| (entry.id, entry.place))
+    }
+
     pub(super) fn add_live(&self, live: &mut LiveSegments) {
         self.fresh.add_live(live);
         let held = self.held.values().map(|held| held.entry.place);

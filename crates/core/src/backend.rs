@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::future::Future;
+use std::io::Read;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 use crate::port::positions::InOneStep;
 use crate::port::{Effects, Kv, Positions, Queue, RateLimit, Routes, Stream};
@@ -169,13 +171,14 @@ pub trait Lifecycle: Send + Sync {
     /// `Unavailable` when something acknowledged as "not yet durable" could not be made so.
     async fn close(&self) -> Result<()>;
 
-    /// Copies everything that was acknowledged by now into a folder, while the backend works.
+    /// Begins to read everything that was acknowledged by now, while the backend works.
+    ///
+    /// Dropping the snapshot ends it.
     ///
     /// # Errors
-    /// `Unsupported` by servers, which have tools of their own; `Conflict` when the folder is not empty;
-    /// `Unavailable` when the copy is not complete.
-    async fn backup(&self, folder: &Path) -> Result<Copied> {
-        _ = folder;
+    /// `Unsupported` by servers, which have tools of their own; `Corrupt` when a file is missing;
+    /// `Unavailable` for I/O.
+    async fn snapshot(&self) -> Result<Snapshot> {
         Err(Error::unsupported(
             "this backend is backed up with its own tools",
         ))
@@ -204,12 +207,20 @@ pub trait Lifecycle: Send + Sync {
     }
 }
 
-/// What a backup is made of.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Copied {
-    /// Files.
-    pub files: u64,
-    /// Their bytes.
+/// The files of a backend as they were at one moment.
+pub struct Snapshot {
+    /// What there is, in the order of the bytes.
+    pub files: Vec<SnapshotFile>,
+    /// The bytes of all files, one after the other. Reading blocks, and fails when they cannot all be had.
+    pub bytes: Box<dyn Read + Send>,
+}
+
+/// A file of a [`Snapshot`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotFile {
+    /// Its path below the backend's folder, with `/` between names.
+    pub name: String,
+    /// Its length in bytes.
     pub bytes: u64,
 }
 

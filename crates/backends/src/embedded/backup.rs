@@ -1,112 +1,183 @@
-//! Backups: a copy of the folder while the store works.
+//! Snapshots: the files of the store as of one moment, read while it works.
 //!
 //! ```text
-//! sync -> checkpoints -> segments, the oldest first; none is removed meanwhile
+//! keep segments -> open checkpoints -> sync -> end of the log -> read checkpoints, segments up to that end
 //! ```
 //!
-//! The log only grows at its end, so the copy is a state that a crash could have left: everything that was acknowledged
-//! before it began, some of what came during it, and perhaps a torn tail, which opening cuts off.
+//! The log only grows at its end. What is read is the log up to a synced place, and zeros behind it: a restored store
+//! has everything that was acknowledged before the snapshot began, no gap and no torn tail.
 
-use std::fs::{self, File};
-use std::io;
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use towpath_core::backend::Copied;
+use towpath_core::backend::{Snapshot, SnapshotFile};
 use towpath_core::{Error, Result};
 
-use super::log::sync_folder;
+use super::checkpoint;
+use super::log::{Position, segment_path};
 use super::store::Store;
 
-/// What a store has in its folder: what a backup holds and a restored one needs.
-const PARTS: [&str; 2] = ["checkpoint", "log"];
-
 impl Store {
-    /// Copies the store into a folder that is not there yet or empty. Blocks.
-    pub(super) fn backup(&self, to: &Path) -> Result<Copied> {
-        refuse_full(to)?;
-        self.keeps_segments.fetch_add(1, Ordering::SeqCst);
-        let copied = self.copy(to);
-        self.keeps_segments.fetch_sub(1, Ordering::SeqCst);
-        copied.map_err(|error| failed(to, error))
-    }
-
-    fn copy(&self, to: &Path) -> io::Result<Copied> {
-        self.log.sync_all().map_err(io::Error::other)?;
-        let mut copied = Copied::default();
+    /// Begins to read the store as it is now. Blocks.
+    pub(super) fn snapshot(self: &Arc<Self>) -> Result<Snapshot> {
+        let kept = Kept::new(self);
+        let io = |error: io::Error| {
+            Error::unavailable("a file of the store cannot be read for the backup")
+                .with_source(error)
+        };
+        let (mut files, mut sources) = (Vec::new(), Vec::new());
         {
-            // No other checkpoint takes the place of these.
+            // No other checkpoint takes the place of these. Once open, they may be removed.
             let _checkpoint = self.checkpointing();
-            copy_folder(
-                &self.folder().join("checkpoint"),
-                &to.join("checkpoint"),
-                &mut copied,
-            )?;
-        }
-        copy_folder(&self.folder().join("log"), &to.join("log"), &mut copied)?;
-        sync_folder(to)?;
-        Ok(copied)
-    }
-}
-
-/// Puts a backup into a folder that has no store.
-///
-/// # Errors
-/// `Invalid` when there is no backup, `Conflict` when the folder has a store, `Unavailable` when it cannot be written.
-pub fn restore(from: &Path, to: &Path) -> Result<Copied> {
-    if !from.join("log").is_dir() {
-        let text = format!("`{}` is no backup: it has no folder `log`", from.display());
-        return Err(Error::invalid(text));
-    }
-    for part in PARTS {
-        refuse_full(&to.join(part))?;
-    }
-    let mut copied = Copied::default();
-    let mut copy = || -> io::Result<()> {
-        for part in PARTS {
-            // A store that never had a checkpoint has no such folder.
-            if from.join(part).is_dir() {
-                copy_folder(&from.join(part), &to.join(part), &mut copied)?;
+            for (name, file) in checkpoint::open_all(&self.folder().join("checkpoint"))? {
+                let bytes = file.metadata().map_err(io)?.len();
+                files.push(SnapshotFile { name, bytes });
+                sources.push(Source::Open(file));
             }
         }
-        sync_folder(to)
-    };
-    copy().map_err(|error| failed(to, error))?;
-    Ok(copied)
-}
-
-fn refuse_full(folder: &Path) -> Result<()> {
-    match fs::read_dir(folder)
-        .ok()
-        .and_then(|mut entries| entries.next())
-    {
-        Some(_) => Err(Error::conflict(format!(
-            "`{}` is not empty; name a folder that is not there yet",
-            folder.display()
-        ))),
-        None => Ok(()),
+        let end = self.log.records_end();
+        self.log.sync_all()?;
+        let segments = self.log.segments();
+        for (number, size) in segments {
+            if number > end.segment {
+                break;
+            }
+            let path = segment_path(&self.folder().join("log"), number);
+            let found = std::fs::metadata(&path).map_err(io)?.len();
+            if found < u64::from(size) {
+                return Err(Error::corrupt(format!(
+                    "segment `{}` has {found} of {size} bytes; there is no whole backup of this store",
+                    path.display()
+                )));
+            }
+            files.push(SnapshotFile {
+                name: segment_name(number),
+                bytes: u64::from(size),
+            });
+            sources.push(Source::Segment(number));
+        }
+        let lengths: Vec<u64> = files.iter().map(|file| file.bytes).collect();
+        let bytes = SnapshotReader {
+            kept,
+            end,
+            files: sources
+                .into_iter()
+                .zip(lengths)
+                .collect::<Vec<_>>()
+                .into_iter(),
+            present: None,
+        };
+        Ok(Snapshot {
+            files,
+            bytes: Box::new(bytes),
+        })
     }
 }
 
-fn copy_folder(from: &Path, to: &Path, copied: &mut Copied) -> io::Result<()> {
-    fs::create_dir_all(to)?;
-    let mut names = match fs::read_dir(from) {
-        Ok(entries) => entries
-            .map(|entry| entry.map(|entry| entry.file_name()))
-            .collect::<io::Result<Vec<_>>>()?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error),
-    };
-    // The oldest first: what is appended meanwhile is behind all that was copied.
-    names.sort();
-    for name in names {
-        copied.bytes += fs::copy(from.join(&name), to.join(&name))?;
-        copied.files += 1;
-        File::open(to.join(&name))?.sync_all()?;
-    }
-    sync_folder(to)
+/// The name of a segment in a snapshot.
+fn segment_name(number: u32) -> String {
+    format!("log/{number:010}.log")
 }
 
-fn failed(to: &Path, error: io::Error) -> Error {
-    Error::unavailable(format!("the copy in `{}` is not complete", to.display())).with_source(error)
+/// While it lives no segment of the store is removed.
+struct Kept(Arc<Store>);
+
+impl Kept {
+    fn new(store: &Arc<Store>) -> Self {
+        store.keeps_segments.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(store))
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.keeps_segments.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+enum Source {
+    Open(File),
+    Segment(u32),
+}
+
+struct SnapshotReader {
+    kept: Kept,
+    /// Of the log, synced.
+    end: Position,
+    files: std::vec::IntoIter<(Source, u64)>,
+    present: Option<Part>,
+}
+
+/// What is left to read of a file.
+struct Part {
+    file: File,
+    name: String,
+    left: u64,
+    /// Zeros that follow.
+    zeros: u64,
+}
+
+impl SnapshotReader {
+    fn open(&self, source: Source, bytes: u64) -> io::Result<Part> {
+        let (mut file, name, used) = match source {
+            Source::Open(file) => (file, "a checkpoint".to_owned(), bytes),
+            Source::Segment(number) => {
+                let path = segment_path(&self.kept.0.folder().join("log"), number);
+                let used = match number == self.end.segment {
+                    true => u64::from(self.end.offset).min(bytes),
+                    false => bytes,
+                };
+                (File::open(path)?, segment_name(number), used)
+            }
+        };
+        file.seek(SeekFrom::Start(0))?;
+        Ok(Part {
+            file,
+            name,
+            left: used,
+            zeros: bytes - used,
+        })
+    }
+}
+
+impl Read for SnapshotReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            if self.kept.0.is_closed() {
+                return Err(io::Error::other("the store was closed during the backup"));
+            }
+            let Some(part) = &mut self.present else {
+                let Some((source, bytes)) = self.files.next() else {
+                    return Ok(0);
+                };
+                self.present = Some(self.open(source, bytes)?);
+                continue;
+            };
+            let most = |left: u64| {
+                usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()))
+            };
+            if part.left > 0 {
+                let most = most(part.left);
+                let read = part.file.read(&mut buffer[..most])?;
+                if read == 0 {
+                    let text = format!("`{}` ended {} bytes early", part.name, part.left);
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+                }
+                part.left -= read as u64;
+                return Ok(read);
+            }
+            if part.zeros > 0 {
+                let most = most(part.zeros);
+                buffer[..most].fill(0);
+                part.zeros -= most as u64;
+                return Ok(most);
+            }
+            self.present = None;
+        }
+    }
 }

@@ -282,6 +282,19 @@ fn newer(path: &Path, version: u32) -> Error {
     ))
 }
 
+/// Every checkpoint, opened, with its name in a backup.
+pub(super) fn open_all(folder: &Path) -> Result<Vec<(String, File)>> {
+    let mut open = Vec::new();
+    for (_, path) in list(folder)? {
+        let file = File::open(&path).map_err(|error| {
+            Error::unavailable(format!("`{}` cannot be read", path.display())).with_source(error)
+        })?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        open.push((format!("checkpoint/{name}"), file));
+    }
+    Ok(open)
+}
+
 /// The file of the checkpoint of this place.
 pub(super) fn path(folder: &Path, position: Position) -> PathBuf {
     let Position { segment, offset } = position;

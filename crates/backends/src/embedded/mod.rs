@@ -52,11 +52,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use towpath_core::backend::{Backend, Capability, Copied, Descriptor, Health, Lifecycle};
+use towpath_core::backend::{Backend, Capability, Descriptor, Health, Lifecycle, Snapshot};
 use towpath_core::stall::Watch;
 use towpath_core::{Error, Result};
 
-pub use backup::restore;
 pub use log::reserve::NAME as RESERVE;
 pub use log::scan_for_fuzzing;
 pub use restoring::{RESTORING, refuse_restoring};
@@ -155,11 +154,11 @@ impl Lifecycle for Handle {
             .map_err(|error| Error::unavailable("closing the store panicked").with_source(error))?
     }
 
-    async fn backup(&self, folder: &Path) -> Result<Copied> {
-        let (store, folder) = (Arc::clone(&self.store), folder.to_owned());
-        tokio::task::spawn_blocking(move || store.backup(&folder))
+    async fn snapshot(&self) -> Result<Snapshot> {
+        let store = Arc::clone(&self.store);
+        tokio::task::spawn_blocking(move || store.snapshot())
             .await
-            .map_err(|error| Error::unavailable("the backup panicked").with_source(error))?
+            .map_err(|error| Error::unavailable("the snapshot panicked").with_source(error))?
     }
 
     fn folder(&self) -> Option<&Path> {

@@ -224,3 +224,38 @@ async fn an_open_store_is_not_verified() {
     let nowhere = verify(&folder.path().join("log"), Depth::All).unwrap_err();
     assert_eq!(nowhere.kind(), ErrorKind::NotFound);
 }
+
+#[tokio::test]
+async fn a_snapshot_is_the_log_up_to_its_moment() {
+    use std::io::Read;
+    let folder = tempfile::tempdir().unwrap();
+    let (store, waiting) = filled(folder.path()).await;
+    let mut snapshot = store.snapshot().unwrap();
+    // What comes later is not in it, nor does it tear what is.
+    store
+        .enqueue(&jobs(), vec![NewMessage::new(vec![9; 30_000]); 1])
+        .await
+        .unwrap();
+    store.checkpoint().unwrap();
+    let restored = tempfile::tempdir().unwrap();
+    for file in &snapshot.files {
+        let mut bytes = vec![0; usize::try_from(file.bytes).unwrap()];
+        snapshot.bytes.read_exact(&mut bytes).unwrap();
+        let path = restored.path().join(&file.name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    assert_eq!(snapshot.bytes.read(&mut [0]).unwrap(), 0);
+    let verified = verify(restored.path(), Depth::All).unwrap();
+    assert!(
+        verified.faults.is_empty() && verified.notes.is_empty(),
+        "{verified:?}"
+    );
+    assert_eq!(verified.waiting as usize, waiting.len());
+    drop(snapshot);
+    let mut late = store.snapshot().unwrap();
+    store.close().unwrap();
+    assert!(late.bytes.read(&mut [0; 8]).is_err());
+    fs::write(folder.path().join("log/0000000002.log"), "").unwrap();
+    assert!(open(folder.path()).is_err());
+}

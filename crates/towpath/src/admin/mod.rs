@@ -31,8 +31,7 @@ pub use outbox::{
 };
 pub use streams::{EntryView, GroupView, StreamView, TrimWanted};
 pub use wire::{
-    BackupMade, BackupWanted, Count, DeadLetterView, HealthView, Letters, MessageView, Payload,
-    QueueStats, Sent,
+    Count, DeadLetterView, HealthView, Letters, MessageView, Payload, QueueStats, Sent,
 };
 
 use crate::apps::orders::Desk;

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
@@ -18,10 +20,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::failure::Failure;
-use super::wire::{
-    BackupMade, BackupWanted, Count, DeadLetterView, HealthView, Letters, MessageView, QueueStats,
-    Sent,
-};
+use super::wire::{Count, DeadLetterView, HealthView, Letters, MessageView, QueueStats, Sent};
 use super::{Admin, document};
 use crate::apps::orders::{Balance, Books};
 use crate::http::error::Problem;
@@ -418,27 +417,23 @@ async fn check_orders(State(admin): State<Admin>) -> Answer<Balance> {
     Ok(Json(Books(desk).balance().await?))
 }
 
-/// Copies the embedded store into a folder on the process's machine, while it works.
-#[utoipa::path(post, path = "/v1/backup", request_body = BackupWanted, responses((status = 200, description = "What was copied", body = BackupMade)))]
-async fn backup(
-    State(admin): State<Admin>,
-    Json(Object(wanted)): Json<Object<BackupWanted>>,
-) -> Answer<BackupMade> {
-    let folder = std::path::PathBuf::from(wanted.folder);
-    if !folder.is_absolute() {
-        return Err(Error::invalid("`folder` must be an absolute path").into());
-    }
+/// Reads the embedded store as it is now, while it works.
+///
+/// One line of JSON lists the files (`[{"name": ..., "bytes": ...}]`), then come their bytes, one file after the other.
+/// An answer that ends early is not a backup.
+#[utoipa::path(post, path = "/v1/backup", responses((status = 200, description = "The files", body = Binary, content_type = "application/octet-stream")))]
+async fn backup(State(admin): State<Admin>) -> std::result::Result<Response, Failure> {
     let stores = admin.backends.iter();
     let mut stores = stores.filter(|backend| backend.descriptor.name == "embedded");
     let (Some(store), None) = (stores.next(), stores.next()) else {
         let text = "this process has not exactly one embedded store; servers are backed up with their own tools";
         return Err(Error::unsupported(text).into());
     };
-    let copied = store.lifecycle.backup(&folder).await?;
-    Ok(Json(BackupMade {
-        files: copied.files,
-        bytes: copied.bytes,
-    }))
+    let snapshot = store.lifecycle.snapshot().await?;
+    let health = admin.health.clone();
+    let stream = crate::backup::outgoing(snapshot, move || health.is_draining())?;
+    let kind = (header::CONTENT_TYPE, "application/octet-stream");
+    Ok(([kind], Body::from_stream(stream)).into_response())
 }
 
 impl Admin {

@@ -195,22 +195,6 @@ pub struct Sent {
     pub duplicate: bool,
 }
 
-/// Where a backup goes.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct BackupWanted {
-    /// An absolute path on the process's machine; not there yet, or empty.
-    pub folder: String,
-}
-
-/// What a backup is made of.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct BackupMade {
-    /// Files.
-    pub files: u64,
-    /// Their bytes.
-    pub bytes: u64,
-}
-
 /// How many messages something was done to.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Count {

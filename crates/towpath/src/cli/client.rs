@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use futures_util::Stream;
 use reqwest::{Client as Http, Method, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -125,6 +126,22 @@ impl Client {
         headers: &[(&str, String)],
         body: Vec<u8>,
     ) -> Result<(StatusCode, bytes::Bytes), Failure> {
+        let response = self.send(method, path, headers, body).await?;
+        let status = response.status();
+        let bytes = response
+            .bytes()
+            .await
+            .map_err(|error| Failure::unreachable(error.to_string()))?;
+        Ok((status, bytes))
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, String)],
+        body: Vec<u8>,
+    ) -> Result<reqwest::Response, Failure> {
         let (began, asked) = (Instant::now(), format!("{method} {}{path}", self.base));
         let mut request = self
             .http
@@ -153,11 +170,22 @@ impl Client {
             let elapsed = began.elapsed();
             output::note(format!("{asked}: {status} after {elapsed:.1?}"));
         }
-        let bytes = response
-            .bytes()
-            .await
-            .map_err(|error| Failure::unreachable(error.to_string()))?;
-        Ok((status, bytes))
+        Ok(response)
+    }
+
+    /// What a route answers, as it comes.
+    pub(super) async fn stream(
+        &self,
+        path: &str,
+    ) -> Result<impl Stream<Item = reqwest::Result<bytes::Bytes>> + Send + 'static, Failure> {
+        let response = self.send(Method::POST, path, &[], Vec::new()).await?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response.bytes_stream());
+        }
+        let bytes = response.bytes().await;
+        let bytes = bytes.map_err(|error| Failure::unreachable(error.to_string()))?;
+        Err(refusal(&self.base, status, &bytes))
     }
 
     fn answer<T: DeserializeOwned>(&self, status: StatusCode, bytes: &[u8]) -> Result<T, Failure> {

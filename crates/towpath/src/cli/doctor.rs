@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use serde::Serialize;
-use towpath_core::QueueName;
+use towpath_core::{ErrorKind, QueueName};
 
 use super::client::Client;
 use super::health::parts;
@@ -104,15 +104,26 @@ async fn process(global: &Global, config: &Config, checks: &mut Vec<Check>) -> R
     let client = Client::new(global)?;
     let base = client.base();
     let (found, detail) = match client.get::<HealthView>("/v1/health").await {
-        Ok(health) => (
-            if health.ready { Found::Ok } else { Found::Fail },
-            format!(
-                "a Towpath {} answers at {base}: {}",
-                health.version,
-                parts(&health).collect::<Vec<_>>().join(", ")
-            ),
-        ),
+        Ok(mut health) => {
+            let warnings = health.checks.iter();
+            let warnings = warnings.filter_map(|line| line.strip_prefix("[!]"));
+            checks.extend(warnings.map(|warning| Check {
+                check: "process",
+                found: Found::Warn,
+                detail: warning.to_owned(),
+            }));
+            health.checks.retain(|line| !line.starts_with("[!]"));
+            (
+                if health.ready { Found::Ok } else { Found::Fail },
+                format!(
+                    "a Towpath {} answers at {base}: {}",
+                    health.version,
+                    parts(&health).collect::<Vec<_>>().join(", ")
+                ),
+            )
+        }
         Err(Failure::Said(Exit::Unreachable, _)) => {
+            checks.extend(store(config));
             checks.push(port("server.listen", &config.listen));
             checks.push(port("server.admin", &config.admin));
             (
@@ -130,6 +141,37 @@ async fn process(global: &Global, config: &Config, checks: &mut Vec<Check>) -> R
         detail,
     });
     Ok(())
+}
+
+/// Whether a start would find every file of the store; absent where there is none.
+fn store(config: &Config) -> Option<Check> {
+    let shown = config.data_dir.display();
+    let found = match wiring::verify_store(&config.data_dir, wiring::Depth::Start) {
+        Ok(found) => found,
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        Err(error) => {
+            return Some(Check {
+                check: "store",
+                found: Found::Fail,
+                detail: error.chain(),
+            });
+        }
+    };
+    let (mark, detail) = if found.faults.is_empty() {
+        let (segments, messages) = (found.segments, found.messages);
+        let text = format!("{segments} segments of the log are there, for {messages} messages");
+        (Found::Ok, text)
+    } else {
+        let faults = found.faults.join("; ");
+        let text =
+            format!("{faults}; restore a backup, and `towpath verify {shown}` reads everything");
+        (Found::Fail, text)
+    };
+    Some(Check {
+        check: "store",
+        found: mark,
+        detail,
+    })
 }
 
 /// How safe the backend keeps what it takes. The embedded store says so without being opened: a process may have it.

@@ -23,6 +23,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
             "migrate",
             "backup",
             "restore",
+            "verify",
             "completions",
             "help",
         ],

@@ -103,10 +103,12 @@ enum Command {
     Outbox(outbox::OutboxCommand),
     /// Send a range of events again that were sent before
     Backfill(outbox::BackfillArgs),
-    /// Copy the embedded store and SQLite databases, also while they are in use
+    /// Back up the embedded store and SQLite databases, also while they are in use
     Backup(backup::BackupArgs),
-    /// Put a backup into a data folder that has no store
+    /// Put a backup into a data folder that does not exist or is empty
     Restore(backup::RestoreArgs),
+    /// Read a backup or a data folder completely and name every fault
+    Verify(backup::VerifyArgs),
     /// Write files to run Towpath with: Compose, Kubernetes, systemd, Prometheus, Grafana
     Init(init::InitArgs),
     /// Make the tables of the database, or take them back
@@ -190,6 +192,7 @@ impl Cli {
             Command::Backfill(args) => outbox::backfill(global, args).await,
             Command::Backup(args) => backup::backup(global, args).await,
             Command::Restore(args) => backup::restore(global, args).await,
+            Command::Verify(args) => backup::verify(global, args).await,
             Command::Init(args) => init::run(global, args),
             Command::Migrate(command) => migrate::run(global, command).await,
             Command::Health(args) => health::run(global, args).await,

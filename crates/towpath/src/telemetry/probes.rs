@@ -111,6 +111,11 @@ impl Health {
         self.lock().phase = Phase::Draining;
     }
 
+    /// Whether the process is on its way out.
+    pub fn is_draining(&self) -> bool {
+        matches!(self.lock().phase, Phase::Draining)
+    }
+
     /// Whether all is well, and a line for each part: `[+]embedded ok`, `[-]ingest.worker: …`.
     ///
     /// Takes at most 2 s: a backend that does not answer by then is not well.

@@ -24,7 +24,8 @@ mod run;
 mod stalls;
 
 pub use backends::{
-    BACKENDS, FORMATS, STORES, UNLOGGED, open, open_database, open_migrated, restore,
+    BACKENDS, Depth, FORMATS, RESTORING, STORES, UNLOGGED, Verified, open, open_database,
+    open_migrated, verify_store,
 };
 pub use bench::{
     BENCH_QUEUE, BenchApi, bare_api_for_bench, ingest_api_for_bench, limits_api_for_bench,

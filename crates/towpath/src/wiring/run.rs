@@ -9,7 +9,7 @@ use towpath_core::backend::Backend;
 
 use super::Role;
 use super::accounts::Accounts;
-use super::backends::clock;
+use super::backends::{clock, refuse_restoring};
 use super::fleet::Fleet;
 use super::ingest::Ingest;
 use super::lines::Lines;
@@ -47,6 +47,8 @@ pub struct Started {
 /// # Errors
 /// `Unavailable` when the backend cannot be opened or a port is taken; `Invalid` for what only the backend could find wrong.
 pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<Started> {
+    // Databases too belong to a restore.
+    refuse_restoring(&config.data_dir)?;
     let mut process = Process::new(config, roles, clock());
     let mut opened = Opened::new(Arc::clone(&process.clock));
     let ingest = Ingest::open(&process, &mut opened).await?;

@@ -15,10 +15,10 @@ use crate::process::{World, able, lines_of, seeds, wait_until};
 use crate::producers::{ledger, read_output, text, up};
 
 /// A small file system of its own, unmounted at the end.
-struct SmallDisk(PathBuf);
+pub(crate) struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn mount(at: &Path, mebibytes: u32) -> Option<Self> {
+    pub(crate) fn mount(at: &Path, mebibytes: u32) -> Option<Self> {
         fs::create_dir_all(at).unwrap();
         let options = format!("size={mebibytes}m");
         let mounted = Command::new("mount")

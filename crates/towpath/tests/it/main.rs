@@ -16,6 +16,7 @@ mod accounts;
 mod admin;
 mod autoscale;
 mod backup;
+mod backup_faults;
 mod bench;
 mod blame;
 mod chaos;

@@ -99,6 +99,7 @@ const ABILITIES: &[&str] = &[
     fault::TOOL,
     "pgbouncer",
     "postgres",
+    "s3",
     "tmpfs",
     "unprivileged",
 ];

@@ -4,6 +4,7 @@ pub mod kafka;
 pub mod postgres;
 pub mod rabbitmq;
 pub mod redis;
+pub mod s3;
 
 use std::collections::BTreeSet;
 use std::io::Write;

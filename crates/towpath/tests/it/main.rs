@@ -17,6 +17,7 @@ mod admin;
 mod autoscale;
 mod backup;
 mod backup_faults;
+mod backup_s3;
 mod bench;
 mod blame;
 mod chaos;

@@ -129,7 +129,7 @@ impl Store {
     /// Two checkpoints, so that neither of the two that are kept needs what the log holds before its end.
     fn make_room(&self) -> Result<()> {
         let end = self.log.records_end();
-        let live = self.snapshot().live();
+        let live = self.state().live();
         let mut older = self.log.segments().into_iter();
         if !older.any(|(number, _)| number < end.segment && !live.contains_key(&number)) {
             return Ok(());
@@ -144,7 +144,7 @@ impl Store {
         self.checkpoint()
     }
 
-    fn snapshot(&self) -> Snapshot {
+    fn state(&self) -> Snapshot {
         self.lock().state.snapshot()
     }
 
@@ -153,7 +153,7 @@ impl Store {
     /// nothing to do.
     fn tidy(&self) -> Result<bool> {
         let end = self.log.records_end();
-        let state = self.snapshot();
+        let state = self.state();
         let live = state.live();
         let segments = self.log.segments().into_iter();
         let empty =
@@ -185,7 +185,7 @@ impl Store {
         if segments.len() < COMPACT_FROM || self.log.is_disk_low() {
             return Ok(());
         }
-        let state = self.snapshot();
+        let state = self.state();
         let live = state.live();
         let old = &segments[..segments.len() - 3];
         let sparse = old.iter().filter(|(number, size)| {

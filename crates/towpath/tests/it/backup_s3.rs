@@ -32,6 +32,9 @@ fn url(prefix: &str) -> String {
     format!("s3://{BUCKET}/{prefix}")
 }
 
+/// Does something to a folder.
+type Fault = fn(&std::path::Path);
+
 #[test]
 fn a_backup_in_a_bucket_is_verified_and_restored() {
     if !able("s3", missing().is_none()) {
@@ -72,7 +75,7 @@ fn a_backup_in_a_bucket_is_verified_and_restored() {
     );
     drop(running);
     let objects = server.objects().join("monday");
-    let faults: [(&str, fn(&std::path::Path)); 4] = [
+    let faults: [(&str, Fault); 4] = [
         ("store/log/0000000001.log", |file| {
             fs::remove_file(file).unwrap()
         }),

@@ -169,19 +169,6 @@ impl<T: Item> Line<T> {
         None
     }
 
-    /// The item of this number.
-    pub(super) fn find(&self, number: u64) -> Option<T> {
-        let block = self.blocks.get(self.block_with(number))?;
-        match block {
-            Block::Open(items) => {
-                let index = items.binary_search_by_key(&number, Item::number).ok()?;
-                items.get(index).copied()
-            }
-            Block::Packed(packed) if packed.first > number => None,
-            Block::Packed(packed) => packed.iter().find(|item| item.number() == number),
-        }
-    }
-
     /// Whether there is an item of this number. Quick where no number of a block is missing.
     pub(super) fn has(&self, number: u64) -> bool {
         match self.blocks.get(self.block_with(number)) {
@@ -194,8 +181,8 @@ impl<T: Item> Line<T> {
         }
     }
 
-    /// As [`Line::find`], when its neighbours are next.
-    pub(super) fn find_near(&mut self, number: u64) -> Option<T> {
+    /// The item of this number. Unpacks its block, so that its neighbours are quick to find.
+    pub(super) fn find(&mut self, number: u64) -> Option<T> {
         let block = self.block_with(number);
         let items = self.open(block)?;
         let index = items.binary_search_by_key(&number, Item::number).ok()?;

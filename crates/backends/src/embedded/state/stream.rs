@@ -370,7 +370,7 @@ impl StreamState {
         numbers
             .into_iter()
             .filter_map(|number| {
-                let entry = self.entries.find_near(number)?;
+                let entry = self.entries.find(number)?;
                 Some((entry, state.take(number, taking)))
             })
             .collect()
@@ -426,7 +426,7 @@ impl StreamState {
 
     /// Where an entry is now.
     pub(super) fn place_of(&mut self, number: u64) -> Option<Place> {
-        self.entries.find_near(number).map(|entry| entry.place)
+        self.entries.find(number).map(|entry| entry.place)
     }
 
     pub(super) fn relocate(&mut self, number: u64, place: Place) {

@@ -348,7 +348,7 @@ impl QueueState {
         let held = self.held.get(&number).map(|held| held.entry);
         let dead = || self.dead.get(number).map(|dead| dead.entry);
         let apart = held.or_else(dead);
-        let entry = apart.or_else(|| self.fresh.find_near(number))?;
+        let entry = apart.or_else(|| self.fresh.find(number))?;
         Some(entry.place)
     }
 

@@ -176,6 +176,13 @@ fn every_example_of_the_help_runs() {
     wait_until("the stream", std::time::Duration::from_secs(30), lines);
     world.client().post("/enqueue", &[], b"example");
     world.ok(&["send", "old-jobs", "example"]);
+    let user = br#"{"email":"a@example.com","name":"A"}"#;
+    let json = ("content-type", "application/json");
+    assert_eq!(world.client().post("/api/users", &[json], user).status, 201);
+    wait_until("its event", std::time::Duration::from_secs(30), || {
+        let shown = world.run(&["stream", "show", "user-events"]);
+        shown.status.success()
+    });
     let mut ran = 0;
     for example in examples() {
         // These are the tests of `startup`.

@@ -128,6 +128,10 @@ impl Hits {
         let Some(stored) = self.tasks.find(id).await? else {
             return Ok(Outcome::Done);
         };
+        // It may have been cancelled since it was noted as running.
+        if stored.task.status.is_final() {
+            return Ok(Outcome::Done);
+        }
         if delivery.attempt > self.limits.attempts + CRASHES {
             let error = Error::invalid("the worker stopped each time that it worked on this");
             return self.finish(stored, Err(error), Duration::ZERO).await;

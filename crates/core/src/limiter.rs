@@ -200,7 +200,7 @@ const fn counts_as(at_ms: u64, now_ms: u64, length_ms: u64) -> u64 {
 ///
 /// Time that goes back counts as standing still, so a clock set back gives
 /// nothing away. A state that lies further ahead than the limit is long (until an empty bucket is full, or a window)
-/// counts as one of now: nobody waits longer than that because of a clock. It has to be kept also when the request was
+/// counts as one of now: no caller waits longer than that because of a clock. It has to be kept also when the request was
 /// refused ([`State::is_earlier`]), or time would go on standing still. A state of another algorithm or scale is started afresh, empty of
 /// tokens for a bucket's changed period, full when the key is new.
 pub fn decide(

@@ -37,7 +37,7 @@ pub(crate) struct Floor {
 }
 
 impl Floor {
-    /// Whether so many more bytes in `folder` leave the store what it needs to free space; always on another disk.
+    /// Whether this many more bytes in `folder` leave the store what it needs to free space; always on another disk.
     ///
     /// # Errors
     /// `StorageFull` when they do not.

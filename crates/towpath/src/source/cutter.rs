@@ -12,7 +12,7 @@ use super::position::read_at;
 /// Fewer bytes are not worth a read of their own.
 const LEAST: usize = 64 * 1024;
 
-/// So many NUL bytes at the beginning of a file are no text, but what a writer jumped over after a truncation.
+/// This many NUL bytes at the beginning of a file are no text, but what a writer jumped over after a truncation.
 const GAP: usize = 4;
 
 /// Bounds of what is read at once.

@@ -108,7 +108,7 @@ fn requests_on_a_hanging_disk_are_answered_and_service_resumes() {
         wait_until("the metric", Duration::from_secs(5), || {
             world.metric(&stalled) >= 1.0
         });
-        // From now on nothing is taken, and nobody waits for it.
+        // From now on nothing is taken, and no request waits for it.
         let began = Instant::now();
         let refused = client.post("/enqueue", &[], b"refused");
         assert_eq!(refused.status, 503);

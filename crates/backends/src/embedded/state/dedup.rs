@@ -25,7 +25,7 @@ type Digest = [u8; 16];
 /// The key of the digests.
 pub(super) type Secret = (u64, u64);
 
-/// A table grows in one step that looks at every entry, so many entries have many tables.
+/// A table grows in one step that looks at every entry, and a large state has many tables.
 const TABLES: usize = 256;
 const ONE_TABLE: usize = 8_192;
 

@@ -25,7 +25,7 @@ fn arrivals(first: u64, count: u64) -> Vec<Arrival<'static>> {
         .collect()
 }
 
-/// A state with so many thousand messages, entries, ids, keys and limits.
+/// A state with this many thousand messages, entries, ids, keys and limits.
 fn state(thousands: u64) -> State {
     let (queue, stream) = (
         QueueName::new("jobs").unwrap(),

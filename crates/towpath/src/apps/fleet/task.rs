@@ -144,7 +144,7 @@ impl Tasks {
     /// Makes the queues.
     ///
     /// # Errors
-    /// `Unavailable` when the store is away.
+    /// `Unavailable` when the store does not answer.
     pub async fn declare(&self) -> Result<()> {
         // How often a task is tried is the worker's matter.
         let settings = Settings {
@@ -163,7 +163,7 @@ impl Tasks {
     /// Makes the queues, and a consumer's view of the one of this name.
     ///
     /// # Errors
-    /// `Unavailable` when the store is away.
+    /// `Unavailable` when the store does not answer.
     pub async fn inlet(&self, queue: &str) -> Result<QueueInlet> {
         self.declare().await?;
         let (name, consumer) = (QueueName::new(queue)?, ConsumerId::unique("fleet.worker")?);

@@ -18,7 +18,7 @@ use crate::producers::{ledger, read_output, text, up};
 /// Room for the logs of RabbitMQ and Kafka.
 const DISK_BYTES: u64 = 2 << 30;
 
-/// So many cuts does one disk go through, so that what a cut left is cut again.
+/// Cuts that one disk goes through, so that what a cut left is cut again.
 const CUTS_PER_DISK: u64 = 2;
 
 /// Longest wait for the last message.

@@ -41,11 +41,15 @@ async fn filled(folder: &Path) -> Arc<Store> {
     store
 }
 
+/// The newest segment or checkpoint with a record.
 fn newest(folder: &Path) -> PathBuf {
     let entries = fs::read_dir(folder).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
-    // The segment that is prepared has no record yet.
-    let is_used = |path: &PathBuf| fs::read(path).unwrap()[64..].iter().any(|byte| *byte != 0);
+    // The store prepares the next segment meanwhile: first as `.new`, then without a record.
+    let is_used = |path: &PathBuf| match path.extension() {
+        Some(ending) if ending == "new" => false,
+        _ => fs::read(path).unwrap()[64..].iter().any(|byte| *byte != 0),
+    };
     paths.filter(is_used).max().unwrap()
 }
 

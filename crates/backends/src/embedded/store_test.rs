@@ -25,14 +25,7 @@ fn open(folder: &Path, clock: &Arc<ManualClock>) -> Arc<Store> {
 /// The folder as a crash at this moment leaves it.
 fn crash_image(from: &Path) -> tempfile::TempDir {
     let image = tempfile::tempdir().unwrap();
-    for folder in ["log", "checkpoint"] {
-        std::fs::create_dir_all(image.path().join(folder)).unwrap();
-        for entry in std::fs::read_dir(from.join(folder)).into_iter().flatten() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap();
-            std::fs::copy(&path, image.path().join(folder).join(name)).unwrap();
-        }
-    }
+    super::model_test::copy(from, image.path());
     image
 }
 

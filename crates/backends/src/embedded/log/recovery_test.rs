@@ -313,7 +313,7 @@ fn closing_while_others_append_ends() {
             ..options(folder.path())
         };
         let (log, _) = Log::open(options, None, &mut |_, _| Ok(()), &BTreeMap::new).unwrap();
-        within(Duration::from_secs(10), move || {
+        within(Duration::from_secs(60), move || {
             std::thread::scope(|scope| {
                 for _ in 0..2 {
                     scope.spawn(|| while log.append(Class::Note, b"x").is_ok() {});

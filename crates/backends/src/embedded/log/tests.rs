@@ -42,14 +42,6 @@ fn body(rng: &mut StdRng) -> Vec<u8> {
     (0..length).map(|_| rng.random()).collect()
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to.join("log")).unwrap();
-    for entry in std::fs::read_dir(from.join("log")).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, to.join("log").join(path.file_name().unwrap())).unwrap();
-    }
-}
-
 #[tokio::test]
 async fn what_was_committed_is_replayed_in_order_and_reads_back() {
     let folder = tempfile::tempdir().unwrap();
@@ -101,7 +93,7 @@ async fn a_torn_tail_is_cut_and_reported_and_the_log_goes_on() {
         log.close().unwrap();
 
         let image = tempfile::tempdir().unwrap();
-        copy(folder.path(), image.path());
+        crate::embedded::model_test::copy(folder.path(), image.path());
         // The last frame and its seal, as they look when only a part reached the disk.
         let path = image
             .path()
@@ -150,7 +142,7 @@ async fn damage_is_named_and_never_silent() {
     log.close().unwrap();
     for round in 0..150 {
         let image = tempfile::tempdir().unwrap();
-        copy(folder.path(), image.path());
+        crate::embedded::model_test::copy(folder.path(), image.path());
         let mut numbers = segment::list(&image.path().join("log")).unwrap();
         numbers.retain(|number| *number <= newest);
         let number = numbers[rng.random_range(0..numbers.len())];

@@ -14,6 +14,7 @@ pub mod http;
 mod idempotency;
 pub mod inlet;
 mod last_resort;
+pub mod problems;
 pub mod pump;
 pub mod sink;
 pub mod source;

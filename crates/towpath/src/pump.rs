@@ -25,8 +25,8 @@ use futures_util::FutureExt;
 use towpath_core::port::Sink;
 use towpath_core::port::queue::Verdict;
 use towpath_core::port::sink::{Cause, Outcome};
-use towpath_core::{Delivery, Receipt, Result, retry};
-use tracing::{debug, warn};
+use towpath_core::{Delivery, Error, Receipt, Result, retry};
+use tracing::{debug, info, warn};
 
 use crate::inlet::Inlet;
 use crate::supervisor::{Stop, panic_text};
@@ -72,6 +72,15 @@ impl Work {
     }
 }
 
+/// The two sides of a pump.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Leases and settlements.
+    Inlet,
+    /// The sink as a whole.
+    Sink,
+}
+
 /// One pump: one consumer's loop.
 pub struct Pump {
     /// Where work comes from.
@@ -86,8 +95,8 @@ pub struct Pump {
     pub pause: Duration,
     /// What is measured.
     pub metrics: PumpMetrics,
-    /// Told what is wrong with a sink as a whole, and when nothing is.
-    pub condition: Box<dyn Fn(Option<String>) + Send + Sync>,
+    /// Called with what is wrong with one of its sides, and when that works again.
+    pub condition: Box<dyn Fn(Side, Option<String>) + Send + Sync>,
 }
 
 impl Pump {
@@ -155,6 +164,25 @@ impl Pump {
                 Verdict::Release { after }
             }
         })
+    }
+
+    /// Reports a lease that failed, `failures` of them in a row: one warning when that begins.
+    fn lease_failed(&self, error: &Error, failures: u32) {
+        let error = error.chain();
+        if failures == 1 {
+            warn!(error, "lease failed; retrying");
+        } else {
+            debug!(error, failures, "lease failed; retrying");
+        }
+        (self.condition)(Side::Inlet, Some(format!("lease failed: {error}")));
+    }
+
+    /// Reports a lease after so many that failed.
+    fn leased(&self, failures: u32) {
+        if failures > 0 {
+            info!(failures, "lease succeeded again");
+            (self.condition)(Side::Inlet, None);
+        }
     }
 
     /// Renews leases once, within this time. The fences of those that are lost.

@@ -279,6 +279,15 @@ impl<T> Hand<T> {
         all.map(|held| held.envelope.message.enqueued_at).min()
     }
 
+    /// For how long the longest waiting of those that can be leased has been here.
+    pub(crate) fn longest_ready(&self) -> Option<Duration> {
+        let since = self.waiting.values().filter_map(|held| match held.state {
+            State::Waiting { since } => Some(since),
+            State::Leased { .. } => None,
+        });
+        since.min().map(|since| since.elapsed())
+    }
+
     /// Those with something in hand.
     pub(crate) fn consumers(&self) -> impl Iterator<Item = &ConsumerId> {
         self.leased.values().filter_map(Held::consumer)

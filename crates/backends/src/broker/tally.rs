@@ -51,6 +51,7 @@ impl Tally {
             dropped: total(&self.dropped),
             duplicates: 0,
             oldest_age: None,
+            oldest_ready_age: None,
             consumers: consumers.len() as u64,
             paused: false,
         }

@@ -433,15 +433,6 @@ impl Store {
                 "a torn tail of {bytes} bytes at {place} was cut and saved in `quarantine`"
             ));
         }
-        if self.log.is_disk_low() {
-            warnings.push("the disk is low: nothing more is taken until space is freed".to_owned());
-        }
-        if self.memory.is_low() {
-            warnings.push(
-                "memory is low: nothing more is taken until queues are drained or the limit is raised"
-                    .to_owned(),
-            );
-        }
         let ahead = self.clock.ahead();
         if ahead >= STEP {
             warnings.push(format!(

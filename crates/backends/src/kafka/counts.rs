@@ -29,7 +29,7 @@ impl Store {
         let marks = self.marks_of(&known.topic).await?;
         let later_marks = self.marks_of(&known.later_topic).await?;
         let (mut ready, mut leased, mut delayed) = (0, 0, 0);
-        let (mut oldest, mut holding) = (None, Vec::new());
+        let (mut oldest, mut longest_ready, mut holding) = (None, None, Vec::new());
         let (mut missing, mut later_missing) =
             (vec![None; marks.len()], vec![None; later_marks.len()]);
         if let Some(desk) = known.desk_if_any().await {
@@ -42,6 +42,7 @@ impl Store {
             (ready, leased) = shelf.hand().counts();
             holding = shelf.hand().consumers().cloned().collect();
             oldest = shelf.hand().oldest();
+            longest_ready = shelf.hand().longest_ready();
             drop(shelf);
             let shelf = members.later.shelf();
             delayed = shelf.count();
@@ -57,6 +58,7 @@ impl Store {
         stats.delayed = delayed;
         stats.dead = self.count_dead(known).await?;
         stats.oldest_age = oldest.map(|at| self.clock.now().since(at));
+        stats.oldest_ready_age = longest_ready;
         Ok(Some(Tally::balanced(stats)))
     }
 

@@ -244,6 +244,7 @@ impl Store {
         stats.dead = messages(&counts[1]);
         let oldest = hand.oldest().map(|at| self.clock.now().since(at));
         stats.oldest_age = oldest.max(stuck);
+        stats.oldest_ready_age = hand.longest_ready().max(stuck);
         Ok(Some(Tally::balanced(stats)))
     }
 }

@@ -415,6 +415,7 @@ impl Store {
             dropped,
             duplicates,
             age,
+            ready_age,
             consumers,
             paused,
         ] = reply::tuple(answer)?;
@@ -429,10 +430,8 @@ impl Store {
             retried: reply::number(retried)?,
             dropped: reply::number(dropped)?,
             duplicates: reply::number(duplicates)?,
-            oldest_age: match age {
-                Value::Int(ms) => u64::try_from(ms).ok().map(Duration::from_millis),
-                other => return Err(reply::unexpected("an age", &other)),
-            },
+            oldest_age: age_of(age)?,
+            oldest_ready_age: age_of(ready_age)?,
             consumers: reply::number(consumers)?,
             paused: reply::number(paused)? == 1,
         }))
@@ -583,4 +582,12 @@ pub(super) fn stale(receipt: &Receipt) -> Error {
         "the lease of message number {} of `{}` had expired, and the message went on",
         receipt.number, receipt.queue
     ))
+}
+
+/// An age in milliseconds; -1 stands for none.
+fn age_of(value: Value) -> Result<Option<Duration>> {
+    match value {
+        Value::Int(ms) => Ok(u64::try_from(ms).ok().map(Duration::from_millis)),
+        other => Err(reply::unexpected("an age", &other)),
+    }
 }

@@ -207,6 +207,9 @@ pub struct Stats {
     pub duplicates: u64,
     /// How long the oldest waiting message (ready, delayed or leased) has been here.
     pub oldest_age: Option<Duration>,
+    /// For how long the longest waiting of the messages that can be leased has been ready, as far as the backend knows:
+    /// a delay, the backoff of a retry and a lease do not count.
+    pub oldest_ready_age: Option<Duration>,
     /// Consumers that leased within the last minute or hold a delivery.
     pub consumers: u64,
     /// Whether delivery is stopped.

@@ -31,12 +31,14 @@ pub use outbox::{
 };
 pub use streams::{EntryView, GroupView, StreamView, TrimWanted};
 pub use wire::{
-    Count, DeadLetterView, HealthView, Letters, MessageView, Payload, QueueStats, Sent,
+    Count, CurrentProblem, DeadLetterView, HealthView, Letters, MessageView, Payload, QueueStats,
+    Sent,
 };
 
 use crate::apps::orders::Desk;
 use crate::http::error::{Form, Problem};
 use crate::http::{BodyLimit, Edge, wrap};
+use crate::problems::Problems;
 use crate::telemetry::{Health, Metrics};
 use crate::token::Token;
 
@@ -52,6 +54,7 @@ pub struct Admin {
     token: Token,
     health: Health,
     metrics: Metrics,
+    problems: Problems,
 }
 
 impl Admin {
@@ -63,6 +66,7 @@ impl Admin {
         token: Token,
         health: Health,
         metrics: Metrics,
+        problems: Problems,
     ) -> Self {
         Self {
             backends,
@@ -71,6 +75,7 @@ impl Admin {
             token,
             health,
             metrics,
+            problems,
         }
     }
 }

@@ -20,7 +20,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::failure::Failure;
-use super::wire::{Count, DeadLetterView, HealthView, Letters, MessageView, QueueStats, Sent};
+use super::wire::{
+    Count, CurrentProblem, DeadLetterView, HealthView, Letters, MessageView, QueueStats, Sent,
+};
 use super::{Admin, document};
 use crate::apps::orders::{Balance, Books};
 use crate::http::error::Problem;
@@ -67,6 +69,7 @@ pub(super) fn v1() -> (Router<Admin>, OpenApi) {
         .routes(routes!(super::outbox::replay))
         .routes(routes!(super::outbox::backfill))
         .routes(routes!(health))
+        .routes(routes!(problems))
         .routes(routes!(super::keys::list))
         .routes(routes!(
             super::keys::get,
@@ -369,7 +372,7 @@ async fn drop_dead(
 /// How the process is.
 #[utoipa::path(get, path = "/v1/health", responses((status = 200, description = "Ready or not, and why", body = HealthView)))]
 async fn health(State(admin): State<Admin>) -> Answer<HealthView> {
-    let (ready, checks) = admin.health.check().await;
+    let checked = admin.health.check().await;
     let mut facts = Vec::new();
     for backend in &admin.backends {
         let asked = tokio::time::timeout(FACTS_DEADLINE, backend.lifecycle.health()).await;
@@ -379,14 +382,23 @@ async fn health(State(admin): State<Admin>) -> Answer<HealthView> {
         }
     }
     Ok(Json(HealthView {
-        ready,
+        ready: checked.is_ready(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        checks,
+        checks: checked.lines(),
         facts: facts
             .into_iter()
             .map(|(name, value)| format!("{name}: {value}"))
             .collect(),
     }))
+}
+
+/// What is wrong now, the worst first.
+#[utoipa::path(get, path = "/v1/problems", responses((status = 200, description = "Evaluated at this moment; empty when nothing is wrong", body = [CurrentProblem])))]
+async fn problems(State(admin): State<Admin>) -> Answer<Vec<CurrentProblem>> {
+    let problems = admin.problems.current().await;
+    Ok(Json(
+        problems.into_iter().map(CurrentProblem::from).collect(),
+    ))
 }
 
 /// Whether a backend says that it has no such queue or stream, perhaps because it cannot have one of this name.

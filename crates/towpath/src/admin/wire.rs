@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use towpath_core::port::queue::{DeadLetter, Peeked, Place, Stats};
 use utoipa::ToSchema;
 
+use crate::problems::Problem;
+
 /// Most bytes of a payload that are shown.
 const SHOWN_BYTES: usize = 64 * 1024;
 
@@ -36,6 +38,9 @@ pub struct QueueStats {
     pub duplicates: u64,
     /// Age of the oldest waiting message in seconds; absent when none waits.
     pub oldest_age_seconds: Option<u64>,
+    /// For how long the longest waiting of the messages that can be leased has been ready, in seconds; absent when none
+    /// is ready.
+    pub oldest_ready_age_seconds: Option<u64>,
     /// Consumers seen within the last minute.
     pub consumers: u64,
     /// Whether delivery is stopped.
@@ -56,8 +61,46 @@ impl From<Stats> for QueueStats {
             dropped: stats.dropped,
             duplicates: stats.duplicates,
             oldest_age_seconds: stats.oldest_age.map(|age| age.as_secs()),
+            oldest_ready_age_seconds: stats.oldest_ready_age.map(|age| age.as_secs()),
             consumers: stats.consumers,
             paused: stats.paused,
+        }
+    }
+}
+
+/// Something that is wrong.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct CurrentProblem {
+    /// Its name: `backlog_old`.
+    pub problem: String,
+    /// `page` or `ticket`.
+    pub severity: String,
+    /// The queue, backend, role or disk that it concerns.
+    pub subject: String,
+    /// When it was first seen, RFC 3339.
+    pub since: String,
+    /// The measured figure with its unit, where there is one.
+    pub figure: Option<String>,
+    /// What is wrong.
+    pub cause: String,
+    /// What to do.
+    pub next_step: String,
+    /// Its heading in the runbook.
+    pub runbook: String,
+}
+
+impl From<Problem> for CurrentProblem {
+    fn from(problem: Problem) -> Self {
+        let rule = problem.rule;
+        Self {
+            problem: rule.name().to_owned(),
+            severity: rule.severity().as_str().to_owned(),
+            subject: problem.subject,
+            since: problem.since.to_string(),
+            figure: problem.figure,
+            cause: problem.cause,
+            next_step: rule.next_step().to_owned(),
+            runbook: rule.alert().to_owned(),
         }
     }
 }

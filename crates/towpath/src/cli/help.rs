@@ -14,7 +14,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
             "fleet", "task",
         ],
     ),
-    ("Check", &["health", "doctor", "bench", "version"]),
+    ("Check", &["status", "health", "doctor", "bench", "version"]),
     (
         "Set up",
         &[

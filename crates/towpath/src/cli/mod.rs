@@ -27,6 +27,7 @@ mod queue;
 mod reference;
 mod send;
 mod signals;
+mod status;
 mod stream;
 mod task;
 mod token_file;
@@ -114,6 +115,8 @@ enum Command {
     /// Make the tables of the database, or take them back
     #[command(subcommand)]
     Migrate(migrate::MigrateCommand),
+    /// Show what is wrong with the running process, and what to do
+    Status(status::StatusArgs),
     /// Show how the running process is
     Health(health::HealthArgs),
     /// Check configuration, folder, disk, ports and the running process, and say what to do
@@ -195,6 +198,7 @@ impl Cli {
             Command::Verify(args) => backup::verify(global, args).await,
             Command::Init(args) => init::run(global, args),
             Command::Migrate(command) => migrate::run(global, command).await,
+            Command::Status(args) => status::run(global, args).await,
             Command::Health(args) => health::run(global, args).await,
             Command::Doctor(args) => doctor::run(global, args).await,
             Command::Bench(command) => bench_command::run(global, command).await,

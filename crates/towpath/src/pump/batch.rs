@@ -16,7 +16,7 @@ use towpath_core::{Delivery, Error, ErrorKind, Receipt, Result, retry};
 use tracing::{info, warn};
 
 use super::settling::{Ended, Settling};
-use super::{BACKEND, GIVE_BACK, Pump, drawn, failed, guarded, rest, warn_of_lost};
+use super::{BACKEND, GIVE_BACK, Pump, Side, drawn, failed, guarded, rest, warn_of_lost};
 use crate::supervisor::Stop;
 use crate::telemetry::traces;
 
@@ -123,17 +123,13 @@ impl Pump {
                 Ok(batch) => batch,
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     failures += 1;
-                    warn!(
-                        error = error.chain(),
-                        attempt = failures,
-                        "lease failed; retrying"
-                    );
+                    self.lease_failed(&error, failures);
                     rest(stop, drawn(&BACKEND, failures)).await;
                     continue;
                 }
                 Err(error) => return Err(error),
             };
-            failures = 0;
+            self.leased(std::mem::take(&mut failures));
             if batch.is_empty() {
                 size.reset();
                 continue;
@@ -143,7 +139,7 @@ impl Pump {
             match self.deliver(sink, &batch, stop).await {
                 Delivered::Outcomes(outcomes) => {
                     if trouble.is_over() {
-                        (self.condition)(None);
+                        (self.condition)(Side::Sink, None);
                     }
                     traces::delivered(spans, &outcomes);
                     size.delivered(&batch);
@@ -153,7 +149,7 @@ impl Pump {
                     trouble.failed(&error);
                     size.reset();
                     self.metrics.sink_failed();
-                    (self.condition)(Some(error.chain()));
+                    (self.condition)(Side::Sink, Some(error.chain()));
                     traces::failed(spans, &error);
                     self.release_batch(batch, stop).await?;
                     rest(stop, drawn(&SINK, trouble.attempt)).await;

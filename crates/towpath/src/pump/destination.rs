@@ -58,6 +58,8 @@ pub enum Condition {
 /// How a destination changed.
 #[derive(Debug)]
 pub struct Change {
+    /// Of which.
+    pub name: String,
     /// As it was.
     pub from: Condition,
     /// As it is.
@@ -233,6 +235,7 @@ impl Destination {
             info!(destination = self.name, ?paused_for, "destination resumed");
         }
         (self.observer)(Change {
+            name: self.name.clone(),
             from: was,
             to: condition,
             problem: None,
@@ -295,6 +298,7 @@ impl Destination {
             let text = format!("destination `{}` is unavailable: {error}", self.name);
             let problem = (condition == Condition::Paused).then_some(text);
             (self.observer)(Change {
+                name: self.name.clone(),
                 from: was,
                 to: condition,
                 problem,
@@ -330,6 +334,7 @@ impl Drop for Destination {
     fn drop(&mut self) {
         let from = self.lock().condition;
         (self.observer)(Change {
+            name: self.name.clone(),
             from,
             to: Condition::Open,
             problem: None,

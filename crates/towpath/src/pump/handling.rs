@@ -212,13 +212,13 @@ impl Run<'_> {
             Err(error) if error.kind() == ErrorKind::Unavailable => {
                 self.lease_failures += 1;
                 let attempt = self.lease_failures;
-                warn!(error = error.chain(), attempt, "lease failed; retrying");
+                self.pump.lease_failed(&error, attempt);
                 self.lease_at = Some(Moment::now() + drawn(&BACKEND, attempt));
                 return Ok(());
             }
             Err(error) => return Err(error),
         };
-        self.lease_failures = 0;
+        self.pump.leased(std::mem::take(&mut self.lease_failures));
         if self.handler_failures == 0 {
             self.lease_at = None;
         }

@@ -125,7 +125,7 @@ impl Rig {
             retry: retry::Policy::forever(Duration::ZERO, Duration::ZERO),
             pause: Duration::ZERO,
             metrics: PumpMetrics::new(&self.metrics, "jobs", Arc::new(SystemClock::new())),
-            condition: Box::new(|_| {}),
+            condition: Box::new(|_, _| {}),
         }
     }
 
@@ -345,7 +345,7 @@ async fn a_sink_that_cannot_work_charges_nobody_and_is_named_until_it_can() {
     let said = Arc::new(Mutex::new(Vec::new()));
     let mut pump = rig.pump("one", sink);
     let condition = Arc::clone(&said);
-    pump.condition = Box::new(move |problem| condition.lock().unwrap().push(problem));
+    pump.condition = Box::new(move |_, problem| condition.lock().unwrap().push(problem));
     rig.run_until(vec![pump], |stats| stats.acked == 1).await;
     // More often than the queue has attempts.
     assert_eq!(*attempts.lock().unwrap(), [1; 6]);

@@ -28,10 +28,14 @@ pub(super) struct Disks {
 }
 
 /// A disk, by the first folder on it.
-pub(super) struct Room {
-    folder: PathBuf,
-    free: u64,
-    size: u64,
+#[derive(Debug, Clone)]
+pub struct Room {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Free bytes.
+    pub free: u64,
+    /// Bytes in all.
+    pub size: u64,
 }
 
 impl Disks {

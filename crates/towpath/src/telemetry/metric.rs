@@ -29,6 +29,8 @@ pub enum Metric {
     QueueDead,
     /// Age of the oldest waiting message.
     QueueOldestAge,
+    /// Age of the oldest message that is ready.
+    QueueOldestReadyAge,
     /// Queues without series of their own.
     QueuesSummed,
     /// Messages ever taken.
@@ -79,6 +81,8 @@ pub enum Metric {
     BackendUp,
     /// Whether a backend refuses intake.
     BackendRefusing,
+    /// A problem.
+    Problem,
     /// For how long a disk has not answered.
     DiskStalled,
     /// Room left on a disk.
@@ -101,7 +105,7 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric, in the order of the documentation.
-    pub const ALL: [Self; 47] = [
+    pub const ALL: [Self; 49] = [
         Self::HttpRequests,
         Self::HttpRequestDuration,
         Self::RefusedConnections,
@@ -115,6 +119,7 @@ impl Metric {
         Self::QueueScheduled,
         Self::QueueDead,
         Self::QueueOldestAge,
+        Self::QueueOldestReadyAge,
         Self::QueuesSummed,
         Self::Enqueued,
         Self::Completed,
@@ -140,6 +145,7 @@ impl Metric {
         Self::StreamOldestAge,
         Self::BackendUp,
         Self::BackendRefusing,
+        Self::Problem,
         Self::DiskStalled,
         Self::DiskFree,
         Self::DiskSize,
@@ -231,6 +237,12 @@ impl Metric {
                 "gauge",
                 "queue",
                 "Age of the oldest waiting message; 0 when none waits",
+            ),
+            Self::QueueOldestReadyAge => (
+                "towpath_queue_oldest_ready_age_seconds",
+                "gauge",
+                "queue",
+                "For how long the longest waiting message that can be leased has been ready; a delay, a retry's backoff and a lease do not count; 0 when none is ready",
             ),
             Self::QueuesSummed => (
                 "towpath_queues_summed",
@@ -375,6 +387,12 @@ impl Metric {
                 "gauge",
                 "backend",
                 "1 when the backend answers, 0 when it does not",
+            ),
+            Self::Problem => (
+                "towpath_problem",
+                "gauge",
+                "problem, subject",
+                "1 while the process has this problem; `towpath status` shows cause and next step",
             ),
             Self::BackendRefusing => (
                 "towpath_backend_refusing",

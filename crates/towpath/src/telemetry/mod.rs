@@ -12,13 +12,16 @@ mod registry;
 mod shown;
 mod trace_context;
 pub mod traces;
+mod vitals;
 
 pub use calls::LastCall;
+pub use disks::Room;
 pub use lines::{LineMetrics, Volume};
 pub use logs::{Format, init as init_logs, is_filter as is_log_filter};
 pub use metric::Metric;
-pub use probes::Health;
+pub use probes::{Checked, CheckedBackend, CheckedRole, Health, Need, Phase, Source};
 pub use pump::PumpMetrics;
 pub use registry::{Metrics, RefusedConnections};
 pub use trace_context::TraceContext;
 pub use traces::Traces;
+pub use vitals::{Deliveries, Vitals};

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{RawQuery, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::response::Response;
 use axum::routing::get;
 use futures_util::future::{BoxFuture, join_all};
@@ -19,11 +19,39 @@ use crate::http::error::plain;
 /// How long one backend may take to say how it is.
 const DEADLINE: Duration = Duration::from_secs(2);
 
+/// Where the process is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub enum Phase {
+    /// Opens its backends and listeners.
     Starting,
+    /// Works.
     Serving,
+    /// Finishes what is under way.
     Draining,
+}
+
+/// What a role reports on, each by itself.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// The role as a whole.
+    Role,
+    /// Its calls to its backend.
+    Calls,
+    /// The leases of one of its consumers.
+    Lease(String),
+    /// The sink of one of its consumers.
+    Sink(String),
+    /// A destination of its messages.
+    Destination(String),
+}
+
+/// What a role needs of another part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// That it answers.
+    Answers,
+    /// That it accepts what makes it grow.
+    Accepts,
 }
 
 /// A cheap handle: roles write their condition, probes read it.
@@ -32,16 +60,56 @@ pub struct Health(Arc<Mutex<Inner>>);
 
 struct Inner {
     phase: Phase,
-    roles: BTreeMap<String, Option<String>>,
-    /// What is worth knowing of a role that works.
-    notes: BTreeMap<String, Vec<String>>,
+    roles: BTreeMap<String, Role>,
     backends: Vec<Backend>,
-    calls: BTreeMap<String, LastCall>,
     checks: Vec<(String, Check)>,
+}
+
+#[derive(Clone, Default)]
+struct Role {
+    faults: BTreeMap<Source, String>,
+    /// Notes on a role that works.
+    notes: Vec<String>,
+    calls: Option<LastCall>,
+    /// The backends (by URL), checks and roles that it needs.
+    needs: Vec<(String, Need)>,
 }
 
 /// Asks something that a role needs whether it works.
 type Check = Arc<dyn Fn() -> BoxFuture<'static, Result<()>> + Send + Sync>;
+
+/// The state of every part at one moment.
+pub struct Checked {
+    /// Where the process is in its life.
+    pub phase: Phase,
+    /// Every backend.
+    pub backends: Vec<CheckedBackend>,
+    /// Every check, and the reason when it failed.
+    pub checks: BTreeMap<String, Option<String>>,
+    /// Every role.
+    pub roles: BTreeMap<String, CheckedRole>,
+}
+
+/// The state of a backend.
+pub struct CheckedBackend {
+    /// The driver.
+    pub name: &'static str,
+    /// Its URL without secrets.
+    pub url: String,
+    /// Its warnings, or why it does not work.
+    pub answer: std::result::Result<Vec<String>, String>,
+    /// Why it refuses what makes it grow, while it does.
+    pub refuses: Option<&'static str>,
+}
+
+/// The state of a role.
+pub struct CheckedRole {
+    /// What is wrong, by source.
+    pub faults: BTreeMap<Source, String>,
+    /// Notes on a role that works.
+    pub notes: Vec<String>,
+    needs: Vec<(String, Need)>,
+}
 
 impl Default for Health {
     fn default() -> Self {
@@ -55,9 +123,7 @@ impl Health {
         Self(Arc::new(Mutex::new(Inner {
             phase: Phase::Starting,
             roles: BTreeMap::new(),
-            notes: BTreeMap::new(),
             backends: Vec::new(),
-            calls: BTreeMap::new(),
             checks: Vec::new(),
         })))
     }
@@ -83,22 +149,37 @@ impl Health {
 
     /// A role's calls to its backend: while the last one failed the role is not ready.
     pub fn watch_calls(&self, role: &str, calls: LastCall) {
-        self.lock().calls.insert(role.to_owned(), calls);
+        self.role(role, |role| role.calls = Some(calls));
     }
 
-    /// A role's condition: what is wrong, or nothing.
+    /// A role is ready only while this backend (by URL), check or other role is.
+    pub fn needs(&self, role: &str, part: &str, need: Need) {
+        let needed = (part.to_owned(), need);
+        self.role(role, |role| role.needs.push(needed));
+    }
+
+    /// A role's condition as a whole: what is wrong, or nothing.
     pub fn set(&self, role: &str, problem: Option<String>) {
-        self.lock().roles.insert(role.to_owned(), problem);
+        self.report(role, Source::Role, problem);
     }
 
-    /// What is worth knowing of a role that works, in place of what was noted before.
+    /// One side of a role's condition: what is wrong, or nothing.
+    pub fn report(&self, role: &str, source: Source, problem: Option<String>) {
+        self.role(role, |role| match problem {
+            Some(problem) => drop(role.faults.insert(source, problem)),
+            None => drop(role.faults.remove(&source)),
+        });
+    }
+
+    /// Notes on a role that works, in place of the earlier ones.
     pub fn note(&self, role: &str, notes: Vec<String>) {
-        self.lock().notes.insert(role.to_owned(), notes);
+        self.role(role, |role| role.notes = notes);
     }
 
-    /// What is wrong with a role.
+    /// What is wrong with a role by its own report.
     pub fn problem(&self, role: &str) -> Option<String> {
-        self.lock().roles.get(role).cloned().flatten()
+        let inner = self.lock();
+        inner.roles.get(role)?.faults.values().next().cloned()
     }
 
     /// Everything is started.
@@ -116,89 +197,71 @@ impl Health {
         matches!(self.lock().phase, Phase::Draining)
     }
 
-    /// Whether all is well, and a line for each part: `[+]embedded ok`, `[-]ingest.worker: …`.
+    /// The state of every part.
     ///
-    /// Takes at most 2 s: a backend that does not answer by then is not well.
-    pub async fn check(&self) -> (bool, Vec<String>) {
-        let (phase, mut roles, notes, backends, checks) = {
+    /// Takes at most 2 s: a backend that does not answer by then does not work.
+    pub async fn check(&self) -> Checked {
+        let (phase, roles, backends, checks) = {
             let inner = self.lock();
-            let mut roles = inner.roles.clone();
-            for (role, calls) in &inner.calls {
-                let problem = roles.entry(role.clone()).or_default();
-                *problem = problem.take().or_else(|| calls.problem());
-            }
+            let roles = inner.roles.clone();
             let checks = inner.checks.clone();
-            let notes = inner.notes.clone();
-            (inner.phase, roles, notes, inner.backends.clone(), checks)
+            (inner.phase, roles, inner.backends.clone(), checks)
         };
-        let mut lines = Vec::new();
-        let mut ready = phase == Phase::Serving;
-        if phase != Phase::Serving {
-            lines.push(format!(
-                "[-]process: {}",
-                if phase == Phase::Starting {
-                    "starting"
-                } else {
-                    "draining"
-                }
-            ));
-        }
-        let answers = join_all(backends.iter().map(|backend| async {
-            let health = tokio::time::timeout(DEADLINE, backend.lifecycle.health()).await;
-            (backend.descriptor.name, health)
+        let late = || format!("no answer within {DEADLINE:?}");
+        let backends = join_all(backends.iter().map(|backend| async {
+            let answer = tokio::time::timeout(DEADLINE, backend.lifecycle.health()).await;
+            let refusals = backend.lifecycle.refusals();
+            CheckedBackend {
+                name: backend.descriptor.name,
+                url: backend.url.clone(),
+                answer: match answer {
+                    Ok(Ok(health)) => Ok(health.warnings),
+                    Ok(Err(error)) => Err(error.chain()),
+                    Err(_) => Err(late()),
+                },
+                refuses: refusals.iter().find(|(_, now)| *now).map(|(why, _)| *why),
+            }
         }));
-        let checked = join_all(checks.iter().map(|(name, check)| async {
-            let answer = tokio::time::timeout(DEADLINE, check()).await;
-            let problem = match answer {
+        let checks = join_all(checks.iter().map(|(name, check)| async {
+            let problem = match tokio::time::timeout(DEADLINE, check()).await {
                 Ok(answer) => answer.err().map(|error| error.chain()),
-                Err(_) => Some(format!("no answer within {DEADLINE:?}")),
+                Err(_) => Some(late()),
             };
             (name.clone(), problem)
         }));
-        let (answers, checked) = tokio::join!(answers, checked);
-        roles.extend(checked);
-        for (name, answer) in answers {
-            match answer {
-                Ok(Ok(health)) => {
-                    lines.push(format!("[+]{name} ok"));
-                    lines.extend(
-                        health
-                            .warnings
-                            .iter()
-                            .map(|warning| format!("[!]{name}: {warning}")),
-                    );
-                }
-                Ok(Err(error)) => {
-                    ready = false;
-                    lines.push(format!("[-]{name}: {}", error.chain()));
-                }
-                Err(_) => {
-                    ready = false;
-                    lines.push(format!("[-]{name}: no answer within {DEADLINE:?}"));
-                }
+        let (backends, checks) = tokio::join!(backends, checks);
+        let roles = roles.into_iter().map(|(name, role)| {
+            let mut faults = role.faults;
+            if let Some(problem) = role.calls.and_then(|calls| calls.problem()) {
+                faults.insert(Source::Calls, problem);
             }
+            let (notes, needs) = (role.notes, role.needs);
+            let checked = CheckedRole {
+                faults,
+                notes,
+                needs,
+            };
+            (name, checked)
+        });
+        Checked {
+            phase,
+            backends,
+            checks: checks.into_iter().collect(),
+            roles: roles.collect(),
         }
-        for (role, problem) in roles {
-            match problem {
-                None => lines.push(format!("[+]{role} ok")),
-                Some(problem) => {
-                    ready = false;
-                    lines.push(format!("[-]{role}: {problem}"));
-                }
-            }
-        }
-        for (role, notes) in notes {
-            lines.extend(notes.iter().map(|note| format!("[!]{role}: {note}")));
-        }
-        (ready, lines)
     }
 
-    /// `/livez`, which asks nobody, and `/readyz`, with `?verbose` line by line.
+    /// `/livez`, which asks nothing; `/readyz` of the process and `/readyz/{role}`, both with `?verbose` line by line.
     pub fn router(&self) -> Router {
         Router::new()
             .route("/livez", get(|| async { "ok" }))
             .route("/readyz", get(readyz))
+            .route("/readyz/{role}", get(role_readyz))
             .with_state(self.clone())
+    }
+
+    fn role(&self, name: &str, change: impl FnOnce(&mut Role)) {
+        change(self.lock().roles.entry(name.to_owned()).or_default());
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -206,22 +269,160 @@ impl Health {
     }
 }
 
+impl Checked {
+    /// Whether every part works.
+    pub fn is_ready(&self) -> bool {
+        let works = |backend: &CheckedBackend| backend.answer.is_ok();
+        self.phase == Phase::Serving
+            && self.backends.iter().all(works)
+            && self.checks.values().all(Option::is_none)
+            && self.roles.keys().all(|role| self.fault(role).is_none())
+    }
+
+    /// A line for each part: `[+]embedded ok`, `[-]ingest.worker: …`, and `[!]` for a warning.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.phase_line().into_iter().collect();
+        for backend in &self.backends {
+            let name = backend.name;
+            match &backend.answer {
+                Ok(warnings) => {
+                    lines.push(format!("[+]{name} ok"));
+                    let refusal = backend
+                        .refuses
+                        .map(|reason| format!("{reason} is low: new messages are rejected"));
+                    let warnings = warnings.iter().chain(&refusal);
+                    lines.extend(warnings.map(|warning| format!("[!]{name}: {warning}")));
+                }
+                Err(problem) => lines.push(format!("[-]{name}: {problem}")),
+            }
+        }
+        for (check, problem) in &self.checks {
+            lines.push(line(check, problem.as_deref()));
+        }
+        for role in self.roles.keys() {
+            if !self.checks.contains_key(role) {
+                lines.push(line(role, self.fault(role).as_deref()));
+            }
+        }
+        for (name, role) in &self.roles {
+            lines.extend(role.notes.iter().map(|note| format!("[!]{name}: {note}")));
+        }
+        lines
+    }
+
+    /// Whether a role works, with a line for it and for each part that it needs; `None` when there is no such role.
+    pub fn role(&self, name: &str) -> Option<(bool, Vec<String>)> {
+        let role = self.roles.get(name)?;
+        let mut lines: Vec<String> = self.phase_line().into_iter().collect();
+        let mut is_ready = lines.is_empty();
+        let fault = self.fault(name);
+        is_ready &= fault.is_none();
+        lines.push(line(name, fault.as_deref()));
+        for (part, need) in &role.needs {
+            let unmet = self.unmet(part, *need);
+            is_ready &= unmet.is_none();
+            lines.push(line(part, unmet.as_deref()));
+        }
+        lines.extend(role.notes.iter().map(|note| format!("[!]{name}: {note}")));
+        Some((is_ready, lines))
+    }
+
+    /// The parts whose failure keeps a role from working.
+    pub fn blocked_by(&self, name: &str) -> Vec<&str> {
+        let needs = self.roles.get(name).map(|role| role.needs.as_slice());
+        let needs = needs.unwrap_or_default().iter();
+        let unmet = needs.filter(|(part, need)| self.unmet(part, *need).is_some());
+        unmet.map(|(part, _)| part.as_str()).collect()
+    }
+
+    fn phase_line(&self) -> Option<String> {
+        match self.phase {
+            Phase::Starting => Some("[-]process: starting".to_owned()),
+            Phase::Serving => None,
+            Phase::Draining => Some("[-]process: draining".to_owned()),
+        }
+    }
+
+    /// What is wrong with the role itself.
+    fn fault(&self, name: &str) -> Option<String> {
+        let role = self.roles.get(name)?;
+        let refusing = role.needs.iter().find_map(|(part, need)| {
+            let refuses = *need == Need::Accepts;
+            refuses.then(|| self.refusal(part)).flatten()
+        });
+        role.faults.values().next().cloned().or(refusing)
+    }
+
+    fn refusal(&self, url: &str) -> Option<String> {
+        let mut backends = self.backends.iter();
+        let backend = backends.find(|backend| backend.url == url)?;
+        let reason = backend.refuses?;
+        Some(format!(
+            "{} rejects new messages: {reason} is low",
+            backend.name
+        ))
+    }
+
+    /// Why what a role needs of a part cannot be had.
+    fn unmet(&self, part: &str, need: Need) -> Option<String> {
+        let backend = self.backends.iter().find(|backend| backend.url == part);
+        if let Some(backend) = backend {
+            let refusal = match need {
+                Need::Accepts => self.refusal(part),
+                Need::Answers => None,
+            };
+            return backend.answer.as_ref().err().cloned().or(refusal);
+        }
+        match self.checks.get(part) {
+            Some(check) => check.clone(),
+            None => self.fault(part),
+        }
+    }
+}
+
+fn line(part: &str, problem: Option<&str>) -> String {
+    match problem {
+        None => format!("[+]{part} ok"),
+        Some(problem) => format!("[-]{part}: {problem}"),
+    }
+}
+
 async fn readyz(State(health): State<Health>, RawQuery(query): RawQuery) -> Response {
-    let (ready, lines) = health.check().await;
-    let status = if ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
+    let checked = health.check().await;
+    answer(checked.is_ready(), &checked.lines(), query)
+}
+
+async fn role_readyz(
+    State(health): State<Health>,
+    Path(role): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let checked = health.check().await;
+    match checked.role(&role) {
+        Some((is_ready, lines)) => answer(is_ready, &lines, query),
+        None => {
+            let roles: Vec<&str> = checked.roles.keys().map(String::as_str).collect();
+            let roles = roles.join(", ");
+            let text = format!("no role `{role}` runs in this process; these do: {roles}");
+            plain(StatusCode::NOT_FOUND, text)
+        }
+    }
+}
+
+fn answer(is_ready: bool, lines: &[String], query: Option<String>) -> Response {
+    let (status, word) = match is_ready {
+        true => (StatusCode::OK, "ok"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "not ready"),
     };
-    let word = if ready { "ok" } else { "not ready" };
-    if query.is_some_and(|query| {
+    let is_verbose = query.is_some_and(|query| {
         query
             .split('&')
             .any(|part| part.split('=').next() == Some("verbose"))
-    }) {
-        return plain(status, format!("{}\n{word}", lines.join("\n")));
+    });
+    match is_verbose {
+        true => plain(status, format!("{}\n{word}", lines.join("\n"))),
+        false => plain(status, word),
     }
-    plain(status, word)
 }
 
 #[cfg(test)]
@@ -260,9 +461,9 @@ mod tests {
         health.watch(silent.clone());
         health.watch(silent.clone());
         let began = tokio::time::Instant::now();
-        let (ready, lines) = health.check().await;
-        assert!(!ready);
-        assert_eq!(lines[0], "[-]embedded: no answer within 2s");
+        let checked = health.check().await;
+        assert!(!checked.is_ready());
+        assert_eq!(checked.lines()[0], "[-]embedded: no answer within 2s");
         assert_eq!(began.elapsed(), DEADLINE);
 
         let (_, text) = Metrics::new().render(None, &[silent]).await;

@@ -41,6 +41,13 @@ pub(super) fn register(registry: &mut Registry) {
     gauge(Metric::ProcessStart, started_at());
 }
 
+/// Open files, and how many there may be; zero where that is not known.
+pub(super) fn files() -> (u64, u64) {
+    let open = open_descriptors().unwrap_or_default();
+    let most = getrlimit(Resource::Nofile).current.unwrap_or_default();
+    (open as u64, most)
+}
+
 fn resident_bytes() -> Option<f64> {
     let pages = fs::read_to_string("/proc/self/statm").ok()?;
     let pages: f64 = pages.split(' ').nth(1)?.parse().ok()?;

@@ -95,8 +95,14 @@ struct OrderState {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AgentState {
-    state: &'static str,
+pub(super) struct AgentState {
+    pub(super) state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ProblemLabels {
+    pub(super) problem: &'static str,
+    pub(super) subject: String,
 }
 
 /// Labels of a consumer group.
@@ -129,9 +135,9 @@ fn durations() -> Histogram {
 
 /// A cheap handle to every metric of the process.
 #[derive(Clone)]
-pub struct Metrics(Arc<Inner>);
+pub struct Metrics(pub(super) Arc<Inner>);
 
-struct Inner {
+pub(super) struct Inner {
     requests: Family<Request, Counter>,
     request_duration: Histograms<Route>,
     refused: Family<Refusal, Counter>,
@@ -143,14 +149,15 @@ struct Inner {
     limit_decisions: Family<Limit, Counter>,
     orders: Family<OrderState, Gauge>,
     lines: LineMetrics,
-    outbox_new: Gauge,
-    outbox_failed: Gauge,
-    outbox_oldest_age: Gauge,
-    fleet_agents: Family<AgentState, Gauge>,
+    pub(super) outbox_new: Gauge,
+    pub(super) outbox_failed: Gauge,
+    pub(super) outbox_oldest_age: Gauge,
+    pub(super) fleet_agents: Family<AgentState, Gauge>,
     fleet_version: Gauge,
     stalled: Family<Disk, Gauge>,
-    disks: Disks,
-    shown: Shown,
+    pub(super) disks: Disks,
+    pub(super) shown: Shown,
+    pub(super) problems: Family<ProblemLabels, Gauge>,
     registry: Registry,
 }
 
@@ -189,6 +196,7 @@ impl Metrics {
             stalled: Family::default(),
             disks: Disks::default(),
             shown: Shown::default(),
+            problems: Family::default(),
             registry: Registry::default(),
         };
         let build = Family::<Build, Gauge>::default();
@@ -232,6 +240,7 @@ impl Metrics {
         );
         add(&mut registry, Metric::Orders, inner.orders.clone());
         add(&mut registry, Metric::DiskStalled, inner.stalled.clone());
+        add(&mut registry, Metric::Problem, inner.problems.clone());
         inner.lines.register(&mut registry);
         for (metric, gauge) in [
             (Metric::OutboxNew, &inner.outbox_new),
@@ -507,13 +516,16 @@ struct QueueFamilies {
 
 impl QueueFamilies {
     fn register(registry: &mut Registry) -> Self {
-        let gauges: [(Metric, Number); 5] = [
+        let gauges: [(Metric, Number); 6] = [
             (Metric::QueueReady, |stats| stats.ready),
             (Metric::QueueInFlight, |stats| stats.leased),
             (Metric::QueueScheduled, |stats| stats.delayed),
             (Metric::QueueDead, |stats| stats.dead),
             (Metric::QueueOldestAge, |stats| {
                 stats.oldest_age.unwrap_or_default().as_secs()
+            }),
+            (Metric::QueueOldestReadyAge, |stats| {
+                stats.oldest_ready_age.unwrap_or_default().as_secs()
             }),
         ];
         let counters: [(Metric, Number); 5] = [

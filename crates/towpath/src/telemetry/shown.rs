@@ -32,6 +32,13 @@ impl Shown {
         }
     }
 
+    /// The queues that this process works on.
+    pub(super) fn ours(&self) -> Vec<String> {
+        let shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ours = shown.iter().filter(|(_, why)| **why == Why::Ours);
+        ours.map(|(queue, _)| queue.clone()).collect()
+    }
+
     /// The queues with series of their own, and how many others there are with what they come to.
     pub(super) fn split<'a>(
         &self,
@@ -77,6 +84,7 @@ fn add(sum: &mut Stats, stats: &Stats) {
     sum.dropped += stats.dropped;
     sum.duplicates += stats.duplicates;
     sum.oldest_age = sum.oldest_age.max(stats.oldest_age);
+    sum.oldest_ready_age = sum.oldest_ready_age.max(stats.oldest_ready_age);
 }
 
 #[cfg(test)]
@@ -100,6 +108,7 @@ mod tests {
             dropped: 0,
             duplicates: 0,
             oldest_age: Some(Duration::from_secs(number as u64)),
+            oldest_ready_age: None,
             consumers: 0,
             paused: false,
         }

@@ -20,7 +20,7 @@ use crate::apps::accounts::{
     user_routes,
 };
 use crate::supervisor::{OnFailure, Stage};
-use crate::telemetry::LastCall;
+use crate::telemetry::{LastCall, Need};
 
 /// The roles' names in health, metrics and the account.
 const API: &str = "accounts.api";
@@ -100,6 +100,9 @@ impl Accounts {
             };
             process.health.watch_calls(API, users.calls.clone());
             process.health.watch_calls(LIMITS, limiter.calls.clone());
+            process.needs(LIMITS, limits, Need::Answers);
+            process.health.needs(API, LIMITS, Need::Answers);
+            process.health.needs(API, DATABASE, Need::Accepts);
             let routes = limit_routes(limiter)
                 .merge(user_routes(users))
                 .merge(health_routes(needs));
@@ -112,6 +115,8 @@ impl Accounts {
         });
         if let Some(broker) = &self.broker {
             let filled = Filled::with(StreamName::new(&process.config.accounts.topic)?);
+            process.needs(RELAY, broker, Need::Accepts);
+            process.health.needs(RELAY, DATABASE, Need::Accepts);
             self.relay(process, Target::of(broker)?, filled.clone());
             trim(process, broker, filled);
         }

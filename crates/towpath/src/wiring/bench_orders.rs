@@ -164,7 +164,7 @@ impl BenchOrders {
                 retry: retry::Policy::default(),
                 pause: Duration::ZERO,
                 metrics: PumpMetrics::new(&metrics, name, Arc::clone(&desk.clock)),
-                condition: Box::new(|_| ()),
+                condition: Box::new(|_, _| ()),
             };
             let stop = Stop::when(stop.clone());
             pumps.spawn(async move { pump.run(&stop).await });

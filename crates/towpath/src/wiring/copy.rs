@@ -111,7 +111,7 @@ impl Copy {
             retry: retry::Policy::default(),
             pause: Duration::ZERO,
             metrics: PumpMetrics::new(&metrics, name.as_str(), clock()),
-            condition: Box::new(|_| ()),
+            condition: Box::new(|_, _| ()),
         };
         let stop = Stop::when(token.clone());
         let progress = async {

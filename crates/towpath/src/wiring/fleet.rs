@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use towpath_core::backend::Backend;
 use towpath_core::{Result, retry};
 use tracing::{info, warn};
 
 use super::Role;
 use super::migrated::Migrated;
 use super::opened::Opened;
-use super::process::{Door, Process};
+use super::process::{Door, Process, condition};
 use crate::apps::fleet::{
     Agent, CALLBACK_QUEUE, Callbacks, Controller, Destinations, HIT_QUEUE, Hits, KEY_FILE, Keys,
     Place, Tasks, Worker, controller_routes, kept_key, worker_routes,
@@ -18,7 +19,7 @@ use crate::config;
 use crate::http::guard::Guard;
 use crate::pump::{Handler, Handling, Pump, Work};
 use crate::supervisor::{OnFailure, Stage};
-use crate::telemetry::{LastCall, PumpMetrics};
+use crate::telemetry::{LastCall, Need, PumpMetrics};
 use crate::token::Token;
 
 /// The roles' names in health, metrics and the account.
@@ -30,6 +31,9 @@ const WORKER: &str = "fleet.worker";
 const CONTROLLER_LISTEN: &str = ":6001";
 const WORKER_LISTEN: &str = ":6002";
 
+/// The controller's database in health.
+const FLEET_DATABASE: &str = "fleet.database";
+
 /// Files in the data folder: what an agent and a worker know.
 const AGENT_FILE: &str = "fleet-agent.json";
 const WORKER_FILE: &str = "fleet-worker.json";
@@ -39,6 +43,7 @@ struct Tools {
     worker: Worker,
     tasks: Tasks,
     guard: Arc<Guard>,
+    backend: Backend,
 }
 
 /// The app on its stores.
@@ -73,6 +78,7 @@ impl Fleet {
                     worker: Worker::open(file, Arc::clone(&guard))?,
                     tasks: Tasks::of(&backend, WORKER)?,
                     guard,
+                    backend,
                 })
             }
             false => None,
@@ -89,6 +95,14 @@ impl Fleet {
     pub(super) async fn start(self, process: &mut Process<'_>) -> Result<()> {
         if let Some(migrated) = &self.database {
             migrated.wait(&process.health).await?;
+            let checked = Arc::clone(&migrated.database.outbox);
+            process.health.watch_check(FLEET_DATABASE, move || {
+                let checked = Arc::clone(&checked);
+                Box::pin(async move { checked.check().await })
+            });
+            process
+                .health
+                .needs(CONTROLLER, FLEET_DATABASE, Need::Accepts);
             let controller = controller(migrated, process, self.keys.clone()).await?;
             control(&controller, process).await?;
         }
@@ -128,6 +142,7 @@ impl Fleet {
             destinations,
         );
         process.health.set(WORKER, None);
+        process.needs(WORKER, &tools.backend, Need::Accepts);
         let (hits, callbacks) = (Arc::new(hits), Arc::new(callbacks));
         deliver(process, tasks, (HIT_QUEUE, WORKER, "hits"), hits);
         deliver(
@@ -284,7 +299,7 @@ fn deliver(
                 retry: retry::Policy::default(),
                 pause: std::time::Duration::ZERO,
                 metrics,
-                condition: Box::new(move |problem| health.set(healthy, problem)),
+                condition: condition(&health, healthy, queue),
             };
             pump.run(&stop).await
         }

@@ -10,7 +10,7 @@ use towpath_core::{ConsumerId, ErrorKind, QueueName, Result};
 use tracing::warn;
 
 use super::opened::Opened;
-use super::process::Process;
+use super::process::{Process, condition};
 use super::public::Public;
 use super::{Role, demo};
 use crate::apps::ingest::{Enqueue, Limits, bodies, routes};
@@ -20,7 +20,7 @@ use crate::inlet::QueueInlet;
 use crate::pump::{BatchSize, Handler, Handling, Pump, Work};
 use crate::sink::{CommandSink, FileSink, LineSink, WebhookSink};
 use crate::supervisor::{OnFailure, Stage, Supervisor};
-use crate::telemetry::PumpMetrics;
+use crate::telemetry::{Need, PumpMetrics};
 
 /// The roles' names in health, metrics and the account.
 const API: &str = "ingest.api";
@@ -65,6 +65,7 @@ impl Ingest {
             let limits = limits(process.config);
             let enqueue = Enqueue::new(Arc::clone(&self.queue), self.name.clone(), limits);
             process.health.watch_calls(API, enqueue.calls.clone());
+            process.needs(API, &self.backend, Need::Accepts);
             public.add(API, routes(enqueue, self.backend.clone()), &bodies(limits));
         }
         if with_demo {
@@ -105,6 +106,7 @@ impl Ingest {
         let config = process.config;
         let work = work(process, process.floor(&self.backend))?;
         process.health.set(WORKER, None);
+        process.needs(WORKER, &self.backend, Need::Answers);
         for number in 1..=config.concurrency {
             let (queue, name) = (Arc::clone(&self.queue), self.name.clone());
             let (work, health) = (work.clone(), process.health.clone());
@@ -128,7 +130,7 @@ impl Ingest {
                     );
                     async move {
                         let inlet = Arc::new(QueueInlet::new(queue, name, consumer?, lease));
-                        let condition = Box::new(move |problem| health.set(WORKER, problem));
+                        let condition = condition(&health, WORKER, format!("{WORKER}-{number}"));
                         let pump = Pump {
                             inlet,
                             work: work.clone(),

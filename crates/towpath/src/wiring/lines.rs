@@ -10,7 +10,7 @@ use towpath_core::{ConsumerId, Error, ErrorKind, GroupName, QueueName, Result, S
 
 use super::Role;
 use super::opened::Opened;
-use super::process::Process;
+use super::process::{Process, condition};
 use super::public::Public;
 use crate::apps::lines::{Pace, Reader, Settings, routes};
 use crate::config::Lines as Config;
@@ -20,7 +20,7 @@ use crate::pump::{BatchSize, Pump, Work};
 use crate::sink::{FileSink, LineFormat};
 use crate::source::{Inputs, Limits, Own};
 use crate::supervisor::{OnFailure, Stage};
-use crate::telemetry::PumpMetrics;
+use crate::telemetry::{Need, PumpMetrics};
 
 /// The roles' names in health, metrics and the account.
 const READER: &str = "lines.reader";
@@ -156,6 +156,7 @@ impl Lines {
                 .transpose()?,
         };
         process.health.set(READER, None);
+        process.needs(READER, &self.backend, Need::Accepts);
         let supervisor = &mut process.supervisor;
         supervisor.start(READER, Stage::Source, OnFailure::Restart, move |stop| {
             let reader = reader.clone();
@@ -184,6 +185,7 @@ impl Lines {
             dead: self.dead.clone(),
         };
         process.health.set(WRITER, None);
+        process.needs(WRITER, &self.backend, Need::Answers);
         process.metrics.watch_disk(folder_of(&output));
         let path = output.clone();
         let sink = FileSink::new(output, LineFormat::Raw)
@@ -214,7 +216,7 @@ impl Lines {
                 retry: RETRY,
                 pause: Duration::ZERO,
                 metrics: metrics.clone(),
-                condition: Box::new(move |problem| health.set(WRITER, problem)),
+                condition: condition(&health, WRITER, WRITER),
             };
             async move {
                 pump.run(&stop).await?;

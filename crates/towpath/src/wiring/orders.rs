@@ -7,7 +7,7 @@ use towpath_core::{Clock, ConsumerId, ErrorKind, QueueName, Result};
 
 use super::Role;
 use super::opened::Opened;
-use super::process::{Door, Process};
+use super::process::{Door, Process, condition};
 use super::public::Public;
 use crate::apps::orders::{
     Channel, Dashboard, Desk, Gateway, Mailer, NOTIFICATIONS, Notifier, ORDERS, Processor,
@@ -18,7 +18,7 @@ use crate::inlet::QueueInlet;
 use crate::pump::{Handling, Pump, Work};
 use crate::sink::WebhookSink;
 use crate::supervisor::{OnFailure, Stage};
-use crate::telemetry::{LastCall, PumpMetrics};
+use crate::telemetry::{LastCall, Need, PumpMetrics};
 
 /// The roles' names in health, metrics and the account.
 const GATEWAY: &str = "orders.gateway";
@@ -79,6 +79,7 @@ impl Orders {
         if process.runs(Role::OrdersGateway) {
             let calls = LastCall::default();
             process.health.watch_calls(GATEWAY, calls.clone());
+            self.needs(GATEWAY, process, Need::Accepts);
             let routes = gateway_routes(Gateway(self.desk.clone()), calls);
             public.add(GATEWAY, routes.merge(stock_routes(self.desk.clone())), &[]);
             public.wait_for(GATEWAY, self.desk.topology.clone());
@@ -98,7 +99,16 @@ impl Orders {
         }
     }
 
+    /// The role works only while the broker and the keys do.
+    fn needs(&self, role: &str, process: &Process<'_>, need: Need) {
+        for backend in &self.backends {
+            process.needs(role, backend, need);
+        }
+    }
+
     async fn dashboard(self, process: &mut Process<'_>) -> Result<()> {
+        process.health.set(DASHBOARD, None);
+        self.needs(DASHBOARD, process, Need::Answers);
         let board = Dashboard::new(self.desk.clone(), self.backends, process.metrics.clone());
         let router = dashboard_routes(board.clone()).merge(stock_routes(self.desk));
         let supervisor = &mut process.supervisor;
@@ -216,6 +226,7 @@ impl Orders {
         process: &mut Process<'_>,
     ) -> Result<()> {
         process.health.set(role, None);
+        self.needs(role, process, Need::Answers);
         let (desk, health, name) = (
             self.desk.clone(),
             process.health.clone(),
@@ -243,7 +254,7 @@ impl Orders {
                     retry,
                     pause: std::time::Duration::ZERO,
                     metrics,
-                    condition: Box::new(move |problem| health.set(role, problem)),
+                    condition: condition(&health, role, role),
                 };
                 pump.run(&stop).await
             }

@@ -18,9 +18,9 @@ use super::stalls::Stalls;
 use crate::config::{Config, Secret};
 use crate::disk::{Floor, folder_of};
 use crate::http::{Edge, Intake, descriptors, wrap};
-use crate::pump::{Alone, Destination, Observer, PATIENCE};
+use crate::pump::{Alone, Destination, Observer, PATIENCE, Side};
 use crate::supervisor::{Stage, Supervisor};
-use crate::telemetry::{Health, Metrics};
+use crate::telemetry::{Health, Metrics, Need, Source};
 
 /// A process that is being started.
 pub(super) struct Process<'a> {
@@ -85,7 +85,7 @@ impl<'a> Process<'a> {
         let (health, metrics) = (self.health.clone(), self.metrics.clone());
         Arc::new(move |change| {
             metrics.destination(role, change.from, change.to);
-            health.set(role, change.problem);
+            health.report(role, Source::Destination(change.name), change.problem);
         })
     }
 
@@ -93,6 +93,11 @@ impl<'a> Process<'a> {
     pub(super) fn counter(&self, role: &'static str) -> Observer {
         let metrics = self.metrics.clone();
         Arc::new(move |change| metrics.destination(role, change.from, change.to))
+    }
+
+    /// The role works only while the backend does.
+    pub(super) fn needs(&self, role: &str, backend: &Backend, need: Need) {
+        self.health.needs(role, &backend.url, need);
     }
 
     pub(super) fn runs(&self, role: Role) -> bool {
@@ -160,6 +165,22 @@ impl<'a> Process<'a> {
         self.listeners.push((door.role, address));
         Ok(())
     }
+}
+
+/// Shows in health how the pump of a task works, on behalf of a role.
+pub(super) fn condition(
+    health: &Health,
+    role: &'static str,
+    task: impl Into<String>,
+) -> Box<dyn Fn(Side, Option<String>) + Send + Sync> {
+    let (health, task) = (health.clone(), task.into());
+    Box::new(move |side, problem| {
+        let source = match side {
+            Side::Inlet => Source::Lease(task.clone()),
+            Side::Sink => Source::Sink(task.clone()),
+        };
+        health.report(role, source, problem);
+    })
 }
 
 /// The configured number, or what the system allows.

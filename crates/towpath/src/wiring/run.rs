@@ -20,6 +20,7 @@ use super::process::Process;
 use super::public::Public;
 use crate::admin;
 use crate::config::Config;
+use crate::problems::{Limits, Problems};
 use crate::supervisor::{Ending, OnFailure, Report, Stage, Supervisor};
 use crate::telemetry::Health;
 use crate::token::Token;
@@ -64,6 +65,14 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
             process.metrics.watch_disk(folder);
         }
     }
+    let limits_of_rules = Limits {
+        disk_reserve: config.disk_reserve,
+    };
+    let problems = Problems::new(
+        process.health.clone(),
+        process.metrics.clone(),
+        limits_of_rules,
+    );
     // The admin side first: it answers while an app still waits for its backend.
     let admin = admin::Admin::new(
         backends.clone(),
@@ -72,6 +81,7 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
         Token::kept_in(&config.data_dir, admin::TOKEN_FILE)?,
         process.health.clone(),
         process.metrics.clone(),
+        problems.clone(),
     );
     let admin = serve_admin(admin, &mut process).await?;
     for backend in &backends {
@@ -98,6 +108,15 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     }
     let http = public.start(&mut process).await?;
     process.watch_stalls(&backends);
+    process.supervisor.start(
+        "problems",
+        Stage::Observe,
+        OnFailure::Restart,
+        move |stop| {
+            let problems = problems.clone();
+            async move { problems.run(&stop).await }
+        },
+    );
     process.health.serving();
     Ok(Started {
         http,

@@ -57,6 +57,7 @@ mod redis;
 mod redis_trouble;
 mod shutdown;
 mod startup;
+mod status;
 mod tidy;
 mod tls;
 mod traces;

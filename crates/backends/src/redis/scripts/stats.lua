@@ -1,5 +1,5 @@
 -- KEYS: the list. ARGV: prefix. Returns nothing for a queue that is not there, or
--- ready, delayed, leased, dead, enqueued, acked, retried, dropped, duplicates, age of the oldest in ms (-1: none), consumers, paused.
+-- ready, delayed, leased, dead, enqueued, acked, retried, dropped, duplicates, age of the oldest and of the oldest that is ready in ms (-1: none), consumers, paused.
 local q = open(KEYS[1], ARGV[1])
 if redis.call('EXISTS', q.list, q.queue, q.consumers) == 0 then return false end
 touch_due(q)
@@ -26,12 +26,14 @@ local unseen = length - indexed
 counts[1] = counts[1] + math.max(unseen, 0)
 counts[2] = counts[2] + math.max(-unseen, 0)
 
-local oldest
-local function look(number)
+local oldest, oldest_ready
+local function look(number, is_ready)
   local record = number and record_of(q, number)
-  if record and (not oldest or record[AT] < oldest) then oldest = record[AT] end
+  if not record then return end
+  if not oldest or record[AT] < oldest then oldest = record[AT] end
+  if is_ready and (not oldest_ready or record[AT] < oldest_ready) then oldest_ready = record[AT] end
 end
-look(call('ZRANGE', q.returned, 0, 0)[1])
+look(call('ZRANGE', q.returned, 0, 0)[1], true)
 for _, from in ipairs({ q.leased, q.delayed }) do
   -- By deadline, so among very many this is the age of one of the oldest.
   local numbers = call('ZRANGE', from, 0, STEP - 1)
@@ -43,10 +45,14 @@ local tail = call('LINDEX', q.list, -1)
 if tail then
   local digest = sha1(tail)
   local member = call('ZRANGEBYLEX', q.index, '[' .. digest, '(' .. digest .. ':', 'LIMIT', 0, 1)[1]
-  if member then look(string.sub(member, 41)) else oldest = oldest or now end
+  if member then
+    look(string.sub(member, 41), true)
+  else
+    oldest, oldest_ready = oldest or now, oldest_ready or now
+  end
 end
 return {
   length + call('ZCARD', q.returned) + call('ZCARD', q.parked), call('ZCARD', q.delayed),
   call('ZCARD', q.leased), call('ZCARD', q.dead), counts[1], counts[2], counts[3], counts[4], counts[5],
-  oldest and now - oldest or -1, call('HLEN', q.consumers), q.paused and 1 or 0,
+  oldest and now - oldest or -1, oldest_ready and now - oldest_ready or -1, call('HLEN', q.consumers), q.paused and 1 or 0,
 }

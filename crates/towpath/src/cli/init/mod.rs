@@ -124,13 +124,10 @@ fn files(what: What, settings: &[(String, String)]) -> Vec<(String, String)> {
         }
         What::Grafana => vec![named("grafana/towpath.json", grafana::dashboard())],
         What::Alerts => vec![
-            named(
-                "prometheus/alerts.yaml",
-                include_str!("alerts.yaml").to_owned(),
-            ),
+            named("prometheus/alerts.yaml", crate::problems::alerts()),
             named(
                 "prometheus/alerts_test.yaml",
-                include_str!("alerts_test.yaml").to_owned(),
+                crate::problems::alerts_test(),
             ),
             named(
                 "prometheus/prometheus.yaml",
@@ -258,7 +255,7 @@ mod tests {
     #[test]
     fn every_alert_has_a_runbook() {
         let runbook = include_str!("../../../../../docs/runbook.md").to_lowercase();
-        let alerts = include_str!("alerts.yaml");
+        let alerts = crate::problems::alerts();
         let places = alerts
             .lines()
             .filter_map(|line| line.split_once("runbook.md#"));

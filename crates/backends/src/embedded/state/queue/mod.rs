@@ -83,6 +83,9 @@ pub(in super::super) struct QueueState {
     counters: Counters,
     #[serde(skip)]
     ready: BTreeSet<u64>,
+    /// Since when there has always been one that is ready again.
+    #[serde(skip)]
+    ready_since: Option<Timestamp>,
     #[serde(skip)]
     delayed: BTreeSet<(Timestamp, u64)>,
     #[serde(skip)]
@@ -121,6 +124,7 @@ impl QueueState {
             dedup: Dedup::default(),
             counters: Counters::default(),
             ready: BTreeSet::new(),
+            ready_since: None,
             delayed: BTreeSet::new(),
             leases: BTreeSet::new(),
             keys: HashMap::new(),
@@ -286,6 +290,10 @@ impl QueueState {
             self.free_key(number);
             left -= 1;
         }
+        match self.ready.is_empty() {
+            true => self.ready_since = None,
+            false => _ = self.ready_since.get_or_insert(now),
+        }
         self.consumers
             .retain(|_, seen| *seen + CONSUMER_MILLIS >= monotonic);
         while let Some(oldest) = self.aged.first().copied()
@@ -325,6 +333,15 @@ impl QueueState {
         fresh.into_iter().chain(held).chain(aged).min()
     }
 
+    /// Since when the longest waiting of those that can be leased has been ready. A message that was redriven counts once
+    /// it is handed out and comes back.
+    fn oldest_ready(&self) -> Option<Timestamp> {
+        let is_aged = |entry: &Entry| self.aged.contains(&(entry.enqueued_at, entry.number));
+        let fresh = self.fresh.front().filter(|entry| !is_aged(entry));
+        let fresh = fresh.map(|entry| entry.enqueued_at);
+        fresh.into_iter().chain(self.ready_since).min()
+    }
+
     /// When [`QueueState::tick`] will have something to do: wall clock, monotonic clock.
     pub(in super::super) fn next_event(&self) -> (Option<Timestamp>, Option<u64>) {
         (
@@ -362,7 +379,12 @@ impl QueueState {
         if let Some(held) = self.held.remove(&number) {
             self.holders.leave(&held);
             match &held.standing {
-                Standing::Ready => _ = self.ready.remove(&number),
+                Standing::Ready => {
+                    self.ready.remove(&number);
+                    if self.ready.is_empty() {
+                        self.ready_since = None;
+                    }
+                }
                 Standing::Delayed(due) => _ = self.delayed.remove(&(*due, number)),
                 Standing::Leased { deadline } => _ = self.leases.remove(&(*deadline, number)),
                 Standing::Parked => {

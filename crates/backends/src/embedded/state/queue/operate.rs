@@ -120,6 +120,7 @@ impl QueueState {
             dropped: self.counters.dropped,
             duplicates: self.counters.duplicates,
             oldest_age: self.oldest().map(|moment| now.since(moment)),
+            oldest_ready_age: self.oldest_ready().map(|moment| now.since(moment)),
             consumers: consumers.len() as u64,
             paused: self.paused,
         }

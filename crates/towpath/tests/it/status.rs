@@ -1,0 +1,230 @@
+//! What the process says of itself: its problems, and whether each role is ready.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use serde_json::Value;
+use towpath_testkit::servers::{postgres, redis};
+
+use crate::process::{World, able, free_ports, wait_until};
+use crate::web::{Reply, serve, serve_at};
+
+/// A problem shows within this time and goes within this time after its end.
+const SHOWN: Duration = Duration::from_secs(10);
+
+fn problems(world: &World) -> Vec<Value> {
+    let bearer = world.bearer();
+    let mut client = world.admin_client();
+    let answer = client
+        .send("GET", "/v1/problems", &[("authorization", &bearer)], b"")
+        .unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.json().as_array().unwrap().clone()
+}
+
+/// Name and subject of each problem.
+fn named(world: &World) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let problems = problems(world);
+    let problems = problems
+        .iter()
+        .map(|one| (text(&one["problem"]), text(&one["subject"])));
+    problems.collect()
+}
+
+fn is_ready(world: &World, role: &str) -> bool {
+    let answer = world.admin_client().get(&format!("/readyz/{role}"));
+    assert_ne!(answer.status, 404, "{}", answer.text());
+    answer.status == 200
+}
+
+/// Waits for the one problem of this name, and gives it.
+fn wait_for(world: &World, problem: &str) -> Value {
+    let mut found = None;
+    wait_until(problem, SHOWN, || {
+        let all = problems(world);
+        found = all.into_iter().find(|one| one["problem"] == problem);
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+fn wait_for_none(world: &World) {
+    wait_until("no problems", SHOWN, || named(world).is_empty());
+}
+
+#[test]
+fn a_healthy_process_has_no_problems() {
+    let world = World::new();
+    let _running = world.up();
+    assert_eq!(world.ok(&["status"]), "no problems\n");
+    assert_eq!(world.ok(&["status", "--output", "json"]), "[]\n");
+    // Held back on purpose: no one waits for it.
+    world.ok(&["send", "reports", "tomorrow", "--delay", "86400"]);
+    let stats = world.json(&["queue", "show", "reports"]);
+    assert_eq!(stats["delayed"], 1);
+    assert_eq!(stats["oldest_ready_age_seconds"], Value::Null, "{stats}");
+    assert_eq!(world.ok(&["status"]), "no problems\n");
+    let unknown = world.admin_client().get("/readyz/worker");
+    assert_eq!(unknown.status, 404);
+    assert!(
+        unknown.text().contains("ingest.worker"),
+        "{}",
+        unknown.text()
+    );
+}
+
+#[test]
+fn a_receiver_that_is_down_is_the_problem_of_its_role_alone() {
+    let (address, _) = free_ports();
+    let mut world = World::new();
+    world.set("TOWPATH_INGEST__WORKER__SINK", "webhook").set(
+        "TOWPATH_INGEST__WORKER__WEBHOOK__URL",
+        format!("http://{address}/hook?token=se-cret"),
+    );
+    let running = world.up();
+    assert_eq!(world.client().post("/enqueue", &[], b"one").status, 200);
+    let problem = wait_for(&world, "sink_failing");
+    assert_eq!(problem["subject"], "ingest.worker");
+    assert_eq!(problem["severity"], "page");
+    let cause = problem["cause"].as_str().unwrap();
+    assert!(cause.contains(&address.to_string()), "{cause}");
+    assert!(!cause.contains("se-cret"), "{cause}");
+    assert_eq!(named(&world).len(), 1, "{:?}", named(&world));
+    assert!(!is_ready(&world, "ingest.worker"));
+    for role in [
+        "ingest.api",
+        "orders.processor",
+        "accounts.api",
+        "fleet.worker",
+    ] {
+        assert!(is_ready(&world, role), "{role}");
+    }
+    let output = world.run(&["status"]);
+    assert_eq!(output.status.code(), Some(5));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.starts_with("sink_failing  ingest.worker\n"), "{text}");
+    assert!(text.contains("\n  next   check the receiver"), "{text}");
+    wait_until("the metric", SHOWN, || {
+        let metrics = world.admin_client().get("/metrics").text();
+        metrics.contains("towpath_problem{problem=\"sink_failing\",subject=\"ingest.worker\"} 1")
+    });
+    serve_at((Ipv4Addr::LOCALHOST, address.port()), |_| {
+        Reply::text(200, "")
+    });
+    wait_for_none(&world);
+    assert!(is_ready(&world, "ingest.worker"));
+    assert_eq!(world.json(&["queue", "show", "messages"])["dead"], 0);
+    let log = running.log();
+    for line in ["problem began", "problem ended"] {
+        assert_eq!(log.matches(line).count(), 1, "{line}: {log}");
+    }
+}
+
+#[test]
+fn rejected_messages_are_problems_until_they_are_dealt_with() {
+    let receiver = serve(|_| Reply::text(422, "customer_id is missing"));
+    let mut world = World::new();
+    world.set("TOWPATH_INGEST__WORKER__SINK", "webhook").set(
+        "TOWPATH_INGEST__WORKER__WEBHOOK__URL",
+        format!("http://{receiver}/"),
+    );
+    let _running = world.up();
+    let lines: Vec<String> = (0..30).map(|number| format!("\"{number}\"")).collect();
+    let kind = [("content-type", "application/x-ndjson")];
+    let sent = world
+        .client()
+        .post("/enqueue/batch", &kind, lines.join("\n").as_bytes());
+    assert_eq!(sent.status, 200);
+    let letters = wait_for(&world, "dead_letters");
+    assert_eq!(letters["subject"], "messages");
+    let dying = wait_for(&world, "messages_dying");
+    assert_eq!(dying["severity"], "page");
+    assert_eq!(dying["figure"], "100 %");
+    // The receiver answers, so the role works.
+    assert!(is_ready(&world, "ingest.worker"));
+    world.ok(&["dlq", "drop", "messages", "--all", "--yes"]);
+    wait_until("no dead letters", SHOWN, || {
+        !named(&world)
+            .iter()
+            .any(|(problem, _)| problem == "dead_letters")
+    });
+}
+
+#[test]
+fn a_server_that_is_down_is_the_problem_of_those_who_need_it() {
+    if !able("redis", redis::missing().is_none()) {
+        return;
+    }
+    let mut server = redis::Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let mut world = World::new();
+    world.set("TOWPATH_BACKENDS__INGEST", server.url());
+    let running = world.up();
+    wait_for_none(&world);
+    server.kill();
+    let problem = wait_for(&world, "backend_unreachable");
+    assert!(
+        problem["subject"].as_str().unwrap().starts_with("redis://"),
+        "{problem}"
+    );
+    // One fact is one problem: the roles that need the server add none.
+    assert_eq!(named(&world).len(), 1, "{:?}", named(&world));
+    for role in ["ingest.api", "ingest.worker"] {
+        assert!(!is_ready(&world, role), "{role}");
+    }
+    for role in [
+        "orders.gateway",
+        "accounts.api",
+        "accounts.relay",
+        "fleet.controller",
+    ] {
+        assert!(is_ready(&world, role), "{role}");
+    }
+    server.restart();
+    wait_for_none(&world);
+    assert!(is_ready(&world, "ingest.worker"));
+    drop(running);
+}
+
+#[test]
+fn a_database_that_is_down_is_the_problem_of_those_who_need_it() {
+    if !able("postgres", postgres::missing().is_none()) {
+        return;
+    }
+    let mut server = postgres::Server::start();
+    let mut world = World::new();
+    world.set("TOWPATH_ACCOUNTS__DATABASE", server.create("accounts"));
+    let _running = world.up();
+    wait_for_none(&world);
+    server.kill();
+    let problem = wait_for(&world, "database_unreachable");
+    assert_eq!(problem["subject"], "database");
+    assert_eq!(named(&world).len(), 1, "{:?}", named(&world));
+    for role in ["accounts.api", "accounts.relay"] {
+        assert!(!is_ready(&world, role), "{role}");
+    }
+    for role in ["ingest.api", "ingest.worker", "fleet.controller"] {
+        assert!(is_ready(&world, role), "{role}");
+    }
+    server.restart();
+    wait_for_none(&world);
+}
+
+#[test]
+fn a_store_that_rejects_writes_keeps_only_those_from_working_that_write() {
+    let mut world = World::new();
+    // More than any disk has.
+    world.set("TOWPATH_EMBEDDED__DISK_RESERVE", "1024GiB");
+    let _running = world.spawn(&["up"]);
+    wait_until("the token", SHOWN, || {
+        world.data().join("admin.token").exists()
+    });
+    let problem = wait_for(&world, "store_refusing");
+    let cause = problem["cause"].as_str().unwrap();
+    assert_eq!(cause, "disk is low: new messages are rejected");
+    assert_eq!(named(&world).len(), 1, "{:?}", named(&world));
+    assert!(!is_ready(&world, "ingest.api"));
+    assert!(is_ready(&world, "ingest.worker"));
+    let output = world.run(&["status"]);
+    assert_eq!(output.status.code(), Some(5));
+}

@@ -1,14 +1,17 @@
-//! How often something that repeats is logged: when it begins, and then once a minute with its count.
+//! How often something that repeats is logged: when it begins, and then once in an interval with its count.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The shortest time between two lines.
+/// The shortest time between two lines, unless another one is given.
 const EVERY: Duration = Duration::from_secs(60);
 
 /// What has happened since the last line.
-#[derive(Debug, Default)]
-pub struct Reminder(Mutex<Since>);
+#[derive(Debug)]
+pub struct Reminder {
+    since: Mutex<Since>,
+    every: Duration,
+}
 
 #[derive(Debug, Default)]
 struct Since {
@@ -16,13 +19,28 @@ struct Since {
     logged: Option<Instant>,
 }
 
+impl Default for Reminder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Reminder {
     /// Of something that has not happened yet.
     pub const fn new() -> Self {
-        Self(Mutex::new(Since {
+        Self::each(EVERY)
+    }
+
+    /// The same with another interval.
+    pub const fn each(every: Duration) -> Self {
+        let since = Since {
             count: 0,
             logged: None,
-        }))
+        };
+        Self {
+            since: Mutex::new(since),
+            every,
+        }
     }
 
     /// Counts once more. Gives the count since the last line when it is time for another one.
@@ -31,11 +49,11 @@ impl Reminder {
     }
 
     fn count_at(&self, now: Instant) -> Option<u64> {
-        let mut since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
         since.count += 1;
         if since
             .logged
-            .is_some_and(|logged| now.saturating_duration_since(logged) < EVERY)
+            .is_some_and(|logged| now.saturating_duration_since(logged) < self.every)
         {
             return None;
         }

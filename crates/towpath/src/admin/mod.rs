@@ -29,6 +29,7 @@ pub use outbox::{
     BackfillWanted, Backfilled, EventView, OpenTransactionView, OutboxStats, ReplayWanted,
     RetryWanted,
 };
+pub use routes::UNAVAILABLE;
 pub use streams::{EntryView, GroupView, StreamView, TrimWanted};
 pub use wire::{
     Count, CurrentProblem, DeadLetterView, HealthView, Letters, MessageView, Payload, QueueStats,

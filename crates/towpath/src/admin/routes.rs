@@ -8,9 +8,11 @@ use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, header};
+use futures_util::future::join_all;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use std::sync::Arc;
+use towpath_core::backend::Backend;
 use towpath_core::port::queue::{Enqueued, Selection};
 use towpath_core::port::{Kv, Queue};
 use towpath_core::{Error, ErrorKind, MessageId, NewMessage, QueueName, Result};
@@ -31,6 +33,15 @@ use crate::idempotency::{Digest, OTHER_REQUEST};
 use crate::telemetry::TraceContext;
 
 pub(super) type Answer<T> = std::result::Result<Json<T>, Failure>;
+
+/// A list of what several backends have, some of which may not answer.
+pub(super) type Partial<T> = (HeaderMap, Json<T>);
+
+/// The header that names the backends whose part is missing.
+pub const UNAVAILABLE: &str = "towpath-unavailable";
+
+/// How long one backend may take for its part.
+const PART_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The route that takes and shows messages.
 pub(super) const MESSAGES: &str = "/v1/queues/{queue}/messages";
@@ -164,13 +175,21 @@ impl TryFrom<u64> for Max {
 }
 
 /// Every queue.
-#[utoipa::path(get, path = "/v1/queues", responses((status = 200, description = "Their numbers, by name", body = [QueueStats])))]
-async fn list(State(admin): State<Admin>) -> Answer<Vec<QueueStats>> {
-    let mut stats = Vec::new();
-    for queue in admin.queues()? {
-        stats.extend(queue.list().await?.into_iter().map(QueueStats::from));
-    }
-    Ok(Json(stats))
+///
+/// While a backend does not answer its queues are left out, and the header `Towpath-Unavailable` names it with the reason.
+/// When none answers it is 503.
+#[utoipa::path(get, path = "/v1/queues", responses((status = 200, description = "Their numbers, by name", body = [QueueStats], headers(("Towpath-Unavailable" = String, description = "Backends whose queues are missing, with the reasons")))))]
+async fn list(
+    State(admin): State<Admin>,
+) -> std::result::Result<Partial<Vec<QueueStats>>, Failure> {
+    admin.queues()?;
+    let listed = admin.listed(|backend| async move {
+        let queue = backend.queue?;
+        Some(queue.list().await)
+    });
+    let (queues, missing) = listed.await?;
+    let queues = queues.into_iter().map(QueueStats::from).collect();
+    Ok(partial(queues, &missing))
 }
 
 /// One queue.
@@ -448,7 +467,59 @@ async fn backup(State(admin): State<Admin>) -> std::result::Result<Response, Fai
     Ok(([kind], Body::from_stream(stream)).into_response())
 }
 
+/// The list with the header that names what is missing.
+pub(super) fn partial<T>(list: T, missing: &[String]) -> Partial<T> {
+    let mut headers = HeaderMap::new();
+    if !missing.is_empty() {
+        let printable = |text: char| if text.is_ascii_graphic() { text } else { ' ' };
+        let text: String = missing.join("; ").chars().map(printable).collect();
+        if let Ok(value) = HeaderValue::from_str(&text) {
+            headers.insert(UNAVAILABLE, value);
+        }
+    }
+    (headers, Json(list))
+}
+
 impl Admin {
+    /// What every backend lists, and why some do not.
+    ///
+    /// # Errors
+    /// That of the first one, when none answers.
+    pub(super) async fn listed<T, F>(
+        &self,
+        list: impl Fn(Backend) -> F,
+    ) -> Result<(Vec<T>, Vec<String>)>
+    where
+        F: Future<Output = Option<Result<Vec<T>>>>,
+    {
+        let answers = join_all(self.backends.iter().map(|backend| async {
+            let answer = tokio::time::timeout(PART_DEADLINE, list(backend.clone())).await;
+            let late = || {
+                let text = format!("{} did not answer within {PART_DEADLINE:?}", backend.url);
+                Some(Err(Error::unavailable(text)))
+            };
+            answer.unwrap_or_else(|_| late())
+        }));
+        let (mut all, mut missing, mut first) = (Vec::new(), Vec::new(), None);
+        let mut has_answer = false;
+        for answer in answers.await.into_iter().flatten() {
+            match answer {
+                Ok(part) => {
+                    has_answer = true;
+                    all.extend(part);
+                }
+                Err(error) => {
+                    missing.push(error.chain());
+                    first.get_or_insert(error);
+                }
+            }
+        }
+        match first {
+            Some(error) if !has_answer => Err(error),
+            _ => Ok((all, missing)),
+        }
+    }
+
     /// Of every backend that has queues.
     fn queues(&self) -> Result<Vec<Arc<dyn Queue>>> {
         let queues: Vec<_> = self
@@ -475,15 +546,20 @@ impl Admin {
     /// The backend of a queue that exists.
     async fn find(&self, name: &str) -> Result<(Arc<dyn Queue>, QueueName)> {
         let name = QueueName::new(name)?;
+        let mut unavailable = None;
         for queue in self.queues()? {
             match queue.stats(&name).await {
                 Ok(_) => return Ok((queue, name)),
                 Err(error) if is_absent(&error) => {}
-                Err(error) => return Err(error),
+                // Another backend may have it.
+                Err(error) => _ = unavailable.get_or_insert(error),
             }
         }
-        Err(Error::not_found(format!(
-            "there is no queue `{name}`; `towpath queue ls` lists those that exist"
-        )))
+        let absent = || {
+            Error::not_found(format!(
+                "there is no queue `{name}`; `towpath queue ls` lists those that exist"
+            ))
+        };
+        Err(unavailable.unwrap_or_else(absent))
     }
 }

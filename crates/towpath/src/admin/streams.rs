@@ -13,7 +13,8 @@ use towpath_core::{Error, Result, StreamName};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Admin;
-use super::routes::{Answer, Max, is_absent};
+use super::failure::Failure;
+use super::routes::{Answer, Max, Partial, is_absent, partial};
 use super::wire::{Count, Payload};
 
 /// A stream's numbers.
@@ -136,13 +137,21 @@ pub(super) struct Stretch {
 }
 
 /// Every stream.
-#[utoipa::path(get, path = "/v1/streams", responses((status = 200, description = "Their numbers, by name", body = [StreamView])))]
-pub(super) async fn list(State(admin): State<Admin>) -> Answer<Vec<StreamView>> {
-    let mut all = Vec::new();
-    for stream in admin.streams()? {
-        all.extend(stream.list().await?.into_iter().map(StreamView::from));
-    }
-    Ok(Json(all))
+///
+/// While a backend does not answer its streams are left out, and the header `Towpath-Unavailable` names it with the reason.
+/// When none answers it is 503.
+#[utoipa::path(get, path = "/v1/streams", responses((status = 200, description = "Their numbers, by name", body = [StreamView], headers(("Towpath-Unavailable" = String, description = "Backends whose streams are missing, with the reasons")))))]
+pub(super) async fn list(
+    State(admin): State<Admin>,
+) -> std::result::Result<Partial<Vec<StreamView>>, Failure> {
+    admin.streams()?;
+    let listed = admin.listed(|backend| async move {
+        let stream = backend.stream?;
+        Some(stream.list().await)
+    });
+    let (streams, missing) = listed.await?;
+    let streams = streams.into_iter().map(StreamView::from).collect();
+    Ok(partial(streams, &missing))
 }
 
 /// One stream.
@@ -213,15 +222,20 @@ impl Admin {
     /// The backend of a stream that exists.
     async fn find_stream(&self, name: &str) -> Result<(Arc<dyn Stream>, StreamName)> {
         let name = StreamName::new(name)?;
+        let mut unavailable = None;
         for stream in self.streams()? {
             match stream.stats(&name).await {
                 Ok(_) => return Ok((stream, name)),
                 Err(error) if is_absent(&error) => {}
-                Err(error) => return Err(error),
+                // Another backend may have it.
+                Err(error) => _ = unavailable.get_or_insert(error),
             }
         }
-        Err(Error::not_found(format!(
-            "there is no stream `{name}`; `towpath stream ls` lists those that exist"
-        )))
+        let absent = || {
+            Error::not_found(format!(
+                "there is no stream `{name}`; `towpath stream ls` lists those that exist"
+            ))
+        };
+        Err(unavailable.unwrap_or_else(absent))
     }
 }

@@ -23,6 +23,12 @@ pub(super) struct Client {
     timeout: Duration,
 }
 
+/// What a list has, and how the command ends: 4 when a part of it is missing.
+pub(super) struct Listed<T> {
+    pub(super) items: Vec<T>,
+    pub(super) exit: Exit,
+}
+
 impl Client {
     /// The process that the options and the configuration lead to.
     pub(super) fn new(global: &Global) -> Result<Self, Failure> {
@@ -82,6 +88,25 @@ impl Client {
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         self.call(Method::GET, path, &[], Vec::new()).await
+    }
+
+    /// A list of what several backends have; says on standard error which of them are missing.
+    pub(super) async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Listed<T>, Failure> {
+        let response = self.send(Method::GET, path, &[], Vec::new()).await?;
+        let status = response.status();
+        let missing = response.headers().get(admin::UNAVAILABLE);
+        let missing = missing.and_then(|value| value.to_str().ok().map(str::to_owned));
+        let bytes = response.bytes().await;
+        let bytes = bytes.map_err(|error| Failure::unreachable(error.to_string()))?;
+        let items = self.answer(status, &bytes)?;
+        if let Some(missing) = &missing {
+            output::error(format!("the list is not complete: {missing}"));
+        }
+        let exit = match missing {
+            Some(_) => Exit::Unreachable,
+            None => Exit::Ok,
+        };
+        Ok(Listed { items, exit })
     }
 
     /// What is there, or `None` when the server says that there is nothing.

@@ -1,29 +1,44 @@
 //! `towpath dlq`: dead letters.
 
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
 use clap::{Args, Subcommand, value_parser};
+use serde::Serialize;
 use towpath_core::MessageId;
 
-use super::client::{Client, queue_path};
+use super::client::{Client, Listed, queue_path};
 use super::queue::{KEPT_KEYS, confirm, short, show_count};
 use super::{Exit, Failure, Format, Global, output};
-use crate::admin::{Count, DeadLetterView, Letters};
+use crate::admin::{Count, DeadLetterView, Letters, QueueStats};
 
 /// What to do with dead letters.
 #[derive(Debug, Subcommand)]
 pub(super) enum DlqCommand {
-    /// The oldest dead letters of a queue
+    /// The oldest dead letters of a queue, or of every queue
     #[command(
-        after_help = "Examples:\n  towpath dlq ls messages\n  towpath dlq ls messages --max 100 --output json"
+        after_help = "Examples:\n  towpath dlq ls\n  towpath dlq ls messages --reason \"HTTP 422\"\n  towpath dlq ls messages --max 100 --output json"
     )]
     Ls {
-        /// The queue
-        queue: String,
-        /// Most letters, 1 to 1000
+        /// The queue [default: every queue]
+        queue: Option<String>,
+        /// Most letters of each queue, 1 to 1000
         #[arg(long, default_value_t = 20, value_parser = value_parser!(u16).range(1..=1000))]
         max: u16,
         /// Those behind this message id
-        #[arg(long)]
+        #[arg(long, requires = "queue")]
         after: Option<String>,
+        /// Those whose reason contains this text; numbers and ids in it stand for any
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Count dead letters by reason
+    #[command(
+        after_help = "Numbers and ids in reasons stand for any.\n\nExamples:\n  towpath dlq groups\n  towpath dlq groups messages --output json"
+    )]
+    Groups {
+        /// The queue [default: every queue]
+        queue: Option<String>,
     },
     /// One dead letter with its whole history
     #[command(after_help = "`towpath dlq ls QUEUE` shows the ids.")]
@@ -34,10 +49,18 @@ pub(super) enum DlqCommand {
         id: String,
     },
     /// Put dead letters back to the end of their queue
-    #[command(after_help = "Examples:\n  towpath dlq requeue messages --all")]
-    Requeue(Chosen),
+    #[command(
+        after_help = "Examples:\n  towpath dlq requeue messages --all\n  towpath dlq requeue messages --reason \"HTTP 503\" --max 10\n  towpath dlq requeue messages --reason \"HTTP 503\" --rate 50\n  towpath dlq requeue messages --reason \"HTTP 503\" --dry-run"
+    )]
+    Requeue {
+        #[command(flatten)]
+        chosen: Chosen,
+        /// Messages a second, 1 to 100000 [default: all at once]
+        #[arg(long, value_parser = value_parser!(u32).range(1..=100_000))]
+        rate: Option<u32>,
+    },
     /// Delete dead letters for good
-    #[command(after_help = KEPT_KEYS.to_owned() + "\n\nExamples:\n  towpath dlq drop messages --all --yes")]
+    #[command(after_help = KEPT_KEYS.to_owned() + "\n\nExamples:\n  towpath dlq drop messages --all --yes\n  towpath dlq drop messages --reason \"HTTP 422\" --yes")]
     Drop {
         #[command(flatten)]
         chosen: Chosen,
@@ -52,76 +75,330 @@ pub(super) enum DlqCommand {
 pub(super) struct Chosen {
     /// The queue
     queue: String,
-    /// Message ids, or `--all`
-    #[arg(conflicts_with = "all")]
+    /// Message ids, or `--all`, or `--reason`
+    #[arg(conflicts_with_all = ["all", "reason"])]
     ids: Vec<String>,
     /// Every one
-    #[arg(long)]
+    #[arg(long, conflicts_with = "reason")]
     all: bool,
+    /// Those whose reason contains this text; numbers and ids in it stand for any
+    #[arg(long)]
+    reason: Option<String>,
+    /// The oldest of them only, to try it with a few
+    #[arg(long, value_parser = value_parser!(u64).range(1..))]
+    max: Option<u64>,
+    /// Count them, and change nothing
+    #[arg(long)]
+    dry_run: bool,
 }
+
+/// Dead letters of one queue with the same reason.
+#[derive(Debug, Serialize)]
+struct Group {
+    queue: String,
+    reason: String,
+    count: u64,
+    oldest: String,
+    newest: String,
+    example: String,
+}
+
+/// Most letters that one request asks for or changes.
+const PAGE: u16 = 1_000;
 
 pub(super) async fn run(global: &Global, command: DlqCommand) -> Result<Exit, Failure> {
     let client = Client::new(global)?;
     match command {
-        DlqCommand::Ls { queue, max, after } => {
-            let letters = letters(&client, &queue, max, after.as_deref()).await?;
-            match global.format {
-                Format::Json => output::json(&letters)?,
-                Format::Table => output::table(
-                    &["ID", "ATTEMPTS", "DIED", "REASON", "PAYLOAD"],
-                    letters.into_iter().map(|one| {
-                        vec![
-                            one.id,
-                            one.attempts.to_string(),
-                            one.died_at,
-                            short(&one.reason),
-                            short(&one.payload.payload),
-                        ]
-                    }),
-                )?,
-            }
-        }
+        DlqCommand::Ls {
+            queue,
+            max,
+            after,
+            reason,
+        } => return ls(global, &client, queue, max, after, reason).await,
+        DlqCommand::Groups { queue } => return groups(global, &client, queue).await,
         DlqCommand::Show { queue, id } => {
-            let mut after = None;
-            loop {
-                let page = letters(&client, &queue, 1000, after.as_deref()).await?;
-                if let Some(letter) = page.iter().find(|letter| letter.id == id) {
-                    match global.format {
-                        Format::Json => output::json(letter)?,
-                        Format::Table => show_letter(letter)?,
-                    }
-                    break;
+            let mut pages = Pages::of(&client, &queue);
+            let letter = loop {
+                let page = pages.next().await?;
+                if page.is_empty() {
+                    let text = format!("`{queue}` has no dead letter `{id}`");
+                    return Err(Failure::failed(text));
                 }
-                after = Some(
-                    page.last()
-                        .ok_or_else(|| {
-                            Failure::failed(format!("`{queue}` has no dead letter `{id}`"))
-                        })?
-                        .id
-                        .clone(),
-                );
+                if let Some(letter) = page.into_iter().find(|letter| letter.id == id) {
+                    break letter;
+                }
+            };
+            match global.format {
+                Format::Json => output::json(&letter)?,
+                Format::Table => show_letter(&letter)?,
             }
         }
-        DlqCommand::Requeue(chosen) => {
-            let count: Count = client
-                .post(&path(&chosen, "requeue")?, &selection(&chosen)?)
-                .await?;
-            show_count(global, &count, "put back")?;
+        DlqCommand::Requeue { chosen, rate } => {
+            let count = change(&client, &chosen, "requeue", rate).await?;
+            show_count(global, &count, done(&chosen, "put back"))?;
         }
         DlqCommand::Drop { chosen, yes } => {
-            let letters = selection(&chosen)?;
-            confirm(
-                yes,
-                &format!(
-                    "{KEPT_KEYS}\nDelete dead letters of `{}` for good?",
-                    chosen.queue
-                ),
-            )?;
-            let count: Count = client.post(&path(&chosen, "drop")?, &letters).await?;
-            show_count(global, &count, "deleted")?;
+            let queue = &chosen.queue;
+            let question = format!("{KEPT_KEYS}\nDelete dead letters of `{queue}` for good?");
+            confirm(yes || chosen.dry_run, &question)?;
+            let count = change(&client, &chosen, "drop", None).await?;
+            show_count(global, &count, done(&chosen, "deleted"))?;
         }
     }
     Ok(Exit::Ok)
+}
+
+const fn done(chosen: &Chosen, word: &'static str) -> &'static str {
+    match chosen.dry_run {
+        true => "found; nothing was changed",
+        false => word,
+    }
+}
+
+/// The queues that were meant, with their dead letters counted, and the exit code of an incomplete list.
+async fn queues(client: &Client, queue: Option<String>) -> Result<Listed<QueueStats>, Failure> {
+    match queue {
+        Some(queue) => {
+            let stats = client.get(&queue_path(&queue, "")?).await?;
+            let items = vec![stats];
+            Ok(Listed {
+                items,
+                exit: Exit::Ok,
+            })
+        }
+        None => {
+            let mut all = client.list::<QueueStats>("/v1/queues").await?;
+            all.items.retain(|stats| stats.dead > 0);
+            Ok(all)
+        }
+    }
+}
+
+async fn ls(
+    global: &Global,
+    client: &Client,
+    queue: Option<String>,
+    max: u16,
+    after: Option<String>,
+    reason: Option<String>,
+) -> Result<Exit, Failure> {
+    let is_one = queue.is_some();
+    let queues = queues(client, queue).await?;
+    let reason = reason.as_deref().map(general);
+    let mut rows = Vec::new();
+    let mut json = Vec::new();
+    let (mut shown, mut there) = (0, 0);
+    for stats in &queues.items {
+        let mut pages = Pages::of(client, &stats.queue);
+        pages.after = after.clone();
+        let found = pages.find(reason.as_deref(), max.into()).await?;
+        shown += found.len();
+        there += stats.dead;
+        for letter in found {
+            match global.format {
+                Format::Json if is_one => json.push(serde_json::json!(letter)),
+                Format::Json => {
+                    let mut value = serde_json::json!(letter);
+                    value["queue"] = stats.queue.as_str().into();
+                    json.push(value);
+                }
+                Format::Table => rows.push(vec![
+                    stats.queue.clone(),
+                    letter.id,
+                    letter.attempts.to_string(),
+                    letter.died_at,
+                    short(&letter.reason),
+                    short(&letter.payload.payload),
+                ]),
+            }
+        }
+    }
+    if global.format == Format::Json {
+        output::json(&json)?;
+        return Ok(queues.exit);
+    }
+    let mut headings = vec!["QUEUE", "ID", "ATTEMPTS", "DIED", "REASON", "PAYLOAD"];
+    if is_one {
+        headings.remove(0);
+        rows.iter_mut().for_each(|row| drop(row.remove(0)));
+    }
+    output::table(&headings, rows)?;
+    if (shown as u64) < there {
+        output::note(format!("{shown} of {there} dead letters"));
+    }
+    Ok(queues.exit)
+}
+
+async fn groups(global: &Global, client: &Client, queue: Option<String>) -> Result<Exit, Failure> {
+    let queues = queues(client, queue).await?;
+    let mut groups: Vec<Group> = Vec::new();
+    for stats in &queues.items {
+        let mut by_reason: BTreeMap<String, Group> = BTreeMap::new();
+        let mut pages = Pages::of(client, &stats.queue);
+        loop {
+            let page = pages.next().await?;
+            if page.is_empty() {
+                break;
+            }
+            for letter in page {
+                let reason = general(&letter.reason);
+                let group = by_reason.entry(reason.clone()).or_insert_with(|| Group {
+                    queue: stats.queue.clone(),
+                    reason,
+                    count: 0,
+                    oldest: letter.died_at.clone(),
+                    newest: String::new(),
+                    example: letter.id.clone(),
+                });
+                group.count += 1;
+                group.newest = letter.died_at.max(std::mem::take(&mut group.newest));
+            }
+        }
+        groups.extend(by_reason.into_values());
+    }
+    groups.sort_by_key(|group| std::cmp::Reverse(group.count));
+    match global.format {
+        Format::Json => output::json(&groups)?,
+        Format::Table => output::table(
+            &["QUEUE", "COUNT", "OLDEST", "NEWEST", "REASON"],
+            groups.into_iter().map(|group| {
+                vec![
+                    group.queue,
+                    group.count.to_string(),
+                    group.oldest,
+                    group.newest,
+                    short(&group.reason),
+                ]
+            }),
+        )?,
+    }
+    Ok(queues.exit)
+}
+
+/// Does something to the chosen letters, in steps. How many there were.
+async fn change(
+    client: &Client,
+    chosen: &Chosen,
+    action: &str,
+    rate: Option<u32>,
+) -> Result<Count, Failure> {
+    let path = path(chosen, action)?;
+    let is_plain = chosen.reason.is_none() && chosen.max.is_none() && rate.is_none();
+    if is_plain && !chosen.dry_run {
+        return client.post(&path, &selection(chosen)?).await;
+    }
+    let all = || usize::try_from(chosen.max.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+    let ids: Vec<String> = if chosen.all || chosen.reason.is_some() {
+        let reason = chosen.reason.as_deref().map(general);
+        let found = Pages::of(client, &chosen.queue);
+        let found = found.find(reason.as_deref(), all()).await?;
+        found.into_iter().map(|letter| letter.id).collect()
+    } else {
+        selection(chosen)?.ids.into_iter().take(all()).collect()
+    };
+    if chosen.dry_run {
+        let count = ids.len() as u64;
+        return Ok(Count { count });
+    }
+    let mut sum = Count { count: 0 };
+    let step = rate.map_or(PAGE.into(), |rate| {
+        (rate as usize / 10).clamp(1, PAGE.into())
+    });
+    let pause = rate.map(|rate| Duration::from_secs_f64(step as f64 / f64::from(rate)));
+    for ids in ids.chunks(step) {
+        let began = Instant::now();
+        let letters = Letters {
+            all: false,
+            ids: ids.to_vec(),
+        };
+        let count: Count = client.post(&path, &letters).await?;
+        sum.count += count.count;
+        if let Some(pause) = pause {
+            tokio::time::sleep(pause.saturating_sub(began.elapsed())).await;
+        }
+    }
+    Ok(sum)
+}
+
+/// The dead letters of a queue, page by page, oldest first.
+struct Pages<'a> {
+    client: &'a Client,
+    queue: &'a str,
+    after: Option<String>,
+}
+
+impl<'a> Pages<'a> {
+    const fn of(client: &'a Client, queue: &'a str) -> Self {
+        Self {
+            client,
+            queue,
+            after: None,
+        }
+    }
+
+    /// The next page; empty at the end.
+    async fn next(&mut self) -> Result<Vec<DeadLetterView>, Failure> {
+        self.page(PAGE).await
+    }
+
+    async fn page(&mut self, max: u16) -> Result<Vec<DeadLetterView>, Failure> {
+        let after = self.after.as_deref();
+        let page = letters(self.client, self.queue, max, after).await?;
+        if let Some(last) = page.last() {
+            self.after = Some(last.id.clone());
+        }
+        Ok(page)
+    }
+
+    /// The oldest `max` letters, with this reason when there is one.
+    async fn find(
+        mut self,
+        reason: Option<&str>,
+        max: usize,
+    ) -> Result<Vec<DeadLetterView>, Failure> {
+        let mut found = Vec::new();
+        while found.len() < max {
+            let wanted = match reason {
+                Some(_) => PAGE,
+                None => u16::try_from(max - found.len()).unwrap_or(PAGE).min(PAGE),
+            };
+            let page = self.page(wanted).await?;
+            if page.is_empty() {
+                break;
+            }
+            let has_it = |letter: &DeadLetterView| {
+                reason.is_none_or(|it| general(&letter.reason).contains(it))
+            };
+            found.extend(page.into_iter().filter(has_it));
+        }
+        found.truncate(max);
+        Ok(found)
+    }
+}
+
+/// A reason without what differs between two messages: ids are `ID`, numbers outside words `N`.
+///
+/// Short numbers stay: they are mostly statuses.
+fn general(reason: &str) -> String {
+    let is_part = |text: char| text.is_ascii_alphanumeric() || text == '-';
+    let mut general = String::new();
+    let mut rest = reason;
+    while !rest.is_empty() {
+        let end = rest.find(|text| !is_part(text)).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        let is_number = word.bytes().all(|byte| byte.is_ascii_digit());
+        let is_id = word.len() >= 16 && word.bytes().any(|byte| byte.is_ascii_digit());
+        general.push_str(match () {
+            () if word.is_empty() => "",
+            () if is_number && word.len() > 3 => "N",
+            () if is_id => "ID",
+            () => word,
+        });
+        let next = after.chars().next().map_or(0, char::len_utf8);
+        general.push_str(&after[..next]);
+        rest = &after[next..];
+    }
+    general
 }
 
 fn show_letter(letter: &DeadLetterView) -> Result<(), Failure> {
@@ -174,11 +451,36 @@ fn path(chosen: &Chosen, action: &str) -> Result<String, Failure> {
 
 fn selection(chosen: &Chosen) -> Result<Letters, Failure> {
     if chosen.ids.is_empty() && !chosen.all {
-        let text = "say which: the ids that `towpath dlq ls` shows, or `--all`";
+        let text = "say which: the ids that `towpath dlq ls` shows, `--reason`, or `--all`";
         return Err(Failure::new(Exit::Usage, text));
     }
     Ok(Letters {
         all: chosen.all,
         ids: chosen.ids.clone(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::general;
+
+    #[test]
+    fn reasons_that_differ_in_ids_and_numbers_are_one() {
+        for (reason, expected) in [
+            (
+                "answered 422 Unprocessable Entity: no customer 4711",
+                "answered 422 Unprocessable Entity: no customer N",
+            ),
+            (
+                "job 01a22e57-d895-737e-b453-a2c1468a415f failed after 12034 ms",
+                "job ID failed after N ms",
+            ),
+            ("exit code 3", "exit code 3"),
+            ("größe 12345€", "größe N€"),
+            ("", ""),
+        ] {
+            assert_eq!(general(reason), expected);
+            assert_eq!(general(expected), expected);
+        }
+    }
 }

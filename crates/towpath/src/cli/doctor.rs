@@ -1,5 +1,6 @@
 //! `towpath doctor`: everything that can be wrong around a process, with what to do about it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::TcpListener;
@@ -11,10 +12,9 @@ use serde::Serialize;
 use towpath_core::{ErrorKind, QueueName};
 
 use super::client::Client;
-use super::health::parts;
 use super::output::Color;
 use super::{Exit, Failure, Format, Global, output};
-use crate::admin::HealthView;
+use crate::admin::{CurrentProblem, HealthView};
 use crate::config::{Config, load};
 use crate::wiring;
 
@@ -38,6 +38,9 @@ struct Check {
     found: Found,
     detail: String,
 }
+
+/// How long a database may take to answer.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// A clock before this is wrong: the program did not exist.
 const YEAR_2026: u64 = 1_767_225_600;
@@ -67,7 +70,6 @@ pub(super) async fn run(global: &Global, _: DoctorArgs) -> Result<Exit, Failure>
             checks.push(folder(&loaded.config));
             checks.push(disk(&loaded.config));
             process(global, &loaded.config, &mut checks).await?;
-            look_at_the_backend(&loaded.config, &mut checks).await;
             checks.push(clock(&loaded.config));
         }
         Err(problems) => checks.push(Check {
@@ -99,48 +101,69 @@ pub(super) async fn run(global: &Global, _: DoctorArgs) -> Result<Exit, Failure>
     })
 }
 
-/// Who answers at the admin address; when nobody does, whether the ports could be had.
+/// What the running process says of itself; when none answers, what a start would find.
 async fn process(global: &Global, config: &Config, checks: &mut Vec<Check>) -> Result<(), Failure> {
     let client = Client::new(global)?;
     let base = client.base();
-    let (found, detail) = match client.get::<HealthView>("/v1/health").await {
-        Ok(mut health) => {
-            let warnings = health.checks.iter();
-            let warnings = warnings.filter_map(|line| line.strip_prefix("[!]"));
-            checks.extend(warnings.map(|warning| Check {
+    match running(&client).await {
+        Ok((health, problems)) => {
+            let (version, count) = (&health.version, problems.len());
+            checks.push(Check {
                 check: "process",
-                found: Found::Warn,
-                detail: warning.to_owned(),
-            }));
-            health.checks.retain(|line| !line.starts_with("[!]"));
-            (
-                if health.ready { Found::Ok } else { Found::Fail },
-                format!(
-                    "a Towpath {} answers at {base}: {}",
-                    health.version,
-                    parts(&health).collect::<Vec<_>>().join(", ")
+                found: Found::Ok,
+                detail: format!(
+                    "Towpath {version} answers at {base} and reports {count} problems; what follows is its answer"
                 ),
-            )
+            });
+            checks.extend(health.facts.into_iter().map(|detail| Check {
+                check: "process",
+                found: Found::Ok,
+                detail,
+            }));
+            checks.extend(problems.into_iter().map(|problem| {
+                let figure = problem
+                    .figure
+                    .map_or_else(String::new, |figure| format!(", {figure}"));
+                let found = match problem.severity.as_str() {
+                    "page" => Found::Fail,
+                    _ => Found::Warn,
+                };
+                let (name, subject) = (problem.problem, problem.subject);
+                let (cause, next) = (problem.cause, problem.next_step);
+                Check {
+                    check: "problem",
+                    found,
+                    detail: format!("{name}, {subject}{figure}: {cause}. Next: {next}"),
+                }
+            }));
         }
         Err(Failure::Said(Exit::Unreachable, _)) => {
+            checks.push(Check {
+                check: "process",
+                found: Found::Warn,
+                detail: format!(
+                    "none answers at {base}; start one with `towpath up`. What follows is the configuration of this shell"
+                ),
+            });
             checks.extend(store(config));
             checks.push(port("server.listen", &config.listen));
             checks.push(port("server.admin", &config.admin));
-            (
-                Found::Warn,
-                format!("none answers at {base}; start one with `towpath up`"),
-            )
+            look_at_backends(config, checks).await;
         }
-        // A wrong token, or somebody else's server.
-        Err(Failure::Said(_, text)) => (Found::Fail, text),
+        // A wrong token, or another program's server.
+        Err(Failure::Said(_, detail)) => checks.push(Check {
+            check: "process",
+            found: Found::Fail,
+            detail,
+        }),
         Err(other) => return Err(other),
-    };
-    checks.push(Check {
-        check: "process",
-        found,
-        detail,
-    });
+    }
     Ok(())
+}
+
+async fn running(client: &Client) -> Result<(HealthView, Vec<CurrentProblem>), Failure> {
+    let health = client.get("/v1/health").await?;
+    Ok((health, client.get("/v1/problems").await?))
 }
 
 /// Whether a start would find every file of the store; absent where there is none.
@@ -174,18 +197,68 @@ fn store(config: &Config) -> Option<Check> {
     })
 }
 
-/// How safe the backend keeps what it takes. The embedded store says so without being opened: a process may have it.
-async fn look_at_the_backend(config: &Config, checks: &mut Vec<Check>) {
-    let url = config.ingest_backend.expose();
-    if url.starts_with("embedded:") {
-        checks.push(durability(config));
-        return;
+/// Every backend and database that the configuration names, once. Files of embedded stores are not opened: a process may
+/// have them.
+async fn look_at_backends(config: &Config, checks: &mut Vec<Check>) {
+    let backends = [
+        ("backends.ingest", &config.ingest_backend),
+        ("backends.orders", &config.orders.broker),
+        ("backends.orders_kv", &config.orders.kv),
+        ("backends.lines", &config.lines.backend),
+        ("backends.limits", &config.limits_backend),
+        ("backends.relay", &config.accounts.broker),
+        ("backends.fleet", &config.fleet.backend),
+    ];
+    let mut seen = BTreeSet::new();
+    for (key, url) in backends {
+        if !seen.insert(url.expose()) {
+            continue;
+        }
+        if url.expose().starts_with("embedded:") {
+            checks.push(durability(config));
+            continue;
+        }
+        // Health speaks of queues that were asked for.
+        let queue = (key == "backends.ingest").then_some(config.queue.as_str());
+        look_at_backend(key, url.expose(), queue, checks).await;
     }
+    for (key, url) in [
+        ("accounts.database", &config.accounts.database),
+        ("fleet.controller.database", &config.fleet.database),
+    ] {
+        if url.expose().starts_with("sqlite:") || !seen.insert(url.expose()) {
+            continue;
+        }
+        let checked = async {
+            let database = wiring::open_database(url.expose()).await?;
+            database.outbox.check().await.map(|()| database.url)
+        };
+        let late = || {
+            let text = format!("no answer within {LOOK:?}");
+            Err(towpath_core::Error::unavailable(text))
+        };
+        let (found, detail) = match tokio::time::timeout(LOOK, checked).await {
+            Ok(Ok(url)) => (Found::Ok, format!("{key}: {url} answers")),
+            other => {
+                let error = other.unwrap_or_else(|_| late()).err();
+                let text = error.map_or_else(String::new, |error| error.chain());
+                (Found::Fail, format!("{key}: {text}"))
+            }
+        };
+        checks.push(Check {
+            check: "database",
+            found,
+            detail,
+        });
+    }
+}
+
+async fn look_at_backend(key: &str, url: &str, queue: Option<&str>, checks: &mut Vec<Check>) {
     let looked = async {
         let backend = wiring::open(url).await?;
-        if let Some(queue) = &backend.queue {
-            // Health speaks of queues that were asked for. One that is not there yet is made as it should be.
-            drop(queue.stats(&QueueName::new(&config.queue)?).await);
+        if let (Some(port), Some(name)) = (&backend.queue, queue) {
+            // One that does not exist yet is made as it should be.
+            drop(port.stats(&QueueName::new(name)?).await);
         }
         let health = backend.lifecycle.health().await;
         backend.lifecycle.close().await?;
@@ -195,23 +268,22 @@ async fn look_at_the_backend(config: &Config, checks: &mut Vec<Check>) {
         Err(error) => checks.push(Check {
             check: "backend",
             found: Found::Fail,
-            detail: error.chain(),
+            detail: format!("{key}: {}", error.chain()),
         }),
         Ok((url, health)) => {
-            let facts: Vec<String> = health
-                .facts
-                .iter()
+            let facts = health.facts.iter();
+            let facts: Vec<String> = facts
                 .map(|(name, fact)| format!("{name}: {fact}"))
                 .collect();
             checks.push(Check {
                 check: "backend",
                 found: Found::Ok,
-                detail: format!("{url} ({})", facts.join("; ")),
+                detail: format!("{key}: {url} ({})", facts.join("; ")),
             });
             checks.extend(health.warnings.into_iter().map(|detail| Check {
                 check: "backend",
                 found: Found::Warn,
-                detail,
+                detail: format!("{key}: {detail}"),
             }));
         }
     }

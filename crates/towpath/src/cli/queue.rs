@@ -71,8 +71,9 @@ pub(super) async fn run(global: &Global, command: QueueCommand) -> Result<Exit, 
     let path = |named: &Named, rest: &str| queue_path(&named.queue, rest);
     match command {
         QueueCommand::Ls => {
-            let queues: Vec<QueueStats> = client.get("/v1/queues").await?;
-            show(global, &queues, &queues)?;
+            let queues = client.list::<QueueStats>("/v1/queues").await?;
+            show(global, &queues.items, &queues.items)?;
+            return Ok(queues.exit);
         }
         QueueCommand::Show(named) => {
             let stats: QueueStats = client.get(&path(&named, "")?).await?;

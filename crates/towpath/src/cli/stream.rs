@@ -85,8 +85,9 @@ pub(super) async fn run(global: &Global, command: StreamCommand) -> Result<Exit,
     let client = Client::new(global)?;
     match command {
         StreamCommand::Ls => {
-            let streams: Vec<StreamView> = client.get("/v1/streams").await?;
-            show(global, &streams, &streams)?;
+            let streams = client.list::<StreamView>("/v1/streams").await?;
+            show(global, &streams.items, &streams.items)?;
+            return Ok(streams.exit);
         }
         StreamCommand::Show(named) => {
             let stream: StreamView = client.get(&named.path("")?).await?;

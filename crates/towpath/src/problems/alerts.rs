@@ -46,13 +46,14 @@ pub fn alerts_test() -> String {
       - {{series: 'towpath_problem{{problem="{name}", subject="s", instance="b"}}', values: '_x4 1x20'}}
       - {{series: 'towpath_problem{{problem="another", subject="s", instance="a"}}', values: '1x30'}}
     alert_rule_test:
-      - {{eval_time: 4m, alertname: {alert}, exp_alerts: []}}
+      - {{eval_time: {}m, alertname: {alert}, exp_alerts: []}}
       - eval_time: {}m
         alertname: {alert}
         exp_alerts:
           - exp_labels: {{problem: {name}, subject: s, severity: {severity}}}
             exp_annotations: {{summary: "s: {}", runbook: docs/runbook.md#{}}}
 "#,
+            minutes + 3,
             minutes + 6,
             summary(rule),
             alert.to_lowercase()

@@ -28,10 +28,19 @@ pub struct PumpMetrics {
 }
 
 /// When failed deliveries and dead letters were logged.
-#[derive(Default)]
 struct Reminders {
     failed: Reminder,
     dead: Reminder,
+}
+
+impl Default for Reminders {
+    fn default() -> Self {
+        Self {
+            failed: Reminder::new(),
+            // Each is a line, but for floods.
+            dead: Reminder::each(Duration::from_secs(1)),
+        }
+    }
 }
 
 impl PumpMetrics {
@@ -77,10 +86,12 @@ impl PumpMetrics {
                     warn!(queue = self.queue, count, attempt, "deliveries failed");
                 }
             }
-            Verdict::DeadLetter { .. } => {
+            Verdict::DeadLetter { reason } => {
                 self.reject.inc();
                 if let Some(count) = self.reminders.dead.count() {
-                    warn!(queue = self.queue, count, "messages became dead letters");
+                    let (id, attempts) = (delivery.message.id, delivery.attempt);
+                    let (queue, reason) = (&self.queue, summary(reason));
+                    warn!(queue, %id, attempts, reason, count, "message became a dead letter");
                 }
             }
             Verdict::Release { .. } => {}
@@ -91,4 +102,10 @@ impl PumpMetrics {
     pub fn lease_lost(&self) {
         self.lost.inc();
     }
+}
+
+/// The beginning of a reason: what follows a colon may repeat the payload.
+fn summary(reason: &str) -> &str {
+    let end = reason.find([':', '\n']).unwrap_or(reason.len()).min(120);
+    &reason[..reason.floor_char_boundary(end)]
 }

@@ -309,7 +309,7 @@ fn doctor_and_the_dead_letter_commands_work_on_redis() {
     assert!(!output.status.success());
     let report = String::from_utf8(output.stdout).unwrap();
     assert!(
-        report.contains("FAIL  backend: redis at `127.0.0.1:1`"),
+        report.contains("FAIL  backend: backends.ingest: redis at `127.0.0.1:1`"),
         "{report}"
     );
 }

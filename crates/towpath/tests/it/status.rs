@@ -215,9 +215,9 @@ fn a_store_that_rejects_writes_keeps_only_those_from_working_that_write() {
     let mut world = World::new();
     // More than any disk has.
     world.set("TOWPATH_EMBEDDED__DISK_RESERVE", "1024GiB");
-    let _running = world.spawn(&["up"]);
-    wait_until("the token", SHOWN, || {
-        world.data().join("admin.token").exists()
+    let running = world.spawn(&["up"]);
+    wait_until("the process to serve", SHOWN, || {
+        running.log().contains(r#""message":"ready""#)
     });
     let problem = wait_for(&world, "store_refusing");
     let cause = problem["cause"].as_str().unwrap();

@@ -89,7 +89,7 @@ pub struct Pump {
     pub work: Work,
     /// What that is called in traces.
     pub sink_name: &'static str,
-    /// Delays between attempts; how many there are is the queue's own setting.
+    /// Delays between attempts, and how many of them the queue was declared with.
     pub retry: retry::Policy,
     /// A pause before each batch or message is delivered.
     pub pause: Duration,

@@ -162,12 +162,26 @@ async fn settle(pump: &Pump, stop: &Stop, ended: Vec<Ended>) -> Settled {
     settled
 }
 
+impl Pump {
+    /// What the queue makes of a verdict: a message whose attempts are used up becomes a dead letter.
+    fn ending(&self, ended: &Ended) -> Verdict {
+        match &ended.verdict {
+            Verdict::Retry { error, .. } if ended.delivery.attempt >= self.retry.attempts => {
+                let reason = error.clone();
+                Verdict::DeadLetter { reason }
+            }
+            other => other.clone(),
+        }
+    }
+}
+
 /// Counts what became of one settlement.
 fn note(pump: &Pump, stop: &Stop, ended: Ended, outcome: Result<()>, settled: &mut Settled) {
     match outcome {
         Ok(()) => {
-            stop.account.add(word(&ended.verdict), 1);
-            pump.metrics.settled(&ended.delivery, &ended.verdict);
+            let ending = pump.ending(&ended);
+            stop.account.add(word(&ending), 1);
+            pump.metrics.settled(&ended.delivery, &ending);
             settled.over.push(ended.delivery.receipt.fence);
         }
         Err(error) if error.kind() == ErrorKind::Conflict => {

@@ -152,6 +152,49 @@ fn rejected_messages_are_problems_until_they_are_dealt_with() {
 }
 
 #[test]
+fn a_message_that_uses_up_its_attempts_counts_as_a_dead_letter() {
+    let receiver = serve(|_| Reply::text(500, "no"));
+    let mut world = World::new();
+    world
+        .set("TOWPATH_INGEST__WORKER__SINK", "webhook")
+        .set(
+            "TOWPATH_INGEST__WORKER__WEBHOOK__URL",
+            format!("http://{receiver}/"),
+        )
+        .set("TOWPATH_INGEST__WORKER__RETRY__ATTEMPTS", 2)
+        .set("TOWPATH_INGEST__WORKER__RETRY__FIRST", "50ms");
+    let running = world.up();
+    assert_eq!(world.client().post("/enqueue", &[], b"one").status, 200);
+    wait_until("it to die", SHOWN, || {
+        world.json(&["queue", "show", "messages"])["dead"] == 1
+    });
+    let outcome = |outcome| {
+        let labels = format!("{{queue=\"messages\",outcome=\"{outcome}\"}}");
+        world.metric(&format!("towpath_deliveries_total{labels}"))
+    };
+    wait_until("its metric", SHOWN, || outcome("reject") == 1.0);
+    assert_eq!(outcome("retry"), 1.0);
+    let letter = &world.json(&["dlq", "ls"])[0];
+    assert_eq!(letter["queue"], "messages", "{letter}");
+    let group = &world.json(&["dlq", "groups"])[0];
+    assert_eq!(group["count"], 1, "{group}");
+    let text = world.ok(&["dlq", "requeue", "messages", "--reason", "500", "--dry-run"]);
+    assert_eq!(text, "1 found; nothing was changed\n");
+    let none = ["dlq", "requeue", "messages", "--reason", "501"];
+    assert_eq!(world.ok(&none), "0 put back\n");
+    let (_, log, _) = running.stop();
+    let line = log
+        .lines()
+        .find(|line| line.contains("message became a dead letter"))
+        .unwrap_or_else(|| panic!("{log}"));
+    let line: Value = serde_json::from_str(line).unwrap();
+    assert_eq!(line["id"], letter["id"]);
+    assert_eq!(line["attempts"], 2, "{line}");
+    let reason = line["reason"].as_str().unwrap();
+    assert!(reason.contains("500") && !reason.contains("no"), "{reason}");
+}
+
+#[test]
 fn a_server_that_is_down_is_the_problem_of_those_who_need_it() {
     if !able("redis", redis::missing().is_none()) {
         return;
@@ -180,6 +223,22 @@ fn a_server_that_is_down_is_the_problem_of_those_who_need_it() {
     ] {
         assert!(is_ready(&world, role), "{role}");
     }
+    // Lists have what the others have, and say what is missing.
+    let output = world.run(&["queue", "ls", "--output", "json"]);
+    assert_eq!(output.status.code(), Some(4));
+    let queues: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let queues = queues.as_array().unwrap();
+    assert!(
+        queues.iter().any(|one| one["queue"] == "orders.queue"),
+        "{queues:?}"
+    );
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("the list is not complete: redis"), "{error}");
+    world.ok(&["queue", "show", "orders.queue"]);
+    let doctor = world.run(&["doctor"]);
+    assert_eq!(doctor.status.code(), Some(5));
+    let doctor = String::from_utf8_lossy(&doctor.stdout);
+    assert!(doctor.contains("problem: backend_unreachable"), "{doctor}");
     server.restart();
     wait_for_none(&world);
     assert!(is_ready(&world, "ingest.worker"));

@@ -16,39 +16,56 @@ pub(super) struct Global {
     #[arg(
         long,
         global = true,
+        hide = true,
         value_name = "FILE",
         value_hint = clap::ValueHint::FilePath
     )]
     pub(super) config: Option<PathBuf>,
     /// Sets a key, over everything else: `--set ingest.queue=jobs`
-    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    #[arg(long, global = true, hide = true, value_name = "KEY=VALUE")]
     pub(super) set: Vec<String>,
     /// Data folder; the same as `--set data.dir=DIR`
-    #[arg(long, global = true, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    #[arg(long, global = true, hide = true, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     pub(super) data: Option<String>,
     /// Admin API of the running process; without it the configured `server.admin`
-    #[arg(long, global = true, env = "TOWPATH_URL")]
+    #[arg(long, global = true, hide = true, env = "TOWPATH_URL")]
     pub(super) url: Option<String>,
     /// Token of the admin API; without it that of the process on this machine, or of the data folder
-    #[arg(long, global = true, env = "TOWPATH_TOKEN", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        hide = true,
+        env = "TOWPATH_TOKEN",
+        hide_env_values = true
+    )]
     pub(super) token: Option<String>,
     /// How results are printed: for people, or for programs with the fields of the admin API
     #[arg(
         long = "output",
         global = true,
+        hide = true,
         value_enum,
         default_value = "table",
         value_name = "FORMAT"
     )]
     pub(super) format: Format,
+    /// The same as `--output json`
+    #[arg(long, global = true, hide = true, conflicts_with = "format")]
+    pub(super) json: bool,
     /// When to colour; `auto` is on a terminal, unless NO_COLOR is set
-    #[arg(long, global = true, default_value = "auto", value_name = "WHEN")]
+    #[arg(
+        long,
+        global = true,
+        hide = true,
+        default_value = "auto",
+        value_name = "WHEN"
+    )]
     pub(super) color: ColorChoice,
     /// Print results only, and log warnings and errors only
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, hide = true, conflicts_with = "verbose")]
     pub(super) quiet: bool,
     /// Say more: requests of the command line, debug logs of a server; `-vv` everything
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, hide = true, action = ArgAction::Count)]
     pub(super) verbose: u8,
 }
 

@@ -32,7 +32,13 @@ const GROUPS: [(&str, &[&str]); 4] = [
 
 /// Gives the front page its groups.
 pub(super) fn grouped(mut command: Command) -> Command {
+    command = command.mut_subcommands(with_note);
     command.build();
+    // The pages of commands leave them to this one.
+    let command = command.mut_args(|arg| {
+        let is_ours = arg.is_global_set() && arg.get_id() != "json";
+        if is_ours { arg.hide(false) } else { arg }
+    });
     let header = *command.get_styles().get_header();
     let literal = *command.get_styles().get_literal();
     let mut page = String::new();
@@ -52,6 +58,14 @@ pub(super) fn grouped(mut command: Command) -> Command {
     command.help_template(format!(
         "{{about}}\n\n{{usage-heading}} {{usage}}\n{page}\n{options}\n{{options}}{{after-help}}"
     ))
+}
+
+/// Says on the page of a command where the options of every command are.
+fn with_note(command: Command) -> Command {
+    let note = "Options of every command: see `towpath --help`.";
+    let examples = { command.get_after_help() }.map(ToString::to_string);
+    let text = examples.map_or_else(|| note.to_owned(), |text| format!("{text}\n\n{note}"));
+    command.after_help(text).mut_subcommands(with_note)
 }
 
 #[cfg(test)]

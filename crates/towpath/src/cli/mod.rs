@@ -176,7 +176,10 @@ impl Cli {
         help::grouped(Self::command())
     }
 
-    async fn dispatch(self) -> Result<Exit, Failure> {
+    async fn dispatch(mut self) -> Result<Exit, Failure> {
+        if self.global.json {
+            self.global.format = Format::Json;
+        }
         let global = &self.global;
         match self.command {
             Command::Up(args) => up::up(global, args).await,

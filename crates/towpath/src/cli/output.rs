@@ -98,13 +98,134 @@ pub(super) fn table(
     headings: &[&str],
     rows: impl IntoIterator<Item = Vec<String>>,
 ) -> io::Result<()> {
+    let mut headings: Vec<&str> = headings.to_vec();
+    let mut rows: Vec<Vec<String>> = rows.into_iter().collect();
+    if let Some(width) = width_of_terminal() {
+        fit(&mut headings, &mut rows, width);
+    }
     let mut table = Table::new();
-    table
-        .load_style(NOTHING)
-        .set_header(headings.iter().copied());
+    table.load_style(NOTHING).set_header(headings);
     table.add_rows(rows);
     for row in table.lines() {
         line(row.trim_end())?;
     }
     Ok(())
+}
+
+/// Columns that a table does without on a narrow terminal, the first one first.
+const OPTIONAL: [&str; 12] = [
+    "DUPLICATES",
+    "RETRIED",
+    "ENQUEUED",
+    "ACKED",
+    "APPENDED",
+    "HEARTBEAT",
+    "CONSUMERS",
+    "LEASED",
+    "OLDEST",
+    "ATTEMPTS",
+    "DIED",
+    "CREATED",
+];
+
+/// Columns whose text may be cut, and the shortest that is worth a column.
+const CUT: [&str; 7] = [
+    "PAYLOAD", "REASON", "ERROR", "VALUE", "URL", "RESULT", "WHAT",
+];
+const SHORTEST: usize = 12;
+
+/// How wide the terminal is; `None` elsewhere, where nothing is left out.
+fn width_of_terminal() -> Option<usize> {
+    let stdout = io::stdout();
+    if !stdout.is_terminal() {
+        return None;
+    }
+    let size = rustix::termios::tcgetwinsize(&stdout).ok()?;
+    (size.ws_col > 0).then(|| size.ws_col.into())
+}
+
+/// Makes a table as narrow as the terminal: cuts long texts, then leaves columns out.
+fn fit(headings: &mut Vec<&str>, rows: &mut Vec<Vec<String>>, width: usize) {
+    let drop_column = |headings: &mut Vec<&str>, rows: &mut Vec<Vec<String>>, at: usize| {
+        headings.remove(at);
+        rows.iter_mut().for_each(|row| drop(row.remove(at)));
+    };
+    loop {
+        let widths = widths(headings, rows);
+        let sum: usize = widths.iter().map(|width| width + 2).sum();
+        let Some(over) = sum.checked_sub(width).filter(|over| *over > 0) else {
+            return;
+        };
+        let can_be_cut = |(_, (heading, wide)): &(usize, (&&str, &usize))| {
+            CUT.contains(heading) && **wide > SHORTEST
+        };
+        let columns = headings.iter().zip(&widths).enumerate();
+        let widest = columns
+            .filter(can_be_cut)
+            .max_by_key(|(_, (_, wide))| **wide);
+        if let Some((at, (_, wide))) = widest {
+            let most = wide.saturating_sub(over).max(SHORTEST);
+            rows.iter_mut().for_each(|row| cut(&mut row[at], most));
+            continue;
+        }
+        let optional = OPTIONAL.iter().find_map(|name| {
+            let mut columns = headings.iter();
+            columns.position(|heading| heading == name)
+        });
+        match optional {
+            Some(at) => drop_column(headings, rows, at),
+            // What is left is not to be left out.
+            None => return,
+        }
+    }
+}
+
+fn widths(headings: &[&str], rows: &[Vec<String>]) -> Vec<usize> {
+    let of = |at: usize, heading: &str| {
+        let cells = rows.iter().map(|row| row[at].chars().count());
+        cells.max().unwrap_or_default().max(heading.chars().count())
+    };
+    let columns = headings.iter().enumerate();
+    columns.map(|(at, heading)| of(at, heading)).collect()
+}
+
+fn cut(text: &mut String, most: usize) {
+    if let Some((end, _)) = text.char_indices().nth(most) {
+        let end = text[..end]
+            .char_indices()
+            .next_back()
+            .map_or(0, |(at, _)| at);
+        text.truncate(end);
+        text.push('…');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fitted(width: usize) -> (Vec<&'static str>, Vec<String>) {
+        let mut headings = vec!["QUEUE", "READY", "RETRIED", "REASON"];
+        let reason = "answered 503 Service Unavailable";
+        let row = ["messages", "1", "20", reason].map(str::to_owned);
+        let mut rows = vec![row.to_vec()];
+        fit(&mut headings, &mut rows, width);
+        (headings, rows.remove(0))
+    }
+
+    #[test]
+    fn a_narrow_terminal_gets_shorter_texts_then_fewer_columns() {
+        let (headings, row) = fitted(80);
+        assert_eq!(
+            (headings.len(), row[3].as_str()),
+            (4, "answered 503 Service Unavailable")
+        );
+        let (headings, row) = fitted(45);
+        assert_eq!((headings.len(), row[3].as_str()), (4, "answered 503 Ser…"));
+        let (headings, row) = fitted(35);
+        assert_eq!(headings, ["QUEUE", "READY", "REASON"]);
+        assert_eq!(row[2], "answered 50…");
+        // Nothing is left out that a row is known by.
+        assert_eq!(fitted(5).0, ["QUEUE", "READY", "REASON"]);
+    }
 }

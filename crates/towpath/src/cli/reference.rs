@@ -15,7 +15,8 @@ fn describe(command: &mut clap::Command, path: &str, page: &mut String) {
         .term_width(100)
         .render_long_help()
         .to_string();
-    let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
+    let is_shown = |line: &&str| !line.starts_with("Options of every command: see");
+    let lines: Vec<&str> = help.lines().map(str::trim_end).filter(is_shown).collect();
     page.push_str(&format!(
         "## `{path}`\n\n```text\n{}\n```\n\n",
         lines.join("\n").trim()

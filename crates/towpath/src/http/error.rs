@@ -121,10 +121,13 @@ impl From<Error> for Problem {
 }
 
 impl Problem {
-    /// The answer to a caller whose names, keys and numbers go to a backend as they came.
+    /// The answer to an operator, whose names, keys and numbers go to a backend as they came: with every cause.
     pub fn by_kind(error: Error) -> Self {
-        let status = status(&error);
-        Self::of(error, status)
+        let (status, detail) = (status(&error), error.chain());
+        Self {
+            detail,
+            ..Self::of(error, status)
+        }
     }
 
     /// The caller gets the sentence, the log the causes behind it.

@@ -131,6 +131,7 @@ fn check(world: &World, shop: Shop, ledger: &Ledger, receiver: &Receiver, story:
         "every order to be finished and told",
         Duration::from_secs(120),
         || {
+            // A broker that starts again may not answer for a moment.
             books = world.json_of(&["orders", "check"]);
             books["in_flight"] == 0 && books["processed"] == books["notified"]
         },

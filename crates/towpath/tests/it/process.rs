@@ -152,13 +152,13 @@ impl World {
         serde_json::from_str(&self.ok(&args)).unwrap()
     }
 
-    /// As [`World::json`], for a command that may end with another code than 0.
+    /// As [`World::json`], for a command that may end with another code than 0; the error where it printed none.
     pub(crate) fn json_of(&self, args: &[&str]) -> serde_json::Value {
         let mut args = args.to_vec();
         args.extend(["--output", "json"]);
         let output = self.run(&args);
         serde_json::from_slice(&output.stdout)
-            .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)))
+            .unwrap_or_else(|_| String::from_utf8_lossy(&output.stderr).into())
     }
 
     /// Starts `towpath up` and waits until it is ready.

@@ -146,13 +146,16 @@ impl Error {
         }
     }
 
-    /// The sentence and every cause behind it, joined by `: `.
+    /// The sentence and every cause behind it, joined by `: `, each once: many libraries repeat their cause.
     pub fn chain(&self) -> String {
         let mut text = self.message.to_string();
         let mut cause = self.source();
         while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
+            let next = error.to_string();
+            if !text.ends_with(&next) {
+                text.push_str(": ");
+                text.push_str(&next);
+            }
             cause = error.source();
         }
         text
@@ -215,6 +218,9 @@ mod tests {
         assert_eq!(error.retry_after(), Some(Duration::from_secs(1)));
         assert_eq!(error.to_string(), "enqueue to `orders`");
         assert_eq!(error.chain(), "enqueue to `orders`: disk is low");
+        let repeated =
+            Error::unavailable("no answer: refused").with_source(std::io::Error::other("refused"));
+        assert_eq!(repeated.chain(), "no answer: refused");
     }
 
     #[test]

@@ -143,6 +143,7 @@ impl Fleet {
         );
         process.health.set(WORKER, None);
         process.needs(WORKER, &tools.backend, Need::Accepts);
+        process.needs(CALLBACK_QUEUE, &tools.backend, Need::Answers);
         let (hits, callbacks) = (Arc::new(hits), Arc::new(callbacks));
         deliver(process, tasks, (HIT_QUEUE, WORKER, "hits"), hits);
         deliver(

@@ -64,6 +64,12 @@ struct Row {
     severity: Severity,
     /// How long it has to last until the alert fires, as Prometheus writes it.
     hold: &'static str,
+    /// The condition, as the reference page says it.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the reference page is made by a test")
+    )]
+    when: &'static str,
     next_step: &'static str,
 }
 
@@ -73,6 +79,7 @@ const fn row(
     alert: &'static str,
     severity: Severity,
     hold: &'static str,
+    when: &'static str,
     next_step: &'static str,
 ) -> Row {
     Row {
@@ -81,6 +88,7 @@ const fn row(
         alert,
         severity,
         hold,
+        when,
         next_step,
     }
 }
@@ -94,6 +102,7 @@ const ROWS: [Row; 19] = [
         "TowpathBackendDown",
         Page,
         "1m",
+        "its health check fails or takes longer than 2 s",
         "check that the server runs and that this machine reaches it; Towpath reconnects by itself",
     ),
     row(
@@ -102,6 +111,7 @@ const ROWS: [Row; 19] = [
         "TowpathDatabaseDown",
         Page,
         "1m",
+        "its check (a change can be made) fails or takes longer than 2 s",
         "check that the database runs, accepts writes and has free connections; Towpath reconnects by itself",
     ),
     row(
@@ -110,6 +120,7 @@ const ROWS: [Row; 19] = [
         "TowpathStoreRefusing",
         Page,
         "0m",
+        "free disk space is below `embedded.disk_reserve`, or memory above `embedded.memory`",
         "free disk space or memory, or drain the queues; writes are accepted again by themselves",
     ),
     row(
@@ -118,6 +129,7 @@ const ROWS: [Row; 19] = [
         "TowpathDiskStalled",
         Page,
         "0m",
+        "a write has not returned for `server.disk_timeout`",
         "check the disk and its file system (`dmesg`); a request that was refused meanwhile may have been stored",
     ),
     row(
@@ -126,6 +138,7 @@ const ROWS: [Row; 19] = [
         "TowpathDiskLow",
         Page,
         "5m",
+        "less than 3 × `embedded.disk_reserve` is free, or less than 5 % and 10 GiB",
         "free space on this disk, or move the data folder or the output to a larger one",
     ),
     row(
@@ -134,6 +147,7 @@ const ROWS: [Row; 19] = [
         "TowpathRoleFailing",
         Page,
         "1m",
+        "its last lease, call or attempt failed although the parts that it needs work",
         "fix the named cause; the role retries by itself",
     ),
     row(
@@ -142,6 +156,7 @@ const ROWS: [Row; 19] = [
         "TowpathSinkFails",
         Page,
         "2m",
+        "a destination is paused, or the sink accepts no batch",
         "check the receiver; messages wait without a charge and are delivered when it returns",
     ),
     row(
@@ -150,6 +165,7 @@ const ROWS: [Row; 19] = [
         "TowpathDeliveriesFailing",
         Ticket,
         "5m",
+        "20 % or more of at least 20 deliveries within 60 s failed",
         "look at the reasons with `towpath dlq ls QUEUE` and at the log of the receiver",
     ),
     row(
@@ -158,6 +174,7 @@ const ROWS: [Row; 19] = [
         "TowpathMessagesDying",
         Page,
         "0m",
+        "5 % or more of at least 20 deliveries within 60 s became dead letters",
         "`towpath queue pause QUEUE` stops deliveries while you fix the cause; `towpath dlq ls QUEUE` shows the reasons",
     ),
     row(
@@ -166,6 +183,7 @@ const ROWS: [Row; 19] = [
         "TowpathDeadLetters",
         Ticket,
         "0m",
+        "there is one",
         "`towpath dlq ls QUEUE` shows the reasons; then `towpath dlq requeue` or `towpath dlq drop`",
     ),
     row(
@@ -174,6 +192,7 @@ const ROWS: [Row; 19] = [
         "TowpathBacklogOld",
         Page,
         "1m",
+        "a message has been ready for 300 s in a queue that is not paused",
         "check that consumers run and keep up (`towpath queue ls`); add consumers or raise `ingest.worker.in_flight`",
     ),
     row(
@@ -182,6 +201,7 @@ const ROWS: [Row; 19] = [
         "TowpathStreamOld",
         Page,
         "1m",
+        "the group's oldest unfinished entry is 300 s old",
         "check that the group's consumers run and keep up (`towpath stream groups STREAM`)",
     ),
     row(
@@ -190,6 +210,7 @@ const ROWS: [Row; 19] = [
         "TowpathRelayBehind",
         Page,
         "1m",
+        "the oldest event that was not sent is 60 s old",
         "check that `accounts.relay` runs and that its broker answers (`towpath outbox stats`)",
     ),
     row(
@@ -198,6 +219,7 @@ const ROWS: [Row; 19] = [
         "TowpathOutboxFailed",
         Ticket,
         "0m",
+        "there is one",
         "`towpath outbox ls --status failed` shows the reasons; `towpath outbox retry` sends them again",
     ),
     row(
@@ -206,6 +228,7 @@ const ROWS: [Row; 19] = [
         "TowpathAgentsStale",
         Ticket,
         "5m",
+        "an agent has not reported for three intervals",
         "`towpath fleet agents` names them; check that they run and reach the controller",
     ),
     row(
@@ -214,6 +237,7 @@ const ROWS: [Row; 19] = [
         "TowpathAgentsFail",
         Ticket,
         "1m",
+        "an agent reports that its worker did not accept the configuration",
         "`towpath fleet agents` shows the reasons; publish a configuration that the workers accept",
     ),
     row(
@@ -222,6 +246,7 @@ const ROWS: [Row; 19] = [
         "TowpathClockWrong",
         Ticket,
         "1m",
+        "the clock is before 2026, or was set back by 5 s or more within the last 10 minutes",
         "set the clock (NTP); delays, leases and idempotency windows follow it",
     ),
     row(
@@ -230,6 +255,7 @@ const ROWS: [Row; 19] = [
         "TowpathFilesLow",
         Ticket,
         "5m",
+        "80 % of the files that the process may open are open",
         "raise the limit of open files (`ulimit -n`, `LimitNOFILE`), or lower `server.max_connections`",
     ),
     row(
@@ -238,6 +264,7 @@ const ROWS: [Row; 19] = [
         "TowpathWarning",
         Ticket,
         "5m",
+        "its health check succeeds with a warning",
         "see the cause; the runbook explains the warnings of each backend",
     ),
 ];
@@ -291,6 +318,30 @@ impl Severity {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_reference_page_lists_every_rule() {
+        let mut page = String::from(
+            "# Problems\n\nEach process evaluates these rules every five seconds. `towpath status` prints what is wrong (exit code 5) or `no problems`; `GET /v1/problems` of the admin listener gives subject, figure, cause and next step as JSON; the metric `towpath_problem{problem, subject}` is 1 for each. A fact is one problem: a role that only lacks an unreachable backend adds none. The alert of the same line fires when the problem has lasted for the time given.\n\n| problem | when | severity | alert, after | next step |\n| --- | --- | --- | --- | --- |\n",
+        );
+        for row in &ROWS {
+            let (name, when, severity) = (row.name, row.when, row.severity.as_str());
+            let (alert, hold, next) = (row.alert, row.hold, row.next_step);
+            let anchor = alert.to_lowercase();
+            page.push_str(&format!(
+                "| `{name}` | {when} | {severity} | [{alert}](../runbook.md#{anchor}), {hold} | {next} |\n"
+            ));
+        }
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../docs/reference/problems.md"
+        );
+        if std::env::var_os("TOWPATH_UPDATE_DOCS").is_some() {
+            std::fs::write(path, &page).unwrap();
+        }
+        let there = std::fs::read_to_string(path).unwrap_or_default();
+        assert_eq!(there, page, "run with TOWPATH_UPDATE_DOCS=1");
+    }
 
     #[test]
     fn rows_stand_at_their_own_index_and_have_a_page_in_the_runbook() {

@@ -27,6 +27,10 @@ use super::publisher::{Letter, Publisher};
 use super::shape::Shape;
 use super::standing::Standing;
 
+/// How long the broker is given before the end of a connection to pass on acks that it has read.
+const PASSED_ON: Duration = Duration::from_millis(100);
+const LONGEST_PASSED_ON: Duration = Duration::from_secs(2);
+
 /// How often what nobody here wants is looked for.
 const TEND: Duration = Duration::from_millis(250);
 
@@ -314,6 +318,7 @@ impl Store {
     pub(super) async fn close(&self) -> Result<()> {
         let known = self.all_known();
         if !self.closed.swap(true, Ordering::AcqRel) {
+            let (began, is_used) = (Instant::now(), !known.is_empty());
             for known in known {
                 known.news.notify_waiters();
                 let _returning = known.returning.lock().await;
@@ -329,6 +334,13 @@ impl Store {
                 {
                     warn!(queue = %known.name, error = error.chain(), "deliveries come back with the connection's end");
                 }
+            }
+            // The broker forgets acks that it has read and not passed on when their channel ends, and says nothing when it
+            // has passed them on. A cancelled consumer and a confirmed copy are answered once passed on, so what that took
+            // is a measure.
+            if is_used {
+                let moment = began.elapsed() * 2;
+                tokio::time::sleep(moment.clamp(PASSED_ON, LONGEST_PASSED_ON)).await;
             }
             self.publisher.link.close().await;
             self.link.close().await;

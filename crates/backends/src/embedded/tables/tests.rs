@@ -1,3 +1,5 @@
+//! Tables against a map, and every flipped bit of one.
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;

@@ -6,6 +6,10 @@ use std::time::Duration;
 use towpath::cli::Cli;
 use towpath::cli::Exit;
 
+/// Returns freed pages to the system, with threads of its own that purge them within ten seconds.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// A disk or a pipe that hangs must not keep a process that is done.
 const LAST_MOMENT: Duration = Duration::from_millis(200);
 

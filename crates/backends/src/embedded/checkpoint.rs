@@ -4,6 +4,7 @@
 //! read as a stream and neither needs the state in memory once more. Format: `docs/format/store.md`.
 //! The newest two are kept; a damaged one is skipped for the one before.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -13,9 +14,10 @@ use towpath_core::{Error, Result, Timestamp};
 
 use super::log::{ACCEPT_LOSS, Position, make_folder, oldest_segment, sync_folder};
 use super::state::{Loading, Piece, Snapshot, State};
+use super::tables;
 
 const MAGIC: [u8; 8] = *b"TOWPCKP\0";
-pub(super) const VERSION: u32 = 5;
+pub(super) const VERSION: u32 = 6;
 const HEADER_BYTES: usize = 32;
 
 /// The newest version whose state is one value, read whole.
@@ -110,7 +112,11 @@ fn read(path: &Path, position: Position) -> Result<State, Problem> {
     if crc32c::crc32c(&header[16..]) != checksum {
         return Err(damaged("its header does not match its checksum"));
     }
-    read_blocks(&mut file, left, position).map_err(|error| Problem::Damaged(error.chain()))
+    let state = read_blocks(&mut file, left, position).and_then(|mut state| {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        state.kv.open_tables(folder).map(|()| state)
+    });
+    state.map_err(|error| Problem::Damaged(error.chain()))
 }
 
 /// The state in the `left` bytes of blocks behind the header.
@@ -137,6 +143,44 @@ fn read_blocks(file: &mut impl Read, mut left: u64, position: Position) -> Resul
         index += 1;
     }
     loading.finish()
+}
+
+/// The numbers of the tables that a checkpoint names, which are all in its first block.
+fn tables_of(path: &Path) -> Result<BTreeSet<u32>> {
+    let io = |error: io::Error| Error::corrupt("a checkpoint cannot be read").with_source(error);
+    let mut file = File::open(path).map_err(io)?;
+    let mut header = [0; HEADER_BYTES];
+    file.read_exact(&mut header).map_err(io)?;
+    let mut numbers = BTreeSet::new();
+    if u32::from_le_bytes([header[8], header[9], header[10], header[11]]) <= WHOLE {
+        return Ok(numbers);
+    }
+    let mut head = [0; BLOCK_HEADER_BYTES];
+    file.read_exact(&mut head).map_err(io)?;
+    let length = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
+    let mut block = Vec::new();
+    file.take(length.into())
+        .read_to_end(&mut block)
+        .map_err(io)?;
+    let mut rest = &block[..];
+    while let Ok((piece, behind)) = postcard::take_from_bytes(rest) {
+        match piece {
+            Piece::Fence(_) => {}
+            Piece::Table(named) => _ = numbers.insert(named.number),
+            _ => break,
+        }
+        rest = behind;
+    }
+    Ok(numbers)
+}
+
+/// Removes the tables that none of the checkpoints names which are kept.
+pub(super) fn remove_tables(folder: &Path) -> Result<()> {
+    let mut named = BTreeSet::new();
+    for (_, path) in list(folder)? {
+        named.extend(tables_of(&path)?);
+    }
+    tables::remove_others(folder, &named)
 }
 
 /// Takes in the pieces of a block.
@@ -263,6 +307,11 @@ pub(super) fn inspect(folder: &Path, all: bool) -> Result<Inspected> {
         found.bytes += fs::metadata(&path).map_or(0, |metadata| metadata.len());
         match read(&path, position) {
             Ok(state) => {
+                let tables = state.kv.tables();
+                found.bytes += tables.named().iter().map(|named| named.bytes).sum::<u64>();
+                if all {
+                    found.faults.extend(tables.faults());
+                }
                 found.newest.get_or_insert((position, state));
             }
             Err(Problem::Newer(version)) => return Err(newer(&path, version)),
@@ -272,6 +321,8 @@ pub(super) fn inspect(folder: &Path, all: bool) -> Result<Inspected> {
             }
         }
     }
+    // Checkpoints may share a table.
+    found.faults.dedup();
     Ok(found)
 }
 
@@ -282,10 +333,11 @@ fn newer(path: &Path, version: u32) -> Error {
     ))
 }
 
-/// Every checkpoint, opened, with its name in a backup.
+/// Every checkpoint and table, opened, with its name in a backup.
 pub(super) fn open_all(folder: &Path) -> Result<Vec<(String, File)>> {
     let mut open = Vec::new();
-    for (_, path) in list(folder)? {
+    let checkpoints = list(folder)?.into_iter().map(|(_, path)| path);
+    for path in checkpoints.chain(tables::files(folder)?) {
         let file = File::open(&path).map_err(|error| {
             Error::unavailable(format!("`{}` cannot be read", path.display())).with_source(error)
         })?;

@@ -25,9 +25,10 @@ impl Effects for Store {
 impl Store {
     fn apply_all(&self, transaction: Transaction) -> Result<(Outcome, Position)> {
         let now = self.clock.now();
-        let mut guard = self.lock();
+        let (mut guard, cold) = self.lock_with(&transaction.kv)?;
         let inner = &mut *guard;
-        let (committed, mut records) = records_of(inner.state.kv.plan(&transaction.kv, now)?);
+        let plan = inner.state.kv.plan(&transaction.kv, &cold, now)?;
+        let (committed, mut records) = records_of(plan);
         let values = match committed {
             Committed::Applied(values) => values,
             Committed::Refused { index, current } => {

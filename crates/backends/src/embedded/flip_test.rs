@@ -5,16 +5,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use towpath_core::port::Queue;
 use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
+use towpath_core::port::{Kv, Queue};
 use towpath_core::{
     ConsumerId, Delivery, ManualClock, MessageId, NewMessage, QueueName, Result, Timestamp,
 };
 
 use super::config::Config;
+use super::model_test::checkpoint_with_all_keys;
 use super::store::Store;
 
 fn open(folder: &Path) -> Result<Arc<Store>> {
@@ -83,6 +85,10 @@ async fn work(store: &Arc<Store>) -> Expected {
             expected.insert(message.id, message.payload.to_vec());
         }
         store.enqueue(&jobs(), messages).await.unwrap();
+        store
+            .put(&format!("key {round}"), value_of(round), None)
+            .await
+            .unwrap();
         if round % 4 == 0 {
             let delivery = lease(store, 1).await.remove(0);
             let verdict = if round % 8 == 0 {
@@ -100,10 +106,14 @@ async fn work(store: &Arc<Store>) -> Expected {
                 .unwrap();
         }
         if round == 20 || round == 40 {
-            store.checkpoint().unwrap();
+            checkpoint_with_all_keys(&store);
         }
     }
     expected
+}
+
+fn value_of(round: u32) -> Bytes {
+    vec![round as u8; 200].into()
 }
 
 /// What opening gave: the messages as they came, those named as dead letters that cannot be read, and the warnings.
@@ -133,7 +143,17 @@ async fn look(folder: &Path) -> Result<Found> {
             messages.insert(dead.message.id, dead.message.payload.to_vec());
         }
     }
-    let warnings = store.health().unwrap().warnings;
+    let mut warnings = store.health().unwrap().warnings;
+    for round in 0..60 {
+        match store.get(&format!("key {round}")).await {
+            Ok(Some(value)) => assert_eq!(value, value_of(round)),
+            Ok(None) => assert!(
+                !warnings.is_empty(),
+                "key {round} is missing, and nothing says so"
+            ),
+            Err(error) => warnings.push(error.chain()),
+        }
+    }
     store.close().unwrap();
     Ok(Found {
         messages,
@@ -172,6 +192,11 @@ async fn flips(original: &Path, expected: &Expected, seeds: u64) {
         let found = match look(image.path()).await {
             Ok(found) => found,
             // Its version is a number that only a newer build knows: refused, not opened in part.
+            // Both checkpoints rest on it, and it cannot be done without.
+            Err(error) if name.extension().is_some_and(|ending| ending == "keys") => {
+                assert!(error.chain().contains("table"), "{at}: {}", error.chain());
+                continue;
+            }
             Err(error) => {
                 assert!(
                     error.chain().contains("newer Towpath"),

@@ -1,5 +1,6 @@
 //! The key and value port.
 
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,15 +10,16 @@ use towpath_core::{Error, Result, ResultExt};
 
 use super::log::Class;
 use super::record::Record;
-use super::state::{Content, Plan, Slot};
-use super::store::Store;
+use super::state::{Cold, Content, Plan, Slot, keys};
+use super::store::{Inner, Store};
+use super::tables::Tables;
 
 #[async_trait]
 impl Kv for Store {
     async fn commit(&self, ops: Vec<Op>) -> Result<Committed> {
         let (committed, end) = {
-            let mut inner = self.lock();
-            let plan = inner.state.kv.plan(&ops, self.clock.now())?;
+            let (mut inner, cold) = self.lock_with(&ops)?;
+            let plan = inner.state.kv.plan(&ops, &cold, self.clock.now())?;
             // What frees space is taken while the disk is low.
             let class = if plan.grows() {
                 Class::Grow
@@ -43,7 +45,7 @@ impl Kv for Store {
             Some(Content::Fields(_)) => Err(Error::invalid(format!(
                 "key `{key}` holds fields, not a value"
             ))),
-            None => Ok(None),
+            Some(Content::Gone) | None => Ok(None),
         }
     }
 
@@ -53,7 +55,7 @@ impl Kv for Store {
             Some(Content::Value(_)) => Err(Error::invalid(format!(
                 "key `{key}` holds a value, not fields"
             ))),
-            None => Ok(Vec::new()),
+            Some(Content::Gone) | None => Ok(Vec::new()),
         }
     }
 
@@ -66,15 +68,14 @@ impl Kv for Store {
     }
 
     async fn keys(&self, prefix: &str, after: Option<&str>, max: usize) -> Result<Vec<String>> {
-        let (keys, end) = {
+        let (memory, tables, end) = {
             let inner = self.lock();
-            (
-                inner.state.kv.keys(prefix, after, max, self.clock.now()),
-                self.log.awaited_end(),
-            )
+            let kv = &inner.state.kv;
+            (kv.snapshot(), kv.tables().clone(), self.log.awaited_end())
         };
+        let found = keys(&memory, &tables, (prefix, after), max, self.clock.now())?;
         self.log.committed(end).await?;
-        Ok(keys)
+        Ok(found)
     }
 }
 
@@ -93,14 +94,46 @@ pub(super) fn records_of(plan: Plan) -> (Committed, Vec<Record<'static>>) {
 }
 
 impl Store {
+    /// The state, locked, and what tables say of those keys of the ops that are not in memory.
+    pub(super) fn lock_with(&self, ops: &[Op]) -> Result<(MutexGuard<'_, Inner>, Cold)> {
+        let keys: Vec<&str> = ops.iter().map(Op::key).collect();
+        self.lock_for(&keys)
+    }
+
+    /// Tables are read without the lock, and again if keys or tables have moved meanwhile.
+    fn lock_for(&self, keys: &[&str]) -> Result<(MutexGuard<'_, Inner>, Cold)> {
+        let (mut known, mut looked, mut cold) = (Tables::default(), Vec::new(), Cold::new());
+        loop {
+            let inner = self.lock();
+            let kv = &inner.state.kv;
+            if kv.tables().is_empty() {
+                return Ok((inner, Cold::new()));
+            }
+            if !kv.tables().are(&known) {
+                known = kv.tables().clone();
+                looked.clear();
+                cold.clear();
+            }
+            let missing = keys.iter().copied().filter(|key| kv.is_cold(key));
+            let missing: Vec<&str> = missing.filter(|key| !looked.contains(key)).collect();
+            if missing.is_empty() {
+                return Ok((inner, cold));
+            }
+            drop(inner);
+            for key in missing {
+                let found = known.find(key).context(|| format!("read key `{key}`"))?;
+                cold.extend(found.map(|slot| (key.to_owned(), slot)));
+                looked.push(key);
+            }
+        }
+    }
+
     /// A key's slot, once everything that it may rest on is durable.
     async fn slot(&self, key: &str) -> Result<Option<Slot>> {
         let (slot, end) = {
-            let inner = self.lock();
-            (
-                inner.state.kv.slot(key, self.clock.now()).cloned(),
-                self.log.awaited_end(),
-            )
+            let (inner, cold) = self.lock_for(&[key])?;
+            let slot = inner.state.kv.slot(key, &cold, self.clock.now()).cloned();
+            (slot, self.log.awaited_end())
         };
         self.log.committed(end).await?;
         Ok(slot)

@@ -25,6 +25,9 @@ mod log;
 mod memory;
 #[cfg(test)]
 mod model_test;
+mod moving;
+#[cfg(test)]
+mod moving_test;
 mod presence;
 #[cfg(test)]
 mod presence_test;
@@ -40,6 +43,7 @@ mod store;
 #[cfg(test)]
 mod store_test;
 mod stream;
+mod tables;
 mod upkeep;
 #[cfg(test)]
 mod upkeep_test;

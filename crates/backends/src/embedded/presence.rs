@@ -111,6 +111,15 @@ impl Store {
                 std::fs::metadata(newest).map_err(|error| lost("checkpoint", newest, error))?;
             }
         }
+        let tables = self.lock().state.kv.tables().clone();
+        for table in tables.iter() {
+            if let Err(error) = std::fs::metadata(&table.path)
+                // Merged tables are removed.
+                && self.lock().state.kv.tables().are(&tables)
+            {
+                return Err(lost("table of keys", &table.path, error));
+            }
+        }
         let segments = &self.presence.segments;
         let mut looked = segments.lock().unwrap_or_else(PoisonError::into_inner);
         self.log.look(&mut looked)

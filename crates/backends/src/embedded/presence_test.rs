@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use towpath_core::port::Queue;
 use towpath_core::port::queue::LeaseRequest;
+use towpath_core::port::{Kv, Queue};
 use towpath_core::{ConsumerId, Error, ErrorKind, ManualClock, NewMessage, QueueName, Timestamp};
 
 use super::config::Config;
@@ -36,6 +37,8 @@ async fn enqueue(store: &Store, count: usize) -> Result<(), Error> {
 async fn filled(folder: &Path) -> Arc<Store> {
     let store = open(folder);
     enqueue(&store, 70).await.unwrap();
+    store.put("key", "value".into(), None).await.unwrap();
+    store.keys_in_memory.store(0, Ordering::Relaxed);
     store.checkpoint().unwrap();
     enqueue(&store, 1).await.unwrap();
     store
@@ -134,6 +137,11 @@ const FAULTS: &[(&str, Fault, &str)] = &[
         "checkpoint removed",
         |data| fs::remove_file(newest(&data.join("checkpoint"))).unwrap(),
         "checkpoint `",
+    ),
+    (
+        "table of keys removed",
+        |data| fs::remove_file(data.join("checkpoint/0000000001.keys")).unwrap(),
+        "table of keys `",
     ),
     (
         "segment being written removed",

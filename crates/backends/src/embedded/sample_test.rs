@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use towpath_core::port::effects::{Effects, Transaction};
 use towpath_core::port::queue::{LeaseRequest, Queue, Settlement, Verdict};
@@ -64,7 +65,7 @@ async fn lease(store: &Arc<Store>, max: usize) -> Vec<Delivery> {
 #[tokio::test]
 #[ignore = "makes the sample of a new format version"]
 async fn makes_the_sample() {
-    let folder = sample(5);
+    let folder = sample(6);
     std::fs::create_dir_all(&folder).unwrap();
     let store = open(&folder);
     let mut message = NewMessage::new("with everything");
@@ -95,6 +96,7 @@ async fn makes_the_sample() {
         .await
         .unwrap();
     store.put("stock", "7".into(), None).await.unwrap();
+    store.put("cold", "value".into(), None).await.unwrap();
     let exchange = ExchangeName::new("orders").unwrap();
     store
         .bind(&Binding {
@@ -116,7 +118,9 @@ async fn makes_the_sample() {
         .unwrap();
     // Handed out, and without an outcome.
     lease(&store, 1).await;
+    store.keys_in_memory.store(0, Ordering::Relaxed);
     store.checkpoint().unwrap();
+    store.keys_in_memory.store(usize::MAX, Ordering::Relaxed);
     // Behind the checkpoint, so that both are read.
     store
         .apply(Transaction {
@@ -177,6 +181,18 @@ async fn a_store_of_version_5_reads_back() {
     let held = reads_back(&store).await;
     assert_eq!((held.attempt, held.interrupted), (2, true));
     streams_read_back(&store).await;
+}
+
+#[tokio::test]
+async fn a_store_of_version_6_reads_back() {
+    let folder = copy(6);
+    let store = open(folder.path());
+    let held = reads_back(&store).await;
+    assert_eq!((held.attempt, held.interrupted), (2, true));
+    streams_read_back(&store).await;
+    let cold = store.get("cold").await.unwrap();
+    assert_eq!(cold.as_deref(), Some(&b"value"[..]));
+    assert_eq!(store.lock().state.kv.tables().named().len(), 1);
 }
 
 /// What every version since 2 has.

@@ -71,6 +71,8 @@ pub(super) struct Store {
     lock: Mutex<Option<FolderLock>>,
     pub(super) presence: Presence,
     memory: Memory,
+    /// How much memory keys and values may take before they are moved to tables.
+    pub(super) keys_in_memory: AtomicUsize,
 }
 
 /// What one can wait at.
@@ -179,6 +181,9 @@ impl Store {
         let (log, recovery) = Log::open(options, position, &mut replay, &needed)
             .context(|| format!("open the store in `{}`", config.folder.display()))?;
         let mut state = state.into_inner();
+        if let Some(failure) = state.kv.take_failure() {
+            return Err(failure);
+        }
         if accepts_loss {
             // Of this start only.
             fs::remove_file(&accept_loss).map_err(|error| {
@@ -210,6 +215,7 @@ impl Store {
         state.raise_fence(clock.now());
         let waiting = Arc::<Waiting>::default();
         let memory = Memory::new(config.memory);
+        let keys_in_memory = AtomicUsize::new(config.segment_bytes as usize / 2);
         let store = Arc::new(Self {
             clock,
             inner: Mutex::new(Inner {
@@ -229,6 +235,7 @@ impl Store {
             lock: Mutex::new(Some(lock)),
             presence,
             memory,
+            keys_in_memory,
             log,
         });
         store.wake_on_commit();

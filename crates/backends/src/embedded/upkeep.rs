@@ -11,6 +11,7 @@ use towpath_core::{Error, QueueName, Result};
 use super::checkpoint;
 use super::log::reserve::is_full;
 use super::log::{Class, Position};
+use super::moving::Moving;
 use super::record::{self, Record};
 use super::state::{Place, Snapshot};
 use super::store::{Checkpointed, Source, Store};
@@ -71,7 +72,7 @@ impl Store {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let began = Instant::now();
-        let (position, state, locked) = {
+        let (position, mut state, mut moving, locked) = {
             let mut inner = self.lock();
             let locked = Instant::now();
             let position = self.log.records_end();
@@ -80,7 +81,10 @@ impl Store {
             }
             // The next start reads from it how late it is.
             inner.state.raise_fence(self.clock.now());
-            (position, inner.state.snapshot(), locked.elapsed())
+            let state = inner.state.snapshot();
+            let is_due = pace.is_some() && self.keys_are_due(&inner, *checkpointed);
+            let moving = is_due.then(|| Moving::begin(self, &mut inner));
+            (position, state, moving, locked.elapsed())
         };
         let live = state.live();
         // A checkpoint must never know more than the log behind it.
@@ -88,9 +92,16 @@ impl Store {
         // Another store may be in its place by now.
         self.check_presence()?;
         let folder = self.config.folder.join("checkpoint");
+        if let Some(moving) = &mut moving {
+            moving.write(&folder, &mut state, pace)?;
+        }
+        let has_tables = !state.tables.is_empty();
         let written = checkpoint::write(&folder, position, state, pace)?;
         self.presence
             .rests_on(checkpoint::path(&folder, position))?;
+        if let Some(moving) = moving {
+            moving.finish();
+        }
         *checkpointed = Checkpointed {
             position,
             bytes: written.bytes,
@@ -101,6 +112,9 @@ impl Store {
             took = ?began.elapsed(),
             "checkpoint written"
         );
+        if has_tables {
+            checkpoint::remove_tables(&folder)?;
+        }
         if self.keeps_segments.load(Ordering::SeqCst) > 0 {
             // A backup needs them; the next checkpoint after it removes them.
             return Ok(());
@@ -121,7 +135,9 @@ impl Store {
         let end = self.log.records_end();
         let behind = u64::from(end.segment.saturating_sub(last.position.segment));
         let filled = last.bytes / u64::from(self.config.segment_bytes);
-        behind >= filled.max(CHECKPOINT_SEGMENTS) || (behind > 0 && self.log.is_disk_low())
+        behind >= filled.max(CHECKPOINT_SEGMENTS)
+            || (behind > 0 && self.log.is_disk_low())
+            || self.keys_are_due(&self.lock(), last)
     }
 
     /// Removes segments that hold nothing any more, also when too little has happened for a checkpoint.

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use towpath_core::port::Queue;
 use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
+use towpath_core::port::{Kv, Queue};
 use towpath_core::{
     ConsumerId, ErrorKind, ManualClock, MessageId, NewMessage, QueueName, Timestamp,
 };
 
 use super::config::Config;
-use super::model_test::copy;
+use super::model_test::{checkpoint_with_all_keys, copy};
 use super::store::Store;
 use super::verify::{Depth, verify};
 
@@ -57,8 +57,10 @@ async fn filled(folder: &Path) -> (Arc<Store>, BTreeSet<MessageId>) {
             .settle(vec![Settlement { receipt, verdict }])
             .await
             .unwrap();
+        let (key, value) = (format!("key {round}"), vec![round; 200]);
+        store.put(&key, value.into(), None).await.unwrap();
         if round == 15 || round == 25 {
-            store.checkpoint().unwrap();
+            checkpoint_with_all_keys(&store);
         }
     }
     (store, waiting)
@@ -133,6 +135,13 @@ async fn judge(image: &Path, waiting: &BTreeSet<MessageId>, at: &str) {
         seen.extend(leased.into_iter().map(|delivery| delivery.message.id));
     }
     let warnings = store.health().unwrap().warnings;
+    for round in 0..40_u8 {
+        match store.get(&format!("key {round}")).await {
+            Ok(Some(value)) => assert_eq!(value, vec![round; 200], "{at}"),
+            Ok(None) => assert!(!warnings.is_empty(), "{at}: key {round}"),
+            Err(error) => assert!(named && error.kind() == ErrorKind::Corrupt, "{at}: {error}"),
+        }
+    }
     let dead = store.stats(&jobs()).await.unwrap().dead as usize;
     store.close().unwrap();
     let came_again = !seen.is_subset(waiting);

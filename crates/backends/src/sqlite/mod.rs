@@ -10,6 +10,7 @@ mod outbox;
 mod schema;
 mod session;
 mod users;
+mod verify;
 
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use uuid::Uuid;
 use crate::sql::Fleets;
 use connection::Threads;
 pub use outbox::write_event;
+pub use verify::verify;
 
 /// SQLite's row of the table of databases.
 pub const DESCRIPTOR: Descriptor = Descriptor {

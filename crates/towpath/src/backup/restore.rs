@@ -67,6 +67,9 @@ pub async fn restore(place: &Place, data: &Path, without_manifest: bool) -> Resu
     }
     restored.databases.sort();
     restored.store = verify_store(&aside.folder, Depth::All)?;
+    let databases = super::verify::databases(&aside.folder)?;
+    let faults = databases.into_values().flatten();
+    restored.store.faults.extend(faults);
     if without_manifest && !restored.store.faults.is_empty() {
         return Err(Error::corrupt(format!(
             "`{place}` is not a whole backup: {}",

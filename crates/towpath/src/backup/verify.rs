@@ -1,13 +1,15 @@
 //! Verifying a backup or a data folder: everything is read, every fault is named.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 
 use towpath_core::{Error, ErrorKind, Result};
 
-use super::STORE;
 use super::manifest::{self, Manifest, difference};
 use super::place::Place;
-use crate::wiring::{Depth, Verified, verify_store};
+use super::{DATABASE, STORE};
+use crate::wiring::{Depth, Verified, verify_database, verify_store};
 
 /// What was read, and what is wrong.
 #[derive(Debug, Default)]
@@ -20,11 +22,13 @@ pub struct Report {
     pub bytes: u64,
     /// What the store has; absent in a bucket, whose files are compared with the manifest alone.
     pub store: Option<Verified>,
+    /// Databases that were read completely; none in a bucket.
+    pub databases: Vec<String>,
     /// Everything that is wrong.
     pub faults: Vec<String>,
 }
 
-/// Reads a backup or the store of a data folder.
+/// Reads a backup, or the store and the databases of a data folder.
 ///
 /// # Errors
 /// `NotFound` when there is neither, `Unavailable` when the store is in use or for I/O.
@@ -37,6 +41,7 @@ pub async fn verify(place: &Place) -> Result<Report> {
         let store = verify_store(folder, Depth::All)?;
         report.faults.extend(store.faults.iter().cloned());
         report.store = Some(store);
+        report.read_databases(folder)?;
         return Ok(report);
     }
     match place.manifest().await {
@@ -59,8 +64,38 @@ pub async fn verify(place: &Place) -> Result<Report> {
             }
             Err(error) => return Err(error),
         }
+        report.read_databases(folder)?;
     }
     Ok(report)
+}
+
+impl Report {
+    fn read_databases(&mut self, folder: &Path) -> Result<()> {
+        for (name, faults) in databases(folder)? {
+            self.databases.push(name);
+            self.faults.extend(faults);
+        }
+        Ok(())
+    }
+}
+
+/// The databases in a folder, read completely, each with its faults.
+pub(super) fn databases(folder: &Path) -> Result<BTreeMap<String, Vec<String>>> {
+    let unlisted = |error: std::io::Error| {
+        let text = format!("`{}` cannot be listed", folder.display());
+        Error::unavailable(text).with_source(error)
+    };
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).map_err(unlisted)? {
+        let path = entry.map_err(unlisted)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_file() && name.ends_with(DATABASE) {
+            let faults = verify_database(&path)?.into_iter();
+            let faults = faults.map(|fault| format!("database `{name}`: {fault}"));
+            found.insert(name.clone().into_owned(), faults.collect());
+        }
+    }
+    Ok(found)
 }
 
 async fn compare(place: &Place, manifest: &Manifest, report: &mut Report) -> Result<()> {

@@ -41,7 +41,7 @@ pub(super) struct RestoreArgs {
 /// Options of `verify`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Reads everything and changes nothing. Ends with exit code 5 when something is missing or damaged. A store in use is refused: verify a backup of it.\n\nExamples:\n  towpath verify copy\n  towpath verify s3://bucket/monday\n  towpath verify elsewhere"
+    after_help = "Reads everything, the SQLite databases in the folder included, and changes nothing. Ends with exit code 5 when something is missing or damaged. A store in use is refused: verify a backup of it.\n\nExamples:\n  towpath verify copy\n  towpath verify s3://bucket/monday\n  towpath verify elsewhere"
 )]
 pub(super) struct VerifyArgs {
     /// A backup (a folder or `s3://BUCKET/PREFIX`) or a data folder that is not in use
@@ -190,6 +190,7 @@ pub(super) async fn verify(global: &Global, args: VerifyArgs) -> Result<Exit, Fa
             "created_at": manifest.map(|manifest| manifest.created_at),
             "files": report.files,
             "bytes": report.bytes,
+            "databases": report.databases,
             "store": report.store.as_ref().map(|store| json!({
                 "checkpoints": store.checkpoints, "segments": store.segments, "records": store.records,
                 "bytes": store.bytes, "queues": store.queues, "messages": store.messages, "notes": store.notes,
@@ -215,6 +216,8 @@ pub(super) async fn verify(global: &Global, args: VerifyArgs) -> Result<Exit, Fa
             for note in &store.notes {
                 output::line(format!("note: {note}"))?;
             }
+            let databases = listed(report.databases.iter().map(String::as_str));
+            output::line(format!("databases read: {databases}"))?;
         }
     }
     if report.faults.is_empty() {

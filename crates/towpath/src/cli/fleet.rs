@@ -271,7 +271,7 @@ pub(super) fn rows(global: &Global, all: &Value, columns: &[(&str, &str)]) -> Re
 fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
-        Value::String(text) => crate::sink::escape(text.as_bytes()),
+        Value::String(text) => crate::sink::escape(text.as_bytes()).into_owned(),
         other => other.to_string(),
     }
 }

@@ -194,7 +194,7 @@ pub(super) fn short(payload: &str) -> String {
     let line = crate::sink::escape(payload.as_bytes());
     match line.char_indices().nth(60) {
         Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
+        None => line.into_owned(),
     }
 }
 

@@ -3,10 +3,18 @@
 //! `\n \r \t \0 \\`, `\u{…}` for other control and line-separating characters, `\xNN` for bytes
 //! that are not UTF-8. Everything else, also outside ASCII, stays as it is.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 /// A message as part of a line.
-pub fn escape(message: &[u8]) -> String {
+pub fn escape(message: &[u8]) -> Cow<'_, str> {
+    // Most messages are text in ASCII, which stays as it is.
+    let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') && *byte != b'\\';
+    if message.iter().all(is_plain)
+        && let Ok(text) = std::str::from_utf8(message)
+    {
+        return text.into();
+    }
     let mut line = String::with_capacity(message.len() + 16);
     for chunk in message.utf8_chunks() {
         for character in chunk.valid().chars() {
@@ -25,7 +33,7 @@ pub fn escape(message: &[u8]) -> String {
             write!(line, "\\x{byte:02x}").expect("writing to a string cannot fail");
         }
     }
-    line
+    line.into()
 }
 
 fn escape_code(line: &mut String, character: char) {

@@ -1,5 +1,7 @@
 //! How a message becomes a line.
 
+use std::io::Write;
+
 use super::escape::escape;
 
 /// How a message becomes a line of the file and stdout sinks.
@@ -25,7 +27,9 @@ impl LineFormat {
     ) -> Result<(), String> {
         match self {
             Self::Stamped => {
-                text.extend_from_slice(format!("{now} | {}\n", escape(message)).as_bytes());
+                write!(text, "{now} | ").expect("writing to memory cannot fail");
+                text.extend_from_slice(escape(message).as_bytes());
+                text.push(b'\n');
             }
             Self::Raw if message.contains(&b'\n') => {
                 return Err("holds a newline, and a raw line cannot".to_owned());

@@ -25,7 +25,7 @@ mod stalls;
 
 pub use backends::{
     BACKENDS, Depth, FORMATS, RESTORING, STORES, UNLOGGED, Verified, open, open_database,
-    open_migrated, verify_store,
+    open_migrated, verify_database, verify_store,
 };
 pub use bench::{
     BENCH_QUEUE, BenchApi, bare_api_for_bench, ingest_api_for_bench, limits_api_for_bench,

@@ -430,3 +430,30 @@ fn a_store_that_lacks_a_segment_is_named_and_not_started() {
     assert!(warned.contains("warn"), "{doctor}");
     running.kill();
 }
+
+#[test]
+fn a_damaged_database_is_named_by_verify() {
+    let world = World::new();
+    let running = world.up();
+    let json = ("content-type", "application/json");
+    for number in 0..200 {
+        let user = format!(r#"{{"name":"user {number}","email":"{number}@example.com"}}"#);
+        let created = world.client().post("/api/users", &[json], user.as_bytes());
+        assert_eq!(created.status, 201, "{}", created.text());
+    }
+    assert!(running.stop().0.success());
+    let data = world.data().display().to_string();
+    let verified = world.json(&["verify", &data]);
+    let databases = serde_json::json!(["accounts.db", "controller.db"]);
+    assert_eq!(verified["databases"], databases, "{verified}");
+    let file = world.data().join("accounts.db");
+    let mut bytes = fs::read(&file).unwrap();
+    for page in bytes.chunks_mut(4096).skip(1) {
+        page[..100].fill(0xa5);
+    }
+    fs::write(&file, bytes).unwrap();
+    let verified = world.run(&["verify", &data]);
+    assert_eq!(verified.status.code(), Some(5));
+    let words = "database `accounts.db`";
+    assert!(stderr(&verified).contains(words), "{}", stderr(&verified));
+}

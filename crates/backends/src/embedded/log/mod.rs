@@ -38,6 +38,7 @@ pub(crate) use inspect::inspect;
 pub(crate) use options::{Durability, Options};
 pub(crate) use position::Position;
 pub(crate) use presence::Looked;
+pub(crate) use read::read_exact_at;
 pub use recovery::scan_for_fuzzing;
 pub(crate) use recovery::{ACCEPT_LOSS, Recovery};
 pub(crate) use segment::{

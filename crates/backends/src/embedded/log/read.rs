@@ -84,6 +84,14 @@ impl Log {
     }
 }
 
+/// Fills the bytes from a file, without keeping a thread of the runtime from its work while the disk is waited for.
+pub(crate) fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    if is_cached(file, bytes, offset) {
+        return Ok(());
+    }
+    may_wait(|| file.read_exact_at(bytes, offset))
+}
+
 /// Reads what the system has in memory; false when some of it is on the disk, or the file system cannot tell.
 fn is_cached(file: &File, bytes: &mut [u8], offset: u64) -> bool {
     let length = bytes.len();

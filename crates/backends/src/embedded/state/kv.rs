@@ -1,7 +1,8 @@
 //! Keys and values: conditions are checked on what would be, changes are absolute, so replay needs no clock.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,12 +13,18 @@ use towpath_core::{Error, Result, Timestamp};
 
 use super::AT_ONCE;
 use super::fields::Fields;
+use crate::embedded::tables::{Named, Tables};
+
+/// What a key costs in memory beside its bytes, about.
+const OVERHEAD: usize = 160;
 
 /// What a key holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super) enum Content {
     Value(Bytes),
     Fields(Fields),
+    /// The key is gone, and a table may have it still. In no record, and in checkpoints since version 6.
+    Gone,
 }
 
 /// A key's content, and until when it stays.
@@ -26,6 +33,9 @@ pub(in super::super) struct Slot {
     pub(in super::super) content: Content,
     pub(in super::super) until: Option<Timestamp>,
 }
+
+/// What tables say of keys that are not in memory.
+pub(in super::super) type Cold = BTreeMap<String, Slot>;
 
 /// Keys and what they become; `None` for gone.
 pub(in super::super) type Changes = Vec<(String, Option<Slot>)>;
@@ -58,29 +68,116 @@ enum Draft {
     Fields(FieldsSet),
 }
 
-/// Every key.
+/// Every key: in memory what changed lately, in tables the others.
 #[derive(Debug, Default, Deserialize)]
 pub(in super::super) struct KvState {
     #[serde(deserialize_with = "super::snapshot::map")]
     slots: OrdMap<String, Slot>,
     #[serde(skip)]
     expiring: BTreeSet<(Timestamp, String)>,
+    /// How much memory those of `slots` take that can leave it, about.
+    #[serde(skip)]
+    bytes: usize,
+    #[serde(skip)]
+    tables: Tables,
+    /// Keys are on their way to a table.
+    #[serde(skip)]
+    moving: bool,
+    /// Why a table could not be read.
+    #[serde(skip)]
+    failure: Option<Error>,
+    /// The tables that a checkpoint names, until they are opened.
+    #[serde(skip)]
+    named: Vec<Named>,
 }
 
 impl KvState {
-    pub(super) fn snapshot(&self) -> OrdMap<String, Slot> {
+    pub(in super::super) fn snapshot(&self) -> OrdMap<String, Slot> {
         self.slots.clone()
+    }
+
+    pub(in super::super) const fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// How much memory the keys take that could leave it, about.
+    pub(in super::super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// From now until [`KvState::stop_moving`] a key that goes leaves a mark: a table that is being written may have it.
+    pub(in super::super) const fn start_moving(&mut self) {
+        self.moving = true;
+    }
+
+    pub(in super::super) const fn stop_moving(&mut self) {
+        self.moving = false;
+    }
+
+    /// Rests on these tables from now on.
+    pub(in super::super) fn install(&mut self, tables: Tables) {
+        self.tables = tables;
+    }
+
+    /// Lets go of a key that a table has as it is.
+    pub(in super::super) fn let_go(&mut self, key: &str, slot: &Slot) {
+        if self.slots.get(key) == Some(slot) {
+            self.take(key);
+        }
+    }
+
+    /// Notes a table of a checkpoint, to be opened.
+    pub(super) fn name_table(&mut self, named: Named) {
+        self.named.push(named);
+    }
+
+    /// Opens the tables that the checkpoint named.
+    pub(in super::super) fn open_tables(&mut self, folder: &Path) -> Result<()> {
+        self.tables = Tables::open(folder, &std::mem::take(&mut self.named))?;
+        Ok(())
+    }
+
+    /// Why the state is not what the log says, if a table could not be read.
+    pub(in super::super) const fn take_failure(&mut self) -> Option<Error> {
+        self.failure.take()
     }
 
     /// Keeps a key of a checkpoint.
     pub(super) fn keep(&mut self, key: String, slot: Slot) {
-        if let Some(until) = slot.until {
-            self.expiring.insert((until, key.clone()));
+        self.put(key, slot);
+    }
+
+    /// Puts a slot in place of the one before.
+    fn put(&mut self, key: String, slot: Slot) {
+        let until = slot.until;
+        self.bytes += cost(&key, &slot);
+        let before = self.slots.insert(key.clone(), slot);
+        if let Some(before) = &before {
+            self.bytes -= cost(&key, before);
         }
-        self.slots.insert(key, slot);
+        self.expire(&key, before.and_then(|before| before.until), until);
+    }
+
+    /// Takes a key out of memory.
+    fn take(&mut self, key: &str) {
+        if let Some(before) = self.slots.remove(key) {
+            self.bytes -= cost(key, &before);
+            self.expire(key, before.until, None);
+        }
+    }
+
+    /// Removes a key.
+    fn remove(&mut self, key: &str) {
+        if self.moving || self.tables.may_have(key) {
+            self.put(key.to_owned(), Slot::GONE);
+        } else {
+            self.take(key);
+        }
     }
 
     pub(super) fn rebuild(&mut self) {
+        let slots = self.slots.iter();
+        self.bytes = slots.map(|(key, slot)| cost(key, slot)).sum();
         self.expiring = self
             .slots
             .iter()
@@ -95,64 +192,56 @@ impl KvState {
                 return false;
             }
             if let Some((_, key)) = self.expiring.pop_first() {
-                self.slots.remove(&key);
+                self.remove(&key);
             }
         }
         true
     }
 
-    pub(in super::super) fn slot(&self, key: &str, now: Timestamp) -> Option<&Slot> {
-        self.slots
-            .get(key)
-            .filter(|slot| slot.until.is_none_or(|until| until > now))
+    /// Whether memory or a table may know a key, and memory does not.
+    pub(in super::super) fn is_cold(&self, key: &str) -> bool {
+        !self.slots.contains_key(key) && self.tables.may_have(key)
     }
 
-    /// Keys with this prefix, in order, those behind `after`.
-    pub(in super::super) fn keys(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        max: usize,
+    /// What a key holds, by memory, or else by what the tables say of it.
+    pub(in super::super) fn slot<'a>(
+        &'a self,
+        key: &str,
+        cold: &'a Cold,
         now: Timestamp,
-    ) -> Vec<String> {
-        let from = match after {
-            Some(after) if after >= prefix => Bound::Excluded(after.to_owned()),
-            _ => Bound::Included(prefix.to_owned()),
-        };
-        self.slots
-            .range((from, Bound::Unbounded))
-            .take_while(|(key, _)| key.starts_with(prefix))
-            .filter(|(_, slot)| slot.until.is_none_or(|until| until > now))
-            .take(max)
-            .map(|(key, _)| key.clone())
-            .collect()
+    ) -> Option<&'a Slot> {
+        let slot = self.slots.get(key).or_else(|| cold.get(key));
+        slot.filter(|slot| slot.is_there(now))
     }
 
     pub(super) fn apply(&mut self, changes: &[(String, Option<Slot>)]) {
         for (key, slot) in changes {
-            let before = match slot {
-                Some(slot) => self.slots.insert(key.clone(), slot.copied()),
-                None => self.slots.remove(key),
-            };
-            let before = before.and_then(|before| before.until);
-            self.expire(key, before, slot.as_ref().and_then(|slot| slot.until));
+            match slot {
+                Some(slot) => self.put(key.clone(), slot.copied()),
+                None => self.remove(key),
+            }
         }
     }
 
     pub(super) fn set_fields(&mut self, changes: &[(String, FieldsSet)]) {
         for (key, set) in changes {
-            let slot = self
-                .slots
-                .entry(key.clone())
-                .or_insert_with(Slot::no_fields);
-            let before = std::mem::replace(&mut slot.until, set.until);
-            if let Content::Value(_) = slot.content {
-                *slot = Slot::no_fields();
+            let known = match self.slots.get(key) {
+                Some(slot) => Some(slot.clone()),
+                // Only when the log is replayed: the key was in memory then, and has been moved since.
+                None => self.tables.find(key).unwrap_or_else(|error| {
+                    self.failure.get_or_insert(error);
+                    None
+                }),
+            };
+            let mut slot = known.unwrap_or_else(Slot::no_fields);
+            if !matches!(slot.content, Content::Fields(_)) {
+                slot = Slot::no_fields();
             }
+            slot.until = set.until;
             if let Content::Fields(fields) = &mut slot.content {
                 fields.set(set.fields.iter().map(|(field, value)| (field, value)));
             }
-            self.expire(key, before, set.until);
+            self.put(key.clone(), slot);
         }
     }
 
@@ -170,7 +259,9 @@ impl KvState {
     }
 
     /// Works out what the ops come to, one after the other, without changing anything.
-    pub(in super::super) fn plan(&self, ops: &[Op], now: Timestamp) -> Result<Plan> {
+    ///
+    /// `cold` is what tables say of those keys that are not in memory.
+    pub(in super::super) fn plan(&self, ops: &[Op], cold: &Cold, now: Timestamp) -> Result<Plan> {
         let mut drafts: HashMap<&str, Draft> = HashMap::new();
         let mut plan = Plan {
             committed: Committed::Applied(Vec::new()),
@@ -185,9 +276,10 @@ impl KvState {
                     "a key must have 1 to {MAX_KEY_BYTES} bytes"
                 )));
             }
-            let stored = self.slot(key, now);
-            // A stored hash is changed in place, as long as no op needs all of it.
+            let stored = self.slot(key, cold, now);
+            // A hash in memory is changed in place, as long as no op needs all of it.
             if let Some(slot) = stored
+                && self.slots.contains_key(key)
                 && matches!(op, Op::SetField { .. } | Op::Expire { .. })
                 && matches!(slot.content, Content::Fields(_))
                 && let Draft::Fields(set) = drafts.entry(key).or_insert_with(|| slot.unchanged())
@@ -233,7 +325,62 @@ impl FieldsSet {
     }
 }
 
+/// How much memory a key takes that can leave it, about.
+fn cost(key: &str, slot: &Slot) -> usize {
+    let content = match &slot.content {
+        Content::Value(value) => Some(value.len()),
+        Content::Fields(fields) => fields.packed_bytes(),
+        Content::Gone => Some(0),
+    };
+    content.map_or(0, |content| OVERHEAD + key.len() + content)
+}
+
+/// Keys with this prefix, in order, those behind `after`. Reads tables.
+pub(in super::super) fn keys(
+    memory: &OrdMap<String, Slot>,
+    tables: &Tables,
+    (prefix, after): (&str, Option<&str>),
+    max: usize,
+    now: Timestamp,
+) -> Result<Vec<String>> {
+    let after = after.filter(|after| *after >= prefix);
+    let from = match after {
+        Some(after) => Bound::Excluded(after.to_owned()),
+        None => Bound::Included(prefix.to_owned()),
+    };
+    let memory = memory.range((from, Bound::Unbounded));
+    let mut all = tables.merged(memory, after.unwrap_or(prefix))?;
+    let mut keys = Vec::new();
+    while keys.len() < max
+        && let Some((key, slot)) = all.next()?
+    {
+        if !key.starts_with(prefix) {
+            break;
+        }
+        if slot.is_there(now) && Some(&*key) != after {
+            keys.push(key);
+        }
+    }
+    Ok(keys)
+}
+
 impl Slot {
+    /// The mark of a key that is gone.
+    pub(in super::super) const GONE: Self = Self {
+        content: Content::Gone,
+        until: None,
+    };
+
+    /// Whether it holds something at this moment.
+    pub(in super::super) fn is_there(&self, now: Timestamp) -> bool {
+        self.content != Content::Gone && self.until.is_none_or(|until| until > now)
+    }
+
+    /// Whether it stays in memory: a large hash would be written whole for the next of its fields.
+    pub(in super::super) fn stays(&self) -> bool {
+        matches!(&self.content, Content::Fields(fields) if fields.packed_bytes().is_none())
+    }
+
     fn no_fields() -> Self {
         Self {
             content: Content::Fields(Fields::default()),
@@ -266,6 +413,7 @@ impl Slot {
             Content::Value(value) => Content::Value(Bytes::copy_from_slice(value)),
             // They have bytes of their own since they were set.
             Content::Fields(fields) => Content::Fields(fields.clone()),
+            Content::Gone => Content::Gone,
         };
         Self {
             content,
@@ -276,7 +424,7 @@ impl Slot {
     fn value(&self) -> Option<Bytes> {
         match &self.content {
             Content::Value(value) => Some(value.clone()),
-            Content::Fields(_) => None,
+            Content::Fields(_) | Content::Gone => None,
         }
     }
 }

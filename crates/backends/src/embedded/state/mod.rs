@@ -28,7 +28,7 @@ use towpath_core::port::queue::Settings;
 use towpath_core::{MessageId, QueueName, Result, StreamName, Timestamp};
 
 pub(super) use block::LiveSegments;
-pub(super) use kv::{Changes, Content, FieldsSet, KvState, Plan, Slot};
+pub(super) use kv::{Changes, Cold, Content, FieldsSet, KvState, Plan, Slot, keys};
 pub(super) use limits::Limits;
 pub(super) use queue::{Entry, Found, Leased, Leasing, Place, QueueState, Standing};
 pub(super) use snapshot::{Loading, Piece, Snapshot};
@@ -273,6 +273,7 @@ impl State {
                 .map(|(name, stream)| (name.clone(), stream.snapshot()))
                 .collect(),
             keys: self.kv.snapshot(),
+            tables: self.kv.tables().named(),
             limits: self.limits.snapshot(),
         }
     }

@@ -19,6 +19,7 @@ use super::queue::{self, Dead, Held, Place};
 use super::stream;
 use super::{GroupState, QueueState, State, StreamState};
 use crate::embedded::store::Source;
+use crate::embedded::tables::{Named, Tables};
 
 /// One thing that a checkpoint says; what belongs to a queue, a stream or a group follows it.
 ///
@@ -51,6 +52,8 @@ pub(in super::super) enum Piece<'a> {
     Limit(Cow<'a, str>, Cow<'a, Limited>),
     /// The last one: how many there were before it.
     End(u64),
+    /// Keys that are not in memory, the newest table first; behind the fence. Since version 6.
+    Table(Named),
 }
 
 fn as_bytes<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
@@ -67,6 +70,7 @@ pub(in super::super) struct Snapshot {
     pub(super) queues: Vec<(QueueName, queue::Snapshot)>,
     pub(super) streams: Vec<(StreamName, stream::Snapshot)>,
     pub(super) keys: OrdMap<String, Slot>,
+    pub(in super::super) tables: Vec<Named>,
     pub(super) limits: OrdMap<String, Limited>,
 }
 
@@ -105,6 +109,12 @@ impl Snapshot {
         queues + streams + 64 * (self.keys.len() + self.limits.len()) as u64
     }
 
+    /// Has its keys in these tables instead, but for those that stay in memory.
+    pub(in super::super) fn rest_on(&mut self, tables: &Tables, staying: OrdMap<String, Slot>) {
+        self.keys = staying;
+        self.tables = tables.named();
+    }
+
     /// Says all of it, and lets go of what was said.
     pub(in super::super) fn write(
         self,
@@ -116,6 +126,9 @@ impl Snapshot {
             sink(piece)
         };
         say(&Piece::Fence(self.fence))?;
+        for named in self.tables {
+            say(&Piece::Table(named))?;
+        }
         for (exchange, pattern, queue) in self.bindings.iter() {
             let (exchange, queue) = (exchange.clone(), queue.clone());
             say(&Piece::Binding(exchange, pattern.into(), queue))?;
@@ -255,6 +268,7 @@ impl Loading {
         }
         match piece {
             Piece::Fence(fence) => self.state.fence = fence,
+            Piece::Table(named) => self.state.kv.name_table(named),
             Piece::Binding(exchange, pattern, queue) => {
                 self.state.bindings.insert(&exchange, &pattern, &queue);
             }

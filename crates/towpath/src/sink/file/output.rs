@@ -121,9 +121,12 @@ impl Output {
 
     /// Lets the file go by another name when it is full or its time is over.
     fn rotate(&self, file: &File, lines: &[(MessageId, Vec<u8>)]) -> io::Result<bool> {
+        if self.rotation.is_never() {
+            return Ok(false);
+        }
         let new = lines.iter().filter(|(id, _)| !self.journal.knows(id));
         let adding: usize = new.map(|(_, line)| line.len()).sum();
-        if self.rotation.is_never() || adding == 0 {
+        if adding == 0 {
             return Ok(false);
         }
         let (there, now) = (file.metadata()?, jiff::Timestamp::now());
@@ -142,8 +145,13 @@ impl Output {
     }
 
     fn append(&mut self, file: &mut File, lines: &[(MessageId, Vec<u8>)]) -> io::Result<()> {
-        let mut intent = Intent::default();
-        let mut in_batch = HashSet::new();
+        let bytes = lines.iter().map(|(_, line)| line.len()).sum();
+        let mut intent = Intent {
+            ids: Vec::with_capacity(lines.len()),
+            text: Vec::with_capacity(bytes),
+            ..Intent::default()
+        };
+        let mut in_batch = HashSet::with_capacity(lines.len());
         for (id, line) in lines {
             if !self.journal.knows(id) && in_batch.insert(*id) {
                 intent.ids.push(*id);

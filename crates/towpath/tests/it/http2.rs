@@ -132,6 +132,9 @@ fn requests_that_are_reset_at_once_end_the_connection() {
     let running = serve(&world);
     within(async {
         let (mut sender, ended) = connect(&world, &client::Builder::new()).await;
+        let get = request(&world, Method::GET, "/healthz");
+        let (answer, _) = sender.send_request(get, true).unwrap();
+        assert_eq!(answer.await.unwrap().status(), 200);
         let mut sent = 0;
         while let Ok(ready) = sender.ready().await {
             sender = ready;
@@ -140,14 +143,14 @@ fn requests_that_are_reset_at_once_end_the_connection() {
             let Ok((_answer, mut body)) = sender.send_request(post, false) else {
                 break;
             };
-            if sent % 20 == 19 {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
+            // Long enough for the handler to begin.
+            tokio::time::sleep(Duration::from_millis(1)).await;
             body.send_reset(h2::Reason::CANCEL);
             sent += 1;
             assert!(sent < 5_000, "the connection goes on");
         }
         ended.await.unwrap().ok();
+        assert!(sent >= 20, "{sent} resets");
     });
     assert_eq!(world.client().post("/enqueue", &[], b"x").status, 200);
     assert!(running.log().lines().count() < 50, "{}", running.log());

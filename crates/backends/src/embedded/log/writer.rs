@@ -180,8 +180,11 @@ impl Log {
         let wants_spare = buffers.wants_spare(self.is_disk_low());
         let is_first = std::mem::take(&mut buffers.idle);
         drop(buffers);
-        if is_first {
-            self.shared.wakeups.call();
+        match class {
+            _ if !is_first => {}
+            // Its caller goes on, maybe to read payloads, and a call that waits for its turn would wait for that.
+            Class::Note => self.shared.work.notify_all(),
+            _ => self.shared.wakeups.call(),
         }
         if wants_spare {
             self.shared.room.notify_all();

@@ -270,9 +270,11 @@ fn mutations_of_a_segment_never_harm_the_reader() {
     }
 }
 
+/// A runtime that looks at its driver only when nothing is ready, so that tests know what runs before a deferred call.
 fn one_worker() -> tokio::runtime::Runtime {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    runtime.worker_threads(1).enable_all().build().unwrap()
+    runtime.worker_threads(1).event_interval(1_000_000);
+    runtime.enable_all().build().unwrap()
 }
 
 /// Commits so many records at once, from tasks that are ready together.

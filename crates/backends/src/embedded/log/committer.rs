@@ -32,8 +32,8 @@ const PATIENCE: u32 = 2;
 /// The longest that is waited for callers, on the slowest disk.
 const LONGEST: Duration = Duration::from_millis(8);
 
-/// How long after the last caller another one is expected: one part in so many of a sync's time. Over HTTP the first
-/// caller comes back only when the answers of all were written.
+/// The time of a sync is divided by this for how long after the last caller another one is expected. Over HTTP the
+/// first caller comes back only when the answers of all were written.
 const QUIET: u32 = 8;
 const QUIET_FROM: Duration = Duration::from_micros(200);
 const QUIET_TO: Duration = Duration::from_micros(2500);

@@ -277,7 +277,7 @@ fn one_worker() -> tokio::runtime::Runtime {
     runtime.enable_all().build().unwrap()
 }
 
-/// Commits so many records at once, from tasks that are ready together.
+/// Commits `count` records at once, from tasks that are ready together.
 async fn commit_together(log: &Arc<Log>, count: usize) {
     let (start, _) = tokio::sync::broadcast::channel::<()>(1);
     let mut tasks = tokio::task::JoinSet::new();

@@ -7,18 +7,26 @@
 //! hyper knows one deadline, from the end of an answer to the end of the next head.
 //! Here each phase has its own, and none is a timer of its own: one alarm per connection
 //! is set to the phase's deadline, and moved only when that comes nearer.
+//!
+//! With HTTP/2 a connection is busy while any request is open, and each answer has a
+//! deadline of its own (`streams.rs`).
 
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::{Buf, Bytes};
 use http::{HeaderMap, header};
+use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::socket::Socket;
+use super::streams::Streams;
 
 /// How long what a client still sends is thrown away after the last answer, so that it reads that answer and no reset.
 const LINGER: Duration = Duration::from_secs(2);
@@ -50,17 +58,50 @@ pub(super) struct Pace(Arc<Mutex<State>>);
 
 struct State {
     phase: Phase,
-    since: Instant,
+    /// Set when a deadline is first asked for: most phases end before that, and the clock costs more than they do.
+    since: Option<Instant>,
     patience: Patience,
-    write_blocked: bool,
+    /// Since when the client takes nothing of what is written.
+    blocked_since: Option<Instant>,
     /// Something was sent of a head that is not complete.
     head_begun: bool,
     linger: bool,
+    /// Its requests, when they share it.
+    streams: Option<Streams>,
+    /// No more requests are taken.
+    draining: bool,
 }
 
 impl State {
     fn enter(&mut self, phase: Phase) {
-        (self.phase, self.since) = (phase, Instant::now());
+        (self.phase, self.since) = (phase, None);
+    }
+
+    /// How long the phase may last.
+    const fn patience(&self) -> Option<Duration> {
+        match self.phase {
+            Phase::Head => Some(self.patience.head),
+            Phase::Busy => None,
+            Phase::Answering => Some(self.patience.write),
+            Phase::Idle => Some(self.patience.idle),
+            Phase::Closing => Some(LINGER),
+        }
+    }
+
+    fn deadline(&mut self) -> Option<Instant> {
+        let patience = self.patience();
+        let mut since = || *self.since.get_or_insert_with(Instant::now);
+        let phase = patience.map(|patience| since() + patience);
+        let Some(streams) = &self.streams else {
+            return phase;
+        };
+        if streams.is_flooded() {
+            return Some(since());
+        }
+        let waits = [self.blocked_since, streams.waits_since()];
+        let waits = waits.into_iter().flatten().min();
+        let write = waits.map(|since| since + self.patience.write);
+        [phase, write].into_iter().flatten().min()
     }
 }
 
@@ -68,12 +109,66 @@ impl Pace {
     pub(super) fn new(patience: Patience) -> Self {
         Self(Arc::new(Mutex::new(State {
             phase: Phase::Head,
-            since: Instant::now(),
+            since: Some(Instant::now()),
             patience,
-            write_blocked: false,
+            blocked_since: None,
             head_begun: false,
             linger: false,
+            streams: None,
+            draining: false,
         })))
+    }
+
+    /// Requests share the connection.
+    pub(super) fn share(&self) {
+        let mut state = self.lock();
+        state.streams = Some(Streams::default());
+        state.linger = true;
+    }
+
+    /// Works with the requests of a shared connection.
+    pub(super) fn streams<T>(&self, work: impl FnOnce(&mut Streams) -> T) -> T {
+        work(self.lock().streams.get_or_insert_default())
+    }
+
+    /// One of the requests that share the connection has ended.
+    pub(super) fn stream_ended(&self) {
+        let mut state = self.lock();
+        if state.streams.as_ref().is_some_and(Streams::is_idle) {
+            let next = match state.draining {
+                true => Phase::Closing,
+                false => Phase::Idle,
+            };
+            state.enter(next);
+        }
+    }
+
+    /// No more requests are taken. A shared connection that is idle gets a moment to say so.
+    fn drain(&self) {
+        let mut state = self.lock();
+        state.draining = true;
+        if state.streams.as_ref().is_some_and(Streams::is_idle) {
+            state.enter(Phase::Closing);
+        }
+    }
+
+    /// Whether the connection has only been idle for too long, so that its client should hear of its end.
+    fn is_to_drain(&self) -> bool {
+        let state = self.lock();
+        state
+            .streams
+            .as_ref()
+            .is_some_and(|streams| !streams.is_flooded())
+            && state.phase == Phase::Idle
+            && state.blocked_since.is_none()
+            && !state.draining
+    }
+
+    /// The task of a shared connection, whose requests end in tasks of their own.
+    fn watched_by(&self, task: &Context<'_>) {
+        if let Some(streams) = &mut self.lock().streams {
+            streams.watched_by(task.waker());
+        }
     }
 
     /// A head is complete.
@@ -92,15 +187,7 @@ impl Pace {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let state = self.lock();
-        let patience = match state.phase {
-            Phase::Head => state.patience.head,
-            Phase::Busy => return None,
-            Phase::Answering => state.patience.write,
-            Phase::Idle => state.patience.idle,
-            Phase::Closing => LINGER,
-        };
-        Some(state.since + patience)
+        self.lock().deadline()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -108,28 +195,76 @@ impl Pace {
     }
 }
 
-/// Runs a connection to its end, or to the deadline of its phase; absent then.
-pub(super) async fn run<T>(
-    mut connection: Pin<&mut impl Future<Output = T>>,
-    pace: &Pace,
-) -> Option<T> {
-    let mut alarm = pin!(sleep_until(Instant::now()));
-    std::future::poll_fn(|cx| {
-        if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
-            return Poll::Ready(Some(ended));
+/// The end of a listener, as its connections see it.
+#[derive(Default)]
+pub(super) struct Drain {
+    begun: AtomicBool,
+    news: Notify,
+}
+
+impl Drain {
+    pub(super) fn begin(&self) {
+        self.begun.store(true, Ordering::Release);
+        self.news.notify_waiters();
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    /// Resolves when it has begun.
+    pub(super) async fn begins(&self) {
+        let news = self.news.notified();
+        if !self.has_begun() {
+            news.await;
         }
-        // Phases change inside that poll only, so this is the place to look.
+    }
+}
+
+/// Runs a connection to its end, or to the deadline of its phase; absent then.
+pub(super) async fn run<C: GracefulConnection>(
+    mut connection: Pin<&mut C>,
+    pace: &Pace,
+    drain: &Drain,
+) -> Option<C::Output> {
+    let mut alarm = pin!(sleep_until(Instant::now()));
+    let mut news = pin!(drain.news.notified());
+    let (mut listens, mut drained) = (false, false);
+    std::future::poll_fn(|cx| {
+        // Once is enough: all polls are those of one task.
+        if !listens {
+            listens = true;
+            pace.watched_by(cx);
+            news.as_mut().poll(cx).is_ready();
+        }
+        if !drained && drain.has_begun() {
+            drained = true;
+            pace.drain();
+            connection.as_mut().graceful_shutdown();
+        }
         loop {
-            let Some(deadline) = pace.deadline() else {
-                return Poll::Pending;
-            };
-            if deadline < alarm.deadline() || alarm.is_elapsed() {
-                if deadline <= Instant::now() {
-                    return Poll::Ready(None);
-                }
-                alarm.as_mut().reset(deadline);
+            if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+                return Poll::Ready(Some(ended));
             }
-            ready!(alarm.as_mut().poll(cx));
+            // Phases change inside that poll, or wake this task.
+            loop {
+                let Some(deadline) = pace.deadline() else {
+                    return Poll::Pending;
+                };
+                if deadline < alarm.deadline() || alarm.is_elapsed() {
+                    if deadline <= Instant::now() {
+                        break;
+                    }
+                    alarm.as_mut().reset(deadline);
+                }
+                ready!(alarm.as_mut().poll(cx));
+            }
+            if !pace.is_to_drain() {
+                return Poll::Ready(None);
+            }
+            drained = true;
+            pace.drain();
+            connection.as_mut().graceful_shutdown();
         }
     })
     .await
@@ -139,6 +274,8 @@ pub(super) async fn run<T>(
 pub(super) struct Paced {
     pub(super) stream: Socket,
     pub(super) pace: Pace,
+    /// What was read to see which protocol the client speaks.
+    pub(super) begun: Bytes,
 }
 
 impl AsyncRead for Paced {
@@ -147,16 +284,25 @@ impl AsyncRead for Paced {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let read = match self.begun.is_empty() {
+            true => Pin::new(&mut self.stream).poll_read(cx, buffer),
+            false => {
+                let count = self.begun.len().min(buffer.remaining());
+                buffer.put_slice(&self.begun[..count]);
+                self.begun.advance(count);
+                Poll::Ready(Ok(()))
+            }
+        };
         let mut state = self.pace.lock();
         match state.phase {
+            _ if state.streams.is_some() => {}
             Phase::Head if read.is_ready() => state.head_begun = true,
             Phase::Idle if read.is_ready() => {
                 state.enter(Phase::Head);
                 state.head_begun = true;
             }
             // All of the answer was taken, and nothing more has come.
-            Phase::Answering if read.is_pending() && !state.write_blocked => {
+            Phase::Answering if read.is_pending() && state.blocked_since.is_none() => {
                 state.enter(Phase::Idle);
             }
             _ => {}
@@ -222,7 +368,7 @@ impl AsyncWrite for Paced {
 impl Drop for Paced {
     /// What a client did not take is not kept for it: the system would, for many minutes.
     fn drop(&mut self) {
-        if self.pace.lock().write_blocked {
+        if self.pace.lock().blocked_since.is_some() {
             self.stream.tcp().set_zero_linger().ok();
         }
     }
@@ -231,7 +377,13 @@ impl Drop for Paced {
 impl Paced {
     fn wrote(&self, some: bool) {
         let mut state = self.pace.lock();
-        state.write_blocked = !some;
+        match some {
+            true => state.blocked_since = None,
+            false => _ = state.blocked_since.get_or_insert_with(Instant::now),
+        }
+        if state.streams.is_some() {
+            return;
+        }
         if state.phase == Phase::Idle || some && state.phase == Phase::Answering {
             state.enter(Phase::Answering);
         }

@@ -166,10 +166,10 @@ pub fn wrap(router: Router, edge: Edge) -> Router {
         })
         // The edge has bounded the body already.
         .layer(DefaultBodyLimit::disable())
-        .layer(from_fn_with_state(edge, pass))
+        .layer(from_fn_with_state(Arc::new(edge), pass))
 }
 
-async fn pass(State(edge): State<Edge>, request: Request, next: Next) -> Response {
+async fn pass(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = request_id(&request);
     let (method, uri) = (request.method().clone(), request.uri().clone());

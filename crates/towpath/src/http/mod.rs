@@ -13,6 +13,7 @@ mod middleware;
 pub mod net;
 mod server;
 mod socket;
+mod streams;
 pub mod tls;
 
 pub use body::Intake;

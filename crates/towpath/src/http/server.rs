@@ -8,20 +8,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use hyper::server::conn::http1;
-use hyper::service::{Service, service_fn};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, Uri, header};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::{HttpService, Service, service_fn};
 use hyper_util::rt::TokioIo;
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
-use towpath_core::Result;
 use tracing::{debug, warn};
 
-use super::connection::{self, Pace, Paced};
+use super::connection::{self, Drain, Pace, Paced};
+use super::error::plain;
 use super::socket::Socket;
+use super::streams::{Answer, MAX_STREAMS, Open, Tasks, Together};
 use super::tls::Tls;
 use crate::supervisor::Stop;
 use crate::telemetry::RefusedConnections;
@@ -47,8 +53,18 @@ pub struct Limits {
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
-/// Largest head of a request in bytes; hyper bounds the number of its headers at 100.
-const HEAD_BYTES: usize = 16 * 1024;
+/// Largest head of a request in bytes; hyper bounds the number of its headers at 100 in HTTP/1.
+const HEAD_BYTES: u16 = 16 * 1024;
+
+/// What a client of HTTP/2 may send before it is read: of one body, and of all bodies of a connection.
+const STREAM_WINDOW: u32 = 128 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// What is kept of an answer that a client of HTTP/2 does not take yet.
+const SEND_BUFFER: usize = 64 * 1024;
+
+/// What a client of HTTP/2 sends first. Source: RFC 9113, 3.4.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How long to leave the listener alone when the process has no more descriptors; doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -72,14 +88,9 @@ pub async fn serve(
     limits: Limits,
     refused: &RefusedConnections,
     stop: &Stop,
-) -> Result<()> {
-    let mut builder = http1::Builder::new();
-    // A client that has ended its side still reads the answer.
-    builder
-        .header_read_timeout(None)
-        .max_buf_size(HEAD_BYTES)
-        .half_close(true);
-    let graceful = GracefulShutdown::new();
+) -> towpath_core::Result<()> {
+    let protocols = Protocols::new(router, limits.connections);
+    let drain = Arc::<Drain>::default();
     let mut connections = JoinSet::new();
     let mut failures = Failures::default();
     loop {
@@ -110,27 +121,19 @@ pub async fn serve(
         }
         stop.account.add("connections", 1);
         let pace = Pace::new(limits.patience);
-        let (builder, router, watcher) = (builder.clone(), router.clone(), graceful.watcher());
+        let (protocols, drain) = (protocols.clone(), Arc::clone(&drain));
         let acceptor = limits.tls.as_ref().map(|tls| tls.acceptor());
         let may_be_plain = limits.plain_on_loopback && peer.ip().to_canonical().is_loopback();
         let patience = limits.patience.head;
         connections.spawn(async move {
             // Small answers must not wait for more to come.
             stream.set_nodelay(true).ok();
-            let socket = match acceptor {
-                None => Socket::Plain(stream),
-                Some(acceptor) => {
-                    // Apart, so that a connection that waits holds no room for it.
-                    let hands = Box::pin(shake_hands(stream, acceptor, may_be_plain));
-                    match tokio::time::timeout(patience, hands).await {
-                        Ok(Some(socket)) => socket,
-                        _ => return,
-                    }
-                }
+            // Apart, so that a connection that waits holds no room for it.
+            let beginning = Box::pin(begin(stream, acceptor, may_be_plain, &drain));
+            let Ok(Some(begun)) = tokio::time::timeout(patience, beginning).await else {
+                return;
             };
-            let connection = converse(&builder, (socket, peer), router, pace.clone());
-            let connection = pin!(watcher.watch(connection));
-            match connection::run(connection, &pace).await {
+            match protocols.run(begun, peer, pace, &drain).await {
                 Some(Ok(())) => {}
                 Some(Err(error)) => debug!(%error, "connection ended"),
                 None => debug!("connection ended at its deadline"),
@@ -139,10 +142,8 @@ pub async fn serve(
     }
     // The listener itself lives as long as its task may be started again; a new client should hear at once that nobody comes.
     rustix::net::shutdown(listener, rustix::net::Shutdown::Read).ok();
-    let finished = async {
-        graceful.shutdown().await;
-        while connections.join_next().await.is_some() {}
-    };
+    drain.begin();
+    let finished = async { while connections.join_next().await.is_some() {} };
     tokio::select! {
         () = finished => {}
         () = stop.nearly_over(limits.reserve) => {}
@@ -156,6 +157,51 @@ pub async fn serve(
 
 /// First byte of a TLS connection: a record of the handshake. Source: RFC 8446, 5.1.
 const HANDSHAKE: u8 = 22;
+
+/// A connection whose protocol is known.
+struct Begun {
+    socket: Socket,
+    /// What was read of it already.
+    bytes: Bytes,
+    is_http2: bool,
+}
+
+/// Agrees on TLS, and finds out which protocol the client speaks. Absent for a client that does not.
+async fn begin(
+    stream: TcpStream,
+    acceptor: Option<TlsAcceptor>,
+    may_be_plain: bool,
+    drain: &Drain,
+) -> Option<Begun> {
+    let mut socket = match acceptor {
+        None => Socket::Plain(stream),
+        Some(acceptor) => shake_hands(stream, acceptor, may_be_plain).await?,
+    };
+    if let Socket::Tls(_) = socket {
+        return Some(Begun {
+            is_http2: socket.agreed() == Some(b"h2"),
+            bytes: Bytes::new(),
+            socket,
+        });
+    }
+    let (mut bytes, mut count) = ([0; PREFACE.len()], 0);
+    while count < bytes.len() && PREFACE.starts_with(&bytes[..count]) {
+        let read = tokio::select! {
+            read = socket.read(&mut bytes[count..]) => read.ok()?,
+            // Without a request it ends at once.
+            () = drain.begins() => 0,
+        };
+        if read == 0 {
+            break;
+        }
+        count += read;
+    }
+    Some(Begun {
+        is_http2: bytes == *PREFACE,
+        bytes: Bytes::copy_from_slice(&bytes[..count]),
+        socket,
+    })
+}
 
 /// The socket, once TLS is agreed upon; absent for a client that does not.
 async fn shake_hands(
@@ -179,38 +225,157 @@ async fn shake_hands(
     }
 }
 
-type Conversation<S> = http1::Connection<TokioIo<Paced>, S>;
-
-fn converse(
-    builder: &http1::Builder,
-    (stream, peer): (Socket, SocketAddr),
+/// The protocols of a listener.
+#[derive(Clone)]
+struct Protocols {
     router: Router,
-    pace: Pace,
-) -> Conversation<
-    impl hyper::service::HttpService<
-        hyper::body::Incoming,
-        ResBody = axum::body::Body,
-        Error = Infallible,
-        Future: Send,
-    > + Send
-    + use<>,
-> {
-    let router = TowerToHyperService::new(router);
-    let io = TokioIo::new(Paced {
-        stream,
-        pace: pace.clone(),
-    });
-    let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(Peer(peer));
-        pace.requested();
-        let (answer, pace) = (router.call(request), pace.clone());
-        async move {
-            let answer = answer.await?;
-            pace.answered(answer.headers());
-            Ok(answer)
+    http1: http1::Builder,
+    /// For requests beyond the first of a connection.
+    places: Arc<Semaphore>,
+}
+
+impl Protocols {
+    fn new(router: Router, connections: usize) -> Self {
+        let mut http1 = http1::Builder::new();
+        // A client that has ended its side still reads the answer.
+        http1
+            .header_read_timeout(None)
+            .max_buf_size(HEAD_BYTES.into())
+            .half_close(true);
+        let places = Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS)));
+        Self {
+            router,
+            http1,
+            places,
         }
-    });
-    builder.serve_connection(io, service)
+    }
+
+    /// Runs a connection to its end, or to the deadline of what it waits for; absent then.
+    async fn run(
+        &self,
+        begun: Begun,
+        peer: SocketAddr,
+        pace: Pace,
+        drain: &Drain,
+    ) -> Option<hyper::Result<()>> {
+        let io = TokioIo::new(Paced {
+            stream: begun.socket,
+            pace: pace.clone(),
+            begun: begun.bytes,
+        });
+        if begun.is_http2 {
+            pace.share();
+            let tasks = Tasks::default();
+            let _together = Together(tasks.clone());
+            let service = self.shared(peer, pace.clone());
+            let connection = http2_builder(tasks).serve_connection(io, service);
+            // Apart, so that connections of HTTP/1 hold no room for it.
+            return connection::run(Box::pin(connection).as_mut(), &pace, drain).await;
+        }
+        let service = self.alone(peer, pace.clone());
+        let connection = pin!(self.http1.serve_connection(io, service));
+        connection::run(connection, &pace, drain).await
+    }
+
+    /// Answers the requests of a connection that has one at a time.
+    fn alone(
+        &self,
+        peer: SocketAddr,
+        pace: Pace,
+    ) -> impl HttpService<Incoming, ResBody = axum::body::Body, Error = Infallible, Future: Send>
+    + Send
+    + use<> {
+        let router = TowerToHyperService::new(self.router.clone());
+        service_fn(move |mut request: http::Request<Incoming>| {
+            request.extensions_mut().insert(Peer(peer));
+            pace.requested();
+            let (answer, pace) = (router.call(request), pace.clone());
+            async move {
+                let answer = answer.await?;
+                pace.answered(answer.headers());
+                Ok(answer)
+            }
+        })
+    }
+
+    /// Answers the requests that share a connection.
+    fn shared(
+        &self,
+        peer: SocketAddr,
+        pace: Pace,
+    ) -> impl HttpService<Incoming, ResBody = Answer, Error = Infallible, Future: Send + 'static>
+    + Send
+    + use<> {
+        let router = TowerToHyperService::new(self.router.clone());
+        let places = Arc::clone(&self.places);
+        service_fn(move |mut request: http::Request<Incoming>| {
+            request.extensions_mut().insert(Peer(peer));
+            let (place, open) = Open::new(&pace, &places);
+            let refused = match place {
+                true => named_host(&mut request).err(),
+                false => Some(crowded()),
+            };
+            let answer = match refused {
+                None => Ok(router.call(request)),
+                Some(refused) => Err(refused),
+            };
+            async move {
+                let answer = match answer {
+                    Ok(answer) => answer.await?,
+                    Err(refused) => refused,
+                };
+                open.answered();
+                Ok(answer.map(|body| Answer::new(body, open)))
+            }
+        })
+    }
+}
+
+fn http2_builder(tasks: Tasks) -> http2::Builder<Tasks> {
+    let mut builder = http2::Builder::new(tasks);
+    builder
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(HEAD_BYTES.into())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER);
+    builder
+}
+
+/// Makes a request of HTTP/2 look like one of HTTP/1, whose `Host` handlers read.
+///
+/// Source: RFC 9113, 8.3.1.
+fn named_host(request: &mut http::Request<Incoming>) -> Result<(), Response> {
+    let Some(authority) = request.uri().authority() else {
+        return Ok(());
+    };
+    let named = HeaderValue::from_str(authority.as_str()).ok();
+    let named = named.ok_or_else(|| misnamed("`:authority` cannot be read"))?;
+    let hosts = request.headers().get_all(header::HOST);
+    if hosts
+        .iter()
+        .any(|host| !host.as_bytes().eq_ignore_ascii_case(named.as_bytes()))
+    {
+        return Err(misnamed("`Host` differs from `:authority`"));
+    }
+    request.headers_mut().insert(header::HOST, named);
+    if let Some(path) = request.uri().path_and_query() {
+        *request.uri_mut() = Uri::from(path.clone());
+    }
+    Ok(())
+}
+
+fn misnamed(reason: &str) -> Response {
+    plain(StatusCode::BAD_REQUEST, reason)
+}
+
+/// The answer to a request of a connection that has others open, when those of the listener take all the places.
+fn crowded() -> Response {
+    let text = "too many requests share their connections; try again";
+    let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+    let after = HeaderValue::from_static("1");
+    answer.headers_mut().insert(header::RETRY_AFTER, after);
+    answer
 }
 
 /// Accepts that failed, one after the other.

@@ -22,6 +22,14 @@ impl Socket {
             Self::Tls(stream) => stream.get_ref().0,
         }
     }
+
+    /// The protocol that was agreed upon with TLS.
+    pub(super) fn agreed(&self) -> Option<&[u8]> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+        }
+    }
 }
 
 impl AsyncRead for Socket {

@@ -102,6 +102,6 @@ fn read(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>> {
             Error::invalid("the certificate and the key of `server.tls` do not go together")
                 .with_source(error)
         })?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

@@ -31,6 +31,7 @@ mod fleet;
 mod fleet_bare;
 mod fleet_tasks;
 mod hanging;
+mod http2;
 mod ingest;
 mod limits;
 mod lines;

@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -20,11 +20,8 @@ use towpath_core::Error;
 use super::presence::check_linked;
 use super::reserve::is_full;
 use super::segment::{self, HEADER_BYTES};
-use super::shared::{Chunk, Shared, push_frame};
+use super::shared::{Buffers, Chunk, Shared, push_frame};
 use super::{Durability, Position, frame};
-
-/// A moment in which callers that were answered come back; a sleep takes up to twice as long.
-const MOMENT: Duration = Duration::from_micros(60);
 
 /// A sync that took less costs less than the waiting does.
 const SLOW: Duration = Duration::from_millis(1);
@@ -33,10 +30,16 @@ const SLOW: Duration = Duration::from_millis(1);
 const PATIENCE: u32 = 2;
 
 /// The longest that is waited for callers, on the slowest disk.
-const LONGEST: Duration = Duration::from_millis(5);
+const LONGEST: Duration = Duration::from_millis(8);
 
-/// Moments without an arrival after which nobody else is expected.
-const QUIET: u32 = 3;
+/// The time of a sync is divided by this for how long after the last caller another one is expected. Over HTTP the
+/// first caller comes back only when the answers of all were written.
+const QUIET: u32 = 8;
+const QUIET_FROM: Duration = Duration::from_micros(200);
+const QUIET_TO: Duration = Duration::from_micros(2500);
+
+/// How long records gather that nothing waits for, because the durability is `none`.
+const LAPSE: Duration = Duration::from_millis(1);
 
 /// How often the free space of the disk is looked up.
 const LOOK: Duration = Duration::from_secs(1);
@@ -71,6 +74,8 @@ fn commit(shared: &Shared) {
         Ok(Err(reason)) => shared.fail(reason),
         Err(_) => shared.fail("the thread that writes the log panicked".to_owned()),
     }
+    shared.lock().ended = true;
+    shared.end_waiters();
 }
 
 /// The life of the committer: ends when the log is closed, or with the reason why it cannot go on.
@@ -126,35 +131,47 @@ struct Sync {
 }
 
 /// Gives callers that were just answered a moment to come back, as long as some do.
-fn gather(shared: &Shared, last: &Sync) {
+fn gather<'a>(
+    shared: &'a Shared,
+    mut buffers: MutexGuard<'a, Buffers>,
+    last: &Sync,
+) -> MutexGuard<'a, Buffers> {
     if last.took < SLOW {
-        return;
+        return buffers;
     }
     let until = last.ended + (last.took / PATIENCE).min(LONGEST);
-    let (mut before, mut quiet) = (0, 0);
-    while Instant::now() + MOMENT < until && quiet < QUIET {
-        let buffers = shared.lock();
-        let waiting = buffers.waiters.len();
-        if waiting >= last.callers || buffers.sync_requested || buffers.closing {
-            return;
+    let quiet = (last.took / QUIET).clamp(QUIET_FROM, QUIET_TO);
+    // The last one of them calls.
+    buffers.expected = last.callers;
+    loop {
+        let before = buffers.waiters.len();
+        let left = until.saturating_duration_since(Instant::now()).min(quiet);
+        if before >= last.callers || buffers.is_urgent() || left.is_zero() {
+            break;
         }
-        drop(buffers);
-        quiet = if waiting > before { 0 } else { quiet + 1 };
-        before = waiting;
-        std::thread::sleep(MOMENT);
+        buffers = shared.wait_for_work(buffers, Some(left));
+        if buffers.waiters.len() == before {
+            break;
+        }
     }
+    buffers.expected = usize::MAX;
+    buffers
 }
 
 /// Waits for work; `None` when the log is closed and everything is written.
 fn next_group(shared: &Shared, last: &Sync, dirty: bool) -> Option<Group> {
     let mut buffers = shared.lock();
     let mut gathered = shared.options.durability != Durability::Fsync;
+    let mut lapsed = shared.options.durability != Durability::None;
     loop {
+        if !lapsed && !buffers.pending.is_empty() && !buffers.is_urgent() {
+            lapsed = true;
+            buffers = shared.wait_for_work(buffers, Some(LAPSE));
+            continue;
+        }
         if !gathered && buffers.awaited {
             gathered = true;
-            drop(buffers);
-            gather(shared, last);
-            buffers = shared.lock();
+            buffers = gather(shared, buffers, last);
         }
         let due = match shared.options.durability {
             Durability::Interval(every) if dirty => {
@@ -179,16 +196,9 @@ fn next_group(shared: &Shared, last: &Sync, dirty: bool) -> Option<Group> {
         if buffers.closing {
             return None;
         }
-        buffers = match due {
-            Some(due) => shared
-                .work
-                .wait_timeout(buffers, due)
-                .map_or_else(|error| error.into_inner().0, |(guard, _)| guard),
-            None => shared
-                .work
-                .wait(buffers)
-                .unwrap_or_else(PoisonError::into_inner),
-        };
+        buffers.idle = true;
+        buffers = shared.wait_for_work(buffers, due);
+        buffers.idle = false;
     }
 }
 
@@ -236,7 +246,7 @@ fn finish(shared: &Shared, group: &Group) -> (usize, Option<Chunk>) {
             let committed = Position::from_u64(shared.committed.load(Ordering::Acquire));
             (done, buffers.waiters) = std::mem::take(&mut buffers.waiters)
                 .into_iter()
-                .partition(|(end, _)| *end <= committed);
+                .partition(|waiter| waiter.end <= committed);
         }
         // A frame without a body says that all before it was synced, so that damage to the last
         // group is told from a torn tail. It is written, not synced: it only has to be there when the disk was not cut.
@@ -252,10 +262,9 @@ fn finish(shared: &Shared, group: &Group) -> (usize, Option<Chunk>) {
         }
     }
     shared.progress.notify_all();
-    for (_, waiter) in done {
-        // A caller that stopped waiting needs no answer.
-        waiter.send(()).ok();
-    }
+    shared
+        .wakeups
+        .wake(done.into_iter().map(|waiter| waiter.waker).collect());
     if let Some(hook) = shared.on_commit.get() {
         hook();
     }

@@ -26,6 +26,7 @@ pub(crate) mod reserve;
 mod search;
 mod segment;
 mod shared;
+mod wakeups;
 mod whole;
 mod writer;
 

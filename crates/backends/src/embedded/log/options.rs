@@ -17,7 +17,7 @@ pub(crate) enum Durability {
     Interval(Duration),
     /// After the write; synced when the operating system likes: survives the process.
     Os,
-    /// At once: a crash loses what was not yet written.
+    /// At once: a crash loses what was not yet written, about a millisecond of records.
     None,
 }
 

@@ -2,9 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::Waker;
 use std::time::Duration;
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use towpath_core::Error;
 use towpath_core::stall::Watch;
 
@@ -12,6 +13,7 @@ use super::files::Files;
 use super::frame;
 use super::reserve::Reserve;
 use super::segment::{Segment, Whole};
+use super::wakeups::Wakeups;
 use super::{Options, Position};
 use crate::identity::Pinned;
 
@@ -41,13 +43,28 @@ pub(super) struct Buffers {
     pub(super) pending: Vec<Chunk>,
     pub(super) pending_bytes: usize,
     pub(super) writing: Arc<Vec<Chunk>>,
-    pub(super) waiters: Vec<(Position, oneshot::Sender<()>)>,
+    pub(super) waiters: Vec<Waiter>,
+    /// As many waiters call the committer.
+    pub(super) expected: usize,
+    /// Waiters so far.
+    pub(super) tickets: u64,
     /// Where the last record ended that is more than a note.
     pub(super) awaited_end: Position,
     /// Somebody waits for what is pending; a note alone is written and not synced.
     pub(super) awaited: bool,
     pub(super) sync_requested: bool,
     pub(super) closing: bool,
+    /// The committer waits for work.
+    pub(super) idle: bool,
+    /// The committer has ended.
+    pub(super) ended: bool,
+}
+
+/// A caller that waits until everything before `end` is committed.
+pub(super) struct Waiter {
+    pub(super) end: Position,
+    pub(super) ticket: u64,
+    pub(super) waker: Waker,
 }
 
 impl Buffers {
@@ -65,6 +82,11 @@ impl Buffers {
             && (self.wanted.is_some() || !disk_low || self.is_half_full())
     }
 
+    /// The committer must not wait for more.
+    pub(super) const fn is_urgent(&self) -> bool {
+        self.sync_requested || self.closing
+    }
+
     pub(super) const fn is_half_full(&self) -> bool {
         self.end.offset > self.segment_size / 2
     }
@@ -79,7 +101,8 @@ pub(super) struct Shared {
     pub(super) folder: Pinned,
     pub(super) buffers: Mutex<Buffers>,
     /// There is something to write, to sync or to end.
-    pub(super) work: Condvar,
+    pub(super) work: Arc<Condvar>,
+    pub(super) wakeups: Arc<Wakeups>,
     /// The present segment is half full, or the log ends.
     pub(super) room: Condvar,
     /// A group was written or synced, a spare was prepared, or the log failed.
@@ -113,14 +136,38 @@ impl Shared {
         self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits until the committer is called, or for so long.
+    pub(super) fn wait_for_work<'a>(
+        &self,
+        buffers: MutexGuard<'a, Buffers>,
+        limit: Option<Duration>,
+    ) -> MutexGuard<'a, Buffers> {
+        match limit {
+            Some(limit) => self
+                .work
+                .wait_timeout(buffers, limit)
+                .map_or_else(|error| error.into_inner().0, |(guard, _)| guard),
+            None => self
+                .work
+                .wait(buffers)
+                .unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+
     /// Stops the log for good: nothing later is ever acknowledged.
     pub(super) fn fail(&self, reason: String) {
         tracing::error!(reason, "the log has failed, the store stops");
         self.failure.get_or_init(|| reason);
-        // Their receivers see the failure.
-        self.lock().waiters.clear();
+        self.end_waiters();
         self.progress.notify_all();
         self.failed.notify_waiters();
+    }
+
+    /// Wakes callers that nothing commits any more; they see why.
+    pub(super) fn end_waiters(&self) {
+        let waiters = std::mem::take(&mut self.lock().waiters);
+        self.wakeups
+            .wake(waiters.into_iter().map(|waiter| waiter.waker).collect());
     }
 
     /// For how long the disk has not answered, once that is longer than the timeout.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -267,4 +268,76 @@ fn mutations_of_a_segment_never_harm_the_reader() {
         }
         assert!(scan_for_fuzzing(&bytes) <= intact, "seed {seed}");
     }
+}
+
+/// A runtime that looks at its driver only when nothing is ready, so that tests know what runs before a deferred call.
+fn one_worker() -> tokio::runtime::Runtime {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(1).event_interval(1_000_000);
+    runtime.enable_all().build().unwrap()
+}
+
+/// Commits `count` records at once, from tasks that are ready together.
+async fn commit_together(log: &Arc<Log>, count: usize) {
+    let (start, _) = tokio::sync::broadcast::channel::<()>(1);
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..count {
+        let (log, mut start) = (Arc::clone(log), start.subscribe());
+        tasks.spawn(async move {
+            start.recv().await.unwrap_err();
+            let end = log.append(Class::Grow, b"record").unwrap().end;
+            log.committed(end).await.unwrap();
+        });
+    }
+    // All wait for the start by then.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    while !log.shared.lock().idle {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tokio::spawn(async move { drop(start) }).await.unwrap();
+    tasks.join_all().await;
+}
+
+#[test]
+fn records_of_tasks_that_are_ready_together_share_syncs() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = Arc::new(open(folder.path(), Durability::Fsync).0);
+    one_worker().block_on(async {
+        commit_together(&log, 1).await;
+        let before = log.syncs();
+        commit_together(&log, 40).await;
+        let syncs = log.syncs() - before;
+        assert!(syncs < 10, "{syncs} syncs of 40 records");
+    });
+    log.close().unwrap();
+}
+
+#[test]
+fn callers_are_answered_after_the_runtime_of_the_first_has_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    for durability in [Durability::Fsync, Durability::Os] {
+        let log = Arc::new(open(folder.path(), durability).0);
+        one_worker().block_on(commit_together(&log, 8));
+        let alone = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        alone.block_on(commit_together(&log, 8));
+        one_worker().block_on(commit_together(&log, 8));
+        log.close().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_stops_waiting_holds_up_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let (log, ..) = open(folder.path(), Durability::Fsync);
+    for _ in 0..20 {
+        let end = log.append(Class::Grow, b"one").unwrap().end;
+        let first = tokio::time::timeout(Duration::ZERO, log.committed(end)).await;
+        let end = log.append(Class::Grow, b"two").unwrap().end;
+        log.committed(end).await.unwrap();
+        first.ok();
+    }
+    log.close().unwrap();
 }

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use towpath_core::stall::{Watch, unknown};
 use towpath_core::{Error, Result, patience};
 
@@ -15,7 +17,8 @@ use super::frame::{self, MAX_BODY_BYTES};
 use super::recovery::{self, Recovery};
 use super::reserve::Reserve;
 use super::segment::{self, HEADER_BYTES};
-use super::shared::{Buffers, Shared, push_frame};
+use super::shared::{Buffers, Shared, Waiter, push_frame};
+use super::wakeups::Wakeups;
 use super::{Needed, Options, Position, committer};
 use crate::identity::{Pinned, lost};
 
@@ -75,7 +78,10 @@ impl Log {
         let folder = Pinned::folder("log folder", &options.folder)
             .map_err(|error| lost("log folder", &options.folder, error))?;
         let reserve = Reserve::new(options.reserve.clone(), options.reserve_bytes);
+        let work = Arc::<Condvar>::default();
+        let committer = Arc::clone(&work);
         let shared = Arc::new(Shared {
+            wakeups: Wakeups::new(move || committer.notify_all()),
             buffers: Mutex::new(Buffers {
                 end,
                 records_end: end,
@@ -89,15 +95,19 @@ impl Log {
                 pending_bytes: 0,
                 writing: Arc::default(),
                 waiters: Vec::new(),
+                expected: usize::MAX,
+                tickets: 0,
                 awaited_end: end,
                 awaited: false,
                 sync_requested: false,
                 closing: false,
+                idle: false,
+                ended: false,
             }),
             options,
             log: recovered.log,
             folder,
-            work: Condvar::new(),
+            work,
             room: Condvar::new(),
             progress: Condvar::new(),
             files: recovered.files,
@@ -168,8 +178,14 @@ impl Log {
             self.shared.committed.store(end.to_u64(), Ordering::Release);
         }
         let wants_spare = buffers.wants_spare(self.is_disk_low());
+        let is_first = std::mem::take(&mut buffers.idle);
         drop(buffers);
-        self.shared.work.notify_all();
+        match class {
+            _ if !is_first => {}
+            // Its caller goes on, maybe to read payloads, and a call that waits for its turn would wait for that.
+            Class::Note => self.shared.work.notify_all(),
+            _ => self.shared.wakeups.call(),
+        }
         if wants_spare {
             self.shared.room.notify_all();
         }
@@ -283,30 +299,61 @@ impl Log {
     /// `Unavailable` when the log failed before, or the disk took longer than the request waits; what was appended may
     /// or may not be durable.
     pub(crate) async fn committed(&self, end: Position) -> Result<()> {
-        let receiver = {
-            let mut buffers = self.shared.lock();
-            if self.is_committed(end) {
-                return Ok(());
-            }
-            if let Some(failure) = self.shared.failure() {
-                return Err(failure);
-            }
-            let (sender, receiver) = oneshot::channel();
-            buffers.waiters.push((end, sender));
-            receiver
-        };
-        let answered = match patience::limit() {
-            None => receiver.await,
-            Some(limit) => match tokio::time::timeout(limit, receiver).await {
+        if self.is_committed(end) {
+            return Ok(());
+        }
+        self.shared.wakeups.start();
+        let mut ticket = None;
+        let waiting = poll_fn(|context| self.poll_committed(end, &mut ticket, context));
+        match patience::limit() {
+            None => waiting.await,
+            Some(limit) => match tokio::time::timeout(limit, waiting).await {
                 Ok(answered) => answered,
-                Err(_) => return Err(unknown(limit)),
+                Err(_) => Err(unknown(limit)),
             },
-        };
-        answered.map_err(|_| {
-            self.shared
-                .failure()
-                .unwrap_or_else(|| Error::unavailable("the store is closed"))
-        })
+        }
+    }
+
+    fn poll_committed(
+        &self,
+        end: Position,
+        ticket: &mut Option<u64>,
+        context: &Context<'_>,
+    ) -> Poll<Result<()>> {
+        if self.is_committed(end) {
+            return Poll::Ready(Ok(()));
+        }
+        let mut buffers = self.shared.lock();
+        if self.is_committed(end) {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(failure) = self.shared.failure() {
+            return Poll::Ready(Err(failure));
+        }
+        if buffers.ended {
+            return Poll::Ready(Err(Error::unavailable("the store is closed")));
+        }
+        let known = ticket.and_then(|ticket| {
+            let mut waiters = buffers.waiters.iter_mut();
+            waiters.find(|waiter| waiter.ticket == ticket)
+        });
+        match known {
+            Some(waiter) => waiter.waker.clone_from(context.waker()),
+            None => {
+                buffers.tickets += 1;
+                let number = buffers.tickets;
+                *ticket = Some(number);
+                buffers.waiters.push(Waiter {
+                    end,
+                    ticket: number,
+                    waker: context.waker().clone(),
+                });
+                if buffers.waiters.len() == buffers.expected {
+                    self.shared.work.notify_all();
+                }
+            }
+        }
+        Poll::Pending
     }
 
     /// Whether everything before `end` is as durable as configured.
@@ -440,6 +487,7 @@ impl Log {
                 tracing::error!("a thread of the log panicked");
             }
         }
+        self.shared.wakeups.close();
         self.shared.failure().map_or(Ok(()), Err)
     }
 }

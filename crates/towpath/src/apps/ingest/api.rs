@@ -1,5 +1,6 @@
 //! The HTTP side: what is answered, to the letter of the contract.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -33,7 +34,6 @@ const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
 const ENQUEUE: &str = "/enqueue";
 const BATCH: &str = "/enqueue/batch";
 
-#[derive(Clone)]
 struct Api {
     enqueue: Enqueue,
     backend: Backend,
@@ -51,7 +51,7 @@ pub fn routes(enqueue: Enqueue, backend: Backend) -> Router {
         .route(ENQUEUE, post(enqueue_one))
         .route(BATCH, post(enqueue_batch))
         .route("/healthz", get(healthz))
-        .with_state(Api { enqueue, backend })
+        .with_state(Arc::new(Api { enqueue, backend }))
 }
 
 /// The largest bodies of [`routes`].
@@ -78,7 +78,7 @@ struct Reply<'a> {
     id: MessageId,
 }
 
-async fn enqueue_one(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Response {
+async fn enqueue_one(State(api): State<Arc<Api>>, headers: HeaderMap, body: Bytes) -> Response {
     let outcome = async {
         let message = request::message(content_type(&headers), &body)?;
         let context = context(&headers)?;
@@ -126,7 +126,7 @@ enum BatchResult {
     },
 }
 
-async fn enqueue_batch(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Response {
+async fn enqueue_batch(State(api): State<Arc<Api>>, headers: HeaderMap, body: Bytes) -> Response {
     let limits = api.enqueue.limits;
     let outcome = async {
         let messages = request::batch(&body, MAX_BATCH, limits.message_bytes)?;
@@ -170,7 +170,7 @@ fn batch_reply(queue: &str, outcomes: Vec<Result<Enqueued>>) -> Response {
     )
 }
 
-async fn healthz(State(api): State<Api>) -> Response {
+async fn healthz(State(api): State<Arc<Api>>) -> Response {
     let name = api.backend.descriptor.name;
     let problem = match tokio::time::timeout(HEALTH_DEADLINE, api.backend.lifecycle.health()).await
     {

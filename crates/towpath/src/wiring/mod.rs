@@ -33,6 +33,7 @@ pub use bench::{
 pub use bench_orders::BenchOrders;
 pub use bench_outbox::BenchRelay;
 pub use copy::Copy;
+pub use lines::host;
 pub use role::Role;
 pub use run::{Started, start};
 pub use towpath_backends::embedded::RESERVE;

@@ -34,6 +34,7 @@ mod hanging;
 mod ingest;
 mod limits;
 mod lines;
+mod lines_changing_over;
 mod lines_files;
 mod lines_kafka;
 mod lines_rotation;

@@ -18,6 +18,7 @@ use crate::broker::hand::Hand;
 use crate::broker::tally::Tally;
 
 use super::config::Config;
+use super::elsewhere::Elsewhere;
 use super::envelope;
 use super::error;
 use super::incoming::{Arrival, Held, Incoming, Ticket};
@@ -51,6 +52,7 @@ pub(super) struct Store {
     /// When what was declared was last looked for.
     pub(super) looked: Mutex<Instant>,
     pub(super) majority: Arc<Majority>,
+    pub(super) elsewhere: Elsewhere,
     numbers: AtomicU64,
     closed: AtomicBool,
 }
@@ -152,11 +154,13 @@ impl Store {
             // Receipts of another process or an earlier one are never taken for ours.
             numbers: AtomicU64::new(clock.now().as_millis() << 20),
             closed: AtomicBool::new(false),
+            elsewhere: Elsewhere::new(&config),
             config,
             clock,
         });
         // Ends with the store.
         tokio::spawn(tend(Arc::downgrade(&store)));
+        store.watch_elsewhere();
         store
     }
 
@@ -330,6 +334,7 @@ impl Store {
                     warn!(queue = %known.name, error = error.chain(), "deliveries come back with the connection's end");
                 }
             }
+            self.elsewhere.close().await;
             self.publisher.link.close().await;
             self.link.close().await;
         }

@@ -46,6 +46,7 @@ mod orders;
 mod orders_chaos;
 mod orders_rabbitmq;
 mod orders_rabbitmq_faults;
+mod orders_two_brokers;
 mod outbox;
 mod package;
 mod process;

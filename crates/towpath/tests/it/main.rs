@@ -29,6 +29,7 @@ mod disk;
 mod edge;
 mod fleet;
 mod fleet_bare;
+mod fleet_leftovers;
 mod fleet_tasks;
 mod hanging;
 mod ingest;

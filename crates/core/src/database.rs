@@ -34,7 +34,7 @@ pub struct MigrationState {
 
 /// The tables of a database.
 ///
-/// Each migration is one transaction, and two processes never migrate at once. A migration that was applied and reads
+/// A change of migrations is one transaction, and two processes never migrate at once. A migration that was applied and reads
 /// differently in this build is `Corrupt`; one that this build does not know is `Unsupported`.
 #[async_trait]
 pub trait Schema: Send + Sync {
@@ -44,11 +44,11 @@ pub trait Schema: Send + Sync {
     /// `Unavailable` when the database did not answer; `Corrupt` and `Unsupported` as above.
     async fn status(&self) -> Result<Vec<MigrationState>>;
 
-    /// Applies the next migration, if there is one, and gives it.
+    /// Applies every migration that is missing, and gives them in their order.
     ///
     /// # Errors
-    /// As `status`.
-    async fn up(&self) -> Result<Option<Migration>>;
+    /// As `status`; `Conflict` when rows that other programs wrote do not fit, naming them.
+    async fn up(&self) -> Result<Vec<Migration>>;
 
     /// Copies everything that was committed by now into a file that is not there, while others work.
     ///
@@ -56,11 +56,12 @@ pub trait Schema: Send + Sync {
     /// `Unsupported` by servers, which have tools of their own; `Unavailable` when the copy cannot be made.
     async fn copy(&self, file: &Path) -> Result<()>;
 
-    /// Takes the last migration back, if there is one, and gives it: what its tables held is lost.
+    /// Takes the last migration back, or all of them, and gives those, the last one first. Tables that it made are
+    /// dropped with what they hold; tables that it found stay.
     ///
     /// # Errors
     /// As `status`.
-    async fn down(&self) -> Result<Option<Migration>>;
+    async fn down(&self, all: bool) -> Result<Vec<Migration>>;
 }
 
 /// A future that opens a database.

@@ -8,6 +8,8 @@ use towpath_core::{Error, Result};
 use crate::duration;
 use crate::percent::decode;
 
+use super::partitioner::Partitioner;
+
 /// The schemes.
 pub(super) const SCHEMES: &[&str] = &["kafka", "kafkas"];
 
@@ -22,6 +24,16 @@ pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
         "partitions",
         "1",
         "partitions of the topics that are made here, 1 to 1000; one keeps all entries of a stream in order",
+    ),
+    (
+        "partitioner",
+        "",
+        "how the keys of a stream's entries are hashed: `crc32` (librdkafka's default) or `fnv1a` (the reference system's); without it `crc32` for topics that are made here and `fnv1a` for topics of other programs",
+    ),
+    (
+        "compression",
+        "snappy",
+        "of records: `none`, `gzip`, `snappy` or `lz4`",
     ),
     (
         "replication",
@@ -74,6 +86,9 @@ pub(super) struct Config {
     tls: Vec<(&'static str, String)>,
     pub(super) prefix: String,
     pub(super) partitions: i32,
+    /// `None` without a choice.
+    pub(super) partitioner: Option<Partitioner>,
+    pub(super) compression: &'static str,
     pub(super) replication: Option<i32>,
     pub(super) timeout: Duration,
     /// The URL without its parameters.
@@ -90,6 +105,8 @@ impl Config {
             tls: Vec::new(),
             prefix: String::new(),
             partitions: 1,
+            partitioner: None,
+            compression: "snappy",
             replication: None,
             timeout: Duration::from_secs(10),
             shown: String::new(),
@@ -150,6 +167,19 @@ impl Config {
             }
             "prefix" => return Err(wrong("at most 64 letters, digits, `.`, `_` or `-`")),
             "partitions" => self.partitions = number(1_000, "1 to 1000")?,
+            "partitioner" => {
+                self.partitioner = Some(match value {
+                    "crc32" => Partitioner::Crc32,
+                    "fnv1a" => Partitioner::Fnv1a,
+                    _ => return Err(wrong("`crc32` or `fnv1a`")),
+                });
+            }
+            "compression" => {
+                let known = ["none", "gzip", "snappy", "lz4"];
+                let found = known.into_iter().find(|one| *one == value);
+                self.compression =
+                    found.ok_or_else(|| wrong("`none`, `gzip`, `snappy` or `lz4`"))?;
+            }
             "replication" => self.replication = Some(number(100, "1 to 100")?),
             "sasl" => {
                 self.sasl = match value {
@@ -323,6 +353,11 @@ mod tests {
             ("kafka://host?tls_ca=/dev/null", "write `kafkas://`"),
             ("kafka://host?prefix=a:b", "`prefix` is `a:b`"),
             ("kafka://host?partitions=0", "`partitions` is `0`"),
+            (
+                "kafka://host?partitioner=murmur2",
+                "`partitioner` is `murmur2`",
+            ),
+            ("kafka://host?compression=zip", "`compression` is `zip`"),
             ("kafka://host?timeout=1ms", "`timeout=1ms` is out of range"),
             ("kafka://host?acks=1", "unknown parameter `acks`"),
         ] {

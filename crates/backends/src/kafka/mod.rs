@@ -24,6 +24,7 @@ mod lane;
 mod lease;
 mod losses;
 mod member;
+mod partitioner;
 mod positions;
 mod produce;
 mod queue;

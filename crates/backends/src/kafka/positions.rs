@@ -167,11 +167,11 @@ impl Sources {
     }
 
     /// The topics of positions, of the entries and of those that are set aside; made where they are not there.
-    async fn topics(&self, step: &Step) -> Result<(String, String, Option<String>)> {
+    async fn topics(&self, step: &Step) -> Result<(String, (String, i32), Option<String>)> {
         let positions = self.topic().await?;
         let stream = match step.entries.is_empty() {
-            true => String::new(),
-            false => self.store.ensure(&step.stream).await?.0,
+            true => (String::new(), 0),
+            false => self.store.ensure(&step.stream).await?,
         };
         let dead = match step.set_aside.is_empty() {
             true => None,
@@ -185,7 +185,9 @@ impl Sources {
 
     /// One transaction. With the error comes whether nothing of it is there for certain.
     async fn commit(&self, writer: &Writer, step: &Step) -> std::result::Result<(), (Error, bool)> {
-        let (positions, stream, dead) = self.topics(step).await.map_err(|error| (error, true))?;
+        let topics = self.topics(step).await.map_err(|error| (error, true))?;
+        let (positions, (stream, count), dead) = topics;
+        let partitioner = self.store.partitioner(&stream, count).await;
 
         let entries = step.entries.iter().map(|one| (stream.as_str(), one));
         let set_aside = dead.iter().flat_map(|dead| {
@@ -197,13 +199,17 @@ impl Sources {
             envelope::check(entry).map_err(|error| (error, true))?;
         }
         // The lines of one source stay in order, also where there are several partitions.
-        let records = all.iter().map(|(topic, entry)| Record {
-            topic,
-            partition: None,
-            key: Some(entry.key.as_deref().unwrap_or(&step.source).as_bytes()),
-            payload: Some(&entry.payload),
-            headers: envelope::headers(entry),
-            at: entry.happened_at,
+        let records = all.iter().map(|(topic, entry)| {
+            let key = entry.key.as_deref().unwrap_or(&step.source).as_bytes();
+            let is_placed = *topic == stream;
+            Record {
+                topic,
+                partition: partitioner.place(Some(key), count).filter(|_| is_placed),
+                key: Some(key),
+                payload: Some(&entry.payload),
+                headers: envelope::headers(entry),
+                at: entry.happened_at,
+            }
         });
         let moved = Record {
             topic: &positions,

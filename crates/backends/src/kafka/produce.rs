@@ -42,8 +42,8 @@ pub(super) fn client(config: &Config) -> ClientConfig {
         .set("enable.idempotence", "true")
         .set("acks", "all")
         .set("linger.ms", "1")
-        // Every client reads it, those without liblz4 too.
-        .set("compression.type", "snappy")
+        // The default is snappy: every client reads it, those without liblz4 too.
+        .set("compression.type", config.compression)
         .set("message.max.bytes", LARGEST);
     client
 }

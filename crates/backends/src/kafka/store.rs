@@ -19,6 +19,7 @@ use super::error;
 use super::heard::Heard;
 use super::losses::Losses;
 use super::member::{Member, Shelf, lock};
+use super::partitioner::Partitioner;
 use super::produce;
 use super::queue::Known;
 use super::topics::{Design, Seen};
@@ -59,6 +60,8 @@ pub(super) struct Store {
     pub(super) topics: Mutex<HashMap<String, Seen>>,
     /// How the topics are made that this process uses.
     pub(super) designs: Mutex<HashMap<String, Design>>,
+    /// How keys are hashed, of topics that were asked about.
+    pub(super) partitioners: Mutex<HashMap<String, Partitioner>>,
     /// Members of this process, to be replaced when their topic is.
     pub(super) joined: Joined,
     pub(super) losses: Arc<Losses>,
@@ -94,6 +97,7 @@ impl Store {
             numbers: AtomicU64::new(clock.now().as_millis() << 20),
             topics: Mutex::default(),
             designs: Mutex::default(),
+            partitioners: Mutex::default(),
             joined: Joined::default(),
             losses: Arc::default(),
             elsewhere: Mutex::default(),

@@ -40,13 +40,14 @@ impl Stream for Topics {
         entries: Vec<NewMessage>,
     ) -> Result<Vec<Result<Offset>>> {
         check_batch(entries.len())?;
-        let (topic, _) = self.0.ensure(stream).await?;
+        let (topic, count) = self.0.ensure(stream).await?;
+        let partitioner = self.0.partitioner(&topic, count).await;
         let checked: Vec<Result<()>> = entries.iter().map(envelope::check).collect();
         let taken = entries.iter().zip(&checked).filter(|(_, one)| one.is_ok());
         let taken: Vec<&NewMessage> = taken.map(|(entry, _)| entry).collect();
         let record = |at: usize| Record {
             topic: &topic,
-            partition: None,
+            partition: partitioner.place(taken[at].key.as_deref().map(str::as_bytes), count),
             key: taken[at].key.as_deref().map(str::as_bytes),
             payload: Some(&taken[at].payload),
             headers: envelope::headers(taken[at]),

@@ -211,6 +211,7 @@ impl Store {
         };
         let made = self.admin.create_topics([&new], &self.options()).await;
         let made = made.map_err(|told| error::of_call(&what, told))?;
+        lock(&self.partitioners).remove(topic);
         for outcome in made {
             match outcome {
                 Ok(_) if lock(&self.topics).contains_key(topic) => {

@@ -19,6 +19,9 @@ use crate::sql::{Value, unsigned};
 pub(super) const HIGHEST: &str =
     "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_seq_seq)";
 
+/// An event of `outbox` that no relay of another program has sent.
+const UNSENT: &str = "NOT EXISTS (SELECT FROM outbox_external e WHERE e.seq = outbox.seq AND e.id = outbox.id AND e.status = 'SENT')";
+
 /// Transactions that wrote an event and are open for more than a second, those that are prepared among them.
 const OPEN: &str = "SELECT
         coalesce('pid ' || l.pid, 'prepared transaction ' || p.gid, 'transaction ' || l.virtualtransaction),
@@ -95,9 +98,11 @@ impl Outbox for Postgres {
 
     async fn lease(&self, holder: Uuid, seconds: u32) -> Result<bool> {
         // A lease that ends later than one of now would was taken before the clock went back: it counts as one of now.
+        // Relays of other programs hold theirs by migration 5, for a time of their own.
         let shorten =
             "UPDATE outbox_relay SET held_until = clock_timestamp() + make_interval(secs => $1)
-            WHERE held_until > clock_timestamp() + make_interval(secs => $1)";
+            WHERE held_until > clock_timestamp() + make_interval(secs => $1)
+            AND holder <> '00000000-0000-0000-0000-000000000001'";
         self.change(shorten, &[seconds.into()]).await?;
         let update = "UPDATE outbox_relay
             SET holder = $1, held_until = clock_timestamp() + make_interval(secs => $2)
@@ -216,9 +221,9 @@ impl Outbox for Postgres {
     async fn backlog(&self) -> Result<Backlog> {
         let select = format!(
             "SELECT
-            (SELECT count(*) FROM outbox WHERE seq > r.sent),
+            (SELECT count(*) FROM outbox WHERE seq > r.sent AND {UNSENT}),
             (SELECT count(*) FROM outbox_refused WHERE given_up_at IS NOT NULL),
-            (SELECT created_at FROM outbox WHERE seq > r.sent ORDER BY seq LIMIT 1),
+            (SELECT created_at FROM outbox WHERE seq > r.sent AND {UNSENT} ORDER BY seq LIMIT 1),
             r.position, r.position > r.sent
             FROM (SELECT position, CASE WHEN position <= {HIGHEST} THEN position ELSE 0 END AS sent
                 FROM outbox_relay) AS r"
@@ -255,7 +260,11 @@ impl Outbox for Postgres {
             )
             INSERT INTO outbox ({NEW}) SELECT {NEW} FROM old ORDER BY old.seq"
         );
-        let count = self.change(&again, &[id.into()]).await?;
+        // Those that another program's relay has given up are in front of the position, and are sent from there.
+        let external = "DELETE FROM outbox_external e USING outbox o
+            WHERE o.seq = e.seq AND o.id = e.id AND e.status = 'FAILED' AND ($1::uuid IS NULL OR o.id = $1)";
+        let count =
+            self.change(&again, &[id.into()]).await? + self.change(external, &[id.into()]).await?;
         if count > 0 {
             self.nudge.tell();
         }
@@ -267,9 +276,15 @@ impl Outbox for Postgres {
             "DELETE FROM outbox WHERE seq IN (
             SELECT o.seq FROM outbox o LEFT JOIN outbox_refused f ON f.seq = o.seq
             WHERE o.created_at < $1 AND f.seq IS NULL
-            AND o.seq <= (SELECT position FROM outbox_relay WHERE position <= {HIGHEST}) ORDER BY o.seq LIMIT $2)"
+            AND (o.seq <= (SELECT position FROM outbox_relay WHERE position <= {HIGHEST})
+                OR EXISTS (SELECT FROM outbox_external e WHERE e.seq = o.seq AND e.id = o.id AND e.status = 'SENT'))
+            ORDER BY o.seq LIMIT $2)"
         );
-        self.change(&delete, &[time.into(), max.into()]).await
+        let count = self.change(&delete, &[time.into(), max.into()]).await?;
+        let orphans = "DELETE FROM outbox_external e WHERE NOT EXISTS (
+            SELECT FROM outbox o WHERE o.seq = e.seq AND o.id = e.id)";
+        self.change(orphans, &[]).await?;
+        Ok(count)
     }
 
     async fn committed(&self) {
@@ -287,7 +302,7 @@ impl Postgres {
 /// The events behind place `$1`, at most `$2`.
 pub(super) fn after() -> String {
     bounded(
-        "SELECT * FROM outbox WHERE seq > $1 ORDER BY seq LIMIT $2",
+        &format!("SELECT * FROM outbox WHERE seq > $1 AND {UNSENT} ORDER BY seq LIMIT $2"),
         "",
     )
 }

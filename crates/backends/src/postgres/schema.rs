@@ -7,10 +7,11 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 use towpath_core::database::{Migration, MigrationState, Schema};
 use towpath_core::{Error, Result};
+use tracing::warn;
 
 use super::Postgres;
 use super::pool::Transaction;
-use crate::sql::{compare, last, next, sum};
+use crate::sql::{compare, missing, sum, undone};
 
 const MIGRATIONS: &[Migration] = &[
     Migration {
@@ -37,10 +38,28 @@ const MIGRATIONS: &[Migration] = &[
         up: include_str!("migrations/4_sent.up.sql"),
         down: include_str!("migrations/4_sent.down.sql"),
     },
+    Migration {
+        version: 5,
+        name: "shared",
+        up: include_str!("migrations/5_shared.up.sql"),
+        down: include_str!("migrations/5_shared.down.sql"),
+    },
 ];
 
 const EXISTS: &str = "SELECT to_regclass('towpath_migrations') IS NOT NULL";
 const SELECT: &str = "SELECT version, sum, applied_at FROM towpath_migrations ORDER BY version";
+
+/// Keeps what is there before the first migration, for the way back.
+const FOUND: &str = include_str!("migrations/found.sql");
+
+/// Users of another program whose addresses differ in case only.
+const SAME_EMAIL: &str =
+    "SELECT lower(email), string_agg(id || ' (' || email || ')', ', ' ORDER BY created_at)
+    FROM users GROUP BY lower(email) HAVING count(*) > 1 ORDER BY 1 LIMIT 10";
+
+/// Users of another program whose addresses no request for a new user may have.
+const NO_ADDRESS: &str = "SELECT id || ' (' || email || ')' FROM users
+    WHERE email !~ '^[^@[:space:]]+@[^@[:space:]]+$' ORDER BY created_at LIMIT 10";
 
 /// One process migrates at a time; the others wait. A migration may take longer than other statements.
 const LOCK: &str = "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0;
@@ -58,49 +77,89 @@ impl Schema for Postgres {
         states(&rows)
     }
 
-    async fn up(&self) -> Result<Option<Migration>> {
+    async fn up(&self) -> Result<Vec<Migration>> {
         let mut session = self.first_session().await?;
         let transaction = session.transaction().await?;
         transaction.batch(LOCK).await?;
         let table = "CREATE TABLE IF NOT EXISTS towpath_migrations (
             version integer PRIMARY KEY, sum text NOT NULL, applied_at timestamptz NOT NULL)";
         transaction.batch(table).await?;
-        let Some(migration) = next(&states_within(&transaction).await?) else {
-            return Ok(None);
-        };
-        let applied = transaction.batch(migration.up).await;
-        applied.map_err(|error| named(&migration, error))?;
-        let insert = "INSERT INTO towpath_migrations VALUES ($1, $2, $3)";
-        let row = [
-            migration.version.into(),
-            sum(&migration).into(),
-            Timestamp::now().into(),
-        ];
-        transaction.query(insert, &row).await?;
+        let missing = missing(&states_within(&transaction).await?);
+        for migration in &missing {
+            if migration.version == 1 {
+                look_around(&transaction).await?;
+            }
+            let applied = transaction.batch(migration.up).await;
+            applied.map_err(|error| named(migration, error))?;
+            let insert = "INSERT INTO towpath_migrations VALUES ($1, $2, $3)";
+            let row = [
+                migration.version.into(),
+                sum(migration).into(),
+                Timestamp::now().into(),
+            ];
+            transaction.query(insert, &row).await?;
+        }
         transaction.commit().await?;
-        Ok(Some(migration))
+        Ok(missing)
     }
 
     async fn copy(&self, _: &Path) -> Result<()> {
         Err(Error::unsupported("PostgreSQL is backed up with `pg_dump`"))
     }
 
-    async fn down(&self) -> Result<Option<Migration>> {
+    async fn down(&self, all: bool) -> Result<Vec<Migration>> {
         let mut session = self.first_session().await?;
         let transaction = session.transaction().await?;
         transaction.batch(LOCK).await?;
-        let Some(migration) = last(&states_within(&transaction).await?) else {
-            return Ok(None);
-        };
-        let undone = transaction.batch(migration.down).await;
-        undone.map_err(|error| named(&migration, error))?;
-        let delete = "DELETE FROM towpath_migrations WHERE version = $1";
-        transaction
-            .query(delete, &[migration.version.into()])
-            .await?;
+        let undone = undone(&states_within(&transaction).await?, all);
+        for migration in &undone {
+            let back = transaction.batch(migration.down).await;
+            back.map_err(|error| named(migration, error))?;
+            let delete = "DELETE FROM towpath_migrations WHERE version = $1";
+            transaction
+                .query(delete, &[migration.version.into()])
+                .await?;
+        }
+        if undone
+            .last()
+            .is_some_and(|migration| migration.version == 1)
+        {
+            transaction.batch("DROP TABLE towpath_migrations").await?;
+        }
         transaction.commit().await?;
-        Ok(Some(migration))
+        Ok(undone)
     }
+}
+
+/// Keeps what is there, and refuses users that no migration can decide about.
+async fn look_around(transaction: &Transaction<'_>) -> Result<()> {
+    transaction.batch(FOUND).await?;
+    let found = "SELECT count(*) > 0 FROM towpath_found WHERE name = 'users'";
+    let is_found = transaction.query(found, &[]).await?;
+    if !is_found.first().is_some_and(|row| row.get(0)) {
+        return Ok(());
+    }
+    let same = transaction.query(SAME_EMAIL, &[]).await?;
+    if !same.is_empty() {
+        let of = |row: &Row| format!("`{}`: {}", row.get::<_, &str>(0), row.get::<_, &str>(1));
+        let all: Vec<String> = same.iter().map(of).collect();
+        return Err(Error::conflict(format!(
+            "users whose e-mail addresses differ in case only: {}. Addresses are unique without regard to case here: \
+             change or delete all but one of each, for instance UPDATE users SET email = '…' WHERE id = '…', and \
+             migrate again; nothing was changed",
+            all.join("; ")
+        )));
+    }
+    let unusable = transaction.query(NO_ADDRESS, &[]).await?;
+    if !unusable.is_empty() {
+        let all: Vec<&str> = unusable.iter().map(|row| row.get(0)).collect();
+        let users = all.join(", ");
+        warn!(
+            users,
+            "users without a valid e-mail address; each keeps it until changed"
+        );
+    }
+    Ok(())
 }
 
 async fn states_within(transaction: &Transaction<'_>) -> Result<Vec<MigrationState>> {

@@ -37,6 +37,13 @@ impl Store {
         let open = self.link.open().await?;
         let mut asks_majority = false;
         for known in self.all_known() {
+            for stranded in self.elsewhere.of(&known.name) {
+                let (queue, messages, place) = (&known.name, stranded.messages, stranded.place);
+                health.warnings.push(format!(
+                    "queue `{queue}` has {messages} messages and no consumer on `{place}`, a broker of the list that is not one cluster with `{}`: `towpath queue collect {queue}` moves them",
+                    open.node
+                ));
+            }
             self.look_at(&open, &known, &mut health).await?;
             let shape = lock(&known.shape);
             asks_majority |= shape.as_ref().is_some_and(super::shape::Shape::is_quorum);

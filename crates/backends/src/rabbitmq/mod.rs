@@ -17,6 +17,7 @@ mod config;
 mod dead;
 mod declare;
 mod delay;
+mod elsewhere;
 mod envelope;
 mod error;
 mod health;

@@ -10,7 +10,7 @@ use lapin::options::QueuePurgeOptions;
 use tokio::sync::oneshot;
 use towpath_core::port::queue::{
     DeadLetter, Enqueued, LeaseRequest, Peeked, Queue, Selection, Settings, Settlement, Stats,
-    check_batch, check_lease,
+    Stranded, check_batch, check_lease,
 };
 use towpath_core::{
     ConsumerId, Delivery, Error, MessageId, NewMessage, QueueName, Receipt, Result, ResultExt,
@@ -131,6 +131,16 @@ impl Queue for Queues {
             });
         }
         Ok(outcomes)
+    }
+
+    async fn stranded(&self, queue: &QueueName) -> Result<Vec<Stranded>> {
+        Ok(self.0.elsewhere.of(queue))
+    }
+
+    async fn collect(&self, queue: &QueueName) -> Result<u64> {
+        let known = self.0.known(queue)?;
+        let collected = self.0.collect(&known).await;
+        collected.context(|| format!("collect `{queue}` from other brokers"))
     }
 
     async fn disconnect(&self, consumer: &ConsumerId) -> Result<u64> {

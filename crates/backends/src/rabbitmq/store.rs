@@ -18,6 +18,7 @@ use crate::broker::hand::Hand;
 use crate::broker::tally::Tally;
 
 use super::config::Config;
+use super::elsewhere::Elsewhere;
 use super::envelope;
 use super::error;
 use super::incoming::{Arrival, Held, Incoming, Ticket};
@@ -55,6 +56,7 @@ pub(super) struct Store {
     /// When what was declared was last looked for.
     pub(super) looked: Mutex<Instant>,
     pub(super) majority: Arc<Majority>,
+    pub(super) elsewhere: Elsewhere,
     numbers: AtomicU64,
     closed: AtomicBool,
 }
@@ -156,11 +158,13 @@ impl Store {
             // Receipts of another process or an earlier one are never taken for ours.
             numbers: AtomicU64::new(clock.now().as_millis() << 20),
             closed: AtomicBool::new(false),
+            elsewhere: Elsewhere::new(&config),
             config,
             clock,
         });
         // Ends with the store.
         tokio::spawn(tend(Arc::downgrade(&store)));
+        store.watch_elsewhere();
         store
     }
 
@@ -342,6 +346,7 @@ impl Store {
                 let moment = began.elapsed() * 2;
                 tokio::time::sleep(moment.clamp(PASSED_ON, LONGEST_PASSED_ON)).await;
             }
+            self.elsewhere.close().await;
             self.publisher.link.close().await;
             self.link.close().await;
         }

@@ -9,6 +9,7 @@
 //! Every change is one script, so it happens whole or not at all. Scripts read
 //! the server's clock; ours is not asked. Keys: `docs/reference/redis.md`.
 
+mod asynq;
 mod baseline;
 mod config;
 mod connection;
@@ -35,6 +36,7 @@ use async_trait::async_trait;
 use towpath_core::Result;
 use towpath_core::backend::{Backend, Capability, Descriptor, Health, Lifecycle};
 
+pub use asynq::{Leftover, TaskQueue};
 pub use baseline::Baseline;
 pub use rate_limit::decide_at_for_testing;
 use store::Store;

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bytes::Bytes;
 use redis::Value;
 use tokio::time::Instant;
@@ -179,6 +181,26 @@ impl Stream for Store {
         self.entries(answer.context(|| format!("read `{stream}`"))?, Some(0))
     }
 
+    async fn newest_of_others(&self, stream: &StreamName, max: usize) -> Result<Vec<Bytes>> {
+        check_max(max)?;
+        let name = self.keys.named(stream.as_str())?.list;
+        let mut ask = redis::cmd("XREVRANGE");
+        ask.arg(&name).arg("+").arg("-").arg("COUNT").arg(max);
+        let found = self.servers.query(name.as_bytes(), &ask).await;
+        let found = reply::list(found.context(|| format!("read the end of `{stream}`"))?)?;
+        let mut payloads = Vec::new();
+        for entry in found {
+            let [id, fields] = reply::tuple(entry)?;
+            let (message, is_ours) = self.read_fields(offset(id)?, fields)?;
+            if is_ours {
+                break;
+            }
+            payloads.push(message.payload);
+        }
+        payloads.reverse();
+        Ok(payloads)
+    }
+
     async fn trim(&self, stream: &StreamName, trim: Trim) -> Result<u64> {
         let mut call = script::TRIM.on([self.keys.named(stream.as_str())?.list]);
         call.arg(match trim {
@@ -334,6 +356,11 @@ impl Store {
 
     /// The payload is the field of the configured name, or the first one when another program has written the entry.
     fn message(&self, offset: Offset, fields: Value) -> Result<Message> {
+        self.read_fields(offset, fields).map(|(message, _)| message)
+    }
+
+    /// The same, and whether the entry is ours.
+    fn read_fields(&self, offset: Offset, fields: Value) -> Result<(Message, bool)> {
         let (mut payload, mut first, mut ours) = (None, None, None);
         let mut fields = reply::list(fields)?.into_iter();
         while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
@@ -346,6 +373,8 @@ impl Store {
                 first = Some(value);
             }
         }
+        let is_ours = ours.is_some();
+        let ours = ours.map(decode_field);
         let (id, blob) = match ours
             .as_deref()
             .and_then(|ours| ours.split_first_chunk::<16>())
@@ -353,13 +382,14 @@ impl Store {
             Some((id, blob)) => (MessageId::from_bytes(*id), Blob::decode(blob)?),
             None => (id_at(offset), Blob::default()),
         };
-        Ok(Message {
+        let message = Message {
             id,
             payload: Bytes::from(payload.or(first).unwrap_or_default()),
             headers: blob.headers,
             key: blob.key,
             enqueued_at: Timestamp::from_millis(parts(offset).0),
-        })
+        };
+        Ok((message, is_ours))
     }
 }
 
@@ -430,11 +460,27 @@ fn group_stats(value: Value) -> Result<GroupStats> {
 }
 
 /// The three arguments of an entry, as `append_entry` in `stream_lib.lua` reads them.
+/// Before what `towpath` holds in entries since release 0.2.0: base64, because other programs read fields as text.
+const TEXT: &[u8] = b"1:";
+
+fn encode_field(blob: &[u8]) -> Vec<u8> {
+    let mut text = TEXT.to_vec();
+    text.extend_from_slice(STANDARD_NO_PAD.encode(blob).as_bytes());
+    text
+}
+
+/// What an entry has in `towpath`. Release 0.1.0 wrote the bytes as they are: a message id whose first bytes are a time.
+fn decode_field(field: Vec<u8>) -> Vec<u8> {
+    let text = field.strip_prefix(TEXT);
+    let decoded = text.and_then(|text| STANDARD_NO_PAD.decode(text).ok());
+    decoded.unwrap_or(field)
+}
+
 pub(super) fn add_entry(call: &mut Call, entry: &NewMessage) -> Result<()> {
     let mut blob = entry.id.as_bytes().to_vec();
     blob.extend(Blob::encode(entry)?);
     call.arg(&entry.payload[..])
-        .arg(blob)
+        .arg(encode_field(&blob))
         .arg(entry.dedup_id.as_deref().unwrap_or_default());
     Ok(())
 }

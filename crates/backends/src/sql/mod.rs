@@ -42,16 +42,20 @@ pub(crate) fn compare(
     Ok(states.collect())
 }
 
-/// The next migration to apply.
-pub(crate) fn next(states: &[MigrationState]) -> Option<Migration> {
-    let mut open = states.iter().filter(|state| state.applied_at.is_none());
-    open.next().map(|state| state.migration)
+/// The migrations to apply, in their order.
+pub(crate) fn missing(states: &[MigrationState]) -> Vec<Migration> {
+    let open = states.iter().filter(|state| state.applied_at.is_none());
+    open.map(|state| state.migration).collect()
 }
 
-/// The last migration that was applied.
-pub(crate) fn last(states: &[MigrationState]) -> Option<Migration> {
-    let mut done = states.iter().filter(|state| state.applied_at.is_some());
-    done.next_back().map(|state| state.migration)
+/// The migrations to take back: the last one that was applied, or all of them.
+pub(crate) fn undone(states: &[MigrationState], all: bool) -> Vec<Migration> {
+    let done = states.iter().filter(|state| state.applied_at.is_some());
+    let count = if all { states.len() } else { 1 };
+    done.rev()
+        .take(count)
+        .map(|state| state.migration)
+        .collect()
 }
 
 /// A place in the order as SQL has it.

@@ -10,7 +10,7 @@ use towpath_core::database::{Migration, MigrationState, Schema};
 
 use super::Sqlite;
 use super::connection::failed;
-use crate::sql::{compare, last, next, sum};
+use crate::sql::{compare, missing, sum, undone};
 
 const MIGRATIONS: &[Migration] = &[
     Migration {
@@ -45,20 +45,20 @@ impl Schema for Sqlite {
         self.threads.read(states).await
     }
 
-    async fn up(&self) -> Result<Option<Migration>> {
+    async fn up(&self) -> Result<Vec<Migration>> {
         self.threads
             .write(|connection| {
                 let table = "CREATE TABLE IF NOT EXISTS towpath_migrations (
                     version INTEGER PRIMARY KEY, sum TEXT NOT NULL, applied_at TEXT NOT NULL) STRICT";
                 connection.execute_batch(table).map_err(failed)?;
-                let Some(migration) = next(&states(connection)?) else {
-                    return Ok(None);
-                };
-                connection.execute_batch(migration.up).map_err(failed)?;
-                let row = params![migration.version, sum(&migration), super::text(Timestamp::now())];
-                let insert = "INSERT INTO towpath_migrations VALUES (?1, ?2, ?3)";
-                connection.execute(insert, row).map_err(failed)?;
-                Ok(Some(migration))
+                let missing = missing(&states(connection)?);
+                for migration in &missing {
+                    connection.execute_batch(migration.up).map_err(failed)?;
+                    let row = params![migration.version, sum(migration), super::text(Timestamp::now())];
+                    let insert = "INSERT INTO towpath_migrations VALUES (?1, ?2, ?3)";
+                    connection.execute(insert, row).map_err(failed)?;
+                }
+                Ok(missing)
             })
             .await
     }
@@ -73,18 +73,18 @@ impl Schema for Sqlite {
             .await
     }
 
-    async fn down(&self) -> Result<Option<Migration>> {
+    async fn down(&self, all: bool) -> Result<Vec<Migration>> {
         self.threads
-            .write(|connection| {
-                let Some(migration) = last(&states(connection)?) else {
-                    return Ok(None);
-                };
-                connection.execute_batch(migration.down).map_err(failed)?;
-                let delete = "DELETE FROM towpath_migrations WHERE version = ?1";
-                connection
-                    .execute(delete, [migration.version])
-                    .map_err(failed)?;
-                Ok(Some(migration))
+            .write(move |connection| {
+                let undone = undone(&states(connection)?, all);
+                for migration in &undone {
+                    connection.execute_batch(migration.down).map_err(failed)?;
+                    let delete = "DELETE FROM towpath_migrations WHERE version = ?1";
+                    connection
+                        .execute(delete, [migration.version])
+                        .map_err(failed)?;
+                }
+                Ok(undone)
             })
             .await
     }

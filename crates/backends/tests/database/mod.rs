@@ -1,5 +1,6 @@
 //! What every database promises: one list of cases over each of them.
 
+mod adopted;
 mod fleet;
 mod outbox;
 mod postgres;
@@ -70,7 +71,7 @@ impl World {
     /// The database with its tables.
     async fn database(&self) -> Database {
         let database = self.open().await;
-        while database.schema.up().await.expect("migrated").is_some() {}
+        database.schema.up().await.expect("migrated");
         database
     }
 }
@@ -108,11 +109,9 @@ pub(crate) fn trials() -> Vec<Trial> {
             .iter()
             .map(|case| trial("sqlite", "own", case)),
     );
-    trials.extend(
-        postgres::CASES
-            .iter()
-            .map(|case| trial("postgres", "own", case)),
-    );
+    for cases in [postgres::CASES, adopted::CASES] {
+        trials.extend(cases.iter().map(|case| trial("postgres", "own", case)));
+    }
     trials.extend(postgres::POOLED.iter().map(|case| {
         let (name, body) = *case;
         let missing = servers::postgres::pooler_missing();

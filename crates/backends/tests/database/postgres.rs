@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::{Client, NoTls};
 use towpath_core::ErrorKind;
 use towpath_core::database::Database;
-use towpath_core::port::outbox::{Filter, OpenTransaction};
+use towpath_core::port::outbox::OpenTransaction;
 use towpath_core::port::users::{Created, RequestKey};
 use towpath_testkit::servers::postgres::{Pooler, Server};
 use uuid::Uuid;
@@ -19,7 +19,6 @@ cases![
     what_is_rolled_back_holds_nothing_up,
     transactions_that_are_open_elsewhere_hold_nothing_up,
     a_commit_wakes_relays_of_other_processes,
-    tables_that_are_there_are_taken_over,
     a_server_that_is_killed_keeps_what_was_acknowledged,
     a_wrong_database_is_named,
     tls_is_spoken_and_the_certificate_checked,
@@ -39,8 +38,8 @@ pub(super) const POOLED: &[super::Case] = &[
     }),
 ];
 
-/// A connection of somebody else.
-async fn stranger(url: &str) -> Client {
+/// A connection of another program.
+pub(super) async fn stranger(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls)
         .await
         .expect("connected");
@@ -60,7 +59,7 @@ async fn write(client: &Client, about: &str) {
         .expect("written");
 }
 
-async fn sql(client: &Client, statement: &str) {
+pub(super) async fn sql(client: &Client, statement: &str) {
     client.batch_execute(statement).await.expect(statement);
 }
 
@@ -172,48 +171,12 @@ async fn a_commit_wakes_relays_of_other_processes(world: World) {
         .expect("joined");
 }
 
-async fn tables_that_are_there_are_taken_over(world: World) {
-    let client = stranger(&world.url).await;
-    sql(
-        &client,
-        "CREATE TABLE users (
-            id uuid PRIMARY KEY DEFAULT gen_random_uuid(), email varchar(255) NOT NULL UNIQUE,
-            name varchar(255) NOT NULL, created_at timestamptz NOT NULL DEFAULT now(),
-            updated_at timestamptz NOT NULL DEFAULT now());
-        CREATE TABLE outbox_events (
-            id uuid PRIMARY KEY, aggregate_type varchar(255) NOT NULL, aggregate_id varchar(255) NOT NULL,
-            event_type varchar(255) NOT NULL, event_data jsonb NOT NULL, status varchar(50) NOT NULL DEFAULT 'NEW',
-            topic varchar(255) NOT NULL, partition_key varchar(255), created_at timestamptz NOT NULL DEFAULT now(),
-            processed_at timestamptz, retry_count int DEFAULT 0, max_retries int DEFAULT 3, error_message text);
-        INSERT INTO users (email, name) VALUES ('Ann@Example.org', 'Ann');
-        INSERT INTO outbox_events (id, aggregate_type, aggregate_id, event_type, event_data, status, topic)
-        SELECT gen_random_uuid(), 'user', state, 'user.created', '{}', state, 'user-events'
-        FROM unnest(ARRAY['NEW', 'PROCESSING', 'SENT', 'FAILED']) AS state",
-    )
-    .await;
-    let database = world.database().await;
-    let users = database.users.list(None, 10).await.expect("listed");
-    assert_eq!((&*users[0].email, users[0].version), ("ann@example.org", 1));
-    let mut kept = about(&database).await;
-    kept.sort();
-    assert_eq!(kept, ["FAILED", "NEW", "PROCESSING"], "what was not sent");
-    assert_eq!(
-        database
-            .outbox
-            .list(&Filter::default(), 10)
-            .await
-            .expect("listed")
-            .len(),
-        3
-    );
-}
-
 async fn a_server_that_is_killed_keeps_what_was_acknowledged(_: World) {
     let mut server = Server::start();
     let database = towpath_backends::open_database(&server.create("case"))
         .await
         .expect("opened");
-    while database.schema.up().await.expect("migrated").is_some() {}
+    database.schema.up().await.expect("migrated");
     for round in 0..3 {
         let user = create(&database, &format!("round-{round}")).await;
         server.kill();
@@ -263,7 +226,7 @@ async fn tls_is_spoken_and_the_certificate_checked(_: World) {
     let database = towpath_backends::open_database(&trusting)
         .await
         .expect("trusted");
-    while database.schema.up().await.expect("migrated").is_some() {}
+    database.schema.up().await.expect("migrated");
     let encrypted = "SELECT bool_or(ssl) FROM pg_stat_ssl s JOIN pg_stat_activity USING (pid)
         WHERE application_name = 'towpath'";
     assert_eq!(server.query("case", encrypted), "t");
@@ -321,7 +284,7 @@ async fn two_servers() -> (Server, Server, Database) {
         standby.port()
     );
     let database = towpath_backends::open_database(&url).await.expect("opened");
-    while database.schema.up().await.expect("migrated").is_some() {}
+    database.schema.up().await.expect("migrated");
     (primary, standby, database)
 }
 
@@ -410,7 +373,7 @@ async fn a_server_that_is_not_there_is_named_and_waited_for(_: World) {
     assert!(error.chain().contains(&place), "{}", error.chain());
     assert_eq!(error.chain().matches("error connecting").count(), 1);
     server.restart();
-    while database.schema.up().await.expect("migrated").is_some() {}
+    database.schema.up().await.expect("migrated");
     create(&database, "ann").await;
 }
 
@@ -420,7 +383,7 @@ async fn a_pooler_in_transaction_mode_changes_nothing(_: World) {
     let pooler = Pooler::start(&server, 4);
     let url = pooler.url("case");
     let database = towpath_backends::open_database(&url).await.expect("opened");
-    while database.schema.up().await.expect("migrated").is_some() {}
+    database.schema.up().await.expect("migrated");
     let other = towpath_backends::open_database(&url).await.expect("opened");
     let users = (0..65).map(|number| {
         let database = [&database, &other][number % 2].clone();
@@ -460,7 +423,7 @@ async fn a_pooler_with_one_session_is_found_out(_: World) {
     let pooler = Pooler::start(&server, 1);
     let database = towpath_backends::open_database(&pooler.url("case")).await;
     let database = database.expect("opened");
-    while database.schema.up().await.expect("migrated").is_some() {}
+    database.schema.up().await.expect("migrated");
     let users = (0..10).map(|number| {
         let database = database.clone();
         async move { create(&database, &format!("user-{number}")).await }

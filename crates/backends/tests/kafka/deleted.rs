@@ -61,9 +61,14 @@ async fn make(topic: &str) {
 
 /// Makes a topic, once it can be made.
 pub(super) async fn make_with(topic: &str, settings: &[(&str, &str)]) {
+    make_parts(topic, 1, settings).await;
+}
+
+/// The same with so many partitions.
+pub(super) async fn make_parts(topic: &str, partitions: i32, settings: &[(&str, &str)]) {
     let began = Instant::now();
     loop {
-        let new = NewTopic::new(topic, 1, TopicReplication::Fixed(1));
+        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
         let new = { settings.iter() }.fold(new, |new, (name, value)| new.set(name, value));
         let options = AdminOptions::new().operation_timeout(Some(SOON));
         let made = admin().create_topics([&new], &options).await;

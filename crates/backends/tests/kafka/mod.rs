@@ -36,6 +36,10 @@ pub(crate) fn promises() -> Vec<Own> {
             Box::pin(records_of_others_are_read_and_ours_by_others())
         }),
         (
+            "keys_of_an_adopted_topic_go_where_the_reference_puts_them",
+            || Box::pin(keys_of_an_adopted_topic_go_where_the_reference_puts_them()),
+        ),
+        (
             "a_record_has_the_time_that_its_entry_reports_and_is_compressed_by_snappy",
             || Box::pin(a_record_has_the_time_that_its_entry_reports_and_is_compressed_by_snappy()),
         ),
@@ -295,6 +299,70 @@ async fn a_record_has_the_time_that_its_entry_reports_and_is_compressed_by_snapp
     assert_eq!(segment[22] & 7, 2, "the codec is not snappy");
     let first = i64::from_be_bytes(segment[27..35].try_into().expect("eight bytes"));
     assert_eq!(u64::try_from(first).ok(), Some(happened_at.as_millis()));
+}
+
+/// The partitions of keys, as `kafka.md` says.
+async fn keys_of_an_adopted_topic_go_where_the_reference_puts_them() {
+    let (server, prefix) = (shared(), MessageId::new().to_string());
+    let broker = format!("127.0.0.1:{}", server.port());
+    // By the reference's partitioner, which the client of this test has too.
+    let reference = move |topic: String, partitioner: &'static str, keys: Vec<String>| {
+        let mut client = ClientConfig::new();
+        client
+            .set("bootstrap.servers", &broker)
+            .set("group.id", "bare")
+            .set("partitioner", partitioner);
+        let producer: ThreadedProducer<DefaultProducerContext> =
+            client.create().expect("a producer");
+        for key in &keys {
+            let record = BaseRecord::<str, str>::to(&topic).key(key).payload("bare");
+            let sent = producer.send(record);
+            sent.map_err(|(told, _)| told).expect("sent");
+        }
+        producer.flush(LONG).expect("flushed");
+        client.set("auto.offset.reset", "earliest");
+        let consumer: BaseConsumer = client.create().expect("a consumer");
+        consumer.subscribe(&[&topic]).expect("subscribed");
+        let began = Instant::now();
+        let mut places = std::collections::BTreeMap::<String, BTreeSet<i32>>::new();
+        let mut count = 0;
+        while count < keys.len() * 2 {
+            assert!(began.elapsed() < LONG, "{count} came");
+            let Some(Ok(record)) = consumer.poll(Duration::from_millis(100)) else {
+                continue;
+            };
+            let key = String::from_utf8_lossy(record.key().unwrap_or_default()).into_owned();
+            places.entry(key).or_default().insert(record.partition());
+            count += 1;
+        }
+        places.values().all(|partitions| partitions.len() == 1)
+    };
+    let keys: Vec<String> = (0..20).map(|number| format!("user-{number}")).collect();
+    let cases = [
+        ("theirs", "", "fnv1a_random"),
+        ("ours", "", "consistent_random"),
+        ("told", "&partitioner=fnv1a", "fnv1a_random"),
+    ];
+    for (name, parameter, partitioner) in cases {
+        let url = format!(
+            "{}?prefix={prefix}-{name}.&partitions=3&compression=lz4{parameter}",
+            server.url()
+        );
+        let topic = format!("{prefix}-{name}.lines");
+        if name == "theirs" {
+            deleted::make_parts(&topic, 3, &[]).await;
+        }
+        let stream = stream_of(&open(&url).await);
+        let keyed = keys.iter().map(|key| NewMessage {
+            key: Some(key.clone()),
+            ..NewMessage::new("ours")
+        });
+        let appended = stream.append(&lines(), keyed.collect()).await;
+        assert!(appended.expect("append").iter().all(Result::is_ok));
+        let (reference, keys) = (reference.clone(), keys.clone());
+        let agree = tokio::task::spawn_blocking(move || reference(topic, partitioner, keys));
+        assert!(agree.await.expect("joined"), "{name}: another partition");
+    }
 }
 
 async fn a_broker_that_is_away_is_said_to_be() {

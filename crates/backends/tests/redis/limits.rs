@@ -10,7 +10,10 @@ use towpath_testkit::Own;
 use super::*;
 
 pub(super) fn promises() -> Vec<Own> {
-    promises![decides_as_the_core_does_for_any_numbers]
+    promises![
+        decides_as_the_core_does_for_any_numbers,
+        a_bucket_is_shared_with_the_reference_system,
+    ]
 }
 
 fn amount(rng: &mut StdRng) -> u64 {
@@ -97,4 +100,82 @@ async fn decides_as_the_core_does(seed: u64) {
         assert_eq!(found, expected, "seed {seed}, step {at}: {:?}", steps[at]);
     }
     assert_eq!(decisions.len(), expected.len());
+}
+
+/// The reference system's bucket: `KEYS[1]`, capacity, tokens a second, tokens wanted.
+const REFERENCE: &str = "
+local bucket = redis.call('HMGET', KEYS[1], 'tokens', 'last_refill')
+local capacity, rate, wanted = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+local tokens, last = tonumber(bucket[1]), tonumber(bucket[2])
+if tokens == nil then tokens, last = capacity, now end
+tokens = math.min(capacity, tokens + math.max(0, now - last) * rate)
+local allowed = 0
+if tokens >= wanted then tokens, allowed = tokens - wanted, 1 end
+redis.call('HMSET', KEYS[1], 'tokens', tokens, 'last_refill', now, 'capacity', capacity, 'refill_rate', rate)
+redis.call('EXPIRE', KEYS[1], 300)
+return allowed";
+
+async fn a_bucket_is_shared_with_the_reference_system() {
+    let (backend, prefix) = fresh("").await;
+    let limits = backend.require_rate_limit("the test").expect("limits");
+    let name = format!("{prefix}token_bucket:k");
+    let policy = Policy::TokenBucket {
+        capacity: Amount::whole(100),
+        refill: Amount::micros(1_000),
+        period: Duration::from_secs(1),
+    };
+    let take = async |amount: u64| {
+        let take = Take {
+            key: "k".to_owned(),
+            policy,
+            amount: Amount::micros(amount),
+        };
+        let decided = limits.take(vec![take]).await.expect("decided");
+        (decided[0].allowed, decided[0].remaining)
+    };
+    let theirs = |wanted: &str| bare(&["EVAL", REFERENCE, "1", &name, "100", "0.001", wanted]);
+    // Whoever is first, and in turn: one capacity.
+    for ours_first in [true, false] {
+        limits.reset("k").await.expect("reset");
+        let (mut ours, mut others) = (0, 0);
+        for turn in 0..130 {
+            if (turn % 2 == 0) == ours_first {
+                ours += u32::from(take(1_000_000).await.0);
+            } else {
+                others += u32::from(theirs("1").trim() == ":1");
+            }
+        }
+        assert_eq!((ours, others), (50, 50));
+    }
+    // Fractions are kept, and its fields are there to be read.
+    limits.reset("k").await.expect("reset");
+    assert!(take(500_000).await.0);
+    let field = |name_of: &str| bare(&["HGET", &name, name_of]);
+    assert!(
+        field("tokens").trim().ends_with("99.5"),
+        "{}",
+        field("tokens")
+    );
+    assert!(field("capacity").trim().ends_with("100"));
+    assert!(field("refill_rate").trim().ends_with("0.001"));
+    assert_eq!(theirs("99").trim(), ":1");
+    let (allowed, remaining) = take(600_000).await;
+    assert!(
+        !allowed && remaining.as_micros() >= 500_000,
+        "{remaining:?}"
+    );
+    // What no program can have written is ignored.
+    bare(&[
+        "HSET",
+        &name,
+        "tokens",
+        "many",
+        "last_refill",
+        "now",
+        "told",
+        "",
+    ]);
+    assert!(take(600_000).await.0, "our own state counts");
 }

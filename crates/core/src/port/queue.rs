@@ -216,6 +216,15 @@ pub struct Stats {
     pub paused: bool,
 }
 
+/// Messages of a queue on another server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stranded {
+    /// The server.
+    pub place: String,
+    /// How many wait there.
+    pub messages: u64,
+}
+
 /// Where a peeked message stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -357,6 +366,21 @@ pub trait Queue: Send + Sync {
 
     /// Drops every ready and delayed message; leased and dead ones stay. Returns how many.
     async fn purge(&self, queue: &QueueName) -> Result<u64>;
+
+    /// Messages that wait on other servers of the backend's list, which no lease here reaches, as of a few seconds ago.
+    /// None where all servers are one.
+    async fn stranded(&self, _: &QueueName) -> Result<Vec<Stranded>> {
+        Ok(Vec::new())
+    }
+
+    /// Moves what is stranded into the queue: durable here before it is removed there, so a crash repeats at most what
+    /// was under way. Returns how many.
+    ///
+    /// # Errors
+    /// `Unavailable` when a server did not answer; what was moved stays moved.
+    async fn collect(&self, _: &QueueName) -> Result<u64> {
+        Ok(0)
+    }
 
     /// Deletes the queue: its messages and dead letters, settings, counts and known dedup ids. Durable. Returns how many
     /// messages and dead letters were dropped.

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{ConsumerId, Error, GroupName, Message, NewMessage, Result, StreamName};
@@ -192,6 +193,15 @@ pub trait Stream: Send + Sync {
         after: Option<Offset>,
         max: usize,
     ) -> Result<Vec<Entry>>;
+
+    /// Payloads of the newest entries, the oldest first, as long as another program appended them: none when the newest
+    /// is ours, when there is no stream, and on backends that no other program appends to.
+    ///
+    /// # Errors
+    /// `Unavailable` when the backend did not answer; `Invalid` for `max` out of range.
+    async fn newest_of_others(&self, _: &StreamName, _max: usize) -> Result<Vec<Bytes>> {
+        Ok(Vec::new())
+    }
 
     /// Gives up old entries, also where a group has not finished them. Returns how many.
     ///

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use std::sync::Arc;
 use towpath_core::backend::Backend;
-use towpath_core::port::queue::{Enqueued, Selection};
+use towpath_core::port::queue::{Enqueued, Selection, Stats};
 use towpath_core::port::{Kv, Queue};
 use towpath_core::{Error, ErrorKind, MessageId, NewMessage, QueueName, Result};
 use utoipa::openapi::OpenApi;
@@ -67,6 +67,7 @@ pub(super) fn v1() -> (Router<Admin>, OpenApi) {
         .routes(routes!(pause))
         .routes(routes!(resume))
         .routes(routes!(purge))
+        .routes(routes!(collect))
         .routes(routes!(dead_letters))
         .routes(routes!(requeue))
         .routes(routes!(drop_dead))
@@ -185,10 +186,9 @@ async fn list(
     admin.queues()?;
     let listed = admin.listed(|backend| async move {
         let queue = backend.queue?;
-        Some(queue.list().await)
+        Some(all_stats(&*queue).await)
     });
     let (queues, missing) = listed.await?;
-    let queues = queues.into_iter().map(QueueStats::from).collect();
     Ok(partial(queues, &missing))
 }
 
@@ -196,7 +196,33 @@ async fn list(
 #[utoipa::path(get, path = "/v1/queues/{queue}", params(Named), responses((status = 200, description = "Its numbers", body = QueueStats)))]
 async fn show(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
-    Ok(Json(queue.stats(&name).await?.into()))
+    let stats = queue.stats(&name).await?;
+    Ok(Json(with_stranded(&*queue, stats).await?))
+}
+
+async fn all_stats(queue: &dyn Queue) -> Result<Vec<QueueStats>> {
+    let mut all = Vec::new();
+    for stats in queue.list().await? {
+        all.push(with_stranded(queue, stats).await?);
+    }
+    Ok(all)
+}
+
+async fn with_stranded(queue: &dyn Queue, stats: Stats) -> Result<QueueStats> {
+    let stranded = queue.stranded(&stats.queue).await?;
+    Ok(QueueStats {
+        stranded: stranded.iter().map(|one| one.messages).sum(),
+        ..QueueStats::from(stats)
+    })
+}
+
+/// Moves messages that wait on other brokers of the backend's list into the queue.
+#[utoipa::path(post, path = "/v1/queues/{queue}/collect", params(Named), responses((status = 200, description = "How many were moved", body = Count)))]
+async fn collect(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<Count> {
+    let (queue, name) = admin.find(&name).await?;
+    Ok(Json(Count {
+        count: queue.collect(&name).await?,
+    }))
 }
 
 /// Whether a queue is deleted that is not empty.

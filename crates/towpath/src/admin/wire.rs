@@ -45,6 +45,9 @@ pub struct QueueStats {
     pub consumers: u64,
     /// Whether delivery is stopped.
     pub paused: bool,
+    /// Messages on other brokers of the backend's list, which no consumer here reaches.
+    #[serde(default)]
+    pub stranded: u64,
 }
 
 impl From<Stats> for QueueStats {
@@ -64,6 +67,7 @@ impl From<Stats> for QueueStats {
             oldest_ready_age_seconds: stats.oldest_ready_age.map(|age| age.as_secs()),
             consumers: stats.consumers,
             paused: stats.paused,
+            stranded: 0,
         }
     }
 }

@@ -70,6 +70,7 @@ pub(super) async fn run(global: &Global, _: DoctorArgs) -> Result<Exit, Failure>
             checks.push(folder(&loaded.config));
             checks.push(disk(&loaded.config));
             process(global, &loaded.config, &mut checks).await?;
+            checks.extend(leftovers(&loaded.config).await);
             checks.push(clock(&loaded.config));
         }
         Err(problems) => checks.push(Check {
@@ -287,6 +288,28 @@ async fn look_at_backend(key: &str, url: &str, queue: Option<&str>, checks: &mut
             }));
         }
     }
+}
+
+/// Tasks that the worker of the reference system left in its own queue.
+async fn leftovers(config: &Config) -> Option<Check> {
+    let database = std::env::var("ASYNQ_DB").ok();
+    let database = database.and_then(|text| text.parse().ok()).unwrap_or(1);
+    let counted = wiring::count_leftovers(config.fleet.backend.expose(), database).await;
+    let (found, detail) = match counted {
+        Ok(0) => return None,
+        Ok(count) => (
+            Found::Warn,
+            format!(
+                "{count} tasks are left in the queue of the reference worker (database {database}); stop it and `towpath task adopt` adopts them"
+            ),
+        ),
+        Err(error) => (Found::Warn, error.chain()),
+    };
+    Some(Check {
+        check: "tasks",
+        found,
+        detail,
+    })
 }
 
 fn durability(config: &Config) -> Check {

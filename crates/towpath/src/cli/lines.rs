@@ -8,11 +8,13 @@ use std::time::Instant;
 use aws_lc_rs::digest::{Context, SHA256};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use towpath_core::StreamName;
 
 use super::{Exit, Failure, Format, Global, output};
+use crate::apps::lines::{Shown, Stored};
 use crate::disk::folder_of;
 use crate::source::Inputs;
-use crate::wiring::Copy;
+use crate::wiring::{Copy, host, open};
 
 /// What to do with lines.
 #[derive(Debug, Subcommand)]
@@ -22,6 +24,24 @@ pub(super) enum LinesCommand {
         after_help = "A last line without a newline gets one. Ends with 5 when the files differ.\n\nExamples:\n  towpath lines copy input.txt copy.txt"
     )]
     Copy(CopyArgs),
+    /// Show or set how far the reader has read an input
+    #[command(
+        after_help = "Without an option the position is shown. A reader that takes over from one that keeps no position finds its place by the last line in the stream; where that is not in the file any more, say it. A running reader continues at the new position with its next step. The embedded store has to be stopped first.\n\nExamples:\n  towpath lines position /data/input.txt\n  towpath lines position /data/input.txt --line 1000\n  towpath lines position /data/input.txt --end"
+    )]
+    Position(PositionArgs),
+}
+
+/// Options of `lines position`.
+#[derive(Debug, Args)]
+pub(super) struct PositionArgs {
+    /// The input, as `lines.input` names it
+    path: PathBuf,
+    /// Set it behind the last whole line
+    #[arg(long, conflicts_with = "line")]
+    end: bool,
+    /// Set it behind this many lines
+    #[arg(long)]
+    line: Option<u64>,
 }
 
 /// Options of `lines copy`.
@@ -48,7 +68,46 @@ struct Content {
 }
 
 pub(super) async fn run(global: &Global, command: LinesCommand) -> Result<Exit, Failure> {
-    let LinesCommand::Copy(args) = command;
+    match command {
+        LinesCommand::Copy(args) => copy(global, args).await,
+        LinesCommand::Position(args) => position(global, args).await,
+    }
+}
+
+async fn position(global: &Global, args: PositionArgs) -> Result<Exit, Failure> {
+    let loaded = global.load()?;
+    let lines = &loaded.config.lines;
+    crate::http::tls::install_provider();
+    let backend = open(lines.backend.expose()).await?;
+    let outcome = async {
+        let positions = backend.require_positions("lines position")?;
+        let store = Stored {
+            positions,
+            stream: StreamName::new(&lines.stream)?,
+            host: host(),
+        };
+        let asked = (args.end || args.line.is_some()).then_some(args.line);
+        store.show_or_set(&args.path, asked).await
+    }
+    .await;
+    backend.lifecycle.close().await?;
+    let Shown { position, is_saved } = outcome?;
+    if global.format == Format::Json {
+        let read = is_saved.then_some(position.offset);
+        output::json(&serde_json::json!({ "input": args.path, "read": read }))?;
+    } else if is_saved {
+        output::line(format!(
+            "`{}`: {} bytes read",
+            args.path.display(),
+            position.offset
+        ))?;
+    } else {
+        output::line(format!("`{}`: no saved position", args.path.display()))?;
+    }
+    Ok(Exit::Ok)
+}
+
+async fn copy(global: &Global, args: CopyArgs) -> Result<Exit, Failure> {
     if args.output.exists() {
         let text = format!(
             "`{}` is there already; name a new file",

@@ -17,8 +17,14 @@ pub(super) enum MigrateCommand {
         after_help = "`towpath up` and `towpath run accounts.api` do the same as they start. Processes that migrate at once take turns.\n\nExamples:\n  towpath migrate up"
     )]
     Up,
-    /// Take the last migration back: what its tables hold is lost
+    /// Undo the last migration: tables that it made are dropped, tables that it found stay
+    #[command(
+        after_help = "`--all` gives a database of another deployment back as it was found: `users` and `outbox_events` are its tables again, with what happened since. Stop the roles of Towpath first; they migrate as they start.\n\nExamples:\n  towpath migrate down --all"
+    )]
     Down {
+        /// Undo every migration
+        #[arg(long)]
+        all: bool,
         /// Do not ask
         #[arg(long)]
         yes: bool,
@@ -42,16 +48,15 @@ pub(super) async fn run(global: &Global, command: MigrateCommand) -> Result<Exit
     let database = open_database(url).await?;
     match command {
         MigrateCommand::Up => {
-            let mut count = 0;
-            while let Some(migration) = database.schema.up().await? {
-                tell(global, &migration, "applied")?;
-                count += 1;
+            let applied = database.schema.up().await?;
+            for migration in &applied {
+                tell(global, migration, "applied")?;
             }
-            if count == 0 && !global.quiet {
+            if applied.is_empty() && !global.quiet {
                 output::line(format!("{} has every migration", database.url))?;
             }
         }
-        MigrateCommand::Down { yes } => {
+        MigrateCommand::Down { all, yes } => {
             let states = database.schema.status().await?;
             let last = states.iter().rev().find(|state| state.applied_at.is_some());
             let Some(last) = last else {
@@ -59,13 +64,17 @@ pub(super) async fn run(global: &Global, command: MigrateCommand) -> Result<Exit
                 return Ok(Exit::Ok);
             };
             let (version, name) = (last.migration.version, last.migration.name);
-            let (url, question) = (&database.url, "and drop the tables of it");
+            let url = &database.url;
+            let which = match all {
+                true => "every migration".to_owned(),
+                false => format!("migration {version} ({name})"),
+            };
             confirm(
                 yes,
-                &format!("Take migration {version} ({name}) of {url} back, {question}?"),
+                &format!("Undo {which} of {url}, and drop the tables that it made?"),
             )?;
-            if let Some(migration) = database.schema.down().await? {
-                tell(global, &migration, "taken back")?;
+            for migration in &database.schema.down(all).await? {
+                tell(global, migration, "undone")?;
             }
         }
         MigrateCommand::Status => show(global, &database.schema.status().await?)?,

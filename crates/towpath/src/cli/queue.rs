@@ -1,13 +1,16 @@
 //! `towpath queue`.
 
 use std::io::IsTerminal;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand, value_parser};
 use http::Method;
+use towpath_core::QueueName;
 
 use super::client::{Client, queue_path};
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::{Count, MessageView, QueueStats};
+use crate::wiring::open;
 
 /// What to do with queues.
 #[derive(Debug, Subcommand)]
@@ -42,6 +45,22 @@ pub(super) enum QueueCommand {
         #[arg(long)]
         yes: bool,
     },
+    /// Give back messages that a dead consumer holds, without starting a worker
+    #[command(
+        after_help = "Opens `backends.ingest` itself, for a time after the last worker was killed: on Redis its leased messages are in no list that other programs read. Consumers that are alive keep theirs.\n\nExamples:\n  towpath queue recover messages"
+    )]
+    Recover {
+        #[command(flatten)]
+        named: Named,
+        /// Longest wait in seconds; a dead consumer is recognized after `consumer_timeout` (10 s)
+        #[arg(long, default_value_t = 15)]
+        wait: u64,
+    },
+    /// Move messages of a queue from other brokers of the list into the one in use
+    #[command(
+        after_help = "For brokers that are not one cluster: after a fail-over and back, messages stay on the broker that no consumer is connected to. `queue ls` counts them.\n\nExamples:\n  towpath queue collect orders.queue"
+    )]
+    Collect(Named),
     /// Delete a queue without consumers, with its counts and known idempotency keys
     #[command(after_help = "Examples:\n  towpath queue rm old-jobs --force --yes")]
     Rm {
@@ -66,7 +85,41 @@ pub(super) struct Named {
     queue: String,
 }
 
+/// How often the queue is asked while dead consumers are waited for.
+const LOOK: Duration = Duration::from_millis(200);
+
+async fn recover(global: &Global, named: &Named, wait: u64) -> Result<Exit, Failure> {
+    let loaded = global.load()?;
+    crate::http::tls::install_provider();
+    let backend = open(loaded.config.ingest_backend.expose()).await?;
+    let outcome = async {
+        let queue = backend.require_queue("queue recover")?;
+        let name = QueueName::new(&named.queue)?;
+        let before = queue.stats(&name).await?.leased;
+        // From now on the backend looks after this queue.
+        queue.peek(&name, 1).await?;
+        let until = Instant::now() + Duration::from_secs(wait);
+        let mut left = before;
+        while left > 0 && Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
+            left = queue.stats(&name).await?.leased;
+        }
+        Ok::<_, towpath_core::Error>((before.saturating_sub(left), left))
+    }
+    .await;
+    backend.lifecycle.close().await?;
+    let (count, left) = outcome?;
+    show_count(global, &Count { count }, "given back")?;
+    if left > 0 {
+        output::note(format!("{left} are held by consumers that are alive"));
+    }
+    Ok(Exit::Ok)
+}
+
 pub(super) async fn run(global: &Global, command: QueueCommand) -> Result<Exit, Failure> {
+    if let QueueCommand::Recover { named, wait } = &command {
+        return recover(global, named, *wait).await;
+    }
     let client = Client::new(global)?;
     let path = |named: &Named, rest: &str| queue_path(&named.queue, rest);
     match command {
@@ -106,6 +159,12 @@ pub(super) async fn run(global: &Global, command: QueueCommand) -> Result<Exit, 
         QueueCommand::Resume(named) => {
             let stats: QueueStats = client.post(&path(&named, "/resume")?, &()).await?;
             show(global, std::slice::from_ref(&stats), &stats)?;
+        }
+        // Needs no running process.
+        QueueCommand::Recover { .. } => {}
+        QueueCommand::Collect(named) => {
+            let count: Count = client.post(&path(&named, "/collect")?, &()).await?;
+            show_count(global, &count, "moved")?;
         }
         QueueCommand::Purge { named, yes } => {
             confirm(
@@ -176,7 +235,14 @@ fn show(
         "OLDEST",
         "CONSUMERS",
     ];
-    Ok(output::table(&headings, rows)?)
+    output::table(&headings, rows)?;
+    for one in queues.iter().filter(|one| one.stranded > 0) {
+        let (queue, count) = (&one.queue, one.stranded);
+        output::note(format!(
+            "`{queue}`: {count} messages more wait on another broker of the list; `towpath queue collect {queue}` moves them"
+        ));
+    }
+    Ok(())
 }
 
 /// How many messages something was done to.

@@ -5,8 +5,11 @@ use serde_json::json;
 
 use super::fleet::{rows, show};
 use super::fleet_client::FleetClient;
+use super::queue::show_count;
 use super::{Exit, Failure, Global};
+use crate::admin::Count;
 use crate::http::encoded;
+use crate::wiring::adopt_leftovers;
 
 /// What to do with tasks.
 #[derive(Debug, Subcommand)]
@@ -43,6 +46,15 @@ pub(super) enum TaskCommand {
         #[arg(long, default_value_t = 20, value_parser = value_parser!(u16).range(1..=1000))]
         max: u16,
     },
+    /// Adopt tasks that the worker of the reference system left in its queue
+    #[command(
+        after_help = "They keep their ids. The queue is `asynq:{default}:*` on the Redis of `backends.fleet`; `towpath doctor` counts what is left there.\n\nExamples:\n  towpath task adopt"
+    )]
+    Adopt {
+        /// The database of that queue
+        #[arg(long, env = "ASYNQ_DB", default_value_t = 1)]
+        database: u32,
+    },
     /// End a task that has not ended; what is under way may still reach the server
     Cancel {
         /// Its id
@@ -51,6 +63,13 @@ pub(super) enum TaskCommand {
 }
 
 pub(super) async fn run(global: &Global, command: TaskCommand) -> Result<Exit, Failure> {
+    if let TaskCommand::Adopt { database } = command {
+        let loaded = global.load()?;
+        crate::http::tls::install_provider();
+        let count = adopt_leftovers(loaded.config.fleet.backend.expose(), database).await?;
+        show_count(global, &Count { count }, "adopted")?;
+        return Ok(Exit::Ok);
+    }
     let client = FleetClient::worker(global)?;
     let get = async |id: &str, wait: u16| {
         client
@@ -90,6 +109,8 @@ pub(super) async fn run(global: &Global, command: TaskCommand) -> Result<Exit, F
             ];
             rows(global, &all, &columns)?;
         }
+        // Needs no running process.
+        TaskCommand::Adopt { .. } => {}
         TaskCommand::Cancel { id } => show(
             global,
             &client.delete(&format!("/hit/{}", encoded(&id))).await?,

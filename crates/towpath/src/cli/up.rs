@@ -12,7 +12,7 @@ use super::client::read_token;
 use super::signals::Signals;
 use super::token_file::TokenFile;
 use super::{Exit, Failure, Format, Global, notify, output, version};
-use crate::config::{Config, Loaded, Sources, load};
+use crate::config::{Config, Loaded, REFERENCE, Sources, load, redact};
 use crate::http::tls;
 use crate::supervisor::{Ending, Report, TaskReport};
 use crate::telemetry::{Traces, init_logs};
@@ -41,6 +41,9 @@ pub(super) struct UpArgs {
 pub(super) struct RunArgs {
     /// Roles, separated by commas; `towpath roles` lists them
     roles: String,
+    /// Without other settings, use RabbitMQ, Redis, PostgreSQL and Kafka on this machine, as the reference systems do
+    #[arg(long)]
+    reference: bool,
 }
 
 pub(super) async fn up(global: &Global, args: UpArgs) -> Result<Exit, Failure> {
@@ -62,7 +65,11 @@ pub(super) async fn up(global: &Global, args: UpArgs) -> Result<Exit, Failure> {
 
 pub(super) async fn run(global: &Global, args: RunArgs) -> Result<Exit, Failure> {
     let roles = Role::parse_list(&args.roles)?;
-    serve(global, &global.load()?, &roles, false, false).await
+    let mut sources = global.sources()?;
+    if args.reference {
+        sources.env.insert(REFERENCE.to_owned(), "1".to_owned());
+    }
+    serve(global, &load(&sources)?, &roles, false, false).await
 }
 
 /// Takes back everything that leads to a place where something would be kept.
@@ -102,6 +109,7 @@ async fn serve(
     tls::install_provider();
     // Before anything slow: a signal during the start counts as well.
     let signals = Signals::install(config.drain)?;
+    tracing::info!(backends = chosen(loaded, roles), "backends chosen");
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -126,6 +134,58 @@ async fn serve(
     }
     print_account(global, &report)?;
     Ok(exit(&report))
+}
+
+/// The keys that say where the roles of an app keep what they keep.
+const STORES_OF: [(&str, &[&str]); 8] = [
+    ("ingest.", &["backends.ingest"]),
+    ("orders.", &["backends.orders", "backends.orders_kv"]),
+    ("lines.", &["backends.lines"]),
+    ("accounts.api", &["accounts.database", "backends.limits"]),
+    ("accounts.relay", &["accounts.database", "backends.relay"]),
+    ("fleet.controller", &["fleet.controller.database"]),
+    ("fleet.worker", &["backends.fleet"]),
+    ("fleet.agent", &[]),
+];
+
+/// Where an app is without a setting.
+const EMBEDDED: &str = "the embedded store (nothing else is set)";
+
+/// Where these roles keep what they keep, and who said so.
+fn chosen(loaded: &Loaded, roles: &[Role]) -> String {
+    let mut keys: Vec<&str> = Vec::new();
+    for role in roles {
+        let of_role = |(prefix, _): &&(&str, _)| role.as_str().starts_with(prefix);
+        let found = STORES_OF.iter().find(of_role);
+        keys.extend(found.iter().flat_map(|(_, keys)| keys.iter()));
+    }
+    keys.dedup();
+    let said = |key: &str| {
+        let setting = loaded.settings.get(key)?;
+        let url = setting.text.as_deref().map(redact)?;
+        Some(format!("{url} ({})", setting.origin))
+    };
+    let mut all: Vec<String> = Vec::new();
+    for key in keys {
+        let (others, default): (&[&str], _) = match key {
+            "backends.orders" => (&["backends.default", "backends.orders_kv"], EMBEDDED),
+            "backends.orders_kv" => (&["backends.orders", "backends.default"], EMBEDDED),
+            _ if key.starts_with("backends.") => (&["backends.default"], EMBEDDED),
+            _ => (
+                &[],
+                "a SQLite file in the data folder (nothing else is set)",
+            ),
+        };
+        let mut places = std::iter::once(&key)
+            .chain(others)
+            .filter_map(|key| said(key));
+        let place = places.next().unwrap_or_else(|| default.to_owned());
+        let text = format!("{key} = {place}");
+        if !all.contains(&text) {
+            all.push(text);
+        }
+    }
+    all.join(", ")
 }
 
 /// What the report comes to.

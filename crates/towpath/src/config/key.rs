@@ -334,10 +334,10 @@ const BASE: &[Key] = &[
     ),
     key(
         "ingest.worker.format",
-        Kind::Choice(&["line", "raw"]),
+        Kind::Choice(&["line", "reference", "raw"]),
         Some("line"),
         &[],
-        "What the file and stdout sinks write: `<time> | <message>`, escaped, or the message as it is.",
+        "What the file and stdout sinks write: `<time> | <message>`, escaped; the same as the reference system writes it, with line breaks escaped and local time; or the message as it is.",
     ),
     key(
         "ingest.worker.rotate_size",

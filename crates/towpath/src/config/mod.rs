@@ -19,6 +19,8 @@ mod orders;
 mod place;
 mod platform;
 mod problem;
+#[cfg(test)]
+mod reference_test;
 mod secret;
 mod show;
 mod suggest;
@@ -38,5 +40,7 @@ pub use orders::{ChannelKind, Orders};
 pub use place::{Origin, Place};
 pub use problem::{Problem, Problems};
 pub use secret::Secret;
+pub(crate) use show::redact;
 pub use show::{commented_file, json_schema, origins_table, reference_page};
 pub(crate) use suggest::did_you_mean;
+pub(crate) use variables::REFERENCE;

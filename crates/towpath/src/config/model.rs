@@ -223,6 +223,7 @@ impl Config {
             output: values.optional("ingest.worker.output").map(PathBuf::from),
             format: match values.text("ingest.worker.format").as_str() {
                 "raw" => LineFormat::Raw,
+                "reference" => LineFormat::Reference,
                 _ => LineFormat::Stamped,
             },
             rotation: rotation(&values, "ingest.worker"),

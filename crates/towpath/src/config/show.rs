@@ -150,7 +150,7 @@ fn row(key: &Key, settings: &BTreeMap<&'static str, Setting>) -> [String; 3] {
 }
 
 /// Hides the credentials of every URL in a text; a password may hold commas and `@`.
-pub(super) fn redact(text: &str) -> String {
+pub(crate) fn redact(text: &str) -> String {
     let Some((before, behind)) = text.split_once("://") else {
         return text.to_owned();
     };

@@ -12,13 +12,30 @@ use crate::http::encoded;
 use crate::sink::VARIABLE_PREFIX;
 
 /// Variables of ours that are no keys.
-const OTHER: [&str; 6] = [
+const OTHER: [&str; 7] = [
+    REFERENCE,
     "TOWPATH_COMMIT",
     "TOWPATH_CONFIG",
     "TOWPATH_URL",
     "TOWPATH_TOKEN",
     "TOWPATH_SEEDS",
     "TOWPATH_UPDATE_DOCS",
+];
+
+/// Set to `1`, it makes the defaults of the reference system ours.
+pub(crate) const REFERENCE: &str = "TOWPATH_REFERENCE";
+
+/// Where the reference system's processes go without variables: the variable, what it stands for, and the variables of
+/// which one is enough to say otherwise.
+const REFERENCE_DEFAULTS: [(&str, &str, &[&str]); 4] = [
+    (
+        "RABBITMQ_URLS",
+        "amqp://guest:guest@localhost:5672/",
+        &["RABBITMQ_URLS"],
+    ),
+    ("REDIS_ADDR", "localhost:6379", &["REDIS_ADDR"]),
+    ("DB_HOST", "localhost", &DATABASE_VARIABLES),
+    ("KAFKA_BROKERS", "localhost:9092", &["KAFKA_BROKERS"]),
 ];
 
 /// A variable that sets a key.
@@ -43,10 +60,28 @@ impl<'a> Variables<'a> {
             .iter()
             .filter(|(name, value)| !is_of_platform(env, name, value))
             .map(|(name, value)| (name.as_str(), value.as_str()));
-        Self {
+        let mut variables = Self {
             env: of_operator.collect(),
             warnings: Vec::new(),
             problems: Vec::new(),
+        };
+        variables.set_reference_defaults();
+        variables
+    }
+
+    fn set_reference_defaults(&mut self) {
+        match self.value(REFERENCE) {
+            None | Some("0" | "false") => return,
+            Some("1" | "true") => {}
+            Some(other) => {
+                let text = format!("`{other}` is not `1` or `0`");
+                return self.problem(REFERENCE.to_owned(), text);
+            }
+        }
+        for (name, value, others) in REFERENCE_DEFAULTS {
+            if others.iter().all(|other| self.value(other).is_none()) {
+                self.env.insert(name, value);
+            }
         }
     }
 
@@ -160,8 +195,14 @@ impl<'a> Variables<'a> {
             "CONTROLLER_DB_PATH" => format!("sqlite:{}", said.text),
             "WORKER_URL" => said.text.replace(',', " "),
             "REDIS_ADDR" => match password {
-                Some(password) => format!("redis://:{}@{}/0", encoded(&password), said.text),
-                None => format!("redis://{}/0", said.text),
+                Some(password) => {
+                    format!(
+                        "redis://:{}@{}/0",
+                        encoded(&password),
+                        with_host(&said.text)
+                    )
+                }
+                None => format!("redis://{}/0", with_host(&said.text)),
             },
             "KAFKA_BROKERS" => format!("kafka://{}", said.text),
             "RELAY_POLL_INTERVAL"
@@ -225,7 +266,7 @@ impl<'a> Variables<'a> {
         let (name, place) = match (host, port, address, database) {
             (Some(_), ..) => ("REDIS_HOST", place),
             (None, Some(_), ..) => ("REDIS_PORT", place),
-            (None, None, Some(address), Some(_)) => ("REDIS_ADDR", address.to_owned()),
+            (None, None, Some(address), Some(_)) => ("REDIS_ADDR", with_host(address)),
             _ => return None,
         };
         let password = self.password("REDIS_PASSWORD");
@@ -268,5 +309,13 @@ impl<'a> Variables<'a> {
                 }
             }
         }
+    }
+}
+
+/// An address that names a port alone is on this machine, as the reference system's client has it.
+fn with_host(address: &str) -> String {
+    match address.starts_with(':') {
+        true => format!("localhost{address}"),
+        false => address.to_owned(),
     }
 }

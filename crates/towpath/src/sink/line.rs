@@ -2,6 +2,8 @@
 
 use std::io::Write;
 
+use jiff::tz::TimeZone;
+
 use super::escape::escape;
 
 /// How a message becomes a line of the file and stdout sinks.
@@ -10,6 +12,8 @@ pub enum LineFormat {
     /// `<RFC 3339 with nanoseconds> | <message>`, what would end or hide a line escaped.
     #[default]
     Stamped,
+    /// The reference system's: the local time, ` | ` and the message, in which nothing but line breaks is escaped.
+    Reference,
     /// The message as it is; one that holds a newline is no line and is given up.
     Raw,
 }
@@ -31,6 +35,18 @@ impl LineFormat {
                 text.extend_from_slice(escape(message).as_bytes());
                 text.push(b'\n');
             }
+            Self::Reference => {
+                text.extend_from_slice(local(now, &TimeZone::system()).as_bytes());
+                text.extend_from_slice(b" | ");
+                for byte in message {
+                    match byte {
+                        b'\n' => text.extend_from_slice(b"\\n"),
+                        b'\r' => text.extend_from_slice(b"\\r"),
+                        _ => text.push(*byte),
+                    }
+                }
+                text.push(b'\n');
+            }
             Self::Raw if message.contains(&b'\n') => {
                 return Err("holds a newline, and a raw line cannot".to_owned());
             }
@@ -43,9 +59,35 @@ impl LineFormat {
     }
 }
 
+/// RFC 3339 with nanoseconds, trailing zeros trimmed, in a time zone; `Z` where that is UTC, as Go writes it.
+fn local(now: jiff::Timestamp, zone: &TimeZone) -> String {
+    let there = now.to_zoned(zone.clone());
+    match there.offset().is_zero() {
+        true => now.to_string(),
+        false => there.strftime("%Y-%m-%dT%H:%M:%S%.f%:z").to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_reference_line_escapes_line_breaks_alone() {
+        let now = jiff::Timestamp::from_nanosecond(1_795_245_330_120_000_000).unwrap();
+        assert_eq!(local(now, &TimeZone::UTC), "2026-11-21T07:15:30.12Z");
+        let zone = TimeZone::fixed(jiff::tz::offset(5));
+        assert_eq!(local(now, &zone), "2026-11-21T12:15:30.12+05:00");
+        let whole = jiff::Timestamp::from_second(1_795_245_330).unwrap();
+        assert_eq!(local(whole, &zone), "2026-11-21T12:15:30+05:00");
+        let message = b"C:\\temp\t{\"a\":\"b\\\"c\"}\x1b\xff\r\nforged";
+        let mut text = Vec::new();
+        LineFormat::Reference
+            .write(message, now, &mut text)
+            .unwrap();
+        let rest = text.split(|byte| *byte == b'|').nth(1).unwrap();
+        assert_eq!(rest, b" C:\\temp\t{\"a\":\"b\\\"c\"}\x1b\xff\\r\\nforged\n");
+    }
 
     #[test]
     fn a_message_is_one_line_in_either_form() {

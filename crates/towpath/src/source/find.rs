@@ -449,7 +449,7 @@ fn entries(folder: &Path) -> io::Result<Vec<Entry>> {
 }
 
 /// The file at a path, when there is one. What became a pipe in the meantime is not waited for.
-fn open(path: &Path) -> io::Result<Option<File>> {
+pub(super) fn open(path: &Path) -> io::Result<Option<File>> {
     let not_waiting = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
     let mut options = fs::OpenOptions::new();
     match options.read(true).custom_flags(not_waiting).open(path) {

@@ -185,6 +185,11 @@ impl Inputs {
         Ok(())
     }
 
+    /// The files that are at the inputs now.
+    pub(super) fn paths(mut self) -> Vec<PathBuf> {
+        self.find().files.into_values().collect()
+    }
+
     /// What is there now.
     pub(super) fn find(&mut self) -> Present {
         let mut present = Present::default();

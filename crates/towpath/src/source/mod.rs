@@ -9,12 +9,14 @@ mod find;
 mod inputs;
 mod names;
 mod position;
+mod resume;
 mod tail;
 mod wake;
 
 pub use cutter::{Limits, Line};
 pub use inputs::{Inputs, Own};
 pub use position::Position;
+pub use resume::{Resumed, position_at, resume};
 pub use tail::{Chunk, Saved, Settings, Tail};
 pub use wake::Wake;
 

@@ -47,7 +47,7 @@ pub async fn open_migrated(url: &str) -> Result<Database> {
 
 /// Makes the tables of a database.
 pub(super) async fn migrate(database: &Database) -> Result<()> {
-    while let Some(migration) = database.schema.up().await? {
+    for migration in database.schema.up().await? {
         let (version, name) = (migration.version, migration.name);
         tracing::info!(version, name, database = database.url, "migrated");
     }

@@ -278,7 +278,7 @@ fn output(process: &Process<'_>) -> PathBuf {
 }
 
 /// The name of this host.
-pub(super) fn host() -> String {
+pub fn host() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     host.trim().replace(char::is_whitespace, "-")
 }

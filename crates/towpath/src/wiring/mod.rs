@@ -12,6 +12,7 @@ mod copy;
 mod demo;
 mod fleet;
 mod ingest;
+mod leftovers;
 mod lines;
 mod listener;
 mod migrated;
@@ -33,6 +34,8 @@ pub use bench::{
 pub use bench_orders::BenchOrders;
 pub use bench_outbox::BenchRelay;
 pub use copy::Copy;
+pub use leftovers::{adopt_leftovers, count_leftovers};
+pub use lines::host;
 pub use role::Role;
 pub use run::{Started, start};
 pub use towpath_backends::embedded::RESERVE;

@@ -81,12 +81,15 @@ pub(crate) struct Bare {
 
 impl Bare {
     pub(crate) fn new(place: &Place) -> Self {
+        Self::at(&place.broker)
+    }
+
+    /// Of a broker by its URL.
+    pub(crate) fn at(broker: &str) -> Self {
         let runtime = Runtime::new().unwrap();
         let (connection, channel) = runtime.block_on(async {
             let properties = ConnectionProperties::default();
-            let connection = Connection::connect(&place.broker, properties)
-                .await
-                .unwrap();
+            let connection = Connection::connect(broker, properties).await.unwrap();
             let channel = connection.create_channel().await.unwrap();
             (connection, channel)
         });
@@ -155,7 +158,8 @@ impl Bare {
         })
     }
 
-    fn wait_for(&self, queue: &str) -> Value {
+    /// Waits for one, takes and acks it.
+    pub(crate) fn wait_for(&self, queue: &str) -> Value {
         let mut found = None;
         wait_until(&format!("a message in {queue}"), SOON, || {
             found = self.take(queue);
@@ -265,6 +269,51 @@ fn a_bare_processor_and_a_bare_notifier_take_the_place_of_ours() {
     assert_eq!(told[1], json!({"id": "two", "sku": "a", "qty": 3}));
     assert_eq!(stock(&world, "a"), 5);
     drop((running, processing, processor));
+}
+
+/// A processor that keeps no records, as the reference's: takes, counts, publishes the event, acks.
+fn process_bare(place: &Place, bare: &Bare, count: usize) {
+    for _ in 0..count {
+        let got = bare.wait_for("orders.queue");
+        place.command(&["DECRBY", "inventory:a", "1"]);
+        place.command(&["INCR", "orders.processed.count"]);
+        bare.publish("orders.topic", "order.created", got.to_string().as_bytes());
+    }
+}
+
+#[test]
+fn the_books_are_right_or_not_offered_beside_a_bare_processor() {
+    let Some(place) = Place::new() else { return };
+    let (world, running) = place.start("gateway,notifier");
+    place.command(&["SET", "inventory:a", "1000"]);
+    let bare = Bare::new(&place);
+    // Processed before its gateway confirms it, if that is quick enough.
+    std::thread::scope(|scope| {
+        scope.spawn(|| process_bare(&place, &bare, 100));
+        for number in 0..100 {
+            let answer = order(&mut world.client(), &format!("both-{number}"), "a", 1);
+            assert_eq!(answer.status, 202);
+        }
+    });
+    for number in 0..100 {
+        wait_notified(&world, &format!("both-{number}"));
+    }
+    let balance = world.json(&["orders", "check"]);
+    assert_eq!(balance["balanced"], true, "{balance}");
+    assert_eq!(
+        (&balance["accepted"], &balance["processed"]),
+        (&100.into(), &100.into())
+    );
+    drop((running, world));
+    // Without a notifier of ours nothing says what became of an order.
+    let (world, _running) = place.start("gateway");
+    for number in 0..5 {
+        let answer = order(&mut world.client(), &format!("gateway-{number}"), "a", 1);
+        assert_eq!(answer.status, 202);
+    }
+    process_bare(&place, &bare, 5);
+    let said = world.ok(&["orders", "check"]);
+    assert!(said.contains("not checked: 5 orders"), "{said}");
 }
 
 #[test]

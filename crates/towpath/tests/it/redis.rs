@@ -403,3 +403,29 @@ fn chaos_on_redis() {
         assert!(lost.is_empty(), "seed {seed}: lost {lost:?}");
     }
 }
+
+#[test]
+fn a_dead_workers_messages_are_given_back_without_a_worker() {
+    let Some(server) = redis(DURABLE) else { return };
+    let mut world = process(&server);
+    let url = format!("redis://127.0.0.1:{}/0?consumer_timeout=1s", server.port());
+    world.set("TOWPATH_BACKENDS__INGEST", url);
+    world.set("PROCESSING_DELAY_MS", "60000");
+    let mut bare = Bare::new(server.port());
+    for number in 0..20 {
+        bare.enqueue(&format!("job-{number}"));
+    }
+    let worker = start(&world, "ingest.worker");
+    wait_until("the worker to lease", Duration::from_secs(20), || {
+        let left = server.command(&["LLEN", "messages"]);
+        left.trim() == ":19"
+    });
+    worker.kill();
+    let said = world.ok(&["queue", "recover", "messages"]);
+    assert_eq!(said, "1 given back\n");
+    let mut got = BTreeSet::new();
+    while let Some(text) = bare.dequeue() {
+        got.insert(text);
+    }
+    assert_eq!(got.len(), 20);
+}

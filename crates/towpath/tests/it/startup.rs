@@ -132,3 +132,43 @@ fn the_admin_api_wants_its_token() {
     );
     assert_eq!(admin.get("/livez").status, 200);
 }
+
+#[test]
+fn the_first_line_of_the_log_names_the_backends_and_who_said_so() {
+    let cases: [(&[(&str, &str)], &[&str], &str); 3] = [
+        (
+            &[],
+            &["run", "gateway"],
+            "backends.orders = the embedded store (nothing else is set)",
+        ),
+        (
+            &[("REDIS_ADDR", ":1")],
+            &["run", "gateway"],
+            "backends.orders = redis://localhost:1/0 (REDIS_ADDR)",
+        ),
+        (
+            &[("REDIS_ADDR", "127.0.0.1:1")],
+            &["run", "--reference", "gateway"],
+            "backends.orders = amqp://guest:***@localhost:5672/ (RABBITMQ_URLS), backends.orders_kv = redis://127.0.0.1:1/0 (REDIS_ADDR)",
+        ),
+    ];
+    for (variables, args, expected) in cases {
+        let mut world = World::new();
+        for (name, value) in variables {
+            world.set(name, value);
+        }
+        let running = world.spawn(args);
+        crate::process::wait_until(
+            "a line of the log",
+            std::time::Duration::from_secs(10),
+            || running.log().contains('\n'),
+        );
+        let log = running.log();
+        let first = log.lines().next().unwrap_or_default();
+        assert!(
+            first.contains("backends chosen") && first.contains(expected),
+            "{first}"
+        );
+        running.kill();
+    }
+}

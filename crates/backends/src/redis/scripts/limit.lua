@@ -23,8 +23,8 @@ local function token_bucket(take, state)
   if state and state.algorithm == 'token_bucket' then
     local seen = counts_as(state.at, approximately(divide_up(full, per_ms)))
     at = math.max(now_ms, seen)
-    missing = state.missing
-    if state.span ~= take.span then
+    missing = state.missing or minus(full, times(state.tokens, scale))
+    if state.missing and state.span ~= take.span then
       missing = divide_up(times(missing, scale), small(state.span))
     end
     missing = minus(smaller(missing, full), times(per_ms, small(at - seen)))
@@ -99,9 +99,24 @@ local function decide(take, state)
   return (take.algorithm == 'token_bucket' and token_bucket or sliding_window)(take, state)
 end
 
+-- A bucket that the reference system wrote after us, or alone: `tokens` and `last_refill`, in seconds, are its state.
+-- Ours has the same two fields for it, and in `told` what they were.
+local function load_other(tokens, last_refill, told)
+  if not tokens or not last_refill or told == tokens .. ' ' .. last_refill then return nil end
+  local count, moment = tonumber(tokens), tonumber(last_refill)
+  if not count or not moment or count ~= count or moment ~= moment or moment > 1e13 then return nil end
+  return {
+    algorithm = 'token_bucket', span = 0, slots = {}, at = math.ceil(moment * 1000 - 1e-3),
+    tokens = small(math.floor(math.min(math.max(count, 0), 1e9) * 1e6 + 1e-3)),
+  }
+end
+
 local function load(key)
-  local known = read_key('hash', 'HMGET', key, 'algorithm', 'span_ms', 'at_ms', 'missing', 'slots')
+  local known = read_key('hash', 'HMGET', key, 'algorithm', 'span_ms', 'at_ms', 'missing', 'slots', 'tokens',
+    'last_refill', 'told')
   name_key(key, 'HSET,PEXPIRE')
+  local other = load_other(known[6], known[7], known[8])
+  if other then return other end
   if not known[1] or not known[3] then return nil end
   local state = { algorithm = known[1], span = tonumber(known[2]), at = tonumber(known[3]), slots = {} }
   state.missing = known[4] and big(known[4])
@@ -111,11 +126,33 @@ local function load(key)
   return state
 end
 
-local function save(key, state, reset)
+-- Millionths as a number that others read.
+local function tokens_of(micros)
+  local digits = decimal(micros)
+  digits = string.rep('0', 7 - #digits) .. digits
+  local whole, rest = string.sub(digits, 1, -7), string.gsub(string.sub(digits, -6), '0+$', '')
+  return rest == '' and whole or whole .. '.' .. rest
+end
+
+-- The fields of the reference system's bucket, so that both take from one.
+local function others_fields(take, state, remaining)
+  if state.algorithm ~= 'token_bucket' then return {} end
+  local tokens = tokens_of(remaining)
+  local seconds, ms = math.floor(state.at / 1000), state.at % 1000
+  local last_refill = string.format('%.0f.%03.0f000', seconds, ms)
+  return {
+    'tokens', tokens, 'last_refill', last_refill, 'capacity', tokens_of(take.capacity),
+    'refill_rate', string.format('%.14g', approximately(take.refill) / 1e3 / take.span),
+    'told', tokens .. ' ' .. last_refill,
+  }
+end
+
+local function save(key, state, reset, take, remaining)
   local slots = {}
   for at, slot in ipairs(state.slots or {}) do slots[at] = string.format('%.0f:%s', slot[1], decimal(slot[2])) end
   call('HSET', key, 'algorithm', state.algorithm, 'span_ms', string.format('%.0f', state.span),
-    'at_ms', string.format('%.0f', state.at), 'missing', decimal(state.missing or {}), 'slots', table.concat(slots, ' '))
+    'at_ms', string.format('%.0f', state.at), 'missing', decimal(state.missing or {}), 'slots', table.concat(slots, ' '),
+    unpack(others_fields(take, state, remaining)))
   -- A limit that is full again is as good as none; one more second, so that a clock set back a little gives nothing away.
   if not forced then call('PEXPIRE', key, math.min(approximately(reset) + 1000, 1e13)) end
 end
@@ -130,7 +167,7 @@ for at, key in ipairs(KEYS) do
   takes[at] = take
   local state = draft[key] and draft[key].state or load(key)
   local decision, after = decide(take, state)
-  draft[key] = { state = after, reset = decision.reset }
+  draft[key] = { state = after, reset = decision.reset, take = take, remaining = decision.remaining }
   decisions[at] = decision
   refused = refused or not decision.allowed
 end
@@ -142,14 +179,18 @@ if refused then
     }, load(take.key))
     decisions[at].remaining, decisions[at].reset = untouched.remaining, untouched.reset
     -- Or time would go on standing still.
-    if state.is_earlier then earlier[take.key] = { state = state, reset = untouched.reset } end
+    if state.is_earlier then 
+      earlier[take.key] = { state = state, reset = untouched.reset, take = take, remaining = untouched.remaining }
+    end
   end
 end
 ready({ 'HSET', 'PEXPIRE' })
-for key, kept in pairs(earlier) do save(key, kept.state, kept.reset) end
+for key, kept in pairs(earlier) do save(key, kept.state, kept.reset, kept.take, kept.remaining) end
 for _, take in ipairs(takes) do
   local after = draft[take.key]
-  if not refused and (ARGV[1] == 'take' or after.state.is_earlier) then save(take.key, after.state, after.reset) end
+  if not refused and (ARGV[1] == 'take' or after.state.is_earlier) then
+    save(take.key, after.state, after.reset, after.take, after.remaining)
+  end
 end
 local answer = {}
 for at, one in ipairs(decisions) do

@@ -111,6 +111,7 @@ async fn crash(State(api): State<UserApi>, body: Bytes) -> Answer {
 
 /// The user as created now, or when the same request came before.
 async fn insert(api: &UserApi, said: Said, request: Option<RequestKey>) -> Result<User, Problem> {
+    check_address(&said.email)?;
     let at = now();
     let user = User {
         id: Uuid::now_v7(),
@@ -167,6 +168,13 @@ async fn update(
     body: Bytes,
 ) -> Answer {
     let (id, said, version) = (user_id(&id)?, said(&body)?, version(&headers)?);
+    if let Err(problem) = check_address(&said.email) {
+        // Another program may have stored it: the user can be renamed all the same.
+        let stored = api.users.find(id).await?;
+        if stored.is_none_or(|user| user.email != said.email) {
+            return Err(problem);
+        }
+    }
     let at = now();
     let told = User {
         id,
@@ -259,20 +267,23 @@ fn said(body: &[u8]) -> Result<Said, Problem> {
             return Err(wrong(format!("`{what}` has a control character")));
         }
     }
-    let is_address = email
-        .split_once('@')
-        .is_some_and(|(user, host)| !user.is_empty() && !host.is_empty() && !host.contains('@'))
-        && !email.contains(char::is_whitespace);
-    if !is_address {
-        return Err(wrong(format!(
-            "`email` is `{email}`, which is no mail address"
-        )));
-    }
     Ok(Said {
         email,
         name,
         crash_after_db: said.crash_after_db,
     })
+}
+
+fn check_address(email: &str) -> Result<(), Problem> {
+    let is_address = email
+        .split_once('@')
+        .is_some_and(|(user, host)| !user.is_empty() && !host.is_empty() && !host.contains('@'))
+        && !email.contains(char::is_whitespace);
+    if is_address {
+        return Ok(());
+    }
+    let text = format!("`email` is `{email}`, which is not a mail address");
+    Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, text))
 }
 
 fn user_id(text: &str) -> Result<Uuid, Problem> {

@@ -178,36 +178,41 @@ impl Tasks {
         callback_url: Option<String>,
         key: Option<&str>,
     ) -> Result<Task> {
-        let task = Task {
-            task_id: key.map_or_else(Uuid::now_v7, id_of),
-            status: Status::Queued,
-            status_code: None,
-            headers: None,
-            body: None,
-            body_encoding: None,
-            truncated: false,
-            error: None,
-            url,
-            method: "GET".to_owned(),
-            attempts: 0,
-            created_at: Timestamp::now(),
-            finished_at: None,
-            duration_ms: None,
-            callback_url,
+        let id = key.map_or_else(Uuid::now_v7, id_of);
+        let task = new(id, url, callback_url);
+        let record = Op::PutIfAbsent {
+            key: place(id),
+            value: bytes(&task),
+            ttl: Some(OPEN),
         };
-        let transaction = Transaction {
-            kv: vec![Op::PutIfAbsent {
-                key: place(task.task_id),
-                value: bytes(&task),
-                ttl: Some(OPEN),
-            }],
-            enqueue: vec![(self.hits.clone(), NewMessage::new(task.task_id.to_string()))],
-            ..Transaction::default()
-        };
-        match self.effects.apply(transaction).await? {
+        match self.enqueue(id, record).await? {
             effects::Outcome::Applied(_) => Ok(task),
             effects::Outcome::Refused { current, .. } => read(&current.unwrap_or_default()),
         }
+    }
+
+    /// Takes a task that another program accepted, in place of what that wrote of an attempt that failed.
+    ///
+    /// # Errors
+    /// `Unavailable` when the store does not answer.
+    pub async fn adopt(&self, id: Uuid, url: String) -> Result<()> {
+        let task = new(id, url, None);
+        let record = Op::Put {
+            key: place(id),
+            value: bytes(&task),
+            ttl: Some(OPEN),
+        };
+        self.enqueue(id, record).await.map(drop)
+    }
+
+    /// Writes a record and the message of its task, in one step.
+    async fn enqueue(&self, id: Uuid, record: Op) -> Result<effects::Outcome> {
+        let transaction = Transaction {
+            kv: vec![record],
+            enqueue: vec![(self.hits.clone(), NewMessage::new(id.to_string()))],
+            ..Transaction::default()
+        };
+        self.effects.apply(transaction).await
     }
 
     /// A task.
@@ -271,6 +276,27 @@ impl Tasks {
             }
         }
         Ok(all)
+    }
+}
+
+/// A task that nothing was done about yet.
+fn new(task_id: Uuid, url: String, callback_url: Option<String>) -> Task {
+    Task {
+        task_id,
+        status: Status::Queued,
+        status_code: None,
+        headers: None,
+        body: None,
+        body_encoding: None,
+        truncated: false,
+        error: None,
+        url,
+        method: "GET".to_owned(),
+        attempts: 0,
+        created_at: Timestamp::now(),
+        finished_at: None,
+        duration_ms: None,
+        callback_url,
     }
 }
 

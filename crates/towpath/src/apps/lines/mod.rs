@@ -11,7 +11,10 @@
 mod api;
 mod pace;
 mod reader;
+mod resuming;
+mod stored;
 
 pub use api::routes;
 pub use pace::Pace;
 pub use reader::{Reader, Settings, Start};
+pub use stored::{Shown, Stored};

@@ -25,7 +25,7 @@ const AGAIN: retry::Policy =
 const LONGEST: Duration = Duration::from_secs(1);
 
 /// Before a stream and a name: how far a file was read.
-const POSITION: &str = "lines.position:";
+pub(super) const POSITION: &str = "lines.position:";
 
 /// Before an input in the names of positions: when files of the input were looked at for the first time.
 const START: &str = "start-";
@@ -111,12 +111,13 @@ impl Reader {
     /// # Errors
     /// Those of the backend that trying again cannot mend.
     pub async fn run(mut self, stop: &Stop) -> Result<()> {
-        let Some((mut values, saved)) = self.load(stop).await? else {
+        let Some((mut values, mut saved)) = self.load(stop).await? else {
             return Ok(());
         };
         if self.settings.start == Start::End && self.begin_inputs(&mut values, stop).await? {
             return Ok(());
         }
+        self.resume(&mut saved, stop).await?;
         self.check_stream(&saved).await;
         self.greet(&saved);
         let settings = source::Settings {
@@ -505,7 +506,7 @@ fn too_long(path: &Path, start: &[u8], length: u64, limit: usize) -> NewMessage 
 }
 
 /// Waits before the next attempt. True when the stop comes first.
-async fn rest(stop: &Stop, attempt: u32) -> bool {
+pub(super) async fn rest(stop: &Stop, attempt: u32) -> bool {
     let delay = AGAIN.next_delay(attempt, &mut rand::rng());
     tokio::select! {
         () = tokio::time::sleep(delay) => false,

@@ -58,6 +58,13 @@ pub struct Balance {
     pub notified: u64,
     /// Dead letters that are no accepted order.
     pub poison: u64,
+    /// Messages of the queue on other brokers, which no processor here reaches: they are among those in flight.
+    #[serde(default)]
+    pub stranded: u64,
+    /// Orders that are counted more than once, because another program accepted or processed them and keeps no records:
+    /// with any of these the balance says nothing.
+    #[serde(default)]
+    pub by_others: u64,
     /// Accepted orders that are nowhere: not finished, not waiting, not among the dead letters.
     pub lost: Vec<String>,
 }
@@ -75,6 +82,8 @@ struct Look {
     waiting: Option<BTreeSet<String>>,
     /// Messages in the queue.
     depth: u64,
+    /// Messages of the queue on other brokers.
+    stranded: u64,
 }
 
 impl Books {
@@ -143,7 +152,9 @@ impl Books {
             Err(error) if error.kind() == ErrorKind::Unsupported => None,
             Err(error) => return Err(error),
         };
+        let stranded = self.0.queue.stranded(&name).await?;
         Ok(Look {
+            stranded: stranded.iter().map(|one| one.messages).sum(),
             open,
             dead,
             dead_letters,
@@ -199,6 +210,8 @@ impl Look {
     fn missing(&self) -> BTreeSet<String> {
         let elsewhere = self.open.difference(&self.dead);
         match &self.waiting {
+            // Which ones these are is not known here.
+            _ if self.stranded > 0 => BTreeSet::new(),
             Some(waiting) => elsewhere
                 .filter(|id| !waiting.contains(*id))
                 .cloned()
@@ -214,6 +227,8 @@ impl Look {
         let in_flight = self.open.len() as u64 - dead;
         let sum = totals.processed + totals.rejected + in_flight + dead;
         Balance {
+            stranded: self.stranded,
+            by_others: sum.saturating_sub(totals.accepted),
             balanced: totals.accepted == sum && lost.is_empty(),
             accepted: totals.accepted,
             processed: totals.processed,

@@ -19,12 +19,12 @@ use towpath_core::port::sink::Outcome;
 use towpath_core::{Delivery, ErrorKind, Result};
 use tracing::warn;
 
-use super::NOTIFIED_COUNT;
 use super::channel::{Channel, News};
 use super::desk::{Desk, count};
 use super::order::Order;
 use super::record::State;
 use super::topology::REJECTIONS;
+use super::{ACCEPTED_COUNT, NOTIFIED_COUNT};
 use crate::pump::{Destination, Handler};
 
 /// What `notif:<id>` says once its order needs no more notification. The value is the reference system's.
@@ -169,10 +169,15 @@ impl Notifier {
         ops.extend(self.fields(order, delivery, "sent", ""));
         // Processed by somebody who keeps no records, as the event says.
         if let Some(stored) = self.desk.find(&order.id).await?
-            && stored.record.state == State::Accepted
+            && matches!(stored.record.state, State::Accepted | State::Reserved)
             && stored.record.hash == order.hash()
         {
             let mut record = stored.record.clone();
+            if record.state == State::Reserved {
+                // The gateway's own confirmation comes later, and is refused.
+                record.accept(self.desk.now());
+                ops.push(count(ACCEPTED_COUNT));
+            }
             record.state = State::Processed;
             record.note(self.desk.now(), "processed elsewhere");
             ops.push(

@@ -30,6 +30,7 @@ mod edge;
 mod fleet;
 mod fleet_bare;
 mod fleet_tasks;
+mod fleet_truth;
 mod hanging;
 mod ingest;
 mod limits;

@@ -23,6 +23,7 @@ use towpath_core::port::kv::Op;
 use towpath_core::port::queue::Settings;
 use towpath_core::port::{Effects, Kv, Queue};
 use towpath_core::{ConsumerId, Error, NewMessage, QueueName, Result, retry};
+use tracing::debug;
 use uuid::Uuid;
 
 use super::callbacks::CALLBACK_QUEUE;
@@ -48,7 +49,8 @@ const LOOK: Duration = Duration::from_millis(200);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Status {
-    /// Nobody works on it yet.
+    /// Nobody works on it yet. The reference worker says `pending`.
+    #[serde(alias = "pending")]
     Queued,
     /// Somebody does.
     Running,
@@ -69,7 +71,25 @@ impl Status {
     }
 }
 
-/// The record of a task: the fields of the reference system and more.
+/// What an answer says in a header: one value, or each of several lines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Header {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Header {
+    /// Adds the value of another line.
+    pub(super) fn add(&mut self, value: String) {
+        match self {
+            Self::One(first) => *self = Self::Several(vec![std::mem::take(first), value]),
+            Self::Several(all) => all.push(value),
+        }
+    }
+}
+
+/// The record of a task: the fields of the reference system and more. A record of its worker has only its fields.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Task {
     pub(super) task_id: Uuid,
@@ -77,7 +97,7 @@ pub(super) struct Task {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) status_code: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) headers: Option<BTreeMap<String, String>>,
+    pub(super) headers: Option<BTreeMap<String, Header>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) body: Option<String>,
     /// `base64` when the body is no text.
@@ -88,10 +108,14 @@ pub(super) struct Task {
     pub(super) truncated: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) url: String,
+    #[serde(default = "get")]
     pub(super) method: String,
+    #[serde(default)]
     pub(super) attempts: u32,
-    pub(super) created_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) created_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) finished_at: Option<Timestamp>,
     /// How long the last attempt took.
@@ -188,24 +212,28 @@ impl Tasks {
             truncated: false,
             error: None,
             url,
-            method: "GET".to_owned(),
+            method: get(),
             attempts: 0,
-            created_at: Timestamp::now(),
+            created_at: Some(Timestamp::now()),
             finished_at: None,
             duration_ms: None,
             callback_url,
         };
+        let message = NewMessage::new(task.task_id.to_string());
         let transaction = Transaction {
             kv: vec![Op::PutIfAbsent {
                 key: place(task.task_id),
                 value: bytes(&task),
                 ttl: Some(OPEN),
             }],
-            enqueue: vec![(self.hits.clone(), NewMessage::new(task.task_id.to_string()))],
+            enqueue: vec![(self.hits.clone(), message)],
             ..Transaction::default()
         };
         match self.effects.apply(transaction).await? {
-            effects::Outcome::Applied(_) => Ok(task),
+            effects::Outcome::Applied(_) => {
+                debug!(task = %task.task_id, "task queued");
+                Ok(task)
+            }
             effects::Outcome::Refused { current, .. } => read(&current.unwrap_or_default()),
         }
     }
@@ -254,6 +282,8 @@ impl Tasks {
         let outcome = self.effects.apply(transaction).await?;
         let is_done = matches!(outcome, effects::Outcome::Applied(_));
         if is_done && task.status.is_final() {
+            let (status, code, attempts) = (task.status, task.status_code, task.attempts);
+            debug!(task = %task.task_id, ?status, code, attempts, "task ended");
             self.ended.notify_waiters();
         }
         Ok(is_done)
@@ -278,6 +308,11 @@ fn place(id: Uuid) -> String {
     format!("{PREFIX}{id}")
 }
 
+/// The only method so far.
+fn get() -> String {
+    "GET".to_owned()
+}
+
 /// The same id for the same key.
 fn id_of(key: &str) -> Uuid {
     let hash = digest(&SHA256, key.as_bytes());
@@ -296,4 +331,25 @@ fn bytes(task: &Task) -> Bytes {
 fn read(bytes: &[u8]) -> Result<Task> {
     serde_json::from_slice(bytes)
         .map_err(|error| Error::corrupt("the record of a task cannot be read").with_source(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_the_reference_worker_are_read() {
+        let id = "0d9f7dd4-5a3c-4b6b-9a39-5a1a3f1c7d10";
+        let completed =
+            format!(r#"{{"task_id":"{id}","status":"completed","status_code":500,"body":"oops"}}"#);
+        let task = read(completed.as_bytes()).unwrap();
+        let (status, code) = (task.status, task.status_code);
+        assert_eq!((status, code), (Status::Completed, Some(500)));
+        assert_eq!(task.body.as_deref(), Some("oops"));
+        let failed = format!(r#"{{"task_id":"{id}","status":"failed","error":"refused"}}"#);
+        assert_eq!(read(failed.as_bytes()).unwrap().status, Status::Failed);
+        let pending = format!(r#"{{"task_id":"{id}","status":"pending"}}"#);
+        assert_eq!(read(pending.as_bytes()).unwrap().status, Status::Queued);
+        assert!(read(b"x").is_err());
+    }
 }

@@ -22,6 +22,7 @@ mod problem;
 mod secret;
 mod show;
 mod suggest;
+mod traces;
 mod variables;
 
 #[cfg(test)]
@@ -40,3 +41,4 @@ pub use problem::{Problem, Problems};
 pub use secret::Secret;
 pub use show::{commented_file, json_schema, origins_table, reference_page};
 pub(crate) use suggest::did_you_mean;
+pub use traces::Traces;

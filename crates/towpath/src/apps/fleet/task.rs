@@ -29,6 +29,7 @@ use uuid::Uuid;
 use super::callbacks::CALLBACK_QUEUE;
 use super::hits::HIT_QUEUE;
 use crate::inlet::QueueInlet;
+use crate::telemetry::traces;
 
 /// Where records are, in front of the task's id. Source: the reference system.
 const PREFIX: &str = "worker:hit:result:";
@@ -219,7 +220,8 @@ impl Tasks {
             duration_ms: None,
             callback_url,
         };
-        let message = NewMessage::new(task.task_id.to_string());
+        let mut message = NewMessage::new(task.task_id.to_string());
+        let span = traces::enqueue(&self.hits, &mut message);
         let transaction = Transaction {
             kv: vec![Op::PutIfAbsent {
                 key: place(task.task_id),
@@ -229,7 +231,9 @@ impl Tasks {
             enqueue: vec![(self.hits.clone(), message)],
             ..Transaction::default()
         };
-        match self.effects.apply(transaction).await? {
+        let outcome = self.effects.apply(transaction).await;
+        traces::settled(span, &outcome);
+        match outcome? {
             effects::Outcome::Applied(_) => {
                 debug!(task = %task.task_id, "task queued");
                 Ok(task)
@@ -272,15 +276,18 @@ impl Tasks {
             ttl: Some(ttl),
         };
         let is_called_back = task.status.is_final() && task.callback_url.is_some();
-        let callback =
-            is_called_back.then(|| (self.callbacks.clone(), NewMessage::new(bytes(task))));
+        let mut callback = is_called_back.then(|| NewMessage::new(bytes(task)));
+        let begin = |message| traces::enqueue(&self.callbacks, message);
+        let span = callback.as_mut().and_then(begin);
+        let enqueue = callback.map(|message| (self.callbacks.clone(), message));
         let transaction = Transaction {
             kv: vec![swap],
-            enqueue: callback.into_iter().collect(),
+            enqueue: enqueue.into_iter().collect(),
             ..Transaction::default()
         };
-        let outcome = self.effects.apply(transaction).await?;
-        let is_done = matches!(outcome, effects::Outcome::Applied(_));
+        let outcome = self.effects.apply(transaction).await;
+        traces::settled(span, &outcome);
+        let is_done = matches!(outcome?, effects::Outcome::Applied(_));
         if is_done && task.status.is_final() {
             let (status, code, attempts) = (task.status, task.status_code, task.attempts);
             debug!(task = %task.task_id, ?status, code, attempts, "task ended");

@@ -236,6 +236,10 @@ fn one_trace_crosses_every_app() {
     let three = with(3);
     let taken = client.post("/orders", &[("traceparent", &three)], order);
     assert_eq!(taken.status, 202);
+    let user = br#"{"email":"zoe@example.com","name":"Zoe"}"#;
+    let four = with(4);
+    let made = client.post("/api/users", &[("traceparent", &four)], user);
+    assert!([200, 201].contains(&made.status), "{}", made.text());
     fs::write(&input, "a line\n").unwrap();
     wait_until("the requests", Duration::from_secs(20), || {
         let all = received.lock().unwrap();
@@ -248,8 +252,12 @@ fn one_trace_crosses_every_app() {
                 text(&span.attributes, "messaging.destination.name").as_deref() == Some(queue)
             })
         };
-        leased("notifier.queue") && leased("line_stream")
+        let appended = collector.named("append").iter().any(|span| {
+            text(&span.attributes, "messaging.destination.name").as_deref() == Some("user-events")
+        });
+        leased("notifier.queue") && leased("line_stream") && appended
     });
+    let records = world.ok(&["stream", "tail", "user-events", "--output", "json"]);
     assert!(running.stop().0.success());
 
     let below = ["enqueue", "lease", "deliver"];
@@ -277,6 +285,13 @@ fn one_trace_crosses_every_app() {
     let handled = ["publish", "lease", "deliver"];
     let order = way("POST /orders", &[handled, handled].concat());
     path(&collector.trace(&trace(3)), CLIENT, &order);
+
+    let record = path(
+        &collector.trace(&trace(4)),
+        CLIENT,
+        &["POST /api/users", "append"],
+    );
+    assert!(records.contains(&says(4, &record)), "{records}");
 
     let line = collector
         .named("append")

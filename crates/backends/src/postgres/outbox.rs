@@ -12,7 +12,7 @@ use towpath_core::port::outbox::{
 use uuid::Uuid;
 
 use super::{Postgres, fence};
-use crate::sql::event::{self, COLUMNS, NEW, Read, columns, listed, oldest, undecided};
+use crate::sql::event::{self, COLUMNS, NEW, Read, Rows, columns, listed, oldest, undecided};
 use crate::sql::{Value, unsigned};
 
 /// The highest place that was given out.
@@ -38,7 +38,7 @@ const OPEN: &str = "SELECT
     ORDER BY 2 DESC NULLS LAST LIMIT 10";
 
 /// The values of an event, for [`NEW`].
-pub(super) fn values(event: NewEvent) -> [Value; 8] {
+pub(super) fn values(event: NewEvent) -> [Value; 9] {
     [
         event.id.into(),
         event.aggregate_type.into(),
@@ -48,6 +48,7 @@ pub(super) fn values(event: NewEvent) -> [Value; 8] {
         event.key.into(),
         event.data.into(),
         event.created_at.into(),
+        event.traceparent.into(),
     ]
 }
 
@@ -74,8 +75,8 @@ pub async fn write_event(
     client: &impl tokio_postgres::GenericClient,
     event: &NewEvent,
 ) -> std::result::Result<(), tokio_postgres::Error> {
-    let insert = format!("INSERT INTO outbox ({NEW}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)");
-    let values: [(&(dyn ToSql + Sync), Type); 8] = [
+    let insert = format!("INSERT INTO outbox ({NEW}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)");
+    let values: [(&(dyn ToSql + Sync), Type); 9] = [
         (&event.id, Type::UUID),
         (&event.aggregate_type, Type::TEXT),
         (&event.aggregate_id, Type::TEXT),
@@ -84,6 +85,7 @@ pub async fn write_event(
         (&event.key, Type::TEXT),
         (&event.data, Type::TEXT),
         (&event.created_at, Type::TIMESTAMPTZ),
+        (&event.traceparent, Type::TEXT),
     ];
     // A statement without a name: a pooler may be between.
     client.execute_typed(&insert, &values).await.map(drop)
@@ -175,7 +177,8 @@ impl Outbox for Postgres {
     }
 
     async fn write(&self, events: Vec<NewEvent>) -> Result<()> {
-        let insert = format!("INSERT INTO outbox ({NEW}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)");
+        let insert =
+            format!("INSERT INTO outbox ({NEW}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)");
         let mut session = self.session().await?;
         let transaction = session.transaction().await?;
         for event in events {
@@ -208,7 +211,7 @@ impl Outbox for Postgres {
             condition.join(" AND ")
         );
         let more = ", status, retry_count::bigint, error_message";
-        let select = bounded(&page, more);
+        let select = bounded(&page, Rows::View, more);
         let rows = self.session().await?.query(&select, &values).await?;
         let all = rows.iter().map(|row| {
             let [status, attempts, error] = [0, 1, 2].map(|number| COLUMNS + number);
@@ -301,15 +304,14 @@ impl Postgres {
 
 /// The events behind place `$1`, at most `$2`.
 pub(super) fn after() -> String {
-    bounded(
-        &format!("SELECT * FROM outbox WHERE seq > $1 AND {UNSENT} ORDER BY seq LIMIT $2"),
-        "",
-    )
+    let page =
+        format!("SELECT * FROM outbox WHERE seq > $1 AND {UNSENT} ORDER BY seq LIMIT $2");
+    bounded(&page, Rows::Table, "")
 }
 
 /// The events of a page, no more than reach [`READ_BYTES`]: the server looks at the sizes, and sends nothing beyond.
-fn bounded(page: &str, more: &str) -> String {
-    let (columns, size) = (columns(), event::size());
+fn bounded(page: &str, of: Rows, more: &str) -> String {
+    let (columns, size) = (columns(of), event::size());
     format!(
         "SELECT {columns}{more} FROM (
             SELECT *, sum({size}) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) - {size} AS before FROM ({page}) AS page
@@ -332,6 +334,8 @@ pub(super) fn event(row: &Row) -> Event {
         key: text(&mut read, "partition_key", 6),
         data: text(&mut read, "event_data", 7).unwrap_or_default(),
         created_at: read.take("created_at", row.try_get(8)),
+        // Whatever is wrong with it is no reason to refuse the event.
+        traceparent: row.try_get(11).unwrap_or_default(),
     };
     let bytes: Option<i64> = read.take("event_data", row.try_get(9));
     let large: Option<&str> = row.get(10);

@@ -44,6 +44,12 @@ const MIGRATIONS: &[Migration] = &[
         up: include_str!("migrations/5_shared.up.sql"),
         down: include_str!("migrations/5_shared.down.sql"),
     },
+    Migration {
+        version: 6,
+        name: "traces",
+        up: include_str!("migrations/6_traces.up.sql"),
+        down: include_str!("migrations/6_traces.down.sql"),
+    },
 ];
 
 const EXISTS: &str = "SELECT to_regclass('towpath_migrations') IS NOT NULL";

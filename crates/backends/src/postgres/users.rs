@@ -19,7 +19,7 @@ use crate::sql::{Value, unsigned};
 const COLUMNS: &str = "id, email, name, created_at, updated_at, version";
 
 /// The types of an event's values, which PostgreSQL does not find out by itself.
-const TYPES: [&str; 8] = [
+const TYPES: [&str; 9] = [
     "uuid",
     "text",
     "text",
@@ -28,6 +28,7 @@ const TYPES: [&str; 8] = [
     "text",
     "text",
     "timestamptz",
+    "text",
 ];
 
 /// A change of `users` named `changed`, whose parameters end at `last`, and its event behind it.

@@ -10,8 +10,7 @@ use uuid::Uuid;
 use super::unsigned;
 
 /// What a new event fills.
-pub(crate) const NEW: &str =
-    "id, aggregate_type, aggregate_id, event_type, topic, partition_key, event_data, created_at";
+pub(crate) const NEW: &str = "id, aggregate_type, aggregate_id, event_type, topic, partition_key, event_data, created_at, traceparent";
 
 /// The texts of an event besides its payload, in the order of [`columns`].
 const TEXTS: [&str; 5] = [
@@ -22,12 +21,27 @@ const TEXTS: [&str; 5] = [
     "partition_key",
 ];
 
+/// Largest `traceparent` in bytes that is read: what the standard's versions need and more.
+const TRACEPARENT: usize = 256;
+
 /// Characters of a text that is too large.
 const SHOWN: usize = 200;
 
-/// The columns of an event for [`Read::event`]: `seq`, `id`, the texts, the payload, `created_at`, the payload's bytes.
+/// Which rows are events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// Those of `outbox`.
+    Table,
+    /// Those of `outbox_events`.
+    View,
+}
+
+/// The columns of an event for [`Read::event`]: `seq`, `id`, the texts, the payload, `created_at`, the payload's bytes,
+/// the name of a column that is too large, `traceparent`.
 /// What is larger than a message may be stays in the database.
-pub(crate) fn columns() -> String {
+///
+/// The view `outbox_events` has no `traceparent`: an event that an operator sends again is in no request's trace.
+pub(crate) fn columns(of: Rows) -> String {
     let text = |name: &&str| {
         format!(
             "CASE WHEN octet_length({name}) > {MAX_TEXT_BYTES} THEN substr({name}, 1, {SHOWN}) ELSE {name} END"
@@ -35,19 +49,26 @@ pub(crate) fn columns() -> String {
     };
     let texts: Vec<String> = TEXTS.iter().map(text).collect();
     let (texts, large) = (texts.join(", "), MAX_DATA_BYTES);
+    let trace = match of {
+        Rows::Table => {
+            format!("CASE WHEN octet_length(traceparent) <= {TRACEPARENT} THEN traceparent END")
+        }
+        Rows::View => "CAST(NULL AS text)".to_owned(),
+    };
     let is_large: Vec<String> = TEXTS
         .iter()
         .map(|name| format!("WHEN octet_length({name}) > {MAX_TEXT_BYTES} THEN '{name}'"))
         .collect();
     format!(
         "seq, id, {texts}, CASE WHEN octet_length(event_data) > {large} THEN '' ELSE event_data END, created_at,
-        CAST(octet_length(event_data) AS bigint), CASE {} END",
+        CAST(octet_length(event_data) AS bigint), CASE {} END,
+        {trace}",
         is_large.join(" ")
     )
 }
 
 /// How many columns [`columns`] has.
-pub(crate) const COLUMNS: usize = 11;
+pub(crate) const COLUMNS: usize = 12;
 
 /// Bytes of an event's texts, as SQL.
 pub(crate) fn size() -> String {

@@ -61,6 +61,10 @@ const ADVANCE: &str =
     "UPDATE fleet_rollouts SET step = step + 1, step_at = $1, progress = $2, reason = $3
     WHERE version = $4 AND step = $5 AND progress = 'running' RETURNING version";
 
+/// Places belong to one agent each.
+const MOVE: &str = "UPDATE agents SET hostname = $2, ip_address = $3, port = $4 WHERE id = $1
+    AND NOT EXISTS (SELECT 1 FROM agents WHERE hostname = $2 AND ip_address = $3 AND port = $4)";
+
 const REGISTER: &str = "INSERT INTO agents (id, hostname, ip_address, port, status, created_at, updated_at, seen_at)
     SELECT CAST($1 AS text), CAST($2 AS text), CAST($3 AS text), CAST($4 AS integer), 'active', $5, $5, $5
     WHERE NOT EXISTS (SELECT 1 FROM agents WHERE hostname = $2 AND ip_address = $3 AND port = $4)";
@@ -216,7 +220,7 @@ impl<S: Session> Fleet for Fleets<S> {
         Ok(!self.change(ADVANCE, values).await?.is_empty())
     }
 
-    async fn register(&self, place: Place, key: String) -> Result<Agent> {
+    async fn register(&self, place: Place, key: String, known: Option<Uuid>) -> Result<Agent> {
         let now = Value::from(Timestamp::now());
         let port = Value::from(u32::from(place.port));
         let (host, address) = (Value::from(place.hostname), Value::from(place.ip_address));
@@ -227,12 +231,14 @@ impl<S: Session> Fleet for Fleets<S> {
             port.clone(),
             now.clone(),
         ];
-        let known = [key.into(), place.labels.into(), now, host, address, port];
-        let all = vec![
-            statement(TURN, []),
-            statement(REGISTER, new),
-            statement(REGISTERED, known),
-        ];
+        let mut all = vec![statement(TURN, [])];
+        if let Some(known) = known {
+            let moved = [known.into(), host.clone(), address.clone(), port.clone()];
+            all.push(statement(MOVE, moved));
+        }
+        all.push(statement(REGISTER, new));
+        let registered = [key.into(), place.labels.into(), now, host, address, port];
+        all.push(statement(REGISTERED, registered));
         let mut done = self.0.transact(all).await?;
         let row = done.pop().unwrap_or_default().pop().unwrap_or_default();
         agent(row)

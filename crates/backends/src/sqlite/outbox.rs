@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::Sqlite;
 use super::connection::failed;
-use crate::sql::event::{COLUMNS, NEW, Read, columns, listed, oldest, undecided};
+use crate::sql::event::{COLUMNS, NEW, Read, Rows, columns, listed, oldest, undecided};
 use crate::sql::{signed, unsigned};
 
 /// The highest place that was given out.
@@ -36,8 +36,8 @@ const HIGHEST: &str = "max(coalesce((SELECT seq FROM sqlite_sequence WHERE name 
 /// Those of the insert; the tables must be there (`towpath migrate up`).
 pub fn write_event(connection: &Connection, event: &NewEvent) -> rusqlite::Result<()> {
     let insert = "INSERT INTO outbox
-        (id, aggregate_type, aggregate_id, event_type, topic, partition_key, event_data, created_at)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+        (id, aggregate_type, aggregate_id, event_type, topic, partition_key, event_data, created_at,
+        traceparent) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
     let row = params![
         event.id.to_string(),
         event.aggregate_type,
@@ -46,7 +46,8 @@ pub fn write_event(connection: &Connection, event: &NewEvent) -> rusqlite::Resul
         event.topic,
         event.key,
         event.data,
-        super::text(event.created_at)
+        super::text(event.created_at),
+        event.traceparent
     ];
     connection.prepare_cached(insert)?.execute(row).map(drop)
 }
@@ -89,7 +90,7 @@ impl Outbox for Sqlite {
 
     async fn after(&self, seq: u64, max: usize) -> Result<Vec<Event>> {
         let read = move |connection: &Connection| -> rusqlite::Result<Vec<Event>> {
-            let columns = columns();
+            let columns = columns(Rows::Table);
             let select =
                 format!("SELECT {columns} FROM outbox WHERE seq > ?1 ORDER BY seq LIMIT ?2");
             let mut statement = connection.prepare_cached(&select)?;
@@ -204,7 +205,7 @@ impl Outbox for Sqlite {
     async fn list(&self, filter: &Filter, max: usize) -> Result<Vec<Listed>> {
         let mut select = format!(
             "SELECT {}, status, retry_count, error_message FROM outbox_events WHERE seq > {}",
-            columns(),
+            columns(Rows::View),
             signed(filter.after)
         );
         let conditions = [
@@ -338,6 +339,8 @@ fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
         key: text(&mut read, "partition_key", 6),
         data: text(&mut read, "event_data", 7).unwrap_or_default(),
         created_at: read.take("created_at", super::time(row, 8)),
+        // Whatever is wrong with it is no reason to refuse the event.
+        traceparent: row.get(11).unwrap_or_default(),
     };
     let large: Option<String> = row.get(10)?;
     Ok(read.event(row.get(0)?, event, row.get(9)?, large.as_deref()))

@@ -37,6 +37,12 @@ const MIGRATIONS: &[Migration] = &[
         up: include_str!("migrations/4_sent.up.sql"),
         down: include_str!("migrations/4_sent.down.sql"),
     },
+    Migration {
+        version: 5,
+        name: "traces",
+        up: include_str!("migrations/5_traces.up.sql"),
+        down: include_str!("migrations/5_traces.down.sql"),
+    },
 ];
 
 #[async_trait]

@@ -14,6 +14,7 @@ cases![
     a_rollout_leaves_others_where_they_are,
     what_was_lost_is_taken_back_unless_something_newer_is_there,
     an_agent_keeps_its_id_wherever_it_registers_again,
+    a_known_agent_moves_unless_the_place_is_taken,
     what_agents_tell_is_kept,
     what_was_done_is_recorded,
 ];
@@ -228,7 +229,7 @@ async fn an_agent_keeps_its_id_wherever_it_registers_again(world: World) {
     let fleet = &database.fleet;
     let register = async |host: &str, key: &str| {
         fleet
-            .register(place(host), key.to_owned())
+            .register(place(host), key.to_owned(), None)
             .await
             .expect("registered")
     };
@@ -244,7 +245,7 @@ async fn an_agent_keeps_its_id_wherever_it_registers_again(world: World) {
     let mut at_once = tokio::task::JoinSet::new();
     for number in 0..10 {
         let fleet = fleet.clone();
-        at_once.spawn(async move { fleet.register(place("c"), format!("c{number}")).await });
+        at_once.spawn(async move { fleet.register(place("c"), format!("c{number}"), None).await });
     }
     let ids: Vec<Uuid> = at_once
         .join_all()
@@ -265,11 +266,29 @@ async fn an_agent_keeps_its_id_wherever_it_registers_again(world: World) {
     assert_eq!(fleet.agents(None, 10).await.expect("listed"), []);
 }
 
+async fn a_known_agent_moves_unless_the_place_is_taken(world: World) {
+    let database = world.database().await;
+    let fleet = &database.fleet;
+    let register = async |host: &str, key: &str, known: Option<Uuid>| {
+        let registered = fleet.register(place(host), key.to_owned(), known).await;
+        registered.expect("registered")
+    };
+    let one = register("a", "k1", None).await;
+    let moved = register("b", "k2", Some(one.id)).await;
+    assert_eq!((moved.id, &moved.place), (one.id, &place("b")));
+    let other = register("c", "k3", None).await;
+    let taken = register("c", "k4", Some(one.id)).await;
+    assert_eq!(taken.id, other.id, "the place has an agent already");
+    let unknown = register("d", "k5", Some(Uuid::now_v7())).await;
+    assert!(![one.id, other.id].contains(&unknown.id));
+    assert_eq!(fleet.agents(None, 10).await.expect("listed").len(), 3);
+}
+
 async fn what_agents_tell_is_kept(world: World) {
     let database = world.database().await;
     let fleet = &database.fleet;
     let agent = fleet
-        .register(place("a"), "k".to_owned())
+        .register(place("a"), "k".to_owned(), None)
         .await
         .expect("registered");
     assert_eq!((agent.place, agent.report), (place("a"), Report::default()));

@@ -13,6 +13,7 @@ use super::{World, cases};
 
 cases![
     events_come_back_as_they_were_written,
+    the_trace_of_an_event_stays_with_it,
     a_read_is_full_with_sixteen_mebibytes,
     a_reader_beside_writers_misses_none_and_keeps_their_order,
     one_relay_works_at_a_time,
@@ -49,6 +50,30 @@ async fn events_come_back_as_they_were_written(world: World) {
         []
     );
     assert_eq!(list(&database, Filter::default()).await[0].event, read[0]);
+}
+
+async fn the_trace_of_an_event_stays_with_it(world: World) {
+    let database = world.database().await;
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let user = super::users::user("ann");
+    let mut first = event(user.id, "user.created");
+    first.traceparent = Some(parent.to_owned());
+    let created = database.users.create(user, first, None).await;
+    created.expect("created");
+    let mut second = event(Uuid::now_v7(), "user.updated");
+    second.traceparent = Some(parent.to_owned());
+    let mut odd = event(Uuid::now_v7(), "user.updated");
+    odd.traceparent = Some("x".repeat(10_000));
+    let written = database.outbox.write(vec![second, odd]).await;
+    written.expect("written");
+    let read = database.outbox.after(0, 10).await.expect("read");
+    let traces: Vec<_> = read
+        .iter()
+        .map(|one| (one.event.traceparent.as_deref(), one.flaw.as_deref()))
+        .collect();
+    // What is no `traceparent` is no reason to refuse the event.
+    let expected = [(Some(parent), None), (Some(parent), None), (None, None)];
+    assert_eq!(traces, expected);
 }
 
 async fn a_read_is_full_with_sixteen_mebibytes(world: World) {

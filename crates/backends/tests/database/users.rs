@@ -46,6 +46,7 @@ pub(super) fn event(id: Uuid, kind: &str) -> NewEvent {
         key: Some(id.to_string()),
         data: r#"{"ü":"\u0000 is not sent"}"#.to_owned(),
         created_at: now(),
+        traceparent: None,
     }
 }
 

@@ -204,8 +204,9 @@ pub trait Fleet: Send + Sync {
         reason: Option<String>,
     ) -> Result<bool>;
 
-    /// Registers an agent at its place, with the digest of its new key.
-    async fn register(&self, place: Place, key: String) -> Result<Agent>;
+    /// Registers an agent at its place, with the digest of its new key. One that is `known` moves there, unless another
+    /// agent is at that place.
+    async fn register(&self, place: Place, key: String, known: Option<Uuid>) -> Result<Agent>;
 
     /// The agent that has a key of this digest.
     async fn agent_of(&self, key: &str) -> Result<Option<Uuid>>;

@@ -37,6 +37,8 @@ pub struct NewEvent {
     pub data: String,
     /// When it happened.
     pub created_at: jiff::Timestamp,
+    /// Where in which trace it happened, as W3C's `traceparent` says it.
+    pub traceparent: Option<String>,
 }
 
 /// An event and its place.

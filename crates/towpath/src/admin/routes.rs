@@ -30,7 +30,7 @@ use crate::apps::orders::{Balance, Books};
 use crate::http::error::Problem;
 use crate::http::json::Object;
 use crate::idempotency::{Digest, OTHER_REQUEST};
-use crate::telemetry::TraceContext;
+use crate::telemetry::{TraceContext, traces};
 
 pub(super) type Answer<T> = std::result::Result<Json<T>, Failure>;
 
@@ -335,8 +335,10 @@ async fn send(
         Err(error) if error.kind() == ErrorKind::NotFound => admin.queues()?.remove(0),
         Err(error) => return Err(error.into()),
     };
-    let mut outcomes = queue.enqueue(&name, vec![message]).await?;
-    let outcome = outcomes
+    let spans = traces::enqueue(&name, &mut message).into_iter().collect();
+    let outcomes = queue.enqueue(&name, vec![message]).await;
+    traces::enqueued(spans, &outcomes);
+    let outcome = outcomes?
         .pop()
         .unwrap_or_else(|| Err(Error::unavailable("the queue gave no outcome")))?;
     if digest.is_some_and(|digest| digest.is_other(outcome, 0)) {

@@ -1,6 +1,6 @@
 //! `towpath fleet`: the configuration of agents, and who has which.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, value_parser};
@@ -108,7 +108,10 @@ pub(super) async fn run(global: &Global, command: FleetCommand) -> Result<Exit, 
     let client = FleetClient::controller(global)?;
     match command {
         FleetCommand::Agents => {
-            let all = client.get("/agents?limit=1000").await?;
+            let mut all = client.get("/agents?limit=1000").await?;
+            if global.format != Format::Json {
+                note_shared(&mut all);
+            }
             let columns = [
                 ("AGENT", "agent_id"),
                 ("HOST", "hostname"),
@@ -140,6 +143,27 @@ pub(super) async fn run(global: &Global, command: FleetCommand) -> Result<Exit, 
         }
     }
     Ok(Exit::Ok)
+}
+
+/// Puts it before an agent's last error when several processes speak as that agent.
+fn note_shared(agents: &mut Value) {
+    for agent in agents.as_array_mut().into_iter().flatten() {
+        let speakers = agent["shared_by"].as_array().into_iter().flatten();
+        let from = |speaker: &Value| speaker["address"].as_str().unwrap_or("?").to_owned();
+        let from: Vec<String> = speakers.map(from).collect();
+        if from.is_empty() {
+            continue;
+        }
+        let mut note = format!(
+            "{} agents share this identity, at {}; set `fleet.agent.hostname` on one of them",
+            from.len(),
+            from.join(", ")
+        );
+        if let Some(error) = agent["last_error"].as_str() {
+            note = format!("{note}; {error}");
+        }
+        agent["last_error"] = Value::String(note);
+    }
 }
 
 async fn config(
@@ -212,14 +236,25 @@ fn publication(args: PublishArgs) -> Result<Value, Failure> {
             )
         })?,
     };
+    let usage = |text: String| Failure::new(Exit::Usage, text);
+    let mut named = BTreeSet::new();
     for pair in &args.pairs {
         let (key, value) = pair.split_once('=').ok_or_else(|| {
-            Failure::new(
-                Exit::Usage,
-                format!("`{pair}` has no `=`; say for instance `url=https://example.com/`"),
-            )
+            usage(format!(
+                "`{pair}` has no `=`; say for instance `url=https://example.com/`"
+            ))
         })?;
+        if !named.insert(key) {
+            return Err(usage(format!(
+                "`{key}` is given more than once; a configuration has one value for each key"
+            )));
+        }
         data.insert(key.to_owned(), value.into());
+    }
+    if data.contains_key("") {
+        return Err(usage(
+            "a key is empty; say for instance `url=https://example.com/`".to_owned(),
+        ));
     }
     let mut body = json!({ "data": data, "poll_interval_seconds": args.poll });
     if let Some(path) = &args.schema {

@@ -113,8 +113,10 @@ async fn serve(
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    let traces = config.traces_endpoint.as_deref().map(Traces::start);
-    let traces = traces.transpose()?;
+    let traces = Traces::start(&config.traces).map_err(|error| {
+        // Nothing was opened yet: only the settings can be wrong.
+        Failure::new(Exit::Config, error.chain())
+    })?;
     let started = wiring::start(config, roles, demo).await.map_err(|error| {
         // The arguments were right; what they lead to is not.
         let invalid = [ErrorKind::Invalid, ErrorKind::Unsupported].contains(&error.kind());

@@ -68,16 +68,16 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "fleet.agent.hostname",
         Kind::Queue,
-        Some("agent-01"),
+        None,
         &["AGENT_HOSTNAME"],
-        "What the agent's machine is called.",
+        "Name of the agent's machine; without it the host name of the system. Two agents need different names, addresses or ports.",
     ),
     key(
         "fleet.agent.ip_address",
         Kind::Queue,
-        Some("127.0.0.1"),
+        None,
         &["AGENT_IP"],
-        "The address that the agent says.",
+        "Address of the agent's machine; without it the one from which the controller is reached.",
     ),
     key(
         "fleet.agent.port",
@@ -194,8 +194,8 @@ pub struct Fleet {
     pub forget_after: Duration,
     pub controller: Option<String>,
     pub workers: Vec<String>,
-    pub hostname: String,
-    pub ip_address: String,
+    pub hostname: Option<String>,
+    pub ip_address: Option<String>,
     pub port: u16,
     pub labels: BTreeMap<String, String>,
     pub poll: Duration,
@@ -240,8 +240,8 @@ impl Fleet {
                 .into_iter()
                 .map(trimmed)
                 .collect(),
-            hostname: values.text("fleet.agent.hostname"),
-            ip_address: values.text("fleet.agent.ip_address"),
+            hostname: values.optional("fleet.agent.hostname"),
+            ip_address: values.optional("fleet.agent.ip_address"),
             port: u16::try_from(values.number("fleet.agent.port")).unwrap_or(u16::MAX),
             labels: labels
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))

@@ -1,6 +1,6 @@
 //! The table of keys. Adding one is a row here and a field in the model.
 
-use super::{Kind, accounts, fleet, lines, orders};
+use super::{Kind, accounts, fleet, lines, orders, traces};
 
 pub(super) const KIB: u64 = 1 << 10;
 pub(super) const MIB: u64 = 1 << 20;
@@ -47,7 +47,14 @@ pub(super) const WEBHOOK_ALLOW: &str = "Without it posts go wherever the host of
 pub const KEYS: &[Key] = &joined::<{ count(TABLES) }>(TABLES);
 
 /// The keys of the process, and those of each app.
-const TABLES: &[&[Key]] = &[BASE, orders::KEYS, lines::KEYS, accounts::KEYS, fleet::KEYS];
+const TABLES: &[&[Key]] = &[
+    BASE,
+    orders::KEYS,
+    lines::KEYS,
+    accounts::KEYS,
+    fleet::KEYS,
+    traces::KEYS,
+];
 
 const fn count(tables: &[&[Key]]) -> usize {
     let (mut table, mut sum) = (0, 0);
@@ -457,13 +464,6 @@ const BASE: &[Key] = &[
         Some("60s"),
         &[],
         "How long one run may take.",
-    ),
-    key(
-        "traces.endpoint",
-        Kind::WebUrl,
-        None,
-        &["OTEL_EXPORTER_OTLP_ENDPOINT"],
-        "Collector that traces are sent to by OTLP over HTTP, `/v1/traces` added; without it there are none.",
     ),
     key(
         "log.format",

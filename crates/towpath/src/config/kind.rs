@@ -52,6 +52,10 @@ pub enum Kind {
     SigningSecrets,
     /// One or two API keys.
     ApiKeys,
+    /// Any text on one line.
+    Text,
+    /// The same, never shown.
+    SecretText,
 }
 
 /// The stores of a build, whose URLs are valid.
@@ -104,6 +108,7 @@ impl Kind {
             Self::MailUrl => "a URL like \"smtp://host:25\"".to_owned(),
             Self::MailAddress => "a mail address".to_owned(),
             Self::ApiKeys => "one or two keys of at least 8 characters, separated by white space".to_owned(),
+            Self::Text | Self::SecretText => "a text of one line".to_owned(),
             Self::SigningSecrets => "secrets of `whsec_` and base64, separated by white space".to_owned(),
         }
     }
@@ -118,6 +123,15 @@ impl Kind {
                 | Self::MailUrl
                 | Self::SigningSecrets
                 | Self::ApiKeys
+                | Self::SecretText
+        )
+    }
+
+    /// Whether all of a value is a secret, so that none of it is shown.
+    pub(super) const fn is_secret(self) -> bool {
+        matches!(
+            self,
+            Self::SigningSecrets | Self::ApiKeys | Self::SecretText
         )
     }
 
@@ -188,6 +202,7 @@ impl Kind {
                 Url::parse(text).is_ok_and(|url| url.has_host()) && orders::is_mail_url(text)
             }
             Self::MailAddress => orders::is_mail_address(text),
+            Self::Text | Self::SecretText => true,
             Self::ApiKeys => {
                 let keys: Vec<&str> = text.split_whitespace().collect();
                 (1..=2).contains(&keys.len()) && keys.iter().all(|key| key.len() >= 8)

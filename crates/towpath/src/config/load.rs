@@ -13,7 +13,7 @@ use super::place::{FileText, Place};
 use super::show::{origins_table, redact};
 use super::suggest::{did_you_mean, question};
 use super::variables::Variables;
-use super::{Config, Kind, Origin, Problem, Problems, Stores};
+use super::{Config, Origin, Problem, Problems, Stores};
 
 /// Where configuration comes from.
 #[derive(Clone)]
@@ -274,7 +274,7 @@ fn refusal(key: &Key, text: &str, wrong: &Wrong, origin: &Origin) -> String {
         (Origin::File(_), Some(reason)) => format!("`{}`: {reason}{hint}", key.path),
         (_, Some(reason)) => format!("{reason}{hint}; it sets `{}`", key.path),
         (_, None) => {
-            let shown = if matches!(key.kind, Kind::SigningSecrets | Kind::ApiKeys) {
+            let shown = if key.kind.is_secret() {
                 "***".to_owned()
             } else {
                 redact(text)

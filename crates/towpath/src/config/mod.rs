@@ -24,6 +24,7 @@ mod reference_test;
 mod secret;
 mod show;
 mod suggest;
+mod traces;
 mod variables;
 
 #[cfg(test)]
@@ -44,3 +45,4 @@ pub(crate) use show::redact;
 pub use show::{commented_file, json_schema, origins_table, reference_page};
 pub(crate) use suggest::did_you_mean;
 pub(crate) use variables::REFERENCE;
+pub use traces::Traces;

@@ -10,7 +10,7 @@ use towpath_core::retry;
 use super::lines::Lines;
 use super::load::Setting;
 use super::orders::Orders;
-use super::{Accounts, Fleet, Secret, kind};
+use super::{Accounts, Fleet, Secret, Traces, kind};
 use crate::sink::{LineFormat, Rotation};
 
 /// Where the ingest worker delivers.
@@ -94,7 +94,7 @@ pub struct Config {
     pub limits_backend: Secret,
     pub accounts: Accounts,
     pub fleet: Fleet,
-    pub traces_endpoint: Option<String>,
+    pub traces: Traces,
     pub log_format: String,
     pub log_level: String,
 }
@@ -263,7 +263,7 @@ impl Config {
             )),
             accounts: Accounts::read(&values),
             fleet: Fleet::read(&values),
-            traces_endpoint: values.optional("traces.endpoint"),
+            traces: Traces::read(&values),
             log_format: values.text("log.format"),
             log_level: values.text("log.level"),
         }

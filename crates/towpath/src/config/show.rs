@@ -141,7 +141,7 @@ pub fn origins_table(loaded: &Loaded) -> Vec<[String; 3]> {
 fn row(key: &Key, settings: &BTreeMap<&'static str, Setting>) -> [String; 3] {
     let setting = settings.get(key.path);
     let shown = match setting.and_then(|setting| setting.text.as_deref()) {
-        Some(_) if matches!(key.kind, Kind::SigningSecrets | Kind::ApiKeys) => "***".to_owned(),
+        Some(_) if key.kind.is_secret() => "***".to_owned(),
         Some(text) => redact(text),
         None => "-".to_owned(),
     };

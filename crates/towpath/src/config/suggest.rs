@@ -107,7 +107,9 @@ pub(super) fn value(kind: Kind, text: &str, stores: Stores) -> Option<String> {
         | Kind::MailUrl
         | Kind::MailAddress
         | Kind::ApiKeys
-        | Kind::SigningSecrets => None,
+        | Kind::SigningSecrets
+        | Kind::Text
+        | Kind::SecretText => None,
     }
 }
 

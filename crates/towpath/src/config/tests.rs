@@ -417,8 +417,12 @@ fn the_variables_of_the_fleet_mean_what_they_meant() {
     assert_eq!(fleet.database.expose(), "sqlite:c.db");
     assert_eq!(fleet.api_keys[0].expose(), "a-key-of-ours");
     assert_eq!(
-        (&*fleet.hostname, &*fleet.ip_address, fleet.port),
-        ("a1", "10.0.0.1", 9)
+        (
+            fleet.hostname.as_deref(),
+            fleet.ip_address.as_deref(),
+            fleet.port
+        ),
+        (Some("a1"), Some("10.0.0.1"), 9)
     );
     assert_eq!(fleet.controller.as_deref(), Some("http://c:6001"));
     assert_eq!(fleet.workers, ["http://w1:6002", "http://w2:6002"]);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
+use super::Kind;
 use super::accounts::DATABASE_VARIABLES;
 use super::fleet::REDIS_VARIABLES;
 use super::key::{KEYS, Key};
@@ -178,7 +179,8 @@ impl<'a> Variables<'a> {
             .collect();
         let mut set = set.into_iter();
         let mut said = set.next()?;
-        for other in set {
+        // OpenTelemetry's variables of one signal are meant to win over those of all signals.
+        for other in set.filter(|other| !other.name.starts_with("OTEL_")) {
             self.warnings.push(format!(
                 "`{}` and `{}` both set `{}`; `{}` wins",
                 said.name, other.name, key.path, said.name
@@ -222,6 +224,13 @@ impl<'a> Variables<'a> {
                     "0s".to_owned()
                 }
             },
+            "OTEL_SDK_DISABLED" => match said.text.eq_ignore_ascii_case("true") {
+                true => "on".to_owned(),
+                false => "off".to_owned(),
+            },
+            name if name.starts_with("OTEL_") && matches!(key.kind, Kind::Duration(..)) => {
+                format!("{}ms", self.number(&said.name, 0..=u32::MAX)?)
+            }
             _ => said.text,
         };
         Some(said)

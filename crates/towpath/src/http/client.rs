@@ -40,6 +40,29 @@ pub fn client_of(tls: ClientConfig) -> ClientBuilder {
 /// # Errors
 /// `Invalid` when the file cannot be read or holds no certificate.
 pub fn trusting_also(file: &Path) -> Result<ClientConfig> {
+    roots_and(file).map(trusting)
+}
+
+/// The configuration of a client that shows this certificate, and also trusts the authorities in `ca`; all PEM files.
+///
+/// # Errors
+/// `Invalid` when a file cannot be read, or certificate and key do not belong together.
+pub fn with_identity(ca: Option<&Path>, certificate: &Path, key: &Path) -> Result<ClientConfig> {
+    let roots = match ca {
+        Some(ca) => roots_and(ca)?,
+        None => ROOTS.clone(),
+    };
+    let (chain, key) = tls::chain_and_key(certificate, key)?;
+    tls::install_provider();
+    let config = ClientConfig::builder().with_root_certificates(roots);
+    config.with_client_auth_cert(chain, key).map_err(|error| {
+        let file = certificate.display();
+        Error::invalid(format!("`{file}` and its key do not belong together")).with_source(error)
+    })
+}
+
+/// The authorities that the system trusts, and those in a PEM file.
+fn roots_and(file: &Path) -> Result<RootCertStore> {
     let wrong = |reason: String| {
         let file = file.display();
         Error::invalid(format!(
@@ -58,7 +81,7 @@ pub fn trusting_also(file: &Path) -> Result<ClientConfig> {
     if roots.len() == before {
         return Err(wrong("it holds none".to_owned()));
     }
-    Ok(trusting(roots))
+    Ok(roots)
 }
 
 fn trusting(roots: RootCertStore) -> ClientConfig {

@@ -20,6 +20,7 @@ use rustls::ClientConfig;
 use towpath_core::{Error, Result};
 
 use super::net::Net;
+use crate::telemetry::traces;
 
 /// Ports below 1024 that anybody may be asked on.
 const OPEN_PORTS: [u16; 2] = [80, 443];
@@ -242,11 +243,18 @@ impl Guard {
     {
         self.check_place(url)?;
         let client = self.client(url.port_or_known_default().unwrap_or(0))?;
-        match request(&client, url.clone()).send().await {
+        let mut request = request(&client, url.clone()).build().map_err(|error| {
+            Error::invalid("the request cannot be made").with_source(error.without_url())
+        })?;
+        let method = request.method().clone();
+        let span = traces::client(&method, url, request.headers_mut());
+        let outcome = match client.execute(request).await {
             Ok(response) => Ok(response),
             Err(error) if is_refusal(&error) => Err(Error::invalid(REFUSED)),
             Err(error) => Err(Error::unavailable("no answer").with_source(error.without_url())),
-        }
+        };
+        traces::answered(span, outcome.as_ref().map(reqwest::Response::status));
+        outcome
     }
 
     fn client(&self, port: u16) -> Result<Client> {

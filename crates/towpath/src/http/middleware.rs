@@ -6,6 +6,7 @@
 //!
 //! Only a request that is complete counts as in hand: slow clients cost memory, and never a place.
 
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,9 +26,11 @@ use towpath_core::patience;
 use tracing::{Instrument, debug, error, info_span};
 use uuid::Uuid;
 
+use super::Peer;
 use super::body::{self, Failure, Intake};
 use super::error::{Form, Problem};
 use crate::telemetry::Metrics;
+use crate::telemetry::traces::{self, Served};
 
 const REQUEST_ID: &str = "x-request-id";
 
@@ -58,6 +61,7 @@ pub struct Edge {
     bodies: Arc<[BodyLimit]>,
     gate: Arc<Gate>,
     patience: Option<Duration>,
+    is_secure: bool,
 }
 
 impl Edge {
@@ -71,7 +75,15 @@ impl Edge {
             bodies: Arc::new([]),
             gate: Arc::new(|_| Ok(())),
             patience: None,
+            is_secure: false,
         }
+    }
+
+    /// The listener speaks TLS.
+    #[must_use]
+    pub fn secure(mut self, is_secure: bool) -> Self {
+        self.is_secure = is_secure;
+        self
     }
 
     /// Each wait of a handler for a store lasts at most this long.
@@ -180,10 +192,19 @@ async fn pass(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Re
     let label = route.unwrap_or("unmatched");
     let name = id.to_str().unwrap_or_default();
     let span = info_span!("request", id = name, %method, route = label);
+    let (traced, position) = traces::server(&Served {
+        method: &method,
+        uri: &uri,
+        version: request.version(),
+        headers: request.headers(),
+        route,
+        client: client(&request),
+        is_secure: edge.is_secure,
+    });
     let handled = AssertUnwindSafe(edge.serve(route, request, next))
         .catch_unwind()
-        .instrument(span.clone())
-        .await;
+        .instrument(span.clone());
+    let handled = traces::within(position, handled).await;
     let mut response = handled.unwrap_or_else(|_| {
         span.in_scope(|| error!("a handler panicked"));
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error").into_response()
@@ -194,6 +215,7 @@ async fn pass(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Re
     span.in_scope(
         || debug!(status = response.status().as_u16(), elapsed = ?began.elapsed(), "answered"),
     );
+    traces::respond(traced, response.status());
     edge.metrics.http_request(
         label,
         method.as_str(),
@@ -269,6 +291,12 @@ fn plain(head: &Parts) -> Result<(), Problem> {
             Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason))
         }
     }
+}
+
+/// Where the request comes from.
+fn client(request: &Request) -> Option<IpAddr> {
+    let peer = request.extensions().get::<Peer>()?;
+    Some(peer.0.ip().to_canonical())
 }
 
 /// The client's id when it is usable, a fresh one otherwise.

@@ -17,7 +17,7 @@ mod streams;
 pub mod tls;
 
 pub use body::Intake;
-pub use client::{client, client_of, trusting_also};
+pub use client::{client, client_of, trusting_also, with_identity};
 pub use middleware::{BodyLimit, Edge, wrap};
 pub use server::{Limits, Patience, Peer, serve};
 
@@ -32,4 +32,32 @@ pub(crate) fn encoded(text: &str) -> String {
         }
     }
     encoded
+}
+
+/// The text that [`encoded`] made; `None` when it is not the encoding of a text.
+pub(crate) fn decoded(text: &str) -> Option<String> {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let digits = part.get(..2)?;
+        let is_hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        bytes.push(u8::from_str_radix(digits, 16).ok().filter(|_| is_hex)?);
+        bytes.extend_from_slice(&part.as_bytes()[2..]);
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_encoded_is_decoded() {
+        for text in ["", "plain", "a b,c=d%", "Zoë/ä?#"] {
+            assert_eq!(decoded(&encoded(text)).as_deref(), Some(text));
+        }
+        for wrong in ["%", "%4", "%zz", "%+1", "%ff"] {
+            assert_eq!(decoded(wrong), None, "{wrong}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
-use towpath_core::{Error, Result};
+use towpath_core::{Error, Result, ResultExt};
 
 /// How often it is looked whether the files have changed.
 const LOOK: Duration = Duration::from_secs(5);
@@ -83,18 +83,28 @@ fn written(path: &Path) -> Option<SystemTime> {
         .ok()
 }
 
-fn read(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>> {
+/// The certificate chain and the key in these PEM files.
+///
+/// # Errors
+/// `Invalid` when one of them cannot be read.
+pub(super) fn chain_and_key(
+    certificate: &Path,
+    key: &Path,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
     let wrong = |path: &Path, error: rustls::pki_types::pem::Error| {
-        let text = format!(
-            "`{}` is not what `server.tls` needs, a PEM file",
-            path.display()
-        );
+        let text = format!("`{}` is not the PEM file that is needed", path.display());
         Error::invalid(text).with_source(error)
     };
     let chain = CertificateDer::pem_file_iter(certificate)
         .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
         .map_err(|error| wrong(certificate, error))?;
     let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(key, error))?;
+    Ok((chain, secret))
+}
+
+fn read(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>> {
+    let (chain, secret) =
+        chain_and_key(certificate, key).context(|| "`server.tls` cannot be used")?;
     let mut config = ServerConfig::builder()
         .with_no_client_auth()
         .with_single_cert(chain, secret)

@@ -388,8 +388,10 @@ async fn handle(
     };
     let one = std::slice::from_ref(&*delivery);
     let spans = traces::deliver(one, pump.sink_name, asked_at);
+    let position = traces::of_delivery(&spans, &delivery);
     let began = Instant::now();
-    let outcome = match guarded(handler.handle(&delivery)).await {
+    let handled = traces::within(position, guarded(handler.handle(&delivery)));
+    let outcome = match handled.await {
         Ok(outcome) => outcome,
         Err(panic) => failed(format!("the handler panicked: {panic}")),
     };

@@ -10,10 +10,12 @@ use async_trait::async_trait;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStderr, Command};
+use towpath_core::message::header::TRACEPARENT;
 use towpath_core::port::sink::{Cause, Outcome};
 use towpath_core::{Delivery, Error, Message, Result};
 
 use crate::pump::{Destination, Handler};
+use crate::telemetry::traces;
 
 /// What every variable that the command gets begins with.
 pub const VARIABLE_PREFIX: &str = "TOWPATH_MESSAGE_";
@@ -196,7 +198,13 @@ fn variables(delivery: &Delivery) -> Vec<(String, String)> {
     if let Some(key) = &message.key {
         variables.push(("KEY".to_owned(), key.clone()));
     }
+    // Where this delivery is in its trace, and not where the message was put into the queue.
+    let position = traces::traceparent();
     for (name, value) in message.headers.iter() {
+        let value = match &position {
+            Some(position) if name.eq_ignore_ascii_case(TRACEPARENT) => position.as_str(),
+            _ => value,
+        };
         let name = name.replace(|character: char| !character.is_ascii_alphanumeric(), "_");
         variables.push((
             format!("HEADER_{}", name.to_ascii_uppercase()),

@@ -356,7 +356,7 @@ impl Metric {
                 "towpath_fleet_agents",
                 "gauge",
                 "state",
-                "Agents that are active, stale (not heard of for three intervals) or failed to apply a configuration, where `fleet.controller` runs",
+                "Agents that are active, stale (not heard of for three intervals), failed to apply a configuration, or share an identity with another process (shared), where `fleet.controller` runs",
             ),
             Self::FleetVersion => (
                 "towpath_fleet_version",

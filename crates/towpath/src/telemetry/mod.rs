@@ -10,7 +10,6 @@ mod process;
 mod pump;
 mod registry;
 mod shown;
-mod trace_context;
 pub mod traces;
 mod vitals;
 
@@ -22,6 +21,5 @@ pub use metric::Metric;
 pub use probes::{Checked, CheckedBackend, CheckedRole, Health, Need, Phase, Source};
 pub use pump::PumpMetrics;
 pub use registry::{Metrics, RefusedConnections};
-pub use trace_context::TraceContext;
-pub use traces::Traces;
+pub use traces::{TraceContext, Traces};
 pub use vitals::{Deliveries, Vitals};

@@ -192,7 +192,7 @@ impl Fleet {
             controller,
             workers,
             place: Place {
-                hostname: config.hostname.clone(),
+                hostname: config.hostname.clone().unwrap_or_else(host_name),
                 ip_address: config.ip_address.clone(),
                 port: config.port,
                 labels: config.labels.clone(),
@@ -209,6 +209,15 @@ impl Fleet {
             let agent = agent.clone();
             async move { agent.run(&stop).await }
         });
+    }
+}
+
+/// The host name of the system.
+fn host_name() -> String {
+    let name = hostname::get().unwrap_or_default();
+    match name.to_string_lossy().trim() {
+        "" => "unknown".to_owned(),
+        name => name.to_owned(),
     }
 }
 

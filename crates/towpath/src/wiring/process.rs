@@ -114,12 +114,15 @@ impl<'a> Process<'a> {
         let intake = Intake::new(self.config.body_timeout, self.config.max_body_memory);
         Edge::new(self.metrics.clone(), self.config.max_in_flight, intake)
             .patience(self.config.disk_timeout)
+            .secure(self.config.tls_certificate.is_some())
     }
 
     /// The same for routes whose requests wait for news: as many may be in hand as there are connections.
     pub(super) fn patient_edge(&self) -> Edge {
         let intake = Intake::new(self.config.body_timeout, self.config.max_body_memory);
-        Edge::new(self.metrics.clone(), self.connections, intake).patience(self.config.disk_timeout)
+        Edge::new(self.metrics.clone(), self.connections, intake)
+            .patience(self.config.disk_timeout)
+            .secure(self.config.tls_certificate.is_some())
     }
 
     /// What an output on the disk of this backend leaves to it.

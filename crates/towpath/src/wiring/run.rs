@@ -182,7 +182,8 @@ async fn serve_admin(admin: admin::Admin, process: &mut Process<'_>) -> Result<S
         connections: process.connections.min(ADMIN_CONNECTIONS),
     };
     let hosts = admin::Hosts::new(&config.admin, &config.admin_hosts);
-    let router = admin::router(admin, hosts, process.edge());
+    let edge = process.edge().secure(process.config.tls_admin);
+    let router = admin::router(admin, hosts, edge);
     listener.start(router, config, &process.metrics, &mut process.supervisor)
 }
 

@@ -571,7 +571,7 @@ fn the_command_line_reads_publishes_and_rolls_back() {
     let history = world.json(&["fleet", "config", "history"]);
     assert_eq!(history[0]["rolls_back_to"], 1);
     assert!(world.ok(&["fleet", "audit"]).contains("enough"));
-    assert!(world.ok(&["fleet", "agents"]).contains("agent-01"));
+    assert!(world.ok(&["fleet", "agents"]).contains("active"));
     let mut stranger = World::at(&world.folder);
     stranger.controller = world.controller;
     stranger.set("API_KEY", "another-key");

@@ -31,6 +31,7 @@ mod fleet;
 mod fleet_bare;
 mod fleet_leftovers;
 mod fleet_tasks;
+mod fleet_truth;
 mod hanging;
 mod http2;
 mod ingest;

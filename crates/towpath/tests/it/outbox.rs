@@ -42,6 +42,7 @@ fn event(topic: &str) -> NewEvent {
         key: None,
         data: "{}".to_owned(),
         created_at: jiff::Timestamp::now(),
+        traceparent: None,
     }
 }
 

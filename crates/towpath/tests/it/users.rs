@@ -113,6 +113,7 @@ fn an_event_that_the_broker_refuses_is_given_up_and_those_around_it_go_on() {
         key: None,
         data: json!({ "number": number, "name": name }).to_string(),
         created_at: jiff::Timestamp::now(),
+        traceparent: None,
     };
     // The second is over what any stream takes; the first comes with it in one read, the third in the next.
     let names = [

@@ -6,6 +6,8 @@ use towpath_core::port::outbox::NewEvent;
 use towpath_core::port::users::User;
 use uuid::Uuid;
 
+use crate::telemetry::traces;
+
 /// What happened to a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Happened {
@@ -24,7 +26,7 @@ impl Happened {
     }
 }
 
-/// The event of what happened to `user` at `at`. That of a deletion names no person.
+/// The event of what happened to `user` at `at`, in the trace of the request that this task serves. That of a deletion names no person.
 pub(super) fn event(topic: &str, happened: Happened, user: &User, at: Timestamp) -> NewEvent {
     let id = user.id.to_string();
     let data: Value = match happened {
@@ -45,5 +47,6 @@ pub(super) fn event(topic: &str, happened: Happened, user: &User, at: Timestamp)
         key: Some(id),
         data: data.to_string(),
         created_at: at,
+        traceparent: traces::traceparent(),
     }
 }

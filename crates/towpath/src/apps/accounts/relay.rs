@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio_util::task::AbortOnDropHandle;
 use towpath_core::backend::Backend;
-use towpath_core::message::header::CONTENT_TYPE;
+use towpath_core::message::header::{CONTENT_TYPE, TRACEPARENT};
 use towpath_core::port::outbox::{Event, Filter, NewEvent, READ_BYTES};
 use towpath_core::port::positions::{Step, Stepped};
 use towpath_core::port::{Outbox, Positions, Queue};
@@ -31,7 +31,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::supervisor::Stop;
-use crate::telemetry::Health;
+use crate::telemetry::{Health, traces};
 
 /// The role's name in health, metrics and the account.
 const ROLE: &str = "accounts.relay";
@@ -405,6 +405,8 @@ impl Relay {
             Target::Streams(positions) => {
                 let to = Bytes::from(format!("{seq} {id}"));
                 let stream = StreamName::new(&topic)?;
+                let begin = |entry| traces::append(&stream, entry);
+                let spans: Vec<_> = messages.iter_mut().filter_map(begin).collect();
                 let step = Step {
                     source: source.to_owned(),
                     from: from.raw.clone(),
@@ -414,7 +416,9 @@ impl Relay {
                     dead: QueueName::new(UNUSED)?,
                     set_aside: Vec::new(),
                 };
-                if let Stepped::Elsewhere(now) = positions.step(step).await? {
+                let stepped = positions.step(step).await;
+                traces::settled(spans, &stepped);
+                if let Stepped::Elsewhere(now) = stepped? {
                     info!(position = ?now, "the position is not where it was");
                     return Ok(Passed::Elsewhere);
                 }
@@ -424,7 +428,12 @@ impl Relay {
                 }
             }
             Target::Queues(queue) if are_sent => {
-                all(queue.enqueue(&QueueName::new(&topic)?, messages).await?)?;
+                let name = QueueName::new(&topic)?;
+                let begin = |message| traces::enqueue(&name, message);
+                let spans = messages.iter_mut().filter_map(begin).collect();
+                let outcomes = queue.enqueue(&name, messages).await;
+                traces::enqueued(spans, &outcomes);
+                all(outcomes?)?;
             }
             Target::Queues(_) => {}
         }
@@ -504,6 +513,7 @@ fn message(event: NewEvent, cloud_events: bool) -> NewMessage {
     message.headers = contract
         .into_iter()
         .chain(more.into_iter().flatten())
+        .chain(event.traceparent.map(|parent| (TRACEPARENT, parent)))
         .collect();
     message
 }

@@ -6,8 +6,9 @@
 //!      +-- applied | failed -------------+-- on disk, once every worker has it
 //! ```
 //!
-//! A version counts as applied when each worker has confirmed it, and only then is it what the agent says it knows:
-//! whatever fails in between is tried again.
+//! A version counts as applied when each worker has confirmed it, and is reported as applied when each worker was seen
+//! to run it. A worker that runs another configuration and refuses this one makes the agent report a failure.
+//! Whatever fails in between is tried again.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,16 +17,16 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use http::{HeaderValue, StatusCode, header};
 use rand::Rng;
-use reqwest::{Client, Method, RequestBuilder};
+use reqwest::{Method, RequestBuilder};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use towpath_core::{Error, ErrorKind, Result, ResultExt};
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use super::agent_client::AgentClient;
 use super::auth::API_KEY;
 use super::config::{Config, follows};
-use super::envelope::data;
 use crate::supervisor::Stop;
 use crate::telemetry::Health;
 use crate::token::Token;
@@ -40,16 +41,13 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// Longest that it asks the controller to wait. Source: the controller's bound.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Most bytes of an answer.
-const ANSWER_BYTES: usize = 4 << 20;
-
 /// What the agent says about itself.
 #[derive(Debug, Clone)]
 pub struct Place {
     /// Its machine.
     pub hostname: String,
-    /// Its address.
-    pub ip_address: String,
+    /// Its address; without it the one from which the controller is reached.
+    pub ip_address: Option<String>,
     /// Its port.
     pub port: u16,
     /// What rollouts choose by.
@@ -84,8 +82,14 @@ struct State {
     controller: String,
     agent_id: Option<Uuid>,
     agent_key: Option<String>,
-    /// What every worker has.
+    /// What every worker has confirmed.
     config: Option<Config>,
+    /// This run of the agent has said who it is.
+    #[serde(skip)]
+    is_registered: bool,
+    /// The controller knows that `config` is applied.
+    #[serde(skip)]
+    is_reported: bool,
 }
 
 /// What the controller said.
@@ -116,12 +120,7 @@ impl Agent {
     /// # Errors
     /// `Unavailable` when its file cannot be read, `Invalid` when the client cannot be made.
     pub async fn run(&self, stop: &Stop) -> Result<()> {
-        let client = crate::http::client()
-            .connect_timeout(self.timeout)
-            .build()
-            .map_err(|error| {
-                Error::invalid("the agent's client cannot be made").with_source(error)
-            })?;
+        let client = AgentClient::new(self.timeout)?;
         let mut state = self.read()?;
         let mut backoff = Backoff::default();
         while !stop.is_requested() {
@@ -136,7 +135,7 @@ impl Agent {
                     pause
                 }
                 Err(error) => {
-                    let pause = backoff.next();
+                    let pause = backoff.next().max(error.retry_after().unwrap_or_default());
                     warn!(error = error.chain(), ?pause, "trying again");
                     self.health.set(ROLE, Some(error.chain()));
                     pause
@@ -151,14 +150,18 @@ impl Agent {
     }
 
     /// Asks once, does what follows, and says how long to pause.
-    async fn turn(&self, client: &Client, state: &mut State) -> Result<Duration> {
-        if state.agent_id.is_none() {
+    async fn turn(&self, client: &AgentClient, state: &mut State) -> Result<Duration> {
+        // A worker that was started again may have lost it, or was given another one.
+        let checked = match &state.config {
+            Some(config) => self.forward(client, config, true).await,
+            None => Ok(()),
+        };
+        // After the workers, which need no controller for what they had.
+        if !state.is_registered {
             self.register(client, state).await?;
         }
-        let mut lost = Ok(());
-        if let Some(config) = &state.config {
-            // A worker that was started anew may have lost it.
-            lost = self.forward(client, config, true).await;
+        if checked.is_ok() && !state.is_reported {
+            state.is_reported = self.report_applied(client, state).await;
         }
         let poll = match &state.config {
             Some(config) if config.poll_interval_seconds > 0 => {
@@ -166,24 +169,31 @@ impl Agent {
             }
             _ => self.poll,
         };
-        let wait = match &lost {
+        let wait = match &checked {
             Ok(()) => poll.min(LONGEST_WAIT),
             Err(_) => Duration::ZERO,
         };
         let began = Instant::now();
         match self.ask(client, state, wait).await? {
-            Said::Other(config) => {
-                self.take(client, state, *config).await?;
-                Ok(Duration::ZERO)
-            }
+            Said::Other(config) => match self.take(client, state, *config).await? {
+                true => Ok(Duration::ZERO),
+                false => Ok(poll),
+            },
             Said::Stranger => {
                 info!("the controller does not know this agent any more; registering again");
-                (state.agent_id, state.agent_key) = (None, None);
+                (state.is_registered, state.agent_key) = (false, None);
                 // Not at once: it may be wrong about that.
                 Ok(FIRST)
             }
             Said::Nothing => {
-                lost?;
+                if let (Err(error), Some(config)) = (&checked, &state.config)
+                    && error.kind() == ErrorKind::Conflict
+                {
+                    // What cannot be told now is told by the next try.
+                    self.tell(client, state, config, Some(error)).await.ok();
+                    state.is_reported = false;
+                }
+                checked?;
                 // A controller that did not wait is left alone for the rest of the interval.
                 let rest = poll.saturating_sub(began.elapsed());
                 if rest < poll / 10 {
@@ -194,38 +204,50 @@ impl Agent {
         }
     }
 
-    async fn register(&self, client: &Client, state: &mut State) -> Result<()> {
-        let body = json!({
+    async fn register(&self, client: &AgentClient, state: &mut State) -> Result<()> {
+        let context = || "registering";
+        let ip_address = match &self.place.ip_address {
+            Some(address) => address.clone(),
+            None => {
+                let own = client.own_address(&self.controller).await;
+                own.context(context)?.to_string()
+            }
+        };
+        let mut body = json!({
             "hostname": self.place.hostname,
-            "ip_address": self.place.ip_address,
+            "ip_address": ip_address,
             "port": self.place.port,
             "labels": self.place.labels,
         });
+        if let Some(key) = &state.agent_key {
+            body["agent_key"] = json!(key);
+        }
         let url = format!("{}/register", self.controller);
-        let request = client
-            .post(url)
-            .header(API_KEY, self.key.expose())
-            .json(&body);
-        let (status, answer) = self
+        let request = client.request(Method::POST, &url);
+        let request = request.header(API_KEY, self.key.expose()).json(&body);
+        let answer = client
             .send(request, Duration::ZERO)
             .await
-            .context(|| "registering")?;
+            .context(context)?;
         #[derive(Deserialize)]
         struct Registered {
             agent_id: Uuid,
             agent_key: Option<String>,
         }
-        let registered: Registered = data(status, &answer).context(|| "registering")?;
-        info!(agent = %registered.agent_id, controller = self.controller, "registered");
+        let registered: Registered = answer.data().context(context)?;
+        let (agent, controller, hostname) =
+            (registered.agent_id, &self.controller, &self.place.hostname);
+        info!(%agent, controller, hostname, ip_address, "registered");
         state.agent_id = Some(registered.agent_id);
         state.agent_key = registered.agent_key;
+        (state.is_registered, state.is_reported) = (true, false);
         self.write(state)
     }
 
     /// Asks for another configuration than the one that every worker has.
-    async fn ask(&self, client: &Client, state: &State, wait: Duration) -> Result<Said> {
+    async fn ask(&self, client: &AgentClient, state: &State, wait: Duration) -> Result<Said> {
         let url = format!("{}/config?wait={}", self.controller, wait.as_secs());
-        let mut request = self.known(client, Method::GET, url, state);
+        let mut request = self.known(client, Method::GET, &url, state);
         // A controller that says so even to a version 0 has none, as existing ones do.
         let known = state.config.as_ref().map_or_else(
             || "0".to_owned(),
@@ -237,34 +259,36 @@ impl Agent {
         if let Ok(known) = HeaderValue::from_str(&known) {
             request = request.header(header::IF_NONE_MATCH, known);
         }
-        let (status, answer) = self
+        let answer = client
             .send(request, wait)
             .await
             .context(|| "asking the controller")?;
-        match status {
+        match answer.status {
             StatusCode::NOT_MODIFIED | StatusCode::NOT_FOUND => Ok(Said::Nothing),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if state.agent_key.is_some() => {
                 Ok(Said::Stranger)
             }
-            _ => data(status, &answer)
+            _ => answer
+                .data()
                 .context(|| "asking the controller")
                 .map(|config| Said::Other(Box::new(config))),
         }
     }
 
-    /// Takes a configuration over, unless it is older than the one that the workers have.
-    async fn take(&self, client: &Client, state: &mut State, config: Config) -> Result<()> {
+    /// Applies a configuration, unless it is older than the one that the workers have. Whether there is more to do now.
+    async fn take(&self, client: &AgentClient, state: &mut State, config: Config) -> Result<bool> {
         if let Some(own) = state.config.as_ref().filter(|own| config.is_before(own)) {
+            let (own_version, offered) = (own.version, config.version);
             warn!(
-                own = own.version,
-                offered = config.version,
-                "the controller has an older configuration; giving it ours"
+                own = own_version,
+                offered, "the controller has an older configuration; giving it ours"
             );
             let url = format!("{}/config/restore", self.controller);
-            let request = self.known(client, Method::POST, url, state).json(own);
-            let (status, answer) = self.send(request, Duration::ZERO).await?;
-            data::<Value>(status, &answer).context(|| "giving the configuration back")?;
-            return Ok(());
+            let request = self.known(client, Method::POST, &url, state).json(own);
+            let answer = client.send(request, Duration::ZERO).await?;
+            let restored: Value = answer.data().context(|| "giving the configuration back")?;
+            // A controller that lost nothing offers the older one on purpose, to an agent that a rollout left out.
+            return Ok(restored["restored"] == true);
         }
         let follows = match &config.schema {
             Some(schema) => follows(&config.data, schema).map_err(Error::invalid),
@@ -279,22 +303,33 @@ impl Agent {
             self.tell(client, state, &config, Some(&error)).await.ok();
             return Err(error);
         }
-        let version = config.version;
-        info!(version, workers = self.workers.len(), "applied");
-        state.config = Some(config.clone());
+        info!(
+            version = config.version,
+            workers = self.workers.len(),
+            "applied"
+        );
+        state.config = Some(config);
+        // The next turn looks what the workers run, and reports it.
+        state.is_reported = false;
         self.write(state)?;
-        if let Err(error) = self.tell(client, state, &config, None).await {
-            warn!(
-                version,
-                error = error.chain(),
-                "the controller was not told"
-            );
-        }
-        Ok(())
+        Ok(true)
     }
 
-    /// Gives a configuration to every worker, or only to those that do not have it.
-    async fn forward(&self, client: &Client, config: &Config, only_lost: bool) -> Result<()> {
+    /// Reports that the workers run the configuration. Whether the controller knows it now.
+    async fn report_applied(&self, client: &AgentClient, state: &State) -> bool {
+        let Some(config) = &state.config else {
+            return true;
+        };
+        let told = self.tell(client, state, config, None).await;
+        if let Err(error) = &told {
+            let (version, error) = (config.version, error.chain());
+            warn!(version, error, "the controller was not told");
+        }
+        told.is_ok()
+    }
+
+    /// Gives a configuration to every worker, or only to those that do not run it.
+    async fn forward(&self, client: &AgentClient, config: &Config, only_lost: bool) -> Result<()> {
         let each = self
             .workers
             .iter()
@@ -304,56 +339,69 @@ impl Agent {
             .into_iter()
             .filter_map(Result::err)
             .collect();
-        let Some(first) = failures.first() else {
+        let is_refused = |error: &&Error| error.kind() == ErrorKind::Conflict;
+        let Some(worst) = failures.iter().find(is_refused).or(failures.first()) else {
             return Ok(());
         };
         let all: Vec<String> = failures.iter().map(Error::chain).collect();
-        Err(Error::new(first.kind(), all.join("; ")))
+        match worst.retry_after() {
+            Some(after) => Err(Error::overloaded(all.join("; "), after)),
+            None => Err(Error::new(worst.kind(), all.join("; "))),
+        }
     }
 
     async fn give(
         &self,
-        client: &Client,
+        client: &AgentClient,
         worker: &str,
         config: &Config,
         only_lost: bool,
     ) -> Result<()> {
-        let url = format!("{worker}/config");
         let about = || format!("worker {worker}");
         if only_lost {
-            let request = client.get(&url).header(API_KEY, self.key.expose());
-            let (status, answer) = self.send(request, Duration::ZERO).await.context(about)?;
-            if status != StatusCode::NOT_FOUND {
-                let has: Config = data(status, &answer).context(about)?;
-                if has == *config
-                    || config.is_before(&has)
-                    || config.epoch.is_none() && has.version == config.version
-                {
-                    return Ok(());
+            match self.runs(client, worker).await.context(about)? {
+                Some(has) if config.is_kept_as(&has) => return Ok(()),
+                // The controller may have it as well; if not, it is reported.
+                Some(has) if config.is_before(&has) => {
+                    return Err(refused(config, Some(&has))).context(about);
+                }
+                Some(has) => {
+                    let (runs, given) = (has.title(), config.title());
+                    info!(worker, runs, given, "the worker runs another configuration");
+                }
+                None => {
+                    let version = config.version;
+                    info!(worker, version, "the worker lost its configuration");
                 }
             }
-            info!(
-                worker,
-                version = config.version,
-                "the worker lost its configuration"
-            );
         }
-        let request = client
-            .post(&url)
-            .header(API_KEY, self.key.expose())
-            .json(config);
-        let (status, answer) = self.send(request, Duration::ZERO).await.context(about)?;
-        if status == StatusCode::CONFLICT {
-            // It has a newer one.
-            return Ok(());
+        let request = client.request(Method::POST, &format!("{worker}/config"));
+        let request = request.header(API_KEY, self.key.expose()).json(config);
+        let answer = client.send(request, Duration::ZERO).await.context(about)?;
+        if answer.status == StatusCode::CONFLICT {
+            return match self.runs(client, worker).await.context(about)? {
+                Some(has) if config.is_kept_as(&has) => Ok(()),
+                has => Err(refused(config, has.as_ref())).context(about),
+            };
         }
-        data::<Value>(status, &answer).context(about).map(drop)
+        answer.data::<Value>().context(about).map(drop)
+    }
+
+    /// What a worker runs.
+    async fn runs(&self, client: &AgentClient, worker: &str) -> Result<Option<Config>> {
+        let request = client.request(Method::GET, &format!("{worker}/config"));
+        let request = request.header(API_KEY, self.key.expose());
+        let answer = client.send(request, Duration::ZERO).await?;
+        match answer.status {
+            StatusCode::NOT_FOUND => Ok(None),
+            _ => answer.data().map(Some),
+        }
     }
 
     /// Tells the controller what became of a configuration; a reference system does not want to know.
     async fn tell(
         &self,
-        client: &Client,
+        client: &AgentClient,
         state: &State,
         config: &Config,
         error: Option<&Error>,
@@ -368,37 +416,21 @@ impl Agent {
         };
         let body = json!({ "version": config.version, "status": status, "error": error.map(Error::chain) });
         let url = format!("{}/agents/{id}/report", self.controller);
-        let request = self.known(client, Method::POST, url, state).json(&body);
-        let (status, answer) = self.send(request, Duration::ZERO).await?;
-        data::<Value>(status, &answer).map(drop)
+        let request = self.known(client, Method::POST, &url, state).json(&body);
+        let answer = client.send(request, Duration::ZERO).await?;
+        answer.data::<Value>().map(drop)
     }
 
     /// A request to the controller with the agent's own key, or the fleet's where it has none.
-    fn known(&self, client: &Client, method: Method, url: String, state: &State) -> RequestBuilder {
+    fn known(
+        &self,
+        client: &AgentClient,
+        method: Method,
+        url: &str,
+        state: &State,
+    ) -> RequestBuilder {
         let key = state.agent_key.as_deref().unwrap_or(self.key.expose());
         client.request(method, url).header(API_KEY, key)
-    }
-
-    async fn send(&self, request: RequestBuilder, wait: Duration) -> Result<(StatusCode, Vec<u8>)> {
-        let away = |error: reqwest::Error| {
-            Error::unavailable("no answer").with_source(error.without_url())
-        };
-        let mut response = request
-            .timeout(self.timeout + wait)
-            .send()
-            .await
-            .map_err(away)?;
-        let status = response.status();
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(away)? {
-            body.extend_from_slice(&chunk);
-            if body.len() > ANSWER_BYTES {
-                return Err(Error::unavailable(format!(
-                    "an answer of over {ANSWER_BYTES} bytes"
-                )));
-            }
-        }
-        Ok((status, body))
     }
 
     fn read(&self) -> Result<State> {
@@ -438,4 +470,10 @@ impl Agent {
         )
         .with_source(error)
     }
+}
+
+/// A worker answered that it does not apply a configuration.
+fn refused(config: &Config, has: Option<&Config>) -> Error {
+    let runs = has.map_or_else(|| "no configuration".to_owned(), Config::title);
+    Error::conflict(format!("it runs {runs}, and refuses {}", config.title()))
 }

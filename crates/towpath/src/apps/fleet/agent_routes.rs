@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::routing::{delete, get, post};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -18,7 +18,9 @@ use super::auth::{Caller, fingerprint, new_agent_key};
 use super::config::POLL_SECONDS;
 use super::controller::Controller;
 use super::controller_routes::{Page, record};
-use super::envelope::{Answer, Failure, parse, success};
+use super::envelope::{Answer, Failure, parse_of_program, success};
+use super::identity::Speaker;
+use crate::http::Peer;
 
 /// `/register` and `/agents…`.
 pub(super) fn agent_routes(controller: Controller) -> Router {
@@ -40,11 +42,22 @@ struct Registration {
     port: i64,
     #[serde(default)]
     labels: BTreeMap<String, String>,
+    /// The key that the agent has: who holds it may move the agent to another place.
+    #[serde(default)]
+    agent_key: Option<String>,
 }
 
-async fn register(State(controller): State<Controller>, headers: HeaderMap, body: Bytes) -> Answer {
+/// The fields of a registration.
+const REGISTRATION: &[&str] = &["hostname", "ip_address", "port", "labels", "agent_key"];
+
+async fn register(
+    State(controller): State<Controller>,
+    peer: Option<Extension<Peer>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer {
     controller.keys().check(&headers)?;
-    let said: Registration = parse(&body)?;
+    let said: Registration = parse_of_program(&body, REGISTRATION)?;
     for (name, text) in [
         ("hostname", &said.hostname),
         ("ip_address", &said.ip_address),
@@ -64,8 +77,15 @@ async fn register(State(controller): State<Controller>, headers: HeaderMap, body
         port,
         labels: json!(said.labels).to_string(),
     };
-    let agent = controller.store().register(place, fingerprint(&key)).await;
-    let agent = agent.map_err(|error| Failure::from(error).code("REGISTRATION_FAILED"))?;
+    let failed = |error| Failure::from(error).code("REGISTRATION_FAILED");
+    let store = controller.store();
+    let known = match &said.agent_key {
+        Some(old) => store.agent_of(&fingerprint(old)).await.map_err(failed)?,
+        None => None,
+    };
+    let agent = store.register(place, fingerprint(&key), known);
+    let agent = agent.await.map_err(failed)?;
+    controller.spoke_as(agent.id, &headers, peer.map(|peer| peer.0));
     let newest = controller.watch().borrow().newest().cloned();
     let poll = newest.map_or(POLL_SECONDS, |config| config.poll_interval_seconds);
     controller.nudge();
@@ -95,6 +115,8 @@ struct AgentView {
     applied_version: Option<u64>,
     failed_version: Option<u64>,
     last_error: Option<String>,
+    /// The processes that speak as this agent, if there are several.
+    shared_by: Vec<Speaker>,
 }
 
 async fn agents(
@@ -105,11 +127,15 @@ async fn agents(
     controller.operator(&headers).await?;
     let stale = controller.watch().borrow().stale();
     let found = controller.store().agents(page.after, page.limit()?).await?;
-    let all: Vec<_> = found.into_iter().map(|agent| view(agent, stale)).collect();
+    let all = found.into_iter().map(|agent| {
+        let shared_by = controller.sharing(agent.id);
+        view(agent, stale, shared_by)
+    });
+    let all: Vec<_> = all.collect();
     Ok(success(StatusCode::OK, all))
 }
 
-fn view(agent: Agent, stale: Duration) -> AgentView {
+fn view(agent: Agent, stale: Duration, shared_by: Vec<Speaker>) -> AgentView {
     let silence = Timestamp::now().duration_since(agent.seen_at).as_secs();
     AgentView {
         agent_id: agent.id,
@@ -127,6 +153,7 @@ fn view(agent: Agent, stale: Duration) -> AgentView {
         applied_version: agent.report.applied,
         failed_version: agent.report.failed,
         last_error: agent.report.error,
+        shared_by,
     }
 }
 
@@ -176,7 +203,7 @@ async fn report(
     if caller != Caller::Agent(agent) {
         caller.operator()?;
     }
-    let told: Told = parse(&body)?;
+    let told: Told = parse_of_program(&body, &["version", "status", "error"])?;
     let report = match told.status.as_str() {
         "applied" | "rolled_back" => Report {
             applied: Some(told.version),

@@ -119,12 +119,11 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 
 fn given(headers: &HeaderMap) -> Result<&str, Failure> {
     let own = headers.get(API_KEY).and_then(|value| value.to_str().ok());
+    // RFC 9110, section 11.1: the name of a scheme has no case.
     let bearer = || {
-        headers
-            .get(header::AUTHORIZATION)?
-            .to_str()
-            .ok()?
-            .strip_prefix("Bearer ")
+        let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+        let (scheme, key) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
     };
     own.or_else(bearer)
         .filter(|key| !key.is_empty())

@@ -44,6 +44,20 @@ pub(super) struct Config {
 }
 
 impl Config {
+    /// The names of its fields.
+    pub(super) const FIELDS: &[&str] = &[
+        "id",
+        "version",
+        "data",
+        "poll_interval_seconds",
+        "epoch",
+        "schema",
+        "author",
+        "rolls_back_to",
+        "created_at",
+        "signature",
+    ];
+
     /// What was published, signed.
     pub(super) fn of(published: &Published, epoch: &Epoch) -> Result<Self> {
         let corrupt = |error| Error::corrupt("a configuration is no JSON").with_source(error);
@@ -99,14 +113,29 @@ impl Config {
         })
     }
 
-    /// Whether it is an older one of the same line.
+    /// Whether it is an older one of the same line of versions.
+    ///
+    /// Without an epoch a configuration belongs to no line of which anything is known: a reference controller begins
+    /// at version 1 again with a new database, and a controller of ours begins at version 1 after a reference one.
     pub(super) fn is_before(&self, other: &Self) -> bool {
-        let is_same_line = match (&self.epoch, &other.epoch) {
-            (Some(one), Some(other)) => one == other,
-            // A reference system knows no lines.
-            _ => true,
-        };
-        is_same_line && self.version < other.version
+        self.epoch.is_some() && self.epoch == other.epoch && self.version < other.version
+    }
+
+    /// Whether a worker that keeps `kept` runs this configuration. A reference worker keeps neither epoch nor schema.
+    pub(super) fn is_kept_as(&self, kept: &Self) -> bool {
+        let is_same_line = kept.epoch.is_none() || kept.epoch == self.epoch;
+        let is_same_content = kept.data == self.data
+            && kept.poll_interval_seconds == self.poll_interval_seconds
+            && kept.id == self.id;
+        is_same_line && is_same_content && kept.version == self.version
+    }
+
+    /// The version, and whose it is, for people.
+    pub(super) fn title(&self) -> String {
+        match &self.epoch {
+            Some(epoch) => format!("version {} of epoch `{epoch}`", self.version),
+            None => format!("version {} without an epoch", self.version),
+        }
     }
 
     /// Everything but the signature, always in the same words.
@@ -229,9 +258,45 @@ mod tests {
             ..serde_json::from_str("{}").unwrap()
         };
         assert!(config(1, Some("a")).is_before(&config(2, Some("a"))));
-        assert!(config(1, None).is_before(&config(2, Some("a"))));
         assert!(!config(1, Some("b")).is_before(&config(2, Some("a"))));
+        // Without an epoch it is another line, whichever side lacks it.
+        assert!(!config(1, None).is_before(&config(2, Some("a"))));
+        assert!(!config(1, Some("a")).is_before(&config(2, None)));
+        assert!(!config(1, None).is_before(&config(2, None)));
         assert!(!config(2, Some("a")).is_before(&config(2, Some("a"))));
+    }
+
+    #[test]
+    fn a_worker_runs_what_it_keeps_with_or_without_our_fields() {
+        let config = Config::of(&published(3), &epoch()).unwrap();
+        let kept = Config {
+            epoch: None,
+            schema: None,
+            signature: None,
+            ..config.clone()
+        };
+        assert!(config.is_kept_as(&config) && config.is_kept_as(&kept));
+        let others = [
+            Config {
+                id: Uuid::now_v7().to_string(),
+                ..kept.clone()
+            },
+            Config {
+                version: 2,
+                ..kept.clone()
+            },
+            Config {
+                data: BTreeMap::new(),
+                ..kept.clone()
+            },
+            Config {
+                epoch: Some("other".to_owned()),
+                ..kept
+            },
+        ];
+        for other in others {
+            assert!(!config.is_kept_as(&other), "{other:?}");
+        }
     }
 
     #[test]

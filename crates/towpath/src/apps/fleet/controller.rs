@@ -22,7 +22,9 @@ use uuid::Uuid;
 use super::auth::{Caller, Keys};
 use super::config::{Config, POLL_SECONDS};
 use super::envelope::Failure;
+use super::identity::{Identities, Speaker};
 use super::rollout::{self, Decision};
+use crate::http::Peer;
 use crate::supervisor::Stop;
 use crate::telemetry::{Health, Metrics};
 
@@ -89,6 +91,7 @@ struct Inner {
     keys: Keys,
     current: watch::Sender<Snapshot>,
     seen: Mutex<HashMap<Uuid, Timestamp>>,
+    identities: Identities,
     changed: Notify,
     /// Looks take turns, so that nobody is told what was true before.
     looking: tokio::sync::Mutex<()>,
@@ -116,6 +119,7 @@ impl Controller {
             keys,
             current: watch::Sender::default(),
             seen: Mutex::default(),
+            identities: Identities::default(),
             changed: Notify::new(),
             looking: tokio::sync::Mutex::default(),
             ttl,
@@ -183,11 +187,27 @@ impl Controller {
             .iter()
             .filter(|agent| agent.report.failed.is_some())
             .count();
+        let is_shared = |agent: &&Agent| !self.sharing(agent.id).is_empty();
         let states = [
             ("active", agents.len() - silent),
             ("stale", silent),
             ("failed", failed),
+            ("shared", agents.iter().filter(is_shared).count()),
         ];
+        for (id, speakers) in self.0.identities.news(now, stale) {
+            let Some(agent) = agents.iter().find(|agent| agent.id == id) else {
+                continue;
+            };
+            let from: Vec<String> = speakers.iter().map(Speaker::to_string).collect();
+            warn!(
+                agent = %id,
+                hostname = agent.place.hostname,
+                ip_address = agent.place.ip_address,
+                port = agent.place.port,
+                processes = from.join(", "),
+                "agents share an identity; set `fleet.agent.hostname` on one of them"
+            );
+        }
         let version = snapshot.newest().map_or(0, |newest| newest.version);
         self.0.metrics.fleet(states, version);
         Ok(())
@@ -374,6 +394,19 @@ impl Controller {
     pub(super) fn heard_of(&self, agent: Uuid) {
         let mut seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.insert(agent, Timestamp::now());
+    }
+
+    /// A process spoke as an agent.
+    pub(super) fn spoke_as(&self, agent: Uuid, headers: &HeaderMap, peer: Option<Peer>) {
+        let address = peer.map(|peer| peer.0.ip().to_canonical());
+        let now = Timestamp::now();
+        self.0.identities.heard(agent, headers, address, now);
+    }
+
+    /// The processes that share this agent's identity; none when it is one.
+    pub(super) fn sharing(&self, agent: Uuid) -> Vec<Speaker> {
+        let stale = self.0.current.borrow().stale().as_secs().cast_signed();
+        self.0.identities.sharing(agent, Timestamp::now(), stale)
     }
 
     /// Something changed that others wait for: it is visible when this returns.

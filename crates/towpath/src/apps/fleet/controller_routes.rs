@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use super::config::{Config, POLL_SECONDS, follows};
 use super::controller::Controller;
 use super::envelope::{Answer, Failure, parse, success};
 use super::rollout::Step;
+use crate::http::Peer;
 use crate::http::json::Object;
 
 /// Longest that a request waits for another configuration.
@@ -217,6 +218,7 @@ struct Wait {
 
 async fn config(
     State(controller): State<Controller>,
+    peer: Option<Extension<Peer>>,
     headers: HeaderMap,
     Query(query): Query<Wait>,
 ) -> Answer {
@@ -231,6 +233,10 @@ async fn config(
         .get(header::IF_NONE_MATCH)
         .and_then(|value| value.to_str().ok());
     let until = Instant::now() + wait(query.wait.as_deref())?;
+    if let Some(agent) = agent {
+        // Once for each request, or an agent that ended would speak on.
+        controller.spoke_as(agent, &headers, peer.map(|peer| peer.0));
+    }
     let mut watch = controller.watch();
     loop {
         if let Some(agent) = agent {

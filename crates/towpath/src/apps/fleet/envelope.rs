@@ -1,5 +1,6 @@
 //! The envelope that every answer of the fleet app has. Source: the reference system.
 
+use crate::config::did_you_mean;
 use crate::http::json;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -64,6 +65,12 @@ impl From<Error> for Failure {
     /// its kind. What is wrong inside goes to the log.
     fn from(error: Error) -> Self {
         tracing::warn!(error = error.chain(), "request failed");
+        if error.kind() == ErrorKind::Corrupt {
+            // Trying again reads the same.
+            let (status, code) = (StatusCode::INTERNAL_SERVER_ERROR, "UNREADABLE");
+            let text = "what is stored cannot be read; see the log for the reason";
+            return Self::new(status, code, text);
+        }
         let text = error.unknown_or(UNAVAILABLE);
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", text)
     }
@@ -100,6 +107,28 @@ pub(super) fn success(status: StatusCode, data: impl Serialize) -> Response {
 /// What a body says.
 pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Failure> {
     json::object(body).map_err(|reason| Failure::invalid(format!("the body: {reason}")))
+}
+
+/// What the body of another program says. Unknown fields are ignored, as a newer version may send more, except those
+/// that are written almost like a known one which is missing.
+pub(super) fn parse_of_program<T: DeserializeOwned>(
+    body: &Bytes,
+    fields: &[&str],
+) -> Result<T, Failure> {
+    let read = parse(body)?;
+    let all: serde_json::Map<String, Value> = parse(body)?;
+    let is_there = |field: &str| all.keys().any(|name| name.eq_ignore_ascii_case(field));
+    let missing = || fields.iter().copied().filter(|field| !is_there(field));
+    for name in all.keys() {
+        let is_known = fields.iter().any(|field| field.eq_ignore_ascii_case(name));
+        let meant = did_you_mean(name, missing());
+        if !is_known && !meant.is_empty() {
+            return Err(Failure::invalid(format!(
+                "the body: unknown field `{name}`{meant}"
+            )));
+        }
+    }
+    Ok(read)
 }
 
 /// The data of an answer, ours or a reference system's; anything else is an error that says what came.

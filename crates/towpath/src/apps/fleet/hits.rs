@@ -3,6 +3,7 @@
 //! A result is written before its message is acked: after a crash in between the message comes again, and finds the
 //! result. A request that was under way at a crash is made again.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use tracing::info;
 use uuid::Uuid;
 
 use super::destinations::{Destinations, HOSTS, deferred};
-use super::task::{Status, Stored, Task, Tasks};
+use super::task::{Header, Status, Stored, Task, Tasks};
 use crate::http::answer::{retry_after, unavailable};
 use crate::http::guard::Guard;
 use crate::pump::{Destination, Handler};
@@ -36,6 +37,9 @@ const REDIRECTS: usize = 10;
 
 /// Headers of an answer that are kept, of at most so many characters in all.
 const HEADER_CHARACTERS: usize = 8 * 1024;
+
+/// The longest `Retry-After` that is obeyed, well below the time that an open task is known for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
 
 /// Crashes after which a task counts as their cause.
 const CRASHES: u32 = 20;
@@ -70,7 +74,7 @@ pub struct Hits {
 /// What a server said.
 struct Reply {
     status: StatusCode,
-    headers: BTreeMap<String, String>,
+    headers: BTreeMap<String, Header>,
     retry_after: Option<Duration>,
     body: Vec<u8>,
     is_truncated: bool,
@@ -196,6 +200,10 @@ impl Hits {
             ..stored.task.clone()
         };
         let is_last = task.attempts >= self.limits.attempts;
+        let asked_pause = match &replied {
+            Ok(reply) => reply.retry_after.unwrap_or_default().min(LONGEST_PAUSE),
+            Err(_) => Duration::ZERO,
+        };
         let problem = match replied {
             Ok(reply) => {
                 let is_busy = reply.status.is_server_error()
@@ -217,7 +225,7 @@ impl Hits {
                 (task.status, task.error) = (Status::Retrying, Some(error.clone()));
                 let after = self.retry.next_delay(task.attempts, &mut rand::rng());
                 Outcome::Retry {
-                    after: Some(after),
+                    after: Some(after.max(asked_pause)),
                     error,
                 }
             }
@@ -307,17 +315,22 @@ fn said(replied: &Result<Reply>) -> Outcome {
     }
 }
 
-fn headers(all: &http::HeaderMap) -> BTreeMap<String, String> {
+/// The headers of an answer, every line of each.
+fn headers(all: &http::HeaderMap) -> BTreeMap<String, Header> {
     let mut room = HEADER_CHARACTERS;
-    all.iter()
-        .filter_map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned())))
-        .take_while(|(name, value)| {
-            let size = name.len() + value.len();
-            let fits = size <= room;
-            room = room.saturating_sub(size);
-            fits
-        })
-        .collect()
+    let mut kept = BTreeMap::new();
+    for (name, value) in all {
+        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+        let Some(left) = room.checked_sub(name.as_str().len() + value.len()) else {
+            break;
+        };
+        room = left;
+        match kept.entry(name.to_string()) {
+            Entry::Vacant(vacant) => drop(vacant.insert(Header::One(value))),
+            Entry::Occupied(mut known) => known.get_mut().add(value),
+        }
+    }
+    kept
 }
 
 /// Keeps an answer: a body that is no text in base64, and of one that was cut off no half character.

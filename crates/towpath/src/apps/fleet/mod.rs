@@ -11,6 +11,7 @@
 //! ```
 
 mod agent;
+mod agent_client;
 mod agent_routes;
 mod auth;
 mod callbacks;
@@ -20,6 +21,7 @@ mod controller_routes;
 mod destinations;
 mod envelope;
 mod hits;
+mod identity;
 mod rollout;
 mod task;
 mod worker;

@@ -23,11 +23,13 @@ use towpath_core::port::kv::Op;
 use towpath_core::port::queue::Settings;
 use towpath_core::port::{Effects, Kv, Queue};
 use towpath_core::{ConsumerId, Error, NewMessage, QueueName, Result, retry};
+use tracing::debug;
 use uuid::Uuid;
 
 use super::callbacks::CALLBACK_QUEUE;
 use super::hits::HIT_QUEUE;
 use crate::inlet::QueueInlet;
+use crate::telemetry::traces;
 
 /// Where records are, in front of the task's id. Source: the reference system.
 const PREFIX: &str = "worker:hit:result:";
@@ -48,7 +50,8 @@ const LOOK: Duration = Duration::from_millis(200);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Status {
-    /// Nobody works on it yet.
+    /// Nobody works on it yet. The reference worker says `pending`.
+    #[serde(alias = "pending")]
     Queued,
     /// Somebody does.
     Running,
@@ -69,7 +72,25 @@ impl Status {
     }
 }
 
-/// The record of a task: the fields of the reference system and more.
+/// What an answer says in a header: one value, or each of several lines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Header {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Header {
+    /// Adds the value of another line.
+    pub(super) fn add(&mut self, value: String) {
+        match self {
+            Self::One(first) => *self = Self::Several(vec![std::mem::take(first), value]),
+            Self::Several(all) => all.push(value),
+        }
+    }
+}
+
+/// The record of a task: the fields of the reference system and more. A record of its worker has only its fields.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Task {
     pub(super) task_id: Uuid,
@@ -77,7 +98,7 @@ pub(super) struct Task {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) status_code: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) headers: Option<BTreeMap<String, String>>,
+    pub(super) headers: Option<BTreeMap<String, Header>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) body: Option<String>,
     /// `base64` when the body is no text.
@@ -88,10 +109,14 @@ pub(super) struct Task {
     pub(super) truncated: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<String>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) url: String,
+    #[serde(default = "get")]
     pub(super) method: String,
+    #[serde(default)]
     pub(super) attempts: u32,
-    pub(super) created_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) created_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) finished_at: Option<Timestamp>,
     /// How long the last attempt took.
@@ -186,7 +211,10 @@ impl Tasks {
             ttl: Some(OPEN),
         };
         match self.enqueue(id, record).await? {
-            effects::Outcome::Applied(_) => Ok(task),
+            effects::Outcome::Applied(_) => {
+                debug!(task = %task.task_id, "task queued");
+                Ok(task)
+            }
             effects::Outcome::Refused { current, .. } => read(&current.unwrap_or_default()),
         }
     }
@@ -207,12 +235,16 @@ impl Tasks {
 
     /// Writes a record and the message of its task, in one step.
     async fn enqueue(&self, id: Uuid, record: Op) -> Result<effects::Outcome> {
+        let mut message = NewMessage::new(id.to_string());
+        let span = traces::enqueue(&self.hits, &mut message);
         let transaction = Transaction {
             kv: vec![record],
-            enqueue: vec![(self.hits.clone(), NewMessage::new(id.to_string()))],
+            enqueue: vec![(self.hits.clone(), message)],
             ..Transaction::default()
         };
-        self.effects.apply(transaction).await
+        let outcome = self.effects.apply(transaction).await;
+        traces::settled(span, &outcome);
+        outcome
     }
 
     /// A task.
@@ -249,16 +281,21 @@ impl Tasks {
             ttl: Some(ttl),
         };
         let is_called_back = task.status.is_final() && task.callback_url.is_some();
-        let callback =
-            is_called_back.then(|| (self.callbacks.clone(), NewMessage::new(bytes(task))));
+        let mut callback = is_called_back.then(|| NewMessage::new(bytes(task)));
+        let begin = |message| traces::enqueue(&self.callbacks, message);
+        let span = callback.as_mut().and_then(begin);
+        let enqueue = callback.map(|message| (self.callbacks.clone(), message));
         let transaction = Transaction {
             kv: vec![swap],
-            enqueue: callback.into_iter().collect(),
+            enqueue: enqueue.into_iter().collect(),
             ..Transaction::default()
         };
-        let outcome = self.effects.apply(transaction).await?;
-        let is_done = matches!(outcome, effects::Outcome::Applied(_));
+        let outcome = self.effects.apply(transaction).await;
+        traces::settled(span, &outcome);
+        let is_done = matches!(outcome?, effects::Outcome::Applied(_));
         if is_done && task.status.is_final() {
+            let (status, code, attempts) = (task.status, task.status_code, task.attempts);
+            debug!(task = %task.task_id, ?status, code, attempts, "task ended");
             self.ended.notify_waiters();
         }
         Ok(is_done)
@@ -291,9 +328,9 @@ fn new(task_id: Uuid, url: String, callback_url: Option<String>) -> Task {
         truncated: false,
         error: None,
         url,
-        method: "GET".to_owned(),
+        method: get(),
         attempts: 0,
-        created_at: Timestamp::now(),
+        created_at: Some(Timestamp::now()),
         finished_at: None,
         duration_ms: None,
         callback_url,
@@ -302,6 +339,11 @@ fn new(task_id: Uuid, url: String, callback_url: Option<String>) -> Task {
 
 fn place(id: Uuid) -> String {
     format!("{PREFIX}{id}")
+}
+
+/// The only method so far.
+fn get() -> String {
+    "GET".to_owned()
 }
 
 /// The same id for the same key.
@@ -322,4 +364,25 @@ fn bytes(task: &Task) -> Bytes {
 fn read(bytes: &[u8]) -> Result<Task> {
     serde_json::from_slice(bytes)
         .map_err(|error| Error::corrupt("the record of a task cannot be read").with_source(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_the_reference_worker_are_read() {
+        let id = "0d9f7dd4-5a3c-4b6b-9a39-5a1a3f1c7d10";
+        let completed =
+            format!(r#"{{"task_id":"{id}","status":"completed","status_code":500,"body":"oops"}}"#);
+        let task = read(completed.as_bytes()).unwrap();
+        let (status, code) = (task.status, task.status_code);
+        assert_eq!((status, code), (Status::Completed, Some(500)));
+        assert_eq!(task.body.as_deref(), Some("oops"));
+        let failed = format!(r#"{{"task_id":"{id}","status":"failed","error":"refused"}}"#);
+        assert_eq!(read(failed.as_bytes()).unwrap().status, Status::Failed);
+        let pending = format!(r#"{{"task_id":"{id}","status":"pending"}}"#);
+        assert_eq!(read(pending.as_bytes()).unwrap().status, Status::Queued);
+        assert!(read(b"x").is_err());
+    }
 }

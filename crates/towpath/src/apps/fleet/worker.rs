@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use towpath_core::{Error, Result};
 use tracing::{info, warn};
 
@@ -12,12 +13,51 @@ use crate::http::guard::Guard;
 /// The key of the configuration that says where hits go. Source: the reference system.
 const URL: &str = "url";
 
+/// Most superseded configurations that are remembered.
+const REMEMBERED: usize = 100;
+
 /// What became of a configuration that was given.
 pub(super) enum Given {
     /// It is in force.
     Taken(u64),
     /// A newer one is.
     Older(u64),
+}
+
+/// What the file holds.
+#[derive(Clone, Serialize, Deserialize)]
+struct Kept {
+    #[serde(flatten)]
+    config: Config,
+    /// Ids of configurations without an epoch that were in force before, the latest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    superseded: Vec<String>,
+}
+
+impl Kept {
+    /// Whether a configuration is older than the one in force.
+    ///
+    /// Without an epoch the number says little, as a reference controller counts from 1 again with a new database:
+    /// a lower one is older when it was in force before, or has no id to tell.
+    fn is_after(&self, config: &Config) -> bool {
+        let has_no_epoch = config.epoch.is_none() && self.config.epoch.is_none();
+        let was_in_force = config.id.is_empty() || self.superseded.contains(&config.id);
+        config.is_before(&self.config)
+            || has_no_epoch && config.version < self.config.version && was_in_force
+    }
+
+    /// What is kept once this configuration is in force.
+    fn followed_by(mut self, config: Config) -> Self {
+        let old = self.config.id;
+        if self.config.epoch.is_none() && !old.is_empty() && old != config.id {
+            self.superseded.retain(|id| *id != old);
+            self.superseded.push(old);
+        }
+        let excess = self.superseded.len().saturating_sub(REMEMBERED);
+        self.superseded.drain(..excess);
+        self.config = config;
+        self
+    }
 }
 
 /// A worker; cheap to clone.
@@ -27,7 +67,7 @@ pub struct Worker(Arc<Inner>);
 struct Inner {
     file: PathBuf,
     guard: Arc<Guard>,
-    config: Mutex<Option<Config>>,
+    kept: Mutex<Option<Kept>>,
 }
 
 impl Worker {
@@ -36,9 +76,9 @@ impl Worker {
     /// # Errors
     /// `Unavailable` when the file is there and cannot be read.
     pub fn open(file: PathBuf, guard: Arc<Guard>) -> Result<Self> {
-        let config = match std::fs::read(&file) {
+        let kept = match std::fs::read(&file) {
             Ok(text) => match serde_json::from_slice(&text) {
-                Ok(config) => Some(config),
+                Ok(kept) => Some(kept),
                 Err(error) => {
                     warn!(file = %file.display(), %error, "the worker's file cannot be used; waiting for a configuration");
                     None
@@ -53,13 +93,13 @@ impl Worker {
         Ok(Self(Arc::new(Inner {
             file,
             guard,
-            config: Mutex::new(config),
+            kept: Mutex::new(kept),
         })))
     }
 
     /// What is in force.
     pub(super) fn config(&self) -> Option<Config> {
-        self.lock().clone()
+        self.lock().as_ref().map(|kept| kept.config.clone())
     }
 
     /// Where hits go.
@@ -82,23 +122,30 @@ impl Worker {
             self.check(url)?;
         }
         let mut now = self.lock();
-        if let Some(newer) = now.as_ref().filter(|now| config.is_before(now)) {
-            return Ok(Given::Older(newer.version));
+        if let Some(newer) = now.as_ref().filter(|now| now.is_after(&config)) {
+            return Ok(Given::Older(newer.config.version));
         }
         let version = config.version;
-        if now.as_ref() != Some(&config) {
-            let text = serde_json::to_vec_pretty(&config).unwrap_or_default();
+        if now.as_ref().map(|now| &now.config) != Some(&config) {
+            let kept = match now.clone() {
+                Some(old) => old.followed_by(config),
+                None => Kept {
+                    config,
+                    superseded: Vec::new(),
+                },
+            };
+            let text = serde_json::to_vec_pretty(&kept).unwrap_or_default();
             crate::disk::replace(&self.0.file, &text).map_err(|error| {
                 let text = format!("`{}` cannot be written", self.0.file.display());
                 Error::unavailable(text).with_source(error)
             })?;
             info!(version, "configured");
-            *now = Some(config);
+            *now = Some(kept);
         }
         Ok(Given::Taken(version))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Config>> {
-        self.0.config.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Kept>> {
+        self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::auth::Keys;
 use super::config::Config;
-use super::envelope::{Answer, Failure, parse, success};
+use super::envelope::{Answer, Failure, parse, parse_of_program, success};
 use super::task::{Status, Task, Tasks};
 use super::worker::{Given, Worker};
 use crate::http::Peer;
@@ -68,7 +68,8 @@ pub fn worker_routes(
     };
     Router::new()
         .route("/config", get(config).post(configure))
-        .route("/hit", get(hit).post(hit_with))
+        // What asks about a resource starts no task.
+        .route("/hit", get(hit).post(hit_with).head(no_head))
         .route("/hit/{id}", get(show).delete(cancel))
         .route("/hits", get(list))
         .layer(middleware::from_fn_with_state(api.clone(), admit))
@@ -101,7 +102,7 @@ async fn config(State(api): State<Api>) -> Answer {
 }
 
 async fn configure(State(api): State<Api>, body: Bytes) -> Answer {
-    let config: Config = parse(&body)?;
+    let config: Config = parse_of_program(&body, Config::FIELDS)?;
     match api.worker.take(config).map_err(Failure::of_check)? {
         Given::Taken(version) => Ok(success(StatusCode::OK, json!({ "version": version }))),
         Given::Older(newer) => Err(Failure::new(
@@ -117,6 +118,11 @@ async fn configure(State(api): State<Api>, body: Bytes) -> Answer {
 #[serde(deny_unknown_fields)]
 struct Wanted {
     callback_url: Option<String>,
+}
+
+async fn no_head() -> Failure {
+    let text = "`HEAD` starts no task; use `POST /hit`";
+    Failure::new(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", text)
 }
 
 async fn hit(State(api): State<Api>, headers: HeaderMap) -> Answer {

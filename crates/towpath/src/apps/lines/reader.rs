@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use super::Pace;
 use crate::source::{self, Chunk, Inputs, Limits, Line, Position, Saved, Tail, Wake};
 use crate::supervisor::Stop;
-use crate::telemetry::{Health, LineMetrics};
+use crate::telemetry::{Health, LineMetrics, traces};
 
 /// How an append that met an unavailable backend, or a file that cannot be read, is tried again.
 const AGAIN: retry::Policy =
@@ -426,7 +426,12 @@ impl Reader {
                     }
                 }
             }
-            match self.positions.step(step).await {
+            let stream = &self.settings.stream;
+            let begin = |entry| traces::append(stream, entry);
+            let spans: Vec<_> = step.entries.iter_mut().filter_map(begin).collect();
+            let stepped = self.positions.step(step).await;
+            traces::settled(spans, &stepped);
+            match stepped {
                 Ok(Stepped::Done) => return Ok(Sent::Done(moved)),
                 // An earlier try whose answer was lost.
                 Ok(Stepped::Elsewhere(now)) if now.as_ref() == Some(&moved) => {

@@ -14,6 +14,7 @@ use super::order::Order;
 use super::record::Record;
 use super::topology::{EVENTS, INTAKE, Topology};
 use super::{INVENTORY, ORDER};
+use crate::telemetry::traces;
 
 /// The ports of the app, and how long it remembers.
 #[derive(Clone)]
@@ -91,11 +92,15 @@ impl Desk {
     ///
     /// # Errors
     /// `NotFound` when no queue is bound for it; those of the broker.
-    pub(super) async fn publish(&self, exchange: ExchangeName, one: Publication) -> Result<()> {
-        let mut outcomes = self.routes.publish(&exchange, vec![one]).await?;
-        let outcome = outcomes
-            .pop()
-            .unwrap_or_else(|| Err(Error::unavailable("the broker gave no outcome")));
+    pub(super) async fn publish(&self, exchange: ExchangeName, mut one: Publication) -> Result<()> {
+        let span = traces::publish(exchange.as_str(), &mut one.message);
+        let outcome = match self.routes.publish(&exchange, vec![one]).await {
+            Ok(mut outcomes) => outcomes
+                .pop()
+                .unwrap_or_else(|| Err(Error::unavailable("the broker gave no outcome"))),
+            Err(error) => Err(error),
+        };
+        traces::settled(span, &outcome);
         outcome.map(drop)
     }
 }

@@ -21,6 +21,7 @@ use super::ACCEPTED_COUNT;
 use super::desk::{Desk, Stored, count, intake};
 use super::order::Order;
 use super::record::{Record, State};
+use crate::telemetry::traces;
 
 /// How long a gateway has for publishing before another may take over.
 const RESERVATION: Duration = Duration::from_secs(5);
@@ -89,16 +90,20 @@ impl Gateway {
     ) -> std::result::Result<Accepted, Failure> {
         let record = Record::new(order, State::Accepted, self.0.now());
         let apply = async || {
+            let (exchange, mut one) = intake(order, trace.clone())?;
+            let span = traces::publish(exchange.as_str(), &mut one.message);
             let transaction = Transaction {
                 kv: vec![
                     self.0.change(None, &record, None),
                     self.idempotency(order),
                     count(ACCEPTED_COUNT),
                 ],
-                publish: vec![intake(order, trace.clone())?],
+                publish: vec![(exchange, one)],
                 ..Transaction::default()
             };
-            effects.apply(transaction).await
+            let outcome = effects.apply(transaction).await;
+            traces::settled(span, &outcome);
+            outcome
         };
         let mut outcome = apply().await;
         if matches!(&outcome, Err(error) if error.kind() == ErrorKind::NotFound) {

@@ -14,6 +14,7 @@ use super::record::{Record, State};
 use super::topology::{CREATED, REJECTED};
 use super::{ACCEPTED_COUNT, PROCESSED_COUNT, REJECTED_COUNT};
 use crate::pump::{Destination, Handler};
+use crate::telemetry::traces;
 
 /// How often one delivery may find that another was quicker, before it is tried again later.
 const RACES: usize = 10;
@@ -181,9 +182,11 @@ impl Processor {
                 Committed::Refused { index, current } => Err((index, current)),
             });
         };
+        let (exchange, mut one) = event(routing_key, order, &delivery.message.headers)?;
+        let span = traces::publish(exchange.as_str(), &mut one.message);
         let transaction = Transaction {
             kv: ops,
-            publish: vec![event(routing_key, order, &delivery.message.headers)?],
+            publish: vec![(exchange, one)],
             settle: vec![Settlement {
                 receipt: delivery.receipt.clone(),
                 verdict: Verdict::Ack,
@@ -201,6 +204,7 @@ impl Processor {
             }
             outcome => outcome,
         };
+        traces::settled(span, &outcome);
         match outcome {
             Ok(effects::Outcome::Applied(_)) => Ok(Ok(Done::Settled)),
             Ok(effects::Outcome::Refused { index, current }) => Ok(Err((index, current))),

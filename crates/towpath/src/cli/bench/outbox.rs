@@ -117,6 +117,7 @@ impl Writer {
             key: Some(key),
             data: String::from_utf8_lossy(&text).into_owned(),
             created_at: Timestamp::now(),
+            traceparent: None,
         };
         self.outbox.write(vec![event]).await?;
         Ok(numbers)

@@ -1,0 +1,260 @@
+//! The keys of traces, each with OpenTelemetry's variable for it.
+//!
+//! Source: OpenTelemetry, "Environment Variable Specification" and "OpenTelemetry Protocol Exporter".
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Secret;
+use super::key::{HOUR, Key, MINUTE, key};
+use super::kind::Kind;
+use super::model::Values;
+
+/// The keys of traces.
+pub(super) const KEYS: &[Key] = &[
+    key(
+        "traces.endpoint",
+        Kind::WebUrl,
+        None,
+        &["OTEL_EXPORTER_OTLP_ENDPOINT"],
+        "Collector that traces are sent to by OTLP over HTTP, `/v1/traces` added; without it there are none.",
+    ),
+    key(
+        "traces.url",
+        Kind::WebUrl,
+        None,
+        &["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"],
+        "URL that traces are sent to, used as it is; it wins over `traces.endpoint`.",
+    ),
+    key(
+        "traces.disabled",
+        Kind::Choice(&["on", "off"]),
+        Some("off"),
+        &["OTEL_SDK_DISABLED"],
+        "With `on` no span is made or sent. The variable is `true` or `false`.",
+    ),
+    key(
+        "traces.exporter",
+        Kind::Text,
+        None,
+        &["OTEL_TRACES_EXPORTER"],
+        "`otlp` or `none`. `otlp` without an endpoint sends to `http://localhost:4318`; without this key an endpoint is enough.",
+    ),
+    key(
+        "traces.protocol",
+        Kind::Text,
+        Some("http/protobuf"),
+        &[
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+            "OTEL_EXPORTER_OTLP_PROTOCOL",
+        ],
+        "`http/protobuf`; `grpc` and `http/json` are refused.",
+    ),
+    key(
+        "traces.headers",
+        Kind::SecretText,
+        None,
+        &[
+            "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+            "OTEL_EXPORTER_OTLP_HEADERS",
+        ],
+        "Headers of each call of the collector, like `api-key=x,tenant=a%20b`.",
+    ),
+    key(
+        "traces.compression",
+        Kind::Text,
+        Some("none"),
+        &[
+            "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
+            "OTEL_EXPORTER_OTLP_COMPRESSION",
+        ],
+        "`none`; with `gzip` a warning says that spans are sent without compression.",
+    ),
+    key(
+        "traces.timeout",
+        Kind::Duration(1, HOUR),
+        Some("10s"),
+        &[
+            "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+            "OTEL_EXPORTER_OTLP_TIMEOUT",
+        ],
+        "How long the sending of one batch may take, repeats included. The variables are in milliseconds.",
+    ),
+    key(
+        "traces.ca",
+        Kind::Path,
+        None,
+        &[
+            "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
+            "OTEL_EXPORTER_OTLP_CERTIFICATE",
+        ],
+        "PEM file with certificates of authorities that the collector's certificate may be signed by, beside those of the system.",
+    ),
+    key(
+        "traces.client_certificate",
+        Kind::Path,
+        None,
+        &[
+            "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
+            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+        ],
+        "PEM file with the certificate that the collector asks of its clients.",
+    ),
+    key(
+        "traces.client_key",
+        Kind::Path,
+        None,
+        &[
+            "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY",
+            "OTEL_EXPORTER_OTLP_CLIENT_KEY",
+        ],
+        "PEM file with the key of `traces.client_certificate`.",
+    ),
+    key(
+        "traces.service",
+        Kind::Text,
+        None,
+        &["OTEL_SERVICE_NAME"],
+        "Name of this service in traces; without it `service.name` of `traces.attributes`, or `towpath`.",
+    ),
+    key(
+        "traces.attributes",
+        Kind::Text,
+        None,
+        &["OTEL_RESOURCE_ATTRIBUTES"],
+        "What is said of this process with all spans, like `deployment.environment.name=test,service.namespace=shop`.",
+    ),
+    key(
+        "traces.sampler",
+        Kind::Text,
+        Some("parentbased_always_on"),
+        &["OTEL_TRACES_SAMPLER"],
+        "Which traces are sent: `always_on`, `always_off`, `traceidratio`, or one of these behind `parentbased_`.",
+    ),
+    key(
+        "traces.sampler_argument",
+        Kind::Text,
+        None,
+        &["OTEL_TRACES_SAMPLER_ARG"],
+        "The share of traces that `traceidratio` sends, from 0 to 1; without it all.",
+    ),
+    key(
+        "traces.propagators",
+        Kind::Text,
+        Some("tracecontext,baggage"),
+        &["OTEL_PROPAGATORS"],
+        "How traces come in and go on: `tracecontext`, or `none`. Baggage is not passed on.",
+    ),
+    key(
+        "traces.max_attributes",
+        Kind::Integer(0, 4_294_967_295),
+        Some("128"),
+        &[
+            "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+            "OTEL_ATTRIBUTE_COUNT_LIMIT",
+        ],
+        "Most attributes of one span.",
+    ),
+    key(
+        "traces.max_attribute_length",
+        Kind::Integer(0, 4_294_967_295),
+        None,
+        &[
+            "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+            "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+        ],
+        "Most characters of an attribute; without it there is no limit.",
+    ),
+    key(
+        "traces.batch.delay",
+        Kind::Duration(0, HOUR),
+        Some("5s"),
+        &["OTEL_BSP_SCHEDULE_DELAY"],
+        "How long spans wait for more before they are sent. The variable is in milliseconds.",
+    ),
+    key(
+        "traces.batch.timeout",
+        Kind::Duration(1, 10 * MINUTE),
+        Some("30s"),
+        &["OTEL_BSP_EXPORT_TIMEOUT"],
+        "Longest time for one batch, whatever `traces.timeout` is. The variable is in milliseconds.",
+    ),
+    key(
+        "traces.batch.queue",
+        Kind::Integer(1, 1_000_000),
+        Some("2048"),
+        &["OTEL_BSP_MAX_QUEUE_SIZE"],
+        "Most spans that wait; more are dropped.",
+    ),
+    key(
+        "traces.batch.size",
+        Kind::Integer(1, 1_000_000),
+        Some("512"),
+        &["OTEL_BSP_MAX_EXPORT_BATCH_SIZE"],
+        "Most spans of one call.",
+    ),
+];
+
+/// What the configuration says about traces.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(
+    missing_docs,
+    reason = "each field is the key of the same name, documented in the table of keys"
+)]
+pub struct Traces {
+    pub endpoint: Option<String>,
+    pub url: Option<String>,
+    pub is_disabled: bool,
+    pub exporter: Option<String>,
+    pub protocol: String,
+    pub headers: Secret,
+    pub compression: String,
+    pub timeout: Duration,
+    pub ca: Option<PathBuf>,
+    pub client_certificate: Option<PathBuf>,
+    pub client_key: Option<PathBuf>,
+    pub service: Option<String>,
+    pub attributes: String,
+    pub sampler: String,
+    pub sampler_argument: Option<String>,
+    pub propagators: String,
+    pub batch_delay: Duration,
+    pub batch_timeout: Duration,
+    pub batch_queue: usize,
+    pub batch_size: usize,
+    pub max_attributes: u32,
+    pub max_attribute_length: Option<usize>,
+}
+
+impl Traces {
+    pub(super) fn read(values: &Values<'_>) -> Self {
+        let path = |key: &str| values.optional(key).map(PathBuf::from);
+        Self {
+            endpoint: values.optional("traces.endpoint"),
+            url: values.optional("traces.url"),
+            is_disabled: values.text("traces.disabled") == "on",
+            exporter: values.optional("traces.exporter"),
+            protocol: values.text("traces.protocol"),
+            headers: Secret::new(values.text("traces.headers")),
+            compression: values.text("traces.compression"),
+            timeout: values.duration("traces.timeout"),
+            ca: path("traces.ca"),
+            client_certificate: path("traces.client_certificate"),
+            client_key: path("traces.client_key"),
+            service: values.optional("traces.service"),
+            attributes: values.text("traces.attributes"),
+            sampler: values.text("traces.sampler"),
+            sampler_argument: values.optional("traces.sampler_argument"),
+            propagators: values.text("traces.propagators"),
+            batch_delay: values.duration("traces.batch.delay"),
+            batch_timeout: values.duration("traces.batch.timeout"),
+            batch_queue: values.count("traces.batch.queue"),
+            batch_size: values.count("traces.batch.size"),
+            max_attributes: u32::try_from(values.number("traces.max_attributes"))
+                .unwrap_or(u32::MAX),
+            max_attribute_length: values
+                .optional("traces.max_attribute_length")
+                .and_then(|length| length.parse().ok()),
+        }
+    }
+}

@@ -4,7 +4,6 @@
 
 mod document;
 mod failure;
-mod hosts;
 mod keys;
 mod outbox;
 mod routes;
@@ -23,7 +22,6 @@ use towpath_core::backend::Backend;
 use towpath_core::message;
 use towpath_core::port::Outbox;
 
-pub use hosts::Hosts;
 pub use keys::{KeyView, Sum};
 pub use outbox::{
     BackfillWanted, Backfilled, EventView, OpenTransactionView, OutboxStats, ReplayWanted,
@@ -38,7 +36,7 @@ pub use wire::{
 
 use crate::apps::orders::Desk;
 use crate::http::error::{Form, Problem};
-use crate::http::{BodyLimit, Edge, wrap};
+use crate::http::{BodyLimit, Edge, Hosts, wrap};
 use crate::problems::Problems;
 use crate::telemetry::{Health, Metrics};
 use crate::token::Token;

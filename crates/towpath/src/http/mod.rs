@@ -8,17 +8,21 @@ mod connection;
 pub mod descriptors;
 pub mod error;
 pub mod guard;
+mod hosts;
 pub mod json;
 mod middleware;
 pub mod net;
 mod server;
+mod sites;
 mod socket;
 pub mod tls;
 
 pub use body::Intake;
 pub use client::{client, client_of, trusting_also};
+pub use hosts::Hosts;
 pub use middleware::{BodyLimit, Edge, wrap};
 pub use server::{Limits, Patience, Peer, serve};
+pub use sites::Sites;
 
 /// A text as one part of a URL: a segment of its path, a value of its query, a password.
 pub(crate) fn encoded(text: &str) -> String {

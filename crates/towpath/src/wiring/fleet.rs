@@ -120,7 +120,8 @@ impl Fleet {
         let (worker, tasks) = (tools.worker.clone(), tools.tasks.clone());
         let calls = LastCall::default();
         process.health.watch_calls(WORKER, calls.clone());
-        let routes = worker_routes(worker, tasks, self.keys.clone(), config.entry, calls);
+        let entry = (config.entry, process.sites());
+        let routes = worker_routes(worker, tasks, self.keys.clone(), entry, calls);
         let secrets = config
             .callback_secrets
             .iter()

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::routing::get;
 use axum::{Router, middleware};
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use super::config::Config;
 use super::envelope::{Answer, Failure, parse, success};
 use super::task::{Status, Task, Tasks};
 use super::worker::{Given, Worker};
-use crate::http::Peer;
+use crate::http::{Peer, Sites};
 use crate::idempotency::OTHER_REQUEST;
 use crate::telemetry::LastCall;
 
@@ -35,7 +35,7 @@ const PAGE: usize = 100;
 pub enum Entry {
     /// Whoever has a key of the fleet.
     Key,
-    /// This machine, and from elsewhere whoever has a key.
+    /// Programs of this machine. Other clients, web pages and proxies need a key.
     KeyOrLoopback,
     /// Everybody, as in the reference system.
     Open,
@@ -48,6 +48,7 @@ struct Api {
     tasks: Tasks,
     keys: Keys,
     entry: Entry,
+    sites: Sites,
     calls: LastCall,
 }
 
@@ -56,7 +57,7 @@ pub fn worker_routes(
     worker: Worker,
     tasks: Tasks,
     keys: Keys,
-    entry: Entry,
+    (entry, sites): (Entry, Sites),
     calls: LastCall,
 ) -> Router {
     let api = Api {
@@ -64,6 +65,7 @@ pub fn worker_routes(
         tasks,
         keys,
         entry,
+        sites,
         calls,
     };
     Router::new()
@@ -75,22 +77,30 @@ pub fn worker_routes(
         .with_state(api)
 }
 
-/// Lets in whom the configuration lets in.
-async fn admit(
-    State(api): State<Api>,
-    request: axum::extract::Request,
-    next: middleware::Next,
-) -> Answer {
-    let is_here = request
-        .extensions()
-        .get::<Peer>()
-        .is_some_and(|peer| peer.0.ip().to_canonical().is_loopback());
-    match api.entry {
-        Entry::Open => {}
-        Entry::KeyOrLoopback if is_here => {}
-        Entry::Key | Entry::KeyOrLoopback => drop(api.keys.check(request.headers())?),
+/// Serves the clients that the configuration admits. `GET` starts tasks, too, so a web page needs a key for every method.
+async fn admit(State(api): State<Api>, request: Request, next: middleware::Next) -> Answer {
+    let (head, body) = request.into_parts();
+    if let Err(refusal) = api.keys.check(&head.headers) {
+        let forbidden = |message: &str| Failure::new(StatusCode::FORBIDDEN, "FORBIDDEN", message);
+        let is_here = head
+            .extensions
+            .get::<Peer>()
+            .is_some_and(|peer| peer.0.ip().to_canonical().is_loopback());
+        match api.entry {
+            Entry::KeyOrLoopback if api.sites.is_local(&head) => {}
+            Entry::KeyOrLoopback if is_here => {
+                return Err(forbidden(
+                    "requests of web pages and proxies need an API key",
+                ));
+            }
+            Entry::Key | Entry::KeyOrLoopback => return Err(refusal),
+            Entry::Open => {
+                let page = api.sites.check_page(&head);
+                page.map_err(|_| forbidden("requests of web pages need an API key"))?;
+            }
+        }
     }
-    Ok(next.run(request).await)
+    Ok(next.run(Request::from_parts(head, body)).await)
 }
 
 async fn config(State(api): State<Api>) -> Answer {

@@ -155,7 +155,7 @@ const BASE: &[Key] = &[
         Kind::Strings,
         None,
         &[],
-        "Names by which programs of this machine reach the listeners of roles, beside `localhost`, the machine's own name and every IP address; requests of this machine for other names are answered 421.",
+        "Names by which programs of this machine reach the listeners of roles, beside `localhost`, the machine's own name, names without a dot and every IP address; requests of this machine for other names are answered 421.",
     ),
     key(
         "server.admin_hosts",

@@ -16,6 +16,8 @@ pub struct Hosts {
     names: Vec<String>,
     /// The configuration key that adds names.
     key: &'static str,
+    /// Names without a dot are served, too.
+    has_labels: bool,
 }
 
 impl Hosts {
@@ -32,6 +34,17 @@ impl Hosts {
                 .map(str::to_ascii_lowercase)
                 .collect(),
             key,
+            has_labels: false,
+        }
+    }
+
+    /// The same, and every name without a dot: it is of this machine or network, and web pages of others are under
+    /// a domain.
+    #[must_use]
+    pub fn or_labels(self) -> Self {
+        Self {
+            has_labels: true,
+            ..self
         }
     }
 
@@ -69,7 +82,8 @@ impl Hosts {
                 |inner| inner.parse::<Ipv6Addr>().is_ok(),
             );
         let local = name == "localhost" || name.ends_with(".localhost");
-        address || local || self.names.contains(&name)
+        let label = self.has_labels && !name.contains(['.', '@']);
+        address || local || label || self.names.contains(&name)
     }
 }
 
@@ -117,5 +131,8 @@ mod tests {
             assert!(!hosts.allows(host), "{host}");
         }
         assert!(!Hosts::new(":7070", "key", &[]).allows(""));
+        let hosts = Hosts::new(":7070", "key", &[]).or_labels();
+        assert!(hosts.allows("towpath:7070") && hosts.allows(""));
+        assert!(!hosts.allows("evil.example") && !hosts.allows("user@x"));
     }
 }

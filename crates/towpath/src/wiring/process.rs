@@ -140,7 +140,10 @@ impl<'a> Process<'a> {
         let named: Vec<String> = named.cloned().collect();
         let hosts = Hosts::new(&config.listen, "server.hosts", &named);
         let proxies = config.trusted_proxies.iter();
-        Sites::new(hosts, proxies.filter_map(|text| Net::parse(text)).collect())
+        Sites::new(
+            hosts.or_labels(),
+            proxies.filter_map(|text| Net::parse(text)).collect(),
+        )
     }
 
     /// What an output on the disk of this backend leaves to it.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::routing::{delete, get, post};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -17,8 +17,9 @@ use uuid::Uuid;
 use super::auth::{Caller, fingerprint, new_agent_key};
 use super::config::POLL_SECONDS;
 use super::controller::Controller;
-use super::controller_routes::{Page, record};
+use super::controller_routes::{limit, record};
 use super::envelope::{Answer, Failure, parse, success};
+use crate::http::extract::{Path, Query};
 
 /// `/register` and `/agents…`.
 pub(super) fn agent_routes(controller: Controller) -> Router {
@@ -97,6 +98,13 @@ struct AgentView {
     last_error: Option<String>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Page {
+    after: Option<Uuid>,
+    limit: Option<usize>,
+}
+
 async fn agents(
     State(controller): State<Controller>,
     headers: HeaderMap,
@@ -104,7 +112,10 @@ async fn agents(
 ) -> Answer {
     controller.operator(&headers).await?;
     let stale = controller.watch().borrow().stale();
-    let found = controller.store().agents(page.after, page.limit()?).await?;
+    let found = controller
+        .store()
+        .agents(page.after, limit(page.limit)?)
+        .await?;
     let all: Vec<_> = found.into_iter().map(|agent| view(agent, stale)).collect();
     Ok(success(StatusCode::OK, all))
 }

@@ -171,13 +171,14 @@ impl Tasks {
         Ok(QueueInlet::new(queue, name, consumer, LEASE))
     }
 
-    /// Takes a task: its record and its message, in one step. With a key that came before it is the task of that time.
+    /// Takes a task: its record and its message, in one step, and whether it is new: with a key that came
+    /// before it is the task of that time.
     pub(super) async fn start(
         &self,
         url: String,
         callback_url: Option<String>,
         key: Option<&str>,
-    ) -> Result<Task> {
+    ) -> Result<(Task, bool)> {
         let task = Task {
             task_id: key.map_or_else(Uuid::now_v7, id_of),
             status: Status::Queued,
@@ -205,8 +206,10 @@ impl Tasks {
             ..Transaction::default()
         };
         match self.effects.apply(transaction).await? {
-            effects::Outcome::Applied(_) => Ok(task),
-            effects::Outcome::Refused { current, .. } => read(&current.unwrap_or_default()),
+            effects::Outcome::Applied(_) => Ok((task, true)),
+            effects::Outcome::Refused { current, .. } => {
+                Ok((read(&current.unwrap_or_default())?, false))
+            }
         }
     }
 

@@ -4,12 +4,53 @@
 //! first id of a dedup id remembers what the request was, too.
 
 use aws_lc_rs::digest::{Context, SHA256};
+use axum::response::Response;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use towpath_core::port::queue::Enqueued;
 use towpath_core::{MessageId, NewMessage};
+
+use crate::http::error::Problem;
+
+/// Makes a retry harmless. Source: IETF draft "The Idempotency-Key HTTP Header Field".
+const KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Says that an answer repeats an earlier one. Source: Stripe's API, the same name.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+
+/// Longest key, in characters. Source: Stripe's API; the tables of the reference system.
+pub(crate) const LONGEST_KEY: usize = 255;
 
 /// The sentence for the client.
 pub(crate) const OTHER_REQUEST: &str =
     "this Idempotency-Key came with another body before; use a new key for a new request";
+
+/// The key of a request, if it has one: the same rule on every route.
+///
+/// # Errors
+/// 400: a key that is not understood is refused, because a retry would not be harmless.
+pub(crate) fn key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+    let mut keys = headers.get_all(KEY).iter();
+    let Some(first) = keys.next() else {
+        return Ok(None);
+    };
+    let text = first.to_str().ok().map(str::trim);
+    let text = text.filter(|text| (1..=LONGEST_KEY).contains(&text.len()));
+    match text.filter(|_| keys.next().is_none()) {
+        Some(text) => Ok(Some(text)),
+        None => Err(Problem::invalid(format!(
+            "`Idempotency-Key` must be sent once, as 1 to {LONGEST_KEY} visible ASCII characters"
+        ))),
+    }
+}
+
+/// The answer to a request, marked when it repeats an earlier one.
+pub(crate) fn replayed(mut response: Response, is_replay: bool) -> Response {
+    if is_replay {
+        let yes = HeaderValue::from_static("true");
+        response.headers_mut().insert(REPLAYED, yes);
+    }
+    response
+}
 
 /// The digest of a request: its key and everything that it stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +93,34 @@ impl Digest {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_is_one_short_text() {
+        let read = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                let value = HeaderValue::from_bytes(value.as_bytes()).expect("a value");
+                headers.append(KEY, value);
+            }
+            key(&headers)
+                .map(|key| key.map(str::to_owned))
+                .map_err(|_| ())
+        };
+        assert_eq!(read(&[]), Ok(None));
+        assert_eq!(read(&[" k 1 "]), Ok(Some("k 1".to_owned())));
+        let longest = "k".repeat(LONGEST_KEY);
+        assert_eq!(read(&[&longest]), Ok(Some(longest.clone())));
+        let longer = format!("{longest}k");
+        for wrong in [
+            &[""][..],
+            &["k\u{e9}"],
+            &[longer.as_str()],
+            &["a", "b"],
+            &["a", "a"],
+        ] {
+            assert_eq!(read(wrong), Err(()), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn a_digest_tells_requests_apart_and_knows_its_own() {

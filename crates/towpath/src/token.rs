@@ -10,6 +10,7 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::rand;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::{HeaderMap, header};
 use towpath_core::{Error, Result};
 
 /// A secret that is compared in constant time and never printed.
@@ -31,6 +32,14 @@ impl Token {
     pub fn matches(&self, given: &str) -> bool {
         verify_slices_are_equal(self.0.as_bytes(), given.as_bytes()).is_ok()
     }
+}
+
+/// The token in an `Authorization` header. The case of the scheme does not matter (RFC 9110, section 11.1).
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    let is_bearer = scheme.eq_ignore_ascii_case("bearer");
+    is_bearer.then(|| token.trim_start())
 }
 
 impl Token {

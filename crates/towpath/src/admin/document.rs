@@ -1,12 +1,14 @@
 //! What the OpenAPI document says beside each route: who is let in, and how every operation may refuse.
 
-use utoipa::openapi::path::{HttpMethod, Operation};
+use http::Method;
+use utoipa::openapi::path::{HttpMethod, Operation, Parameter, ParameterIn};
 use utoipa::openapi::response::ResponseBuilder;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{Content, OpenApi, Ref};
+use utoipa::openapi::{Content, OpenApi, Ref, RefOr};
 use utoipa::{Modify, OpenApi as _};
 
 use super::wire::ProblemView;
+use crate::http::Asking;
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -41,6 +43,30 @@ impl Modify for Bearer {
 /// The document before its routes.
 pub(super) fn head() -> OpenApi {
     Head::openapi()
+}
+
+/// The operations that have query parameters.
+pub(super) fn queries(document: &OpenApi) -> Vec<Asking> {
+    let mut queries = vec![(Method::GET, "/readyz".into())];
+    for (path, item) in &document.paths.paths {
+        for (method, operation) in [
+            (Method::GET, item.get.as_ref()),
+            (Method::POST, item.post.as_ref()),
+            (Method::PUT, item.put.as_ref()),
+            (Method::DELETE, item.delete.as_ref()),
+        ] {
+            let parameters = operation.and_then(|operation| operation.parameters.as_ref());
+            let mut parameters = parameters.into_iter().flatten();
+            if parameters.any(is_of_query) {
+                queries.push((method, path.clone().into()));
+            }
+        }
+    }
+    queries
+}
+
+fn is_of_query(parameter: &RefOr<Parameter>) -> bool {
+    matches!(parameter, RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query)
 }
 
 /// Which operations a refusal belongs to.

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use bytes::Bytes;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -16,6 +15,7 @@ use super::Admin;
 use super::routes::Answer;
 use super::wire::Payload;
 use crate::http::error::Problem;
+use crate::http::extract::{Json, Path, Query};
 use crate::http::json::Object;
 
 /// What a key holds: a value, or fields.

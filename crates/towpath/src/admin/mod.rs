@@ -4,7 +4,6 @@
 
 mod document;
 mod failure;
-mod hosts;
 mod keys;
 mod outbox;
 mod routes;
@@ -23,7 +22,6 @@ use towpath_core::backend::Backend;
 use towpath_core::message;
 use towpath_core::port::Outbox;
 
-pub use hosts::Hosts;
 pub use keys::{KeyView, Sum};
 pub use outbox::{
     BackfillWanted, Backfilled, EventView, OpenTransactionView, OutboxStats, ReplayWanted,
@@ -38,10 +36,10 @@ pub use wire::{
 
 use crate::apps::orders::Desk;
 use crate::http::error::{Form, Problem};
-use crate::http::{BodyLimit, Edge, wrap};
+use crate::http::{BodyLimit, Edge, Hosts, wrap};
 use crate::problems::Problems;
 use crate::telemetry::{Health, Metrics};
-use crate::token::Token;
+use crate::token::{Token, bearer};
 
 /// The file in the data folder that holds the token.
 pub(crate) const TOKEN_FILE: &str = "admin.token";
@@ -85,14 +83,18 @@ impl Admin {
 pub fn router(admin: Admin, hosts: Hosts, edge: Edge) -> Router {
     let (v1, document) = routes::v1();
     let token = admin.token.clone();
-    let edge = edge.form(Form::Json).bodies(&BODIES).gate(move |head| {
-        hosts.check(head)?;
-        if head.uri.path().starts_with("/v1/") {
-            authorised(head, &token)
-        } else {
-            Ok(())
-        }
-    });
+    let edge = edge
+        .form(Form::Json)
+        .bodies(&BODIES)
+        .queries(document::queries(&document))
+        .gate(move |head| {
+            hosts.check(head)?;
+            if head.uri.path().starts_with("/v1/") {
+                authorised(head, &token)
+            } else {
+                Ok(())
+            }
+        });
     let router = Router::new()
         .route("/metrics", get(metrics))
         .merge(v1)
@@ -114,29 +116,14 @@ fn authorised(head: &Parts, token: &Token) -> Result<(), Problem> {
         let reason = "requests from web pages are refused";
         return Err(Problem::new(StatusCode::FORBIDDEN, reason));
     }
-    let bearer = head
-        .headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| bearer(value.to_str().ok()?));
-    if bearer.is_some_and(|given| token.matches(given)) {
+    if bearer(&head.headers).is_some_and(|given| token.matches(given)) {
         return Ok(());
     }
     let hint = "send `Authorization: Bearer TOKEN`; the token is in the file `admin.token` of the data folder";
     Err(Problem::new(StatusCode::UNAUTHORIZED, hint))
 }
 
-/// The token behind the scheme, whose case does not matter (RFC 9110, section 11.1).
-fn bearer(value: &str) -> Option<&str> {
-    let (scheme, token) = value.split_once(' ')?;
-    scheme
-        .eq_ignore_ascii_case("bearer")
-        .then(|| token.trim_start())
-}
-
 async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Response {
-    let accept = headers
-        .get(header::ACCEPT)
-        .and_then(|value| value.to_str().ok());
-    let (kind, text) = admin.metrics.render(accept, &admin.backends).await;
+    let (kind, text) = admin.metrics.render(&headers, &admin.backends).await;
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }

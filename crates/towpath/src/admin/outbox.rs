@@ -4,8 +4,7 @@
 
 use std::sync::Arc;
 
-use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use towpath_core::port::Outbox;
@@ -17,6 +16,7 @@ use uuid::Uuid;
 use super::Admin;
 use super::routes::{Answer, Max};
 use super::wire::Count;
+use crate::http::extract::{Json, Query};
 use crate::http::json::Object;
 
 /// How far the relay is.

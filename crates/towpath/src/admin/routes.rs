@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use axum::Json;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -28,8 +27,9 @@ use super::wire::{
 use super::{Admin, document};
 use crate::apps::orders::{Balance, Books};
 use crate::http::error::Problem;
+use crate::http::extract::{Json, Path, Query};
 use crate::http::json::Object;
-use crate::idempotency::{Digest, OTHER_REQUEST};
+use crate::idempotency::{self, Digest, OTHER_REQUEST, replayed};
 use crate::telemetry::{TraceContext, traces};
 
 pub(super) type Answer<T> = std::result::Result<Json<T>, Failure>;
@@ -116,7 +116,7 @@ struct Named {
 #[expect(dead_code, reason = "only the document reads it")]
 struct About {
     /// A second message with this key within the dedup window of the queue is not stored.
-    #[param(rename = "Idempotency-Key", min_length = 1, max_length = 1024)]
+    #[param(rename = "Idempotency-Key", min_length = 1, max_length = 255)]
     idempotency_key: Option<String>,
     /// Messages of one key are delivered in order, one at a time.
     #[param(rename = "Towpath-Key", min_length = 1, max_length = 1024)]
@@ -271,7 +271,7 @@ async fn send(
     Path(name): Path<String>,
     headers: HeaderMap,
     payload: Bytes,
-) -> Answer<Sent> {
+) -> std::result::Result<Response, Failure> {
     let ndjson = |value: &header::HeaderValue| {
         let value = value.as_bytes().to_ascii_lowercase();
         [
@@ -305,7 +305,7 @@ async fn send(
     if let Some(trace) = TraceContext::from_headers(&headers) {
         trace.write(&mut message.headers);
     }
-    message.dedup_id = header("idempotency-key")?;
+    message.dedup_id = idempotency::key(&headers)?.map(str::to_owned);
     message.key = header("towpath-key")?;
     if let Some(delay) = header("towpath-delay")? {
         let seconds: u64 = delay
@@ -344,10 +344,12 @@ async fn send(
     if digest.is_some_and(|digest| digest.is_other(outcome, 0)) {
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, OTHER_REQUEST).into());
     }
-    Ok(Json(Sent {
+    let is_duplicate = matches!(outcome, Enqueued::Duplicate(_));
+    let sent = Json(Sent {
         id: outcome.id().to_string(),
-        duplicate: matches!(outcome, Enqueued::Duplicate(_)),
-    }))
+        duplicate: is_duplicate,
+    });
+    Ok(replayed(sent.into_response(), is_duplicate))
 }
 
 /// Stops delivery.

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use towpath_core::port::Stream;
 use towpath_core::port::stream::{Entry, Offset, Stats, Trim};
@@ -16,6 +15,7 @@ use super::Admin;
 use super::failure::Failure;
 use super::routes::{Answer, Max, Partial, is_absent, partial};
 use super::wire::{Count, Payload};
+use crate::http::extract::{Json, Path, Query};
 
 /// A stream's numbers.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

@@ -2,13 +2,25 @@
 
 use std::time::Duration;
 
+use super::suggest::did_you_mean;
 use super::{ChannelKind, Config, Secret, SinkKind};
-use crate::apps::{accounts, fleet};
+use crate::apps::{PUBLIC_ROUTES, accounts, fleet};
 use crate::http::guard::Guard;
 use crate::http::net::Net;
 
 /// The keys of a rule, and what is wrong when they do not go together.
 pub(super) type Rule = (&'static [&'static str], fn(&Config) -> Option<&'static str>);
+
+/// A limit of a route that no listener has would limit nothing.
+pub(super) fn unknown_route(config: &Config) -> Option<String> {
+    let routes = config.route_limits.iter();
+    let mut routes = routes.filter_map(|text| accounts::limited_route(text));
+    let unknown = routes.find(|route| !PUBLIC_ROUTES.contains(route))?;
+    let hint = did_you_mean(unknown, PUBLIC_ROUTES);
+    Some(format!(
+        "`server.limits` names `{unknown}`, which is not a public route{hint}"
+    ))
+}
 
 /// Every rule. The problem is shown at the key that was said last.
 pub(super) const RULES: &[Rule] = &[

@@ -158,6 +158,13 @@ const BASE: &[Key] = &[
         "How long a connection is kept between two requests.",
     ),
     key(
+        "server.hosts",
+        Kind::Strings,
+        None,
+        &[],
+        "Names by which programs of this machine reach the listeners of roles, beside `localhost`, the machine's own name, names without a dot and every IP address; requests of this machine for other names are answered 421.",
+    ),
+    key(
         "server.admin_hosts",
         Kind::Strings,
         None,

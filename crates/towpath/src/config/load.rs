@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::check::RULES;
+use super::check::{RULES, unknown_route};
 use super::dotenv;
 use super::file::Reader;
 use super::key::{KEYS, Key};
@@ -243,14 +243,19 @@ impl<'a> Loader<'a> {
 
     fn finish(mut self) -> Result<(Config, BTreeMap<&'static str, Setting>), Problems> {
         let config = Config::from_settings(&self.settings);
-        for (keys, rule) in RULES {
+        let rules = RULES
+            .iter()
+            .map(|(keys, rule)| (*keys, rule(&config).map(str::to_owned)));
+        let route = (&["server.limits"][..], unknown_route(&config));
+        let rules: Vec<_> = rules.chain([route]).collect();
+        for (keys, message) in rules {
             if keys.iter().any(|key| self.wrong.contains(key)) {
                 continue;
             }
-            if let Some(message) = rule(&config) {
+            if let Some(message) = message {
                 let said = keys.iter().filter_map(|key| self.settings.get(key));
                 let last = said.map(|setting| setting.origin.clone()).max();
-                self.problem(last.unwrap_or(Origin::Default), message.to_owned());
+                self.problem(last.unwrap_or(Origin::Default), message);
             }
         }
         if self.problems.is_empty() {

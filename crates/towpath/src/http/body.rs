@@ -1,11 +1,13 @@
 //! Request bodies, bounded in size, in time, and in what all of them hold together.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
-use http_body::Body as _;
+use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
@@ -147,6 +149,38 @@ impl Parts {
         } else {
             self.joined.freeze()
         }
+    }
+}
+
+/// A body that is read, whole, when its handler asks for it: a refusal that the head allows does not wait for it.
+pub(super) struct Deferred<F> {
+    reading: Option<Pin<Box<F>>>,
+}
+
+impl<F: Future<Output = Option<Bytes>> + Send> Deferred<F> {
+    /// `reading` gives nothing when the body is refused; whoever answers then knows why.
+    pub(super) fn new(reading: F) -> Self {
+        Self {
+            reading: Some(Box::pin(reading)),
+        }
+    }
+}
+
+impl<F: Future<Output = Option<Bytes>> + Send> http_body::Body for Deferred<F> {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        let Some(reading) = &mut self.reading else {
+            return Poll::Ready(None);
+        };
+        let read = ready!(reading.as_mut().poll(cx));
+        self.reading = None;
+        let refused = || std::io::Error::other("the body was refused");
+        Poll::Ready(Some(read.map(Frame::data).ok_or_else(refused)))
     }
 }
 

@@ -4,33 +4,46 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
+use serde_json::json;
 use towpath_core::{Error, ErrorKind};
 
 use super::accept;
 
 const PROBLEM_JSON: &str = "application/problem+json";
 
+const JSON: &str = "application/json";
+
 /// Why a request was not served. As a response it has no body yet: the edge writes it, in the [`Form`] of the listener.
 #[derive(Debug, Clone)]
 pub struct Problem {
     status: StatusCode,
+    /// What programs tell it by, in the forms that have one; that of the status otherwise.
+    code: Option<&'static str>,
     detail: String,
     retry_after: Option<u64>,
 }
 
-/// How a listener words its problems.
+/// How an app words its problems, whichever layer finds them. Clients that accept RFC 9457 get that from every app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// The sentence and a newline, as existing clients expect it; RFC 9457 for those who accept it.
+    /// The sentence and a newline, as existing clients expect it; RFC 9457 for those that prefer JSON.
     Text,
     /// RFC 9457.
     Json,
+    /// `error`, a code in lower case, and `message`. Source: the reference system's limits.
+    Coded,
+    /// The envelope of the fleet app, its code in capitals. Source: the reference system.
+    Envelope,
 }
 
 impl Form {
     /// The form for a client with these headers.
     pub(super) fn accepted(self, headers: &HeaderMap) -> Self {
-        match accept::names(headers, PROBLEM_JSON) {
+        let prefers_json = || {
+            accept::names(headers, JSON)
+                && accept::weight(headers, JSON) > accept::weight(headers, "text/plain")
+        };
+        match accept::names(headers, PROBLEM_JSON) || self == Self::Text && prefers_json() {
             true => Self::Json,
             false => self,
         }
@@ -54,9 +67,27 @@ impl Problem {
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self {
             status,
+            code: None,
             detail: detail.into(),
             retry_after: None,
         }
+    }
+
+    /// The request is wrong: 400.
+    pub fn invalid(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    /// The same under a code of its own.
+    #[must_use]
+    pub const fn code(mut self, code: &'static str) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    /// The sentence for the caller.
+    pub fn detail(&self) -> &str {
+        &self.detail
     }
 
     /// The status of the answer.
@@ -73,8 +104,9 @@ impl Problem {
 
     /// Writes the body of `response`; its other headers stay.
     pub(super) fn write(self, form: Form, path: &str, request_id: &str, response: &mut Response) {
+        let code = self.code.unwrap_or_else(|| code(self.status));
         let (kind, text) = match form {
-            Form::Text => ("text/plain; charset=utf-8", self.detail),
+            Form::Text => ("text/plain; charset=utf-8", self.detail + "\n"),
             Form::Json => {
                 let document = Document {
                     kind: "about:blank",
@@ -85,13 +117,50 @@ impl Problem {
                     request_id,
                 };
                 let text = serde_json::to_string(&document);
-                (PROBLEM_JSON, text.unwrap_or(self.detail))
+                (PROBLEM_JSON, text.unwrap_or(self.detail) + "\n")
+            }
+            Form::Coded => {
+                let code = code.to_ascii_lowercase();
+                let body = json!({ "error": code, "message": self.detail });
+                (JSON, body.to_string())
+            }
+            Form::Envelope => {
+                let body = json!({
+                    "request_id": request_id,
+                    "status": self.status.as_u16(),
+                    "success": false,
+                    "message": self.detail,
+                    "error": { "code": code, "message": self.detail },
+                });
+                (JSON, body.to_string())
             }
         };
         let headers = response.headers_mut();
         headers.remove(header::CONTENT_LENGTH);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-        *response.body_mut() = Body::from(text + "\n");
+        *response.body_mut() = Body::from(text);
+    }
+}
+
+/// The code of a problem that has none of its own.
+const fn code(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED => "UNAUTHORIZED",
+        StatusCode::FORBIDDEN => "FORBIDDEN",
+        StatusCode::NOT_FOUND => "NOT_FOUND",
+        StatusCode::METHOD_NOT_ALLOWED => "METHOD_NOT_ALLOWED",
+        StatusCode::REQUEST_TIMEOUT => "REQUEST_TIMEOUT",
+        StatusCode::CONFLICT => "CONFLICT",
+        StatusCode::PRECONDITION_FAILED => "PRECONDITION_FAILED",
+        StatusCode::PAYLOAD_TOO_LARGE => "PAYLOAD_TOO_LARGE",
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => "UNSUPPORTED_MEDIA_TYPE",
+        StatusCode::MISDIRECTED_REQUEST => "MISDIRECTED_REQUEST",
+        StatusCode::UNPROCESSABLE_ENTITY => "UNPROCESSABLE_ENTITY",
+        StatusCode::TOO_MANY_REQUESTS => "TOO_MANY_REQUESTS",
+        StatusCode::INTERNAL_SERVER_ERROR => "INTERNAL_ERROR",
+        StatusCode::NOT_IMPLEMENTED => "NOT_IMPLEMENTED",
+        StatusCode::SERVICE_UNAVAILABLE => "UNAVAILABLE",
+        _ => "INVALID_REQUEST",
     }
 }
 

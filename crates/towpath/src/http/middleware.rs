@@ -1,14 +1,16 @@
 //! What every request passes: an id, a look at its head, its body, a bound on how many are in hand, a measure, and a net for panics.
 //!
 //! ```text
-//! head -> gate -> body (bounded in size, time and memory) -> in hand -> handler -> answer
+//! head -> gate -> limits, method -> body (bounded in size, time and memory) -> in hand -> handler -> answer
 //! ```
 //!
 //! Only a request that is complete counts as in hand: slow clients cost memory, and never a place.
+//! The body is read when the handler asks for it, so whatever the head decides is answered before.
 
 use std::net::IpAddr;
+use std::borrow::Cow;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -16,19 +18,21 @@ use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use http::request::Parts;
-use http::{HeaderValue, StatusCode, Version, header};
+use http::uri::Authority;
+use http::{HeaderValue, Method, StatusCode, Version, header};
 use http_body::Body as _;
-use http_body_util::BodyExt;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use towpath_core::patience;
 use tracing::{Instrument, debug, error, info_span};
 use uuid::Uuid;
 
 use super::Peer;
-use super::body::{self, Failure, Intake};
+use super::body::{self, Charge, Deferred, Failure, Intake};
 use super::error::{Form, Problem};
+use super::extract::no_query;
 use crate::telemetry::Metrics;
 use crate::telemetry::traces::{self, Served};
 
@@ -51,6 +55,20 @@ pub struct BodyLimit {
     pub what: &'static str,
 }
 
+/// A method and the template of a route.
+pub type Asking = (Method, Cow<'static, str>);
+
+/// Whether a route is a probe. Load balancers add parameters of their own, and a refused one takes the process out.
+pub fn is_probe(route: &str) -> bool {
+    let mut probes = ["/health", "/healthz", "/livez", "/readyz"].into_iter();
+    let below = |probe: &str| {
+        route
+            .strip_prefix(probe)
+            .is_some_and(|rest| rest.starts_with('/'))
+    };
+    probes.any(|probe| route == probe || below(probe))
+}
+
 /// What a listener puts around its routes.
 #[derive(Clone)]
 pub struct Edge {
@@ -58,7 +76,9 @@ pub struct Edge {
     in_hand: Arc<Semaphore>,
     intake: Intake,
     form: Form,
+    forms: &'static [(&'static str, Form)],
     bodies: Arc<[BodyLimit]>,
+    queries: Arc<[Asking]>,
     gate: Arc<Gate>,
     patience: Option<Duration>,
     is_secure: bool,
@@ -72,7 +92,9 @@ impl Edge {
             in_hand: Arc::new(Semaphore::new(max_in_flight)),
             intake,
             form: Form::Text,
+            forms: &[],
             bodies: Arc::new([]),
+            queries: Arc::new([]),
             gate: Arc::new(|_| Ok(())),
             patience: None,
             is_secure: false,
@@ -100,6 +122,27 @@ impl Edge {
         self
     }
 
+    /// Paths that begin so have a form of their own.
+    #[must_use]
+    pub fn forms(mut self, forms: &'static [(&'static str, Form)]) -> Self {
+        self.forms = forms;
+        self
+    }
+
+    /// The form of a path.
+    fn form_of(&self, path: &str) -> Form {
+        let mut forms = self.forms.iter();
+        let own = forms.find(|(start, _)| path.starts_with(start));
+        own.map_or(self.form, |(_, form)| *form)
+    }
+
+    /// These requests have parameters, which their handlers read; all others with a query string are refused.
+    #[must_use]
+    pub fn queries(mut self, queries: impl IntoIterator<Item = Asking>) -> Self {
+        self.queries = queries.into_iter().collect();
+        self
+    }
+
     /// These routes have limits of their own.
     #[must_use]
     pub fn bodies(mut self, limits: &[BodyLimit]) -> Self {
@@ -117,16 +160,30 @@ impl Edge {
         self
     }
 
+    /// Refuses a request by its head, before anything of its body is read.
+    fn refuse(&self, route: Option<&str>, head: &Parts) -> Result<(), Problem> {
+        let Some(route) = route else {
+            return Err(Problem::new(StatusCode::NOT_FOUND, "not found"));
+        };
+        one_host(head)?;
+        chunked(head)?;
+        plain(head)?;
+        (self.gate)(head)?;
+        let is_asked = |method: &Method| {
+            *method == head.method || head.method == Method::HEAD && *method == Method::GET
+        };
+        let mut known = self.queries.iter();
+        let asks = known.any(|(method, known)| known == route && is_asked(method));
+        match head.uri.query() {
+            Some(query) if !asks && !is_probe(route) => no_query(query),
+            _ => Ok(()),
+        }
+    }
+
     async fn serve(&self, route: Option<&str>, request: Request, next: Next) -> Response {
         let (head, body) = request.into_parts();
         let has_body = !body.is_end_stream();
-        let refused = match route {
-            None => Err(Problem::new(StatusCode::NOT_FOUND, "not found")),
-            Some(_) => one_host(&head)
-                .and_then(|()| plain(&head))
-                .and_then(|()| (self.gate)(&head)),
-        };
-        if let Err(problem) = refused {
+        if let Err(problem) = self.refuse(route, &head) {
             let is_encoded = problem.status() == StatusCode::UNSUPPORTED_MEDIA_TYPE;
             let mut response = answer_early(problem, has_body);
             if is_encoded {
@@ -139,25 +196,22 @@ impl Edge {
             return response;
         }
         let limit = self.limit(route.unwrap_or_default());
-        let (bytes, charge) = match self.intake.read(body, limit.bytes).await {
-            Ok(read) => read,
-            Err(failure) => return answer_early(unread(failure, limit.what), true),
+        let reading = Reading::new(self, limit);
+        let body = match reading.begin() {
+            true if !has_body => Body::empty(),
+            true => reading.deferred(body),
+            // The body is read, so that the connection can go on.
+            false => match reading.read(body).await {
+                Some(bytes) => Body::from(bytes),
+                None => return reading.refusal().unwrap_or_else(busy),
+            },
         };
-        let Ok(_permit) = self.in_hand.try_acquire() else {
-            let busy = "too many requests in hand, try again";
-            return Problem::new(StatusCode::SERVICE_UNAVAILABLE, busy)
-                .retry_after(1)
-                .into_response();
-        };
-        let handled = next.run(Request::from_parts(head, Body::from(bytes)));
+        let handled = next.run(Request::from_parts(head, body));
         let response = match self.patience {
             Some(limit) => patience::within(limit, handled).await,
             None => handled.await,
         };
-        match charge {
-            Some(charge) => response.map(|body| body::charged(body, charge)),
-            None => response,
-        }
+        reading.end(response, has_body)
     }
 
     fn limit(&self, route: &str) -> BodyLimit {
@@ -168,6 +222,104 @@ impl Edge {
             what: "body",
         })
     }
+}
+
+/// What becomes of the body of a request, and of its place among those in hand.
+#[derive(Clone)]
+struct Reading(Arc<Inner>);
+
+struct Inner {
+    progress: Mutex<Progress>,
+    in_hand: Arc<Semaphore>,
+    intake: Intake,
+    limit: BodyLimit,
+}
+
+#[derive(Default)]
+struct Progress {
+    permit: Option<OwnedSemaphorePermit>,
+    charge: Option<Charge>,
+    is_read: bool,
+    refusal: Option<Response>,
+}
+
+impl Reading {
+    fn new(edge: &Edge, limit: BodyLimit) -> Self {
+        Self(Arc::new(Inner {
+            progress: Mutex::default(),
+            in_hand: Arc::clone(&edge.in_hand),
+            intake: edge.intake.clone(),
+            limit,
+        }))
+    }
+
+    /// Takes a place; false when there is none.
+    fn begin(&self) -> bool {
+        let permit = Arc::clone(&self.0.in_hand).try_acquire_owned();
+        let mut state = self.lock();
+        state.permit = permit.ok();
+        state.permit.is_some()
+    }
+
+    /// The body, read when it is asked for. Its place is free meanwhile: slow clients cost memory, and never a place.
+    fn deferred(&self, body: Body) -> Body {
+        let reading = self.clone();
+        Body::new(Deferred::new(async move { reading.read(body).await }))
+    }
+
+    async fn read(&self, body: Body) -> Option<Bytes> {
+        self.lock().permit = None;
+        let limit = self.0.limit;
+        match self.0.intake.read(body, limit.bytes).await {
+            Ok((bytes, charge)) => {
+                let has_place = self.begin();
+                let mut state = self.lock();
+                (state.is_read, state.charge) = (true, charge);
+                match has_place {
+                    true => Some(bytes),
+                    false => {
+                        state.refusal = Some(busy());
+                        None
+                    }
+                }
+            }
+            Err(failure) => {
+                self.lock().refusal = Some(answer_early(unread(failure, limit.what), true));
+                None
+            }
+        }
+    }
+
+    fn refusal(&self) -> Option<Response> {
+        self.lock().refusal.take()
+    }
+
+    /// The answer, or why the body was refused. A connection ends on a body that was not read.
+    fn end(&self, mut response: Response, has_body: bool) -> Response {
+        let mut state = self.lock();
+        if let Some(refusal) = state.refusal.take() {
+            return refusal;
+        }
+        if has_body && !state.is_read {
+            close(&mut response);
+        }
+        match state.charge.take() {
+            Some(charge) => response.map(|body| body::charged(body, charge)),
+            None => response,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        let progress = &self.0.progress;
+        progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn busy() -> Response {
+    let reason = "too many requests in hand, try again";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason)
+        .retry_after(1)
+        .into_response()
 }
 
 /// Puts the edge around the routes.
@@ -185,7 +337,7 @@ async fn pass(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Re
     let began = Instant::now();
     let id = request_id(&request);
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    let form = edge.form.accepted(request.headers());
+    let form = edge.form_of(uri.path()).accepted(request.headers());
     // The template, never the path itself: labels come from the program only.
     let matched = request.extensions().get::<MatchedPath>().cloned();
     let route = matched.as_ref().map(MatchedPath::as_str);
@@ -209,7 +361,7 @@ async fn pass(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Re
         span.in_scope(|| error!("a handler panicked"));
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error").into_response()
     });
-    if let Some(problem) = problem(form, &mut response).await {
+    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         problem.write(form, uri.path(), name, &mut response);
     }
     span.in_scope(
@@ -226,27 +378,18 @@ async fn pass(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Re
     response
 }
 
-/// The problem in a response, also that of an extractor of axum, which is a text.
-async fn problem(form: Form, response: &mut Response) -> Option<Problem> {
-    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
-        return Some(problem);
-    }
-    if form == Form::Text || !response.status().is_client_error() {
-        return None;
-    }
-    let text = std::mem::take(response.body_mut()).collect().await.ok()?;
-    let text = String::from_utf8_lossy(&text.to_bytes()).trim().to_owned();
-    Some(Problem::new(response.status(), text))
-}
-
 /// An answer before the body was read: what is left of the body can not be told from a next request, so the connection ends.
 fn answer_early(problem: Problem, has_body: bool) -> Response {
     let mut response = problem.into_response();
     if has_body {
-        let close = HeaderValue::from_static("close");
-        response.headers_mut().insert(header::CONNECTION, close);
+        close(&mut response);
     }
     response
+}
+
+fn close(response: &mut Response) {
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(header::CONNECTION, close);
 }
 
 fn unread(failure: Failure, what: &str) -> Problem {
@@ -264,14 +407,44 @@ fn unread(failure: Failure, what: &str) -> Problem {
     }
 }
 
-/// RFC 9112, section 3.2: HTTP/1.1 names the host exactly once.
+/// RFC 9112, section 3.2: HTTP/1.1 names the host exactly once, and by what can be one.
 fn one_host(head: &Parts) -> Result<(), Problem> {
-    let count = head.headers.get_all(header::HOST).iter().take(2).count();
-    if count == 1 || count == 0 && head.version < Version::HTTP_11 {
+    let hosts = head.headers.get_all(header::HOST);
+    let count = hosts.iter().take(2).count();
+    let is_one = count == 1 || count == 0 && head.version != Version::HTTP_11;
+    match is_one && hosts.iter().all(is_host) {
+        true => Ok(()),
+        false => Err(Problem::invalid(
+            "a request names its `Host` exactly once, as a name or an address with or without a port",
+        )),
+    }
+}
+
+/// RFC 3986, section 3.2: a name or an address, and perhaps a port. Without either the target has no host.
+fn is_host(value: &HeaderValue) -> bool {
+    let text = value.to_str().unwrap_or("?@");
+    let Ok(host) = text.parse::<Authority>() else {
+        return text.is_empty();
+    };
+    let port = text[host.host().len()..]
+        .strip_prefix(':')
+        .unwrap_or_default();
+    !text.contains('@') && port.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// RFC 9112, section 6.1: what cannot be decoded is not passed on as if it were decoded.
+fn chunked(head: &Parts) -> Result<(), Problem> {
+    let codings = head.headers.get_all(header::TRANSFER_ENCODING);
+    let codings = codings.iter().map(|value| value.as_bytes().trim_ascii());
+    let codings = codings.collect::<Vec<_>>().join(&b", "[..]);
+    if codings.is_empty() || codings.eq_ignore_ascii_case(b"chunked") {
         return Ok(());
     }
-    let reason = "a request names its `Host` exactly once";
-    Err(Problem::new(StatusCode::BAD_REQUEST, reason))
+    let reason = format!(
+        "`Transfer-Encoding: {}` is not supported; send `chunked` alone",
+        String::from_utf8_lossy(&codings)
+    );
+    Err(Problem::new(StatusCode::NOT_IMPLEMENTED, reason))
 }
 
 /// RFC 9110, section 8.4: an encoded body is not what it decodes to. None is decoded here.

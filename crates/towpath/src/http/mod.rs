@@ -7,19 +7,25 @@ mod client;
 mod connection;
 pub mod descriptors;
 pub mod error;
+pub mod extract;
 pub mod guard;
+mod hosts;
 pub mod json;
 mod middleware;
 pub mod net;
+pub mod preconditions;
 mod server;
+mod sites;
 mod socket;
 mod streams;
 pub mod tls;
 
 pub use body::Intake;
 pub use client::{client, client_of, trusting_also, with_identity};
-pub use middleware::{BodyLimit, Edge, wrap};
+pub use hosts::Hosts;
+pub use middleware::{Asking, BodyLimit, Edge, is_probe, wrap};
 pub use server::{Limits, Patience, Peer, serve};
+pub use sites::Sites;
 
 /// A text as one part of a URL: a segment of its path, a value of its query, a password.
 pub(crate) fn encoded(text: &str) -> String {

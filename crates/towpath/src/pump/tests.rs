@@ -243,7 +243,7 @@ async fn what_a_sink_says_after_the_lease_was_lost_does_not_count() {
     assert_eq!((rig.stats().await.acked, rig.stats().await.leased), (0, 1));
     assert!(!stop.account.counts().contains_key("acked"));
     let lost = r#"towpath_deliveries_total{queue="jobs",outcome="lost"} 1"#;
-    let (_, text) = rig.metrics.render(None, &[]).await;
+    let (_, text) = rig.metrics.render(&http::HeaderMap::new(), &[]).await;
     assert!(text.contains(lost), "{text}");
     // The one who holds it decides.
     let delivery = taken.lock().unwrap().take().unwrap();

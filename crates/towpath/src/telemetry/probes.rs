@@ -466,7 +466,9 @@ mod tests {
         assert_eq!(checked.lines()[0], "[-]embedded: no answer within 2s");
         assert_eq!(began.elapsed(), DEADLINE);
 
-        let (_, text) = Metrics::new().render(None, &[silent]).await;
+        let (_, text) = Metrics::new()
+            .render(&http::HeaderMap::new(), &[silent])
+            .await;
         assert!(
             text.contains("towpath_backend_up{backend=\"embedded\"} 0\n"),
             "{text}"

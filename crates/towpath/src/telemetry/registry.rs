@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use http::HeaderMap;
 use jiff::Timestamp;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -17,6 +18,7 @@ use towpath_core::port::outbox::Backlog;
 use towpath_core::port::queue::Stats;
 use towpath_core::port::stream;
 
+use crate::http::accept;
 use crate::pump::Condition;
 
 use super::disks::{self, Disks};
@@ -27,6 +29,7 @@ use super::shown::{OTHER_QUEUES, Shown};
 
 /// The content types of the two formats. Source: Prometheus, "Exposition formats".
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+const OPEN: &str = "application/openmetrics-text";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Labels of a request.
@@ -391,12 +394,12 @@ impl Metrics {
             .clone()
     }
 
-    /// Everything, in the format that `accept` asks for. Returns the content type and the text.
+    /// Everything, in the format that a client with these headers prefers. Returns the content type and the text.
     ///
     /// A backend that does not answer within 2 s counts as down, and its queues are left out; disks likewise.
     pub async fn render(
         &self,
-        accept: Option<&str>,
+        headers: &HeaderMap,
         backends: &[Backend],
     ) -> (&'static str, String) {
         let asked = join_all(backends.iter().map(|backend| async {
@@ -444,7 +447,8 @@ impl Metrics {
         if let Err(error) = encoded {
             tracing::warn!(%error, "metrics cannot be written");
         }
-        if accept.is_some_and(|accept| accept.contains("application/openmetrics-text")) {
+        let weight = |kind| accept::weight(headers, kind);
+        if accept::names(headers, OPEN) && weight(OPEN) >= weight("text/plain") {
             return (OPEN_METRICS, body);
         }
         (TEXT, as_text_format(&body))
@@ -630,7 +634,7 @@ mod tests {
     async fn both_formats_say_the_same_in_their_own_words() {
         let metrics = Metrics::new();
         metrics.http_request("/enqueue", "BREW", 200, Duration::from_millis(3));
-        let (kind, text) = metrics.render(None, &[]).await;
+        let (kind, text) = metrics.render(&HeaderMap::new(), &[]).await;
         assert_eq!(kind, TEXT);
         assert!(
             text.contains("# TYPE towpath_http_requests_total counter\n"),
@@ -643,10 +647,25 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("# EOF"));
+        let accepting = |value: &'static str| {
+            let value = http::HeaderValue::from_static(value);
+            HeaderMap::from_iter([(http::header::ACCEPT, value)])
+        };
         let (kind, open) = metrics
-            .render(Some("application/openmetrics-text; version=1.0.0"), &[])
+            .render(
+                &accepting("application/openmetrics-text; version=1.0.0"),
+                &[],
+            )
             .await;
         assert_eq!(kind, OPEN_METRICS);
+        for accept in [
+            "application/openmetrics-text;q=0, */*",
+            "text/plain, application/openmetrics-text;q=0.5",
+            "*/*",
+        ] {
+            let (kind, _) = metrics.render(&accepting(accept), &[]).await;
+            assert_eq!(kind, TEXT, "{accept}");
+        }
         assert!(
             open.contains("# TYPE towpath_http_requests counter\n") && open.ends_with("# EOF\n"),
             "{open}"

@@ -16,8 +16,8 @@ use super::opened::Opened;
 use super::process::Process;
 use super::public::Public;
 use crate::apps::accounts::{
-    Filled, Layer, Limiter, Needs, Relay, Rules, Target, UserApi, health_routes, limit_routes,
-    user_routes,
+    Filled, Layer, Limiter, Needs, Relay, Rules, Target, UserApi, health_routes, limit_queries,
+    limit_routes, user_queries, user_routes,
 };
 use crate::supervisor::{OnFailure, Stage};
 use crate::telemetry::{LastCall, Need};
@@ -107,6 +107,7 @@ impl Accounts {
                 .merge(user_routes(users))
                 .merge(health_routes(needs));
             public.add(API, routes, &[]);
+            public.asks(limit_queries().into_iter().chain(user_queries()));
         }
         let outbox = Arc::clone(&self.migrated.database.outbox);
         process.health.watch_check(DATABASE, move || {

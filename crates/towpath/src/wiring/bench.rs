@@ -18,7 +18,7 @@ use towpath_core::backend::Backend;
 use towpath_core::{Error, QueueName, Result};
 
 use super::backends::clock;
-use crate::apps::accounts::{Limiter, Rules, limit_routes};
+use crate::apps::accounts::{Limiter, Rules, limit_queries, limit_routes};
 use crate::apps::ingest::{Enqueue, Limits, router};
 use crate::http::{self, BodyLimit, Edge, Intake, Patience, descriptors, wrap};
 use crate::supervisor::Stop;
@@ -57,7 +57,7 @@ pub async fn ingest_api_for_bench(backend: &Backend) -> Result<BenchApi> {
 pub async fn limits_api_for_bench(backend: &Backend, rules: &[String]) -> Result<BenchApi> {
     let store = backend.require_rate_limit("bench limits")?;
     let limiter = Limiter::new(store, clock(), Rules::parse(rules)?, Metrics::new());
-    serve(|edge| wrap(limit_routes(limiter), edge)).await
+    serve(|edge| wrap(limit_routes(limiter), edge.queries(limit_queries()))).await
 }
 
 /// Starts an API that passes bodies on to a queue written by hand, behind the same edge.

@@ -13,9 +13,11 @@ use super::opened::Opened;
 use super::process::{Door, Process, condition};
 use crate::apps::fleet::{
     Agent, CALLBACK_QUEUE, Callbacks, Controller, Destinations, HIT_QUEUE, Hits, KEY_FILE, Keys,
-    Place, Tasks, Worker, controller_routes, kept_key, worker_routes,
+    Place, Tasks, Worker, controller_queries, controller_routes, kept_key, worker_queries,
+    worker_routes,
 };
 use crate::config;
+use crate::http::error::Form;
 use crate::http::guard::Guard;
 use crate::pump::{Handler, Handling, Pump, Work};
 use crate::supervisor::{OnFailure, Stage};
@@ -120,7 +122,8 @@ impl Fleet {
         let (worker, tasks) = (tools.worker.clone(), tools.tasks.clone());
         let calls = LastCall::default();
         process.health.watch_calls(WORKER, calls.clone());
-        let routes = worker_routes(worker, tasks, self.keys.clone(), config.entry, calls);
+        let entry = (config.entry, process.sites());
+        let routes = worker_routes(worker, tasks, self.keys.clone(), entry, calls);
         let secrets = config
             .callback_secrets
             .iter()
@@ -158,8 +161,10 @@ impl Fleet {
             asked: config.worker_listen.as_deref(),
             default: WORKER_LISTEN,
         };
-        let edge = process.patient_edge();
-        process.open(door, routes, edge).await
+        let edge = process.patient_edge().form(Form::Envelope);
+        process
+            .open(door, routes, edge.queries(worker_queries()))
+            .await
     }
 
     fn agent(&self, process: &mut Process<'_>) {
@@ -268,7 +273,8 @@ async fn control(controller: &Controller, process: &mut Process<'_>) -> Result<(
         asked: process.config.fleet.controller_listen.as_deref(),
         default: CONTROLLER_LISTEN,
     };
-    let edge = process.patient_edge();
+    let edge = process.patient_edge().form(Form::Envelope);
+    let edge = edge.queries(controller_queries());
     process
         .open(door, controller_routes(controller.clone()), edge)
         .await

@@ -11,7 +11,8 @@ use super::process::{Door, Process, condition};
 use super::public::Public;
 use crate::apps::orders::{
     Channel, Dashboard, Desk, Gateway, Mailer, NOTIFICATIONS, Notifier, ORDERS, Processor,
-    REJECTIONS, Topology, dashboard_routes, gateway_routes, stock_routes,
+    REJECTIONS, Topology, dashboard_queries, dashboard_routes, gateway_routes, stock_queries,
+    stock_routes,
 };
 use crate::config::{self, ChannelKind, Secret};
 use crate::inlet::QueueInlet;
@@ -82,6 +83,7 @@ impl Orders {
             self.needs(GATEWAY, process, Need::Accepts);
             let routes = gateway_routes(Gateway(self.desk.clone()), calls);
             public.add(GATEWAY, routes.merge(stock_routes(self.desk.clone())), &[]);
+            public.asks(stock_queries());
             public.wait_for(GATEWAY, self.desk.topology.clone());
         }
         if process.runs(Role::OrdersDashboard) {
@@ -127,7 +129,9 @@ impl Orders {
             asked: process.config.orders.dashboard_listen.as_deref(),
             default: DASHBOARD_LISTEN,
         };
-        process.open(door, router, process.edge()).await
+        let queries = dashboard_queries().into_iter().chain(stock_queries());
+        let edge = process.edge().queries(queries);
+        process.open(door, router, edge).await
     }
 }
 

@@ -17,7 +17,8 @@ use super::run::closing_time;
 use super::stalls::Stalls;
 use crate::config::{Config, Secret};
 use crate::disk::{Floor, folder_of};
-use crate::http::{Edge, Intake, descriptors, wrap};
+use crate::http::net::Net;
+use crate::http::{Edge, Hosts, Intake, Sites, descriptors, wrap};
 use crate::pump::{Alone, Destination, Observer, PATIENCE, Side};
 use crate::supervisor::{Stage, Supervisor};
 use crate::telemetry::{Health, Metrics, Need, Source};
@@ -111,18 +112,39 @@ impl<'a> Process<'a> {
 
     /// An edge with bounds of its own, so that a busy listener never makes a probe on another one fail.
     pub(super) fn edge(&self) -> Edge {
-        let intake = Intake::new(self.config.body_timeout, self.config.max_body_memory);
-        Edge::new(self.metrics.clone(), self.config.max_in_flight, intake)
-            .patience(self.config.disk_timeout)
-            .secure(self.config.tls_certificate.is_some())
+        self.edge_of(self.config.max_in_flight)
     }
 
     /// The same for routes whose requests wait for news: as many may be in hand as there are connections.
     pub(super) fn patient_edge(&self) -> Edge {
+        self.edge_of(self.connections)
+    }
+
+    fn edge_of(&self, in_flight: usize) -> Edge {
         let intake = Intake::new(self.config.body_timeout, self.config.max_body_memory);
-        Edge::new(self.metrics.clone(), self.connections, intake)
+        let sites = self.sites();
+        Edge::new(self.metrics.clone(), in_flight, intake)
             .patience(self.config.disk_timeout)
             .secure(self.config.tls_certificate.is_some())
+            .gate(move |head| sites.check(head))
+    }
+
+    /// Which requests of web pages and of this machine the listeners of roles serve.
+    pub(super) fn sites(&self) -> Sites {
+        let config = self.config;
+        let listens = [
+            &config.orders.dashboard_listen,
+            &config.fleet.controller_listen,
+            &config.fleet.worker_listen,
+        ];
+        let named = listens.into_iter().flatten().chain(&config.hosts);
+        let named: Vec<String> = named.cloned().collect();
+        let hosts = Hosts::new(&config.listen, "server.hosts", &named);
+        let proxies = config.trusted_proxies.iter();
+        Sites::new(
+            hosts.or_labels(),
+            proxies.filter_map(|text| Net::parse(text)).collect(),
+        )
     }
 
     /// What an output on the disk of this backend leaves to it.

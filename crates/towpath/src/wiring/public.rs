@@ -8,9 +8,9 @@ use tracing::{info, warn};
 
 use super::listener::{Listener, bind, limits};
 use super::process::Process;
-use crate::apps::accounts::{Layer, limited};
+use crate::apps::accounts::{LIMIT_FORMS, Layer, limited};
 use crate::apps::orders::Topology;
-use crate::http::{self, BodyLimit, wrap};
+use crate::http::{self, Asking, BodyLimit, wrap};
 use crate::supervisor::{OnFailure, Stage, Stop};
 use crate::telemetry::{Health, RefusedConnections};
 
@@ -21,6 +21,7 @@ pub(super) struct Public {
     name: Option<&'static str>,
     router: Router,
     bodies: Vec<BodyLimit>,
+    queries: Vec<Asking>,
     waits_for: Option<(&'static str, Topology)>,
     limits: Option<Layer>,
 }
@@ -31,6 +32,11 @@ impl Public {
         self.name.get_or_insert(role);
         self.router = std::mem::take(&mut self.router).merge(routes);
         self.bodies.extend_from_slice(bodies);
+    }
+
+    /// These requests have parameters.
+    pub(super) fn asks(&mut self, queries: impl IntoIterator<Item = Asking>) {
+        self.queries.extend(queries);
     }
 
     /// Every route has these limits.
@@ -52,7 +58,8 @@ impl Public {
             Some(limits) => limited(self.router, limits),
             None => self.router,
         };
-        let router = wrap(routes, process.edge().bodies(&self.bodies));
+        let edge = process.edge().bodies(&self.bodies).queries(self.queries);
+        let router = wrap(routes, edge.forms(LIMIT_FORMS));
         let (config, connections) = (process.config, process.connections);
         if let Some((role, topology)) = self.waits_for {
             match topology.declare().await {

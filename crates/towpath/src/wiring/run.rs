@@ -20,6 +20,7 @@ use super::process::Process;
 use super::public::Public;
 use crate::admin;
 use crate::config::Config;
+use crate::http::Hosts;
 use crate::problems::{Limits, Problems};
 use crate::supervisor::{Ending, OnFailure, Report, Stage, Supervisor};
 use crate::telemetry::Health;
@@ -181,7 +182,7 @@ async fn serve_admin(admin: admin::Admin, process: &mut Process<'_>) -> Result<S
         socket: bind("server.admin", &config.admin).await?,
         connections: process.connections.min(ADMIN_CONNECTIONS),
     };
-    let hosts = admin::Hosts::new(&config.admin, &config.admin_hosts);
+    let hosts = Hosts::new(&config.admin, "server.admin_hosts", &config.admin_hosts);
     let edge = process.edge().secure(process.config.tls_admin);
     let router = admin::router(admin, hosts, edge);
     listener.start(router, config, &process.metrics, &mut process.supervisor)

@@ -4,7 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 
 use serde_json::json;
 
-use crate::client::Client;
+use crate::client::{Client, raw};
 use crate::fleet::{KEY, world};
 use crate::process::World;
 
@@ -176,4 +176,74 @@ fn a_port_alone_is_served_on_both_families() {
     assert_eq!(world.client().get("/healthz").status, 200);
     let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
     assert_eq!(Client::new(six).get("/healthz").status, 200);
+}
+
+#[test]
+fn a_page_of_another_site_reaches_nothing() {
+    let world = world();
+    let _running = world.up();
+    let evil = ("origin", "http://evil.example");
+    let order = br#"{"id":"o1","sku":"s","qty":1}"#;
+    for (address, path, body) in [
+        (world.http, "/enqueue", &b"hello"[..]),
+        (world.http, "/enqueue/batch", b"\"hello\""),
+        (world.http, "/orders", order),
+        (world.http, "/api/users", br#"{"email":"a@b","name":"N"}"#),
+        (world.http, "/api/bucket/reset?key=k", b""),
+        (world.dashboard, "/inventory/s", br#"{"quantity":1}"#),
+        (world.controller, "/config", b"{}"),
+        (world.hits, "/config", br#"{"version":9,"data":{}}"#),
+        (world.hits, "/hit", b""),
+    ] {
+        let method = match path {
+            "/inventory/s" => "PUT",
+            _ => "POST",
+        };
+        let mut client = Client::new(address);
+        for page in [evil, ("sec-fetch-site", "cross-site")] {
+            let answer = client.send(method, path, &[page], body).unwrap();
+            assert_eq!(answer.status, 403, "{path} {page:?}");
+        }
+        let host =
+            format!("{method} {path} HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n");
+        let length = format!("content-length: {}\r\n\r\n", body.len());
+        let answer = raw(
+            address,
+            &[host.as_bytes(), length.as_bytes(), body].concat(),
+        );
+        assert!(answer.starts_with("HTTP/1.1 421 "), "{path}: {answer}");
+        assert!(answer.contains("server.hosts"), "{answer}");
+    }
+    // Its own page, and programs.
+    let own = format!("http://{}", world.http);
+    let answer = world
+        .client()
+        .post("/enqueue", &[("origin", &own)], b"hello");
+    assert_eq!(answer.status, 200);
+}
+
+#[test]
+fn the_worker_trusts_programs_of_this_machine_only() {
+    let world = world();
+    let _running = world.up();
+    let mut client = Client::new(world.hits);
+    let mut get = |path: &str, headers: &[(&str, &str)]| {
+        client.send("GET", path, headers, b"").unwrap().status
+    };
+    for path in ["/hit", "/hits", "/config"] {
+        for header in [
+            ("origin", "http://evil.example"),
+            ("origin", "null"),
+            ("sec-fetch-site", "cross-site"),
+            ("x-forwarded-for", "203.0.113.9"),
+            ("forwarded", "for=203.0.113.9"),
+            ("via", "1.1 proxy"),
+            ("x-real-ip", "203.0.113.9"),
+        ] {
+            assert_eq!(get(path, &[header]), 403, "{path} {header:?}");
+            let with_key = get(path, &[header, ("x-api-key", KEY)]);
+            assert_ne!(with_key, 403, "{path} {header:?}");
+        }
+    }
+    assert_eq!(get("/hits", &[]), 200);
 }

@@ -83,7 +83,7 @@ fn tasks_are_queued_worked_on_and_kept() {
     let slow = hit("/slow");
     let mut client = Client::new(world.hits);
     wait_until("it runs", Duration::from_secs(5), || {
-        client.get(&format!("/hit/{slow}")).json()["data"]["status"] == "running"
+        client.get(&format!("/hit/{slow}")).json()["data"]["state"] == "running"
     });
     let path = format!("/hit/{slow}");
     assert_eq!(

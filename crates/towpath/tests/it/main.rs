@@ -27,6 +27,7 @@ mod clock;
 mod deploy;
 mod disk;
 mod edge;
+mod edge_forms;
 mod fleet;
 mod fleet_bare;
 mod fleet_leftovers;

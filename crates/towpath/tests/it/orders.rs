@@ -294,7 +294,8 @@ fn the_dashboard_answers_json_and_prometheus() {
     assert_eq!(numbers["notified_orders_count"], 1);
     assert_eq!(numbers["dead_letters_count"], 0);
     assert_eq!(numbers["inventory_level"], 3);
-    assert_eq!(numbers["notification_status"]["status"], "sent");
+    assert_eq!(numbers["notification_status"], "sent");
+    assert_eq!(numbers["notification"]["channel"], "log");
     assert_eq!(numbers["queues"]["orders.queue"]["ready"], 0);
     assert!(numbers["rates"]["processed_per_second"].is_number());
     let numbers = board.get("/metrics?sku=hat&order_id=nobody").json();

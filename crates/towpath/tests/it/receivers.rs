@@ -381,7 +381,8 @@ fn tasks_wait_for_their_destination() {
     let path = format!("/hit/{}", task.as_str().unwrap());
     std::thread::sleep(Duration::from_secs(6));
     let waiting = client.get(&path).json();
-    assert_eq!(waiting["data"]["status"], "retrying", "{waiting}");
+    assert_eq!(waiting["data"]["status"], "pending", "{waiting}");
+    assert_eq!(waiting["data"]["state"], "retrying", "{waiting}");
     assert_eq!(waiting["data"]["attempts"], 0, "{waiting}");
     assert_eq!(running.log().matches("destination paused").count(), 1);
     serve_at((Ipv4Addr::LOCALHOST, address.port()), |_| {

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use http::StatusCode;
-use serde_json::json;
+use serde_json::{Value, json};
 use towpath_core::Result;
 use towpath_core::port::Outbox;
 use tracing::warn;
@@ -46,17 +46,19 @@ async fn all(State(needs): State<Needs>) -> Response {
 }
 
 async fn bucket(State(needs): State<Needs>) -> Response {
-    one("redis-token-bucket", needs.bucket().await)
+    let seconds = jiff::Timestamp::now().as_second();
+    one("redis-token-bucket", needs.bucket().await, json!(seconds))
 }
 
 async fn users(State(needs): State<Needs>) -> Response {
-    one("user-management", needs.users().await)
+    let now = jiff::Timestamp::now();
+    one("user-management", needs.users().await, json!(now))
 }
 
-fn one(service: &str, is_healthy: bool) -> Response {
+/// The reference system writes the time as a number for one service, and as a text for the other.
+fn one(service: &str, is_healthy: bool, timestamp: Value) -> Response {
     let body = json!({
-        "status": word(is_healthy), "service": service,
-        "timestamp": jiff::Timestamp::now().as_second(),
+        "status": word(is_healthy), "service": service, "timestamp": timestamp,
     });
     (status(is_healthy), Json(body)).into_response()
 }

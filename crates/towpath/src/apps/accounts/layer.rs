@@ -16,18 +16,15 @@ use tracing::warn;
 use super::limiter::{Limiter, Wanted};
 use super::limits::{rate_headers, seconds};
 use super::rule::Rule;
-use crate::http::Peer;
 use crate::http::error::Problem;
 use crate::http::net::Net;
+use crate::http::{Peer, is_probe};
 
 /// The header that proxies say the client's address in.
 const FORWARDED: &str = "x-forwarded-for";
 
 /// Every route that is not named itself.
 const ANY: &str = "*";
-
-/// Probes are never refused, except by a limit of their own.
-const PROBES: [&str; 4] = ["/health", "/healthz", "/livez", "/readyz"];
 
 /// The limits of a listener; cheap to clone.
 #[derive(Clone)]
@@ -59,8 +56,8 @@ impl Layer {
 
     /// The limit of a route and what it is called.
     fn rule(&self, route: &str) -> Option<(&str, &Rule)> {
-        let is_probe = PROBES.contains(&route) || route.starts_with("/health/");
-        let any = || self.rules.get_key_value(ANY).filter(|_| !is_probe);
+        // Probes are never refused, except by a limit of their own.
+        let any = || self.rules.get_key_value(ANY).filter(|_| !is_probe(route));
         let (name, rule) = self.rules.get_key_value(route).or_else(any)?;
         Some((name, rule))
     }
@@ -107,6 +104,12 @@ fn forwarded(text: &str) -> Option<IpAddr> {
 /// Whether a text is the limit of a route.
 pub fn is_route_limit(text: &str) -> bool {
     route_limit(text).is_ok()
+}
+
+/// The route that a text limits, which may be that of a listener or not; absent for every route.
+pub fn limited_route(text: &str) -> Option<&str> {
+    let (route, _) = text.split_once('=')?;
+    Some(route).filter(|route| *route != ANY)
 }
 
 fn route_limit(text: &str) -> Result<(String, Rule)> {

@@ -21,7 +21,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const LOCAL_KEYS: usize = 100_000;
 
 /// Longest key in bytes.
-const KEY_BYTES: usize = 1_024;
+pub(super) const KEY_BYTES: usize = 1_024;
 
 /// One request.
 pub(super) struct Wanted<'a> {

@@ -1,20 +1,23 @@
 //! The HTTP side of limits: the reference system's paths, fields and codes, with its roundings and dead ends mended.
 
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use towpath_core::limiter::{Amount, Decision, Policy};
 use towpath_core::{Error, ErrorKind};
 use tracing::warn;
 
-use super::limiter::{Limiter, Wanted};
+use super::limiter::{KEY_BYTES, Limiter, Wanted};
 use super::rule::Rule;
-use crate::http::json::Object;
+use crate::http::Asking;
+use crate::http::error::{Form, Problem};
+use crate::http::extract::Query;
+use crate::http::json::{self, Object};
 
 /// Takes of one bulk request.
 const MOST_TAKES: usize = 1_000;
@@ -29,8 +32,22 @@ pub fn limit_routes(limiter: Limiter) -> Router {
         .with_state(limiter)
 }
 
+/// How problems of these routes are worded, whichever layer finds them.
+pub const LIMIT_FORMS: &[(&str, Form)] = &[("/api/bucket/", Form::Coded)];
+
+/// The requests of [`limit_routes`] that have parameters.
+pub fn limit_queries() -> [Asking; 4] {
+    [
+        (Method::GET, "/api/bucket/check".into()),
+        (Method::POST, "/api/bucket/consume".into()),
+        (Method::POST, "/api/bucket/reset".into()),
+        (Method::POST, "/api/bucket/bulk-consume".into()),
+    ]
+}
+
 /// The parameters, as text: what they must be is said in our own words.
 #[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Asked {
     #[serde(default)]
     key: String,
@@ -47,12 +64,12 @@ struct One {
     policy: Option<String>,
 }
 
-/// A bulk request: a list, which is all or nothing, or that with its mode.
+/// A bulk request with its mode; a list alone is all or nothing.
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Bulk {
-    All(Vec<Object<One>>),
-    Moded { takes: Vec<Object<One>>, mode: Mode },
+#[serde(deny_unknown_fields)]
+struct Bulk {
+    takes: Vec<Object<One>>,
+    mode: Mode,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -62,51 +79,35 @@ enum Mode {
     Each,
 }
 
-/// Why a request was refused: the reference system's word, and a sentence.
-struct Refusal(StatusCode, &'static str, String);
+type Answer = Result<Response, Problem>;
 
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let Self(status, word, message) = self;
-        let body = Json(json!({ "error": word, "message": message }));
-        let mut response = (status, body).into_response();
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        response
-    }
+/// A refusal under the reference system's word.
+fn bad(word: &'static str, message: impl Into<String>) -> Problem {
+    Problem::invalid(message).code(word)
 }
 
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
-        match error.kind() {
-            ErrorKind::Invalid => bad("invalid_tokens", error.to_string()),
-            _ => {
-                warn!(error = error.chain(), "a limit could not be decided");
-                let text = error.unknown_or("the store of the limits does not answer; try again");
-                Self(StatusCode::SERVICE_UNAVAILABLE, "bucket_error", text)
-            }
-        }
+/// What the store of the limits did not do.
+fn undecided(error: &Error) -> Problem {
+    if error.kind() == ErrorKind::Invalid {
+        return bad("invalid_tokens", error.to_string());
     }
-}
-
-type Answer = Result<Response, Refusal>;
-
-fn bad(word: &'static str, message: impl Into<String>) -> Refusal {
-    Refusal(StatusCode::BAD_REQUEST, word, message.into())
+    warn!(error = error.chain(), "a limit could not be decided");
+    let text = error.unknown_or("the store of the limits does not answer; try again");
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, text)
+        .code("bucket_error")
+        .retry_after(1)
 }
 
 async fn check(State(limiter): State<Limiter>, Query(asked): Query<Asked>) -> Answer {
     let (key, rule) = (key(&asked.key)?, rule(&limiter, asked.policy.as_deref())?);
-    let decision = limiter.peek(key, rule).await?;
+    let decision = limiter.peek(key, rule).await;
+    let decision = decision.map_err(|error| undecided(&error))?;
     let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
     let body = json!({
         "key": key,
-        "current_tokens": decision.remaining.as_f64(),
-        "capacity": rule.policy.capacity().as_f64(),
-        "refill_rate": per_second(&rule.policy),
+        "current_tokens": number(decision.remaining.as_f64()),
+        "capacity": number(rule.policy.capacity().as_f64()),
+        "refill_rate": number(per_second(&rule.policy)),
         "last_refill_time": now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         "ttl_seconds": seconds(decision.reset_after),
         "success": true,
@@ -114,7 +115,7 @@ async fn check(State(limiter): State<Limiter>, Query(asked): Query<Asked>) -> An
     Ok(answer(StatusCode::OK, body, rule, &decision))
 }
 
-async fn consume(State(limiter): State<Limiter>, Query(asked): Query<Asked>) -> Answer {
+async fn consume(State(limiter): State<Limiter>, Query(asked): Query<Asked>, _: Bytes) -> Answer {
     let (key, rule) = (key(&asked.key)?, rule(&limiter, asked.policy.as_deref())?);
     let tokens = match asked.tokens.as_deref() {
         None => 1.0,
@@ -126,8 +127,8 @@ async fn consume(State(limiter): State<Limiter>, Query(asked): Query<Asked>) -> 
         })?,
     };
     let amount = amount(tokens)?;
-    let decision = one(limiter.take(&[Wanted { key, rule, amount }]).await?)?;
-    let remaining = decision.remaining.as_f64();
+    let decision = one(take(&limiter, &[Wanted { key, rule, amount }]).await?)?;
+    let remaining = number(decision.remaining.as_f64());
     if decision.allowed {
         let body = json!({
             "allowed": true, "remaining_tokens": remaining, "success": true,
@@ -137,15 +138,16 @@ async fn consume(State(limiter): State<Limiter>, Query(asked): Query<Asked>) -> 
     }
     let body = json!({
         "allowed": false, "remaining_tokens": remaining, "success": false,
-        "retry_after_seconds": decision.retry_after.as_secs_f64(),
+        "retry_after_seconds": number(decision.retry_after.as_secs_f64()),
         "message": "Rate limit exceeded",
     });
     Ok(answer(StatusCode::TOO_MANY_REQUESTS, body, rule, &decision))
 }
 
-async fn reset(State(limiter): State<Limiter>, Query(asked): Query<Asked>) -> Answer {
+async fn reset(State(limiter): State<Limiter>, Query(asked): Query<Asked>, _: Bytes) -> Answer {
     let key = key(&asked.key)?;
-    limiter.reset(key).await?;
+    let reset = limiter.reset(key).await;
+    reset.map_err(|error| undecided(&error))?;
     let body = json!({
         "success": true, "key": key,
         "message": format!("Bucket '{key}' has been reset to full capacity"),
@@ -157,14 +159,18 @@ async fn bulk(State(limiter): State<Limiter>, Query(asked): Query<Asked>, body: 
     if body.iter().all(u8::is_ascii_whitespace) {
         return ten(&limiter, &asked).await;
     }
-    let parsed: Bulk = serde_json::from_slice(&body).map_err(|error| {
-        let text = format!("the body is neither a list of takes nor `takes` with a `mode` of `all` or `each`: {error}");
+    let is_list = body.trim_ascii_start().starts_with(b"[");
+    let parsed = match is_list {
+        true => json::value(&body).map(|takes| (takes, Mode::All)),
+        false => json::object(&body).map(|bulk: Bulk| (bulk.takes, bulk.mode)),
+    };
+    let (takes, mode): (Vec<Object<One>>, Mode) = parsed.map_err(|refusal| {
+        let text = format!(
+            "the body is neither a list of takes nor `takes` with a `mode` of `all` or `each`: {}",
+            refusal.reason
+        );
         bad("parse_error", text)
     })?;
-    let (takes, mode) = match parsed {
-        Bulk::All(takes) => (takes, Mode::All),
-        Bulk::Moded { takes, mode } => (takes, mode),
-    };
     if takes.is_empty() || takes.len() > MOST_TAKES {
         let text = format!("{} takes; there must be 1 to {MOST_TAKES}", takes.len());
         return Err(bad("parse_error", text));
@@ -179,11 +185,11 @@ async fn bulk(State(limiter): State<Limiter>, Query(asked): Query<Asked>, body: 
         });
     }
     let decisions = match mode {
-        Mode::All => limiter.take(&wanted).await?,
+        Mode::All => take(&limiter, &wanted).await?,
         Mode::Each => {
             let mut decisions = Vec::with_capacity(wanted.len());
             for one in &wanted {
-                decisions.extend(limiter.take(std::slice::from_ref(one)).await?);
+                decisions.extend(take(&limiter, std::slice::from_ref(one)).await?);
             }
             decisions
         }
@@ -224,13 +230,10 @@ async fn ten(limiter: &Limiter, asked: &Asked) -> Answer {
     let mut results = Vec::with_capacity(10);
     for attempt in 1..=10 {
         let amount = Amount::whole(1);
-        let taken = limiter.take(&[Wanted { key, rule, amount }]).await;
+        let taken = take(limiter, &[Wanted { key, rule, amount }]).await;
         results.push(match taken {
             Ok(decisions) => result_of(attempt, &one(decisions)?),
-            Err(error) => {
-                let Refusal(_, _, message) = error.into();
-                json!({ "attempt": attempt, "error": message })
-            }
+            Err(problem) => json!({ "attempt": attempt, "error": problem.detail() }),
         });
     }
     let body = json!({
@@ -244,22 +247,42 @@ fn result_of(attempt: usize, decision: &Decision) -> Value {
     json!({
         "attempt": attempt,
         "allowed": decision.allowed,
-        "remaining_tokens": decision.remaining.as_f64(),
-        "retry_after": decision.retry_after.as_secs_f64(),
+        "remaining_tokens": number(decision.remaining.as_f64()),
+        "retry_after": number(decision.retry_after.as_secs_f64()),
     })
 }
 
-fn key(key: &str) -> Result<&str, Refusal> {
+async fn take(limiter: &Limiter, wanted: &[Wanted<'_>]) -> Result<Vec<Decision>, Problem> {
+    let taken = limiter.take(wanted).await;
+    taken.map_err(|error| undecided(&error))
+}
+
+/// A number as the reference system writes it: whole ones without a fraction, which typed clients read as integers.
+fn number(value: f64) -> Value {
+    #[expect(clippy::cast_possible_truncation, reason = "used when it is whole")]
+    let whole = value as i64;
+    match value.fract().abs() < f64::EPSILON && value.abs() < 1e15 {
+        true => json!(whole),
+        false => json!(value),
+    }
+}
+
+fn key(key: &str) -> Result<&str, Problem> {
     match key.trim() {
         "" => Err(bad(
             "missing_key",
             "the parameter `key` says which bucket; it is missing",
         )),
+        key if key.len() > KEY_BYTES || key.contains(char::is_control) => {
+            let text =
+                format!("`key` must have at most {KEY_BYTES} bytes and no control characters");
+            Err(bad("invalid_key", text))
+        }
         key => Ok(key),
     }
 }
 
-fn rule<'a>(limiter: &'a Limiter, name: Option<&str>) -> Result<&'a Rule, Refusal> {
+fn rule<'a>(limiter: &'a Limiter, name: Option<&str>) -> Result<&'a Rule, Problem> {
     limiter.rules.find(name).ok_or_else(|| {
         let known: Vec<&str> = limiter.rules.names().collect();
         let name = name.unwrap_or_default();
@@ -273,7 +296,7 @@ fn rule<'a>(limiter: &'a Limiter, name: Option<&str>) -> Result<&'a Rule, Refusa
     })
 }
 
-fn amount(tokens: f64) -> Result<Amount, Refusal> {
+fn amount(tokens: f64) -> Result<Amount, Problem> {
     let amount = Amount::from_f64(tokens).unwrap_or_default();
     if amount == Amount::default() {
         let text = format!("`tokens` is {tokens}; it must be a number from 0.000001 to 10^12");
@@ -282,9 +305,9 @@ fn amount(tokens: f64) -> Result<Amount, Refusal> {
     Ok(amount)
 }
 
-fn one(decisions: Vec<Decision>) -> Result<Decision, Refusal> {
+fn one(decisions: Vec<Decision>) -> Result<Decision, Problem> {
     let first = decisions.into_iter().next();
-    first.ok_or_else(|| Error::unavailable("the store gave no decision").into())
+    first.ok_or_else(|| undecided(&Error::unavailable("the store gave no decision")))
 }
 
 /// The body with the headers of the limit.

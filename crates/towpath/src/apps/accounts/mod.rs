@@ -18,9 +18,9 @@ mod rule;
 mod users;
 
 pub use health::{Needs, health_routes};
-pub use layer::{Layer, is_route_limit, limited};
+pub use layer::{Layer, is_route_limit, limited, limited_route};
 pub use limiter::Limiter;
-pub use limits::limit_routes;
+pub use limits::{LIMIT_FORMS, limit_queries, limit_routes};
 pub use relay::{Filled, Relay, Target};
 pub use rule::{OnFailure, Rule, Rules};
-pub use users::{UserApi, user_routes};
+pub use users::{UserApi, user_queries, user_routes};

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, header};
 use jiff::{Timestamp, Unit};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -18,13 +18,13 @@ use uuid::Uuid;
 
 use super::event::{Happened, event};
 use crate::http::error::Problem;
-use crate::http::json;
+use crate::http::extract::{Path, Query};
+use crate::http::preconditions::{Preconditions, Tags, Unmet, not_modified, with_tag};
+use crate::http::{Asking, json};
+use crate::idempotency::{self, OTHER_REQUEST, replayed};
 use crate::telemetry::LastCall;
 
-/// Makes a retry harmless. Source: IETF draft "The Idempotency-Key HTTP Header Field".
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-
-/// Longest address, name and idempotency key, in characters. Source: the tables of the reference system.
+/// Longest address and name, in characters. Source: the tables of the reference system.
 const MAX_LENGTH: usize = 255;
 
 /// Most users of one page, and how many there are unless the client says.
@@ -61,6 +61,11 @@ pub fn user_routes(api: UserApi) -> Router {
         .with_state(api)
 }
 
+/// The requests of [`user_routes`] that have parameters.
+pub fn user_queries() -> [Asking; 1] {
+    [(Method::GET, "/api/users".into())]
+}
+
 /// What a client says about a user.
 #[derive(Deserialize)]
 struct Said {
@@ -73,6 +78,7 @@ struct Said {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Page {
     cursor: Option<String>,
     limit: Option<usize>,
@@ -83,13 +89,14 @@ type Answer = Result<Response, Problem>;
 async fn create(State(api): State<UserApi>, headers: HeaderMap, body: Bytes) -> Answer {
     let said = said(&body)?;
     let request = request_key(&headers, &body)?;
-    let user = insert(&api, said, request).await?;
+    let (user, is_replay) = insert(&api, said, request).await?;
     let location = format!("/api/users/{}", user.id);
-    let mut response = (StatusCode::CREATED, shown(&user)).into_response();
+    let mut response = shown(&user);
+    *response.status_mut() = StatusCode::CREATED;
     if let Ok(location) = location.try_into() {
         response.headers_mut().insert(header::LOCATION, location);
     }
-    Ok(response)
+    Ok(replayed(response, is_replay))
 }
 
 /// The reference system's test, and what it was meant to be: with `crash_after_db` the process stops between the
@@ -109,8 +116,12 @@ async fn crash(State(api): State<UserApi>, body: Bytes) -> Answer {
     Ok("Crash test completed".into_response())
 }
 
-/// The user as created now, or when the same request came before.
-async fn insert(api: &UserApi, said: Said, request: Option<RequestKey>) -> Result<User, Problem> {
+/// The user as created now, or when the same request came before, and whether it did.
+async fn insert(
+    api: &UserApi,
+    said: Said,
+    request: Option<RequestKey>,
+) -> Result<(User, bool), Problem> {
     check_address(&said.email)?;
     let at = now();
     let user = User {
@@ -124,19 +135,24 @@ async fn insert(api: &UserApi, said: Said, request: Option<RequestKey>) -> Resul
     let event = event(&api.topic, Happened::Created, &user, at);
     let created = api.users.create(user.clone(), event, request).await;
     match api.noted(created)? {
-        Created::New => Ok(user),
-        Created::Before(user) => Ok(user),
+        Created::New => Ok((user, false)),
+        Created::Before(user) => Ok((user, true)),
         Created::EmailTaken => Err(email_taken()),
         Created::KeyTaken => Err(Problem::new(
             StatusCode::UNPROCESSABLE_ENTITY,
-            "this Idempotency-Key came with another body before; use a new key for a new request",
+            OTHER_REQUEST,
         )),
     }
 }
 
-async fn show(State(api): State<UserApi>, Path(id): Path<String>) -> Answer {
+async fn show(State(api): State<UserApi>, Path(id): Path<String>, headers: HeaderMap) -> Answer {
     let user = api.users.find(user_id(&id)?).await?.ok_or_else(absent)?;
-    Ok(shown(&user).into_response())
+    let tag = user.version.to_string();
+    match Preconditions::of(&headers).check(Some(&[tag.as_str()])) {
+        Ok(()) => Ok(shown(&user)),
+        Err(Unmet::NoneMatch) => Ok(not_modified(&tag)),
+        Err(Unmet::Match) => Err(another_version(user.version)),
+    }
 }
 
 async fn list(State(api): State<UserApi>, Query(page): Query<Page>) -> Answer {
@@ -167,7 +183,7 @@ async fn update(
     headers: HeaderMap,
     body: Bytes,
 ) -> Answer {
-    let (id, said, version) = (user_id(&id)?, said(&body)?, version(&headers)?);
+    let (id, said) = (user_id(&id)?, said(&body)?);
     if let Err(problem) = check_address(&said.email) {
         // Another program may have stored it: the user can be renamed all the same.
         let stored = api.users.find(id).await?;
@@ -175,6 +191,7 @@ async fn update(
             return Err(problem);
         }
     }
+    let version = version(&api, id, &headers).await?;
     let at = now();
     let told = User {
         id,
@@ -194,11 +211,12 @@ async fn update(
     };
     let update = api.users.update(change, event).await;
     let user = changed(api.noted(update)?)?;
-    Ok(shown(&user).into_response())
+    Ok(shown(&user))
 }
 
 async fn delete(State(api): State<UserApi>, Path(id): Path<String>, headers: HeaderMap) -> Answer {
-    let (id, version) = (user_id(&id)?, version(&headers)?);
+    let id = user_id(&id)?;
+    let version = version(&api, id, &headers).await?;
     let at = now();
     let told = User {
         id,
@@ -219,11 +237,13 @@ fn changed(changed: Changed) -> Result<User, Problem> {
         Changed::Done(user) => Ok(user),
         Changed::Absent => Err(absent()),
         Changed::EmailTaken => Err(email_taken()),
-        Changed::Version(version) => {
-            let text = format!("the user is at version {version} by now; read it again");
-            Err(Problem::new(StatusCode::PRECONDITION_FAILED, text))
-        }
+        Changed::Version(version) => Err(another_version(version)),
     }
+}
+
+fn another_version(version: u64) -> Problem {
+    let text = format!("the user is at version {version} by now; read it again");
+    Problem::new(StatusCode::PRECONDITION_FAILED, text)
 }
 
 fn absent() -> Problem {
@@ -242,15 +262,21 @@ fn json_of(user: &User) -> Value {
 }
 
 /// A user with its version as the entity tag.
-fn shown(user: &User) -> impl IntoResponse + use<> {
-    let tag = format!("\"{}\"", user.version);
-    ([(header::ETAG, tag)], Json(json_of(user)))
+fn shown(user: &User) -> Response {
+    with_tag(
+        Json(json_of(user)).into_response(),
+        &user.version.to_string(),
+    )
 }
 
 /// What the body says, with the address in lower case.
 fn said(body: &[u8]) -> Result<Said, Problem> {
     let bad = |text: &str| Problem::new(StatusCode::BAD_REQUEST, text);
-    let said: Said = json::object(body).map_err(|_| bad("Invalid JSON"))?;
+    let said: Said = json::object(body).map_err(|refusal| match refusal.is_json {
+        true => bad(&format!("the body: {}", refusal.reason)),
+        // The contract's text.
+        false => bad("Invalid JSON"),
+    })?;
     let (email, name) = (
         said.email.trim().to_lowercase(),
         said.name.trim().to_owned(),
@@ -290,31 +316,32 @@ fn user_id(text: &str) -> Result<Uuid, Problem> {
     Uuid::parse_str(text).map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "Invalid user ID"))
 }
 
-/// The version that `If-Match` asks for; `*` is any.
-fn version(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
-    let Some(value) = headers.get(header::IF_MATCH) else {
-        return Ok(None);
-    };
-    let text = value.to_str().unwrap_or_default().trim();
-    if text == "*" {
+/// The version that a change must find, when the client names any; those who change the user meanwhile are refused by
+/// the database.
+async fn version(api: &UserApi, id: Uuid, headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+    let wanted = Preconditions::of(headers);
+    if !wanted.is_some() {
         return Ok(None);
     }
-    let version = text.trim_matches('"').parse().map_err(|_| {
-        let text = "`If-Match` must be the ETag of the user, like \"3\"";
-        Problem::new(StatusCode::BAD_REQUEST, text)
-    })?;
-    Ok(Some(version))
+    let user = api.users.find(id).await?.ok_or_else(absent)?;
+    let tag = user.version.to_string();
+    match wanted.check(Some(&[tag.as_str()])) {
+        Ok(()) => Ok(Some(user.version).filter(|_| wanted.if_match != Some(Tags::Any))),
+        Err(Unmet::Match) => Err(another_version(user.version)),
+        Err(Unmet::NoneMatch) => {
+            let text = format!(
+                "the user is at version {}, which `If-None-Match` excludes",
+                user.version
+            );
+            Err(Problem::new(StatusCode::PRECONDITION_FAILED, text))
+        }
+    }
 }
 
 fn request_key(headers: &HeaderMap, body: &[u8]) -> Result<Option<RequestKey>, Problem> {
-    let Some(value) = headers.get(IDEMPOTENCY_KEY) else {
+    let Some(key) = idempotency::key(headers)? else {
         return Ok(None);
     };
-    let key = value.to_str().unwrap_or_default().trim();
-    if key.is_empty() || key.len() > MAX_LENGTH {
-        let text = format!("`Idempotency-Key` must be 1 to {MAX_LENGTH} visible ASCII characters");
-        return Err(Problem::new(StatusCode::BAD_REQUEST, text));
-    }
     let digest = digest::digest(&digest::SHA256, body);
     let digest = digest.as_ref().iter();
     Ok(Some(RequestKey {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Extension, Path, Query, State};
+use axum::extract::{Extension, State};
 use axum::routing::{delete, get, post};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -17,10 +17,11 @@ use uuid::Uuid;
 use super::auth::{Caller, fingerprint, new_agent_key};
 use super::config::POLL_SECONDS;
 use super::controller::Controller;
-use super::controller_routes::{Page, record};
+use super::controller_routes::{limit, record};
 use super::envelope::{Answer, Failure, parse_of_program, success};
 use super::identity::Speaker;
 use crate::http::Peer;
+use crate::http::extract::{Path, Query};
 
 /// `/register` and `/agents…`.
 pub(super) fn agent_routes(controller: Controller) -> Router {
@@ -119,6 +120,13 @@ struct AgentView {
     shared_by: Vec<Speaker>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Page {
+    after: Option<Uuid>,
+    limit: Option<usize>,
+}
+
 async fn agents(
     State(controller): State<Controller>,
     headers: HeaderMap,
@@ -126,7 +134,10 @@ async fn agents(
 ) -> Answer {
     controller.operator(&headers).await?;
     let stale = controller.watch().borrow().stale();
-    let found = controller.store().agents(page.after, page.limit()?).await?;
+    let found = controller
+        .store()
+        .agents(page.after, limit(page.limit)?)
+        .await?;
     let all = found.into_iter().map(|agent| {
         let shared_by = controller.sharing(agent.id);
         view(agent, stale, shared_by)

@@ -7,13 +7,13 @@ use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, StatusCode};
 use towpath_core::port::Fleet;
 use towpath_core::{Error, Result};
 use uuid::Uuid;
 
 use super::envelope::Failure;
-use crate::token::Token;
+use crate::token::{Token, bearer};
 
 /// The header of the reference system.
 pub(super) const API_KEY: &str = "x-api-key";
@@ -119,13 +119,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 
 fn given(headers: &HeaderMap) -> Result<&str, Failure> {
     let own = headers.get(API_KEY).and_then(|value| value.to_str().ok());
-    // RFC 9110, section 11.1: the name of a scheme has no case.
-    let bearer = || {
-        let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-        let (scheme, key) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
-    };
-    own.or_else(bearer)
+    own.or_else(|| bearer(headers))
         .filter(|key| !key.is_empty())
         .ok_or_else(|| Failure::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", "missing API key"))
 }

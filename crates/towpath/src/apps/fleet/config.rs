@@ -12,6 +12,7 @@ use towpath_core::{Error, Result};
 use uuid::Uuid;
 
 use super::auth::hex;
+use crate::http::preconditions::{Preconditions, Unmet};
 
 /// How often agents ask unless the configuration says. Source: the reference system.
 pub(super) const POLL_SECONDS: u32 = 30;
@@ -97,20 +98,28 @@ impl Config {
         })
     }
 
-    /// Strong, and other for another content even if the version is the same.
-    pub(super) fn etag(&self) -> String {
+    /// Strong, and other for another content even if the version is the same. Behind it the version alone, by which
+    /// existing agents name it.
+    pub(super) fn tags(&self) -> [String; 2] {
         let hash = hex(digest(&SHA256, &self.signed()).as_ref());
         let epoch = self.epoch.as_deref().unwrap_or("0");
-        format!("\"{epoch}.{}-{}\"", self.version, &hash[..12])
+        let tag = format!("{epoch}.{}-{}", self.version, &hash[..12]);
+        [tag, self.version.to_string()]
     }
 
-    /// Whether an `If-None-Match` or `If-Match` names it: by its tag, or by its version alone as existing agents do.
-    pub(super) fn is_named_by(&self, header: &str) -> bool {
-        let (etag, version) = (self.etag(), self.version.to_string());
-        header.split(',').map(str::trim).any(|tag| {
-            let tag = tag.strip_prefix("W/").unwrap_or(tag);
-            tag == "*" || tag == etag || tag.trim_matches('"') == version
-        })
+    /// Its tag, as headers have it.
+    pub(super) fn etag(&self) -> String {
+        let [tag, _] = self.tags();
+        format!("\"{tag}\"")
+    }
+
+    /// What a client requires of it.
+    ///
+    /// # Errors
+    /// The precondition that it does not meet.
+    pub(super) fn check(&self, wanted: &Preconditions) -> std::result::Result<(), Unmet> {
+        let [tag, version] = self.tags();
+        wanted.check(Some(&[tag.as_str(), version.as_str()]))
     }
 
     /// Whether it is an older one of the same line of versions.
@@ -230,24 +239,29 @@ mod tests {
     #[test]
     fn a_tag_names_content_and_a_bare_version_works() {
         let config = Config::of(&published(3), &epoch()).unwrap();
-        let etag = config.etag();
+        let [tag, _] = config.tags();
+        let has_it = |value: &str| {
+            let value = value.parse().expect("a header value");
+            let headers = http::HeaderMap::from_iter([(http::header::IF_NONE_MATCH, value)]);
+            config.check(&Preconditions::of(&headers)).is_err()
+        };
         for named in [
-            etag.as_str(),
+            &format!("\"{tag}\""),
             "3",
             "\"3\"",
             "W/\"3\"",
             "\"1\", 3",
             "*",
-            &format!("W/{etag}"),
+            &format!("W/\"{tag}\""),
         ] {
-            assert!(config.is_named_by(named), "{named}");
+            assert!(has_it(named), "{named}");
         }
         for other in ["", "4", "\"e.3-000000000000\"", "33"] {
-            assert!(!config.is_named_by(other), "{other}");
+            assert!(!has_it(other), "{other}");
         }
         let mut changed = config.clone();
         changed.data.clear();
-        assert_ne!(changed.etag(), etag);
+        assert_ne!(changed.tags()[0], tag);
     }
 
     #[test]

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Extension, Path, Query, State};
-use axum::response::{IntoResponse, Response};
+use axum::extract::{Extension, State};
+use axum::response::Response;
 use axum::routing::{get, post};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -22,8 +22,10 @@ use super::config::{Config, POLL_SECONDS, follows};
 use super::controller::Controller;
 use super::envelope::{Answer, Failure, parse, success};
 use super::rollout::Step;
-use crate::http::Peer;
+use crate::http::extract::{Path, Query};
+use crate::http::{Asking, Peer};
 use crate::http::json::Object;
+use crate::http::preconditions::{Preconditions, Tags, Unmet, not_modified, with_tag};
 
 /// Longest that a request waits for another configuration.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -52,6 +54,18 @@ pub fn controller_routes(controller: Controller) -> Router {
         .route("/audit", get(audit))
         .with_state(controller.clone())
         .merge(agent_routes(controller))
+}
+
+/// The requests of [`controller_routes`] that have parameters.
+pub fn controller_queries() -> [Asking; 5] {
+    [
+        "/config",
+        "/config/history",
+        "/config/diff",
+        "/audit",
+        "/agents",
+    ]
+    .map(|route| (Method::GET, route.into()))
 }
 
 /// What somebody publishes.
@@ -162,18 +176,24 @@ async fn expected(
     headers: &HeaderMap,
 ) -> Result<(Option<Published>, Option<u64>), Failure> {
     let found = controller.store().newest().await.map_err(unpublished)?;
-    let wanted = headers
-        .get(header::IF_MATCH)
-        .and_then(|value| value.to_str().ok());
-    let Some(wanted) = wanted else {
+    let wanted = Preconditions::of(headers);
+    if !wanted.is_some() {
         return Ok((found, None));
-    };
+    }
     let config = found
         .as_ref()
-        .map(|found| Config::of(found, controller.epoch()));
-    match config.transpose()? {
-        Some(config) if config.is_named_by(wanted) => Ok((found, Some(config.version))),
-        other => Err(another_version(other.map_or(0, |config| config.version))),
+        .map(|found| Config::of(found, controller.epoch()))
+        .transpose()?;
+    let checked = match &config {
+        Some(config) => config.check(&wanted),
+        None => wanted.check(None),
+    };
+    let version = config.map_or(0, |config| config.version);
+    match checked {
+        // Any version will do, so one that is published meanwhile will, too.
+        Ok(()) if wanted.if_match == Some(Tags::Any) => Ok((found, None)),
+        Ok(()) => Ok((found, Some(version))),
+        Err(unmet) => Err(another_version(version, unmet)),
     }
 }
 
@@ -189,7 +209,7 @@ async fn put(controller: &Controller, config: NewConfig, expected: Option<u64>) 
             let config = Config::of(&published, controller.epoch())?;
             Ok(tagged(success(StatusCode::CREATED, &config), &config))
         }
-        Outcome::Version(version) => Err(another_version(version)),
+        Outcome::Version(version) => Err(another_version(version, Unmet::Match)),
     }
 }
 
@@ -197,13 +217,15 @@ fn unpublished(error: towpath_core::Error) -> Failure {
     Failure::from(error).code("UPDATE_FAILED")
 }
 
-fn another_version(version: u64) -> Failure {
+fn another_version(version: u64, unmet: Unmet) -> Failure {
+    let reason = match unmet {
+        Unmet::Match => "another one than the request names",
+        Unmet::NoneMatch => "which `If-None-Match` excludes",
+    };
     Failure::new(
         StatusCode::PRECONDITION_FAILED,
         "PRECONDITION_FAILED",
-        format!(
-            "the newest version is {version}, another one than `If-Match` names; read it and try again"
-        ),
+        format!("the newest version is {version}, {reason}; read it and try again"),
     )
 }
 
@@ -212,6 +234,7 @@ fn no_version() -> Failure {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Wait {
     wait: Option<String>,
 }
@@ -229,9 +252,7 @@ async fn config(
             .get(AGENT_ID)
             .and_then(|id| Uuid::parse_str(id.to_str().ok()?).ok()),
     };
-    let known = headers
-        .get(header::IF_NONE_MATCH)
-        .and_then(|value| value.to_str().ok());
+    let wanted = Preconditions::of(&headers);
     let until = Instant::now() + wait(query.wait.as_deref())?;
     if let Some(agent) = agent {
         // Once for each request, or an agent that ended would speak on.
@@ -244,10 +265,13 @@ async fn config(
         }
         let snapshot = watch.borrow_and_update().clone();
         let config = snapshot.config_of(agent);
-        let is_known = match (&config, known) {
-            (Some(config), Some(known)) => config.is_named_by(known),
-            (Some(_), None) => false,
-            (None, _) => true,
+        let is_known = match config.as_ref().map(|config| config.check(&wanted)) {
+            Some(Err(Unmet::Match)) => {
+                let version = config.map_or(0, |config| config.version);
+                return Err(another_version(version, Unmet::Match));
+            }
+            Some(Ok(())) => false,
+            Some(Err(Unmet::NoneMatch)) | None => true,
         };
         let is_over = snapshot.is_closing || Instant::now() >= until;
         match config {
@@ -255,7 +279,7 @@ async fn config(
                 return Ok(tagged(success(StatusCode::OK, &*config), &config));
             }
             Some(config) if is_over => {
-                return Ok(tagged(StatusCode::NOT_MODIFIED.into_response(), &config));
+                return Ok(not_modified(&config.tags()[0]));
             }
             None if is_over => return Err(Failure::not_found("no config available")),
             _ => {}
@@ -277,11 +301,8 @@ fn wait(text: Option<&str>) -> Result<Duration, Failure> {
     Ok(Duration::from_secs(seconds).min(LONGEST_WAIT))
 }
 
-fn tagged(mut response: Response, config: &Config) -> Response {
-    if let Ok(etag) = HeaderValue::from_str(&config.etag()) {
-        response.headers_mut().insert(header::ETAG, etag);
-    }
-    response
+fn tagged(response: Response, config: &Config) -> Response {
+    with_tag(response, &config.tags()[0])
 }
 
 async fn version(
@@ -302,26 +323,29 @@ async fn version(
         Err(_) => None,
     };
     let config = Config::of(&found.ok_or_else(no_version)?, controller.epoch())?;
-    Ok(success(StatusCode::OK, &config))
+    match config.check(&Preconditions::of(&headers)) {
+        Ok(()) => Ok(tagged(success(StatusCode::OK, &config), &config)),
+        Err(Unmet::NoneMatch) => Ok(not_modified(&config.tags()[0])),
+        Err(Unmet::Match) => Err(another_version(config.version, Unmet::Match)),
+    }
+}
+
+/// Most of a list.
+pub(super) fn limit(limit: Option<usize>) -> Result<usize, Failure> {
+    let limit = limit.unwrap_or(PAGE);
+    match (1..=MAX_PAGE).contains(&limit) {
+        true => Ok(limit),
+        false => Err(Failure::invalid(format!(
+            "`limit` is {limit}; it must be 1 to {MAX_PAGE}"
+        ))),
+    }
 }
 
 #[derive(Deserialize)]
-pub(super) struct Page {
+#[serde(deny_unknown_fields)]
+struct Page {
     before: Option<u64>,
-    pub(super) after: Option<Uuid>,
     limit: Option<usize>,
-}
-
-impl Page {
-    pub(super) fn limit(&self) -> Result<usize, Failure> {
-        let limit = self.limit.unwrap_or(PAGE);
-        match (1..=MAX_PAGE).contains(&limit) {
-            true => Ok(limit),
-            false => Err(Failure::invalid(format!(
-                "`limit` is {limit}; it must be 1 to {MAX_PAGE}"
-            ))),
-        }
-    }
 }
 
 async fn history(
@@ -332,7 +356,7 @@ async fn history(
     controller.operator(&headers).await?;
     let found = controller
         .store()
-        .history(page.before, page.limit()?)
+        .history(page.before, limit(page.limit)?)
         .await?;
     let all = found.iter().map(|one| Config::of(one, controller.epoch()));
     Ok(success(
@@ -342,6 +366,7 @@ async fn history(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Pair {
     from: u64,
     to: u64,
@@ -493,13 +518,19 @@ pub(super) async fn record(
     Ok(controller.store().record(deed).await?)
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Newest {
+    limit: Option<usize>,
+}
+
 async fn audit(
     State(controller): State<Controller>,
     headers: HeaderMap,
-    Query(page): Query<Page>,
+    Query(page): Query<Newest>,
 ) -> Answer {
     controller.operator(&headers).await?;
-    let deeds = controller.store().deeds(page.limit()?).await?;
+    let deeds = controller.store().deeds(limit(page.limit)?).await?;
     let all: Vec<_> = deeds
         .into_iter()
         .map(|deed| {

@@ -1,6 +1,7 @@
 //! The envelope that every answer of the fleet app has. Source: the reference system.
 
 use crate::config::did_you_mean;
+use crate::http::error::Problem;
 use crate::http::json;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -60,6 +61,12 @@ impl Failure {
     }
 }
 
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self::new(problem.status(), "INVALID_REQUEST", problem.detail())
+    }
+}
+
 impl From<Error> for Failure {
     /// A request is checked before a store is asked, so what a store says then is never the client's mistake, whatever
     /// its kind. What is wrong inside goes to the log.
@@ -77,15 +84,11 @@ impl From<Error> for Failure {
 }
 
 impl IntoResponse for Failure {
+    /// The edge writes the envelope, as it does for what never comes to a handler.
     fn into_response(self) -> Response {
-        let body = json!({
-            "request_id": Uuid::now_v7(),
-            "status": self.status.as_u16(),
-            "success": false,
-            "message": self.message,
-            "error": { "code": self.code, "message": self.message },
-        });
-        (self.status, Json(body)).into_response()
+        Problem::new(self.status, self.message)
+            .code(self.code)
+            .into_response()
     }
 }
 
@@ -106,7 +109,7 @@ pub(super) fn success(status: StatusCode, data: impl Serialize) -> Response {
 
 /// What a body says.
 pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Failure> {
-    json::object(body).map_err(|reason| Failure::invalid(format!("the body: {reason}")))
+    json::object(body).map_err(|refusal| Failure::invalid(format!("the body: {}", refusal.reason)))
 }
 
 /// What the body of another program says. Unknown fields are ignored, as a newer version may send more, except those

@@ -196,13 +196,14 @@ impl Tasks {
         Ok(QueueInlet::new(queue, name, consumer, LEASE))
     }
 
-    /// Takes a task: its record and its message, in one step. With a key that came before it is the task of that time.
+    /// Takes a task: its record and its message, in one step, and whether it is new: with a key that came
+    /// before it is the task of that time.
     pub(super) async fn start(
         &self,
         url: String,
         callback_url: Option<String>,
         key: Option<&str>,
-    ) -> Result<Task> {
+    ) -> Result<(Task, bool)> {
         let id = key.map_or_else(Uuid::now_v7, id_of);
         let task = new(id, url, callback_url);
         let record = Op::PutIfAbsent {
@@ -213,9 +214,11 @@ impl Tasks {
         match self.enqueue(id, record).await? {
             effects::Outcome::Applied(_) => {
                 debug!(task = %task.task_id, "task queued");
-                Ok(task)
+                Ok((task, true))
             }
-            effects::Outcome::Refused { current, .. } => read(&current.unwrap_or_default()),
+            effects::Outcome::Refused { current, .. } => {
+                Ok((read(&current.unwrap_or_default())?, false))
+            }
         }
     }
 

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Router, middleware};
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode, header};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::auth::Keys;
@@ -16,15 +17,14 @@ use super::config::Config;
 use super::envelope::{Answer, Failure, parse, parse_of_program, success};
 use super::task::{Status, Task, Tasks};
 use super::worker::{Given, Worker};
-use crate::http::Peer;
-use crate::idempotency::OTHER_REQUEST;
+use crate::http::error::Problem;
+use crate::http::extract::{Path, Query};
+use crate::http::{Asking, Peer, Sites};
+use crate::idempotency::{self, OTHER_REQUEST, replayed};
 use crate::telemetry::LastCall;
 
 /// Longest that a request waits for a result.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-
-/// Longest idempotency key, in characters.
-const LONGEST_KEY: usize = 255;
 
 /// Most tasks of one page, and how many there are unless the client says.
 const MAX_PAGE: usize = 1_000;
@@ -35,7 +35,7 @@ const PAGE: usize = 100;
 pub enum Entry {
     /// Whoever has a key of the fleet.
     Key,
-    /// This machine, and from elsewhere whoever has a key.
+    /// Programs of this machine. Other clients, web pages and proxies need a key.
     KeyOrLoopback,
     /// Everybody, as in the reference system.
     Open,
@@ -48,7 +48,13 @@ struct Api {
     tasks: Tasks,
     keys: Keys,
     entry: Entry,
+    sites: Sites,
     calls: LastCall,
+}
+
+/// The requests of [`worker_routes`] that have parameters.
+pub fn worker_queries() -> [Asking; 2] {
+    ["/hit/{id}", "/hits"].map(|route| (Method::GET, route.into()))
 }
 
 /// Every route of the worker.
@@ -56,7 +62,7 @@ pub fn worker_routes(
     worker: Worker,
     tasks: Tasks,
     keys: Keys,
-    entry: Entry,
+    (entry, sites): (Entry, Sites),
     calls: LastCall,
 ) -> Router {
     let api = Api {
@@ -64,34 +70,42 @@ pub fn worker_routes(
         tasks,
         keys,
         entry,
+        sites,
         calls,
     };
     Router::new()
         .route("/config", get(config).post(configure))
-        // What asks about a resource starts no task.
-        .route("/hit", get(hit).post(hit_with).head(no_head))
+        .route("/hit", get(hit).head(unchanging).post(hit_with))
         .route("/hit/{id}", get(show).delete(cancel))
         .route("/hits", get(list))
         .layer(middleware::from_fn_with_state(api.clone(), admit))
         .with_state(api)
 }
 
-/// Lets in whom the configuration lets in.
-async fn admit(
-    State(api): State<Api>,
-    request: axum::extract::Request,
-    next: middleware::Next,
-) -> Answer {
-    let is_here = request
-        .extensions()
-        .get::<Peer>()
-        .is_some_and(|peer| peer.0.ip().to_canonical().is_loopback());
-    match api.entry {
-        Entry::Open => {}
-        Entry::KeyOrLoopback if is_here => {}
-        Entry::Key | Entry::KeyOrLoopback => drop(api.keys.check(request.headers())?),
+/// Serves the clients that the configuration admits. `GET` starts tasks, too, so a web page needs a key for every method.
+async fn admit(State(api): State<Api>, request: Request, next: middleware::Next) -> Answer {
+    let (head, body) = request.into_parts();
+    if let Err(refusal) = api.keys.check(&head.headers) {
+        let forbidden = |message: &str| Failure::new(StatusCode::FORBIDDEN, "FORBIDDEN", message);
+        let is_here = head
+            .extensions
+            .get::<Peer>()
+            .is_some_and(|peer| peer.0.ip().to_canonical().is_loopback());
+        match api.entry {
+            Entry::KeyOrLoopback if api.sites.is_local(&head) => {}
+            Entry::KeyOrLoopback if is_here => {
+                return Err(forbidden(
+                    "requests of web pages and proxies need an API key",
+                ));
+            }
+            Entry::Key | Entry::KeyOrLoopback => return Err(refusal),
+            Entry::Open => {
+                let page = api.sites.check_page(&head);
+                page.map_err(|_| forbidden("requests of web pages need an API key"))?;
+            }
+        }
     }
-    Ok(next.run(request).await)
+    Ok(next.run(Request::from_parts(head, body)).await)
 }
 
 async fn config(State(api): State<Api>) -> Answer {
@@ -120,9 +134,11 @@ struct Wanted {
     callback_url: Option<String>,
 }
 
-async fn no_head() -> Failure {
-    let text = "`HEAD` starts no task; use `POST /hit`";
-    Failure::new(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", text)
+/// `HEAD` is the `GET` without a body, and this `GET` starts a task.
+async fn unchanging() -> Response {
+    let reason = "`HEAD` starts no task; send `GET` or `POST`";
+    let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, reason);
+    ([(header::ALLOW, "GET,POST")], problem).into_response()
 }
 
 async fn hit(State(api): State<Api>, headers: HeaderMap) -> Answer {
@@ -146,34 +162,36 @@ async fn start(api: &Api, headers: &HeaderMap, wanted: Wanted) -> Answer {
     if let Some(callback) = &wanted.callback_url {
         api.worker.check(callback).map_err(Failure::of_check)?;
     }
-    let key = match headers.get("idempotency-key").map(|key| key.to_str()) {
-        None => None,
-        Some(Ok(key)) if (1..=LONGEST_KEY).contains(&key.len()) => Some(key),
-        Some(_) => {
-            let text = format!("`Idempotency-Key` must have 1 to {LONGEST_KEY} visible characters");
-            return Err(Failure::invalid(text));
-        }
-    };
+    let key = idempotency::key(headers)?;
     let callback = wanted.callback_url.clone();
-    let task = api.tasks.start(url, wanted.callback_url, key).await;
-    api.calls.note(&task);
-    let task = task.map_err(|error| Failure::from(error).code("ENQUEUE_FAILED"))?;
-    if key.is_some() && task.callback_url != callback {
+    let started = api.tasks.start(url, wanted.callback_url, key).await;
+    api.calls.note(&started);
+    let (task, is_new) = started.map_err(|error| Failure::from(error).code("ENQUEUE_FAILED"))?;
+    if !is_new && task.callback_url != callback {
         let status = StatusCode::UNPROCESSABLE_ENTITY;
         return Err(Failure::new(status, "ENQUEUE_FAILED", OTHER_REQUEST));
     }
-    let status = if key.is_some() {
-        task.status
-    } else {
-        Status::Queued
+    // The contract's word for a task that was accepted.
+    let status = match task.status.is_final() {
+        true => json!(task.status),
+        false => json!(Status::Queued),
     };
-    Ok(success(
-        StatusCode::ACCEPTED,
-        json!({ "task_id": task.task_id, "status": status }),
-    ))
+    let body = json!({ "task_id": task.task_id, "status": status });
+    Ok(replayed(success(StatusCode::ACCEPTED, body), !is_new))
+}
+
+/// A task as clients see it: `pending` until there is a result, as in the reference system, and what it is doing.
+fn view(task: &Task) -> Value {
+    let mut view = json!(task);
+    if !task.status.is_final() {
+        view["state"] = json!(task.status);
+        view["status"] = json!("pending");
+    }
+    view
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Wait {
     wait: Option<u64>,
 }
@@ -195,7 +213,7 @@ async fn show(
     let wait = Duration::from_secs(query.wait.unwrap_or(0)).min(LONGEST_WAIT);
     let found = api.tasks.wait(id(&task)?, wait).await;
     let found = found.map_err(|error| Failure::from(error).code("RESULT_FETCH_FAILED"))?;
-    Ok(success(StatusCode::OK, found.ok_or_else(no_task)?))
+    Ok(success(StatusCode::OK, view(&found.ok_or_else(no_task)?)))
 }
 
 async fn cancel(State(api): State<Api>, Path(task): Path<String>) -> Answer {
@@ -218,6 +236,7 @@ async fn cancel(State(api): State<Api>, Path(task): Path<String>) -> Answer {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Page {
     after: Option<Uuid>,
     limit: Option<usize>,
@@ -230,8 +249,7 @@ async fn list(State(api): State<Api>, Query(page): Query<Page>) -> Answer {
             "`limit` is {limit}; it must be 1 to {MAX_PAGE}"
         )));
     }
-    Ok(success(
-        StatusCode::OK,
-        api.tasks.list(page.after, limit).await?,
-    ))
+    let tasks = api.tasks.list(page.after, limit).await?;
+    let all: Vec<Value> = tasks.iter().map(view).collect();
+    Ok(success(StatusCode::OK, all))
 }

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use serde::Serialize;
 use towpath_core::backend::Backend;
 use towpath_core::port::queue::{Enqueued, MAX_BATCH};
@@ -19,14 +19,8 @@ use super::enqueue::{Answered, Context, Enqueue, Limits};
 use super::request::{self, Refusal};
 use crate::http::error::{Problem, plain};
 use crate::http::{BodyLimit, Edge, wrap};
-use crate::idempotency::OTHER_REQUEST;
+use crate::idempotency::{self, OTHER_REQUEST, replayed};
 use crate::telemetry::TraceContext;
-
-/// Makes a retry harmless. Source: IETF draft "The Idempotency-Key HTTP Header Field".
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
-
-/// Says that an answer repeats an earlier one. Source: Stripe's API, the same name.
-const REPLAYED: &str = "idempotency-replayed";
 
 /// How long `/healthz` waits for the backend.
 const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
@@ -99,7 +93,7 @@ async fn enqueue_one(State(api): State<Arc<Api>>, headers: HeaderMap, body: Byte
                     id: enqueued.id(),
                 },
             );
-            mark_replay(reply, matches!(enqueued, Enqueued::Duplicate(_)))
+            replayed(reply, matches!(enqueued, Enqueued::Duplicate(_)))
         }
         Err(failure) => failure.into_response(),
     }
@@ -144,6 +138,8 @@ async fn enqueue_batch(State(api): State<Arc<Api>>, headers: HeaderMap, body: By
 }
 
 fn batch_reply(queue: &str, outcomes: Vec<Result<Enqueued>>) -> Response {
+    let is_duplicate = |outcome: &Result<Enqueued>| matches!(outcome, Ok(Enqueued::Duplicate(_)));
+    let is_replay = outcomes.iter().all(is_duplicate);
     let taken = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
     let refused = outcomes.len() - taken;
     if taken == 0 {
@@ -159,15 +155,13 @@ fn batch_reply(queue: &str, outcomes: Vec<Result<Enqueued>>) -> Response {
     } else {
         StatusCode::MULTI_STATUS
     };
-    json_line(
-        status,
-        &BatchReply {
-            enqueued: taken,
-            refused,
-            queue,
-            results,
-        },
-    )
+    let reply = BatchReply {
+        enqueued: taken,
+        refused,
+        queue,
+        results,
+    };
+    replayed(json_line(status, &reply), is_replay)
 }
 
 async fn healthz(State(api): State<Arc<Api>>) -> Response {
@@ -214,6 +208,14 @@ enum Failure {
     Message(Error),
     /// The idempotency key belongs to another request.
     OtherRequest,
+    /// A header is wrong.
+    Header(Problem),
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self::Header(problem)
+    }
 }
 
 impl From<Refusal> for Failure {
@@ -236,6 +238,7 @@ impl IntoResponse for Failure {
             }
             Self::Queue(error) => queue_failure(&error).into_response(),
             Self::Message(error) => message_failure(&error).into_response(),
+            Self::Header(problem) => problem.into_response(),
             Self::OtherRequest => {
                 Problem::new(StatusCode::UNPROCESSABLE_ENTITY, OTHER_REQUEST).into_response()
             }
@@ -280,18 +283,9 @@ fn content_type(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::CONTENT_TYPE)?.to_str().ok()
 }
 
-fn context(headers: &HeaderMap) -> std::result::Result<Context, Refusal> {
-    let key = headers.get(IDEMPOTENCY_KEY).map(|value| {
-        let text = value.to_str().ok();
-        let text = text.filter(|text| (1..=1000).contains(&text.len()));
-        text.map(str::to_owned).ok_or_else(|| {
-            Refusal(format!(
-                "header `{IDEMPOTENCY_KEY}` must be 1 to 1,000 visible ASCII characters"
-            ))
-        })
-    });
+fn context(headers: &HeaderMap) -> std::result::Result<Context, Problem> {
     Ok(Context {
-        idempotency_key: key.transpose()?,
+        idempotency_key: idempotency::key(headers)?.map(str::to_owned),
         trace: TraceContext::from_headers(headers),
     })
 }
@@ -307,13 +301,4 @@ fn json_line(status: StatusCode, value: &impl Serialize) -> Response {
             plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
         }
     }
-}
-
-fn mark_replay(mut response: Response, replayed: bool) -> Response {
-    if replayed {
-        response
-            .headers_mut()
-            .insert(REPLAYED, HeaderValue::from_static("true"));
-    }
-    response
 }

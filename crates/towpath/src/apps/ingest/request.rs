@@ -1,10 +1,8 @@
 //! What a client may send, and what message it means.
 
-use std::borrow::Cow;
-use std::collections::HashMap;
-
 use bytes::Bytes;
-use serde_json::value::RawValue;
+
+use crate::http::json::Loose;
 
 /// Why a body is no message: the text of the 400 reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,13 +14,11 @@ impl Refusal {
     }
 }
 
-/// The `message` of a JSON object; unknown fields are passed over, as clients of the plain API expect.
-///
-/// A derived struct would take a JSON list as well, field by field, so the object is read as a map.
+/// The `message` of a JSON object, without regard to case; unknown fields are skipped, as clients of the plain API expect.
 fn field(json: &[u8]) -> serde_json::Result<Option<String>> {
     // `null` is an object without a message.
-    let object: Option<HashMap<Cow<'_, str>, &RawValue>> = serde_json::from_slice(json)?;
-    let message = object.and_then(|object| object.get("message").copied());
+    let object: Option<Loose<'_>> = serde_json::from_slice(json)?;
+    let message = object.and_then(|object| object.get("message"));
     message.map_or(Ok(None), |message| serde_json::from_str(message.get()))
 }
 
@@ -143,6 +139,8 @@ mod tests {
                 r#"{"message":" hello json ","other":1}"#,
                 Ok("hello json"),
             ),
+            (JSON, r#"{"Message":"x"}"#, Ok("x")),
+            (JSON, r#"{"MESSAGE":"x","message":"y"}"#, Ok("y")),
             (JSON, "null", Err("message is required")),
             (JSON, "{}", Err("message is required")),
             (JSON, r#"{"message":"  "}"#, Err("message is required")),

@@ -102,12 +102,9 @@ fn unwritable(output: &Path) -> Option<String> {
 }
 
 async fn metrics_text(State(api): State<Api>, headers: HeaderMap) -> Response {
-    let accept = headers
-        .get(header::ACCEPT)
-        .and_then(|value| value.to_str().ok());
     let (kind, text) = api
         .metrics
-        .render(accept, std::slice::from_ref(&api.backend))
+        .render(&headers, std::slice::from_ref(&api.backend))
         .await;
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }

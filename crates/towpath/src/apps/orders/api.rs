@@ -1,11 +1,11 @@
 //! The HTTP side of orders and stock: what is answered, to the letter of the contract where there is one.
 
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use towpath_core::message::header::{TRACEPARENT, TRACESTATE};
 use towpath_core::port::kv::{Committed, Op};
@@ -18,7 +18,9 @@ use super::gateway::{Accepted, Failure, Gateway};
 use super::notifier::notification_key;
 use super::order::{Order, fits};
 use super::record::{State as Stage, Step};
+use crate::http::Asking;
 use crate::http::error::Problem;
+use crate::http::extract::{Path, Query};
 use crate::http::json;
 use crate::telemetry::LastCall;
 
@@ -39,6 +41,11 @@ pub fn stock_routes(desk: Desk) -> Router {
         .route("/inventory", get(list))
         .route("/inventory/{sku}", get(stock).put(set).patch(change))
         .with_state(desk)
+}
+
+/// The requests of [`stock_routes`] that have parameters.
+pub fn stock_queries() -> [Asking; 1] {
+    [(Method::GET, "/inventory".into())]
 }
 
 async fn accept(
@@ -166,6 +173,7 @@ struct Stock {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Page {
     #[serde(default = "hundred")]
     max: usize,
@@ -270,8 +278,8 @@ fn check_sku(sku: &str) -> std::result::Result<(), Problem> {
 }
 
 fn read<'a, T: Deserialize<'a>>(body: &'a [u8], example: &str) -> std::result::Result<T, Problem> {
-    json::object(body).map_err(|error| {
-        let reason = format!("the body must be like {example}: {error}");
+    json::object(body).map_err(|refusal| {
+        let reason = format!("the body must be like {example}: {}", refusal.reason);
         Problem::new(StatusCode::BAD_REQUEST, reason)
     })
 }

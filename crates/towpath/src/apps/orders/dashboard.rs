@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use towpath_core::backend::Backend;
@@ -19,8 +19,9 @@ use super::api::notification;
 use super::books::{Books, Totals};
 use super::desk::{Desk, number, stock_key};
 use super::topology::{NOTIFICATIONS, ORDERS, REJECTIONS};
-use crate::http::accept;
 use crate::http::error::Problem;
+use crate::http::extract::Query;
+use crate::http::{Asking, accept};
 use crate::supervisor::Stop;
 use crate::telemetry::Metrics;
 
@@ -151,8 +152,10 @@ impl Dashboard {
         }
         if let Some(id) = asked.order_id.as_deref().filter(|id| !id.is_empty()) {
             let status = notification(&self.desk, id).await?;
-            if !status.is_empty() {
-                numbers.insert("notification_status".to_owned(), status.into());
+            // The contract's field is a text; the rest is beside it.
+            if let Some(text) = status.get("status") {
+                numbers.insert("notification_status".to_owned(), text.clone());
+                numbers.insert("notification".to_owned(), status.into());
             }
         }
         Ok(numbers)
@@ -161,6 +164,7 @@ impl Dashboard {
 
 /// What is asked for beside the totals.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Asked {
     sku: Option<String>,
     order_id: Option<String>,
@@ -173,26 +177,28 @@ pub fn routes(dashboard: Dashboard) -> Router {
         .with_state(dashboard)
 }
 
+/// The requests of [`routes`] that have parameters.
+pub fn queries() -> [Asking; 1] {
+    [(Method::GET, "/metrics".into())]
+}
+
 async fn metrics(
     State(dashboard): State<Dashboard>,
     Query(asked): Query<Asked>,
     headers: HeaderMap,
 ) -> Response {
-    let accept = headers
-        .get(header::ACCEPT)
-        .and_then(|value| value.to_str().ok());
     // JSON unless the client names a format of Prometheus and likes it better.
     let json = accept::weight(&headers, "application/json");
     let is_prometheus = ["text/plain", "application/openmetrics-text"]
         .iter()
         .any(|kind| accept::names(&headers, kind) && accept::weight(&headers, kind) > json);
-    if let Some(accept) = accept.filter(|_| is_prometheus) {
+    if is_prometheus {
         if let Err(error) = dashboard.sample().await {
             return unavailable(&error).into_response();
         }
         let (kind, text) = dashboard
             .metrics
-            .render(Some(accept), &dashboard.backends)
+            .render(&headers, &dashboard.backends)
             .await;
         return ([(header::CONTENT_TYPE, kind)], text).into_response();
     }

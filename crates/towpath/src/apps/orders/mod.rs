@@ -23,11 +23,11 @@ mod processor;
 mod record;
 mod topology;
 
-pub use api::{gateway_routes, stock_routes};
+pub use api::{gateway_routes, stock_queries, stock_routes};
 pub use books::{Balance, Books};
 pub use channel::{Channel, Mailer};
 pub(crate) use channel::{is_mail_address, is_mail_url};
-pub use dashboard::{Dashboard, routes as dashboard_routes};
+pub use dashboard::{Dashboard, queries as dashboard_queries, routes as dashboard_routes};
 pub use desk::Desk;
 pub use gateway::Gateway;
 pub use notifier::Notifier;

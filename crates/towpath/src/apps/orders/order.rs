@@ -1,11 +1,10 @@
 //! An order: what a client sends, what travels on the queue, what the event says.
 
-use std::collections::HashMap;
-
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+
+use crate::http::json::Loose;
 
 /// Longest order id and SKU in bytes: keys are made of them.
 const MAX_ID_BYTES: usize = 256;
@@ -44,8 +43,8 @@ impl Order {
     /// Reads the first JSON value of a text; unknown fields are passed over, and names compare without regard to case,
     /// as existing producers expect.
     pub(super) fn parse(text: &[u8]) -> Result<Self, Refusal> {
-        let mut values = serde_json::Deserializer::from_slice(text)
-            .into_iter::<Option<HashMap<String, &RawValue>>>();
+        let mut values =
+            serde_json::Deserializer::from_slice(text).into_iter::<Option<Loose<'_>>>();
         let object = values.next().ok_or(Refusal::Json)?;
         // `null` is an object without fields.
         let object = object.map_err(|_| Refusal::Json)?.unwrap_or_default();
@@ -95,17 +94,8 @@ fn hex(bytes: &[u8]) -> String {
     digits.concat()
 }
 
-fn field<'a, T: Deserialize<'a>>(
-    object: &HashMap<String, &'a RawValue>,
-    name: &str,
-) -> Result<Option<T>, Refusal> {
-    let other_case = || {
-        object
-            .iter()
-            .find(|(known, _)| known.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value)
-    };
-    match object.get(name).or_else(other_case) {
+fn field<'a, T: Deserialize<'a>>(object: &Loose<'a>, name: &str) -> Result<Option<T>, Refusal> {
+    match object.get(name) {
         None => Ok(None),
         // `null` is a field that is not there.
         Some(value) => serde_json::from_str(value.get()).map_err(|_| Refusal::Json),

@@ -1,4 +1,4 @@
-//! Which names the admin listener answers to.
+//! Which names a listener answers to.
 //!
 //! A web page can point a name of its own at our address (DNS rebinding) and talk to
 //! us as if we were its own server. Its requests carry that name, so names are checked.
@@ -8,28 +8,51 @@ use std::net::{IpAddr, Ipv6Addr};
 use http::request::Parts;
 use http::{StatusCode, header};
 
-use crate::http::error::Problem;
+use super::error::Problem;
 
 /// The names that are answered to, without port, in lower case.
 #[derive(Debug, Clone)]
-pub struct Hosts(Vec<String>);
+pub struct Hosts {
+    names: Vec<String>,
+    /// The configuration key that adds names.
+    key: &'static str,
+    /// Names without a dot are served, too.
+    has_labels: bool,
+}
 
 impl Hosts {
-    /// `localhost`, every IP address, the host that is listened on, and the configured names.
-    pub fn new(listen: &str, configured: &[String]) -> Self {
-        let listened = std::iter::once(name(listen));
+    /// `localhost`, every IP address, the name of this machine, the host in `listen`, and the names that the
+    /// configuration has at `key`.
+    pub fn new(listen: &str, key: &'static str, configured: &[String]) -> Self {
+        let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let own = [name(listen), machine.trim()].into_iter();
         let configured = configured.iter().map(|host| name(host));
-        Self(
-            listened
+        Self {
+            names: own
                 .chain(configured)
                 .filter(|name| !name.is_empty())
                 .map(str::to_ascii_lowercase)
                 .collect(),
-        )
+            key,
+            has_labels: false,
+        }
     }
 
-    /// Refuses a request for another name with 421.
-    pub(super) fn check(&self, head: &Parts) -> Result<(), Problem> {
+    /// The same, and every name without a dot: it is of this machine or network, and web pages of others are under
+    /// a domain.
+    #[must_use]
+    pub fn or_labels(self) -> Self {
+        Self {
+            has_labels: true,
+            ..self
+        }
+    }
+
+    /// Refuses a request for another name.
+    ///
+    /// # Errors
+    /// The problem is 421.
+    pub fn check(&self, head: &Parts) -> Result<(), Problem> {
         // A target that names a host goes before the header (RFC 9112, section 3.2.2).
         let header = head.headers.get(header::HOST);
         let host = match head.uri.authority() {
@@ -41,7 +64,10 @@ impl Hosts {
         if self.allows(host) {
             return Ok(());
         }
-        let reason = "this name is not answered to; use an IP address or `localhost`, or add the name to `server.admin_hosts`";
+        let reason = format!(
+            "host name not served; use an IP address or `localhost`, or add the name to `{}`",
+            self.key
+        );
         Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, reason))
     }
 
@@ -56,7 +82,8 @@ impl Hosts {
                 |inner| inner.parse::<Ipv6Addr>().is_ok(),
             );
         let local = name == "localhost" || name.ends_with(".localhost");
-        address || local || self.0.contains(&name)
+        let label = self.has_labels && !name.contains(['.', '@']);
+        address || local || label || self.names.contains(&name)
     }
 }
 
@@ -75,7 +102,7 @@ mod tests {
 
     #[test]
     fn names_are_known_or_refused() {
-        let hosts = Hosts::new("Admin.internal:7070", &["towpath".to_owned()]);
+        let hosts = Hosts::new("Admin.internal:7070", "key", &["towpath".to_owned()]);
         for host in [
             "localhost",
             "LOCALHOST:7070",
@@ -103,6 +130,9 @@ mod tests {
         ] {
             assert!(!hosts.allows(host), "{host}");
         }
-        assert!(!Hosts::new(":7070", &[]).allows(""));
+        assert!(!Hosts::new(":7070", "key", &[]).allows(""));
+        let hosts = Hosts::new(":7070", "key", &[]).or_labels();
+        assert!(hosts.allows("towpath:7070") && hosts.allows(""));
+        assert!(!hosts.allows("evil.example") && !hosts.allows("user@x"));
     }
 }

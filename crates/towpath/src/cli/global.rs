@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ColorChoice};
+use towpath_core::address::shown;
 
 use super::{Exit, Failure, Format};
 use crate::config::{Loaded, Sources, load};
@@ -78,6 +79,7 @@ impl Global {
         };
         for pair in &self.set {
             let (key, value) = pair.split_once('=').ok_or_else(|| {
+                let pair = shown(pair);
                 let text = format!(
                     "`--set {pair}` has no `=`; say for instance `--set ingest.queue=jobs`"
                 );
@@ -104,6 +106,16 @@ impl Global {
     /// The configuration, or every problem with it.
     pub(super) fn load(&self) -> Result<Loaded, Failure> {
         Ok(load(&self.sources()?)?)
+    }
+
+    /// The same for a process in which only roles of these apps run: a variable of another app cannot stop it.
+    pub(super) fn load_for(
+        &self,
+        apps: impl IntoIterator<Item = &'static str>,
+    ) -> Result<Loaded, Failure> {
+        let mut sources = self.sources()?;
+        sources.apps = Some(apps.into_iter().collect());
+        Ok(load(&sources)?)
     }
 }
 

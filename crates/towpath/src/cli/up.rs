@@ -62,7 +62,8 @@ pub(super) async fn up(global: &Global, args: UpArgs) -> Result<Exit, Failure> {
 
 pub(super) async fn run(global: &Global, args: RunArgs) -> Result<Exit, Failure> {
     let roles = Role::parse_list(&args.roles)?;
-    serve(global, &global.load()?, &roles, false, false).await
+    let loaded = global.load_for(roles.iter().map(|role| role.app()))?;
+    serve(global, &loaded, &roles, false, false).await
 }
 
 /// Takes back everything that leads to a place where something would be kept.

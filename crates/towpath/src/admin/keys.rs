@@ -57,7 +57,7 @@ const fn hundred() -> usize {
 }
 
 /// Keys in order.
-#[utoipa::path(get, path = "/v1/kv", params(Prefix), responses((status = 200, description = "Their names", body = [String])))]
+#[utoipa::path(get, operation_id = "list_keys", path = "/v1/kv", params(Prefix), responses((status = 200, description = "Their names", body = [String])))]
 pub(super) async fn list(
     State(admin): State<Admin>,
     Query(asked): Query<Prefix>,
@@ -71,7 +71,7 @@ pub(super) async fn list(
 }
 
 /// What a key holds, and how long.
-#[utoipa::path(get, path = "/v1/kv/{key}", responses((status = 200, description = "What it holds", body = KeyView), (status = 404, description = "Not there")))]
+#[utoipa::path(get, operation_id = "get_key", path = "/v1/kv/{key}", responses((status = 200, description = "What it holds", body = KeyView), (status = 404, description = "Not there")))]
 pub(super) async fn get(State(admin): State<Admin>, Path(key): Path<String>) -> Answer<KeyView> {
     let kv = admin.kv()?;
     let Some(ttl) = kv.ttl(&key).await? else {
@@ -105,7 +105,7 @@ pub(super) struct Lasting {
 }
 
 /// Sets a key to the body.
-#[utoipa::path(put, path = "/v1/kv/{key}", params(Lasting), request_body = Vec<u8>, responses((status = 200, description = "What it holds now", body = KeyView)))]
+#[utoipa::path(put, operation_id = "set_key", path = "/v1/kv/{key}", params(Lasting), request_body = Vec<u8>, responses((status = 200, description = "What it holds now", body = KeyView)))]
 pub(super) async fn set(
     State(admin): State<Admin>,
     Path(key): Path<String>,
@@ -123,7 +123,7 @@ pub(super) async fn set(
 }
 
 /// Removes a key.
-#[utoipa::path(delete, path = "/v1/kv/{key}", responses((status = 200, description = "How many there were", body = super::Count)))]
+#[utoipa::path(delete, operation_id = "delete_key", path = "/v1/kv/{key}", responses((status = 200, description = "How many there were", body = super::Count)))]
 pub(super) async fn delete(
     State(admin): State<Admin>,
     Path(key): Path<String>,
@@ -143,7 +143,7 @@ pub(super) struct By {
 }
 
 /// Adds to a counter; a key that is absent counts as 0.
-#[utoipa::path(post, path = "/v1/kv/{key}/add", request_body = By, responses((status = 200, description = "The new value", body = Sum)))]
+#[utoipa::path(post, operation_id = "add_to_key", path = "/v1/kv/{key}/add", request_body = By, responses((status = 200, description = "The new value", body = Sum)))]
 pub(super) async fn add(
     State(admin): State<Admin>,
     Path(key): Path<String>,

@@ -178,7 +178,7 @@ impl TryFrom<u64> for Max {
 ///
 /// While a backend does not answer its queues are left out, and the header `Towpath-Unavailable` names it with the reason.
 /// When none answers it is 503.
-#[utoipa::path(get, path = "/v1/queues", responses((status = 200, description = "Their numbers, by name", body = [QueueStats], headers(("Towpath-Unavailable" = String, description = "Backends whose queues are missing, with the reasons")))))]
+#[utoipa::path(get, operation_id = "list_queues", path = "/v1/queues", responses((status = 200, description = "Their numbers, by name", body = [QueueStats], headers(("Towpath-Unavailable" = String, description = "Backends whose queues are missing, with the reasons")))))]
 async fn list(
     State(admin): State<Admin>,
 ) -> std::result::Result<Partial<Vec<QueueStats>>, Failure> {
@@ -193,7 +193,7 @@ async fn list(
 }
 
 /// One queue.
-#[utoipa::path(get, path = "/v1/queues/{queue}", params(Named), responses((status = 200, description = "Its numbers", body = QueueStats)))]
+#[utoipa::path(get, operation_id = "show_queue", path = "/v1/queues/{queue}", params(Named), responses((status = 200, description = "Its numbers", body = QueueStats)))]
 async fn show(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
     Ok(Json(queue.stats(&name).await?.into()))
@@ -212,7 +212,7 @@ struct Deleting {
 /// Deletes a queue with its counts and known idempotency keys.
 ///
 /// Refused with 409 while it has messages (without `force`), dead letters (likewise), consumers or a route into it.
-#[utoipa::path(delete, path = "/v1/queues/{queue}", params(Named, Deleting), responses((status = 200, description = "How many messages and dead letters were dropped", body = Count)))]
+#[utoipa::path(delete, operation_id = "delete_queue", path = "/v1/queues/{queue}", params(Named, Deleting), responses((status = 200, description = "How many messages and dead letters were dropped", body = Count)))]
 async fn delete(
     State(admin): State<Admin>,
     Path(name): Path<String>,

@@ -140,7 +140,7 @@ pub(super) struct Stretch {
 ///
 /// While a backend does not answer its streams are left out, and the header `Towpath-Unavailable` names it with the reason.
 /// When none answers it is 503.
-#[utoipa::path(get, path = "/v1/streams", responses((status = 200, description = "Their numbers, by name", body = [StreamView], headers(("Towpath-Unavailable" = String, description = "Backends whose streams are missing, with the reasons")))))]
+#[utoipa::path(get, operation_id = "list_streams", path = "/v1/streams", responses((status = 200, description = "Their numbers, by name", body = [StreamView], headers(("Towpath-Unavailable" = String, description = "Backends whose streams are missing, with the reasons")))))]
 pub(super) async fn list(
     State(admin): State<Admin>,
 ) -> std::result::Result<Partial<Vec<StreamView>>, Failure> {
@@ -155,11 +155,8 @@ pub(super) async fn list(
 }
 
 /// One stream.
-#[utoipa::path(get, path = "/v1/streams/{stream}", params(("stream" = String, Path, description = "The stream")), responses((status = 200, description = "Its numbers", body = StreamView)))]
-pub(super) async fn show(
-    State(admin): State<Admin>,
-    Path(name): Path<String>,
-) -> Answer<StreamView> {
+#[utoipa::path(get, operation_id = "show_stream", path = "/v1/streams/{stream}", params(("stream" = String, Path, description = "The stream")), responses((status = 200, description = "Its numbers", body = StreamView)))]
+pub(super) async fn show(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<StreamView> {
     let (stream, name) = admin.find_stream(&name).await?;
     Ok(Json(stream.stats(&name).await?.into()))
 }
@@ -190,7 +187,7 @@ pub struct TrimWanted {
 }
 
 /// Drops old entries of a stream.
-#[utoipa::path(post, path = "/v1/streams/{stream}/trim", params(("stream" = String, Path, description = "The stream")), request_body = TrimWanted, responses((status = 200, description = "How many were dropped", body = Count)))]
+#[utoipa::path(post, operation_id = "trim_stream", path = "/v1/streams/{stream}/trim", params(("stream" = String, Path, description = "The stream")), request_body = TrimWanted, responses((status = 200, description = "How many were dropped", body = Count)))]
 pub(super) async fn trim(
     State(admin): State<Admin>,
     Path(name): Path<String>,

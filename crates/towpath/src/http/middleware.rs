@@ -17,16 +17,19 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use http::request::Parts;
-use http::{HeaderValue, StatusCode, Version, header};
+use http::{HeaderValue, StatusCode, Uri, Version, header};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::sync::Semaphore;
+use tower::ServiceExt;
 use towpath_core::patience;
 use tracing::{Instrument, debug, error, info_span};
 use uuid::Uuid;
 
+use super::Cors;
 use super::body::{self, Failure, Intake};
 use super::error::{Form, Problem};
+use super::page::Page;
 use crate::telemetry::Metrics;
 
 const REQUEST_ID: &str = "x-request-id";
@@ -58,6 +61,8 @@ pub struct Edge {
     bodies: Arc<[BodyLimit]>,
     gate: Arc<Gate>,
     patience: Option<Duration>,
+    page: Option<Page>,
+    cors: Option<Cors>,
 }
 
 impl Edge {
@@ -71,7 +76,23 @@ impl Edge {
             bodies: Arc::new([]),
             gate: Arc::new(|_| Ok(())),
             patience: None,
+            page: None,
+            cors: None,
         }
+    }
+
+    /// Answers `/` with a page about these routes, and `/openapi.json` with their document.
+    #[must_use]
+    pub fn document(mut self, document: &serde_json::Value) -> Self {
+        self.page = Some(Page::of(document));
+        self
+    }
+
+    /// Pages of these origins may use the routes from a browser.
+    #[must_use]
+    pub fn cors(mut self, cors: Option<Cors>) -> Self {
+        self.cors = cors;
+        self
     }
 
     /// Each wait of a handler for a store lasts at most this long.
@@ -159,14 +180,51 @@ impl Edge {
 }
 
 /// Puts the edge around the routes.
+///
+/// A path with a slash at its end that is no route is the route without it.
 pub fn wrap(router: Router, edge: Edge) -> Router {
-    router
+    let cors = edge.cors.clone();
+    let router = match &edge.page {
+        Some(page) => router.merge(page.routes()),
+        None => router,
+    };
+    let routed = router
         .method_not_allowed_fallback(|| async {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
         })
         // The edge has bounded the body already.
         .layer(DefaultBodyLimit::disable())
-        .layer(from_fn_with_state(edge, pass))
+        .layer(from_fn_with_state(edge, pass));
+    let inner = routed.clone();
+    let routed = routed.fallback(move |mut request: Request| {
+        let inner = inner.clone();
+        async move {
+            if let Some(uri) = without_slash(request.uri()) {
+                *request.uri_mut() = uri;
+            }
+            inner.oneshot(request).await
+        }
+    });
+    match cors {
+        // Outermost: a page reads refusals too.
+        Some(cors) => routed.layer(cors.layer()),
+        None => routed,
+    }
+}
+
+/// The same without the one slash at the end of the path; `None` when there is none, and for the root.
+fn without_slash(uri: &Uri) -> Option<Uri> {
+    let path = uri
+        .path()
+        .strip_suffix('/')
+        .filter(|path| !path.is_empty() && !path.ends_with('/'))?;
+    let mut parts = uri.clone().into_parts();
+    let whole = match uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    parts.path_and_query = Some(whole.parse().ok()?);
+    Uri::from_parts(parts).ok()
 }
 
 async fn pass(State(edge): State<Edge>, request: Request, next: Next) -> Response {
@@ -200,7 +258,14 @@ async fn pass(State(edge): State<Edge>, request: Request, next: Next) -> Respons
         response.status().as_u16(),
         began.elapsed(),
     );
-    response.headers_mut().insert(REQUEST_ID, id);
+    let status = response.status();
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, id);
+    if status.is_client_error() || status.is_server_error() {
+        // A refusal quotes the request, and must never be taken for a page.
+        let nosniff = HeaderValue::from_static("nosniff");
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+    }
     response
 }
 

@@ -5,18 +5,21 @@ pub mod answer;
 pub mod body;
 mod client;
 mod connection;
+mod cors;
 pub mod descriptors;
 pub mod error;
 pub mod guard;
 pub mod json;
 mod middleware;
 pub mod net;
+mod page;
 mod server;
 mod socket;
 pub mod tls;
 
 pub use body::Intake;
 pub use client::{client, client_of, trusting_also};
+pub use cors::Cors;
 pub use middleware::{BodyLimit, Edge, wrap};
 pub use server::{Limits, Patience, Peer, serve};
 

@@ -16,6 +16,7 @@ use crate::apps::fleet::{
     Place, Tasks, Worker, controller_routes, kept_key, worker_routes,
 };
 use crate::config;
+use crate::documents::{Part, document};
 use crate::http::guard::Guard;
 use crate::pump::{Handler, Handling, Pump, Work};
 use crate::supervisor::{OnFailure, Stage};
@@ -157,7 +158,8 @@ impl Fleet {
             asked: config.worker_listen.as_deref(),
             default: WORKER_LISTEN,
         };
-        let edge = process.patient_edge();
+        let document = document("Towpath fleet worker", &[Part::Worker]);
+        let edge = process.patient_edge().document(&document);
         process.open(door, routes, edge).await
     }
 
@@ -258,7 +260,8 @@ async fn control(controller: &Controller, process: &mut Process<'_>) -> Result<(
         asked: process.config.fleet.controller_listen.as_deref(),
         default: CONTROLLER_LISTEN,
     };
-    let edge = process.patient_edge();
+    let document = document("Towpath fleet controller", &[Part::Controller]);
+    let edge = process.patient_edge().document(&document);
     process
         .open(door, controller_routes(controller.clone()), edge)
         .await

@@ -14,6 +14,7 @@ use crate::apps::orders::{
     REJECTIONS, Topology, dashboard_routes, gateway_routes, stock_routes,
 };
 use crate::config::{self, ChannelKind, Secret};
+use crate::documents::{Part, document};
 use crate::inlet::QueueInlet;
 use crate::pump::{Handling, Pump, Work};
 use crate::sink::WebhookSink;
@@ -81,7 +82,8 @@ impl Orders {
             process.health.watch_calls(GATEWAY, calls.clone());
             self.needs(GATEWAY, process, Need::Accepts);
             let routes = gateway_routes(Gateway(self.desk.clone()), calls);
-            public.add(GATEWAY, routes.merge(stock_routes(self.desk.clone())), &[]);
+            let routes = routes.merge(stock_routes(self.desk.clone()));
+            public.add(GATEWAY, routes, &[Part::Orders, Part::Stock], &[]);
             public.wait_for(GATEWAY, self.desk.topology.clone());
         }
         if process.runs(Role::OrdersDashboard) {
@@ -127,7 +129,9 @@ impl Orders {
             asked: process.config.orders.dashboard_listen.as_deref(),
             default: DASHBOARD_LISTEN,
         };
-        process.open(door, router, process.edge()).await
+        let parts = [Part::Dashboard, Part::Stock];
+        let edge = process.edge().document(&document("Towpath orders", &parts));
+        process.open(door, router, edge).await
     }
 }
 

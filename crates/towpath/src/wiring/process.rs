@@ -17,7 +17,7 @@ use super::run::closing_time;
 use super::stalls::Stalls;
 use crate::config::{Config, Secret};
 use crate::disk::{Floor, folder_of};
-use crate::http::{Edge, Intake, descriptors, wrap};
+use crate::http::{Cors, Edge, Intake, descriptors, wrap};
 use crate::pump::{Alone, Destination, Observer, PATIENCE, Side};
 use crate::supervisor::{Stage, Supervisor};
 use crate::telemetry::{Health, Metrics, Need, Source};
@@ -160,7 +160,8 @@ impl<'a> Process<'a> {
             socket,
             connections: self.connections,
         };
-        let router = wrap(router, edge);
+        let cors = Cors::new(&self.config.cors_origins, self.config.cors_max_age)?;
+        let router = wrap(router, edge.cors(cors));
         let address = listener.start(router, self.config, &self.metrics, &mut self.supervisor)?;
         self.listeners.push((door.role, address));
         Ok(())

@@ -120,6 +120,14 @@ const ROLES: &[(Role, &str, &str, &str)] = &[
 ];
 
 impl Role {
+    /// Those whose routes are on the public listener.
+    pub const PUBLIC: [Self; 5] = [
+        Self::IngestApi,
+        Self::OrdersGateway,
+        Self::LinesReader,
+        Self::LinesWriter,
+        Self::AccountsApi,
+    ];
 
     /// Every role, in the order of the documentation.
     pub fn all() -> impl Iterator<Item = Self> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -27,6 +27,7 @@ use super::wire::{
 };
 use super::{Admin, document};
 use crate::apps::orders::{Balance, Books};
+use crate::http::Segment;
 use crate::http::error::Problem;
 use crate::http::json::Object;
 use crate::idempotency::{Digest, OTHER_REQUEST};
@@ -194,7 +195,7 @@ async fn list(
 
 /// One queue.
 #[utoipa::path(get, operation_id = "show_queue", path = "/v1/queues/{queue}", params(Named), responses((status = 200, description = "Its numbers", body = QueueStats)))]
-async fn show(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<QueueStats> {
+async fn show(State(admin): State<Admin>, Segment(name): Segment) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
     Ok(Json(queue.stats(&name).await?.into()))
 }
@@ -215,7 +216,7 @@ struct Deleting {
 #[utoipa::path(delete, operation_id = "delete_queue", path = "/v1/queues/{queue}", params(Named, Deleting), responses((status = 200, description = "How many messages and dead letters were dropped", body = Count)))]
 async fn delete(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     Query(deleting): Query<Deleting>,
 ) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
@@ -228,7 +229,7 @@ async fn delete(
 #[utoipa::path(get, path = "/v1/queues/{queue}/messages", params(Named, Top), responses((status = 200, description = "Oldest first", body = [MessageView])))]
 async fn peek(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     Query(page): Query<Top>,
 ) -> Answer<Vec<MessageView>> {
     let (queue, name) = admin.find(&name).await?;
@@ -242,7 +243,7 @@ async fn peek(
 #[utoipa::path(post, path = "/v1/queues/{queue}/messages", params(Named, About), request_body(content = inline(Option<Binary>), content_type = "application/octet-stream", description = "The payload, at most 16 MiB; none is an empty message"), responses((status = 200, description = "It is durable", body = Sent)))]
 async fn send(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     headers: HeaderMap,
     payload: Bytes,
 ) -> Answer<Sent> {
@@ -324,7 +325,7 @@ async fn send(
 
 /// Stops delivery.
 #[utoipa::path(post, path = "/v1/queues/{queue}/pause", params(Named), responses((status = 200, description = "Its numbers afterwards", body = QueueStats)))]
-async fn pause(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<QueueStats> {
+async fn pause(State(admin): State<Admin>, Segment(name): Segment) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
     queue.pause(&name).await?;
     Ok(Json(queue.stats(&name).await?.into()))
@@ -332,7 +333,7 @@ async fn pause(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<Q
 
 /// Starts delivery again.
 #[utoipa::path(post, path = "/v1/queues/{queue}/resume", params(Named), responses((status = 200, description = "Its numbers afterwards", body = QueueStats)))]
-async fn resume(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<QueueStats> {
+async fn resume(State(admin): State<Admin>, Segment(name): Segment) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
     queue.resume(&name).await?;
     Ok(Json(queue.stats(&name).await?.into()))
@@ -340,7 +341,7 @@ async fn resume(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<
 
 /// Drops every waiting message; those in hand and dead letters stay.
 #[utoipa::path(post, path = "/v1/queues/{queue}/purge", params(Named), responses((status = 200, description = "How many were dropped", body = Count)))]
-async fn purge(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<Count> {
+async fn purge(State(admin): State<Admin>, Segment(name): Segment) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
     Ok(Json(Count {
         count: queue.purge(&name).await?,
@@ -351,7 +352,7 @@ async fn purge(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<C
 #[utoipa::path(get, path = "/v1/queues/{queue}/dead-letters", params(Named, Page), responses((status = 200, description = "Oldest first", body = [DeadLetterView])))]
 async fn dead_letters(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     Query(page): Query<Page>,
 ) -> Answer<Vec<DeadLetterView>> {
     let (queue, name) = admin.find(&name).await?;
@@ -366,7 +367,7 @@ async fn dead_letters(
 #[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/requeue", params(Named), request_body = Letters, responses((status = 200, description = "How many were put back", body = Count)))]
 async fn requeue(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     Json(Object(letters)): Json<Object<Letters>>,
 ) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
@@ -379,7 +380,7 @@ async fn requeue(
 #[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/drop", params(Named), request_body = Letters, responses((status = 200, description = "How many were deleted", body = Count)))]
 async fn drop_dead(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     Json(Object(letters)): Json<Object<Letters>>,
 ) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use serde::{Deserialize, Serialize};
 use towpath_core::port::Stream;
 use towpath_core::port::stream::{Entry, Offset, Stats, Trim};
@@ -16,6 +16,7 @@ use super::Admin;
 use super::failure::Failure;
 use super::routes::{Answer, Max, Partial, is_absent, partial};
 use super::wire::{Count, Payload};
+use crate::http::Segment;
 
 /// A stream's numbers.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -156,7 +157,7 @@ pub(super) async fn list(
 
 /// One stream.
 #[utoipa::path(get, operation_id = "show_stream", path = "/v1/streams/{stream}", params(("stream" = String, Path, description = "The stream")), responses((status = 200, description = "Its numbers", body = StreamView)))]
-pub(super) async fn show(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<StreamView> {
+pub(super) async fn show(State(admin): State<Admin>, Segment(name): Segment) -> Answer<StreamView> {
     let (stream, name) = admin.find_stream(&name).await?;
     Ok(Json(stream.stats(&name).await?.into()))
 }
@@ -165,7 +166,7 @@ pub(super) async fn show(State(admin): State<Admin>, Path(name): Path<String>) -
 #[utoipa::path(get, path = "/v1/streams/{stream}/entries", params(("stream" = String, Path, description = "The stream"), Stretch), responses((status = 200, description = "Oldest first", body = [EntryView])))]
 pub(super) async fn entries(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     Query(asked): Query<Stretch>,
 ) -> Answer<Vec<EntryView>> {
     let after = asked.after.as_deref().map(read_offset).transpose()?;
@@ -190,7 +191,7 @@ pub struct TrimWanted {
 #[utoipa::path(post, operation_id = "trim_stream", path = "/v1/streams/{stream}/trim", params(("stream" = String, Path, description = "The stream")), request_body = TrimWanted, responses((status = 200, description = "How many were dropped", body = Count)))]
 pub(super) async fn trim(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     Json(wanted): Json<TrimWanted>,
 ) -> Answer<Count> {
     let trim = match (wanted.keep, wanted.finished) {

@@ -14,7 +14,7 @@ use towpath_core::{Error, QueueName};
 use super::{Exit, Failure, Global, output, token_file};
 use crate::admin;
 use crate::config::load;
-use crate::http::{self, encoded};
+use crate::http::{self, segment};
 
 /// A process that answers at an address.
 pub(super) struct Client {
@@ -274,7 +274,7 @@ fn refusal(base: &str, status: StatusCode, body: &[u8]) -> Failure {
 /// The path of a queue, whose name is checked and encoded: it must never lead to another route.
 pub(super) fn queue_path(name: &str, rest: &str) -> Result<String, Failure> {
     let name = QueueName::new(name)?;
-    Ok(format!("/v1/queues/{}{rest}", encoded(name.as_str())))
+    Ok(format!("/v1/queues/{}{rest}", segment(name.as_str())))
 }
 
 /// The token in the file that a variable names.

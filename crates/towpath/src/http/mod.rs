@@ -13,6 +13,7 @@ pub mod json;
 mod middleware;
 pub mod net;
 mod page;
+mod segment;
 mod server;
 mod socket;
 pub mod tls;
@@ -21,6 +22,7 @@ pub use body::Intake;
 pub use client::{client, client_of, trusting_also};
 pub use cors::Cors;
 pub use middleware::{BodyLimit, Edge, wrap};
+pub(crate) use segment::{Segment, segment};
 pub use server::{Limits, Patience, Peer, serve};
 
 /// A text as one part of a URL: a segment of its path, a value of its query, a password.

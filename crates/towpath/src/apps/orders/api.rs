@@ -1,6 +1,6 @@
 //! The HTTP side of orders and stock: what is answered, to the letter of the contract where there is one.
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -18,6 +18,7 @@ use super::gateway::{Accepted, Failure, Gateway};
 use super::notifier::notification_key;
 use super::order::{Order, fits};
 use super::record::{State as Stage, Step};
+use crate::http::Segment;
 use crate::http::error::Problem;
 use crate::http::json;
 use crate::telemetry::LastCall;
@@ -113,7 +114,7 @@ struct OrderView {
     history: Vec<Step>,
 }
 
-async fn show(State(desk): State<Desk>, Path(id): Path<String>) -> Answer<OrderView> {
+async fn show(State(desk): State<Desk>, Segment(id): Segment) -> Answer<OrderView> {
     let absent = || Problem::new(StatusCode::NOT_FOUND, format!("there is no order `{id}`"));
     if !fits(&id) {
         return Err(absent());
@@ -194,7 +195,7 @@ async fn list(State(desk): State<Desk>, Query(page): Query<Page>) -> Answer<Vec<
     Ok(Json(stocks))
 }
 
-async fn stock(State(desk): State<Desk>, Path(sku): Path<String>) -> Answer<Stock> {
+async fn stock(State(desk): State<Desk>, Segment(sku): Segment) -> Answer<Stock> {
     let key = stock_key(&sku);
     let value = match fits(&sku) {
         true => desk.kv.get(&key).await?,
@@ -218,7 +219,7 @@ struct Set {
     quantity: i64,
 }
 
-async fn set(State(desk): State<Desk>, Path(sku): Path<String>, body: Bytes) -> Answer<Stock> {
+async fn set(State(desk): State<Desk>, Segment(sku): Segment, body: Bytes) -> Answer<Stock> {
     let Set { quantity } = read(&body, r#"{"quantity": 100}"#)?;
     if quantity < 0 {
         let reason = "`quantity` must be 0 or more";
@@ -235,7 +236,7 @@ struct Change {
     delta: i64,
 }
 
-async fn change(State(desk): State<Desk>, Path(sku): Path<String>, body: Bytes) -> Answer<Stock> {
+async fn change(State(desk): State<Desk>, Segment(sku): Segment, body: Bytes) -> Answer<Stock> {
     let Change { delta } = read(&body, r#"{"delta": -3}"#)?;
     check_sku(&sku)?;
     let key = stock_key(&sku);

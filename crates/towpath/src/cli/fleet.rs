@@ -219,6 +219,17 @@ fn publication(args: PublishArgs) -> Result<Value, Failure> {
                 format!("`{pair}` has no `=`; say for instance `url=https://example.com/`"),
             )
         })?;
+        if key.trim().is_empty() {
+            let text = format!(
+                "`{pair}` has no name before its `=`; expected e.g. `url=https://example.com/`"
+            );
+            return Err(Failure::new(Exit::Usage, text));
+        }
+        let names = args.pairs.iter().filter_map(|pair| pair.split_once('='));
+        if names.filter(|(name, _)| *name == key).count() > 1 {
+            let text = format!("`{key}` is given more than once; leave one of them");
+            return Err(Failure::new(Exit::Usage, text));
+        }
         data.insert(key.to_owned(), value.into());
     }
     let mut body = json!({ "data": data, "poll_interval_seconds": args.poll });

@@ -4,11 +4,17 @@ SEEDS ?= 200
 # TLS to Kafka is built where the system has OpenSSL to build with.
 FEATURES ?= $(shell pkg-config --exists openssl 2>/dev/null && echo --features towpath/kafka-tls)
 
-.PHONY: run build setup test unit-test integration-test test-all chaos bench fuzz fmt lint doc clean \
-  unified-server relay migrate migrate-down backfill backfill-execute check-outbox status \
+.DEFAULT_GOAL := run
+.PHONY: help run build setup test unit-test integration-test test-all chaos bench fuzz fmt lint doc tidy fix swagger clean \
+  unified-server relay dev-unified dev-relay migrate migrate-down backfill backfill-execute check-outbox status \
   test-token-bucket test-user-api test-crash db-shell redis-shell \
   run-all run-controller run-agent run-worker \
-  docker-up docker-down docker-logs logs-db logs-redis logs-kafka logs-relay
+  docker-up docker-down docker-logs restart logs-db logs-redis logs-kafka logs-relay \
+  docker-controller docker-agent-worker
+
+help: ## List the targets
+	@sed -n 's/^\([a-z][a-z -]*\):[^#]*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | \
+	  while IFS="$$(printf '\t')" read -r target text; do printf '%-20s %s\n' "$$target" "$$text"; done
 
 run: ## Start everything on the embedded store, data in ./towpath-data
 	$(CARGO) run --release $(FEATURES) --bin towpath -- up
@@ -60,6 +66,16 @@ lint: ## Formatting and every warning
 doc: ## The API documentation, without warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace $(FEATURES) --no-deps
 
+tidy: ## Bring Cargo.lock in line with Cargo.toml, without upgrades
+	$(CARGO) update --workspace
+
+fix: ## Apply the fixes that the compiler and the lints suggest, and format
+	$(CARGO) clippy --workspace $(FEATURES) --all-targets --fix --allow-dirty --allow-staged
+	$(CARGO) fmt --all
+
+swagger: ## Write the OpenAPI documents of all listeners to docs/reference/openapi
+	TOWPATH_UPDATE_DOCS=1 $(CARGO) test --workspace $(FEATURES) --lib -- document
+
 clean: ## Remove build output; ./towpath-data stays
 	$(CARGO) clean
 
@@ -71,14 +87,27 @@ API ?= localhost:$(or $(PORT),8080)
 unified-server: ## Users, limits and health; with RELAY=off the relay is left to `make relay`
 	$(TOWPATH) run accounts.api$(if $(filter off,$(RELAY)),,$(COMMA)accounts.relay)
 
-relay: ## The relay by itself, for a database and broker that processes share
-	$(TOWPATH) run accounts.relay
+# Beside another process: an admin port of its own, unless one is set.
+RELAY_ADMIN = TOWPATH_SERVER__ADMIN=$(or $(TOWPATH_SERVER__ADMIN),127.0.0.1:7074)
+# Files that one process owns cannot be shared: the relay runs in the server then.
+SHARED = test -n "$(DB_HOST)$(TOWPATH_ACCOUNTS__DATABASE)" || grep -qsE '^(export[[:space:]]+)?(DB_HOST|TOWPATH_ACCOUNTS__DATABASE)[[:space:]]*=' .env || \
+  grep -qsE '^[[:space:]]*database[[:space:]]*=' towpath.toml
+ALONE = echo "no database that processes share is configured (DB_HOST): the relay runs in \`make unified-server\`"
+
+relay: ## The relay by itself, beside `make unified-server`, for a database and broker that processes share
+	@if $(SHARED); then $(RELAY_ADMIN) $(TOWPATH) run accounts.relay; else $(ALONE); fi
+
+dev-unified: ## As unified-server, in the debug build with debug logs
+	$(CARGO) run --quiet --bin towpath -- run accounts.api$(if $(filter off,$(RELAY)),,$(COMMA)accounts.relay) --verbose
+
+dev-relay: ## As relay, in the debug build with debug logs
+	@if $(SHARED); then $(RELAY_ADMIN) $(CARGO) run --quiet --bin towpath -- run accounts.relay --verbose; else $(ALONE); fi
 
 migrate: ## Make the tables
 	$(TOWPATH) migrate up
 
-migrate-down: ## Take the last migration back
-	$(TOWPATH) migrate down
+migrate-down: ## Take the last migration back; YES=1 does not ask
+	$(TOWPATH) migrate down$(if $(YES), --yes)
 
 backfill: ## Count the events that would be sent again; ARGS="-start … -end … -topic …"
 	$(TOWPATH) backfill -dry-run $(ARGS)
@@ -123,6 +152,10 @@ docker-up: ## The app with PostgreSQL, Redis and Kafka, in containers
 docker-down: ## Stop them; what they keep stays in their volumes
 	$(COMPOSE) down
 
+restart: ## Stop the containers and start them again
+	$(MAKE) docker-down
+	$(MAKE) docker-up
+
 docker-logs: ## What all of them say
 	$(COMPOSE) logs -f
 
@@ -144,3 +177,11 @@ run-agent: ## The agent by itself
 
 run-worker: ## The worker by itself
 	TOWPATH_SERVER__ADMIN=$(or $(TOWPATH_SERVER__ADMIN),127.0.0.1:7073) $(TOWPATH) run fleet.worker
+
+FLEET = docker compose -f deploy/compose/fleet.yaml
+
+docker-controller: ## The controller in a container; API_KEY has to be set
+	$(FLEET) up -d --build controller
+
+docker-agent-worker: ## Agent, worker and Redis in containers; API_KEY has to be set
+	$(FLEET) up -d --build redis worker agent

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::port::positions::InOneStep;
 use crate::port::{Effects, Kv, Positions, Queue, RateLimit, Routes, Stream};
-use crate::{Clock, Error, Result};
+use crate::{Clock, Error, Result, address};
 
 /// One thing a backend can or cannot do. The conformance suite tests both answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -138,10 +138,13 @@ pub fn find(table: &'static [Descriptor], url: &str) -> Result<&'static Descript
         .find(|descriptor| url.contains(':') && descriptor.schemes.contains(&scheme))
         .ok_or_else(|| {
             let known: Vec<&str> = table.iter().map(|descriptor| descriptor.name).collect();
-            Error::invalid(format!(
-                "unknown backend `{scheme}`; available: {}",
-                known.join(", ")
-            ))
+            let known = known.join(", ");
+            // What is not a scheme may be a password.
+            Error::invalid(if address::is_scheme(scheme) {
+                format!("unknown backend `{scheme}`; available: {known}")
+            } else {
+                format!("the URL of a backend begins with its scheme, like `redis://`; available: {known}")
+            })
         })
 }
 

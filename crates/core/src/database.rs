@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::port::{Fleet, Outbox, Users};
-use crate::{Error, Result};
+use crate::{Error, Result, address};
 
 /// One change of a database's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,10 +90,13 @@ pub fn find(table: &'static [Descriptor], url: &str) -> Result<&'static Descript
         .find(|descriptor| url.contains(':') && descriptor.schemes.contains(&scheme))
         .ok_or_else(|| {
             let known: Vec<&str> = table.iter().map(|descriptor| descriptor.name).collect();
-            Error::invalid(format!(
-                "unknown database `{scheme}`; available: {}",
-                known.join(", ")
-            ))
+            let known = known.join(", ");
+            // What is not a scheme may be a password.
+            Error::invalid(if address::is_scheme(scheme) {
+                format!("unknown database `{scheme}`; available: {known}")
+            } else {
+                format!("the URL of a database begins with its scheme, like `sqlite:`; available: {known}")
+            })
         })
 }
 

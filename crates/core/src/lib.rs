@@ -5,6 +5,7 @@
 //! [`backend`] (how a driver says what it offers). Nothing here performs I/O
 //! and nothing here names a driver.
 
+pub mod address;
 pub mod backend;
 pub mod clock;
 pub mod database;

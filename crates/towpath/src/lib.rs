@@ -10,6 +10,7 @@ pub mod backup;
 pub mod cli;
 pub mod config;
 mod disk;
+pub mod documents;
 pub mod http;
 mod idempotency;
 pub mod inlet;

@@ -64,6 +64,11 @@ pub use log::reserve::NAME as RESERVE;
 pub use log::scan_for_fuzzing;
 pub use restoring::{RESTORING, refuse_restoring};
 use store::Store;
+/// Whether a process has the store in this folder open.
+pub fn is_in_use(folder: &std::path::Path) -> bool {
+    lock::hold(folder).is_err()
+}
+
 pub use verify::{Depth, Verified, verify};
 
 /// The formats on disk and their newest versions; `docs/format` describes them.

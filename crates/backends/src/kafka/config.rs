@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
+use towpath_core::address::Address;
 use towpath_core::{Error, Result};
 
 use crate::duration;
@@ -112,22 +113,20 @@ impl Config {
             shown: String::new(),
         };
         let mut brokers = Vec::new();
-        for one in url.split(',').map(str::trim).filter(|one| !one.is_empty()) {
-            let (address, query) = one.split_once('?').unwrap_or((one, ""));
-            for parameter in query.split('&').filter(|pair| !pair.is_empty()) {
-                let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        for one in Address::split_list(url)? {
+            for (name, value) in one.parameters() {
                 config.set(name, value)?;
             }
-            let (scheme, address) = address.split_once("://").unwrap_or(("", address));
-            config.is_encrypted |= scheme == "kafkas";
-            let address = match address.rsplit_once('@') {
-                Some((account, address)) => {
-                    config.account = Some(credentials(account)?);
-                    address
-                }
-                None => address,
-            };
-            brokers.push(broker(address.trim_end_matches('/'))?);
+            config.is_encrypted |= one.scheme == "kafkas";
+            if let Some(account) = one.account {
+                config.account = Some(credentials(account)?);
+            }
+            if one.path.is_some_and(|path| !path.is_empty()) {
+                return Err(Error::invalid(
+                    "a Kafka URL has no path behind its brokers; expected e.g. `kafka://host:9092`",
+                ));
+            }
+            brokers.push(broker(one.hosts)?);
         }
         if brokers.is_empty() {
             return Err(Error::invalid(
@@ -342,7 +341,8 @@ mod tests {
     fn what_is_wrong_is_named() {
         for (url, reason) in [
             ("kafka://", "no address"),
-            ("kafka://host:port", "no address"),
+            ("kafka://host:port", "not a number"),
+            ("kafka://host/topic", "no path"),
             ("kafka://user@host", "a user and a password"),
             ("kafka://u:p%@host", "not followed by two"),
             ("kafka://u:p@host?sasl=gssapi", "`sasl` is `gssapi`"),

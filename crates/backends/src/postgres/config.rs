@@ -7,6 +7,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
+use towpath_core::address::Address;
 use towpath_core::{Error, Result};
 
 /// What is wrong with most URLs.
@@ -29,25 +30,29 @@ pub(super) struct Config {
 
 impl Config {
     pub(super) fn parse(url: &str) -> Result<Self> {
-        let (place, parameters) = url.split_once('?').unwrap_or((url, ""));
+        let address = Address::split(url)?;
         let (mut rest, mut mode, mut authorities) = (Vec::new(), SslMode::Disable, None);
-        for parameter in parameters.split('&').filter(|text| !text.is_empty()) {
-            match parameter.split_once('=') {
-                Some(("sslmode", "disable")) => mode = SslMode::Disable,
+        for (name, value) in address.parameters() {
+            match (name, value) {
+                ("sslmode", "disable") => mode = SslMode::Disable,
                 // Whoever asks for TLS gets a server that is who it says.
-                Some(("sslmode", "require" | "verify-ca" | "verify-full")) => {
-                    mode = SslMode::Require;
-                }
-                Some(("sslmode", other)) => {
+                ("sslmode", "require" | "verify-ca" | "verify-full") => mode = SslMode::Require,
+                ("sslmode", other) => {
                     return Err(Error::invalid(format!("`sslmode={other}`: {FORM}")));
                 }
-                Some(("sslrootcert", file)) => authorities = Some(file.to_owned()),
-                _ => rest.push(parameter),
+                ("sslrootcert", file) => authorities = Some(file.to_owned()),
+                _ => rest.push(format!("{name}={value}")),
             }
         }
-        let parsed = format!("{place}?{}", rest.join("&")).parse();
-        let mut postgres: tokio_postgres::Config =
-            parsed.map_err(|error| Error::invalid(FORM).with_source(error))?;
+        // The client takes the first `@` as the end of the account.
+        let account = address.account.map(|account| account.replace('@', "%40"));
+        let account = account.map_or_else(String::new, |account| format!("{account}@"));
+        let path = address.path.filter(|path| !path.is_empty());
+        let path = path.map_or_else(String::new, |path| format!("/{path}"));
+        let (hosts, rest_text) = (address.hosts, rest.join("&"));
+        let parsed = format!("postgres://{account}{hosts}{path}?{rest_text}").parse();
+        // The client's errors may quote the URL.
+        let mut postgres: tokio_postgres::Config = parsed.map_err(|_| Error::invalid(FORM))?;
         if postgres.get_hosts().is_empty() || postgres.get_dbname().is_none() {
             return Err(Error::invalid(FORM));
         }
@@ -111,25 +116,11 @@ impl Config {
     }
 }
 
-/// The URL with its password replaced by `***`.
-pub(super) fn shown(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return url.to_owned();
-    };
-    match rest.rsplit_once('@') {
-        Some((user, place)) if user.contains(':') => {
-            let user = user.split(':').next().unwrap_or_default();
-            format!("{scheme}://{user}:***@{place}")
-        }
-        _ => url.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tokio_postgres::config::TargetSessionAttrs;
 
-    use super::{Config, shown};
+    use super::Config;
 
     #[test]
     fn a_url_names_host_and_database() {
@@ -162,9 +153,18 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_not_shown() {
-        let shows = |url, expected| assert_eq!(shown(url), expected);
-        shows("postgres://me:s:e@c@host/n", "postgres://me:***@host/n");
-        shows("postgres://me@host/n", "postgres://me@host/n");
+    fn passwords_are_read_whole() {
+        for url in ["postgres://me:a@b@host/n", "postgres://me:a%40b@host/n"] {
+            let config = Config::parse(url).unwrap();
+            assert_eq!(config.postgres.get_password(), Some(&b"a@b"[..]), "{url}");
+        }
+        for url in [
+            "postgres://u:p#w@h/d",
+            "postgres://u:p/w@h/d",
+            "postgres://u:p?w@h/d",
+        ] {
+            let error = Config::parse(url).unwrap_err().to_string();
+            assert!(error.contains("percent-encoded"), "{url}: {error}");
+        }
     }
 }

@@ -70,7 +70,7 @@ async fn open(url: &str) -> Result<Database> {
         _ => {}
     }
     Ok(Database {
-        url: config::shown(url),
+        url: towpath_core::address::shown(url),
         file: None,
         schema: postgres.clone(),
         users: postgres.clone(),

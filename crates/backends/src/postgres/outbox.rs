@@ -304,8 +304,7 @@ impl Postgres {
 
 /// The events behind place `$1`, at most `$2`.
 pub(super) fn after() -> String {
-    let page =
-        format!("SELECT * FROM outbox WHERE seq > $1 AND {UNSENT} ORDER BY seq LIMIT $2");
+    let page = format!("SELECT * FROM outbox WHERE seq > $1 AND {UNSENT} ORDER BY seq LIMIT $2");
     bounded(&page, Rows::Table, "")
 }
 

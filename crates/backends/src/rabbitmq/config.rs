@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lapin::tcp::OwnedTLSConfig;
 use lapin::uri::AMQPUri;
+use towpath_core::address::Address;
 use towpath_core::{Error, Result};
 
 use crate::duration;
@@ -62,16 +63,16 @@ impl Config {
             shown: String::new(),
         };
         let mut shown = Vec::new();
-        for one in url.split(',').map(str::trim).filter(|one| !one.is_empty()) {
-            let (address, query) = one.split_once('?').unwrap_or((one, ""));
-            for parameter in query.split('&').filter(|pair| !pair.is_empty()) {
-                let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        for one in Address::split_list(url)? {
+            for (name, value) in one.parameters() {
                 config.set(name, value)?;
             }
-            let node = node(address)?;
-            let scheme = address
-                .split_once("://")
-                .map_or("amqp", |(scheme, _)| scheme);
+            let node = node(one)?;
+            let scheme = if one.scheme.is_empty() {
+                "amqp"
+            } else {
+                one.scheme
+            };
             shown.push(format!("{scheme}://{}", node.0));
             config.nodes.push(node);
         }
@@ -135,23 +136,29 @@ impl Config {
 }
 
 /// One node, and its name without user and password.
-fn node(address: &str) -> Result<(String, AMQPUri)> {
-    let bare = address.rsplit_once('@').map_or_else(
-        || address.split_once("://").map_or(address, |(_, rest)| rest),
-        |(_, rest)| rest,
-    );
+fn node(address: Address<'_>) -> Result<(String, AMQPUri)> {
+    // An empty path means the default virtual host, as most clients have it, and not one with an empty name.
+    let path = address.path.filter(|path| !path.is_empty());
+    let path = path.map_or_else(String::new, |path| format!("/{path}"));
+    let bare = format!("{}{path}", address.hosts);
     let wrong = |why: String| {
         Error::invalid(format!(
-            "`{bare}` is no address of a RabbitMQ ({why}); say for instance `amqp://guest:guest@localhost:5672/`"
+            "`{bare}` is not the address of a RabbitMQ ({why}); expected e.g. `amqp://guest:guest@localhost:5672/`"
         ))
     };
-    if bare.split(['/', ':']).next().is_none_or(str::is_empty) {
+    if address.hosts.split(':').next().is_none_or(str::is_empty) {
         return Err(wrong("it has no host".to_owned()));
     }
-    // A path of one slash means the default virtual host, as most clients have it, and not one with an empty name.
-    let address = address.strip_suffix('/').unwrap_or(address);
-    let uri = AMQPUri::from_str(address).map_err(wrong)?;
-    Ok((bare.trim_end_matches('/').to_owned(), uri))
+    if address.scheme.is_empty() {
+        return Err(wrong("it has no scheme".to_owned()));
+    }
+    let account = match address.account {
+        // The client takes the first `@` as the end of the account.
+        Some(account) => format!("{}@", account.replace('@', "%40")),
+        None => String::new(),
+    };
+    let uri = AMQPUri::from_str(&format!("{}://{account}{bare}", address.scheme));
+    Ok((bare.clone(), uri.map_err(wrong)?))
 }
 
 #[cfg(test)]
@@ -179,8 +186,9 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         for (url, reason) in [
-            ("amqp://", "no address"),
-            ("amqp://host:port", "no address"),
+            ("amqp://", "not the address"),
+            ("amqp://host:port", "not a number"),
+            ("amqp://one,two", "no scheme"),
             ("amqps://host?tls_ca=/none", "`tls_ca=/none` cannot be read"),
             ("amqp://host?queue_type=lazy", "`queue_type` is `lazy`"),
             ("amqp://host?timeout=1", "`timeout=1` is no duration"),

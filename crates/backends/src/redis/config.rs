@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use towpath_core::address::{self, shown};
 use towpath_core::{Error, Result};
 
 use crate::percent::decode;
@@ -100,22 +101,19 @@ pub(super) struct Config {
 
 impl Config {
     pub(super) fn parse(url: &str) -> Result<Self> {
-        let (scheme, rest) = url.split_once("://").ok_or_else(|| {
-            Error::invalid(format!(
-                "`{}` is no address of a Redis; say for instance `redis://localhost:6379`",
-                redact(url)
-            ))
-        })?;
+        if !url.contains("://") {
+            return Err(Error::invalid(format!(
+                "`{}` is not the address of a Redis; expected e.g. `redis://localhost:6379`",
+                shown(url)
+            )));
+        }
+        let parts = address::Address::split(url)?;
+        let (scheme, account, hosts) = (parts.scheme, parts.account, parts.hosts);
+        let path = parts.path.unwrap_or_default();
         let (tls, kind) = match scheme.strip_prefix("rediss") {
             Some(kind) => (true, kind),
             None => (false, scheme.strip_prefix("redis").unwrap_or_default()),
         };
-        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (account, rest) = match rest.rsplit_once('@') {
-            Some((account, rest)) => (Some(account), rest),
-            None => (None, rest),
-        };
-        let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (username, password) = match account.map(|account| account.split_once(':')) {
             None => (None, None),
             Some(Some((user, password))) => (non_empty(decode(user)?), Some(decode(password)?)),
@@ -174,10 +172,9 @@ impl Config {
             timeout: Duration::from_secs(5),
             consumer_timeout: Duration::from_secs(10),
             field: "line".to_owned(),
-            shown: redact(url),
+            shown: shown(url),
         };
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        for (name, value) in parts.parameters() {
             config.set(name, decode(value)?)?;
         }
         Ok(config)
@@ -214,32 +211,6 @@ impl Config {
         }
         Ok(())
     }
-}
-
-/// The URL with passwords replaced by `***`.
-fn redact(url: &str) -> String {
-    let (front, query) = url.split_once('?').unwrap_or((url, ""));
-    let mut shown = match front.rsplit_once('@') {
-        Some((before, host)) => {
-            let (scheme, account) = before.split_once("://").unwrap_or(("", before));
-            match account.split_once(':') {
-                Some((user, _)) => format!("{scheme}://{user}:***@{host}"),
-                None => front.to_owned(),
-            }
-        }
-        None => front.to_owned(),
-    };
-    for (at, pair) in query.split('&').filter(|pair| !pair.is_empty()).enumerate() {
-        shown.push(if at == 0 { '?' } else { '&' });
-        match pair.split_once('=') {
-            Some((name @ "sentinel_password", _)) => {
-                shown.push_str(name);
-                shown.push_str("=***");
-            }
-            _ => shown.push_str(pair),
-        }
-    }
-    shown
 }
 
 fn non_empty(text: String) -> Option<String> {
@@ -328,15 +299,11 @@ mod tests {
         for (url, reason) in [
             (
                 "redis:localhost",
-                "`redis:localhost` is no address of a Redis; say for instance `redis://localhost:6379`",
+                "`redis:localhost` is not the address of a Redis; expected e.g. `redis://localhost:6379`",
             ),
             (
                 "redis://",
                 "`` is no host and port; say for instance `localhost:6379`",
-            ),
-            (
-                "redis://h:port",
-                "`h:port` is no host and port; say for instance `localhost:6379`",
             ),
             (
                 "redis://a,b",

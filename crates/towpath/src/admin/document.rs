@@ -1,6 +1,7 @@
 //! What the OpenAPI document says beside each route: who is let in, and how every operation may refuse.
 
 use http::Method;
+use serde_json::json;
 use utoipa::openapi::path::{HttpMethod, Operation, Parameter, ParameterIn};
 use utoipa::openapi::response::ResponseBuilder;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -69,6 +70,87 @@ fn is_of_query(parameter: &RefOr<Parameter>) -> bool {
     matches!(parameter, RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query)
 }
 
+/// The document with the routes beside `/v1`, which want no token.
+pub(super) fn whole(document: OpenApi) -> serde_json::Value {
+    let mut whole = serde_json::to_value(document).unwrap_or_default();
+    for (path, id, summary, answers) in OPEN {
+        let answer = |status: &str| match status {
+            "200" => "As it should be",
+            _ => "Not, or not yet",
+        };
+        let responses = answers.iter().map(|(status, kind)| {
+            let response = json!({
+                "description": answer(status),
+                "content": { *kind: { "schema": {} } },
+            });
+            ((*status).to_owned(), response)
+        });
+        whole["paths"][path]["get"] = json!({
+            "operationId": id, "summary": summary, "tags": ["about"], "security": [],
+            "responses": responses.collect::<serde_json::Map<_, _>>(),
+        });
+        if path.ends_with("{role}") {
+            whole["paths"][path]["get"]["parameters"] = json!([{
+                "name": "role", "in": "path", "required": true, "description": "A role of this process",
+                "schema": { "type": "string" },
+            }]);
+        }
+    }
+    whole["servers"] = json!([{ "url": "/" }]);
+    whole
+}
+
+/// Path, name, summary, and the answers with their media types.
+type Open = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static [(&'static str, &'static str)],
+);
+
+const OPEN: &[Open] = &[
+    (
+        "/",
+        "landing",
+        "List the routes of this listener",
+        &[("200", "text/plain")],
+    ),
+    (
+        "/openapi.json",
+        "document",
+        "Describe the routes of this listener",
+        &[("200", "application/json")],
+    ),
+    (
+        "/metrics",
+        "metrics",
+        "Metrics for Prometheus",
+        &[("200", "text/plain")],
+    ),
+    (
+        "/livez",
+        "livez",
+        "Whether the process lives",
+        &[("200", "text/plain")],
+    ),
+    (
+        "/readyz",
+        "readyz",
+        "Whether the process can work; `?verbose` line by line",
+        &[("200", "text/plain"), ("503", "text/plain")],
+    ),
+    (
+        "/readyz/{role}",
+        "role_readyz",
+        "Whether one role and what it needs work; `?verbose` line by line",
+        &[
+            ("200", "text/plain"),
+            ("404", "text/plain"),
+            ("503", "text/plain"),
+        ],
+    ),
+];
+
 /// Which operations a refusal belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum To {
@@ -103,6 +185,7 @@ const REFUSALS: &[(&str, To, &str)] = &[
 pub(super) fn add_refusals(document: &mut OpenApi) {
     for (path, item) in &mut document.paths.paths {
         let queue = path.contains("{queue}");
+        let stream = path.contains("{stream}");
         for (method, operation) in [
             (HttpMethod::Get, item.get.as_mut()),
             (HttpMethod::Post, item.post.as_mut()),
@@ -115,7 +198,7 @@ pub(super) fn add_refusals(document: &mut OpenApi) {
             for (status, to, description) in REFUSALS {
                 let applies = match to {
                     To::All => true,
-                    To::Named => says_so || (queue && !makes_the_queue),
+                    To::Named => says_so || stream || (queue && !makes_the_queue),
                     To::Body => operation.request_body.is_some(),
                     To::Change => matches!(method, HttpMethod::Post | HttpMethod::Put),
                 };

@@ -14,8 +14,9 @@ use utoipa::{IntoParams, ToSchema};
 use super::Admin;
 use super::routes::Answer;
 use super::wire::Payload;
+use crate::http::Segment;
 use crate::http::error::Problem;
-use crate::http::extract::{Json, Path, Query};
+use crate::http::extract::{Json, Query};
 use crate::http::json::Object;
 
 /// What a key holds: a value, or fields.
@@ -57,7 +58,7 @@ const fn hundred() -> usize {
 }
 
 /// Keys in order.
-#[utoipa::path(get, path = "/v1/kv", params(Prefix), responses((status = 200, description = "Their names", body = [String])))]
+#[utoipa::path(get, operation_id = "list_keys", path = "/v1/kv", params(Prefix), responses((status = 200, description = "Their names", body = [String])))]
 pub(super) async fn list(
     State(admin): State<Admin>,
     Query(asked): Query<Prefix>,
@@ -71,8 +72,8 @@ pub(super) async fn list(
 }
 
 /// What a key holds, and how long.
-#[utoipa::path(get, path = "/v1/kv/{key}", responses((status = 200, description = "What it holds", body = KeyView), (status = 404, description = "Not there")))]
-pub(super) async fn get(State(admin): State<Admin>, Path(key): Path<String>) -> Answer<KeyView> {
+#[utoipa::path(get, operation_id = "get_key", path = "/v1/kv/{key}", params(("key" = String, Path, description = "The key")), responses((status = 200, description = "What it holds", body = KeyView), (status = 404, description = "Not there")))]
+pub(super) async fn get(State(admin): State<Admin>, Segment(key): Segment) -> Answer<KeyView> {
     let kv = admin.kv()?;
     let Some(ttl) = kv.ttl(&key).await? else {
         return Err(absent(&key).into());
@@ -105,10 +106,10 @@ pub(super) struct Lasting {
 }
 
 /// Sets a key to the body.
-#[utoipa::path(put, path = "/v1/kv/{key}", params(Lasting), request_body = Vec<u8>, responses((status = 200, description = "What it holds now", body = KeyView)))]
+#[utoipa::path(put, operation_id = "set_key", path = "/v1/kv/{key}", params(("key" = String, Path, description = "The key"), Lasting), request_body = Vec<u8>, responses((status = 200, description = "What it holds now", body = KeyView)))]
 pub(super) async fn set(
     State(admin): State<Admin>,
-    Path(key): Path<String>,
+    Segment(key): Segment,
     Query(lasting): Query<Lasting>,
     value: Bytes,
 ) -> Answer<KeyView> {
@@ -123,10 +124,10 @@ pub(super) async fn set(
 }
 
 /// Removes a key.
-#[utoipa::path(delete, path = "/v1/kv/{key}", responses((status = 200, description = "How many there were", body = super::Count)))]
+#[utoipa::path(delete, operation_id = "delete_key", path = "/v1/kv/{key}", params(("key" = String, Path, description = "The key")), responses((status = 200, description = "How many there were", body = super::Count)))]
 pub(super) async fn delete(
     State(admin): State<Admin>,
-    Path(key): Path<String>,
+    Segment(key): Segment,
 ) -> Answer<super::Count> {
     let kv = admin.kv()?;
     let count = u64::from(kv.ttl(&key).await?.is_some());
@@ -143,10 +144,10 @@ pub(super) struct By {
 }
 
 /// Adds to a counter; a key that is absent counts as 0.
-#[utoipa::path(post, path = "/v1/kv/{key}/add", request_body = By, responses((status = 200, description = "The new value", body = Sum)))]
+#[utoipa::path(post, operation_id = "add_to_key", path = "/v1/kv/{key}/add", params(("key" = String, Path, description = "The key")), request_body = By, responses((status = 200, description = "The new value", body = Sum)))]
 pub(super) async fn add(
     State(admin): State<Admin>,
-    Path(key): Path<String>,
+    Segment(key): Segment,
     Json(Object(By { by })): Json<Object<By>>,
 ) -> Answer<Sum> {
     let op = Op::Add {

@@ -81,12 +81,14 @@ impl Admin {
 
 /// Every route of the admin listener, behind the edge.
 pub fn router(admin: Admin, hosts: Hosts, edge: Edge) -> Router {
-    let (v1, document) = routes::v1();
+    let (v1, openapi) = routes::v1();
+    let queries = document::queries(&openapi);
     let token = admin.token.clone();
     let edge = edge
         .form(Form::Json)
+        .queries(queries)
+        .document(&document())
         .bodies(&BODIES)
-        .queries(document::queries(&document))
         .gate(move |head| {
             hosts.check(head)?;
             if head.uri.path().starts_with("/v1/") {
@@ -98,10 +100,14 @@ pub fn router(admin: Admin, hosts: Hosts, edge: Edge) -> Router {
     let router = Router::new()
         .route("/metrics", get(metrics))
         .merge(v1)
-        .route("/openapi.json", get(|| async move { axum::Json(document) }))
         .with_state(admin.clone())
         .merge(admin.health.router());
     wrap(router, edge)
+}
+
+/// The OpenAPI document of every route of the admin listener.
+pub(crate) fn document() -> serde_json::Value {
+    document::whole(routes::v1().1)
 }
 
 /// A message is sent as a body.

@@ -26,8 +26,9 @@ use super::wire::{
 };
 use super::{Admin, document};
 use crate::apps::orders::{Balance, Books};
+use crate::http::Segment;
 use crate::http::error::Problem;
-use crate::http::extract::{Json, Path, Query};
+use crate::http::extract::{Json, Query};
 use crate::http::json::Object;
 use crate::idempotency::{self, Digest, OTHER_REQUEST, replayed};
 use crate::telemetry::{TraceContext, traces};
@@ -179,7 +180,7 @@ impl TryFrom<u64> for Max {
 ///
 /// While a backend does not answer its queues are left out, and the header `Towpath-Unavailable` names it with the reason.
 /// When none answers it is 503.
-#[utoipa::path(get, path = "/v1/queues", responses((status = 200, description = "Their numbers, by name", body = [QueueStats], headers(("Towpath-Unavailable" = String, description = "Backends whose queues are missing, with the reasons")))))]
+#[utoipa::path(get, operation_id = "list_queues", path = "/v1/queues", responses((status = 200, description = "Their numbers, by name", body = [QueueStats], headers(("Towpath-Unavailable" = String, description = "Backends whose queues are missing, with the reasons")))))]
 async fn list(
     State(admin): State<Admin>,
 ) -> std::result::Result<Partial<Vec<QueueStats>>, Failure> {
@@ -193,8 +194,8 @@ async fn list(
 }
 
 /// One queue.
-#[utoipa::path(get, path = "/v1/queues/{queue}", params(Named), responses((status = 200, description = "Its numbers", body = QueueStats)))]
-async fn show(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<QueueStats> {
+#[utoipa::path(get, operation_id = "show_queue", path = "/v1/queues/{queue}", params(Named), responses((status = 200, description = "Its numbers", body = QueueStats)))]
+async fn show(State(admin): State<Admin>, Segment(name): Segment) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
     let stats = queue.stats(&name).await?;
     Ok(Json(with_stranded(&*queue, stats).await?))
@@ -218,7 +219,7 @@ async fn with_stranded(queue: &dyn Queue, stats: Stats) -> Result<QueueStats> {
 
 /// Moves messages that wait on other brokers of the backend's list into the queue.
 #[utoipa::path(post, path = "/v1/queues/{queue}/collect", params(Named), responses((status = 200, description = "How many were moved", body = Count)))]
-async fn collect(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<Count> {
+async fn collect(State(admin): State<Admin>, Segment(name): Segment) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
     Ok(Json(Count {
         count: queue.collect(&name).await?,
@@ -238,10 +239,10 @@ struct Deleting {
 /// Deletes a queue with its counts and known idempotency keys.
 ///
 /// Refused with 409 while it has messages (without `force`), dead letters (likewise), consumers or a route into it.
-#[utoipa::path(delete, path = "/v1/queues/{queue}", params(Named, Deleting), responses((status = 200, description = "How many messages and dead letters were dropped", body = Count)))]
+#[utoipa::path(delete, operation_id = "delete_queue", path = "/v1/queues/{queue}", params(Named, Deleting), responses((status = 200, description = "How many messages and dead letters were dropped", body = Count)))]
 async fn delete(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     Query(deleting): Query<Deleting>,
 ) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
@@ -254,7 +255,7 @@ async fn delete(
 #[utoipa::path(get, path = "/v1/queues/{queue}/messages", params(Named, Top), responses((status = 200, description = "Oldest first", body = [MessageView])))]
 async fn peek(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     Query(page): Query<Top>,
 ) -> Answer<Vec<MessageView>> {
     let (queue, name) = admin.find(&name).await?;
@@ -268,7 +269,7 @@ async fn peek(
 #[utoipa::path(post, path = "/v1/queues/{queue}/messages", params(Named, About), request_body(content = inline(Option<Binary>), content_type = "application/octet-stream", description = "The payload, at most 16 MiB; none is an empty message"), responses((status = 200, description = "It is durable", body = Sent)))]
 async fn send(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     headers: HeaderMap,
     payload: Bytes,
 ) -> std::result::Result<Response, Failure> {
@@ -354,7 +355,7 @@ async fn send(
 
 /// Stops delivery.
 #[utoipa::path(post, path = "/v1/queues/{queue}/pause", params(Named), responses((status = 200, description = "Its numbers afterwards", body = QueueStats)))]
-async fn pause(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<QueueStats> {
+async fn pause(State(admin): State<Admin>, Segment(name): Segment) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
     queue.pause(&name).await?;
     Ok(Json(queue.stats(&name).await?.into()))
@@ -362,7 +363,7 @@ async fn pause(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<Q
 
 /// Starts delivery again.
 #[utoipa::path(post, path = "/v1/queues/{queue}/resume", params(Named), responses((status = 200, description = "Its numbers afterwards", body = QueueStats)))]
-async fn resume(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<QueueStats> {
+async fn resume(State(admin): State<Admin>, Segment(name): Segment) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
     queue.resume(&name).await?;
     Ok(Json(queue.stats(&name).await?.into()))
@@ -370,7 +371,7 @@ async fn resume(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<
 
 /// Drops every waiting message; those in hand and dead letters stay.
 #[utoipa::path(post, path = "/v1/queues/{queue}/purge", params(Named), responses((status = 200, description = "How many were dropped", body = Count)))]
-async fn purge(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<Count> {
+async fn purge(State(admin): State<Admin>, Segment(name): Segment) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
     Ok(Json(Count {
         count: queue.purge(&name).await?,
@@ -381,7 +382,7 @@ async fn purge(State(admin): State<Admin>, Path(name): Path<String>) -> Answer<C
 #[utoipa::path(get, path = "/v1/queues/{queue}/dead-letters", params(Named, Page), responses((status = 200, description = "Oldest first", body = [DeadLetterView])))]
 async fn dead_letters(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     Query(page): Query<Page>,
 ) -> Answer<Vec<DeadLetterView>> {
     let (queue, name) = admin.find(&name).await?;
@@ -396,7 +397,7 @@ async fn dead_letters(
 #[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/requeue", params(Named), request_body = Letters, responses((status = 200, description = "How many were put back", body = Count)))]
 async fn requeue(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     Json(Object(letters)): Json<Object<Letters>>,
 ) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
@@ -409,7 +410,7 @@ async fn requeue(
 #[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/drop", params(Named), request_body = Letters, responses((status = 200, description = "How many were deleted", body = Count)))]
 async fn drop_dead(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     Json(Object(letters)): Json<Object<Letters>>,
 ) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;

@@ -15,7 +15,8 @@ use super::Admin;
 use super::failure::Failure;
 use super::routes::{Answer, Max, Partial, is_absent, partial};
 use super::wire::{Count, Payload};
-use crate::http::extract::{Json, Path, Query};
+use crate::http::Segment;
+use crate::http::extract::{Json, Query};
 
 /// A stream's numbers.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -140,7 +141,7 @@ pub(super) struct Stretch {
 ///
 /// While a backend does not answer its streams are left out, and the header `Towpath-Unavailable` names it with the reason.
 /// When none answers it is 503.
-#[utoipa::path(get, path = "/v1/streams", responses((status = 200, description = "Their numbers, by name", body = [StreamView], headers(("Towpath-Unavailable" = String, description = "Backends whose streams are missing, with the reasons")))))]
+#[utoipa::path(get, operation_id = "list_streams", path = "/v1/streams", responses((status = 200, description = "Their numbers, by name", body = [StreamView], headers(("Towpath-Unavailable" = String, description = "Backends whose streams are missing, with the reasons")))))]
 pub(super) async fn list(
     State(admin): State<Admin>,
 ) -> std::result::Result<Partial<Vec<StreamView>>, Failure> {
@@ -155,11 +156,8 @@ pub(super) async fn list(
 }
 
 /// One stream.
-#[utoipa::path(get, path = "/v1/streams/{stream}", params(("stream" = String, Path, description = "The stream")), responses((status = 200, description = "Its numbers", body = StreamView)))]
-pub(super) async fn show(
-    State(admin): State<Admin>,
-    Path(name): Path<String>,
-) -> Answer<StreamView> {
+#[utoipa::path(get, operation_id = "show_stream", path = "/v1/streams/{stream}", params(("stream" = String, Path, description = "The stream")), responses((status = 200, description = "Its numbers", body = StreamView)))]
+pub(super) async fn show(State(admin): State<Admin>, Segment(name): Segment) -> Answer<StreamView> {
     let (stream, name) = admin.find_stream(&name).await?;
     Ok(Json(stream.stats(&name).await?.into()))
 }
@@ -168,7 +166,7 @@ pub(super) async fn show(
 #[utoipa::path(get, path = "/v1/streams/{stream}/entries", params(("stream" = String, Path, description = "The stream"), Stretch), responses((status = 200, description = "Oldest first", body = [EntryView])))]
 pub(super) async fn entries(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     Query(asked): Query<Stretch>,
 ) -> Answer<Vec<EntryView>> {
     let after = asked.after.as_deref().map(read_offset).transpose()?;
@@ -190,10 +188,10 @@ pub struct TrimWanted {
 }
 
 /// Drops old entries of a stream.
-#[utoipa::path(post, path = "/v1/streams/{stream}/trim", params(("stream" = String, Path, description = "The stream")), request_body = TrimWanted, responses((status = 200, description = "How many were dropped", body = Count)))]
+#[utoipa::path(post, operation_id = "trim_stream", path = "/v1/streams/{stream}/trim", params(("stream" = String, Path, description = "The stream")), request_body = TrimWanted, responses((status = 200, description = "How many were dropped", body = Count)))]
 pub(super) async fn trim(
     State(admin): State<Admin>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     Json(wanted): Json<TrimWanted>,
 ) -> Answer<Count> {
     let trim = match (wanted.keep, wanted.finished) {

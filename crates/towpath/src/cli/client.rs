@@ -1,5 +1,6 @@
 //! The client of the admin API.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -7,11 +8,13 @@ use futures_util::Stream;
 use reqwest::{Client as Http, Method, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use towpath_core::address::shown;
 use towpath_core::{Error, QueueName};
 
 use super::{Exit, Failure, Global, output, token_file};
 use crate::admin;
-use crate::http::{self, encoded};
+use crate::config::load;
+use crate::http::{self, segment};
 
 /// A process that answers at an address.
 pub(super) struct Client {
@@ -32,22 +35,36 @@ pub(super) struct Listed<T> {
 impl Client {
     /// The process that the options and the configuration lead to.
     pub(super) fn new(global: &Global) -> Result<Self, Failure> {
-        let config = global.load()?.config;
+        let mut sources = global.sources()?;
+        // Only the address and the folder count here.
+        sources.apps = Some(BTreeSet::new());
+        let config = load(&sources)?.config;
         let address = config
             .admin
             .strip_prefix(':')
             .map_or_else(|| config.admin.clone(), |port| format!("127.0.0.1:{port}"));
-        let base = match &global.url {
+        // The environment is behind the options already; a file `.env` is not.
+        let variable = |name: &str| sources.env.get(name).map(|value| value.trim().to_owned());
+        let said = |option: &Option<String>, name| {
+            let option = option.clone().filter(|value| !value.is_empty());
+            let value = option.or_else(|| variable(name));
+            value.filter(|value| !value.is_empty())
+        };
+        let base = match said(&global.url, "TOWPATH_URL") {
             Some(url) if !url.contains("://") => format!("http://{url}"),
-            Some(url) => url.clone(),
+            Some(url) => url,
             None => format!("http://{}", address.replace("0.0.0.0", "127.0.0.1")),
         };
         let listener = base.split_once("://").map_or("", |(_, rest)| rest);
-        let token = global
-            .token
-            .clone()
-            .or_else(|| token_file::find(listener.trim_end_matches('/')))
-            .or_else(|| read_token(&config.data_dir));
+        let token = match said(&global.token, "TOWPATH_TOKEN") {
+            Some(token) => Some(token),
+            None => variable("TOWPATH_TOKEN_FILE")
+                .filter(|path| !path.is_empty())
+                .map(|path| token_of(&path))
+                .transpose()?
+                .or_else(|| token_file::find(listener.trim_end_matches('/')))
+                .or_else(|| read_token(&config.data_dir)),
+        };
         Self::at(global, base, token)
     }
 
@@ -59,8 +76,9 @@ impl Client {
     ) -> Result<Self, Failure> {
         let base = base.trim_end_matches('/').to_owned();
         if !Url::parse(&base).is_ok_and(|url| url.has_host()) {
+            let base = shown(&base);
             let text =
-                format!("`{base}` is no URL; say for instance `--url http://127.0.0.1:7070`");
+                format!("`{base}` is not a URL; expected e.g. `--url http://127.0.0.1:7070`");
             return Err(Failure::new(Exit::Usage, text));
         }
         let http = http::client()
@@ -167,7 +185,10 @@ impl Client {
         headers: &[(&str, String)],
         body: Vec<u8>,
     ) -> Result<reqwest::Response, Failure> {
-        let (began, asked) = (Instant::now(), format!("{method} {}{path}", self.base));
+        let (began, asked) = (
+            Instant::now(),
+            format!("{method} {}{path}", shown(&self.base)),
+        );
         let mut request = self
             .http
             .request(method, format!("{}{path}", self.base))
@@ -181,7 +202,7 @@ impl Client {
         }
         let response = request.send().await.map_err(|error| {
             if error.is_connect() {
-                let base = &self.base;
+                let base = shown(&self.base);
                 return Failure::unreachable(format!(
                     "no Towpath answers at {base}; start one with `towpath up`"
                 ));
@@ -210,7 +231,7 @@ impl Client {
         }
         let bytes = response.bytes().await;
         let bytes = bytes.map_err(|error| Failure::unreachable(error.to_string()))?;
-        Err(refusal(&self.base, status, &bytes))
+        Err(refusal(&shown(&self.base), status, &bytes))
     }
 
     fn answer<T: DeserializeOwned>(&self, status: StatusCode, bytes: &[u8]) -> Result<T, Failure> {
@@ -218,11 +239,11 @@ impl Client {
             return serde_json::from_slice(bytes).map_err(|error| {
                 Failure::failed(format!(
                     "{} answered something else than Towpath's JSON: {error}",
-                    self.base
+                    shown(&self.base)
                 ))
             });
         }
-        Err(refusal(&self.base, status, bytes))
+        Err(refusal(&shown(&self.base), status, bytes))
     }
 }
 
@@ -253,7 +274,16 @@ fn refusal(base: &str, status: StatusCode, body: &[u8]) -> Failure {
 /// The path of a queue, whose name is checked and encoded: it must never lead to another route.
 pub(super) fn queue_path(name: &str, rest: &str) -> Result<String, Failure> {
     let name = QueueName::new(name)?;
-    Ok(format!("/v1/queues/{}{rest}", encoded(name.as_str())))
+    Ok(format!("/v1/queues/{}{rest}", segment(name.as_str())))
+}
+
+/// The token in the file that a variable names.
+fn token_of(path: &str) -> Result<String, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let text = format!("variable TOWPATH_TOKEN_FILE: `{path}` cannot be read: {error}");
+        Failure::new(Exit::Config, text)
+    })?;
+    Ok(text.trim().to_owned())
 }
 
 pub(super) fn read_token(folder: &Path) -> Option<String> {

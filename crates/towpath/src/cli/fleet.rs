@@ -244,9 +244,14 @@ fn publication(args: PublishArgs) -> Result<Value, Failure> {
                 "`{pair}` has no `=`; say for instance `url=https://example.com/`"
             ))
         })?;
+        if key.trim().is_empty() {
+            return Err(usage(format!(
+                "`{pair}` has no name before its `=`; expected e.g. `url=https://example.com/`"
+            )));
+        }
         if !named.insert(key) {
             return Err(usage(format!(
-                "`{key}` is given more than once; a configuration has one value for each key"
+                "`{key}` is given more than once; leave one of them"
             )));
         }
         data.insert(key.to_owned(), value.into());

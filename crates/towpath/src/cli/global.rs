@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ColorChoice};
+use towpath_core::address::shown;
 
 use super::{Exit, Failure, Format};
 use crate::config::{Loaded, Sources, load};
@@ -78,6 +79,7 @@ impl Global {
         };
         for pair in &self.set {
             let (key, value) = pair.split_once('=').ok_or_else(|| {
+                let pair = shown(pair);
                 let text = format!(
                     "`--set {pair}` has no `=`; say for instance `--set ingest.queue=jobs`"
                 );

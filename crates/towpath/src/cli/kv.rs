@@ -6,7 +6,7 @@ use http::Method;
 use super::client::Client;
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::{Count, KeyView, Sum};
-use crate::http::encoded;
+use crate::http::{encoded, segment};
 
 /// What to do with keys.
 #[derive(Debug, Subcommand)]
@@ -70,7 +70,7 @@ pub(super) struct Named {
 
 pub(super) async fn run(global: &Global, command: KvCommand) -> Result<Exit, Failure> {
     let client = Client::new(global)?;
-    let path = |named: &Named| format!("/v1/kv/{}", encoded(&named.key));
+    let path = |named: &Named| format!("/v1/kv/{}", segment(&named.key));
     match command {
         KvCommand::Get(named) => {
             let found: KeyView = client.get(&path(&named)).await?;

@@ -9,7 +9,7 @@ use super::client::Client;
 use super::queue::{confirm, short, show_count};
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::{Count, EntryView, StreamView, TrimWanted};
-use crate::http::encoded;
+use crate::http::{encoded, segment};
 
 /// How often a followed stream is asked that had nothing new.
 const LOOK: Duration = Duration::from_millis(250);
@@ -77,7 +77,7 @@ pub(super) struct Named {
 impl Named {
     fn path(&self, rest: &str) -> Result<String, Failure> {
         let name = StreamName::new(&self.stream)?;
-        Ok(format!("/v1/streams/{}{rest}", encoded(name.as_str())))
+        Ok(format!("/v1/streams/{}{rest}", segment(name.as_str())))
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use towpath_core::address::shown;
 use towpath_core::backend::Health;
 use towpath_core::{ErrorKind, Result};
 
@@ -12,7 +13,7 @@ use super::client::read_token;
 use super::signals::Signals;
 use super::token_file::TokenFile;
 use super::{Exit, Failure, Format, Global, notify, output, version};
-use crate::config::{Config, Loaded, REFERENCE, Sources, load, redact};
+use crate::config::{Config, Loaded, REFERENCE, Sources, load};
 use crate::http::tls;
 use crate::supervisor::{Ending, Report, TaskReport};
 use crate::telemetry::{Traces, init_logs};
@@ -66,6 +67,7 @@ pub(super) async fn up(global: &Global, args: UpArgs) -> Result<Exit, Failure> {
 pub(super) async fn run(global: &Global, args: RunArgs) -> Result<Exit, Failure> {
     let roles = Role::parse_list(&args.roles)?;
     let mut sources = global.sources()?;
+    sources.apps = Some(roles.iter().map(|role| role.app()).collect());
     if args.reference {
         sources.env.insert(REFERENCE.to_owned(), "1".to_owned());
     }
@@ -164,7 +166,7 @@ fn chosen(loaded: &Loaded, roles: &[Role]) -> String {
     keys.dedup();
     let said = |key: &str| {
         let setting = loaded.settings.get(key)?;
-        let url = setting.text.as_deref().map(redact)?;
+        let url = setting.text.as_deref().map(shown)?;
         Some(format!("{url} ({})", setting.origin))
     };
     let mut all: Vec<String> = Vec::new();

@@ -133,6 +133,16 @@ pub(super) const RULES: &[Rule] = &[
         (!config.fleet.workers.iter().all(is_url))
             .then_some("`fleet.agent.workers` takes URLs like `http://localhost:6002`")
     }),
+    (&["server.cors.origins"], |config| {
+        let is_origin = |text: &String| {
+            text == "*"
+                || reqwest::Url::parse(text)
+                    .is_ok_and(|url| url.has_host() && url.origin().ascii_serialization() == *text)
+        };
+        (!config.cors_origins.iter().all(is_origin)).then_some(
+            "`server.cors.origins` takes origins as browsers send them, like `https://shop.example` or `http://localhost:3000` without a slash at the end, or `*`",
+        )
+    }),
     (&["server.listen", "server.admin"], |config| {
         clash(&config.listen, &config.admin)
             .then_some("`server.admin` and `server.listen` are the same address")

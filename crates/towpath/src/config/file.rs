@@ -17,6 +17,8 @@ pub(super) struct FileValue {
     /// The text, or the path of the file that holds it.
     pub(super) text: String,
     pub(super) is_path: bool,
+    /// Whether variables were put into the text.
+    pub(super) is_interpolated: bool,
     pub(super) place: Place,
 }
 
@@ -144,6 +146,7 @@ impl<'a> Reader<'a> {
                 key,
                 text,
                 is_path,
+                is_interpolated: matches!(value.get_ref(), DeValue::String(text) if text.contains("${")),
                 place: self.file.place(&span),
             }),
             None => self.problem(

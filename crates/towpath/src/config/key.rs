@@ -186,6 +186,20 @@ const BASE: &[Key] = &[
         "Addresses and nets of proxies whose `X-Forwarded-For` says who the client is, a list like `10.0.0.0/8`.",
     ),
     key(
+        "server.cors.origins",
+        Kind::Strings,
+        None,
+        &[],
+        "Origins whose pages may use the interfaces of roles from a browser, a list like `https://shop.example`, or `*` for any page, as some of the reference systems answered. Without it pages of other origins cannot read answers. The admin interface is for no page.",
+    ),
+    key(
+        "server.cors.max_age",
+        Kind::Duration(0, 24 * HOUR),
+        Some("10m"),
+        &[],
+        "How long a browser remembers that a page may.",
+    ),
+    key(
         "server.tls.certificate",
         Kind::Path,
         None,
@@ -489,6 +503,18 @@ const BASE: &[Key] = &[
 ];
 
 impl Key {
+    /// The app that it belongs to; `None` when it concerns the process, or several apps.
+    pub(super) fn app(&self) -> Option<&'static str> {
+        const APPS: [&str; 5] = ["ingest", "orders", "lines", "accounts", "fleet"];
+        let name = match self.path {
+            "backends.orders_kv" => "orders",
+            "backends.relay" => "accounts",
+            path => path.strip_prefix("backends.").unwrap_or(path),
+        };
+        let section = name.split('.').next().unwrap_or_default();
+        APPS.into_iter().find(|app| *app == section)
+    }
+
     /// Whether it may be off: it has no default.
     pub(super) const fn is_optional(&self) -> bool {
         self.default.is_none()

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use reqwest::Url;
 use towpath_core::QueueName;
+use towpath_core::address::Address;
 use towpath_core::{backend, database};
 
 use super::suggest;
@@ -196,9 +197,15 @@ impl Kind {
             Self::Durability => is_parameter(stores, "durability", text),
             Self::Memory => is_parameter(stores, "memory", text),
             Self::LogFilter => telemetry::is_log_filter(text),
-            Self::WebUrl => Url::parse(text)
-                .is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host()),
+            Self::WebUrl => match Url::parse(text) {
+                Ok(url) => ["http", "https"].contains(&url.scheme()) && url.has_host(),
+                // A password with a reserved character has moved the borders.
+                Err(_) => text.contains("://") && split(text)?,
+            },
             Self::MailUrl => {
+                if text.contains("://") {
+                    split(text)?;
+                }
                 Url::parse(text).is_ok_and(|url| url.has_host()) && orders::is_mail_url(text)
             }
             Self::MailAddress => orders::is_mail_address(text),
@@ -210,6 +217,12 @@ impl Kind {
             Self::SigningSecrets => text.split_whitespace().all(sink::is_signing_secret),
         })
     }
+}
+
+/// Not a URL, or the reason why it cannot be split.
+fn split(text: &str) -> Result<bool, String> {
+    let split = Address::split(text).map(|_| false);
+    split.map_err(|error| error.to_string())
 }
 
 /// Whether the embedded store takes this value of a parameter of its URL.

@@ -4,15 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use towpath_core::address::shown;
+
 use super::check::{RULES, unknown_route};
 use super::dotenv;
 use super::file::Reader;
 use super::key::{KEYS, Key};
 use super::kind::Wrong;
 use super::place::{FileText, Place};
-use super::show::{origins_table, redact};
+use super::show::origins_table;
 use super::suggest::{did_you_mean, question};
-use super::variables::Variables;
+use super::variables::{Unusable, Variables, keys_of};
 use super::{Config, Origin, Problem, Problems, Stores};
 
 /// Where configuration comes from.
@@ -22,6 +24,12 @@ pub struct Sources {
     pub file: Option<(String, String)>,
     /// The environment.
     pub env: BTreeMap<String, String>,
+    /// Names of variables whose values are not UTF-8.
+    pub unreadable: BTreeSet<String>,
+    /// What is odd about the sources themselves.
+    pub warnings: Vec<String>,
+    /// The apps whose roles run, `None` for all of them: a variable that only concerns others cannot stop this process.
+    pub apps: Option<BTreeSet<&'static str>>,
     /// Path of a key, its value, and the flag that said so; an empty value takes back what others said.
     pub flags: Vec<(String, String, String)>,
     /// The stores of this build, whose URLs are valid.
@@ -29,7 +37,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// What this process was given: `--config` or `./towpath.toml`, its environment, `./.env` behind it, its flags.
+    /// What this process was given: `--config`, `towpath.toml` of its unit or its working directory, its environment, `./.env` behind it, its flags.
     ///
     /// # Errors
     /// A problem when the file that was asked for cannot be read.
@@ -38,11 +46,27 @@ impl Sources {
         flags: Vec<(String, String, String)>,
         stores: Stores,
     ) -> Result<Self, Problems> {
-        let mut env = dotenv::read(Path::new(".env"))?;
-        let own: BTreeMap<String, String> = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect();
-        env.extend(own);
+        let dotenv = dotenv::read(Path::new(".env"))?;
+        let (mut env, mut unreadable) = (dotenv.variables, BTreeSet::new());
+        for (name, value) in std::env::vars_os() {
+            // A name that is not UTF-8 is none of ours.
+            let Ok(name) = name.into_string() else {
+                continue;
+            };
+            match value.into_string() {
+                // An empty variable counts as not set.
+                Ok(value) if value.trim().is_empty() => {
+                    env.entry(name).or_insert(value);
+                }
+                Ok(value) => {
+                    env.insert(name, value);
+                }
+                Err(_) => {
+                    env.remove(&name);
+                    unreadable.insert(name);
+                }
+            }
+        }
         let variable = env.get("TOWPATH_CONFIG").filter(|path| !path.is_empty());
         let (path, asked) = match (config, variable) {
             (Some(path), _) => (path, Some(Origin::Flag("--config".to_owned()))),
@@ -50,7 +74,7 @@ impl Sources {
                 let origin = Origin::Variable("TOWPATH_CONFIG".to_owned());
                 (PathBuf::from(path), Some(origin))
             }
-            (None, None) => (PathBuf::from("towpath.toml"), None),
+            (None, None) => (default_file(&env), None),
         };
         let file = match std::fs::read_to_string(&path) {
             Ok(text) => Some((path.display().to_string(), text)),
@@ -66,10 +90,27 @@ impl Sources {
         Ok(Self {
             file,
             env,
+            unreadable,
+            warnings: dotenv.warnings,
+            apps: None,
             flags,
             stores,
         })
     }
+}
+
+/// `towpath.toml` in the working directory, or where there is one in the folder that systemd names for configuration,
+/// that one. Source: systemd.exec(5), `ConfigurationDirectory=`.
+fn default_file(env: &BTreeMap<String, String>) -> PathBuf {
+    let name = "towpath.toml";
+    let folders = env.get("CONFIGURATION_DIRECTORY").map(String::as_str);
+    let folders = folders.unwrap_or_default().split(':');
+    let mut files = folders
+        .filter(|folder| !folder.is_empty())
+        .map(|folder| Path::new(folder).join(name));
+    files
+        .find(|file| file.exists())
+        .unwrap_or_else(|| PathBuf::from(name))
 }
 
 /// A key's value.
@@ -111,14 +152,21 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
     let mut variables = Variables::new(&sources.env);
     for key in KEYS {
         for said in variables.about(key) {
-            loader.say(key, said.text, said.is_path, Origin::Variable(said.name));
+            let value = Value {
+                text: said.text,
+                is_path: false,
+                written: said.written,
+            };
+            loader.say(key, value, Origin::Variable(said.name));
         }
     }
     variables.find_unknown();
-    for (name, message) in variables.problems {
-        loader.problem(Origin::Variable(name), message);
+    for unusable in variables.problems {
+        loader.unusable(unusable);
     }
-    let mut warnings = variables.warnings;
+    loader.refuse_unreadable(&sources.unreadable);
+    loader.warnings.extend(sources.warnings.iter().cloned());
+    loader.warnings.extend(variables.warnings);
     for (path, value, flag) in &sources.flags {
         // What a flag of another name than the key takes back deserves a word.
         let before = loader.settings.get(path.as_str());
@@ -126,20 +174,26 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
             && flag == "--ephemeral"
             && *origin != Origin::Default
         {
-            warnings.push(format!(
-                "`{flag}` overrules `{path}` ({origin}): nothing is kept"
-            ));
+            let warning = format!("`{flag}` overrules `{path}` ({origin}): nothing is kept");
+            loader.warnings.push(warning);
         }
         let origin = Origin::Flag(flag.clone());
         match Key::find(path) {
-            Some(key) => loader.say(key, value.clone(), false, origin),
+            Some(key) => {
+                let value = Value {
+                    text: value.clone(),
+                    is_path: false,
+                    written: None,
+                };
+                loader.say(key, value, origin);
+            }
             None => {
                 let hint = did_you_mean(path, KEYS.iter().map(|key| key.path));
                 loader.problem(origin, format!("unknown key `{path}`{hint}"));
             }
         }
     }
-    let (config, settings) = loader.finish()?;
+    let (config, settings, mut warnings) = loader.finish()?;
     warnings.extend(without_effect(&config, &settings));
     Ok(Loaded {
         config,
@@ -148,9 +202,20 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
     })
 }
 
+/// What a source says that a key is.
+struct Value {
+    /// The text, or the path of the file that holds it.
+    text: String,
+    is_path: bool,
+    /// The text as it stands in its variable or, where variables were put in, after that; secrets hidden.
+    written: Option<String>,
+}
+
 struct Loader<'a> {
     file: Option<FileText<'a>>,
     stores: Stores,
+    apps: Option<&'a BTreeSet<&'static str>>,
+    warnings: Vec<String>,
     settings: BTreeMap<&'static str, Setting>,
     /// Keys that somebody set to something wrong: rules between keys cannot judge them.
     wrong: BTreeSet<&'static str>,
@@ -169,6 +234,8 @@ impl<'a> Loader<'a> {
                 .as_ref()
                 .map(|(name, text)| FileText { name, text }),
             stores: sources.stores,
+            apps: sources.apps.as_ref(),
+            warnings: Vec::new(),
             settings: KEYS.iter().map(|key| (key.path, default(key))).collect(),
             wrong: BTreeSet::new(),
             problems: Vec::new(),
@@ -187,22 +254,31 @@ impl<'a> Loader<'a> {
                 let message = format!("`{0}` and `{0}_file` are both set; keep one", key.path);
                 self.problem(later, message);
             }
-            self.say(key, value.text, value.is_path, Origin::File(place));
+            let written = value.is_interpolated.then(|| shown(&value.text));
+            let (text, is_path) = (value.text, value.is_path);
+            let value = Value {
+                text,
+                is_path,
+                written,
+            };
+            self.say(key, value, Origin::File(place));
         }
     }
 
     /// Takes a value when it is valid, and says what is wrong with it when it is not.
-    fn say(&mut self, key: &'static Key, text: String, is_path: bool, origin: Origin) {
-        let text = if is_path && !text.is_empty() {
-            match std::fs::read_to_string(&text) {
+    fn say(&mut self, key: &'static Key, value: Value, origin: Origin) {
+        let path = value.is_path && !value.text.is_empty();
+        let text = if path {
+            match std::fs::read_to_string(&value.text) {
                 Ok(content) => content.trim_end().to_owned(),
                 Err(error) => {
                     self.wrong.insert(key.path);
-                    return self.problem(origin, format!("`{text}` cannot be read: {error}"));
+                    let message = format!("`{}` cannot be read: {error}", value.text);
+                    return self.problem(origin, message);
                 }
             }
         } else {
-            text
+            value.text
         };
         let set = |text| Setting {
             text,
@@ -217,14 +293,83 @@ impl<'a> Loader<'a> {
                 self.settings.insert(key.path, set(Some(text)));
             }
             Err(wrong) => {
-                self.wrong.insert(key.path);
-                // A variable that sets two keys is wrong once.
-                let variable = matches!(origin, Origin::Variable(_));
-                if variable && self.problems.iter().any(|told| told.at == origin) {
-                    return;
+                let message = refusal(key, &text, value.written.as_deref(), &wrong, &origin);
+                match origin {
+                    Origin::Variable(variable) => self.unusable(Unusable {
+                        variable,
+                        key: Some(key.path),
+                        message,
+                    }),
+                    _ => {
+                        self.wrong.insert(key.path);
+                        self.problem(origin, message);
+                    }
                 }
-                let message = refusal(key, &text, &wrong, &origin);
-                self.problem(origin, message);
+            }
+        }
+    }
+
+    /// A variable that cannot be used: a problem, unless no role of its app runs.
+    fn unusable(&mut self, unusable: Unusable) {
+        let Unusable {
+            variable,
+            key,
+            message,
+        } = unusable;
+        let idle = key.and_then(Key::find).and_then(|key| self.idle_app(key));
+        if let Some(app) = idle {
+            let warning =
+                format!("variable {variable}: {message}; ignored, because no role of `{app}` runs");
+            // A variable may concern several keys.
+            if !self
+                .warnings
+                .iter()
+                .any(|known| known.starts_with(&format!("variable {variable}:")))
+            {
+                self.warnings.push(warning);
+            }
+            return;
+        }
+        self.wrong.extend(key);
+        let origin = Origin::Variable(variable);
+        // A variable that sets two keys is wrong once.
+        if !self.problems.iter().any(|known| known.at == origin) {
+            self.problem(origin, message);
+        }
+    }
+
+    /// The app that a key belongs to, when none of its roles runs.
+    fn idle_app(&self, key: &Key) -> Option<&'static str> {
+        let app = key.app()?;
+        self.apps
+            .is_some_and(|apps| !apps.contains(app))
+            .then_some(app)
+    }
+
+    /// What is not UTF-8 cannot be used, whatever it says.
+    fn refuse_unreadable(&mut self, names: &BTreeSet<String>) {
+        let in_file = |name: &str| {
+            let file = self.file.map_or("", |file| file.text);
+            file.contains(&format!("${{{name}}}")) || file.contains(&format!("${{{name}:-"))
+        };
+        let ours: Vec<_> = names
+            .iter()
+            .filter_map(|name| match keys_of(name) {
+                Some(keys) => Some((name, keys)),
+                None => in_file(name).then(|| (name, Vec::new())),
+            })
+            .collect();
+        for (name, keys) in ours {
+            let keys: Vec<Option<&'static str>> = match keys[..] {
+                [] => vec![None],
+                _ => keys.iter().map(|key| Some(key.path)).collect(),
+            };
+            for key in keys {
+                self.unusable(Unusable {
+                    variable: name.clone(),
+                    key,
+                    message: "the value is not UTF-8".to_owned(),
+                });
             }
         }
     }
@@ -241,7 +386,7 @@ impl<'a> Loader<'a> {
         });
     }
 
-    fn finish(mut self) -> Result<(Config, BTreeMap<&'static str, Setting>), Problems> {
+    fn finish(mut self) -> Result<Finished, Problems> {
         let config = Config::from_settings(&self.settings);
         let rules = RULES
             .iter()
@@ -255,37 +400,59 @@ impl<'a> Loader<'a> {
             if let Some(message) = message {
                 let said = keys.iter().filter_map(|key| self.settings.get(key));
                 let last = said.map(|setting| setting.origin.clone()).max();
-                self.problem(last.unwrap_or(Origin::Default), message);
+                let idle = keys
+                    .iter()
+                    .all(|key| Key::find(key).is_some_and(|key| self.idle_app(key).is_some()));
+                match last {
+                    Some(Origin::Variable(variable)) if idle => self.unusable(Unusable {
+                        variable,
+                        key: keys.first().copied(),
+                        message,
+                    }),
+                    last => self.problem(last.unwrap_or(Origin::Default), message),
+                }
             }
         }
         if self.problems.is_empty() {
-            return Ok((config, self.settings));
+            return Ok((config, self.settings, self.warnings));
         }
         self.problems.sort();
         Err(Problems(self.problems))
     }
 }
 
-/// What to say about a wrong value; the file shows it below, everybody else is told what it was.
-fn refusal(key: &Key, text: &str, wrong: &Wrong, origin: &Origin) -> String {
-    let hint = wrong
-        .suggestion
-        .as_deref()
-        .map_or_else(String::new, |meant| question(redact(meant)));
-    let reason = wrong.reason.as_deref().map(redact);
+/// The configuration, the settings that it was made from, and warnings.
+type Finished = (Config, BTreeMap<&'static str, Setting>, Vec<String>);
+
+/// What to say about a wrong value; the file shows it below, everywhere else the message shows what was written.
+fn refusal(key: &Key, text: &str, written: Option<&str>, wrong: &Wrong, origin: &Origin) -> String {
+    // A hint in the form of the key would mislead about a variable that has another one.
+    let meant = wrong.suggestion.as_deref().filter(|_| written.is_none());
+    let hint = meant.map_or_else(String::new, |meant| question(shown(meant)));
+    // What a store says quotes no piece of a URL but as `shown` does.
+    let reason = wrong.reason.as_deref();
     let expected = key.kind.expected();
-    match (origin, reason) {
-        (Origin::File(_), None) => format!("`{}` must be {expected}{hint}", key.path),
-        (Origin::File(_), Some(reason)) => format!("`{}`: {reason}{hint}", key.path),
-        (_, Some(reason)) => format!("{reason}{hint}; it sets `{}`", key.path),
-        (_, None) => {
-            let shown = if key.kind.is_secret() {
-                "***".to_owned()
-            } else {
-                redact(text)
-            };
-            format!("`{shown}` is not {expected}{hint}; it sets `{}`", key.path)
+    let said = match written {
+        Some(written) => written.to_owned(),
+        None => shown(text),
+    };
+    let said = match key.kind.is_secret() {
+        true => "***".to_owned(),
+        false => said,
+    };
+    let path = key.path;
+    match (origin, reason, written) {
+        (Origin::File(_), None, None) => format!("`{path}` must be {expected}{hint}"),
+        (Origin::File(_), None, Some(_)) => {
+            format!("`{path}` must be {expected}; with its variables it is `{said}`")
         }
+        (Origin::File(_), Some(reason), None) => format!("`{path}`: {reason}{hint}"),
+        (Origin::File(_), Some(reason), Some(_)) => {
+            format!("`{path}`: {reason}; with its variables it is `{said}`")
+        }
+        (_, Some(reason), None) => format!("{reason}{hint}; it sets `{path}`"),
+        (_, Some(reason), Some(_)) => format!("`{said}`: {reason}; it sets `{path}`"),
+        (_, None, _) => format!("`{said}` is not {expected}{hint}; it sets `{path}`"),
     }
 }
 

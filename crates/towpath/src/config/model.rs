@@ -63,6 +63,10 @@ pub struct Config {
     pub tls_admin: bool,
     pub route_limits: Vec<String>,
     pub trusted_proxies: Vec<String>,
+    /// Origins whose pages may use the interfaces of roles; `*` for any.
+    pub cors_origins: Vec<String>,
+    /// How long a browser remembers that.
+    pub cors_max_age: Duration,
     pub data_dir: PathBuf,
     pub ingest_backend: Secret,
     pub durability: String,
@@ -201,6 +205,8 @@ impl Config {
             tls_admin: values.text("server.tls.admin") == "on",
             route_limits: values.list("server.limits").unwrap_or_default(),
             trusted_proxies: values.list("server.trusted_proxies").unwrap_or_default(),
+            cors_origins: values.list("server.cors.origins").unwrap_or_default(),
+            cors_max_age: values.duration("server.cors.max_age"),
             data_dir: PathBuf::from(values.text("data.dir")),
             ingest_backend: Secret::new(backend_url(
                 &values,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use super::show::redact;
+use towpath_core::address::shown as redacted;
 
 /// Who said what a key is. The order is that of strength, and that in which problems are shown.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,5 +92,5 @@ fn masked(line: &str) -> String {
             None => "***".to_owned(),
         };
     }
-    redact(line)
+    redacted(line)
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
+use towpath_core::address::shown;
 
 use super::key::{KEYS, Key};
 use super::load::Setting;
@@ -105,10 +106,13 @@ pub fn reference_page() -> String {
     let mut page = String::from(
         "# Configuration\n\n\
          A value is looked for in this order: flag (`--set KEY=VALUE`), `TOWPATH_SECTION__KEY`, the variable in the table, `towpath.toml`, default.\n\
-         An empty variable counts as not set; a file `.env` in the working directory sets those that the environment does not.\n\
+         An empty variable counts as not set; a file `.env` in the working directory sets those that the environment does not, `TOWPATH_URL` and `TOWPATH_TOKEN` of the commands included.\n\
+         An invalid variable of an app none of whose roles run is a warning; a variable `TOWPATH_…` that no key has is an error when it is nearly the name of one, and a warning otherwise.\n\
          In the file `${NAME}` and `${NAME:-default}` stand for variables.\n\
          An empty text, or an empty list, in the file means \"not set\" for a key without a default.\n\
          A secret or a URL may come from a file of its own, which `KEY_file` in the file or `TOWPATH_SECTION__KEY_FILE` names; secrets are never shown.\n\
+         Reserved characters in the user, password, path and parameters of a URL must be percent-encoded: `/` as `%2F`, `?` as `%3F`, `#` as `%23`, `@` as `%40`, `,` as `%2C`, `%` as `%25`. Parts in variables of their own, such as `DB_PASSWORD`, are encoded by Towpath.\n\
+         The files `DB_PASSWORD_FILE`, `REDIS_PASSWORD_FILE` and `TOWPATH_TOKEN_FILE` name hold those secrets.\n\
          `towpath config check` names every problem at once, `towpath config show --origin` says where each value came from.\n\n\
          | key | default | variable | must be | meaning |\n| --- | --- | --- | --- | --- |\n",
     );
@@ -142,31 +146,9 @@ fn row(key: &Key, settings: &BTreeMap<&'static str, Setting>) -> [String; 3] {
     let setting = settings.get(key.path);
     let shown = match setting.and_then(|setting| setting.text.as_deref()) {
         Some(_) if key.kind.is_secret() => "***".to_owned(),
-        Some(text) => redact(text),
+        Some(text) => shown(text),
         None => "-".to_owned(),
     };
     let origin = setting.map_or(&Origin::Default, |setting| &setting.origin);
     [key.path.to_owned(), shown, origin.to_string()]
-}
-
-/// Hides the credentials of every URL in a text; a password may hold commas and `@`.
-pub(crate) fn redact(text: &str) -> String {
-    let Some((before, behind)) = text.split_once("://") else {
-        return text.to_owned();
-    };
-    // The next URL of a list begins at the last comma before its scheme.
-    let next = behind
-        .find("://")
-        .and_then(|end| behind[..end].rfind(','))
-        .unwrap_or(behind.len());
-    let (this, rest) = behind.split_at(next);
-    let hidden = this.rsplit_once('@').map(|(credentials, host)| {
-        let user = credentials.split_once(':').map_or("", |(user, _)| user);
-        format!("{user}:***@{host}")
-    });
-    format!(
-        "{before}://{}{}",
-        hidden.as_deref().unwrap_or(this),
-        redact(rest)
-    )
 }

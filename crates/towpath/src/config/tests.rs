@@ -1,6 +1,6 @@
 //! Precedence, secrets, and the table of keys in its other forms.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use towpath_core::backend::Descriptor;
 
@@ -41,6 +41,9 @@ pub(super) fn sources(file: &str, env: &[(&str, &str)]) -> Sources {
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect(),
+        unreadable: BTreeSet::new(),
+        warnings: Vec::new(),
+        apps: None,
         flags: Vec::new(),
         stores: Stores {
             backends: EMBEDDED,
@@ -388,7 +391,8 @@ fn parts_of_a_database_make_its_url() {
     let own = ("TOWPATH_ACCOUNTS__DATABASE", "sqlite:x.db");
     assert_eq!(url(&[all[0], own]), "sqlite:x.db");
     let wrong = sources("", &[("DB_HOST", "db"), ("DB_SSLMODE", "perhaps")]);
-    assert!(load(&wrong).unwrap_err().to_string().contains("sslmode"));
+    let text = load(&wrong).unwrap_err().to_string();
+    assert!(text.contains("variable DB_SSLMODE: `perhaps`"), "{text}");
 }
 
 #[test]
@@ -484,7 +488,9 @@ fn what_kubernetes_sets_for_services_sets_nothing() {
 fn a_variable_like_none_of_ours_is_a_warning() {
     let loaded = load(&sources("", &[("TOWPATH_RELEASE", "7")])).unwrap();
     assert!(loaded.warnings[0].contains("`TOWPATH_RELEASE` sets nothing"));
-    for wrong in ["TOWPATH_COLOUR__SCHEME", "TOWPATH_LOG_LEVEL"] {
+    let loaded = load(&sources("", &[("TOWPATH_COLOUR__SCHEME", "7")])).unwrap();
+    assert!(loaded.warnings[0].contains("`TOWPATH_COLOUR__SCHEME` sets nothing"));
+    for wrong in ["TOWPATH_INGEST__QEUE", "TOWPATH_LOG_LEVEL"] {
         let problems = load(&sources("", &[(wrong, "x")])).unwrap_err();
         assert!(problems.to_string().contains(wrong), "{wrong}");
     }
@@ -532,6 +538,7 @@ fn errors_of_variables_show_what_was_written() {
         ("POLL_INTERVAL_SECONDS", "abc"),
         ("DB_PORT", "70000"),
         ("REDIS_DB", "first"),
+        ("CONTROLLER_PORT", "-1"),
     ] {
         let problems = load(&sources("", &[(name, value)]))
             .unwrap_err()
@@ -542,4 +549,169 @@ fn errors_of_variables_show_what_was_written() {
             "{problems}"
         );
     }
+}
+
+/// The texts of what is wrong; they must hold no piece of a secret.
+fn problems(file: &str, env: &[(&str, &str)]) -> String {
+    let mut all = sources(file, env);
+    all.stores = wiring::STORES;
+    load(&all).unwrap_err().to_string()
+}
+
+#[test]
+fn no_piece_of_a_password_is_shown() {
+    for url in [
+        "amqp://guest:ge?heim@h",
+        "redis://:ge?heim@h:6379",
+        "redis://:ge/heim@h",
+        "kafka://u:ge#heim@h",
+        "redis://:geheim",
+        "geheim@h:5672",
+        "redis:u:geheim@h",
+        "reddis://:ge,heim@h",
+    ] {
+        for (file, env) in [
+            (format!("[backends]\ndefault = \"{url}\""), None),
+            (String::new(), Some(("TOWPATH_BACKENDS__DEFAULT", url))),
+            (
+                "[backends]\ndefault = \"${BACKEND}\"".to_owned(),
+                Some(("BACKEND", url)),
+            ),
+        ] {
+            let text = problems(&file, env.as_slice());
+            let shown = text.replace("percent-", "");
+            assert!(
+                !shown.contains("ge?") && !shown.contains("heim"),
+                "{url}: {text}"
+            );
+        }
+    }
+    let text = problems("", &[("RABBITMQ_URLS", "amqp://u:ge/heim@h")]);
+    assert!(
+        text.contains("percent-encoded") && !text.contains("heim"),
+        "{text}"
+    );
+    for url in ["postgres://u:ge#heim@h/d", "postgres://u:ge?heim@h/d"] {
+        let text = problems("", &[("TOWPATH_ACCOUNTS__DATABASE", url)]);
+        assert!(text.contains("%23") && !text.contains("heim"), "{text}");
+    }
+    for (key, url) in [
+        ("INGEST__WORKER__WEBHOOK__URL", "https://u:ge/heim@h/p"),
+        ("ORDERS__NOTIFY__SMTP__URL", "smtp://u:ge?heim@h:25"),
+    ] {
+        let text = problems("", &[(&format!("TOWPATH_{key}"), url)]);
+        assert!(text.contains("%2F") && !text.contains("heim"), "{text}");
+    }
+    let hook = [(
+        "TOWPATH_INGEST__WORKER__WEBHOOK__URL",
+        "https://u:x@h/p?token=geheim&a=geheim",
+    )];
+    let loaded = load(&sources("", &hook)).unwrap();
+    let shown = format!("{:?}", origins_table(&loaded));
+    assert!(
+        shown.contains("token=***") && !shown.contains("geheim"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn variables_of_apps_that_do_not_run_stop_nothing() {
+    let env = [
+        ("CONTROLLER_PORT", "high"),
+        ("DB_PORT", "postgres"),
+        ("TOWPATH_ORDERS__DASHBOARD__LISTEN", "nowhere"),
+        ("API_KEY", "default-api-key"),
+    ];
+    let mut all = sources("", &env);
+    all.apps = Some(["lines"].into());
+    let warnings = load(&all).unwrap().warnings.join("\n");
+    for name in ["CONTROLLER_PORT", "DB_PORT", "API_KEY"] {
+        let expected = format!("variable {name}: ");
+        assert!(warnings.contains(&expected), "{name}: {warnings}");
+    }
+    assert!(warnings.contains("no role of `fleet` runs"), "{warnings}");
+    all.apps = Some(["fleet"].into());
+    let text = load(&all).unwrap_err().to_string();
+    assert!(
+        text.contains("CONTROLLER_PORT") && !text.contains("DB_PORT"),
+        "{text}"
+    );
+    // What concerns several apps, or the process, is always an error.
+    for name in ["PORT", "REDIS_ADDR"] {
+        let mut all = sources("", &[(name, "http://x/")]);
+        all.apps = Some(["lines"].into());
+        assert!(load(&all).unwrap_err().to_string().contains(name));
+    }
+}
+
+#[test]
+fn errors_name_the_variable_that_held_the_value() {
+    for (env, expected) in [
+        (
+            ("REDIS_ADDR", "redis://h:1"),
+            "variable REDIS_ADDR: `redis://h:1` is not `host:port`",
+        ),
+        (
+            ("DB_HOST", "postgres://h"),
+            "variable DB_HOST: `postgres://h` is not a host",
+        ),
+        (
+            ("DB_SSLMODE", "x"),
+            "variable DB_SSLMODE: `x` is not one of",
+        ),
+        (("KAFKA_BROKERS", "a:b"), "variable KAFKA_BROKERS: `a:b`: "),
+    ] {
+        let text = problems("", &[env]);
+        assert!(text.contains(expected), "{text}");
+    }
+    let text = problems("[ingest]\nmax_body = \"${SIZE}\"", &[("SIZE", "lots")]);
+    assert!(text.contains("with its variables it is `lots`"), "{text}");
+    let mut all = sources("", &[("REDIS_ADDR", ":6379")]);
+    all.stores = wiring::STORES;
+    let config = load(&all).unwrap().config;
+    assert_eq!(config.ingest_backend.expose(), "redis://localhost:6379/0");
+}
+
+#[test]
+fn what_a_file_holds_means_what_the_variable_would() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (redis, workers) = (path("redis", "r:6380\n"), path("w", "http://a,http://b\n"));
+    let env = [
+        ("REDIS_ADDR_FILE", redis.as_str()),
+        ("WORKER_URL_FILE", &workers),
+    ];
+    let mut all = sources("", &env);
+    all.stores = wiring::STORES;
+    let config = load(&all).unwrap().config;
+    assert_eq!(config.ingest_backend.expose(), "redis://r:6380/0");
+}
+
+#[test]
+fn values_that_are_not_utf8_are_refused() {
+    let mut all = sources("[ingest]\nqueue = \"${STAGE:-x}\"", &[]);
+    for (name, is_ours) in [
+        ("QUEUE_NAME", true),
+        ("TOWPATH_INGEST__QUEUE", true),
+        ("DB_PASSWORD_FILE", true),
+        ("REDIS_PASSWORD", true),
+        ("TOWPATH_TOKEN", true),
+        ("STAGE", true),
+        ("LS_COLORS", false),
+    ] {
+        all.unreadable = [name.to_owned()].into();
+        let outcome = load(&all).map_err(|problems| problems.to_string());
+        let expected = format!("variable {name}: the value is not UTF-8");
+        match outcome {
+            Err(text) => assert!(is_ours && text.contains(&expected), "{text}"),
+            Ok(_) => assert!(!is_ours, "{name}"),
+        }
+    }
+    all.unreadable = ["QUEUE_NAME".to_owned()].into();
+    all.apps = Some(["fleet"].into());
+    assert_eq!(load(&all).unwrap().warnings.len(), 1);
 }

@@ -7,8 +7,8 @@
 //! Only a request that is complete counts as in hand: slow clients cost memory, and never a place.
 //! The body is read when the handler asks for it, so whatever the head decides is answered before.
 
-use std::net::IpAddr;
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,17 +22,19 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderValue, Method, StatusCode, Uri, Version, header};
 use http_body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower::ServiceExt;
 use towpath_core::patience;
 use tracing::{Instrument, debug, error, info_span};
 use uuid::Uuid;
 
-use super::Peer;
 use super::body::{self, Charge, Deferred, Failure, Intake};
 use super::error::{Form, Problem};
 use super::extract::no_query;
+use super::page::Page;
+use super::{Cors, Peer};
 use crate::telemetry::Metrics;
 use crate::telemetry::traces::{self, Served};
 
@@ -82,6 +84,8 @@ pub struct Edge {
     gate: Arc<Gate>,
     patience: Option<Duration>,
     is_secure: bool,
+    page: Option<Page>,
+    cors: Option<Cors>,
 }
 
 impl Edge {
@@ -98,6 +102,8 @@ impl Edge {
             gate: Arc::new(|_| Ok(())),
             patience: None,
             is_secure: false,
+            page: None,
+            cors: None,
         }
     }
 
@@ -105,6 +111,20 @@ impl Edge {
     #[must_use]
     pub fn secure(mut self, is_secure: bool) -> Self {
         self.is_secure = is_secure;
+        self
+    }
+
+    /// Answers `/` with a page about these routes, and `/openapi.json` with their document.
+    #[must_use]
+    pub fn document(mut self, document: &serde_json::Value) -> Self {
+        self.page = Some(Page::of(document));
+        self
+    }
+
+    /// Pages of these origins may use the routes from a browser.
+    #[must_use]
+    pub fn cors(mut self, cors: Option<Cors>) -> Self {
+        self.cors = cors;
         self
     }
 
@@ -323,14 +343,51 @@ fn busy() -> Response {
 }
 
 /// Puts the edge around the routes.
+///
+/// A path with a slash at its end that is no route is the route without it.
 pub fn wrap(router: Router, edge: Edge) -> Router {
-    router
+    let cors = edge.cors.clone();
+    let router = match &edge.page {
+        Some(page) => router.merge(page.routes()),
+        None => router,
+    };
+    let routed = router
         .method_not_allowed_fallback(|| async {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
         })
         // The edge has bounded the body already.
         .layer(DefaultBodyLimit::disable())
-        .layer(from_fn_with_state(Arc::new(edge), pass))
+        .layer(from_fn_with_state(Arc::new(edge), pass));
+    let inner = routed.clone();
+    let routed = routed.fallback(move |mut request: Request| {
+        let inner = inner.clone();
+        async move {
+            if let Some(uri) = without_slash(request.uri()) {
+                *request.uri_mut() = uri;
+            }
+            inner.oneshot(request).await
+        }
+    });
+    match cors {
+        // Outermost: a page reads refusals too.
+        Some(cors) => routed.layer(cors.layer()),
+        None => routed,
+    }
+}
+
+/// The same without the one slash at the end of the path; `None` when there is none, and for the root.
+fn without_slash(uri: &Uri) -> Option<Uri> {
+    let path = uri
+        .path()
+        .strip_suffix('/')
+        .filter(|path| !path.is_empty() && !path.ends_with('/'))?;
+    let mut parts = uri.clone().into_parts();
+    let whole = match uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    parts.path_and_query = Some(whole.parse().ok()?);
+    Uri::from_parts(parts).ok()
 }
 
 async fn pass(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
@@ -374,7 +431,14 @@ async fn pass(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Re
         response.status().as_u16(),
         began.elapsed(),
     );
-    response.headers_mut().insert(REQUEST_ID, id);
+    let status = response.status();
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, id);
+    if status.is_client_error() || status.is_server_error() {
+        // A refusal quotes the request, and must never be taken for a page.
+        let nosniff = HeaderValue::from_static("nosniff");
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+    }
     response
 }
 

@@ -5,6 +5,7 @@ pub mod answer;
 pub mod body;
 mod client;
 mod connection;
+mod cors;
 pub mod descriptors;
 pub mod error;
 pub mod extract;
@@ -13,7 +14,9 @@ mod hosts;
 pub mod json;
 mod middleware;
 pub mod net;
+mod page;
 pub mod preconditions;
+mod segment;
 mod server;
 mod sites;
 mod socket;
@@ -22,8 +25,10 @@ pub mod tls;
 
 pub use body::Intake;
 pub use client::{client, client_of, trusting_also, with_identity};
+pub use cors::Cors;
 pub use hosts::Hosts;
 pub use middleware::{Asking, BodyLimit, Edge, is_probe, wrap};
+pub(crate) use segment::{Segment, segment};
 pub use server::{Limits, Patience, Peer, serve};
 pub use sites::Sites;
 

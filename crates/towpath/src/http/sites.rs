@@ -38,6 +38,8 @@ const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 pub struct Sites {
     hosts: Arc<Hosts>,
     proxies: Arc<[Net]>,
+    /// Origins whose pages may change something; `*` for any.
+    allowed: Arc<[String]>,
 }
 
 impl Sites {
@@ -46,7 +48,15 @@ impl Sites {
         Self {
             hosts: Arc::new(hosts),
             proxies: proxies.into(),
+            allowed: Arc::default(),
         }
+    }
+
+    /// Pages of these origins may change something, as `server.cors.origins` says.
+    #[must_use]
+    pub fn allowing(mut self, origins: &[String]) -> Self {
+        self.allowed = origins.into();
+        self
     }
 
     /// Refuses what may change something and comes from a page of another site, and what a client of this machine sends
@@ -69,11 +79,18 @@ impl Sites {
     /// # Errors
     /// The problem is 403.
     pub fn check_page(&self, head: &Parts) -> Result<(), Problem> {
-        if !self.is_of_foreign_page(head) {
+        if !self.is_of_foreign_page(head) || self.is_allowed(head) {
             return Ok(());
         }
         let reason = "requests of web pages of another site are refused";
         Err(Problem::new(StatusCode::FORBIDDEN, reason))
+    }
+
+    fn is_allowed(&self, head: &Parts) -> bool {
+        let origin = head.headers.get(header::ORIGIN);
+        let origin = origin.and_then(|origin| origin.to_str().ok());
+        let is_it = |allowed: &String| allowed == "*" || Some(allowed.as_str()) == origin;
+        origin.is_some() && self.allowed.iter().any(is_it)
     }
 
     /// Whether the client is a program of this machine: neither a web page nor a proxy stands between.

@@ -19,6 +19,7 @@ use crate::apps::accounts::{
     Filled, Layer, Limiter, Needs, Relay, Rules, Target, UserApi, health_routes, limit_queries,
     limit_routes, user_queries, user_routes,
 };
+use crate::documents::Part;
 use crate::supervisor::{OnFailure, Stage};
 use crate::telemetry::{LastCall, Need};
 
@@ -106,7 +107,7 @@ impl Accounts {
             let routes = limit_routes(limiter)
                 .merge(user_routes(users))
                 .merge(health_routes(needs));
-            public.add(API, routes, &[]);
+            public.add(API, routes, &[Part::Accounts], &[]);
             public.asks(limit_queries().into_iter().chain(user_queries()));
         }
         let outbox = Arc::clone(&self.migrated.database.outbox);

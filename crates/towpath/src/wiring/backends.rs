@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use towpath_backends::DATABASES;
-pub(super) use towpath_backends::embedded::refuse_restoring;
 pub use towpath_backends::embedded::{Depth, FORMATS, RESTORING, Verified, verify as verify_store};
+pub(super) use towpath_backends::embedded::{is_in_use, refuse_restoring};
 pub use towpath_backends::sqlite::verify as verify_database;
 pub use towpath_backends::{BACKENDS, UNLOGGED};
 use towpath_core::backend::Backend;

@@ -17,6 +17,7 @@ use crate::apps::fleet::{
     worker_routes,
 };
 use crate::config;
+use crate::documents::{Part, document};
 use crate::http::error::Form;
 use crate::http::guard::Guard;
 use crate::pump::{Handler, Handling, Pump, Work};
@@ -161,10 +162,10 @@ impl Fleet {
             asked: config.worker_listen.as_deref(),
             default: WORKER_LISTEN,
         };
+        let document = document("Towpath fleet worker", &[Part::Worker]);
         let edge = process.patient_edge().form(Form::Envelope);
-        process
-            .open(door, routes, edge.queries(worker_queries()))
-            .await
+        let edge = edge.queries(worker_queries()).document(&document);
+        process.open(door, routes, edge).await
     }
 
     fn agent(&self, process: &mut Process<'_>) {
@@ -273,8 +274,9 @@ async fn control(controller: &Controller, process: &mut Process<'_>) -> Result<(
         asked: process.config.fleet.controller_listen.as_deref(),
         default: CONTROLLER_LISTEN,
     };
+    let document = document("Towpath fleet controller", &[Part::Controller]);
     let edge = process.patient_edge().form(Form::Envelope);
-    let edge = edge.queries(controller_queries());
+    let edge = edge.queries(controller_queries()).document(&document);
     process
         .open(door, controller_routes(controller.clone()), edge)
         .await

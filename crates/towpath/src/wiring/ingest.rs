@@ -16,6 +16,7 @@ use super::{Role, demo};
 use crate::apps::ingest::{Enqueue, Limits, bodies, routes};
 use crate::config::{Config, Secret, SinkKind};
 use crate::disk::{Floor, folder_of};
+use crate::documents::Part;
 use crate::inlet::QueueInlet;
 use crate::pump::{BatchSize, Handler, Handling, Pump, Work};
 use crate::sink::{CommandSink, FileSink, LineSink, WebhookSink};
@@ -66,7 +67,8 @@ impl Ingest {
             let enqueue = Enqueue::new(Arc::clone(&self.queue), self.name.clone(), limits);
             process.health.watch_calls(API, enqueue.calls.clone());
             process.needs(API, &self.backend, Need::Accepts);
-            public.add(API, routes(enqueue, self.backend.clone()), &bodies(limits));
+            let routes = routes(enqueue, self.backend.clone());
+            public.add(API, routes, &[Part::Ingest], &bodies(limits));
         }
         if with_demo {
             self.demo(&mut process.supervisor);

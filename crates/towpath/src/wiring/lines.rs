@@ -15,6 +15,7 @@ use super::public::Public;
 use crate::apps::lines::{Pace, Reader, Settings, routes};
 use crate::config::Lines as Config;
 use crate::disk::folder_of;
+use crate::documents::Part;
 use crate::inlet::{Inlet, Place, StreamInlet};
 use crate::pump::{BatchSize, Pump, Work};
 use crate::sink::{FileSink, LineFormat};
@@ -108,7 +109,7 @@ impl Lines {
                 [READER, WRITER],
                 output,
             );
-            public.add(role, routes, &[]);
+            public.add(role, routes, &[Part::Lines], &[]);
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use crate::apps::orders::{
     stock_routes,
 };
 use crate::config::{self, ChannelKind, Secret};
+use crate::documents::{Part, document};
 use crate::inlet::QueueInlet;
 use crate::pump::{Handling, Pump, Work};
 use crate::sink::WebhookSink;
@@ -82,7 +83,8 @@ impl Orders {
             process.health.watch_calls(GATEWAY, calls.clone());
             self.needs(GATEWAY, process, Need::Accepts);
             let routes = gateway_routes(Gateway(self.desk.clone()), calls);
-            public.add(GATEWAY, routes.merge(stock_routes(self.desk.clone())), &[]);
+            let routes = routes.merge(stock_routes(self.desk.clone()));
+            public.add(GATEWAY, routes, &[Part::Orders, Part::Stock], &[]);
             public.asks(stock_queries());
             public.wait_for(GATEWAY, self.desk.topology.clone());
         }
@@ -130,7 +132,8 @@ impl Orders {
             default: DASHBOARD_LISTEN,
         };
         let queries = dashboard_queries().into_iter().chain(stock_queries());
-        let edge = process.edge().queries(queries);
+        let document = document("Towpath orders", &[Part::Dashboard, Part::Stock]);
+        let edge = process.edge().queries(queries).document(&document);
         process.open(door, router, edge).await
     }
 }

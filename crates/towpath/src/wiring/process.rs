@@ -18,7 +18,7 @@ use super::stalls::Stalls;
 use crate::config::{Config, Secret};
 use crate::disk::{Floor, folder_of};
 use crate::http::net::Net;
-use crate::http::{Edge, Hosts, Intake, Sites, descriptors, wrap};
+use crate::http::{Cors, Edge, Hosts, Intake, Sites, descriptors, wrap};
 use crate::pump::{Alone, Destination, Observer, PATIENCE, Side};
 use crate::supervisor::{Stage, Supervisor};
 use crate::telemetry::{Health, Metrics, Need, Source};
@@ -145,6 +145,7 @@ impl<'a> Process<'a> {
             hosts.or_labels(),
             proxies.filter_map(|text| Net::parse(text)).collect(),
         )
+        .allowing(&config.cors_origins)
     }
 
     /// What an output on the disk of this backend leaves to it.
@@ -185,7 +186,8 @@ impl<'a> Process<'a> {
             socket,
             connections: self.connections,
         };
-        let router = wrap(router, edge);
+        let cors = Cors::new(&self.config.cors_origins, self.config.cors_max_age)?;
+        let router = wrap(router, edge.cors(cors));
         let address = listener.start(router, self.config, &self.metrics, &mut self.supervisor)?;
         self.listeners.push((door.role, address));
         Ok(())

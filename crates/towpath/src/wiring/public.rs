@@ -10,7 +10,8 @@ use super::listener::{Listener, bind, limits};
 use super::process::Process;
 use crate::apps::accounts::{LIMIT_FORMS, Layer, limited};
 use crate::apps::orders::Topology;
-use crate::http::{self, Asking, BodyLimit, wrap};
+use crate::documents::{Part, document};
+use crate::http::{self, Asking, BodyLimit, Cors, wrap};
 use crate::supervisor::{OnFailure, Stage, Stop};
 use crate::telemetry::{Health, RefusedConnections};
 
@@ -22,14 +23,22 @@ pub(super) struct Public {
     router: Router,
     bodies: Vec<BodyLimit>,
     queries: Vec<Asking>,
+    parts: Vec<Part>,
     waits_for: Option<(&'static str, Topology)>,
     limits: Option<Layer>,
 }
 
 impl Public {
-    /// Adds the routes of a role, and those limits of its bodies that are its own.
-    pub(super) fn add(&mut self, role: &'static str, routes: Router, bodies: &[BodyLimit]) {
+    /// Adds the routes of a role with what documents them, and those limits of its bodies that are its own.
+    pub(super) fn add(
+        &mut self,
+        role: &'static str,
+        routes: Router,
+        parts: &[Part],
+        bodies: &[BodyLimit],
+    ) {
         self.name.get_or_insert(role);
+        self.parts.extend_from_slice(parts);
         self.router = std::mem::take(&mut self.router).merge(routes);
         self.bodies.extend_from_slice(bodies);
     }
@@ -58,9 +67,15 @@ impl Public {
             Some(limits) => limited(self.router, limits),
             None => self.router,
         };
-        let edge = process.edge().bodies(&self.bodies).queries(self.queries);
-        let router = wrap(routes, edge.forms(LIMIT_FORMS));
         let (config, connections) = (process.config, process.connections);
+        let edge = process
+            .edge()
+            .bodies(&self.bodies)
+            .queries(self.queries)
+            .forms(LIMIT_FORMS)
+            .document(&document("Towpath", &self.parts))
+            .cors(Cors::new(&config.cors_origins, config.cors_max_age)?);
+        let router = wrap(routes, edge);
         if let Some((role, topology)) = self.waits_for {
             match topology.declare().await {
                 Ok(()) => process.health.set(role, None),

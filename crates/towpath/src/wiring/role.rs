@@ -120,6 +120,15 @@ const ROLES: &[(Role, &str, &str, &str)] = &[
 ];
 
 impl Role {
+    /// Those whose routes are on the public listener.
+    pub const PUBLIC: [Self; 5] = [
+        Self::IngestApi,
+        Self::OrdersGateway,
+        Self::LinesReader,
+        Self::LinesWriter,
+        Self::AccountsApi,
+    ];
+
     /// Every role, in the order of the documentation.
     pub fn all() -> impl Iterator<Item = Self> {
         ROLES.iter().map(|(role, ..)| *role)
@@ -128,6 +137,12 @@ impl Role {
     /// Its name: `ingest.api`.
     pub fn as_str(self) -> &'static str {
         self.row().1
+    }
+
+    /// The app that it belongs to: `ingest`.
+    pub fn app(self) -> &'static str {
+        let name = self.as_str();
+        name.split('.').next().unwrap_or(name)
     }
 
     /// What it does, in a few words.

@@ -9,7 +9,7 @@ use towpath_core::backend::Backend;
 
 use super::Role;
 use super::accounts::Accounts;
-use super::backends::{clock, refuse_restoring};
+use super::backends::{clock, is_in_use, refuse_restoring};
 use super::fleet::Fleet;
 use super::ingest::Ingest;
 use super::lines::Lines;
@@ -51,6 +51,12 @@ pub struct Started {
 pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<Started> {
     // Databases too belong to a restore.
     refuse_restoring(&config.data_dir)?;
+    // Before anything is made or migrated. A process that has the folder open says more than its port.
+    if let Err(error) = try_ports(config, roles).await
+        && !is_in_use(&config.data_dir)
+    {
+        return Err(error);
+    }
     let mut process = Process::new(config, roles, clock());
     let mut opened = Opened::new(Arc::clone(&process.clock));
     let ingest = Ingest::open(&process, &mut opened).await?;
@@ -172,6 +178,37 @@ pub(super) fn closing_time(drain: Duration) -> Duration {
 /// What is kept of the drain for the account.
 fn last_moment(drain: Duration) -> Duration {
     (drain / 20).min(Duration::from_millis(500))
+}
+
+/// Whether the configured ports are free. Ports that are not configured may be taken: `up` goes on without those listeners.
+async fn try_ports(config: &Config, roles: &[Role]) -> Result<()> {
+    bind("server.admin", &config.admin).await?;
+    let runs = |role: &Role| roles.contains(role);
+    if Role::PUBLIC.iter().any(runs) {
+        bind("server.listen", &config.listen).await?;
+    }
+    for (role, key, address) in [
+        (
+            Role::OrdersDashboard,
+            "orders.dashboard.listen",
+            &config.orders.dashboard_listen,
+        ),
+        (
+            Role::FleetController,
+            "fleet.controller.listen",
+            &config.fleet.controller_listen,
+        ),
+        (
+            Role::FleetWorker,
+            "fleet.worker.listen",
+            &config.fleet.worker_listen,
+        ),
+    ] {
+        if let Some(address) = address.as_deref().filter(|_| runs(&role)) {
+            bind(key, address).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn serve_admin(admin: admin::Admin, process: &mut Process<'_>) -> Result<SocketAddr> {

@@ -102,7 +102,7 @@ impl Scaler {
         let spec = &role.iter().find(is_it).unwrap()["spec"];
         let external = &spec["metrics"][0]["external"];
         let metric = &external["metric"];
-        let adapter = documents(&read("prometheus-adapter.yaml")).remove(0);
+        let adapter = documents(&read("../prometheus/adapter.yaml")).remove(0);
         let rules = adapter["rules"]["external"].as_array().unwrap();
         let rule = rules
             .iter()

@@ -356,3 +356,135 @@ fn completions_complete() {
         }
     }
 }
+
+#[test]
+fn the_file_of_the_unit_is_read() {
+    let mut world = World::new();
+    let etc = world.folder.join("etc");
+    std::fs::create_dir(&etc).unwrap();
+    world.set("CONFIGURATION_DIRECTORY", etc.display());
+    world.ok(&["config", "check"]);
+    std::fs::write(etc.join("towpath.toml"), "[ingest]\nqueue = \"unit\"\n").unwrap();
+    std::fs::write(
+        world.folder.join("towpath.toml"),
+        "[ingest]\nqueue = \"here\"\n",
+    )
+    .unwrap();
+    let shown = world.ok(&["config", "show"]);
+    assert!(shown.contains("unit") && !shown.contains("here"), "{shown}");
+}
+
+#[test]
+fn commands_take_address_and_token_from_the_env_file() {
+    let world = World::new();
+    let _running = world.up();
+    let elsewhere = World::new();
+    let ls = || elsewhere.run(&["queue", "ls"]);
+    assert_eq!(ls().status.code(), Some(4));
+    let bearer = world.bearer();
+    let token = bearer.trim_start_matches("Bearer ");
+    let file = elsewhere.folder.join(".env");
+    let text = format!(
+        "TOWPATH_URL=http://{}\nTOWPATH_TOKEN={token} # of the process\n",
+        world.admin
+    );
+    std::fs::write(&file, text).unwrap();
+    assert!(ls().status.success(), "{:?}", ls());
+    std::fs::write(elsewhere.folder.join("token"), format!("{token}\n")).unwrap();
+    let text = format!(
+        "TOWPATH_URL=http://{}\nTOWPATH_TOKEN_FILE=token\n",
+        world.admin
+    );
+    std::fs::write(&file, text).unwrap();
+    assert!(ls().status.success(), "{:?}", ls());
+}
+
+#[test]
+fn no_command_shows_a_piece_of_a_password() {
+    let world = World::new();
+    for args in [
+        ["--url", "http://u:geheim@127.0.0.1:1/", "queue", "ls"],
+        ["--url", "http://u:ge/heim@h", "queue", "ls"],
+        ["--set", "redis://:geheim@h", "config", "check"],
+        [
+            "--set",
+            "backends.default=redis://:se?geheim@h",
+            "config",
+            "check",
+        ],
+        [
+            "--set",
+            "backends.default=redis://:geheim",
+            "config",
+            "check",
+        ],
+    ] {
+        let output = world.run(&args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            !output.status.success() && !said.contains("heim"),
+            "{args:?}: {said}"
+        );
+    }
+}
+
+#[test]
+fn a_variable_that_is_not_utf8_is_an_error() {
+    use std::os::unix::ffi::OsStrExt;
+    let world = World::new();
+    let check = |name: &str| {
+        let mut command = world.command(&["config", "check"]);
+        command.env(name, std::ffi::OsStr::from_bytes(b"x\xff"));
+        command.output().unwrap()
+    };
+    let output = check("QUEUE_NAME");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && said.contains("QUEUE_NAME"),
+        "{said}"
+    );
+    assert!(check("LS_COLORS").status.success());
+}
+
+#[test]
+fn a_role_starts_beside_variables_of_other_apps() {
+    let mut world = World::new();
+    world
+        .set("CONTROLLER_PORT", "high")
+        .set("DB_PORT", "tcp:5432");
+    assert_eq!(world.run(&["up"]).status.code(), Some(3));
+    let running = world.spawn(&["run", "ingest.api"]);
+    running.wait_ready(&world);
+    let log = running.log();
+    assert!(
+        log.contains("CONTROLLER_PORT") && log.contains("DB_PORT"),
+        "{log}"
+    );
+    world.ok(&["queue", "ls"]);
+}
+
+#[test]
+fn names_of_a_publication_are_there_and_given_once() {
+    let world = World::new();
+    for pairs in [["url=a", "url=b"], ["=x", "a=b"], [" =x", "a=b"]] {
+        let args = ["fleet", "config", "publish", pairs[0], pairs[1]];
+        let output = world.run(&args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+    }
+}
+
+#[test]
+fn names_of_dots_come_through_paths() {
+    let world = World::new();
+    let _running = world.up();
+    for name in [".", "..", "~."] {
+        world.ok(&["kv", "set", name, "x"]);
+        assert!(world.ok(&["kv", "get", name]).contains('x'), "{name}");
+        world.ok(&["send", name, "hello"]);
+        let peeked = world.ok(&["queue", "peek", name]);
+        assert!(peeked.contains("hello"), "{peeked}");
+    }
+    let listed = world.ok(&["kv", "keys"]);
+    assert!(listed.contains("..") && listed.contains("~."), "{listed}");
+}

@@ -1,5 +1,6 @@
 //! The files of `deploy/`, by the tools that read them, and processes that are replaced as a cluster does it.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -52,12 +53,32 @@ fn compose_files_are_accepted() {
     if !able("docker-compose", is_there("docker-compose")) {
         return;
     }
+    let folder = tempfile::tempdir().unwrap();
+    let mut count = 0;
     for file in deploy().join("compose").read_dir().unwrap() {
         let file = file.unwrap().path();
-        let mut compose = Command::new("docker-compose");
-        compose.env("API_KEY", "a-key-of-this-test");
-        ok(compose.arg("-f").arg(&file).args(["config", "-q"]));
+        if file
+            .extension()
+            .is_some_and(|extension| extension == "yaml")
+        {
+            let file = without_name(&file, folder.path());
+            let mut compose = Command::new("docker-compose");
+            compose.env("API_KEY", "a-key-of-this-test");
+            ok(compose.arg("-f").arg(&file).args(["config", "-q"]));
+            count += 1;
+        }
     }
+    assert_eq!(count, 6);
+}
+
+/// A copy without the name of the project, which the Compose 1.29 of Debian does not know.
+fn without_name(file: &Path, folder: &Path) -> PathBuf {
+    let text = std::fs::read_to_string(file).unwrap();
+    let (name, rest) = text.split_once('\n').unwrap();
+    assert!(name.starts_with("name: towpath"), "{name}");
+    let copy = folder.join(file.file_name().unwrap());
+    std::fs::write(&copy, rest).unwrap();
+    copy
 }
 
 #[test]
@@ -132,6 +153,156 @@ fn the_chart_is_accepted_and_a_slip_in_its_values_is_not() {
         !output.status.success() && said.contains("worklods"),
         "{said}"
     );
+}
+
+#[test]
+fn charts_render_values_as_they_are() {
+    if !able("helm", helm(&["version"]).output().is_ok()) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let values = folder.path().join("values.yaml");
+    let scale =
+        "{metric: towpath_queue_ready_messages, label: queue, value: m, target: 10000000, most: 8}";
+    let text = format!(
+        "env: {{RETRIES: 3, DEBUG: true, DEPTH: 10000000, TEXT: set, TOWPATH_LOG__FORMAT: pretty}}
+workloads:
+  off: {{roles: fleet.worker, replicas: 0, scale: {scale}, env: {{RETRIES: 0, DEBUG: false, TEXT: \"\", SMALL: 0.00001}}}}
+  one: {{roles: fleet.worker, scale: {scale}, env: {{PEER: \"http://$(RELEASE)off:1\"}}}}
+"
+    );
+    std::fs::write(&values, text).unwrap();
+    let render = |release: &str, more: &str| {
+        let mut command = helm(&["template", release, ".", "--set", more, "-f"]);
+        let output = command.arg(&values).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let rendered = render("r", "autoscaling=hpa");
+    for line in [
+        "  RETRIES: \"0\"",
+        "  RETRIES: \"3\"",
+        "  DEBUG: \"false\"",
+        "  DEPTH: \"10000000\"",
+        "  TEXT: \"\"",
+        "  SMALL: \"0.00001\"",
+        "  TOWPATH_LOG__FORMAT: \"pretty\"",
+        "  PEER: \"http://r-off:1\"",
+        "  replicas: 0",
+        "          averageValue: \"10000000\"",
+    ] {
+        assert!(
+            rendered.contains(&format!("{line}\n")),
+            "{line}: {rendered}"
+        );
+    }
+    assert!(!rendered.contains("\"json\""), "{rendered}");
+    let scalers = |kind: &str, rendered: &str| rendered.matches(&format!("kind: {kind}\n")).count();
+    assert_eq!(scalers("HorizontalPodAutoscaler", &rendered), 1);
+    let keda = render("r", "autoscaling=keda");
+    assert_eq!(scalers("ScaledObject", &keda), 1);
+    assert!(keda.contains("behavior: currentReplicasIfHigher"));
+    // No object of one release has the name of one of another.
+    let names = |rendered: &str| -> BTreeSet<String> {
+        let lines = rendered.lines().filter(|line| line.starts_with("  name: "));
+        lines.map(str::to_owned).collect()
+    };
+    let other = names(&render("s", "autoscaling=hpa"));
+    assert!(names(&rendered).is_disjoint(&other), "{other:?}");
+    assert!(names(&render("r", "prefix=")).contains("  name: one"));
+    for slip in [
+        "workloads.Bad_Name.roles=x",
+        "workloads.w.roles=x,workloads.w.ports.admin=1",
+        "env.a-b=1",
+    ] {
+        let output = helm(&["template", "r", ".", "--set", slip]).output();
+        assert!(!output.unwrap().status.success(), "{slip}");
+    }
+}
+
+#[test]
+fn compose_keeps_dollars_and_gives_projects_names() {
+    if !able("docker-compose", is_there("docker-compose")) {
+        return;
+    }
+    let world = World::new();
+    let program = r#"ingest.worker.command.program=["sh", "-c", "cat >> $OUT_DIR/log; cost=$5"]"#;
+    let files = world.folder.join("files");
+    let output = world.run(&[
+        "init",
+        "compose",
+        "--dir",
+        files.to_str().unwrap(),
+        "--set",
+        program,
+    ]);
+    assert!(output.status.success(), "{output:?}");
+    let mut compose = Command::new("docker-compose");
+    let file = without_name(&files.join("compose/ingest.yaml"), &world.folder);
+    compose.arg("-f").arg(file);
+    let output = compose.arg("config").output().unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    // Compose shows what it read with its escapes.
+    assert!(shown.contains("$$OUT_DIR/log; cost=$$5"), "{shown}");
+}
+
+#[test]
+fn the_example_of_variables_can_be_copied() {
+    let world = World::new();
+    let example = deploy().join("../.env.example");
+    let text = std::fs::read_to_string(example).unwrap();
+    let every: String = text
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(rest) if rest.starts_with(|c: char| c.is_ascii_uppercase()) => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    for text in [text, every] {
+        std::fs::write(world.folder.join(".env"), text).unwrap();
+        let output = world.run(&["config", "check"]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() && !said.contains("sets nothing"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn make_lists_its_targets() {
+    if !able("make", is_there("make")) {
+        return;
+    }
+    let make = |words: &[&str]| {
+        let mut make = Command::new("make");
+        make.args(words).current_dir(deploy().join(".."));
+        make.env_remove("MAKEFLAGS").env_remove("DB_HOST");
+        let output = make.output().unwrap();
+        assert!(output.status.success(), "{words:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let help = make(&["help"]);
+    // Those of the reference systems' instructions.
+    for target in "build run test unit-test integration-test test-all setup clean tidy fix unified-server relay
+        dev-unified dev-relay migrate migrate-down backfill backfill-execute check-outbox status test-token-bucket
+        test-user-api test-crash db-shell redis-shell run-all run-controller run-agent run-worker docker-up docker-down
+        docker-logs restart logs-db docker-controller docker-agent-worker swagger"
+        .split_whitespace()
+    {
+        assert!(help.contains(&format!("\n{target} ")) || help.starts_with(target), "{target}: {help}");
+        make(&["-n", target]);
+    }
+    // Each process that may run beside others has an admin port of its own.
+    let mut ports = BTreeSet::new();
+    for target in ["relay", "run-controller", "run-agent", "run-worker"] {
+        let shown = make(&["-n", target, "DB_HOST=db"]);
+        let port = shown.split("TOWPATH_SERVER__ADMIN=").nth(1).unwrap();
+        ports.insert(port.split_whitespace().next().unwrap().to_owned());
+    }
+    assert_eq!(ports.len(), 4, "{ports:?}");
 }
 
 #[test]

@@ -26,6 +26,7 @@ mod client;
 mod clock;
 mod deploy;
 mod disk;
+mod documents;
 mod edge;
 mod edge_forms;
 mod fleet;

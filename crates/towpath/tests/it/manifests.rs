@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -63,6 +63,7 @@ struct ScaleTarget {
 struct Fallback {
     failure_threshold: u32,
     replicas: u32,
+    behavior: String,
 }
 
 /// Values of a trigger are texts, numbers too.
@@ -84,6 +85,7 @@ fn slips<T: DeserializeOwned>(document: &Value) -> Result<Vec<String>, String> {
 fn slips_of(document: &Value) -> Result<Vec<String>, String> {
     let text = |name: &str| document[name].as_str().unwrap_or_default();
     match (text("apiVersion"), text("kind")) {
+        ("apps/v1", "Deployment") => slips::<Deployment>(document),
         ("apps/v1", "StatefulSet") => slips::<StatefulSet>(document),
         ("autoscaling/v2", "HorizontalPodAutoscaler") => slips::<HorizontalPodAutoscaler>(document),
         ("keda.sh/v1alpha1", "ScaledObject") => slips::<ScaledObject>(document),
@@ -106,11 +108,7 @@ fn files(folder: &str) -> Vec<PathBuf> {
         .join("../../deploy")
         .join(folder);
     let entries = folder.read_dir().unwrap();
-    entries
-        .map(|entry| entry.unwrap().path())
-        // Values for another chart, and no object.
-        .filter(|file| !file.ends_with("prometheus-adapter.yaml"))
-        .collect()
+    entries.map(|entry| entry.unwrap().path()).collect()
 }
 
 #[test]

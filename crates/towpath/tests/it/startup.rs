@@ -36,6 +36,9 @@ fn a_taken_port_is_named_with_its_setting() {
         text.contains("server.listen") && text.contains(&taken.local_addr().unwrap().to_string()),
         "{text}"
     );
+    // Nothing was made before that was known.
+    let left = std::fs::read_dir(&world.folder).unwrap().count();
+    assert_eq!(left, 0);
 }
 
 #[test]

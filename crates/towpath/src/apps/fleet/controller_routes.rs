@@ -23,9 +23,9 @@ use super::controller::Controller;
 use super::envelope::{Answer, Failure, parse, success};
 use super::rollout::Step;
 use crate::http::extract::{Path, Query};
-use crate::http::{Asking, Peer};
 use crate::http::json::Object;
 use crate::http::preconditions::{Preconditions, Tags, Unmet, not_modified, with_tag};
+use crate::http::{Asking, Peer};
 
 /// Longest that a request waits for another configuration.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);

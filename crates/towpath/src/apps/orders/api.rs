@@ -18,10 +18,10 @@ use super::gateway::{Accepted, Failure, Gateway};
 use super::notifier::notification_key;
 use super::order::{Order, fits};
 use super::record::{State as Stage, Step};
-use crate::http::Asking;
 use crate::http::error::Problem;
-use crate::http::extract::{Path, Query};
+use crate::http::extract::Query;
 use crate::http::json;
+use crate::http::{Asking, Segment};
 use crate::telemetry::LastCall;
 
 type Answer<T> = std::result::Result<Json<T>, Problem>;
@@ -120,7 +120,7 @@ struct OrderView {
     history: Vec<Step>,
 }
 
-async fn show(State(desk): State<Desk>, Path(id): Path<String>) -> Answer<OrderView> {
+async fn show(State(desk): State<Desk>, Segment(id): Segment) -> Answer<OrderView> {
     let absent = || Problem::new(StatusCode::NOT_FOUND, format!("there is no order `{id}`"));
     if !fits(&id) {
         return Err(absent());
@@ -202,7 +202,7 @@ async fn list(State(desk): State<Desk>, Query(page): Query<Page>) -> Answer<Vec<
     Ok(Json(stocks))
 }
 
-async fn stock(State(desk): State<Desk>, Path(sku): Path<String>) -> Answer<Stock> {
+async fn stock(State(desk): State<Desk>, Segment(sku): Segment) -> Answer<Stock> {
     let key = stock_key(&sku);
     let value = match fits(&sku) {
         true => desk.kv.get(&key).await?,
@@ -226,7 +226,7 @@ struct Set {
     quantity: i64,
 }
 
-async fn set(State(desk): State<Desk>, Path(sku): Path<String>, body: Bytes) -> Answer<Stock> {
+async fn set(State(desk): State<Desk>, Segment(sku): Segment, body: Bytes) -> Answer<Stock> {
     let Set { quantity } = read(&body, r#"{"quantity": 100}"#)?;
     if quantity < 0 {
         let reason = "`quantity` must be 0 or more";
@@ -243,7 +243,7 @@ struct Change {
     delta: i64,
 }
 
-async fn change(State(desk): State<Desk>, Path(sku): Path<String>, body: Bytes) -> Answer<Stock> {
+async fn change(State(desk): State<Desk>, Segment(sku): Segment, body: Bytes) -> Answer<Stock> {
     let Change { delta } = read(&body, r#"{"delta": -3}"#)?;
     check_sku(&sku)?;
     let key = stock_key(&sku);

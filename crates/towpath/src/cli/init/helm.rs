@@ -58,7 +58,7 @@ fn values(app: &str, settings: &[(String, String)]) -> String {
     let mut put = |part: String| text.push_str(&part);
     if !settings.is_empty() {
         put("env:\n".to_owned());
-        for (name, value) in settings {
+        for (name, value) in super::inside(settings) {
             put(format!("  {name}: {}\n", serde_json::json!(value)));
         }
     }
@@ -68,12 +68,12 @@ fn values(app: &str, settings: &[(String, String)]) -> String {
         .iter()
         .filter(|one| one.roles.starts_with(&prefix))
     {
-        put(workload(one));
+        put(workload(one, settings));
     }
     text
 }
 
-fn workload(one: &Workload) -> String {
+fn workload(one: &Workload, settings: &[(String, String)]) -> String {
     let mut text = format!(
         "  {}:\n    roles: {}\n    replicas: {}\n    env:\n",
         one.name, one.roles, one.replicas
@@ -83,6 +83,14 @@ fn workload(one: &Workload) -> String {
             .expect("writing to a string cannot fail");
     };
     for (name, value) in one.env {
+        // Services of the chart have the release in their names.
+        let value = WORKLOADS.iter().fold((*value).to_owned(), |value, other| {
+            value.replace(
+                &format!("//{}", other.name),
+                &format!("//$(RELEASE){}", other.name),
+            )
+        });
+        let value = value.replace(".fleet-worker-pods", ".$(RELEASE)fleet-worker-pods");
         put(format_args!("      {name}: {}\n", serde_json::json!(value)));
     }
     if !one.ports.is_empty() {
@@ -92,10 +100,10 @@ fn workload(one: &Workload) -> String {
         put(format_args!("      {name}: {number}\n"));
     }
     if let Some(scaled) = &one.scaled {
-        let (label, value) = scaled.selector.split_once(": ").unwrap_or_default();
+        let value = serde_json::json!(scaled.value(settings));
         put(format_args!(
-            "    scale:\n      metric: {}\n      label: {label}\n      value: {value}\n      target: {}\n      most: {}\n",
-            scaled.metric, scaled.target, scaled.most
+            "    scale:\n      metric: {}\n      label: {}\n      value: {value}\n      target: {}\n      most: {}\n",
+            scaled.metric, scaled.label, scaled.target, scaled.most
         ));
     }
     text

@@ -9,10 +9,21 @@ use std::fmt::Write;
 pub(super) struct Scaled {
     /// The metric of the backlog, and what chooses it.
     pub(super) metric: &'static str,
-    pub(super) selector: &'static str,
+    pub(super) label: &'static str,
+    value: &'static str,
+    /// The variable that says another value.
+    variable: &'static str,
     /// Backlog that one pod is for.
     pub(super) target: u32,
     pub(super) most: u32,
+}
+
+impl Scaled {
+    /// The queue or stream whose backlog counts.
+    pub(super) fn value(&self, settings: &[(String, String)]) -> String {
+        let said = settings.iter().find(|(name, _)| name == self.variable);
+        said.map_or(self.value, |(_, value)| value).to_owned()
+    }
 }
 
 /// One role in a cluster.
@@ -47,7 +58,9 @@ pub(super) const WORKLOADS: &[Workload] = &[
         ports: &[],
         scaled: Some(Scaled {
             metric: "towpath_queue_ready_messages",
-            selector: "queue: messages",
+            label: "queue",
+            value: "messages",
+            variable: "TOWPATH_INGEST__QUEUE",
             target: 1_000,
             most: 8,
         }),
@@ -68,7 +81,9 @@ pub(super) const WORKLOADS: &[Workload] = &[
         ports: &[],
         scaled: Some(Scaled {
             metric: "towpath_queue_ready_messages",
-            selector: "queue: orders.queue",
+            label: "queue",
+            value: "orders.queue",
+            variable: "",
             target: 1_000,
             most: 8,
         }),
@@ -105,7 +120,9 @@ pub(super) const WORKLOADS: &[Workload] = &[
         ports: &[("http", 8080)],
         scaled: Some(Scaled {
             metric: "towpath_stream_lag_messages",
-            selector: "stream: line_stream",
+            label: "stream",
+            value: "line_stream",
+            variable: "TOWPATH_LINES__STREAM",
             target: 10_000,
             most: 8,
         }),
@@ -168,12 +185,16 @@ pub(super) fn files(settings: &[(String, String)]) -> Vec<(String, String)> {
         "k8s/redis.yaml".to_owned(),
         include_str!("redis.yaml").to_owned(),
     ));
-    all.push(("k8s/prometheus-adapter.yaml".to_owned(), adapter()));
+    all.push((
+        "k8s/lines-example.yaml".to_owned(),
+        include_str!("lines-example.yaml").to_owned(),
+    ));
+    all.push(("prometheus/adapter.yaml".to_owned(), adapter()));
     all
 }
 
 /// ScaledObjects instead of the HorizontalPodAutoscalers: a cluster has one of the two.
-pub(super) fn keda() -> Vec<(String, String)> {
+pub(super) fn keda(settings: &[(String, String)]) -> Vec<(String, String)> {
     WORKLOADS
         .iter()
         .filter_map(|one| {
@@ -196,6 +217,7 @@ spec:
   fallback:
     failureThreshold: 4
     replicas: 2
+    behavior: currentReplicasIfHigher
   triggers:
     - type: prometheus
       metadata:
@@ -207,7 +229,7 @@ spec:
                 least = one.replicas,
                 most = scaled.most,
                 target = scaled.target,
-                query = query(scaled),
+                query = query(scaled, settings),
             );
             Some((format!("keda/{}.yaml", one.name), text))
         })
@@ -215,9 +237,10 @@ spec:
 }
 
 /// Every pod reports the same backlog, so it is the largest and never the sum.
-fn query(scaled: &Scaled) -> String {
-    let (label, value) = scaled.selector.split_once(": ").unwrap_or_default();
-    format!("max({}{{{label}=\"{value}\"}})", scaled.metric)
+fn query(scaled: &Scaled, settings: &[(String, String)]) -> String {
+    let value = serde_json::json!(scaled.value(settings));
+    let query = format!("max({}{{{}={value}}})", scaled.metric, scaled.label);
+    serde_json::json!(query).to_string()
 }
 
 /// The rules of the Prometheus Adapter that make the backlogs external metrics.
@@ -259,15 +282,12 @@ metadata:
 data:
   TOWPATH_DATA__DIR: /data
   TOWPATH_SERVER__ADMIN: \":7070\"
-  TOWPATH_LOG__FORMAT: json
 "
     ));
-    let own = one
-        .env
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    let mut all: Vec<(String, String)> = own.collect();
-    all.extend(settings.iter().cloned());
+    let own = one.env.iter().chain(&[("TOWPATH_LOG__FORMAT", "json")]);
+    let own = own.map(|&(name, value)| (name.to_owned(), value.to_owned()));
+    let mut all: std::collections::BTreeMap<String, String> = own.collect();
+    all.extend(super::inside(settings));
     for (name, value) in all {
         put(format!("  {name}: {}\n", serde_json::json!(value)));
     }
@@ -460,7 +480,8 @@ spec:
         put(format!("    - ports:\n        - port: {port}\n"));
     }
     if let Some(scaled) = &one.scaled {
-        let (label, value) = scaled.selector.split_once(": ").unwrap_or_default();
+        let value = serde_json::json!(scaled.value(settings));
+        let label = scaled.label;
         put(format!(
             "---
 apiVersion: autoscaling/v2

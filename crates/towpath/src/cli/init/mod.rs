@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::{Exit, Failure, Global, output};
-use crate::config::{Key, Loaded, Origin};
+use crate::config::{Key, Kind, Loaded, Origin};
 
 /// Options of `init`.
 #[derive(Debug, Args)]
@@ -93,25 +93,10 @@ fn settings(loaded: &Loaded) -> Vec<(String, String)> {
 fn files(what: What, settings: &[(String, String)]) -> Vec<(String, String)> {
     let named = |name: &str, text: String| (name.to_owned(), text);
     match what {
-        What::Compose => [
-            ("ingest", include_str!("compose/ingest.yaml")),
-            ("orders", include_str!("compose/orders.yaml")),
-            ("lines", include_str!("compose/lines.yaml")),
-            ("accounts", include_str!("compose/accounts.yaml")),
-            ("fleet", include_str!("compose/fleet.yaml")),
-            ("compose", include_str!("compose/all.yaml")),
-        ]
-        .map(|(name, text)| {
-            let text = format!("{}\n{text}", include_str!("compose/common.yaml"));
-            let text = filled(&text, settings, |name, value| {
-                format!("{name}: {}", serde_json::json!(value))
-            });
-            (format!("compose/{name}.yaml"), text)
-        })
-        .into(),
+        What::Compose => compose(settings),
         What::K8s => k8s::files(settings),
         What::Helm => helm::files(settings),
-        What::Keda => k8s::keda(),
+        What::Keda => k8s::keda(settings),
         What::Systemd => {
             let text = filled(include_str!("towpath.service"), settings, |name, value| {
                 let value = value.replace('%', "%%");
@@ -135,6 +120,64 @@ fn files(what: What, settings: &[(String, String)]) -> Vec<(String, String)> {
             ),
         ],
     }
+}
+
+/// One project for each app, and one for everything. Projects of one name would share networks and volumes.
+fn compose(settings: &[(String, String)]) -> Vec<(String, String)> {
+    let mut files: Vec<(String, String)> = [
+        (
+            "ingest",
+            "towpath-ingest",
+            include_str!("compose/ingest.yaml"),
+        ),
+        (
+            "orders",
+            "towpath-orders",
+            include_str!("compose/orders.yaml"),
+        ),
+        ("lines", "towpath-lines", include_str!("compose/lines.yaml")),
+        (
+            "accounts",
+            "towpath-accounts",
+            include_str!("compose/accounts.yaml"),
+        ),
+        ("fleet", "towpath-fleet", include_str!("compose/fleet.yaml")),
+        ("compose", "towpath", include_str!("compose/all.yaml")),
+    ]
+    .map(|(name, project, text)| {
+        let text = format!("{}\n{text}", include_str!("compose/common.yaml"));
+        let text = text.replace("{project}", project);
+        let text = filled(&text, &inside(settings), |name, value| {
+            // Compose puts variables of the host in at a single `$`.
+            format!("{name}: {}", serde_json::json!(value.replace('$', "$$")))
+        });
+        (format!("compose/{name}.yaml"), text)
+    })
+    .into();
+    let example = include_str!("compose/env.example").to_owned();
+    files.push(("compose/.env.example".to_owned(), example));
+    files
+}
+
+/// The settings without those that the files for containers say themselves: ports that they publish, and paths of
+/// volumes that they mount.
+fn inside(settings: &[(String, String)]) -> Vec<(String, String)> {
+    let is_of_file = |variable: &str| {
+        let key = crate::config::KEYS
+            .iter()
+            .find(|key| key.variable() == variable);
+        key.is_some_and(|key| {
+            let paths = [
+                "ingest.worker.output",
+                "lines.input",
+                "lines.inputs",
+                "lines.output",
+            ];
+            key.kind == Kind::Address || paths.contains(&key.path)
+        })
+    };
+    let kept = settings.iter().filter(|(name, _)| !is_of_file(name));
+    kept.cloned().collect()
 }
 
 /// The template with the version, and with the settings where they go, each on a line of its own.
@@ -189,7 +232,16 @@ mod tests {
 
     #[test]
     fn settings_stand_where_they_are_read() {
-        let settings = [("TOWPATH_INGEST__QUEUE".to_owned(), "a \"b\" 50%".to_owned())];
+        let settings = [
+            ("TOWPATH_INGEST__QUEUE", "a \"b\" 50%"),
+            (
+                "TOWPATH_INGEST__WORKER__COMMAND__PROGRAM",
+                "[\"x $OUT_DIR; cost=$5\"]",
+            ),
+            ("TOWPATH_SERVER__LISTEN", ":9000"),
+            ("TOWPATH_LINES__INPUT", "/var/log/x"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()));
         let of = |what, name: &str| {
             let all = files(what, &settings);
             all.into_iter().find(|(file, _)| file == name).unwrap().1
@@ -200,7 +252,54 @@ mod tests {
         let values = of(What::Helm, "helm/towpath/values-ingest.yaml");
         assert!(values.contains(&line[4..]), "{values}");
         let line = "\nEnvironment=\"TOWPATH_INGEST__QUEUE=a \\\"b\\\" 50%%\"\n";
-        assert!(of(What::Systemd, "systemd/towpath.service").contains(line));
+        let unit = of(What::Systemd, "systemd/towpath.service");
+        assert!(unit.contains(line), "{unit}");
+        let program = "x $OUT_DIR; cost=$5";
+        assert!(unit.contains(program), "{unit}");
+        assert!(of(What::K8s, "k8s/worker.yaml").contains(program));
+        let compose = of(What::Compose, "compose/ingest.yaml");
+        assert!(compose.contains("x $$OUT_DIR; cost=$$5"), "{compose}");
+        for text in [compose, values, of(What::K8s, "k8s/reader.yaml")] {
+            assert!(
+                !text.contains(":9000") && !text.contains("/var/log/x"),
+                "{text}"
+            );
+        }
+        assert!(
+            unit.contains("=:9000") && unit.contains("/var/log/x"),
+            "{unit}"
+        );
+    }
+
+    #[test]
+    fn scalers_watch_the_configured_queue() {
+        let settings = [
+            ("TOWPATH_INGEST__QUEUE".to_owned(), "jobs".to_owned()),
+            ("TOWPATH_LINES__STREAM".to_owned(), "rows".to_owned()),
+        ];
+        for (what, name, expected) in [
+            (What::K8s, "k8s/worker.yaml", "queue: \"jobs\""),
+            (What::K8s, "k8s/writer.yaml", "stream: \"rows\""),
+            (What::Keda, "keda/worker.yaml", "{queue=\\\"jobs\\\"}"),
+            (
+                What::Helm,
+                "helm/towpath/values-lines.yaml",
+                "value: \"rows\"",
+            ),
+        ] {
+            let mut all = files(what, &settings).into_iter();
+            let text = all.find(|(file, _)| file == name).unwrap().1;
+            assert!(text.contains(expected), "{name}: {text}");
+        }
+    }
+
+    #[test]
+    fn every_project_has_a_name_of_its_own() {
+        let names: std::collections::BTreeSet<String> = files(What::Compose, &[])
+            .into_iter()
+            .filter_map(|(_, text)| Some(text.lines().next()?.strip_prefix("name: ")?.to_owned()))
+            .collect();
+        assert_eq!(names.len(), 6, "{names:?}");
     }
 
     #[test]

@@ -227,7 +227,7 @@ fn one_of_two(missing: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use opentelemetry::Key;
 
@@ -247,6 +247,9 @@ mod tests {
         let sources = Sources {
             file: None,
             env,
+            unreadable: BTreeSet::new(),
+            warnings: Vec::new(),
+            apps: None,
             flags: Vec::new(),
             stores: wiring::STORES,
         };

@@ -48,7 +48,8 @@ pub(super) fn head() -> OpenApi {
 
 /// The operations that have query parameters.
 pub(super) fn queries(document: &OpenApi) -> Vec<Asking> {
-    let mut queries = vec![(Method::GET, "/readyz".into())];
+    let probes = ["/readyz", "/readyz/{role}"];
+    let mut queries: Vec<Asking> = probes.map(|path| (Method::GET, path.into())).into();
     for (path, item) in &document.paths.paths {
         for (method, operation) in [
             (Method::GET, item.get.as_ref()),

@@ -42,6 +42,8 @@ pub struct Sum {
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Prefix {
     /// How the keys begin.
     #[serde(default)]
@@ -100,6 +102,8 @@ pub(super) async fn get(State(admin): State<Admin>, Segment(key): Segment) -> An
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Lasting {
     /// Milliseconds until it goes; without it it stays.
     ttl_millis: Option<u64>,

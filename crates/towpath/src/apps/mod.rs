@@ -7,7 +7,8 @@ pub mod lines;
 pub mod orders;
 
 /// The routes of the public listener, whichever roles of a process add them.
-pub const PUBLIC_ROUTES: [&str; 18] = [
+pub const PUBLIC_ROUTES: [&str; 20] = [
+    "/",
     "/api/bucket/bulk-consume",
     "/api/bucket/check",
     "/api/bucket/consume",
@@ -24,6 +25,7 @@ pub const PUBLIC_ROUTES: [&str; 18] = [
     "/inventory",
     "/inventory/{sku}",
     "/metrics",
+    "/openapi.json",
     "/orders",
     "/orders/{id}",
 ];

@@ -21,6 +21,8 @@ pub struct Problem {
     code: Option<&'static str>,
     detail: String,
     retry_after: Option<u64>,
+    /// Existing clients read the sentence alone.
+    is_text: bool,
 }
 
 /// How an app words its problems, whichever layer finds them. Clients that accept RFC 9457 get that from every app.
@@ -70,6 +72,7 @@ impl Problem {
             code: None,
             detail: detail.into(),
             retry_after: None,
+            is_text: false,
         }
     }
 
@@ -82,6 +85,13 @@ impl Problem {
     #[must_use]
     pub const fn code(mut self, code: &'static str) -> Self {
         self.code = Some(code);
+        self
+    }
+
+    /// The sentence alone where the app has a form of its own, as existing clients expect it.
+    #[must_use]
+    pub const fn text(mut self) -> Self {
+        self.is_text = true;
         self
     }
 
@@ -104,6 +114,10 @@ impl Problem {
 
     /// Writes the body of `response`; its other headers stay.
     pub(super) fn write(self, form: Form, path: &str, request_id: &str, response: &mut Response) {
+        let form = match form {
+            Form::Coded if self.is_text => Form::Text,
+            form => form,
+        };
         let code = self.code.unwrap_or_else(|| code(self.status));
         let (kind, text) = match form {
             Form::Text => ("text/plain; charset=utf-8", self.detail + "\n"),

@@ -189,11 +189,8 @@ impl Edge {
         chunked(head)?;
         plain(head)?;
         (self.gate)(head)?;
-        let is_asked = |method: &Method| {
-            *method == head.method || head.method == Method::HEAD && *method == Method::GET
-        };
-        let mut known = self.queries.iter();
-        let asks = known.any(|(method, known)| known == route && is_asked(method));
+        // By the route alone: a wrong method is 405, whatever its query string.
+        let asks = self.queries.iter().any(|(_, known)| known == route);
         match head.uri.query() {
             Some(query) if !asks && !is_probe(route) => no_query(query),
             _ => Ok(()),

@@ -48,7 +48,7 @@ fn the_paths_fields_and_codes_of_the_contract_hold() {
         );
         assert_eq!(
             (&body["current_tokens"], &body["capacity"]),
-            (&json!(100.0), &json!(100.0))
+            (&json!(100.0), &json!(100))
         );
         assert_eq!(body["ttl_seconds"], 0, "full already");
         assert_eq!(full.headers["ratelimit-remaining"], "100");

@@ -171,6 +171,7 @@ async fn pass(State(layer): State<Layer>, request: Request, next: Next) -> Respo
             let text = format!("Rate limit exceeded. Try again after {after} seconds.");
             Problem::new(StatusCode::TOO_MANY_REQUESTS, text)
                 .retry_after(after)
+                .text()
                 .into_response()
         }
     };

@@ -105,9 +105,9 @@ async fn check(State(limiter): State<Limiter>, Query(asked): Query<Asked>) -> An
     let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
     let body = json!({
         "key": key,
-        "current_tokens": number(decision.remaining.as_f64()),
+        "current_tokens": decision.remaining.as_f64(),
         "capacity": number(rule.policy.capacity().as_f64()),
-        "refill_rate": number(per_second(&rule.policy)),
+        "refill_rate": per_second(&rule.policy),
         "last_refill_time": now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         "ttl_seconds": seconds(decision.reset_after),
         "success": true,
@@ -128,7 +128,7 @@ async fn consume(State(limiter): State<Limiter>, Query(asked): Query<Asked>, _: 
     };
     let amount = amount(tokens)?;
     let decision = one(take(&limiter, &[Wanted { key, rule, amount }]).await?)?;
-    let remaining = number(decision.remaining.as_f64());
+    let remaining = decision.remaining.as_f64();
     if decision.allowed {
         let body = json!({
             "allowed": true, "remaining_tokens": remaining, "success": true,
@@ -138,7 +138,7 @@ async fn consume(State(limiter): State<Limiter>, Query(asked): Query<Asked>, _: 
     }
     let body = json!({
         "allowed": false, "remaining_tokens": remaining, "success": false,
-        "retry_after_seconds": number(decision.retry_after.as_secs_f64()),
+        "retry_after_seconds": decision.retry_after.as_secs_f64(),
         "message": "Rate limit exceeded",
     });
     Ok(answer(StatusCode::TOO_MANY_REQUESTS, body, rule, &decision))
@@ -247,8 +247,8 @@ fn result_of(attempt: usize, decision: &Decision) -> Value {
     json!({
         "attempt": attempt,
         "allowed": decision.allowed,
-        "remaining_tokens": number(decision.remaining.as_f64()),
-        "retry_after": number(decision.retry_after.as_secs_f64()),
+        "remaining_tokens": decision.remaining.as_f64(),
+        "retry_after": decision.retry_after.as_secs_f64(),
     })
 }
 
@@ -257,7 +257,8 @@ async fn take(limiter: &Limiter, wanted: &[Wanted<'_>]) -> Result<Vec<Decision>,
     taken.map_err(|error| undecided(&error))
 }
 
-/// A number as the reference system writes it: whole ones without a fraction, which typed clients read as integers.
+/// The capacity as the reference system writes it: without a fraction when it is whole, which typed clients read as an
+/// integer.
 fn number(value: f64) -> Value {
     #[expect(clippy::cast_possible_truncation, reason = "used when it is whole")]
     let whole = value as i64;

@@ -106,7 +106,7 @@ async fn work(store: &Arc<Store>) -> Expected {
                 .unwrap();
         }
         if round == 20 || round == 40 {
-            checkpoint_with_all_keys(&store);
+            checkpoint_with_all_keys(store);
         }
     }
     expected

@@ -263,7 +263,7 @@ impl Outbox for Postgres {
             )
             INSERT INTO outbox ({NEW}) SELECT {NEW} FROM old ORDER BY old.seq"
         );
-        // Those that another program's relay has given up are in front of the position, and are sent from there.
+        // Those that another program's relay stopped trying to send are in front of the position, and are sent from there.
         let external = "DELETE FROM outbox_external e USING outbox o
             WHERE o.seq = e.seq AND o.id = e.id AND e.status = 'FAILED' AND ($1::uuid IS NULL OR o.id = $1)";
         let count =

@@ -463,7 +463,7 @@ async fn down_gives_back_what_was_there(world: World) {
     let (_, theirs) = server.create("dan@example.org").await.expect("created");
     relay.poll(&sent).await;
     let (_, unsent) = server.create("eve@example.org").await.expect("created");
-    assert_eq!(database.schema.down(true).await.expect("undone").len(), 5);
+    assert_eq!(database.schema.down(true).await.expect("undone").len(), 6);
     assert_eq!(
         schema().await,
         found,
@@ -566,5 +566,5 @@ async fn addresses_that_differ_in_case_are_named(world: World) {
         "UPDATE users SET email = 'anna@example.org' WHERE name = 'Anna'",
     )
     .await;
-    assert_eq!(database.schema.up().await.expect("migrated").len(), 5);
+    assert_eq!(database.schema.up().await.expect("migrated").len(), 6);
 }

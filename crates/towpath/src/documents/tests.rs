@@ -21,7 +21,7 @@ const SOURCES: &[(&str, &[Part])] = &[
     ("apps/fleet/worker_routes.rs", &[Part::Worker]),
 ];
 
-/// Sources of routes that are not of roles: the admin listener documents its own, benchmarks serve nobody else.
+/// Sources of routes that are not of roles: the admin listener documents its own, benchmarks serve no other client.
 const OTHERS: [&str; 4] = [
     "admin/mod.rs",
     "telemetry/probes.rs",

@@ -158,7 +158,7 @@ pub(super) struct Deferred<F> {
 }
 
 impl<F: Future<Output = Option<Bytes>> + Send> Deferred<F> {
-    /// `reading` gives nothing when the body is refused; whoever answers then knows why.
+    /// `reading` gives nothing when the body is refused; the code that answers then knows why.
     pub(super) fn new(reading: F) -> Self {
         Self {
             reading: Some(Box::pin(reading)),

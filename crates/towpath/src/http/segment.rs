@@ -5,11 +5,12 @@
 //!
 //! Source: WHATWG URL standard, "single-dot URL path segment".
 
-use axum::extract::rejection::PathRejection;
-use axum::extract::{FromRequestParts, Path};
+use axum::extract::FromRequestParts;
 use http::request::Parts;
 
 use super::encoded;
+use super::error::Problem;
+use super::extract::Path;
 
 /// A name as one segment of a path.
 pub(crate) fn segment(name: &str) -> String {
@@ -21,9 +22,9 @@ pub(crate) fn segment(name: &str) -> String {
 pub(crate) struct Segment(pub(crate) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Segment {
-    type Rejection = PathRejection;
+    type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, PathRejection> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let Path(text) = Path::<String>::from_request_parts(parts, state).await?;
         let name = text.strip_prefix('~').filter(|rest| is_dots(rest));
         Ok(Self(name.map_or_else(|| text.clone(), str::to_owned)))

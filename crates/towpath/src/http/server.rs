@@ -312,7 +312,7 @@ impl Protocols {
             request.extensions_mut().insert(Peer(peer));
             let (place, open) = Open::new(&pace, &places);
             let refused = match place {
-                true => named_host(&mut request).err(),
+                true => named_host(&mut request).err().map(misnamed),
                 false => Some(crowded()),
             };
             let answer = match refused {
@@ -345,18 +345,21 @@ fn http2_builder(tasks: Tasks) -> http2::Builder<Tasks> {
 /// Makes a request of HTTP/2 look like one of HTTP/1, whose `Host` handlers read.
 ///
 /// Source: RFC 9113, 8.3.1.
-fn named_host(request: &mut http::Request<Incoming>) -> Result<(), Response> {
+///
+/// # Errors
+/// What is wrong with the name.
+fn named_host(request: &mut http::Request<Incoming>) -> Result<(), &'static str> {
     let Some(authority) = request.uri().authority() else {
         return Ok(());
     };
     let named = HeaderValue::from_str(authority.as_str()).ok();
-    let named = named.ok_or_else(|| misnamed("`:authority` cannot be read"))?;
+    let named = named.ok_or("`:authority` cannot be read")?;
     let hosts = request.headers().get_all(header::HOST);
     if hosts
         .iter()
         .any(|host| !host.as_bytes().eq_ignore_ascii_case(named.as_bytes()))
     {
-        return Err(misnamed("`Host` differs from `:authority`"));
+        return Err("`Host` differs from `:authority`");
     }
     request.headers_mut().insert(header::HOST, named);
     if let Some(path) = request.uri().path_and_query() {

@@ -45,6 +45,8 @@ struct Progress {
     unsent: usize,
     /// The handler has nothing more to send yet.
     at_source: bool,
+    /// A part of the answer was sent, or it has none. A reset makes handlers answer too, and that is not sent.
+    sent: bool,
 }
 
 impl Streams {
@@ -121,7 +123,7 @@ impl Drop for Open {
     fn drop(&mut self) {
         let task = self.pace.streams(|streams| {
             let progress = streams.open.remove(&self.number);
-            match progress.is_some_and(|progress| progress.moved.is_some()) {
+            match progress.is_some_and(|progress| progress.sent) {
                 true => streams.answered += 1,
                 false => streams.reset += 1,
             }
@@ -145,6 +147,9 @@ pub(super) struct Answer {
 impl Answer {
     pub(super) fn new(body: Body, open: Open) -> Self {
         let open = Arc::new(open);
+        if http_body::Body::is_end_stream(&body) {
+            open.progress(|progress| progress.sent = true);
+        }
         Self { body, open }
     }
 }
@@ -220,8 +225,11 @@ impl Buf for Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        self.open
-            .progress(|progress| progress.unsent = progress.unsent.saturating_sub(1));
+        let is_sent = self.bytes.is_empty();
+        self.open.progress(|progress| {
+            progress.unsent = progress.unsent.saturating_sub(1);
+            progress.sent |= is_sent;
+        });
     }
 }
 

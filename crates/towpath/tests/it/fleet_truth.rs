@@ -228,7 +228,7 @@ fn slips_in_names_are_refused_with_the_name_that_was_meant() {
     assert_eq!(listed.status, 200, "the scheme has no case");
     for (wrong, said) in [
         (&["url=a", "url=b"][..], "`url` is given more than once"),
-        (&["=x"], "a key is empty"),
+        (&["=x"], "`=x` has no name"),
     ] {
         let output = world.run(&[&["fleet", "config", "publish"][..], wrong].concat());
         assert_eq!(output.status.code(), Some(2));

@@ -144,7 +144,7 @@ fn requests_that_are_reset_at_once_end_the_connection() {
                 break;
             };
             // Long enough for the handler to begin.
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
             body.send_reset(h2::Reason::CANCEL);
             sent += 1;
             assert!(sent < 5_000, "the connection goes on");

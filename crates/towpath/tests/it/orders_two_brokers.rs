@@ -64,7 +64,7 @@ fn orders_go_on_over_two_brokers_that_are_not_one_cluster() {
         });
     };
 
-    // Orders that nobody took from the first one before it stopped.
+    // Orders that were not consumed from the first broker before it stopped.
     {
         let bare = Bare::at(&one.url());
         bare.declare("orders.direct", ExchangeKind::Direct, "orders.queue", "");

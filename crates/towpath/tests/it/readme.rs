@@ -179,10 +179,21 @@ fn every_example_of_the_help_runs() {
         let shown = world.run(&["stream", "show", "user-events"]);
         shown.status.success()
     });
-    let mut ran = 0;
+    let (mut ran, mut failed) = (0, Vec::new());
     for example in examples() {
         // These are the tests of `startup`.
         if example.starts_with("towpath up") || example.starts_with("towpath run") {
+            continue;
+        }
+        // These want the backend to themselves, a Redis, or to take back the tables; `redis`, `lines_changing_over`,
+        // `fleet_leftovers` and the cases of databases have their tests.
+        let is_alone = [
+            "towpath queue recover",
+            "towpath lines position",
+            "towpath task adopt",
+            "towpath migrate down",
+        ];
+        if is_alone.iter().any(|alone| example.starts_with(alone)) {
             continue;
         }
         // Those of buckets are the tests of `backup_s3`.
@@ -216,13 +227,13 @@ fn every_example_of_the_help_runs() {
             .env("TOWPATH_FLEET__WORKER__LISTEN", world.hits.to_string())
             .output()
             .unwrap();
-        assert!(
-            output.status.success(),
-            "{example}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        if !output.status.success() {
+            let error = String::from_utf8_lossy(&output.stderr);
+            failed.push(format!("{example}: {error}"));
+        }
         ran += 1;
     }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
     assert!(ran >= 10, "only {ran} examples found");
     drop(running);
 }

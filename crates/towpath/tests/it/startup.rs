@@ -138,7 +138,8 @@ fn the_admin_api_wants_its_token() {
 
 #[test]
 fn the_first_line_of_the_log_names_the_backends_and_who_said_so() {
-    let cases: [(&[(&str, &str)], &[&str], &str); 3] = [
+    type Variables = &'static [(&'static str, &'static str)];
+    let cases: [(Variables, &[&str], &str); 3] = [
         (
             &[],
             &["run", "gateway"],

@@ -294,6 +294,7 @@ async fn commit_together(log: &Arc<Log>, count: usize) {
     while !log.shared.lock().idle {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+    // On the worker, so that all of them are ready in one turn of it.
     tokio::spawn(async move { drop(start) }).await.unwrap();
     tasks.join_all().await;
 }

@@ -4,7 +4,7 @@
 //! (the client's span) -> server -> enqueue -> lease -> deliver -> client
 //! ```
 //!
-//! A message carries the position in its trace in its `traceparent` header, a task of ours in [`position`]. Spans are
+//! A message carries the position in its trace in its `traceparent` header, a task of ours in `position`. Spans are
 //! made here and not by `tracing`'s stack, because a batch holds the messages of many traces at once.
 
 mod collector;

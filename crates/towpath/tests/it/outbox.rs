@@ -182,6 +182,9 @@ fn a_database_that_is_not_there_at_the_start_is_waited_for() {
             .send("GET", "/readyz?verbose", &[], b"");
         ready.is_ok_and(|ready| ready.status == 503 && ready.text().contains("[-]database"))
     });
+    wait_until("the public interface", SOON, || {
+        running.log().contains(r#""message":"ready""#)
+    });
     assert_eq!(create(&world, "early").status, 503);
     let log = running.log();
     let place = format!("127.0.0.1:{}", server.port());

@@ -204,7 +204,7 @@ async fn a_damaged_block_is_named_to_its_reader_and_does_not_keep_others_from_mo
         error.chain()
     );
     assert_eq!(text(&store, &key(999)).await.unwrap(), "value 999");
-    // So many that they would be merged with it.
+    // Enough for a merge with it.
     for number in 1_000..1_500 {
         store.put(&key(number), "new".into(), None).await.unwrap();
     }

@@ -64,7 +64,7 @@ pub(super) async fn make_with(topic: &str, settings: &[(&str, &str)]) {
     make_parts(topic, 1, settings).await;
 }
 
-/// The same with so many partitions.
+/// The same with a number of partitions.
 pub(super) async fn make_parts(topic: &str, partitions: i32, settings: &[(&str, &str)]) {
     let began = Instant::now();
     loop {

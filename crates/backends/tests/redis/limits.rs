@@ -136,7 +136,7 @@ async fn a_bucket_is_shared_with_the_reference_system() {
         (decided[0].allowed, decided[0].remaining)
     };
     let theirs = |wanted: &str| bare(&["EVAL", REFERENCE, "1", &name, "100", "0.001", wanted]);
-    // Whoever is first, and in turn: one capacity.
+    // Either program first, then in turn: one capacity.
     for ours_first in [true, false] {
         limits.reset("k").await.expect("reset");
         let (mut ours, mut others) = (0, 0);

@@ -1,7 +1,7 @@
 //! What every request passes: an id, a look at its head, its body, a bound on how many are in hand, a measure, and a net for panics.
 //!
 //! ```text
-//! head -> gate -> limits, method -> body (bounded in size, time and memory) -> in hand -> handler -> answer
+//! head -> gate -> limits, method -> body (bounded in size, time and memory) -> a place -> handler -> answer
 //! ```
 //!
 //! Only a request that is complete counts as in hand: slow clients cost memory, and never a place.
@@ -241,7 +241,7 @@ impl Edge {
     }
 }
 
-/// What becomes of the body of a request, and of its place among those in hand.
+/// The body of a request while it is read, and its place among the concurrent requests.
 #[derive(Clone)]
 struct Reading(Arc<Inner>);
 

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 use towpath_core::port::{queue, stream};
 
-use crate::telemetry::{Checked, Health, Metrics, Vitals};
+use crate::telemetry::{Checked, Health, Metrics, Vitals, listing};
 
 /// How long a backend may take to list its queues and streams.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -26,18 +26,7 @@ impl Observation {
     pub(super) async fn make(health: &Health, metrics: &Metrics) -> Self {
         let backends = health.backends();
         let listed = join_all(backends.iter().map(|backend| async {
-            let listing = async {
-                let queues = match &backend.queue {
-                    Some(queue) => queue.list().await.unwrap_or_default(),
-                    None => Vec::new(),
-                };
-                let streams = match &backend.stream {
-                    Some(stream) => stream.list().await.unwrap_or_default(),
-                    None => Vec::new(),
-                };
-                (queues, streams)
-            };
-            let listed = tokio::time::timeout(DEADLINE, listing).await;
+            let listed = tokio::time::timeout(DEADLINE, listing(backend)).await;
             listed.unwrap_or_default()
         }));
         let (checked, listed) = tokio::join!(health.check(), listed);

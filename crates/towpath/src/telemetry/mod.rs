@@ -20,6 +20,6 @@ pub use logs::{Format, init as init_logs, is_filter as is_log_filter};
 pub use metric::Metric;
 pub use probes::{Checked, CheckedBackend, CheckedRole, Health, Need, Phase, Source};
 pub use pump::PumpMetrics;
-pub use registry::{Metrics, RefusedConnections};
+pub use registry::{Metrics, RefusedConnections, listing};
 pub use traces::{TraceContext, Traces};
 pub use vitals::{Deliveries, Vitals};

@@ -458,6 +458,12 @@ impl Metrics {
 /// Whether a backend works, its queues and its streams.
 async fn ask(backend: &Backend) -> (bool, Vec<Stats>, Vec<stream::Stats>) {
     let up = backend.lifecycle.health().await.is_ok();
+    let (queues, streams) = listing(backend).await;
+    (up, queues, streams)
+}
+
+/// The queues and streams of a backend; none where it does not list them.
+pub async fn listing(backend: &Backend) -> (Vec<Stats>, Vec<stream::Stats>) {
     let queues = match &backend.queue {
         Some(queue) => queue.list().await.unwrap_or_default(),
         None => Vec::new(),
@@ -466,7 +472,7 @@ async fn ask(backend: &Backend) -> (bool, Vec<Stats>, Vec<stream::Stats>) {
         Some(stream) => stream.list().await.unwrap_or_default(),
         None => Vec::new(),
     };
-    (up, queues, streams)
+    (queues, streams)
 }
 
 pub(super) fn add(

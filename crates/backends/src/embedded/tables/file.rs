@@ -278,7 +278,7 @@ fn unwritten(error: io::Error) -> Error {
 }
 
 impl<'a> Writer<'a> {
-    /// Begins a table of at most so many keys.
+    /// Begins a table with a maximum number of keys.
     pub(super) fn new(
         folder: &Path,
         number: u32,

@@ -50,7 +50,7 @@ const LOOK: Duration = Duration::from_millis(200);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Status {
-    /// Nobody works on it yet. The reference worker says `pending`.
+    /// No worker has begun it. The reference worker says `pending`.
     #[serde(alias = "pending")]
     Queued,
     /// Somebody does.

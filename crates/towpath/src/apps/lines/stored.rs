@@ -33,7 +33,7 @@ pub struct Shown {
 }
 
 impl Stored {
-    /// The position of a file, after it was set behind so many lines, or behind the last one.
+    /// The position of a file, after it was set behind a number of lines, or behind the last one.
     ///
     /// # Errors
     /// `NotFound` and `Invalid` for the file; those of the backend; `Conflict` when a reader kept moving it.

@@ -14,6 +14,7 @@ use towpath_core::port::Stream;
 use towpath_core::port::queue::{check_batch, check_max};
 use towpath_core::port::stream::{Entry, GroupStats, Offset, ReadRequest, Start, Stats, Trim};
 use towpath_core::{ConsumerId, Error, GroupName, NewMessage, Result, ResultExt, StreamName};
+use tracing::info;
 
 use super::entries::{Entries, offset, wire};
 use super::member::Member;
@@ -84,6 +85,12 @@ impl Stream for Topics {
             return Ok(());
         }
         let positions = self.start(&topic, partitions, start).await?;
+        info!(
+            topic,
+            group = id,
+            ?start,
+            "no committed position; creating the group"
+        );
         let set = self.0.set_positions(&id, &topic, &positions).await;
         set.context(|| format!("create group `{group}` of `{stream}`"))
     }

@@ -12,7 +12,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
 use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
 use tokio::sync::Notify;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::heard;
 use super::lane;
@@ -223,6 +223,15 @@ impl<S: Shelf> Watch<S> {
             }
             self.losses.reached(topic, partition, high);
             let Some(position) = committed else {
+                if low < high {
+                    info!(
+                        topic,
+                        group = self.shared.group,
+                        partition,
+                        records = low.abs_diff(high),
+                        "no committed position; reading from the oldest record"
+                    );
+                }
                 starts.push(Start {
                     partition,
                     position: low,

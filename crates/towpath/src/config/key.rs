@@ -186,6 +186,20 @@ const BASE: &[Key] = &[
         "Addresses and nets of proxies whose `X-Forwarded-For` says who the client is, a list like `10.0.0.0/8`.",
     ),
     key(
+        "server.auth",
+        Kind::Choice(&["auto", "on", "off"]),
+        Some("auto"),
+        &[],
+        "Which routes need an API key. `auto`: routes of Towpath's own, from anywhere but this machine; the routes of the reference systems stay open. `on`: every route but health probes. `off`: only the admin API and the fleet.",
+    ),
+    key(
+        "server.keys",
+        Kind::Path,
+        None,
+        &[],
+        "File of API keys, written by `towpath key` and read again when it changes; `keys.json` in the data folder unless set.",
+    ),
+    key(
         "server.cors.origins",
         Kind::Strings,
         None,

@@ -35,6 +35,7 @@ use super::error::{Form, Problem};
 use super::extract::no_query;
 use super::page::Page;
 use super::{Cors, Peer};
+use crate::auth::{Actor, Change, Guard, Table};
 use crate::telemetry::Metrics;
 use crate::telemetry::traces::{self, Served};
 
@@ -82,6 +83,7 @@ pub struct Edge {
     bodies: Arc<[BodyLimit]>,
     queries: Arc<[Asking]>,
     gate: Arc<Gate>,
+    guard: Option<(Guard, Table)>,
     patience: Option<Duration>,
     is_secure: bool,
     page: Option<Page>,
@@ -100,6 +102,7 @@ impl Edge {
             bodies: Arc::new([]),
             queries: Arc::new([]),
             gate: Arc::new(|_| Ok(())),
+            guard: None,
             patience: None,
             is_secure: false,
             page: None,
@@ -180,8 +183,15 @@ impl Edge {
         self
     }
 
-    /// Refuses a request by its head, before anything of its body is read.
-    fn refuse(&self, route: Option<&str>, head: &Parts) -> Result<(), Problem> {
+    /// Each route requires what the table says. Without it every route is open.
+    #[must_use]
+    pub fn guard(mut self, guard: Guard, table: Table) -> Self {
+        self.guard = Some((guard, table));
+        self
+    }
+
+    /// Refuses a request by its head, before anything of its body is read. Who sends it.
+    fn admit(&self, route: Option<&str>, head: &Parts) -> Result<Actor, Problem> {
         let Some(route) = route else {
             return Err(Problem::new(StatusCode::NOT_FOUND, "not found"));
         };
@@ -189,29 +199,30 @@ impl Edge {
         chunked(head)?;
         plain(head)?;
         (self.gate)(head)?;
+        let actor = match &self.guard {
+            Some((guard, table)) => guard.check(table, route, head)?,
+            None => Actor::Anonymous,
+        };
         // By the route alone: a wrong method is 405, whatever its query string.
         let asks = self.queries.iter().any(|(_, known)| known == route);
         match head.uri.query() {
-            Some(query) if !asks && !is_probe(route) => no_query(query),
-            _ => Ok(()),
+            Some(query) if !asks && !is_probe(route) => no_query(query).map(|()| actor),
+            _ => Ok(actor),
         }
     }
 
     async fn serve(&self, route: Option<&str>, request: Request, next: Next) -> Response {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let has_body = !body.is_end_stream();
-        if let Err(problem) = self.refuse(route, &head) {
-            let is_encoded = problem.status() == StatusCode::UNSUPPORTED_MEDIA_TYPE;
-            let mut response = answer_early(problem, has_body);
-            if is_encoded {
-                // RFC 9110, section 12.5.3: in an answer it says what a request may have.
-                let identity = HeaderValue::from_static("identity");
-                response
-                    .headers_mut()
-                    .insert(header::ACCEPT_ENCODING, identity);
-            }
-            return response;
-        }
+        let actor = match self.admit(route, &head) {
+            Ok(actor) => actor,
+            Err(problem) => return self.refuse(problem, route, has_body),
+        };
+        let change = self
+            .guard
+            .as_ref()
+            .and_then(|(_, table)| Change::of(table, route.unwrap_or_default(), &head, &actor));
+        head.extensions.insert(actor);
         let limit = self.limit(route.unwrap_or_default());
         let reading = Reading::new(self, limit);
         let body = match reading.begin() {
@@ -228,7 +239,35 @@ impl Edge {
             Some(limit) => patience::within(limit, handled).await,
             None => handled.await,
         };
-        reading.end(response, has_body)
+        let response = reading.end(response, has_body);
+        if let Some(change) = change {
+            change.record(response.status());
+        }
+        response
+    }
+
+    /// An answer before the body was read, with the header that goes with its status.
+    fn refuse(&self, problem: Problem, route: Option<&str>, has_body: bool) -> Response {
+        let header = match problem.status() {
+            // RFC 9110, section 12.5.3: in an answer it says what a request may have.
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => Some((
+                header::ACCEPT_ENCODING,
+                HeaderValue::from_static("identity"),
+            )),
+            StatusCode::UNAUTHORIZED => {
+                Some((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
+            }
+            StatusCode::METHOD_NOT_ALLOWED => self.guard.as_ref().and_then(|(_, table)| {
+                let methods = table.methods(route.unwrap_or_default());
+                Some((header::ALLOW, HeaderValue::from_str(&methods).ok()?))
+            }),
+            _ => None,
+        };
+        let mut response = answer_early(problem, has_body);
+        if let Some((name, value)) = header {
+            response.headers_mut().insert(name, value);
+        }
+        response
     }
 
     fn limit(&self, route: &str) -> BodyLimit {

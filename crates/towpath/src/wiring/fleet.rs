@@ -10,12 +10,13 @@ use tracing::{info, warn};
 use super::Role;
 use super::migrated::Migrated;
 use super::opened::Opened;
-use super::process::{Door, Process, condition};
+use super::process::{Door, Process, condition, sites};
 use crate::apps::fleet::{
     Agent, CALLBACK_QUEUE, Callbacks, Controller, Destinations, HIT_QUEUE, Hits, KEY_FILE, Keys,
     Place, Tasks, Worker, controller_queries, controller_routes, kept_key, worker_queries,
     worker_routes,
 };
+use crate::auth::Table;
 use crate::config;
 use crate::documents::{Part, document};
 use crate::http::error::Form;
@@ -123,7 +124,7 @@ impl Fleet {
         let (worker, tasks) = (tools.worker.clone(), tools.tasks.clone());
         let calls = LastCall::default();
         process.health.watch_calls(WORKER, calls.clone());
-        let entry = (config.entry, process.sites());
+        let entry = (config.entry, sites(process.config));
         let routes = worker_routes(worker, tasks, self.keys.clone(), entry, calls);
         let secrets = config
             .callback_secrets
@@ -164,7 +165,10 @@ impl Fleet {
         };
         let document = document("Towpath fleet worker", &[Part::Worker]);
         let edge = process.patient_edge().form(Form::Envelope);
-        let edge = edge.queries(worker_queries()).document(&document);
+        let edge = edge
+            .queries(worker_queries())
+            .document(&document)
+            .guard(process.guard.clone(), Table::of(&[Part::Worker]));
         process.open(door, routes, edge).await
     }
 
@@ -276,7 +280,10 @@ async fn control(controller: &Controller, process: &mut Process<'_>) -> Result<(
     };
     let document = document("Towpath fleet controller", &[Part::Controller]);
     let edge = process.patient_edge().form(Form::Envelope);
-    let edge = edge.queries(controller_queries()).document(&document);
+    let edge = edge
+        .queries(controller_queries())
+        .document(&document)
+        .guard(process.guard.clone(), Table::of(&[Part::Controller]));
     process
         .open(door, controller_routes(controller.clone()), edge)
         .await

@@ -14,6 +14,7 @@ use crate::apps::orders::{
     REJECTIONS, Topology, dashboard_queries, dashboard_routes, gateway_routes, stock_queries,
     stock_routes,
 };
+use crate::auth::Table;
 use crate::config::{self, ChannelKind, Secret};
 use crate::documents::{Part, document};
 use crate::inlet::QueueInlet;
@@ -132,8 +133,12 @@ impl Orders {
             default: DASHBOARD_LISTEN,
         };
         let queries = dashboard_queries().into_iter().chain(stock_queries());
-        let document = document("Towpath orders", &[Part::Dashboard, Part::Stock]);
-        let edge = process.edge().queries(queries).document(&document);
+        let parts = [Part::Dashboard, Part::Stock];
+        let edge = process
+            .edge()
+            .queries(queries)
+            .document(&document("Towpath orders", &parts))
+            .guard(process.guard.clone(), Table::of(&parts));
         process.open(door, router, edge).await
     }
 }

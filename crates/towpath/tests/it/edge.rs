@@ -124,13 +124,13 @@ fn clients_behind_a_proxy_are_told_apart_and_probes_are_not_limited() {
         "[2001:db8::1]:443",
         "[2001:db8:1::1]",
     ] {
-        assert_eq!(get("/api/users", address), 200, "{address}");
-        assert_eq!(get("/api/users", address), 429, "{address}");
+        assert_eq!(get("/api/bucket/check?key=k", address), 200, "{address}");
+        assert_eq!(get("/api/bucket/check?key=k", address), 429, "{address}");
     }
     for _ in 0..3 {
         assert_eq!(get("/healthz", "203.0.113.1"), 200);
         assert_eq!(get("/health", "203.0.113.1"), 200);
-        get("/api/users", "unknown");
+        get("/api/bucket/check?key=k", "unknown");
     }
     let (_, log, _) = running.stop();
     assert_eq!(

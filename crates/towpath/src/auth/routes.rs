@@ -34,14 +34,13 @@ impl Access {
 
 impl Access {
     /// Whether requests with this method are recorded in the audit log: what changes something for others. What apps
-    /// exist for, like messages, orders and tasks, is not.
+    /// exist for, like messages, orders and tasks, is not; the fleet keeps a record of its own.
     pub fn is_audited(self, method: &Method) -> bool {
         !method.is_safe()
             && match self {
-                Self::Open | Self::Contract(_) => false,
+                Self::Open | Self::Contract(_) | Self::App(_) => false,
                 Self::Own(needed) => needed != Needed::new("ingest", "write"),
                 Self::Key(_) => true,
-                Self::App(needed) => needed.is_one_of(&["publish", "enroll", "configure"]),
             }
     }
 }
@@ -242,6 +241,12 @@ impl Table {
         let mut rows = self.0.iter();
         let row = rows.find(|(own, at, _)| *own == method && *at == route);
         row.map(|(_, _, access)| *access)
+    }
+
+    /// Whether the route is one of a reference system.
+    pub fn is_contract(&self, route: &str) -> bool {
+        let mut rows = self.0.iter();
+        rows.any(|(_, at, access)| *at == route && matches!(access, Access::Contract(_)))
     }
 
     /// The methods of a route, as `Allow` has them.

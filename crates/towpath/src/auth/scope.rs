@@ -10,7 +10,7 @@ use towpath_core::{Error, Result};
 const ADMIN: &str = "admin";
 
 /// Resources, whether a scope of one names which, and its verbs.
-const RESOURCES: [(&str, bool, &[&str]); 11] = [
+const RESOURCES: [(&str, bool, &[&str]); 10] = [
     ("ingest", false, &["write"]),
     ("orders", false, &["read", "write"]),
     ("inventory", false, &["read", "write"]),
@@ -20,7 +20,6 @@ const RESOURCES: [(&str, bool, &[&str]); 11] = [
     ("worker", false, &["read", "configure"]),
     ("tasks", false, &["read", "write"]),
     ("metrics", false, &["read"]),
-    ("lines", false, &["read"]),
     ("queue", true, &["read", "write", "lease", "admin"]),
 ];
 
@@ -60,12 +59,6 @@ impl Needed {
     /// Permitted by `admin` alone.
     pub const fn admin() -> Self {
         Self::new(ADMIN, "")
-    }
-}
-
-impl Needed {
-    pub(super) fn is_one_of(self, verbs: &[&str]) -> bool {
-        verbs.contains(&self.verb)
     }
 }
 

@@ -18,7 +18,7 @@ const GRACE: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
 pub(super) enum KeyCommand {
     /// Create a key and print it, once
     #[command(
-        after_help = "Scopes: ingest:write orders:read orders:write inventory:read inventory:write users:read users:write limits:read limits:consume limits:reset fleet:read fleet:publish fleet:enroll fleet:report worker:read worker:configure tasks:read tasks:write lines:read metrics:read queue:NAME:read queue:NAME:write queue:NAME:lease queue:NAME:admin admin\n\nExamples:\n  towpath key new shop --scope orders:write\n  towpath key new dashboard --scope 'queue:*:read' --scope metrics:read --expires 90d"
+        after_help = "Scopes: ingest:write orders:read orders:write inventory:read inventory:write users:read users:write limits:read limits:consume limits:reset fleet:read fleet:publish fleet:enroll fleet:report worker:read worker:configure tasks:read tasks:write metrics:read queue:NAME:read queue:NAME:write queue:NAME:lease queue:NAME:admin admin\n\nExamples:\n  towpath key new shop --scope orders:write\n  towpath key new dashboard --scope 'queue:*:read' --scope metrics:read --expires 90d"
     )]
     New(NewKey),
     /// List keys
@@ -26,19 +26,21 @@ pub(super) enum KeyCommand {
     Ls,
     /// Give a key a new secret and print it; the old one stays valid for a while
     #[command(
-        after_help = "Examples:\n  towpath key rotate 3fa94c01d2b7\n  towpath key rotate 3fa94c01d2b7 --grace 0s"
+        after_help = "Examples:\n  towpath key rotate shop\n  towpath key rotate shop --grace 0s"
     )]
     Rotate {
-        /// Id of the key
+        /// Id of the key, or its name when no other key has it
+        #[arg(value_name = "KEY")]
         id: String,
         /// How long the old secret stays valid
         #[arg(long, default_value_t = GRACE)]
         grace: jiff::SignedDuration,
     },
     /// Delete a key
-    #[command(after_help = "Examples:\n  towpath key revoke 3fa94c01d2b7")]
+    #[command(after_help = "Examples:\n  towpath key revoke shop")]
     Revoke {
-        /// Id of the key
+        /// Id of the key, or its name when no other key has it
+        #[arg(value_name = "KEY")]
         id: String,
     },
 }
@@ -126,13 +128,22 @@ pub(super) fn run(global: &Global, command: KeyCommand) -> Result<Exit, Failure>
     }
 }
 
-fn find<'a>(keys: &'a mut [Key], id: &str) -> towpath_core::Result<&'a mut Key> {
-    let found = keys.iter_mut().find(|key| key.id == id);
-    found.ok_or_else(|| {
+/// The key with this id, or the only one with this name.
+fn find<'a>(keys: &'a mut [Key], text: &str) -> towpath_core::Result<&'a mut Key> {
+    let mut found = keys
+        .iter_mut()
+        .filter(|key| key.id == text || key.name == text);
+    let key = found.next().ok_or_else(|| {
         Error::not_found(format!(
-            "unknown key `{id}`; `towpath key ls` lists the ids"
+            "unknown key `{text}`; `towpath key ls` lists the keys"
         ))
-    })
+    })?;
+    match found.next() {
+        None => Ok(key),
+        Some(_) => Err(Error::invalid(format!(
+            "several keys are called `{text}`; give the id, as `towpath key ls` lists it"
+        ))),
+    }
 }
 
 fn list(global: &Global, path: &Path, now: Timestamp) -> Result<Exit, Failure> {

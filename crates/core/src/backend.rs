@@ -11,8 +11,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::port::positions::InOneStep;
-use crate::port::{Effects, Kv, Positions, Queue, RateLimit, Routes, Stream};
+use crate::port::source_offsets::KvSourceOffsets;
+use crate::port::{Effects, Kv, Queue, RateLimit, Routes, SourceOffsets, Stream};
 use crate::{Clock, Error, Result, address};
 
 /// One thing a backend can or cannot do. The conformance suite tests both answers.
@@ -31,7 +31,7 @@ pub enum Capability {
     /// Several ports changed in one atomic step.
     Effects,
     /// How far a source was read, moved in the step that appends what was read.
-    Positions,
+    SourceOffsets,
     /// Messages held back until a moment.
     Delay,
     /// Messages dropped after a moment.
@@ -64,7 +64,7 @@ impl Capability {
         Self::Kv,
         Self::RateLimit,
         Self::Effects,
-        Self::Positions,
+        Self::SourceOffsets,
         Self::Delay,
         Self::Expiry,
         Self::KeyOrder,
@@ -86,7 +86,7 @@ impl Capability {
             Self::Kv => "kv",
             Self::RateLimit => "rate limit",
             Self::Effects => "effects",
-            Self::Positions => "positions",
+            Self::SourceOffsets => "positions",
             Self::Delay => "delay",
             Self::Expiry => "expiry",
             Self::KeyOrder => "order per key",
@@ -248,8 +248,8 @@ pub struct Backend {
     pub rate_limit: Option<Arc<dyn RateLimit>>,
     /// Atomic steps over several of its ports.
     pub effects: Option<Arc<dyn Effects>>,
-    /// Positions of sources, where they are no keys: ask [`Backend::require_positions`].
-    pub positions: Option<Arc<dyn Positions>>,
+    /// Positions of sources, where they are no keys: ask [`Backend::require_source_offsets`].
+    pub source_offsets: Option<Arc<dyn SourceOffsets>>,
 }
 
 impl fmt::Debug for Backend {
@@ -305,12 +305,12 @@ impl Backend {
     ///
     /// # Errors
     /// `Unsupported` when the family has no positions, and no keys and atomic steps to keep them by.
-    pub fn require_positions(&self, needed_by: &str) -> Result<Arc<dyn Positions>> {
-        if let Some(positions) = &self.positions {
+    pub fn require_source_offsets(&self, needed_by: &str) -> Result<Arc<dyn SourceOffsets>> {
+        if let Some(positions) = &self.source_offsets {
             return Ok(Arc::clone(positions));
         }
         match (self.kv.clone(), self.effects.clone()) {
-            (Some(kv), Some(effects)) => Ok(Arc::new(InOneStep { kv, effects })),
+            (Some(kv), Some(effects)) => Ok(Arc::new(KvSourceOffsets { kv, effects })),
             _ => Err(self.lacks(needed_by, "positions")),
         }
     }

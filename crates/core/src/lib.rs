@@ -12,12 +12,12 @@ pub mod database;
 pub mod error;
 pub mod id;
 pub mod limiter;
+pub mod log_throttle;
 pub mod message;
-pub mod patience;
 pub mod port;
-pub mod reminder;
 pub mod retry;
 pub mod stall;
+pub mod wait_limit;
 
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use error::{Error, ErrorKind, Result, ResultExt};

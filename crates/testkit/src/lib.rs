@@ -7,23 +7,23 @@
 //! Beside it are what other tests prove durability with: a [`ledger`] of what was promised and what came out,
 //! [power cuts](power_cut), real [`servers`].
 
-mod absent;
 pub mod certificates;
+pub mod disk_fault;
 mod effects;
-pub mod fault;
 mod kill;
 mod kv;
 pub mod ledger;
-mod lost;
 pub mod mutants;
-mod positions;
 pub mod power_cut;
 pub mod proxy;
 mod queue;
 mod rate_limit;
+mod redeclare;
 mod routes;
 pub mod servers;
+mod source_offsets;
 mod stream;
+mod unsupported;
 mod world;
 
 use std::future::Future;
@@ -82,7 +82,7 @@ fn areas() -> [(&'static str, Vec<Case>); 7] {
         ("kv", kv::cases()),
         ("rate_limit", rate_limit::cases()),
         ("effects", effects::cases()),
-        ("positions", positions::cases()),
+        ("source_offsets", source_offsets::cases()),
     ]
 }
 
@@ -96,7 +96,7 @@ const REQUIRE: &str = "TOWPATH_TEST_REQUIRE";
 /// What a test may need of the machine and the machine may not allow.
 const ABILITIES: &[&str] = &[
     power_cut::NAME,
-    fault::TOOL,
+    disk_fault::TOOL,
     "pgbouncer",
     "postgres",
     "s3",
@@ -152,24 +152,24 @@ fn trials_of(subject: &'static Subject) -> Vec<(String, Run)> {
             let lacks = case.lacks(subject);
             let run = match lacks {
                 None => Run::Able(Box::new(move || run(case, World::of(subject)))),
-                Some(lacks) => Run::Unable(format!("no {}: see `absent`", lacks.as_str())),
+                Some(lacks) => Run::Unable(format!("no {}: see `unsupported`", lacks.as_str())),
             };
             add(format!("{area}::{}", case.name), run);
         }
     }
-    for case in lost::cases() {
+    for case in redeclare::cases() {
         let run = match (case.lacks(subject), subject.lose) {
-            (Some(lacks), _) => Run::Unable(format!("no {}: see `absent`", lacks.as_str())),
+            (Some(lacks), _) => Run::Unable(format!("no {}: see `unsupported`", lacks.as_str())),
             (None, None) => Run::Unable("nothing of it is with a server".to_owned()),
             (None, Some(_)) => Run::Able(Box::new(move || run(case, World::of(subject)))),
         };
-        add(format!("lost::{}", case.name), run);
+        add(format!("redeclare::{}", case.name), run);
     }
-    for lacks in absent::absences(subject) {
-        let name = format!("absent::refuses_{}", lacks.as_str().replace(' ', "_"));
+    for lacks in unsupported::absences(subject) {
+        let name = format!("unsupported::refuses_{}", lacks.as_str().replace(' ', "_"));
         add(
             name,
-            Run::Able(Box::new(move || absent::is_refused(subject, lacks))),
+            Run::Able(Box::new(move || unsupported::is_refused(subject, lacks))),
         );
     }
     if subject.descriptor.offers(Capability::Queue) {

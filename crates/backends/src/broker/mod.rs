@@ -6,6 +6,6 @@
     allow(dead_code, reason = "each broker uses a part")
 )]
 
+pub(crate) mod counters;
 pub(crate) mod envelope;
-pub(crate) mod hand;
-pub(crate) mod tally;
+pub(crate) mod in_flight;

@@ -18,7 +18,7 @@ use rand::{Rng, SeedableRng};
 use towpath_core::port::effects::{Effects, Outcome, Transaction};
 use towpath_core::port::kv::{Committed, Kv, Op};
 use towpath_core::port::queue::{
-    Enqueued, LeaseRequest, Place, Queue, Selection, Settings, Settlement, Verdict,
+    Enqueued, LeaseRequest, MessageState, Queue, Selection, Settings, Settlement, Verdict,
 };
 use towpath_core::{
     Clock, ConsumerId, Delivery, ErrorKind, ManualClock, MessageId, NewMessage, QueueName,
@@ -528,7 +528,9 @@ impl Run {
     async fn purge(&mut self, at: &str) {
         let queue = self.any_queue();
         let waiting = self.store.peek(&queue, 10_000).await.unwrap();
-        let waiting = waiting.iter().filter(|one| one.place != Place::Leased);
+        let waiting = waiting
+            .iter()
+            .filter(|one| one.state != MessageState::Leased);
         let ids: Vec<MessageId> = waiting.map(|one| one.message.id).collect();
         assert_eq!(
             self.store.purge(&queue).await.unwrap(),

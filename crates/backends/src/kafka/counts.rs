@@ -7,15 +7,15 @@ use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
 use towpath_core::Result;
 use towpath_core::port::queue::Stats;
 
-use crate::broker::tally::Tally;
+use crate::broker::counters::Tally;
 
-use super::bench::{Bench, Held};
+use super::buffers::{Bench, Held};
+use super::consumer::{Member, lock};
 use super::lease::LET_IN;
-use super::member::{Member, lock};
 use super::queue::Known;
-use super::registrar::{Job, Members, To};
+use super::settler::{Job, Members, To};
 use super::store::{Marks, Store};
-use super::{error, lane};
+use super::{ack_tracker, error};
 
 impl Store {
     pub(super) async fn count(&self, known: &Known) -> Result<Option<Stats>> {
@@ -119,7 +119,7 @@ impl Store {
         let count = others.map(|(((low, high), committed), _)| {
             let (at, note) = committed.unwrap_or_default();
             let behind = (high - at.max(*low)).max(0).unsigned_abs();
-            behind.saturating_sub(lane::settled(&note))
+            behind.saturating_sub(ack_tracker::settled(&note))
         });
         Ok(ours + count.sum::<u64>())
     }

@@ -15,7 +15,7 @@ use tracing::warn;
 use super::envelope::Read;
 use super::produce::Record;
 use super::queue::Known;
-use super::registrar::To;
+use super::settler::To;
 use super::store::Store;
 use super::transaction::{Failed, Transactions};
 use super::{envelope, error};

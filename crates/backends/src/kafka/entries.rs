@@ -13,8 +13,8 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use towpath_core::port::stream::{Entry, Offset};
 use towpath_core::{ConsumerId, Message, Timestamp};
 
+use super::consumer::{Reach, Shelf};
 use super::envelope;
-use super::member::{Reach, Shelf};
 
 /// Entries and bytes that wait here before no more are fetched.
 const FULL: usize = 20_000;

@@ -9,8 +9,8 @@ use towpath_core::Result;
 use towpath_core::backend::Health;
 use tracing::debug;
 
+use super::consumer::lock;
 use super::error;
-use super::member::lock;
 use super::store::Store;
 use super::topics::Design;
 

@@ -7,12 +7,12 @@ use towpath_core::port::queue::LeaseRequest;
 use towpath_core::{Delivery, ErrorKind, Result};
 use tracing::warn;
 
-use crate::broker::hand::{SPENT, Terms};
+use crate::broker::in_flight::{SPENT, Terms};
 
-use super::bench::{Held, Ready};
-use super::desk::Desk;
+use super::buffers::{Held, Ready};
 use super::queue::Known;
-use super::registrar::{Job, To};
+use super::queue_session::Desk;
+use super::settler::{Job, To};
 use super::store::Store;
 
 /// How long the group may take to let a new member in, before a lease says that nothing is there.

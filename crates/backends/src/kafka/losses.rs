@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use tracing::warn;
 
-use super::member::lock;
+use super::consumer::lock;
 
 /// Why a partition ends before records that this process knows of.
 const TRUNCATED: &str = "the partition ends before records that were acknowledged or read: the broker lost what it had not synced, the topic was created again, or a replica without them became leader";

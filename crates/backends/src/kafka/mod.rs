@@ -10,32 +10,32 @@
 //! partitions spread over processes. The client blocks, so its calls run on threads of their own.
 //! Names: `docs/reference/kafka.md`.
 
-mod bench;
+mod ack_tracker;
+mod buffers;
+mod client_context;
 mod config;
+mod consumer;
 mod counts;
 mod dead;
-mod desk;
 mod entries;
 mod envelope;
 mod error;
 mod health;
-mod heard;
-mod lane;
 mod lease;
 mod losses;
-mod member;
 mod partitioner;
-mod positions;
 mod produce;
 mod queue;
-mod registrar;
+mod queue_session;
+mod rebalance;
 mod retry;
 mod settle;
+mod settler;
+mod source_offsets;
 mod store;
 mod stream;
 mod topics;
 mod transaction;
-mod watch;
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
     capabilities: &[
         Capability::Queue,
         Capability::Stream,
-        Capability::Positions,
+        Capability::SourceOffsets,
         Capability::Delay,
         Capability::Headers,
     ],
@@ -73,7 +73,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
                 kv: None,
                 rate_limit: None,
                 effects: None,
-                positions: Some(Arc::new(positions::Sources::new(store))),
+                source_offsets: Some(Arc::new(source_offsets::Sources::new(store))),
             })
         })
     },

@@ -7,7 +7,7 @@ use rdkafka::admin::ResourceSpecifier;
 use tracing::info;
 
 use super::config::LARGEST;
-use super::member::lock;
+use super::consumer::lock;
 use super::store::Store;
 
 /// How keys are hashed.

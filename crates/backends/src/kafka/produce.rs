@@ -11,10 +11,10 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::time::sleep;
 use towpath_core::{Result, Timestamp};
 
+use super::client_context::Heard;
 use super::config::{Config, LARGEST};
+use super::consumer::lock;
 use super::error;
-use super::heard::Heard;
-use super::member::lock;
 use super::store::Store;
 
 /// The pause when a producer's own queue is full.

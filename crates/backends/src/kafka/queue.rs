@@ -14,15 +14,15 @@ use towpath_core::{
     ConsumerId, Delivery, Error, MessageId, NewMessage, QueueName, Receipt, Result, ResultExt,
 };
 
+use crate::broker::counters::Tally;
 use crate::broker::envelope::Envelope;
-use crate::broker::hand::stale;
-use crate::broker::tally::Tally;
+use crate::broker::in_flight::stale;
 
-use super::desk::Desk;
 use super::produce::Record;
-use super::registrar::To;
+use super::queue_session::Desk;
+use super::settler::To;
 use super::store::Store;
-use super::{dead, envelope, member::lock, retry};
+use super::{consumer::lock, dead, envelope, retry};
 
 /// The queues of a cluster.
 pub(super) struct Queues(pub(super) Arc<Store>);

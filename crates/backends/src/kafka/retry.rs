@@ -9,9 +9,9 @@ use std::time::Duration;
 use towpath_core::{Clock, Timestamp};
 use tracing::warn;
 
-use super::bench::{Held, Later};
-use super::member::Member;
-use super::registrar::{Job, Registrar, To};
+use super::buffers::{Held, Later};
+use super::consumer::Member;
+use super::settler::{Job, Registrar, To};
 
 /// Partitions of the topic: the first holds messages until their moment, the others for 4, 16, 64 seconds and so on to
 /// three days.

@@ -5,11 +5,11 @@ use std::sync::atomic::Ordering;
 use towpath_core::Result;
 use towpath_core::port::queue::{Settlement, Verdict};
 
-use crate::broker::hand::stale;
+use crate::broker::in_flight::stale;
 
 use super::queue::Known;
-use super::registrar::{Job, To};
 use super::retry;
+use super::settler::{Job, To};
 use super::store::Store;
 
 impl Store {

@@ -13,17 +13,17 @@ use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
 use tokio::time::sleep;
 use towpath_core::{Clock, Error, ErrorKind, GroupName, QueueName, Result, StreamName};
 
+use super::client_context::Heard;
 use super::config::Config;
+use super::consumer::{Member, Shelf, lock};
 use super::entries::Entries;
 use super::error;
-use super::heard::Heard;
 use super::losses::Losses;
-use super::member::{Member, Shelf, lock};
 use super::partitioner::Partitioner;
 use super::produce;
 use super::queue::Known;
+use super::rebalance::Joined;
 use super::topics::{Design, Seen};
-use super::watch::Joined;
 
 /// The group under whose name records are looked at; it never has a position.
 const READER: &str = "towpath.reader";

@@ -15,8 +15,8 @@ use towpath_core::port::queue::{check_batch, check_max};
 use towpath_core::port::stream::{Entry, GroupStats, Offset, ReadRequest, Start, Stats, Trim};
 use towpath_core::{ConsumerId, Error, GroupName, NewMessage, Result, ResultExt, StreamName};
 
+use super::consumer::Member;
 use super::entries::{Entries, offset, wire};
-use super::member::Member;
 use super::produce::Record;
 use super::store::{Store, blocking, no_group};
 use super::{envelope, error};

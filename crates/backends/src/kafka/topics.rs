@@ -11,7 +11,7 @@ use towpath_core::{Error, Result, StreamName};
 use tracing::{debug, info, warn};
 
 use super::config::{LARGEST, is_plain};
-use super::member::lock;
+use super::consumer::lock;
 use super::queue::Known;
 use super::store::{SOON, Store};
 use super::{error, retry};

@@ -8,8 +8,8 @@ use rdkafka::producer::{FutureProducer, Producer};
 use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
 use towpath_core::Result;
 
+use super::client_context::Heard;
 use super::config::Config;
-use super::heard::Heard;
 use super::produce::{self, Record};
 use super::{error, store::blocking};
 

@@ -9,7 +9,7 @@
 mod config;
 mod error;
 mod fence;
-mod nudge;
+mod notify;
 mod outbox;
 mod pool;
 mod schema;
@@ -23,7 +23,7 @@ use towpath_core::{Error, ErrorKind, Result};
 
 use crate::sql::Fleets;
 use config::Config;
-use nudge::Nudge;
+use notify::Nudge;
 pub use outbox::write_event;
 use pool::{Pool, Session};
 

@@ -7,7 +7,7 @@ use tokio_postgres::types::{ToSql, Type};
 use towpath_core::Result;
 use towpath_core::port::Outbox;
 use towpath_core::port::outbox::{
-    Backlog, Event, Filter, Listed, NewEvent, OpenTransaction, READ_BYTES,
+    Backlog, Event, Filter, ListedEvent, NewEvent, OpenTransaction, READ_BYTES,
 };
 use uuid::Uuid;
 
@@ -189,7 +189,7 @@ impl Outbox for Postgres {
         Ok(())
     }
 
-    async fn list(&self, filter: &Filter, max: usize) -> Result<Vec<Listed>> {
+    async fn list(&self, filter: &Filter, max: usize) -> Result<Vec<ListedEvent>> {
         let conditions: [(&str, Value); 7] = [
             ("seq >", filter.after.into()),
             ("status =", filter.status.map(|one| one.as_str()).into()),

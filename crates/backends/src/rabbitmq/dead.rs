@@ -10,9 +10,9 @@ use towpath_core::{MessageId, Result, ResultExt};
 
 use crate::broker::envelope::Envelope;
 
+use super::connection::Open;
+use super::consumer_channel::Incoming;
 use super::envelope;
-use super::incoming::Incoming;
-use super::link::Open;
 use super::publisher::Letter;
 use super::store::{Desk, Known, Store};
 

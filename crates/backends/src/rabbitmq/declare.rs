@@ -13,11 +13,11 @@ use towpath_core::port::routes::Binding;
 use towpath_core::{Error, Result, ResultExt};
 use tracing::{info, warn};
 
+use super::connection::Open;
+use super::consumer_channel::Incoming;
+use super::definition::Shape;
 use super::error;
-use super::incoming::Incoming;
-use super::link::Open;
 use super::publisher::{Letter, Lost, Sent};
-use super::shape::Shape;
 use super::store::{Desk, Known, Store, lock};
 
 /// The shortest time between two declarations of one thing.

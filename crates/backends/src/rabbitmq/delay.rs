@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use towpath_core::{Result, Timestamp};
 
+use super::connection::Open;
 use super::declare::after_millis;
-use super::link::Open;
 use super::store::{Known, Store, lock};
 
 /// The shortest delay, in milliseconds.

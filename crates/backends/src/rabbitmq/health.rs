@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use towpath_core::backend::Health;
 use towpath_core::{Error, Result, ResultExt};
 
-use super::link::Open;
+use super::connection::Open;
 use super::store::{Known, Store, lock};
 
 impl Store {
@@ -46,7 +46,9 @@ impl Store {
             }
             self.look_at(&open, &known, &mut health).await?;
             let shape = lock(&known.shape);
-            asks_majority |= shape.as_ref().is_some_and(super::shape::Shape::is_quorum);
+            asks_majority |= shape
+                .as_ref()
+                .is_some_and(super::definition::Shape::is_quorum);
         }
         if asks_majority && blocked.is_none() {
             self.majority.check().await?;

@@ -11,10 +11,10 @@ use tokio::sync::oneshot;
 use towpath_core::port::queue::LeaseRequest;
 use towpath_core::{Delivery, QueueName, Result};
 
-use crate::broker::hand::{SPENT, Terms};
+use crate::broker::in_flight::{SPENT, Terms};
 
+use super::consumer_channel::{self, Held, Incoming, Ticket};
 use super::envelope::{self, returns};
-use super::incoming::{self, Held, Incoming, Ticket};
 use super::store::{Desk, Known, Store, lock};
 
 /// Messages asked for at once; more than thirty calls are not sent in order by `join_all`.
@@ -162,7 +162,7 @@ impl Store {
         let mut held = Held::new(
             envelope,
             charged,
-            incoming::Arrival {
+            consumer_channel::Arrival {
                 charged_by_return: by_return,
                 returns: counted.unwrap_or(0),
                 ticket: Ticket {

@@ -14,23 +14,23 @@
 
 mod baseline;
 mod config;
+mod connection;
+mod consumer;
+mod consumer_channel;
 mod dead;
 mod declare;
+mod definition;
 mod delay;
-mod elsewhere;
 mod envelope;
 mod error;
 mod health;
-mod incoming;
 mod lease;
-mod link;
-mod majority;
+mod other_brokers;
 mod publisher;
 mod queue;
+mod quorum;
 mod routes;
 mod settle;
-mod shape;
-mod standing;
 mod store;
 
 use std::sync::Arc;
@@ -69,7 +69,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
                 kv: None,
                 rate_limit: None,
                 effects: None,
-                positions: None,
+                source_offsets: None,
             })
         })
     },

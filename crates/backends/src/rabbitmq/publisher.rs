@@ -15,9 +15,9 @@ use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::Semaphore;
 use towpath_core::{Error, Result};
 
+use super::connection::{Link, Open};
 use super::error;
-use super::link::{Link, Open};
-use super::majority::Majority;
+use super::quorum::Majority;
 use super::store::lock;
 
 /// Messages of one call that wait for their confirm.

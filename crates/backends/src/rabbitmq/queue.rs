@@ -16,9 +16,9 @@ use towpath_core::{
     ConsumerId, Delivery, Error, MessageId, NewMessage, QueueName, Receipt, Result, ResultExt,
 };
 
+use crate::broker::counters::Tally;
 use crate::broker::envelope::Envelope;
-use crate::broker::hand::stale;
-use crate::broker::tally::Tally;
+use crate::broker::in_flight::stale;
 
 use super::envelope;
 use super::error;

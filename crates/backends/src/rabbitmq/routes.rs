@@ -22,10 +22,10 @@ use tracing::warn;
 
 use crate::broker::envelope::Envelope;
 
+use super::consumer_channel::Incoming;
 use super::declare::PAUSE;
 use super::envelope;
 use super::error;
-use super::incoming::Incoming;
 use super::publisher::{Letter, Lost, Sent};
 use super::store::{Desk, Store, lock};
 

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use towpath_core::port::queue::{Settlement, Verdict};
 use towpath_core::{Error, Result, Timestamp};
 
-use crate::broker::hand::stale;
+use crate::broker::in_flight::stale;
 
-use super::incoming::Held;
+use super::consumer_channel::Held;
 use super::store::{Desk, Known, Store, lock};
 
 /// Where a message goes that is not acked.

@@ -14,19 +14,19 @@ use towpath_core::port::routes::Binding;
 use towpath_core::{Clock, ConsumerId, Error, QueueName, Result};
 use tracing::warn;
 
-use crate::broker::hand::Hand;
-use crate::broker::tally::Tally;
+use crate::broker::counters::Tally;
+use crate::broker::in_flight::Hand;
 
 use super::config::Config;
-use super::elsewhere::Elsewhere;
+use super::connection::{Link, Open};
+use super::consumer::Standing;
+use super::consumer_channel::{Arrival, Held, Incoming, Ticket};
+use super::definition::Shape;
 use super::envelope;
 use super::error;
-use super::incoming::{Arrival, Held, Incoming, Ticket};
-use super::link::{Link, Open};
-use super::majority::Majority;
+use super::other_brokers::Elsewhere;
 use super::publisher::{Letter, Publisher};
-use super::shape::Shape;
-use super::standing::Standing;
+use super::quorum::Majority;
 
 /// How long the broker is given before the end of a connection to pass on acks that it has read.
 const PASSED_ON: Duration = Duration::from_millis(100);

@@ -67,7 +67,7 @@ impl std::fmt::Display for Address {
 
 /// How the server is found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Topology {
     /// One server.
     Server(Address),
     /// The master of this name, as sentinels say.
@@ -84,7 +84,7 @@ pub(super) enum Place {
 /// What the URL says.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Config {
-    pub(super) place: Place,
+    pub(super) topology: Topology,
     pub(super) tls: bool,
     pub(super) tls_ca: Option<PathBuf>,
     pub(super) username: Option<String>,
@@ -125,8 +125,8 @@ impl Config {
             .map(|host| address(host, default_port))
             .collect::<Result<_>>()?;
         let mut path = path.split('/');
-        let place = match kind {
-            "+sentinel" => Place::Sentinels {
+        let topology = match kind {
+            "+sentinel" => Topology::Sentinels {
                 sentinels: addresses,
                 master: path
                     .next()
@@ -136,9 +136,9 @@ impl Config {
                     })?
                     .to_owned(),
             },
-            "+cluster" => Place::Cluster(addresses),
+            "+cluster" => Topology::Cluster(addresses),
             _ => match <[Address; 1]>::try_from(addresses) {
-                Ok([one]) => Place::Server(one),
+                Ok([one]) => Topology::Server(one),
                 Err(_) => {
                     return Err(Error::invalid(
                         "several hosts need `redis+sentinel://` or `redis+cluster://`",
@@ -157,11 +157,11 @@ impl Config {
         if path.next().is_some() {
             return Err(Error::invalid("the path of a Redis URL has too many parts"));
         }
-        if database != 0 && matches!(place, Place::Cluster(_)) {
+        if database != 0 && matches!(topology, Topology::Cluster(_)) {
             return Err(Error::invalid("a cluster has database 0 only"));
         }
         let mut config = Self {
-            place,
+            topology,
             tls,
             tls_ca: None,
             username,
@@ -261,11 +261,11 @@ mod tests {
     #[test]
     fn a_url_says_where_and_who() {
         let config = Config::parse("redis://localhost").unwrap();
-        assert_eq!(config.place, Place::Server(at("localhost", 6379)));
+        assert_eq!(config.topology, Topology::Server(at("localhost", 6379)));
         let config =
             Config::parse("rediss://ann:p%40ss@[::1]:7000/3?prefix=%7Bapp%7D:&timeout=500ms")
                 .unwrap();
-        assert_eq!(config.place, Place::Server(at("::1", 7000)));
+        assert_eq!(config.topology, Topology::Server(at("::1", 7000)));
         assert_eq!(
             (config.username.as_deref(), config.password.as_deref()),
             (Some("ann"), Some("p@ss"))
@@ -277,8 +277,8 @@ mod tests {
         assert_eq!(config.timeout, Duration::from_millis(500));
         let config = Config::parse("redis+sentinel://:x@a,b:2/main/1?sentinel_password=y").unwrap();
         assert_eq!(
-            config.place,
-            Place::Sentinels {
+            config.topology,
+            Topology::Sentinels {
                 sentinels: vec![at("a", 26379), at("b", 2)],
                 master: "main".to_owned()
             }
@@ -289,8 +289,8 @@ mod tests {
         );
         let config = Config::parse("redis+cluster://a,b").unwrap();
         assert_eq!(
-            config.place,
-            Place::Cluster(vec![at("a", 6379), at("b", 6379)])
+            config.topology,
+            Topology::Cluster(vec![at("a", 6379), at("b", 6379)])
         );
     }
 

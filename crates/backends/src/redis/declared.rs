@@ -14,9 +14,9 @@ use towpath_core::port::routes::Binding;
 use towpath_core::{ExchangeName, QueueName, Result};
 
 use super::keys::Named;
+use super::notify::Kind;
 use super::reply;
 use super::store::{Store, lock, millis};
-use super::wait::Kind;
 
 /// Settings by queue, and routes.
 #[derive(Default)]

@@ -3,8 +3,8 @@
 use towpath_core::{Error, Result};
 
 use super::config::Config;
+use super::notify::Kind;
 use super::servers::tag_of;
-use super::wait::Kind;
 
 /// What our own keys start with, behind the prefix; no key of a user may.
 pub(super) const RESERVED: &str = "towpath:";

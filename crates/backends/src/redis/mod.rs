@@ -11,15 +11,16 @@
 
 mod asynq;
 mod baseline;
+mod batcher;
 mod config;
 mod connection;
 mod declared;
 mod effects;
 mod error;
-mod gather;
 mod health;
 mod keys;
 mod kv;
+mod notify;
 mod queue;
 mod rate_limit;
 mod reply;
@@ -28,7 +29,6 @@ mod script;
 mod servers;
 mod store;
 mod stream;
-mod wait;
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
         Capability::Kv,
         Capability::RateLimit,
         Capability::Effects,
-        Capability::Positions,
+        Capability::SourceOffsets,
         Capability::Delay,
         Capability::Expiry,
         Capability::KeyOrder,
@@ -83,7 +83,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
                 kv: Some(Arc::clone(&store) as _),
                 rate_limit: Some(Arc::clone(&store) as _),
                 effects: Some(store),
-                positions: None,
+                source_offsets: None,
             })
         })
     },

@@ -9,19 +9,19 @@ use redis::Value;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use towpath_core::port::queue::{
-    DeadLetter, Enqueued, LeaseRequest, Peeked, Place, Queue, Selection, Settings, Settlement,
-    Stats, Verdict, check_batch, check_lease,
+    DeadLetter, Enqueued, LeaseRequest, MessageState, Peeked, Queue, Selection, Settings,
+    Settlement, Stats, Verdict, check_batch, check_lease,
 };
 use towpath_core::{
     ConsumerId, Delivery, Error, Headers, Message, MessageId, NewMessage, QueueName, Receipt,
     Result, ResultExt, Timestamp,
 };
 
-use super::gather;
+use super::batcher;
+use super::notify::Kind;
 use super::reply;
 use super::script::{self, Call};
 use super::store::{Known, Store, is_nothing, millis};
-use super::wait::Kind;
 
 /// When a refused producer may come back.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -228,10 +228,10 @@ impl Queue for Store {
                 let [place, attempts, id, at, blob, payload] = reply::tuple(one)?;
                 Ok(Peeked {
                     message: message(id, at, blob, payload)?,
-                    place: match reply::text(place)?.as_str() {
-                        "leased" => Place::Leased,
-                        "delayed" => Place::Delayed,
-                        _ => Place::Ready,
+                    state: match reply::text(place)?.as_str() {
+                        "leased" => MessageState::Leased,
+                        "delayed" => MessageState::Delayed,
+                        _ => MessageState::Ready,
                     },
                     attempts: attempts_of(attempts)?,
                 })
@@ -337,7 +337,7 @@ impl Store {
             .collect();
         let answers = match sent.is_empty() {
             true => Vec::new(),
-            false => gather::take_in(&self.servers, &known, sent).await?,
+            false => batcher::take_in(&self.servers, &known, sent).await?,
         };
         let mut answers = answers.into_iter();
         for (message, checked) in messages.iter().zip(checked) {

@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use towpath_core::{Error, Result};
 
-use super::config::{Address, Config, Place};
+use super::config::{Address, Config, Topology};
 use super::connection::{Aim, Link};
 use super::script::Call;
 use super::{error, reply};
@@ -67,13 +67,13 @@ impl SlotMap {
 impl Servers {
     pub(super) fn new(config: Arc<Config>) -> Self {
         let one = |aim| Nodes::One(Arc::new(Link::new(Arc::clone(&config), aim)));
-        let nodes = match &config.place {
-            Place::Server(address) => one(Aim::Address(address.clone())),
-            Place::Sentinels { sentinels, master } => one(Aim::Master {
+        let nodes = match &config.topology {
+            Topology::Server(address) => one(Aim::Address(address.clone())),
+            Topology::Sentinels { sentinels, master } => one(Aim::Master {
                 sentinels: sentinels.clone(),
                 name: master.clone(),
             }),
-            Place::Cluster(seeds) => Nodes::Cluster {
+            Topology::Cluster(seeds) => Nodes::Cluster {
                 seeds: seeds.clone(),
                 map: Mutex::default(),
             },

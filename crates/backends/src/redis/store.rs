@@ -10,13 +10,13 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use towpath_core::{ConsumerId, Error, MessageId, QueueName, Result, StreamName};
 
+use super::batcher::Gather;
 use super::config::Config;
 use super::declared::Declared;
-use super::gather::Gather;
 use super::keys::{Keys, Named};
+use super::notify::{Bell, Kind};
 use super::servers::Servers;
 use super::stream::End;
-use super::wait::{Bell, Kind};
 use super::{reply, script};
 
 /// Bounds of the time between two rounds of tending.

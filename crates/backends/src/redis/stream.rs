@@ -18,11 +18,11 @@ use towpath_core::{
     Timestamp,
 };
 
+use super::notify::Kind;
 use super::queue::{Blob, LOOK, STEP, step_of};
 use super::reply;
 use super::script::{self, Call};
 use super::store::{Known, Store, lock, millis};
-use super::wait::Kind;
 
 /// Where a stream ended in the last round of tending.
 #[derive(Default)]

@@ -4,7 +4,9 @@ use std::fmt::Display;
 
 use jiff::Timestamp;
 use towpath_core::Error;
-use towpath_core::port::outbox::{Event, Listed, MAX_DATA_BYTES, MAX_TEXT_BYTES, NewEvent, Status};
+use towpath_core::port::outbox::{
+    Event, ListedEvent, MAX_DATA_BYTES, MAX_TEXT_BYTES, NewEvent, Status,
+};
 use uuid::Uuid;
 
 use super::unsigned;
@@ -121,9 +123,9 @@ impl Read {
 }
 
 /// An event with its status, as the view `outbox_events` has it.
-pub(crate) fn listed(event: Event, row: (&str, i64, Option<String>)) -> Listed {
+pub(crate) fn listed(event: Event, row: (&str, i64, Option<String>)) -> ListedEvent {
     let (status, attempts, error) = row;
-    Listed {
+    ListedEvent {
         event,
         status: Status::parse(status).unwrap_or(Status::New),
         attempts: u32::try_from(attempts).unwrap_or(0),

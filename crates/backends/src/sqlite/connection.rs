@@ -11,7 +11,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 use towpath_core::database::Waits;
 use towpath_core::stall::{Watch, unknown};
-use towpath_core::{Error, Result, patience};
+use towpath_core::{Error, Result, wait_limit};
 
 use crate::identity::{Pinned, lost};
 
@@ -159,7 +159,7 @@ impl Threads {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T> + Send + 'static,
     {
-        self.ask_within(thread, patience::limit(), job).await
+        self.ask_within(thread, wait_limit::limit(), job).await
     }
 
     async fn ask_within<T, F>(&self, thread: &Thread, limit: Option<Duration>, job: F) -> Result<T>

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use towpath_core::Result;
 use towpath_core::port::Outbox;
-use towpath_core::port::outbox::{Backlog, Event, Filter, Listed, NewEvent, READ_BYTES};
+use towpath_core::port::outbox::{Backlog, Event, Filter, ListedEvent, NewEvent, READ_BYTES};
 use uuid::Uuid;
 
 use super::Sqlite;
@@ -202,7 +202,7 @@ impl Outbox for Sqlite {
             .inspect(|()| self.committed.notify_one())
     }
 
-    async fn list(&self, filter: &Filter, max: usize) -> Result<Vec<Listed>> {
+    async fn list(&self, filter: &Filter, max: usize) -> Result<Vec<ListedEvent>> {
         let mut select = format!(
             "SELECT {}, status, retry_count, error_message FROM outbox_events WHERE seq > {}",
             columns(Rows::View),
@@ -224,7 +224,7 @@ impl Outbox for Sqlite {
             }
         }
         select.push_str(&format!(" ORDER BY seq LIMIT {max}"));
-        let list = move |connection: &Connection| -> rusqlite::Result<Vec<Listed>> {
+        let list = move |connection: &Connection| -> rusqlite::Result<Vec<ListedEvent>> {
             let mut statement = connection.prepare(&select)?;
             let mut rows = statement.query(params_from_iter(values))?;
             let (mut events, mut bytes) = (Vec::new(), 0);

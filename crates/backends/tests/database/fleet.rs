@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use towpath_core::database::Database;
-use towpath_core::port::fleet::{NewConfig, Outcome, Place, Plan, Progress, Published, Report};
+use towpath_core::port::fleet::{AgentInfo, NewConfig, Outcome, Plan, Progress, Published, Report};
 use uuid::Uuid;
 
 use super::{World, cases};
@@ -42,8 +42,8 @@ async fn publish(database: &Database, config: NewConfig) -> Published {
     }
 }
 
-fn place(hostname: &str) -> Place {
-    Place {
+fn info(hostname: &str) -> AgentInfo {
+    AgentInfo {
         hostname: hostname.to_owned(),
         ip_address: "127.0.0.1".to_owned(),
         port: 8081,
@@ -101,7 +101,7 @@ async fn whoever_expects_another_version_publishes_nothing(world: World) {
     assert_eq!(expecting(0).await, Outcome::Version(1));
     assert!(matches!(expecting(1).await, Outcome::Done(one) if one.version == 2));
     assert_eq!(fleet.history(None, 10).await.expect("listed").len(), 2);
-    assert_eq!(fleet.deeds(10).await.expect("listed").len(), 2);
+    assert_eq!(fleet.audit_entries(10).await.expect("listed").len(), 2);
 }
 
 async fn publishers_at_once_get_versions_of_their_own(world: World) {
@@ -229,7 +229,7 @@ async fn an_agent_keeps_its_id_wherever_it_registers_again(world: World) {
     let fleet = &database.fleet;
     let register = async |host: &str, key: &str| {
         fleet
-            .register(place(host), key.to_owned(), None)
+            .register(info(host), key.to_owned(), None)
             .await
             .expect("registered")
     };
@@ -245,7 +245,7 @@ async fn an_agent_keeps_its_id_wherever_it_registers_again(world: World) {
     let mut at_once = tokio::task::JoinSet::new();
     for number in 0..10 {
         let fleet = fleet.clone();
-        at_once.spawn(async move { fleet.register(place("c"), format!("c{number}"), None).await });
+        at_once.spawn(async move { fleet.register(info("c"), format!("c{number}"), None).await });
     }
     let ids: Vec<Uuid> = at_once
         .join_all()
@@ -270,12 +270,12 @@ async fn a_known_agent_moves_unless_the_place_is_taken(world: World) {
     let database = world.database().await;
     let fleet = &database.fleet;
     let register = async |host: &str, key: &str, known: Option<Uuid>| {
-        let registered = fleet.register(place(host), key.to_owned(), known).await;
+        let registered = fleet.register(info(host), key.to_owned(), known).await;
         registered.expect("registered")
     };
     let one = register("a", "k1", None).await;
     let moved = register("b", "k2", Some(one.id)).await;
-    assert_eq!((moved.id, &moved.place), (one.id, &place("b")));
+    assert_eq!((moved.id, &moved.info), (one.id, &info("b")));
     let other = register("c", "k3", None).await;
     let taken = register("c", "k4", Some(one.id)).await;
     assert_eq!(taken.id, other.id, "the place has an agent already");
@@ -288,10 +288,10 @@ async fn what_agents_tell_is_kept(world: World) {
     let database = world.database().await;
     let fleet = &database.fleet;
     let agent = fleet
-        .register(place("a"), "k".to_owned(), None)
+        .register(info("a"), "k".to_owned(), None)
         .await
         .expect("registered");
-    assert_eq!((agent.place, agent.report), (place("a"), Report::default()));
+    assert_eq!((agent.info, agent.report), (info("a"), Report::default()));
     let tell = async |report: Report| fleet.report(agent.id, report).await.expect("answered");
     assert!(
         tell(Report {
@@ -339,22 +339,22 @@ async fn what_was_done_is_recorded(world: World) {
         },
     )
     .await;
-    let deeds = database.fleet.deeds(10).await.expect("listed");
-    let told: Vec<(&str, &str)> = deeds
+    let audit_entries = database.fleet.audit_entries(10).await.expect("listed");
+    let told: Vec<(&str, &str)> = audit_entries
         .iter()
-        .map(|deed| (&*deed.action, &*deed.detail))
+        .map(|entry| (&*entry.action, &*entry.detail))
         .collect();
     assert_eq!(told, [("rollback", "version 2"), ("publish", "version 1")]);
     database
         .fleet
-        .record(towpath_core::port::fleet::Deed {
+        .record(towpath_core::port::fleet::AuditEntry {
             detail: "x".to_owned(),
-            ..deeds[0].clone()
+            ..audit_entries[0].clone()
         })
         .await
         .expect("recorded");
     assert_eq!(
-        database.fleet.deeds(1).await.expect("listed")[0].detail,
+        database.fleet.audit_entries(1).await.expect("listed")[0].detail,
         "x"
     );
 }

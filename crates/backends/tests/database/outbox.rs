@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use towpath_core::database::Database;
-use towpath_core::port::outbox::{Backlog, Filter, Listed, READ_BYTES, Status};
+use towpath_core::port::outbox::{Backlog, Filter, ListedEvent, READ_BYTES, Status};
 use uuid::Uuid;
 
 use super::users::{create, event};
@@ -30,7 +30,7 @@ async fn statuses(database: &Database) -> Vec<(Status, u32)> {
     all.iter().map(|one| (one.status, one.attempts)).collect()
 }
 
-async fn list(database: &Database, filter: Filter) -> Vec<Listed> {
+async fn list(database: &Database, filter: Filter) -> Vec<ListedEvent> {
     database.outbox.list(&filter, 1_000).await.expect("listed")
 }
 

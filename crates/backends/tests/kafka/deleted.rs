@@ -11,8 +11,8 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use towpath_core::backend::Backend;
 use towpath_core::port::Queue;
-use towpath_core::port::positions::{Step, Stepped};
 use towpath_core::port::queue::Verdict;
+use towpath_core::port::source_offsets::{AppendAt, AppendOutcome};
 use towpath_core::{ErrorKind, MessageId, NewMessage, QueueName};
 use towpath_testkit::servers::kafka::shared;
 
@@ -258,27 +258,32 @@ pub(super) async fn deleted_topics_of_a_stream_are_declared_again() {
         }
     }
     // A relay or a reader: entries and position in one step.
-    let positions = backend.require_positions("the test").expect("positions");
-    let step = |number: u64| Step {
+    let positions = backend
+        .require_source_offsets("the test")
+        .expect("positions");
+    let step = |number: u64| AppendAt {
         source: "outbox".to_owned(),
         from: (number > 0).then(|| Bytes::from(number.to_string())),
         to: Bytes::from((number + 1).to_string()),
         stream: lines(),
         entries: vec![NewMessage::new(format!("step {number}"))],
         dead: QueueName::new("lines.dead").expect("a valid name"),
-        set_aside: Vec::new(),
+        rejected: Vec::new(),
     };
     assert_eq!(positions.position("outbox").await.expect("position"), None);
-    assert_eq!(positions.step(step(0)).await.expect("step"), Stepped::Done);
+    assert_eq!(
+        positions.append_at(step(0)).await.expect("step"),
+        AppendOutcome::Appended
+    );
     for (number, topic) in [(1, &topic), (2, &format!("{prefix}.towpath.positions"))] {
         delete(topic).await;
         let began = Instant::now();
         let mut next = step(number);
         loop {
-            match positions.step(next.clone()).await {
-                Ok(Stepped::Done) => break,
+            match positions.append_at(next.clone()).await {
+                Ok(AppendOutcome::Appended) => break,
                 // The position went with its topic, and the source is told so.
-                Ok(Stepped::Elsewhere(at)) => next.from = at,
+                Ok(AppendOutcome::OffsetConflict(at)) => next.from = at,
                 // A relay takes `NotFound` and `Invalid` for the event's fault.
                 Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}"),
             }

@@ -117,7 +117,7 @@ pub enum Outcome {
 
 /// Where an agent says that it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct AgentInfo {
     /// Its machine.
     pub hostname: String,
     /// Its address.
@@ -134,7 +134,7 @@ pub struct Agent {
     /// The same for the same place, however often it registers.
     pub id: Uuid,
     /// Where it is.
-    pub place: Place,
+    pub info: AgentInfo,
     /// When it registered first.
     pub created_at: Timestamp,
     /// When it was last heard of.
@@ -156,7 +156,7 @@ pub struct Report {
 
 /// Something that somebody did.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Deed {
+pub struct AuditEntry {
     /// When.
     pub at: Timestamp,
     /// Who.
@@ -206,7 +206,7 @@ pub trait Fleet: Send + Sync {
 
     /// Registers an agent at its place, with the digest of its new key. One that is `known` moves there, unless another
     /// agent is at that place.
-    async fn register(&self, place: Place, key: String, known: Option<Uuid>) -> Result<Agent>;
+    async fn register(&self, info: AgentInfo, key: String, known: Option<Uuid>) -> Result<Agent>;
 
     /// The agent that has a key of this digest.
     async fn agent_of(&self, key: &str) -> Result<Option<Uuid>>;
@@ -227,8 +227,8 @@ pub trait Fleet: Send + Sync {
     async fn expire(&self, time: Timestamp) -> Result<u64>;
 
     /// What was done last, the newest first, at most `max`.
-    async fn deeds(&self, max: usize) -> Result<Vec<Deed>>;
+    async fn audit_entries(&self, max: usize) -> Result<Vec<AuditEntry>>;
 
     /// Records something that was done.
-    async fn record(&self, deed: Deed) -> Result<()>;
+    async fn record(&self, entry: AuditEntry) -> Result<()>;
 }

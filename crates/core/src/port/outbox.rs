@@ -107,7 +107,7 @@ impl Status {
 
 /// An event as an operator sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub struct ListedEvent {
     /// The event and its place.
     pub event: Event,
     /// What has become of it.
@@ -242,7 +242,7 @@ pub trait Outbox: Send + Sync {
     ///
     /// # Errors
     /// `Unavailable` when the database did not answer.
-    async fn list(&self, filter: &Filter, max: usize) -> Result<Vec<Listed>>;
+    async fn list(&self, filter: &Filter, max: usize) -> Result<Vec<ListedEvent>>;
 
     /// How many the relay has still to send, and how many it has given up.
     ///

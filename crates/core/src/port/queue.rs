@@ -228,7 +228,7 @@ pub struct Stranded {
 /// Where a peeked message stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Place {
+pub enum MessageState {
     /// Can be leased now.
     Ready,
     /// Held back.
@@ -243,7 +243,7 @@ pub struct Peeked {
     /// The message.
     pub message: Message,
     /// Where it stands.
-    pub place: Place,
+    pub state: MessageState,
     /// Deliveries so far.
     pub attempts: u32,
 }

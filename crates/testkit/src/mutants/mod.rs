@@ -2,10 +2,10 @@
 
 mod effects;
 mod kv;
-mod positions;
 mod queue;
 mod rate_limit;
 mod routes;
+mod source_offsets;
 mod stream;
 
 use libtest_mimic::Failed;
@@ -32,7 +32,7 @@ macro_rules! mutants {
             area: stringify!($port),
             caught_by: stringify!($case),
             wrap: |mut backend| {
-                backend.positions = backend.require_positions("the suite").ok();
+                backend.source_offsets = backend.require_source_offsets("the suite").ok();
                 backend.$port = backend.$port.map(|inner| $port::wrong(inner, $port::Way::$way));
                 backend
             },
@@ -167,7 +167,7 @@ mutants! {
         appends_first SendsFirst caught by a_position_moves_in_the_same_step_as_the_append;
         finishes_half Half caught by an_entry_is_finished_in_the_same_step_as_its_effect;
     }
-    positions: {
+    source_offsets: {
         tells_no_position TellsNone caught by a_position_moves_with_what_was_read;
         moves_from_anywhere MovesFromAnywhere caught by a_step_from_another_position_changes_nothing;
         moves_from_anywhere_in_a_race MovesFromAnywhere caught by of_many_steps_from_one_position_one_happens;

@@ -70,12 +70,12 @@ impl Drop for Guarded {
 
 /// Where a server keeps its data: in a temporary folder that ends with it, or in a folder of the caller.
 #[derive(Clone)]
-pub(crate) struct Place {
+pub(crate) struct ServerFolder {
     path: PathBuf,
     _temporary: Option<Arc<tempfile::TempDir>>,
 }
 
-impl Place {
+impl ServerFolder {
     /// A new temporary folder.
     pub(crate) fn temporary() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");

@@ -6,10 +6,10 @@ use tokio::task::JoinHandle;
 use towpath_core::Result;
 use tracing::warn;
 
-use super::member::lock;
+use super::consumer::lock;
 use super::queue::Known;
-use super::registrar::{Members, Registrar};
 use super::retry;
+use super::settler::{Members, Registrar};
 use super::store::Store;
 
 pub(super) struct Desk {

@@ -10,7 +10,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use towpath_core::{Error, ErrorKind};
 use tracing::{Level, debug, trace, warn};
 
-use super::member::lock;
+use super::consumer::lock;
 
 /// How the client marks that a connection failed.
 const FAILED: &str = "FAIL";

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use towpath_core::port::Positions;
-use towpath_core::port::positions::{Step, Stepped};
+use towpath_core::port::SourceOffsets;
+use towpath_core::port::source_offsets::{AppendAt, AppendOutcome};
 use towpath_core::{Error, MessageId, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(super) enum Way {
     ForgetsAnyway,
 }
 
-pub(super) fn wrong(inner: Arc<dyn Positions>, way: Way) -> Arc<dyn Positions> {
+pub(super) fn wrong(inner: Arc<dyn SourceOffsets>, way: Way) -> Arc<dyn SourceOffsets> {
     Arc::new(Wrong {
         inner,
         way,
@@ -28,30 +28,30 @@ pub(super) fn wrong(inner: Arc<dyn Positions>, way: Way) -> Arc<dyn Positions> {
 }
 
 struct Wrong {
-    inner: Arc<dyn Positions>,
+    inner: Arc<dyn SourceOffsets>,
     way: Way,
     /// No other opening has it.
     own: String,
 }
 
 #[async_trait]
-impl Positions for Wrong {
+impl SourceOffsets for Wrong {
     async fn position(&self, source: &str) -> Result<Option<Bytes>> {
         let position = self.inner.position(&self.source(source)).await?;
         Ok(position.filter(|_| self.way != Way::TellsNone))
     }
 
-    async fn step(&self, mut step: Step) -> Result<Stepped> {
+    async fn append_at(&self, mut step: AppendAt) -> Result<AppendOutcome> {
         if self.way == Way::WantsEntries && step.entries.is_empty() {
             return Err(Error::invalid("there are no entries"));
         }
         step.source = self.source(&step.source);
-        let mut stepped = self.inner.step(step.clone()).await?;
-        while let Stepped::Elsewhere(position) = &stepped
+        let mut stepped = self.inner.append_at(step.clone()).await?;
+        while let AppendOutcome::OffsetConflict(position) = &stepped
             && self.way == Way::MovesFromAnywhere
         {
             step.from.clone_from(position);
-            stepped = self.inner.step(step.clone()).await?;
+            stepped = self.inner.append_at(step.clone()).await?;
         }
         Ok(stepped)
     }
@@ -74,8 +74,8 @@ impl Positions for Wrong {
         self.inner.forget(&source, last).await
     }
 
-    fn step_entries(&self) -> usize {
-        self.inner.step_entries()
+    fn batch_entries(&self) -> usize {
+        self.inner.batch_entries()
     }
 }
 

@@ -13,12 +13,12 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Message as _, OwnedHeaders};
 use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
-use towpath_core::port::Positions;
-use towpath_core::port::positions::{Step, Stepped};
+use towpath_core::port::SourceOffsets;
+use towpath_core::port::source_offsets::{AppendAt, AppendOutcome};
 use towpath_core::{Error, NewMessage, Result, ResultExt, StreamName};
 use tracing::info;
 
-use super::member::lock;
+use super::consumer::lock;
 use super::produce::Record;
 use super::store::Store;
 use super::topics::Design;
@@ -167,13 +167,13 @@ impl Sources {
     }
 
     /// The topics of positions, of the entries and of those that are set aside; made where they are not there.
-    async fn topics(&self, step: &Step) -> Result<(String, (String, i32), Option<String>)> {
+    async fn topics(&self, step: &AppendAt) -> Result<(String, (String, i32), Option<String>)> {
         let positions = self.topic().await?;
         let stream = match step.entries.is_empty() {
             true => (String::new(), 0),
             false => self.store.ensure(&step.stream).await?,
         };
-        let dead = match step.set_aside.is_empty() {
+        let dead = match step.rejected.is_empty() {
             true => None,
             false => {
                 let dead = StreamName::new(step.dead.as_str())?;
@@ -184,17 +184,21 @@ impl Sources {
     }
 
     /// One transaction. With the error comes whether nothing of it is there for certain.
-    async fn commit(&self, writer: &Writer, step: &Step) -> std::result::Result<(), (Error, bool)> {
+    async fn commit(
+        &self,
+        writer: &Writer,
+        step: &AppendAt,
+    ) -> std::result::Result<(), (Error, bool)> {
         let topics = self.topics(step).await.map_err(|error| (error, true))?;
         let (positions, (stream, count), dead) = topics;
         let partitioner = self.store.partitioner(&stream, count).await;
 
         let entries = step.entries.iter().map(|one| (stream.as_str(), one));
-        let set_aside = dead.iter().flat_map(|dead| {
+        let rejected = dead.iter().flat_map(|dead| {
             let dead = dead.as_str();
-            step.set_aside.iter().map(move |one| (dead, one))
+            step.rejected.iter().map(move |one| (dead, one))
         });
-        let all: Vec<(&str, &NewMessage)> = entries.chain(set_aside).collect();
+        let all: Vec<(&str, &NewMessage)> = entries.chain(rejected).collect();
         for (_, entry) in &all {
             envelope::check(entry).map_err(|error| (error, true))?;
         }
@@ -245,7 +249,7 @@ fn drop_apart(slot: Slot) {
 }
 
 #[async_trait]
-impl Positions for Sources {
+impl SourceOffsets for Sources {
     async fn position(&self, source: &str) -> Result<Option<Bytes>> {
         let slot = self.slot(source)?;
         let mut slot = slot.lock().await;
@@ -259,7 +263,7 @@ impl Positions for Sources {
         Ok(position)
     }
 
-    async fn step(&self, step: Step) -> Result<Stepped> {
+    async fn append_at(&self, step: AppendAt) -> Result<AppendOutcome> {
         let slot = self.slot(&step.source)?;
         let mut slot = slot.lock().await;
         // Whatever ends this call early leaves the next one to find out what happened.
@@ -270,13 +274,13 @@ impl Positions for Sources {
         if writer.position != step.from {
             let position = writer.position.clone();
             *slot = Some(writer);
-            return Ok(Stepped::Elsewhere(position));
+            return Ok(AppendOutcome::OffsetConflict(position));
         }
         match self.commit(&writer, &step).await {
             Ok(()) => {
                 writer.position = Some(step.to);
                 *slot = Some(writer);
-                Ok(Stepped::Done)
+                Ok(AppendOutcome::Appended)
             }
             // Its position is as it was, also where its topic was deleted.
             Err((error, true)) => {
@@ -334,7 +338,7 @@ impl Positions for Sources {
         Ok(true)
     }
 
-    fn step_entries(&self) -> usize {
+    fn batch_entries(&self) -> usize {
         ENTRIES
     }
 }

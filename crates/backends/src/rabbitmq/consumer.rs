@@ -16,8 +16,8 @@ use towpath_core::port::queue::LeaseRequest;
 use towpath_core::{ConsumerId, Result};
 use tracing::warn;
 
+use super::consumer_channel::{Held, Incoming};
 use super::error;
-use super::incoming::{Held, Incoming};
 use super::lease::ENOUGH_BYTES;
 use super::store::{Desk, Known, Store, lock};
 

@@ -90,7 +90,7 @@ pub fn trials(subject: &'static Subject) -> Vec<Trial> {
     let required = std::env::var(REQUIRE).unwrap_or_default();
     let must_run = required.split(',').any(|name| name.trim() == TOOL);
     let case = |fault: &'static Fault| {
-        let name = format!("{}::fault::{}", subject.name, fault.name());
+        let name = format!("{}::disk_fault::{}", subject.name, fault.name());
         if able {
             Trial::test(name, move || survives(subject, fault))
         } else {

@@ -8,7 +8,7 @@ const EVERY: Duration = Duration::from_secs(60);
 
 /// What has happened since the last line.
 #[derive(Debug)]
-pub struct Reminder {
+pub struct LogThrottle {
     since: Mutex<Since>,
     every: Duration,
 }
@@ -19,20 +19,20 @@ struct Since {
     logged: Option<Instant>,
 }
 
-impl Default for Reminder {
+impl Default for LogThrottle {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Reminder {
+impl LogThrottle {
     /// Of something that has not happened yet.
     pub const fn new() -> Self {
-        Self::each(EVERY)
+        Self::with_interval(EVERY)
     }
 
     /// The same with another interval.
-    pub const fn each(every: Duration) -> Self {
+    pub const fn with_interval(every: Duration) -> Self {
         let since = Since {
             count: 0,
             logged: None,
@@ -68,12 +68,12 @@ mod tests {
 
     #[test]
     fn beginning_is_logged_and_then_each_minute_with_the_count() {
-        let (reminder, now) = (Reminder::new(), Instant::now());
-        assert_eq!(reminder.count_at(now), Some(1));
+        let (throttle, now) = (LogThrottle::new(), Instant::now());
+        assert_eq!(throttle.count_at(now), Some(1));
         for second in 1..60 {
-            assert_eq!(reminder.count_at(now + Duration::from_secs(second)), None);
+            assert_eq!(throttle.count_at(now + Duration::from_secs(second)), None);
         }
-        assert_eq!(reminder.count_at(now + EVERY), Some(60));
-        assert_eq!(reminder.count_at(now + EVERY), None);
+        assert_eq!(throttle.count_at(now + EVERY), Some(60));
+        assert_eq!(throttle.count_at(now + EVERY), None);
     }
 }

@@ -7,11 +7,11 @@ use std::time::Duration;
 use rdkafka::message::{BorrowedMessage, Message as _};
 use towpath_core::{ConsumerId, Delivery, Receipt, Timestamp};
 
-use crate::broker::hand::{self, Hand, Terms};
+use crate::broker::in_flight::{self, Hand, Terms};
 
+use super::ack_tracker::Lane;
+use super::consumer::{Reach, Shelf};
 use super::envelope::{self, Raw, Read};
-use super::lane::Lane;
-use super::member::{Reach, Shelf};
 use super::retry;
 
 /// Payload bytes of a partition after which no more are fetched: of what is to be delivered, and of what comes later.
@@ -33,7 +33,7 @@ pub(super) struct Spot {
 }
 
 /// A message in hand.
-pub(super) type Held = hand::Held<Spot>;
+pub(super) type Held = in_flight::Held<Spot>;
 
 /// A shelf whose records are settled one by one.
 pub(super) trait Bench: Shelf {

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
-use towpath_core::port::positions::{Positions, Step, Stepped};
+use towpath_core::port::source_offsets::{AppendAt, AppendOutcome, SourceOffsets};
 use towpath_core::{NewMessage, QueueName, StreamName};
 
 use crate::World;
 use crate::world::text;
 
-crate::promises! { Positions:
+crate::promises! { SourceOffsets:
     a_position_moves_with_what_was_read needs Stream;
     a_step_from_another_position_changes_nothing needs Stream;
     of_many_steps_from_one_position_one_happens needs Stream;
@@ -21,9 +21,9 @@ crate::promises! { Positions:
     a_position_is_forgotten_unless_it_moved needs Stream;
 }
 
-async fn positions(world: &mut World) -> Arc<dyn Positions> {
+async fn positions(world: &mut World) -> Arc<dyn SourceOffsets> {
     let backend = world.backend().await;
-    let positions = backend.require_positions("the suite");
+    let positions = backend.require_source_offsets("the suite");
     positions.expect("the row offers positions")
 }
 
@@ -31,23 +31,23 @@ fn lines() -> StreamName {
     StreamName::new("lines").expect("a valid name")
 }
 
-fn step(from: Option<&'static str>, to: &'static str, entries: &[&str]) -> Step {
-    Step {
+fn step(from: Option<&'static str>, to: &'static str, entries: &[&str]) -> AppendAt {
+    AppendAt {
         source: "file".to_owned(),
         from: from.map(Bytes::from),
         to: to.into(),
         stream: lines(),
         entries: entries.iter().map(|one| text(one)).collect(),
         dead: QueueName::new("lines.dead").expect("a valid name"),
-        set_aside: Vec::new(),
+        rejected: Vec::new(),
     }
 }
 
-async fn take(positions: &Arc<dyn Positions>, step: Step) -> Stepped {
-    positions.step(step).await.expect("step")
+async fn take(positions: &Arc<dyn SourceOffsets>, step: AppendAt) -> AppendOutcome {
+    positions.append_at(step).await.expect("step")
 }
 
-async fn position(positions: &Arc<dyn Positions>, source: &str) -> Option<Bytes> {
+async fn position(positions: &Arc<dyn SourceOffsets>, source: &str) -> Option<Bytes> {
     positions.position(source).await.expect("position")
 }
 
@@ -65,11 +65,11 @@ async fn a_position_moves_with_what_was_read(mut world: World) {
     let positions = positions(&mut world).await;
     assert_eq!(position(&positions, "file").await, None);
     let first = step(None, "2", &["a", "b"]);
-    assert_eq!(take(&positions, first).await, Stepped::Done);
+    assert_eq!(take(&positions, first).await, AppendOutcome::Appended);
     assert_eq!(position(&positions, "file").await, Some("2".into()));
     let mut second = step(Some("2"), "4", &["c"]);
-    second.set_aside.push(NewMessage::new("too long"));
-    assert_eq!(take(&positions, second).await, Stepped::Done);
+    second.rejected.push(NewMessage::new("too long"));
+    assert_eq!(take(&positions, second).await, AppendOutcome::Appended);
     assert_eq!(position(&positions, "file").await, Some("4".into()));
     assert_eq!(appended(&mut world).await, ["a", "b", "c"]);
 }
@@ -77,10 +77,13 @@ async fn a_position_moves_with_what_was_read(mut world: World) {
 async fn a_step_from_another_position_changes_nothing(mut world: World) {
     let positions = positions(&mut world).await;
     let first = step(None, "1", &["a"]);
-    assert_eq!(take(&positions, first.clone()).await, Stepped::Done);
+    assert_eq!(
+        take(&positions, first.clone()).await,
+        AppendOutcome::Appended
+    );
     for wrong in [first, step(Some("2"), "3", &["x"])] {
         let refused = take(&positions, wrong).await;
-        assert_eq!(refused, Stepped::Elsewhere(Some("1".into())));
+        assert_eq!(refused, AppendOutcome::OffsetConflict(Some("1".into())));
     }
     assert_eq!(appended(&mut world).await, ["a"]);
 }
@@ -93,7 +96,9 @@ async fn of_many_steps_from_one_position_one_happens(mut world: World) {
         racers.spawn(async move { (name, take(&positions, step(None, name, &[name])).await) });
     }
     let outcomes = racers.join_all().await;
-    let done = outcomes.iter().filter(|(_, one)| *one == Stepped::Done);
+    let done = outcomes
+        .iter()
+        .filter(|(_, one)| *one == AppendOutcome::Appended);
     let done: Vec<&str> = done.map(|(name, _)| *name).collect();
     assert_eq!(done.len(), 1, "{outcomes:?}");
     assert_eq!(appended(&mut world).await, done);
@@ -103,16 +108,19 @@ async fn of_many_steps_from_one_position_one_happens(mut world: World) {
 
 async fn positions_stay_across_reopen(mut world: World) {
     let before = positions(&mut world).await;
-    assert_eq!(take(&before, step(None, "1", &["a"])).await, Stepped::Done);
+    assert_eq!(
+        take(&before, step(None, "1", &["a"])).await,
+        AppendOutcome::Appended
+    );
     drop(before);
     world.close().await;
     let after = positions(&mut world).await;
     assert_eq!(position(&after, "file").await, Some("1".into()));
     let refused = take(&after, step(None, "1", &["a"])).await;
-    assert_eq!(refused, Stepped::Elsewhere(Some("1".into())));
+    assert_eq!(refused, AppendOutcome::OffsetConflict(Some("1".into())));
     assert_eq!(
         take(&after, step(Some("1"), "2", &["b"])).await,
-        Stepped::Done
+        AppendOutcome::Appended
     );
     assert_eq!(appended(&mut world).await, ["a", "b"]);
 }
@@ -122,7 +130,7 @@ async fn sources_have_positions_of_their_own(mut world: World) {
     for source in ["one", "two"] {
         let mut step = step(None, "1", &[source]);
         step.source = source.to_owned();
-        assert_eq!(take(&positions, step).await, Stepped::Done);
+        assert_eq!(take(&positions, step).await, AppendOutcome::Appended);
     }
     assert_eq!(position(&positions, "two").await, Some("1".into()));
     assert_eq!(position(&positions, "three").await, None);
@@ -134,7 +142,7 @@ async fn a_step_without_entries_makes_no_stream(mut world: World) {
     let mut nothing = step(None, "1", &[]);
     // A name that some brokers refuse.
     nothing.stream = StreamName::new("a/name:of=none").expect("a valid name");
-    assert_eq!(take(&positions, nothing).await, Stepped::Done);
+    assert_eq!(take(&positions, nothing).await, AppendOutcome::Appended);
     assert_eq!(position(&positions, "file").await, Some("1".into()));
     let streams = world.stream().await.list().await.expect("listed");
     assert!(streams.is_empty(), "{streams:?}");
@@ -145,7 +153,7 @@ async fn sources_are_listed_by_prefix(mut world: World) {
     for (source, to) in [("of:one", "1"), ("of:two", "2"), ("other", "3")] {
         let mut step = step(None, to, &[]);
         step.source = source.to_owned();
-        assert_eq!(take(&positions, step).await, Stepped::Done);
+        assert_eq!(take(&positions, step).await, AppendOutcome::Appended);
     }
     let mut listed = positions.sources("of:").await.expect("listed");
     listed.sort();
@@ -155,14 +163,14 @@ async fn sources_are_listed_by_prefix(mut world: World) {
     // Looking claims nothing: the source moves on as before.
     let mut next = step(Some("1"), "4", &[]);
     next.source = "of:one".to_owned();
-    assert_eq!(take(&positions, next).await, Stepped::Done);
+    assert_eq!(take(&positions, next).await, AppendOutcome::Appended);
 }
 
 async fn a_position_is_forgotten_unless_it_moved(mut world: World) {
     let positions = positions(&mut world).await;
     assert_eq!(
         take(&positions, step(None, "1", &["a"])).await,
-        Stepped::Done
+        AppendOutcome::Appended
     );
     let forget = async |last: &'static str| {
         let forgotten = positions.forget("file", last.into()).await;
@@ -176,6 +184,6 @@ async fn a_position_is_forgotten_unless_it_moved(mut world: World) {
     assert!(positions.sources("").await.expect("listed").is_empty());
     // As if it had never been read.
     let again = step(None, "1", &["b"]);
-    assert_eq!(take(&positions, again).await, Stepped::Done);
+    assert_eq!(take(&positions, again).await, AppendOutcome::Appended);
     assert_eq!(appended(&mut world).await, ["a", "b"]);
 }

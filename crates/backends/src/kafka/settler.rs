@@ -13,8 +13,8 @@ use tokio::time::sleep;
 use towpath_core::{Error, ErrorKind, MessageId, Result, Timestamp};
 use tracing::{debug, warn};
 
-use super::bench::{Bench, Held, Later, Ready};
-use super::member::{Member, lock};
+use super::buffers::{Bench, Held, Later, Ready};
+use super::consumer::{Member, lock};
 use super::produce::Record;
 use super::queue::Known;
 use super::store::{Store, blocking};

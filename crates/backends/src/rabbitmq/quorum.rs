@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use lapin::options::BasicGetOptions;
 use towpath_core::{Error, Result};
 
+use super::connection::{Link, Open};
 use super::error;
-use super::link::{Link, Open};
 
 /// How long the step may take. Readiness probes wait for 2 s.
 const WITHIN: Duration = Duration::from_millis(1_500);

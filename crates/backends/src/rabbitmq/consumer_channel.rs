@@ -33,7 +33,7 @@ pub(super) struct Arrival {
 }
 
 /// A message in hand.
-pub(super) type Held = crate::broker::hand::Held<Arrival>;
+pub(super) type Held = crate::broker::in_flight::Held<Arrival>;
 
 /// How one message is settled.
 pub(super) struct Ticket {

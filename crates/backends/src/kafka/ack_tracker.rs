@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::member::Reach;
+use super::consumer::Reach;
 
 /// Records from the position on after which no more are fetched. What is said of them fits into the text.
 const FULL: i64 = 10_000;

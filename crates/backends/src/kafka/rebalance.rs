@@ -14,10 +14,10 @@ use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
-use super::heard;
-use super::lane;
+use super::ack_tracker;
+use super::client_context;
+use super::consumer::{Shelf, lock};
 use super::losses::{Loss, Losses};
-use super::member::{Shelf, lock};
 use super::store::{committed_of, marks_of};
 use super::transaction::list;
 
@@ -131,7 +131,7 @@ struct Start {
 impl<S: Shelf> ClientContext for Watch<S> {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
         self.shared.calls.fetch_add(1, Ordering::Relaxed);
-        heard::log(level, facility, text);
+        client_context::log(level, facility, text);
         if is_another(text, &self.shared.topic) {
             self.shared.is_another.store(true, Ordering::Release);
             self.shared.lose("the topic was deleted and created again");
@@ -141,7 +141,7 @@ impl<S: Shelf> ClientContext for Watch<S> {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.shared.calls.fetch_add(1, Ordering::Relaxed);
-        heard::note(&error, reason);
+        client_context::note(&error, reason);
     }
 }
 
@@ -238,7 +238,7 @@ impl<S: Shelf> Watch<S> {
             } else if position < low {
                 // What is noted of records that are gone says nothing, and the rest of it stays true.
                 start.2 = low;
-                let settled = lane::settled_below(note, low.abs_diff(position));
+                let settled = ack_tracker::settled_below(note, low.abs_diff(position));
                 lost = Some(Loss::Deleted(
                     low.abs_diff(position).saturating_sub(settled),
                 ));

@@ -21,8 +21,8 @@ use tracing::warn;
 use super::config::Config;
 use super::error;
 use super::losses::Losses;
+use super::rebalance::{Lose, Shared, Watch};
 use super::store::{Marks, blocking};
-use super::watch::{Lose, Shared, Watch};
 
 /// How long the thread waits for a record before it looks for a rebalance, for room, and whether it shall end.
 const LOOK: Duration = Duration::from_millis(25);

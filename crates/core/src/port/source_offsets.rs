@@ -1,7 +1,7 @@
 //! Positions: how far a source was read, moved in the step that appends what was read from it.
 //!
 //! So a reader that dies at any moment goes on exactly where the stream ends. A store with keys and atomic steps
-//! offers this by itself ([`InOneStep`]); a broker may have a way of its own.
+//! offers this by itself ([`KvSourceOffsets`]); a broker may have a way of its own.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::{NewMessage, QueueName, Result, StreamName};
 
 /// What was read from a source since its last position.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Step {
+pub struct AppendAt {
     /// The source's name, 1 to 1,000 bytes.
     pub source: String,
     /// The position that it has, `None` before the first.
@@ -28,21 +28,21 @@ pub struct Step {
     /// Where what is no entry goes: a queue, or a stream of that name where there are no queues.
     pub dead: QueueName,
     /// What is no entry.
-    pub set_aside: Vec<NewMessage>,
+    pub rejected: Vec<NewMessage>,
 }
 
 /// What became of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Stepped {
+pub enum AppendOutcome {
     /// Everything happened.
-    Done,
+    Appended,
     /// Nothing happened: this is the source's position.
-    Elsewhere(Option<Bytes>),
+    OffsetConflict(Option<Bytes>),
 }
 
 /// Positions of sources beside the streams that they are read into.
 #[async_trait]
-pub trait Positions: Send + Sync {
+pub trait SourceOffsets: Send + Sync {
     /// The source's position.
     ///
     /// # Errors
@@ -53,7 +53,7 @@ pub trait Positions: Send + Sync {
     ///
     /// # Errors
     /// As `Stream::append` and `Queue::enqueue`. With `Unavailable` it is unknown whether it happened: the position tells.
-    async fn step(&self, step: Step) -> Result<Stepped>;
+    async fn append_at(&self, step: AppendAt) -> Result<AppendOutcome>;
 
     /// The sources whose names start with `prefix`, each with its position; no source is claimed by looking.
     ///
@@ -69,7 +69,7 @@ pub trait Positions: Send + Sync {
 
     /// How many entries a source that is far behind puts into one step: fewer wait for the backend more often than they
     /// need to, more hold up its other callers, and gain nothing.
-    fn step_entries(&self) -> usize;
+    fn batch_entries(&self) -> usize;
 }
 
 /// Entries of one atomic step: while it is under way the store does nothing else, as Redis in a script.
@@ -79,7 +79,7 @@ const ENTRIES: usize = 2_000;
 const PAGE: usize = 1_000;
 
 /// Positions as keys of a store, moved by its atomic steps.
-pub struct InOneStep {
+pub struct KvSourceOffsets {
     /// Where the positions are: the source's name is the key.
     pub kv: Arc<dyn Kv>,
     /// Its steps.
@@ -87,12 +87,12 @@ pub struct InOneStep {
 }
 
 #[async_trait]
-impl Positions for InOneStep {
+impl SourceOffsets for KvSourceOffsets {
     async fn position(&self, source: &str) -> Result<Option<Bytes>> {
         self.kv.get(source).await
     }
 
-    async fn step(&self, step: Step) -> Result<Stepped> {
+    async fn append_at(&self, step: AppendAt) -> Result<AppendOutcome> {
         let move_position = Op::CompareAndSwap {
             key: step.source,
             expected: step.from,
@@ -100,16 +100,16 @@ impl Positions for InOneStep {
             ttl: None,
         };
         let entries = step.entries.into_iter();
-        let set_aside = step.set_aside.into_iter();
+        let rejected = step.rejected.into_iter();
         let transaction = Transaction {
             kv: vec![move_position],
             append: entries.map(|one| (step.stream.clone(), one)).collect(),
-            enqueue: set_aside.map(|one| (step.dead.clone(), one)).collect(),
+            enqueue: rejected.map(|one| (step.dead.clone(), one)).collect(),
             ..Transaction::default()
         };
         Ok(match self.effects.apply(transaction).await? {
-            effects::Outcome::Applied(_) => Stepped::Done,
-            effects::Outcome::Refused { current, .. } => Stepped::Elsewhere(current),
+            effects::Outcome::Applied(_) => AppendOutcome::Appended,
+            effects::Outcome::Refused { current, .. } => AppendOutcome::OffsetConflict(current),
         })
     }
 
@@ -145,7 +145,7 @@ impl Positions for InOneStep {
         Ok(matches!(committed, Committed::Applied(_)))
     }
 
-    fn step_entries(&self) -> usize {
+    fn batch_entries(&self) -> usize {
         ENTRIES
     }
 }

@@ -20,10 +20,10 @@ pub(crate) fn absences(subject: &Subject) -> impl Iterator<Item = Capability> {
 }
 
 const fn is_port(capability: Capability) -> bool {
-    use Capability::{Effects, Kv, Positions, Queue, RateLimit, Routes, Stream};
+    use Capability::{Effects, Kv, Queue, RateLimit, Routes, SourceOffsets, Stream};
     matches!(
         capability,
-        Queue | Routes | Stream | Kv | RateLimit | Effects | Positions
+        Queue | Routes | Stream | Kv | RateLimit | Effects | SourceOffsets
     )
 }
 
@@ -60,7 +60,7 @@ async fn ask(backend: &Backend, lacks: Capability) -> Result<()> {
         Capability::Kv => port(backend.kv.is_some()),
         Capability::RateLimit => port(backend.rate_limit.is_some()),
         Capability::Effects => port(backend.effects.is_some()),
-        Capability::Positions => backend.require_positions("the suite").map(drop),
+        Capability::SourceOffsets => backend.require_source_offsets("the suite").map(drop),
         Capability::Delay => {
             message.not_before = Some(Timestamp::from_millis(u64::MAX / 2));
             enqueue(message).await

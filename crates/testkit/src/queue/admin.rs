@@ -1,7 +1,7 @@
 //! What operators do: look, stop, start, empty, count.
 
 use towpath_core::ErrorKind;
-use towpath_core::port::queue::{Place, Verdict};
+use towpath_core::port::queue::{MessageState, Verdict};
 
 use crate::World;
 use crate::world::*;
@@ -23,10 +23,13 @@ async fn peeks_without_taking(mut world: World) {
     for _ in 0..2 {
         let peeked = queue.peek(&jobs(), 2).await.expect("peek");
         assert_eq!(peeked.len(), 2);
-        assert_eq!((peeked[0].place, peeked[0].attempts), (Place::Leased, 1));
         assert_eq!(
-            (peeked[1].place, peeked[1].message.payload.as_ref()),
-            (Place::Ready, &b"two"[..])
+            (peeked[0].state, peeked[0].attempts),
+            (MessageState::Leased, 1)
+        );
+        assert_eq!(
+            (peeked[1].state, peeked[1].message.payload.as_ref()),
+            (MessageState::Ready, &b"two"[..])
         );
     }
     assert_eq!(payloads(&lease(&queue, 10).await), ["two", "three"]);

@@ -16,8 +16,8 @@ use towpath_core::{QueueName, Result};
 use tracing::{debug, info, warn};
 
 use super::config::Config;
+use super::connection::{Link, Open};
 use super::error;
-use super::link::{Link, Open};
 use super::publisher::Letter;
 use super::store::{Known, Store, lock};
 

@@ -1,4 +1,4 @@
-//! How a driver says what it offers, and what an opened one consists of.
+//! Descriptors of drivers, and the opened backend.
 
 use std::fmt;
 use std::future::Future;
@@ -30,9 +30,9 @@ pub enum Capability {
     RateLimit,
     /// Several ports changed in one atomic step.
     Effects,
-    /// How far a source was read, moved in the step that appends what was read.
+    /// Source offsets, moved in the step that appends the entries read.
     SourceOffsets,
-    /// Messages held back until a moment.
+    /// Delayed messages.
     Delay,
     /// Messages dropped after a moment.
     Expiry,
@@ -42,7 +42,7 @@ pub enum Capability {
     Dedup,
     /// Headers kept with the payload.
     Headers,
-    /// Payloads looked at without leasing.
+    /// Payloads read without leasing.
     Peek,
     /// Delivery stopped and started per queue.
     Pause,
@@ -110,11 +110,11 @@ pub struct Descriptor {
     pub name: &'static str,
     /// The URL schemes it answers to, the first one preferred.
     pub schemes: &'static [&'static str],
-    /// What it offers.
+    /// Its capabilities.
     pub capabilities: &'static [Capability],
     /// The URL parameters it takes: name, default, meaning.
     pub parameters: &'static [(&'static str, &'static str, &'static str)],
-    /// Whether a URL is one of this family, down to each parameter, without opening anything. `open` says the same.
+    /// Whether a URL is one of this family, down to each parameter, without opening anything. `open` gives the same errors.
     pub check: fn(url: &str) -> Result<()>,
     /// Opens the backend at a URL. The URL is checked strictly: an unknown parameter is `Invalid`.
     pub open: fn(url: String, clock: Arc<dyn Clock>) -> Opening,
@@ -139,7 +139,7 @@ pub fn find(table: &'static [Descriptor], url: &str) -> Result<&'static Descript
         .ok_or_else(|| {
             let known: Vec<&str> = table.iter().map(|descriptor| descriptor.name).collect();
             let known = known.join(", ");
-            // What is not a scheme may be a password.
+            // Text that is not a scheme may be a password.
             Error::invalid(if address::is_scheme(scheme) {
                 format!("unknown backend `{scheme}`; available: {known}")
             } else {
@@ -166,7 +166,7 @@ pub trait Lifecycle: Send + Sync {
     /// `Unavailable` or `Corrupt` with the reason when it cannot.
     async fn health(&self) -> Result<Health>;
 
-    /// Makes durable what is still on its way and lets go of every resource.
+    /// Flushes pending writes and releases every resource.
     ///
     /// Idempotent. Calls that still wait answer `Unavailable`.
     ///
@@ -248,7 +248,7 @@ pub struct Backend {
     pub rate_limit: Option<Arc<dyn RateLimit>>,
     /// Atomic steps over several of its ports.
     pub effects: Option<Arc<dyn Effects>>,
-    /// Positions of sources, where they are no keys: ask [`Backend::require_source_offsets`].
+    /// Source offsets of a backend with its own implementation: use [`Backend::require_source_offsets`].
     pub source_offsets: Option<Arc<dyn SourceOffsets>>,
 }
 
@@ -261,7 +261,7 @@ impl fmt::Debug for Backend {
 }
 
 impl Backend {
-    /// The queue port, or an error that says who needed it and what there is instead.
+    /// The queue port, or an error that names the caller and the backends that have it.
     ///
     /// # Errors
     /// `Unsupported` when the family has no queues.

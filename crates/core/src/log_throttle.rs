@@ -1,4 +1,4 @@
-//! How often something that repeats is logged: when it begins, and then once in an interval with its count.
+//! Throttles repeated log lines: logs the first occurrence, then one line per interval with the count.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// The shortest time between two lines, unless another one is given.
 const EVERY: Duration = Duration::from_secs(60);
 
-/// What has happened since the last line.
+/// Occurrences since the last line.
 #[derive(Debug)]
 pub struct LogThrottle {
     since: Mutex<Since>,

@@ -1,6 +1,6 @@
 //! How long the current request waits for a store.
 //!
-//! A request has a client that gives up; a loop of the process does not: it waits until the outcome is known, because
+//! A request has a client that times out; a loop of the process has not: it waits until the outcome is known, because
 //! repeating a step whose outcome is unknown would do it twice. So the limit belongs to the request, and the edge sets it.
 
 use std::cell::Cell;

@@ -1,4 +1,4 @@
-//! The URL of a Redis: `redis://[user[:password]@]host[:port][/database]`, and its kin for TLS, sentinels and clusters.
+//! The URL of a Redis: `redis://[user[:password]@]host[:port][/database]`, and its variants for TLS, sentinels and clusters.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,27 +23,23 @@ pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
     (
         "prefix",
         "",
-        "what every key starts with; with a hash tag, `{app}:`, all keys of a cluster lie together and steps over several of them work",
+        "prefix of every key; with a hash tag, `{app}:`, all keys of a cluster are in one slot and steps over several of them work",
     ),
-    (
-        "timeout",
-        "5s",
-        "how long an answer is waited for, 100ms to 5m",
-    ),
+    ("timeout", "5s", "longest wait for an answer, 100ms to 5m"),
     (
         "consumer_timeout",
         "10s",
-        "after how long without a sign of life a consumer's deliveries go to others, 1s to 1h",
+        "time without a heartbeat after which a consumer's deliveries go to others, 1s to 1h",
     ),
     (
         "field",
         "line",
-        "the field of a stream entry that holds the payload",
+        "field of a stream entry that holds the payload",
     ),
     (
         "tls_ca",
         "",
-        "file with the certificates to trust, in PEM; the system's when empty (rediss only)",
+        "file with trusted certificates, in PEM; the system's when empty (rediss only)",
     ),
     (
         "sentinel_password",
@@ -70,7 +66,7 @@ impl std::fmt::Display for Address {
 pub(super) enum Topology {
     /// One server.
     Server(Address),
-    /// The master of this name, as sentinels say.
+    /// The master of this name, found through sentinels.
     Sentinels {
         /// Asked one after the other.
         sentinels: Vec<Address>,
@@ -81,7 +77,7 @@ pub(super) enum Topology {
     Cluster(Vec<Address>),
 }
 
-/// What the URL says.
+/// The parsed URL.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Config {
     pub(super) topology: Topology,
@@ -150,7 +146,7 @@ impl Config {
             None => 0,
             Some(text) => text.parse().map_err(|_| {
                 Error::invalid(format!(
-                    "`{text}` is no database number; say for instance `/0`"
+                    "invalid database number `{text}`; expected e.g. `/0`"
                 ))
             })?,
         };
@@ -221,7 +217,7 @@ fn non_empty(text: String) -> Option<String> {
 fn address(text: &str, default_port: u16) -> Result<Address> {
     let wrong = || {
         Error::invalid(format!(
-            "`{text}` is no host and port; say for instance `localhost:{default_port}`"
+            "invalid host and port `{text}`; expected e.g. `localhost:{default_port}`"
         ))
     };
     let (host, port) = match text.strip_prefix('[') {
@@ -259,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_says_where_and_who() {
+    fn a_url_has_servers_and_credentials() {
         let config = Config::parse("redis://localhost").unwrap();
         assert_eq!(config.topology, Topology::Server(at("localhost", 6379)));
         let config =
@@ -303,7 +299,7 @@ mod tests {
             ),
             (
                 "redis://",
-                "`` is no host and port; say for instance `localhost:6379`",
+                "invalid host and port ``; expected e.g. `localhost:6379`",
             ),
             (
                 "redis://a,b",
@@ -311,7 +307,7 @@ mod tests {
             ),
             (
                 "redis://h/x",
-                "`x` is no database number; say for instance `/0`",
+                "invalid database number `x`; expected e.g. `/0`",
             ),
             (
                 "redis+sentinel://h",
@@ -324,11 +320,11 @@ mod tests {
             ),
             (
                 "redis://h?timeout=5",
-                "`timeout=5` is no duration; say for instance `timeout=5s`",
+                "invalid duration `5` for `timeout`; expected e.g. `timeout=5s`",
             ),
             (
                 "redis://h?timeout=1ms",
-                "`timeout=1ms` is out of range; it must be 100ms to 300s",
+                "`timeout=1ms` is out of range; expected 100ms to 300s",
             ),
         ] {
             let error = Config::parse(url).err().expect(url);

@@ -1,7 +1,7 @@
-//! Positions: how far a source was read, moved in the step that appends what was read from it.
+//! Source offsets: how far a source was read, moved in the step that appends the entries read from it.
 //!
-//! So a reader that dies at any moment goes on exactly where the stream ends. A store with keys and atomic steps
-//! offers this by itself ([`KvSourceOffsets`]); a broker may have a way of its own.
+//! So a reader that crashes at any moment resumes exactly where the stream ends. A store with keys and atomic steps
+//! offers this through [`KvSourceOffsets`]; a broker may have its own implementation.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::port::effects::{self, Effects, Transaction};
 use crate::port::kv::{Committed, Kv, Op};
 use crate::{NewMessage, QueueName, Result, StreamName};
 
-/// What was read from a source since its last position.
+/// Entries read from a source, and the move of its position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AppendAt {
     /// The source's name, 1 to 1,000 bytes.
@@ -23,20 +23,20 @@ pub struct AppendAt {
     pub to: Bytes,
     /// Where the entries go; without entries the stream need not exist, and is not made.
     pub stream: StreamName,
-    /// What was read, in order.
+    /// The entries, in order.
     pub entries: Vec<NewMessage>,
-    /// Where what is no entry goes: a queue, or a stream of that name where there are no queues.
+    /// Destination of rejected input: a queue, or a stream of that name on a backend without queues.
     pub dead: QueueName,
-    /// What is no entry.
+    /// Rejected input.
     pub rejected: Vec<NewMessage>,
 }
 
-/// What became of a step.
+/// Outcome of an append.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AppendOutcome {
-    /// Everything happened.
+    /// Appended, and the position moved.
     Appended,
-    /// Nothing happened: this is the source's position.
+    /// Nothing changed: the source has this position.
     OffsetConflict(Option<Bytes>),
 }
 
@@ -52,16 +52,16 @@ pub trait SourceOffsets: Send + Sync {
     /// Appends and moves the position, or does neither; durable when it returns.
     ///
     /// # Errors
-    /// As `Stream::append` and `Queue::enqueue`. With `Unavailable` it is unknown whether it happened: the position tells.
+    /// As `Stream::append` and `Queue::enqueue`. With `Unavailable` the outcome is unknown: read the position.
     async fn append_at(&self, step: AppendAt) -> Result<AppendOutcome>;
 
-    /// The sources whose names start with `prefix`, each with its position; no source is claimed by looking.
+    /// The sources whose names start with `prefix`, each with its position; sources are not claimed.
     ///
     /// # Errors
     /// `Unavailable` when the backend did not answer.
     async fn sources(&self, prefix: &str) -> Result<Vec<(String, Bytes)>>;
 
-    /// Removes the position of a source, unless it is another one than `last`. Whether it was removed.
+    /// Removes the position of a source, unless it is another one than `last`. Returns whether it was removed.
     ///
     /// # Errors
     /// `Unavailable` when the backend did not answer.

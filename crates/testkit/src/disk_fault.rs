@@ -1,9 +1,9 @@
-//! A disk that fails: the n-th write, sync, read or rename of a process gives an error, for n = 1, 2, 3…
-//! until a run passes untouched.
+//! Disk faults: the n-th write, sync, read or rename of a process returns an error, for n = 1, 2, 3…
+//! until a run ends without reaching the fault.
 //!
-//! `strace` puts the errors between a child process and its kernel, so that nothing in the code under
-//! test knows of it. The child works on the backend and says over a socket what it was told; what was
-//! acknowledged must be there when the disk is well again. For backends that keep their files themselves.
+//! `strace` injects the errors between a child process and the kernel, so that nothing in the code under
+//! test knows of it. The child works on the backend and reports the results over a socket; acknowledged
+//! messages must be there once the disk works again. For backends with files of their own.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -20,7 +20,7 @@ use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
 use crate::world::{LEASE, consumer, jobs, lease_now, stats};
 use crate::{REQUIRE, Subject, unable};
 
-/// Tells the test binary to be the process whose disk fails: subject, address to report to, folder.
+/// Makes the test binary the process whose disk fails: subject, address to report to, folder.
 const ROLE: &str = "TOWPATH_TEST_FAULTED";
 
 /// A system call that fails.
@@ -44,7 +44,7 @@ const FAULTS: &[Fault] = &[
     fault("write", "ENOSPC", Some(1)),
     fault("write", "ENOSPC", None),
     fault("rename", "EIO", Some(1)),
-    // A read that fails is tried in another way and in smaller pieces; these fail too.
+    // A failed read is retried in another way and in smaller pieces; these fail too.
     fault("preadv2,pread64", "EIO", Some(3)),
 ];
 
@@ -66,7 +66,7 @@ impl Fault {
     }
 }
 
-/// The last n that is tried, unless `TOWPATH_SEEDS` gives another.
+/// The last n, unless `TOWPATH_SEEDS` sets another.
 const LAST: u32 = 30;
 
 /// Each n has two runs: the second opens what the first left, with the same fault.
@@ -75,13 +75,13 @@ const RUNS: usize = 2;
 const MESSAGES: u8 = 12;
 const PAYLOAD_BYTES: usize = 200_000;
 
-/// How a program ends whose libraries cannot be read: those reads are not the backend's.
+/// Exit code of a program whose libraries cannot be read: those reads are not the backend's.
 const NOT_STARTED: i32 = 127;
 
 /// Longer than any run may take.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// What `TOWPATH_TEST_REQUIRE` calls these cases, and the program that they need.
+/// Name of these cases in `TOWPATH_TEST_REQUIRE`, and the program that they need.
 pub(crate) const TOOL: &str = "strace";
 
 /// One case for each fault; ignored where this machine has no `strace` that may trace.
@@ -94,7 +94,7 @@ pub fn trials(subject: &'static Subject) -> Vec<Trial> {
         if able {
             Trial::test(name, move || survives(subject, fault))
         } else {
-            let reason = "there is no `strace` that may trace; `make setup` installs it";
+            let reason = "`strace` is missing or may not trace; `make setup` installs it";
             unable(name, must_run, reason.to_owned())
         }
     };
@@ -139,17 +139,17 @@ fn runtime() -> Runtime {
         .expect("a runtime")
 }
 
-/// Enqueues and acks, goes on after refusals, and says what came of it.
+/// Enqueues and acks, continues after refusals, and reports each result.
 async fn work(subject: &Subject, folder: PathBuf, mut out: TcpStream) {
-    let mut say = |line: String| writeln!(out, "{line}").expect("the parent reads");
+    let mut report = |line: String| writeln!(out, "{line}").expect("the parent reads");
     let backend = match (subject.open)(folder).await {
         Ok(backend) => backend,
-        Err(error) => return say(format!("closed {}", error.chain())),
+        Err(error) => return report(format!("closed {}", error.chain())),
     };
     let queue = backend.require_queue("the suite").expect("queues");
     for number in 0..MESSAGES {
         let message = NewMessage::new(vec![number; PAYLOAD_BYTES]);
-        say(match queue.enqueue(&jobs(), vec![message]).await {
+        report(match queue.enqueue(&jobs(), vec![message]).await {
             Ok(mut outcomes) => match outcomes.remove(0) {
                 Ok(taken) => format!("there {}", taken.id()),
                 Err(error) => format!("refused {}", error.chain()),
@@ -170,18 +170,18 @@ async fn work(subject: &Subject, folder: PathBuf, mut out: TcpStream) {
         let held = match queue.lease(request).await {
             Ok(held) => held,
             Err(error) => {
-                say(format!("refused {}", error.chain()));
+                report(format!("refused {}", error.chain()));
                 continue;
             }
         };
         for one in held {
-            // Said before it is done: from here on either is right.
-            say(format!("maybe {}", one.message.id));
+            // Reported before the ack: from here on either outcome is correct.
+            report(format!("maybe {}", one.message.id));
             let settlement = Settlement {
                 receipt: one.receipt,
                 verdict: Verdict::Ack,
             };
-            say(match queue.settle(vec![settlement]).await {
+            report(match queue.settle(vec![settlement]).await {
                 Ok(outcomes) if outcomes[0].is_ok() => format!("gone {}", one.message.id),
                 _ => "refused settlement".to_owned(),
             });
@@ -189,28 +189,28 @@ async fn work(subject: &Subject, folder: PathBuf, mut out: TcpStream) {
     }
     let stopped = tokio::time::timeout(Duration::from_millis(50), backend.lifecycle.failed());
     if let Ok(error) = stopped.await {
-        say(format!("stopped {}", error.chain()));
+        report(format!("stopped {}", error.chain()));
     }
     if let Err(error) = backend.lifecycle.close().await {
-        say(format!("unclean {}", error.chain()));
+        report(format!("unclean {}", error.chain()));
     }
-    say("end".to_owned());
+    report("end".to_owned());
 }
 
-/// What a run said, and whether its disk failed.
-struct Told {
+/// Output of a run, and whether its disk failed.
+struct RunOutput {
     lines: Vec<String>,
     failed: bool,
 }
 
-impl Told {
+impl RunOutput {
     fn ids(&self, what: &str) -> impl Iterator<Item = String> {
         self.lines
             .iter()
             .filter_map(move |line| Some(line.strip_prefix(what)?.strip_prefix(' ')?.to_owned()))
     }
 
-    fn says(&self, what: &str) -> bool {
+    fn reported(&self, what: &str) -> bool {
         self.lines.iter().any(|line| line.starts_with(what))
     }
 }
@@ -223,18 +223,18 @@ fn survives(subject: &'static Subject, fault: &Fault) -> Result<(), Failed> {
     for n in 1..=last {
         let folder = tempfile::tempdir()?;
         let store = folder.path().join("store");
-        let mut told = Vec::new();
+        let mut runs = Vec::new();
         for _ in 0..RUNS {
             let run = run(subject, fault, n, folder.path(), &store)?;
             stops_after_a_failed_sync(fault.call, &run)
                 .map_err(|reason| format!("n = {n}: {reason}: {:?}", run.lines))?;
-            told.push(run);
+            runs.push(run);
         }
-        compare(subject, &store, &told).map_err(|reason| {
-            let said: Vec<_> = told.iter().map(|run| &run.lines).collect();
-            format!("n = {n}: {reason}: {said:#?}")
+        compare(subject, &store, &runs).map_err(|reason| {
+            let output: Vec<_> = runs.iter().map(|run| &run.lines).collect();
+            format!("n = {n}: {reason}: {output:#?}")
         })?;
-        if told.iter().all(|run| !run.failed) {
+        if runs.iter().all(|run| !run.failed) {
             return if n > 1 {
                 Ok(())
             } else {
@@ -251,7 +251,7 @@ fn run(
     n: u32,
     folder: &Path,
     store: &Path,
-) -> Result<Told, String> {
+) -> Result<RunOutput, String> {
     let text = |error: std::io::Error| error.to_string();
     let listener = TcpListener::bind("127.0.0.1:0").map_err(text)?;
     let address = listener.local_addr().map_err(text)?;
@@ -279,7 +279,7 @@ fn run(
     let output = child.wait_with_output().map_err(text)?;
     if output.status.code() == Some(NOT_STARTED) {
         let (lines, failed) = (Vec::new(), true);
-        return Ok(Told { lines, failed });
+        return Ok(RunOutput { lines, failed });
     }
     if !output.status.success() {
         let noise = String::from_utf8_lossy(&output.stderr);
@@ -294,18 +294,18 @@ fn run(
         .map_err(|_| "the reader panicked")?
         .map_err(text)?;
     let trace = std::fs::read_to_string(&trace).map_err(text)?;
-    Ok(Told {
+    Ok(RunOutput {
         lines,
         failed: trace.contains("(INJECTED)"),
     })
 }
 
-/// After a sync that failed nothing is acknowledged any more, and the backend says that it stopped.
-fn stops_after_a_failed_sync(call: &str, run: &Told) -> Result<(), &'static str> {
-    if call != "fdatasync" || !run.failed || run.says("closed") {
+/// After a failed sync nothing is acknowledged, and the backend reports that it stopped.
+fn stops_after_a_failed_sync(call: &str, run: &RunOutput) -> Result<(), &'static str> {
+    if call != "fdatasync" || !run.failed || run.reported("closed") {
         return Ok(());
     }
-    if !run.says("stopped") {
+    if !run.reported("stopped") {
         return Err("a sync failed and the backend went on");
     }
     let behind = run
@@ -321,10 +321,10 @@ fn stops_after_a_failed_sync(call: &str, run: &Told) -> Result<(), &'static str>
     Ok(())
 }
 
-/// Opens what is left on a disk that is well, and compares.
-fn compare(subject: &Subject, store: &Path, told: &[Told]) -> Result<(), String> {
+/// Opens the store on a working disk, and compares.
+fn compare(subject: &Subject, store: &Path, runs: &[RunOutput]) -> Result<(), String> {
     let named =
-        |what: &str| -> BTreeSet<String> { told.iter().flat_map(|run| run.ids(what)).collect() };
+        |what: &str| -> BTreeSet<String> { runs.iter().flat_map(|run| run.ids(what)).collect() };
     let (there, maybe, gone) = (named("there"), named("maybe"), named("gone"));
     let found: BTreeSet<String> = runtime().block_on(async {
         let backend = (subject.open)(store.to_owned())

@@ -1,8 +1,8 @@
-//! A server that lost what was declared on it, while the connection holds: an operator deleted a queue or an exchange,
-//! or an empty server took the place of the old one. What a process has declared is declared again within seconds,
-//! without a restart and without a call of its own.
+//! A server that lost its declarations while the connection holds: an operator deleted a queue or an exchange,
+//! or an empty server replaced the old one. Everything that a process declared is declared again within seconds,
+//! without a restart and without a call.
 //!
-//! These cases need [`Subject::lose`](crate::Subject); a backend that keeps what is declared in the process has none.
+//! These cases need [`Subject::lose`](crate::Subject); a backend that keeps declarations in the process has none.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::{Case, World};
 /// How long a backend may take until it works again.
 const SECONDS: Duration = Duration::from_secs(15);
 
-/// Every case; each needs a way to lose what was declared.
+/// Every case; each needs `Subject::lose`.
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         Case {
@@ -32,9 +32,13 @@ pub(crate) fn cases() -> Vec<Case> {
             body: |world| Box::pin(a_lost_queue_is_listed_again_without_a_call(world)),
         },
         Case {
-            name: "a_waiting_consumer_of_a_lost_queue_gets_what_comes",
+            name: "a_waiting_consumer_of_a_lost_queue_receives_new_messages",
             needs: &[Capability::Queue],
-            body: |world| Box::pin(a_waiting_consumer_of_a_lost_queue_gets_what_comes(world)),
+            body: |world| {
+                Box::pin(a_waiting_consumer_of_a_lost_queue_receives_new_messages(
+                    world,
+                ))
+            },
         },
         Case {
             name: "a_lost_route_is_declared_again",
@@ -44,8 +48,8 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
-/// Only what mends within seconds is an excuse.
-async fn excuse(began: Instant, error: &Error) {
+/// Accepts an error that heals within seconds, and waits before the next try.
+async fn tolerate(began: Instant, error: &Error) {
     assert!(
         matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::NotFound),
         "{error:?}"
@@ -65,9 +69,9 @@ async fn enqueue_until_taken(world: &mut World, payload: &str) {
         match queue.enqueue(&jobs(), vec![text(payload)]).await {
             Ok(mut outcomes) => match outcomes.pop().expect("one outcome") {
                 Ok(_) => return,
-                Err(error) => excuse(began, &error).await,
+                Err(error) => tolerate(began, &error).await,
             },
-            Err(error) => excuse(began, &error).await,
+            Err(error) => tolerate(began, &error).await,
         }
     }
 }
@@ -90,7 +94,7 @@ async fn lease_until_given(world: &mut World) -> towpath_core::Delivery {
                 Some(delivery) => return delivery,
                 None => assert!(began.elapsed() < SECONDS, "nothing came within {SECONDS:?}"),
             },
-            Err(error) => excuse(began, &error).await,
+            Err(error) => tolerate(began, &error).await,
         }
     }
 }
@@ -135,17 +139,17 @@ async fn a_lost_queue_is_listed_again_without_a_call(mut world: World) {
         match queue.list().await {
             Ok(all) if all.iter().any(|one| one.queue == jobs()) => break,
             Ok(_) => assert!(began.elapsed() < SECONDS, "not listed after {SECONDS:?}"),
-            Err(error) => excuse(began, &error).await,
+            Err(error) => tolerate(began, &error).await,
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let began = Instant::now();
     while let Err(error) = queue.stats(&jobs()).await {
-        excuse(began, &error).await;
+        tolerate(began, &error).await;
     }
 }
 
-async fn a_waiting_consumer_of_a_lost_queue_gets_what_comes(mut world: World) {
+async fn a_waiting_consumer_of_a_lost_queue_receives_new_messages(mut world: World) {
     let queue = world.queue().await;
     queue.declare(&jobs(), &attempts(2)).await.expect("declare");
     // It waits while the queue goes.
@@ -183,7 +187,7 @@ async fn a_lost_route_is_declared_again(mut world: World) {
         };
         match outcome {
             Ok(count) => break assert_eq!(count, 1),
-            Err(error) => excuse(began, &error).await,
+            Err(error) => tolerate(began, &error).await,
         }
     }
     let delivery = lease_until_given(&mut world).await;

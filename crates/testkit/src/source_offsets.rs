@@ -1,4 +1,4 @@
-//! The promises of the positions port.
+//! The promises of the source offsets port.
 
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use crate::World;
 use crate::world::text;
 
 crate::promises! { SourceOffsets:
-    a_position_moves_with_what_was_read needs Stream;
-    a_step_from_another_position_changes_nothing needs Stream;
-    of_many_steps_from_one_position_one_happens needs Stream;
+    an_append_moves_the_position needs Stream;
+    an_append_at_another_position_conflicts needs Stream;
+    one_of_many_appends_at_one_position_succeeds needs Stream;
     positions_stay_across_reopen needs Stream;
-    sources_have_positions_of_their_own needs Stream;
-    a_step_without_entries_makes_no_stream needs Stream;
+    each_source_has_its_own_position needs Stream;
+    an_append_without_entries_creates_no_stream needs Stream;
     sources_are_listed_by_prefix needs Stream;
     a_position_is_forgotten_unless_it_moved needs Stream;
 }
@@ -61,7 +61,7 @@ async fn appended(world: &mut World) -> Vec<String> {
         .collect()
 }
 
-async fn a_position_moves_with_what_was_read(mut world: World) {
+async fn an_append_moves_the_position(mut world: World) {
     let positions = positions(&mut world).await;
     assert_eq!(position(&positions, "file").await, None);
     let first = step(None, "2", &["a", "b"]);
@@ -74,7 +74,7 @@ async fn a_position_moves_with_what_was_read(mut world: World) {
     assert_eq!(appended(&mut world).await, ["a", "b", "c"]);
 }
 
-async fn a_step_from_another_position_changes_nothing(mut world: World) {
+async fn an_append_at_another_position_conflicts(mut world: World) {
     let positions = positions(&mut world).await;
     let first = step(None, "1", &["a"]);
     assert_eq!(
@@ -88,7 +88,7 @@ async fn a_step_from_another_position_changes_nothing(mut world: World) {
     assert_eq!(appended(&mut world).await, ["a"]);
 }
 
-async fn of_many_steps_from_one_position_one_happens(mut world: World) {
+async fn one_of_many_appends_at_one_position_succeeds(mut world: World) {
     let positions = positions(&mut world).await;
     let mut racers = JoinSet::new();
     for name in ["a", "b", "c", "d", "e"] {
@@ -125,7 +125,7 @@ async fn positions_stay_across_reopen(mut world: World) {
     assert_eq!(appended(&mut world).await, ["a", "b"]);
 }
 
-async fn sources_have_positions_of_their_own(mut world: World) {
+async fn each_source_has_its_own_position(mut world: World) {
     let positions = positions(&mut world).await;
     for source in ["one", "two"] {
         let mut step = step(None, "1", &[source]);
@@ -137,7 +137,7 @@ async fn sources_have_positions_of_their_own(mut world: World) {
     assert_eq!(appended(&mut world).await, ["one", "two"]);
 }
 
-async fn a_step_without_entries_makes_no_stream(mut world: World) {
+async fn an_append_without_entries_creates_no_stream(mut world: World) {
     let positions = positions(&mut world).await;
     let mut nothing = step(None, "1", &[]);
     // A name that some brokers refuse.
@@ -160,7 +160,7 @@ async fn sources_are_listed_by_prefix(mut world: World) {
     let expected = [("of:one", "1"), ("of:two", "2")];
     let expected = expected.map(|(source, at)| (source.to_owned(), Bytes::from(at)));
     assert_eq!(listed, expected);
-    // Looking claims nothing: the source moves on as before.
+    // Listing claims nothing: the source moves on as before.
     let mut next = step(Some("1"), "4", &[]);
     next.source = "of:one".to_owned();
     assert_eq!(take(&positions, next).await, AppendOutcome::Appended);

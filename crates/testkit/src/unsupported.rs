@@ -1,4 +1,4 @@
-//! What a backend does not offer, it must refuse instead of imitating it.
+//! A capability that a backend does not offer is refused, not imitated.
 
 use libtest_mimic::Failed;
 use towpath_core::backend::{Backend, Capability};
@@ -8,13 +8,13 @@ use towpath_core::{Error, ErrorKind, NewMessage, Result, Timestamp};
 use crate::world::{jobs, text};
 use crate::{Subject, World};
 
-/// What the row does not offer and can be asked for: a queue's fine print only where there are queues.
+/// Capabilities that the row does not offer and that can be tested: details of queues only where there are queues.
 pub(crate) fn absences(subject: &Subject) -> impl Iterator<Item = Capability> {
     let queues = subject.descriptor.offers(Capability::Queue);
     Capability::ALL
         .into_iter()
         .filter(|capability| !subject.descriptor.offers(*capability))
-        // Nobody asks for these, they are there or not.
+        // Not a call: it cannot be refused.
         .filter(|capability| *capability != Capability::Bookkeeping)
         .filter(move |capability| queues || is_port(*capability))
 }
@@ -27,7 +27,7 @@ const fn is_port(capability: Capability) -> bool {
     )
 }
 
-/// Asks for it, and passes when that is refused.
+/// Uses the capability, and passes when that is refused.
 pub(crate) fn is_refused(
     subject: &'static Subject,
     lacks: Capability,

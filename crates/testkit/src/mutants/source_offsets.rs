@@ -1,4 +1,4 @@
-//! Wrong positions: right in all but one way.
+//! Mutants of the source offsets port.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use towpath_core::port::source_offsets::{AppendAt, AppendOutcome};
 use towpath_core::{Error, MessageId, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Mutation {
     TellsNone,
     MovesFromAnywhere,
     OneSource,
@@ -19,36 +19,36 @@ pub(super) enum Way {
     ForgetsAnyway,
 }
 
-pub(super) fn wrong(inner: Arc<dyn SourceOffsets>, way: Way) -> Arc<dyn SourceOffsets> {
-    Arc::new(Wrong {
+pub(super) fn mutate(inner: Arc<dyn SourceOffsets>, mutation: Mutation) -> Arc<dyn SourceOffsets> {
+    Arc::new(Mutated {
         inner,
-        way,
+        mutation,
         own: MessageId::new().to_string(),
     })
 }
 
-struct Wrong {
+struct Mutated {
     inner: Arc<dyn SourceOffsets>,
-    way: Way,
+    mutation: Mutation,
     /// No other opening has it.
     own: String,
 }
 
 #[async_trait]
-impl SourceOffsets for Wrong {
+impl SourceOffsets for Mutated {
     async fn position(&self, source: &str) -> Result<Option<Bytes>> {
         let position = self.inner.position(&self.source(source)).await?;
-        Ok(position.filter(|_| self.way != Way::TellsNone))
+        Ok(position.filter(|_| self.mutation != Mutation::TellsNone))
     }
 
     async fn append_at(&self, mut step: AppendAt) -> Result<AppendOutcome> {
-        if self.way == Way::WantsEntries && step.entries.is_empty() {
-            return Err(Error::invalid("there are no entries"));
+        if self.mutation == Mutation::WantsEntries && step.entries.is_empty() {
+            return Err(Error::invalid("the append has no entries"));
         }
         step.source = self.source(&step.source);
         let mut stepped = self.inner.append_at(step.clone()).await?;
         while let AppendOutcome::OffsetConflict(position) = &stepped
-            && self.way == Way::MovesFromAnywhere
+            && self.mutation == Mutation::MovesFromAnywhere
         {
             step.from.clone_from(position);
             stepped = self.inner.append_at(step.clone()).await?;
@@ -57,7 +57,7 @@ impl SourceOffsets for Wrong {
     }
 
     async fn sources(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
-        let prefix = if self.way == Way::ListsAll {
+        let prefix = if self.mutation == Mutation::ListsAll {
             ""
         } else {
             prefix
@@ -67,8 +67,8 @@ impl SourceOffsets for Wrong {
 
     async fn forget(&self, source: &str, last: Bytes) -> Result<bool> {
         let source = self.source(source);
-        let last = match self.way {
-            Way::ForgetsAnyway => self.inner.position(&source).await?.unwrap_or(last),
+        let last = match self.mutation {
+            Mutation::ForgetsAnyway => self.inner.position(&source).await?.unwrap_or(last),
             _ => last,
         };
         self.inner.forget(&source, last).await
@@ -79,11 +79,11 @@ impl SourceOffsets for Wrong {
     }
 }
 
-impl Wrong {
+impl Mutated {
     fn source(&self, source: &str) -> String {
-        match self.way {
-            Way::OneSource => "source".to_owned(),
-            Way::OwnSources => format!("{source}.{}", self.own),
+        match self.mutation {
+            Mutation::OneSource => "source".to_owned(),
+            Mutation::OwnSources => format!("{source}.{}", self.own),
             _ => source.to_owned(),
         }
     }

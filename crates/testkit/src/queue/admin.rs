@@ -1,4 +1,4 @@
-//! What operators do: look, stop, start, empty, count.
+//! Operations: peek, pause, resume, purge, delete, stats.
 
 use towpath_core::ErrorKind;
 use towpath_core::port::queue::{MessageState, Verdict};
@@ -8,11 +8,11 @@ use crate::world::*;
 
 crate::promises! { Queue:
     peeks_without_taking needs Peek;
-    a_paused_queue_takes_and_does_not_give needs Pause;
-    a_purge_spares_what_is_in_hand_or_dead;
+    a_paused_queue_accepts_and_does_not_deliver needs Pause;
+    a_purge_keeps_leased_and_dead_messages;
     an_unknown_queue_has_no_stats;
-    counts_what_happened;
-    a_queue_is_deleted_only_when_nothing_needs_it needs DeleteQueue;
+    stats_count_every_outcome;
+    delete_refuses_a_queue_in_use needs DeleteQueue;
     a_deleted_queue_stays_gone_across_reopen needs DeleteQueue;
 }
 
@@ -35,7 +35,7 @@ async fn peeks_without_taking(mut world: World) {
     assert_eq!(payloads(&lease(&queue, 10).await), ["two", "three"]);
 }
 
-async fn a_paused_queue_takes_and_does_not_give(mut world: World) {
+async fn a_paused_queue_accepts_and_does_not_deliver(mut world: World) {
     let queue = world.queue().await;
     enqueue(&queue, &["one"]).await;
     let held = lease(&queue, 1).await;
@@ -48,7 +48,7 @@ async fn a_paused_queue_takes_and_does_not_give(mut world: World) {
     assert_eq!(payloads(&lease(&queue, 10).await), ["two"]);
 }
 
-async fn a_purge_spares_what_is_in_hand_or_dead(mut world: World) {
+async fn a_purge_keeps_leased_and_dead_messages(mut world: World) {
     let queue = world.queue().await;
     enqueue(&queue, &["dead", "held", "ready", "retried"]).await;
     let held = lease(&queue, 2).await;
@@ -60,7 +60,7 @@ async fn a_purge_spares_what_is_in_hand_or_dead(mut world: World) {
         },
     )
     .await
-    .expect("given up");
+    .expect("dead-lettered");
     assert_eq!(queue.purge(&jobs()).await.expect("purge"), 2);
     assert!(lease_now(&queue, 10).await.is_empty());
     let after = stats(&queue).await;
@@ -69,7 +69,7 @@ async fn a_purge_spares_what_is_in_hand_or_dead(mut world: World) {
     assert_balanced(&queue).await;
 }
 
-async fn a_queue_is_deleted_only_when_nothing_needs_it(mut world: World) {
+async fn delete_refuses_a_queue_in_use(mut world: World) {
     let queue = world.queue().await;
     let delete = async |force| queue.delete(&jobs(), force).await;
     assert_kind(delete(true).await, ErrorKind::NotFound);
@@ -91,7 +91,7 @@ async fn a_queue_is_deleted_only_when_nothing_needs_it(mut world: World) {
     assert_eq!(delete(true).await.expect("delete"), 2);
     assert_kind(queue.stats(&jobs()).await, ErrorKind::NotFound);
     assert!(queue.list().await.expect("list").is_empty());
-    // A receipt of before holds nothing, and brings nothing back.
+    // An earlier receipt is stale, and does not restore the message.
     let late = settle(&queue, &held[0], Verdict::Ack).await;
     assert_kind(late, ErrorKind::Conflict);
     assert_kind(queue.stats(&jobs()).await, ErrorKind::NotFound);
@@ -110,10 +110,10 @@ async fn a_deleted_queue_stays_gone_across_reopen(mut world: World) {
 
 async fn an_unknown_queue_has_no_stats(mut world: World) {
     let queue = world.queue().await;
-    assert_kind(queue.stats(&name("nobody")).await, ErrorKind::NotFound);
+    assert_kind(queue.stats(&name("missing")).await, ErrorKind::NotFound);
 }
 
-async fn counts_what_happened(mut world: World) {
+async fn stats_count_every_outcome(mut world: World) {
     let queue = world.queue().await;
     queue.declare(&jobs(), &attempts(2)).await.expect("declare");
     enqueue(&queue, &["one", "two", "three", "four"]).await;

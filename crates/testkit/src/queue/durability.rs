@@ -1,4 +1,4 @@
-//! What survives.
+//! Durability across a reopen.
 
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ async fn keeps_delays_dead_letters_pause_and_counts_across_reopen(mut world: Wor
         },
     )
     .await
-    .expect("given up");
+    .expect("dead-lettered");
     ack(&queue, &held[1..]).await;
     queue.pause(&jobs()).await.expect("pause");
     let before = stats(&queue).await;

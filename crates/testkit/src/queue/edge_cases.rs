@@ -1,4 +1,4 @@
-//! What the fine print promises: batches in part, late extensions, keys let go, counts kept.
+//! Edge cases: partial batches, late extensions, keys released, counts kept.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use crate::World;
 use crate::world::*;
 
 crate::promises! { Queue:
-    one_stale_receipt_does_not_keep_the_others_out;
-    a_dropped_wait_takes_nothing;
-    a_wait_without_end_is_woken_all_the_same;
-    a_late_extension_takes_its_key_back needs KeyOrder;
-    a_disconnect_voids_what_had_expired;
-    a_purged_retry_lets_its_key_go needs KeyOrder;
-    an_expired_message_lets_its_key_go needs KeyOrder, Expiry;
+    one_stale_receipt_does_not_fail_the_batch;
+    a_cancelled_lease_call_leases_nothing;
+    an_unbounded_wait_is_woken;
+    a_late_extension_locks_its_key_again needs KeyOrder;
+    a_disconnect_voids_expired_leases;
+    purging_a_retry_unlocks_its_key needs KeyOrder;
+    an_expired_message_unlocks_its_key needs KeyOrder, Expiry;
     keeps_every_count_across_reopen needs Dedup, Bookkeeping;
     keeps_the_last_ten_errors;
 }
@@ -35,7 +35,7 @@ fn give_up() -> Verdict {
     }
 }
 
-async fn one_stale_receipt_does_not_keep_the_others_out(mut world: World) {
+async fn one_stale_receipt_does_not_fail_the_batch(mut world: World) {
     let queue = world.queue().await;
     enqueue(&queue, &["one", "two", "three"]).await;
     let held = lease(&queue, 3).await;
@@ -51,7 +51,7 @@ async fn one_stale_receipt_does_not_keep_the_others_out(mut world: World) {
     assert_balanced(&queue).await;
 }
 
-async fn a_dropped_wait_takes_nothing(mut world: World) {
+async fn a_cancelled_lease_call_leases_nothing(mut world: World) {
     let queue = world.queue().await;
     let waiting = {
         let queue = Arc::clone(&queue);
@@ -74,12 +74,12 @@ async fn a_dropped_wait_takes_nothing(mut world: World) {
     waiting.abort();
     assert!(waiting.await.expect_err("aborted").is_cancelled());
     enqueue(&queue, &["one"]).await;
-    // A wait that went on would have it by now.
+    // A wait that continued would have it by now.
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(lease_now(&queue, 1).await.len(), 1);
 }
 
-async fn a_wait_without_end_is_woken_all_the_same(mut world: World) {
+async fn an_unbounded_wait_is_woken(mut world: World) {
     let queue = world.queue().await;
     enqueue(&queue, &["one"]).await;
     let request = LeaseRequest {
@@ -103,7 +103,7 @@ async fn expired(queue: &Arc<dyn Queue>) -> Delivery {
     late.into_iter().next().expect("something to lease")
 }
 
-async fn a_late_extension_takes_its_key_back(mut world: World) {
+async fn a_late_extension_locks_its_key_again(mut world: World) {
     let queue = world.queue().await;
     enqueue_all(&queue, vec![keyed("a1"), keyed("a2")]).await;
     let late = expired(&queue).await;
@@ -115,12 +115,12 @@ async fn a_late_extension_takes_its_key_back(mut world: World) {
     assert_eq!(payloads(&lease(&queue, 2).await), ["a2"]);
 }
 
-async fn a_disconnect_voids_what_had_expired(mut world: World) {
+async fn a_disconnect_voids_expired_leases(mut world: World) {
     let queue = world.queue().await;
     enqueue(&queue, &["one"]).await;
     let late = expired(&queue).await;
     let given_back = queue.disconnect(&consumer("slow")).await;
-    assert_eq!(given_back.expect("disconnect"), 0, "nothing was in hand");
+    assert_eq!(given_back.expect("disconnect"), 0, "nothing was leased");
     let receipts = [late.receipt.clone()];
     let extended = queue.extend(&receipts, LEASE).await.expect("extend");
     assert_kind(
@@ -131,9 +131,9 @@ async fn a_disconnect_voids_what_had_expired(mut world: World) {
     assert_kind(settled, ErrorKind::Conflict);
 }
 
-async fn a_purged_retry_lets_its_key_go(mut world: World) {
+async fn purging_a_retry_unlocks_its_key(mut world: World) {
     let queue = world.queue().await;
-    // With nothing in hand, and with something in hand that the purge must spare.
+    // Without leased messages, and with one that the purge must keep.
     for in_hand in [&[][..], &["other"]] {
         enqueue(&queue, in_hand).await;
         assert_eq!(lease_now(&queue, 1).await.len(), in_hand.len());
@@ -154,7 +154,7 @@ async fn a_purged_retry_lets_its_key_go(mut world: World) {
     assert_balanced(&queue).await;
 }
 
-async fn an_expired_message_lets_its_key_go(mut world: World) {
+async fn an_expired_message_unlocks_its_key(mut world: World) {
     let queue = world.queue().await;
     let expires = SystemClock::new().now().after(Duration::from_millis(600));
     let mortal = NewMessage {
@@ -200,7 +200,9 @@ async fn keeps_every_count_across_reopen(mut world: World) {
         .await
         .expect("retried");
     ack(&queue, &held[1..2]).await;
-    settle(&queue, &held[2], give_up()).await.expect("given up");
+    settle(&queue, &held[2], give_up())
+        .await
+        .expect("dead-lettered");
     assert_eq!(
         queue
             .drop_dead(&jobs(), &Selection::All)

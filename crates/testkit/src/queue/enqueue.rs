@@ -1,4 +1,4 @@
-//! What may come in, and what is remembered of it.
+//! Enqueueing: limits, batches and deduplication.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -10,21 +10,21 @@ use crate::World;
 use crate::world::*;
 
 crate::promises! { Queue:
-    gives_back_what_was_enqueued;
+    delivers_payloads_unchanged;
     keeps_headers_and_id needs Headers;
     keeps_the_key needs Headers, KeyOrder;
     keeps_empty_binary_and_large_payloads;
     an_empty_batch_is_a_no_op;
-    a_refused_message_does_not_keep_the_others_out;
+    a_refused_message_does_not_fail_the_batch;
     a_batch_over_the_limit_is_invalid;
     recognises_a_repeated_dedup_id needs Dedup;
     recognises_a_repeat_within_one_batch needs Dedup;
     forgets_a_dedup_id_after_its_window needs Dedup;
     remembers_a_dedup_id_across_reopen needs Dedup;
-    a_full_queue_refuses_and_says_when_to_come_back needs MaxDepth;
+    a_full_queue_refuses_with_a_retry_time needs MaxDepth;
 }
 
-async fn gives_back_what_was_enqueued(mut world: World) {
+async fn delivers_payloads_unchanged(mut world: World) {
     let queue = world.queue().await;
     enqueue(&queue, &["one", "two", "three"]).await;
     let leased = lease(&queue, 10).await;
@@ -94,7 +94,7 @@ async fn an_empty_batch_is_a_no_op(mut world: World) {
     assert!(queue.extend(&[], LEASE).await.expect("extend").is_empty());
 }
 
-async fn a_refused_message_does_not_keep_the_others_out(mut world: World) {
+async fn a_refused_message_does_not_fail_the_batch(mut world: World) {
     let queue = world.queue().await;
     let large = NewMessage::new(vec![0; message::MAX_PAYLOAD_BYTES + 1]);
     let outcomes = queue
@@ -128,7 +128,7 @@ fn with_dedup(payload: &str) -> NewMessage {
 async fn recognises_a_repeated_dedup_id(mut world: World) {
     let queue = world.queue().await;
     let first = enqueue_all(&queue, vec![with_dedup("one")]).await;
-    // Also after the first one was handed out and acked.
+    // Also after the first one was delivered and acked.
     ack(&queue, &lease(&queue, 1).await).await;
     let outcome = queue
         .enqueue(&jobs(), vec![with_dedup("two")])
@@ -173,7 +173,7 @@ async fn remembers_a_dedup_id_across_reopen(mut world: World) {
     assert_eq!(enqueue_all(&queue, vec![with_dedup("two")]).await, first);
 }
 
-async fn a_full_queue_refuses_and_says_when_to_come_back(mut world: World) {
+async fn a_full_queue_refuses_with_a_retry_time(mut world: World) {
     let queue = world.queue().await;
     let settings = Settings {
         max_depth: Some(2),

@@ -26,7 +26,7 @@ impl Server {
     /// Starts one.
     ///
     /// # Panics
-    /// When it does not answer; [`missing`] says beforehand whether it is installed.
+    /// When it does not start; [`missing`] checks whether it is installed.
     pub fn start() -> Self {
         Self::start_in(ServerFolder::temporary(), Vec::new())
     }
@@ -150,7 +150,7 @@ impl Server {
         }
     }
 
-    /// Starts it again where it was, with what it had written.
+    /// Starts it again on the same port, with its data.
     ///
     /// # Panics
     /// When it does not answer.
@@ -232,10 +232,10 @@ pub struct Pooler {
 }
 
 impl Pooler {
-    /// Starts one in front of a server, with so many sessions for each database.
+    /// Starts one in front of a server, with `sessions` sessions for each database.
     ///
     /// # Panics
-    /// When it does not answer; [`pooler_missing`] says beforehand whether it is installed.
+    /// When it does not start; [`pooler_missing`] checks whether it is installed.
     pub fn start(server: &Server, sessions: u32) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let port = free_port();

@@ -55,7 +55,7 @@ impl Server {
     /// Starts one node.
     ///
     /// # Panics
-    /// When it does not answer; [`missing`] says beforehand whether it is installed.
+    /// When it does not start; [`missing`] checks whether it is installed.
     pub fn start() -> Self {
         Self::start_in(
             ServerFolder::temporary(),
@@ -165,7 +165,7 @@ impl Server {
         }
     }
 
-    /// Starts it again where it was, with what it had written.
+    /// Starts it again on the same port, with its data.
     ///
     /// # Panics
     /// When it does not answer.

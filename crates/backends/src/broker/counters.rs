@@ -1,4 +1,4 @@
-//! What happened to a queue since this process opened its broker, where the broker keeps no such counts.
+//! Counters of a queue since this process opened its broker, where the broker keeps none.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,31 +8,31 @@ use std::time::{Duration, Instant};
 use towpath_core::port::queue::Stats;
 use towpath_core::{ConsumerId, QueueName};
 
-/// A consumer that leased within this time counts as there.
+/// A consumer that leased within this time counts as present.
 const PRESENT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct Counters {
     pub(crate) acked: AtomicU64,
     pub(crate) retried: AtomicU64,
     pub(crate) dropped: AtomicU64,
-    /// When each was last here.
+    /// When each leased last.
     consumers: Mutex<HashMap<ConsumerId, Instant>>,
 }
 
-impl Tally {
-    /// A consumer leases. How long ago it did before.
+impl Counters {
+    /// Records a lease of a consumer. Returns the time since its previous one.
     pub(crate) fn saw(&self, consumer: &ConsumerId) -> Option<Duration> {
         let before = self.seen().insert(consumer.clone(), Instant::now());
         before.map(|before| before.elapsed())
     }
 
-    /// A consumer is gone.
+    /// Removes a disconnected consumer.
     pub(crate) fn forget(&self, consumer: &ConsumerId) {
         self.seen().remove(consumer);
     }
 
-    /// The numbers, as far as they are kept here; `holding` are those with something in hand.
+    /// The stats kept here; `holding` are the consumers with deliveries.
     pub(crate) fn stats(&self, queue: &QueueName, holding: Vec<ConsumerId>) -> Stats {
         let total = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut consumers: BTreeSet<ConsumerId> = holding.into_iter().collect();
@@ -57,7 +57,7 @@ impl Tally {
         }
     }
 
-    /// Counts as taken what is there and what went.
+    /// Derives `enqueued` from the messages present, acked and dropped.
     pub(crate) fn balanced(mut stats: Stats) -> Stats {
         let there = stats.ready + stats.delayed + stats.leased + stats.dead;
         stats.enqueued = there + stats.acked + stats.dropped;

@@ -1,4 +1,4 @@
-//! What this process holds of one queue of a broker: messages that it was handed and that are not settled yet.
+//! In-flight messages of one queue of a broker: delivered to this process and not settled.
 //!
 //! ```text
 //! arrived -> waiting -> leased -> settled
@@ -13,18 +13,18 @@ use towpath_core::{ConsumerId, Delivery, Error, QueueName, Receipt, Timestamp};
 
 use crate::broker::envelope::Envelope;
 
-/// How long a message may wait here for a consumer of this process before others may have it.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a message waits here for a consumer before it returns to the broker.
+const MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// The same for one whose consumer may still come back to settle it.
-const PATIENCE_EXPIRED: Duration = Duration::from_secs(5);
+/// The same for an expired lease, whose consumer may still settle it.
+const MAX_WAIT_EXPIRED: Duration = Duration::from_secs(5);
 
-/// Why a message is given up that no consumer ever settled.
-pub(crate) const SPENT: &str =
-    "its attempts are spent: every consumer that had it let the lease expire or died";
+/// Reason of a dead letter that no consumer settled.
+pub(crate) const ATTEMPTS_EXHAUSTED: &str =
+    "attempts exhausted: every lease expired or its consumer died";
 
-/// A message in hand; `origin` is where it came from, as its broker tells it.
-pub(crate) struct Held<T> {
+/// An in-flight message; `origin` is its source on the broker.
+pub(crate) struct InFlightMessage<T> {
     pub(crate) envelope: Envelope,
     /// Deliveries so far, this one included while it is leased.
     pub(crate) charged: u32,
@@ -43,7 +43,7 @@ enum State {
     },
 }
 
-impl<T> Held<T> {
+impl<T> InFlightMessage<T> {
     pub(crate) fn new(envelope: Envelope, charged: u32, origin: T) -> Self {
         Self {
             envelope,
@@ -55,19 +55,19 @@ impl<T> Held<T> {
         }
     }
 
-    /// Notes that the delivery failed.
+    /// Records that the delivery failed.
     pub(crate) fn fail(&mut self, error: &str) {
         self.envelope.note(error);
         self.envelope.settled = self.charged;
     }
 
     fn is_late(&self, now: Instant) -> bool {
-        let (since, patience) = match &self.state {
-            State::Waiting { since } => (since, PATIENCE),
-            State::Leased { until, .. } => (until, PATIENCE_EXPIRED),
+        let (since, limit) = match &self.state {
+            State::Waiting { since } => (since, MAX_WAIT),
+            State::Leased { until, .. } => (until, MAX_WAIT_EXPIRED),
         };
         let late = now.checked_duration_since(*since);
-        late.is_some_and(|late| late >= patience)
+        late.is_some_and(|late| late >= limit)
     }
 
     fn consumer(&self) -> Option<&ConsumerId> {
@@ -77,7 +77,7 @@ impl<T> Held<T> {
         }
     }
 
-    /// Whether a consumer has it whose lease has not ended.
+    /// Whether it is leased and the lease has not expired.
     pub(crate) fn is_leased(&self) -> bool {
         self.consumer().is_some() && !self.has_ended(Instant::now())
     }
@@ -87,15 +87,15 @@ impl<T> Held<T> {
     }
 }
 
-/// Everything in hand, oldest first.
-pub(crate) struct Hand<T> {
-    waiting: BTreeMap<u64, Held<T>>,
-    leased: BTreeMap<u64, Held<T>>,
-    /// When leases end.
+/// The in-flight messages of a queue, oldest first.
+pub(crate) struct InFlight<T> {
+    waiting: BTreeMap<u64, InFlightMessage<T>>,
+    leased: BTreeMap<u64, InFlightMessage<T>>,
+    /// Ends of leases.
     ends: BTreeSet<(Instant, u64)>,
 }
 
-impl<T> Default for Hand<T> {
+impl<T> Default for InFlight<T> {
     fn default() -> Self {
         Self {
             waiting: BTreeMap::new(),
@@ -105,27 +105,27 @@ impl<T> Default for Hand<T> {
     }
 }
 
-/// Who leases, and how.
-pub(crate) struct Terms<'a> {
+/// Parameters of a lease.
+pub(crate) struct LeaseTerms<'a> {
     pub(crate) queue: &'a QueueName,
     pub(crate) consumer: &'a ConsumerId,
     pub(crate) lease: Duration,
     pub(crate) max: usize,
-    /// Deliveries after which a message is given up.
+    /// Deliveries after which a message becomes a dead letter.
     pub(crate) attempts: u32,
 }
 
-impl<T> Hand<T> {
-    pub(crate) fn add(&mut self, number: u64, held: Held<T>) {
+impl<T> InFlight<T> {
+    pub(crate) fn add(&mut self, number: u64, held: InFlightMessage<T>) {
         self.waiting.insert(number, held);
     }
 
-    /// Leases what waits here, oldest first, and takes out what has no attempts left.
+    /// Leases waiting messages, oldest first, and takes out those without attempts left.
     pub(crate) fn lease(
         &mut self,
-        terms: &Terms<'_>,
+        terms: &LeaseTerms<'_>,
         mut next_number: impl FnMut() -> u64,
-    ) -> (Vec<Delivery>, Vec<Held<T>>) {
+    ) -> (Vec<Delivery>, Vec<InFlightMessage<T>>) {
         let now = Instant::now();
         let mut expired: BTreeSet<u64> = self.expired(now).collect();
         let (mut deliveries, mut spent) = (Vec::new(), Vec::new());
@@ -167,20 +167,20 @@ impl<T> Hand<T> {
         (deliveries, spent)
     }
 
-    pub(crate) fn get(&self, number: u64) -> Option<&Held<T>> {
+    pub(crate) fn get(&self, number: u64) -> Option<&InFlightMessage<T>> {
         self.leased
             .get(&number)
             .or_else(|| self.waiting.get(&number))
     }
 
     /// Takes out the delivery of this receipt, unless it is stale.
-    pub(crate) fn take(&mut self, receipt: &Receipt) -> Option<Held<T>> {
+    pub(crate) fn take(&mut self, receipt: &Receipt) -> Option<InFlightMessage<T>> {
         self.find(receipt)?;
         self.remove(receipt.number)
     }
 
-    /// Puts a message back as it was taken out; a lease goes on.
-    pub(crate) fn put_back(&mut self, number: u64, held: Held<T>) {
+    /// Puts a message back as it was taken out; a lease continues.
+    pub(crate) fn put_back(&mut self, number: u64, held: InFlightMessage<T>) {
         if let State::Leased { until, .. } = &held.state {
             self.ends.insert((*until, number));
             self.leased.insert(number, held);
@@ -190,19 +190,19 @@ impl<T> Hand<T> {
     }
 
     /// Puts a delivery back uncharged.
-    pub(crate) fn release(&mut self, number: u64, mut held: Held<T>) {
+    pub(crate) fn release(&mut self, number: u64, mut held: InFlightMessage<T>) {
         held.charged = held.charged.saturating_sub(1);
         self.wait(number, held);
     }
 
-    fn wait(&mut self, number: u64, mut held: Held<T>) {
+    fn wait(&mut self, number: u64, mut held: InFlightMessage<T>) {
         held.state = State::Waiting {
             since: Instant::now(),
         };
         self.waiting.insert(number, held);
     }
 
-    /// Makes a lease last; false for a stale receipt.
+    /// Extends a lease; false for a stale receipt.
     pub(crate) fn extend(&mut self, receipt: &Receipt, lease: Duration) -> bool {
         let Some(mut held) = self.take(receipt) else {
             return false;
@@ -214,7 +214,7 @@ impl<T> Hand<T> {
         true
     }
 
-    /// Takes back what the consumer holds. How many leases had not expired.
+    /// Ends the leases of a consumer. Returns how many had not expired.
     pub(crate) fn disconnect(&mut self, gone: &ConsumerId) -> u64 {
         let now = Instant::now();
         let mut count = 0;
@@ -227,8 +227,8 @@ impl<T> Hand<T> {
         count
     }
 
-    /// Takes out everything that waits.
-    pub(crate) fn drain_ready(&mut self) -> Vec<Held<T>> {
+    /// Takes out every waiting message.
+    pub(crate) fn drain_ready(&mut self) -> Vec<InFlightMessage<T>> {
         let now = Instant::now();
         let expired: Vec<u64> = self.expired(now).collect();
         let mut ready = std::mem::take(&mut self.waiting);
@@ -238,19 +238,22 @@ impl<T> Hand<T> {
         ready.into_values().collect()
     }
 
-    /// Takes out what nobody here wants.
-    pub(crate) fn drain_late(&mut self) -> Vec<Held<T>> {
+    /// Takes out messages that waited too long for a consumer.
+    pub(crate) fn drain_late(&mut self) -> Vec<InFlightMessage<T>> {
         let now = Instant::now();
         self.drain(|held| held.is_late(now))
     }
 
     /// Takes out everything.
-    pub(crate) fn drain_all(&mut self) -> Vec<Held<T>> {
+    pub(crate) fn drain_all(&mut self) -> Vec<InFlightMessage<T>> {
         self.drain(|_| true)
     }
 
-    /// Takes out what is so.
-    pub(crate) fn drain(&mut self, which: impl Fn(&Held<T>) -> bool) -> Vec<Held<T>> {
+    /// Takes out the messages that match.
+    pub(crate) fn drain(
+        &mut self,
+        which: impl Fn(&InFlightMessage<T>) -> bool,
+    ) -> Vec<InFlightMessage<T>> {
         let found = self.numbers(which);
         found
             .into_iter()
@@ -258,28 +261,28 @@ impl<T> Hand<T> {
             .collect()
     }
 
-    /// How many wait here, and how many are leased.
+    /// Numbers of waiting and of leased messages.
     pub(crate) fn counts(&self) -> (u64, u64) {
         let expired = self.expired(Instant::now()).count();
         let (ready, leased) = (self.waiting.len() + expired, self.leased.len() - expired);
         (ready as u64, leased as u64)
     }
 
-    /// Everything that is leased.
-    pub(crate) fn leased(&self) -> impl Iterator<Item = &Held<T>> {
+    /// The leased messages.
+    pub(crate) fn leased(&self) -> impl Iterator<Item = &InFlightMessage<T>> {
         let now = Instant::now();
         self.leased
             .values()
             .filter(move |held| !held.has_ended(now))
     }
 
-    /// When the oldest message came.
+    /// Enqueue time of the oldest message.
     pub(crate) fn oldest(&self) -> Option<Timestamp> {
         let all = self.waiting.values().chain(self.leased.values());
         all.map(|held| held.envelope.message.enqueued_at).min()
     }
 
-    /// For how long the longest waiting of those that can be leased has been here.
+    /// The longest time that a message has been ready here.
     pub(crate) fn longest_ready(&self) -> Option<Duration> {
         let since = self.waiting.values().filter_map(|held| match held.state {
             State::Waiting { since } => Some(since),
@@ -288,9 +291,9 @@ impl<T> Hand<T> {
         since.min().map(|since| since.elapsed())
     }
 
-    /// Those with something in hand.
+    /// Consumers with deliveries.
     pub(crate) fn consumers(&self) -> impl Iterator<Item = &ConsumerId> {
-        self.leased.values().filter_map(Held::consumer)
+        self.leased.values().filter_map(InFlightMessage::consumer)
     }
 
     /// When the next lease expires.
@@ -299,19 +302,19 @@ impl<T> Hand<T> {
         self.ends.range(after..).next().map(|(end, _)| *end)
     }
 
-    /// Those whose lease has ended, in the order in which they did.
+    /// Messages with an expired lease, in order of expiry.
     fn expired(&self, now: Instant) -> impl Iterator<Item = u64> {
         let ended = self.ends.range(..=(now, u64::MAX));
         ended.map(|(_, number)| *number)
     }
 
-    fn numbers(&self, which: impl Fn(&Held<T>) -> bool) -> Vec<u64> {
+    fn numbers(&self, which: impl Fn(&InFlightMessage<T>) -> bool) -> Vec<u64> {
         let all = self.waiting.iter().chain(&self.leased);
         let found = all.filter(|(_, held)| which(held));
         found.map(|(number, _)| *number).collect()
     }
 
-    fn remove(&mut self, number: u64) -> Option<Held<T>> {
+    fn remove(&mut self, number: u64) -> Option<InFlightMessage<T>> {
         if let Some(held) = self.waiting.remove(&number) {
             return Some(held);
         }
@@ -322,7 +325,7 @@ impl<T> Hand<T> {
         Some(held)
     }
 
-    fn find(&self, receipt: &Receipt) -> Option<&Held<T>> {
+    fn find(&self, receipt: &Receipt) -> Option<&InFlightMessage<T>> {
         let held = self.leased.get(&receipt.number)?;
         match &held.state {
             State::Leased { fence, .. } if *fence == receipt.fence => Some(held),
@@ -331,10 +334,10 @@ impl<T> Hand<T> {
     }
 }
 
-/// The refusal of a receipt whose delivery is not in hand any more.
+/// The error of a stale receipt.
 pub(crate) fn stale(receipt: &Receipt) -> Error {
     Error::conflict(format!(
-        "the lease of message number {} of `{}` had expired, and the message went on",
+        "lease of message number {} of `{}` expired and the message was delivered again or returned",
         receipt.number, receipt.queue
     ))
 }

@@ -1,5 +1,5 @@
-//! What is written once for brokers that know nothing of leases: a message's history, what this process has in hand,
-//! what it counted.
+//! Shared by brokers without leases: a message's history, in-flight messages of this process,
+//! counters.
 
 #![cfg_attr(
     not(all(feature = "kafka", feature = "rabbitmq")),

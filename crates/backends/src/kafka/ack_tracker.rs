@@ -1,58 +1,58 @@
-//! What became of a partition's records since the position: which are settled, and how often the others were handed out.
+//! Tracks the records of a partition from the committed offset on: which are settled, and the deliveries of the others.
 //!
-//! Kafka keeps one position for a group and a partition, and a little text beside it. The position is the oldest record
-//! that is not settled; the text says what is known of those behind it, so that a settled one never comes again.
+//! Kafka keeps one committed offset per group and partition, with a short metadata text. The offset is the oldest record
+//! that is not settled; the metadata holds the state of those behind it, so that settled ones are not delivered again.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::consumer::Reach;
+use super::consumer::FetchProgress;
 
-/// Records from the position on after which no more are fetched. What is said of them fits into the text.
+/// Records from the position on after which no more are fetched. Their state fits into the metadata.
 const FULL: i64 = 10_000;
 
-/// The longest text that brokers take by default (`offset.metadata.max.bytes`), less a little.
-const MAX_NOTE: usize = 4_000;
+/// Longest metadata that brokers accept by default (`offset.metadata.max.bytes`), with a margin.
+const MAX_METADATA: usize = 4_000;
 
-/// The open records of a partition that is ours.
+/// The open records of an assigned partition.
 #[derive(Debug, Default)]
-pub(super) struct Lane {
-    /// Which time it is that the partition came to us.
+pub(super) struct AckTracker {
+    /// Number of the assignment.
     pub(super) epoch: u64,
-    pub(super) reach: Reach,
-    /// Records that came and are not settled, with the deliveries that only this text knows of.
+    pub(super) progress: FetchProgress,
+    /// Fetched records that are not settled, with the deliveries that only the metadata counts.
     open: BTreeMap<i64, u32>,
-    /// What an earlier holder noted of records that have not come yet.
+    /// States from the metadata of records that are not fetched yet.
     recovered: BTreeMap<i64, State>,
-    /// Behind the last record that was handed out or settled.
+    /// Behind the last record that was delivered or settled.
     touched: i64,
-    /// Whether the broker knows an older state.
+    /// Whether the committed state is older.
     pub(super) is_dirty: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Settled,
-    /// Open, with so many deliveries.
+    /// Open, with this many deliveries.
     Open(u32),
 }
 
-impl Lane {
-    pub(super) fn new(epoch: u64, position: i64, note: &str) -> Self {
-        let recovered: BTreeMap<i64, State> = (position..).zip(read(note)).collect();
+impl AckTracker {
+    pub(super) fn new(epoch: u64, position: i64, metadata: &str) -> Self {
+        let recovered: BTreeMap<i64, State> = (position..).zip(read(metadata)).collect();
         let last = recovered.last_key_value().map(|(at, _)| at + 1);
         Self {
             epoch,
-            reach: Reach::from(position),
+            progress: FetchProgress::from(position),
             touched: last.unwrap_or(position),
             recovered,
             ..Self::default()
         }
     }
 
-    /// A record came: how often it was handed out before, or `None` when it is settled.
+    /// Adds a fetched record: its earlier deliveries, or `None` when it is settled.
     pub(super) fn add(&mut self, at: i64) -> Option<u32> {
-        self.reach.pass(at);
+        self.progress.pass(at);
         while self
             .recovered
             .first_key_value()
@@ -73,7 +73,7 @@ impl Lane {
         }
     }
 
-    /// Counts deliveries of a record.
+    /// Sets the deliveries of a record.
     pub(super) fn charge(&mut self, at: i64, deliveries: u32) {
         if let Some(known) = self.open.get_mut(&at) {
             *known = deliveries;
@@ -82,7 +82,7 @@ impl Lane {
         }
     }
 
-    /// A record is settled; its deliveries, to open it again.
+    /// Settles a record; returns its deliveries, to reopen it.
     pub(super) fn settle(&mut self, at: i64) -> Option<u32> {
         let deliveries = self.open.remove(&at)?;
         self.touched = self.touched.max(at + 1);
@@ -90,7 +90,7 @@ impl Lane {
         Some(deliveries)
     }
 
-    /// It is not, after all.
+    /// Reverts a settlement.
     pub(super) fn reopen(&mut self, at: i64, deliveries: u32) {
         self.open.insert(at, deliveries);
         self.is_dirty = true;
@@ -99,36 +99,38 @@ impl Lane {
     /// The oldest record that is not settled.
     pub(super) fn position(&self) -> i64 {
         let open = self.open.first_key_value().map(|(at, _)| *at);
-        open.unwrap_or(self.reach.next)
+        open.unwrap_or(self.progress.next)
     }
 
-    /// In percent.
+    /// Fill level in percent.
     pub(super) fn fullness(&self) -> usize {
-        let open = self.reach.next - self.position();
+        let open = self.progress.next - self.position();
         usize::try_from(open * 100 / FULL).unwrap_or(0)
     }
 
-    /// What is known from the position on.
-    pub(super) fn note(&self) -> String {
+    /// The offset metadata: states from the position on.
+    pub(super) fn metadata(&self) -> String {
         let state = |at: i64| match self.open.get(&at) {
             Some(deliveries) => State::Open(*deliveries),
-            None if at < self.reach.next => State::Settled,
+            None if at < self.progress.next => State::Settled,
             None => *self.recovered.get(&at).unwrap_or(&State::Open(0)),
         };
         write((self.position()..self.touched).map(state))
     }
 }
 
-/// Records that a note says are settled.
-pub(super) fn settled(note: &str) -> u64 {
-    let settled = read(note).into_iter().filter(|one| *one == State::Settled);
+/// Number of settled records in this metadata.
+pub(super) fn settled(metadata: &str) -> u64 {
+    let settled = read(metadata)
+        .into_iter()
+        .filter(|one| *one == State::Settled);
     settled.count() as u64
 }
 
 /// The same among the first `count`.
-pub(super) fn settled_below(note: &str, count: u64) -> u64 {
+pub(super) fn settled_below(metadata: &str, count: u64) -> u64 {
     let count = usize::try_from(count).unwrap_or(usize::MAX);
-    let first = read(note).into_iter().take(count);
+    let first = read(metadata).into_iter().take(count);
     first.filter(|one| *one == State::Settled).count() as u64
 }
 
@@ -146,7 +148,7 @@ fn write(states: impl Iterator<Item = State>) -> String {
         };
         debug_assert!(written.is_ok(), "text takes anything");
     }
-    if text.len() <= MAX_NOTE {
+    if text.len() <= MAX_METADATA {
         return text;
     }
     let digit = |four: &[State]| {
@@ -158,10 +160,10 @@ fn write(states: impl Iterator<Item = State>) -> String {
     std::iter::once('#').chain(bits).collect()
 }
 
-/// The other way round; of a text that is not ours nothing.
-fn read(note: &str) -> Vec<State> {
+/// Parses metadata; empty for a text of another program.
+fn read(metadata: &str) -> Vec<State> {
     let mut states = Vec::new();
-    if let Some(digits) = note.strip_prefix('#') {
+    if let Some(digits) = metadata.strip_prefix('#') {
         for four in digits.chars() {
             let Some(four) = four.to_digit(16) else {
                 return Vec::new();
@@ -173,14 +175,14 @@ fn read(note: &str) -> Vec<State> {
         }
         return states;
     }
-    for run in note.split(',').filter(|run| !run.is_empty()) {
+    for run in metadata.split(',').filter(|run| !run.is_empty()) {
         let (count, state) = match (run.strip_suffix('s'), run.split_once('x')) {
             (Some(count), _) => (count, Some(State::Settled)),
             (None, Some((count, deliveries))) => (count, deliveries.parse().ok().map(State::Open)),
             (None, None) => (run, Some(State::Open(0))),
         };
         match (count.parse::<usize>(), state) {
-            (Ok(count), Some(state)) if count <= MAX_NOTE * 4 => {
+            (Ok(count), Some(state)) if count <= MAX_METADATA * 4 => {
                 states.extend(std::iter::repeat_n(state, count));
             }
             _ => return Vec::new(),
@@ -194,62 +196,62 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_noted_is_known_to_the_next_holder() {
-        let mut lane = Lane::new(1, 100, "");
+    fn metadata_restores_the_state_in_the_next_consumer() {
+        let mut tracker = AckTracker::new(1, 100, "");
         for at in 100..110 {
-            assert_eq!(lane.add(at), Some(0));
+            assert_eq!(tracker.add(at), Some(0));
         }
         for at in [100, 101, 104, 106] {
-            assert_eq!(lane.settle(at), Some(0));
+            assert_eq!(tracker.settle(at), Some(0));
         }
-        lane.charge(102, 2);
-        lane.charge(107, 1);
+        tracker.charge(102, 2);
+        tracker.charge(107, 1);
         assert_eq!(
-            (lane.position(), lane.note().as_str()),
+            (tracker.position(), tracker.metadata().as_str()),
             (102, "1x2,1,1s,1,1s,1x1")
         );
 
-        let mut next = Lane::new(2, 102, &lane.note());
-        // What has not come yet is not forgotten.
+        let mut next = AckTracker::new(2, 102, &tracker.metadata());
+        // States of records that are not fetched yet are kept.
         assert_eq!(next.add(102), Some(2));
-        assert_eq!(next.note(), lane.note());
+        assert_eq!(next.metadata(), tracker.metadata());
         let came: Vec<Option<u32>> = (103..109).map(|at| next.add(at)).collect();
         assert_eq!(came, [Some(0), None, Some(0), None, Some(1), Some(0)]);
         assert_eq!(next.settle(102), Some(2));
         assert_eq!(next.position(), 103);
         next.reopen(102, 2);
         assert_eq!(next.position(), 102);
-        assert_eq!(next.note(), lane.note());
+        assert_eq!(next.metadata(), tracker.metadata());
     }
 
     #[test]
-    fn marks_between_records_are_settled() {
-        let mut lane = Lane::new(1, 0, "");
+    fn offsets_without_a_record_are_settled() {
+        let mut tracker = AckTracker::new(1, 0, "");
         for at in [0, 2, 5] {
-            lane.add(at);
+            tracker.add(at);
         }
-        lane.charge(5, 1);
-        assert_eq!(lane.note(), "1,1s,1,2s,1x1");
+        tracker.charge(5, 1);
+        assert_eq!(tracker.metadata(), "1,1s,1,2s,1x1");
     }
 
     #[test]
-    fn a_note_never_grows_too_long() {
-        let mut lane = Lane::new(1, 0, "");
+    fn metadata_never_exceeds_the_limit() {
+        let mut tracker = AckTracker::new(1, 0, "");
         for at in 0..12_000 {
-            lane.add(at);
+            tracker.add(at);
         }
-        assert!(lane.fullness() >= 100);
+        assert!(tracker.fullness() >= 100);
         for at in (1..12_000).step_by(2) {
-            lane.settle(at);
+            tracker.settle(at);
         }
-        let note = lane.note();
+        let metadata = tracker.metadata();
         assert!(
-            note.starts_with('#') && note.len() <= MAX_NOTE,
+            metadata.starts_with('#') && metadata.len() <= MAX_METADATA,
             "{}",
-            note.len()
+            metadata.len()
         );
-        assert_eq!(settled(&note), 6_000);
-        let mut next = Lane::new(2, 0, &note);
+        assert_eq!(settled(&metadata), 6_000);
+        let mut next = AckTracker::new(2, 0, &metadata);
         assert_eq!(
             (next.add(0), next.add(1), next.add(2)),
             (Some(0), None, Some(0))
@@ -257,9 +259,9 @@ mod tests {
     }
 
     #[test]
-    fn what_others_wrote_says_nothing() {
-        for note in ["hello", "1x", "9999999999", "#12g", "-1", ",,"] {
-            assert_eq!(read(note), [], "{note}");
+    fn metadata_of_other_programs_is_ignored() {
+        for metadata in ["hello", "1x", "9999999999", "#12g", "-1", ",,"] {
+            assert_eq!(read(metadata), [], "{metadata}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the client says of its connections: its calls say only that no broker answered, and not why.
+//! Log lines and errors of the client: its calls return only that no broker answered, the log has the reason.
 
 use std::sync::Mutex;
 
@@ -12,18 +12,18 @@ use tracing::{Level, debug, trace, warn};
 
 use super::consumer::lock;
 
-/// How the client marks that a connection failed.
+/// Facility of a failed connection.
 const FAILED: &str = "FAIL";
 
-/// How the client marks lines about connections, which end and are made again in ordinary use, and what it says twice.
+/// Facilities of connections, which close and reopen in ordinary use, and of errors that are also events.
 const CONNECTIONS: [&str; 3] = [FAILED, "REQTMOUT", "ERROR"];
 
-/// Keeps why the last connection failed.
+/// Keeps the reason of the last failed connection.
 #[derive(Default)]
-pub(super) struct Heard(Mutex<Option<String>>);
+pub(super) struct ErrorLog(Mutex<Option<String>>);
 
-impl Heard {
-    /// Adds to an error why no connection is there, if that is known.
+impl ErrorLog {
+    /// Adds the reason of a missing connection to an error, if known.
     pub(super) fn explain(&self, error: Error) -> Error {
         match &*lock(&self.0) {
             Some(reason) if error.kind() == ErrorKind::Unavailable => {
@@ -33,18 +33,18 @@ impl Heard {
         }
     }
 
-    /// Whether it is known why no connection is there.
+    /// Whether a connection failed since the last answer.
     pub(super) fn has_reason(&self) -> bool {
         lock(&self.0).is_some()
     }
 
-    /// A call was answered.
+    /// A call was answered: forgets the reason.
     pub(super) fn forget(&self) {
         lock(&self.0).take();
     }
 }
 
-impl ClientContext for Heard {
+impl ClientContext for ErrorLog {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
         log(level, facility, text);
         if facility == FAILED {
@@ -53,20 +53,20 @@ impl ClientContext for Heard {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        note(&error, reason);
+        log_error(&error, reason);
     }
 }
 
 /// A line of the client's log.
 pub(super) fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
     match weight(level, facility) {
-        Level::WARN => warn!(target: "librdkafka", facility, text, "kafka client"),
-        Level::DEBUG => debug!(target: "librdkafka", facility, text, "kafka client"),
-        _ => trace!(target: "librdkafka", facility, text, "kafka client"),
+        Level::WARN => warn!(target: "librdkafka", facility, text, "kafka client log"),
+        Level::DEBUG => debug!(target: "librdkafka", facility, text, "kafka client log"),
+        _ => trace!(target: "librdkafka", facility, text, "kafka client log"),
     }
 }
 
-/// The level that a line has for us: what fails is said by the call that needed it, so nothing is an error.
+/// The level of a line here: a failure is returned by the call that needed it, so no line is an error.
 fn weight(level: RDKafkaLogLevel, facility: &str) -> Level {
     use RDKafkaLogLevel::{Debug, Info, Notice};
     match level {
@@ -78,23 +78,23 @@ fn weight(level: RDKafkaLogLevel, facility: &str) -> Level {
 }
 
 /// An event of the client that belongs to no call.
-pub(super) fn note(error: &KafkaError, reason: &str) {
+pub(super) fn log_error(error: &KafkaError, reason: &str) {
     match error.rdkafka_error_code() {
-        // That a partition ends there is expected, as is a connection that does.
+        // The end of a partition is expected, as is a closed connection.
         Some(
             Code::PartitionEOF
             | Code::BrokerTransportFailure
             | Code::AllBrokersDown
             | Code::Resolve
             | Code::OperationTimedOut,
-        ) => debug!(target: "librdkafka", %error, reason, "kafka client"),
-        _ => warn!(target: "librdkafka", %error, reason, "kafka client"),
+        ) => debug!(target: "librdkafka", %error, reason, "kafka client log"),
+        _ => warn!(target: "librdkafka", %error, reason, "kafka client log"),
     }
 }
 
-impl ConsumerContext for Heard {}
+impl ConsumerContext for ErrorLog {}
 
-/// Without the thread, which the client says first, and how long it took, which it says last.
+/// The text without the leading thread name and the trailing duration.
 fn reason(text: &str) -> &str {
     let text = text.split_once("]: ").map_or(text, |(_, rest)| rest);
     text.rsplit_once(" (after ")
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_a_connection_is_no_error_in_the_log() {
+    fn a_closed_connection_is_logged_at_debug() {
         use RDKafkaLogLevel::{Debug, Error, Info, Warning};
         assert_eq!(weight(Error, "FAIL"), Level::DEBUG);
         assert_eq!(weight(Warning, "REQTMOUT"), Level::DEBUG);
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_stands_alone() {
+    fn thread_and_duration_are_stripped_from_the_reason() {
         let text = "[thrd:sasl_ssl://localhost:9/bootstrap]: sasl_ssl://localhost:9/bootstrap: Connect failed (after 3ms in state CONNECT)";
         let expected = "sasl_ssl://localhost:9/bootstrap: Connect failed";
         assert_eq!(reason(text), expected);

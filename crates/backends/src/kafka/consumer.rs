@@ -1,6 +1,6 @@
-//! This process as a member of a group: a consumer on a thread of its own, and the shelf that it fills.
+//! A group member: a consumer on its own thread, which fills a buffer.
 //!
-//! A partition that goes to another process takes what is here of it along, and comes there from the position on.
+//! A revoked partition drops its buffered records; the next member fetches them from the committed offset on.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -21,52 +21,52 @@ use tracing::warn;
 use super::config::Config;
 use super::error;
 use super::losses::Losses;
-use super::rebalance::{Lose, Shared, Watch};
-use super::store::{Marks, blocking};
+use super::rebalance::{Invalidate, RebalanceListener, Shared};
+use super::store::{Watermarks, blocking};
 
-/// How long the thread waits for a record before it looks for a rebalance, for room, and whether it shall end.
+/// How long the thread waits for a record before it checks for a rebalance, for room and for the end.
 const LOOK: Duration = Duration::from_millis(25);
 
-/// Records taken at once, and how often, of one partition before the next one has its turn.
+/// Records per chunk, and chunks of one partition before the next partition.
 const CHUNK: usize = 20;
 const CHUNKS: usize = 50;
 
-/// How long what the broker has may take until it is here.
+/// How long records of the broker may take to arrive.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
-/// The same where the end was seen, and what the broker counts behind it is most likely the mark of a transaction.
+/// The same where the end was seen, and the offsets behind it are most likely transaction markers.
 const A_MOMENT: Duration = Duration::from_millis(50);
 
-/// What was fetched, by partition.
-pub(super) trait Shelf: Default + Send + 'static {
-    /// A partition is ours from this position on, with what was noted at it.
-    fn assign(&mut self, partition: i32, position: i64, noted: &str);
-    /// It is not ours any more: what the broker does not know of it yet, with or without a charge for what is leased.
+/// A buffer of fetched records, by partition.
+pub(super) trait FetchBuffer: Default + Send + 'static {
+    /// A partition was assigned, at this position and with this offset metadata.
+    fn assign(&mut self, partition: i32, position: i64, metadata: &str);
+    /// A partition was revoked: returns its uncommitted position and metadata, with or without a charge for leased messages.
     fn revoke(&mut self, partition: i32, uncharges: bool) -> Option<(i64, String)>;
-    /// A record came.
+    /// A record was fetched.
     fn put(&mut self, record: &BorrowedMessage<'_>, now: Timestamp);
-    /// How far a partition of ours was fetched.
-    fn reach(&mut self, partition: i32) -> Option<&mut Reach>;
-    /// Those that are ours.
+    /// Fetch progress of an assigned partition.
+    fn progress(&mut self, partition: i32) -> Option<&mut FetchProgress>;
+    /// The assigned partitions.
     fn partitions(&self) -> Vec<i32>;
-    /// How full it is of this partition, in percent: from 100 on no more is taken.
+    /// Fill level of a partition in percent: from 100 on no more is fetched.
     fn fullness(&self, partition: i32) -> usize;
 }
 
-/// How far a partition was fetched.
+/// Fetch progress of a partition.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Reach {
-    /// Behind the newest that came.
+pub(super) struct FetchProgress {
+    /// Behind the newest fetched record.
     pub(super) next: i64,
-    /// Whether the broker said since then that there is no more.
+    /// Whether the broker reported the end of the partition since then.
     ended: bool,
-    /// Behind the newest that this process produced.
+    /// Behind the newest record produced by this process.
     produced: i64,
-    /// The same of its transactions, after which the mark of the end comes; 0 for none.
+    /// The same of its transactions, which a commit marker follows; 0 for none.
     marked: i64,
 }
 
-impl Reach {
+impl FetchProgress {
     pub(super) fn from(position: i64) -> Self {
         Self {
             next: position,
@@ -84,7 +84,7 @@ impl Reach {
         self.ended = false;
     }
 
-    /// How much is not here yet. Kafka counts the marks that end transactions, and nobody is ever handed one.
+    /// Records not fetched yet. Kafka counts transaction markers, which no consumer receives.
     pub(super) fn missing(&self, high: i64) -> u64 {
         if self.ended && self.produced <= self.next {
             return 0;
@@ -92,7 +92,7 @@ impl Reach {
         self.surely_missing(high)
     }
 
-    /// The same without a guess.
+    /// The same without the end-of-partition hint.
     fn surely_missing(&self, high: i64) -> u64 {
         let is_the_mark = self.marked > 0 && self.marked == self.next && high == self.next + 1;
         match is_the_mark {
@@ -102,9 +102,9 @@ impl Reach {
     }
 }
 
-/// A running member.
-pub(super) struct Member<S: Shelf> {
-    consumer: Arc<BaseConsumer<Watch<S>>>,
+/// A running group member.
+pub(super) struct GroupConsumer<S: FetchBuffer> {
+    consumer: Arc<BaseConsumer<RebalanceListener<S>>>,
     pub(super) topic: String,
     shared: Arc<Shared<S>>,
     thread: Option<JoinHandle<()>>,
@@ -114,7 +114,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<S: Shelf> Member<S> {
+impl<S: FetchBuffer> GroupConsumer<S> {
     /// Joins the group.
     pub(super) fn join(
         config: &Config,
@@ -124,35 +124,35 @@ impl<S: Shelf> Member<S> {
         losses: Arc<Losses>,
     ) -> Result<Self> {
         let shared = Arc::new(Shared::<S>::new(topic, group));
-        let watch = Watch {
+        let listener = RebalanceListener {
             shared: Arc::clone(&shared),
             losses,
             timeout: config.timeout,
         };
-        let failed = |told| error::of_call(&format!("join group `{group}`"), told);
-        let consumer: BaseConsumer<Watch<S>> = config
+        let failed = |error| error::of_call(&format!("join group `{group}`"), error);
+        let consumer: BaseConsumer<RebalanceListener<S>> = config
             .client()
             .set("group.id", group)
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("enable.partition.eof", "true")
             .set("partition.assignment.strategy", "cooperative-sticky")
-            // A position that the broker does not have is never replaced in silence.
+            // An offset that the broker does not have is never replaced silently.
             .set("auto.offset.reset", "error")
-            // The client says only here that its topic is another one of the same name.
+            // The client reports a recreated topic only here.
             .set("debug", "metadata")
             .set("topic.metadata.refresh.interval.ms", "1000")
             .set_log_level(RDKafkaLogLevel::Debug)
-            // The least that brokers take by default: a member that was killed holds its partitions so long.
+            // The minimum of brokers by default: a killed member holds its partitions for this long.
             .set("session.timeout.ms", "6000")
             .set("heartbeat.interval.ms", "2000")
             .set("fetch.wait.max.ms", "100")
-            // What the client holds besides the shelf, and how long it pauses when that is full.
+            // The client's own queue beside the buffer, and its pause when that is full.
             .set("queued.max.messages.kbytes", "16384")
             .set("fetch.queue.backoff.ms", "10")
-            // The topics of others may take larger records than ours do.
+            // Topics of other programs may hold larger records than ours.
             .set("receive.message.max.bytes", "1000000000")
-            .create_with_context(watch)
+            .create_with_context(listener)
             .map_err(failed)?;
         consumer.subscribe(&[topic]).map_err(failed)?;
         let consumer = Arc::new(consumer);
@@ -161,7 +161,7 @@ impl<S: Shelf> Member<S> {
             .name("towpath-kafka".to_owned())
             .spawn(move || fetch(&polled, &filled, &*clock));
         let thread = thread
-            .map_err(|error| Error::unavailable("a thread cannot be started").with_source(error))?;
+            .map_err(|error| Error::unavailable("cannot start a thread").with_source(error))?;
         Ok(Self {
             consumer,
             topic: topic.to_owned(),
@@ -170,99 +170,101 @@ impl<S: Shelf> Member<S> {
         })
     }
 
-    pub(super) fn shelf(&self) -> MutexGuard<'_, S> {
-        lock(&self.shared.shelf)
+    pub(super) fn buffer(&self) -> MutexGuard<'_, S> {
+        lock(&self.shared.buffer)
     }
 
-    /// Keeps other commits, and partitions that go, waiting. To be held from taking positions to having committed them.
-    pub(super) fn turn(&self) -> &tokio::sync::Mutex<()> {
-        &self.shared.turn
+    /// Serialises commits and revocations. Held from taking positions until they are committed.
+    pub(super) fn commit_lock(&self) -> &tokio::sync::Mutex<()> {
+        &self.shared.commit_lock
     }
 
-    /// How it is lost.
-    pub(super) fn loser(&self) -> Weak<dyn Lose> {
-        let shared: Arc<dyn Lose> = Arc::clone(&self.shared) as Arc<dyn Lose>;
+    /// Handle that invalidates it.
+    pub(super) fn invalidator(&self) -> Weak<dyn Invalidate> {
+        let shared: Arc<dyn Invalidate> = Arc::clone(&self.shared) as Arc<dyn Invalidate>;
         Arc::downgrade(&shared)
     }
 
-    /// Whether only a new member can go on.
+    /// Whether only a new member can continue.
     pub(super) fn is_lost(&self) -> bool {
         self.shared.is_lost()
     }
 
-    /// Something came, or a partition did.
-    pub(super) fn news(&self) -> Notified<'_> {
-        self.shared.news.notified()
+    /// A record or a partition arrived.
+    pub(super) fn changed(&self) -> Notified<'_> {
+        self.shared.changed.notified()
     }
 
-    /// Lets those who wait for news look again.
+    /// Wakes the waiting callers.
     pub(super) fn wake(&self) {
-        self.shared.news.notify_waiters();
+        self.shared.changed.notify_waiters();
     }
 
     pub(super) fn is_ending(&self) -> bool {
         self.shared.ending.load(Ordering::Acquire)
     }
 
-    /// Waits until this is so, and no longer than `limit`; whether it is.
+    /// Waits at most `limit` for a condition. Returns whether it holds.
     pub(super) async fn until(&self, limit: Duration, is_so: impl Fn(&mut S) -> bool) -> bool {
         let until = Instant::now() + limit;
         loop {
-            let mut news = std::pin::pin!(self.news());
-            news.as_mut().enable();
-            if is_so(&mut self.shelf()) {
+            let mut changed = std::pin::pin!(self.changed());
+            changed.as_mut().enable();
+            if is_so(&mut self.buffer()) {
                 return true;
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || self.is_ending() || self.is_lost() {
                 return false;
             }
-            drop(tokio::time::timeout(left, news).await);
+            drop(tokio::time::timeout(left, changed).await);
         }
     }
 
-    /// Waits until the group has said which partitions are ours; whether it has.
-    pub(super) async fn is_let_in(&self, limit: Duration) -> bool {
+    /// Waits for the first assignment. Returns whether it came.
+    pub(super) async fn wait_assigned(&self, limit: Duration) -> bool {
         self.until(limit, |_| self.shared.assigned.load(Ordering::Acquire))
             .await
     }
 
-    /// Waits until what the broker had at these marks is here, or `enough` of it.
-    pub(super) async fn arrive(&self, marks: &Marks, enough: impl Fn(&S) -> bool) {
-        let lacks = |shelf: &mut S, strictly: bool| {
-            let ours = shelf.partitions().into_iter();
-            let mut ours = ours.filter_map(|one| Some((one, high(marks, one)?)));
+    /// Waits until the records below these watermarks are fetched, or `enough` of them.
+    pub(super) async fn wait_fetched(&self, watermarks: &Watermarks, enough: impl Fn(&S) -> bool) {
+        let lacks = |buffer: &mut S, strictly: bool| {
+            let ours = buffer.partitions().into_iter();
+            let mut ours = ours.filter_map(|one| Some((one, high(watermarks, one)?)));
             ours.any(|(partition, high)| {
-                let full = shelf.fullness(partition) >= 100;
-                let reach = shelf.reach(partition).copied().unwrap_or_default();
+                let full = buffer.fullness(partition) >= 100;
+                let progress = buffer.progress(partition).copied().unwrap_or_default();
                 let missing = match strictly {
-                    true => reach.surely_missing(high),
-                    false => reach.missing(high),
+                    true => progress.surely_missing(high),
+                    false => progress.missing(high),
                 };
                 missing > 0 && !full
             })
         };
-        let is_here = |strictly| move |shelf: &mut S| enough(shelf) || !lacks(shelf, strictly);
+        let is_here = |strictly| move |buffer: &mut S| enough(buffer) || !lacks(buffer, strictly);
         let strictly = is_here(true);
         if self.until(A_MOMENT, &strictly).await {
             return;
         }
-        self.until(ON_ITS_WAY, |shelf| strictly(shelf) || !lacks(shelf, false))
-            .await;
+        self.until(ON_ITS_WAY, |buffer| {
+            strictly(buffer) || !lacks(buffer, false)
+        })
+        .await;
     }
 
-    /// Notes what this process produced, so that [`Member::arrive`] waits for it.
+    /// Records what this process produced, so that [`GroupConsumer::wait_fetched`] waits for it.
     pub(super) fn note_produced(&self, partition: i32, at: i64) {
-        if let Some(reach) = self.shelf().reach(partition) {
-            reach.produced = reach.produced.max(at + 1);
+        if let Some(progress) = self.buffer().progress(partition) {
+            progress.produced = progress.produced.max(at + 1);
         }
     }
 
-    /// The same of what was produced in a transaction that has ended.
+    /// The same for a record of a committed transaction.
     pub(super) fn note_marked(&self, partition: i32, at: i64) {
         self.note_produced(partition, at);
-        if let Some(reach) = self.shelf().reach(partition) {
-            reach.marked = reach.marked.max(at + 1);
+        if let Some(progress) = self.buffer().progress(partition) {
+            progress.marked = progress.marked.max(at + 1);
         }
     }
 
@@ -271,12 +273,12 @@ impl<S: Shelf> Member<S> {
         self.consumer.commit(positions, CommitMode::Sync)
     }
 
-    /// How a transaction shows that it is this member's.
+    /// Group metadata for a transaction of this member.
     pub(super) fn group(&self) -> Option<ConsumerGroupMetadata> {
         self.consumer.group_metadata()
     }
 
-    /// Wakes whoever waits for news.
+    /// Wakes the waiting callers.
     pub(super) fn end(&self) {
         self.shared.ending.store(true, Ordering::Release);
         self.wake();
@@ -286,7 +288,7 @@ impl<S: Shelf> Member<S> {
     pub(super) async fn leave(self: Arc<Self>) {
         let left = blocking(move || {
             let mut member = self;
-            // Calls that still use it end soon.
+            // Calls that still use it end soon: `end` wakes them.
             loop {
                 match Arc::try_unwrap(member) {
                     Ok(member) => {
@@ -307,38 +309,42 @@ impl<S: Shelf> Member<S> {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            warn!(topic = self.topic, "the thread of a consumer panicked");
+            warn!(topic = self.topic, "consumer thread panicked");
         }
     }
 }
 
-/// One that is let go without having left ends its thread too, which leaves then.
-impl<S: Shelf> Drop for Member<S> {
+/// A member dropped without `leave` ends its thread too, which then leaves the group.
+impl<S: FetchBuffer> Drop for GroupConsumer<S> {
     fn drop(&mut self) {
         self.end();
     }
 }
 
-/// Where a partition ended.
-pub(super) fn high(marks: &Marks, partition: i32) -> Option<i64> {
+/// High watermark of a partition.
+pub(super) fn high(watermarks: &Watermarks, partition: i32) -> Option<i64> {
     let at = usize::try_from(partition).ok()?;
-    marks.get(at).map(|(_, high)| *high)
+    watermarks.get(at).map(|(_, high)| *high)
 }
 
-/// Puts what comes onto the shelf until the member leaves.
+/// Fills the buffer until the member leaves.
 ///
-/// Each partition has a queue in the client, so that one that is full waits there while the others go on. (Telling the
-/// client to pause it would cost the better part of a second until it goes on.)
-fn fetch<S: Shelf>(consumer: &Arc<BaseConsumer<Watch<S>>>, shared: &Shared<S>, clock: &dyn Clock) {
+/// Each partition has a queue in the client, so that one that is full waits there while the others continue. (Pausing it
+/// through the client would take most of a second to resume.)
+fn fetch<S: FetchBuffer>(
+    consumer: &Arc<BaseConsumer<RebalanceListener<S>>>,
+    shared: &Shared<S>,
+    clock: &dyn Clock,
+) {
     let take = |polled: KafkaResult<BorrowedMessage<'_>>| match polled {
-        // What comes after the topic became another one is for the next member.
+        // Records after the topic was recreated are for the next member.
         Ok(_) if shared.is_lost() => {}
         Ok(record) => {
             let losses = &consumer.context().losses;
             losses.reached(&shared.topic, record.partition(), record.offset() + 1);
-            lock(&shared.shelf).put(&record, clock.now());
+            lock(&shared.buffer).put(&record, clock.now());
         }
-        Err(told) => consumer.context().hear(&told),
+        Err(error) => consumer.context().hear(&error),
     };
     let drain = || {
         let (mut came, mut calls) = (0, shared.calls.load(Ordering::Relaxed));
@@ -355,13 +361,13 @@ fn fetch<S: Shelf>(consumer: &Arc<BaseConsumer<Watch<S>>>, shared: &Shared<S>, c
             calls = served;
         }
     };
-    let has_room = |partition| lock(&shared.shelf).fullness(partition) < 100;
-    let mut queues: BTreeMap<i32, PartitionQueue<Watch<S>>> = BTreeMap::new();
+    let has_room = |partition| lock(&shared.buffer).fullness(partition) < 100;
+    let mut queues: BTreeMap<i32, PartitionQueue<RebalanceListener<S>>> = BTreeMap::new();
     while !shared.ending.load(Ordering::Acquire) {
         let mut came = 0;
-        // Rebalances, log lines, and what came before its partition had a queue.
+        // Rebalances, log lines, and records fetched before their partition had a queue.
         came += drain();
-        let ours = lock(&shared.shelf).partitions();
+        let ours = lock(&shared.buffer).partitions();
         queues.retain(|partition, _| ours.contains(partition));
         for partition in ours {
             if !queues.contains_key(&partition)
@@ -384,13 +390,13 @@ fn fetch<S: Shelf>(consumer: &Arc<BaseConsumer<Watch<S>>>, shared: &Shared<S>, c
                     break;
                 }
                 came += chunk.len();
-                // That the topic is another one is said before its records come.
+                // The client reports a recreated topic before its records.
                 drain();
                 chunk.into_iter().for_each(&take);
             }
         }
         if came > 0 {
-            shared.news.notify_waiters();
+            shared.changed.notify_waiters();
         } else {
             std::thread::park_timeout(LOOK);
         }

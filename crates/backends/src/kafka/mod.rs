@@ -6,7 +6,7 @@
 //!                                                                   +---commit: position---+
 //! ```
 //!
-//! A process is one member of a group for each stream that it reads; its consumers share what the member fetched, and
+//! A process has one group member for each stream that it reads; its consumers share the fetched entries, and
 //! partitions spread over processes. The client blocks, so its calls run on threads of their own.
 //! Names: `docs/reference/kafka.md`.
 
@@ -45,7 +45,7 @@ use towpath_core::backend::{Backend, Capability, Descriptor, Health, Lifecycle};
 
 use store::Store;
 
-/// This family's row.
+/// The descriptor of this family.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "kafka",
     schemes: config::SCHEMES,

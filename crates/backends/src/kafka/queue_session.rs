@@ -1,4 +1,4 @@
-//! Our place at a queue: a member for what is to be delivered and one for what comes later, with a task for each.
+//! A session of a queue: a group member for ready messages and one for delayed messages, with a settler each.
 
 use std::sync::{Arc, Mutex};
 
@@ -7,93 +7,98 @@ use towpath_core::Result;
 use tracing::warn;
 
 use super::consumer::lock;
-use super::queue::Known;
+use super::queue::QueueHandle;
 use super::retry;
-use super::settler::{Members, Registrar};
+use super::settler::{QueueMembers, Settler};
 use super::store::Store;
 
-pub(super) struct Desk {
-    pub(super) members: Members,
-    /// Settles what was delivered, and what came later.
-    pub(super) ready: Arc<Registrar>,
-    pub(super) later: Arc<Registrar>,
+pub(super) struct QueueSession {
+    pub(super) members: QueueMembers,
+    /// Settlers of both members.
+    pub(super) ready: Arc<Settler>,
+    pub(super) delayed: Arc<Settler>,
     forward: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Desk {
+impl QueueSession {
     fn is_lost(&self) -> bool {
-        let Members { ready, later } = &self.members;
-        self.ready.is_lost() || self.later.is_lost() || ready.is_lost() || later.is_lost()
+        let QueueMembers { ready, delayed } = &self.members;
+        self.ready.is_lost() || self.delayed.is_lost() || ready.is_lost() || delayed.is_lost()
     }
 
     /// Ends the tasks and leaves both groups.
     async fn close(&self) {
-        self.members.later.end();
+        self.members.delayed.end();
         let forward = lock(&self.forward).take();
         if let Some(forward) = forward
-            && let Err(told) = forward.await
+            && let Err(error) = forward.await
         {
-            warn!(%told, "the task of retries");
+            warn!(%error, "retry task panicked");
         }
-        self.later.close().await;
+        self.delayed.close().await;
         self.ready.close().await;
         self.members.ready.end();
     }
 }
 
 impl Store {
-    /// Our desk at a queue, taken when there is none.
-    pub(super) async fn desk(self: &Arc<Self>, known: &Arc<Known>) -> Result<Arc<Desk>> {
+    /// The session of a queue, opened when there is none.
+    pub(super) async fn session(
+        self: &Arc<Self>,
+        handle: &Arc<QueueHandle>,
+    ) -> Result<Arc<QueueSession>> {
         self.check_open()?;
-        let mut kept = known.desk.lock().await;
-        if let Some(desk) = &*kept
-            && !desk.is_lost()
+        let mut kept = handle.session.lock().await;
+        if let Some(session) = &*kept
+            && !session.is_lost()
         {
-            return Ok(Arc::clone(desk));
+            return Ok(Arc::clone(session));
         }
         if let Some(lost) = kept.take() {
             leave(lost).await;
         }
-        self.ensure_queue(known).await?;
-        self.ensure_later(known).await?;
-        let members = Members {
-            // The groups are called as their topics are.
-            ready: self.join(&known.topic, &known.topic).await?,
-            later: self.join(&known.later_topic, &known.later_topic).await?,
+        self.ensure_queue(handle).await?;
+        self.ensure_delayed(handle).await?;
+        let members = QueueMembers {
+            // The groups have the names of their topics.
+            ready: self.join(&handle.topic, &handle.topic).await?,
+            delayed: self
+                .join(&handle.delayed_topic, &handle.delayed_topic)
+                .await?,
         };
         let (store, all) = (|| Arc::clone(self), || members.clone());
-        let of = || Arc::clone(known);
-        let ready = Registrar::start(store(), of(), all(), Arc::clone(&members.ready));
-        let later = Registrar::start(store(), of(), all(), Arc::clone(&members.later));
+        let of = || Arc::clone(handle);
+        let ready = Settler::start(store(), of(), all(), Arc::clone(&members.ready));
+        let delayed = Settler::start(store(), of(), all(), Arc::clone(&members.delayed));
         let forward = retry::forward(
-            Arc::clone(&members.later),
-            Arc::clone(&later),
+            Arc::clone(&members.delayed),
+            Arc::clone(&delayed),
             Arc::clone(&self.clock),
         );
-        let desk = Arc::new(Desk {
+        let session = Arc::new(QueueSession {
             members,
             ready,
-            later,
-            // Ends with its member.
+            delayed,
+            // Ends with its group member.
             forward: Mutex::new(Some(tokio::spawn(forward))),
         });
-        *kept = Some(Arc::clone(&desk));
-        Ok(desk)
+        *kept = Some(Arc::clone(&session));
+        Ok(session)
     }
 
-    /// Leaves the queue, if we are there.
-    pub(super) async fn leave_queue(&self, known: &Known) {
-        let desk = known.desk.lock().await.take();
-        if let Some(desk) = desk {
-            leave(desk).await;
+    /// Closes the session of a queue, if one is open.
+    pub(super) async fn leave_queue(&self, handle: &QueueHandle) {
+        let session = handle.session.lock().await.take();
+        if let Some(session) = session {
+            leave(session).await;
         }
     }
 }
 
-async fn leave(desk: Arc<Desk>) {
-    desk.close().await;
-    let Members { ready, later } = desk.members.clone();
-    drop(desk);
+async fn leave(session: Arc<QueueSession>) {
+    session.close().await;
+    let QueueMembers { ready, delayed } = session.members.clone();
+    drop(session);
     ready.leave().await;
-    later.leave().await;
+    delayed.leave().await;
 }

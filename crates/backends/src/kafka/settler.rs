@@ -1,7 +1,7 @@
-//! Settling: one task for each member of a queue's group commits what is settled, for all who wait together.
+//! Settling: one task for each group member of a queue commits settlements in batches.
 //!
-//! What only goes is a commit of positions. What moves, to a later moment, to the dead letters, or back, is produced
-//! in one transaction with the positions: it is in one place at every moment, whoever dies.
+//! Acks only commit offsets. A message that moves (delayed, dead letter, requeued) is produced
+//! in one transaction with the offsets: it is in exactly one topic, whichever process crashes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,57 +13,57 @@ use tokio::time::sleep;
 use towpath_core::{Error, ErrorKind, MessageId, Result, Timestamp};
 use tracing::{debug, warn};
 
-use super::buffers::{Bench, Held, Later, Ready};
-use super::consumer::{Member, lock};
+use super::buffers::{AckBuffer, DelayedBuffer, InFlightMessage, ReadyBuffer};
+use super::consumer::{GroupConsumer, lock};
 use super::produce::Record;
-use super::queue::Known;
+use super::queue::QueueHandle;
 use super::store::{Store, blocking};
-use super::transaction::{Failed, Positions, Transactions, list};
+use super::transaction::{Failed, GroupOffsets, Transactions, list};
 use super::{envelope, error};
 
-/// Jobs done at once.
+/// Items settled at once.
 const AT_ONCE: usize = 1_000;
 
 /// Payload bytes moved in one transaction, about.
 const ENOUGH_BYTES: usize = 32 << 20;
 
-/// The pause before a failure is tried again, as while partitions move.
+/// Pause before a retry, as during a rebalance.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a transaction may be open. One whose process died holds up its partitions so long.
+/// Longest open transaction. One of a crashed process blocks its partitions for this long.
 const TRANSACTION: Duration = Duration::from_secs(10);
 
-/// Where a settled message goes.
+/// What becomes of a settled message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum To {
-    /// Nowhere: it is done.
-    Gone,
+pub(super) enum Action {
+    /// The delivery is done; nothing is produced.
+    Ack,
     /// To the end of its queue.
-    Queue,
-    /// Into this partition of what comes later.
-    Later(i32),
-    /// To the dead letters.
-    Dead,
+    Requeue,
+    /// Into this partition of the topic of delayed messages.
+    Delay(i32),
+    /// Into the topic of dead letters.
+    DeadLetter,
 }
 
-/// A message in hand that is settled so.
-pub(super) struct Job {
-    /// Its number in the hand.
+/// An in-flight message and its settlement.
+pub(super) struct SettleItem {
+    /// Its in-flight number.
     pub(super) number: u64,
-    /// Deliveries that a copy of it counts.
+    /// Deliveries counted in a copy.
     pub(super) attempts: u32,
-    pub(super) held: Held,
-    pub(super) to: To,
-    /// Only what names a dead letter moves: its record would be larger than the topic takes.
+    pub(super) held: InFlightMessage,
+    pub(super) action: Action,
+    /// Whether the dead letter is moved without payload and headers, to fit the topic's record limit.
     pub(super) is_cut: bool,
 }
 
-impl Job {
-    /// Makes its record smaller, after the topic refused it; false when it cannot be.
+impl SettleItem {
+    /// Makes its record smaller after the topic refused it; false when it cannot be.
     fn shrink(&mut self, now: Timestamp) -> bool {
-        match self.to {
-            To::Gone => false,
-            To::Queue | To::Later(_) => {
+        match self.action {
+            Action::Ack => false,
+            Action::Requeue | Action::Delay(_) => {
                 let last = self
                     .held
                     .envelope
@@ -71,97 +71,97 @@ impl Job {
                     .last()
                     .cloned()
                     .unwrap_or_default();
-                let reason = format!("too large for the topic of retries; last error: {last}");
-                self.held.envelope.die(&reason, now);
-                self.to = To::Dead;
+                let reason = format!("too large for the retry topic; last error: {last}");
+                self.held.envelope.mark_dead(&reason, now);
+                self.action = Action::DeadLetter;
                 true
             }
-            To::Dead => !std::mem::replace(&mut self.is_cut, true),
+            Action::DeadLetter => !std::mem::replace(&mut self.is_cut, true),
         }
     }
 }
 
-struct Asked {
-    job: Job,
-    /// It was in a transaction with a record that its topic refused.
+struct SettleRequest {
+    item: SettleItem,
+    /// Whether it was in a transaction with a refused record.
     is_suspect: bool,
     answer: oneshot::Sender<Result<()>>,
 }
 
-/// The way to a member's task.
-pub(super) struct Registrar {
-    asks: Mutex<Option<mpsc::UnboundedSender<Asked>>>,
-    /// A delivery was counted that the broker shall know of soon.
+/// Handle of a member's settle task.
+pub(super) struct Settler {
+    asks: Mutex<Option<mpsc::UnboundedSender<SettleRequest>>>,
+    /// A delivery was charged; to be committed soon.
     counted: Notify,
-    /// The outcome of a transaction is not known: only a new member can go on.
+    /// The outcome of a transaction is unknown: only a new member can continue.
     lost: AtomicBool,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Both members of a queue in this process.
+/// The group members of a queue in this process.
 #[derive(Clone)]
-pub(super) struct Members {
-    pub(super) ready: Arc<Member<Ready>>,
-    pub(super) later: Arc<Member<Later>>,
+pub(super) struct QueueMembers {
+    pub(super) ready: Arc<GroupConsumer<ReadyBuffer>>,
+    pub(super) delayed: Arc<GroupConsumer<DelayedBuffer>>,
 }
 
-impl Members {
-    /// Notes what this process put there, so that it is waited for.
-    pub(super) fn note_produced(&self, to: To, (partition, at): (i32, i64)) {
-        match to {
-            To::Queue => self.ready.note_produced(partition, at),
-            To::Later(_) => self.later.note_produced(partition, at),
-            To::Gone | To::Dead => {}
+impl QueueMembers {
+    /// Records a produced offset, so that reads wait for it.
+    pub(super) fn note_produced(&self, action: Action, (partition, at): (i32, i64)) {
+        match action {
+            Action::Requeue => self.ready.note_produced(partition, at),
+            Action::Delay(_) => self.delayed.note_produced(partition, at),
+            Action::Ack | Action::DeadLetter => {}
         }
     }
 
-    /// The same of what was produced in a transaction that has ended.
-    pub(super) fn note_marked(&self, to: To, (partition, at): (i32, i64)) {
-        match to {
-            To::Queue => self.ready.note_marked(partition, at),
-            To::Later(_) => self.later.note_marked(partition, at),
-            To::Gone | To::Dead => {}
+    /// The same for a record of a committed transaction.
+    pub(super) fn note_marked(&self, action: Action, (partition, at): (i32, i64)) {
+        match action {
+            Action::Requeue => self.ready.note_marked(partition, at),
+            Action::Delay(_) => self.delayed.note_marked(partition, at),
+            Action::Ack | Action::DeadLetter => {}
         }
     }
 }
 
-impl Registrar {
+impl Settler {
     /// Starts the task of `member`, which is one of `members`.
-    pub(super) fn start<S: Bench>(
+    pub(super) fn start<S: AckBuffer>(
         store: Arc<Store>,
-        known: Arc<Known>,
-        members: Members,
-        member: Arc<Member<S>>,
+        handle: Arc<QueueHandle>,
+        members: QueueMembers,
+        member: Arc<GroupConsumer<S>>,
     ) -> Arc<Self> {
         let (asks, asked) = mpsc::unbounded_channel();
-        let registrar = Arc::new(Self {
+        let settler = Arc::new(Self {
             asks: Mutex::new(Some(asks)),
             counted: Notify::new(),
             lost: AtomicBool::new(false),
             task: Mutex::default(),
         });
-        let office = Office {
+        let task = SettleTask {
             store,
-            known,
+            handle,
             members,
             member,
-            registrar: Arc::clone(&registrar),
+            settler: Arc::clone(&settler),
             transactions: None,
         };
         // Ends with the channel, which `close` does.
-        *lock(&registrar.task) = Some(tokio::spawn(office.run(asked)));
-        registrar
+        *lock(&settler.task) = Some(tokio::spawn(task.run(asked)));
+        settler
     }
 
-    /// Settles; one outcome for each, in order. Goes on when the caller does not wait.
-    pub(super) async fn settle(&self, jobs: Vec<Job>) -> Vec<Result<()>> {
-        let mut answers = Vec::with_capacity(jobs.len());
-        for job in jobs {
+    /// Settles items; one outcome for each, in order. Continues when the call is dropped.
+    pub(super) async fn settle(&self, items: Vec<SettleItem>) -> Vec<Result<()>> {
+        let mut answers = Vec::with_capacity(items.len());
+        for item in items {
             let (answer, answered) = oneshot::channel();
             if let Some(asks) = &*lock(&self.asks) {
                 let is_suspect = false;
-                drop(asks.send(Asked {
-                    job,
+                drop(asks.send(SettleRequest {
+                    item,
                     is_suspect,
                     answer,
                 }));
@@ -175,7 +175,7 @@ impl Registrar {
         outcomes
     }
 
-    /// Lets the broker know soon how often messages were delivered.
+    /// Commits delivery counts soon.
     pub(super) fn count(&self) {
         self.counted.notify_one();
     }
@@ -184,158 +184,158 @@ impl Registrar {
         self.lost.load(Ordering::Acquire)
     }
 
-    /// Commits what is left, and returns once the task has ended.
+    /// Commits pending changes, and returns once the task has ended.
     pub(super) async fn close(&self) {
         lock(&self.asks).take();
         let task = lock(&self.task).take();
         if let Some(task) = task
-            && let Err(told) = task.await
+            && let Err(error) = task.await
         {
-            warn!(%told, "the task of a queue");
+            warn!(%error, "settle task panicked");
         }
     }
 }
 
 fn gone() -> Error {
-    Error::conflict("the message went on: its partition is not this process's any more")
+    Error::conflict("partition revoked: the message belongs to another process now")
 }
 
-/// What the task works with.
-struct Office<S: Bench> {
+/// The settle task of a member.
+struct SettleTask<S: AckBuffer> {
     store: Arc<Store>,
-    known: Arc<Known>,
-    members: Members,
-    member: Arc<Member<S>>,
-    registrar: Arc<Registrar>,
+    handle: Arc<QueueHandle>,
+    members: QueueMembers,
+    member: Arc<GroupConsumer<S>>,
+    settler: Arc<Settler>,
     transactions: Option<Transactions>,
 }
 
-/// Why a round was not done.
-enum Refusal {
+/// Why a batch was not settled.
+enum SettleError {
     /// Nothing changed.
     Undone(Error),
-    /// Nothing changed, and never will: the records of these jobs are larger than their topic takes.
+    /// Nothing changed, and a retry would fail too: the records of these items exceed the topic's limit.
     TooLarge(Error, Vec<usize>),
-    /// It may be done.
+    /// The outcome is unknown.
     Unknown(Error),
 }
 
-impl<S: Bench> Office<S> {
-    async fn run(mut self, mut asked: mpsc::UnboundedReceiver<Asked>) {
-        let registrar = Arc::clone(&self.registrar);
+impl<S: AckBuffer> SettleTask<S> {
+    async fn run(mut self, mut asked: mpsc::UnboundedReceiver<SettleRequest>) {
+        let settler = Arc::clone(&self.settler);
         let mut kept = None;
         loop {
-            let mut jobs: Vec<Asked> = kept.take().into_iter().collect();
+            let mut items: Vec<SettleRequest> = kept.take().into_iter().collect();
             let mut ending = false;
-            if jobs.is_empty() {
+            if items.is_empty() {
                 tokio::select! {
                     one = asked.recv() => match one {
-                        Some(one) => jobs.push(one),
+                        Some(one) => items.push(one),
                         None => ending = true,
                     },
-                    () = registrar.counted.notified() => {}
+                    () = settler.counted.notified() => {}
                 }
             }
             let mut bytes = 0;
-            while jobs.len() < AT_ONCE
+            while items.len() < AT_ONCE
                 && bytes < ENOUGH_BYTES
                 && let Ok(one) = asked.try_recv()
             {
-                if one.job.to != To::Gone {
-                    bytes += one.job.held.envelope.message.payload.len();
+                if one.item.action != Action::Ack {
+                    bytes += one.item.held.envelope.message.payload.len();
                 }
-                // What only goes need not wait for the transaction of what moves.
-                if jobs.last().is_some_and(|last| moves(last) != moves(&one)) {
+                // Acks do not wait for the transaction of moves.
+                if items.last().is_some_and(|last| moves(last) != moves(&one)) {
                     kept = Some(one);
                     break;
                 }
-                jobs.push(one);
+                items.push(one);
             }
-            self.settle(jobs).await;
-            if ending || self.registrar.is_lost() {
+            self.settle(items).await;
+            if ending || self.settler.is_lost() {
                 return;
             }
         }
     }
 
-    /// Settles these, and answers. What cannot be settled is in hand again, as it was.
-    async fn settle(&mut self, mut jobs: Vec<Asked>) {
+    /// Settles these requests, and answers them. Failed ones are in flight again, as before.
+    async fn settle(&mut self, mut items: Vec<SettleRequest>) {
         let until = Instant::now() + self.store.config.timeout;
         loop {
             let member = Arc::clone(&self.member);
-            let turn = member.turn().lock().await;
-            let (positions, left) = self.strike_off(jobs);
-            jobs = left;
-            let committed = self.commit(&jobs, positions.clone()).await;
-            drop(turn);
+            let commit_lock = member.commit_lock().lock().await;
+            let (positions, left) = self.settle_records(items);
+            items = left;
+            let committed = self.commit(&items, positions.clone()).await;
+            drop(commit_lock);
             let refusal = match committed {
                 Ok(()) => {
-                    for one in jobs {
+                    for one in items {
                         drop(one.answer.send(Ok(())));
                     }
                     return;
                 }
                 Err(refusal) => refusal,
             };
-            let is_unknown = matches!(refusal, Refusal::Unknown(_));
-            let is_too_large = matches!(refusal, Refusal::TooLarge(..));
+            let is_unknown = matches!(refusal, SettleError::Unknown(_));
+            let is_too_large = matches!(refusal, SettleError::TooLarge(..));
             let error = match refusal {
-                Refusal::Undone(error) | Refusal::Unknown(error) => error,
-                Refusal::TooLarge(error, which) => {
+                SettleError::Undone(error) | SettleError::Unknown(error) => error,
+                SettleError::TooLarge(error, which) => {
                     for at in which {
-                        jobs[at].is_suspect = true;
+                        items[at].is_suspect = true;
                     }
                     error
                 }
             };
             if is_unknown {
-                warn!(queue = %self.known.name, error = error.chain(), "the queue is taken up anew");
-                self.registrar.lost.store(true, Ordering::Release);
+                warn!(queue = %self.handle.name, error = error.chain(), "rejoining consumer group");
+                self.settler.lost.store(true, Ordering::Release);
                 self.member.end();
-                for one in jobs {
+                for one in items {
                     let text = error.chain();
                     drop(one.answer.send(Err(Error::unavailable(text))));
                 }
                 return;
             }
             if error.kind() == ErrorKind::NotFound {
-                // Whichever topic it is, asking is cheap.
+                // Any of the topics may be missing; asking is cheap.
                 for topic in [
-                    &self.known.topic,
-                    &self.known.later_topic,
-                    &self.known.dead_topic,
+                    &self.handle.topic,
+                    &self.handle.delayed_topic,
+                    &self.handle.dead_topic,
                 ] {
                     self.store.doubt(topic);
                     drop(self.store.partitions(topic).await);
                 }
             }
-            jobs = self.undo(jobs, &positions);
+            items = self.reopen(items, &positions);
             if is_too_large {
-                if let [one] = jobs.as_mut_slice() {
+                if let [one] = items.as_mut_slice() {
                     one.is_suspect = false;
-                    if one.job.shrink(self.store.clock.now()) {
+                    if one.item.shrink(self.store.clock.now()) {
                         continue;
                     }
                 } else {
-                    // One batch was refused, and not which record of it is too large: each goes alone.
-                    let (suspects, rest) = jobs.into_iter().partition(|one| one.is_suspect);
-                    jobs = rest;
-                    let suspects: Vec<Asked> = suspects;
+                    // The refused batch does not name its too large record: each is sent alone.
+                    let (suspects, rest) = items.into_iter().partition(|one| one.is_suspect);
+                    items = rest;
+                    let suspects: Vec<SettleRequest> = suspects;
                     for one in suspects {
                         Box::pin(self.settle(vec![one])).await;
                     }
                     continue;
                 }
             }
-            // While partitions move, or a node is being replaced.
+            // During a rebalance, or while a node is replaced.
             if error.kind() != ErrorKind::Invalid && Instant::now() < until {
-                debug!(queue = %self.known.name, error = error.chain(), "tried again");
+                debug!(queue = %self.handle.name, error = error.chain(), "settling failed; retrying");
                 sleep(PAUSE).await;
                 continue;
             }
-            for Asked { job, answer, .. } in jobs {
+            for SettleRequest { item, answer, .. } in items {
                 let text = error.chain();
-                self.member.shelf().put_back(job.number, job.held);
+                self.member.buffer().put_back(item.number, item.held);
                 drop(answer.send(Err(Error::unavailable(text))));
             }
             self.member.wake();
@@ -343,36 +343,43 @@ impl<S: Bench> Office<S> {
         }
     }
 
-    /// Strikes off those that are still ours, and takes the positions that follow.
-    fn strike_off(&self, jobs: Vec<Asked>) -> (Vec<(i32, i64, String)>, Vec<Asked>) {
+    /// Marks the messages of assigned partitions as settled, and takes the positions to commit.
+    fn settle_records(
+        &self,
+        items: Vec<SettleRequest>,
+    ) -> (Vec<(i32, i64, String)>, Vec<SettleRequest>) {
         if self.member.is_lost() {
-            // Its positions are of a topic that is not there any more.
-            for one in jobs {
+            // Its positions are of a deleted topic.
+            for one in items {
                 drop(one.answer.send(Err(gone())));
             }
             return (Vec::new(), Vec::new());
         }
-        let mut shelf = self.member.shelf();
-        let lanes = shelf.lanes();
-        let (ours, lost): (Vec<_>, Vec<_>) = jobs
+        let mut buffer = self.member.buffer();
+        let trackers = buffer.trackers();
+        let (ours, lost): (Vec<_>, Vec<_>) = items
             .into_iter()
-            .partition(|one| lanes.settle(&one.job.held));
-        let positions = lanes.take_dirty();
-        drop(shelf);
+            .partition(|one| trackers.settle(&one.item.held));
+        let positions = trackers.take_dirty();
+        drop(buffer);
         for one in lost {
             drop(one.answer.send(Err(gone())));
         }
         (positions, ours)
     }
 
-    fn undo(&self, jobs: Vec<Asked>, positions: &[(i32, i64, String)]) -> Vec<Asked> {
-        let mut shelf = self.member.shelf();
-        let lanes = shelf.lanes();
-        lanes.mark_dirty(positions);
-        let (ours, lost): (Vec<_>, Vec<_>) = jobs
+    fn reopen(
+        &self,
+        items: Vec<SettleRequest>,
+        positions: &[(i32, i64, String)],
+    ) -> Vec<SettleRequest> {
+        let mut buffer = self.member.buffer();
+        let trackers = buffer.trackers();
+        trackers.mark_dirty(positions);
+        let (ours, lost): (Vec<_>, Vec<_>) = items
             .into_iter()
-            .partition(|one| lanes.reopen(&one.job.held));
-        drop(shelf);
+            .partition(|one| trackers.reopen(&one.item.held));
+        drop(buffer);
         for one in lost {
             drop(one.answer.send(Err(gone())));
         }
@@ -381,13 +388,14 @@ impl<S: Bench> Office<S> {
 
     async fn commit(
         &mut self,
-        jobs: &[Asked],
+        items: &[SettleRequest],
         positions: Vec<(i32, i64, String)>,
-    ) -> std::result::Result<(), Refusal> {
-        let undone = |what: &'static str| move |told| Refusal::Undone(error::of_call(what, told));
+    ) -> std::result::Result<(), SettleError> {
+        let undone =
+            |what: &'static str| move |error| SettleError::Undone(error::of_call(what, error));
         let list = list(&self.member.topic, &positions).map_err(undone("settle"))?;
-        if jobs.iter().any(moves) {
-            return self.transact(jobs, list).await;
+        if items.iter().any(moves) {
+            return self.transact(items, list).await;
         }
         if positions.is_empty() {
             return Ok(());
@@ -395,44 +403,44 @@ impl<S: Bench> Office<S> {
         let member = Arc::clone(&self.member);
         let committed = blocking(move || {
             let committed = member.commit(&list);
-            committed.map_err(|told| error::of_call("settle", told))
+            committed.map_err(|error| error::of_call("settle", error))
         });
-        committed.await.map_err(Refusal::Undone)
+        committed.await.map_err(SettleError::Undone)
     }
 
     async fn transact(
         &mut self,
-        jobs: &[Asked],
+        items: &[SettleRequest],
         list: rdkafka::TopicPartitionList,
-    ) -> std::result::Result<(), Refusal> {
-        let (store, known) = (&self.store, &self.known);
-        let mut envelopes = Vec::with_capacity(jobs.len());
-        for Asked { job, .. } in jobs {
-            let made = match job.to {
-                To::Gone => continue,
-                To::Queue => Ok(()),
-                To::Later(_) => store.ensure_later(known).await,
-                To::Dead => store.ensure_dead(known).await,
+    ) -> std::result::Result<(), SettleError> {
+        let (store, handle) = (&self.store, &self.handle);
+        let mut envelopes = Vec::with_capacity(items.len());
+        for SettleRequest { item, .. } in items {
+            let made = match item.action {
+                Action::Ack => continue,
+                Action::Requeue => Ok(()),
+                Action::Delay(_) => store.ensure_delayed(handle).await,
+                Action::DeadLetter => store.ensure_dead(handle).await,
             };
-            made.map_err(Refusal::Undone)?;
-            let mut copy = job.held.envelope.clone();
-            copy.attempts = job.attempts;
-            if job.to == To::Queue {
+            made.map_err(SettleError::Undone)?;
+            let mut copy = item.held.envelope.clone();
+            copy.attempts = item.attempts;
+            if item.action == Action::Requeue {
                 copy.not_before = None;
             }
             let id = copy.message.id.to_string();
-            let origin = &job.held.origin;
+            let origin = &item.held.origin;
             let left_at = || format!("{}/{}/{}", self.member.topic, origin.partition, origin.at);
-            let left_at = job.is_cut.then(left_at);
-            envelopes.push((job.to, id, copy, origin.raw.as_deref(), left_at));
+            let left_at = item.is_cut.then(left_at);
+            envelopes.push((item.action, id, copy, origin.raw.as_deref(), left_at));
         }
         let records: Vec<Record<'_>> = envelopes
             .iter()
-            .map(|(to, id, envelope, raw, left_at)| {
-                let (topic, partition) = known.place(*to);
-                let key = match to {
+            .map(|(action, id, envelope, raw, left_at)| {
+                let (topic, partition) = handle.destination(*action);
+                let key = match action {
                     // Dead letters are found, and deleted, by their id.
-                    To::Dead => Some(id.as_bytes()),
+                    Action::DeadLetter => Some(id.as_bytes()),
                     _ => envelope::key(envelope, *raw),
                 };
                 let (payload, headers) = match left_at {
@@ -453,51 +461,51 @@ impl<S: Bench> Office<S> {
             })
             .collect();
         if self.transactions.is_none() {
-            let id = format!("{}.{}", known.topic, MessageId::new());
+            let id = format!("{}.{}", handle.topic, MessageId::new());
             let started = Transactions::start(&store.config, id, TRANSACTION).await;
-            self.transactions = Some(started.map_err(Refusal::Undone)?);
+            self.transactions = Some(started.map_err(SettleError::Undone)?);
         }
         let Some(group) = self.member.group() else {
-            let left = Error::unavailable("kafka: the group was left");
-            return Err(Refusal::Undone(left));
+            let left = Error::unavailable("kafka: consumer group left");
+            return Err(SettleError::Undone(left));
         };
         let Some(transactions) = &self.transactions else {
-            return Err(Refusal::Undone(Error::unavailable("no producer")));
+            return Err(SettleError::Undone(Error::unavailable("no producer")));
         };
-        let done = transactions.run(records, Some(Positions { list, group }));
-        let topics = [&known.topic, &known.later_topic, &known.dead_topic].map(String::as_str);
+        let done = transactions.run(records, Some(GroupOffsets { list, group }));
+        let topics = [&handle.topic, &handle.delayed_topic, &handle.dead_topic].map(String::as_str);
         match store.while_declared(&topics, done).await {
             Ok(places) => {
-                for ((to, ..), place) in envelopes.iter().zip(places) {
-                    match to {
-                        To::Dead => known.note_dead(place.1),
-                        _ => self.members.note_marked(*to, place),
+                for ((action, ..), place) in envelopes.iter().zip(places) {
+                    match action {
+                        Action::DeadLetter => handle.note_dead(place.1),
+                        _ => self.members.note_marked(*action, place),
                     }
                 }
                 Ok(())
             }
-            Err(Failed::TooLarge(told, which)) => {
-                let error = error::of_call("settle in a transaction", told);
-                Err(Refusal::TooLarge(error, which))
+            Err(Failed::TooLarge(error, which)) => {
+                let error = error::of_call("settle in a transaction", error);
+                Err(SettleError::TooLarge(error, which))
             }
             Err(failed) => {
-                for topic in [&known.topic, &known.later_topic, &known.dead_topic] {
+                for topic in [&handle.topic, &handle.delayed_topic, &handle.dead_topic] {
                     store.doubt(topic);
                 }
                 let is_unknown = matches!(failed, Failed::Unknown(_));
-                let error = error::of_produce("settle in a transaction", failed.told());
+                let error = error::of_produce("settle in a transaction", failed.error());
                 Err(match is_unknown {
                     true => {
                         self.transactions = None;
-                        Refusal::Unknown(error)
+                        SettleError::Unknown(error)
                     }
-                    false => Refusal::Undone(error),
+                    false => SettleError::Undone(error),
                 })
             }
         }
     }
 }
 
-fn moves(one: &Asked) -> bool {
-    one.job.to != To::Gone
+fn moves(one: &SettleRequest) -> bool {
+    one.item.action != Action::Ack
 }

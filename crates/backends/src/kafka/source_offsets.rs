@@ -1,7 +1,7 @@
-//! The positions port: a position is a record of a compacted topic, produced in one transaction with the entries.
+//! The source offsets port: a position is a record of a compacted topic, produced in one transaction with the entries.
 //!
-//! Each source has a producer with a transactional id of its own. Starting one ends what an earlier one of that id left
-//! open and shuts it out, so of several readers of a source the newest goes on, from where the others really were.
+//! Each source has a producer with its own transactional id. Starting one aborts the open transaction of an earlier one
+//! and fences it, so of several readers of a source the newest continues, from the committed position.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -31,13 +31,13 @@ const TOPIC: &str = "towpath.positions";
 /// How long a transaction may be open before the broker ends it.
 const TRANSACTION: Duration = Duration::from_secs(30);
 
-/// Entries of one transaction: it costs 10 to 30 ms however few they are, and holds nobody up.
+/// Entries of one transaction: it costs 10 to 30 ms however few they are, and blocks no other client.
 const ENTRIES: usize = 32_000;
 
 /// Longest name of a source in bytes; the transactional id carries it.
 const MAX_SOURCE_BYTES: usize = 1_000;
 
-/// After how long without use a producer is closed: sources come and go, and each has connections and threads.
+/// How long an unused producer stays open: each has connections and threads.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// A source's position and the only producer that may move it.
@@ -50,7 +50,7 @@ type Slot = Arc<tokio::sync::Mutex<Option<Writer>>>;
 
 pub(super) struct Sources {
     store: Arc<Store>,
-    /// Each with the moment of its last use.
+    /// Each with the time of its last use.
     writers: Mutex<HashMap<String, (Slot, Instant)>>,
 }
 
@@ -85,8 +85,8 @@ impl Sources {
         Ok(Arc::clone(slot))
     }
 
-    /// Takes the source over, and finds out where it is.
-    async fn take_over(&self, source: &str) -> Result<Writer> {
+    /// Starts the producer of a source, and reads the source's position.
+    async fn init_writer(&self, source: &str) -> Result<Writer> {
         let topic = self.topic().await?;
         let config = &self.store.config;
         let id = format!("{}towpath.{source}", config.prefix);
@@ -97,7 +97,7 @@ impl Sources {
         Ok(Writer { producer, position })
     }
 
-    /// The topic of positions, made when it is not there.
+    /// The topic of positions, created when missing.
     async fn topic(&self) -> Result<String> {
         let config = &self.store.config;
         let topic = format!("{}{TOPIC}", config.prefix);
@@ -105,21 +105,21 @@ impl Sources {
         Ok(topic)
     }
 
-    /// The newest position of each source that is asked for: what was committed, once no transaction is open any more
-    /// that came before.
+    /// The newest committed position of each matching source, once every transaction that was open
+    /// before has ended.
     async fn look_up(
         &self,
         topic: &str,
         is_asked: impl Fn(&[u8]) -> bool + Send + 'static,
     ) -> Result<HashMap<Vec<u8>, Bytes>> {
         let began = Instant::now();
-        let (low, high) = self.store.marks(topic, 1).await?[0];
+        let (low, high) = self.store.watermarks(topic, 1).await?[0];
         let topic = topic.to_owned();
         let timeout = self.store.config.timeout + TRANSACTION;
         self.store
             .with_reader(move |reader| {
-                let failed = |told| error::of_call("read positions", told);
-                // Others may have one open for a moment, or have died with one.
+                let failed = |error| error::of_call("read positions", error);
+                // Another process may have a transaction open, or crashed with one.
                 while reader
                     .fetch_watermarks(&topic, 0, timeout)
                     .map_err(failed)?
@@ -127,7 +127,7 @@ impl Sources {
                     < high
                 {
                     if began.elapsed() > timeout {
-                        let text = "kafka: a transaction over positions stays open";
+                        let text = "kafka: an open transaction blocks the topic of positions";
                         return Err(Error::unavailable(text));
                     }
                     std::thread::sleep(Duration::from_millis(20));
@@ -155,7 +155,7 @@ impl Sources {
                         }
                         Some(Err(KafkaError::PartitionEOF(_))) => break,
                         None if began.elapsed() > timeout => {
-                            return Err(Error::unavailable("kafka: positions cannot be read"));
+                            return Err(Error::unavailable("kafka: cannot read positions"));
                         }
                         _ => {}
                     }
@@ -166,7 +166,7 @@ impl Sources {
             .await
     }
 
-    /// The topics of positions, of the entries and of those that are set aside; made where they are not there.
+    /// The topics of positions, entries and rejected input; created when missing.
     async fn topics(&self, step: &AppendAt) -> Result<(String, (String, i32), Option<String>)> {
         let positions = self.topic().await?;
         let stream = match step.entries.is_empty() {
@@ -183,7 +183,7 @@ impl Sources {
         Ok((positions, stream, dead))
     }
 
-    /// One transaction. With the error comes whether nothing of it is there for certain.
+    /// One transaction. The error comes with whether it was certainly aborted.
     async fn commit(
         &self,
         writer: &Writer,
@@ -223,7 +223,7 @@ impl Sources {
             headers: OwnedHeaders::new(),
             at: None,
         };
-        // Whatever is open after a failure ends when the source is taken over anew.
+        // A transaction left open ends when the source's next producer starts.
         let topics = [Some(&positions), Some(&stream), dead.as_ref()];
         let topics: Vec<&str> = topics.into_iter().flatten().map(String::as_str).collect();
         let records = records.chain([moved]).collect();
@@ -234,16 +234,16 @@ impl Sources {
                 self.store.doubt(topic);
             }
             let is_undone = !matches!(failed, Failed::Unknown(_));
-            let told = failed.told();
+            let error = failed.error();
             (
-                error::of_produce("produce in a transaction", told),
+                error::of_produce("produce in a transaction", error),
                 is_undone,
             )
         })
     }
 }
 
-/// Ends a producer on a thread of its own, because it waits for its connections.
+/// Drops a producer on another thread, because the drop waits for its connections.
 fn drop_apart(slot: Slot) {
     tokio::task::spawn_blocking(move || drop(slot));
 }
@@ -256,7 +256,7 @@ impl SourceOffsets for Sources {
         if let Some(writer) = &*slot {
             return Ok(writer.position.clone());
         }
-        let writer = self.take_over(source).await;
+        let writer = self.init_writer(source).await;
         let writer = writer.context(|| format!("position of `{source}`"))?;
         let position = writer.position.clone();
         *slot = Some(writer);
@@ -266,10 +266,10 @@ impl SourceOffsets for Sources {
     async fn append_at(&self, step: AppendAt) -> Result<AppendOutcome> {
         let slot = self.slot(&step.source)?;
         let mut slot = slot.lock().await;
-        // Whatever ends this call early leaves the next one to find out what happened.
+        // A call that ends early leaves the slot empty: the next one reads the position again.
         let mut writer = match slot.take() {
             Some(writer) => writer,
-            None => self.take_over(&step.source).await?,
+            None => self.init_writer(&step.source).await?,
         };
         if writer.position != step.from {
             let position = writer.position.clone();
@@ -282,7 +282,7 @@ impl SourceOffsets for Sources {
                 *slot = Some(writer);
                 Ok(AppendOutcome::Appended)
             }
-            // Its position is as it was, also where its topic was deleted.
+            // The position is unchanged, also where its topic was deleted.
             Err((error, true)) => {
                 *slot = Some(writer);
                 Err(error).context(|| format!("step of `{}`", step.source))
@@ -291,7 +291,7 @@ impl SourceOffsets for Sources {
                 info!(
                     source = step.source,
                     error = error.chain(),
-                    "the source is taken over anew"
+                    "append failed; reinitialising the source's producer"
                 );
                 Err(error).context(|| format!("step of `{}`", step.source))
             }
@@ -314,7 +314,7 @@ impl SourceOffsets for Sources {
         let mut slot = slot.lock().await;
         let writer = match slot.take() {
             Some(writer) => writer,
-            None => self.take_over(source).await?,
+            None => self.init_writer(source).await?,
         };
         if writer.position != Some(last) {
             *slot = Some(writer);
@@ -331,9 +331,9 @@ impl SourceOffsets for Sources {
         };
         let done = writer.producer.run(vec![removed], None);
         let done = self.store.while_declared(&[topic.as_str()], done).await;
-        done.map_err(|failed| error::of_produce("remove a position", failed.told()))
+        done.map_err(|failed| error::of_produce("remove a position", failed.error()))
             .context(|| format!("forget `{source}`"))?;
-        // Its producer ends: nothing is left to move.
+        // The producer is dropped: the source has no position to move.
         drop_apart(Arc::new(tokio::sync::Mutex::new(Some(writer))));
         Ok(true)
     }

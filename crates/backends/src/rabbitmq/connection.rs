@@ -1,8 +1,8 @@
-//! One connection, dialled again on the next node after any error of the connection itself.
+//! One connection, redialled on the next node after an error of the connection.
 //!
-//! An error that the broker ends a channel with (a missing queue, a missing permission) ends that channel alone.
-//! It is dialled by the call that needs it; after a round of all nodes failed, calls are refused for a while that
-//! grows with jitter, so that a broker that comes back is not run over.
+//! A channel error (a missing queue, a missing permission) ends that channel only.
+//! The call that needs the connection dials it; after every node failed, calls are refused for a backoff that
+//! grows with jitter, so that a recovering broker is not overloaded.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,12 +20,12 @@ use tracing::{info, warn};
 use super::config::Config;
 use super::error;
 
-/// Bounds of the wait after a round of all nodes.
+/// Bounds of the backoff after every node failed.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// What it is for, and how it is doing.
-pub(super) struct Link {
+/// A connection that redials.
+pub(super) struct BrokerConnection {
     purpose: &'static str,
     config: Config,
     /// Held while dialling.
@@ -37,8 +37,8 @@ pub(super) struct Link {
 
 #[derive(Default)]
 struct Slot {
-    open: Option<Open>,
-    /// Where the next round begins.
+    open: Option<OpenConnection>,
+    /// The node to try next.
     next: usize,
     failures: u32,
     refused: Option<(Instant, String)>,
@@ -46,23 +46,23 @@ struct Slot {
 
 /// A connection in use.
 #[derive(Clone)]
-pub(super) struct Open {
+pub(super) struct OpenConnection {
     connection: Arc<Connection>,
     pub(super) node: String,
     pub(super) number: u64,
-    _watch: Arc<Watch>,
+    _watch: Arc<EventTask>,
 }
 
-/// Reads what the broker says about the connection, until nobody uses it.
-struct Watch(JoinHandle<()>);
+/// Task that reads connection events, while the connection is used.
+struct EventTask(JoinHandle<()>);
 
-impl Drop for Watch {
+impl Drop for EventTask {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-impl Link {
+impl BrokerConnection {
     pub(super) fn new(purpose: &'static str, config: Config) -> Self {
         Self {
             purpose,
@@ -73,7 +73,7 @@ impl Link {
         }
     }
 
-    /// Why the broker takes no messages from us just now.
+    /// Why the broker blocks publishers, if it does.
     pub(super) fn blocked(&self) -> Option<String> {
         let blocked = self.blocked.lock().unwrap_or_else(PoisonError::into_inner);
         blocked.clone()
@@ -89,7 +89,7 @@ impl Link {
         self.live.load(Ordering::Acquire) == number
     }
 
-    /// Whether there is a connection that works as far as is known.
+    /// Whether a connection is open, as far as the client knows.
     pub(super) fn is_connected(&self) -> bool {
         let slot = self.slot.try_lock();
         slot.is_ok_and(|slot| {
@@ -100,8 +100,8 @@ impl Link {
         })
     }
 
-    /// The connection, made when there is none.
-    pub(super) async fn open(&self) -> Result<Open> {
+    /// The connection, dialled when there is none.
+    pub(super) async fn open(&self) -> Result<OpenConnection> {
         let mut slot = self.slot.lock().await;
         if let Some(open) = &slot.open
             && self.is_live(open.number)
@@ -146,16 +146,16 @@ impl Link {
         Err(Error::unavailable(why))
     }
 
-    async fn dial(&self, at: usize) -> Result<Open> {
+    async fn dial(&self, at: usize) -> Result<OpenConnection> {
         let (node, uri) = self.config.nodes[at].clone();
         let name = format!("towpath {}", self.purpose);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let runtime = default_runtime().map_err(|told| error::of_call(&node, told))?;
+        let runtime = default_runtime().map_err(|error| error::of_call(&node, error))?;
         let tls = self.config.tls();
         let dialled = Connection::connect_uri_with_config(uri, properties, tls, runtime);
         let connection = match tokio::time::timeout(self.config.timeout, dialled).await {
             Ok(Ok(connection)) => connection,
-            Ok(Err(told)) => return Err(error::of_call(&node, told)),
+            Ok(Err(error)) => return Err(error::of_call(&node, error)),
             Err(_) => return Err(error::silent(&node, self.config.timeout)),
         };
         let number = self.live.fetch_add(1, Ordering::AcqRel) + 1;
@@ -167,7 +167,7 @@ impl Link {
             while let Some(event) = events.next().await {
                 let now = match event {
                     Event::ConnectionBlocked(why) => {
-                        warn!(node = shown, why, "rabbitmq takes no messages just now");
+                        warn!(node = shown, why, "rabbitmq blocks publishers");
                         Some(why)
                     }
                     Event::ConnectionUnblocked => None,
@@ -176,16 +176,16 @@ impl Link {
                 *blocked.lock().unwrap_or_else(PoisonError::into_inner) = now;
             }
         });
-        Ok(Open {
+        Ok(OpenConnection {
             connection: Arc::new(connection),
             node,
             number,
-            _watch: Arc::new(Watch(watch)),
+            _watch: Arc::new(EventTask(watch)),
         })
     }
 
-    /// Gives the connection up: the next call makes another, on another node if there is one.
-    pub(super) fn give_up(&self, open: &Open, why: &Error) {
+    /// Abandons the connection: the next call dials another, on another node if there is one.
+    pub(super) fn abandon(&self, open: &OpenConnection, why: &Error) {
         let broken = self.live.compare_exchange(
             open.number,
             open.number + 1,
@@ -199,12 +199,12 @@ impl Link {
             purpose = self.purpose,
             node = open.node,
             error = why.chain(),
-            "the connection to rabbitmq is given up"
+            "rabbitmq connection abandoned"
         );
         let connection = Arc::clone(&open.connection);
-        // Best effort, and bounded by the client's own heartbeat: the broker takes back what we held.
+        // Best effort, bounded by the client's heartbeat: the broker requeues our deliveries.
         tokio::spawn(async move {
-            let closing = connection.close(200, "given up".into());
+            let closing = connection.close(200, "abandoned".into());
             drop(tokio::time::timeout(LONGEST_WAIT, closing).await);
         });
     }
@@ -212,47 +212,51 @@ impl Link {
     /// One call over a connection, with its deadline; an error ends the channel or the connection.
     pub(super) async fn call<T>(
         &self,
-        open: &Open,
+        open: &OpenConnection,
         call: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T> {
         match self.ask(open, call).await? {
             Ok(answer) => Ok(answer),
-            Err(told) => Err(self.failed(open, told)),
+            Err(error) => Err(self.failed(open, error)),
         }
     }
 
-    /// The error of a call. What ended only a channel leaves the connection and its other channels as they are.
-    pub(super) fn failed(&self, open: &Open, told: lapin::Error) -> Error {
-        let keeps = error::is_of_channel(&told) && open.connection.status().connected();
-        let error = error::of_call(&open.node, told);
+    /// The error of a call. A channel error leaves the connection and its other channels open.
+    pub(super) fn failed(&self, open: &OpenConnection, error: lapin::Error) -> Error {
+        let keeps = error::is_of_channel(&error) && open.connection.status().connected();
+        let error = error::of_call(&open.node, error);
         if !keeps {
-            self.give_up(open, &error);
+            self.abandon(open, &error);
         }
         error
     }
 
-    /// Waits for an answer no longer than the deadline; what the answer says is the caller's business.
-    pub(super) async fn ask<A>(&self, open: &Open, call: impl Future<Output = A>) -> Result<A> {
+    /// Waits for an answer until the deadline; the caller interprets it.
+    pub(super) async fn ask<A>(
+        &self,
+        open: &OpenConnection,
+        call: impl Future<Output = A>,
+    ) -> Result<A> {
         match tokio::time::timeout(self.config.timeout, call).await {
             Ok(answer) => Ok(answer),
             Err(_) => {
                 if let Some(why) = self.blocked() {
-                    // It is not gone, and says when it takes messages again.
+                    // The connection is alive, and the broker will unblock it.
                     return Err(error::blocked(&open.node, &why));
                 }
                 let error = error::silent(&open.node, self.config.timeout);
-                self.give_up(open, &error);
+                self.abandon(open, &error);
                 Err(error)
             }
         }
     }
 
-    /// A channel of its own on the connection.
-    pub(super) async fn channel(&self, open: &Open) -> Result<Channel> {
+    /// Opens a channel.
+    pub(super) async fn channel(&self, open: &OpenConnection) -> Result<Channel> {
         self.call(open, open.connection.create_channel()).await
     }
 
-    /// Ends it for good.
+    /// Closes the connection for good.
     pub(super) async fn close(&self) {
         let open = self.slot.lock().await.open.take();
         self.live.fetch_add(1, Ordering::AcqRel);

@@ -1,4 +1,4 @@
-//! Consumers that stand: while somebody leases again and again, the broker sends ahead, up to what one lease asks for.
+//! Prefetch consumers: while a consumer leases repeatedly, the broker sends ahead, up to the size of one lease.
 //!
 //! Fetching each message costs the broker a consensus step; a consumer with a prefetch shares one among many.
 
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use lapin::Consumer;
-use lapin::message::Delivery as Arrival;
+use lapin::message::Delivery;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 use tokio::task::JoinHandle;
@@ -16,56 +16,56 @@ use towpath_core::port::queue::LeaseRequest;
 use towpath_core::{ConsumerId, Result};
 use tracing::warn;
 
-use super::consumer_channel::{Held, Incoming};
+use super::consumer_channel::{ConsumerChannel, InFlightMessage};
 use super::error;
 use super::lease::ENOUGH_BYTES;
-use super::store::{Desk, Known, Store, lock};
+use super::store::{QueueChannel, QueueHandle, Store, lock};
 
-/// How long one stands that nobody leases by.
+/// How long an unused consumer stays.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// How long a new one is given to be sent what is there.
+/// How long a new consumer waits for its first deliveries.
 const MOMENT: Duration = Duration::from_millis(20);
 
-/// How long its channel stays after that.
+/// How long its channel stays open after it was cancelled.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// Messages put into the hand before those who wait for them are woken.
+/// Messages added in flight before waiting leases are woken.
 const CHUNK: usize = 1_000;
 
-/// A consumer of the broker that works for one of ours.
-pub(super) struct Standing {
-    desk: Desk,
-    incoming: Arc<Incoming>,
+/// A basic.consume consumer that serves one of our consumers.
+pub(super) struct PrefetchConsumer {
+    queue_channel: QueueChannel,
+    consumer_channel: Arc<ConsumerChannel>,
     tag: ShortString,
-    /// Messages that it may have unsettled.
+    /// Prefetch count.
     window: u16,
     used: Mutex<Instant>,
     received: Mutex<Option<JoinHandle<()>>>,
     end: Arc<End>,
 }
 
-/// How a consumer of the broker ends.
+/// How the consumer ends.
 #[derive(Default)]
 struct End {
-    /// Asked for here.
+    /// It was cancelled here.
     asked: AtomicBool,
-    /// Nothing comes by it any more.
+    /// It delivers no more.
     came: AtomicBool,
 }
 
-impl Standing {
-    /// Notes that somebody still leases by it.
+impl PrefetchConsumer {
+    /// Records a lease.
     pub(super) fn touch(&self) {
         *lock(&self.used) = Instant::now();
     }
 
-    /// Whether the broker still sends by it.
-    fn stands(&self) -> bool {
-        self.incoming.channel.status().connected() && !self.end.came.load(Ordering::Acquire)
+    /// Whether the broker still delivers to it.
+    fn is_consuming(&self) -> bool {
+        self.consumer_channel.channel.status().connected() && !self.end.came.load(Ordering::Acquire)
     }
 
-    /// Ends it, and returns once everything that it was sent is in the hand.
+    /// Cancels it, and returns once every delivery is in flight.
     async fn end(&self, store: &Store) {
         self.end.asked.store(true, Ordering::Release);
         if self.end.came.load(Ordering::Acquire) {
@@ -73,173 +73,186 @@ impl Standing {
         }
         let options = BasicCancelOptions::default();
         let cancel = self
-            .incoming
+            .consumer_channel
             .channel
             .basic_cancel(self.tag.clone(), options);
-        // A connection that fails here is given up, and takes the consumer along.
-        if store.link.call(&self.desk.open, cancel).await.is_err() {
+        // A connection that fails here is abandoned, and its consumer with it.
+        if store
+            .broker
+            .call(&self.queue_channel.open, cancel)
+            .await
+            .is_err()
+        {
             return;
         }
         let received = lock(&self.received).take();
         if let Some(received) = received {
             drop(tokio::time::timeout(store.config.timeout, received).await);
         }
-        // The broker forgets acks that it has read and not passed on when their channel ends.
-        let incoming = Arc::clone(&self.incoming);
+        // The broker drops acks that it has read and not processed when their channel closes.
+        let consumer_channel = Arc::clone(&self.consumer_channel);
         tokio::spawn(async move {
             tokio::time::sleep(LINGER).await;
-            drop(incoming);
+            drop(consumer_channel);
         });
     }
 }
 
 impl Store {
-    /// The consumer that stands for this lease's, made when there is none, and anew when all
-    /// that it may have is leased or when it may have more than fits.
-    pub(super) async fn stand(
+    /// The prefetch consumer of this lease, created when there is none, and again when all of
+    /// its prefetch is leased or its prefetch is too large.
+    pub(super) async fn consume(
         self: &Arc<Self>,
-        known: &Arc<Known>,
+        handle: &Arc<QueueHandle>,
         request: &LeaseRequest,
-    ) -> Result<Arc<Standing>> {
-        let desk = self.desk(known).await?;
-        let largest = known.largest.load(Ordering::Relaxed).max(1);
+    ) -> Result<Arc<PrefetchConsumer>> {
+        let queue_channel = self.queue_channel(handle).await?;
+        let largest = handle.largest.load(Ordering::Relaxed).max(1);
         let window = request.in_flight.max(request.max);
         let window = window.min(ENOUGH_BYTES / largest).max(1);
         let window = u16::try_from(window).unwrap_or(u16::MAX);
         // One at a time: two leases of one consumer share it.
-        let mut all = known.standing.lock().await;
-        if let Some(standing) = all.get(&request.consumer)
-            && standing.desk.open.number == desk.open.number
-            && standing.stands()
+        let mut all = handle.consumers.lock().await;
+        if let Some(consumer) = all.get(&request.consumer)
+            && consumer.queue_channel.open.number == queue_channel.open.number
+            && consumer.is_consuming()
         {
-            let ours = |held: &&Held| Arc::ptr_eq(&held.origin.incoming, &standing.incoming);
-            let leased = known.hand(self).leased().filter(ours).count();
-            if leased < usize::from(standing.window) && standing.window <= window {
-                standing.touch();
-                return Ok(Arc::clone(standing));
+            let ours = |held: &&InFlightMessage| {
+                Arc::ptr_eq(&held.origin.consumer_channel, &consumer.consumer_channel)
+            };
+            let leased = handle.in_flight(self).leased().filter(ours).count();
+            if leased < usize::from(consumer.window) && consumer.window <= window {
+                consumer.touch();
+                return Ok(Arc::clone(consumer));
             }
-            standing.end(self).await;
+            consumer.end(self).await;
         }
         all.remove(&request.consumer);
-        let channel = self.link.channel(&desk.open).await?;
+        let channel = self.broker.channel(&queue_channel.open).await?;
         let bound = channel.basic_qos(window, BasicQosOptions::default());
-        self.link.call(&desk.open, bound).await?;
+        self.broker.call(&queue_channel.open, bound).await?;
         let consume = channel.basic_consume(
-            known.wire.as_str().into(),
+            handle.wire.as_str().into(),
             "".into(),
             BasicConsumeOptions::default(),
             FieldTable::default(),
         );
-        let consumer = match self.link.ask(&desk.open, consume).await? {
-            Ok(consumer) => consumer,
-            Err(told) => {
+        let deliveries = match self.broker.ask(&queue_channel.open, consume).await? {
+            Ok(deliveries) => deliveries,
+            Err(error) => {
                 // The next call declares it.
-                known
+                handle
                     .missing
-                    .fetch_or(error::is_not_found(&told), Ordering::AcqRel);
-                return Err(self.link.failed(&desk.open, told));
+                    .fetch_or(error::is_not_found(&error), Ordering::AcqRel);
+                return Err(self.broker.failed(&queue_channel.open, error));
             }
         };
-        let incoming = Incoming::in_order(channel);
+        let consumer_channel = ConsumerChannel::in_order(channel);
         let end = Arc::new(End::default());
-        let standing = Arc::new(Standing {
-            tag: consumer.tag(),
-            incoming: Arc::clone(&incoming),
+        let consumer = Arc::new(PrefetchConsumer {
+            tag: deliveries.tag(),
+            consumer_channel: Arc::clone(&consumer_channel),
             window,
             used: Mutex::new(Instant::now()),
             received: Mutex::default(),
-            desk: desk.clone(),
+            queue_channel: queue_channel.clone(),
             end: Arc::clone(&end),
         });
         let receiving = receive(
             Arc::downgrade(self),
-            Arc::clone(known),
-            desk,
-            incoming,
-            consumer,
+            Arc::clone(handle),
+            queue_channel,
+            consumer_channel,
+            deliveries,
             end,
         );
-        let mut news = std::pin::pin!(known.news.notified());
-        news.as_mut().enable();
-        // Ends with the consumer, and that with its connection at the latest.
-        *lock(&standing.received) = Some(tokio::spawn(receiving));
-        all.insert(request.consumer.clone(), Arc::clone(&standing));
+        let mut changed = std::pin::pin!(handle.changed.notified());
+        changed.as_mut().enable();
+        // Ends with the consumer, at the latest with its connection.
+        *lock(&consumer.received) = Some(tokio::spawn(receiving));
+        all.insert(request.consumer.clone(), Arc::clone(&consumer));
         drop(all);
-        // Then the first lease is as full as one that fetches.
-        drop(tokio::time::timeout(MOMENT, news).await);
-        Ok(standing)
+        // The first lease is then as full as one with basic.get.
+        drop(tokio::time::timeout(MOMENT, changed).await);
+        Ok(consumer)
     }
 
-    /// Ends those that nobody leases by any more.
-    pub(super) async fn end_idle(&self, known: &Known) {
-        let is_idle = |_: &ConsumerId, standing: &Arc<Standing>| {
-            let waits = Arc::strong_count(standing) > 1;
-            !waits && lock(&standing.used).elapsed() >= IDLE
+    /// Cancels unused consumers.
+    pub(super) async fn cancel_idle(&self, handle: &QueueHandle) {
+        let is_idle = |_: &ConsumerId, consumer: &Arc<PrefetchConsumer>| {
+            let waits = Arc::strong_count(consumer) > 1;
+            !waits && lock(&consumer.used).elapsed() >= IDLE
         };
-        self.end_where(known, is_idle).await;
+        self.cancel_where(handle, is_idle).await;
     }
 
-    /// Ends those that are so. Everything that they were sent is in the hand then.
-    pub(super) async fn end_where(
+    /// Cancels the consumers that match. Their deliveries are in flight then.
+    pub(super) async fn cancel_where(
         &self,
-        known: &Known,
-        which: impl Fn(&ConsumerId, &Arc<Standing>) -> bool,
+        handle: &QueueHandle,
+        which: impl Fn(&ConsumerId, &Arc<PrefetchConsumer>) -> bool,
     ) {
-        let mut all = known.standing.lock().await;
+        let mut all = handle.consumers.lock().await;
         let gone: Vec<_> = all
-            .extract_if(|who, standing| which(who, standing))
+            .extract_if(|who, consumer| which(who, consumer))
             .collect();
         drop(all);
-        for (_, standing) in gone {
-            if self.link.is_live(standing.desk.open.number) {
-                standing.end(self).await;
+        for (_, consumer) in gone {
+            if self.broker.is_live(consumer.queue_channel.open.number) {
+                consumer.end(self).await;
             }
         }
     }
 }
 
-/// Puts what the broker sends into the hand, until the consumer ends.
+/// Adds the broker's deliveries to the in-flight messages, until the consumer ends.
 async fn receive(
     store: Weak<Store>,
-    known: Arc<Known>,
-    desk: Desk,
-    incoming: Arc<Incoming>,
-    consumer: Consumer,
+    handle: Arc<QueueHandle>,
+    queue_channel: QueueChannel,
+    consumer_channel: Arc<ConsumerChannel>,
+    deliveries: Consumer,
     end: Arc<End>,
 ) {
-    let mut chunks = consumer.ready_chunks(CHUNK);
+    let mut chunks = deliveries.ready_chunks(CHUNK);
     while let Some(arrivals) = chunks.next().await {
         let Some(store) = store.upgrade() else { return };
         for arrival in arrivals {
-            if let Err(error) = put(&store, &known, &desk, &incoming, arrival).await {
-                warn!(queue = %known.name, error = error.chain(), "a message comes back with the connection's end");
+            if let Err(error) =
+                put(&store, &handle, &queue_channel, &consumer_channel, arrival).await
+            {
+                warn!(queue = %handle.name, error = error.chain(), "delivery failed; requeued when the connection closes");
             }
         }
-        known.news.notify_waiters();
+        handle.changed.notify_waiters();
     }
     end.came.store(true, Ordering::Release);
-    let is_live = |store: Arc<Store>| store.link.is_live(desk.open.number);
+    let is_live = |store: Arc<Store>| store.broker.is_live(queue_channel.open.number);
     if !end.asked.load(Ordering::Acquire) && store.upgrade().is_some_and(is_live) {
-        known.missing.store(true, Ordering::Release);
+        handle.missing.store(true, Ordering::Release);
         warn!(
-            queue = %known.name,
-            node = desk.open.node,
+            queue = %handle.name,
+            node = queue_channel.open.node,
             "consumer cancelled by rabbitmq; consuming again"
         );
     }
-    // Those who wait look again.
-    known.news.notify_waiters();
+    // Waiting leases check again.
+    handle.changed.notify_waiters();
 }
 
 async fn put(
     store: &Store,
-    known: &Known,
-    desk: &Desk,
-    incoming: &Arc<Incoming>,
-    arrival: lapin::Result<Arrival>,
+    handle: &QueueHandle,
+    queue_channel: &QueueChannel,
+    consumer_channel: &Arc<ConsumerChannel>,
+    arrival: lapin::Result<Delivery>,
 ) -> Result<()> {
     match arrival {
-        Ok(arrival) => store.arrive(known, desk, incoming, arrival).await,
-        Err(told) => Err(store.link.failed(&desk.open, told)),
+        Ok(arrival) => {
+            store
+                .arrive(handle, queue_channel, consumer_channel, arrival)
+                .await
+        }
+        Err(error) => Err(store.broker.failed(&queue_channel.open, error)),
     }
 }

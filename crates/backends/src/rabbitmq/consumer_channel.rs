@@ -1,6 +1,6 @@
-//! A channel that messages come by, and which of them are not settled: what is settled in a row is acked by one frame.
+//! A channel with its unsettled delivery tags: consecutive settled tags are acked by one frame.
 //!
-//! A quorum queue keeps a log entry for each frame, so one for a batch costs the broker a fraction of one for each message.
+//! A quorum queue writes a log entry for each frame, so a batch ack costs the broker a fraction of single acks.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -11,43 +11,43 @@ use lapin::{Acker, Channel};
 
 use super::store::lock;
 
-pub(super) struct Incoming {
+pub(super) struct ConsumerChannel {
     pub(super) channel: Channel,
-    /// Delivery tags, where each was noted before any later one was; otherwise none.
+    /// Unsettled delivery tags, where they are added in order; otherwise none.
     in_order: Option<Mutex<BTreeSet<u64>>>,
-    /// Frames go out in the order in which tags were struck off.
+    /// Held so that frames are sent in the order in which tags were settled.
     turn: tokio::sync::Mutex<()>,
 }
 
-/// How a message came.
-pub(super) struct Arrival {
-    /// What its count of deliveries would be if the broker took it back now.
+/// Source of a message on the broker.
+pub(super) struct IncomingMessage {
+    /// Its delivery count if it were requeued now.
     pub(super) charged_by_return: u32,
-    /// How often the broker says that it came back.
+    /// How often it was requeued, by the broker's count.
     pub(super) returns: u32,
-    pub(super) ticket: Ticket,
-    /// The connection that it came over; what is in hand ends with it.
+    pub(super) tag: DeliveryTag,
+    /// Number of its connection; the delivery ends with it.
     pub(super) connection: u64,
-    /// What it came by; stays open as long as it is not settled.
-    pub(super) incoming: Arc<Incoming>,
+    /// Its channel; stays open until it is settled.
+    pub(super) consumer_channel: Arc<ConsumerChannel>,
 }
 
-/// A message in hand.
-pub(super) type Held = crate::broker::in_flight::Held<Arrival>;
+/// An in-flight message.
+pub(super) type InFlightMessage = crate::broker::in_flight::InFlightMessage<IncomingMessage>;
 
-/// How one message is settled.
-pub(super) struct Ticket {
-    pub(super) tag: u64,
+/// Delivery tag and acker of a message.
+pub(super) struct DeliveryTag {
+    pub(super) number: u64,
     pub(super) acker: Acker,
 }
 
-impl Incoming {
-    /// Messages come one after the other, to one task.
+impl ConsumerChannel {
+    /// For deliveries to one task, in order.
     pub(super) fn in_order(channel: Channel) -> Arc<Self> {
         Self::new(channel, Some(Mutex::default()))
     }
 
-    /// Messages are fetched, by several at once.
+    /// For basic.get by several tasks.
     pub(super) fn in_any_order(channel: Channel) -> Arc<Self> {
         Self::new(channel, None)
     }
@@ -60,47 +60,47 @@ impl Incoming {
         })
     }
 
-    /// Notes what came, before anything is done with it.
+    /// Records a delivery, before it is processed.
     pub(super) fn note(&self, tag: u64) {
         if let Some(unsettled) = &self.in_order {
             lock(unsettled).insert(tag);
         }
     }
 
-    /// Lets go of messages for good.
-    pub(super) async fn ack(&self, done: &[&Ticket]) -> lapin::Result<()> {
+    /// Acks messages.
+    pub(super) async fn ack(&self, done: &[&DeliveryTag]) -> lapin::Result<()> {
         let _turn = self.turn.lock().await;
         let before = self.strike_off(done);
-        let row = done.iter().filter(|ticket| ticket.tag < before);
-        let last = row.max_by_key(|ticket| ticket.tag);
-        let others = done.iter().filter(|ticket| ticket.tag >= before);
-        let acks = others.map(|ticket| ticket.acker.ack(BasicAckOptions::default()));
-        let row = last.map(|ticket| ticket.acker.ack(BasicAckOptions { multiple: true }));
+        let row = done.iter().filter(|tag| tag.number < before);
+        let last = row.max_by_key(|tag| tag.number);
+        let others = done.iter().filter(|tag| tag.number >= before);
+        let acks = others.map(|tag| tag.acker.ack(BasicAckOptions::default()));
+        let row = last.map(|tag| tag.acker.ack(BasicAckOptions { multiple: true }));
         try_join_all(row.into_iter().chain(acks)).await.map(drop)
     }
 
-    /// Puts messages back where they came from.
-    pub(super) async fn nack(&self, unwanted: &[&Ticket]) -> lapin::Result<()> {
+    /// Requeues messages.
+    pub(super) async fn nack(&self, unwanted: &[&DeliveryTag]) -> lapin::Result<()> {
         let _turn = self.turn.lock().await;
         let options = || BasicNackOptions {
             requeue: true,
             ..BasicNackOptions::default()
         };
-        let nacks = unwanted.iter().map(|ticket| ticket.acker.nack(options()));
+        let nacks = unwanted.iter().map(|tag| tag.acker.nack(options()));
         try_join_all(nacks).await?;
-        // Not before: should this be given up halfway, no ack of a row may cover them.
+        // Only now: if this call is dropped halfway, no multiple ack may cover them.
         self.strike_off(unwanted);
         Ok(())
     }
 
-    /// The tag below which everything is settled now.
-    fn strike_off(&self, settled: &[&Ticket]) -> u64 {
+    /// Marks tags as settled. Returns the lowest unsettled tag.
+    fn strike_off(&self, settled: &[&DeliveryTag]) -> u64 {
         let Some(unsettled) = &self.in_order else {
             return 0;
         };
         let mut unsettled = lock(unsettled);
-        for ticket in settled {
-            unsettled.remove(&ticket.tag);
+        for tag in settled {
+            unsettled.remove(&tag.number);
         }
         unsettled.first().copied().unwrap_or(u64::MAX)
     }

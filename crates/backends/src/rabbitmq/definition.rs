@@ -1,19 +1,19 @@
-//! What a queue is: its properties and arguments, as it is made here, and as the broker's refusals describe another's.
+//! Queue definitions: properties and arguments, as declared here and as the broker's refusals describe existing queues.
 
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
-/// How a queue is declared.
+/// The definition of a queue.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Shape {
+pub(super) struct QueueDefinition {
     pub(super) durable: bool,
     auto_delete: bool,
     arguments: FieldTable,
-    /// False when the user may not ask what the queue is.
+    /// False when the user may not inspect the queue.
     known: bool,
 }
 
-impl Shape {
+impl QueueDefinition {
     /// A durable queue without arguments, as most programs declare one.
     pub(super) fn plain() -> Self {
         Self {
@@ -32,22 +32,22 @@ impl Shape {
         Self::plain().with("x-queue-type", AMQPValue::LongString(kind.into()))
     }
 
-    /// The same with the queue that the broker moves messages to which it gives up or, with `ttl`, has kept so long.
+    /// The same with a dead-letter target: for messages that the broker drops or, with a TTL, that expire.
     pub(super) fn dead_lettering_to(self, queue: &str) -> Self {
         let is_quorum = self.is_quorum();
-        let shape = self
+        let definition = self
             .with("x-dead-letter-exchange", AMQPValue::LongString("".into()))
             .with(
                 "x-dead-letter-routing-key",
                 AMQPValue::LongString(queue.into()),
             );
         if is_quorum {
-            // The broker keeps the message until the queue it moves to has confirmed it.
-            shape
+            // The broker keeps a message until the target queue has confirmed it.
+            definition
                 .with(STRATEGY, AMQPValue::LongString("at-least-once".into()))
                 .with("x-overflow", AMQPValue::LongString("reject-publish".into()))
         } else {
-            shape
+            definition
         }
     }
 
@@ -56,7 +56,7 @@ impl Shape {
         self
     }
 
-    /// Of a queue that is there and that the user may not ask about.
+    /// Of an existing queue that the user may not inspect.
     pub(super) fn unknown() -> Self {
         Self {
             known: false,
@@ -85,7 +85,7 @@ impl Shape {
         self.is_quorum() && self.text(STRATEGY) == Some("at-least-once")
     }
 
-    /// After how many returns a message is published again, so that the broker's own limit is not met; `None` where
+    /// Number of requeues after which a message is published again, to stay below the broker's delivery limit; `None` where
     /// the broker does not count.
     pub(super) fn renew_after(&self) -> Option<u32> {
         /// Half of the limit that RabbitMQ 4 sets.
@@ -99,7 +99,7 @@ impl Shape {
         })
     }
 
-    /// Takes over what the broker says is different. Whether there was something to learn.
+    /// Adopts the difference that the broker reports. Returns whether there was one.
     pub(super) fn learn(&mut self, refusal: &str) -> bool {
         if let Some(name) = quoted_after(refusal, "invalid arg ") {
             return self.remove(name);
@@ -131,7 +131,7 @@ impl Shape {
         true
     }
 
-    /// What an operator should know of it; `replicates` when queues are meant to be replicated.
+    /// Warnings for operators; `replicates` when queues are meant to be replicated.
     pub(super) fn warnings(&self, queue: &str, replicates: bool) -> Vec<String> {
         let mut warnings = Vec::new();
         if !self.known {
@@ -182,7 +182,7 @@ impl Shape {
             && self.text("x-dead-letter-exchange").is_some()
         {
             warnings.push(format!(
-                "queue `{queue}` has `{DELIVERY_LIMIT}={limit}`: the broker moves a message to its own dead-letter exchange after that number of returns, whatever `retry.attempts` says"
+                "queue `{queue}` has `{DELIVERY_LIMIT}={limit}`: the broker moves a message to its own dead-letter exchange after that number of returns, regardless of `retry.attempts`"
             ));
         }
         warnings
@@ -234,8 +234,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn learns_what_a_queue_is_from_refusals() {
-        let mut shape = Shape::replicated(true).dead_lettering_to("q.dead");
+    fn refusals_reveal_the_definition() {
+        let mut definition = QueueDefinition::replicated(true).dead_lettering_to("q.dead");
         for refusal in [
             "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'",
             "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received the value 'quorum' of type 'longstr' but current is none",
@@ -243,21 +243,21 @@ mod tests {
             "PRECONDITION_FAILED - inequivalent arg 'x-dead-letter-exchange' for queue 'q' in vhost '/': received the value '' of type 'longstr' but current is none",
             "PRECONDITION_FAILED - invalid arg 'x-overflow' for queue 'q' in vhost '/': unknown",
         ] {
-            assert!(shape.learn(refusal), "{refusal}");
+            assert!(definition.learn(refusal), "{refusal}");
         }
-        assert!(!shape.durable && !shape.is_quorum());
-        assert_eq!(shape.argument("x-overflow"), None);
-        let warnings = shape.warnings("q", true).join("\n");
+        assert!(!definition.durable && !definition.is_quorum());
+        assert_eq!(definition.argument("x-overflow"), None);
+        let warnings = definition.warnings("q", true).join("\n");
         assert!(warnings.contains("not durable"), "{warnings}");
         assert!(warnings.contains("x-message-ttl=60000"), "{warnings}");
-        assert!(!shape.learn("NOT_ALLOWED - vhost is down"));
+        assert!(!definition.learn("NOT_ALLOWED - vhost is down"));
     }
 
     #[test]
     fn a_queue_made_here_has_nothing_to_warn_of() {
-        let shape = Shape::replicated(true).dead_lettering_to("q.dead");
-        assert_eq!(shape.warnings("q", true), [""; 0]);
-        assert_eq!(shape.renew_after(), Some(10));
-        assert_eq!(Shape::plain().renew_after(), None);
+        let definition = QueueDefinition::replicated(true).dead_lettering_to("q.dead");
+        assert_eq!(definition.warnings("q", true), [""; 0]);
+        assert_eq!(definition.renew_after(), Some(10));
+        assert_eq!(QueueDefinition::plain().renew_after(), None);
     }
 }

@@ -1,7 +1,7 @@
-//! Whether quorum queues can keep messages: asked of a quorum queue that stays empty.
+//! Checks that quorum queues have a majority, with an empty quorum queue as probe.
 //!
 //! Fetching from it costs the broker a consensus step, which a queue without a majority of its nodes never finishes.
-//! A message would have to be taken to ask a queue with messages.
+//! Probing a queue with messages would take one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,32 +9,32 @@ use std::time::{Duration, Instant};
 use lapin::options::BasicGetOptions;
 use towpath_core::{Error, Result};
 
-use super::connection::{Link, Open};
+use super::connection::{BrokerConnection, OpenConnection};
 use super::error;
 
-/// How long the step may take. Readiness probes wait for 2 s.
+/// Timeout of the probe. Readiness probes wait for 2 s.
 const WITHIN: Duration = Duration::from_millis(1_500);
 
-/// How long an answer holds.
+/// How long an answer is cached.
 const HOLDS: Duration = Duration::from_secs(1);
 
-pub(super) struct Majority {
-    link: Arc<Link>,
+pub(super) struct QuorumCheck {
+    broker: Arc<BrokerConnection>,
     pub(super) queue: String,
-    /// When it was last asked, and what is wrong. `None` until the queue is there.
+    /// Time and problem of the last probe. `None` until the queue exists.
     asked: tokio::sync::Mutex<Option<(Instant, Option<String>)>>,
 }
 
-impl Majority {
-    pub(super) fn new(link: Arc<Link>, prefix: &str) -> Self {
+impl QuorumCheck {
+    pub(super) fn new(broker: Arc<BrokerConnection>, prefix: &str) -> Self {
         Self {
-            link,
+            broker,
             queue: format!("{prefix}towpath.probe"),
             asked: tokio::sync::Mutex::default(),
         }
     }
 
-    /// Notes that the queue is there, so that it can be asked.
+    /// Records that the queue exists, which enables the probe.
     pub(super) async fn is_there(&self) {
         self.asked
             .lock()
@@ -45,14 +45,14 @@ impl Majority {
     /// Whether there is a majority, by an answer of the last second.
     ///
     /// # Errors
-    /// As [`Majority::check_since`].
+    /// As [`QuorumCheck::check_since`].
     pub(super) async fn check(&self) -> Result<()> {
         let since = Instant::now().checked_sub(HOLDS);
         self.check_since(since.unwrap_or_else(Instant::now)).await
     }
 
-    /// The same by an answer to a question asked after this moment. Says nothing against the broker where the queue
-    /// could not be made.
+    /// The same with a probe begun after this time. Passes where the queue
+    /// could not be declared.
     ///
     /// # Errors
     /// `Unavailable` when a majority of the nodes is missing.
@@ -62,7 +62,7 @@ impl Majority {
             return Ok(());
         };
         if *at < since {
-            let open = self.link.open().await?;
+            let open = self.broker.open().await?;
             let asked = Instant::now();
             *problem = self.ask(&open).await?;
             *at = asked;
@@ -73,16 +73,16 @@ impl Majority {
         }
     }
 
-    async fn ask(&self, open: &Open) -> Result<Option<String>> {
-        let channel = self.link.channel(open).await?;
+    async fn ask(&self, open: &OpenConnection) -> Result<Option<String>> {
+        let channel = self.broker.channel(open).await?;
         let get = channel.basic_get(self.queue.as_str().into(), BasicGetOptions::default());
         Ok(match tokio::time::timeout(WITHIN, get).await {
             Ok(Ok(_)) => None,
-            // Deleted by an operator: made again with the next declaration of a queue.
-            Ok(Err(told)) if is_missing(&told) => None,
-            Ok(Err(told)) => {
-                let why = error::text(&told).unwrap_or("no answer").to_owned();
-                drop(self.link.failed(open, told));
+            // Deleted by an operator: declared again with the next queue.
+            Ok(Err(error)) if is_missing(&error) => None,
+            Ok(Err(error)) => {
+                let why = error::text(&error).unwrap_or("no answer").to_owned();
+                drop(self.broker.failed(open, error));
                 Some(lost(&open.node, &why))
             }
             Err(_) => Some(lost(&open.node, &format!("no answer within {WITHIN:?}"))),
@@ -90,12 +90,12 @@ impl Majority {
     }
 }
 
-fn is_missing(told: &lapin::Error) -> bool {
-    error::is_not_found(told) && error::text(told).is_some_and(|text| text.contains("no queue"))
+fn is_missing(error: &lapin::Error) -> bool {
+    error::is_not_found(error) && error::text(error).is_some_and(|text| text.contains("no queue"))
 }
 
 fn lost(node: &str, why: &str) -> String {
     format!(
-        "quorum queues of rabbitmq at `{node}` keep no messages: a majority of their nodes is unavailable, start those ({why})"
+        "quorum queues of rabbitmq at `{node}` cannot accept messages: a majority of their nodes is unavailable; start those ({why})"
     )
 }

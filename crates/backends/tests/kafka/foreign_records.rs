@@ -1,4 +1,4 @@
-//! Records of other clients that no message can hold, and topics that do not take what has to go there.
+//! Records of other clients that no message can hold, and topics that refuse moved messages.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -58,7 +58,7 @@ async fn produce(topic: &str, records: Vec<Odd>) {
             record.key = key.as_deref();
             record.payload = payload.as_deref();
             let sent = producer.send(record);
-            sent.map_err(|(told, _)| told).expect("sent");
+            sent.map_err(|(text, _)| text).expect("sent");
             producer.flush(SOON).expect("flushed");
         }
     });
@@ -272,14 +272,14 @@ pub(super) async fn records_that_no_message_can_hold_become_dead_letters() {
         found.unwrap_or_else(|| panic!("{reason}: {reasons:?}"))
     };
     for (reason, at) in expected.iter().zip([0, 1, 3, 4, 5]) {
-        let told = &letter(reason).reason;
-        assert!(told.contains(&format!("record {topic}/0/{at}")), "{told}");
+        let text = &letter(reason).reason;
+        assert!(text.contains(&format!("record {topic}/0/{at}")), "{text}");
     }
     assert_eq!(letter(expected[0]).message.payload, "key of 200 KB");
     assert_eq!(letter(expected[3]).message.payload.len(), 17_000_000);
     let cut = letter(expected[4]);
     assert!(cut.message.payload.is_empty() && cut.reason.contains("payload and headers are in"));
-    // What is not text is shown so that it stays different, and moves as it came.
+    // Bytes that are not UTF-8 are escaped, and copies keep the original bytes.
     let bytes = &got["bytes"];
     assert_eq!(bytes.message.key.as_deref(), Some("k\\xff\0"));
     assert_eq!(bytes.message.headers.get("trace"), Some("\\xfe\\xff"));
@@ -396,12 +396,12 @@ pub(super) async fn a_message_too_large_to_be_moved_does_not_block() {
     let letters = letters(&queue, 2).await;
     for (letter, (reason, at)) in letters.iter().zip([("not now", 1), ("poison", 2)]) {
         let place = format!("{}/0/{at}", topic(""));
-        let told = &letter.reason;
-        assert!(told.contains(reason) && told.contains(&place), "{told}");
+        let text = &letter.reason;
+        assert!(text.contains(reason) && text.contains(&place), "{text}");
     }
 }
 
-pub(super) async fn topics_that_do_not_keep_what_they_take_are_named() {
+pub(super) async fn topics_that_drop_messages_are_reported() {
     let prefix = MessageId::new().to_string();
     let backend = open(&format!("{}?prefix={prefix}.", shared().url())).await;
     let queue = backend.require_queue("the test").expect("queues");
@@ -413,12 +413,12 @@ pub(super) async fn topics_that_do_not_keep_what_they_take_are_named() {
     let settings = Settings::default();
     queue.declare(&jobs(), &settings).await.expect("declared");
     let health = backend.lifecycle.health().await.expect("health");
-    let told = health.warnings.join("\n");
+    let text = health.warnings.join("\n");
     for expected in [
         "one replica",
         "retention.ms=3600000",
         "cleanup.policy=compact,delete",
     ] {
-        assert!(told.contains(expected), "{expected}: {told}");
+        assert!(text.contains(expected), "{expected}: {text}");
     }
 }

@@ -1,4 +1,4 @@
-//! What was declared and disappears is declared again: queues, those beside them, exchanges, bindings, consumers.
+//! Lost declarations are declared again: queues, their delay and dead-letter queues, exchanges, bindings, consumers.
 
 use lapin::options::{
     ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
@@ -22,9 +22,9 @@ pub(super) fn promises() -> Vec<Own> {
         a_deleted_binding_is_made_again,
         a_binding_is_made_again_beside_another,
         a_missing_queue_leaves_deliveries_of_others_alone,
-        a_returned_message_is_told_from_its_neighbours,
+        a_returned_message_is_distinguished_from_its_neighbours,
         many_large_batches_at_once_are_taken,
-        a_user_without_configure_uses_what_is_there,
+        a_user_without_configure_uses_existing_queues,
         messages_without_a_consumer_have_an_age,
     ]
 }
@@ -323,7 +323,7 @@ async fn a_missing_queue_leaves_deliveries_of_others_alone() {
     );
 }
 
-async fn a_returned_message_is_told_from_its_neighbours() {
+async fn a_returned_message_is_distinguished_from_its_neighbours() {
     let place = place().await;
     let binding = binding();
     place.routes().bind(&binding).await.expect("bound");
@@ -371,7 +371,7 @@ async fn many_large_batches_at_once_are_taken() {
     }
 }
 
-async fn a_user_without_configure_uses_what_is_there() {
+async fn a_user_without_configure_uses_existing_queues() {
     let place = place().await;
     let binding = binding();
     place.routes().bind(&binding).await.expect("bound");

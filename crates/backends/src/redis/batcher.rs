@@ -1,10 +1,10 @@
-//! Callers that come while a script is on its way share the next one.
+//! Batches enqueues: callers that arrive while a script is in flight share the next one.
 //!
 //! A script has a fixed cost, and with `appendfsync always` a sync of its own;
 //! 64 callers with one message each would pay both 64 times.
 //!
 //! ```text
-//! idle --first caller--> on its way (others wait) --answer--> those who waited go together --> ... --nobody--> idle
+//! idle --first caller--> in flight (others wait) --answer--> waiting callers in one batch --> ... --none--> idle
 //! ```
 
 use std::sync::{Arc, Mutex};
@@ -17,16 +17,16 @@ use super::queue::{STEP, add_message, step_of};
 use super::reply;
 use super::script;
 use super::servers::Servers;
-use super::store::{Known, lock};
+use super::store::{ResourceHandle, lock};
 
-/// Messages of callers on their way into one queue. Each caller waits for its own, so there are as many as callers.
+/// Waiting enqueue calls of one queue. Each caller waits for its answer, so callers bound their number.
 #[derive(Default)]
-pub(super) struct Gather(Mutex<State>);
+pub(super) struct EnqueueBatcher(Mutex<State>);
 
 #[derive(Default)]
 struct State {
     waiting: Vec<Caller>,
-    on_its_way: bool,
+    in_flight: bool,
 }
 
 struct Caller {
@@ -34,15 +34,15 @@ struct Caller {
     answer: oneshot::Sender<Result<Vec<Value>>>,
 }
 
-impl Gather {
-    /// Puts the caller with those who go next; true when it has to send them off.
+impl EnqueueBatcher {
+    /// Adds a caller to the next batch; true when the caller has to start the sending.
     fn join(&self, caller: Caller) -> bool {
         let mut state = lock(&self.0);
         state.waiting.push(caller);
-        !std::mem::replace(&mut state.on_its_way, true)
+        !std::mem::replace(&mut state.in_flight, true)
     }
 
-    /// Those who go together now; nobody ends the sending.
+    /// The next batch; an empty one ends the sending.
     fn next(&self) -> Vec<Caller> {
         let mut state = lock(&self.0);
         let mut messages = 0;
@@ -53,47 +53,47 @@ impl Gather {
             bytes += of_caller.sum::<usize>();
             messages <= STEP && bytes <= GROUP_BYTES
         });
-        // What one caller brings is a step of its own at most.
+        // One caller brings at most one step.
         let count = fitting.count().max(1).min(state.waiting.len());
-        state.on_its_way = count > 0;
+        state.in_flight = count > 0;
         state.waiting.drain(..count).collect()
     }
 }
 
-/// Payload bytes after which nobody else joins.
+/// Payload bytes after which a batch is closed.
 const GROUP_BYTES: usize = 1 << 20;
 
 /// Stores the messages of one caller, which are one step. One answer of the script each.
 ///
 /// A dropped call may have stored them.
-pub(super) async fn take_in(
+pub(super) async fn enqueue_batched(
     servers: &Arc<Servers>,
-    known: &Arc<Known>,
+    handle: &Arc<ResourceHandle>,
     messages: Vec<NewMessage>,
 ) -> Result<Vec<Value>> {
     debug_assert_eq!(step_of(&messages), messages.len());
     let (answer, mine) = oneshot::channel();
-    if known.gather.join(Caller { messages, answer }) {
-        let (servers, known) = (Arc::clone(servers), Arc::clone(known));
-        // Ends when nobody waits. A task, because the caller that began it may be dropped while others wait.
-        tokio::spawn(async move { send_off(&servers, &known).await });
+    if handle.batcher.join(Caller { messages, answer }) {
+        let (servers, handle) = (Arc::clone(servers), Arc::clone(handle));
+        // Ends when no caller waits. A task, because the caller that started it may be dropped while others wait.
+        tokio::spawn(async move { send_batches(&servers, &handle).await });
     }
     mine.await
-        .map_err(|_| Error::unavailable("the sending of a step ended early"))?
+        .map_err(|_| Error::unavailable("the batch was not sent"))?
 }
 
-async fn send_off(servers: &Servers, known: &Known) {
+async fn send_batches(servers: &Servers, handle: &ResourceHandle) {
     loop {
-        let callers = known.gather.next();
+        let callers = handle.batcher.next();
         if callers.is_empty() {
             return;
         }
-        match send(servers, known, &callers).await {
+        match send(servers, handle, &callers).await {
             Ok(values) => {
                 let mut values = values.into_iter();
                 for caller in callers {
                     let own = values.by_ref().take(caller.messages.len()).collect();
-                    // Nobody is left to hear it when the call was dropped.
+                    // Fails when the call was dropped.
                     drop(caller.answer.send(Ok(own)));
                 }
             }
@@ -104,13 +104,17 @@ async fn send_off(servers: &Servers, known: &Known) {
                 }
             }
         }
-        // Lets those who were answered come back with their next message before the others go.
+        // Lets answered callers join with their next message before the next batch.
         tokio::task::yield_now().await;
     }
 }
 
-async fn send(servers: &Servers, known: &Known, callers: &[Caller]) -> Result<Vec<Value>> {
-    let mut call = known.call(&script::ENQUEUE);
+async fn send(
+    servers: &Servers,
+    handle: &ResourceHandle,
+    callers: &[Caller],
+) -> Result<Vec<Value>> {
+    let mut call = handle.call(&script::ENQUEUE);
     let messages = callers.iter().flat_map(|caller| &caller.messages);
     for message in messages.clone() {
         add_message(&mut call, message)?;
@@ -119,14 +123,14 @@ async fn send(servers: &Servers, known: &Known, callers: &[Caller]) -> Result<Ve
     match values.len() == messages.count() {
         true => Ok(values),
         false => Err(Error::corrupt(
-            "redis answered for other messages than were sent",
+            "redis answered another number of messages than sent",
         )),
     }
 }
 
-/// The error once more, for another caller.
+/// A copy of the error for another caller.
 fn same(error: &Arc<Error>) -> Error {
-    let text = "the step that several callers shared failed";
+    let text = "the shared batch failed";
     let copy = match error.retry_after() {
         Some(retry_after) => Error::overloaded(text, retry_after),
         None => Error::new(error.kind(), text),

@@ -1,13 +1,13 @@
 //! Redis: queues on its lists, streams, routes, keys and values, rate limits, shared by many processes.
 //!
 //! ```text
-//! LPUSH by anybody --> list `messages` (bare payloads) --lease.lua--> side keys: leased, delayed, dead
-//!                          |                                              |
-//!                          +--> BRPOP by anybody                          +--> given back, retried, redriven
+//! LPUSH by any client --> list `messages` (bare payloads) --lease.lua--> side keys: leased, delayed, dead
+//!                             |                                              |
+//!                             +--> BRPOP by any client                       +--> returned, retried, redriven
 //! ```
 //!
-//! Every change is one script, so it happens whole or not at all. Scripts read
-//! the server's clock; ours is not asked. Keys: `docs/reference/redis.md`.
+//! Every change is one script, so it is atomic. Scripts read
+//! the server's clock, not ours. Keys: `docs/reference/redis.md`.
 
 mod asynq;
 mod baseline;
@@ -41,7 +41,7 @@ pub use baseline::Baseline;
 pub use rate_limit::decide_at_for_testing;
 use store::Store;
 
-/// This family's row.
+/// The descriptor of this family.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "redis",
     schemes: config::SCHEMES,

@@ -1,8 +1,8 @@
-//! Waiting for work without taking it.
+//! Waits for work without taking it.
 //!
 //! One task per queue blocks in `BLMOVE list list RIGHT RIGHT`, and one per
-//! stream in `XREAD`: it wakes as soon as anybody adds something, and leaves
-//! everything as it was, so that a crash, a lost reply or a dropped connection
+//! stream in `XREAD`: it wakes as soon as any client adds an item, and changes
+//! nothing, so that a crash, a lost reply or a dropped connection
 //! at this point loses nothing.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,10 +21,10 @@ use super::store::{lock, millis};
 /// How long one blocking command waits.
 const BLOCK: Duration = Duration::from_secs(5);
 
-/// Pause after a failed attempt to wait, at most.
+/// Longest pause after a failed wait.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What is watched.
+/// Kind of a watched key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Kind {
     Queue,
@@ -32,7 +32,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// What finds out whether one of this kind can be used.
+    /// The script that checks whether a key of this kind is usable.
     pub(super) fn probe(self) -> &'static Script {
         match self {
             Self::Queue => &script::PROBE,
@@ -41,52 +41,52 @@ impl Kind {
     }
 }
 
-/// Where those wait who want work of one queue or stream.
+/// Wakes the waiting consumers of one queue or stream.
 #[derive(Default)]
-pub(super) struct Bell {
-    /// Rung when it may be worth a look.
-    pub(super) news: Notify,
-    /// Set by those who looked and found nothing.
-    looked: Notify,
+pub(super) struct Wakeup {
+    /// Notified when work may be available.
+    pub(super) changed: Notify,
+    /// Notified by consumers that found nothing.
+    polled: Notify,
     waiting: AtomicUsize,
-    /// Of a stream: the newest entry that was seen.
+    /// Of a stream: the newest entry seen.
     newest: Mutex<String>,
 }
 
-/// Somebody waits for as long as this lives.
-pub(super) struct Waiting<'a>(&'a Bell);
+/// Counts a waiting consumer while it lives.
+pub(super) struct WaitGuard<'a>(&'a Wakeup);
 
-impl Bell {
-    /// Asks to be told of the next push.
-    pub(super) fn wait(&self) -> Waiting<'_> {
+impl Wakeup {
+    /// Waits for the next push.
+    pub(super) fn wait(&self) -> WaitGuard<'_> {
         self.waiting.fetch_add(1, Ordering::AcqRel);
-        self.looked.notify_one();
-        Waiting(self)
+        self.polled.notify_one();
+        WaitGuard(self)
     }
 
     pub(super) fn is_awaited(&self) -> bool {
         self.waiting.load(Ordering::Acquire) > 0
     }
 
-    /// Asks to be told of what comes behind this entry of a stream.
-    pub(super) fn wait_behind(&self, newest: String) -> Waiting<'_> {
+    /// Waits for an entry after this one.
+    pub(super) fn wait_behind(&self, newest: String) -> WaitGuard<'_> {
         *lock(&self.newest) = newest;
         self.wait()
     }
 
-    /// Starts the task that rings when somebody adds something.
-    pub(super) fn ring(
+    /// Starts the task that wakes consumers when a client adds an item.
+    pub(super) fn start(
         self: &Arc<Self>,
         servers: Arc<Servers>,
         kind: Kind,
         key: String,
     ) -> AbortHandle {
-        let bell = Arc::clone(self);
+        let wakeup = Arc::clone(self);
         // Ends with the store, which holds the handle.
-        tokio::spawn(async move { watch(&servers, kind, &key, &bell).await }).abort_handle()
+        tokio::spawn(async move { watch(&servers, kind, &key, &wakeup).await }).abort_handle()
     }
 
-    /// What blocks until something is there, and takes nothing.
+    /// The command that blocks until an item is available, and takes nothing.
     fn block(&self, kind: Kind, key: &str) -> Cmd {
         match kind {
             Kind::Queue => {
@@ -110,18 +110,18 @@ impl Bell {
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitGuard<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-async fn watch(servers: &Servers, kind: Kind, key: &str, bell: &Bell) {
+async fn watch(servers: &Servers, kind: Kind, key: &str, wakeup: &Wakeup) {
     let mut connection = None;
     loop {
-        bell.looked.notified().await;
-        while bell.is_awaited() {
-            match look(servers, key, &bell.block(kind, key), &mut connection).await {
+        wakeup.polled.notified().await;
+        while wakeup.is_awaited() {
+            match look(servers, key, &wakeup.block(kind, key), &mut connection).await {
                 Some(Value::Nil) => {}
                 Some(_) => break,
                 None => {
@@ -131,11 +131,11 @@ async fn watch(servers: &Servers, kind: Kind, key: &str, bell: &Bell) {
                 }
             }
         }
-        bell.news.notify_waiters();
+        wakeup.changed.notify_waiters();
     }
 }
 
-/// Blocks once on a connection of its own; `None` when that failed, and the scripts will say why.
+/// Blocks once on a separate connection; `None` when that failed: the scripts will return the error.
 async fn look(
     servers: &Servers,
     key: &str,
@@ -143,8 +143,8 @@ async fn look(
     connection: &mut Option<redis::aio::MultiplexedConnection>,
 ) -> Option<Value> {
     if connection.is_none() {
-        let link = servers.link(key.as_bytes()).await.ok()?;
-        *connection = link.dial(BLOCK + PAUSE).await.ok();
+        let node = servers.node(key.as_bytes()).await.ok()?;
+        *connection = node.dial(BLOCK + PAUSE).await.ok();
     }
     block.query_async(connection.as_mut()?).await.ok()
 }

@@ -13,7 +13,7 @@ async fn callers_that_come_together_share_a_step() {
     let server = Server::start(EPHEMERAL);
     let backend = open(&server.url()).await;
     let queue = queue_of(&backend);
-    // Every tenth brings what was there before, every seventh is dropped while it waits.
+    // Every tenth call repeats an earlier message, every seventh is dropped while it waits.
     let twice = || NewMessage {
         dedup_id: Some("twice".to_owned()),
         ..NewMessage::new("twice")

@@ -11,7 +11,7 @@ pub(super) fn promises() -> Vec<Own> {
     promises![
         a_raw_push_wakes_a_waiting_consumer_at_once,
         a_raw_push_is_retried_and_dies_like_any_other,
-        a_bare_pop_reads_what_we_enqueue_in_order,
+        a_bare_pop_reads_our_messages_in_order,
         what_others_popped_leaves_nothing_behind,
         equal_payloads_do_not_mix_up_headers,
         large_messages_come_in_bounded_steps,
@@ -48,7 +48,7 @@ async fn a_raw_push_wakes_a_waiting_consumer_at_once() {
         let began = Instant::now();
         bare(&["LPUSH", &list, &format!("raw {round}")]);
         let held = waiting.await.expect("joined");
-        // Far below the second after which it would look by itself.
+        // Far below the one-second poll interval.
         assert!(
             began.elapsed() < Duration::from_millis(300),
             "{:?}",
@@ -92,7 +92,7 @@ async fn a_raw_push_is_retried_and_dies_like_any_other() {
     assert_eq!(stats(&queue).await.dead, 1);
 }
 
-async fn a_bare_pop_reads_what_we_enqueue_in_order() {
+async fn a_bare_pop_reads_our_messages_in_order() {
     let (backend, prefix) = fresh("").await;
     let queue = queue_of(&backend);
     let list = format!("{prefix}messages");

@@ -1,4 +1,4 @@
-//! Where a Redis can be: databases, clusters, behind sentinels, behind TLS; and what `doctor` says of it.
+//! Topologies of Redis: databases, clusters, sentinels, TLS; and their health facts.
 
 use std::io::Write;
 
@@ -13,7 +13,7 @@ use super::*;
 
 pub(super) fn promises() -> Vec<Own> {
     promises![
-        says_what_a_crash_of_the_server_costs,
+        health_reports_the_durability_of_the_server,
         databases_do_not_mix,
         follows_the_master_that_sentinels_name,
         finds_the_node_of_a_key_in_a_cluster,
@@ -30,7 +30,7 @@ async fn warnings(settings: &[&str]) -> Vec<String> {
     backend.lifecycle.health().await.expect("health").warnings
 }
 
-async fn says_what_a_crash_of_the_server_costs() {
+async fn health_reports_the_durability_of_the_server() {
     assert_eq!(warnings(DURABLE).await, Vec::<String>::new());
     let off = warnings(EPHEMERAL).await;
     assert!(

@@ -1,14 +1,14 @@
--- What keeps a queue going: heartbeats, the dead's deliveries, what is due, what others popped.
+-- Maintenance of a queue: heartbeats, deliveries of dead consumers, due messages, items popped by other programs.
 -- KEYS: the list. ARGV: prefix, heartbeat timeout in ms, session, consumers of this process.
--- Returns how many messages could be leased.
+-- Returns the number of ready messages.
 local q = open(KEYS[1], ARGV[1])
 local timeout, session = tonumber(ARGV[2]), ARGV[3]
 
 name_key(q.queue, 'HGET')
 touch(q, 'consumers', 'HGET,HSET,HGETALL,HDEL')
 touch_due(q)
-touch_taken_back(q)
-touch_refilled(q)
+touch_return_leases(q)
+touch_restore_list(q)
 touch_forgotten(q)
 touch(q, 'list', 'LLEN,LRANGE')
 touch(q, 'index', 'ZCARD,ZRANGE,ZREVRANGE,ZREM')
@@ -18,10 +18,10 @@ ready({
   'ZRANGEBYSCORE', 'ZREM', 'ZREVRANGE',
 })
 
--- When nobody came by for so long that nobody could have been heard, everybody gets one more timeout.
+-- When no process ran maintenance for half a timeout, heartbeats may be missing: every consumer gets one more timeout.
 local last = tonumber(call('HGET', q.queue, 'tended') or now) or now
 call('HSET', q.queue, 'tended', text(now))
-local deaf = now - last >= timeout / 2
+local stalled = now - last >= timeout / 2
 
 for at = 4, #ARGV do
   local known = call('HGET', q.consumers, ARGV[at])
@@ -33,7 +33,7 @@ local alive, gone, any = 0, {}, false
 local all = call('HGETALL', q.consumers)
 for at = 1, #all, 2 do
   local until_ms, who = tonumber(string.sub(all[at + 1], 1, 13)) or 0, string.sub(all[at + 1], 14)
-  if until_ms <= now and deaf then
+  if until_ms <= now and stalled then
     call('HSET', q.consumers, all[at], text(now + timeout) .. who)
     alive = alive + 1
   elseif until_ms <= now then
@@ -44,10 +44,10 @@ for at = 1, #all, 2 do
   end
 end
 tick(q)
-if any then take_back(q, function(who) return gone[who] end) end
-if alive == 0 then refill(q) end
+if any then return_leases(q, function(who) return gone[who] end) end
+if alive == 0 then restore_list(q) end
 
--- What is in the index and not in the list was popped by somebody else: done, as far as can be known.
+-- Items in the index and not in the list were popped by another program: counted as done.
 local length, indexed = call('LLEN', q.list), call('ZCARD', q.index)
 local orphans = {}
 if length == 0 and indexed > 0 then

@@ -1,6 +1,6 @@
 -- One step of redriving or dropping dead letters.
 -- KEYS: the list. ARGV: prefix, `redrive` or `drop`, greatest number (for all; empty in the first step), then ids (for some).
--- Returns how many, the greatest number to pass on, and whether there may be more.
+-- Returns the number moved, the greatest number to pass on, and whether there may be more.
 local q = open(KEYS[1], ARGV[1])
 touch(q, 'dead', 'ZRANGEBYLEX,ZREM')
 touch(q, 'dead_ids', 'HGET,HDEL')

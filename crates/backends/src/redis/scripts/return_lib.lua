@@ -1,13 +1,13 @@
--- What consumers that ended held, and a queue that no consumer of ours reads.
+-- Returns deliveries of ended consumers, and restores the list of a queue without consumers.
 
-local function touch_taken_back(q)
+local function touch_return_leases(q)
   touch(q, 'leased', 'ZRANGE,ZREM')
   touch(q, 'records', 'HGET,HSET')
   touch(q, 'returned', 'ZADD')
 end
 
--- Voids the leases of consumers for which `gone` says so. Returns how many.
-local function take_back(q, gone)
+-- Voids the leases of consumers that match `gone`. Returns their number.
+local function return_leases(q, gone)
   local found = 0
   local numbers = call('ZRANGE', q.leased, 0, -1)
   for _, number in ipairs(numbers) do
@@ -16,14 +16,14 @@ local function take_back(q, gone)
       record[FENCE], record[CONSUMER] = 0, ''
       keep(q, number, record)
       call('ZREM', q.leased, number)
-      give_back(q, number)
+      return_message(q, number)
       found = found + 1
     end
   end
   return found
 end
 
-local function touch_refilled(q)
+local function touch_restore_list(q)
   touch(q, 'returned', 'ZREVRANGE,ZREM')
   touch(q, 'parked', 'ZRANGE,ZREM')
   touch(q, 'records', 'HGET,HSET')
@@ -33,9 +33,9 @@ local function touch_refilled(q)
   touch(q, 'list', 'RPUSH')
 end
 
--- Puts what waits beside the list back into it, oldest to be popped first, because nobody
--- but a bare BRPOP may be left to take it. The newest go first, so a step may be cut short.
-local function refill(q)
+-- Moves messages from the side sets back into the list, oldest to be popped first, because only
+-- a bare BRPOP may be left to take them. The newest go first, so a step may be cut short.
+local function restore_list(q)
   local numbers = call('ZREVRANGE', q.returned, 0, STEP - 1)
   for _, member in ipairs(call('ZRANGE', q.parked, 0, STEP - 1)) do
     numbers[#numbers + 1] = string.sub(member, 41)

@@ -12,7 +12,7 @@ use super::super::*;
 
 /// What steps on the database need to know of it.
 #[derive(Debug, Clone)]
-pub(super) struct House {
+pub(super) struct Fixture {
     /// Leased: one with a key that another waits for, and three without.
     pub(super) receipts: Vec<Receipt>,
     /// The entries of the stream.
@@ -121,7 +121,7 @@ pub(super) fn keys() -> Vec<String> {
     all
 }
 
-pub(super) async fn furnish(server: &Server) -> House {
+pub(super) async fn populate(server: &Server) -> Fixture {
     let backend = open(&server.url()).await;
     let queue = queue_of(&backend);
     let settings = Settings {
@@ -157,7 +157,7 @@ pub(super) async fn furnish(server: &Server) -> House {
     queue.resume(&messages()).await.expect("resume");
     drop(backend);
     let_time_run_out(server);
-    House { receipts, entries }
+    Fixture { receipts, entries }
 }
 
 /// The consumers' time runs out, as that of a process that crashed.

@@ -1,7 +1,7 @@
-//! Tells relays of all processes that there are events.
+//! Notifies the relays of all processes of new events.
 //!
-//! `NOTIFY` takes a lock of the whole server when it commits, so no transaction with an event in it says it: one that
-//! follows does, and one is enough for all that were committed meanwhile. A nudge that is lost costs the relay's poll.
+//! `NOTIFY` takes a server-wide lock at commit, so a transaction with an event does not run it: a separate one
+//! follows, and one covers all events committed meanwhile. A lost notification costs the relay one poll interval.
 //! Behind a pooler no connection can listen, and relays of other processes poll.
 
 use std::sync::{Arc, Once};
@@ -18,24 +18,24 @@ use super::pool::Pool;
 const LISTEN: &str = "LISTEN towpath_outbox";
 const NOTIFY: &str = "NOTIFY towpath_outbox";
 
-/// Between two nudges, and before listening again.
+/// Pause between two notifications, and before listening again.
 const PAUSE: Duration = Duration::from_millis(20);
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// The nudges of one database.
-pub(super) struct Nudge {
+/// Notifications of one database.
+pub(super) struct Notifier {
     pool: Pool,
     config: tokio_postgres::Config,
     tls: MakeRustlsConnect,
     /// This process has committed an event.
     committed: Notify,
-    /// There are events for this process.
+    /// Events are available to this process.
     arrived: Notify,
-    telling: Once,
+    notifying: Once,
     listening: Once,
 }
 
-impl Nudge {
+impl Notifier {
     pub(super) fn new(pool: Pool, config: &Config) -> Result<Arc<Self>> {
         Ok(Arc::new(Self {
             pool,
@@ -43,25 +43,25 @@ impl Nudge {
             tls: config.tls()?,
             committed: Notify::new(),
             arrived: Notify::new(),
-            telling: Once::new(),
+            notifying: Once::new(),
             listening: Once::new(),
         }))
     }
 
-    /// Says that an event was committed.
-    pub(super) fn tell(self: &Arc<Self>) {
+    /// Notifies that an event was committed.
+    pub(super) fn notify(self: &Arc<Self>) {
         self.arrived.notify_one();
         self.committed.notify_one();
-        self.telling.call_once(|| {
-            let nudge = Arc::downgrade(self);
-            // Ends when the database is closed: it holds nothing but a weak reference.
+        self.notifying.call_once(|| {
+            let notifier = Arc::downgrade(self);
+            // Ends when the database is closed: it holds a weak reference.
             tokio::spawn(async move {
-                while let Some(nudge) = nudge.upgrade() {
-                    let waited = tokio::time::timeout(AGAIN, nudge.committed.notified()).await;
+                while let Some(notifier) = notifier.upgrade() {
+                    let waited = tokio::time::timeout(AGAIN, notifier.committed.notified()).await;
                     if waited.is_ok()
-                        && let Ok(session) = nudge.pool.session().await
+                        && let Ok(session) = notifier.pool.session().await
                     {
-                        // One that fails is made up for by the relay's poll.
+                        // The relay's poll makes up for a failed one.
                         drop(session.batch(NOTIFY).await);
                         tokio::time::sleep(PAUSE).await;
                     }
@@ -70,14 +70,14 @@ impl Nudge {
         });
     }
 
-    /// Waits until one was.
-    pub(super) async fn told(self: &Arc<Self>) {
+    /// Waits for a notification.
+    pub(super) async fn notified(self: &Arc<Self>) {
         self.listening.call_once(|| {
-            let (nudge, pool) = (Arc::downgrade(self), self.pool.clone());
+            let (notifier, pool) = (Arc::downgrade(self), self.pool.clone());
             let (config, tls) = (self.config.clone(), self.tls.clone());
             // Ends when the database is closed, as above.
             tokio::spawn(async move {
-                while nudge.strong_count() > 0 && !pool.is_pooled() {
+                while notifier.strong_count() > 0 && !pool.is_pooled() {
                     let made = Instant::now();
                     let Ok((client, mut connection)) = config.connect(tls.clone()).await else {
                         tokio::time::sleep(AGAIN).await;
@@ -90,8 +90,8 @@ impl Nudge {
                         tokio::select! {
                             message = std::future::poll_fn(|context| connection.poll_message(context)) => match message {
                                 Some(Ok(AsyncMessage::Notification(_))) => {
-                                    let Some(nudge) = nudge.upgrade() else { return };
-                                    nudge.arrived.notify_one();
+                                    let Some(notifier) = notifier.upgrade() else { return };
+                                    notifier.arrived.notify_one();
                                 }
                                 Some(Ok(_)) => {}
                                 Some(Err(_)) | None => break,
@@ -103,8 +103,8 @@ impl Nudge {
                                 listens = true;
                             }
                             () = tokio::time::sleep(AGAIN) => {
-                                // Other connections were led to the wrong server: this one may be too.
-                                if nudge.strong_count() == 0 || pool.has_evicted(made) {
+                                // Other connections reached the wrong server: this one may have too.
+                                if notifier.strong_count() == 0 || pool.has_evicted(made) {
                                     break;
                                 }
                             }

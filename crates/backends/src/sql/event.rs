@@ -1,4 +1,4 @@
-//! Events as rows, whatever is in these: what cannot be read becomes the flaw of one event and stops no other.
+//! Events from rows of any content: an unreadable row becomes the flaw of one event and stops no other.
 
 use std::fmt::Display;
 
@@ -40,7 +40,7 @@ pub(crate) enum Rows {
 
 /// The columns of an event for [`Read::event`]: `seq`, `id`, the texts, the payload, `created_at`, the payload's bytes,
 /// the name of a column that is too large, `traceparent`.
-/// What is larger than a message may be stays in the database.
+/// Data over the message limit stays in the database.
 ///
 /// The view `outbox_events` has no `traceparent`: an event that an operator sends again is in no request's trace.
 pub(crate) fn columns(of: Rows) -> String {

@@ -34,7 +34,7 @@ const PUBLISH: &str = "INSERT INTO configs
     HAVING CAST($8 AS bigint) IS NULL OR coalesce(max(version), 0) = CAST($8 AS bigint)
     RETURNING version";
 
-/// Whoever does not get the new version stays with what the rollout before left them.
+/// Agents without the new version keep the one of the previous rollout.
 const ROLL_OUT: &str =
     "INSERT INTO fleet_rollouts (version, stable, steps, bake_seconds, step, step_at, progress)
     SELECT c.version, coalesce(

@@ -162,7 +162,7 @@ impl Outbox for Sqlite {
 
     async fn sent(&self, seq: u64) -> Result<()> {
         let update = "UPDATE outbox_relay SET position = ?1, sent_at = ?2 WHERE position < ?1";
-        // What was refused at first and then taken needs no record of it.
+        // An event that was refused and then accepted needs no record.
         let forget = "DELETE FROM outbox_refused WHERE seq <= ?1 AND given_up_at IS NULL";
         self.threads
             .write(move |connection| {
@@ -339,7 +339,7 @@ fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
         key: text(&mut read, "partition_key", 6),
         data: text(&mut read, "event_data", 7).unwrap_or_default(),
         created_at: read.take("created_at", super::time(row, 8)),
-        // Whatever is wrong with it is no reason to refuse the event.
+        // A bad trace context does not refuse the event.
         traceparent: row.get(11).unwrap_or_default(),
     };
     let large: Option<String> = row.get(10)?;

@@ -9,7 +9,7 @@ use super::{World, cases};
 
 cases![
     versions_count_up_and_are_kept,
-    whoever_expects_another_version_publishes_nothing,
+    publishing_with_a_stale_expected_version_is_refused,
     publishers_at_once_get_versions_of_their_own,
     a_rollout_leaves_others_where_they_are,
     what_was_lost_is_taken_back_unless_something_newer_is_there,
@@ -87,7 +87,7 @@ async fn versions_count_up_and_are_kept(world: World) {
     assert!(one.name.len() >= 12 && one.secret.len() >= 64);
 }
 
-async fn whoever_expects_another_version_publishes_nothing(world: World) {
+async fn publishing_with_a_stale_expected_version_is_refused(world: World) {
     let database = world.database().await;
     let fleet = &database.fleet;
     let expecting = async |version| {
@@ -159,7 +159,7 @@ async fn a_rollout_leaves_others_where_they_are(world: World) {
             .expect("answered"),
         "once"
     );
-    // What comes before the end takes over who is left.
+    // A new rollout before the end covers the remaining agents.
     publish(
         &database,
         NewConfig {
@@ -292,9 +292,9 @@ async fn what_agents_tell_is_kept(world: World) {
         .await
         .expect("registered");
     assert_eq!((agent.info, agent.report), (info("a"), Report::default()));
-    let tell = async |report: Report| fleet.report(agent.id, report).await.expect("answered");
+    let report = async |report: Report| fleet.report(agent.id, report).await.expect("answered");
     assert!(
-        tell(Report {
+        report(Report {
             applied: Some(3),
             ..Report::default()
         })
@@ -305,21 +305,21 @@ async fn what_agents_tell_is_kept(world: World) {
         error: Some("no".to_owned()),
         ..Report::default()
     };
-    assert!(tell(failed.clone()).await);
+    assert!(report(failed.clone()).await);
     let later = Timestamp::now() + std::time::Duration::from_secs(60);
     fleet
         .seen(vec![(agent.id, later), (Uuid::now_v7(), later)])
         .await
         .expect("noted");
-    let told = fleet.agents(None, 10).await.expect("listed").remove(0);
+    let listed = fleet.agents(None, 10).await.expect("listed").remove(0);
     assert_eq!(
-        told.report,
+        listed.report,
         Report {
             applied: Some(3),
             ..failed
         }
     );
-    assert!(told.seen_at.duration_since(later).abs().as_millis() < 2);
+    assert!(listed.seen_at.duration_since(later).abs().as_millis() < 2);
     assert!(
         !fleet
             .report(Uuid::now_v7(), Report::default())
@@ -340,11 +340,14 @@ async fn what_was_done_is_recorded(world: World) {
     )
     .await;
     let audit_entries = database.fleet.audit_entries(10).await.expect("listed");
-    let told: Vec<(&str, &str)> = audit_entries
+    let listed: Vec<(&str, &str)> = audit_entries
         .iter()
         .map(|entry| (&*entry.action, &*entry.detail))
         .collect();
-    assert_eq!(told, [("rollback", "version 2"), ("publish", "version 1")]);
+    assert_eq!(
+        listed,
+        [("rollback", "version 2"), ("publish", "version 1")]
+    );
     database
         .fleet
         .record(towpath_core::port::fleet::AuditEntry {

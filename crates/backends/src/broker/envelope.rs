@@ -1,11 +1,11 @@
-//! A message and what it has been through, for a broker that keeps no books: it travels with the message.
+//! A message with its history, for a broker that keeps none: the history travels with the message.
 
 use towpath_core::{Error, Headers, Message, NewMessage, Result, Timestamp};
 
-/// Before the names of our own headers.
+/// Prefix of our own headers.
 pub(crate) const OURS: &str = "towpath-";
 
-/// Errors kept of a message's life, and how long each may be.
+/// Number of errors kept, and the length of each.
 const HISTORY: usize = 10;
 const HISTORY_BYTES: usize = 1_024;
 
@@ -15,17 +15,17 @@ pub(crate) struct Envelope {
     pub(crate) message: Message,
     /// Deliveries before it was published here.
     pub(crate) attempts: u32,
-    /// Those up to the last one that ended in an outcome.
+    /// Deliveries up to the last one with an outcome.
     pub(crate) settled: u32,
     /// Earlier errors, oldest first.
     pub(crate) errors: Vec<String>,
     pub(crate) not_before: Option<Timestamp>,
-    /// Why and when it was given up.
+    /// Reason and time of a dead letter.
     pub(crate) death: Option<(String, Timestamp)>,
 }
 
 impl Envelope {
-    /// A message that begins in a queue of `broker`, which knows no order per key, no dedup and no expiry.
+    /// A new message of a queue on `broker`, which has no order per key, no dedup and no expiry.
     pub(crate) fn begin(broker: &str, message: NewMessage, now: Timestamp) -> Result<Self> {
         message.check()?;
         for (what, asked) in [
@@ -56,21 +56,21 @@ impl Envelope {
         })
     }
 
-    /// Adds to its history; the oldest goes.
+    /// Adds an error to its history; the oldest is dropped.
     pub(crate) fn note(&mut self, error: &str) {
         self.errors.push(cut(error));
         let over = self.errors.len().saturating_sub(HISTORY);
         self.errors.drain(..over);
     }
 
-    /// Gives it up.
-    pub(crate) fn die(&mut self, reason: &str, now: Timestamp) {
+    /// Makes it a dead letter.
+    pub(crate) fn mark_dead(&mut self, reason: &str, now: Timestamp) {
         self.death = Some((cut(reason), now));
         self.not_before = None;
     }
 
-    /// As an operator puts it back: as if it were new.
-    pub(crate) fn revive(&mut self) {
+    /// Resets it for a redrive: attempts from zero.
+    pub(crate) fn redrive(&mut self) {
         self.attempts = 0;
         self.settled = 0;
         self.errors.clear();
@@ -78,7 +78,7 @@ impl Envelope {
     }
 }
 
-/// Refuses names of headers that could be taken for ours.
+/// Refuses header names that collide with ours.
 pub(crate) fn check_names(headers: &Headers) -> Result<()> {
     for (name, _) in headers.iter() {
         let reserved = name
@@ -94,7 +94,7 @@ pub(crate) fn check_names(headers: &Headers) -> Result<()> {
     Ok(())
 }
 
-/// No longer than a history entry may be.
+/// Cut to the length of a history entry.
 fn cut(text: &str) -> String {
     text[..text.floor_char_boundary(HISTORY_BYTES)].to_owned()
 }

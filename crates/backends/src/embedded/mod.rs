@@ -85,7 +85,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
         Capability::Kv,
         Capability::RateLimit,
         Capability::Effects,
-        Capability::Positions,
+        Capability::SourceOffsets,
         Capability::Delay,
         Capability::Expiry,
         Capability::KeyOrder,
@@ -117,7 +117,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
                 kv: Some(Arc::clone(&store) as _),
                 rate_limit: Some(Arc::clone(&store) as _),
                 effects: Some(store),
-                positions: None,
+                source_offsets: None,
             })
         })
     },

@@ -130,7 +130,7 @@ async fn a_store_that_did_not_change_writes_no_checkpoint() {
         open_in(folder.path()).close().unwrap();
         assert_eq!(checkpoints(folder.path()).0, before);
     }
-    // What was replayed is saved.
+    // Replayed changes are saved.
     let store = open_in(folder.path());
     store
         .enqueue(&queue, vec![NewMessage::new("two")])

@@ -8,7 +8,7 @@ use axum::extract::State;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use towpath_core::port::Outbox;
-use towpath_core::port::outbox::{Filter, Listed, NewEvent, Status};
+use towpath_core::port::outbox::{Filter, ListedEvent, NewEvent, Status};
 use towpath_core::{Error, Result};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -81,8 +81,8 @@ pub struct EventView {
     pub data: String,
 }
 
-impl From<Listed> for EventView {
-    fn from(listed: Listed) -> Self {
+impl From<ListedEvent> for EventView {
+    fn from(listed: ListedEvent) -> Self {
         let event = listed.event.event;
         Self {
             seq: listed.event.seq,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
-use towpath_core::port::queue::{DeadLetter, Peeked, Place, Stats};
+use towpath_core::port::queue::{DeadLetter, MessageState, Peeked, Stats};
 use utoipa::ToSchema;
 
 use crate::problems::Problem;
@@ -167,10 +167,10 @@ pub struct MessageView {
 
 impl From<Peeked> for MessageView {
     fn from(peeked: Peeked) -> Self {
-        let place = match peeked.place {
-            Place::Ready => "ready",
-            Place::Delayed => "delayed",
-            Place::Leased => "leased",
+        let place = match peeked.state {
+            MessageState::Ready => "ready",
+            MessageState::Delayed => "delayed",
+            MessageState::Leased => "leased",
         };
         Self {
             id: peeked.message.id.to_string(),

@@ -26,7 +26,7 @@ use http::{HeaderValue, Method, StatusCode, Uri, Version, header};
 use http_body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::ServiceExt;
-use towpath_core::patience;
+use towpath_core::wait_limit;
 use tracing::{Instrument, debug, error, info_span};
 use uuid::Uuid;
 
@@ -236,7 +236,7 @@ impl Edge {
         };
         let handled = next.run(Request::from_parts(head, body));
         let response = match self.patience {
-            Some(limit) => patience::within(limit, handled).await,
+            Some(limit) => wait_limit::within(limit, handled).await,
             None => handled.await,
         };
         let response = reading.end(response, has_body);

@@ -60,7 +60,7 @@ impl Copy {
         let group = GroupName::new("copy")?;
         let lines = metrics.lines();
         let (read, written) = (lines.read.clone(), lines.written.clone());
-        let positions = backend.require_positions("lines copy")?;
+        let positions = backend.require_source_offsets("lines copy")?;
         let reader = Reader {
             role: "lines copy",
             settings: Settings {

@@ -147,7 +147,7 @@ impl Lines {
         let reader = Reader {
             role: READER,
             settings,
-            positions: self.backend.require_positions(READER)?,
+            positions: self.backend.require_source_offsets(READER)?,
             streams: Arc::clone(&self.stream),
             health: process.health.clone(),
             metrics: process.metrics.lines(),

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use towpath_core::log_throttle::LogThrottle;
 use towpath_core::port::queue::LeaseRequest;
-use towpath_core::reminder::Reminder;
 use towpath_core::{Delivery, Error, ErrorKind, Message, QueueName, Receipt, Result};
 
 use super::super::log::Class;
@@ -17,7 +17,7 @@ const SPENT: &str =
     "its attempts are spent: every consumer that had it let the lease expire or died";
 
 /// Messages that could not be read; thousands may follow each other where a segment is damaged.
-static UNREADABLE: Reminder = Reminder::new();
+static UNREADABLE: LogThrottle = LogThrottle::new();
 
 /// What a look for work gave.
 pub(in super::super) struct HandedOut {

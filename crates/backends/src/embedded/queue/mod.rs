@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 use towpath_core::port::queue::{
-    DeadLetter, Enqueued, LeaseRequest, Peeked, Place as Standpoint, Queue, Selection, Settings,
+    DeadLetter, Enqueued, LeaseRequest, MessageState, Peeked, Queue, Selection, Settings,
     Settlement, Stats, check_batch, check_lease,
 };
 use towpath_core::{
@@ -207,10 +207,10 @@ impl Queue for Store {
             .map(|((entry, standing), message)| {
                 Ok(Peeked {
                     message: message?,
-                    place: match standing {
-                        Some(Standing::Delayed(_)) => Standpoint::Delayed,
-                        Some(Standing::Leased { .. }) => Standpoint::Leased,
-                        Some(Standing::Ready | Standing::Parked) | None => Standpoint::Ready,
+                    state: match standing {
+                        Some(Standing::Delayed(_)) => MessageState::Delayed,
+                        Some(Standing::Leased { .. }) => MessageState::Leased,
+                        Some(Standing::Ready | Standing::Parked) | None => MessageState::Ready,
                     },
                     attempts: entry.attempts,
                 })

@@ -1,6 +1,6 @@
--- Dead letters, and the errors that lead there.
+-- Dead letters and error history.
 
--- Errors kept of a message's life, and how long each may be.
+-- Number of errors kept, and the length of each.
 local HISTORY, HISTORY_BYTES = 10, 1024
 
 local function errors_of(q, number)

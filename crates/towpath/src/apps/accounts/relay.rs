@@ -8,7 +8,7 @@
 //!
 //! While a step is under way the events of the next one are read.
 //!
-//! The position that counts is the broker's own, moved in the step that appends (`Positions`): whatever dies between
+//! The position that counts is the broker's own, moved in the step that appends (`SourceOffsets`): whatever dies between
 //! two steps, the next one begins where the stream ends. A broker without positions gets events into queues, and the
 //! position is that of the database: what was sent and not yet noted is sent again, with the same id.
 //!
@@ -24,8 +24,8 @@ use tokio_util::task::AbortOnDropHandle;
 use towpath_core::backend::Backend;
 use towpath_core::message::header::{CONTENT_TYPE, TRACEPARENT};
 use towpath_core::port::outbox::{Event, Filter, NewEvent, READ_BYTES};
-use towpath_core::port::positions::{Step, Stepped};
-use towpath_core::port::{Outbox, Positions, Queue};
+use towpath_core::port::source_offsets::{AppendAt, AppendOutcome};
+use towpath_core::port::{Outbox, Queue, SourceOffsets};
 use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, StreamName, Timestamp};
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -52,7 +52,7 @@ const UNUSED: &str = "unused";
 #[derive(Clone)]
 pub enum Target {
     /// Into streams, with the position.
-    Streams(Arc<dyn Positions>),
+    Streams(Arc<dyn SourceOffsets>),
     /// Into queues.
     Queues(Arc<dyn Queue>),
 }
@@ -63,7 +63,7 @@ impl Target {
     /// # Errors
     /// `Unsupported` when it has neither.
     pub fn of(backend: &Backend) -> Result<Self> {
-        match backend.require_positions(ROLE) {
+        match backend.require_source_offsets(ROLE) {
             Ok(positions) if backend.stream.is_some() => Ok(Self::Streams(positions)),
             _ => backend.require_queue(ROLE).map(Self::Queues),
         }
@@ -243,7 +243,7 @@ impl Relay {
     /// Most events of a step of a relay that is behind. Where a step can repeat events it is one batch.
     fn most(&self) -> usize {
         match &self.target {
-            Target::Streams(positions) => positions.step_entries().max(self.batch),
+            Target::Streams(positions) => positions.batch_entries().max(self.batch),
             Target::Queues(_) => self.batch,
         }
     }
@@ -407,18 +407,18 @@ impl Relay {
                 let stream = StreamName::new(&topic)?;
                 let begin = |entry| traces::append(&stream, entry);
                 let spans: Vec<_> = messages.iter_mut().filter_map(begin).collect();
-                let step = Step {
+                let step = AppendAt {
                     source: source.to_owned(),
                     from: from.raw.clone(),
                     to: to.clone(),
                     stream: stream.clone(),
                     entries: messages,
                     dead: QueueName::new(UNUSED)?,
-                    set_aside: Vec::new(),
+                    rejected: Vec::new(),
                 };
-                let stepped = positions.step(step).await;
+                let stepped = positions.append_at(step).await;
                 traces::settled(spans, &stepped);
-                if let Stepped::Elsewhere(now) = stepped? {
+                if let AppendOutcome::OffsetConflict(now) = stepped? {
                     info!(position = ?now, "the position is not where it was");
                     return Ok(Passed::Elsewhere);
                 }

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use towpath_core::Result;
 use towpath_core::port::Fleet;
 use towpath_core::port::fleet::{
-    Agent, Deed, Epoch, NewConfig, Outcome, Progress, Published, Rollout,
+    Agent, AuditEntry, Epoch, NewConfig, Outcome, Progress, Published, Rollout,
 };
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -201,9 +201,9 @@ impl Controller {
             let from: Vec<String> = speakers.iter().map(Speaker::to_string).collect();
             warn!(
                 agent = %id,
-                hostname = agent.place.hostname,
-                ip_address = agent.place.ip_address,
-                port = agent.place.port,
+                hostname = agent.info.hostname,
+                ip_address = agent.info.ip_address,
+                port = agent.info.port,
                 processes = from.join(", "),
                 "agents share an identity; set `fleet.agent.hostname` on one of them"
             );
@@ -337,13 +337,13 @@ impl Controller {
     }
 
     async fn record(&self, action: &str, detail: String) -> Result<()> {
-        let deed = Deed {
+        let entry = AuditEntry {
             at: Timestamp::now(),
             actor: ITSELF.to_owned(),
             action: action.to_owned(),
             detail,
         };
-        self.0.store.record(deed).await
+        self.0.store.record(entry).await
     }
 
     /// Every agent.

@@ -13,7 +13,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use towpath_core::port::fleet::{Deed, NewConfig, Outcome, Plan, Progress, Published, Rollout};
+use towpath_core::port::fleet::{
+    AuditEntry, NewConfig, Outcome, Plan, Progress, Published, Rollout,
+};
 use uuid::Uuid;
 
 use super::agent_routes::agent_routes;
@@ -509,13 +511,13 @@ pub(super) async fn record(
     action: &str,
     detail: String,
 ) -> Result<(), Failure> {
-    let deed = Deed {
+    let entry = AuditEntry {
         at: Timestamp::now(),
         actor,
         action: action.to_owned(),
         detail,
     };
-    Ok(controller.store().record(deed).await?)
+    Ok(controller.store().record(entry).await?)
 }
 
 #[derive(Deserialize)]
@@ -530,11 +532,11 @@ async fn audit(
     Query(page): Query<Newest>,
 ) -> Answer {
     controller.operator(&headers).await?;
-    let deeds = controller.store().deeds(limit(page.limit)?).await?;
-    let all: Vec<_> = deeds
+    let audit_entries = controller.store().audit_entries(limit(page.limit)?).await?;
+    let all: Vec<_> = audit_entries
         .into_iter()
-        .map(|deed| {
-            json!({ "at": deed.at, "actor": deed.actor, "action": deed.action, "detail": deed.detail })
+        .map(|entry| {
+            json!({ "at": entry.at, "actor": entry.actor, "action": entry.action, "detail": entry.detail })
         })
         .collect();
     Ok(success(StatusCode::OK, all))

@@ -49,7 +49,7 @@ impl Step {
             Self::Share(share) => place(agent.id) < *share,
             Self::Label(name, value) => {
                 let labels: BTreeMap<String, String> =
-                    serde_json::from_str(&agent.place.labels).unwrap_or_default();
+                    serde_json::from_str(&agent.info.labels).unwrap_or_default();
                 labels.get(name) == Some(value)
             }
         }
@@ -116,7 +116,7 @@ pub(super) fn decide(
         let error = agent.report.error.as_deref().unwrap_or("no reason given");
         return Decision::Stop(format!(
             "agent {} ({}): {error}",
-            agent.id, agent.place.hostname
+            agent.id, agent.info.hostname
         ));
     }
     let lasted = now.duration_since(rollout.step_at).as_secs();
@@ -135,7 +135,7 @@ pub(super) fn decide(
 
 #[cfg(test)]
 mod tests {
-    use towpath_core::port::fleet::{Place, Plan, Progress, Report};
+    use towpath_core::port::fleet::{AgentInfo, Plan, Progress, Report};
 
     use super::*;
 
@@ -157,7 +157,7 @@ mod tests {
     fn agent(labels: &str, report: Report) -> Agent {
         Agent {
             id: Uuid::now_v7(),
-            place: Place {
+            info: AgentInfo {
                 hostname: "a".to_owned(),
                 ip_address: "127.0.0.1".to_owned(),
                 port: 1,
@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn a_step_keeps_those_of_the_steps_before() {
         let mut agents: Vec<Agent> = (0..1_000).map(|_| agent("{}", Report::default())).collect();
-        agents[0].place.labels = r#"{"env":"canary"}"#.to_owned();
+        agents[0].info.labels = r#"{"env":"canary"}"#.to_owned();
         let plan = r#"["label:env=canary","10%","50%"]"#;
         let at = |step| holders(&rollout(step, plan), &agents);
         assert_eq!(at(0), HashSet::from([agents[0].id]));

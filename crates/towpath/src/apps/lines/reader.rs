@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use towpath_core::port::Stream;
-use towpath_core::port::positions::{Positions, Step, Stepped};
+use towpath_core::port::source_offsets::{AppendAt, AppendOutcome, SourceOffsets};
 use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, ResultExt, StreamName, retry};
 use tracing::{debug, info, warn};
 
@@ -81,7 +81,7 @@ pub struct Reader {
     /// What is followed, and how.
     pub settings: Settings,
     /// Takes lines, and moves the position in the same step.
-    pub positions: Arc<dyn Positions>,
+    pub positions: Arc<dyn SourceOffsets>,
     /// Asked whether what was read before is still behind the position.
     pub streams: Arc<dyn Stream>,
     /// Receives what is wrong.
@@ -338,9 +338,9 @@ impl Reader {
                     .unwrap_or_default();
                 let to = Bytes::from(now.as_secs().to_string());
                 let step = self.step(name.clone(), None, to.clone());
-                match self.positions.step(step).await {
-                    Ok(Stepped::Done) => break to,
-                    Ok(Stepped::Elsewhere(value)) => break value.unwrap_or(to),
+                match self.positions.append_at(step).await {
+                    Ok(AppendOutcome::Appended) => break to,
+                    Ok(AppendOutcome::OffsetConflict(value)) => break value.unwrap_or(to),
                     Err(error) if error.kind() == ErrorKind::Unavailable => {
                         self.metrics.backend_failed();
                         self.health.set(self.role, Some(error.chain()));
@@ -396,15 +396,15 @@ impl Reader {
         }
     }
 
-    fn step(&self, source: String, from: Option<Bytes>, to: Bytes) -> Step {
-        Step {
+    fn step(&self, source: String, from: Option<Bytes>, to: Bytes) -> AppendAt {
+        AppendAt {
             source,
             from,
             to,
             stream: self.settings.stream.clone(),
             entries: Vec::new(),
             dead: self.settings.too_long.clone(),
-            set_aside: Vec::new(),
+            rejected: Vec::new(),
         }
     }
 
@@ -422,22 +422,22 @@ impl Reader {
                     Line::Whole(bytes) => step.entries.push(NewMessage::new(bytes.clone())),
                     Line::TooLong(start, length) => {
                         let limit = self.settings.limits.line;
-                        step.set_aside.push(too_long(path, start, *length, limit));
+                        step.rejected.push(too_long(path, start, *length, limit));
                     }
                 }
             }
             let stream = &self.settings.stream;
             let begin = |entry| traces::append(stream, entry);
             let spans: Vec<_> = step.entries.iter_mut().filter_map(begin).collect();
-            let stepped = self.positions.step(step).await;
+            let stepped = self.positions.append_at(step).await;
             traces::settled(spans, &stepped);
             match stepped {
-                Ok(Stepped::Done) => return Ok(Sent::Done(moved)),
+                Ok(AppendOutcome::Appended) => return Ok(Sent::Done(moved)),
                 // An earlier try whose answer was lost.
-                Ok(Stepped::Elsewhere(now)) if now.as_ref() == Some(&moved) => {
+                Ok(AppendOutcome::OffsetConflict(now)) if now.as_ref() == Some(&moved) => {
                     return Ok(Sent::Done(moved));
                 }
-                Ok(Stepped::Elsewhere(now)) => return Ok(Sent::Elsewhere(now)),
+                Ok(AppendOutcome::OffsetConflict(now)) => return Ok(Sent::Elsewhere(now)),
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     attempt += 1;
                     warn!(

@@ -10,42 +10,41 @@ use utoipa::ToSchema;
 
 use crate::problems::Problem;
 
-/// Most bytes of a payload that are shown.
+/// Maximum shown bytes of a payload.
 const SHOWN_BYTES: usize = 64 * 1024;
 
-/// A queue's numbers.
+/// Statistics of a queue.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct QueueStats {
     /// The queue.
     pub queue: String,
-    /// Messages that can be leased now.
+    /// Ready messages.
     pub ready: u64,
-    /// Messages held back until a moment.
+    /// Delayed messages.
     pub delayed: u64,
-    /// Messages in consumers' hands.
+    /// Leased messages.
     pub leased: u64,
     /// Dead letters.
     pub dead: u64,
-    /// Messages ever taken.
+    /// Enqueued messages in total.
     pub enqueued: u64,
-    /// Messages ever acked.
+    /// Acked messages in total.
     pub acked: u64,
     /// Deliveries that ended in a retry.
     pub retried: u64,
-    /// Messages expired, purged, or dropped from the dead letters.
+    /// Expired and purged messages, and deleted dead letters.
     pub dropped: u64,
-    /// Repeats recognised by their dedup id.
+    /// Duplicates dropped by their dedup id.
     pub duplicates: u64,
-    /// Age of the oldest waiting message in seconds; absent when none waits.
+    /// Age of the oldest ready, delayed or leased message in seconds; absent without one.
     pub oldest_age_seconds: Option<u64>,
-    /// For how long the longest waiting of the messages that can be leased has been ready, in seconds; absent when none
-    /// is ready.
+    /// Longest time that a message has been ready, in seconds; absent without a ready message.
     pub oldest_ready_age_seconds: Option<u64>,
     /// Consumers seen within the last minute.
     pub consumers: u64,
-    /// Whether delivery is stopped.
+    /// Whether delivery is paused.
     pub paused: bool,
-    /// Messages on other brokers of the backend's list, which no consumer here reaches.
+    /// Messages on other brokers of the backend's URL, which no consumer of this process reaches.
     #[serde(default)]
     pub stranded: u64,
 }
@@ -72,7 +71,7 @@ impl From<Stats> for QueueStats {
     }
 }
 
-/// Something that is wrong.
+/// A problem.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct CurrentProblem {
     /// Its name: `backlog_old`.
@@ -85,9 +84,9 @@ pub struct CurrentProblem {
     pub since: String,
     /// The measured figure with its unit, where there is one.
     pub figure: Option<String>,
-    /// What is wrong.
+    /// Cause.
     pub cause: String,
-    /// What to do.
+    /// Next step.
     pub next_step: String,
     /// Its heading in the runbook.
     pub runbook: String,
@@ -109,14 +108,14 @@ impl From<Problem> for CurrentProblem {
     }
 }
 
-/// A payload as text, or as base64 where it is none.
+/// A payload as text, or as base64 when it is not UTF-8.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Payload {
-    /// The bytes, at most 65,536 of them.
+    /// Contents, at most 65,536 bytes.
     pub payload: String,
     /// `utf-8` or `base64`.
     pub encoding: String,
-    /// Whether some bytes are not shown.
+    /// Whether the contents were cut.
     pub truncated: bool,
 }
 
@@ -145,7 +144,7 @@ impl Payload {
     }
 }
 
-/// A waiting message.
+/// A stored message.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct MessageView {
     /// Its id.
@@ -154,11 +153,11 @@ pub struct MessageView {
     pub place: String,
     /// Deliveries so far.
     pub attempts: u32,
-    /// When it was taken, RFC 3339.
+    /// Enqueue time, RFC 3339.
     pub enqueued_at: String,
-    /// Its key, if it has one.
+    /// Key of the message, if any.
     pub key: Option<String>,
-    /// What travels beside the payload.
+    /// Headers of the message.
     pub headers: BTreeMap<String, String>,
     /// Its payload.
     #[serde(flatten)]
@@ -189,18 +188,18 @@ impl From<Peeked> for MessageView {
     }
 }
 
-/// A message that was given up.
+/// A dead letter.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct DeadLetterView {
     /// Its id.
     pub id: String,
-    /// Why it was given up.
+    /// Reason of the last failure.
     pub reason: String,
     /// Earlier errors, oldest first.
     pub history: Vec<String>,
-    /// Deliveries before it was given up.
+    /// Deliveries before it became a dead letter.
     pub attempts: u32,
-    /// When it was given up, RFC 3339.
+    /// Time at which it became a dead letter, RFC 3339.
     pub died_at: String,
     /// Its payload.
     #[serde(flatten)]
@@ -220,14 +219,14 @@ impl From<DeadLetter> for DeadLetterView {
     }
 }
 
-/// Which dead letters are meant: either every one, or these; not both, and not neither.
+/// Selection of dead letters: exactly one of `all` and `ids`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Letters {
-    /// Every one.
+    /// All dead letters of the queue.
     #[serde(default)]
     pub all: bool,
-    /// These.
+    /// Ids of dead letters.
     #[serde(default)]
     #[schema(value_type = Vec<uuid::Uuid>)]
     pub ids: Vec<String>,
@@ -236,33 +235,33 @@ pub struct Letters {
 /// A message that was sent.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Sent {
-    /// Its id, or the first one's when it is a duplicate.
+    /// Message id; of a duplicate, the id of the first message.
     pub id: String,
-    /// Whether its idempotency key was known.
+    /// Whether the idempotency key was known.
     pub duplicate: bool,
 }
 
-/// How many messages something was done to.
+/// Number of affected messages.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Count {
-    /// So many.
+    /// The number.
     pub count: u64,
 }
 
-/// How the process is.
+/// Health of the process.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct HealthView {
     /// Whether it is ready.
     pub ready: bool,
     /// Version of the running process.
     pub version: String,
-    /// A line for each part.
+    /// One line per check.
     pub checks: Vec<String>,
-    /// Facts about the backend, in words.
+    /// Facts about the backends, as text.
     pub facts: Vec<String>,
 }
 
-/// A refusal, as RFC 9457 describes it.
+/// Problem details (RFC 9457).
 #[derive(ToSchema)]
 #[schema(as = Problem)]
 #[expect(
@@ -273,14 +272,14 @@ pub(super) struct ProblemView {
     /// Always `about:blank`: the status says it all.
     #[schema(rename = "type")]
     kind: String,
-    /// The status in words.
+    /// Reason phrase of the status.
     title: String,
     /// The status.
     status: u16,
-    /// What was wrong, and what to do.
+    /// Cause and next step.
     detail: String,
-    /// The path that was asked for.
+    /// Path of the request.
     instance: String,
-    /// What the log knows the request by.
+    /// Request id, as in the log.
     request_id: String,
 }

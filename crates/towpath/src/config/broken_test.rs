@@ -11,11 +11,11 @@ type Broken = (
 );
 
 const BROKEN: &[Broken] = &[
-    ("[ingest", &[], &[("towpath.toml:1:", "this is no TOML")]),
+    ("[ingest", &[], &[("towpath.toml:1:", "invalid TOML")]),
     (
         "[ingest]\nqueue = ",
         &[],
-        &[("towpath.toml:2:", "this is no TOML")],
+        &[("towpath.toml:2:", "invalid TOML")],
     ),
     (
         "[ingest]\nqueue = \"a\"\nqueue = \"b\"",
@@ -369,11 +369,11 @@ const BROKEN: &[Broken] = &[
         "[ingest]\nqueue = \nmax_bdy = \"1MiB\"\n[server\nlisten = \":1\"\n[log]\nformat= \"yaml\"\n[server]\ndrain = \"x",
         &[],
         &[
-            ("towpath.toml:2:", "this is no TOML"),
+            ("towpath.toml:2:", "invalid TOML"),
             ("towpath.toml:3:1", "did you mean `max_body`?"),
-            ("towpath.toml:4:", "this is no TOML"),
+            ("towpath.toml:4:", "invalid TOML"),
             ("towpath.toml:7:9", "must be one of auto, pretty, json"),
-            ("towpath.toml:9:", "this is no TOML"),
+            ("towpath.toml:9:", "invalid TOML"),
         ],
     ),
     (

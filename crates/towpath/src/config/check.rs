@@ -85,7 +85,7 @@ pub(super) const RULES: &[Rule] = &[
         let mut keys = config.fleet.api_keys.iter();
         let is_known = keys.any(|key| key.expose() == fleet::DEFAULT_KEY);
         (is_known && !config.fleet.development).then_some(
-            "everybody knows the key `default-api-key`: choose another, leave it out to get one of your own, or set `fleet.development = \"on\"` on a machine that nobody else reaches",
+            "the key `default-api-key` is publicly known; set another key, remove the setting to generate one, or set `fleet.development = \"on\"` on an isolated machine",
         )
     }),
     (&["server.tls.certificate", "server.tls.key"], |config| {

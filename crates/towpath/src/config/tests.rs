@@ -442,7 +442,7 @@ fn the_variables_of_the_fleet_mean_what_they_meant() {
         known("off")
             .unwrap_err()
             .to_string()
-            .contains("everybody knows")
+            .contains("is publicly known")
     );
     known("on").unwrap();
     for wrong in [

@@ -375,7 +375,7 @@ fn is_public(address: IpAddr) -> bool {
 fn exception(text: &str) -> Result<Exception> {
     let wrong = || {
         Error::invalid(format!(
-            "`{text}` is no place; say for instance `localhost`, `127.0.0.1:8080`, `10.1.2.0/24` or `[::1]:80`"
+            "invalid host or CIDR block `{text}`; expected e.g. `localhost`, `127.0.0.1:8080`, `10.1.2.0/24` or `[::1]:80`"
         ))
     };
     let (place, port) = match text.rsplit_once(':') {

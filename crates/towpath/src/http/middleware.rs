@@ -372,7 +372,7 @@ impl Reading {
 }
 
 fn busy() -> Response {
-    let reason = "too many requests in hand, try again";
+    let reason = "too many concurrent requests; retry later";
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason)
         .retry_after(1)
         .into_response()
@@ -500,7 +500,7 @@ fn unread(failure: Failure, what: &str) -> Problem {
         ),
         Failure::TooSlow => Problem::new(StatusCode::REQUEST_TIMEOUT, "body took too long"),
         Failure::NoRoom => {
-            let full = "too many bytes of bodies in hand, try again";
+            let full = "request-body memory limit reached; retry later";
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, full).retry_after(1)
         }
         Failure::Broken => Problem::new(StatusCode::BAD_REQUEST, "failed to read body"),

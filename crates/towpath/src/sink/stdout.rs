@@ -64,7 +64,7 @@ impl Sink for LineSink {
             }
             Ok(Err(error)) => Err(Error::unavailable("writing lines panicked").with_source(error)),
             Err(_) => Err(Error::unavailable(format!(
-                "nobody has read the lines for {:?}",
+                "no process has read standard output for {:?}",
                 self.deadline
             ))),
         }
@@ -121,7 +121,10 @@ mod tests {
         let batch = [delivery("x".repeat(1 << 20))];
         for _ in 0..2 {
             let error = sink.deliver(&batch).await.unwrap_err();
-            assert_eq!(error.chain(), "nobody has read the lines for 200ms");
+            assert_eq!(
+                error.chain(),
+                "no process has read standard output for 200ms"
+            );
         }
         drop(reader);
         let error = sink.deliver(&batch).await.unwrap_err();

@@ -69,7 +69,7 @@ impl Tail {
             info!(input = %path.display(), "the input was rotated");
         } else if ends_before.is_some_and(is_early) {
             let at = start.moved(&file, end_of_lines(&file)?)?;
-            info!(input = %path.display(), skipped = at.offset, "new file; sending what is appended from now on");
+            info!(input = %path.display(), skipped = at.offset, "new file; sending lines appended from now on");
             self.push(file, at, is_at).is_decided = true;
             return Ok(true);
         } else {

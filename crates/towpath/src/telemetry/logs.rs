@@ -74,7 +74,7 @@ pub fn init(format: Format, filter: &str, colour: bool) -> Result<()> {
     // The audit log does not depend on the level.
     let whole = format!("{filter},{AUDIT}=info");
     let filter = EnvFilter::try_new(whole).map_err(|error| {
-        Error::invalid(format!("`{filter}` is no log level or filter")).with_source(error)
+        Error::invalid(format!("invalid log level or filter `{filter}`")).with_source(error)
     })?;
     let shown = tracing_subscriber::registry()
         .with(filter)

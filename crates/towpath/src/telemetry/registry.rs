@@ -528,8 +528,8 @@ impl QueueFamilies {
     fn register(registry: &mut Registry) -> Self {
         let gauges: [(Metric, Number); 6] = [
             (Metric::QueueReady, |stats| stats.ready),
-            (Metric::QueueInFlight, |stats| stats.leased),
-            (Metric::QueueScheduled, |stats| stats.delayed),
+            (Metric::QueueLeased, |stats| stats.leased),
+            (Metric::QueueDelayed, |stats| stats.delayed),
             (Metric::QueueDead, |stats| stats.dead),
             (Metric::QueueOldestAge, |stats| {
                 stats.oldest_age.unwrap_or_default().as_secs()
@@ -540,7 +540,7 @@ impl QueueFamilies {
         ];
         let counters: [(Metric, Number); 5] = [
             (Metric::Enqueued, |stats| stats.enqueued),
-            (Metric::Completed, |stats| stats.acked),
+            (Metric::Acked, |stats| stats.acked),
             (Metric::Retried, |stats| stats.retried),
             (Metric::Dropped, |stats| stats.dropped),
             (Metric::Duplicates, |stats| stats.duplicates),

@@ -291,7 +291,7 @@ fn warn_of(before: &Backlog, now: &Backlog) {
         let failed = now.failed;
         warn!(
             failed,
-            "events were given up: see `towpath outbox ls --status FAILED`"
+            "failed events: see `towpath outbox ls --status FAILED`"
         );
     }
     if let Some(position) = now.ahead.filter(|_| before.ahead.is_none()) {

@@ -89,7 +89,7 @@ impl BenchOrders {
             let stats = desk.queue.stats(&QueueName::new(name)?).await?;
             if stats.ready + stats.delayed + stats.leased > 0 {
                 return Err(Error::conflict(format!(
-                    "`{name}` holds messages of somebody; measure orders on servers of their own"
+                    "`{name}` holds messages of another client; measure orders on separate servers"
                 )));
             }
         }

@@ -242,7 +242,7 @@ fn keys(config: &config::Config) -> Result<Keys> {
     if is_new {
         info!(
             file = %config.data_dir.join(KEY_FILE).display(),
-            "an API key of the fleet was made, for want of `API_KEY`"
+            "`API_KEY` is not set; generated a fleet API key"
         );
     }
     Ok(Keys::new(vec![key]))

@@ -81,7 +81,7 @@ impl Ingest {
         let settings = process.config.queue_settings();
         match self.queue.declare(&self.name, &settings).await {
             Err(error) if error.kind() == ErrorKind::Unavailable => {
-                warn!(error = error.chain(), "the backend is away");
+                warn!(error = error.chain(), "backend unreachable");
                 let (queue, name) = (Arc::clone(&self.queue), self.name.clone());
                 let supervisor = &mut process.supervisor;
                 supervisor.start("declare", Stage::Maintain, OnFailure::Restart, move |_| {

@@ -84,7 +84,7 @@ impl Public {
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     warn!(
                         error = error.chain(),
-                        "the broker is away, the public port opens when it is there"
+                        "broker unreachable; the public listener opens once it responds"
                     );
                     process.health.set(role, Some(error.chain()));
                     let late = Late {

@@ -112,7 +112,7 @@ fn every_exit_code_of_the_table_is_kept() {
     assert_eq!(code(&world, &["queue", "ls"]), 0);
     assert_eq!(code(&world, &["queue", "show", "nowhere"]), 1);
     assert_eq!(code(&world, &["queue", "show", "two words"]), 2);
-    assert_eq!(code(&world, &["dlq", "requeue", "messages", "no-id"]), 2);
+    assert_eq!(code(&world, &["dlq", "redrive", "messages", "no-id"]), 2);
     assert_eq!(code(&world, &["queue", "purge", "messages"]), 2);
     assert_eq!(code(&world, &["dlq", "drop", "messages", "--yes"]), 2);
     assert_eq!(code(&world, &["health", "--url", "not a url"]), 2);
@@ -226,10 +226,10 @@ fn every_command_answers_in_json() {
     running.wait_ready(&world);
     world.ok(&["send", "jobs", "x"]);
     assert_eq!(world.json(&["queue", "purge", "jobs", "--yes"])["count"], 1);
-    assert_eq!(
-        world.json(&["dlq", "requeue", "messages", "--all"])["count"],
-        0
-    );
+    // `requeue` is the verb of version 0.1.
+    for verb in ["redrive", "requeue"] {
+        assert_eq!(world.json(&["dlq", verb, "messages", "--all"])["count"], 0);
+    }
     assert_eq!(
         world.json(&["dlq", "drop", "messages", "--all", "--yes"])["count"],
         0

@@ -339,7 +339,7 @@ fn poison_goes_to_the_dead_letters_and_comes_back() {
         (&books["balanced"], &books["in_flight"], &books["poison"]),
         (&json!(true), &json!(1), &json!(1))
     );
-    world.ok(&["dlq", "requeue", "orders.queue", "--all"]);
+    world.ok(&["dlq", "redrive", "orders.queue", "--all"]);
     wait_until("the poison to be given up again", SOON, || {
         world
             .json(&["dlq", "ls", "orders.queue"])

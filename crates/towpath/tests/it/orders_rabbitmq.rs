@@ -327,7 +327,7 @@ fn a_poison_order_is_a_dead_letter_that_can_be_put_back() {
         letters().contains("\"attempts\":1")
     });
     assert!(letters().contains("JSON"), "{}", letters());
-    world.ok(&["dlq", "requeue", "orders.queue", "--all"]);
+    world.ok(&["dlq", "redrive", "orders.queue", "--all"]);
     wait_until("it to be dead again", SOON, || {
         letters().contains("\"attempts\":1")
     });

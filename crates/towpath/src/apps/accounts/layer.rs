@@ -44,7 +44,8 @@ impl Layer {
     pub fn new(limiter: Limiter, limits: &[String], proxies: &[String]) -> Result<Self> {
         let rules = limits.iter().map(|text| route_limit(text));
         let proxies = proxies.iter().map(|text| {
-            Net::parse(text).ok_or_else(|| Error::invalid(format!("`{text}` is no address or net")))
+            Net::parse(text)
+                .ok_or_else(|| Error::invalid(format!("invalid address or CIDR block `{text}`")))
         });
         Ok(Self {
             limiter,

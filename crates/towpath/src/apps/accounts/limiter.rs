@@ -178,7 +178,7 @@ impl Limiter {
                 if let Some(state) = state {
                     if known.len() >= LOCAL_KEYS && !known.contains_key(one.key) {
                         return Err(Error::unavailable(
-                            "too many limits while the store is away",
+                            "too many limits while the store is unavailable",
                         ));
                     }
                     known.insert(one.key.to_owned(), state.clone());

@@ -210,7 +210,7 @@ impl Relay {
                 Passed::All => position = Some(from),
                 Passed::Refused => self.wait(RETRY.min(self.lease / 3), false, stop).await,
                 Passed::Elsewhere => {
-                    warn!("the position has not passed what was sent; looking where it is");
+                    warn!("relay position unknown after a send; reading it again");
                     renew_at = Instant::now();
                 }
             }

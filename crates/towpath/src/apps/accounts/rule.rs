@@ -176,7 +176,7 @@ fn duration(text: &str) -> Option<Duration> {
 
 fn wrong(text: &str, reason: &str) -> Error {
     Error::invalid(format!(
-        "`{text}` is no limit: {reason}; say for instance `login=token_bucket:5:1/1m` or `search=sliding_window:100/1h:fail_open`"
+        "invalid limit `{text}`: {reason}; expected e.g. `login=token_bucket:5:1/1m` or `search=sliding_window:100/1h:fail_open`"
     ))
 }
 

@@ -323,7 +323,7 @@ impl Agent {
         let told = self.tell(client, state, config, None).await;
         if let Err(error) = &told {
             let (version, error) = (config.version, error.chain());
-            warn!(version, error, "the controller was not told");
+            warn!(version, error, "report to the controller failed; retrying");
         }
         told.is_ok()
     }
@@ -443,7 +443,7 @@ impl Agent {
             Ok(known) => known,
             Err(error) => {
                 if !text.is_empty() {
-                    warn!(file = %self.file.display(), %error, "the agent's file cannot be used; beginning anew");
+                    warn!(file = %self.file.display(), %error, "agent state file unusable; starting without it");
                 }
                 State::default()
             }

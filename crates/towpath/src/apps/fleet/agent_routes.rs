@@ -169,7 +169,7 @@ fn view(agent: Agent, stale: Duration, shared_by: Vec<Speaker>) -> AgentView {
 }
 
 fn id(text: &str) -> Result<Uuid, Failure> {
-    Uuid::parse_str(text).map_err(|_| Failure::invalid("the agent's id is no UUID"))
+    Uuid::parse_str(text).map_err(|_| Failure::invalid("the agent's id is not a UUID"))
 }
 
 fn no_agent() -> Failure {

@@ -18,7 +18,7 @@ use crate::token::{Token, bearer};
 /// The header of the reference system.
 pub(super) const API_KEY: &str = "x-api-key";
 
-/// The key that everybody knows. Source: the reference system.
+/// The key that is publicly known. Source: the reference system.
 pub const DEFAULT_KEY: &str = "default-api-key";
 
 /// The file in the data folder that holds the key nobody configured.

@@ -61,7 +61,7 @@ impl Config {
 
     /// What was published, signed.
     pub(super) fn of(published: &Published, epoch: &Epoch) -> Result<Self> {
-        let corrupt = |error| Error::corrupt("a configuration is no JSON").with_source(error);
+        let corrupt = |error| Error::corrupt("stored configuration is not JSON").with_source(error);
         let schema = published.schema.as_deref().map(serde_json::from_str);
         let mut config = Self {
             id: published.id.to_string(),
@@ -167,7 +167,7 @@ pub(super) fn follows(
     schema: &Value,
 ) -> std::result::Result<(), String> {
     let validator = jsonschema::validator_for(schema)
-        .map_err(|error| format!("the schema is no JSON Schema: {error}"))?;
+        .map_err(|error| format!("invalid JSON Schema: {error}"))?;
     let data = serde_json::to_value(data).unwrap_or(Value::Null);
     let wrong: Vec<String> = validator
         .iter_errors(&data)

@@ -164,7 +164,7 @@ impl Controller {
             let limit = now.checked_sub(self.0.ttl).unwrap_or(Timestamp::MIN);
             let expired = self.0.store.expire(limit).await?;
             if expired > 0 {
-                info!(expired, "agents were not heard of for long, and forgotten");
+                info!(expired, "removed stale agents");
             }
             *expired_at = now;
         }
@@ -299,7 +299,7 @@ impl Controller {
                 step,
                 progress = progress.as_str(),
                 reason,
-                "the rollout goes on"
+                "rollout continues"
             );
             if let Some(reason) = reason {
                 self.record("stop", format!("version {version}: {reason}"))

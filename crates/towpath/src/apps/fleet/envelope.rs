@@ -75,7 +75,7 @@ impl From<Error> for Failure {
         if error.kind() == ErrorKind::Corrupt {
             // Trying again reads the same.
             let (status, code) = (StatusCode::INTERNAL_SERVER_ERROR, "UNREADABLE");
-            let text = "what is stored cannot be read; see the log for the reason";
+            let text = "stored data cannot be read; see the log for the reason";
             return Self::new(status, code, text);
         }
         let text = error.unknown_or(UNAVAILABLE);

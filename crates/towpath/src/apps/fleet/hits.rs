@@ -255,7 +255,7 @@ impl Hits {
                 && let Some(location) = location.and_then(|location| location.to_str().ok())
             {
                 let next = url.join(location).map_err(|error| {
-                    Error::invalid("the server redirects to what is no URL").with_source(error)
+                    Error::invalid("the server redirects to an invalid URL").with_source(error)
                 })?;
                 url = self.guard.check(next.as_str())?;
                 continue;

@@ -34,7 +34,7 @@ impl Step {
             .and_then(|number| number.trim().parse::<f64>().ok())
             .filter(|share| (0.01..=100.0).contains(share))
             .ok_or_else(|| {
-                format!("`{text}` is no step; say for instance `10%` or `label:env=canary`")
+                format!("invalid step `{text}`; expected e.g. `10%` or `label:env=canary`")
             })?;
         #[expect(
             clippy::cast_possible_truncation,

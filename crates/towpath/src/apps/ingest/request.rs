@@ -27,8 +27,7 @@ pub(super) fn message(content_type: Option<&str>, body: &Bytes) -> Result<Bytes,
     if !is_json(content_type) {
         return non_empty(trim(body));
     }
-    let message = field(body)
-        .map_err(|error| Refusal(format!("body is not the JSON it says it is: {error}")))?;
+    let message = field(body).map_err(|error| Refusal(format!("invalid JSON body: {error}")))?;
     text(message)
 }
 
@@ -166,9 +165,7 @@ mod tests {
         ] {
             let refusal = message(JSON, &Bytes::from(body)).unwrap_err();
             assert!(
-                refusal
-                    .0
-                    .starts_with("body is not the JSON it says it is: "),
+                refusal.0.starts_with("invalid JSON body: "),
                 "{body}: {refusal:?}"
             );
         }

@@ -259,7 +259,7 @@ impl Reader {
                 ),
                 Start::End => info!(
                     input,
-                    "no saved position; sending what is appended from now on"
+                    "no saved position; sending lines appended from now on"
                 ),
             }
         }

@@ -244,7 +244,7 @@ impl Mailer {
 fn mailbox(text: &str) -> Result<Mailbox> {
     text.parse()
         .map_err(|error: lettre::address::AddressError| {
-            Error::invalid(format!("`{text}` is no mail address")).with_source(error)
+            Error::invalid(format!("invalid mail address `{text}`")).with_source(error)
         })
 }
 

@@ -257,7 +257,7 @@ fn unreadable(path: &Path, bytes: &[u8]) -> io::Error {
     let what = if bytes.starts_with(&MAGIC[..7]) {
         format!("`{path}` is of a version that this Towpath cannot read; use the one that wrote it")
     } else {
-        format!("`{path}` is no journal of ours; move it away to start a new one")
+        format!("`{path}` is not a Towpath journal; move it away to start a new one")
     };
     io::Error::new(io::ErrorKind::InvalidData, what)
 }

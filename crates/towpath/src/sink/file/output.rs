@@ -99,7 +99,7 @@ impl Output {
     fn current(&self, file: Option<File>) -> io::Result<File> {
         let there = fs::metadata(&self.path).ok();
         if there.as_ref().is_some_and(|there| !there.is_file()) {
-            let what = "it is no regular file; choose another path, or the stdout sink";
+            let what = "not a regular file; choose another path, or the stdout sink";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
         if let (Some(file), Some(there)) = (file, &there)

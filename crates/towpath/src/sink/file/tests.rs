@@ -348,7 +348,7 @@ async fn a_file_that_is_no_journal_of_ours_is_left_alone() {
     for (content, advice) in [
         (
             &b"a diary of somebody"[..],
-            "is no journal of ours; move it away to start a new one",
+            "is not a Towpath journal; move it away to start a new one",
         ),
         (
             b"TOWPJNL\x02 and more",
@@ -404,7 +404,7 @@ async fn a_link_is_followed_and_what_is_no_file_is_refused() {
     assert!(
         error
             .chain()
-            .contains("is no regular file; choose another path, or the stdout sink"),
+            .contains("not a regular file; choose another path, or the stdout sink"),
         "{error:?}"
     );
 }

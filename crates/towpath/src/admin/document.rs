@@ -1,4 +1,4 @@
-//! What the OpenAPI document says beside each route: who is let in, and how every operation may refuse.
+//! Parts of the OpenAPI document beside the routes: authentication and error responses.
 
 use http::Method;
 use serde_json::json;

@@ -74,13 +74,13 @@ pub(super) async fn list(
 }
 
 /// Show a key and its time to live.
-#[utoipa::path(get, operation_id = "get_key", path = "/v1/kv/{key}", params(("key" = String, Path, description = "The key")), responses((status = 200, description = "What it holds", body = KeyView), (status = 404, description = "Not there")))]
+#[utoipa::path(get, operation_id = "get_key", path = "/v1/kv/{key}", params(("key" = String, Path, description = "The key")), responses((status = 200, description = "Contents of the key", body = KeyView), (status = 404, description = "Not there")))]
 pub(super) async fn get(State(admin): State<Admin>, Segment(key): Segment) -> Answer<KeyView> {
     let kv = admin.kv()?;
     let Some(ttl) = kv.ttl(&key).await? else {
         return Err(absent(&key).into());
     };
-    // A key holds one or the other, and refuses to be read as what it is not.
+    // A key holds one or the other, and cannot be read as the other.
     let (value, fields) = match kv.get(&key).await {
         Ok(Some(value)) => (Some(Payload::of(&value)), Vec::new()),
         Ok(None) => return Err(absent(&key).into()),
@@ -110,7 +110,7 @@ pub(super) struct Lasting {
 }
 
 /// Set a key to the body.
-#[utoipa::path(put, operation_id = "set_key", path = "/v1/kv/{key}", params(("key" = String, Path, description = "The key"), Lasting), request_body = Vec<u8>, responses((status = 200, description = "What it holds now", body = KeyView)))]
+#[utoipa::path(put, operation_id = "set_key", path = "/v1/kv/{key}", params(("key" = String, Path, description = "The key"), Lasting), request_body = Vec<u8>, responses((status = 200, description = "New contents of the key", body = KeyView)))]
 pub(super) async fn set(
     State(admin): State<Admin>,
     Segment(key): Segment,

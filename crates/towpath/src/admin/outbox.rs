@@ -1,6 +1,6 @@
 //! `/v1/outbox`: events, what became of them, and sending them again.
 //!
-//! What is sent again is written to the outbox, so the relay sends it in order and under the same guarantees.
+//! Replayed events are written to the outbox, so the relay sends it in order and under the same guarantees.
 
 use std::sync::Arc;
 
@@ -278,7 +278,7 @@ pub(super) async fn backfill(
     Json(Object(wanted)): Json<Object<BackfillWanted>>,
 ) -> Answer<Backfilled> {
     let outbox = admin.outbox()?;
-    // What is sent from here on is not looked at: neither new events nor those that this writes.
+    // Later events are not included: neither new events nor those that this writes.
     let until = match wanted.until {
         Some(until) => until,
         None => outbox.position().await?,

@@ -56,7 +56,7 @@ struct Binary(Vec<u8>);
 /// Ten years: a longer delay is a mistake, and would look like a lost message.
 const MAX_DELAY_SECONDS: u64 = 315_360_000;
 
-/// How long the backend may take to tell its facts.
+/// Timeout of a backend's facts.
 const FACTS_DEADLINE: Duration = Duration::from_secs(2);
 
 /// The router and its document.
@@ -292,7 +292,7 @@ async fn send(
         let hint = "this path takes one message; post NDJSON to `/enqueue/batch` of the public listener, send line by line (`towpath send --lines`), or call it `application/octet-stream` to store it as one message";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, hint).into());
     }
-    // A header that cannot be read is refused: passed over, a retry would no longer be harmless.
+    // An unreadable header is rejected: if it were ignored, a retry would not be safe.
     let header = |name: &str| -> std::result::Result<Option<String>, Problem> {
         let Some(value) = headers.get(name) else {
             return Ok(None);
@@ -503,7 +503,7 @@ async fn backup(State(admin): State<Admin>) -> std::result::Result<Response, Fai
     Ok(([kind], Body::from_stream(stream)).into_response())
 }
 
-/// The list with the header that names what is missing.
+/// The list with the header that names unavailable backends.
 pub(super) fn partial<T>(list: T, missing: &[String]) -> Partial<T> {
     let mut headers = HeaderMap::new();
     if !missing.is_empty() {

@@ -89,7 +89,7 @@ fn value(text: &str) -> Result<String, &'static str> {
 
 const UNCLOSED: &str = "the quote is not closed on its line";
 
-/// The value up to the closing quote, and what is behind it.
+/// The value up to the closing quote, and the rest.
 fn double_quoted(text: &str) -> Result<(String, &str), &'static str> {
     let mut value = String::new();
     let mut characters = text.char_indices();

@@ -208,7 +208,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A number is no URL.
+/// A number is not a URL.
 const NONE: Stores = Stores {
     backends: &[],
     databases: &[],

@@ -1,4 +1,4 @@
-//! The keys of the fleet app, and what they mean in types.
+//! The keys of the fleet app and their types.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -20,7 +20,7 @@ pub struct Key {
     pub default: Option<&'static str>,
     /// The reference systems' variables that set it, the strongest first.
     pub variables: &'static [&'static str],
-    /// What it does, one sentence.
+    /// Description, a noun phrase.
     pub doc: &'static str,
 }
 

@@ -70,7 +70,7 @@ pub struct Config {
     pub key_file: PathBuf,
     /// Origins whose pages may use the interfaces of roles; `*` for any.
     pub cors_origins: Vec<String>,
-    /// How long a browser remembers that.
+    /// Lifetime of a preflight response in the browser's cache.
     pub cors_max_age: Duration,
     pub data_dir: PathBuf,
     pub ingest_backend: Secret,

@@ -1,10 +1,10 @@
-//! What every request passes: an id, a look at its head, its body, a bound on how many are in hand, a measure, and a net for panics.
+//! Middleware of every request: id, checks of head and body, a concurrency limit, metrics, and panic handling.
 //!
 //! ```text
 //! head -> gate -> limits, method -> body (bounded in size, time and memory) -> a place -> handler -> answer
 //! ```
 //!
-//! Only a request that is complete counts as in hand: slow clients cost memory, and never a place.
+//! Only complete requests count as concurrent: slow clients cost memory, and never a permit.
 //! The body is read when the handler asks for it, so whatever the head decides is answered before.
 
 use std::borrow::Cow;
@@ -76,7 +76,7 @@ pub fn is_probe(route: &str) -> bool {
 #[derive(Clone)]
 pub struct Edge {
     metrics: Metrics,
-    in_hand: Arc<Semaphore>,
+    in_flight: Arc<Semaphore>,
     intake: Intake,
     form: Form,
     forms: &'static [(&'static str, Form)],
@@ -91,11 +91,11 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// At most `max_in_flight` requests in hand; more are answered 503 at once. Bodies hold up to 1 MiB each.
+    /// At most `max_in_flight` concurrent requests; further ones get 503 at once. Bodies hold up to 1 MiB each.
     pub fn new(metrics: Metrics, max_in_flight: usize, intake: Intake) -> Self {
         Self {
             metrics,
-            in_hand: Arc::new(Semaphore::new(max_in_flight)),
+            in_flight: Arc::new(Semaphore::new(max_in_flight)),
             intake,
             form: Form::Text,
             forms: &[],
@@ -138,7 +138,7 @@ impl Edge {
         self
     }
 
-    /// Problems are worded like this, for clients that do not say what they accept.
+    /// Error format for clients without an `Accept` header.
     #[must_use]
     pub fn form(mut self, form: Form) -> Self {
         self.form = form;
@@ -228,7 +228,7 @@ impl Edge {
         let body = match reading.begin() {
             true if !has_body => Body::empty(),
             true => reading.deferred(body),
-            // The body is read, so that the connection can go on.
+            // The body is read, so that the connection can be reused.
             false => match reading.read(body).await {
                 Some(bytes) => Body::from(bytes),
                 None => return reading.refusal().unwrap_or_else(busy),
@@ -286,7 +286,7 @@ struct Reading(Arc<Inner>);
 
 struct Inner {
     progress: Mutex<Progress>,
-    in_hand: Arc<Semaphore>,
+    in_flight: Arc<Semaphore>,
     intake: Intake,
     limit: BodyLimit,
 }
@@ -303,7 +303,7 @@ impl Reading {
     fn new(edge: &Edge, limit: BodyLimit) -> Self {
         Self(Arc::new(Inner {
             progress: Mutex::default(),
-            in_hand: Arc::clone(&edge.in_hand),
+            in_flight: Arc::clone(&edge.in_flight),
             intake: edge.intake.clone(),
             limit,
         }))
@@ -311,7 +311,7 @@ impl Reading {
 
     /// Takes a place; false when there is none.
     fn begin(&self) -> bool {
-        let permit = Arc::clone(&self.0.in_hand).try_acquire_owned();
+        let permit = Arc::clone(&self.0.in_flight).try_acquire_owned();
         let mut state = self.lock();
         state.permit = permit.ok();
         state.permit.is_some()
@@ -380,7 +380,7 @@ fn busy() -> Response {
 
 /// Puts the edge around the routes.
 ///
-/// A path with a slash at its end that is no route is the route without it.
+/// A path with a trailing slash that is not a route is the route without it.
 pub fn wrap(router: Router, edge: Edge) -> Router {
     let cors = edge.cors.clone();
     let router = match &edge.page {
@@ -478,7 +478,7 @@ async fn pass(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Re
     response
 }
 
-/// An answer before the body was read: what is left of the body can not be told from a next request, so the connection ends.
+/// An answer before the body was read: the rest of the body cannot be distinguished from a next request, so the connection ends.
 fn answer_early(problem: Problem, has_body: bool) -> Response {
     let mut response = problem.into_response();
     if has_body {
@@ -547,7 +547,7 @@ fn chunked(head: &Parts) -> Result<(), Problem> {
     Err(Problem::new(StatusCode::NOT_IMPLEMENTED, reason))
 }
 
-/// RFC 9110, section 8.4: an encoded body is not what it decodes to. None is decoded here.
+/// RFC 9110, section 8.4: an encoded body differs from its contents. None is decoded here.
 fn plain(head: &Parts) -> Result<(), Problem> {
     let encodings = head.headers.get_all(header::CONTENT_ENCODING);
     let is_plain = |value: &HeaderValue| {

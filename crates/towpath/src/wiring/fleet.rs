@@ -31,7 +31,7 @@ const CONTROLLER: &str = "fleet.controller";
 const AGENT: &str = "fleet.agent";
 const WORKER: &str = "fleet.worker";
 
-/// Where the roles listen when nobody says where. The ports are the reference system's.
+/// Default listen addresses. The ports are the reference system's.
 const CONTROLLER_LISTEN: &str = ":6001";
 const WORKER_LISTEN: &str = ":6002";
 
@@ -132,7 +132,7 @@ impl Fleet {
             .map(|secret| crate::sink::signing_key(secret.expose()));
         let (tasks, guard) = (&tools.tasks, &tools.guard);
         let clock = Arc::clone(&process.clock);
-        // A URL of a task is no condition of the role.
+        // A URL of a task does not affect the role's readiness.
         let observer = process.counter(WORKER);
         let destinations = Destinations::new(config.limits.patience, clock, observer);
         let hits = Hits::new(
@@ -180,7 +180,7 @@ impl Fleet {
             let mut listeners = process.listeners.iter();
             match listeners.find(|(name, _)| is_plain && *name == role) {
                 Some((_, address)) => Some(url(*address)),
-                // `up` talks to nobody that it was not told about.
+                // `up` connects only to configured servers.
                 None => (!process.is_everything()).then(|| format!("http://localhost{default}")),
             }
         };

@@ -19,7 +19,7 @@ use crate::admin;
 use crate::auth::{Guard, KeyFile};
 use crate::config::{Config, Secret};
 use crate::disk::{Floor, folder_of};
-use crate::http::net::Net;
+use crate::http::net;
 use crate::http::{Cors, Edge, Hosts, Intake, Sites, descriptors, wrap};
 use crate::pump::{Alone, Destination, Observer, PATIENCE, Side};
 use crate::supervisor::{OnFailure, Stage, Supervisor};
@@ -52,9 +52,9 @@ pub(super) struct Door<'a> {
     pub(super) role: &'static str,
     /// The key that says where.
     pub(super) key: &'static str,
-    /// What it says, if anything.
+    /// Its warning, if any.
     pub(super) asked: Option<&'a str>,
-    /// Where the role listens when nobody says where.
+    /// Default listen address of the role.
     pub(super) default: &'static str,
 }
 
@@ -141,7 +141,7 @@ impl<'a> Process<'a> {
         self.edge_of(self.config.max_in_flight)
     }
 
-    /// The same for routes whose requests wait for news: as many may be in hand as there are connections.
+    /// The same for routes whose requests wait for news: as many may be in flight as there are connections.
     pub(super) fn patient_edge(&self) -> Edge {
         self.edge_of(self.connections)
     }
@@ -174,7 +174,7 @@ impl<'a> Process<'a> {
         Migrated::open(database).await
     }
 
-    /// Opens a role's own listener. `up` goes on without it when nobody asked for the port and it is taken.
+    /// Opens a role's own listener. `up` continues without it when the default port is in use.
     pub(super) async fn open(&mut self, door: Door<'_>, router: Router, edge: Edge) -> Result<()> {
         let socket = match bind(door.key, door.asked.unwrap_or(door.default)).await {
             Err(error) if door.asked.is_none() && self.is_everything() => {
@@ -214,7 +214,7 @@ pub(super) fn sites(config: &Config) -> Sites {
     let proxies = config.trusted_proxies.iter();
     Sites::new(
         hosts.or_labels(),
-        proxies.filter_map(|text| Net::parse(text)).collect(),
+        proxies.filter_map(|text| net::parse(text)).collect(),
     )
     .allowing(&config.cors_origins)
 }

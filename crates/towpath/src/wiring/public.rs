@@ -118,7 +118,7 @@ impl Public {
     }
 }
 
-/// The public listener of a role whose broker was away at the start.
+/// The public listener of a role whose broker was unavailable at the start.
 #[derive(Clone)]
 struct Late {
     router: Router,

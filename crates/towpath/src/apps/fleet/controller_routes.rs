@@ -32,7 +32,7 @@ use crate::http::{Asking, Peer};
 /// Longest that a request waits for another configuration.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Longest interval that agents may be told, in seconds: a day.
+/// Longest poll interval of agents, in seconds: a day.
 const LONGEST_POLL: i64 = 86_400;
 
 /// Most of a list, and how many there are unless the client says.
@@ -70,7 +70,7 @@ pub fn controller_queries() -> [Asking; 5] {
     .map(|route| (Method::GET, route.into()))
 }
 
-/// What somebody publishes.
+/// A configuration to publish.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Publication {
@@ -263,7 +263,7 @@ async fn config(
     let mut watch = controller.watch();
     loop {
         if let Some(agent) = agent {
-            controller.heard_of(agent);
+            controller.saw(agent);
         }
         let snapshot = watch.borrow_and_update().clone();
         let config = snapshot.config_of(agent);
@@ -407,7 +407,7 @@ async fn diff(
     Ok(success(StatusCode::OK, found))
 }
 
-/// An agent has a newer configuration than this database: it lost what it had published.
+/// An agent has a newer configuration than this database: it lost a published version.
 async fn restore(State(controller): State<Controller>, headers: HeaderMap, body: Bytes) -> Answer {
     controller.caller(&headers).await?;
     let config: Config = parse(&body)?;

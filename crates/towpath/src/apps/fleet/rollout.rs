@@ -1,4 +1,4 @@
-//! Rollouts: a new configuration reaches the agents step by step, and goes back by itself when one of them fails.
+//! Rollouts: a new configuration reaches the agents step by step, and rolls back automatically when one of them fails.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -67,7 +67,7 @@ fn place(agent: Uuid) -> u32 {
     u32::from_be_bytes(start) % ALL
 }
 
-/// The steps of a rollout, the last of which is everybody.
+/// The steps of a rollout, the last of which is all agents.
 pub(super) fn steps(rollout: &Rollout) -> Vec<Step> {
     let texts: Vec<String> = serde_json::from_str(&rollout.plan.steps).unwrap_or_default();
     let mut steps: Vec<Step> = texts
@@ -90,20 +90,20 @@ pub(super) fn holders(rollout: &Rollout, agents: &[Agent]) -> HashSet<Uuid> {
     held.map(|agent| agent.id).collect()
 }
 
-/// What is to be done with a running rollout.
+/// The next step of a running rollout.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Decision {
     /// Nothing yet.
     Wait,
     /// The next step.
     Advance,
-    /// Everybody has it.
+    /// All agents have it.
     Finish,
     /// It does harm.
     Stop(String),
 }
 
-/// Looks at what the agents that have it tell. Those that were not heard of for `stale` do not count.
+/// Evaluates the reports of the reached agents. Those that were not seen for `stale` do not count.
 pub(super) fn decide(
     rollout: &Rollout,
     agents: &[Agent],
@@ -191,11 +191,11 @@ mod tests {
         assert_eq!(at(0), HashSet::from([agents[0].id]));
         assert!(at(0).is_subset(&at(1)) && at(1).is_subset(&at(2)));
         assert!((60..=140).contains(&at(1).len()), "{}", at(1).len());
-        assert_eq!(at(3).len(), 1_000, "everybody in the end");
+        assert_eq!(at(3).len(), 1_000, "all agents in the end");
     }
 
     #[test]
-    fn it_goes_on_when_all_have_it_and_stops_when_one_fails() {
+    fn it_continues_when_all_have_it_and_stops_when_one_fails() {
         let second = |seconds| Timestamp::from_second(seconds).unwrap();
         let report = |applied, failed| Report {
             applied,

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::http::json::Loose;
 
-/// Why a body is no message: the text of the 400 reply.
+/// Why a body is invalid: the text of the 400 response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal(pub(super) String);
 
@@ -31,7 +31,7 @@ pub(super) fn message(content_type: Option<&str>, body: &Bytes) -> Result<Bytes,
     text(message)
 }
 
-/// The messages of an NDJSON body, one a line; blank lines are passed over.
+/// The messages of an NDJSON body, one a line; blank lines are skipped.
 ///
 /// A bad line refuses the whole batch, so that a client never has to find out which part was stored.
 pub(super) fn batch(
@@ -73,7 +73,7 @@ pub(super) fn batch(
     }
 }
 
-/// Any bytes as each kind of body, for the fuzz target: what is taken is within its limits, and trimmed.
+/// Any bytes as each kind of body, for the fuzz target: accepted messages are within the limits, and trimmed.
 #[cfg(fuzzing)]
 pub fn decode_anything(body: &[u8]) {
     let body = Bytes::copy_from_slice(body);

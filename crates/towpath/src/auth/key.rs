@@ -16,15 +16,15 @@ pub(super) const PREFIX: &str = "tp_";
 const ID_BYTES: usize = 6;
 const SECRET_BYTES: usize = 32;
 
-/// What is kept of a key.
+/// The stored digest and metadata of a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Key {
     /// Names the key in logs and commands; not a secret.
     pub id: String,
-    /// What it is for, in the operator's words.
+    /// Purpose, in the operator's words.
     pub name: String,
-    /// What it permits.
+    /// Its scopes.
     pub scopes: Vec<Scope>,
     /// When it was made.
     pub created: Timestamp,

@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scopes_cover_what_they_name() {
+    fn scopes_cover_their_routes() {
         let scope = |text: &str| text.parse::<Scope>().expect("a scope");
         let covers =
             |text: &str, resource, verb| scope(text).covers(Needed::new(resource, verb), None);

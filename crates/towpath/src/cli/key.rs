@@ -10,7 +10,7 @@ use towpath_core::{Clock, Error, SystemClock, Timestamp};
 use super::{Exit, Failure, Format, Global, output};
 use crate::auth::{Key, Scope, change, read};
 
-/// How long a rotated secret stays valid unless the command says otherwise.
+/// Default grace period of a rotated secret.
 const GRACE: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
 
 /// What to do with keys.
@@ -32,7 +32,7 @@ pub(super) enum KeyCommand {
         /// Id of the key, or its name when no other key has it
         #[arg(value_name = "KEY")]
         id: String,
-        /// How long the old secret stays valid
+        /// Grace period of the old secret
         #[arg(long, default_value_t = GRACE)]
         grace: jiff::SignedDuration,
     },
@@ -50,7 +50,7 @@ pub(super) enum KeyCommand {
 pub(super) struct NewKey {
     /// What the key is for
     name: String,
-    /// What it permits; may be repeated
+    /// Scope of the key; repeat for several
     #[arg(long = "scope", required = true, value_name = "SCOPE")]
     scopes: Vec<Scope>,
     /// How long it is valid, like 90d; without it until it is revoked

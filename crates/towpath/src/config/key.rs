@@ -190,14 +190,14 @@ const BASE: &[Key] = &[
         Kind::Choice(&["auto", "on", "off"]),
         Some("auto"),
         &[],
-        "Which routes need an API key. `auto`: routes of Towpath's own, from anywhere but this machine; the routes of the reference systems stay open. `on`: every route but health probes. `off`: only the admin API and the fleet.",
+        "Routes that need an API key. `auto`: Towpath's own routes, except for clients of this machine; routes of the reference systems stay open. `on`: every route except health probes. `off`: only the admin API and the fleet.",
     ),
     key(
         "server.keys",
         Kind::Path,
         None,
         &[],
-        "File of API keys, written by `towpath key` and read again when it changes; `keys.json` in the data folder unless set.",
+        "File of API keys, written by `towpath key` and reloaded when it changes [default: `keys.json` in the data folder].",
     ),
     key(
         "server.cors.origins",

@@ -14,7 +14,7 @@ pub enum LineFormat {
     Stamped,
     /// The reference system's: the local time, ` | ` and the message, in which nothing but line breaks is escaped.
     Reference,
-    /// The message as it is; one that holds a newline is no line and is given up.
+    /// The message as it is; one that holds a newline is no line and is abandoned.
     Raw,
 }
 

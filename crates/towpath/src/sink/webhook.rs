@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_message_that_cannot_be_sent_is_given_up() {
+    async fn a_message_that_cannot_be_sent_is_abandoned() {
         let (url, _) = server(String::new()).await;
         let sink = new(&url, None, Duration::from_secs(1)).unwrap();
         let mut broken = delivery("x");

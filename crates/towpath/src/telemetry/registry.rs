@@ -120,11 +120,11 @@ struct Group {
 pub struct RefusedConnections {
     /// Over the limit of connections.
     pub over_limit: Counter,
-    /// Not accepted, for want of descriptors and the like.
+    /// Not accepted, for lack of descriptors and the like.
     pub failed: Counter,
 }
 
-/// How long a backend may take to say how it is, before a scrape goes on without it.
+/// How long a backend may take to say how it is, before a scrape continues without it.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;

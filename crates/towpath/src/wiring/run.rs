@@ -179,7 +179,7 @@ fn last_moment(drain: Duration) -> Duration {
     (drain / 20).min(Duration::from_millis(500))
 }
 
-/// Whether the configured ports are free. Ports that are not configured may be taken: `up` goes on without those listeners.
+/// Whether the configured ports are free. Ports that are not configured may be taken: `up` continues without those listeners.
 async fn try_ports(config: &Config, roles: &[Role]) -> Result<()> {
     bind("server.admin", &config.admin).await?;
     let runs = |role: &Role| roles.contains(role);

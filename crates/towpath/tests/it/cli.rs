@@ -117,7 +117,7 @@ fn every_exit_code_of_the_table_is_kept() {
     assert_eq!(code(&world, &["dlq", "drop", "messages", "--yes"]), 2);
     assert_eq!(code(&world, &["health", "--url", "not a url"]), 2);
     assert_eq!(code(&world, &["queue", "ls", "--token", "wrong"]), 6);
-    // A port that is taken by somebody else is a problem that a check found.
+    // A port that is taken by another client is a problem that a check found.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     drop(running);
     world.set("HTTP_ADDR", taken.local_addr().unwrap());

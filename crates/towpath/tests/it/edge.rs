@@ -108,7 +108,7 @@ fn takes_of_one_key_must_fit_together() {
 }
 
 #[test]
-fn clients_behind_a_proxy_are_told_apart_and_probes_are_not_limited() {
+fn clients_behind_a_proxy_are_distinguished_and_probes_are_not_limited() {
     let mut world = World::new();
     world.set("TOWPATH_SERVER__LIMITS", "*=token_bucket:1:0.001/1s");
     world.set("TOWPATH_SERVER__TRUSTED_PROXIES", "127.0.0.1");

@@ -244,7 +244,7 @@ fn a_full_control_group_refuses_starts_and_takes_again_after_a_purge() {
         assert_eq!(
             waiting.as_u64(),
             Some(taken),
-            "what was acknowledged is there"
+            "everything acknowledged is there"
         );
         running.kill();
     }

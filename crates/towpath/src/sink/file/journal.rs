@@ -23,7 +23,7 @@ const MAGIC: [u8; 8] = *b"TOWPJNL\x01";
 /// How many written messages are remembered: more than can ever be on their way to be acked.
 pub(super) const WINDOW: usize = 100_000;
 
-/// The journal is written anew when it is larger than this.
+/// The journal is written again when it is larger than this.
 const COMPACT_BYTES: u64 = 8 * 1024 * 1024;
 
 /// The journal of one output, and the ids of the messages that are known to be written.

@@ -51,11 +51,7 @@ fn a_last_line_counts_after_a_quiet_time() {
     world.limits.quiet = Some(Duration::ZERO);
     assert_eq!(world.all(), ["a"]);
     world.append("in", "b\n");
-    assert_eq!(
-        world.all(),
-        ["b"],
-        "later text is a line of its own"
-    );
+    assert_eq!(world.all(), ["b"], "later text is a line of its own");
 }
 
 #[test]

@@ -107,6 +107,11 @@ fn rust(text: &str) -> Vec<String> {
     let bytes = text.as_bytes();
     let mut at = 0;
     while at < bytes.len() {
+        // Each form begins with one of these; slicing is safe there.
+        if !matches!(bytes[at], b'/' | b'r' | b'"' | b'\'' | b'f') {
+            at += 1;
+            continue;
+        }
         let rest = &text[at..];
         if rest.starts_with("//") {
             at += comment(rest, &mut blocks);
@@ -129,7 +134,7 @@ fn rust(text: &str) -> Vec<String> {
                 blocks.push(name.replace('_', " "));
             }
         } else {
-            at += rest.chars().next().map_or(1, char::len_utf8);
+            at += 1;
         }
     }
     blocks

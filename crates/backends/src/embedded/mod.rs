@@ -9,7 +9,9 @@
 //!
 //! Every port is offered, and atomic steps over them. Formats: `docs/format`.
 
+mod arrivals;
 mod backup;
+mod blob;
 mod checkpoint;
 mod config;
 #[cfg(test)]
@@ -38,6 +40,8 @@ mod restoring;
 mod routes;
 #[cfg(test)]
 mod sample_test;
+#[cfg(test)]
+mod size_test;
 mod state;
 mod store;
 #[cfg(test)]

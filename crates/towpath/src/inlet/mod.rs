@@ -32,6 +32,11 @@ pub trait Inlet: Send + Sync {
     /// Takes back whatever this consumer still holds, attempts counted.
     async fn disconnect(&self) -> Result<u64>;
 
+    /// Whether the next batch may be leased before the one at work is settled. Not where the order across batches counts.
+    fn leases_ahead(&self) -> bool {
+        false
+    }
+
     /// How long a lease is.
     fn lease_time(&self) -> std::time::Duration;
 }

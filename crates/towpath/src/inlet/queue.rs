@@ -65,6 +65,10 @@ impl Inlet for QueueInlet {
         self.queue.disconnect(&self.consumer).await
     }
 
+    fn leases_ahead(&self) -> bool {
+        true
+    }
+
     fn lease_time(&self) -> Duration {
         self.lease
     }

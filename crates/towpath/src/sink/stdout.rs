@@ -38,15 +38,18 @@ impl LineSink {
 #[async_trait]
 impl Sink for LineSink {
     async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Outcome>> {
-        let (mut text, now) = (Vec::new(), jiff::Timestamp::now());
+        let (mut text, head) = (Vec::new(), self.format.head(jiff::Timestamp::now()));
         let outcomes = batch
             .iter()
-            .map(
-                |delivery| match self.format.write(&delivery.message.payload, now, &mut text) {
+            .map(|delivery| {
+                match self
+                    .format
+                    .write(&delivery.message.payload, &head, &mut text)
+                {
                     Ok(()) => Outcome::Done,
                     Err(reason) => Outcome::Reject { reason },
-                },
-            )
+                }
+            })
             .collect();
         let writer = Arc::clone(&self.writer);
         let write = async {

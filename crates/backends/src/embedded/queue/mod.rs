@@ -20,7 +20,7 @@ use towpath_core::{
 
 use super::log::Class;
 use super::record::Record;
-use super::state::{Entry, Place, Standing};
+use super::state::{Entry, Standing, Stored};
 use super::store::Store;
 use hand_out::HandedOut;
 pub(super) use intake::{Arriving, queue_is_full, refusal_like};
@@ -196,10 +196,10 @@ impl Queue for Store {
             state.tick(now, monotonic);
             state.peek(max, committed)
         };
-        let places: Vec<Place> = found.iter().map(|(entry, _)| entry.place).collect();
+        let stored: Vec<Stored> = found.iter().map(|(entry, _)| entry.stored()).collect();
         found
             .into_iter()
-            .zip(self.read_back(&places))
+            .zip(self.read_back(&stored))
             // A damaged one is passed over here, and becomes a dead letter that says so when its turn comes.
             .filter(
                 |(_, message)| !matches!(message, Err(error) if error.kind() == ErrorKind::Corrupt),
@@ -293,10 +293,10 @@ impl Queue for Store {
         max: usize,
     ) -> Result<Vec<DeadLetter>> {
         let found = self.lock().state.queue(queue).dead.page(after, max);
-        let places: Vec<Place> = found.iter().map(|one| one.entry.place).collect();
+        let stored: Vec<Stored> = found.iter().map(|one| one.entry.stored()).collect();
         found
             .into_iter()
-            .zip(self.read_back(&places))
+            .zip(self.read_back(&stored))
             .map(|(one, message)| {
                 Ok(DeadLetter {
                     message: match message {

@@ -197,7 +197,7 @@ pub trait Lifecycle: Send + Sync {
         Vec::new()
     }
 
-    /// For how long the disk under it has not answered, once that is longer than it waits; `None` while it answers, and
+    /// Duration of a stall of its disk, once above its timeout; `None` while the disk responds, and
     /// for servers.
     fn stalled(&self) -> Option<Duration> {
         None
@@ -214,7 +214,7 @@ pub trait Lifecycle: Send + Sync {
 pub struct Snapshot {
     /// What there is, in the order of the bytes.
     pub files: Vec<SnapshotFile>,
-    /// The bytes of all files, one after the other. Reading blocks, and fails when they cannot all be had.
+    /// The bytes of all files, one after the other. Reading blocks, and fails when a file cannot be read.
     pub bytes: Box<dyn Read + Send>,
 }
 

@@ -72,7 +72,7 @@ pub enum Policy {
         capacity: Amount,
         /// Refill per period.
         refill: Amount,
-        /// How long a period is; 1 ms or more.
+        /// Length of the period; 1 ms or more.
         period: Duration,
     },
     /// At most `limit` in any stretch of `window`.
@@ -83,7 +83,7 @@ pub enum Policy {
     SlidingWindow {
         /// Most tokens in a window.
         limit: Amount,
-        /// How long the window is; 60 ms or more.
+        /// Length of the window; 60 ms or more.
         window: Duration,
     },
 }
@@ -163,7 +163,7 @@ pub enum State {
     },
     /// Of a sliding window.
     SlidingWindow {
-        /// How long a slot is, in milliseconds.
+        /// Length of a slot, in milliseconds.
         slot_ms: u64,
         /// Slot number and the amount taken in it, oldest first, at most 61.
         slots: Vec<(u64, u64)>,

@@ -49,7 +49,7 @@ impl Watch {
         self.since.store(0, Ordering::Relaxed);
     }
 
-    /// For how long the present call lasts.
+    /// Duration of the current call.
     pub fn lasts(&self) -> Option<Duration> {
         let since = self.since.load(Ordering::Relaxed).checked_sub(1)?;
         Some(

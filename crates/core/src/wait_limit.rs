@@ -1,4 +1,4 @@
-//! How long the current request waits for a store.
+//! Store timeout of the current request.
 //!
 //! A request has a client that times out; a loop of the process has not: it waits until the outcome is known, because
 //! repeating a step whose outcome is unknown would do it twice. So the limit belongs to the request, and the edge sets it.

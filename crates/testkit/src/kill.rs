@@ -38,7 +38,7 @@ pub fn child_main(subjects: &'static [Subject]) -> bool {
     true
 }
 
-/// Enqueues and acks without end, and reports what was acknowledged.
+/// Enqueues and acks without end, and reports acknowledged messages.
 async fn work(subject: &Subject, folder: PathBuf) {
     let backend = (subject.open)(folder).await.expect("open");
     let queue = backend.require_queue("the suite").expect("queues");

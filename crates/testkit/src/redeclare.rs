@@ -15,7 +15,7 @@ use towpath_core::{Error, ErrorKind, ExchangeName};
 use crate::world::*;
 use crate::{Case, World};
 
-/// How long a backend may take until it works again.
+/// Deadline for a backend to work again.
 const SECONDS: Duration = Duration::from_secs(15);
 
 /// Every case; each needs `Subject::lose`.

@@ -237,7 +237,7 @@ impl Config {
             .set("reconnect.backoff.max.ms", "2000")
             // New and grown topics become visible soon.
             .set("topic.metadata.refresh.interval.ms", "30000")
-            // How long a new topic may be unknown to a broker; a deleted one is detected after it.
+            // Time that a new topic may be unknown to a broker; a deleted one is detected after it.
             .set("topic.metadata.propagation.max.ms", "2000");
         let protocol = match (self.is_encrypted, &self.account) {
             (false, None) => "plaintext",

@@ -58,7 +58,7 @@ pub struct NewConfig {
 pub struct Plan {
     /// A JSON list of steps.
     pub steps: String,
-    /// How long a step lasts at least, in seconds.
+    /// Minimum duration of a step, in seconds.
     pub bake_seconds: u32,
 }
 

@@ -125,7 +125,7 @@ pub trait Kv: Send + Sync {
     /// Every field of the hash at the key, by name; empty when absent.
     async fn fields(&self, key: &str) -> Result<Vec<(String, Bytes)>>;
 
-    /// How long the key stays: `None` when absent, `Some(None)` for ever.
+    /// Time to live of the key: `None` when absent, `Some(None)` without expiry.
     async fn ttl(&self, key: &str) -> Result<Option<Option<Duration>>>;
 
     /// Up to `max` keys that start with `prefix`, in order, those behind `after` when given.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ConsumerId, Error, GroupName, Message, NewMessage, Result, StreamName};
 
-/// How long a dedup id is remembered, from the moment its entry was appended.
+/// Retention of a dedup id, from the append of its entry.
 pub const DEDUP_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The place of an entry: within its partition offsets only grow, and there may be gaps.

@@ -1,4 +1,4 @@
-//! Items in few bytes: each is written as what differs from what is expected behind the one before it.
+//! Items in few bytes: each is written as its difference from the item expected after the previous one.
 //!
 //! Expected are the next number, the next id, a blob of the same length right behind, and the same moment: what a batch
 //! has. A message of a batch takes one byte then.
@@ -37,7 +37,7 @@ pub(super) struct Common {
     pub(super) moment: Timestamp,
 }
 
-/// Flags of what is not as expected and follows. The lowest three are the item's own.
+/// Flags of unexpected fields, which follow. The lowest three are the item's own.
 const NUMBER: u8 = 1 << 3;
 const ID: u8 = 1 << 4;
 const START: u8 = 1 << 5;
@@ -73,7 +73,7 @@ impl Packing {
         self.0.into_boxed_slice()
     }
 
-    /// Flags, of which `own` are the item's, and what they say follows.
+    /// Flags, of which `own` are the item's; the flagged fields follow.
     pub(super) fn common(&mut self, own: u8, before: &Common, item: &Common) {
         let expected = before.number.wrapping_add(1);
         let (start, after) = (item.place.position, before.place.position);
@@ -122,7 +122,7 @@ impl Packing {
         self.0.push(value as u8);
     }
 
-    /// What was added, small in either direction.
+    /// A difference, small in either direction.
     pub(in super::super) fn step(&mut self, before: u64, after: u64) {
         let step = after.wrapping_sub(before).cast_signed();
         self.number(((step << 1) ^ (step >> 63)).cast_unsigned());

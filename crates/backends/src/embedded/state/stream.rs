@@ -20,7 +20,7 @@ use super::queue::{Place, Stored};
 use crate::embedded::log::Position;
 use crate::embedded::record::Arrival;
 
-/// What is known of an entry without reading it.
+/// Fields of an entry that need no read of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super) struct StreamEntry {
     /// Its offset; grows with every entry.
@@ -87,7 +87,7 @@ impl StreamEntry {
         }
     }
 
-    /// What is needed to read it back.
+    /// Position for reading it back.
     pub(in super::super) const fn stored(&self) -> Stored {
         Stored {
             id: self.id,
@@ -147,7 +147,7 @@ pub(in super::super) struct GroupState {
     /// Handed out and not finished.
     #[serde(deserialize_with = "super::snapshot::map")]
     pub(super) pending: OrdMap<u64, Pending>,
-    /// Everything up to here was looked at; what is behind it may never have been handed out.
+    /// Everything up to here was looked at; later entries may never have been delivered.
     #[serde(skip)]
     cursor: u64,
 }

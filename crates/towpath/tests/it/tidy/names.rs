@@ -79,7 +79,7 @@ const FILES: &[(&str, &str)] = &[
     ("/tend_stream.lua", "maintain_stream.lua"),
     ("/bring_back.lua", "redrive.lua"),
     ("/leave.lua", "disconnect.lua"),
-    ("/guard.rs", "egress.rs"),
+    ("http/guard.rs", "egress.rs"),
     ("http/net.rs", "ipnet::IpNet"),
     ("/descriptors.rs", "rlimit.rs"),
     ("/opened.rs", "backend_pool.rs"),

@@ -1,4 +1,4 @@
-//! A message of a queue: what is known of it, and where it stands.
+//! A message of a queue: its record and state.
 
 use serde::{Deserialize, Serialize};
 use towpath_core::{ConsumerId, MessageId, Timestamp};
@@ -26,7 +26,7 @@ pub(in super::super::super) struct Stored {
     pub(in super::super::super) place: Place,
 }
 
-/// What is known of a message without reading it.
+/// Fields of a message that need no read of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super::super) struct Entry {
     /// Its place in the queue: grows with every arrival.
@@ -39,7 +39,7 @@ pub(in super::super::super) struct Entry {
     pub(in super::super::super) enqueued_at: Timestamp,
 }
 
-/// What is behind the flags of a packed entry.
+/// Fields after the flags of a packed entry.
 const ATTEMPTS: u8 = 1;
 const KEY: u8 = 2;
 const EXPIRES: u8 = 4;
@@ -122,7 +122,7 @@ impl Entry {
         }
     }
 
-    /// With what is behind its flags.
+    /// With the fields after its flags.
     fn with(mut self, flags: u8, bytes: &mut Unpacking<'_>) -> Option<Self> {
         if flags & ATTEMPTS != 0 {
             self.attempts = u32::try_from(bytes.number()?).ok()?;
@@ -136,7 +136,7 @@ impl Entry {
         Some(self)
     }
 
-    /// What is needed to read it back.
+    /// Position for reading it back.
     pub(in super::super::super) const fn stored(&self) -> Stored {
         Stored {
             id: self.id,

@@ -152,7 +152,7 @@ fn what_a_role_needs_is_among_the_manifests() {
             }
         }
     }
-    assert!(named > 20, "{named}");
+    assert!(named > 15, "{named}");
     for set in of("StatefulSet") {
         let container = &set["spec"]["template"]["spec"]["containers"][0];
         let is_of_fleet = container["args"][1]

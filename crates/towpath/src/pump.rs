@@ -142,6 +142,7 @@ impl Pump {
             Outcome::Settled => {
                 stop.account.add("acked", 1);
                 self.metrics.settled(delivery, &Verdict::Ack);
+                settling::settled_one(self, delivery, "acked");
                 return None;
             }
             Outcome::Reject { reason } => Verdict::DeadLetter { reason },

@@ -13,6 +13,7 @@
 //! Names and headers: `docs/reference/rabbitmq.md`.
 
 mod baseline;
+mod combined;
 mod config;
 mod connection;
 mod consumer;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use towpath_core::port::queue::{Settlement, Verdict};
 use towpath_core::{Delivery, Error, ErrorKind, Result};
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::{BACKEND, Pump, drawn};
 use crate::supervisor::Stop;
@@ -182,6 +182,7 @@ fn note(pump: &Pump, stop: &Stop, ended: Ended, outcome: Result<()>, settled: &m
             let ending = pump.ending(&ended);
             stop.account.add(word(&ending), 1);
             pump.metrics.settled(&ended.delivery, &ending);
+            settled_one(pump, &ended.delivery, word(&ending));
             settled.over.push(ended.delivery.receipt.fence);
         }
         Err(error) if error.kind() == ErrorKind::Conflict => {
@@ -218,6 +219,18 @@ fn refused(ended: Ended, error: &Error, settled: &mut Settled) {
         let verdict = Verdict::Release { after: REFUSED };
         settled.again.push(Ended { delivery, verdict });
     }
+}
+
+/// One debug line a message, by its id: what an operator follows with `--verbose`.
+pub(super) fn settled_one(pump: &Pump, delivery: &Delivery, outcome: &str) {
+    debug!(
+        queue = %delivery.receipt.queue,
+        id = %delivery.message.id,
+        attempt = delivery.attempt,
+        sink = pump.sink_name,
+        outcome,
+        "message settled"
+    );
 }
 
 /// The account's word for an ending.

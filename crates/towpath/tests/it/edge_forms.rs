@@ -408,6 +408,18 @@ fn what_the_head_decides_is_answered_before_the_body() {
         (world.http, "POST /enqueue/batch", 1 << 30, "413"),
         (world.http, "DELETE /api/users", 1 << 20, "405"),
         (world.controller, "PUT /config", 1 << 19, "405"),
+        // Without a key.
+        (world.controller, "POST /config", 1 << 19, "401"),
+        (world.controller, "POST /config/rollback", 1 << 19, "401"),
+        (world.controller, "POST /config/restore", 1 << 19, "401"),
+        (world.controller, "POST /rollout/stop", 1 << 19, "401"),
+        (world.controller, "POST /register", 1 << 19, "401"),
+        (
+            world.controller,
+            "POST /agents/00000000-0000-0000-0000-000000000000/report",
+            1 << 19,
+            "401",
+        ),
     ] {
         let mut stream = connect(address);
         stream

@@ -26,6 +26,7 @@ mod cli;
 mod client;
 mod clock;
 mod deploy;
+mod differences;
 mod disk;
 mod documents;
 mod edge;

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde::Deserialize;
@@ -92,6 +92,7 @@ fn slips_of(document: &Value) -> Result<Vec<String>, String> {
         ("networking.k8s.io/v1", "NetworkPolicy") => slips::<NetworkPolicy>(document),
         ("policy/v1", "PodDisruptionBudget") => slips::<PodDisruptionBudget>(document),
         ("v1", "ConfigMap") => slips::<ConfigMap>(document),
+        ("v1", "Secret") => slips::<Secret>(document),
         ("v1", "Service") => slips::<Service>(document),
         (version, kind) => Err(format!("no type is known for `{version}` `{kind}`")),
     }
@@ -122,6 +123,47 @@ fn every_manifest_is_of_its_kind_and_says_nothing_else() {
         }
     }
     assert!(count > 80, "{count} documents");
+}
+
+/// The servers that roles name are there to be applied beside them, and the fleet has one key.
+#[test]
+fn what_a_role_needs_is_among_the_manifests() {
+    let all: Vec<Value> = files("k8s")
+        .iter()
+        .flat_map(|file| documents(&std::fs::read_to_string(file).unwrap()))
+        .collect();
+    let of = |kind: &str| {
+        let kind = kind.to_owned();
+        all.iter().filter(move |one| one["kind"] == kind.as_str())
+    };
+    let services: Vec<&str> = of("Service")
+        .filter_map(|one| one["metadata"]["name"].as_str())
+        .collect();
+    let mut named = 0;
+    for map in of("ConfigMap") {
+        for (variable, value) in map["data"].as_object().unwrap() {
+            let value = value.as_str().unwrap();
+            for host in ["redis", "rabbitmq", "postgres", "kafka", "controller"] {
+                let is_named = value == host
+                    || value.contains(&format!("{host}:"))
+                    || value.contains(&format!("@{host}"));
+                named += usize::from(is_named);
+                assert!(!is_named || services.contains(&host), "{variable}: {value}");
+            }
+        }
+    }
+    assert!(named > 15, "{named}");
+    for set in of("StatefulSet") {
+        let container = &set["spec"]["template"]["spec"]["containers"][0];
+        let is_of_fleet = container["args"][1]
+            .as_str()
+            .unwrap_or_default()
+            .starts_with("fleet.");
+        let secrets = container["envFrom"].as_array().into_iter().flatten();
+        let mut key = secrets.filter(|from| from["secretRef"]["name"] == "fleet");
+        let is_required = key.any(|from| from["secretRef"]["optional"] != true);
+        assert_eq!(is_required, is_of_fleet, "{}", set["metadata"]["name"]);
+    }
 }
 
 #[test]

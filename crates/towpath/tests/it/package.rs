@@ -97,7 +97,7 @@ impl Machine {
     /// Waits until the file has these messages, one a line.
     fn wait_output(&self, messages: &[&str]) {
         wait_until("the output", Duration::from_secs(10), || {
-            let file = self.run("cat /var/lib/towpath/processed.log");
+            let file = self.run("cat /var/lib/towpath/file.log");
             file.lines()
                 .map(|line| line.rsplit(' ').next().unwrap_or_default())
                 .eq(messages.iter().copied())
@@ -141,6 +141,9 @@ fn the_package_is_installed_run_upgraded_and_purged() {
     );
     // The settings of the machine, and its own user without any rights.
     machine.run("echo QUEUE_NAME=jobs >> /etc/towpath/environment");
+    // The file of the operator counts where the environment says nothing.
+    let file = "[ingest]\nqueue = \"of-the-file\"\n[ingest.worker]\noutput = \"/var/lib/towpath/file.log\"\n";
+    machine.run(&format!("printf '{file}' > /etc/towpath/towpath.toml"));
     let started = machine.run("systemctl enable --now towpath");
     assert_eq!(is("active").trim(), "active", "{started}");
     let send = |text: &str| {
@@ -168,9 +171,11 @@ fn the_package_is_installed_run_upgraded_and_purged() {
     machine.wait_output(&["one", "two", "three"]);
     let purged = machine.run("dpkg --purge towpath");
     assert_eq!(is("active").trim(), "inactive", "{purged}");
-    assert_eq!(machine.run("ls -d /etc/towpath /usr/bin/towpath /usr/lib/systemd/system/towpath.service /etc/systemd/system/multi-user.target.wants/towpath.service 2>/dev/null"), "");
+    // What the operator made is the operator's to delete.
+    assert_eq!(machine.run("ls -A /etc/towpath"), "towpath.toml\n");
+    assert_eq!(machine.run("ls -d /usr/bin/towpath /usr/lib/systemd/system/towpath.service /etc/systemd/system/multi-user.target.wants/towpath.service 2>/dev/null"), "");
     // Messages are nobody's to delete but the operator's.
-    let kept = machine.run("cat /var/lib/private/towpath/processed.log");
+    let kept = machine.run("cat /var/lib/private/towpath/file.log");
     assert_eq!(kept.lines().count(), 3, "{kept}");
     assert_eq!(machine.run("systemctl --failed --no-legend"), "");
 }

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::Read;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use flate2::read::GzDecoder;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -48,7 +50,15 @@ impl Collector {
             }
             assert_eq!(asked.method, "POST");
             assert_eq!(asked.headers["content-type"], "application/x-protobuf");
-            let request = ExportTraceServiceRequest::decode(&asked.body[..]).unwrap();
+            let mut body = asked.body.clone();
+            if let Some(encoding) = asked.headers.get("content-encoding") {
+                assert_eq!(encoding, "gzip");
+                body.clear();
+                GzDecoder::new(&asked.body[..])
+                    .read_to_end(&mut body)
+                    .unwrap();
+            }
+            let request = ExportTraceServiceRequest::decode(&body[..]).unwrap();
             for resource in request.resource_spans {
                 let attributes = &resource.resource.as_ref().unwrap().attributes;
                 let scopes = resource.scope_spans.into_iter();
@@ -335,6 +345,37 @@ fn settings_count_wherever_they_come_from() {
         assert_eq!(call.service, "shop");
     }
     assert!(!world.ok(&["config", "show"]).contains("se%20cret"));
+}
+
+#[test]
+fn spans_are_compressed_when_asked() {
+    for (compression, encoding) in [("gzip", Some("gzip")), ("zstd", None), ("none", None)] {
+        // The second call repeats the first one's body.
+        let collector = Collector::answering(&[503]);
+        let mut world = World::new();
+        world
+            .set("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url())
+            .set("OTEL_EXPORTER_OTLP_COMPRESSION", compression)
+            .set("OTEL_BSP_SCHEDULE_DELAY", "50");
+        let running = world.spawn(&["run", "ingest.api"]);
+        running.wait_ready(&world);
+        let with = [("traceparent", &*traceparent())];
+        assert_eq!(world.client().post("/enqueue", &with, b"x").status, 200);
+        wait_until("the spans", Duration::from_secs(10), || {
+            !collector.trace(TRACE).is_empty()
+        });
+        let log = running.log();
+        assert!(running.stop().0.success());
+        let calls = collector.calls.lock().unwrap();
+        for call in calls.iter() {
+            let sent = call.headers.get("content-encoding").map(String::as_str);
+            assert_eq!(sent, encoding, "{compression}");
+        }
+        assert_eq!(
+            log.contains("compression of traces is not supported"),
+            compression == "zstd"
+        );
+    }
 }
 
 #[test]

@@ -27,7 +27,7 @@ use towpath_core::port::outbox::{Event, Filter, NewEvent, READ_BYTES};
 use towpath_core::port::source_offsets::{AppendAt, AppendOutcome};
 use towpath_core::port::{Outbox, Queue, SourceOffsets};
 use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, StreamName, Timestamp};
-use tracing::{info, warn};
+use tracing::{Level, debug, info, warn};
 use uuid::Uuid;
 
 use crate::supervisor::Stop;
@@ -393,7 +393,11 @@ impl Relay {
         let (seq, id) = (last.seq, last.event.id);
         let mut topic = UNUSED.to_owned();
         let mut messages = Vec::new();
+        let mut followed = Vec::new();
         if are_sent {
+            if tracing::enabled!(Level::DEBUG) {
+                followed.extend(events.iter().map(|one| (one.seq, one.event.id)));
+            }
             if let Some(flaw) = events.iter().find_map(|one| one.flaw.clone()) {
                 return Err(Error::invalid(flaw));
             }
@@ -439,6 +443,9 @@ impl Relay {
         }
         (from.seq, from.id) = (seq, Some(id));
         self.outbox.sent(seq).await?;
+        for (seq, event) in followed {
+            debug!(%event, seq, topic, "event sent");
+        }
         Ok(Passed::All)
     }
 }

@@ -135,7 +135,10 @@ async fn insert(
     let event = event(&api.topic, Happened::Created, &user, at);
     let created = api.users.create(user.clone(), event, request).await;
     match api.noted(created)? {
-        Created::New => Ok((user, false)),
+        Created::New => {
+            tracing::debug!(user = %user.id, "user created");
+            Ok((user, false))
+        }
         Created::Before(user) => Ok((user, true)),
         Created::EmailTaken => Err(email_taken()),
         Created::KeyTaken => Err(Problem::new(
@@ -211,6 +214,7 @@ async fn update(
     };
     let update = api.users.update(change, event).await;
     let user = changed(api.noted(update)?)?;
+    tracing::debug!(user = %user.id, version = user.version, "user updated");
     Ok(shown(&user))
 }
 
@@ -229,6 +233,7 @@ async fn delete(State(api): State<UserApi>, Path(id): Path<String>, headers: Hea
     let event = event(&api.topic, Happened::Deleted, &told, at);
     let delete = api.users.delete(id, version, event).await;
     changed(api.noted(delete)?)?;
+    tracing::debug!(user = %id, "user deleted");
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use towpath_core::port::fleet::{Agent, AgentInfo, Report};
 use uuid::Uuid;
 
-use super::auth::{Caller, fingerprint, new_agent_key};
+use super::auth::{Caller, FleetKey, Operator, fingerprint, new_agent_key};
 use super::config::POLL_SECONDS;
 use super::controller::Controller;
 use super::controller_routes::{limit, record};
@@ -53,11 +53,11 @@ const REGISTRATION: &[&str] = &["hostname", "ip_address", "port", "labels", "age
 
 async fn register(
     State(controller): State<Controller>,
+    _: FleetKey,
     peer: Option<Extension<Peer>>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Answer {
-    controller.keys().check(&headers)?;
     let said: Registration = parse_of_program(&body, REGISTRATION)?;
     for (name, text) in [
         ("hostname", &said.hostname),
@@ -129,10 +129,9 @@ struct Page {
 
 async fn agents(
     State(controller): State<Controller>,
-    headers: HeaderMap,
+    _: Operator,
     Query(page): Query<Page>,
 ) -> Answer {
-    controller.operator(&headers).await?;
     let stale = controller.watch().borrow().stale();
     let found = controller
         .store()
@@ -178,10 +177,9 @@ fn no_agent() -> Failure {
 
 async fn remove(
     State(controller): State<Controller>,
-    headers: HeaderMap,
+    caller: Caller,
     Path(agent): Path<String>,
 ) -> Answer {
-    let caller = controller.caller(&headers).await?;
     let agent = id(&agent)?;
     // An agent may take itself off the list.
     let actor = match caller {
@@ -205,11 +203,10 @@ struct Told {
 
 async fn report(
     State(controller): State<Controller>,
-    headers: HeaderMap,
+    caller: Caller,
     Path(agent): Path<String>,
     body: Bytes,
 ) -> Answer {
-    let caller = controller.caller(&headers).await?;
     let agent = id(&agent)?;
     if caller != Caller::Agent(agent) {
         caller.operator()?;

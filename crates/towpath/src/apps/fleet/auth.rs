@@ -5,13 +5,16 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand;
+use axum::extract::FromRequestParts;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use towpath_core::port::Fleet;
 use towpath_core::{Error, Result};
 use uuid::Uuid;
 
+use super::controller::Controller;
 use super::envelope::Failure;
 use crate::token::{Token, bearer};
 
@@ -98,6 +101,47 @@ impl Caller {
                 "the key of an agent only reads configuration and reports on it",
             )),
         }
+    }
+}
+
+// Handlers take the caller as an argument before the body, so a request without a key is refused by its head.
+impl FromRequestParts<Controller> for Caller {
+    type Rejection = Failure;
+
+    async fn from_request_parts(
+        parts: &mut Parts,
+        controller: &Controller,
+    ) -> std::result::Result<Self, Failure> {
+        controller.caller(&parts.headers).await
+    }
+}
+
+/// The name of the operator that sent a request; the keys of agents are refused.
+pub(super) struct Operator(pub(super) String);
+
+impl FromRequestParts<Controller> for Operator {
+    type Rejection = Failure;
+
+    async fn from_request_parts(
+        parts: &mut Parts,
+        controller: &Controller,
+    ) -> std::result::Result<Self, Failure> {
+        let caller = controller.caller(&parts.headers).await?;
+        caller.operator().map(Self)
+    }
+}
+
+/// Shows that a request has a key of the fleet.
+pub(super) struct FleetKey;
+
+impl FromRequestParts<Controller> for FleetKey {
+    type Rejection = Failure;
+
+    async fn from_request_parts(
+        parts: &mut Parts,
+        controller: &Controller,
+    ) -> std::result::Result<Self, Failure> {
+        controller.keys().check(&parts.headers).map(|_| Self)
     }
 }
 

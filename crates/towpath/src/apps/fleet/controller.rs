@@ -377,14 +377,6 @@ impl Controller {
         self.0.keys.caller(headers, self.store()).await
     }
 
-    /// The name of the operator who asks.
-    pub(super) async fn operator(
-        &self,
-        headers: &HeaderMap,
-    ) -> std::result::Result<String, Failure> {
-        self.caller(headers).await?.operator()
-    }
-
     /// The configuration of all agents, now and as it changes.
     pub(super) fn watch(&self) -> watch::Receiver<Snapshot> {
         self.0.current.subscribe()

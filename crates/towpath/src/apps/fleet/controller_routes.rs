@@ -19,7 +19,7 @@ use towpath_core::port::fleet::{
 use uuid::Uuid;
 
 use super::agent_routes::agent_routes;
-use super::auth::Caller;
+use super::auth::{Caller, Operator};
 use super::config::{Config, POLL_SECONDS, follows};
 use super::controller::Controller;
 use super::envelope::{Answer, Failure, parse, success};
@@ -95,8 +95,12 @@ fn present<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Option<V
     Option::deserialize(value).map(Some)
 }
 
-async fn publish(State(controller): State<Controller>, headers: HeaderMap, body: Bytes) -> Answer {
-    let author = controller.operator(&headers).await?;
+async fn publish(
+    State(controller): State<Controller>,
+    Operator(author): Operator,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer {
     let said: Publication = parse(&body)?;
     let (newest, expected) = expected(&controller, &headers).await?;
     let data = said
@@ -151,8 +155,12 @@ struct Rollback {
     version: u64,
 }
 
-async fn rollback(State(controller): State<Controller>, headers: HeaderMap, body: Bytes) -> Answer {
-    let author = controller.operator(&headers).await?;
+async fn rollback(
+    State(controller): State<Controller>,
+    Operator(author): Operator,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer {
     let Rollback { version } = parse(&body)?;
     let old = controller
         .store()
@@ -243,11 +251,11 @@ struct Wait {
 
 async fn config(
     State(controller): State<Controller>,
+    caller: Caller,
     peer: Option<Extension<Peer>>,
     headers: HeaderMap,
     Query(query): Query<Wait>,
 ) -> Answer {
-    let caller = controller.caller(&headers).await?;
     let agent = match caller {
         Caller::Agent(agent) => Some(agent),
         Caller::Operator(_) => headers
@@ -309,10 +317,10 @@ fn tagged(response: Response, config: &Config) -> Response {
 
 async fn version(
     State(controller): State<Controller>,
+    _: Caller,
     headers: HeaderMap,
     Path(version): Path<String>,
 ) -> Answer {
-    controller.caller(&headers).await?;
     let version = version.parse::<i64>().map_err(|_| {
         Failure::new(
             StatusCode::BAD_REQUEST,
@@ -352,10 +360,9 @@ struct Page {
 
 async fn history(
     State(controller): State<Controller>,
-    headers: HeaderMap,
+    _: Operator,
     Query(page): Query<Page>,
 ) -> Answer {
-    controller.operator(&headers).await?;
     let found = controller
         .store()
         .history(page.before, limit(page.limit)?)
@@ -376,10 +383,9 @@ struct Pair {
 
 async fn diff(
     State(controller): State<Controller>,
-    headers: HeaderMap,
+    _: Operator,
     Query(pair): Query<Pair>,
 ) -> Answer {
-    controller.operator(&headers).await?;
     let load = async |version| {
         let found = controller
             .store()
@@ -408,8 +414,7 @@ async fn diff(
 }
 
 /// An agent has a newer configuration than this database: it lost a published version.
-async fn restore(State(controller): State<Controller>, headers: HeaderMap, body: Bytes) -> Answer {
-    controller.caller(&headers).await?;
+async fn restore(State(controller): State<Controller>, _: Caller, body: Bytes) -> Answer {
     let config: Config = parse(&body)?;
     let restored = config.restored(controller.epoch()).ok_or_else(|| {
         Failure::new(
@@ -458,8 +463,7 @@ impl From<Rollout> for RolloutView {
     }
 }
 
-async fn rollout(State(controller): State<Controller>, headers: HeaderMap) -> Answer {
-    controller.operator(&headers).await?;
+async fn rollout(State(controller): State<Controller>, _: Operator) -> Answer {
     let found = controller.store().rollout().await?;
     let found = found.ok_or_else(|| Failure::not_found("there was no rollout"))?;
     Ok(success(StatusCode::OK, RolloutView::from(found)))
@@ -471,8 +475,11 @@ struct Reason {
     reason: Option<String>,
 }
 
-async fn stop(State(controller): State<Controller>, headers: HeaderMap, body: Bytes) -> Answer {
-    let actor = controller.operator(&headers).await?;
+async fn stop(
+    State(controller): State<Controller>,
+    Operator(actor): Operator,
+    body: Bytes,
+) -> Answer {
     let said: Reason = match body.is_empty() {
         true => Reason::default(),
         false => parse(&body)?,
@@ -528,10 +535,9 @@ struct Newest {
 
 async fn audit(
     State(controller): State<Controller>,
-    headers: HeaderMap,
+    _: Operator,
     Query(page): Query<Newest>,
 ) -> Answer {
-    controller.operator(&headers).await?;
     let audit_entries = controller.store().audit_entries(limit(page.limit)?).await?;
     let all: Vec<_> = audit_entries
         .into_iter()

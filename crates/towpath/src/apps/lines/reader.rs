@@ -432,7 +432,15 @@ impl Reader {
             let stepped = self.positions.append_at(step).await;
             traces::settled(spans, &stepped);
             match stepped {
-                Ok(AppendOutcome::Appended) => return Ok(Sent::Done(moved)),
+                Ok(AppendOutcome::Appended) => {
+                    debug!(
+                        input = %path.display(),
+                        lines = chunk.lines.len(),
+                        stream = %self.settings.stream,
+                        "lines appended"
+                    );
+                    return Ok(Sent::Done(moved));
+                }
                 // An earlier try whose answer was lost.
                 Ok(AppendOutcome::OffsetConflict(now)) if now.as_ref() == Some(&moved) => {
                     return Ok(Sent::Done(moved));

@@ -66,7 +66,7 @@ async fn accept(
     });
     match outcome {
         Ok(Accepted::New) => {
-            debug!(order = order.id, "accepted and published");
+            debug!(order = order.id, "order accepted");
             (
                 StatusCode::ACCEPTED,
                 format!("Order received: {}", order.id),

@@ -104,11 +104,17 @@ impl Processor {
                     .reject(delivery, order, stored.as_ref(), reason)
                     .await?;
             }
-            match done {
-                Done::Settled => return Ok(Outcome::Settled),
-                Done::Written => return Ok(Outcome::Done),
-                Done::Raced | Done::Short(_) => {}
-            }
+            let outcome = match done {
+                Done::Settled => Outcome::Settled,
+                Done::Written => Outcome::Done,
+                Done::Raced | Done::Short(_) => continue,
+            };
+            debug!(
+                order = order.id,
+                attempt = delivery.attempt,
+                "order finished"
+            );
+            return Ok(outcome);
         }
         Ok(Outcome::Retry {
             after: None,
@@ -157,7 +163,7 @@ impl Processor {
         stored: Option<&Stored>,
         reason: String,
     ) -> Result<Done> {
-        debug!(order = order.id, reason, "rejected");
+        debug!(order = order.id, reason, "rejecting order");
         let record = self.finished(delivery, order, stored, State::Rejected, Some(reason));
         let ops = self.ops(stored, &record, REJECTED_COUNT);
         let refused = self.step(delivery, order, REJECTED, ops).await?;

@@ -37,7 +37,10 @@ pub(super) struct Workload {
 }
 
 const REDIS: (&str, &str) = ("REDIS_ADDR", "redis:6379");
-const RABBITMQ: (&str, &str) = ("RABBITMQ_URLS", "amqp://guest:guest@rabbitmq:5672/");
+const RABBITMQ: (&str, &str) = (
+    "RABBITMQ_URLS",
+    "amqp://guest:guest@rabbitmq:5672/?queue_type=quorum",
+);
 const KAFKA: (&str, &str) = ("KAFKA_BROKERS", "kafka:9092");
 const DATABASE: (&str, &str) = ("DB_HOST", "postgres");
 
@@ -181,14 +184,15 @@ pub(super) fn files(settings: &[(String, String)]) -> Vec<(String, String)> {
         .iter()
         .map(|one| (format!("k8s/{}.yaml", one.name), workload(one, settings)))
         .collect();
-    all.push((
-        "k8s/redis.yaml".to_owned(),
-        include_str!("redis.yaml").to_owned(),
-    ));
-    all.push((
-        "k8s/lines-example.yaml".to_owned(),
-        include_str!("lines-example.yaml").to_owned(),
-    ));
+    for (name, text) in [
+        ("redis", include_str!("redis.yaml")),
+        ("rabbitmq", include_str!("rabbitmq.yaml")),
+        ("postgres", include_str!("postgres.yaml")),
+        ("kafka", include_str!("kafka.yaml")),
+        ("lines-example", include_str!("lines-example.yaml")),
+    ] {
+        all.push((format!("k8s/{name}.yaml"), text.to_owned()));
+    }
     all.push(("prometheus/adapter.yaml".to_owned(), adapter()));
     all
 }
@@ -341,7 +345,7 @@ spec:
           envFrom:
             - configMapRef:
                 name: {name}
-            # Passwords and keys, as REDIS_ADDR, DB_PASSWORD or API_KEY: they override the variables above.
+{shared}            # Passwords and keys, as REDIS_ADDR or DB_PASSWORD: they override the variables above.
             - secretRef:
                 name: {name}
                 optional: true
@@ -349,6 +353,14 @@ spec:
             - name: admin
               containerPort: 7070
 ",
+        // With a key for each, no process of the fleet would admit another.
+        shared = match roles.starts_with("fleet.") {
+            true => "            # The fleet's API_KEY: a pod does not start without it.
+            - secretRef:
+                name: fleet
+",
+            false => "",
+        },
         replicas = match one.scaled {
             // The autoscaler's number is not taken back by applying this again.
             Some(_) => String::new(),

@@ -2,10 +2,13 @@
 //!
 //! Source: OpenTelemetry, "OTLP Specification" 1.5, section OTLP/HTTP.
 
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use opentelemetry::Value;
 use opentelemetry::trace::Status;
@@ -35,6 +38,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) struct Collector {
     sender: Sender,
+    is_compressed: bool,
     resource: ResourceAttributesWithSchema,
     max_attribute_length: Option<usize>,
     runtime: Handle,
@@ -73,6 +77,9 @@ impl Collector {
         let mut headers = settings.headers.clone();
         let protobuf = HeaderValue::from_static("application/x-protobuf");
         headers.insert(header::CONTENT_TYPE, protobuf);
+        if settings.is_compressed {
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
         Ok(Self {
             sender: Sender {
                 client,
@@ -80,6 +87,7 @@ impl Collector {
                 headers,
                 timeout: settings.timeout,
             },
+            is_compressed: settings.is_compressed,
             resource: ResourceAttributesWithSchema::from(&settings.resource),
             max_attribute_length: settings.max_attribute_length,
             runtime,
@@ -108,7 +116,12 @@ impl SpanExporter for Collector {
         }
         let resource_spans = group_spans_by_resource_and_scope(batch, &self.resource);
         let request = ExportTraceServiceRequest { resource_spans };
-        let body = Bytes::from(request.encode_to_vec());
+        let mut body = request.encode_to_vec();
+        if self.is_compressed {
+            let failed = |error: std::io::Error| OTelSdkError::InternalFailure(error.to_string());
+            body = gzip(&body).map_err(failed)?;
+        }
+        let body = Bytes::from(body);
         let end = Instant::now() + self.sender.timeout;
         let mut pause = FIRST_PAUSE;
         loop {
@@ -188,6 +201,12 @@ impl Sender {
             _ => Ok(()),
         }
     }
+}
+
+fn gzip(body: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(body)?;
+    encoder.finish()
 }
 
 /// Cuts the texts of a span to this many characters.

@@ -27,6 +27,8 @@ pub(super) struct Settings {
     pub(super) url: String,
     pub(super) headers: HeaderMap,
     pub(super) timeout: Duration,
+    /// Whether bodies are compressed with gzip.
+    pub(super) is_compressed: bool,
     pub(super) tls: Option<ClientConfig>,
     pub(super) resource: Resource,
     pub(super) sampler: Sampler,
@@ -56,8 +58,8 @@ impl Settings {
                 config.protocol
             )));
         }
-        if config.compression != "none" {
-            let compression = &config.compression;
+        let compression = &config.compression;
+        if !["none", "gzip"].contains(&compression.as_str()) {
             warn!(
                 compression,
                 "compression of traces is not supported; spans are sent without"
@@ -66,6 +68,7 @@ impl Settings {
         Ok(Some(Self {
             url,
             headers: headers(config.headers.expose()),
+            is_compressed: compression == "gzip",
             timeout: config.timeout.min(config.batch_timeout),
             tls: tls(config)?,
             resource: resource(config),

@@ -13,7 +13,7 @@ use tracing_subscriber::fmt::MakeWriter;
 /// Lines that may wait for the reader of the log; further ones are dropped and counted.
 const WAITING: usize = 8_192;
 
-/// How long a line may wait at the end of the process.
+/// Longest wait for the last lines at the end of the process.
 const LAST_LINES: Duration = Duration::from_millis(200);
 
 static SENDER: OnceLock<SyncSender<Entry>> = OnceLock::new();

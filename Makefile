@@ -87,21 +87,19 @@ API ?= localhost:$(or $(PORT),8080)
 unified-server: ## Run users, limits and relay; RELAY=off without the relay
 	$(TOWPATH) run accounts.api$(if $(filter off,$(RELAY)),,$(COMMA)accounts.relay)
 
-# A separate admin port next to another process, unless one is set.
-RELAY_ADMIN = TOWPATH_SERVER__ADMIN=$(or $(TOWPATH_SERVER__ADMIN),127.0.0.1:7074)
 # Embedded files belong to one process: without a shared database the relay runs in the server.
 SHARED = test -n "$(DB_HOST)$(TOWPATH_ACCOUNTS__DATABASE)" || grep -qsE '^(export[[:space:]]+)?(DB_HOST|TOWPATH_ACCOUNTS__DATABASE)[[:space:]]*=' .env || \
   grep -qsE '^[[:space:]]*database[[:space:]]*=' towpath.toml
 ALONE = echo "no database that processes share is configured (DB_HOST): the relay runs in \`make unified-server\`"
 
 relay: ## Run the relay alone, next to `make unified-server` with a shared database and broker
-	@if $(SHARED); then $(RELAY_ADMIN) $(TOWPATH) run accounts.relay; else $(ALONE); fi
+	@if $(SHARED); then $(TOWPATH) run accounts.relay; else $(ALONE); fi
 
 dev-unified: ## Run unified-server as a debug build with debug logs
 	$(CARGO) run --quiet --bin towpath -- run accounts.api$(if $(filter off,$(RELAY)),,$(COMMA)accounts.relay) --verbose
 
 dev-relay: ## Run relay as a debug build with debug logs
-	@if $(SHARED); then $(RELAY_ADMIN) $(CARGO) run --quiet --bin towpath -- run accounts.relay --verbose; else $(ALONE); fi
+	@if $(SHARED); then $(CARGO) run --quiet --bin towpath -- run accounts.relay --verbose; else $(ALONE); fi
 
 migrate: ## Run database migrations
 	$(TOWPATH) migrate up
@@ -119,8 +117,8 @@ check-outbox: ## Show event counts and the latest events
 	$(TOWPATH) outbox stats
 	$(TOWPATH) outbox ls
 
-status: ## Check the health of the running process
-	$(TOWPATH) health
+status: ## Show problems of the running process and their next steps
+	$(TOWPATH) status
 
 test-token-bucket: ## Take tokens from a limit of a running server
 	curl -sS "$(API)/api/bucket/check?key=user123"
@@ -170,13 +168,13 @@ run-all: ## Run controller, agent and worker in one process
 	$(TOWPATH) run fleet.controller,fleet.agent,fleet.worker
 
 run-controller: ## Run the controller
-	TOWPATH_SERVER__ADMIN=$(or $(TOWPATH_SERVER__ADMIN),127.0.0.1:7071) $(TOWPATH) run fleet.controller
+	$(TOWPATH) run fleet.controller
 
 run-agent: ## Run the agent
-	TOWPATH_SERVER__ADMIN=$(or $(TOWPATH_SERVER__ADMIN),127.0.0.1:7072) $(TOWPATH) run fleet.agent
+	$(TOWPATH) run fleet.agent
 
 run-worker: ## Run the worker
-	TOWPATH_SERVER__ADMIN=$(or $(TOWPATH_SERVER__ADMIN),127.0.0.1:7073) $(TOWPATH) run fleet.worker
+	$(TOWPATH) run fleet.worker
 
 FLEET = docker compose -f deploy/compose/fleet.yaml
 

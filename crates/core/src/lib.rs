@@ -17,6 +17,7 @@ pub mod message;
 pub mod port;
 pub mod retry;
 pub mod stall;
+pub mod units;
 pub mod wait_limit;
 
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};

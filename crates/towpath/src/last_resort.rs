@@ -24,6 +24,7 @@ pub(crate) fn end_after(limit: Duration, code: u8, why: &'static str) {
         let (said, heard) = mpsc::channel();
         thread::spawn(move || {
             tracing::error!(?limit, code, "{why}");
+            crate::telemetry::flush_logs();
             said.send(())
         });
         heard.recv_timeout(SAID).ok();

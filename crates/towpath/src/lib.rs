@@ -11,6 +11,7 @@ pub mod backup;
 pub mod cli;
 pub mod config;
 mod disk;
+pub mod doctor;
 pub mod documents;
 pub mod http;
 mod idempotency;

@@ -18,5 +18,6 @@ fn main() -> ExitCode {
     let runtime = runtime.expect("the system gives a process its first threads");
     let exit: Exit = runtime.block_on(Cli::run());
     runtime.shutdown_timeout(LAST_MOMENT);
+    towpath::telemetry::flush_logs();
     exit.into()
 }

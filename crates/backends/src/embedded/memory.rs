@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use towpath_core::{Error, Result};
+use towpath_core::{Error, Result, units};
 
 use super::config::byte_size;
 
@@ -146,13 +146,10 @@ impl Memory {
 
     /// For the facts of the store.
     pub(super) fn describe(&self) -> String {
-        let used = self.limit.used();
-        match self.bound {
-            Some(bound) => format!(
-                "{used} bytes used, intake refused above {bound} of {}",
-                self.limit.bytes
-            ),
-            None => format!("{used} bytes used of {}, unbounded", self.limit.bytes),
+        let [used, limit] = [self.limit.used(), self.limit.bytes].map(units::bytes);
+        match self.bound.map(units::bytes) {
+            Some(bound) => format!("{used} used, new messages refused above {bound} of {limit}"),
+            None => format!("{used} used of {limit}, unbounded"),
         }
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Notify;
 use towpath_core::backend::Health;
-use towpath_core::{Clock, Error, Message, QueueName, Result, ResultExt, StreamName};
+use towpath_core::{Clock, Error, Message, QueueName, Result, ResultExt, StreamName, units};
 
 use super::blob;
 use super::checkpoint;
@@ -393,15 +393,23 @@ impl Store {
         let facts = vec![
             fact("folder", self.config.folder.display().to_string()),
             fact("durability", self.config.durability.to_string()),
-            fact("log", format!("{} segments, {bytes} bytes", segments.len())),
+            fact(
+                "log",
+                format!(
+                    "{}, {}",
+                    units::counted(segments.len() as u64, "segment"),
+                    units::bytes(bytes)
+                ),
+            ),
             fact("syncs", self.log.syncs().to_string()),
             fact("memory", self.memory.describe()),
-            fact("free disk", format!("{} bytes", self.log.free_bytes())),
+            fact("free disk", units::bytes(self.log.free_bytes())),
             fact(
-                "opened",
+                "recovery",
                 format!(
-                    "{} records in {:?}",
-                    self.recovery.records, self.recovery.elapsed
+                    "{} in {} ms",
+                    units::counted(self.recovery.records, "record"),
+                    self.recovery.elapsed.as_millis()
                 ),
             ),
         ];

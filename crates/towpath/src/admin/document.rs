@@ -9,6 +9,7 @@ use utoipa::openapi::{Content, OpenApi, Ref, RefOr};
 use utoipa::{Modify, OpenApi as _};
 
 use super::wire::ProblemView;
+use crate::documents::{fleet_for_operators, fleet_schemas};
 use crate::http::Asking;
 
 #[derive(utoipa::OpenApi)]
@@ -64,6 +65,18 @@ pub(super) fn queries(document: &OpenApi) -> Vec<Asking> {
             }
         }
     }
+    for operation in fleet_for_operators() {
+        let method = match operation.method {
+            "get" => Method::GET,
+            "delete" => Method::DELETE,
+            _ => Method::POST,
+        };
+        let parameters = operation.value["parameters"].as_array();
+        let mut parameters = parameters.into_iter().flatten();
+        if parameters.any(|parameter| parameter["in"] == "query") {
+            queries.push((method, operation.path.into()));
+        }
+    }
     queries
 }
 
@@ -96,6 +109,13 @@ pub(super) fn whole(document: OpenApi) -> serde_json::Value {
                 "schema": { "type": "string" },
             }]);
         }
+    }
+    for operation in fleet_for_operators() {
+        let (path, method) = (operation.path, operation.method);
+        whole["paths"][path][method] = operation.value;
+    }
+    for (name, schema) in fleet_schemas() {
+        whole["components"]["schemas"][name] = schema;
     }
     whole["servers"] = json!([{ "url": "/" }]);
     whole

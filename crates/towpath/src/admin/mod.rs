@@ -2,8 +2,10 @@
 //!
 //! `/v1` wants the token of the data folder; the others say nothing that needs one.
 
+mod doctor;
 mod document;
 mod failure;
+mod fleet;
 mod keys;
 mod outbox;
 mod routes;
@@ -22,6 +24,8 @@ use towpath_core::backend::Backend;
 use towpath_core::message;
 use towpath_core::port::Outbox;
 
+pub use doctor::Examined;
+pub use fleet::{Door, Doors};
 pub use keys::{KeyView, Sum};
 pub use outbox::{
     BackfillWanted, Backfilled, EventView, OpenTransactionView, OutboxStats, ReplayWanted,
@@ -36,6 +40,7 @@ pub use wire::{
 
 use crate::apps::orders::Desk;
 use crate::auth::{Guard, Table};
+use crate::doctor::Doctor;
 use crate::http::error::{Form, Problem};
 use crate::http::{BodyLimit, Edge, Hosts, wrap};
 use crate::problems::Problems;
@@ -47,42 +52,33 @@ pub(crate) const TOKEN_FILE: &str = "admin.token";
 /// What the admin API works on.
 #[derive(Clone)]
 pub struct Admin {
-    backends: Vec<Backend>,
-    orders: Option<Desk>,
-    outbox: Option<Arc<dyn Outbox>>,
-    guard: Guard,
-    health: Health,
-    metrics: Metrics,
-    problems: Problems,
-}
-
-impl Admin {
-    /// An admin API for these backends, and for the orders and accounts apps where they run.
-    pub fn new(
-        backends: Vec<Backend>,
-        orders: Option<Desk>,
-        outbox: Option<Arc<dyn Outbox>>,
-        guard: Guard,
-        health: Health,
-        metrics: Metrics,
-        problems: Problems,
-    ) -> Self {
-        Self {
-            backends,
-            orders,
-            outbox,
-            guard,
-            health,
-            metrics,
-            problems,
-        }
-    }
+    /// The backends of the process.
+    pub backends: Vec<Backend>,
+    /// Where a role of the orders app runs.
+    pub orders: Option<Desk>,
+    /// Where a role of the accounts app runs.
+    pub outbox: Option<Arc<dyn Outbox>>,
+    /// Who may do what.
+    pub guard: Guard,
+    /// How the parts are.
+    pub health: Health,
+    /// The metrics of the process.
+    pub metrics: Metrics,
+    /// The current problems.
+    pub problems: Problems,
+    /// The self-checks of the process.
+    pub doctor: Doctor,
+    /// The roles of the process.
+    pub roles: Vec<&'static str>,
+    /// What the fleet's roles serve.
+    pub doors: Doors,
 }
 
 /// Every route of the admin listener, behind the edge.
 pub fn router(admin: Admin, hosts: Hosts, edge: Edge) -> Router {
     let (v1, openapi) = routes::v1();
     let queries = document::queries(&openapi);
+    let v1 = v1.merge(fleet::routes());
     let edge = edge
         .form(Form::Json)
         .queries(queries)

@@ -88,6 +88,7 @@ pub(super) fn v1() -> (Router<Admin>, OpenApi) {
         .routes(routes!(super::outbox::backfill))
         .routes(routes!(health))
         .routes(routes!(problems))
+        .routes(routes!(super::doctor::examine))
         .routes(routes!(super::keys::list))
         .routes(routes!(
             super::keys::get,

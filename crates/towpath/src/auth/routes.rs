@@ -60,6 +60,10 @@ const fn app(resource: &'static str, verb: &'static str) -> Access {
     Access::App(Needed::new(resource, verb))
 }
 
+const fn key(resource: &'static str, verb: &'static str) -> Access {
+    Access::Key(Needed::new(resource, verb))
+}
+
 const fn queue(verb: &'static str) -> Access {
     Access::Key(Needed::named("queue", verb))
 }
@@ -160,6 +164,17 @@ const ADMIN_ROUTES: &[Row] = &[
         "/v1/problems",
         Access::Key(Needed::new("metrics", "read")),
     ),
+    ("POST", "/v1/doctor", ADMIN),
+    ("GET", "/v1/fleet/agents", key("fleet", "read")),
+    ("GET", "/v1/fleet/audit", key("fleet", "read")),
+    ("GET", "/v1/fleet/config", key("fleet", "read")),
+    ("POST", "/v1/fleet/config", key("fleet", "publish")),
+    ("GET", "/v1/fleet/config/diff", key("fleet", "read")),
+    ("GET", "/v1/fleet/config/history", key("fleet", "read")),
+    ("POST", "/v1/fleet/config/rollback", key("fleet", "publish")),
+    ("GET", "/v1/fleet/config/{version}", key("fleet", "read")),
+    ("GET", "/v1/fleet/rollout", key("fleet", "read")),
+    ("POST", "/v1/fleet/rollout/stop", key("fleet", "publish")),
     ("GET", "/v1/kv", ADMIN),
     ("GET", "/v1/kv/{key}", ADMIN),
     ("PUT", "/v1/kv/{key}", ADMIN),
@@ -200,6 +215,10 @@ const ADMIN_ROUTES: &[Row] = &[
     ("GET", "/v1/streams/{stream}", ADMIN),
     ("GET", "/v1/streams/{stream}/entries", ADMIN),
     ("POST", "/v1/streams/{stream}/trim", ADMIN),
+    ("GET", "/v1/tasks", key("tasks", "read")),
+    ("POST", "/v1/tasks", key("tasks", "write")),
+    ("GET", "/v1/tasks/{id}", key("tasks", "read")),
+    ("DELETE", "/v1/tasks/{id}", key("tasks", "write")),
 ];
 
 /// The name of `redrive` in version 0.1, an alias that the OpenAPI document does not list.

@@ -11,9 +11,10 @@ use serde::de::DeserializeOwned;
 use towpath_core::address::shown;
 use towpath_core::{Error, QueueName};
 
+use super::processes::{self, Choice};
 use super::{Exit, Failure, Global, output, token_file};
 use crate::admin;
-use crate::config::load;
+use crate::config::{Config, load};
 use crate::http::{self, segment};
 
 /// A process that answers at an address.
@@ -33,16 +34,17 @@ pub(super) struct Listed<T> {
 }
 
 impl Client {
-    /// The process that the options and the configuration lead to.
+    /// The process that the options, the configuration and the running processes lead to.
     pub(super) fn new(global: &Global) -> Result<Self, Failure> {
+        Self::of(global, &[])
+    }
+
+    /// As [`Self::new`]; of several processes the one that runs a role of the first of these apps.
+    pub(super) fn of(global: &Global, apps: &[&str]) -> Result<Self, Failure> {
         let mut sources = global.sources()?;
         // Only the address and the folder count here.
         sources.apps = Some(BTreeSet::new());
         let config = load(&sources)?.config;
-        let address = config
-            .admin
-            .strip_prefix(':')
-            .map_or_else(|| config.admin.clone(), |port| format!("127.0.0.1:{port}"));
         // The environment is behind the options already; a file `.env` is not.
         let variable = |name: &str| sources.env.get(name).map(|value| value.trim().to_owned());
         let said = |option: &Option<String>, name| {
@@ -51,9 +53,9 @@ impl Client {
             value.filter(|value| !value.is_empty())
         };
         let base = match said(&global.url, "TOWPATH_URL") {
-            Some(url) if !url.contains("://") => format!("http://{url}"),
-            Some(url) => url,
-            None => format!("http://{}", address.replace("0.0.0.0", "127.0.0.1")),
+            Some(url) if url.contains("://") => url,
+            Some(address) => format!("http://{}", address_of(&address)),
+            None => format!("http://{}", listener(&config, apps, global.data.is_some())?),
         };
         let listener = base.split_once("://").map_or("", |(_, rest)| rest);
         let token = match said(&global.token, "TOWPATH_TOKEN") {
@@ -269,6 +271,31 @@ fn refusal(base: &str, status: StatusCode, body: &[u8]) -> Failure {
         _ => Exit::Failed,
     };
     Failure::new(exit, text)
+}
+
+/// The configured listener, or the running process that fits where none is configured.
+fn listener(config: &Config, apps: &[&str], is_asked: bool) -> Result<String, Failure> {
+    if config.admin_is_default {
+        let all = processes::running();
+        match processes::choose(&all, apps, &config.data_dir, is_asked) {
+            Choice::One(process) => return Ok(address_of(&process.admin)),
+            Choice::Several(several) => return Err(processes::ambiguous(&several)),
+            Choice::None => {}
+        }
+    }
+    Ok(address_of(&config.admin))
+}
+
+/// An address to connect to: `7070`, `:7070` and every interface are this machine.
+fn address_of(listen: &str) -> String {
+    let local = |port: &str| format!("127.0.0.1:{port}");
+    let port = listen.strip_prefix(':').unwrap_or(listen);
+    match port.parse::<u16>() {
+        Ok(_) => local(port),
+        Err(_) => listen
+            .replace("0.0.0.0", "127.0.0.1")
+            .replace("[::]:", "127.0.0.1:"),
+    }
 }
 
 /// The path of a queue, whose name is checked and encoded: it must never lead to another route.

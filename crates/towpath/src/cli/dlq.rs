@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand, value_parser};
 use serde::Serialize;
-use towpath_core::MessageId;
+use towpath_core::{MessageId, units};
 
+use super::canary;
 use super::client::{Client, Listed, queue_path};
 use super::queue::{KEPT_KEYS, confirm, short, show_count};
 use super::{Exit, Failure, Format, Global, output};
@@ -17,12 +18,13 @@ use crate::admin::{Count, DeadLetterView, Letters, QueueStats};
 pub(super) enum DlqCommand {
     /// The oldest dead letters of a queue, or of every queue
     #[command(
+        alias = "list",
         after_help = "Examples:\n  towpath dlq ls\n  towpath dlq ls messages --reason \"HTTP 422\"\n  towpath dlq ls messages --max 100 --output json"
     )]
     Ls {
         /// The queue [default: every queue]
         queue: Option<String>,
-        /// Most letters of each queue, 1 to 1000
+        /// Maximum number of dead letters per queue (1–1000)
         #[arg(long, default_value_t = 20, value_parser = value_parser!(u16).range(1..=1000))]
         max: u16,
         /// Those behind this message id
@@ -51,7 +53,7 @@ pub(super) enum DlqCommand {
     /// Return dead letters to the end of their queue
     #[command(
         alias = "requeue",
-        after_help = "`requeue` is the name of this command in version 0.1, and still works.\n\nExamples:\n  towpath dlq redrive messages --all\n  towpath dlq redrive messages --reason \"HTTP 503\" --max 10\n  towpath dlq redrive messages --reason \"HTTP 503\" --rate 50\n  towpath dlq redrive messages --reason \"HTTP 503\" --dry-run"
+        after_help = "`requeue` is the name of this command in version 0.1, and still works.\n\nExamples:\n  towpath dlq redrive messages --all\n  towpath dlq redrive messages --reason \"HTTP 503\" --max 10\n  towpath dlq redrive messages --reason \"HTTP 503\" --canary 5 --rate 50\n  towpath dlq redrive messages --reason \"HTTP 503\" --dry-run"
     )]
     Redrive {
         #[command(flatten)]
@@ -59,13 +61,24 @@ pub(super) enum DlqCommand {
         /// Messages a second, 1 to 100000 [default: all at once]
         #[arg(long, value_parser = value_parser!(u32).range(1..=100_000))]
         rate: Option<u32>,
+        /// First put back this many, the oldest, and the others only if each of them is delivered
+        #[arg(long, conflicts_with = "dry_run", value_parser = value_parser!(u16).range(1..=100))]
+        canary: Option<u16>,
+        /// Seconds to wait for the outcome of the canary messages
+        #[arg(
+            long,
+            value_name = "SECONDS",
+            default_value_t = 60,
+            requires = "canary"
+        )]
+        canary_wait: u64,
     },
     /// Delete dead letters for good
     #[command(after_help = KEPT_KEYS.to_owned() + "\n\nExamples:\n  towpath dlq drop messages --all --yes\n  towpath dlq drop messages --reason \"HTTP 422\" --yes")]
     Drop {
         #[command(flatten)]
         chosen: Chosen,
-        /// Do not ask
+        /// Skip the confirmation
         #[arg(long)]
         yes: bool,
     },
@@ -134,15 +147,25 @@ pub(super) async fn run(global: &Global, command: DlqCommand) -> Result<Exit, Fa
                 Format::Table => show_letter(&letter)?,
             }
         }
-        DlqCommand::Redrive { chosen, rate } => {
-            let count = change(&client, &chosen, "redrive", rate).await?;
+        DlqCommand::Redrive {
+            chosen,
+            rate,
+            canary,
+            canary_wait,
+        } => {
+            let pace = Pace {
+                rate,
+                canary: canary.map_or(0, usize::from),
+                canary_wait: Duration::from_secs(canary_wait),
+            };
+            let count = change(&client, &chosen, "redrive", pace).await?;
             show_count(global, &count, done(&chosen, "redriven"))?;
         }
         DlqCommand::Drop { chosen, yes } => {
             let queue = &chosen.queue;
             let question = format!("{KEPT_KEYS}\nDelete dead letters of `{queue}` for good?");
             confirm(yes || chosen.dry_run, &question)?;
-            let count = change(&client, &chosen, "drop", None).await?;
+            let count = change(&client, &chosen, "drop", Pace::default()).await?;
             show_count(global, &count, done(&chosen, "deleted"))?;
         }
     }
@@ -224,9 +247,7 @@ async fn ls(
         rows.iter_mut().for_each(|row| drop(row.remove(0)));
     }
     output::table(&headings, rows)?;
-    if (shown as u64) < there {
-        output::note(format!("{shown} of {there} dead letters"));
-    }
+    output::of(shown as u64, there, "dead letter");
     Ok(queues.exit)
 }
 
@@ -265,7 +286,7 @@ async fn groups(global: &Global, client: &Client, queue: Option<String>) -> Resu
             groups.into_iter().map(|group| {
                 vec![
                     group.queue,
-                    group.count.to_string(),
+                    units::count(group.count),
                     group.oldest,
                     group.newest,
                     short(&group.reason),
@@ -276,15 +297,27 @@ async fn groups(global: &Global, client: &Client, queue: Option<String>) -> Resu
     Ok(queues.exit)
 }
 
+/// How fast letters are changed.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Letters a second.
+    rate: Option<u32>,
+    /// How many are changed first, and decide on the others.
+    canary: usize,
+    canary_wait: Duration,
+}
+
 /// Does something to the chosen letters, in steps. How many there were.
 async fn change(
     client: &Client,
     chosen: &Chosen,
     action: &str,
-    rate: Option<u32>,
+    pace: Pace,
 ) -> Result<Count, Failure> {
     let path = path(chosen, action)?;
+    let rate = pace.rate;
     let is_plain = chosen.reason.is_none() && chosen.max.is_none() && rate.is_none();
+    let is_plain = is_plain && pace.canary == 0;
     if is_plain && !chosen.dry_run {
         return client.post(&path, &selection(chosen)?).await;
     }
@@ -302,6 +335,16 @@ async fn change(
         return Ok(Count { count });
     }
     let mut sum = Count { count: 0 };
+    let (first, ids) = ids.split_at(pace.canary.min(ids.len()));
+    if !first.is_empty() {
+        let letters = Letters {
+            all: false,
+            ids: first.to_vec(),
+        };
+        let count: Count = client.post(&path, &letters).await?;
+        sum.count += count.count;
+        canary::watch(client, &chosen.queue, first, pace.canary_wait).await?;
+    }
     let step = rate.map_or(PAGE.into(), |rate| {
         (rate as usize / 10).clamp(1, PAGE.into())
     });
@@ -322,14 +365,14 @@ async fn change(
 }
 
 /// The dead letters of a queue, page by page, oldest first.
-struct Pages<'a> {
+pub(super) struct Pages<'a> {
     client: &'a Client,
     queue: &'a str,
     after: Option<String>,
 }
 
 impl<'a> Pages<'a> {
-    const fn of(client: &'a Client, queue: &'a str) -> Self {
+    pub(super) const fn of(client: &'a Client, queue: &'a str) -> Self {
         Self {
             client,
             queue,
@@ -338,7 +381,7 @@ impl<'a> Pages<'a> {
     }
 
     /// The next page; empty at the end.
-    async fn next(&mut self) -> Result<Vec<DeadLetterView>, Failure> {
+    pub(super) async fn next(&mut self) -> Result<Vec<DeadLetterView>, Failure> {
         self.page(PAGE).await
     }
 
@@ -452,7 +495,8 @@ fn path(chosen: &Chosen, action: &str) -> Result<String, Failure> {
 
 fn selection(chosen: &Chosen) -> Result<Letters, Failure> {
     if chosen.ids.is_empty() && !chosen.all {
-        let text = "say which: the ids that `towpath dlq ls` shows, `--reason`, or `--all`";
+        let text =
+            "no dead letter is named; pass ids that `towpath dlq ls` shows, `--reason`, or `--all`";
         return Err(Failure::new(Exit::Usage, text));
     }
     Ok(Letters {

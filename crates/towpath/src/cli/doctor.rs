@@ -1,84 +1,48 @@
 //! `towpath doctor`: everything that can be wrong around a process, with what to do about it.
+//!
+//! A running process examines itself; the configuration of this shell is examined where none runs.
 
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use clap::Args;
-use serde::Serialize;
-use towpath_core::{ErrorKind, QueueName};
+use towpath_core::{ErrorKind, QueueName, units};
 
 use super::client::Client;
 use super::output::Color;
 use super::{Exit, Failure, Format, Global, output};
-use crate::admin::{CurrentProblem, HealthView};
+use crate::admin::Examined;
 use crate::config::{Config, load};
+use crate::doctor::{Check, Doctor, Found};
 use crate::wiring;
 
 /// Options of `doctor`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  towpath doctor")]
+#[command(
+    after_help = "The running process examines itself; the first line says which one. Where none runs, the configuration of this shell is examined.\n\nExamples:\n  towpath doctor"
+)]
 pub(super) struct DoctorArgs {}
-
-/// What one check found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Found {
-    Ok,
-    Warn,
-    Fail,
-}
-
-#[derive(Debug, Serialize)]
-struct Check {
-    check: &'static str,
-    found: Found,
-    detail: String,
-}
 
 /// How long a database may take to answer.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// A clock before this is wrong: the program did not exist.
-const YEAR_2026: u64 = 1_767_225_600;
-
-/// A difference between the clock and a file that no file system makes by itself.
-const STEP: Duration = Duration::from_secs(5);
-
 pub(super) async fn run(global: &Global, _: DoctorArgs) -> Result<Exit, Failure> {
-    let mut checks = Vec::new();
-    match load(&global.sources()?) {
+    let checks = match load(&global.sources()?) {
         Ok(loaded) => {
-            let detail = if loaded.warnings.is_empty() {
-                "valid".to_owned()
-            } else {
-                loaded.warnings.join("; ")
-            };
-            let found = if loaded.warnings.is_empty() {
-                Found::Ok
-            } else {
-                Found::Warn
-            };
-            checks.push(Check {
-                check: "configuration",
-                found,
-                detail,
-            });
-            checks.push(folder(&loaded.config));
-            checks.push(disk(&loaded.config));
-            process(global, &loaded.config, &mut checks).await?;
-            checks.extend(leftovers(&loaded.config).await);
-            checks.push(clock(&loaded.config));
+            let doctor = Doctor::new(&loaded.config, loaded.warnings);
+            let mut checks = vec![doctor.configuration()];
+            examine(global, &loaded.config, &doctor, &mut checks).await?;
+            checks
         }
-        Err(problems) => checks.push(Check {
-            check: "configuration",
-            found: Found::Fail,
-            detail: problems.to_string(),
-        }),
-    }
+        Err(problems) => {
+            let text = problems.to_string();
+            vec![Check::new("configuration", Found::Fail, text)]
+        }
+    };
     if global.format == Format::Json {
         output::json(&checks)?;
     } else {
@@ -91,7 +55,7 @@ pub(super) async fn run(global: &Global, _: DoctorArgs) -> Result<Exit, Failure>
                 Found::Warn => (Color::Yellow, "warn"),
                 Found::Fail => (Color::Red, "FAIL"),
             };
-            let mark = output::paint(&std::io::stdout(), color, mark);
+            let mark = output::paint(&io::stdout(), color, mark);
             output::line(format!("{mark}  {}: {}", one.check, one.detail))?;
         }
     }
@@ -102,69 +66,49 @@ pub(super) async fn run(global: &Global, _: DoctorArgs) -> Result<Exit, Failure>
     })
 }
 
-/// What the running process says of itself; when none answers, what a start would find.
-async fn process(global: &Global, config: &Config, checks: &mut Vec<Check>) -> Result<(), Failure> {
+/// The answer of the running process; when none answers, what a start with this configuration would find.
+async fn examine(
+    global: &Global,
+    config: &Config,
+    doctor: &Doctor,
+    checks: &mut Vec<Check>,
+) -> Result<(), Failure> {
     let client = Client::new(global)?;
     let base = client.base();
-    match running(&client).await {
-        Ok((health, problems)) => {
-            let (version, count) = (&health.version, problems.len());
-            checks.push(Check {
-                check: "process",
-                found: Found::Ok,
-                detail: format!(
-                    "Towpath {version} answers at {base} and reports {count} problems; what follows is its answer"
-                ),
-            });
-            checks.extend(health.facts.into_iter().map(|detail| Check {
-                check: "process",
-                found: Found::Ok,
-                detail,
-            }));
-            checks.extend(problems.into_iter().map(|problem| {
-                let figure = problem
-                    .figure
-                    .map_or_else(String::new, |figure| format!(", {figure}"));
-                let found = match problem.severity.as_str() {
-                    "page" => Found::Fail,
-                    _ => Found::Warn,
-                };
-                let (name, subject) = (problem.problem, problem.subject);
-                let (cause, next) = (problem.cause, problem.next_step);
-                Check {
-                    check: "problem",
-                    found,
-                    detail: format!("{name}, {subject}{figure}: {cause}. Next: {next}"),
-                }
-            }));
+    match client.post::<Examined>("/v1/doctor", &()).await {
+        Ok(examined) => {
+            let Examined {
+                version, pid, data, ..
+            } = examined;
+            let roles = super::processes::in_words(&examined.roles);
+            if let Some(mine) = checks.first_mut() {
+                mine.detail.push_str(" (of this shell)");
+            }
+            let text = format!(
+                "Towpath {version} at {base}, pid {pid}, {roles}, data in `{data}`; all that follows is its answer"
+            );
+            checks.push(Check::new("process", Found::Ok, text));
+            checks.extend(examined.checks);
         }
         Err(Failure::Said(Exit::Unreachable, _)) => {
-            checks.push(Check {
-                check: "process",
-                found: Found::Warn,
-                detail: format!(
-                    "none answers at {base}; start one with `towpath up`. What follows is the configuration of this shell"
-                ),
-            });
+            let text = format!(
+                "none answers at {base}; start one with `towpath up`. All that follows is about the configuration of this shell"
+            );
+            checks.push(Check::new("process", Found::Warn, text));
+            checks.push(folder(config));
+            checks.push(doctor.disk());
             checks.extend(store(config));
             checks.push(port("server.listen", &config.listen));
             checks.push(port("server.admin", &config.admin));
-            look_at_backends(config, checks).await;
+            look_at_backends(config, doctor, checks).await;
+            checks.extend(doctor.leftovers().await);
+            checks.push(doctor.clock());
         }
-        // A wrong token, or another program's server.
-        Err(Failure::Said(_, detail)) => checks.push(Check {
-            check: "process",
-            found: Found::Fail,
-            detail,
-        }),
+        // A wrong token, or a server of another program.
+        Err(Failure::Said(_, text)) => checks.push(Check::new("process", Found::Fail, text)),
         Err(other) => return Err(other),
     }
     Ok(())
-}
-
-async fn running(client: &Client) -> Result<(HealthView, Vec<CurrentProblem>), Failure> {
-    let health = client.get("/v1/health").await?;
-    Ok((health, client.get("/v1/problems").await?))
 }
 
 /// Whether a start would find every file of the store; absent where there is none.
@@ -174,16 +118,13 @@ fn store(config: &Config) -> Option<Check> {
         Ok(found) => found,
         Err(error) if error.kind() == ErrorKind::NotFound => return None,
         Err(error) => {
-            return Some(Check {
-                check: "store",
-                found: Found::Fail,
-                detail: error.chain(),
-            });
+            return Some(Check::new("store", Found::Fail, error.chain()));
         }
     };
     let (mark, detail) = if found.faults.is_empty() {
-        let (segments, messages) = (found.segments, found.messages);
-        let text = format!("{segments} segments of the log are there, for {messages} messages");
+        let segments = units::counted(found.segments as u64, "segment");
+        let messages = units::counted(found.messages, "message");
+        let text = format!("{segments} of the log present, for {messages}");
         (Found::Ok, text)
     } else {
         let faults = found.faults.join("; ");
@@ -191,16 +132,12 @@ fn store(config: &Config) -> Option<Check> {
             format!("{faults}; restore a backup, and `towpath verify {shown}` reads everything");
         (Found::Fail, text)
     };
-    Some(Check {
-        check: "store",
-        found: mark,
-        detail,
-    })
+    Some(Check::new("store", mark, detail))
 }
 
 /// Every backend and database that the configuration names, once. Files of embedded stores are not opened: a process may
 /// have them.
-async fn look_at_backends(config: &Config, checks: &mut Vec<Check>) {
+async fn look_at_backends(config: &Config, doctor: &Doctor, checks: &mut Vec<Check>) {
     let backends = [
         ("backends.ingest", &config.ingest_backend),
         ("backends.orders", &config.orders.broker),
@@ -216,7 +153,7 @@ async fn look_at_backends(config: &Config, checks: &mut Vec<Check>) {
             continue;
         }
         if url.expose().starts_with("embedded:") {
-            checks.push(durability(config));
+            checks.push(doctor.durability());
             continue;
         }
         // Health speaks of queues that were asked for.
@@ -246,11 +183,7 @@ async fn look_at_backends(config: &Config, checks: &mut Vec<Check>) {
                 (Found::Fail, format!("{key}: {text}"))
             }
         };
-        checks.push(Check {
-            check: "database",
-            found,
-            detail,
-        });
+        checks.push(Check::new("database", found, detail));
     }
 }
 
@@ -266,108 +199,25 @@ async fn look_at_backend(key: &str, url: &str, queue: Option<&str>, checks: &mut
         health.map(|health| (backend.url, health))
     };
     match looked.await {
-        Err(error) => checks.push(Check {
-            check: "backend",
-            found: Found::Fail,
-            detail: format!("{key}: {}", error.chain()),
-        }),
+        Err(error) => {
+            let text = format!("{key}: {}", error.chain());
+            checks.push(Check::new("backend", Found::Fail, text));
+        }
         Ok((url, health)) => {
             let facts = health.facts.iter();
             let facts: Vec<String> = facts
                 .map(|(name, fact)| format!("{name}: {fact}"))
                 .collect();
-            checks.push(Check {
-                check: "backend",
-                found: Found::Ok,
-                detail: format!("{key}: {url} ({})", facts.join("; ")),
-            });
-            checks.extend(health.warnings.into_iter().map(|detail| Check {
-                check: "backend",
-                found: Found::Warn,
-                detail: format!("{key}: {detail}"),
-            }));
+            let url = url.split('?').next().unwrap_or_default();
+            let text = format!("{key}: {url} ({})", facts.join("; "));
+            checks.push(Check::new("backend", Found::Ok, text));
+            let warnings = health.warnings.into_iter();
+            checks
+                .extend(warnings.map(|warning| {
+                    Check::new("backend", Found::Warn, format!("{key}: {warning}"))
+                }));
         }
     }
-}
-
-/// Tasks that the worker of the reference system left in its own queue.
-async fn leftovers(config: &Config) -> Option<Check> {
-    let database = std::env::var("ASYNQ_DB").ok();
-    let database = database.and_then(|text| text.parse().ok()).unwrap_or(1);
-    let counted = wiring::count_leftovers(config.fleet.backend.expose(), database).await;
-    let (found, detail) = match counted {
-        Ok(0) => return None,
-        Ok(count) => (
-            Found::Warn,
-            format!(
-                "{count} tasks are left in the queue of the reference worker (database {database}); stop it and `towpath task adopt` adopts them"
-            ),
-        ),
-        Err(error) => (Found::Warn, error.chain()),
-    };
-    Some(Check {
-        check: "tasks",
-        found,
-        detail,
-    })
-}
-
-fn durability(config: &Config) -> Check {
-    let (found, detail) = match config.durability.as_str() {
-        "fsync" => (Found::Ok, "fsync before every acknowledgement".to_owned()),
-        other => (
-            Found::Warn,
-            format!("`{other}`: a power cut can lose what was acknowledged; `fsync` does not"),
-        ),
-    };
-    Check {
-        check: "durability",
-        found,
-        detail,
-    }
-}
-
-fn clock(config: &Config) -> Check {
-    let now = SystemTime::now();
-    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let ahead = newest(&config.data_dir)
-        .and_then(|newest| newest.duration_since(now).ok())
-        .unwrap_or_default();
-    let (found, detail) = if since.as_secs() < YEAR_2026 {
-        (
-            Found::Fail,
-            "the clock is years behind; delays and idempotency windows follow it: set it"
-                .to_owned(),
-        )
-    } else if ahead >= STEP {
-        (
-            Found::Warn,
-            format!(
-                "the clock was set back: the newest file in `{}` is {} s ahead of it; set it, or wait so long",
-                config.data_dir.display(),
-                ahead.as_secs()
-            ),
-        )
-    } else {
-        (Found::Ok, "plausible".to_owned())
-    };
-    Check {
-        check: "clock",
-        found,
-        detail,
-    }
-}
-
-/// When a file in the folder or a folder of it was written to last.
-fn newest(folder: &Path) -> Option<SystemTime> {
-    let inner = ["log", "checkpoint"].map(|name| folder.join(name));
-    let folders = std::iter::once(folder.to_owned()).chain(inner);
-    let entries = folders
-        .filter_map(|folder| fs::read_dir(folder).ok())
-        .flatten();
-    entries
-        .filter_map(|entry| entry.ok()?.metadata().ok()?.modified().ok())
-        .max()
 }
 
 fn folder(config: &Config) -> Check {
@@ -375,28 +225,24 @@ fn folder(config: &Config) -> Check {
     let (found, detail) = match fs::metadata(&config.data_dir) {
         Err(_) => (
             Found::Ok,
-            format!("`{shown}` is not there yet; the first start makes it"),
+            format!("`{shown}` does not exist yet; the first start creates it"),
         ),
         Ok(metadata) if !metadata.is_dir() => (
             Found::Fail,
-            format!("`{shown}` is no folder; choose another with `--data`"),
+            format!("`{shown}` is not a folder; choose another with `--data`"),
         ),
         Ok(_) => match usable(&config.data_dir) {
             Ok(()) => (Found::Ok, format!("`{shown}` can be read and written")),
             Err((path, error)) => (
                 Found::Fail,
                 format!(
-                    "`{}` cannot be read and written ({error}); mend its permissions or choose another folder with `--data`",
+                    "`{}` cannot be read and written ({error}); fix its permissions or choose another folder with `--data`",
                     path.display()
                 ),
             ),
         },
     };
-    Check {
-        check: "data folder",
-        found,
-        detail,
-    }
+    Check::new("data folder", found, detail)
 }
 
 /// Whether everything below the folder can be read and written; otherwise the first thing that cannot.
@@ -427,45 +273,6 @@ fn usable(folder: &Path) -> Result<(), (PathBuf, io::Error)> {
     Ok(())
 }
 
-fn disk(config: &Config) -> Check {
-    // The folder may not be there yet; its disk is that of the nearest one above that is.
-    let mut folder =
-        std::path::absolute(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone());
-    while !folder.exists() && folder.pop() {}
-    let held = fs::metadata(config.data_dir.join(wiring::RESERVE)).map_or(0, |file| file.len());
-    let free = rustix::fs::statvfs(&folder).map(|stat| {
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        free.saturating_add(held)
-    });
-    let (found, detail) = match free {
-        Ok(free) if free < config.disk_reserve => (
-            Found::Fail,
-            format!(
-                "{} free, under `embedded.disk_reserve`: nothing is taken until space is freed",
-                mebibytes(free)
-            ),
-        ),
-        Ok(free) if free < config.disk_reserve * 4 => (
-            Found::Warn,
-            format!("{} free, near `embedded.disk_reserve`", mebibytes(free)),
-        ),
-        Ok(free) => (Found::Ok, format!("{} free", mebibytes(free))),
-        Err(error) => (
-            Found::Warn,
-            format!("free space cannot be looked up: {error}"),
-        ),
-    };
-    Check {
-        check: "disk",
-        found,
-        detail,
-    }
-}
-
-fn mebibytes(bytes: u64) -> String {
-    format!("{} MiB", bytes >> 20)
-}
-
 fn port(key: &'static str, address: &str) -> Check {
     let full = if address.starts_with(':') {
         format!("0.0.0.0{address}")
@@ -476,14 +283,10 @@ fn port(key: &'static str, address: &str) -> Check {
         Ok(_) => (Found::Ok, format!("{full} is free")),
         Err(error) => (
             Found::Fail,
-            format!("{full} cannot be had ({error}); set `{key}` to another address"),
+            format!("{full} cannot be used ({error}); set `{key}` to another address"),
         ),
     };
-    Check {
-        check: key,
-        found,
-        detail,
-    }
+    Check::new(key, found, detail)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ pub enum Exit {
     Usage = 2,
     /// The configuration is not valid.
     Config = 3,
-    /// A server, backend, port or folder cannot be had.
+    /// A server or backend is unreachable, a port in use, or a folder locked.
     Unreachable = 4,
     /// A check found problems.
     Problems = 5,
@@ -32,7 +32,7 @@ pub(super) const TABLE: [(Exit, &str); 8] = [
     (Exit::Config, "configuration invalid"),
     (
         Exit::Unreachable,
-        "server, backend, port or data folder cannot be had, or a store failed while it was used",
+        "server or backend unreachable, port in use, data folder locked, or a store failed while it was used",
     ),
     (
         Exit::Problems,

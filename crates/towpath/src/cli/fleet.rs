@@ -2,12 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand, value_parser};
 use serde_json::{Value, json};
+use towpath_core::units;
 
 use super::fleet_client::FleetClient;
 use super::{Exit, Failure, Format, Global, output};
+
+/// How often agents are looked at.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// What to do with the fleet.
 #[derive(Debug, Subcommand)]
@@ -31,7 +36,7 @@ pub(super) enum FleetCommand {
 pub(super) enum ConfigCommand {
     /// Publish a configuration
     #[command(
-        after_help = "What is published is whole: keys that are not named are gone.\n\nExamples:\n  towpath fleet config publish url=https://example.com/\n  towpath fleet config publish url=https://example.com/ --step 10%"
+        after_help = "What is published is whole: keys that are not named are gone.\n\nExamples:\n  towpath fleet config publish url=https://example.com/ --wait\n  towpath fleet config publish url=https://example.com/ --step 10%"
     )]
     Publish(PublishArgs),
     /// The newest configuration, or another one
@@ -86,6 +91,9 @@ pub(super) struct PublishArgs {
     /// Reaches agents step by step: `10%` or `label:env=canary`, once for each step
     #[arg(long)]
     step: Vec<String>,
+    /// Wait until every active agent has applied it, at most 60 or this many seconds
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "60")]
+    wait: Option<u64>,
     /// How long a step lasts at least, in seconds
     #[arg(long, default_value_t = 60, requires = "step")]
     bake: u32,
@@ -178,10 +186,17 @@ async fn config(
                 .iter()
                 .map(|version| ("if-match", format!("\"{version}\"")))
                 .collect();
+            let patience = args.wait.map(Duration::from_secs);
             let published = client
                 .post("/config", &publication(args)?, &headers)
                 .await?;
-            said(global, &published)
+            said(global, &published)?;
+            match patience {
+                Some(patience) => {
+                    wait_applied(global, client, &published["version"], patience).await
+                }
+                None => Ok(()),
+            }
         }
         ConfigCommand::Get { which } => {
             let path = which.map_or_else(
@@ -212,6 +227,46 @@ async fn config(
             let published = client.post("/config/rollback", &body, &[]).await?;
             said(global, &published)
         }
+    }
+}
+
+/// Waits until every active agent runs the version, or one says that it cannot.
+async fn wait_applied(
+    global: &Global,
+    client: &FleetClient,
+    version: &Value,
+    patience: Duration,
+) -> Result<(), Failure> {
+    let began = Instant::now();
+    loop {
+        let agents = client.get("/agents?limit=1000").await?;
+        let agents = agents.as_array().map_or(&[][..], Vec::as_slice);
+        let active: Vec<&Value> = { agents.iter() }
+            .filter(|agent| agent["status"] == "active")
+            .collect();
+        if let Some(failed) = active.iter().find(|one| one["failed_version"] == *version) {
+            let (host, error) = (cell(&failed["hostname"]), cell(&failed["last_error"]));
+            let text = format!("the agent on `{host}` cannot apply version {version}: {error}");
+            return Err(Failure::failed(text));
+        }
+        let has_it = |one: &&&Value| one["applied_version"].as_u64() >= version.as_u64();
+        let applied = active.iter().filter(has_it).count();
+        if applied == active.len() && applied > 0 {
+            if global.format == Format::Table && !global.quiet {
+                let agents = units::counted(applied as u64, "agent");
+                output::line(format!("applied by {agents}"))?;
+            }
+            return Ok(());
+        }
+        if began.elapsed() >= patience {
+            let text = format!(
+                "version {version} is published, and applied by {applied} of {} active agents after {}; `towpath fleet agents` lists them",
+                active.len(),
+                units::age(patience)
+            );
+            return Err(Failure::failed(text));
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 

@@ -1,4 +1,5 @@
-//! The client of controller and worker, whose answers have the reference system's envelope.
+//! The client of controller and worker: by the admin API of the process that runs them, or at the URL that the
+//! configuration names, whose answers have the reference system's envelope.
 
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
@@ -9,29 +10,38 @@ use crate::apps::fleet::KEY_FILE;
 use crate::config::Config;
 
 /// A controller or a worker.
-pub(super) struct FleetClient(Client);
+pub(super) struct FleetClient {
+    client: Client,
+    /// Before the path of a route, at the admin API.
+    prefix: &'static str,
+    is_admin: bool,
+}
 
 impl FleetClient {
-    /// The controller that the configuration leads to.
+    /// The configured controller, or the one of the process on this machine.
     pub(super) fn controller(global: &Global) -> Result<Self, Failure> {
         let config = global.load()?.config;
-        let fleet = &config.fleet;
-        let listen = fleet.controller_listen.as_deref().unwrap_or(":6001");
-        let url = fleet.controller.clone().unwrap_or_else(|| local(listen));
-        Self::at(global, &config, url)
+        match config.fleet.controller.clone() {
+            Some(url) => Self::at(global, &config, url),
+            None => Self::admin(global, "fleet.controller", "/v1/fleet"),
+        }
     }
 
-    /// The worker that the configuration leads to, the first one if there are several.
+    /// The first configured worker, or the one of the process on this machine.
     pub(super) fn worker(global: &Global) -> Result<Self, Failure> {
         let config = global.load()?.config;
-        let fleet = &config.fleet;
-        let listen = fleet.worker_listen.as_deref().unwrap_or(":6002");
-        let url = fleet
-            .workers
-            .first()
-            .cloned()
-            .unwrap_or_else(|| local(listen));
-        Self::at(global, &config, url)
+        match config.fleet.workers.first().cloned() {
+            Some(url) => Self::at(global, &config, url),
+            None => Self::admin(global, "fleet.worker", "/v1"),
+        }
+    }
+
+    fn admin(global: &Global, role: &str, prefix: &'static str) -> Result<Self, Failure> {
+        Ok(Self {
+            client: Client::of(global, &[role])?,
+            prefix,
+            is_admin: true,
+        })
     }
 
     fn at(global: &Global, config: &Config, url: String) -> Result<Self, Failure> {
@@ -42,7 +52,16 @@ impl FleetClient {
             .map(|key| key.expose().to_owned());
         let kept = || std::fs::read_to_string(config.data_dir.join(KEY_FILE)).ok();
         let key = configured.or_else(kept).map(|key| key.trim().to_owned());
-        Ok(Self(Client::at(global, url, key)?))
+        Ok(Self {
+            client: Client::at(global, url, key)?,
+            prefix: "",
+            is_admin: false,
+        })
+    }
+
+    /// The route of one of the two places.
+    pub(super) const fn path<'a>(&self, admin: &'a str, own: &'a str) -> &'a str {
+        if self.is_admin { admin } else { own }
     }
 
     pub(super) async fn get(&self, path: &str) -> Result<Value, Failure> {
@@ -72,7 +91,11 @@ impl FleetClient {
         headers: &[(&str, String)],
         body: Vec<u8>,
     ) -> Result<Value, Failure> {
-        let (status, bytes) = self.0.exchange(method, path, headers, body).await?;
+        let path = format!("{}{path}", self.prefix);
+        if self.is_admin {
+            return self.client.call(method, &path, headers, body).await;
+        }
+        let (status, bytes) = self.client.exchange(method, &path, headers, body).await?;
         let mut answer: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         if status.is_success() {
             return Ok(answer["data"].take());
@@ -92,13 +115,5 @@ impl FleetClient {
             ""
         };
         Err(Failure::new(exit, format!("{said}{hint}")))
-    }
-}
-
-fn local(listen: &str) -> String {
-    let address = listen.replace("0.0.0.0", "127.0.0.1");
-    match address.strip_prefix(':') {
-        Some(port) => format!("http://127.0.0.1:{port}"),
-        None => format!("http://{address}"),
     }
 }

@@ -28,10 +28,17 @@ pub(super) struct Global {
     /// Data folder; the same as `--set data.dir=DIR`
     #[arg(long, global = true, hide = true, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     pub(super) data: Option<String>,
-    /// Admin API of the running process; without it the configured `server.admin`
-    #[arg(long, global = true, hide = true, env = "TOWPATH_URL")]
+    /// Admin API URL or address [default: `server.admin`, or the running process that `towpath ps` lists]
+    #[arg(
+        long,
+        visible_alias = "admin",
+        global = true,
+        hide = true,
+        env = "TOWPATH_URL",
+        value_name = "ADDRESS"
+    )]
     pub(super) url: Option<String>,
-    /// Token of the admin API; without it that of the process on this machine, or of the data folder
+    /// Admin API token [default: that of the local process or the data folder]
     #[arg(
         long,
         global = true,

@@ -14,7 +14,10 @@ const GROUPS: [(&str, &[&str]); 4] = [
             "fleet", "task",
         ],
     ),
-    ("Check", &["status", "health", "doctor", "bench", "version"]),
+    (
+        "Check",
+        &["status", "health", "doctor", "ps", "bench", "version"],
+    ),
     (
         "Set up",
         &[

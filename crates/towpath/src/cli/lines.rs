@@ -8,8 +8,9 @@ use std::time::Instant;
 use aws_lc_rs::digest::{Context, SHA256};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use towpath_core::StreamName;
+use towpath_core::{StreamName, units};
 
+use super::queue::refuse_missing;
 use super::{Exit, Failure, Format, Global, output};
 use crate::apps::lines::{Shown, Stored};
 use crate::disk::folder_of;
@@ -77,6 +78,10 @@ pub(super) async fn run(global: &Global, command: LinesCommand) -> Result<Exit, 
 async fn position(global: &Global, args: PositionArgs) -> Result<Exit, Failure> {
     let loaded = global.load()?;
     let lines = &loaded.config.lines;
+    let sets = args.end || args.line.is_some();
+    if !sets {
+        refuse_missing(lines.backend.expose())?;
+    }
     crate::http::tls::install_provider();
     let backend = open(lines.backend.expose()).await?;
     let outcome = async {
@@ -86,7 +91,7 @@ async fn position(global: &Global, args: PositionArgs) -> Result<Exit, Failure> 
             stream: StreamName::new(&lines.stream)?,
             host: host(),
         };
-        let asked = (args.end || args.line.is_some()).then_some(args.line);
+        let asked = sets.then_some(args.line);
         store.show_or_set(&args.path, asked).await
     }
     .await;
@@ -159,22 +164,28 @@ async fn copy(global: &Global, args: CopyArgs) -> Result<Exit, Failure> {
         }))?;
     } else {
         let row = |name: &Path, content: &Content| {
-            let lines = content.lines.to_string();
+            let lines = units::count(content.lines);
             vec![
                 name.display().to_string(),
                 lines,
-                content.bytes.to_string(),
+                units::bytes(content.bytes),
                 content.sha256.clone(),
             ]
         };
         let rows = [row(&args.input, &before), row(&args.output, &after)];
         output::table(&["FILE", "LINES", "BYTES", "SHA-256"], rows)?;
-        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a rate for people"
+        )]
         let rate = before.lines as f64 / elapsed.as_secs_f64().max(1e-9);
         let verdict = if equal { "equal" } else { "different" };
         output::line(format!(
-            "{verdict}, {:.1} s, {rate:.0} lines/s",
-            elapsed.as_secs_f64()
+            "{verdict}, {:.1} s, {} lines/s",
+            elapsed.as_secs_f64(),
+            units::count(rate as u64)
         ))?;
     }
     Ok(if equal { Exit::Ok } else { Exit::Problems })

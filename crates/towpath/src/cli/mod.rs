@@ -1,8 +1,10 @@
 //! The command line.
 
 mod backup;
+mod banner;
 mod bench;
 mod bench_command;
+mod canary;
 mod client;
 mod config_command;
 mod dlq;
@@ -23,6 +25,7 @@ mod notify;
 mod orders;
 mod outbox;
 mod output;
+mod processes;
 mod queue;
 #[cfg(test)]
 mod reference;
@@ -76,31 +79,31 @@ enum Command {
     Roles,
     /// Send messages to a queue
     Send(send::SendArgs),
-    /// Look at queues, stop and start them
+    /// Inspect, pause and resume queues
     #[command(subcommand)]
     Queue(queue::QueueCommand),
-    /// Look at streams, their groups and entries
+    /// Inspect streams, their groups and entries
     #[command(subcommand)]
     Stream(stream::StreamCommand),
-    /// Look at dead letters, put them back or drop them
+    /// List, redrive or delete dead letters
     #[command(subcommand)]
     Dlq(dlq::DlqCommand),
-    /// Look at keys, set and change them
+    /// Read and change keys
     #[command(subcommand)]
     Kv(kv::KvCommand),
-    /// Move lines from file to file
+    /// Copy a file through a stream
     #[command(subcommand)]
     Lines(lines::LinesCommand),
-    /// Check the books of the orders app
+    /// Reconcile order counts
     #[command(subcommand)]
     Orders(orders::OrdersCommand),
-    /// The configuration of agents, and who has which
+    /// Publish agent configuration and see which version each agent runs
     #[command(subcommand)]
     Fleet(fleet::FleetCommand),
-    /// Have the configured URL asked, and see what it said
+    /// Run HTTP tasks and inspect their results
     #[command(subcommand)]
     Task(task::TaskCommand),
-    /// Look at the events of the outbox, send them again
+    /// List the events of the outbox and send them again
     #[command(subcommand)]
     Outbox(outbox::OutboxCommand),
     /// Send a range of events again that were sent before
@@ -121,9 +124,11 @@ enum Command {
     Migrate(migrate::MigrateCommand),
     /// Show what is wrong with the running process, and what to do
     Status(status::StatusArgs),
+    /// List the Towpath processes of this user on this machine
+    Ps(processes::PsArgs),
     /// Show how the running process is
     Health(health::HealthArgs),
-    /// Check configuration, folder, disk, ports and the running process, and say what to do
+    /// Let the running process check itself, with what to do; without one, check this configuration
     Doctor(doctor::DoctorArgs),
     /// Measure this machine
     #[command(subcommand)]
@@ -207,6 +212,7 @@ impl Cli {
             Command::Key(command) => key::run(global, command),
             Command::Migrate(command) => migrate::run(global, command).await,
             Command::Status(args) => status::run(global, args).await,
+            Command::Ps(args) => processes::list(global, args),
             Command::Health(args) => health::run(global, args).await,
             Command::Doctor(args) => doctor::run(global, args).await,
             Command::Bench(command) => bench_command::run(global, command).await,

@@ -1,6 +1,7 @@
 //! `towpath orders`: the books of the orders app.
 
 use clap::Subcommand;
+use towpath_core::units;
 
 use super::client::Client;
 use super::{Exit, Failure, Format, Global, output};
@@ -12,16 +13,16 @@ const NAMED: usize = 100;
 /// What to do with orders.
 #[derive(Debug, Subcommand)]
 pub(super) enum OrdersCommand {
-    /// The balance: accepted = processed + rejected + in flight + dead; names what breaks it
+    /// Reconcile the counts: accepted = processed + rejected + in flight + dead; names what breaks it
     #[command(
-        after_help = "Ends with 5 when the books do not balance. Where another program accepts or processes orders too, it says that they cannot be checked.\n\nExamples:\n  towpath orders check"
+        after_help = "Ends with 5 when the counts do not reconcile. Where another program accepts or processes orders too, it says that they cannot be checked.\n\nExamples:\n  towpath orders check"
     )]
     Check,
 }
 
 pub(super) async fn run(global: &Global, command: OrdersCommand) -> Result<Exit, Failure> {
     let OrdersCommand::Check = command;
-    let client = Client::new(global)?;
+    let client = Client::of(global, &["orders."])?;
     let balance: Balance = client.get("/v1/orders/check").await?;
     if global.format == Format::Json {
         output::json(&balance)?;
@@ -50,10 +51,13 @@ fn show(balance: &Balance) -> Result<(), Failure> {
         ("notified", balance.notified),
         ("poison", balance.poison),
     ];
-    let rows = numbers.map(|(what, count)| vec![what.to_owned(), count.to_string()]);
+    let rows = numbers.map(|(what, count)| vec![what.to_owned(), units::count(count)]);
     output::table(&["ORDERS", "COUNT"], rows)?;
     let sum = balance.processed + balance.rejected + balance.in_flight + balance.dead;
-    let sides = format!("accepted {} = {sum} elsewhere", balance.accepted);
+    let sides = format!(
+        "{} accepted = {} processed + {} rejected + {} in flight + {} dead",
+        balance.accepted, balance.processed, balance.rejected, balance.in_flight, balance.dead
+    );
     if balance.stranded > 0 {
         output::note(format!(
             "{} messages wait on another broker of the list; `towpath queue collect orders.queue` moves them",
@@ -62,15 +66,15 @@ fn show(balance: &Balance) -> Result<(), Failure> {
     }
     if is_unknown(balance) {
         return Ok(output::line(format!(
-            "not checked: {} orders were accepted or processed by another program, which keeps no records; the books balance where gateway and processor are Towpath's",
+            "not checked: {} orders were accepted or processed by another program, which keeps no records; the counts reconcile where gateway and processor are Towpath's",
             balance.by_others
         ))?);
     }
     if balance.balanced {
-        return Ok(output::line(format!("the books balance: {sides}"))?);
+        return Ok(output::line(format!("balanced: {sides}"))?);
     }
     output::line(format!(
-        "the books do not balance: {}",
+        "not balanced: {}",
         sides.replace(
             " = ",
             if balance.accepted == sum {

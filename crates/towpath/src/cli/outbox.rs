@@ -10,10 +10,11 @@ use clap::{Args, Subcommand, value_parser};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use towpath_core::port::outbox::Status;
+use towpath_core::units;
 use uuid::Uuid;
 
 use super::client::Client;
-use super::queue::{short, show_count};
+use super::queue::{age, short, show_count};
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::{
     BackfillWanted, Backfilled, Count, EventView, OutboxStats, ReplayWanted, RetryWanted,
@@ -23,6 +24,9 @@ use crate::http::encoded;
 /// Most rows of one look.
 const PAGE: usize = 1_000;
 
+/// The roles whose processes have the outbox.
+const APPS: [&str; 2] = ["accounts.relay", "accounts.api"];
+
 /// Where events are listed.
 const EVENTS: &str = "/v1/outbox/events";
 
@@ -31,6 +35,7 @@ const EVENTS: &str = "/v1/outbox/events";
 pub(super) enum OutboxCommand {
     /// Events in their order
     #[command(
+        alias = "list",
         after_help = "Examples:\n  towpath outbox ls\n  towpath outbox ls --status FAILED --output json"
     )]
     Ls {
@@ -126,7 +131,7 @@ fn status(text: &str) -> Result<Status, String> {
 }
 
 pub(super) async fn run(global: &Global, command: OutboxCommand) -> Result<Exit, Failure> {
-    let client = Client::new(global)?;
+    let client = Client::of(global, &APPS)?;
     match command {
         OutboxCommand::Ls {
             status,
@@ -146,7 +151,16 @@ pub(super) async fn run(global: &Global, command: OutboxCommand) -> Result<Exit,
                     path.push_str(&format!("&{name}={}", encoded(&value)));
                 }
             }
-            list(global, client.get(&path).await?)?;
+            let is_filtered = path.matches('&').count() > 1;
+            let events: Vec<EventView> = client.get(&path).await?;
+            let shown = events.len();
+            list(global, events)?;
+            // How many fit a filter is not counted.
+            if global.format == Format::Table && shown == usize::from(max) && !is_filtered {
+                let stats: OutboxStats = client.get("/v1/outbox").await?;
+                let there = stats.new + stats.sent + stats.failed;
+                output::of(shown as u64, there, "event");
+            }
         }
         OutboxCommand::Stats => stats(global, &client.get("/v1/outbox").await?)?,
         OutboxCommand::Trace { id } => {
@@ -178,7 +192,7 @@ pub(super) async fn run(global: &Global, command: OutboxCommand) -> Result<Exit,
 }
 
 pub(super) async fn backfill(global: &Global, args: BackfillArgs) -> Result<Exit, Failure> {
-    let client = Client::new(global)?;
+    let client = Client::of(global, &APPS)?;
     let mut wanted = BackfillWanted {
         start: args.start.map(|time| time.to_string()),
         end: args.end.map(|time| time.to_string()),
@@ -229,9 +243,9 @@ fn stats(global: &Global, stats: &OutboxStats) -> Result<(), Failure> {
     if global.format == Format::Json {
         return Ok(output::json(stats)?);
     }
-    let age = stats.oldest_age_seconds;
-    let age = age.map_or_else(|| "-".to_owned(), |age| format!("{age}s"));
-    let numbers = [stats.new, stats.sent, stats.failed].map(|number| number.to_string());
+    let oldest = stats.oldest_age_seconds.map(i64::unsigned_abs);
+    let age = age(oldest);
+    let numbers = [stats.new, stats.sent, stats.failed].map(units::count);
     let row = numbers.into_iter().chain([age]).collect();
     output::table(&["NEW", "SENT", "FAILED", "OLDEST NEW"], [row])?;
     if let Some(position) = stats.position_ahead {
@@ -241,7 +255,8 @@ fn stats(global: &Global, stats: &OutboxStats) -> Result<(), Failure> {
     }
     for one in &stats.waits_for {
         let age = one.age_seconds;
-        let age = age.map_or_else(String::new, |age| format!(", open for {age} s"));
+        let age = age.map(Duration::from_secs).map(units::age);
+        let age = age.map_or_else(String::new, |age| format!(", open for {age}"));
         let (transaction, name) = (&one.transaction, &one.application_name);
         output::line(format!(
             "events may wait for {transaction}{age}, application `{name}`"

@@ -7,6 +7,7 @@ use clap::{ColorChoice, ValueEnum};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use serde::Serialize;
+use towpath_core::units;
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -76,6 +77,14 @@ pub(super) fn note(text: impl AsRef<str>) {
     writeln!(io::stderr(), "{}", text.as_ref()).ok();
 }
 
+/// Says on standard error that a list is a part: `20 of 1,253 dead letters; --max shows more`.
+pub(super) fn of(shown: u64, there: u64, what: &str) {
+    if shown < there {
+        let (shown, there) = (units::count(shown), units::counted(there, what));
+        note(format!("{shown} of {there}; `--max` shows more"));
+    }
+}
+
 /// Prints an error on standard error.
 pub(super) fn error(text: impl AsRef<str>) {
     let mark = paint(&io::stderr(), Color::Red, "error:");
@@ -113,7 +122,7 @@ pub(super) fn table(
 }
 
 /// Columns that a table does without on a narrow terminal, the first one first.
-const OPTIONAL: [&str; 12] = [
+const OPTIONAL: [&str; 20] = [
     "DUPLICATES",
     "RETRIED",
     "ENQUEUED",
@@ -122,15 +131,23 @@ const OPTIONAL: [&str; 12] = [
     "HEARTBEAT",
     "CONSUMERS",
     "LEASED",
-    "OLDEST",
+    "OLDEST READY",
     "ATTEMPTS",
+    "NEWEST",
+    "OLDEST",
     "DIED",
     "CREATED",
+    "HAPPENED",
+    "PLACE",
+    "HOST",
+    "LAST SEEN",
+    "CODE",
+    "DATA",
 ];
 
 /// Columns whose text may be cut, and the shortest that is worth a column.
-const CUT: [&str; 7] = [
-    "PAYLOAD", "REASON", "ERROR", "VALUE", "URL", "RESULT", "WHAT",
+const CUT: [&str; 10] = [
+    "PAYLOAD", "REASON", "ERROR", "VALUE", "URL", "RESULT", "WHAT", "DETAIL", "ROLES", "ABOUT",
 ];
 const SHORTEST: usize = 12;
 

@@ -1,11 +1,12 @@
 //! `towpath queue`.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand, value_parser};
 use http::Method;
-use towpath_core::QueueName;
+use towpath_core::{QueueName, units};
 
 use super::client::{Client, queue_path};
 use super::{Exit, Failure, Format, Global, output};
@@ -16,7 +17,10 @@ use crate::wiring::open;
 #[derive(Debug, Subcommand)]
 pub(super) enum QueueCommand {
     /// Every queue with its numbers
-    #[command(after_help = "Examples:\n  towpath queue ls\n  towpath queue ls --output json")]
+    #[command(
+        alias = "list",
+        after_help = "Examples:\n  towpath queue ls\n  towpath queue ls --output json"
+    )]
     Ls,
     /// One queue's numbers
     #[command(after_help = "Examples:\n  towpath queue show messages")]
@@ -62,7 +66,10 @@ pub(super) enum QueueCommand {
     )]
     Collect(Named),
     /// Delete a queue without consumers, with its counts and known idempotency keys
-    #[command(after_help = "Examples:\n  towpath queue rm old-jobs --force --yes")]
+    #[command(
+        alias = "delete",
+        after_help = "Examples:\n  towpath queue rm old-jobs --force --yes"
+    )]
     Rm {
         #[command(flatten)]
         named: Named,
@@ -90,8 +97,10 @@ const LOOK: Duration = Duration::from_millis(200);
 
 async fn recover(global: &Global, named: &Named, wait: u64) -> Result<Exit, Failure> {
     let loaded = global.load()?;
+    let url = loaded.config.ingest_backend.expose();
+    refuse_missing(url)?;
     crate::http::tls::install_provider();
-    let backend = open(loaded.config.ingest_backend.expose()).await?;
+    let backend = open(url).await?;
     let outcome = async {
         let queue = backend.require_queue("queue recover")?;
         let name = QueueName::new(&named.queue)?;
@@ -138,18 +147,26 @@ pub(super) async fn run(global: &Global, command: QueueCommand) -> Result<Exit, 
                 .await?;
             match global.format {
                 Format::Json => output::json(&messages)?,
-                Format::Table => output::table(
-                    &["ID", "PLACE", "ATTEMPTS", "ENQUEUED", "PAYLOAD"],
-                    messages.into_iter().map(|one| {
-                        vec![
-                            one.id,
-                            one.place,
-                            one.attempts.to_string(),
-                            one.enqueued_at,
-                            short(&one.payload.payload),
-                        ]
-                    }),
-                )?,
+                Format::Table => {
+                    let shown = messages.len() as u64;
+                    output::table(
+                        &["ID", "PLACE", "ATTEMPTS", "ENQUEUED", "PAYLOAD"],
+                        messages.into_iter().map(|one| {
+                            vec![
+                                one.id,
+                                one.place,
+                                one.attempts.to_string(),
+                                one.enqueued_at,
+                                short(&one.payload.payload),
+                            ]
+                        }),
+                    )?;
+                    if shown == u64::from(max) {
+                        let stats: QueueStats = client.get(&path(&named, "")?).await?;
+                        let there = stats.ready + stats.delayed + stats.leased;
+                        output::of(shown, there, "waiting message");
+                    }
+                }
             }
         }
         QueueCommand::Pause(named) => {
@@ -215,11 +232,8 @@ fn show(
         } else {
             one.queue.clone()
         }];
-        row.extend(numbers.iter().map(u64::to_string));
-        row.push(
-            one.oldest_age_seconds
-                .map_or_else(|| "-".to_owned(), |age| format!("{age}s")),
-        );
+        row.extend(numbers.map(units::count));
+        row.push(age(one.oldest_ready_age_seconds));
         row.push(one.consumers.to_string());
         row
     });
@@ -232,7 +246,7 @@ fn show(
         "ENQUEUED",
         "ACKED",
         "RETRIED",
-        "OLDEST",
+        "OLDEST READY",
         "CONSUMERS",
     ];
     output::table(&headings, rows)?;
@@ -245,12 +259,18 @@ fn show(
     Ok(())
 }
 
+/// An age in seconds for a table.
+pub(super) fn age(seconds: Option<u64>) -> String {
+    let age = seconds.map(Duration::from_secs);
+    age.map_or_else(|| "-".to_owned(), units::age)
+}
+
 /// How many messages something was done to.
 pub(super) fn show_count(global: &Global, count: &Count, done: &str) -> Result<(), Failure> {
     match global.format {
         Format::Json => output::json(count)?,
         Format::Table if global.quiet => {}
-        Format::Table => output::line(format!("{} {done}", count.count))?,
+        Format::Table => output::line(format!("{} {done}", units::count(count.count)))?,
     }
     Ok(())
 }
@@ -264,6 +284,19 @@ pub(super) fn short(payload: &str) -> String {
     }
 }
 
+/// Refuses an embedded store that does not exist: a look makes none.
+pub(super) fn refuse_missing(url: &str) -> Result<(), Failure> {
+    let folder = url.strip_prefix("embedded:");
+    let folder = folder.and_then(|rest| rest.split('?').next());
+    match folder {
+        Some(folder) if !Path::new(folder).exists() => {
+            let text = format!("store `{folder}` not found; `towpath up` creates it");
+            Err(Failure::failed(text))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Asks on a terminal; elsewhere wants `--yes`.
 pub(super) fn confirm(yes: bool, question: &str) -> Result<(), Failure> {
     if yes {
@@ -272,7 +305,7 @@ pub(super) fn confirm(yes: bool, question: &str) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::new(
             Exit::Usage,
-            "this deletes what cannot be had back; say `--yes` to do it without being asked",
+            "this cannot be undone; pass `--yes` to skip the confirmation",
         ));
     }
     output::note(format!("{question} [y/N]"));

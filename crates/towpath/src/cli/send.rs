@@ -26,15 +26,29 @@ pub(super) struct SendArgs {
     /// Send standard input byte for byte
     #[arg(long, conflicts_with = "lines")]
     raw: bool,
+    /// Send an empty standard input as an empty message
+    #[arg(long, conflicts_with = "lines")]
+    allow_empty: bool,
     /// Messages of one key are delivered in order, one at a time
     #[arg(long)]
     key: Option<String>,
     /// Seconds until it may be delivered, at most ten years
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true, value_parser = delay)]
     delay: Option<u64>,
     /// A second message with this key is not stored; with `--lines` the keys are `KEY#0`, `KEY#1`, …
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
+}
+
+/// Ten years: a longer delay is a mistake.
+const MAX_DELAY_SECONDS: u64 = 315_360_000;
+
+fn delay(text: &str) -> Result<u64, String> {
+    let seconds = text
+        .parse()
+        .ok()
+        .filter(|seconds| *seconds <= MAX_DELAY_SECONDS);
+    seconds.ok_or_else(|| format!("expected whole seconds from 0 to {MAX_DELAY_SECONDS}"))
 }
 
 pub(super) async fn run(global: &Global, args: SendArgs) -> Result<Exit, Failure> {
@@ -79,6 +93,10 @@ impl Sender {
         if !self.args.lines {
             let mut message = Vec::new();
             input.read_to_end(&mut message)?;
+            if message.is_empty() && !self.args.allow_empty {
+                let text = "standard input is empty, and an empty message is sent only with `--allow-empty`";
+                return Err(Failure::new(Exit::Usage, text));
+            }
             if !self.args.raw {
                 strip_line_end(&mut message);
             }

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use towpath_core::StreamName;
+use towpath_core::{StreamName, units};
 
 use super::client::Client;
-use super::queue::{confirm, short, show_count};
+use super::queue::{age, confirm, short, show_count};
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::{Count, EntryView, StreamView, TrimWanted};
 use crate::http::{encoded, segment};
@@ -21,12 +21,15 @@ const PAGE: usize = 200;
 #[derive(Debug, Subcommand)]
 pub(super) enum StreamCommand {
     /// Every stream with its numbers
-    #[command(after_help = "Examples:\n  towpath stream ls\n  towpath stream ls --output json")]
+    #[command(
+        alias = "list",
+        after_help = "Examples:\n  towpath stream ls\n  towpath stream ls --output json"
+    )]
     Ls,
     /// One stream's numbers
     #[command(after_help = "Examples:\n  towpath stream show line_stream")]
     Show(Named),
-    /// The consumer groups of a stream: how far behind, what is in hand
+    /// The consumer groups of a stream: lag and pending entries
     #[command(after_help = "Examples:\n  towpath stream groups line_stream")]
     Groups(Named),
     /// Entries from the oldest one on, untouched
@@ -34,13 +37,13 @@ pub(super) enum StreamCommand {
     Tail {
         #[command(flatten)]
         named: Named,
-        /// Most entries; without it all there are
+        /// Maximum number of entries [default: all]
         #[arg(long)]
         max: Option<usize>,
-        /// Begin behind this offset
+        /// Start after this offset
         #[arg(long)]
         after: Option<String>,
-        /// Go on with what is appended from now on, until Ctrl-C
+        /// Keep printing new entries until Ctrl-C
         #[arg(long, short)]
         follow: bool,
     },
@@ -61,7 +64,7 @@ pub(super) enum StreamCommand {
         /// Drop what every group has finished
         #[arg(long)]
         finished: bool,
-        /// Do not ask
+        /// Skip the confirmation
         #[arg(long)]
         yes: bool,
     },
@@ -134,12 +137,18 @@ fn show(
         let lag = one.groups.iter().map(|group| group.lag).max();
         vec![
             one.stream.clone(),
-            one.entries.to_string(),
-            one.appended.to_string(),
+            units::count(one.entries),
+            units::count(one.appended),
             one.groups.len().to_string(),
-            lag.map_or_else(|| "-".to_owned(), |lag| lag.to_string()),
+            lag.map_or_else(|| "-".to_owned(), units::count),
         ]
     });
+    if streams.is_empty() {
+        output::note(
+            "no streams yet; the roles `lines.reader` and `accounts.relay` append to streams",
+        );
+        return Ok(());
+    }
     let headings = ["STREAM", "ENTRIES", "APPENDED", "GROUPS", "MOST LAG"];
     Ok(output::table(&headings, rows)?)
 }
@@ -152,9 +161,9 @@ fn show_groups(global: &Global, stream: &StreamView) -> Result<(), Failure> {
     let rows = stream.groups.iter().map(|one| {
         vec![
             one.group.clone(),
-            one.lag.to_string(),
-            one.pending.to_string(),
-            or_none(one.oldest_age_seconds.map(|age| format!("{age}s"))),
+            units::count(one.lag),
+            units::count(one.pending),
+            age(one.oldest_age_seconds),
             or_none(one.committed.clone()),
         ]
     });

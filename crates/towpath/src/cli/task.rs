@@ -1,12 +1,12 @@
 //! `towpath task`: HTTP tasks of a worker.
 
 use clap::{Subcommand, value_parser};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::fleet::{rows, show};
 use super::fleet_client::FleetClient;
 use super::queue::show_count;
-use super::{Exit, Failure, Global};
+use super::{Exit, Failure, Format, Global};
 use crate::admin::Count;
 use crate::http::encoded;
 use crate::wiring::adopt_leftovers;
@@ -37,7 +37,7 @@ pub(super) enum TaskCommand {
         wait: u16,
     },
     /// Tasks of the last hours
-    #[command(after_help = "Examples:\n  towpath task ls")]
+    #[command(alias = "list", after_help = "Examples:\n  towpath task ls")]
     Ls {
         /// Those behind this id
         #[arg(long)]
@@ -62,6 +62,18 @@ pub(super) enum TaskCommand {
     },
 }
 
+/// Leaves the first cause of each error, which is its last part; `task get` shows all of it.
+fn shorten_errors(tasks: &mut Value) {
+    for task in tasks.as_array_mut().into_iter().flatten() {
+        let cause = task["error"]
+            .as_str()
+            .and_then(|error| error.rsplit(": ").next());
+        if let Some(cause) = cause.map(str::to_owned) {
+            task["error"] = Value::String(cause);
+        }
+    }
+}
+
 pub(super) async fn run(global: &Global, command: TaskCommand) -> Result<Exit, Failure> {
     if let TaskCommand::Adopt { database } = command {
         let loaded = global.load()?;
@@ -71,10 +83,10 @@ pub(super) async fn run(global: &Global, command: TaskCommand) -> Result<Exit, F
         return Ok(Exit::Ok);
     }
     let client = FleetClient::worker(global)?;
+    let hit = client.path("/tasks", "/hit");
     let get = async |id: &str, wait: u16| {
-        client
-            .get(&format!("/hit/{}?wait={wait}", encoded(id)))
-            .await
+        let path = format!("{hit}/{}?wait={wait}", encoded(id));
+        client.get(&path).await
     };
     match command {
         TaskCommand::Start {
@@ -87,7 +99,7 @@ pub(super) async fn run(global: &Global, command: TaskCommand) -> Result<Exit, F
                 .map(|key| ("idempotency-key", key))
                 .collect();
             let body = json!({ "callback_url": callback });
-            let mut task = client.post("/hit", &body, &headers).await?;
+            let mut task = client.post(hit, &body, &headers).await?;
             if wait > 0 {
                 task = get(task["task_id"].as_str().unwrap_or_default(), wait).await?;
             }
@@ -97,7 +109,15 @@ pub(super) async fn run(global: &Global, command: TaskCommand) -> Result<Exit, F
         TaskCommand::Ls { after, max } => {
             let after =
                 after.map_or_else(String::new, |after| format!("&after={}", encoded(&after)));
-            let all = client.get(&format!("/hits?limit={max}{after}")).await?;
+            let mut all = client
+                .get(&format!(
+                    "{}?limit={max}{after}",
+                    client.path("/tasks", "/hits")
+                ))
+                .await?;
+            if global.format == Format::Table {
+                shorten_errors(&mut all);
+            }
             let columns = [
                 ("TASK", "task_id"),
                 ("STATUS", "status"),
@@ -113,7 +133,7 @@ pub(super) async fn run(global: &Global, command: TaskCommand) -> Result<Exit, F
         TaskCommand::Adopt { .. } => {}
         TaskCommand::Cancel { id } => show(
             global,
-            &client.delete(&format!("/hit/{}", encoded(&id))).await?,
+            &client.delete(&format!("{hit}/{}", encoded(&id))).await?,
         )?,
     }
     Ok(Exit::Ok)

@@ -20,11 +20,7 @@ impl TokenFile {
     /// # Errors
     /// When there is no folder that only this user can use.
     pub(super) fn leave(address: &str, token: String) -> io::Result<Self> {
-        match DirBuilder::new().mode(0o700).create(folder()) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let path = own_folder()?.join(file_name(address));
+        let path = made_folder()?.join(file_name(address));
         let new = path.with_extension(format!("{}.new", std::process::id()));
         let mut file = OpenOptions::new()
             .create(true)
@@ -54,14 +50,18 @@ pub(super) fn find(address: &str) -> Option<String> {
     Some(text.trim().to_owned())
 }
 
-/// `127.0.0.1:7070`; every way to say this machine is the same.
 fn file_name(address: &str) -> String {
+    name_of(address, "token")
+}
+
+/// `127.0.0.1:7070.token`; every way to say this machine is the same.
+pub(super) fn name_of(address: &str, suffix: &str) -> String {
     let (host, port) = address.rsplit_once(':').unwrap_or((address, "80"));
     let host = match host {
         "" | "0.0.0.0" | "[::]" | "[::1]" | "localhost" => "127.0.0.1",
         host => host,
     };
-    format!("{host}:{port}.token").replace('/', "_")
+    format!("{host}:{port}.{suffix}").replace('/', "_")
 }
 
 fn folder() -> PathBuf {
@@ -74,8 +74,16 @@ fn folder() -> PathBuf {
     }
 }
 
+/// The folder, created if missing.
+pub(super) fn made_folder() -> io::Result<PathBuf> {
+    match DirBuilder::new().mode(0o700).create(folder()) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        Ok(()) | Err(_) => own_folder(),
+    }
+}
+
 /// The folder, when it is this user's alone: its name in the shared temporary folder can be guessed.
-fn own_folder() -> io::Result<PathBuf> {
+pub(super) fn own_folder() -> io::Result<PathBuf> {
     let (path, user) = (folder(), rustix::process::getuid().as_raw());
     let found = fs::symlink_metadata(&path)?;
     if found.is_dir() && found.uid() == user && found.mode() & 0o077 == 0 {

@@ -9,14 +9,16 @@ use towpath_core::address::shown;
 use towpath_core::backend::Health;
 use towpath_core::{ErrorKind, Result};
 
+use super::banner::Banner;
 use super::client::read_token;
+use super::processes::{self, Process, Registration};
 use super::signals::Signals;
 use super::token_file::TokenFile;
 use super::{Exit, Failure, Format, Global, notify, output, version};
 use crate::config::{Config, Loaded, REFERENCE, Sources, load};
 use crate::http::tls;
 use crate::supervisor::{Ending, Report, TaskReport};
-use crate::telemetry::{Traces, init_logs};
+use crate::telemetry::{Traces, flush_logs, init_logs};
 use crate::wiring::{self, Role, Started};
 
 /// How long the last traces may take.
@@ -28,10 +30,10 @@ const TRACES: Duration = Duration::from_secs(1);
     after_help = "The data is kept in `./towpath-data`, or where `--data` says.\n\nExamples:\n  towpath up\n  towpath up --demo --ephemeral\n  towpath up --data /srv/towpath --set server.listen=:9000"
 )]
 pub(super) struct UpArgs {
-    /// Send a little traffic, for a first look
+    /// Send a little traffic to every app, for a first look; some of it fails
     #[arg(long)]
     demo: bool,
-    /// Keep nothing: a temporary embedded store and output file, whatever else is configured
+    /// Use temporary storage and delete it on exit; overrides all storage settings
     #[arg(long)]
     ephemeral: bool,
 }
@@ -49,8 +51,10 @@ pub(super) struct RunArgs {
 
 pub(super) async fn up(global: &Global, args: UpArgs) -> Result<Exit, Failure> {
     let roles: Vec<Role> = Role::all().collect();
+    let sources = global.sources()?;
     if !args.ephemeral {
-        return serve(global, &global.load()?, &roles, args.demo, false).await;
+        let loaded = load_for(sources, args.demo)?;
+        return serve(global, &loaded, &roles, args.demo, false).await;
     }
     if global.data.is_some() {
         let text = "`--ephemeral` keeps nothing, so there is no `--data`; leave one of them out";
@@ -58,7 +62,7 @@ pub(super) async fn up(global: &Global, args: UpArgs) -> Result<Exit, Failure> {
     }
     // Removed when the process ends in order; a killed one leaves it to the system's cleaning of its temporary folder.
     let folder = tempfile::Builder::new().prefix("towpath-").tempdir()?;
-    let loaded = load(&keeping_nothing(global.sources()?, folder.path()))?;
+    let loaded = load_for(keeping_nothing(sources, folder.path()), args.demo)?;
     let exit = serve(global, &loaded, &roles, args.demo, true).await;
     drop(folder);
     exit
@@ -72,6 +76,31 @@ pub(super) async fn run(global: &Global, args: RunArgs) -> Result<Exit, Failure>
         sources.env.insert(REFERENCE.to_owned(), "1".to_owned());
     }
     serve(global, &load(&sources)?, &roles, false, false).await
+}
+
+/// The configuration; for the demo with a file to follow and a URL to ask, where none is set.
+fn load_for(mut sources: Sources, demo: bool) -> Result<Loaded, Failure> {
+    let loaded = load(&sources)?;
+    if !demo {
+        return Ok(loaded);
+    }
+    let config = &loaded.config;
+    if config.tls_certificate.is_some() {
+        let text = "`--demo` speaks plain HTTP to the listeners; leave it out, or `server.tls.certificate`";
+        return Err(Failure::new(Exit::Usage, text));
+    }
+    let mut set = |key: &str, value: String| {
+        let flag = "--demo".to_owned();
+        sources.flags.push((key.to_owned(), value, flag));
+    };
+    if config.lines.input.is_none() && config.lines.inputs.is_empty() {
+        let file = config.data_dir.join("demo-input.txt");
+        set("lines.input", file.display().to_string());
+    }
+    if config.fleet.allow.is_empty() {
+        set("fleet.worker.allow", "127.0.0.1".to_owned());
+    }
+    Ok(load(&sources)?)
 }
 
 /// Takes back everything that leads to a place where something would be kept.
@@ -104,6 +133,19 @@ async fn serve(
     demo: bool,
     ephemeral: bool,
 ) -> Result<Exit, Failure> {
+    // The variable of the command line may be set in any shell; the option can only be meant for the listener.
+    let of_commands = std::env::var("TOWPATH_URL").ok();
+    if let Some(address) = global
+        .url
+        .as_ref()
+        .filter(|url| of_commands.as_ref() != Some(url))
+    {
+        let address = shown(address);
+        let text = format!(
+            "`--admin` and `--url` choose the process that a command asks; the address to listen on is set with `--set server.admin={address}`"
+        );
+        return Err(Failure::new(Exit::Usage, text));
+    }
     let began = Instant::now();
     let config = &loaded.config;
     let colour = output::is_coloured(&std::io::stderr());
@@ -111,7 +153,12 @@ async fn serve(
     tls::install_provider();
     // Before anything slow: a signal during the start counts as well.
     let signals = Signals::install(config.drain)?;
-    tracing::info!(backends = chosen(loaded, roles), "backends chosen");
+    let backends = chosen(loaded, roles);
+    match has_banner(global) {
+        // The banner says so.
+        true => tracing::debug!(backends, "backends chosen"),
+        false => tracing::info!(backends, "backends chosen"),
+    }
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -119,7 +166,7 @@ async fn serve(
         // Nothing was opened yet: only the settings can be wrong.
         Failure::new(Exit::Config, error.chain())
     })?;
-    let started = wiring::start(config, roles, demo).await.map_err(|error| {
+    let started = wiring::start(loaded, roles, demo).await.map_err(|error| {
         // The arguments were right; what they lead to is not.
         let invalid = [ErrorKind::Invalid, ErrorKind::Unsupported].contains(&error.kind());
         if invalid {
@@ -129,14 +176,23 @@ async fn serve(
         }
     })?;
     let _token = leave_token(&started, config);
-    announce(global, &started, config, began, ephemeral, demo).await?;
+    let _registration = register(&started, config, roles);
+    let elapsed = began.elapsed();
+    announce(
+        global,
+        &started,
+        loaded,
+        (roles, elapsed),
+        (ephemeral, demo),
+    )
+    .await;
     notify::ready();
     let (first, second) = signals.first_and_second();
     let report = started.run(first, second).await;
     if let Some(traces) = traces {
         tokio::time::timeout(TRACES, traces.finish()).await.ok();
     }
-    print_account(global, &report)?;
+    print_account(global, &report);
     Ok(exit(&report))
 }
 
@@ -154,6 +210,29 @@ const STORES_OF: [(&str, &[&str]); 8] = [
 
 /// Where an app is without a setting.
 const EMBEDDED: &str = "the embedded store (nothing else is set)";
+const SQLITE: &str = "a SQLite file in the data folder (nothing else is set)";
+
+/// How long an output may take that is not read.
+const UNREAD: Duration = Duration::from_millis(500);
+
+/// Where the data of a key is, and who said so.
+pub(super) fn place_of(loaded: &Loaded, key: &str) -> String {
+    let said = |key: &str| {
+        let setting = loaded.settings.get(key)?;
+        let url = setting.text.as_deref().map(shown)?;
+        Some(format!("{url} ({})", setting.origin))
+    };
+    let (others, default): (&[&str], _) = match key {
+        "backends.orders" => (&["backends.default", "backends.orders_kv"], EMBEDDED),
+        "backends.orders_kv" => (&["backends.orders", "backends.default"], EMBEDDED),
+        _ if key.starts_with("backends.") => (&["backends.default"], EMBEDDED),
+        _ => (&[], SQLITE),
+    };
+    let mut places = std::iter::once(&key)
+        .chain(others)
+        .filter_map(|key| said(key));
+    places.next().unwrap_or_else(|| default.to_owned())
+}
 
 /// Where these roles keep what they keep, and who said so.
 fn chosen(loaded: &Loaded, roles: &[Role]) -> String {
@@ -164,26 +243,9 @@ fn chosen(loaded: &Loaded, roles: &[Role]) -> String {
         keys.extend(found.iter().flat_map(|(_, keys)| keys.iter()));
     }
     keys.dedup();
-    let said = |key: &str| {
-        let setting = loaded.settings.get(key)?;
-        let url = setting.text.as_deref().map(shown)?;
-        Some(format!("{url} ({})", setting.origin))
-    };
     let mut all: Vec<String> = Vec::new();
     for key in keys {
-        let (others, default): (&[&str], _) = match key {
-            "backends.orders" => (&["backends.default", "backends.orders_kv"], EMBEDDED),
-            "backends.orders_kv" => (&["backends.orders", "backends.default"], EMBEDDED),
-            _ if key.starts_with("backends.") => (&["backends.default"], EMBEDDED),
-            _ => (
-                &[],
-                "a SQLite file in the data folder (nothing else is set)",
-            ),
-        };
-        let mut places = std::iter::once(&key)
-            .chain(others)
-            .filter_map(|key| said(key));
-        let place = places.next().unwrap_or_else(|| default.to_owned());
+        let place = place_of(loaded, key);
         let text = format!("{key} = {place}");
         if !all.contains(&text) {
             all.push(text);
@@ -213,15 +275,31 @@ fn leave_token(started: &Started, config: &Config) -> Option<TokenFile> {
         .ok()
 }
 
+/// Leaves the address of the process to this user's command line.
+fn register(started: &Started, config: &Config, roles: &[Role]) -> Option<Registration> {
+    let folder = &config.data_dir;
+    let process = Process {
+        admin: started.admin.to_string(),
+        pid: std::process::id(),
+        roles: roles.iter().map(ToString::to_string).collect(),
+        data: processes::whole(folder),
+    };
+    Registration::leave(&process)
+        .inspect_err(|error| {
+            tracing::info!(%error, "process not listed; the command line needs `--admin` for another port than the default");
+        })
+        .ok()
+}
+
 /// The banner on a terminal, one line of facts elsewhere.
 async fn announce(
     global: &Global,
     started: &Started,
-    config: &Config,
-    began: Instant,
-    ephemeral: bool,
-    demo: bool,
-) -> Result<(), Failure> {
+    loaded: &Loaded,
+    (roles, elapsed): (&[Role], Duration),
+    (ephemeral, demo): (bool, bool),
+) {
+    let config = &loaded.config;
     let http = started.http.map(|address| local(&address.to_string()));
     let admin = local(&started.admin.to_string());
     let health = match started.backends.first() {
@@ -240,17 +318,17 @@ async fn announce(
         .find(|(name, _)| name == "durability")
         .map_or("as the backend", |(_, value)| value);
     let kept = if ephemeral {
-        "gone at exit"
+        "deleted at exit"
     } else {
-        "kept; --ephemeral to discard"
+        "kept (`--ephemeral` discards)"
     };
     for warning in &health.warnings {
         tracing::warn!("{warning}");
     }
     if global.quiet {
-        return Ok(());
+        return;
     }
-    if !std::io::stdout().is_terminal() || global.format == Format::Json {
+    if !has_banner(global) {
         tracing::info!(
             version = version::LINE,
             http = http.as_deref().unwrap_or("none"),
@@ -259,55 +337,37 @@ async fn announce(
             listeners = own_listeners(started).join(" "),
             backend,
             durability,
-            elapsed = ?began.elapsed(),
+            ?elapsed,
             "ready"
         );
-        return Ok(());
+        return;
     }
-    let mut lines = vec![
-        String::new(),
-        format!(
-            "  towpath {} · ready in {} ms",
-            env!("CARGO_PKG_VERSION"),
-            began.elapsed().as_millis()
-        ),
-        String::new(),
-    ];
-    let scheme = match config.tls_certificate {
-        Some(_) => "https",
-        None => "http",
+    let banner = Banner {
+        started,
+        loaded,
+        roles,
+        elapsed,
+        durability,
+        kept,
+        with_demo: demo,
     };
-    if let Some(http) = &http {
-        lines.push(format!(
-            "  API        {scheme}://{http}     curl -d 'hello' {scheme}://{http}/enqueue"
-        ));
-    }
-    for (role, address) in &started.listeners {
-        let address = local(&address.to_string());
-        lines.push(format!("  {role:<10} {scheme}://{address}"));
-    }
-    lines.push(format!(
-        "  Admin      http://{admin}     towpath queue ls · /metrics · /openapi.json"
-    ));
-    lines.push(format!(
-        "  Data       {} ({kept})",
-        config.data_dir.display()
-    ));
-    lines.push(format!("  Output     {}", config.output_path().display()));
-    lines.push(format!("  Backend    {backend}, durability {durability}"));
-    if demo {
-        lines.push(format!(
-            "  Demo       four messages a second into `{}`; how it goes is logged every five seconds",
-            config.queue
-        ));
-    }
-    lines.push(String::new());
-    lines.push("  Ctrl-C drains and stops.".to_owned());
-    lines.push(String::new());
-    for line in lines {
-        output::line(line)?;
-    }
-    Ok(())
+    offer(banner.lines());
+}
+
+/// Whether a person sees what the process prints.
+fn has_banner(global: &Global) -> bool {
+    std::io::stdout().is_terminal() && global.format == Format::Table && !global.quiet
+}
+
+/// Prints lines behind those of the log. A closed output, or one that is not read, neither stops nor ends the process.
+fn offer(lines: Vec<String>) {
+    flush_logs();
+    let (written, done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        output::text(&(lines.join("\n") + "\n")).ok();
+        written.send(()).ok();
+    });
+    done.recv_timeout(UNREAD).ok();
 }
 
 /// Where single roles listen, as `role=address`.
@@ -323,22 +383,22 @@ fn local(address: &str) -> String {
 }
 
 /// What was done, one line a task.
-fn print_account(global: &Global, report: &Report) -> Result<(), Failure> {
+fn print_account(global: &Global, report: &Report) {
     if global.format == Format::Json {
-        return Ok(output::json(&account(report))?);
+        return offer(vec![format!("{:#}", account(report))]);
     }
     if global.quiet && report.is_clean() {
-        return Ok(());
+        return;
     }
-    output::line(format!(
+    let mut lines = vec![format!(
         "stopped by {} after {:.1?}",
         report.reason, report.drained_in
-    ))?;
+    )];
     if let Some(failure) = &report.failure {
-        output::line(format!("  ended at once: {failure}"))?;
+        lines.push(format!("  ended at once: {failure}"));
     }
     if report.closing != Ending::Finished {
-        output::line(format!("  backends: {}", in_words(&report.closing)))?;
+        lines.push(format!("  backends: {}", in_words(&report.closing)));
     }
     for task in &report.tasks {
         let counts: Vec<String> = task
@@ -347,9 +407,10 @@ fn print_account(global: &Global, report: &Report) -> Result<(), Failure> {
             .map(|(what, count)| format!("{what}={count}"))
             .collect();
         let ending = in_words(&task.ending);
-        output::line(format!("  {}: {ending} {}", task.name, counts.join(" ")).trim_end())?;
+        let line = format!("  {}: {ending} {}", task.name, counts.join(" "));
+        lines.push(line.trim_end().to_owned());
     }
-    Ok(())
+    offer(lines);
 }
 
 fn account(report: &Report) -> serde_json::Value {

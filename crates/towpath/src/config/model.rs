@@ -10,7 +10,7 @@ use towpath_core::retry;
 use super::lines::Lines;
 use super::load::Setting;
 use super::orders::Orders;
-use super::{Accounts, Fleet, Secret, Traces, kind};
+use super::{Accounts, Fleet, Origin, Secret, Traces, kind};
 use crate::auth::{KEY_FILE, Mode};
 use crate::sink::{LineFormat, Rotation};
 
@@ -48,6 +48,8 @@ impl SinkKind {
 pub struct Config {
     pub listen: String,
     pub admin: String,
+    /// Whether no source says where the admin interface listens.
+    pub admin_is_default: bool,
     pub drain: Duration,
     pub disk_timeout: Duration,
     pub max_connections: usize,
@@ -115,6 +117,11 @@ pub(super) struct Values<'a>(&'a BTreeMap<&'static str, Setting>);
 impl Values<'_> {
     pub(super) fn optional(&self, path: &str) -> Option<String> {
         self.0.get(path).and_then(|setting| setting.text.clone())
+    }
+
+    pub(super) fn is_default(&self, path: &str) -> bool {
+        let setting = self.0.get(path);
+        setting.is_none_or(|setting| setting.origin == Origin::Default)
     }
 
     pub(super) fn text(&self, path: &str) -> String {
@@ -194,6 +201,7 @@ impl Config {
         Self {
             listen: values.text("server.listen"),
             admin: values.text("server.admin"),
+            admin_is_default: values.is_default("server.admin"),
             drain: values.duration("server.drain"),
             disk_timeout: values.duration("server.disk_timeout"),
             max_connections: values.count("server.max_connections"),

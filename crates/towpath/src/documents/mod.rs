@@ -8,11 +8,13 @@ mod fleet;
 mod ingest;
 mod lines;
 mod operation;
+mod operators;
 mod orders;
 
 use serde_json::{Map, Value, json};
 
 use operation::Operation;
+pub(crate) use operators::{fleet_for_operators, fleet_schemas};
 
 /// Routes that a listener carries together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

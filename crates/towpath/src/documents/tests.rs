@@ -22,9 +22,10 @@ const SOURCES: &[(&str, &[Part])] = &[
 ];
 
 /// Sources of routes that are not of roles: the admin listener documents its own, benchmarks serve no other client.
-const OTHERS: [&str; 5] = [
+const OTHERS: [&str; 6] = [
     "admin/mod.rs",
     "admin/routes.rs",
+    "admin/fleet.rs",
     "telemetry/probes.rs",
     "wiring/bench.rs",
     "http/page.rs",

@@ -136,7 +136,7 @@ impl Problem {
             Form::Coded => {
                 let code = code.to_ascii_lowercase();
                 let body = json!({ "error": code, "message": self.detail });
-                (JSON, body.to_string())
+                (JSON, format!("{body}\n"))
             }
             Form::Envelope => {
                 let body = json!({
@@ -146,7 +146,7 @@ impl Problem {
                     "message": self.detail,
                     "error": { "code": code, "message": self.detail },
                 });
-                (JSON, body.to_string())
+                (JSON, format!("{body}\n"))
             }
         };
         let headers = response.headers_mut();

@@ -11,6 +11,7 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::log_writer::LogWriter;
 use crate::wiring::UNLOGGED;
 
 /// The target of log lines about changes and refused credentials.
@@ -64,12 +65,28 @@ fn is_shown(metadata: &Metadata<'_>) -> bool {
     !UNLOGGED.contains(&crate_name) && *metadata.level() <= Level::WARN
 }
 
+/// What says that lines are missing: the reader of the log was too slow, or stopped.
+const DROPPED: &str = "log lines dropped: standard error is not read fast enough";
+
+fn dropped_json(count: u64) -> String {
+    let line = serde_json::json!({
+        "timestamp": jiff::Timestamp::now().to_string(), "level": "WARN", "message": DROPPED,
+        "count": count, "target": module_path!(),
+    });
+    format!("{line}\n")
+}
+
+fn dropped_text(count: u64) -> String {
+    let now = jiff::Timestamp::now();
+    format!("{now}  WARN {}: {DROPPED} count={count}\n", module_path!())
+}
+
 /// Starts logging; `filter` is a level or a list such as `info,towpath=debug`, `colour` is for people's eyes.
 ///
 /// Of libraries only warnings and errors are shown.
 ///
 /// # Errors
-/// `Invalid` for a filter that cannot be read.
+/// `Invalid` for a filter that cannot be read; `Unavailable` when the system has no thread.
 pub fn init(format: Format, filter: &str, colour: bool) -> Result<()> {
     // The audit log does not depend on the level.
     let whole = format!("{filter},{AUDIT}=info");
@@ -79,9 +96,12 @@ pub fn init(format: Format, filter: &str, colour: bool) -> Result<()> {
     let shown = tracing_subscriber::registry()
         .with(filter)
         .with(filter_fn(is_shown));
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let terminal = std::io::stderr().is_terminal();
     let json = format == Format::Json || (format == Format::Auto && !terminal);
+    let dropped = if json { dropped_json } else { dropped_text };
+    let writer = LogWriter::start(dropped)
+        .map_err(|error| Error::unavailable("the log has no thread").with_source(error))?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     // Started twice in one process, as tests do: the first one stays.
     if json {
         shown.with(lines.json().flatten_event(true)).try_init().ok()

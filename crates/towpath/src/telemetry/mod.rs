@@ -3,6 +3,7 @@
 mod calls;
 mod disks;
 mod lines;
+mod log_writer;
 mod logs;
 mod metric;
 mod probes;
@@ -16,6 +17,7 @@ mod vitals;
 pub use calls::LastCall;
 pub use disks::Room;
 pub use lines::{LineMetrics, Volume};
+pub use log_writer::flush as flush_logs;
 pub use logs::{Format, init as init_logs, is_filter as is_log_filter};
 pub use metric::Metric;
 pub use probes::{Checked, CheckedBackend, CheckedRole, Health, Need, Phase, Source};

@@ -49,7 +49,7 @@ pub async fn open_migrated(url: &str) -> Result<Database> {
 pub(super) async fn migrate(database: &Database) -> Result<()> {
     for migration in database.schema.up().await? {
         let (version, name) = (migration.version, migration.name);
-        tracing::info!(version, name, database = database.url, "migrated");
+        tracing::debug!(version, name, database = database.url, "migration applied");
     }
     Ok(())
 }

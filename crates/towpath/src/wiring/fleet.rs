@@ -108,6 +108,10 @@ impl Fleet {
                 .health
                 .needs(CONTROLLER, FLEET_DATABASE, Need::Accepts);
             let controller = controller(migrated, process, self.keys.clone()).await?;
+            if let Some(key) = self.keys.first() {
+                let routes = controller_routes(controller.clone());
+                process.doors.controller.open(routes, key.clone());
+            }
             control(&controller, process).await?;
         }
         if let Some(work) = &self.work {
@@ -169,6 +173,9 @@ impl Fleet {
             .queries(worker_queries())
             .document(&document)
             .guard(process.guard.clone(), Table::of(&[Part::Worker]));
+        if let Some(key) = self.keys.first() {
+            process.doors.worker.open(routes.clone(), key.clone());
+        }
         process.open(door, routes, edge).await
     }
 
@@ -193,9 +200,7 @@ impl Fleet {
             false => config.workers.clone(),
         };
         let (Some(controller), Some(key)) = (controller, self.keys.first()) else {
-            warn!(
-                "there is no agent: this process has no controller, and `fleet.agent.controller` names none"
-            );
+            warn!("agent not started: set `fleet.agent.controller`");
             return;
         };
         let agent = Agent {

@@ -9,10 +9,10 @@ use towpath_core::port::queue::MAX_BATCH;
 use towpath_core::{ConsumerId, ErrorKind, QueueName, Result};
 use tracing::warn;
 
+use super::Role;
 use super::opened::Opened;
 use super::process::{Process, condition};
 use super::public::Public;
-use super::{Role, demo};
 use crate::apps::ingest::{Enqueue, Limits, bodies, routes};
 use crate::config::{Config, Secret, SinkKind};
 use crate::disk::{Floor, folder_of};
@@ -20,7 +20,7 @@ use crate::documents::Part;
 use crate::inlet::QueueInlet;
 use crate::pump::{BatchSize, Handler, Handling, Pump, Work};
 use crate::sink::{CommandSink, FileSink, LineSink, WebhookSink};
-use crate::supervisor::{OnFailure, Stage, Supervisor};
+use crate::supervisor::{OnFailure, Stage};
 use crate::telemetry::{Need, PumpMetrics};
 
 /// The roles' names in health, metrics and the account.
@@ -52,12 +52,7 @@ impl Ingest {
     }
 
     /// Starts its tasks, and adds its routes to the public listener.
-    pub(super) async fn start(
-        self,
-        process: &mut Process<'_>,
-        public: &mut Public,
-        with_demo: bool,
-    ) -> Result<()> {
+    pub(super) async fn start(self, process: &mut Process<'_>, public: &mut Public) -> Result<()> {
         self.declare(process).await?;
         if process.runs(Role::IngestWorker) {
             self.worker(process)?;
@@ -69,9 +64,6 @@ impl Ingest {
             process.needs(API, &self.backend, Need::Accepts);
             let routes = routes(enqueue, self.backend.clone());
             public.add(API, routes, &[Part::Ingest], &bodies(limits));
-        }
-        if with_demo {
-            self.demo(&mut process.supervisor);
         }
         Ok(())
     }
@@ -93,14 +85,6 @@ impl Ingest {
             }
             declared => declared,
         }
-    }
-
-    fn demo(&self, supervisor: &mut Supervisor) {
-        let (queue, name) = (Arc::clone(&self.queue), self.name.clone());
-        supervisor.start("demo", Stage::Source, OnFailure::Restart, move |stop| {
-            let (queue, name) = (Arc::clone(&queue), name.clone());
-            async move { demo::run(&*queue, &name, &stop).await }
-        });
     }
 
     /// Starts the pumps of `ingest.worker`.

@@ -1,12 +1,15 @@
 //! Sockets, and serving on them.
 
+use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Router;
 use tokio::net::{TcpListener, TcpSocket};
 use towpath_core::{Error, Result};
+use tracing::info;
 
+use super::port_owner;
 use crate::config::Config;
 use crate::http;
 use crate::http::tls::Tls;
@@ -16,21 +19,64 @@ use crate::telemetry::Metrics;
 /// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
 
+/// Ports behind the default one that the admin interface tries.
+const NEXT_PORTS: u16 = 100;
+
 /// A socket at the address that `key` says.
 pub(super) async fn bind(key: &str, address: &str) -> Result<TcpListener> {
     let bound = match address.strip_prefix(':') {
         Some(port) => bind_all(port).await,
         None => TcpListener::bind(address).await,
     };
-    let listener = bound.map_err(|error| {
-        Error::unavailable(format!(
-            "`{key}` cannot listen on {address}; choose another address"
-        ))
-        .with_source(error)
-    })?;
+    let listener = bound.map_err(|error| refused(key, address, error))?;
     // Best effort: with the shorter default a burst of clients waits a second for their next try.
     rustix::net::listen(&listener, BACKLOG).ok();
     Ok(listener)
+}
+
+/// The error of a socket that cannot listen: the process that has the port, and the variable for another address.
+fn refused(key: &str, address: &str, error: io::Error) -> Error {
+    let port = address
+        .rsplit_once(':')
+        .and_then(|(_, port)| port.parse().ok());
+    let owner = match error.kind() {
+        io::ErrorKind::AddrInUse => port.and_then(port_owner::owner),
+        _ => None,
+    };
+    let owner = owner.map_or_else(String::new, |owner| format!(", which is in use by {owner}"));
+    let variable = key.to_uppercase().replace('.', "__");
+    Error::unavailable(format!(
+        "`{key}` cannot listen on {address}{owner}; choose another address, for example with `TOWPATH_{variable}`"
+    ))
+    .with_source(error)
+}
+
+/// The socket of the admin interface. Where no source says where it listens and another Towpath has the port, it is the
+/// next free one: the command line finds every process.
+pub(super) async fn bind_admin(config: &Config) -> Result<TcpListener> {
+    let key = "server.admin";
+    let bound = bind(key, &config.admin).await;
+    let Err(error) = bound else { return bound };
+    let Some((host, port)) = config.admin.rsplit_once(':') else {
+        return Err(error);
+    };
+    let Ok(port) = port.parse::<u16>() else {
+        return Err(error);
+    };
+    if !(config.admin_is_default && port_owner::is_towpath(port).await) {
+        return Err(error);
+    }
+    for next in (1..=NEXT_PORTS).filter_map(|step| port.checked_add(step)) {
+        if let Ok(listener) = bind(key, &format!("{host}:{next}")).await {
+            info!(
+                address = format!("{host}:{next}"),
+                default = config.admin,
+                "default admin port used by another Towpath; listening on the next free one"
+            );
+            return Ok(listener);
+        }
+    }
+    Err(error)
 }
 
 /// A socket at a port of every interface, for IPv6 and IPv4 where the system has both.

@@ -18,6 +18,7 @@ mod listener;
 mod migrated;
 mod opened;
 mod orders;
+mod port_owner;
 mod process;
 mod public;
 mod role;

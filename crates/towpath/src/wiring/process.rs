@@ -15,7 +15,7 @@ use super::listener::{Listener, bind};
 use super::migrated::Migrated;
 use super::run::closing_time;
 use super::stalls::Stalls;
-use crate::admin;
+use crate::admin::{self, Doors};
 use crate::auth::{Guard, KeyFile};
 use crate::config::{Config, Secret};
 use crate::disk::{Floor, folder_of};
@@ -44,6 +44,8 @@ pub(super) struct Process<'a> {
     pub(super) guard: Guard,
     /// The listeners of single roles.
     pub(super) listeners: Vec<(&'static str, SocketAddr)>,
+    /// What the fleet's roles serve to operators.
+    pub(super) doors: Doors,
 }
 
 /// A listener that one role has to itself.
@@ -93,6 +95,7 @@ impl<'a> Process<'a> {
             stalls: Stalls::default(),
             guard,
             listeners: Vec::new(),
+            doors: Doors::default(),
         })
     }
 
@@ -181,7 +184,7 @@ impl<'a> Process<'a> {
                 warn!(
                     error = error.chain(),
                     role = door.role,
-                    "there is no listener"
+                    "listener not started"
                 );
                 return Ok(());
             }

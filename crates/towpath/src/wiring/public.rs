@@ -140,7 +140,7 @@ impl Late {
         self.health.set(self.role, None);
         info!(
             http = self.address,
-            "the broker is there, the public port is open"
+            "broker available; public listener open"
         );
         http::serve(&socket, self.router, self.limits, &self.refused, stop).await
     }

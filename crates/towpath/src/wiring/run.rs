@@ -4,26 +4,30 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::net::TcpListener;
 use towpath_core::Result;
 use towpath_core::backend::Backend;
 
 use super::Role;
 use super::accounts::Accounts;
 use super::backends::{clock, is_in_use, refuse_restoring};
+use super::demo::Demo;
 use super::fleet::Fleet;
 use super::ingest::Ingest;
 use super::lines::Lines;
-use super::listener::{Listener, bind};
+use super::listener::{Listener, bind, bind_admin};
 use super::opened::Opened;
 use super::orders::Orders;
 use super::process::Process;
 use super::public::Public;
 use crate::admin;
-use crate::config::Config;
+use crate::config::{Config, Loaded};
+use crate::doctor::Doctor;
 use crate::http::Hosts;
 use crate::problems::{Limits, Problems};
 use crate::supervisor::{Ending, OnFailure, Report, Stage, Supervisor};
 use crate::telemetry::Health;
+use crate::token::Token;
 
 /// Open connections of the admin interface: operators, a scraper, probes.
 const ADMIN_CONNECTIONS: usize = 128;
@@ -47,15 +51,15 @@ pub struct Started {
 ///
 /// # Errors
 /// `Unavailable` when the backend cannot be opened or a port is taken; `Invalid` for what only the backend could find wrong.
-pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<Started> {
+pub async fn start(loaded: &Loaded, roles: &[Role], with_demo: bool) -> Result<Started> {
+    let config = &loaded.config;
     // Databases too belong to a restore.
     refuse_restoring(&config.data_dir)?;
     // Before anything is made or migrated. A process that has the folder open says more than its port.
-    if let Err(error) = try_ports(config, roles).await
-        && !is_in_use(&config.data_dir)
-    {
-        return Err(error);
-    }
+    let admin_socket = match take_ports(config, roles).await {
+        Err(error) if !is_in_use(&config.data_dir) => return Err(error),
+        taken => taken,
+    };
     let mut process = Process::new(config, roles, clock())?;
     let mut opened = Opened::new(Arc::clone(&process.clock));
     let ingest = Ingest::open(&process, &mut opened).await?;
@@ -64,6 +68,7 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     let accounts = Accounts::open(&process, &mut opened).await?;
     let fleet = Fleet::open(&process, &mut opened).await?;
     let limits = super::accounts::route_limits(&process, &mut opened).await?;
+    let admin_socket = admin_socket?;
     let backends = opened.backends();
     for backend in &backends {
         process.health.watch(backend.clone());
@@ -80,16 +85,19 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
         limits_of_rules,
     );
     // The admin side first: it answers while an app still waits for its backend.
-    let admin = admin::Admin::new(
-        backends.clone(),
-        orders.as_ref().map(Orders::desk),
-        accounts.as_ref().map(Accounts::outbox),
-        process.guard.clone(),
-        process.health.clone(),
-        process.metrics.clone(),
-        problems.clone(),
-    );
-    let admin = serve_admin(admin, &mut process).await?;
+    let admin = admin::Admin {
+        backends: backends.clone(),
+        orders: orders.as_ref().map(Orders::desk),
+        outbox: accounts.as_ref().map(Accounts::outbox),
+        guard: process.guard.clone(),
+        health: process.health.clone(),
+        metrics: process.metrics.clone(),
+        problems: problems.clone(),
+        doctor: Doctor::new(config, loaded.warnings.clone()),
+        roles: roles.iter().map(|role| role.as_str()).collect(),
+        doors: process.doors.clone(),
+    };
+    let admin = serve_admin(admin, admin_socket, &mut process)?;
     for backend in &backends {
         watch_backend(backend, &mut process.supervisor);
     }
@@ -98,7 +106,7 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
         public.limit(limits);
     }
     if let Some(ingest) = ingest {
-        ingest.start(&mut process, &mut public, with_demo).await?;
+        ingest.start(&mut process, &mut public).await?;
     }
     if let Some(orders) = orders {
         orders.start(&mut process, &mut public).await?;
@@ -113,6 +121,19 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
         fleet.start(&mut process).await?;
     }
     let http = public.start(&mut process).await?;
+    if let Some(api) = http.filter(|_| with_demo) {
+        let demo = Demo {
+            api: local(api),
+            admin: local(admin),
+            token: Token::kept_in(&config.data_dir, admin::TOKEN_FILE)?,
+            input: config.lines.input.clone(),
+        };
+        let supervisor = &mut process.supervisor;
+        supervisor.start("demo", Stage::Source, OnFailure::Restart, move |stop| {
+            let demo = demo.clone();
+            async move { demo.run(&stop).await }
+        });
+    }
     process.watch_stalls(&backends);
     process.supervisor.start(
         "problems",
@@ -133,6 +154,14 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
         health: process.health,
         drain: config.drain,
     })
+}
+
+/// Where this process reaches a listener of its own.
+fn local(address: SocketAddr) -> SocketAddr {
+    match address.ip().is_unspecified() {
+        true => SocketAddr::from(([127, 0, 0, 1], address.port())),
+        false => address,
+    }
 }
 
 impl Started {
@@ -179,9 +208,10 @@ fn last_moment(drain: Duration) -> Duration {
     (drain / 20).min(Duration::from_millis(500))
 }
 
-/// Whether the configured ports are free. Ports that are not configured may be taken: `up` continues without those listeners.
-async fn try_ports(config: &Config, roles: &[Role]) -> Result<()> {
-    bind("server.admin", &config.admin).await?;
+/// The socket of the admin interface, when the configured ports are free. Other ports that are not configured may be
+/// taken: `up` continues without those listeners.
+async fn take_ports(config: &Config, roles: &[Role]) -> Result<TcpListener> {
+    let admin = bind_admin(config).await?;
     let runs = |role: &Role| roles.contains(role);
     if Role::PUBLIC.iter().any(runs) {
         bind("server.listen", &config.listen).await?;
@@ -207,15 +237,19 @@ async fn try_ports(config: &Config, roles: &[Role]) -> Result<()> {
             bind(key, address).await?;
         }
     }
-    Ok(())
+    Ok(admin)
 }
 
-async fn serve_admin(admin: admin::Admin, process: &mut Process<'_>) -> Result<SocketAddr> {
+fn serve_admin(
+    admin: admin::Admin,
+    socket: TcpListener,
+    process: &mut Process<'_>,
+) -> Result<SocketAddr> {
     let config = process.config;
     let listener = Listener {
         name: "admin",
         stage: Stage::Observe,
-        socket: bind("server.admin", &config.admin).await?,
+        socket,
         connections: process.connections.min(ADMIN_CONNECTIONS),
     };
     let hosts = Hosts::new(&config.admin, "server.admin_hosts", &config.admin_hosts);

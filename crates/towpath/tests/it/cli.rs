@@ -54,7 +54,7 @@ fn a_slip_is_answered_with_what_was_meant() {
     let world = World::new();
     for (args, meant) in [
         (&["quue", "ls"][..], "'queue'"),
-        (&["queue", "list"], "'ls'"),
+        (&["queue", "lss"], "'ls'"),
         (&["up", "--ephemral"], "'--ephemeral'"),
         (&["health", "--output", "jsn"], "'json'"),
         (
@@ -318,12 +318,39 @@ fn quiet_says_less_and_verbose_says_more() {
 fn the_demo_can_be_seen() {
     let world = World::new();
     let running = world.spawn(&["up", "--demo", "--ephemeral"]);
-    wait_until(
-        "a line about the demo",
-        std::time::Duration::from_secs(20),
-        || running.log().contains("\"message\":\"demo\""),
-    );
-    running.stop();
+    running.wait_ready(&world);
+    let wait = |what: &str, seen: &dyn Fn() -> bool| {
+        wait_until(what, std::time::Duration::from_secs(40), seen);
+    };
+    let number = |args: &[&str], field: &str| world.json_of(args)[field].as_u64().unwrap_or(0);
+    wait("ingest", &|| {
+        number(&["queue", "show", "messages"], "acked") > 0
+    });
+    wait("orders", &|| number(&["orders", "check"], "processed") > 0);
+    wait("users", &|| number(&["outbox", "stats"], "sent") > 0);
+    wait("lines", &|| {
+        number(&["stream", "show", "line_stream"], "appended") > 0
+    });
+    wait("limits", &|| {
+        world.metric("towpath_limit_decisions_total{limit=\"default\",outcome=\"allowed\"}") > 0.0
+    });
+    wait("the fleet", &|| {
+        let tasks = world.json(&["task", "ls"]);
+        tasks
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|task| task["status"] == "completed")
+    });
+    // Something fails now and then.
+    wait("a dead letter", &|| {
+        number(&["queue", "show", "orders.queue"], "dead") > 0
+    });
+    wait("a rejected order", &|| {
+        number(&["orders", "check"], "rejected") > 0
+    });
+    let (status, log, _) = running.stop();
+    assert!(status.success(), "{log}");
 }
 
 #[test]

@@ -297,14 +297,11 @@ fn make_lists_its_targets() {
         assert!(help.contains(&format!("\n{target} ")) || help.starts_with(target), "{target}: {help}");
         make(&["-n", target]);
     }
-    // Each process that may run beside others has an admin port of its own.
-    let mut ports = BTreeSet::new();
+    // A process that runs beside others takes the next free admin port.
     for target in ["relay", "run-controller", "run-agent", "run-worker"] {
         let shown = make(&["-n", target, "DB_HOST=db"]);
-        let port = shown.split("TOWPATH_SERVER__ADMIN=").nth(1).unwrap();
-        ports.insert(port.split_whitespace().next().unwrap().to_owned());
+        assert!(!shown.contains("TOWPATH_SERVER__ADMIN"), "{shown}");
     }
-    assert_eq!(ports.len(), 4, "{ports:?}");
 }
 
 #[test]

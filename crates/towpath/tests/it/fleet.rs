@@ -573,7 +573,8 @@ fn the_command_line_reads_publishes_and_rolls_back() {
     assert!(world.ok(&["fleet", "audit"]).contains("enough"));
     assert!(world.ok(&["fleet", "agents"]).contains("active"));
     let mut stranger = World::at(&world.folder);
-    stranger.controller = world.controller;
+    let controller = format!("http://{}", world.controller);
+    stranger.set("TOWPATH_FLEET__AGENT__CONTROLLER", controller);
     stranger.set("API_KEY", "another-key");
     assert_eq!(stranger.run(&["fleet", "agents"]).status.code(), Some(6));
 }

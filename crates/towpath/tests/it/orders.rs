@@ -125,7 +125,7 @@ fn the_walk_through_of_the_reference_system_works() {
     );
     let books = world.ok(&["orders", "check"]);
     assert!(
-        books.contains("the books balance: accepted 1 = 1 elsewhere"),
+        books.contains("balanced: 1 accepted = 1 processed"),
         "{books}"
     );
     drop(running);

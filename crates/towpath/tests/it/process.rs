@@ -81,6 +81,12 @@ impl World {
         self.before = Some(format!("{join} && exec \"$0\" \"$@\""));
     }
 
+    /// Its processes are in the network namespace of this one.
+    pub(crate) fn join_network(&mut self, pid: u32) {
+        let enter = format!("exec nsenter --net=/proc/{pid}/ns/net");
+        self.before = Some(format!("{enter} \"$0\" \"$@\""));
+    }
+
     /// Its processes look names up at this address, in a mount namespace of their own.
     pub(crate) fn ask_names_of(&mut self, server: IpAddr) {
         let file = self.runtime.path().join("resolv.conf");

@@ -15,7 +15,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::fs::StatVfsMountFlags;
-use towpath_core::Error;
+use towpath_core::{Error, units};
 
 use super::presence::check_linked;
 use super::reserve::is_full;
@@ -382,11 +382,19 @@ pub(super) fn measure_disk(shared: &Shared) {
     let room = free.saturating_add(shared.reserve.held());
     let low = room < shared.options.reserve_bytes.max(u64::from(HEADER_BYTES));
     if shared.disk_low.swap(low, Ordering::Relaxed) != low {
-        tracing::warn!(
-            free,
-            reserve = shared.options.reserve_bytes,
-            low,
-            "disk space"
-        );
+        let reserve = units::bytes(shared.options.reserve_bytes);
+        let free = units::bytes(free);
+        match low {
+            true => tracing::warn!(
+                free,
+                reserve,
+                "free disk space below the reserve; rejecting writes"
+            ),
+            false => tracing::info!(
+                free,
+                reserve,
+                "free disk space above the reserve; accepting writes"
+            ),
+        }
     }
 }

@@ -502,7 +502,7 @@ impl Drop for Log {
 
 fn disk_low() -> Error {
     Error::overloaded(
-        "the disk is low, nothing more is taken; free some space",
+        "free disk space is below `embedded.disk_reserve`; new messages are rejected until space is freed",
         RETRY_AFTER,
     )
 }

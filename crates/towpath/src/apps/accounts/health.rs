@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
 use http::StatusCode;
 use serde_json::{Value, json};
 use towpath_core::Result;
@@ -13,6 +13,7 @@ use towpath_core::port::Outbox;
 use tracing::warn;
 
 use super::limiter::Limiter;
+use crate::http::extract::Json;
 use crate::telemetry::LastCall;
 
 /// The checks.

@@ -1,9 +1,9 @@
 //! The HTTP side of limits: the reference system's paths, fields and codes, with its roundings and dead ends mended.
 
+use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde::Deserialize;
@@ -16,7 +16,7 @@ use super::limiter::{KEY_BYTES, Limiter, Wanted};
 use super::rule::Rule;
 use crate::http::Asking;
 use crate::http::error::{Form, Problem};
-use crate::http::extract::Query;
+use crate::http::extract::{Json, Query};
 use crate::http::json::{self, Object};
 
 /// Takes of one bulk request.

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
+use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, header};
 use jiff::{Timestamp, Unit};
@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::event::{Happened, event};
 use crate::http::error::Problem;
-use crate::http::extract::{Path, Query};
+use crate::http::extract::{Json, Path, Query};
 use crate::http::preconditions::{Preconditions, Tags, Unmet, not_modified, with_tag};
 use crate::http::{Asking, json};
 use crate::idempotency::{self, OTHER_REQUEST, replayed};
@@ -111,6 +111,7 @@ async fn crash(State(api): State<UserApi>, body: Bytes) -> Answer {
     insert(&api, said, None).await?;
     if stops {
         tracing::error!("stopping after the commit, as a crash test asks");
+        crate::telemetry::flush_logs();
         std::process::abort();
     }
     Ok("Crash test completed".into_response())

@@ -2,8 +2,8 @@
 
 use crate::config::did_you_mean;
 use crate::http::error::Problem;
+use crate::http::extract::Json;
 use crate::http::json;
-use axum::Json;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::StatusCode;

@@ -1,9 +1,9 @@
 //! The HTTP side of orders and stock: responses, as the contract has them where there is one.
 
+use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ use super::notifier::notification_key;
 use super::order::{Order, fits};
 use super::record::{State as Stage, Step};
 use crate::http::error::Problem;
-use crate::http::extract::Query;
+use crate::http::extract::{Json, Query};
 use crate::http::json;
 use crate::http::{Asking, Segment};
 use crate::telemetry::LastCall;

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
 use http::{HeaderMap, Method, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -20,7 +20,7 @@ use super::books::{Books, Totals};
 use super::desk::{Desk, number, stock_key};
 use super::topology::{NOTIFICATIONS, ORDERS, REJECTIONS};
 use crate::http::error::Problem;
-use crate::http::extract::Query;
+use crate::http::extract::{Json, Query};
 use crate::http::{Asking, accept};
 use crate::supervisor::Stop;
 use crate::telemetry::Metrics;
@@ -104,7 +104,8 @@ impl Dashboard {
         let rate = |from: u64, to: u64| {
             #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
             let count = to.saturating_sub(from) as f64;
-            if seconds > 0.0 { count / seconds } else { 0.0 }
+            let rate = if seconds > 0.0 { count / seconds } else { 0.0 };
+            (rate * 1_000.0).round() / 1_000.0
         };
         json!({
             "accepted_per_second": rate(first.accepted, last.accepted),

@@ -1,0 +1,99 @@
+//! `POST /v1/doctor`: the process examines itself, with its own configuration, backends and folder.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::Admin;
+use super::routes::Answer;
+use crate::doctor::{Check, Found};
+use crate::http::extract::Json;
+
+/// Timeout for the facts of a backend.
+const FACTS_DEADLINE: Duration = Duration::from_secs(2);
+
+/// What a process found out about itself.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Examined {
+    /// Version of the running process.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Its roles.
+    pub roles: Vec<String>,
+    /// Its data folder.
+    pub data: String,
+    /// Every check, with its finding.
+    pub checks: Vec<Check>,
+}
+
+/// Examines the process that answers.
+///
+/// It looks at its configuration, data folder, disk, clock, roles, backends and databases.
+#[utoipa::path(post, path = "/v1/doctor", responses((status = 200, description = "Every check, with its finding", body = Examined)))]
+pub(super) async fn examine(State(admin): State<Admin>) -> Answer<Examined> {
+    let doctor = &admin.doctor;
+    let mut checks = vec![
+        doctor.configuration(),
+        doctor.folder_takes_files().await,
+        doctor.disk(),
+    ];
+    checks.extend(parts(&admin.health.check().await.lines()));
+    for backend in &admin.backends {
+        let asked = tokio::time::timeout(FACTS_DEADLINE, backend.lifecycle.health()).await;
+        // Why there are none is among the parts.
+        if let Ok(Ok(health)) = asked {
+            let facts = health.facts.into_iter();
+            let facts: Vec<String> = facts
+                .map(|(name, fact)| format!("{name}: {fact}"))
+                .collect();
+            let url = backend.url.split('?').next().unwrap_or_default();
+            let text = format!("{url} ({})", facts.join("; "));
+            checks.push(Check::new("backend", Found::Ok, text));
+        }
+    }
+    let problems = admin.problems.current().await;
+    checks.extend(problems.into_iter().map(|problem| {
+        let rule = problem.rule;
+        let found = match rule.severity().as_str() {
+            "page" => Found::Fail,
+            _ => Found::Warn,
+        };
+        let figure = problem
+            .figure
+            .map_or_else(String::new, |figure| format!(", {figure}"));
+        let (name, subject, cause) = (rule.name(), problem.subject, problem.cause);
+        let next = rule.next_step();
+        let text = format!("{name}, {subject}{figure}: {cause}. Next: {next}");
+        Check::new("problem", found, text)
+    }));
+    checks.extend(doctor.leftovers().await);
+    checks.push(doctor.clock());
+    Ok(Json(Examined {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        roles: admin.roles.iter().map(|role| (*role).to_owned()).collect(),
+        data: doctor.folder().display().to_string(),
+        checks,
+    }))
+}
+
+/// The lines of readiness as checks: those that work in one.
+fn parts(lines: &[String]) -> Vec<Check> {
+    let (mut working, mut others) = (Vec::new(), Vec::new());
+    for line in lines {
+        match (line.strip_prefix("[+]"), line.strip_prefix("[-]")) {
+            (Some(part), _) => working.push(part.strip_suffix(" ok").unwrap_or(part)),
+            (None, Some(part)) => others.push(Check::new("part", Found::Fail, part)),
+            (None, None) => {
+                let part = line.strip_prefix("[!]").unwrap_or(line);
+                others.push(Check::new("part", Found::Warn, part));
+            }
+        }
+    }
+    let mut checks = vec![Check::new("working", Found::Ok, working.join(", "))];
+    checks.append(&mut others);
+    checks
+}

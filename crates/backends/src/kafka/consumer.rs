@@ -253,7 +253,7 @@ impl<S: FetchBuffer> GroupConsumer<S> {
         .await;
     }
 
-    /// Records what this process produced, so that [`GroupConsumer::wait_fetched`] waits for it.
+    /// Records the offset of a produced record, so that [`GroupConsumer::wait_fetched`] waits for it.
     pub(super) fn note_produced(&self, partition: i32, at: i64) {
         if let Some(progress) = self.buffer().progress(partition) {
             progress.produced = progress.produced.max(at + 1);

@@ -101,7 +101,7 @@ impl Store {
                 Ok((partition, at)) => {
                     let before = known[topic].get(partition).copied().unwrap_or_default();
                     if before.is_beyond(*at) {
-                        // The buffered records say nothing about the new end.
+                        // Its buffered records are not evidence of the new end.
                         self.joined.invalidate(topic, "the partition was truncated");
                         self.losses
                             .note_truncated(topic, *partition, *at, Some(before));

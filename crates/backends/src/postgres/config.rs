@@ -17,7 +17,7 @@ const FORM: &str = "a PostgreSQL database is `postgres://USER:PASSWORD@HOST:PORT
 /// The parameter that selects one of several servers.
 const TARGET: &str = "target_session_attrs";
 
-/// After so long in silence the system asks whether a server is there.
+/// TCP keepalive idle time.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// The settings of a URL.

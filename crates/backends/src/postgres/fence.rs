@@ -1,10 +1,9 @@
-//! The fence: no event is read while one with a lower place may still be committed.
+//! The fence: no event is read while an event with a lower sequence number may still commit.
 //!
-//! A transaction has the lock of a writer on `outbox` before it is given a place there, and keeps it until others can
-//! see what it did. So those that hold that lock after the highest place was read are all that may still fill in a
-//! lower one; once each of them is gone, what is missing up to that place stays missing. While they are there, events go
-//! as far as no place is missing. Transactions that write elsewhere, in this database or another, hold nothing up,
-//! however long they are open.
+//! A transaction takes the writer's lock on `outbox` before it gets a sequence number, and holds it until its rows are
+//! visible. So only the transactions that hold the lock after the highest number was read can still fill a gap below
+//! it; once they have ended, a missing number stays missing. Until then events are read up to the first gap.
+//! Transactions that write elsewhere, in this database or another, delay nothing, however long they are open.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};

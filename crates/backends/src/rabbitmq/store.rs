@@ -350,10 +350,10 @@ impl Store {
     }
 
     pub(super) async fn close(&self) -> Result<()> {
-        let handle = self.handles();
+        let handles = self.handles();
         if !self.closed.swap(true, Ordering::AcqRel) {
-            let (began, is_used) = (Instant::now(), !handle.is_empty());
-            for handle in handle {
+            let (began, is_used) = (Instant::now(), !handles.is_empty());
+            for handle in handles {
                 handle.changed.notify_waiters();
                 let _returning = handle.returning.lock().await;
                 self.cancel_where(&handle, |_, _| true).await;

@@ -36,14 +36,14 @@ fn of_key(server: &str, key: &str, error: RedisError) -> Error {
     if let Some(reason) = refusal(&text) {
         return Error::unavailable(format!("redis at `{server}`: {reason}"));
     }
-    let says = |word: &str| error.code() == Some(word) || text.contains(word);
-    if says("OOM") {
+    let matches = |word: &str| error.code() == Some(word) || text.contains(word);
+    if matches("OOM") {
         return Error::overloaded(
             format!("the memory of redis at `{server}` is full"),
             RETRY_AFTER,
         );
     }
-    if says("NOGROUP") {
+    if matches("NOGROUP") {
         let what = error.detail().unwrap_or("it does not exist");
         return Error::not_found(without_script(what).to_owned());
     }
@@ -53,34 +53,34 @@ fn of_key(server: &str, key: &str, error: RedisError) -> Error {
                 .with_source(error);
         }
         Kind::AuthenticationFailed => "did not accept the user or password".to_owned(),
-        _ if says("NOAUTH") || says("WRONGPASS") => {
+        _ if matches("NOAUTH") || matches("WRONGPASS") => {
             "did not accept the user or password".to_owned()
         }
-        _ if says("WRONGTYPE") => {
+        _ if matches("WRONGTYPE") => {
             format!("key `{key}` holds another type of value; rename or delete it")
         }
         _ if is_denied(&text) => format!(
-            "the user has no permission for a command on key `{key}`: {}; docs/reference/redis.md lists what is needed",
+            "the user has no permission for a command on key `{key}`: {}; docs/reference/redis.md lists the permissions",
             without_script(error.detail().unwrap_or(&text))
         ),
-        _ if says("LOADING") => "is loading its data; it answers when that is done".to_owned(),
-        _ if says("READONLY") => {
+        _ if matches("LOADING") => "is loading its data; it answers when that is done".to_owned(),
+        _ if matches("READONLY") => {
             "is a replica and read-only; point the URL to the primary, or use redis+sentinel"
                 .to_owned()
         }
-        _ if says("NOREPLICAS") => {
+        _ if matches("NOREPLICAS") => {
             "has fewer replicas than `min-replicas-to-write` and refuses writes; start replicas or lower it"
                 .to_owned()
         }
-        _ if says("MISCONF") => {
+        _ if matches("MISCONF") => {
             "cannot save its data and refuses writes; see its log, most often the disk is full"
                 .to_owned()
         }
-        _ if says("BUSY") => {
+        _ if matches("BUSY") => {
             "is busy with a script of another client; `SCRIPT KILL` ends it".to_owned()
         }
-        _ if says("MASTERDOWN") => "is a replica that lost its primary".to_owned(),
-        _ if says("CLUSTERDOWN") => "is in a cluster that is down; see `CLUSTER INFO`".to_owned(),
+        _ if matches("MASTERDOWN") => "is a replica that lost its primary".to_owned(),
+        _ if matches("CLUSTERDOWN") => "is in a cluster that is down; see `CLUSTER INFO`".to_owned(),
         _ if is_moving(&error) => "is moving the slot of the key; try again".to_owned(),
         _ => format!("refused the command: {}", without_script(&text)),
     };
@@ -102,7 +102,7 @@ fn refusal(text: &str) -> Option<String> {
             // A command with a subcommand is two words; keys may have spaces.
             let (command, key) = split_command(rest)?;
             format!(
-                "the user may not run `{command}` on key `{key}`; grant it, docs/reference/redis.md lists what is needed"
+                "the user may not run `{command}` on key `{key}`; grant it, docs/reference/redis.md lists the permissions"
             )
         }
         "NOTANUMBER" => {

@@ -133,12 +133,12 @@ pub(crate) fn listed(event: Event, row: (&str, i64, Option<String>)) -> ListedEv
     }
 }
 
-/// Why an outbox is not begun again although it gives out places again.
+/// The error of an outbox whose sequence was set back while it may have sent its kept events.
 pub(crate) fn undecided(position: i64, highest: i64) -> Error {
     Error::conflict(format!(
-        "events up to {position} were sent, and the outbox has given out places up to {highest}: its sequence was set \
-         back or restored, and events that are kept may have been sent. To send all that are kept: UPDATE outbox_relay \
-         SET name = '{}', position = 0; to send only what comes from now on: the same with position = {highest}",
+        "events up to {position} were sent, and the sequence of the outbox is at {highest}: it was set back or restored, \
+         and kept events may have been sent. To send all kept events: UPDATE outbox_relay SET name = '{}', position = 0; \
+         to send only new events: the same with position = {highest}",
         Uuid::now_v7()
     ))
 }

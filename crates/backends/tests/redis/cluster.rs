@@ -339,7 +339,7 @@ async fn nothing_is_lost_while_slots_move() {
         let slot = slot_of(&mut nodes[0], key).await;
         places.insert(slot, owner(slot));
     }
-    // Each slot goes once around, at first as fast as real tools do it, then slower.
+    // Each slot moves around the nodes once, first as fast as real tools move it, then slower.
     for round in 0..3_u32 {
         for (slot, at) in &mut places {
             let to = (*at + 1) % nodes.len();

@@ -209,7 +209,7 @@ pub trait Outbox: Send + Sync {
     /// Begins again with the first event that is kept, under a new name.
     ///
     /// # Errors
-    /// `Conflict` when one that is kept may have been sent already: an operator has to decide, and the error says how.
+    /// `Conflict` when one that is kept may have been sent already: an operator has to decide, and the error lists the options.
     /// `Unavailable` when the database did not answer.
     async fn begin_again(&self) -> Result<()>;
 

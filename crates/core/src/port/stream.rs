@@ -147,7 +147,7 @@ pub trait Stream: Send + Sync {
     /// Removes the group and its position; a missing group is not an error.
     async fn delete_group(&self, stream: &StreamName, group: &GroupName) -> Result<()>;
 
-    /// Hands out the next entries of the group, in order, each to one consumer.
+    /// Delivers the next entries of the group, in order, each to one consumer.
     ///
     /// # Errors
     /// `NotFound` when the group does not exist; `Invalid` for `max` out of range.

@@ -1,4 +1,4 @@
-//! The ledger: a record of what producers sent, the answers they got and what came out, written during a run.
+//! The ledger: a record of what producers sent, the answers they got and the output, written during a run.
 //!
 //! Only the test writes it; the system under test does not report on itself. A history is a file of JSON
 //! lines, one [`Entry`] each, in the order in which they happened as far as one line per system call can tell:

@@ -108,7 +108,7 @@ impl Server {
     /// Sends one command as plain words and returns the first bytes of the reply.
     ///
     /// # Panics
-    /// When there is no answer.
+    /// When the server does not answer.
     pub fn command(&self, words: &[&str]) -> String {
         ask(self.port, words).expect("redis answers")
     }

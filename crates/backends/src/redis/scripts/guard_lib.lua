@@ -1,6 +1,6 @@
 -- Every check before the first change: Redis does not roll a script back when a command in it fails.
 --
--- A script first names what it may touch: `allow` takes a key, the type that it must have, and the commands; `ready`
+-- A script first names the keys it may touch: `allow` takes a key, the type that it must have, and the commands; `ready`
 -- then checks the user's right to all of them. In a cluster whose slots move, asking for the type also fails for a key
 -- that has moved already, before anything changed. Builds with debug assertions refuse a change that was not named, so
 -- any test that runs the change finds a missing name.
@@ -103,7 +103,7 @@ if STRICT then
     for at = 2, #named, 2 do
       if kinds[named[at - 1]] == nil then error('bug: the type of ' .. named[at - 1] .. ' was not checked', 0) end
       for command in string.gmatch(named[at], '[^,]+') do
-        if not there[command] then error('bug: ' .. command .. ' is not among what is asked for', 0) end
+        if not there[command] then error('bug: ' .. command .. ' is not among the checked commands', 0) end
       end
     end
     ask(commands)

@@ -65,7 +65,7 @@ end
 
 local OP = 6
 
--- Names and values of fields in one call: Lua unpacks only so many.
+-- Names and values of fields in one call: Lua limits the number of unpacked values.
 local AT_ONCE = 1000
 
 -- The content of a key: `value` or `fields`, or neither when it is absent.

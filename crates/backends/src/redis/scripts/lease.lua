@@ -1,6 +1,6 @@
 -- KEYS: the list. ARGV: prefix, consumer, session, most messages, lease in ms, heartbeat timeout in ms.
 -- Returns paused or not, ms until a message may become due (-1 for never, 0 to check again at once), and the deliveries.
--- Everything is read and decided before the first change, so only what this call needs is checked.
+-- Everything is read and decided before the first change, so only the commands of this call are checked.
 local q = open(KEYS[1], ARGV[1])
 local consumer, session, most = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local deadline = now + tonumber(ARGV[5])

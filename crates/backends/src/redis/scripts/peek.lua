@@ -54,12 +54,12 @@ table.sort(found, function(one, other)
   if one[1] ~= other[1] then return one[1] < other[1] end
   return one[3] < other[3]
 end)
-local answer, told = {}, 0
+local answer, answered = {}, 0
 for at = 1, math.min(#found, most) do
   local one = found[at][2]
   one[6] = type(one[6]) == 'table' and one[6][1] or call('HGET', q.payloads, one[6]) or ''
-  told = told + #one[6]
+  answered = answered + #one[6]
   answer[at] = one
-  if told >= ENOUGH_BYTES then break end
+  if answered >= ENOUGH_BYTES then break end
 end
 return answer

@@ -80,8 +80,9 @@ pub(super) async fn run(global: &Global, args: RunArgs) -> Result<Exit, Failure>
 
 /// The configuration; for the demo with a file to follow and a URL to ask, where none is set.
 fn load_for(mut sources: Sources, demo: bool) -> Result<Loaded, Failure> {
-    let loaded = load(&sources)?;
+    let mut loaded = load(&sources)?;
     if !demo {
+        loaded.listen_on_loopback();
         return Ok(loaded);
     }
     let config = &loaded.config;
@@ -100,7 +101,9 @@ fn load_for(mut sources: Sources, demo: bool) -> Result<Loaded, Failure> {
     if config.fleet.allow.is_empty() {
         set("fleet.worker.allow", "127.0.0.1".to_owned());
     }
-    Ok(load(&sources)?)
+    loaded = load(&sources)?;
+    loaded.listen_on_loopback();
+    Ok(loaded)
 }
 
 /// Takes back everything that leads to a place where something would be kept.

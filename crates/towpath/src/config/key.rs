@@ -85,7 +85,7 @@ const BASE: &[Key] = &[
         Kind::Address,
         Some(":8080"),
         &["HTTP_ADDR", "PORT"],
-        "Listen address of the public HTTP interface; without a host, all interfaces.",
+        "Listen address of the public HTTP interface; without a host, all interfaces. `towpath up` without this key listens on 127.0.0.1 only.",
     ),
     key(
         "server.admin",

@@ -133,6 +133,24 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
+impl Loaded {
+    /// Opens the public listener to this machine only, unless an address is configured.
+    pub fn listen_on_loopback(&mut self) {
+        let setting = self.settings.get("server.listen");
+        if setting.is_none_or(|setting| setting.origin == Origin::Default) {
+            self.config.listen = on_loopback(&self.config.listen);
+        }
+    }
+}
+
+/// The loopback address with the port of `:PORT`; another address as it is.
+pub(crate) fn on_loopback(address: &str) -> String {
+    match address.strip_prefix(':') {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None => address.to_owned(),
+    }
+}
+
 impl fmt::Debug for Loaded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Loaded")

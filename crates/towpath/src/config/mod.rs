@@ -35,6 +35,7 @@ pub use fleet::Fleet;
 pub use key::{KEYS, Key};
 pub use kind::{Kind, Stores};
 pub use lines::Lines;
+pub(crate) use load::on_loopback;
 pub use load::{Loaded, Setting, Sources, load};
 pub use model::{Config, SinkKind};
 pub use orders::{ChannelKind, Orders};

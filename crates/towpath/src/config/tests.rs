@@ -105,6 +105,20 @@ fn an_empty_variable_counts_as_not_set() {
 }
 
 #[test]
+fn listens_on_loopback_unless_an_address_is_configured() {
+    for (variables, expected) in [
+        (&[][..], "127.0.0.1:8080"),
+        (&[("HTTP_ADDR", ":8080")], ":8080"),
+        (&[("PORT", "9000")], ":9000"),
+        (&[("TOWPATH_SERVER__LISTEN", "10.0.0.1:80")], "10.0.0.1:80"),
+    ] {
+        let mut loaded = load(&sources("", variables)).unwrap();
+        loaded.listen_on_loopback();
+        assert_eq!(loaded.config.listen, expected, "{variables:?}");
+    }
+}
+
+#[test]
 fn reference_variables_keep_their_meaning() {
     let loaded = load(&sources(
         "",

@@ -17,7 +17,7 @@ use super::run::closing_time;
 use super::stalls::Stalls;
 use crate::admin::{self, Doors};
 use crate::auth::{Guard, KeyFile};
-use crate::config::{Config, Secret};
+use crate::config::{Config, Secret, on_loopback};
 use crate::disk::{Floor, folder_of};
 use crate::http::net;
 use crate::http::{Cors, Edge, Hosts, Intake, Sites, descriptors, wrap};
@@ -179,7 +179,12 @@ impl<'a> Process<'a> {
 
     /// Opens a role's own listener. `up` continues without it when the default port is in use.
     pub(super) async fn open(&mut self, door: Door<'_>, router: Router, edge: Edge) -> Result<()> {
-        let socket = match bind(door.key, door.asked.unwrap_or(door.default)).await {
+        // `up` opens to other machines what is configured.
+        let default = match self.is_everything() {
+            true => on_loopback(door.default),
+            false => door.default.to_owned(),
+        };
+        let socket = match bind(door.key, door.asked.unwrap_or(&default)).await {
             Err(error) if door.asked.is_none() && self.is_everything() => {
                 warn!(
                     error = error.chain(),

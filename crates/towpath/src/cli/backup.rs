@@ -18,7 +18,7 @@ use crate::wiring::{self, Verified};
 /// Options of `backup`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Reads the store through the running process, or from its folder when none runs. Everything that was acknowledged before is in the backup. The manifest is written last: a backup without one is not complete.\n\nS3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, and AWS_ENDPOINT_URL for a server that is not AWS.\n\nExamples:\n  towpath backup copy\n  towpath backup s3://bucket/monday"
+    after_help = "Reads the store through the running process, or from its folder when none runs. Every write acknowledged before is in the backup. The manifest is written last: a backup without one is not complete.\n\nS3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, and AWS_ENDPOINT_URL for a server that is not AWS.\n\nExamples:\n  towpath backup copy\n  towpath backup s3://bucket/monday"
 )]
 pub(super) struct BackupArgs {
     /// A folder that does not exist, or `s3://BUCKET/PREFIX` with nothing below it
@@ -41,7 +41,7 @@ pub(super) struct RestoreArgs {
 /// Options of `verify`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Reads everything, the SQLite databases in the folder included, and changes nothing. Ends with exit code 5 when something is missing or damaged. A store in use is refused: verify a backup of it.\n\nExamples:\n  towpath verify copy\n  towpath verify s3://bucket/monday\n  towpath verify elsewhere"
+    after_help = "Reads everything, the SQLite databases in the folder included, and changes nothing. Exits with 5 when something is missing or damaged. A store in use is refused: verify a backup of it.\n\nExamples:\n  towpath verify copy\n  towpath verify s3://bucket/monday\n  towpath verify elsewhere"
 )]
 pub(super) struct VerifyArgs {
     /// A backup (a folder or `s3://BUCKET/PREFIX`) or a data folder that is not in use

@@ -8,13 +8,13 @@ use crate::config::{Loaded, Problems, commented_file, json_schema, load, origins
 /// What to do with the configuration.
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
-    /// Say whether the configuration is valid, and everything that is not
+    /// Validate the configuration and list all problems
     #[command(after_help = "Examples:\n  towpath config check")]
     Check,
     /// Show every value
     #[command(after_help = "Examples:\n  towpath config show --origin")]
     Show {
-        /// Say where each value came from
+        /// Show the source of each value
         #[arg(long)]
         origin: bool,
     },

@@ -16,7 +16,7 @@ use crate::admin::{Count, DeadLetterView, Letters, QueueStats};
 /// What to do with dead letters.
 #[derive(Debug, Subcommand)]
 pub(super) enum DlqCommand {
-    /// The oldest dead letters of a queue, or of every queue
+    /// List the oldest dead letters of one or all queues
     #[command(
         alias = "list",
         after_help = "Examples:\n  towpath dlq ls\n  towpath dlq ls messages --reason \"HTTP 422\"\n  towpath dlq ls messages --max 100 --output json"
@@ -27,22 +27,22 @@ pub(super) enum DlqCommand {
         /// Maximum number of dead letters per queue (1–1000)
         #[arg(long, default_value_t = 20, value_parser = value_parser!(u16).range(1..=1000))]
         max: u16,
-        /// Those behind this message id
+        /// Start after this message id
         #[arg(long, requires = "queue")]
         after: Option<String>,
-        /// Those whose reason contains this text; numbers and ids in it stand for any
+        /// Only dead letters whose reason contains this text; numbers and ids match any
         #[arg(long)]
         reason: Option<String>,
     },
     /// Count dead letters by reason
     #[command(
-        after_help = "Numbers and ids in reasons stand for any.\n\nExamples:\n  towpath dlq groups\n  towpath dlq groups messages --output json"
+        after_help = "Numbers and ids in reasons are replaced by placeholders.\n\nExamples:\n  towpath dlq groups\n  towpath dlq groups messages --output json"
     )]
     Groups {
         /// The queue [default: every queue]
         queue: Option<String>,
     },
-    /// One dead letter with its whole history
+    /// Show a dead letter with its history
     #[command(after_help = "`towpath dlq ls QUEUE` shows the ids.")]
     Show {
         /// The queue
@@ -73,7 +73,7 @@ pub(super) enum DlqCommand {
         )]
         canary_wait: u64,
     },
-    /// Delete dead letters for good
+    /// Delete dead letters permanently
     #[command(after_help = KEPT_KEYS.to_owned() + "\n\nExamples:\n  towpath dlq drop messages --all --yes\n  towpath dlq drop messages --reason \"HTTP 422\" --yes")]
     Drop {
         #[command(flatten)]
@@ -92,16 +92,16 @@ pub(super) struct Chosen {
     /// Message ids, or `--all`, or `--reason`
     #[arg(conflicts_with_all = ["all", "reason"])]
     ids: Vec<String>,
-    /// Every one
+    /// Select all dead letters
     #[arg(long, conflicts_with = "reason")]
     all: bool,
-    /// Those whose reason contains this text; numbers and ids in it stand for any
+    /// Only dead letters whose reason contains this text; numbers and ids match any
     #[arg(long)]
     reason: Option<String>,
-    /// The oldest of them only, to try it with a few
+    /// Select at most this many, oldest first
     #[arg(long, value_parser = value_parser!(u64).range(1..))]
     max: Option<u64>,
-    /// Count them, and change nothing
+    /// Count without changes
     #[arg(long)]
     dry_run: bool,
 }

@@ -27,8 +27,8 @@ pub enum Exit {
 #[cfg(test)]
 pub(super) const TABLE: [(Exit, &str); 8] = [
     (Exit::Ok, "ok"),
-    (Exit::Failed, "failed: refused, not there, or cut short"),
-    (Exit::Usage, "called wrongly: an option, a name or a value"),
+    (Exit::Failed, "failed: rejected, not found, or interrupted"),
+    (Exit::Usage, "usage error: an option, a name or a value"),
     (Exit::Config, "configuration invalid"),
     (
         Exit::Unreachable,
@@ -44,7 +44,7 @@ pub(super) const TABLE: [(Exit, &str); 8] = [
     ),
     (
         Exit::Cut,
-        "a stop took longer than `server.drain` and was cut before the stores were closed; the next start recovers",
+        "shutdown exceeded `server.drain` and was cut before the stores were closed; the next start recovers",
     ),
 ];
 

@@ -17,16 +17,16 @@ const LOOK: Duration = Duration::from_millis(250);
 /// What to do with the fleet.
 #[derive(Debug, Subcommand)]
 pub(super) enum FleetCommand {
-    /// Agents: when they were last heard of, and which version they run
+    /// List agents with their last request and version
     #[command(after_help = "Examples:\n  towpath fleet agents")]
     Agents,
-    /// Look at configuration, publish and roll back
+    /// Show, publish and roll back configuration
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// How the last rollout goes, or stop it
+    /// Show or stop the last rollout
     #[command(subcommand)]
     Rollout(RolloutCommand),
-    /// What was done, by whom
+    /// List audit entries
     #[command(after_help = "Examples:\n  towpath fleet audit")]
     Audit,
 }
@@ -36,35 +36,35 @@ pub(super) enum FleetCommand {
 pub(super) enum ConfigCommand {
     /// Publish a configuration
     #[command(
-        after_help = "What is published is whole: keys that are not named are gone.\n\nExamples:\n  towpath fleet config publish url=https://example.com/ --wait\n  towpath fleet config publish url=https://example.com/ --step 10%"
+        after_help = "A configuration is complete: keys that are not named are removed.\n\nExamples:\n  towpath fleet config publish url=https://example.com/ --wait\n  towpath fleet config publish url=https://example.com/ --step 10%"
     )]
     Publish(PublishArgs),
-    /// The newest configuration, or another one
+    /// Show the newest configuration, or a version
     #[command(after_help = "Examples:\n  towpath fleet config get")]
     Get {
-        /// Its version
+        /// Version number
         #[arg(value_name = "VERSION")]
         which: Option<u64>,
     },
-    /// Configurations, the newest first
+    /// List versions, newest first
     #[command(after_help = "Examples:\n  towpath fleet config history")]
     History {
-        /// Most of them, 1 to 1000
+        /// Maximum versions, 1 to 1000
         #[arg(long, default_value_t = 20, value_parser = value_parser!(u16).range(1..=1000))]
         max: u16,
     },
-    /// What differs between two versions
+    /// Compare two versions
     #[command(after_help = "Examples:\n  towpath fleet config diff 1 2")]
     Diff {
-        /// The one
+        /// Old version
         from: u64,
-        /// The other
+        /// New version
         to: u64,
     },
-    /// Publish again what an older version had
+    /// Publish an older version again
     #[command(after_help = "Examples:\n  towpath fleet config rollback 1")]
     Rollback {
-        /// Its version
+        /// Version number
         #[arg(value_name = "VERSION")]
         which: u64,
     },
@@ -76,25 +76,25 @@ pub(super) struct PublishArgs {
     /// Keys and values, `key=value`
     #[arg(required_unless_present = "file")]
     pairs: Vec<String>,
-    /// A JSON object of keys and values, besides those that are named
+    /// JSON object with further keys and values
     #[arg(long)]
     file: Option<PathBuf>,
-    /// How often agents ask, in seconds
+    /// Polling interval of the agents, in seconds
     #[arg(long, default_value_t = 30)]
     poll: u32,
-    /// A JSON Schema that it must follow, and later ones too
+    /// JSON Schema for this and later versions
     #[arg(long)]
     schema: Option<PathBuf>,
-    /// Only if this is the newest version
+    /// Publish only if this is the newest version
     #[arg(long)]
     if_version: Option<u64>,
-    /// Reaches agents step by step: `10%` or `label:env=canary`, once for each step
+    /// Rollout step: `10%` or `label:env=canary`; repeat for several
     #[arg(long)]
     step: Vec<String>,
     /// Wait until every active agent has applied it, at most 60 or this many seconds
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "60")]
     wait: Option<u64>,
-    /// How long a step lasts at least, in seconds
+    /// Minimum duration of a step, in seconds
     #[arg(long, default_value_t = 60, requires = "step")]
     bake: u32,
 }
@@ -102,11 +102,11 @@ pub(super) struct PublishArgs {
 /// What to do with a rollout.
 #[derive(Debug, Subcommand)]
 pub(super) enum RolloutCommand {
-    /// How the last one goes
+    /// Show the last rollout
     Status,
-    /// Stop the one that is running; what was there before is published again
+    /// Stop the running rollout and publish the previous version again
     Stop {
-        /// Why
+        /// Reason
         #[arg(long)]
         reason: Option<String>,
     },
@@ -278,7 +278,7 @@ fn publication(args: PublishArgs) -> Result<Value, Failure> {
         serde_json::from_slice(&text).map_err(|error| {
             Failure::new(
                 Exit::Usage,
-                format!("`{}` is no JSON: {error}", path.display()),
+                format!("`{}` is not valid JSON: {error}", path.display()),
             )
         })
     };
@@ -287,7 +287,7 @@ fn publication(args: PublishArgs) -> Result<Value, Failure> {
         Some(path) => serde_json::from_value(read(path)?).map_err(|_| {
             Failure::new(
                 Exit::Usage,
-                format!("`{}` is no JSON object", path.display()),
+                format!("`{}` is not a JSON object", path.display()),
             )
         })?,
     };

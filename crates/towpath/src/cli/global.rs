@@ -13,7 +13,7 @@ use crate::wiring;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub(super) struct Global {
-    /// Configuration file; without it `./towpath.toml` if there is one
+    /// Configuration file [default: `./towpath.toml` if present]
     #[arg(
         long,
         global = true,
@@ -22,7 +22,7 @@ pub(super) struct Global {
         value_hint = clap::ValueHint::FilePath
     )]
     pub(super) config: Option<PathBuf>,
-    /// Sets a key, over everything else: `--set ingest.queue=jobs`
+    /// Set a configuration key, overriding all other sources: `--set ingest.queue=jobs`
     #[arg(long, global = true, hide = true, value_name = "KEY=VALUE")]
     pub(super) set: Vec<String>,
     /// Data folder; the same as `--set data.dir=DIR`
@@ -47,7 +47,7 @@ pub(super) struct Global {
         hide_env_values = true
     )]
     pub(super) token: Option<String>,
-    /// How results are printed: for people, or for programs with the fields of the admin API
+    /// Output format: table, or JSON with the fields of the admin API
     #[arg(
         long = "output",
         global = true,
@@ -60,7 +60,7 @@ pub(super) struct Global {
     /// The same as `--output json`
     #[arg(long, global = true, hide = true, conflicts_with = "format")]
     pub(super) json: bool,
-    /// When to colour; `auto` is on a terminal, unless NO_COLOR is set
+    /// Coloured output; `auto`: on a terminal, unless NO_COLOR is set
     #[arg(
         long,
         global = true,
@@ -69,10 +69,10 @@ pub(super) struct Global {
         value_name = "WHEN"
     )]
     pub(super) color: ColorChoice,
-    /// Print results only, and log warnings and errors only
+    /// Print results only; log warnings and errors only
     #[arg(short, long, global = true, hide = true, conflicts_with = "verbose")]
     pub(super) quiet: bool,
-    /// Say more: requests of the command line, debug logs of a server; `-vv` everything
+    /// Verbose: requests of commands, debug logs of servers; `-vv` for trace logs
     #[arg(short, long, global = true, hide = true, action = ArgAction::Count)]
     pub(super) verbose: u8,
 }

@@ -11,7 +11,7 @@ use crate::http::{encoded, segment};
 /// What to do with keys.
 #[derive(Debug, Subcommand)]
 pub(super) enum KvCommand {
-    /// What a key holds
+    /// Show the value of a key
     #[command(
         after_help = "Examples:\n  towpath kv set inventory:case 100 && towpath kv get inventory:case"
     )]
@@ -23,9 +23,9 @@ pub(super) enum KvCommand {
     Set {
         #[command(flatten)]
         named: Named,
-        /// Its value
+        /// Value
         value: String,
-        /// How long it stays, like 30s or 5m; without it for ever
+        /// Time to live, like 30s or 5m [default: none]
         #[arg(long)]
         ttl: Option<jiff::SignedDuration>,
     },
@@ -36,27 +36,27 @@ pub(super) enum KvCommand {
     Incr {
         #[command(flatten)]
         named: Named,
-        /// How much; less than 0 takes away
+        /// Amount; negative to subtract
         #[arg(default_value_t = 1, allow_negative_numbers = true)]
         by: i64,
     },
-    /// Remove a key
+    /// Delete a key
     #[command(after_help = "Examples:\n  towpath kv del greeting")]
     Del(Named),
-    /// The keys that begin like this, in order
+    /// List keys with a prefix, in order
     #[command(after_help = "Examples:\n  towpath kv keys\n  towpath kv keys inventory: --max 1000")]
     Keys {
-        /// How they begin; a final `*` is passed over
+        /// Key prefix; a final `*` is ignored
         #[arg(default_value = "")]
         prefix: String,
-        /// Those behind this key
+        /// Start after this key
         #[arg(long)]
         after: Option<String>,
-        /// Most keys, 1 to 1000
+        /// Maximum keys, 1 to 1000
         #[arg(long, default_value_t = 100, value_parser = value_parser!(u16).range(1..=1000))]
         max: u16,
     },
-    /// How many seconds a key stays; -1 for ever, -2 when it is absent
+    /// Show the time to live of a key in seconds; -1 without one, -2 when absent
     #[command(after_help = "Examples:\n  towpath kv ttl inventory:case")]
     Ttl(Named),
 }

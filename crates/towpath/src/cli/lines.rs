@@ -20,12 +20,12 @@ use crate::wiring::{Copy, host, open};
 /// What to do with lines.
 #[derive(Debug, Subcommand)]
 pub(super) enum LinesCommand {
-    /// Move a whole file through a stream into a new file, and compare the two
+    /// Copy a file through a stream into a new file and compare the two
     #[command(
         after_help = "A last line without a newline gets one. Ends with 5 when the files differ.\n\nExamples:\n  towpath lines copy input.txt copy.txt"
     )]
     Copy(CopyArgs),
-    /// Show or set how far the reader has read an input
+    /// Show or set the reader's position in an input
     #[command(
         after_help = "Without an option the position is shown. A reader that takes over from one that keeps no position finds its place by the last line in the stream; where that is not in the file any more, say it. A running reader continues at the new position with its next step. The embedded store has to be stopped first.\n\nExamples:\n  towpath lines position /data/input.txt\n  towpath lines position /data/input.txt --line 1000\n  towpath lines position /data/input.txt --end"
     )]
@@ -37,10 +37,10 @@ pub(super) enum LinesCommand {
 pub(super) struct PositionArgs {
     /// The input, as `lines.input` names it
     path: PathBuf,
-    /// Set it behind the last whole line
+    /// Set the position to the end of the last complete line
     #[arg(long, conflicts_with = "line")]
     end: bool,
-    /// Set it behind this many lines
+    /// Set the position after this many lines
     #[arg(long)]
     line: Option<u64>,
 }
@@ -48,11 +48,11 @@ pub(super) struct PositionArgs {
 /// Options of `lines copy`.
 #[derive(Debug, Args)]
 pub(super) struct CopyArgs {
-    /// The file to read
+    /// Input file
     input: PathBuf,
-    /// The file to make; it must not be there yet
+    /// Output file; must not exist
     output: PathBuf,
-    /// The backend whose stream is used; without it a temporary embedded store beside the output
+    /// Backend URL [default: a temporary embedded store beside the output]
     #[arg(long)]
     via: Option<String>,
 }

@@ -12,24 +12,24 @@ use crate::wiring::open_database;
 /// What to do with the tables.
 #[derive(Debug, Subcommand)]
 pub(super) enum MigrateCommand {
-    /// Apply every migration that the database lacks
+    /// Apply pending migrations
     #[command(
         after_help = "`towpath up` and `towpath run accounts.api` do the same as they start. Processes that migrate at once take turns.\n\nExamples:\n  towpath migrate up"
     )]
     Up,
-    /// Undo the last migration: tables that it made are dropped, tables that it found stay
+    /// Revert the last migration; drops the tables it created and keeps adopted ones
     #[command(
         after_help = "`--all` gives a database of another deployment back as it was found: `users` and `outbox_events` are its tables again, with what happened since. Stop the roles of Towpath first; they migrate as they start.\n\nExamples:\n  towpath migrate down --all"
     )]
     Down {
-        /// Undo every migration
+        /// Revert all migrations
         #[arg(long)]
         all: bool,
-        /// Do not ask
+        /// Skip the confirmation
         #[arg(long)]
         yes: bool,
     },
-    /// Every migration, and whether the database has it
+    /// List migrations and their state
     #[command(after_help = "Examples:\n  towpath migrate status")]
     Status,
 }

@@ -70,9 +70,9 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Start everything in this process, on the embedded store unless configured otherwise
+    /// Start all roles in this process [default: on the embedded store]
     Up(up::UpArgs),
-    /// Start some of the roles
+    /// Start selected roles
     Run(up::RunArgs),
     /// List the roles
     #[command(after_help = "Examples:\n  towpath roles")]
@@ -106,37 +106,37 @@ enum Command {
     /// List the events of the outbox and send them again
     #[command(subcommand)]
     Outbox(outbox::OutboxCommand),
-    /// Send a range of events again that were sent before
+    /// Replay a range of sent outbox events
     Backfill(outbox::BackfillArgs),
-    /// Back up the embedded store and SQLite databases, also while they are in use
+    /// Back up the embedded store and SQLite databases, running or stopped
     Backup(backup::BackupArgs),
-    /// Put a backup into a data folder that does not exist or is empty
+    /// Restore a backup into a new or empty data folder
     Restore(backup::RestoreArgs),
-    /// Read a backup or a data folder completely and name every fault
+    /// Verify a backup or a data folder
     Verify(backup::VerifyArgs),
-    /// Write files to run Towpath with: Compose, Kubernetes, systemd, Prometheus, Grafana
+    /// Write deployment files: Compose, Kubernetes, systemd, Prometheus, Grafana
     Init(init::InitArgs),
     /// Create, list, rotate and revoke API keys
     #[command(subcommand)]
     Key(key::KeyCommand),
-    /// Make the tables of the database, or take them back
+    /// Apply or revert database migrations
     #[command(subcommand)]
     Migrate(migrate::MigrateCommand),
-    /// Show what is wrong with the running process, and what to do
+    /// List current problems with cause and next step
     Status(status::StatusArgs),
     /// List the Towpath processes of this user on this machine
     Ps(processes::PsArgs),
-    /// Show how the running process is
+    /// Check the health of the running process
     Health(health::HealthArgs),
     /// Let the running process check itself, with what to do; without one, check this configuration
     Doctor(doctor::DoctorArgs),
-    /// Measure this machine
+    /// Measure throughput and latency of this machine
     #[command(subcommand)]
     Bench(bench::BenchCommand),
     /// Show version, commit, formats on disk, backends and roles
     #[command(after_help = "Examples:\n  towpath version\n  towpath version --output json")]
     Version,
-    /// Check, show and make configuration
+    /// Check, show and create configuration
     #[command(subcommand)]
     Config(config_command::ConfigCommand),
     /// Print a completion script for a shell
@@ -144,7 +144,7 @@ enum Command {
         after_help = "bash: towpath completions bash > ~/.local/share/bash-completion/completions/towpath\nzsh:  towpath completions zsh > ~/.zfunc/_towpath, with `fpath+=~/.zfunc` before `compinit` in ~/.zshrc\nfish: towpath completions fish > ~/.config/fish/completions/towpath.fish\n\nExamples:\n  towpath completions bash\n  towpath completions zsh\n  towpath completions fish"
     )]
     Completions {
-        /// Which shell
+        /// Shell
         shell: Shell,
     },
 }

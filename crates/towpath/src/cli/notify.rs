@@ -1,4 +1,4 @@
-//! Tells systemd how the process is, when it runs under it. Source: sd_notify(3).
+//! Notifies systemd of readiness. Source: sd_notify(3).
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -18,7 +18,7 @@ fn tell(place: &str, state: &str) {
     let sent = address
         .and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
     if let Err(error) = sent {
-        tracing::warn!(%error, "systemd could not be told");
+        tracing::warn!(%error, "systemd notification failed");
     }
 }
 
@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_started_the_process_is_told() {
+    fn systemd_is_notified() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();

@@ -33,53 +33,53 @@ const EVENTS: &str = "/v1/outbox/events";
 /// What to do with events.
 #[derive(Debug, Subcommand)]
 pub(super) enum OutboxCommand {
-    /// Events in their order
+    /// List events in order
     #[command(
         alias = "list",
         after_help = "Examples:\n  towpath outbox ls\n  towpath outbox ls --status FAILED --output json"
     )]
     Ls {
-        /// Only these: NEW, PROCESSING, SENT or FAILED
+        /// Status: NEW, PROCESSING, SENT or FAILED
         #[arg(long, value_parser = status)]
         status: Option<Status>,
-        /// Only those about this kind of thing, as `user`
+        /// Aggregate type, like `user`
         #[arg(long)]
         aggregate_type: Option<String>,
-        /// Only those about this one
+        /// Aggregate id
         #[arg(long)]
         aggregate_id: Option<String>,
-        /// Those behind this place
+        /// Start after this position
         #[arg(long, default_value_t = 0)]
         after: u64,
-        /// Most events, 1 to 1000
+        /// Maximum events, 1 to 1000
         #[arg(long, default_value_t = 20, value_parser = value_parser!(u16).range(1..=1000))]
         max: u16,
     },
-    /// How many events there are of each status, and how far behind the relay is
+    /// Show event counts by status and the lag of the relay
     #[command(after_help = "Examples:\n  towpath outbox stats")]
     Stats,
-    /// Everything about one event, or about the events of one thing
+    /// Show an event, or the events of an aggregate
     #[command(after_help = "`towpath outbox ls` shows the ids.")]
     Trace {
-        /// The id of an event or of what it is about
+        /// Event id or aggregate id
         id: String,
     },
-    /// Make failed events new again
+    /// Retry failed events
     #[command(after_help = "Examples:\n  towpath outbox retry --all")]
     Retry {
         /// The event's id, or `--all`
         #[arg(conflicts_with = "all", required_unless_present = "all")]
         id: Option<Uuid>,
-        /// Every one that failed
+        /// Retry all failed events
         #[arg(long)]
         all: bool,
     },
-    /// Send events again that were sent before, with the same ids
+    /// Replay sent events with the same ids
     Replay {
         /// The events' ids
         #[arg(required = true)]
         ids: Vec<Uuid>,
-        /// To this topic instead of their own
+        /// Send to this topic instead of the events' own
         #[arg(long)]
         topic: Option<String>,
     },
@@ -88,28 +88,28 @@ pub(super) enum OutboxCommand {
 /// Options of `backfill`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Looks at every event that was sent by now; one that is sent again has the same id. Options may be written with one dash.\n\nExamples:\n  towpath backfill --dry-run\n  towpath backfill --start 2026-01-01T00:00:00Z --aggregate-type user --topic users-again"
+    after_help = "Replays events sent before the start of the command, with the same ids. Options may be written with one dash.\n\nExamples:\n  towpath backfill --dry-run\n  towpath backfill --start 2026-01-01T00:00:00Z --aggregate-type user --topic users-again"
 )]
 pub(super) struct BackfillArgs {
-    /// Only what happened at this time or later, as 2026-01-31T12:00:00Z
+    /// Start of the time range, inclusive, like 2026-01-31T12:00:00Z
     #[arg(long)]
     start: Option<Timestamp>,
-    /// Only what happened before this time
+    /// End of the time range, exclusive
     #[arg(long)]
     end: Option<Timestamp>,
-    /// Only events about this kind of thing, as `user`
+    /// Aggregate type, like `user`
     #[arg(long)]
     aggregate_type: Option<String>,
-    /// Count them, and send none
+    /// Count without sending
     #[arg(long)]
     dry_run: bool,
-    /// Most events of one transaction, 1 to 1000
+    /// Maximum events per transaction, 1 to 1000
     #[arg(long, default_value_t = 100, value_parser = value_parser!(u16).range(1..=1000))]
     batch_size: u16,
-    /// Most events in a second; 0 for as many as there can be
+    /// Maximum events per second; 0 for no limit
     #[arg(long, default_value_t = 1_000)]
     rate: u32,
-    /// To this topic instead of their own
+    /// Send to this topic instead of the events' own
     #[arg(long)]
     topic: Option<String>,
 }

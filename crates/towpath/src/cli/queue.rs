@@ -16,56 +16,56 @@ use crate::wiring::open;
 /// What to do with queues.
 #[derive(Debug, Subcommand)]
 pub(super) enum QueueCommand {
-    /// Every queue with its numbers
+    /// List queues with their statistics
     #[command(
         alias = "list",
         after_help = "Examples:\n  towpath queue ls\n  towpath queue ls --output json"
     )]
     Ls,
-    /// One queue's numbers
+    /// Show the statistics of a queue
     #[command(after_help = "Examples:\n  towpath queue show messages")]
     Show(Named),
-    /// The oldest waiting messages, untouched
+    /// Show the oldest messages without changing them
     #[command(after_help = "Examples:\n  towpath queue peek messages --max 3")]
     Peek {
         #[command(flatten)]
         named: Named,
-        /// Most messages, 1 to 1000
+        /// Maximum messages, 1 to 1000
         #[arg(long, default_value_t = 10, value_parser = value_parser!(u16).range(1..=1000))]
         max: u16,
     },
-    /// Stop delivery; messages are still taken
+    /// Pause delivery; messages are still accepted
     #[command(after_help = "Examples:\n  towpath queue pause messages")]
     Pause(Named),
-    /// Start delivery again
+    /// Resume delivery
     #[command(after_help = "Examples:\n  towpath queue resume messages")]
     Resume(Named),
-    /// Drop every waiting message; those in hand and dead letters stay
+    /// Delete ready and delayed messages; keeps leased messages and dead letters
     #[command(after_help = KEPT_KEYS.to_owned() + "\n\nExamples:\n  towpath queue purge messages --yes")]
     Purge {
         #[command(flatten)]
         named: Named,
-        /// Do not ask
+        /// Skip the confirmation
         #[arg(long)]
         yes: bool,
     },
-    /// Give back messages that a dead consumer holds, without starting a worker
+    /// Release the messages of dead consumers without starting a worker
     #[command(
         after_help = "Opens `backends.ingest` itself, for a time after the last worker was killed: on Redis its leased messages are in no list that other programs read. Consumers that are alive keep theirs.\n\nExamples:\n  towpath queue recover messages"
     )]
     Recover {
         #[command(flatten)]
         named: Named,
-        /// Longest wait in seconds; a dead consumer is recognized after `consumer_timeout` (10 s)
+        /// Maximum wait in seconds; a dead consumer is detected after `consumer_timeout` (10 s)
         #[arg(long, default_value_t = 15)]
         wait: u64,
     },
-    /// Move messages of a queue from other brokers of the list into the one in use
+    /// Move messages of a queue from other brokers of the URL to the one in use
     #[command(
         after_help = "For brokers that are not one cluster: after a fail-over and back, messages stay on the broker that no consumer is connected to. `queue ls` counts them.\n\nExamples:\n  towpath queue collect orders.queue"
     )]
     Collect(Named),
-    /// Delete a queue without consumers, with its counts and known idempotency keys
+    /// Delete a queue without consumers, with its counters and idempotency keys
     #[command(
         alias = "delete",
         after_help = "Examples:\n  towpath queue rm old-jobs --force --yes"
@@ -73,10 +73,10 @@ pub(super) enum QueueCommand {
     Rm {
         #[command(flatten)]
         named: Named,
-        /// Delete it with its messages and dead letters too
+        /// Delete its messages and dead letters too
         #[arg(long)]
         force: bool,
-        /// Do not ask
+        /// Skip the confirmation
         #[arg(long)]
         yes: bool,
     },

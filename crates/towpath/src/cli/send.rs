@@ -13,29 +13,29 @@ use crate::admin::Sent;
 /// Options of `send`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "An argument is sent as it is. Of standard input one line end at the very end is left out, unless `--raw`.\nWith `--lines` each message is sent as it is read, without its line end (`\\n` or `\\r\\n`); empty lines are skipped.\nThe ids of what was accepted are printed, also when a later message fails.\n\nExamples:\n  towpath send messages 'hello'\n  echo hello | towpath send messages\n  printf 'one\\ntwo\\n' | towpath send messages --lines\n  towpath send messages 'later' --delay 1 --idempotency-key order-7"
+    after_help = "An argument is sent unchanged. One final line end of standard input is removed, unless `--raw`.\nWith `--lines` each line is sent as it is read, without its line end (`\\n` or `\\r\\n`); empty lines are skipped.\nPrints the ids of accepted messages, also when a later message fails.\n\nExamples:\n  towpath send messages 'hello'\n  echo hello | towpath send messages\n  printf 'one\\ntwo\\n' | towpath send messages --lines\n  towpath send messages 'later' --delay 1 --idempotency-key order-7"
 )]
 pub(super) struct SendArgs {
-    /// The queue; it is made when there is none
+    /// Queue; created when it does not exist
     queue: String,
-    /// The message; without it, or with `-`, standard input is read
+    /// Message [default: standard input, as with `-`]
     message: Option<String>,
-    /// Each line is a message of its own
+    /// Send each line as a message
     #[arg(long)]
     lines: bool,
-    /// Send standard input byte for byte
+    /// Send standard input unchanged
     #[arg(long, conflicts_with = "lines")]
     raw: bool,
     /// Send an empty standard input as an empty message
     #[arg(long, conflicts_with = "lines")]
     allow_empty: bool,
-    /// Messages of one key are delivered in order, one at a time
+    /// Key; messages with the same key are delivered in order, one at a time
     #[arg(long)]
     key: Option<String>,
-    /// Seconds until it may be delivered, at most ten years
+    /// Delay of the delivery in seconds, at most ten years
     #[arg(long, value_name = "SECONDS", allow_hyphen_values = true, value_parser = delay)]
     delay: Option<u64>,
-    /// A second message with this key is not stored; with `--lines` the keys are `KEY#0`, `KEY#1`, …
+    /// Idempotency key: a second message with it is not stored; with `--lines` the keys are `KEY#0`, `KEY#1`, …
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
 }

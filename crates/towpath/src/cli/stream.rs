@@ -20,19 +20,19 @@ const PAGE: usize = 200;
 /// What to do with streams.
 #[derive(Debug, Subcommand)]
 pub(super) enum StreamCommand {
-    /// Every stream with its numbers
+    /// List streams with their statistics
     #[command(
         alias = "list",
         after_help = "Examples:\n  towpath stream ls\n  towpath stream ls --output json"
     )]
     Ls,
-    /// One stream's numbers
+    /// Show the statistics of a stream
     #[command(after_help = "Examples:\n  towpath stream show line_stream")]
     Show(Named),
     /// The consumer groups of a stream: lag and pending entries
     #[command(after_help = "Examples:\n  towpath stream groups line_stream")]
     Groups(Named),
-    /// Entries from the oldest one on, untouched
+    /// Print entries, oldest first, without changing them
     #[command(after_help = "Examples:\n  towpath stream tail line_stream --max 5")]
     Tail {
         #[command(flatten)]
@@ -47,21 +47,21 @@ pub(super) enum StreamCommand {
         #[arg(long, short)]
         follow: bool,
     },
-    /// Drop old entries: all but the newest, or those that every group has finished
+    /// Delete old entries: all but the newest, or those that every group has finished
     #[command(
         after_help = "Examples:\n  towpath stream trim user-events --keep 1000000 --yes\n  towpath stream trim line_stream --finished --yes"
     )]
     Trim {
         #[command(flatten)]
         named: Named,
-        /// Keep this many of the newest entries, whatever groups have read
+        /// Keep this many of the newest entries; delete older ones even when unread
         #[arg(
             long,
             required_unless_present = "finished",
             conflicts_with = "finished"
         )]
         keep: Option<u64>,
-        /// Drop what every group has finished
+        /// Delete entries that every group has finished
         #[arg(long)]
         finished: bool,
         /// Skip the confirmation

@@ -14,50 +14,50 @@ use crate::wiring::adopt_leftovers;
 /// What to do with tasks.
 #[derive(Debug, Subcommand)]
 pub(super) enum TaskCommand {
-    /// Have the configured URL asked
+    /// Start a task: request the configured URL
     #[command(after_help = "Examples:\n  towpath task start --wait 2")]
     Start {
-        /// Wait so many seconds for the result, 0 to 60
+        /// Seconds to wait for the result, 0 to 60
         #[arg(long, default_value_t = 0, value_parser = value_parser!(u16).range(0..=60))]
         wait: u16,
-        /// Post the result there
+        /// URL to post the result to
         #[arg(long)]
         callback: Option<String>,
-        /// The same task for the same key
+        /// Idempotency key: the same task for the same key
         #[arg(long)]
         key: Option<String>,
     },
-    /// What became of a task
+    /// Show a task and its result
     #[command(after_help = "`towpath task ls` shows the ids.")]
     Get {
-        /// Its id
+        /// Task id
         id: String,
-        /// Wait so many seconds for the result, 0 to 60
+        /// Seconds to wait for the result, 0 to 60
         #[arg(long, default_value_t = 0, value_parser = value_parser!(u16).range(0..=60))]
         wait: u16,
     },
-    /// Tasks of the last hours
+    /// List recent tasks
     #[command(alias = "list", after_help = "Examples:\n  towpath task ls")]
     Ls {
-        /// Those behind this id
+        /// Start after this id
         #[arg(long)]
         after: Option<String>,
-        /// Most tasks, 1 to 1000
+        /// Maximum tasks, 1 to 1000
         #[arg(long, default_value_t = 20, value_parser = value_parser!(u16).range(1..=1000))]
         max: u16,
     },
     /// Adopt tasks that the worker of the reference system left in its queue
     #[command(
-        after_help = "They keep their ids. The queue is `asynq:{default}:*` on the Redis of `backends.fleet`; `towpath doctor` counts what is left there.\n\nExamples:\n  towpath task adopt"
+        after_help = "They keep their ids. The queue is `asynq:{default}:*` on the Redis of `backends.fleet`; `towpath doctor` counts the remaining tasks.\n\nExamples:\n  towpath task adopt"
     )]
     Adopt {
-        /// The database of that queue
+        /// Redis database of that queue
         #[arg(long, env = "ASYNQ_DB", default_value_t = 1)]
         database: u32,
     },
-    /// End a task that has not ended; what is under way may still reach the server
+    /// Cancel a task; a request in progress may still reach the server
     Cancel {
-        /// Its id
+        /// Task id
         id: String,
     },
 }

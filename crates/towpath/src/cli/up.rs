@@ -27,7 +27,7 @@ const TRACES: Duration = Duration::from_secs(1);
 /// Options of `up`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The data is kept in `./towpath-data`, or where `--data` says.\n\nExamples:\n  towpath up\n  towpath up --demo --ephemeral\n  towpath up --data /srv/towpath --set server.listen=:9000"
+    after_help = "Data is stored in `./towpath-data`, or the folder of `--data`.\n\nExamples:\n  towpath up\n  towpath up --demo --ephemeral\n  towpath up --data /srv/towpath --set server.listen=:9000"
 )]
 pub(super) struct UpArgs {
     /// Send a little traffic to every app, for a first look; some of it fails
@@ -42,9 +42,9 @@ pub(super) struct UpArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  towpath run ingest.api,ingest.worker\n  towpath run api")]
 pub(super) struct RunArgs {
-    /// Roles, separated by commas; `towpath roles` lists them
+    /// Roles, separated by commas (see `towpath roles`)
     roles: String,
-    /// Without other settings, use RabbitMQ, Redis, PostgreSQL and Kafka on this machine, as the reference systems do
+    /// Default to RabbitMQ, Redis, PostgreSQL and Kafka on this machine, as the reference systems do
     #[arg(long)]
     reference: bool,
 }
@@ -273,7 +273,7 @@ fn leave_token(started: &Started, config: &Config) -> Option<TokenFile> {
     let token = read_token(&config.data_dir)?;
     TokenFile::leave(&started.admin.to_string(), token)
         .inspect_err(|error| {
-            tracing::info!(%error, "the command line has to be told the data folder, with `--data`");
+            tracing::info!(%error, "commands need the data folder: pass `--data`");
         })
         .ok()
 }

@@ -104,7 +104,7 @@ fn address(target: &str) -> Result<SocketAddr> {
         .and_then(|mut addresses| addresses.next())
         .ok_or_else(|| {
             Error::invalid(format!(
-                "`{target}` is no address; say for instance http://127.0.0.1:8080"
+                "invalid URL `{target}`; expected e.g. http://127.0.0.1:8080"
             ))
         })
 }

@@ -35,27 +35,27 @@ pub(in crate::cli) use queue::run as run_queue;
 /// What to measure.
 #[derive(Debug, Subcommand)]
 pub(super) enum BenchCommand {
-    /// Enqueue, lease and ack through the queue port of a backend
+    /// Measure enqueue, lease and ack of a backend
     Queue(QueueArgs),
-    /// POST to the ingest API over real connections
+    /// Measure `POST` to the ingest API
     Http(HttpArgs),
-    /// Two or more targets in one run, a round of each in turn, with ratios
+    /// Compare two or more targets in one run
     Compare(CompareArgs),
-    /// Take from limits of a backend, and through the API
+    /// Measure rate limits of a backend and of the API
     Limits(LimitsArgs),
-    /// Write events into a database's outbox, and relay them to a broker
+    /// Measure outbox and relay
     Outbox(OutboxArgs),
-    /// Agents that wait for a configuration: how soon they have it, and what they cost
+    /// Measure the distribution of a configuration to waiting agents
     Fleet(FleetArgs),
 }
 
 /// When each measurement ends.
 #[derive(Debug, Clone, Args)]
 pub(super) struct Bound {
-    /// How long each measurement takes
+    /// Duration of each measurement
     #[arg(long, default_value_t = 2)]
     seconds: u64,
-    /// Most messages, decisions or events of each measurement; it ends after these or after its seconds
+    /// Maximum messages, decisions or events of each measurement, in addition to its duration
     #[arg(long)]
     messages: Option<u64>,
 }
@@ -72,16 +72,16 @@ impl Bound {
     after_help = "Examples:\n  towpath bench queue --messages 1000\n  towpath bench queue --callers 64 --batch 16 --size 256 --output json"
 )]
 pub(super) struct QueueArgs {
-    /// Backend to measure; without it a fresh embedded store in a temporary folder, with and without fsync
+    /// Backend URL [default: a temporary embedded store, with and without fsync]
     #[arg(long)]
     pub(super) backend: Option<String>,
-    /// Folder for the temporary store; its disk is what is measured
+    /// Folder for the temporary store; its disk is measured
     #[arg(long, default_value = ".")]
     pub(super) folder: std::path::PathBuf,
-    /// Concurrent callers, each with one batch in flight; without it 1, 64 and 1024 are measured
+    /// Concurrent callers, each with one batch in flight [default: 1, 64 and 1024]
     #[arg(long)]
     pub(super) callers: Option<usize>,
-    /// Messages in one call; without it 1 and 100 are measured
+    /// Messages per call [default: 1 and 100]
     #[arg(long)]
     pub(super) batch: Option<usize>,
     /// Payload bytes
@@ -97,16 +97,16 @@ pub(super) struct QueueArgs {
     after_help = "Examples:\n  towpath bench http --messages 1000\n  towpath bench http --connections 64 --batch 100 --output json\n  towpath bench http --target http://127.0.0.1:8080 --connections 256 --rate 5000"
 )]
 pub(super) struct HttpArgs {
-    /// A running API to measure, for instance http://127.0.0.1:8080; without it one is started on a temporary store
+    /// URL of a running API, for instance http://127.0.0.1:8080 [default: starts one on a temporary store]
     #[arg(long, conflicts_with = "backend")]
     pub(super) target: Option<String>,
-    /// Backend to start an API on; without it a fresh embedded store in a temporary folder, with and without fsync
+    /// Backend of the started API [default: a temporary embedded store, with and without fsync]
     #[arg(long)]
     pub(super) backend: Option<String>,
     /// Folder for the temporary store
     #[arg(long, default_value = ".")]
     pub(super) folder: std::path::PathBuf,
-    /// Connections, each with one request in flight; without it 1 and 64 are measured
+    /// Connections, each with one request in flight [default: 1 and 64]
     #[arg(long)]
     pub(super) connections: Option<usize>,
     /// Messages in one request; over 1 goes to /enqueue/batch
@@ -132,7 +132,7 @@ pub(super) struct HttpArgs {
     after_help = "A target is:\n  the URL of a backend; its queue `bench` is emptied and used\n  `embedded:` or `embedded:?durability=os`: a fresh store in `--folder`, removed in the end\n  `orders:` and a target: the orders app on it, without HTTP; publishing is accepting an order, consuming is telling its customer\n  `bare:` and the URL of a server: what one would write by hand with the same client, without Towpath\n  `disk`: how often `--folder` syncs, times callers and batch, as if each caller had the disk for itself\n\nRatios are the first target by each other one, the median over the rounds.\nA `?` follows a ratio when the spread (between the quartiles) of a side is larger than the difference of the medians.\n\nWith a Redis at hand:\n  towpath bench compare embedded: redis://localhost:6379 disk\n  towpath bench compare redis://localhost:6379 bare:redis://localhost:6379\n\nWith a RabbitMQ at hand:\n  towpath bench compare amqp://guest:guest@localhost:5672 bare:amqp://guest:guest@localhost:5672\n  towpath bench compare orders:amqp://guest:guest@localhost:5672 bare:amqp://guest:guest@localhost:5672 --keys redis://localhost:6379\n\nExamples:\n  towpath bench compare embedded: disk --workload publish-64 --messages 1000\n  towpath bench compare embedded: 'embedded:?durability=os' --workload http-64\n  towpath bench compare orders:embedded: embedded: --workload publish-64,end-to-end --messages 1000"
 )]
 pub(super) struct CompareArgs {
-    /// What to measure, the first against each other one
+    /// Targets; each is compared with the first
     #[arg(required = true, num_args = 2.., value_name = "TARGET")]
     pub(super) targets: Vec<String>,
     /// Backend for the keys of `orders:` targets whose broker has none
@@ -141,22 +141,22 @@ pub(super) struct CompareArgs {
     /// Process whose CPU counts as the server's, for servers that do not say it themselves; may be repeated
     #[arg(long, value_name = "PID")]
     pub(super) server_pid: Vec<u32>,
-    /// Only these workloads, separated by commas; without it all of them
+    /// Workloads, separated by commas [default: all]
     #[arg(long, value_enum, value_delimiter = ',')]
     pub(super) workload: Vec<Workload>,
     /// Rounds of each workload
     #[arg(long, default_value_t = 5, value_parser = rounds)]
     pub(super) rounds: usize,
-    /// How long a round publishes, for instance 0.5
+    /// Publishing time of a round in seconds, for instance 0.5
     #[arg(long, default_value = "0.5", value_name = "SECONDS", value_parser = seconds)]
     pub(super) seconds: Duration,
-    /// Most messages of a round; it ends after these or after its seconds
+    /// Maximum messages of a round, in addition to its duration
     #[arg(long)]
     pub(super) messages: Option<u64>,
     /// Payload bytes, 32 at least
     #[arg(long, default_value_t = 100)]
     pub(super) size: usize,
-    /// Folder for temporary stores and for `disk`; its disk is what is measured
+    /// Folder for temporary stores and for `disk`; its disk is measured
     #[arg(long, default_value = ".")]
     pub(super) folder: std::path::PathBuf,
 }
@@ -167,13 +167,13 @@ pub(super) struct CompareArgs {
     after_help = "Examples:\n  towpath bench limits --messages 1000\n  towpath bench limits --callers 64 --keys 1 --output json"
 )]
 pub(super) struct LimitsArgs {
-    /// Backend to measure; without it a fresh embedded store in a temporary folder
+    /// Backend URL [default: a temporary embedded store]
     #[arg(long)]
     pub(super) backend: Option<String>,
-    /// Folder for the temporary store; its disk is what is measured
+    /// Folder for the temporary store; its disk is measured
     #[arg(long, default_value = ".")]
     pub(super) folder: std::path::PathBuf,
-    /// Concurrent callers, each with one decision in flight; without it 1 and 64 are measured
+    /// Concurrent callers, each with one decision in flight [default: 1 and 64]
     #[arg(long)]
     pub(super) callers: Option<usize>,
     /// Keys that the decisions are spread over
@@ -189,13 +189,13 @@ pub(super) struct LimitsArgs {
     after_help = "Events of the database that wait already are relayed too: give it one of its own.\n\nWith a PostgreSQL and a Kafka at hand:\n  towpath bench outbox --database postgres://towpath@localhost/bench --backend kafka://localhost:9092\n\nExamples:\n  towpath bench outbox --messages 1000"
 )]
 pub(super) struct OutboxArgs {
-    /// Database to measure, its tables are made; without it a fresh SQLite database in a temporary folder
+    /// Database URL; its tables are created [default: a temporary SQLite database]
     #[arg(long)]
     pub(super) database: Option<String>,
-    /// Backend that the events go to; without it a fresh embedded store in a temporary folder
+    /// Backend URL of the broker [default: a temporary embedded store]
     #[arg(long)]
     pub(super) backend: Option<String>,
-    /// Folder for the temporary database and store; its disk is what is measured
+    /// Folder for the temporary database and store; its disk is measured
     #[arg(long, default_value = ".")]
     pub(super) folder: std::path::PathBuf,
     /// Payload bytes

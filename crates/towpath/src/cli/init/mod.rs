@@ -17,12 +17,12 @@ use crate::config::{Key, Kind, Loaded, Origin};
     after_help = "Settings that differ from their defaults are written into the files, secrets aside.\n\nExamples:\n  towpath init compose --dir files\n  towpath init systemd --dir files\n  towpath init alerts --dir files --force"
 )]
 pub(super) struct InitArgs {
-    /// What for
+    /// Kind of files
     what: What,
-    /// Where the files go
+    /// Output folder
     #[arg(long, default_value = "deploy")]
     dir: PathBuf,
-    /// Replace files that are there and differ
+    /// Replace existing files that differ
     #[arg(long)]
     force: bool,
 }

@@ -68,7 +68,7 @@ pub(super) const KEYS: &[Key] = &[
             "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
             "OTEL_EXPORTER_OTLP_COMPRESSION",
         ],
-        "`none` or `gzip`; with another one a warning says that spans are sent without compression.",
+        "`none` or `gzip`; with another value spans are sent uncompressed, with a warning.",
     ),
     key(
         "traces.timeout",

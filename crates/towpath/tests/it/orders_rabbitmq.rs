@@ -76,7 +76,7 @@ impl Place {
 pub(crate) struct Bare {
     runtime: Runtime,
     channel: Channel,
-    _connection: Connection,
+    connection: Connection,
 }
 
 impl Bare {
@@ -96,8 +96,15 @@ impl Bare {
         Self {
             runtime,
             channel,
-            _connection: connection,
+            connection,
         }
+    }
+
+    /// Ends the connection in order: the broker answers once it has handled what was published before. It may drop
+    /// published messages that are not confirmed when a connection just breaks off.
+    pub(crate) fn close(self) {
+        let close = self.connection.close(200, "done".into());
+        self.runtime.block_on(close).unwrap();
     }
 
     /// What the reference processor and notifier declare: classic queues without arguments.

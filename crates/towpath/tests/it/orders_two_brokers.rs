@@ -11,12 +11,13 @@ use crate::process::{World, able, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Publishes orders of one piece each, as the reference gateway does.
-fn publish(bare: &Bare, name: &str, count: usize) {
+/// Publishes orders of one piece each, as the reference gateway does: without confirms.
+fn publish(bare: Bare, name: &str, count: usize) {
     for number in 0..count {
         let text = format!(r#"{{"id":"{name}-{number}","sku":"a","qty":1}}"#);
         bare.publish("orders.direct", "", text.as_bytes());
     }
+    bare.close();
 }
 
 /// Waits until both queues of a broker are bound.
@@ -42,7 +43,6 @@ fn messages(server: &rabbitmq::Server, queue: &str) -> Option<u64> {
 }
 
 #[test]
-#[ignore = "quarantined: in one of six runs, on a busy machine, the orders of the second broker were not notified within 60 s"]
 fn orders_continue_over_two_brokers_that_are_not_one_cluster() {
     let there = able("rabbitmq", rabbitmq::missing().is_none());
     if !there || !able("redis", redis::missing().is_none()) {
@@ -69,7 +69,7 @@ fn orders_continue_over_two_brokers_that_are_not_one_cluster() {
     {
         let bare = Bare::at(&one.url());
         bare.declare("orders.direct", ExchangeKind::Direct, "orders.queue", "");
-        publish(&bare, "left", 10);
+        publish(bare, "left", 10);
         wait_until("the queue to have them", SOON, || {
             messages(&one, "orders.queue") == Some(10)
         });
@@ -81,7 +81,7 @@ fn orders_continue_over_two_brokers_that_are_not_one_cluster() {
     let running = world.spawn(&["run", "processor,notifier"]);
     running.wait_ready(&world);
     wait_bound(&two);
-    publish(&Bare::at(&two.url()), "second", 10);
+    publish(Bare::at(&two.url()), "second", 10);
     notified("second", 10);
 
     // It comes back: what waits there is found, said, and moved when asked.
@@ -110,7 +110,7 @@ fn orders_continue_over_two_brokers_that_are_not_one_cluster() {
     // And back again: the first one has bindings by then, also when the order of the list says so.
     two.kill();
     wait_bound(&one);
-    publish(&Bare::at(&one.url()), "third", 10);
+    publish(Bare::at(&one.url()), "third", 10);
     notified("third", 10);
     assert!(key(&["GET", "inventory:a"]).ends_with("70"));
     running.stop();

@@ -30,6 +30,7 @@ impl Store {
         let later_marks = self.marks_of(&known.later_topic).await?;
         let (mut ready, mut leased, mut delayed) = (0, 0, 0);
         let (mut oldest, mut longest_ready, mut holding) = (None, None, Vec::new());
+        let (mut longest_leased, mut oldest_delayed) = (None, None);
         let (mut missing, mut later_missing) =
             (vec![None; marks.len()], vec![None; later_marks.len()]);
         if let Some(desk) = known.desk_if_any().await {
@@ -43,10 +44,12 @@ impl Store {
             holding = shelf.hand().consumers().cloned().collect();
             oldest = shelf.hand().oldest();
             longest_ready = shelf.hand().longest_ready();
+            longest_leased = shelf.hand().longest_leased();
             drop(shelf);
             let shelf = members.later.shelf();
             delayed = shelf.count();
-            oldest = oldest.into_iter().chain(shelf.oldest()).min();
+            oldest_delayed = shelf.oldest();
+            oldest = oldest.into_iter().chain(oldest_delayed).min();
         }
         ready += self.unfetched(&known.topic, &marks, &missing).await?;
         delayed += self
@@ -59,6 +62,8 @@ impl Store {
         stats.dead = self.count_dead(known).await?;
         stats.oldest_age = oldest.map(|at| self.clock.now().since(at));
         stats.oldest_ready_age = longest_ready;
+        stats.oldest_leased_age = longest_leased;
+        stats.oldest_delayed_age = oldest_delayed.map(|at| self.clock.now().since(at));
         Ok(Some(Tally::balanced(stats)))
     }
 

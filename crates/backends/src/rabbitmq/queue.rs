@@ -255,6 +255,7 @@ impl Store {
         let oldest = hand.oldest().map(|at| self.clock.now().since(at));
         stats.oldest_age = oldest.max(stuck);
         stats.oldest_ready_age = hand.longest_ready().max(stuck);
+        stats.oldest_leased_age = hand.longest_leased();
         Ok(Some(Tally::balanced(stats)))
     }
 }

@@ -210,6 +210,12 @@ pub struct Stats {
     /// For how long the longest waiting of the messages that can be leased has been ready, as far as the backend knows:
     /// a delay, the backoff of a retry and a lease do not count.
     pub oldest_ready_age: Option<Duration>,
+    /// For how long the longest held of the leased messages has been leased, as far as the backend knows; a renewal does
+    /// not begin it again.
+    pub oldest_leased_age: Option<Duration>,
+    /// How long ago the oldest delayed message was enqueued, as far as the backend knows: how long the longest retry has
+    /// gone on.
+    pub oldest_delayed_age: Option<Duration>,
     /// Consumers that leased within the last minute or hold a delivery.
     pub consumers: u64,
     /// Whether delivery is stopped.

@@ -56,6 +56,7 @@ pub(super) enum Way {
     Detached,
     AddsMoments,
     GivesBack,
+    MixesAges,
     DeletesTheFull,
     KeepsTheDeleted,
 }
@@ -237,6 +238,9 @@ impl Queue for Wrong {
         let mut stats = self.inner.stats(queue).await?;
         if self.wrong == Way::CountsNoRetries {
             stats.retried = 0;
+        }
+        if self.wrong == Way::MixesAges {
+            stats.oldest_ready_age = stats.oldest_age;
         }
         Ok(stats)
     }

@@ -43,6 +43,14 @@ pub struct QueueStats {
     pub oldest_ready_age_seconds: Option<u64>,
     /// Consumers seen within the last minute.
     pub consumers: u64,
+    /// For how long the longest held of the leased messages has been leased, in seconds; absent when none is, or where the
+    /// backend does not know.
+    #[serde(default)]
+    pub oldest_leased_age_seconds: Option<u64>,
+    /// How long ago the oldest delayed message was enqueued, in seconds; absent when none is, or where the backend does not
+    /// know.
+    #[serde(default)]
+    pub oldest_delayed_age_seconds: Option<u64>,
     /// Whether delivery is stopped.
     pub paused: bool,
     /// Messages on other brokers of the backend's list, which no consumer here reaches.
@@ -67,6 +75,8 @@ impl From<Stats> for QueueStats {
             oldest_ready_age_seconds: stats.oldest_ready_age.map(|age| age.as_secs()),
             consumers: stats.consumers,
             paused: stats.paused,
+            oldest_leased_age_seconds: stats.oldest_leased_age.map(|age| age.as_secs()),
+            oldest_delayed_age_seconds: stats.oldest_delayed_age.map(|age| age.as_secs()),
             stranded: 0,
         }
     }

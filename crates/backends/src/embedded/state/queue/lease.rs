@@ -67,6 +67,7 @@ impl QueueState {
                 held.lease = Some(Lease {
                     fence: *fence,
                     consumer: leasing.consumer.clone(),
+                    since: leasing.now,
                 });
                 let interrupted = held.is_interrupted();
                 held.begin();

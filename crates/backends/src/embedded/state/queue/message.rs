@@ -124,6 +124,8 @@ fn without_lease<S: serde::Serializer>(
 }
 
 /// The last lease of a message.
+    /// When it began; a renewal changes nothing.
+    pub(super) since: Timestamp,
 #[derive(Debug, Clone)]
 pub(super) struct Lease {
     pub(super) fence: u64,

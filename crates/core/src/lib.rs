@@ -6,6 +6,7 @@
 //! and nothing here names a driver.
 
 pub mod address;
+pub mod attempt;
 pub mod backend;
 pub mod clock;
 pub mod database;
@@ -19,6 +20,7 @@ pub mod reminder;
 pub mod retry;
 pub mod stall;
 
+pub use attempt::Attempt;
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use error::{Error, ErrorKind, Result, ResultExt};
 pub use id::{ConsumerId, ExchangeName, GroupName, MessageId, QueueName, StreamName};

@@ -10,6 +10,7 @@
 //! finished, or released without costing an attempt. The outcome of a delivery
 //! whose lease was lost is discarded and counted.
 
+mod answer;
 mod batch;
 mod destination;
 mod handler;
@@ -32,6 +33,7 @@ use crate::inlet::Inlet;
 use crate::supervisor::{Stop, panic_text};
 use crate::telemetry::PumpMetrics;
 
+pub(crate) use answer::note as note_answer;
 pub use batch::BatchSize;
 pub use destination::{Call, Change, Condition, Destination, Observer, PATIENCE};
 pub use handler::Handler;

@@ -1,13 +1,10 @@
 //! A message and what it has been through, for a broker that keeps no books: it travels with the message.
 
-use towpath_core::{Error, Headers, Message, NewMessage, Result, Timestamp};
+use towpath_core::port::queue::DeadLetter;
+use towpath_core::{Error, Headers, Message, NewMessage, QueueName, Result, Timestamp, attempt};
 
 /// Before the names of our own headers.
 pub(crate) const OURS: &str = "towpath-";
-
-/// Errors kept of a message's life, and how long each may be.
-const HISTORY: usize = 10;
-const HISTORY_BYTES: usize = 1_024;
 
 /// A message with its history.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,15 +55,26 @@ impl Envelope {
 
     /// Adds to its history; the oldest goes.
     pub(crate) fn note(&mut self, error: &str) {
-        self.errors.push(cut(error));
-        let over = self.errors.len().saturating_sub(HISTORY);
-        self.errors.drain(..over);
+        attempt::remember(&mut self.errors, error);
     }
 
     /// Gives it up.
     pub(crate) fn die(&mut self, reason: &str, now: Timestamp) {
-        self.death = Some((cut(reason), now));
+        self.death = Some((attempt::bounded(reason).to_owned(), now));
         self.not_before = None;
+    }
+
+    /// The dead letter of this queue that it is, unless it is none.
+    pub(crate) fn dead_letter(self, origin: QueueName) -> Option<DeadLetter> {
+        let (reason, died_at) = self.death?;
+        let why = (reason.as_str(), self.errors.as_slice());
+        Some(DeadLetter::new(
+            self.message,
+            why,
+            self.attempts,
+            died_at,
+            origin,
+        ))
     }
 
     /// As an operator puts it back: as if it were new.
@@ -92,9 +100,4 @@ pub(crate) fn check_names(headers: &Headers) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// No longer than a history entry may be.
-fn cut(text: &str) -> String {
-    text[..text.floor_char_boundary(HISTORY_BYTES)].to_owned()
 }

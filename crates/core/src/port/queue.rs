@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ConsumerId, Delivery, Error, Message, MessageId, NewMessage, QueueName, Receipt, Result,
-    Timestamp, retry,
+    Attempt, ConsumerId, Delivery, Error, Message, MessageId, NewMessage, QueueName, Receipt,
+    Result, Timestamp, attempt, retry,
 };
 
 /// Most messages in one call, in either direction.
@@ -145,12 +145,12 @@ pub enum Verdict {
     Retry {
         /// How long to hold it back.
         after: Duration,
-        /// Why, for the dead letter's history.
+        /// Why, for the dead letter's history: an error, or the text of an [`Attempt`].
         error: String,
     },
     /// Given up: kept among the dead letters with the reason.
     DeadLetter {
-        /// Why.
+        /// Why: a reason, or the text of an [`Attempt`].
         reason: String,
     },
     /// Given back: the attempt is not counted.
@@ -263,12 +263,39 @@ pub struct DeadLetter {
     pub reason: String,
     /// Earlier errors, oldest first; at most the last ten.
     pub history: Vec<String>,
+    /// What is recorded of the failed attempts, the last one included, oldest first. An attempt whose consumer died or
+    /// lost its lease leaves no record. Bounds: [`attempt`].
+    pub records: Vec<Attempt>,
     /// Deliveries before it was given up.
     pub attempts: u32,
     /// When it was given up.
     pub died_at: Timestamp,
     /// The queue a redrive puts it back into.
     pub origin: QueueName,
+}
+
+impl DeadLetter {
+    /// A dead letter whose reason and history are the texts that the verdicts gave.
+    pub fn new(
+        message: Message,
+        (reason, history): (&str, &[String]),
+        attempts: u32,
+        died_at: Timestamp,
+        origin: QueueName,
+    ) -> Self {
+        let earlier = history.iter().map(String::as_str);
+        Self {
+            message,
+            reason: attempt::error_of(reason).to_owned(),
+            history: { history.iter() }
+                .map(|text| attempt::error_of(text).to_owned())
+                .collect(),
+            records: earlier.chain([reason]).filter_map(Attempt::read).collect(),
+            attempts,
+            died_at,
+            origin,
+        }
+    }
 }
 
 /// Which dead letters an operation is about.

@@ -103,6 +103,8 @@ mutants! {
         deletes_what_is_not_empty DeletesTheFull caught by a_queue_is_deleted_only_when_nothing_needs_it;
         keeps_what_was_deleted KeepsTheDeleted caught by a_deleted_queue_stays_gone_across_reopen;
         makes_what_it_is_asked_about MakesUnknown caught by an_unknown_queue_has_no_stats;
+        keeps_the_first_record_only NoRecords caught by records_of_attempts_travel_with_the_dead_letter;
+        keeps_every_record NoBounds caught by records_of_attempts_are_bounded;
         knows_one_age MixesAges caught by ready_leased_and_delayed_messages_have_ages_of_their_own;
         miscounts CountsNoRetries caught by counts_what_happened;
         puts_everything_into_one_queue OneQueue caught by queues_do_not_mix;
@@ -130,6 +132,7 @@ mutants! {
         counts_what_is_held_as_done CountsWhatIsHeld caught by tells_lag_pending_and_age;
     }
     kv: {
+        ignores_bounds NoBounds caught by a_counter_stays_within_its_bounds;
         commits_one_by_one OneByOne caught by several_ops_are_all_or_none;
         swaps_without_comparing NoCompare caught by compares_before_it_swaps;
         forgets_ttls NoTtl caught by keeps_keys_across_reopen;
@@ -140,6 +143,7 @@ mutants! {
         makes_the_last_field_only LastOnly caught by a_hash_changes_field_by_field_and_stays;
         keeps_keys_for_ever NoTtl caught by a_key_goes_after_its_ttl;
         lists_the_first_keys_only FirstPageOnly caught by lists_keys_by_prefix_page_by_page;
+        ignores_bounds_of_any_size NoBounds caught by bounds_hold_for_numbers_of_any_size;
         keeps_the_ttl_of_the_deleted NoDelete caught by a_deleted_key_takes_its_ttl_along;
         hides_refusals HidesRefusals caught by a_sum_beyond_all_numbers_is_refused;
         drops_the_ttl_of_a_counter AddDropsTtl caught by an_add_keeps_the_ttl;

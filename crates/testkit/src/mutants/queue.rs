@@ -57,6 +57,8 @@ pub(super) enum Way {
     AddsMoments,
     GivesBack,
     MixesAges,
+    NoRecords,
+    NoBounds,
     DeletesTheFull,
     KeepsTheDeleted,
 }
@@ -290,7 +292,15 @@ impl Queue for Wrong {
         max: usize,
     ) -> Result<Vec<DeadLetter>> {
         let after = after.filter(|_| self.wrong != Way::FirstPageOnly);
-        self.inner.dead_letters(queue, after, max).await
+        let mut letters = self.inner.dead_letters(queue, after, max).await?;
+        for letter in &mut letters {
+            match self.wrong {
+                Way::NoRecords => letter.records.truncate(1),
+                Way::NoBounds => letter.records.extend(letter.records.clone()),
+                _ => {}
+            }
+        }
+        Ok(letters)
     }
 
     async fn redrive(&self, queue: &QueueName, selection: &Selection) -> Result<u64> {

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
+use towpath_core::message::header::TRACEPARENT;
 use towpath_core::port::queue::{DeadLetter, Peeked, Place, Stats};
+use towpath_core::{Attempt, Headers};
 use utoipa::ToSchema;
 
 use crate::problems::Problem;
@@ -41,8 +43,6 @@ pub struct QueueStats {
     /// For how long the longest waiting of the messages that can be leased has been ready, in seconds; absent when none
     /// is ready.
     pub oldest_ready_age_seconds: Option<u64>,
-    /// Consumers seen within the last minute.
-    pub consumers: u64,
     /// For how long the longest held of the leased messages has been leased, in seconds; absent when none is, or where the
     /// backend does not know.
     #[serde(default)]
@@ -51,6 +51,8 @@ pub struct QueueStats {
     /// know.
     #[serde(default)]
     pub oldest_delayed_age_seconds: Option<u64>,
+    /// Consumers seen within the last minute.
+    pub consumers: u64,
     /// Whether delivery is stopped.
     pub paused: bool,
     /// Messages on other brokers of the backend's list, which no consumer here reaches.
@@ -73,10 +75,10 @@ impl From<Stats> for QueueStats {
             duplicates: stats.duplicates,
             oldest_age_seconds: stats.oldest_age.map(|age| age.as_secs()),
             oldest_ready_age_seconds: stats.oldest_ready_age.map(|age| age.as_secs()),
-            consumers: stats.consumers,
-            paused: stats.paused,
             oldest_leased_age_seconds: stats.oldest_leased_age.map(|age| age.as_secs()),
             oldest_delayed_age_seconds: stats.oldest_delayed_age.map(|age| age.as_secs()),
+            consumers: stats.consumers,
+            paused: stats.paused,
             stranded: 0,
         }
     }
@@ -188,12 +190,7 @@ impl From<Peeked> for MessageView {
             attempts: peeked.attempts,
             enqueued_at: peeked.message.enqueued_at.to_string(),
             key: peeked.message.key,
-            headers: peeked
-                .message
-                .headers
-                .iter()
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .collect(),
+            headers: shown(&peeked.message.headers),
             payload: Payload::of(&peeked.message.payload),
         }
     }
@@ -210,8 +207,23 @@ pub struct DeadLetterView {
     pub history: Vec<String>,
     /// Deliveries before it was given up.
     pub attempts: u32,
+    /// What is recorded of the failed attempts, the last one included, oldest first; at most eleven.
+    #[serde(default)]
+    pub records: Vec<AttemptView>,
+    /// When it was enqueued, RFC 3339.
+    #[serde(default)]
+    pub enqueued_at: String,
     /// When it was given up, RFC 3339.
     pub died_at: String,
+    /// Its key, if it has one.
+    #[serde(default)]
+    pub key: Option<String>,
+    /// What travels beside the payload.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// The id of the trace that it belongs to, if it has one.
+    #[serde(default)]
+    pub trace_id: Option<String>,
     /// Its payload.
     #[serde(flatten)]
     pub payload: Payload,
@@ -224,10 +236,54 @@ impl From<DeadLetter> for DeadLetterView {
             reason: letter.reason,
             history: letter.history,
             attempts: letter.attempts,
+            records: letter.records.into_iter().map(AttemptView::from).collect(),
+            enqueued_at: letter.message.enqueued_at.to_string(),
             died_at: letter.died_at.to_string(),
+            trace_id: trace_id(&letter.message.headers),
+            headers: shown(&letter.message.headers),
+            key: letter.message.key,
             payload: Payload::of(&letter.message.payload),
         }
     }
+}
+
+/// A failed attempt to deliver a message.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AttemptView {
+    /// When it ended, RFC 3339.
+    pub ended_at: String,
+    /// How long the sink took, in milliseconds.
+    pub took_ms: u64,
+    /// The consumer that had the delivery.
+    pub consumer: String,
+    /// Why it failed.
+    pub error: String,
+    /// The beginning of what the far side answered, at most 2,048 bytes; of earlier attempts only the newest answers are
+    /// kept.
+    pub answer: Option<String>,
+}
+
+impl From<Attempt> for AttemptView {
+    fn from(attempt: Attempt) -> Self {
+        Self {
+            ended_at: attempt.ended_at.to_string(),
+            took_ms: u64::try_from(attempt.took.as_millis()).unwrap_or(u64::MAX),
+            consumer: attempt.consumer.to_string(),
+            error: attempt.error,
+            answer: attempt.answer,
+        }
+    }
+}
+
+fn shown(headers: &Headers) -> BTreeMap<String, String> {
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    headers.iter().map(owned).collect()
+}
+
+/// The trace of a message, by its `traceparent` (W3C Trace Context: `version-trace-parent-flags`).
+fn trace_id(headers: &Headers) -> Option<String> {
+    let id = headers.get(TRACEPARENT)?.split('-').nth(1)?;
+    (id.len() == 32).then(|| id.to_owned())
 }
 
 /// Which dead letters are meant: either every one, or these; not both, and not neither.

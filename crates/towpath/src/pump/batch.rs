@@ -15,7 +15,7 @@ use towpath_core::port::sink::Outcome;
 use towpath_core::{Delivery, Error, ErrorKind, Receipt, Result, retry};
 use tracing::{info, warn};
 
-use super::settling::{Ended, Settling};
+use super::settling::{Ended, Facts, Settling};
 use super::{BACKEND, GIVE_BACK, Pump, Side, drawn, failed, guarded, rest, warn_of_lost};
 use crate::supervisor::Stop;
 use crate::telemetry::traces;
@@ -72,7 +72,8 @@ impl BatchSize {
 }
 
 enum Delivered {
-    Outcomes(Vec<Outcome>),
+    /// And how long the batch took.
+    Outcomes(Vec<Outcome>, Duration),
     Nothing(Error),
     OutOfTime,
 }
@@ -137,13 +138,14 @@ impl Pump {
             stop.account.add("leased", batch.len() as u64);
             let spans = traces::deliver(&batch, self.sink_name, asked_at);
             match self.deliver(sink, &batch, stop).await {
-                Delivered::Outcomes(outcomes) => {
+                Delivered::Outcomes(outcomes, took) => {
                     if trouble.is_over() {
                         (self.condition)(Side::Sink, None);
                     }
                     traces::delivered(spans, &outcomes);
                     size.delivered(&batch);
-                    self.settle_batch(batch, outcomes, stop).await?;
+                    let facts = Facts::new(self.metrics.now(), took, None);
+                    self.settle_batch(batch, outcomes, &facts, stop).await?;
                 }
                 Delivered::Nothing(error) => {
                     trouble.failed(&error);
@@ -172,8 +174,9 @@ impl Pump {
             let began = Instant::now();
             match attempt(sink, batch).await {
                 Ok(outcomes) => {
-                    self.metrics.sink_took(began.elapsed());
-                    Delivered::Outcomes(outcomes)
+                    let took = began.elapsed();
+                    self.metrics.sink_took(took);
+                    Delivered::Outcomes(outcomes, took)
                 }
                 Err(error) => Delivered::Nothing(error),
             }
@@ -203,6 +206,7 @@ impl Pump {
         &self,
         batch: Vec<Delivery>,
         outcomes: Vec<Outcome>,
+        facts: &Facts,
         stop: &Stop,
     ) -> Result<()> {
         // A sink that answers too few leaves the rest undelivered.
@@ -212,7 +216,7 @@ impl Pump {
         let ended = batch.into_iter().zip(outcomes);
         let ended = ended.filter_map(|(delivery, outcome)| {
             let verdict = self.verdict(&delivery, outcome, stop)?;
-            Some((delivery, verdict))
+            Some((delivery, verdict, Some(facts.clone())))
         });
         self.settle_all(ended, stop).await
     }
@@ -220,19 +224,23 @@ impl Pump {
     async fn release_batch(&self, batch: Vec<Delivery>, stop: &Stop) -> Result<()> {
         let ended = batch
             .into_iter()
-            .map(|delivery| (delivery, Verdict::RELEASE));
+            .map(|delivery| (delivery, Verdict::RELEASE, None));
         self.settle_all(ended, stop).await
     }
 
     async fn settle_all(
         &self,
-        ended: impl Iterator<Item = (Delivery, Verdict)>,
+        ended: impl Iterator<Item = (Delivery, Verdict, Option<Facts>)>,
         stop: &Stop,
     ) -> Result<()> {
         let mut settling = Settling::new(self, stop);
-        for (delivery, verdict) in ended {
+        for (delivery, verdict, facts) in ended {
             let delivery = Arc::new(delivery);
-            settling.add(Ended { delivery, verdict });
+            settling.add(Ended {
+                delivery,
+                verdict,
+                facts,
+            });
         }
         tokio::select! {
             settled = settling.finish(Duration::MAX) => settled,

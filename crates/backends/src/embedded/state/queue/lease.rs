@@ -1,8 +1,8 @@
 //! Leases: handing out, and how deliveries end.
 
-use towpath_core::{ConsumerId, Timestamp};
+use towpath_core::{ConsumerId, Timestamp, attempt};
 
-use super::message::{Lease, truncate};
+use super::message::Lease;
 use super::{Dead, Entry, Held, Place, QueueState, Standing};
 use crate::embedded::log::Position;
 use crate::embedded::record::Ending;
@@ -203,11 +203,9 @@ impl QueueState {
             }
             Ending::Dead { reason } => {
                 self.free_key_of(held.entry.key, number);
-                let mut reason = reason.to_string();
-                truncate(&mut reason);
                 self.dead.insert(Dead {
                     entry: held.entry,
-                    reason,
+                    reason: attempt::bounded(reason).to_owned(),
                     history: held.history,
                     died_at: at,
                 });

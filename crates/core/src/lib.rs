@@ -8,6 +8,7 @@
 pub mod address;
 pub mod attempt;
 pub mod backend;
+pub mod breaker;
 pub mod clock;
 pub mod database;
 pub mod error;
@@ -21,6 +22,7 @@ pub mod retry;
 pub mod stall;
 
 pub use attempt::Attempt;
+pub use breaker::Breaker;
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use error::{Error, ErrorKind, Result, ResultExt};
 pub use id::{ConsumerId, ExchangeName, GroupName, MessageId, QueueName, StreamName};

@@ -212,7 +212,7 @@ impl Metric {
                 "towpath_destinations",
                 "gauge",
                 "role, state",
-                "Destinations that are `paused` because they are unavailable, or `limited` because they refuse more",
+                "Destinations that are `paused` because they are unavailable, or `limited` because they refuse more; of a database (role `database` or `fleet.database`) 1 while calls are refused until a trial succeeds",
             ),
             Self::QueueReady => (
                 "towpath_queue_ready_messages",

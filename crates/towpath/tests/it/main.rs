@@ -65,6 +65,7 @@ mod redis_trouble;
 mod shutdown;
 mod startup;
 mod status;
+mod status_matrix;
 mod tidy;
 mod tls;
 mod traces;

@@ -1,7 +1,7 @@
-# Thin: every target is one command that also works by itself.
+# Each target is one command that also works without make.
 CARGO ?= cargo
 SEEDS ?= 200
-# TLS to Kafka is built where the system has OpenSSL to build with.
+# TLS for Kafka is enabled when the OpenSSL headers are installed.
 FEATURES ?= $(shell pkg-config --exists openssl 2>/dev/null && echo --features towpath/kafka-tls)
 
 .DEFAULT_GOAL := run
@@ -16,28 +16,28 @@ help: ## List the targets
 	@sed -n 's/^\([a-z][a-z -]*\):[^#]*## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | \
 	  while IFS="$$(printf '\t')" read -r target text; do printf '%-20s %s\n' "$$target" "$$text"; done
 
-run: ## Start everything on the embedded store, data in ./towpath-data
+run: ## Build and start everything on the embedded store, data in ./towpath-data
 	$(CARGO) run --release $(FEATURES) --bin towpath -- up
 
-build: ## The optimised binary: target/release/towpath
+build: ## Build the release binary: target/release/towpath
 	$(CARGO) build --release $(FEATURES) --bin towpath
 
-setup: ## Install what the tests need beyond the toolchain
+setup: ## Install programs that the tests need
 	./scripts/setup
 
-test: setup lint test-all doc ## All that must pass before a change lands
+test: setup lint test-all doc ## Run all checks of CI
 
-unit-test: ## Without the tests that start the binary
+unit-test: ## Run unit tests
 	$(CARGO) test --workspace $(FEATURES) --lib --bins
 
-integration-test: ## The binary from outside, and the suite every backend must pass
+integration-test: ## Run the conformance suite and the tests of the binary
 	$(CARGO) test --workspace $(FEATURES) --test conformance
 	$(CARGO) test --workspace $(FEATURES) --test it --test power_cut
 
-test-all: ## Every test of the workspace
+test-all: ## Run all tests of the workspace
 	$(CARGO) test --workspace $(FEATURES)
 
-chaos: ## SEEDS=200: random crashes, full disks, killed processes, power cuts; record results in docs/reliability.md
+chaos: ## Run random crashes, full disks and power cuts (SEEDS=200); record results in docs/reliability.md
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --lib -- model flip --nocapture
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --test conformance -- fault
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --test conformance -- decides_as_the_core
@@ -45,13 +45,13 @@ chaos: ## SEEDS=200: random crashes, full disks, killed processes, power cuts; r
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath --test it -- chaos --nocapture --test-threads 1
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath --test power_cut -- --skip power_cut::redis --nocapture --test-threads 1
 
-bench: build ## Throughput, latency and CPU of this machine, durable and not
+bench: build ## Measure throughput, latency and CPU of this machine
 	target/release/towpath bench queue
 	target/release/towpath bench http
 	scripts/bench-redis
 	scripts/bench-rabbitmq
 
-fuzz: ## Needs cargo-fuzz and a nightly toolchain; `make test` mutates segments without them
+fuzz: ## Run each fuzz target for a minute; needs cargo-fuzz and a nightly toolchain
 	cd fuzz && for target in $$($(CARGO) +nightly fuzz list); do \
 	  $(CARGO) +nightly fuzz run $$target -- -max_total_time=60 || exit 1; \
 	done
@@ -59,129 +59,129 @@ fuzz: ## Needs cargo-fuzz and a nightly toolchain; `make test` mutates segments 
 fmt: ## Format the code
 	$(CARGO) fmt --all
 
-lint: ## Formatting and every warning
+lint: ## Check formatting and lints
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace $(FEATURES) --all-targets -- -D warnings
 
-doc: ## The API documentation, without warnings
+doc: ## Build the API documentation, warnings as errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace $(FEATURES) --no-deps
 
-tidy: ## Bring Cargo.lock in line with Cargo.toml, without upgrades
+tidy: ## Sync Cargo.lock with Cargo.toml, without upgrades
 	$(CARGO) update --workspace
 
-fix: ## Apply the fixes that the compiler and the lints suggest, and format
+fix: ## Apply suggested fixes and format
 	$(CARGO) clippy --workspace $(FEATURES) --all-targets --fix --allow-dirty --allow-staged
 	$(CARGO) fmt --all
 
-swagger: ## Write the OpenAPI documents of all listeners to docs/reference/openapi
+swagger: ## Generate the OpenAPI documents in docs/reference/openapi
 	TOWPATH_UPDATE_DOCS=1 $(CARGO) test --workspace $(FEATURES) --lib -- document
 
-clean: ## Remove build output; ./towpath-data stays
+clean: ## Remove build output; keeps ./towpath-data
 	$(CARGO) clean
 
-# The accounts app; PORT, DB_HOST, REDIS_ADDR, KAFKA_BROKERS and the others of docs/reference/configuration.md count.
+# The accounts app, configured by PORT, DB_HOST, REDIS_ADDR, KAFKA_BROKERS and others (docs/reference/configuration.md).
 TOWPATH = $(CARGO) run --quiet --release --bin towpath --
 COMMA = ,
 API ?= localhost:$(or $(PORT),8080)
 
-unified-server: ## Users, limits and health; with RELAY=off the relay is left to `make relay`
+unified-server: ## Run users, limits and relay; RELAY=off without the relay
 	$(TOWPATH) run accounts.api$(if $(filter off,$(RELAY)),,$(COMMA)accounts.relay)
 
-# Beside another process: an admin port of its own, unless one is set.
+# A separate admin port next to another process, unless one is set.
 RELAY_ADMIN = TOWPATH_SERVER__ADMIN=$(or $(TOWPATH_SERVER__ADMIN),127.0.0.1:7074)
-# Files that one process owns cannot be shared: the relay runs in the server then.
+# Embedded files belong to one process: without a shared database the relay runs in the server.
 SHARED = test -n "$(DB_HOST)$(TOWPATH_ACCOUNTS__DATABASE)" || grep -qsE '^(export[[:space:]]+)?(DB_HOST|TOWPATH_ACCOUNTS__DATABASE)[[:space:]]*=' .env || \
   grep -qsE '^[[:space:]]*database[[:space:]]*=' towpath.toml
 ALONE = echo "no database that processes share is configured (DB_HOST): the relay runs in \`make unified-server\`"
 
-relay: ## The relay by itself, beside `make unified-server`, for a database and broker that processes share
+relay: ## Run the relay alone, next to `make unified-server` with a shared database and broker
 	@if $(SHARED); then $(RELAY_ADMIN) $(TOWPATH) run accounts.relay; else $(ALONE); fi
 
-dev-unified: ## As unified-server, in the debug build with debug logs
+dev-unified: ## Run unified-server as a debug build with debug logs
 	$(CARGO) run --quiet --bin towpath -- run accounts.api$(if $(filter off,$(RELAY)),,$(COMMA)accounts.relay) --verbose
 
-dev-relay: ## As relay, in the debug build with debug logs
+dev-relay: ## Run relay as a debug build with debug logs
 	@if $(SHARED); then $(RELAY_ADMIN) $(CARGO) run --quiet --bin towpath -- run accounts.relay --verbose; else $(ALONE); fi
 
-migrate: ## Make the tables
+migrate: ## Run database migrations
 	$(TOWPATH) migrate up
 
-migrate-down: ## Take the last migration back; YES=1 does not ask
+migrate-down: ## Revert the last migration; YES=1 skips the confirmation
 	$(TOWPATH) migrate down$(if $(YES), --yes)
 
-backfill: ## Count the events that would be sent again; ARGS="-start … -end … -topic …"
+backfill: ## Count events to replay; ARGS="-start … -end … -topic …"
 	$(TOWPATH) backfill -dry-run $(ARGS)
 
-backfill-execute: ## Send them again
+backfill-execute: ## Replay events
 	$(TOWPATH) backfill $(ARGS)
 
-check-outbox: ## Events by status, and the last ones
+check-outbox: ## Show event counts and the latest events
 	$(TOWPATH) outbox stats
 	$(TOWPATH) outbox ls
 
-status: ## How the running process is
+status: ## Check the health of the running process
 	$(TOWPATH) health
 
-test-token-bucket: ## Take tokens until there are none, against a running server
+test-token-bucket: ## Take tokens from a limit of a running server
 	curl -sS "$(API)/api/bucket/check?key=user123"
 	curl -sS -X POST "$(API)/api/bucket/consume?key=user123&tokens=5"
 	curl -sS -X POST "$(API)/api/bucket/bulk-consume?key=user123"
 	curl -sS -X POST "$(API)/api/bucket/reset?key=user123"
 
-test-user-api: ## Create a user and list all, against a running server
+test-user-api: ## Create and list users on a running server
 	curl -sS -H 'content-type: application/json' "$(API)/api/users" \
 	  -d '{"email": "user-'$$(date +%s%N)'@example.com", "name": "Test User"}'
 	curl -sS "$(API)/api/users"
 
-test-crash: ## Stop a running server between commit and answer; it must allow it (accounts.crash_test)
+test-crash: ## Stop a running server between commit and response; needs accounts.crash_test
 	curl -sS -H 'content-type: application/json' "$(API)/api/test/crash" \
 	  -d '{"email": "crash-'$$(date +%s%N)'@example.com", "name": "Crash", "crash_after_db": true}'
 
-db-shell: ## A shell on the database
+db-shell: ## Open a database shell
 	$(if $(DB_HOST),PGPASSWORD=$(or $(DB_PASSWORD),postgres) psql -h $(DB_HOST) -p $(or $(DB_PORT),5432) \
 	  -U $(or $(DB_USER),postgres) $(or $(DB_NAME),outbox_db),sqlite3 towpath-data/accounts.db)
 
-redis-shell: ## A shell on Redis
+redis-shell: ## Open a Redis shell
 	redis-cli -u redis://$(or $(REDIS_ADDR),localhost:6379)
 
 COMPOSE = docker compose -f deploy/compose/accounts.yaml
 
-docker-up: ## The app with PostgreSQL, Redis and Kafka, in containers
+docker-up: ## Start the app with PostgreSQL, Redis and Kafka in containers
 	TOWPATH_COMMIT=$$(git rev-parse --short=12 HEAD 2>/dev/null) $(COMPOSE) up -d --build
 
-docker-down: ## Stop them; what they keep stays in their volumes
+docker-down: ## Stop the containers; volumes stay
 	$(COMPOSE) down
 
-restart: ## Stop the containers and start them again
+restart: ## Restart the containers
 	$(MAKE) docker-down
 	$(MAKE) docker-up
 
-docker-logs: ## What all of them say
+docker-logs: ## Follow the logs of all containers
 	$(COMPOSE) logs -f
 
-logs-db: ## What the database says; logs-redis, logs-kafka and logs-relay are alike
+logs-db: ## Follow the database log; likewise logs-redis, logs-kafka, logs-relay
 	$(COMPOSE) logs -f postgres
 
 logs-redis logs-kafka logs-relay: logs-%:
 	$(COMPOSE) logs -f $*
 
-# The fleet app; API_KEY, CONTROLLER_URL, WORKER_URL and the others of docs/reference/configuration.md count.
-run-all: ## Controller, agent and worker in one process
+# The fleet app, configured by API_KEY, CONTROLLER_URL, WORKER_URL and others (docs/reference/configuration.md).
+run-all: ## Run controller, agent and worker in one process
 	$(TOWPATH) run fleet.controller,fleet.agent,fleet.worker
 
-run-controller: ## The controller by itself
+run-controller: ## Run the controller
 	TOWPATH_SERVER__ADMIN=$(or $(TOWPATH_SERVER__ADMIN),127.0.0.1:7071) $(TOWPATH) run fleet.controller
 
-run-agent: ## The agent by itself
+run-agent: ## Run the agent
 	TOWPATH_SERVER__ADMIN=$(or $(TOWPATH_SERVER__ADMIN),127.0.0.1:7072) $(TOWPATH) run fleet.agent
 
-run-worker: ## The worker by itself
+run-worker: ## Run the worker
 	TOWPATH_SERVER__ADMIN=$(or $(TOWPATH_SERVER__ADMIN),127.0.0.1:7073) $(TOWPATH) run fleet.worker
 
 FLEET = docker compose -f deploy/compose/fleet.yaml
 
-docker-controller: ## The controller in a container; API_KEY has to be set
+docker-controller: ## Start the controller in a container; needs API_KEY
 	$(FLEET) up -d --build controller
 
-docker-agent-worker: ## Agent, worker and Redis in containers; API_KEY has to be set
+docker-agent-worker: ## Start agent, worker and Redis in containers; needs API_KEY
 	$(FLEET) up -d --build redis worker agent

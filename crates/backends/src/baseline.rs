@@ -1,6 +1,6 @@
-//! What ours is measured against: queues as one would write them by hand for the same server, with the same client.
+//! Baselines of `bench compare`: hand-written queues on the same server, with the same client.
 //!
-//! No role uses one. A baseline keeps what a plain program would keep: bare
+//! No role uses one. A baseline stores what a plain program would store: bare
 //! payloads, no ids, no retries, nothing for a worker that dies.
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use towpath_core::{Error, Result};
 
-/// A queue written by hand, on a server.
+/// A hand-written queue on a server.
 #[async_trait]
 pub trait Baseline: Send + Sync {
     /// Stores the payloads in one call, the next one to be consumed first in front.
@@ -35,11 +35,11 @@ pub trait Baseline: Send + Sync {
     /// CPU time the server has used since it was started.
     ///
     /// # Errors
-    /// As [`Baseline::publish`], and `Unsupported` when the server does not say.
+    /// As [`Baseline::publish`], and `Unsupported` when the server does not report it.
     async fn server_cpu(&self) -> Result<Duration>;
 }
 
-/// The queue written by hand for the server at a URL.
+/// The hand-written queue for the server at a URL.
 ///
 /// # Errors
 /// `Unsupported` when there is none for this kind of server; `Unavailable` when it does not answer.
@@ -54,6 +54,6 @@ pub async fn baseline(url: &str) -> Result<Arc<dyn Baseline>> {
     }
     let scheme = url.split(':').next().unwrap_or_default();
     Err(Error::unsupported(format!(
-        "there is no queue written by hand for `{scheme}`; there is one for: redis, rabbitmq"
+        "no baseline for `{scheme}`; available: redis, rabbitmq"
     )))
 }

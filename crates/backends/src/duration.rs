@@ -22,12 +22,12 @@ pub(crate) fn parse(name: &str, text: &str, least: Duration, most: Duration) -> 
         .map(Duration::from_millis)
         .ok_or_else(|| {
             Error::invalid(format!(
-                "`{name}={text}` is no duration; say for instance `{name}=5s`"
+                "invalid duration `{text}` for `{name}`; expected e.g. `{name}=5s`"
             ))
         })?;
     if !(least..=most).contains(&found) {
         return Err(Error::invalid(format!(
-            "`{name}={text}` is out of range; it must be {least:?} to {most:?}"
+            "`{name}={text}` is out of range; expected {least:?} to {most:?}"
         )));
     }
     Ok(found)

@@ -1,7 +1,7 @@
-//! What a path leads to, apart from its name.
+//! Identity of the file or folder at a path.
 //!
 //! A file that was removed or replaced takes writes through an open descriptor as before, and no later process finds
-//! them. Comparing device and inode tells.
+//! them. Device and inode reveal it.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -26,7 +26,7 @@ impl From<&Metadata> for Identity {
     }
 }
 
-/// A path, and what it led to at the start.
+/// A path, and the identity of its target at the start.
 #[derive(Debug)]
 pub(crate) struct Pinned {
     what: &'static str,
@@ -58,7 +58,7 @@ impl Pinned {
         }
     }
 
-    /// Looks whether the path leads to the same file or folder as at the start.
+    /// Checks that the path leads to the same file or folder as at the start.
     ///
     /// # Errors
     /// `Unavailable` when it does not, or cannot be looked up.
@@ -71,7 +71,7 @@ impl Pinned {
     }
 }
 
-/// The error of a path that leads to something else.
+/// The error of a replaced target.
 pub(crate) fn replaced(what: &str, path: &Path) -> Error {
     Error::unavailable(format!(
         "{what} `{}` was replaced while it was in use; put the original back, or restore a backup, and start again",
@@ -79,7 +79,7 @@ pub(crate) fn replaced(what: &str, path: &Path) -> Error {
     ))
 }
 
-/// The error of a path that leads nowhere.
+/// The error of a missing target.
 pub(crate) fn lost(what: &str, path: &Path, error: io::Error) -> Error {
     let path = path.display();
     let gone = matches!(

@@ -33,7 +33,7 @@ use towpath_core::{Clock, Result};
 pub use baseline::{Baseline, baseline};
 
 /// Crates of clients whose lines may not be logged: they print payloads in warnings, and return each error that they
-/// log to their caller, which logs it with what was asked for.
+/// log to their caller, which logs it with its context.
 pub const UNLOGGED: &[&str] = &["lapin"];
 
 /// Every backend of this build.
@@ -67,7 +67,7 @@ pub async fn open_database(url: &str) -> Result<Database> {
 /// Opens the backend that a URL names.
 ///
 /// # Errors
-/// `Invalid` for an unknown scheme, naming those there are, or a wrong URL; `Unavailable` when it cannot be opened.
+/// `Invalid` for an unknown scheme, naming the available ones, or a bad URL; `Unavailable` when it cannot be opened.
 pub async fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Backend> {
     let descriptor = backend::find(BACKENDS, url)?;
     (descriptor.open)(url.to_owned(), clock).await

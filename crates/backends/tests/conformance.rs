@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use libtest_mimic::Arguments;
 use towpath_core::SystemClock;
-use towpath_testkit::{Subject, child_main, fault, own_trials, servers, trials};
+use towpath_testkit::{Subject, child_main, disk_fault, own_trials, servers, trials};
 
 const SUBJECTS: &[Subject] = &[
     Subject {
@@ -92,12 +92,12 @@ fn url(folder: &Path, server: impl FnOnce() -> String) -> String {
 }
 
 fn main() -> ExitCode {
-    if child_main(SUBJECTS) || fault::child_main(SUBJECTS) {
+    if child_main(SUBJECTS) || disk_fault::child_main(SUBJECTS) {
         return ExitCode::SUCCESS;
     }
     let mut all = trials(SUBJECTS);
     for subject in SUBJECTS.iter().filter(|subject| subject.name == "embedded") {
-        all.extend(fault::trials(subject));
+        all.extend(disk_fault::trials(subject));
     }
     all.extend(own_trials(&SUBJECTS[1], redis::promises()));
     all.extend(own_trials(&SUBJECTS[2], rabbitmq::promises()));

@@ -1,14 +1,14 @@
 //! URLs of servers: split in one place, and shown without their secrets.
 //!
 //! A password with a reserved character moves the borders between the parts of a URL, so that a piece of the password
-//! would be read as a host, a path or a parameter, and appear in a message. Such a URL is refused before a part of it is
-//! looked at, and no message quotes a part: they show the URL as [`shown`] writes it.
+//! would be read as a host, a path or a parameter, and appear in a message. Such a URL is refused before its parts are
+//! parsed, and no message quotes a part: messages show the URL as [`shown`] writes it.
 //!
 //! Source: RFC 3986, sections 2.2, 3.2 and 3.2.1.
 
 use crate::{Error, Result};
 
-/// What a URL with such a character in the wrong place needs.
+/// The remedy for a URL with an unencoded reserved character.
 const RESERVED: &str = "reserved characters in a URL must be percent-encoded in user, password, path and parameters: \
     `/` as `%2F`, `?` as `%3F`, `#` as `%23`, `@` as `%40`, `,` as `%2C`, `%` as `%25`";
 
@@ -105,7 +105,7 @@ pub fn is_scheme(text: &str) -> bool {
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
 }
 
-/// Whether what stands behind the colon of `host:port` is a port.
+/// Whether the text after the colon of `host:port` is a port.
 fn has_valid_port(place: &str) -> bool {
     let behind = place.rsplit_once(']').map_or(place, |(_, behind)| behind);
     match behind.rsplit_once(':') {
@@ -119,7 +119,7 @@ fn has_valid_port(place: &str) -> bool {
 /// A text with the secrets of every URL in it replaced by `***`: passwords, values of parameters that are called like
 /// secrets, and every value in the query of an `http` URL.
 ///
-/// What could belong to a password that is not encoded is hidden too.
+/// Text that could belong to an unencoded password is hidden too.
 pub fn shown(text: &str) -> String {
     let Some((before, behind)) = text.split_once("://") else {
         return without_scheme(text);
@@ -138,7 +138,7 @@ pub fn shown(text: &str) -> String {
     format!("{before}://{}{}", one_shown(this, is_web), shown(rest))
 }
 
-/// What stands behind `://`.
+/// The URL after `://`, with its secrets hidden.
 fn one_shown(text: &str, is_web: bool) -> String {
     if let Some((account, place)) = text.rsplit_once('@') {
         let user = account.split_once(':').map_or("", |(user, _)| user);
@@ -221,8 +221,8 @@ mod tests {
             let error = Address::split_list(url).err().expect(url).to_string();
             assert!(error.contains("percent-encoded"), "{url}: {error}");
             for piece in ["ge", "heim"] {
-                let says = error.replace("percent", "").contains(piece);
-                assert!(!says, "{url}: {error}");
+                let leaks = error.replace("percent", "").contains(piece);
+                assert!(!leaks, "{url}: {error}");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! How a driver says what it offers, and what an opened one consists of.
+//! Descriptors of drivers, and the opened backend.
 
 use std::fmt;
 use std::future::Future;
@@ -11,8 +11,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::port::positions::InOneStep;
-use crate::port::{Effects, Kv, Positions, Queue, RateLimit, Routes, Stream};
+use crate::port::source_offsets::KvSourceOffsets;
+use crate::port::{Effects, Kv, Queue, RateLimit, Routes, SourceOffsets, Stream};
 use crate::{Clock, Error, Result, address};
 
 /// One thing a backend can or cannot do. The conformance suite tests both answers.
@@ -30,9 +30,9 @@ pub enum Capability {
     RateLimit,
     /// Several ports changed in one atomic step.
     Effects,
-    /// How far a source was read, moved in the step that appends what was read.
-    Positions,
-    /// Messages held back until a moment.
+    /// Source offsets, moved in the step that appends the entries read.
+    SourceOffsets,
+    /// Delayed messages.
     Delay,
     /// Messages dropped after a moment.
     Expiry,
@@ -42,7 +42,7 @@ pub enum Capability {
     Dedup,
     /// Headers kept with the payload.
     Headers,
-    /// Payloads looked at without leasing.
+    /// Payloads read without leasing.
     Peek,
     /// Delivery stopped and started per queue.
     Pause,
@@ -64,7 +64,7 @@ impl Capability {
         Self::Kv,
         Self::RateLimit,
         Self::Effects,
-        Self::Positions,
+        Self::SourceOffsets,
         Self::Delay,
         Self::Expiry,
         Self::KeyOrder,
@@ -86,7 +86,7 @@ impl Capability {
             Self::Kv => "kv",
             Self::RateLimit => "rate limit",
             Self::Effects => "effects",
-            Self::Positions => "positions",
+            Self::SourceOffsets => "positions",
             Self::Delay => "delay",
             Self::Expiry => "expiry",
             Self::KeyOrder => "order per key",
@@ -110,11 +110,11 @@ pub struct Descriptor {
     pub name: &'static str,
     /// The URL schemes it answers to, the first one preferred.
     pub schemes: &'static [&'static str],
-    /// What it offers.
+    /// Its capabilities.
     pub capabilities: &'static [Capability],
     /// The URL parameters it takes: name, default, meaning.
     pub parameters: &'static [(&'static str, &'static str, &'static str)],
-    /// Whether a URL is one of this family, down to each parameter, without opening anything. `open` says the same.
+    /// Whether a URL is one of this family, down to each parameter, without opening anything. `open` gives the same errors.
     pub check: fn(url: &str) -> Result<()>,
     /// Opens the backend at a URL. The URL is checked strictly: an unknown parameter is `Invalid`.
     pub open: fn(url: String, clock: Arc<dyn Clock>) -> Opening,
@@ -139,7 +139,7 @@ pub fn find(table: &'static [Descriptor], url: &str) -> Result<&'static Descript
         .ok_or_else(|| {
             let known: Vec<&str> = table.iter().map(|descriptor| descriptor.name).collect();
             let known = known.join(", ");
-            // What is not a scheme may be a password.
+            // Text that is not a scheme may be a password.
             Error::invalid(if address::is_scheme(scheme) {
                 format!("unknown backend `{scheme}`; available: {known}")
             } else {
@@ -166,7 +166,7 @@ pub trait Lifecycle: Send + Sync {
     /// `Unavailable` or `Corrupt` with the reason when it cannot.
     async fn health(&self) -> Result<Health>;
 
-    /// Makes durable what is still on its way and lets go of every resource.
+    /// Flushes pending writes and releases every resource.
     ///
     /// Idempotent. Calls that still wait answer `Unavailable`.
     ///
@@ -248,8 +248,8 @@ pub struct Backend {
     pub rate_limit: Option<Arc<dyn RateLimit>>,
     /// Atomic steps over several of its ports.
     pub effects: Option<Arc<dyn Effects>>,
-    /// Positions of sources, where they are no keys: ask [`Backend::require_positions`].
-    pub positions: Option<Arc<dyn Positions>>,
+    /// Source offsets of a backend with its own implementation: use [`Backend::require_source_offsets`].
+    pub source_offsets: Option<Arc<dyn SourceOffsets>>,
 }
 
 impl fmt::Debug for Backend {
@@ -261,7 +261,7 @@ impl fmt::Debug for Backend {
 }
 
 impl Backend {
-    /// The queue port, or an error that says who needed it and what there is instead.
+    /// The queue port, or an error that names the caller and the backends that have it.
     ///
     /// # Errors
     /// `Unsupported` when the family has no queues.
@@ -305,12 +305,12 @@ impl Backend {
     ///
     /// # Errors
     /// `Unsupported` when the family has no positions, and no keys and atomic steps to keep them by.
-    pub fn require_positions(&self, needed_by: &str) -> Result<Arc<dyn Positions>> {
-        if let Some(positions) = &self.positions {
+    pub fn require_source_offsets(&self, needed_by: &str) -> Result<Arc<dyn SourceOffsets>> {
+        if let Some(positions) = &self.source_offsets {
             return Ok(Arc::clone(positions));
         }
         match (self.kv.clone(), self.effects.clone()) {
-            (Some(kv), Some(effects)) => Ok(Arc::new(InOneStep { kv, effects })),
+            (Some(kv), Some(effects)) => Ok(Arc::new(KvSourceOffsets { kv, effects })),
             _ => Err(self.lacks(needed_by, "positions")),
         }
     }

@@ -72,13 +72,13 @@ pub trait Clock: Send + Sync + fmt::Debug {
 
 /// The machine's clocks.
 ///
-/// Wall-clock time follows steps forward and never goes back: after a step back it goes on at its own pace, so that a
-/// delay, an expiry or the refill of a limit keeps its length. What was stored before a restart counts as well, once
+/// Wall-clock time follows steps forward and never goes back: after a step back it continues at its own pace, so that a
+/// delay, an expiry or the refill of a limit keeps its length. Timestamps stored before a restart count as well, once
 /// [`Clock::raise`] is called.
 #[derive(Debug)]
 pub struct SystemClock {
     started: Instant,
-    /// What is added to the monotonic side, in milliseconds; it only grows.
+    /// Offset added to the monotonic side, in milliseconds; it only grows.
     offset: AtomicU64,
 }
 
@@ -95,7 +95,7 @@ impl SystemClock {
         }
     }
 
-    /// `now`, if the machine's clock says this.
+    /// `now` for this reading of the machine's clock.
     fn at(&self, wall: Timestamp) -> Timestamp {
         let elapsed = self.elapsed();
         let offset = wall.as_millis().saturating_sub(elapsed);
@@ -111,7 +111,7 @@ impl SystemClock {
     }
 }
 
-/// What the machine's clock says.
+/// Reading of the machine's wall clock.
 fn wall() -> Timestamp {
     let elapsed = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -138,7 +138,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that moves only when told to.
+/// A clock that moves only through its methods.
 #[derive(Debug)]
 pub struct ManualClock {
     wall: AtomicU64,
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn time_begins_behind_what_was_stored() {
+    fn time_begins_after_stored_timestamps() {
         let clock = SystemClock::new();
         let stored = clock.now().after(Duration::from_secs(3_600));
         clock.raise(stored);

@@ -1,4 +1,4 @@
-//! Databases: where the apps keep what is relational.
+//! Databases: relational storage of the apps.
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -15,11 +15,11 @@ use crate::{Breaker, Error, Result, address};
 pub struct Migration {
     /// Its place in the order, from 1.
     pub version: u32,
-    /// What it is about.
+    /// Its summary.
     pub name: &'static str,
-    /// SQL that makes it.
+    /// SQL that applies it.
     pub up: &'static str,
-    /// SQL that takes it back.
+    /// SQL that reverts it.
     pub down: &'static str,
 }
 
@@ -56,8 +56,8 @@ pub trait Schema: Send + Sync {
     /// `Unsupported` by servers, which have tools of their own; `Unavailable` when the copy cannot be made.
     async fn copy(&self, file: &Path) -> Result<()>;
 
-    /// Takes the last migration back, or all of them, and gives those, the last one first. Tables that it made are
-    /// dropped with what they hold; tables that it found stay.
+    /// Reverts the last migration, or all of them, and returns those, the last one first. Tables that it created are
+    /// dropped with their rows; tables that existed before it stay.
     ///
     /// # Errors
     /// As `status`.
@@ -91,7 +91,7 @@ pub fn find(table: &'static [Descriptor], url: &str) -> Result<&'static Descript
         .ok_or_else(|| {
             let known: Vec<&str> = table.iter().map(|descriptor| descriptor.name).collect();
             let known = known.join(", ");
-            // What is not a scheme may be a password.
+            // Text that is not a scheme may be a password.
             Error::invalid(if address::is_scheme(scheme) {
                 format!("unknown database `{scheme}`; available: {known}")
             } else {

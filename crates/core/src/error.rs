@@ -1,6 +1,6 @@
 //! One error type for every port, split by what the caller can do about it.
 //!
-//! Each layer adds what it knew with [`ResultExt::context`] and keeps the
+//! Each layer adds its context with [`ResultExt::context`] and keeps the
 //! cause in `source()`; [`Error::chain`] prints the whole story once, at the
 //! edge.
 
@@ -17,7 +17,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum ErrorKind {
     /// Try again later; the only kind that is ever retried.
     Unavailable,
-    /// Somebody else was first: a stale receipt, a failed compare-and-swap.
+    /// Lost a race: a stale receipt, a failed compare-and-swap.
     Conflict,
     /// The named thing does not exist.
     NotFound,
@@ -91,7 +91,7 @@ impl Error {
         }
     }
 
-    /// Somebody else was first.
+    /// Lost a race.
     pub fn conflict(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(ErrorKind::Conflict, message)
     }
@@ -180,7 +180,7 @@ impl StdError for Error {
     }
 }
 
-/// Adds what this layer knew to an error of the layer below.
+/// Adds the context of this layer to an error of the layer below.
 pub trait ResultExt<T> {
     /// Wraps the error in `message`, keeping its kind and its cause.
     fn context<M: Into<Cow<'static, str>>>(self, message: impl FnOnce() -> M) -> Result<T>;

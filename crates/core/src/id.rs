@@ -3,7 +3,8 @@
 use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
@@ -13,6 +14,8 @@ use crate::{Error, Result};
 /// The id of a message: a UUIDv7, so ids sort roughly by creation time.
 ///
 /// One that carries a digest is a UUIDv8: a UUIDv7 with the digest in the place of its last random bits.
+/// The ids that a process makes within a millisecond count up from a random number (RFC 9562, 6.2, method 2), so a batch
+/// of them is stored in few bytes. Do not take one for a secret.
 ///
 /// Two hosts' clocks differ, so the order of ids is never an ordering guarantee.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -26,12 +29,16 @@ impl MessageId {
         reason = "a default id would hide that each call differs"
     )]
     pub fn new() -> Self {
-        Self(Uuid::now_v7())
+        static LAST: Mutex<u128> = Mutex::new(0);
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = after(*last, now.as_millis());
+        from_counted(*last)
     }
 
     /// A fresh id that carries the last 62 bits of a digest.
     pub fn with_digest(digest: [u8; 8]) -> Self {
-        let mut bytes = *Uuid::now_v7().as_bytes();
+        let mut bytes = *Self::new().as_bytes();
         bytes[6] = 0x80 | bytes[6] & 0x0f;
         bytes[8..].copy_from_slice(&in_variant(digest));
         Self(Uuid::from_bytes(bytes))
@@ -52,6 +59,29 @@ impl MessageId {
     pub const fn as_bytes(&self) -> &[u8; 16] {
         self.0.as_bytes()
     }
+}
+
+/// Bits below the milliseconds.
+const COUNTER_BITS: u32 = 74;
+
+/// The number behind `last`: a random one of a new millisecond, or one more.
+fn after(last: u128, now_ms: u128) -> u128 {
+    if now_ms <= last >> COUNTER_BITS {
+        return last + 1;
+    }
+    // The highest bit is left for counting.
+    let random = rand::random::<u128>() >> (u128::BITS - COUNTER_BITS + 1);
+    now_ms << COUNTER_BITS | random
+}
+
+/// The UUIDv7 of 48 bits of milliseconds and 74 bits of counter.
+const fn from_counted(number: u128) -> MessageId {
+    let (high, low) = (number >> 62, number & ((1 << 62) - 1));
+    let (moment, counter) = (high >> 12, high & 0xfff);
+    let version_and_variant = 7 << 76 | 0b10 << 62;
+    MessageId(Uuid::from_u128(
+        moment << 80 | version_and_variant | counter << 64 | low,
+    ))
 }
 
 /// The digest with the two bits of RFC 9562's variant at its start.
@@ -178,6 +208,37 @@ impl ConsumerId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_uuids_of_version_7_that_count_up_within_a_millisecond() {
+        let ids: Vec<MessageId> = (0..10_000).map(|_| MessageId::new()).collect();
+        let number = |id: &MessageId| u128::from_be_bytes(*id.as_bytes());
+        let mut follows = 0;
+        for pair in ids.windows(2) {
+            assert!(pair[0] < pair[1]);
+            follows += usize::from(number(&pair[1]) - number(&pair[0]) == 1);
+        }
+        assert!(follows > 5_000, "{follows}");
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis();
+        for id in &ids {
+            assert_eq!(id.0.get_version_num(), 7);
+            assert_eq!(id.0.get_variant(), uuid::Variant::RFC4122);
+            let moment = number(id) >> 80;
+            assert!(moment <= now + 1 && moment + 60_000 > now);
+        }
+    }
+
+    #[test]
+    fn the_counter_of_an_id_starts_at_random_and_never_goes_back() {
+        let first = after(0, 5);
+        assert_eq!(first >> COUNTER_BITS, 5);
+        assert_ne!(first, after(0, 5));
+        // The clock was set back.
+        assert_eq!(after(first, 4), first + 1);
+        let last = (6 << COUNTER_BITS) - 1;
+        assert_eq!(after(last, 5) >> COUNTER_BITS, 6);
+        assert!(from_counted(last) < from_counted(last + 1));
+    }
 
     #[test]
     fn a_name_is_refused_with_the_reason() {

@@ -1,8 +1,8 @@
 //! The words of Towpath: messages, ports, errors and policies.
 //!
-//! Read in this order: [`message`] (what is handed over), [`port`] (the traits
+//! Read in this order: [`message`] (the data), [`port`] (the traits
 //! a backend implements), [`retry`] and [`limiter`] (policy as data),
-//! [`backend`] (how a driver says what it offers). Nothing here performs I/O
+//! [`backend`] (what a driver offers). Nothing here performs I/O
 //! and nothing here names a driver.
 
 pub mod address;
@@ -14,12 +14,12 @@ pub mod database;
 pub mod error;
 pub mod id;
 pub mod limiter;
+pub mod log_throttle;
 pub mod message;
-pub mod patience;
 pub mod port;
-pub mod reminder;
 pub mod retry;
 pub mod stall;
+pub mod wait_limit;
 
 pub use attempt::Attempt;
 pub use breaker::Breaker;

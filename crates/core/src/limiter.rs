@@ -18,12 +18,12 @@ use crate::{Error, Result};
 pub struct Amount(u64);
 
 impl Amount {
-    /// So many whole tokens; more than 2^64 millionths is the largest amount there is.
+    /// `tokens` whole tokens, at most 2^64 millionths.
     pub const fn whole(tokens: u64) -> Self {
         Self(tokens.saturating_mul(1_000_000))
     }
 
-    /// So many millionths.
+    /// `millionths` millionths of a token.
     pub const fn micros(micros: u64) -> Self {
         Self(micros)
     }
@@ -70,7 +70,7 @@ pub enum Policy {
     TokenBucket {
         /// Most tokens it holds.
         capacity: Amount,
-        /// What it gains each period.
+        /// Refill per period.
         refill: Amount,
         /// How long a period is; 1 ms or more.
         period: Duration,
@@ -141,11 +141,11 @@ impl Policy {
 pub struct Decision {
     /// Whether the amount was (or, for a peek, could be) taken.
     pub allowed: bool,
-    /// What can be taken right now.
+    /// Tokens that can be taken now.
     pub remaining: Amount,
-    /// When the same request would be allowed if nobody else took; zero when it was.
+    /// Time until the same request would be allowed, if no other request takes tokens; zero when it was allowed.
     pub retry_after: Duration,
-    /// When the limit is full again if nobody takes.
+    /// Time until the limit is full again, if no request takes tokens.
     pub reset_after: Duration,
 }
 
@@ -165,7 +165,7 @@ pub enum State {
     SlidingWindow {
         /// How long a slot is, in milliseconds.
         slot_ms: u64,
-        /// Slot number and what was taken in it, oldest first, at most 61.
+        /// Slot number and the amount taken in it, oldest first, at most 61.
         slots: Vec<(u64, u64)>,
         /// The latest moment seen.
         at_ms: u64,
@@ -180,7 +180,7 @@ impl State {
         }
     }
 
-    /// Whether this state of a limit has put its clock back from what was known.
+    /// Whether this state puts the clock of the limit back from the `known` state.
     pub fn is_earlier(&self, known: Option<&Self>) -> bool {
         let is_same = |known: &Self| std::mem::discriminant(self) == std::mem::discriminant(known);
         known.is_some_and(|known| is_same(known) && self.at_ms() < known.at_ms())
@@ -201,7 +201,7 @@ const fn counts_as(at_ms: u64, now_ms: u64, length_ms: u64) -> u64 {
 /// Time that goes back counts as standing still, so a clock set back gives
 /// nothing away. A state that lies further ahead than the limit is long (until an empty bucket is full, or a window)
 /// counts as one of now: no caller waits longer than that because of a clock. It has to be kept also when the request was
-/// refused ([`State::is_earlier`]), or time would go on standing still. A state of another algorithm or scale is started afresh, empty of
+/// refused ([`State::is_earlier`]), or time would never advance. A state of another algorithm or scale is started afresh, empty of
 /// tokens for a bucket's changed period, full when the key is new.
 pub fn decide(
     policy: &Policy,
@@ -265,7 +265,7 @@ fn token_bucket(
         }
         _ => (0, now_ms),
     };
-    // Time stands still for so long.
+    // Time does not advance until then.
     let still_ms = then_ms - now_ms;
     let wanted = u128::from(amount.0) * scale;
     let available = full - missing;
@@ -313,7 +313,7 @@ fn sliding_window(
             at_ms,
         }) => {
             let at = counts_as(*at_ms, now_ms, length_ms);
-            // What was taken moves as far as the state does.
+            // The amounts taken move as far as the state does.
             let back = (*at_ms - at) / slot_ms;
             let rescaled = slots.iter().map(|(slot, taken)| {
                 let slot = slot.saturating_mul(*known) / slot_ms;
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_starts_full_and_says_when_to_come_back() {
+    fn a_bucket_starts_full_and_returns_the_retry_time() {
         let policy = bucket(2, 1);
         let (first, state) = decide(&policy, None, Amount::whole(2), 0);
         assert!(first.allowed);
@@ -434,16 +434,16 @@ mod tests {
         }
     }
 
-    /// What a rule would allow, worked out from every take there was.
+    /// A reference implementation of a rule, computed from every take.
     enum Oracle {
-        /// What is in the bucket, in millionths times milliseconds of the period, and since when.
+        /// Level of the bucket, in millionths times milliseconds of the period, and since when.
         Bucket { level: u128, at: u64 },
         /// When how much was taken.
         Window(Vec<(u64, u64)>),
     }
 
     impl Oracle {
-        /// What can be taken at a moment, in millionths, as a fraction of so many parts.
+        /// The amount that can be taken at a moment: a numerator in millionths, and its denominator.
         fn available(&mut self, policy: &Policy, now: u64) -> (u128, u128) {
             match (self, policy) {
                 (
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn a_million_steps_of_each_rule_are_as_an_oracle_says() {
+    fn a_million_steps_of_each_rule_match_the_oracle() {
         let dice = Dice(std::cell::Cell::new(0x9E37_79B9_7F4A_7C15));
         for is_bucket in [true, false] {
             for _ in 0..1_000 {
@@ -522,7 +522,7 @@ mod tests {
                     if is_allowed {
                         oracle.take(amount, now, parts);
                     } else {
-                        // What it says is true: a moment before it is refused, then it is allowed.
+                        // The retry time is exact: a millisecond before it the request is refused, at it allowed.
                         let after = decision.retry_after.as_millis() as u64;
                         let at = |moment| {
                             decide(&policy, Some(&next), Amount(amount), moment)

@@ -1,4 +1,4 @@
-//! What is handed over: a payload that is never parsed, and the little that travels with it.
+//! Messages: an opaque payload with its headers, id, key and times.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -99,7 +99,8 @@ pub struct NewMessage {
     pub not_before: Option<Timestamp>,
     /// Dropped, and counted as expired, when not leased before this moment.
     pub expires: Option<Timestamp>,
-    /// When what it reports happened, if that is not now: the timestamp of its record in a Kafka stream. Others do not keep it.
+    /// The event time, if it differs from the enqueue time: the timestamp of the record in a Kafka stream. Other backends
+    /// do not keep it.
     pub happened_at: Option<Timestamp>,
 }
 
@@ -170,7 +171,7 @@ pub struct Message {
 /// One handing-out of a message to one consumer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
-    /// What is handed out.
+    /// The message.
     pub message: Message,
     /// The token that settles this delivery.
     pub receipt: Receipt,

@@ -1,11 +1,11 @@
-//! Retry policy as data: how often, how long between, and what then.
+//! Retry policy as data: number of attempts and delays between them.
 
 use std::time::Duration;
 
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// How a failed delivery is tried again.
+/// Retry policy of a failed delivery.
 ///
 /// The delay before attempt `n + 1` is drawn evenly from half of
 /// `min(max, first × 2^(n-1))` to all of it: exponential backoff with equal
@@ -34,7 +34,7 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// A policy that never gives up: for loops around a dependency that must come back.
+    /// A policy without a last attempt: for loops around a dependency that must come back.
     pub const fn forever(first: Duration, max: Duration) -> Self {
         Self {
             attempts: u32::MAX,

@@ -1,6 +1,6 @@
-//! How long a thread has been waiting for the disk.
+//! Detects a thread that waits for a hung disk.
 //!
-//! A disk that hangs returns no error: the thread that called it is the only one that could tell, and it waits.
+//! A hung disk returns no error, and the thread that called it is blocked, so another thread has to observe it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -63,7 +63,7 @@ impl Watch {
 /// The answer of a request that waited `limit` for the disk.
 pub fn unknown(limit: Duration) -> Error {
     Error::outcome_unknown(format!(
-        "the disk did not confirm within {limit:?}: the outcome is unknown; repeat with the same idempotency key, or look"
+        "the disk did not confirm within {limit:?}: the outcome is unknown; repeat with the same idempotency key, or query the result"
     ))
 }
 

@@ -17,14 +17,14 @@ use crate::world::*;
 
 crate::promises! { Effects:
     everything_happens_in_one_step needs Queue, Kv;
-    nothing_happens_when_a_receipt_is_stale needs Queue, Kv;
-    nothing_happens_when_a_condition_does_not_hold needs Queue, Kv;
-    nothing_happens_when_a_publication_matches_no_route needs Queue, Kv, Routes;
+    nothing_changes_when_a_receipt_is_stale needs Queue, Kv;
+    nothing_changes_when_a_condition_does_not_hold needs Queue, Kv;
+    nothing_changes_when_a_publication_matches_no_route needs Queue, Kv, Routes;
     a_position_moves_in_the_same_step_as_the_append needs Stream, Kv;
     an_entry_is_finished_in_the_same_step_as_its_effect needs Stream, Kv;
-    one_of_many_takes_a_receipt needs Queue, Kv;
-    nothing_happens_when_a_queue_is_full needs Queue, Kv, MaxDepth;
-    a_repeated_dedup_id_is_passed_over needs Queue, Kv, Dedup;
+    one_of_many_settles_a_receipt needs Queue, Kv;
+    nothing_changes_when_a_queue_is_full needs Queue, Kv, MaxDepth;
+    a_repeated_dedup_id_is_skipped needs Queue, Kv, Dedup;
     a_refusal_counts_no_duplicates needs Queue, Kv, Dedup, MaxDepth;
 }
 
@@ -36,7 +36,7 @@ async fn effects(world: &mut World) -> Arc<dyn Effects> {
         .expect("the row offers effects")
 }
 
-/// What an order processor does: take stock, pass on, ack.
+/// The transaction of an order processor: take stock, publish, ack.
 fn order(delivery: &Delivery, quantity: i64) -> Transaction {
     Transaction {
         kv: vec![Op::Add {
@@ -54,7 +54,7 @@ fn order(delivery: &Delivery, quantity: i64) -> Transaction {
     }
 }
 
-/// Stock of ten, an order in hand.
+/// Stock of ten, and a leased order.
 async fn prepared(world: &mut World) -> Delivery {
     let backend = world.backend().await;
     backend
@@ -96,7 +96,7 @@ async fn everything_happens_in_one_step(mut world: World) {
     assert_eq!(state(&mut world).await, ("6".to_owned(), 1, 1));
 }
 
-async fn nothing_happens_when_a_receipt_is_stale(mut world: World) {
+async fn nothing_changes_when_a_receipt_is_stale(mut world: World) {
     let delivery = prepared(&mut world).await;
     let effects = effects(&mut world).await;
     effects.apply(order(&delivery, 4)).await.expect("apply");
@@ -107,7 +107,7 @@ async fn nothing_happens_when_a_receipt_is_stale(mut world: World) {
     assert_eq!(state(&mut world).await, ("6".to_owned(), 1, 1));
 }
 
-async fn nothing_happens_when_a_condition_does_not_hold(mut world: World) {
+async fn nothing_changes_when_a_condition_does_not_hold(mut world: World) {
     let delivery = prepared(&mut world).await;
     let outcome = effects(&mut world)
         .await
@@ -124,7 +124,7 @@ async fn nothing_happens_when_a_condition_does_not_hold(mut world: World) {
     assert_eq!(state(&mut world).await, ("10".to_owned(), 0, 0));
 }
 
-async fn nothing_happens_when_a_publication_matches_no_route(mut world: World) {
+async fn nothing_changes_when_a_publication_matches_no_route(mut world: World) {
     let delivery = prepared(&mut world).await;
     let exchange = ExchangeName::new("nowhere").expect("a valid name");
     let publication = Publication {
@@ -146,7 +146,7 @@ fn lines() -> StreamName {
     StreamName::new("lines").expect("a valid name")
 }
 
-/// What a reader of a file does: append the line, and move its position from where it believes to be.
+/// The transaction of a file reader: append the line, and move its position from the expected one.
 fn line(text_of: &str, from: Option<&'static str>, to: &'static str) -> Transaction {
     Transaction {
         kv: vec![Op::CompareAndSwap {
@@ -207,8 +207,8 @@ async fn an_entry_is_finished_in_the_same_step_as_its_effect(mut world: World) {
         commit: vec![(lines(), commit_in.clone(), vec![offset])],
         ..Transaction::default()
     };
-    let nobody = GroupName::new("nobody").expect("a valid name");
-    assert_kind(effects.apply(count(&nobody)).await, ErrorKind::NotFound);
+    let missing = GroupName::new("missing").expect("a valid name");
+    assert_kind(effects.apply(count(&missing)).await, ErrorKind::NotFound);
     effects.apply(count(&group)).await.expect("apply");
     let kv = world.backend().await.kv.expect("the row offers keys");
     assert_eq!(
@@ -222,7 +222,7 @@ async fn an_entry_is_finished_in_the_same_step_as_its_effect(mut world: World) {
     );
 }
 
-async fn one_of_many_takes_a_receipt(mut world: World) {
+async fn one_of_many_settles_a_receipt(mut world: World) {
     let delivery = prepared(&mut world).await;
     let effects = effects(&mut world).await;
     let mut racers = JoinSet::new();
@@ -252,7 +252,7 @@ async fn small_notify(world: &mut World) {
         .expect("declare");
 }
 
-async fn nothing_happens_when_a_queue_is_full(mut world: World) {
+async fn nothing_changes_when_a_queue_is_full(mut world: World) {
     let delivery = prepared(&mut world).await;
     small_notify(&mut world).await;
     let mut transaction = order(&delivery, 4);
@@ -275,7 +275,7 @@ fn sold_once() -> NewMessage {
     }
 }
 
-async fn a_repeated_dedup_id_is_passed_over(mut world: World) {
+async fn a_repeated_dedup_id_is_skipped(mut world: World) {
     let delivery = prepared(&mut world).await;
     let mut transaction = order(&delivery, 4);
     transaction.enqueue = vec![(name("notify"), sold_once()), (name("notify"), sold_once())];

@@ -1,4 +1,4 @@
-//! `kill -9` of a process that uses the backend: what it acknowledged is there.
+//! `kill -9` of a process that uses the backend: acknowledged messages survive.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -12,7 +12,7 @@ use rand::Rng;
 use crate::Subject;
 use crate::world::{ack, enqueue, lease, lease_as, payloads, stats};
 
-/// Tells the test binary to be the process that is killed: subject and folder.
+/// Makes the test binary the process that is killed: subject and folder.
 const ROLE: &str = "TOWPATH_TEST_KILLED";
 
 /// Of the process that is killed; longer than it takes to ack.
@@ -38,12 +38,12 @@ pub fn child_main(subjects: &'static [Subject]) -> bool {
     true
 }
 
-/// Enqueues and acks for ever, and says what was acknowledged.
+/// Enqueues and acks without end, and reports what was acknowledged.
 async fn work(subject: &Subject, folder: PathBuf) {
     let backend = (subject.open)(folder).await.expect("open");
     let queue = backend.require_queue("the suite").expect("queues");
     let mut out = std::io::stdout();
-    let mut say = |what: &str, payloads: &[String]| {
+    let mut report = |what: &str, payloads: &[String]| {
         for payload in payloads {
             writeln!(out, "{what} {payload}").expect("the parent reads");
         }
@@ -56,14 +56,14 @@ async fn work(subject: &Subject, folder: PathBuf) {
             &batch.iter().map(String::as_str).collect::<Vec<_>>(),
         )
         .await;
-        say("there", &batch);
+        report("there", &batch);
         if number.is_multiple_of(4) {
             let held = lease_as(&queue, "killed", 2, KILLED_LEASE, Duration::ZERO).await;
             let batch = payloads(&held);
-            // Said before it is done: from here on either is right.
-            say("maybe", &batch);
+            // Reported before the ack: from here on either outcome is correct.
+            report("maybe", &batch);
             ack(&queue, &held).await;
-            say("gone", &batch);
+            report("gone", &batch);
         }
     }
 }
@@ -90,7 +90,7 @@ pub(crate) fn survives(subject: &'static Subject) -> Result<(), Failed> {
         let (first, begun) = std::sync::mpsc::channel();
         let reader = std::thread::spawn(move || {
             let lines = BufReader::new(lines).lines().map_while(Result::ok);
-            // Nobody waits for the second one.
+            // The second send fails: the receiver is gone.
             let lines = lines.inspect(|_| {
                 first.send(()).ok();
             });
@@ -100,9 +100,10 @@ pub(crate) fn survives(subject: &'static Subject) -> Result<(), Failed> {
         std::thread::sleep(Duration::from_millis(rand::rng().random_range(150..500)));
         child.kill()?;
         child.wait()?;
-        let said = reader.join().map_err(|_| "the reader panicked")?;
+        let output = reader.join().map_err(|_| "the reader panicked")?;
         let named = |what: &str| -> BTreeSet<String> {
-            said.iter()
+            output
+                .iter()
                 .filter_map(|line| Some(line.strip_prefix(what)?.strip_prefix(' ')?.to_owned()))
                 .collect()
         };
@@ -118,7 +119,7 @@ pub(crate) fn survives(subject: &'static Subject) -> Result<(), Failed> {
             let queue = backend.require_queue("the suite").expect("queues");
             let mut found = BTreeSet::new();
             loop {
-                // A backend that outlives the process gives back what it held when the lease expires.
+                // A backend that outlives the process returns its deliveries when the lease expires.
                 let held = lease(&queue, 500).await;
                 found.extend(payloads(&held));
                 ack(&queue, &held).await;
@@ -134,7 +135,7 @@ pub(crate) fn survives(subject: &'static Subject) -> Result<(), Failed> {
             .iter()
             .find(|id| !found.contains(*id) && !maybe.contains(*id))
         {
-            return Err(format!("{lost} was acknowledged and is lost").into());
+            return Err(format!("{lost} was acknowledged and lost").into());
         }
         if let Some(again) = gone.iter().find(|id| found.contains(*id)) {
             return Err(format!("{again} was acked and came again").into());

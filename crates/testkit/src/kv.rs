@@ -21,13 +21,13 @@ crate::promises! { Kv:
     a_counter_stays_within_its_bounds;
     fields_are_kept_apart_from_values;
     a_hash_changes_field_by_field_and_stays;
-    a_key_goes_after_its_ttl;
+    a_key_expires_after_its_ttl;
     lists_keys_by_prefix_page_by_page;
     keeps_keys_across_reopen;
     a_sum_beyond_all_numbers_is_refused;
     bounds_hold_for_numbers_of_any_size;
     an_add_keeps_the_ttl;
-    a_deleted_key_takes_its_ttl_along;
+    deleting_a_key_clears_its_ttl;
     an_expiry_needs_a_key;
 }
 
@@ -247,11 +247,11 @@ async fn a_hash_changes_field_by_field_and_stays(mut world: World) {
         for _ in 0..2 {
             let kv = kv(&mut world).await;
             let fields = kv.fields("hash").await.expect("fields");
-            let told: Vec<String> = fields
+            let actual: Vec<String> = fields
                 .into_iter()
                 .map(|(name, value)| name + &String::from_utf8_lossy(&value))
                 .collect();
-            assert_eq!(told.join(" "), expected);
+            assert_eq!(actual.join(" "), expected);
             let ttl = kv.ttl("hash").await.expect("ttl").expect("it is there");
             assert_eq!(ttl.is_some(), mortal, "{expected}");
             world.reopen().await;
@@ -259,7 +259,7 @@ async fn a_hash_changes_field_by_field_and_stays(mut world: World) {
     }
 }
 
-async fn a_key_goes_after_its_ttl(mut world: World) {
+async fn a_key_expires_after_its_ttl(mut world: World) {
     let kv = kv(&mut world).await;
     assert!(
         kv.put_if_absent("short", "x".into(), Some(Duration::from_millis(300)))
@@ -354,7 +354,7 @@ async fn bounds_hold_for_numbers_of_any_size(mut world: World) {
     }
 }
 
-async fn a_deleted_key_takes_its_ttl_along(mut world: World) {
+async fn deleting_a_key_clears_its_ttl(mut world: World) {
     let kv = kv(&mut world).await;
     kv.put("stock", "1".into(), Some(Duration::from_secs(600)))
         .await

@@ -1,29 +1,29 @@
 //! The shared suite: one list of cases, run over every backend.
 //!
 //! A case states one promise of a port's documentation, names no backend, and
-//! gets a fresh and empty one. What a backend does not offer is tested to be
-//! refused. [`mutants`] are wrong backends; each must turn a named case red.
+//! gets a fresh and empty one. A capability that a backend does not offer must be
+//! refused. [`mutants`] are faulty backends; each must fail a named case.
 //!
-//! Beside it are what other tests prove durability with: a [`ledger`] of what was promised and what came out,
+//! Beside it are the tools of the durability tests: a [`ledger`] of promises and results,
 //! [power cuts](power_cut), real [`servers`].
 
-mod absent;
 pub mod certificates;
+pub mod disk_fault;
 mod effects;
-pub mod fault;
 mod kill;
 mod kv;
 pub mod ledger;
-mod lost;
 pub mod mutants;
-mod positions;
 pub mod power_cut;
 pub mod proxy;
 mod queue;
 mod rate_limit;
+mod redeclare;
 mod routes;
 pub mod servers;
+mod source_offsets;
 mod stream;
+mod unsupported;
 mod world;
 
 use std::future::Future;
@@ -45,21 +45,21 @@ pub type Body = fn(World) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 pub struct Case {
     /// The promise, as a name.
     pub name: &'static str,
-    /// What a backend must offer for it; without that it is passed over.
+    /// Capabilities that it needs; without them it is ignored.
     pub needs: &'static [Capability],
     /// Panics when the promise is broken.
     pub body: Body,
 }
 
 impl Case {
-    /// What it needs and the row does not offer.
+    /// A capability that it needs and the row does not offer.
     fn lacks(&self, subject: &Subject) -> Option<Capability> {
         let mut needs = self.needs.iter().copied();
         needs.find(|need| !subject.descriptor.offers(*need))
     }
 }
 
-/// Declares the cases of a port: a name, what it needs besides, and the function of that name.
+/// Declares the cases of a port: a name, further capabilities, and the function of that name.
 macro_rules! promises {
     ($port:ident: $($name:ident $(needs $($need:ident),+)?;)*) => {
         pub(crate) fn cases() -> Vec<$crate::Case> {
@@ -82,21 +82,21 @@ fn areas() -> [(&'static str, Vec<Case>); 7] {
         ("kv", kv::cases()),
         ("rate_limit", rate_limit::cases()),
         ("effects", effects::cases()),
-        ("positions", positions::cases()),
+        ("source_offsets", source_offsets::cases()),
     ]
 }
 
 /// Longer than any case may take.
 const DEADLINE: Duration = Duration::from_secs(180);
 
-/// Names the rows and the abilities that must be there, separated by commas: what cannot run for want of them fails
+/// Names the rows and the abilities that are required, separated by commas: trials that cannot run without them fail
 /// instead of being ignored.
 const REQUIRE: &str = "TOWPATH_TEST_REQUIRE";
 
-/// What a test may need of the machine and the machine may not allow.
+/// Abilities of the machine that tests may need.
 const ABILITIES: &[&str] = &[
     power_cut::NAME,
-    fault::TOOL,
+    disk_fault::TOOL,
     "pgbouncer",
     "postgres",
     "s3",
@@ -120,7 +120,7 @@ pub fn trials(subjects: &'static [Subject]) -> Vec<Trial> {
         ABILITIES.contains(&name) || subjects.iter().any(|subject| subject.name == name)
     };
     let unknown = required.iter().filter(|name| !is_known(name)).map(|name| {
-        let reason = format!("{REQUIRE} names `{name}`, and there is no such row");
+        let reason = format!("{REQUIRE} names `{name}`, which is not a row");
         unable(format!("{name}::is_there"), true, reason)
     });
     let rows = subjects.iter().flat_map(|subject| {
@@ -137,7 +137,7 @@ pub fn trials(subjects: &'static [Subject]) -> Vec<Trial> {
     unknown.chain(rows).collect()
 }
 
-/// What one trial does, or why it does nothing.
+/// Body of a trial, or why it cannot run.
 enum Run {
     Able(Box<dyn FnOnce() -> Result<(), Failed> + Send>),
     Unable(String),
@@ -152,24 +152,24 @@ fn trials_of(subject: &'static Subject) -> Vec<(String, Run)> {
             let lacks = case.lacks(subject);
             let run = match lacks {
                 None => Run::Able(Box::new(move || run(case, World::of(subject)))),
-                Some(lacks) => Run::Unable(format!("no {}: see `absent`", lacks.as_str())),
+                Some(lacks) => Run::Unable(format!("no {}: see `unsupported`", lacks.as_str())),
             };
             add(format!("{area}::{}", case.name), run);
         }
     }
-    for case in lost::cases() {
+    for case in redeclare::cases() {
         let run = match (case.lacks(subject), subject.lose) {
-            (Some(lacks), _) => Run::Unable(format!("no {}: see `absent`", lacks.as_str())),
-            (None, None) => Run::Unable("nothing of it is with a server".to_owned()),
+            (Some(lacks), _) => Run::Unable(format!("no {}: see `unsupported`", lacks.as_str())),
+            (None, None) => Run::Unable("it has no server".to_owned()),
             (None, Some(_)) => Run::Able(Box::new(move || run(case, World::of(subject)))),
         };
-        add(format!("lost::{}", case.name), run);
+        add(format!("redeclare::{}", case.name), run);
     }
-    for lacks in absent::absences(subject) {
-        let name = format!("absent::refuses_{}", lacks.as_str().replace(' ', "_"));
+    for lacks in unsupported::absences(subject) {
+        let name = format!("unsupported::refuses_{}", lacks.as_str().replace(' ', "_"));
         add(
             name,
-            Run::Able(Box::new(move || absent::is_refused(subject, lacks))),
+            Run::Able(Box::new(move || unsupported::is_refused(subject, lacks))),
         );
     }
     if subject.descriptor.offers(Capability::Queue) {
@@ -188,7 +188,7 @@ fn trials_of(subject: &'static Subject) -> Vec<(String, Run)> {
     trials
 }
 
-/// A trial that runs where `missing` names no reason against it; where it does, it is shown as ignored with the reason,
+/// A trial that runs unless `missing` names a reason; with one it is shown as ignored with the reason,
 /// and fails when `TOWPATH_TEST_REQUIRE` contains `ability`.
 pub fn trial_where_able(
     name: impl Into<String>,
@@ -228,7 +228,7 @@ fn run(case: Case, world: World) -> Result<(), Failed> {
     run_to_end((case.body)(world))
 }
 
-/// What one row promises beyond the ports: a name, and what panics when the promise is broken.
+/// A promise of one row beyond the ports: a name, and a body that panics when the promise is broken.
 pub type Own = (
     &'static str,
     fn() -> Pin<Box<dyn Future<Output = ()> + Send>>,

@@ -1,8 +1,8 @@
-//! Power cuts: a file system of its own in an image file, which loses at once what was not synced.
+//! Power cuts: a file system in an image file, which loses all unsynced data at once.
 //!
-//! The cut is the file system's own `shutdown`: what is dirty in memory never reaches the disk, every further call
-//! gives `EIO`. What was synced, and what the kernel had written back by itself, is there after the next mount, as it
-//! is after a real cut. What a real disk loses of its own cache is not simulated: the image keeps what it was given.
+//! The cut is the file system's own `shutdown`: dirty pages never reach the disk, every further call
+//! gives `EIO`. Data that was synced or written back by the kernel is there after the next mount, as it
+//! is after a real cut. The loss of a disk's own cache is not simulated: the image keeps every write it got.
 
 use std::fs::Permissions;
 use std::io;
@@ -14,16 +14,16 @@ use std::time::{Duration, Instant};
 /// Small enough to be made in a moment, and the least that XFS takes.
 const IMAGE_BYTES: u64 = 320 << 20;
 
-/// Longest wait for a dying process to let go of the files.
+/// Longest wait for a dying process to close the files.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Says that this process has its mounts for itself.
+/// Marks a process that has its own mount namespace.
 const PRIVATE: &str = "TOWPATH_TEST_PRIVATE_MOUNTS";
 
 /// How `TOWPATH_TEST_REQUIRE` names the power cuts.
 pub const NAME: &str = "power-cut";
 
-/// What the image is formatted with.
+/// File system of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileSystem {
     /// By `mkfs.xfs`.
@@ -32,7 +32,7 @@ pub enum FileSystem {
     Ext4,
 }
 
-/// What happens to the file system's journal at the cut.
+/// Whether the cut flushes the file system's journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
     /// It is lost with the rest: files may miss their newest names and sizes.
@@ -52,12 +52,12 @@ impl Disk {
     /// Makes, formats and mounts one.
     ///
     /// # Errors
-    /// Of the tools, with what they said; [`missing`] says beforehand what is not there.
+    /// Errors of the tools, with their output; [`missing`] checks whether they are installed.
     pub fn new(file_system: FileSystem) -> io::Result<Self> {
         Self::with_size(file_system, IMAGE_BYTES)
     }
 
-    /// The same of another size. The image takes only the space of what is written.
+    /// The same of another size. The image takes only the space of written data.
     ///
     /// # Errors
     /// As [`Disk::new`].
@@ -84,7 +84,7 @@ impl Disk {
         self.folder.path().join("disk")
     }
 
-    /// Writes back everything, as the system has long done with what was installed before a test.
+    /// Writes everything back, as the system has long done for files installed before a test.
     ///
     /// # Errors
     /// Of the tool.
@@ -96,7 +96,7 @@ impl Disk {
     ///
     /// One that is under way may still lie: with [`Cut::Plain`] the kernel was seen to give success for an `fdatasync`
     /// of a file that grows, at most one, whose bytes were then not there (5 of 100 cuts on XFS, 18 of 100 on ext4;
-    /// none when bytes in place were overwritten). What rests on that one sync alone must be told from what was answered
+    /// none when bytes in place were overwritten). Messages that rest on that one sync alone must be distinguished from those answered
     /// before the call.
     ///
     /// # Errors
@@ -111,7 +111,7 @@ impl Disk {
             .arg(self.path()))
     }
 
-    /// Unmounts it, which waits until nobody has its files open, and mounts it again on another device number, as
+    /// Unmounts it, which waits until no process has its files open, and mounts it again on another device number, as
     /// after a restart of the machine.
     ///
     /// # Errors
@@ -196,9 +196,9 @@ pub fn missing(file_system: FileSystem) -> Option<String> {
     ))
 }
 
-/// Goes on as a process that has its mounts for itself, where that is possible; call it first in `main`.
+/// Restarts this process in its own mount namespace, where that is possible; call it first in `main`.
 ///
-/// The kernel then unmounts the images also when the test is killed, and nobody else holds them busy.
+/// The kernel then unmounts the images also when the test is killed, and no other process keeps them busy.
 pub fn with_private_mounts() {
     use std::os::unix::process::CommandExt;
 
@@ -229,7 +229,7 @@ fn run(command: &mut Command) -> io::Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
+    let stderr = String::from_utf8_lossy(&output.stderr);
     let program = command.get_program().to_string_lossy();
-    Err(io::Error::other(format!("{program}: {}", said.trim())))
+    Err(io::Error::other(format!("{program}: {}", stderr.trim())))
 }

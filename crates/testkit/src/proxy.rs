@@ -8,20 +8,20 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
-/// What is wrong with the network.
+/// A fault of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing.
     None,
     /// Every connection is reset, the open ones too.
     Reset,
-    /// Each piece takes so long on its way.
+    /// Each piece arrives after this delay.
     Latency(Duration),
-    /// Nothing arrives, in neither direction, and nobody is told.
+    /// Drops everything in both directions, silently.
     BlackHole,
-    /// What the client sends arrives; what the server answers does not.
+    /// Requests arrive, answers are dropped.
     HalfOpen,
-    /// A connection is reset once so many bytes of answers have passed.
+    /// A connection is reset after this many bytes of answers.
     CutAfter(usize),
 }
 
@@ -70,7 +70,7 @@ impl Drop for Proxy {
 }
 
 async fn accept(listener: TcpListener, target: u16, faults: watch::Receiver<Fault>) {
-    // Aborts what is open when this task ends.
+    // Aborts the open connections when this task ends.
     let mut open = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         let faults = faults.clone();
@@ -84,7 +84,7 @@ async fn accept(listener: TcpListener, target: u16, faults: watch::Receiver<Faul
     }
 }
 
-/// Passes bytes both ways until one side ends or the fault says so.
+/// Forwards bytes both ways until one side closes or the fault ends it.
 async fn join(mut client: TcpStream, mut server: TcpStream, mut faults: watch::Receiver<Fault>) {
     let (mut there, mut back) = (vec![0; 16 * 1024], vec![0; 16 * 1024]);
     let mut answered = 0;

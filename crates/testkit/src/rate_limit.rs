@@ -16,7 +16,7 @@ crate::promises! { RateLimit:
     many_takers_never_get_more_than_the_rule_allows;
     several_takes_are_all_or_none;
     a_peek_takes_nothing_and_a_reset_fills_up;
-    the_time_it_names_is_the_time_it_keeps;
+    retry_after_is_exact;
     an_impossible_amount_is_invalid;
     a_limit_is_remembered_across_reopen;
     no_stretch_of_time_admits_more_than_capacity_and_refill;
@@ -119,7 +119,7 @@ async fn a_peek_takes_nothing_and_a_reset_fills_up(mut world: World) {
     );
 }
 
-async fn the_time_it_names_is_the_time_it_keeps(mut world: World) {
+async fn retry_after_is_exact(mut world: World) {
     let limits = limits(&mut world).await;
     let quick = Policy::TokenBucket {
         capacity: Amount::whole(1),

@@ -15,7 +15,7 @@ crate::promises! { Routes:
     an_unroutable_message_is_an_error_and_stored_nowhere needs Queue;
     bindings_stay_until_unbound needs Queue;
     a_full_queue_refuses_its_message_alone needs Queue, MaxDepth;
-    a_refused_publication_does_not_keep_the_others_out needs Queue;
+    a_refused_publication_does_not_fail_the_batch needs Queue;
 }
 
 async fn routes(world: &mut World) -> Arc<dyn Routes> {
@@ -152,7 +152,7 @@ async fn a_full_queue_refuses_its_message_alone(mut world: World) {
     );
 }
 
-async fn a_refused_publication_does_not_keep_the_others_out(mut world: World) {
+async fn a_refused_publication_does_not_fail_the_batch(mut world: World) {
     let routes = routes(&mut world).await;
     routes.bind(&binding("#", "all")).await.expect("bind");
     let large = Publication {

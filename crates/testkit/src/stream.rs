@@ -14,31 +14,31 @@ use crate::World;
 use crate::world::*;
 
 crate::promises! { Stream:
-    hands_out_entries_in_order_and_once;
+    delivers_entries_in_order_and_once;
     every_group_reads_everything;
     consumers_of_a_group_share_the_entries;
-    a_group_starts_where_it_is_told;
+    a_group_starts_at_the_given_offset;
     an_existing_group_keeps_its_position;
     a_read_waits_for_the_first_entry;
     a_finished_prefix_ends_at_the_first_unfinished_entry;
     committing_again_changes_nothing;
-    an_entry_can_be_claimed_once_it_was_held_for_long;
-    what_a_disconnected_consumer_held_can_be_claimed_at_once;
-    a_claim_takes_the_oldest_and_no_more_than_asked;
+    an_idle_pending_entry_can_be_claimed;
+    a_disconnected_consumers_entries_can_be_claimed_at_once;
+    a_claim_takes_the_oldest_up_to_max;
     seeking_back_replays;
-    seeking_to_the_end_passes_over;
-    tells_lag_pending_and_age;
+    seeking_to_the_end_skips_entries;
+    reports_lag_pending_and_age;
     trims_below_the_slowest_group;
-    keeps_the_last_entries_when_told;
+    trims_to_the_newest_entries;
     ranges_page_through_without_a_group;
     recognises_a_repeated_entry needs Dedup;
-    takes_the_rest_when_one_entry_is_refused;
+    a_refused_entry_does_not_fail_the_batch;
     keeps_large_empty_and_binary_entries;
     keeps_headers_and_ids needs Headers;
     keeps_entries_and_positions_across_reopen;
     keeps_everything_across_reopen needs Bookkeeping;
     forgets_a_deleted_group;
-    names_what_is_missing;
+    missing_streams_and_groups_are_not_found;
     streams_do_not_mix;
 }
 
@@ -139,7 +139,7 @@ fn offsets(entries: &[Entry]) -> Vec<Offset> {
     entries.iter().map(|entry| entry.offset).collect()
 }
 
-async fn hands_out_entries_in_order_and_once(mut world: World) {
+async fn delivers_entries_in_order_and_once(mut world: World) {
     let stream = grouped(&mut world).await;
     let appended = append(&stream, &["a", "b", "c"]).await;
     assert!(
@@ -194,7 +194,7 @@ async fn consumers_of_a_group_share_the_entries(mut world: World) {
     assert_eq!(of_group(&stream, "g").await.lag, 0);
 }
 
-async fn a_group_starts_where_it_is_told(mut world: World) {
+async fn a_group_starts_at_the_given_offset(mut world: World) {
     let stream = stream(&mut world).await;
     let appended = append(&stream, &["a", "b", "c"]).await;
     create(&stream, "all", Start::Beginning).await;
@@ -272,7 +272,7 @@ async fn committing_again_changes_nothing(mut world: World) {
     }
 }
 
-async fn an_entry_can_be_claimed_once_it_was_held_for_long(mut world: World) {
+async fn an_idle_pending_entry_can_be_claimed(mut world: World) {
     let stream = grouped(&mut world).await;
     let appended = append(&stream, &["a", "b"]).await;
     commit(&stream, "g", &offsets(&read(&stream, 2).await)[..1]).await;
@@ -285,13 +285,13 @@ async fn an_entry_can_be_claimed_once_it_was_held_for_long(mut world: World) {
     );
     assert!(
         claim(&stream, "three", LONG, 10).await.is_empty(),
-        "held anew"
+        "held again"
     );
     commit(&stream, "g", &offsets(&claimed)).await;
     assert_eq!(of_group(&stream, "g").await.pending, 0);
 }
 
-async fn what_a_disconnected_consumer_held_can_be_claimed_at_once(mut world: World) {
+async fn a_disconnected_consumers_entries_can_be_claimed_at_once(mut world: World) {
     let stream = grouped(&mut world).await;
     append(&stream, &["a", "b", "c"]).await;
     read_as(&stream, "g", "gone", 2, Duration::ZERO).await;
@@ -304,7 +304,7 @@ async fn what_a_disconnected_consumer_held_can_be_claimed_at_once(mut world: Wor
     assert_eq!(stream.disconnect(&gone).await.expect("disconnect"), 0);
 }
 
-async fn a_claim_takes_the_oldest_and_no_more_than_asked(mut world: World) {
+async fn a_claim_takes_the_oldest_up_to_max(mut world: World) {
     let stream = grouped(&mut world).await;
     append(&stream, &["a", "b", "c"]).await;
     read_as(&stream, "g", "gone", 3, Duration::ZERO).await;
@@ -334,7 +334,7 @@ async fn seeking_back_replays(mut world: World) {
     assert_eq!(texts(&read(&stream, 10).await), ["c"]);
 }
 
-async fn seeking_to_the_end_passes_over(mut world: World) {
+async fn seeking_to_the_end_skips_entries(mut world: World) {
     let stream = grouped(&mut world).await;
     append(&stream, &["a", "b"]).await;
     stream
@@ -346,7 +346,7 @@ async fn seeking_to_the_end_passes_over(mut world: World) {
     assert_eq!(texts(&read(&stream, 10).await), ["c"]);
 }
 
-async fn tells_lag_pending_and_age(mut world: World) {
+async fn reports_lag_pending_and_age(mut world: World) {
     let stream = grouped(&mut world).await;
     let empty = of_group(&stream, "g").await;
     assert_eq!(
@@ -382,7 +382,11 @@ async fn trims_below_the_slowest_group(mut world: World) {
     let trim = || stream.trim(&of, Trim::Finished);
     assert_eq!(trim().await.expect("trim"), 0, "`slow` has read nothing");
     let held = read_as(&stream, "slow", "one", 2, Duration::ZERO).await;
-    assert_eq!(trim().await.expect("trim"), 0, "in hand is not finished");
+    assert_eq!(
+        trim().await.expect("trim"),
+        0,
+        "a pending entry is not finished"
+    );
     commit(&stream, "slow", &offsets(&held)).await;
     assert_eq!(trim().await.expect("trim"), 2);
     let left = stats(&stream).await;
@@ -400,10 +404,10 @@ async fn trims_below_the_slowest_group(mut world: World) {
         .delete_group(&lines(), &group("g"))
         .await
         .expect("delete");
-    assert_eq!(trim().await.expect("trim"), 0, "nobody has read the rest");
+    assert_eq!(trim().await.expect("trim"), 0, "the rest is unread");
 }
 
-async fn keeps_the_last_entries_when_told(mut world: World) {
+async fn trims_to_the_newest_entries(mut world: World) {
     let stream = grouped(&mut world).await;
     let appended = append(&stream, &["a", "b", "c", "d", "e"]).await;
     let held = read(&stream, 2).await;
@@ -418,7 +422,7 @@ async fn keeps_the_last_entries_when_told(mut world: World) {
     };
     assert_eq!(trim(9).await, 0);
     assert_eq!(trim(2).await, 3);
-    // What was in hand and is gone can still be committed, and holds nothing back.
+    // A pending entry that was trimmed can still be committed, and holds nothing back.
     commit(&stream, "g", &offsets(&held)).await;
     let left = of_group(&stream, "g").await;
     assert_eq!((left.lag, left.pending), (2, 0));
@@ -466,7 +470,7 @@ async fn recognises_a_repeated_entry(mut world: World) {
     assert_eq!(stats(&stream).await.appended, 3);
 }
 
-async fn takes_the_rest_when_one_entry_is_refused(mut world: World) {
+async fn a_refused_entry_does_not_fail_the_batch(mut world: World) {
     let stream = grouped(&mut world).await;
     let delayed = NewMessage {
         not_before: Some(Timestamp::from_millis(u64::MAX / 2)),
@@ -535,7 +539,7 @@ async fn keeps_entries_and_positions_across_reopen(mut world: World) {
     assert_eq!((all.entries, all.last), (3, Some(appended[2])));
     let stats = of_group(&stream, "g").await;
     assert_eq!((stats.committed, stats.lag), (Some(appended[0]), 2));
-    // What nobody finished comes again, as it was left or from the position on.
+    // Unfinished entries are delivered again, as they were or from the position on.
     let mut rest = claim(&stream, "two", Duration::ZERO, 10).await;
     rest.extend(read(&stream, 10).await);
     assert_eq!(texts(&rest), ["b", "c"]);
@@ -594,11 +598,11 @@ async fn forgets_a_deleted_group(mut world: World) {
     assert_eq!(texts(&read(&stream, 10).await), ["a"]);
 }
 
-async fn names_what_is_missing(mut world: World) {
+async fn missing_streams_and_groups_are_not_found(mut world: World) {
     let stream = stream(&mut world).await;
     let request = |max| ReadRequest {
         stream: lines(),
-        group: group("nobody"),
+        group: group("missing"),
         consumer: consumer("one"),
         max,
         wait: Duration::ZERO,
@@ -611,17 +615,17 @@ async fn names_what_is_missing(mut world: World) {
     );
     append(&stream, &["a"]).await;
     assert_kind(stream.read(request(1)).await, ErrorKind::NotFound);
-    let nobody = group("nobody");
+    let missing = group("missing");
     assert_kind(
-        stream.commit(&lines(), &nobody, &[]).await,
+        stream.commit(&lines(), &missing, &[]).await,
         ErrorKind::NotFound,
     );
     assert_kind(
-        stream.seek(&lines(), &nobody, Start::End).await,
+        stream.seek(&lines(), &missing, Start::End).await,
         ErrorKind::NotFound,
     );
     let claimed = stream
-        .claim(&lines(), &nobody, &consumer("one"), LONG, 1)
+        .claim(&lines(), &missing, &consumer("one"), LONG, 1)
         .await;
     assert_kind(claimed, ErrorKind::NotFound);
     assert_kind(stream.read(request(0)).await, ErrorKind::Invalid);

@@ -1,4 +1,4 @@
-//! A fresh backend for one case, and the short words that cases are written in.
+//! A fresh backend for one case, and the helpers of the cases.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -14,28 +14,28 @@ use towpath_core::{ConsumerId, Delivery, ErrorKind, MessageId, NewMessage, Queue
 /// A future that opens a backend.
 pub(crate) type Opening = Pin<Box<dyn Future<Output = towpath_core::Result<Backend>> + Send>>;
 
-/// A future that destroys what was declared.
+/// A future that destroys everything declared.
 pub type Losing = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// One row: a backend under test.
 pub struct Subject {
-    /// How its cases are called.
+    /// Prefix of its trials.
     pub name: &'static str,
-    /// What it says it offers.
+    /// Its descriptor.
     pub descriptor: &'static Descriptor,
     /// Why its cases cannot run here, for instance "no server at 127.0.0.1:6379"; asked once.
     pub missing: fn() -> Option<String>,
-    /// Opens it on what is kept at this place; a fresh place is a fresh backend.
+    /// Opens it at this path; a fresh path is a fresh backend.
     ///
     /// A backend in a server uses the path as its namespace. It is opened again
-    /// at the same place, after it was closed and by another process after a kill.
+    /// at the same path, after it was closed and by another process after a kill.
     pub open: fn(PathBuf) -> Opening,
     /// Destroys on the server, behind the backend's back and while its connection holds, everything that was declared
-    /// at this place: queues with their messages, exchanges, bindings, topics. `None` where nothing is with a server.
+    /// at this path: queues with their messages, exchanges, bindings, topics. `None` without a server.
     pub lose: Option<fn(PathBuf) -> Losing>,
 }
 
-/// What a case works on.
+/// The fixture of a case.
 pub struct World {
     folder: Arc<tempfile::TempDir>,
     subject: &'static Subject,
@@ -91,7 +91,7 @@ impl World {
         self.backend().await.stream.expect("the row offers streams")
     }
 
-    /// Destroys on the server what was declared, while the backend is open.
+    /// Destroys on the server everything declared, while the backend is open.
     pub(crate) async fn lose(&self) {
         let lose = self
             .subject
@@ -100,7 +100,7 @@ impl World {
         lose(self.folder.path().to_owned()).await;
     }
 
-    /// Closes and opens it again: what was acknowledged must be there.
+    /// Closes and reopens it: everything acknowledged must be there.
     pub async fn reopen(&mut self) -> Arc<dyn Queue> {
         self.close().await;
         self.queue().await
@@ -135,7 +135,7 @@ pub(crate) fn text(payload: &str) -> NewMessage {
     NewMessage::new(payload.to_owned())
 }
 
-/// Settings with so many attempts, tried again at once.
+/// Settings with `attempts` attempts, retried at once.
 pub(crate) fn attempts(attempts: u32) -> Settings {
     Settings {
         retry: retry::Policy {
@@ -146,7 +146,7 @@ pub(crate) fn attempts(attempts: u32) -> Settings {
     }
 }
 
-/// Enqueues texts that must be taken.
+/// Enqueues texts, each of which must be accepted.
 pub(crate) async fn enqueue(queue: &Arc<dyn Queue>, payloads: &[&str]) -> Vec<MessageId> {
     enqueue_all(
         queue,
@@ -195,7 +195,7 @@ pub(crate) async fn lease(queue: &Arc<dyn Queue>, max: usize) -> Vec<Delivery> {
     deliveries
 }
 
-/// What can be leased right now.
+/// Leases everything that is ready now.
 pub(crate) async fn lease_now(queue: &Arc<dyn Queue>, max: usize) -> Vec<Delivery> {
     lease_as(queue, "one", max, Duration::from_secs(30), Duration::ZERO).await
 }

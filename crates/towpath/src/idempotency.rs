@@ -60,7 +60,7 @@ pub(crate) fn replayed(mut response: Response, is_replay: bool) -> Response {
 pub(crate) struct Digest([u8; 8]);
 
 impl Digest {
-    /// Of these parts, told apart by their lengths.
+    /// Of these parts, separated by their lengths.
     pub(crate) fn of<'a>(key: &'a str, parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut context = Context::new(&SHA256);
         for part in std::iter::once(key.as_bytes()).chain(parts) {
@@ -77,7 +77,7 @@ impl Digest {
         message.id = MessageId::with_digest(self.at(place));
     }
 
-    /// Whether what came first under the key was another request.
+    /// Whether the first request with the key was another one.
     ///
     /// An id without a digest tells nothing: its message is of an earlier version, or of another producer.
     pub(crate) fn is_other(self, outcome: Enqueued, place: usize) -> bool {
@@ -87,7 +87,7 @@ impl Digest {
         }
     }
 
-    /// Ids of one moment differ by what they carry.
+    /// Ids of one moment differ by their contents.
     const fn at(self, place: usize) -> [u8; 8] {
         (u64::from_be_bytes(self.0) ^ place as u64).to_be_bytes()
     }

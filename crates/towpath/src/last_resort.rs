@@ -7,10 +7,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-/// How long the last line of the log may take: it goes to a file on a disk, perhaps.
+/// Time limit of the last line of the log: it goes to a file on a disk, perhaps.
 const SAID: Duration = Duration::from_millis(100);
 
-/// How long the exit itself may take.
+/// Time limit of the exit.
 const EXIT: Duration = Duration::from_secs(1);
 
 /// Ends the process with `code` when it is still there after `limit`, and says `why`.

@@ -10,6 +10,7 @@
 //! finished, or released without costing an attempt. The outcome of a delivery
 //! whose lease was lost is discarded and counted.
 
+mod ahead;
 mod answer;
 mod batch;
 mod destination;

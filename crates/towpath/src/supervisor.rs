@@ -22,12 +22,12 @@ use tokio_util::sync::CancellationToken;
 use towpath_core::{Error, Result, retry};
 use tracing::{error, info, warn};
 
-/// When a task is told to stop; earlier stages are over before later ones are told.
+/// Stage of the shutdown in which a task is stopped; earlier stages end before later ones start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Stage {
-    /// Takes requests: stop accepting, finish those in hand.
+    /// Takes requests: stop accepting, complete those in progress.
     Accept,
-    /// Brings work in by itself: remember the position.
+    /// Reads an input: remember the position.
     Source,
     /// Leases and delivers: lease no more, finish or give back.
     Deliver,
@@ -56,10 +56,10 @@ pub enum OnFailure {
     EndProcess,
 }
 
-/// What is left of the grace period after a failure that ends the process at once: requests are answered that they failed.
+/// Remaining grace period after a failure that ends the process at once: requests are answered that they failed.
 const AT_ONCE: Duration = Duration::from_millis(500);
 
-/// How long requests that wait for what has failed are given to answer.
+/// Time for requests that wait for the failed part to answer.
 const ANSWERS: Duration = Duration::from_millis(100);
 
 /// How soon a failed task is started again; a run of a minute counts as recovered.
@@ -98,7 +98,7 @@ impl Account {
 pub struct Stop {
     token: CancellationToken,
     deadline: Arc<Mutex<Option<Instant>>>,
-    /// Where the task counts what it did.
+    /// Counters of the task.
     pub account: Account,
 }
 
@@ -176,7 +176,7 @@ impl fmt::Debug for Task {
 /// How one task ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
-    /// By itself, all done.
+    /// Completed.
     Finished,
     /// Cut off when the grace period was over.
     Cut,
@@ -191,7 +191,7 @@ pub struct TaskReport {
     pub name: String,
     /// How it ended.
     pub ending: Ending,
-    /// What it did since the process started.
+    /// Counts since the process started.
     pub counts: BTreeMap<&'static str, u64>,
 }
 
@@ -200,7 +200,7 @@ pub struct TaskReport {
 pub struct Report {
     /// Why it ended: `SIGTERM`, or the failure.
     pub reason: String,
-    /// How long the drain took.
+    /// Duration of the drain.
     pub drained_in: Duration,
     /// Every task.
     pub tasks: Vec<TaskReport>,
@@ -211,7 +211,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether everything ended by itself and nothing failed.
+    /// Whether every task completed without failure.
     pub fn is_clean(&self) -> bool {
         self.tasks
             .iter()

@@ -1,4 +1,4 @@
-//! Tokens in a data folder: whoever can read the folder may operate what they open.
+//! Tokens in a data folder: a user with read access to the folder may use the API.
 
 use std::fs::{self, Permissions};
 use std::io::ErrorKind;
@@ -18,7 +18,7 @@ use towpath_core::{Error, Result};
 pub struct Token(Arc<str>);
 
 impl Token {
-    /// A secret that somebody chose.
+    /// A configured secret.
     pub fn new(text: &str) -> Self {
         Self(text.into())
     }

@@ -1,9 +1,9 @@
-//! A message and what it has been through, for a broker that keeps no books: it travels with the message.
+//! A message with its history, for a broker that keeps none: the history travels with the message.
 
 use towpath_core::port::queue::DeadLetter;
 use towpath_core::{Error, Headers, Message, NewMessage, QueueName, Result, Timestamp, attempt};
 
-/// Before the names of our own headers.
+/// Prefix of our own headers.
 pub(crate) const OURS: &str = "towpath-";
 
 /// A message with its history.
@@ -12,17 +12,17 @@ pub(crate) struct Envelope {
     pub(crate) message: Message,
     /// Deliveries before it was published here.
     pub(crate) attempts: u32,
-    /// Those up to the last one that ended in an outcome.
+    /// Deliveries up to the last one with an outcome.
     pub(crate) settled: u32,
     /// Earlier errors, oldest first.
     pub(crate) errors: Vec<String>,
     pub(crate) not_before: Option<Timestamp>,
-    /// Why and when it was given up.
+    /// Reason and time of a dead letter.
     pub(crate) death: Option<(String, Timestamp)>,
 }
 
 impl Envelope {
-    /// A message that begins in a queue of `broker`, which knows no order per key, no dedup and no expiry.
+    /// A new message of a queue on `broker`, which has no order per key, no dedup and no expiry.
     pub(crate) fn begin(broker: &str, message: NewMessage, now: Timestamp) -> Result<Self> {
         message.check()?;
         for (what, asked) in [
@@ -53,13 +53,13 @@ impl Envelope {
         })
     }
 
-    /// Adds to its history; the oldest goes.
+    /// Adds an error to its history; the oldest is dropped.
     pub(crate) fn note(&mut self, error: &str) {
         attempt::remember(&mut self.errors, error);
     }
 
-    /// Gives it up.
-    pub(crate) fn die(&mut self, reason: &str, now: Timestamp) {
+    /// Makes it a dead letter.
+    pub(crate) fn mark_dead(&mut self, reason: &str, now: Timestamp) {
         self.death = Some((attempt::bounded(reason).to_owned(), now));
         self.not_before = None;
     }
@@ -77,8 +77,8 @@ impl Envelope {
         ))
     }
 
-    /// As an operator puts it back: as if it were new.
-    pub(crate) fn revive(&mut self) {
+    /// Resets it for a redrive: attempts from zero.
+    pub(crate) fn redrive(&mut self) {
         self.attempts = 0;
         self.settled = 0;
         self.errors.clear();
@@ -86,7 +86,7 @@ impl Envelope {
     }
 }
 
-/// Refuses names of headers that could be taken for ours.
+/// Refuses header names that collide with ours.
 pub(crate) fn check_names(headers: &Headers) -> Result<()> {
     for (name, _) in headers.iter() {
         let reserved = name

@@ -4,7 +4,7 @@
 //! keep segments -> open checkpoints -> sync -> end of the log -> read checkpoints, segments up to that end
 //! ```
 //!
-//! The log only grows at its end. What is read is the log up to a synced place, and zeros behind it: a restored store
+//! The log only grows at its end. A backup reads the log up to a synced position, and zeros after it: a restored store
 //! has everything that was acknowledged before the snapshot began, no gap and no torn tail.
 
 use std::fs::File;
@@ -48,7 +48,7 @@ impl Store {
             let found = std::fs::metadata(&path).map_err(io)?.len();
             if found < u64::from(size) {
                 return Err(Error::corrupt(format!(
-                    "segment `{}` has {found} of {size} bytes; there is no whole backup of this store",
+                    "segment `{}` has {found} of {size} bytes; a complete backup of this store is impossible",
                     path.display()
                 )));
             }
@@ -110,7 +110,7 @@ struct SnapshotReader {
     present: Option<Part>,
 }
 
-/// What is left to read of a file.
+/// The rest of a file to read.
 struct Part {
     file: File,
     name: String,

@@ -17,7 +17,7 @@ use super::state::{Loading, Piece, Snapshot, State};
 use super::tables;
 
 const MAGIC: [u8; 8] = *b"TOWPCKP\0";
-pub(super) const VERSION: u32 = 6;
+pub(super) const VERSION: u32 = 7;
 const HEADER_BYTES: usize = 32;
 
 /// The newest version whose state is one value, read whole.

@@ -37,7 +37,7 @@ pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// What the URL says.
+/// The parsed URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Config {
     pub(super) folder: PathBuf,
@@ -54,7 +54,7 @@ impl Config {
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         if path.is_empty() {
             return Err(Error::invalid(format!(
-                "`{url}` names no folder; say for instance `embedded:./towpath-data`"
+                "no folder in `{url}`; expected e.g. `embedded:./towpath-data`"
             )));
         }
         let mut config = Self {
@@ -127,7 +127,7 @@ pub(super) fn byte_size(name: &str, text: &str) -> Result<u64> {
         .filter(|_| unit > 0)
         .ok_or_else(|| {
             Error::invalid(format!(
-                "`{name}={text}` is not a size; say for instance `{name}=16MiB`"
+                "invalid size `{text}` for `{name}`; expected e.g. `{name}=16MiB`"
             ))
         })
 }
@@ -151,7 +151,7 @@ mod tests {
         for (url, reason) in [
             (
                 "embedded:",
-                "`embedded:` names no folder; say for instance `embedded:./towpath-data`",
+                "no folder in `embedded:`; expected e.g. `embedded:./towpath-data`",
             ),
             (
                 "embedded:x?sync=1",
@@ -163,7 +163,7 @@ mod tests {
             ),
             (
                 "embedded:x?segment=16MB",
-                "`segment=16MB` is not a size; say for instance `segment=16MiB`",
+                "invalid size `16MB` for `segment`; expected e.g. `segment=16MiB`",
             ),
             (
                 "embedded:x?segment=1KiB",

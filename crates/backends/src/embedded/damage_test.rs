@@ -25,7 +25,7 @@ async fn one_flipped_bit_never_loses_a_message_silently() {
     let log = folder.path().join("log/0000000001.log");
     let bytes = std::fs::read(&log).unwrap();
     let used = bytes.len() - bytes.iter().rev().take_while(|byte| **byte == 0).count();
-    // What comes after vouches for what was there; the very last frame has nothing behind it for a moment.
+    // Later frames prove earlier ones; the very last frame has none after it for a moment.
     let message = NewMessage::new(7_u32.to_le_bytes().repeat(50));
     sent.insert(message.id);
     store.enqueue(&queue, vec![message]).await.unwrap();

@@ -149,7 +149,7 @@ async fn look(folder: &Path) -> Result<Found> {
             Ok(Some(value)) => assert_eq!(value, value_of(round)),
             Ok(None) => assert!(
                 !warnings.is_empty(),
-                "key {round} is missing, and nothing says so"
+                "key {round} is missing without an error"
             ),
             Err(error) => warnings.push(error.chain()),
         }
@@ -174,7 +174,7 @@ fn used_bits(path: &Path) -> usize {
     (bytes.len() - bytes.iter().rev().take_while(|byte| **byte == 0).count()) * 8
 }
 
-/// Flips bits of the store in `original`, one at a time, and holds what is found against `expected`.
+/// Flips bits of the store in `original`, one at a time, and compares the messages found with `expected`.
 async fn flips(original: &Path, expected: &Expected, seeds: u64) {
     let touched: Vec<PathBuf> = files(original)
         .into_iter()

@@ -28,7 +28,7 @@ impl Kv for Store {
             };
             let (committed, mut records) = records_of(plan);
             let end = match records.len() {
-                // A refusal rests on what may not be durable yet.
+                // A refusal may depend on changes that are not durable yet.
                 0 => self.log.awaited_end(),
                 1 => self.write(&mut inner, class, &records.remove(0))?,
                 _ => self.write(&mut inner, class, &Record::All(records))?,
@@ -79,7 +79,7 @@ impl Kv for Store {
     }
 }
 
-/// What is written for a plan.
+/// The records of a plan.
 pub(super) fn records_of(plan: Plan) -> (Committed, Vec<Record<'static>>) {
     let mut records = Vec::new();
     if !plan.changes.is_empty() {
@@ -94,7 +94,7 @@ pub(super) fn records_of(plan: Plan) -> (Committed, Vec<Record<'static>>) {
 }
 
 impl Store {
-    /// The state, locked, and what tables say of those keys of the ops that are not in memory.
+    /// The locked state, and the table lookups of those keys of the ops that are not in memory.
     pub(super) fn lock_with(&self, ops: &[Op]) -> Result<(MutexGuard<'_, Inner>, Cold)> {
         let keys: Vec<&str> = ops.iter().map(Op::key).collect();
         self.lock_for(&keys)

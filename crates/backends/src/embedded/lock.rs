@@ -54,7 +54,7 @@ impl FolderLock {
         self.file.write_all_at(holder.as_bytes(), 0)
     }
 
-    /// What tells that the lock is not where other processes look for it any more.
+    /// Identity of the lock file, which shows whether other processes still find it.
     pub(super) fn pin(&self, folder: &Path) -> Result<Pinned> {
         let path = folder.join(NAME);
         let open = self.file.metadata();

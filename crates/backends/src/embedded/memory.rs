@@ -54,11 +54,11 @@ impl FromStr for Share {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Limit {
     bytes: u64,
-    /// What is used there, when the limit is one of a control group: its statistics and the names in them.
+    /// Usage, if the limit is of a control group: its statistics file and the names in it.
     statistics: Option<(PathBuf, &'static [&'static str])>,
 }
 
-/// What cannot be taken back, in the statistics of a control group of version 1 and of version 2.
+/// Unreclaimable memory in the statistics of control groups of version 1 and version 2.
 const USED_1: &[&str] = &["total_rss", "total_shmem"];
 const USED_2: &[&str] = &[
     "anon",
@@ -193,9 +193,9 @@ impl Limit {
         }
     }
 
-    /// A group's statistics say what bounds it, whichever group that limit is of.
+    /// The statistics of a group include the limits of its ancestors.
     fn take_version_1(&mut self, mount: &Path, group: &Path) {
-        // Within a container its own group may be the root of what is mounted.
+        // Within a container its own group may be the root of the mount.
         for group in group.ancestors() {
             let path = mount.join(group).join("memory.stat");
             let Ok(statistics) = fs::read_to_string(&path) else {
@@ -216,7 +216,7 @@ impl Limit {
         }
     }
 
-    /// What is used of it. The statistics of a group may lag, so the process's own are looked at too.
+    /// What is used of it. The statistics of a group may lag, so the process's own are read too.
     fn used(&self) -> u64 {
         let group = self.statistics.as_ref().map_or(0, |(path, names)| {
             let statistics = fs::read_to_string(path).unwrap_or_default();
@@ -327,7 +327,7 @@ mod tests {
         for text in ["0%", "96%", "x%", "%"] {
             assert!(read(text).unwrap_err().contains("1% to 95%"), "{text}");
         }
-        assert!(read("64MB").unwrap_err().contains("is not a size"));
+        assert!(read("64MB").unwrap_err().contains("invalid size"));
     }
 
     #[test]

@@ -9,7 +9,9 @@
 //!
 //! Every port is offered, and atomic steps over them. Formats: `docs/format`.
 
+mod arrivals;
 mod backup;
+mod blob;
 mod checkpoint;
 mod config;
 #[cfg(test)]
@@ -38,6 +40,8 @@ mod restoring;
 mod routes;
 #[cfg(test)]
 mod sample_test;
+#[cfg(test)]
+mod size_test;
 mod state;
 mod store;
 #[cfg(test)]
@@ -85,7 +89,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
         Capability::Kv,
         Capability::RateLimit,
         Capability::Effects,
-        Capability::Positions,
+        Capability::SourceOffsets,
         Capability::Delay,
         Capability::Expiry,
         Capability::KeyOrder,
@@ -117,7 +121,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
                 kv: Some(Arc::clone(&store) as _),
                 rate_limit: Some(Arc::clone(&store) as _),
                 effects: Some(store),
-                positions: None,
+                source_offsets: None,
             })
         })
     },

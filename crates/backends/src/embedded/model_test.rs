@@ -1,8 +1,8 @@
-//! Random steps and random crashes against a simple model of what must be there.
+//! Random steps and random crashes against a simple model.
 //!
 //! A crash is a copy of the folder while the store is open, its log cut at a
-//! random place behind what was acknowledged; the copy is opened and compared.
-//! Just before, transactions are begun that nobody hears of again. Each counts
+//! random place after the acknowledged part; the copy is opened and compared.
+//! Just before, transactions are begun whose calls are dropped. Each counts
 //! itself in a key, so that it is known which of them happened.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use rand::{Rng, SeedableRng};
 use towpath_core::port::effects::{Effects, Outcome, Transaction};
 use towpath_core::port::kv::{Committed, Kv, Op};
 use towpath_core::port::queue::{
-    Enqueued, LeaseRequest, Place, Queue, Selection, Settings, Settlement, Verdict,
+    Enqueued, LeaseRequest, MessageState, Queue, Selection, Settings, Settlement, Verdict,
 };
 use towpath_core::{
     Clock, ConsumerId, Delivery, ErrorKind, ManualClock, MessageId, NewMessage, QueueName,
@@ -80,7 +80,7 @@ fn queue(name: &str) -> QueueName {
     QueueName::new(name).unwrap()
 }
 
-/// What is known of a message that is not gone.
+/// Expected state of a message.
 #[derive(Debug, Clone)]
 struct Known {
     queue: QueueName,
@@ -92,7 +92,7 @@ struct Known {
     not_before: Timestamp,
     /// It waits for a retry, and its key with it.
     retried: bool,
-    /// Given up in a settlement; what runs out of attempts may be dead or not.
+    /// Dead-lettered by a settlement; a message out of attempts may be dead or not.
     dead: bool,
 }
 
@@ -178,7 +178,7 @@ impl Model {
                 may_be_dead || !(waits && one.retried),
                 "{at}: {known:?} overtook the retry of {one:?}"
             );
-            // A retry keeps its key, also from what was sent before it and fell due since.
+            // A retry keeps its key locked, also against earlier messages that became due since.
             assert!(
                 may_be_dead || waits || known.retried || one.place > known.place,
                 "{at}: {known:?} overtook {one:?}"
@@ -226,7 +226,7 @@ impl Model {
     }
 }
 
-/// A transaction that may or may not have happened, and what it does to the model.
+/// A transaction with an unknown outcome, and its effect on the model.
 struct Begun {
     transaction: Transaction,
     settled: Vec<(Delivery, Verdict)>,
@@ -381,8 +381,8 @@ impl Run {
         self.in_hand.extend(leased);
     }
 
-    /// Some of what is in hand, or was once, with verdicts.
-    fn some_in_hand(&mut self) -> Vec<(Delivery, Verdict)> {
+    /// Some current and earlier receipts, with verdicts.
+    fn some_settlements(&mut self) -> Vec<(Delivery, Verdict)> {
         let count = self.rng.random_range(0..=self.in_hand.len().min(12));
         let some: Vec<Delivery> = self.in_hand.drain(..count).collect();
         some.into_iter()
@@ -391,7 +391,7 @@ impl Run {
     }
 
     async fn settle(&mut self) {
-        let settled = self.some_in_hand();
+        let settled = self.some_settlements();
         let outcomes = self.store.settle(settlements(&settled)).await.unwrap();
         self.acknowledge();
         for ((delivery, verdict), outcome) in settled.iter().zip(outcomes) {
@@ -404,7 +404,7 @@ impl Run {
     /// Settles, sends and counts in one step.
     fn begin(&mut self) -> Begun {
         self.transactions += 1;
-        let settled = self.some_in_hand();
+        let settled = self.some_settlements();
         let count = self.rng.random_range(0..4);
         let enqueue = (0..count).map(|_| {
             let mut message = self.message();
@@ -528,7 +528,9 @@ impl Run {
     async fn purge(&mut self, at: &str) {
         let queue = self.any_queue();
         let waiting = self.store.peek(&queue, 10_000).await.unwrap();
-        let waiting = waiting.iter().filter(|one| one.place != Place::Leased);
+        let waiting = waiting
+            .iter()
+            .filter(|one| one.state != MessageState::Leased);
         let ids: Vec<MessageId> = waiting.map(|one| one.message.id).collect();
         assert_eq!(
             self.store.purge(&queue).await.unwrap(),
@@ -559,7 +561,7 @@ impl Run {
         for _ in 0..self.rng.random_range(0..4) {
             let one = self.begin();
             let answer = self.store.apply(one.transaction.clone());
-            // Looked at once, and then nobody waits for it any more.
+            // Polled once, then dropped.
             match tokio::time::timeout(Duration::ZERO, answer).await {
                 Ok(Ok(_)) => self.acknowledge(),
                 Ok(Err(error)) => {
@@ -609,18 +611,22 @@ impl Run {
         }
         for number in 0..6 {
             let key = format!("value {number}");
-            let (told, known) = (
+            let (actual, known) = (
                 self.store.get(&key).await.unwrap(),
                 self.model.value(&key, now),
             );
-            let told = told.map(|value| String::from_utf8(value.to_vec()).unwrap());
-            assert_eq!(told, known.map(|(value, _)| value), "{at}: {key}");
+            let actual = actual.map(|value| String::from_utf8(value.to_vec()).unwrap());
+            assert_eq!(actual, known.map(|(value, _)| value), "{at}: {key}");
         }
-        let told = self.store.fields("hash").await.unwrap();
-        let told = told
+        let actual = self.store.fields("hash").await.unwrap();
+        let actual = actual
             .into_iter()
             .map(|(field, value)| (field, String::from_utf8(value.to_vec()).unwrap()));
-        assert_eq!(told.collect::<BTreeMap<_, _>>(), self.model.fields, "{at}");
+        assert_eq!(
+            actual.collect::<BTreeMap<_, _>>(),
+            self.model.fields,
+            "{at}"
+        );
     }
 
     /// Everything that must be there comes, in the end, as a delivery or a dead letter.
@@ -700,7 +706,7 @@ fn cut(image: &Path, from: Position, to: Position, rng: &mut StdRng) {
     let Ok(file) = std::fs::OpenOptions::new().write(true).open(path(segment)) else {
         return;
     };
-    // What was not synced is zeros; the file was whole before it was used, and stays so.
+    // Unsynced bytes are zeros; the file is preallocated and keeps its size.
     file.set_len(offset.min(length)).unwrap();
     file.set_len(length).unwrap();
 }

@@ -58,7 +58,7 @@ async fn keys_out_of_memory_are_read_changed_and_listed() {
     assert_eq!(text(&store, &key(7)).await.unwrap(), "value 7");
     assert_eq!(text(&store, "order:x").await, None);
 
-    // Conditions see what is on disk.
+    // Conditions see keys on disk.
     assert!(
         !store
             .put_if_absent(&key(7), "other".into(), None)

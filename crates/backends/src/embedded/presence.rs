@@ -1,6 +1,6 @@
 //! Whether the files of an open store are still its own.
 //!
-//! What is removed, renamed or replaced under a running process still takes writes, and no later process finds them:
+//! Files removed, renamed or replaced under a running process still take writes, and no later process finds them:
 //! the store stops, so that nothing more is acknowledged.
 
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use super::log::Looked;
 use super::store::Store;
 use crate::identity::{Pinned, lost};
 
-/// The files that a look compares with what they were at the start.
+/// The files whose identity a check compares with the start.
 pub(super) struct Presence {
     folder: Pinned,
     lock: Pinned,
@@ -70,7 +70,7 @@ impl Presence {
 }
 
 impl Store {
-    /// Compares the files with what they were at the start; stops the store when they are not its own any more.
+    /// Compares the files with their identity at the start; stops the store when they were replaced.
     ///
     /// # Errors
     /// `Unavailable` when the store has stopped.
@@ -81,8 +81,8 @@ impl Store {
         self.look().inspect_err(|gone| self.log.fail(gone.chain()))
     }
 
-    /// Whether the file system takes writes. Without traffic only a write tells: one that a fault made read-only does not
-    /// say so.
+    /// Whether the file system accepts writes. Without traffic only a write shows it: a file system that became read-only
+    /// gives no other sign.
     ///
     /// # Errors
     /// `Unavailable` when it is read-only.

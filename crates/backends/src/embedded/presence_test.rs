@@ -61,7 +61,7 @@ fn failure(store: &Store) -> Error {
     loop {
         match store.log.failed() {
             Some(failure) => return failure,
-            None if Instant::now() > until => panic!("the store goes on"),
+            None if Instant::now() > until => panic!("the store did not stop"),
             None => std::thread::sleep(Duration::from_millis(10)),
         }
     }
@@ -184,7 +184,7 @@ async fn a_store_whose_files_are_gone_stops_and_says_so() {
         assert!(store.health().is_err(), "{name}");
         let refused = enqueue(&store, 1).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Unavailable, "{name}");
-        // What is at the path now may be another store's.
+        // The path may lead to another store now.
         let before = content(&data);
         assert!(store.close().is_err(), "{name}");
         assert_eq!(content(&data), before, "{name}");

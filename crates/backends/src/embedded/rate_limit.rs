@@ -70,7 +70,7 @@ impl RateLimit for Store {
 }
 
 impl Store {
-    /// How a limit stands. One whose clock was put back is kept, or time would go on standing still for it.
+    /// State of a limit. One whose clock was put back is stored, or time would never advance for it.
     fn stand(&self, inner: &mut Inner, key: &str, policy: &Policy) -> Result<Decision> {
         let now = self.clock.now().as_millis();
         let known = inner.state.limits.get(key);

@@ -5,14 +5,13 @@
 
 use std::borrow::Cow;
 
-use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
 use towpath_core::port::queue::Settings;
 use towpath_core::{
-    Error, ExchangeName, GroupName, Headers, Message, MessageId, NewMessage, QueueName, Result,
-    StreamName, Timestamp, limiter,
+    Error, ExchangeName, GroupName, MessageId, QueueName, Result, StreamName, Timestamp, limiter,
 };
 
+use super::arrivals;
 use super::state::{Changes, FieldsSet};
 
 /// One atomic change of the store.
@@ -23,7 +22,7 @@ pub(super) enum Record<'a> {
         queue: QueueName,
         settings: Settings,
     },
-    /// Messages at the end of a queue, numbered from `first`; their blobs follow.
+    /// Messages at the end of a queue, numbered from `first`; their blobs follow. Up to version 6.
     Enqueue {
         queue: QueueName,
         first: u64,
@@ -79,7 +78,7 @@ pub(super) enum Record<'a> {
     },
     /// Messages that were not stored, because their dedup ids were known.
     Duplicates { queue: QueueName, count: u64 },
-    /// Entries at the end of a stream, numbered from `first`; their blobs follow.
+    /// Entries at the end of a stream, numbered from `first`; their blobs follow. Up to version 6.
     Append {
         stream: StreamName,
         first: u64,
@@ -120,6 +119,22 @@ pub(super) enum Record<'a> {
     KvFields { changes: Vec<(String, FieldsSet)> },
     /// A queue that is gone with all that was in it. Since version 4.
     QueueGone { queue: QueueName },
+    /// Messages at the end of a queue, numbered from `first`; their blobs follow. Since version 7.
+    EnqueuePacked {
+        queue: QueueName,
+        first: u64,
+        at: Timestamp,
+        #[serde(with = "arrivals")]
+        messages: Vec<Arrival<'a>>,
+    },
+    /// Entries at the end of a stream, numbered from `first`; their blobs follow. Since version 7.
+    AppendPacked {
+        stream: StreamName,
+        first: u64,
+        at: Timestamp,
+        #[serde(with = "arrivals")]
+        entries: Vec<Arrival<'a>>,
+    },
 }
 
 /// What the state keeps of a message, beside its blob.
@@ -155,7 +170,11 @@ impl Record<'_> {
     /// The moment that it was made, where it says so.
     pub(super) fn at(&self) -> Timestamp {
         match self {
-            Self::Enqueue { at, .. } | Self::Settle { at, .. } | Self::Append { at, .. } => *at,
+            Self::Enqueue { at, .. }
+            | Self::EnqueuePacked { at, .. }
+            | Self::Settle { at, .. }
+            | Self::Append { at, .. }
+            | Self::AppendPacked { at, .. } => *at,
             Self::Limit { changes } => {
                 let moments = changes.iter().map(|(_, state, _)| state.at_ms());
                 Timestamp::from_millis(moments.max().unwrap_or_default())
@@ -196,94 +215,4 @@ pub(super) fn key_hash(key: &str) -> u64 {
     key.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
-}
-
-/// The part of a message that is read back from the log.
-#[derive(Serialize, Deserialize)]
-struct Envelope<'a> {
-    id: MessageId,
-    enqueued_at: Timestamp,
-    headers: Cow<'a, Headers>,
-    key: Option<Cow<'a, str>>,
-}
-
-/// Appends a message's blob: CRC32C of the rest, length of the envelope, envelope, payload.
-pub(super) fn encode_blob(message: &NewMessage, at: Timestamp, out: &mut Vec<u8>) -> Result<u32> {
-    let start = out.len();
-    out.extend_from_slice(&[0; 8]);
-    let envelope = Envelope {
-        id: message.id,
-        enqueued_at: at,
-        headers: Cow::Borrowed(&message.headers),
-        key: message.key.as_deref().map(Cow::Borrowed),
-    };
-    postcard::to_io(&envelope, &mut *out)
-        .map_err(|error| Error::invalid("a message cannot be encoded").with_source(error))?;
-    let envelope_bytes = u32::try_from(out.len() - start - 8).unwrap_or(u32::MAX);
-    out[start + 4..start + 8].copy_from_slice(&envelope_bytes.to_le_bytes());
-    out.extend_from_slice(&message.payload);
-    let checksum = crc32c::crc32c(&out[start + 4..]);
-    out[start..start + 4].copy_from_slice(&checksum.to_le_bytes());
-    u32::try_from(out.len() - start).map_err(|_| Error::invalid("a message is over the limit"))
-}
-
-/// The message in a blob.
-///
-/// # Errors
-/// `Corrupt` when it does not match its checksum.
-pub(super) fn decode_blob(blob: &Bytes) -> Result<Message> {
-    let damaged = || Error::corrupt("message does not match its checksum");
-    if blob.len() < 8 {
-        return Err(damaged());
-    }
-    let mut head = blob.slice(..8);
-    let (checksum, envelope_bytes) = (head.get_u32_le(), head.get_u32_le() as usize);
-    if checksum != crc32c::crc32c(&blob[4..]) || blob.len() - 8 < envelope_bytes {
-        return Err(damaged());
-    }
-    let envelope: Envelope<'_> = postcard::from_bytes(&blob[8..8 + envelope_bytes])
-        .map_err(|error| Error::corrupt("message cannot be decoded").with_source(error))?;
-    Ok(Message {
-        id: envelope.id,
-        payload: blob.slice(8 + envelope_bytes..),
-        headers: envelope.headers.into_owned(),
-        key: envelope.key.map(Cow::into_owned),
-        enqueued_at: envelope.enqueued_at,
-    })
-}
-
-/// Refuses a message that is intact and not the one that was written there: the segment is another store's.
-pub(super) fn expect_id(message: Message, id: MessageId) -> Result<Message> {
-    if message.id == id {
-        return Ok(message);
-    }
-    Err(Error::corrupt("another message stands in its place"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_blob_reads_back_and_every_flipped_bit_is_noticed() {
-        let mut message = NewMessage::new("payload\0with anything");
-        message.headers.set("traceparent", "00-1-2-3");
-        message.key = Some("customer 7".to_owned());
-        let mut out = vec![1, 2, 3];
-        let length = encode_blob(&message, Timestamp::from_millis(5), &mut out).unwrap() as usize;
-        let read = decode_blob(&Bytes::copy_from_slice(&out[3..3 + length])).unwrap();
-        assert_eq!(
-            (read.id, &read.payload, &read.headers),
-            (message.id, &message.payload, &message.headers)
-        );
-        assert_eq!(
-            (read.key.as_deref(), read.enqueued_at),
-            (Some("customer 7"), Timestamp::from_millis(5))
-        );
-        for bit in 0..length * 8 {
-            let mut blob = out[3..3 + length].to_vec();
-            blob[bit / 8] ^= 1 << (bit % 8);
-            assert!(decode_blob(&blob.into()).is_err(), "bit {bit}");
-        }
-    }
 }

@@ -100,7 +100,7 @@ impl Routes for Store {
 }
 
 impl Store {
-    /// The queues again, when each can take one more beside what is planned for it.
+    /// The queues, if each has room for one more message beside the planned ones.
     fn have_room(
         &self,
         inner: &mut Inner,

@@ -16,6 +16,7 @@ use towpath_core::{
 
 use super::config::Config;
 use super::store::Store;
+use super::verify::{Depth, verify};
 
 /// The moment at which the samples were made and are read.
 const MOMENT: Timestamp = Timestamp::from_millis(1_790_000_000_000);
@@ -65,7 +66,7 @@ async fn lease(store: &Arc<Store>, max: usize) -> Vec<Delivery> {
 #[tokio::test]
 #[ignore = "makes the sample of a new format version"]
 async fn makes_the_sample() {
-    let folder = sample(6);
+    let folder = sample(7);
     std::fs::create_dir_all(&folder).unwrap();
     let store = open(&folder);
     let mut message = NewMessage::new("with everything");
@@ -193,6 +194,44 @@ async fn a_store_of_version_6_reads_back() {
     let cold = store.get("cold").await.unwrap();
     assert_eq!(cold.as_deref(), Some(&b"value"[..]));
     assert_eq!(store.lock().state.kv.tables().named().len(), 1);
+}
+
+#[tokio::test]
+async fn a_store_of_version_7_reads_back() {
+    let folder = copy(7);
+    let store = open(folder.path());
+    let held = reads_back(&store).await;
+    assert_eq!((held.attempt, held.interrupted), (2, true));
+    streams_read_back(&store).await;
+}
+
+/// Messages of an older version, written again as they are and named by a checkpoint of this one.
+#[tokio::test]
+async fn messages_of_version_6_are_read_after_they_moved() {
+    let folder = copy(6);
+    let store = open(folder.path());
+    // None of them fits behind what is in the first segment.
+    for number in 0..8 {
+        let payload = vec![number; 64_500];
+        store
+            .enqueue(&jobs(), vec![NewMessage::new(payload)])
+            .await
+            .unwrap();
+    }
+    let state = store.lock().state.snapshot();
+    assert!(!state.some_of(1).is_empty());
+    store.compact().unwrap();
+    store.checkpoint().unwrap();
+    let state = store.lock().state.snapshot();
+    assert!(state.some_of(1).is_empty());
+    store.close().unwrap();
+    drop(store);
+    let found = verify(folder.path(), Depth::All).unwrap();
+    assert_eq!(found.faults, Vec::<String>::new());
+    let store = open(folder.path());
+    let held = lease(&store, 1).await;
+    assert_eq!(held[0].message.payload.as_ref(), b"with everything");
+    streams_read_back(&store).await;
 }
 
 /// What every version since 2 has.

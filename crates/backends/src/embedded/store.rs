@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use towpath_core::backend::Health;
 use towpath_core::{Clock, Error, Message, QueueName, Result, ResultExt, StreamName};
 
+use super::blob;
 use super::checkpoint;
 use super::config::Config;
 use super::lock::FolderLock;
@@ -21,9 +22,9 @@ use super::log::reserve::NAME as RESERVE;
 use super::log::{ACCEPT_LOSS, Class, Durability, Lacking, Log, Options, Position, Recovery};
 use super::memory::Memory;
 use super::presence::Presence;
-use super::record::{self, Record};
+use super::record::Record;
 use super::restoring::refuse_restoring;
-use super::state::{Place, State};
+use super::state::{Place, State, Stored};
 use super::upkeep::maintain;
 
 /// Neighbours are read in one go when the gap between them and the whole are not larger.
@@ -331,13 +332,14 @@ impl Store {
     }
 
     /// Reads messages back, neighbours together. One outcome each.
-    pub(super) fn read_back(&self, places: &[Place]) -> Vec<Result<Message>> {
-        let mut messages = Vec::with_capacity(places.len());
+    pub(super) fn read_back(&self, stored: &[Stored]) -> Vec<Result<Message>> {
+        let mut messages = Vec::with_capacity(stored.len());
         let mut start = 0;
-        while start < places.len() {
-            let first = places[start].position;
-            let (mut end, mut until) = (start + 1, first.offset + places[start].bytes);
-            while let Some(next) = places.get(end) {
+        while start < stored.len() {
+            let Place { position, bytes } = stored[start].place;
+            let first = position;
+            let (mut end, mut until) = (start + 1, first.offset + bytes);
+            while let Some(Stored { place: next, .. }) = stored.get(end) {
                 let gap = next.position.offset.checked_sub(until);
                 if next.position.segment != first.segment
                     || gap.is_none_or(|gap| gap > READ_GAP)
@@ -350,16 +352,17 @@ impl Store {
             }
             let span = self.log.read(first, until - first.offset);
             messages.extend(
-                places[start..end]
+                stored[start..end]
                     .iter()
-                    .map(|place| self.message(*place, first, &span)),
+                    .map(|stored| self.message(stored, first, &span)),
             );
             start = end;
         }
         messages
     }
 
-    fn message(&self, place: Place, start: Position, span: &Result<Bytes>) -> Result<Message> {
+    fn message(&self, stored: &Stored, start: Position, span: &Result<Bytes>) -> Result<Message> {
+        let place = stored.place;
         let blob = match span {
             Ok(bytes) => {
                 let offset = (place.position.offset - start.offset) as usize;
@@ -373,7 +376,7 @@ impl Store {
             // The neighbours may be readable by themselves.
             Err(_) => self.log.read(place.position, place.bytes)?,
         };
-        record::decode_blob(&blob).context(|| format!("message at {} of the log", place.position))
+        blob::decode(&blob, stored).context(|| format!("message at {} of the log", place.position))
     }
 
     pub(super) fn health(&self) -> Result<Health> {

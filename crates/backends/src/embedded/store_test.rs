@@ -80,7 +80,7 @@ async fn a_receipt_from_before_a_crash_settles_nothing_after_it() {
 }
 
 #[tokio::test]
-async fn a_message_scheduled_for_later_holds_nobody_of_its_key_back_after_a_restart() {
+async fn a_delayed_message_does_not_block_its_key_after_a_restart() {
     let (folder, clock) = (
         tempfile::tempdir().unwrap(),
         Arc::new(ManualClock::at(START)),
@@ -309,7 +309,7 @@ async fn a_batch_that_is_half_written_is_read_whole() {
         let producers: Vec<_> = (0..16)
             .map(|_| {
                 let store = Arc::clone(&store);
-                // Ends by itself, awaited below.
+                // Ends on its own, awaited below.
                 tokio::spawn(async move {
                     for _ in 0..50 {
                         let batch = vec![NewMessage::new(vec![b'x'; 100]); 8];
@@ -403,7 +403,7 @@ fn flip(path: &Path) {
 }
 
 #[tokio::test]
-async fn without_a_checkpoint_for_what_was_removed_it_refuses_and_says_what_is_missing() {
+async fn a_missing_segment_without_a_checkpoint_is_refused_by_name() {
     let (folder, clock) = (
         tempfile::tempdir().unwrap(),
         Arc::new(ManualClock::at(START)),
@@ -480,7 +480,7 @@ async fn a_damaged_checkpoint_does_not_count_as_one_that_is_kept() {
 }
 
 #[tokio::test]
-async fn a_message_that_cannot_be_read_just_now_is_no_dead_letter() {
+async fn a_temporarily_unreadable_message_is_not_dead_lettered() {
     let (folder, clock) = (
         tempfile::tempdir().unwrap(),
         Arc::new(ManualClock::at(START)),
@@ -492,7 +492,7 @@ async fn a_message_that_cannot_be_read_just_now_is_no_dead_letter() {
     store.enqueue(&queue("jobs"), messages).await.unwrap();
     store.close().unwrap();
     let store = open(folder.path(), &clock);
-    // A folder in its place: the segment cannot be opened, and the disk is what says so.
+    // A folder replaces the segment: opening it fails with an error of the disk.
     let (path, aside) = (
         folder.path().join("log/0000000002.log"),
         folder.path().join("aside"),

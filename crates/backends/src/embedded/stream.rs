@@ -14,10 +14,11 @@ use towpath_core::{
     ConsumerId, Error, ErrorKind, GroupName, NewMessage, Result, ResultExt, StreamName,
 };
 
+use super::blob;
 use super::log::{Class, Position};
 use super::queue::{millis, refusal_like};
-use super::record::{self, Arrival, Record};
-use super::state::{Handed, Place, StreamState, Taking, offset};
+use super::record::{Arrival, Record};
+use super::state::{Handed, Stored, StreamEntry, StreamState, Taking, offset};
 use super::store::{Inner, Store};
 
 #[async_trait]
@@ -181,10 +182,10 @@ impl Stream for Store {
             let end = self.log.committed_position();
             known(&mut self.lock(), stream)?.range(after, max, end)
         };
-        let places: Vec<Place> = found.iter().map(|entry| entry.place).collect();
+        let stored: Vec<Stored> = found.iter().map(StreamEntry::stored).collect();
         found
             .into_iter()
-            .zip(self.read_back(&places))
+            .zip(self.read_back(&stored))
             .filter(
                 |(_, message)| !matches!(message, Err(error) if error.kind() == ErrorKind::Corrupt),
             )
@@ -292,7 +293,7 @@ impl Store {
             }
             entries.push(Arrival {
                 id: message.id,
-                blob_bytes: record::encode_blob(message, now, &mut inner.blobs)?,
+                blob_bytes: blob::encode(message, now, &mut inner.blobs)?,
                 key: None,
                 dedup_id: message.dedup_id.as_deref().map(Cow::Borrowed),
                 not_before: None,
@@ -300,7 +301,7 @@ impl Store {
             });
             outcomes.push(Ok(offset(next)));
         }
-        let record = (!entries.is_empty()).then(|| Record::Append {
+        let record = (!entries.is_empty()).then(|| Record::AppendPacked {
             stream: stream.clone(),
             first,
             at: now,
@@ -349,12 +350,12 @@ impl Store {
         group: &GroupName,
         handed: Handed,
     ) -> Result<Vec<Entry>> {
-        let places: Vec<Place> = handed.iter().map(|(entry, _)| entry.place).collect();
+        let stored: Vec<Stored> = handed.iter().map(|(entry, _)| entry.stored()).collect();
         let mut entries = Vec::with_capacity(handed.len());
         let mut damaged = Vec::new();
-        for ((entry, attempt), message) in handed.iter().zip(self.read_back(&places)) {
+        for ((entry, attempt), message) in handed.iter().zip(self.read_back(&stored)) {
             let (offset, attempt) = (offset(entry.number), *attempt);
-            match message.and_then(|message| record::expect_id(message, entry.id)) {
+            match message {
                 Ok(message) => entries.push(Entry {
                     offset,
                     message,

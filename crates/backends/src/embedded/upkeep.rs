@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use towpath_core::{Error, QueueName, Result};
 
+use super::blob;
 use super::checkpoint;
 use super::log::reserve::is_full;
 use super::log::{Class, Position};
 use super::moving::Moving;
-use super::record::{self, Record};
-use super::state::{Place, Snapshot};
+use super::record::Record;
+use super::state::{Place, Snapshot, Stored};
 use super::store::{Checkpointed, Source, Store};
 
 /// A checkpoint follows this many segments of log, or as many as the last one filled: a long backlog is not written
@@ -219,26 +220,27 @@ impl Store {
     }
 
     /// Writes messages of one segment again, some at a time. False when one of them cannot be read.
-    fn move_all(&self, source: &Source, places: &[(u64, Place)]) -> Result<bool> {
+    fn move_all(&self, source: &Source, places: &[(u64, Stored)]) -> Result<bool> {
         let mut left = places;
         while !left.is_empty() {
             let mut sum = 0;
-            let more = left.iter().take_while(|(_, place)| {
+            let more = left.iter().take_while(|(_, stored)| {
                 let first = sum == 0;
-                sum += place.bytes;
+                sum += stored.place.bytes;
                 first || sum <= MOVE_BYTES
             });
             let (some, rest) = left.split_at(more.count());
             left = rest;
             // Read outside of the lock: what it guards does not wait for the disk.
             let mut read = Vec::with_capacity(some.len());
-            for (number, place) in some {
+            for (number, stored) in some {
+                let place = stored.place;
                 let blob = self.log.read(place.position, place.bytes)?;
-                if record::decode_blob(&blob).is_err() {
+                if blob::decode(&blob, stored).is_err() {
                     // Its consumer gets the error; until then the segment stays as evidence.
                     return Ok(false);
                 }
-                read.push((*number, *place, blob));
+                read.push((*number, place, blob));
             }
             self.move_some(source, &read)?;
         }

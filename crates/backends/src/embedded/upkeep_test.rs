@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use towpath_core::port::Queue;
 use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
-use towpath_core::{ConsumerId, ManualClock, NewMessage, QueueName, Timestamp};
+use towpath_core::{ConsumerId, ManualClock, MessageId, NewMessage, QueueName, Timestamp};
 
 use super::config::Config;
 use super::store::Store;
@@ -94,8 +94,12 @@ async fn a_drained_backlog_gives_the_space_of_its_checkpoints_back() {
     let store = open_in(folder.path());
     let queue = QueueName::new("jobs").unwrap();
     for _ in 0..40 {
-        let messages = (0..1_000).map(|_| NewMessage::new("small")).collect();
-        store.enqueue(&queue, messages).await.unwrap();
+        // Ids that do not follow each other take their whole length.
+        let messages = (0..1_000).map(|_| NewMessage {
+            id: MessageId::from_bytes(rand::random()),
+            ..NewMessage::new("small")
+        });
+        store.enqueue(&queue, messages.collect()).await.unwrap();
         store.checkpoint().unwrap();
     }
     let (_, full) = checkpoints(folder.path());
@@ -130,7 +134,7 @@ async fn a_store_that_did_not_change_writes_no_checkpoint() {
         open_in(folder.path()).close().unwrap();
         assert_eq!(checkpoints(folder.path()).0, before);
     }
-    // What was replayed is saved.
+    // Replayed changes are saved.
     let store = open_in(folder.path());
     store
         .enqueue(&queue, vec![NewMessage::new("two")])

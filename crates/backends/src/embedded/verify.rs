@@ -6,13 +6,14 @@ use std::fs;
 use std::path::Path;
 
 use bytes::Bytes;
-use towpath_core::{Error, MessageId, Result};
+use towpath_core::{Error, Result};
 
+use super::blob;
 use super::checkpoint;
 use super::lock;
 use super::log::{Position, inspect, segment_path};
-use super::record::{self, Record};
-use super::state::{Place, State};
+use super::record::Record;
+use super::state::{State, Stored};
 
 /// How much is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,10 +110,10 @@ pub fn verify(folder: &Path, depth: Depth) -> Result<Verified> {
 
 /// Reads every message that is kept, a segment at a time.
 fn messages(log: &Path, state: &State, verified: &mut Verified) {
-    let mut places: BTreeMap<u32, Vec<(MessageId, Place)>> = BTreeMap::new();
-    for (id, place) in state.placed() {
-        let segment = places.entry(place.position.segment).or_default();
-        segment.push((id, place));
+    let mut places: BTreeMap<u32, Vec<Stored>> = BTreeMap::new();
+    for stored in state.placed() {
+        let segment = stored.place.position.segment;
+        places.entry(segment).or_default().push(stored);
     }
     for (number, places) in places {
         // Those that are missing have been named.
@@ -122,8 +123,8 @@ fn messages(log: &Path, state: &State, verified: &mut Verified) {
         let bytes = Bytes::from(bytes);
         let unreadable: Vec<Position> = places
             .iter()
-            .filter(|(id, place)| !is_intact(&bytes, *id, *place))
-            .map(|(_, place)| place.position)
+            .filter(|stored| !is_intact(&bytes, stored))
+            .map(|stored| stored.place.position)
             .collect();
         if let Some(first) = unreadable.iter().min() {
             verified.faults.push(format!(
@@ -136,9 +137,8 @@ fn messages(log: &Path, state: &State, verified: &mut Verified) {
 }
 
 /// Whether this message stands there; a segment of another store holds others.
-fn is_intact(segment: &Bytes, id: MessageId, place: Place) -> bool {
-    let start = place.position.offset as usize;
-    let end = start.saturating_add(place.bytes as usize);
-    end <= segment.len()
-        && record::decode_blob(&segment.slice(start..end)).is_ok_and(|message| message.id == id)
+fn is_intact(segment: &Bytes, stored: &Stored) -> bool {
+    let start = stored.place.position.offset as usize;
+    let end = start.saturating_add(stored.place.bytes as usize);
+    end <= segment.len() && blob::decode(&segment.slice(start..end), stored).is_ok()
 }

@@ -39,7 +39,7 @@ async fn lease(store: &Arc<Store>, max: usize) -> Vec<towpath_core::Delivery> {
     store.lease(request).await.unwrap()
 }
 
-/// A store with two checkpoints, several segments before them and some behind. Gives what waits.
+/// A store with two checkpoints, several segments before them and some behind. Returns its waiting messages.
 async fn filled(folder: &Path) -> (Arc<Store>, BTreeSet<MessageId>) {
     let store = open(folder).unwrap();
     let mut waiting = BTreeSet::new();
@@ -111,7 +111,7 @@ const FAULTS: &[(&str, Fault)] = &[
     }),
 ];
 
-/// What a start with such files gives, and what reading them says.
+/// Results of opening and of verifying such files.
 async fn judge(image: &Path, waiting: &BTreeSet<MessageId>, at: &str) {
     let before = content(image);
     let verified = verify(image, Depth::All).unwrap();
@@ -240,7 +240,7 @@ async fn a_snapshot_is_the_log_up_to_its_moment() {
     let folder = tempfile::tempdir().unwrap();
     let (store, waiting) = filled(folder.path()).await;
     let mut snapshot = store.snapshot().unwrap();
-    // What comes later is not in it, nor does it tear what is.
+    // Later messages are not in it, and do not damage it.
     store
         .enqueue(&jobs(), vec![NewMessage::new(vec![9; 30_000]); 1])
         .await

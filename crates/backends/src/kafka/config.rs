@@ -19,12 +19,12 @@ pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
     (
         "prefix",
         "",
-        "before every topic and group; letters, digits, `.`, `_` and `-`",
+        "prefix of every topic and group; letters, digits, `.`, `_` and `-`",
     ),
     (
         "partitions",
         "1",
-        "partitions of the topics that are made here, 1 to 1000; one keeps all entries of a stream in order",
+        "partitions of created topics, 1 to 1000; one keeps all entries of a stream in order",
     ),
     (
         "partitioner",
@@ -34,38 +34,34 @@ pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
     (
         "compression",
         "snappy",
-        "of records: `none`, `gzip`, `snappy` or `lz4`",
+        "compression of records: `none`, `gzip`, `snappy` or `lz4`",
     ),
     (
         "replication",
         "",
-        "replicas of the topics that are made here; the broker's default when not set",
+        "replicas of created topics; the broker's default when not set",
     ),
     (
         "sasl",
         "plain",
-        "how user and password are shown: `plain`, `scram-sha-256` or `scram-sha-512`",
+        "SASL mechanism: `plain`, `scram-sha-256` or `scram-sha-512`",
     ),
     (
         "tls_ca",
         "",
-        "with `kafkas`: file with the authorities that are trusted, in PEM; those of the system when not set",
+        "with `kafkas`: file with trusted certificate authorities, in PEM; the system's when not set",
     ),
     (
         "tls_cert",
         "",
-        "with `kafkas`: file with our certificate, in PEM, where the brokers want one",
+        "with `kafkas`: file with the client certificate, in PEM, where the brokers require one",
     ),
     (
         "tls_key",
         "",
         "with `kafkas`: file with the key of `tls_cert`, in PEM",
     ),
-    (
-        "timeout",
-        "10s",
-        "how long an answer is waited for, 1s to 5m",
-    ),
+    ("timeout", "10s", "longest wait for an answer, 1s to 5m"),
 ];
 
 /// The port of a broker that names none.
@@ -74,7 +70,7 @@ const PORT: u16 = 9092;
 /// Largest record in bytes, 17 MiB: a payload, its headers, and what the format adds.
 pub(super) const LARGEST: &str = "17825792";
 
-/// What the URL says.
+/// The parsed URL.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Config {
     /// Brokers to ask first, with commas in between.
@@ -216,7 +212,7 @@ impl Config {
         Ok(())
     }
 
-    /// Refuses what this build's client cannot do.
+    /// Refuses features that this build lacks.
     fn check_build(&self) -> Result<()> {
         let asks = match () {
             () if self.is_encrypted => "TLS",
@@ -231,7 +227,7 @@ impl Config {
         )))
     }
 
-    /// What every client of ours has in common.
+    /// Settings of all our clients.
     pub(super) fn client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
         client
@@ -239,9 +235,9 @@ impl Config {
             .set("client.id", "towpath")
             .set("allow.auto.create.topics", "false")
             .set("reconnect.backoff.max.ms", "2000")
-            // A topic that was made or grew a moment ago is seen soon.
+            // New and grown topics become visible soon.
             .set("topic.metadata.refresh.interval.ms", "30000")
-            // As long may a topic that was made a moment ago be unknown to a broker; one that was deleted is noticed then.
+            // How long a new topic may be unknown to a broker; a deleted one is detected after it.
             .set("topic.metadata.propagation.max.ms", "2000");
         let protocol = match (self.is_encrypted, &self.account) {
             (false, None) => "plaintext",
@@ -272,7 +268,7 @@ fn credentials(account: &str) -> Result<(String, String)> {
     match account.split_once(':') {
         Some((user, password)) if !user.is_empty() => Ok((decode(user)?, decode(password)?)),
         _ => Err(Error::invalid(
-            "before the `@` of a Kafka URL stand a user and a password, with a `:` in between",
+            "invalid credentials in a Kafka URL; expected a user and a password: `user:password@`",
         )),
     }
 }
@@ -287,7 +283,7 @@ fn broker(address: &str) -> Result<String> {
             Ok(format!("{host}:{port}"))
         }
         _ => Err(Error::invalid(format!(
-            "`{address}` is no address of a broker; write `kafka://host:{PORT}`"
+            "invalid broker address `{address}`; expected e.g. `kafka://host:{PORT}`"
         ))),
     }
 }
@@ -297,7 +293,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_names_brokers_and_how() {
+    fn a_url_lists_brokers_and_parameters() {
         let config = Config::parse("kafka://one,kafka://two:9093?prefix=app.&partitions=3");
         let config = config.unwrap();
         assert_eq!(config.brokers, "one:9092,two:9093");
@@ -313,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_is_taken_and_not_shown() {
+    fn credentials_are_parsed_and_hidden() {
         let config = Config::parse("kafka://us%40er:p%2Ca:ss@one:1,kafka://two").unwrap();
         let account = ("us@er".to_owned(), "p,a:ss".to_owned());
         assert_eq!(config.account, Some(account));
@@ -325,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn tls_is_there_or_said_not_to_be() {
+    fn tls_needs_the_build_feature() {
         let parsed = Config::parse("kafkas://u:p@host?sasl=scram-sha-512");
         if cfg!(feature = "kafka-tls") {
             let client = parsed.unwrap().client();
@@ -338,9 +334,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn an_invalid_url_names_the_fault() {
         for (url, reason) in [
-            ("kafka://", "no address"),
+            ("kafka://", "invalid broker address"),
             ("kafka://host:port", "not a number"),
             ("kafka://host/topic", "no path"),
             ("kafka://user@host", "a user and a password"),

@@ -1,4 +1,4 @@
-//! Dead letters: a compacted topic, by their ids. One that is dropped or put back is deleted by its key.
+//! Dead letters: a compacted topic, by their ids. A dropped or redriven one is deleted by its key.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -14,32 +14,32 @@ use tracing::warn;
 
 use super::envelope::Read;
 use super::produce::Record;
-use super::queue::Known;
-use super::registrar::To;
+use super::queue::QueueHandle;
+use super::settler::Action;
 use super::store::Store;
 use super::transaction::{Failed, Transactions};
 use super::{envelope, error};
 
-/// Letters put back or dropped in one transaction.
+/// Dead letters redriven or dropped in one transaction.
 const AT_ONCE: usize = 500;
 
 /// How long such a transaction may be open.
 const TRANSACTION: Duration = Duration::from_secs(30);
 
-/// How long what this process put there may take to be seen.
+/// How long dead letters written by this process may take to be visible.
 const SEEN_WITHIN: Duration = Duration::from_secs(2);
 
-/// The dead letters that are known of, by where they are in the topic.
+/// Index of the dead letters, by offset.
 #[derive(Default)]
 pub(super) struct Index {
-    /// Behind the last record that was looked at.
+    /// Behind the last record read.
     next: i64,
     ids: BTreeMap<i64, MessageId>,
     places: HashMap<MessageId, i64>,
 }
 
 impl Index {
-    fn note(&mut self, record: &BorrowedMessage<'_>) {
+    fn add(&mut self, record: &BorrowedMessage<'_>) {
         self.next = record.offset() + 1;
         let id = record.key().and_then(|key| std::str::from_utf8(key).ok());
         let Some(id) = id.and_then(|id| id.parse::<MessageId>().ok()) else {
@@ -56,21 +56,21 @@ impl Index {
 }
 
 impl Store {
-    /// How many there are.
-    pub(super) async fn count_dead(&self, known: &Known) -> Result<u64> {
-        let mut index = known.dead.lock().await;
-        self.look(known, &mut index).await?;
+    /// Number of dead letters.
+    pub(super) async fn count_dead(&self, handle: &QueueHandle) -> Result<u64> {
+        let mut index = handle.dead.lock().await;
+        self.look(handle, &mut index).await?;
         Ok(index.ids.len() as u64)
     }
 
     pub(super) async fn dead_letters(
         &self,
-        known: &Known,
+        handle: &QueueHandle,
         after: Option<MessageId>,
         max: usize,
     ) -> Result<Vec<DeadLetter>> {
-        let mut index = known.dead.lock().await;
-        self.look(known, &mut index).await?;
+        let mut index = handle.dead.lock().await;
+        self.look(handle, &mut index).await?;
         let after = after.and_then(|after| index.places.get(&after).copied());
         let from = after.map_or(0, |at| at + 1);
         let places: Vec<i64> = index
@@ -79,14 +79,14 @@ impl Store {
             .map(|(at, _)| *at)
             .take(max)
             .collect();
-        let letters = self.read_letters(known, places).await?;
+        let letters = self.read_letters(handle, places).await?;
         Ok(letters
             .into_iter()
             .filter_map(
                 |Read {
                      envelope, left_at, ..
                  }| {
-                    let mut letter = envelope.dead_letter(known.name.clone())?;
+                    let mut letter = envelope.dead_letter(handle.name.clone())?;
                     if let Some(left_at) = left_at {
                         letter.reason += &format!("; payload and headers are in record {left_at}");
                     }
@@ -96,30 +96,42 @@ impl Store {
             .collect())
     }
 
-    pub(super) async fn redrive(&self, known: &Known, selection: &Selection) -> Result<u64> {
-        self.ensure_queue(known).await?;
-        let what = || format!("redrive to `{}`", known.name);
-        self.remove(known, selection, true).await.context(what)
+    pub(super) async fn redrive(&self, handle: &QueueHandle, selection: &Selection) -> Result<u64> {
+        self.ensure_queue(handle).await?;
+        let what = || format!("redrive to `{}`", handle.name);
+        self.remove(handle, selection, true).await.context(what)
     }
 
-    pub(super) async fn drop_dead(&self, known: &Known, selection: &Selection) -> Result<u64> {
-        let what = || format!("drop dead letters of `{}`", known.name);
-        let dropped = self.remove(known, selection, false).await.context(what)?;
-        known.tally.dropped.fetch_add(dropped, Ordering::Relaxed);
+    pub(super) async fn drop_dead(
+        &self,
+        handle: &QueueHandle,
+        selection: &Selection,
+    ) -> Result<u64> {
+        let what = || format!("drop dead letters of `{}`", handle.name);
+        let dropped = self.remove(handle, selection, false).await.context(what)?;
+        handle
+            .counters
+            .dropped
+            .fetch_add(dropped, Ordering::Relaxed);
         Ok(dropped)
     }
 
-    /// Deletes those of the selection that are still there, and puts them back into the queue if asked to.
-    async fn remove(&self, known: &Known, selection: &Selection, redrives: bool) -> Result<u64> {
-        let mut index = known.dead.lock().await;
-        self.look(known, &mut index).await?;
+    /// Deletes the selected dead letters that still exist, and redrives them if asked to.
+    async fn remove(
+        &self,
+        handle: &QueueHandle,
+        selection: &Selection,
+        redrives: bool,
+    ) -> Result<u64> {
+        let mut index = handle.dead.lock().await;
+        self.look(handle, &mut index).await?;
         if index.ids.is_empty() {
             return Ok(0);
         }
-        // One operator at a time, of all processes: a second one shuts out the first.
-        let id = format!("{}.operator", known.topic);
+        // One operator at a time across processes: a second one fences the first.
+        let id = format!("{}.operator", handle.topic);
         let transactions = Transactions::start(&self.config, id, TRANSACTION).await?;
-        self.look(known, &mut index).await?;
+        self.look(handle, &mut index).await?;
         let wanted: Option<HashSet<MessageId>> = match selection {
             Selection::All => None,
             Selection::Ids(ids) => Some(ids.iter().copied().collect()),
@@ -129,23 +141,23 @@ impl Store {
         let chosen: Vec<i64> = chosen.map(|(at, _)| *at).collect();
         let mut count = 0;
         for places in chosen.chunks(AT_ONCE) {
-            let mut letters = self.read_letters(known, places.to_vec()).await?;
-            // What has no payload any more stays a dead letter.
+            let mut letters = self.read_letters(handle, places.to_vec()).await?;
+            // One without its payload stays a dead letter.
             letters.retain(|one| !redrives || one.left_at.is_none());
-            letters.iter_mut().for_each(|one| one.envelope.revive());
+            letters.iter_mut().for_each(|one| one.envelope.redrive());
             count += self
-                .move_letters(known, &transactions, letters, redrives)
+                .move_letters(handle, &transactions, letters, redrives)
                 .await?;
         }
-        self.look(known, &mut index).await?;
+        self.look(handle, &mut index).await?;
         Ok(count)
     }
 
-    /// Deletes these letters, and puts them back into the queue if asked to. One that the queue's topic does not take
-    /// stays where it is.
+    /// Deletes these dead letters, and redrives them if asked to. One that the queue's topic refuses
+    /// stays.
     async fn move_letters(
         &self,
-        known: &Known,
+        handle: &QueueHandle,
         transactions: &Transactions,
         mut letters: Vec<Read>,
         redrives: bool,
@@ -157,7 +169,7 @@ impl Store {
                 .map(|one| one.envelope.message.id.to_string())
                 .collect();
             let back = letters.iter().filter(|_| redrives).map(|one| Record {
-                topic: &known.topic,
+                topic: &handle.topic,
                 partition: None,
                 key: envelope::key(&one.envelope, one.raw.as_deref()),
                 payload: Some(&one.envelope.message.payload),
@@ -165,7 +177,7 @@ impl Store {
                 at: None,
             });
             let deleted = keys.iter().map(|key| Record {
-                topic: &known.dead_topic,
+                topic: &handle.dead_topic,
                 partition: Some(0),
                 key: Some(key.as_bytes()),
                 payload: None,
@@ -174,27 +186,27 @@ impl Store {
             });
             let records: Vec<Record<'_>> = back.chain(deleted).collect();
             let back = if redrives { letters.len() } else { 0 };
-            let topics = [known.topic.as_str(), known.dead_topic.as_str()];
+            let topics = [handle.topic.as_str(), handle.dead_topic.as_str()];
             let done = transactions.run(records, None);
             match self.while_declared(&topics, done).await {
                 Ok(places) => {
                     count += letters.len() as u64;
                     for (_, at) in &places[back..] {
-                        known.note_dead(*at);
+                        handle.note_dead(*at);
                     }
-                    if let Some(desk) = known.desk_if_any().await {
+                    if let Some(session) = handle.session_if_any().await {
                         for place in &places[..back] {
-                            desk.members.note_marked(To::Queue, *place);
+                            session.members.note_marked(Action::Requeue, *place);
                         }
                     }
                     letters.clear();
                 }
                 Err(Failed::TooLarge(..)) if letters.len() == 1 => {
                     let id = &letters[0].envelope.message.id;
-                    warn!(queue = %known.name, %id, "dead letter too large for its queue; not redriven");
+                    warn!(queue = %handle.name, %id, "dead letter too large for its queue; not redriven");
                     letters.clear();
                 }
-                // Which of a batch is too large is not said: each goes alone.
+                // The refused batch does not name its too large record: each is sent alone.
                 Err(Failed::TooLarge(_, which)) => {
                     let all = std::mem::take(&mut letters).into_iter().enumerate();
                     for (at, letter) in all {
@@ -207,9 +219,9 @@ impl Store {
                     }
                 }
                 Err(failed) => {
-                    self.doubt(&known.topic);
-                    self.doubt(&known.dead_topic);
-                    return Err(error::of_produce("move dead letters", failed.told()));
+                    self.doubt(&handle.topic);
+                    self.doubt(&handle.dead_topic);
+                    return Err(error::of_produce("move dead letters", failed.error()));
                 }
             }
             if letters.is_empty() {
@@ -219,40 +231,40 @@ impl Store {
         Ok(count)
     }
 
-    /// Takes note of what came since the last look.
-    async fn look(&self, known: &Known, index: &mut Index) -> Result<()> {
-        if self.partitions(&known.dead_topic).await?.is_none() {
+    /// Reads the records since the last call into the index.
+    async fn look(&self, handle: &QueueHandle, index: &mut Index) -> Result<()> {
+        if self.partitions(&handle.dead_topic).await?.is_none() {
             *index = Index::default();
             return Ok(());
         }
         let asked = Instant::now();
         let (low, end) = loop {
-            let (low, end) = self.committed_mark(&known.dead_topic).await?;
-            // The marks that end a transaction are written a moment after it has ended.
-            if end >= known.dead_end.load(Ordering::Acquire) {
+            let (low, end) = self.committed_watermarks(&handle.dead_topic).await?;
+            // Transaction markers are written shortly after the transaction ended.
+            if end >= handle.dead_end.load(Ordering::Acquire) {
                 break (low, end);
             }
             if asked.elapsed() > SEEN_WITHIN {
-                // The topic was made again.
-                known.dead_end.store(end, Ordering::Release);
+                // The topic was recreated.
+                handle.dead_end.store(end, Ordering::Release);
                 break (low, end);
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         };
         if index.next > end {
-            // So was it here: what is known is of the one before.
+            // The topic was recreated: the index is of the old one.
             *index = Index::default();
         }
         if index.next < end {
             let (from, seen) = (index.next.max(low), std::mem::take(index));
-            *index = self.scan(known, (from, end), seen, Index::note).await?;
+            *index = self.scan(handle, (from, end), seen, Index::add).await?;
             index.next = end;
         }
         Ok(())
     }
 
-    /// The letters at these places, in order.
-    async fn read_letters(&self, known: &Known, places: Vec<i64>) -> Result<Vec<Read>> {
+    /// The dead letters at these offsets, in order.
+    async fn read_letters(&self, handle: &QueueHandle, places: Vec<i64>) -> Result<Vec<Read>> {
         let (Some(first), Some(last)) = (places.first().copied(), places.last().copied()) else {
             return Ok(Vec::new());
         };
@@ -262,37 +274,37 @@ impl Store {
                 letters.push(envelope::read(record, now));
             }
         };
-        self.scan(known, (first, last + 1), Vec::new(), read).await
+        self.scan(handle, (first, last + 1), Vec::new(), read).await
     }
 
-    /// Shows each record of a part of the topic to `see`.
+    /// Passes each record of a range of the topic to `see`.
     async fn scan<T: Send + 'static>(
         &self,
-        known: &Known,
+        handle: &QueueHandle,
         (from, end): (i64, i64),
         mut seen: T,
         mut see: impl FnMut(&mut T, &BorrowedMessage<'_>) + Send + 'static,
     ) -> Result<T> {
-        let (topic, timeout) = (known.dead_topic.clone(), self.config.timeout);
+        let (topic, timeout) = (handle.dead_topic.clone(), self.config.timeout);
         self.with_reader(move |reader| {
-            let failed = |told| error::of_call(&format!("read `{topic}`"), told);
+            let failed = |error| error::of_call(&format!("read `{topic}`"), error);
             let mut list = TopicPartitionList::new();
             list.add_partition_offset(&topic, 0, Place::Offset(from))
                 .map_err(failed)?;
             reader.assign(&list).map_err(failed)?;
-            let mut heard = Instant::now();
+            let mut last_record = Instant::now();
             loop {
                 match reader.poll(Duration::from_millis(100)) {
                     Some(Ok(record)) => {
-                        heard = Instant::now();
+                        last_record = Instant::now();
                         see(&mut seen, &record);
                         if record.offset() + 1 >= end {
                             break;
                         }
                     }
                     Some(Err(KafkaError::PartitionEOF(0))) => break,
-                    _ if heard.elapsed() > timeout => {
-                        let text = format!("kafka: nothing of `{topic}` came within {timeout:?}");
+                    _ if last_record.elapsed() > timeout => {
+                        let text = format!("kafka: no record of `{topic}` within {timeout:?}");
                         return Err(Error::unavailable(text));
                     }
                     _ => {}

@@ -1,9 +1,9 @@
-//! What this process fetched of a stream.
+//! Buffer of stream entries in this process.
 //!
 //! ```text
 //! broker --fetch--> waiting --read--> held by a consumer of this process --commit--> finished
 //!                                          |                                (position: the longest finished prefix)
-//!                                          +--claim, after a while or when its consumer is gone--> held by another
+//!                                          +--claim, when idle or disconnected--> held by another
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -13,36 +13,36 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use towpath_core::port::stream::{Entry, Offset};
 use towpath_core::{ConsumerId, Message, Timestamp};
 
+use super::consumer::{FetchBuffer, FetchProgress};
 use super::envelope;
-use super::member::{Reach, Shelf};
 
-/// Entries and bytes that wait here before no more are fetched.
+/// Waiting entries and bytes after which no more are fetched.
 const FULL: usize = 20_000;
 const FULL_BYTES: usize = 32 << 20;
 
-/// What is here, by partition.
+/// Fetched entries, by partition.
 #[derive(Default)]
 pub(super) struct Entries {
     partitions: BTreeMap<i32, Partition>,
-    /// Payload bytes of what waits.
+    /// Payload bytes of waiting entries.
     bytes: usize,
 }
 
 #[derive(Default)]
 struct Partition {
     waiting: VecDeque<(i64, Message)>,
-    held: BTreeMap<i64, Held>,
-    /// Finished, but behind something that is not.
+    held: BTreeMap<i64, Pending>,
+    /// Finished, behind an unfinished one.
     done: BTreeSet<i64>,
-    /// How far it was fetched.
-    reach: Reach,
-    /// The position that the broker knows.
+    /// Fetch progress.
+    progress: FetchProgress,
+    /// The committed offset.
     committed: i64,
 }
 
-struct Held {
+struct Pending {
     message: Message,
-    /// `None` when it is gone.
+    /// `None` when it disconnected.
     consumer: Option<ConsumerId>,
     since: Instant,
     attempt: u32,
@@ -54,28 +54,28 @@ impl Partition {
         let waiting = self.waiting.front().map(|(at, _)| *at);
         let held = self.held.first_key_value().map(|(at, _)| *at);
         let unfinished = waiting.into_iter().chain(held).min();
-        unfinished.unwrap_or(self.reach.next)
+        unfinished.unwrap_or(self.progress.next)
     }
 }
 
-/// What a member knows of one partition, for the numbers of its group.
+/// Counts of a partition for the stats of its group.
 #[derive(Default, Clone, Copy)]
-pub(super) struct Known {
+pub(super) struct GroupCounts {
     pub(super) held: u64,
     /// Finished behind the position.
     pub(super) done: u64,
 }
 
 impl Entries {
-    /// Hands out what is here.
-    pub(super) fn hand_out(&mut self, who: &ConsumerId, max: usize) -> Vec<Entry> {
+    /// Delivers waiting entries.
+    pub(super) fn deliver(&mut self, who: &ConsumerId, max: usize) -> Vec<Entry> {
         let mut entries = Vec::new();
         for (partition, of) in &mut self.partitions {
             while entries.len() < max
                 && let Some((at, message)) = of.waiting.pop_front()
             {
                 self.bytes -= message.payload.len();
-                let held = Held {
+                let held = Pending {
                     message,
                     consumer: Some(who.clone()),
                     since: Instant::now(),
@@ -114,7 +114,7 @@ impl Entries {
         theirs.map(|held| held.consumer = None).count() as u64
     }
 
-    /// Strikes off what is finished; the positions that moved by it.
+    /// Marks entries as finished. Returns the positions that moved.
     pub(super) fn finish(&mut self, finished: &[Offset]) -> Vec<(i32, i64)> {
         for offset in finished {
             let (partition, at) = wire(*offset);
@@ -139,7 +139,7 @@ impl Entries {
         moved
     }
 
-    /// Lets go of what was trimmed away.
+    /// Drops trimmed entries.
     pub(super) fn drop_below(&mut self, partition: i32, first: i64) {
         if let Some(of) = self.partitions.get_mut(&partition) {
             while let Some((at, message)) = of.waiting.pop_front() {
@@ -152,14 +152,14 @@ impl Entries {
         }
     }
 
-    /// How many entries wait here.
+    /// Number of waiting entries.
     pub(super) fn waiting(&self) -> usize {
         self.partitions.values().map(|of| of.waiting.len()).sum()
     }
 
-    /// What is known here of each partition.
-    pub(super) fn known(&self) -> BTreeMap<i32, Known> {
-        let known = |of: &Partition| Known {
+    /// Counts of each partition.
+    pub(super) fn counts(&self) -> BTreeMap<i32, GroupCounts> {
+        let known = |of: &Partition| GroupCounts {
             held: of.held.len() as u64,
             done: of.done.len() as u64,
         };
@@ -167,7 +167,7 @@ impl Entries {
         all.map(|(partition, of)| (*partition, known(of))).collect()
     }
 
-    /// Notes positions that the broker knows now.
+    /// Records committed offsets.
     pub(super) fn note_committed(&mut self, moved: &[(i32, i64)]) {
         for (partition, at) in moved {
             if let Some(of) = self.partitions.get_mut(partition) {
@@ -177,10 +177,10 @@ impl Entries {
     }
 }
 
-impl Shelf for Entries {
+impl FetchBuffer for Entries {
     fn assign(&mut self, partition: i32, position: i64, _: &str) {
         let of = Partition {
-            reach: Reach::from(position),
+            progress: FetchProgress::from(position),
             committed: position,
             ..Partition::default()
         };
@@ -192,23 +192,25 @@ impl Shelf for Entries {
             let waiting = of.waiting.iter().map(|(_, one)| one.payload.len());
             self.bytes -= waiting.sum::<usize>();
         }
-        // A commit is at the broker when it returns.
+        // Commits are synchronous: nothing is pending.
         None
     }
 
     fn put(&mut self, record: &BorrowedMessage<'_>, now: Timestamp) {
-        // A partition that was just given away.
+        // The partition was just revoked.
         let Some(of) = self.partitions.get_mut(&record.partition()) else {
             return;
         };
         let message = envelope::read(record, now).envelope.message;
-        of.reach.pass(record.offset());
+        of.progress.pass(record.offset());
         self.bytes += message.payload.len();
         of.waiting.push_back((record.offset(), message));
     }
 
-    fn reach(&mut self, partition: i32) -> Option<&mut Reach> {
-        self.partitions.get_mut(&partition).map(|of| &mut of.reach)
+    fn progress(&mut self, partition: i32) -> Option<&mut FetchProgress> {
+        self.partitions
+            .get_mut(&partition)
+            .map(|of| &mut of.progress)
     }
 
     fn partitions(&self) -> Vec<i32> {
@@ -221,7 +223,7 @@ impl Shelf for Entries {
     }
 }
 
-fn entry(partition: i32, at: i64, held: &Held) -> Entry {
+fn entry(partition: i32, at: i64, held: &Pending) -> Entry {
     Entry {
         offset: offset(partition, at),
         message: held.message.clone(),
@@ -229,7 +231,7 @@ fn entry(partition: i32, at: i64, held: &Held) -> Entry {
     }
 }
 
-/// Our offset of a record.
+/// The `Offset` of a record.
 pub(super) fn offset(partition: i32, at: i64) -> Offset {
     Offset {
         partition: partition.unsigned_abs(),
@@ -237,7 +239,7 @@ pub(super) fn offset(partition: i32, at: i64) -> Offset {
     }
 }
 
-/// Partition and offset as Kafka counts.
+/// Kafka's partition and offset.
 pub(super) fn wire(offset: Offset) -> (i32, i64) {
     (
         i32::try_from(offset.partition).unwrap_or(i32::MAX),

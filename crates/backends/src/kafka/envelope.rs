@@ -1,4 +1,4 @@
-//! A message as a record: its key, its headers, and what else we know of it in headers of our own.
+//! Messages as records: key, headers, and our own headers for the rest.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::broker::envelope::{Envelope, OURS, check_names};
 const ID: &str = "towpath-id";
 /// Deliveries before the record was produced.
 const ATTEMPTS: &str = "towpath-attempts";
-/// Those up to the last one that ended in an outcome, where that is not all of them.
+/// Deliveries up to the last one with an outcome, where that is not all of them.
 const SETTLED: &str = "towpath-settled-attempts";
 /// When the backend first took the message, in milliseconds since 1970.
 const ENQUEUED_AT: &str = "towpath-enqueued-at";
@@ -23,15 +23,15 @@ const ENQUEUED_AT: &str = "towpath-enqueued-at";
 const ERROR: &str = "towpath-error";
 /// Not to be delivered before, in milliseconds since 1970.
 const NOT_BEFORE: &str = "towpath-not-before";
-/// Why and when it was given up.
+/// Reason and time of a dead letter.
 const REASON: &str = "towpath-reason";
 const DIED_AT: &str = "towpath-died-at";
 /// The message's key, where the record's is its id.
 const KEY: &str = "towpath-key";
-/// Of a dead letter, the record whose payload and headers were left where they were: `topic/partition/offset`.
+/// Of a dead letter without its payload, the original record: `topic/partition/offset`.
 const CUT: &str = "towpath-left-at";
 
-/// Checks what a stream refuses here.
+/// Checks for what streams do not support.
 pub(super) fn check(message: &NewMessage) -> Result<()> {
     check_entry(message)?;
     if message.dedup_id.is_some() {
@@ -54,7 +54,7 @@ pub(super) fn headers(message: &NewMessage) -> OwnedHeaders {
 /// Longest key of a message, in bytes.
 const MAX_KEY_BYTES: usize = 1_024;
 
-/// Key and headers of a record as they came, where a message's text is not the same: it moves with them.
+/// Key and headers of a record in bytes, where they are not UTF-8: copies keep them.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Raw {
     key: Option<Vec<u8>>,
@@ -90,7 +90,7 @@ pub(super) fn of_queue(envelope: &Envelope, raw: Option<&Raw>) -> OwnedHeaders {
     })
 }
 
-/// The headers of a dead letter whose record would be larger than its topic takes: the rest stays where it was.
+/// The headers of a dead letter that would exceed the topic's record limit: payload and other headers stay in the original record.
 pub(super) fn of_cut(envelope: &Envelope, left_at: &str) -> OwnedHeaders {
     let headers = of_ours(envelope, OwnedHeaders::new());
     with(headers, CUT, left_at)
@@ -133,18 +133,18 @@ fn with(headers: OwnedHeaders, key: &str, value: &str) -> OwnedHeaders {
     })
 }
 
-/// What a record says, by whomever it was produced.
+/// A parsed record of any producer.
 pub(super) struct Read {
     pub(super) envelope: Envelope,
-    /// Key and headers as they came, where the message's text is not the same.
+    /// Key and headers in bytes, where they are not UTF-8.
     pub(super) raw: Option<Arc<Raw>>,
-    /// Why no consumer can take it; it is a dead letter then.
+    /// Why it cannot be delivered; it becomes a dead letter.
     pub(super) refusal: Option<String>,
-    /// Of a dead letter, where its payload and its headers stayed.
+    /// Of a dead letter without its payload, the original record.
     pub(super) left_at: Option<String>,
 }
 
-/// Reads a record. One without an id of ours gets one. Never fails: what no message can hold is named in
+/// Parses a record. One without our id header gets an id. Never fails: a record that no message can hold is described in
 /// [`Read::refusal`].
 pub(super) fn read(record: &BorrowedMessage<'_>, now: Timestamp) -> Read {
     let (mut id, mut own_key, mut enqueued_at) = (None, None, None);
@@ -206,7 +206,7 @@ pub(super) fn read(record: &BorrowedMessage<'_>, now: Timestamp) -> Read {
             "key of {key_bytes} bytes is over the limit of {MAX_KEY_BYTES}"
         ));
     }
-    // What is over a limit is kept as it came, and not shown.
+    // A record over a limit is kept in bytes, and not shown.
     let shown_key = key.filter(|key| (1..=MAX_KEY_BYTES).contains(&key.len()));
     let shown = if bytes > MAX_HEADER_BYTES {
         &[][..]
@@ -259,12 +259,12 @@ pub(super) fn read(record: &BorrowedMessage<'_>, now: Timestamp) -> Read {
 /// A header of a record; `None` when its name is not UTF-8.
 fn header<'a>(record: &'a BorrowedMessage<'_>, at: usize) -> Option<(&'a str, Option<&'a [u8]>)> {
     let headers = record.headers()?;
-    // The client's library panics at a name that is not UTF-8, and has no other way to ask for it.
+    // The library panics at a header name that is not UTF-8, and has no checked accessor.
     let found = std::panic::catch_unwind(AssertUnwindSafe(|| headers.try_get(at)));
     found.ok()?.map(|header| (header.key, header.value))
 }
 
-/// Bytes as text. Those that are not UTF-8 are written as `\xff`, so that what differs stays different.
+/// Bytes as text. Bytes that are not UTF-8 are written as `\xff`, so that different names stay different.
 fn text(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {

@@ -1,31 +1,31 @@
-//! What Kafka and its client say, in our words.
+//! Errors of Kafka and its client as our errors.
 
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use towpath_core::Error;
 
-/// The error of a call. It is not known whether the call took effect, unless the broker refused it.
+/// The error of a call. Whether the call took effect is unknown, unless the broker refused it.
 pub(super) fn of_call(what: &str, error: KafkaError) -> Error {
     let text = match code(&error) {
         Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => {
-            return Error::not_found(format!("kafka: {what}: there is no such topic"))
+            return Error::not_found(format!("kafka: {what}: topic does not exist"))
                 .with_source(error);
         }
         _ if is_too_large(&error) => {
             return Error::invalid(format!(
-                "kafka: {what}: the record is larger than the topic takes; raise its `max.message.bytes`"
+                "kafka: {what}: the record exceeds the topic's limit; raise its `max.message.bytes`"
             ))
             .with_source(error);
         }
         Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed) => {
-            format!("kafka: {what}: refused, the user may not do that")
+            format!("kafka: {what}: not authorised; check the ACLs of the user")
         }
         Some(Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend) => {
-            format!("kafka: {what}: fewer replicas are in sync than `min.insync.replicas` asks for")
+            format!("kafka: {what}: fewer replicas in sync than `min.insync.replicas` requires")
         }
         Some(Code::NonEmptyGroup | Code::UnknownMemberId | Code::IllegalGeneration) => {
             return Error::conflict(format!(
-                "kafka: {what}: another process reads in this group; stop it first"
+                "kafka: {what}: another process is a member of this group; stop it first"
             ))
             .with_source(error);
         }
@@ -34,16 +34,16 @@ pub(super) fn of_call(what: &str, error: KafkaError) -> Error {
     Error::unavailable(text).with_source(error)
 }
 
-/// The error of a call that produces. A topic that is not there is not the fault of the record: the next call creates it.
+/// The error of a produce call. A missing topic is `Unavailable`: the next call creates it.
 pub(super) fn of_produce(what: &str, error: KafkaError) -> Error {
-    if is_topicless(&error) {
+    if is_unknown_topic(&error) {
         let text = format!("kafka: {what}: the topic was deleted; the next call creates it again");
         return Error::unavailable(text).with_source(error);
     }
     of_call(what, error)
 }
 
-/// Whether a record is larger than its topic takes, or than the client sends.
+/// Whether a record exceeds the limit of its topic or of the client.
 pub(super) fn is_too_large(error: &KafkaError) -> bool {
     let code = code(error);
     matches!(
@@ -52,8 +52,8 @@ pub(super) fn is_too_large(error: &KafkaError) -> bool {
     )
 }
 
-/// Whether a topic is not there.
-pub(super) fn is_topicless(error: &KafkaError) -> bool {
+/// Whether a topic does not exist.
+pub(super) fn is_unknown_topic(error: &KafkaError) -> bool {
     matches!(
         code(error),
         Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition)
@@ -65,8 +65,8 @@ pub(super) fn code(error: &KafkaError) -> Option<Code> {
     error.rdkafka_error_code()
 }
 
-/// Whether a group has no coordinator just now.
-pub(super) fn is_homeless(error: &KafkaError) -> bool {
+/// Whether a group has no coordinator at the moment.
+pub(super) fn has_no_coordinator(error: &KafkaError) -> bool {
     matches!(
         code(error),
         Some(
@@ -75,8 +75,8 @@ pub(super) fn is_homeless(error: &KafkaError) -> bool {
     )
 }
 
-/// Whether a partition has no leader just now, as while a topic is new or a node is being replaced.
-pub(super) fn is_leaderless(error: &KafkaError) -> bool {
+/// Whether a partition has no leader at the moment, as in a new topic or while a node is replaced.
+pub(super) fn has_no_leader(error: &KafkaError) -> bool {
     matches!(
         code(error),
         Some(Code::NotLeaderForPartition | Code::LeaderNotAvailable)

@@ -1,4 +1,4 @@
-//! What `doctor` and `/readyz` say about a Kafka.
+//! Health of a Kafka for `doctor` and `/readyz`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,15 +9,15 @@ use towpath_core::Result;
 use towpath_core::backend::Health;
 use tracing::debug;
 
+use super::consumer::lock;
 use super::error;
-use super::member::lock;
 use super::store::Store;
 use super::topics::Design;
 
 /// Longest wait for the settings of topics: `/readyz` has 2 s for all of it.
 const SETTINGS: Duration = Duration::from_secs(1);
 
-/// What of a topic's settings endangers what is in it: a setting, how it endangers, and what to do.
+/// A setting of a topic that endangers its messages: its name, the check, and the advice.
 struct Danger {
     name: &'static str,
     is_bad: fn(&str, Design) -> bool,
@@ -51,13 +51,13 @@ const DANGERS: [Danger; 4] = [
 ];
 
 impl Store {
-    /// Asks the cluster for its topics, and for the settings of those that this process uses.
+    /// Checks the cluster's topics, and the settings of those that this process uses.
     pub(super) async fn health(&self) -> Result<Health> {
         self.check_open()?;
         let timeout = self.config.timeout;
         let all = self.ask(move |asker| {
             let metadata = asker.fetch_metadata(None, timeout);
-            let metadata = metadata.map_err(|told| error::of_call("list topics", told))?;
+            let metadata = metadata.map_err(|error| error::of_call("list topics", error))?;
             let fewest = metadata.topics().iter().map(|topic| {
                 let replicas = topic.partitions().iter().map(|one| one.replicas().len());
                 (topic.name().to_owned(), replicas.min().unwrap_or(0))
@@ -77,7 +77,7 @@ impl Store {
             ),
             (
                 "durability",
-                "acknowledged by every replica in sync (acks=all), of which the topic's `min.insync.replicas` asks for some".to_owned(),
+                "acknowledged by every replica in sync (acks=all), at least the topic's `min.insync.replicas`".to_owned(),
             ),
         ];
         health
@@ -92,7 +92,7 @@ impl Store {
         let alone: Vec<&str> = alone.map(String::as_str).collect();
         if !alone.is_empty() {
             health.warnings.push(format!(
-                "one replica: {}; what is acknowledged is lost with one broker's disk",
+                "one replica: {}; acknowledged messages are lost with one broker's disk",
                 alone.join(", ")
             ));
         }
@@ -101,7 +101,7 @@ impl Store {
         Ok(health)
     }
 
-    /// What the settings of these topics endanger, a line for each kind of danger.
+    /// Dangerous settings of these topics, one line for each danger.
     async fn dangers(&self, used: &BTreeMap<String, Design>, alone: &[&str]) -> Vec<String> {
         let topics: Vec<ResourceSpecifier<'_>> = used
             .keys()
@@ -113,9 +113,9 @@ impl Store {
         let options = AdminOptions::new().request_timeout(Some(SETTINGS));
         let described = match self.admin.describe_configs(&topics, &options).await {
             Ok(described) => described,
-            // Some may use topics and not ask for their settings.
-            Err(told) => {
-                debug!(%told, "topic settings not known");
+            // A user may be allowed to use topics and not to describe them.
+            Err(error) => {
+                debug!(%error, "topic settings unavailable");
                 return Vec::new();
             }
         };
@@ -125,10 +125,10 @@ impl Store {
             for danger in &DANGERS {
                 let value = settings.get(danger.name).and_then(|one| one.value.clone());
                 let Some(value) = value else { continue };
-                // With one replica more is not to be had of this setting.
-                let is_said =
+                // With one replica this setting cannot be higher.
+                let is_reported =
                     danger.name == "min.insync.replicas" && alone.contains(&topic.as_str());
-                if (danger.is_bad)(&value, *design) && !is_said {
+                if (danger.is_bad)(&value, *design) && !is_reported {
                     let name = danger.name;
                     let of = found.entry(danger.advice).or_default();
                     of.push(format!("`{topic}` has `{name}={value}`"));

@@ -1,4 +1,4 @@
-//! Handing out what this process has of a queue, and waiting for it.
+//! Leasing buffered messages of a queue, and waiting for them.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,16 +7,16 @@ use towpath_core::port::queue::LeaseRequest;
 use towpath_core::{Delivery, ErrorKind, Result};
 use tracing::warn;
 
-use crate::broker::hand::{SPENT, Terms};
+use crate::broker::in_flight::{ATTEMPTS_EXHAUSTED, LeaseTerms};
 
-use super::bench::{Held, Ready};
-use super::desk::Desk;
-use super::queue::Known;
-use super::registrar::{Job, To};
+use super::buffers::{InFlightMessage, ReadyBuffer};
+use super::queue::QueueHandle;
+use super::queue_session::QueueSession;
+use super::settler::{Action, SettleItem};
 use super::store::Store;
 
-/// How long the group may take to let a new member in, before a lease says that nothing is there.
-pub(super) const LET_IN: Duration = Duration::from_secs(2);
+/// How long the first assignment may take before a lease returns empty.
+pub(super) const JOIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The longest sleep while waiting.
 const LOOK: Duration = Duration::from_secs(10);
@@ -24,64 +24,65 @@ const LOOK: Duration = Duration::from_secs(10);
 impl Store {
     pub(super) async fn lease(self: &Arc<Self>, request: &LeaseRequest) -> Result<Vec<Delivery>> {
         let until = Instant::now().checked_add(request.wait);
-        let known = self.known(&request.queue)?;
-        known.tally.saw(&request.consumer);
+        let handle = self.handle(&request.queue)?;
+        handle.counters.saw(&request.consumer);
         loop {
-            let desk = self.desk(&known).await?;
+            let session = self.session(&handle).await?;
             if request.wait.is_zero() {
-                // Nothing that is there may be on its way.
-                let ready = &desk.members.ready;
-                if ready.is_let_in(LET_IN).await {
-                    let marks = self.marks_of(&known.topic).await?;
-                    let is_enough = |shelf: &Ready| shelf.hand().counts().0 >= request.max as u64;
-                    ready.arrive(&marks, is_enough).await;
+                // Records of the broker must be fetched first.
+                let ready = &session.members.ready;
+                if ready.wait_assigned(JOIN_TIMEOUT).await {
+                    let watermarks = self.watermarks_of(&handle.topic).await?;
+                    let is_enough =
+                        |buffer: &ReadyBuffer| buffer.in_flight().counts().0 >= request.max as u64;
+                    ready.wait_fetched(&watermarks, is_enough).await;
                 }
             }
-            let mut news = std::pin::pin!(desk.members.ready.news());
-            news.as_mut().enable();
+            let mut changed = std::pin::pin!(session.members.ready.changed());
+            changed.as_mut().enable();
             self.check_open()?;
-            let deliveries = self.hand_out(&known, &desk, request).await?;
+            let deliveries = self.lease_ready(&handle, &session, request).await?;
             let left = until.map_or(LOOK, |until| {
                 until.saturating_duration_since(Instant::now())
             });
             if !deliveries.is_empty() || left.is_zero() {
                 return Ok(deliveries);
             }
-            let expiry = desk.members.ready.shelf().hand().next_expiry();
+            let expiry = session.members.ready.buffer().in_flight().next_expiry();
             let until_expiry = expiry.map(|at| at.saturating_duration_since(Instant::now()));
             let limit = left.min(LOOK).min(until_expiry.unwrap_or(LOOK));
-            drop(tokio::time::timeout(limit, news).await);
+            drop(tokio::time::timeout(limit, changed).await);
         }
     }
 
-    /// Leases what is here; what has no attempts left becomes a dead letter.
-    async fn hand_out(
+    /// Leases buffered messages; those without attempts left become dead letters.
+    async fn lease_ready(
         &self,
-        known: &Known,
-        desk: &Desk,
+        handle: &QueueHandle,
+        session: &QueueSession,
         request: &LeaseRequest,
     ) -> Result<Vec<Delivery>> {
         loop {
-            let terms = Terms {
-                queue: &known.name,
+            let terms = LeaseTerms {
+                queue: &handle.name,
                 consumer: &request.consumer,
                 lease: request.lease,
                 max: request.max,
-                attempts: known.attempts(),
+                attempts: handle.attempts(),
             };
             let (deliveries, spent) = {
-                let mut shelf = desk.members.ready.shelf();
-                shelf.lease(&terms, || self.next_number())
+                let mut buffer = session.members.ready.buffer();
+                buffer.lease(&terms, || self.next_number())
             };
             if !deliveries.is_empty() {
-                desk.ready.count();
+                session.ready.count();
             }
             let now = self.clock.now();
-            let jobs = spent.into_iter().map(|mut held| {
+            let items = spent.into_iter().map(|mut held| {
                 let reason = match held.origin.refusal.clone() {
                     Some(refusal) => {
                         let (partition, at) = (held.origin.partition, held.origin.at);
-                        let topic = &known.topic;
+                        let topic = &handle.topic;
                         warn!(
                             topic,
                             partition,
@@ -91,34 +92,34 @@ impl Store {
                         );
                         format!("refused: {refusal}; record {topic}/{partition}/{at}")
                     }
-                    None => SPENT.to_owned(),
+                    None => ATTEMPTS_EXHAUSTED.to_owned(),
                 };
-                held.envelope.die(&reason, now);
-                self.job(held, To::Dead)
+                held.envelope.mark_dead(&reason, now);
+                self.item(held, Action::DeadLetter)
             });
-            let jobs: Vec<Job> = jobs.collect();
-            if jobs.is_empty() {
+            let items: Vec<SettleItem> = items.collect();
+            if items.is_empty() {
                 return Ok(deliveries);
             }
-            let buried = desk.ready.settle(jobs).await;
+            let buried = session.ready.settle(items).await;
             if !deliveries.is_empty() {
                 return Ok(deliveries);
             }
             let failed = buried.into_iter().filter_map(Result::err);
-            // One whose partition moved meanwhile is another process's.
+            // A message of a revoked partition belongs to another process.
             if let Some(error) = { failed }.find(|one| one.kind() != ErrorKind::Conflict) {
                 return Err(error);
             }
         }
     }
 
-    /// A job whose message comes back under a new number if it fails.
-    pub(super) fn job(&self, held: Held, to: To) -> Job {
-        Job {
+    /// A settle item whose message gets a new number if it fails.
+    pub(super) fn item(&self, held: InFlightMessage, action: Action) -> SettleItem {
+        SettleItem {
             number: self.next_number(),
             attempts: held.charged,
             held,
-            to,
+            action,
             is_cut: false,
         }
     }

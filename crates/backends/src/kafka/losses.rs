@@ -1,31 +1,31 @@
-//! Records that were lost before they were consumed, for the log and for `/readyz`.
+//! Records lost before they were consumed, for the log and for `/readyz`.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use tracing::warn;
 
-use super::member::lock;
+use super::consumer::lock;
 
-/// Why a partition ends before records that this process knows of.
-const TRUNCATED: &str = "the partition ends before records that were acknowledged or read: the broker lost what it had not synced, the topic was created again, or a replica without them became leader";
+/// Causes of a truncated partition.
+const TRUNCATED: &str = "the partition ends before records that were acknowledged or read: the broker lost unsynced records, the topic was created again, or a replica without them became leader";
 
 /// The end of a partition, as far as this process knows: behind the newest record that it produced or read.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct End {
     at: i64,
-    /// Number of truncations noticed.
+    /// Number of truncations detected.
     truncations: u32,
 }
 
 impl End {
-    /// Whether a record that was produced after this was known, and got this offset, proves a truncation.
+    /// Whether the offset of a record produced later proves a truncation.
     pub(super) const fn is_beyond(self, offset: i64) -> bool {
         offset < self.at
     }
 }
 
-/// How records were lost, and how many, as far as that is known.
+/// How records were lost, and how many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Loss {
     /// The position was past the end of its partition, by this many offsets: others may be lost that it had not reached.
@@ -44,7 +44,7 @@ impl Loss {
     pub(super) const fn reason(self) -> &'static str {
         match self {
             Self::BehindTheEnd(_) => {
-                "the position was past the end: the topic was made again or a replica without them became leader; reading from the start"
+                "the position was past the end: the topic was created again or a replica without them became leader; reading from the start"
             }
             Self::Deleted(_) => {
                 "deleted before they were consumed: raise `retention.ms` and `retention.bytes` of the topic"
@@ -53,7 +53,7 @@ impl Loss {
     }
 }
 
-/// What was lost while this process ran, by topic and group.
+/// Losses since this process started, by topic and group.
 #[derive(Default)]
 pub(super) struct Losses {
     records: Mutex<BTreeMap<(String, String), (u64, Loss)>>,
@@ -69,7 +69,7 @@ impl Losses {
         self.forget(topic);
     }
 
-    /// The topic is another one, whose offsets begin again.
+    /// The topic was recreated, and its offsets begin again.
     pub(super) fn forget(&self, topic: &str) {
         lock(&self.ends).remove(topic);
     }
@@ -98,9 +98,9 @@ impl Losses {
         }
     }
 
-    /// The broker says that a partition ends here, and it was known to reach further: names what was lost in between.
+    /// The broker reports a lower end of a partition than known: logs and counts the records lost in between.
     ///
-    /// With `before`, what was known when the record was sent that proves it: records that were sent at the same time
+    /// `before` is the end known when the record that proves it was sent: records sent at the same time
     /// prove the same truncation.
     pub(super) fn note_truncated(&self, topic: &str, partition: i32, at: i64, before: Option<End>) {
         let mut ends = lock(&self.ends);
@@ -127,7 +127,7 @@ impl Losses {
         *lock(&self.truncated).entry(topic.to_owned()).or_default() += records;
     }
 
-    /// The same of a truncation that a group's position has named.
+    /// Lowers the known end after a truncation that a group's position revealed.
     pub(super) fn set_end(&self, topic: &str, partition: i32, at: i64) {
         let mut ends = lock(&self.ends);
         if let Some(end) = ends.get_mut(topic).and_then(|of| of.get_mut(&partition))
@@ -138,7 +138,7 @@ impl Losses {
         }
     }
 
-    pub(super) fn note(&self, topic: &str, group: &str, loss: Loss) {
+    pub(super) fn record(&self, topic: &str, group: &str, loss: Loss) {
         let mut all = lock(&self.records);
         let place = (topic.to_owned(), group.to_owned());
         let (count, last) = all.entry(place).or_insert((0, loss));
@@ -178,7 +178,7 @@ mod tests {
         assert!(before.is_beyond(99) && !before.is_beyond(100));
         losses.note_truncated("t", 0, 40, Some(before));
         losses.reached("t", 0, 41);
-        // Sent before the truncation was known, and answered after it.
+        // Sent before the truncation was detected, and answered after it.
         losses.note_truncated("t", 0, 41, Some(before));
         losses.reached("t", 0, 60);
         losses.note_truncated("t", 0, 42, Some(before));

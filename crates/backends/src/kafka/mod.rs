@@ -6,36 +6,36 @@
 //!                                                                   +---commit: position---+
 //! ```
 //!
-//! A process is one member of a group for each stream that it reads; its consumers share what the member fetched, and
+//! A process has one group member for each stream that it reads; its consumers share the fetched entries, and
 //! partitions spread over processes. The client blocks, so its calls run on threads of their own.
 //! Names: `docs/reference/kafka.md`.
 
-mod bench;
+mod ack_tracker;
+mod buffers;
+mod client_context;
 mod config;
+mod consumer;
 mod counts;
 mod dead;
-mod desk;
 mod entries;
 mod envelope;
 mod error;
 mod health;
-mod heard;
-mod lane;
 mod lease;
 mod losses;
-mod member;
 mod partitioner;
-mod positions;
 mod produce;
 mod queue;
-mod registrar;
+mod queue_session;
+mod rebalance;
 mod retry;
 mod settle;
+mod settler;
+mod source_offsets;
 mod store;
 mod stream;
 mod topics;
 mod transaction;
-mod watch;
 
 use std::sync::Arc;
 
@@ -45,14 +45,14 @@ use towpath_core::backend::{Backend, Capability, Descriptor, Health, Lifecycle};
 
 use store::Store;
 
-/// This family's row.
+/// The descriptor of this family.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "kafka",
     schemes: config::SCHEMES,
     capabilities: &[
         Capability::Queue,
         Capability::Stream,
-        Capability::Positions,
+        Capability::SourceOffsets,
         Capability::Delay,
         Capability::Headers,
     ],
@@ -73,7 +73,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
                 kv: None,
                 rate_limit: None,
                 effects: None,
-                positions: Some(Arc::new(positions::Sources::new(store))),
+                source_offsets: Some(Arc::new(source_offsets::Sources::new(store))),
             })
         })
     },

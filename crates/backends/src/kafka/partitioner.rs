@@ -7,7 +7,7 @@ use rdkafka::admin::ResourceSpecifier;
 use tracing::info;
 
 use super::config::LARGEST;
-use super::member::lock;
+use super::consumer::lock;
 use super::store::Store;
 
 /// How keys are hashed.
@@ -40,7 +40,7 @@ fn fnv1a(key: &[u8]) -> i32 {
 }
 
 impl Store {
-    /// How keys of a stream's topic are hashed, found out once.
+    /// The partitioner of a stream's topic, detected once.
     pub(super) async fn partitioner(&self, topic: &str, count: i32) -> Partitioner {
         if let Some(configured) = self.config.partitioner {
             return configured;
@@ -55,7 +55,7 @@ impl Store {
         let options = self.options();
         let described = self.admin.describe_configs(&resources, &options);
         let described = described.await.ok().and_then(|mut all| all.pop()?.ok());
-        // A user who may not ask gets the client's default, and asks again later.
+        // A user who may not describe the topic gets the client's default, and is asked again later.
         let Some(described) = described else {
             return Partitioner::Crc32;
         };

@@ -11,19 +11,19 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tokio::time::sleep;
 use towpath_core::{Result, Timestamp};
 
+use super::client_context::ErrorLog;
 use super::config::{Config, LARGEST};
+use super::consumer::lock;
 use super::error;
-use super::heard::Heard;
-use super::member::lock;
 use super::store::Store;
 
 /// The pause when a producer's own queue is full.
 const FULL: Duration = Duration::from_millis(5);
 
-/// How many timeouts a record may take: a broker that is being replaced is waited for, and none is sent twice.
+/// Delivery timeout in timeouts: long enough for a broker to be replaced, without sending a record twice.
 const DELIVERY: u32 = 6;
 
-/// A record to be.
+/// A record to produce.
 pub(super) struct Record<'a> {
     pub(super) topic: &'a str,
     pub(super) partition: Option<i32>,
@@ -35,7 +35,7 @@ pub(super) struct Record<'a> {
     pub(super) at: Option<Timestamp>,
 }
 
-/// What all our producers have in common.
+/// Settings of all our producers.
 pub(super) fn client(config: &Config) -> ClientConfig {
     let mut client = config.client();
     client
@@ -49,17 +49,17 @@ pub(super) fn client(config: &Config) -> ClientConfig {
 }
 
 /// A producer without transactions.
-pub(super) fn start(config: &Config) -> Result<FutureProducer<Heard>> {
+pub(super) fn start(config: &Config) -> Result<FutureProducer<ErrorLog>> {
     let delivery = (config.timeout * DELIVERY).as_millis().to_string();
     client(config)
         .set("message.timeout.ms", delivery)
-        .create_with_context(Heard::default())
-        .map_err(|told| error::of_call("start the producer", told))
+        .create_with_context(ErrorLog::default())
+        .map_err(|error| error::of_call("start the producer", error))
 }
 
 impl Store {
     /// Produces `count` records in order; partition and offset of each once it is acknowledged. Those whose topic was
-    /// deleted are produced once more, after `declare` made it again.
+    /// deleted are produced again, after `declare` recreated it.
     pub(super) async fn produce<'a>(
         &self,
         count: usize,
@@ -68,7 +68,7 @@ impl Store {
     ) -> Result<Vec<Result<(i32, i64)>>> {
         let mut outcomes = self.try_produce((0..count).map(&record).collect()).await?;
         let lost: Vec<usize> = (0..count)
-            .filter(|at| outcomes[*at].as_ref().is_err_and(error::is_topicless))
+            .filter(|at| outcomes[*at].as_ref().is_err_and(error::is_unknown_topic))
             .collect();
         if !lost.is_empty() {
             declare.await?;
@@ -78,7 +78,7 @@ impl Store {
             }
         }
         let of = |one: std::result::Result<_, KafkaError>| {
-            one.map_err(|told| error::of_produce("produce", told))
+            one.map_err(|error| error::of_produce("produce", error))
         };
         Ok(outcomes.into_iter().map(of).collect())
     }
@@ -97,24 +97,24 @@ impl Store {
         let produced = all(&producer, records).await;
         let mut is_broken = false;
         for (topic, produced) in topics.into_iter().zip(&produced) {
-            let told = match produced {
+            let error = match produced {
                 Ok((partition, at)) => {
                     let before = known[topic].get(partition).copied().unwrap_or_default();
                     if before.is_beyond(*at) {
-                        // What they fetched and do not have any more says nothing about the end.
-                        self.joined.lose(topic, "the partition was truncated");
+                        // The buffered records say nothing about the new end.
+                        self.joined.invalidate(topic, "the partition was truncated");
                         self.losses
                             .note_truncated(topic, *partition, *at, Some(before));
                     }
                     self.losses.reached(topic, *partition, at + 1);
                     continue;
                 }
-                Err(told) => told,
+                Err(error) => error,
             };
             self.doubt(topic);
-            // It lost its place in the numbering of the records, and cannot go on.
+            // It lost its sequence number, and cannot continue.
             is_broken |= matches!(
-                error::code(told),
+                error::code(error),
                 Some(Code::Fatal | Code::OutOfOrderSequenceNumber | Code::UnknownProducerId)
             );
         }
@@ -127,7 +127,7 @@ impl Store {
 
 /// Produces records in order; partition and offset of each once it is acknowledged.
 pub(super) async fn all(
-    producer: &FutureProducer<Heard>,
+    producer: &FutureProducer<ErrorLog>,
     records: Vec<Record<'_>>,
 ) -> Vec<std::result::Result<(i32, i64), KafkaError>> {
     let mut underway = Vec::with_capacity(records.len());
@@ -139,18 +139,18 @@ pub(super) async fn all(
         outcomes.push(match sent {
             Ok(delivery) => match delivery.await {
                 Ok(Ok(at)) => Ok((at.partition, at.offset)),
-                Ok(Err((told, _))) => Err(told),
+                Ok(Err((error, _))) => Err(error),
                 Err(_) => Err(KafkaError::Canceled),
             },
-            Err(told) => Err(told),
+            Err(error) => Err(error),
         });
     }
     outcomes
 }
 
-/// Hands a record to a producer; waits while its queue is full.
+/// Queues a record at a producer; waits while its queue is full.
 async fn send(
-    producer: &FutureProducer<Heard>,
+    producer: &FutureProducer<ErrorLog>,
     record: Record<'_>,
 ) -> std::result::Result<DeliveryFuture, KafkaError> {
     let mut record = FutureRecord {
@@ -164,8 +164,8 @@ async fn send(
     loop {
         match producer.send_result(record) {
             Ok(delivery) => return Ok(delivery),
-            Err((told, back)) if error::code(&told) == Some(Code::QueueFull) => record = back,
-            Err((told, _)) => return Err(told),
+            Err((error, back)) if error::code(&error) == Some(Code::QueueFull) => record = back,
+            Err((error, _)) => return Err(error),
         }
         sleep(FULL).await;
     }

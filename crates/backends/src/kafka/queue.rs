@@ -1,4 +1,4 @@
-//! The queue port: a topic with a group of the same name, one for what comes later, one for dead letters.
+//! The queue port: a topic with a group of the same name, one for delayed messages, one for dead letters.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -14,63 +14,63 @@ use towpath_core::{
     ConsumerId, Delivery, Error, MessageId, NewMessage, QueueName, Receipt, Result, ResultExt,
 };
 
+use crate::broker::counters::Counters;
 use crate::broker::envelope::Envelope;
-use crate::broker::hand::stale;
-use crate::broker::tally::Tally;
+use crate::broker::in_flight::stale;
 
-use super::desk::Desk;
 use super::produce::Record;
-use super::registrar::To;
+use super::queue_session::QueueSession;
+use super::settler::Action;
 use super::store::Store;
-use super::{dead, envelope, member::lock, retry};
+use super::{consumer::lock, dead, envelope, retry};
 
 /// The queues of a cluster.
 pub(super) struct Queues(pub(super) Arc<Store>);
 
 /// A queue in use.
-pub(super) struct Known {
+pub(super) struct QueueHandle {
     pub(super) name: QueueName,
     pub(super) topic: String,
-    pub(super) later_topic: String,
+    pub(super) delayed_topic: String,
     pub(super) dead_topic: String,
     settings: Mutex<Settings>,
-    pub(super) desk: tokio::sync::Mutex<Option<Arc<Desk>>>,
+    pub(super) session: tokio::sync::Mutex<Option<Arc<QueueSession>>>,
     pub(super) dead: tokio::sync::Mutex<dead::Index>,
-    /// Behind the newest record that this process wrote there.
+    /// Behind the newest dead letter written by this process.
     pub(super) dead_end: AtomicI64,
-    pub(super) tally: Tally,
+    pub(super) counters: Counters,
 }
 
-impl Known {
+impl QueueHandle {
     pub(super) fn new(name: QueueName, topic: String) -> Self {
         Self {
             name,
-            later_topic: format!("{topic}.retry"),
+            delayed_topic: format!("{topic}.retry"),
             dead_topic: format!("{topic}.dead"),
             topic,
             settings: Mutex::default(),
-            desk: tokio::sync::Mutex::default(),
+            session: tokio::sync::Mutex::default(),
             dead: tokio::sync::Mutex::default(),
             dead_end: AtomicI64::new(0),
-            tally: Tally::default(),
+            counters: Counters::default(),
         }
     }
 
-    /// Topic and partition of what goes there; of none the client chooses.
-    pub(super) fn place(&self, to: To) -> (&str, Option<i32>) {
-        match to {
-            To::Gone | To::Queue => (&self.topic, None),
-            To::Later(step) => (&self.later_topic, Some(step)),
-            To::Dead => (&self.dead_topic, Some(0)),
+    /// Topic and partition for an action; without a partition the client chooses.
+    pub(super) fn destination(&self, action: Action) -> (&str, Option<i32>) {
+        match action {
+            Action::Ack | Action::Requeue => (&self.topic, None),
+            Action::Delay(step) => (&self.delayed_topic, Some(step)),
+            Action::DeadLetter => (&self.dead_topic, Some(0)),
         }
     }
 
-    /// Our desk at it, if there is one.
-    pub(super) async fn desk_if_any(&self) -> Option<Arc<Desk>> {
-        self.desk.lock().await.clone()
+    /// The session, if one is open.
+    pub(super) async fn session_if_any(&self) -> Option<Arc<QueueSession>> {
+        self.session.lock().await.clone()
     }
 
-    /// Notes what this process wrote to the dead letters.
+    /// Records the offset of a dead letter written by this process.
     pub(super) fn note_dead(&self, at: i64) {
         self.dead_end.fetch_max(at + 1, Ordering::AcqRel);
     }
@@ -86,9 +86,9 @@ impl Queue for Queues {
         if settings.max_depth.is_some() {
             return Err(lacks("a maximum depth"));
         }
-        let known = self.0.known(queue)?;
-        *lock(&known.settings) = settings.clone();
-        let declared = self.0.ensure_queue(&known).await;
+        let handle = self.0.handle(queue)?;
+        *lock(&handle.settings) = settings.clone();
+        let declared = self.0.ensure_queue(&handle).await;
         declared.context(|| format!("declare `{queue}`"))
     }
 
@@ -99,9 +99,9 @@ impl Queue for Queues {
     ) -> Result<Vec<Result<Enqueued>>> {
         check_batch(messages.len())?;
         self.0.check_open()?;
-        let known = self.0.known(queue)?;
+        let handle = self.0.handle(queue)?;
         let what = || format!("enqueue into `{queue}`");
-        self.0.ensure_queue(&known).await.context(what)?;
+        self.0.ensure_queue(&handle).await.context(what)?;
         let now = self.0.clock.now();
         let mut outcomes = Vec::with_capacity(messages.len());
         let mut taken = Vec::with_capacity(messages.len());
@@ -109,18 +109,18 @@ impl Queue for Queues {
             match Envelope::begin("Kafka", message, now) {
                 Err(refused) => outcomes.push(Err(refused)),
                 Ok(envelope) => {
-                    let to = retry::place(envelope.not_before, now);
-                    if to != To::Queue {
-                        self.0.ensure_later(&known).await.context(what)?;
+                    let action = retry::action(envelope.not_before, now);
+                    if action != Action::Requeue {
+                        self.0.ensure_delayed(&handle).await.context(what)?;
                     }
                     outcomes.push(Ok(Enqueued::New(envelope.message.id)));
-                    taken.push((outcomes.len() - 1, to, envelope));
+                    taken.push((outcomes.len() - 1, action, envelope));
                 }
             }
         }
         let record = |at: usize| {
-            let (_, to, envelope) = &taken[at];
-            let (topic, partition) = known.place(*to);
+            let (_, action, envelope) = &taken[at];
+            let (topic, partition) = handle.destination(*action);
             Record {
                 topic,
                 partition,
@@ -131,14 +131,14 @@ impl Queue for Queues {
             }
         };
         let declare = async {
-            self.0.ensure_queue(&known).await?;
-            self.0.ensure_later(&known).await
+            self.0.ensure_queue(&handle).await?;
+            self.0.ensure_delayed(&handle).await
         };
         let produced = self.0.produce(taken.len(), record, declare).await?;
-        let desk = known.desk_if_any().await;
-        for ((at, to, _), produced) in taken.iter().zip(produced) {
-            match (produced, &desk) {
-                (Ok(place), Some(desk)) => desk.members.note_produced(*to, place),
+        let session = handle.session_if_any().await;
+        for ((at, action, _), produced) in taken.iter().zip(produced) {
+            match (produced, &session) {
+                (Ok(place), Some(session)) => session.members.note_produced(*action, place),
                 (Ok(_), None) => {}
                 (Err(error), _) => outcomes[*at] = Err(error).context(what),
             }
@@ -161,8 +161,8 @@ impl Queue for Queues {
             by_queue.entry(queue).or_default().push((at, settlement));
         }
         for (queue, settlements) in by_queue {
-            let known = self.0.known(&queue)?;
-            for (at, outcome) in self.0.settle(&known, settlements).await {
+            let handle = self.0.handle(&queue)?;
+            for (at, outcome) in self.0.settle(&handle, settlements).await {
                 outcomes[at] = outcome.context(|| format!("settle on `{queue}`"));
             }
         }
@@ -174,10 +174,10 @@ impl Queue for Queues {
         self.0.check_open()?;
         let mut outcomes = Vec::with_capacity(receipts.len());
         for receipt in receipts {
-            let desk = self.0.known(&receipt.queue)?.desk_if_any().await;
-            let extended = desk.is_some_and(|desk| {
-                let mut shelf = desk.members.ready.shelf();
-                shelf.extend(receipt, lease)
+            let session = self.0.handle(&receipt.queue)?.session_if_any().await;
+            let extended = session.is_some_and(|session| {
+                let mut buffer = session.members.ready.buffer();
+                buffer.extend(receipt, lease)
             });
             outcomes.push(match extended {
                 true => Ok(()),
@@ -189,35 +189,35 @@ impl Queue for Queues {
 
     async fn disconnect(&self, consumer: &ConsumerId) -> Result<u64> {
         let mut count = 0;
-        for known in self.0.all_known() {
-            if let Some(desk) = known.desk_if_any().await {
-                count += desk.members.ready.shelf().disconnect(consumer);
-                desk.members.ready.wake();
+        for handle in self.0.handles() {
+            if let Some(session) = handle.session_if_any().await {
+                count += session.members.ready.buffer().disconnect(consumer);
+                session.members.ready.wake();
             }
-            known.tally.forget(consumer);
+            handle.counters.forget(consumer);
         }
         Ok(count)
     }
 
     async fn list(&self) -> Result<Vec<Stats>> {
         let mut all = Vec::new();
-        for known in self.0.all_known() {
-            all.extend(self.0.count(&known).await?);
+        for handle in self.0.handles() {
+            all.extend(self.0.count(&handle).await?);
         }
         Ok(all)
     }
 
     async fn stats(&self, queue: &QueueName) -> Result<Stats> {
-        let known = self.0.known(queue)?;
-        let found = self.0.count(&known).await;
+        let handle = self.0.handle(queue)?;
+        let found = self.0.count(&handle).await;
         found
             .context(|| format!("count `{queue}`"))?
-            .ok_or_else(|| Error::not_found(format!("there is no queue `{queue}`")))
+            .ok_or_else(|| Error::not_found(format!("unknown queue `{queue}`")))
     }
 
     async fn peek(&self, queue: &QueueName, _: usize) -> Result<Vec<Peeked>> {
         let how = format!("; `towpath stream tail {queue}` reads its topic");
-        Err(lacks(&format!("a way to look at what waits{how}")))
+        Err(lacks(&format!("peek{how}")))
     }
 
     async fn pause(&self, _: &QueueName) -> Result<()> {
@@ -229,8 +229,8 @@ impl Queue for Queues {
     }
 
     async fn purge(&self, queue: &QueueName) -> Result<u64> {
-        let known = self.0.known(queue)?;
-        let purged = self.0.purge(&known).await;
+        let handle = self.0.handle(queue)?;
+        let purged = self.0.purge(&handle).await;
         purged.context(|| format!("purge `{queue}`"))
     }
 
@@ -240,18 +240,18 @@ impl Queue for Queues {
         after: Option<MessageId>,
         max: usize,
     ) -> Result<Vec<DeadLetter>> {
-        let known = self.0.known(queue)?;
-        self.0.dead_letters(&known, after, max).await
+        let handle = self.0.handle(queue)?;
+        self.0.dead_letters(&handle, after, max).await
     }
 
     async fn redrive(&self, queue: &QueueName, selection: &Selection) -> Result<u64> {
-        let known = self.0.known(queue)?;
-        self.0.redrive(&known, selection).await
+        let handle = self.0.handle(queue)?;
+        self.0.redrive(&handle, selection).await
     }
 
     async fn drop_dead(&self, queue: &QueueName, selection: &Selection) -> Result<u64> {
-        let known = self.0.known(queue)?;
-        self.0.drop_dead(&known, selection).await
+        let handle = self.0.handle(queue)?;
+        self.0.drop_dead(&handle, selection).await
     }
 }
 

@@ -1,7 +1,7 @@
-//! Messages held back: in a topic with a partition for each step of delay, so that each is in the order of its moments.
+//! Delayed messages: a topic with a partition for each delay step, so that each partition is in order of due times.
 //!
-//! The steps grow by four from a second. A message goes into the longest that is not too long for it and when that has
-//! passed into a shorter one, the last time at its moment into the queue itself.
+//! Steps grow by a factor of four from one second. A message goes into the longest step within its delay, then into
+//! shorter ones, and when due into the queue itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,24 +9,24 @@ use std::time::Duration;
 use towpath_core::{Clock, Timestamp};
 use tracing::warn;
 
-use super::bench::{Held, Later};
-use super::member::Member;
-use super::registrar::{Job, Registrar, To};
+use super::buffers::{DelayedBuffer, InFlightMessage};
+use super::consumer::GroupConsumer;
+use super::settler::{Action, SettleItem, Settler};
 
-/// Partitions of the topic: the first holds messages until their moment, the others for 4, 16, 64 seconds and so on to
+/// Partitions of the topic: the first holds messages until they are due, the others for 4, 16, 64 seconds and so on to
 /// three days.
 pub(super) const STEPS: i32 = 10;
 
 /// Messages moved at once.
 const AT_ONCE: usize = 1_000;
 
-/// Moments that are as good as now.
+/// Delays that count as due.
 const CLOSE: Duration = Duration::from_millis(10);
 
 /// The pause after a failure.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// The longest sleep: clocks are set.
+/// Longest sleep: the wall clock may be set.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// How long a message stays in a partition, at most.
@@ -34,18 +34,18 @@ fn stay(step: i32) -> Duration {
     Duration::from_secs(4_u64.saturating_pow(step.unsigned_abs()))
 }
 
-/// Where a message belongs that is due at this moment.
-pub(super) fn place(due: Option<Timestamp>, now: Timestamp) -> To {
+/// The action for a message with this due time.
+pub(super) fn action(due: Option<Timestamp>, now: Timestamp) -> Action {
     let left = due.map_or(Duration::ZERO, |due| due.since(now));
     if left <= CLOSE {
-        return To::Queue;
+        return Action::Requeue;
     }
     let long = (1..STEPS).rev().find(|step| stay(*step) <= left);
-    To::Later(long.unwrap_or(0))
+    Action::Delay(long.unwrap_or(0))
 }
 
-/// When a message of such a partition is to be looked at again.
-pub(super) fn look_again(held: &Held) -> Timestamp {
+/// When a delayed message moves next.
+pub(super) fn next_move(held: &InFlightMessage) -> Timestamp {
     let due = held.envelope.not_before.unwrap_or_default();
     match held.origin.partition {
         0 => due,
@@ -53,40 +53,40 @@ pub(super) fn look_again(held: &Held) -> Timestamp {
     }
 }
 
-/// Moves on whose moment has come, until the member leaves.
+/// Moves due messages, until the member leaves.
 pub(super) async fn forward(
-    member: Arc<Member<Later>>,
-    registrar: Arc<Registrar>,
+    member: Arc<GroupConsumer<DelayedBuffer>>,
+    settler: Arc<Settler>,
     clock: Arc<dyn Clock>,
 ) {
     while !member.is_ending() {
-        let mut news = std::pin::pin!(member.news());
-        news.as_mut().enable();
+        let mut changed = std::pin::pin!(member.changed());
+        changed.as_mut().enable();
         let now = clock.now();
-        let due = member.shelf().take_due(now, AT_ONCE);
+        let due = member.buffer().take_due(now, AT_ONCE);
         if due.is_empty() {
-            let next = member.shelf().next();
+            let next = member.buffer().next();
             let left = next.map_or(LOOK, |next| next.since(now)).min(LOOK);
-            // What is due while nothing is due yet is a moment away.
-            drop(tokio::time::timeout(left.max(Duration::from_millis(1)), news).await);
+            // Below one millisecond the timer would spin.
+            drop(tokio::time::timeout(left.max(Duration::from_millis(1)), changed).await);
             continue;
         }
-        let jobs = due.into_iter().map(|(number, held)| {
-            let to = place(held.envelope.not_before, now);
-            Job {
+        let items = due.into_iter().map(|(number, held)| {
+            let action = action(held.envelope.not_before, now);
+            SettleItem {
                 number,
                 attempts: held.charged,
                 held,
-                to,
+                action,
                 is_cut: false,
             }
         });
-        let moved = registrar.settle(jobs.collect()).await;
+        let moved = settler.settle(items.collect()).await;
         if let Some(error) = moved.into_iter().find_map(Result::err) {
             warn!(
                 topic = member.topic,
                 error = error.chain(),
-                "retries are late"
+                "retries delayed; retrying"
             );
             tokio::time::sleep(PAUSE).await;
         }
@@ -98,14 +98,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_delay_is_reached_in_steps_that_never_pass_it() {
+    fn delay_steps_never_exceed_the_delay() {
         let now = Timestamp::from_millis(1_000_000);
-        let place = |millis| place(Some(now.after(Duration::from_millis(millis))), now);
-        assert_eq!(place(10), To::Queue);
-        assert_eq!(place(11), To::Later(0));
-        assert_eq!(place(3_999), To::Later(0));
-        assert_eq!(place(4_000), To::Later(1));
-        assert_eq!(place(64_000), To::Later(3));
-        assert_eq!(place(u64::from(u32::MAX)), To::Later(9));
+        let action = |millis| action(Some(now.after(Duration::from_millis(millis))), now);
+        assert_eq!(action(10), Action::Requeue);
+        assert_eq!(action(11), Action::Delay(0));
+        assert_eq!(action(3_999), Action::Delay(0));
+        assert_eq!(action(4_000), Action::Delay(1));
+        assert_eq!(action(64_000), Action::Delay(3));
+        assert_eq!(action(u64::from(u32::MAX)), Action::Delay(9));
     }
 }

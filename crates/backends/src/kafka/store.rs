@@ -1,4 +1,4 @@
-//! An opened Kafka: a producer, the groups that this process is a member of, and what it asks brokers.
+//! An opened Kafka: a producer, the group members of this process, and clients for queries.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,69 +13,69 @@ use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
 use tokio::time::sleep;
 use towpath_core::{Clock, Error, ErrorKind, GroupName, QueueName, Result, StreamName};
 
+use super::client_context::ErrorLog;
 use super::config::Config;
+use super::consumer::{FetchBuffer, GroupConsumer, lock};
 use super::entries::Entries;
 use super::error;
-use super::heard::Heard;
 use super::losses::Losses;
-use super::member::{Member, Shelf, lock};
 use super::partitioner::Partitioner;
 use super::produce;
-use super::queue::Known;
+use super::queue::QueueHandle;
+use super::rebalance::JoinedMembers;
 use super::topics::{Design, Seen};
-use super::watch::Joined;
 
-/// The group under whose name records are looked at; it never has a position.
+/// Group id of reads without a group; it never commits.
 const READER: &str = "towpath.reader";
 
-/// How long a group that has no position in a topic is not asked for one again.
-const ELSEWHERE: Duration = Duration::from_secs(30);
+/// How long a missing position of a group in a topic is cached.
+const NEGATIVE_TTL: Duration = Duration::from_secs(30);
 
-/// The pause before something is asked again that changes in a moment.
-pub(super) const SOON: Duration = Duration::from_millis(50);
+/// Pause before a retry of something that changes soon.
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long the client is asked why a call was not answered.
-const NEWS: Duration = Duration::from_millis(300);
+/// How long the client is polled for the reason of a failed call.
+const EXPLAIN_TIMEOUT: Duration = Duration::from_millis(300);
 
-type Consumers = HashMap<String, Arc<BaseConsumer<Heard>>>;
-type Members = BTreeMap<(StreamName, GroupName), Arc<Member<Entries>>>;
+type Consumers = HashMap<String, Arc<BaseConsumer<ErrorLog>>>;
+type GroupMembers = BTreeMap<(StreamName, GroupName), Arc<GroupConsumer<Entries>>>;
 
 /// The backend.
 pub(super) struct Store {
     pub(super) config: Config,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) producer: Mutex<FutureProducer<Heard>>,
-    pub(super) admin: AdminClient<Heard>,
-    /// Reads without a group what was committed; one caller at a time.
-    reader: Arc<Mutex<BaseConsumer<Heard>>>,
-    /// Asks about topics, also about what is not committed yet.
-    asker: Arc<BaseConsumer<Heard>>,
-    /// For each group of ours one that asks for positions and sets them, and joins nothing.
-    pub(super) clerks: Mutex<Consumers>,
-    members: tokio::sync::Mutex<Members>,
+    pub(super) producer: Mutex<FutureProducer<ErrorLog>>,
+    pub(super) admin: AdminClient<ErrorLog>,
+    /// Reads committed records without a group; one caller at a time.
+    reader: Arc<Mutex<BaseConsumer<ErrorLog>>>,
+    /// Queries topics, uncommitted records included.
+    asker: Arc<BaseConsumer<ErrorLog>>,
+    /// For each of our groups a client that reads and commits offsets without joining.
+    pub(super) offset_clients: Mutex<Consumers>,
+    members: tokio::sync::Mutex<GroupMembers>,
     /// The queues that this process has used.
-    queues: Mutex<BTreeMap<QueueName, Arc<Known>>>,
+    queues: Mutex<BTreeMap<QueueName, Arc<QueueHandle>>>,
     numbers: AtomicU64,
-    /// The topics that were seen.
+    /// Cached topic metadata.
     pub(super) topics: Mutex<HashMap<String, Seen>>,
-    /// How the topics are made that this process uses.
+    /// How to create the topics that this process uses.
     pub(super) designs: Mutex<HashMap<String, Design>>,
-    /// How keys are hashed, of topics that were asked about.
+    /// Detected partitioners of topics.
     pub(super) partitioners: Mutex<HashMap<String, Partitioner>>,
-    /// Members of this process, to be replaced when their topic is.
-    pub(super) joined: Joined,
+    /// Group members of this process, replaced when their topic is.
+    pub(super) joined: JoinedMembers,
     pub(super) losses: Arc<Losses>,
-    /// When a group was seen that has no position in the topic.
-    elsewhere: Mutex<HashMap<(String, String), Instant>>,
+    /// Groups without a position in a topic, with the time of the check.
+    negative_cache: Mutex<HashMap<(String, String), Instant>>,
     closed: AtomicBool,
 }
 
-/// The first offset that is kept and the one behind the newest, of each partition.
-pub(super) type Marks = Vec<(i64, i64)>;
+/// Low and high watermark of each partition.
+pub(super) type Watermarks = Vec<(i64, i64)>;
 
 impl Store {
     pub(super) fn open(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
-        let failed = |told| error::of_call("start the client", told);
+        let failed = |error| error::of_call("start the client", error);
         let reader = |isolation| {
             let mut client = config.client();
             client.set("group.id", READER);
@@ -86,21 +86,21 @@ impl Store {
             producer: Mutex::new(produce::start(&config)?),
             admin: config
                 .client()
-                .create_with_context(Heard::default())
+                .create_with_context(ErrorLog::default())
                 .map_err(failed)?,
-            reader: Arc::new(Mutex::new(consumer(reader("read_committed"))?)),
-            asker: Arc::new(consumer(reader("read_uncommitted"))?),
-            clerks: Mutex::default(),
+            reader: Arc::new(Mutex::new(start_consumer(reader("read_committed"))?)),
+            asker: Arc::new(start_consumer(reader("read_uncommitted"))?),
+            offset_clients: Mutex::default(),
             members: tokio::sync::Mutex::default(),
             queues: Mutex::default(),
-            // Receipts of another process or an earlier one are never taken for ours.
+            // Distinct from the receipts of other and of earlier processes.
             numbers: AtomicU64::new(clock.now().as_millis() << 20),
             topics: Mutex::default(),
             designs: Mutex::default(),
             partitioners: Mutex::default(),
-            joined: Joined::default(),
+            joined: JoinedMembers::default(),
             losses: Arc::default(),
-            elsewhere: Mutex::default(),
+            negative_cache: Mutex::default(),
             closed: AtomicBool::new(false),
             config,
             clock,
@@ -119,22 +119,22 @@ impl Store {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The queue's entry, made when it is new to this process.
-    pub(super) fn known(&self, queue: &QueueName) -> Result<Arc<Known>> {
+    /// The handle of a queue, created on first use.
+    pub(super) fn handle(&self, queue: &QueueName) -> Result<Arc<QueueHandle>> {
         let topic = self.topic(queue.as_str())?;
-        // Room for what stands behind the name.
+        // Room for the suffixes of the other topics.
         if topic.len() > 240 {
             return Err(Error::invalid(format!(
-                "the name of queue `{queue}` is too long for Kafka; 240 bytes with the prefix are the limit"
+                "queue name `{queue}` too long for Kafka; expected at most 240 bytes with the prefix"
             )));
         }
         let mut queues = lock(&self.queues);
-        let new = || Arc::new(Known::new(queue.clone(), topic));
+        let new = || Arc::new(QueueHandle::new(queue.clone(), topic));
         Ok(Arc::clone(queues.entry(queue.clone()).or_insert_with(new)))
     }
 
     /// Every queue that this process has used.
-    pub(super) fn all_known(&self) -> Vec<Arc<Known>> {
+    pub(super) fn handles(&self) -> Vec<Arc<QueueHandle>> {
         lock(&self.queues).values().cloned().collect()
     }
 
@@ -149,53 +149,56 @@ impl Store {
             .request_timeout(timeout)
     }
 
-    /// Names of all groups, also those of others.
+    /// Names of all groups, other programs' included.
     pub(super) async fn all_groups(&self) -> Result<Vec<String>> {
         let timeout = self.config.timeout;
         self.ask(move |asker| {
             let list = asker.fetch_group_list(None, timeout);
-            let list = list.map_err(|told| error::of_call("list groups", told))?;
+            let list = list.map_err(|error| error::of_call("list groups", error))?;
             let names = list.groups().iter().map(|group| group.name().to_owned());
             Ok(names.collect())
         })
         .await
     }
 
-    pub(super) async fn marks(&self, topic: &str, partitions: i32) -> Result<Marks> {
+    pub(super) async fn watermarks(&self, topic: &str, partitions: i32) -> Result<Watermarks> {
         self.check_open()?;
         let (topic, timeout) = (topic.to_owned(), self.config.timeout);
         self.ask(move |asker| {
             let of = |partition| {
-                let marks = marks_of(asker, &topic, partition, timeout);
-                marks.map_err(|told| error::of_call(&format!("ask for the end of `{topic}`"), told))
+                let watermarks = watermarks_of(asker, &topic, partition, timeout);
+                watermarks.map_err(|error| {
+                    error::of_call(&format!("ask for the end of `{topic}`"), error)
+                })
             };
             (0..partitions).map(of).collect()
         })
         .await
     }
 
-    /// The same; none where there is no such topic.
-    pub(super) async fn marks_of(&self, topic: &str) -> Result<Marks> {
+    /// The same; empty for a missing topic.
+    pub(super) async fn watermarks_of(&self, topic: &str) -> Result<Watermarks> {
         match self.partitions(topic).await? {
-            Some(count) => self.marks(topic, count).await,
-            None => Ok(Marks::new()),
+            Some(count) => self.watermarks(topic, count).await,
+            None => Ok(Watermarks::new()),
         }
     }
 
-    /// The first offset of a topic with one partition, and the one behind the last that is committed.
-    pub(super) async fn committed_mark(&self, topic: &str) -> Result<(i64, i64)> {
+    /// Low watermark and last stable offset of a topic with one partition.
+    pub(super) async fn committed_watermarks(&self, topic: &str) -> Result<(i64, i64)> {
         let (topic, timeout) = (topic.to_owned(), self.config.timeout);
         self.with_reader(move |reader| {
-            let marks = marks_of(reader, &topic, 0, timeout);
-            marks.map_err(|told| error::of_call(&format!("ask for the end of `{topic}`"), told))
+            let watermarks = watermarks_of(reader, &topic, 0, timeout);
+            watermarks
+                .map_err(|error| error::of_call(&format!("ask for the end of `{topic}`"), error))
         })
         .await
     }
 
-    /// Lets a closure ask about topics and groups; an error says why there is no connection.
+    /// Runs a query about topics and groups; an error has the reason of a missing connection.
     pub(super) async fn ask<T: Send + 'static>(
         &self,
-        ask: impl FnOnce(&BaseConsumer<Heard>) -> Result<T> + Send + 'static,
+        ask: impl FnOnce(&BaseConsumer<ErrorLog>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         self.check_open()?;
         let asker = Arc::clone(&self.asker);
@@ -209,28 +212,28 @@ impl Store {
         .await
     }
 
-    /// Lets a closure have the consumer that reads without a group.
+    /// Runs a closure with the consumer that reads without a group.
     pub(super) async fn with_reader<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&BaseConsumer<Heard>) -> Result<T> + Send + 'static,
+        read: impl FnOnce(&BaseConsumer<ErrorLog>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         self.check_open()?;
         let reader = Arc::clone(&self.reader);
         blocking(move || read(&lock(&reader))).await
     }
 
-    fn clerk(&self, group: &str) -> Result<Arc<BaseConsumer<Heard>>> {
-        let mut clerks = lock(&self.clerks);
-        if let Some(clerk) = clerks.get(group) {
-            return Ok(Arc::clone(clerk));
+    fn offset_client(&self, group: &str) -> Result<Arc<BaseConsumer<ErrorLog>>> {
+        let mut offset_clients = lock(&self.offset_clients);
+        if let Some(offset_client) = offset_clients.get(group) {
+            return Ok(Arc::clone(offset_client));
         }
         let client = self.config.client().set("group.id", group).clone();
-        let clerk = Arc::new(consumer(client)?);
-        clerks.insert(group.to_owned(), Arc::clone(&clerk));
-        Ok(clerk)
+        let offset_client = Arc::new(start_consumer(client)?);
+        offset_clients.insert(group.to_owned(), Arc::clone(&offset_client));
+        Ok(offset_client)
     }
 
-    /// The group's positions in a topic, by partition, with what is noted at them.
+    /// The group's committed offsets in a topic, by partition, with their metadata.
     pub(super) async fn committed(
         &self,
         group: &str,
@@ -239,13 +242,13 @@ impl Store {
     ) -> Result<Vec<Option<(i64, String)>>> {
         self.check_open()?;
         let place = (group.to_owned(), topic.to_owned());
-        let clerk = self.clerk(group)?;
+        let offset_client = self.offset_client(group)?;
         let timeout = self.config.timeout;
         blocking(move || {
             let mut list = TopicPartitionList::new();
             list.add_partition_range(&place.1, 0, partitions - 1);
-            let found = committed_of(&clerk, &list, timeout).map_err(|told| {
-                error::of_call(&format!("ask for the position of `{}`", place.0), told)
+            let found = committed_of(&offset_client, &list, timeout).map_err(|error| {
+                error::of_call(&format!("ask for the position of `{}`", place.0), error)
             })?;
             let of = |partition| {
                 let element = found.find_partition(&place.1, partition)?;
@@ -272,7 +275,7 @@ impl Store {
         Ok(is_there.then(|| found.into_iter().map(at).collect()))
     }
 
-    /// The same for a group that may have nothing to do with the topic: those are asked once in a while.
+    /// The same for any group: a missing position is cached for [`NEGATIVE_TTL`].
     pub(super) async fn positions_if_here(
         &self,
         group: &str,
@@ -280,56 +283,56 @@ impl Store {
         partitions: i32,
     ) -> Result<Option<Vec<i64>>> {
         let place = (group.to_owned(), topic.to_owned());
-        let seen = lock(&self.elsewhere).get(&place).copied();
-        if seen.is_some_and(|at| at.elapsed() < ELSEWHERE) {
+        let seen = lock(&self.negative_cache).get(&place).copied();
+        if seen.is_some_and(|at| at.elapsed() < NEGATIVE_TTL) {
             return Ok(None);
         }
         let found = self.positions(group, topic, partitions).await?;
         if found.is_none() {
-            lock(&self.clerks).remove(group);
-            lock(&self.elsewhere).insert(place, Instant::now());
+            lock(&self.offset_clients).remove(group);
+            lock(&self.negative_cache).insert(place, Instant::now());
         }
         Ok(found)
     }
 
-    /// Sets the positions of a group that nobody is a member of.
+    /// Commits offsets of a group without members.
     pub(super) async fn set_positions(
         &self,
         group: &str,
         topic: &str,
         positions: &[i64],
     ) -> Result<()> {
-        lock(&self.elsewhere).remove(&(group.to_owned(), topic.to_owned()));
+        lock(&self.negative_cache).remove(&(group.to_owned(), topic.to_owned()));
         let until = Instant::now() + self.config.timeout;
         loop {
-            let clerk = self.clerk(group)?;
+            let offset_client = self.offset_client(group)?;
             let (topic, positions) = (topic.to_owned(), positions.to_vec());
             let set = blocking(move || {
                 let mut list = TopicPartitionList::new();
                 for (partition, at) in (0..).zip(positions) {
                     list.add_partition_offset(&topic, partition, Place::Offset(at))
-                        .map_err(|told| error::of_call("set a position", told))?;
+                        .map_err(|error| error::of_call("set a position", error))?;
                 }
-                let set = clerk.commit(&list, CommitMode::Sync);
-                set.map_err(|told| error::of_call("set a position", told))
+                let set = offset_client.commit(&list, CommitMode::Sync);
+                set.map_err(|error| error::of_call("set a position", error))
             });
             match set.await {
-                // A member that left a moment ago.
-                Err(_) if Instant::now() < until => sleep(SOON).await,
+                // A member that just left.
+                Err(_) if Instant::now() < until => sleep(RETRY_PAUSE).await,
                 outcome => return outcome,
             }
         }
     }
 
-    /// Our member of a group, joined when there is none.
+    /// The member of a group, joined when there is none.
     ///
     /// # Errors
-    /// `NotFound` when there is no such group.
+    /// `NotFound` when the group does not exist.
     pub(super) async fn member(
         &self,
         stream: &StreamName,
         group: &GroupName,
-    ) -> Result<Arc<Member<Entries>>> {
+    ) -> Result<Arc<GroupConsumer<Entries>>> {
         self.check_open()?;
         let place = (stream.clone(), group.clone());
         let mut members = self.members.lock().await;
@@ -352,39 +355,43 @@ impl Store {
     }
 
     /// Joins a group.
-    pub(super) async fn join<S: Shelf>(&self, topic: &str, group: &str) -> Result<Arc<Member<S>>> {
+    pub(super) async fn join<S: FetchBuffer>(
+        &self,
+        topic: &str,
+        group: &str,
+    ) -> Result<Arc<GroupConsumer<S>>> {
         let (config, clock) = (self.config.clone(), Arc::clone(&self.clock));
         let (of, group, losses) = (topic.to_owned(), group.to_owned(), Arc::clone(&self.losses));
-        let joined = blocking(move || Member::join(&config, &of, &group, clock, losses));
+        let joined = blocking(move || GroupConsumer::join(&config, &of, &group, clock, losses));
         let member = Arc::new(joined.await?);
-        self.joined.add(topic, member.loser());
+        self.joined.add(topic, member.invalidator());
         Ok(member)
     }
 
-    /// Our member of a group, if there is one.
+    /// The member of a group, if there is one.
     pub(super) async fn member_if_any(
         &self,
         stream: &StreamName,
         group: &GroupName,
-    ) -> Option<Arc<Member<Entries>>> {
+    ) -> Option<Arc<GroupConsumer<Entries>>> {
         let place = (stream.clone(), group.clone());
         self.members.lock().await.get(&place).cloned()
     }
 
-    pub(super) async fn members_of(&self, stream: &StreamName) -> Vec<Arc<Member<Entries>>> {
+    pub(super) async fn members_of(&self, stream: &StreamName) -> Vec<Arc<GroupConsumer<Entries>>> {
         let members = self.members.lock().await;
         let of = members.iter().filter(|((one, _), _)| one == stream);
         of.map(|(_, member)| Arc::clone(member)).collect()
     }
 
-    pub(super) async fn all_members(&self) -> Vec<(StreamName, Arc<Member<Entries>>)> {
+    pub(super) async fn all_members(&self) -> Vec<(StreamName, Arc<GroupConsumer<Entries>>)> {
         let members = self.members.lock().await;
         let all = members.iter();
         all.map(|((stream, _), member)| (stream.clone(), Arc::clone(member)))
             .collect()
     }
 
-    /// Leaves the group, and returns once the broker knows; nobody here joins meanwhile.
+    /// Leaves the group, and returns once the broker knows; blocks joins meanwhile.
     pub(super) async fn leave(&self, stream: &StreamName, group: &GroupName) {
         let mut members = self.members.lock().await;
         if let Some(member) = members.remove(&(stream.clone(), group.clone())) {
@@ -396,24 +403,24 @@ impl Store {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        for known in self.all_known() {
-            self.leave_queue(&known).await;
+        for handle in self.handles() {
+            self.leave_queue(&handle).await;
         }
         let members = std::mem::take(&mut *self.members.lock().await);
         for member in members.into_values() {
             member.leave().await;
         }
-        lock(&self.clerks).clear();
+        lock(&self.offset_clients).clear();
         let (producer, timeout) = (lock(&self.producer).clone(), self.config.timeout);
         blocking(move || {
             let flushed = producer.flush(timeout);
-            flushed.map_err(|told| error::of_call("flush", told))
+            flushed.map_err(|error| error::of_call("flush", error))
         })
         .await
     }
 }
 
-/// Runs what blocks on a thread where that harms nobody.
+/// Runs a blocking call on a blocking thread.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -427,32 +434,32 @@ pub(super) fn no_group(stream: &StreamName, group: &GroupName) -> Error {
     Error::not_found(format!("stream `{stream}` has no group `{group}`"))
 }
 
-fn consumer(mut client: rdkafka::ClientConfig) -> Result<BaseConsumer<Heard>> {
+fn start_consumer(mut client: rdkafka::ClientConfig) -> Result<BaseConsumer<ErrorLog>> {
     client
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         .set("enable.partition.eof", "true")
         .set("auto.offset.reset", "earliest")
-        // The end of a partition is told after as long.
+        // The end of a partition is reported after this time.
         .set("fetch.wait.max.ms", "20")
-        .create_with_context(Heard::default())
-        .map_err(|told| error::of_call("start the consumer", told))
+        .create_with_context(ErrorLog::default())
+        .map_err(|error| error::of_call("start the consumer", error))
 }
 
-/// Adds why no connection is there: the client tells that only when it is asked for news.
-fn explain(asker: &BaseConsumer<Heard>, error: Error) -> Error {
-    let until = Instant::now() + NEWS;
+/// Adds the reason of a missing connection: the client reports it only when polled.
+fn explain(asker: &BaseConsumer<ErrorLog>, error: Error) -> Error {
+    let until = Instant::now() + EXPLAIN_TIMEOUT;
     while error.kind() == ErrorKind::Unavailable
         && !asker.context().has_reason()
         && Instant::now() < until
     {
-        drop(asker.poll(SOON));
+        drop(asker.poll(RETRY_PAUSE));
     }
     asker.context().explain(error)
 }
 
-/// The ends of a partition. A leader that is being elected is waited for.
-pub(super) fn marks_of(
+/// Watermarks of a partition. Waits during a leader election.
+pub(super) fn watermarks_of(
     asker: &BaseConsumer<impl ConsumerContext>,
     topic: &str,
     partition: i32,
@@ -461,15 +468,15 @@ pub(super) fn marks_of(
     let began = Instant::now();
     loop {
         match asker.fetch_watermarks(topic, partition, timeout) {
-            Err(told) if error::is_leaderless(&told) && began.elapsed() < timeout => {
-                std::thread::sleep(SOON);
+            Err(error) if error::has_no_leader(&error) && began.elapsed() < timeout => {
+                std::thread::sleep(RETRY_PAUSE);
             }
             answer => return answer,
         }
     }
 }
 
-/// A group's positions. While it finds its place, as when a node is being replaced, it is waited for.
+/// Committed offsets of a group. Waits while its coordinator moves.
 pub(super) fn committed_of(
     consumer: &BaseConsumer<impl ConsumerContext>,
     list: &TopicPartitionList,
@@ -478,8 +485,8 @@ pub(super) fn committed_of(
     let began = Instant::now();
     loop {
         match consumer.committed_offsets(list.clone(), timeout) {
-            Err(told) if error::is_homeless(&told) && began.elapsed() < timeout => {
-                std::thread::sleep(SOON);
+            Err(error) if error::has_no_coordinator(&error) && began.elapsed() < timeout => {
+                std::thread::sleep(RETRY_PAUSE);
             }
             answer => return answer,
         }

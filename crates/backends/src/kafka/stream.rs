@@ -14,20 +14,21 @@ use towpath_core::port::Stream;
 use towpath_core::port::queue::{check_batch, check_max};
 use towpath_core::port::stream::{Entry, GroupStats, Offset, ReadRequest, Start, Stats, Trim};
 use towpath_core::{ConsumerId, Error, GroupName, NewMessage, Result, ResultExt, StreamName};
+use tracing::info;
 
+use super::consumer::GroupConsumer;
 use super::entries::{Entries, offset, wire};
-use super::member::Member;
 use super::produce::Record;
 use super::store::{Store, blocking, no_group};
 use super::{envelope, error};
 
-/// How long a lost connection may take to be there again.
+/// How long a lost connection may take to recover.
 const RECONNECTED: Duration = Duration::from_secs(3);
 
-/// How long the group may take to let a new member in, at least, before its read says that nothing is there.
-const LET_IN: Duration = Duration::from_secs(2);
+/// How long the first assignment may take, at least, before a read returns empty.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Topics of Kafka itself, and of ours that are no streams.
+/// Topics of Kafka itself, and topics of ours that are not streams.
 const INTERNAL: [&str; 2] = ["__", "towpath."];
 
 pub(super) struct Topics(pub(super) Arc<Store>);
@@ -84,6 +85,12 @@ impl Stream for Topics {
             return Ok(());
         }
         let positions = self.start(&topic, partitions, start).await?;
+        info!(
+            topic,
+            group = id,
+            ?start,
+            "no committed position; creating the group"
+        );
         let set = self.0.set_positions(&id, &topic, &positions).await;
         set.context(|| format!("create group `{group}` of `{stream}`"))
     }
@@ -91,7 +98,7 @@ impl Stream for Topics {
     async fn seek(&self, stream: &StreamName, group: &GroupName, to: Start) -> Result<()> {
         let (topic, partitions) = self.existing_group(stream, group).await?;
         let positions = self.start(&topic, partitions, to).await?;
-        // A position can only be set while nobody reads.
+        // A position can only be set while the group has no members.
         self.0.leave(stream, group).await;
         let id = self.0.group_id(group);
         let set = self.0.set_positions(&id, &topic, &positions).await;
@@ -104,13 +111,13 @@ impl Stream for Topics {
         let until = Instant::now() + self.0.config.timeout;
         loop {
             let deleted = self.0.admin.delete_groups(&[&id], &self.0.options()).await;
-            let deleted = deleted.map_err(|told| error::of_call("delete a group", told))?;
+            let deleted = deleted.map_err(|error| error::of_call("delete a group", error))?;
             let code = deleted
                 .into_iter()
                 .find_map(|one| one.err().map(|(_, code)| code));
             match code {
                 None | Some(Code::GroupIdNotFound) => return Ok(()),
-                // A member that left a moment ago.
+                // A member that just left.
                 Some(Code::NonEmptyGroup) if Instant::now() < until => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
@@ -125,20 +132,20 @@ impl Stream for Topics {
         check_max(request.max)?;
         let member = self.0.member(&request.stream, &request.group).await?;
         let began = Instant::now();
-        let take = |max| member.shelf().hand_out(&request.consumer, max);
+        let take = |max| member.buffer().deliver(&request.consumer, max);
         let mut entries = take(request.max);
-        // A call that waits may go with the first; one that does not gets all there is.
+        // A waiting call may return with the first entry; another one gets everything available.
         let enough = if request.wait.is_zero() {
             request.max - entries.len()
         } else {
             usize::from(entries.is_empty())
         };
         if enough > 0 {
-            self.arrive(&request, &member, enough).await?;
+            self.wait_fetched(&request, &member, enough).await?;
             entries.extend(take(request.max - entries.len()));
         }
         let left = request.wait.saturating_sub(began.elapsed());
-        if entries.is_empty() && member.until(left, |shelf| shelf.waiting() > 0).await {
+        if entries.is_empty() && member.until(left, |buffer| buffer.waiting() > 0).await {
             entries = take(request.max);
         }
         self.0.check_open()?;
@@ -152,7 +159,7 @@ impl Stream for Topics {
         finished: &[Offset],
     ) -> Result<()> {
         let Some(member) = self.0.member_if_any(stream, group).await else {
-            // What nobody here holds went to others, or comes again.
+            // An entry not held here went to another process, or is delivered again.
             return self.existing_group(stream, group).await.map(drop);
         };
         let finished = finished.to_vec();
@@ -170,7 +177,7 @@ impl Stream for Topics {
     ) -> Result<Vec<Entry>> {
         check_max(max)?;
         let member = self.0.member(stream, group).await?;
-        let claimed = member.shelf().claim(consumer, min_idle, max);
+        let claimed = member.buffer().claim(consumer, min_idle, max);
         Ok(claimed)
     }
 
@@ -178,7 +185,7 @@ impl Stream for Topics {
         let members = self.0.all_members().await;
         let held = members
             .iter()
-            .map(|(_, member)| member.shelf().disconnect(consumer));
+            .map(|(_, member)| member.buffer().disconnect(consumer));
         Ok(held.sum())
     }
 
@@ -190,10 +197,10 @@ impl Stream for Topics {
     ) -> Result<Vec<Entry>> {
         check_max(max)?;
         let (topic, partitions) = self.0.existing(stream).await?;
-        let marks = self.0.marks(&topic, partitions).await?;
+        let watermarks = self.0.watermarks(&topic, partitions).await?;
         let (first, behind) = after.map_or((0, -1), wire);
         let mut entries = Vec::new();
-        for (partition, (low, high)) in (0..).zip(marks) {
+        for (partition, (low, high)) in (0..).zip(watermarks) {
             let from = if partition == first { behind + 1 } else { 0 }.max(low);
             if partition < first || from >= high || entries.len() == max {
                 continue;
@@ -206,14 +213,14 @@ impl Stream for Topics {
 
     async fn trim(&self, stream: &StreamName, trim: Trim) -> Result<u64> {
         let (topic, partitions) = self.0.existing(stream).await?;
-        let marks = self.0.marks(&topic, partitions).await?;
+        let watermarks = self.0.watermarks(&topic, partitions).await?;
         let groups = match trim {
             Trim::Finished => self.groups(&topic, partitions).await?,
             Trim::KeepLast(_) => BTreeMap::new(),
         };
         let mut list = TopicPartitionList::new();
         let mut trimmed = 0;
-        for (partition, (low, high)) in marks.into_iter().enumerate() {
+        for (partition, (low, high)) in watermarks.into_iter().enumerate() {
             let first = match trim {
                 Trim::Finished => groups.values().map(|of| of[partition]).min(),
                 Trim::KeepLast(count) => Some(high.saturating_sub_unsigned(count)),
@@ -223,7 +230,7 @@ impl Stream for Topics {
             };
             let partition = i32::try_from(partition).unwrap_or(i32::MAX);
             list.add_partition_offset(&topic, partition, Place::Offset(first))
-                .map_err(|told| error::of_call("trim", told))?;
+                .map_err(|error| error::of_call("trim", error))?;
             trimmed += first.abs_diff(low);
         }
         if list.count() == 0 {
@@ -231,17 +238,17 @@ impl Stream for Topics {
         }
         let deleted = self.0.admin.delete_records(&list, &self.0.options()).await;
         let what = format!("trim `{stream}`");
-        let deleted = deleted.map_err(|told| error::of_call(&what, told))?;
+        let deleted = deleted.map_err(|error| error::of_call(&what, error))?;
         for element in deleted.elements() {
             element
                 .error()
-                .map_err(|told| error::of_call(&what, told))?;
+                .map_err(|error| error::of_call(&what, error))?;
         }
         for member in self.0.members_of(stream).await {
             for element in list.elements() {
                 if let Place::Offset(first) = element.offset() {
-                    let mut shelf = member.shelf();
-                    shelf.drop_below(element.partition(), first);
+                    let mut buffer = member.buffer();
+                    buffer.drop_below(element.partition(), first);
                 }
             }
         }
@@ -264,9 +271,10 @@ impl Stream for Topics {
 
     async fn stats(&self, stream: &StreamName) -> Result<Stats> {
         let (topic, partitions) = self.0.existing(stream).await?;
-        let marks = self.0.marks(&topic, partitions).await?;
-        let total = |of: fn(&(i64, i64)) -> i64| marks.iter().map(of).sum::<i64>().unsigned_abs();
-        let kept = || (0..).zip(&marks).filter(|(_, (low, high))| high > low);
+        let watermarks = self.0.watermarks(&topic, partitions).await?;
+        let total =
+            |of: fn(&(i64, i64)) -> i64| watermarks.iter().map(of).sum::<i64>().unsigned_abs();
+        let kept = || (0..).zip(&watermarks).filter(|(_, (low, high))| high > low);
         let mut stats = Stats {
             stream: stream.clone(),
             entries: total(|(low, high)| high - low),
@@ -285,11 +293,11 @@ impl Stream for Topics {
             };
             let member = self.0.member_if_any(stream, &group).await;
             let known = member
-                .map(|member| member.shelf().known())
+                .map(|member| member.buffer().counts())
                 .unwrap_or_default();
             let (mut lag, mut pending, mut oldest) = (0, 0, None);
             let mut committed: Option<(u64, Offset)> = None;
-            for ((partition, at), (low, high)) in (0..).zip(&positions).zip(&marks) {
+            for ((partition, at), (low, high)) in (0..).zip(&positions).zip(&watermarks) {
                 let known = known.get(&partition).copied().unwrap_or_default();
                 let behind = (*high).saturating_sub(*at.max(low)).max(0).unsigned_abs();
                 let open = behind.saturating_sub(known.done);
@@ -297,7 +305,7 @@ impl Stream for Topics {
                     let span = (topic.clone(), partition, *at.max(low), *high);
                     oldest = self.fetch(span, 1).await?.pop();
                 }
-                // Of several partitions the one that is furthest behind.
+                // The partition that is furthest behind.
                 if *at > 0 && committed.is_none_or(|(most, _)| behind > most) {
                     committed = Some((behind, offset(partition, at - 1)));
                 }
@@ -316,7 +324,7 @@ impl Stream for Topics {
     }
 }
 
-/// A part of a topic: its name, a partition, from where, and the end.
+/// A range of a topic: name, partition, start and end.
 type Span = (String, i32, i64, i64);
 
 impl Topics {
@@ -335,7 +343,7 @@ impl Topics {
 
     /// Positions by partition.
     async fn start(&self, topic: &str, partitions: i32, start: Start) -> Result<Vec<i64>> {
-        let marks = self.0.marks(topic, partitions).await?;
+        let watermarks = self.0.watermarks(topic, partitions).await?;
         let of = |(partition, (low, high)): (i32, (i64, i64))| match start {
             Start::Beginning => low,
             Start::End => high,
@@ -344,7 +352,7 @@ impl Topics {
                 _ => low,
             },
         };
-        Ok((0..).zip(marks).map(of).collect())
+        Ok((0..).zip(watermarks).map(of).collect())
     }
 
     /// The groups with a position in a topic, by name.
@@ -360,22 +368,22 @@ impl Topics {
         Ok(found)
     }
 
-    /// Returns once what the broker has for this member is here, or enough of it.
-    async fn arrive(
+    /// Waits until the broker's records for this member are fetched, or enough of them.
+    async fn wait_fetched(
         &self,
         request: &ReadRequest,
-        member: &Member<Entries>,
+        member: &GroupConsumer<Entries>,
         enough: usize,
     ) -> Result<()> {
         let (stream, wait) = (&request.stream, request.wait);
-        if !member.is_let_in(wait.max(LET_IN)).await {
-            // A member that died holds its partitions until its session ends.
+        if !member.wait_assigned(wait.max(JOIN_TIMEOUT)).await {
+            // A crashed member holds its partitions until its session times out.
             return Ok(());
         }
         let (topic, partitions) = self.0.existing(stream).await?;
-        let marks = self.0.marks(&topic, partitions).await?;
+        let watermarks = self.0.watermarks(&topic, partitions).await?;
         member
-            .arrive(&marks, |shelf| shelf.waiting() >= enough)
+            .wait_fetched(&watermarks, |buffer| buffer.waiting() >= enough)
             .await;
         Ok(())
     }
@@ -384,12 +392,12 @@ impl Topics {
     async fn fetch(&self, (topic, partition, from, end): Span, max: usize) -> Result<Vec<Entry>> {
         let (timeout, clock) = (self.0.config.timeout, Arc::clone(&self.0.clock));
         let read = self.0.with_reader(move |reader| {
-            let failed = |told| error::of_call(&format!("read `{topic}`"), told);
+            let failed = |error| error::of_call(&format!("read `{topic}`"), error);
             let mut list = TopicPartitionList::new();
             list.add_partition_offset(&topic, partition, Place::Offset(from))
                 .map_err(failed)?;
             reader.assign(&list).map_err(failed)?;
-            // After a restart of the broker the client connects again within two seconds.
+            // The client reconnects within two seconds after a restart of the broker.
             let (until, mut entries) = (Instant::now() + timeout.max(RECONNECTED), Vec::new());
             while entries.len() < max && Instant::now() < until {
                 match reader.poll(Duration::from_millis(100)) {
@@ -409,7 +417,7 @@ impl Topics {
             }
             reader.unassign().map_err(failed)?;
             if entries.is_empty() && Instant::now() >= until {
-                let text = format!("kafka: nothing of `{topic}` came within {timeout:?}");
+                let text = format!("kafka: no record of `{topic}` within {timeout:?}");
                 return Err(Error::unavailable(text));
             }
             Ok(entries)
@@ -418,28 +426,28 @@ impl Topics {
     }
 }
 
-/// Strikes off what is finished, and moves the position. Blocks.
-fn commit(member: &Member<Entries>, finished: &[Offset]) -> Result<()> {
-    let _turn = member.turn().blocking_lock();
+/// Marks entries as finished, and commits the position. Blocks.
+fn commit(member: &GroupConsumer<Entries>, finished: &[Offset]) -> Result<()> {
+    let _turn = member.commit_lock().blocking_lock();
     if member.is_lost() {
-        // What it knows is of a topic that is not there any more: what was handed out comes again.
+        // Its entries are of a deleted topic: they are delivered again.
         return Err(Error::not_found("the topic was deleted"));
     }
-    let moved = member.shelf().finish(finished);
+    let moved = member.buffer().finish(finished);
     if moved.is_empty() {
         return Ok(());
     }
-    let failed = |told| error::of_call("commit", told);
+    let failed = |error| error::of_call("commit", error);
     let mut list = TopicPartitionList::new();
     for (partition, at) in &moved {
         list.add_partition_offset(&member.topic, *partition, Place::Offset(*at))
             .map_err(failed)?;
     }
     member.commit(&list).map_err(failed)?;
-    member.shelf().note_committed(&moved);
+    member.buffer().note_committed(&moved);
     Ok(())
 }
 
 fn no_answer() -> Error {
-    Error::unavailable("kafka: the client gave no answer")
+    Error::unavailable("kafka: no answer from the client")
 }

@@ -1,4 +1,4 @@
-//! The topics of streams and queues: which there are, and making those that there are not.
+//! The topics of streams and queues: lookup and creation.
 
 use std::time::{Duration, Instant};
 
@@ -11,15 +11,15 @@ use towpath_core::{Error, Result, StreamName};
 use tracing::{debug, info, warn};
 
 use super::config::{LARGEST, is_plain};
-use super::member::lock;
-use super::queue::Known;
-use super::store::{SOON, Store};
+use super::consumer::lock;
+use super::queue::QueueHandle;
+use super::store::{RETRY_PAUSE, Store};
 use super::{error, retry};
 
-/// How long the cluster's word on a topic holds.
+/// How long cached topic metadata is used.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// The longest wait for a newer one.
+/// Longest wait for newer metadata.
 const RENEWED: Duration = Duration::from_secs(2);
 
 /// A topic as the cluster last described it.
@@ -58,7 +58,7 @@ impl Store {
         let topic = format!("{}{name}", self.config.prefix);
         if topic.len() > 249 || !topic.chars().all(is_plain) || topic == "." || topic == ".." {
             return Err(Error::invalid(format!(
-                "`{topic}` is no name of a topic: Kafka takes 249 letters, digits, `.`, `_` and `-`"
+                "invalid topic name `{topic}`; expected at most 249 letters, digits, `.`, `_` or `-`"
             )));
         }
         Ok(topic)
@@ -74,7 +74,7 @@ impl Store {
                 Some(seen) if seen.count > 0 && seen.asked.elapsed() < FRESH => {
                     return Ok(Some(seen.count));
                 }
-                // Other calls go on with what is known while this one asks.
+                // Other calls use the cached count while this one asks.
                 Some(seen) if seen.count > 0 && !seen.is_doubtful => {
                     seen.asked = Instant::now();
                     Some(seen.count)
@@ -85,7 +85,7 @@ impl Store {
         let limit = known.map_or(self.config.timeout, |_| self.config.timeout.min(RENEWED));
         let found = match (self.ask_for(topic, limit).await, known) {
             (Ok(found), _) => found,
-            // Without an answer nothing is known of a deletion.
+            // Without an answer the topic counts as present.
             (Err(_), Some(count)) => return Ok(Some(count)),
             (Err(error), None) => return Err(error),
         };
@@ -97,13 +97,13 @@ impl Store {
         }
         drop(topics);
         if found == 0 {
-            self.joined.lose(topic, "the topic was deleted");
+            self.joined.invalidate(topic, "the topic was deleted");
             return Ok(None);
         }
         Ok(Some(found))
     }
 
-    /// A call failed: the topic is asked for before the next one.
+    /// A call failed: the metadata is refreshed before the next one.
     pub(super) fn doubt(&self, topic: &str) {
         if let Some(seen) = lock(&self.topics).get_mut(topic) {
             seen.is_doubtful = true;
@@ -111,13 +111,13 @@ impl Store {
         }
     }
 
-    /// The topic's partitions; 0 when it is not there.
+    /// The topic's partitions; 0 when it does not exist.
     async fn ask_for(&self, topic: &str, limit: Duration) -> Result<i32> {
         let asked = topic.to_owned();
         let found = self.ask(move |asker| {
             let metadata = asker.fetch_metadata(Some(&asked), limit);
             let metadata = metadata
-                .map_err(|told| error::of_call(&format!("ask for topic `{asked}`"), told))?;
+                .map_err(|error| error::of_call(&format!("ask for topic `{asked}`"), error))?;
             let topic = metadata.topics().iter().find(|topic| topic.name() == asked);
             let there = topic.filter(|topic| topic.error().is_none());
             Ok(there.map_or(0, |topic| topic.partitions().len()))
@@ -130,11 +130,11 @@ impl Store {
         let topic = self.topic(stream.as_str())?;
         match self.partitions(&topic).await? {
             Some(count) => Ok((topic, count)),
-            None => Err(Error::not_found(format!("there is no stream `{stream}`"))),
+            None => Err(Error::not_found(format!("unknown stream `{stream}`"))),
         }
     }
 
-    /// The topic of a stream, made when it is not there: without an end to what it keeps.
+    /// The topic of a stream, created without retention limits when missing.
     pub(super) async fn ensure(&self, stream: &StreamName) -> Result<(String, i32)> {
         let topic = self.topic(stream.as_str())?;
         let design = Design::Stream(self.config.partitions);
@@ -142,22 +142,22 @@ impl Store {
         Ok((topic, count))
     }
 
-    pub(super) async fn ensure_queue(&self, known: &Known) -> Result<()> {
+    pub(super) async fn ensure_queue(&self, handle: &QueueHandle) -> Result<()> {
         let design = Design::Queue(self.config.partitions);
-        self.declare(&known.topic, design).await.map(drop)
+        self.declare(&handle.topic, design).await.map(drop)
     }
 
-    pub(super) async fn ensure_later(&self, known: &Known) -> Result<()> {
+    pub(super) async fn ensure_delayed(&self, handle: &QueueHandle) -> Result<()> {
         let design = Design::Queue(retry::STEPS);
-        self.declare(&known.later_topic, design).await.map(drop)
+        self.declare(&handle.delayed_topic, design).await.map(drop)
     }
 
-    pub(super) async fn ensure_dead(&self, known: &Known) -> Result<()> {
-        let declared = self.declare(&known.dead_topic, Design::Compacted);
+    pub(super) async fn ensure_dead(&self, handle: &QueueHandle) -> Result<()> {
+        let declared = self.declare(&handle.dead_topic, Design::Compacted);
         declared.await.map(drop)
     }
 
-    /// Makes a topic that is not there. Its partitions.
+    /// Creates a missing topic. Returns its partitions.
     pub(super) async fn declare(&self, topic: &str, design: Design) -> Result<i32> {
         {
             let mut designs = lock(&self.designs);
@@ -171,8 +171,8 @@ impl Store {
         }
     }
 
-    /// Waits for a transaction over these topics, and declares again what is deleted meanwhile: to what is not there,
-    /// broker and client try until the transaction times out.
+    /// Waits for a transaction over these topics, and recreates deleted ones meanwhile: with a missing topic,
+    /// broker and client retry until the transaction times out.
     pub(super) async fn while_declared<T>(
         &self,
         topics: &[&str],
@@ -196,9 +196,9 @@ impl Store {
         }
     }
 
-    /// Makes a topic, and returns how many partitions it has once it can be seen.
+    /// Creates a topic, and returns its partitions once it is visible.
     async fn make(&self, topic: &str, design: Design) -> Result<i32> {
-        let what = format!("make topic `{topic}`");
+        let what = format!("create topic `{topic}`");
         let replication = TopicReplication::Fixed(self.config.replication.unwrap_or(-1));
         let new = |partitions| {
             NewTopic::new(topic, partitions, replication).set("max.message.bytes", LARGEST)
@@ -210,7 +210,7 @@ impl Store {
             Design::Compacted => new(1).set("cleanup.policy", "compact"),
         };
         let made = self.admin.create_topics([&new], &self.options()).await;
-        let made = made.map_err(|told| error::of_call(&what, told))?;
+        let made = made.map_err(|error| error::of_call(&what, error))?;
         lock(&self.partitioners).remove(topic);
         for outcome in made {
             match outcome {
@@ -231,10 +231,10 @@ impl Store {
                 return Ok(count);
             }
             if Instant::now() >= until {
-                let text = format!("kafka: topic `{topic}` was made and cannot be seen yet");
+                let text = format!("kafka: topic `{topic}` was created and is not visible yet");
                 return Err(Error::unavailable(text));
             }
-            sleep(SOON).await;
+            sleep(RETRY_PAUSE).await;
         }
     }
 
@@ -243,7 +243,7 @@ impl Store {
         let timeout = self.config.timeout;
         self.ask(move |asker| {
             let metadata = asker.fetch_metadata(None, timeout);
-            let metadata = metadata.map_err(|told| error::of_call("list topics", told))?;
+            let metadata = metadata.map_err(|error| error::of_call("list topics", error))?;
             let all = metadata.topics().iter();
             Ok(all
                 .map(|topic| {

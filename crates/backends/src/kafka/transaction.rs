@@ -8,53 +8,53 @@ use rdkafka::producer::{FutureProducer, Producer};
 use rdkafka::topic_partition_list::{Offset as Place, TopicPartitionList};
 use towpath_core::Result;
 
+use super::client_context::ErrorLog;
 use super::config::Config;
-use super::heard::Heard;
 use super::produce::{self, Record};
 use super::{error, store::blocking};
 
-/// The producer of one transactional id: starting it ends what an earlier one of that id left open, and shuts it out.
+/// The producer of one transactional id: starting it aborts the open transaction of an earlier one, and fences it.
 pub(super) struct Transactions {
-    producer: FutureProducer<Heard>,
+    producer: FutureProducer<ErrorLog>,
     /// How long a transaction may be open before the broker ends it.
     limit: Duration,
 }
 
-/// Positions of a group, with what is noted at them.
-pub(super) struct Positions {
+/// Offsets of a group, with their metadata.
+pub(super) struct GroupOffsets {
     pub(super) list: TopicPartitionList,
     pub(super) group: ConsumerGroupMetadata,
 }
 
-/// Why a transaction did not end well.
+/// Why a transaction failed.
 pub(super) enum Failed {
-    /// Nothing of it is there.
+    /// Aborted: nothing was written.
     Aborted(KafkaError),
-    /// Nothing of it is there, and never will be: these records are larger than their topics take, or were sent along
-    /// with one that is.
+    /// Aborted, and a retry would fail too: these records exceed their topics' limit, or were batched
+    /// with one that does.
     TooLarge(KafkaError, Vec<usize>),
-    /// It may be there. The next producer of the id knows.
+    /// The outcome is unknown until the next producer of the id starts.
     Unknown(KafkaError),
 }
 
 impl Failed {
-    pub(super) fn told(self) -> KafkaError {
+    pub(super) fn error(self) -> KafkaError {
         match self {
-            Self::Aborted(told) | Self::TooLarge(told, _) | Self::Unknown(told) => told,
+            Self::Aborted(error) | Self::TooLarge(error, _) | Self::Unknown(error) => error,
         }
     }
 }
 
-/// A list of positions as the client takes it.
+/// Positions as a list of the client.
 pub(super) fn list(
     topic: &str,
     positions: &[(i32, i64, String)],
 ) -> std::result::Result<TopicPartitionList, KafkaError> {
     let mut list = TopicPartitionList::new();
-    for (partition, at, note) in positions {
+    for (partition, at, metadata) in positions {
         let mut element = list.add_partition(topic, *partition);
         element.set_offset(Place::Offset(*at))?;
-        element.set_metadata(note);
+        element.set_metadata(metadata);
     }
     Ok(list)
 }
@@ -62,16 +62,18 @@ pub(super) fn list(
 impl Transactions {
     pub(super) async fn start(config: &Config, id: String, limit: Duration) -> Result<Self> {
         let open = limit.as_millis().to_string();
-        let producer: FutureProducer<Heard> = produce::client(config)
+        let producer: FutureProducer<ErrorLog> = produce::client(config)
             .set("transactional.id", &id)
             .set("transaction.timeout.ms", &open)
             .set("message.timeout.ms", &open)
-            .create_with_context(Heard::default())
-            .map_err(|told| error::of_call("start the producer", told))?;
+            .create_with_context(ErrorLog::default())
+            .map_err(|error| error::of_call("start the producer", error))?;
         let (timeout, starting) = (config.timeout, producer.clone());
         blocking(move || {
             let started = starting.init_transactions(timeout);
-            started.map_err(|told| error::of_call(&format!("take over `{id}`"), told))
+            started.map_err(|error| {
+                error::of_call(&format!("initialise transactions of `{id}`"), error)
+            })
         })
         .await?;
         Ok(Self { producer, limit })
@@ -81,7 +83,7 @@ impl Transactions {
     pub(super) async fn run(
         &self,
         records: Vec<Record<'_>>,
-        positions: Option<Positions>,
+        positions: Option<GroupOffsets>,
     ) -> std::result::Result<Vec<(i32, i64)>, Failed> {
         self.producer.begin_transaction().map_err(Failed::Aborted)?;
         let mut places = Vec::with_capacity(records.len());
@@ -93,19 +95,19 @@ impl Transactions {
         {
             match sent {
                 Ok(place) => places.push(place),
-                Err(told) => {
-                    if error::is_too_large(&told) {
+                Err(error) => {
+                    if error::is_too_large(&error) {
                         too_large.push(at);
                     }
-                    failure = failure.or(Some(told));
+                    failure = failure.or(Some(error));
                 }
             }
         }
         let (producer, limit) = (self.producer.clone(), self.limit);
         let ended = blocking(move || Ok(end(&producer, failure, positions, limit))).await;
         match ended {
-            Ok(Err(Failed::Aborted(told))) if !too_large.is_empty() => {
-                Err(Failed::TooLarge(told, too_large))
+            Ok(Err(Failed::Aborted(error))) if !too_large.is_empty() => {
+                Err(Failed::TooLarge(error, too_large))
             }
             Ok(outcome) => outcome.map(|()| places),
             Err(_) => Err(Failed::Unknown(KafkaError::Canceled)),
@@ -114,33 +116,33 @@ impl Transactions {
 }
 
 fn end(
-    producer: &FutureProducer<Heard>,
+    producer: &FutureProducer<ErrorLog>,
     failure: Option<KafkaError>,
-    positions: Option<Positions>,
+    positions: Option<GroupOffsets>,
     limit: Duration,
 ) -> std::result::Result<(), Failed> {
-    let abort = |told: KafkaError| match producer.abort_transaction(limit) {
-        Ok(()) => Failed::Aborted(told),
-        Err(_) => Failed::Unknown(told),
+    let abort = |error: KafkaError| match producer.abort_transaction(limit) {
+        Ok(()) => Failed::Aborted(error),
+        Err(_) => Failed::Unknown(error),
     };
-    if let Some(told) = failure {
-        return Err(abort(told));
+    if let Some(error) = failure {
+        return Err(abort(error));
     }
-    if let Some(Positions { list, group }) = positions
-        && let Err(told) = producer.send_offsets_to_transaction(&list, &group, limit)
+    if let Some(GroupOffsets { list, group }) = positions
+        && let Err(error) = producer.send_offsets_to_transaction(&list, &group, limit)
     {
-        return Err(abort(told));
+        return Err(abort(error));
     }
     let until = Instant::now() + limit;
     loop {
         match producer.commit_transaction(limit) {
             Ok(()) => return Ok(()),
-            Err(KafkaError::Transaction(told)) if told.txn_requires_abort() => {
-                return Err(abort(KafkaError::Transaction(told)));
+            Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => {
+                return Err(abort(KafkaError::Transaction(error)));
             }
-            Err(KafkaError::Transaction(told)) if told.is_retriable() && Instant::now() < until => {
-            }
-            Err(told) => return Err(Failed::Unknown(told)),
+            Err(KafkaError::Transaction(error))
+                if error.is_retriable() && Instant::now() < until => {}
+            Err(error) => return Err(Failed::Unknown(error)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a URL says about a PostgreSQL database.
+//! The URL of a PostgreSQL database.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use towpath_core::address::Address;
 use towpath_core::{Error, Result};
 
-/// What is wrong with most URLs.
+/// The form of a URL, for errors.
 const FORM: &str = "a PostgreSQL database is `postgres://USER:PASSWORD@HOST:PORT/NAME`, behind it \
     `?sslmode=disable` (the default) or `?sslmode=verify-full&sslrootcert=FILE`";
 
-/// The parameter that says which of several servers is the right one.
+/// The parameter that selects one of several servers.
 const TARGET: &str = "target_session_attrs";
 
 /// After so long in silence the system asks whether a server is there.
@@ -35,7 +35,7 @@ impl Config {
         for (name, value) in address.parameters() {
             match (name, value) {
                 ("sslmode", "disable") => mode = SslMode::Disable,
-                // Whoever asks for TLS gets a server that is who it says.
+                // TLS always verifies the server's identity.
                 ("sslmode", "require" | "verify-ca" | "verify-full") => mode = SslMode::Require,
                 ("sslmode", other) => {
                     return Err(Error::invalid(format!("`sslmode={other}`: {FORM}")));
@@ -93,7 +93,7 @@ impl Config {
 
     /// How TLS is spoken, where it is.
     pub(super) fn tls(&self) -> Result<MakeRustlsConnect> {
-        // Whoever came first has chosen the provider.
+        // The first library to install a provider has chosen it.
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
         let mut roots = RootCertStore::empty();
         if self.postgres.get_ssl_mode() != SslMode::Disable {

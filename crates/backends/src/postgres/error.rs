@@ -1,9 +1,9 @@
-//! What PostgreSQL says, in our words.
+//! Errors of PostgreSQL as our errors.
 
 use tokio_postgres::error::SqlState;
 use towpath_core::{Error, ErrorKind};
 
-/// What PostgreSQL says, for the caller.
+/// An error of PostgreSQL for the caller.
 pub(super) fn failed(error: tokio_postgres::Error) -> Error {
     let kind = match error.code().map(SqlState::code) {
         // A value that no column takes is not taken later either.
@@ -13,7 +13,7 @@ pub(super) fn failed(error: tokio_postgres::Error) -> Error {
     Error::new(kind, sentence(&error)).with_source(error)
 }
 
-/// One sentence for the caller, without what the server says of values.
+/// One sentence for the caller, without values.
 pub(super) fn sentence(error: &tokio_postgres::Error) -> String {
     let Some(code) = error.code() else {
         return "the connection to PostgreSQL was lost; whether a change happened is not known"
@@ -21,7 +21,9 @@ pub(super) fn sentence(error: &tokio_postgres::Error) -> String {
     };
     let text = match code.code() {
         "53100" => "the disk of the database is full",
-        "55P03" | "57014" => "the database was too busy: another transaction holds what this needs",
+        "55P03" | "57014" => {
+            "the database is too busy: another transaction holds a lock that this one needs"
+        }
         "42501" => "the database's user lacks a right that this needs",
         "25006" => "PostgreSQL accepts no changes: the server is a standby or read-only",
         "42P01" | "42703" | "3F000" => {
@@ -57,7 +59,7 @@ pub(super) fn is_of_another_session(error: &tokio_postgres::Error) -> bool {
     matches!(error.code().map(SqlState::code), Some("26000" | "42P05"))
 }
 
-/// Whether a connection is refused for what the URL says, so that trying again does not help.
+/// Whether a connection is refused because of the URL, so that a retry does not help.
 pub(super) fn is_misconfigured(error: &tokio_postgres::Error) -> bool {
     match error.code().map(SqlState::code) {
         Some(code) => code.starts_with("28") || code.starts_with("3D"),
@@ -73,7 +75,7 @@ pub(super) fn is_misconfigured(error: &tokio_postgres::Error) -> bool {
     }
 }
 
-/// What the server or the client said, behind our words.
+/// The text of the server or the client.
 pub(super) fn cause(error: &Error) -> Option<&tokio_postgres::Error> {
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {

@@ -17,7 +17,7 @@ use super::outbox::{HIGHEST, after, event};
 use super::pool::Session;
 use crate::sql::{signed, unsigned};
 
-/// First and longest pause before the writers are looked at again.
+/// First and longest pause before the writers are checked again.
 const PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 

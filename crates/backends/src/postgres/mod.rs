@@ -9,7 +9,7 @@
 mod config;
 mod error;
 mod fence;
-mod nudge;
+mod notify;
 mod outbox;
 mod pool;
 mod schema;
@@ -23,7 +23,7 @@ use towpath_core::{Error, ErrorKind, Result};
 
 use crate::sql::Fleets;
 use config::Config;
-use nudge::Nudge;
+use notify::Notifier;
 pub use outbox::write_event;
 use pool::{Pool, Session};
 
@@ -38,7 +38,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
 /// A database in PostgreSQL.
 struct Postgres {
     pool: Pool,
-    nudge: Arc<Nudge>,
+    notifier: Arc<Notifier>,
 }
 
 impl Postgres {
@@ -46,7 +46,7 @@ impl Postgres {
         self.pool.session().await
     }
 
-    /// A connection for what is called first. One that is refused for what the URL says is `Invalid`.
+    /// The first connection. One refused because of the URL is `Invalid`.
     async fn first_session(&self) -> Result<Session> {
         self.session().await.map_err(|error| {
             match error::cause(&error).is_some_and(error::is_misconfigured) {
@@ -57,12 +57,12 @@ impl Postgres {
     }
 }
 
-/// A server that is not there yet is waited for by those who call; what the URL says wrong is an error now.
+/// Callers wait for a server that is not up yet; a bad URL is an error now.
 async fn open(url: &str) -> Result<Database> {
     let config = Config::parse(url)?;
     let pool = Pool::new(&config)?;
     let postgres = Arc::new(Postgres {
-        nudge: Nudge::new(pool.clone(), &config)?,
+        notifier: Notifier::new(pool.clone(), &config)?,
         pool,
     });
     let breaker = postgres.pool.breaker();

@@ -7,7 +7,7 @@ use tokio_postgres::types::{ToSql, Type};
 use towpath_core::Result;
 use towpath_core::port::Outbox;
 use towpath_core::port::outbox::{
-    Backlog, Event, Filter, Listed, NewEvent, OpenTransaction, READ_BYTES,
+    Backlog, Event, Filter, ListedEvent, NewEvent, OpenTransaction, READ_BYTES,
 };
 use uuid::Uuid;
 
@@ -157,7 +157,7 @@ impl Outbox for Postgres {
     }
 
     async fn sent(&self, seq: u64) -> Result<()> {
-        // What was refused at first and then taken needs no record of it.
+        // An event that was refused and then accepted needs no record.
         let update = "WITH moved AS (
                 UPDATE outbox_relay SET position = $1, sent_at = clock_timestamp() WHERE position < $1)
             DELETE FROM outbox_refused WHERE seq <= $1 AND given_up_at IS NULL";
@@ -185,11 +185,11 @@ impl Outbox for Postgres {
             transaction.query(&insert, &values(event)).await?;
         }
         transaction.commit().await?;
-        self.nudge.tell();
+        self.notifier.notify();
         Ok(())
     }
 
-    async fn list(&self, filter: &Filter, max: usize) -> Result<Vec<Listed>> {
+    async fn list(&self, filter: &Filter, max: usize) -> Result<Vec<ListedEvent>> {
         let conditions: [(&str, Value); 7] = [
             ("seq >", filter.after.into()),
             ("status =", filter.status.map(|one| one.as_str()).into()),
@@ -269,7 +269,7 @@ impl Outbox for Postgres {
         let count =
             self.change(&again, &[id.into()]).await? + self.change(external, &[id.into()]).await?;
         if count > 0 {
-            self.nudge.tell();
+            self.notifier.notify();
         }
         Ok(count)
     }
@@ -291,7 +291,7 @@ impl Outbox for Postgres {
     }
 
     async fn committed(&self) {
-        self.nudge.told().await;
+        self.notifier.notified().await;
     }
 }
 
@@ -333,7 +333,7 @@ pub(super) fn event(row: &Row) -> Event {
         key: text(&mut read, "partition_key", 6),
         data: text(&mut read, "event_data", 7).unwrap_or_default(),
         created_at: read.take("created_at", row.try_get(8)),
-        // Whatever is wrong with it is no reason to refuse the event.
+        // A bad trace context does not refuse the event.
         traceparent: row.try_get(11).unwrap_or_default(),
     };
     let bytes: Option<i64> = read.take("event_data", row.try_get(9));

@@ -45,7 +45,7 @@ const IS_READ_ONLY: &str =
 /// How long a pooler with a single session may take to show itself.
 const PROBE: Duration = Duration::from_secs(1);
 
-/// What is at the other end of a connection.
+/// The kind of server behind a connection.
 const UNKNOWN: u8 = 0;
 const SERVER: u8 = 1;
 const POOLER: u8 = 2;
@@ -183,7 +183,7 @@ impl Pool {
         })
     }
 
-    /// A connection, once it is known what is at its other end.
+    /// A connection whose server was checked.
     ///
     /// # Errors
     /// At once while the server does not answer, but for one trial at a time.
@@ -426,7 +426,7 @@ fn parameters(values: &[Value]) -> Vec<&(dyn ToSql + Sync)> {
     values.iter().map(|value| value as _).collect()
 }
 
-/// Values whose types the server finds out.
+/// Values whose types the server infers.
 fn untyped(values: &[Value]) -> Vec<(&(dyn ToSql + Sync), Type)> {
     let all = values.iter().map(|value| value as _);
     all.map(|value| (value, Type::UNKNOWN)).collect()

@@ -55,7 +55,7 @@ const MIGRATIONS: &[Migration] = &[
 const EXISTS: &str = "SELECT to_regclass('towpath_migrations') IS NOT NULL";
 const SELECT: &str = "SELECT version, sum, applied_at FROM towpath_migrations ORDER BY version";
 
-/// Keeps what is there before the first migration, for the way back.
+/// Records the existing tables before the first migration, to revert to them.
 const FOUND: &str = include_str!("migrations/found.sql");
 
 /// Users of another program whose addresses differ in case only.
@@ -63,7 +63,7 @@ const SAME_EMAIL: &str =
     "SELECT lower(email), string_agg(id || ' (' || email || ')', ', ' ORDER BY created_at)
     FROM users GROUP BY lower(email) HAVING count(*) > 1 ORDER BY 1 LIMIT 10";
 
-/// Users of another program whose addresses no request for a new user may have.
+/// Users of another program with addresses that a new user may not have.
 const NO_ADDRESS: &str = "SELECT id || ' (' || email || ')' FROM users
     WHERE email !~ '^[^@[:space:]]+@[^@[:space:]]+$' ORDER BY created_at LIMIT 10";
 
@@ -137,7 +137,7 @@ impl Schema for Postgres {
     }
 }
 
-/// Keeps what is there, and refuses users that no migration can decide about.
+/// Records the existing tables, and refuses users that no migration can convert.
 async fn look_around(transaction: &Transaction<'_>) -> Result<()> {
     transaction.batch(FOUND).await?;
     let found = "SELECT count(*) > 0 FROM towpath_found WHERE name = 'users'";

@@ -68,7 +68,7 @@ impl ToSql for Value {
     ) -> std::result::Result<IsNull, Box<dyn StdError + Sync + Send>> {
         match self {
             Self::Null => return Ok(IsNull::Yes),
-            // What is larger than a column is behind all that is in it.
+            // A number beyond the column's range is greater than every value in it.
             Self::Integer(number) if *kind == Type::INT4 => {
                 let number = i32::try_from(*number).unwrap_or(i32::MAX);
                 out.extend_from_slice(number.to_string().as_bytes());

@@ -18,7 +18,7 @@ use crate::sql::{Value, unsigned};
 
 const COLUMNS: &str = "id, email, name, created_at, updated_at, version";
 
-/// The types of an event's values, which PostgreSQL does not find out by itself.
+/// The types of an event's values, which PostgreSQL cannot infer.
 const TYPES: [&str; 9] = [
     "uuid",
     "text",
@@ -104,7 +104,7 @@ impl Users for Postgres {
             }
         };
         if created == Created::New {
-            self.nudge.tell();
+            self.notifier.notify();
         }
         Ok(created)
     }
@@ -163,7 +163,7 @@ impl Postgres {
         let session = self.session().await?;
         match session.query(statement, values).await {
             Ok(rows) if !rows.is_empty() => {
-                self.nudge.tell();
+                self.notifier.notify();
                 user(&rows[0]).map(Changed::Done)
             }
             Ok(_) => {
@@ -179,7 +179,7 @@ impl Postgres {
     }
 }
 
-/// Whether another row has what must be there once.
+/// Whether a unique constraint was violated.
 fn is_taken(error: &Error) -> bool {
     cause(error).and_then(tokio_postgres::Error::code) == Some(&SqlState::UNIQUE_VIOLATION)
 }

@@ -1,4 +1,4 @@
-//! A queue on the broker as one writes it by hand: publish and await the confirm, consume with a prefetch, ack.
+//! A hand-written queue on the broker for comparison: publish and await the confirm, consume with a prefetch, ack.
 
 use std::time::Duration;
 
@@ -21,16 +21,16 @@ use super::error;
 
 const QUEUE: &str = "bench-bare";
 
-/// How long the queue outlives the last program that uses it.
+/// Expiry of the unused queue.
 const EXPIRES_MS: i32 = 60_000;
 
-/// Messages on their way to the consumer at once.
+/// Prefetch of the consumer.
 const PREFETCH: u16 = 1_000;
 
-/// How long an answer is waited for.
+/// Longest wait for an answer.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// As many connections as a store of ours has: one to publish, one to consume.
+/// Two connections, as our store has: one to publish, one to consume.
 pub struct Baseline {
     node: String,
     quorum: bool,
@@ -46,7 +46,7 @@ impl Baseline {
     /// Connects to the first node of a URL of ours; of its parameters only `queue_type` counts.
     ///
     /// # Errors
-    /// `Unavailable` when nobody answers; `Invalid` when the URL is none.
+    /// `Unavailable` when the server does not answer; `Invalid` for a bad URL.
     pub async fn connect(url: &str) -> Result<Self> {
         let config = Config::parse(url)?;
         let (node, uri) = config.nodes[0].clone();
@@ -54,7 +54,7 @@ impl Baseline {
             let (properties, tls) = (ConnectionProperties::default(), config.tls());
             let (uri, node) = (uri.clone(), node.as_str());
             async move {
-                let runtime = default_runtime().map_err(|told| error::of_call(node, told))?;
+                let runtime = default_runtime().map_err(|error| error::of_call(node, error))?;
                 let dialled = Connection::connect_uri_with_config(uri, properties, tls, runtime);
                 call(node, dialled).await
             }
@@ -99,7 +99,7 @@ impl Baseline {
 
 async fn call<T>(node: &str, call: impl Future<Output = lapin::Result<T>>) -> Result<T> {
     match tokio::time::timeout(ANSWER, call).await {
-        Ok(answer) => answer.map_err(|told| error::of_call(node, told)),
+        Ok(answer) => answer.map_err(|error| error::of_call(node, error)),
         Err(_) => Err(error::silent(node, ANSWER)),
     }
 }
@@ -137,7 +137,9 @@ impl crate::Baseline for Baseline {
     async fn consume(&self, max: usize, wait: Duration) -> Result<Vec<Bytes>> {
         let mut consumer = self.consumer.lock().await;
         let Some(consumer) = consumer.as_mut() else {
-            return Err(Error::not_found(format!("there is no queue `{QUEUE}` yet")));
+            return Err(Error::not_found(format!(
+                "queue `{QUEUE}` is not declared yet"
+            )));
         };
         let ended = || {
             let node = &self.node;
@@ -148,7 +150,7 @@ impl crate::Baseline for Baseline {
         let mut next = tokio::time::timeout(wait, consumer.next()).await.ok();
         while let Some(arrival) = next {
             let arrival = arrival.ok_or_else(ended)?;
-            let arrival = arrival.map_err(|told| error::of_call(&self.node, told))?;
+            let arrival = arrival.map_err(|error| error::of_call(&self.node, error))?;
             payloads.push(Bytes::from(arrival.data));
             last = Some(arrival.acker);
             next = if payloads.len() < max {
@@ -158,7 +160,7 @@ impl crate::Baseline for Baseline {
             };
         }
         if let Some(last) = last {
-            // All of them: nobody else takes any before this is said.
+            // One ack for all: no other consumer can take any.
             let ack = last.ack(BasicAckOptions { multiple: true });
             call(&self.node, ack).await?;
         }
@@ -167,7 +169,7 @@ impl crate::Baseline for Baseline {
 
     async fn clear(&self) -> Result<()> {
         let mut consumer = self.consumer.lock().await;
-        // Whole, with what is on its way to a consumer.
+        // Including messages in flight to a consumer.
         let delete = self
             .consuming
             .queue_delete(QUEUE.into(), QueueDeleteOptions::default());
@@ -178,7 +180,7 @@ impl crate::Baseline for Baseline {
 
     async fn server_cpu(&self) -> Result<Duration> {
         Err(Error::unsupported(
-            "RabbitMQ does not say over AMQP how much CPU it used",
+            "RabbitMQ does not report its CPU time over AMQP",
         ))
     }
 }

@@ -15,29 +15,21 @@ pub(super) const SCHEMES: &[&str] = &["amqp", "amqps"];
 
 /// The parameters of the URL: name, default, meaning.
 pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
-    (
-        "prefix",
-        "",
-        "what the name of every queue and exchange starts with",
-    ),
+    ("prefix", "", "prefix of every queue and exchange"),
     (
         "queue_type",
         "",
         "of queues that are made: `quorum`, or `classic` where a policy replicates those; without it `quorum`, and `orders.queue` and `notifier.queue` as the reference system declares them. Queues that are there stay as they are",
     ),
-    (
-        "timeout",
-        "5s",
-        "how long an answer is waited for, 100ms to 5m",
-    ),
+    ("timeout", "5s", "longest wait for an answer, 100ms to 5m"),
     (
         "tls_ca",
         "",
-        "file with certificates to trust beside the system's, in PEM (amqps only)",
+        "file with trusted certificates besides the system's, in PEM (amqps only)",
     ),
 ];
 
-/// What the URL says.
+/// The parsed URL.
 #[derive(Clone)]
 pub(super) struct Config {
     /// Tried in this order, each with its name for messages.
@@ -46,7 +38,7 @@ pub(super) struct Config {
     /// Whether queues are made as quorum queues; `None` without a choice.
     pub(super) quorum: Option<bool>,
     pub(super) timeout: Duration,
-    /// Certificates in PEM that are trusted beside the system's.
+    /// Trusted certificates besides the system's, in PEM.
     trusted: Option<String>,
     /// The URL with its secrets replaced.
     pub(super) shown: String,
@@ -85,7 +77,7 @@ impl Config {
         Ok(config)
     }
 
-    /// How the server of an `amqps` address is trusted.
+    /// TLS settings of `amqps`.
     pub(super) fn tls(&self) -> OwnedTLSConfig {
         OwnedTLSConfig {
             identity: None,
@@ -109,7 +101,7 @@ impl Config {
                     "classic" => Some(false),
                     _ => {
                         return Err(Error::invalid(format!(
-                            "`queue_type` is `{value}`; it must be `quorum` or `classic`"
+                            "invalid `queue_type={value}`; expected `quorum` or `classic`"
                         )));
                     }
                 }
@@ -137,7 +129,7 @@ impl Config {
 
 /// One node, and its name without user and password.
 fn node(address: Address<'_>) -> Result<(String, AMQPUri)> {
-    // An empty path means the default virtual host, as most clients have it, and not one with an empty name.
+    // An empty path is the default virtual host, as in most clients, not one with an empty name.
     let path = address.path.filter(|path| !path.is_empty());
     let path = path.map_or_else(String::new, |path| format!("/{path}"));
     let bare = format!("{}{path}", address.hosts);
@@ -153,7 +145,7 @@ fn node(address: Address<'_>) -> Result<(String, AMQPUri)> {
         return Err(wrong("it has no scheme".to_owned()));
     }
     let account = match address.account {
-        // The client takes the first `@` as the end of the account.
+        // The client parses the first `@` as the end of the account.
         Some(account) => format!("{}@", account.replace('@', "%40")),
         None => String::new(),
     };
@@ -190,8 +182,11 @@ mod tests {
             ("amqp://host:port", "not a number"),
             ("amqp://one,two", "no scheme"),
             ("amqps://host?tls_ca=/none", "`tls_ca=/none` cannot be read"),
-            ("amqp://host?queue_type=lazy", "`queue_type` is `lazy`"),
-            ("amqp://host?timeout=1", "`timeout=1` is no duration"),
+            ("amqp://host?queue_type=lazy", "`queue_type=lazy`"),
+            (
+                "amqp://host?timeout=1",
+                "invalid duration `1` for `timeout`",
+            ),
             ("amqp://host?confirm=no", "unknown parameter `confirm`"),
         ] {
             let error = Config::parse(url)

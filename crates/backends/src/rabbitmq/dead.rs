@@ -1,4 +1,4 @@
-//! Dead letters: in a queue of their own, oldest first, with why and when in their headers.
+//! Dead letters: in their own queue, oldest first, with reason and time in headers.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,42 +10,46 @@ use towpath_core::{MessageId, Result, ResultExt};
 
 use crate::broker::envelope::Envelope;
 
+use super::connection::OpenConnection;
+use super::consumer_channel::ConsumerChannel;
 use super::envelope;
-use super::incoming::Incoming;
-use super::link::Open;
-use super::publisher::Letter;
-use super::store::{Desk, Known, Store};
+use super::publisher::Publish;
+use super::store::{QueueChannel, QueueHandle, Store};
 
-/// Calls on their way at once; `join_all` sends no more than these in order.
+/// Concurrent calls; `join_all` keeps the order of no more than these.
 const AT_ONCE: usize = 30;
 
-/// How long what was given back may take to be counted again.
+/// How long requeued messages may take to be counted again.
 const SEEN_WITHIN: Duration = Duration::from_secs(1);
 
-/// A dead letter in hand.
+/// A fetched dead letter.
 struct Found {
     envelope: Envelope,
-    /// How often it came back to the queue of dead letters.
+    /// How often it was requeued.
     returns: u32,
     acker: lapin::Acker,
 }
 
 impl Store {
-    /// The queue of dead letters, made when it is not there.
-    pub(super) async fn dead_place(&self, known: &Known, open: &Open) -> Result<String> {
-        let name = known.dead();
+    /// The queue of dead letters, declared when missing.
+    pub(super) async fn dead_place(
+        &self,
+        handle: &QueueHandle,
+        open: &OpenConnection,
+    ) -> Result<String> {
+        let name = handle.dead();
         self.declare_side(open, &name, self.side()).await?;
         Ok(name)
     }
 
     pub(super) async fn dead_letters(
         &self,
-        known: &Known,
+        handle: &QueueHandle,
         after: Option<MessageId>,
         max: usize,
     ) -> Result<Vec<DeadLetter>> {
         let _turn = self.turn.lock().await;
-        let (desk, found) = self.fetch(known).await?;
+        let (queue_channel, found) = self.fetch(handle).await?;
         let skipped = after
             .and_then(|after| {
                 found
@@ -55,87 +59,100 @@ impl Store {
             .map_or(0, |at| at + 1);
         let letters = found.iter().skip(skipped).take(max);
         let letters = letters
-            .filter_map(|one| one.envelope.clone().dead_letter(known.name.clone()))
+            .filter_map(|one| one.envelope.clone().dead_letter(handle.name.clone()))
             .collect();
-        self.put_back(known, &desk, &found).await?;
+        self.put_back(handle, &queue_channel, &found).await?;
         Ok(letters)
     }
 
-    pub(super) async fn redrive(&self, known: &Known, selection: &Selection) -> Result<u64> {
+    pub(super) async fn redrive(&self, handle: &QueueHandle, selection: &Selection) -> Result<u64> {
         let _turn = self.turn.lock().await;
-        let (desk, found) = self.fetch(known).await?;
+        let (queue_channel, found) = self.fetch(handle).await?;
         let (chosen, rest) = choose(found, selection);
         let letters = chosen.iter().map(|one| {
             let mut envelope = one.envelope.clone();
-            envelope.revive();
-            Letter {
+            envelope.redrive();
+            Publish {
                 exchange: String::new(),
-                routing_key: known.wire.clone(),
+                routing_key: handle.wire.clone(),
                 properties: envelope::properties(&envelope),
                 payload: envelope.message.payload,
             }
         });
         let mut count = 0;
         let mut failed = None;
-        for (one, sent) in chosen.iter().zip(self.post(known, letters.collect()).await) {
+        for (one, sent) in chosen
+            .iter()
+            .zip(self.post(handle, letters.collect()).await)
+        {
             match sent {
                 Ok(()) => {
                     let ack = one.acker.ack(BasicAckOptions::default());
-                    self.link.call(&desk.open, ack).await?;
+                    self.broker.call(&queue_channel.open, ack).await?;
                     count += 1;
                 }
                 Err(error) => failed = Some(error),
             }
         }
-        self.put_back(known, &desk, &rest).await?;
+        self.put_back(handle, &queue_channel, &rest).await?;
         match failed {
-            // Those that were not sent fall back with the channel.
-            Some(error) => Err(error).context(|| format!("redrive to `{}`", known.name)),
+            // Unpublished ones are requeued when the channel closes.
+            Some(error) => Err(error).context(|| format!("redrive to `{}`", handle.name)),
             None => Ok(count),
         }
     }
 
-    pub(super) async fn drop_dead(&self, known: &Known, selection: &Selection) -> Result<u64> {
+    pub(super) async fn drop_dead(
+        &self,
+        handle: &QueueHandle,
+        selection: &Selection,
+    ) -> Result<u64> {
         let _turn = self.turn.lock().await;
-        let (desk, found) = self.fetch(known).await?;
+        let (queue_channel, found) = self.fetch(handle).await?;
         let (chosen, rest) = choose(found, selection);
         for one in &chosen {
             let ack = one.acker.ack(BasicAckOptions::default());
-            self.link.call(&desk.open, ack).await?;
+            self.broker.call(&queue_channel.open, ack).await?;
         }
-        self.put_back(known, &desk, &rest).await?;
-        known
-            .tally
+        self.put_back(handle, &queue_channel, &rest).await?;
+        handle
+            .counters
             .dropped
             .fetch_add(chosen.len() as u64, Ordering::Relaxed);
         Ok(chosen.len() as u64)
     }
 
-    /// Takes all dead letters, oldest first, on a channel of their own.
-    async fn fetch(&self, known: &Known) -> Result<(Desk, Vec<Found>)> {
-        let desk = self.desk(known).await?;
-        let name = self.dead_place(known, &desk.open).await?;
-        let desk = Desk {
-            incoming: Incoming::in_any_order(self.link.channel(&desk.open).await?),
-            ..desk
+    /// Fetches all dead letters, oldest first, on a separate channel.
+    async fn fetch(&self, handle: &QueueHandle) -> Result<(QueueChannel, Vec<Found>)> {
+        let queue_channel = self.queue_channel(handle).await?;
+        let name = self.dead_place(handle, &queue_channel.open).await?;
+        let queue_channel = QueueChannel {
+            consumer_channel: ConsumerChannel::in_any_order(
+                self.broker.channel(&queue_channel.open).await?,
+            ),
+            ..queue_channel
         };
         let mut found = Vec::new();
         loop {
             let get = || {
-                desk.incoming
+                queue_channel
+                    .consumer_channel
                     .channel
                     .basic_get(name.as_str().into(), BasicGetOptions::default())
             };
             let answers = join_all((0..AT_ONCE).map(|_| get()));
             let before = found.len();
-            for answer in self.link.ask(&desk.open, answers).await? {
-                let answer = self.link.call(&desk.open, async { answer }).await?;
+            for answer in self.broker.ask(&queue_channel.open, answers).await? {
+                let answer = self
+                    .broker
+                    .call(&queue_channel.open, async { answer })
+                    .await?;
                 if let Some(message) = answer {
                     let arrival = message.delivery;
                     let now = self.clock.now();
                     let mut envelope = envelope::read(&arrival.properties, arrival.data, now);
                     if envelope.death.is_none() {
-                        let by_broker = envelope::death(&arrival.properties, &known.wire);
+                        let by_broker = envelope::death(&arrival.properties, &handle.wire);
                         let unknown = || ("put here by another program".to_owned(), now);
                         envelope.death = Some(by_broker.unwrap_or_else(unknown));
                     }
@@ -150,41 +167,49 @@ impl Store {
                 break;
             }
         }
-        // Those that were looked at before come back in front: the time of death tells the order.
+        // Requeued ones come first: sort by the time of death.
         found.sort_by_key(|one: &Found| one.envelope.death.as_ref().map(|(_, at)| *at));
-        Ok((desk, found))
+        Ok((queue_channel, found))
     }
 
-    /// Gives back those that stay, in their order.
-    async fn put_back(&self, known: &Known, desk: &Desk, rest: &[Found]) -> Result<()> {
-        // The broker may limit how often a message comes back: a copy begins again.
+    /// Requeues those that stay, in order.
+    async fn put_back(
+        &self,
+        handle: &QueueHandle,
+        queue_channel: &QueueChannel,
+        rest: &[Found],
+    ) -> Result<()> {
+        // The broker may limit requeues: a copy starts from zero.
         let (renewed, returned): (Vec<_>, Vec<_>) = rest.iter().partition(|one| one.returns > 0);
-        let letter = |one: &&Found| Letter {
+        let publish = |one: &&Found| Publish {
             exchange: String::new(),
-            routing_key: known.dead(),
+            routing_key: handle.dead(),
             properties: envelope::properties(&one.envelope),
             payload: one.envelope.message.payload.clone(),
         };
-        let sent = self.post(known, renewed.iter().map(letter).collect()).await;
+        let sent = self
+            .post(handle, renewed.iter().map(publish).collect())
+            .await;
         for (one, sent) in renewed.into_iter().zip(sent) {
             sent?;
             let ack = one.acker.ack(BasicAckOptions::default());
-            self.link.call(&desk.open, ack).await?;
+            self.broker.call(&queue_channel.open, ack).await?;
         }
         for one in returned {
             let nack = one.acker.nack(BasicNackOptions {
                 requeue: true,
                 ..BasicNackOptions::default()
             });
-            self.link.call(&desk.open, nack).await?;
+            self.broker.call(&queue_channel.open, nack).await?;
         }
-        self.settle_down(desk, &desk.incoming.channel).await?;
-        self.see(known, rest.len()).await
+        self.flush(queue_channel, &queue_channel.consumer_channel.channel)
+            .await?;
+        self.see(handle, rest.len()).await
     }
 
-    /// Waits until what was given back can be seen: a quorum queue takes it in a moment after it answered.
-    async fn see(&self, known: &Known, at_least: usize) -> Result<()> {
-        let (name, began) = ([known.dead()], Instant::now());
+    /// Waits until requeued messages are visible: a quorum queue requeues shortly after it answered.
+    async fn see(&self, handle: &QueueHandle, at_least: usize) -> Result<()> {
+        let (name, began) = ([handle.dead()], Instant::now());
         while at_least > 0 && began.elapsed() < SEEN_WITHIN {
             let count = self
                 .count(&name)

@@ -1,8 +1,8 @@
-//! Queues that are declared, and declared again when they are missing.
+//! Declares queues, and declares missing ones again.
 //!
-//! A queue that is there is looked at passively first, so that a user without the `configure` permission can use it,
-//! and used as it is. What this process declared and the broker no longer has is noticed by a returned message, a
-//! cancelled consumer, a refused call, or by looking every few seconds, and declared again at most once a pause.
+//! An existing queue is declared passively first, so that a user without the `configure` permission can use it,
+//! and used as it is. A lost declaration is detected by a returned message, a
+//! cancelled consumer, a refused call, or a check every few seconds, and declared again at most once per pause.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -13,17 +13,17 @@ use towpath_core::port::routes::Binding;
 use towpath_core::{Error, Result, ResultExt};
 use tracing::{info, warn};
 
+use super::connection::OpenConnection;
+use super::consumer_channel::ConsumerChannel;
+use super::definition::QueueDefinition;
 use super::error;
-use super::incoming::Incoming;
-use super::link::Open;
-use super::publisher::{Letter, Lost, Sent};
-use super::shape::Shape;
-use super::store::{Desk, Known, Store, lock};
+use super::publisher::{Publish, PublishError, PublishResult};
+use super::store::{QueueChannel, QueueHandle, Store, lock};
 
 /// The shortest time between two declarations of one thing.
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
-/// How often what was declared is looked for.
+/// Interval of the check for lost declarations.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// More arguments than a queue can have.
@@ -33,177 +33,199 @@ const ROUNDS: usize = 24;
 /// pipeline that `docs/reference/orders.md` describes.
 const PLAIN: [&str; 2] = ["orders.queue", "notifier.queue"];
 
-/// A queue that is there now.
+/// An existing queue.
 pub(super) struct Declared {
-    pub(super) shape: Shape,
+    pub(super) definition: QueueDefinition,
     pub(super) was_there: bool,
 }
 
 impl Store {
-    /// The channel of a queue that is there. On a new connection, and when the queue was found missing, it is declared
+    /// The channel of a queue. On a new connection, and when the queue was found missing, it is declared
     /// again with its bindings.
-    pub(super) async fn desk(&self, known: &Known) -> Result<Desk> {
+    pub(super) async fn queue_channel(&self, handle: &QueueHandle) -> Result<QueueChannel> {
         self.check_open()?;
-        let mut kept = known.desk.lock().await;
+        let mut kept = handle.queue_channel.lock().await;
         let live = kept
             .as_ref()
-            .filter(|desk| self.link.is_live(desk.open.number))
-            .filter(|desk| desk.incoming.channel.status().connected());
-        if let Some(desk) = live
-            && (!known.missing.load(Ordering::Acquire) || known.declared_within(PAUSE))
+            .filter(|queue_channel| self.broker.is_live(queue_channel.open.number))
+            .filter(|queue_channel| queue_channel.consumer_channel.channel.status().connected());
+        if let Some(queue_channel) = live
+            && (!handle.missing.load(Ordering::Acquire) || handle.declared_within(PAUSE))
         {
-            return Ok(desk.clone());
+            return Ok(queue_channel.clone());
         }
-        let open = self.link.open().await?;
-        let before = known.declared_at().is_some();
-        known.missing.store(false, Ordering::Release);
-        let declared = match self.declare_all(&open, known).await {
+        let open = self.broker.open().await?;
+        let before = handle.declared_at().is_some();
+        handle.missing.store(false, Ordering::Release);
+        let declared = match self.declare_all(&open, handle).await {
             Ok(declared) => declared,
             Err(error) => {
-                known.missing.store(true, Ordering::Release);
+                handle.missing.store(true, Ordering::Release);
                 return Err(error);
             }
         };
         if !declared.was_there {
             if before {
-                warn!(queue = %known.name, node = open.node, "queue missing; declared again");
+                warn!(queue = %handle.name, node = open.node, "queue missing; declared again");
             } else {
-                info!(queue = %known.name, node = open.node, "queue declared");
+                info!(queue = %handle.name, node = open.node, "queue declared");
             }
         }
-        let renew_after = declared.shape.renew_after();
-        *lock(&known.shape) = Some(declared.shape);
-        *lock(&known.declared_at) = Some(Instant::now());
-        // What came by the channel that is there is settled on it.
-        let incoming = match kept.take() {
-            Some(desk)
-                if desk.open.number == open.number
-                    && desk.incoming.channel.status().connected() =>
+        let renew_after = declared.definition.renew_after();
+        *lock(&handle.definition) = Some(declared.definition);
+        *lock(&handle.declared_at) = Some(Instant::now());
+        // Deliveries of the existing channel are settled on it.
+        let consumer_channel = match kept.take() {
+            Some(queue_channel)
+                if queue_channel.open.number == open.number
+                    && queue_channel.consumer_channel.channel.status().connected() =>
             {
-                desk.incoming
+                queue_channel.consumer_channel
             }
-            _ => Incoming::in_any_order(self.link.channel(&open).await?),
+            _ => ConsumerChannel::in_any_order(self.broker.channel(&open).await?),
         };
-        let desk = Desk {
+        let queue_channel = QueueChannel {
             open,
-            incoming,
+            consumer_channel,
             renew_after,
         };
-        *kept = Some(desk.clone());
-        Ok(desk)
+        *kept = Some(queue_channel.clone());
+        Ok(queue_channel)
     }
 
-    async fn declare_all(&self, open: &Open, known: &Known) -> Result<Declared> {
-        let dead = self.declare_side(open, &known.dead(), self.side()).await;
-        let declared = self.declare(open, &known.wire, self.shape(known)).await?;
+    async fn declare_all(&self, open: &OpenConnection, handle: &QueueHandle) -> Result<Declared> {
+        let dead = self.declare_side(open, &handle.dead(), self.side()).await;
+        let declared = self
+            .declare(open, &handle.wire, self.definition(handle))
+            .await?;
         if let Err(error) = dead
             && (!declared.was_there || !error::is_permission(&error))
         {
             return Err(error);
         }
-        if declared.shape.is_quorum() && self.watch_majority(open).await.is_err() {
-            // Only readiness knows less then.
-            info!("quorum queues cannot be probed: the user may not declare `towpath.probe`");
+        if declared.definition.is_quorum() && self.watch_majority(open).await.is_err() {
+            // Only the readiness check loses precision.
+            info!("quorum probe disabled: the user may not declare `towpath.probe`");
         }
-        self.rebind(open, known).await?;
+        self.rebind(open, handle).await?;
         Ok(declared)
     }
 
-    async fn watch_majority(&self, open: &Open) -> Result<()> {
-        let name = self.majority.queue.clone();
+    async fn watch_majority(&self, open: &OpenConnection) -> Result<()> {
+        let name = self.quorum.queue.clone();
         self.declare_side(open, &name, self.side()).await?;
-        self.majority.is_there().await;
+        self.quorum.is_there().await;
         Ok(())
     }
 
-    /// What a queue is made as when it is not there.
-    pub(super) fn shape(&self, known: &Known) -> Shape {
-        if let Some(shape) = &*lock(&known.shape)
-            && shape.is_kept_from_loss()
+    /// The definition of a missing queue.
+    pub(super) fn definition(&self, handle: &QueueHandle) -> QueueDefinition {
+        if let Some(definition) = &*lock(&handle.definition)
+            && definition.is_kept_from_loss()
         {
-            // Without what this broker does not know or has otherwise.
-            return shape.clone();
+            // Without arguments that this broker does not know or has set differently.
+            return definition.clone();
         }
-        let is_plain = PLAIN.contains(&known.name.as_str());
+        let is_plain = PLAIN.contains(&handle.name.as_str());
         match self.config.quorum {
-            None if is_plain => Shape::plain(),
-            _ => self.side().dead_lettering_to(&known.dead()),
+            None if is_plain => QueueDefinition::plain(),
+            _ => self.side().dead_lettering_to(&handle.dead()),
         }
     }
 
-    /// What the queues beside one are made as.
-    pub(super) fn side(&self) -> Shape {
-        Shape::replicated(self.config.quorum.unwrap_or(true))
+    /// The definition of the delay and dead-letter queues.
+    pub(super) fn side(&self) -> QueueDefinition {
+        QueueDefinition::replicated(self.config.quorum.unwrap_or(true))
     }
 
-    /// Whether queues that are made are meant to be replicated by the broker; not those that others make as well.
-    pub(super) fn replicates(&self, known: &Known) -> bool {
+    /// Whether declared queues are meant to be replicated; not those that other programs declare too.
+    pub(super) fn replicates(&self, handle: &QueueHandle) -> bool {
         match self.config.quorum {
-            None => !PLAIN.contains(&known.name.as_str()),
+            None => !PLAIN.contains(&handle.name.as_str()),
             Some(quorum) => quorum,
         }
     }
 
-    /// Makes a queue, or adopts the one that is there.
+    /// Declares a queue, or adopts the existing one.
     pub(super) async fn declare(
         &self,
-        open: &Open,
+        open: &OpenConnection,
         name: &str,
-        mut shape: Shape,
+        mut definition: QueueDefinition,
     ) -> Result<Declared> {
         let was_there = self.find(open, name).await?.is_some();
         for _ in 0..ROUNDS {
-            let channel = self.link.channel(open).await?;
-            let declared = channel.queue_declare(name.into(), shape.options(), shape.arguments());
-            match self.link.ask(open, declared).await? {
-                Ok(_) => return Ok(Declared { shape, was_there }),
-                Err(told) if was_there && error::is_refused(&told) => break,
-                Err(told)
-                    if error::is_different(&told)
-                        && error::text(&told).is_some_and(|text| shape.learn(text)) => {}
-                Err(told) if was_there && error::is_different(&told) => break,
-                Err(told) => {
-                    let error = self.link.failed(open, told);
+            let channel = self.broker.channel(open).await?;
+            let declared =
+                channel.queue_declare(name.into(), definition.options(), definition.arguments());
+            match self.broker.ask(open, declared).await? {
+                Ok(_) => {
+                    return Ok(Declared {
+                        definition,
+                        was_there,
+                    });
+                }
+                Err(error) if was_there && error::is_refused(&error) => break,
+                Err(error)
+                    if error::is_different(&error)
+                        && error::text(&error).is_some_and(|text| definition.learn(text)) => {}
+                Err(error) if was_there && error::is_different(&error) => break,
+                Err(error) => {
+                    let error = self.broker.failed(open, error);
                     return Err(error).context(|| format!("declare queue `{name}` of rabbitmq"));
                 }
             }
         }
-        let shape = Shape::unknown();
-        Ok(Declared { shape, was_there })
+        let definition = QueueDefinition::unknown();
+        Ok(Declared {
+            definition,
+            was_there,
+        })
     }
 
-    /// Makes a queue that is ours alone, unless it is there.
-    pub(super) async fn declare_side(&self, open: &Open, name: &str, shape: Shape) -> Result<()> {
+    /// Declares a queue of our own, unless it exists.
+    pub(super) async fn declare_side(
+        &self,
+        open: &OpenConnection,
+        name: &str,
+        definition: QueueDefinition,
+    ) -> Result<()> {
         if self.find(open, name).await?.is_some() {
             return Ok(());
         }
-        self.declare(open, name, shape).await.map(drop)
+        self.declare(open, name, definition).await.map(drop)
     }
 
-    /// How many messages wait in a queue, and how many consumers it has; `None` when it is not there.
+    /// Numbers of waiting messages and of consumers; `None` for a missing queue.
     ///
     /// # Errors
     /// `Unavailable` also for a classic queue whose node is down.
-    pub(super) async fn find(&self, open: &Open, name: &str) -> Result<Option<(u64, u64)>> {
-        let channel = self.link.channel(open).await?;
+    pub(super) async fn find(
+        &self,
+        open: &OpenConnection,
+        name: &str,
+    ) -> Result<Option<(u64, u64)>> {
+        let channel = self.broker.channel(open).await?;
         let options = QueueDeclareOptions {
             passive: true,
             ..QueueDeclareOptions::default()
         };
         let asked = channel.queue_declare(name.into(), options, FieldTable::default());
-        match self.link.ask(open, asked).await? {
+        match self.broker.ask(open, asked).await? {
             Ok(queue) => Ok(Some((
                 queue.message_count().into(),
                 queue.consumer_count().into(),
             ))),
-            Err(told) if error::is_not_found(&told) && !error::is_home_node_down(&told) => Ok(None),
-            Err(told) => Err(self.link.failed(open, told)),
+            Err(error) if error::is_not_found(&error) && !error::is_home_node_down(&error) => {
+                Ok(None)
+            }
+            Err(error) => Err(self.broker.failed(open, error)),
         }
     }
 
-    /// Declares a queue again of which something was missing after `since`. Whether it is worth to try again.
-    pub(super) async fn declare_again(&self, known: &Known, since: Instant) -> Result<bool> {
-        if let Some(at) = known.declared_at() {
+    /// Declares a queue again that was found missing after `since`. Returns whether to retry.
+    pub(super) async fn declare_again(&self, handle: &QueueHandle, since: Instant) -> Result<bool> {
+        if let Some(at) = handle.declared_at() {
             if at > since {
                 return Ok(true);
             }
@@ -211,24 +233,29 @@ impl Store {
                 return Ok(false);
             }
         }
-        known.missing.store(true, Ordering::Release);
-        self.desk(known).await?;
+        handle.missing.store(true, Ordering::Release);
+        self.queue_channel(handle).await?;
         Ok(true)
     }
 
-    /// Sends to a queue or to those beside it; what is missing of them is declared again, and the messages sent again.
-    pub(super) async fn post(&self, known: &Known, letters: Vec<Letter>) -> Vec<Result<()>> {
+    /// Publishes to a queue and its delay and dead-letter queues; missing ones are declared, and their messages sent again.
+    pub(super) async fn post(
+        &self,
+        handle: &QueueHandle,
+        publishes: Vec<Publish>,
+    ) -> Vec<Result<()>> {
         let began = Instant::now();
-        let mut outcomes = self.publisher.send(&letters).await;
-        let returned = |(at, sent): (usize, &Sent)| match sent {
-            Err(Lost::Returned(_)) => Some(at),
+        let mut outcomes = self.publisher.send(&publishes).await;
+        let returned = |(at, sent): (usize, &PublishResult)| match sent {
+            Err(PublishError::Returned(_)) => Some(at),
             _ => None,
         };
         let lost: Vec<usize> = outcomes.iter().enumerate().filter_map(returned).collect();
         if !lost.is_empty() {
-            match self.declare_places(known, &letters, &lost, began).await {
+            match self.declare_places(handle, &publishes, &lost, began).await {
                 Ok(true) => {
-                    let again: Vec<Letter> = lost.iter().map(|at| letters[*at].clone()).collect();
+                    let again: Vec<Publish> =
+                        lost.iter().map(|at| publishes[*at].clone()).collect();
                     for (at, sent) in lost.iter().zip(self.publisher.send(&again).await) {
                         outcomes[*at] = sent;
                     }
@@ -237,16 +264,18 @@ impl Store {
                 Err(error) => {
                     let text = error.chain();
                     for at in lost {
-                        outcomes[at] = Err(Lost::Failed(Error::unavailable(text.clone())));
+                        outcomes[at] = Err(PublishError::Failed(Error::unavailable(text.clone())));
                     }
                 }
             }
         }
-        let outcome = |sent: Sent| {
+        let outcome = |sent: PublishResult| {
             sent.map_err(|lost| match lost {
-                // The caller named a queue, and a queue that is missing is made: it is the broker's state that is wrong.
-                Lost::Returned(text) | Lost::NoExchange(text) => Error::unavailable(text),
-                Lost::Failed(error) => error,
+                // Missing queues are declared, so `NotFound` here is a state of the broker: `Unavailable`.
+                PublishError::Returned(text) | PublishError::NoExchange(text) => {
+                    Error::unavailable(text)
+                }
+                PublishError::Failed(error) => error,
             })
         };
         outcomes.into_iter().map(outcome).collect()
@@ -254,55 +283,56 @@ impl Store {
 
     async fn declare_places(
         &self,
-        known: &Known,
-        letters: &[Letter],
+        handle: &QueueHandle,
+        publishes: &[Publish],
         lost: &[usize],
         since: Instant,
     ) -> Result<bool> {
-        let is_worth_it = self.declare_again(known, since).await?;
+        let is_worth_it = self.declare_again(handle, since).await?;
         if is_worth_it {
             for at in lost {
-                self.declare_delay(known, &letters[*at].routing_key).await?;
+                self.declare_delay(handle, &publishes[*at].routing_key)
+                    .await?;
             }
         }
         Ok(is_worth_it)
     }
 
-    /// Makes the bindings of a queue that were made here.
-    async fn rebind(&self, open: &Open, known: &Known) -> Result<()> {
+    /// Declares the bindings of a queue that this process made.
+    async fn rebind(&self, open: &OpenConnection, handle: &QueueHandle) -> Result<()> {
         let bound: Vec<Binding> = {
             let bound = lock(&self.bound);
-            let of_queue = bound.iter().filter(|one| one.queue == known.name);
+            let of_queue = bound.iter().filter(|one| one.queue == handle.name);
             of_queue.cloned().collect()
         };
         for binding in bound {
-            self.bind_on(open, known, &binding).await?;
+            self.bind_on(open, handle, &binding).await?;
         }
         Ok(())
     }
 
-    /// Makes one binding; idempotent.
+    /// Declares a binding; idempotent.
     pub(super) async fn bind_on(
         &self,
-        open: &Open,
-        known: &Known,
+        open: &OpenConnection,
+        handle: &QueueHandle,
         binding: &Binding,
     ) -> Result<()> {
         let exchange = self.exchange(&binding.exchange).await?;
-        // A channel of its own: a refusal ends it, and with it what came by it.
-        let channel = self.link.channel(open).await?;
+        // A separate channel: a refusal closes it, and would requeue its deliveries.
+        let channel = self.broker.channel(open).await?;
         let bound = channel.queue_bind(
-            known.wire.as_str().into(),
+            handle.wire.as_str().into(),
             exchange.into(),
             binding.pattern.as_str().into(),
             QueueBindOptions::default(),
             FieldTable::default(),
         );
-        self.link.call(open, bound).await
+        self.broker.call(open, bound).await
     }
 
-    /// Looks for what was declared, every few seconds.
-    pub(super) async fn look_after(&self) {
+    /// Checks for lost declarations, every few seconds.
+    pub(super) async fn restore_declared(&self) {
         {
             let mut looked = lock(&self.looked);
             if looked.elapsed() < LOOK {
@@ -310,44 +340,50 @@ impl Store {
             }
             *looked = Instant::now();
         }
-        if !self.link.is_connected() {
-            // The next call dials, and declares everything then.
+        if !self.broker.is_connected() {
+            // The next call dials, and declares everything.
             return;
         }
-        for known in self.all_known() {
-            if !known.is_declared.load(Ordering::Acquire) {
+        for handle in self.handles() {
+            if !handle.is_declared.load(Ordering::Acquire) {
                 continue;
             }
-            let looked = self.look_after_one(&known).await;
-            let was_unwell = known.is_unwell.swap(looked.is_err(), Ordering::AcqRel);
+            let looked = self.restore_declared_one(&handle).await;
+            let was_unwell = handle
+                .declare_failing
+                .swap(looked.is_err(), Ordering::AcqRel);
             if let Err(error) = looked
                 && !was_unwell
             {
-                warn!(queue = %known.name, error = error.chain(), "queue unavailable; looking again every few seconds");
+                warn!(queue = %handle.name, error = error.chain(), "queue unavailable; checking again every few seconds");
             }
         }
     }
 
-    async fn look_after_one(&self, known: &Known) -> Result<()> {
-        let desk = self.desk(known).await?;
-        if self.find(&desk.open, &known.wire).await?.is_none() {
-            known.missing.store(true, Ordering::Release);
-            return self.desk(known).await.map(drop);
+    async fn restore_declared_one(&self, handle: &QueueHandle) -> Result<()> {
+        let queue_channel = self.queue_channel(handle).await?;
+        if self
+            .find(&queue_channel.open, &handle.wire)
+            .await?
+            .is_none()
+        {
+            handle.missing.store(true, Ordering::Release);
+            return self.queue_channel(handle).await.map(drop);
         }
         let exchanges = {
             let bound = lock(&self.bound);
-            let of_queue = bound.iter().filter(|one| one.queue == known.name);
+            let of_queue = bound.iter().filter(|one| one.queue == handle.name);
             of_queue.map(|one| one.exchange.clone()).collect::<Vec<_>>()
         };
         for exchange in exchanges {
             self.forget_exchange(&exchange);
         }
-        self.rebind(&desk.open, known).await
+        self.rebind(&queue_channel.open, handle).await
     }
 }
 
-/// The argument for how long a queue keeps messages.
-pub(super) fn after_millis(shape: Shape, millis: u64) -> Shape {
+/// Sets the message TTL of a queue.
+pub(super) fn after_millis(definition: QueueDefinition, millis: u64) -> QueueDefinition {
     let millis = i64::try_from(millis).unwrap_or(i64::MAX);
-    shape.with("x-message-ttl", AMQPValue::LongLongInt(millis))
+    definition.with("x-message-ttl", AMQPValue::LongLongInt(millis))
 }

@@ -10,7 +10,7 @@ use crate::broker::envelope::{Envelope, OURS};
 
 /// Deliveries before the message was published here.
 const ATTEMPTS: &str = "towpath-attempts";
-/// Those up to the last one that ended in an outcome, where that is not all of them.
+/// Deliveries up to the last one with an outcome, where that is not all of them.
 const SETTLED: &str = "towpath-settled-attempts";
 /// When the backend first took the message, in milliseconds since 1970.
 const ENQUEUED_AT: &str = "towpath-enqueued-at";
@@ -20,18 +20,18 @@ const ORDER: &str = "towpath-header-order";
 const ERRORS: &str = "towpath-errors";
 /// Not to be delivered before, in milliseconds since 1970.
 const NOT_BEFORE: &str = "towpath-not-before";
-/// Why and when it was given up.
+/// Reason and time of a dead letter.
 const REASON: &str = "towpath-reason";
 const DIED_AT: &str = "towpath-died-at";
-/// The broker's own count of how often the message came back to a quorum queue.
+/// The broker's count of requeues to a quorum queue.
 const DELIVERY_COUNT: &str = "x-delivery-count";
-/// The same of how often it was handed out, since RabbitMQ 4.
+/// The broker's count of deliveries, since RabbitMQ 4.
 const ACQUIRED_COUNT: &str = "x-acquired-count";
 
 /// Delivery mode of messages that survive a restart.
 const PERSISTENT: u8 = 2;
 
-/// What a broker handed out, by whomever it was published. A message without an id of ours gets one.
+/// Parses a delivery of any publisher. A message without our id header gets an id.
 pub(super) fn read(properties: &BasicProperties, payload: Vec<u8>, now: Timestamp) -> Envelope {
     let table = properties.headers().clone().unwrap_or_default();
     let named = |name: &str| table.inner().get(name);
@@ -66,7 +66,7 @@ pub(super) fn read(properties: &BasicProperties, payload: Vec<u8>, now: Timestam
     }
 }
 
-/// As it goes to a broker.
+/// The AMQP properties of a message.
 pub(super) fn properties(envelope: &Envelope) -> BasicProperties {
     let mut table = FieldTable::default();
     let mut set = |name: &str, value: AMQPValue| {
@@ -114,7 +114,7 @@ pub(super) fn properties(envelope: &Envelope) -> BasicProperties {
     }
 }
 
-/// How often the broker says that the message came back to it; `None` where it does not count, as in classic queues.
+/// The broker's count of requeues; `None` where it does not count, as in classic queues.
 pub(super) fn returns(properties: &BasicProperties) -> Option<u32> {
     let table = properties.headers().as_ref()?;
     table
@@ -124,7 +124,7 @@ pub(super) fn returns(properties: &BasicProperties) -> Option<u32> {
         .map(clamp)
 }
 
-/// Why and when the broker itself took a message out of this queue.
+/// Reason and time of a dead letter made by the broker itself.
 pub(super) fn death(properties: &BasicProperties, queue: &str) -> Option<(String, Timestamp)> {
     let table = properties.headers().as_ref()?;
     let AMQPValue::FieldArray(deaths) = table.inner().get("x-death")? else {
@@ -196,7 +196,7 @@ fn millis(moment: Timestamp) -> AMQPValue {
     AMQPValue::LongLongInt(i64::try_from(moment.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// Clients differ in the width that they give a number.
+/// Clients encode numbers in different widths.
 fn number(value: &AMQPValue) -> Option<u64> {
     match value {
         AMQPValue::ShortShortInt(number) => u64::try_from(*number).ok(),
@@ -240,7 +240,7 @@ mod tests {
         for number in 0..12 {
             envelope.note(&number.to_string());
         }
-        envelope.die("poison", now);
+        envelope.mark_dead("poison", now);
         let read = read(&properties(&envelope), b"x".to_vec(), Timestamp::default());
         assert_eq!(read.message, envelope.message);
         assert_eq!(read.message.headers, message.headers);

@@ -1,15 +1,15 @@
-//! What RabbitMQ and its client say, in our words.
+//! Errors of RabbitMQ and its client as our errors.
 
 use lapin::ErrorKind as Kind;
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use towpath_core::Error;
 
-/// Whether what was asked for is not there.
+/// Whether the target does not exist.
 pub(super) fn is_not_found(error: &lapin::Error) -> bool {
     is_soft(error, &AMQPSoftError::NOTFOUND)
 }
 
-/// Whether a queue or exchange of that name is there with other properties.
+/// Whether a queue or exchange of that name exists with other properties.
 pub(super) fn is_different(error: &lapin::Error) -> bool {
     is_soft(error, &AMQPSoftError::PRECONDITIONFAILED)
 }
@@ -19,12 +19,12 @@ pub(super) fn is_refused(error: &lapin::Error) -> bool {
     is_soft(error, &AMQPSoftError::ACCESSREFUSED)
 }
 
-/// Whether the queue is there and its node is down: the broker answers `NOT_FOUND` to that as well.
+/// Whether the queue exists and its node is down: the broker answers `NOT_FOUND` to that as well.
 pub(super) fn is_home_node_down(error: &lapin::Error) -> bool {
     is_not_found(error) && text(error).is_some_and(|text| text.contains("down or inaccessible"))
 }
 
-/// What the broker said.
+/// The broker's text.
 pub(super) fn text(error: &lapin::Error) -> Option<&str> {
     match error.kind() {
         Kind::ProtocolError(error) => Some(error.get_message().as_str()),
@@ -48,7 +48,7 @@ fn is_soft(error: &lapin::Error, soft: &AMQPSoftError) -> bool {
     }
 }
 
-/// Whether the cause of an error is a permission that the user lacks.
+/// Whether the cause of an error is a missing permission.
 pub(super) fn is_permission(error: &Error) -> bool {
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
@@ -60,29 +60,27 @@ pub(super) fn is_permission(error: &Error) -> bool {
     false
 }
 
-/// The error of a call to this node. It is never known whether the call took effect.
+/// The error of a call to this node. Whether the call took effect is unknown.
 pub(super) fn of_call(node: &str, error: lapin::Error) -> Error {
     let what = match error.kind() {
-        Kind::ProtocolError(told) if told.get_id() == 403 => {
-            "refused the user, or what it may do in this virtual host"
+        Kind::ProtocolError(error) if error.get_id() == 403 => {
+            "refused the user or its permissions in this virtual host"
         }
         Kind::ProtocolError(_) => "refused the call",
-        Kind::MissingHeartbeatError => "has gone silent",
+        Kind::MissingHeartbeatError => "missed heartbeats",
         _ => "did not answer",
     };
     Error::unavailable(format!("rabbitmq at `{node}` {what}")).with_source(error)
 }
 
-/// The error of a call that had its time.
+/// The error of a timeout.
 pub(super) fn silent(node: &str, timeout: std::time::Duration) -> Error {
     Error::unavailable(format!(
         "rabbitmq at `{node}` did not answer within {timeout:?}"
     ))
 }
 
-/// The error of a publish that the broker has not read: it may or may not come to be.
+/// The error of a publish that the broker has not read: its outcome is unknown.
 pub(super) fn blocked(node: &str, why: &str) -> Error {
-    Error::unavailable(format!(
-        "rabbitmq at `{node}` takes no messages just now: {why}"
-    ))
+    Error::unavailable(format!("rabbitmq at `{node}` blocks publishers: {why}"))
 }

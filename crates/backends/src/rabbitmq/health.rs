@@ -1,25 +1,27 @@
-//! What `doctor` and `/readyz` say about a RabbitMQ.
+//! Health of a RabbitMQ for `doctor` and `/readyz`.
 
 use std::sync::atomic::Ordering;
 
 use towpath_core::backend::Health;
 use towpath_core::{Error, Result, ResultExt};
 
-use super::link::Open;
-use super::store::{Known, Store, lock};
+use super::connection::OpenConnection;
+use super::store::{QueueHandle, Store, lock};
 
 impl Store {
-    /// Asks over both connections and after each queue; says what the broker thinks of us.
+    /// Checks both connections and each queue.
     pub(super) async fn health(&self) -> Result<Health> {
         self.check_open()?;
         let mut health = Health::default();
-        let blocked = self.publisher.link.blocked();
-        // A connection that is blocked answers nothing, and is well.
-        let publishing = blocked.is_none().then_some(&self.publisher.link);
-        for link in publishing.into_iter().chain([&*self.link]) {
-            let open = link.open().await?;
-            let channel = link.channel(&open).await?;
-            link.call(&open, channel.close(200, "asked".into())).await?;
+        let blocked = self.publisher.broker.blocked();
+        // A blocked connection does not answer, and is healthy.
+        let publishing = blocked.is_none().then_some(&self.publisher.broker);
+        for broker in publishing.into_iter().chain([&*self.broker]) {
+            let open = broker.open().await?;
+            let channel = broker.channel(&open).await?;
+            broker
+                .call(&open, channel.close(200, "asked".into()))
+                .await?;
             health
                 .facts
                 .push(("server".to_owned(), format!("rabbitmq at {}", open.node)));
@@ -31,55 +33,64 @@ impl Store {
             .push(("durability".to_owned(), durability.to_owned()));
         if let Some(why) = &blocked {
             health.warnings.push(format!(
-                "the broker takes no messages just now: {why}; free memory or disk on its node"
+                "the broker blocks publishers: {why}; free memory or disk on its node"
             ));
         }
-        let open = self.link.open().await?;
+        let open = self.broker.open().await?;
         let mut asks_majority = false;
-        for known in self.all_known() {
-            for stranded in self.elsewhere.of(&known.name) {
-                let (queue, messages, place) = (&known.name, stranded.messages, stranded.place);
+        for handle in self.handles() {
+            for stranded in self.other_brokers.of(&handle.name) {
+                let (queue, messages, place) = (&handle.name, stranded.messages, stranded.place);
                 health.warnings.push(format!(
-                    "queue `{queue}` has {messages} messages and no consumer on `{place}`, a broker of the list that is not one cluster with `{}`: `towpath queue collect {queue}` moves them",
+                    "queue `{queue}` has {messages} messages and no consumer on `{place}`, a broker of the list outside the cluster of `{}`; move them with `towpath queue collect {queue}`",
                     open.node
                 ));
             }
-            self.look_at(&open, &known, &mut health).await?;
-            let shape = lock(&known.shape);
-            asks_majority |= shape.as_ref().is_some_and(super::shape::Shape::is_quorum);
+            self.look_at(&open, &handle, &mut health).await?;
+            let definition = lock(&handle.definition);
+            asks_majority |= definition
+                .as_ref()
+                .is_some_and(super::definition::QueueDefinition::is_quorum);
         }
         if asks_majority && blocked.is_none() {
-            self.majority.check().await?;
+            self.quorum.check().await?;
         }
         Ok(health)
     }
 
-    /// One queue: whether it is there, and what the broker may do to its messages.
-    async fn look_at(&self, open: &Open, known: &Known, health: &mut Health) -> Result<()> {
-        let found = self.find(open, &known.wire).await;
-        let found = found.context(|| format!("queue `{}`", known.name))?;
+    /// Checks a queue: its existence and its definition.
+    async fn look_at(
+        &self,
+        open: &OpenConnection,
+        handle: &QueueHandle,
+        health: &mut Health,
+    ) -> Result<()> {
+        let found = self.find(open, &handle.wire).await;
+        let found = found.context(|| format!("queue `{}`", handle.name))?;
         if found.is_none() {
-            return if known.is_declared.load(Ordering::Acquire) {
+            return if handle.is_declared.load(Ordering::Acquire) {
                 Err(Error::unavailable(format!(
                     "queue `{}` is missing; it is declared again within seconds",
-                    known.name
+                    handle.name
                 )))
             } else {
                 Ok(())
             };
         }
-        let shape = lock(&known.shape).clone();
-        let shape = match shape {
-            Some(shape) => shape,
+        let definition = lock(&handle.definition).clone();
+        let definition = match definition {
+            Some(definition) => definition,
             None => {
-                let declared = self.declare(open, &known.wire, self.shape(known)).await?;
-                lock(&known.shape).insert(declared.shape).clone()
+                let declared = self
+                    .declare(open, &handle.wire, self.definition(handle))
+                    .await?;
+                lock(&handle.definition).insert(declared.definition).clone()
             }
         };
-        let replicates = self.replicates(known);
+        let replicates = self.replicates(handle);
         health
             .warnings
-            .extend(shape.warnings(known.name.as_str(), replicates));
+            .extend(definition.warnings(handle.name.as_str(), replicates));
         Ok(())
     }
 }

@@ -1,36 +1,36 @@
 //! RabbitMQ: queues and routes on a broker that many processes share.
 //!
 //! ```text
-//! enqueue --confirmed--> `q` --get--> in hand --ack--> gone
-//!                         ^             |------------> `q.delay.<ms>` --after its time--> `q`   (retry)
-//!                         +-------------|              (release, expired lease, connection lost)
-//!                                       +------------> `q.dead` --redrive--> `q`
+//! enqueue --confirmed--> `q` --get--> in flight --ack--> done
+//!                         ^             |--------------> `q.delay.<ms>` --TTL--> `q`   (retry)
+//!                         +-------------|                (release, expired lease, connection lost)
+//!                                       +--------------> `q.dead` --redrive--> `q`
 //! ```
 //!
-//! Nothing is asked of `q` itself, so a classic queue without arguments is adopted as it is; queues made here are
-//! quorum queues. A message that moves is published anew, confirmed, and only then acked where it was.
-//! What is in hand is known to this process alone and falls back to the broker with its connection.
+//! `q` itself needs no arguments, so a classic queue without arguments is adopted as it is; queues declared here are
+//! quorum queues. A message that moves is published again, confirmed, and only then acked at its source.
+//! In-flight messages are known to this process only, and are requeued when its connection closes.
 //! Names and headers: `docs/reference/rabbitmq.md`.
 
 mod baseline;
 mod config;
+mod connection;
+mod consumer;
+mod consumer_channel;
 mod dead;
 mod declare;
+mod definition;
 mod delay;
-mod elsewhere;
 mod envelope;
 mod error;
 mod health;
-mod incoming;
 mod lease;
-mod link;
-mod majority;
+mod other_brokers;
 mod publisher;
 mod queue;
+mod quorum;
 mod routes;
 mod settle;
-mod shape;
-mod standing;
 mod store;
 
 use std::sync::Arc;
@@ -42,7 +42,7 @@ use towpath_core::backend::{Backend, Capability, Descriptor, Health, Lifecycle};
 pub use baseline::Baseline;
 use store::Store;
 
-/// This family's row.
+/// The descriptor of this family.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "rabbitmq",
     schemes: config::SCHEMES,
@@ -69,7 +69,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
                 kv: None,
                 rate_limit: None,
                 effects: None,
-                positions: None,
+                source_offsets: None,
             })
         })
     },

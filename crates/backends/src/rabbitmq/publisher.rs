@@ -1,6 +1,6 @@
-//! Publishing with confirms: a message counts once the broker has said that it has it, and that it had a queue for it.
+//! Publishing with confirms: a message counts once the broker confirmed it and routed it to a queue.
 //!
-//! Each call has a channel to itself. The client hands a returned message to whichever confirm it reads next, so only
+//! Each call has its own channel. The client attaches a returned message to the confirm that it reads next, so only
 //! when all confirms of a channel are in is it certain which of its messages were returned.
 
 use std::sync::{Arc, Mutex};
@@ -15,9 +15,9 @@ use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::Semaphore;
 use towpath_core::{Error, Result};
 
+use super::connection::{BrokerConnection, OpenConnection};
 use super::error;
-use super::link::{Link, Open};
-use super::majority::Majority;
+use super::quorum::QuorumCheck;
 use super::store::lock;
 
 /// Messages of one call that wait for their confirm.
@@ -26,15 +26,15 @@ const WINDOW: usize = 256;
 /// Calls at once, each on its channel.
 const CHANNELS: usize = 128;
 
-/// When a producer may come back that met a broker out of memory or disk, or a full queue.
+/// Retry time for a broker out of memory or disk, or a full queue.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// How long a confirm may take before the broker is asked whether it can confirm at all.
+/// How long a confirm may take before the quorum is checked.
 const DOUBT: Duration = Duration::from_millis(1_500);
 
-/// One message and where it goes.
+/// A message to publish, with exchange and routing key.
 #[derive(Clone)]
-pub(super) struct Letter {
+pub(super) struct Publish {
     /// Empty for the queue whose name is the routing key.
     pub(super) exchange: String,
     pub(super) routing_key: String,
@@ -42,9 +42,9 @@ pub(super) struct Letter {
     pub(super) payload: Bytes,
 }
 
-/// Why the broker does not have a message.
-pub(super) enum Lost {
-    /// No queue was there for it.
+/// Why a message was not published.
+pub(super) enum PublishError {
+    /// No queue matched.
     Returned(String),
     /// Its exchange is missing; of other messages of the call it is unknown whether they arrived.
     NoExchange(String),
@@ -52,7 +52,7 @@ pub(super) enum Lost {
     Failed(Error),
 }
 
-impl Lost {
+impl PublishError {
     pub(super) fn into_error(self) -> Error {
         match self {
             Self::Returned(text) | Self::NoExchange(text) => Error::not_found(text),
@@ -61,60 +61,61 @@ impl Lost {
     }
 }
 
-/// What became of one message.
-pub(super) type Sent = std::result::Result<(), Lost>;
+/// Outcome of one message.
+pub(super) type PublishResult = std::result::Result<(), PublishError>;
 
 /// The sending side.
 pub(super) struct Publisher {
-    pub(super) link: Link,
-    majority: Arc<Majority>,
+    pub(super) broker: BrokerConnection,
+    quorum: Arc<QuorumCheck>,
     /// Channels with confirms on which everything is confirmed, with the numbers of their connections.
     idle: Mutex<Vec<(u64, Channel)>>,
     turns: Semaphore,
 }
 
 impl Publisher {
-    pub(super) fn new(link: Link, majority: Arc<Majority>) -> Self {
+    pub(super) fn new(broker: BrokerConnection, quorum: Arc<QuorumCheck>) -> Self {
         Self {
-            link,
-            majority,
+            broker,
+            quorum,
             idle: Mutex::default(),
             turns: Semaphore::new(CHANNELS),
         }
     }
 
-    /// Sends all, and says of each whether the broker has it.
-    pub(super) async fn send(&self, letters: &[Letter]) -> Vec<Sent> {
-        if letters.is_empty() {
+    /// Publishes messages. One outcome each.
+    pub(super) async fn send(&self, publishes: &[Publish]) -> Vec<PublishResult> {
+        if publishes.is_empty() {
             return Vec::new();
         }
         let began = Instant::now();
-        let (mut outcomes, refused) = self.send_once(letters).await;
+        let (mut outcomes, refused) = self.send_once(publishes).await;
         if refused.is_empty() {
             return outcomes;
         }
-        // RabbitMQ 3.10 goes on refusing on a channel that met a queue without a leader; another one waits for it.
-        let again: Vec<Letter> = refused.iter().map(|at| letters[*at].clone()).collect();
+        // RabbitMQ 3.10 keeps refusing on a channel that met a queue without a leader; another channel waits for it.
+        let again: Vec<Publish> = refused.iter().map(|at| publishes[*at].clone()).collect();
         let (sent, still) = self.send_once(&again).await;
         for (at, sent) in refused.iter().zip(sent) {
             outcomes[*at] = sent;
         }
-        // A refusal has no reason: it is a queue without its majority, or one that is full.
+        // A nack has no reason: the queue lacks its majority, or is full.
         if !still.is_empty()
-            && let Err(error) = self.majority.check_since(began).await
+            && let Err(error) = self.quorum.check_since(began).await
         {
             for at in still {
-                outcomes[refused[at]] = Err(Lost::Failed(Error::unavailable(error.chain())));
+                outcomes[refused[at]] =
+                    Err(PublishError::Failed(Error::unavailable(error.chain())));
             }
         }
         outcomes
     }
 
-    /// What became of each, and which were refused.
-    async fn send_once(&self, letters: &[Letter]) -> (Vec<Sent>, Vec<usize>) {
+    /// Outcomes, and the indexes of the refused messages.
+    async fn send_once(&self, publishes: &[Publish]) -> (Vec<PublishResult>, Vec<usize>) {
         let mut call = Call {
-            letters,
-            answers: letters.iter().map(|_| None).collect(),
+            publishes,
+            answers: publishes.iter().map(|_| None).collect(),
             returned: Vec::new(),
             refused: Vec::new(),
         };
@@ -125,12 +126,9 @@ impl Publisher {
 
     async fn send_on_a_channel(&self, call: &mut Call<'_>) -> Result<()> {
         let _turn = self.turns.acquire().await;
-        let open = self.link.open().await?;
-        if let Some(why) = self.link.blocked() {
-            let text = format!(
-                "rabbitmq at `{}` takes no messages just now: {why}",
-                open.node
-            );
+        let open = self.broker.open().await?;
+        if let Some(why) = self.broker.blocked() {
+            let text = format!("rabbitmq at `{}` blocks publishers: {why}", open.node);
             return Err(Error::overloaded(text, RETRY_AFTER));
         }
         let channel = self.channel(&open).await?;
@@ -140,22 +138,22 @@ impl Publisher {
         };
         let mut underway = FuturesUnordered::new();
         let mut ended = None;
-        for (at, letter) in call.letters.iter().enumerate() {
+        for (at, publish) in call.publishes.iter().enumerate() {
             while underway.len() >= WINDOW {
                 self.next(&open, call, &mut underway).await?;
             }
             let (exchange, key) = (
-                letter.exchange.as_str().into(),
-                letter.routing_key.as_str().into(),
+                publish.exchange.as_str().into(),
+                publish.routing_key.as_str().into(),
             );
-            let properties = letter.properties.clone();
+            let properties = publish.properties.clone();
             let publish =
-                channel.basic_publish(exchange, key, options, &letter.payload, properties);
-            match self.link.ask(&open, publish).await? {
+                channel.basic_publish(exchange, key, options, &publish.payload, properties);
+            match self.broker.ask(&open, publish).await? {
                 Ok(confirm) => underway.push(async move { (at, confirm.await) }),
-                // The channel has ended: those before it are answered with the reason.
-                Err(told) => {
-                    ended = Some(told);
+                // The channel closed: earlier messages get its reason.
+                Err(error) => {
+                    ended = Some(error);
                     break;
                 }
             }
@@ -163,15 +161,15 @@ impl Publisher {
         while !underway.is_empty() {
             self.next(&open, call, &mut underway).await?;
         }
-        if let Some(told) = ended {
-            let nowhere = nowhere(&told);
-            let error = self.link.failed(&open, told);
+        if let Some(error) = ended {
+            let nowhere = nowhere(&error);
+            let error = self.broker.failed(&open, error);
             let text = error.chain();
             for answer in call.answers.iter_mut().filter(|answer| answer.is_none()) {
                 *answer = Some(Err(if nowhere {
-                    Lost::NoExchange(text.clone())
+                    PublishError::NoExchange(text.clone())
                 } else {
-                    Lost::Failed(Error::unavailable(text.clone()))
+                    PublishError::Failed(Error::unavailable(text.clone()))
                 }));
             }
         } else if channel.status().connected() && call.refused.is_empty() {
@@ -183,17 +181,17 @@ impl Publisher {
     /// Reads one confirm.
     async fn next(
         &self,
-        open: &Open,
+        open: &OpenConnection,
         call: &mut Call<'_>,
         underway: &mut FuturesUnordered<impl Future<Output = (usize, lapin::Result<Confirmation>)>>,
     ) -> Result<()> {
         let next = match tokio::time::timeout(DOUBT, underway.next()).await {
             Ok(next) => next,
             Err(_) => {
-                if self.link.blocked().is_none() {
-                    self.majority.check().await?;
+                if self.broker.blocked().is_none() {
+                    self.quorum.check().await?;
                 }
-                self.link.ask(open, underway.next()).await?
+                self.broker.ask(open, underway.next()).await?
             }
         };
         let Some((at, answer)) = next else {
@@ -207,7 +205,7 @@ impl Publisher {
             Ok(Confirmation::Nack(returned)) => {
                 call.returned.extend(returned);
                 call.refused.push(at);
-                Err(Lost::Failed(Error::overloaded(
+                Err(PublishError::Failed(Error::overloaded(
                     format!(
                         "rabbitmq at `{}` refused the message: its queue is full",
                         open.node
@@ -216,15 +214,15 @@ impl Publisher {
                 )))
             }
             Ok(Confirmation::NotRequested) => {
-                Err(Lost::Failed(Error::unavailable("confirms are off")))
+                Err(PublishError::Failed(Error::unavailable("confirms are off")))
             }
-            Err(told) => {
-                let nowhere = nowhere(&told);
-                let error = self.link.failed(open, told);
+            Err(error) => {
+                let nowhere = nowhere(&error);
+                let error = self.broker.failed(open, error);
                 Err(if nowhere {
-                    Lost::NoExchange(error.chain())
+                    PublishError::NoExchange(error.chain())
                 } else {
-                    Lost::Failed(error)
+                    PublishError::Failed(error)
                 })
             }
         });
@@ -232,7 +230,7 @@ impl Publisher {
     }
 
     /// A channel with confirms that no other call uses.
-    async fn channel(&self, open: &Open) -> Result<Channel> {
+    async fn channel(&self, open: &OpenConnection) -> Result<Channel> {
         {
             let mut idle = lock(&self.idle);
             while let Some((number, channel)) = idle.pop() {
@@ -241,51 +239,51 @@ impl Publisher {
                 }
             }
         }
-        let channel = self.link.channel(open).await?;
+        let channel = self.broker.channel(open).await?;
         let select = channel.confirm_select(ConfirmSelectOptions::default());
-        self.link.call(open, select).await?;
+        self.broker.call(open, select).await?;
         Ok(channel)
     }
 }
 
 /// Whether a publish met an exchange that is missing.
-fn nowhere(told: &lapin::Error) -> bool {
-    error::is_not_found(told)
+fn nowhere(error: &lapin::Error) -> bool {
+    error::is_not_found(error)
 }
 
-/// The messages of one call, and what is known of each.
+/// The messages of one call, and their answers.
 struct Call<'a> {
-    letters: &'a [Letter],
-    answers: Vec<Option<Sent>>,
+    publishes: &'a [Publish],
+    answers: Vec<Option<PublishResult>>,
     returned: Vec<BasicReturnMessage>,
     refused: Vec<usize>,
 }
 
 impl Call<'_> {
-    fn outcomes(self, failed: Option<Error>) -> Vec<Sent> {
+    fn outcomes(self, failed: Option<Error>) -> Vec<PublishResult> {
         let text = failed.as_ref().map(Error::chain).unwrap_or_default();
         let mut failed = failed;
-        let outcomes = self.letters.iter().zip(self.answers);
-        let outcome = |(letter, answer): (&Letter, Option<Sent>)| {
-            if self.returned.iter().any(|message| is_of(letter, message)) {
-                return Err(Lost::Returned(format!(
-                    "no queue takes messages of `{}` with routing key `{}`",
-                    letter.exchange, letter.routing_key
+        let outcomes = self.publishes.iter().zip(self.answers);
+        let outcome = |(publish, answer): (&Publish, Option<PublishResult>)| {
+            if self.returned.iter().any(|message| is_of(publish, message)) {
+                return Err(PublishError::Returned(format!(
+                    "no queue is bound to `{}` for routing key `{}`",
+                    publish.exchange, publish.routing_key
                 )));
             }
-            // Of what has no answer it is unknown whether it arrived.
+            // The outcome of unanswered messages is unknown.
             answer.unwrap_or_else(|| {
                 let unknown = || Error::unavailable(text.clone());
-                Err(Lost::Failed(failed.take().unwrap_or_else(unknown)))
+                Err(PublishError::Failed(failed.take().unwrap_or_else(unknown)))
             })
         };
         outcomes.map(outcome).collect()
     }
 }
 
-fn is_of(letter: &Letter, message: &BasicReturnMessage) -> bool {
+fn is_of(publish: &Publish, message: &BasicReturnMessage) -> bool {
     let delivery = &message.delivery;
-    delivery.exchange.as_str() == letter.exchange
-        && delivery.routing_key.as_str() == letter.routing_key
-        && delivery.properties.message_id() == letter.properties.message_id()
+    delivery.exchange.as_str() == publish.exchange
+        && delivery.routing_key.as_str() == publish.routing_key
+        && delivery.properties.message_id() == publish.properties.message_id()
 }

@@ -16,14 +16,14 @@ use towpath_core::{
     ConsumerId, Delivery, Error, MessageId, NewMessage, QueueName, Receipt, Result, ResultExt,
 };
 
+use crate::broker::counters::Counters;
 use crate::broker::envelope::Envelope;
-use crate::broker::hand::stale;
-use crate::broker::tally::Tally;
+use crate::broker::in_flight::stale;
 
 use super::envelope;
 use super::error;
-use super::publisher::Letter;
-use super::store::{Known, Store, lock};
+use super::publisher::Publish;
+use super::store::{QueueHandle, Store, lock};
 
 /// The queues of a broker.
 pub(super) struct Queues(pub(super) Arc<Store>);
@@ -36,10 +36,10 @@ impl Queue for Queues {
                 "a maximum depth; set `max-length` by a policy of the broker",
             ));
         }
-        let known = self.0.known(queue)?;
-        *lock(&known.settings) = settings.clone();
-        known.is_declared.store(true, Ordering::Release);
-        let declared = self.0.desk(&known).await.map(drop);
+        let handle = self.0.handle(queue)?;
+        *lock(&handle.settings) = settings.clone();
+        handle.is_declared.store(true, Ordering::Release);
+        let declared = self.0.queue_channel(&handle).await.map(drop);
         declared.context(|| format!("declare `{queue}`"))
     }
 
@@ -50,18 +50,18 @@ impl Queue for Queues {
     ) -> Result<Vec<Result<Enqueued>>> {
         check_batch(messages.len())?;
         self.0.check_open()?;
-        let known = self.0.known(queue)?;
+        let handle = self.0.handle(queue)?;
         let what = || format!("enqueue into `{queue}`");
-        self.0.desk(&known).await.context(what)?;
+        self.0.queue_channel(&handle).await.context(what)?;
         let mut outcomes = Vec::with_capacity(messages.len());
-        let (mut letters, mut places) = (Vec::new(), Vec::new());
+        let (mut publishes, mut places) = (Vec::new(), Vec::new());
         for message in messages {
             let id = message.id;
             match Envelope::begin("RabbitMQ", message, self.0.clock.now()) {
                 Err(refused) => outcomes.push(Err(refused)),
                 Ok(envelope) => {
-                    let to = self.0.place_until(&known, envelope.not_before).await;
-                    letters.push(Letter {
+                    let to = self.0.place_until(&handle, envelope.not_before).await;
+                    publishes.push(Publish {
                         exchange: String::new(),
                         routing_key: to.context(what)?,
                         properties: envelope::properties(&envelope),
@@ -72,7 +72,7 @@ impl Queue for Queues {
                 }
             }
         }
-        let sent = self.0.post(&known, letters).await;
+        let sent = self.0.post(&handle, publishes).await;
         for (place, sent) in places.into_iter().zip(sent) {
             if let Err(error) = sent {
                 outcomes[place] = Err(error).context(what);
@@ -87,12 +87,12 @@ impl Queue for Queues {
         let what = format!("lease from `{}`", request.queue);
         let (answer, leased) = oneshot::channel();
         let store = Arc::clone(&self.0);
-        // A task of its own, so that a dropped call leaves nothing half fetched: it ends soon after the call does.
+        // A separate task, so that a dropped call leaves nothing half fetched: it ends soon after the call.
         tokio::spawn(async move {
             let mut answer = answer;
             let outcome = store.lease(&request, &mut answer).await;
             if let Err(Ok(unwanted)) = answer.send(outcome) {
-                store.take_back(&request.queue, &unwanted);
+                store.release_unclaimed(&request.queue, &unwanted);
             }
         });
         match leased.await {
@@ -109,8 +109,8 @@ impl Queue for Queues {
             by_queue.entry(queue).or_default().push((at, settlement));
         }
         for (queue, settlements) in by_queue {
-            let known = self.0.known(&queue)?;
-            for (at, outcome) in self.0.settle(&known, settlements).await {
+            let handle = self.0.handle(&queue)?;
+            for (at, outcome) in self.0.settle(&handle, settlements).await {
                 outcomes[at] = outcome.context(|| format!("settle on `{queue}`"));
             }
         }
@@ -122,8 +122,8 @@ impl Queue for Queues {
         self.0.check_open()?;
         let mut outcomes = Vec::with_capacity(receipts.len());
         for receipt in receipts {
-            let known = self.0.known(&receipt.queue)?;
-            let extended = known.hand(&self.0).extend(receipt, lease);
+            let handle = self.0.handle(&receipt.queue)?;
+            let extended = handle.in_flight(&self.0).extend(receipt, lease);
             outcomes.push(if extended {
                 Ok(())
             } else {
@@ -134,43 +134,43 @@ impl Queue for Queues {
     }
 
     async fn stranded(&self, queue: &QueueName) -> Result<Vec<Stranded>> {
-        Ok(self.0.elsewhere.of(queue))
+        Ok(self.0.other_brokers.of(queue))
     }
 
     async fn collect(&self, queue: &QueueName) -> Result<u64> {
-        let known = self.0.known(queue)?;
-        let collected = self.0.collect(&known).await;
+        let handle = self.0.handle(queue)?;
+        let collected = self.0.collect(&handle).await;
         collected.context(|| format!("collect `{queue}` from other brokers"))
     }
 
     async fn disconnect(&self, consumer: &ConsumerId) -> Result<u64> {
         let mut count = 0;
-        for known in self.0.all_known() {
-            count += known.hand(&self.0).disconnect(consumer);
-            known.tally.forget(consumer);
-            known.news.notify_waiters();
+        for handle in self.0.handles() {
+            count += handle.in_flight(&self.0).disconnect(consumer);
+            handle.counters.forget(consumer);
+            handle.changed.notify_waiters();
         }
         Ok(count)
     }
 
     async fn list(&self) -> Result<Vec<Stats>> {
         let mut all = Vec::new();
-        for known in self.0.all_known() {
-            all.extend(self.0.stats(&known).await?);
+        for handle in self.0.handles() {
+            all.extend(self.0.stats(&handle).await?);
         }
         Ok(all)
     }
 
     async fn stats(&self, queue: &QueueName) -> Result<Stats> {
-        let known = self.0.known(queue)?;
-        let found = self.0.stats(&known).await;
+        let handle = self.0.handle(queue)?;
+        let found = self.0.stats(&handle).await;
         found
             .context(|| format!("count `{queue}`"))?
-            .ok_or_else(|| Error::not_found(format!("there is no queue `{queue}`")))
+            .ok_or_else(|| Error::not_found(format!("unknown queue `{queue}`")))
     }
 
     async fn peek(&self, _: &QueueName, _: usize) -> Result<Vec<Peeked>> {
-        Err(lacks("a way to look at messages without taking them"))
+        Err(lacks("peek"))
     }
 
     async fn pause(&self, _: &QueueName) -> Result<()> {
@@ -182,8 +182,8 @@ impl Queue for Queues {
     }
 
     async fn purge(&self, queue: &QueueName) -> Result<u64> {
-        let known = self.0.known(queue)?;
-        let purged = self.0.purge(&known).await;
+        let handle = self.0.handle(queue)?;
+        let purged = self.0.purge(&handle).await;
         purged.context(|| format!("purge `{queue}`"))
     }
 
@@ -193,75 +193,78 @@ impl Queue for Queues {
         after: Option<MessageId>,
         max: usize,
     ) -> Result<Vec<DeadLetter>> {
-        let known = self.0.known(queue)?;
-        self.0.dead_letters(&known, after, max).await
+        let handle = self.0.handle(queue)?;
+        self.0.dead_letters(&handle, after, max).await
     }
 
     async fn redrive(&self, queue: &QueueName, selection: &Selection) -> Result<u64> {
-        let known = self.0.known(queue)?;
-        self.0.redrive(&known, selection).await
+        let handle = self.0.handle(queue)?;
+        self.0.redrive(&handle, selection).await
     }
 
     async fn drop_dead(&self, queue: &QueueName, selection: &Selection) -> Result<u64> {
-        let known = self.0.known(queue)?;
-        self.0.drop_dead(&known, selection).await
+        let handle = self.0.handle(queue)?;
+        self.0.drop_dead(&handle, selection).await
     }
 }
 
 impl Store {
-    async fn purge(&self, known: &Known) -> Result<u64> {
-        let desk = self.desk(known).await?;
-        let _returning = known.returning.lock().await;
-        let waiting = known.hand(self).drain_ready();
-        self.ack(&desk, &waiting).await?;
+    async fn purge(&self, handle: &QueueHandle) -> Result<u64> {
+        let queue_channel = self.queue_channel(handle).await?;
+        let _returning = handle.returning.lock().await;
+        let waiting = handle.in_flight(self).drain_ready();
+        self.ack(&queue_channel, &waiting).await?;
         let mut dropped = waiting.len() as u64;
-        known.tally.dropped.fetch_add(dropped, Ordering::Relaxed);
-        let mut names = self.delays(known).await?;
-        names.push(known.wire.clone());
+        handle
+            .counters
+            .dropped
+            .fetch_add(dropped, Ordering::Relaxed);
+        let mut names = self.delays(handle).await?;
+        names.push(handle.wire.clone());
         for name in names {
-            // A refusal ends the channel, and with it what came by it.
-            let channel = self.link.channel(&desk.open).await?;
+            // A refusal closes the channel, and would requeue its deliveries.
+            let channel = self.broker.channel(&queue_channel.open).await?;
             let purge = channel.queue_purge(name.into(), QueuePurgeOptions::default());
-            let purged = match self.link.ask(&desk.open, purge).await? {
+            let purged = match self.broker.ask(&queue_channel.open, purge).await? {
                 Ok(count) => u64::from(count),
-                // A queue that is missing holds nothing.
-                Err(told) if error::is_not_found(&told) => 0,
-                Err(told) => return Err(self.link.failed(&desk.open, told)),
+                // A missing queue is empty.
+                Err(error) if error::is_not_found(&error) => 0,
+                Err(error) => return Err(self.broker.failed(&queue_channel.open, error)),
             };
-            known.tally.dropped.fetch_add(purged, Ordering::Relaxed);
+            handle.counters.dropped.fetch_add(purged, Ordering::Relaxed);
             dropped += purged;
         }
         Ok(dropped)
     }
 
-    async fn stats(&self, known: &Known) -> Result<Option<Stats>> {
-        let mut names = vec![known.wire.clone(), known.dead()];
-        names.extend(self.delays(known).await?);
-        let _returning = known.returning.lock().await;
+    async fn stats(&self, handle: &QueueHandle) -> Result<Option<Stats>> {
+        let mut names = vec![handle.wire.clone(), handle.dead()];
+        names.extend(self.delays(handle).await?);
+        let _returning = handle.returning.lock().await;
         let counts = self.count(&names).await?;
         let Some((waiting, consumers)) = counts[0] else {
             return Ok(None);
         };
-        let stuck = known.stuck(waiting, consumers);
-        let (here, leased) = known.hand(self).counts();
-        let hand = known.hand(self);
-        let holding = hand.consumers().cloned().collect();
-        let mut stats = known.tally.stats(&known.name, holding);
+        let stuck = handle.stuck(waiting, consumers);
+        let (here, leased) = handle.in_flight(self).counts();
+        let in_flight = handle.in_flight(self);
+        let holding = in_flight.consumers().cloned().collect();
+        let mut stats = handle.counters.stats(&handle.name, holding);
         stats.ready = waiting + here;
         let messages = |count: &Option<(u64, u64)>| count.map_or(0, |(messages, _)| messages);
         stats.delayed = counts[2..].iter().map(messages).sum();
         stats.leased = leased;
         stats.dead = messages(&counts[1]);
-        let oldest = hand.oldest().map(|at| self.clock.now().since(at));
+        let oldest = in_flight.oldest().map(|at| self.clock.now().since(at));
         stats.oldest_age = oldest.max(stuck);
-        stats.oldest_ready_age = hand.longest_ready().max(stuck);
-        stats.oldest_leased_age = hand.longest_leased();
-        Ok(Some(Tally::balanced(stats)))
+        stats.oldest_ready_age = in_flight.longest_ready().max(stuck);
+        stats.oldest_leased_age = in_flight.longest_leased();
+        Ok(Some(Counters::balanced(stats)))
     }
 }
 
-impl Known {
-    /// How long messages were seen to wait without a consumer. The protocol shows no message that waits, so it is less
+impl QueueHandle {
+    /// How long messages have waited without a consumer. AMQP does not show waiting messages, so this is less
     /// than the age of the oldest.
     fn stuck(&self, waiting: u64, consumers: u64) -> Option<Duration> {
         let mut since = lock(&self.stuck_since);

@@ -1,8 +1,8 @@
 //! The routes port: exchanges and bindings.
 //!
-//! An exchange that is there is used as it is. A new one is of the kind that its name ends with, `.direct` or
-//! `.fanout`, and a topic exchange otherwise. The protocol cannot list bindings, so those that were made here are
-//! written down, one message each, in a queue of their own.
+//! An existing exchange is used as it is. A new one has the kind of its suffix, `.direct` or
+//! `.fanout`, and is a topic exchange otherwise. AMQP cannot list bindings, so those made here are
+//! recorded, one message each, in a queue.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,15 +22,15 @@ use tracing::warn;
 
 use crate::broker::envelope::Envelope;
 
+use super::consumer_channel::ConsumerChannel;
 use super::declare::PAUSE;
 use super::envelope;
 use super::error;
-use super::incoming::Incoming;
-use super::publisher::{Letter, Lost, Sent};
-use super::store::{Desk, Store, lock};
+use super::publisher::{Publish, PublishError, PublishResult};
+use super::store::{QueueChannel, Store, lock};
 
-/// Where bindings are written down.
-const BOOK: &str = "towpath.bindings";
+/// The queue that records bindings.
+const BINDINGS: &str = "towpath.bindings";
 
 /// Longest pattern in bytes. Source: AMQP 0-9-1, short strings.
 const MAX_PATTERN_BYTES: usize = 255;
@@ -44,13 +44,13 @@ impl Routes for Exchanges {
         let what = || format!("bind `{}` to `{}`", binding.queue, binding.exchange);
         check(binding)?;
         let store = &self.0;
-        let known = store.known(&binding.queue)?;
-        let desk = store.desk(&known).await.context(what)?;
+        let handle = store.handle(&binding.queue)?;
+        let queue_channel = store.queue_channel(&handle).await.context(what)?;
         store
-            .bind_on(&desk.open, &known, binding)
+            .bind_on(&queue_channel.open, &handle, binding)
             .await
             .context(what)?;
-        known.is_declared.store(true, Ordering::Release);
+        handle.is_declared.store(true, Ordering::Release);
         lock(&store.bound).insert(binding.clone());
         store.write_down(binding).await.context(what)
     }
@@ -59,22 +59,30 @@ impl Routes for Exchanges {
         let what = || format!("unbind `{}` from `{}`", binding.queue, binding.exchange);
         check(binding)?;
         let store = &self.0;
-        let known = store.known(&binding.queue)?;
-        let desk = store.desk(&known).await.context(what)?;
+        let handle = store.handle(&binding.queue)?;
+        let queue_channel = store.queue_channel(&handle).await.context(what)?;
         let exchange = store.exchange(&binding.exchange).await.context(what)?;
         lock(&store.bound).remove(binding);
-        let channel = store.link.channel(&desk.open).await.context(what)?;
+        let channel = store
+            .broker
+            .channel(&queue_channel.open)
+            .await
+            .context(what)?;
         let unbound = channel.queue_unbind(
-            known.wire.as_str().into(),
+            handle.wire.as_str().into(),
             exchange.into(),
             binding.pattern.as_str().into(),
             FieldTable::default(),
         );
-        store.link.call(&desk.open, unbound).await.context(what)?;
-        let _turn = store.turn.lock().await;
-        let (desk, found) = store.read_book().await.context(what)?;
         store
-            .close_book(&desk, found, |one| one != binding)
+            .broker
+            .call(&queue_channel.open, unbound)
+            .await
+            .context(what)?;
+        let _turn = store.turn.lock().await;
+        let (queue_channel, found) = store.read_book().await.context(what)?;
+        store
+            .close_book(&queue_channel, found, |one| one != binding)
             .await
             .context(what)?;
         lock(&store.bindings).remove(binding);
@@ -84,8 +92,8 @@ impl Routes for Exchanges {
     async fn bindings(&self, exchange: &ExchangeName) -> Result<Vec<Binding>> {
         let store = &self.0;
         let _turn = store.turn.lock().await;
-        let (desk, found) = store.read_book().await?;
-        let all = store.close_book(&desk, found, |_| true).await?;
+        let (queue_channel, found) = store.read_book().await?;
+        let all = store.close_book(&queue_channel, found, |_| true).await?;
         lock(&store.bindings).clone_from(&all);
         Ok(all
             .into_iter()
@@ -104,7 +112,7 @@ impl Routes for Exchanges {
         let kind = kind_of(exchange);
         let bindings = lock(&store.bindings).clone();
         let mut outcomes = Vec::with_capacity(publications.len());
-        let (mut letters, mut places) = (Vec::new(), Vec::new());
+        let (mut publishes, mut places) = (Vec::new(), Vec::new());
         for Publication {
             routing_key,
             message,
@@ -113,7 +121,8 @@ impl Routes for Exchanges {
             let envelope = match Envelope::begin("RabbitMQ", message, store.clock.now()) {
                 Ok(envelope) if envelope.not_before.is_none() => envelope,
                 Ok(_) => {
-                    let text = "a message that is held back cannot be routed on RabbitMQ";
+                    let text =
+                        "RabbitMQ cannot route a delayed message; publish it without a delay";
                     outcomes.push(Err(Error::unsupported(text)));
                     continue;
                 }
@@ -128,16 +137,19 @@ impl Routes for Exchanges {
                 .map(|one| &one.queue)
                 .collect();
             places.push(outcomes.len());
-            // The broker says only whether there was any; others may have bound more.
+            // The broker confirms only that a binding matched; other programs may have bound more.
             outcomes.push(Ok(queues.len().max(1)));
-            letters.push(Letter {
+            publishes.push(Publish {
                 exchange: name.clone(),
                 routing_key,
                 properties: envelope::properties(&envelope),
                 payload: envelope.message.payload,
             });
         }
-        for (place, sent) in places.into_iter().zip(store.route(exchange, letters).await) {
+        for (place, sent) in places
+            .into_iter()
+            .zip(store.route(exchange, publishes).await)
+        {
             if let Err(lost) = sent {
                 outcomes[place] = Err(lost.into_error()).context(what);
             }
@@ -147,22 +159,22 @@ impl Routes for Exchanges {
 }
 
 impl Store {
-    /// Publishes to an exchange; what is missing of it is declared again, and the messages sent again.
-    async fn route(&self, exchange: &ExchangeName, letters: Vec<Letter>) -> Vec<Sent> {
+    /// Publishes to an exchange; a missing exchange or binding is declared again, and the messages sent again.
+    async fn route(&self, exchange: &ExchangeName, publishes: Vec<Publish>) -> Vec<PublishResult> {
         let began = Instant::now();
-        let mut outcomes = self.publisher.send(&letters).await;
+        let mut outcomes = self.publisher.send(&publishes).await;
         let kind = kind_of(exchange);
-        let is_ours = |letter: &Letter| {
+        let is_ours = |publish: &Publish| {
             let bound = lock(&self.bound);
             let mut of_exchange = bound.iter().filter(|one| one.exchange == *exchange);
-            of_exchange.any(|one| leads(&kind, &one.pattern, &letter.routing_key))
+            of_exchange.any(|one| leads(&kind, &one.pattern, &publish.routing_key))
         };
-        let sent = letters.iter().zip(&outcomes).enumerate();
+        let sent = publishes.iter().zip(&outcomes).enumerate();
         let lost: Vec<usize> = sent
-            .filter(|(_, (letter, sent))| match sent {
-                Err(Lost::NoExchange(_)) => true,
-                // Without a binding of ours nothing is missing.
-                Err(Lost::Returned(_)) => is_ours(letter),
+            .filter(|(_, (publish, sent))| match sent {
+                Err(PublishError::NoExchange(_)) => true,
+                // Without a matching binding of ours nothing is missing.
+                Err(PublishError::Returned(_)) => is_ours(publish),
                 _ => false,
             })
             .map(|(at, _)| at)
@@ -172,7 +184,7 @@ impl Store {
         }
         match self.restore(exchange, began).await {
             Ok(true) => {
-                let again: Vec<Letter> = lost.iter().map(|at| letters[*at].clone()).collect();
+                let again: Vec<Publish> = lost.iter().map(|at| publishes[*at].clone()).collect();
                 for (at, sent) in lost.iter().zip(self.publisher.send(&again).await) {
                     outcomes[*at] = sent;
                 }
@@ -181,15 +193,15 @@ impl Store {
             Err(error) => {
                 let text = error.chain();
                 for at in lost {
-                    outcomes[at] = Err(Lost::Failed(Error::unavailable(text.clone())));
+                    outcomes[at] = Err(PublishError::Failed(Error::unavailable(text.clone())));
                 }
             }
         }
         outcomes
     }
 
-    /// Declares an exchange again with what is bound to it here, of which something was missing after `since`. Whether
-    /// it is worth to try again.
+    /// Declares an exchange and its bindings again after one was found missing after `since`. Returns whether
+    /// to retry.
     async fn restore(&self, exchange: &ExchangeName, since: Instant) -> Result<bool> {
         let name = format!("{}{exchange}", self.config.prefix);
         let mut restored = self.restored.lock().await;
@@ -209,10 +221,10 @@ impl Store {
         };
         self.exchange(exchange).await?;
         for binding in &bound {
-            let known = self.known(&binding.queue)?;
-            self.declare_again(&known, since).await?;
-            let desk = self.desk(&known).await?;
-            self.bind_on(&desk.open, &known, binding).await?;
+            let handle = self.handle(&binding.queue)?;
+            self.declare_again(&handle, since).await?;
+            let queue_channel = self.queue_channel(&handle).await?;
+            self.bind_on(&queue_channel.open, &handle, binding).await?;
             lock(&self.bindings).remove(binding);
             self.write_down(binding).await?;
         }
@@ -221,7 +233,7 @@ impl Store {
         Ok(true)
     }
 
-    /// Has the exchange looked for when it is next used.
+    /// Makes the next use check the exchange.
     pub(super) fn forget_exchange(&self, exchange: &ExchangeName) {
         let name = format!("{}{exchange}", self.config.prefix);
         if let Some(number) = lock(&self.exchanges).get_mut(&name) {
@@ -229,16 +241,16 @@ impl Store {
         }
     }
 
-    /// Makes sure that the exchange is there, once on each connection. Its name on the broker.
+    /// Declares the exchange, once per connection. Returns its name on the broker.
     pub(super) async fn exchange(&self, exchange: &ExchangeName) -> Result<String> {
         self.check_open()?;
         let name = format!("{}{exchange}", self.config.prefix);
-        let open = self.link.open().await?;
+        let open = self.broker.open().await?;
         let before = lock(&self.exchanges).get(&name).copied();
         if before == Some(open.number) {
             return Ok(name);
         }
-        // Looked for first: a user without the permission to declare it can use one that is there.
+        // Passively first: a user without the permission to declare it can use an existing one.
         let passive = ExchangeDeclareOptions {
             passive: true,
             ..ExchangeDeclareOptions::default()
@@ -248,20 +260,20 @@ impl Store {
             ..ExchangeDeclareOptions::default()
         };
         for options in [passive, durable] {
-            let channel = self.link.channel(&open).await?;
+            let channel = self.broker.channel(&open).await?;
             let (wire, kind) = (name.as_str().into(), kind_of(exchange));
             let declared = channel.exchange_declare(wire, kind, options, FieldTable::default());
-            match self.link.ask(&open, declared).await? {
+            match self.broker.ask(&open, declared).await? {
                 Ok(()) => {
                     if !options.passive && before.is_some() {
                         warn!(%exchange, node = open.node, "exchange missing; declared again");
                     }
                     break;
                 }
-                Err(told) if options.passive && error::is_not_found(&told) => {}
-                // Another program made it meanwhile, in another way: it is used as it is.
-                Err(told) if error::is_different(&told) => break,
-                Err(told) => return Err(self.link.failed(&open, told)),
+                Err(error) if options.passive && error::is_not_found(&error) => {}
+                // Another program declared it meanwhile with other properties: it is used as it is.
+                Err(error) if error::is_different(&error) => break,
+                Err(error) => return Err(self.broker.failed(&open, error)),
             }
         }
         lock(&self.exchanges).insert(name.clone(), open.number);
@@ -269,24 +281,24 @@ impl Store {
     }
 
     fn book(&self) -> String {
-        format!("{}{BOOK}", self.config.prefix)
+        format!("{}{BINDINGS}", self.config.prefix)
     }
 
-    /// Writes a binding down, unless it stands there.
+    /// Records a binding, unless it is recorded.
     async fn write_down(&self, binding: &Binding) -> Result<()> {
         let _turn = self.turn.lock().await;
         if lock(&self.bindings).contains(binding) {
             return Ok(());
         }
-        let (desk, found) = match self.read_book().await {
-            // A user who may not make it does without the list.
+        let (queue_channel, found) = match self.read_book().await {
+            // A user who may not declare the queue works without the record.
             Err(error) if error::is_permission(&error) => return Ok(()),
             read => read?,
         };
-        let mut all = self.close_book(&desk, found, |_| true).await?;
+        let mut all = self.close_book(&queue_channel, found, |_| true).await?;
         if !all.contains(binding) {
             for sent in self.publisher.send(&[self.entry(binding)]).await {
-                sent.map_err(Lost::into_error)?;
+                sent.map_err(PublishError::into_error)?;
             }
             all.insert(binding.clone());
         }
@@ -294,12 +306,12 @@ impl Store {
         Ok(())
     }
 
-    fn entry(&self, binding: &Binding) -> Letter {
+    fn entry(&self, binding: &Binding) -> Publish {
         let text = format!(
             "{}\n{}\n{}",
             binding.exchange, binding.queue, binding.pattern
         );
-        Letter {
+        Publish {
             exchange: String::new(),
             routing_key: self.book(),
             properties: BasicProperties::default().with_delivery_mode(2),
@@ -307,27 +319,32 @@ impl Store {
         }
     }
 
-    async fn read_book(&self) -> Result<(Desk, Vec<Entry>)> {
+    async fn read_book(&self) -> Result<(QueueChannel, Vec<Entry>)> {
         self.check_open()?;
-        let open = self.link.open().await?;
+        let open = self.broker.open().await?;
         self.declare_side(&open, &self.book(), self.side()).await?;
-        let channel = self.link.channel(&open).await?;
-        let desk = Desk {
+        let channel = self.broker.channel(&open).await?;
+        let queue_channel = QueueChannel {
             open,
-            incoming: Incoming::in_any_order(channel),
+            consumer_channel: ConsumerChannel::in_any_order(channel),
             renew_after: None,
         };
         let mut found = Vec::new();
         loop {
             let get = || {
-                desk.incoming
+                queue_channel
+                    .consumer_channel
                     .channel
                     .basic_get(self.book().into(), BasicGetOptions::default())
             };
             let answers = join_all((0..8).map(|_| get()));
             let mut came = false;
-            for answer in self.link.ask(&desk.open, answers).await? {
-                if let Some(message) = self.link.call(&desk.open, async { answer }).await? {
+            for answer in self.broker.ask(&queue_channel.open, answers).await? {
+                if let Some(message) = self
+                    .broker
+                    .call(&queue_channel.open, async { answer })
+                    .await?
+                {
                     came = true;
                     let arrival = message.delivery;
                     found.extend(read_binding(&arrival.data).map(|binding| Entry {
@@ -338,15 +355,15 @@ impl Store {
                 }
             }
             if !came {
-                return Ok((desk, found));
+                return Ok((queue_channel, found));
             }
         }
     }
 
-    /// Puts back the bindings that stay, once each.
+    /// Requeues the bindings that stay, once each.
     async fn close_book(
         &self,
-        desk: &Desk,
+        queue_channel: &QueueChannel,
         found: Vec<Entry>,
         stays: impl Fn(&Binding) -> bool,
     ) -> Result<BTreeSet<Binding>> {
@@ -363,24 +380,25 @@ impl Store {
                     requeue: true,
                     ..BasicNackOptions::default()
                 });
-                self.link.call(&desk.open, nack).await?;
+                self.broker.call(&queue_channel.open, nack).await?;
                 continue;
             }
             if stays {
-                // The broker may limit how often a message comes back: a copy begins again.
+                // The broker may limit requeues: a copy starts from zero.
                 for sent in self.publisher.send(&[self.entry(&binding)]).await {
-                    sent.map_err(Lost::into_error)?;
+                    sent.map_err(PublishError::into_error)?;
                 }
             }
             let ack = acker.ack(BasicAckOptions::default());
-            self.link.call(&desk.open, ack).await?;
+            self.broker.call(&queue_channel.open, ack).await?;
         }
-        self.settle_down(desk, &desk.incoming.channel).await?;
+        self.flush(queue_channel, &queue_channel.consumer_channel.channel)
+            .await?;
         Ok(all)
     }
 }
 
-/// A binding that was written down.
+/// A recorded binding.
 struct Entry {
     binding: Binding,
     returns: u32,
@@ -397,7 +415,7 @@ fn check(binding: &Binding) -> Result<()> {
     }
     if kind_of(&binding.exchange) == ExchangeKind::Direct && binding.pattern.split('.').any(wild) {
         return Err(Error::invalid(format!(
-            "`{}` is a direct exchange, and `{}` has wildcards; name the exchange otherwise",
+            "direct exchange `{}` cannot match the wildcards of `{}`; rename the exchange",
             binding.exchange, binding.pattern
         )));
     }

@@ -1,33 +1,33 @@
-//! Ending deliveries: what moves is published first, confirmed, and only then acked where it was.
+//! Settling deliveries: a message that moves is published, confirmed, and only then acked at its source.
 
 use std::sync::atomic::Ordering;
 
 use towpath_core::port::queue::{Settlement, Verdict};
 use towpath_core::{Error, Result, Timestamp};
 
-use crate::broker::hand::stale;
+use crate::broker::in_flight::stale;
 
-use super::incoming::Held;
-use super::store::{Desk, Known, Store, lock};
+use super::consumer_channel::InFlightMessage;
+use super::store::{QueueChannel, QueueHandle, Store, lock};
 
-/// Where a message goes that is not acked.
-enum To {
-    /// Another attempt at this moment.
+/// The move of a message that is not acked.
+enum Move {
+    /// Another attempt at this time.
     Retry(Timestamp),
-    /// The same attempt at this moment.
-    Later(Timestamp),
-    /// The dead letters, with the reason.
-    Dead(String),
+    /// The same attempt at this time.
+    Release(Timestamp),
+    /// Dead letter, with the reason.
+    DeadLetter(String),
 }
 
 impl Store {
     pub(super) async fn settle(
         &self,
-        known: &Known,
+        handle: &QueueHandle,
         settlements: Vec<(usize, Settlement)>,
     ) -> Vec<(usize, Result<()>)> {
-        let desk = match self.desk(known).await {
-            Ok(desk) => desk,
+        let queue_channel = match self.queue_channel(handle).await {
+            Ok(queue_channel) => queue_channel,
             Err(error) => {
                 let text = error.chain();
                 let failed = |(at, _)| (at, Err(Error::unavailable(text.clone())));
@@ -37,81 +37,82 @@ impl Store {
         let mut outcomes = Vec::with_capacity(settlements.len());
         let (mut done, mut moves) = (Vec::new(), Vec::new());
         for (at, Settlement { receipt, verdict }) in settlements {
-            let Some(mut held) = known.hand(self).take(&receipt) else {
+            let Some(mut held) = handle.in_flight(self).take(&receipt) else {
                 outcomes.push((at, Err(stale(&receipt))));
                 continue;
             };
-            let attempts = lock(&known.settings).retry.attempts;
+            let attempts = lock(&handle.settings).retry.attempts;
             match verdict {
-                Verdict::Ack => done.push((at, held, Some(&known.tally.acked))),
+                Verdict::Ack => done.push((at, held, Some(&handle.counters.acked))),
                 Verdict::Release { after } if after.is_zero() => {
-                    known.hand(self).release(receipt.number, held);
-                    known.news.notify_waiters();
+                    handle.in_flight(self).release(receipt.number, held);
+                    handle.changed.notify_waiters();
                     outcomes.push((at, Ok(())));
                 }
                 Verdict::DeadLetter { reason } => {
-                    moves.push((at, receipt.number, held, To::Dead(reason)));
+                    moves.push((at, receipt.number, held, Move::DeadLetter(reason)));
                 }
                 Verdict::Retry { error, .. } if held.charged >= attempts => {
-                    moves.push((at, receipt.number, held, To::Dead(error)));
+                    moves.push((at, receipt.number, held, Move::DeadLetter(error)));
                 }
                 Verdict::Retry { after, error } => {
                     held.fail(&error);
                     let due = self.clock.now().after(after);
-                    moves.push((at, receipt.number, held, To::Retry(due)));
+                    moves.push((at, receipt.number, held, Move::Retry(due)));
                 }
                 Verdict::Release { after } => {
                     let due = self.clock.now().after(after);
-                    moves.push((at, receipt.number, held, To::Later(due)));
+                    moves.push((at, receipt.number, held, Move::Release(due)));
                 }
             }
         }
-        let (mut letters, mut underway) = (Vec::new(), Vec::new());
+        let (mut publishes, mut underway) = (Vec::new(), Vec::new());
         for (at, number, mut held, to) in moves {
-            let (is_retry, is_release) = (matches!(to, To::Retry(_)), matches!(to, To::Later(_)));
+            let (is_retry, is_release) =
+                (matches!(to, Move::Retry(_)), matches!(to, Move::Release(_)));
             let place = match to {
-                To::Retry(due) | To::Later(due) => {
+                Move::Retry(due) | Move::Release(due) => {
                     held.envelope.not_before = Some(due);
-                    self.place_until(known, Some(due)).await
+                    self.place_until(handle, Some(due)).await
                 }
-                To::Dead(reason) => {
-                    held.envelope.die(&reason, self.clock.now());
-                    self.dead_place(known, &desk.open).await
+                Move::DeadLetter(reason) => {
+                    held.envelope.mark_dead(&reason, self.clock.now());
+                    self.dead_place(handle, &queue_channel.open).await
                 }
             };
             match place {
                 Ok(place) => {
                     let attempts = held.charged - u32::from(is_release);
-                    letters.push(Self::letter_of(place, &held, attempts));
+                    publishes.push(Self::publish_with_attempts(place, &held, attempts));
                     underway.push((at, number, held, is_retry));
                 }
                 Err(error) => {
-                    known.hand(self).put_back(number, held);
+                    handle.in_flight(self).put_back(number, held);
                     outcomes.push((at, Err(error)));
                 }
             }
         }
-        let sent = self.post(known, letters).await;
+        let sent = self.post(handle, publishes).await;
         for ((at, number, held, is_retry), sent) in underway.into_iter().zip(sent) {
             match sent {
-                Ok(()) => done.push((at, held, is_retry.then_some(&known.tally.retried))),
+                Ok(()) => done.push((at, held, is_retry.then_some(&handle.counters.retried))),
                 Err(error) => {
-                    known.hand(self).put_back(number, held);
+                    handle.in_flight(self).put_back(number, held);
                     outcomes.push((at, Err(error)));
                 }
             }
         }
-        let (places, done): (Vec<_>, Vec<Held>) = done
+        let (places, done): (Vec<_>, Vec<InFlightMessage>) = done
             .into_iter()
             .map(|(at, held, counter)| ((at, counter), held))
             .unzip();
-        let acked = self.ack(&desk, &done).await;
+        let acked = self.ack(&queue_channel, &done).await;
         let text = acked.err().map(|error| error.chain());
         for (at, counter) in places {
             let outcome = match &text {
                 Some(text) => Err(Error::unavailable(text.clone())),
                 None => {
-                    // Not before: what was not acked comes again, and is counted then.
+                    // Only now: an unacked message is redelivered, and counted then.
                     if let Some(counter) = counter {
                         counter.fetch_add(1, Ordering::Relaxed);
                     }
@@ -123,16 +124,16 @@ impl Store {
         outcomes
     }
 
-    /// Makes a dead letter of a message.
-    pub(super) async fn bury(
+    /// Moves a message to the dead letters.
+    pub(super) async fn dead_letter(
         &self,
-        known: &Known,
-        desk: &Desk,
-        mut held: Held,
+        handle: &QueueHandle,
+        queue_channel: &QueueChannel,
+        mut held: InFlightMessage,
         reason: &str,
     ) -> Result<()> {
-        held.envelope.die(reason, self.clock.now());
-        let place = self.dead_place(known, &desk.open).await?;
-        self.move_on(known, desk, place, held).await
+        held.envelope.mark_dead(reason, self.clock.now());
+        let place = self.dead_place(handle, &queue_channel.open).await?;
+        self.move_on(handle, queue_channel, place, held).await
     }
 }

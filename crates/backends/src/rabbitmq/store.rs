@@ -1,4 +1,4 @@
-//! An opened RabbitMQ: its two connections, the queues that are in use, and what is in hand of each.
+//! An opened RabbitMQ: two connections, the queues in use, and their in-flight messages.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -14,90 +14,90 @@ use towpath_core::port::routes::Binding;
 use towpath_core::{Clock, ConsumerId, Error, QueueName, Result};
 use tracing::warn;
 
-use crate::broker::hand::Hand;
-use crate::broker::tally::Tally;
+use crate::broker::counters::Counters;
+use crate::broker::in_flight::InFlight;
 
 use super::config::Config;
-use super::elsewhere::Elsewhere;
+use super::connection::{BrokerConnection, OpenConnection};
+use super::consumer::PrefetchConsumer;
+use super::consumer_channel::{ConsumerChannel, DeliveryTag, InFlightMessage, IncomingMessage};
+use super::definition::QueueDefinition;
 use super::envelope;
 use super::error;
-use super::incoming::{Arrival, Held, Incoming, Ticket};
-use super::link::{Link, Open};
-use super::majority::Majority;
-use super::publisher::{Letter, Publisher};
-use super::shape::Shape;
-use super::standing::Standing;
+use super::other_brokers::OtherBrokers;
+use super::publisher::{Publish, Publisher};
+use super::quorum::QuorumCheck;
 
-/// How long the broker is given before the end of a connection to pass on acks that it has read.
+/// How long the broker gets to process acks before a connection closes.
 const PASSED_ON: Duration = Duration::from_millis(100);
 const LONGEST_PASSED_ON: Duration = Duration::from_secs(2);
 
-/// How often what nobody here wants is looked for.
-const TEND: Duration = Duration::from_millis(250);
+/// Interval of maintenance.
+const MAINTAIN_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The backend.
 pub(super) struct Store {
     pub(super) config: Config,
     pub(super) clock: Arc<dyn Clock>,
-    /// Publishing has a connection of its own: the broker holds up a whole connection that publishes too fast.
+    /// Publishing has its own connection: the broker throttles a whole connection that publishes too fast.
     pub(super) publisher: Publisher,
-    pub(super) link: Arc<Link>,
-    queues: Mutex<BTreeMap<QueueName, Arc<Known>>>,
-    /// One operator at a time looks through dead letters or bindings.
+    pub(super) broker: Arc<BrokerConnection>,
+    queues: Mutex<BTreeMap<QueueName, Arc<QueueHandle>>>,
+    /// One operation at a time on dead letters or bindings.
     pub(super) turn: tokio::sync::Mutex<()>,
-    /// Bindings that were seen.
+    /// Recorded bindings.
     pub(super) bindings: Mutex<BTreeSet<Binding>>,
     /// Bindings that this process made.
     pub(super) bound: Mutex<BTreeSet<Binding>>,
-    /// Exchanges that are there, by the connection they were declared on.
+    /// Existing exchanges, by the connection they were declared on.
     pub(super) exchanges: Mutex<HashMap<String, u64>>,
     /// When each exchange was last declared again.
     pub(super) restored: tokio::sync::Mutex<HashMap<String, Instant>>,
-    /// When what was declared was last looked for.
+    /// When lost declarations were last checked for.
     pub(super) looked: Mutex<Instant>,
-    pub(super) majority: Arc<Majority>,
-    pub(super) elsewhere: Elsewhere,
+    pub(super) quorum: Arc<QuorumCheck>,
+    pub(super) other_brokers: OtherBrokers,
     numbers: AtomicU64,
     closed: AtomicBool,
 }
 
 /// A queue in use.
-pub(super) struct Known {
+pub(super) struct QueueHandle {
     pub(super) name: QueueName,
     /// Its name on the broker.
     pub(super) wire: String,
     pub(super) settings: Mutex<Settings>,
-    hand: Mutex<Hand<Arrival>>,
-    /// Held while messages go back to the broker: they are neither in the hand nor in the queue then, or in both.
+    in_flight: Mutex<InFlight<IncomingMessage>>,
+    /// Held while messages are requeued: they are then neither in flight nor in the queue, or in both.
     pub(super) returning: tokio::sync::Mutex<()>,
-    /// Something waits in the hand.
-    pub(super) news: Notify,
-    pub(super) desk: tokio::sync::Mutex<Option<Desk>>,
-    /// Asked for by name, so that it is looked after also while no call uses it.
+    /// A message became ready.
+    pub(super) changed: Notify,
+    pub(super) queue_channel: tokio::sync::Mutex<Option<QueueChannel>>,
+    /// Declared by a caller: checked also while no call uses it.
     pub(super) is_declared: AtomicBool,
     /// Found missing since it was last declared.
     pub(super) missing: AtomicBool,
     pub(super) declared_at: Mutex<Option<Instant>>,
-    /// Not to be declared again just now, and logged.
-    pub(super) is_unwell: AtomicBool,
-    /// What it is, as far as the broker says.
-    pub(super) shape: Mutex<Option<Shape>>,
-    /// Since when messages were seen to wait without a consumer.
+    /// Whether declaring it failed, and was logged.
+    pub(super) declare_failing: AtomicBool,
+    /// Its definition, as far as known.
+    pub(super) definition: Mutex<Option<QueueDefinition>>,
+    /// Since when messages wait without a consumer.
     pub(super) stuck_since: Mutex<Option<Instant>>,
-    /// Delays, in milliseconds, that have a queue; `None` until somebody looked.
+    /// Delays that have a queue, in milliseconds; `None` until checked.
     pub(super) delays: Mutex<Option<BTreeSet<u64>>>,
-    /// Bytes of the largest payload that came.
+    /// Bytes of the largest payload received.
     pub(super) largest: AtomicUsize,
-    pub(super) tally: Tally,
-    pub(super) standing: tokio::sync::Mutex<HashMap<ConsumerId, Arc<Standing>>>,
+    pub(super) counters: Counters,
+    pub(super) consumers: tokio::sync::Mutex<HashMap<ConsumerId, Arc<PrefetchConsumer>>>,
 }
 
-/// The channel that messages of one queue are fetched and acked on.
+/// The channel of basic.get and acks of one queue.
 #[derive(Clone)]
-pub(super) struct Desk {
-    pub(super) open: Open,
-    pub(super) incoming: Arc<Incoming>,
-    /// How often a message may have come back before it is published again; `None` where the broker does not count.
+pub(super) struct QueueChannel {
+    pub(super) open: OpenConnection,
+    pub(super) consumer_channel: Arc<ConsumerChannel>,
+    /// Requeues after which a message is published again; `None` where the broker does not count.
     pub(super) renew_after: Option<u32>,
 }
 
@@ -105,35 +105,35 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Known {
-    /// What is in hand, without what a lost connection or channel took along.
-    pub(super) fn hand(&self, store: &Store) -> MutexGuard<'_, Hand<Arrival>> {
-        let mut hand = lock(&self.hand);
-        let connection = store.link.number();
-        // Messages in a row mostly came by one channel.
+impl QueueHandle {
+    /// The in-flight messages, without those of a closed connection or channel.
+    pub(super) fn in_flight(&self, store: &Store) -> MutexGuard<'_, InFlight<IncomingMessage>> {
+        let mut in_flight = lock(&self.in_flight);
+        let connection = store.broker.number();
+        // Consecutive messages mostly have the same channel.
         let last = std::cell::Cell::new((std::ptr::null(), false));
-        drop(hand.drain(|held| {
-            let incoming = &held.origin.incoming;
-            let (known, mut is_lost) = last.get();
-            if known != Arc::as_ptr(incoming) {
-                is_lost = !incoming.channel.status().connected();
-                last.set((Arc::as_ptr(incoming), is_lost));
+        drop(in_flight.drain(|held| {
+            let consumer_channel = &held.origin.consumer_channel;
+            let (handle, mut is_lost) = last.get();
+            if handle != Arc::as_ptr(consumer_channel) {
+                is_lost = !consumer_channel.channel.status().connected();
+                last.set((Arc::as_ptr(consumer_channel), is_lost));
             }
             is_lost || held.origin.connection != connection
         }));
-        hand
+        in_flight
     }
 
     pub(super) fn declared_at(&self) -> Option<Instant> {
         *lock(&self.declared_at)
     }
 
-    /// Whether it was declared so recently.
+    /// Whether it was declared within this time.
     pub(super) fn declared_within(&self, pause: Duration) -> bool {
         self.declared_at().is_some_and(|at| at.elapsed() < pause)
     }
 
-    /// Where its dead letters are.
+    /// Its queue of dead letters.
     pub(super) fn dead(&self) -> String {
         format!("{}.dead", self.wire)
     }
@@ -141,13 +141,13 @@ impl Known {
 
 impl Store {
     pub(super) fn open(config: Config, clock: Arc<dyn Clock>) -> Arc<Self> {
-        let link = Arc::new(Link::new("consuming", config.clone()));
-        let majority = Arc::new(Majority::new(Arc::clone(&link), &config.prefix));
-        let publishing = Link::new("publishing", config.clone());
+        let broker = Arc::new(BrokerConnection::new("consuming", config.clone()));
+        let quorum = Arc::new(QuorumCheck::new(Arc::clone(&broker), &config.prefix));
+        let publishing = BrokerConnection::new("publishing", config.clone());
         let store = Arc::new(Self {
-            publisher: Publisher::new(publishing, Arc::clone(&majority)),
-            link,
-            majority,
+            publisher: Publisher::new(publishing, Arc::clone(&quorum)),
+            broker,
+            quorum,
             bound: Mutex::default(),
             restored: tokio::sync::Mutex::default(),
             looked: Mutex::new(Instant::now()),
@@ -155,16 +155,16 @@ impl Store {
             turn: tokio::sync::Mutex::default(),
             bindings: Mutex::default(),
             exchanges: Mutex::default(),
-            // Receipts of another process or an earlier one are never taken for ours.
+            // Distinct from the receipts of other and of earlier processes.
             numbers: AtomicU64::new(clock.now().as_millis() << 20),
             closed: AtomicBool::new(false),
-            elsewhere: Elsewhere::new(&config),
+            other_brokers: OtherBrokers::new(&config),
             config,
             clock,
         });
         // Ends with the store.
-        tokio::spawn(tend(Arc::downgrade(&store)));
-        store.watch_elsewhere();
+        tokio::spawn(maintain(Arc::downgrade(&store)));
+        store.watch_other_brokers();
         store
     }
 
@@ -180,101 +180,115 @@ impl Store {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The queue's entry, made when it is new to this process.
-    pub(super) fn known(&self, queue: &QueueName) -> Result<Arc<Known>> {
+    /// The handle of a queue, created on first use.
+    pub(super) fn handle(&self, queue: &QueueName) -> Result<Arc<QueueHandle>> {
         let wire = format!("{}{queue}", self.config.prefix);
-        // Room for what stands behind the names of the queues beside it.
+        // Room for the suffixes of the other queues.
         if wire.len() > 230 {
             return Err(Error::invalid(format!(
-                "the name of queue `{queue}` is too long for RabbitMQ; 230 bytes with the prefix are the limit"
+                "queue name `{queue}` too long for RabbitMQ; expected at most 230 bytes with the prefix"
             )));
         }
         let mut queues = lock(&self.queues);
-        let known = queues.entry(queue.clone()).or_insert_with(|| {
-            Arc::new(Known {
+        let handle = queues.entry(queue.clone()).or_insert_with(|| {
+            Arc::new(QueueHandle {
                 name: queue.clone(),
                 wire,
                 settings: Mutex::default(),
-                hand: Mutex::default(),
+                in_flight: Mutex::default(),
                 returning: tokio::sync::Mutex::default(),
-                news: Notify::new(),
-                desk: tokio::sync::Mutex::default(),
+                changed: Notify::new(),
+                queue_channel: tokio::sync::Mutex::default(),
                 is_declared: AtomicBool::new(false),
                 missing: AtomicBool::new(false),
                 declared_at: Mutex::default(),
-                is_unwell: AtomicBool::new(false),
-                shape: Mutex::default(),
+                declare_failing: AtomicBool::new(false),
+                definition: Mutex::default(),
                 stuck_since: Mutex::default(),
                 delays: Mutex::default(),
                 largest: AtomicUsize::new(0),
-                tally: Tally::default(),
-                standing: tokio::sync::Mutex::default(),
+                counters: Counters::default(),
+                consumers: tokio::sync::Mutex::default(),
             })
         });
-        Ok(Arc::clone(known))
+        Ok(Arc::clone(handle))
     }
 
     /// Every queue that this process has used.
-    pub(super) fn all_known(&self) -> Vec<Arc<Known>> {
+    pub(super) fn handles(&self) -> Vec<Arc<QueueHandle>> {
         lock(&self.queues).values().cloned().collect()
     }
 
-    /// How many messages wait in each of these queues, and how many consumers each has; `None` for those that are not
-    /// there.
+    /// Numbers of waiting messages and of consumers of each of these queues; `None` for those that do not
+    /// exist.
     pub(super) async fn count(&self, names: &[String]) -> Result<Vec<Option<(u64, u64)>>> {
         self.check_open()?;
-        let open = self.link.open().await?;
+        let open = self.broker.open().await?;
         let mut channel = None;
         let mut counts = Vec::new();
         for name in names {
             let on = match channel.take() {
                 Some(on) => on,
-                None => self.link.channel(&open).await?,
+                None => self.broker.channel(&open).await?,
             };
             let options = QueueDeclareOptions {
                 passive: true,
                 ..QueueDeclareOptions::default()
             };
             let asked = on.queue_declare(name.as_str().into(), options, FieldTable::default());
-            match self.link.ask(&open, asked).await? {
+            match self.broker.ask(&open, asked).await? {
                 Ok(queue) => {
                     let (messages, consumers) = (queue.message_count(), queue.consumer_count());
                     counts.push(Some((messages.into(), consumers.into())));
                     channel = Some(on);
                 }
-                // The refusal closes the channel, and only that.
-                Err(told) if error::is_not_found(&told) => counts.push(None),
-                Err(told) => return Err(self.link.failed(&open, told)),
+                // The refusal closes the channel only.
+                Err(error) if error::is_not_found(&error) => counts.push(None),
+                Err(error) => return Err(self.broker.failed(&open, error)),
             }
         }
         Ok(counts)
     }
 
-    /// Ends what was handed out, and returns once the broker has read that.
-    pub(super) async fn ack(&self, desk: &Desk, done: &[Held]) -> Result<()> {
-        for (incoming, tickets) in by_channel(done) {
-            self.link.call(&desk.open, incoming.ack(&tickets)).await?;
-            self.settle_down(desk, &incoming.channel).await?;
+    /// Acks deliveries, and returns once the broker has read the acks.
+    pub(super) async fn ack(
+        &self,
+        queue_channel: &QueueChannel,
+        done: &[InFlightMessage],
+    ) -> Result<()> {
+        for (consumer_channel, tags) in by_channel(done) {
+            self.broker
+                .call(&queue_channel.open, consumer_channel.ack(&tags))
+                .await?;
+            self.flush(queue_channel, &consumer_channel.channel).await?;
         }
         Ok(())
     }
 
-    /// An answer on a channel comes after everything that was sent on it before.
-    pub(super) async fn settle_down(&self, desk: &Desk, channel: &Channel) -> Result<()> {
+    /// Waits for an answer on a channel, which follows everything sent on it before.
+    pub(super) async fn flush(
+        &self,
+        queue_channel: &QueueChannel,
+        channel: &Channel,
+    ) -> Result<()> {
         let asked = channel.basic_qos(0, BasicQosOptions::default());
-        self.link.call(&desk.open, asked).await
+        self.broker.call(&queue_channel.open, asked).await
     }
 
-    /// Sends a message on to another queue, or anew into its own, confirmed.
-    pub(super) fn letter(to: String, held: &Held) -> Letter {
-        Self::letter_of(to, held, held.charged)
+    /// A copy of a message for another queue, or its own.
+    pub(super) fn publish(to: String, held: &InFlightMessage) -> Publish {
+        Self::publish_with_attempts(to, held, held.charged)
     }
 
-    /// The same with another number of attempts.
-    pub(super) fn letter_of(to: String, held: &Held, attempts: u32) -> Letter {
+    /// The same with this number of attempts.
+    pub(super) fn publish_with_attempts(
+        to: String,
+        held: &InFlightMessage,
+        attempts: u32,
+    ) -> Publish {
         let mut envelope = held.envelope.clone();
         envelope.attempts = attempts;
-        Letter {
+        Publish {
             exchange: String::new(),
             routing_key: to,
             properties: envelope::properties(&envelope),
@@ -282,37 +296,48 @@ impl Store {
         }
     }
 
-    /// Gives messages back to the broker with the attempts that they really had.
-    pub(super) async fn give_back(&self, known: &Known, all: Vec<Held>) -> Result<()> {
+    /// Returns messages to the broker with their true attempts.
+    pub(super) async fn return_messages(
+        &self,
+        handle: &QueueHandle,
+        all: Vec<InFlightMessage>,
+    ) -> Result<()> {
         if all.is_empty() {
             return Ok(());
         }
-        let desk = self.desk(known).await?;
-        self.give_back_at(&desk, known, all).await
+        let queue_channel = self.queue_channel(handle).await?;
+        self.return_messages_on(&queue_channel, handle, all).await
     }
 
-    async fn give_back_at(&self, desk: &Desk, known: &Known, all: Vec<Held>) -> Result<()> {
-        let (untold, told): (Vec<Held>, Vec<Held>) = all
+    async fn return_messages_on(
+        &self,
+        queue_channel: &QueueChannel,
+        handle: &QueueHandle,
+        all: Vec<InFlightMessage>,
+    ) -> Result<()> {
+        let (recounted, returned): (Vec<InFlightMessage>, Vec<InFlightMessage>) = all
             .into_iter()
-            .filter(|held| held.origin.connection == desk.open.number)
-            // A return raises the broker's count, and that may be limited.
+            .filter(|held| held.origin.connection == queue_channel.open.number)
+            // A requeue raises the broker's count, which may be limited.
             .partition(|held| {
                 held.charged != held.origin.charged_by_return || held.origin.returns > 0
             });
-        for (incoming, tickets) in by_channel(&told) {
-            self.link.call(&desk.open, incoming.nack(&tickets)).await?;
+        for (consumer_channel, tags) in by_channel(&returned) {
+            self.broker
+                .call(&queue_channel.open, consumer_channel.nack(&tags))
+                .await?;
         }
-        // The broker would count wrong: a copy with the right number takes the place.
-        let letters = untold
+        // The broker's count would be wrong: a copy carries the right one.
+        let publishes = recounted
             .iter()
-            .map(|held| Self::letter(known.wire.clone(), held));
-        let sent = self.post(known, letters.collect()).await;
-        let (done, failed): (Vec<_>, Vec<_>) = untold
+            .map(|held| Self::publish(handle.wire.clone(), held));
+        let sent = self.post(handle, publishes.collect()).await;
+        let (done, failed): (Vec<_>, Vec<_>) = recounted
             .into_iter()
             .zip(sent)
             .partition(|(_, sent)| sent.is_ok());
-        let done: Vec<Held> = done.into_iter().map(|(held, _)| held).collect();
-        self.ack(desk, &done).await?;
+        let done: Vec<InFlightMessage> = done.into_iter().map(|(held, _)| held).collect();
+        self.ack(queue_channel, &done).await?;
         match failed.into_iter().next() {
             Some((_, Err(error))) => Err(error),
             _ => Ok(()),
@@ -320,71 +345,72 @@ impl Store {
     }
 
     pub(super) async fn close(&self) -> Result<()> {
-        let known = self.all_known();
+        let handle = self.handles();
         if !self.closed.swap(true, Ordering::AcqRel) {
-            let (began, is_used) = (Instant::now(), !known.is_empty());
-            for known in known {
-                known.news.notify_waiters();
-                let _returning = known.returning.lock().await;
-                self.end_where(&known, |_, _| true).await;
-                let held = known.hand(self).drain_all();
+            let (began, is_used) = (Instant::now(), !handle.is_empty());
+            for handle in handle {
+                handle.changed.notify_waiters();
+                let _returning = handle.returning.lock().await;
+                self.cancel_where(&handle, |_, _| true).await;
+                let held = handle.in_flight(self).drain_all();
                 if held.is_empty() {
                     continue;
                 }
-                // What cannot be given back comes back with the connection's end.
-                let desk = known.desk.lock().await.clone();
-                if let Some(desk) = desk
-                    && let Err(error) = self.give_back_at(&desk, &known, held).await
+                // Messages that cannot be returned are requeued when the connection closes.
+                let queue_channel = handle.queue_channel.lock().await.clone();
+                if let Some(queue_channel) = queue_channel
+                    && let Err(error) = self.return_messages_on(&queue_channel, &handle, held).await
                 {
-                    warn!(queue = %known.name, error = error.chain(), "deliveries come back with the connection's end");
+                    warn!(queue = %handle.name, error = error.chain(), "deliveries not returned; requeued when the connection closes");
                 }
             }
-            // The broker forgets acks that it has read and not passed on when their channel ends, and says nothing when it
-            // has passed them on. A cancelled consumer and a confirmed copy are answered once passed on, so what that took
+            // The broker drops acks that it has read and not processed when their channel closes, and does not report when it
+            // has processed them. Cancels and confirms are answered after processing, so the time those took
             // is a measure.
             if is_used {
                 let moment = began.elapsed() * 2;
                 tokio::time::sleep(moment.clamp(PASSED_ON, LONGEST_PASSED_ON)).await;
             }
-            self.elsewhere.close().await;
-            self.publisher.link.close().await;
-            self.link.close().await;
+            self.other_brokers.close().await;
+            self.publisher.broker.close().await;
+            self.broker.close().await;
         }
         Ok(())
     }
 }
 
-/// What came by each channel.
-fn by_channel(all: &[Held]) -> Vec<(&Arc<Incoming>, Vec<&Ticket>)> {
-    let mut found: Vec<(&Arc<Incoming>, Vec<&Ticket>)> = Vec::new();
+/// Messages by channel.
+fn by_channel(all: &[InFlightMessage]) -> Vec<(&Arc<ConsumerChannel>, Vec<&DeliveryTag>)> {
+    let mut found: Vec<(&Arc<ConsumerChannel>, Vec<&DeliveryTag>)> = Vec::new();
     for held in all {
-        let known =
-            |(incoming, _): &&mut (&Arc<Incoming>, _)| Arc::ptr_eq(incoming, &held.origin.incoming);
-        match found.iter_mut().find(known) {
-            Some((_, tickets)) => tickets.push(&held.origin.ticket),
-            None => found.push((&held.origin.incoming, vec![&held.origin.ticket])),
+        let handle = |(consumer_channel, _): &&mut (&Arc<ConsumerChannel>, _)| {
+            Arc::ptr_eq(consumer_channel, &held.origin.consumer_channel)
+        };
+        match found.iter_mut().find(handle) {
+            Some((_, tags)) => tags.push(&held.origin.tag),
+            None => found.push((&held.origin.consumer_channel, vec![&held.origin.tag])),
         }
     }
     found
 }
 
-/// Gives back what waits in this process and nobody here takes, as long as the store is open.
-async fn tend(store: Weak<Store>) {
+/// Maintenance, as long as the store is open: restores declarations, and returns messages without a consumer.
+async fn maintain(store: Weak<Store>) {
     loop {
-        tokio::time::sleep(TEND).await;
+        tokio::time::sleep(MAINTAIN_INTERVAL).await;
         let Some(store) = store.upgrade() else {
             return;
         };
         if store.check_open().is_err() {
             return;
         }
-        store.look_after().await;
-        for known in store.all_known() {
-            let _returning = known.returning.lock().await;
-            store.end_idle(&known).await;
-            let late = known.hand(&store).drain_late();
-            if let Err(error) = store.give_back(&known, late).await {
-                warn!(queue = %known.name, error = error.chain(), "a message comes back with the connection's end");
+        store.restore_declared().await;
+        for handle in store.handles() {
+            let _returning = handle.returning.lock().await;
+            store.cancel_idle(&handle).await;
+            let late = handle.in_flight(&store).drain_late();
+            if let Err(error) = store.return_messages(&handle, late).await {
+                warn!(queue = %handle.name, error = error.chain(), "messages not returned; requeued when the connection closes");
             }
         }
     }

@@ -1,7 +1,7 @@
-//! What is left in the task queue of the reference system's worker (asynq), read without its client.
+//! Tasks left in the queue of the reference system's worker (asynq), read without its client.
 //!
 //! A task is a hash `asynq:{default}:t:<id>`, whose field `msg` is a protocol buffer with the type and the payload; its
-//! id is in one list or sorted set that says where it stands. Source: asynq, `internal/base` and `internal/rdb`.
+//! id is in one list or sorted set for its state. Source: asynq, `internal/base` and `internal/rdb`.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::config::Config;
 use super::reply;
 use super::store::Store;
 
-/// Where ids are, and whether that is a list.
+/// The containers of ids, and whether each is a list.
 const PLACES: [(&str, bool); 4] = [
     ("pending", true),
     ("active", true),
@@ -20,7 +20,7 @@ const PLACES: [(&str, bool); 4] = [
     ("retry", false),
 ];
 
-/// Processes that work on the queue, by the moment until which they said so.
+/// Worker processes of the queue, by the end of their heartbeat.
 const SERVERS: &str = "asynq:servers";
 
 /// A task that no worker has finished.
@@ -28,9 +28,9 @@ const SERVERS: &str = "asynq:servers";
 pub struct Leftover {
     /// Its id in the queue.
     pub id: String,
-    /// What it asks for.
+    /// Its type.
     pub kind: String,
-    /// How.
+    /// Its payload.
     pub payload: Vec<u8>,
 }
 
@@ -46,7 +46,7 @@ impl TaskQueue {
         Store::open(Config::parse(url)?).map(Self)
     }
 
-    /// How many workers are alive.
+    /// Number of live workers.
     ///
     /// # Errors
     /// `Unavailable` when the server did not answer.
@@ -57,7 +57,7 @@ impl TaskQueue {
         reply::number(found.context(|| "count the workers of asynq")?)
     }
 
-    /// Tasks that wait, are tried again later, or were left by a worker that is gone.
+    /// Tasks that are waiting, scheduled for retry, or left by a dead worker.
     ///
     /// # Errors
     /// `Unavailable` when the server did not answer; `Corrupt` for a task that cannot be read.
@@ -123,7 +123,7 @@ impl TaskQueue {
 
     async fn query(&self, key: &str, ask: &redis::Cmd) -> Result<Value> {
         let answer = self.0.servers.query(key.as_bytes(), ask).await;
-        answer.context(|| format!("look at `{key}`"))
+        answer.context(|| format!("read `{key}`"))
     }
 }
 

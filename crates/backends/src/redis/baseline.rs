@@ -1,4 +1,4 @@
-//! A queue on a list as one writes it by hand: `LPUSH`, `BLMOVE` into a list of what is in hand, `LREM`.
+//! A hand-written queue on a list: `LPUSH`, `BLMOVE` into a list of leased payloads, `LREM`.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use super::connection::info_line;
 use super::{error, reply};
 
 const LIST: &str = "bench-bare";
-const IN_HAND: &str = "bench-bare-in-hand";
+const LEASED: &str = "bench-bare-leased";
 
-/// As many connections as a store of ours has: one that callers share, and one for what blocks.
+/// Two connections, as our store has: one shared, and one for blocking commands.
 pub struct Baseline {
     server: String,
     shared: MultiplexedConnection,
@@ -25,9 +25,9 @@ impl Baseline {
     /// Connects to the server at a URL of the client crate.
     ///
     /// # Errors
-    /// `Unavailable` when nobody answers.
+    /// `Unavailable` when the server does not answer.
     pub async fn connect(url: &str) -> Result<Self> {
-        // Parameters of ours mean nothing to the client.
+        // The client does not know our parameters.
         let url = url.split('?').next().unwrap_or(url);
         let client =
             Client::open(url).map_err(|failure| error::of_connection("the server", failure))?;
@@ -58,12 +58,12 @@ impl Baseline {
         answer.map_err(|failure| error::of_connection(&self.server, failure))
     }
 
-    /// What is there, at most `max`.
+    /// Takes the payloads that are ready, at most `max`.
     async fn take(&self, max: usize) -> Result<Vec<Bytes>> {
         let mut take = Pipeline::with_capacity(max);
         for _ in 0..max {
             let mut one = redis::cmd("LMOVE");
-            one.arg(LIST).arg(IN_HAND).arg("RIGHT").arg("LEFT");
+            one.arg(LIST).arg(LEASED).arg("RIGHT").arg("LEFT");
             take.add_command(one);
         }
         let mut payloads = Vec::with_capacity(max);
@@ -101,14 +101,14 @@ impl crate::Baseline for Baseline {
         };
         if payloads.is_empty() {
             let mut take = redis::cmd("BLMOVE");
-            take.arg(LIST).arg(IN_HAND).arg("RIGHT").arg("LEFT");
+            take.arg(LIST).arg(LEASED).arg("RIGHT").arg("LEFT");
             take.arg(wait.as_secs_f64());
             payloads.extend(payload(self.one(&self.blocking, &take).await?)?);
         }
         let remove = |payload: &Bytes| {
             let mut remove = redis::cmd("LREM");
-            // The oldest in hand are at the tail.
-            remove.arg(IN_HAND).arg(-1).arg(&payload[..]);
+            // The oldest leased ones are at the tail.
+            remove.arg(LEASED).arg(-1).arg(&payload[..]);
             remove
         };
         match payloads.as_slice() {
@@ -127,7 +127,7 @@ impl crate::Baseline for Baseline {
 
     async fn clear(&self) -> Result<()> {
         let mut delete = redis::cmd("DEL");
-        delete.arg(LIST).arg(IN_HAND);
+        delete.arg(LIST).arg(LEASED);
         self.one(&self.shared, &delete).await.map(drop)
     }
 
@@ -139,6 +139,6 @@ impl crate::Baseline for Baseline {
         seconds("used_cpu_user")
             .zip(seconds("used_cpu_sys"))
             .and_then(|(user, system)| Duration::try_from_secs_f64(user + system).ok())
-            .ok_or_else(|| Error::unsupported("the server does not say how much CPU it used"))
+            .ok_or_else(|| Error::unsupported("the server does not report its CPU time"))
     }
 }

@@ -1,4 +1,4 @@
-//! The URL of a Redis: `redis://[user[:password]@]host[:port][/database]`, and its kin for TLS, sentinels and clusters.
+//! The URL of a Redis: `redis://[user[:password]@]host[:port][/database]`, and its variants for TLS, sentinels and clusters.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,27 +23,23 @@ pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
     (
         "prefix",
         "",
-        "what every key starts with; with a hash tag, `{app}:`, all keys of a cluster lie together and steps over several of them work",
+        "prefix of every key; with a hash tag, `{app}:`, all keys of a cluster are in one slot and steps over several of them work",
     ),
-    (
-        "timeout",
-        "5s",
-        "how long an answer is waited for, 100ms to 5m",
-    ),
+    ("timeout", "5s", "longest wait for an answer, 100ms to 5m"),
     (
         "consumer_timeout",
         "10s",
-        "after how long without a sign of life a consumer's deliveries go to others, 1s to 1h",
+        "time without a heartbeat after which a consumer's deliveries go to others, 1s to 1h",
     ),
     (
         "field",
         "line",
-        "the field of a stream entry that holds the payload",
+        "field of a stream entry that holds the payload",
     ),
     (
         "tls_ca",
         "",
-        "file with the certificates to trust, in PEM; the system's when empty (rediss only)",
+        "file with trusted certificates, in PEM; the system's when empty (rediss only)",
     ),
     (
         "sentinel_password",
@@ -67,10 +63,10 @@ impl std::fmt::Display for Address {
 
 /// How the server is found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Topology {
     /// One server.
     Server(Address),
-    /// The master of this name, as sentinels say.
+    /// The master of this name, found through sentinels.
     Sentinels {
         /// Asked one after the other.
         sentinels: Vec<Address>,
@@ -81,10 +77,10 @@ pub(super) enum Place {
     Cluster(Vec<Address>),
 }
 
-/// What the URL says.
+/// The parsed URL.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Config {
-    pub(super) place: Place,
+    pub(super) topology: Topology,
     pub(super) tls: bool,
     pub(super) tls_ca: Option<PathBuf>,
     pub(super) username: Option<String>,
@@ -125,8 +121,8 @@ impl Config {
             .map(|host| address(host, default_port))
             .collect::<Result<_>>()?;
         let mut path = path.split('/');
-        let place = match kind {
-            "+sentinel" => Place::Sentinels {
+        let topology = match kind {
+            "+sentinel" => Topology::Sentinels {
                 sentinels: addresses,
                 master: path
                     .next()
@@ -136,9 +132,9 @@ impl Config {
                     })?
                     .to_owned(),
             },
-            "+cluster" => Place::Cluster(addresses),
+            "+cluster" => Topology::Cluster(addresses),
             _ => match <[Address; 1]>::try_from(addresses) {
-                Ok([one]) => Place::Server(one),
+                Ok([one]) => Topology::Server(one),
                 Err(_) => {
                     return Err(Error::invalid(
                         "several hosts need `redis+sentinel://` or `redis+cluster://`",
@@ -150,18 +146,18 @@ impl Config {
             None => 0,
             Some(text) => text.parse().map_err(|_| {
                 Error::invalid(format!(
-                    "`{text}` is no database number; say for instance `/0`"
+                    "invalid database number `{text}`; expected e.g. `/0`"
                 ))
             })?,
         };
         if path.next().is_some() {
             return Err(Error::invalid("the path of a Redis URL has too many parts"));
         }
-        if database != 0 && matches!(place, Place::Cluster(_)) {
+        if database != 0 && matches!(topology, Topology::Cluster(_)) {
             return Err(Error::invalid("a cluster has database 0 only"));
         }
         let mut config = Self {
-            place,
+            topology,
             tls,
             tls_ca: None,
             username,
@@ -221,7 +217,7 @@ fn non_empty(text: String) -> Option<String> {
 fn address(text: &str, default_port: u16) -> Result<Address> {
     let wrong = || {
         Error::invalid(format!(
-            "`{text}` is no host and port; say for instance `localhost:{default_port}`"
+            "invalid host and port `{text}`; expected e.g. `localhost:{default_port}`"
         ))
     };
     let (host, port) = match text.strip_prefix('[') {
@@ -259,13 +255,13 @@ mod tests {
     }
 
     #[test]
-    fn a_url_says_where_and_who() {
+    fn a_url_has_servers_and_credentials() {
         let config = Config::parse("redis://localhost").unwrap();
-        assert_eq!(config.place, Place::Server(at("localhost", 6379)));
+        assert_eq!(config.topology, Topology::Server(at("localhost", 6379)));
         let config =
             Config::parse("rediss://ann:p%40ss@[::1]:7000/3?prefix=%7Bapp%7D:&timeout=500ms")
                 .unwrap();
-        assert_eq!(config.place, Place::Server(at("::1", 7000)));
+        assert_eq!(config.topology, Topology::Server(at("::1", 7000)));
         assert_eq!(
             (config.username.as_deref(), config.password.as_deref()),
             (Some("ann"), Some("p@ss"))
@@ -277,8 +273,8 @@ mod tests {
         assert_eq!(config.timeout, Duration::from_millis(500));
         let config = Config::parse("redis+sentinel://:x@a,b:2/main/1?sentinel_password=y").unwrap();
         assert_eq!(
-            config.place,
-            Place::Sentinels {
+            config.topology,
+            Topology::Sentinels {
                 sentinels: vec![at("a", 26379), at("b", 2)],
                 master: "main".to_owned()
             }
@@ -289,8 +285,8 @@ mod tests {
         );
         let config = Config::parse("redis+cluster://a,b").unwrap();
         assert_eq!(
-            config.place,
-            Place::Cluster(vec![at("a", 6379), at("b", 6379)])
+            config.topology,
+            Topology::Cluster(vec![at("a", 6379), at("b", 6379)])
         );
     }
 
@@ -303,7 +299,7 @@ mod tests {
             ),
             (
                 "redis://",
-                "`` is no host and port; say for instance `localhost:6379`",
+                "invalid host and port ``; expected e.g. `localhost:6379`",
             ),
             (
                 "redis://a,b",
@@ -311,7 +307,7 @@ mod tests {
             ),
             (
                 "redis://h/x",
-                "`x` is no database number; say for instance `/0`",
+                "invalid database number `x`; expected e.g. `/0`",
             ),
             (
                 "redis+sentinel://h",
@@ -324,11 +320,11 @@ mod tests {
             ),
             (
                 "redis://h?timeout=5",
-                "`timeout=5` is no duration; say for instance `timeout=5s`",
+                "invalid duration `5` for `timeout`; expected e.g. `timeout=5s`",
             ),
             (
                 "redis://h?timeout=1ms",
-                "`timeout=1ms` is out of range; it must be 100ms to 300s",
+                "`timeout=1ms` is out of range; expected 100ms to 300s",
             ),
         ] {
             let error = Config::parse(url).err().expect(url);

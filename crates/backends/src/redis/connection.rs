@@ -1,8 +1,8 @@
-//! One server's shared connection: made when needed, dropped when it breaks, made again with growing, jittered pauses.
+//! The shared connection of one server: dialled on demand, dropped when it breaks, redialled with backoff and jitter.
 //!
-//! Commands of many callers share it, so nothing that blocks goes over it; what
-//! blocks gets a connection of its own from [`Link::dial`]. Nothing is sent a
-//! second time here: only callers know what is safe to repeat.
+//! Commands of many callers share it, so it carries no blocking commands; a
+//! blocking command gets its own connection from [`NodeConnection::dial`]. Nothing is sent a
+//! second time here: only callers know which commands are safe to repeat.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use towpath_core::{Error, Result, ResultExt};
 use super::config::{Address, Config};
 use super::{error, reply};
 
-/// Bounds of the pause between attempts to connect: it doubles, and is drawn evenly from zero to that.
+/// Bounds of the pause between attempts to connect: doubled, with full jitter.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -30,60 +30,60 @@ const CONNECT: Duration = Duration::from_secs(2);
 /// The oldest version that has what the scripts use.
 const OLDEST: (u32, u32) = (6, 2);
 
-/// Where a link leads.
+/// Target of a connection.
 #[derive(Debug, Clone)]
-pub(super) enum Aim {
+pub(super) enum Target {
     Address(Address),
-    /// To whatever is the master of this name.
+    /// The current master of this name.
     Master {
         sentinels: Vec<Address>,
         name: String,
     },
 }
 
-/// The way to one server.
-pub(super) struct Link {
+/// The connection to one server.
+pub(super) struct NodeConnection {
     config: Arc<Config>,
-    aim: Aim,
+    target: Target,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     connection: Option<MultiplexedConnection>,
-    /// Which connection this is; a broken one is dropped by its number, so that its successor stays.
+    /// Number of the connection; a broken one is dropped by its number, so that its successor stays.
     made: u64,
     failures: u32,
-    /// No attempt before this moment, and what the last one came to.
+    /// No attempt before this time, and the last error.
     pause: Option<(Instant, String)>,
 }
 
-impl Link {
-    pub(super) fn new(config: Arc<Config>, aim: Aim) -> Self {
+impl NodeConnection {
+    pub(super) fn new(config: Arc<Config>, target: Target) -> Self {
         Self {
             config,
-            aim,
+            target,
             state: Mutex::default(),
         }
     }
 
-    /// How messages call the server.
+    /// Name of the server in messages.
     pub(super) fn name(&self) -> String {
-        match &self.aim {
-            Aim::Address(address) => address.to_string(),
-            Aim::Master { name, .. } => name.clone(),
+        match &self.target {
+            Target::Address(address) => address.to_string(),
+            Target::Master { name, .. } => name.clone(),
         }
     }
 
-    /// The host that it leads to.
+    /// Its host.
     pub(super) fn host(&self) -> String {
-        match &self.aim {
-            Aim::Address(address) => address.host.clone(),
-            Aim::Master { name, .. } => name.clone(),
+        match &self.target {
+            Target::Address(address) => address.host.clone(),
+            Target::Master { name, .. } => name.clone(),
         }
     }
 
-    /// Sends a command once. The outer error: there is no connection, nothing was sent.
+    /// Sends a command once. The outer error means that no connection was open, and nothing was sent.
     pub(super) async fn send(&self, cmd: &Cmd) -> Result<std::result::Result<Value, RedisError>> {
         let (number, mut connection) = self.connection().await?;
         let answer = cmd.query_async::<Value>(&mut connection).await;
@@ -115,7 +115,7 @@ impl Link {
         match self.dial(self.config.timeout).await {
             Ok(connection) => {
                 if state.failures > 0 {
-                    tracing::info!(server = self.name(), "redis is back");
+                    tracing::info!(server = self.name(), "redis available again");
                 }
                 state.made += 1;
                 state.failures = 0;
@@ -132,7 +132,7 @@ impl Link {
                     tracing::warn!(
                         server = self.name(),
                         error = error.chain(),
-                        "redis is away; trying again"
+                        "redis unavailable; retrying"
                     );
                 }
                 state.failures += 1;
@@ -153,23 +153,23 @@ impl Link {
         }
     }
 
-    /// Lets go of the connection.
+    /// Closes the connection.
     pub(super) async fn close(&self) {
         self.state.lock().await.connection = None;
     }
 
-    /// A new connection on which an answer may take as long as `patience`.
-    pub(super) async fn dial(&self, patience: Duration) -> Result<MultiplexedConnection> {
-        let address = match &self.aim {
-            Aim::Address(address) => address.clone(),
-            Aim::Master { sentinels, name } => self.master_of(sentinels, name).await?,
+    /// A new connection with this response timeout.
+    pub(super) async fn dial(&self, timeout: Duration) -> Result<MultiplexedConnection> {
+        let address = match &self.target {
+            Target::Address(address) => address.clone(),
+            Target::Master { sentinels, name } => self.master_of(sentinels, name).await?,
         };
         let account = self.account(
             self.config.username.as_deref(),
             self.config.password.as_deref(),
             i64::from(self.config.database),
         );
-        let mut connection = self.open(&address, account, patience).await?;
+        let mut connection = self.open(&address, account, timeout).await?;
         let info = redis::cmd("INFO")
             .arg("server")
             .query_async::<Value>(&mut connection)
@@ -202,7 +202,7 @@ impl Link {
         &self,
         address: &Address,
         account: RedisConnectionInfo,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<MultiplexedConnection> {
         let unreachable = |error| error::of_connection(&address.to_string(), error);
         let Address { host, port } = address.clone();
@@ -237,14 +237,14 @@ impl Link {
         .map_err(unreachable)?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT.min(self.config.timeout)))
-            .set_response_timeout(Some(patience));
+            .set_response_timeout(Some(timeout));
         client
             .get_multiplexed_async_connection_with_config(&config)
             .await
             .map_err(unreachable)
     }
 
-    /// Asks the sentinels, the next one when one does not know.
+    /// Asks the sentinels in order, until one knows the master.
     async fn master_of(&self, sentinels: &[Address], name: &str) -> Result<Address> {
         let mut last = Error::unavailable(format!("no sentinel knows a master `{name}`"));
         for sentinel in sentinels {
@@ -270,8 +270,9 @@ impl Link {
             return Ok(None);
         }
         let [host, port] = reply::tuple(answer)?;
-        let port = u16::try_from(reply::number(port)?)
-            .map_err(|error| Error::corrupt("a sentinel answered no port").with_source(error))?;
+        let port = u16::try_from(reply::number(port)?).map_err(|error| {
+            Error::corrupt("a sentinel answered without a port").with_source(error)
+        })?;
         Ok(Some(Address {
             host: reply::text(host)?,
             port,

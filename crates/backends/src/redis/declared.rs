@@ -1,8 +1,8 @@
-//! What this process has declared, and declaring it again after the server lost it: an empty server took the place of
-//! the old one, `FLUSHALL`, keys that were deleted.
+//! Restores declarations after the server lost them: an empty server replaced
+//! the old one, `FLUSHALL`, deleted keys.
 //!
-//! Each round of tending compares what the server has with what this process made, so that the queue's settings, its
-//! place in listings and the routes are back within a second or two without any call.
+//! Each round of maintenance compares the server's declarations with those of this process, so that a queue's settings, its
+//! listing and the routes are back within two seconds without a call.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -13,17 +13,17 @@ use towpath_core::port::queue::Settings;
 use towpath_core::port::routes::Binding;
 use towpath_core::{ExchangeName, QueueName, Result};
 
-use super::keys::Named;
+use super::keys::ResourceKeys;
+use super::notify::Kind;
 use super::reply;
 use super::store::{Store, lock, millis};
-use super::wait::Kind;
 
 /// Settings by queue, and routes.
 #[derive(Default)]
 pub(super) struct Declared {
     queues: Mutex<BTreeMap<QueueName, Settings>>,
     bindings: Mutex<BTreeSet<Binding>>,
-    /// Set from when a loss was logged until everything was found in its place.
+    /// Set from when a loss was logged until everything was found again.
     logged: AtomicBool,
 }
 
@@ -50,12 +50,12 @@ impl Declared {
     }
 }
 
-/// What the server does not have of what this process declared.
+/// Declarations of this process that the server lacks.
 #[derive(Default)]
 struct Missing {
     /// Names that are not listed.
     names: Vec<(Kind, String)>,
-    /// Queues without what says that they are there, or without their settings.
+    /// Queues without their `made` mark or their settings.
     queues: Vec<String>,
     bindings: Vec<Binding>,
 }
@@ -67,7 +67,7 @@ impl Missing {
 }
 
 impl Store {
-    /// Declares again what the server has lost.
+    /// Declares lost declarations again.
     pub(super) async fn declare_lost(&self) -> Result<()> {
         let missing = self.missing().await?;
         if missing.is_empty() {
@@ -104,7 +104,7 @@ impl Store {
     async fn missing(&self) -> Result<Missing> {
         let mut missing = Missing::default();
         for kind in [Kind::Queue, Kind::Stream] {
-            let names = self.known_names(kind);
+            let names = self.used_names(kind);
             let key = self.keys.names(kind);
             let there = self.are_members(&key, &names).await?;
             let absent = names.into_iter().zip(there).filter(|(_, there)| !there);
@@ -152,21 +152,25 @@ impl Store {
         Ok(())
     }
 
-    pub(super) async fn mark_made(&self, keys: &Named) -> Result<()> {
+    pub(super) async fn mark_made(&self, keys: &ResourceKeys) -> Result<()> {
         let mut made = redis::cmd("HSETNX");
         made.arg(keys.queue()).arg("made").arg(1);
         self.servers.query(keys.list.as_bytes(), &made).await?;
         Ok(())
     }
 
-    pub(super) async fn write_settings(&self, keys: &Named, settings: &Settings) -> Result<()> {
+    pub(super) async fn write_settings(
+        &self,
+        keys: &ResourceKeys,
+        settings: &Settings,
+    ) -> Result<()> {
         let set = settings_of(keys, settings);
         self.servers.query(keys.list.as_bytes(), &set).await?;
         Ok(())
     }
 }
 
-fn settings_of(keys: &Named, settings: &Settings) -> Cmd {
+fn settings_of(keys: &ResourceKeys, settings: &Settings) -> Cmd {
     let max_depth = settings.max_depth.map(|depth| depth.to_string());
     let mut set = redis::cmd("HSET");
     set.arg(keys.queue())

@@ -114,20 +114,20 @@ impl Store {
 
 fn outcome(transaction: &Transaction, answer: Value) -> Result<Outcome> {
     let parts = reply::list(answer.clone())?;
-    let said = |at: usize| reply::text(parts.get(at).cloned().unwrap_or_default());
-    match said(0)?.as_str() {
+    let part = |at: usize| reply::text(parts.get(at).cloned().unwrap_or_default());
+    match part(0)?.as_str() {
         "stale" => Err(Error::conflict(format!(
-            "the lease of message number {} of `{}` had expired, and the message went on",
-            said(2)?,
-            said(1)?
+            "lease of message number {} of `{}` expired and the message was delivered again or returned",
+            part(2)?,
+            part(1)?
         ))),
-        "full" => Err(queue_is_full(&QueueName::new(said(1)?)?)),
+        "full" => Err(queue_is_full(&QueueName::new(part(1)?)?)),
         "unroutable" => {
             let at = reply::number(parts.get(1).cloned().unwrap_or_default())?;
             let (exchange, publication) = usize::try_from(at)
                 .ok()
                 .and_then(|at| transaction.publish.get(at))
-                .ok_or_else(|| Error::corrupt("a script named a publication that is not there"))?;
+                .ok_or_else(|| Error::corrupt("a script named an unknown publication"))?;
             Err(unroutable(exchange.as_str(), &publication.routing_key))
         }
         _ => Ok(match kv::committed(&transaction.kv, answer)? {

@@ -1,14 +1,14 @@
-//! What Redis and its client say, in our words.
+//! Errors of Redis and its client as our errors.
 //!
-//! What a server refuses is about the server, its data or its settings, and not about the caller's request: it is
-//! `Unavailable`, with what to do. The text of a script stays here.
+//! A refusal of the server concerns the server, its data or its settings, not the caller's request: it is
+//! `Unavailable`, with a next step. Script texts do not leave this module.
 
 use std::time::Duration;
 
 use redis::{Arg, Cmd, ErrorKind as Kind, RedisError};
 use towpath_core::Error;
 
-/// When a producer may come back that met a full server.
+/// Retry time for a full server.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The error of a connection.
@@ -20,7 +20,7 @@ pub(super) fn of_connection(server: &str, error: RedisError) -> Error {
 pub(super) fn of_command(server: &str, cmd: &Cmd, error: RedisError) -> Error {
     let mut args = cmd.args_iter();
     let at = match args.next() {
-        // Behind the digest and the number of keys.
+        // The first key, after the digest and the number of keys.
         Some(Arg::Simple(b"EVALSHA")) => 2,
         _ => 0,
     };
@@ -44,7 +44,7 @@ fn of_key(server: &str, key: &str, error: RedisError) -> Error {
         );
     }
     if says("NOGROUP") {
-        let what = error.detail().unwrap_or("it is not there");
+        let what = error.detail().unwrap_or("it does not exist");
         return Error::not_found(without_script(what).to_owned());
     }
     let what = match error.kind() {
@@ -87,7 +87,7 @@ fn of_key(server: &str, key: &str, error: RedisError) -> Error {
     Error::unavailable(format!("redis at `{server}` {what}"))
 }
 
-/// What `refuse` in `guard_lib.lua` wrote, as a sentence.
+/// A refusal of `guard_lib.lua` as a sentence.
 fn refusal(text: &str) -> Option<String> {
     let (_, rest) = text.split_once("[[")?;
     let (inner, _) = rest.rsplit_once("]]")?;
@@ -110,7 +110,9 @@ fn refusal(text: &str) -> Option<String> {
             format!("field `{field}` of key `{key}` is not a number; `HDEL` it")
         }
         "EXHAUSTED" => {
-            format!("the ids of stream `{rest}` are used up; copy what is needed and delete it")
+            format!(
+                "the ids of stream `{rest}` are exhausted; copy the entries you need and delete it"
+            )
         }
         _ => return None,
     })
@@ -125,22 +127,22 @@ fn split_command(text: &str) -> Option<(&str, &str)> {
     Some((name, rest))
 }
 
-/// A right that is missing, as commands and as scripts say it.
+/// Whether a permission is missing, by the texts of commands and scripts.
 fn is_denied(text: &str) -> bool {
     text.contains("NOPERM")
         || text.contains("NoPerm")
         || text.contains("The user executing the script can't")
 }
 
-/// The server's text without where in which script it happened.
+/// The server's text without the script position.
 fn without_script(text: &str) -> &str {
     let text = text.split(" script: ").next().unwrap_or(text);
     text.rsplit_once("user_script:")
         .and_then(|(_, rest)| rest.split_once(": "))
-        .map_or(text, |(_, said)| said)
+        .map_or(text, |(_, rest)| rest)
 }
 
-/// Whether the server is about to give the key's slot to another one, and did nothing.
+/// Whether the server is moving the key's slot to another one, and did nothing.
 pub(super) fn is_moving(error: &RedisError) -> bool {
     matches!(error.code(), Some("ASK" | "TRYAGAIN"))
         || error
@@ -148,7 +150,7 @@ pub(super) fn is_moving(error: &RedisError) -> bool {
             .contains("attempted to access a non local key")
 }
 
-/// Whether the connection must be made anew: it is broken, or leads to a server that is not the right one any more.
+/// Whether to reconnect: the connection is broken, or leads to the wrong server now.
 pub(super) fn breaks_connection(error: &RedisError) -> bool {
     matches!(
         error.kind(),

@@ -1,26 +1,26 @@
-//! What `doctor` and `/readyz` say about a Redis.
+//! Health of a Redis for `doctor` and `/readyz`.
 
 use towpath_core::backend::Health;
 use towpath_core::{Result, ResultExt};
 
-use super::connection::{Link, info_line};
+use super::connection::{NodeConnection, info_line};
 use super::store::Store;
 use super::{reply, script};
 
 impl Store {
-    /// Asks every server what a crash of it would cost, and whether it takes the writes that this process needs: a
-    /// server that only answers is not enough.
+    /// Checks the durability settings of every server, and that it accepts the writes of this process: a
+    /// ping alone is not enough.
     pub(super) async fn health(&self) -> Result<Health> {
         self.servers.check_open()?;
         let mut health = Health::default();
-        for link in self.servers.links().await? {
-            look(&link, &mut health).await?;
+        for node in self.servers.nodes().await? {
+            look(&node, &mut health).await?;
         }
         self.probe().await?;
         health.facts.push((
             "consumers".to_owned(),
             format!(
-                "deliveries of a dead one come back after {:?}",
+                "deliveries of a dead one are redelivered after {:?}",
                 self.config.consumer_timeout
             ),
         ));
@@ -30,10 +30,10 @@ impl Store {
 
 impl Store {
     /// # Errors
-    /// What a step on one of this process's queues or streams, or on keys, would be refused with.
+    /// The error of a step on a queue or stream of this process, or on keys.
     pub(super) async fn probe(&self) -> Result<()> {
-        for (name, known) in self.all_known() {
-            let probe = self.servers.run(known.probe()).await;
+        for (name, handle) in self.all_handles() {
+            let probe = self.servers.run(handle.probe()).await;
             probe.context(|| format!("use `{name}`"))?;
         }
         let key = self.keys.probe();
@@ -42,28 +42,26 @@ impl Store {
     }
 }
 
-async fn look(link: &Link, health: &mut Health) -> Result<()> {
+async fn look(node: &NodeConnection, health: &mut Health) -> Result<()> {
     let mut info = redis::cmd("INFO");
     info.arg("everything");
-    let info = reply::text(link.query(&info).await?)?;
-    let server = link.name();
+    let info = reply::text(node.query(&info).await?)?;
+    let server = node.name();
     let line = |name: &str| info_line(&info, name).unwrap_or("unknown");
     health.facts.push((
         "server".to_owned(),
         format!("redis {} at {server}", line("redis_version")),
     ));
-    // Where CONFIG is not permitted, INFO says less.
+    // Without permission for CONFIG, INFO has less.
     let appendonly = line("aof_enabled") == "1";
-    let fsync = configured(link, "appendfsync").await;
+    let fsync = configured(node, "appendfsync").await;
     let durability = match (appendonly, fsync.as_deref()) {
         (false, _) => {
-            "none: what came since the last snapshot is lost when the server ends".to_owned()
+            "none: messages since the last snapshot are lost when the server stops".to_owned()
         }
         (true, Some("always")) => "fsync before acknowledgement".to_owned(),
         (true, Some("everysec")) => "a power cut loses up to about two seconds".to_owned(),
-        (true, Some("no")) => {
-            "a power cut loses what the system had not written, often thirty seconds".to_owned()
-        }
+        (true, Some("no")) => "a power cut loses unsynced writes, often thirty seconds".to_owned(),
         (true, other) => format!("appendonly, appendfsync {}", other.unwrap_or("unknown")),
     };
     if !appendonly {
@@ -80,7 +78,7 @@ async fn look(link: &Link, health: &mut Health) -> Result<()> {
     let policy = line("maxmemory_policy");
     if policy != "noeviction" && policy != "unknown" {
         health.warnings.push(format!(
-            "`maxmemory-policy` is `{policy}` at {server}: when memory is full, queues are evicted without a word; `CONFIG SET maxmemory-policy noeviction`"
+            "`maxmemory-policy` is `{policy}` at {server}: when memory is full, queues are evicted silently; `CONFIG SET maxmemory-policy noeviction`"
         ));
     }
     if line("aof_last_write_status") == "err" {
@@ -91,10 +89,10 @@ async fn look(link: &Link, health: &mut Health) -> Result<()> {
     Ok(())
 }
 
-/// A setting, when the server tells it.
-async fn configured(link: &Link, name: &str) -> Option<String> {
+/// A setting, if the user may read it.
+async fn configured(node: &NodeConnection, name: &str) -> Option<String> {
     let mut get = redis::cmd("CONFIG");
     get.arg("GET").arg(name);
-    let [_, value] = reply::tuple(link.query(&get).await.ok()?).ok()?;
+    let [_, value] = reply::tuple(node.query(&get).await.ok()?).ok()?;
     reply::text(value).ok()
 }

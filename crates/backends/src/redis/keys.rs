@@ -3,30 +3,30 @@
 use towpath_core::{Error, Result};
 
 use super::config::Config;
+use super::notify::Kind;
 use super::servers::tag_of;
-use super::wait::Kind;
 
-/// What our own keys start with, behind the prefix; no key of a user may.
+/// Prefix of our own keys, after the configured prefix; reserved.
 pub(super) const RESERVED: &str = "towpath:";
 
 /// The names of keys under one prefix.
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
     prefix: String,
-    /// Before and after a name in the keys beside it. Both put the name's keys into one slot of a cluster.
+    /// Text before and after a name in its side keys. Both put the name's keys into one slot of a cluster.
     beside: (String, &'static str),
 }
 
 /// The keys of one queue or stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Named {
+pub(super) struct ResourceKeys {
     /// The list of ready payloads, or the stream: its own name.
     pub(super) list: String,
-    /// What the keys beside it start with.
+    /// Prefix of the side keys.
     pub(super) side: String,
 }
 
-impl Named {
+impl ResourceKeys {
     /// The queue's settings and counters.
     pub(super) fn queue(&self) -> String {
         format!("{}queue", self.side)
@@ -35,14 +35,14 @@ impl Named {
 
 impl Keys {
     /// # Errors
-    /// `Invalid` for a prefix whose braces are no hash tag.
+    /// `Invalid` for a prefix whose braces are not a hash tag.
     pub(super) fn new(config: &Config) -> Result<Self> {
         let prefix = config.prefix.clone();
         let tagged = tag_of(prefix.as_bytes()).is_some();
         let braces = prefix.matches(['{', '}']).count();
         if braces != if tagged { 2 } else { 0 } {
             return Err(Error::invalid(format!(
-                "`prefix={prefix}` has braces that are no hash tag; say for instance `prefix={{app}}:`"
+                "braces in `prefix={prefix}` are not a hash tag; expected e.g. `prefix={{app}}:`"
             )));
         }
         let before = if tagged {
@@ -57,20 +57,20 @@ impl Keys {
     }
 
     /// # Errors
-    /// `Invalid` for a name with braces, which would hide where its keys lie in a cluster.
-    pub(super) fn named(&self, name: &str) -> Result<Named> {
+    /// `Invalid` for a name with braces, which would change its slot in a cluster.
+    pub(super) fn named(&self, name: &str) -> Result<ResourceKeys> {
         if name.contains(['{', '}']) || name.starts_with(RESERVED) {
             return Err(Error::invalid(format!(
-                "`{name}` cannot be a name on redis: it has braces or starts with `{RESERVED}`"
+                "invalid name `{name}` for redis; it must not have braces or start with `{RESERVED}`"
             )));
         }
-        Ok(Named {
+        Ok(ResourceKeys {
             list: format!("{}{name}", self.prefix),
             side: format!("{}{name}{}", self.beside.0, self.beside.1),
         })
     }
 
-    /// What scripts need that find queues by name: before the list's name, before and after it in the keys beside it.
+    /// Arguments of scripts that find queues by name: prefix of the list, and text before and after the name in side keys.
     pub(super) fn parts(&self) -> [&str; 3] {
         [&self.prefix, &self.beside.0, self.beside.1]
     }
@@ -84,7 +84,7 @@ impl Keys {
         format!("{}{RESERVED}{what}", self.prefix)
     }
 
-    /// A key that is never there.
+    /// A key that never exists.
     pub(super) fn probe(&self) -> String {
         format!("{}{RESERVED}probe", self.prefix)
     }
@@ -106,7 +106,7 @@ impl Keys {
     pub(super) fn value(&self, key: &str) -> Result<String> {
         if key.starts_with(RESERVED) {
             return Err(Error::invalid(format!(
-                "key `{key}` starts with `{RESERVED}`, which is ours"
+                "key `{key}` starts with the reserved prefix `{RESERVED}`"
             )));
         }
         Ok(format!("{}{key}", self.prefix))

@@ -13,7 +13,7 @@ use super::script::{self, Call};
 use super::store::{Store, millis};
 use super::{error, reply};
 
-/// How many keys one step of a listing looks at.
+/// Keys scanned in one step of a listing.
 const SCAN: usize = 1_000;
 
 #[async_trait]
@@ -55,12 +55,12 @@ impl Kv for Store {
         }
     }
 
-    /// Looks at every key of the database: for operators, not for each request.
+    /// Scans every key of the database: for operators, not for requests.
     async fn keys(&self, prefix: &str, after: Option<&str>, max: usize) -> Result<Vec<String>> {
         self.servers.check_open()?;
         let pattern = format!("{}*", escape(&self.keys.value("").map(|all| all + prefix)?));
         let mut found = BTreeSet::new();
-        for link in self.servers.links().await? {
+        for node in self.servers.nodes().await? {
             for kind in ["string", "hash"] {
                 let mut cursor = "0".to_owned();
                 loop {
@@ -72,9 +72,9 @@ impl Kv for Store {
                         .arg(SCAN)
                         .arg("TYPE")
                         .arg(kind);
-                    let [next, keys] = reply::tuple(link.query(&scan).await?)?;
+                    let [next, keys] = reply::tuple(node.query(&scan).await?)?;
                     for key in reply::list(keys)? {
-                        // A key that is no text is none of ours.
+                        // A key that is not UTF-8 is not ours.
                         let Ok(key) = reply::text(key) else { continue };
                         if let Some(key) = self.keys.shown(&key)
                             && after.is_none_or(|after| key > after)
@@ -101,7 +101,7 @@ impl Store {
         let name = self.keys.value(key)?;
         let mut cmd = redis::cmd(command);
         cmd.arg(&name);
-        let (link, answer) = self.servers.attempt(name.as_bytes(), &cmd).await?;
+        let (node, answer) = self.servers.attempt(name.as_bytes(), &cmd).await?;
         let error = match answer {
             Ok(value) => return Ok(value),
             Err(error) => error,
@@ -110,17 +110,17 @@ impl Store {
             let mut kind = redis::cmd("TYPE");
             kind.arg(&name);
             let kind = self.servers.query(name.as_bytes(), &kind).await?;
-            let said = match reply::text(kind)?.as_str() {
+            let mismatch = match reply::text(kind)?.as_str() {
                 "hash" => "holds fields, not a value",
                 "string" => "holds a value, not fields",
-                // Something else is there than this port ever writes.
+                // A type that this port never writes.
                 _ => "",
             };
-            if !said.is_empty() {
-                return Err(Error::invalid(format!("key `{key}` {said}")));
+            if !mismatch.is_empty() {
+                return Err(Error::invalid(format!("key `{key}` {mismatch}")));
             }
         }
-        Err(error::of_command(&link.name(), &cmd, error)).context(|| format!("read key `{key}`"))
+        Err(error::of_command(&node.name(), &cmd, error)).context(|| format!("read key `{key}`"))
     }
 
     /// The keys of the ops, each once.
@@ -139,7 +139,7 @@ impl Store {
 
     /// The six arguments of an op, as `kv_lib.lua` reads them.
     pub(super) fn add_op(&self, call: &mut Call, op: &Op) -> Result<()> {
-        // Redis knows no ttl of zero; a year of a million days is for ever.
+        // Redis has no TTL of zero; a million days count as no expiry.
         let ttl = |ttl: &Option<Duration>| {
             ttl.map(|ttl| millis(ttl).clamp(1, 1 << 46).to_string())
                 .unwrap_or_default()
@@ -198,7 +198,7 @@ impl Store {
     }
 }
 
-/// What the script said about these ops.
+/// Parses the answer of the script.
 pub(super) fn committed(ops: &[Op], answer: Value) -> Result<Committed> {
     let value = |value: Value| match value {
         Value::Nil => Ok(None),

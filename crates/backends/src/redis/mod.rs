@@ -1,25 +1,26 @@
 //! Redis: queues on its lists, streams, routes, keys and values, rate limits, shared by many processes.
 //!
 //! ```text
-//! LPUSH by anybody --> list `messages` (bare payloads) --lease.lua--> side keys: leased, delayed, dead
-//!                          |                                              |
-//!                          +--> BRPOP by anybody                          +--> given back, retried, redriven
+//! LPUSH by any client --> list `messages` (bare payloads) --lease.lua--> side keys: leased, delayed, dead
+//!                             |                                              |
+//!                             +--> BRPOP by any client                       +--> returned, retried, redriven
 //! ```
 //!
-//! Every change is one script, so it happens whole or not at all. Scripts read
-//! the server's clock; ours is not asked. Keys: `docs/reference/redis.md`.
+//! Every change is one script, so it is atomic. Scripts read
+//! the server's clock, not ours. Keys: `docs/reference/redis.md`.
 
 mod asynq;
 mod baseline;
+mod batcher;
 mod config;
 mod connection;
 mod declared;
 mod effects;
 mod error;
-mod gather;
 mod health;
 mod keys;
 mod kv;
+mod notify;
 mod queue;
 mod rate_limit;
 mod reply;
@@ -28,7 +29,6 @@ mod script;
 mod servers;
 mod store;
 mod stream;
-mod wait;
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ pub use baseline::Baseline;
 pub use rate_limit::decide_at_for_testing;
 use store::Store;
 
-/// This family's row.
+/// The descriptor of this family.
 pub const DESCRIPTOR: Descriptor = Descriptor {
     name: "redis",
     schemes: config::SCHEMES,
@@ -52,7 +52,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
         Capability::Kv,
         Capability::RateLimit,
         Capability::Effects,
-        Capability::Positions,
+        Capability::SourceOffsets,
         Capability::Delay,
         Capability::Expiry,
         Capability::KeyOrder,
@@ -83,7 +83,7 @@ pub const DESCRIPTOR: Descriptor = Descriptor {
                 kv: Some(Arc::clone(&store) as _),
                 rate_limit: Some(Arc::clone(&store) as _),
                 effects: Some(store),
-                positions: None,
+                source_offsets: None,
             })
         })
     },

@@ -9,33 +9,33 @@ use redis::Value;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use towpath_core::port::queue::{
-    DeadLetter, Enqueued, LeaseRequest, Peeked, Place, Queue, Selection, Settings, Settlement,
-    Stats, Verdict, check_batch, check_lease,
+    DeadLetter, Enqueued, LeaseRequest, MessageState, Peeked, Queue, Selection, Settings,
+    Settlement, Stats, Verdict, check_batch, check_lease,
 };
 use towpath_core::{
     ConsumerId, Delivery, Error, Headers, Message, MessageId, NewMessage, QueueName, Receipt,
     Result, ResultExt, Timestamp,
 };
 
-use super::gather;
+use super::batcher;
+use super::notify::Kind;
 use super::reply;
 use super::script::{self, Call};
-use super::store::{Known, Store, is_nothing, millis};
-use super::wait::Kind;
+use super::store::{ResourceHandle, Store, is_nothing, millis};
 
-/// When a refused producer may come back.
+/// Retry time of a refused producer.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Most messages that one script takes or gives, so that the server's other users do not wait for long.
+/// Most messages of one script, so that other clients of the server do not wait for long.
 pub(super) const STEP: usize = 1_000;
 
 /// Most payload bytes in one command.
 const STEP_BYTES: usize = 32 << 20;
 
-/// The longest sleep while waiting: what comes back by another process's doing is seen after that.
+/// Longest sleep while waiting: messages returned by other processes are seen after it.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 
-/// What travels beside the payload and only we read; nothing when there is nothing to tell.
+/// Headers and key beside the payload, read only by us; empty without both.
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct Blob {
     pub(super) headers: Headers,
@@ -68,8 +68,8 @@ impl Blob {
 #[async_trait]
 impl Queue for Store {
     async fn declare(&self, queue: &QueueName, settings: &Settings) -> Result<()> {
-        let known = self.queue(queue).await?;
-        self.write_settings(&known.keys, settings)
+        let handle = self.queue(queue).await?;
+        self.write_settings(&handle.keys, settings)
             .await
             .context(|| format!("declare `{queue}`"))?;
         self.declared.queue(queue, settings);
@@ -88,7 +88,7 @@ impl Queue for Store {
         while !rest.is_empty() {
             let (step, after) = rest.split_at(step_of(rest));
             rest = after;
-            self.take_in(queue, step, &mut outcomes)
+            self.enqueue_batched(queue, step, &mut outcomes)
                 .await
                 .context(|| format!("enqueue into `{queue}`"))?;
         }
@@ -97,24 +97,24 @@ impl Queue for Store {
 
     async fn lease(&self, request: LeaseRequest) -> Result<Vec<Delivery>> {
         request.check()?;
-        // `None` for a moment that no clock reaches.
+        // `None` for a wait without end.
         let until = Instant::now().checked_add(request.wait);
-        let known = self.queue_to_lease(&request.queue).await?;
-        known.remember(&request.consumer);
+        let handle = self.queue_to_lease(&request.queue).await?;
+        handle.remember(&request.consumer);
         loop {
-            // Listening starts before looking, so that nothing slips through in between.
-            let mut news = std::pin::pin!(known.bell.news.notified());
-            news.as_mut().enable();
+            // Listen before checking, so that no wakeup is missed.
+            let mut changed = std::pin::pin!(handle.wakeup.changed.notified());
+            changed.as_mut().enable();
             let mut closing = std::pin::pin!(self.closing.notified());
             closing.as_mut().enable();
             let found = self
-                .hand_out(&known, &request)
+                .lease_once(&handle, &request)
                 .await
                 .context(|| format!("lease from `{}`", request.queue))?;
             if !found.deliveries.is_empty() {
                 return Ok(found.deliveries);
             }
-            // What was found ended, and others may be free to go for it.
+            // The messages found ended, and may have unlocked others of their key.
             if found.look_again == Some(Duration::ZERO) {
                 continue;
             }
@@ -124,10 +124,10 @@ impl Queue for Store {
             if left.is_zero() {
                 return Ok(Vec::new());
             }
-            // A paused queue is not empty, and its list would wake us for nothing.
-            let _waiting = (!found.paused).then(|| known.bell.wait());
+            // A paused queue is not empty: its list would wake us at once.
+            let _waiting = (!found.paused).then(|| handle.wakeup.wait());
             tokio::select! {
-                () = &mut news => {}
+                () = &mut changed => {}
                 () = &mut closing => {}
                 () = tokio::time::sleep(found.look_again.unwrap_or(LOOK).min(LOOK).min(left)) => {}
             }
@@ -144,9 +144,9 @@ impl Queue for Store {
                 .push(at);
         }
         for (queue, places) in by_queue {
-            let known = self.queue(queue).await?;
+            let handle = self.queue(queue).await?;
             for step in places.chunks(STEP) {
-                let mut call = known.call(&script::SETTLE);
+                let mut call = handle.call(&script::SETTLE);
                 for at in step {
                     add_settlement(&mut call, &settlements[*at]);
                 }
@@ -161,7 +161,7 @@ impl Queue for Store {
                     }
                 }
             }
-            known.bell.news.notify_waiters();
+            handle.wakeup.changed.notify_waiters();
         }
         Ok(outcomes)
     }
@@ -174,8 +174,8 @@ impl Queue for Store {
             by_queue.entry(&receipt.queue).or_default().push(at);
         }
         for (queue, places) in by_queue {
-            let known = self.queue(queue).await?;
-            let mut call = known.call(&script::EXTEND);
+            let handle = self.queue(queue).await?;
+            let mut call = handle.call(&script::EXTEND);
             call.arg(millis(lease));
             for at in &places {
                 call.arg(number_text(receipts[*at].number))
@@ -198,8 +198,8 @@ impl Queue for Store {
     async fn disconnect(&self, consumer: &ConsumerId) -> Result<u64> {
         let mut count = 0;
         for queue in self.names(Kind::Queue).await? {
-            let known = self.queue(&QueueName::new(queue)?).await?;
-            count += self.give_up(&known, consumer, "").await?;
+            let handle = self.queue(&QueueName::new(queue)?).await?;
+            count += self.disconnect_consumer(&handle, consumer, "").await?;
         }
         Ok(count)
     }
@@ -215,12 +215,12 @@ impl Queue for Store {
     async fn stats(&self, queue: &QueueName) -> Result<Stats> {
         self.find_stats(queue)
             .await?
-            .ok_or_else(|| Error::not_found(format!("there is no queue `{queue}`")))
+            .ok_or_else(|| Error::not_found(format!("unknown queue `{queue}`")))
     }
 
     async fn peek(&self, queue: &QueueName, max: usize) -> Result<Vec<Peeked>> {
-        let known = self.queue(queue).await?;
-        let mut call = known.call(&script::PEEK);
+        let handle = self.queue(queue).await?;
+        let mut call = handle.call(&script::PEEK);
         call.arg(max.min(STEP));
         reply::list(self.servers.run(call).await?)?
             .into_iter()
@@ -228,10 +228,10 @@ impl Queue for Store {
                 let [place, attempts, id, at, blob, payload] = reply::tuple(one)?;
                 Ok(Peeked {
                     message: message(id, at, blob, payload)?,
-                    place: match reply::text(place)?.as_str() {
-                        "leased" => Place::Leased,
-                        "delayed" => Place::Delayed,
-                        _ => Place::Ready,
+                    state: match reply::text(place)?.as_str() {
+                        "leased" => MessageState::Leased,
+                        "delayed" => MessageState::Delayed,
+                        _ => MessageState::Ready,
                     },
                     attempts: attempts_of(attempts)?,
                 })
@@ -250,15 +250,15 @@ impl Queue for Store {
     }
 
     async fn purge(&self, queue: &QueueName) -> Result<u64> {
-        let known = self.queue(queue).await?;
+        let handle = self.queue(queue).await?;
         let (mut total, mut left, mut newest) = (0, None::<u64>, String::new());
         loop {
-            let mut call = known.call(&script::PURGE);
+            let mut call = handle.call(&script::PURGE);
             call.arg(left.map(|left| left.to_string()).unwrap_or_default())
                 .arg(&newest);
             let [dropped, from_list, length, cut] = reply::tuple(self.servers.run(call).await?)?;
             let (dropped, from_list) = (reply::number(dropped)?, reply::number(from_list)?);
-            // What was there when the call began, and not what comes in the meantime.
+            // Messages from before the call, not those that arrive meanwhile.
             left = Some(
                 left.unwrap_or(reply::number(length)?)
                     .saturating_sub(from_list),
@@ -277,8 +277,8 @@ impl Queue for Store {
         after: Option<MessageId>,
         max: usize,
     ) -> Result<Vec<DeadLetter>> {
-        let known = self.queue(queue).await?;
-        let mut call = known.call(&script::DEAD_LETTERS);
+        let handle = self.queue(queue).await?;
+        let mut call = handle.call(&script::DEAD_LETTERS);
         call.arg(after.map(|id| id.as_bytes().to_vec()).unwrap_or_default())
             .arg(max.min(STEP));
         reply::list(self.servers.run(call).await?)?
@@ -300,33 +300,33 @@ impl Queue for Store {
     }
 
     async fn redrive(&self, queue: &QueueName, selection: &Selection) -> Result<u64> {
-        let count = self.bring_back(queue, "redrive", selection).await?;
+        let count = self.move_dead_letters(queue, "redrive", selection).await?;
         self.wake(queue);
         Ok(count)
     }
 
     async fn drop_dead(&self, queue: &QueueName, selection: &Selection) -> Result<u64> {
-        self.bring_back(queue, "drop", selection).await
+        self.move_dead_letters(queue, "drop", selection).await
     }
 }
 
-/// What a look for work gave.
-struct Found {
+/// Answer of the lease script.
+struct LeaseReply {
     deliveries: Vec<Delivery>,
     paused: bool,
-    /// When something may fall due.
+    /// When a message may become due.
     look_again: Option<Duration>,
 }
 
 impl Store {
-    /// Sends one step's worth of messages, and adds an outcome for each.
-    async fn take_in(
+    /// Sends one step of messages, and adds an outcome for each.
+    async fn enqueue_batched(
         &self,
         queue: &QueueName,
         messages: &[NewMessage],
         outcomes: &mut Vec<Result<Enqueued>>,
     ) -> Result<()> {
-        let known = self.queue(queue).await?;
+        let handle = self.queue(queue).await?;
         let checked: Vec<Result<()>> = messages.iter().map(NewMessage::check).collect();
         let pairs = messages.iter().zip(&checked);
         let sent: Vec<NewMessage> = pairs
@@ -335,7 +335,7 @@ impl Store {
             .collect();
         let answers = match sent.is_empty() {
             true => Vec::new(),
-            false => gather::take_in(&self.servers, &known, sent).await?,
+            false => batcher::enqueue_batched(&self.servers, &handle, sent).await?,
         };
         let mut answers = answers.into_iter();
         for (message, checked) in messages.iter().zip(checked) {
@@ -348,13 +348,17 @@ impl Store {
                 },
             });
         }
-        known.bell.news.notify_waiters();
+        handle.wakeup.changed.notify_waiters();
         Ok(())
     }
 
-    /// Leases what there is.
-    async fn hand_out(&self, known: &Known, request: &LeaseRequest) -> Result<Found> {
-        let mut call = known.call(&script::LEASE);
+    /// Leases ready messages.
+    async fn lease_once(
+        &self,
+        handle: &ResourceHandle,
+        request: &LeaseRequest,
+    ) -> Result<LeaseReply> {
+        let mut call = handle.call(&script::LEASE);
         call.arg(request.consumer.as_str())
             .arg(&self.session)
             .arg(request.max.min(STEP))
@@ -379,7 +383,7 @@ impl Store {
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Found {
+        Ok(LeaseReply {
             deliveries,
             paused: reply::number(paused)? == 1,
             // -1 for never.
@@ -440,31 +444,31 @@ impl Store {
     }
 
     async fn set_paused(&self, queue: &QueueName, paused: bool) -> Result<()> {
-        let known = self.queue(queue).await?;
+        let handle = self.queue(queue).await?;
         let mut set = redis::cmd("HSET");
-        set.arg(known.keys.queue())
+        set.arg(handle.keys.queue())
             .arg("paused")
             .arg(u8::from(paused));
         self.servers
-            .query(known.keys.list.as_bytes(), &set)
+            .query(handle.keys.list.as_bytes(), &set)
             .await
             .map(drop)
     }
 
     /// Redrives or drops dead letters, step by step.
-    async fn bring_back(
+    async fn move_dead_letters(
         &self,
         queue: &QueueName,
         what: &str,
         selection: &Selection,
     ) -> Result<u64> {
-        let known = self.queue(queue).await?;
+        let handle = self.queue(queue).await?;
         let mut total = 0;
         match selection {
             Selection::All => {
                 let mut newest = String::new();
                 loop {
-                    let mut call = known.call(&script::BRING_BACK);
+                    let mut call = handle.call(&script::REDRIVE);
                     call.arg(what).arg(&newest);
                     let [moved, cut, more] = reply::tuple(self.servers.run(call).await?)?;
                     total += reply::number(moved)?;
@@ -476,7 +480,7 @@ impl Store {
             }
             Selection::Ids(ids) => {
                 for step in ids.chunks(STEP) {
-                    let mut call = known.call(&script::BRING_BACK);
+                    let mut call = handle.call(&script::REDRIVE);
                     call.arg(what).arg("");
                     for id in step {
                         call.arg(&id.as_bytes()[..]);
@@ -490,7 +494,7 @@ impl Store {
     }
 }
 
-/// How many of these messages go into one command; at least one.
+/// Number of these messages for one command; at least one.
 pub(super) fn step_of(messages: &[NewMessage]) -> usize {
     let mut bytes = 0;
     let fitting = messages
@@ -521,7 +525,7 @@ pub(super) fn add_message(call: &mut Call, message: &NewMessage) -> Result<()> {
     Ok(())
 }
 
-/// A moment in milliseconds that Lua holds exactly; further away is never.
+/// A time in milliseconds that Lua represents exactly; beyond that is never.
 fn clamp(moment: Timestamp) -> u64 {
     moment.as_millis().min(1 << 52)
 }
@@ -558,7 +562,7 @@ fn id_of(value: Value) -> Result<MessageId> {
         .map_err(|_| Error::corrupt("a message id does not have sixteen bytes"))
 }
 
-/// Text that was cut to a length on the server.
+/// Text that the server cut to a length.
 fn lossy(value: Value) -> Result<String> {
     Ok(String::from_utf8_lossy(&reply::bytes(value)?).into_owned())
 }
@@ -574,19 +578,19 @@ fn message(id: Value, at: Value, blob: Value, payload: Value) -> Result<Message>
     })
 }
 
-/// The refusal of a queue at its depth.
+/// The error of a full queue.
 pub(super) fn queue_is_full(queue: &QueueName) -> Error {
     Error::overloaded(format!("queue `{queue}` is full"), RETRY_AFTER)
 }
 
 pub(super) fn stale(receipt: &Receipt) -> Error {
     Error::conflict(format!(
-        "the lease of message number {} of `{}` had expired, and the message went on",
+        "lease of message number {} of `{}` expired and the message was delivered again or returned",
         receipt.number, receipt.queue
     ))
 }
 
-/// An age in milliseconds; -1 stands for none.
+/// An age in milliseconds; -1 for none.
 fn age_of(value: Value) -> Result<Option<Duration>> {
     match value {
         Value::Int(ms) => Ok(u64::try_from(ms).ok().map(Duration::from_millis)),

@@ -51,7 +51,7 @@ impl RateLimit for Store {
 }
 
 impl Store {
-    /// Runs the script, at a given moment when a test says so.
+    /// Runs the script, at a time set by a test.
     async fn decide(
         &self,
         what: &str,
@@ -95,7 +95,7 @@ impl Store {
     }
 }
 
-/// Takes one after the other, each at a moment of the test's own.
+/// Takes one after the other, each at a time set by the test.
 ///
 /// # Errors
 /// As `RateLimit::take`.
@@ -113,7 +113,7 @@ pub async fn decide_at_for_testing(url: &str, steps: &[(u64, Take)]) -> Result<V
     Ok(decisions)
 }
 
-/// A natural number of any size, at most the largest there is.
+/// A natural number of any size, clamped to the largest `u64`.
 fn saturating(digits: Value) -> Result<u64> {
     let digits = reply::text(digits)?;
     if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_digit()) {

@@ -1,4 +1,4 @@
-//! Reading replies of scripts; what is not as expected is `Corrupt`.
+//! Parses replies of scripts; an unexpected one is `Corrupt`.
 
 use redis::Value;
 use towpath_core::{Error, Result};
@@ -19,7 +19,7 @@ pub(super) fn list(value: Value) -> Result<Vec<Value>> {
     }
 }
 
-/// A list of exactly so many.
+/// A list of exactly `N` values.
 pub(super) fn tuple<const N: usize>(value: Value) -> Result<[Value; N]> {
     let values = list(value)?;
     <[Value; N]>::try_from(values).map_err(|values| unexpected("a tuple", &Value::Array(values)))

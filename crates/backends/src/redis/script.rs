@@ -1,4 +1,4 @@
-//! The scripts, and a call of one. `scripts/*_lib.lua` are shared parts that stand before those that use them.
+//! The scripts, and calls of them. `scripts/*_lib.lua` are shared parts, placed before the scripts that use them.
 
 use std::sync::LazyLock;
 
@@ -25,16 +25,16 @@ macro_rules! scripts {
 
 scripts! {
     ENQUEUE: "guard_lib" "queue" "enqueue_lib" "enqueue";
-    LEASE: "guard_lib" "queue" "record_lib" "dead_lib" "due_lib" "list_lib" "back_lib" "lease";
+    LEASE: "guard_lib" "queue" "record_lib" "dead_lib" "due_lib" "list_lib" "return_lib" "lease";
     SETTLE: "guard_lib" "queue" "record_lib" "dead_lib" "settle_lib" "settle";
     EXTEND: "guard_lib" "queue" "record_lib" "dead_lib" "settle_lib" "extend";
-    DISCONNECT: "guard_lib" "queue" "record_lib" "due_lib" "back_lib" "disconnect";
-    TEND: "guard_lib" "queue" "record_lib" "due_lib" "back_lib" "tend";
+    DISCONNECT: "guard_lib" "queue" "record_lib" "due_lib" "return_lib" "disconnect";
+    MAINTAIN: "guard_lib" "queue" "record_lib" "due_lib" "return_lib" "maintain";
     STATS: "guard_lib" "queue" "record_lib" "due_lib" "stats";
     PEEK: "guard_lib" "queue" "record_lib" "due_lib" "list_lib" "peek";
     PURGE: "guard_lib" "queue" "record_lib" "due_lib" "list_lib" "purge";
     DEAD_LETTERS: "guard_lib" "queue" "record_lib" "dead_lib" "list_lib" "dead_letters";
-    BRING_BACK: "guard_lib" "queue" "record_lib" "bring_back";
+    REDRIVE: "guard_lib" "queue" "record_lib" "redrive";
     PUBLISH: "guard_lib" "queue" "enqueue_lib" "routes_lib" "publish";
     KV: "guard_lib" "kv_lib" "kv";
     LIMIT: "guard_lib" "big_lib" "limit";
@@ -43,12 +43,12 @@ scripts! {
     READ: "guard_lib" "stream_lib" "read";
     COMMIT: "guard_lib" "stream_lib" "commit";
     CLAIM: "guard_lib" "stream_lib" "claim";
-    LEAVE: "guard_lib" "stream_lib" "leave";
-    TEND_STREAM: "guard_lib" "stream_lib" "tend_stream";
+    DISCONNECT_STREAM: "guard_lib" "stream_lib" "disconnect_stream";
+    MAINTAIN_STREAM: "guard_lib" "stream_lib" "maintain_stream";
     TRIM: "guard_lib" "stream_lib" "trim";
     STREAM_STATS: "guard_lib" "stream_lib" "stream_stats";
     RANGE: "guard_lib" "stream_lib" "range";
-    PROBE: "guard_lib" "queue" "record_lib" "dead_lib" "due_lib" "back_lib" "enqueue_lib" "probe_lib" "probe";
+    PROBE: "guard_lib" "queue" "record_lib" "dead_lib" "due_lib" "return_lib" "enqueue_lib" "probe_lib" "probe";
     PROBE_STREAM: "guard_lib" "stream_lib" "probe_lib" "probe_stream";
     PROBE_KEYS: "guard_lib" "probe_lib" "probe_keys";
     EFFECTS: "guard_lib" "queue" "record_lib" "dead_lib" "enqueue_lib" "settle_lib" "routes_lib" "kv_lib" "stream_lib" "effects";
@@ -57,7 +57,7 @@ scripts! {
 impl Script {
     fn new(parts: &[&str]) -> Self {
         let defaults = Settings::default();
-        // What holds for a queue that was never declared.
+        // Defaults of a queue that was never declared.
         let mut code = format!(
             "local STRICT, DEFAULT_ATTEMPTS, DEFAULT_DEDUP_MS = {}, {}, {}\n",
             cfg!(debug_assertions),

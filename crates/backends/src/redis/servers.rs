@@ -1,4 +1,4 @@
-//! Which server a key is on: always the same one, or the node of its slot in a cluster.
+//! Finds the server of a key: always the same one, or the node of its slot in a cluster.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,18 +10,18 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use towpath_core::{Error, Result};
 
-use super::config::{Address, Config, Place};
-use super::connection::{Aim, Link};
+use super::config::{Address, Config, Topology};
+use super::connection::{NodeConnection, Target};
 use super::script::Call;
 use super::{error, reply};
 
 /// How often a script is loaded for one call.
 const LOADS: usize = 4;
 
-/// Pause before a command is tried again whose slot is being moved.
+/// Pause before a retry while a slot is being moved.
 const MOVING: Duration = Duration::from_millis(20);
 
-/// Every server there is.
+/// The servers.
 pub(super) struct Servers {
     config: Arc<Config>,
     nodes: Nodes,
@@ -29,7 +29,7 @@ pub(super) struct Servers {
 }
 
 enum Nodes {
-    One(Arc<Link>),
+    One(Arc<NodeConnection>),
     Cluster {
         seeds: Vec<Address>,
         map: Mutex<SlotMap>,
@@ -38,14 +38,14 @@ enum Nodes {
 
 #[derive(Default)]
 struct SlotMap {
-    links: HashMap<Address, Arc<Link>>,
+    nodes: HashMap<Address, Arc<NodeConnection>>,
     /// First slot, last slot, and the node that has them.
     ranges: Vec<(u16, u16, Address)>,
 }
 
 impl SlotMap {
-    /// Notes where a slot went: other nodes may not know yet.
-    fn moved(&mut self, asked: &Link, error: &RedisError) {
+    /// Records the new node of a slot: other nodes may not know it yet.
+    fn moved(&mut self, asked: &NodeConnection, error: &RedisError) {
         let mut words = error.detail().unwrap_or_default().split(' ');
         let slot = words.next().and_then(|slot| slot.parse::<u16>().ok());
         let place = words.next().and_then(|place| place.rsplit_once(':'));
@@ -66,14 +66,14 @@ impl SlotMap {
 
 impl Servers {
     pub(super) fn new(config: Arc<Config>) -> Self {
-        let one = |aim| Nodes::One(Arc::new(Link::new(Arc::clone(&config), aim)));
-        let nodes = match &config.place {
-            Place::Server(address) => one(Aim::Address(address.clone())),
-            Place::Sentinels { sentinels, master } => one(Aim::Master {
+        let one = |target| Nodes::One(Arc::new(NodeConnection::new(Arc::clone(&config), target)));
+        let nodes = match &config.topology {
+            Topology::Server(address) => one(Target::Address(address.clone())),
+            Topology::Sentinels { sentinels, master } => one(Target::Master {
                 sentinels: sentinels.clone(),
                 name: master.clone(),
             }),
-            Place::Cluster(seeds) => Nodes::Cluster {
+            Topology::Cluster(seeds) => Nodes::Cluster {
                 seeds: seeds.clone(),
                 map: Mutex::default(),
             },
@@ -99,10 +99,10 @@ impl Servers {
     pub(super) async fn close(&self) {
         self.closed.store(true, Ordering::Release);
         match &self.nodes {
-            Nodes::One(link) => link.close().await,
+            Nodes::One(node) => node.close().await,
             Nodes::Cluster { map, .. } => {
-                for link in map.lock().await.links.values() {
-                    link.close().await;
+                for node in map.lock().await.nodes.values() {
+                    node.close().await;
                 }
             }
         }
@@ -145,47 +145,47 @@ impl Servers {
         let key = keys.first().map(Vec::as_slice).unwrap_or_default();
         // Each node of a cluster that the slot moves to gets the script once.
         for _ in 0..LOADS {
-            let (link, answer) = self.attempt(key, &cmd).await?;
+            let (node, answer) = self.attempt(key, &cmd).await?;
             match answer {
                 Ok(value) => return Ok(value),
                 Err(missing) if missing.code() == Some("NOSCRIPT") => {
                     let mut load = redis::cmd("SCRIPT");
                     load.arg("LOAD").arg(script.code);
-                    link.query(&load).await?;
+                    node.query(&load).await?;
                 }
-                Err(error) => return Err(error::of_command(&link.name(), &cmd, error)),
+                Err(error) => return Err(error::of_command(&node.name(), &cmd, error)),
             }
         }
         Err(Error::unavailable(
-            "the server forgets scripts as soon as it has them; try again",
+            "the server does not keep loaded scripts; retry",
         ))
     }
 
     /// Sends a command once, to the server that has `key`.
     pub(super) async fn query(&self, key: &[u8], cmd: &Cmd) -> Result<Value> {
-        let (link, answer) = self.attempt(key, cmd).await?;
-        answer.map_err(|error| error::of_command(&link.name(), cmd, error))
+        let (node, answer) = self.attempt(key, cmd).await?;
+        answer.map_err(|error| error::of_command(&node.name(), cmd, error))
     }
 
-    /// A server that refuses because a slot has moved, or is being moved, did nothing: the next one is asked, or the
-    /// same one again a little later.
+    /// A server that refuses because a slot moved, or is being moved, did nothing: the command is sent to the new node, or
+    /// again after a pause.
     pub(super) async fn attempt(
         &self,
         key: &[u8],
         cmd: &Cmd,
-    ) -> Result<(Arc<Link>, std::result::Result<Value, RedisError>)> {
+    ) -> Result<(Arc<NodeConnection>, std::result::Result<Value, RedisError>)> {
         let until = Instant::now() + self.config.timeout;
         let mut has_moved = false;
         loop {
             self.check_open()?;
-            let link = self.link(key).await?;
-            let answer = link.send(cmd).await;
+            let node = self.node(key).await?;
+            let answer = node.send(cmd).await;
             let Nodes::Cluster { map, .. } = &self.nodes else {
-                return Ok((link, answer?));
+                return Ok((node, answer?));
             };
             let follow = match &answer {
                 Ok(Err(error)) if is_moved(&answer) => {
-                    map.lock().await.moved(&link, error);
+                    map.lock().await.moved(&node, error);
                     true
                 }
                 Ok(Err(error)) if error::is_moving(error) => true,
@@ -203,19 +203,19 @@ impl Servers {
                 Ok(Ok(_)) => false,
             };
             if !follow || Instant::now() >= until {
-                return Ok((link, answer?));
+                return Ok((node, answer?));
             }
-            // A first move is followed at once. Nodes point to each other for a moment while news of it spreads.
+            // The first move is followed at once. Nodes may redirect to each other while it propagates.
             if std::mem::replace(&mut has_moved, true) || !is_moved(&answer) {
                 tokio::time::sleep(MOVING).await;
             }
         }
     }
 
-    /// The way to the server that has `key`.
-    pub(super) async fn link(&self, key: &[u8]) -> Result<Arc<Link>> {
+    /// The connection to the server that has `key`.
+    pub(super) async fn node(&self, key: &[u8]) -> Result<Arc<NodeConnection>> {
         match &self.nodes {
-            Nodes::One(link) => Ok(Arc::clone(link)),
+            Nodes::One(node) => Ok(Arc::clone(node)),
             Nodes::Cluster { seeds, map } => {
                 let slot = slot_of(key);
                 let mut map = map.lock().await;
@@ -230,23 +230,23 @@ impl Servers {
                     .ok_or_else(|| {
                         Error::unavailable(format!("no node of the cluster has slot {slot}"))
                     })?;
-                Ok(self.link_to(&mut map, address))
+                Ok(self.node_at(&mut map, address))
             }
         }
     }
 
     /// Whether the server that has `key` answers.
     pub(super) async fn is_connected(&self, key: &[u8]) -> bool {
-        match self.link(key).await {
-            Ok(link) => link.is_connected().await,
+        match self.node(key).await {
+            Ok(node) => node.is_connected().await,
             Err(_) => false,
         }
     }
 
     /// Every server that holds keys.
-    pub(super) async fn links(&self) -> Result<Vec<Arc<Link>>> {
+    pub(super) async fn nodes(&self) -> Result<Vec<Arc<NodeConnection>>> {
         match &self.nodes {
-            Nodes::One(link) => Ok(vec![Arc::clone(link)]),
+            Nodes::One(node) => Ok(vec![Arc::clone(node)]),
             Nodes::Cluster { seeds, map } => {
                 let mut map = map.lock().await;
                 if map.ranges.is_empty() {
@@ -261,32 +261,32 @@ impl Servers {
                 addresses.dedup();
                 Ok(addresses
                     .into_iter()
-                    .map(|address| self.link_to(&mut map, address))
+                    .map(|address| self.node_at(&mut map, address))
                     .collect())
             }
         }
     }
 
-    fn link_to(&self, map: &mut SlotMap, address: Address) -> Arc<Link> {
-        let link = map.links.entry(address).or_insert_with_key(|address| {
-            Arc::new(Link::new(
+    fn node_at(&self, map: &mut SlotMap, address: Address) -> Arc<NodeConnection> {
+        let node = map.nodes.entry(address).or_insert_with_key(|address| {
+            Arc::new(NodeConnection::new(
                 Arc::clone(&self.config),
-                Aim::Address(address.clone()),
+                Target::Address(address.clone()),
             ))
         });
-        Arc::clone(link)
+        Arc::clone(node)
     }
 
-    /// Asks one node after the other which has what.
+    /// Reads the slot map from the first node that answers.
     async fn discover(&self, seeds: &[Address], map: &mut SlotMap) -> Result<()> {
         let mut asked: Vec<Address> = seeds.to_vec();
-        asked.extend(map.links.keys().cloned());
+        asked.extend(map.nodes.keys().cloned());
         let mut last = Error::unavailable("the cluster has no nodes");
         for address in asked {
-            let link = self.link_to(map, address.clone());
+            let node = self.node_at(map, address.clone());
             let mut cmd = redis::cmd("CLUSTER");
             cmd.arg("SLOTS");
-            match link
+            match node
                 .query(&cmd)
                 .await
                 .and_then(|slots| ranges(slots, &address))
@@ -307,7 +307,7 @@ fn is_moved(answer: &Result<std::result::Result<Value, RedisError>>) -> bool {
     matches!(answer, Ok(Err(error)) if error.code() == Some("MOVED"))
 }
 
-/// Reads `CLUSTER SLOTS`; a node without a host is the one that was asked.
+/// Parses `CLUSTER SLOTS`; a node without a host is the one asked.
 fn ranges(slots: Value, asked: &Address) -> Result<Vec<(u16, u16, Address)>> {
     let narrow = |value: Value| -> Result<u16> {
         let number = reply::number(value)?;
@@ -336,7 +336,7 @@ fn ranges(slots: Value, asked: &Address) -> Result<Vec<(u16, u16, Address)>> {
         .collect()
 }
 
-/// What stands between the first `{` and the `}` behind it, if anything.
+/// The hash tag: the text between the first `{` and the next `}`, if not empty.
 pub(super) fn tag_of(key: &[u8]) -> Option<&[u8]> {
     let open = key.iter().position(|byte| *byte == b'{')?;
     let rest = &key[open + 1..];
@@ -370,6 +370,10 @@ mod tests {
         assert_eq!(slot_of(b"foo"), 12_182);
         assert_eq!(slot_of(b"messages"), slot_of(b"towpath:{messages}:records"));
         assert_eq!(slot_of(b"{}x"), slot_of(b"{}x"));
-        assert_ne!(slot_of(b"{}x"), slot_of(b"{}y"), "an empty tag is none");
+        assert_ne!(
+            slot_of(b"{}x"),
+            slot_of(b"{}y"),
+            "an empty hash tag is ignored"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! What the ports share: the servers, the queues this process knows, and the task that tends them.
+//! Shared by the ports: the servers, the queues and streams in use, and their maintenance task.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,16 +10,16 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use towpath_core::{ConsumerId, Error, MessageId, QueueName, Result, StreamName};
 
+use super::batcher::EnqueueBatcher;
 use super::config::Config;
 use super::declared::Declared;
-use super::gather::Gather;
-use super::keys::{Keys, Named};
+use super::keys::{Keys, ResourceKeys};
+use super::notify::{Kind, Wakeup};
 use super::servers::Servers;
 use super::stream::End;
-use super::wait::{Bell, Kind};
 use super::{reply, script};
 
-/// Bounds of the time between two rounds of tending.
+/// Bounds of the time between two rounds of maintenance.
 const OFTEN: Duration = Duration::from_millis(100);
 const SELDOM: Duration = Duration::from_secs(1);
 
@@ -28,36 +28,36 @@ pub(super) struct Store {
     pub(super) config: Arc<Config>,
     pub(super) servers: Arc<Servers>,
     pub(super) keys: Keys,
-    /// Tells this opening from others under which a consumer of the same name leased.
+    /// Distinguishes this opening from others with a consumer of the same name.
     pub(super) session: String,
     pub(super) declared: Declared,
-    known: Mutex<BTreeMap<(Kind, String), Arc<Known>>>,
+    handles: Mutex<BTreeMap<(Kind, String), Arc<ResourceHandle>>>,
     tasks: Mutex<Vec<AbortHandle>>,
     pub(super) closing: Notify,
 }
 
 /// A queue or a stream that this process uses.
-pub(super) struct Known {
+pub(super) struct ResourceHandle {
     kind: Kind,
-    pub(super) keys: Named,
-    pub(super) bell: Arc<Bell>,
-    /// Messages on their way in.
-    pub(super) gather: Gather,
+    pub(super) keys: ResourceKeys,
+    pub(super) wakeup: Arc<Wakeup>,
+    /// Batches enqueues.
+    pub(super) batcher: EnqueueBatcher,
     /// Whether it is in the set of all names.
     listed: AtomicBool,
-    /// Whether the queue is there for sure.
+    /// Whether the queue certainly exists.
     made: AtomicBool,
-    /// Of a stream: where it ended.
+    /// Of a stream: its last known end.
     pub(super) end: Mutex<End>,
-    /// Whether the last round of tending failed.
+    /// Whether the last round of maintenance failed.
     unusable: AtomicBool,
-    /// Those of this process, whose hearts are beaten for them.
+    /// Consumers of this process, whose heartbeats it sends.
     consumers: Mutex<BTreeSet<ConsumerId>>,
 }
 
 impl Store {
     pub(super) fn open(config: Config) -> Result<Arc<Self>> {
-        // TLS needs a provider; whoever came first has chosen it.
+        // TLS needs a provider; the first library to install one has chosen it.
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
         let config = Arc::new(config);
         let store = Arc::new(Self {
@@ -65,55 +65,55 @@ impl Store {
             keys: Keys::new(&config)?,
             session: MessageId::new().to_string(),
             declared: Declared::default(),
-            known: Mutex::default(),
+            handles: Mutex::default(),
             tasks: Mutex::default(),
             closing: Notify::new(),
             config,
         });
-        // Ends with the store: it holds no more than a weak reference, and its handle is aborted by `close`.
-        let tending = tokio::spawn(tend(Arc::downgrade(&store))).abort_handle();
-        lock(&store.tasks).push(tending);
+        // Ends with the store: it holds a weak reference, and `close` aborts its handle.
+        let maintenance = tokio::spawn(maintain(Arc::downgrade(&store))).abort_handle();
+        lock(&store.tasks).push(maintenance);
         Ok(store)
     }
 
-    /// The queue, made when it is not there.
-    pub(super) async fn queue(&self, name: &QueueName) -> Result<Arc<Known>> {
-        let known = self.queue_to_lease(name).await?;
-        if !known.made.load(Ordering::Acquire) {
-            self.mark_made(&known.keys).await?;
-            known.made.store(true, Ordering::Release);
+    /// The queue, created when missing.
+    pub(super) async fn queue(&self, name: &QueueName) -> Result<Arc<ResourceHandle>> {
+        let handle = self.queue_to_lease(name).await?;
+        if !handle.made.load(Ordering::Acquire) {
+            self.mark_made(&handle.keys).await?;
+            handle.made.store(true, Ordering::Release);
         }
-        Ok(known)
+        Ok(handle)
     }
 
-    /// The queue; leasing makes it, so that a queue is seen only once its consumer waits.
-    pub(super) async fn queue_to_lease(&self, name: &QueueName) -> Result<Arc<Known>> {
-        self.known(Kind::Queue, name.as_str()).await
+    /// The queue; the lease script creates it, so that a queue is listed only once its consumer waits.
+    pub(super) async fn queue_to_lease(&self, name: &QueueName) -> Result<Arc<ResourceHandle>> {
+        self.handle(Kind::Queue, name.as_str()).await
     }
 
-    /// The stream, listed when it is not.
-    pub(super) async fn stream(&self, name: &StreamName) -> Result<Arc<Known>> {
-        self.known(Kind::Stream, name.as_str()).await
+    /// The stream, added to the listing when missing.
+    pub(super) async fn stream(&self, name: &StreamName) -> Result<Arc<ResourceHandle>> {
+        self.handle(Kind::Stream, name.as_str()).await
     }
 
-    async fn known(&self, kind: Kind, name: &str) -> Result<Arc<Known>> {
+    async fn handle(&self, kind: Kind, name: &str) -> Result<Arc<ResourceHandle>> {
         self.servers.check_open()?;
-        let known = lock(&self.known).get(&(kind, name.to_owned())).cloned();
-        if let Some(known) = known.filter(|known| known.listed.load(Ordering::Acquire)) {
-            return Ok(known);
+        let handle = lock(&self.handles).get(&(kind, name.to_owned())).cloned();
+        if let Some(handle) = handle.filter(|handle| handle.listed.load(Ordering::Acquire)) {
+            return Ok(handle);
         }
         let keys = self.keys.named(name)?;
-        let known = {
-            let mut all = lock(&self.known);
-            let known = all.entry((kind, name.to_owned())).or_insert_with(|| {
-                let bell = Arc::new(Bell::default());
-                let ringing = bell.ring(Arc::clone(&self.servers), kind, keys.list.clone());
-                lock(&self.tasks).push(ringing);
-                Arc::new(Known {
+        let handle = {
+            let mut all = lock(&self.handles);
+            let handle = all.entry((kind, name.to_owned())).or_insert_with(|| {
+                let wakeup = Arc::new(Wakeup::default());
+                let watcher = wakeup.start(Arc::clone(&self.servers), kind, keys.list.clone());
+                lock(&self.tasks).push(watcher);
+                Arc::new(ResourceHandle {
                     kind,
                     keys,
-                    bell,
-                    gather: Gather::default(),
+                    wakeup,
+                    batcher: EnqueueBatcher::default(),
                     listed: AtomicBool::new(false),
                     made: AtomicBool::new(false),
                     end: Mutex::default(),
@@ -121,42 +121,42 @@ impl Store {
                     consumers: Mutex::default(),
                 })
             });
-            Arc::clone(known)
+            Arc::clone(handle)
         };
-        if !known.listed.load(Ordering::Acquire) {
+        if !handle.listed.load(Ordering::Acquire) {
             self.list_name(kind, name).await?;
-            // Names a right that is missing before the first message is in.
-            let mut probe = known.probe();
+            // Reports a missing permission before the first message is stored.
+            let mut probe = handle.probe();
             probe.arg("first");
             self.servers.run(probe).await?;
-            known.listed.store(true, Ordering::Release);
+            handle.listed.store(true, Ordering::Release);
         }
-        Ok(known)
+        Ok(handle)
     }
 
     /// The names that this process has listed.
-    pub(super) fn known_names(&self, kind: Kind) -> Vec<String> {
-        let all = lock(&self.known);
+    pub(super) fn used_names(&self, kind: Kind) -> Vec<String> {
+        let all = lock(&self.handles);
         all.iter()
-            .filter(|((of, _), known)| *of == kind && known.listed.load(Ordering::Acquire))
+            .filter(|((of, _), handle)| *of == kind && handle.listed.load(Ordering::Acquire))
             .map(|((_, name), _)| name.clone())
             .collect()
     }
 
     /// Every queue and stream that this process uses.
-    pub(super) fn all_known(&self) -> Vec<(String, Arc<Known>)> {
-        let all = lock(&self.known);
+    pub(super) fn all_handles(&self) -> Vec<(String, Arc<ResourceHandle>)> {
+        let all = lock(&self.handles);
         all.iter()
-            .map(|((_, name), known)| (name.clone(), Arc::clone(known)))
+            .map(|((_, name), handle)| (name.clone(), Arc::clone(handle)))
             .collect()
     }
 
-    /// Those of the queues that this process has made.
+    /// Names of the queues that this process has created.
     pub(super) fn made_names(&self) -> Vec<String> {
-        let all = lock(&self.known);
+        let all = lock(&self.handles);
         let made = all
             .iter()
-            .filter(|(_, known)| known.made.load(Ordering::Acquire));
+            .filter(|(_, handle)| handle.made.load(Ordering::Acquire));
         made.map(|((_, name), _)| name.clone()).collect()
     }
 
@@ -174,47 +174,50 @@ impl Store {
         Ok(names)
     }
 
-    /// Wakes those of this process who wait for work of the queue.
+    /// Wakes waiting consumers of the queue in this process.
     pub(super) fn wake(&self, name: &QueueName) {
-        if let Some(known) = lock(&self.known).get(&(Kind::Queue, name.to_string())) {
-            known.bell.news.notify_waiters();
+        if let Some(handle) = lock(&self.handles).get(&(Kind::Queue, name.to_string())) {
+            handle.wakeup.changed.notify_waiters();
         }
     }
 
-    /// Wakes everybody of this process, after a step whose queues only the server knows.
+    /// Wakes every waiting consumer of this process, after a step whose queues only the server knows.
     pub(super) fn wake_all(&self) {
-        for known in lock(&self.known).values() {
-            known.bell.news.notify_waiters();
+        for handle in lock(&self.handles).values() {
+            handle.wakeup.changed.notify_waiters();
         }
     }
 
-    /// The consumers of this process, which it does not speak for any longer.
-    fn forget_consumers(&self) -> Vec<(Arc<Known>, BTreeSet<ConsumerId>)> {
-        lock(&self.known)
+    /// Takes the consumers of this process, whose heartbeats end.
+    fn forget_consumers(&self) -> Vec<(Arc<ResourceHandle>, BTreeSet<ConsumerId>)> {
+        lock(&self.handles)
             .values()
-            .map(|known| {
+            .map(|handle| {
                 (
-                    Arc::clone(known),
-                    std::mem::take(&mut *lock(&known.consumers)),
+                    Arc::clone(handle),
+                    std::mem::take(&mut *lock(&handle.consumers)),
                 )
             })
             .collect()
     }
 
-    /// Gives back what its consumers hold, and lets go of every connection.
+    /// Returns the deliveries of its consumers, and closes every connection.
     ///
-    /// When the server does not answer, what they hold comes back after `consumer_timeout`.
+    /// When the server does not answer, they are returned after `consumer_timeout`.
     pub(super) async fn close(&self) -> Result<()> {
         if self.servers.is_closed() {
             return Ok(());
         }
-        for (known, consumers) in self.forget_consumers() {
+        for (handle, consumers) in self.forget_consumers() {
             for consumer in consumers {
-                if let Err(error) = self.give_up(&known, &consumer, &self.session).await {
+                if let Err(error) = self
+                    .disconnect_consumer(&handle, &consumer, &self.session)
+                    .await
+                {
                     tracing::warn!(
                         %consumer,
                         error = error.chain(),
-                        "deliveries come back after the consumer timeout only"
+                        "deliveries not returned; redelivered after the consumer timeout"
                     );
                     break;
                 }
@@ -228,76 +231,76 @@ impl Store {
         Ok(())
     }
 
-    /// Takes back what the consumer holds of one queue or stream; with an empty `session` also when it leased elsewhere.
-    pub(super) async fn give_up(
+    /// Returns the deliveries of a consumer of one queue or stream; with an empty `session` also those of another process.
+    pub(super) async fn disconnect_consumer(
         &self,
-        known: &Known,
+        handle: &ResourceHandle,
         consumer: &ConsumerId,
         session: &str,
     ) -> Result<u64> {
-        let mut call = known.call(match known.kind {
+        let mut call = handle.call(match handle.kind {
             Kind::Queue => &script::DISCONNECT,
-            Kind::Stream => &script::LEAVE,
+            Kind::Stream => &script::DISCONNECT_STREAM,
         });
         call.arg(consumer.as_str()).arg(session);
         let found = reply::number(self.servers.run(call).await?)?;
-        lock(&known.consumers).remove(consumer);
-        known.bell.news.notify_waiters();
+        lock(&handle.consumers).remove(consumer);
+        handle.wakeup.changed.notify_waiters();
         Ok(found)
     }
 
-    /// One round over every queue and stream; what is wrong with one keeps no other waiting.
-    async fn tend(&self) {
+    /// One round over every queue and stream; an error of one does not delay the others.
+    async fn maintain(&self) {
         if let Err(error) = self.declare_lost().await {
-            tracing::debug!(error = error.chain(), "declare again");
+            tracing::debug!(error = error.chain(), "declaring again failed");
         }
-        for (_, known) in self.all_known() {
-            if !known.listed.load(Ordering::Acquire) {
+        for (_, handle) in self.all_handles() {
+            if !handle.listed.load(Ordering::Acquire) {
                 continue;
             }
-            let tended = self.tend_one(&known).await;
-            self.report(&known, tended.err()).await;
+            let tended = self.maintain_one(&handle).await;
+            self.report(&handle, tended.err()).await;
         }
     }
 
-    async fn tend_one(&self, known: &Known) -> Result<()> {
-        let mut call = known.call(match known.kind {
-            Kind::Queue => &script::TEND,
-            Kind::Stream => &script::TEND_STREAM,
+    async fn maintain_one(&self, handle: &ResourceHandle) -> Result<()> {
+        let mut call = handle.call(match handle.kind {
+            Kind::Queue => &script::MAINTAIN,
+            Kind::Stream => &script::MAINTAIN_STREAM,
         });
         call.arg(millis(self.config.consumer_timeout))
             .arg(&self.session);
-        for consumer in &*lock(&known.consumers) {
+        for consumer in &*lock(&handle.consumers) {
             call.arg(consumer.as_str());
         }
         let answer = self.servers.run(call).await?;
-        if known.kind == Kind::Stream {
-            return self.watch_end(known, answer);
+        if handle.kind == Kind::Stream {
+            return self.watch_end(handle, answer);
         }
         let ready = reply::number(answer)?;
-        if ready > 0 && known.bell.is_awaited() {
-            known.bell.news.notify_waiters();
+        if ready > 0 && handle.wakeup.is_awaited() {
+            handle.wakeup.changed.notify_waiters();
         }
         Ok(())
     }
 
-    /// Logs once that a queue or stream cannot be used, and once that it can again.
-    async fn report(&self, known: &Known, error: Option<Error>) {
+    /// Logs once that a queue or stream is unusable, and once that it is usable again.
+    async fn report(&self, handle: &ResourceHandle, error: Option<Error>) {
         // A server that does not answer is logged by its connection.
-        if error.is_some() && !self.servers.is_connected(known.keys.list.as_bytes()).await {
+        if error.is_some() && !self.servers.is_connected(handle.keys.list.as_bytes()).await {
             return;
         }
-        let name = &known.keys.list;
-        let said = known.unusable.swap(error.is_some(), Ordering::AcqRel);
+        let name = &handle.keys.list;
+        let logged = handle.unusable.swap(error.is_some(), Ordering::AcqRel);
         match error {
-            Some(error) if !said => {
+            Some(error) if !logged => {
                 tracing::warn!(
                     name,
                     error = error.chain(),
                     "queue or stream unusable; retrying"
                 );
             }
-            None if said => tracing::info!(name, "queue or stream usable again"),
+            None if logged => tracing::info!(name, "queue or stream usable again"),
             _ => {}
         }
     }
@@ -311,7 +314,7 @@ impl Drop for Store {
     }
 }
 
-impl Known {
+impl ResourceHandle {
     /// A call about this queue or stream.
     pub(super) fn call(&self, script: &'static script::Script) -> script::Call {
         let mut call = script.on([&self.keys.list]);
@@ -319,7 +322,7 @@ impl Known {
         call
     }
 
-    /// What finds out whether it can be used.
+    /// The probe of this queue or stream.
     pub(super) fn probe(&self) -> script::Call {
         self.call(self.kind.probe())
     }
@@ -329,8 +332,8 @@ impl Known {
     }
 }
 
-/// Keeps every queue of the store going until it is gone.
-async fn tend(store: Weak<Store>) {
+/// Maintenance of every queue and stream, until the store is dropped.
+async fn maintain(store: Weak<Store>) {
     let Some(pause) = store
         .upgrade()
         .map(|store| (store.config.consumer_timeout / 10).clamp(OFTEN, SELDOM))
@@ -340,11 +343,11 @@ async fn tend(store: Weak<Store>) {
     loop {
         tokio::time::sleep(pause).await;
         let Some(store) = store.upgrade() else { return };
-        store.tend().await;
+        store.maintain().await;
     }
 }
 
-/// What a script says when there is nothing.
+/// An empty answer of a script.
 pub(super) fn is_nothing(value: &Value) -> bool {
     matches!(value, Value::Nil)
 }

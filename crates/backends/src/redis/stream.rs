@@ -1,4 +1,4 @@
-//! The stream port, on Redis streams and their groups: an entry is one field with the payload, and one that only we read.
+//! The stream port, on Redis streams and their groups: an entry has one field with the payload, and one for our metadata.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,17 +18,17 @@ use towpath_core::{
     Timestamp,
 };
 
+use super::notify::Kind;
 use super::queue::{Blob, LOOK, STEP, step_of};
 use super::reply;
 use super::script::{self, Call};
-use super::store::{Known, Store, lock, millis};
-use super::wait::Kind;
+use super::store::{ResourceHandle, Store, lock, millis};
 
-/// Where a stream ended in the last round of tending.
+/// End of a stream in the last round of maintenance.
 #[derive(Default)]
 pub(super) struct End {
     last: Option<Offset>,
-    /// Groups whose position is beyond.
+    /// Groups whose position is past the end.
     beyond: BTreeSet<String>,
 }
 
@@ -73,17 +73,17 @@ impl Stream for Store {
 
     async fn read(&self, request: ReadRequest) -> Result<Vec<Entry>> {
         check_max(request.max)?;
-        // `None` for a moment that no clock reaches.
+        // `None` for a wait without end.
         let until = Instant::now().checked_add(request.wait);
-        let known = self.stream(&request.stream).await?;
-        known.remember(&request.consumer);
+        let handle = self.stream(&request.stream).await?;
+        handle.remember(&request.consumer);
         loop {
-            // Listening starts before looking, so that nothing slips through in between.
-            let mut news = std::pin::pin!(known.bell.news.notified());
-            news.as_mut().enable();
+            // Listen before checking, so that no wakeup is missed.
+            let mut changed = std::pin::pin!(handle.wakeup.changed.notified());
+            changed.as_mut().enable();
             let mut closing = std::pin::pin!(self.closing.notified());
             closing.as_mut().enable();
-            let mut call = known.call(&script::READ);
+            let mut call = handle.call(&script::READ);
             call.arg(request.group.as_str())
                 .arg(request.consumer.as_str())
                 .arg(&self.session)
@@ -102,9 +102,9 @@ impl Stream for Store {
             if left.is_zero() {
                 return Ok(Vec::new());
             }
-            let _waiting = known.bell.wait_behind(reply::text(newest)?);
+            let _waiting = handle.wakeup.wait_behind(reply::text(newest)?);
             tokio::select! {
-                () = &mut news => {}
+                () = &mut changed => {}
                 () = &mut closing => {}
                 () = tokio::time::sleep(LOOK.min(left)) => {}
             }
@@ -117,13 +117,13 @@ impl Stream for Store {
         group: &GroupName,
         finished: &[Offset],
     ) -> Result<()> {
-        let known = self.stream(stream).await?;
-        // An empty one still says whether the group is there.
+        let handle = self.stream(stream).await?;
+        // An empty commit still checks that the group exists.
         let steps = finished
             .chunks(STEP)
             .chain(finished.is_empty().then_some(&[][..]));
         for step in steps {
-            let mut call = known.call(&script::COMMIT);
+            let mut call = handle.call(&script::COMMIT);
             call.arg(group.as_str());
             for offset in step {
                 call.arg(id_text(*offset));
@@ -145,9 +145,9 @@ impl Stream for Store {
         max: usize,
     ) -> Result<Vec<Entry>> {
         check_max(max)?;
-        let known = self.stream(stream).await?;
-        known.remember(consumer);
-        let mut call = known.call(&script::CLAIM);
+        let handle = self.stream(stream).await?;
+        handle.remember(consumer);
+        let mut call = handle.call(&script::CLAIM);
         call.arg(group.as_str())
             .arg(consumer.as_str())
             .arg(&self.session)
@@ -161,8 +161,8 @@ impl Stream for Store {
     async fn disconnect(&self, consumer: &ConsumerId) -> Result<u64> {
         let mut count = 0;
         for stream in self.names(Kind::Stream).await? {
-            let known = self.stream(&StreamName::new(stream)?).await?;
-            count += self.give_up(&known, consumer, "").await?;
+            let handle = self.stream(&StreamName::new(stream)?).await?;
+            count += self.disconnect_consumer(&handle, consumer, "").await?;
         }
         Ok(count)
     }
@@ -216,7 +216,7 @@ impl Stream for Store {
         for stream in self.names(Kind::Stream).await? {
             match Stream::stats(self, &StreamName::new(stream)?).await {
                 Ok(stats) => all.push(stats),
-                // Somebody has deleted it, or it was only asked for.
+                // It was deleted, or only queried.
                 Err(error) if error.kind() == towpath_core::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -248,20 +248,20 @@ impl Stream for Store {
 }
 
 impl Store {
-    /// Logs once when a stream has lost entries that this process has seen, or a group's position is beyond its end.
-    pub(super) fn watch_end(&self, known: &Known, answer: Value) -> Result<()> {
+    /// Logs once when a stream lost entries that this process has seen, or a group's position is past its end.
+    pub(super) fn watch_end(&self, handle: &ResourceHandle, answer: Value) -> Result<()> {
         let [last, beyond] = reply::tuple(answer)?;
         let last = match reply::text(last)?.as_str() {
             "" => None,
             text => Some(offset_of(text)?),
         };
-        let mut end = lock(&known.end);
+        let mut end = lock(&handle.end);
         if last < end.last {
             tracing::warn!(
-                stream = known.keys.list,
+                stream = handle.keys.list,
                 seen = end.last.map(id_text),
                 last = last.map(id_text),
-                "stream lost entries; what was not read of them is gone"
+                "stream lost entries; unread ones are not delivered"
             );
         }
         end.last = last;
@@ -271,7 +271,7 @@ impl Store {
             .collect::<Result<_>>()?;
         for group in beyond.difference(&end.beyond) {
             tracing::warn!(
-                stream = known.keys.list,
+                stream = handle.keys.list,
                 group,
                 last = last.map(id_text),
                 "group position is ahead of its stream; entries up to it are not delivered"
@@ -281,15 +281,15 @@ impl Store {
         Ok(())
     }
 
-    /// Sends one step's worth of entries, and adds an outcome for each.
+    /// Sends one step of entries, and adds an outcome for each.
     async fn append_step(
         &self,
         stream: &StreamName,
         entries: &[NewMessage],
         outcomes: &mut Vec<Result<Offset>>,
     ) -> Result<()> {
-        let known = self.stream(stream).await?;
-        let mut call = known.call(&script::APPEND);
+        let handle = self.stream(stream).await?;
+        let mut call = handle.call(&script::APPEND);
         call.arg(&self.config.field).arg(millis(DEDUP_WINDOW));
         let checked: Vec<Result<()>> = entries.iter().map(check_entry).collect();
         for (entry, checked) in entries.iter().zip(&checked) {
@@ -309,7 +309,7 @@ impl Store {
                 Ok(()) => Ok(offset(answers.next().unwrap_or_default())?),
             });
         }
-        known.bell.news.notify_waiters();
+        handle.wakeup.changed.notify_waiters();
         Ok(())
     }
 
@@ -320,8 +320,8 @@ impl Store {
         group: &GroupName,
         start: Option<Start>,
     ) -> Result<()> {
-        let known = self.stream(stream).await?;
-        let mut call = known.call(&script::GROUP);
+        let handle = self.stream(stream).await?;
+        let mut call = handle.call(&script::GROUP);
         call.arg(what).arg(group.as_str()).arg(match start {
             None | Some(Start::Beginning) => "0".to_owned(),
             Some(Start::End) => "$".to_owned(),
@@ -331,11 +331,11 @@ impl Store {
             .run(call)
             .await
             .context(|| format!("{what} group `{group}` of `{stream}`"))?;
-        known.bell.news.notify_waiters();
+        handle.wakeup.changed.notify_waiters();
         Ok(())
     }
 
-    /// Reads entries as `handed` in `stream_lib.lua` writes them; `attempt` when it is known beforehand.
+    /// Reads entries as `handed` in `stream_lib.lua` writes them; `attempt` when it is known.
     fn entries(&self, entries: Value, attempt: Option<u32>) -> Result<Vec<Entry>> {
         reply::list(entries)?
             .into_iter()
@@ -393,7 +393,7 @@ impl Store {
     }
 }
 
-/// Milliseconds and the number within them.
+/// Milliseconds and sequence number.
 fn parts(offset: Offset) -> (u64, u64) {
     #[expect(
         clippy::cast_possible_truncation,
@@ -402,7 +402,7 @@ fn parts(offset: Offset) -> (u64, u64) {
     ((offset.value >> 64) as u64, offset.value as u64)
 }
 
-/// An offset as Redis writes it.
+/// An offset as a Redis entry id.
 pub(super) fn id_text(offset: Offset) -> String {
     let (ms, number) = parts(offset);
     format!("{ms}-{number}")
@@ -434,7 +434,7 @@ fn maybe_offset(value: Value) -> Result<Option<Offset>> {
     }
 }
 
-/// An id (UUIDv7) for an entry that somebody else has appended, always the same one.
+/// A stable id (UUIDv7) for an entry of another program.
 fn id_at(offset: Offset) -> MessageId {
     let (ms, number) = parts(offset);
     let mut bytes = [0; 16];
@@ -460,7 +460,7 @@ fn group_stats(value: Value) -> Result<GroupStats> {
 }
 
 /// The three arguments of an entry, as `append_entry` in `stream_lib.lua` reads them.
-/// Before what `towpath` holds in entries since release 0.2.0: base64, because other programs read fields as text.
+/// Prefix of the field `towpath` since release 0.2.0, whose value is base64, because other programs read fields as text.
 const TEXT: &[u8] = b"1:";
 
 fn encode_field(blob: &[u8]) -> Vec<u8> {
@@ -469,7 +469,7 @@ fn encode_field(blob: &[u8]) -> Vec<u8> {
     text
 }
 
-/// What an entry has in `towpath`. Release 0.1.0 wrote the bytes as they are: a message id whose first bytes are a time.
+/// The metadata in the field `towpath`. Release 0.1.0 wrote raw bytes: a message id whose first bytes are a time.
 fn decode_field(field: Vec<u8>) -> Vec<u8> {
     let text = field.strip_prefix(TEXT);
     let decoded = text.and_then(|text| STANDARD_NO_PAD.decode(text).ok());

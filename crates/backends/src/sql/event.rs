@@ -1,10 +1,12 @@
-//! Events as rows, whatever is in these: what cannot be read becomes the flaw of one event and stops no other.
+//! Events from rows of any content: an unreadable row becomes the flaw of one event and stops no other.
 
 use std::fmt::Display;
 
 use jiff::Timestamp;
 use towpath_core::Error;
-use towpath_core::port::outbox::{Event, Listed, MAX_DATA_BYTES, MAX_TEXT_BYTES, NewEvent, Status};
+use towpath_core::port::outbox::{
+    Event, ListedEvent, MAX_DATA_BYTES, MAX_TEXT_BYTES, NewEvent, Status,
+};
 use uuid::Uuid;
 
 use super::unsigned;
@@ -38,7 +40,7 @@ pub(crate) enum Rows {
 
 /// The columns of an event for [`Read::event`]: `seq`, `id`, the texts, the payload, `created_at`, the payload's bytes,
 /// the name of a column that is too large, `traceparent`.
-/// What is larger than a message may be stays in the database.
+/// Data over the message limit stays in the database.
 ///
 /// The view `outbox_events` has no `traceparent`: an event that an operator sends again is in no request's trace.
 pub(crate) fn columns(of: Rows) -> String {
@@ -121,9 +123,9 @@ impl Read {
 }
 
 /// An event with its status, as the view `outbox_events` has it.
-pub(crate) fn listed(event: Event, row: (&str, i64, Option<String>)) -> Listed {
+pub(crate) fn listed(event: Event, row: (&str, i64, Option<String>)) -> ListedEvent {
     let (status, attempts, error) = row;
-    Listed {
+    ListedEvent {
         event,
         status: Status::parse(status).unwrap_or(Status::New),
         attempts: u32::try_from(attempts).unwrap_or(0),

@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use towpath_core::port::Fleet;
 use towpath_core::port::fleet::{
-    Agent, Deed, Epoch, NewConfig, Outcome, Place, Plan, Progress, Published, Report, Rollout,
+    Agent, AgentInfo, AuditEntry, Epoch, NewConfig, Outcome, Plan, Progress, Published, Report,
+    Rollout,
 };
 use towpath_core::{Error, Result};
 use uuid::Uuid;
@@ -33,7 +34,7 @@ const PUBLISH: &str = "INSERT INTO configs
     HAVING CAST($8 AS bigint) IS NULL OR coalesce(max(version), 0) = CAST($8 AS bigint)
     RETURNING version";
 
-/// Whoever does not get the new version stays with what the rollout before left them.
+/// Agents without the new version keep the one of the previous rollout.
 const ROLL_OUT: &str =
     "INSERT INTO fleet_rollouts (version, stable, steps, bake_seconds, step, step_at, progress)
     SELECT c.version, coalesce(
@@ -133,8 +134,8 @@ impl<S: Session> Fleet for Fleets<S> {
             all.push(statement(ROLL_OUT, values));
         }
         all.push(statement(SUPERSEDE, []));
-        let deed = [now.into(), config.author.into(), action.into(), id.into()];
-        all.push(statement(RECORD_PUBLISHED, deed));
+        let entry = [now.into(), config.author.into(), action.into(), id.into()];
+        all.push(statement(RECORD_PUBLISHED, entry));
         let done = self.0.transact(all).await?;
         let newest = self.newest().await?;
         match (done.get(1).and_then(|rows| rows.first()), newest) {
@@ -153,7 +154,7 @@ impl<S: Session> Fleet for Fleets<S> {
 
     async fn restore(&self, config: Published) -> Result<bool> {
         let now = Timestamp::now();
-        let deed = [
+        let entry = [
             now.into(),
             config.author.clone().into(),
             "restore".into(),
@@ -173,7 +174,7 @@ impl<S: Session> Fleet for Fleets<S> {
             statement(TURN, []),
             statement(RESTORE, insert),
             statement(SUPERSEDE, []),
-            statement(RECORD_PUBLISHED, deed),
+            statement(RECORD_PUBLISHED, entry),
         ];
         let done = self.0.transact(all).await?;
         Ok(done.get(1).is_some_and(|rows| !rows.is_empty()))
@@ -220,10 +221,10 @@ impl<S: Session> Fleet for Fleets<S> {
         Ok(!self.change(ADVANCE, values).await?.is_empty())
     }
 
-    async fn register(&self, place: Place, key: String, known: Option<Uuid>) -> Result<Agent> {
+    async fn register(&self, info: AgentInfo, key: String, known: Option<Uuid>) -> Result<Agent> {
         let now = Value::from(Timestamp::now());
-        let port = Value::from(u32::from(place.port));
-        let (host, address) = (Value::from(place.hostname), Value::from(place.ip_address));
+        let port = Value::from(u32::from(info.port));
+        let (host, address) = (Value::from(info.hostname), Value::from(info.ip_address));
         let new = [
             Uuid::now_v7().into(),
             host.clone(),
@@ -237,7 +238,7 @@ impl<S: Session> Fleet for Fleets<S> {
             all.push(statement(MOVE, moved));
         }
         all.push(statement(REGISTER, new));
-        let registered = [key.into(), place.labels.into(), now, host, address, port];
+        let registered = [key.into(), info.labels.into(), now, host, address, port];
         all.push(statement(REGISTERED, registered));
         let mut done = self.0.transact(all).await?;
         let row = done.pop().unwrap_or_default().pop().unwrap_or_default();
@@ -296,20 +297,20 @@ impl<S: Session> Fleet for Fleets<S> {
         Ok(self.change(delete, vec![time.into()]).await?.len() as u64)
     }
 
-    async fn deeds(&self, max: usize) -> Result<Vec<Deed>> {
+    async fn audit_entries(&self, max: usize) -> Result<Vec<AuditEntry>> {
         let select =
             "SELECT at, actor, action, detail FROM fleet_deeds ORDER BY number DESC LIMIT $1";
         let rows = self.0.read(statement(select, [max.into()])).await?;
-        rows.into_iter().map(deed).collect()
+        rows.into_iter().map(entry).collect()
     }
 
-    async fn record(&self, deed: Deed) -> Result<()> {
+    async fn record(&self, entry: AuditEntry) -> Result<()> {
         let insert = "INSERT INTO fleet_deeds (at, actor, action, detail) VALUES ($1, $2, $3, $4)";
         let values = vec![
-            deed.at.into(),
-            deed.actor.into(),
-            deed.action.into(),
-            deed.detail.into(),
+            entry.at.into(),
+            entry.actor.into(),
+            entry.action.into(),
+            entry.detail.into(),
         ];
         self.change(insert, values).await.map(drop)
     }
@@ -364,7 +365,7 @@ fn agent(row: Row) -> Result<Agent> {
     let mut column = || next(&mut row);
     Ok(Agent {
         id: column()?.id()?,
-        place: Place {
+        info: AgentInfo {
             hostname: column()?.text()?,
             ip_address: column()?.text()?,
             port: u16::try_from(column()?.count()?).unwrap_or(u16::MAX),
@@ -386,10 +387,10 @@ fn agent(row: Row) -> Result<Agent> {
     })
 }
 
-fn deed(row: Row) -> Result<Deed> {
+fn entry(row: Row) -> Result<AuditEntry> {
     let mut row = row.into_iter();
     let mut column = || next(&mut row);
-    Ok(Deed {
+    Ok(AuditEntry {
         at: column()?.time()?,
         actor: column()?.text()?,
         action: column()?.text()?,

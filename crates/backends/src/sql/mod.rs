@@ -29,7 +29,7 @@ pub(crate) fn compare(
         };
         if *found != sum(migration) {
             return Err(Error::corrupt(format!(
-                "migration {version} ({}) was applied in another wording: the tables may differ from what this build expects",
+                "migration {version} ({}) was applied with different SQL: the tables may differ from those of this build",
                 migration.name
             )));
         }

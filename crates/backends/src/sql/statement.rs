@@ -1,4 +1,4 @@
-//! Statements that every database understands, for what is written once.
+//! Statements that every database supports, for shared code.
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -78,7 +78,7 @@ impl Value {
         .ok_or_else(|| unexpected("an id", self))
     }
 
-    /// What is there unless it is null.
+    /// The value, unless it is null.
     pub(crate) fn optional(self) -> Option<Self> {
         (self != Self::Null).then_some(self)
     }

@@ -11,7 +11,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 use towpath_core::database::Waits;
 use towpath_core::stall::{Watch, unknown};
-use towpath_core::{Breaker, Error, Result, patience};
+use towpath_core::{Breaker, Error, Result, wait_limit};
 
 use crate::identity::{Pinned, lost};
 
@@ -27,10 +27,10 @@ const BUSY: Duration = Duration::from_secs(4);
 /// Waiting calls; more wait before they are taken.
 const WAITING: usize = 1_024;
 
-/// Tells the caller what became of its job, once it is known whether the transaction is durable.
+/// Sends the outcome of a job to its caller, once the transaction is durable or failed.
 type Answer = Box<dyn FnOnce(Result<()>) + Send>;
 
-/// Works on the connection, or is told why there is no transaction.
+/// Works on the connection, or gets the error of the transaction.
 type Job = Box<dyn FnOnce(Result<&Connection>) -> Answer + Send>;
 
 /// A database file and the threads that work on it.
@@ -164,7 +164,7 @@ impl Threads {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T> + Send + 'static,
     {
-        self.ask_within(thread, patience::limit(), job).await
+        self.ask_within(thread, wait_limit::limit(), job).await
     }
 
     async fn ask_within<T, F>(&self, thread: &Thread, limit: Option<Duration>, job: F) -> Result<T>
@@ -205,7 +205,7 @@ impl Threads {
     }
 }
 
-/// What SQLite says, for the caller.
+/// An error of SQLite for the caller.
 pub(super) fn failed(error: rusqlite::Error) -> Error {
     Error::unavailable(sentence(&error)).with_source(error)
 }
@@ -257,8 +257,8 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     }
 }
 
-/// The files of an open database. SQLite goes on in a file that was removed or replaced, and no later process finds
-/// what it wrote there.
+/// The files of an open database. SQLite continues in a file that was removed or replaced, and no later process finds
+/// its writes.
 struct Files {
     database: Pinned,
     /// Once there is one.

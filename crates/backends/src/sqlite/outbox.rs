@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use towpath_core::Result;
 use towpath_core::port::Outbox;
-use towpath_core::port::outbox::{Backlog, Event, Filter, Listed, NewEvent, READ_BYTES};
+use towpath_core::port::outbox::{Backlog, Event, Filter, ListedEvent, NewEvent, READ_BYTES};
 use uuid::Uuid;
 
 use super::Sqlite;
@@ -162,7 +162,7 @@ impl Outbox for Sqlite {
 
     async fn sent(&self, seq: u64) -> Result<()> {
         let update = "UPDATE outbox_relay SET position = ?1, sent_at = ?2 WHERE position < ?1";
-        // What was refused at first and then taken needs no record of it.
+        // An event that was refused and then accepted needs no record.
         let forget = "DELETE FROM outbox_refused WHERE seq <= ?1 AND given_up_at IS NULL";
         self.threads
             .write(move |connection| {
@@ -202,7 +202,7 @@ impl Outbox for Sqlite {
             .inspect(|()| self.committed.notify_one())
     }
 
-    async fn list(&self, filter: &Filter, max: usize) -> Result<Vec<Listed>> {
+    async fn list(&self, filter: &Filter, max: usize) -> Result<Vec<ListedEvent>> {
         let mut select = format!(
             "SELECT {}, status, retry_count, error_message FROM outbox_events WHERE seq > {}",
             columns(Rows::View),
@@ -224,7 +224,7 @@ impl Outbox for Sqlite {
             }
         }
         select.push_str(&format!(" ORDER BY seq LIMIT {max}"));
-        let list = move |connection: &Connection| -> rusqlite::Result<Vec<Listed>> {
+        let list = move |connection: &Connection| -> rusqlite::Result<Vec<ListedEvent>> {
             let mut statement = connection.prepare(&select)?;
             let mut rows = statement.query(params_from_iter(values))?;
             let (mut events, mut bytes) = (Vec::new(), 0);
@@ -339,7 +339,7 @@ fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
         key: text(&mut read, "partition_key", 6),
         data: text(&mut read, "event_data", 7).unwrap_or_default(),
         created_at: read.take("created_at", super::time(row, 8)),
-        // Whatever is wrong with it is no reason to refuse the event.
+        // A bad trace context does not refuse the event.
         traceparent: row.get(11).unwrap_or_default(),
     };
     let large: Option<String> = row.get(10)?;

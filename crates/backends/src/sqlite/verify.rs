@@ -8,7 +8,7 @@ use towpath_core::{Error, Result};
 /// Most faults named of one file.
 const FAULTS: u32 = 20;
 
-/// What SQLite's integrity check says of a file: each fault, and none for a whole one.
+/// Faults that SQLite's integrity check finds in a file.
 ///
 /// What a killed process left in the file's log is read with it; SQLite makes the index of that log beside it.
 /// No process may have the file open.
@@ -90,7 +90,7 @@ mod tests {
                  INSERT INTO t SELECT 'a longer text ' || x FROM n;",
             )
             .unwrap();
-        // As a killed process leaves it: what is newest is in the log.
+        // As a killed process leaves it: the newest changes are in the log.
         let killed = folder.path().join("killed.db");
         std::fs::copy(&file, &killed).unwrap();
         let log = |file: &Path| PathBuf::from(format!("{}-wal", file.display()));

@@ -1,5 +1,5 @@
-//! A database that the reference system uses: its server, relay and backfill go on beside ours, and `down` gives
-//! them back what was there. Its statements are those of the contract.
+//! A database of the reference system: its server, relay and backfill continue beside ours, and `down` restores
+//! its tables. The statements are those of the contract.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,8 +23,8 @@ cases![
     relays_of_both_kinds_send_each_event_once,
     events_being_sent_at_the_change_are_left_to_their_relay,
     the_reference_joins_a_database_of_ours,
-    backfill_of_the_reference_reads_what_was_sent_before_and_since,
-    down_gives_back_what_was_there,
+    reference_backfill_reads_events_sent_before_and_since,
+    down_restores_the_original_tables,
     down_and_up_again_loses_no_event,
     addresses_that_differ_in_case_are_named,
 ];
@@ -105,7 +105,7 @@ impl Server {
     }
 }
 
-/// What was published, and how often.
+/// Published events, and how often each was sent.
 type Sent = Arc<Mutex<BTreeMap<Uuid, u32>>>;
 
 async fn publish(sent: &Sent, id: Uuid) {
@@ -206,7 +206,7 @@ async fn unsent_events_and_users_of_the_reference_are_adopted(world: World) {
         .map(|event| event.event.aggregate_id)
         .collect();
     kept.sort();
-    assert_eq!(kept, ["FAILED", "NEW", "PROCESSING"], "what was not sent");
+    assert_eq!(kept, ["FAILED", "NEW", "PROCESSING"], "unsent events");
     let listed = database.outbox.list(&Filter::default(), 10).await;
     assert_eq!(listed.expect("listed").len(), 3);
 }
@@ -344,7 +344,7 @@ async fn events_being_sent_at_the_change_are_left_to_their_relay(world: World) {
     );
     relay.mark_sent(first).await;
     assert!(!turn(&database, holder, &sent).await, "that one is sent");
-    // One that it gives up is sent by ours, and one that it forgets after 30 s.
+    // Our relay sends an event that it failed, and one that it lost after 30 s.
     let (_, second) = server.create("bob@example.org").await.expect("created");
     assert!(relay.claim(second).await);
     relay.mark_failed(second).await;
@@ -370,7 +370,7 @@ async fn events_being_sent_at_the_change_are_left_to_their_relay(world: World) {
     assert!(!relay.claim(fourth).await);
     database.outbox.release(holder).await.expect("released");
     assert!(relay.claim(fourth).await);
-    // The recovery of its start makes what is old new again.
+    // Its startup recovery resets old events to new.
     let stale = "UPDATE outbox_events SET status = 'NEW', processed_at = NULL
         WHERE status = 'PROCESSING' AND processed_at < now() + interval '1 second'";
     assert_eq!(relay.0.execute(stale, &[]).await.expect("recovered"), 1);
@@ -390,7 +390,7 @@ async fn the_reference_joins_a_database_of_ours(world: World) {
     server.create("bob@example.org").await.expect("created");
     relay.poll(&sent).await;
     assert_eq!(sent.lock().await.len(), 2);
-    // By hand: again, and not at all.
+    // Manually: sent again, and skipped.
     let id = *sent.lock().await.keys().next().expect("one");
     assert!(!turn(&database, Uuid::now_v7(), &sent).await);
     sql(
@@ -418,7 +418,7 @@ async fn the_reference_joins_a_database_of_ours(world: World) {
     assert_eq!(database.outbox.kept().await.expect("counted"), 1);
 }
 
-async fn backfill_of_the_reference_reads_what_was_sent_before_and_since(world: World) {
+async fn reference_backfill_reads_events_sent_before_and_since(world: World) {
     sql(&stranger(&world.url).await, TABLES).await;
     let (mut server, relay, sent) = (
         Server::new(&world).await,
@@ -443,7 +443,7 @@ async fn backfill_of_the_reference_reads_what_was_sent_before_and_since(world: W
     assert_eq!(purged.expect("purged"), 2, "sent events of both");
 }
 
-async fn down_gives_back_what_was_there(world: World) {
+async fn down_restores_the_original_tables(world: World) {
     let client = stranger(&world.url).await;
     sql(&client, TABLES).await;
     let schema = async || -> String { client.query_one(SCHEMA, &[]).await.expect("read").get(0) };

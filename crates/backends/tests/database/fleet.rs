@@ -2,14 +2,14 @@
 
 use jiff::Timestamp;
 use towpath_core::database::Database;
-use towpath_core::port::fleet::{NewConfig, Outcome, Place, Plan, Progress, Published, Report};
+use towpath_core::port::fleet::{AgentInfo, NewConfig, Outcome, Plan, Progress, Published, Report};
 use uuid::Uuid;
 
 use super::{World, cases};
 
 cases![
     versions_count_up_and_are_kept,
-    whoever_expects_another_version_publishes_nothing,
+    publishing_with_a_stale_expected_version_is_refused,
     publishers_at_once_get_versions_of_their_own,
     a_rollout_leaves_others_where_they_are,
     what_was_lost_is_taken_back_unless_something_newer_is_there,
@@ -42,8 +42,8 @@ async fn publish(database: &Database, config: NewConfig) -> Published {
     }
 }
 
-fn place(hostname: &str) -> Place {
-    Place {
+fn info(hostname: &str) -> AgentInfo {
+    AgentInfo {
         hostname: hostname.to_owned(),
         ip_address: "127.0.0.1".to_owned(),
         port: 8081,
@@ -87,7 +87,7 @@ async fn versions_count_up_and_are_kept(world: World) {
     assert!(one.name.len() >= 12 && one.secret.len() >= 64);
 }
 
-async fn whoever_expects_another_version_publishes_nothing(world: World) {
+async fn publishing_with_a_stale_expected_version_is_refused(world: World) {
     let database = world.database().await;
     let fleet = &database.fleet;
     let expecting = async |version| {
@@ -101,7 +101,7 @@ async fn whoever_expects_another_version_publishes_nothing(world: World) {
     assert_eq!(expecting(0).await, Outcome::Version(1));
     assert!(matches!(expecting(1).await, Outcome::Done(one) if one.version == 2));
     assert_eq!(fleet.history(None, 10).await.expect("listed").len(), 2);
-    assert_eq!(fleet.deeds(10).await.expect("listed").len(), 2);
+    assert_eq!(fleet.audit_entries(10).await.expect("listed").len(), 2);
 }
 
 async fn publishers_at_once_get_versions_of_their_own(world: World) {
@@ -159,7 +159,7 @@ async fn a_rollout_leaves_others_where_they_are(world: World) {
             .expect("answered"),
         "once"
     );
-    // What comes before the end takes over who is left.
+    // A new rollout before the end covers the remaining agents.
     publish(
         &database,
         NewConfig {
@@ -229,7 +229,7 @@ async fn an_agent_keeps_its_id_wherever_it_registers_again(world: World) {
     let fleet = &database.fleet;
     let register = async |host: &str, key: &str| {
         fleet
-            .register(place(host), key.to_owned(), None)
+            .register(info(host), key.to_owned(), None)
             .await
             .expect("registered")
     };
@@ -245,7 +245,7 @@ async fn an_agent_keeps_its_id_wherever_it_registers_again(world: World) {
     let mut at_once = tokio::task::JoinSet::new();
     for number in 0..10 {
         let fleet = fleet.clone();
-        at_once.spawn(async move { fleet.register(place("c"), format!("c{number}"), None).await });
+        at_once.spawn(async move { fleet.register(info("c"), format!("c{number}"), None).await });
     }
     let ids: Vec<Uuid> = at_once
         .join_all()
@@ -270,12 +270,12 @@ async fn a_known_agent_moves_unless_the_place_is_taken(world: World) {
     let database = world.database().await;
     let fleet = &database.fleet;
     let register = async |host: &str, key: &str, known: Option<Uuid>| {
-        let registered = fleet.register(place(host), key.to_owned(), known).await;
+        let registered = fleet.register(info(host), key.to_owned(), known).await;
         registered.expect("registered")
     };
     let one = register("a", "k1", None).await;
     let moved = register("b", "k2", Some(one.id)).await;
-    assert_eq!((moved.id, &moved.place), (one.id, &place("b")));
+    assert_eq!((moved.id, &moved.info), (one.id, &info("b")));
     let other = register("c", "k3", None).await;
     let taken = register("c", "k4", Some(one.id)).await;
     assert_eq!(taken.id, other.id, "the place has an agent already");
@@ -288,13 +288,13 @@ async fn what_agents_tell_is_kept(world: World) {
     let database = world.database().await;
     let fleet = &database.fleet;
     let agent = fleet
-        .register(place("a"), "k".to_owned(), None)
+        .register(info("a"), "k".to_owned(), None)
         .await
         .expect("registered");
-    assert_eq!((agent.place, agent.report), (place("a"), Report::default()));
-    let tell = async |report: Report| fleet.report(agent.id, report).await.expect("answered");
+    assert_eq!((agent.info, agent.report), (info("a"), Report::default()));
+    let report = async |report: Report| fleet.report(agent.id, report).await.expect("answered");
     assert!(
-        tell(Report {
+        report(Report {
             applied: Some(3),
             ..Report::default()
         })
@@ -305,21 +305,21 @@ async fn what_agents_tell_is_kept(world: World) {
         error: Some("no".to_owned()),
         ..Report::default()
     };
-    assert!(tell(failed.clone()).await);
+    assert!(report(failed.clone()).await);
     let later = Timestamp::now() + std::time::Duration::from_secs(60);
     fleet
         .seen(vec![(agent.id, later), (Uuid::now_v7(), later)])
         .await
         .expect("noted");
-    let told = fleet.agents(None, 10).await.expect("listed").remove(0);
+    let listed = fleet.agents(None, 10).await.expect("listed").remove(0);
     assert_eq!(
-        told.report,
+        listed.report,
         Report {
             applied: Some(3),
             ..failed
         }
     );
-    assert!(told.seen_at.duration_since(later).abs().as_millis() < 2);
+    assert!(listed.seen_at.duration_since(later).abs().as_millis() < 2);
     assert!(
         !fleet
             .report(Uuid::now_v7(), Report::default())
@@ -339,22 +339,25 @@ async fn what_was_done_is_recorded(world: World) {
         },
     )
     .await;
-    let deeds = database.fleet.deeds(10).await.expect("listed");
-    let told: Vec<(&str, &str)> = deeds
+    let audit_entries = database.fleet.audit_entries(10).await.expect("listed");
+    let listed: Vec<(&str, &str)> = audit_entries
         .iter()
-        .map(|deed| (&*deed.action, &*deed.detail))
+        .map(|entry| (&*entry.action, &*entry.detail))
         .collect();
-    assert_eq!(told, [("rollback", "version 2"), ("publish", "version 1")]);
+    assert_eq!(
+        listed,
+        [("rollback", "version 2"), ("publish", "version 1")]
+    );
     database
         .fleet
-        .record(towpath_core::port::fleet::Deed {
+        .record(towpath_core::port::fleet::AuditEntry {
             detail: "x".to_owned(),
-            ..deeds[0].clone()
+            ..audit_entries[0].clone()
         })
         .await
         .expect("recorded");
     assert_eq!(
-        database.fleet.deeds(1).await.expect("listed")[0].detail,
+        database.fleet.audit_entries(1).await.expect("listed")[0].detail,
         "x"
     );
 }

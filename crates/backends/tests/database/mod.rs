@@ -25,7 +25,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// A database that nobody has used, its tables not made.
+    /// An unused database without tables.
     fn bare(family: &'static str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let folder = tempfile::tempdir().expect("a temporary folder can be made");

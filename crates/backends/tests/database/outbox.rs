@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use towpath_core::database::Database;
-use towpath_core::port::outbox::{Backlog, Filter, Listed, READ_BYTES, Status};
+use towpath_core::port::outbox::{Backlog, Filter, ListedEvent, READ_BYTES, Status};
 use uuid::Uuid;
 
 use super::users::{create, event};
@@ -19,7 +19,7 @@ cases![
     one_relay_works_at_a_time,
     what_was_sent_is_noted_once_and_never_back,
     a_refused_event_is_processing_then_failed_and_then_new_again,
-    a_filter_lists_what_it_names,
+    a_filter_lists_matching_events,
     what_was_sent_can_be_written_again,
     old_events_go_when_they_were_sent,
     a_commit_wakes_the_relay,
@@ -30,7 +30,7 @@ async fn statuses(database: &Database) -> Vec<(Status, u32)> {
     all.iter().map(|one| (one.status, one.attempts)).collect()
 }
 
-async fn list(database: &Database, filter: Filter) -> Vec<Listed> {
+async fn list(database: &Database, filter: Filter) -> Vec<ListedEvent> {
     database.outbox.list(&filter, 1_000).await.expect("listed")
 }
 
@@ -71,7 +71,7 @@ async fn the_trace_of_an_event_stays_with_it(world: World) {
         .iter()
         .map(|one| (one.event.traceparent.as_deref(), one.flaw.as_deref()))
         .collect();
-    // What is no `traceparent` is no reason to refuse the event.
+    // A malformed `traceparent` does not refuse the event.
     let expected = [(Some(parent), None), (Some(parent), None), (None, None)];
     assert_eq!(traces, expected);
 }
@@ -253,7 +253,7 @@ async fn a_refused_event_is_processing_then_failed_and_then_new_again(world: Wor
         statuses(&database).await,
         [(Status::Sent, 0), (Status::New, 0)]
     );
-    // One that was taken after all is no failure.
+    // An event accepted in the end is not a failure.
     database
         .outbox
         .refused(again[0].seq, "busy", 2)
@@ -266,7 +266,7 @@ async fn a_refused_event_is_processing_then_failed_and_then_new_again(world: Wor
     );
 }
 
-async fn a_filter_lists_what_it_names(world: World) {
+async fn a_filter_lists_matching_events(world: World) {
     let database = world.database().await;
     let ann = create(&database, "ann").await;
     let between = Timestamp::now();
@@ -353,7 +353,7 @@ async fn old_events_go_when_they_were_sent(world: World) {
     assert_eq!(
         states,
         [Status::Failed, Status::New],
-        "only what was sent goes"
+        "only sent events are deleted"
     );
     create(&database, "d").await;
     let places = database.outbox.after(0, 10).await.expect("read");

@@ -14,12 +14,12 @@ use super::users::create;
 use super::{World, cases};
 
 cases![
-    what_commits_late_holds_back_what_has_a_higher_place,
+    a_late_commit_holds_back_later_events,
     what_has_a_lower_place_goes_on_beside_an_open_transaction,
     what_is_rolled_back_holds_nothing_up,
     transactions_that_are_open_elsewhere_hold_nothing_up,
     a_commit_wakes_relays_of_other_processes,
-    a_server_that_is_killed_keeps_what_was_acknowledged,
+    a_killed_server_keeps_acknowledged_events,
     a_wrong_database_is_named,
     tls_is_spoken_and_the_certificate_checked,
     an_open_transaction_that_events_wait_for_is_named,
@@ -71,7 +71,7 @@ async fn about(database: &Database) -> Vec<String> {
         .collect()
 }
 
-async fn what_commits_late_holds_back_what_has_a_higher_place(world: World) {
+async fn a_late_commit_holds_back_later_events(world: World) {
     let database = world.database().await;
     let (early, late) = (stranger(&world.url).await, stranger(&world.url).await);
     sql(&late, "BEGIN").await;
@@ -171,7 +171,7 @@ async fn a_commit_wakes_relays_of_other_processes(world: World) {
         .expect("joined");
 }
 
-async fn a_server_that_is_killed_keeps_what_was_acknowledged(_: World) {
+async fn a_killed_server_keeps_acknowledged_events(_: World) {
     let mut server = Server::start();
     let database = towpath_backends::open_database(&server.create("case"))
         .await
@@ -290,7 +290,7 @@ async fn two_servers() -> (Server, Server, Database) {
 
 /// Makes the standby the primary, and leaves the old one running, read-only.
 fn fail_over(primary: &Server, standby: &Server) {
-    // What was written has to be there first.
+    // The write must be visible first.
     let end = primary.query("postgres", "SELECT pg_current_wal_lsn()");
     let arrived = format!("SELECT pg_last_wal_replay_lsn() >= '{end}'");
     while standby.query("postgres", &arrived) != "t" {
@@ -349,7 +349,7 @@ async fn reads_leave_a_server_that_became_read_only_too(_: World) {
         assert!(began.elapsed() < Duration::from_secs(10), "still stale");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // One server that accepts nothing is said to be so.
+    // A single read-only server is reported.
     let url = primary.url("case");
     let alone = towpath_backends::open_database(&url).await.expect("opened");
     let error = alone.outbox.check().await.expect_err("read-only");
@@ -367,7 +367,7 @@ async fn a_server_that_is_not_there_is_named_and_waited_for(_: World) {
     let url = server.create("case");
     server.kill();
     let database = towpath_backends::open_database(&url).await.expect("later");
-    let error = database.schema.up().await.expect_err("nobody answers");
+    let error = database.schema.up().await.expect_err("no server answers");
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     let place = format!("127.0.0.1:{}", server.port());
     assert!(error.chain().contains(&place), "{}", error.chain());

@@ -43,7 +43,7 @@ fn insert(world: &World, columns: &[(&str, &str)]) {
     ));
 }
 
-/// Text of so many bytes, as SQL.
+/// A text of `bytes` bytes, as SQL.
 fn text(world: &World, bytes: usize) -> String {
     match world.is_sqlite() {
         true => format!("replace(hex(zeroblob({})), '00', 'x')", bytes),
@@ -167,7 +167,7 @@ async fn a_sequence_that_was_reset_is_noticed_and_begun_again(world: World) {
     let listed = outbox.list(&Filter::default(), 10).await.expect("listed");
     assert!(listed.iter().all(|one| one.status == Status::New));
     let purged = outbox.purge(Timestamp::MAX, 10).await.expect("purged");
-    assert_eq!(purged, 0, "what was not sent stays");
+    assert_eq!(purged, 0, "unsent events stay");
     outbox.begin_again().await.expect("begun again");
     assert_ne!(outbox.name().await.expect("named"), name);
     assert_eq!(outbox.position().await.expect("known"), 0);

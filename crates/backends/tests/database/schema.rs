@@ -45,7 +45,7 @@ async fn migrations_go_up_and_down(world: World) {
     assert_eq!(
         database.users.list(None, 10).await.expect("listed"),
         [],
-        "what they held is lost"
+        "their rows are lost"
     );
 }
 

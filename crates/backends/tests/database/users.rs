@@ -216,10 +216,10 @@ async fn requests_of_one_key_at_once_create_one_user(world: World) {
         .map(|one| one.0)
         .collect();
     assert_eq!(made.len(), 1);
-    let told = outcomes
+    let known = outcomes
         .iter()
         .filter(|one| matches!(&one.1, Created::Before(user) if user.id == made[0]));
-    assert_eq!(told.count(), 15);
+    assert_eq!(known.count(), 15);
     assert_eq!(events(&database).await.len(), 1);
 }
 
@@ -247,10 +247,13 @@ async fn a_change_counts_the_version_and_minds_it(world: World) {
         database.users.find(ann.id).await.expect("found"),
         Some(anna)
     );
-    let nobody = user("nobody");
+    let missing = user("missing");
     let absent = database
         .users
-        .update(change(&nobody, "x", None), event(nobody.id, "user.updated"))
+        .update(
+            change(&missing, "x", None),
+            event(missing.id, "user.updated"),
+        )
         .await;
     assert_eq!(absent.expect("answered"), Changed::Absent);
 }

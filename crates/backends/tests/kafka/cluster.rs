@@ -1,6 +1,6 @@
 //! Three brokers, of which one at a time is killed, and groups that never come to rest, under load.
 //!
-//! A ledger has what was promised: what was acknowledged comes out, and what was acked never comes again.
+//! A ledger records the promises: acknowledged messages are delivered, and acked ones are not redelivered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ use towpath_testkit::servers::kafka::{Server, shared};
 use super::open;
 use super::queue::{jobs, lease, text};
 
-/// The longest wait for what was acknowledged, after the last fault.
+/// Longest wait for acknowledged messages after the last fault.
 const DRAINED: Duration = Duration::from_secs(60);
 
 /// Most messages that a consumer leases at once.
@@ -30,9 +30,9 @@ struct Run {
     ledger: Ledger,
     stop: AtomicBool,
     taken: AtomicUsize,
-    /// What was acknowledged and did not come out yet.
+    /// Acknowledged and not yet delivered.
     left: Mutex<BTreeSet<String>>,
-    /// Ids of what was acked.
+    /// Ids of acked messages.
     acked: Mutex<BTreeSet<String>>,
     /// The highest attempt of each delivery.
     attempts: Mutex<BTreeMap<String, u32>>,
@@ -135,8 +135,8 @@ impl Run {
         let most = attempts.entry(key.clone()).or_default();
         *most = delivery.attempt.max(*most);
         if self.acked.lock().expect("whole").contains(&key) {
-            let told = format!("{} was acked and came again", text(delivery));
-            self.broken.lock().expect("whole").push(told);
+            let text = format!("{} was acked and came again", text(delivery));
+            self.broken.lock().expect("whole").push(text);
         }
         key
     }
@@ -225,7 +225,7 @@ pub(super) async fn chaos_a_storm_of_rebalances_loses_and_charges_nothing() {
     working.await.expect("joined");
     run.check();
     // No handler failed and no process died: whatever moved is a first attempt. On a busy machine the group may expel a
-    // member before it has noted what it gives back, once; what it held counts as begun then.
+    // member before it committed its returned messages, once; its deliveries count as begun then.
     let attempts = run.attempts.lock().expect("whole");
     let charged: Vec<_> = attempts.iter().filter(|(_, most)| **most > 1).collect();
     let is_one_batch = charged.len() <= BATCH && charged.iter().all(|(_, most)| **most == 2);

@@ -11,15 +11,15 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use towpath_core::backend::Backend;
 use towpath_core::port::Queue;
-use towpath_core::port::positions::{Step, Stepped};
 use towpath_core::port::queue::Verdict;
+use towpath_core::port::source_offsets::{AppendAt, AppendOutcome};
 use towpath_core::{ErrorKind, MessageId, NewMessage, QueueName};
 use towpath_testkit::servers::kafka::shared;
 
 use super::queue::{enqueue, jobs, lease, settle, text};
 use super::{create_group, lines, open, stream_of, texts};
 
-/// The longest time until what was deleted is there again.
+/// Longest time until a deleted topic exists again.
 const SOON: Duration = Duration::from_secs(10);
 
 fn admin() -> AdminClient<DefaultClientContext> {
@@ -110,7 +110,7 @@ pub(super) async fn deleted_topics_of_a_queue_are_declared_again() {
     let topic = |suffix: &str| format!("{prefix}.jobs{suffix}");
     enqueue(&front, 0..5).await;
     drain(&back, 0..5).await;
-    // A call that is made at once is told so by the broker.
+    // A call made at once gets the broker's error.
     delete(&topic("")).await;
     let began = Instant::now();
     enqueue(&front, 5..15).await;
@@ -258,27 +258,32 @@ pub(super) async fn deleted_topics_of_a_stream_are_declared_again() {
         }
     }
     // A relay or a reader: entries and position in one step.
-    let positions = backend.require_positions("the test").expect("positions");
-    let step = |number: u64| Step {
+    let positions = backend
+        .require_source_offsets("the test")
+        .expect("positions");
+    let step = |number: u64| AppendAt {
         source: "outbox".to_owned(),
         from: (number > 0).then(|| Bytes::from(number.to_string())),
         to: Bytes::from((number + 1).to_string()),
         stream: lines(),
         entries: vec![NewMessage::new(format!("step {number}"))],
         dead: QueueName::new("lines.dead").expect("a valid name"),
-        set_aside: Vec::new(),
+        rejected: Vec::new(),
     };
     assert_eq!(positions.position("outbox").await.expect("position"), None);
-    assert_eq!(positions.step(step(0)).await.expect("step"), Stepped::Done);
+    assert_eq!(
+        positions.append_at(step(0)).await.expect("step"),
+        AppendOutcome::Appended
+    );
     for (number, topic) in [(1, &topic), (2, &format!("{prefix}.towpath.positions"))] {
         delete(topic).await;
         let began = Instant::now();
         let mut next = step(number);
         loop {
-            match positions.step(next.clone()).await {
-                Ok(Stepped::Done) => break,
-                // The position went with its topic, and the source is told so.
-                Ok(Stepped::Elsewhere(at)) => next.from = at,
+            match positions.append_at(next.clone()).await {
+                Ok(AppendOutcome::Appended) => break,
+                // The position was deleted with its topic: the append conflicts.
+                Ok(AppendOutcome::OffsetConflict(at)) => next.from = at,
                 // A relay takes `NotFound` and `Invalid` for the event's fault.
                 Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}"),
             }
@@ -311,10 +316,10 @@ pub(super) async fn records_that_were_deleted_unconsumed_are_named() {
     let worker = open(&url).await;
     let queue = worker.require_queue("the test").expect("queues");
     drain(&queue, 13..15).await;
-    let told = warnings(&worker).await;
+    let text = warnings(&worker).await;
     assert!(
-        told.contains("lost 3 records") && told.contains(&topic),
-        "{told}"
+        text.contains("lost 3 records") && text.contains(&topic),
+        "{text}"
     );
     worker.lifecycle.close().await.expect("closed");
     // The topic is another one, and the group's position is set behind its end.
@@ -338,9 +343,9 @@ pub(super) async fn records_that_were_deleted_unconsumed_are_named() {
     let worker = open(&url).await;
     let queue = worker.require_queue("the test").expect("queues");
     drain(&queue, 20..23).await;
-    let told = warnings(&worker).await;
+    let text = warnings(&worker).await;
     assert!(
-        told.contains("lost 12 records") && told.contains("past the end"),
-        "{told}"
+        text.contains("lost 12 records") && text.contains("past the end"),
+        "{text}"
     );
 }

@@ -2,7 +2,7 @@
 
 mod cluster;
 pub(crate) mod deleted;
-mod odd;
+mod foreign_records;
 mod queue;
 #[cfg(feature = "kafka-tls")]
 mod tls;
@@ -43,8 +43,8 @@ pub(crate) fn promises() -> Vec<Own> {
             "a_record_has_the_time_that_its_entry_reports_and_is_compressed_by_snappy",
             || Box::pin(a_record_has_the_time_that_its_entry_reports_and_is_compressed_by_snappy()),
         ),
-        ("processes_share_a_queue_and_take_over_what_is_left", || {
-            Box::pin(queue::processes_share_a_queue_and_take_over_what_is_left())
+        ("processes_share_a_queue_and_its_remaining_messages", || {
+            Box::pin(queue::processes_share_a_queue_and_its_remaining_messages())
         }),
         ("a_queue_outlives_its_broker", || {
             Box::pin(queue::a_queue_outlives_its_broker())
@@ -67,17 +67,17 @@ pub(crate) fn promises() -> Vec<Own> {
         }),
         (
             "records_that_no_message_can_hold_become_dead_letters",
-            || Box::pin(odd::records_that_no_message_can_hold_become_dead_letters()),
+            || Box::pin(foreign_records::records_that_no_message_can_hold_become_dead_letters()),
         ),
         ("a_message_too_large_to_be_moved_does_not_block", || {
-            Box::pin(odd::a_message_too_large_to_be_moved_does_not_block())
+            Box::pin(foreign_records::a_message_too_large_to_be_moved_does_not_block())
         }),
         (
             "a_header_name_that_is_not_text_does_not_stop_a_queue",
-            || Box::pin(odd::a_header_name_that_is_not_text_does_not_stop_a_queue()),
+            || Box::pin(foreign_records::a_header_name_that_is_not_text_does_not_stop_a_queue()),
         ),
-        ("topics_that_do_not_keep_what_they_take_are_named", || {
-            Box::pin(odd::topics_that_do_not_keep_what_they_take_are_named())
+        ("topics_that_drop_messages_are_reported", || {
+            Box::pin(foreign_records::topics_that_drop_messages_are_reported())
         }),
         (
             "chaos_a_cluster_loses_nothing_when_brokers_are_killed",
@@ -130,7 +130,7 @@ fn request(who: &str, wait: Duration) -> ReadRequest {
 }
 
 async fn read(stream: &Arc<dyn Stream>, who: &str, wait: Duration) -> Vec<Entry> {
-    // While a node is being replaced a read may be refused: what is there comes later.
+    // While a node is replaced a read may be refused: the entries come later.
     stream.read(request(who, wait)).await.unwrap_or_default()
 }
 
@@ -158,7 +158,7 @@ async fn append_keyed(stream: &Arc<dyn Stream>, numbers: std::ops::Range<usize>)
     assert!(outcomes.expect("append").iter().all(Result::is_ok));
 }
 
-/// Appends so many numbers in batches, each tried until it is acknowledged.
+/// Appends `count` numbers in batches, each retried until acknowledged.
 async fn append(stream: &Arc<dyn Stream>, numbers: std::ops::Range<usize>) {
     let numbers: Vec<usize> = numbers.collect();
     for batch in numbers.chunks(20) {
@@ -185,7 +185,7 @@ async fn read_all(streams: &[(&Arc<dyn Stream>, &str)], count: usize) -> Vec<usi
         for (at, (stream, who)) in streams.iter().enumerate() {
             let entries = read(stream, who, Duration::from_millis(50)).await;
             let offsets: Vec<_> = entries.iter().map(|entry| entry.offset).collect();
-            // While partitions move or a node is away, a commit may be refused.
+            // During a rebalance or while a node is down, a commit may be refused.
             while let Err(error) = stream.commit(&lines(), &group(), &offsets).await {
                 assert!(began.elapsed() < LONG * 2, "{error:?}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -261,7 +261,7 @@ async fn records_of_others_are_read_and_ours_by_others() {
         let record = BaseRecord::<str, str>::to(&topic).key("k").payload("bare");
         producer
             .send(record)
-            .map_err(|(told, _)| told)
+            .map_err(|(text, _)| text)
             .expect("sent");
         producer.flush(LONG).expect("flushed");
         client.set("auto.offset.reset", "earliest");
@@ -301,7 +301,7 @@ async fn a_record_has_the_time_that_its_entry_reports_and_is_compressed_by_snapp
     assert_eq!(u64::try_from(first).ok(), Some(happened_at.as_millis()));
 }
 
-/// The partitions of keys, as `kafka.md` says.
+/// The partitions of keys, as `kafka.md` documents.
 async fn keys_of_an_adopted_topic_go_where_the_reference_puts_them() {
     let (server, prefix) = (shared(), MessageId::new().to_string());
     let broker = format!("127.0.0.1:{}", server.port());
@@ -317,7 +317,7 @@ async fn keys_of_an_adopted_topic_go_where_the_reference_puts_them() {
         for key in &keys {
             let record = BaseRecord::<str, str>::to(&topic).key(key).payload("bare");
             let sent = producer.send(record);
-            sent.map_err(|(told, _)| told).expect("sent");
+            sent.map_err(|(text, _)| text).expect("sent");
         }
         producer.flush(LONG).expect("flushed");
         client.set("auto.offset.reset", "earliest");
@@ -341,7 +341,7 @@ async fn keys_of_an_adopted_topic_go_where_the_reference_puts_them() {
     let cases = [
         ("theirs", "", "fnv1a_random"),
         ("ours", "", "consistent_random"),
-        ("told", "&partitioner=fnv1a", "fnv1a_random"),
+        ("configured", "&partitioner=fnv1a", "fnv1a_random"),
     ];
     for (name, parameter, partitioner) in cases {
         let url = format!(
@@ -371,18 +371,25 @@ async fn a_broker_that_is_away_is_said_to_be() {
     let stream = stream_of(&backend);
     append(&stream, 0..1).await;
     server.kill();
-    let refused = backend.lifecycle.health().await.expect_err("it is away");
+    let refused = backend
+        .lifecycle
+        .health()
+        .await
+        .expect_err("the server is stopped");
     assert_eq!(
         refused.kind(),
         ErrorKind::Unavailable,
         "{}",
         refused.chain()
     );
-    let refused = stream.stats(&lines()).await.expect_err("it is away");
+    let refused = stream
+        .stats(&lines())
+        .await
+        .expect_err("the server is stopped");
     assert_eq!(refused.kind(), ErrorKind::Unavailable);
     server.restart();
     append(&stream, 1..2).await;
-    // Each connection comes back by itself, two seconds later at most.
+    // Each connection recovers within two seconds.
     let began = Instant::now();
     let entries = loop {
         match stream.range(&lines(), None, 10).await {

@@ -21,7 +21,7 @@ pub(super) fn text(delivery: &Delivery) -> String {
     String::from_utf8_lossy(&delivery.message.payload).into_owned()
 }
 
-/// What can be had now; nothing while a node is away or partitions move.
+/// Leases ready messages; none while a node is down or during a rebalance.
 pub(super) async fn lease(queue: &Arc<dyn Queue>, max: usize) -> Vec<Delivery> {
     let request = LeaseRequest {
         queue: jobs(),
@@ -58,7 +58,7 @@ pub(super) async fn settle(queue: &Arc<dyn Queue>, delivery: &Delivery, verdict:
     settled.is_ok_and(|outcomes| outcomes[0].is_ok())
 }
 
-pub(super) async fn processes_share_a_queue_and_take_over_what_is_left() {
+pub(super) async fn processes_share_a_queue_and_its_remaining_messages() {
     let url = format!(
         "{}?prefix={}.&partitions=4",
         shared().url(),
@@ -76,7 +76,7 @@ pub(super) async fn processes_share_a_queue_and_take_over_what_is_left() {
     for number in 0..40 {
         enqueue(&queues[0], number * 10..number * 10 + 10).await;
     }
-    // A partition that moves takes along what was in hand: it is handed out again.
+    // In-flight messages of a moved partition are redelivered.
     let (mut seen, mut done) = (BTreeSet::new(), BTreeSet::new());
     let began = Instant::now();
     while seen.len() < 400 {
@@ -84,7 +84,7 @@ pub(super) async fn processes_share_a_queue_and_take_over_what_is_left() {
         for (at, queue) in queues.iter().enumerate() {
             for delivery in lease(queue, 20).await {
                 seen.insert(text(&delivery));
-                // The first keeps what it has.
+                // The first keeps its messages.
                 if at == 1 && settle(queue, &delivery, Verdict::Ack).await {
                     assert!(done.insert(text(&delivery)), "it came twice");
                 }
@@ -173,7 +173,7 @@ pub(super) async fn messages_of_others_are_delivered() {
         let record = BaseRecord::<str, str>::to(&topic).key("k").payload("bare");
         producer
             .send(record)
-            .map_err(|(told, _)| told)
+            .map_err(|(text, _)| text)
             .expect("sent");
         producer.flush(LONG).expect("flushed");
     })

@@ -43,7 +43,7 @@ pub(super) async fn who_may_come_in_comes_in_by_tls() {
         assert_eq!(there.len(), number + 1, "{url}");
         backend.lifecycle.close().await.expect("closed");
     }
-    // A wrong password, an authority that nobody trusts, no certificate.
+    // A wrong password, an untrusted authority, no certificate.
     let bare = format!(
         "kafkas://localhost:{}?timeout=3s{trusted}",
         secure.certificate
@@ -54,10 +54,10 @@ pub(super) async fn who_may_come_in_comes_in_by_tls() {
         (bare, "SSL"),
     ] {
         let opened = towpath_backends::open(&url, Arc::new(SystemClock::new())).await;
-        let backend = opened.expect("opening asks nobody");
+        let backend = opened.expect("opening does not connect");
         let refused = backend.lifecycle.health().await.expect_err(&url);
-        let told = refused.chain();
-        assert_eq!(refused.kind(), ErrorKind::Unavailable, "{told}");
-        assert!(told.contains(reason), "{url}: {told}");
+        let text = refused.chain();
+        assert_eq!(refused.kind(), ErrorKind::Unavailable, "{text}");
+        assert!(text.contains(reason), "{url}: {text}");
     }
 }

@@ -11,13 +11,13 @@ use super::*;
 pub(super) fn promises() -> Vec<Own> {
     promises![
         a_classic_queue_without_arguments_retries_buries_and_redrives,
-        a_bare_consumer_reads_what_we_enqueue,
+        a_bare_consumer_reads_our_messages,
         attempts_count_on_a_classic_queue_across_a_crash,
         an_exchange_of_another_kind_is_used_as_it_is,
     ]
 }
 
-/// A backend on a classic queue that somebody made, and that somebody.
+/// A backend on a classic queue of another client, and that client.
 async fn adopted() -> (Backend, Connection, Channel, String) {
     let (url, prefix) = (rabbitmq::shared().url(), prefix());
     let (connection, channel) = bare(&url).await;
@@ -76,7 +76,7 @@ async fn a_classic_queue_without_arguments_retries_buries_and_redrives() {
     settle(&queue, &held[0], Verdict::Ack).await;
 }
 
-async fn a_bare_consumer_reads_what_we_enqueue() {
+async fn a_bare_consumer_reads_our_messages() {
     let (backend, _connection, channel, name) = adopted().await;
     let message = NewMessage::new("ours");
     let outcomes = queue_of(&backend).enqueue(&messages(), vec![message]).await;

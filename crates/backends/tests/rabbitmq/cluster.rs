@@ -1,4 +1,4 @@
-//! Clusters of which nodes die: what goes on, and what is said of what does not.
+//! Clusters with dead nodes: queues that continue, and errors of those that do not.
 
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
@@ -26,7 +26,7 @@ async fn send(queue: &Arc<dyn Queue>) -> towpath_core::Result<()> {
     outcomes.remove(0).map(drop)
 }
 
-/// Acks what comes until `count` came.
+/// Receives and acks `count` messages.
 async fn take(queue: &Arc<dyn Queue>, count: usize) {
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut came = 0;

@@ -1,4 +1,4 @@
-//! Broken connections, brokers that go away, nodes that die: what was acknowledged comes, and everything goes on by itself.
+//! Broken connections, stopped brokers, dead nodes: acknowledged messages are delivered, and clients recover automatically.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ pub(super) fn promises() -> Vec<Own> {
         a_black_hole_is_noticed_within_the_timeout,
         a_half_open_connection_is_noticed_within_the_timeout,
         nothing_is_lost_when_the_broker_is_killed_and_restarted,
-        a_broker_without_memory_says_so_and_recovers,
+        a_broker_without_memory_is_reported_and_recovers,
         the_other_node_of_a_cluster_takes_over,
         a_wrong_password_is_named,
         speaks_tls_and_checks_the_certificate,
@@ -25,7 +25,7 @@ pub(super) fn promises() -> Vec<Own> {
     ]
 }
 
-/// What was sent and what came.
+/// Sent and received messages.
 struct Ledger {
     queue: Arc<dyn Queue>,
     sent: BTreeSet<MessageId>,
@@ -33,7 +33,7 @@ struct Ledger {
 }
 
 impl Ledger {
-    /// Attempts without end: each broken connection costs one of all that was in hand.
+    /// Attempts without end: each broken connection costs one attempt of every in-flight message.
     async fn new(backend: &Backend) -> Self {
         let queue = queue_of(backend);
         let mut settings = Settings::default();
@@ -66,7 +66,7 @@ impl Ledger {
         }
     }
 
-    /// Leases what there is and acks it. What cannot be settled comes again.
+    /// Leases ready messages and acks them. A failed ack leads to a redelivery.
     async fn work(&mut self, wait: Duration) {
         let held = try_lease(&self.queue, "one", wait).await;
         let Ok(held) = held else {
@@ -209,7 +209,7 @@ async fn nothing_is_lost_when_the_broker_is_killed_and_restarted() {
     ledger.close().await;
 }
 
-async fn a_broker_without_memory_says_so_and_recovers() {
+async fn a_broker_without_memory_is_reported_and_recovers() {
     let server = Arc::new(blocking(Server::start).await);
     let backend = open(&server.url()).await;
     let mut ledger = Ledger::new(&backend).await;
@@ -220,7 +220,7 @@ async fn a_broker_without_memory_says_so_and_recovers() {
     };
     control(&["set_vm_memory_high_watermark", "0.000001"]).await;
     let queue = Arc::clone(&ledger.queue);
-    // The broker tells who publishes.
+    // The broker blocks publishing connections.
     until("a refusal with a time to come back", || async {
         let outcomes = queue.enqueue(&messages(), vec![NewMessage::new("x")]).await;
         let outcome = outcomes.and_then(|mut outcomes| outcomes.remove(0));
@@ -229,7 +229,7 @@ async fn a_broker_without_memory_says_so_and_recovers() {
     .await;
     let health = backend.lifecycle.health().await.expect("it answers");
     assert!(
-        health.warnings[0].contains("takes no messages"),
+        health.warnings[0].contains("blocks publishers"),
         "{health:?}"
     );
     control(&["set_vm_memory_high_watermark", "0.9"]).await;
@@ -309,8 +309,8 @@ async fn speaks_tls_and_checks_the_certificate() {
     ] {
         let backend = open(&doubtful).await;
         let refused = backend.lifecycle.health().await.expect_err(&doubtful);
-        let said = refused.chain();
-        assert!(said.contains("certificate"), "{said}");
+        let text = refused.chain();
+        assert!(text.contains("certificate"), "{text}");
     }
 }
 
@@ -322,7 +322,7 @@ async fn an_ack_of_a_row_covers_nothing_that_is_open() {
     );
     let backend = open(&url).await;
     let queue = queue_of(&backend);
-    // Whoever waited is sent what comes.
+    // A waiting consumer receives new messages.
     assert!(
         try_lease(&queue, "one", Duration::from_millis(50))
             .await
@@ -338,7 +338,7 @@ async fn an_ack_of_a_row_covers_nothing_that_is_open() {
     while held.len() < texts.len() {
         held.extend(lease(&queue).await);
     }
-    // The first stays open, then the fourth too: what is behind them is done.
+    // The first stays open, then the fourth too: those behind them are done.
     for done in [1, 2, 4, 0] {
         settle(&queue, &held[done], Verdict::Ack).await;
         if done == 2 {

@@ -11,7 +11,7 @@ use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
 use towpath_core::{ConsumerId, Delivery, NewMessage, QueueName, SystemClock};
 use towpath_testkit::Own;
 
-/// Names of functions with what they promise.
+/// Declares the trials by function name.
 macro_rules! promises {
     ($($name:ident),* $(,)?) => {
         vec![$((stringify!($name), || Box::pin($name()))),*]
@@ -20,15 +20,15 @@ macro_rules! promises {
 
 mod adopted;
 mod cluster;
-mod declared;
 mod discards;
 mod faults;
+mod redeclare;
 
 pub(crate) fn promises() -> Vec<Own> {
     [
         adopted::promises(),
         cluster::promises(),
-        declared::promises(),
+        redeclare::promises(),
         discards::promises(),
         faults::promises(),
     ]

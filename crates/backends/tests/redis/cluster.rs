@@ -140,7 +140,7 @@ const fn owner(slot: u16) -> usize {
     }
 }
 
-/// What was promised and what came out.
+/// Acknowledged and received messages.
 #[derive(Default)]
 struct Ledger {
     taken: Mutex<BTreeSet<MessageId>>,

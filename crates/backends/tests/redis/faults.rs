@@ -1,4 +1,4 @@
-//! Broken connections and servers that go away: what was acknowledged stays, and everything comes back by itself.
+//! Broken connections and stopped servers: acknowledged messages stay, and clients recover automatically.
 
 use std::collections::BTreeSet;
 
@@ -23,7 +23,7 @@ pub(super) fn promises() -> Vec<Own> {
     ]
 }
 
-/// A server, and what was done to it.
+/// A server, and a record of the run.
 struct Ledger {
     queue: Arc<dyn Queue>,
     sent: BTreeSet<MessageId>,
@@ -60,7 +60,7 @@ impl Ledger {
         }
     }
 
-    /// Leases what there is and acks it; what cannot be settled is left to its lease.
+    /// Leases ready messages and acks them; a failed ack leaves the message to its lease.
     async fn work(&mut self, who: &str) {
         match try_lease(&self.queue, who, Duration::from_millis(20)).await {
             Ok(held) if held.is_empty() => {}
@@ -84,7 +84,7 @@ impl Ledger {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 
-    /// Settles the rest, also what was leased by a call whose answer was lost, and compares.
+    /// Settles the rest, including messages leased by a call whose answer was lost, and compares.
     async fn close(mut self, known_done: bool) {
         let began = Instant::now();
         loop {
@@ -220,7 +220,7 @@ async fn is_noticed(fault: Fault) {
         began.elapsed()
     );
     backend.lifecycle.health().await.expect("well again");
-    // The message whose answer was lost may be there: at least what was acknowledged is.
+    // The message whose answer was lost may be there: at least the acknowledged ones are.
     let held = lease(&ledger.queue, "one", Duration::from_secs(5)).await;
     let found: BTreeSet<MessageId> = held.iter().map(|one| one.message.id).collect();
     assert!(ledger.sent.is_subset(&found));
@@ -255,7 +255,11 @@ async fn a_server_that_is_not_there_yet_is_found_when_it_comes() {
     let mut server = Server::start(EPHEMERAL);
     server.kill();
     let backend = open(&server.url()).await;
-    let refused = backend.lifecycle.health().await.expect_err("it is away");
+    let refused = backend
+        .lifecycle
+        .health()
+        .await
+        .expect_err("the server is stopped");
     assert_eq!(refused.kind(), ErrorKind::Unavailable);
     assert!(
         refused.chain().contains(&server.port().to_string()),

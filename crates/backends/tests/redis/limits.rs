@@ -69,7 +69,7 @@ async fn decides_as_the_core_does(seed: u64) {
                 _ => rng.random_range(0..=most),
             });
             let (decision, next) = limiter::decide(&rule, state.as_ref(), wanted, now);
-            // What is refused changes nothing on the server but a time that was put back.
+            // A refusal changes nothing on the server but a clock that was set back.
             if decision.allowed {
                 state = Some(next);
             } else {

@@ -11,7 +11,7 @@ use towpath_core::{ConsumerId, Delivery, NewMessage, QueueName, SystemClock};
 use towpath_testkit::Own;
 use towpath_testkit::servers::redis;
 
-/// Names of functions with what they promise.
+/// Declares the trials by function name.
 macro_rules! promises {
     ($($name:ident),* $(,)?) => {
         vec![$((stringify!($name), || Box::pin($name()))),*]
@@ -19,24 +19,24 @@ macro_rules! promises {
 }
 
 mod atomic;
+mod batching;
 mod cluster;
 mod faults;
+mod foreign_lists;
 mod limits;
-mod places;
-mod raw;
 mod refused;
-mod together;
+mod topologies;
 
 pub(crate) fn promises() -> Vec<Own> {
     [
         atomic::promises(),
         cluster::promises(),
-        raw::promises(),
+        foreign_lists::promises(),
         faults::promises(),
-        places::promises(),
+        topologies::promises(),
         refused::promises(),
         limits::promises(),
-        together::promises(),
+        batching::promises(),
     ]
     .concat()
 }

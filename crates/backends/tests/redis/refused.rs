@@ -1,4 +1,4 @@
-//! What a server refuses although it answers: named by the health check before a message depends on it, with what to do.
+//! Refusals of a server that answers: the health check names each with its remedy before a message depends on it.
 
 use towpath_core::{Error, ErrorKind};
 use towpath_testkit::Own;
@@ -8,13 +8,13 @@ use super::*;
 
 pub(super) fn promises() -> Vec<Own> {
     promises![
-        health_is_what_a_step_would_come_to,
-        an_error_names_the_key_and_what_to_do,
+        health_reports_the_error_of_a_step,
+        an_error_names_the_key_and_the_remedy,
         one_broken_queue_keeps_no_other_from_being_tended,
     ]
 }
 
-/// Something that an operator or another program does, how it is undone, and what health says of it.
+/// A change by an operator or another program, its reversal, and the text of the health check.
 const TROUBLES: &[(&str, &str, &str)] = &[
     (
         "SET messages x",
@@ -59,7 +59,7 @@ fn words(line: &str) -> Vec<&str> {
     line.split(' ').collect()
 }
 
-async fn health_is_what_a_step_would_come_to() {
+async fn health_reports_the_error_of_a_step() {
     let server = Server::start(EPHEMERAL);
     server.command(&words("ACL SETUSER user on >secret ~* &* +@all"));
     let place = format!("redis://user:secret@127.0.0.1:{}", server.port());
@@ -68,7 +68,7 @@ async fn health_is_what_a_step_would_come_to() {
     enqueue(&queue, vec![NewMessage::new("x")]).await;
     let held = lease(&queue, "one", Duration::ZERO).await;
     queue.settle(acks(&held)).await.expect("settle");
-    for (trouble, remedy, said) in TROUBLES {
+    for (trouble, remedy, text) in TROUBLES {
         backend
             .lifecycle
             .health()
@@ -79,7 +79,7 @@ async fn health_is_what_a_step_would_come_to() {
         let refused = backend.lifecycle.health().await.expect_err(trouble);
         assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused:?}");
         assert!(
-            refused.chain().contains(said),
+            refused.chain().contains(text),
             "{trouble}: {}",
             refused.chain()
         );
@@ -104,7 +104,7 @@ fn assert_no_script(error: &Error) {
     );
 }
 
-async fn an_error_names_the_key_and_what_to_do() {
+async fn an_error_names_the_key_and_the_remedy() {
     let server = Server::start(EPHEMERAL);
     let backend = open(&server.url()).await;
     let queue = queue_of(&backend);
@@ -132,7 +132,7 @@ async fn an_error_names_the_key_and_what_to_do() {
     let stored = enqueue(&queue, vec![id.clone()]).await;
     assert_eq!(stored, [Enqueued::New(id.id)]);
     assert_eq!(stats(&queue).await.ready, 1);
-    // What is full is full, and the answer has no text of the server in it.
+    // Full memory is overload, and the answer has no text of the server.
     server.command(&["CONFIG", "SET", "maxmemory", "1"]);
     let full = queue
         .enqueue(&messages(), vec![NewMessage::new("x")])

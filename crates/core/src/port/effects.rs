@@ -1,4 +1,4 @@
-//! Effects: what a handler wants to happen, committed in one step where ports share a store.
+//! Effects: the changes of a handler, committed in one step where ports share a store.
 //!
 //! This is what turns "at least once" into "effectively once": the handler's
 //! changes and the ack of the message that caused them stand or fall together.
@@ -14,7 +14,7 @@ use crate::{ExchangeName, GroupName, NewMessage, QueueName, Result, StreamName};
 pub struct Transaction {
     /// Changes to keys and values.
     pub kv: Vec<kv::Op>,
-    /// Messages to enqueue; a repeated dedup id is passed over.
+    /// Messages to enqueue; a repeated dedup id is skipped.
     pub enqueue: Vec<(QueueName, NewMessage)>,
     /// Messages to route.
     pub publish: Vec<(ExchangeName, Publication)>,
@@ -26,16 +26,16 @@ pub struct Transaction {
     pub commit: Vec<(StreamName, GroupName, Vec<Offset>)>,
 }
 
-/// What became of a transaction.
+/// Outcome of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// Everything happened; the values of the kv ops as in [`kv::Committed::Applied`].
+    /// Applied; the values of the kv ops as in [`kv::Committed::Applied`].
     Applied(Vec<Option<Bytes>>),
-    /// Nothing happened: the condition of kv op number `index` did not hold.
+    /// Refused, nothing changed: the condition of kv op number `index` did not hold.
     Refused {
         /// Which op.
         index: usize,
-        /// The value that stood in the way.
+        /// The current value of its key.
         current: Option<Bytes>,
     },
 }
@@ -43,10 +43,10 @@ pub enum Outcome {
 /// Atomic steps over several ports of one store.
 #[async_trait]
 pub trait Effects: Send + Sync {
-    /// Makes everything happen or nothing; durable when it returns.
+    /// Applies every change or none; durable when it returns.
     ///
     /// # Errors
-    /// Nothing happened: `Conflict` when a receipt is stale, `NotFound` when
+    /// Nothing changed: `Conflict` when a receipt is stale, `NotFound` when
     /// a publication matches no route, `Invalid` or overloaded as in the ports themselves.
     async fn apply(&self, transaction: Transaction) -> Result<Outcome>;
 }

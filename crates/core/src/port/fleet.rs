@@ -6,12 +6,12 @@ use uuid::Uuid;
 
 use crate::Result;
 
-/// What tells one line of versions from another: made with the tables, never changed.
+/// Identity of a line of versions: created with the tables, never changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Epoch {
     /// Its name.
     pub name: String,
-    /// Signs what was published, so that what an agent gives back is known to be from here.
+    /// Key that signs published configurations, so that one restored from an agent is known to be from here.
     pub secret: String,
 }
 
@@ -62,14 +62,14 @@ pub struct Plan {
     pub bake_seconds: u32,
 }
 
-/// What became of a rollout.
+/// State of a rollout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     /// Some agents have it, more will.
     Running,
     /// Every agent gets it.
     Done,
-    /// An agent failed, or somebody stopped it; the version before is published again.
+    /// An agent failed, or an operator stopped it; the version before is published again.
     Stopped,
 }
 
@@ -90,9 +90,9 @@ impl Progress {
 /// A rollout: the last one, as there is one at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rollout {
-    /// What is rolled out.
+    /// The version being rolled out.
     pub version: u64,
-    /// What the other agents have.
+    /// The version of the other agents.
     pub stable: u64,
     /// How.
     pub plan: Plan,
@@ -100,13 +100,13 @@ pub struct Rollout {
     pub step: u32,
     /// Since when.
     pub step_at: Timestamp,
-    /// What became of it.
+    /// Its state.
     pub progress: Progress,
     /// Why it was stopped.
     pub reason: Option<String>,
 }
 
-/// What became of a wish to publish.
+/// Outcome of publishing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// It is published.
@@ -115,9 +115,9 @@ pub enum Outcome {
     Version(u64),
 }
 
-/// Where an agent says that it is.
+/// Location of an agent, as it reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct AgentInfo {
     /// Its machine.
     pub hostname: String,
     /// Its address.
@@ -131,19 +131,19 @@ pub struct Place {
 /// An agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Agent {
-    /// The same for the same place, however often it registers.
+    /// The same for the same host, address and port, however often it registers.
     pub id: Uuid,
-    /// Where it is.
-    pub place: Place,
+    /// Its location.
+    pub info: AgentInfo,
     /// When it registered first.
     pub created_at: Timestamp,
-    /// When it was last heard of.
+    /// When it was last seen.
     pub seen_at: Timestamp,
-    /// What it told last.
+    /// Its last report.
     pub report: Report,
 }
 
-/// What an agent tells of the configuration it runs.
+/// Report of an agent about its configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     /// The version that all its workers have.
@@ -154,16 +154,16 @@ pub struct Report {
     pub error: Option<String>,
 }
 
-/// Something that somebody did.
+/// An entry of the audit log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Deed {
+pub struct AuditEntry {
     /// When.
     pub at: Timestamp,
     /// Who.
     pub actor: String,
     /// What: `publish`, `rollback`, `stop`, `restore`, `remove`.
     pub action: String,
-    /// More about it.
+    /// Details.
     pub detail: String,
 }
 
@@ -176,11 +176,11 @@ pub trait Fleet: Send + Sync {
     /// `Unavailable` when the database did not answer; so for every method.
     async fn epoch(&self) -> Result<Epoch>;
 
-    /// Publishes a configuration as the version behind the newest, with its rollout and the record of the deed, in one
+    /// Publishes a configuration as the version behind the newest, with its rollout and its audit entry, in one
     /// transaction. `expected` is the version that must be the newest, 0 for none.
     async fn publish(&self, config: NewConfig, expected: Option<u64>) -> Result<Outcome>;
 
-    /// Takes back a configuration that this database lost, and says whether it did: it does when none is newer.
+    /// Restores a configuration that this database lost, unless a newer one exists. Returns whether it was restored.
     async fn restore(&self, config: Published) -> Result<bool>;
 
     /// The newest configuration.
@@ -195,7 +195,7 @@ pub trait Fleet: Send + Sync {
     /// The last rollout.
     async fn rollout(&self) -> Result<Option<Rollout>>;
 
-    /// Moves a running rollout of `version` from a step to the next one or to its end. Whether it was there.
+    /// Moves a running rollout of `version` from a step to the next one or to its end. Returns whether it was in that step.
     async fn advance(
         &self,
         version: u64,
@@ -204,31 +204,31 @@ pub trait Fleet: Send + Sync {
         reason: Option<String>,
     ) -> Result<bool>;
 
-    /// Registers an agent at its place, with the digest of its new key. One that is `known` moves there, unless another
-    /// agent is at that place.
-    async fn register(&self, place: Place, key: String, known: Option<Uuid>) -> Result<Agent>;
+    /// Registers an agent, with the digest of its new key. A `known` agent moves to the new location, unless another agent
+    /// has it.
+    async fn register(&self, info: AgentInfo, key: String, known: Option<Uuid>) -> Result<Agent>;
 
     /// The agent that has a key of this digest.
     async fn agent_of(&self, key: &str) -> Result<Option<Uuid>>;
 
-    /// Notes when agents were last heard of.
+    /// Records when agents were last seen.
     async fn seen(&self, agents: Vec<(Uuid, Timestamp)>) -> Result<()>;
 
-    /// Notes what an agent tells. Whether there is such an agent.
+    /// Records the report of an agent. Returns whether the agent exists.
     async fn report(&self, agent: Uuid, report: Report) -> Result<bool>;
 
     /// Agents in the order of their ids behind `after`, at most `max`.
     async fn agents(&self, after: Option<Uuid>, max: usize) -> Result<Vec<Agent>>;
 
-    /// Forgets an agent. Whether there was one.
+    /// Removes an agent. Returns whether it existed.
     async fn remove(&self, agent: Uuid) -> Result<bool>;
 
-    /// Forgets agents that were last heard of before `time`. Their number.
+    /// Removes agents last seen before `time`. Returns their number.
     async fn expire(&self, time: Timestamp) -> Result<u64>;
 
-    /// What was done last, the newest first, at most `max`.
-    async fn deeds(&self, max: usize) -> Result<Vec<Deed>>;
+    /// The audit log, newest first, at most `max` entries.
+    async fn audit_entries(&self, max: usize) -> Result<Vec<AuditEntry>>;
 
-    /// Records something that was done.
-    async fn record(&self, deed: Deed) -> Result<()>;
+    /// Adds an entry to the audit log.
+    async fn record(&self, entry: AuditEntry) -> Result<()>;
 }

@@ -35,9 +35,9 @@ pub enum Op {
     CompareAndSwap {
         /// Which key.
         key: String,
-        /// What must be there.
+        /// The value it must have.
         expected: Option<Bytes>,
-        /// What is put there.
+        /// The new value.
         value: Bytes,
         /// How long it stays.
         ttl: Option<Duration>,
@@ -46,7 +46,7 @@ pub enum Op {
     Add {
         /// Which key.
         key: String,
-        /// What is added.
+        /// The summand.
         delta: i64,
         /// Least allowed sum.
         min: i64,
@@ -112,11 +112,11 @@ pub trait Kv: Send + Sync {
     /// Makes all changes or none, in one atomic and durable step, as if one after the other.
     ///
     /// # Errors
-    /// `Invalid` for an empty or over-long key, a counter that is no integer,
+    /// `Invalid` for an empty or over-long key, a counter that is not an integer,
     /// a hash used as a value or the other way round (nothing changed).
     async fn commit(&self, ops: Vec<Op>) -> Result<Committed>;
 
-    /// The value, `None` when absent or expired. What is returned is durable.
+    /// The value, `None` when absent or expired. A returned value is durable.
     ///
     /// # Errors
     /// `Invalid` when the key holds fields.

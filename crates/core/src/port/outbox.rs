@@ -1,7 +1,7 @@
 //! Outbox: events that a database transaction leaves for a broker.
 //!
-//! An event is written in the transaction of what it tells, so that neither is there without the other. A relay reads
-//! events in their order and appends them to a broker. The database keeps how far that has come as one number: an
+//! An event is written in the transaction of the change it describes, so neither exists without the other. A relay reads
+//! events in order and appends them to a broker. The database keeps the relay's position as one number: an
 //! event that was sent costs no write of its own.
 
 use async_trait::async_trait;
@@ -21,7 +21,7 @@ pub const MAX_TEXT_BYTES: usize = crate::message::MAX_HEADER_BYTES;
 /// An event before it has a place in the order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewEvent {
-    /// Stays the same however often the event is sent: what a consumer recognises repeats by.
+    /// Stays the same however often the event is sent: consumers recognise repeats by it.
     pub id: Uuid,
     /// The kind of thing that it is about: `user`.
     pub aggregate_type: String,
@@ -37,7 +37,7 @@ pub struct NewEvent {
     pub data: String,
     /// When it happened.
     pub created_at: jiff::Timestamp,
-    /// Where in which trace it happened, as W3C's `traceparent` says it.
+    /// Its trace context, a W3C `traceparent`.
     pub traceparent: Option<String>,
 }
 
@@ -70,16 +70,16 @@ impl Event {
     }
 }
 
-/// What has become of an event.
+/// State of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Status {
     /// Not sent yet.
     New,
-    /// Refused by the broker so far; being tried again.
+    /// Refused by the broker so far; being retried.
     Processing,
     /// The broker has it.
     Sent,
-    /// Given up: refused as often as allowed. `retry` makes it new.
+    /// Refused by the broker as often as allowed. `retry` makes it new.
     Failed,
 }
 
@@ -107,10 +107,10 @@ impl Status {
 
 /// An event as an operator sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub struct ListedEvent {
     /// The event and its place.
     pub event: Event,
-    /// What has become of it.
+    /// Its state.
     pub status: Status,
     /// How often a broker refused it.
     pub attempts: u32,
@@ -142,18 +142,18 @@ pub struct Filter {
 pub struct OpenTransaction {
     /// How the database names it: `pid 4711`, or `prepared transaction NAME`.
     pub id: String,
-    /// How long it has been open, where the database may tell.
+    /// How long it has been open, where the database grants access to it.
     pub age_seconds: Option<u64>,
     /// The name that its client gave.
     pub application: String,
 }
 
-/// What the relay has still to do.
+/// Events that the relay has not sent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Not sent yet, those that are tried again among them.
+    /// Not sent yet, including those being retried.
     pub new: u64,
-    /// Given up.
+    /// Failed.
     pub failed: u64,
     /// When the oldest of those that were not sent yet happened.
     pub oldest: Option<jiff::Timestamp>,
@@ -167,7 +167,7 @@ pub struct Backlog {
 /// The events of a database.
 #[async_trait]
 pub trait Outbox: Send + Sync {
-    /// What this database is called, made when its tables were: a relay keeps its position under this name.
+    /// Identity of this database, created with its tables: a relay keeps its position under it.
     ///
     /// # Errors
     /// `Unavailable` when the database did not answer.
@@ -185,22 +185,22 @@ pub trait Outbox: Send + Sync {
     /// `Unavailable` when the database did not answer.
     async fn release(&self, holder: Uuid) -> Result<()>;
 
-    /// The events behind `seq` in order, at most `max`, and of large ones no more than reach [`READ_BYTES`]. What is
-    /// still being committed holds back what has a higher place, so none is ever skipped. A row that cannot be read is
+    /// The events behind `seq` in order, at most `max`, and of large ones no more than reach [`READ_BYTES`]. An uncommitted
+    /// event holds back those with a higher `seq`, so none is ever skipped. An unreadable row is
     /// an event with a flaw.
     ///
     /// # Errors
     /// `Unavailable` when the database did not answer.
     async fn after(&self, seq: u64, max: usize) -> Result<Vec<Event>>;
 
-    /// How far it was sent: everything up to this place, 0 at first.
+    /// Position of the relay: every event up to it was sent, 0 at first.
     ///
     /// # Errors
     /// `Unavailable` when the database did not answer.
     async fn position(&self) -> Result<u64>;
 
-    /// Whether this outbox gave out the place `seq`, and to this event where it keeps what has that place. If not, its
-    /// places were given out again from a lower one, and what is behind `seq` is not what follows.
+    /// Whether this outbox assigned `seq`, and to this event where it still keeps it. If not, its
+    /// sequence was set back, and the events behind `seq` are not those that follow.
     ///
     /// # Errors
     /// `Unavailable` when the database did not answer.
@@ -219,13 +219,13 @@ pub trait Outbox: Send + Sync {
     /// `Unavailable` when the database did not answer, or takes no changes.
     async fn check(&self) -> Result<()>;
 
-    /// Says that everything up to `seq` was sent, or given up.
+    /// Marks every event up to `seq` as sent or failed.
     ///
     /// # Errors
     /// `Unavailable` when the database did not answer.
     async fn sent(&self, seq: u64) -> Result<()>;
 
-    /// Says that a broker refused an event, and gives how often by now; with `attempts` refusals it has failed.
+    /// Records that a broker refused an event. Returns the number of refusals; with `attempts` of them it has failed.
     ///
     /// # Errors
     /// `Unavailable` when the database did not answer.
@@ -242,28 +242,28 @@ pub trait Outbox: Send + Sync {
     ///
     /// # Errors
     /// `Unavailable` when the database did not answer.
-    async fn list(&self, filter: &Filter, max: usize) -> Result<Vec<Listed>>;
+    async fn list(&self, filter: &Filter, max: usize) -> Result<Vec<ListedEvent>>;
 
-    /// How many the relay has still to send, and how many it has given up.
+    /// Numbers of events to send and of failed events.
     ///
     /// # Errors
     /// `Unavailable` when the database did not answer.
     async fn backlog(&self) -> Result<Backlog>;
 
-    /// How many are kept, whatever became of them. Counts each, which takes long where there are many.
+    /// Number of events kept, in any state. Counts each, which takes long where there are many.
     ///
     /// # Errors
     /// `Unavailable` when the database did not answer.
     async fn kept(&self) -> Result<u64>;
 
-    /// Makes events new that the relay has given up and passed, all or this one: they get a place behind every other.
-    /// Their number.
+    /// Makes failed events new, all or this one: they move behind every other event.
+    /// Returns their number.
     ///
     /// # Errors
     /// `Unavailable` when the database did not answer.
     async fn retry(&self, id: Option<Uuid>) -> Result<u64>;
 
-    /// Deletes events that were sent and happened before `time`, at most `max`. Their number.
+    /// Deletes events that were sent and happened before `time`, at most `max`. Returns their number.
     ///
     /// # Errors
     /// `Unavailable` when the database did not answer.

@@ -26,12 +26,12 @@ pub const MIN_LEASE: Duration = Duration::from_millis(10);
 /// Longest lease. Source: Amazon SQS, visibility timeout.
 pub const MAX_LEASE: Duration = Duration::from_secs(12 * 60 * 60);
 
-/// What a queue is told once, when it is declared.
+/// Settings of a queue, set when it is declared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    /// How failed deliveries are tried again.
+    /// Retry policy of failed deliveries.
     pub retry: retry::Policy,
-    /// How long a dedup id is remembered, from the moment its message was taken.
+    /// How long a dedup id is remembered, from when its message was enqueued.
     pub dedup_window: Duration,
     /// Most messages that may wait (ready, delayed and leased); more is refused as overloaded.
     pub max_depth: Option<u64>,
@@ -47,7 +47,7 @@ impl Default for Settings {
     }
 }
 
-/// What became of one message of a batch that was taken.
+/// Outcome of one accepted message of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Enqueued {
     /// Stored under its own id; a backend without `Headers` gives it another when it is first leased.
@@ -70,7 +70,7 @@ impl Enqueued {
 pub struct LeaseRequest {
     /// The queue to lease from.
     pub queue: QueueName,
-    /// Who will hold the deliveries.
+    /// The consumer that will hold the deliveries.
     pub consumer: ConsumerId,
     /// 1 to [`MAX_BATCH`] messages.
     pub max: usize,
@@ -93,7 +93,7 @@ impl LeaseRequest {
     }
 }
 
-/// Checks how much is asked for at once.
+/// Checks the size of a batch to lease.
 ///
 /// # Errors
 /// `Invalid` when it is not 1 to [`MAX_BATCH`].
@@ -107,7 +107,7 @@ pub fn check_max(max: usize) -> Result<()> {
     }
 }
 
-/// Checks how much is handed over at once.
+/// Checks the size of a batch to enqueue.
 ///
 /// # Errors
 /// `Invalid` when it is over [`MAX_BATCH`].
@@ -138,30 +138,30 @@ pub fn check_lease(lease: Duration) -> Result<()> {
 /// How a delivery ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Done: the message is gone.
+    /// Done: the message is removed.
     Ack,
     /// Not done: ready again after the delay, the attempt counted. When the
     /// queue's attempts are spent the message becomes a dead letter instead.
     Retry {
-        /// How long to hold it back.
+        /// Delay before it is ready again.
         after: Duration,
         /// Why, for the dead letter's history: an error, or the text of an [`Attempt`].
         error: String,
     },
-    /// Given up: kept among the dead letters with the reason.
+    /// Dead-lettered, with the reason.
     DeadLetter {
         /// Why: a reason, or the text of an [`Attempt`].
         reason: String,
     },
-    /// Given back: the attempt is not counted.
+    /// Returned: the attempt is not counted.
     Release {
-        /// How long to hold the message back; with zero it is ready at once, in its old place.
+        /// Delay before it is ready again; with zero it is ready at once, at its old position.
         after: Duration,
     },
 }
 
 impl Verdict {
-    /// Given back for immediate delivery.
+    /// Returned for immediate delivery.
     pub const RELEASE: Self = Self::Release {
         after: Duration::ZERO,
     };
@@ -178,8 +178,8 @@ pub struct Settlement {
 
 /// A queue's numbers.
 ///
-/// What ever happened is counted across restarts by a backend with `Bookkeeping`, and since the backend was opened, by
-/// this process alone, elsewhere; there `enqueued` begins with what was found.
+/// Totals are counted across restarts by a backend with `Bookkeeping`; other backends count from when they were opened,
+/// in this process only, and their `enqueued` begins with the messages found.
 ///
 /// At every quiet point `enqueued = ready + delayed + leased + dead + acked + dropped`,
 /// where `dropped` counts expired, purged, damaged and dropped dead messages.
@@ -189,9 +189,9 @@ pub struct Stats {
     pub queue: QueueName,
     /// Messages that can be leased now.
     pub ready: u64,
-    /// Messages held back until a moment.
+    /// Delayed messages.
     pub delayed: u64,
-    /// Messages in consumers' hands.
+    /// Leased messages.
     pub leased: u64,
     /// Dead letters.
     pub dead: u64,
@@ -222,7 +222,7 @@ pub struct Stats {
     pub paused: bool,
 }
 
-/// Messages of a queue on another server.
+/// Messages of a queue that wait on another server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stranded {
     /// The server.
@@ -231,44 +231,44 @@ pub struct Stranded {
     pub messages: u64,
 }
 
-/// Where a peeked message stands.
+/// State of a peeked message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Place {
+pub enum MessageState {
     /// Can be leased now.
     Ready,
-    /// Held back.
+    /// Delayed.
     Delayed,
-    /// In a consumer's hands.
+    /// Leased to a consumer.
     Leased,
 }
 
-/// A message looked at without taking it.
+/// A message read without leasing it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peeked {
     /// The message.
     pub message: Message,
-    /// Where it stands.
-    pub place: Place,
+    /// Its state.
+    pub state: MessageState,
     /// Deliveries so far.
     pub attempts: u32,
 }
 
-/// A message that was given up.
+/// A message that failed for good.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// The message; its payload is empty when it could not be read back, and `reason` says so.
+    /// The message; its payload is empty when it could not be read back, and `reason` names that.
     pub message: Message,
-    /// Why it was given up: the last error.
+    /// Why it failed: the last error.
     pub reason: String,
     /// Earlier errors, oldest first; at most the last ten.
     pub history: Vec<String>,
     /// What is recorded of the failed attempts, the last one included, oldest first. An attempt whose consumer died or
     /// lost its lease leaves no record. Bounds: [`attempt`].
     pub records: Vec<Attempt>,
-    /// Deliveries before it was given up.
+    /// Deliveries before it became a dead letter.
     pub attempts: u32,
-    /// When it was given up.
+    /// When it became a dead letter.
     pub died_at: Timestamp,
     /// The queue a redrive puts it back into.
     pub origin: QueueName,
@@ -298,12 +298,12 @@ impl DeadLetter {
     }
 }
 
-/// Which dead letters an operation is about.
+/// The dead letters that an operation covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selection {
     /// Every one there is when the call starts.
     All,
-    /// These; unknown ids are passed over and not counted.
+    /// These; unknown ids are skipped and not counted.
     Ids(Vec<MessageId>),
 }
 
@@ -363,20 +363,20 @@ pub trait Queue: Send + Sync {
     ///
     /// # Errors
     /// Per settlement: `Conflict` when the message was leased again since,
-    /// settled or taken back (nothing changed). An expired lease that nobody
-    /// took over is settled as if in time.
+    /// settled or returned to the queue (nothing changed). An expired lease
+    /// of a message that was not leased again is settled as if in time.
     async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>>;
 
     /// Makes leases last until `lease` from now. One outcome per receipt.
     ///
-    /// An expired lease that nobody took over, also not another message of its key, begins again.
+    /// An expired lease begins again, unless the message or another one of its key was leased since.
     ///
     /// # Errors
     /// Per receipt: `Conflict` as in [`Queue::settle`].
     async fn extend(&self, receipts: &[Receipt], lease: Duration) -> Result<Vec<Result<()>>>;
 
-    /// Takes back every delivery the consumer holds, as when it died: ready
-    /// at once, in their old places, attempts counted. Returns how many.
+    /// Returns every delivery that the consumer holds, as when it died: ready
+    /// at once, at their old positions, attempts counted. Returns their number.
     async fn disconnect(&self, consumer: &ConsumerId) -> Result<u64>;
 
     /// The numbers of every queue, by name.
@@ -385,13 +385,13 @@ pub trait Queue: Send + Sync {
     /// One queue's numbers.
     ///
     /// # Errors
-    /// `NotFound` when there is no such queue.
+    /// `NotFound` when the queue does not exist.
     async fn stats(&self, queue: &QueueName) -> Result<Stats>;
 
-    /// Looks at up to `max` waiting messages, oldest first, without changing anything.
+    /// Reads up to `max` waiting messages, oldest first, without leasing them.
     async fn peek(&self, queue: &QueueName, max: usize) -> Result<Vec<Peeked>>;
 
-    /// Stops delivery; enqueueing goes on and leases in hand stay valid. Durable, idempotent.
+    /// Stops delivery; enqueueing continues and current leases stay valid. Durable, idempotent.
     async fn pause(&self, queue: &QueueName) -> Result<()>;
 
     /// Starts delivery again. Durable, idempotent.
@@ -406,11 +406,11 @@ pub trait Queue: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// Moves what is stranded into the queue: durable here before it is removed there, so a crash repeats at most what
-    /// was under way. Returns how many.
+    /// Moves stranded messages into the queue: durable here before they are removed there, so a crash repeats at most the
+    /// messages in flight. Returns their number.
     ///
     /// # Errors
-    /// `Unavailable` when a server did not answer; what was moved stays moved.
+    /// `Unavailable` when a server did not answer; messages already moved stay moved.
     async fn collect(&self, _: &QueueName) -> Result<u64> {
         Ok(0)
     }
@@ -421,7 +421,7 @@ pub trait Queue: Send + Sync {
     /// - `force`: without it only an empty queue is deleted.
     ///
     /// # Errors
-    /// `NotFound` when there is no such queue; `Conflict` when it is not empty, has consumers or is what a route leads to
+    /// `NotFound` when the queue does not exist; `Conflict` when it is not empty, has consumers or is bound to a route
     /// (nothing changed); `Unsupported` by servers that delete queues with their own tools.
     async fn delete(&self, queue: &QueueName, force: bool) -> Result<u64> {
         _ = (queue, force);
@@ -438,9 +438,9 @@ pub trait Queue: Send + Sync {
         max: usize,
     ) -> Result<Vec<DeadLetter>>;
 
-    /// Puts dead letters back to the end of their origin, same id, attempts from zero. Returns how many.
+    /// Moves dead letters to the end of their origin queue, same id, attempts from zero. Returns their number.
     async fn redrive(&self, queue: &QueueName, selection: &Selection) -> Result<u64>;
 
-    /// Deletes dead letters for good. Returns how many.
+    /// Deletes dead letters for good. Returns their number.
     async fn drop_dead(&self, queue: &QueueName, selection: &Selection) -> Result<u64>;
 }

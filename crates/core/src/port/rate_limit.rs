@@ -1,4 +1,4 @@
-//! Limits shared by everybody who uses the same backend.
+//! Limits shared by all clients of the same backend.
 
 use async_trait::async_trait;
 
@@ -20,7 +20,7 @@ pub struct Take {
 #[async_trait]
 pub trait RateLimit: Send + Sync {
     /// Takes each amount, all or none, in one atomic step. One decision per
-    /// request; when one is refused nothing is taken, and each decision says how its own limit stands.
+    /// request; when one is refused nothing is taken, and each decision carries the state of its own limit.
     ///
     /// # Errors
     /// `Invalid` for an amount that can never be allowed (over the capacity), an empty or over-long key.

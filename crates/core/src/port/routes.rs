@@ -21,9 +21,9 @@ pub struct Binding {
 /// A message with its routing key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publication {
-    /// What patterns are matched against.
+    /// The routing key that patterns are matched against.
     pub routing_key: String,
-    /// What is copied.
+    /// The message.
     pub message: NewMessage,
 }
 
@@ -84,7 +84,7 @@ mod tests {
     use super::matches;
 
     #[test]
-    fn patterns_match_as_amqp_says() {
+    fn patterns_match_by_amqp_rules() {
         for (pattern, key, expected) in [
             ("order.created", "order.created", true),
             ("order.created", "order.rejected", false),

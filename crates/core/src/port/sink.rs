@@ -6,49 +6,49 @@ use async_trait::async_trait;
 
 use crate::{Delivery, Error, ErrorKind, Result};
 
-/// What became of one delivery at the sink.
+/// Outcome of one delivery at the sink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is where it should be, as durable as the sink can make it.
+    /// Delivered, as durable as the sink can make it.
     Done,
-    /// It is, and the sink acked the delivery in the same step as its effect ([`crate::port::Effects`]).
+    /// Delivered, and the sink acked the delivery in the same step as its effect ([`crate::port::Effects`]).
     Settled,
-    /// It is not, and trying again may help.
+    /// Failed; a retry may succeed.
     Retry {
-        /// When the far side said how long to wait.
+        /// The delay that the destination asked for.
         after: Option<Duration>,
         /// Why.
         error: String,
     },
-    /// It is not, and trying again will not help.
+    /// Failed for good; a retry would fail too.
     Reject {
         /// Why.
         reason: String,
     },
-    /// It is not, because of a condition of the destination: no attempt is charged, and the destination is left alone
+    /// Failed because of a condition of the destination: no attempt is charged, and the destination is paused
     /// for a while.
     Unavailable {
         /// How far the delivery came.
         cause: Cause,
-        /// When the destination named a time: nothing is sent to it before.
+        /// The time that the destination named: nothing is sent to it before.
         after: Option<Duration>,
         /// Why.
         error: String,
     },
 }
 
-/// Why a destination did not take a delivery that another moment would.
+/// The condition of a destination that failed a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     /// Nothing of the delivery reached it, so the message cannot be the reason.
     Unreachable,
-    /// It failed with the delivery: no answer, an answer that broke off, an answer that says it is not available.
+    /// It failed during the delivery: no answer, an incomplete answer, or an answer that it is unavailable.
     Failed,
     /// It refused the delivery because of how many it gets.
     Overloaded,
-    /// One of our own backends did not answer; nothing is known of the destination.
+    /// One of our own backends did not answer; the state of the destination is unknown.
     Backend,
-    /// The delivery did not begin, or was ended by us.
+    /// The delivery did not begin, or was cancelled here.
     Deferred,
 }
 
@@ -75,7 +75,7 @@ pub trait Sink: Send + Sync {
     /// Delivers a batch, in order. One outcome per delivery.
     ///
     /// A delivery that was `Done` before, by message id, is `Done` again
-    /// without a second effect as far as the sink's own documentation says.
+    /// without a second effect, within the bounds that the sink documents.
     ///
     /// - Ends within a deadline of the sink's own: the caller waits for it, and renews the leases meanwhile.
     /// - Cancel: a dropped call may have delivered any part of the batch.
@@ -84,9 +84,9 @@ pub trait Sink: Send + Sync {
     /// # Errors
     /// The sink as a whole cannot work now (disk full, path not writable);
     /// none of the batch was delivered, no attempt should be charged, and the
-    /// caller gives the batch back and waits before it tries again.
+    /// caller returns the batch and waits before it retries.
     async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Outcome>>;
 
-    /// Makes durable what is still on its way and lets go of resources. Idempotent.
+    /// Flushes pending writes and releases resources. Idempotent.
     async fn close(&self) -> Result<()>;
 }

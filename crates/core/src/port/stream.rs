@@ -41,7 +41,7 @@ pub struct ReadRequest {
     pub stream: StreamName,
     /// The group.
     pub group: GroupName,
-    /// Who will hold the entries.
+    /// The consumer that will hold the entries.
     pub consumer: ConsumerId,
     /// 1 to `queue::MAX_BATCH` entries.
     pub max: usize,
@@ -54,7 +54,7 @@ pub struct ReadRequest {
 pub struct Entry {
     /// Its place.
     pub offset: Offset,
-    /// What was appended.
+    /// The message.
     pub message: Message,
     /// 1 for the first handing-out in this group; 0 when read without a group.
     pub attempt: u32,
@@ -92,12 +92,12 @@ pub struct Stats {
     pub groups: Vec<GroupStats>,
 }
 
-/// How much of a stream to give up.
+/// How much of a stream to trim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trim {
-    /// Everything up to the end of the shortest finished prefix; nothing while there is no group.
+    /// Everything up to the end of the shortest finished prefix; nothing while the stream has no groups.
     Finished,
-    /// All but the newest so many entries, finished or not.
+    /// All but the newest N entries, finished or not.
     KeepLast(u64),
 }
 
@@ -138,26 +138,26 @@ pub trait Stream: Send + Sync {
         start: Start,
     ) -> Result<()>;
 
-    /// Moves the group's position; entries in hand are forgotten. Durable. This is replay.
+    /// Moves the group's position; pending entries are forgotten. Durable. This is replay.
     ///
     /// # Errors
-    /// `NotFound` when there is no such group.
+    /// `NotFound` when the group does not exist.
     async fn seek(&self, stream: &StreamName, group: &GroupName, to: Start) -> Result<()>;
 
-    /// Removes the group and its position; nothing happens when there is none.
+    /// Removes the group and its position; a missing group is not an error.
     async fn delete_group(&self, stream: &StreamName, group: &GroupName) -> Result<()>;
 
     /// Hands out the next entries of the group, in order, each to one consumer.
     ///
     /// # Errors
-    /// `NotFound` when there is no such group; `Invalid` for `max` out of range.
+    /// `NotFound` when the group does not exist; `Invalid` for `max` out of range.
     async fn read(&self, request: ReadRequest) -> Result<Vec<Entry>>;
 
     /// Marks entries as finished by the group and moves its position over the
-    /// longest finished prefix; durable. Entries already finished or no longer kept are passed over.
+    /// longest finished prefix; durable. Entries already finished or no longer kept are skipped.
     ///
     /// # Errors
-    /// `NotFound` when there is no such group.
+    /// `NotFound` when the group does not exist.
     async fn commit(
         &self,
         stream: &StreamName,
@@ -165,11 +165,11 @@ pub trait Stream: Send + Sync {
         finished: &[Offset],
     ) -> Result<()>;
 
-    /// Takes over up to `max` unfinished entries that other consumers have
-    /// held for at least `min_idle`, or whose consumer is gone, oldest first; attempts counted.
+    /// Claims up to `max` unfinished entries that other consumers have
+    /// held for at least `min_idle`, or whose consumer is disconnected, oldest first; attempts counted.
     ///
     /// # Errors
-    /// `NotFound` when there is no such group; `Invalid` for `max` out of range.
+    /// `NotFound` when the group does not exist; `Invalid` for `max` out of range.
     async fn claim(
         &self,
         stream: &StreamName,
@@ -179,14 +179,14 @@ pub trait Stream: Send + Sync {
         max: usize,
     ) -> Result<Vec<Entry>>;
 
-    /// Declares the consumer gone: what it holds can be claimed at once. Returns how many entries.
+    /// Disconnects the consumer: its pending entries can be claimed at once. Returns their number.
     async fn disconnect(&self, consumer: &ConsumerId) -> Result<u64>;
 
     /// Up to `max` entries behind `after` (from the oldest when `None`), without a group.
-    /// One that cannot be read back is passed over.
+    /// An unreadable entry is skipped.
     ///
     /// # Errors
-    /// `NotFound` when there is no such stream; `Invalid` for `max` out of range.
+    /// `NotFound` when the stream does not exist; `Invalid` for `max` out of range.
     async fn range(
         &self,
         stream: &StreamName,
@@ -195,7 +195,7 @@ pub trait Stream: Send + Sync {
     ) -> Result<Vec<Entry>>;
 
     /// Payloads of the newest entries, the oldest first, as long as another program appended them: none when the newest
-    /// is ours, when there is no stream, and on backends that no other program appends to.
+    /// is ours, when the stream does not exist, and on backends that no other program appends to.
     ///
     /// # Errors
     /// `Unavailable` when the backend did not answer; `Invalid` for `max` out of range.
@@ -203,10 +203,10 @@ pub trait Stream: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// Gives up old entries, also where a group has not finished them. Returns how many.
+    /// Deletes old entries, also where a group has not finished them. Returns their number.
     ///
     /// # Errors
-    /// `NotFound` when there is no such stream.
+    /// `NotFound` when the stream does not exist.
     async fn trim(&self, stream: &StreamName, trim: Trim) -> Result<u64>;
 
     /// The numbers of every stream, by name.
@@ -215,6 +215,6 @@ pub trait Stream: Send + Sync {
     /// One stream's numbers.
     ///
     /// # Errors
-    /// `NotFound` when there is no such stream.
+    /// `NotFound` when the stream does not exist.
     async fn stats(&self, stream: &StreamName) -> Result<Stats>;
 }

@@ -1,4 +1,4 @@
-//! Users: the repository of the accounts app. Each change is one transaction with the event that tells of it.
+//! Users: the repository of the accounts app. Each change is one transaction with its outbox event.
 
 use async_trait::async_trait;
 use uuid::Uuid;
@@ -28,7 +28,7 @@ pub struct User {
 pub struct RequestKey {
     /// What the client calls the request.
     pub key: String,
-    /// A digest of what it asks for.
+    /// Digest of the request body.
     pub digest: String,
 }
 
@@ -37,7 +37,7 @@ pub struct RequestKey {
 pub enum Created {
     /// The user is there, and so is the event.
     New,
-    /// The same request did it before: this is what it created.
+    /// Repeat of an earlier request: the user that one created.
     Before(User),
     /// Another request has this key.
     KeyTaken,
@@ -65,7 +65,7 @@ pub struct Change {
 pub enum Changed {
     /// It happened, with its event; the user as it is now, or was last.
     Done(User),
-    /// There is no such user.
+    /// The user does not exist.
     Absent,
     /// The user has another version, this one.
     Version(u64),

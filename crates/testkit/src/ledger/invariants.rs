@@ -1,4 +1,4 @@
-//! What must be true of every history, by name.
+//! Invariants of every history, by name.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use super::{Entry, Event, Fate, fates, starts};
 
-/// How soon a process that was started serves, whatever happened before.
+/// Longest time from the start of a process until it serves.
 pub const RECOVERY: Duration = Duration::from_secs(5);
 
-/// One thing that must be true.
+/// One invariant.
 #[derive(Debug, Clone, Copy)]
 pub struct Invariant {
-    /// How reports call it.
+    /// Its name in reports.
     pub name: &'static str,
-    /// What breaks it, for people.
-    find: fn(&Books<'_>) -> Vec<String>,
+    /// A breach, described.
+    find: fn(&Findings<'_>) -> Vec<String>,
 }
 
 /// All of them.
@@ -54,12 +54,12 @@ pub const INVARIANTS: &[Invariant] = &[
     },
 ];
 
-/// One breach.
+/// A breach of an invariant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// The invariant's.
+    /// Name of the invariant.
     pub name: &'static str,
-    /// What breaks it.
+    /// Description.
     pub what: String,
 }
 
@@ -69,16 +69,16 @@ impl Display for Violation {
     }
 }
 
-/// Everything that is wrong with a history; the first few of each kind, and how many there are.
+/// Every violation of a history: the first few of each invariant, and the number of the others.
 pub fn violations(history: &[Entry]) -> Vec<Violation> {
     const SHOWN: usize = 5;
-    let books = Books {
+    let findings = Findings {
         history,
         fates: fates(history),
     };
     let mut violations = Vec::new();
     for Invariant { name, find } in INVARIANTS {
-        let found = find(&books);
+        let found = find(&findings);
         let more = found.len().saturating_sub(SHOWN);
         let shown = found.into_iter().take(SHOWN);
         let rest = (more > 0).then(|| format!("and {more} more"));
@@ -87,54 +87,54 @@ pub fn violations(history: &[Entry]) -> Vec<Violation> {
     violations
 }
 
-/// A history, and what became of each message.
-struct Books<'a> {
+/// A history, and the fate of each message.
+struct Findings<'a> {
     history: &'a [Entry],
     fates: BTreeMap<&'a str, Fate<'a>>,
 }
 
-impl Books<'_> {
-    /// A sentence for each message of which this is true.
+impl Findings<'_> {
+    /// A sentence for each message that matches.
     fn messages(&self, wrong: impl Fn(&Fate<'_>) -> bool, sentence: &str) -> Vec<String> {
         let wrong = self.fates.iter().filter(|(_, fate)| wrong(fate));
         wrong.map(|(id, _)| format!("{id:?} {sentence}")).collect()
     }
 }
 
-fn acknowledged_is_present(books: &Books<'_>) -> Vec<String> {
-    books.messages(
+fn acknowledged_is_present(findings: &Findings<'_>) -> Vec<String> {
+    findings.messages(
         |fate| fate.acknowledged_ns.is_some() && fate.written.is_empty(),
         "was acknowledged and is lost",
     )
 }
 
-fn refused_is_absent(books: &Books<'_>) -> Vec<String> {
-    books.messages(
+fn refused_is_absent(findings: &Findings<'_>) -> Vec<String> {
+    findings.messages(
         |fate| fate.is_refused() && !fate.written.is_empty(),
         "was refused and came out",
     )
 }
 
-fn nothing_invented(books: &Books<'_>) -> Vec<String> {
-    books.messages(
+fn nothing_invented(findings: &Findings<'_>) -> Vec<String> {
+    findings.messages(
         |fate| fate.offers == 0 && !fate.written.is_empty(),
-        "came out and nobody sent it",
+        "came out and was never sent",
     )
 }
 
-fn nothing_twice(books: &Books<'_>) -> Vec<String> {
-    books.messages(|fate| fate.written.len() > 1, "came out more than once")
+fn nothing_twice(findings: &Findings<'_>) -> Vec<String> {
+    findings.messages(|fate| fate.written.len() > 1, "came out more than once")
 }
 
 /// Of two messages of a key, the one that was acknowledged before the other was offered comes out first.
-fn order_per_key(books: &Books<'_>) -> Vec<String> {
-    let mut by_place: Vec<_> = books
+fn order_per_key(findings: &Findings<'_>) -> Vec<String> {
+    let mut by_place: Vec<_> = findings
         .fates
         .iter()
         .filter_map(|(id, fate)| Some((fate.written.first()?, fate.key?, *id, fate)))
         .collect();
     by_place.sort_unstable_by_key(|(place, ..)| **place);
-    // Of what came out so far, the message of the key that was offered last.
+    // The message of the key with the newest offer among those that came out so far.
     let mut latest = BTreeMap::<&str, (u64, &str)>::new();
     let mut wrong = Vec::new();
     for (_, key, id, fate) in by_place {
@@ -149,25 +149,28 @@ fn order_per_key(books: &Books<'_>) -> Vec<String> {
     wrong
 }
 
-fn no_torn_line(books: &Books<'_>) -> Vec<String> {
-    let torn = books.history.iter().filter_map(|entry| match &entry.event {
-        Event::Torn { text } => Some(format!("{text:?} in {:?}", entry.who)),
-        _ => None,
-    });
+fn no_torn_line(findings: &Findings<'_>) -> Vec<String> {
+    let torn = findings
+        .history
+        .iter()
+        .filter_map(|entry| match &entry.event {
+            Event::Torn { text } => Some(format!("{text:?} in {:?}", entry.who)),
+            _ => None,
+        });
     torn.collect()
 }
 
 /// Otherwise the history itself has gaps, and proves nothing.
-fn answers_have_offers(books: &Books<'_>) -> Vec<String> {
+fn answers_have_offers(findings: &Findings<'_>) -> Vec<String> {
     let answered = |fate: &Fate<'_>| fate.acknowledged_ns.is_some() || fate.refusals > 0;
-    books.messages(
+    findings.messages(
         |fate| fate.offers == 0 && answered(fate),
         "was answered and never offered",
     )
 }
 
-fn serves_soon_after_a_start(books: &Books<'_>) -> Vec<String> {
-    let starts = starts(books.history).into_iter();
+fn serves_soon_after_a_start(findings: &Findings<'_>) -> Vec<String> {
+    let starts = starts(findings.history).into_iter();
     let late = starts.filter_map(|(who, took)| match took {
         Some(took) if took <= RECOVERY => None,
         Some(took) => Some(format!(

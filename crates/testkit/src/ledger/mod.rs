@@ -1,6 +1,6 @@
-//! The ledger: what producers sent and were answered and what came out, written down while a run goes on.
+//! The ledger: a record of what producers sent, the answers they got and what came out, written during a run.
 //!
-//! Only the outside writes it; the system under test is never asked what it did. A history is a file of JSON
+//! Only the test writes it; the system under test does not report on itself. A history is a file of JSON
 //! lines, one [`Entry`] each, in the order in which they happened as far as one line per system call can tell:
 //!
 //! ```text
@@ -11,7 +11,7 @@
 //! ```
 //!
 //! An offer without an answer has an unknown outcome: its message may come out or not, but not twice.
-//! [`violations`] names what must not be, [`Account`] counts.
+//! [`violations`] finds broken invariants, [`Account`] counts.
 
 mod invariants;
 #[cfg(test)]
@@ -28,24 +28,24 @@ use serde::{Deserialize, Serialize};
 
 pub use invariants::{INVARIANTS, Invariant, RECOVERY, Violation, violations};
 
-/// What happened.
+/// An event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Event {
     /// A message is about to be sent, for the first time or again.
     Offered {
-        /// What tells it from all others: the payload itself, where that is distinct.
+        /// Unique id: the payload itself, where payloads are distinct.
         id: String,
         /// Messages of one key come out in the order in which they were accepted.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         key: Option<String>,
     },
-    /// The system said that it has the message.
+    /// The system acknowledged the message.
     Acknowledged {
         /// Of the offer.
         id: String,
     },
-    /// The system said that it has not taken the message.
+    /// The system refused the message.
     Refused {
         /// Of the offer.
         id: String,
@@ -55,16 +55,16 @@ pub enum Event {
         /// Of the offer.
         id: String,
     },
-    /// Something came out that is no whole line.
+    /// An incomplete line came out.
     Torn {
-        /// What was found.
+        /// The bytes found.
         text: String,
     },
     /// A process is being started.
     Started,
     /// The process that was started last under this name serves.
     Ready,
-    /// The test broke something.
+    /// The test injected a fault.
     Fault {
         /// For readers.
         what: String,
@@ -78,7 +78,7 @@ pub struct Entry {
     pub at_ns: u64,
     /// The producer, the process or the output it is about.
     pub who: String,
-    /// What happened.
+    /// An event.
     #[serde(flatten)]
     pub event: Event,
 }
@@ -109,7 +109,7 @@ impl Ledger {
     /// Adds an entry, which is in the file when this returns.
     ///
     /// # Panics
-    /// When it cannot be written: a witness with gaps is none.
+    /// When it cannot be written: a ledger with gaps proves nothing.
     pub fn record(&self, who: &str, event: Event) {
         let at_ns = u64::try_from(self.began.elapsed().as_nanos()).expect("a run of some minutes");
         let entry = Entry {
@@ -122,34 +122,34 @@ impl Ledger {
         (&self.file).write_all(&line).expect("the ledger's disk");
     }
 
-    /// Notes that a message is about to be sent.
+    /// Records that a message is about to be sent.
     pub fn offered(&self, who: &str, id: &str, key: Option<&str>) {
         let (id, key) = (id.to_owned(), key.map(str::to_owned));
         self.record(who, Event::Offered { id, key });
     }
 
-    /// Notes that the system said it has the message.
+    /// Records that the system acknowledged the message.
     pub fn acknowledged(&self, who: &str, id: &str) {
         self.record(who, Event::Acknowledged { id: id.to_owned() });
     }
 
-    /// Notes that the system said it has not taken the message.
+    /// Records that the system refused the message.
     pub fn refused(&self, who: &str, id: &str) {
         self.record(who, Event::Refused { id: id.to_owned() });
     }
 
-    /// Notes that the message came out.
+    /// Records that the message came out.
     pub fn written(&self, who: &str, id: &str) {
         self.record(who, Event::Written { id: id.to_owned() });
     }
 
-    /// Notes what the test breaks now.
+    /// Records a fault that the test injects.
     pub fn fault(&self, who: &str, what: impl Display) {
         let what = what.to_string();
         self.record(who, Event::Fault { what });
     }
 
-    /// Reads back what was written so far.
+    /// Reads the history written so far.
     ///
     /// # Errors
     /// As [`read`].
@@ -157,13 +157,13 @@ impl Ledger {
         read(&self.path)
     }
 
-    /// Removes the history, of which nothing more is wanted.
+    /// Removes the history.
     pub fn discard(&self) {
-        // A history that stays is in nobody's way.
+        // A history that stays does no harm.
         fs::remove_file(&self.path).ok();
     }
 
-    /// Checks the history, removes it when nothing is wrong, and gives its account.
+    /// Checks the history, removes it when it is valid, and returns its counts.
     ///
     /// # Errors
     /// Every violation, and where the history was left.
@@ -185,7 +185,7 @@ impl Ledger {
 /// Reads a history.
 ///
 /// # Errors
-/// `InvalidData`, with the line's number, for what is no entry.
+/// `InvalidData`, with the line number, for a line that is not an entry.
 pub fn read(path: &Path) -> io::Result<Vec<Entry>> {
     parse(&fs::read_to_string(path)?)
 }
@@ -200,7 +200,7 @@ fn parse(text: &str) -> io::Result<Vec<Entry>> {
     text.lines().enumerate().map(entry).collect()
 }
 
-/// What became of a message, from all its offers and answers.
+/// Fate of a message, from all its offers and answers.
 #[derive(Debug, Default)]
 struct Fate<'a> {
     offers: usize,
@@ -273,26 +273,26 @@ fn starts(history: &[Entry]) -> Vec<(&str, Option<Duration>)> {
 pub struct Account {
     /// Messages that were offered.
     pub offered: usize,
-    /// Of these, the ones that the system said it has.
+    /// Of these, those that the system acknowledged.
     pub acknowledged: usize,
-    /// Of these, the ones that the system never took.
+    /// Of these, those that the system refused every time.
     pub refused: usize,
-    /// Of these, the ones of which nobody can say.
+    /// Of these, those with an unknown outcome.
     pub unknown: usize,
-    /// Acknowledged and not there.
+    /// Acknowledged and lost.
     pub lost: usize,
-    /// Of unknown outcome, and there.
+    /// Of unknown outcome, and present.
     pub recovered: usize,
     /// Written more than once.
     pub doubled: usize,
-    /// What the test broke.
+    /// Faults injected by the test.
     pub faults: usize,
     /// The longest wait from a start until it served.
     pub slowest_start: Option<Duration>,
 }
 
 impl Account {
-    /// Counts what a history tells.
+    /// Counts the messages of a history.
     pub fn of(history: &[Entry]) -> Self {
         let mut account = Self::default();
         for fate in fates(history).values() {

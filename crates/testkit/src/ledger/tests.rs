@@ -1,10 +1,10 @@
-//! The checker on made-up histories: each invariant is seen to be broken, by itself.
+//! The checker on constructed histories: each breaks exactly one invariant.
 
 use std::collections::BTreeSet;
 
 use super::*;
 
-/// A good run with a cut in it, and an answer that never came.
+/// A valid run with a power cut, and an offer without an answer.
 const GOOD: &str = r#"{"at_ns":0,"who":"up","op":"started"}
 {"at_ns":100,"who":"up","op":"ready"}
 {"at_ns":200,"who":"p1","op":"offered","id":"a","key":"k"}
@@ -23,7 +23,7 @@ const GOOD: &str = r#"{"at_ns":0,"who":"up","op":"started"}
 {"at_ns":992,"who":"out","op":"written","id":"b"}
 "#;
 
-/// What is added to the good run, and the one invariant that it breaks.
+/// Entries added to the valid run, and the one invariant that they break.
 const BAD: &[(&str, &str)] = &[
     (
         "acknowledged_is_present",
@@ -133,7 +133,7 @@ fn what_is_recorded_is_read_back_and_a_bad_history_stays() {
 }
 
 #[test]
-fn a_line_that_is_no_entry_is_named_by_its_number() {
+fn an_invalid_line_is_reported_with_its_number() {
     let error = parse(&format!("{GOOD}nonsense")).unwrap_err().to_string();
     assert!(error.contains("line 17 "), "{error}");
 }

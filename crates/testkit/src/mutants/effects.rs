@@ -1,4 +1,4 @@
-//! Wrong effects: right in all but one way.
+//! Mutants of the effects port.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use towpath_core::port::effects::{Outcome, Transaction};
 use towpath_core::{ErrorKind, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Mutation {
     Half,
     NoEnqueue,
     IgnoresRefusals,
@@ -17,30 +17,30 @@ pub(super) enum Way {
     SendsFirst,
 }
 
-pub(super) fn wrong(inner: Arc<dyn Effects>, way: Way) -> Arc<dyn Effects> {
-    Arc::new(Wrong { inner, way })
+pub(super) fn mutate(inner: Arc<dyn Effects>, mutation: Mutation) -> Arc<dyn Effects> {
+    Arc::new(Mutated { inner, mutation })
 }
 
-struct Wrong {
+struct Mutated {
     inner: Arc<dyn Effects>,
-    way: Way,
+    mutation: Mutation,
 }
 
 #[async_trait]
-impl Effects for Wrong {
+impl Effects for Mutated {
     async fn apply(&self, mut transaction: Transaction) -> Result<Outcome> {
-        match self.way {
-            Way::NoEnqueue => {
+        match self.mutation {
+            Mutation::NoEnqueue => {
                 transaction.enqueue.clear();
                 self.inner.apply(transaction).await
             }
-            Way::NoDedup => {
+            Mutation::NoDedup => {
                 for (_, message) in &mut transaction.enqueue {
                     message.dedup_id = None;
                 }
                 self.inner.apply(transaction).await
             }
-            Way::IgnoresRefusals => {
+            Mutation::IgnoresRefusals => {
                 let outcome = self.inner.apply(transaction.clone()).await?;
                 if matches!(outcome, Outcome::Refused { .. }) {
                     transaction.kv.clear();
@@ -48,14 +48,14 @@ impl Effects for Wrong {
                 }
                 Ok(outcome)
             }
-            Way::DropsUnroutable => match self.inner.apply(transaction.clone()).await {
+            Mutation::DropsUnroutable => match self.inner.apply(transaction.clone()).await {
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     transaction.publish.clear();
                     self.inner.apply(transaction).await
                 }
                 other => other,
             },
-            Way::SendsFirst => {
+            Mutation::SendsFirst => {
                 for message in transaction.enqueue.drain(..) {
                     let enqueue = vec![message];
                     let alone = Transaction {
@@ -72,7 +72,7 @@ impl Effects for Wrong {
                 self.inner.apply(alone).await?;
                 self.inner.apply(transaction).await
             }
-            Way::Half => {
+            Mutation::Half => {
                 let first = Transaction {
                     kv: std::mem::take(&mut transaction.kv),
                     ..Transaction::default()

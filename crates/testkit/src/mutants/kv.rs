@@ -1,4 +1,4 @@
-//! Wrong keys and values: right in all but one way.
+//! Mutants of the key and value port.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use towpath_core::port::Kv;
 use towpath_core::port::kv::{Committed, Op};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Mutation {
     NoBounds,
     OneByOne,
     NoCompare,
@@ -25,35 +25,35 @@ pub(super) enum Way {
     AddDropsTtl,
 }
 
-pub(super) fn wrong(inner: Arc<dyn Kv>, way: Way) -> Arc<dyn Kv> {
-    Arc::new(Wrong { inner, way })
+pub(super) fn mutate(inner: Arc<dyn Kv>, mutation: Mutation) -> Arc<dyn Kv> {
+    Arc::new(Mutated { inner, mutation })
 }
 
-struct Wrong {
+struct Mutated {
     inner: Arc<dyn Kv>,
-    way: Way,
+    mutation: Mutation,
 }
 
 #[async_trait]
-impl Kv for Wrong {
+impl Kv for Mutated {
     async fn commit(&self, ops: Vec<Op>) -> Result<Committed> {
         let mut ops: Vec<Op> = ops.into_iter().map(|op| self.spoil(op)).collect();
-        match self.way {
-            Way::NoDelete => ops.retain(|op| !matches!(op, Op::Delete { .. })),
-            Way::NoExpire => ops.retain(|op| !matches!(op, Op::Expire { .. })),
-            Way::LastOnly => _ = ops.drain(..ops.len().saturating_sub(1)),
-            Way::AddDropsTtl => {
+        match self.mutation {
+            Mutation::NoDelete => ops.retain(|op| !matches!(op, Op::Delete { .. })),
+            Mutation::NoExpire => ops.retain(|op| !matches!(op, Op::Expire { .. })),
+            Mutation::LastOnly => _ = ops.drain(..ops.len().saturating_sub(1)),
+            Mutation::AddDropsTtl => {
                 let added = ops.iter().filter(|op| matches!(op, Op::Add { .. }));
                 let added: Vec<String> = added.map(|op| op.key().to_owned()).collect();
                 ops.extend(added.into_iter().map(|key| Op::Expire { key, ttl: None }));
             }
-            Way::HidesRefusals => {
+            Mutation::HidesRefusals => {
                 self.inner.commit(ops).await?;
                 return Ok(Committed::Applied(Vec::new()));
             }
             _ => {}
         }
-        if self.way != Way::OneByOne {
+        if self.mutation != Mutation::OneByOne {
             return self.inner.commit(ops).await;
         }
         let mut values = Vec::new();
@@ -74,7 +74,7 @@ impl Kv for Wrong {
 
     async fn fields(&self, key: &str) -> Result<Vec<(String, Bytes)>> {
         let mut fields = self.inner.fields(key).await?;
-        if self.way == Way::UnsortedFields {
+        if self.mutation == Mutation::UnsortedFields {
             fields.reverse();
         }
         Ok(fields)
@@ -85,15 +85,15 @@ impl Kv for Wrong {
     }
 
     async fn keys(&self, prefix: &str, after: Option<&str>, max: usize) -> Result<Vec<String>> {
-        let after = after.filter(|_| self.way != Way::FirstPageOnly);
+        let after = after.filter(|_| self.mutation != Mutation::FirstPageOnly);
         self.inner.keys(prefix, after, max).await
     }
 }
 
-impl Wrong {
+impl Mutated {
     fn spoil(&self, op: Op) -> Op {
-        match (op, self.way) {
-            (Op::Add { key, delta, .. }, Way::NoBounds) => Op::Add {
+        match (op, self.mutation) {
+            (Op::Add { key, delta, .. }, Mutation::NoBounds) => Op::Add {
                 key,
                 delta,
                 min: i64::MIN,
@@ -103,15 +103,17 @@ impl Wrong {
                 Op::CompareAndSwap {
                     key, value, ttl, ..
                 },
-                Way::NoCompare,
+                Mutation::NoCompare,
             ) => Op::Put { key, value, ttl },
-            (Op::PutIfAbsent { key, value, ttl }, Way::PutsAnyway) => Op::Put { key, value, ttl },
-            (Op::PutIfAbsent { key, value, .. }, Way::NoTtl) => Op::PutIfAbsent {
+            (Op::PutIfAbsent { key, value, ttl }, Mutation::PutsAnyway) => {
+                Op::Put { key, value, ttl }
+            }
+            (Op::PutIfAbsent { key, value, .. }, Mutation::NoTtl) => Op::PutIfAbsent {
                 key,
                 value,
                 ttl: None,
             },
-            (Op::Put { key, value, .. }, Way::NoTtl) => Op::Put {
+            (Op::Put { key, value, .. }, Mutation::NoTtl) => Op::Put {
                 key,
                 value,
                 ttl: None,

@@ -1,4 +1,4 @@
-//! A wrong queue: right in all but one way.
+//! Mutants of the queue port.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use towpath_core::{
 use crate::world::jobs;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Mutation {
     RetryAcks,
     ShortLease,
     AcceptsStale,
@@ -63,28 +63,28 @@ pub(super) enum Way {
     KeepsTheDeleted,
 }
 
-pub(super) fn wrong(inner: Arc<dyn Queue>, way: Way) -> Arc<dyn Queue> {
-    Arc::new(Wrong {
+pub(super) fn mutate(inner: Arc<dyn Queue>, mutation: Mutation) -> Arc<dyn Queue> {
+    Arc::new(Mutated {
         inner,
-        wrong: way,
+        mutation,
         held: Mutex::default(),
     })
 }
 
-struct Wrong {
+struct Mutated {
     inner: Arc<dyn Queue>,
-    wrong: Way,
-    /// What was handed out and may still be held.
+    mutation: Mutation,
+    /// Receipts of deliveries that may still be leased.
     held: Mutex<Vec<Receipt>>,
 }
 
 #[async_trait]
-impl Queue for Wrong {
+impl Queue for Mutated {
     async fn declare(&self, queue: &QueueName, settings: &Settings) -> Result<()> {
         let mut settings = settings.clone();
-        match self.wrong {
-            Way::LongWindow => settings.dedup_window = Duration::from_secs(3600),
-            Way::NoMaxDepth => settings.max_depth = None,
+        match self.mutation {
+            Mutation::LongWindow => settings.dedup_window = Duration::from_secs(3600),
+            Mutation::NoMaxDepth => settings.max_depth = None,
             _ => {}
         }
         self.inner.declare(queue, &settings).await
@@ -96,18 +96,18 @@ impl Queue for Wrong {
         mut messages: Vec<NewMessage>,
     ) -> Result<Vec<Result<Enqueued>>> {
         for message in &mut messages {
-            match self.wrong {
-                Way::NoDedup => message.dedup_id = None,
-                Way::NoHeaders => message.headers = Headers::new(),
-                Way::NoKeys => message.key = None,
-                Way::NoDelay => message.not_before = None,
-                Way::NoExpiry => message.expires = None,
-                Way::Truncates => message.payload.truncate(1 << 16),
-                Way::AllOrNothing => message.check()?,
+            match self.mutation {
+                Mutation::NoDedup => message.dedup_id = None,
+                Mutation::NoHeaders => message.headers = Headers::new(),
+                Mutation::NoKeys => message.key = None,
+                Mutation::NoDelay => message.not_before = None,
+                Mutation::NoExpiry => message.expires = None,
+                Mutation::Truncates => message.payload.truncate(1 << 16),
+                Mutation::AllOrNothing => message.check()?,
                 _ => {}
             }
         }
-        if self.wrong == Way::LosesLast
+        if self.mutation == Mutation::LosesLast
             && messages.len() > 1
             && let Some(lost) = messages.pop()
         {
@@ -115,10 +115,12 @@ impl Queue for Wrong {
             outcomes.push(Ok(Enqueued::New(lost.id)));
             return Ok(outcomes);
         }
-        match self.wrong {
-            Way::RefusesNothing if messages.is_empty() => Err(Error::invalid("an empty batch")),
-            Way::OneQueue => self.inner.enqueue(&jobs(), messages).await,
-            Way::SplitsBatches => {
+        match self.mutation {
+            Mutation::RefusesNothing if messages.is_empty() => {
+                Err(Error::invalid("an empty batch"))
+            }
+            Mutation::OneQueue => self.inner.enqueue(&jobs(), messages).await,
+            Mutation::SplitsBatches => {
                 let mut outcomes = Vec::new();
                 for batch in messages.chunks(MAX_BATCH) {
                     outcomes.extend(self.inner.enqueue(queue, batch.to_vec()).await?);
@@ -130,17 +132,17 @@ impl Queue for Wrong {
     }
 
     async fn lease(&self, mut request: LeaseRequest) -> Result<Vec<Delivery>> {
-        match self.wrong {
-            Way::ShortLease => request.lease = Duration::from_millis(20),
-            Way::NoWait => request.wait = Duration::ZERO,
-            Way::AddsMoments => _ = std::time::Instant::now() + request.wait,
-            Way::Clamps => {
+        match self.mutation {
+            Mutation::ShortLease => request.lease = Duration::from_millis(20),
+            Mutation::NoWait => request.wait = Duration::ZERO,
+            Mutation::AddsMoments => _ = std::time::Instant::now() + request.wait,
+            Mutation::Clamps => {
                 request.max = request.max.clamp(1, MAX_BATCH);
                 request.lease = request.lease.clamp(MIN_LEASE, MAX_LEASE);
             }
-            Way::Detached => {
+            Mutation::Detached => {
                 let inner = Arc::clone(&self.inner);
-                // Goes on when the caller is gone: that is what is wrong.
+                // Continues after the caller dropped the call: that is the fault.
                 return tokio::spawn(async move { inner.lease(request).await })
                     .await
                     .expect("no lease panics");
@@ -148,9 +150,9 @@ impl Queue for Wrong {
             _ => {}
         }
         let mut leased = self.inner.lease(request).await?;
-        match self.wrong {
-            Way::NewestFirst => leased.reverse(),
-            Way::GivesBack => {
+        match self.mutation {
+            Mutation::NewestFirst => leased.reverse(),
+            Mutation::GivesBack => {
                 let given_back = leased.iter().map(|delivery| Settlement {
                     receipt: delivery.receipt.clone(),
                     verdict: Verdict::RELEASE,
@@ -159,12 +161,12 @@ impl Queue for Wrong {
             }
             _ => {}
         }
-        if self.wrong == Way::NeverInterrupted {
+        if self.mutation == Mutation::NeverInterrupted {
             leased
                 .iter_mut()
                 .for_each(|delivery| delivery.interrupted = false);
         }
-        if self.wrong == Way::FirstAttempt {
+        if self.mutation == Mutation::FirstAttempt {
             leased.iter_mut().for_each(|delivery| delivery.attempt = 1);
         }
         let receipts = leased.iter().map(|delivery| delivery.receipt.clone());
@@ -174,31 +176,31 @@ impl Queue for Wrong {
 
     async fn settle(&self, mut settlements: Vec<Settlement>) -> Result<Vec<Result<()>>> {
         for settlement in &mut settlements {
-            match (&settlement.verdict, self.wrong) {
-                (Verdict::Retry { .. }, Way::RetryAcks) => settlement.verdict = Verdict::Ack,
-                (Verdict::Retry { error, .. }, Way::RetryAtOnce) => {
+            match (&settlement.verdict, self.mutation) {
+                (Verdict::Retry { .. }, Mutation::RetryAcks) => settlement.verdict = Verdict::Ack,
+                (Verdict::Retry { error, .. }, Mutation::RetryAtOnce) => {
                     settlement.verdict = Verdict::Retry {
                         after: Duration::ZERO,
                         error: error.clone(),
                     };
                 }
-                (Verdict::Retry { after, .. }, Way::NoErrors) => {
+                (Verdict::Retry { after, .. }, Mutation::NoErrors) => {
                     settlement.verdict = Verdict::Retry {
                         after: *after,
                         error: String::new(),
                     };
                 }
-                (Verdict::DeadLetter { reason }, Way::DeadRetries) => {
+                (Verdict::DeadLetter { reason }, Mutation::DeadRetries) => {
                     settlement.verdict = Verdict::Retry {
                         after: Duration::ZERO,
                         error: reason.clone(),
                     };
                 }
-                (Verdict::Release { .. }, Way::ReleaseAtOnce) => {
+                (Verdict::Release { .. }, Mutation::ReleaseAtOnce) => {
                     settlement.verdict = Verdict::RELEASE;
                 }
-                (Verdict::Ack, Way::AckReleases) => settlement.verdict = Verdict::RELEASE,
-                (Verdict::Release { .. }, Way::ReleaseCharges) => {
+                (Verdict::Ack, Mutation::AckReleases) => settlement.verdict = Verdict::RELEASE,
+                (Verdict::Release { .. }, Mutation::ReleaseCharges) => {
                     settlement.verdict = Verdict::Retry {
                         after: Duration::ZERO,
                         error: String::new(),
@@ -208,21 +210,21 @@ impl Queue for Wrong {
             }
         }
         let outcomes = self.inner.settle(settlements).await?;
-        if self.wrong == Way::AcceptsStale {
+        if self.mutation == Mutation::AcceptsStale {
             return Ok(outcomes.into_iter().map(|_| Ok(())).collect());
         }
         Ok(outcomes)
     }
 
     async fn extend(&self, receipts: &[Receipt], lease: Duration) -> Result<Vec<Result<()>>> {
-        if self.wrong == Way::NoExtend {
+        if self.mutation == Mutation::NoExtend {
             return Ok(receipts.iter().map(|_| Ok(())).collect());
         }
         self.inner.extend(receipts, lease).await
     }
 
     async fn disconnect(&self, consumer: &ConsumerId) -> Result<u64> {
-        if self.wrong == Way::ForgetsTheDead {
+        if self.mutation == Mutation::ForgetsTheDead {
             Ok(2)
         } else {
             self.inner.disconnect(consumer).await
@@ -234,26 +236,26 @@ impl Queue for Wrong {
     }
 
     async fn stats(&self, queue: &QueueName) -> Result<Stats> {
-        if self.wrong == Way::MakesUnknown {
+        if self.mutation == Mutation::MakesUnknown {
             self.inner.peek(queue, 1).await?;
         }
         let mut stats = self.inner.stats(queue).await?;
-        if self.wrong == Way::CountsNoRetries {
+        if self.mutation == Mutation::CountsNoRetries {
             stats.retried = 0;
         }
-        if self.wrong == Way::MixesAges {
+        if self.mutation == Mutation::MixesAges {
             stats.oldest_ready_age = stats.oldest_age;
         }
         Ok(stats)
     }
 
     async fn peek(&self, queue: &QueueName, max: usize) -> Result<Vec<Peeked>> {
-        let more = usize::from(self.wrong == Way::PeeksTooMany);
+        let more = usize::from(self.mutation == Mutation::PeeksTooMany);
         self.inner.peek(queue, max + more).await
     }
 
     async fn pause(&self, queue: &QueueName) -> Result<()> {
-        if self.wrong == Way::NoPause {
+        if self.mutation == Mutation::NoPause {
             Ok(())
         } else {
             self.inner.pause(queue).await
@@ -266,7 +268,7 @@ impl Queue for Wrong {
 
     async fn purge(&self, queue: &QueueName) -> Result<u64> {
         let purged = self.inner.purge(queue).await?;
-        if self.wrong == Way::PurgesTheLeased {
+        if self.mutation == Mutation::PurgesTheLeased {
             let held = std::mem::take(&mut *self.held.lock().expect("no holder panics"));
             let taken = held.into_iter().map(|receipt| Settlement {
                 receipt,
@@ -278,10 +280,10 @@ impl Queue for Wrong {
     }
 
     async fn delete(&self, queue: &QueueName, force: bool) -> Result<u64> {
-        if self.wrong == Way::KeepsTheDeleted {
+        if self.mutation == Mutation::KeepsTheDeleted {
             return self.inner.purge(queue).await;
         }
-        let force = force || self.wrong == Way::DeletesTheFull;
+        let force = force || self.mutation == Mutation::DeletesTheFull;
         self.inner.delete(queue, force).await
     }
 
@@ -291,12 +293,12 @@ impl Queue for Wrong {
         after: Option<MessageId>,
         max: usize,
     ) -> Result<Vec<DeadLetter>> {
-        let after = after.filter(|_| self.wrong != Way::FirstPageOnly);
+        let after = after.filter(|_| self.mutation != Mutation::FirstPageOnly);
         let mut letters = self.inner.dead_letters(queue, after, max).await?;
         for letter in &mut letters {
-            match self.wrong {
-                Way::NoRecords => letter.records.truncate(1),
-                Way::NoBounds => letter.records.extend(letter.records.clone()),
+            match self.mutation {
+                Mutation::NoRecords => letter.records.truncate(1),
+                Mutation::NoBounds => letter.records.extend(letter.records.clone()),
                 _ => {}
             }
         }
@@ -304,7 +306,7 @@ impl Queue for Wrong {
     }
 
     async fn redrive(&self, queue: &QueueName, selection: &Selection) -> Result<u64> {
-        if self.wrong == Way::RedrivesLess {
+        if self.mutation == Mutation::RedrivesLess {
             let dead = self.inner.dead_letters(queue, None, 1000).await?;
             let some = dead.iter().skip(1).map(|one| one.message.id).collect();
             return Ok(self.inner.redrive(queue, &Selection::Ids(some)).await? + 1);

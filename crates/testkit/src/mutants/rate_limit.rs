@@ -1,4 +1,4 @@
-//! Wrong limits: right in all but one way.
+//! Mutants of the rate limit port.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use towpath_core::port::rate_limit::Take;
 use towpath_core::{MessageId, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Mutation {
     Admits,
     OneByOne,
     ShortTime,
@@ -18,31 +18,35 @@ pub(super) enum Way {
     OwnKeys,
 }
 
-pub(super) fn wrong(inner: Arc<dyn RateLimit>, way: Way) -> Arc<dyn RateLimit> {
+pub(super) fn mutate(inner: Arc<dyn RateLimit>, mutation: Mutation) -> Arc<dyn RateLimit> {
     let own = MessageId::new().to_string();
-    Arc::new(Wrong { inner, way, own })
+    Arc::new(Mutated {
+        inner,
+        mutation,
+        own,
+    })
 }
 
-struct Wrong {
+struct Mutated {
     inner: Arc<dyn RateLimit>,
-    way: Way,
+    mutation: Mutation,
     /// New whenever the backend is opened.
     own: String,
 }
 
 #[async_trait]
-impl RateLimit for Wrong {
+impl RateLimit for Mutated {
     async fn take(&self, mut takes: Vec<Take>) -> Result<Vec<Decision>> {
         let mut decisions = Vec::with_capacity(takes.len());
-        if self.way == Way::OwnKeys {
+        if self.mutation == Mutation::OwnKeys {
             for take in &mut takes {
                 take.key.push_str(&self.own);
             }
         }
-        if self.way == Way::AnswersNothing {
+        if self.mutation == Mutation::AnswersNothing {
             return Ok(self.inner.take(takes).await.unwrap_or_default());
         }
-        if self.way == Way::OneByOne {
+        if self.mutation == Mutation::OneByOne {
             for take in takes {
                 decisions.extend(self.inner.take(vec![take]).await?);
             }
@@ -50,9 +54,9 @@ impl RateLimit for Wrong {
         }
         decisions = self.inner.take(takes).await?;
         for decision in &mut decisions {
-            match self.way {
-                Way::Admits => decision.allowed = true,
-                Way::ShortTime => decision.retry_after /= 4,
+            match self.mutation {
+                Mutation::Admits => decision.allowed = true,
+                Mutation::ShortTime => decision.retry_after /= 4,
                 _ => {}
             }
         }
@@ -64,7 +68,7 @@ impl RateLimit for Wrong {
     }
 
     async fn reset(&self, key: &str) -> Result<()> {
-        if self.way == Way::NoReset {
+        if self.mutation == Mutation::NoReset {
             return Ok(());
         }
         self.inner.reset(key).await

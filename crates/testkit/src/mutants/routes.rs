@@ -1,4 +1,4 @@
-//! Wrong routes: right in all but one way.
+//! Mutants of the routes port.
 
 use std::sync::Arc;
 
@@ -8,31 +8,31 @@ use towpath_core::port::routes::{Binding, Publication};
 use towpath_core::{Error, ErrorKind, ExchangeName, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Mutation {
     SwallowsUnroutable,
     NoUnbind,
     PublishesTwice,
     AllOrNothing,
 }
 
-pub(super) fn wrong(inner: Arc<dyn Routes>, way: Way) -> Arc<dyn Routes> {
-    Arc::new(Wrong { inner, way })
+pub(super) fn mutate(inner: Arc<dyn Routes>, mutation: Mutation) -> Arc<dyn Routes> {
+    Arc::new(Mutated { inner, mutation })
 }
 
-struct Wrong {
+struct Mutated {
     inner: Arc<dyn Routes>,
-    way: Way,
+    mutation: Mutation,
 }
 
 #[async_trait]
-impl Routes for Wrong {
+impl Routes for Mutated {
     async fn bind(&self, binding: &Binding) -> Result<()> {
         self.inner.bind(binding).await
     }
 
     async fn unbind(&self, binding: &Binding) -> Result<()> {
-        match self.way {
-            Way::NoUnbind => Ok(()),
+        match self.mutation {
+            Mutation::NoUnbind => Ok(()),
             _ => self.inner.unbind(binding).await,
         }
     }
@@ -46,16 +46,16 @@ impl Routes for Wrong {
         exchange: &ExchangeName,
         publications: Vec<Publication>,
     ) -> Result<Vec<Result<usize>>> {
-        if self.way == Way::PublishesTwice {
+        if self.mutation == Mutation::PublishesTwice {
             self.inner.publish(exchange, publications.clone()).await?;
         }
         let mut outcomes = self.inner.publish(exchange, publications).await?;
-        if self.way == Way::AllOrNothing && outcomes.iter().any(Result::is_err) {
+        if self.mutation == Mutation::AllOrNothing && outcomes.iter().any(Result::is_err) {
             for outcome in &mut outcomes {
                 *outcome = Err(Error::unavailable("one of the batch was refused"));
             }
         }
-        if self.way == Way::SwallowsUnroutable {
+        if self.mutation == Mutation::SwallowsUnroutable {
             for outcome in &mut outcomes {
                 if matches!(outcome, Err(error) if error.kind() == ErrorKind::NotFound) {
                     *outcome = Ok(0);

@@ -1,4 +1,4 @@
-//! Wrong streams: right in all but one way.
+//! Mutants of the stream port.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use towpath_core::port::stream::{Entry, Offset, ReadRequest, Start, Stats, Trim}
 use towpath_core::{ConsumerId, GroupName, NewMessage, Result, StreamName};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Mutation {
     CommitsTheNewest,
     ClaimsEarly,
     TrimsTheUnread,
@@ -21,23 +21,23 @@ pub(super) enum Way {
     CountsWhatIsHeld,
 }
 
-pub(super) fn wrong(inner: Arc<dyn Stream>, way: Way) -> Arc<dyn Stream> {
-    Arc::new(Wrong { inner, way })
+pub(super) fn mutate(inner: Arc<dyn Stream>, mutation: Mutation) -> Arc<dyn Stream> {
+    Arc::new(Mutated { inner, mutation })
 }
 
-struct Wrong {
+struct Mutated {
     inner: Arc<dyn Stream>,
-    way: Way,
+    mutation: Mutation,
 }
 
 #[async_trait]
-impl Stream for Wrong {
+impl Stream for Mutated {
     async fn append(
         &self,
         stream: &StreamName,
         mut entries: Vec<NewMessage>,
     ) -> Result<Vec<Result<Offset>>> {
-        if self.way == Way::NoDedup {
+        if self.mutation == Mutation::NoDedup {
             entries.iter_mut().for_each(|entry| entry.dedup_id = None);
         }
         self.inner.append(stream, entries).await
@@ -50,8 +50,8 @@ impl Stream for Wrong {
         start: Start,
     ) -> Result<()> {
         self.inner.create_group(stream, group, start).await?;
-        match self.way {
-            Way::ResetsGroups => self.inner.seek(stream, group, start).await,
+        match self.mutation {
+            Mutation::ResetsGroups => self.inner.seek(stream, group, start).await,
             _ => Ok(()),
         }
     }
@@ -66,7 +66,7 @@ impl Stream for Wrong {
 
     async fn read(&self, request: ReadRequest) -> Result<Vec<Entry>> {
         let mut entries = self.inner.read(request.clone()).await?;
-        if self.way == Way::SharesNothing && !entries.is_empty() {
+        if self.mutation == Mutation::SharesNothing && !entries.is_empty() {
             let before = Start::After(Offset {
                 value: entries[0].offset.value - 1,
                 ..entries[0].offset
@@ -75,7 +75,7 @@ impl Stream for Wrong {
                 .seek(&request.stream, &request.group, before)
                 .await?;
         }
-        if self.way == Way::FirstAttempt {
+        if self.mutation == Mutation::FirstAttempt {
             entries.iter_mut().for_each(|entry| entry.attempt = 0);
         }
         Ok(entries)
@@ -87,7 +87,7 @@ impl Stream for Wrong {
         group: &GroupName,
         finished: &[Offset],
     ) -> Result<()> {
-        if self.way == Way::CommitsTheNewest
+        if self.mutation == Mutation::CommitsTheNewest
             && let Some(newest) = finished.iter().max()
         {
             return self.inner.seek(stream, group, Start::After(*newest)).await;
@@ -103,8 +103,8 @@ impl Stream for Wrong {
         min_idle: Duration,
         max: usize,
     ) -> Result<Vec<Entry>> {
-        let min_idle = match self.way {
-            Way::ClaimsEarly => Duration::ZERO,
+        let min_idle = match self.mutation {
+            Mutation::ClaimsEarly => Duration::ZERO,
             _ => min_idle,
         };
         self.inner
@@ -113,8 +113,8 @@ impl Stream for Wrong {
     }
 
     async fn disconnect(&self, consumer: &ConsumerId) -> Result<u64> {
-        match self.way {
-            Way::ForgetsTheGone => Ok(2),
+        match self.mutation {
+            Mutation::ForgetsTheGone => Ok(2),
             _ => self.inner.disconnect(consumer).await,
         }
     }
@@ -129,8 +129,8 @@ impl Stream for Wrong {
     }
 
     async fn trim(&self, stream: &StreamName, trim: Trim) -> Result<u64> {
-        let trim = match self.way {
-            Way::TrimsTheUnread => Trim::KeepLast(0),
+        let trim = match self.mutation {
+            Mutation::TrimsTheUnread => Trim::KeepLast(0),
             _ => trim,
         };
         self.inner.trim(stream, trim).await
@@ -142,7 +142,7 @@ impl Stream for Wrong {
 
     async fn stats(&self, stream: &StreamName) -> Result<Stats> {
         let mut stats = self.inner.stats(stream).await?;
-        if self.way == Way::CountsWhatIsHeld {
+        if self.mutation == Mutation::CountsWhatIsHeld {
             for group in &mut stats.groups {
                 group.lag -= group.pending;
             }

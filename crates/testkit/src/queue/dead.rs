@@ -1,4 +1,4 @@
-//! Dead letters: why, and back again.
+//! Dead letters: reasons, listing and redrive.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,17 +23,17 @@ crate::promises! { Queue:
     records_of_attempts_are_bounded;
 }
 
-/// Gives up the next message. Returns its id.
+/// Dead-letters the next message. Returns its id.
 async fn die(queue: &Arc<dyn Queue>, reason: &str) -> MessageId {
     let held = lease(queue, 1).await.remove(0);
     let reason = reason.to_owned();
     settle(queue, &held, Verdict::DeadLetter { reason })
         .await
-        .expect("given up");
+        .expect("dead-lettered");
     held.message.id
 }
 
-/// Three messages that were given up, oldest first.
+/// Three dead letters, oldest first.
 async fn three_dead(queue: &Arc<dyn Queue>) -> Vec<MessageId> {
     enqueue(queue, &["one", "two", "three"]).await;
     let mut ids = Vec::new();

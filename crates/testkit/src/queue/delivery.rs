@@ -1,4 +1,4 @@
-//! Leases: who has what, for how long, and what becomes of it.
+//! Leases: delivery, expiry, extension, settlement.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,12 +17,12 @@ crate::promises! { Queue:
     does_not_redeliver_before_the_lease_expires;
     an_extended_lease_lasts;
     refuses_a_stale_receipt;
-    settles_late_while_nobody_took_over;
-    extends_late_while_nobody_took_over;
+    settles_an_expired_lease_that_was_not_reassigned;
+    extends_an_expired_lease_that_was_not_reassigned;
     one_receipt_settles_once;
     a_disconnected_consumers_deliveries_come_back_at_once;
     a_released_delivery_is_not_charged;
-    a_release_with_a_delay_is_held_back_and_not_charged;
+    a_delayed_release_is_not_charged;
     a_delivery_without_an_outcome_marks_the_next_one;
     a_retried_delivery_comes_back_with_its_attempt_raised;
     a_retry_waits_for_its_delay;
@@ -120,7 +120,7 @@ async fn refuses_a_stale_receipt(mut world: World) {
     ack(&queue, &fresh).await;
 }
 
-async fn settles_late_while_nobody_took_over(mut world: World) {
+async fn settles_an_expired_lease_that_was_not_reassigned(mut world: World) {
     let queue = world.queue().await;
     enqueue(&queue, &["one"]).await;
     let late = lease_as(&queue, "slow", 1, LEASE, Duration::ZERO).await;
@@ -132,7 +132,7 @@ async fn settles_late_while_nobody_took_over(mut world: World) {
     assert_eq!(stats(&queue).await.acked, 1);
 }
 
-async fn extends_late_while_nobody_took_over(mut world: World) {
+async fn extends_an_expired_lease_that_was_not_reassigned(mut world: World) {
     let queue = world.queue().await;
     enqueue(&queue, &["one"]).await;
     let late = lease_as(&queue, "slow", 1, LEASE, Duration::ZERO).await;
@@ -143,7 +143,7 @@ async fn extends_late_while_nobody_took_over(mut world: World) {
     let receipts = [late[0].receipt.clone()];
     let extended = queue.extend(&receipts, Duration::from_secs(30)).await;
     extended.expect("extend").remove(0).expect("extended");
-    assert!(lease_now(&queue, 1).await.is_empty(), "it is in hand again");
+    assert!(lease_now(&queue, 1).await.is_empty(), "it is leased again");
     let stats = stats(&queue).await;
     assert_eq!((stats.leased, stats.consumers), (1, 2));
     ack(&queue, &late).await;
@@ -207,7 +207,7 @@ async fn a_released_delivery_is_not_charged(mut world: World) {
     assert_eq!(again[0].attempt, 1);
 }
 
-async fn a_release_with_a_delay_is_held_back_and_not_charged(mut world: World) {
+async fn a_delayed_release_is_not_charged(mut world: World) {
     let queue = world.queue().await;
     enqueue(&queue, &["one", "two"]).await;
     let held = lease(&queue, 1).await;

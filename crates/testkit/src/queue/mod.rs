@@ -1,12 +1,12 @@
 //! The promises of the queue port, by theme.
 
-mod corners;
+mod admin;
 mod dead;
 mod delivery;
-mod durable;
-mod intake;
+mod durability;
+mod edge_cases;
+mod enqueue;
 mod model;
-mod operate;
 mod order;
 
 use crate::Case;
@@ -14,13 +14,13 @@ use crate::Case;
 /// Every case.
 pub(crate) fn cases() -> Vec<Case> {
     [
-        intake::cases(),
+        enqueue::cases(),
         delivery::cases(),
         order::cases(),
         dead::cases(),
-        durable::cases(),
-        operate::cases(),
-        corners::cases(),
+        durability::cases(),
+        admin::cases(),
+        edge_cases::cases(),
         model::cases(),
     ]
     .concat()

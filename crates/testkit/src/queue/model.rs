@@ -1,4 +1,4 @@
-//! Random steps against a reference small enough to be seen right.
+//! Random steps against a small reference model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,8 +24,8 @@ const ATTEMPTS: u32 = 3;
 
 /// Where every message is, by its payload: ids may be made when a message is first leased.
 ///
-/// The order of what came back is other cases' business; what was never handed
-/// out comes in the order of arrival.
+/// The order of redeliveries is tested by other cases; messages that were never
+/// delivered come in the order of arrival.
 struct Model {
     rng: StdRng,
     queue: Arc<dyn Queue>,
@@ -34,7 +34,7 @@ struct Model {
     held: Vec<Delivery>,
     dead: BTreeMap<String, MessageId>,
     ids: BTreeMap<String, MessageId>,
-    /// The youngest that was ever handed out; payloads sort as they arrived.
+    /// The newest that was ever delivered; payloads sort as they arrived.
     youngest: String,
     enqueued: u64,
     acked: u64,
@@ -116,7 +116,7 @@ impl Model {
         self.ready.extend(payloads.into_iter().map(|one| (one, 0)));
     }
 
-    /// Leases; of everything after what may have spent attempts, so that it is known who dies.
+    /// Leases; everything once attempts may be spent, so that the model knows which messages die.
     async fn lease(&mut self, max: usize, at: &str) {
         let got = lease_now(&self.queue, max).await;
         if max == MANY {
@@ -184,7 +184,7 @@ impl Model {
         outcome.unwrap_or_else(|error| panic!("{at}: {error:?}"));
     }
 
-    /// What was in hand is ready again, its attempts counted.
+    /// Leased messages are ready again, attempts counted.
     fn take_back(&mut self) {
         for delivery in self.held.drain(..) {
             let payload = payloads(std::slice::from_ref(&delivery)).remove(0);
@@ -214,17 +214,17 @@ impl Model {
 
     async fn compare(&self, at: &str) {
         let now = stats(&self.queue).await;
-        let told = (now.ready + now.delayed, now.leased, now.dead);
+        let actual = (now.ready + now.delayed, now.leased, now.dead);
         let (ready, held, dead) = (self.ready.len(), self.held.len(), self.dead.len());
         assert_eq!(
-            told,
+            actual,
             (ready as u64, held as u64, dead as u64),
             "{at}: {now:?}"
         );
-        let told = (now.enqueued, now.acked, now.dropped);
+        let actual = (now.enqueued, now.acked, now.dropped);
         let counts = (self.enqueued, self.acked, self.dropped);
         if self.keeps_books {
-            assert_eq!(told, counts, "{at}: {now:?}");
+            assert_eq!(actual, counts, "{at}: {now:?}");
         }
         let dead = self.queue.dead_letters(&jobs(), None, MANY).await;
         let dead: BTreeSet<_> = dead

@@ -12,8 +12,8 @@ crate::promises! { Queue:
     delivers_oldest_first;
     delivers_one_message_of_a_key_at_a_time needs KeyOrder;
     a_retry_is_not_overtaken_by_its_key needs KeyOrder;
-    a_dead_letter_lets_its_key_go needs KeyOrder;
-    holds_a_delayed_message_back needs Delay;
+    a_dead_letter_unlocks_its_key needs KeyOrder;
+    delivers_a_delayed_message_when_due needs Delay;
     drops_an_expired_message needs Expiry;
     queues_do_not_mix;
 }
@@ -40,7 +40,7 @@ async fn delivers_oldest_first(mut world: World) {
         let held = lease(&queue, 23).await;
         assert!(!held.is_empty());
         got.extend(payloads(&held));
-        // In one call: what waits here for longer than a second may go back to its broker.
+        // In one call: a message that waits in the process for longer than a second may return to its broker.
         let all = held.iter().map(|delivery| Settlement {
             receipt: delivery.receipt.clone(),
             verdict: Verdict::Ack,
@@ -93,7 +93,7 @@ async fn a_retry_is_not_overtaken_by_its_key(mut world: World) {
     assert_eq!(payloads(&lease(&queue, 10).await), ["a1"]);
 }
 
-async fn a_dead_letter_lets_its_key_go(mut world: World) {
+async fn a_dead_letter_unlocks_its_key(mut world: World) {
     let queue = world.queue().await;
     enqueue_all(&queue, vec![keyed("a", "a1"), keyed("a", "a2")]).await;
     let held = lease(&queue, 10).await;
@@ -105,11 +105,11 @@ async fn a_dead_letter_lets_its_key_go(mut world: World) {
         },
     )
     .await
-    .expect("given up");
+    .expect("dead-lettered");
     assert_eq!(payloads(&lease(&queue, 10).await), ["a2"]);
 }
 
-async fn holds_a_delayed_message_back(mut world: World) {
+async fn delivers_a_delayed_message_when_due(mut world: World) {
     let queue = world.queue().await;
     let began = Instant::now();
     let due = SystemClock::new().now().after(Duration::from_millis(1_500));

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Guarded, Place, free_port};
+use super::{Guarded, ServerFolder, free_port};
 use crate::certificates;
 
 /// Longest wait for a broker to answer.
@@ -25,7 +25,7 @@ const JAVA: [&str; 4] = [
 
 /// A running broker and its folder.
 pub struct Server {
-    folder: Place,
+    folder: ServerFolder,
     data: PathBuf,
     number: usize,
     port: u16,
@@ -46,7 +46,7 @@ impl Server {
     /// Starts one broker.
     ///
     /// # Panics
-    /// When it does not answer; [`missing`] says beforehand whether it is installed.
+    /// When it does not start; [`missing`] checks whether it is installed.
     pub fn start() -> Self {
         Self::start_alone(None)
     }
@@ -131,7 +131,7 @@ impl Server {
     }
 
     fn prepare(count: usize, data: Option<&Path>) -> Vec<Self> {
-        let folder = Place::temporary();
+        let folder = ServerFolder::temporary();
         let controllers: Vec<u16> = (0..count).map(|_| free_port()).collect();
         let all: Vec<Self> = (1..=count)
             .map(|number| Self {
@@ -216,7 +216,7 @@ impl Server {
         }
     }
 
-    /// Starts it again where it was, with what it had written.
+    /// Starts it again on the same port, with its data.
     ///
     /// # Panics
     /// When it does not answer.

@@ -17,7 +17,7 @@ use rand::Rng;
 
 /// A process that ends when this is dropped, and also when the test's own process is killed.
 ///
-/// A shell stands in between: it waits for its standard input to be closed. It also closes what is open in this process
+/// A shell stands in between: it waits for its standard input to be closed. It also closes the files open in this process
 /// and was not meant for others, as the pipes of Kafka's client: PostgreSQL does not start with a thousand of them.
 pub(crate) struct Guarded {
     shell: Child,
@@ -70,12 +70,12 @@ impl Drop for Guarded {
 
 /// Where a server keeps its data: in a temporary folder that ends with it, or in a folder of the caller.
 #[derive(Clone)]
-pub(crate) struct Place {
+pub(crate) struct ServerFolder {
     path: PathBuf,
     _temporary: Option<Arc<tempfile::TempDir>>,
 }
 
-impl Place {
+impl ServerFolder {
     /// A new temporary folder.
     pub(crate) fn temporary() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
@@ -99,7 +99,7 @@ impl Place {
     }
 }
 
-/// Where `make setup` puts what it fetches and makes.
+/// Cache folder of `make setup`.
 pub fn made(name: &str) -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
@@ -111,7 +111,7 @@ pub fn made(name: &str) -> PathBuf {
 /// is being started again.
 const PORTS: std::ops::Range<u16> = 12_000..32_000;
 
-/// A port that nobody listens on, and that no other call in this process got.
+/// A free port that no other call in this process got.
 ///
 /// # Panics
 /// When there is none.

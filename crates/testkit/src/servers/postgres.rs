@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Guarded, Place, free_port};
+use super::{Guarded, ServerFolder, free_port};
 
 /// The user that the server runs as when the tests run as root, which it refuses to.
 const USER: &str = "postgres";
@@ -15,7 +15,7 @@ const START: Duration = Duration::from_secs(60);
 
 /// A running server and its folder.
 pub struct Server {
-    folder: Place,
+    folder: ServerFolder,
     programs: PathBuf,
     port: u16,
     settings: Vec<String>,
@@ -26,9 +26,9 @@ impl Server {
     /// Starts one.
     ///
     /// # Panics
-    /// When it does not answer; [`missing`] says beforehand whether it is installed.
+    /// When it does not start; [`missing`] checks whether it is installed.
     pub fn start() -> Self {
-        Self::start_in(Place::temporary(), Vec::new())
+        Self::start_in(ServerFolder::temporary(), Vec::new())
     }
 
     /// The same with its data in a folder of the caller, which the server's user must be able to reach.
@@ -36,7 +36,7 @@ impl Server {
     /// # Panics
     /// As [`Server::start`].
     pub fn start_at(folder: &Path) -> Self {
-        Self::start_in(Place::at(folder), Vec::new())
+        Self::start_in(ServerFolder::at(folder), Vec::new())
     }
 
     /// Starts one that also speaks TLS, with the certificate that is made for it and signed by `ca.pem` of this folder.
@@ -44,7 +44,7 @@ impl Server {
     /// # Panics
     /// As [`Server::start`].
     pub fn start_with_tls(certificates: &Path) -> Self {
-        let folder = Place::temporary();
+        let folder = ServerFolder::temporary();
         let mut settings = vec!["-c".to_owned(), "ssl=on".to_owned()];
         for (setting, name) in [
             ("ssl_cert_file", "server.pem"),
@@ -63,7 +63,7 @@ impl Server {
     /// # Panics
     /// As [`Server::start`].
     pub fn standby(&self) -> Self {
-        let mut standby = Self::in_folder(Place::temporary(), Vec::new());
+        let mut standby = Self::in_folder(ServerFolder::temporary(), Vec::new());
         let (data, port) = (standby.data(), self.port.to_string());
         let from = ["-h", "127.0.0.1", "-p", &port, "-U", "towpath"];
         let how = ["-D", &data, "-R", "--checkpoint=fast", "--no-sync"];
@@ -81,7 +81,7 @@ impl Server {
         assert_eq!(self.query("postgres", "SELECT pg_promote()"), "t");
     }
 
-    fn in_folder(folder: Place, settings: Vec<String>) -> Self {
+    fn in_folder(folder: ServerFolder, settings: Vec<String>) -> Self {
         let server = Self {
             folder,
             settings,
@@ -96,7 +96,7 @@ impl Server {
         server
     }
 
-    fn start_in(folder: Place, settings: Vec<String>) -> Self {
+    fn start_in(folder: ServerFolder, settings: Vec<String>) -> Self {
         let mut server = Self::in_folder(folder, settings);
         let data = server.data();
         let setup = [
@@ -150,7 +150,7 @@ impl Server {
         }
     }
 
-    /// Starts it again where it was, with what it had written.
+    /// Starts it again on the same port, with its data.
     ///
     /// # Panics
     /// When it does not answer.
@@ -232,10 +232,10 @@ pub struct Pooler {
 }
 
 impl Pooler {
-    /// Starts one in front of a server, with so many sessions for each database.
+    /// Starts one in front of a server, with `sessions` sessions for each database.
     ///
     /// # Panics
-    /// When it does not answer; [`pooler_missing`] says beforehand whether it is installed.
+    /// When it does not start; [`pooler_missing`] checks whether it is installed.
     pub fn start(server: &Server, sessions: u32) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let port = free_port();

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Guarded, Place, free_port};
+use super::{Guarded, ServerFolder, free_port};
 
 /// The scripts themselves: the ones on the path change the user first.
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
@@ -24,7 +24,7 @@ const START: Duration = Duration::from_secs(90);
 
 /// A running node and its folder.
 pub struct Server {
-    folder: Place,
+    folder: ServerFolder,
     data: PathBuf,
     name: String,
     port: u16,
@@ -55,10 +55,10 @@ impl Server {
     /// Starts one node.
     ///
     /// # Panics
-    /// When it does not answer; [`missing`] says beforehand whether it is installed.
+    /// When it does not start; [`missing`] checks whether it is installed.
     pub fn start() -> Self {
         Self::start_in(
-            Place::temporary(),
+            ServerFolder::temporary(),
             None,
             "node",
             Arc::new(NameServer::start()),
@@ -71,7 +71,7 @@ impl Server {
     /// As [`Server::start`].
     pub fn start_at(data: &Path) -> Self {
         Self::start_in(
-            Place::temporary(),
+            ServerFolder::temporary(),
             Some(data),
             "node",
             Arc::new(NameServer::start()),
@@ -83,7 +83,7 @@ impl Server {
     /// # Panics
     /// As [`Server::start`].
     pub fn start_with_tls(certificates: &Path) -> (Self, u16) {
-        let folder = Place::temporary();
+        let folder = ServerFolder::temporary();
         let (port, at) = (free_port(), certificates.display());
         let settings = format!(
             "listeners.ssl.default = 127.0.0.1:{port}\nssl_options.cacertfile = {at}/ca.pem\n\
@@ -95,7 +95,12 @@ impl Server {
         (Self::start_in(folder, None, "node", names), port)
     }
 
-    fn start_in(folder: Place, data: Option<&Path>, name: &str, names: Arc<NameServer>) -> Self {
+    fn start_in(
+        folder: ServerFolder,
+        data: Option<&Path>,
+        name: &str,
+        names: Arc<NameServer>,
+    ) -> Self {
         let name = format!("{name}@localhost");
         let own = || folder.path().join(format!("{name}-data"));
         let mut server = Self {
@@ -160,7 +165,7 @@ impl Server {
         }
     }
 
-    /// Starts it again where it was, with what it had written.
+    /// Starts it again on the same port, with its data.
     ///
     /// # Panics
     /// When it does not answer.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{Guarded, free_port};
 
-/// What makes acknowledged writes survive a power cut.
+/// Settings with which acknowledged writes survive a power cut.
 pub const DURABLE: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"];
 
 /// Nothing is kept.
@@ -32,7 +32,7 @@ impl Server {
     /// Starts one with these arguments of `redis-server` besides its place.
     ///
     /// # Panics
-    /// When it does not answer; [`missing`] says beforehand whether it is installed.
+    /// When it does not start; [`missing`] checks whether it is installed.
     pub fn start(settings: &[&str]) -> Self {
         Self::start_with(None, settings)
     }
@@ -52,7 +52,7 @@ impl Server {
         server
     }
 
-    /// The same in a folder that somebody else looks after.
+    /// The same in a folder that the caller owns.
     ///
     /// # Panics
     /// As [`Server::start`].
@@ -69,7 +69,7 @@ impl Server {
             port: 0,
             process: None,
         };
-        // Somebody else may take the port in between.
+        // Another process may take the port in between.
         for _ in 0..5 {
             server.port = free_port();
             if server.launch() {
@@ -96,7 +96,7 @@ impl Server {
         }
     }
 
-    /// Starts it again where it was, with what it had written.
+    /// Starts it again on the same port, with its data.
     ///
     /// # Panics
     /// When it does not answer.

@@ -29,7 +29,7 @@ impl Server {
     /// Starts one with an empty bucket.
     ///
     /// # Panics
-    /// When it does not answer; [`missing`] says beforehand whether it is installed.
+    /// When it does not start; [`missing`] checks whether it is installed.
     pub fn start() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         std::fs::create_dir(folder.path().join(BUCKET)).expect("a folder can be made");

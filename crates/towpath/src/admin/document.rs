@@ -1,4 +1,4 @@
-//! What the OpenAPI document says beside each route: who is let in, and how every operation may refuse.
+//! Parts of the OpenAPI document beside the routes: authentication and error responses.
 
 use http::Method;
 use serde_json::json;
@@ -15,7 +15,7 @@ use crate::http::Asking;
 #[openapi(
     info(
         title = "Towpath admin API",
-        description = "Queues, messages and dead letters of a running Towpath. Errors are problems as RFC 9457 describes them."
+        description = "Queues, messages and dead letters of a running Towpath. Errors are problem details (RFC 9457)."
     ),
     components(schemas(ProblemView)),
     modifiers(&Bearer),
@@ -131,19 +131,19 @@ const OPEN: &[Open] = &[
     (
         "/livez",
         "livez",
-        "Whether the process lives",
+        "Liveness of the process",
         &[("200", "text/plain")],
     ),
     (
         "/readyz",
         "readyz",
-        "Whether the process can work; `?verbose` line by line",
+        "Readiness of the process; `?verbose` for one line per check",
         &[("200", "text/plain"), ("503", "text/plain")],
     ),
     (
         "/readyz/{role}",
         "role_readyz",
-        "Whether one role and what it needs work; `?verbose` line by line",
+        "Readiness of a role and its dependencies; `?verbose` for one line per check",
         &[
             ("200", "text/plain"),
             ("404", "text/plain"),
@@ -163,23 +163,19 @@ enum To {
 }
 
 const REFUSALS: &[(&str, To, &str)] = &[
-    ("400", To::All, "Called wrongly; `detail` says how"),
+    ("400", To::All, "Invalid request; see `detail`"),
     ("401", To::All, "The token is missing or wrong"),
-    ("403", To::All, "Sent by a web page"),
-    ("404", To::Named, "What it names is not there"),
-    ("408", To::Body, "The body took too long"),
-    ("413", To::Body, "The body is over the limit"),
-    ("415", To::Body, "The body is of a type that is not taken"),
-    ("421", To::All, "Not a name that this listener answers to"),
-    ("422", To::Body, "The body is JSON of another shape"),
-    (
-        "429",
-        To::Change,
-        "Full; `Retry-After` says when to try again",
-    ),
-    ("500", To::All, "Something is damaged; the log says what"),
-    ("501", To::All, "The backend cannot do this"),
-    ("503", To::All, "Busy, or the backend does not answer"),
+    ("403", To::All, "Requests of web pages are not allowed"),
+    ("404", To::Named, "The named resource does not exist"),
+    ("408", To::Body, "The body was not received in time"),
+    ("413", To::Body, "The body exceeds the size limit"),
+    ("415", To::Body, "Unsupported content type"),
+    ("421", To::All, "Host name not allowed"),
+    ("422", To::Body, "The JSON body does not match the schema"),
+    ("429", To::Change, "Full; retry after `Retry-After`"),
+    ("500", To::All, "Internal error; see the log"),
+    ("501", To::All, "Not supported by the backend"),
+    ("503", To::All, "Overloaded, or the backend is unavailable"),
 ];
 
 /// Adds to each operation how it may refuse.

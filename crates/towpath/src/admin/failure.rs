@@ -6,7 +6,7 @@ use towpath_core::Error;
 use crate::http::error::Problem;
 
 /// A problem whose status follows from the kind of the error: names and keys of these requests go to a backend as they
-/// came, so what it refuses may be the caller's mistake.
+/// came, so a rejection may be the caller's mistake.
 pub(super) struct Failure(Problem);
 
 impl From<Problem> for Failure {

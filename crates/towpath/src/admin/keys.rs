@@ -19,16 +19,16 @@ use crate::http::error::Problem;
 use crate::http::extract::{Json, Query};
 use crate::http::json::Object;
 
-/// What a key holds: a value, or fields.
+/// Contents of a key: a value, or fields.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct KeyView {
     /// The key.
     pub key: String,
-    /// Its value, unless it holds fields.
+    /// Value; absent when the key holds fields.
     pub value: Option<Payload>,
-    /// Its fields; none when it holds a value.
+    /// Fields; empty when the key holds a value.
     pub fields: BTreeMap<String, String>,
-    /// Milliseconds until it goes; absent when it stays.
+    /// Time to live in milliseconds; absent without one.
     pub ttl_millis: Option<u64>,
 }
 
@@ -37,7 +37,7 @@ pub struct KeyView {
 pub struct Sum {
     /// The key.
     pub key: String,
-    /// What it holds now.
+    /// New value.
     pub value: i64,
 }
 
@@ -45,12 +45,12 @@ pub struct Sum {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Prefix {
-    /// How the keys begin.
+    /// Prefix of the keys.
     #[serde(default)]
     prefix: String,
-    /// Those behind this key.
+    /// Start after this key.
     after: Option<String>,
-    /// Most keys, 1 to 1,000.
+    /// Maximum keys, 1 to 1,000.
     #[serde(default = "hundred")]
     max: usize,
 }
@@ -59,7 +59,7 @@ const fn hundred() -> usize {
     100
 }
 
-/// Keys in order.
+/// List keys in order.
 #[utoipa::path(get, operation_id = "list_keys", path = "/v1/kv", params(Prefix), responses((status = 200, description = "Their names", body = [String])))]
 pub(super) async fn list(
     State(admin): State<Admin>,
@@ -73,14 +73,14 @@ pub(super) async fn list(
     Ok(Json(keys))
 }
 
-/// What a key holds, and how long.
-#[utoipa::path(get, operation_id = "get_key", path = "/v1/kv/{key}", params(("key" = String, Path, description = "The key")), responses((status = 200, description = "What it holds", body = KeyView), (status = 404, description = "Not there")))]
+/// Show a key and its time to live.
+#[utoipa::path(get, operation_id = "get_key", path = "/v1/kv/{key}", params(("key" = String, Path, description = "The key")), responses((status = 200, description = "Contents of the key", body = KeyView), (status = 404, description = "Not there")))]
 pub(super) async fn get(State(admin): State<Admin>, Segment(key): Segment) -> Answer<KeyView> {
     let kv = admin.kv()?;
     let Some(ttl) = kv.ttl(&key).await? else {
         return Err(absent(&key).into());
     };
-    // A key holds one or the other, and refuses to be read as what it is not.
+    // A key holds one or the other, and cannot be read as the other.
     let (value, fields) = match kv.get(&key).await {
         Ok(Some(value)) => (Some(Payload::of(&value)), Vec::new()),
         Ok(None) => return Err(absent(&key).into()),
@@ -105,12 +105,12 @@ pub(super) async fn get(State(admin): State<Admin>, Segment(key): Segment) -> An
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Lasting {
-    /// Milliseconds until it goes; without it it stays.
+    /// Time to live in milliseconds [default: none].
     ttl_millis: Option<u64>,
 }
 
-/// Sets a key to the body.
-#[utoipa::path(put, operation_id = "set_key", path = "/v1/kv/{key}", params(("key" = String, Path, description = "The key"), Lasting), request_body = Vec<u8>, responses((status = 200, description = "What it holds now", body = KeyView)))]
+/// Set a key to the body.
+#[utoipa::path(put, operation_id = "set_key", path = "/v1/kv/{key}", params(("key" = String, Path, description = "The key"), Lasting), request_body = Vec<u8>, responses((status = 200, description = "New contents of the key", body = KeyView)))]
 pub(super) async fn set(
     State(admin): State<Admin>,
     Segment(key): Segment,
@@ -127,7 +127,7 @@ pub(super) async fn set(
     }))
 }
 
-/// Removes a key.
+/// Delete a key.
 #[utoipa::path(delete, operation_id = "delete_key", path = "/v1/kv/{key}", params(("key" = String, Path, description = "The key")), responses((status = 200, description = "How many there were", body = super::Count)))]
 pub(super) async fn delete(
     State(admin): State<Admin>,
@@ -139,15 +139,15 @@ pub(super) async fn delete(
     Ok(Json(super::Count { count }))
 }
 
-/// By how much.
+/// The change of a counter.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct By {
-    /// Less than 0 takes away.
+    /// Amount to add; negative to subtract.
     by: i64,
 }
 
-/// Adds to a counter; a key that is absent counts as 0.
+/// Add to a counter; an absent key counts as 0.
 #[utoipa::path(post, operation_id = "add_to_key", path = "/v1/kv/{key}/add", params(("key" = String, Path, description = "The key")), request_body = By, responses((status = 200, description = "The new value", body = Sum)))]
 pub(super) async fn add(
     State(admin): State<Admin>,

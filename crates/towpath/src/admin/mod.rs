@@ -35,11 +35,11 @@ pub use wire::{
 };
 
 use crate::apps::orders::Desk;
+use crate::auth::{Guard, Table};
 use crate::http::error::{Form, Problem};
 use crate::http::{BodyLimit, Edge, Hosts, wrap};
 use crate::problems::Problems;
 use crate::telemetry::{Health, Metrics};
-use crate::token::{Token, bearer};
 
 /// The file in the data folder that holds the token.
 pub(crate) const TOKEN_FILE: &str = "admin.token";
@@ -50,7 +50,7 @@ pub struct Admin {
     backends: Vec<Backend>,
     orders: Option<Desk>,
     outbox: Option<Arc<dyn Outbox>>,
-    token: Token,
+    guard: Guard,
     health: Health,
     metrics: Metrics,
     problems: Problems,
@@ -62,7 +62,7 @@ impl Admin {
         backends: Vec<Backend>,
         orders: Option<Desk>,
         outbox: Option<Arc<dyn Outbox>>,
-        token: Token,
+        guard: Guard,
         health: Health,
         metrics: Metrics,
         problems: Problems,
@@ -71,7 +71,7 @@ impl Admin {
             backends,
             orders,
             outbox,
-            token,
+            guard,
             health,
             metrics,
             problems,
@@ -83,7 +83,6 @@ impl Admin {
 pub fn router(admin: Admin, hosts: Hosts, edge: Edge) -> Router {
     let (v1, openapi) = routes::v1();
     let queries = document::queries(&openapi);
-    let token = admin.token.clone();
     let edge = edge
         .form(Form::Json)
         .queries(queries)
@@ -91,12 +90,12 @@ pub fn router(admin: Admin, hosts: Hosts, edge: Edge) -> Router {
         .bodies(&BODIES)
         .gate(move |head| {
             hosts.check(head)?;
-            if head.uri.path().starts_with("/v1/") {
-                authorised(head, &token)
-            } else {
-                Ok(())
+            match head.uri.path().starts_with("/v1/") {
+                true => no_page(head),
+                false => Ok(()),
             }
-        });
+        })
+        .guard(admin.guard.clone(), Table::admin());
     let router = Router::new()
         .route("/metrics", get(metrics))
         .merge(v1)
@@ -117,16 +116,15 @@ const BODIES: [BodyLimit; 1] = [BodyLimit {
     what: "message",
 }];
 
-fn authorised(head: &Parts, token: &Token) -> Result<(), Problem> {
-    if head.headers.contains_key(header::ORIGIN) {
-        let reason = "requests from web pages are refused";
-        return Err(Problem::new(StatusCode::FORBIDDEN, reason));
+/// Web pages never use `/v1`, whatever key they send.
+fn no_page(head: &Parts) -> Result<(), Problem> {
+    match head.headers.contains_key(header::ORIGIN) {
+        false => Ok(()),
+        true => {
+            let reason = "requests from web pages are refused";
+            Err(Problem::new(StatusCode::FORBIDDEN, reason))
+        }
     }
-    if bearer(&head.headers).is_some_and(|given| token.matches(given)) {
-        return Ok(());
-    }
-    let hint = "send `Authorization: Bearer TOKEN`; the token is in the file `admin.token` of the data folder";
-    Err(Problem::new(StatusCode::UNAUTHORIZED, hint))
 }
 
 async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Response {

@@ -1,6 +1,6 @@
 //! `/v1/outbox`: events, what became of them, and sending them again.
 //!
-//! What is sent again is written to the outbox, so the relay sends it in order and under the same guarantees.
+//! Replayed events are written to the outbox, so the relay sends it in order and under the same guarantees.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use axum::extract::State;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use towpath_core::port::Outbox;
-use towpath_core::port::outbox::{Filter, Listed, NewEvent, Status};
+use towpath_core::port::outbox::{Filter, ListedEvent, NewEvent, Status};
 use towpath_core::{Error, Result};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -19,70 +19,70 @@ use super::wire::Count;
 use crate::http::extract::{Json, Query};
 use crate::http::json::Object;
 
-/// How far the relay is.
+/// Statistics of the outbox.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct OutboxStats {
-    /// Events that were not sent yet.
+    /// Unsent events.
     pub new: u64,
-    /// Events that were sent and are still kept.
+    /// Sent events within their retention.
     pub sent: u64,
-    /// Events that the broker refused too often.
+    /// Failed events: rejected by the broker on every attempt.
     pub failed: u64,
-    /// Age of the oldest event that was not sent yet.
+    /// Age of the oldest unsent event.
     pub oldest_age_seconds: Option<i64>,
-    /// The relay's position, when the outbox never gave out that place: its sequence was reset.
+    /// The relay's position when the outbox has not assigned it: the sequence was reset.
     pub position_ahead: Option<u64>,
-    /// Open transactions that events may wait for.
+    /// Open transactions that may hold back events.
     pub waits_for: Vec<OpenTransactionView>,
 }
 
-/// A transaction that wrote an event and is still open.
+/// An open transaction that wrote an event.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct OpenTransactionView {
-    /// How the database names it.
+    /// Name of the transaction in the database.
     pub transaction: String,
-    /// How long it has been open.
+    /// Age of the transaction.
     pub age_seconds: Option<u64>,
-    /// The name that its client gave.
+    /// Application name of its client.
     pub application_name: String,
 }
 
 /// An event.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct EventView {
-    /// Its place in the order.
+    /// Position in the outbox.
     pub seq: u64,
-    /// Its id, the same however often it is sent.
+    /// Event id, the same in every delivery.
     pub id: String,
     /// NEW, PROCESSING, SENT or FAILED.
     pub status: String,
-    /// What happened.
+    /// Event type.
     pub event_type: String,
-    /// The kind of thing it is about.
+    /// Aggregate type.
     pub aggregate_type: String,
-    /// Which one.
+    /// Aggregate id.
     pub aggregate_id: String,
-    /// The topic that it goes to.
+    /// Topic of the event.
     pub topic: String,
-    /// Its key.
+    /// Partition key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// When it happened, RFC 3339.
+    /// Creation time, RFC 3339.
     pub created_at: String,
-    /// How often the broker refused it.
+    /// Rejected attempts.
     pub attempts: u32,
-    /// Why, the last time.
+    /// Reason of the last rejection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Why no broker can take it; its payload is not shown then.
+    /// Why the event cannot be sent to any broker; its payload is not shown then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flaw: Option<String>,
-    /// The payload.
+    /// Payload of the event.
     pub data: String,
 }
 
-impl From<Listed> for EventView {
-    fn from(listed: Listed) -> Self {
+impl From<ListedEvent> for EventView {
+    fn from(listed: ListedEvent) -> Self {
         let event = listed.event.event;
         Self {
             seq: listed.event.seq,
@@ -102,89 +102,89 @@ impl From<Listed> for EventView {
     }
 }
 
-/// Which events are listed.
+/// Filter and page of events.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Which {
-    /// Only these: NEW, PROCESSING, SENT or FAILED.
+    /// Status: NEW, PROCESSING, SENT or FAILED.
     status: Option<String>,
-    /// Only those about this kind of thing.
+    /// Aggregate type.
     aggregate_type: Option<String>,
-    /// Only those about this one.
+    /// Aggregate id.
     aggregate_id: Option<String>,
-    /// Only this one.
+    /// Event id.
     #[param(value_type = Option<Uuid>)]
     id: Option<String>,
-    /// Those behind this place.
+    /// Start after this position.
     #[serde(default)]
     after: u64,
-    /// Most events, 1 to 1,000; fewer when they are large.
+    /// Maximum events, 1 to 1,000; fewer when they are large.
     #[serde(default)]
     #[param(value_type = u16, minimum = 1, maximum = 1000, default = 20)]
     max: Max,
 }
 
-/// Failed events to make new: one, or all.
+/// Failed events to retry: one, or all.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RetryWanted {
-    /// The event.
+    /// Id of the event.
     #[schema(value_type = Option<Uuid>)]
     pub id: Option<String>,
-    /// Every one that failed.
+    /// Retry all failed events.
     #[serde(default)]
     pub all: bool,
 }
 
-/// Sent events to send again.
+/// Sent events to replay.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReplayWanted {
-    /// The events.
+    /// Ids of the events.
     #[schema(value_type = Vec<Uuid>)]
     pub ids: Vec<String>,
-    /// To this topic instead of their own.
+    /// Send to this topic instead of the events' own.
     pub topic: Option<String>,
 }
 
-/// A stretch of the events that were sent, to send again.
+/// A range of sent events to replay.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BackfillWanted {
-    /// Those behind this place.
+    /// Start after this position.
     #[serde(default)]
     pub after: u64,
-    /// Those up to this place; without it, up to how far the relay is now.
+    /// Stop at this position [default: the relay's position].
     pub until: Option<u64>,
-    /// Only what happened at this time or later, RFC 3339.
+    /// Start of the time range, inclusive, RFC 3339.
     pub start: Option<String>,
-    /// Only what happened before this time.
+    /// End of the time range, exclusive, RFC 3339.
     pub end: Option<String>,
-    /// Only events about this kind of thing.
+    /// Aggregate type.
     pub aggregate_type: Option<String>,
-    /// To this topic instead of their own.
+    /// Send to this topic instead of the events' own.
     pub topic: Option<String>,
-    /// Count them, and send none.
+    /// Count the events without sending them.
     #[serde(default)]
     pub dry_run: bool,
-    /// Most events, 1 to 1,000, in one transaction.
+    /// Maximum events per transaction, 1 to 1,000.
     #[schema(minimum = 1, maximum = 1000)]
     pub max: u16,
 }
 
-/// What became of a stretch.
+/// Result of a backfill step.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Backfilled {
-    /// How many were sent again, or would be.
+    /// Number of replayed events, or of events that would be replayed.
     pub count: u64,
-    /// The end of the stretch, for `after` of the next; none when there are no more.
+    /// `after` of the next step; absent at the end.
     pub after: Option<u64>,
-    /// Up to where events are looked at, for `until` of the next.
+    /// `until` of the next step.
     pub until: u64,
 }
 
-/// How many events there are of each status, and how far behind the relay is.
+/// Show event counts by status and the lag of the relay.
 #[utoipa::path(get, path = "/v1/outbox", responses((status = 200, description = "The numbers", body = OutboxStats), (status = 404, description = "No outbox here")))]
 pub(super) async fn stats(State(admin): State<Admin>) -> Answer<OutboxStats> {
     let outbox = admin.outbox()?;
@@ -208,7 +208,7 @@ pub(super) async fn stats(State(admin): State<Admin>) -> Answer<OutboxStats> {
     }))
 }
 
-/// Events in their order.
+/// List events in order.
 #[utoipa::path(get, path = "/v1/outbox/events", params(Which), responses((status = 200, description = "In their order", body = [EventView]), (status = 404, description = "No outbox here")))]
 pub(super) async fn events(
     State(admin): State<Admin>,
@@ -230,7 +230,7 @@ pub(super) async fn events(
     Ok(Json(listed.into_iter().map(EventView::from).collect()))
 }
 
-/// Makes failed events new again, behind every other.
+/// Retry failed events, after all other events.
 #[utoipa::path(post, path = "/v1/outbox/retry", request_body = RetryWanted, responses((status = 200, description = "How many", body = Count), (status = 404, description = "No outbox here")))]
 pub(super) async fn retry(
     State(admin): State<Admin>,
@@ -245,7 +245,7 @@ pub(super) async fn retry(
     Ok(Json(Count { count }))
 }
 
-/// Sends events again that were sent before, with the same ids: all, or none when one is not there.
+/// Replay sent events with the same ids; all of them, or none when one does not exist.
 #[utoipa::path(post, path = "/v1/outbox/replay", request_body = ReplayWanted, responses((status = 200, description = "How many", body = Count), (status = 404, description = "No outbox here, or an event that was not sent")))]
 pub(super) async fn replay(
     State(admin): State<Admin>,
@@ -271,14 +271,14 @@ pub(super) async fn replay(
     Ok(Json(Count { count }))
 }
 
-/// Sends a stretch of what was sent before again, with the same ids.
+/// Replay a range of sent events with the same ids.
 #[utoipa::path(post, path = "/v1/outbox/backfill", request_body = BackfillWanted, responses((status = 200, description = "How many, and where the next stretch begins", body = Backfilled), (status = 404, description = "No outbox here")))]
 pub(super) async fn backfill(
     State(admin): State<Admin>,
     Json(Object(wanted)): Json<Object<BackfillWanted>>,
 ) -> Answer<Backfilled> {
     let outbox = admin.outbox()?;
-    // What is sent from here on is not looked at: neither new events nor those that this writes.
+    // Later events are not included: neither new events nor those that this writes.
     let until = match wanted.until {
         Some(until) => until,
         None => outbox.position().await?,

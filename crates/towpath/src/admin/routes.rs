@@ -56,7 +56,7 @@ struct Binary(Vec<u8>);
 /// Ten years: a longer delay is a mistake, and would look like a lost message.
 const MAX_DELAY_SECONDS: u64 = 315_360_000;
 
-/// How long the backend may take to tell its facts.
+/// Timeout of a backend's facts.
 const FACTS_DEADLINE: Duration = Duration::from_secs(2);
 
 /// The router and its document.
@@ -70,7 +70,12 @@ pub(super) fn v1() -> (Router<Admin>, OpenApi) {
         .routes(routes!(purge))
         .routes(routes!(collect))
         .routes(routes!(dead_letters))
-        .routes(routes!(requeue))
+        .routes(routes!(redrive))
+        // The name of version 0.1; documented in the changelog, absent from the document.
+        .route(
+            "/v1/queues/{queue}/dead-letters/requeue",
+            axum::routing::post(redrive),
+        )
         .routes(routes!(drop_dead))
         .routes(routes!(super::streams::list))
         .routes(routes!(super::streams::show))
@@ -111,7 +116,7 @@ struct Named {
     queue: String,
 }
 
-/// What is said about a message beside its payload.
+/// Headers of a message.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "only the document reads it")]
@@ -122,39 +127,39 @@ struct About {
     /// Messages of one key are delivered in order, one at a time.
     #[param(rename = "Towpath-Key", min_length = 1, max_length = 1024)]
     key: Option<String>,
-    /// Seconds until it may be delivered, at most ten years.
+    /// Delay of the delivery in seconds, at most ten years.
     #[param(rename = "Towpath-Delay", maximum = 315_360_000)]
     delay: Option<u64>,
-    /// W3C trace context, kept with the message.
+    /// W3C trace context, stored with the message.
     traceparent: Option<String>,
 }
 
-/// How much of a list.
+/// Size of a page.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct Top {
-    /// Most entries, 1 to 1,000.
+    /// Maximum entries, 1 to 1,000.
     #[serde(default)]
     #[param(value_type = u16, minimum = 1, maximum = 1000, default = 20)]
     max: Max,
 }
 
-/// Which stretch of a list.
+/// A page of a list.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct Page {
-    /// Most entries, 1 to 1,000.
+    /// Maximum entries, 1 to 1,000.
     #[serde(default)]
     #[param(value_type = u16, minimum = 1, maximum = 1000, default = 20)]
     max: Max,
-    /// Those behind this message id.
+    /// Start after this message id.
     #[param(value_type = Option<Uuid>)]
     after: Option<String>,
 }
 
-/// Most entries of an answer.
+/// Maximum entries of a page.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(try_from = "u64")]
 pub(super) struct Max(pub(super) usize);
@@ -176,10 +181,10 @@ impl TryFrom<u64> for Max {
     }
 }
 
-/// Every queue.
+/// List queues.
 ///
-/// While a backend does not answer its queues are left out, and the header `Towpath-Unavailable` names it with the reason.
-/// When none answers it is 503.
+/// Queues of an unavailable backend are left out, and the header `Towpath-Unavailable` names the backend with the reason.
+/// 503 when every backend is unavailable.
 #[utoipa::path(get, operation_id = "list_queues", path = "/v1/queues", responses((status = 200, description = "Their numbers, by name", body = [QueueStats], headers(("Towpath-Unavailable" = String, description = "Backends whose queues are missing, with the reasons")))))]
 async fn list(
     State(admin): State<Admin>,
@@ -193,7 +198,7 @@ async fn list(
     Ok(partial(queues, &missing))
 }
 
-/// One queue.
+/// Show a queue.
 #[utoipa::path(get, operation_id = "show_queue", path = "/v1/queues/{queue}", params(Named), responses((status = 200, description = "Its numbers", body = QueueStats)))]
 async fn show(State(admin): State<Admin>, Segment(name): Segment) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
@@ -217,7 +222,7 @@ async fn with_stranded(queue: &dyn Queue, stats: Stats) -> Result<QueueStats> {
     })
 }
 
-/// Moves messages that wait on other brokers of the backend's list into the queue.
+/// Move messages from other brokers of the backend's URL into the queue.
 #[utoipa::path(post, path = "/v1/queues/{queue}/collect", params(Named), responses((status = 200, description = "How many were moved", body = Count)))]
 async fn collect(State(admin): State<Admin>, Segment(name): Segment) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
@@ -226,7 +231,7 @@ async fn collect(State(admin): State<Admin>, Segment(name): Segment) -> Answer<C
     }))
 }
 
-/// Whether a queue is deleted that is not empty.
+/// Whether to delete a queue that is not empty.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
@@ -236,9 +241,9 @@ struct Deleting {
     force: bool,
 }
 
-/// Deletes a queue with its counts and known idempotency keys.
+/// Delete a queue with its counters and idempotency keys.
 ///
-/// Refused with 409 while it has messages (without `force`), dead letters (likewise), consumers or a route into it.
+/// 409 while the queue has consumers, a route into it, or (without `force`) messages or dead letters.
 #[utoipa::path(delete, operation_id = "delete_queue", path = "/v1/queues/{queue}", params(Named, Deleting), responses((status = 200, description = "How many messages and dead letters were dropped", body = Count)))]
 async fn delete(
     State(admin): State<Admin>,
@@ -251,7 +256,7 @@ async fn delete(
     }))
 }
 
-/// The oldest waiting messages, untouched.
+/// List the oldest messages without changing them.
 #[utoipa::path(get, path = "/v1/queues/{queue}/messages", params(Named, Top), responses((status = 200, description = "Oldest first", body = [MessageView])))]
 async fn peek(
     State(admin): State<Admin>,
@@ -263,9 +268,9 @@ async fn peek(
     Ok(Json(messages.into_iter().map(MessageView::from).collect()))
 }
 
-/// Sends the body as one message, and makes the queue when there is none.
+/// Send the body as one message; create the queue when it does not exist.
 ///
-/// NDJSON is refused with 415: it is a batch to those who send it, and would be one message here.
+/// 415 for NDJSON, which would be stored as one message instead of a batch.
 #[utoipa::path(post, path = "/v1/queues/{queue}/messages", params(Named, About), request_body(content = inline(Option<Binary>), content_type = "application/octet-stream", description = "The payload, at most 16 MiB; none is an empty message"), responses((status = 200, description = "It is durable", body = Sent)))]
 async fn send(
     State(admin): State<Admin>,
@@ -287,7 +292,7 @@ async fn send(
         let hint = "this path takes one message; post NDJSON to `/enqueue/batch` of the public listener, send line by line (`towpath send --lines`), or call it `application/octet-stream` to store it as one message";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, hint).into());
     }
-    // A header that cannot be read is refused: passed over, a retry would no longer be harmless.
+    // An unreadable header is rejected: if it were ignored, a retry would not be safe.
     let header = |name: &str| -> std::result::Result<Option<String>, Problem> {
         let Some(value) = headers.get(name) else {
             return Ok(None);
@@ -353,7 +358,7 @@ async fn send(
     Ok(replayed(sent.into_response(), is_duplicate))
 }
 
-/// Stops delivery.
+/// Pause delivery.
 #[utoipa::path(post, path = "/v1/queues/{queue}/pause", params(Named), responses((status = 200, description = "Its numbers afterwards", body = QueueStats)))]
 async fn pause(State(admin): State<Admin>, Segment(name): Segment) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
@@ -361,7 +366,7 @@ async fn pause(State(admin): State<Admin>, Segment(name): Segment) -> Answer<Que
     Ok(Json(queue.stats(&name).await?.into()))
 }
 
-/// Starts delivery again.
+/// Resume delivery.
 #[utoipa::path(post, path = "/v1/queues/{queue}/resume", params(Named), responses((status = 200, description = "Its numbers afterwards", body = QueueStats)))]
 async fn resume(State(admin): State<Admin>, Segment(name): Segment) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
@@ -369,7 +374,7 @@ async fn resume(State(admin): State<Admin>, Segment(name): Segment) -> Answer<Qu
     Ok(Json(queue.stats(&name).await?.into()))
 }
 
-/// Drops every waiting message; those in hand and dead letters stay.
+/// Delete all ready and delayed messages; leased messages and dead letters stay.
 #[utoipa::path(post, path = "/v1/queues/{queue}/purge", params(Named), responses((status = 200, description = "How many were dropped", body = Count)))]
 async fn purge(State(admin): State<Admin>, Segment(name): Segment) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
@@ -378,7 +383,7 @@ async fn purge(State(admin): State<Admin>, Segment(name): Segment) -> Answer<Cou
     }))
 }
 
-/// The oldest dead letters.
+/// List dead letters, oldest first.
 #[utoipa::path(get, path = "/v1/queues/{queue}/dead-letters", params(Named, Page), responses((status = 200, description = "Oldest first", body = [DeadLetterView])))]
 async fn dead_letters(
     State(admin): State<Admin>,
@@ -393,9 +398,9 @@ async fn dead_letters(
     ))
 }
 
-/// Puts dead letters back to the end of their queue.
-#[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/requeue", params(Named), request_body = Letters, responses((status = 200, description = "How many were put back", body = Count)))]
-async fn requeue(
+/// Return dead letters to the end of their queue.
+#[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/redrive", params(Named), request_body = Letters, responses((status = 200, description = "Number of redriven messages", body = Count)))]
+async fn redrive(
     State(admin): State<Admin>,
     Segment(name): Segment,
     Json(Object(letters)): Json<Object<Letters>>,
@@ -406,8 +411,8 @@ async fn requeue(
     }))
 }
 
-/// Deletes dead letters for good.
-#[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/drop", params(Named), request_body = Letters, responses((status = 200, description = "How many were deleted", body = Count)))]
+/// Delete dead letters permanently.
+#[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/drop", params(Named), request_body = Letters, responses((status = 200, description = "Number of deleted messages", body = Count)))]
 async fn drop_dead(
     State(admin): State<Admin>,
     Segment(name): Segment,
@@ -419,7 +424,7 @@ async fn drop_dead(
     }))
 }
 
-/// How the process is.
+/// Check the health of the process.
 #[utoipa::path(get, path = "/v1/health", responses((status = 200, description = "Ready or not, and why", body = HealthView)))]
 async fn health(State(admin): State<Admin>) -> Answer<HealthView> {
     let checked = admin.health.check().await;
@@ -442,7 +447,7 @@ async fn health(State(admin): State<Admin>) -> Answer<HealthView> {
     }))
 }
 
-/// What is wrong now, the worst first.
+/// List current problems, most severe first.
 #[utoipa::path(get, path = "/v1/problems", responses((status = 200, description = "Evaluated at this moment; empty when nothing is wrong", body = [CurrentProblem])))]
 async fn problems(State(admin): State<Admin>) -> Answer<Vec<CurrentProblem>> {
     let problems = admin.problems.current().await;
@@ -470,7 +475,7 @@ fn selection(letters: &Letters) -> Result<Selection> {
     }
 }
 
-/// The balance of the orders: accepted = processed + rejected + in flight + dead.
+/// Reconcile order counts: accepted = processed + rejected + in flight + dead.
 #[utoipa::path(get, path = "/v1/orders/check", responses((status = 200, description = "The balance, and what breaks it", body = Balance), (status = 404, description = "No orders here")))]
 async fn check_orders(State(admin): State<Admin>) -> Answer<Balance> {
     let desk = admin.orders.clone().ok_or_else(|| {
@@ -479,10 +484,10 @@ async fn check_orders(State(admin): State<Admin>) -> Answer<Balance> {
     Ok(Json(Books(desk).balance().await?))
 }
 
-/// Reads the embedded store as it is now, while it works.
+/// Stream a consistent snapshot of the embedded store.
 ///
-/// One line of JSON lists the files (`[{"name": ..., "bytes": ...}]`), then come their bytes, one file after the other.
-/// An answer that ends early is not a backup.
+/// The first line is JSON and lists the files (`[{"name": ..., "bytes": ...}]`); their contents follow in this order.
+/// A response that ends early is not a valid backup.
 #[utoipa::path(post, path = "/v1/backup", responses((status = 200, description = "The files", body = Binary, content_type = "application/octet-stream")))]
 async fn backup(State(admin): State<Admin>) -> std::result::Result<Response, Failure> {
     let stores = admin.backends.iter();
@@ -498,7 +503,7 @@ async fn backup(State(admin): State<Admin>) -> std::result::Result<Response, Fai
     Ok(([kind], Body::from_stream(stream)).into_response())
 }
 
-/// The list with the header that names what is missing.
+/// The list with the header that names unavailable backends.
 pub(super) fn partial<T>(list: T, missing: &[String]) -> Partial<T> {
     let mut headers = HeaderMap::new();
     if !missing.is_empty() {

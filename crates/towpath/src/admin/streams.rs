@@ -18,52 +18,52 @@ use super::wire::{Count, Payload};
 use crate::http::Segment;
 use crate::http::extract::{Json, Query};
 
-/// A stream's numbers.
+/// Statistics of a stream.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct StreamView {
     /// The stream.
     pub stream: String,
-    /// Entries kept.
+    /// Stored entries.
     pub entries: u64,
-    /// Entries ever appended.
+    /// Appended entries in total.
     pub appended: u64,
-    /// The oldest entry kept.
+    /// Offset of the oldest stored entry.
     pub first: Option<String>,
-    /// The newest entry.
+    /// Offset of the newest entry.
     pub last: Option<String>,
     /// Its consumer groups, by name.
     pub groups: Vec<GroupView>,
 }
 
-/// A consumer group's numbers.
+/// Statistics of a consumer group.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct GroupView {
     /// The group.
     pub group: String,
-    /// Entries that it has not finished.
+    /// Lag: entries that the group has not finished.
     pub lag: u64,
-    /// Entries handed out and not finished.
+    /// Pending: entries delivered and not finished.
     pub pending: u64,
     /// Age of its oldest unfinished entry.
     pub oldest_age_seconds: Option<u64>,
-    /// Behind which entry its finished prefix ends.
+    /// Offset of the last entry of the finished prefix.
     pub committed: Option<String>,
 }
 
 /// An entry.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct EntryView {
-    /// Its place.
+    /// Offset of the entry.
     pub offset: String,
-    /// Its id.
+    /// Message id.
     pub id: String,
-    /// When it was appended, RFC 3339.
+    /// Append time, RFC 3339.
     pub appended_at: String,
-    /// Its key, if it has one.
+    /// Key of the entry, if any.
     pub key: Option<String>,
-    /// What travelled beside the payload.
+    /// Headers of the entry.
     pub headers: BTreeMap<String, String>,
-    /// Its payload.
+    /// Payload of the entry.
     #[serde(flatten)]
     pub payload: Payload,
 }
@@ -119,28 +119,28 @@ fn read_offset(text: &str) -> Result<Offset> {
     });
     parts.ok_or_else(|| {
         Error::invalid(format!(
-            "`{text}` is no offset; it is a partition and a number like `0:17`"
+            "invalid offset `{text}`; expected partition and number, e.g. `0:17`"
         ))
     })
 }
 
-/// Which stretch of a stream.
+/// A page of a stream.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Stretch {
-    /// Most entries, 1 to 1,000.
+    /// Maximum entries, 1 to 1,000.
     #[serde(default)]
     #[param(value_type = u16, minimum = 1, maximum = 1000, default = 20)]
     max: Max,
-    /// Those behind this offset; without it from the oldest.
+    /// Start after this offset [default: the oldest entry].
     after: Option<String>,
 }
 
-/// Every stream.
+/// List streams.
 ///
-/// While a backend does not answer its streams are left out, and the header `Towpath-Unavailable` names it with the reason.
-/// When none answers it is 503.
+/// Streams of an unavailable backend are left out, and the header `Towpath-Unavailable` names the backend with the reason.
+/// 503 when every backend is unavailable.
 #[utoipa::path(get, operation_id = "list_streams", path = "/v1/streams", responses((status = 200, description = "Their numbers, by name", body = [StreamView], headers(("Towpath-Unavailable" = String, description = "Backends whose streams are missing, with the reasons")))))]
 pub(super) async fn list(
     State(admin): State<Admin>,
@@ -155,14 +155,14 @@ pub(super) async fn list(
     Ok(partial(streams, &missing))
 }
 
-/// One stream.
+/// Show a stream.
 #[utoipa::path(get, operation_id = "show_stream", path = "/v1/streams/{stream}", params(("stream" = String, Path, description = "The stream")), responses((status = 200, description = "Its numbers", body = StreamView)))]
 pub(super) async fn show(State(admin): State<Admin>, Segment(name): Segment) -> Answer<StreamView> {
     let (stream, name) = admin.find_stream(&name).await?;
     Ok(Json(stream.stats(&name).await?.into()))
 }
 
-/// Entries of a stream, without a group.
+/// List entries of a stream, independent of consumer groups.
 #[utoipa::path(get, path = "/v1/streams/{stream}/entries", params(("stream" = String, Path, description = "The stream"), Stretch), responses((status = 200, description = "Oldest first", body = [EntryView])))]
 pub(super) async fn entries(
     State(admin): State<Admin>,
@@ -175,19 +175,19 @@ pub(super) async fn entries(
     Ok(Json(found.into_iter().map(EntryView::from).collect()))
 }
 
-/// Which entries of a stream are dropped: name one of the two.
+/// Entries to delete: exactly one of the two fields.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrimWanted {
-    /// All but this many of the newest, also those that groups have not read.
+    /// Keep this many of the newest entries; delete older ones even when unread.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<u64>,
-    /// Those that every group has finished.
+    /// Delete entries that every group has finished.
     #[serde(default)]
     pub finished: bool,
 }
 
-/// Drops old entries of a stream.
+/// Delete old entries of a stream.
 #[utoipa::path(post, operation_id = "trim_stream", path = "/v1/streams/{stream}/trim", params(("stream" = String, Path, description = "The stream")), request_body = TrimWanted, responses((status = 200, description = "How many were dropped", body = Count)))]
 pub(super) async fn trim(
     State(admin): State<Admin>,

@@ -6,42 +6,41 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use towpath_core::message::header::TRACEPARENT;
-use towpath_core::port::queue::{DeadLetter, Peeked, Place, Stats};
+use towpath_core::port::queue::{DeadLetter, MessageState, Peeked, Stats};
 use towpath_core::{Attempt, Headers};
 use utoipa::ToSchema;
 
 use crate::problems::Problem;
 
-/// Most bytes of a payload that are shown.
+/// Maximum shown bytes of a payload.
 const SHOWN_BYTES: usize = 64 * 1024;
 
-/// A queue's numbers.
+/// Statistics of a queue.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct QueueStats {
     /// The queue.
     pub queue: String,
-    /// Messages that can be leased now.
+    /// Ready messages.
     pub ready: u64,
-    /// Messages held back until a moment.
+    /// Delayed messages.
     pub delayed: u64,
-    /// Messages in consumers' hands.
+    /// Leased messages.
     pub leased: u64,
     /// Dead letters.
     pub dead: u64,
-    /// Messages ever taken.
+    /// Enqueued messages in total.
     pub enqueued: u64,
-    /// Messages ever acked.
+    /// Acked messages in total.
     pub acked: u64,
     /// Deliveries that ended in a retry.
     pub retried: u64,
-    /// Messages expired, purged, or dropped from the dead letters.
+    /// Expired and purged messages, and deleted dead letters.
     pub dropped: u64,
-    /// Repeats recognised by their dedup id.
+    /// Duplicates dropped by their dedup id.
     pub duplicates: u64,
-    /// Age of the oldest waiting message in seconds; absent when none waits.
+    /// Age of the oldest ready, delayed or leased message in seconds; absent without one.
     pub oldest_age_seconds: Option<u64>,
-    /// For how long the longest waiting of the messages that can be leased has been ready, in seconds; absent when none
-    /// is ready.
+    /// Longest time that a message has been ready, in seconds; absent without a ready message.
     pub oldest_ready_age_seconds: Option<u64>,
     /// For how long the longest held of the leased messages has been leased, in seconds; absent when none is, or where the
     /// backend does not know.
@@ -53,9 +52,9 @@ pub struct QueueStats {
     pub oldest_delayed_age_seconds: Option<u64>,
     /// Consumers seen within the last minute.
     pub consumers: u64,
-    /// Whether delivery is stopped.
+    /// Whether delivery is paused.
     pub paused: bool,
-    /// Messages on other brokers of the backend's list, which no consumer here reaches.
+    /// Messages on other brokers of the backend's URL, which no consumer of this process reaches.
     #[serde(default)]
     pub stranded: u64,
 }
@@ -84,7 +83,7 @@ impl From<Stats> for QueueStats {
     }
 }
 
-/// Something that is wrong.
+/// A problem.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct CurrentProblem {
     /// Its name: `backlog_old`.
@@ -97,9 +96,9 @@ pub struct CurrentProblem {
     pub since: String,
     /// The measured figure with its unit, where there is one.
     pub figure: Option<String>,
-    /// What is wrong.
+    /// Cause.
     pub cause: String,
-    /// What to do.
+    /// Next step.
     pub next_step: String,
     /// Its heading in the runbook.
     pub runbook: String,
@@ -121,14 +120,14 @@ impl From<Problem> for CurrentProblem {
     }
 }
 
-/// A payload as text, or as base64 where it is none.
+/// A payload as text, or as base64 when it is not UTF-8.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Payload {
-    /// The bytes, at most 65,536 of them.
+    /// Contents, at most 65,536 bytes.
     pub payload: String,
     /// `utf-8` or `base64`.
     pub encoding: String,
-    /// Whether some bytes are not shown.
+    /// Whether the contents were cut.
     pub truncated: bool,
 }
 
@@ -157,7 +156,7 @@ impl Payload {
     }
 }
 
-/// A waiting message.
+/// A stored message.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct MessageView {
     /// Its id.
@@ -166,11 +165,11 @@ pub struct MessageView {
     pub place: String,
     /// Deliveries so far.
     pub attempts: u32,
-    /// When it was taken, RFC 3339.
+    /// Enqueue time, RFC 3339.
     pub enqueued_at: String,
-    /// Its key, if it has one.
+    /// Key of the message, if any.
     pub key: Option<String>,
-    /// What travels beside the payload.
+    /// Headers of the message.
     pub headers: BTreeMap<String, String>,
     /// Its payload.
     #[serde(flatten)]
@@ -179,10 +178,10 @@ pub struct MessageView {
 
 impl From<Peeked> for MessageView {
     fn from(peeked: Peeked) -> Self {
-        let place = match peeked.place {
-            Place::Ready => "ready",
-            Place::Delayed => "delayed",
-            Place::Leased => "leased",
+        let place = match peeked.state {
+            MessageState::Ready => "ready",
+            MessageState::Delayed => "delayed",
+            MessageState::Leased => "leased",
         };
         Self {
             id: peeked.message.id.to_string(),
@@ -196,16 +195,16 @@ impl From<Peeked> for MessageView {
     }
 }
 
-/// A message that was given up.
+/// A dead letter.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct DeadLetterView {
     /// Its id.
     pub id: String,
-    /// Why it was given up.
+    /// Reason of the last failure.
     pub reason: String,
     /// Earlier errors, oldest first.
     pub history: Vec<String>,
-    /// Deliveries before it was given up.
+    /// Deliveries before it became a dead letter.
     pub attempts: u32,
     /// What is recorded of the failed attempts, the last one included, oldest first; at most eleven.
     #[serde(default)]
@@ -213,7 +212,7 @@ pub struct DeadLetterView {
     /// When it was enqueued, RFC 3339.
     #[serde(default)]
     pub enqueued_at: String,
-    /// When it was given up, RFC 3339.
+    /// Time at which it became a dead letter, RFC 3339.
     pub died_at: String,
     /// Its key, if it has one.
     #[serde(default)]
@@ -286,14 +285,14 @@ fn trace_id(headers: &Headers) -> Option<String> {
     (id.len() == 32).then(|| id.to_owned())
 }
 
-/// Which dead letters are meant: either every one, or these; not both, and not neither.
+/// Selection of dead letters: exactly one of `all` and `ids`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Letters {
-    /// Every one.
+    /// All dead letters of the queue.
     #[serde(default)]
     pub all: bool,
-    /// These.
+    /// Ids of dead letters.
     #[serde(default)]
     #[schema(value_type = Vec<uuid::Uuid>)]
     pub ids: Vec<String>,
@@ -302,33 +301,33 @@ pub struct Letters {
 /// A message that was sent.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Sent {
-    /// Its id, or the first one's when it is a duplicate.
+    /// Message id; of a duplicate, the id of the first message.
     pub id: String,
-    /// Whether its idempotency key was known.
+    /// Whether the idempotency key was known.
     pub duplicate: bool,
 }
 
-/// How many messages something was done to.
+/// Number of affected messages.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Count {
-    /// So many.
+    /// The number.
     pub count: u64,
 }
 
-/// How the process is.
+/// Health of the process.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct HealthView {
     /// Whether it is ready.
     pub ready: bool,
     /// Version of the running process.
     pub version: String,
-    /// A line for each part.
+    /// One line per check.
     pub checks: Vec<String>,
-    /// Facts about the backend, in words.
+    /// Facts about the backends, as text.
     pub facts: Vec<String>,
 }
 
-/// A refusal, as RFC 9457 describes it.
+/// Problem details (RFC 9457).
 #[derive(ToSchema)]
 #[schema(as = Problem)]
 #[expect(
@@ -339,14 +338,14 @@ pub(super) struct ProblemView {
     /// Always `about:blank`: the status says it all.
     #[schema(rename = "type")]
     kind: String,
-    /// The status in words.
+    /// Reason phrase of the status.
     title: String,
     /// The status.
     status: u16,
-    /// What was wrong, and what to do.
+    /// Cause and next step.
     detail: String,
-    /// The path that was asked for.
+    /// Path of the request.
     instance: String,
-    /// What the log knows the request by.
+    /// Request id, as in the log.
     request_id: String,
 }

@@ -58,7 +58,7 @@ impl Making {
         Ok(())
     }
 
-    /// A folder for files on their way, where the place is one: what is left there goes with the backup.
+    /// A folder for files on their way, where the place is one: its files are removed with the backup.
     pub fn scratch(&self) -> Option<&Path> {
         match &self.place {
             Place::Folder(folder) => Some(folder),
@@ -110,7 +110,7 @@ impl Making {
         Ok(manifest)
     }
 
-    /// Removes what was written, as far as that goes, and says what is left.
+    /// Removes written files, and reports the rest.
     pub async fn abandon(self) -> String {
         match self.place.remove().await {
             Ok(()) => format!("the incomplete backup in `{}` was removed", self.place),

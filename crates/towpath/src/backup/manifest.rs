@@ -180,7 +180,7 @@ impl Hashing {
     }
 }
 
-/// What is wrong with a file, read as `found`, that should be `expected`.
+/// The damage of a file, read as `found`, that should be `expected`.
 pub(super) fn difference(expected: &Entry, found: &Entry) -> Option<String> {
     let name = &expected.name;
     if found.bytes != expected.bytes {

@@ -19,7 +19,7 @@ use crate::wiring::{Depth, RESTORING, Verified, verify_store};
 /// What a new file system has.
 const LOST_AND_FOUND: &str = "lost+found";
 
-/// What was restored.
+/// Summary of a restore.
 #[derive(Debug)]
 pub struct Restored {
     /// Files and their bytes.

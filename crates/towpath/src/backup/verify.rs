@@ -11,7 +11,7 @@ use super::place::Place;
 use super::{DATABASE, STORE};
 use crate::wiring::{Depth, Verified, verify_database, verify_store};
 
-/// What was read, and what is wrong.
+/// Files read, and their damage.
 #[derive(Debug, Default)]
 pub struct Report {
     /// Of a backup that has one.

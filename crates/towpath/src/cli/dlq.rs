@@ -48,11 +48,12 @@ pub(super) enum DlqCommand {
         /// The message id
         id: String,
     },
-    /// Put dead letters back to the end of their queue
+    /// Return dead letters to the end of their queue
     #[command(
-        after_help = "Examples:\n  towpath dlq requeue messages --all\n  towpath dlq requeue messages --reason \"HTTP 503\" --max 10\n  towpath dlq requeue messages --reason \"HTTP 503\" --rate 50\n  towpath dlq requeue messages --reason \"HTTP 503\" --dry-run"
+        alias = "requeue",
+        after_help = "`requeue` is the name of this command in version 0.1, and still works.\n\nExamples:\n  towpath dlq redrive messages --all\n  towpath dlq redrive messages --reason \"HTTP 503\" --max 10\n  towpath dlq redrive messages --reason \"HTTP 503\" --rate 50\n  towpath dlq redrive messages --reason \"HTTP 503\" --dry-run"
     )]
-    Requeue {
+    Redrive {
         #[command(flatten)]
         chosen: Chosen,
         /// Messages a second, 1 to 100000 [default: all at once]
@@ -133,9 +134,9 @@ pub(super) async fn run(global: &Global, command: DlqCommand) -> Result<Exit, Fa
                 Format::Table => show_letter(&letter)?,
             }
         }
-        DlqCommand::Requeue { chosen, rate } => {
-            let count = change(&client, &chosen, "requeue", rate).await?;
-            show_count(global, &count, done(&chosen, "put back"))?;
+        DlqCommand::Redrive { chosen, rate } => {
+            let count = change(&client, &chosen, "redrive", rate).await?;
+            show_count(global, &count, done(&chosen, "redriven"))?;
         }
         DlqCommand::Drop { chosen, yes } => {
             let queue = &chosen.queue;

@@ -80,7 +80,7 @@ async fn position(global: &Global, args: PositionArgs) -> Result<Exit, Failure> 
     crate::http::tls::install_provider();
     let backend = open(lines.backend.expose()).await?;
     let outcome = async {
-        let positions = backend.require_positions("lines position")?;
+        let positions = backend.require_source_offsets("lines position")?;
         let store = Stored {
             positions,
             stream: StreamName::new(&lines.stream)?,

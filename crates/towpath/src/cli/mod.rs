@@ -15,6 +15,7 @@ mod global;
 mod health;
 mod help;
 mod init;
+mod key;
 mod kv;
 mod lines;
 mod migrate;
@@ -112,6 +113,9 @@ enum Command {
     Verify(backup::VerifyArgs),
     /// Write files to run Towpath with: Compose, Kubernetes, systemd, Prometheus, Grafana
     Init(init::InitArgs),
+    /// Create, list, rotate and revoke API keys
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// Make the tables of the database, or take them back
     #[command(subcommand)]
     Migrate(migrate::MigrateCommand),
@@ -200,6 +204,7 @@ impl Cli {
             Command::Restore(args) => backup::restore(global, args).await,
             Command::Verify(args) => backup::verify(global, args).await,
             Command::Init(args) => init::run(global, args),
+            Command::Key(command) => key::run(global, command),
             Command::Migrate(command) => migrate::run(global, command).await,
             Command::Status(args) => status::run(global, args).await,
             Command::Health(args) => health::run(global, args).await,

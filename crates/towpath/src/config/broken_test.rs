@@ -3,7 +3,7 @@
 use super::tests::sources;
 use super::*;
 
-/// File, variables, and for each problem its place and a part of what is said.
+/// File, variables, and for each problem its place and a part of its text.
 type Broken = (
     &'static str,
     &'static [(&'static str, &'static str)],
@@ -11,11 +11,11 @@ type Broken = (
 );
 
 const BROKEN: &[Broken] = &[
-    ("[ingest", &[], &[("towpath.toml:1:", "this is no TOML")]),
+    ("[ingest", &[], &[("towpath.toml:1:", "invalid TOML")]),
     (
         "[ingest]\nqueue = ",
         &[],
-        &[("towpath.toml:2:", "this is no TOML")],
+        &[("towpath.toml:2:", "invalid TOML")],
     ),
     (
         "[ingest]\nqueue = \"a\"\nqueue = \"b\"",
@@ -330,7 +330,7 @@ const BROKEN: &[Broken] = &[
         &[],
         &[("towpath.toml:3:8", "take one consumer")],
     ),
-    // A rule is silent about a key that is wrong by itself.
+    // A rule is silent about a key that is invalid.
     (
         "[ingest.worker]\nconcurrency = 4\nsink = \"webhok\"",
         &[],
@@ -369,11 +369,11 @@ const BROKEN: &[Broken] = &[
         "[ingest]\nqueue = \nmax_bdy = \"1MiB\"\n[server\nlisten = \":1\"\n[log]\nformat= \"yaml\"\n[server]\ndrain = \"x",
         &[],
         &[
-            ("towpath.toml:2:", "this is no TOML"),
+            ("towpath.toml:2:", "invalid TOML"),
             ("towpath.toml:3:1", "did you mean `max_body`?"),
-            ("towpath.toml:4:", "this is no TOML"),
+            ("towpath.toml:4:", "invalid TOML"),
             ("towpath.toml:7:9", "must be one of auto, pretty, json"),
-            ("towpath.toml:9:", "this is no TOML"),
+            ("towpath.toml:9:", "invalid TOML"),
         ],
     ),
     (
@@ -392,7 +392,7 @@ const BROKEN: &[Broken] = &[
 ];
 
 #[test]
-fn broken_configurations_are_told_what_is_wrong_and_where() {
+fn broken_configurations_name_cause_and_place() {
     for (file, env, expected) in BROKEN {
         let problems = load(&sources(file, env)).expect_err(file);
         assert_eq!(problems.0.len(), expected.len(), "{file}: {problems}");

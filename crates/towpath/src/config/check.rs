@@ -1,4 +1,4 @@
-//! Values that are right by themselves and do not go together.
+//! Values that are valid alone and conflict with each other.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use super::suggest::did_you_mean;
 use super::{ChannelKind, Config, Secret, SinkKind};
 use crate::apps::{PUBLIC_ROUTES, accounts, fleet};
 use crate::http::guard::Guard;
-use crate::http::net::Net;
+use crate::http::net;
 
-/// The keys of a rule, and what is wrong when they do not go together.
+/// The keys of a rule, and the problem when they conflict.
 pub(super) type Rule = (&'static [&'static str], fn(&Config) -> Option<&'static str>);
 
 /// A limit of a route that no listener has would limit nothing.
@@ -85,7 +85,7 @@ pub(super) const RULES: &[Rule] = &[
         let mut keys = config.fleet.api_keys.iter();
         let is_known = keys.any(|key| key.expose() == fleet::DEFAULT_KEY);
         (is_known && !config.fleet.development).then_some(
-            "everybody knows the key `default-api-key`: choose another, leave it out to get one of your own, or set `fleet.development = \"on\"` on a machine that nobody else reaches",
+            "the key `default-api-key` is publicly known; set another key, remove the setting to generate one, or set `fleet.development = \"on\"` on an isolated machine",
         )
     }),
     (&["server.tls.certificate", "server.tls.key"], |config| {
@@ -103,7 +103,7 @@ pub(super) const RULES: &[Rule] = &[
         )
     }),
     (&["server.trusted_proxies"], |config| {
-        let is_wrong = |text: &String| Net::parse(text).is_none();
+        let is_wrong = |text: &String| net::parse(text).is_none();
         config.trusted_proxies.iter().any(is_wrong).then_some(
             "`server.trusted_proxies` takes addresses and nets like `10.0.0.1` or `10.0.0.0/8`",
         )
@@ -168,7 +168,7 @@ pub(super) const RULES: &[Rule] = &[
     ),
 ];
 
-/// What is wrong with the places that a webhook may post to.
+/// The problem of the allowed targets of a webhook.
 fn misled(url: Option<&Secret>, allow: Option<&[String]>) -> Option<&'static str> {
     let Ok(guard) = Guard::new(allow?, Duration::ZERO) else {
         return Some(

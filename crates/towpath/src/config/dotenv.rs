@@ -65,7 +65,7 @@ fn assignment(line: &str) -> Result<(&str, String), &'static str> {
     let name = name.trim_end();
     let is_name = |character: char| character.is_ascii_alphanumeric() || "_.-".contains(character);
     if name.is_empty() || !name.chars().all(is_name) {
-        return Err("what is before `=` is not a name; expected `NAME=value`");
+        return Err("invalid name before `=`; expected `NAME=value`");
     }
     Ok((name, self::value(value)?))
 }
@@ -89,7 +89,7 @@ fn value(text: &str) -> Result<String, &'static str> {
 
 const UNCLOSED: &str = "the quote is not closed on its line";
 
-/// The value up to the closing quote, and what is behind it.
+/// The value up to the closing quote, and the rest.
 fn double_quoted(text: &str) -> Result<(String, &str), &'static str> {
     let mut value = String::new();
     let mut characters = text.char_indices();

@@ -47,16 +47,16 @@ impl<'a> Reader<'a> {
             // One slip of the pen makes the parser stumble several times on its line.
             if !broken.contains(&place.line) {
                 broken.push(place.line);
-                reader.problem(&span, format!("this is no TOML: {message}"));
+                reader.problem(&span, format!("invalid TOML: {message}"));
             }
         }
         reader.table("", document.get_ref());
         // What the parser made of a broken line is a guess, and says nothing about the configuration.
         let guessed =
             |at: &Origin| matches!(at, Origin::File(place) if broken.contains(&place.line));
-        reader.problems.retain(|problem| {
-            problem.message.starts_with("this is no TOML") || !guessed(&problem.at)
-        });
+        reader
+            .problems
+            .retain(|problem| problem.message.starts_with("invalid TOML") || !guessed(&problem.at));
         reader
             .values
             .retain(|value| !broken.contains(&value.place.line));
@@ -208,7 +208,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A number is no URL.
+/// A number is not a URL.
 const NONE: Stores = Stores {
     backends: &[],
     databases: &[],

@@ -70,14 +70,14 @@ pub struct Stores {
 
 /// Why a value is refused.
 pub(super) struct Wrong {
-    /// More than that it is not what is expected.
+    /// Only that it is not the expected value.
     pub(super) reason: Option<String>,
-    /// What was probably meant.
+    /// A suggestion.
     pub(super) suggestion: Option<String>,
 }
 
 impl Kind {
-    /// What is expected, for people.
+    /// The expected value, for people.
     pub fn expected(self) -> String {
         match self {
             Self::Path => "a path".to_owned(),

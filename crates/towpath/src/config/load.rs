@@ -26,7 +26,7 @@ pub struct Sources {
     pub env: BTreeMap<String, String>,
     /// Names of variables whose values are not UTF-8.
     pub unreadable: BTreeSet<String>,
-    /// What is odd about the sources themselves.
+    /// Warnings about the sources.
     pub warnings: Vec<String>,
     /// The apps whose roles run, `None` for all of them: a variable that only concerns others cannot stop this process.
     pub apps: Option<BTreeSet<&'static str>>,
@@ -49,7 +49,7 @@ impl Sources {
         let dotenv = dotenv::read(Path::new(".env"))?;
         let (mut env, mut unreadable) = (dotenv.variables, BTreeSet::new());
         for (name, value) in std::env::vars_os() {
-            // A name that is not UTF-8 is none of ours.
+            // A name that is not UTF-8 is not one of Towpath's.
             let Ok(name) = name.into_string() else {
                 continue;
             };
@@ -125,11 +125,11 @@ pub struct Setting {
 /// A valid configuration.
 #[derive(Clone)]
 pub struct Loaded {
-    /// What it means.
+    /// The model.
     pub config: Config,
     /// Every key's value and origin.
     pub settings: BTreeMap<&'static str, Setting>,
-    /// What is odd but works.
+    /// Warnings.
     pub warnings: Vec<String>,
 }
 
@@ -217,7 +217,7 @@ struct Loader<'a> {
     apps: Option<&'a BTreeSet<&'static str>>,
     warnings: Vec<String>,
     settings: BTreeMap<&'static str, Setting>,
-    /// Keys that somebody set to something wrong: rules between keys cannot judge them.
+    /// Keys with an invalid value: rules between keys cannot judge them.
     wrong: BTreeSet<&'static str>,
     problems: Vec<Problem>,
 }
@@ -265,7 +265,7 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Takes a value when it is valid, and says what is wrong with it when it is not.
+    /// Takes a value when it is valid, and reports the problem when it is not.
     fn say(&mut self, key: &'static Key, value: Value, origin: Origin) {
         let path = value.is_path && !value.text.is_empty();
         let text = if path {
@@ -346,7 +346,7 @@ impl<'a> Loader<'a> {
             .then_some(app)
     }
 
-    /// What is not UTF-8 cannot be used, whatever it says.
+    /// A value that is not UTF-8 cannot be used.
     fn refuse_unreadable(&mut self, names: &BTreeSet<String>) {
         let in_file = |name: &str| {
             let file = self.file.map_or("", |file| file.text);
@@ -424,7 +424,7 @@ impl<'a> Loader<'a> {
 /// The configuration, the settings that it was made from, and warnings.
 type Finished = (Config, BTreeMap<&'static str, Setting>, Vec<String>);
 
-/// What to say about a wrong value; the file shows it below, everywhere else the message shows what was written.
+/// The message about an invalid value; for a file the snippet shows the value, otherwise the message does.
 fn refusal(key: &Key, text: &str, written: Option<&str>, wrong: &Wrong, origin: &Origin) -> String {
     // A hint in the form of the key would mislead about a variable that has another one.
     let meant = wrong.suggestion.as_deref().filter(|_| written.is_none());
@@ -456,7 +456,7 @@ fn refusal(key: &Key, text: &str, written: Option<&str>, wrong: &Wrong, origin: 
     }
 }
 
-/// Keys of a backend that nobody uses.
+/// Keys of an unused backend.
 fn without_effect(config: &Config, settings: &BTreeMap<&'static str, Setting>) -> Vec<String> {
     let urls = [
         &config.ingest_backend,

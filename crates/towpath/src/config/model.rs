@@ -11,6 +11,7 @@ use super::lines::Lines;
 use super::load::Setting;
 use super::orders::Orders;
 use super::{Accounts, Fleet, Secret, Traces, kind};
+use crate::auth::{KEY_FILE, Mode};
 use crate::sink::{LineFormat, Rotation};
 
 /// Where the ingest worker delivers.
@@ -63,9 +64,13 @@ pub struct Config {
     pub tls_admin: bool,
     pub route_limits: Vec<String>,
     pub trusted_proxies: Vec<String>,
+    /// Which routes need a key.
+    pub auth: Mode,
+    /// The file of keys.
+    pub key_file: PathBuf,
     /// Origins whose pages may use the interfaces of roles; `*` for any.
     pub cors_origins: Vec<String>,
-    /// How long a browser remembers that.
+    /// Lifetime of a preflight response in the browser's cache.
     pub cors_max_age: Duration,
     pub data_dir: PathBuf,
     pub ingest_backend: Secret,
@@ -205,6 +210,15 @@ impl Config {
             tls_admin: values.text("server.tls.admin") == "on",
             route_limits: values.list("server.limits").unwrap_or_default(),
             trusted_proxies: values.list("server.trusted_proxies").unwrap_or_default(),
+            auth: match values.text("server.auth").as_str() {
+                "on" => Mode::On,
+                "off" => Mode::Off,
+                _ => Mode::Auto,
+            },
+            key_file: match values.optional("server.keys") {
+                Some(path) => PathBuf::from(path),
+                None => PathBuf::from(values.text("data.dir")).join(KEY_FILE),
+            },
             cors_origins: values.list("server.cors.origins").unwrap_or_default(),
             cors_max_age: values.duration("server.cors.max_age"),
             data_dir: PathBuf::from(values.text("data.dir")),

@@ -17,14 +17,14 @@ pub(super) const KEYS: &[Key] = &[
         Kind::Duration(SECOND, 8760 * HOUR),
         Some("5m"),
         &[],
-        "How long the key `idemp:<id>` stays.",
+        "Lifetime of the key `idemp:<id>`.",
     ),
     key(
         "orders.retention",
         Kind::Duration(MINUTE, 87_600 * HOUR),
         Some("720h"),
         &[],
-        "How long the record of a finished order stays; until then its id is taken.",
+        "Retention of a finished order's record; its id cannot be reused before.",
     ),
     key(
         "orders.batch",
@@ -38,56 +38,56 @@ pub(super) const KEYS: &[Key] = &[
         Kind::Duration(SECOND, 12 * HOUR),
         Some("30s"),
         &[],
-        "How long a delivery is hidden from others; renewed while it is worked on.",
+        "Lease duration of a delivery; renewed while the handler works on it.",
     ),
     key(
         "orders.retry.attempts",
         Kind::Integer(1, 1_000_000),
         Some("25"),
         &[],
-        "Attempts before an order or event becomes a dead letter. An unavailable destination costs none.",
+        "Attempts before an order or event becomes a dead letter. An unavailable destination is not charged as an attempt.",
     ),
     key(
         "orders.retry.first",
         Kind::Duration(0, 24 * HOUR),
         Some("1s"),
         &[],
-        "Longest delay after the first attempt; doubles with each. The delay is drawn between half of it and all of it.",
+        "Maximum delay after the first attempt; doubles with each attempt. The actual delay is random between half of it and all of it.",
     ),
     key(
         "orders.retry.max",
         Kind::Duration(0, 24 * HOUR),
         Some("6h"),
         &[],
-        "Longest delay after any attempt.",
+        "Maximum delay after any attempt.",
     ),
     key(
         "orders.dashboard.listen",
         Kind::Address,
         None,
         &[],
-        "Where the dashboard listens. Without it on `:8081`, and `up` goes on without the dashboard when that is taken.",
+        "Listen address of the dashboard [default: `:8081`; `up` continues without the dashboard when that port is in use].",
     ),
     key(
         "orders.notify.channel",
         Kind::Choice(&["log", "smtp", "webhook"]),
         Some("log"),
         &[],
-        "How customers are told: a line of the log, a mail, or a signed post.",
+        "Notification channel: a log line, a mail or a signed webhook.",
     ),
     key(
         "orders.notify.timeout",
         Kind::Duration(SECOND / 10, 10 * MINUTE),
         Some("10s"),
         &[],
-        "How long one notification may take.",
+        "Timeout of one notification.",
     ),
     key(
         "orders.notify.max_in_flight",
         Kind::Integer(1, 10_000),
         Some("16"),
         &[],
-        "Maximum notifications sent at once; never more than `orders.batch`.",
+        "Maximum concurrent notifications; capped at `orders.batch`.",
     ),
     key(
         "orders.notify.smtp.url",
@@ -101,28 +101,28 @@ pub(super) const KEYS: &[Key] = &[
         Kind::MailAddress,
         Some("orders@localhost"),
         &[],
-        "Who mails are from.",
+        "Sender address of mails.",
     ),
     key(
         "orders.notify.smtp.to",
         Kind::MailAddress,
         None,
         &[],
-        "Who gets the mail of an order without `email`; without it such an event is a dead letter.",
+        "Recipient for orders without `email`. Unset: such an event becomes a dead letter.",
     ),
     key(
         "orders.notify.webhook.url",
         Kind::WebUrl,
         None,
         &[],
-        "Where notifications are posted.",
+        "Target URL of the notification webhook.",
     ),
     key(
         "orders.notify.webhook.secret",
         Kind::SigningSecrets,
         None,
         &[],
-        "Signing secrets, `whsec_` and base64, separated by white space for rotation.",
+        "Signing secrets (`whsec_` and base64); several, separated by white space, for rotation.",
     ),
     key(
         "orders.notify.webhook.allow",
@@ -140,7 +140,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
 ];
 
-/// How customers are told.
+/// The notification channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChannelKind {
     /// A line of the log.

@@ -8,7 +8,7 @@ use towpath_core::address::shown as redacted;
 /// Who said what a key is. The order is that of strength, and that in which problems are shown.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
-    /// Nobody.
+    /// No source: the default.
     Default,
     /// The file.
     File(Place),
@@ -68,7 +68,7 @@ impl FileText<'_> {
         }
     }
 
-    /// The line of this place with carets under what is meant; what may be secret is masked.
+    /// The line of this place with carets under the value; a possible secret is masked.
     pub(super) fn snippet(&self, place: &Place) -> String {
         let line = self.text.lines().nth(place.line - 1).unwrap_or_default();
         let shown = masked(line);

@@ -30,7 +30,7 @@ fn is_service(env: &BTreeMap<String, String>, service: &str) -> bool {
     is_named || port.is_some_and(|port| is_address(port))
 }
 
-/// Whether a name goes on behind the service's as the platform's names do.
+/// Whether a name continues after the service's name as the platform's names do.
 fn is_rest(name: &str, rest: &str) -> bool {
     match rest {
         "" => !name.ends_with("_PORT_"),
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn service_variables_are_told_from_those_of_operators() {
+    fn service_variables_are_distinguished_from_those_of_operators() {
         let address = "tcp://10.96.0.9:6379";
         let mut env = BTreeMap::new();
         // Services `redis`, `towpath` and `towpath-server`, the last with a headless twin without an address.

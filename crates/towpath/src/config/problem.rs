@@ -1,4 +1,4 @@
-//! What is wrong, where, and what to do.
+//! Problems of a configuration: cause, place and next step.
 
 use std::fmt;
 
@@ -9,9 +9,9 @@ use super::Origin;
 pub struct Problem {
     /// Where it stands.
     pub at: Origin,
-    /// What is wrong, and what to do.
+    /// Cause and next step.
     pub message: String,
-    /// The line of the file with carets under what is meant.
+    /// The line of the file with carets under the value.
     pub snippet: Option<String>,
 }
 

@@ -32,7 +32,7 @@ fn one_setting_selects_the_defaults_of_the_reference_system() {
     assert_eq!(texts[1], "redis://localhost:6379/0");
     assert!(texts[2].starts_with("postgres://postgres:postgres@localhost:5432/outbox_db"));
     assert_eq!(texts[3], "kafka://localhost:9092");
-    // What is set stays.
+    // Values that are set stay.
     let all = origins(&[
         ("TOWPATH_REFERENCE", "1"),
         ("REDIS_HOST", "other"),

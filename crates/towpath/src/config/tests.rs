@@ -105,7 +105,7 @@ fn an_empty_variable_counts_as_not_set() {
 }
 
 #[test]
-fn reference_variables_mean_what_they_meant() {
+fn reference_variables_keep_their_meaning() {
     let loaded = load(&sources(
         "",
         &[
@@ -275,7 +275,7 @@ fn a_problem_shows_its_line_and_points_at_it() {
 }
 
 #[test]
-fn what_is_meant_is_marked_also_behind_tabs_and_secrets() {
+fn the_wrong_value_is_marked_also_behind_tabs_and_secrets() {
     let shown = |file: &str| load(&sources(file, &[])).unwrap_err().to_string();
     let text = shown("[ingest]\n\tmax_body\t= \"lots\"");
     assert!(
@@ -341,7 +341,7 @@ fn secrets_come_from_files_of_their_own() {
     let shown = format!("{:?}", origins_table(&loaded));
     assert!(shown.contains(name), "{shown}");
 
-    // What is in the file is checked, and not shown.
+    // The file's contents are checked, and not shown.
     std::fs::write(&path, "geheim!").unwrap();
     let text = load(&sources(&file, &[])).unwrap_err().to_string();
     assert!(
@@ -396,7 +396,7 @@ fn parts_of_a_database_make_its_url() {
 }
 
 #[test]
-fn the_variables_of_the_fleet_mean_what_they_meant() {
+fn the_variables_of_the_fleet_keep_their_meaning() {
     let env = [
         ("CONTROLLER_PORT", "7001"),
         ("CONTROLLER_DB_PATH", "c.db"),
@@ -442,7 +442,7 @@ fn the_variables_of_the_fleet_mean_what_they_meant() {
         known("off")
             .unwrap_err()
             .to_string()
-            .contains("everybody knows")
+            .contains("is publicly known")
     );
     known("on").unwrap();
     for wrong in [
@@ -532,7 +532,7 @@ fn passwords_of_databases_and_redis_come_from_files_too() {
 }
 
 #[test]
-fn errors_of_variables_show_what_was_written() {
+fn errors_of_variables_show_the_written_value() {
     for (name, value) in [
         ("PORT", "abc"),
         ("POLL_INTERVAL_SECONDS", "abc"),
@@ -551,7 +551,7 @@ fn errors_of_variables_show_what_was_written() {
     }
 }
 
-/// The texts of what is wrong; they must hold no piece of a secret.
+/// The texts of problems; they must hold no piece of a secret.
 fn problems(file: &str, env: &[(&str, &str)]) -> String {
     let mut all = sources(file, env);
     all.stores = wiring::STORES;

@@ -14,7 +14,7 @@ use super::suggest::{nearest, question};
 use crate::http::encoded;
 use crate::sink::VARIABLE_PREFIX;
 
-/// Variables of ours that are no keys.
+/// Variables of Towpath that are not keys.
 const OTHER: [&str; 8] = [
     REFERENCE,
     "TOWPATH_COMMIT",
@@ -65,7 +65,7 @@ pub(super) struct Unusable {
     pub(super) message: String,
 }
 
-/// The environment without what the platform set, and what is odd about it.
+/// The environment without variables of the platform, and warnings about it.
 pub(super) struct Variables<'a> {
     env: BTreeMap<&'a str, &'a str>,
     /// The key that is asked about.
@@ -106,7 +106,7 @@ impl<'a> Variables<'a> {
         }
     }
 
-    /// What is said about a key, the weakest first.
+    /// Values of a key, the weakest first.
     pub(super) fn about(&mut self, key: &'static Key) -> Vec<Said> {
         self.key = Some(key.path);
         let reference = self.reference(key);
@@ -239,7 +239,7 @@ impl<'a> Variables<'a> {
             | "REQUEST_TIMEOUT_SECONDS" => {
                 format!("{}s", self.number(variable, 0..=u32::MAX)?)
             }
-            // What cannot be read is no delay, as existing deployments expect.
+            // An unreadable value means no delay, as existing deployments expect.
             "PROCESSING_DELAY_MS" => match said.text.parse::<u64>() {
                 Ok(millis) => format!("{millis}ms"),
                 Err(_) => {

@@ -19,8 +19,8 @@ fn limit(method: &'static str, path: &'static str, id: &str, summary: &str) -> O
 }
 
 fn limits() -> Vec<Operation> {
-    let key = "Whose limit.";
-    let policy = "Name of a limit of `accounts.limits`; `default` unless said.";
+    let key = "Key of the limit, e.g. a client.";
+    let policy = "Name of a limit of `accounts.limits` [default: `default`].";
     let taken = || {
         object(&[
             ("allowed", boolean()),
@@ -62,42 +62,42 @@ fn limits() -> Vec<Operation> {
             "get",
             "/api/bucket/check",
             "checkLimit",
-            "Show how a limit stands",
+            "Show the state of a limit",
         )
         .required_query("key", string(), key)
         .query("policy", string(), policy)
-        .answers_json(200, "How it stands", state),
+        .answers_json(200, "State of the limit", state),
         limit("post", "/api/bucket/consume", "takeTokens", "Take tokens")
             .required_query("key", string(), key)
-            .query("tokens", number(), "How many, 1 unless said.")
+            .query("tokens", number(), "Number of tokens [default: 1].")
             .query("policy", string(), policy)
-            .answers_json(200, "They were taken", taken())
-            .answers_json(
-                429,
-                "They were not; `Retry-After` says when they could be",
-                taken(),
-            ),
+            .answers_json(200, "The tokens were taken", taken())
+            .answers_json(429, "Not enough tokens; retry after `Retry-After`", taken()),
         limit(
             "post",
             "/api/bucket/bulk-consume",
             "takeTokensOfSeveral",
             "Take tokens of several keys",
         )
-        .query("key", string(), "The key of takes that name none.")
+        .query("key", string(), "Default key of the takes.")
         .query("policy", string(), policy)
         .body(false, &[("application/json", takes)])
-        .answers_json(200, "What became of each take", results())
-        .answers_json(429, "One take did not fit, and none was made", results()),
+        .answers_json(200, "Result of each take", results())
+        .answers_json(
+            429,
+            "One take exceeds its limit; no tokens were taken",
+            results(),
+        ),
         limit(
             "post",
             "/api/bucket/reset",
             "resetLimit",
-            "Fill a limit up again",
+            "Reset a limit to its capacity",
         )
         .required_query("key", string(), key)
         .answers_json(
             200,
-            "It is full",
+            "The limit was reset",
             object(&[
                 ("success", boolean()),
                 ("key", string()),
@@ -125,7 +125,7 @@ fn users() -> Vec<Operation> {
             .query(
                 "limit",
                 between(1, 1_000),
-                "Most of one page, 100 unless said.",
+                "Maximum users of a page [default: 100].",
             )
             .query("cursor", string(), "`next_cursor` of the page before.")
             .answers_json(
@@ -137,41 +137,35 @@ fn users() -> Vec<Operation> {
             .header("If-None-Match", "`ETag` of what the client has.")
             .answers_json(200, "The user", user())
             .sets(200, "ETag", "The version of the user.")
-            .answers_empty(304, "The client has it")
-            .refuses(&[
-                (404, "There is no such user"),
-                (412, "Another version is in force"),
-            ]),
+            .answers_empty(304, "Not modified")
+            .refuses(&[(404, "Unknown user"), (412, "The current version differs")]),
         Operation::new("put", one, "updateUser", tag, "Change a user")
             .header("If-Match", version)
             .json(said())
-            .answers_json(200, "The user as it is now; an event follows", user())
+            .answers_json(200, "The changed user; an event follows", user())
             .sets(200, "ETag", "The version of the user.")
             .refuses(&[
-                (404, "There is no such user"),
+                (404, "Unknown user"),
                 (409, "Another user has this email"),
-                (412, "Another version is in force"),
+                (412, "The current version differs"),
             ]),
         Operation::new("delete", one, "deleteUser", tag, "Delete a user")
             .header("If-Match", version)
-            .answers_empty(204, "It is gone; an event follows")
-            .refuses(&[
-                (404, "There is no such user"),
-                (412, "Another version is in force"),
-            ]),
+            .answers_empty(204, "The user was deleted; an event follows")
+            .refuses(&[(404, "Unknown user"), (412, "The current version differs")]),
         Operation::new(
             "post",
             "/api/test/crash",
             "crash",
             tag,
-            "Stop the process behind a commit, where `accounts.crash_test` allows it",
+            "Stop the process after a commit; requires `accounts.crash_test`",
         )
         .json(object(&[
             ("email", string()),
             ("name", string()),
             ("crash_after_db?", boolean()),
         ]))
-        .answers_text(200, "The user was created, and the process goes on")
+        .answers_text(200, "The user was created; the process continues")
         .refuses(&[
             (403, "Crash tests are off"),
             (409, "Another user has this email"),
@@ -196,15 +190,15 @@ fn health() -> Vec<Operation> {
     };
     let get = |path, id, summary| Operation::new("get", path, id, "health", summary);
     vec![
-        get("/health", "health", "Whether limits and users work")
-            .answers_json(200, "Both do", all())
-            .answers_json(503, "One does not", all()),
-        get("/health/bucket", "limitHealth", "Whether limits work")
-            .answers_json(200, "They do", one())
-            .answers_json(503, "They do not", one()),
-        get("/health/users", "userHealth", "Whether users work")
-            .answers_json(200, "They do", one())
-            .answers_json(503, "They do not", one()),
+        get("/health", "health", "Health of limits and users")
+            .answers_json(200, "Both work", all())
+            .answers_json(503, "At least one does not work", all()),
+        get("/health/bucket", "limitHealth", "Health of limits")
+            .answers_json(200, "Healthy", one())
+            .answers_json(503, "Unhealthy", one()),
+        get("/health/users", "userHealth", "Health of users")
+            .answers_json(200, "Healthy", one())
+            .answers_json(503, "Unhealthy", one()),
     ]
 }
 

@@ -32,7 +32,7 @@ fn page(operation: Operation) -> Operation {
     operation.query(
         "limit",
         between(1, 1_000),
-        "Most of one page, 100 unless said.",
+        "Maximum entries of a page [default: 100].",
     )
 }
 
@@ -41,7 +41,7 @@ fn conditional(operation: Operation) -> Operation {
     operation
         .header("If-Match", "`ETag` of the newest configuration.")
         .header("If-None-Match", "`*` for the first configuration only.")
-        .refuses(&[(412, "Another configuration is the newest")])
+        .refuses(&[(412, "The newest configuration differs")])
 }
 
 pub(super) fn controller() -> Vec<Operation> {
@@ -82,46 +82,52 @@ pub(super) fn controller() -> Vec<Operation> {
         ("error?", nullable(string())),
     ]);
     let agent = || object(&[("agent_id", uuid())]);
-    let no_version = [(404, "There is no such version")];
-    let no_agent = [(404, "There is no such agent")];
+    let no_version = [(404, "Unknown version")];
+    let no_agent = [(404, "Unknown agent")];
     vec![
         conditional(post("/config", "publishConfig", "Publish a configuration"))
             .json(publication)
             .answers_json(201, "The configuration with its version", config())
-            .sets(201, "ETag", "Names the configuration."),
+            .sets(201, "ETag", "Entity tag of the configuration."),
         get(
             "/config",
             "newestConfig",
-            "Read the configuration that the caller should have",
+            "Read the newest configuration for the caller",
         )
         .query(
             "wait",
             string(),
-            "Seconds to wait for another one, 60 at most: `30`, or `30s`.",
+            "Seconds to wait for a new configuration, at most 60: `30`, or `30s`.",
         )
         .header(
             "If-None-Match",
             "`ETag` of the configuration that the client has.",
         )
-        .header("X-Agent-Id", "The agent that asks with a key of the fleet.")
+        .header(
+            "X-Agent-Id",
+            "Id of the agent, for requests with a fleet key.",
+        )
         .answers_json(200, "The configuration", config())
-        .sets(200, "ETag", "Names the configuration.")
-        .answers_empty(304, "The client has it")
-        .refuses(&[(404, "There is none"), (412, "Another one is in force")]),
+        .sets(200, "ETag", "Entity tag of the configuration.")
+        .answers_empty(304, "Not modified")
+        .refuses(&[
+            (404, "No configuration"),
+            (412, "The current configuration differs"),
+        ]),
         get("/config/{version}", "configVersion", "Read a version")
             .answers_json(200, "The configuration", config())
             .refuses(&no_version),
         page(get(
             "/config/history",
             "configHistory",
-            "List versions, the newest first",
+            "List versions, newest first",
         ))
-        .query("before", integer(0), "The last version of the page before.")
+        .query("before", integer(0), "Last version of the previous page.")
         .answers_json(200, "A page", enveloped(list(reference("Config")))),
         get("/config/diff", "configDiff", "Compare two versions")
             .required_query("from", integer(0), "The old version.")
             .required_query("to", integer(0), "The new version.")
-            .answers_json(200, "What differs", enveloped(json!({ "type": "object" })))
+            .answers_json(200, "Differences", enveloped(json!({ "type": "object" })))
             .refuses(&no_version),
         conditional(post(
             "/config/rollback",
@@ -134,19 +140,19 @@ pub(super) fn controller() -> Vec<Operation> {
         post(
             "/config/restore",
             "restoreConfig",
-            "Give back a configuration that the controller lost",
+            "Return a configuration that the controller lost",
         )
         .json(reference("Config"))
         .answers_json(
             200,
-            "Whether it was lost",
+            "Whether the configuration was restored",
             enveloped(object(&[("restored", boolean())])),
         )
-        .refuses(&[(403, "It was not published by this controller")]),
+        .refuses(&[(403, "The signature is not of this controller")]),
         get("/rollout", "showRollout", "Show the newest rollout")
             .answers_json(200, "The rollout", enveloped(reference("Rollout")))
-            .refuses(&[(404, "There was none")]),
-        post("/rollout/stop", "stopRollout", "Stop the rollout that runs")
+            .refuses(&[(404, "No rollout yet")]),
+        post("/rollout/stop", "stopRollout", "Stop the running rollout")
             .body(
                 false,
                 &[(
@@ -155,19 +161,18 @@ pub(super) fn controller() -> Vec<Operation> {
                 )],
             )
             .answers_json(200, "The rollout", enveloped(reference("Rollout")))
-            .refuses(&[(409, "None runs")]),
-        page(get(
-            "/audit",
-            "audit",
-            "List what operators did, the newest first",
-        ))
-        .answers_json(200, "A page", enveloped(list(json!({ "type": "object" })))),
+            .refuses(&[(409, "No rollout is running")]),
+        page(get("/audit", "audit", "List audit entries, newest first")).answers_json(
+            200,
+            "A page",
+            enveloped(list(json!({ "type": "object" }))),
+        ),
         post("/register", "register", "Register an agent")
             .json(registration)
             .answers_json(201, "The agent's id and key", enveloped(registered))
-            .refuses(&[(409, "Another machine has this identity")]),
+            .refuses(&[(409, "The identity belongs to another machine")]),
         page(get("/agents", "listAgents", "List agents"))
-            .query("after", uuid(), "The last agent of the page before.")
+            .query("after", uuid(), "Last agent of the previous page.")
             .answers_json(200, "A page", enveloped(list(reference("Agent")))),
         operation(
             "delete",
@@ -177,7 +182,7 @@ pub(super) fn controller() -> Vec<Operation> {
             "Remove an agent",
         )
         .keyed()
-        .answers_json(200, "It is gone", enveloped(agent()))
+        .answers_json(200, "The agent was removed", enveloped(agent()))
         .refuses(&no_agent),
         post(
             "/agents/{id}/report",
@@ -185,7 +190,7 @@ pub(super) fn controller() -> Vec<Operation> {
             "Report what an agent applied",
         )
         .json(report)
-        .answers_json(200, "It was noted", enveloped(agent()))
+        .answers_json(200, "The report was stored", enveloped(agent()))
         .refuses(&no_agent),
     ]
 }
@@ -231,38 +236,41 @@ pub(super) fn worker() -> Vec<Operation> {
     };
     let wanted = object(&[("callback_url?", nullable(string()))]);
     let unconfigured = [(409, "There is no configuration with a `url`")];
-    let no_task = [(404, "There is no such task, or no more")];
+    let no_task = [(404, "Unknown or expired task")];
     vec![
         run(
             "get",
             "/config",
             "workerConfig",
-            "Read the configuration in force",
+            "Read the current configuration",
         )
         .answers_json(200, "The configuration", config())
-        .answers_empty(304, "The client has it")
-        .refuses(&[(404, "There is none"), (412, "Another one is in force")]),
+        .answers_empty(304, "Not modified")
+        .refuses(&[
+            (404, "No configuration"),
+            (412, "The current configuration differs"),
+        ]),
         run(
             "post",
             "/config",
             "configure",
-            "Give the worker a configuration",
+            "Apply a configuration to the worker",
         )
         .json(reference("Config"))
         .answers_json(
             200,
-            "It is in force",
+            "The configuration is in force",
             enveloped(object(&[("version", integer(0))])),
         )
-        .refuses(&[(409, "A newer one is in force")]),
+        .refuses(&[(409, "A newer configuration is in force")]),
         run(
             "get",
             "/hit",
             "startHit",
-            "Start a task: the configured URL is asked",
+            "Start a task: request the configured URL",
         )
         .idempotent()
-        .answers_json(202, "The task will run", started())
+        .answers_json(202, "The task was queued", started())
         .refuses(&unconfigured),
         run(
             "post",
@@ -272,7 +280,7 @@ pub(super) fn worker() -> Vec<Operation> {
         )
         .idempotent()
         .body(false, &[("application/json", wanted)])
-        .answers_json(202, "The task will run", started())
+        .answers_json(202, "The task was queued", started())
         .refuses(&unconfigured),
         run("get", "/hit/{id}", "showTask", "Show a task and its result")
             .query(
@@ -283,10 +291,10 @@ pub(super) fn worker() -> Vec<Operation> {
             .answers_json(200, "The task", task())
             .refuses(&no_task),
         run("delete", "/hit/{id}", "cancelTask", "Cancel a task")
-            .answers_json(200, "The task as it is now", task())
+            .answers_json(200, "The changed task", task())
             .refuses(&no_task),
         page(run("get", "/hits", "listTasks", "List tasks"))
-            .query("after", uuid(), "The last task of the page before.")
+            .query("after", uuid(), "Last task of the previous page.")
             .answers_json(200, "A page", enveloped(list(reference("Task")))),
     ]
 }

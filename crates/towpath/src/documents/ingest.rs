@@ -11,10 +11,7 @@ pub(super) fn routes() -> Vec<Operation> {
     vec![
         Operation::new("post", "/enqueue", "enqueue", TAG, "Enqueue a message")
             .idempotent()
-            .header(
-                "traceparent",
-                "The trace that the message belongs to (W3C Trace Context).",
-            )
+            .header("traceparent", "W3C trace context of the message.")
             .body(
                 true,
                 &[
@@ -49,10 +46,10 @@ pub(super) fn routes() -> Vec<Operation> {
                 ("text/plain", string()),
             ],
         )
-        .answers_json(200, "All were taken", reference("Batch"))
+        .answers_json(200, "All messages were enqueued", reference("Batch"))
         .answers_json(
             207,
-            "Some were refused; `results` says which",
+            "Some messages were rejected; see `results`",
             reference("Batch"),
         ),
         Operation::new(
@@ -60,10 +57,10 @@ pub(super) fn routes() -> Vec<Operation> {
             "/healthz",
             "ingestHealth",
             TAG,
-            "Whether messages can be taken",
+            "Health of the queue",
         )
         .answers_text(200, "`ok`")
-        .refuses(&[(503, "The backend does not answer")]),
+        .refuses(&[(503, "The backend is unavailable")]),
     ]
 }
 

@@ -11,12 +11,12 @@ pub(super) fn routes() -> Vec<Operation> {
             "/healthz",
             "linesHealth",
             TAG,
-            "Whether lines are moved",
+            "Health of the reader and writer",
         )
         .answers_text(200, "`OK`")
         .answers_text(
             503,
-            "The stream does not answer, or the output cannot be written",
+            "The stream is unavailable, or the output cannot be written",
         ),
         Operation::new(
             "get",

@@ -22,8 +22,9 @@ const SOURCES: &[(&str, &[Part])] = &[
 ];
 
 /// Sources of routes that are not of roles: the admin listener documents its own, benchmarks serve no other client.
-const OTHERS: [&str; 4] = [
+const OTHERS: [&str; 5] = [
     "admin/mod.rs",
+    "admin/routes.rs",
     "telemetry/probes.rs",
     "wiring/bench.rs",
     "http/page.rs",

@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, header};
 
-/// The weight that the client gives a media type, of a thousand; 1000 when it does not say what it accepts.
+/// The weight that the client gives a media type, of a thousand; 1000 without an `Accept` header.
 pub fn weight(headers: &HeaderMap, media_type: &str) -> u16 {
     let mut says = false;
     // The most specific range counts.
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_is_named_only_by_itself() {
+    fn only_its_own_name_names_a_type() {
         let problem = "application/problem+json";
         assert!(names(&accepting("application/Problem+JSON"), problem));
         assert!(!names(&accepting("*/*"), problem));

@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
-/// A body that brings less than [`LEAST_PROGRESS`] within this is given up.
+/// A body that brings less than [`LEAST_PROGRESS`] within this times out.
 const WINDOW: Duration = Duration::from_secs(5);
 
 /// In bytes, about 200 a second. Source: Kestrel's `MinRequestBodyDataRate` is 240 a second.
@@ -25,7 +25,7 @@ const FREE: usize = 16 * 1024;
 /// Why a body was not read. Nothing of it is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// It is over the limit of so many bytes: 413.
+    /// It is over the limit of this many bytes: 413.
     TooLarge(usize),
     /// It was not complete in time, or hardly moved: 408.
     TooSlow,
@@ -121,7 +121,7 @@ impl Intake {
     }
 }
 
-/// What has come so far; most bodies come in one piece, which is then not copied.
+/// Received bytes; most bodies come in one piece, which is then not copied.
 #[derive(Default)]
 struct Parts {
     only: Bytes,
@@ -184,7 +184,7 @@ impl<F: Future<Output = Option<Bytes>> + Send> http_body::Body for Deferred<F> {
     }
 }
 
-/// An answer that keeps the charge of its request until it is sent, because most echo what they were sent.
+/// An answer that keeps the charge of its request until it is sent, because most echo the request.
 pub(super) fn charged(body: Body, charge: Charge) -> Body {
     struct Charged(
         Bytes,
@@ -217,7 +217,7 @@ mod tests {
         ))
     }
 
-    /// So many bytes a second, for ever.
+    /// This many bytes a second, for ever.
     fn trickle(bytes: usize) -> Body {
         Body::from_stream(stream::unfold((), move |()| async move {
             tokio::time::sleep(Duration::from_secs(1)).await;

@@ -1,7 +1,7 @@
-//! One connection: what it may wait for, and how it ends.
+//! One connection: its phases, their deadlines, and its end.
 //!
 //! ```text
-//! head -> busy -> answering -> idle -> head | closed        closing: what is unread is thrown away
+//! head -> busy -> answering -> idle -> head | closed        closing: unread bytes are discarded
 //! ```
 //!
 //! hyper knows one deadline, from the end of an answer to the end of the next head.
@@ -61,7 +61,7 @@ struct State {
     /// Set when a deadline is first asked for: most phases end before that, and the clock costs more than they do.
     since: Option<Instant>,
     patience: Patience,
-    /// Since when the client takes nothing of what is written.
+    /// Since when the client reads nothing.
     blocked_since: Option<Instant>,
     /// Something was sent of a head that is not complete.
     head_begun: bool,
@@ -77,7 +77,7 @@ impl State {
         (self.phase, self.since) = (phase, None);
     }
 
-    /// How long the phase may last.
+    /// Deadline of the phase.
     const fn patience(&self) -> Option<Duration> {
         match self.phase {
             Phase::Head => Some(self.patience.head),
@@ -274,7 +274,7 @@ pub(super) async fn run<C: GracefulConnection>(
 pub(super) struct Paced {
     pub(super) stream: Socket,
     pub(super) pace: Pace,
-    /// What was read to see which protocol the client speaks.
+    /// Bytes read to detect the client's protocol.
     pub(super) begun: Bytes,
 }
 
@@ -341,7 +341,7 @@ impl AsyncWrite for Paced {
     }
 
     /// Ends our side. A client that was answered early is still sending, and closing on
-    /// it would destroy the answer: what it sends is thrown away first, for a while.
+    /// it would destroy the answer: its bytes are discarded first, for a while.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
         let mut state = self.pace.lock();

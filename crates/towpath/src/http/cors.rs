@@ -50,7 +50,7 @@ impl Cors {
     pub(super) fn layer(self) -> CorsLayer {
         CorsLayer::new()
             .allow_origin(self.origins)
-            // Credentials are headers that a page sets itself, and never cookies: what it asks for it may send.
+            // Credentials are headers that a page sets itself, and never cookies: requested headers are allowed.
             .allow_methods(AllowMethods::mirror_request())
             .allow_headers(AllowHeaders::mirror_request())
             .expose_headers(ExposeHeaders::list(EXPOSED.map(HeaderName::from_static)))

@@ -14,7 +14,7 @@ pub fn raise() -> usize {
         current: limit.maximum,
         maximum: limit.maximum,
     };
-    // Where it is refused the old limit stays, which is what is read next.
+    // Where it is refused the old limit stays, and is read next.
     setrlimit(Resource::Nofile, raised).ok();
     let files = getrlimit(Resource::Nofile)
         .current

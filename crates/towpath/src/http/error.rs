@@ -1,4 +1,4 @@
-//! What a client is told when something went wrong.
+//! Error responses.
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};

@@ -1,6 +1,6 @@
 //! What handlers read of a request, refused in our own words.
 //!
-//! axum's extractors answer with sentences of libraries and take what they do not know; these do neither.
+//! axum's extractors answer with sentences of libraries and accept unknown input; these do neither.
 
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The addresses that are connected to are the ones that were checked: there is no second look-up in between, whatever
-//! a name server says next. Redirects are not followed by the client; whoever follows one checks its URL anew.
+//! a name server says next. Redirects are not followed by the client; code that follows one checks its URL again.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -13,24 +13,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Url};
 use rustls::ClientConfig;
 use towpath_core::{Error, Result};
 
-use super::net::Net;
+use super::net;
 use crate::telemetry::traces;
 
-/// Ports below 1024 that anybody may be asked on.
+/// Allowed ports below 1024.
 const OPEN_PORTS: [u16; 2] = [80, 443];
 
-/// What is said of every place that is refused, so that the answer tells nothing about it.
+/// One message for every rejected destination, so that the response reveals nothing about it.
 const REFUSED: &str = "the URL is refused: it leads to an address or port that is not allowed";
 
-/// Addresses of version 4 that are no public place, and the length of each prefix.
+/// IPv4 blocks that are not public, with their prefix lengths.
 /// Source: IANA IPv4 Special-Purpose Address Registry.
-const RESERVED_4: [([u8; 4], u32); 16] = [
+const RESERVED_4: [([u8; 4], u8); 16] = [
     ([0, 0, 0, 0], 8),
     ([10, 0, 0, 0], 8),
     ([100, 64, 0, 0], 10),
@@ -51,7 +52,7 @@ const RESERVED_4: [([u8; 4], u32); 16] = [
 
 /// Within 2000::/3, which alone is public, these are not: they are reserved, or carry an address of version 4.
 /// Source: IANA IPv6 Special-Purpose Address Registry.
-const RESERVED_6: [([u16; 2], u32); 4] = [
+const RESERVED_6: [([u16; 2], u8); 4] = [
     ([0x2001, 0x0000], 23),
     ([0x2001, 0x0db8], 32),
     ([0x2002, 0x0000], 16),
@@ -70,14 +71,14 @@ enum Place {
     /// A host by its name, wherever that leads.
     Name(String),
     /// Addresses.
-    Net(Net),
+    Net(IpNet),
 }
 
 impl Place {
     fn holds(&self, host: &str, address: IpAddr) -> bool {
         match self {
             Self::Name(name) => name == host,
-            Self::Net(net) => net.holds(address),
+            Self::Net(net) => net.contains(&address),
         }
     }
 }
@@ -154,7 +155,7 @@ impl Guard {
         let host = host.trim_start_matches('[').trim_end_matches([']', '.']);
         let name = || Place::Name(host.to_ascii_lowercase());
         let own = Exception {
-            place: Net::parse(host).map_or_else(name, Place::Net),
+            place: net::parse(host).map_or_else(name, Place::Net),
             port: Some(port),
         };
         Ok(Self::of(vec![own], timeout, Arc::new(System)))
@@ -180,7 +181,7 @@ impl Guard {
         exception(text).is_ok()
     }
 
-    /// A URL of somebody else that may be asked as far as it says itself where it leads; a name is looked at when it
+    /// A URL of another party that is allowed as far as the URL shows its destination; a name is looked at when it
     /// is connected to.
     ///
     /// # Errors
@@ -305,7 +306,7 @@ impl Rule {
     }
 }
 
-/// Ports of services that are no web servers are not for anybody.
+/// Ports of services other than web servers are not allowed.
 fn is_open_port(port: u16) -> bool {
     OPEN_PORTS.contains(&port) || port >= 1024
 }
@@ -316,7 +317,7 @@ struct Checked {
     port: u16,
 }
 
-/// Told apart from a name that is not there.
+/// Distinguished from a name that does not exist.
 #[derive(Debug)]
 struct Refusal;
 
@@ -359,7 +360,11 @@ fn is_refusal(error: &reqwest::Error) -> bool {
 
 /// Whether an address is a public place.
 fn is_public(address: IpAddr) -> bool {
-    let is_in = |net: IpAddr, bits: u32| Net::of(net, bits).holds(address);
+    let is_in = |net: IpAddr, bits: u8| {
+        IpNet::new(net, bits)
+            .expect("the tables have valid prefix lengths")
+            .contains(&address)
+    };
     if address.is_ipv4() {
         return !RESERVED_4
             .iter()
@@ -375,7 +380,7 @@ fn is_public(address: IpAddr) -> bool {
 fn exception(text: &str) -> Result<Exception> {
     let wrong = || {
         Error::invalid(format!(
-            "`{text}` is no place; say for instance `localhost`, `127.0.0.1:8080`, `10.1.2.0/24` or `[::1]:80`"
+            "invalid host or CIDR block `{text}`; expected e.g. `localhost`, `127.0.0.1:8080`, `10.1.2.0/24` or `[::1]:80`"
         ))
     };
     let (place, port) = match text.rsplit_once(':') {
@@ -390,7 +395,7 @@ fn exception(text: &str) -> Result<Exception> {
     };
     let place = place.trim_start_matches('[').trim_end_matches(']');
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    let place = match Net::parse(place) {
+    let place = match net::parse(place) {
         Some(net) => Place::Net(net),
         None if !place.is_empty() && place.bytes().all(is_name) => {
             Place::Name(place.to_ascii_lowercase())

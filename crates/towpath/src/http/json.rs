@@ -106,7 +106,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Known<A> {
     }
 }
 
-/// Why a body is not what it has to be.
+/// Why a body is invalid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// It is JSON, of another shape.

@@ -1,10 +1,10 @@
-//! What every request passes: an id, a look at its head, its body, a bound on how many are in hand, a measure, and a net for panics.
+//! Middleware of every request: id, checks of head and body, a concurrency limit, metrics, and panic handling.
 //!
 //! ```text
 //! head -> gate -> limits, method -> body (bounded in size, time and memory) -> a place -> handler -> answer
 //! ```
 //!
-//! Only a request that is complete counts as in hand: slow clients cost memory, and never a place.
+//! Only complete requests count as concurrent: slow clients cost memory, and never a permit.
 //! The body is read when the handler asks for it, so whatever the head decides is answered before.
 
 use std::borrow::Cow;
@@ -26,7 +26,7 @@ use http::{HeaderValue, Method, StatusCode, Uri, Version, header};
 use http_body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::ServiceExt;
-use towpath_core::patience;
+use towpath_core::wait_limit;
 use tracing::{Instrument, debug, error, info_span};
 use uuid::Uuid;
 
@@ -35,6 +35,7 @@ use super::error::{Form, Problem};
 use super::extract::no_query;
 use super::page::Page;
 use super::{Cors, Peer};
+use crate::auth::{Actor, Change, Guard, Table};
 use crate::telemetry::Metrics;
 use crate::telemetry::traces::{self, Served};
 
@@ -75,13 +76,14 @@ pub fn is_probe(route: &str) -> bool {
 #[derive(Clone)]
 pub struct Edge {
     metrics: Metrics,
-    in_hand: Arc<Semaphore>,
+    in_flight: Arc<Semaphore>,
     intake: Intake,
     form: Form,
     forms: &'static [(&'static str, Form)],
     bodies: Arc<[BodyLimit]>,
     queries: Arc<[Asking]>,
     gate: Arc<Gate>,
+    guard: Option<(Guard, Table)>,
     patience: Option<Duration>,
     is_secure: bool,
     page: Option<Page>,
@@ -89,17 +91,18 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// At most `max_in_flight` requests in hand; more are answered 503 at once. Bodies hold up to 1 MiB each.
+    /// At most `max_in_flight` concurrent requests; further ones get 503 at once. Bodies hold up to 1 MiB each.
     pub fn new(metrics: Metrics, max_in_flight: usize, intake: Intake) -> Self {
         Self {
             metrics,
-            in_hand: Arc::new(Semaphore::new(max_in_flight)),
+            in_flight: Arc::new(Semaphore::new(max_in_flight)),
             intake,
             form: Form::Text,
             forms: &[],
             bodies: Arc::new([]),
             queries: Arc::new([]),
             gate: Arc::new(|_| Ok(())),
+            guard: None,
             patience: None,
             is_secure: false,
             page: None,
@@ -135,7 +138,7 @@ impl Edge {
         self
     }
 
-    /// Problems are worded like this, for clients that do not say what they accept.
+    /// Error format for clients without an `Accept` header.
     #[must_use]
     pub fn form(mut self, form: Form) -> Self {
         self.form = form;
@@ -180,8 +183,15 @@ impl Edge {
         self
     }
 
-    /// Refuses a request by its head, before anything of its body is read.
-    fn refuse(&self, route: Option<&str>, head: &Parts) -> Result<(), Problem> {
+    /// Each route requires what the table says. Without it every route is open.
+    #[must_use]
+    pub fn guard(mut self, guard: Guard, table: Table) -> Self {
+        self.guard = Some((guard, table));
+        self
+    }
+
+    /// Refuses a request by its head, before anything of its body is read. Who sends it.
+    fn admit(&self, route: Option<&str>, head: &Parts) -> Result<Actor, Problem> {
         let Some(route) = route else {
             return Err(Problem::new(StatusCode::NOT_FOUND, "not found"));
         };
@@ -189,35 +199,36 @@ impl Edge {
         chunked(head)?;
         plain(head)?;
         (self.gate)(head)?;
+        let actor = match &self.guard {
+            Some((guard, table)) => guard.check(table, route, head)?,
+            None => Actor::Anonymous,
+        };
         // By the route alone: a wrong method is 405, whatever its query string.
         let asks = self.queries.iter().any(|(_, known)| known == route);
         match head.uri.query() {
-            Some(query) if !asks && !is_probe(route) => no_query(query),
-            _ => Ok(()),
+            Some(query) if !asks && !is_probe(route) => no_query(query).map(|()| actor),
+            _ => Ok(actor),
         }
     }
 
     async fn serve(&self, route: Option<&str>, request: Request, next: Next) -> Response {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let has_body = !body.is_end_stream();
-        if let Err(problem) = self.refuse(route, &head) {
-            let is_encoded = problem.status() == StatusCode::UNSUPPORTED_MEDIA_TYPE;
-            let mut response = answer_early(problem, has_body);
-            if is_encoded {
-                // RFC 9110, section 12.5.3: in an answer it says what a request may have.
-                let identity = HeaderValue::from_static("identity");
-                response
-                    .headers_mut()
-                    .insert(header::ACCEPT_ENCODING, identity);
-            }
-            return response;
-        }
+        let actor = match self.admit(route, &head) {
+            Ok(actor) => actor,
+            Err(problem) => return self.refuse(problem, route, has_body),
+        };
+        let change = self
+            .guard
+            .as_ref()
+            .and_then(|(_, table)| Change::of(table, route.unwrap_or_default(), &head, &actor));
+        head.extensions.insert(actor);
         let limit = self.limit(route.unwrap_or_default());
         let reading = Reading::new(self, limit);
         let body = match reading.begin() {
             true if !has_body => Body::empty(),
             true => reading.deferred(body),
-            // The body is read, so that the connection can go on.
+            // The body is read, so that the connection can be reused.
             false => match reading.read(body).await {
                 Some(bytes) => Body::from(bytes),
                 None => return reading.refusal().unwrap_or_else(busy),
@@ -225,10 +236,38 @@ impl Edge {
         };
         let handled = next.run(Request::from_parts(head, body));
         let response = match self.patience {
-            Some(limit) => patience::within(limit, handled).await,
+            Some(limit) => wait_limit::within(limit, handled).await,
             None => handled.await,
         };
-        reading.end(response, has_body)
+        let response = reading.end(response, has_body);
+        if let Some(change) = change {
+            change.record(response.status());
+        }
+        response
+    }
+
+    /// An answer before the body was read, with the header that goes with its status.
+    fn refuse(&self, problem: Problem, route: Option<&str>, has_body: bool) -> Response {
+        let header = match problem.status() {
+            // RFC 9110, section 12.5.3: in an answer it says what a request may have.
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => Some((
+                header::ACCEPT_ENCODING,
+                HeaderValue::from_static("identity"),
+            )),
+            StatusCode::UNAUTHORIZED => {
+                Some((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
+            }
+            StatusCode::METHOD_NOT_ALLOWED => self.guard.as_ref().and_then(|(_, table)| {
+                let methods = table.methods(route.unwrap_or_default());
+                Some((header::ALLOW, HeaderValue::from_str(&methods).ok()?))
+            }),
+            _ => None,
+        };
+        let mut response = answer_early(problem, has_body);
+        if let Some((name, value)) = header {
+            response.headers_mut().insert(name, value);
+        }
+        response
     }
 
     fn limit(&self, route: &str) -> BodyLimit {
@@ -247,7 +286,7 @@ struct Reading(Arc<Inner>);
 
 struct Inner {
     progress: Mutex<Progress>,
-    in_hand: Arc<Semaphore>,
+    in_flight: Arc<Semaphore>,
     intake: Intake,
     limit: BodyLimit,
 }
@@ -264,7 +303,7 @@ impl Reading {
     fn new(edge: &Edge, limit: BodyLimit) -> Self {
         Self(Arc::new(Inner {
             progress: Mutex::default(),
-            in_hand: Arc::clone(&edge.in_hand),
+            in_flight: Arc::clone(&edge.in_flight),
             intake: edge.intake.clone(),
             limit,
         }))
@@ -272,7 +311,7 @@ impl Reading {
 
     /// Takes a place; false when there is none.
     fn begin(&self) -> bool {
-        let permit = Arc::clone(&self.0.in_hand).try_acquire_owned();
+        let permit = Arc::clone(&self.0.in_flight).try_acquire_owned();
         let mut state = self.lock();
         state.permit = permit.ok();
         state.permit.is_some()
@@ -333,7 +372,7 @@ impl Reading {
 }
 
 fn busy() -> Response {
-    let reason = "too many requests in hand, try again";
+    let reason = "too many concurrent requests; retry later";
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason)
         .retry_after(1)
         .into_response()
@@ -341,7 +380,7 @@ fn busy() -> Response {
 
 /// Puts the edge around the routes.
 ///
-/// A path with a slash at its end that is no route is the route without it.
+/// A path with a trailing slash that is not a route is the route without it.
 pub fn wrap(router: Router, edge: Edge) -> Router {
     let cors = edge.cors.clone();
     let router = match &edge.page {
@@ -439,7 +478,7 @@ async fn pass(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Re
     response
 }
 
-/// An answer before the body was read: what is left of the body can not be told from a next request, so the connection ends.
+/// An answer before the body was read: the rest of the body cannot be distinguished from a next request, so the connection ends.
 fn answer_early(problem: Problem, has_body: bool) -> Response {
     let mut response = problem.into_response();
     if has_body {
@@ -461,7 +500,7 @@ fn unread(failure: Failure, what: &str) -> Problem {
         ),
         Failure::TooSlow => Problem::new(StatusCode::REQUEST_TIMEOUT, "body took too long"),
         Failure::NoRoom => {
-            let full = "too many bytes of bodies in hand, try again";
+            let full = "request-body memory limit reached; retry later";
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, full).retry_after(1)
         }
         Failure::Broken => Problem::new(StatusCode::BAD_REQUEST, "failed to read body"),
@@ -508,7 +547,7 @@ fn chunked(head: &Parts) -> Result<(), Problem> {
     Err(Problem::new(StatusCode::NOT_IMPLEMENTED, reason))
 }
 
-/// RFC 9110, section 8.4: an encoded body is not what it decodes to. None is decoded here.
+/// RFC 9110, section 8.4: an encoded body differs from its contents. None is decoded here.
 fn plain(head: &Parts) -> Result<(), Problem> {
     let encodings = head.headers.get_all(header::CONTENT_ENCODING);
     let is_plain = |value: &HeaderValue| {

@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_encoded_is_decoded() {
+    fn encoded_text_is_decoded() {
         for text in ["", "plain", "a b,c=d%", "Zoë/ä?#"] {
             assert_eq!(decoded(&encoded(text)).as_deref(), Some(text));
         }

@@ -1,60 +1,31 @@
-//! Addresses that begin alike.
+//! CIDR blocks in the configuration.
 
 use std::net::IpAddr;
 
-/// So many first bits of an address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Net {
-    address: IpAddr,
-    bits: u32,
-}
+use ipnet::IpNet;
 
-impl Net {
-    /// This one and no other.
-    pub(super) const fn of(address: IpAddr, bits: u32) -> Self {
-        Self { address, bits }
-    }
-
-    /// `10.1.2.0/24`, or an address that stands for itself.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (address, bits) = match text.split_once('/') {
-            Some((address, bits)) => (address, Some(bits.parse().ok()?)),
-            None => (text, None),
-        };
-        let address: IpAddr = address.parse().ok()?;
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        let bits = bits.unwrap_or(most);
-        (bits <= most).then_some(Self { address, bits })
-    }
-
-    /// Whether an address begins so.
-    pub fn holds(&self, address: IpAddr) -> bool {
-        match (self.address, address) {
-            (IpAddr::V4(net), IpAddr::V4(address)) => {
-                let difference = net.to_bits() ^ address.to_bits();
-                difference.checked_shr(32 - self.bits).unwrap_or(0) == 0
-            }
-            (IpAddr::V6(net), IpAddr::V6(address)) => {
-                let difference = net.to_bits() ^ address.to_bits();
-                difference.checked_shr(128 - self.bits).unwrap_or(0) == 0
-            }
-            _ => false,
-        }
-    }
+/// `10.1.2.0/24`, or a single address.
+pub fn parse(text: &str) -> Option<IpNet> {
+    text.parse()
+        .ok()
+        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Net;
+    use super::parse;
 
     #[test]
-    fn a_net_holds_what_begins_like_it() {
-        let holds =
-            |net: &str, address: &str| Net::parse(net).unwrap().holds(address.parse().unwrap());
-        assert!(holds("10.1.2.0/24", "10.1.2.255") && !holds("10.1.2.0/24", "10.1.3.0"));
-        assert!(holds("127.0.0.1", "127.0.0.1") && !holds("127.0.0.1", "127.0.0.2"));
-        assert!(holds("0.0.0.0/0", "255.255.255.255") && !holds("0.0.0.0/0", "::1"));
-        assert!(holds("fd00::/8", "fd12::1") && !holds("fd00::/8", "fe80::1"));
+    fn blocks_and_single_addresses_are_parsed() {
+        let contains = |net: &str, address: &str| {
+            let address: std::net::IpAddr = address.parse().unwrap();
+            parse(net).unwrap().contains(&address)
+        };
+        assert!(contains("10.1.2.0/24", "10.1.2.255") && !contains("10.1.2.0/24", "10.1.3.0"));
+        assert!(contains("10.1.2.7/24", "10.1.2.255"));
+        assert!(contains("127.0.0.1", "127.0.0.1") && !contains("127.0.0.1", "127.0.0.2"));
+        assert!(contains("0.0.0.0/0", "255.255.255.255") && !contains("0.0.0.0/0", "::1"));
+        assert!(contains("fd00::/8", "fd12::1") && !contains("fd00::/8", "fe80::1"));
         for wrong in [
             "",
             "x",
@@ -63,7 +34,7 @@ mod tests {
             "10.0.0.0/x",
             "10.0.0.0/-1",
         ] {
-            assert_eq!(Net::parse(wrong), None, "{wrong}");
+            assert_eq!(parse(wrong), None, "{wrong}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
-/// What a client requires of the current version of what it names.
+/// Requirements of a client on the current version of a resource.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Preconditions {
     /// It must be one of these.
@@ -26,7 +26,7 @@ pub enum Tags {
 pub struct Tag {
     /// It names versions that mean the same, and not the same bytes.
     pub is_weak: bool,
-    /// What is between the quotes. Existing agents send it without them.
+    /// Text between the quotes. Existing agents send it without them.
     pub text: String,
 }
 
@@ -40,7 +40,7 @@ pub enum Unmet {
 }
 
 impl Preconditions {
-    /// Those of a request. What is not a tag matches no version.
+    /// Those of a request. An invalid tag matches no version.
     pub fn of(headers: &HeaderMap) -> Self {
         Self {
             if_match: tags(headers, &header::IF_MATCH),
@@ -134,7 +134,7 @@ fn tags(headers: &HeaderMap, name: &HeaderName) -> Option<Tags> {
     })
 }
 
-/// The first tag of a list, and what is behind it. A quoted one may have commas.
+/// The first tag of a list, and the rest. A quoted tag may have commas.
 fn first(list: &str) -> (Tag, &str) {
     let (is_weak, list) = match list.strip_prefix("W/") {
         Some(rest) => (true, rest),

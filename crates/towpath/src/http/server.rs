@@ -49,7 +49,7 @@ pub struct Limits {
     pub plain_on_loopback: bool,
 }
 
-/// Who is at the other end of a request's connection.
+/// The peer of a request's connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
@@ -60,7 +60,7 @@ const HEAD_BYTES: u16 = 16 * 1024;
 const STREAM_WINDOW: u32 = 128 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
-/// What is kept of an answer that a client of HTTP/2 does not take yet.
+/// Buffered part of a response that an HTTP/2 client does not read yet.
 const SEND_BUFFER: usize = 64 * 1024;
 
 /// What a client of HTTP/2 sends first. Source: RFC 9113, 3.4.
@@ -76,9 +76,9 @@ const QUIET: Duration = Duration::from_secs(60);
 /// What a connection over the limit reads, if it reads.
 const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 32\r\n\r\ntoo many connections, try again\n";
 
-/// Serves until the stop is requested, then takes no more connections and finishes the requests in hand.
+/// Serves until the stop is requested, then accepts no more connections and completes requests in progress.
 ///
-/// When it returns every connection has ended: by itself, or cut off and counted so.
+/// When it returns every connection has ended: on its own, or cut and counted as such.
 ///
 /// # Errors
 /// None so far: a failing `accept` is tried again, because the next one may work.
@@ -140,7 +140,7 @@ pub async fn serve(
             }
         });
     }
-    // The listener itself lives as long as its task may be started again; a new client should hear at once that nobody comes.
+    // The listener itself lives as long as its task may be started again; a new client should be refused at once.
     rustix::net::shutdown(listener, rustix::net::Shutdown::Read).ok();
     drain.begin();
     let finished = async { while connections.join_next().await.is_some() {} };
@@ -161,7 +161,7 @@ const HANDSHAKE: u8 = 22;
 /// A connection whose protocol is known.
 struct Begun {
     socket: Socket,
-    /// What was read of it already.
+    /// Bytes that were already read.
     bytes: Bytes,
     is_http2: bool,
 }
@@ -250,7 +250,7 @@ impl Protocols {
         }
     }
 
-    /// Runs a connection to its end, or to the deadline of what it waits for; absent then.
+    /// Runs a connection to its end, or to the deadline of its phase; absent then.
     async fn run(
         &self,
         begun: Begun,
@@ -347,7 +347,7 @@ fn http2_builder(tasks: Tasks) -> http2::Builder<Tasks> {
 /// Source: RFC 9113, 8.3.1.
 ///
 /// # Errors
-/// What is wrong with the name.
+/// The problem of the name.
 fn named_host(request: &mut http::Request<Incoming>) -> Result<(), &'static str> {
     let Some(authority) = request.uri().authority() else {
         return Ok(());

@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, StatusCode, header};
+use ipnet::IpNet;
 
 use super::Peer;
 use super::error::Problem;
 use super::hosts::Hosts;
-use super::net::Net;
 
 /// Headers that reverse proxies add, beside those that begin with [`FORWARDED`].
 const PROXIED: [&str; 8] = [
@@ -37,14 +37,14 @@ const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 #[derive(Debug, Clone)]
 pub struct Sites {
     hosts: Arc<Hosts>,
-    proxies: Arc<[Net]>,
+    proxies: Arc<[IpNet]>,
     /// Origins whose pages may change something; `*` for any.
     allowed: Arc<[String]>,
 }
 
 impl Sites {
     /// Clients of this machine reach the listener by these names; requests of these proxies count as their clients'.
-    pub fn new(hosts: Hosts, proxies: Vec<Net>) -> Self {
+    pub fn new(hosts: Hosts, proxies: Vec<IpNet>) -> Self {
         Self {
             hosts: Arc::new(hosts),
             proxies: proxies.into(),
@@ -133,7 +133,7 @@ impl Sites {
         is_forwarded(&head.headers)
             && peer.is_some_and(|Peer(peer)| {
                 let address = peer.ip().to_canonical();
-                self.proxies.iter().any(|net| net.holds(address))
+                self.proxies.iter().any(|net| net.contains(&address))
             })
     }
 }
@@ -167,7 +167,10 @@ mod tests {
 
     fn sites() -> Sites {
         let hosts = Hosts::new(":8080", "server.hosts", &["api.internal".to_owned()]);
-        Sites::new(hosts, vec![Net::parse("127.0.0.2").expect("an address")])
+        Sites::new(
+            hosts,
+            vec![super::super::net::parse("127.0.0.2").expect("an address")],
+        )
     }
 
     fn status(peer: &str, method: Method, headers: &[(&str, &str)]) -> u16 {

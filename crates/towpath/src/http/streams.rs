@@ -1,8 +1,8 @@
 //! Requests that share a connection of HTTP/2: what each may wait for, and what the client may cost.
 //!
-//! A connection of HTTP/1 has one request at a time, so its phase says what it waits for.
+//! A connection of HTTP/1 has one request at a time, so its phase determines its deadline.
 //! Here each answer has the write timeout for itself, since a client may leave a single
-//! stream unread while it goes on with others.
+//! stream unread while it continues with others.
 
 use std::collections::HashMap;
 use std::pin::Pin;

@@ -35,6 +35,11 @@ pub trait Inlet: Send + Sync {
     /// The consumer that records of its failed attempts name; `None` where dead letters keep no records.
     fn recorded_as(&self) -> Option<&ConsumerId>;
 
+    /// Whether the next batch may be leased before the one at work is settled. Not where the order across batches counts.
+    fn leases_ahead(&self) -> bool {
+        false
+    }
+
     /// How long a lease is.
     fn lease_time(&self) -> std::time::Duration;
 }

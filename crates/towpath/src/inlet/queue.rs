@@ -69,6 +69,10 @@ impl Inlet for QueueInlet {
         Some(&self.consumer)
     }
 
+    fn leases_ahead(&self) -> bool {
+        true
+    }
+
     fn lease_time(&self) -> Duration {
         self.lease
     }

@@ -115,7 +115,7 @@ impl StreamInlet {
                 .claim(stream, group, consumer, idle, max)
                 .await?;
             if !left.is_empty() {
-                info!(count = left.len(), %stream, "entries of others were taken over");
+                info!(count = left.len(), %stream, "claimed pending entries of other consumers");
                 return Ok(left);
             }
             let mut state = self.state();
@@ -255,7 +255,7 @@ impl Inlet for StreamInlet {
             match verdict {
                 Verdict::Ack => finished.push((receipt.number, entry.offset)),
                 Verdict::DeadLetter { reason } => {
-                    warn!(stream = %self.place.stream, reason, "an entry was given up");
+                    warn!(stream = %self.place.stream, reason, "entry became a dead letter");
                     self.bury(&entry, &reason).await?;
                     finished.push((receipt.number, entry.offset));
                     given_up.insert(receipt.number);

@@ -103,7 +103,7 @@ const ROWS: [Row; 19] = [
         Page,
         "1m",
         "its health check fails or takes longer than 2 s",
-        "check that the server runs and that this machine reaches it; Towpath reconnects by itself",
+        "check that the server runs and that this machine reaches it; Towpath reconnects automatically",
     ),
     row(
         Rule::DatabaseUnreachable,
@@ -112,7 +112,7 @@ const ROWS: [Row; 19] = [
         Page,
         "1m",
         "its check (a change can be made) fails or takes longer than 2 s",
-        "check that the database runs, accepts writes and has free connections; Towpath reconnects by itself",
+        "check that the database runs, accepts writes and has free connections; Towpath reconnects automatically",
     ),
     row(
         Rule::StoreRefusing,
@@ -121,7 +121,7 @@ const ROWS: [Row; 19] = [
         Page,
         "0m",
         "free disk space is below `embedded.disk_reserve`, or memory above `embedded.memory`",
-        "free disk space or memory, or drain the queues; writes are accepted again by themselves",
+        "free disk space or memory, or drain the queues; writes are then accepted again automatically",
     ),
     row(
         Rule::DiskStalled,
@@ -148,7 +148,7 @@ const ROWS: [Row; 19] = [
         Page,
         "1m",
         "its last lease, call or attempt failed although the parts that it needs work",
-        "fix the named cause; the role retries by itself",
+        "fix the named cause; the role retries automatically",
     ),
     row(
         Rule::SinkFailing,
@@ -184,7 +184,7 @@ const ROWS: [Row; 19] = [
         Ticket,
         "0m",
         "there is one",
-        "`towpath dlq ls QUEUE` shows the reasons; then `towpath dlq requeue` or `towpath dlq drop`",
+        "`towpath dlq ls QUEUE` shows the reasons; then `towpath dlq redrive` or `towpath dlq drop`",
     ),
     row(
         Rule::BacklogOld,
@@ -193,7 +193,7 @@ const ROWS: [Row; 19] = [
         Page,
         "1m",
         "a message has been ready for 300 s in a queue that is not paused",
-        "check that consumers run and keep up (`towpath queue ls`); add consumers or raise `ingest.worker.in_flight`",
+        "check that consumers run and keep up (`towpath queue ls`); add consumers or raise `ingest.worker.max_in_flight`",
     ),
     row(
         Rule::StreamBehind,
@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn the_reference_page_lists_every_rule() {
         let mut page = String::from(
-            "# Problems\n\nEach process evaluates these rules every five seconds. `towpath status` prints what is wrong (exit code 5) or `no problems`; `GET /v1/problems` of the admin listener gives subject, figure, cause and next step as JSON; the metric `towpath_problem{problem, subject}` is 1 for each. A fact is one problem: a role that only lacks an unreachable backend adds none. The alert of the same line fires when the problem has lasted for the time given.\n\n| problem | when | severity | alert, after | next step |\n| --- | --- | --- | --- | --- |\n",
+            "# Problems\n\nEach process evaluates these rules every five seconds. `towpath status` prints current problems (exit code 5) or `no problems`; `GET /v1/problems` of the admin listener gives subject, figure, cause and next step as JSON; the metric `towpath_problem{problem, subject}` is 1 for each. A fact is one problem: a role that only lacks an unreachable backend adds none. The alert of the same line fires when the problem has lasted for the time given.\n\n| problem | when | severity | alert, after | next step |\n| --- | --- | --- | --- | --- |\n",
         );
         for row in &ROWS {
             let (name, when, severity) = (row.name, row.when, row.severity.as_str());

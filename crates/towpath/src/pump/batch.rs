@@ -4,10 +4,11 @@
 //! lease -> deliver -> settle -> lease …
 //!             |-> the sink as a whole cannot work: release the batch uncharged, back off, try again
 //! ```
+//!
+//! While a backlog waits the next batch is leased and the one before settled beside the delivery (`ahead.rs`).
 
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use towpath_core::port::Sink;
 use towpath_core::port::queue::Verdict;
@@ -15,7 +16,8 @@ use towpath_core::port::sink::Outcome;
 use towpath_core::{Delivery, Error, ErrorKind, Receipt, Result, retry};
 use tracing::{info, warn};
 
-use super::settling::{Ended, Facts, Settling};
+use super::ahead::Ahead;
+use super::settling::Facts;
 use super::{BACKEND, GIVE_BACK, Pump, Side, drawn, failed, guarded, rest, warn_of_lost};
 use crate::supervisor::Stop;
 use crate::telemetry::traces;
@@ -64,6 +66,10 @@ impl BatchSize {
             self.now * 2
         };
         self.now = next.min(room).min(self.most).max(self.least);
+    }
+
+    const fn can_grow(&self) -> bool {
+        self.least < self.most
     }
 
     const fn reset(&mut self) {
@@ -118,9 +124,10 @@ impl Pump {
         stop: &Stop,
     ) -> Result<()> {
         let (mut failures, mut trouble) = (0, Trouble::default());
+        let mut ahead = Ahead::new(self, stop);
         while !stop.is_requested() {
-            let asked_at = SystemTime::now();
-            let batch = match self.inlet.lease(size.now, size.now).await {
+            let (asked, leased) = ahead.lease(size.now).await;
+            let batch = match leased {
                 Ok(batch) => batch,
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     failures += 1;
@@ -128,7 +135,10 @@ impl Pump {
                     rest(stop, drawn(&BACKEND, failures)).await;
                     continue;
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    ahead.finish().await?;
+                    return Err(error);
+                }
             };
             self.leased(std::mem::take(&mut failures));
             if batch.is_empty() {
@@ -136,16 +146,25 @@ impl Pump {
                 continue;
             }
             stop.account.add("leased", batch.len() as u64);
-            let spans = traces::deliver(&batch, self.sink_name, asked_at);
-            match self.deliver(sink, &batch, stop).await {
+            let spans = traces::deliver(&batch, self.sink_name, asked.at);
+            size.delivered(&batch);
+            // More waits, as it seems: the next batch is read and this one's predecessor settled meanwhile.
+            if batch.len() >= asked.max && size.can_grow() && self.inlet.leases_ahead() {
+                ahead.begin(size.now);
+            }
+            match self.deliver_beside(sink, &batch, stop, &mut ahead).await {
                 Delivered::Outcomes(outcomes, took) => {
                     if trouble.is_over() {
                         (self.condition)(Side::Sink, None);
                     }
                     traces::delivered(spans, &outcomes);
-                    size.delivered(&batch);
+                    // One batch at most waits for its settlement.
+                    ahead.finish().await?;
                     let facts = Facts::new(self.metrics.now(), took, None);
-                    self.settle_batch(batch, outcomes, &facts, stop).await?;
+                    ahead.settle(self.endings(batch, outcomes, facts, stop));
+                    if !ahead.is_begun() {
+                        ahead.finish().await?;
+                    }
                 }
                 Delivered::Nothing(error) => {
                     trouble.failed(&error);
@@ -153,13 +172,34 @@ impl Pump {
                     self.metrics.sink_failed();
                     (self.condition)(Side::Sink, Some(error.chain()));
                     traces::failed(spans, &error);
-                    self.release_batch(batch, stop).await?;
+                    ahead.settle(released(batch));
+                    ahead.give_back().await?;
                     rest(stop, drawn(&SINK, trouble.attempt)).await;
                 }
-                Delivered::OutOfTime => self.release_batch(batch, stop).await?,
+                Delivered::OutOfTime => {
+                    ahead.settle(released(batch));
+                    ahead.give_back().await?;
+                }
             }
         }
-        Ok(())
+        ahead.give_back().await
+    }
+
+    /// Delivers the batch while the rest goes on.
+    async fn deliver_beside(
+        &self,
+        sink: &dyn Sink,
+        batch: &[Delivery],
+        stop: &Stop,
+        ahead: &mut Ahead<'_>,
+    ) -> Delivered {
+        let mut work = std::pin::pin!(self.deliver(sink, batch, stop));
+        loop {
+            tokio::select! {
+                delivered = &mut work => return delivered,
+                () = ahead.go_on() => {}
+            }
+        }
     }
 
     /// Hands the batch to the sink, renewing its leases for as long as that takes.
@@ -190,66 +230,37 @@ impl Pump {
 
     /// Renews the leases of the batch until dropped.
     async fn keep_leases(&self, batch: &[Delivery]) -> Infallible {
-        let receipts: Vec<Receipt> = batch
-            .iter()
-            .map(|delivery| delivery.receipt.clone())
-            .collect();
         // A third of the lease, so that two lost renewals still leave time for a third.
         let often = self.inlet.lease_time() / 3;
         loop {
             tokio::time::sleep(often).await;
+            let receipts: Vec<Receipt> = batch.iter().map(|one| one.receipt.clone()).collect();
             warn_of_lost(self.renew(&receipts, often).await.len());
         }
     }
 
-    async fn settle_batch(
+    /// How each delivery of a batch ends that is not settled yet.
+    fn endings(
         &self,
         batch: Vec<Delivery>,
         outcomes: Vec<Outcome>,
-        facts: &Facts,
+        facts: Facts,
         stop: &Stop,
-    ) -> Result<()> {
+    ) -> impl Iterator<Item = (Delivery, Verdict, Option<Facts>)> {
         // A sink that answers too few leaves the rest undelivered.
         let outcomes = outcomes
             .into_iter()
             .chain(std::iter::repeat_with(no_outcome));
         let ended = batch.into_iter().zip(outcomes);
-        let ended = ended.filter_map(|(delivery, outcome)| {
+        ended.filter_map(move |(delivery, outcome)| {
             let verdict = self.verdict(&delivery, outcome, stop)?;
             Some((delivery, verdict, Some(facts.clone())))
-        });
-        self.settle_all(ended, stop).await
+        })
     }
+}
 
-    async fn release_batch(&self, batch: Vec<Delivery>, stop: &Stop) -> Result<()> {
-        let ended = batch
-            .into_iter()
-            .map(|delivery| (delivery, Verdict::RELEASE, None));
-        self.settle_all(ended, stop).await
-    }
-
-    async fn settle_all(
-        &self,
-        ended: impl Iterator<Item = (Delivery, Verdict, Option<Facts>)>,
-        stop: &Stop,
-    ) -> Result<()> {
-        let mut settling = Settling::new(self, stop);
-        for (delivery, verdict, facts) in ended {
-            let delivery = Arc::new(delivery);
-            settling.add(Ended {
-                delivery,
-                verdict,
-                facts,
-            });
-        }
-        tokio::select! {
-            settled = settling.finish(Duration::MAX) => settled,
-            // Unsettled deliveries come back by their lease or at the next start.
-            () = stop.nearly_over(GIVE_BACK / 2) => {
-                Err(Error::unavailable("a batch was not settled before the stop"))
-            }
-        }
-    }
+fn released(batch: Vec<Delivery>) -> impl Iterator<Item = (Delivery, Verdict, Option<Facts>)> {
+    batch.into_iter().map(|one| (one, Verdict::RELEASE, None))
 }
 
 /// One outcome per delivery.

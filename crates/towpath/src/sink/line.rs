@@ -1,7 +1,5 @@
 //! How a message becomes a line.
 
-use std::io::Write;
-
 use jiff::tz::TimeZone;
 
 use super::escape::escape;
@@ -14,30 +12,34 @@ pub enum LineFormat {
     Stamped,
     /// The reference system's: the local time, ` | ` and the message, in which nothing but line breaks is escaped.
     Reference,
-    /// The message as it is; one that holds a newline is no line and is given up.
+    /// The message as it is; one that holds a newline is no line and is abandoned.
     Raw,
 }
 
 impl LineFormat {
-    /// Appends the line of a message that is delivered at `now`, its newline included.
+    /// What the lines of a batch that is delivered at `now` begin with.
+    pub fn head(self, now: jiff::Timestamp) -> String {
+        match self {
+            Self::Stamped => format!("{now} | "),
+            Self::Reference => format!("{} | ", local(now, &TimeZone::system())),
+            Self::Raw => String::new(),
+        }
+    }
+
+    /// Appends the line of a message, its newline included.
+    ///
+    /// - `head`: of [`LineFormat::head`].
     ///
     /// # Errors
     /// Why this message cannot be a line; nothing was appended then.
-    pub fn write(
-        self,
-        message: &[u8],
-        now: jiff::Timestamp,
-        text: &mut Vec<u8>,
-    ) -> Result<(), String> {
+    pub fn write(self, message: &[u8], head: &str, text: &mut Vec<u8>) -> Result<(), String> {
+        if self == Self::Raw && message.contains(&b'\n') {
+            return Err("holds a newline, and a raw line cannot".to_owned());
+        }
+        text.extend_from_slice(head.as_bytes());
         match self {
-            Self::Stamped => {
-                write!(text, "{now} | ").expect("writing to memory cannot fail");
-                text.extend_from_slice(escape(message).as_bytes());
-                text.push(b'\n');
-            }
+            Self::Stamped => text.extend_from_slice(escape(message).as_bytes()),
             Self::Reference => {
-                text.extend_from_slice(local(now, &TimeZone::system()).as_bytes());
-                text.extend_from_slice(b" | ");
                 for byte in message {
                     match byte {
                         b'\n' => text.extend_from_slice(b"\\n"),
@@ -45,16 +47,10 @@ impl LineFormat {
                         _ => text.push(*byte),
                     }
                 }
-                text.push(b'\n');
             }
-            Self::Raw if message.contains(&b'\n') => {
-                return Err("holds a newline, and a raw line cannot".to_owned());
-            }
-            Self::Raw => {
-                text.extend_from_slice(message);
-                text.push(b'\n');
-            }
+            Self::Raw => text.extend_from_slice(message),
         }
+        text.push(b'\n');
         Ok(())
     }
 }
@@ -83,7 +79,7 @@ mod tests {
         let message = b"C:\\temp\t{\"a\":\"b\\\"c\"}\x1b\xff\r\nforged";
         let mut text = Vec::new();
         LineFormat::Reference
-            .write(message, now, &mut text)
+            .write(message, &LineFormat::Reference.head(now), &mut text)
             .unwrap();
         let rest = text.split(|byte| *byte == b'|').nth(1).unwrap();
         assert_eq!(rest, b" C:\\temp\t{\"a\":\"b\\\"c\"}\x1b\xff\\r\\nforged\n");
@@ -107,7 +103,8 @@ mod tests {
             ),
         ] {
             let mut text = Vec::new();
-            let written = format.write(message, now, &mut text).map(|()| &text[..]);
+            let written = format.write(message, &format.head(now), &mut text);
+            let written = written.map(|()| &text[..]);
             assert_eq!(written, line, "{format:?} {message:?}");
         }
     }

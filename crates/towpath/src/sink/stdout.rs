@@ -38,15 +38,18 @@ impl LineSink {
 #[async_trait]
 impl Sink for LineSink {
     async fn deliver(&self, batch: &[Delivery]) -> Result<Vec<Outcome>> {
-        let (mut text, now) = (Vec::new(), jiff::Timestamp::now());
+        let (mut text, head) = (Vec::new(), self.format.head(jiff::Timestamp::now()));
         let outcomes = batch
             .iter()
-            .map(
-                |delivery| match self.format.write(&delivery.message.payload, now, &mut text) {
+            .map(|delivery| {
+                match self
+                    .format
+                    .write(&delivery.message.payload, &head, &mut text)
+                {
                     Ok(()) => Outcome::Done,
                     Err(reason) => Outcome::Reject { reason },
-                },
-            )
+                }
+            })
             .collect();
         let writer = Arc::clone(&self.writer);
         let write = async {
@@ -64,7 +67,7 @@ impl Sink for LineSink {
             }
             Ok(Err(error)) => Err(Error::unavailable("writing lines panicked").with_source(error)),
             Err(_) => Err(Error::unavailable(format!(
-                "nobody has read the lines for {:?}",
+                "no process has read standard output for {:?}",
                 self.deadline
             ))),
         }
@@ -121,7 +124,10 @@ mod tests {
         let batch = [delivery("x".repeat(1 << 20))];
         for _ in 0..2 {
             let error = sink.deliver(&batch).await.unwrap_err();
-            assert_eq!(error.chain(), "nobody has read the lines for 200ms");
+            assert_eq!(
+                error.chain(),
+                "no process has read standard output for 200ms"
+            );
         }
         drop(reader);
         let error = sink.deliver(&batch).await.unwrap_err();

@@ -130,7 +130,7 @@ impl WebhookSink {
         }
         all.push(("webhook-id", id));
         let headers = all.into_iter().map(|(name, value)| {
-            let wrong = |_| format!("cannot be sent: its `{name}` is no value of a header");
+            let wrong = |_| format!("cannot be sent: its `{name}` is not a valid header value");
             let value = HeaderValue::try_from(value).map_err(wrong)?;
             Ok((HeaderName::from_static(name), value))
         });
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_message_that_cannot_be_sent_is_given_up() {
+    async fn a_message_that_cannot_be_sent_is_abandoned() {
         let (url, _) = server(String::new()).await;
         let sink = new(&url, None, Duration::from_secs(1)).unwrap();
         let mut broken = delivery("x");

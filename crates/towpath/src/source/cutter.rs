@@ -1,4 +1,4 @@
-//! Cuts what comes behind an offset of a file into lines.
+//! Splits the bytes after an offset of a file into lines.
 
 use std::fs::File;
 use std::io;
@@ -12,10 +12,10 @@ use super::position::read_at;
 /// Fewer bytes are not worth a read of their own.
 const LEAST: usize = 64 * 1024;
 
-/// This many NUL bytes at the beginning of a file are no text, but what a writer jumped over after a truncation.
+/// This many NUL bytes at the beginning of a file are a gap that a writer left after a truncation.
 const GAP: usize = 4;
 
-/// Bounds of what is read at once.
+/// Bounds of one read.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Longest line in bytes; of a longer one only the beginning is kept.
@@ -24,7 +24,7 @@ pub struct Limits {
     pub lines: usize,
     /// Most bytes of a chunk, unless one line is longer.
     pub bytes: usize,
-    /// After how long without a change a last line counts although it has no newline.
+    /// Idle time after which a last line counts without its newline.
     pub quiet: Option<Duration>,
 }
 
@@ -50,12 +50,12 @@ impl Line {
 /// Lines, and the offset behind the last of them.
 pub(super) type Cut = (Vec<Line>, u64);
 
-/// Where cutting one file goes on.
+/// Position in one file.
 #[derive(Debug)]
 pub(super) struct Cutter {
     /// How many bytes are read at once.
     reach: usize,
-    /// Where the search for the end of a line over the limit goes on.
+    /// Position of the search for the end of a line over the limit.
     scanned: u64,
 }
 
@@ -168,7 +168,7 @@ fn line(bytes: &[u8], length: u64, limits: &Limits) -> Line {
     }
 }
 
-/// Where text begins at or after an offset: behind a gap that a writer left, which goes on at its old offset after the
+/// Where text begins at or after an offset: behind a gap that a writer left, which continues at its old offset after the
 /// file was truncated. NUL bytes are a gap at the beginning of a file, and elsewhere where the file system has a hole
 /// among them. `None` while nothing but a gap is there.
 fn behind_gap(file: &File, offset: u64) -> io::Result<Option<u64>> {

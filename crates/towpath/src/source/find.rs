@@ -34,7 +34,7 @@ enum Copied {
 }
 
 impl Tail {
-    /// Begins to follow what is at an input. Whether it did.
+    /// Begins to follow the file at an input. Whether it did.
     pub(super) fn begin(&mut self, path: &Path) -> io::Result<bool> {
         let Some(file) = open(path)? else {
             return Ok(false);
@@ -69,7 +69,7 @@ impl Tail {
             info!(input = %path.display(), "the input was rotated");
         } else if ends_before.is_some_and(is_early) {
             let at = start.moved(&file, end_of_lines(&file)?)?;
-            info!(input = %path.display(), skipped = at.offset, "new file; sending what is appended from now on");
+            info!(input = %path.display(), skipped = at.offset, "new file; sending lines appended from now on");
             self.push(file, at, is_at).is_decided = true;
             return Ok(true);
         } else {
@@ -99,7 +99,7 @@ impl Tail {
         &mut self.files[last]
     }
 
-    /// The position that release 0.1.0 stored for this file, under whatever path, with what it did not store.
+    /// The position that release 0.1.0 stored for this file, under whatever path, with the missing fields.
     fn take_old(
         &mut self,
         file: &File,
@@ -328,7 +328,7 @@ impl Tail {
         Ok(())
     }
 
-    /// An open file has other bytes than were read: it was truncated or overwritten. What was in it before and was not
+    /// An open file has other bytes than were read: it was truncated or overwritten. Its earlier bytes that were not
     /// read may be in a copy, which is read first.
     pub(super) fn begin_again(&mut self, index: usize) -> io::Result<()> {
         let copy = self.find_copies(index)?;
@@ -351,7 +351,7 @@ impl Tail {
         Ok(())
     }
 
-    /// Opens the copy that has what was read of a file, and more. Other copies of it count as read.
+    /// Opens the copy with the read part of a file, and more. Other copies of it count as read.
     fn find_copies(&mut self, index: usize) -> io::Result<Option<PathBuf>> {
         let original = &self.files[index];
         let Some(real) = original.is_at.as_deref().map(resolved) else {

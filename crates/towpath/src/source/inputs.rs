@@ -1,4 +1,4 @@
-//! Which files the inputs are: paths and patterns, without files of our own, archives and what is not a file.
+//! Which files the inputs are: paths and patterns, without our own files, archives and anything but files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, FileType, Metadata};
@@ -13,9 +13,9 @@ use crate::disk::folder_of;
 /// Files that this process writes; a file that is followed and written would grow for ever.
 #[derive(Debug, Clone, Default)]
 pub struct Own {
-    /// Outputs. Their journals and what was kept of them in rotations belong to them.
+    /// Outputs, with their journals and rotated files.
     pub outputs: Vec<PathBuf>,
-    /// Folders of stores, and files with keys and databases: no pattern matches what is there.
+    /// Folders of stores, and files with keys and databases: no pattern matches their contents.
     pub private: Vec<PathBuf>,
 }
 
@@ -93,7 +93,7 @@ pub struct Inputs {
     literal: BTreeSet<String>,
 }
 
-/// What is at the inputs now.
+/// Files at the inputs now.
 #[derive(Debug, Default)]
 pub(super) struct Present {
     /// Files by device and inode, each at the first input that has it.
@@ -146,7 +146,7 @@ impl Inputs {
     /// Refuses inputs that are there and are not files, patterns that are invalid, and those that match an output.
     ///
     /// # Errors
-    /// What is wrong, with the input and what to do.
+    /// The problem, with the input and the next step.
     pub fn check(&self) -> Result<(), String> {
         for text in &self.texts {
             if !is_pattern(text) {
@@ -190,7 +190,7 @@ impl Inputs {
         self.find().files.into_values().collect()
     }
 
-    /// What is there now.
+    /// The files now.
     pub(super) fn find(&mut self) -> Present {
         let mut present = Present::default();
         let texts = self.texts.clone();
@@ -262,7 +262,7 @@ impl Inputs {
                 .entry(folder)
                 .or_insert_with_key(|folder| resolved(folder));
             let name = path.file_name().unwrap_or_default();
-            // What is gone by now, and what is not a file, is not matched.
+            // Missing files, and anything but files, do not match.
             if !self.own.is_private(&real.join(name))
                 && let Ok(metadata) = fs::metadata(&path)
                 && !self.excludes(&path, &metadata)
@@ -355,7 +355,7 @@ fn absolute_pattern(text: &str) -> String {
     format!("{here}/{}", text.trim_start_matches("./"))
 }
 
-/// Why what is at a path cannot be followed.
+/// Why a path cannot be followed.
 fn unfit(path: &Path, kind: FileType) -> String {
     let path = path.display();
     let what = if kind.is_dir() {

@@ -1,4 +1,4 @@
-//! Sources: where data enters by itself.
+//! Sources: inputs that Towpath reads.
 //!
 //! A [`Tail`] follows all files of the configured inputs: [`Inputs`] says which those are, a [`Position`] belongs to a
 //! file and says how far it was read, `find.rs` recognises files after renames, copies and restarts, `cutter.rs` cuts

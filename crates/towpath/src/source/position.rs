@@ -89,7 +89,7 @@ impl Position {
                 || checksum(file, self.offset - self.tail, self.tail)? == self.tail_checksum))
     }
 
-    /// Whether another file holds what was read of this one: the copy that was made before the original was truncated.
+    /// Whether another file contains the read part of this one: the copy that was made before the original was truncated.
     pub(super) fn was_copied_to(&self, file: &File) -> io::Result<bool> {
         Ok(self.tail > 0 && self.holds_in(file)?)
     }

@@ -22,7 +22,7 @@ pub struct Resumed {
 }
 
 /// Which of the inputs these lines, the last ones that another reader sent, are from, and where they end: the longest
-/// run of them behind what is saved, and of equal runs the first. `None` when no file has the last line.
+/// run of them after the saved position, and of equal runs the first. `None` when no file has the last line.
 ///
 /// # Errors
 /// Those of reading the files.
@@ -39,7 +39,7 @@ pub fn resume(
         };
         let start = Position::beginning(&file, path.clone(), resolved(&path))?;
         let at = match saved.positions.get(&start.key()) {
-            // What was truncated or overwritten since is found by the tail.
+            // A later truncation or overwrite is detected by the tail.
             Some(at) if !at.holds_in(&file)? => continue,
             Some(at) => at.clone(),
             None if saved.paths.values().any(|(there, _)| *there == path) => continue,
@@ -60,7 +60,7 @@ pub fn resume(
     Ok(best)
 }
 
-/// The position behind so many lines of a file, or behind its last whole line.
+/// The position after this many lines of a file, or behind its last whole line.
 ///
 /// # Errors
 /// Those of reading the file; `InvalidInput` when it has fewer lines.
@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(
             end(text, 6, &["b", "c"]),
             Some((12, 1)),
-            "behind what is saved"
+            "after the saved position"
         );
         assert_eq!(end(text, 0, &["open"]), None, "not a whole line");
         assert_eq!(end(text, 0, &["d"]), None);

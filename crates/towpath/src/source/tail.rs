@@ -3,13 +3,13 @@
 //! Nothing is kept here that must survive: the caller saves the [`Position`] with the lines, in one step where it can.
 //!
 //! ```text
-//! new at an input        -> find what was renamed before it, then begin it
-//! as it was              -> go on at the position
+//! new at an input        -> find files renamed before it, then begin it
+//! as it was              -> continue at the position
 //! other bytes than read  -> finish the copy that was made of it, if there is one, then from its beginning
-//! renamed or removed     -> go on until it was quiet for the waiting time, because its writer may still write; close it
+//! renamed or removed     -> continue until it was quiet for the waiting time, because its writer may still write; close it
 //! ```
 //!
-//! Files with one input path are a lineage: the older ones are read to their end before a newer one goes on.
+//! Files with one input path are a lineage: the older ones are read to their end before a newer one continues.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -28,25 +28,25 @@ use crate::disk::folder_of;
 /// A removed file can have no new writers, so it is closed sooner than a renamed one.
 const REMOVED_WAIT: Duration = Duration::from_secs(5);
 
-/// Between two looks at what is there while there is something to read.
+/// Interval of scans while there is something to read.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What is followed, and how.
+/// Followed inputs and settings.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Which files.
     pub inputs: Inputs,
-    /// Bounds of what is read at once.
+    /// Bounds of one read.
     pub limits: Limits,
-    /// After how long without a change a renamed file is closed.
+    /// Idle time after which a renamed file is closed.
     pub rotate_wait: Duration,
-    /// How long the position of a closed file is kept.
+    /// Retention of the position of a closed file.
     pub forget_after: Duration,
     /// The name of this host.
     pub host: String,
 }
 
-/// What was saved before.
+/// Saved positions.
 #[derive(Debug, Default)]
 pub struct Saved {
     /// Positions by [`Position::key`].
@@ -112,7 +112,7 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// Goes on where the saved positions are.
+    /// Continues at the saved positions.
     pub fn new(settings: Settings, saved: Saved) -> Self {
         Self {
             settings,
@@ -132,7 +132,7 @@ impl Tail {
         }
     }
 
-    /// Looks at what is there. While there is something to read, at most ten times a second.
+    /// Scans the inputs. While there is something to read, at most ten times a second.
     pub fn look(&mut self, is_reading: bool) {
         if is_reading && self.looked.is_some_and(|looked| looked.elapsed() < LOOK) {
             return;
@@ -158,7 +158,7 @@ impl Tail {
         self.is_first_look = false;
     }
 
-    /// Opens what is at the inputs and was not before, and what was renamed in between.
+    /// Opens new files at the inputs, and files renamed in between.
     fn begin_new(&mut self, present: &Present) {
         let open: BTreeSet<&PathBuf> = self
             .files
@@ -238,7 +238,7 @@ impl Tail {
                 continue;
             }
             if !self.files[index].at.holds_in(&self.files[index].file)? {
-                // A copy with the rest of what was there comes before it.
+                // A copy with the rest of the old contents comes before it.
                 self.begin_again(index)?;
                 index = 0;
                 continue;
@@ -264,7 +264,7 @@ impl Tail {
         Ok(None)
     }
 
-    /// Goes on behind a chunk.
+    /// Continues after a chunk.
     pub fn accept(&mut self, chunk: Chunk) {
         let Some(index) = self.files.iter().position(|open| open.id == chunk.file) else {
             return;
@@ -282,7 +282,7 @@ impl Tail {
         open.cutter.moved();
     }
 
-    /// Goes on somewhere else in the file of a chunk: where another reader is, or at its beginning without a position.
+    /// Continues elsewhere in the file of a chunk: where another reader is, or at its beginning without a position.
     pub fn go_to(&mut self, chunk: &Chunk, position: Option<Position>) -> io::Result<()> {
         let Some(open) = self.files.iter_mut().find(|open| open.id == chunk.file) else {
             return Ok(());
@@ -330,7 +330,7 @@ impl Tail {
         folders
     }
 
-    /// Keys of positions that are not needed any more; the caller removes what is stored under them.
+    /// Keys of positions that are not needed any more; the caller removes them.
     pub fn expired(&mut self) -> Vec<String> {
         let (now, forget_after) = (now(), self.settings.forget_after.as_secs());
         let mut expired = std::mem::take(&mut self.outdated);
@@ -348,7 +348,7 @@ impl Tail {
 }
 
 impl Open {
-    /// What comes behind the position, or the position itself where it was not saved and must be.
+    /// The bytes after the position, or the position itself where it was not saved and must be.
     fn read(&mut self, settings: &Settings) -> io::Result<Option<Chunk>> {
         let is_finished = match settings.limits.quiet {
             Some(quiet) => is_quiet(&self.file, quiet)? || self.is_quiet_for_good(settings)?,
@@ -361,7 +361,7 @@ impl Open {
             let position = self.at.moved(&self.file, end)?;
             return Ok(Some(self.chunk(lines, position)));
         }
-        // Where a file begins is decided once, and so is where one goes on that release 0.1.0 read.
+        // Where a file begins is decided once, and so is the position in one that release 0.1.0 read.
         let is_decided = self.is_decided || self.replaces.is_some();
         Ok((is_decided && !self.is_saved).then(|| self.chunk(Vec::new(), self.at.clone())))
     }

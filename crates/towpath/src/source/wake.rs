@@ -1,4 +1,4 @@
-//! Says when something in a folder changed, where the system reports it. Only a wake-up: what is true is read from the files.
+//! Says when something in a folder changed, where the system reports it. Only a wake-up: the state is read from the files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::MaybeUninit;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use towpath_core::{Error, Result};
 
-/// How long a failed call counts while no other one is made.
+/// Time that a failed call counts without another call.
 ///
 /// A process that is not ready gets no requests, so no call could show that its backend works again.
 const COUNTS_FOR: Duration = Duration::from_secs(10);

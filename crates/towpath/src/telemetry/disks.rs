@@ -46,7 +46,7 @@ impl Disks {
 
     /// Looks at each disk once, however many folders are on it. A folder that is not there yet is left out.
     ///
-    /// One look at a time: that at a network file system whose server is away does not end, and keeps one thread only.
+    /// One check at a time: a check of a network file system whose server is unavailable does not end, and blocks one thread only.
     pub(super) async fn look(&self) -> Vec<Room> {
         let turn = Arc::clone(&self.turn).lock_owned().await;
         let folders = self.lock().clone();
@@ -73,7 +73,7 @@ fn rooms(folders: BTreeSet<PathBuf>) -> Vec<Room> {
         let disk = statvfs(&folder).ok()?;
         Some(Room {
             folder,
-            // What is kept for root is not free.
+            // Space reserved for root is not free.
             free: disk.f_bavail * disk.f_frsize,
             size: disk.f_blocks * disk.f_frsize,
         })
@@ -81,7 +81,7 @@ fn rooms(folders: BTreeSet<PathBuf>) -> Vec<Room> {
     rooms.collect()
 }
 
-/// Adds what was found.
+/// Adds the result.
 pub(super) fn register(registry: &mut Registry, rooms: &[Room]) {
     let (free, size) = (Family::<Folder, Gauge>::default(), Family::default());
     add(registry, Metric::DiskFree, free.clone());

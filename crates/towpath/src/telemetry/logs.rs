@@ -13,6 +13,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::wiring::UNLOGGED;
 
+/// The target of log lines about changes and refused credentials.
+const AUDIT: &str = "audit";
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Format {
@@ -55,7 +58,7 @@ pub fn is_filter(text: &str) -> bool {
 /// write: payloads, parameters of statements, mail.
 fn is_shown(metadata: &Metadata<'_>) -> bool {
     let crate_name = metadata.target().split("::").next().unwrap_or_default();
-    if crate_name.starts_with("towpath") {
+    if crate_name.starts_with("towpath") || crate_name == AUDIT {
         return true;
     }
     !UNLOGGED.contains(&crate_name) && *metadata.level() <= Level::WARN
@@ -68,8 +71,10 @@ fn is_shown(metadata: &Metadata<'_>) -> bool {
 /// # Errors
 /// `Invalid` for a filter that cannot be read.
 pub fn init(format: Format, filter: &str, colour: bool) -> Result<()> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| {
-        Error::invalid(format!("`{filter}` is no log level or filter")).with_source(error)
+    // The audit log does not depend on the level.
+    let whole = format!("{filter},{AUDIT}=info");
+    let filter = EnvFilter::try_new(whole).map_err(|error| {
+        Error::invalid(format!("invalid log level or filter `{filter}`")).with_source(error)
     })?;
     let shown = tracing_subscriber::registry()
         .with(filter)

@@ -5,26 +5,26 @@
 pub enum Metric {
     /// Requests answered.
     HttpRequests,
-    /// How long requests took.
+    /// Duration of requests.
     HttpRequestDuration,
     /// Connections that were not served.
     RefusedConnections,
     /// Deliveries handed to a sink.
     Deliveries,
-    /// How long a sink took for a batch.
+    /// Duration of a batch in a sink.
     ProcessDuration,
     /// From enqueue to done.
     EndToEnd,
-    /// Batches a sink could not take at all, and deliveries that met an unavailable destination.
+    /// Batches that a sink failed to deliver, and deliveries to an unavailable destination.
     SinkFailures,
     /// Destinations that are paused or limited.
     Destinations,
-    /// Messages that can be leased.
+    /// Ready messages.
     QueueReady,
-    /// Messages in hand.
-    QueueInFlight,
-    /// Messages held back.
-    QueueScheduled,
+    /// Leased messages.
+    QueueLeased,
+    /// Delayed messages.
+    QueueDelayed,
     /// Dead letters.
     QueueDead,
     /// Age of the oldest waiting message.
@@ -35,21 +35,21 @@ pub enum Metric {
     QueueOldestLeasedAge,
     /// Age of the oldest message that is delayed.
     QueueOldestDelayedAge,
-    /// Queues without series of their own.
+    /// Queues that share one series.
     QueuesSummed,
-    /// Messages ever taken.
+    /// Enqueued messages.
     Enqueued,
-    /// Messages ever acked.
-    Completed,
+    /// Acked messages.
+    Acked,
     /// Deliveries that ended in a retry.
     Retried,
-    /// Messages dropped.
+    /// Dropped messages.
     Dropped,
-    /// Repeats recognised.
+    /// Duplicates.
     Duplicates,
-    /// Decisions of limits.
+    /// Rate limit decisions.
     LimitDecisions,
-    /// Orders by what became of them.
+    /// Orders by state.
     Orders,
     /// Lines that the reader sent.
     LinesRead,
@@ -59,7 +59,7 @@ pub enum Metric {
     LineBytesRead,
     /// Their bytes.
     LineBytesWritten,
-    /// What kept the reader from reading on.
+    /// Failed attempts of the reader.
     LineReadFailures,
     /// Bytes read of an input.
     InputRead,
@@ -67,33 +67,33 @@ pub enum Metric {
     InputSize,
     /// Events that the relay has not sent.
     OutboxNew,
-    /// Events that the relay has given up.
+    /// Failed events.
     OutboxFailed,
     /// Age of the oldest event that was not sent.
     OutboxOldestAge,
-    /// Agents of the fleet by how they are.
+    /// Agents by state.
     FleetAgents,
     /// The newest configuration.
     FleetVersion,
     /// Entries that a group has not finished.
     StreamLag,
-    /// Entries in consumers' hands.
+    /// Pending entries.
     StreamPending,
     /// Age of the oldest unfinished entry.
     StreamOldestAge,
     /// Whether a backend works.
     BackendUp,
-    /// Whether a backend refuses intake.
+    /// Whether a backend rejects writes.
     BackendRefusing,
     /// A problem.
     Problem,
-    /// For how long a disk has not answered.
+    /// Duration of a disk stall.
     DiskStalled,
-    /// Room left on a disk.
+    /// Free space of a disk.
     DiskFree,
     /// Size of a disk.
     DiskSize,
-    /// What runs.
+    /// Version of the binary.
     BuildInfo,
     /// Processor time used.
     ProcessCpu,
@@ -101,7 +101,7 @@ pub enum Metric {
     ProcessMemory,
     /// Open file descriptors.
     ProcessOpenFds,
-    /// Most file descriptors.
+    /// Limit of file descriptors.
     ProcessMaxFds,
     /// When the process started.
     ProcessStart,
@@ -119,8 +119,8 @@ impl Metric {
         Self::SinkFailures,
         Self::Destinations,
         Self::QueueReady,
-        Self::QueueInFlight,
-        Self::QueueScheduled,
+        Self::QueueLeased,
+        Self::QueueDelayed,
         Self::QueueDead,
         Self::QueueOldestAge,
         Self::QueueOldestReadyAge,
@@ -128,7 +128,7 @@ impl Metric {
         Self::QueueOldestDelayedAge,
         Self::QueuesSummed,
         Self::Enqueued,
-        Self::Completed,
+        Self::Acked,
         Self::Retried,
         Self::Dropped,
         Self::Duplicates,
@@ -170,67 +170,67 @@ impl Metric {
                 "towpath_http_requests_total",
                 "counter",
                 "route, method, status",
-                "Requests answered",
+                "HTTP requests",
             ),
             Self::HttpRequestDuration => (
                 "towpath_http_request_duration_seconds",
                 "histogram",
                 "route",
-                "How long requests took",
+                "Request duration, from the head of the request to the response",
             ),
             Self::RefusedConnections => (
                 "towpath_http_connections_refused_total",
                 "counter",
                 "listener, reason",
-                "Connections closed unserved: limit, or failed for want of descriptors and the like",
+                "Connections closed without a request: `limit` reached, or `failed` to accept (for example no free file descriptor)",
             ),
             Self::Deliveries => (
                 "towpath_deliveries_total",
                 "counter",
                 "queue, outcome",
-                "Deliveries handed to a sink: done, retry, reject, lost",
+                "Deliveries to a sink by outcome: done, retry, reject, lost",
             ),
             Self::ProcessDuration => (
                 "towpath_message_process_duration_seconds",
                 "histogram",
                 "queue",
-                "How long the sink took for a batch, or the handler for a message",
+                "Duration of a batch in the sink, or of a message in the handler",
             ),
             Self::EndToEnd => (
                 "towpath_message_end_to_end_seconds",
                 "histogram",
                 "queue",
-                "From enqueue to done",
+                "Time from enqueue to acknowledgement",
             ),
             Self::SinkFailures => (
                 "towpath_sink_failures_total",
                 "counter",
                 "queue",
-                "Batches the sink could not take at all, and deliveries that met an unavailable destination",
+                "Batches that the sink failed to deliver, and deliveries to an unavailable destination",
             ),
             Self::Destinations => (
                 "towpath_destinations",
                 "gauge",
                 "role, state",
-                "Destinations that are `paused` because they are unavailable, or `limited` because they refuse more; of a database (role `database` or `fleet.database`) 1 while calls are refused until a trial succeeds",
+                "Destinations that are `paused` (unavailable) or `limited` (rejecting further requests); of a database (role `database` or `fleet.database`) 1 while calls are refused until a trial succeeds",
             ),
             Self::QueueReady => (
                 "towpath_queue_ready_messages",
                 "gauge",
                 "queue",
-                "Messages that can be leased now",
+                "Ready messages",
             ),
-            Self::QueueInFlight => (
-                "towpath_queue_in_flight_messages",
+            Self::QueueLeased => (
+                "towpath_queue_leased_messages",
                 "gauge",
                 "queue",
-                "Messages in consumers' hands",
+                "Leased messages",
             ),
-            Self::QueueScheduled => (
-                "towpath_queue_scheduled_messages",
+            Self::QueueDelayed => (
+                "towpath_queue_delayed_messages",
                 "gauge",
                 "queue",
-                "Messages held back until a moment",
+                "Delayed messages",
             ),
             Self::QueueDead => (
                 "towpath_queue_dead_messages",
@@ -242,13 +242,13 @@ impl Metric {
                 "towpath_queue_oldest_message_age_seconds",
                 "gauge",
                 "queue",
-                "Age of the oldest waiting message; 0 when none waits",
+                "Age of the oldest ready, delayed or leased message; 0 without one",
             ),
             Self::QueueOldestReadyAge => (
                 "towpath_queue_oldest_ready_age_seconds",
                 "gauge",
                 "queue",
-                "For how long the longest waiting message that can be leased has been ready; a delay, a retry's backoff and a lease do not count; 0 when none is ready",
+                "Longest time that a message has been ready, without delays, backoff and leases; 0 without a ready message",
             ),
             Self::QueueOldestLeasedAge => (
                 "towpath_queue_oldest_leased_age_seconds",
@@ -266,19 +266,19 @@ impl Metric {
                 "towpath_queues_summed",
                 "gauge",
                 "",
-                "Queues beyond the first 500, whose numbers are in the series `queue=\"other queues\"`: sums, and the oldest age of all",
+                "Queues beyond the first 500, which share the series `queue=\"other queues\"`: sums, and the highest age",
             ),
             Self::Enqueued => (
                 "towpath_messages_enqueued_total",
                 "counter",
                 "queue",
-                "Messages taken",
+                "Enqueued messages",
             ),
-            Self::Completed => (
-                "towpath_messages_completed_total",
+            Self::Acked => (
+                "towpath_messages_acked_total",
                 "counter",
                 "queue",
-                "Messages acked",
+                "Acked messages",
             ),
             Self::Retried => (
                 "towpath_messages_retried_total",
@@ -290,31 +290,31 @@ impl Metric {
                 "towpath_messages_dropped_total",
                 "counter",
                 "queue",
-                "Messages expired, purged, or dropped from the dead letters",
+                "Expired and purged messages, and deleted dead letters",
             ),
             Self::Duplicates => (
                 "towpath_messages_duplicate_total",
                 "counter",
                 "queue",
-                "Repeats recognised by their dedup id",
+                "Duplicates dropped by their dedup id",
             ),
             Self::LimitDecisions => (
                 "towpath_limit_decisions_total",
                 "counter",
                 "limit, outcome",
-                "What limits decided, by name or route: allowed, denied, or undecided while their store is away",
+                "Rate limit decisions by limit name or route: allowed, denied, or undecided (store unavailable)",
             ),
             Self::Orders => (
                 "towpath_orders",
                 "gauge",
                 "state",
-                "Orders ever accepted, processed, rejected and notified, where `orders.dashboard` runs",
+                "Accepted, processed, rejected and notified orders in total; exported by `orders.dashboard`",
             ),
             Self::LinesRead => (
                 "lines_read_total",
                 "counter",
                 "",
-                "Lines that `lines.reader` sent or set aside as too long",
+                "Lines that `lines.reader` sent, or moved to the dead letters as too long",
             ),
             Self::LinesWritten => (
                 "lines_written_total",
@@ -326,25 +326,25 @@ impl Metric {
                 "towpath_lines_read_bytes_total",
                 "counter",
                 "",
-                "Bytes of the lines that `lines.reader` sent or set aside as too long, with a newline for each",
+                "Bytes of the lines in `lines_read_total`, newlines included",
             ),
             Self::LineBytesWritten => (
                 "towpath_lines_written_bytes_total",
                 "counter",
                 "",
-                "Bytes of the lines that `lines.writer` wrote and committed, with a newline for each",
+                "Bytes of the lines in `lines_written_total`, newlines included",
             ),
             Self::LineReadFailures => (
                 "towpath_lines_read_failures_total",
                 "counter",
                 "cause",
-                "Attempts of `lines.reader` that failed, and are made again: input (it cannot be read), backend (it takes no lines)",
+                "Failed and retried attempts of `lines.reader`, by cause: input (cannot be read), backend (rejects lines)",
             ),
             Self::InputRead => (
                 "towpath_lines_input_read_bytes",
                 "gauge",
                 "input",
-                "Bytes read of an input file",
+                "Position of the reader in an input file",
             ),
             Self::InputSize => (
                 "towpath_lines_input_size_bytes",
@@ -356,49 +356,49 @@ impl Metric {
                 "towpath_outbox_new_events",
                 "gauge",
                 "",
-                "Events that `accounts.relay` has not sent yet",
+                "Outbox events that `accounts.relay` has not sent yet",
             ),
             Self::OutboxFailed => (
                 "towpath_outbox_failed_events",
                 "gauge",
                 "",
-                "Events that `accounts.relay` has given up: alert on more than none",
+                "Failed outbox events; alert above 0",
             ),
             Self::OutboxOldestAge => (
                 "towpath_outbox_oldest_age_seconds",
                 "gauge",
                 "",
-                "Age of the oldest event that was not sent yet",
+                "Age of the oldest unsent outbox event",
             ),
             Self::FleetAgents => (
                 "towpath_fleet_agents",
                 "gauge",
                 "state",
-                "Agents that are active, stale (not heard of for three intervals), failed to apply a configuration, or share an identity with another process (shared), where `fleet.controller` runs",
+                "Agents by state: active, stale (no request for three intervals), failed (to apply a configuration), shared (identity used by another process too); exported by `fleet.controller`",
             ),
             Self::FleetVersion => (
                 "towpath_fleet_version",
                 "gauge",
                 "",
-                "The newest version of the configuration, where `fleet.controller` runs",
+                "Newest configuration version; exported by `fleet.controller`",
             ),
             Self::StreamLag => (
                 "towpath_stream_lag_messages",
                 "gauge",
                 "stream, group",
-                "Entries that the group has not finished: what to scale its consumers on",
+                "Lag: entries that the group has not finished; scale its consumers by it",
             ),
             Self::StreamPending => (
                 "towpath_stream_pending_messages",
                 "gauge",
                 "stream, group",
-                "Entries in the hands of the group's consumers",
+                "Pending entries: delivered to consumers of the group and not finished",
             ),
             Self::StreamOldestAge => (
                 "towpath_stream_oldest_message_age_seconds",
                 "gauge",
                 "stream, group",
-                "Age of the group's oldest unfinished entry; 0 when there is none",
+                "Age of the group's oldest unfinished entry; 0 without one",
             ),
             Self::BackendUp => (
                 "towpath_backend_up",
@@ -416,51 +416,51 @@ impl Metric {
                 "towpath_backend_refusing",
                 "gauge",
                 "backend, reason",
-                "1 while the backend refuses what would make it grow, because the disk or the memory is low",
+                "1 while the backend rejects writes because disk or memory is low",
             ),
             Self::DiskStalled => (
                 "towpath_disk_stalled_seconds",
                 "gauge",
                 "disk",
-                "For how long the disk of a store, database or output has not answered, once that is longer than `server.disk_timeout`; 0 while it answers",
+                "Time since a disk of a store, database or output last responded, once above `server.disk_timeout`; 0 otherwise",
             ),
             Self::DiskFree => (
                 "towpath_disk_free_bytes",
                 "gauge",
                 "folder",
-                "Room left on a disk that is written to, by the first of the folders on it",
+                "Free space of the disk that holds the folder",
             ),
             Self::DiskSize => (
                 "towpath_disk_size_bytes",
                 "gauge",
                 "folder",
-                "Size of a disk that is written to",
+                "Size of the disk that holds the folder",
             ),
             Self::BuildInfo => ("towpath_build_info", "gauge", "version", "Always 1"),
             Self::ProcessCpu => (
                 "process_cpu_seconds_total",
                 "counter",
                 "",
-                "Processor time used, user and system",
+                "CPU time, user and system",
             ),
             Self::ProcessMemory => (
                 "process_resident_memory_bytes",
                 "gauge",
                 "",
-                "Memory in use",
+                "Resident memory",
             ),
             Self::ProcessOpenFds => ("process_open_fds", "gauge", "", "Open file descriptors"),
             Self::ProcessMaxFds => (
                 "process_max_fds",
                 "gauge",
                 "",
-                "Most file descriptors the process may open",
+                "Limit of open file descriptors",
             ),
             Self::ProcessStart => (
                 "process_start_time_seconds",
                 "gauge",
                 "",
-                "When the process started, in seconds since 1970",
+                "Start time of the process since the Unix epoch",
             ),
         }
     }

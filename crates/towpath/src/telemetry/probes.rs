@@ -1,4 +1,4 @@
-//! Health: what is well, what is not, and whether the process is starting, serving or draining.
+//! Health checks, and whether the process is starting, serving or draining.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,11 +26,11 @@ pub enum Phase {
     Starting,
     /// Works.
     Serving,
-    /// Finishes what is under way.
+    /// Completes work in progress.
     Draining,
 }
 
-/// What a role reports on, each by itself.
+/// Parts of a role that report separately.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
     /// The role as a whole.
@@ -104,7 +104,7 @@ pub struct CheckedBackend {
 
 /// The state of a role.
 pub struct CheckedRole {
-    /// What is wrong, by source.
+    /// Faults by source.
     pub faults: BTreeMap<Source, String>,
     /// Notes on a role that works.
     pub notes: Vec<String>,
@@ -158,12 +158,12 @@ impl Health {
         self.role(role, |role| role.needs.push(needed));
     }
 
-    /// A role's condition as a whole: what is wrong, or nothing.
+    /// A role's condition as a whole: its fault, or `None`.
     pub fn set(&self, role: &str, problem: Option<String>) {
         self.report(role, Source::Role, problem);
     }
 
-    /// One side of a role's condition: what is wrong, or nothing.
+    /// One part of a role's condition: its fault, or `None`.
     pub fn report(&self, role: &str, source: Source, problem: Option<String>) {
         self.role(role, |role| match problem {
             Some(problem) => drop(role.faults.insert(source, problem)),
@@ -176,7 +176,7 @@ impl Health {
         self.role(role, |role| role.notes = notes);
     }
 
-    /// What is wrong with a role by its own report.
+    /// The fault that a role reports.
     pub fn problem(&self, role: &str) -> Option<String> {
         let inner = self.lock();
         inner.roles.get(role)?.faults.values().next().cloned()
@@ -343,7 +343,7 @@ impl Checked {
         }
     }
 
-    /// What is wrong with the role itself.
+    /// The fault of the role itself.
     fn fault(&self, name: &str) -> Option<String> {
         let role = self.roles.get(name)?;
         let refusing = role.needs.iter().find_map(|(part, need)| {
@@ -369,7 +369,7 @@ impl Checked {
         needs.find_map(|(part, need)| self.unmet(part, *need))
     }
 
-    /// Why what a role needs of a part cannot be had.
+    /// Why a dependency of a role is unavailable.
     fn unmet(&self, part: &str, need: Need) -> Option<String> {
         let backend = self.backends.iter().find(|backend| backend.url == part);
         if let Some(backend) = backend {

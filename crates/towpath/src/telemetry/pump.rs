@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
+use towpath_core::log_throttle::LogThrottle;
 use towpath_core::port::queue::Verdict;
-use towpath_core::reminder::Reminder;
 use towpath_core::{Clock, Delivery, Timestamp};
 use tracing::warn;
 
@@ -24,21 +24,21 @@ pub struct PumpMetrics {
     end_to_end: Histogram,
     clock: Arc<dyn Clock>,
     queue: String,
-    reminders: Arc<Reminders>,
+    throttles: Arc<LogThrottles>,
 }
 
 /// When failed deliveries and dead letters were logged.
-struct Reminders {
-    failed: Reminder,
-    dead: Reminder,
+struct LogThrottles {
+    failed: LogThrottle,
+    dead: LogThrottle,
 }
 
-impl Default for Reminders {
+impl Default for LogThrottles {
     fn default() -> Self {
         Self {
-            failed: Reminder::new(),
+            failed: LogThrottle::new(),
             // Each is a line, but for floods.
-            dead: Reminder::each(Duration::from_secs(1)),
+            dead: LogThrottle::with_interval(Duration::from_secs(1)),
         }
     }
 }
@@ -56,7 +56,7 @@ impl PumpMetrics {
             end_to_end: metrics.end_to_end(queue),
             clock,
             queue: queue.to_owned(),
-            reminders: Arc::default(),
+            throttles: Arc::default(),
         }
     }
 
@@ -86,14 +86,14 @@ impl PumpMetrics {
             // Without the reason: it may repeat the payload, and is kept with the message.
             Verdict::Retry { .. } => {
                 self.retry.inc();
-                if let Some(count) = self.reminders.failed.count() {
+                if let Some(count) = self.throttles.failed.count() {
                     let attempt = delivery.attempt;
                     warn!(queue = self.queue, count, attempt, "deliveries failed");
                 }
             }
             Verdict::DeadLetter { reason } => {
                 self.reject.inc();
-                if let Some(count) = self.reminders.dead.count() {
+                if let Some(count) = self.throttles.dead.count() {
                     let (id, attempts) = (delivery.message.id, delivery.attempt);
                     let (queue, reason) = (&self.queue, summary(reason));
                     warn!(queue, %id, attempts, reason, count, "message became a dead letter");

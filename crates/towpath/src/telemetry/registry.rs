@@ -120,11 +120,11 @@ struct Group {
 pub struct RefusedConnections {
     /// Over the limit of connections.
     pub over_limit: Counter,
-    /// Not accepted, for want of descriptors and the like.
+    /// Not accepted, for lack of descriptors and the like.
     pub failed: Counter,
 }
 
-/// How long a backend may take to say how it is, before a scrape goes on without it.
+/// How long a backend may take to say how it is, before a scrape continues without it.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
@@ -536,8 +536,8 @@ impl QueueFamilies {
     fn register(registry: &mut Registry) -> Self {
         let gauges: [(Metric, Number); 8] = [
             (Metric::QueueReady, |stats| Some(stats.ready)),
-            (Metric::QueueInFlight, |stats| Some(stats.leased)),
-            (Metric::QueueScheduled, |stats| Some(stats.delayed)),
+            (Metric::QueueLeased, |stats| Some(stats.leased)),
+            (Metric::QueueDelayed, |stats| Some(stats.delayed)),
             (Metric::QueueDead, |stats| Some(stats.dead)),
             (Metric::QueueOldestAge, |stats| {
                 Some(stats.oldest_age.unwrap_or_default().as_secs())
@@ -554,7 +554,7 @@ impl QueueFamilies {
         ];
         let counters: [(Metric, Number); 5] = [
             (Metric::Enqueued, |stats| Some(stats.enqueued)),
-            (Metric::Completed, |stats| Some(stats.acked)),
+            (Metric::Acked, |stats| Some(stats.acked)),
             (Metric::Retried, |stats| Some(stats.retried)),
             (Metric::Dropped, |stats| Some(stats.dropped)),
             (Metric::Duplicates, |stats| Some(stats.duplicates)),

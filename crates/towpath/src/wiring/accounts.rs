@@ -35,7 +35,7 @@ const WATCH: Duration = Duration::from_secs(2);
 const TRIM: Duration = Duration::from_secs(5);
 const KEPT_EVENTS: u64 = 1_000_000;
 
-/// How often what is over its time is looked for, and how much of it goes at once.
+/// Interval and batch size of the removal of expired rows.
 const TEND: Duration = Duration::from_secs(60);
 const PURGE: usize = 1_000;
 
@@ -195,7 +195,7 @@ impl Accounts {
         );
     }
 
-    /// Lets go of what is over its time.
+    /// Removes expired rows.
     fn tend(self, process: &mut Process<'_>) {
         let config = &process.config.accounts;
         let (retention, window) = (config.retention, config.idempotency_window);
@@ -281,13 +281,13 @@ pub(super) async fn route_limits(
     Layer::new(limiter, &config.route_limits, &config.trusted_proxies).map(Some)
 }
 
-/// Says what is new about a backlog that an operator has to know.
+/// Logs news about a backlog.
 fn warn_of(before: &Backlog, now: &Backlog) {
     if now.failed > before.failed {
         let failed = now.failed;
         warn!(
             failed,
-            "events were given up: see `towpath outbox ls --status FAILED`"
+            "failed events: see `towpath outbox ls --status FAILED`"
         );
     }
     if let Some(position) = now.ahead.filter(|_| before.ahead.is_none()) {

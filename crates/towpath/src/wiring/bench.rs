@@ -1,4 +1,4 @@
-//! APIs by themselves, and an ingest API written by hand in the place of ours, for `towpath bench`.
+//! APIs without workers, and a hand-written ingest API for comparison, for `towpath bench`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ const LIMITS: Limits = Limits {
     batch_bytes: 256 << 20,
 };
 
-/// A running API with nobody who works on its queue.
+/// A running API without a worker on its queue.
 pub struct BenchApi {
     /// Where it listens.
     pub address: SocketAddr,

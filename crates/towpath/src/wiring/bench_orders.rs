@@ -1,4 +1,4 @@
-//! The orders app by itself, without HTTP, for `towpath bench compare`.
+//! The orders app without HTTP, for `towpath bench compare`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,16 +31,16 @@ const BATCH: usize = 100;
 const LEASE: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the record of a finished order stays.
+/// Retention of a finished order's record.
 const RETENTION: Duration = Duration::from_secs(60);
 
-/// The gateway, and a processor and a notifier that work while somebody waits for what they did.
+/// The gateway, and a processor and a notifier that run while the caller waits for their results.
 pub struct BenchOrders {
     gateway: Gateway,
     workers: Mutex<Option<Workers>>,
 }
 
-/// The two pumps, and the ids of the orders whose customers were told.
+/// The two pumps, and the ids of the orders whose customers were notified.
 struct Workers {
     stop: CancellationToken,
     pumps: JoinSet<Result<()>>,
@@ -48,7 +48,7 @@ struct Workers {
 }
 
 impl Workers {
-    /// Ends both; what was told meanwhile.
+    /// Ends both; returns the notifications meanwhile.
     async fn end(mut self) -> Result<Vec<Bytes>> {
         self.stop.cancel();
         while let Some(pump) = self.pumps.join_next().await {
@@ -89,7 +89,7 @@ impl BenchOrders {
             let stats = desk.queue.stats(&QueueName::new(name)?).await?;
             if stats.ready + stats.delayed + stats.leased > 0 {
                 return Err(Error::conflict(format!(
-                    "`{name}` holds messages of somebody; measure orders on servers of their own"
+                    "`{name}` holds messages of another client; measure orders on separate servers"
                 )));
             }
         }
@@ -109,11 +109,11 @@ impl BenchOrders {
         self.gateway.take(text.as_bytes()).await
     }
 
-    /// Ids of up to `max` orders whose customers were told. Processor and notifier run from the first call until
+    /// Ids of up to `max` orders whose customers were notified. Processor and notifier run from the first call until
     /// nothing came for `wait`.
     ///
     /// # Errors
-    /// Those of a pump that cannot go on.
+    /// Those of a pump that cannot continue.
     pub async fn told(&self, max: usize, wait: Duration) -> Result<Vec<Bytes>> {
         let mut held = self.workers.lock().await;
         let workers = match &mut *held {
@@ -192,7 +192,7 @@ impl Handler for Telling {
         if matches!(outcome, Outcome::Done | Outcome::Settled)
             && let Ok(Told { id }) = serde_json::from_slice(&delivery.message.payload)
         {
-            // Nobody listens only when the measurement is over.
+            // The receiver is dropped only when the measurement is over.
             self.tell.send(id.into()).ok();
         }
         outcome

@@ -1,4 +1,4 @@
-//! A relay by itself, for `towpath bench`.
+//! A relay alone, for `towpath bench`.
 
 use std::sync::Arc;
 use std::time::Duration;

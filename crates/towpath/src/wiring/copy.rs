@@ -23,7 +23,7 @@ use crate::telemetry::{Health, Metrics, PumpMetrics};
 const LINES: usize = 2_000;
 const BYTES: usize = 1 << 20;
 
-/// How often progress is told.
+/// Interval of progress reports.
 const TELL: Duration = Duration::from_millis(100);
 
 /// Longer than any copy takes.
@@ -50,7 +50,7 @@ impl Copy {
     /// The stream has a name of its own and is emptied again. A backend without positions of sources is refused.
     ///
     /// # Errors
-    /// Those of the backend, and of a reader or writer that cannot go on.
+    /// Those of the backend, and of a reader or writer that cannot continue.
     pub async fn run(self, mut tell: impl FnMut(u64, u64)) -> Result<()> {
         let backend = open(&self.via).await?;
         let stream = backend.require_stream("lines copy")?;
@@ -60,7 +60,7 @@ impl Copy {
         let group = GroupName::new("copy")?;
         let lines = metrics.lines();
         let (read, written) = (lines.read.clone(), lines.written.clone());
-        let positions = backend.require_positions("lines copy")?;
+        let positions = backend.require_source_offsets("lines copy")?;
         let reader = Reader {
             role: "lines copy",
             settings: Settings {

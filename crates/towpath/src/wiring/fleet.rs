@@ -10,12 +10,13 @@ use tracing::{info, warn};
 use super::Role;
 use super::migrated::Migrated;
 use super::opened::Opened;
-use super::process::{Door, Process, condition};
+use super::process::{Door, Process, condition, sites};
 use crate::apps::fleet::{
     Agent, CALLBACK_QUEUE, Callbacks, Controller, Destinations, HIT_QUEUE, Hits, KEY_FILE, Keys,
     Place, Tasks, Worker, controller_queries, controller_routes, kept_key, worker_queries,
     worker_routes,
 };
+use crate::auth::Table;
 use crate::config;
 use crate::documents::{Part, document};
 use crate::http::error::Form;
@@ -30,7 +31,7 @@ const CONTROLLER: &str = "fleet.controller";
 const AGENT: &str = "fleet.agent";
 const WORKER: &str = "fleet.worker";
 
-/// Where the roles listen when nobody says where. The ports are the reference system's.
+/// Default listen addresses. The ports are the reference system's.
 const CONTROLLER_LISTEN: &str = ":6001";
 const WORKER_LISTEN: &str = ":6002";
 
@@ -119,7 +120,7 @@ impl Fleet {
         let (worker, tasks) = (tools.worker.clone(), tools.tasks.clone());
         let calls = LastCall::default();
         process.health.watch_calls(WORKER, calls.clone());
-        let entry = (config.entry, process.sites());
+        let entry = (config.entry, sites(process.config));
         let routes = worker_routes(worker, tasks, self.keys.clone(), entry, calls);
         let secrets = config
             .callback_secrets
@@ -127,7 +128,7 @@ impl Fleet {
             .map(|secret| crate::sink::signing_key(secret.expose()));
         let (tasks, guard) = (&tools.tasks, &tools.guard);
         let clock = Arc::clone(&process.clock);
-        // A URL of a task is no condition of the role.
+        // A URL of a task does not affect the role's readiness.
         let observer = process.counter(WORKER);
         let destinations = Destinations::new(config.limits.patience, clock, observer);
         let hits = Hits::new(
@@ -160,7 +161,10 @@ impl Fleet {
         };
         let document = document("Towpath fleet worker", &[Part::Worker]);
         let edge = process.patient_edge().form(Form::Envelope);
-        let edge = edge.queries(worker_queries()).document(&document);
+        let edge = edge
+            .queries(worker_queries())
+            .document(&document)
+            .guard(process.guard.clone(), Table::of(&[Part::Worker]));
         process.open(door, routes, edge).await
     }
 
@@ -172,7 +176,7 @@ impl Fleet {
             let mut listeners = process.listeners.iter();
             match listeners.find(|(name, _)| is_plain && *name == role) {
                 Some((_, address)) => Some(url(*address)),
-                // `up` talks to nobody that it was not told about.
+                // `up` connects only to configured servers.
                 None => (!process.is_everything()).then(|| format!("http://localhost{default}")),
             }
         };
@@ -234,7 +238,7 @@ fn keys(config: &config::Config) -> Result<Keys> {
     if is_new {
         info!(
             file = %config.data_dir.join(KEY_FILE).display(),
-            "an API key of the fleet was made, for want of `API_KEY`"
+            "`API_KEY` is not set; generated a fleet API key"
         );
     }
     Ok(Keys::new(vec![key]))
@@ -272,7 +276,10 @@ async fn control(controller: &Controller, process: &mut Process<'_>) -> Result<(
     };
     let document = document("Towpath fleet controller", &[Part::Controller]);
     let edge = process.patient_edge().form(Form::Envelope);
-    let edge = edge.queries(controller_queries()).document(&document);
+    let edge = edge
+        .queries(controller_queries())
+        .document(&document)
+        .guard(process.guard.clone(), Table::of(&[Part::Controller]));
     process
         .open(door, controller_routes(controller.clone()), edge)
         .await

@@ -76,12 +76,12 @@ impl Ingest {
         Ok(())
     }
 
-    /// Tells the queue its settings; when the backend is away, as soon as it is back.
+    /// Declares the queue with its settings, as soon as the backend is available.
     async fn declare(&self, process: &mut Process<'_>) -> Result<()> {
         let settings = process.config.queue_settings();
         match self.queue.declare(&self.name, &settings).await {
             Err(error) if error.kind() == ErrorKind::Unavailable => {
-                warn!(error = error.chain(), "the backend is away");
+                warn!(error = error.chain(), "backend unreachable");
                 let (queue, name) = (Arc::clone(&self.queue), self.name.clone());
                 let supervisor = &mut process.supervisor;
                 supervisor.start("declare", Stage::Maintain, OnFailure::Restart, move |_| {
@@ -121,7 +121,7 @@ impl Ingest {
                 Stage::Deliver,
                 OnFailure::Restart,
                 move |stop| {
-                    // A consumer of its own for each start, so that what a dead one held is told apart.
+                    // A consumer of its own for each start, so that leases of a dead one are distinguished.
                     let consumer = ConsumerId::unique(WORKER);
                     let (queue, name, work, metrics, health) = (
                         Arc::clone(&queue),

@@ -36,7 +36,7 @@ const OUTPUT: &str = "output.txt";
 /// Most bytes of lines in one step.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// What is in `data.dir` and no pattern of inputs matches: stores, databases and keys.
+/// Files in `data.dir` that no input pattern matches: stores, databases and keys.
 const PRIVATE: [&str; 10] = [
     "LOCK",
     "accounts.db",
@@ -147,7 +147,7 @@ impl Lines {
         let reader = Reader {
             role: READER,
             settings,
-            positions: self.backend.require_positions(READER)?,
+            positions: self.backend.require_source_offsets(READER)?,
             streams: Arc::clone(&self.stream),
             health: process.health.clone(),
             metrics: process.metrics.lines(),
@@ -221,7 +221,7 @@ impl Lines {
             };
             async move {
                 pump.run(&stop).await?;
-                // What was given back at the end is for others at once.
+                // Entries released at the end are available to others at once.
                 inlet.disconnect().await.map(drop)
             }
         });
@@ -254,7 +254,7 @@ impl Lines {
     }
 }
 
-/// What is followed: paths and patterns.
+/// Followed paths and patterns.
 fn inputs(config: &Config) -> Vec<String> {
     let first = config.input.iter().map(|path| path.display().to_string());
     let all: Vec<String> = first.chain(config.inputs.iter().cloned()).collect();

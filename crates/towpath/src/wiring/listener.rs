@@ -52,7 +52,7 @@ async fn bind_all(port: &str) -> std::io::Result<TcpListener> {
     TcpListener::bind(format!("0.0.0.0:{port}")).await
 }
 
-/// The bounds of a listener with so many connections, with the configured certificate if there is one.
+/// The bounds of a listener with this many connections, with the configured certificate if there is one.
 pub(super) fn limits(config: &Config, connections: usize) -> Result<http::Limits> {
     let tls = match (&config.tls_certificate, &config.tls_key) {
         (Some(certificate), Some(key)) => Some(Arc::new(Tls::load(certificate, key)?)),

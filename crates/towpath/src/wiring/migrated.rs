@@ -11,7 +11,7 @@ use super::backends::migrate;
 use crate::supervisor::Stop;
 use crate::telemetry::Health;
 
-/// How long the start waits for a database.
+/// Timeout of the start for a database.
 const START: Duration = Duration::from_secs(3);
 
 /// How soon it is asked again, and how often one that answers is asked whether it accepts changes.

@@ -1,4 +1,4 @@
-//! The backends of a process: one for each URL, whoever names it.
+//! The backends of a process: one for each URL.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use towpath_core::{Clock, Result};
 
 use crate::config::Secret;
 
-/// What was opened so far.
+/// Opened backends.
 pub(super) struct Opened {
     clock: Arc<dyn Clock>,
     backends: Vec<(Secret, Backend)>,

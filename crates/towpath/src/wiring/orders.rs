@@ -14,6 +14,7 @@ use crate::apps::orders::{
     REJECTIONS, Topology, dashboard_queries, dashboard_routes, gateway_routes, stock_queries,
     stock_routes,
 };
+use crate::auth::Table;
 use crate::config::{self, ChannelKind, Secret};
 use crate::documents::{Part, document};
 use crate::inlet::QueueInlet;
@@ -29,7 +30,7 @@ const NOTIFIER: &str = "orders.notifier";
 const REJECTER: &str = "orders.notifier.rejected";
 const DASHBOARD: &str = "orders.dashboard";
 
-/// Where the dashboard listens when nobody says where. The port is the reference system's.
+/// Default listen address of the dashboard. The port is the reference system's.
 const DASHBOARD_LISTEN: &str = ":8081";
 
 const ROLES: [Role; 4] = [
@@ -132,8 +133,12 @@ impl Orders {
             default: DASHBOARD_LISTEN,
         };
         let queries = dashboard_queries().into_iter().chain(stock_queries());
-        let document = document("Towpath orders", &[Part::Dashboard, Part::Stock]);
-        let edge = process.edge().queries(queries).document(&document);
+        let parts = [Part::Dashboard, Part::Stock];
+        let edge = process
+            .edge()
+            .queries(queries)
+            .document(&document("Towpath orders", &parts))
+            .guard(process.guard.clone(), Table::of(&parts));
         process.open(door, router, edge).await
     }
 }
@@ -243,12 +248,12 @@ impl Orders {
         let metrics = PumpMetrics::new(&process.metrics, queue, Arc::clone(&self.desk.clock));
         let supervisor = &mut process.supervisor;
         supervisor.start(role, Stage::Deliver, OnFailure::Restart, move |stop| {
-            // A consumer of its own for each start, so that what a dead one held is told apart.
+            // A consumer of its own for each start, so that leases of a dead one are distinguished.
             let consumer = ConsumerId::unique(role);
             let (desk, health, name) = (desk.clone(), health.clone(), name.clone());
             let (handling, metrics) = (handling.clone(), metrics.clone());
             async move {
-                // Whoever starts first makes the queues, so that nothing is lost before the others run.
+                // The role that starts first declares the queues, so that nothing is lost before the others run.
                 desk.topology.declare().await?;
                 if name.as_str() == REJECTIONS {
                     desk.topology.declare_rejections().await?;

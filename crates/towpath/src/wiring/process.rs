@@ -16,13 +16,16 @@ use super::listener::{Listener, bind};
 use super::migrated::Migrated;
 use super::run::closing_time;
 use super::stalls::Stalls;
+use crate::admin;
+use crate::auth::{Guard, KeyFile};
 use crate::config::{Config, Secret};
 use crate::disk::{Floor, folder_of};
-use crate::http::net::Net;
+use crate::http::net;
 use crate::http::{Cors, Edge, Hosts, Intake, Sites, descriptors, wrap};
 use crate::pump::{Alone, Condition, Destination, Observer, PATIENCE, Side};
-use crate::supervisor::{Stage, Supervisor};
+use crate::supervisor::{OnFailure, Stage, Supervisor};
 use crate::telemetry::{Health, Metrics, Need, Source};
+use crate::token::Token;
 
 /// A process that is being started.
 pub(super) struct Process<'a> {
@@ -38,6 +41,8 @@ pub(super) struct Process<'a> {
     pub(super) connections: usize,
     /// What may wait for a disk.
     pub(super) stalls: Stalls,
+    /// Checks the keys of every listener.
+    pub(super) guard: Guard,
     /// The listeners of single roles.
     pub(super) listeners: Vec<(&'static str, SocketAddr)>,
 }
@@ -48,27 +53,48 @@ pub(super) struct Door<'a> {
     pub(super) role: &'static str,
     /// The key that says where.
     pub(super) key: &'static str,
-    /// What it says, if anything.
+    /// Its warning, if any.
     pub(super) asked: Option<&'a str>,
-    /// Where the role listens when nobody says where.
+    /// Default listen address of the role.
     pub(super) default: &'static str,
 }
 
 impl<'a> Process<'a> {
     /// To be called before anything opens files: it raises their limit.
-    pub(super) fn new(config: &'a Config, roles: &'a [Role], clock: Arc<dyn Clock>) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// `Invalid` or `Unavailable` when the key file or the token cannot be used.
+    pub(super) fn new(
+        config: &'a Config,
+        roles: &'a [Role],
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self> {
+        let token = Token::kept_in(&config.data_dir, admin::TOKEN_FILE)?;
+        let keys = KeyFile::open(config.key_file.clone())?;
+        let guard = Guard::new(
+            config.auth,
+            keys.clone(),
+            token,
+            sites(config),
+            Arc::clone(&clock),
+        );
+        let mut supervisor = Supervisor::new(config.drain - closing_time(config.drain));
+        supervisor.start("keys", Stage::Observe, OnFailure::Restart, move |stop| {
+            keys.clone().watch(stop)
+        });
+        Ok(Self {
             config,
             roles,
             clock,
             metrics: Metrics::new(),
             health: Health::new(),
-            supervisor: Supervisor::new(config.drain - closing_time(config.drain)),
+            supervisor,
             alone: Alone::default(),
             connections: max_connections(config),
             stalls: Stalls::default(),
+            guard,
             listeners: Vec::new(),
-        }
+        })
     }
 
     /// The state of a destination that messages of `role` go to, as health and metrics show it.
@@ -137,37 +163,18 @@ impl<'a> Process<'a> {
         self.edge_of(self.config.max_in_flight)
     }
 
-    /// The same for routes whose requests wait for news: as many may be in hand as there are connections.
+    /// The same for routes whose requests wait for news: as many may be in flight as there are connections.
     pub(super) fn patient_edge(&self) -> Edge {
         self.edge_of(self.connections)
     }
 
     fn edge_of(&self, in_flight: usize) -> Edge {
         let intake = Intake::new(self.config.body_timeout, self.config.max_body_memory);
-        let sites = self.sites();
+        let sites = sites(self.config);
         Edge::new(self.metrics.clone(), in_flight, intake)
             .patience(self.config.disk_timeout)
             .secure(self.config.tls_certificate.is_some())
             .gate(move |head| sites.check(head))
-    }
-
-    /// Which requests of web pages and of this machine the listeners of roles serve.
-    pub(super) fn sites(&self) -> Sites {
-        let config = self.config;
-        let listens = [
-            &config.orders.dashboard_listen,
-            &config.fleet.controller_listen,
-            &config.fleet.worker_listen,
-        ];
-        let named = listens.into_iter().flatten().chain(&config.hosts);
-        let named: Vec<String> = named.cloned().collect();
-        let hosts = Hosts::new(&config.listen, "server.hosts", &named);
-        let proxies = config.trusted_proxies.iter();
-        Sites::new(
-            hosts.or_labels(),
-            proxies.filter_map(|text| Net::parse(text)).collect(),
-        )
-        .allowing(&config.cors_origins)
     }
 
     /// What an output on the disk of this backend leaves to it.
@@ -189,7 +196,7 @@ impl<'a> Process<'a> {
         Migrated::open(database).await
     }
 
-    /// Opens a role's own listener. `up` goes on without it when nobody asked for the port and it is taken.
+    /// Opens a role's own listener. `up` continues without it when the default port is in use.
     pub(super) async fn open(&mut self, door: Door<'_>, router: Router, edge: Edge) -> Result<()> {
         let socket = match bind(door.key, door.asked.unwrap_or(door.default)).await {
             Err(error) if door.asked.is_none() && self.is_everything() => {
@@ -214,6 +221,24 @@ impl<'a> Process<'a> {
         self.listeners.push((door.role, address));
         Ok(())
     }
+}
+
+/// Which requests of web pages and of this machine the listeners of roles serve.
+pub(super) fn sites(config: &Config) -> Sites {
+    let listens = [
+        &config.orders.dashboard_listen,
+        &config.fleet.controller_listen,
+        &config.fleet.worker_listen,
+    ];
+    let named = listens.into_iter().flatten().chain(&config.hosts);
+    let named: Vec<String> = named.cloned().collect();
+    let hosts = Hosts::new(&config.listen, "server.hosts", &named);
+    let proxies = config.trusted_proxies.iter();
+    Sites::new(
+        hosts.or_labels(),
+        proxies.filter_map(|text| net::parse(text)).collect(),
+    )
+    .allowing(&config.cors_origins)
 }
 
 /// Shows in health how the pump of a task works, on behalf of a role.

@@ -10,6 +10,7 @@ use super::listener::{Listener, bind, limits};
 use super::process::Process;
 use crate::apps::accounts::{LIMIT_FORMS, Layer, limited};
 use crate::apps::orders::Topology;
+use crate::auth::Table;
 use crate::documents::{Part, document};
 use crate::http::{self, Asking, BodyLimit, Cors, wrap};
 use crate::supervisor::{OnFailure, Stage, Stop};
@@ -74,6 +75,7 @@ impl Public {
             .queries(self.queries)
             .forms(LIMIT_FORMS)
             .document(&document("Towpath", &self.parts))
+            .guard(process.guard.clone(), Table::of(&self.parts))
             .cors(Cors::new(&config.cors_origins, config.cors_max_age)?);
         let router = wrap(routes, edge);
         if let Some((role, topology)) = self.waits_for {
@@ -82,7 +84,7 @@ impl Public {
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     warn!(
                         error = error.chain(),
-                        "the broker is away, the public port opens when it is there"
+                        "broker unreachable; the public listener opens once it responds"
                     );
                     process.health.set(role, Some(error.chain()));
                     let late = Late {
@@ -116,7 +118,7 @@ impl Public {
     }
 }
 
-/// The public listener of a role whose broker was away at the start.
+/// The public listener of a role whose broker was unavailable at the start.
 #[derive(Clone)]
 struct Late {
     router: Router,

@@ -37,7 +37,7 @@ pub enum Role {
     FleetWorker,
 }
 
-/// Role, its name, the bare name of the reference process, what it does.
+/// Role, its name, the bare name of the reference process, description.
 const ROLES: &[(Role, &str, &str, &str)] = &[
     (
         Role::IngestApi,
@@ -91,31 +91,31 @@ const ROLES: &[(Role, &str, &str, &str)] = &[
         Role::AccountsApi,
         "accounts.api",
         "unified-server",
-        "users, and limits that callers share, over HTTP",
+        "serves users and rate limits over HTTP",
     ),
     (
         Role::AccountsRelay,
         "accounts.relay",
         "relay",
-        "hands the events of users to a broker",
+        "publishes outbox events to a broker",
     ),
     (
         Role::FleetController,
         "fleet.controller",
         "controller",
-        "keeps the configuration of agents, and who has which",
+        "publishes configurations and tracks agents",
     ),
     (
         Role::FleetAgent,
         "fleet.agent",
         "agent",
-        "brings the configuration to its workers",
+        "applies the configuration to its workers",
     ),
     (
         Role::FleetWorker,
         "fleet.worker",
         "fleet.worker",
-        "asks the configured URL on request, and keeps the results",
+        "runs HTTP tasks and stores their results",
     ),
 ];
 
@@ -145,7 +145,7 @@ impl Role {
         name.split('.').next().unwrap_or(name)
     }
 
-    /// What it does, in a few words.
+    /// Short description.
     pub fn summary(self) -> &'static str {
         self.row().3
     }

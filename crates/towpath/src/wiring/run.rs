@@ -24,7 +24,6 @@ use crate::http::Hosts;
 use crate::problems::{Limits, Problems};
 use crate::supervisor::{Ending, OnFailure, Report, Stage, Supervisor};
 use crate::telemetry::Health;
-use crate::token::Token;
 
 /// Open connections of the admin interface: operators, a scraper, probes.
 const ADMIN_CONNECTIONS: usize = 128;
@@ -57,7 +56,7 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
     {
         return Err(error);
     }
-    let mut process = Process::new(config, roles, clock());
+    let mut process = Process::new(config, roles, clock())?;
     let mut opened = Opened::new(Arc::clone(&process.clock));
     let ingest = Ingest::open(&process, &mut opened).await?;
     let orders = Orders::open(&process, &mut opened).await?;
@@ -85,7 +84,7 @@ pub async fn start(config: &Config, roles: &[Role], with_demo: bool) -> Result<S
         backends.clone(),
         orders.as_ref().map(Orders::desk),
         accounts.as_ref().map(Accounts::outbox),
-        Token::kept_in(&config.data_dir, admin::TOKEN_FILE)?,
+        process.guard.clone(),
         process.health.clone(),
         process.metrics.clone(),
         problems.clone(),
@@ -180,7 +179,7 @@ fn last_moment(drain: Duration) -> Duration {
     (drain / 20).min(Duration::from_millis(500))
 }
 
-/// Whether the configured ports are free. Ports that are not configured may be taken: `up` goes on without those listeners.
+/// Whether the configured ports are free. Ports that are not configured may be taken: `up` continues without those listeners.
 async fn try_ports(config: &Config, roles: &[Role]) -> Result<()> {
     bind("server.admin", &config.admin).await?;
     let runs = |role: &Role| roles.contains(role);

@@ -77,7 +77,7 @@ impl Disk {
         }
     }
 
-    /// Looks once, and says what has changed.
+    /// Checks once, and logs changes.
     fn look(&mut self, timeout: Duration, metrics: &Metrics) {
         let stalled = (self.waits)().filter(|lasts| *lasts >= timeout);
         match (self.stalled, stalled) {

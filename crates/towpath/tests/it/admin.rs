@@ -33,7 +33,7 @@ fn every_refusal_is_a_problem_document() {
     let bearer = world.bearer();
     let token = ("authorization", bearer.as_str());
     let json = ("content-type", "application/json");
-    let requeue = "/v1/queues/messages/dead-letters/requeue";
+    let redrive = "/v1/queues/messages/dead-letters/redrive";
     for (method, path, headers, body, status) in [
         ("GET", "/nothing", &[token][..], "", 404),
         // Without a route of its own a path is unknown before its token is looked at.
@@ -52,10 +52,18 @@ fn every_refusal_is_a_problem_document() {
         ("GET", "/v1/queues/%ff", &[token], "", 400),
         ("GET", "/v1/queues/a%2f..%2fb", &[token], "", 404),
         ("GET", "/v1/queues/%00", &[token], "", 400),
-        ("POST", requeue, &[token], "{}", 415),
-        ("POST", requeue, &[token, json], "{", 400),
-        ("POST", requeue, &[token, json], "{\"all\":1}", 422),
-        ("POST", requeue, &[token, json], "{}", 400),
+        ("POST", redrive, &[token], "{}", 415),
+        ("POST", redrive, &[token, json], "{", 400),
+        ("POST", redrive, &[token, json], "{\"all\":1}", 422),
+        ("POST", redrive, &[token, json], "{}", 400),
+        // The path of version 0.1.
+        (
+            "POST",
+            "/v1/queues/messages/dead-letters/requeue",
+            &[token, json],
+            "{}",
+            400,
+        ),
         (
             "POST",
             "/v1/queues/messages/messages",
@@ -80,9 +88,9 @@ fn every_refusal_is_a_problem_document() {
     }
     let large = vec![b' '; (1 << 20) + 1];
     let answer = client
-        .send("POST", requeue, &[token, json], &large)
+        .send("POST", redrive, &[token, json], &large)
         .unwrap();
-    problem(&answer, 413, requeue);
+    problem(&answer, 413, redrive);
 }
 
 #[test]

@@ -188,7 +188,7 @@ fn every_scaler_reads_what_was_recorded_and_no_more() {
     }
 }
 
-/// Both processes report this backlog, and both scalers of the role see it once and want so many pods.
+/// Both processes report this backlog, and both scalers of the role see it once and want this many pods.
 fn wants(prometheus: &Prometheus, (role, series): (&str, &str), backlog: f64, replicas: f64) {
     let reports = format!("count({series} == {backlog})");
     wait_until(&reports, Duration::from_secs(60), || {

@@ -254,7 +254,7 @@ fn a_restore_over_something_says_what_to_do() {
     }
 }
 
-/// Enqueues until told to end, and counts what was acknowledged.
+/// Enqueues until told to end, and counts everything acknowledged.
 fn load(world: &World) -> (Arc<AtomicBool>, std::thread::JoinHandle<u64>) {
     let (ends, address) = (Arc::new(AtomicBool::new(false)), world.http);
     let ended = Arc::clone(&ends);

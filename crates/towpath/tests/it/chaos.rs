@@ -36,7 +36,7 @@ fn killed_at_random_every_acknowledged_message_is_written_once() {
 }
 
 #[test]
-fn killed_at_random_while_it_goes_on_with_a_store_of_an_older_format() {
+fn killed_at_random_while_it_continues_with_a_store_of_an_older_format() {
     let samples =
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../backends/tests/samples");
     let mut versions: Vec<_> = std::fs::read_dir(samples)

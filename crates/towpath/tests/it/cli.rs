@@ -45,7 +45,7 @@ fn alone_it_shows_its_commands_in_groups() {
     ] {
         assert!(page.contains(expected), "{expected}: {page}");
     }
-    assert!(page.lines().count() < 64, "{page}");
+    assert!(page.lines().count() < 66, "{page}");
     assert_eq!(world.ok(&["help"]), world.ok(&["--help"]));
 }
 
@@ -112,12 +112,12 @@ fn every_exit_code_of_the_table_is_kept() {
     assert_eq!(code(&world, &["queue", "ls"]), 0);
     assert_eq!(code(&world, &["queue", "show", "nowhere"]), 1);
     assert_eq!(code(&world, &["queue", "show", "two words"]), 2);
-    assert_eq!(code(&world, &["dlq", "requeue", "messages", "no-id"]), 2);
+    assert_eq!(code(&world, &["dlq", "redrive", "messages", "no-id"]), 2);
     assert_eq!(code(&world, &["queue", "purge", "messages"]), 2);
     assert_eq!(code(&world, &["dlq", "drop", "messages", "--yes"]), 2);
     assert_eq!(code(&world, &["health", "--url", "not a url"]), 2);
     assert_eq!(code(&world, &["queue", "ls", "--token", "wrong"]), 6);
-    // A port that is taken by somebody else is a problem that a check found.
+    // A port that is taken by another client is a problem that a check found.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     drop(running);
     world.set("HTTP_ADDR", taken.local_addr().unwrap());
@@ -226,10 +226,10 @@ fn every_command_answers_in_json() {
     running.wait_ready(&world);
     world.ok(&["send", "jobs", "x"]);
     assert_eq!(world.json(&["queue", "purge", "jobs", "--yes"])["count"], 1);
-    assert_eq!(
-        world.json(&["dlq", "requeue", "messages", "--all"])["count"],
-        0
-    );
+    // `requeue` is the verb of version 0.1.
+    for verb in ["redrive", "requeue"] {
+        assert_eq!(world.json(&["dlq", verb, "messages", "--all"])["count"], 0);
+    }
     assert_eq!(
         world.json(&["dlq", "drop", "messages", "--all", "--yes"])["count"],
         0

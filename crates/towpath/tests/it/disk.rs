@@ -103,7 +103,7 @@ fn fill_and_widen(disk: &SmallDisk, ledger: &Ledger, paused: bool) {
         "{room} {size}"
     );
 
-    // The worker goes on with what is there as far as the output fits, and space that comes back is noticed.
+    // The worker continues with what is there as far as the output fits, and space that comes back is noticed.
     disk.resize(96);
     if paused {
         world.ok(&["queue", "resume", "messages"]);

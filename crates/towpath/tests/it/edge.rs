@@ -108,7 +108,7 @@ fn takes_of_one_key_must_fit_together() {
 }
 
 #[test]
-fn clients_behind_a_proxy_are_told_apart_and_probes_are_not_limited() {
+fn clients_behind_a_proxy_are_distinguished_and_probes_are_not_limited() {
     let mut world = World::new();
     world.set("TOWPATH_SERVER__LIMITS", "*=token_bucket:1:0.001/1s");
     world.set("TOWPATH_SERVER__TRUSTED_PROXIES", "127.0.0.1");
@@ -124,13 +124,13 @@ fn clients_behind_a_proxy_are_told_apart_and_probes_are_not_limited() {
         "[2001:db8::1]:443",
         "[2001:db8:1::1]",
     ] {
-        assert_eq!(get("/api/users", address), 200, "{address}");
-        assert_eq!(get("/api/users", address), 429, "{address}");
+        assert_eq!(get("/api/bucket/check?key=k", address), 200, "{address}");
+        assert_eq!(get("/api/bucket/check?key=k", address), 429, "{address}");
     }
     for _ in 0..3 {
         assert_eq!(get("/healthz", "203.0.113.1"), 200);
         assert_eq!(get("/health", "203.0.113.1"), 200);
-        get("/api/users", "unknown");
+        get("/api/bucket/check?key=k", "unknown");
     }
     let (_, log, _) = running.stop();
     assert_eq!(

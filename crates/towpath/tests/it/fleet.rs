@@ -228,7 +228,7 @@ fn whoever_publishes_can_say_what_was_expected_and_go_back() {
         (412, &json!("PRECONDITION_FAILED"))
     );
     let wrong = publish(&world, &json!({ "data": { "c": "5" } }));
-    assert_eq!(wrong.status, 400, "the schema goes on");
+    assert_eq!(wrong.status, 400, "the schema continues");
     assert!(wrong.json()["message"].as_str().unwrap().contains('b'));
     let diff =
         ask(&world, "GET", "/config/diff?from=1&to=2", &[], &Value::Null).json()["data"].clone();

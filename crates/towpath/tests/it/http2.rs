@@ -100,7 +100,7 @@ fn curl_speaks_http2_to_every_listener_with_and_without_tls() {
         assert_eq!(status, 200, "{body}");
         let long = format!("X-Long: {}", "x".repeat(20 * 1024));
         assert_eq!(curl(&world, &[known, "-H", &long, &enqueue]).0, 431);
-        // Another client goes on with HTTP/1 on the same port.
+        // Another client continues with HTTP/1 on the same port.
         assert_eq!(curl(&world, &["-d", "one", &enqueue]).1, "1.1");
         wait_until("both messages", SOON, || {
             let mut messages = world.messages();
@@ -147,7 +147,7 @@ fn requests_that_are_reset_at_once_end_the_connection() {
             tokio::time::sleep(Duration::from_millis(5)).await;
             body.send_reset(h2::Reason::CANCEL);
             sent += 1;
-            assert!(sent < 5_000, "the connection goes on");
+            assert!(sent < 5_000, "the connection continues");
         }
         ended.await.unwrap().ok();
         assert!(sent >= 20, "{sent} resets");

@@ -73,9 +73,7 @@ fn every_reply_of_the_contract_is_kept() {
     let answer = client.post("/enqueue", &json, b"{");
     assert_eq!(answer.status, 400);
     assert!(
-        answer
-            .text()
-            .starts_with("body is not the JSON it says it is: "),
+        answer.text().starts_with("invalid JSON body: "),
         "{}",
         answer.text()
     );

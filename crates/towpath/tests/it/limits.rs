@@ -9,7 +9,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, prlimit, setrlimit};
 use crate::client::{connect, raw, read_answer, to_end};
 use crate::process::{World, wait_until};
 
-/// The head of a post with a body of so many bytes.
+/// The head of a post with a body of this many bytes.
 fn post(length: usize) -> Vec<u8> {
     format!("POST /enqueue HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n").into_bytes()
 }
@@ -137,7 +137,7 @@ fn slow_bodies_take_no_place_from_complete_requests() {
 }
 
 #[test]
-fn a_body_that_does_not_move_is_given_up_long_before_its_deadline() {
+fn a_body_that_does_not_move_is_abandoned_long_before_its_deadline() {
     let world = World::new();
     let _running = world.up();
     let mut stream = connect(world.http);
@@ -164,7 +164,7 @@ fn large_bodies_share_their_memory_and_small_ones_always_fit() {
     let mut sent = 900_000;
     let mut client = world.client();
     wait_until("the memory to be full", Duration::from_secs(20), || {
-        // It has to move, or it is given up.
+        // It has to move, or it is abandoned.
         slow.write_all(&[b'x'; 1024]).unwrap();
         sent += 1024;
         std::thread::sleep(Duration::from_millis(200));

@@ -245,7 +245,7 @@ fn the_contract_of_reader_and_writer_holds() {
     let mut server = Server::start(DURABLE);
     let folder = tempfile::tempdir().unwrap();
     let [reading, writing] = apart(server.port(), &folder);
-    // There before anybody ran: it is not passed over.
+    // There before anybody ran: it is not skipped.
     server.command(&["XADD", "line_stream", "*", "line", "from a bare reader"]);
     let reader = start(&reading, "reader");
     let writer = start(&writing, "writer");

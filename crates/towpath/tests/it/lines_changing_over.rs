@@ -70,7 +70,7 @@ impl Place {
         length.trim().trim_start_matches(':').parse().unwrap()
     }
 
-    /// Runs our reader until the stream has so many entries, and a little longer.
+    /// Runs our reader until the stream has this many entries, and a little longer.
     fn read_until(&self, count: usize) {
         let running = self.world.spawn(&["run", "reader"]);
         running.wait_ready(&self.world);

@@ -61,3 +61,40 @@ fn a_whole_file_is_copied_through_kafka() {
     let report = world.json(&["lines", "copy", "in", "out", "--via", &server.url()]);
     assert_eq!(report["equal"], true, "{report}");
 }
+
+#[test]
+fn group_without_a_position_is_logged_with_what_it_reads() {
+    if !able("kafka", missing().is_none()) {
+        return;
+    }
+    let (server, mut world) = (Server::start(), World::new());
+    world.set("INPUT_PATH", world.folder.join("input.txt").display());
+    world.set("TOWPATH_BACKENDS__LINES", server.url());
+    let running = world.up();
+    fs::write(input(&world), "one\ntwo\n").unwrap();
+    wait_until("two lines", SOON, || output(&world) == b"one\ntwo\n");
+    running.stop();
+    // A position that is there needs no word.
+    let running = world.up();
+    fs::write(input(&world), "one\ntwo\nthree\n").unwrap();
+    wait_until("three lines", SOON, || {
+        output(&world) == b"one\ntwo\nthree\n"
+    });
+    let (_, log, _) = running.stop();
+    assert!(!log.contains("no committed position"), "{log}");
+    // To the broker another group is one that was deleted.
+    world.set("TOWPATH_LINES__GROUP", "cg2");
+    let running = world.up();
+    wait_until("a log line", SOON, || {
+        running.log().contains("no committed position")
+    });
+    let (_, log, _) = running.stop();
+    let line = log
+        .lines()
+        .find(|line| line.contains("no committed position"));
+    let line = line.unwrap();
+    assert!(
+        line.contains("cg2") && line.contains("creating the group"),
+        "{line}"
+    );
+}

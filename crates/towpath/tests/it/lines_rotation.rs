@@ -136,7 +136,7 @@ impl Rotation {
     }
 
     fn catch_up(&self, before: usize) {
-        wait_until("the reader to go on", SOON, || {
+        wait_until("the reader to continue", SOON, || {
             self.written().len() > before
         });
     }

@@ -16,7 +16,7 @@ pub(crate) struct Mail {
 pub(crate) struct MailServer {
     pub(crate) address: SocketAddr,
     mails: Arc<Mutex<Vec<Mail>>>,
-    /// So many mails are answered "try later" first.
+    /// This many mails are answered "try later" first.
     busy: Arc<AtomicUsize>,
 }
 
@@ -75,7 +75,7 @@ fn converse(
                 say("250 ok")?;
             }
             "DATA" => {
-                say("354 go on")?;
+                say("354 continue")?;
                 let mut text = String::new();
                 loop {
                     line.clear();

@@ -14,6 +14,7 @@
 
 mod accounts;
 mod admin;
+mod auth;
 mod autoscale;
 mod backup;
 mod backup_faults;

@@ -38,7 +38,7 @@ fn answer(asked: &[u8], address: Ipv4Addr) -> Option<Vec<u8>> {
 }
 
 /// Answers each look-up of a name with the next of these addresses, until the test's process ends. Gives the count of
-/// look-ups; nothing where the port cannot be had.
+/// look-ups; nothing where the port is not available.
 fn rebind(at: Ipv4Addr, addresses: [Ipv4Addr; 2]) -> Option<Arc<AtomicUsize>> {
     let socket = UdpSocket::bind((at, PORT)).ok()?;
     let count = Arc::new(AtomicUsize::new(0));

@@ -328,7 +328,7 @@ fn poison_goes_to_the_dead_letters_and_comes_back() {
     order(&mut world.client(), "good", "case", 1);
     wait_for(&world, "good", "processed");
     let mut letters = Value::Null;
-    wait_until("the poison to be given up", SOON, || {
+    wait_until("the poison to become a dead letter", SOON, || {
         letters = world.json(&["dlq", "ls", "orders.queue"]);
         letters.as_array().unwrap().len() == 1
     });
@@ -339,8 +339,8 @@ fn poison_goes_to_the_dead_letters_and_comes_back() {
         (&books["balanced"], &books["in_flight"], &books["poison"]),
         (&json!(true), &json!(1), &json!(1))
     );
-    world.ok(&["dlq", "requeue", "orders.queue", "--all"]);
-    wait_until("the poison to be given up again", SOON, || {
+    world.ok(&["dlq", "redrive", "orders.queue", "--all"]);
+    wait_until("the poison to become a dead letter again", SOON, || {
         world
             .json(&["dlq", "ls", "orders.queue"])
             .as_array()
@@ -564,14 +564,18 @@ fn customers_are_told_by_mail() {
             .iter()
             .any(|mail| mail.to.contains("desk@example.org"))
     );
-    wait_until("the one without an address to be given up", SOON, || {
-        world
-            .json(&["dlq", "ls", "notifier.queue"])
-            .as_array()
-            .unwrap()
-            .len()
-            == 1
-    });
+    wait_until(
+        "the one without an address to become a dead letter",
+        SOON,
+        || {
+            world
+                .json(&["dlq", "ls", "notifier.queue"])
+                .as_array()
+                .unwrap()
+                .len()
+                == 1
+        },
+    );
     let known = show(&world, "wrong");
     assert_eq!(
         (&known["notified"], &known["notification"]["status"]),

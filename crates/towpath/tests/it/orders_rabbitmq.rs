@@ -327,11 +327,11 @@ fn a_poison_order_is_a_dead_letter_that_can_be_put_back() {
         letters().contains("\"attempts\":1")
     });
     assert!(letters().contains("JSON"), "{}", letters());
-    world.ok(&["dlq", "requeue", "orders.queue", "--all"]);
+    world.ok(&["dlq", "redrive", "orders.queue", "--all"]);
     wait_until("it to be dead again", SOON, || {
         letters().contains("\"attempts\":1")
     });
-    // The queue goes on.
+    // The queue continues.
     set_stock(&world, "a", 5);
     assert_eq!(order(&mut world.client(), "good", "a", 1).status, 202);
     wait_notified(&world, "good");

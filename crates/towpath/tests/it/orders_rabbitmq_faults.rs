@@ -1,4 +1,4 @@
-//! What a broker does to running processes: deletes, cancels, limits, restarts. They go on, say why not, and no log
+//! What a broker does to running processes: deletes, cancels, limits, restarts. They continue, say why not, and no log
 //! shows what is in a message.
 
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ fn evaluate(place: &Place, expression: &str) {
 }
 
 #[test]
-fn orders_go_on_after_queues_and_exchanges_were_deleted() {
+fn orders_continue_after_queues_and_exchanges_were_deleted() {
     let Some(place) = Place::new() else { return };
     let (world, running) = place.start("gateway,processor,notifier");
     set_stock(&world, "a", 100);

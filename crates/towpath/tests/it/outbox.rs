@@ -90,7 +90,7 @@ fn sqlite(world: &World) -> String {
 }
 
 #[test]
-fn an_event_with_an_invalid_topic_fails_and_those_behind_it_go_on() {
+fn an_event_with_an_invalid_topic_fails_and_those_behind_it_continue() {
     let world = World::new();
     let database = sqlite(&world);
     topics_that_fail(world, &database, &["a\0b"], 255);

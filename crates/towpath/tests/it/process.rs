@@ -45,7 +45,7 @@ impl World {
         world
     }
 
-    /// A world in a folder that somebody else looks after.
+    /// A world in a folder that another client looks after.
     pub(crate) fn at(folder: &Path) -> Self {
         let (http, admin) = free_ports();
         let (dashboard, controller) = free_ports();
@@ -69,7 +69,7 @@ impl World {
         self
     }
 
-    /// Its processes may open so many files.
+    /// Its processes may open this many files.
     pub(crate) fn limit_open_files(&mut self, count: u32) {
         self.before = Some(format!("ulimit -n {count} && exec \"$0\" \"$@\""));
     }

@@ -16,7 +16,7 @@ pub(crate) fn ledger(name: &str) -> Arc<Ledger> {
     Arc::new(Ledger::begin(path).unwrap())
 }
 
-/// Producers that go on until told to stop.
+/// Producers that continue until told to stop.
 ///
 /// Every third message is retried with its idempotency key until it is acknowledged, so
 /// it must come out exactly once whatever happened in between.
@@ -47,7 +47,7 @@ impl Producers {
         Self { over, threads }
     }
 
-    /// Waits for the answers to what is under way.
+    /// Waits for the answers to work in progress.
     pub(crate) fn stop(self) {
         self.over.store(true, Ordering::SeqCst);
         for thread in self.threads {

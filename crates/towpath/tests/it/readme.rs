@@ -57,7 +57,7 @@ fn the_tour_of_orders_runs_as_written() {
     let script = tour("orders")
         .replace("localhost:8080", &world.http.to_string())
         .replace("localhost:8081", &world.dashboard.to_string())
-        .replace("# What became of it?", "sleep 1\n#");
+        .replace("# Look up the order;", "sleep 1\n#");
     let output = Command::new("sh")
         .args(["-ec", &script])
         .current_dir(&world.folder)

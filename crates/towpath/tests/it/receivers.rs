@@ -36,7 +36,7 @@ fn send(world: &World, count: usize) {
     }
 }
 
-/// Waits until so many are acked; none may be dead.
+/// Waits until this many are acked; none may be dead.
 fn wait_acked(world: &World, count: usize, within: Duration) {
     wait_until("every message to be acked", within, || {
         let stats = world.json(&["queue", "show", "messages"]);

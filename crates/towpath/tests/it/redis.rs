@@ -295,7 +295,7 @@ fn doctor_and_the_dead_letter_commands_work_on_redis() {
     let dead = world.json(&["dlq", "ls", "messages"]);
     assert_eq!(dead[0]["payload"], "poison", "{dead}");
     world.ok(&["queue", "pause", "messages"]);
-    world.ok(&["dlq", "requeue", "messages", "--all"]);
+    world.ok(&["dlq", "redrive", "messages", "--all"]);
     let stats = world.json(&["queue", "show", "messages"]);
     assert_eq!(
         (&stats["ready"], &stats["dead"]),

@@ -196,10 +196,10 @@ fn a_message_that_uses_up_its_attempts_counts_as_a_dead_letter() {
     assert!(text.contains("| {\"error\":\"no\"}\n"), "{text}");
     let group = &world.json(&["dlq", "groups"])[0];
     assert_eq!(group["count"], 1, "{group}");
-    let text = world.ok(&["dlq", "requeue", "messages", "--reason", "500", "--dry-run"]);
+    let text = world.ok(&["dlq", "redrive", "messages", "--reason", "500", "--dry-run"]);
     assert_eq!(text, "1 found; nothing was changed\n");
-    let none = ["dlq", "requeue", "messages", "--reason", "501"];
-    assert_eq!(world.ok(&none), "0 put back\n");
+    let none = ["dlq", "redrive", "messages", "--reason", "501"];
+    assert_eq!(world.ok(&none), "0 redriven\n");
     let (_, log, _) = running.stop();
     let line = log
         .lines()

@@ -1,5 +1,12 @@
 //! Rules of the tree that no compiler checks.
 
+mod allowed;
+mod book;
+mod commits;
+mod language;
+mod names;
+mod prose;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -31,6 +38,26 @@ fn files(folder: &str, ending: &str) -> Vec<(String, String)> {
         }
     }
     assert!(!found.is_empty(), "no .{ending} under {folder}");
+    found
+}
+
+/// Every text file of the tree without build output and data, as its path from the root and its text.
+fn tree() -> Vec<(String, String)> {
+    let skipped = ["target", ".git", "towpath-data", "corpus", "artifacts"];
+    let (mut found, mut folders) = (Vec::new(), vec![root()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                if !skipped.iter().any(|name| path.ends_with(name)) {
+                    folders.push(path);
+                }
+            } else if let Ok(text) = fs::read_to_string(&path) {
+                let name = path.strip_prefix(root()).unwrap().display().to_string();
+                found.push((name, text));
+            }
+        }
+    }
     found
 }
 

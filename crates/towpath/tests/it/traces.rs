@@ -223,7 +223,7 @@ fn one_trace_crosses_every_app() {
     let given = worker.post("/config", &[], config.to_string().as_bytes());
     assert_eq!(given.status, 200);
 
-    // A trace for each app, told apart by its last digit.
+    // A trace for each app, distinguished by its last digit.
     let trace = |number: u32| format!("{}{number}", &TRACE[..31]);
     let with = |number: u32| format!("00-{}-{CLIENT}-01", trace(number));
     let mut client = world.client();

@@ -100,7 +100,7 @@ fn a_request_with_a_key_creates_one_user_however_often_it_comes() {
 }
 
 #[test]
-fn an_event_that_the_broker_refuses_is_given_up_and_those_around_it_go_on() {
+fn an_event_that_the_broker_refuses_is_abandoned_and_those_around_it_continue() {
     let mut world = World::new();
     world.set("RELAY_MAX_RETRIES", 2);
     let _running = world.up();
@@ -145,10 +145,14 @@ fn an_event_that_the_broker_refuses_is_given_up_and_those_around_it_go_on() {
         (&json!(refused), &json!(2))
     );
     world.ok(&["outbox", "retry", &refused]);
-    wait_until("it to be given up again", Duration::from_secs(20), || {
-        let failed = world.json(&["outbox", "ls", "--status", "FAILED"]);
-        failed[0]["attempts"] == 2
-    });
+    wait_until(
+        "it to become a dead letter again",
+        Duration::from_secs(20),
+        || {
+            let failed = world.json(&["outbox", "ls", "--status", "FAILED"]);
+            failed[0]["attempts"] == 2
+        },
+    );
     assert_eq!(events(&world).len(), 2);
 }
 

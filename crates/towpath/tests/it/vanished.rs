@@ -41,7 +41,7 @@ fn a_process_whose_data_folder_is_gone_stops() {
         let what = "while it was in use";
         assert!(log.contains(what), "{log}");
         if name != "removed" {
-            // What was acknowledged is where the folder is now.
+            // Everything acknowledged is where the folder is now.
             fs::remove_dir_all(world.data()).ok();
             fs::rename(world.data().with_extension("old"), world.data()).unwrap();
         }

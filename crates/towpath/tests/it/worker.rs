@@ -35,7 +35,7 @@ fn a_command_gets_the_payload_and_a_poison_message_becomes_a_dead_letter() {
         "{dead}"
     );
 
-    world.ok(&["dlq", "requeue", "messages", "--all"]);
+    world.ok(&["dlq", "redrive", "messages", "--all"]);
     wait_until("the second death", Duration::from_secs(10), || {
         world.json(&["queue", "show", "messages"])["dead"] == 1
     });

@@ -108,7 +108,7 @@ impl Clients {
         self.shared.stored.load(Ordering::SeqCst)
     }
 
-    /// Waits for the answers to what is under way. Gives how many answers did not count.
+    /// Waits for the answers to work in progress. Gives how many answers did not count.
     pub(crate) fn stop(self) -> usize {
         self.shared.over.store(true, Ordering::SeqCst);
         for thread in self.threads {

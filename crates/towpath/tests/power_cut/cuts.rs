@@ -10,7 +10,7 @@ use towpath_testkit::power_cut::{Cut, Disk};
 
 use crate::process::{Running, World, seeds};
 
-/// So many cuts does one file system go through, so that what a cut left is cut again.
+/// This many cuts does one file system go through, so that what a cut left is cut again.
 const CUTS_PER_DISK: u64 = 4;
 
 /// A seed for each file system, and how many cuts it goes through: together as many as `TOWPATH_SEEDS` says.
@@ -20,7 +20,7 @@ pub(crate) fn rounds() -> impl Iterator<Item = (u64, u64)> {
     disks.map(move |seed| (seed, (all - seed * CUTS_PER_DISK).min(CUTS_PER_DISK)))
 }
 
-/// Waits so many milliseconds.
+/// Waits this many milliseconds.
 pub(crate) fn pause(rng: &mut StdRng, milliseconds: Range<u64>) {
     std::thread::sleep(Duration::from_millis(rng.random_range(milliseconds)));
 }

@@ -85,7 +85,7 @@ fn main() -> ExitCode {
         ));
     }
     trials.push(trial_where_able(
-        "files::of_one_inode_are_told_apart".to_owned(),
+        "files::of_one_inode_are_distinguished".to_owned(),
         power_cut::NAME,
         missing(FileSystem::Ext4),
         lines::tell_files_of_one_inode_apart,

@@ -27,7 +27,7 @@ pub(crate) struct Setting {
     loses: Loss,
 }
 
-/// How much of what was acknowledged a setting may lose.
+/// How much of everything acknowledged a setting may lose.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Loss {
     Nothing,

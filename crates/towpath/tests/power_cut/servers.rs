@@ -1,4 +1,4 @@
-//! The power of a server is cut under Towpath: what was acknowledged comes out once, and Towpath goes on without help.
+//! The power of a server is cut under Towpath: everything acknowledged comes out once, and Towpath continues without help.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use towpath_core::stall::{Watch, unknown};
-use towpath_core::{Error, Result, patience};
+use towpath_core::{Error, Result, wait_limit};
 
 use super::frame::{self, MAX_BODY_BYTES};
 use super::recovery::{self, Recovery};
@@ -305,7 +305,7 @@ impl Log {
         self.shared.wakeups.start();
         let mut ticket = None;
         let waiting = poll_fn(|context| self.poll_committed(end, &mut ticket, context));
-        match patience::limit() {
+        match wait_limit::limit() {
             None => waiting.await,
             Some(limit) => match tokio::time::timeout(limit, waiting).await {
                 Ok(answered) => answered,

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
+use towpath_core::log_throttle::LogThrottle;
 use towpath_core::port::queue::LeaseRequest;
-use towpath_core::reminder::Reminder;
 use towpath_core::{Delivery, Error, ErrorKind, Message, QueueName, Receipt, Result};
 
 use super::super::log::Class;
-use super::super::record::{self, Ending, Record};
-use super::super::state::{Entry, Found, Leased, Leasing, Place};
+use super::super::record::{Ending, Record};
+use super::super::state::{Entry, Found, Leased, Leasing, Stored};
 use super::super::store::{Inner, Store};
 use super::millis;
 
@@ -17,7 +17,7 @@ const SPENT: &str =
     "its attempts are spent: every consumer that had it let the lease expire or died";
 
 /// Messages that could not be read; thousands may follow each other where a segment is damaged.
-static UNREADABLE: Reminder = Reminder::new();
+static UNREADABLE: LogThrottle = LogThrottle::new();
 
 /// What a look for work gave.
 pub(in super::super) struct HandedOut {
@@ -114,16 +114,15 @@ impl Store {
         request: &LeaseRequest,
         leased: Vec<Leased>,
     ) -> Result<Vec<Delivery>> {
-        let places: Vec<Place> = leased.iter().map(|leased| leased.entry.place).collect();
+        let stored: Vec<Stored> = leased.iter().map(|leased| leased.entry.stored()).collect();
         let mut deliveries = Vec::with_capacity(leased.len());
         let (mut unread, mut passing) = (Vec::new(), None);
-        for (leased, message) in leased.into_iter().zip(self.read_back(&places)) {
+        for (leased, message) in leased.into_iter().zip(self.read_back(&stored)) {
             let Leased {
                 entry,
                 fence,
                 interrupted,
             } = leased;
-            let message = message.and_then(|message| record::expect_id(message, entry.id));
             match message.or_else(|error| self.read_moved(&request.queue, &entry, error)) {
                 Ok(message) => deliveries.push(Delivery {
                     message,
@@ -175,7 +174,13 @@ impl Store {
             state.and_then(|state| state.place(entry.number))
         };
         match place {
-            Some(place) if place != entry.place => self.read_back(&[place]).remove(0),
+            Some(place) if place != entry.place => {
+                let stored = Stored {
+                    place,
+                    ..entry.stored()
+                };
+                self.read_back(&[stored]).remove(0)
+            }
             _ => Err(error),
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use towpath_core::port::queue::Enqueued;
 use towpath_core::{Error, NewMessage, QueueName, Result, StreamName};
 
+use super::super::blob;
 use super::super::log::{Class, Position};
 use super::super::record::{self, Arrival, Record};
 use super::super::store::{Inner, Store};
@@ -148,7 +149,7 @@ impl Store {
             }
             arrivals.push(Arrival {
                 id: message.id,
-                blob_bytes: record::encode_blob(message, now, &mut inner.blobs)?,
+                blob_bytes: blob::encode(message, now, &mut inner.blobs)?,
                 key: message.key.as_deref().map(record::key_hash),
                 dedup_id: message.dedup_id.as_deref().map(Cow::Borrowed),
                 not_before: message.not_before,
@@ -162,7 +163,7 @@ impl Store {
         let first = state.next_number();
         Ok((
             outcomes,
-            Some(Record::Enqueue {
+            Some(Record::EnqueuePacked {
                 queue: queue.clone(),
                 first,
                 at: now,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 use towpath_core::port::queue::{
-    DeadLetter, Enqueued, LeaseRequest, Peeked, Place as Standpoint, Queue, Selection, Settings,
+    DeadLetter, Enqueued, LeaseRequest, MessageState, Peeked, Queue, Selection, Settings,
     Settlement, Stats, check_batch, check_lease,
 };
 use towpath_core::{
@@ -20,7 +20,7 @@ use towpath_core::{
 
 use super::log::Class;
 use super::record::Record;
-use super::state::{Entry, Place, Standing};
+use super::state::{Entry, Standing, Stored};
 use super::store::Store;
 use hand_out::HandedOut;
 pub(super) use intake::{Arriving, queue_is_full, refusal_like};
@@ -196,10 +196,10 @@ impl Queue for Store {
             state.tick(now, monotonic);
             state.peek(max, committed)
         };
-        let places: Vec<Place> = found.iter().map(|(entry, _)| entry.place).collect();
+        let stored: Vec<Stored> = found.iter().map(|(entry, _)| entry.stored()).collect();
         found
             .into_iter()
-            .zip(self.read_back(&places))
+            .zip(self.read_back(&stored))
             // A damaged one is passed over here, and becomes a dead letter that says so when its turn comes.
             .filter(
                 |(_, message)| !matches!(message, Err(error) if error.kind() == ErrorKind::Corrupt),
@@ -207,10 +207,10 @@ impl Queue for Store {
             .map(|((entry, standing), message)| {
                 Ok(Peeked {
                     message: message?,
-                    place: match standing {
-                        Some(Standing::Delayed(_)) => Standpoint::Delayed,
-                        Some(Standing::Leased { .. }) => Standpoint::Leased,
-                        Some(Standing::Ready | Standing::Parked) | None => Standpoint::Ready,
+                    state: match standing {
+                        Some(Standing::Delayed(_)) => MessageState::Delayed,
+                        Some(Standing::Leased { .. }) => MessageState::Leased,
+                        Some(Standing::Ready | Standing::Parked) | None => MessageState::Ready,
                     },
                     attempts: entry.attempts,
                 })
@@ -293,10 +293,10 @@ impl Queue for Store {
         max: usize,
     ) -> Result<Vec<DeadLetter>> {
         let found = self.lock().state.queue(queue).dead.page(after, max);
-        let places: Vec<Place> = found.iter().map(|one| one.entry.place).collect();
+        let stored: Vec<Stored> = found.iter().map(|one| one.entry.stored()).collect();
         found
             .into_iter()
-            .zip(self.read_back(&places))
+            .zip(self.read_back(&stored))
             .map(|(one, message)| {
                 let message = match message {
                     Err(error) if error.kind() == ErrorKind::Corrupt => unreadable(&one.entry),

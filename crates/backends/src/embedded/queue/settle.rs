@@ -107,7 +107,7 @@ impl Store {
 
 pub(super) fn stale(receipt: &Receipt) -> Error {
     Error::conflict(format!(
-        "the lease of message number {} of `{}` had expired, and the message went on",
+        "lease of message number {} of `{}` expired and the message was delivered again or returned",
         receipt.number, receipt.queue
     ))
 }

@@ -101,6 +101,20 @@ impl<T: Item> Packed<T> {
         })
     }
 
+    /// The block in these bytes of a checkpoint up to version 6.
+    pub(super) fn read_version_6(bytes: &[u8]) -> Option<Self> {
+        let (mut unpacking, mut items) = (Unpacking::new(bytes), Vec::<T>::new());
+        while !unpacking.is_empty() {
+            let before = items.last().copied();
+            let item = T::unpack_version_6(before.as_ref().unwrap_or(&T::ZERO), &mut unpacking)?;
+            if before.is_some_and(|before| item.number() <= before.number()) {
+                return None;
+            }
+            items.push(item);
+        }
+        (!items.is_empty()).then(|| Self::pack(items.iter()))
+    }
+
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }

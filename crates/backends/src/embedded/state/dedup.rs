@@ -1,4 +1,4 @@
-//! Dedup ids and what they stand for, until their window closes.
+//! Dedup ids and their messages, until their window closes.
 //!
 //! An id is kept as a digest of 16 bytes: SipHash-2-4 with 128 bits of output under a secret of the store.
 //! Without the secret a client cannot make two ids with one digest, and 2^64 of them are needed to meet such a pair.
@@ -29,7 +29,7 @@ pub(super) type Secret = (u64, u64);
 const TABLES: usize = 256;
 const ONE_TABLE: usize = 8_192;
 
-/// One id and what it was first used for.
+/// One id and the message that first used it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super) struct Known<T> {
     digest: Digest,
@@ -233,7 +233,7 @@ const fn low_bits(number: usize) -> u32 {
 
 impl<'de, T: Copy + DeserializeOwned> Deserialize<'de> for Dedup<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // As many parts as the old format has, whose number only its start tells.
+        // The old format has its number of parts at its start only.
         deserializer.deserialize_tuple(usize::MAX, Parts(PhantomData))
     }
 }

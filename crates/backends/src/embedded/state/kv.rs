@@ -34,10 +34,10 @@ pub(in super::super) struct Slot {
     pub(in super::super) until: Option<Timestamp>,
 }
 
-/// What tables say of keys that are not in memory.
+/// Table lookups of keys that are not in memory.
 pub(in super::super) type Cold = BTreeMap<String, Slot>;
 
-/// Keys and what they become; `None` for gone.
+/// Keys and their new values; `None` for deleted.
 pub(in super::super) type Changes = Vec<(String, Option<Slot>)>;
 
 /// Fields set in a hash that is there, and until when it stays.
@@ -137,7 +137,7 @@ impl KvState {
         Ok(())
     }
 
-    /// Why the state is not what the log says, if a table could not be read.
+    /// The read error of a table, after which the state differs from the log.
     pub(in super::super) const fn take_failure(&mut self) -> Option<Error> {
         self.failure.take()
     }
@@ -185,7 +185,7 @@ impl KvState {
             .collect();
     }
 
-    /// Forgets some of what has expired. Whether there is more.
+    /// Removes some expired keys. Returns whether there are more.
     pub(in super::super) fn tick(&mut self, now: Timestamp) -> bool {
         for _ in 0..AT_ONCE {
             if self.expiring.first().is_none_or(|(until, _)| *until > now) {
@@ -203,7 +203,7 @@ impl KvState {
         !self.slots.contains_key(key) && self.tables.may_have(key)
     }
 
-    /// What a key holds, by memory, or else by what the tables say of it.
+    /// The value of a key, from memory or else from the tables.
     pub(in super::super) fn slot<'a>(
         &'a self,
         key: &str,
@@ -260,7 +260,7 @@ impl KvState {
 
     /// Works out what the ops come to, one after the other, without changing anything.
     ///
-    /// `cold` is what tables say of those keys that are not in memory.
+    /// `cold` has the table lookups of keys that are not in memory.
     pub(in super::super) fn plan(&self, ops: &[Op], cold: &Cold, now: Timestamp) -> Result<Plan> {
         let mut drafts: HashMap<&str, Draft> = HashMap::new();
         let mut plan = Plan {

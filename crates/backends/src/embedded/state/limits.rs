@@ -1,4 +1,4 @@
-//! Rate limits: what is kept per key, until it would be full again.
+//! Rate limits: the state of each key, until its limit would be full again.
 
 use std::collections::BTreeSet;
 

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Full blocks between the two ends are packed to a fourth of their size and never changed again, so a snapshot
-//! shares them: it costs one counter for a thousand items, and goes on while the list changes.
+//! shares them: it costs one counter for a thousand items, and stays valid while the list changes.
 //! The checkpoint writes them as they are.
 
 use std::collections::VecDeque;
@@ -237,7 +237,7 @@ impl<T: Item> Line<T> {
         }
     }
 
-    /// What it is now; shares what is packed.
+    /// A snapshot; shares the packed blocks.
     pub(super) fn snapshot(&self) -> Snapshot<T> {
         Snapshot(self.blocks.iter().cloned().collect())
     }
@@ -263,7 +263,7 @@ impl<T: Item> Line<T> {
         Some(self.blocks.get_mut(block)?.open())
     }
 
-    /// Packs what was opened between the ends.
+    /// Packs the blocks opened between the ends.
     fn pack(&mut self) {
         let last = self.blocks.len().saturating_sub(1);
         for block in self.blocks.iter_mut().take(last).skip(1) {
@@ -299,7 +299,7 @@ impl<T: Item> Snapshot<T> {
             .filter(move |item| item.place().position.segment == segment)
     }
 
-    /// The blocks, packed, which are let go one by one.
+    /// The packed blocks, released one by one.
     pub(super) fn into_packed(self) -> impl Iterator<Item = Arc<Packed<T>>> {
         self.0
             .into_iter()

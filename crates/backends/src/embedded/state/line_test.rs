@@ -149,7 +149,7 @@ fn bytes_that_are_no_block_are_refused() {
             );
         }
     }
-    // Whatever else they say: no panic, and what is read is in order.
+    // For any other bytes: no panic, and the items read are in order.
     for _ in 0..20_000 {
         let mut bytes = block.bytes().to_vec();
         for _ in 0..3 {

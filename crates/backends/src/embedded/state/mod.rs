@@ -25,14 +25,15 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use towpath_core::port::queue::Settings;
-use towpath_core::{MessageId, QueueName, Result, StreamName, Timestamp};
+use towpath_core::{QueueName, Result, StreamName, Timestamp};
 
 pub(super) use block::LiveSegments;
 pub(super) use kv::{Changes, Cold, Content, FieldsSet, KvState, Plan, Slot, keys};
 pub(super) use limits::Limits;
-pub(super) use queue::{Entry, Found, Leased, Leasing, Place, QueueState, Standing};
+pub(super) use pack::{NO_ID, Packing, Unpacking, next_id};
+pub(super) use queue::{Entry, Found, Leased, Leasing, Place, QueueState, Standing, Stored};
 pub(super) use snapshot::{Loading, Piece, Snapshot};
-pub(super) use stream::{GroupState, Handed, StreamState, Taking, offset};
+pub(super) use stream::{GroupState, Handed, StreamEntry, StreamState, Taking, offset};
 
 use bindings::Bindings;
 use queue::Mark;
@@ -80,6 +81,12 @@ impl State {
                 self.queue(queue).settings = settings.clone();
             }
             Record::Enqueue {
+                queue,
+                first,
+                at,
+                messages,
+            }
+            | Record::EnqueuePacked {
                 queue,
                 first,
                 at,
@@ -145,6 +152,12 @@ impl State {
             }
             Record::Duplicates { queue, count } => self.queue(queue).count_duplicates(*count),
             Record::Append {
+                stream,
+                first,
+                at,
+                entries,
+            }
+            | Record::AppendPacked {
                 stream,
                 first,
                 at,
@@ -228,7 +241,7 @@ impl State {
     }
 
     /// Every message and entry that is still needed, and where it is.
-    pub(super) fn placed(&self) -> impl Iterator<Item = (MessageId, Place)> + '_ {
+    pub(super) fn placed(&self) -> impl Iterator<Item = Stored> + '_ {
         let messages = self.queues.values().flat_map(QueueState::placed);
         let entries = self.streams.values().flat_map(StreamState::placed);
         messages.chain(entries)

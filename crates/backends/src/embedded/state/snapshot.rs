@@ -15,7 +15,7 @@ use super::block::{LiveSegments, Packed};
 use super::dedup::{self, Known};
 use super::kv::Slot;
 use super::limits::Limited;
-use super::queue::{self, Dead, Held, Place};
+use super::queue::{self, Dead, Held, Stored};
 use super::stream;
 use super::{GroupState, QueueState, State, StreamState};
 use crate::embedded::store::Source;
@@ -30,6 +30,7 @@ pub(in super::super) enum Piece<'a> {
     Fence(u64),
     Binding(ExchangeName, Cow<'a, str>, QueueName),
     Queue(QueueName, queue::Head),
+    /// Up to version 6.
     Fresh(#[serde(borrow, serialize_with = "as_bytes")] &'a [u8]),
     Held {
         held: Cow<'a, Held>,
@@ -41,6 +42,7 @@ pub(in super::super) enum Piece<'a> {
     Secret(dedup::Secret),
     QueueId(Known<MessageId>),
     Stream(StreamName, stream::Head),
+    /// Up to version 6.
     Entries(#[serde(borrow, serialize_with = "as_bytes")] &'a [u8]),
     StreamId(Known<u64>),
     Group(GroupName, u64),
@@ -54,6 +56,10 @@ pub(in super::super) enum Piece<'a> {
     End(u64),
     /// Keys that are not in memory, the newest table first; behind the fence. Since version 6.
     Table(Named),
+    /// Messages that were never handed out. Since version 7.
+    FreshMessages(#[serde(borrow, serialize_with = "as_bytes")] &'a [u8]),
+    /// Entries of a stream. Since version 7.
+    StreamEntries(#[serde(borrow, serialize_with = "as_bytes")] &'a [u8]),
 }
 
 fn as_bytes<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
@@ -88,14 +94,14 @@ impl Snapshot {
     }
 
     /// Messages and entries whose blobs are in a segment, by where they are.
-    pub(in super::super) fn some_of(&self, segment: u32) -> Vec<(Source, Vec<(u64, Place)>)> {
+    pub(in super::super) fn some_of(&self, segment: u32) -> Vec<(Source, Vec<(u64, Stored)>)> {
         let queues = self.queues.iter().map(|(name, queue)| {
             let places = queue.some_of(segment);
             (Source::from(name), places.collect::<Vec<_>>())
         });
         let streams = self.streams.iter().map(|(name, stream)| {
             let entries = stream.entries.some_of(segment);
-            let places = entries.map(|entry| (entry.number, entry.place));
+            let places = entries.map(|entry| (entry.number, entry.stored()));
             (Source::from(name), places.collect())
         });
         let all = queues.chain(streams);
@@ -152,24 +158,24 @@ impl Snapshot {
 impl queue::Snapshot {
     fn add_live(&self, live: &mut LiveSegments) {
         self.fresh.add_live(live);
-        for (_, place) in self.apart() {
+        for (_, Stored { place, .. }) in self.apart() {
             live.entry(place.position.segment).or_default().add(place);
         }
     }
 
-    fn some_of(&self, segment: u32) -> impl Iterator<Item = (u64, Place)> + '_ {
+    fn some_of(&self, segment: u32) -> impl Iterator<Item = (u64, Stored)> + '_ {
         let fresh = self.fresh.some_of(segment);
-        fresh.map(|entry| (entry.number, entry.place)).chain(
+        fresh.map(|entry| (entry.number, entry.stored())).chain(
             self.apart()
-                .filter(move |(_, place)| place.position.segment == segment),
+                .filter(move |(_, stored)| stored.place.position.segment == segment),
         )
     }
 
     /// Messages that are not fresh.
-    fn apart(&self) -> impl Iterator<Item = (u64, Place)> + '_ {
+    fn apart(&self) -> impl Iterator<Item = (u64, Stored)> + '_ {
         let held = self.held.values().map(|held| held.entry);
         let entries = held.chain(self.dead.values().map(|dead| dead.entry));
-        entries.map(|entry| (entry.number, entry.place))
+        entries.map(|entry| (entry.number, entry.stored()))
     }
 
     fn bytes(&self) -> u64 {
@@ -180,7 +186,7 @@ impl queue::Snapshot {
     fn write(self, name: QueueName, say: Sink<'_>) -> Result<()> {
         say(&Piece::Queue(name, self.head))?;
         for block in self.fresh.into_packed() {
-            say(&Piece::Fresh(block.bytes()))?;
+            say(&Piece::FreshMessages(block.bytes()))?;
         }
         for held in self.held.values() {
             say(&Piece::Held {
@@ -212,7 +218,7 @@ impl stream::Snapshot {
     fn write(self, name: StreamName, say: Sink<'_>) -> Result<()> {
         say(&Piece::Stream(name, self.head))?;
         for block in self.entries.into_packed() {
-            say(&Piece::Entries(block.bytes()))?;
+            say(&Piece::StreamEntries(block.bytes()))?;
         }
         if !self.ids.known.is_empty() {
             say(&Piece::Secret(self.ids.secret))?;
@@ -277,6 +283,10 @@ impl Loading {
                 self.queue = Some((name, QueueState::from(head)));
             }
             Piece::Fresh(bytes) => {
+                let block = Packed::read_version_6(bytes)?;
+                self.queue()?.add_fresh(block).then_some(())?;
+            }
+            Piece::FreshMessages(bytes) => {
                 let block = Packed::read(bytes)?;
                 self.queue()?.add_fresh(block).then_some(())?;
             }
@@ -302,6 +312,10 @@ impl Loading {
                 self.stream = Some((name, StreamState::from(head)));
             }
             Piece::Entries(bytes) => {
+                let block = Packed::read_version_6(bytes)?;
+                self.stream()?.add_entries(block).then_some(())?;
+            }
+            Piece::StreamEntries(bytes) => {
                 let block = Packed::read(bytes)?;
                 self.stream()?.add_entries(block).then_some(())?;
             }

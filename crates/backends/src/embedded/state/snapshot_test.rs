@@ -42,7 +42,7 @@ fn state(thousands: u64) -> State {
             offset: 64,
         };
         state.apply(
-            &Record::Enqueue {
+            &Record::EnqueuePacked {
                 queue: queue.clone(),
                 first,
                 at: NOW,
@@ -51,7 +51,7 @@ fn state(thousands: u64) -> State {
             place,
         );
         state.apply(
-            &Record::Append {
+            &Record::AppendPacked {
                 stream: stream.clone(),
                 first,
                 at: NOW,

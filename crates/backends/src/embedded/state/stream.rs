@@ -15,8 +15,8 @@ use towpath_core::{ConsumerId, GroupName, MessageId, StreamName, Timestamp};
 use super::block::{LiveSegments, Packed};
 use super::dedup::{self, Dedup};
 use super::line::{self, Line};
-use super::pack::{EPOCH, Item, NO_ID, NO_PLACE, Packing, Unpacking};
-use super::queue::Place;
+use super::pack::{Common, EPOCH, Item, NO_ID, NO_PLACE, Packing, Unpacking};
+use super::queue::{Place, Stored};
 use crate::embedded::log::Position;
 use crate::embedded::record::Arrival;
 
@@ -48,19 +48,52 @@ impl Item for StreamEntry {
     }
 
     fn pack(&self, before: &Self, out: &mut Packing) {
-        out.step(before.number.wrapping_add(1), self.number);
-        out.id(before.id, self.id);
-        out.place(before.place, self.place);
-        out.moment(before.appended_at, self.appended_at);
+        out.common(0, &before.common(), &self.common());
     }
 
     fn unpack(before: &Self, bytes: &mut Unpacking<'_>) -> Option<Self> {
+        let (own, common) = bytes.common(&before.common())?;
+        let Common {
+            number,
+            id,
+            place,
+            moment,
+        } = common;
+        (own == 0).then_some(Self {
+            number,
+            id,
+            place,
+            appended_at: moment,
+        })
+    }
+
+    fn unpack_version_6(before: &Self, bytes: &mut Unpacking<'_>) -> Option<Self> {
         Some(Self {
             number: bytes.step(before.number.wrapping_add(1))?,
             id: bytes.id(before.id)?,
             place: bytes.place(before.place)?,
             appended_at: bytes.moment(before.appended_at)?,
         })
+    }
+}
+
+impl StreamEntry {
+    const fn common(&self) -> Common {
+        Common {
+            number: self.number,
+            id: self.id,
+            place: self.place,
+            moment: self.appended_at,
+        }
+    }
+
+    /// What is needed to read it back.
+    pub(in super::super) const fn stored(&self) -> Stored {
+        Stored {
+            id: self.id,
+            at: self.appended_at,
+            place: self.place,
+        }
     }
 }
 
@@ -235,8 +268,8 @@ impl From<Head> for StreamState {
 
 impl StreamState {
     /// Every entry, and where it is.
-    pub(super) fn placed(&self) -> impl Iterator<Item = (MessageId, Place)> + '_ {
-        self.entries.iter().map(|entry| (entry.id, entry.place))
+    pub(super) fn placed(&self) -> impl Iterator<Item = Stored> + '_ {
+        self.entries.iter().map(|entry| entry.stored())
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {

@@ -1,4 +1,4 @@
-//! A filter that says of most absent keys that they are absent, without reading a block.
+//! A Bloom filter: recognises most absent keys without reading a block.
 
 use std::hash::Hasher;
 

@@ -1,4 +1,4 @@
-//! One table: keys in order and what they hold, in a file that is written once.
+//! One table: keys and values in order, in a file that is written once.
 //!
 //! ```text
 //! header | block | block | … | index | filter | tail
@@ -29,13 +29,13 @@ const TAIL_BYTES: usize = 28;
 /// A block ends behind the entry that reaches this; a large value makes a larger one.
 const BLOCK_BYTES: usize = 8 * 1024;
 
-/// How much is written between two syncs: the log's own syncs wait for what is on its way to the same disk.
+/// How much is written between two syncs: the log's own syncs wait for writes in flight to the same disk.
 const STRETCH: u64 = 1 << 20;
 
 /// The ending of a table's file.
 const ENDING: &str = "keys";
 
-/// What a checkpoint says of a table.
+/// A table as recorded in a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(in super::super) struct Named {
     pub(in super::super) number: u32,
@@ -150,7 +150,7 @@ impl Table {
         self.bloom.may_have(key)
     }
 
-    /// What the table says of a key.
+    /// Looks a key up.
     ///
     /// # Errors
     /// `Corrupt` for a damaged block; `Unavailable` for I/O, which may pass.
@@ -237,7 +237,7 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    /// Goes on to the next entry.
+    /// Advances to the next entry.
     pub(super) fn advance(&mut self) -> Result<()> {
         self.next = None;
         if self.at == self.bytes.len() {

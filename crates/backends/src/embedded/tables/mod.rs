@@ -27,8 +27,8 @@ use bloom::Hashed;
 use file::{Cursor, Writer};
 pub(super) use file::{Named, Table};
 
-/// A table is merged with what comes before it unless it is this many times as large: each key is written again a few
-/// times, and what was overwritten never takes more space than what was not.
+/// A table is merged with its predecessor unless it is this many times larger: each key is rewritten a few
+/// times, and overwritten keys never take more space than current ones.
 const LARGER: u64 = 2;
 
 /// The tables that there are, the newest first. Shared: they never change.
@@ -63,13 +63,13 @@ impl Tables {
         self.0.iter().map(|table| &**table)
     }
 
-    /// Whether one of them may say something of a key. Reads nothing.
+    /// Whether one of them may contain a key. Reads nothing.
     pub(super) fn may_have(&self, key: &str) -> bool {
         let hashed = (!self.is_empty()).then(|| Hashed::new(key));
         hashed.is_some_and(|hashed| self.0.iter().any(|table| table.may_have(hashed)))
     }
 
-    /// What the newest of them that knows a key says.
+    /// Looks a key up in the newest table that contains it.
     ///
     /// # Errors
     /// `Corrupt` for a damaged table; `Unavailable` for I/O, which may pass.

@@ -1,4 +1,4 @@
--- Dead letters, and the errors that lead there.
+-- Dead letters and error history.
 
 -- Failed attempts kept of a message's life, how long an error and the whole record of an attempt may be, and what the
 -- answers of earlier attempts may be together. As `towpath_core::attempt` has it.

@@ -1,4 +1,4 @@
--- What falls due.
+-- Due messages.
 
 local function touch_due(q)
   touch(q, 'delayed', 'ZRANGEBYSCORE,ZREM')
@@ -6,7 +6,7 @@ local function touch_due(q)
   touch(q, 'returned', 'ZADD')
 end
 
--- The numbers that are due, by the set that they are in; nothing when there are none.
+-- The numbers of due messages, by set; nothing when there are none.
 local function due(q)
   local found, any = {}, false
   for _, from in ipairs({ q.delayed, q.leased }) do
@@ -16,11 +16,11 @@ local function due(q)
   return any and found
 end
 
--- What is due becomes ready; what was leased for too long too, its attempt counted, and
--- its receipt good until the next lease.
+-- Due messages become ready; messages with an expired lease too, attempt counted and
+-- receipt valid until the next lease.
 local function tick(q, found)
   for from, numbers in pairs(found or due(q) or {}) do
     call_all('ZREM', from, numbers)
-    for _, number in ipairs(numbers) do give_back(q, number) end
+    for _, number in ipairs(numbers) do return_message(q, number) end
   end
 end

@@ -1,8 +1,8 @@
--- Everything of a transaction, or nothing: first all is checked, then all is written.
--- KEYS: what it touches. ARGV: the three parts of queue keys; then counted lists: kv ops, settlements (queue name
+-- Applies a transaction completely or not at all: checks everything, then writes everything.
+-- KEYS: the keys it touches. ARGV: the three parts of queue keys; then counted lists: kv ops, settlements (queue name
 -- and five), messages (queue name and seven), publications (key of bindings, routing key and seven), entries (key,
 -- prefix, field, window and three), finished entries (key, prefix, group, id).
--- Returns `applied` with the values, or why not.
+-- Returns `applied` with the values, or the reason of the refusal.
 local queue_called, opened = opener({ ARGV[1], ARGV[2], ARGV[3] })
 local at = 4
 local function section(width)

@@ -1,4 +1,4 @@
--- Taking messages in.
+-- Enqueueing messages.
 
 -- Reads one message off the arguments.
 local function arrival(args, at)
@@ -9,7 +9,7 @@ local function arrival(args, at)
 end
 local ARRIVAL = 7
 
--- The id of the message that came first with this dedup id, while its window is open.
+-- The id of the first message with this dedup id, within its window.
 local function first_of(q, message)
   local id = message.dedup
   if id == '' then return false end

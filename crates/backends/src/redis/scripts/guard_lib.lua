@@ -3,15 +3,15 @@
 -- A script first names what it may touch: `allow` takes a key, the type that it must have, and the commands; `ready`
 -- then checks the user's right to all of them. In a cluster whose slots move, asking for the type also fails for a key
 -- that has moved already, before anything changed. Builds with debug assertions refuse a change that was not named, so
--- a name that is missing is found by any test that comes by.
+-- any test that runs the change finds a missing name.
 
--- From 7.0 on. Before that the client has tried every command when it began to use the queue.
+-- From 7.0 on. Before that the client probes every command on first use of the queue.
 local may_run = redis.acl_check_cmd
 
--- The types that are known, by key; the keys; and in turn a key and commands on it, separated by commas.
+-- Checked types by key; the keys; and pairs of a key and its commands, separated by commas.
 local kinds, touched, named = {}, {}, {}
 
--- Ends the script. The client reads what stands between the brackets, whatever the server puts around it.
+-- Ends the script. The client parses the text between the brackets, and ignores the text of the server around it.
 local function refuse(...) error('[[' .. table.concat({ ... }, ' ') .. ']]', 0) end
 
 -- Names commands on a key.
@@ -38,7 +38,7 @@ local function allow(key, kind, commands)
   name_key(key, commands)
 end
 
--- A read, which finds out whether the type is right.
+-- A read, which fails on a wrong type.
 local function read_key(kind, command, key, ...)
   local answer = redis.pcall(command, key, ...)
   if type(answer) == 'table' and answer.err then
@@ -58,7 +58,7 @@ end
 
 local is_ready, changed = false, false
 
--- Checks the rights to what was named. `commands` has all commands that may be among it: each is asked for once, on any
+-- Checks the permissions for everything named. `commands` lists all possible commands: each is checked once, on any
 -- key, and all keys at once; every pair only where that is not enough.
 local function ready(commands)
   is_ready = true

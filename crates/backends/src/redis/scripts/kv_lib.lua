@@ -1,4 +1,4 @@
--- Keys and values. Ops are worked out one after the other on a draft, and written when all hold.
+-- Keys and values. Ops are applied in order to a draft, which is written when all conditions hold.
 
 -- A signed 64-bit integer is a pair: thousand millions and the rest, both with its sign.
 local BILLION = 1e9
@@ -8,7 +8,7 @@ local function within(high, low)
   return high > -9223372036 or (high == -9223372036 and low >= -854775808)
 end
 
--- Reads a decimal integer; nothing when it is none.
+-- Parses a decimal integer; nothing for another text.
 local function integer(digits)
   local sign, rest = string.match(digits, '^([+-]?)(%d+)$')
   if not sign then return nil end
@@ -68,7 +68,7 @@ local OP = 6
 -- Names and values of fields in one call: Lua unpacks only so many.
 local AT_ONCE = 1000
 
--- What the key holds: `value` or `fields`, or neither when it is absent.
+-- The content of a key: `value` or `fields`, or neither when it is absent.
 local function slot_of(draft, key)
   if draft[key] then return draft[key] end
   local kind, slot = redis.call('TYPE', key).ok, { there = false }
@@ -84,7 +84,7 @@ local function slot_of(draft, key)
   return slot
 end
 
--- Works out the ops in the arguments. Returns the draft and the values, or the answer that says why not.
+-- Applies the ops of the arguments to a draft. Returns the draft and the values, or the refusal.
 local function plan(args, from, to)
   local draft, values = { order = {} }, {}
   local index = 0
@@ -134,7 +134,7 @@ local function plan(args, from, to)
   return draft, values
 end
 
--- Every step that writes a draft.
+-- The writes of a draft.
 local function each_write(draft, step)
   for _, key in ipairs(draft.order) do
     local slot = draft[key]

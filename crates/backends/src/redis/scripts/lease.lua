@@ -1,11 +1,11 @@
 -- KEYS: the list. ARGV: prefix, consumer, session, most messages, lease in ms, heartbeat timeout in ms.
--- Returns paused or not, ms until something may fall due (-1 for never, 0 to look again at once), and the deliveries.
+-- Returns paused or not, ms until a message may become due (-1 for never, 0 to check again at once), and the deliveries.
 -- Everything is read and decided before the first change, so only what this call needs is checked.
 local q = open(KEYS[1], ARGV[1])
 local consumer, session, most = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local deadline = now + tonumber(ARGV[5])
 
--- For messages that end or wait instead of being leased.
+-- For messages that end or are parked instead of being leased.
 local function touch_diverted()
   touch_buried(q)
   touch_forgotten(q)
@@ -13,14 +13,14 @@ local function touch_diverted()
   touch(q, 'parked', 'ZADD')
 end
 
--- A name that comes back in another process: what the first one held is given back at once.
+-- A consumer name that is reused in another process: the deliveries of the first one are returned at once.
 local known = read_key('hash', 'HGET', q.consumers, consumer)
 local joins = not known or string.sub(known, 14) ~= session
 if joins then touch(q, 'consumers', 'HSET') end
 local late = due(q)
 if (known and joins) or late then
-  -- Then the first change comes before the rest is read, and everything is checked.
-  touch_taken_back(q)
+  -- Then the first change precedes further reads, so everything is checked now.
+  touch_return_leases(q)
   touch_due(q)
   touch_diverted()
   touch(q, 'list', 'LRANGE,LTRIM')
@@ -34,7 +34,7 @@ if (known and joins) or late then
   ready({
     'HDEL', 'HGET', 'HMGET', 'HSET', 'LRANGE', 'LTRIM', 'ZADD', 'ZRANGE', 'ZRANGEBYLEX', 'ZRANGEBYSCORE', 'ZREM',
   })
-  if known and joins then take_back(q, function(who) return who == consumer end) end
+  if known and joins then return_leases(q, function(who) return who == consumer end) end
   if late then tick(q, late) end
 end
 local function join()
@@ -77,7 +77,7 @@ local function decide(number, record, payload, fresh)
   diverted = true
 end
 
--- Those that came back, before anything in the list.
+-- Returned messages come before the list.
 local back, lost, seen, more = {}, {}, 0, true
 while more and #taken < most and bytes < ENOUGH_BYTES and seen < STEP do
   local piece = math.min(most - #taken, PIECE)
@@ -92,7 +92,7 @@ while more and #taken < most and bytes < ENOUGH_BYTES and seen < STEP do
       if record then
         decide(number, record, payloads[at], false)
       else
-        -- What is left of a message whose record cannot be read is its payload.
+        -- Of a message with an unreadable record only the payload remains.
         lost[#lost + 1] = number
         if payloads[at] then
           local again, adopted = adopt(q)
@@ -114,7 +114,7 @@ while more and #taken < most and bytes < ENOUGH_BYTES and seen < STEP do
   local numbers, asked = {}, {}
   for at = #payloads, 1, -1 do
     local digest = sha1(payloads[at])
-    -- Of equal payloads each has a number of its own.
+    -- Equal payloads have different numbers.
     local before = equal[digest] or 0
     equal[digest] = before + 1
     local member = read_key('zset', 'ZRANGEBYLEX', q.index, '[' .. digest, '(' .. digest .. ':', 'LIMIT', before, 1)[1]
@@ -137,7 +137,7 @@ while more and #taken < most and bytes < ENOUGH_BYTES and seen < STEP do
   end
 end
 
--- What ended may let others go: look again at once.
+-- Ended messages may unlock others of their key: check again at once.
 local soonest = seen > 0 and 0 or -1
 if seen == 0 then
   for _, from in ipairs({ q.delayed, q.leased }) do
@@ -166,7 +166,7 @@ call_all('HDEL', q.payloads, lost)
 if popped > 0 then call('LTRIM', q.list, 0, -popped - 1) end
 call_all('ZREM', q.index, unindexed)
 call_all('HSET', q.keys, keyed)
--- Parked before others end: those that end let the next of their key go.
+-- Parked before others end: ending a message unlocks the next one of its key.
 for _, one in ipairs(parked) do
   if one[4] then call('HSET', q.payloads, one[1], one[3]) end
   call('ZADD', q.parked, 0, one[2][KEY] .. one[1])

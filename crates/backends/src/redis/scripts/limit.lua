@@ -1,5 +1,5 @@
--- The two algorithms of the limiter, in exact integers, as `limiter::decide` in the core says.
--- KEYS: the key of each take. ARGV: `take` or `peek`, a moment in ms instead of the server's (tests), then for each
+-- The two algorithms of the limiter, in exact integers, equal to `limiter::decide` in the core.
+-- KEYS: the key of each take. ARGV: `take` or `peek`, a time in ms instead of the server's (tests), then for each
 -- take: algorithm, capacity, refill, period or window in ms, amount. Amounts are millionths of a token.
 -- Returns for each: allowed, remaining, ms until it would be allowed, ms until it is full.
 
@@ -10,7 +10,7 @@ local now_ms = forced and tonumber(ARGV[2]) or clock[1] * 1000 + math.floor(cloc
 
 local function small(number) return big(string.format('%.0f', number)) end
 
--- The moment that a state made at `at` counts as one of: what lies further ahead than its limit is long is of now.
+-- The effective time of a state made at `at`: one further ahead than its limit is long counts as now.
 local function counts_as(at, length)
   if at > now_ms + length then return now_ms end
   return at
@@ -100,7 +100,7 @@ local function decide(take, state)
 end
 
 -- A bucket that the reference system wrote after us, or alone: `tokens` and `last_refill`, in seconds, are its state.
--- Ours has the same two fields for it, and in `told` what they were.
+-- We write the same two fields, and their values in `told`.
 local function load_other(tokens, last_refill, told)
   if not tokens or not last_refill or told == tokens .. ' ' .. last_refill then return nil end
   local count, moment = tonumber(tokens), tonumber(last_refill)
@@ -126,7 +126,7 @@ local function load(key)
   return state
 end
 
--- Millionths as a number that others read.
+-- Millionths as a decimal number for other programs.
 local function tokens_of(micros)
   local digits = decimal(micros)
   digits = string.rep('0', 7 - #digits) .. digits
@@ -153,7 +153,7 @@ local function save(key, state, reset, take, remaining)
   call('HSET', key, 'algorithm', state.algorithm, 'span_ms', string.format('%.0f', state.span),
     'at_ms', string.format('%.0f', state.at), 'missing', decimal(state.missing or {}), 'slots', table.concat(slots, ' '),
     unpack(others_fields(take, state, remaining)))
-  -- A limit that is full again is as good as none; one more second, so that a clock set back a little gives nothing away.
+  -- A full limit equals a missing one; one more second, so that a clock set back a little admits nothing extra.
   if not forced then call('PEXPIRE', key, math.min(approximately(reset) + 1000, 1e13)) end
 end
 
@@ -178,7 +178,7 @@ if refused then
       algorithm = take.algorithm, capacity = take.capacity, refill = take.refill, span = take.span, amount = {},
     }, load(take.key))
     decisions[at].remaining, decisions[at].reset = untouched.remaining, untouched.reset
-    -- Or time would go on standing still.
+    -- Otherwise time would never advance.
     if state.is_earlier then 
       earlier[take.key] = { state = state, reset = untouched.reset, take = take, remaining = untouched.remaining }
     end

@@ -1,9 +1,9 @@
--- Payloads in the list, and those that other programs pushed.
+-- Payloads of the list, including those pushed by other programs.
 
 -- Messages fetched at once, and bytes after which no more are, so that large ones do not fill the server's memory.
 local PIECE, ENOUGH_BYTES = 16, 32 * 1024 * 1024
 
--- The number of the oldest of ours that has this payload, taken off the index.
+-- Takes the number of our oldest message with this payload off the index.
 local function unindex(q, payload)
   local digest = sha1(payload)
   local member = call('ZRANGEBYLEX', q.index, '[' .. digest, '(' .. digest .. ':', 'LIMIT', 0, 1)[1]
@@ -12,7 +12,7 @@ local function unindex(q, payload)
   return string.sub(member, 41)
 end
 
--- An item that somebody pushed without us gets a number and an id (UUIDv7) when it is first seen.
+-- An item pushed by another program gets a number and an id (UUIDv7) when it is first seen.
 local function adopt(q)
   local number = text(next_ticket(q))
   local hex = string.format('%012x', now) .. string.sub(sha1(q.list .. number), 1, 20)

@@ -1,5 +1,5 @@
 -- KEYS: the list. ARGV: prefix, most messages.
--- Returns the oldest first: place, attempts, id, time, blob, payload. Changes nothing but what is due.
+-- Returns the oldest first: place, attempts, id, time, blob, payload. Changes only due messages.
 local q = open(KEYS[1], ARGV[1])
 touch_due(q)
 touch(q, 'records', 'HGET')
@@ -37,7 +37,7 @@ local function look(payload)
     last = string.sub(member, 41)
     add(last, 'ready', { payload })
   else
-    -- Not ours, and without an id until it is leased: it stands behind what is before it in the list.
+    -- Of another program, without an id until it is leased: it sorts after the items before it in the list.
     local id = string.rep(string.char(0), 8) .. string.sub(digest, 1, 8)
     add(last, 'ready', { payload }, { id, now, 0, 0, 0, '', '', '' })
   end

@@ -1,11 +1,11 @@
 -- KEYS: the list. ARGV: prefix, `first` when the process begins to use it. Fails where any other script on the queue would; changes nothing.
--- From 7.0 on each script asks for the rights that it needs, and nothing has to be found out beforehand.
+-- From 7.0 on each script checks its permissions, and no probe is needed.
 if ARGV[2] == 'first' and may_run then return 0 end
 local q = open(KEYS[1], ARGV[1])
 touch_arrivals(q, {})
 touch_due(q)
-touch_taken_back(q)
-touch_refilled(q)
+touch_return_leases(q)
+touch_restore_list(q)
 touch_forgotten(q)
 touch_buried(q)
 touch(q, 'list', 'LRANGE,LTRIM,RPOP')

@@ -1,4 +1,4 @@
--- KEYS: a key that is not there. Fails where the server takes no writes; changes nothing.
+-- KEYS: a missing key. Fails where the server refuses writes; changes nothing.
 allow(KEYS[1], 'string', 'SET')
 ready({ 'SET' })
 try_write(KEYS[1])

@@ -1,12 +1,12 @@
--- Asking whether something would work, without changing anything.
+-- Probes whether commands would succeed, without changing anything.
 
--- A write that changes nothing meets a replica, full memory, a disk that cannot be written to, missing replicas.
+-- A write that changes nothing detects a replica, full memory, an unwritable disk and missing replicas.
 local function try_write(key)
   call('SET', key, '', 'XX')
 end
 
--- Before 7.0 a script cannot ask for the user's rights, so each command is tried where it fails or finds nothing.
--- `hash` holds a hash or nothing; `key` is never there.
+-- Before 7.0 a script cannot query permissions, so each command runs on a key where it has no effect.
+-- `hash` holds a hash or nothing; `key` never exists.
 local function try_commands(hash, key)
   if may_run then return end
   local tries = {

@@ -1,5 +1,5 @@
 -- KEYS: the stream. ARGV: prefix, `first` when the process begins to use it. Fails where any other script on the stream would; changes nothing.
--- From 7.0 on each script asks for the rights that it needs, and nothing has to be found out beforehand.
+-- From 7.0 on each script checks its permissions, and no probe is needed.
 if ARGV[2] == 'first' and may_run then return 0 end
 local key, side = KEYS[1], ARGV[1]
 touch_appended(key, side, '')

@@ -6,7 +6,7 @@ for at = 4, #ARGV, ARRIVAL + 1 do
   local names, message, full = destinations(KEYS[1], ARGV[at]), arrival(ARGV, at + 1), nil
   for _, name in ipairs(names) do
     local q = queue_called(name)
-    -- One that is known already takes no room.
+    -- A duplicate takes no room.
     if not first_of(q, message) and room_in(q) <= 0 then full = name end
   end
   if full then

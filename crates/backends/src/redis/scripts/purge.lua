@@ -1,5 +1,5 @@
 -- KEYS: the list. ARGV: prefix, most items of the list, greatest number (of those beside it; empty in the first step).
--- Drops one step's worth. Returns dropped, items that were in the list, the greatest number to pass on.
+-- Drops one step of messages. Returns dropped, items that were in the list, the greatest number to pass on.
 local q = open(KEYS[1], ARGV[1])
 touch_due(q)
 touch_forgotten(q)

@@ -1,9 +1,9 @@
--- What every script on queues shares: keys, the clock, the records, and how a message moves.
+-- Shared by all scripts on queues: keys, clock, records and moves.
 --
 -- A ready message is its bare payload in the list that has the queue's own
--- name. What else is known of it is a record under its number; `index` leads
+-- name. Its metadata is a record under its number; `index` leads
 -- from a payload's digest to the numbers of those that wait in the list, so an
--- item that somebody else pushed is simply one without a number. A message
+-- item pushed by another program is one without a number. A message
 -- that has left the list keeps its payload in `payloads`.
 --
 -- A number is the server's time in microseconds, or one more than the last:
@@ -14,18 +14,18 @@ local clock = redis.call('TIME')
 local now_us = clock[1] * 1000000 + clock[2]
 local now = math.floor(now_us / 1000)
 
--- Most numbers that one step moves, so that no script keeps the server for long.
+-- Most messages moved by one step, so that no script blocks the server for long.
 local STEP = 1000
 
 -- Fields of a record.
--- SETTLED: attempts up to the last one that ended in an outcome; absent until a message is first leased.
+-- SETTLED: attempts up to the last one with an outcome; absent until a message is first leased.
 -- LEASED: when the last lease began; absent until then, and in records of earlier releases.
 local ID, AT, ATTEMPTS, FENCE, EXPIRES, KEY, BLOB, CONSUMER, SETTLED, LEASED = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 
 -- Exact up to 2^53, where `tostring` rounds.
 local function text(number) return string.format('%.0f', number) end
 
--- The keys beside the list are put together when they are asked for: most scripts need few.
+-- Side keys are built on demand: most scripts need few.
 local beside = {
   __index = function(q, name)
     local key = rawget(q, 'side') .. name
@@ -60,12 +60,12 @@ end
 
 local HASHES = { records = true, payloads = true, errors = true, keys = true, dead_ids = true, consumers = true }
 
--- Names commands on one of the queue's keys, before anything changes.
+-- Names commands on one of the queue's keys, before the first change.
 local function touch(q, name, commands)
   allow(q[name], HASHES[name] and 'hash' or name == 'list' and 'list' or 'zset', commands)
 end
 
--- A number that was never given before, for arrivals and fences.
+-- A new unique number, for arrivals and fences.
 local function next_ticket(q)
   q.ticket = math.max(q.ticket + 1, now_us)
   q.ticket_moved = true
@@ -74,7 +74,7 @@ end
 
 local function count(q, name, by) q.counts[name] = (q.counts[name] or 0) + by end
 
--- Writes what was counted.
+-- Writes the counters.
 local function close(q)
   local fields = {}
   if q.ticket_moved then fields = { 'ticket', text(q.ticket) } end

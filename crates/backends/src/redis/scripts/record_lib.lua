@@ -1,4 +1,4 @@
--- What is known of a message beside its payload, and what goes with it.
+-- Records of messages.
 
 local function unpacked(packed)
   local r = cmsgpack.unpack(packed)
@@ -6,7 +6,7 @@ local function unpacked(packed)
   return r, r[AT] + r[ATTEMPTS] + r[FENCE] + r[EXPIRES] + (r[SETTLED] or 0) + #r[ID] + #r[KEY] + #r[BLOB]
 end
 
--- Nothing for a record that cannot be read: an error would end the script between two changes.
+-- Nothing for an unreadable record: an error would end the script between two changes.
 local function unpacked_or_nil(packed)
   if not packed then return nil end
   local ok, record = pcall(unpacked, packed)
@@ -17,8 +17,8 @@ local function record_of(q, number) return unpacked_or_nil(call('HGET', q.record
 
 local function keep(q, number, record) call('HSET', q.records, number, cmsgpack.pack(record)) end
 
--- Back among those that are leased before anything in the list.
-local function give_back(q, number) call('ZADD', q.returned, 0, number) end
+-- Makes a message ready, before the list.
+local function return_message(q, number) call('ZADD', q.returned, 0, number) end
 
 local function touch_key(q)
   touch(q, 'keys', 'HGET,HDEL')
@@ -26,7 +26,7 @@ local function touch_key(q)
   touch(q, 'returned', 'ZADD')
 end
 
--- Lets the next message of the key go, when this one holds it.
+-- Unlocks the next message of the key, when this one holds the lock.
 local function free_key(q, number, record)
   local key = record[KEY]
   if key == '' or call('HGET', q.keys, key) ~= number then return end
@@ -34,11 +34,11 @@ local function free_key(q, number, record)
   local parked = call('ZRANGEBYLEX', q.parked, '[' .. key, '(' .. key .. ':', 'LIMIT', 0, 1)[1]
   if parked then
     call('ZREM', q.parked, parked)
-    give_back(q, string.sub(parked, #key + 1))
+    return_message(q, string.sub(parked, #key + 1))
   end
 end
 
--- Those of one record, or of any.
+-- Keys of one record, or of any.
 local function touch_forgotten(q, record)
   touch(q, 'records', 'HGET,HDEL')
   touch(q, 'payloads', 'HDEL')
@@ -46,7 +46,7 @@ local function touch_forgotten(q, record)
   if not record or record[KEY] ~= '' then touch_key(q) end
 end
 
--- Forgets a message that is in no list or set any more.
+-- Deletes a message that is in no list or set.
 local function forget(q, number, record)
   call('HDEL', q.records, number)
   call('HDEL', q.payloads, number)

@@ -6,7 +6,7 @@ local function words(text_)
   return list
 end
 
--- Whether a routing key matches a pattern, as AMQP 0-9-1 says of topic exchanges.
+-- Whether a routing key matches a pattern, by the rules of AMQP 0-9-1 topic exchanges.
 local function matches(pattern, key)
   local reachable = { [0] = true }
   for _, word in ipairs(words(pattern)) do
@@ -26,7 +26,7 @@ local function matches(pattern, key)
   return reachable[#key] or false
 end
 
--- The names of the queues that the routing key leads to, each once, in order.
+-- The names of the queues that match the routing key, each once, in order.
 local function destinations(bindings, routing_key)
   local key, seen, names = words(routing_key), {}, {}
   allow(bindings, 'set', 'SMEMBERS')
@@ -53,7 +53,7 @@ local function opener(namespace)
   end, opened
 end
 
--- How many more messages fit into the queue.
+-- Free depth of the queue.
 local function room_in(q)
   if not q.max_depth then return math.huge end
   if not q.planned then q.planned = depth(q) end

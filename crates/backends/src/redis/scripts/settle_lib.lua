@@ -1,6 +1,6 @@
--- Ending deliveries.
+-- Settling deliveries.
 
--- One settlement off the arguments: number, fence, verdict, delay in ms, text.
+-- Reads one settlement from the arguments: number, fence, verdict, delay in ms, text.
 local function settlement(args, at)
   return {
     number = args[at], fence = tonumber(args[at + 1]), verdict = args[at + 2],
@@ -9,8 +9,8 @@ local function settlement(args, at)
 end
 local SETTLEMENT = 5
 
--- For each receipt the record, and the set that the message is in, while this lease is its last one: an expired lease
--- may have been noticed or not. Nothing for the others.
+-- For each current receipt the record and the set of its message: an expired lease
+-- may have been detected or not. Nothing for stale receipts.
 local function held(q, receipts)
   local records, places = {}, {}
   for from = 1, #receipts, STEP do
@@ -34,11 +34,11 @@ local function hold_back(q, number, after)
   if after > 0 then
     call('ZADD', q.delayed, now + after, number)
   else
-    give_back(q, number)
+    return_message(q, number)
   end
 end
 
--- Endings are settlement, record and place.
+-- An ending is a settlement, a record and a set.
 local function touch_finished(q, endings)
   local kept, keyed, back, failed = false, false, false, false
   for _, one in ipairs(endings) do
@@ -62,7 +62,7 @@ local function touch_finished(q, endings)
   end
 end
 
--- Ends a delivery whose message stays.
+-- Settles a delivery whose message stays.
 local function finish(q, one, record)
   local number = one.number
   if one.verdict == 'release' then
@@ -82,7 +82,7 @@ local function finish(q, one, record)
   end
 end
 
--- Ends deliveries; those that were acknowledged go together.
+-- Settles deliveries; acks are deleted together.
 local function finish_all(q, endings)
   local acked, failed, leased, returned = {}, {}, {}, {}
   for _, one in ipairs(endings) do

@@ -1,4 +1,4 @@
--- KEYS: the list. ARGV: prefix. Returns nothing for a queue that is not there, or
+-- KEYS: the list. ARGV: prefix. Returns nothing for a missing queue, or
 -- ready, delayed, leased, dead, enqueued, acked, retried, dropped, duplicates, age of the oldest, of the oldest that is ready, of the longest lease and of the oldest that is delayed in ms (-1: none), consumers, paused.
 local q = open(KEYS[1], ARGV[1])
 if redis.call('EXISTS', q.list, q.queue, q.consumers) == 0 then return false end
@@ -21,7 +21,7 @@ tick(q)
 local length, indexed = call('LLEN', q.list), call('ZCARD', q.index)
 local counts = call('HMGET', q.queue, 'enqueued', 'acked', 'retried', 'dropped', 'duplicates')
 for at = 1, 5 do counts[at] = tonumber(counts[at] or 0) end
--- Pushed by somebody else and not seen yet, or popped by somebody else.
+-- Pushed by another program and not seen yet, or popped by one.
 local unseen = length - indexed
 counts[1] = counts[1] + math.max(unseen, 0)
 counts[2] = counts[2] + math.max(-unseen, 0)

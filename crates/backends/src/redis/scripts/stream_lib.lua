@@ -1,6 +1,6 @@
--- Streams with their groups. `side` is what the keys beside the stream start with.
+-- Streams with their groups. `side` is the prefix of the side keys.
 
--- Who holds the entries whose consumer is gone, until somebody claims them.
+-- The consumer that holds the entries of disconnected ones, until they are claimed.
 local GONE = 'towpath:gone'
 local PAGE = 1000
 
@@ -43,7 +43,7 @@ local function group_called(key, called)
   return nil
 end
 
-local function no_group(called) return redis.error_reply('NOGROUP there is no group ' .. called) end
+local function no_group(called) return redis.error_reply('NOGROUP unknown group ' .. called) end
 
 local function first_id(key)
   local first = call('XRANGE', key, '-', '+', 'COUNT', 1)[1]
@@ -55,13 +55,13 @@ local function last_id(key)
   return last and last[1]
 end
 
--- The oldest entry in hand.
+-- The oldest pending entry.
 local function oldest_pending(key, group)
   local oldest = call('XPENDING', key, group, '-', '+', 1)[1]
   return oldest and oldest[1]
 end
 
--- The last ids there are: with so few left a stream counts as used up, before its last entry is half of a step.
+-- The last ids: a stream counts as exhausted before its last entry could split a step.
 local appended = {}
 local LAST_MS, LAST_SEQ = '18446744073709551615', '18446744073709500000'
 
@@ -78,7 +78,7 @@ local function touch_appended(key, side, dedup)
   if dedup ~= '' then allow(side .. 'dedup:' .. dedup, 'string', 'GET,SET') end
 end
 
--- Adds an entry, or finds the one that came first with its dedup id. Returns its id.
+-- Adds an entry, or finds the first one with its dedup id. Returns its id.
 local function append_entry(key, side, field, window_ms, payload, blob, dedup)
   local remembered = dedup ~= '' and side .. 'dedup:' .. dedup
   local first = remembered and call('GET', remembered)
@@ -97,7 +97,7 @@ end
 -- Finishes entries, and moves the group's position over the longest finished prefix.
 local function finish_entries(key, side, group, ids)
   local delivered = group['last-delivered-id']
-  -- Finished although never handed out: passed over when their turn comes.
+  -- Finished although never delivered: skipped when their turn comes.
   local ahead = side .. 'ahead:' .. group.name
   for _, id in ipairs(ids) do
     if call('XACK', key, group.name, id) == 0 and before(delivered, id) and #call('XRANGE', key, id, id) > 0 then
@@ -120,12 +120,12 @@ local function finish_entries(key, side, group, ids)
   if prefix and (not known or before(known, prefix)) then call('HSET', side .. 'committed', group.name, prefix) end
 end
 
-local function touch_let_go(key)
+local function touch_release_pending(key)
   allow(key, 'stream', 'XPENDING,XCLAIM,XACK,XGROUP DELCONSUMER')
 end
 
--- Puts what a consumer holds in one group where anybody can claim it at once. Returns how many.
-local function let_go(key, group, consumer)
+-- Moves the pending entries of a consumer in one group where any consumer can claim them at once. Returns their number.
+local function release_pending(key, group, consumer)
   local count = 0
   while true do
     local held = call('XPENDING', key, group, '-', '+', PAGE, consumer)
@@ -133,11 +133,11 @@ local function let_go(key, group, consumer)
     local ids = {}
     for at, one in ipairs(held) do ids[at] = one[1] end
     local arguments = { key, group, GONE, 0, unpack(ids) }
-    -- Does not count as one more handing-out.
+    -- Does not count as a delivery.
     arguments[#arguments + 1] = 'JUSTID'
     local there = {}
     for _, id in ipairs(call('XCLAIM', unpack(arguments))) do there[id] = true end
-    -- What is not kept any more cannot be claimed.
+    -- Trimmed entries cannot be claimed.
     for _, id in ipairs(ids) do if not there[id] then call('XACK', key, group, id) end end
     count = count + #ids
     if #held < PAGE then break end
@@ -148,18 +148,18 @@ end
 
 local function touch_greeted(key, side)
   allow(side .. 'readers', 'hash', 'HGET,HSET')
-  touch_let_go(key)
+  touch_release_pending(key)
 end
 
--- Tells that the consumer lives. One that comes back in another process lets go of what it held.
+-- Heartbeat of a consumer. A name reused in another process releases the pending entries of the first one.
 local function greet(key, side, group, consumer, session, until_ms)
   local known = call('HGET', side .. 'readers', consumer)
   if known and string.sub(known, 14) == session then return end
-  if known then let_go(key, group, consumer) end
+  if known then release_pending(key, group, consumer) end
   call('HSET', side .. 'readers', consumer, string.format('%.0f', until_ms) .. session)
 end
 
--- Entries as places, fields and the number of the handing-out.
+-- Entries as ids, fields and the delivery count.
 local function handed(entries, attempts)
   local answer = {}
   for _, entry in ipairs(entries) do

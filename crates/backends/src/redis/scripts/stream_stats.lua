@@ -1,13 +1,13 @@
 -- KEYS: the stream. ARGV: prefix. Returns entries, ever appended, first and last id, and for each group its name,
--- lag, entries in hand, age of the oldest unfinished entry in ms (-1: none) and its position.
+-- lag, pending entries, age of the oldest unfinished entry in ms (-1: none) and its position.
 local key, side = KEYS[1], ARGV[1]
-if redis.call('EXISTS', key) == 0 then return redis.error_reply('NOGROUP there is no stream ' .. key) end
+if redis.call('EXISTS', key) == 0 then return redis.error_reply('NOGROUP unknown stream ' .. key) end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local info, length = fields_of(call_sub('XINFO', 'STREAM', key)), call('XLEN', key)
 local first, last = first_id(key), last_id(key)
 
--- How many kept entries lie behind an id.
+-- Number of kept entries after an id.
 local function count_behind(id)
   if not last or not before(id, last) then return 0 end
   if before(id, first) then return length end
@@ -20,7 +20,7 @@ local function count_behind(id)
   end
 end
 
--- The server's own count (7.0) is wrong for a group behind which entries were trimmed.
+-- The server's own count (7.0) is wrong for a group with trimmed entries after its position.
 local function unread(group)
   local delivered = group['last-delivered-id']
   if not first or before(delivered, first) then return length end

@@ -1,12 +1,12 @@
--- KEYS: the stream. ARGV: nothing for all that is finished, or how many of the newest to keep. Returns how many went.
+-- KEYS: the stream. ARGV: nothing for all finished entries, or the number of newest entries to keep. Returns the number trimmed.
 local key = KEYS[1]
-if redis.call('EXISTS', key) == 0 then return redis.error_reply('NOGROUP there is no stream ' .. key) end
+if redis.call('EXISTS', key) == 0 then return redis.error_reply('NOGROUP unknown stream ' .. key) end
 local groups = groups_of(key)
 allow(key, 'stream', 'XTRIM,XRANGE,XPENDING,XACK,XGROUP SETID')
 ready({ 'XACK', 'XGROUP SETID', 'XINFO GROUPS', 'XPENDING', 'XRANGE', 'XTRIM' })
 if ARGV[1] ~= '' then
   local count = call('XTRIM', key, 'MAXLEN', ARGV[1])
-  -- What is not kept any more holds nothing back.
+  -- Trimmed entries hold nothing back.
   local first = first_id(key)
   for _, group in ipairs(groups) do
     while true do
@@ -14,7 +14,7 @@ if ARGV[1] ~= '' then
       for _, one in ipairs(gone) do call('XACK', key, group.name, one[1]) end
       if #gone < PAGE then break end
     end
-    -- Makes the server count anew what the group has read.
+    -- Makes the server recount the entries that the group has read.
     local delivered = group['last-delivered-id']
     if first and before(delivered, first) then call_sub('XGROUP', 'SETID', key, group.name, delivered) end
   end

@@ -2,9 +2,9 @@
 //!
 //! For every step that the ports offer: a database with everything in it is put back, one thing is broken (the type of
 //! one key, the right to one command or one key, the memory, the replicas, a counter, the ids of a stream), the step
-//! runs, and where it fails every key is compared with what it was before.
+//! runs, and where it fails every key must be unchanged.
 
-mod house;
+mod fixture;
 mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +17,7 @@ use towpath_testkit::Own;
 
 use super::redis::{EPHEMERAL, Server};
 use super::*;
-use house::House;
+use fixture::Fixture;
 use steps::Step;
 
 pub(super) fn promises() -> Vec<Own> {
@@ -44,7 +44,7 @@ async fn an_operators_step_that_fails_changes_nothing() {
 }
 
 async fn tending_that_fails_changes_nothing() {
-    run(steps::TEND).await;
+    run(steps::MAINTAIN).await;
 }
 
 async fn a_stream_step_that_fails_changes_nothing() {
@@ -55,7 +55,7 @@ async fn a_step_over_several_ports_that_fails_changes_nothing() {
     run(steps::EFFECTS).await;
 }
 
-/// What is broken.
+/// The fault to inject.
 #[derive(Debug, Clone)]
 enum Fault {
     /// The key holds another type of value.
@@ -75,14 +75,14 @@ enum Fault {
 /// Keys with their types; with none for those that may be made.
 type Keys = BTreeMap<String, String>;
 
-/// Every key with what `DUMP` says of it.
+/// Every key with its `DUMP`.
 type Snapshot = BTreeMap<String, Vec<u8>>;
 
-/// A server of the test's own, a bare connection to it, and what is put back before each run.
-struct Bench {
+/// A server of the test's own, a bare connection to it, and the data restored before each run.
+struct FaultRunner {
     server: Server,
     connection: MultiplexedConnection,
-    house: House,
+    fixture: Fixture,
     saved: Snapshot,
 }
 
@@ -113,11 +113,11 @@ async fn run(steps: &[Step]) {
         .get_multiplexed_async_connection()
         .await
         .expect("connects");
-    let house = house::furnish(&server).await;
-    let mut bench = Bench {
+    let fixture = fixture::populate(&server).await;
+    let mut bench = FaultRunner {
         server,
         connection,
-        house,
+        fixture,
         saved: Snapshot::new(),
     };
     bench.saved = bench.snapshot().await;
@@ -126,7 +126,7 @@ async fn run(steps: &[Step]) {
     }
 }
 
-impl Bench {
+impl FaultRunner {
     async fn check(&mut self, step: &Step) {
         let touched = self.rehearse(step).await;
         let mut faults = vec![Fault::Memory, Fault::Replicas, Fault::Ids];
@@ -159,7 +159,7 @@ impl Bench {
         let url = self.server.url();
         let outcome = (step.run)(
             open(&format!("{url}?{}", step.parameters)).await,
-            self.house.clone(),
+            self.fixture.clone(),
         )
         .await;
         outcome.unwrap_or_else(|error| panic!("`{}` unbroken: {error:?}", step.name));
@@ -182,7 +182,7 @@ impl Bench {
             .map(str::to_owned)
             .collect();
         keys.extend(self.types().await);
-        for key in house::keys() {
+        for key in fixture::keys() {
             keys.entry(key).or_default();
         }
         Touched { keys, commands }
@@ -206,7 +206,7 @@ impl Bench {
             self.server.command(&["CONFIG", "RESETSTAT"]);
             let began = Instant::now();
             let backend = open(&url).await;
-            let outcome = (step.run)(backend, self.house.clone()).await;
+            let outcome = (step.run)(backend, self.fixture.clone()).await;
             if !step.tends() && began.elapsed() > QUIET {
                 continue;
             }

@@ -10,14 +10,14 @@ use towpath_core::port::routes::Publication;
 use towpath_core::port::stream::{ReadRequest, Start, Trim};
 
 use super::super::*;
-use super::house::{House, bucket, exchange, group, lines};
+use super::fixture::{Fixture, bucket, exchange, group, lines};
 
 type Outcome = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 /// One step, as it is taken on the database that is put back.
 pub(super) struct Step {
     pub(super) name: &'static str,
-    pub(super) run: fn(Backend, House) -> Outcome,
+    pub(super) run: fn(Backend, Fixture) -> Outcome,
     /// Parameters of the URL.
     pub(super) parameters: &'static str,
     /// How many of the faults must make it fail, or they do not reach it.
@@ -46,7 +46,7 @@ macro_rules! steps {
     ($list:ident: $($name:ident $at_least:literal;)*) => {
         pub(super) const $list: &[Step] = &[$(Step {
             name: stringify!($name),
-            run: |backend, house| Box::pin($name(backend, house)),
+            run: |backend, fixture| Box::pin($name(backend, fixture)),
             parameters: "",
             at_least: $at_least,
         }),*];
@@ -59,7 +59,7 @@ steps! { OPERATE: peek 30; count 30; purge 50; list_dead_letters 8; redrive 40; 
 steps! { STREAM: append_some 10; make_a_group 6; seek_a_group 8; delete_a_group 8; read_new 15; commit_some 10; claim_some 15; leave 8; trim_finished 4; trim_all 8; stream_stats 4; range 2; }
 steps! { EFFECTS: commit_keys 10; take_limits 8; publish_some 40; apply_everything 80; }
 
-pub(super) const TEND: &[Step] = &[
+pub(super) const MAINTAIN: &[Step] = &[
     Step {
         name: "tend_a_queue",
         run: |backend, _| Box::pin(tend_a_queue(backend)),
@@ -106,28 +106,28 @@ fn some() -> Vec<NewMessage> {
     ]
 }
 
-async fn enqueue_some(backend: Backend, _: House) -> Result<()> {
+async fn enqueue_some(backend: Backend, _: Fixture) -> Result<()> {
     all(queue_of(&backend).enqueue(&messages(), some()).await?)
 }
 
-async fn lease_some(backend: Backend, _: House) -> Result<()> {
+async fn lease_some(backend: Backend, _: Fixture) -> Result<()> {
     try_lease(&queue_of(&backend), "one", Duration::ZERO)
         .await
         .map(drop)
 }
 
-async fn give_up_a_consumer(backend: Backend, _: House) -> Result<()> {
+async fn give_up_a_consumer(backend: Backend, _: Fixture) -> Result<()> {
     queue_of(&backend)
         .disconnect(&consumer("one"))
         .await
         .map(drop)
 }
 
-async fn settle_all_ways(backend: Backend, house: House) -> Result<()> {
-    all(queue_of(&backend).settle(settlements(&house)).await?)
+async fn settle_all_ways(backend: Backend, fixture: Fixture) -> Result<()> {
+    all(queue_of(&backend).settle(settlements(&fixture)).await?)
 }
 
-fn settlements(house: &House) -> Vec<Settlement> {
+fn settlements(fixture: &Fixture) -> Vec<Settlement> {
     let retry = |after: u64| Verdict::Retry {
         after: Duration::from_secs(after),
         error: "no".to_owned(),
@@ -136,45 +136,45 @@ fn settlements(house: &House) -> Vec<Settlement> {
         reason: "no".to_owned(),
     };
     let verdicts = [Verdict::Ack, retry(0), retry(60), dead];
-    let receipts = house.receipts.iter().cloned().zip(verdicts);
+    let receipts = fixture.receipts.iter().cloned().zip(verdicts);
     receipts
         .map(|(receipt, verdict)| Settlement { receipt, verdict })
         .collect()
 }
 
-async fn extend_one(backend: Backend, house: House) -> Result<()> {
+async fn extend_one(backend: Backend, fixture: Fixture) -> Result<()> {
     all(queue_of(&backend)
-        .extend(&house.receipts, Duration::from_secs(60))
+        .extend(&fixture.receipts, Duration::from_secs(60))
         .await?)
 }
 
-async fn peek(backend: Backend, _: House) -> Result<()> {
+async fn peek(backend: Backend, _: Fixture) -> Result<()> {
     queue_of(&backend).peek(&messages(), 100).await.map(drop)
 }
 
-async fn count(backend: Backend, _: House) -> Result<()> {
+async fn count(backend: Backend, _: Fixture) -> Result<()> {
     queue_of(&backend).stats(&messages()).await.map(drop)
 }
 
-async fn purge(backend: Backend, _: House) -> Result<()> {
+async fn purge(backend: Backend, _: Fixture) -> Result<()> {
     queue_of(&backend).purge(&messages()).await.map(drop)
 }
 
-async fn list_dead_letters(backend: Backend, _: House) -> Result<()> {
+async fn list_dead_letters(backend: Backend, _: Fixture) -> Result<()> {
     queue_of(&backend)
         .dead_letters(&messages(), None, 10)
         .await
         .map(drop)
 }
 
-async fn redrive(backend: Backend, _: House) -> Result<()> {
+async fn redrive(backend: Backend, _: Fixture) -> Result<()> {
     queue_of(&backend)
         .redrive(&messages(), &Selection::All)
         .await
         .map(drop)
 }
 
-async fn drop_dead(backend: Backend, _: House) -> Result<()> {
+async fn drop_dead(backend: Backend, _: Fixture) -> Result<()> {
     queue_of(&backend)
         .drop_dead(&messages(), &Selection::All)
         .await
@@ -185,29 +185,29 @@ fn stream(backend: &Backend) -> Arc<dyn towpath_core::port::Stream> {
     backend.stream.clone().expect("redis has streams")
 }
 
-async fn append_some(backend: Backend, _: House) -> Result<()> {
+async fn append_some(backend: Backend, _: Fixture) -> Result<()> {
     let entries = vec![NewMessage::new("plain"), with_dedup("new", "new")];
     all(stream(&backend).append(&lines(), entries).await?)
 }
 
-async fn make_a_group(backend: Backend, _: House) -> Result<()> {
+async fn make_a_group(backend: Backend, _: Fixture) -> Result<()> {
     let other = towpath_core::GroupName::new("other")?;
     stream(&backend)
         .create_group(&lines(), &other, Start::End)
         .await
 }
 
-async fn seek_a_group(backend: Backend, house: House) -> Result<()> {
+async fn seek_a_group(backend: Backend, fixture: Fixture) -> Result<()> {
     stream(&backend)
-        .seek(&lines(), &group(), Start::After(house.entries[2]))
+        .seek(&lines(), &group(), Start::After(fixture.entries[2]))
         .await
 }
 
-async fn delete_a_group(backend: Backend, _: House) -> Result<()> {
+async fn delete_a_group(backend: Backend, _: Fixture) -> Result<()> {
     stream(&backend).delete_group(&lines(), &group()).await
 }
 
-async fn read_new(backend: Backend, _: House) -> Result<()> {
+async fn read_new(backend: Backend, _: Fixture) -> Result<()> {
     let request = ReadRequest {
         stream: lines(),
         group: group(),
@@ -218,13 +218,13 @@ async fn read_new(backend: Backend, _: House) -> Result<()> {
     stream(&backend).read(request).await.map(drop)
 }
 
-async fn commit_some(backend: Backend, house: House) -> Result<()> {
+async fn commit_some(backend: Backend, fixture: Fixture) -> Result<()> {
     stream(&backend)
-        .commit(&lines(), &group(), &house.entries[1..5])
+        .commit(&lines(), &group(), &fixture.entries[1..5])
         .await
 }
 
-async fn claim_some(backend: Backend, _: House) -> Result<()> {
+async fn claim_some(backend: Backend, _: Fixture) -> Result<()> {
     let (stream, who) = (stream(&backend), consumer("one"));
     let claimed = stream
         .claim(&lines(), &group(), &who, Duration::ZERO, 10)
@@ -232,32 +232,32 @@ async fn claim_some(backend: Backend, _: House) -> Result<()> {
     claimed.map(drop)
 }
 
-async fn leave(backend: Backend, _: House) -> Result<()> {
+async fn leave(backend: Backend, _: Fixture) -> Result<()> {
     stream(&backend)
         .disconnect(&consumer("one"))
         .await
         .map(drop)
 }
 
-async fn trim_finished(backend: Backend, _: House) -> Result<()> {
+async fn trim_finished(backend: Backend, _: Fixture) -> Result<()> {
     stream(&backend)
         .trim(&lines(), Trim::Finished)
         .await
         .map(drop)
 }
 
-async fn trim_all(backend: Backend, _: House) -> Result<()> {
+async fn trim_all(backend: Backend, _: Fixture) -> Result<()> {
     stream(&backend)
         .trim(&lines(), Trim::KeepLast(1))
         .await
         .map(drop)
 }
 
-async fn stream_stats(backend: Backend, _: House) -> Result<()> {
+async fn stream_stats(backend: Backend, _: Fixture) -> Result<()> {
     stream(&backend).stats(&lines()).await.map(drop)
 }
 
-async fn range(backend: Backend, _: House) -> Result<()> {
+async fn range(backend: Backend, _: Fixture) -> Result<()> {
     stream(&backend).range(&lines(), None, 10).await.map(drop)
 }
 
@@ -289,7 +289,7 @@ fn ops() -> Vec<Op> {
     ]
 }
 
-async fn commit_keys(backend: Backend, _: House) -> Result<()> {
+async fn commit_keys(backend: Backend, _: Fixture) -> Result<()> {
     backend
         .kv
         .expect("redis has keys")
@@ -298,7 +298,7 @@ async fn commit_keys(backend: Backend, _: House) -> Result<()> {
         .map(drop)
 }
 
-async fn take_limits(backend: Backend, _: House) -> Result<()> {
+async fn take_limits(backend: Backend, _: Fixture) -> Result<()> {
     let limits = backend.rate_limit.expect("redis has limits");
     limits
         .take(vec![bucket("one"), bucket("two")])
@@ -313,7 +313,7 @@ fn publication(message: NewMessage) -> Publication {
     }
 }
 
-async fn publish_some(backend: Backend, _: House) -> Result<()> {
+async fn publish_some(backend: Backend, _: Fixture) -> Result<()> {
     let all_of = some().into_iter().map(publication).collect();
     all(backend
         .routes
@@ -322,14 +322,14 @@ async fn publish_some(backend: Backend, _: House) -> Result<()> {
         .await?)
 }
 
-async fn apply_everything(backend: Backend, house: House) -> Result<()> {
+async fn apply_everything(backend: Backend, fixture: Fixture) -> Result<()> {
     let transaction = Transaction {
         kv: ops(),
         enqueue: vec![(messages(), with_dedup("new", "new"))],
         publish: vec![(exchange(), publication(NewMessage::new("routed")))],
         append: vec![(lines(), with_dedup("entry", "new"))],
-        settle: settlements(&house),
-        commit: vec![(lines(), group(), house.entries[1..4].to_vec())],
+        settle: settlements(&fixture),
+        commit: vec![(lines(), group(), fixture.entries[1..4].to_vec())],
     };
     backend
         .effects

@@ -15,7 +15,7 @@ use tracing::warn;
 use super::limiter::Limiter;
 use crate::telemetry::LastCall;
 
-/// What is asked.
+/// The checks.
 #[derive(Clone)]
 pub struct Needs {
     /// The store of the limits.
@@ -77,7 +77,7 @@ impl Needs {
     }
 }
 
-/// Whether a store answers, and did what it was last asked to do.
+/// Whether a store answers, and its last operation succeeded.
 fn answers(store: &str, answer: Result<()>, calls: &LastCall) -> bool {
     let problem = answer.err().map(|error| error.chain());
     let problem = problem.or_else(|| calls.problem());

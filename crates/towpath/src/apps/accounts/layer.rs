@@ -9,6 +9,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use ipnet::IpNet;
 use towpath_core::limiter::{Amount, Decision};
 use towpath_core::{Error, Result};
 use tracing::warn;
@@ -17,7 +18,7 @@ use super::limiter::{Limiter, Wanted};
 use super::limits::{rate_headers, seconds};
 use super::rule::Rule;
 use crate::http::error::Problem;
-use crate::http::net::Net;
+use crate::http::net;
 use crate::http::{Peer, is_probe};
 
 /// The header that proxies say the client's address in.
@@ -31,7 +32,7 @@ const ANY: &str = "*";
 pub struct Layer {
     limiter: Limiter,
     rules: Arc<HashMap<String, Rule>>,
-    proxies: Arc<[Net]>,
+    proxies: Arc<[IpNet]>,
     /// Said once, as every request of the proxy would repeat it.
     unreadable: Arc<Once>,
 }
@@ -40,11 +41,12 @@ impl Layer {
     /// Limits in texts like `/enqueue=token_bucket:10:1/1s`, behind proxies of these addresses and nets.
     ///
     /// # Errors
-    /// `Invalid` for a text that is no such limit, and a proxy that is no address or net.
+    /// `Invalid` for an invalid limit, and for a proxy that is not an address or CIDR block.
     pub fn new(limiter: Limiter, limits: &[String], proxies: &[String]) -> Result<Self> {
         let rules = limits.iter().map(|text| route_limit(text));
         let proxies = proxies.iter().map(|text| {
-            Net::parse(text).ok_or_else(|| Error::invalid(format!("`{text}` is no address or net")))
+            net::parse(text)
+                .ok_or_else(|| Error::invalid(format!("invalid address or CIDR block `{text}`")))
         });
         Ok(Self {
             limiter,
@@ -54,7 +56,7 @@ impl Layer {
         })
     }
 
-    /// The limit of a route and what it is called.
+    /// The limit of a route and its name.
     fn rule(&self, route: &str) -> Option<(&str, &Rule)> {
         // Probes are never refused, except by a limit of their own.
         let any = || self.rules.get_key_value(ANY).filter(|_| !is_probe(route));
@@ -62,9 +64,9 @@ impl Layer {
         Some((name, rule))
     }
 
-    /// Whose request it is: who is connected, or for a trusted proxy the last it names that is none.
+    /// The client of a request: the peer, or behind a trusted proxy the last address it names that is not one.
     fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
-        let is_trusted = |address: &IpAddr| self.proxies.iter().any(|net| net.holds(*address));
+        let is_trusted = |address: &IpAddr| self.proxies.iter().any(|net| net.contains(address));
         let mut client = peer.to_canonical();
         let named = headers
             .get_all(FORWARDED)
@@ -140,7 +142,7 @@ async fn pass(State(layer): State<Layer>, request: Request, next: Next) -> Respo
         return next.run(request).await;
     };
     let client = match layer.client(peer.ip(), request.headers()) {
-        // Whoever has one address of these has them all.
+        // The owner of one address of the block has them all.
         IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
         address => address,
     };

@@ -1,4 +1,4 @@
-//! Decides requests by their rules, also while the store is away.
+//! Decides requests by their rules, also while the store is unavailable.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,7 @@ use crate::telemetry::{LastCall, Metrics};
 
 use super::rule::{OnFailure, Rule, Rules};
 
-/// How long the store may take before it counts as away.
+/// Timeout after which the store counts as unavailable.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Most keys that are decided here; more are refused.
@@ -64,7 +64,7 @@ impl Limiter {
     ///
     /// # Errors
     /// `Invalid` for a key of no or more than 1,024 bytes and an amount over the capacity; `Unavailable` when the store
-    /// is away and a rule wants to refuse then.
+    /// is unavailable and a rule rejects then.
     pub(super) async fn take(&self, wanted: &[Wanted<'_>]) -> Result<Vec<Decision>> {
         for one in wanted {
             check_key(one.key)?;
@@ -115,7 +115,7 @@ impl Limiter {
     /// Makes a limit full again.
     ///
     /// # Errors
-    /// As [`Limiter::take`]; `Unavailable` when the store is away, whatever the rule.
+    /// As [`Limiter::take`]; `Unavailable` when the store is unavailable, whatever the rule.
     pub(super) async fn reset(&self, key: &str) -> Result<()> {
         check_key(key)?;
         self.local().remove(key);
@@ -135,7 +135,7 @@ impl Limiter {
             .map(drop)
     }
 
-    /// The store's decisions; those of the rules when it is away.
+    /// The store's decisions; those of the rules when it is unavailable.
     fn or_without(
         &self,
         asked: Result<Vec<Decision>>,
@@ -178,7 +178,7 @@ impl Limiter {
                 if let Some(state) = state {
                     if known.len() >= LOCAL_KEYS && !known.contains_key(one.key) {
                         return Err(Error::unavailable(
-                            "too many limits while the store is away",
+                            "too many limits while the store is unavailable",
                         ));
                     }
                     known.insert(one.key.to_owned(), state.clone());
@@ -193,7 +193,7 @@ impl Limiter {
     }
 }
 
-/// What is asked of one key in one decision must fit into its capacity: else it would be refused for ever.
+/// The tokens of one key in one decision must fit into its capacity: else it would be refused for ever.
 fn check_sums(wanted: &[Wanted<'_>]) -> Result<()> {
     let mut sums: HashMap<&str, u64> = HashMap::with_capacity(wanted.len());
     for one in wanted {

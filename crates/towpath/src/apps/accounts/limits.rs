@@ -45,7 +45,7 @@ pub fn limit_queries() -> [Asking; 4] {
     ]
 }
 
-/// The parameters, as text: what they must be is said in our own words.
+/// The parameters, as text, so that error messages are our own.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Asked {

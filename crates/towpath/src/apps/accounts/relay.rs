@@ -8,9 +8,9 @@
 //!
 //! While a step is under way the events of the next one are read.
 //!
-//! The position that counts is the broker's own, moved in the step that appends (`Positions`): whatever dies between
+//! The position that counts is the broker's own, moved in the step that appends (`SourceOffsets`): whatever dies between
 //! two steps, the next one begins where the stream ends. A broker without positions gets events into queues, and the
-//! position is that of the database: what was sent and not yet noted is sent again, with the same id.
+//! position is that of the database: events sent since the last stored position are sent again, with the same id.
 //!
 //! With each look the outbox is asked whether it still knows the position. An outbox that was truncated or restored
 //! gives out places again, and events at lower ones would look as if they had been sent.
@@ -24,8 +24,8 @@ use tokio_util::task::AbortOnDropHandle;
 use towpath_core::backend::Backend;
 use towpath_core::message::header::{CONTENT_TYPE, TRACEPARENT};
 use towpath_core::port::outbox::{Event, Filter, NewEvent, READ_BYTES};
-use towpath_core::port::positions::{Step, Stepped};
-use towpath_core::port::{Outbox, Positions, Queue};
+use towpath_core::port::source_offsets::{AppendAt, AppendOutcome};
+use towpath_core::port::{Outbox, Queue, SourceOffsets};
 use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, StreamName, Timestamp};
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -52,7 +52,7 @@ const UNUSED: &str = "unused";
 #[derive(Clone)]
 pub enum Target {
     /// Into streams, with the position.
-    Streams(Arc<dyn Positions>),
+    Streams(Arc<dyn SourceOffsets>),
     /// Into queues.
     Queues(Arc<dyn Queue>),
 }
@@ -63,7 +63,7 @@ impl Target {
     /// # Errors
     /// `Unsupported` when it has neither.
     pub fn of(backend: &Backend) -> Result<Self> {
-        match backend.require_positions(ROLE) {
+        match backend.require_source_offsets(ROLE) {
             Ok(positions) if backend.stream.is_some() => Ok(Self::Streams(positions)),
             _ => backend.require_queue(ROLE).map(Self::Queues),
         }
@@ -79,7 +79,7 @@ pub struct Relay {
     pub target: Target,
     /// Most events of one step.
     pub batch: usize,
-    /// Refusals of one event before it is given up.
+    /// Attempts before an event fails.
     pub attempts: u32,
     /// How long it waits for events that another process commits.
     pub poll: Duration,
@@ -139,7 +139,7 @@ impl Relay {
     /// Relays until asked to stop. Of several relays one works, the others wait for its lease to end.
     ///
     /// # Errors
-    /// Those of the database and the broker; what is not sent yet is sent by the next run.
+    /// Those of the database and the broker; unsent events are sent by the next run.
     pub async fn run(&self, stop: &Stop) -> Result<()> {
         let holder = Uuid::now_v7();
         let outcome = self.take_turns(holder, stop).await;
@@ -210,7 +210,7 @@ impl Relay {
                 Passed::All => position = Some(from),
                 Passed::Refused => self.wait(RETRY.min(self.lease / 3), false, stop).await,
                 Passed::Elsewhere => {
-                    warn!("the position has not passed what was sent; looking where it is");
+                    warn!("relay position unknown after a send; reading it again");
                     renew_at = Instant::now();
                 }
             }
@@ -243,7 +243,7 @@ impl Relay {
     /// Most events of a step of a relay that is behind. Where a step can repeat events it is one batch.
     fn most(&self) -> usize {
         match &self.target {
-            Target::Streams(positions) => positions.step_entries().max(self.batch),
+            Target::Streams(positions) => positions.batch_entries().max(self.batch),
             Target::Queues(_) => self.batch,
         }
     }
@@ -309,7 +309,7 @@ impl Relay {
             Error::corrupt(format!("the position of `{source}` is `{text}`"))
         })?;
         if seq > noted {
-            // The relay stopped between the broker and the database: what it sent must be there.
+            // The relay stopped between the broker and the database: its events must be in the broker.
             let filter = Filter {
                 after: seq - 1,
                 ..Filter::default()
@@ -318,7 +318,7 @@ impl Relay {
             if found.first().is_none_or(|one| one.event.event.id != id) {
                 return Err(Error::conflict(format!(
                     "the broker has events up to {seq} of `{source}`, which this database never had: it was restored \
-                     from an older copy. Give the outbox a new name, so that its position begins anew: \
+                     from an older copy. Give the outbox a new name, so that its position starts over: \
                      UPDATE outbox_relay SET name = '{}'",
                     Uuid::now_v7()
                 )));
@@ -343,7 +343,7 @@ impl Relay {
             other => return other,
         };
         let mut known = (count == 1).then_some(refused);
-        // One of them is the cause: they are read again, and each goes by itself.
+        // One of them is the cause: they are read again, and sent one by one.
         for event in self.outbox.after(from.seq, count).await? {
             let one = || vec![event.clone()];
             let outcome = match known.take() {
@@ -358,12 +358,12 @@ impl Relay {
             // The database counts: another relay, or this one after a restart, does not begin again with the first.
             let attempts = self.outbox.refused(event.seq, &error, self.attempts);
             let attempts = attempts.await?;
-            let is_given_up = attempts >= self.attempts;
-            warn!(event = %event.event.id, attempts, is_given_up, error, "the broker refused an event");
-            if !is_given_up {
+            let is_failed = attempts >= self.attempts;
+            warn!(event = %event.event.id, attempts, is_failed, error, "the broker refused an event");
+            if !is_failed {
                 return Ok(Passed::Refused);
             }
-            // Those behind it go on. Nothing of the event is needed but its place and its id.
+            // Later events continue. Nothing of the event is needed but its place and its id.
             let passed = self.step(source, from, one(), false).await?;
             if passed != Passed::All {
                 return Ok(passed);
@@ -407,18 +407,18 @@ impl Relay {
                 let stream = StreamName::new(&topic)?;
                 let begin = |entry| traces::append(&stream, entry);
                 let spans: Vec<_> = messages.iter_mut().filter_map(begin).collect();
-                let step = Step {
+                let step = AppendAt {
                     source: source.to_owned(),
                     from: from.raw.clone(),
                     to: to.clone(),
                     stream: stream.clone(),
                     entries: messages,
                     dead: QueueName::new(UNUSED)?,
-                    set_aside: Vec::new(),
+                    rejected: Vec::new(),
                 };
-                let stepped = positions.step(step).await;
+                let stepped = positions.append_at(step).await;
                 traces::settled(spans, &stepped);
-                if let Stepped::Elsewhere(now) = stepped? {
+                if let AppendOutcome::OffsetConflict(now) = stepped? {
                     info!(position = ?now, "the position is not where it was");
                     return Ok(Passed::Elsewhere);
                 }
@@ -454,7 +454,7 @@ async fn read(
     Ok(is_known.then_some(events))
 }
 
-/// What is kept of an error: any database takes it, whatever the broker put into it.
+/// The stored part of an error: accepted by any database, whatever the broker put into it.
 fn reason(error: &Error) -> String {
     let chain = error.chain();
     let printable = chain

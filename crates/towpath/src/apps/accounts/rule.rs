@@ -1,7 +1,7 @@
 //! A named rule, as configuration writes it.
 //!
 //! `login=token_bucket:5:1/1m` holds five tokens and gains one a minute; `search=sliding_window:100/1h` allows a hundred
-//! in any hour. Behind it may stand what happens while the store is away: `:fail_closed`, `:fail_open` or `:local`.
+//! in any hour. A suffix decides while the store is unavailable: `:fail_closed`, `:fail_open` or `:local`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use towpath_core::{Error, Result};
 pub enum OnFailure {
     /// Refuse with 503: the limit is never passed.
     Closed,
-    /// Allow: the service goes on without the limit.
+    /// Allow: requests pass without the limit.
     Open,
     /// Decide in this process alone: each process allows the whole limit.
     Local,
@@ -23,11 +23,11 @@ pub enum OnFailure {
 /// One rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// What it is called, in metrics too: its name, or the route that it limits.
+    /// Its name, in metrics too, or the route that it limits.
     pub name: String,
     /// How much, how fast.
     pub policy: Policy,
-    /// While the store is away.
+    /// Behaviour while the store is unavailable.
     pub on_failure: OnFailure,
 }
 
@@ -42,7 +42,7 @@ impl Rules {
     /// The rules in these texts; the one called `default` is the reference system's unless it is among them.
     ///
     /// # Errors
-    /// `Invalid` for a text that is no rule, or a second one of a name.
+    /// `Invalid` for an invalid rule, or a second one with the same name.
     pub fn parse(texts: &[String]) -> Result<Self> {
         let mut rules = BTreeMap::new();
         for text in texts {
@@ -97,7 +97,7 @@ impl Rule {
     /// The rule of this name in a text.
     ///
     /// # Errors
-    /// `Invalid` with what is wrong about it.
+    /// `Invalid` with the reason.
     pub fn parse(name: &str, text: &str) -> Result<Self> {
         let mut parts = text.split(':');
         let algorithm = parts.next().unwrap_or_default();
@@ -176,7 +176,7 @@ fn duration(text: &str) -> Option<Duration> {
 
 fn wrong(text: &str, reason: &str) -> Error {
     Error::invalid(format!(
-        "`{text}` is no limit: {reason}; say for instance `login=token_bucket:5:1/1m` or `search=sliding_window:100/1h:fail_open`"
+        "invalid limit `{text}`: {reason}; expected e.g. `login=token_bucket:5:1/1m` or `search=sliding_window:100/1h:fail_open`"
     ))
 }
 
@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rules_are_read_and_what_is_wrong_is_named() {
+    fn rules_are_parsed_and_errors_name_the_reason() {
         let texts = [
             "login=token_bucket:5:0.5/1m:local",
             "s=sliding_window:100/1h",

@@ -61,15 +61,15 @@ pub struct Agent {
     pub controller: String,
     /// Where its workers are.
     pub workers: Vec<String>,
-    /// What it says about itself.
+    /// Its registration.
     pub place: Place,
     /// The key of the fleet.
     pub key: Token,
     /// How often it asks until a configuration says.
     pub poll: Duration,
-    /// How long a request may take, the waiting of the controller aside.
+    /// Timeout of a request, without the wait of a long poll.
     pub timeout: Duration,
-    /// Where it keeps what it knows.
+    /// Path of its state file.
     pub file: PathBuf,
     /// Where it says how it is.
     pub health: Health,
@@ -115,7 +115,7 @@ impl Backoff {
 }
 
 impl Agent {
-    /// Works until asked to stop. Whatever is away is waited for.
+    /// Works until asked to stop. Waits for unavailable servers.
     ///
     /// # Errors
     /// `Unavailable` when its file cannot be read, `Invalid` when the client cannot be made.
@@ -156,7 +156,7 @@ impl Agent {
             Some(config) => self.forward(client, config, true).await,
             None => Ok(()),
         };
-        // After the workers, which need no controller for what they had.
+        // After the workers, which need no controller for their last configuration.
         if !state.is_registered {
             self.register(client, state).await?;
         }
@@ -189,7 +189,7 @@ impl Agent {
                 if let (Err(error), Some(config)) = (&checked, &state.config)
                     && error.kind() == ErrorKind::Conflict
                 {
-                    // What cannot be told now is told by the next try.
+                    // A failed report is repeated by the next attempt.
                     self.tell(client, state, config, Some(error)).await.ok();
                     state.is_reported = false;
                 }
@@ -299,7 +299,7 @@ impl Agent {
             wrong => wrong,
         };
         if let Err(error) = outcome {
-            // What cannot be told now is told by the next try.
+            // A failed report is repeated by the next attempt.
             self.tell(client, state, &config, Some(&error)).await.ok();
             return Err(error);
         }
@@ -320,12 +320,12 @@ impl Agent {
         let Some(config) = &state.config else {
             return true;
         };
-        let told = self.tell(client, state, config, None).await;
-        if let Err(error) = &told {
+        let reported = self.tell(client, state, config, None).await;
+        if let Err(error) = &reported {
             let (version, error) = (config.version, error.chain());
-            warn!(version, error, "the controller was not told");
+            warn!(version, error, "report to the controller failed; retrying");
         }
-        told.is_ok()
+        reported.is_ok()
     }
 
     /// Gives a configuration to every worker, or only to those that do not run it.
@@ -443,7 +443,7 @@ impl Agent {
             Ok(known) => known,
             Err(error) => {
                 if !text.is_empty() {
-                    warn!(file = %self.file.display(), %error, "the agent's file cannot be used; beginning anew");
+                    warn!(file = %self.file.display(), %error, "agent state file unusable; starting without it");
                 }
                 State::default()
             }

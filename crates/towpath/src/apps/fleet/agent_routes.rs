@@ -11,7 +11,7 @@ use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use towpath_core::port::fleet::{Agent, Place, Report};
+use towpath_core::port::fleet::{Agent, AgentInfo, Report};
 use uuid::Uuid;
 
 use super::auth::{Caller, fingerprint, new_agent_key};
@@ -72,7 +72,7 @@ async fn register(
     let port = u16::try_from(said.port).ok().filter(|port| *port > 0);
     let port = port.ok_or_else(|| Failure::invalid("`port` is required, 1 to 65535"))?;
     let key = new_agent_key()?;
-    let place = Place {
+    let info = AgentInfo {
         hostname: said.hostname,
         ip_address: said.ip_address,
         port,
@@ -84,7 +84,7 @@ async fn register(
         Some(old) => store.agent_of(&fingerprint(old)).await.map_err(failed)?,
         None => None,
     };
-    let agent = store.register(place, fingerprint(&key), known);
+    let agent = store.register(info, fingerprint(&key), known);
     let agent = agent.await.map_err(failed)?;
     controller.spoke_as(agent.id, &headers, peer.map(|peer| peer.0));
     let newest = controller.watch().borrow().newest().cloned();
@@ -150,10 +150,10 @@ fn view(agent: Agent, stale: Duration, shared_by: Vec<Speaker>) -> AgentView {
     let silence = Timestamp::now().duration_since(agent.seen_at).as_secs();
     AgentView {
         agent_id: agent.id,
-        hostname: agent.place.hostname,
-        ip_address: agent.place.ip_address,
-        port: agent.place.port,
-        labels: serde_json::from_str(&agent.place.labels).unwrap_or(Value::Null),
+        hostname: agent.info.hostname,
+        ip_address: agent.info.ip_address,
+        port: agent.info.port,
+        labels: serde_json::from_str(&agent.info.labels).unwrap_or(Value::Null),
         status: if silence > stale.as_secs().cast_signed() {
             "stale"
         } else {
@@ -169,7 +169,7 @@ fn view(agent: Agent, stale: Duration, shared_by: Vec<Speaker>) -> AgentView {
 }
 
 fn id(text: &str) -> Result<Uuid, Failure> {
-    Uuid::parse_str(text).map_err(|_| Failure::invalid("the agent's id is no UUID"))
+    Uuid::parse_str(text).map_err(|_| Failure::invalid("the agent's id is not a UUID"))
 }
 
 fn no_agent() -> Failure {

@@ -18,10 +18,10 @@ use crate::token::{Token, bearer};
 /// The header of the reference system.
 pub(super) const API_KEY: &str = "x-api-key";
 
-/// The key that everybody knows. Source: the reference system.
+/// The key that is publicly known. Source: the reference system.
 pub const DEFAULT_KEY: &str = "default-api-key";
 
-/// The file in the data folder that holds the key nobody configured.
+/// The file in the data folder with the generated key.
 pub const KEY_FILE: &str = "fleet.key";
 
 /// The key of this data folder, made when there is none, and whether it was made now.
@@ -40,7 +40,7 @@ pub struct Keys(Arc<[Token]>);
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Caller {
-    /// Whoever has a key of the fleet; named by what begins the key's digest.
+    /// A client with a key of the fleet; named by a prefix of the key's digest.
     Operator(String),
     /// An agent with the key that it got.
     Agent(Uuid),
@@ -108,7 +108,7 @@ pub(super) fn new_agent_key() -> Result<String> {
     Ok(format!("tpa_{}", URL_SAFE_NO_PAD.encode(bytes)))
 }
 
-/// What is kept of a key.
+/// The stored digest of a key.
 pub(super) fn fingerprint(key: &str) -> String {
     hex(digest(&SHA256, key.as_bytes()).as_ref())
 }

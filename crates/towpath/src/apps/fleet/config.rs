@@ -39,7 +39,7 @@ pub(super) struct Config {
     pub(super) rolls_back_to: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) created_at: Option<String>,
-    /// By which the controller knows again what it published.
+    /// By which the controller recognises its own configurations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) signature: Option<String>,
 }
@@ -59,9 +59,9 @@ impl Config {
         "signature",
     ];
 
-    /// What was published, signed.
+    /// The published configuration, signed.
     pub(super) fn of(published: &Published, epoch: &Epoch) -> Result<Self> {
-        let corrupt = |error| Error::corrupt("a configuration is no JSON").with_source(error);
+        let corrupt = |error| Error::corrupt("stored configuration is not JSON").with_source(error);
         let schema = published.schema.as_deref().map(serde_json::from_str);
         let mut config = Self {
             id: published.id.to_string(),
@@ -79,7 +79,7 @@ impl Config {
         Ok(config)
     }
 
-    /// What was published before, if this is it.
+    /// The previously published configuration, if this is it.
     pub(super) fn restored(&self, epoch: &Epoch) -> Option<Published> {
         let signature = self.signature.as_deref()?;
         let bytes: Option<Vec<u8>> = (0..signature.len() / 2)
@@ -167,7 +167,7 @@ pub(super) fn follows(
     schema: &Value,
 ) -> std::result::Result<(), String> {
     let validator = jsonschema::validator_for(schema)
-        .map_err(|error| format!("the schema is no JSON Schema: {error}"))?;
+        .map_err(|error| format!("invalid JSON Schema: {error}"))?;
     let data = serde_json::to_value(data).unwrap_or(Value::Null);
     let wrong: Vec<String> = validator
         .iter_errors(&data)
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_back_is_known_by_its_signature() {
+    fn a_returned_configuration_is_verified_by_its_signature() {
         let first = published(3);
         let config = Config::of(&first, &epoch()).unwrap();
         let text = serde_json::to_string(&config).unwrap();
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_runs_what_it_keeps_with_or_without_our_fields() {
+    fn a_worker_runs_its_stored_configuration_with_or_without_our_fields() {
         let config = Config::of(&published(3), &epoch()).unwrap();
         let kept = Config {
             epoch: None,

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use towpath_core::Result;
 use towpath_core::port::Fleet;
 use towpath_core::port::fleet::{
-    Agent, Deed, Epoch, NewConfig, Outcome, Progress, Published, Rollout,
+    Agent, AuditEntry, Epoch, NewConfig, Outcome, Progress, Published, Rollout,
 };
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -40,23 +40,23 @@ const MEASURE: Duration = Duration::from_secs(5);
 /// Agents that are read at once.
 const PAGE: usize = 1_000;
 
-/// Who a controller names when it acts by itself.
+/// Caller of automatic operations in the audit.
 const ITSELF: &str = "controller";
 
-/// What everybody gets, as long as nothing changes.
+/// The configuration of all agents, until it changes.
 #[derive(Clone, Default)]
 pub(super) struct Snapshot {
     newest: Option<Arc<Config>>,
     /// What those get that the rollout has not reached.
     stable: Option<Arc<Config>>,
-    /// Those that the rollout has reached; everybody without.
+    /// Agents that the rollout has reached; all of them without one.
     holders: Option<Arc<HashSet<Uuid>>>,
-    /// Nobody waits any more.
+    /// No request waits any more.
     pub(super) is_closing: bool,
 }
 
 impl Snapshot {
-    /// What this agent gets. Whoever does not say who it is gets what is rolled out to everybody.
+    /// The configuration of this agent; a client without an id gets the one that is rolled out to all agents.
     pub(super) fn config_of(&self, agent: Option<Uuid>) -> Option<Arc<Config>> {
         match &self.holders {
             None => self.newest.clone(),
@@ -93,9 +93,9 @@ struct Inner {
     seen: Mutex<HashMap<Uuid, Timestamp>>,
     identities: Identities,
     changed: Notify,
-    /// Looks take turns, so that nobody is told what was true before.
+    /// Reads take turns, so that no request gets a stale state.
     looking: tokio::sync::Mutex<()>,
-    /// How long an agent is kept after it was last heard of.
+    /// Retention of an agent after its last request.
     ttl: Duration,
     health: Health,
     metrics: Metrics,
@@ -133,7 +133,7 @@ impl Controller {
     /// Follows the database and the rollout until asked to stop.
     ///
     /// # Errors
-    /// None so far: while the database is away everybody gets what was known last.
+    /// None so far: while the database is unavailable the last known configuration is served.
     pub async fn run(&self, stop: &Stop) -> Result<()> {
         let (mut expired_at, mut measured_at) = (Timestamp::UNIX_EPOCH, None);
         while !stop.is_requested() {
@@ -164,7 +164,7 @@ impl Controller {
             let limit = now.checked_sub(self.0.ttl).unwrap_or(Timestamp::MIN);
             let expired = self.0.store.expire(limit).await?;
             if expired > 0 {
-                info!(expired, "agents were not heard of for long, and forgotten");
+                info!(expired, "removed stale agents");
             }
             *expired_at = now;
         }
@@ -201,9 +201,9 @@ impl Controller {
             let from: Vec<String> = speakers.iter().map(Speaker::to_string).collect();
             warn!(
                 agent = %id,
-                hostname = agent.place.hostname,
-                ip_address = agent.place.ip_address,
-                port = agent.place.port,
+                hostname = agent.info.hostname,
+                ip_address = agent.info.ip_address,
+                port = agent.info.port,
                 processes = from.join(", "),
                 "agents share an identity; set `fleet.agent.hostname` on one of them"
             );
@@ -213,7 +213,7 @@ impl Controller {
         Ok(())
     }
 
-    /// Agents were heard of since the last time.
+    /// Agents with requests since the last write.
     async fn tell_seen(&self) -> Result<()> {
         let seen = std::mem::take(&mut *self.0.seen.lock().unwrap_or_else(PoisonError::into_inner));
         match seen.is_empty() {
@@ -299,7 +299,7 @@ impl Controller {
                 step,
                 progress = progress.as_str(),
                 reason,
-                "the rollout goes on"
+                "rollout continues"
             );
             if let Some(reason) = reason {
                 self.record("stop", format!("version {version}: {reason}"))
@@ -309,7 +309,7 @@ impl Controller {
         Ok(())
     }
 
-    /// Publishes again what was there before a rollout that was stopped.
+    /// Publishes the version before a stopped rollout again.
     async fn go_back(&self, rollout: &Rollout) -> Result<()> {
         let Some(stable) = self.0.store.version(rollout.stable).await? else {
             return Ok(());
@@ -337,13 +337,13 @@ impl Controller {
     }
 
     async fn record(&self, action: &str, detail: String) -> Result<()> {
-        let deed = Deed {
+        let entry = AuditEntry {
             at: Timestamp::now(),
             actor: ITSELF.to_owned(),
             action: action.to_owned(),
             detail,
         };
-        self.0.store.record(deed).await
+        self.0.store.record(entry).await
     }
 
     /// Every agent.
@@ -385,13 +385,13 @@ impl Controller {
         self.caller(headers).await?.operator()
     }
 
-    /// What everybody gets, now and as it changes.
+    /// The configuration of all agents, now and as it changes.
     pub(super) fn watch(&self) -> watch::Receiver<Snapshot> {
         self.0.current.subscribe()
     }
 
-    /// An agent was heard of.
-    pub(super) fn heard_of(&self, agent: Uuid) {
+    /// An agent sent a request.
+    pub(super) fn saw(&self, agent: Uuid) {
         let mut seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.insert(agent, Timestamp::now());
     }
@@ -416,7 +416,7 @@ impl Controller {
         Ok(())
     }
 
-    /// An agent told something that the rollout may wait for.
+    /// An agent sent a report that the rollout may wait for.
     pub(super) fn nudge(&self) {
         self.0.changed.notify_one();
     }

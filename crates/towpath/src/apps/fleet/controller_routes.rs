@@ -13,7 +13,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use towpath_core::port::fleet::{Deed, NewConfig, Outcome, Plan, Progress, Published, Rollout};
+use towpath_core::port::fleet::{
+    AuditEntry, NewConfig, Outcome, Plan, Progress, Published, Rollout,
+};
 use uuid::Uuid;
 
 use super::agent_routes::agent_routes;
@@ -30,7 +32,7 @@ use crate::http::{Asking, Peer};
 /// Longest that a request waits for another configuration.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Longest interval that agents may be told, in seconds: a day.
+/// Longest poll interval of agents, in seconds: a day.
 const LONGEST_POLL: i64 = 86_400;
 
 /// Most of a list, and how many there are unless the client says.
@@ -68,7 +70,7 @@ pub fn controller_queries() -> [Asking; 5] {
     .map(|route| (Method::GET, route.into()))
 }
 
-/// What somebody publishes.
+/// A configuration to publish.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Publication {
@@ -261,7 +263,7 @@ async fn config(
     let mut watch = controller.watch();
     loop {
         if let Some(agent) = agent {
-            controller.heard_of(agent);
+            controller.saw(agent);
         }
         let snapshot = watch.borrow_and_update().clone();
         let config = snapshot.config_of(agent);
@@ -405,7 +407,7 @@ async fn diff(
     Ok(success(StatusCode::OK, found))
 }
 
-/// An agent has a newer configuration than this database: it lost what it had published.
+/// An agent has a newer configuration than this database: it lost a published version.
 async fn restore(State(controller): State<Controller>, headers: HeaderMap, body: Bytes) -> Answer {
     controller.caller(&headers).await?;
     let config: Config = parse(&body)?;
@@ -509,13 +511,13 @@ pub(super) async fn record(
     action: &str,
     detail: String,
 ) -> Result<(), Failure> {
-    let deed = Deed {
+    let entry = AuditEntry {
         at: Timestamp::now(),
         actor,
         action: action.to_owned(),
         detail,
     };
-    Ok(controller.store().record(deed).await?)
+    Ok(controller.store().record(entry).await?)
 }
 
 #[derive(Deserialize)]
@@ -530,11 +532,11 @@ async fn audit(
     Query(page): Query<Newest>,
 ) -> Answer {
     controller.operator(&headers).await?;
-    let deeds = controller.store().deeds(limit(page.limit)?).await?;
-    let all: Vec<_> = deeds
+    let audit_entries = controller.store().audit_entries(limit(page.limit)?).await?;
+    let all: Vec<_> = audit_entries
         .into_iter()
-        .map(|deed| {
-            json!({ "at": deed.at, "actor": deed.actor, "action": deed.action, "detail": deed.detail })
+        .map(|entry| {
+            json!({ "at": entry.at, "actor": entry.actor, "action": entry.action, "detail": entry.detail })
         })
         .collect();
     Ok(success(StatusCode::OK, all))

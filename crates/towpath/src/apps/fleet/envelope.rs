@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use towpath_core::{Error, ErrorKind};
 use uuid::Uuid;
 
-/// What a caller is told of a store that is away, full or broken.
+/// The public message about a store that is unavailable, full or broken.
 const UNAVAILABLE: &str = "this cannot be done now; try again, and see the log for the reason";
 
 /// A request that was not served.
@@ -69,13 +69,13 @@ impl From<Problem> for Failure {
 
 impl From<Error> for Failure {
     /// A request is checked before a store is asked, so what a store says then is never the client's mistake, whatever
-    /// its kind. What is wrong inside goes to the log.
+    /// its kind. Internal reasons go to the log.
     fn from(error: Error) -> Self {
         tracing::warn!(error = error.chain(), "request failed");
         if error.kind() == ErrorKind::Corrupt {
             // Trying again reads the same.
             let (status, code) = (StatusCode::INTERNAL_SERVER_ERROR, "UNREADABLE");
-            let text = "what is stored cannot be read; see the log for the reason";
+            let text = "stored data cannot be read; see the log for the reason";
             return Self::new(status, code, text);
         }
         let text = error.unknown_or(UNAVAILABLE);
@@ -134,7 +134,7 @@ pub(super) fn parse_of_program<T: DeserializeOwned>(
     Ok(read)
 }
 
-/// The data of an answer, ours or a reference system's; anything else is an error that says what came.
+/// The data of an answer, ours or a reference system's; anything else is an error that quotes it.
 pub(super) fn data<T: DeserializeOwned>(
     status: StatusCode,
     body: &[u8],

@@ -35,7 +35,7 @@ const CHANGED: Duration = Duration::from_millis(200);
 /// Most redirects that are followed. Source: what HTTP clients do.
 const REDIRECTS: usize = 10;
 
-/// Headers of an answer that are kept, of at most so many characters in all.
+/// Headers of an answer that are kept, of at most this many characters in all.
 const HEADER_CHARACTERS: usize = 8 * 1024;
 
 /// The longest `Retry-After` that is obeyed, well below the time that an open task is known for.
@@ -55,9 +55,9 @@ pub struct Limits {
     pub attempts: u32,
     /// Most bytes of a body that are kept.
     pub body: usize,
-    /// How long a hit may take, redirects and body included.
+    /// Timeout of a task's request, redirects and body included.
     pub timeout: Duration,
-    /// How long a task waits for an unavailable destination before its failures count.
+    /// Time that a task waits for an unavailable destination before failures are charged.
     pub patience: Duration,
 }
 
@@ -188,7 +188,7 @@ impl Hits {
         places.acquire_owned().await.ok()
     }
 
-    /// Writes down what came of it.
+    /// Stores the result.
     async fn finish(
         &self,
         stored: Stored,
@@ -255,7 +255,7 @@ impl Hits {
                 && let Some(location) = location.and_then(|location| location.to_str().ok())
             {
                 let next = url.join(location).map_err(|error| {
-                    Error::invalid("the server redirects to what is no URL").with_source(error)
+                    Error::invalid("the server redirects to an invalid URL").with_source(error)
                 })?;
                 url = self.guard.check(next.as_str())?;
                 continue;
@@ -333,7 +333,7 @@ fn headers(all: &http::HeaderMap) -> BTreeMap<String, Header> {
     kept
 }
 
-/// Keeps an answer: a body that is no text in base64, and of one that was cut off no half character.
+/// Keeps an answer: a body that is not text in base64, and of one that was cut off no half character.
 fn keep(task: &mut Task, reply: Reply) {
     task.status_code = Some(reply.status.as_u16());
     task.headers = Some(reply.headers);

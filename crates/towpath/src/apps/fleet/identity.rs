@@ -40,7 +40,7 @@ impl std::fmt::Display for Speaker {
     }
 }
 
-/// What was heard as one agent, the last speaker last.
+/// Instances that sent requests as one agent, the latest last.
 #[derive(Default)]
 struct Spoken {
     speakers: Vec<Speaker>,
@@ -84,7 +84,7 @@ impl Identities {
         });
     }
 
-    /// The processes that share the agent's identity, heard of in the last `within` seconds; empty unless they do.
+    /// The processes that share the agent's identity, seen in the last `within` seconds; empty unless they do.
     pub(super) fn sharing(&self, agent: Uuid, now: Timestamp, within: i64) -> Vec<Speaker> {
         match self.lock().get(&agent) {
             Some(spoken) => spoken.sharing(now, within),
@@ -92,7 +92,7 @@ impl Identities {
         }
     }
 
-    /// Agents that are shared and were not reported yet. Forgets agents that were not heard of for a day.
+    /// Agents that are shared and were not reported yet. Forgets agents that were not seen for a day.
     pub(super) fn news(&self, now: Timestamp, within: i64) -> Vec<(Uuid, Vec<Speaker>)> {
         let mut news = Vec::new();
         let mut all = self.lock();

@@ -1,4 +1,4 @@
-//! Rollouts: a new configuration reaches the agents step by step, and goes back by itself when one of them fails.
+//! Rollouts: a new configuration reaches the agents step by step, and rolls back automatically when one of them fails.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -34,7 +34,7 @@ impl Step {
             .and_then(|number| number.trim().parse::<f64>().ok())
             .filter(|share| (0.01..=100.0).contains(share))
             .ok_or_else(|| {
-                format!("`{text}` is no step; say for instance `10%` or `label:env=canary`")
+                format!("invalid step `{text}`; expected e.g. `10%` or `label:env=canary`")
             })?;
         #[expect(
             clippy::cast_possible_truncation,
@@ -49,7 +49,7 @@ impl Step {
             Self::Share(share) => place(agent.id) < *share,
             Self::Label(name, value) => {
                 let labels: BTreeMap<String, String> =
-                    serde_json::from_str(&agent.place.labels).unwrap_or_default();
+                    serde_json::from_str(&agent.info.labels).unwrap_or_default();
                 labels.get(name) == Some(value)
             }
         }
@@ -67,7 +67,7 @@ fn place(agent: Uuid) -> u32 {
     u32::from_be_bytes(start) % ALL
 }
 
-/// The steps of a rollout, the last of which is everybody.
+/// The steps of a rollout, the last of which is all agents.
 pub(super) fn steps(rollout: &Rollout) -> Vec<Step> {
     let texts: Vec<String> = serde_json::from_str(&rollout.plan.steps).unwrap_or_default();
     let mut steps: Vec<Step> = texts
@@ -90,20 +90,20 @@ pub(super) fn holders(rollout: &Rollout, agents: &[Agent]) -> HashSet<Uuid> {
     held.map(|agent| agent.id).collect()
 }
 
-/// What is to be done with a running rollout.
+/// The next step of a running rollout.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Decision {
     /// Nothing yet.
     Wait,
     /// The next step.
     Advance,
-    /// Everybody has it.
+    /// All agents have it.
     Finish,
     /// It does harm.
     Stop(String),
 }
 
-/// Looks at what the agents that have it tell. Those that were not heard of for `stale` do not count.
+/// Evaluates the reports of the reached agents. Those that were not seen for `stale` do not count.
 pub(super) fn decide(
     rollout: &Rollout,
     agents: &[Agent],
@@ -116,7 +116,7 @@ pub(super) fn decide(
         let error = agent.report.error.as_deref().unwrap_or("no reason given");
         return Decision::Stop(format!(
             "agent {} ({}): {error}",
-            agent.id, agent.place.hostname
+            agent.id, agent.info.hostname
         ));
     }
     let lasted = now.duration_since(rollout.step_at).as_secs();
@@ -135,7 +135,7 @@ pub(super) fn decide(
 
 #[cfg(test)]
 mod tests {
-    use towpath_core::port::fleet::{Place, Plan, Progress, Report};
+    use towpath_core::port::fleet::{AgentInfo, Plan, Progress, Report};
 
     use super::*;
 
@@ -157,7 +157,7 @@ mod tests {
     fn agent(labels: &str, report: Report) -> Agent {
         Agent {
             id: Uuid::now_v7(),
-            place: Place {
+            info: AgentInfo {
                 hostname: "a".to_owned(),
                 ip_address: "127.0.0.1".to_owned(),
                 port: 1,
@@ -185,17 +185,17 @@ mod tests {
     #[test]
     fn a_step_keeps_those_of_the_steps_before() {
         let mut agents: Vec<Agent> = (0..1_000).map(|_| agent("{}", Report::default())).collect();
-        agents[0].place.labels = r#"{"env":"canary"}"#.to_owned();
+        agents[0].info.labels = r#"{"env":"canary"}"#.to_owned();
         let plan = r#"["label:env=canary","10%","50%"]"#;
         let at = |step| holders(&rollout(step, plan), &agents);
         assert_eq!(at(0), HashSet::from([agents[0].id]));
         assert!(at(0).is_subset(&at(1)) && at(1).is_subset(&at(2)));
         assert!((60..=140).contains(&at(1).len()), "{}", at(1).len());
-        assert_eq!(at(3).len(), 1_000, "everybody in the end");
+        assert_eq!(at(3).len(), 1_000, "all agents in the end");
     }
 
     #[test]
-    fn it_goes_on_when_all_have_it_and_stops_when_one_fails() {
+    fn it_continues_when_all_have_it_and_stops_when_one_fails() {
         let second = |seconds| Timestamp::from_second(seconds).unwrap();
         let report = |applied, failed| Report {
             applied,

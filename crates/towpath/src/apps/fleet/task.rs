@@ -1,4 +1,4 @@
-//! Tasks: what is known of a hit, from the request to the result.
+//! Tasks: the record of an HTTP task, from the request to the result.
 //!
 //! ```text
 //! queued -> running -> completed | failed
@@ -34,26 +34,26 @@ use crate::telemetry::traces;
 /// Where records are, in front of the task's id. Source: the reference system.
 const PREFIX: &str = "worker:hit:result:";
 
-/// How long a result is kept. Source: the reference system.
+/// Retention of a result. Source: the reference system.
 const KEPT: Duration = Duration::from_secs(60 * 60);
 
-/// How long a task that has no result yet is known.
+/// Retention of a task without a result.
 const OPEN: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How long a message is hidden from other workers after this one died.
+/// Lease duration of a task.
 const LEASE: Duration = Duration::from_secs(30);
 
 /// How often one that waits looks, should another process work on the task.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// What has become of a task.
+/// Status of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Status {
     /// No worker has begun it. The reference worker says `pending`.
     #[serde(alias = "pending")]
     Queued,
-    /// Somebody does.
+    /// Running.
     Running,
     /// It did not work, and is tried again.
     Retrying,
@@ -61,7 +61,7 @@ pub(super) enum Status {
     Completed,
     /// There was none, or only errors, as often as it is tried.
     Failed,
-    /// Somebody did not want it any more.
+    /// Cancelled by a client.
     Cancelled,
 }
 
@@ -101,7 +101,7 @@ pub(super) struct Task {
     pub(super) headers: Option<BTreeMap<String, Header>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) body: Option<String>,
-    /// `base64` when the body is no text.
+    /// `base64` when the body is not text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) body_encoding: Option<String>,
     /// There was more of the body.
@@ -119,7 +119,7 @@ pub(super) struct Task {
     pub(super) created_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) finished_at: Option<Timestamp>,
-    /// How long the last attempt took.
+    /// Duration of the last attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) duration_ms: Option<u64>,
     /// Where the result is posted to.
@@ -127,7 +127,7 @@ pub(super) struct Task {
     pub(super) callback_url: Option<String>,
 }
 
-/// A record and its bytes, by which a change knows that nobody else made one.
+/// A record and its bytes, by which a change detects a concurrent one.
 pub(super) struct Stored {
     pub(super) task: Task,
     bytes: Bytes,
@@ -310,7 +310,7 @@ impl Tasks {
         let keys = self.kv.keys(PREFIX, after.as_deref(), max).await?;
         let mut all = Vec::with_capacity(keys.len());
         for key in keys {
-            // One may have ended its time meanwhile, and others may write what is no task of ours.
+            // One may have ended its time meanwhile, and other programs may write other records.
             if let Some(task) = self.kv.get(&key).await?.and_then(|bytes| read(&bytes).ok()) {
                 all.push(task);
             }

@@ -46,7 +46,7 @@ impl Kept {
             || has_no_epoch && config.version < self.config.version && was_in_force
     }
 
-    /// What is kept once this configuration is in force.
+    /// The stored state once this configuration is in force.
     fn followed_by(mut self, config: Config) -> Self {
         let old = self.config.id;
         if self.config.epoch.is_none() && !old.is_empty() && old != config.id {
@@ -97,7 +97,7 @@ impl Worker {
         })))
     }
 
-    /// What is in force.
+    /// The current configuration.
     pub(super) fn config(&self) -> Option<Config> {
         self.lock().as_ref().map(|kept| kept.config.clone())
     }

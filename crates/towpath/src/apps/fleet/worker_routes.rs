@@ -33,11 +33,11 @@ const PAGE: usize = 100;
 /// Who may use the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
-    /// Whoever has a key of the fleet.
+    /// Clients with a key of the fleet.
     Key,
     /// Programs of this machine. Other clients, web pages and proxies need a key.
     KeyOrLoopback,
-    /// Everybody, as in the reference system.
+    /// All clients, as in the reference system.
     Open,
 }
 
@@ -180,7 +180,7 @@ async fn start(api: &Api, headers: &HeaderMap, wanted: Wanted) -> Answer {
     Ok(replayed(success(StatusCode::ACCEPTED, body), !is_new))
 }
 
-/// A task as clients see it: `pending` until there is a result, as in the reference system, and what it is doing.
+/// A task as clients see it: `pending` until there is a result, as in the reference system, with its state.
 fn view(task: &Task) -> Value {
     let mut view = json!(task);
     if !task.status.is_final() {
@@ -197,7 +197,7 @@ struct Wait {
 }
 
 fn id(text: &str) -> Result<Uuid, Failure> {
-    // Whatever is no id is the id of no task.
+    // An invalid id is an unknown task.
     Uuid::parse_str(text).map_err(|_| no_task())
 }
 
@@ -228,7 +228,7 @@ async fn cancel(State(api): State<Api>, Path(task): Path<String>) -> Answer {
             finished_at: Some(jiff::Timestamp::now()),
             ..stored.task.clone()
         };
-        // Somebody else may have changed it; then it is looked at again.
+        // A concurrent change is possible; then it is read again.
         if api.tasks.change(&stored, &cancelled).await? {
             return Ok(success(StatusCode::OK, &cancelled));
         }

@@ -1,4 +1,4 @@
-//! The HTTP side: what is answered, to the letter of the contract.
+//! The HTTP side: responses as the contract has them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -246,7 +246,7 @@ impl IntoResponse for Failure {
     }
 }
 
-/// A message that the queue refused for what it is; else the same as a queue that failed.
+/// A message that the queue rejected as invalid; else the same as a queue that failed.
 fn message_failure(error: &Error) -> Problem {
     let status = match error.kind() {
         ErrorKind::Invalid => StatusCode::BAD_REQUEST,

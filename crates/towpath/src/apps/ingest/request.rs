@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::http::json::Loose;
 
-/// Why a body is no message: the text of the 400 reply.
+/// Why a body is invalid: the text of the 400 response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal(pub(super) String);
 
@@ -27,12 +27,11 @@ pub(super) fn message(content_type: Option<&str>, body: &Bytes) -> Result<Bytes,
     if !is_json(content_type) {
         return non_empty(trim(body));
     }
-    let message = field(body)
-        .map_err(|error| Refusal(format!("body is not the JSON it says it is: {error}")))?;
+    let message = field(body).map_err(|error| Refusal(format!("invalid JSON body: {error}")))?;
     text(message)
 }
 
-/// The messages of an NDJSON body, one a line; blank lines are passed over.
+/// The messages of an NDJSON body, one a line; blank lines are skipped.
 ///
 /// A bad line refuses the whole batch, so that a client never has to find out which part was stored.
 pub(super) fn batch(
@@ -74,7 +73,7 @@ pub(super) fn batch(
     }
 }
 
-/// Any bytes as each kind of body, for the fuzz target: what is taken is within its limits, and trimmed.
+/// Any bytes as each kind of body, for the fuzz target: accepted messages are within the limits, and trimmed.
 #[cfg(fuzzing)]
 pub fn decode_anything(body: &[u8]) {
     let body = Bytes::copy_from_slice(body);
@@ -166,9 +165,7 @@ mod tests {
         ] {
             let refusal = message(JSON, &Bytes::from(body)).unwrap_err();
             assert!(
-                refusal
-                    .0
-                    .starts_with("body is not the JSON it says it is: "),
+                refusal.0.starts_with("invalid JSON body: "),
                 "{body}: {refusal:?}"
             );
         }

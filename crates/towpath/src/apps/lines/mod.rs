@@ -6,7 +6,7 @@
 //!
 //! The reader's position moves in the same step that appends the lines, so a crash neither loses nor repeats one, and
 //! of two readers of one file only one gets ahead. The writer is the pump with a stream as its inlet and the file sink
-//! whose journal knows what is written.
+//! whose journal records written lines.
 
 mod api;
 mod pace;

@@ -1,4 +1,4 @@
-//! Keeps a reader near the writer of its own process: what waits between them takes the memory of both.
+//! Keeps a reader near the writer of its own process: lines between them take memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,7 +33,7 @@ impl Pace {
         }
     }
 
-    /// Waits until so many lines may be sent. What cannot be looked at is not waited for: sending tells what is wrong.
+    /// Waits until this many lines may be sent. Does not wait when the stream cannot be inspected: sending reports the error.
     pub(super) async fn wait(&self, lines: u64) {
         let take = |room: u64| room.checked_sub(lines);
         while self

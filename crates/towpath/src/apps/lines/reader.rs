@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use towpath_core::port::Stream;
-use towpath_core::port::positions::{Positions, Step, Stepped};
+use towpath_core::port::source_offsets::{AppendAt, AppendOutcome, SourceOffsets};
 use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, ResultExt, StreamName, retry};
 use tracing::{debug, info, warn};
 
@@ -48,7 +48,7 @@ pub enum Start {
     End,
 }
 
-/// What is followed, and how.
+/// Followed inputs and settings.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Which files.
@@ -61,9 +61,9 @@ pub struct Settings {
     pub start: Start,
     /// Bounds of a batch.
     pub limits: Limits,
-    /// After how long without a change a renamed file is closed.
+    /// Idle time after which a renamed file is closed.
     pub rotate_wait: Duration,
-    /// How long the position of a closed file is kept.
+    /// Retention of the position of a closed file.
     pub forget_after: Duration,
     /// How long more is waited for after a pause.
     pub linger: Duration,
@@ -78,15 +78,15 @@ pub struct Settings {
 pub struct Reader {
     /// The role's name in health.
     pub role: &'static str,
-    /// What is followed, and how.
+    /// Followed inputs and settings.
     pub settings: Settings,
     /// Takes lines, and moves the position in the same step.
-    pub positions: Arc<dyn Positions>,
-    /// Asked whether what was read before is still behind the position.
+    pub positions: Arc<dyn SourceOffsets>,
+    /// Checks whether the bytes before the position are unchanged.
     pub streams: Arc<dyn Stream>,
-    /// Receives what is wrong.
+    /// Receives problems.
     pub health: Health,
-    /// Receives what was read, and how far each file is.
+    /// Receives lines, and the position of each file.
     pub metrics: LineMetrics,
     /// Waited for, when the writer is in this process.
     pub pace: Option<Pace>,
@@ -109,7 +109,7 @@ impl Reader {
     /// Follows the files until the stop is requested.
     ///
     /// # Errors
-    /// Those of the backend that trying again cannot mend.
+    /// Those of the backend that a retry cannot fix.
     pub async fn run(mut self, stop: &Stop) -> Result<()> {
         let Some((mut values, mut saved)) = self.load(stop).await? else {
             return Ok(());
@@ -133,9 +133,9 @@ impl Reader {
     /// Sends chunk after chunk until the stop comes.
     async fn follow(&self, mut tail: Tail, mut values: Values, stop: &Stop) -> Result<()> {
         let (mut wake, mut attempt, mut is_reading) = (Wake::new(), 0, false);
-        let (mut shown, mut told) = (BTreeSet::new(), BTreeSet::new());
+        let (mut shown, mut logged) = (BTreeSet::new(), BTreeSet::new());
         while !stop.is_requested() {
-            // Files are read on threads of their own; the tail comes back with what it found.
+            // Files are read on threads of their own; the tail returns with its results.
             let (back, chunks) = tokio::task::spawn_blocking(move || {
                 tail.look(is_reading);
                 let chunks = tail.read(AT_ONCE);
@@ -149,7 +149,7 @@ impl Reader {
             is_reading = !chunks.is_empty();
             wake.watch(&tail.folders());
             self.show(&tail, &mut shown);
-            let is_well = self.tell(&tail, &mut told);
+            let is_well = self.tell(&tail, &mut logged);
             for name in tail.expired() {
                 self.forget(&name, &mut values).await;
             }
@@ -210,7 +210,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Goes on where the position of a file is now that was moved or lost.
+    /// Continues at the current position of a file whose position was moved or lost.
     fn moved(
         &self,
         tail: &mut Tail,
@@ -259,7 +259,7 @@ impl Reader {
                 ),
                 Start::End => info!(
                     input,
-                    "no saved position; sending what is appended from now on"
+                    "no saved position; sending lines appended from now on"
                 ),
             }
         }
@@ -338,9 +338,9 @@ impl Reader {
                     .unwrap_or_default();
                 let to = Bytes::from(now.as_secs().to_string());
                 let step = self.step(name.clone(), None, to.clone());
-                match self.positions.step(step).await {
-                    Ok(Stepped::Done) => break to,
-                    Ok(Stepped::Elsewhere(value)) => break value.unwrap_or(to),
+                match self.positions.append_at(step).await {
+                    Ok(AppendOutcome::Appended) => break to,
+                    Ok(AppendOutcome::OffsetConflict(value)) => break value.unwrap_or(to),
                     Err(error) if error.kind() == ErrorKind::Unavailable => {
                         self.metrics.backend_failed();
                         self.health.set(self.role, Some(error.chain()));
@@ -396,15 +396,15 @@ impl Reader {
         }
     }
 
-    fn step(&self, source: String, from: Option<Bytes>, to: Bytes) -> Step {
-        Step {
+    fn step(&self, source: String, from: Option<Bytes>, to: Bytes) -> AppendAt {
+        AppendAt {
             source,
             from,
             to,
             stream: self.settings.stream.clone(),
             entries: Vec::new(),
             dead: self.settings.too_long.clone(),
-            set_aside: Vec::new(),
+            rejected: Vec::new(),
         }
     }
 
@@ -422,22 +422,22 @@ impl Reader {
                     Line::Whole(bytes) => step.entries.push(NewMessage::new(bytes.clone())),
                     Line::TooLong(start, length) => {
                         let limit = self.settings.limits.line;
-                        step.set_aside.push(too_long(path, start, *length, limit));
+                        step.rejected.push(too_long(path, start, *length, limit));
                     }
                 }
             }
             let stream = &self.settings.stream;
             let begin = |entry| traces::append(stream, entry);
             let spans: Vec<_> = step.entries.iter_mut().filter_map(begin).collect();
-            let stepped = self.positions.step(step).await;
+            let stepped = self.positions.append_at(step).await;
             traces::settled(spans, &stepped);
             match stepped {
-                Ok(Stepped::Done) => return Ok(Sent::Done(moved)),
+                Ok(AppendOutcome::Appended) => return Ok(Sent::Done(moved)),
                 // An earlier try whose answer was lost.
-                Ok(Stepped::Elsewhere(now)) if now.as_ref() == Some(&moved) => {
+                Ok(AppendOutcome::OffsetConflict(now)) if now.as_ref() == Some(&moved) => {
                     return Ok(Sent::Done(moved));
                 }
-                Ok(Stepped::Elsewhere(now)) => return Ok(Sent::Elsewhere(now)),
+                Ok(AppendOutcome::OffsetConflict(now)) => return Ok(Sent::Elsewhere(now)),
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     attempt += 1;
                     warn!(
@@ -458,9 +458,9 @@ impl Reader {
     }
 
     /// Says in health and, once, in the log what cannot be read. Whether everything can.
-    fn tell(&self, tail: &Tail, told: &mut BTreeSet<String>) -> bool {
+    fn tell(&self, tail: &Tail, logged: &mut BTreeSet<String>) -> bool {
         let problems: BTreeSet<String> = tail.problems().cloned().collect();
-        for problem in problems.difference(told) {
+        for problem in problems.difference(logged) {
             warn!(problem, "input cannot be followed; trying again");
         }
         let text: Vec<&str> = problems.iter().take(3).map(String::as_str).collect();
@@ -471,7 +471,7 @@ impl Reader {
             .missing()
             .map(|path| format!("input `{}` is missing", path.display()));
         self.health.note(self.role, missing.collect());
-        *told = problems;
+        *logged = problems;
         is_well
     }
 

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use towpath_core::port::Positions;
-use towpath_core::port::positions::{Step, Stepped};
+use towpath_core::port::SourceOffsets;
+use towpath_core::port::source_offsets::{AppendAt, AppendOutcome};
 use towpath_core::{Error, ErrorKind, QueueName, Result, StreamName};
 
 use super::reader::POSITION;
@@ -17,7 +17,7 @@ const TRIES: usize = 10;
 /// The positions of a stream's inputs.
 pub struct Stored {
     /// Where they are.
-    pub positions: Arc<dyn Positions>,
+    pub positions: Arc<dyn SourceOffsets>,
     /// The stream.
     pub stream: StreamName,
     /// The name of this host.
@@ -58,21 +58,21 @@ impl Stored {
         }
         let to = Bytes::from(serde_json::to_vec(&position).unwrap_or_default());
         for _ in 0..TRIES {
-            let step = Step {
+            let step = AppendAt {
                 source: name.clone(),
                 from,
                 to: to.clone(),
                 stream: self.stream.clone(),
                 entries: Vec::new(),
                 dead: QueueName::new(format!("{}.dead", self.stream))?,
-                set_aside: Vec::new(),
+                rejected: Vec::new(),
             };
-            match self.positions.step(step).await? {
-                Stepped::Done => {
+            match self.positions.append_at(step).await? {
+                AppendOutcome::Appended => {
                     let is_saved = true;
                     return Ok(Shown { position, is_saved });
                 }
-                Stepped::Elsewhere(now) => from = now,
+                AppendOutcome::OffsetConflict(now) => from = now,
             }
         }
         Err(Error::conflict(

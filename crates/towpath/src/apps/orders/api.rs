@@ -1,4 +1,4 @@
-//! The HTTP side of orders and stock: what is answered, to the letter of the contract where there is one.
+//! The HTTP side of orders and stock: responses, as the contract has them where there is one.
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -105,7 +105,7 @@ fn trace(headers: &HeaderMap) -> Headers {
         .collect()
 }
 
-/// What is known about an order.
+/// The state of an order.
 #[derive(Serialize)]
 struct OrderView {
     id: String,

@@ -1,7 +1,7 @@
 //! The balance: accepted = processed + rejected + in flight + dead.
 //!
 //! The counters move with the records, so the records say whether the counters are right; the queue says
-//! whether what is in flight is really there.
+//! whether in-flight orders exist.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -44,7 +44,7 @@ pub(super) struct Totals {
 pub struct Balance {
     /// Whether accepted = processed + rejected + in flight + dead, and no order breaks it.
     pub balanced: bool,
-    /// Orders that a client was told are accepted.
+    /// Orders that were acknowledged to a client.
     pub accepted: u64,
     /// Orders whose stock was taken.
     pub processed: u64,
@@ -54,9 +54,9 @@ pub struct Balance {
     pub in_flight: u64,
     /// Accepted orders among the dead letters.
     pub dead: u64,
-    /// Orders whose customer was told.
+    /// Orders whose customer was notified.
     pub notified: u64,
-    /// Dead letters that are no accepted order.
+    /// Dead letters other than accepted orders.
     pub poison: u64,
     /// Messages of the queue on other brokers, which no processor here reaches: they are among those in flight.
     #[serde(default)]
@@ -104,7 +104,7 @@ impl Books {
             let found = self.look().await?;
             let quiet = before == self.totals().await?;
             let missing = found.missing();
-            // Lost is what is nowhere each time one looks.
+            // An order is lost when every check misses it.
             let named = match lost {
                 None => missing,
                 Some(earlier) => earlier.intersection(&missing).cloned().collect(),

@@ -1,4 +1,4 @@
-//! How customers are told: a log line, a mail, or a signed post.
+//! Notification channels: a log line, a mail, or a signed webhook.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::http::answer::shown;
 use crate::pump::Destination;
 use crate::sink::WebhookSink;
 
-/// How customers are told.
+/// The notification channel.
 pub enum Channel {
     /// A line of the log.
     Log,
@@ -244,7 +244,7 @@ impl Mailer {
 fn mailbox(text: &str) -> Result<Mailbox> {
     text.parse()
         .map_err(|error: lettre::address::AddressError| {
-            Error::invalid(format!("`{text}` is no mail address")).with_source(error)
+            Error::invalid(format!("invalid mail address `{text}`")).with_source(error)
         })
 }
 

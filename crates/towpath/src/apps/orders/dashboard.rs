@@ -1,4 +1,4 @@
-//! `GET /metrics` of the dashboard: JSON to the letter of the contract, with what it lacked beside it.
+//! `GET /metrics` of the dashboard: JSON as the contract has it, with additional fields.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,7 +44,7 @@ pub struct Dashboard {
 }
 
 impl Dashboard {
-    /// A dashboard over this desk; `backends` are those whose queues Prometheus is told about.
+    /// A dashboard over this desk; `backends` are those whose queues are exported to Prometheus.
     pub fn new(desk: Desk, backends: Vec<Backend>, metrics: Metrics) -> Self {
         Self {
             desk,
@@ -57,7 +57,7 @@ impl Dashboard {
     /// Looks at the counters every five seconds until the stop, for the rates.
     ///
     /// # Errors
-    /// None: keys that are away leave a gap.
+    /// None: unavailable keys leave a gap.
     pub async fn watch(&self, stop: &Stop) -> Result<()> {
         loop {
             if let Err(error) = self.sample().await {
@@ -94,7 +94,7 @@ impl Dashboard {
         Ok(totals)
     }
 
-    /// Orders a second, over what is remembered of the last minute.
+    /// Orders a second, over the last minute.
     fn rates(&self) -> Value {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let (Some((began, first)), Some((ended, last))) = (samples.front(), samples.back()) else {
@@ -125,7 +125,9 @@ impl Dashboard {
             let numbers = json!({
                 "ready": stats.ready,
                 "delayed": stats.delayed,
-                "in_hand": stats.leased,
+                "leased": stats.leased,
+            // The name of version 0.1.
+            "in_hand": stats.leased,
                 "dead": stats.dead,
             });
             queues.insert(name.to_owned(), numbers);
@@ -162,7 +164,7 @@ impl Dashboard {
     }
 }
 
-/// What is asked for beside the totals.
+/// Queried values beside the totals.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Asked {

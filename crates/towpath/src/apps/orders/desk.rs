@@ -31,7 +31,7 @@ pub struct Desk {
     pub topology: Topology,
     /// How long `idemp:<id>` stays.
     pub idempotency_window: Duration,
-    /// How long the record of a finished order stays; until then its id is taken.
+    /// Retention of a finished order's record; its id cannot be reused before.
     pub retention: Duration,
     /// The time.
     pub clock: Arc<dyn Clock>,
@@ -64,7 +64,7 @@ impl Desk {
         self.kv.put(&stock_key(sku), value, None).await
     }
 
-    /// What is known about an order.
+    /// The record of an order.
     pub(super) async fn find(&self, id: &str) -> Result<Option<Stored>> {
         let value = self.kv.get(&order_key(id)).await;
         let Some(value) = value.context(|| format!("read order `{id}`"))? else {
@@ -73,7 +73,7 @@ impl Desk {
         Stored::read(id, value).map(Some)
     }
 
-    /// Changes a record, on condition that nobody else did. An open order stays until it is finished.
+    /// Changes a record, unless another process did. An open order stays until it is finished.
     pub(super) fn change(
         &self,
         stored: Option<&Stored>,

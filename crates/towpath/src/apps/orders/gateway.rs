@@ -23,7 +23,7 @@ use super::order::Order;
 use super::record::{Record, State};
 use crate::telemetry::traces;
 
-/// How long a gateway has for publishing before another may take over.
+/// Time for publishing before another gateway may reserve the order.
 const RESERVATION: Duration = Duration::from_secs(5);
 
 /// How often one that waits for another's reservation looks.
@@ -57,7 +57,7 @@ impl Gateway {
     /// Takes a new order, given as its JSON text, and returns once it is durable.
     ///
     /// # Errors
-    /// `Invalid` when the text is no order; `Conflict` when its id was used before; those of the backends.
+    /// `Invalid` for an invalid order; `Conflict` when its id was used before; those of the backends.
     pub async fn take(&self, text: &[u8]) -> Result<()> {
         let order = Order::parse(text).map_err(|refusal| Error::invalid(refusal.as_str()))?;
         match self.accept(&order, Headers::default()).await {
@@ -107,7 +107,7 @@ impl Gateway {
         };
         let mut outcome = apply().await;
         if matches!(&outcome, Err(error) if error.kind() == ErrorKind::NotFound) {
-            // Somebody removed the binding while we run.
+            // The binding was removed while we run.
             outcome = match self.0.topology.declare().await {
                 Ok(()) => apply().await,
                 Err(error) => Err(error),
@@ -160,7 +160,7 @@ impl Gateway {
 
     /// Takes the id, or finds out whose it is. Waits while another gateway may still be publishing this order.
     async fn reserve(&self, order: &Order) -> Result<Reserved> {
-        // Mostly it is new: nobody has to look first.
+        // Mostly it is new: no read first.
         let mut found: Option<Stored> = None;
         loop {
             let now = self.0.now();
@@ -189,7 +189,7 @@ impl Gateway {
                     let value = record.write();
                     return Ok(Reserved::Here(Box::new(Stored { record, value })));
                 }
-                // Somebody was quicker.
+                // Another gateway was first.
                 Committed::Refused { index: 0, current } => {
                     let stored = current.map(|value| Stored::read(&order.id, value));
                     found = stored.transpose()?;
@@ -233,7 +233,7 @@ impl Gateway {
         self.0.kv.commit(ops).await.map(drop)
     }
 
-    /// Gives the id back after a publish that surely did not happen. Best effort: the reservation ends by itself.
+    /// Gives the id back after a publish that surely did not happen. Best effort: the reservation expires.
     async fn withdraw(&self, reserved: &Stored) {
         let id = &reserved.record.order.id;
         let gone = self.0.change(Some(reserved), &reserved.record, None);

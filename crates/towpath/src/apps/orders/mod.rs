@@ -38,9 +38,9 @@ pub use topology::{NOTIFICATIONS, ORDERS, REJECTIONS, Topology};
 const ACCEPTED_COUNT: &str = "orders.accepted.count";
 /// Counter of orders whose stock was taken. The name is the reference system's.
 const PROCESSED_COUNT: &str = "orders.processed.count";
-/// Counter of orders that were turned down for want of stock.
+/// Counter of orders that were rejected as out of stock.
 const REJECTED_COUNT: &str = "orders.rejected.count";
-/// Counter of orders whose customer was told.
+/// Counter of orders whose customer was notified.
 const NOTIFIED_COUNT: &str = "orders.notified.count";
 
 /// Before a SKU: its stock, a whole number.

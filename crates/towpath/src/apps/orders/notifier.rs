@@ -1,7 +1,7 @@
 //! Telling customers: one notification per order, by a claim with a lease and a send with an idempotency key.
 //!
 //! ```text
-//! claim notif:<id> (ends by itself) -> send -> in one step: notif:<id> done, notifications:<id> sent, counted
+//! claim notif:<id> (expires) -> send -> in one step: notif:<id> done, notifications:<id> sent, counted
 //! ```
 //!
 //! A notifier that dies after sending sends again, under the same idempotency key: at least once on the wire,
@@ -43,7 +43,7 @@ const CLAIMED_ELSEWHERE: Duration = Duration::from_secs(1);
 pub struct Notifier {
     /// The app's ports.
     pub desk: Desk,
-    /// How customers are told.
+    /// The notification channel.
     pub channel: Arc<Channel>,
     /// How long one send may take.
     pub timeout: Duration,
@@ -167,7 +167,7 @@ impl Notifier {
             ops.push(count(NOTIFIED_COUNT));
         }
         ops.extend(self.fields(order, delivery, "sent", ""));
-        // Processed by somebody who keeps no records, as the event says.
+        // Processed by a program without records, as the event says.
         if let Some(stored) = self.desk.find(&order.id).await?
             && matches!(stored.record.state, State::Accepted | State::Reserved)
             && stored.record.hash == order.hash()

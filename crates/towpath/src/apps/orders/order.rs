@@ -21,7 +21,7 @@ pub(super) struct Order {
     pub(super) email: Option<String>,
 }
 
-/// Why a text is no order; the display is the contract's.
+/// Why an order is invalid; the display is the contract's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// No JSON object, or a field of another type.
@@ -40,7 +40,7 @@ impl Refusal {
 }
 
 impl Order {
-    /// Reads the first JSON value of a text; unknown fields are passed over, and names compare without regard to case,
+    /// Reads the first JSON value of a text; unknown fields are ignored, and names compare without regard to case,
     /// as existing producers expect.
     pub(super) fn parse(text: &[u8]) -> Result<Self, Refusal> {
         let mut values =
@@ -70,7 +70,7 @@ impl Order {
             .into()
     }
 
-    /// Tells orders of one id apart by what they order, in 32 hexadecimal digits.
+    /// Hash of the contents of an order, 32 hexadecimal digits.
     pub(super) fn hash(&self) -> String {
         hex(&self.payload())
     }
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_tells_what_is_ordered() {
+    fn the_hash_depends_on_the_contents() {
         let parse = |text: &str| Order::parse(text.as_bytes()).unwrap().hash();
         let one = parse(r#"{"id":"o1","sku":"case","qty":2}"#);
         assert_eq!(

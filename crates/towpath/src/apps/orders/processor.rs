@@ -21,8 +21,8 @@ const RACES: usize = 10;
 
 /// Processes orders, the ack included where keys and queues share a store.
 ///
-/// An order with too little stock is rejected for good; what is no order is a dead letter;
-/// stock that is no number is tried again and ends as a dead letter.
+/// An order with too little stock is rejected for good; an invalid order is a dead letter;
+/// stock that is not a number is retried and ends as a dead letter.
 pub struct Processor(pub Desk);
 
 /// How one delivery ends when its record has moved.
@@ -31,7 +31,7 @@ enum Done {
     Settled,
     /// The pump has to ack.
     Written,
-    /// Somebody changed the record meanwhile.
+    /// The record was changed meanwhile.
     Raced,
     /// There is too little stock, for this reason.
     Short(String),
@@ -49,7 +49,7 @@ impl Processor {
         let outcome = self.attempt(delivery, &order).await;
         match &outcome {
             Ok(Outcome::Retry { error, .. }) => self.note_failure(delivery, &order, error).await,
-            // A store that is away is not the order's, and would not take the note.
+            // An unavailable store is not the order's fault, and could not store the note.
             Err(error) if error.kind() != ErrorKind::Unavailable => {
                 self.note_failure(delivery, &order, &error.chain()).await;
             }
@@ -198,7 +198,7 @@ impl Processor {
             ..transaction.clone()
         };
         let outcome = match effects.apply(transaction).await {
-            // Nobody has to listen to rejections.
+            // A queue for rejections is optional.
             Err(error) if error.kind() == ErrorKind::NotFound && routing_key == REJECTED => {
                 effects.apply(without_event).await
             }

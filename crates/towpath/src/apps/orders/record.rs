@@ -1,4 +1,4 @@
-//! What is known about an order: the value at `order:<id>`.
+//! The record of an order: the value at `order:<id>`.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use super::order::Order;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum State {
-    /// A gateway is about to publish it; nobody was told that it is accepted.
+    /// A gateway is about to publish it; it was not acknowledged.
     Reserved,
     /// It is on its way to a processor, and counted.
     Accepted,
@@ -27,7 +27,7 @@ pub(super) struct Step {
     pub(super) what: String,
 }
 
-/// What is known about an order.
+/// The record of an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     #[serde(flatten)]

@@ -22,7 +22,7 @@ pub(super) const CREATED: &str = "order.created";
 /// An order was turned down.
 pub(super) const REJECTED: &str = "order.rejected";
 
-/// What is declared, on which broker.
+/// Declarations, by broker.
 #[derive(Clone)]
 pub struct Topology {
     queue: Arc<dyn Queue>,

@@ -2,16 +2,18 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use http::header::HeaderValue;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use towpath_core::{Error, Result};
+use towpath_core::{Error, MessageId, Result};
 
 use super::limit::Limit;
 use super::line::Line;
@@ -35,6 +37,7 @@ pub(in crate::cli) async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
         for connections in shapes(args) {
             let post = Post::connect(address, connections, batch, &payloads).await?;
+            let post = post.paced(args);
             let measurement =
                 Measurement::start("http enqueue", "as configured", connections, batch);
             let outcome = post.run(&args.bound.limit()).await?;
@@ -69,6 +72,7 @@ pub(in crate::cli) async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
         let api = wiring::ingest_api_for_bench(&backend).await?;
         for connections in shapes(args) {
             let post = Post::connect(api.address, connections, batch, &payloads).await?;
+            let post = post.paced(args);
             let measurement = Measurement::start("http enqueue", &durability, connections, batch);
             let outcome = post.run(&args.bound.limit()).await?;
             let messages = outcome.messages();
@@ -111,6 +115,8 @@ pub(super) struct Post {
     senders: Vec<SendRequest<Full<Bytes>>>,
     batch: usize,
     payloads: Arc<Payloads>,
+    rate: Option<u32>,
+    is_keyed: bool,
 }
 
 impl Post {
@@ -131,31 +137,76 @@ impl Post {
             senders,
             batch,
             payloads: Arc::clone(payloads),
+            rate: None,
+            is_keyed: false,
         })
     }
 
-    /// Sends one request after the other over each connection.
+    /// With the rate and the keys that were asked for.
+    fn paced(mut self, args: &HttpArgs) -> Self {
+        (self.rate, self.is_keyed) = (args.rate, args.keyed);
+        self
+    }
+
+    /// Sends one request after the other over each connection, or at the rate.
     pub(super) async fn run(self, limit: &Limit) -> Result<Outcome> {
         let mut tasks = JoinSet::new();
         let (host, batch) = (self.address.to_string(), self.batch);
+        let keys = self.is_keyed.then(|| MessageId::new().to_string());
+        let schedule = self.rate.map(|rate| Arc::new(Schedule::new(rate)));
         for mut sender in self.senders {
-            let (host, limit) = (host.clone(), limit.clone());
+            let (host, limit, keys) = (host.clone(), limit.clone(), keys.clone());
+            let schedule = schedule.clone();
             let payloads = Arc::clone(&self.payloads);
             tasks.spawn(async move {
                 let mut outcome = Outcome::default();
                 while limit.take(batch) {
                     let (numbers, made) = payloads.take(batch);
                     let (path, body) = body(made);
-                    let request = request(&host, path, body)?;
-                    let call = Instant::now();
+                    let mut request = request(&host, path, body)?;
+                    if let Some(keys) = &keys {
+                        let key = HeaderValue::try_from(format!("{keys}-{}", numbers.start));
+                        let key = key.map_err(|error| {
+                            Error::invalid("the key cannot be made").with_source(error)
+                        })?;
+                        request.headers_mut().insert("idempotency-key", key);
+                    }
+                    let due = match &schedule {
+                        Some(schedule) => schedule.next().await,
+                        None => Instant::now(),
+                    };
                     exchange(&mut sender, request).await?;
-                    outcome.latencies.record(call);
+                    outcome.latencies.record(due);
                     outcome.sent.push(numbers);
                 }
                 Ok(outcome)
             });
         }
         join(tasks).await
+    }
+}
+
+/// When requests are due that do not wait for answers.
+struct Schedule {
+    began: Instant,
+    between: Duration,
+    next: AtomicU32,
+}
+
+impl Schedule {
+    fn new(rate: u32) -> Self {
+        Self {
+            began: Instant::now(),
+            between: Duration::from_secs(1) / rate,
+            next: AtomicU32::new(0),
+        }
+    }
+
+    /// Waits until the next request is due, unless it is already, and gives that moment.
+    async fn next(&self) -> Instant {
+        let due = self.began + self.between * self.next.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep_until(due.into()).await;
+        due
     }
 }
 

@@ -99,6 +99,7 @@ impl Measurement {
             p50_ms: latencies.at(0.5),
             p99_ms: latencies.at(0.99),
             p999_ms: latencies.at(0.999),
+            max_ms: latencies.at(1.0),
             cpu_us: cpu.as_secs_f64() * 1e6 / messages.max(1) as f64,
             lost: 0,
             duplicated: 0,

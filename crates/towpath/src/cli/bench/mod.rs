@@ -94,7 +94,7 @@ pub(super) struct QueueArgs {
 /// Options of `bench http`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Examples:\n  towpath bench http --messages 1000\n  towpath bench http --connections 64 --batch 100 --output json"
+    after_help = "Examples:\n  towpath bench http --messages 1000\n  towpath bench http --connections 64 --batch 100 --output json\n  towpath bench http --target http://127.0.0.1:8080 --connections 256 --rate 5000"
 )]
 pub(super) struct HttpArgs {
     /// A running API to measure, for instance http://127.0.0.1:8080; without it one is started on a temporary store
@@ -112,6 +112,13 @@ pub(super) struct HttpArgs {
     /// Messages in one request; over 1 goes to /enqueue/batch
     #[arg(long, default_value_t = 1)]
     pub(super) batch: usize,
+    /// Requests a second over all connections, sent whether or not answers come; latencies count from the moment that a
+    /// request was due. Without it each connection sends the next request after the answer
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) rate: Option<u32>,
+    /// Give each request an idempotency key
+    #[arg(long)]
+    pub(super) keyed: bool,
     /// Payload bytes
     #[arg(long, default_value_t = 100)]
     pub(super) size: usize,
@@ -292,6 +299,8 @@ pub(super) struct Row {
     pub(super) p99_ms: f64,
     /// At the 99.9th percentile.
     pub(super) p999_ms: f64,
+    /// The longest.
+    pub(super) max_ms: f64,
     /// CPU microseconds of this process per message, all threads.
     pub(super) cpu_us: f64,
     /// Messages that were acknowledged and never delivered. Anything but 0 is a defect.

@@ -72,7 +72,7 @@ const ROWS: &[Row] = &[
                 )],
             ),
             (
-                "Processor",
+                "CPU",
                 "short",
                 &[(Query::Rate(Metric::ProcessCpu, "instance"), "{{instance}}")],
             ),
@@ -85,7 +85,7 @@ const ROWS: &[Row] = &[
                 )],
             ),
             (
-                "Room left on disks",
+                "Free disk space",
                 "bytes",
                 &[(
                     Query::Max(Metric::DiskFree, "instance, folder"),
@@ -98,7 +98,7 @@ const ROWS: &[Row] = &[
         "Queues",
         &[
             (
-                "Waiting",
+                "Ready",
                 "short",
                 &[(Query::Max(Metric::QueueReady, "queue"), "{{queue}}")],
             ),
@@ -135,11 +135,11 @@ const ROWS: &[Row] = &[
                 )],
             ),
             (
-                "Enqueued and done",
+                "Enqueued and acked",
                 "short",
                 &[
-                    (Query::Rate(Metric::Enqueued, "queue"), "{{queue}} in"),
-                    (Query::Rate(Metric::Completed, "queue"), "{{queue}} done"),
+                    (Query::Rate(Metric::Enqueued, "queue"), "{{queue}} enqueued"),
+                    (Query::Rate(Metric::Acked, "queue"), "{{queue}} acked"),
                 ],
             ),
             (
@@ -151,7 +151,7 @@ const ROWS: &[Row] = &[
                 )],
             ),
             (
-                "Enqueue to done, p99",
+                "End-to-end latency, p99",
                 "s",
                 &[(Query::P99(Metric::EndToEnd, "queue"), "{{queue}}")],
             ),
@@ -196,7 +196,7 @@ const ROWS: &[Row] = &[
                 ],
             ),
             (
-                "Bytes of lines",
+                "Line bytes",
                 "Bps",
                 &[
                     (
@@ -218,7 +218,7 @@ const ROWS: &[Row] = &[
                 ],
             ),
             (
-                "Failures of the reader",
+                "Reader failures",
                 "short",
                 &[(
                     Query::Rate(Metric::LineReadFailures, "instance, cause"),
@@ -250,7 +250,7 @@ const ROWS: &[Row] = &[
         "Outbox",
         &[
             (
-                "Events not sent",
+                "Unsent events",
                 "short",
                 &[
                     (Query::Max(Metric::OutboxNew, "job"), "new"),
@@ -273,7 +273,7 @@ const ROWS: &[Row] = &[
                 &[(Query::Max(Metric::FleetAgents, "state"), "{{state}}")],
             ),
             (
-                "Newest version",
+                "Configuration version",
                 "short",
                 &[(Query::Max(Metric::FleetVersion, "job"), "version")],
             ),

@@ -200,7 +200,7 @@ pub(super) fn keda(settings: &[(String, String)]) -> Vec<(String, String)> {
         .filter_map(|one| {
             let scaled = one.scaled.as_ref()?;
             let text = format!(
-                "# Instead of the HorizontalPodAutoscaler of k8s/{name}.yaml. A pod always runs: the metric is its own.
+                "# Instead of the HorizontalPodAutoscaler of k8s/{name}.yaml. At least one pod runs, because it exports the metric.
 apiVersion: keda.sh/v1alpha1
 kind: ScaledObject
 metadata:
@@ -317,7 +317,7 @@ spec:
     spec:
       automountServiceAccountToken: false
       enableServiceLinks: false
-      # Longer than server.drain, so that what is in hand is finished.
+      # Longer than server.drain, so that in-flight work is drained.
       terminationGracePeriodSeconds: 60
       securityContext:
         runAsNonRoot: true
@@ -341,7 +341,7 @@ spec:
           envFrom:
             - configMapRef:
                 name: {name}
-            # Passwords and keys, as REDIS_ADDR, DB_PASSWORD or API_KEY: they win over what stands above.
+            # Passwords and keys, as REDIS_ADDR, DB_PASSWORD or API_KEY: they override the variables above.
             - secretRef:
                 name: {name}
                 optional: true
@@ -467,7 +467,7 @@ spec:
       app.kubernetes.io/name: {name}
   policyTypes: [\"Ingress\"]
   ingress:
-    # Metrics and probes; anything else has to have the token of the pod.
+    # Metrics and probes; any other request needs the token of the pod.
     - from:
         - namespaceSelector:
             matchLabels:

@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 
-/// Answers what it is told, one list after the other, the last one for good.
-struct Told(Vec<Vec<IpAddr>>, AtomicUsize);
+/// Answers these lists one after the other, then the last one.
+struct Scripted(Vec<Vec<IpAddr>>, AtomicUsize);
 
 #[async_trait]
-impl Lookup for Told {
+impl Lookup for Scripted {
     async fn lookup(&self, _: &str) -> std::io::Result<Vec<IpAddr>> {
         let turn = self.1.fetch_add(1, Ordering::Relaxed);
         Ok(self.0[turn.min(self.0.len() - 1)].clone())
@@ -18,8 +18,8 @@ impl Lookup for Told {
 fn guard(exceptions: &[&str], answers: &[&[&str]]) -> Guard {
     let exceptions: Vec<String> = exceptions.iter().map(ToString::to_string).collect();
     let addresses = |list: &&[&str]| list.iter().map(|one| one.parse().unwrap()).collect();
-    let told = Told(answers.iter().map(addresses).collect(), AtomicUsize::new(0));
-    Guard::with(&exceptions, Duration::from_secs(2), Arc::new(told)).unwrap()
+    let lookup = Scripted(answers.iter().map(addresses).collect(), AtomicUsize::new(0));
+    Guard::with(&exceptions, Duration::from_secs(2), Arc::new(lookup)).unwrap()
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn odd_spellings_of_places_that_are_not_public_are_refused() {
         "http://[3fff::1]/",
         "http://[100::1]/",
         "http://[5f00::1]/",
-        // Ports of something else, and what is no web address.
+        // Ports of other services, and invalid web addresses.
         "http://8.8.8.8:22/",
         "http://8.8.8.8:25/",
         "http://host:465/",
@@ -134,7 +134,7 @@ fn odd_spellings_of_places_that_are_not_public_are_refused() {
 }
 
 #[test]
-fn exceptions_open_what_they_name_and_no_more() {
+fn exceptions_allow_only_their_destinations() {
     let guard = guard(
         &[
             "127.0.0.1:8080",
@@ -192,7 +192,7 @@ async fn server() -> u16 {
 async fn a_name_that_turns_to_another_place_is_not_followed_there() {
     let port = server().await;
     let url = format!("http://rebinding.example:{port}/");
-    // First a public address, which nobody answers on here, then the one inside.
+    // First a public address, without a server here, then the internal one.
     let open = guard(&[], &[&["127.0.0.1"]]);
     let refused = open.get(&Url::parse(&url).unwrap()).await.unwrap_err();
     assert_eq!(refused.to_string(), REFUSED);

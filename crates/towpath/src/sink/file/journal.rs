@@ -23,7 +23,7 @@ const MAGIC: [u8; 8] = *b"TOWPJNL\x01";
 /// How many written messages are remembered: more than can ever be on their way to be acked.
 pub(super) const WINDOW: usize = 100_000;
 
-/// The journal is written anew when it is larger than this.
+/// The journal is written again when it is larger than this.
 const COMPACT_BYTES: u64 = 8 * 1024 * 1024;
 
 /// The journal of one output, and the ids of the messages that are known to be written.
@@ -257,7 +257,7 @@ fn unreadable(path: &Path, bytes: &[u8]) -> io::Error {
     let what = if bytes.starts_with(&MAGIC[..7]) {
         format!("`{path}` is of a version that this Towpath cannot read; use the one that wrote it")
     } else {
-        format!("`{path}` is no journal of ours; move it away to start a new one")
+        format!("`{path}` is not a Towpath journal; move it away to start a new one")
     };
     io::Error::new(io::ErrorKind::InvalidData, what)
 }

@@ -150,12 +150,12 @@ fn write(
     format: LineFormat,
     messages: &[(MessageId, Bytes)],
 ) -> io::Result<Vec<Outcome>> {
-    let now = jiff::Timestamp::now();
+    let head = format.head(jiff::Timestamp::now());
     let mut outcomes = Vec::with_capacity(messages.len());
     let (mut part, mut part_bytes) = (Vec::new(), 0);
     for (id, payload) in messages {
-        let mut line = Vec::with_capacity(payload.len() + 64);
-        match format.write(payload, now, &mut line) {
+        let mut line = Vec::with_capacity(payload.len() + head.len() + 1);
+        match format.write(payload, &head, &mut line) {
             Ok(()) => outcomes.push(Outcome::Done),
             Err(reason) => {
                 outcomes.push(Outcome::Reject { reason });

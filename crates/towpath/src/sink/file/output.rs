@@ -65,7 +65,7 @@ impl Output {
     }
 
     fn try_write(&mut self, lines: &[(MessageId, Vec<u8>)]) -> io::Result<()> {
-        // Kept only when all went well: opening anew compares the file with the journal
+        // Kept only when all went well: opening again compares the file with the journal
         // and mends what an error or a panic left half done.
         let file = self.file.take();
         if file.is_none() {
@@ -99,7 +99,7 @@ impl Output {
     fn current(&self, file: Option<File>) -> io::Result<File> {
         let there = fs::metadata(&self.path).ok();
         if there.as_ref().is_some_and(|there| !there.is_file()) {
-            let what = "it is no regular file; choose another path, or the stdout sink";
+            let what = "not a regular file; choose another path, or the stdout sink";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
         if let (Some(file), Some(there)) = (file, &there)
@@ -163,7 +163,7 @@ impl Output {
         }
         intent.start = file.seek(SeekFrom::End(0))?;
         intent.file = identity(&file.metadata()?);
-        // Somebody else's half line must not become the beginning of ours.
+        // Another client's half line must not become the beginning of ours.
         if !ends_a_line(file, intent.start)? {
             intent.text.insert(0, b'\n');
         }

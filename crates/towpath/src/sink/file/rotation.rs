@@ -15,7 +15,7 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// Whether an output of this length, last written then, has no room for so many bytes more now.
+    /// Whether an output of this length, last written then, has no room for this many bytes more now.
     pub(super) fn is_due(
         self,
         length: u64,

@@ -198,7 +198,7 @@ async fn lines_that_others_took_or_added_are_left_alone() {
     deliver(&output, &[delivery("four")]).await;
     assert_eq!(messages(&output), ["one", "three", "four"]);
 
-    // A crash between announcing and appending, and somebody else's line where ours was to be.
+    // A crash between announcing and appending, and another client's line where ours was to be.
     let before = (fs::read(&output).unwrap(), fs::read(&journal).unwrap());
     let last = [delivery("five, and long enough")];
     deliver(&output, &last).await;
@@ -348,7 +348,7 @@ async fn a_file_that_is_no_journal_of_ours_is_left_alone() {
     for (content, advice) in [
         (
             &b"a diary of somebody"[..],
-            "is no journal of ours; move it away to start a new one",
+            "is not a Towpath journal; move it away to start a new one",
         ),
         (
             b"TOWPJNL\x02 and more",
@@ -363,7 +363,7 @@ async fn a_file_that_is_no_journal_of_ours_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_copied_and_truncated_goes_on_from_its_beginning() {
+async fn a_file_that_is_copied_and_truncated_continues_from_its_beginning() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out");
     let sink = sink(&output);
@@ -404,13 +404,13 @@ async fn a_link_is_followed_and_what_is_no_file_is_refused() {
     assert!(
         error
             .chain()
-            .contains("is no regular file; choose another path, or the stdout sink"),
+            .contains("not a regular file; choose another path, or the stdout sink"),
         "{error:?}"
     );
 }
 
 #[tokio::test]
-async fn raw_lines_are_the_messages_and_one_that_is_none_is_given_up() {
+async fn raw_lines_are_the_messages_and_one_that_is_none_is_abandoned() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out");
     let sink = FileSink::new(&output, LineFormat::Raw);

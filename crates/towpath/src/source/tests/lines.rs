@@ -17,7 +17,7 @@ fn lines_come_once_and_in_order_across_restarts() {
 }
 
 #[test]
-fn what_is_not_accepted_comes_again() {
+fn rejected_lines_are_read_again() {
     let mut world = World::new();
     world.append("in", "a\n");
     world.tail().look(false);
@@ -51,11 +51,7 @@ fn a_last_line_counts_after_a_quiet_time() {
     world.limits.quiet = Some(Duration::ZERO);
     assert_eq!(world.all(), ["a"]);
     world.append("in", "b\n");
-    assert_eq!(
-        world.all(),
-        ["b"],
-        "what is added later is a line of its own"
-    );
+    assert_eq!(world.all(), ["b"], "later text is a line of its own");
 }
 
 #[test]
@@ -68,7 +64,7 @@ fn text_behind_a_sparse_gap_is_read() {
         };
         write("one\n", 0);
         assert_eq!(world.all(), ["one"]);
-        // Truncated by a rotation, and its writer goes on at its old offset.
+        // Truncated by a rotation, and its writer continues at its old offset.
         file.set_len(0).unwrap();
         write("two\nthree\n", gap);
         assert_eq!(world.all(), ["two", "three"], "gap {gap}");

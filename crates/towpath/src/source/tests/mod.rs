@@ -19,7 +19,7 @@ const LIMITS: Limits = Limits {
     quiet: None,
 };
 
-/// A folder, what is followed in it, and what was saved.
+/// A folder, its followed files, and saved positions.
 struct World {
     folder: tempfile::TempDir,
     texts: Vec<String>,
@@ -123,7 +123,7 @@ impl World {
         self.tail = None;
     }
 
-    /// Removes what is not needed any more, and returns what that was.
+    /// Removes unneeded positions, and returns them.
     fn expire(&mut self) -> Vec<String> {
         let expired = self.tail().expired();
         for key in &expired {

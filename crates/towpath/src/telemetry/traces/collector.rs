@@ -190,7 +190,7 @@ impl Sender {
     }
 }
 
-/// Cuts the texts of a span to so many characters.
+/// Cuts the texts of a span to this many characters.
 fn shorten(span: &mut SpanData, length: usize) {
     let cut = |text: &str| text.chars().take(length).collect::<String>();
     for attribute in &mut span.attributes {

@@ -1,4 +1,4 @@
-//! W3C trace context: what came with a request, checked before it is kept with a message.
+//! W3C trace context of a request, validated before it is stored with a message.
 //!
 //! Source: W3C, "Trace Context", level 1.
 
@@ -66,16 +66,16 @@ fn is_parent(text: &str) -> bool {
 }
 
 fn fresh_parent(random: &mut impl Rng) -> String {
-    // One more than zero, which is no id.
+    // One more than zero, which is not a valid id.
     let (trace, span) = (
         random.random_range(1..=u128::MAX),
         random.random_range(1..=u64::MAX),
     );
-    // Not sampled: nobody has asked for it.
+    // Not sampled: no client asked for it.
     format!("00-{trace:032x}-{span:016x}-00")
 }
 
-/// Every `tracestate` header, joined; absent when it is no list of `key=value`, or too long.
+/// Every `tracestate` header, joined; absent when it is not a list of `key=value`, or too long.
 fn state(headers: &HeaderMap) -> Option<String> {
     let name = HeaderName::from_static(header::TRACESTATE);
     let parts: Option<Vec<&str>> = headers

@@ -22,7 +22,7 @@ pub fn append(stream: &StreamName, message: &mut NewMessage) -> Option<Span> {
     begin("append", stream.as_str(), message)
 }
 
-/// The same for what is published to routes.
+/// The same for messages published to routes.
 pub fn publish(exchange: &str, message: &mut NewMessage) -> Option<Span> {
     begin("publish", exchange, message)
 }
@@ -68,7 +68,7 @@ pub fn enqueued<T>(spans: Vec<Span>, outcomes: &Result<Vec<Result<T>>>) {
     }
 }
 
-/// Ends the spans of what was done in one step.
+/// Ends the spans of one step.
 pub fn settled<T>(spans: impl IntoIterator<Item = Span>, outcome: &Result<T>) {
     if let Err(error) = outcome {
         failed(spans, error);

@@ -36,7 +36,7 @@ pub use self::messages::{
 pub use self::position::{traceparent, within};
 pub use self::requests::{Served, answered, client, respond, server};
 
-/// How long the last spans may take at the end of the process.
+/// Time limit for the last spans at the end of the process.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Set once, like the logs: without it no span is made.
@@ -89,7 +89,7 @@ impl Traces {
         Ok(Some(Self { provider }))
     }
 
-    /// Sends what is left, for at most two seconds.
+    /// Sends the remaining spans, for at most two seconds.
     pub async fn finish(self) {
         let ended =
             tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FAREWELL));

@@ -83,7 +83,7 @@ pub fn server(request: &Served<'_>) -> (Option<Span>, Option<SpanContext>) {
     (Some(span), Some(position))
 }
 
-/// Ends the span of a request with its answer. Only what is the server's fault is an error.
+/// Ends the span of a request with its answer. Only server faults are errors.
 pub fn respond(span: Option<Span>, status: StatusCode) {
     if let Some(span) = span {
         end(span, status, status.is_server_error());

@@ -79,7 +79,7 @@ impl Settings {
     }
 }
 
-/// Whether traces come in and go on in headers.
+/// Whether traces come in and continue in headers.
 pub(super) fn propagates(config: &config::Traces) -> bool {
     let mut propagates = false;
     for name in words(&config.propagators) {

@@ -30,14 +30,14 @@ pub(in super::super::super) struct Leased {
 #[derive(Debug, Default)]
 pub(in super::super::super) struct Found {
     pub(in super::super::super) leased: Vec<Leased>,
-    /// Their attempts are spent: to be given up.
+    /// Messages without attempts left: to become dead letters.
     pub(in super::super::super) spent: Vec<u64>,
     /// Their time has passed: to be dropped.
     pub(in super::super::super) expired: Vec<u64>,
 }
 
 impl QueueState {
-    /// Hands out up to `max` messages, oldest first; nothing of what it sorts out is gone yet.
+    /// Leases up to `max` messages, oldest first; messages that it sorts out are not removed yet.
     pub(in super::super::super) fn lease(
         &mut self,
         fence: &mut u64,
@@ -122,7 +122,7 @@ impl QueueState {
         self.consumers.insert(consumer.clone(), monotonic);
     }
 
-    /// Whether this lease is the message's last one; an expired one counts while nobody took over.
+    /// Whether this lease is the message's last one; an expired one counts until the message is leased again.
     pub(in super::super::super) fn holds(&self, number: u64, fence: u64) -> bool {
         self.held.get(&number).is_some_and(|held| {
             held.lease
@@ -141,7 +141,7 @@ impl QueueState {
         self.held.get(&number).map_or(0, |held| held.entry.attempts)
     }
 
-    /// Makes a lease that [`QueueState::holds`] last until `deadline`. False when somebody took over.
+    /// Makes a lease that [`QueueState::holds`] last until `deadline`. False when the message was leased again.
     pub(in super::super::super) fn extend(
         &mut self,
         number: u64,

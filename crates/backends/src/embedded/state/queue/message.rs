@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use towpath_core::{ConsumerId, MessageId, Timestamp, attempt};
 
-use super::super::pack::{EPOCH, Item, NO_ID, NO_PLACE, Packing, Unpacking};
+use super::super::pack::{Common, EPOCH, Item, NO_ID, NO_PLACE, Packing, Unpacking};
 use crate::embedded::log::Position;
 
 /// Where a message's blob is.
@@ -11,6 +11,15 @@ use crate::embedded::log::Position;
 pub(in super::super::super) struct Place {
     pub(in super::super::super) position: Position,
     pub(in super::super::super) bytes: u32,
+}
+
+/// A message of the log, and what its checksum covers beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super::super) struct Stored {
+    pub(in super::super::super) id: MessageId,
+    /// When it came.
+    pub(in super::super::super) at: Timestamp,
+    pub(in super::super::super) place: Place,
 }
 
 /// What is known of a message without reading it.
@@ -53,15 +62,10 @@ impl Item for Entry {
 
     fn pack(&self, before: &Self, out: &mut Packing) {
         let flag = |is_there: bool, flag| if is_there { flag } else { 0 };
-        out.byte(
-            flag(self.attempts > 0, ATTEMPTS)
-                | flag(self.key.is_some(), KEY)
-                | flag(self.expires.is_some(), EXPIRES),
-        );
-        out.step(before.number.wrapping_add(1), self.number);
-        out.id(before.id, self.id);
-        out.place(before.place, self.place);
-        out.moment(before.enqueued_at, self.enqueued_at);
+        let own = flag(self.attempts > 0, ATTEMPTS)
+            | flag(self.key.is_some(), KEY)
+            | flag(self.expires.is_some(), EXPIRES);
+        out.common(own, &before.common(), &self.common());
         if self.attempts > 0 {
             out.number(u64::from(self.attempts));
         }
@@ -71,27 +75,70 @@ impl Item for Entry {
     }
 
     fn unpack(before: &Self, bytes: &mut Unpacking<'_>) -> Option<Self> {
+        let (own, common) = bytes.common(&before.common())?;
+        let Common {
+            number,
+            id,
+            place,
+            moment,
+        } = common;
+        let entry = Self {
+            number,
+            id,
+            place,
+            enqueued_at: moment,
+            ..Self::ZERO
+        };
+        entry.with(own, bytes)
+    }
+
+    fn unpack_version_6(before: &Self, bytes: &mut Unpacking<'_>) -> Option<Self> {
         let flags = bytes.byte()?;
         if flags > ATTEMPTS | KEY | EXPIRES {
             return None;
         }
-        let mut entry = Self {
+        let entry = Self {
             number: bytes.step(before.number.wrapping_add(1))?,
             id: bytes.id(before.id)?,
             place: bytes.place(before.place)?,
             enqueued_at: bytes.moment(before.enqueued_at)?,
             ..Self::ZERO
         };
+        entry.with(flags, bytes)
+    }
+}
+
+impl Entry {
+    const fn common(&self) -> Common {
+        Common {
+            number: self.number,
+            id: self.id,
+            place: self.place,
+            moment: self.enqueued_at,
+        }
+    }
+
+    /// With what is behind its flags.
+    fn with(mut self, flags: u8, bytes: &mut Unpacking<'_>) -> Option<Self> {
         if flags & ATTEMPTS != 0 {
-            entry.attempts = u32::try_from(bytes.number()?).ok()?;
+            self.attempts = u32::try_from(bytes.number()?).ok()?;
         }
         if flags & KEY != 0 {
-            entry.key = Some(bytes.number()?.try_into().ok()?);
+            self.key = Some(bytes.number()?.try_into().ok()?);
         }
         if flags & EXPIRES != 0 {
-            entry.expires = Some(bytes.number()?.try_into().ok()?);
+            self.expires = Some(bytes.number()?.try_into().ok()?);
         }
-        Some(entry)
+        Some(self)
+    }
+
+    /// What is needed to read it back.
+    pub(in super::super::super) const fn stored(&self) -> Stored {
+        Stored {
+            id: self.id,
+            at: self.enqueued_at,
+            place: self.place,
+        }
     }
 }
 

@@ -34,7 +34,7 @@ use holders::Holders;
 use keys::KeyLine;
 pub(in super::super) use lease::{Found, Leased, Leasing};
 pub(super) use message::Mark;
-pub(in super::super) use message::{Dead, Entry, Held, Place, Standing};
+pub(in super::super) use message::{Dead, Entry, Held, Place, Standing, Stored};
 
 /// A consumer counts for this long after it asked for work.
 const CONSUMER_MILLIS: u64 = 60_000;
@@ -159,11 +159,11 @@ impl QueueState {
     }
 
     /// Every message, and where it is.
-    pub(super) fn placed(&self) -> impl Iterator<Item = (MessageId, Place)> + '_ {
+    pub(super) fn placed(&self) -> impl Iterator<Item = Stored> + '_ {
         let held = self.held.values().map(|held| held.entry);
         let dead = self.dead.iter().map(|dead| dead.entry);
         let all = self.fresh.iter().chain(held).chain(dead);
-        all.map(|entry| (entry.id, entry.place))
+        all.map(|entry| entry.stored())
     }
 
     pub(super) fn add_live(&self, live: &mut LiveSegments) {

@@ -29,7 +29,7 @@ impl QueueState {
         }
     }
 
-    /// Numbers of what is ready, parked or delayed, oldest first: the first `max` from `from` to before `end`.
+    /// Numbers of ready, parked and delayed messages, oldest first: the first `max` from `from` to before `end`.
     pub(in super::super::super) fn waiting(&self, from: u64, end: u64, max: usize) -> Vec<u64> {
         let fresh = self
             .fresh

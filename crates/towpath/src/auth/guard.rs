@@ -1,0 +1,279 @@
+//! Decides by the head of a request who sends it, and whether they may.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::request::Parts;
+use http::{HeaderMap, StatusCode};
+use towpath_core::Clock;
+use tracing::{info, warn};
+
+use super::file::KeyFile;
+use super::key::{self, Denied};
+use super::routes::{Access, Table};
+use super::scope::Needed;
+use crate::http::error::Problem;
+use crate::http::{Peer, Sites, decoded};
+use crate::token::{Token, bearer};
+
+/// The header that the reference systems' clients send a key in.
+const API_KEY: &str = "x-api-key";
+
+/// Refusals are logged at most this often; the next line says how many there were.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// `server.auth`: which routes need a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Routes of the reference systems are open, those of Towpath need a key from anywhere but this machine.
+    Auto,
+    /// Every route but probes needs a key.
+    On,
+    /// Only the admin API and the fleet need one.
+    Off,
+}
+
+/// Who sends a request; an extension of the request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Actor {
+    /// A client without a key.
+    Anonymous,
+    /// A client with the key that has this id.
+    Key(String),
+    /// A client with the token of the data folder.
+    Token,
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Anonymous => f.write_str("anonymous"),
+            Self::Key(id) => write!(f, "key:{id}"),
+            Self::Token => f.write_str("token"),
+        }
+    }
+}
+
+/// Checks keys for every listener of a process; cheap to clone.
+#[derive(Clone)]
+pub struct Guard(Arc<Inner>);
+
+struct Inner {
+    mode: Mode,
+    keys: KeyFile,
+    token: Token,
+    sites: Sites,
+    clock: Arc<dyn Clock>,
+    refusals: Mutex<Refusals>,
+}
+
+#[derive(Default)]
+struct Refusals {
+    logged: Option<Instant>,
+    unlogged: u64,
+}
+
+/// A request that changes something, for the audit log.
+pub struct Change {
+    actor: Actor,
+    client: Option<String>,
+    action: String,
+    object: String,
+    parameters: Option<String>,
+}
+
+impl Change {
+    /// What the audit log says of a request; `None` for those that it does not record.
+    pub fn of(table: &Table, route: &str, head: &Parts, actor: &Actor) -> Option<Self> {
+        let access = table.find(&head.method, route)?;
+        access.is_audited(&head.method).then(|| Self {
+            actor: actor.clone(),
+            client: client(head),
+            action: format!("{} {route}", head.method),
+            object: head.uri.path().to_owned(),
+            parameters: head.uri.query().map(str::to_owned),
+        })
+    }
+
+    /// Records it with the status of its answer.
+    pub fn record(self, status: StatusCode) {
+        info!(
+            target: "audit",
+            actor = %self.actor,
+            client = self.client,
+            action = self.action,
+            object = self.object,
+            parameters = self.parameters,
+            status = status.as_u16(),
+            "change"
+        );
+    }
+}
+
+/// Why a credential is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// None was sent.
+    Missing,
+    /// It is not one of ours.
+    Unknown,
+    Denied(Denied),
+}
+
+impl Guard {
+    /// Accepts the keys of this file, and the token of the data folder for everything.
+    pub fn new(
+        mode: Mode,
+        keys: KeyFile,
+        token: Token,
+        sites: Sites,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let refusals = Mutex::default();
+        Self(Arc::new(Inner {
+            mode,
+            keys,
+            token,
+            sites,
+            clock,
+            refusals,
+        }))
+    }
+
+    /// Who sends the request, when they may use the route.
+    ///
+    /// # Errors
+    /// The problem is 401 without a valid credential, 403 without the scope, and 405 for a method that
+    /// the table does not list.
+    pub fn check(&self, table: &Table, route: &str, head: &Parts) -> Result<Actor, Problem> {
+        let Some(access) = table.find(&head.method, route) else {
+            // Apps whose contract has a text of its own for this answer it themselves.
+            let reason = "method not allowed";
+            return match table.is_contract(route) {
+                true => Ok(Actor::Anonymous),
+                false => Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, reason)),
+            };
+        };
+        let Some(needed) = access.needed() else {
+            return Ok(Actor::Anonymous);
+        };
+        let name = name_of(route, head.uri.path());
+        let refusal = match self.caller(&head.headers, needed, name.as_deref()) {
+            Ok(actor) => return Ok(actor),
+            Err(refusal) => refusal,
+        };
+        // A key that is wrong is refused; what belongs to another system counts as none.
+        let is_ours = matches!(refusal, Refusal::Denied(_));
+        let is_open = match (access, self.0.mode) {
+            (Access::App(_), _) => true,
+            (Access::Contract(_), Mode::Auto | Mode::Off) | (Access::Own(_), Mode::Off) => true,
+            (Access::Own(_), Mode::Auto) => self.0.sites.is_local(head),
+            _ => false,
+        };
+        if is_open && !is_ours {
+            return Ok(Actor::Anonymous);
+        }
+        self.log(refusal, route, head);
+        Err(problem(refusal, needed))
+    }
+
+    fn caller(
+        &self,
+        headers: &HeaderMap,
+        needed: Needed,
+        name: Option<&str>,
+    ) -> Result<Actor, Refusal> {
+        let own = headers.get(API_KEY).and_then(|value| value.to_str().ok());
+        let mut refusal = Refusal::Missing;
+        for text in bearer(headers).into_iter().chain(own) {
+            let Some((id, secret)) = key::parse(text) else {
+                if self.0.token.matches(text) {
+                    return Ok(Actor::Token);
+                }
+                refusal = Refusal::Unknown;
+                continue;
+            };
+            let now = self.0.clock.now();
+            let checked = self.0.keys.with(id, |key| match key {
+                Some(key) => key.check(secret, needed, name, now),
+                None => Err(Denied::Wrong),
+            });
+            return match checked {
+                Ok(()) => Ok(Actor::Key(id.to_owned())),
+                Err(denied) => Err(Refusal::Denied(denied)),
+            };
+        }
+        Err(refusal)
+    }
+
+    /// One line a second at most, so that a client that guesses keys does not fill the log.
+    fn log(&self, refusal: Refusal, route: &str, head: &Parts) {
+        let mut refusals = self
+            .0
+            .refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let is_due = refusals
+            .logged
+            .is_none_or(|at| at.elapsed() >= LOG_INTERVAL);
+        if !is_due {
+            refusals.unlogged += 1;
+            return;
+        }
+        let unlogged = std::mem::take(&mut refusals.unlogged);
+        refusals.logged = Some(Instant::now());
+        drop(refusals);
+        let client = client(head);
+        let reason = match refusal {
+            Refusal::Missing => "no credential",
+            Refusal::Unknown | Refusal::Denied(Denied::Wrong) => "unknown credential",
+            Refusal::Denied(Denied::Expired) => "expired key",
+            Refusal::Denied(Denied::Scope) => "missing scope",
+        };
+        warn!(
+            target: "audit",
+            client,
+            method = %head.method,
+            route,
+            reason,
+            unlogged,
+            "authentication failed"
+        );
+    }
+}
+
+fn client(head: &Parts) -> Option<String> {
+    let Peer(peer) = head.extensions.get::<Peer>()?;
+    Some(peer.ip().to_canonical().to_string())
+}
+
+fn problem(refusal: Refusal, needed: Needed) -> Problem {
+    let how = "send a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`";
+    match refusal {
+        Refusal::Denied(Denied::Scope) => Problem::new(
+            StatusCode::FORBIDDEN,
+            format!("the key lacks the scope `{needed}`"),
+        ),
+        Refusal::Denied(Denied::Expired) => Problem::new(
+            StatusCode::UNAUTHORIZED,
+            "the key expired; rotate it with `towpath key rotate`",
+        ),
+        Refusal::Missing => Problem::new(
+            StatusCode::UNAUTHORIZED,
+            format!("this route needs a key with the scope `{needed}`; {how}"),
+        ),
+        Refusal::Unknown | Refusal::Denied(Denied::Wrong) => {
+            Problem::new(StatusCode::UNAUTHORIZED, format!("unknown key; {how}"))
+        }
+    }
+}
+
+/// The name of what a request is about, when scopes of its resource have names: `{queue}` of the route.
+fn name_of(route: &str, path: &str) -> Option<String> {
+    let at = route.split('/').position(|segment| segment == "{queue}")?;
+    decoded(path.split('/').nth(at)?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,20 @@
+//! Authentication of every listener: named keys with scopes, and what each route requires.
+//!
+//! ```text
+//! head of a request -> table of routes: scope -> credential: key, token -> Actor, or 401, 403
+//! ```
+
+mod file;
+mod guard;
+mod key;
+mod routes;
+mod scope;
+
+pub use file::{KeyFile, change, read};
+pub use guard::{Actor, Change, Guard, Mode};
+pub use key::Key;
+pub use routes::{Access, Table};
+pub use scope::Scope;
+
+/// The name of the key file in the data folder.
+pub const KEY_FILE: &str = "keys.json";

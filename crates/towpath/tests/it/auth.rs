@@ -1,0 +1,139 @@
+//! API keys: what each mode of `server.auth` leaves open, and the life of a key.
+
+use std::time::Duration;
+
+use crate::process::{World, wait_until};
+
+/// A running process uses a changed key file within this time.
+const NOTICED: Duration = Duration::from_secs(5);
+
+/// A client behind a proxy of this machine, which is not a program of this machine.
+const ELSEWHERE: (&str, &str) = ("x-forwarded-for", "192.0.2.7");
+
+fn status(world: &World, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> u16 {
+    let answer = world
+        .client()
+        .send(method, path, headers, body.as_bytes())
+        .unwrap();
+    answer.status
+}
+
+/// A new key: its id and its text.
+fn new_key(world: &World, scope: &str) -> (String, String) {
+    let key = world.json(&["key", "new", "test", "--scope", scope]);
+    let text = |field: &str| key[field].as_str().unwrap().to_owned();
+    (text("id"), text("key"))
+}
+
+#[test]
+fn keys_are_used_rotated_and_revoked_without_a_restart() {
+    let mut world = World::new();
+    world.set("TOWPATH_SERVER__AUTH", "on");
+    let running = world.up();
+    let enqueue = |key: &str| {
+        let bearer = format!("Bearer {key}");
+        let headers = [("authorization", bearer.as_str())];
+        status(&world, "POST", "/enqueue", &headers, "hello")
+    };
+    let missing = world.client().post("/enqueue", &[], b"hello");
+    assert_eq!(missing.status, 401);
+    assert!(
+        missing.text().contains("`ingest:write`"),
+        "{}",
+        missing.text()
+    );
+    assert_eq!(missing.headers["www-authenticate"], "Bearer");
+    assert_eq!(status(&world, "GET", "/healthz", &[], ""), 200);
+
+    let (id, first) = new_key(&world, "ingest:write");
+    wait_until("the key to be known", NOTICED, || enqueue(&first) == 200);
+    let other = [("x-api-key", first.as_str())];
+    assert_eq!(status(&world, "POST", "/enqueue", &other, "hello"), 200);
+    assert_eq!(status(&world, "GET", "/api/users", &other, ""), 403);
+
+    let rotated = world.json(&["key", "rotate", &id, "--grace", "1h"]);
+    let second = rotated["key"].as_str().unwrap();
+    wait_until("the new secret to be known", NOTICED, || {
+        enqueue(second) == 200
+    });
+    assert_eq!(enqueue(&first), 200);
+    let rotated = world.json(&["key", "rotate", &id, "--grace", "0s"]);
+    let third = rotated["key"].as_str().unwrap();
+    wait_until("the third secret to be known", NOTICED, || {
+        enqueue(third) == 200
+    });
+    assert_eq!([enqueue(&first), enqueue(second)], [401; 2]);
+
+    let listed = world.ok(&["key", "ls"]);
+    assert!(
+        listed.contains(&id) && listed.contains("ingest:write"),
+        "{listed}"
+    );
+    world.ok(&["key", "revoke", &id]);
+    wait_until("the key to be refused", NOTICED, || enqueue(third) == 401);
+
+    world.ok(&["kv", "set", "greeting", "hello"]);
+    let (_, log, _) = running.stop();
+    let change = log.lines().find(|line| line.contains("PUT /v1/kv/{key}"));
+    let change = change.unwrap();
+    assert!(
+        change.contains("audit") && change.contains("token"),
+        "{change}"
+    );
+    assert!(!change.contains("hello"), "{change}");
+    assert!(
+        log.contains("authentication failed") && log.contains("key file changed"),
+        "{log}"
+    );
+    for secret in [&first, second, third] {
+        assert!(!log.contains(secret.rsplit_once('_').unwrap().1), "{log}");
+    }
+}
+
+#[test]
+fn own_routes_need_a_key_from_elsewhere_and_contracts_stay_open() {
+    let world = World::new();
+    let _running = world.up();
+    let (_, key) = new_key(&world, "inventory:write");
+    let stock = |headers: &[(&str, &str)]| {
+        let body = r#"{"quantity":5}"#;
+        status(&world, "PUT", "/inventory/case", headers, body)
+    };
+    assert_eq!(stock(&[]), 200);
+    assert_eq!(stock(&[ELSEWHERE]), 401);
+    wait_until("the key to be known", NOTICED, || {
+        stock(&[ELSEWHERE, ("x-api-key", &key)]) == 200
+    });
+    assert_eq!(stock(&[ELSEWHERE, ("x-api-key", &format!("{key}x"))]), 401);
+    assert_eq!(
+        status(&world, "POST", "/enqueue", &[ELSEWHERE], "hello"),
+        200
+    );
+    // The header of a client that has a key of another system.
+    let foreign = [ELSEWHERE, ("x-api-key", "another")];
+    assert_eq!(status(&world, "POST", "/enqueue", &foreign, "hello"), 200);
+}
+
+#[test]
+fn admin_keys_are_limited_to_their_queues() {
+    let world = World::new();
+    let _running = world.up();
+    world.ok(&["send", "mail", "hello"]);
+    let (_, key) = new_key(&world, "queue:mail:read");
+    let admin = |method: &str, path: &str| {
+        let bearer = format!("Bearer {key}");
+        let headers = [("authorization", bearer.as_str())];
+        let answer = world.admin_client().send(method, path, &headers, b"");
+        answer.unwrap().status
+    };
+    wait_until("the key to be known", NOTICED, || {
+        admin("GET", "/v1/queues/mail") == 200
+    });
+    assert_eq!(admin("GET", "/v1/queues/messages"), 403);
+    assert_eq!(admin("GET", "/v1/queues"), 403);
+    assert_eq!(admin("POST", "/v1/queues/mail/purge"), 403);
+    let refused = world.run(&["--token", &key, "queue", "purge", "mail", "--yes"]);
+    assert_eq!(refused.status.code(), Some(6), "{refused:?}");
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(error.contains("queue:NAME:admin"), "{error}");
+}

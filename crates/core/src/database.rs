@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::port::{Fleet, Outbox, Users};
-use crate::{Error, Result, address};
+use crate::{Breaker, Error, Result, address};
 
 /// One change of a database's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +115,8 @@ pub struct Database {
     pub outbox: Arc<dyn Outbox>,
     /// Configurations and agents.
     pub fleet: Arc<dyn Fleet>,
+    /// What keeps calls from a server that does not answer.
+    pub breaker: Arc<Breaker>,
     /// Since when it waits for the disk under its file.
     pub waits: Waits,
 }

@@ -6,7 +6,9 @@
 //! and nothing here names a driver.
 
 pub mod address;
+pub mod attempt;
 pub mod backend;
+pub mod breaker;
 pub mod clock;
 pub mod database;
 pub mod error;
@@ -20,6 +22,8 @@ pub mod stall;
 pub mod units;
 pub mod wait_limit;
 
+pub use attempt::Attempt;
+pub use breaker::Breaker;
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use error::{Error, ErrorKind, Result, ResultExt};
 pub use id::{ConsumerId, ExchangeName, GroupName, MessageId, QueueName, StreamName};

@@ -11,6 +11,7 @@
 //! whose lease was lost is discarded and counted.
 
 mod ahead;
+mod answer;
 mod batch;
 mod destination;
 mod handler;
@@ -33,6 +34,7 @@ use crate::inlet::Inlet;
 use crate::supervisor::{Stop, panic_text};
 use crate::telemetry::PumpMetrics;
 
+pub(crate) use answer::note as note_answer;
 pub use batch::BatchSize;
 pub use destination::{Call, Change, Condition, Destination, Observer, PATIENCE};
 pub use handler::Handler;

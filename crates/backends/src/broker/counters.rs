@@ -52,6 +52,8 @@ impl Counters {
             duplicates: 0,
             oldest_age: None,
             oldest_ready_age: None,
+            oldest_leased_age: None,
+            oldest_delayed_age: None,
             consumers: consumers.len() as u64,
             paused: false,
         }

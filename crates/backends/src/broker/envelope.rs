@@ -1,13 +1,10 @@
 //! A message with its history, for a broker that keeps none: the history travels with the message.
 
-use towpath_core::{Error, Headers, Message, NewMessage, Result, Timestamp};
+use towpath_core::port::queue::DeadLetter;
+use towpath_core::{Error, Headers, Message, NewMessage, QueueName, Result, Timestamp, attempt};
 
 /// Prefix of our own headers.
 pub(crate) const OURS: &str = "towpath-";
-
-/// Number of errors kept, and the length of each.
-const HISTORY: usize = 10;
-const HISTORY_BYTES: usize = 1_024;
 
 /// A message with its history.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,15 +55,26 @@ impl Envelope {
 
     /// Adds an error to its history; the oldest is dropped.
     pub(crate) fn note(&mut self, error: &str) {
-        self.errors.push(cut(error));
-        let over = self.errors.len().saturating_sub(HISTORY);
-        self.errors.drain(..over);
+        attempt::remember(&mut self.errors, error);
     }
 
     /// Makes it a dead letter.
     pub(crate) fn mark_dead(&mut self, reason: &str, now: Timestamp) {
-        self.death = Some((cut(reason), now));
+        self.death = Some((attempt::bounded(reason).to_owned(), now));
         self.not_before = None;
+    }
+
+    /// The dead letter of this queue that it is, unless it is none.
+    pub(crate) fn dead_letter(self, origin: QueueName) -> Option<DeadLetter> {
+        let (reason, died_at) = self.death?;
+        let why = (reason.as_str(), self.errors.as_slice());
+        Some(DeadLetter::new(
+            self.message,
+            why,
+            self.attempts,
+            died_at,
+            origin,
+        ))
     }
 
     /// Resets it for a redrive: attempts from zero.
@@ -92,9 +100,4 @@ pub(crate) fn check_names(headers: &Headers) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Cut to the length of a history entry.
-fn cut(text: &str) -> String {
-    text[..text.floor_char_boundary(HISTORY_BYTES)].to_owned()
 }

@@ -39,6 +39,7 @@ enum State {
     Leased {
         consumer: ConsumerId,
         fence: u64,
+        since: Instant,
         until: Instant,
     },
 }
@@ -149,6 +150,7 @@ impl<T> InFlight<T> {
             held.state = State::Leased {
                 consumer: terms.consumer.clone(),
                 fence,
+                since: now,
                 until,
             };
             deliveries.push(Delivery {
@@ -287,6 +289,15 @@ impl<T> InFlight<T> {
         let since = self.waiting.values().filter_map(|held| match held.state {
             State::Waiting { since } => Some(since),
             State::Leased { .. } => None,
+        });
+        since.min().map(|since| since.elapsed())
+    }
+
+    /// For how long the longest held of those that are leased has been leased.
+    pub(crate) fn longest_leased(&self) -> Option<Duration> {
+        let since = self.leased().filter_map(|held| match held.state {
+            State::Leased { since, .. } => Some(since),
+            State::Waiting { .. } => None,
         });
         since.min().map(|since| since.elapsed())
     }

@@ -30,6 +30,7 @@ impl Store {
         let delayed_watermarks = self.watermarks_of(&handle.delayed_topic).await?;
         let (mut ready, mut leased, mut delayed) = (0, 0, 0);
         let (mut oldest, mut longest_ready, mut holding) = (None, None, Vec::new());
+        let (mut longest_leased, mut oldest_delayed) = (None, None);
         let (mut missing, mut delayed_missing) = (
             vec![None; watermarks.len()],
             vec![None; delayed_watermarks.len()],
@@ -48,10 +49,12 @@ impl Store {
             holding = buffer.in_flight().consumers().cloned().collect();
             oldest = buffer.in_flight().oldest();
             longest_ready = buffer.in_flight().longest_ready();
+            longest_leased = buffer.in_flight().longest_leased();
             drop(buffer);
             let buffer = members.delayed.buffer();
             delayed = buffer.count();
-            oldest = oldest.into_iter().chain(buffer.oldest()).min();
+            oldest_delayed = buffer.oldest();
+            oldest = oldest.into_iter().chain(oldest_delayed).min();
         }
         ready += self.unfetched(&handle.topic, &watermarks, &missing).await?;
         delayed += self
@@ -64,6 +67,8 @@ impl Store {
         stats.dead = self.count_dead(handle).await?;
         stats.oldest_age = oldest.map(|at| self.clock.now().since(at));
         stats.oldest_ready_age = longest_ready;
+        stats.oldest_leased_age = longest_leased;
+        stats.oldest_delayed_age = oldest_delayed.map(|at| self.clock.now().since(at));
         Ok(Some(Counters::balanced(stats)))
     }
 

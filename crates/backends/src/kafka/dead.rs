@@ -86,18 +86,11 @@ impl Store {
                 |Read {
                      envelope, left_at, ..
                  }| {
-                    let (mut reason, died_at) = envelope.death?;
+                    let mut letter = envelope.dead_letter(handle.name.clone())?;
                     if let Some(left_at) = left_at {
-                        reason += &format!("; payload and headers are in record {left_at}");
+                        letter.reason += &format!("; payload and headers are in record {left_at}");
                     }
-                    Some(DeadLetter {
-                        message: envelope.message,
-                        reason,
-                        history: envelope.errors,
-                        attempts: envelope.attempts,
-                        died_at,
-                        origin: handle.name.clone(),
-                    })
+                    Some(letter)
                 },
             )
             .collect())

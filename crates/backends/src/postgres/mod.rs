@@ -65,6 +65,7 @@ async fn open(url: &str) -> Result<Database> {
         notifier: Notifier::new(pool.clone(), &config)?,
         pool,
     });
+    let breaker = postgres.pool.breaker();
     match postgres.first_session().await {
         Err(error) if error.kind() != ErrorKind::Unavailable => return Err(error),
         _ => {}
@@ -76,6 +77,7 @@ async fn open(url: &str) -> Result<Database> {
         users: postgres.clone(),
         outbox: postgres.clone(),
         fleet: Arc::new(Fleets(postgres)),
+        breaker,
         waits: Arc::new(|| None),
     })
 }

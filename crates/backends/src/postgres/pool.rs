@@ -13,6 +13,7 @@ use deadpool_postgres::{
 };
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
+use towpath_core::breaker::{Breaker, Call};
 use towpath_core::{Error, Result};
 use tracing::{info, warn};
 
@@ -65,6 +66,8 @@ pub(super) struct Shared {
     probing: tokio::sync::Mutex<()>,
     /// Connections that were made before this are not used again.
     evicted_at: Mutex<Instant>,
+    /// Opens while no connection can be made.
+    breaker: Arc<Breaker>,
 }
 
 impl Shared {
@@ -131,6 +134,7 @@ impl Pool {
             end: AtomicU8::new(UNKNOWN),
             probing: tokio::sync::Mutex::default(),
             evicted_at: Mutex::new(Instant::now()),
+            breaker: Arc::new(Breaker::new("the database")),
         });
         let setup = ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
@@ -180,7 +184,26 @@ impl Pool {
     }
 
     /// A connection whose server was checked.
+    ///
+    /// # Errors
+    /// At once while the server does not answer, but for one trial at a time.
     pub(super) async fn session(&self) -> Result<Session> {
+        let call = self.shared.breaker.begin()?;
+        self.session_by(call).await
+    }
+
+    /// What keeps calls from a server that does not answer.
+    pub(super) fn breaker(&self) -> Arc<Breaker> {
+        Arc::clone(&self.shared.breaker)
+    }
+
+    async fn session_by(&self, call: Call<'_>) -> Result<Session> {
+        let session = self.connected().await;
+        call.end(&session);
+        session
+    }
+
+    async fn connected(&self) -> Result<Session> {
         if self.shared.end.load(Ordering::Relaxed) == UNKNOWN {
             self.probe().await?;
         }
@@ -192,7 +215,8 @@ impl Pool {
 
     /// Whether the server accepts changes.
     pub(super) async fn check(&self) -> Result<()> {
-        let session = self.session().await?;
+        // A check is a trial, so that a server that returns is noticed by the next one at the latest.
+        let session = self.session_by(self.shared.breaker.probe()).await?;
         let asked = tokio::time::timeout(ANSWER, is_read_only(&session.client));
         match asked.await.map_err(|_| session.silent())? {
             Ok(false) => Ok(()),

@@ -59,17 +59,7 @@ impl Store {
             .map_or(0, |at| at + 1);
         let letters = found.iter().skip(skipped).take(max);
         let letters = letters
-            .filter_map(|one| {
-                let (reason, died_at) = one.envelope.death.clone()?;
-                Some(DeadLetter {
-                    message: one.envelope.message.clone(),
-                    reason,
-                    history: one.envelope.errors.clone(),
-                    attempts: one.envelope.attempts,
-                    died_at,
-                    origin: handle.name.clone(),
-                })
-            })
+            .filter_map(|one| one.envelope.clone().dead_letter(handle.name.clone()))
             .collect();
         self.put_back(handle, &queue_channel, &found).await?;
         Ok(letters)

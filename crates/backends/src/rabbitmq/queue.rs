@@ -258,6 +258,7 @@ impl Store {
         let oldest = in_flight.oldest().map(|at| self.clock.now().since(at));
         stats.oldest_age = oldest.max(stuck);
         stats.oldest_ready_age = in_flight.longest_ready().max(stuck);
+        stats.oldest_leased_age = in_flight.longest_leased();
         Ok(Some(Counters::balanced(stats)))
     }
 }

@@ -286,17 +286,15 @@ impl Queue for Store {
             .map(|one| {
                 let [id, at, attempts, blob, payload, reason, history, died_at] =
                     reply::tuple(one)?;
-                Ok(DeadLetter {
-                    message: message(id, at, blob, payload)?,
-                    reason: lossy(reason)?,
-                    history: reply::list(history)?
-                        .into_iter()
-                        .map(lossy)
-                        .collect::<Result<_>>()?,
-                    attempts: attempts_of(attempts)?,
-                    died_at: Timestamp::from_millis(reply::number(died_at)?),
-                    origin: queue.clone(),
-                })
+                let earlier = reply::list(history)?.into_iter().map(lossy);
+                let earlier = earlier.collect::<Result<Vec<_>>>()?;
+                Ok(DeadLetter::new(
+                    message(id, at, blob, payload)?,
+                    (&lossy(reason)?, &earlier),
+                    attempts_of(attempts)?,
+                    Timestamp::from_millis(reply::number(died_at)?),
+                    queue.clone(),
+                ))
             })
             .collect()
     }
@@ -420,6 +418,8 @@ impl Store {
             duplicates,
             age,
             ready_age,
+            leased_age,
+            delayed_age,
             consumers,
             paused,
         ] = reply::tuple(answer)?;
@@ -436,6 +436,8 @@ impl Store {
             duplicates: reply::number(duplicates)?,
             oldest_age: age_of(age)?,
             oldest_ready_age: age_of(ready_age)?,
+            oldest_leased_age: age_of(leased_age)?,
+            oldest_delayed_age: age_of(delayed_age)?,
             consumers: reply::number(consumers)?,
             paused: reply::number(paused)? == 1,
         }))

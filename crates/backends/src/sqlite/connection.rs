@@ -11,7 +11,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 use towpath_core::database::Waits;
 use towpath_core::stall::{Watch, unknown};
-use towpath_core::{Error, Result, wait_limit};
+use towpath_core::{Breaker, Error, Result, wait_limit};
 
 use crate::identity::{Pinned, lost};
 
@@ -37,6 +37,7 @@ type Job = Box<dyn FnOnce(Result<&Connection>) -> Answer + Send>;
 pub(super) struct Threads {
     writes: Thread,
     reads: Thread,
+    pub(super) breaker: Arc<Breaker>,
 }
 
 /// Where the jobs of a thread wait, and since when it waits for the disk.
@@ -100,7 +101,11 @@ impl Threads {
         spawn("sqlite-read", move || {
             read_all(&reader, &files, jobs, &watch);
         })?;
-        Ok(Self { writes, reads })
+        Ok(Self {
+            writes,
+            reads,
+            breaker: Arc::new(Breaker::new("the database")),
+        })
     }
 
     /// Since when one of the threads waits for the disk.
@@ -187,9 +192,16 @@ impl Threads {
         let Some(limit) = limit else {
             return outcome.await;
         };
-        thread.check_answers(limit)?;
-        let outcome = tokio::time::timeout(limit, outcome).await;
-        outcome.unwrap_or_else(|_| Err(thread.late(limit)))
+        // Refused by `check_answers` while the disk does not answer, the breaker only shows it.
+        let call = self.breaker.probe();
+        let answered = async {
+            thread.check_answers(limit)?;
+            let outcome = tokio::time::timeout(limit, outcome).await;
+            outcome.map_err(|_| thread.late(limit))
+        };
+        let answered = answered.await;
+        call.end(&answered);
+        answered?
     }
 }
 

@@ -66,6 +66,7 @@ fn open(url: &str) -> Result<Database> {
         schema: sqlite.clone(),
         users: sqlite.clone(),
         outbox: sqlite.clone(),
+        breaker: Arc::clone(&sqlite.threads.breaker),
         waits: sqlite.threads.waits(),
         fleet: Arc::new(Fleets(sqlite)),
     })

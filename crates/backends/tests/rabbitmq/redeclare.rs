@@ -26,6 +26,7 @@ pub(super) fn promises() -> Vec<Own> {
         many_large_batches_at_once_are_taken,
         a_user_without_configure_uses_existing_queues,
         messages_without_a_consumer_have_an_age,
+        the_age_of_a_delayed_message_is_not_known,
     ]
 }
 
@@ -407,6 +408,24 @@ async fn a_user_without_configure_uses_existing_queues() {
         "{}",
         refused.chain()
     );
+}
+
+async fn the_age_of_a_delayed_message_is_not_known() {
+    let place = place().await;
+    place.send("x").await.expect("taken");
+    let held = lease(&place.queue).await;
+    let retry = Verdict::Retry {
+        after: Duration::from_secs(60),
+        error: "no".to_owned(),
+    };
+    settle(&place.queue, &held[0], retry).await;
+    until("the delayed message", || async {
+        let stats = place.queue.stats(&messages()).await.expect("counted");
+        let ages = (stats.oldest_ready_age, stats.oldest_leased_age);
+        assert_eq!((ages, stats.oldest_delayed_age), ((None, None), None));
+        stats.delayed == 1
+    })
+    .await;
 }
 
 async fn messages_without_a_consumer_have_an_age() {

@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ConsumerId, Delivery, Error, Message, MessageId, NewMessage, QueueName, Receipt, Result,
-    Timestamp, retry,
+    Attempt, ConsumerId, Delivery, Error, Message, MessageId, NewMessage, QueueName, Receipt,
+    Result, Timestamp, attempt, retry,
 };
 
 /// Most messages in one call, in either direction.
@@ -145,12 +145,12 @@ pub enum Verdict {
     Retry {
         /// Delay before it is ready again.
         after: Duration,
-        /// Why, for the dead letter's history.
+        /// Why, for the dead letter's history: an error, or the text of an [`Attempt`].
         error: String,
     },
     /// Dead-lettered, with the reason.
     DeadLetter {
-        /// Why.
+        /// Why: a reason, or the text of an [`Attempt`].
         reason: String,
     },
     /// Returned: the attempt is not counted.
@@ -210,6 +210,12 @@ pub struct Stats {
     /// For how long the longest waiting of the messages that can be leased has been ready, as far as the backend knows:
     /// a delay, the backoff of a retry and a lease do not count.
     pub oldest_ready_age: Option<Duration>,
+    /// For how long the longest held of the leased messages has been leased, as far as the backend knows; a renewal does
+    /// not begin it again.
+    pub oldest_leased_age: Option<Duration>,
+    /// How long ago the oldest delayed message was enqueued, as far as the backend knows: how long the longest retry has
+    /// gone on.
+    pub oldest_delayed_age: Option<Duration>,
     /// Consumers that leased within the last minute or hold a delivery.
     pub consumers: u64,
     /// Whether delivery is stopped.
@@ -257,12 +263,39 @@ pub struct DeadLetter {
     pub reason: String,
     /// Earlier errors, oldest first; at most the last ten.
     pub history: Vec<String>,
+    /// What is recorded of the failed attempts, the last one included, oldest first. An attempt whose consumer died or
+    /// lost its lease leaves no record. Bounds: [`attempt`].
+    pub records: Vec<Attempt>,
     /// Deliveries before it became a dead letter.
     pub attempts: u32,
     /// When it became a dead letter.
     pub died_at: Timestamp,
     /// The queue a redrive puts it back into.
     pub origin: QueueName,
+}
+
+impl DeadLetter {
+    /// A dead letter whose reason and history are the texts that the verdicts gave.
+    pub fn new(
+        message: Message,
+        (reason, history): (&str, &[String]),
+        attempts: u32,
+        died_at: Timestamp,
+        origin: QueueName,
+    ) -> Self {
+        let earlier = history.iter().map(String::as_str);
+        Self {
+            message,
+            reason: attempt::error_of(reason).to_owned(),
+            history: { history.iter() }
+                .map(|text| attempt::error_of(text).to_owned())
+                .collect(),
+            records: earlier.chain([reason]).filter_map(Attempt::read).collect(),
+            attempts,
+            died_at,
+            origin,
+        }
+    }
 }
 
 /// The dead letters that an operation covers.

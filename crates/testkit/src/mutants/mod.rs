@@ -103,6 +103,9 @@ mutants! {
         deletes_what_is_not_empty DeletesTheFull caught by delete_refuses_a_queue_in_use;
         keeps_what_was_deleted KeepsTheDeleted caught by a_deleted_queue_stays_gone_across_reopen;
         makes_what_it_is_asked_about MakesUnknown caught by an_unknown_queue_has_no_stats;
+        keeps_the_first_record_only NoRecords caught by records_of_attempts_travel_with_the_dead_letter;
+        keeps_every_record NoBounds caught by records_of_attempts_are_bounded;
+        knows_one_age MixesAges caught by ready_leased_and_delayed_messages_have_ages_of_their_own;
         miscounts CountsNoRetries caught by stats_count_every_outcome;
         puts_everything_into_one_queue OneQueue caught by queues_do_not_mix;
         leases_after_cancellation Detached caught by a_cancelled_lease_call_leases_nothing;

@@ -56,6 +56,9 @@ pub(super) enum Mutation {
     Detached,
     AddsMoments,
     GivesBack,
+    MixesAges,
+    NoRecords,
+    NoBounds,
     DeletesTheFull,
     KeepsTheDeleted,
 }
@@ -240,6 +243,9 @@ impl Queue for Mutated {
         if self.mutation == Mutation::CountsNoRetries {
             stats.retried = 0;
         }
+        if self.mutation == Mutation::MixesAges {
+            stats.oldest_ready_age = stats.oldest_age;
+        }
         Ok(stats)
     }
 
@@ -288,7 +294,15 @@ impl Queue for Mutated {
         max: usize,
     ) -> Result<Vec<DeadLetter>> {
         let after = after.filter(|_| self.mutation != Mutation::FirstPageOnly);
-        self.inner.dead_letters(queue, after, max).await
+        let mut letters = self.inner.dead_letters(queue, after, max).await?;
+        for letter in &mut letters {
+            match self.mutation {
+                Mutation::NoRecords => letter.records.truncate(1),
+                Mutation::NoBounds => letter.records.extend(letter.records.clone()),
+                _ => {}
+            }
+        }
+        Ok(letters)
     }
 
     async fn redrive(&self, queue: &QueueName, selection: &Selection) -> Result<u64> {

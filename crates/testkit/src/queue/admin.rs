@@ -1,7 +1,10 @@
 //! Operations: peek, pause, resume, purge, delete, stats.
 
-use towpath_core::ErrorKind;
+use std::time::Duration;
+
+use towpath_core::backend::Capability;
 use towpath_core::port::queue::{MessageState, Verdict};
+use towpath_core::{Clock, ErrorKind, SystemClock};
 
 use crate::World;
 use crate::world::*;
@@ -12,6 +15,7 @@ crate::promises! { Queue:
     a_purge_keeps_leased_and_dead_messages;
     an_unknown_queue_has_no_stats;
     stats_count_every_outcome;
+    ready_leased_and_delayed_messages_have_ages_of_their_own needs Delay;
     delete_refuses_a_queue_in_use needs DeleteQueue;
     a_deleted_queue_stays_gone_across_reopen needs DeleteQueue;
 }
@@ -130,4 +134,50 @@ async fn stats_count_every_outcome(mut world: World) {
     assert!(now.oldest_age.is_some());
     assert_eq!(now.consumers, 1);
     assert_balanced(&queue).await;
+}
+
+async fn ready_leased_and_delayed_messages_have_ages_of_their_own(mut world: World) {
+    const APART: Duration = Duration::from_millis(250);
+    // Where the counts of a queue are kept the ages are known too; elsewhere as far as this process sees.
+    let knows = world.offers(Capability::Bookkeeping);
+    let known = |age: Option<Duration>| match age {
+        Some(age) => age,
+        None => {
+            assert!(!knows, "an age is missing");
+            Duration::ZERO
+        }
+    };
+    let queue = world.queue().await;
+    queue.declare(&jobs(), &attempts(3)).await.expect("declare");
+    enqueue(&queue, &["held"]).await;
+    let held = lease(&queue, 1).await;
+    tokio::time::sleep(APART).await;
+    let mut later = text("later");
+    later.not_before = Some(SystemClock::new().now().after(Duration::from_secs(600)));
+    enqueue_all(&queue, vec![later, text("ready")]).await;
+    let receipts = [held[0].receipt.clone()];
+    let extended = queue.extend(&receipts, Duration::from_secs(30)).await;
+    extended.expect("extend").remove(0).expect("extended");
+    let now = stats(&queue).await;
+    let leased = now.oldest_leased_age.expect("its consumer is here");
+    assert!(leased >= APART, "{now:?}");
+    assert!(known(now.oldest_ready_age) < leased, "{now:?}");
+    assert!(known(now.oldest_delayed_age) < leased, "{now:?}");
+
+    // A retry that waits is as old as its message.
+    let verdict = Verdict::Retry {
+        after: Duration::from_secs(600),
+        error: "no".to_owned(),
+    };
+    settle(&queue, &held[0], verdict).await.expect("retried");
+    let now = stats(&queue).await;
+    assert_eq!(now.oldest_leased_age, None, "{now:?}");
+    if knows {
+        assert!(known(now.oldest_delayed_age) >= APART, "{now:?}");
+    }
+    ack(&queue, &lease(&queue, 1).await).await;
+    let now = stats(&queue).await;
+    assert_eq!((now.ready, now.oldest_ready_age), (0, None), "{now:?}");
+    queue.purge(&jobs()).await.expect("purge");
+    assert_eq!(stats(&queue).await.oldest_delayed_age, None);
 }

@@ -4,9 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use towpath_core::MessageId;
+use towpath_core::backend::Capability;
 use towpath_core::port::Queue;
 use towpath_core::port::queue::{Selection, Verdict};
+use towpath_core::{Attempt, Clock, MessageId, SystemClock, Timestamp, attempt};
 
 use crate::World;
 use crate::world::*;
@@ -18,6 +19,8 @@ crate::promises! { Queue:
     redrives_with_the_same_id_and_fresh_attempts;
     redrives_and_drops_by_id;
     lists_dead_letters_page_by_page;
+    records_of_attempts_travel_with_the_dead_letter;
+    records_of_attempts_are_bounded;
 }
 
 /// Dead-letters the next message. Returns its id.
@@ -168,4 +171,95 @@ async fn lists_dead_letters_page_by_page(mut world: World) {
         .map(|one| one.message.id)
         .collect();
     assert_eq!(all, ids);
+}
+
+fn failed(number: u64, error: &str, answer: Option<&str>) -> Attempt {
+    Attempt {
+        ended_at: Timestamp::from_millis(1_790_000_000_000 + number),
+        took: Duration::from_millis(number),
+        consumer: consumer("one"),
+        error: error.to_owned(),
+        answer: answer.map(str::to_owned),
+    }
+}
+
+async fn retry(queue: &Arc<dyn Queue>, attempt: &Attempt) {
+    let held = lease(queue, 1).await;
+    let verdict = Verdict::Retry {
+        after: Duration::ZERO,
+        error: attempt.to_text(),
+    };
+    settle(queue, &held[0], verdict).await.expect("retried");
+}
+
+async fn records_of_attempts_travel_with_the_dead_letter(mut world: World) {
+    let queue = world.queue().await;
+    queue.declare(&jobs(), &attempts(4)).await.expect("declare");
+    let mut message = text("one");
+    if world.offers(Capability::Headers) {
+        message.headers.set("source", "suite");
+    }
+    if world.offers(Capability::KeyOrder) {
+        message.key = Some("key".to_owned());
+    }
+    let (sent, before) = (message.clone(), SystemClock::new().now());
+    enqueue_all(&queue, vec![message]).await;
+    let records = [
+        failed(1, "answered 500", Some("{\"error\":\"no\"}\n")),
+        failed(2, "timed out", None),
+        failed(3, "answered 502", Some("b\u{e9}b\u{e9}")),
+    ];
+    retry(&queue, &records[0]).await;
+    // Of a consumer that says no more than the error.
+    let held = lease(&queue, 1).await;
+    settle(&queue, &held[0], retry_now())
+        .await
+        .expect("retried");
+    for record in &records[1..] {
+        retry(&queue, record).await;
+    }
+    let queue = world.reopen().await;
+    let dead = queue.dead_letters(&jobs(), None, 1).await;
+    let dead = dead.expect("dead letters").remove(0);
+    assert_eq!(dead.records, records);
+    assert_eq!((dead.reason.as_str(), dead.attempts), ("answered 502", 4));
+    assert_eq!(dead.history, ["answered 500", "no", "timed out"]);
+    assert_eq!(dead.message.key, sent.key);
+    assert_eq!(
+        dead.message.headers.get("source"),
+        sent.headers.get("source")
+    );
+    // The clocks of two machines differ a little.
+    assert!(dead.message.enqueued_at.after(Duration::from_secs(60)) > before);
+    assert!(dead.died_at >= dead.message.enqueued_at);
+}
+
+async fn records_of_attempts_are_bounded(mut world: World) {
+    let queue = world.queue().await;
+    let most = 13;
+    queue
+        .declare(&jobs(), &attempts(most))
+        .await
+        .expect("declare");
+    enqueue(&queue, &["one"]).await;
+    let (error, answer) = ("e".repeat(4_000), "a".repeat(4_000));
+    for number in 0..most {
+        retry(&queue, &failed(number.into(), &error, Some(&answer))).await;
+    }
+    let dead = queue.dead_letters(&jobs(), None, 1).await;
+    let dead = dead.expect("dead letters").remove(0);
+    assert_eq!(dead.records.len(), attempt::KEPT + 1);
+    let last = dead.records.last().expect("there are some");
+    assert_eq!(last.took, Duration::from_millis(u64::from(most) - 1));
+    assert_eq!(
+        last.answer.as_ref().map(String::len),
+        Some(attempt::ANSWER_BYTES)
+    );
+    let bytes: usize = { dead.records.iter() }
+        .map(|one| one.error.len() + one.answer.as_ref().map_or(0, String::len))
+        .sum();
+    let bound = (attempt::KEPT + 1) * attempt::ERROR_BYTES
+        + attempt::ANSWER_BYTES
+        + attempt::EARLIER_ANSWERS_BYTES;
+    assert!(bytes <= bound, "{bytes} of {bound}");
 }

@@ -34,8 +34,8 @@ pub use outbox::{
 pub use routes::UNAVAILABLE;
 pub use streams::{EntryView, GroupView, StreamView, TrimWanted};
 pub use wire::{
-    Count, CurrentProblem, DeadLetterView, HealthView, Letters, MessageView, Payload, QueueStats,
-    Sent,
+    AttemptView, Count, CurrentProblem, DeadLetterView, HealthView, Letters, MessageView, Payload,
+    QueueStats, Sent,
 };
 
 use crate::apps::orders::Desk;

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
+use towpath_core::message::header::TRACEPARENT;
 use towpath_core::port::queue::{DeadLetter, MessageState, Peeked, Stats};
+use towpath_core::{Attempt, Headers};
 use utoipa::ToSchema;
 
 use crate::problems::Problem;
@@ -40,6 +42,14 @@ pub struct QueueStats {
     pub oldest_age_seconds: Option<u64>,
     /// Longest time that a message has been ready, in seconds; absent without a ready message.
     pub oldest_ready_age_seconds: Option<u64>,
+    /// For how long the longest held of the leased messages has been leased, in seconds; absent when none is, or where the
+    /// backend does not know.
+    #[serde(default)]
+    pub oldest_leased_age_seconds: Option<u64>,
+    /// How long ago the oldest delayed message was enqueued, in seconds; absent when none is, or where the backend does not
+    /// know.
+    #[serde(default)]
+    pub oldest_delayed_age_seconds: Option<u64>,
     /// Consumers seen within the last minute.
     pub consumers: u64,
     /// Whether delivery is paused.
@@ -64,6 +74,8 @@ impl From<Stats> for QueueStats {
             duplicates: stats.duplicates,
             oldest_age_seconds: stats.oldest_age.map(|age| age.as_secs()),
             oldest_ready_age_seconds: stats.oldest_ready_age.map(|age| age.as_secs()),
+            oldest_leased_age_seconds: stats.oldest_leased_age.map(|age| age.as_secs()),
+            oldest_delayed_age_seconds: stats.oldest_delayed_age.map(|age| age.as_secs()),
             consumers: stats.consumers,
             paused: stats.paused,
             stranded: 0,
@@ -177,12 +189,7 @@ impl From<Peeked> for MessageView {
             attempts: peeked.attempts,
             enqueued_at: peeked.message.enqueued_at.to_string(),
             key: peeked.message.key,
-            headers: peeked
-                .message
-                .headers
-                .iter()
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .collect(),
+            headers: shown(&peeked.message.headers),
             payload: Payload::of(&peeked.message.payload),
         }
     }
@@ -199,8 +206,23 @@ pub struct DeadLetterView {
     pub history: Vec<String>,
     /// Deliveries before it became a dead letter.
     pub attempts: u32,
+    /// What is recorded of the failed attempts, the last one included, oldest first; at most eleven.
+    #[serde(default)]
+    pub records: Vec<AttemptView>,
+    /// When it was enqueued, RFC 3339.
+    #[serde(default)]
+    pub enqueued_at: String,
     /// Time at which it became a dead letter, RFC 3339.
     pub died_at: String,
+    /// Its key, if it has one.
+    #[serde(default)]
+    pub key: Option<String>,
+    /// What travels beside the payload.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    /// The id of the trace that it belongs to, if it has one.
+    #[serde(default)]
+    pub trace_id: Option<String>,
     /// Its payload.
     #[serde(flatten)]
     pub payload: Payload,
@@ -213,10 +235,54 @@ impl From<DeadLetter> for DeadLetterView {
             reason: letter.reason,
             history: letter.history,
             attempts: letter.attempts,
+            records: letter.records.into_iter().map(AttemptView::from).collect(),
+            enqueued_at: letter.message.enqueued_at.to_string(),
             died_at: letter.died_at.to_string(),
+            trace_id: trace_id(&letter.message.headers),
+            headers: shown(&letter.message.headers),
+            key: letter.message.key,
             payload: Payload::of(&letter.message.payload),
         }
     }
+}
+
+/// A failed attempt to deliver a message.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AttemptView {
+    /// When it ended, RFC 3339.
+    pub ended_at: String,
+    /// How long the sink took, in milliseconds.
+    pub took_ms: u64,
+    /// The consumer that had the delivery.
+    pub consumer: String,
+    /// Why it failed.
+    pub error: String,
+    /// The beginning of what the far side answered, at most 2,048 bytes; of earlier attempts only the newest answers are
+    /// kept.
+    pub answer: Option<String>,
+}
+
+impl From<Attempt> for AttemptView {
+    fn from(attempt: Attempt) -> Self {
+        Self {
+            ended_at: attempt.ended_at.to_string(),
+            took_ms: u64::try_from(attempt.took.as_millis()).unwrap_or(u64::MAX),
+            consumer: attempt.consumer.to_string(),
+            error: attempt.error,
+            answer: attempt.answer,
+        }
+    }
+}
+
+fn shown(headers: &Headers) -> BTreeMap<String, String> {
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    headers.iter().map(owned).collect()
+}
+
+/// The trace of a message, by its `traceparent` (W3C Trace Context: `version-trace-parent-flags`).
+fn trace_id(headers: &Headers) -> Option<String> {
+    let id = headers.get(TRACEPARENT)?.split('-').nth(1)?;
+    (id.len() == 32).then(|| id.to_owned())
 }
 
 /// Selection of dead letters: exactly one of `all` and `ids`.

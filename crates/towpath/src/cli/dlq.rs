@@ -11,7 +11,7 @@ use super::canary;
 use super::client::{Client, Listed, queue_path};
 use super::queue::{KEPT_KEYS, confirm, short, show_count};
 use super::{Exit, Failure, Format, Global, output};
-use crate::admin::{Count, DeadLetterView, Letters, QueueStats};
+use crate::admin::{AttemptView, Count, DeadLetterView, Letters, QueueStats};
 
 /// What to do with dead letters.
 #[derive(Debug, Subcommand)]
@@ -457,18 +457,56 @@ fn show_letter(letter: &DeadLetterView) -> Result<(), Failure> {
     };
     for (what, text) in [
         ("id", &letter.id),
+        ("enqueued", &letter.enqueued_at),
         ("died", &letter.died_at),
         ("attempts", &letter.attempts.to_string()),
         ("reason", &letter.reason),
     ] {
         output::line(format!("{what:<10}{text}"))?;
     }
-    for (number, earlier) in letter.history.iter().enumerate() {
-        let what = if number == 0 { "before" } else { "" };
-        output::line(format!("{what:<10}{earlier}"))?;
+    let optional = [("key", &letter.key), ("trace", &letter.trace_id)];
+    for (what, text) in optional {
+        if let Some(text) = text {
+            output::line(format!("{what:<10}{text}"))?;
+        }
+    }
+    for (number, (name, value)) in letter.headers.iter().enumerate() {
+        let what = if number == 0 { "headers" } else { "" };
+        output::line(format!(
+            "{what:<10}{}: {}",
+            printable(name),
+            printable(value)
+        ))?;
+    }
+    if letter.records.is_empty() {
+        for (number, earlier) in letter.history.iter().enumerate() {
+            let what = if number == 0 { "before" } else { "" };
+            output::line(format!("{what:<10}{earlier}"))?;
+        }
+    }
+    for (number, record) in letter.records.iter().enumerate() {
+        let what = if number == 0 { "records" } else { "" };
+        let AttemptView {
+            ended_at,
+            took_ms,
+            consumer,
+            error,
+            answer,
+        } = record;
+        output::line(format!(
+            "{what:<10}{ended_at} {took_ms} ms {consumer}: {error}"
+        ))?;
+        for line in answer.iter().flat_map(|answer| answer.lines()) {
+            output::line(format!("{:<12}| {}", "", printable(line)))?;
+        }
     }
     output::line(format!("payload{encoding}{cut}:"))?;
     Ok(output::line(&letter.payload.payload)?)
+}
+
+/// Without control characters, which a terminal would obey.
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
 }
 
 async fn letters(

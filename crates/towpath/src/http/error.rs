@@ -232,7 +232,10 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut response = self.status.into_response();
-        if let Some(seconds) = self.retry_after {
+        // What is unavailable is tried again within a second.
+        let unavailable = self.status == StatusCode::SERVICE_UNAVAILABLE;
+        let retry_after = self.retry_after.or(unavailable.then_some(1));
+        if let Some(seconds) = retry_after {
             let value = HeaderValue::from(seconds);
             response.headers_mut().insert(header::RETRY_AFTER, value);
         }

@@ -8,7 +8,7 @@ mod stream;
 
 use async_trait::async_trait;
 use towpath_core::port::queue::Settlement;
-use towpath_core::{Delivery, Receipt, Result};
+use towpath_core::{ConsumerId, Delivery, Receipt, Result};
 
 pub use queue::QueueInlet;
 pub use stream::{Place, StreamInlet};
@@ -31,6 +31,9 @@ pub trait Inlet: Send + Sync {
 
     /// Takes back whatever this consumer still holds, attempts counted.
     async fn disconnect(&self) -> Result<u64>;
+
+    /// The consumer that records of its failed attempts name; `None` where dead letters keep no records.
+    fn recorded_as(&self) -> Option<&ConsumerId>;
 
     /// Whether the next batch may be leased before the one at work is settled. Not where the order across batches counts.
     fn leases_ahead(&self) -> bool {

@@ -65,6 +65,10 @@ impl Inlet for QueueInlet {
         self.queue.disconnect(&self.consumer).await
     }
 
+    fn recorded_as(&self) -> Option<&ConsumerId> {
+        Some(&self.consumer)
+    }
+
     fn leases_ahead(&self) -> bool {
         true
     }

@@ -300,6 +300,10 @@ impl Inlet for StreamInlet {
         self.stream.disconnect(&self.place.consumer).await
     }
 
+    fn recorded_as(&self) -> Option<&ConsumerId> {
+        None
+    }
+
     fn lease_time(&self) -> Duration {
         self.claim_after
     }

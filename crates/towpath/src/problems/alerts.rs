@@ -28,7 +28,8 @@ pub fn alerts() -> String {
     text
 }
 
-/// Tests of the alerts for `promtool`: each fires for its own problem after its time, and not before.
+/// Tests of the alerts for `promtool`: each fires for its own problem after its time, not before, and not for one that
+/// has ended by then.
 pub fn alerts_test() -> String {
     let mut text = OTHERS_TEST.to_owned();
     for rule in Rule::all() {
@@ -44,6 +45,7 @@ pub fn alerts_test() -> String {
     input_series:
       - {{series: 'towpath_problem{{problem="{name}", subject="s", instance="a"}}', values: '_x4 1x20'}}
       - {{series: 'towpath_problem{{problem="{name}", subject="s", instance="b"}}', values: '_x4 1x20'}}
+      - {{series: 'towpath_problem{{problem="{name}", subject="ended", instance="a"}}', values: '_x4 1 stale'}}
       - {{series: 'towpath_problem{{problem="another", subject="s", instance="a"}}', values: '1x30'}}
     alert_rule_test:
       - {{eval_time: {}m, alertname: {alert}, exp_alerts: []}}

@@ -398,6 +398,8 @@ mod tests {
             duplicates: 0,
             oldest_age: Some(Duration::from_secs(86_400)),
             oldest_ready_age: oldest_ready.map(Duration::from_secs),
+            oldest_leased_age: Some(Duration::from_secs(86_400)),
+            oldest_delayed_age: Some(Duration::from_secs(86_400)),
             consumers: 0,
             paused: false,
         }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use towpath_core::port::queue::Verdict;
 use towpath_core::{Delivery, Error, Receipt, Result};
 
-use super::settling::{Ended, Settling};
+use super::settling::{Ended, Facts, Settling};
 use super::{GIVE_BACK, Pump, warn_of_lost};
 use crate::supervisor::Stop;
 
@@ -98,10 +98,17 @@ impl<'a> Ahead<'a> {
     }
 
     /// Adds what ended to what is to be settled.
-    pub(super) fn settle(&mut self, ended: impl Iterator<Item = (Delivery, Verdict)>) {
-        for (delivery, verdict) in ended {
+    pub(super) fn settle(
+        &mut self,
+        ended: impl Iterator<Item = (Delivery, Verdict, Option<Facts>)>,
+    ) {
+        for (delivery, verdict, facts) in ended {
             let delivery = delivery.into();
-            self.settling.add(Ended { delivery, verdict });
+            self.settling.add(Ended {
+                delivery,
+                verdict,
+                facts,
+            });
         }
     }
 
@@ -128,7 +135,7 @@ impl<'a> Ahead<'a> {
             && let (_, Ok(batch)) = self.lease(1).await
         {
             self.stop.account.add("leased", batch.len() as u64);
-            let ended = batch.into_iter().map(|one| (one, Verdict::RELEASE));
+            let ended = batch.into_iter().map(|one| (one, Verdict::RELEASE, None));
             self.settle(ended);
         }
         self.finish().await

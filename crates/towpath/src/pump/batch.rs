@@ -17,6 +17,7 @@ use towpath_core::{Delivery, Error, ErrorKind, Receipt, Result, retry};
 use tracing::{info, warn};
 
 use super::ahead::Ahead;
+use super::settling::Facts;
 use super::{BACKEND, GIVE_BACK, Pump, Side, drawn, failed, guarded, rest, warn_of_lost};
 use crate::supervisor::Stop;
 use crate::telemetry::traces;
@@ -77,7 +78,8 @@ impl BatchSize {
 }
 
 enum Delivered {
-    Outcomes(Vec<Outcome>),
+    /// And how long the batch took.
+    Outcomes(Vec<Outcome>, Duration),
     Nothing(Error),
     OutOfTime,
 }
@@ -151,14 +153,15 @@ impl Pump {
                 ahead.begin(size.now);
             }
             match self.deliver_beside(sink, &batch, stop, &mut ahead).await {
-                Delivered::Outcomes(outcomes) => {
+                Delivered::Outcomes(outcomes, took) => {
                     if trouble.is_over() {
                         (self.condition)(Side::Sink, None);
                     }
                     traces::delivered(spans, &outcomes);
                     // One batch at most waits for its settlement.
                     ahead.finish().await?;
-                    ahead.settle(self.endings(batch, outcomes, stop));
+                    let facts = Facts::new(self.metrics.now(), took, None);
+                    ahead.settle(self.endings(batch, outcomes, facts, stop));
                     if !ahead.is_begun() {
                         ahead.finish().await?;
                     }
@@ -211,8 +214,9 @@ impl Pump {
             let began = Instant::now();
             match attempt(sink, batch).await {
                 Ok(outcomes) => {
-                    self.metrics.sink_took(began.elapsed());
-                    Delivered::Outcomes(outcomes)
+                    let took = began.elapsed();
+                    self.metrics.sink_took(took);
+                    Delivered::Outcomes(outcomes, took)
                 }
                 Err(error) => Delivered::Nothing(error),
             }
@@ -240,22 +244,23 @@ impl Pump {
         &self,
         batch: Vec<Delivery>,
         outcomes: Vec<Outcome>,
+        facts: Facts,
         stop: &Stop,
-    ) -> impl Iterator<Item = (Delivery, Verdict)> {
+    ) -> impl Iterator<Item = (Delivery, Verdict, Option<Facts>)> {
         // A sink that answers too few leaves the rest undelivered.
         let outcomes = outcomes
             .into_iter()
             .chain(std::iter::repeat_with(no_outcome));
         let ended = batch.into_iter().zip(outcomes);
-        ended.filter_map(|(delivery, outcome)| {
+        ended.filter_map(move |(delivery, outcome)| {
             let verdict = self.verdict(&delivery, outcome, stop)?;
-            Some((delivery, verdict))
+            Some((delivery, verdict, Some(facts.clone())))
         })
     }
 }
 
-fn released(batch: Vec<Delivery>) -> impl Iterator<Item = (Delivery, Verdict)> {
-    batch.into_iter().map(|one| (one, Verdict::RELEASE))
+fn released(batch: Vec<Delivery>) -> impl Iterator<Item = (Delivery, Verdict, Option<Facts>)> {
+    batch.into_iter().map(|one| (one, Verdict::RELEASE, None))
 }
 
 /// One outcome per delivery.

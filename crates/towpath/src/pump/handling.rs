@@ -21,8 +21,9 @@ use towpath_core::port::sink::{Cause, Outcome};
 use towpath_core::{Delivery, ErrorKind, Result};
 use tracing::{info, warn};
 
+use super::answer;
 use super::destination::Room;
-use super::settling::{Ended, Settling};
+use super::settling::{Ended, Facts, Settling};
 use super::{BACKEND, Destination, GIVE_BACK, Handler, Pump, drawn, failed, guarded, warn_of_lost};
 use crate::supervisor::Stop;
 use crate::telemetry::traces;
@@ -79,6 +80,8 @@ struct Over {
     delivery: Arc<Delivery>,
     /// `None` when its handler has settled it.
     verdict: Option<Verdict>,
+    /// What is recorded when the attempt failed.
+    facts: Option<Facts>,
     /// Why, when a backend that the handler needs did not answer.
     unavailable: Option<String>,
 }
@@ -295,13 +298,22 @@ impl Run<'_> {
             }
             None => self.handler_failures = 0,
         }
-        self.end(over.delivery, over.verdict);
+        self.end_as(over.delivery, over.verdict, over.facts);
     }
 
     /// Has a delivery settled; without a verdict its handler did.
     fn end(&mut self, delivery: Arc<Delivery>, verdict: Option<Verdict>) {
+        self.end_as(delivery, verdict, None);
+    }
+
+    /// The same with what is recorded of the attempt.
+    fn end_as(&mut self, delivery: Arc<Delivery>, verdict: Option<Verdict>, facts: Option<Facts>) {
         match verdict {
-            Some(verdict) => self.settling.add(Ended { delivery, verdict }),
+            Some(verdict) => self.settling.add(Ended {
+                delivery,
+                verdict,
+                facts,
+            }),
             None => _ = self.held.remove(&delivery.receipt.fence),
         }
     }
@@ -374,6 +386,7 @@ async fn handle(
     let released = |delivery, verdict| Over {
         delivery,
         verdict: Some(verdict),
+        facts: None,
         unavailable: None,
     };
     if !pump.pause.is_zero() {
@@ -391,11 +404,13 @@ async fn handle(
     let position = traces::of_delivery(&spans, &delivery);
     let began = Instant::now();
     let handled = traces::within(position, guarded(handler.handle(&delivery)));
-    let outcome = match handled.await {
+    let (handled, answer) = answer::noted(handled).await;
+    let outcome = match handled {
         Ok(outcome) => outcome,
         Err(panic) => failed(format!("the handler panicked: {panic}")),
     };
-    pump.metrics.sink_took(began.elapsed());
+    let took = began.elapsed();
+    pump.metrics.sink_took(took);
     let outcome = match call {
         Some(call) => call.end(&delivery, outcome),
         None => outcome,
@@ -411,6 +426,7 @@ async fn handle(
     };
     Over {
         verdict: pump.verdict(&delivery, outcome, stop),
+        facts: Some(Facts::new(pump.metrics.now(), took, answer)),
         delivery,
         unavailable,
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use towpath_core::port::queue::{Settlement, Verdict};
-use towpath_core::{Delivery, Error, ErrorKind, Result};
+use towpath_core::{Attempt, Delivery, Error, ErrorKind, Result, Timestamp};
 use tracing::{debug, error, warn};
 
 use super::{BACKEND, Pump, drawn};
@@ -21,6 +21,26 @@ const REFUSED: Duration = Duration::from_secs(60);
 pub(super) struct Ended {
     pub(super) delivery: Arc<Delivery>,
     pub(super) verdict: Verdict,
+    /// What the record of a failed attempt says; `None` when nothing was attempted.
+    pub(super) facts: Option<Facts>,
+}
+
+/// What is measured of an attempt.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    ended_at: Timestamp,
+    took: Duration,
+    answer: Option<String>,
+}
+
+impl Facts {
+    pub(super) const fn new(ended_at: Timestamp, took: Duration, answer: Option<String>) -> Self {
+        Self {
+            ended_at,
+            took,
+            answer,
+        }
+    }
 }
 
 /// What one call came to.
@@ -130,7 +150,7 @@ async fn settle(pump: &Pump, stop: &Stop, ended: Vec<Ended>) -> Settled {
         .iter()
         .map(|ended| Settlement {
             receipt: ended.delivery.receipt.clone(),
-            verdict: ended.verdict.clone(),
+            verdict: pump.recorded(ended),
         })
         .collect();
     let mut settled = Settled::default();
@@ -163,6 +183,33 @@ async fn settle(pump: &Pump, stop: &Stop, ended: Vec<Ended>) -> Settled {
 }
 
 impl Pump {
+    /// The verdict as the queue gets it: its error is the record of the attempt.
+    fn recorded(&self, ended: &Ended) -> Verdict {
+        let (Some(consumer), Some(facts)) = (self.inlet.recorded_as(), &ended.facts) else {
+            return ended.verdict.clone();
+        };
+        let record = |error: &str| {
+            let attempt = Attempt {
+                ended_at: facts.ended_at,
+                took: facts.took,
+                consumer: consumer.clone(),
+                error: error.to_owned(),
+                answer: facts.answer.clone(),
+            };
+            attempt.to_text()
+        };
+        match &ended.verdict {
+            Verdict::Retry { after, error } => Verdict::Retry {
+                after: *after,
+                error: record(error),
+            },
+            Verdict::DeadLetter { reason } => Verdict::DeadLetter {
+                reason: record(reason),
+            },
+            other => other.clone(),
+        }
+    }
+
     /// What the queue makes of a verdict: a message whose attempts are used up becomes a dead letter.
     fn ending(&self, ended: &Ended) -> Verdict {
         match &ended.verdict {
@@ -206,7 +253,9 @@ fn note(pump: &Pump, stop: &Stop, ended: Ended, outcome: Result<()>, settled: &m
 /// What cannot end as it should is held back, which takes nothing of the message; and when even that is refused, its
 /// lease ends by itself.
 fn refused(ended: Ended, error: &Error, settled: &mut Settled) {
-    let Ended { delivery, verdict } = ended;
+    let Ended {
+        delivery, verdict, ..
+    } = ended;
     error!(
         error = error.chain(),
         id = %delivery.message.id,
@@ -217,7 +266,11 @@ fn refused(ended: Ended, error: &Error, settled: &mut Settled) {
         settled.over.push(delivery.receipt.fence);
     } else {
         let verdict = Verdict::Release { after: REFUSED };
-        settled.again.push(Ended { delivery, verdict });
+        settled.again.push(Ended {
+            delivery,
+            verdict,
+            facts: None,
+        });
     }
 }
 

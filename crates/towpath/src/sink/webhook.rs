@@ -14,12 +14,12 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, StatusCode, Url};
 use towpath_core::message::header::{CONTENT_TYPE, TRACEPARENT, TRACESTATE};
 use towpath_core::port::sink::Outcome;
-use towpath_core::{Clock, Delivery, Error, Message, Result};
+use towpath_core::{Clock, Delivery, Error, Message, Result, attempt};
 
 use crate::http::answer::{cause_of, retry_after, shown, unavailable};
 use crate::http::guard::Guard;
 use crate::http::trusting_also;
-use crate::pump::{Destination, Handler};
+use crate::pump::{Destination, Handler, note_answer};
 
 /// How much of an answer is read, so that its connection can be used again.
 const ANSWER_BYTES: usize = 64 * 1024;
@@ -155,12 +155,15 @@ pub(crate) async fn post(
     let mut room = ANSWER_BYTES;
     // Whether the body ends well does not matter.
     while let Ok(Some(chunk)) = response.chunk().await {
-        let wanted = REASON_BYTES.saturating_sub(body.len());
+        let wanted = attempt::ANSWER_BYTES.saturating_sub(body.len());
         body.extend_from_slice(&chunk[..chunk.len().min(wanted)]);
         room = room.saturating_sub(chunk.len());
         if room == 0 {
             break;
         }
+    }
+    if !body.is_empty() && !response.status().is_success() {
+        note_answer(&body);
     }
     Ok(outcome(response.status(), response.headers(), &body, clock))
 }
@@ -191,7 +194,7 @@ fn outcome(status: StatusCode, headers: &HeaderMap, body: &[u8], clock: &dyn Clo
             error: said,
         };
     }
-    let body = String::from_utf8_lossy(body);
+    let body = String::from_utf8_lossy(&body[..body.len().min(REASON_BYTES)]);
     let words: Vec<&str> = body.split_whitespace().collect();
     if !words.is_empty() {
         said.push_str(": ");

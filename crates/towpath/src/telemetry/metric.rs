@@ -31,6 +31,10 @@ pub enum Metric {
     QueueOldestAge,
     /// Age of the oldest message that is ready.
     QueueOldestReadyAge,
+    /// Age of the longest lease.
+    QueueOldestLeasedAge,
+    /// Age of the oldest message that is delayed.
+    QueueOldestDelayedAge,
     /// Queues that share one series.
     QueuesSummed,
     /// Enqueued messages.
@@ -105,7 +109,7 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric, in the order of the documentation.
-    pub const ALL: [Self; 49] = [
+    pub const ALL: [Self; 51] = [
         Self::HttpRequests,
         Self::HttpRequestDuration,
         Self::RefusedConnections,
@@ -120,6 +124,8 @@ impl Metric {
         Self::QueueDead,
         Self::QueueOldestAge,
         Self::QueueOldestReadyAge,
+        Self::QueueOldestLeasedAge,
+        Self::QueueOldestDelayedAge,
         Self::QueuesSummed,
         Self::Enqueued,
         Self::Acked,
@@ -206,7 +212,7 @@ impl Metric {
                 "towpath_destinations",
                 "gauge",
                 "role, state",
-                "Destinations that are `paused` (unavailable) or `limited` (rejecting further requests)",
+                "Destinations that are `paused` (unavailable) or `limited` (rejecting further requests); of a database (role `database` or `fleet.database`) 1 while calls are refused until a trial succeeds",
             ),
             Self::QueueReady => (
                 "towpath_queue_ready_messages",
@@ -243,6 +249,18 @@ impl Metric {
                 "gauge",
                 "queue",
                 "Longest time that a message has been ready, without delays, backoff and leases; 0 without a ready message",
+            ),
+            Self::QueueOldestLeasedAge => (
+                "towpath_queue_oldest_leased_age_seconds",
+                "gauge",
+                "queue",
+                "For how long the longest held of the leased messages has been leased; renewals do not begin it again; 0 when none is leased, no series where the backend does not know",
+            ),
+            Self::QueueOldestDelayedAge => (
+                "towpath_queue_oldest_delayed_age_seconds",
+                "gauge",
+                "queue",
+                "How long ago the oldest delayed message was enqueued; 0 when none is delayed, no series where the backend does not know",
             ),
             Self::QueuesSummed => (
                 "towpath_queues_summed",

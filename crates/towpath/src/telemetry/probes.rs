@@ -363,6 +363,12 @@ impl Checked {
         ))
     }
 
+    /// Why the first of a role's needs that is not met is not.
+    fn unmet_need(&self, name: &str) -> Option<String> {
+        let mut needs = self.roles.get(name)?.needs.iter();
+        needs.find_map(|(part, need)| self.unmet(part, *need))
+    }
+
     /// Why a dependency of a role is unavailable.
     fn unmet(&self, part: &str, need: Need) -> Option<String> {
         let backend = self.backends.iter().find(|backend| backend.url == part);
@@ -375,7 +381,7 @@ impl Checked {
         }
         match self.checks.get(part) {
             Some(check) => check.clone(),
-            None => self.fault(part),
+            None => self.fault(part).or_else(|| self.unmet_need(part)),
         }
     }
 }

@@ -7,7 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use towpath_core::log_throttle::LogThrottle;
 use towpath_core::port::queue::Verdict;
-use towpath_core::{Clock, Delivery};
+use towpath_core::{Clock, Delivery, Timestamp};
 use tracing::warn;
 
 use super::Metrics;
@@ -68,6 +68,11 @@ impl PumpMetrics {
     /// Measures how long the sink took for a batch.
     pub fn sink_took(&self, elapsed: Duration) {
         self.process_duration.observe(elapsed.as_secs_f64());
+    }
+
+    /// The moment, by the clock that ages are measured with.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// Counts what became of a delivery; one that was given back did not happen.

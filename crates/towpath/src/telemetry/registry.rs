@@ -516,8 +516,16 @@ fn as_text_format(open_metrics: &str) -> String {
     text
 }
 
-/// Which number of a queue a metric shows.
-type Number = fn(&Stats) -> u64;
+/// An age in seconds; `None` when the backend does not know that of the messages that there are.
+fn age(oldest: Option<Duration>, messages: u64) -> Option<u64> {
+    match oldest {
+        Some(age) => Some(age.as_secs()),
+        None => (messages == 0).then_some(0),
+    }
+}
+
+/// Which number of a queue a metric shows; `None` when it is not known.
+type Number = fn(&Stats) -> Option<u64>;
 
 struct QueueFamilies {
     gauges: Vec<(Family<Queue, Gauge>, Number)>,
@@ -526,24 +534,30 @@ struct QueueFamilies {
 
 impl QueueFamilies {
     fn register(registry: &mut Registry) -> Self {
-        let gauges: [(Metric, Number); 6] = [
-            (Metric::QueueReady, |stats| stats.ready),
-            (Metric::QueueLeased, |stats| stats.leased),
-            (Metric::QueueDelayed, |stats| stats.delayed),
-            (Metric::QueueDead, |stats| stats.dead),
+        let gauges: [(Metric, Number); 8] = [
+            (Metric::QueueReady, |stats| Some(stats.ready)),
+            (Metric::QueueLeased, |stats| Some(stats.leased)),
+            (Metric::QueueDelayed, |stats| Some(stats.delayed)),
+            (Metric::QueueDead, |stats| Some(stats.dead)),
             (Metric::QueueOldestAge, |stats| {
-                stats.oldest_age.unwrap_or_default().as_secs()
+                Some(stats.oldest_age.unwrap_or_default().as_secs())
             }),
             (Metric::QueueOldestReadyAge, |stats| {
-                stats.oldest_ready_age.unwrap_or_default().as_secs()
+                Some(stats.oldest_ready_age.unwrap_or_default().as_secs())
+            }),
+            (Metric::QueueOldestLeasedAge, |stats| {
+                age(stats.oldest_leased_age, stats.leased)
+            }),
+            (Metric::QueueOldestDelayedAge, |stats| {
+                age(stats.oldest_delayed_age, stats.delayed)
             }),
         ];
         let counters: [(Metric, Number); 5] = [
-            (Metric::Enqueued, |stats| stats.enqueued),
-            (Metric::Acked, |stats| stats.acked),
-            (Metric::Retried, |stats| stats.retried),
-            (Metric::Dropped, |stats| stats.dropped),
-            (Metric::Duplicates, |stats| stats.duplicates),
+            (Metric::Enqueued, |stats| Some(stats.enqueued)),
+            (Metric::Acked, |stats| Some(stats.acked)),
+            (Metric::Retried, |stats| Some(stats.retried)),
+            (Metric::Dropped, |stats| Some(stats.dropped)),
+            (Metric::Duplicates, |stats| Some(stats.duplicates)),
         ];
         Self {
             gauges: gauges
@@ -572,12 +586,14 @@ impl QueueFamilies {
     fn set_as(&self, queue: String, stats: &Stats) {
         let labels = Queue { queue };
         for (family, value) in &self.gauges {
-            family
-                .get_or_create(&labels)
-                .set(i64::try_from(value(stats)).unwrap_or(i64::MAX));
+            if let Some(value) = value(stats) {
+                set(family, &labels, value);
+            }
         }
         for (family, value) in &self.counters {
-            family.get_or_create(&labels).inc_by(value(stats));
+            if let Some(value) = value(stats) {
+                family.get_or_create(&labels).inc_by(value);
+            }
         }
     }
 }

@@ -85,6 +85,8 @@ fn add(sum: &mut Stats, stats: &Stats) {
     sum.duplicates += stats.duplicates;
     sum.oldest_age = sum.oldest_age.max(stats.oldest_age);
     sum.oldest_ready_age = sum.oldest_ready_age.max(stats.oldest_ready_age);
+    sum.oldest_leased_age = sum.oldest_leased_age.max(stats.oldest_leased_age);
+    sum.oldest_delayed_age = sum.oldest_delayed_age.max(stats.oldest_delayed_age);
 }
 
 #[cfg(test)]
@@ -109,6 +111,8 @@ mod tests {
             duplicates: 0,
             oldest_age: Some(Duration::from_secs(number as u64)),
             oldest_ready_age: None,
+            oldest_leased_age: None,
+            oldest_delayed_age: None,
             consumers: 0,
             paused: false,
         }

@@ -110,11 +110,7 @@ impl Accounts {
             public.add(API, routes, &[Part::Accounts], &[]);
             public.asks(limit_queries().into_iter().chain(user_queries()));
         }
-        let outbox = Arc::clone(&self.migrated.database.outbox);
-        process.health.watch_check(DATABASE, move || {
-            let outbox = Arc::clone(&outbox);
-            Box::pin(async move { outbox.check().await })
-        });
+        process.watch_database(DATABASE, &self.migrated.database);
         if let Some(broker) = &self.broker {
             let filled = Filled::with(StreamName::new(&process.config.accounts.topic)?);
             process.needs(RELAY, broker, Need::Accepts);

@@ -99,11 +99,7 @@ impl Fleet {
     pub(super) async fn start(self, process: &mut Process<'_>) -> Result<()> {
         if let Some(migrated) = &self.database {
             migrated.wait(&process.health).await?;
-            let checked = Arc::clone(&migrated.database.outbox);
-            process.health.watch_check(FLEET_DATABASE, move || {
-                let checked = Arc::clone(&checked);
-                Box::pin(async move { checked.check().await })
-            });
+            process.watch_database(FLEET_DATABASE, &migrated.database);
             process
                 .health
                 .needs(CONTROLLER, FLEET_DATABASE, Need::Accepts);

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use axum::Router;
 use towpath_backends::embedded::RESERVE;
 use towpath_core::backend::Backend;
+use towpath_core::database::Database;
 use towpath_core::{Clock, Result, retry};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::Role;
 use super::backends::open_database;
@@ -21,7 +22,7 @@ use crate::config::{Config, Secret, on_loopback};
 use crate::disk::{Floor, folder_of};
 use crate::http::net;
 use crate::http::{Cors, Edge, Hosts, Intake, Sites, descriptors, wrap};
-use crate::pump::{Alone, Destination, Observer, PATIENCE, Side};
+use crate::pump::{Alone, Condition, Destination, Observer, PATIENCE, Side};
 use crate::supervisor::{OnFailure, Stage, Supervisor};
 use crate::telemetry::{Health, Metrics, Need, Source};
 use crate::token::Token;
@@ -117,6 +118,27 @@ impl<'a> Process<'a> {
             metrics.destination(role, change.from, change.to);
             health.report(role, Source::Destination(change.name), change.problem);
         })
+    }
+
+    /// Watches a database: whether it accepts changes, and whether calls are kept from it meanwhile.
+    pub(super) fn watch_database(&self, name: &'static str, database: &Database) {
+        let outbox = Arc::clone(&database.outbox);
+        self.health.watch_check(name, move || {
+            let outbox = Arc::clone(&outbox);
+            Box::pin(async move { outbox.check().await })
+        });
+        let metrics = self.metrics.clone();
+        // So that its series are there before it first opens.
+        metrics.destination(name, Condition::Open, Condition::Open);
+        database.breaker.observe(move |is_open, error| {
+            if is_open {
+                warn!(database = name, error, "database paused");
+                metrics.destination(name, Condition::Open, Condition::Paused);
+            } else {
+                info!(database = name, "database resumed");
+                metrics.destination(name, Condition::Paused, Condition::Open);
+            }
+        });
     }
 
     /// Counts the changes of many destinations.

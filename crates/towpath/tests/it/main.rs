@@ -70,6 +70,7 @@ mod several;
 mod shutdown;
 mod startup;
 mod status;
+mod status_matrix;
 mod tidy;
 mod tls;
 mod traces;

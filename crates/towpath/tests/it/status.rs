@@ -153,7 +153,8 @@ fn rejected_messages_are_problems_until_they_are_dealt_with() {
 
 #[test]
 fn a_message_that_uses_up_its_attempts_counts_as_a_dead_letter() {
-    let receiver = serve(|_| Reply::text(500, "no"));
+    let answer = "{\"error\":\"no\"}\n".to_owned() + &"x".repeat(5_000);
+    let receiver = serve(move |_| Reply::text(500, &answer));
     let mut world = World::new();
     world
         .set("TOWPATH_INGEST__WORKER__SINK", "webhook")
@@ -176,6 +177,23 @@ fn a_message_that_uses_up_its_attempts_counts_as_a_dead_letter() {
     assert_eq!(outcome("retry"), 1.0);
     let letter = &world.json(&["dlq", "ls"])[0];
     assert_eq!(letter["queue"], "messages", "{letter}");
+    let id = letter["id"].as_str().unwrap();
+    let shown = world.json(&["dlq", "show", "messages", id]);
+    let records = shown["records"].as_array().unwrap();
+    assert_eq!(records.len(), 2, "{shown}");
+    for record in records {
+        let consumer = record["consumer"].as_str().unwrap();
+        assert!(consumer.contains("ingest.worker"), "{record}");
+        assert!(record["took_ms"].is_u64(), "{record}");
+        assert!(record["ended_at"].as_str() > shown["enqueued_at"].as_str());
+        let error = record["error"].as_str().unwrap();
+        assert!(error.starts_with("answered 500"), "{record}");
+    }
+    let answer = records[1]["answer"].as_str().unwrap();
+    assert!(answer.starts_with("{\"error\":\"no\"}\nx"), "{answer}");
+    assert_eq!(answer.len(), 2_048);
+    let text = world.ok(&["dlq", "show", "messages", id]);
+    assert!(text.contains("| {\"error\":\"no\"}\n"), "{text}");
     let group = &world.json(&["dlq", "groups"])[0];
     assert_eq!(group["count"], 1, "{group}");
     let text = world.ok(&["dlq", "redrive", "messages", "--reason", "500", "--dry-run"]);

@@ -298,17 +298,19 @@ impl Queue for Store {
             .into_iter()
             .zip(self.read_back(&stored))
             .map(|(one, message)| {
-                Ok(DeadLetter {
-                    message: match message {
-                        Err(error) if error.kind() == ErrorKind::Corrupt => unreadable(&one.entry),
-                        message => message?,
-                    },
-                    reason: one.reason,
-                    history: one.history,
-                    attempts: one.entry.attempts,
-                    died_at: one.died_at,
-                    origin: queue.clone(),
-                })
+                let message = match message {
+                    Err(error) if error.kind() == ErrorKind::Corrupt => unreadable(&one.entry),
+                    message => message?,
+                };
+                let why = (one.reason.as_str(), one.history.as_slice());
+                let attempts = one.entry.attempts;
+                Ok(DeadLetter::new(
+                    message,
+                    why,
+                    attempts,
+                    one.died_at,
+                    queue.clone(),
+                ))
             })
             .collect()
     }

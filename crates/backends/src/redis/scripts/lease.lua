@@ -187,7 +187,7 @@ for at, one in ipairs(taken) do
     payloads[#payloads + 1] = number
     payloads[#payloads + 1] = one[3]
   end
-  record[SETTLED] = record[SETTLED] or record[ATTEMPTS]
+  record[SETTLED], record[LEASED] = record[SETTLED] or record[ATTEMPTS], now
   local interrupted = record[ATTEMPTS] > record[SETTLED] and 1 or 0
   record[ATTEMPTS], record[FENCE], record[CONSUMER] = record[ATTEMPTS] + 1, next_ticket(q), consumer
   records[#records + 1] = number

@@ -19,7 +19,8 @@ local STEP = 1000
 
 -- Fields of a record.
 -- SETTLED: attempts up to the last one with an outcome; absent until a message is first leased.
-local ID, AT, ATTEMPTS, FENCE, EXPIRES, KEY, BLOB, CONSUMER, SETTLED = 1, 2, 3, 4, 5, 6, 7, 8, 9
+-- LEASED: when the last lease began; absent until then, and in records of earlier releases.
+local ID, AT, ATTEMPTS, FENCE, EXPIRES, KEY, BLOB, CONSUMER, SETTLED, LEASED = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 
 -- Exact up to 2^53, where `tostring` rounds.
 local function text(number) return string.format('%.0f', number) end

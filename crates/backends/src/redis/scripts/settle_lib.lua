@@ -73,8 +73,7 @@ local function finish(q, one, record)
     bury(q, number, record, one.text)
   else
     local errors = errors_of(q, number)
-    errors.history[#errors.history + 1] = string.sub(one.text, 1, HISTORY_BYTES)
-    if #errors.history > HISTORY then table.remove(errors.history, 1) end
+    remember(errors.history, one.text)
     call('HSET', q.errors, number, cmsgpack.pack(errors))
     record[SETTLED] = record[ATTEMPTS]
     keep(q, number, record)

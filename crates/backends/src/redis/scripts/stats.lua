@@ -1,5 +1,5 @@
 -- KEYS: the list. ARGV: prefix. Returns nothing for a missing queue, or
--- ready, delayed, leased, dead, enqueued, acked, retried, dropped, duplicates, age of the oldest and of the oldest that is ready in ms (-1: none), consumers, paused.
+-- ready, delayed, leased, dead, enqueued, acked, retried, dropped, duplicates, age of the oldest, of the oldest that is ready, of the longest lease and of the oldest that is delayed in ms (-1: none), consumers, paused.
 local q = open(KEYS[1], ARGV[1])
 if redis.call('EXISTS', q.list, q.queue, q.consumers) == 0 then return false end
 touch_due(q)
@@ -26,7 +26,10 @@ local unseen = length - indexed
 counts[1] = counts[1] + math.max(unseen, 0)
 counts[2] = counts[2] + math.max(-unseen, 0)
 
-local oldest, oldest_ready
+-- Leases whose begin is compared.
+local LOOKED_AT = 250
+
+local oldest, oldest_ready, leased_since, oldest_delayed
 local function look(number, is_ready)
   local record = number and record_of(q, number)
   if not record then return end
@@ -34,12 +37,20 @@ local function look(number, is_ready)
   if is_ready and (not oldest_ready or record[AT] < oldest_ready) then oldest_ready = record[AT] end
 end
 look(call('ZRANGE', q.returned, 0, 0)[1], true)
-for _, from in ipairs({ q.leased, q.delayed }) do
-  -- By deadline, so among very many this is the age of one of the oldest.
-  local numbers = call('ZRANGE', from, 0, STEP - 1)
+-- By deadline, so among very many this is the age of one of the oldest.
+local held = call('ZRANGE', q.leased, 0, STEP - 1)
+for at = 1, math.min(#held, LOOKED_AT) do
+  local record = record_of(q, held[at])
+  local since = record and record[LEASED]
+  if since and (not leased_since or since < leased_since) then leased_since = since end
+end
+local delayed = call('ZRANGE', q.delayed, 0, STEP - 1)
+for _, numbers in ipairs({ held, delayed }) do
   table.sort(numbers)
   look(numbers[1])
 end
+local waits = delayed[1] and record_of(q, delayed[1])
+oldest_delayed = waits and waits[AT]
 for _, member in ipairs(call('ZRANGE', q.parked, 0, STEP - 1)) do look(string.sub(member, 41)) end
 local tail = call('LINDEX', q.list, -1)
 if tail then
@@ -54,5 +65,6 @@ end
 return {
   length + call('ZCARD', q.returned) + call('ZCARD', q.parked), call('ZCARD', q.delayed),
   call('ZCARD', q.leased), call('ZCARD', q.dead), counts[1], counts[2], counts[3], counts[4], counts[5],
-  oldest and now - oldest or -1, oldest_ready and now - oldest_ready or -1, call('HLEN', q.consumers), q.paused and 1 or 0,
+  oldest and now - oldest or -1, oldest_ready and now - oldest_ready or -1, leased_since and now - leased_since or -1,
+  oldest_delayed and now - oldest_delayed or -1, call('HLEN', q.consumers), q.paused and 1 or 0,
 }

@@ -103,9 +103,36 @@ const ROWS: &[Row] = &[
                 &[(Query::Max(Metric::QueueReady, "queue"), "{{queue}}")],
             ),
             (
-                "Oldest message",
+                "Oldest ready message",
                 "s",
-                &[(Query::Max(Metric::QueueOldestAge, "queue"), "{{queue}}")],
+                &[(
+                    Query::Max(Metric::QueueOldestReadyAge, "queue"),
+                    "{{queue}}",
+                )],
+            ),
+            (
+                "Longest lease",
+                "s",
+                &[(
+                    Query::Max(Metric::QueueOldestLeasedAge, "queue"),
+                    "{{queue}}",
+                )],
+            ),
+            (
+                "Oldest delayed message",
+                "s",
+                &[(
+                    Query::Max(Metric::QueueOldestDelayedAge, "queue"),
+                    "{{queue}}",
+                )],
+            ),
+            (
+                "Destinations paused or limited",
+                "short",
+                &[(
+                    Query::Max(Metric::Destinations, "role, state"),
+                    "{{role}} {{state}}",
+                )],
             ),
             (
                 "Enqueued and acked",

@@ -1,8 +1,8 @@
 //! Leases: handing out, and how deliveries end.
 
-use towpath_core::{ConsumerId, Timestamp};
+use towpath_core::{ConsumerId, Timestamp, attempt};
 
-use super::message::{Lease, truncate};
+use super::message::Lease;
 use super::{Dead, Entry, Held, Place, QueueState, Standing};
 use crate::embedded::log::Position;
 use crate::embedded::record::Ending;
@@ -67,6 +67,7 @@ impl QueueState {
                 held.lease = Some(Lease {
                     fence: *fence,
                     consumer: leasing.consumer.clone(),
+                    since: leasing.now,
                 });
                 let interrupted = held.is_interrupted();
                 held.begin();
@@ -202,11 +203,9 @@ impl QueueState {
             }
             Ending::Dead { reason } => {
                 self.free_key_of(held.entry.key, number);
-                let mut reason = reason.to_string();
-                truncate(&mut reason);
                 self.dead.insert(Dead {
                     entry: held.entry,
-                    reason,
+                    reason: attempt::bounded(reason).to_owned(),
                     history: held.history,
                     died_at: at,
                 });

@@ -1,14 +1,10 @@
 //! A message of a queue: its record and state.
 
 use serde::{Deserialize, Serialize};
-use towpath_core::{ConsumerId, MessageId, Timestamp};
+use towpath_core::{ConsumerId, MessageId, Timestamp, attempt};
 
 use super::super::pack::{Common, EPOCH, Item, NO_ID, NO_PLACE, Packing, Unpacking};
 use crate::embedded::log::Position;
-
-/// Errors kept of a message's life, and how long each may be.
-const HISTORY: usize = 10;
-const HISTORY_BYTES: usize = 1024;
 
 /// Where a message's blob is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,6 +171,8 @@ fn without_lease<S: serde::Serializer>(
 pub(super) struct Lease {
     pub(super) fence: u64,
     pub(super) consumer: ConsumerId,
+    /// When it began; a renewal changes nothing.
+    pub(super) since: Timestamp,
 }
 
 /// A message that is not fresh.
@@ -237,22 +235,6 @@ impl Held {
     }
 
     pub(super) fn remember(&mut self, error: &str) {
-        let mut error = error.to_owned();
-        truncate(&mut error);
-        if self.history.len() == HISTORY {
-            self.history.remove(0);
-        }
-        self.history.push(error);
-    }
-}
-
-/// Cuts an error or a reason that is too long to keep.
-pub(super) fn truncate(text: &mut String) {
-    if text.len() > HISTORY_BYTES {
-        let end = (0..=HISTORY_BYTES)
-            .rev()
-            .find(|end| text.is_char_boundary(*end))
-            .unwrap_or(0);
-        text.truncate(end);
+        attempt::remember(&mut self.history, error);
     }
 }

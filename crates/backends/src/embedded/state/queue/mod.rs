@@ -90,6 +90,9 @@ pub(in super::super) struct QueueState {
     delayed: BTreeSet<(Timestamp, u64)>,
     #[serde(skip)]
     leases: BTreeSet<(u64, u64)>,
+    /// When the leases began.
+    #[serde(skip)]
+    leased_since: BTreeSet<(Timestamp, u64)>,
     #[serde(skip)]
     keys: HashMap<u64, KeyLine>,
     #[serde(skip)]
@@ -127,6 +130,7 @@ impl QueueState {
             ready_since: None,
             delayed: BTreeSet::new(),
             leases: BTreeSet::new(),
+            leased_since: BTreeSet::new(),
             keys: HashMap::new(),
             consumers: HashMap::new(),
             holders: Holders::default(),
@@ -342,6 +346,15 @@ impl QueueState {
         fresh.into_iter().chain(self.ready_since).min()
     }
 
+    /// When the oldest delayed message came. Behind very many others it is that of the next one that is due.
+    fn oldest_delayed(&self) -> Option<Timestamp> {
+        let (_, next) = self.delayed.first()?;
+        let next = self.held.get(next);
+        let is_delayed = |held: &&Held| matches!(held.standing, Standing::Delayed(_));
+        let first = self.held.values().take(AT_ONCE).filter(is_delayed);
+        first.chain(next).map(|held| held.entry.enqueued_at).min()
+    }
+
     /// When [`QueueState::tick`] will have something to do: wall clock, monotonic clock.
     pub(in super::super) fn next_event(&self) -> (Option<Timestamp>, Option<u64>) {
         (
@@ -386,7 +399,12 @@ impl QueueState {
                     }
                 }
                 Standing::Delayed(due) => _ = self.delayed.remove(&(*due, number)),
-                Standing::Leased { deadline } => _ = self.leases.remove(&(*deadline, number)),
+                Standing::Leased { deadline } => {
+                    self.leases.remove(&(*deadline, number));
+                    let since = held.lease.as_ref().map(|lease| lease.since);
+                    self.leased_since
+                        .remove(&(since.unwrap_or_default(), number));
+                }
                 Standing::Parked => {
                     if let Some(line) = held.entry.key.and_then(|key| self.keys.get_mut(&key.get()))
                     {
@@ -406,7 +424,12 @@ impl QueueState {
         match &held.standing {
             Standing::Ready => _ = self.ready.insert(number),
             Standing::Delayed(due) => _ = self.delayed.insert((*due, number)),
-            Standing::Leased { deadline } => _ = self.leases.insert((*deadline, number)),
+            Standing::Leased { deadline } => {
+                self.leases.insert((*deadline, number));
+                let since = held.lease.as_ref().map(|lease| lease.since);
+                self.leased_since
+                    .insert((since.unwrap_or_default(), number));
+            }
             Standing::Parked => {
                 if let Some(key) = held.entry.key {
                     self.keys

@@ -121,6 +121,8 @@ impl QueueState {
             duplicates: self.counters.duplicates,
             oldest_age: self.oldest().map(|moment| now.since(moment)),
             oldest_ready_age: self.oldest_ready().map(|moment| now.since(moment)),
+            oldest_leased_age: { self.leased_since.first() }.map(|(since, _)| now.since(*since)),
+            oldest_delayed_age: self.oldest_delayed().map(|moment| now.since(moment)),
             consumers: consumers.len() as u64,
             paused: self.paused,
         }

@@ -1,4 +1,4 @@
-//! What is recorded of a failed attempt, and how it travels with its message.
+//! Records of failed attempts, and how they travel with their message.
 //!
 //! Backends keep the error of an attempt as a text, so a record is one too: the error, the facts, and the beginning of the
 //! answer, with a separator between them. A text without separators is an error without facts.
@@ -35,13 +35,13 @@ const FACT: char = '\u{1f}';
 pub struct Attempt {
     /// When it ended, by the clock of the consumer's process.
     pub ended_at: Timestamp,
-    /// How long the sink took.
+    /// Duration of the sink's call.
     pub took: Duration,
     /// The consumer that had the delivery.
     pub consumer: ConsumerId,
     /// Why it failed.
     pub error: String,
-    /// The beginning of what the far side answered.
+    /// Beginning of the receiver's answer.
     pub answer: Option<String>,
 }
 

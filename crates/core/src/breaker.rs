@@ -16,7 +16,7 @@ use crate::{Error, Result, retry};
 const FAILURES: u32 = 3;
 
 /// Pauses between trials. The longest is short, so that a server that returns is noticed within a second; one trial a
-/// second is no load for it.
+/// second does not load it.
 const PAUSES: retry::Policy =
     retry::Policy::forever(Duration::from_millis(100), Duration::from_secs(1));
 

@@ -16,7 +16,7 @@ use crate::wiring;
 /// What one check found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Found {
+pub enum CheckStatus {
     /// As it should be.
     Ok,
     /// It works, and deserves a look.
@@ -31,14 +31,14 @@ pub struct Check {
     /// The checked part: `disk`.
     pub check: String,
     /// How it is.
-    pub found: Found,
+    pub found: CheckStatus,
     /// The finding in words, with what to do.
     pub detail: String,
 }
 
 impl Check {
     /// A finding.
-    pub fn new(check: &str, found: Found, detail: impl Into<String>) -> Self {
+    pub fn new(check: &str, found: CheckStatus, detail: impl Into<String>) -> Self {
         Self {
             check: check.to_owned(),
             found,
@@ -86,8 +86,8 @@ impl Doctor {
     /// Whether the configuration has warnings.
     pub fn configuration(&self) -> Check {
         match self.warnings.as_slice() {
-            [] => Check::new("configuration", Found::Ok, "valid"),
-            warnings => Check::new("configuration", Found::Warn, warnings.join("; ")),
+            [] => Check::new("configuration", CheckStatus::Ok, "valid"),
+            warnings => Check::new("configuration", CheckStatus::Warn, warnings.join("; ")),
         }
     }
 
@@ -104,13 +104,17 @@ impl Doctor {
         });
         let shown = self.folder.display();
         match probed.await {
-            Ok(Ok(())) => Check::new("data folder", Found::Ok, format!("`{shown}` takes files")),
+            Ok(Ok(())) => Check::new(
+                "data folder",
+                CheckStatus::Ok,
+                format!("`{shown}` takes files"),
+            ),
             Ok(Err(error)) => {
                 let text =
                     format!("`{shown}` takes no files ({error}); fix its permissions or its disk");
-                Check::new("data folder", Found::Fail, text)
+                Check::new("data folder", CheckStatus::Fail, text)
             }
-            Err(error) => Check::new("data folder", Found::Fail, error.to_string()),
+            Err(error) => Check::new("data folder", CheckStatus::Fail, error.to_string()),
         }
     }
 
@@ -130,19 +134,19 @@ impl Doctor {
                 let reserve = format!("`embedded.disk_reserve` ({reserve})");
                 match () {
                     () if free < self.reserve => (
-                        Found::Fail,
+                        CheckStatus::Fail,
                         format!(
                             "{shown} free, below {reserve}: new messages are rejected until space is freed"
                         ),
                     ),
                     () if free < self.reserve * 4 => {
-                        (Found::Warn, format!("{shown} free, near {reserve}"))
+                        (CheckStatus::Warn, format!("{shown} free, near {reserve}"))
                     }
-                    () => (Found::Ok, format!("{shown} free")),
+                    () => (CheckStatus::Ok, format!("{shown} free")),
                 }
             }
             Err(error) => (
-                Found::Warn,
+                CheckStatus::Warn,
                 format!("free space cannot be looked up: {error}"),
             ),
         };
@@ -152,9 +156,12 @@ impl Doctor {
     /// What the embedded store promises.
     pub fn durability(&self) -> Check {
         let (found, text) = match self.durability.as_str() {
-            "fsync" => (Found::Ok, "fsync before every acknowledgement".to_owned()),
+            "fsync" => (
+                CheckStatus::Ok,
+                "fsync before every acknowledgement".to_owned(),
+            ),
             other => (
-                Found::Warn,
+                CheckStatus::Warn,
                 format!("`{other}`: a power cut can lose acknowledged messages; `fsync` does not"),
             ),
         };
@@ -171,15 +178,15 @@ impl Doctor {
         let (found, text) = if since.as_secs() < YEAR_2026 {
             let text =
                 "the clock is years behind; delays and idempotency windows follow it: set it";
-            (Found::Fail, text.to_owned())
+            (CheckStatus::Fail, text.to_owned())
         } else if ahead >= STEP {
             let (folder, ahead) = (self.folder.display(), units::age(ahead));
             let text = format!(
                 "the clock was set back: the newest file in `{folder}` is {ahead} ahead of it; set it, or wait that long"
             );
-            (Found::Warn, text)
+            (CheckStatus::Warn, text)
         } else {
-            (Found::Ok, "plausible".to_owned())
+            (CheckStatus::Ok, "plausible".to_owned())
         };
         Check::new("clock", found, text)
     }
@@ -197,7 +204,7 @@ impl Doctor {
             ),
             Err(error) => error.chain(),
         };
-        Some(Check::new("tasks", Found::Warn, text))
+        Some(Check::new("tasks", CheckStatus::Warn, text))
     }
 }
 

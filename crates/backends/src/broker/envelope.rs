@@ -64,7 +64,7 @@ impl Envelope {
         self.not_before = None;
     }
 
-    /// The dead letter of this queue that it is, unless it is none.
+    /// The message as a dead letter of this queue; `None` when it is not one.
     pub(crate) fn dead_letter(self, origin: QueueName) -> Option<DeadLetter> {
         let (reason, died_at) = self.death?;
         let why = (reason.as_str(), self.errors.as_slice());

@@ -293,7 +293,7 @@ impl<T> InFlight<T> {
         since.min().map(|since| since.elapsed())
     }
 
-    /// For how long the longest held of those that are leased has been leased.
+    /// Age of the oldest lease.
     pub(crate) fn longest_leased(&self) -> Option<Duration> {
         let since = self.leased().filter_map(|held| match held.state {
             State::Leased { since, .. } => Some(since),

@@ -24,13 +24,13 @@ const BYTES: usize = 4 << 20;
 pub(super) struct Combined {
     publisher: Arc<Publisher>,
     /// By exchange: one that is missing ends the channel, and fails all that is on it.
-    lanes: Arc<Lanes>,
+    pending: Arc<Pending>,
 }
 
-type Lanes = Mutex<HashMap<String, Lane>>;
+type Pending = Mutex<HashMap<String, PendingPublishes>>;
 
 #[derive(Default)]
-struct Lane {
+struct PendingPublishes {
     waiting: VecDeque<Call>,
     underway: usize,
 }
@@ -45,7 +45,7 @@ impl Combined {
     pub(super) fn new(publisher: Arc<Publisher>) -> Self {
         Self {
             publisher,
-            lanes: Arc::default(),
+            pending: Arc::default(),
         }
     }
 
@@ -63,19 +63,19 @@ impl Combined {
         }
         let (answer, answered) = oneshot::channel();
         let begins = {
-            let mut lanes = lock(&self.lanes);
-            let lane = lanes.entry(exchange.clone()).or_default();
-            lane.waiting.push_back(Call {
+            let mut pending = lock(&self.pending);
+            let ours = pending.entry(exchange.clone()).or_default();
+            ours.waiting.push_back(Call {
                 publishes: publishes.to_vec(),
                 answer,
             });
-            let begins = lane.underway < AT_ONCE;
-            lane.underway += usize::from(begins);
+            let begins = ours.underway < AT_ONCE;
+            ours.underway += usize::from(begins);
             begins
         };
         if begins {
             let turn = Turn {
-                lanes: Arc::clone(&self.lanes),
+                pending: Arc::clone(&self.pending),
                 exchange,
                 is_over: false,
             };
@@ -91,7 +91,7 @@ impl Combined {
 
 /// One of the calls underway.
 struct Turn {
-    lanes: Arc<Lanes>,
+    pending: Arc<Pending>,
     exchange: String,
     is_over: bool,
 }
@@ -100,7 +100,7 @@ impl Drop for Turn {
     /// A panic ends it too.
     fn drop(&mut self) {
         if !self.is_over {
-            end(&mut lock(&self.lanes), &self.exchange);
+            end(&mut lock(&self.pending), &self.exchange);
         }
     }
 }
@@ -108,16 +108,16 @@ impl Drop for Turn {
 impl Turn {
     /// Takes what goes together; nothing is left when it is empty, and the turn is over.
     fn take(&mut self) -> Vec<Call> {
-        let mut lanes = lock(&self.lanes);
-        let Some(lane) = lanes.get_mut(&self.exchange) else {
+        let mut pending = lock(&self.pending);
+        let Some(ours) = pending.get_mut(&self.exchange) else {
             return Vec::new();
         };
         let (mut calls, mut count, mut size) = (Vec::new(), 0, 0);
-        while let Some(next) = lane.waiting.front() {
+        while let Some(next) = ours.waiting.front() {
             if !calls.is_empty() && (count + next.publishes.len() > MESSAGES || size > BYTES) {
                 break;
             }
-            let Some(call) = lane.waiting.pop_front() else {
+            let Some(call) = ours.waiting.pop_front() else {
                 break;
             };
             if call.answer.is_closed() {
@@ -129,18 +129,18 @@ impl Turn {
         }
         if calls.is_empty() {
             // Under the same lock: a call that comes now begins a turn of its own.
-            end(&mut lanes, &self.exchange);
+            end(&mut pending, &self.exchange);
             self.is_over = true;
         }
         calls
     }
 }
 
-fn end(lanes: &mut HashMap<String, Lane>, exchange: &str) {
-    if let Some(lane) = lanes.get_mut(exchange) {
-        lane.underway = lane.underway.saturating_sub(1);
-        if lane.underway == 0 && lane.waiting.is_empty() {
-            lanes.remove(exchange);
+fn end(pending: &mut HashMap<String, PendingPublishes>, exchange: &str) {
+    if let Some(ours) = pending.get_mut(exchange) {
+        ours.underway = ours.underway.saturating_sub(1);
+        if ours.underway == 0 && ours.waiting.is_empty() {
+            pending.remove(exchange);
         }
     }
 }

@@ -205,15 +205,15 @@ pub struct Stats {
     pub dropped: u64,
     /// Second messages refused by their dedup id.
     pub duplicates: u64,
-    /// How long the oldest waiting message (ready, delayed or leased) has been here.
+    /// Time since the oldest message (ready, delayed or leased) was enqueued.
     pub oldest_age: Option<Duration>,
-    /// For how long the longest waiting of the messages that can be leased has been ready, as far as the backend knows:
+    /// Time since the oldest ready message became ready, as far as the backend knows:
     /// a delay, the backoff of a retry and a lease do not count.
     pub oldest_ready_age: Option<Duration>,
-    /// For how long the longest held of the leased messages has been leased, as far as the backend knows; a renewal does
+    /// Age of the oldest lease, as far as the backend knows; a renewal does
     /// not begin it again.
     pub oldest_leased_age: Option<Duration>,
-    /// How long ago the oldest delayed message was enqueued, as far as the backend knows: how long the longest retry has
+    /// Time since the oldest delayed message was enqueued, as far as the backend knows: the time that the longest retry has
     /// gone on.
     pub oldest_delayed_age: Option<Duration>,
     /// Consumers that leased within the last minute or hold a delivery.
@@ -263,7 +263,7 @@ pub struct DeadLetter {
     pub reason: String,
     /// Earlier errors, oldest first; at most the last ten.
     pub history: Vec<String>,
-    /// What is recorded of the failed attempts, the last one included, oldest first. An attempt whose consumer died or
+    /// Records of the failed attempts, the last one included, oldest first. An attempt whose consumer died or
     /// lost its lease leaves no record. Bounds: [`attempt`].
     pub records: Vec<Attempt>,
     /// Deliveries before it became a dead letter.

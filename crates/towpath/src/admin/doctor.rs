@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::Admin;
 use super::routes::Answer;
-use crate::doctor::{Check, Found};
+use crate::doctor::{Check, CheckStatus};
 use crate::http::extract::Json;
 
 /// Timeout for the facts of a backend.
@@ -51,15 +51,15 @@ pub(super) async fn examine(State(admin): State<Admin>) -> Answer<Examined> {
                 .collect();
             let url = backend.url.split('?').next().unwrap_or_default();
             let text = format!("{url} ({})", facts.join("; "));
-            checks.push(Check::new("backend", Found::Ok, text));
+            checks.push(Check::new("backend", CheckStatus::Ok, text));
         }
     }
     let problems = admin.problems.current().await;
     checks.extend(problems.into_iter().map(|problem| {
         let rule = problem.rule;
         let found = match rule.severity().as_str() {
-            "page" => Found::Fail,
-            _ => Found::Warn,
+            "page" => CheckStatus::Fail,
+            _ => CheckStatus::Warn,
         };
         let figure = problem
             .figure
@@ -86,14 +86,14 @@ fn parts(lines: &[String]) -> Vec<Check> {
     for line in lines {
         match (line.strip_prefix("[+]"), line.strip_prefix("[-]")) {
             (Some(part), _) => working.push(part.strip_suffix(" ok").unwrap_or(part)),
-            (None, Some(part)) => others.push(Check::new("part", Found::Fail, part)),
+            (None, Some(part)) => others.push(Check::new("part", CheckStatus::Fail, part)),
             (None, None) => {
                 let part = line.strip_prefix("[!]").unwrap_or(line);
-                others.push(Check::new("part", Found::Warn, part));
+                others.push(Check::new("part", CheckStatus::Warn, part));
             }
         }
     }
-    let mut checks = vec![Check::new("working", Found::Ok, working.join(", "))];
+    let mut checks = vec![Check::new("working", CheckStatus::Ok, working.join(", "))];
     checks.append(&mut others);
     checks
 }

@@ -25,9 +25,9 @@ const MAX_ANSWER: usize = 64 << 20;
 
 /// The routes of a role, once it serves them.
 #[derive(Clone, Default)]
-pub struct Door(Arc<OnceLock<(Router, Token)>>);
+pub struct FleetListener(Arc<OnceLock<(Router, Token)>>);
 
-impl Door {
+impl FleetListener {
     /// Opens it: these routes want this key.
     pub fn open(&self, routes: Router, key: Token) {
         // A role starts once in a process.
@@ -37,11 +37,11 @@ impl Door {
 
 /// The doors of the fleet's roles.
 #[derive(Clone, Default)]
-pub struct Doors {
+pub struct FleetListeners {
     /// Of `fleet.controller`.
-    pub controller: Door,
+    pub controller: FleetListener,
     /// Of `fleet.worker`.
-    pub worker: Door,
+    pub worker: FleetListener,
 }
 
 /// Every route that the document has.

@@ -25,7 +25,7 @@ use towpath_core::message;
 use towpath_core::port::Outbox;
 
 pub use doctor::Examined;
-pub use fleet::{Door, Doors};
+pub use fleet::{FleetListener, FleetListeners};
 pub use keys::{KeyView, Sum};
 pub use outbox::{
     BackfillWanted, Backfilled, EventView, OpenTransactionView, OutboxStats, ReplayWanted,
@@ -71,7 +71,7 @@ pub struct Admin {
     /// The roles of the process.
     pub roles: Vec<&'static str>,
     /// What the fleet's roles serve.
-    pub doors: Doors,
+    pub doors: FleetListeners,
 }
 
 /// Every route of the admin listener, behind the edge.

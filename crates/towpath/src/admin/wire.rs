@@ -42,7 +42,7 @@ pub struct QueueStats {
     pub oldest_age_seconds: Option<u64>,
     /// Longest time that a message has been ready, in seconds; absent without a ready message.
     pub oldest_ready_age_seconds: Option<u64>,
-    /// For how long the longest held of the leased messages has been leased, in seconds; absent when none is, or where the
+    /// Age of the oldest lease in seconds; absent when none is, or where the
     /// backend does not know.
     #[serde(default)]
     pub oldest_leased_age_seconds: Option<u64>,
@@ -206,7 +206,7 @@ pub struct DeadLetterView {
     pub history: Vec<String>,
     /// Deliveries before it became a dead letter.
     pub attempts: u32,
-    /// What is recorded of the failed attempts, the last one included, oldest first; at most eleven.
+    /// Records of the failed attempts, the last one included, oldest first; at most eleven.
     #[serde(default)]
     pub records: Vec<AttemptView>,
     /// When it was enqueued, RFC 3339.
@@ -251,13 +251,13 @@ impl From<DeadLetter> for DeadLetterView {
 pub struct AttemptView {
     /// When it ended, RFC 3339.
     pub ended_at: String,
-    /// How long the sink took, in milliseconds.
+    /// Duration of the sink's call, in milliseconds.
     pub took_ms: u64,
     /// The consumer that had the delivery.
     pub consumer: String,
     /// Why it failed.
     pub error: String,
-    /// The beginning of what the far side answered, at most 2,048 bytes; of earlier attempts only the newest answers are
+    /// Beginning of the receiver's answer, at most 2,048 bytes; of earlier attempts only the newest answers are
     /// kept.
     pub answer: Option<String>,
 }

@@ -153,19 +153,19 @@ pub(super) async fn run(global: &Global, command: DlqCommand) -> Result<Exit, Fa
             canary,
             canary_wait,
         } => {
-            let pace = Pace {
+            let plan = RedrivePlan {
                 rate,
                 canary: canary.map_or(0, usize::from),
                 canary_wait: Duration::from_secs(canary_wait),
             };
-            let count = change(&client, &chosen, "redrive", pace).await?;
+            let count = change(&client, &chosen, "redrive", plan).await?;
             show_count(global, &count, done(&chosen, "redriven"))?;
         }
         DlqCommand::Drop { chosen, yes } => {
             let queue = &chosen.queue;
             let question = format!("{KEPT_KEYS}\nDelete dead letters of `{queue}` for good?");
             confirm(yes || chosen.dry_run, &question)?;
-            let count = change(&client, &chosen, "drop", Pace::default()).await?;
+            let count = change(&client, &chosen, "drop", RedrivePlan::default()).await?;
             show_count(global, &count, done(&chosen, "deleted"))?;
         }
     }
@@ -299,7 +299,7 @@ async fn groups(global: &Global, client: &Client, queue: Option<String>) -> Resu
 
 /// How fast letters are changed.
 #[derive(Debug, Default)]
-struct Pace {
+struct RedrivePlan {
     /// Letters a second.
     rate: Option<u32>,
     /// How many are changed first, and decide on the others.
@@ -312,12 +312,12 @@ async fn change(
     client: &Client,
     chosen: &Chosen,
     action: &str,
-    pace: Pace,
+    plan: RedrivePlan,
 ) -> Result<Count, Failure> {
     let path = path(chosen, action)?;
-    let rate = pace.rate;
+    let rate = plan.rate;
     let is_plain = chosen.reason.is_none() && chosen.max.is_none() && rate.is_none();
-    let is_plain = is_plain && pace.canary == 0;
+    let is_plain = is_plain && plan.canary == 0;
     if is_plain && !chosen.dry_run {
         return client.post(&path, &selection(chosen)?).await;
     }
@@ -335,7 +335,7 @@ async fn change(
         return Ok(Count { count });
     }
     let mut sum = Count { count: 0 };
-    let (first, ids) = ids.split_at(pace.canary.min(ids.len()));
+    let (first, ids) = ids.split_at(plan.canary.min(ids.len()));
     if !first.is_empty() {
         let letters = Letters {
             all: false,
@@ -343,7 +343,7 @@ async fn change(
         };
         let count: Count = client.post(&path, &letters).await?;
         sum.count += count.count;
-        canary::watch(client, &chosen.queue, first, pace.canary_wait).await?;
+        canary::watch(client, &chosen.queue, first, plan.canary_wait).await?;
     }
     let step = rate.map_or(PAGE.into(), |rate| {
         (rate as usize / 10).clamp(1, PAGE.into())

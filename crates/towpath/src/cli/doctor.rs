@@ -17,7 +17,7 @@ use super::output::Color;
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::Examined;
 use crate::config::{Config, load};
-use crate::doctor::{Check, Doctor, Found};
+use crate::doctor::{Check, CheckStatus, Doctor};
 use crate::wiring;
 
 /// Options of `doctor`.
@@ -40,26 +40,26 @@ pub(super) async fn run(global: &Global, _: DoctorArgs) -> Result<Exit, Failure>
         }
         Err(problems) => {
             let text = problems.to_string();
-            vec![Check::new("configuration", Found::Fail, text)]
+            vec![Check::new("configuration", CheckStatus::Fail, text)]
         }
     };
     if global.format == Format::Json {
         output::json(&checks)?;
     } else {
         for one in &checks {
-            if global.quiet && one.found == Found::Ok {
+            if global.quiet && one.found == CheckStatus::Ok {
                 continue;
             }
             let (color, mark) = match one.found {
-                Found::Ok => (Color::Green, "ok  "),
-                Found::Warn => (Color::Yellow, "warn"),
-                Found::Fail => (Color::Red, "FAIL"),
+                CheckStatus::Ok => (Color::Green, "ok  "),
+                CheckStatus::Warn => (Color::Yellow, "warn"),
+                CheckStatus::Fail => (Color::Red, "FAIL"),
             };
             let mark = output::paint(&io::stdout(), color, mark);
             output::line(format!("{mark}  {}: {}", one.check, one.detail))?;
         }
     }
-    Ok(if checks.iter().any(|one| one.found == Found::Fail) {
+    Ok(if checks.iter().any(|one| one.found == CheckStatus::Fail) {
         Exit::Problems
     } else {
         Exit::Ok
@@ -87,14 +87,14 @@ async fn examine(
             let text = format!(
                 "Towpath {version} at {base}, pid {pid}, {roles}, data in `{data}`; all that follows is its answer"
             );
-            checks.push(Check::new("process", Found::Ok, text));
+            checks.push(Check::new("process", CheckStatus::Ok, text));
             checks.extend(examined.checks);
         }
         Err(Failure::Said(Exit::Unreachable, _)) => {
             let text = format!(
                 "none answers at {base}; start one with `towpath up`. All that follows is about the configuration of this shell"
             );
-            checks.push(Check::new("process", Found::Warn, text));
+            checks.push(Check::new("process", CheckStatus::Warn, text));
             checks.push(folder(config));
             checks.push(doctor.disk());
             checks.extend(store(config));
@@ -105,7 +105,7 @@ async fn examine(
             checks.push(doctor.clock());
         }
         // A wrong token, or a server of another program.
-        Err(Failure::Said(_, text)) => checks.push(Check::new("process", Found::Fail, text)),
+        Err(Failure::Said(_, text)) => checks.push(Check::new("process", CheckStatus::Fail, text)),
         Err(other) => return Err(other),
     }
     Ok(())
@@ -118,19 +118,19 @@ fn store(config: &Config) -> Option<Check> {
         Ok(found) => found,
         Err(error) if error.kind() == ErrorKind::NotFound => return None,
         Err(error) => {
-            return Some(Check::new("store", Found::Fail, error.chain()));
+            return Some(Check::new("store", CheckStatus::Fail, error.chain()));
         }
     };
     let (mark, detail) = if found.faults.is_empty() {
         let segments = units::counted(found.segments as u64, "segment");
         let messages = units::counted(found.messages, "message");
         let text = format!("{segments} of the log present, for {messages}");
-        (Found::Ok, text)
+        (CheckStatus::Ok, text)
     } else {
         let faults = found.faults.join("; ");
         let text =
             format!("{faults}; restore a backup, and `towpath verify {shown}` reads everything");
-        (Found::Fail, text)
+        (CheckStatus::Fail, text)
     };
     Some(Check::new("store", mark, detail))
 }
@@ -176,11 +176,11 @@ async fn look_at_backends(config: &Config, doctor: &Doctor, checks: &mut Vec<Che
             Err(towpath_core::Error::unavailable(text))
         };
         let (found, detail) = match tokio::time::timeout(LOOK, checked).await {
-            Ok(Ok(url)) => (Found::Ok, format!("{key}: {url} answers")),
+            Ok(Ok(url)) => (CheckStatus::Ok, format!("{key}: {url} answers")),
             other => {
                 let error = other.unwrap_or_else(|_| late()).err();
                 let text = error.map_or_else(String::new, |error| error.chain());
-                (Found::Fail, format!("{key}: {text}"))
+                (CheckStatus::Fail, format!("{key}: {text}"))
             }
         };
         checks.push(Check::new("database", found, detail));
@@ -201,7 +201,7 @@ async fn look_at_backend(key: &str, url: &str, queue: Option<&str>, checks: &mut
     match looked.await {
         Err(error) => {
             let text = format!("{key}: {}", error.chain());
-            checks.push(Check::new("backend", Found::Fail, text));
+            checks.push(Check::new("backend", CheckStatus::Fail, text));
         }
         Ok((url, health)) => {
             let facts = health.facts.iter();
@@ -210,12 +210,11 @@ async fn look_at_backend(key: &str, url: &str, queue: Option<&str>, checks: &mut
                 .collect();
             let url = url.split('?').next().unwrap_or_default();
             let text = format!("{key}: {url} ({})", facts.join("; "));
-            checks.push(Check::new("backend", Found::Ok, text));
+            checks.push(Check::new("backend", CheckStatus::Ok, text));
             let warnings = health.warnings.into_iter();
-            checks
-                .extend(warnings.map(|warning| {
-                    Check::new("backend", Found::Warn, format!("{key}: {warning}"))
-                }));
+            checks.extend(warnings.map(|warning| {
+                Check::new("backend", CheckStatus::Warn, format!("{key}: {warning}"))
+            }));
         }
     }
 }
@@ -224,17 +223,20 @@ fn folder(config: &Config) -> Check {
     let shown = config.data_dir.display();
     let (found, detail) = match fs::metadata(&config.data_dir) {
         Err(_) => (
-            Found::Ok,
+            CheckStatus::Ok,
             format!("`{shown}` does not exist yet; the first start creates it"),
         ),
         Ok(metadata) if !metadata.is_dir() => (
-            Found::Fail,
+            CheckStatus::Fail,
             format!("`{shown}` is not a folder; choose another with `--data`"),
         ),
         Ok(_) => match usable(&config.data_dir) {
-            Ok(()) => (Found::Ok, format!("`{shown}` can be read and written")),
+            Ok(()) => (
+                CheckStatus::Ok,
+                format!("`{shown}` can be read and written"),
+            ),
             Err((path, error)) => (
-                Found::Fail,
+                CheckStatus::Fail,
                 format!(
                     "`{}` cannot be read and written ({error}); fix its permissions or choose another folder with `--data`",
                     path.display()
@@ -280,9 +282,9 @@ fn port(key: &'static str, address: &str) -> Check {
         address.to_owned()
     };
     let (found, detail) = match TcpListener::bind(&full) {
-        Ok(_) => (Found::Ok, format!("{full} is free")),
+        Ok(_) => (CheckStatus::Ok, format!("{full} is free")),
         Err(error) => (
-            Found::Fail,
+            CheckStatus::Fail,
             format!("{full} cannot be used ({error}); set `{key}` to another address"),
         ),
     };

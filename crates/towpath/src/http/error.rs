@@ -232,7 +232,7 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut response = self.status.into_response();
-        // What is unavailable is tried again within a second.
+        // An unavailable backend is tried again within a second.
         let unavailable = self.status == StatusCode::SERVICE_UNAVAILABLE;
         let retry_after = self.retry_after.or(unavailable.then_some(1));
         if let Some(seconds) = retry_after {

@@ -78,7 +78,7 @@ impl BatchSize {
 }
 
 enum Delivered {
-    /// And how long the batch took.
+    /// And the duration of the batch.
     Outcomes(Vec<Outcome>, Duration),
     Nothing(Error),
     OutOfTime,

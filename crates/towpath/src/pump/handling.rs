@@ -80,7 +80,7 @@ struct Over {
     delivery: Arc<Delivery>,
     /// `None` when its handler has settled it.
     verdict: Option<Verdict>,
-    /// What is recorded when the attempt failed.
+    /// The record of a failed attempt.
     facts: Option<Facts>,
     /// Why, when a backend that the handler needs did not answer.
     unavailable: Option<String>,
@@ -306,7 +306,7 @@ impl Run<'_> {
         self.end_as(delivery, verdict, None);
     }
 
-    /// The same with what is recorded of the attempt.
+    /// The same with the record of the attempt.
     fn end_as(&mut self, delivery: Arc<Delivery>, verdict: Option<Verdict>, facts: Option<Facts>) {
         match verdict {
             Some(verdict) => self.settling.add(Ended {
@@ -334,7 +334,7 @@ impl Run<'_> {
         warn_of_lost(fences.iter().filter(held).count());
     }
 
-    /// Releases what is under way, and settles for the last time.
+    /// Releases unfinished deliveries, and settles for the last time.
     async fn cut_off(&mut self) -> Result<()> {
         self.running.clear();
         self.lease = None;

@@ -25,7 +25,7 @@ pub(super) struct Ended {
     pub(super) facts: Option<Facts>,
 }
 
-/// What is measured of an attempt.
+/// Measurements of an attempt.
 #[derive(Debug, Clone)]
 pub(super) struct Facts {
     ended_at: Timestamp,

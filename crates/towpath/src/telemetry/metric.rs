@@ -254,7 +254,7 @@ impl Metric {
                 "towpath_queue_oldest_leased_age_seconds",
                 "gauge",
                 "queue",
-                "For how long the longest held of the leased messages has been leased; renewals do not begin it again; 0 when none is leased, no series where the backend does not know",
+                "Age of the oldest lease; a renewal does not reset it; 0 when no message is leased, no series where the backend does not know",
             ),
             Self::QueueOldestDelayedAge => (
                 "towpath_queue_oldest_delayed_age_seconds",

@@ -16,7 +16,7 @@ use super::listener::{Listener, bind};
 use super::migrated::Migrated;
 use super::run::closing_time;
 use super::stalls::Stalls;
-use crate::admin::{self, Doors};
+use crate::admin::{self, FleetListeners};
 use crate::auth::{Guard, KeyFile};
 use crate::config::{Config, Secret, on_loopback};
 use crate::disk::{Floor, folder_of};
@@ -46,7 +46,7 @@ pub(super) struct Process<'a> {
     /// The listeners of single roles.
     pub(super) listeners: Vec<(&'static str, SocketAddr)>,
     /// What the fleet's roles serve to operators.
-    pub(super) doors: Doors,
+    pub(super) doors: FleetListeners,
 }
 
 /// A listener that one role has to itself.
@@ -96,7 +96,7 @@ impl<'a> Process<'a> {
             stalls: Stalls::default(),
             guard,
             listeners: Vec::new(),
-            doors: Doors::default(),
+            doors: FleetListeners::default(),
         })
     }
 
@@ -201,7 +201,7 @@ impl<'a> Process<'a> {
 
     /// Opens a role's own listener. `up` continues without it when the default port is in use.
     pub(super) async fn open(&mut self, door: Door<'_>, router: Router, edge: Edge) -> Result<()> {
-        // `up` opens to other machines what is configured.
+        // `up` opens only configured addresses to other machines.
         let default = match self.is_everything() {
             true => on_loopback(door.default),
             false => door.default.to_owned(),

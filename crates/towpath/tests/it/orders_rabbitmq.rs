@@ -100,7 +100,7 @@ impl Bare {
         }
     }
 
-    /// Ends the connection in order: the broker answers once it has handled what was published before. It may drop
+    /// Ends the connection in order: the broker answers once it has handled earlier publishes. It may drop
     /// published messages that are not confirmed when a connection just breaks off.
     pub(crate) fn close(self) {
         let close = self.connection.close(200, "done".into());

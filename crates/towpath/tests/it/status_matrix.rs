@@ -51,7 +51,7 @@ fn unready(world: &World) -> (usize, BTreeSet<String>) {
     (count, roles.into_iter().filter(is_down).collect())
 }
 
-/// Breaks one after the other; what was broken before is mended in the same moment.
+/// Breaks one after the other; the previous one is repaired in the same moment.
 fn walk(world: &World, rows: Vec<Row<'_>>) {
     wait_until("no problems", SHOWN, || problems(world).is_empty());
     let (count, down) = unready(world);

@@ -154,7 +154,7 @@ fn what_cannot_be_compared_is_refused_with_the_reason() {
         (
             &["embedded:", "bare:embedded:x"],
             &[],
-            "there is one for: redis",
+            "no baseline for `embedded`; available: redis",
         ),
         (
             &["embedded:", "reddis://x"],

@@ -423,7 +423,8 @@ fn a_reader_stays_near_a_writer_that_cannot_write() {
     fs::create_dir(&blocked).unwrap();
     let text: String = (0..250_000).map(|number| format!("{number}\n")).collect();
     fs::write(input(&world), &text).unwrap();
-    let running = world.up();
+    // Not ready, because the writer fails.
+    let running = world.spawn(&["up"]);
     let mut before = 0;
     wait_until("a reader that waits", SOON, || {
         let shown = world.run(&["stream", "show", "line_stream", "--output", "json"]);

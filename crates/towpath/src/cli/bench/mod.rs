@@ -94,7 +94,7 @@ pub(super) struct QueueArgs {
 /// Options of `bench http`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Examples:\n  towpath bench http --messages 1000\n  towpath bench http --connections 64 --batch 100 --output json\n  towpath bench http --target http://127.0.0.1:8080 --connections 256 --rate 5000"
+    after_help = "Examples:\n  towpath bench http --messages 1000\n  towpath bench http --connections 64 --batch 100 --output json\n  towpath bench http --connections 256 --rate 5000"
 )]
 pub(super) struct HttpArgs {
     /// URL of a running API, for instance http://127.0.0.1:8080 [default: starts one on a temporary store]

@@ -1,6 +1,7 @@
 //! Decides by the head of a request who sends it, and whether they may.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -176,6 +177,27 @@ impl Guard {
         }
         self.log(refusal, route, head);
         Err(problem(refusal, needed))
+    }
+
+    /// Why clients of other machines use a listener at this address without a key; `None` when they need one.
+    pub fn exposure(&self, table: &Table, address: &str) -> Option<String> {
+        let (mode, open) = match self.0.mode {
+            Mode::On => return None,
+            Mode::Auto => (
+                "auto",
+                table.count(|access| matches!(access, Access::Contract(_))),
+            ),
+            Mode::Off => {
+                let is_open =
+                    |access: Access| matches!(access, Access::Contract(_) | Access::Own(_));
+                ("off", table.count(is_open))
+            }
+        };
+        let is_loopback = |address: SocketAddr| address.ip().to_canonical().is_loopback();
+        let is_local = address.starts_with("localhost:") || address.parse().is_ok_and(is_loopback);
+        (!is_local && open > 0).then(|| {
+            format!("`server.auth` is `{mode}`: {open} routes need no key from clients of other machines")
+        })
     }
 
     fn caller(

@@ -272,6 +272,14 @@ impl Table {
         rows.any(|(_, at, access)| *at == route && matches!(access, Access::Contract(_)))
     }
 
+    /// The number of routes whose access is like this.
+    pub fn count(&self, is_like: impl Fn(Access) -> bool) -> usize {
+        self.0
+            .iter()
+            .filter(|(_, _, access)| is_like(*access))
+            .count()
+    }
+
     /// The methods of a route, as `Allow` has them.
     pub fn methods(&self, route: &str) -> String {
         let rows = self.0.iter().filter(|(_, at, _)| *at == route);

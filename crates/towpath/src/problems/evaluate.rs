@@ -74,6 +74,9 @@ pub(super) fn evaluate(
     agents(&observed.vitals, &mut found);
     clock(observed, history, &mut found);
     files(&observed.vitals, &mut found);
+    for (listener, cause) in &observed.checked.exposed {
+        found.push(self::found(Rule::ListenerOpen, listener, cause));
+    }
     found.sort_by_key(|one| one.rule);
     found
 }

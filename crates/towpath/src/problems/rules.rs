@@ -52,6 +52,8 @@ pub enum Rule {
     ClockImplausible,
     /// The process is close to its limit of open files.
     FilesLow,
+    /// Clients of other machines use a listener without a key.
+    ListenerOpen,
     /// A backend or role works, with a warning.
     Warning,
 }
@@ -95,7 +97,7 @@ const fn row(
 
 use Severity::{Page, Ticket};
 
-const ROWS: [Row; 19] = [
+const ROWS: [Row; 20] = [
     row(
         Rule::BackendUnreachable,
         "backend_unreachable",
@@ -257,6 +259,15 @@ const ROWS: [Row; 19] = [
         "5m",
         "80 % of the files that the process may open are open",
         "raise the limit of open files (`ulimit -n`, `LimitNOFILE`), or lower `server.max_connections`",
+    ),
+    row(
+        Rule::ListenerOpen,
+        "listener_open",
+        "TowpathListenerOpen",
+        Ticket,
+        "5m",
+        "a listener beyond the loopback address has routes that need no key",
+        "set `server.auth = \"on\"` and give clients keys (`towpath key new`), or listen on a loopback address",
     ),
     row(
         Rule::Warning,

@@ -63,6 +63,8 @@ struct Inner {
     roles: BTreeMap<String, Role>,
     backends: Vec<Backend>,
     checks: Vec<(String, Check)>,
+    /// Listeners that clients of other machines use without a key, and why.
+    exposed: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Default)]
@@ -88,6 +90,8 @@ pub struct Checked {
     pub checks: BTreeMap<String, Option<String>>,
     /// Every role.
     pub roles: BTreeMap<String, CheckedRole>,
+    /// Listeners that clients of other machines use without a key, and why.
+    pub exposed: BTreeMap<String, String>,
 }
 
 /// The state of a backend.
@@ -125,6 +129,7 @@ impl Health {
             roles: BTreeMap::new(),
             backends: Vec::new(),
             checks: Vec::new(),
+            exposed: BTreeMap::new(),
         })))
     }
 
@@ -182,6 +187,11 @@ impl Health {
         inner.roles.get(role)?.faults.values().next().cloned()
     }
 
+    /// Clients of other machines use this listener without a key.
+    pub fn expose(&self, listener: String, cause: String) {
+        self.lock().exposed.insert(listener, cause);
+    }
+
     /// Everything is started.
     pub fn serving(&self) {
         self.lock().phase = Phase::Serving;
@@ -201,11 +211,11 @@ impl Health {
     ///
     /// Takes at most 2 s: a backend that does not answer by then does not work.
     pub async fn check(&self) -> Checked {
-        let (phase, roles, backends, checks) = {
+        let (phase, roles, backends, checks, exposed) = {
             let inner = self.lock();
-            let roles = inner.roles.clone();
-            let checks = inner.checks.clone();
-            (inner.phase, roles, inner.backends.clone(), checks)
+            let (roles, checks) = (inner.roles.clone(), inner.checks.clone());
+            let (backends, exposed) = (inner.backends.clone(), inner.exposed.clone());
+            (inner.phase, roles, backends, checks, exposed)
         };
         let late = || format!("no answer within {DEADLINE:?}");
         let backends = join_all(backends.iter().map(|backend| async {
@@ -248,6 +258,7 @@ impl Health {
             backends,
             checks: checks.into_iter().collect(),
             roles: roles.collect(),
+            exposed,
         }
     }
 

@@ -12,11 +12,10 @@ use super::migrated::Migrated;
 use super::opened::Opened;
 use super::process::{Door, Process, condition, sites};
 use crate::apps::fleet::{
-    Agent, CALLBACK_QUEUE, Callbacks, Controller, Destinations, HIT_QUEUE, Hits, KEY_FILE, Keys,
-    Place, Tasks, Worker, controller_queries, controller_routes, kept_key, worker_queries,
+    Agent, CALLBACK_QUEUE, Callbacks, Controller, Destinations, Entry, HIT_QUEUE, Hits, KEY_FILE,
+    Keys, Place, Tasks, Worker, controller_queries, controller_routes, kept_key, worker_queries,
     worker_routes,
 };
-use crate::auth::Table;
 use crate::config;
 use crate::documents::{Part, document};
 use crate::http::error::Form;
@@ -162,17 +161,26 @@ impl Fleet {
             key: "fleet.worker.listen",
             asked: config.worker_listen.as_deref(),
             default: WORKER_LISTEN,
+            parts: &[Part::Worker],
         };
         let document = document("Towpath fleet worker", &[Part::Worker]);
         let edge = process.patient_edge().form(Form::Envelope);
-        let edge = edge
-            .queries(worker_queries())
-            .document(&document)
-            .guard(process.guard.clone(), Table::of(&[Part::Worker]));
+        let edge = edge.queries(worker_queries()).document(&document);
         if let Some(key) = self.keys.first() {
             process.doors.worker.open(routes.clone(), key.clone());
         }
-        process.open(door, routes, edge).await
+        process.open(door, routes, edge).await?;
+        let mut listeners = process.listeners.iter();
+        let address = listeners.find_map(|(role, at)| (*role == WORKER).then_some(*at));
+        let reached = address.filter(|at| !at.ip().to_canonical().is_loopback());
+        if let (Entry::Open, Some(address)) = (config.entry, reached) {
+            let cause =
+                "`fleet.worker.auth` is `off`: any client configures the worker and starts tasks";
+            process
+                .health
+                .expose(format!("{WORKER} on {address}"), cause.to_owned());
+        }
+        Ok(())
     }
 
     fn agent(&self, process: &mut Process<'_>) {
@@ -278,13 +286,11 @@ async fn control(controller: &Controller, process: &mut Process<'_>) -> Result<(
         key: "fleet.controller.listen",
         asked: process.config.fleet.controller_listen.as_deref(),
         default: CONTROLLER_LISTEN,
+        parts: &[Part::Controller],
     };
     let document = document("Towpath fleet controller", &[Part::Controller]);
     let edge = process.patient_edge().form(Form::Envelope);
-    let edge = edge
-        .queries(controller_queries())
-        .document(&document)
-        .guard(process.guard.clone(), Table::of(&[Part::Controller]));
+    let edge = edge.queries(controller_queries()).document(&document);
     process
         .open(door, controller_routes(controller.clone()), edge)
         .await

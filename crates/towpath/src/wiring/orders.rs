@@ -14,7 +14,6 @@ use crate::apps::orders::{
     REJECTIONS, Topology, dashboard_queries, dashboard_routes, gateway_routes, stock_queries,
     stock_routes,
 };
-use crate::auth::Table;
 use crate::config::{self, ChannelKind, Secret};
 use crate::documents::{Part, document};
 use crate::inlet::QueueInlet;
@@ -32,6 +31,7 @@ const DASHBOARD: &str = "orders.dashboard";
 
 /// Default listen address of the dashboard. The port is the reference system's.
 const DASHBOARD_LISTEN: &str = ":8081";
+const DASHBOARD_PARTS: &[Part] = &[Part::Dashboard, Part::Stock];
 
 const ROLES: [Role; 4] = [
     Role::OrdersGateway,
@@ -131,14 +131,13 @@ impl Orders {
             key: "orders.dashboard.listen",
             asked: process.config.orders.dashboard_listen.as_deref(),
             default: DASHBOARD_LISTEN,
+            parts: DASHBOARD_PARTS,
         };
         let queries = dashboard_queries().into_iter().chain(stock_queries());
-        let parts = [Part::Dashboard, Part::Stock];
         let edge = process
             .edge()
             .queries(queries)
-            .document(&document("Towpath orders", &parts))
-            .guard(process.guard.clone(), Table::of(&parts));
+            .document(&document("Towpath orders", DASHBOARD_PARTS));
         process.open(door, router, edge).await
     }
 }

@@ -17,9 +17,10 @@ use super::migrated::Migrated;
 use super::run::closing_time;
 use super::stalls::Stalls;
 use crate::admin::{self, FleetListeners};
-use crate::auth::{Guard, KeyFile};
+use crate::auth::{Guard, KeyFile, Table};
 use crate::config::{Config, Secret, on_loopback};
 use crate::disk::{Floor, folder_of};
+use crate::documents::Part;
 use crate::http::net;
 use crate::http::{Cors, Edge, Hosts, Intake, Sites, descriptors, wrap};
 use crate::pump::{Alone, Condition, Destination, Observer, PATIENCE, Side};
@@ -59,6 +60,8 @@ pub(super) struct Door<'a> {
     pub(super) asked: Option<&'a str>,
     /// Default listen address of the role.
     pub(super) default: &'static str,
+    /// The routes that it carries.
+    pub(super) parts: &'static [Part],
 }
 
 impl<'a> Process<'a> {
@@ -199,6 +202,14 @@ impl<'a> Process<'a> {
         Migrated::open(database).await
     }
 
+    /// Reports a listener that clients of other machines use without a key.
+    pub(super) fn expose(&self, listener: &str, table: &Table, address: &str) {
+        if let Some(cause) = self.guard.exposure(table, address) {
+            self.health
+                .expose(format!("{listener} on {address}"), cause);
+        }
+    }
+
     /// Opens a role's own listener. `up` continues without it when the default port is in use.
     pub(super) async fn open(&mut self, door: Door<'_>, router: Router, edge: Edge) -> Result<()> {
         // `up` opens only configured addresses to other machines.
@@ -224,8 +235,11 @@ impl<'a> Process<'a> {
             connections: self.connections,
         };
         let cors = Cors::new(&self.config.cors_origins, self.config.cors_max_age)?;
-        let router = wrap(router, edge.cors(cors));
+        let table = Table::of(door.parts);
+        let edge = edge.guard(self.guard.clone(), table.clone()).cors(cors);
+        let router = wrap(router, edge);
         let address = listener.start(router, self.config, &self.metrics, &mut self.supervisor)?;
+        self.expose(door.role, &table, &address.to_string());
         self.listeners.push((door.role, address));
         Ok(())
     }

@@ -69,13 +69,15 @@ impl Public {
             None => self.router,
         };
         let (config, connections) = (process.config, process.connections);
+        let table = Table::of(&self.parts);
+        process.expose("public", &table, &config.listen);
         let edge = process
             .edge()
             .bodies(&self.bodies)
             .queries(self.queries)
             .forms(LIMIT_FORMS)
             .document(&document("Towpath", &self.parts))
-            .guard(process.guard.clone(), Table::of(&self.parts))
+            .guard(process.guard.clone(), table.clone())
             .cors(Cors::new(&config.cors_origins, config.cors_max_age)?);
         let router = wrap(routes, edge);
         if let Some((role, topology)) = self.waits_for {

@@ -186,3 +186,24 @@ fn methods_that_are_not_listed_are_refused() {
         .expect_err("refused");
     assert_eq!(problem.status(), StatusCode::METHOD_NOT_ALLOWED);
 }
+
+#[test]
+fn listeners_beyond_loopback_are_exposed_unless_every_route_needs_a_key() {
+    let (lines, controller) = (Table::of(&[Part::Lines]), Table::of(&[Part::Controller]));
+    let exposure = |mode, table: &Table, address: &str| setup(mode).guard.exposure(table, address);
+    for address in [":80", "0.0.0.0:80", "[::]:80", "192.0.2.7:80", "host:80"] {
+        let cause = exposure(Mode::Auto, &lines, address).expect("an exposure");
+        assert!(cause.contains("1 routes"), "{cause}");
+        assert!(exposure(Mode::Off, &lines, address).is_some());
+        assert_eq!(exposure(Mode::On, &lines, address), None);
+        assert_eq!(exposure(Mode::Off, &controller, address), None);
+    }
+    for address in [
+        "localhost:80",
+        "127.0.0.1:80",
+        "[::1]:80",
+        "[::ffff:127.0.0.1]:80",
+    ] {
+        assert_eq!(exposure(Mode::Off, &lines, address), None, "{address}");
+    }
+}

@@ -91,7 +91,7 @@ impl Banner<'_> {
             None if Role::PUBLIC.contains(&role) => self.started.http,
             None => None,
         };
-        address.map(|address| port(address))
+        address.map(port)
     }
 
     fn listeners(&self, roles: &[Role]) -> String {

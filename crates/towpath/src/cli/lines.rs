@@ -174,18 +174,14 @@ async fn copy(global: &Global, args: CopyArgs) -> Result<Exit, Failure> {
         };
         let rows = [row(&args.input, &before), row(&args.output, &after)];
         output::table(&["FILE", "LINES", "BYTES", "SHA-256"], rows)?;
-        #[expect(
-            clippy::cast_precision_loss,
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a rate for people"
-        )]
-        let rate = before.lines as f64 / elapsed.as_secs_f64().max(1e-9);
+        let nanos = elapsed.as_nanos().max(1);
+        let rate = u128::from(before.lines).saturating_mul(1_000_000_000) / nanos;
+        let rate = u64::try_from(rate).unwrap_or(u64::MAX);
         let verdict = if equal { "equal" } else { "different" };
         output::line(format!(
             "{verdict}, {:.1} s, {} lines/s",
             elapsed.as_secs_f64(),
-            units::count(rate as u64)
+            units::count(rate)
         ))?;
     }
     Ok(if equal { Exit::Ok } else { Exit::Problems })

@@ -40,6 +40,18 @@ fn rows(requests: Vec<Request>) -> BTreeSet<String> {
     differing
 }
 
+/// A request as a row: system, name, listener, method, path, media type, body, and the status of the answer.
+type Row = (
+    &'static str,
+    &'static str,
+    SocketAddr,
+    &'static str,
+    String,
+    &'static str,
+    Vec<u8>,
+    u16,
+);
+
 #[test]
 fn every_difference_is_documented_and_every_documented_one_is_there() {
     const JSON: &str = "application/json";
@@ -54,16 +66,7 @@ fn every_difference_is_documented_and_every_documented_one_is_there() {
     let unknown = "00000000-0000-4000-8000-000000000000";
     let (api, board) = (world.http, world.dashboard);
     let (fleet, hits) = (world.controller, world.hits);
-    let table: Vec<(
-        &'static str,
-        &'static str,
-        SocketAddr,
-        &'static str,
-        String,
-        &'static str,
-        Vec<u8>,
-        u16,
-    )> = vec![
+    let table: Vec<Row> = vec![
         (
             "000",
             "text",

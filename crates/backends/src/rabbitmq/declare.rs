@@ -245,7 +245,7 @@ impl Store {
         publishes: Vec<Publish>,
     ) -> Vec<Result<()>> {
         let began = Instant::now();
-        let mut outcomes = self.combined.send(&publishes).await;
+        let mut outcomes = self.publisher.send(&publishes).await;
         let returned = |(at, sent): (usize, &PublishResult)| match sent {
             Err(PublishError::Returned(_)) => Some(at),
             _ => None,

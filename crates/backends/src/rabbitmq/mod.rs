@@ -13,7 +13,6 @@
 //! Names and headers: `docs/reference/rabbitmq.md`.
 
 mod baseline;
-mod combined;
 mod config;
 mod connection;
 mod consumer;

@@ -162,7 +162,7 @@ impl Store {
     /// Publishes to an exchange; a missing exchange or binding is declared again, and the messages sent again.
     async fn route(&self, exchange: &ExchangeName, publishes: Vec<Publish>) -> Vec<PublishResult> {
         let began = Instant::now();
-        let mut outcomes = self.combined.send(&publishes).await;
+        let mut outcomes = self.publisher.send(&publishes).await;
         let kind = kind_of(exchange);
         let is_ours = |publish: &Publish| {
             let bound = lock(&self.bound);

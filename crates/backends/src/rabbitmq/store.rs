@@ -17,7 +17,6 @@ use tracing::warn;
 use crate::broker::counters::Counters;
 use crate::broker::in_flight::InFlight;
 
-use super::combined::Combined;
 use super::config::Config;
 use super::connection::{BrokerConnection, OpenConnection};
 use super::consumer::PrefetchConsumer;
@@ -41,9 +40,7 @@ pub(super) struct Store {
     pub(super) config: Config,
     pub(super) clock: Arc<dyn Clock>,
     /// Publishing has its own connection: the broker throttles a whole connection that publishes too fast.
-    pub(super) publisher: Arc<Publisher>,
-    /// Publishes small calls together.
-    pub(super) combined: Combined,
+    pub(super) publisher: Publisher,
     pub(super) broker: Arc<BrokerConnection>,
     queues: Mutex<BTreeMap<QueueName, Arc<QueueHandle>>>,
     /// One operation at a time on dead letters or bindings.
@@ -147,10 +144,8 @@ impl Store {
         let broker = Arc::new(BrokerConnection::new("consuming", config.clone()));
         let quorum = Arc::new(QuorumCheck::new(Arc::clone(&broker), &config.prefix));
         let publishing = BrokerConnection::new("publishing", config.clone());
-        let publisher = Arc::new(Publisher::new(publishing, Arc::clone(&quorum)));
         let store = Arc::new(Self {
-            combined: Combined::new(Arc::clone(&publisher)),
-            publisher,
+            publisher: Publisher::new(publishing, Arc::clone(&quorum)),
             broker,
             quorum,
             bound: Mutex::default(),

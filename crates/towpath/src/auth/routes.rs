@@ -16,7 +16,7 @@ pub enum Access {
     Own(Needed),
     /// A key, whatever `server.auth` says.
     Key(Needed),
-    /// The app has keys of its own and checks them; a key with this scope is accepted as well.
+    /// The app has keys of its own and checks them. A key of the key file without this scope is refused before.
     App(Needed),
 }
 

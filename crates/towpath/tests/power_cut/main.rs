@@ -103,7 +103,7 @@ fn main() -> ExitCode {
             reason,
             move || servers::queue_keeps_everything(kind),
         );
-        // Quarantined: one of some 40 cuts lost acknowledged messages, see docs/reliability.md.
+        // Quarantined: one of some 35 cuts lost acknowledged messages, see docs/reliability.md.
         let is_quarantined =
             kind.name == "rabbitmq_classic_queue" && std::env::var_os("TOWPATH_SEEDS").is_none();
         trials.push(match is_quarantined {

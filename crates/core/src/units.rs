@@ -16,8 +16,9 @@ pub fn bytes(bytes: u64) -> String {
         size /= 1024.0;
         unit += 1;
     }
-    let digits = usize::from(size < 9.95 && size.fract() > 0.0);
-    format!("{size:.digits$} {}", UNITS[unit])
+    let digits = usize::from(size < 9.95);
+    let text = format!("{size:.digits$}");
+    format!("{} {}", text.trim_end_matches(".0"), UNITS[unit])
 }
 
 /// `0s`, `45s`, `3m 20s`, `2h 5m`, `12d 3h`: the two largest units.

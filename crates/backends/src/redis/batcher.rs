@@ -1,4 +1,4 @@
-//! Batches enqueues: callers that arrive while a script is in flight share the next one.
+//! Batches enqueues, leases and acks: callers that arrive while a script is in flight share the next one.
 //!
 //! A script has a fixed cost, and with `appendfsync always` a sync of its own;
 //! 64 callers with one message each would pay both 64 times.
@@ -7,94 +7,300 @@
 //! idle --first caller--> in flight (others wait) --answer--> waiting callers in one batch --> ... --none--> idle
 //! ```
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use redis::Value;
 use tokio::sync::oneshot;
-use towpath_core::{Error, NewMessage, Result};
+use towpath_core::port::queue::{LeaseRequest, Verdict};
+use towpath_core::{ConsumerId, Delivery, Error, NewMessage, Receipt, Result};
+use tracing::debug;
 
-use super::queue::{STEP, add_message, step_of};
+use super::queue::{LeaseReply, STEP, add_message, add_settlement, lease};
 use super::reply;
-use super::script;
+use super::script::{self, Call};
 use super::servers::Servers;
 use super::store::{ResourceHandle, lock};
 
-/// Waiting enqueue calls of one queue. Each caller waits for its answer, so callers bound their number.
-#[derive(Default)]
-pub(super) struct EnqueueBatcher(Mutex<State>);
+/// What one caller asks for.
+pub(super) trait Request: Send + Sync + Sized + 'static {
+    /// What it gets.
+    type Answer: Send;
 
-#[derive(Default)]
-struct State {
-    waiting: Vec<Caller>,
-    in_flight: bool,
+    /// What requests that share a script have in common.
+    type Lane: Ord + Clone + Send + Sync;
+
+    /// Where callers of the queue wait.
+    fn batcher(handle: &ResourceHandle) -> &Batcher<Self>;
+
+    /// How many messages it concerns, at most one step, and the bytes of their payloads.
+    fn size(&self) -> (usize, usize);
+
+    /// Requests of one lane share scripts.
+    fn lane(&self) -> Self::Lane;
+
+    /// Runs the script for all. One answer each.
+    fn run(
+        servers: &Servers,
+        handle: &ResourceHandle,
+        requests: &[&Self],
+    ) -> impl Future<Output = Result<Vec<Self::Answer>>> + Send;
+
+    /// Undoes a request whose caller is gone.
+    fn undo(
+        _servers: &Servers,
+        _handle: &ResourceHandle,
+        _answer: Self::Answer,
+    ) -> impl Future<Output = ()> + Send {
+        async {}
+    }
 }
 
-struct Caller {
-    messages: Vec<NewMessage>,
-    answer: oneshot::Sender<Result<Vec<Value>>>,
+/// Messages to store. The answer has one value each.
+pub(super) struct Enqueue(pub(super) Vec<NewMessage>);
+
+impl Request for Enqueue {
+    type Answer = Vec<Value>;
+    type Lane = ();
+
+    fn batcher(handle: &ResourceHandle) -> &Batcher<Self> {
+        &handle.enqueues
+    }
+
+    fn lane(&self) {}
+
+    fn size(&self) -> (usize, usize) {
+        let bytes = self.0.iter().map(|message| message.payload.len()).sum();
+        (self.0.len(), bytes)
+    }
+
+    async fn run(
+        servers: &Servers,
+        handle: &ResourceHandle,
+        requests: &[&Self],
+    ) -> Result<Vec<Vec<Value>>> {
+        let mut call = handle.call(&script::ENQUEUE);
+        for message in requests.iter().flat_map(|request| &request.0) {
+            add_message(&mut call, message)?;
+        }
+        one_value_each(
+            servers,
+            call,
+            requests.iter().map(|request| request.0.len()),
+        )
+        .await
+    }
 }
 
-impl EnqueueBatcher {
-    /// Adds a caller to the next batch; true when the caller has to start the sending.
-    fn join(&self, caller: Caller) -> bool {
-        let mut state = lock(&self.0);
-        state.waiting.push(caller);
-        !std::mem::replace(&mut state.in_flight, true)
+/// Deliveries to ack. The answer has one value each.
+///
+/// Other settlements go alone, so that one that the server refuses, such as a dead letter without the right to write
+/// it, fails no other caller.
+pub(super) struct Acks(pub(super) Vec<Receipt>);
+
+impl Request for Acks {
+    type Answer = Vec<Value>;
+    type Lane = ();
+
+    fn batcher(handle: &ResourceHandle) -> &Batcher<Self> {
+        &handle.acks
+    }
+
+    fn lane(&self) {}
+
+    fn size(&self) -> (usize, usize) {
+        (self.0.len(), 0)
+    }
+
+    async fn run(
+        servers: &Servers,
+        handle: &ResourceHandle,
+        requests: &[&Self],
+    ) -> Result<Vec<Vec<Value>>> {
+        let mut call = handle.call(&script::SETTLE);
+        for receipt in requests.iter().flat_map(|request| &request.0) {
+            add_settlement(&mut call, receipt, &Verdict::Ack);
+        }
+        one_value_each(
+            servers,
+            call,
+            requests.iter().map(|request| request.0.len()),
+        )
+        .await
+    }
+}
+
+/// Runs a script that answers each message with a value.
+async fn one_value_each(
+    servers: &Servers,
+    call: Call,
+    lengths: impl Iterator<Item = usize> + Clone,
+) -> Result<Vec<Vec<Value>>> {
+    let values = reply::list(servers.run(call).await?)?;
+    if values.len() != lengths.clone().sum::<usize>() {
+        return Err(Error::corrupt(
+            "redis answered another number of messages than sent",
+        ));
+    }
+    let mut values = values.into_iter();
+    Ok(lengths
+        .map(|length| values.by_ref().take(length).collect())
+        .collect())
+}
+
+/// A lease of one consumer. Its callers share what is leased, the first ones first.
+pub(super) struct Lease {
+    pub(super) request: LeaseRequest,
+    /// Of the opening that the consumer belongs to.
+    pub(super) session: String,
+    /// After how long without a heartbeat the consumer is gone.
+    pub(super) consumer_timeout: Duration,
+}
+
+impl Request for Lease {
+    type Answer = LeaseReply;
+    type Lane = (ConsumerId, Duration);
+
+    fn batcher(handle: &ResourceHandle) -> &Batcher<Self> {
+        &handle.leases
+    }
+
+    fn size(&self) -> (usize, usize) {
+        (self.request.max.min(STEP), 0)
+    }
+
+    fn lane(&self) -> (ConsumerId, Duration) {
+        (self.request.consumer.clone(), self.request.lease)
+    }
+
+    async fn run(
+        servers: &Servers,
+        handle: &ResourceHandle,
+        requests: &[&Self],
+    ) -> Result<Vec<LeaseReply>> {
+        let sizes = requests.iter().map(|request| request.size().0);
+        let max = sizes.clone().sum();
+        let LeaseReply {
+            deliveries,
+            paused,
+            look_again,
+        } = lease(servers, handle, requests[0], max).await?;
+        let mut deliveries = deliveries.into_iter();
+        Ok(sizes
+            .map(|size| LeaseReply {
+                deliveries: deliveries.by_ref().take(size).collect(),
+                paused,
+                look_again,
+            })
+            .collect())
+    }
+
+    async fn undo(servers: &Servers, handle: &ResourceHandle, answer: LeaseReply) {
+        if answer.deliveries.is_empty() {
+            return;
+        }
+        let mut call = handle.call(&script::SETTLE);
+        for Delivery { receipt, .. } in &answer.deliveries {
+            add_settlement(&mut call, receipt, &Verdict::RELEASE);
+        }
+        match servers.run(call).await {
+            Ok(_) => handle.wakeup.changed.notify_waiters(),
+            // They come back when their lease expires.
+            Err(error) => debug!(error = error.chain(), "release of an unused lease failed"),
+        }
+    }
+}
+
+/// Calls of one queue that wait while a script of their lane is in flight; a lane without one has no entry.
+///
+/// Each caller waits for its answer, so callers bound their number.
+pub(super) struct Batcher<R: Request>(Mutex<BTreeMap<R::Lane, Vec<Caller<R>>>>);
+
+struct Caller<R: Request> {
+    request: R,
+    answer: oneshot::Sender<Result<R::Answer>>,
+}
+
+impl<R: Request> Default for Batcher<R> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<R: Request> Batcher<R> {
+    /// Adds a caller to the next batch; the lane when the caller has to start the sending.
+    fn join(&self, caller: Caller<R>) -> Option<R::Lane> {
+        let lane = caller.request.lane();
+        match lock(&self.0).entry(lane.clone()) {
+            Entry::Occupied(mut waiting) => {
+                waiting.get_mut().push(caller);
+                None
+            }
+            Entry::Vacant(idle) => {
+                idle.insert(vec![caller]);
+                Some(lane)
+            }
+        }
     }
 
     /// The next batch; an empty one ends the sending.
-    fn next(&self) -> Vec<Caller> {
-        let mut state = lock(&self.0);
-        let mut messages = 0;
-        let mut bytes = 0;
-        let fitting = state.waiting.iter().take_while(|caller| {
-            messages += caller.messages.len();
-            let of_caller = caller.messages.iter().map(|message| message.payload.len());
-            bytes += of_caller.sum::<usize>();
+    fn next(&self, lane: &R::Lane) -> Vec<Caller<R>> {
+        let mut lanes = lock(&self.0);
+        let Some(waiting) = lanes.get_mut(lane).filter(|waiting| !waiting.is_empty()) else {
+            lanes.remove(lane);
+            return Vec::new();
+        };
+        let (mut messages, mut bytes) = (0, 0);
+        let fitting = waiting.iter().take_while(|caller| {
+            let size = caller.request.size();
+            messages += size.0;
+            bytes += size.1;
             messages <= STEP && bytes <= GROUP_BYTES
         });
         // One caller brings at most one step.
-        let count = fitting.count().max(1).min(state.waiting.len());
-        state.in_flight = count > 0;
-        state.waiting.drain(..count).collect()
+        let count = fitting.count().max(1);
+        waiting.drain(..count).collect()
     }
 }
 
 /// Payload bytes after which a batch is closed.
 const GROUP_BYTES: usize = 1 << 20;
 
-/// Stores the messages of one caller, which are one step. One answer of the script each.
+/// Runs the script for the request of one caller, together with those of others.
 ///
-/// A dropped call may have stored them.
-pub(super) async fn enqueue_batched(
+/// A dropped call may have run.
+pub(super) async fn run_batched<R: Request>(
     servers: &Arc<Servers>,
     handle: &Arc<ResourceHandle>,
-    messages: Vec<NewMessage>,
-) -> Result<Vec<Value>> {
-    debug_assert_eq!(step_of(&messages), messages.len());
+    request: R,
+) -> Result<R::Answer> {
+    debug_assert!(request.size().0 <= STEP);
     let (answer, mine) = oneshot::channel();
-    if handle.batcher.join(Caller { messages, answer }) {
+    if let Some(lane) = R::batcher(handle).join(Caller { request, answer }) {
         let (servers, handle) = (Arc::clone(servers), Arc::clone(handle));
         // Ends when no caller waits. A task, because the caller that started it may be dropped while others wait.
-        tokio::spawn(async move { send_batches(&servers, &handle).await });
+        tokio::spawn(async move { send_batches::<R>(&servers, &handle, &lane).await });
     }
     mine.await
         .map_err(|_| Error::unavailable("the batch was not sent"))?
 }
 
-async fn send_batches(servers: &Servers, handle: &ResourceHandle) {
+async fn send_batches<R: Request>(servers: &Servers, handle: &ResourceHandle, lane: &R::Lane) {
     loop {
-        let callers = handle.batcher.next();
+        let callers = R::batcher(handle).next(lane);
         if callers.is_empty() {
             return;
         }
-        match send(servers, handle, &callers).await {
-            Ok(values) => {
-                let mut values = values.into_iter();
-                for caller in callers {
-                    let own = values.by_ref().take(caller.messages.len()).collect();
-                    // Fails when the call was dropped.
-                    drop(caller.answer.send(Ok(own)));
+        let requests: Vec<&R> = callers.iter().map(|caller| &caller.request).collect();
+        match R::run(servers, handle, &requests).await {
+            Ok(answers) => {
+                for (caller, answer) in callers.into_iter().zip(answers) {
+                    // Comes back when the call was dropped.
+                    if let Err(Ok(unused)) = caller.answer.send(Ok(answer)) {
+                        R::undo(servers, handle, unused).await;
+                    }
                 }
             }
             Err(error) => {
@@ -104,27 +310,8 @@ async fn send_batches(servers: &Servers, handle: &ResourceHandle) {
                 }
             }
         }
-        // Lets answered callers join with their next message before the next batch.
+        // Lets answered callers join with their next request before the next batch.
         tokio::task::yield_now().await;
-    }
-}
-
-async fn send(
-    servers: &Servers,
-    handle: &ResourceHandle,
-    callers: &[Caller],
-) -> Result<Vec<Value>> {
-    let mut call = handle.call(&script::ENQUEUE);
-    let messages = callers.iter().flat_map(|caller| &caller.messages);
-    for message in messages.clone() {
-        add_message(&mut call, message)?;
-    }
-    let values = reply::list(servers.run(call).await?)?;
-    match values.len() == messages.count() {
-        true => Ok(values),
-        false => Err(Error::corrupt(
-            "redis answered another number of messages than sent",
-        )),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The queue port.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,10 +18,11 @@ use towpath_core::{
     Result, ResultExt, Timestamp,
 };
 
-use super::batcher;
+use super::batcher::{Acks, Enqueue, Lease, run_batched};
 use super::notify::Kind;
 use super::reply;
 use super::script::{self, Call};
+use super::servers::Servers;
 use super::store::{ResourceHandle, Store, is_nothing, millis};
 
 /// Retry time of a refused producer.
@@ -107,8 +109,12 @@ impl Queue for Store {
             changed.as_mut().enable();
             let mut closing = std::pin::pin!(self.closing.notified());
             closing.as_mut().enable();
-            let found = self
-                .lease_once(&handle, &request)
+            let lease = Lease {
+                request: request.clone(),
+                session: self.session.clone(),
+                consumer_timeout: self.config.consumer_timeout,
+            };
+            let found = run_batched(&self.servers, &handle, lease)
                 .await
                 .context(|| format!("lease from `{}`", request.queue))?;
             if !found.deliveries.is_empty() {
@@ -146,16 +152,12 @@ impl Queue for Store {
         for (queue, places) in by_queue {
             let handle = self.queue(queue).await?;
             for step in places.chunks(STEP) {
-                let mut call = handle.call(&script::SETTLE);
-                for at in step {
-                    add_settlement(&mut call, &settlements[*at]);
-                }
+                let some = step.iter().map(|at| &settlements[*at]);
                 let answers = self
-                    .servers
-                    .run(call)
+                    .settle_step(&handle, some)
                     .await
                     .context(|| format!("settle for `{queue}`"))?;
-                for (at, answer) in step.iter().zip(reply::list(answers)?) {
+                for (at, answer) in step.iter().zip(answers) {
                     if reply::number(answer)? == 0 {
                         outcomes[*at] = Err(stale(&settlements[*at].receipt));
                     }
@@ -311,11 +313,11 @@ impl Queue for Store {
 }
 
 /// Answer of the lease script.
-struct LeaseReply {
-    deliveries: Vec<Delivery>,
-    paused: bool,
+pub(super) struct LeaseReply {
+    pub(super) deliveries: Vec<Delivery>,
+    pub(super) paused: bool,
     /// When a message may become due.
-    look_again: Option<Duration>,
+    pub(super) look_again: Option<Duration>,
 }
 
 impl Store {
@@ -335,7 +337,7 @@ impl Store {
             .collect();
         let answers = match sent.is_empty() {
             true => Vec::new(),
-            false => batcher::enqueue_batched(&self.servers, &handle, sent).await?,
+            false => run_batched(&self.servers, &handle, Enqueue(sent)).await?,
         };
         let mut answers = answers.into_iter();
         for (message, checked) in messages.iter().zip(checked) {
@@ -352,46 +354,24 @@ impl Store {
         Ok(())
     }
 
-    /// Leases ready messages.
-    async fn lease_once(
+    /// Settles deliveries; acks share a script with those of other callers.
+    async fn settle_step<'a>(
         &self,
-        handle: &ResourceHandle,
-        request: &LeaseRequest,
-    ) -> Result<LeaseReply> {
-        let mut call = handle.call(&script::LEASE);
-        call.arg(request.consumer.as_str())
-            .arg(&self.session)
-            .arg(request.max.min(STEP))
-            .arg(millis(request.lease))
-            .arg(millis(self.config.consumer_timeout));
-        let [paused, look_again, taken] = reply::tuple(self.servers.run(call).await?)?;
-        let deliveries = reply::list(taken)?
-            .into_iter()
-            .map(|one| {
-                let [number, fence, attempt, id, at, blob, payload, interrupted] =
-                    reply::tuple(one)?;
-                Ok(Delivery {
-                    message: message(id, at, blob, payload)?,
-                    receipt: Receipt {
-                        queue: request.queue.clone(),
-                        number: reply::number(number)?,
-                        fence: reply::number(fence)?,
-                    },
-                    attempt: attempts_of(attempt)?,
-                    interrupted: reply::number(interrupted)? == 1,
-                    lease: request.lease,
-                })
-            })
-            .collect::<Result<_>>()?;
-        Ok(LeaseReply {
-            deliveries,
-            paused: reply::number(paused)? == 1,
-            // -1 for never.
-            look_again: match look_again {
-                Value::Int(ms) => u64::try_from(ms).ok().map(Duration::from_millis),
-                other => return Err(reply::unexpected("a time", &other)),
-            },
-        })
+        handle: &Arc<ResourceHandle>,
+        settlements: impl Iterator<Item = &'a Settlement> + Clone,
+    ) -> Result<Vec<Value>> {
+        let acks = settlements.clone().map(|one| match one.verdict {
+            Verdict::Ack => Some(one.receipt.clone()),
+            _ => None,
+        });
+        if let Some(acks) = acks.collect() {
+            return run_batched(&self.servers, handle, Acks(acks)).await;
+        }
+        let mut call = handle.call(&script::SETTLE);
+        for settlement in settlements {
+            add_settlement(&mut call, &settlement.receipt, &settlement.verdict);
+        }
+        reply::list(self.servers.run(call).await?)
     }
 
     async fn find_stats(&self, queue: &QueueName) -> Result<Option<Stats>> {
@@ -494,6 +474,52 @@ impl Store {
     }
 }
 
+/// Leases up to `max` ready messages.
+pub(super) async fn lease(
+    servers: &Servers,
+    handle: &ResourceHandle,
+    Lease {
+        request,
+        session,
+        consumer_timeout,
+    }: &Lease,
+    max: usize,
+) -> Result<LeaseReply> {
+    let mut call = handle.call(&script::LEASE);
+    call.arg(request.consumer.as_str())
+        .arg(session)
+        .arg(max)
+        .arg(millis(request.lease))
+        .arg(millis(*consumer_timeout));
+    let [paused, look_again, taken] = reply::tuple(servers.run(call).await?)?;
+    let deliveries = reply::list(taken)?
+        .into_iter()
+        .map(|one| {
+            let [number, fence, attempt, id, at, blob, payload, interrupted] = reply::tuple(one)?;
+            Ok(Delivery {
+                message: message(id, at, blob, payload)?,
+                receipt: Receipt {
+                    queue: request.queue.clone(),
+                    number: reply::number(number)?,
+                    fence: reply::number(fence)?,
+                },
+                attempt: attempts_of(attempt)?,
+                interrupted: reply::number(interrupted)? == 1,
+                lease: request.lease,
+            })
+        })
+        .collect::<Result<_>>()?;
+    Ok(LeaseReply {
+        deliveries,
+        paused: reply::number(paused)? == 1,
+        // -1 for never.
+        look_again: match look_again {
+            Value::Int(ms) => u64::try_from(ms).ok().map(Duration::from_millis),
+            other => return Err(reply::unexpected("a time", &other)),
+        },
+    })
+}
+
 /// Number of these messages for one command; at least one.
 pub(super) fn step_of(messages: &[NewMessage]) -> usize {
     let mut bytes = 0;
@@ -531,15 +557,15 @@ fn clamp(moment: Timestamp) -> u64 {
 }
 
 /// The five arguments of a settlement, as `settle_lib.lua` reads them.
-pub(super) fn add_settlement(call: &mut Call, settlement: &Settlement) {
-    let (verdict, after, text) = match &settlement.verdict {
+pub(super) fn add_settlement(call: &mut Call, receipt: &Receipt, verdict: &Verdict) {
+    let (verdict, after, text) = match verdict {
         Verdict::Ack => ("ack", 0, ""),
         Verdict::Retry { after, error } => ("retry", millis(*after).min(1 << 52), error.as_str()),
         Verdict::DeadLetter { reason } => ("dead", 0, reason.as_str()),
         Verdict::Release { after } => ("release", millis(*after).min(1 << 52), ""),
     };
-    call.arg(number_text(settlement.receipt.number))
-        .arg(settlement.receipt.fence)
+    call.arg(number_text(receipt.number))
+        .arg(receipt.fence)
         .arg(verdict)
         .arg(after)
         .arg(text);

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use towpath_core::{ConsumerId, Error, MessageId, QueueName, Result, StreamName};
 
-use super::batcher::EnqueueBatcher;
+use super::batcher::{Acks, Batcher, Enqueue, Lease};
 use super::config::Config;
 use super::declared::Declared;
 use super::keys::{Keys, ResourceKeys};
@@ -41,8 +41,9 @@ pub(super) struct ResourceHandle {
     kind: Kind,
     pub(super) keys: ResourceKeys,
     pub(super) wakeup: Arc<Wakeup>,
-    /// Batches enqueues.
-    pub(super) batcher: EnqueueBatcher,
+    pub(super) enqueues: Batcher<Enqueue>,
+    pub(super) leases: Batcher<Lease>,
+    pub(super) acks: Batcher<Acks>,
     /// Whether it is in the set of all names.
     listed: AtomicBool,
     /// Whether the queue certainly exists.
@@ -113,7 +114,9 @@ impl Store {
                     kind,
                     keys,
                     wakeup,
-                    batcher: EnqueueBatcher::default(),
+                    enqueues: Batcher::default(),
+                    leases: Batcher::default(),
+                    acks: Batcher::default(),
                     listed: AtomicBool::new(false),
                     made: AtomicBool::new(false),
                     end: Mutex::default(),

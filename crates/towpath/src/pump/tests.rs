@@ -1,5 +1,6 @@
 //! The loop over the real queue, with sinks and handlers that do what they do at their worst.
 
+mod ahead;
 mod each;
 
 use std::collections::HashMap;

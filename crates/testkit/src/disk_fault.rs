@@ -15,7 +15,7 @@ use std::time::Duration;
 use libtest_mimic::{Failed, Trial};
 use tokio::runtime::{Builder, Runtime};
 use towpath_core::NewMessage;
-use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, LeaseRequest, Settlement};
 
 use crate::world::{LEASE, consumer, jobs, lease_now, stats};
 use crate::{REQUIRE, Subject, unable};
@@ -179,7 +179,7 @@ async fn work(subject: &Subject, folder: PathBuf, mut out: TcpStream) {
             report(format!("maybe {}", one.message.id));
             let settlement = Settlement {
                 receipt: one.receipt,
-                verdict: Verdict::Ack,
+                disposition: Disposition::Ack,
             };
             report(match queue.settle(vec![settlement]).await {
                 Ok(outcomes) if outcomes[0].is_ok() => format!("gone {}", one.message.id),

@@ -16,7 +16,7 @@ mod batch;
 mod destination;
 mod handler;
 mod handling;
-mod pace;
+mod rate_probe;
 mod settling;
 
 use std::panic::AssertUnwindSafe;
@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use towpath_core::port::Sink;
-use towpath_core::port::queue::Verdict;
+use towpath_core::port::queue::Disposition;
 use towpath_core::port::sink::{Cause, Outcome};
 use towpath_core::{Delivery, Error, Receipt, Result, retry};
 use tracing::{debug, info, warn};
@@ -137,23 +137,28 @@ impl Pump {
     }
 
     /// How a delivery with this outcome ends; `None` when it is settled.
-    fn verdict(&self, delivery: &Delivery, outcome: Outcome, stop: &Stop) -> Option<Verdict> {
+    fn disposition(
+        &self,
+        delivery: &Delivery,
+        outcome: Outcome,
+        stop: &Stop,
+    ) -> Option<Disposition> {
         let id = delivery.message.id;
         Some(match outcome {
-            Outcome::Done => Verdict::Ack,
+            Outcome::Done => Disposition::Ack,
             Outcome::Settled => {
                 stop.account.add("acked", 1);
-                self.metrics.settled(delivery, &Verdict::Ack);
+                self.metrics.settled(delivery, &Disposition::Ack);
                 settling::settled_one(self, delivery, "acked");
                 return None;
             }
-            Outcome::Reject { reason } => Verdict::DeadLetter { reason },
+            Outcome::Reject { reason } => Disposition::DeadLetter { reason },
             Outcome::Retry { after, error } => {
                 // Without the reason: it may repeat the payload, and is kept with the message.
                 debug!(%id, attempt = delivery.attempt, "delivery failed");
                 let asked = after.unwrap_or_default().min(LONGEST_DELAY);
                 let after = drawn(&self.retry, delivery.attempt).max(asked);
-                Verdict::Retry { after, error }
+                Disposition::Retry { after, error }
             }
             Outcome::Unavailable {
                 cause,
@@ -165,7 +170,7 @@ impl Pump {
                     self.metrics.sink_failed();
                 }
                 let after = after.unwrap_or(UNAVAILABLE);
-                Verdict::Release { after }
+                Disposition::Release { after }
             }
         })
     }

@@ -175,7 +175,7 @@ impl fmt::Debug for Task {
 
 /// How one task ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ending {
+pub enum TaskExit {
     /// Completed.
     Finished,
     /// Cut off when the grace period was over.
@@ -190,7 +190,7 @@ pub struct TaskReport {
     /// The task.
     pub name: String,
     /// How it ended.
-    pub ending: Ending,
+    pub ending: TaskExit,
     /// Counts since the process started.
     pub counts: BTreeMap<&'static str, u64>,
 }
@@ -205,7 +205,7 @@ pub struct Report {
     /// Every task.
     pub tasks: Vec<TaskReport>,
     /// How the backends were closed.
-    pub closing: Ending,
+    pub closing: TaskExit,
     /// The failure that ended the process at once.
     pub failure: Option<String>,
 }
@@ -215,13 +215,13 @@ impl Report {
     pub fn is_clean(&self) -> bool {
         self.tasks
             .iter()
-            .all(|task| task.ending == Ending::Finished)
-            && self.closing == Ending::Finished
+            .all(|task| task.ending == TaskExit::Finished)
+            && self.closing == TaskExit::Finished
             && self.failure.is_none()
     }
 
     /// The backends were closed, or not, in this time.
-    pub fn closed(&mut self, ending: Ending, took: Duration) {
+    pub fn closed(&mut self, ending: TaskExit, took: Duration) {
         self.closing = ending;
         self.drained_in += took;
     }
@@ -337,7 +337,7 @@ impl Supervisor {
             reason,
             drained_in: began.elapsed(),
             tasks,
-            closing: Ending::Finished,
+            closing: TaskExit::Finished,
             failure: self.fatal.at_once.get().cloned(),
         }
     }
@@ -440,19 +440,19 @@ pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> String {
 }
 
 /// Cuts a task off, unless it has ended already.
-async fn finish_now(handle: &mut JoinHandle<Result<()>>) -> Ending {
+async fn finish_now(handle: &mut JoinHandle<Result<()>>) -> TaskExit {
     if !handle.is_finished() {
         handle.abort();
     }
     ending(handle.await)
 }
 
-fn ending(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> Ending {
+fn ending(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> TaskExit {
     match ended {
-        Ok(Ok(())) => Ending::Finished,
-        Ok(Err(error)) => Ending::Failed(error.chain()),
-        Err(join) if join.is_cancelled() => Ending::Cut,
-        Err(join) => Ending::Failed(join.to_string()),
+        Ok(Ok(())) => TaskExit::Finished,
+        Ok(Err(error)) => TaskExit::Failed(error.chain()),
+        Err(join) if join.is_cancelled() => TaskExit::Cut,
+        Err(join) => TaskExit::Failed(join.to_string()),
     }
 }
 
@@ -510,7 +510,7 @@ mod tests {
         let report = supervisor
             .run(later(10), std::future::pending(), || {})
             .await;
-        assert_eq!(report.tasks[0].ending, Ending::Cut);
+        assert_eq!(report.tasks[0].ending, TaskExit::Cut);
         assert_eq!(report.tasks[0].counts["acked"], 3);
         assert_eq!(report.drained_in, Duration::from_secs(2));
     }
@@ -574,7 +574,10 @@ mod tests {
         let report = supervisor
             .run(std::future::pending(), std::future::pending(), || {})
             .await;
-        assert_eq!(report.tasks[0].ending, Ending::Failed("broken".to_owned()));
-        assert_eq!(report.tasks[1].ending, Ending::Finished);
+        assert_eq!(
+            report.tasks[0].ending,
+            TaskExit::Failed("broken".to_owned())
+        );
+        assert_eq!(report.tasks[1].ending, TaskExit::Finished);
     }
 }

@@ -35,9 +35,9 @@ const STRETCH: u64 = 1 << 20;
 /// How many are kept.
 const KEPT: usize = 2;
 
-/// What was found at the start.
+/// The state that the store starts with.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct LoadedCheckpoint {
     pub(super) state: State,
     /// Where replay starts; `None` from the beginning.
     pub(super) position: Option<Position>,
@@ -51,13 +51,13 @@ pub(super) struct Found {
 ///
 /// # Errors
 /// `Corrupt` for one of a newer version: going back behind it could lose what only a newer Towpath understands.
-pub(super) fn load(folder: &Path) -> Result<Found> {
+pub(super) fn load(folder: &Path) -> Result<LoadedCheckpoint> {
     remove_leftovers(folder)?;
-    let mut found = Found::default();
+    let mut found = LoadedCheckpoint::default();
     for (position, path) in list(folder)?.into_iter().rev() {
         match read(&path, position) {
             Ok(state) => {
-                return Ok(Found {
+                return Ok(LoadedCheckpoint {
                     state,
                     position: Some(position),
                     bytes: fs::metadata(&path).map_or(0, |file| file.len()),
@@ -242,26 +242,26 @@ pub(super) struct Written {
     pub(super) bytes: u64,
 }
 
-/// How fast a checkpoint is written.
-pub(super) type Pace<'a> = &'a dyn Fn(Duration) -> Result<()>;
+/// Slows the writing of a checkpoint down.
+pub(super) type Throttle<'a> = &'a dyn Fn(Duration) -> Result<()>;
 
 /// Writes a checkpoint and removes those that are too many.
 ///
-/// With a pace each stretch is synced, and then `pace` called with the time that it took; an error from there abandons
+/// With a throttle each stretch is synced, and then `throttle` is called with the time that it took; its error abandons
 /// the checkpoint.
 /// The caller has made the log durable up to `position`.
 pub(super) fn write(
     folder: &Path,
     position: Position,
     state: Snapshot,
-    pace: Option<Pace<'_>>,
+    throttle: Option<Throttle<'_>>,
 ) -> Result<Written> {
     let io =
         |error: io::Error| Error::unavailable("a checkpoint cannot be written").with_source(error);
     make_folder(folder).map_err(io)?;
     let path = path(folder, position);
     let temporary = path.with_extension("tmp");
-    let written = write_file(&temporary, position, state, pace).and_then(|bytes| {
+    let written = write_file(&temporary, position, state, throttle).and_then(|bytes| {
         fs::rename(&temporary, &path).map_err(io)?;
         sync_folder(folder).map_err(io)?;
         Ok(bytes)
@@ -364,7 +364,7 @@ fn write_file(
     path: &Path,
     position: Position,
     state: Snapshot,
-    pace: Option<Pace<'_>>,
+    throttle: Option<Throttle<'_>>,
 ) -> Result<u64> {
     let io =
         |error: io::Error| Error::unavailable("a checkpoint cannot be written").with_source(error);
@@ -381,7 +381,7 @@ fn write_file(
         block: vec![0; BLOCK_HEADER_BYTES],
         bytes: HEADER_BYTES as u64,
         stretch: (0, Instant::now()),
-        pace,
+        throttle,
     };
     blocks.file.write_all(&header).map_err(io)?;
     state.write(&mut |piece| blocks.add(piece))?;
@@ -400,7 +400,7 @@ struct Blocks<'a> {
     bytes: u64,
     /// Where the present stretch began, and when.
     stretch: (u64, Instant),
-    pace: Option<Pace<'a>>,
+    throttle: Option<Throttle<'a>>,
 }
 
 impl Blocks<'_> {
@@ -415,9 +415,9 @@ impl Blocks<'_> {
         };
         self.write().map_err(io)?;
         let (start, began) = self.stretch;
-        if let Some(pace) = self.pace.filter(|_| self.bytes - start >= STRETCH) {
+        if let Some(throttle) = self.throttle.filter(|_| self.bytes - start >= STRETCH) {
             self.file.sync_data().map_err(io)?;
-            pace(began.elapsed())?;
+            throttle(began.elapsed())?;
             self.stretch = (self.bytes, Instant::now());
         }
         Ok(())

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, LeaseRequest, Settlement};
 use towpath_core::port::{Kv, Queue};
 use towpath_core::{
     ConsumerId, Delivery, ManualClock, MessageId, NewMessage, QueueName, Result, Timestamp,
@@ -91,17 +91,20 @@ async fn work(store: &Arc<Store>) -> Expected {
             .unwrap();
         if round % 4 == 0 {
             let delivery = lease(store, 1).await.remove(0);
-            let verdict = if round % 8 == 0 {
+            let disposition = if round % 8 == 0 {
                 expected.remove(&delivery.message.id);
-                Verdict::Ack
+                Disposition::Ack
             } else {
-                Verdict::DeadLetter {
+                Disposition::DeadLetter {
                     reason: "poison".to_owned(),
                 }
             };
             let receipt = delivery.receipt;
             store
-                .settle(vec![Settlement { receipt, verdict }])
+                .settle(vec![Settlement {
+                    receipt,
+                    disposition,
+                }])
                 .await
                 .unwrap();
         }
@@ -117,13 +120,13 @@ fn value_of(round: u32) -> Bytes {
 }
 
 /// What opening gave: the messages as they came, those named as dead letters that cannot be read, and the warnings.
-struct Found {
+struct StoreContents {
     messages: Expected,
     unreadable: Vec<MessageId>,
     warnings: Vec<String>,
 }
 
-async fn look(folder: &Path) -> Result<Found> {
+async fn look(folder: &Path) -> Result<StoreContents> {
     let store = open(folder)?;
     let mut messages = Expected::new();
     loop {
@@ -155,7 +158,7 @@ async fn look(folder: &Path) -> Result<Found> {
         }
     }
     store.close().unwrap();
-    Ok(Found {
+    Ok(StoreContents {
         messages,
         unreadable,
         warnings,

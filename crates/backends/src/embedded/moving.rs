@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use imbl::OrdMap;
 use towpath_core::{Result, Timestamp};
 
-use super::checkpoint::Pace;
+use super::checkpoint::Throttle;
 use super::log::make_folder;
 use super::state::{Slot, Snapshot};
 use super::store::{Checkpointed, Inner, Store};
@@ -56,7 +56,7 @@ impl<'a> Moving<'a> {
         &mut self,
         folder: &Path,
         state: &mut Snapshot,
-        pace: Option<Pace<'_>>,
+        throttle: Option<Throttle<'_>>,
     ) -> Result<()> {
         let staying = self.keys.iter().filter(|(_, slot)| slot.stays());
         let staying: OrdMap<_, _> = staying
@@ -70,7 +70,7 @@ impl<'a> Moving<'a> {
                 .with_source(error)
         })?;
         let (before, keys) = (&self.before, &self.keys);
-        let after = before.take_in(folder, keys, self.bytes, self.now, pace)?;
+        let after = before.take_in(folder, keys, self.bytes, self.now, throttle)?;
         state.rest_on(self.after.insert(after), staying);
         Ok(())
     }

@@ -11,7 +11,7 @@ use towpath_core::{
     Error, ExchangeName, GroupName, MessageId, QueueName, Result, StreamName, Timestamp, limiter,
 };
 
-use super::arrivals;
+use super::message_records;
 use super::state::{Changes, FieldsSet};
 
 /// One atomic change of the store.
@@ -27,7 +27,7 @@ pub(super) enum Record<'a> {
         queue: QueueName,
         first: u64,
         at: Timestamp,
-        messages: Vec<Arrival<'a>>,
+        messages: Vec<MessageRecord<'a>>,
     },
     /// Messages were handed out: their attempts count, also if nothing is ever heard of them again.
     Leased { queue: QueueName, numbers: Vec<u64> },
@@ -35,7 +35,7 @@ pub(super) enum Record<'a> {
     Settle {
         queue: QueueName,
         at: Timestamp,
-        settled: Vec<(u64, Ending<'a>)>,
+        settled: Vec<(u64, DeliveryOutcome<'a>)>,
     },
     /// Delivery stopped or started.
     Pause { queue: QueueName, paused: bool },
@@ -83,7 +83,7 @@ pub(super) enum Record<'a> {
         stream: StreamName,
         first: u64,
         at: Timestamp,
-        entries: Vec<Arrival<'a>>,
+        entries: Vec<MessageRecord<'a>>,
     },
     /// A group that has finished everything up to `committed`, new or moved there.
     Group {
@@ -124,22 +124,22 @@ pub(super) enum Record<'a> {
         queue: QueueName,
         first: u64,
         at: Timestamp,
-        #[serde(with = "arrivals")]
-        messages: Vec<Arrival<'a>>,
+        #[serde(with = "message_records")]
+        messages: Vec<MessageRecord<'a>>,
     },
     /// Entries at the end of a stream, numbered from `first`; their blobs follow. Since version 7.
     AppendPacked {
         stream: StreamName,
         first: u64,
         at: Timestamp,
-        #[serde(with = "arrivals")]
-        entries: Vec<Arrival<'a>>,
+        #[serde(with = "message_records")]
+        entries: Vec<MessageRecord<'a>>,
     },
 }
 
 /// What the state keeps of a message, beside its blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Arrival<'a> {
+pub(super) struct MessageRecord<'a> {
     pub(super) id: MessageId,
     pub(super) blob_bytes: u32,
     pub(super) key: Option<u64>,
@@ -150,7 +150,7 @@ pub(super) struct Arrival<'a> {
 
 /// How one delivery ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Ending<'a> {
+pub(super) enum DeliveryOutcome<'a> {
     Ack,
     Retry {
         due: Timestamp,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use towpath_core::port::effects::{Effects, Transaction};
-use towpath_core::port::queue::{LeaseRequest, Queue, Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, LeaseRequest, Queue, Settlement};
 use towpath_core::port::routes::{Binding, Routes};
 use towpath_core::port::stream::{ReadRequest, Start, Stream};
 use towpath_core::port::{Kv, kv};
@@ -85,15 +85,18 @@ async fn makes_the_sample() {
     ];
     store.enqueue(&jobs(), messages).await.unwrap();
     let held = lease(&store, 2).await;
-    let settle = |delivery: &Delivery, verdict| Settlement {
+    let settle = |delivery: &Delivery, disposition| Settlement {
         receipt: delivery.receipt.clone(),
-        verdict,
+        disposition,
     };
-    let dead = Verdict::DeadLetter {
+    let dead = Disposition::DeadLetter {
         reason: "poison".to_owned(),
     };
     store
-        .settle(vec![settle(&held[0], Verdict::Ack), settle(&held[1], dead)])
+        .settle(vec![
+            settle(&held[0], Disposition::Ack),
+            settle(&held[1], dead),
+        ])
         .await
         .unwrap();
     store.put("stock", "7".into(), None).await.unwrap();

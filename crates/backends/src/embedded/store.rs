@@ -24,7 +24,7 @@ use super::memory::Memory;
 use super::presence::Presence;
 use super::record::Record;
 use super::restoring::refuse_restoring;
-use super::state::{Place, State, Stored};
+use super::state::{BlobLocation, State, Stored};
 use super::upkeep::maintain;
 
 /// Neighbours are read in one go when the gap between them and the whole are not larger.
@@ -149,7 +149,7 @@ impl Store {
         let is_new = !config.folder.join("log").exists();
         let lock = FolderLock::take(&config.folder)?;
         let presence = Presence::new(&config, &lock)?;
-        let checkpoint::Found {
+        let checkpoint::LoadedCheckpoint {
             state,
             position,
             bytes,
@@ -336,7 +336,7 @@ impl Store {
         let mut messages = Vec::with_capacity(stored.len());
         let mut start = 0;
         while start < stored.len() {
-            let Place { position, bytes } = stored[start].place;
+            let BlobLocation { position, bytes } = stored[start].place;
             let first = position;
             let (mut end, mut until) = (start + 1, first.offset + bytes);
             while let Some(Stored { place: next, .. }) = stored.get(end) {

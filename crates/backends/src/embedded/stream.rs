@@ -17,7 +17,7 @@ use towpath_core::{
 use super::blob;
 use super::log::{Class, Position};
 use super::queue::{millis, refusal_like};
-use super::record::{Arrival, Record};
+use super::record::{MessageRecord, Record};
 use super::state::{Handed, Stored, StreamEntry, StreamState, Taking, offset};
 use super::store::{Inner, Store};
 
@@ -291,7 +291,7 @@ impl Store {
                 }
                 in_batch.insert(dedup_id, next);
             }
-            entries.push(Arrival {
+            entries.push(MessageRecord {
                 id: message.id,
                 blob_bytes: blob::encode(message, now, &mut inner.blobs)?,
                 key: None,

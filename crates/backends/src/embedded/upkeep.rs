@@ -14,7 +14,7 @@ use super::log::reserve::is_full;
 use super::log::{Class, Position};
 use super::moving::Moving;
 use super::record::Record;
-use super::state::{Place, Snapshot, Stored};
+use super::state::{BlobLocation, Snapshot, Stored};
 use super::store::{Checkpointed, Source, Store};
 
 /// A checkpoint follows this many segments of log, or as many as the last one filled: a long backlog is not written
@@ -65,8 +65,8 @@ impl Store {
         }))
     }
 
-    /// As [`Store::checkpoint`], at a pace or as fast as it goes.
-    pub(super) fn save(&self, pace: Option<checkpoint::Pace<'_>>) -> Result<()> {
+    /// As [`Store::checkpoint`], throttled or as fast as the disk allows.
+    pub(super) fn save(&self, throttle: Option<checkpoint::Throttle<'_>>) -> Result<()> {
         // Held to the end: one checkpoint at a time.
         let mut checkpointed = self
             .checkpointed
@@ -83,7 +83,7 @@ impl Store {
             // The next start reads from it how late it is.
             inner.state.raise_fence(self.clock.now());
             let state = inner.state.snapshot();
-            let is_due = pace.is_some() && self.keys_are_due(&inner, *checkpointed);
+            let is_due = throttle.is_some() && self.keys_are_due(&inner, *checkpointed);
             let moving = is_due.then(|| Moving::begin(self, &mut inner));
             (position, state, moving, locked.elapsed())
         };
@@ -94,10 +94,10 @@ impl Store {
         self.check_presence()?;
         let folder = self.config.folder.join("checkpoint");
         if let Some(moving) = &mut moving {
-            moving.write(&folder, &mut state, pace)?;
+            moving.write(&folder, &mut state, throttle)?;
         }
         let has_tables = !state.tables.is_empty();
-        let written = checkpoint::write(&folder, position, state, pace)?;
+        let written = checkpoint::write(&folder, position, state, throttle)?;
         self.presence
             .rests_on(checkpoint::path(&folder, position))?;
         if let Some(moving) = moving {
@@ -247,7 +247,7 @@ impl Store {
         Ok(true)
     }
 
-    fn move_some(&self, source: &Source, read: &[(u64, Place, Bytes)]) -> Result<()> {
+    fn move_some(&self, source: &Source, read: &[(u64, BlobLocation, Bytes)]) -> Result<()> {
         let mut inner = self.lock();
         let mut moved = Vec::with_capacity(read.len());
         inner.blobs.clear();

@@ -9,8 +9,8 @@ use redis::Value;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use towpath_core::port::queue::{
-    DeadLetter, Enqueued, LeaseRequest, MessageState, Peeked, Queue, Selection, Settings,
-    Settlement, Stats, Verdict, check_batch, check_lease,
+    DeadLetter, Disposition, Enqueued, LeaseRequest, MessageState, Peeked, Queue, Selection,
+    Settings, Settlement, Stats, check_batch, check_lease,
 };
 use towpath_core::{
     ConsumerId, Delivery, Error, Headers, Message, MessageId, NewMessage, QueueName, Receipt,
@@ -532,15 +532,17 @@ fn clamp(moment: Timestamp) -> u64 {
 
 /// The five arguments of a settlement, as `settle_lib.lua` reads them.
 pub(super) fn add_settlement(call: &mut Call, settlement: &Settlement) {
-    let (verdict, after, text) = match &settlement.verdict {
-        Verdict::Ack => ("ack", 0, ""),
-        Verdict::Retry { after, error } => ("retry", millis(*after).min(1 << 52), error.as_str()),
-        Verdict::DeadLetter { reason } => ("dead", 0, reason.as_str()),
-        Verdict::Release { after } => ("release", millis(*after).min(1 << 52), ""),
+    let (disposition, after, text) = match &settlement.disposition {
+        Disposition::Ack => ("ack", 0, ""),
+        Disposition::Retry { after, error } => {
+            ("retry", millis(*after).min(1 << 52), error.as_str())
+        }
+        Disposition::DeadLetter { reason } => ("dead", 0, reason.as_str()),
+        Disposition::Release { after } => ("release", millis(*after).min(1 << 52), ""),
     };
     call.arg(number_text(settlement.receipt.number))
         .arg(settlement.receipt.fence)
-        .arg(verdict)
+        .arg(disposition)
         .arg(after)
         .arg(text);
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use towpath_core::port::Queue;
-use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, Settlement};
 use towpath_core::{Delivery, MessageId, NewMessage};
 use towpath_testkit::ledger::Ledger;
 use towpath_testkit::servers::kafka::{Server, shared};
@@ -98,7 +98,7 @@ impl Run {
             tokio::time::sleep(work * u32::try_from(keys.len()).expect("few")).await;
             let settlements = deliveries.iter().map(|delivery| Settlement {
                 receipt: delivery.receipt.clone(),
-                verdict: Verdict::Ack,
+                disposition: Disposition::Ack,
             });
             let outcomes = queue.settle(settlements.collect()).await;
             let outcomes = outcomes.unwrap_or_default();

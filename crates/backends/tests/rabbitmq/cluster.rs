@@ -37,7 +37,7 @@ async fn take(queue: &Arc<dyn Queue>, count: usize) {
             continue;
         };
         for one in held {
-            settle(queue, &one, Verdict::Ack).await;
+            settle(queue, &one, Disposition::Ack).await;
             came += 1;
         }
     }

@@ -73,7 +73,7 @@ async fn a_raw_push_is_retried_and_dies_like_any_other() {
         ids.push(held[0].message.id);
         let settlement = Settlement {
             receipt: held[0].receipt.clone(),
-            verdict: Verdict::Retry {
+            disposition: Disposition::Retry {
                 after: Duration::ZERO,
                 error: "no".to_owned(),
             },
@@ -227,7 +227,7 @@ async fn a_consumer_that_leaves_puts_its_deliveries_back_into_the_list() {
     let held = lease(&queue, "one", Duration::ZERO).await;
     let release = Settlement {
         receipt: held[1].receipt.clone(),
-        verdict: Verdict::RELEASE,
+        disposition: Disposition::RELEASE,
     };
     queue.settle(vec![release]).await.expect("settle");
     backend.lifecycle.close().await.expect("close");

@@ -137,7 +137,7 @@ pub fn check_lease(lease: Duration) -> Result<()> {
 
 /// How a delivery ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Disposition {
     /// Done: the message is removed.
     Ack,
     /// Not done: ready again after the delay, the attempt counted. When the
@@ -160,7 +160,7 @@ pub enum Verdict {
     },
 }
 
-impl Verdict {
+impl Disposition {
     /// Returned for immediate delivery.
     pub const RELEASE: Self = Self::Release {
         after: Duration::ZERO,
@@ -173,7 +173,7 @@ pub struct Settlement {
     /// Which delivery.
     pub receipt: Receipt,
     /// How it ends.
-    pub verdict: Verdict,
+    pub disposition: Disposition,
 }
 
 /// A queue's numbers.
@@ -275,7 +275,7 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    /// A dead letter whose reason and history are the texts that the verdicts gave.
+    /// A dead letter whose reason and history are the texts that the dispositions gave.
     pub fn new(
         message: Message,
         (reason, history): (&str, &[String]),

@@ -35,7 +35,7 @@ impl FleetListener {
     }
 }
 
-/// The doors of the fleet's roles.
+/// Routes of the fleet's roles, for the admin interface.
 #[derive(Clone, Default)]
 pub struct FleetListeners {
     /// Of `fleet.controller`.
@@ -63,7 +63,11 @@ async fn pass_on(State(admin): State<Admin>, request: Request) -> Result<Respons
     let (mut head, body) = request.into_parts();
     let path = head.uri.path();
     let (door, role, own) = match path.strip_prefix("/v1/fleet") {
-        Some(rest) => (&admin.doors.controller, "fleet.controller", rest.to_owned()),
+        Some(rest) => (
+            &admin.fleet_listeners.controller,
+            "fleet.controller",
+            rest.to_owned(),
+        ),
         None => {
             let id = path.strip_prefix("/v1/tasks/");
             let own = match id {
@@ -71,7 +75,7 @@ async fn pass_on(State(admin): State<Admin>, request: Request) -> Result<Respons
                 None if head.method == http::Method::POST => "/hit".to_owned(),
                 None => "/hits".to_owned(),
             };
-            (&admin.doors.worker, "fleet.worker", own)
+            (&admin.fleet_listeners.worker, "fleet.worker", own)
         }
     };
     let Some((router, key)) = door.0.get() else {

@@ -17,7 +17,7 @@ use super::token_file::TokenFile;
 use super::{Exit, Failure, Format, Global, notify, output, version};
 use crate::config::{Config, Loaded, REFERENCE, Sources, load};
 use crate::http::tls;
-use crate::supervisor::{Ending, Report, TaskReport};
+use crate::supervisor::{Report, TaskExit, TaskReport};
 use crate::telemetry::{Traces, flush_logs, init_logs};
 use crate::wiring::{self, Role, Started};
 
@@ -261,10 +261,10 @@ fn chosen(loaded: &Loaded, roles: &[Role]) -> String {
 fn exit(report: &Report) -> Exit {
     match &report.closing {
         _ if report.failure.is_some() => Exit::Unreachable,
-        Ending::Failed(_) => Exit::Unreachable,
-        Ending::Cut => Exit::Cut,
-        Ending::Finished if report.is_clean() => Exit::Ok,
-        Ending::Finished => Exit::Failed,
+        TaskExit::Failed(_) => Exit::Unreachable,
+        TaskExit::Cut => Exit::Cut,
+        TaskExit::Finished if report.is_clean() => Exit::Ok,
+        TaskExit::Finished => Exit::Failed,
     }
 }
 
@@ -400,7 +400,7 @@ fn print_account(global: &Global, report: &Report) {
     if let Some(failure) = &report.failure {
         lines.push(format!("  ended at once: {failure}"));
     }
-    if report.closing != Ending::Finished {
+    if report.closing != TaskExit::Finished {
         lines.push(format!("  backends: {}", in_words(&report.closing)));
     }
     for task in &report.tasks {
@@ -434,10 +434,10 @@ fn account(report: &Report) -> serde_json::Value {
     })
 }
 
-fn in_words(ending: &Ending) -> String {
+fn in_words(ending: &TaskExit) -> String {
     match ending {
-        Ending::Finished => "finished".to_owned(),
-        Ending::Cut => "cut short".to_owned(),
-        Ending::Failed(error) => format!("failed: {error}"),
+        TaskExit::Finished => "finished".to_owned(),
+        TaskExit::Cut => "cut short".to_owned(),
+        TaskExit::Failed(error) => format!("failed: {error}"),
     }
 }

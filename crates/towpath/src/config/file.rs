@@ -7,7 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::key::{KEYS, Key};
-use super::place::{FileText, Place};
+use super::source_span::{FileText, SourceSpan};
 use super::suggest::{self, did_you_mean, question};
 use super::{Kind, Origin, Problem, Stores};
 
@@ -19,7 +19,7 @@ pub(super) struct FileValue {
     pub(super) is_path: bool,
     /// Whether variables were put into the text.
     pub(super) is_interpolated: bool,
-    pub(super) place: Place,
+    pub(super) place: SourceSpan,
 }
 
 /// Reads a file's text.

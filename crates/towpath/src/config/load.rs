@@ -10,9 +10,9 @@ use super::check::{RULES, unknown_route};
 use super::dotenv;
 use super::file::Reader;
 use super::key::{KEYS, Key};
-use super::kind::Wrong;
-use super::place::{FileText, Place};
+use super::kind::InvalidValue;
 use super::show::origins_table;
+use super::source_span::{FileText, SourceSpan};
 use super::suggest::{did_you_mean, question};
 use super::variables::{Unusable, Variables, keys_of};
 use super::{Config, Origin, Problem, Problems, Stores};
@@ -264,7 +264,7 @@ impl<'a> Loader<'a> {
         let Some(file) = self.file else { return };
         let reader = Reader::read(file, env);
         self.problems.extend(reader.problems);
-        let mut seen: BTreeMap<&str, Place> = BTreeMap::new();
+        let mut seen: BTreeMap<&str, SourceSpan> = BTreeMap::new();
         for value in reader.values {
             let (key, place) = (value.key, value.place);
             if let Some(first) = seen.insert(key.path, place.clone()) {
@@ -443,7 +443,13 @@ impl<'a> Loader<'a> {
 type Finished = (Config, BTreeMap<&'static str, Setting>, Vec<String>);
 
 /// The message about an invalid value; for a file the snippet shows the value, otherwise the message does.
-fn refusal(key: &Key, text: &str, written: Option<&str>, wrong: &Wrong, origin: &Origin) -> String {
+fn refusal(
+    key: &Key,
+    text: &str,
+    written: Option<&str>,
+    wrong: &InvalidValue,
+    origin: &Origin,
+) -> String {
     // A hint in the form of the key would mislead about a variable that has another one.
     let meant = wrong.suggestion.as_deref().filter(|_| written.is_none());
     let hint = meant.map_or_else(String::new, |meant| question(shown(meant)));

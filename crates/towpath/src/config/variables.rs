@@ -48,7 +48,7 @@ const PASSWORDS: [&str; 2] = ["DB_PASSWORD", "REDIS_PASSWORD"];
 const SSL_MODES: [&str; 4] = ["disable", "require", "verify-ca", "verify-full"];
 
 /// A variable that sets a key.
-pub(super) struct Said {
+pub(super) struct SetValue {
     pub(super) name: String,
     /// The value, in the form of the key.
     pub(super) text: String,
@@ -107,7 +107,7 @@ impl<'a> Variables<'a> {
     }
 
     /// Values of a key, the weakest first.
-    pub(super) fn about(&mut self, key: &'static Key) -> Vec<Said> {
+    pub(super) fn about(&mut self, key: &'static Key) -> Vec<SetValue> {
         self.key = Some(key.path);
         let reference = self.reference(key);
         let own = self.set(key, &key.variable());
@@ -190,13 +190,13 @@ impl<'a> Variables<'a> {
     }
 
     /// A variable, or for what may be secret the file that `NAME_FILE` names.
-    fn set(&mut self, key: &Key, name: &str) -> Option<Said> {
+    fn set(&mut self, key: &Key, name: &str) -> Option<SetValue> {
         let (variable, text) = if key.kind.may_be_secret() {
             self.secret(name)?
         } else {
             (name.to_owned(), self.value(name)?.to_owned())
         };
-        Some(Said {
+        Some(SetValue {
             name: variable,
             text,
             written: None,
@@ -204,14 +204,14 @@ impl<'a> Variables<'a> {
     }
 
     /// The strongest reference variable that is set, in the words of the key.
-    fn reference(&mut self, key: &Key) -> Option<Said> {
+    fn reference(&mut self, key: &Key) -> Option<SetValue> {
         if key.variables == DATABASE_VARIABLES {
             return self.database();
         }
         if key.variables == REDIS_VARIABLES {
             return self.redis();
         }
-        let set: Vec<(&str, Said)> = key
+        let set: Vec<(&str, SetValue)> = key
             .variables
             .iter()
             .filter_map(|&name| Some((name, self.set(key, name)?)))
@@ -265,7 +265,7 @@ impl<'a> Variables<'a> {
     }
 
     /// The database that any of its parts being set asks for.
-    fn database(&mut self) -> Option<Said> {
+    fn database(&mut self) -> Option<SetValue> {
         let password = self.secret("DB_PASSWORD");
         let host = self.host("DB_HOST");
         let port = self.number("DB_PORT", 1..=65535);
@@ -293,7 +293,7 @@ impl<'a> Variables<'a> {
             encoded(database.unwrap_or("outbox_db")),
             mode.unwrap_or("disable"),
         );
-        Some(Said {
+        Some(SetValue {
             name,
             text,
             written: None,
@@ -301,7 +301,7 @@ impl<'a> Variables<'a> {
     }
 
     /// The Redis that its host, its port or its address being set asks for.
-    fn redis(&mut self) -> Option<Said> {
+    fn redis(&mut self) -> Option<SetValue> {
         let host = self.host("REDIS_HOST");
         let port = self.number("REDIS_PORT", 1..=65535);
         let database = self.number("REDIS_DB", 0..=u32::MAX);
@@ -314,7 +314,7 @@ impl<'a> Variables<'a> {
             (None, None) => self.secret("REDIS_ADDR")?,
         };
         let text = self.redis_url(&name, &place, database.unwrap_or("0"))?;
-        Some(Said {
+        Some(SetValue {
             name,
             text,
             written: Some(shown(&place)),

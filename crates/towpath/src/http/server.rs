@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
-use super::connection::{self, Drain, Pace, Paced};
+use super::connection::{self, Deadlines, Drain, TimedStream};
 use super::error::plain;
 use super::socket::Socket;
 use super::streams::{Answer, MAX_STREAMS, Open, Tasks, Together};
@@ -32,7 +32,7 @@ use super::tls::Tls;
 use crate::supervisor::Stop;
 use crate::telemetry::RefusedConnections;
 
-pub use super::connection::Patience;
+pub use super::connection::Timeouts;
 
 /// What connections may cost.
 #[derive(Clone)]
@@ -40,7 +40,7 @@ pub struct Limits {
     /// Open connections; further ones are answered 503 and closed.
     pub connections: usize,
     /// How long each phase of a connection may last.
-    pub patience: Patience,
+    pub timeouts: Timeouts,
     /// How much of the grace period is kept for what stops later.
     pub reserve: Duration,
     /// Speaks TLS; plain without.
@@ -120,20 +120,20 @@ pub async fn serve(
             continue;
         }
         stop.account.add("connections", 1);
-        let pace = Pace::new(limits.patience);
+        let deadlines = Deadlines::new(limits.timeouts);
         let (protocols, drain) = (protocols.clone(), Arc::clone(&drain));
         let acceptor = limits.tls.as_ref().map(|tls| tls.acceptor());
         let may_be_plain = limits.plain_on_loopback && peer.ip().to_canonical().is_loopback();
-        let patience = limits.patience.head;
+        let timeouts = limits.timeouts.head;
         connections.spawn(async move {
             // Small answers must not wait for more to come.
             stream.set_nodelay(true).ok();
             // Apart, so that a connection that waits holds no room for it.
             let beginning = Box::pin(begin(stream, acceptor, may_be_plain, &drain));
-            let Ok(Some(begun)) = tokio::time::timeout(patience, beginning).await else {
+            let Ok(Some(begun)) = tokio::time::timeout(timeouts, beginning).await else {
                 return;
             };
-            match protocols.run(begun, peer, pace, &drain).await {
+            match protocols.run(begun, peer, deadlines, &drain).await {
                 Some(Ok(())) => {}
                 Some(Err(error)) => debug!(%error, "connection ended"),
                 None => debug!("connection ended at its deadline"),
@@ -255,44 +255,44 @@ impl Protocols {
         &self,
         begun: Begun,
         peer: SocketAddr,
-        pace: Pace,
+        deadlines: Deadlines,
         drain: &Drain,
     ) -> Option<hyper::Result<()>> {
-        let io = TokioIo::new(Paced {
+        let io = TokioIo::new(TimedStream {
             stream: begun.socket,
-            pace: pace.clone(),
+            deadlines: deadlines.clone(),
             begun: begun.bytes,
         });
         if begun.is_http2 {
-            pace.share();
+            deadlines.share();
             let tasks = Tasks::default();
             let _together = Together(tasks.clone());
-            let service = self.shared(peer, pace.clone());
+            let service = self.shared(peer, deadlines.clone());
             let connection = http2_builder(tasks).serve_connection(io, service);
             // Apart, so that connections of HTTP/1 hold no room for it.
-            return connection::run(Box::pin(connection).as_mut(), &pace, drain).await;
+            return connection::run(Box::pin(connection).as_mut(), &deadlines, drain).await;
         }
-        let service = self.alone(peer, pace.clone());
+        let service = self.alone(peer, deadlines.clone());
         let connection = pin!(self.http1.serve_connection(io, service));
-        connection::run(connection, &pace, drain).await
+        connection::run(connection, &deadlines, drain).await
     }
 
     /// Answers the requests of a connection that has one at a time.
     fn alone(
         &self,
         peer: SocketAddr,
-        pace: Pace,
+        deadlines: Deadlines,
     ) -> impl HttpService<Incoming, ResBody = axum::body::Body, Error = Infallible, Future: Send>
     + Send
     + use<> {
         let router = TowerToHyperService::new(self.router.clone());
         service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(Peer(peer));
-            pace.requested();
-            let (answer, pace) = (router.call(request), pace.clone());
+            deadlines.requested();
+            let (answer, deadlines) = (router.call(request), deadlines.clone());
             async move {
                 let answer = answer.await?;
-                pace.answered(answer.headers());
+                deadlines.answered(answer.headers());
                 Ok(answer)
             }
         })
@@ -302,7 +302,7 @@ impl Protocols {
     fn shared(
         &self,
         peer: SocketAddr,
-        pace: Pace,
+        deadlines: Deadlines,
     ) -> impl HttpService<Incoming, ResBody = Answer, Error = Infallible, Future: Send + 'static>
     + Send
     + use<> {
@@ -310,7 +310,7 @@ impl Protocols {
         let places = Arc::clone(&self.places);
         service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(Peer(peer));
-            let (place, open) = Open::new(&pace, &places);
+            let (place, open) = Open::new(&deadlines, &places);
             let refused = match place {
                 true => named_host(&mut request).err().map(misnamed),
                 false => Some(crowded()),

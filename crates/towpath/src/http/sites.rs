@@ -169,7 +169,7 @@ mod tests {
         let hosts = Hosts::new(":8080", "server.hosts", &["api.internal".to_owned()]);
         Sites::new(
             hosts,
-            vec![super::super::net::parse("127.0.0.2").expect("an address")],
+            vec![super::super::cidr::parse("127.0.0.2").expect("an address")],
         )
     }
 

@@ -11,7 +11,7 @@ use towpath_core::port::queue::Settlement;
 use towpath_core::{ConsumerId, Delivery, Receipt, Result};
 
 pub use queue::QueueInlet;
-pub use stream::{Place, StreamInlet};
+pub use stream::{GroupMember, StreamInlet};
 
 /// Where the pump leases work and settles it, for one consumer.
 #[async_trait]

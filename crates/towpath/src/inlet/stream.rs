@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 use towpath_core::port::Queue;
-use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, Settlement};
 use towpath_core::port::stream::{Entry, Offset, ReadRequest, Start, Stream};
 use towpath_core::{
     ConsumerId, Delivery, Error, ErrorKind, GroupName, Headers, NewMessage, QueueName, Receipt,
@@ -22,7 +22,7 @@ use towpath_core::{
 use tracing::{error, info, warn};
 
 use super::Inlet;
-use crate::telemetry::Volume;
+use crate::telemetry::LineCounters;
 
 /// Short enough to end soon after a stop, long enough to cost nothing when idle.
 const WAIT: Duration = Duration::from_millis(500);
@@ -37,15 +37,15 @@ const LOOK: Duration = Duration::from_millis(500);
 pub struct StreamInlet {
     stream: Arc<dyn Stream>,
     dead_letters: Arc<dyn Queue>,
-    place: Place,
+    member: GroupMember,
     claim_after: Duration,
-    done: Volume,
+    done: LineCounters,
     state: Mutex<State>,
 }
 
-/// Which consumer of which group.
+/// A consumer of a group.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct GroupMember {
     /// The stream.
     pub stream: StreamName,
     /// The group; made at the beginning of the stream when it is not there.
@@ -74,14 +74,14 @@ impl StreamInlet {
     pub fn new(
         stream: Arc<dyn Stream>,
         dead_letters: Arc<dyn Queue>,
-        place: Place,
+        member: GroupMember,
         claim_after: Duration,
-        done: Volume,
+        done: LineCounters,
     ) -> Self {
         Self {
             stream,
             dead_letters,
-            place,
+            member,
             claim_after,
             done,
             state: Mutex::default(),
@@ -94,12 +94,12 @@ impl StreamInlet {
 
     /// The next entries, oldest first; `NotFound` when the group is gone.
     async fn next(&self, max: usize) -> Result<Vec<Entry>> {
-        let Place {
+        let GroupMember {
             stream,
             group,
             consumer,
             ..
-        } = &self.place;
+        } = &self.member;
         if !self.state().caught_up {
             // What an earlier process of this name held is ours at once.
             self.stream.disconnect(consumer).await?;
@@ -134,7 +134,7 @@ impl StreamInlet {
 
     /// Makes the group, also one that was lost.
     async fn create(&self) -> Result<()> {
-        let Place { stream, group, .. } = &self.place;
+        let GroupMember { stream, group, .. } = &self.member;
         let created = self
             .stream
             .create_group(stream, group, Start::Beginning)
@@ -148,7 +148,7 @@ impl StreamInlet {
         let mut state = self.state();
         let name = match &state.name {
             Some(name) => name.clone(),
-            None => QueueName::new(self.place.stream.as_str())?,
+            None => QueueName::new(self.member.stream.as_str())?,
         };
         state.name = Some(name.clone());
         let deliveries = entries.into_iter().map(|entry| {
@@ -183,7 +183,7 @@ impl StreamInlet {
             message.headers = headers;
             let enqueued = self
                 .dead_letters
-                .enqueue(&self.place.dead, vec![message])
+                .enqueue(&self.member.dead, vec![message])
                 .await
                 .and_then(|outcomes| outcomes.into_iter().try_for_each(|one| one.map(drop)));
             match enqueued {
@@ -193,7 +193,7 @@ impl StreamInlet {
         }
         if let Some(refused) = refused {
             error!(
-                stream = %self.place.stream,
+                stream = %self.member.stream,
                 offset = ?entry.offset,
                 error = refused.chain(),
                 "dead letter refused; entry skipped"
@@ -246,28 +246,32 @@ impl Inlet for StreamInlet {
         let (mut finished, mut returned) = (Vec::<(u64, Offset)>::new(), Vec::new());
         let mut given_up = BTreeSet::new();
         let mut outcomes = Vec::with_capacity(settlements.len());
-        for Settlement { receipt, verdict } in settlements {
+        for Settlement {
+            receipt,
+            disposition,
+        } in settlements
+        {
             let entry = self.state().in_hand.get(&receipt.number).cloned();
             let Some(entry) = entry else {
                 outcomes.push(Err(Error::conflict("the entry is settled already")));
                 continue;
             };
-            match verdict {
-                Verdict::Ack => finished.push((receipt.number, entry.offset)),
-                Verdict::DeadLetter { reason } => {
-                    warn!(stream = %self.place.stream, reason, "entry became a dead letter");
+            match disposition {
+                Disposition::Ack => finished.push((receipt.number, entry.offset)),
+                Disposition::DeadLetter { reason } => {
+                    warn!(stream = %self.member.stream, reason, "entry became a dead letter");
                     self.bury(&entry, &reason).await?;
                     finished.push((receipt.number, entry.offset));
                     given_up.insert(receipt.number);
                 }
-                Verdict::Retry { after, .. } => returned.push((receipt.number, after, true)),
-                Verdict::Release { after } => returned.push((receipt.number, after, false)),
+                Disposition::Retry { after, .. } => returned.push((receipt.number, after, true)),
+                Disposition::Release { after } => returned.push((receipt.number, after, false)),
             }
             outcomes.push(Ok(()));
         }
         let offsets: Vec<Offset> = finished.iter().map(|(_, offset)| *offset).collect();
         if !offsets.is_empty() {
-            let Place { stream, group, .. } = &self.place;
+            let GroupMember { stream, group, .. } = &self.member;
             match self.stream.commit(stream, group, &offsets).await {
                 // The group is gone, and with it what it knew; it begins anew, and the sink knows what it has.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -297,7 +301,7 @@ impl Inlet for StreamInlet {
 
     async fn disconnect(&self) -> Result<u64> {
         *self.state() = State::default();
-        self.stream.disconnect(&self.place.consumer).await
+        self.stream.disconnect(&self.member.consumer).await
     }
 
     fn recorded_as(&self) -> Option<&ConsumerId> {

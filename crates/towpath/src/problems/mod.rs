@@ -49,7 +49,7 @@ pub struct Problem {
 
 /// A problem before it is known since when.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Found {
+struct Finding {
     rule: Rule,
     subject: String,
     figure: Option<String>,
@@ -124,7 +124,7 @@ impl Problems {
         let mut found = evaluate::evaluate(&observed, &mut history, inner.limits);
         if found.len() > MOST {
             let left = found.split_off(MOST).len();
-            found.push(Found {
+            found.push(Finding {
                 rule: Rule::Warning,
                 subject: "problems".to_owned(),
                 figure: Some(left.to_string()),
@@ -136,7 +136,7 @@ impl Problems {
     }
 
     /// Puts the list in place of the last one, and logs what began and what ended.
-    fn replace(&self, found: Vec<Found>) {
+    fn replace(&self, found: Vec<Finding>) {
         let now = Timestamp::now();
         let mut list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::take(&mut *list);

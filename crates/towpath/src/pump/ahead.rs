@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
-use towpath_core::port::queue::Verdict;
+use towpath_core::port::queue::Disposition;
 use towpath_core::{Delivery, Error, Receipt, Result};
 
 use super::settling::{Ended, Facts, Settling};
@@ -12,13 +12,13 @@ use super::{GIVE_BACK, Pump, warn_of_lost};
 use crate::supervisor::Stop;
 
 /// A lease that was asked for.
-pub(super) struct Asked {
+pub(super) struct LeaseCall {
     pub(super) at: SystemTime,
     pub(super) max: usize,
 }
 
 /// What was leased.
-type Leased = (Asked, Result<Vec<Delivery>>);
+type Leased = (LeaseCall, Result<Vec<Delivery>>);
 
 /// See the module. A lease is never dropped halfway, and what it gave is renewed until its turn comes.
 pub(super) struct Ahead<'a> {
@@ -44,7 +44,7 @@ impl<'a> Ahead<'a> {
 
     /// Asks for the next batch.
     pub(super) fn begin(&mut self, max: usize) {
-        let asked = Asked {
+        let asked = LeaseCall {
             at: SystemTime::now(),
             max,
         };
@@ -100,13 +100,13 @@ impl<'a> Ahead<'a> {
     /// Adds what ended to what is to be settled.
     pub(super) fn settle(
         &mut self,
-        ended: impl Iterator<Item = (Delivery, Verdict, Option<Facts>)>,
+        ended: impl Iterator<Item = (Delivery, Disposition, Option<Facts>)>,
     ) {
-        for (delivery, verdict, facts) in ended {
+        for (delivery, disposition, facts) in ended {
             let delivery = delivery.into();
             self.settling.add(Ended {
                 delivery,
-                verdict,
+                disposition,
                 facts,
             });
         }
@@ -135,7 +135,9 @@ impl<'a> Ahead<'a> {
             && let (_, Ok(batch)) = self.lease(1).await
         {
             self.stop.account.add("leased", batch.len() as u64);
-            let ended = batch.into_iter().map(|one| (one, Verdict::RELEASE, None));
+            let ended = batch
+                .into_iter()
+                .map(|one| (one, Disposition::RELEASE, None));
             self.settle(ended);
         }
         self.finish().await

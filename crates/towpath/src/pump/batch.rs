@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use towpath_core::port::Sink;
-use towpath_core::port::queue::Verdict;
+use towpath_core::port::queue::Disposition;
 use towpath_core::port::sink::Outcome;
 use towpath_core::{Delivery, Error, ErrorKind, Receipt, Result, retry};
 use tracing::{info, warn};
@@ -246,21 +246,23 @@ impl Pump {
         outcomes: Vec<Outcome>,
         facts: Facts,
         stop: &Stop,
-    ) -> impl Iterator<Item = (Delivery, Verdict, Option<Facts>)> {
+    ) -> impl Iterator<Item = (Delivery, Disposition, Option<Facts>)> {
         // A sink that answers too few leaves the rest undelivered.
         let outcomes = outcomes
             .into_iter()
             .chain(std::iter::repeat_with(no_outcome));
         let ended = batch.into_iter().zip(outcomes);
         ended.filter_map(move |(delivery, outcome)| {
-            let verdict = self.verdict(&delivery, outcome, stop)?;
-            Some((delivery, verdict, Some(facts.clone())))
+            let disposition = self.disposition(&delivery, outcome, stop)?;
+            Some((delivery, disposition, Some(facts.clone())))
         })
     }
 }
 
-fn released(batch: Vec<Delivery>) -> impl Iterator<Item = (Delivery, Verdict, Option<Facts>)> {
-    batch.into_iter().map(|one| (one, Verdict::RELEASE, None))
+fn released(batch: Vec<Delivery>) -> impl Iterator<Item = (Delivery, Disposition, Option<Facts>)> {
+    batch
+        .into_iter()
+        .map(|one| (one, Disposition::RELEASE, None))
 }
 
 /// One outcome per delivery.

@@ -19,7 +19,7 @@ use towpath_core::port::sink::{Cause, Outcome};
 use towpath_core::{Clock, Delivery, MessageId, retry};
 use tracing::{info, warn};
 
-use super::pace::Pace;
+use super::rate_probe::RateProbe;
 
 /// Pauses of a destination that names no time of its own. The longest is short, so that a destination that returns is
 /// noticed within seconds; one trial in five seconds is no load for it.
@@ -73,7 +73,7 @@ pub type Observer = Arc<dyn Fn(Change) + Send + Sync>;
 
 /// How many more deliveries a destination takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Room {
+pub enum Capacity {
     /// At most this many now.
     For(usize),
     /// None before this moment.
@@ -104,7 +104,7 @@ struct State {
     /// Deliveries under way.
     under_way: usize,
     paused_since: Option<Instant>,
-    pace: Pace,
+    pace: RateProbe,
     /// Deliveries that it dealt with, well or badly.
     served: u64,
     /// Messages that it failed with, newest last.
@@ -159,7 +159,7 @@ impl Destination {
                 failures: 0,
                 under_way: 0,
                 paused_since: None,
-                pace: Pace::default(),
+                pace: RateProbe::default(),
                 served: 0,
                 doubtful: VecDeque::new(),
             }),
@@ -167,14 +167,14 @@ impl Destination {
     }
 
     /// How many more deliveries it takes now.
-    pub fn room(&self) -> Room {
+    pub fn room(&self) -> Capacity {
         let now = Instant::now();
         let state = self.lock();
         match state.phase {
             Phase::Open => state.pace.room(now, state.under_way),
-            Phase::Paused { until } if now < until => Room::NotBefore(until),
-            Phase::Paused { .. } => Room::For(1),
-            Phase::Trial => Room::NotBefore(now + DURING_TRIAL),
+            Phase::Paused { until } if now < until => Capacity::NotBefore(until),
+            Phase::Paused { .. } => Capacity::For(1),
+            Phase::Trial => Capacity::NotBefore(now + DURING_TRIAL),
         }
     }
 

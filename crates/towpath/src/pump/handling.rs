@@ -16,13 +16,13 @@ use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant as Moment, MissedTickBehavior};
-use towpath_core::port::queue::Verdict;
+use towpath_core::port::queue::Disposition;
 use towpath_core::port::sink::{Cause, Outcome};
 use towpath_core::{Delivery, ErrorKind, Result};
 use tracing::{info, warn};
 
 use super::answer;
-use super::destination::Room;
+use super::destination::Capacity;
 use super::settling::{Ended, Facts, Settling};
 use super::{BACKEND, Destination, GIVE_BACK, Handler, Pump, drawn, failed, guarded, warn_of_lost};
 use crate::supervisor::Stop;
@@ -79,7 +79,7 @@ struct Leased {
 struct Over {
     delivery: Arc<Delivery>,
     /// `None` when its handler has settled it.
-    verdict: Option<Verdict>,
+    disposition: Option<Disposition>,
     /// The record of a failed attempt.
     facts: Option<Facts>,
     /// Why, when a backend that the handler needs did not answer.
@@ -194,8 +194,8 @@ impl Run<'_> {
         };
         let destination = self.handling.handler.destination();
         let max = match destination.map(Destination::room) {
-            Some(Room::NotBefore(at)) => return Some(at),
-            Some(Room::For(room)) => free.min(room),
+            Some(Capacity::NotBefore(at)) => return Some(at),
+            Some(Capacity::For(room)) => free.min(room),
             None => free,
         };
         if max > 0 {
@@ -239,7 +239,7 @@ impl Run<'_> {
             .collect();
         if self.stop.is_requested() {
             for delivery in batch {
-                self.end(delivery, Some(Verdict::RELEASE));
+                self.end(delivery, Some(Disposition::RELEASE));
             }
             return Ok(());
         }
@@ -259,11 +259,11 @@ impl Run<'_> {
                 self.start(suspect, leased.asked_at);
             } else {
                 let after = ALONE_AGAIN;
-                self.end(suspect, Some(Verdict::Release { after }));
+                self.end(suspect, Some(Disposition::Release { after }));
             }
         }
         for suspect in suspects {
-            self.end(suspect, Some(Verdict::RELEASE));
+            self.end(suspect, Some(Disposition::RELEASE));
         }
         for delivery in fresh {
             self.start(delivery, leased.asked_at);
@@ -298,20 +298,25 @@ impl Run<'_> {
             }
             None => self.handler_failures = 0,
         }
-        self.end_as(over.delivery, over.verdict, over.facts);
+        self.end_as(over.delivery, over.disposition, over.facts);
     }
 
-    /// Has a delivery settled; without a verdict its handler did.
-    fn end(&mut self, delivery: Arc<Delivery>, verdict: Option<Verdict>) {
-        self.end_as(delivery, verdict, None);
+    /// Has a delivery settled; without a disposition its handler did.
+    fn end(&mut self, delivery: Arc<Delivery>, disposition: Option<Disposition>) {
+        self.end_as(delivery, disposition, None);
     }
 
     /// The same with the record of the attempt.
-    fn end_as(&mut self, delivery: Arc<Delivery>, verdict: Option<Verdict>, facts: Option<Facts>) {
-        match verdict {
-            Some(verdict) => self.settling.add(Ended {
+    fn end_as(
+        &mut self,
+        delivery: Arc<Delivery>,
+        disposition: Option<Disposition>,
+        facts: Option<Facts>,
+    ) {
+        match disposition {
+            Some(disposition) => self.settling.add(Ended {
                 delivery,
-                verdict,
+                disposition,
                 facts,
             }),
             None => _ = self.held.remove(&delivery.receipt.fence),
@@ -342,7 +347,7 @@ impl Run<'_> {
         let cut: Vec<_> = self.held.values().cloned().collect();
         for delivery in cut {
             if !ended.contains(&delivery.receipt.fence) {
-                self.end(delivery, Some(Verdict::RELEASE));
+                self.end(delivery, Some(Disposition::RELEASE));
             }
         }
         self.settling.finish(GIVE_BACK / 2).await
@@ -375,7 +380,7 @@ async fn lease(
     }
 }
 
-/// One delivery, from its begin to its verdict.
+/// One delivery, from its begin to its disposition.
 async fn handle(
     pump: &Pump,
     handler: &dyn Handler,
@@ -383,21 +388,21 @@ async fn handle(
     delivery: Arc<Delivery>,
     asked_at: SystemTime,
 ) -> Over {
-    let released = |delivery, verdict| Over {
+    let released = |delivery, disposition| Over {
         delivery,
-        verdict: Some(verdict),
+        disposition: Some(disposition),
         facts: None,
         unavailable: None,
     };
     if !pump.pause.is_zero() {
         tokio::select! {
             () = tokio::time::sleep(pump.pause) => {}
-            () = stop.requested() => return released(delivery, Verdict::RELEASE),
+            () = stop.requested() => return released(delivery, Disposition::RELEASE),
         }
     }
     let call = match handler.destination().map(Destination::begin).transpose() {
         Ok(call) => call,
-        Err(after) => return released(delivery, Verdict::Release { after }),
+        Err(after) => return released(delivery, Disposition::Release { after }),
     };
     let one = std::slice::from_ref(&*delivery);
     let spans = traces::deliver(one, pump.sink_name, asked_at);
@@ -425,7 +430,7 @@ async fn handle(
         _ => None,
     };
     Over {
-        verdict: pump.verdict(&delivery, outcome, stop),
+        disposition: pump.disposition(&delivery, outcome, stop),
         facts: Some(Facts::new(pump.metrics.now(), took, answer)),
         delivery,
         unavailable,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, Settlement};
 use towpath_core::{Attempt, Delivery, Error, ErrorKind, Result, Timestamp};
 use tracing::{debug, error, warn};
 
@@ -20,7 +20,7 @@ const REFUSED: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub(super) struct Ended {
     pub(super) delivery: Arc<Delivery>,
-    pub(super) verdict: Verdict,
+    pub(super) disposition: Disposition,
     /// What the record of a failed attempt says; `None` when nothing was attempted.
     pub(super) facts: Option<Facts>,
 }
@@ -150,7 +150,7 @@ async fn settle(pump: &Pump, stop: &Stop, ended: Vec<Ended>) -> Settled {
         .iter()
         .map(|ended| Settlement {
             receipt: ended.delivery.receipt.clone(),
-            verdict: pump.recorded(ended),
+            disposition: pump.recorded(ended),
         })
         .collect();
     let mut settled = Settled::default();
@@ -183,10 +183,10 @@ async fn settle(pump: &Pump, stop: &Stop, ended: Vec<Ended>) -> Settled {
 }
 
 impl Pump {
-    /// The verdict as the queue gets it: its error is the record of the attempt.
-    fn recorded(&self, ended: &Ended) -> Verdict {
+    /// The disposition as the queue gets it: its error is the record of the attempt.
+    fn recorded(&self, ended: &Ended) -> Disposition {
         let (Some(consumer), Some(facts)) = (self.inlet.recorded_as(), &ended.facts) else {
-            return ended.verdict.clone();
+            return ended.disposition.clone();
         };
         let record = |error: &str| {
             let attempt = Attempt {
@@ -198,24 +198,24 @@ impl Pump {
             };
             attempt.to_text()
         };
-        match &ended.verdict {
-            Verdict::Retry { after, error } => Verdict::Retry {
+        match &ended.disposition {
+            Disposition::Retry { after, error } => Disposition::Retry {
                 after: *after,
                 error: record(error),
             },
-            Verdict::DeadLetter { reason } => Verdict::DeadLetter {
+            Disposition::DeadLetter { reason } => Disposition::DeadLetter {
                 reason: record(reason),
             },
             other => other.clone(),
         }
     }
 
-    /// What the queue makes of a verdict: a message whose attempts are used up becomes a dead letter.
-    fn ending(&self, ended: &Ended) -> Verdict {
-        match &ended.verdict {
-            Verdict::Retry { error, .. } if ended.delivery.attempt >= self.retry.attempts => {
+    /// What the queue makes of a disposition: a message whose attempts are used up becomes a dead letter.
+    fn ending(&self, ended: &Ended) -> Disposition {
+        match &ended.disposition {
+            Disposition::Retry { error, .. } if ended.delivery.attempt >= self.retry.attempts => {
                 let reason = error.clone();
-                Verdict::DeadLetter { reason }
+                Disposition::DeadLetter { reason }
             }
             other => other.clone(),
         }
@@ -254,21 +254,23 @@ fn note(pump: &Pump, stop: &Stop, ended: Ended, outcome: Result<()>, settled: &m
 /// lease ends by itself.
 fn refused(ended: Ended, error: &Error, settled: &mut Settled) {
     let Ended {
-        delivery, verdict, ..
+        delivery,
+        disposition,
+        ..
     } = ended;
     error!(
         error = error.chain(),
         id = %delivery.message.id,
-        verdict = word(&verdict),
+        disposition = word(&disposition),
         "settlement refused; message held back"
     );
-    if matches!(verdict, Verdict::Release { .. }) {
+    if matches!(disposition, Disposition::Release { .. }) {
         settled.over.push(delivery.receipt.fence);
     } else {
-        let verdict = Verdict::Release { after: REFUSED };
+        let disposition = Disposition::Release { after: REFUSED };
         settled.again.push(Ended {
             delivery,
-            verdict,
+            disposition,
             facts: None,
         });
     }
@@ -287,11 +289,11 @@ pub(super) fn settled_one(pump: &Pump, delivery: &Delivery, outcome: &str) {
 }
 
 /// The account's word for an ending.
-const fn word(verdict: &Verdict) -> &'static str {
-    match verdict {
-        Verdict::Ack => "acked",
-        Verdict::Retry { .. } => "retried",
-        Verdict::DeadLetter { .. } => "dead letters",
-        Verdict::Release { .. } => "given back",
+const fn word(disposition: &Disposition) -> &'static str {
+    match disposition {
+        Disposition::Ack => "acked",
+        Disposition::Retry { .. } => "retried",
+        Disposition::DeadLetter { .. } => "dead letters",
+        Disposition::Release { .. } => "given back",
     }
 }

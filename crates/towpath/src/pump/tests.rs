@@ -248,10 +248,10 @@ async fn what_a_sink_says_after_the_lease_was_lost_does_not_count() {
     // The one who holds it decides.
     let delivery = taken.lock().unwrap().take().unwrap();
     assert_eq!(delivery.attempt, 2);
-    let verdict = Verdict::Ack;
+    let disposition = Disposition::Ack;
     let settlement = Settlement {
         receipt: delivery.receipt,
-        verdict,
+        disposition,
     };
     rig.queue
         .settle(vec![settlement])

@@ -17,7 +17,7 @@ use towpath_core::port::sink::Outcome;
 use towpath_core::{Clock, Delivery, Error, Message, Result, attempt};
 
 use crate::http::answer::{cause_of, retry_after, shown, unavailable};
-use crate::http::guard::Guard;
+use crate::http::egress::EgressPolicy;
 use crate::http::trusting_also;
 use crate::pump::{Destination, Handler, note_answer};
 
@@ -42,7 +42,7 @@ const NOT_THE_MESSAGE: [StatusCode; 7] = [
 /// `Retry-After` is obeyed; a 4xx that is about the message makes it a dead letter; everything else is tried again.
 /// Redirects are not followed. At least once: the receiver recognises a repeat by `webhook-id`.
 pub struct WebhookSink {
-    guard: Guard,
+    egress: EgressPolicy,
     url: Url,
     keys: Vec<hmac::Key>,
     clock: std::sync::Arc<dyn Clock>,
@@ -69,12 +69,12 @@ impl WebhookSink {
         let url = Url::parse(url).map_err(|error| {
             Error::invalid("the URL of the webhook is not one").with_source(error)
         })?;
-        let guard = match allow {
-            Some(allow) => Guard::new(allow, timeout)?,
-            None => Guard::of_own(&url, timeout)?,
+        let egress = match allow {
+            Some(allow) => EgressPolicy::new(allow, timeout)?,
+            None => EgressPolicy::of_own(&url, timeout)?,
         };
-        let guard = guard.trusting(ca.map(trusting_also).transpose()?);
-        guard.check_place(&url).map_err(|error| {
+        let egress = egress.trusting(ca.map(trusting_also).transpose()?);
+        egress.check_place(&url).map_err(|error| {
             Error::invalid("the webhook cannot be posted to").with_source(error)
         })?;
         let keys = secrets
@@ -83,7 +83,7 @@ impl WebhookSink {
             .collect::<Result<_>>()?;
         Ok(Self {
             destination: destination(shown(&url)),
-            guard,
+            egress,
             url,
             keys,
             clock,
@@ -97,7 +97,7 @@ impl WebhookSink {
             Err(reason) => return Outcome::Reject { reason },
         };
         let payload = message.payload.clone();
-        let posted = post(&self.guard, &self.url, headers, payload, &*self.clock).await;
+        let posted = post(&self.egress, &self.url, headers, payload, &*self.clock).await;
         posted.unwrap_or_else(|error| unanswered(&error))
     }
 
@@ -141,16 +141,16 @@ impl WebhookSink {
 /// Posts once; what the answer means for the message and for its receiver.
 ///
 /// # Errors
-/// Without an answer: `Invalid` when the guard refuses the place, otherwise `Unavailable`.
+/// Without an answer: `Invalid` when the policy refuses the destination, otherwise `Unavailable`.
 pub(crate) async fn post(
-    guard: &Guard,
+    egress: &EgressPolicy,
     url: &Url,
     headers: HeaderMap,
     payload: Bytes,
     clock: &dyn Clock,
 ) -> Result<Outcome> {
     let request = |client: &Client, url| client.post(url).headers(headers).body(payload);
-    let mut response = guard.send(url, request).await?;
+    let mut response = egress.send(url, request).await?;
     let mut body = Vec::new();
     let mut room = ANSWER_BYTES;
     // Whether the body ends well does not matter.

@@ -21,12 +21,12 @@ struct Cause {
 
 /// Lines, and their bytes with a newline for each.
 #[derive(Debug, Clone, Default)]
-pub struct Volume {
+pub struct LineCounters {
     lines: Counter,
     bytes: Counter,
 }
 
-impl Volume {
+impl LineCounters {
     /// Counts lines of these lengths, which are without the newline.
     pub fn add(&self, lengths: impl Iterator<Item = u64>) {
         let (lines, bytes) = lengths.fold((0, 0), |(lines, bytes), length| {
@@ -46,9 +46,9 @@ impl Volume {
 #[derive(Clone, Default)]
 pub struct LineMetrics {
     /// What the reader sent.
-    pub read: Volume,
+    pub read: LineCounters,
     /// What the writer wrote and committed.
-    pub written: Volume,
+    pub written: LineCounters,
     failures: Family<Cause, Counter>,
     input_read: Family<Input, Gauge>,
     input_size: Family<Input, Gauge>,

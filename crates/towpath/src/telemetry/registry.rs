@@ -21,7 +21,7 @@ use towpath_core::port::stream;
 use crate::http::accept;
 use crate::pump::Condition;
 
-use super::disks::{self, Disks};
+use super::disk_usage::{self, Disks};
 use super::lines::LineMetrics;
 use super::metric::Metric;
 use super::process;
@@ -59,7 +59,7 @@ pub(super) struct Outcome {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Named {
+struct BackendLabel {
     backend: String,
 }
 
@@ -410,12 +410,12 @@ impl Metrics {
         let (found, rooms) = tokio::join!(asked, look);
         let rooms = rooms.unwrap_or_default();
         let mut scraped = Registry::default();
-        let up = Family::<Named, Gauge>::default();
+        let up = Family::<BackendLabel, Gauge>::default();
         add(&mut scraped, Metric::BackendUp, up.clone());
         let families = QueueFamilies::register(&mut scraped);
         let groups = GroupFamilies::register(&mut scraped);
         process::register(&mut scraped);
-        disks::register(&mut scraped, &rooms);
+        disk_usage::register(&mut scraped, &rooms);
         let refusing = Family::<Refusing, Gauge>::default();
         add(&mut scraped, Metric::BackendRefusing, refusing.clone());
         for backend in backends {
@@ -434,7 +434,7 @@ impl Metrics {
             summed.set(count);
         }
         for (name, (works, _, streams)) in found {
-            up.get_or_create(&Named {
+            up.get_or_create(&BackendLabel {
                 backend: name.to_owned(),
             })
             .set(i64::from(works));

@@ -106,7 +106,7 @@ pub(super) fn limits(config: &Config, connections: usize) -> Result<http::Limits
     };
     Ok(http::Limits {
         connections,
-        patience: http::Patience {
+        timeouts: http::Timeouts {
             head: config.header_timeout,
             idle: config.idle_timeout,
             write: config.write_timeout,

@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::listener::{Listener, bind, limits};
 use super::process::Process;
-use crate::apps::accounts::{LIMIT_FORMS, Layer, limited};
+use crate::apps::accounts::{LIMIT_FORMS, RateLimitLayer, limited};
 use crate::apps::orders::Topology;
 use crate::auth::Table;
 use crate::documents::{Part, document};
@@ -26,7 +26,7 @@ pub(super) struct Public {
     queries: Vec<Asking>,
     parts: Vec<Part>,
     waits_for: Option<(&'static str, Topology)>,
-    limits: Option<Layer>,
+    limits: Option<RateLimitLayer>,
 }
 
 impl Public {
@@ -50,7 +50,7 @@ impl Public {
     }
 
     /// Every route has these limits.
-    pub(super) fn limit(&mut self, limits: Layer) {
+    pub(super) fn limit(&mut self, limits: RateLimitLayer) {
         self.limits = Some(limits);
     }
 
@@ -89,7 +89,7 @@ impl Public {
                         "broker unreachable; the public listener opens once it responds"
                     );
                     process.health.set(role, Some(error.chain()));
-                    let late = Late {
+                    let deferred = DeferredListener {
                         router,
                         role,
                         topology,
@@ -100,8 +100,8 @@ impl Public {
                     };
                     let supervisor = &mut process.supervisor;
                     supervisor.start(name, Stage::Accept, OnFailure::Restart, move |stop| {
-                        let late = late.clone();
-                        async move { late.serve(&stop).await }
+                        let deferred = deferred.clone();
+                        async move { deferred.serve(&stop).await }
                     });
                     return Ok(None);
                 }
@@ -122,7 +122,7 @@ impl Public {
 
 /// The public listener of a role whose broker was unavailable at the start.
 #[derive(Clone)]
-struct Late {
+struct DeferredListener {
     router: Router,
     role: &'static str,
     topology: Topology,
@@ -132,7 +132,7 @@ struct Late {
     health: Health,
 }
 
-impl Late {
+impl DeferredListener {
     async fn serve(self, stop: &Stop) -> Result<()> {
         tokio::select! {
             declared = self.topology.declare() => declared?,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Answer, Client};
 use crate::process::{Running, World, wait_until};
-use crate::web::{Asked, Reply, serve};
+use crate::web::{Reply, Request, serve};
 
 pub(crate) const KEY: &str = "a-key-of-this-test";
 
@@ -505,7 +505,7 @@ fn a_configuration_that_agents_cannot_apply_is_rolled_back_by_itself() {
 }
 
 /// A worker as the contract has it, which cannot do with one URL.
-fn bare_worker(asked: &Asked, has: &AtomicU64, broken: &Mutex<Vec<u64>>) -> Reply {
+fn bare_worker(asked: &Request, has: &AtomicU64, broken: &Mutex<Vec<u64>>) -> Reply {
     let answer = |status: u16, data: Value| {
         let message = if status == 200 { "success" } else { "no" };
         Reply::text(status, &json!({ "status": status, "success": status == 200, "message": message, "data": data }).to_string())

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::client::Client;
 use crate::fleet::{KEY, ask, publish, run, url, version_of, wait_task, wait_version, world};
 use crate::process::{World, wait_until};
-use crate::web::{Asked, Reply, serve};
+use crate::web::{Reply, Request, serve};
 
 fn agents(world: &World) -> Vec<Value> {
     let answer = ask(world, "GET", "/agents", &[], &Value::Null);
@@ -72,7 +72,7 @@ fn a_staged_rollout_stops_at_a_worker_that_refuses() {
     let _controller = run(&world, "fleet.controller");
     // It takes the first version, and answers 409 to every other one.
     let kept: Mutex<Option<Value>> = Mutex::default();
-    let worker = serve(move |asked: Asked| {
+    let worker = serve(move |asked: Request| {
         let mut kept = kept.lock().unwrap();
         let (status, data) = match asked.method.as_str() {
             "GET" if kept.is_none() => (404, Value::Null),

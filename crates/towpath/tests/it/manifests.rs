@@ -25,13 +25,13 @@ use crate::process::able;
 struct ScaledObject {
     api_version: String,
     kind: String,
-    metadata: Named,
+    metadata: Metadata,
     spec: ScaledObjectSpec,
 }
 
 #[derive(Deserialize)]
 #[expect(dead_code, reason = "what is read is only checked")]
-struct Named {
+struct Metadata {
     name: String,
 }
 

@@ -7,27 +7,29 @@ use lapin::ExchangeKind;
 use towpath_testkit::servers::rabbitmq;
 
 use crate::orders::{order, set_stock, show};
-use crate::orders_rabbitmq::{Bare, Place, wait_notified};
+use crate::orders_rabbitmq::{Bare, Fixture, wait_notified};
 use crate::process::{World, able, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 
-fn control(place: &Place, words: &[&str]) -> String {
-    let mut all = vec![words[0], "-p", &place.host];
+fn control(fixture: &Fixture, words: &[&str]) -> String {
+    let mut all = vec![words[0], "-p", &fixture.host];
     all.extend(&words[1..]);
     rabbitmq::shared().control(&all)
 }
 
 /// Runs an expression on the broker, for what its commands cannot delete.
-fn evaluate(place: &Place, expression: &str) {
-    let expression = expression.replace("VHOST", &format!("<<\"{}\">>", place.host));
+fn evaluate(fixture: &Fixture, expression: &str) {
+    let expression = expression.replace("VHOST", &format!("<<\"{}\">>", fixture.host));
     rabbitmq::shared().control(&["eval", &expression]);
 }
 
 #[test]
 fn orders_continue_after_queues_and_exchanges_were_deleted() {
-    let Some(place) = Place::new() else { return };
-    let (world, running) = place.start("gateway,processor,notifier");
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let (world, running) = fixture.start("gateway,processor,notifier");
     set_stock(&world, "a", 100);
     assert_eq!(order(&mut world.client(), "before", "a", 1).status, 202);
     wait_notified(&world, "before");
@@ -37,8 +39,8 @@ fn orders_continue_after_queues_and_exchanges_were_deleted() {
         )
     };
     let delete = |what: &str| match what {
-        "orders.direct" | "orders.topic" => evaluate(&place, &exchange(what)),
-        queue => drop(control(&place, &["delete_queue", queue])),
+        "orders.direct" | "orders.topic" => evaluate(&fixture, &exchange(what)),
+        queue => drop(control(&fixture, &["delete_queue", queue])),
     };
     for what in [
         "orders.queue",
@@ -66,10 +68,12 @@ fn orders_continue_after_queues_and_exchanges_were_deleted() {
 
 #[test]
 fn the_reference_declares_its_queues_before_or_after_ours() {
-    let Some(place) = Place::new() else { return };
-    let (world, _running) = place.start("gateway,processor,notifier");
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let (world, _running) = fixture.start("gateway,processor,notifier");
     // A channel that is refused would end, and the panic would name the reason.
-    let bare = Bare::new(&place);
+    let bare = Bare::new(&fixture);
     bare.declare("orders.direct", ExchangeKind::Direct, "orders.queue", "");
     bare.declare(
         "orders.topic",
@@ -84,8 +88,10 @@ fn the_reference_declares_its_queues_before_or_after_ours() {
 
 #[test]
 fn probing_for_absent_queues_logs_no_errors() {
-    let Some(place) = Place::new() else { return };
-    let (world, running) = place.start("gateway,processor,notifier");
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let (world, running) = fixture.start("gateway,processor,notifier");
     for _ in 0..3 {
         world.ok(&["queue", "ls"]);
         world.admin_client().get("/metrics").text();
@@ -127,8 +133,10 @@ fn payloads_are_in_no_log_at_any_level() {
         ),
     ];
     for (flags, filter) in ways {
-        let Some(place) = Place::new() else { return };
-        let mut world = place.world();
+        let Some(fixture) = Fixture::new() else {
+            return;
+        };
+        let mut world = fixture.world();
         world.set("TOWPATH_ORDERS__RETRY__ATTEMPTS", "2");
         if let Some(filter) = filter {
             world.set("RUST_LOG", filter);
@@ -154,14 +162,14 @@ fn payloads_are_in_no_log_at_any_level() {
         wait_until("the order to be rejected", SOON, || {
             show(&world, "rejected")["state"] == "rejected"
         });
-        let bare = Bare::new(&place);
+        let bare = Bare::new(&fixture);
         bare.publish("orders.direct", "", format!("no order {MARK}").as_bytes());
         wait_until("the dead letter", SOON, || {
             world.json(&["queue", "show", "orders.queue"])["dead"] == 1
         });
         assert_unseen(&running.log(), &format!("{flags:?} {filter:?}"));
         // A queue that is deleted returns what is sent to it.
-        control(&place, &["delete_queue", "orders.queue"]);
+        control(&fixture, &["delete_queue", "orders.queue"]);
         std::thread::sleep(Duration::from_millis(1_100));
         post("returned", "a");
         let refused = format!(r#"{{"id":"{MARK}","sku":1}}"#);
@@ -179,12 +187,14 @@ fn a_policy_that_limits_deliveries_loses_nothing() {
     if !able("rabbitmq", rabbitmq::missing().is_none()) {
         return;
     }
-    let Some(place) = Place::new() else { return };
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
     let policy = r#"{"delivery-limit":2}"#;
     let words = [
         "set_policy",
         "-p",
-        &place.host,
+        &fixture.host,
         "--apply-to",
         "queues",
         "dl",
@@ -193,7 +203,7 @@ fn a_policy_that_limits_deliveries_loses_nothing() {
     ];
     rabbitmq::shared().control(&words);
     let mut world = World::new();
-    world.set("TOWPATH_BACKENDS__INGEST", place.url());
+    world.set("TOWPATH_BACKENDS__INGEST", fixture.url());
     world.set("TOWPATH_INGEST__WORKER__SINK", "command");
     let program = r#"["sh","-c","cat >> ran; echo >> ran; sleep 60"]"#;
     world.set("TOWPATH_INGEST__WORKER__COMMAND__PROGRAM", program);
@@ -274,10 +284,12 @@ fn long_jobs_are_acked_within_the_consumer_timeout() {
 
 #[test]
 fn doctor_and_readiness_name_a_queue_that_is_not_durable() {
-    let Some(place) = Place::new() else { return };
-    Bare::new(&place).declare_transient("messages");
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    Bare::new(&fixture).declare_transient("messages");
     let mut world = World::new();
-    world.set("TOWPATH_BACKENDS__INGEST", place.url());
+    world.set("TOWPATH_BACKENDS__INGEST", fixture.url());
     let said = String::from_utf8(world.run(&["doctor"]).stdout).unwrap();
     assert!(said.contains("`messages` is not durable"), "{said}");
     let _running = world.up();

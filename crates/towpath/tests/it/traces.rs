@@ -19,7 +19,7 @@ use serde_json::json;
 use crate::client::Client;
 use crate::fleet::KEY;
 use crate::process::{World, wait_until};
-use crate::web::{Asked, Reply, serve};
+use crate::web::{Reply, Request, serve};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CLIENT: &str = "00f067aa0ba902b7";
@@ -43,7 +43,7 @@ impl Collector {
     fn answering(refusals: &'static [u16]) -> Self {
         let calls: Arc<Mutex<Vec<Call>>> = Arc::default();
         let (kept, refused) = (Arc::clone(&calls), Mutex::new(refusals.iter()));
-        let address = serve(move |asked: Asked| {
+        let address = serve(move |asked: Request| {
             if let Some(status) = refused.lock().unwrap().next() {
                 let headers = vec![("retry-after", "0".to_owned())];
                 return Reply::Answer(*status, headers, Vec::new());
@@ -204,7 +204,7 @@ fn one_trace_crosses_every_app() {
     let collector = Collector::new();
     let received: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
     let kept = Arc::clone(&received);
-    let site = serve(move |asked: Asked| {
+    let site = serve(move |asked: Request| {
         let parent = asked.headers.get("traceparent").cloned();
         let what = format!("{} {}", asked.method, asked.path);
         kept.lock()
@@ -383,7 +383,7 @@ fn nothing_is_sent_when_traces_are_off_or_not_sampled() {
     let collector = Collector::new();
     let received: Arc<Mutex<Vec<String>>> = Arc::default();
     let kept = Arc::clone(&received);
-    let site = serve(move |asked: Asked| {
+    let site = serve(move |asked: Request| {
         let parent = asked.headers.get("traceparent").cloned();
         kept.lock().unwrap().push(parent.unwrap_or_default());
         Reply::text(200, "")

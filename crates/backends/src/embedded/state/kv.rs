@@ -13,7 +13,7 @@ use towpath_core::{Error, Result, Timestamp};
 
 use super::AT_ONCE;
 use super::fields::Fields;
-use crate::embedded::tables::{Named, Tables};
+use crate::embedded::tables::{TableRecord, Tables};
 
 /// What a key costs in memory beside its bytes, about.
 const OVERHEAD: usize = 160;
@@ -88,7 +88,7 @@ pub(in super::super) struct KvState {
     failure: Option<Error>,
     /// The tables that a checkpoint names, until they are opened.
     #[serde(skip)]
-    named: Vec<Named>,
+    named: Vec<TableRecord>,
 }
 
 impl KvState {
@@ -127,7 +127,7 @@ impl KvState {
     }
 
     /// Notes a table of a checkpoint, to be opened.
-    pub(super) fn name_table(&mut self, named: Named) {
+    pub(super) fn name_table(&mut self, named: TableRecord) {
         self.named.push(named);
     }
 

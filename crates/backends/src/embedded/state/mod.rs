@@ -1,4 +1,4 @@
-//! What the store knows, in memory: positions and standing, never payloads.
+//! What the store knows, in memory: positions and phase, never payloads.
 //!
 //! Pure: it performs no I/O and reads no clock. The store calls it under one
 //! lock, for what happens now and for what the log says had happened.
@@ -31,7 +31,9 @@ pub(super) use block::LiveSegments;
 pub(super) use kv::{Changes, Cold, Content, FieldsSet, KvState, Plan, Slot, keys};
 pub(super) use limits::Limits;
 pub(super) use pack::{NO_ID, Packing, Unpacking, next_id};
-pub(super) use queue::{Entry, Found, Leased, Leasing, Place, QueueState, Standing, Stored};
+pub(super) use queue::{
+    BlobLocation, Entry, LeaseScan, Leased, Leasing, MessagePhase, QueueState, Stored,
+};
 pub(super) use snapshot::{Loading, Piece, Snapshot};
 pub(super) use stream::{GroupState, Handed, StreamEntry, StreamState, Taking, offset};
 
@@ -104,8 +106,8 @@ impl State {
             }
             Record::Settle { queue, at, settled } => {
                 let queue = self.queue(queue);
-                for (number, ending) in settled {
-                    queue.settle(*number, ending, *at);
+                for (number, outcome) in settled {
+                    queue.settle(*number, outcome, *at);
                 }
             }
             Record::Pause { queue, paused } => self.queue(queue).paused = *paused,
@@ -121,7 +123,7 @@ impl State {
                 for (number, bytes) in moved {
                     queue.relocate(
                         *number,
-                        Place {
+                        BlobLocation {
                             position,
                             bytes: *bytes,
                         },
@@ -200,7 +202,7 @@ impl State {
                 let stream = self.stream(stream);
                 for (number, bytes) in moved {
                     let bytes = *bytes;
-                    stream.relocate(*number, Place { position, bytes });
+                    stream.relocate(*number, BlobLocation { position, bytes });
                     position = position.plus(bytes);
                 }
             }
@@ -258,7 +260,7 @@ impl State {
     }
 
     /// Whether a message or an entry is still at this place. Quick for neighbours, one after the other.
-    pub(super) fn is_at(&mut self, source: &Source, number: u64, place: Place) -> bool {
+    pub(super) fn is_at(&mut self, source: &Source, number: u64, place: BlobLocation) -> bool {
         let known = match source {
             Source::Queue(name) => self
                 .queues

@@ -5,7 +5,7 @@
 
 use towpath_core::{MessageId, Timestamp};
 
-use super::queue::Place;
+use super::queue::BlobLocation;
 use crate::embedded::log::Position;
 
 /// What a [`super::line::Line`] holds.
@@ -17,7 +17,7 @@ pub(in super::super) trait Item: Copy + 'static {
     fn number(&self) -> u64;
 
     /// Where its blob is.
-    fn place(&self) -> Place;
+    fn place(&self) -> BlobLocation;
 
     fn pack(&self, before: &Self, out: &mut Packing);
 
@@ -33,7 +33,7 @@ pub(in super::super) trait Item: Copy + 'static {
 pub(super) struct Common {
     pub(super) number: u64,
     pub(super) id: MessageId,
-    pub(super) place: Place,
+    pub(super) place: BlobLocation,
     pub(super) moment: Timestamp,
 }
 
@@ -54,7 +54,7 @@ pub(in super::super) const fn next_id(id: MessageId) -> MessageId {
 }
 
 /// A place and an id that nothing has.
-pub(super) const NO_PLACE: Place = Place {
+pub(super) const NO_LOCATION: BlobLocation = BlobLocation {
     position: Position {
         segment: 0,
         offset: 0,
@@ -165,7 +165,7 @@ impl<'a> Unpacking<'a> {
             0 => next_id(before.id),
             _ => self.id(before.id)?,
         };
-        let Place {
+        let BlobLocation {
             mut position,
             mut bytes,
         } = before.place;
@@ -185,7 +185,7 @@ impl<'a> Unpacking<'a> {
         if flags & MOMENT != 0 {
             moment = self.moment(moment)?;
         }
-        let place = Place { position, bytes };
+        let place = BlobLocation { position, bytes };
         let common = Common {
             number,
             id,
@@ -238,14 +238,14 @@ impl<'a> Unpacking<'a> {
     }
 
     /// A place as checkpoints up to version 6 have it.
-    pub(super) fn place(&mut self, before: Place) -> Option<Place> {
+    pub(super) fn place(&mut self, before: BlobLocation) -> Option<BlobLocation> {
         let segment = self.step32(u64::from(before.position.segment))?;
         let expected = u64::from(before.position.offset) + u64::from(before.bytes);
         let offset = self.step32(expected)?;
         let bytes = self.step32(u64::from(before.bytes))?;
         // Its end is a place as well.
         offset.checked_add(bytes)?;
-        Some(Place {
+        Some(BlobLocation {
             position: Position { segment, offset },
             bytes,
         })

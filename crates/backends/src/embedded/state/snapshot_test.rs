@@ -8,13 +8,13 @@ use towpath_core::{GroupName, MessageId, QueueName, StreamName, Timestamp, limit
 use super::{Content, GroupState, Loading, Slot, State};
 use crate::embedded::checkpoint::load_block;
 use crate::embedded::log::Position;
-use crate::embedded::record::{Arrival, Ending, Record};
+use crate::embedded::record::{DeliveryOutcome, MessageRecord, Record};
 
 const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
-fn arrivals(first: u64, count: u64) -> Vec<Arrival<'static>> {
+fn arrivals(first: u64, count: u64) -> Vec<MessageRecord<'static>> {
     (first..first + count)
-        .map(|number| Arrival {
+        .map(|number| MessageRecord {
             id: MessageId::new(),
             blob_bytes: 140,
             key: None,
@@ -62,7 +62,7 @@ fn state(thousands: u64) -> State {
         let dead = |number| {
             (
                 number,
-                Ending::Dead {
+                DeliveryOutcome::Dead {
                     reason: "poison".into(),
                 },
             )
@@ -173,7 +173,7 @@ fn a_snapshot_costs_a_small_part_of_what_writing_it_does() {
     let kept = state.snapshot();
     let began = Instant::now();
     for number in [1_500, 50_000, 99_999] {
-        let settled = vec![(number, Ending::Ack)];
+        let settled = vec![(number, DeliveryOutcome::Ack)];
         let (queue, at) = (queue.clone(), NOW);
         state.apply(&Record::Settle { queue, at, settled }, Position::default());
     }

@@ -15,10 +15,10 @@ use towpath_core::{ConsumerId, GroupName, MessageId, StreamName, Timestamp};
 use super::block::{LiveSegments, Packed};
 use super::dedup::{self, Dedup};
 use super::line::{self, Line};
-use super::pack::{Common, EPOCH, Item, NO_ID, NO_PLACE, Packing, Unpacking};
-use super::queue::{Place, Stored};
+use super::pack::{Common, EPOCH, Item, NO_ID, NO_LOCATION, Packing, Unpacking};
+use super::queue::{BlobLocation, Stored};
 use crate::embedded::log::Position;
-use crate::embedded::record::Arrival;
+use crate::embedded::record::MessageRecord;
 
 /// Fields of an entry that need no read of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub(in super::super) struct StreamEntry {
     /// Its offset; grows with every entry.
     pub(in super::super) number: u64,
     pub(in super::super) id: MessageId,
-    pub(in super::super) place: Place,
+    pub(in super::super) place: BlobLocation,
     pub(in super::super) appended_at: Timestamp,
 }
 
@@ -35,7 +35,7 @@ impl Item for StreamEntry {
     const ZERO: Self = Self {
         number: 0,
         id: NO_ID,
-        place: NO_PLACE,
+        place: NO_LOCATION,
         appended_at: EPOCH,
     };
 
@@ -43,7 +43,7 @@ impl Item for StreamEntry {
         self.number
     }
 
-    fn place(&self) -> Place {
+    fn place(&self) -> BlobLocation {
         self.place
     }
 
@@ -316,7 +316,7 @@ impl StreamState {
     pub(super) fn arrive(
         &mut self,
         number: u64,
-        arrival: &Arrival<'_>,
+        arrival: &MessageRecord<'_>,
         position: Position,
         at: Timestamp,
     ) {
@@ -329,7 +329,7 @@ impl StreamState {
         self.entries.push_back(StreamEntry {
             number,
             id: arrival.id,
-            place: Place {
+            place: BlobLocation {
                 position,
                 bytes: arrival.blob_bytes,
             },
@@ -458,11 +458,11 @@ impl StreamState {
     }
 
     /// Where an entry is now.
-    pub(super) fn place_of(&mut self, number: u64) -> Option<Place> {
+    pub(super) fn place_of(&mut self, number: u64) -> Option<BlobLocation> {
         self.entries.find(number).map(|entry| entry.place)
     }
 
-    pub(super) fn relocate(&mut self, number: u64, place: Place) {
+    pub(super) fn relocate(&mut self, number: u64, place: BlobLocation) {
         self.entries.change(number, |entry| entry.place = place);
     }
 

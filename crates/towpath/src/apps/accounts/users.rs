@@ -68,7 +68,7 @@ pub fn user_queries() -> [Asking; 1] {
 
 /// What a client says about a user.
 #[derive(Deserialize)]
-struct Said {
+struct UserRequest {
     #[serde(default)]
     email: String,
     #[serde(default)]
@@ -120,7 +120,7 @@ async fn crash(State(api): State<UserApi>, body: Bytes) -> Answer {
 /// The user as created now, or when the same request came before, and whether it did.
 async fn insert(
     api: &UserApi,
-    said: Said,
+    said: UserRequest,
     request: Option<RequestKey>,
 ) -> Result<(User, bool), Problem> {
     check_address(&said.email)?;
@@ -276,9 +276,9 @@ fn shown(user: &User) -> Response {
 }
 
 /// What the body says, with the address in lower case.
-fn said(body: &[u8]) -> Result<Said, Problem> {
+fn said(body: &[u8]) -> Result<UserRequest, Problem> {
     let bad = |text: &str| Problem::new(StatusCode::BAD_REQUEST, text);
-    let said: Said = json::object(body).map_err(|refusal| match refusal.is_json {
+    let said: UserRequest = json::object(body).map_err(|refusal| match refusal.is_json {
         true => bad(&format!("the body: {}", refusal.reason)),
         // The contract's text.
         false => bad("Invalid JSON"),
@@ -299,7 +299,7 @@ fn said(body: &[u8]) -> Result<Said, Problem> {
             return Err(wrong(format!("`{what}` has a control character")));
         }
     }
-    Ok(Said {
+    Ok(UserRequest {
         email,
         name,
         crash_after_db: said.crash_after_db,

@@ -43,7 +43,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// What the agent says about itself.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct AgentProfile {
     /// Its machine.
     pub hostname: String,
     /// Its address; without it the one from which the controller is reached.
@@ -62,7 +62,7 @@ pub struct Agent {
     /// Where its workers are.
     pub workers: Vec<String>,
     /// Its registration.
-    pub place: Place,
+    pub place: AgentProfile,
     /// The key of the fleet.
     pub key: Token,
     /// How often it asks until a configuration says.
@@ -93,7 +93,7 @@ struct State {
 }
 
 /// What the controller said.
-enum Said {
+enum ConfigAnswer {
     /// There is another configuration.
     Other(Box<Config>),
     /// There is none, or no other.
@@ -175,17 +175,17 @@ impl Agent {
         };
         let began = Instant::now();
         match self.ask(client, state, wait).await? {
-            Said::Other(config) => match self.take(client, state, *config).await? {
+            ConfigAnswer::Other(config) => match self.take(client, state, *config).await? {
                 true => Ok(Duration::ZERO),
                 false => Ok(poll),
             },
-            Said::Stranger => {
+            ConfigAnswer::Stranger => {
                 info!("the controller does not know this agent any more; registering again");
                 (state.is_registered, state.agent_key) = (false, None);
                 // Not at once: it may be wrong about that.
                 Ok(FIRST)
             }
-            Said::Nothing => {
+            ConfigAnswer::Nothing => {
                 if let (Err(error), Some(config)) = (&checked, &state.config)
                     && error.kind() == ErrorKind::Conflict
                 {
@@ -245,7 +245,12 @@ impl Agent {
     }
 
     /// Asks for another configuration than the one that every worker has.
-    async fn ask(&self, client: &AgentClient, state: &State, wait: Duration) -> Result<Said> {
+    async fn ask(
+        &self,
+        client: &AgentClient,
+        state: &State,
+        wait: Duration,
+    ) -> Result<ConfigAnswer> {
         let url = format!("{}/config?wait={}", self.controller, wait.as_secs());
         let mut request = self.known(client, Method::GET, &url, state);
         // A controller that says so even to a version 0 has none, as existing ones do.
@@ -264,14 +269,14 @@ impl Agent {
             .await
             .context(|| "asking the controller")?;
         match answer.status {
-            StatusCode::NOT_MODIFIED | StatusCode::NOT_FOUND => Ok(Said::Nothing),
+            StatusCode::NOT_MODIFIED | StatusCode::NOT_FOUND => Ok(ConfigAnswer::Nothing),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if state.agent_key.is_some() => {
-                Ok(Said::Stranger)
+                Ok(ConfigAnswer::Stranger)
             }
             _ => answer
                 .data()
                 .context(|| "asking the controller")
-                .map(|config| Said::Other(Box::new(config))),
+                .map(|config| ConfigAnswer::Other(Box::new(config))),
         }
     }
 

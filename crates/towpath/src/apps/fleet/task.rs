@@ -27,7 +27,7 @@ use tracing::debug;
 use uuid::Uuid;
 
 use super::callbacks::CALLBACK_QUEUE;
-use super::hits::HIT_QUEUE;
+use super::task_runner::TASK_QUEUE;
 use crate::inlet::QueueInlet;
 use crate::telemetry::traces;
 
@@ -160,7 +160,7 @@ impl Tasks {
                     "{role} needs a backend that changes keys and queues in one step, and {name} does not"
                 ))
             })?,
-            hits: QueueName::new(HIT_QUEUE)?,
+            hits: QueueName::new(TASK_QUEUE)?,
             callbacks: QueueName::new(CALLBACK_QUEUE)?,
             ended: Arc::default(),
         })

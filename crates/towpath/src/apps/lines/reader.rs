@@ -12,7 +12,7 @@ use towpath_core::port::source_offsets::{AppendAt, AppendOutcome, SourceOffsets}
 use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, ResultExt, StreamName, retry};
 use tracing::{debug, info, warn};
 
-use super::Pace;
+use super::Backpressure;
 use crate::source::{self, Chunk, Inputs, Limits, Line, Position, Saved, Tail, Wake};
 use crate::supervisor::Stop;
 use crate::telemetry::{Health, LineMetrics, traces};
@@ -89,7 +89,7 @@ pub struct Reader {
     /// Receives lines, and the position of each file.
     pub metrics: LineMetrics,
     /// Waited for, when the writer is in this process.
-    pub pace: Option<Pace>,
+    pub backpressure: Option<Backpressure>,
 }
 
 /// What became of a chunk.
@@ -176,10 +176,10 @@ impl Reader {
                 }
                 continue;
             }
-            if let Some(pace) = &self.pace {
+            if let Some(backpressure) = &self.backpressure {
                 let lines: usize = chunks.iter().map(|chunk| chunk.lines.len()).sum();
                 tokio::select! {
-                    () = pace.wait(lines as u64) => {}
+                    () = backpressure.wait(lines as u64) => {}
                     () = stop.requested() => return Ok(()),
                 }
             }

@@ -3,14 +3,14 @@
 use async_trait::async_trait;
 use towpath_core::port::effects::{self, Transaction};
 use towpath_core::port::kv::{Committed, Op};
-use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, Settlement};
 use towpath_core::port::sink::Outcome;
 use towpath_core::{Delivery, Error, ErrorKind, Result};
 use tracing::{debug, warn};
 
-use super::desk::{Desk, Stored, count, event, stock_key};
 use super::order::Order;
 use super::record::{Record, State};
+use super::store::{OrderStore, Stored, count, event, stock_key};
 use super::topology::{CREATED, REJECTED};
 use super::{ACCEPTED_COUNT, PROCESSED_COUNT, REJECTED_COUNT};
 use crate::pump::{Destination, Handler};
@@ -23,7 +23,7 @@ const RACES: usize = 10;
 ///
 /// An order with too little stock is rejected for good; an invalid order is a dead letter;
 /// stock that is not a number is retried and ends as a dead letter.
-pub struct Processor(pub Desk);
+pub struct Processor(pub OrderStore);
 
 /// How one delivery ends when its record has moved.
 enum Done {
@@ -195,7 +195,7 @@ impl Processor {
             publish: vec![(exchange, one)],
             settle: vec![Settlement {
                 receipt: delivery.receipt.clone(),
-                verdict: Verdict::Ack,
+                disposition: Disposition::Ack,
             }],
             ..Transaction::default()
         };

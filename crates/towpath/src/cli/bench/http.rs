@@ -127,7 +127,7 @@ impl Post {
         batch: usize,
         payloads: &Arc<Payloads>,
     ) -> Result<Self> {
-        crate::http::descriptors::raise();
+        crate::http::rlimit::raise();
         let mut senders = Vec::with_capacity(connections);
         for _ in 0..connections {
             senders.push(connect(address).await?);

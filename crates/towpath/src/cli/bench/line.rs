@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use towpath_core::backend::Backend;
 use towpath_core::port::Queue;
-use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, LeaseRequest, Settlement};
 use towpath_core::{ConsumerId, NewMessage, QueueName, Result};
 
 use super::payload::LEAST;
@@ -89,7 +89,7 @@ impl Line {
             payloads.push(delivery.message.payload);
             settlements.push(Settlement {
                 receipt: delivery.receipt,
-                verdict: Verdict::Ack,
+                disposition: Disposition::Ack,
             });
         }
         if !settlements.is_empty() {

@@ -11,7 +11,7 @@ pub enum Origin {
     /// No source: the default.
     Default,
     /// The file.
-    File(Place),
+    File(SourceSpan),
     /// A variable.
     Variable(String),
     /// A flag.
@@ -30,7 +30,7 @@ impl fmt::Display for Origin {
 
 /// A place in a file; lines and columns count from 1.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct SourceSpan {
     /// The line.
     pub line: usize,
     /// The column, in characters.
@@ -41,7 +41,7 @@ pub struct Place {
     pub file: String,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for SourceSpan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}", self.file, self.line, self.column)
     }
@@ -56,11 +56,11 @@ pub(super) struct FileText<'a> {
 
 impl FileText<'_> {
     /// The place of these bytes.
-    pub(super) fn place(&self, span: &Range<usize>) -> Place {
+    pub(super) fn place(&self, span: &Range<usize>) -> SourceSpan {
         let before = self.text.get(..span.start).unwrap_or(self.text);
         let start = before.rfind('\n').map_or(0, |newline| newline + 1);
         let meant = self.text.get(span.clone()).unwrap_or_default();
-        Place {
+        SourceSpan {
             line: before.matches('\n').count() + 1,
             column: before[start..].chars().count() + 1,
             length: meant.lines().next().unwrap_or_default().chars().count(),
@@ -69,7 +69,7 @@ impl FileText<'_> {
     }
 
     /// The line of this place with carets under the value; a possible secret is masked.
-    pub(super) fn snippet(&self, place: &Place) -> String {
+    pub(super) fn snippet(&self, place: &SourceSpan) -> String {
         let line = self.text.lines().nth(place.line - 1).unwrap_or_default();
         let shown = masked(line);
         let before: String = shown

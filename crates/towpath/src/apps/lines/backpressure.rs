@@ -15,14 +15,14 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// What the readers of one stream may still send; cheap to clone.
 #[derive(Clone)]
-pub struct Pace {
+pub struct Backpressure {
     stream: Arc<dyn Stream>,
     name: StreamName,
     group: GroupName,
     room: Arc<AtomicU64>,
 }
 
-impl Pace {
+impl Backpressure {
     /// Of a stream, by the group of its writer.
     pub fn new(stream: Arc<dyn Stream>, name: StreamName, group: GroupName) -> Self {
         Self {

@@ -9,7 +9,7 @@ use towpath_core::{Error, NewMessage, QueueName, Result, StreamName};
 
 use super::super::blob;
 use super::super::log::{Class, Position};
-use super::super::record::{self, Arrival, Record};
+use super::super::record::{self, MessageRecord, Record};
 use super::super::store::{Inner, Store};
 
 /// When a refused producer may come back.
@@ -147,7 +147,7 @@ impl Store {
             if let Some(dedup_id) = &message.dedup_id {
                 in_batch.insert(dedup_id, message.id);
             }
-            arrivals.push(Arrival {
+            arrivals.push(MessageRecord {
                 id: message.id,
                 blob_bytes: blob::encode(message, now, &mut inner.blobs)?,
                 key: message.key.as_deref().map(record::key_hash),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::destination::Room;
+use super::destination::Capacity;
 
 /// The share of the measured rate that is sent after a refusal.
 const BACK_OFF: f64 = 0.9;
@@ -28,7 +28,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const SHORTEST: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct RateProbe {
     limit: Option<Limit>,
 }
 
@@ -60,17 +60,17 @@ impl Limit {
     }
 }
 
-impl Pace {
+impl RateProbe {
     pub(super) const fn is_limited(&self) -> bool {
         self.limit.is_some()
     }
 
-    pub(super) fn room(&self, now: Instant, under_way: usize) -> Room {
+    pub(super) fn room(&self, now: Instant, under_way: usize) -> Capacity {
         match &self.limit {
-            None => Room::For(usize::MAX),
+            None => Capacity::For(usize::MAX),
             Some(limit) => match limit.free_at(now, under_way) {
-                Some(at) => Room::NotBefore(at),
-                None => Room::For(1),
+                Some(at) => Capacity::NotBefore(at),
+                None => Capacity::For(1),
             },
         }
     }

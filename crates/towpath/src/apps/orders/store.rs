@@ -18,7 +18,7 @@ use crate::telemetry::traces;
 
 /// The ports of the app, and how long it remembers.
 #[derive(Clone)]
-pub struct Desk {
+pub struct OrderStore {
     /// Records, stock, counters, claims.
     pub kv: Arc<dyn Kv>,
     /// The queues of the app.
@@ -50,7 +50,7 @@ impl Stored {
     }
 }
 
-impl Desk {
+impl OrderStore {
     pub(super) fn now(&self) -> Timestamp {
         self.clock.now()
     }

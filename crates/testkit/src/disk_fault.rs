@@ -28,7 +28,7 @@ const ROLE: &str = "TOWPATH_TEST_FAULTED";
 struct Fault {
     call: &'static str,
     error: &'static str,
-    /// How many calls fail from the n-th on, counted by thread; `None` for all.
+    /// Number of failing calls from the n-th on, counted by thread; `None` for all.
     calls: Option<u32>,
 }
 
@@ -69,7 +69,7 @@ impl Fault {
 /// The last n, unless `TOWPATH_SEEDS` sets another.
 const LAST: u32 = 30;
 
-/// Each n has two runs: the second opens what the first left, with the same fault.
+/// Each n has two runs: the second opens the store of the first, with the same fault.
 const RUNS: usize = 2;
 
 const MESSAGES: u8 = 12;
@@ -306,7 +306,7 @@ fn stops_after_a_failed_sync(call: &str, run: &RunOutput) -> Result<(), &'static
         return Ok(());
     }
     if !run.reported("stopped") {
-        return Err("a sync failed and the backend went on");
+        return Err("the backend continued after a failed sync");
     }
     let behind = run
         .lines
@@ -364,7 +364,7 @@ fn compare(subject: &Subject, store: &Path, runs: &[RunOutput]) -> Result<(), St
         return Err(format!("{lost} was acknowledged and is lost"));
     }
     if let Some(again) = gone.iter().find(|id| found.contains(*id)) {
-        return Err(format!("{again} was acked and came again"));
+        return Err(format!("{again} was acked and delivered again"));
     }
     Ok(())
 }

@@ -4,8 +4,8 @@
 //! running -> signal or failure -> stages stop one after the other, one grace period for all -> report
 //! ```
 //!
-//! Every long-lived task of the process is started here and says what its
-//! failure means. What a task did is counted in its [`Account`] as it goes, so the
+//! Every long-lived task of the process is started here and declares what its
+//! failure means. The work of a task is counted in its [`Account`] as it goes, so the
 //! report at the end is true also for a task that panicked or was cut short.
 
 use std::any::Any;
@@ -29,7 +29,7 @@ pub enum Stage {
     Accept,
     /// Reads an input: remember the position.
     Source,
-    /// Leases and delivers: lease no more, finish or give back.
+    /// Leases and delivers: lease no more, finish or release.
     Deliver,
     /// Keeps things tidy: may be dropped at any point.
     Maintain,
@@ -45,14 +45,14 @@ const STAGES: [Stage; 5] = [
     Stage::Observe,
 ];
 
-/// What the failure of a task means.
+/// The consequence of a task's failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnFailure {
     /// Start it again, after a delay that grows while it keeps failing.
     Restart,
     /// The process cannot do its job without it: drain and end.
     StopProcess,
-    /// A drain would only wait for what cannot happen any more: end at once.
+    /// A drain would only wait for work that cannot finish any more: end at once.
     EndProcess,
 }
 
@@ -62,17 +62,17 @@ const AT_ONCE: Duration = Duration::from_millis(500);
 /// Time for requests that wait for the failed part to answer.
 const ANSWERS: Duration = Duration::from_millis(100);
 
-/// How soon a failed task is started again; a run of a minute counts as recovered.
+/// Delay before a failed task is started again; a run of a minute counts as recovered.
 const RESTART: retry::Policy =
     retry::Policy::forever(Duration::from_millis(100), Duration::from_secs(10));
 const RECOVERED_AFTER: Duration = Duration::from_secs(60);
 
-/// What a task did, counted as it goes.
+/// Counts of a task's work.
 #[derive(Debug, Clone, Default)]
 pub struct Account(Arc<Mutex<BTreeMap<&'static str, u64>>>);
 
 impl Account {
-    /// Adds to a count; the word is what the report prints: `acked`.
+    /// Adds to a count; the report prints this word: `acked`.
     pub fn add(&self, what: &'static str, count: u64) {
         if count > 0 {
             *self
@@ -173,7 +173,7 @@ impl fmt::Debug for Task {
     }
 }
 
-/// How one task ended.
+/// The end of one task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TaskExit {
     /// Completed.
@@ -189,13 +189,13 @@ pub enum TaskExit {
 pub struct TaskReport {
     /// The task.
     pub name: String,
-    /// How it ended.
+    /// Its end.
     pub ending: TaskExit,
     /// Counts since the process started.
     pub counts: BTreeMap<&'static str, u64>,
 }
 
-/// What the process did, true at the moment it ends.
+/// Summary of the process's work, correct at the moment it ends.
 #[derive(Debug, Clone)]
 pub struct Report {
     /// Why it ended: `SIGTERM`, or the failure.
@@ -204,7 +204,7 @@ pub struct Report {
     pub drained_in: Duration,
     /// Every task.
     pub tasks: Vec<TaskReport>,
-    /// How the backends were closed.
+    /// The close of the backends.
     pub closing: TaskExit,
     /// The failure that ended the process at once.
     pub failure: Option<String>,
@@ -430,7 +430,7 @@ fn panic_error(name: &str, join: tokio::task::JoinError) -> Error {
     Error::unavailable(format!("task `{name}` panicked: {text}"))
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> String {
     payload
         .downcast_ref::<&str>()

@@ -8,7 +8,7 @@
 //! | | payload |
 //!
 //! The id and the moment are not in it: the state has them of every message. Blobs up to version 6 have an envelope with
-//! all of it, and are told apart by their checksum.
+//! all of it; their checksum shows which kind a blob is.
 
 use std::borrow::Cow;
 

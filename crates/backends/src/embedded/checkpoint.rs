@@ -29,10 +29,10 @@ const BLOCK_BYTES: usize = 64 * 1024;
 /// Checksum and length of a block.
 const BLOCK_HEADER_BYTES: usize = 8;
 
-/// So much is written and synced in one go: the log's own syncs wait for what is on its way to the same disk.
+/// Bytes that are written between two syncs: the log's own syncs wait for writes to the same disk.
 const STRETCH: u64 = 1 << 20;
 
-/// How many are kept.
+/// Number of checkpoints that are kept.
 const KEPT: usize = 2;
 
 /// The state that the store starts with.
@@ -41,16 +41,16 @@ pub(super) struct LoadedCheckpoint {
     pub(super) state: State,
     /// Where replay starts; `None` from the beginning.
     pub(super) position: Option<Position>,
-    /// How long its file is.
+    /// Size of its file.
     pub(super) bytes: u64,
     /// Files that could not be used, and why.
-    pub(super) passed_over: Vec<(PathBuf, String)>,
+    pub(super) skipped: Vec<(PathBuf, String)>,
 }
 
 /// Reads the newest checkpoint that is intact.
 ///
 /// # Errors
-/// `Corrupt` for one of a newer version: going back behind it could lose what only a newer Towpath understands.
+/// `Corrupt` for one of a newer version: going back behind it could lose records that only a newer Towpath understands.
 pub(super) fn load(folder: &Path) -> Result<LoadedCheckpoint> {
     remove_leftovers(folder)?;
     let mut found = LoadedCheckpoint::default();
@@ -66,8 +66,8 @@ pub(super) fn load(folder: &Path) -> Result<LoadedCheckpoint> {
             }
             Err(Problem::Newer(version)) => return Err(newer(&path, version)),
             Err(Problem::Damaged(reason)) => {
-                tracing::error!(path = %path.display(), reason, "a checkpoint is damaged and was passed over");
-                found.passed_over.push((path, reason));
+                tracing::error!(path = %path.display(), reason, "damaged checkpoint skipped");
+                found.skipped.push((path, reason));
             }
         }
     }
@@ -195,28 +195,28 @@ pub(super) fn load_block(block: &[u8], loading: &mut Loading) -> Result<()> {
     Ok(())
 }
 
-/// Over what the block is, where it belongs, and how long it is.
+/// Covers kind, position and length of the block.
 fn block_checksum(position: Position, index: u64, block: &[u8]) -> u32 {
     let checksum = crc32c::crc32c(&place_bytes(position));
     let checksum = crc32c::crc32c_append(checksum, &index.to_le_bytes());
     crc32c::crc32c_append(checksum, block)
 }
 
-/// Refuses to go on from the log alone when it does not reach back to the start.
-pub(super) fn check_history(folder: &Path, passed_over: &[(PathBuf, String)]) -> Result<()> {
+/// Refuses to start from the log alone when it does not reach back to the first record.
+pub(super) fn check_history(folder: &Path, skipped: &[(PathBuf, String)]) -> Result<()> {
     let oldest = oldest_segment(&folder.join("log"))
         .map_err(|error| Error::unavailable("the log cannot be listed").with_source(error))?;
     if oldest == Some(1) {
         return Ok(());
     }
     let before = oldest.map_or_else(String::new, |oldest| format!("before segment {oldest}"));
-    let files: Vec<String> = passed_over
+    let files: Vec<String> = skipped
         .iter()
         .map(|(path, reason)| format!("`{}` ({reason})", path.display()))
         .collect();
     Err(Error::corrupt(format!(
         "no checkpoint can be used: {}; they stood for the log {before}, which is gone. \
-         Restore a backup; or create the file `{}` to open with what the log still has: \
+         Restore a backup; or create the file `{}` to open with the remaining log: \
          settings, keys, routes and counts would be missing, and messages that were acked might come again",
         files.join(", "),
         folder.join(ACCEPT_LOSS).display()
@@ -233,12 +233,12 @@ pub(super) fn set_aside(files: &[(PathBuf, String)]) -> Result<()> {
     Ok(())
 }
 
-/// What writing a checkpoint led to.
+/// The result of writing a checkpoint.
 #[derive(Debug)]
 pub(super) struct Written {
     /// The place of the oldest checkpoint kept, or the start of the log while there are fewer than are kept.
     pub(super) oldest: Position,
-    /// How long the new one is.
+    /// Size of the new one.
     pub(super) bytes: u64,
 }
 
@@ -282,11 +282,11 @@ pub(super) fn write(
     })
 }
 
-/// What the checkpoints of a folder are.
+/// The checkpoints of a folder.
 #[derive(Debug, Default)]
 pub(super) struct Inspected {
     pub(super) newest: Option<(Position, State)>,
-    /// How many were read, and their bytes.
+    /// Number of checkpoints that were read, and their bytes.
     pub(super) files: u64,
     pub(super) bytes: u64,
     /// Those that are damaged, and why.
@@ -440,7 +440,7 @@ impl Blocks<'_> {
     }
 }
 
-/// Removes what an interrupted write left.
+/// Removes the files of an interrupted write.
 fn remove_leftovers(folder: &Path) -> Result<()> {
     let io = |error: io::Error| {
         Error::unavailable("checkpoints cannot be looked through").with_source(error)

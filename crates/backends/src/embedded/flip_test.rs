@@ -119,7 +119,7 @@ fn value_of(round: u32) -> Bytes {
     vec![round as u8; 200].into()
 }
 
-/// What opening gave: the messages as they came, those named as dead letters that cannot be read, and the warnings.
+/// The opened store: its messages in order, those that became dead letters because they cannot be read, and the warnings.
 struct StoreContents {
     messages: Expected,
     unreadable: Vec<MessageId>,
@@ -228,11 +228,11 @@ async fn flips(original: &Path, expected: &Expected, seeds: u64) {
             "{at}: {missing:?} missing: {:?}",
             found.warnings
         );
-        // Who was acked comes again only where the record of it was damaged, and that is named.
+        // An acked message is delivered again only where its record was damaged, and that is reported.
         let again = found.messages.keys().any(|id| !expected.contains_key(id));
         assert!(
             !again || named,
-            "{at}: an acked message came again: {:?}",
+            "{at}: an acked message was delivered again: {:?}",
             found.warnings
         );
         let cut = found.warnings.iter().any(|one| one.contains("torn tail"));

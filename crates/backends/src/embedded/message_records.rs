@@ -1,6 +1,6 @@
-//! The arrivals of a record in few bytes: each is written as what differs from what is expected behind the one before it.
+//! Packs the messages of a record: each is written as its difference from the one expected behind its predecessor.
 //!
-//! Expected are the next id and a blob of the same length: what a batch has. Format: `docs/format/store.md`.
+//! Expected are the next id and a blob of the same length, as in a batch. Format: `docs/format/store.md`.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use towpath_core::{MessageId, Timestamp};
 use super::record::MessageRecord;
 use super::state::{NO_ID, Packing, Unpacking, next_id};
 
-/// What is behind the flags of an arrival.
+/// Flags of a message: the fields that follow them.
 const KEY: u8 = 1;
 const DEDUP_ID: u8 = 2;
 const NOT_BEFORE: u8 = 4;

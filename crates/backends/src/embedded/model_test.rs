@@ -40,7 +40,7 @@ pub(super) fn open(folder: &Path, clock: &Arc<ManualClock>) -> Arc<Store> {
     Store::open(Config::parse(&url).unwrap(), clock).unwrap()
 }
 
-/// A checkpoint with which all keys leave memory. Only now: what the upkeep writes while a folder is copied would make an
+/// A checkpoint with which all keys leave memory. Only now: files that the upkeep writes while a folder is copied would make an
 /// image that no power cut leaves.
 pub(super) fn checkpoint_with_all_keys(store: &Store) {
     let bound = store.keys_in_memory.swap(0, Ordering::Relaxed);
@@ -96,11 +96,11 @@ struct ModelMessage {
     dead: bool,
 }
 
-/// What the callers know.
+/// The callers' knowledge of the store.
 #[derive(Debug, Default, Clone)]
 struct Model {
     messages: BTreeMap<MessageId, ModelMessage>,
-    /// Acked or dropped: must never come again.
+    /// Acked or dropped: must never be delivered again.
     gone: BTreeSet<MessageId>,
     dedup: BTreeMap<(QueueName, String), MessageId>,
     values: BTreeMap<String, (String, Option<Timestamp>)>,
@@ -151,7 +151,7 @@ impl Model {
         }
     }
 
-    /// Checks that the message may be handed out now, and counts it.
+    /// Checks that the message may be delivered now, and counts it.
     fn deliver(&mut self, delivery: &Delivery, now: Timestamp, at: &str) {
         let id = delivery.message.id;
         let known = self.messages.get(&id);
@@ -676,9 +676,9 @@ fn settlements(settled: &[(Delivery, Disposition)]) -> Vec<Settlement> {
     settled.iter().map(settlement).collect()
 }
 
-/// Takes away the log from a random place between these two on: the file ends there, or holds zeros.
+/// Cuts the log at a random place between these two: the file ends there, or holds zeros.
 fn cut(image: &Path, from: Position, to: Position, rng: &mut StdRng) {
-    // What a checkpoint knows was synced before.
+    // Synced before by a checkpoint.
     let checkpoints = std::fs::read_dir(image.join("checkpoint")).unwrap();
     let known = checkpoints.filter_map(|entry| {
         let name = entry.unwrap().file_name().into_string().unwrap();

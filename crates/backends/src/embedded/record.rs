@@ -1,4 +1,4 @@
-//! What the log holds: one record is one atomic change.
+//! The records of the log: each is one atomic change.
 //!
 //! A record is a postcard-encoded [`Record`], followed by the blobs of the messages it brings.
 //! Format: `docs/format/store.md`.
@@ -29,9 +29,9 @@ pub(super) enum Record<'a> {
         at: Timestamp,
         messages: Vec<MessageRecord<'a>>,
     },
-    /// Messages were handed out: their attempts count, also if nothing is ever heard of them again.
+    /// Messages were leased: their attempts count, also when no settlement follows.
     Leased { queue: QueueName, numbers: Vec<u64> },
-    /// How deliveries ended.
+    /// The outcomes of deliveries.
     Settle {
         queue: QueueName,
         at: Timestamp,
@@ -56,7 +56,7 @@ pub(super) enum Record<'a> {
     },
     /// Several at once; their blobs follow in the same order.
     All(Vec<Record<'a>>),
-    /// Keys and what they became.
+    /// Keys and their new values.
     Kv { changes: Changes },
     /// Limits, how they stand, and when they are full again.
     Limit {
@@ -96,7 +96,7 @@ pub(super) enum Record<'a> {
         stream: StreamName,
         group: GroupName,
     },
-    /// Entries were handed out: their attempts count, also if nothing is ever heard of them again.
+    /// Entries were delivered: their attempts count, also when no ack follows.
     Handed {
         stream: StreamName,
         group: GroupName,
@@ -108,7 +108,7 @@ pub(super) enum Record<'a> {
         group: GroupName,
         numbers: Vec<u64>,
     },
-    /// Entries up to this one given up.
+    /// Entries up to this one were dropped.
     Trim { stream: StreamName, upto: u64 },
     /// Entries written again, so that an old segment can go; their blobs follow.
     MoveEntries {
@@ -137,7 +137,7 @@ pub(super) enum Record<'a> {
     },
 }
 
-/// What the state keeps of a message, beside its blob.
+/// The fields of a message that the state keeps, beside its blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct MessageRecord<'a> {
     pub(super) id: MessageId,
@@ -148,7 +148,7 @@ pub(super) struct MessageRecord<'a> {
     pub(super) expires: Option<Timestamp>,
 }
 
-/// How one delivery ended.
+/// The outcome of one delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum DeliveryOutcome<'a> {
     Ack,
@@ -160,7 +160,7 @@ pub(super) enum DeliveryOutcome<'a> {
         reason: Cow<'a, str>,
     },
     Release,
-    /// Released, and held back until a moment.
+    /// Released, and delayed.
     Defer {
         due: Timestamp,
     },

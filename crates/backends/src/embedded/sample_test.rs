@@ -120,7 +120,7 @@ async fn makes_the_sample() {
     Stream::commit(store.as_ref(), &lines(), &readers(), &[second])
         .await
         .unwrap();
-    // Handed out, and without an outcome.
+    // Leased, and without an outcome.
     lease(&store, 1).await;
     store.keys_in_memory.store(0, Ordering::Relaxed);
     store.checkpoint().unwrap();
@@ -213,7 +213,7 @@ async fn a_store_of_version_7_reads_back() {
 async fn messages_of_version_6_are_read_after_they_moved() {
     let folder = copy(6);
     let store = open(folder.path());
-    // None of them fits behind what is in the first segment.
+    // None of them fits into the rest of the first segment.
     for number in 0..8 {
         let payload = vec![number; 64_500];
         store
@@ -237,7 +237,7 @@ async fn messages_of_version_6_are_read_after_they_moved() {
     streams_read_back(&store).await;
 }
 
-/// What every version since 2 has.
+/// The contents of every version since 2.
 async fn streams_read_back(store: &Arc<Store>) {
     let stats = Stream::stats(store.as_ref(), &lines()).await.unwrap();
     assert_eq!((stats.entries, stats.groups[0].lag), (4, 3));
@@ -273,7 +273,7 @@ fn copy(version: u32) -> tempfile::TempDir {
     folder
 }
 
-/// What every version has.
+/// The contents of every version.
 async fn reads_back(store: &Arc<Store>) -> Delivery {
     assert_eq!(store.health().unwrap().warnings, Vec::<String>::new());
     let stats = Queue::stats(store.as_ref(), &jobs()).await.unwrap();

@@ -1,4 +1,4 @@
-//! How much disk what is queued takes, and that it comes back.
+//! Disk space that queued messages take, and its release.
 
 use std::path::Path;
 use std::sync::Arc;

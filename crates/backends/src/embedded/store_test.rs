@@ -336,7 +336,7 @@ async fn a_batch_that_is_half_written_is_read_whole() {
 }
 
 #[tokio::test]
-async fn a_message_that_moves_while_it_is_handed_out_is_delivered() {
+async fn a_message_that_moves_while_it_is_leased_is_delivered() {
     let (folder, clock) = (
         tempfile::tempdir().unwrap(),
         Arc::new(ManualClock::at(START)),

@@ -1,4 +1,4 @@
-//! Upkeep: checkpoints, and space given back.
+//! Maintenance: checkpoints, and the release of space.
 
 use std::ops::Bound;
 use std::sync::atomic::Ordering;
@@ -21,7 +21,7 @@ use super::store::{Checkpointed, Source, Store};
 /// again and again.
 const CHECKPOINT_SEGMENTS: u64 = 4;
 
-/// How often the store looks after itself.
+/// Interval of the store's maintenance.
 const MAINTENANCE: Duration = Duration::from_millis(250);
 
 /// Segments below this share of live bytes are written again, so that they can go.
@@ -33,10 +33,10 @@ const COMPACT_FROM: usize = 6;
 /// Most bytes written again in one step, which holds the lock.
 const MOVE_BYTES: u32 = 256 * 1024;
 
-/// How often the store looks for space that can be given back although too little has happened for a checkpoint.
+/// Interval of checks for space that can be freed although there were too few writes for a checkpoint.
 const TIDY: Duration = Duration::from_secs(2);
 
-/// How many times what is written for it the space given back must be.
+/// Minimum ratio of the space that moving frees to the bytes that it writes.
 const TIDY_SHARE: u64 = 2;
 
 /// Most queues looked at while others wait.
@@ -143,7 +143,7 @@ impl Store {
 
     /// Removes segments that hold nothing any more, also when too little has happened for a checkpoint.
     ///
-    /// Two checkpoints, so that neither of the two that are kept needs what the log holds before its end.
+    /// Two checkpoints, so that neither of the two that are kept needs the log before its end.
     fn make_room(&self) -> Result<()> {
         let end = self.log.records_end();
         let live = self.state().live();
@@ -231,7 +231,7 @@ impl Store {
             });
             let (some, rest) = left.split_at(more.count());
             left = rest;
-            // Read outside of the lock: what it guards does not wait for the disk.
+            // Read outside of the lock, so that no caller waits for the disk.
             let mut read = Vec::with_capacity(some.len());
             for (number, stored) in some {
                 let place = stored.place;
@@ -266,13 +266,13 @@ impl Store {
             Source::Stream(stream) => Record::MoveEntries { stream, moved },
         };
         let end = self.write(&mut inner, Class::Settle, &record)?;
-        // What moved is not shown until it is durable at its new place.
+        // Moved messages are not shown before they are durable at their new place.
         self.wake_when_committed(source.clone(), end);
         Ok(())
     }
 
-    /// Moves what has fallen due, and wakes the callers that wait for it; some queues at a time, so that no request waits
-    /// for all.
+    /// Moves due messages, and wakes the callers that wait for them; some queues at a time, so that no request waits for
+    /// all.
     fn tick(&self) {
         while self.tick_some() {
             // The lock may go to another thread in between.
@@ -354,7 +354,7 @@ pub(super) fn maintain(store: &Weak<Store>) {
             Ok(())
         };
         match worked {
-            // Space for a checkpoint is what frees more of it: the next try has it.
+            // A checkpoint frees space once it is written: the next try gets the reserve.
             Err(error) if is_full(&error) && store.log.release_reserve() => {}
             // A checkpoint under way is abandoned when the store closes.
             Err(_) if store.is_closed() => {}

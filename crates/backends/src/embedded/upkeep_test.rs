@@ -1,4 +1,4 @@
-//! Space that is given back without more traffic.
+//! Space that is released without more traffic.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -150,7 +150,7 @@ async fn judge(image: &Path, waiting: &BTreeSet<MessageId>, at: &str) {
     let came_again = !seen.is_subset(waiting);
     assert!(
         !came_again || !warnings.is_empty(),
-        "{at}: something came again"
+        "{at}: a message was delivered again"
     );
     if seen != *waiting {
         assert!(

@@ -19,13 +19,13 @@ use super::store::{QueueChannel, QueueHandle, Store};
 /// Concurrent calls; `join_all` keeps the order of no more than these.
 const AT_ONCE: usize = 30;
 
-/// How long requeued messages may take to be counted again.
+/// Time within which requeued messages are counted again.
 const SEEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// A fetched dead letter.
 struct FetchedDeadLetter {
     envelope: Envelope,
-    /// How often it was requeued.
+    /// Number of requeues.
     returns: u32,
     acker: lapin::Acker,
 }

@@ -22,10 +22,10 @@ const DRAINED: Duration = Duration::from_secs(60);
 /// Most messages that a consumer leases at once.
 const BATCH: usize = 10;
 
-/// How long a message is worked on while groups do not come to rest.
+/// Processing time of a message while groups rebalance.
 const WORK: Duration = Duration::from_millis(40);
 
-/// What a run saw.
+/// The observations of a run.
 struct Run {
     ledger: Ledger,
     stop: AtomicBool,
@@ -36,7 +36,7 @@ struct Run {
     acked: Mutex<BTreeSet<String>>,
     /// The highest attempt of each delivery.
     attempts: Mutex<BTreeMap<String, u32>>,
-    /// What broke a promise.
+    /// Broken promises.
     broken: Mutex<Vec<String>>,
 }
 
@@ -135,7 +135,7 @@ impl Run {
         let most = attempts.entry(key.clone()).or_default();
         *most = delivery.attempt.max(*most);
         if self.acked.lock().expect("whole").contains(&key) {
-            let text = format!("{} was acked and came again", text(delivery));
+            let text = format!("{} was acked and delivered again", text(delivery));
             self.broken.lock().expect("whole").push(text);
         }
         key
@@ -149,7 +149,7 @@ impl Run {
     }
 }
 
-/// How often, from `TOWPATH_SEEDS`; a trial ends after three minutes.
+/// Number of rounds, from `TOWPATH_SEEDS`; a trial ends after three minutes.
 fn rounds(few: usize, most: usize) -> usize {
     let seeds = std::env::var("TOWPATH_SEEDS").ok();
     let seeds = seeds.and_then(|seeds| seeds.parse().ok());

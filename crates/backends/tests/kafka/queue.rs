@@ -96,7 +96,7 @@ pub(super) async fn processes_share_a_queue_and_its_remaining_messages() {
         }
     }
     assert!((1..400).contains(&done.len()), "{} done", done.len());
-    // Then it goes: the second has what the first had, counted as delivered.
+    // Then it leaves: the second gets the messages of the first, counted as delivered.
     one.lifecycle.close().await.expect("closed");
     while done.len() < 400 {
         assert!(began.elapsed() < LONG, "{} done", done.len());
@@ -130,7 +130,7 @@ pub(super) async fn a_queue_outlives_its_broker() {
             );
             assert!(
                 !acked.contains(&number),
-                "{number} was acked and came again"
+                "{number} was acked and delivered again"
             );
             *seen = delivery.attempt;
             // Every third one fails once, and waits in another topic meanwhile.

@@ -1,4 +1,4 @@
-//! What RabbitMQ promises beyond the ports: classic queues of others, broken connections, a node that dies.
+//! RabbitMQ's promises beyond the ports: classic queues of others, broken connections, a node that dies.
 
 use std::future::Future;
 use std::sync::Arc;

@@ -244,7 +244,7 @@ async fn a_deleted_binding_is_made_again() {
         .publish(&binding, "order.created")
         .await
         .expect("routed again");
-    // What nothing is bound for is refused as before, and no reason to look for anything.
+    // A message without a binding is refused as before, and causes no check of the declarations.
     let error = fixture
         .publish(&binding, "nowhere")
         .await

@@ -272,7 +272,7 @@ async fn read(backend: Backend, ledger: Arc<Ledger>) {
         ledger.excuse(&error).await;
     }
     while ledger.consuming.load(Ordering::Relaxed) {
-        // What a call read whose answer was lost is claimed.
+        // Entries of a call whose answer was lost are claimed.
         let claimed = stream
             .claim(
                 &lines(),

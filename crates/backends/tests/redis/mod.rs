@@ -1,4 +1,4 @@
-//! What Redis promises beyond the ports: raw lists, broken connections, restarts, places, exact limits.
+//! Redis's promises beyond the ports: raw lists, broken connections, restarts, places, exact limits.
 
 use std::future::Future;
 use std::sync::Arc;

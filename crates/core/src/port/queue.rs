@@ -31,7 +31,7 @@ pub const MAX_LEASE: Duration = Duration::from_secs(12 * 60 * 60);
 pub struct Settings {
     /// Retry policy of failed deliveries.
     pub retry: retry::Policy,
-    /// How long a dedup id is remembered, from when its message was enqueued.
+    /// Time for which a dedup id is remembered, from the enqueue of its message.
     pub dedup_window: Duration,
     /// Most messages that may wait (ready, delayed and leased); more is refused as overloaded.
     pub max_depth: Option<u64>,
@@ -74,11 +74,11 @@ pub struct LeaseRequest {
     pub consumer: ConsumerId,
     /// 1 to [`MAX_BATCH`] messages.
     pub max: usize,
-    /// How many the consumer works on at once, those that it holds included; a backend sends no more of them ahead.
+    /// Maximum number in flight at the consumer, those that it holds included; a backend sends no more of them ahead.
     pub in_flight: usize,
     /// [`MIN_LEASE`] to [`MAX_LEASE`], kept to the millisecond.
     pub lease: Duration,
-    /// How long to wait for the first message; with zero, everything that is there comes, up to `max`.
+    /// Longest wait for the first message; with zero, all ready messages come, up to `max`.
     pub wait: Duration,
 }
 
@@ -135,7 +135,7 @@ pub fn check_lease(lease: Duration) -> Result<()> {
     }
 }
 
-/// How a delivery ends.
+/// The end of a delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Disposition {
     /// Done: the message is removed.
@@ -172,7 +172,7 @@ impl Disposition {
 pub struct Settlement {
     /// Which delivery.
     pub receipt: Receipt,
-    /// How it ends.
+    /// Its disposition.
     pub disposition: Disposition,
 }
 
@@ -227,7 +227,7 @@ pub struct Stats {
 pub struct Stranded {
     /// The server.
     pub place: String,
-    /// How many wait there.
+    /// Number of waiting messages.
     pub messages: u64,
 }
 

@@ -1,4 +1,4 @@
-//! `/v1/fleet` and `/v1/tasks`: what the listeners of controller and worker serve to operators, with the admin token in
+//! `/v1/fleet` and `/v1/tasks`: the routes of controller and worker for operators, with the admin token in
 //! place of a key of the fleet. Data comes without the envelope of those listeners, refusals are problems.
 
 use std::sync::{Arc, OnceLock};
@@ -98,7 +98,7 @@ async fn pass_on(State(admin): State<Admin>, request: Request) -> Result<Respons
         Problem::new(http::StatusCode::INTERNAL_SERVER_ERROR, text)
     })?;
     head.headers.insert("x-api-key", key);
-    // What the outer router noted of its own path would count as parameters of the inner one.
+    // Parameters of the outer router's path would count as those of the inner one.
     let peer = head.extensions.remove::<Peer>();
     head.extensions.clear();
     if let Some(peer) = peer {

@@ -49,7 +49,7 @@ use crate::telemetry::{Health, Metrics};
 /// The file in the data folder that holds the token.
 pub(crate) const TOKEN_FILE: &str = "admin.token";
 
-/// What the admin API works on.
+/// The state of the admin API.
 #[derive(Clone)]
 pub struct Admin {
     /// The backends of the process.
@@ -60,7 +60,7 @@ pub struct Admin {
     pub outbox: Option<Arc<dyn Outbox>>,
     /// Who may do what.
     pub guard: Guard,
-    /// How the parts are.
+    /// Health of the parts.
     pub health: Health,
     /// The metrics of the process.
     pub metrics: Metrics,
@@ -70,7 +70,7 @@ pub struct Admin {
     pub doctor: Doctor,
     /// The roles of the process.
     pub roles: Vec<&'static str>,
-    /// What the fleet's roles serve.
+    /// Routes of the fleet's roles.
     pub fleet_listeners: FleetListeners,
 }
 

@@ -35,13 +35,13 @@ use crate::telemetry::{TraceContext, traces};
 
 pub(super) type Answer<T> = std::result::Result<Json<T>, Failure>;
 
-/// A list of what several backends have, some of which may not answer.
+/// A list over several backends, some of which may not answer.
 pub(super) type Partial<T> = (HeaderMap, Json<T>);
 
 /// The header that names the backends whose part is missing.
 pub const UNAVAILABLE: &str = "towpath-unavailable";
 
-/// How long one backend may take for its part.
+/// Timeout of one backend for its part.
 const PART_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The route that takes and shows messages.
@@ -224,7 +224,7 @@ async fn with_stranded(queue: &dyn Queue, stats: Stats) -> Result<QueueStats> {
 }
 
 /// Move messages from other brokers of the backend's URL into the queue.
-#[utoipa::path(post, path = "/v1/queues/{queue}/collect", params(QueuePath), responses((status = 200, description = "How many were moved", body = Count)))]
+#[utoipa::path(post, path = "/v1/queues/{queue}/collect", params(QueuePath), responses((status = 200, description = "Number of moved messages", body = Count)))]
 async fn collect(State(admin): State<Admin>, Segment(name): Segment) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
     Ok(Json(Count {
@@ -245,7 +245,7 @@ struct Deleting {
 /// Delete a queue with its counters and idempotency keys.
 ///
 /// 409 while the queue has consumers, a route into it, or (without `force`) messages or dead letters.
-#[utoipa::path(delete, operation_id = "delete_queue", path = "/v1/queues/{queue}", params(QueuePath, Deleting), responses((status = 200, description = "How many messages and dead letters were dropped", body = Count)))]
+#[utoipa::path(delete, operation_id = "delete_queue", path = "/v1/queues/{queue}", params(QueuePath, Deleting), responses((status = 200, description = "Number of dropped messages and dead letters", body = Count)))]
 async fn delete(
     State(admin): State<Admin>,
     Segment(name): Segment,
@@ -376,7 +376,7 @@ async fn resume(State(admin): State<Admin>, Segment(name): Segment) -> Answer<Qu
 }
 
 /// Delete all ready and delayed messages; leased messages and dead letters stay.
-#[utoipa::path(post, path = "/v1/queues/{queue}/purge", params(QueuePath), responses((status = 200, description = "How many were dropped", body = Count)))]
+#[utoipa::path(post, path = "/v1/queues/{queue}/purge", params(QueuePath), responses((status = 200, description = "Number of dropped messages", body = Count)))]
 async fn purge(State(admin): State<Admin>, Segment(name): Segment) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
     Ok(Json(Count {
@@ -518,7 +518,7 @@ pub(super) fn partial<T>(list: T, missing: &[String]) -> Partial<T> {
 }
 
 impl Admin {
-    /// What every backend lists, and why some do not.
+    /// The lists of all backends, and the errors of those that do not answer.
     ///
     /// # Errors
     /// That of the first one, when none answers.

@@ -16,7 +16,7 @@ use super::manifest::{self, Entry, Hashing, difference};
 use super::{DATABASE, STORE};
 use crate::wiring::{Depth, RESTORING, Verified, verify_store};
 
-/// What a new file system has.
+/// Entries of a new file system.
 const LOST_AND_FOUND: &str = "lost+found";
 
 /// Summary of a restore.
@@ -28,7 +28,7 @@ pub struct Restored {
     pub bytes: u64,
     /// The databases.
     pub databases: Vec<String>,
-    /// What the restored store has; its faults were in the store that the backup was made of.
+    /// The contents of the restored store; its faults were in the store that was backed up.
     pub store: Verified,
 }
 

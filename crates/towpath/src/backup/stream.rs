@@ -1,6 +1,6 @@
 //! A snapshot on its way from the process that has the store to the command that writes the backup.
 //!
-//! One line of JSON that lists the files, then their bytes, one file after the other. What ends early is an error.
+//! One line of JSON that lists the files, then their bytes, one file after the other. An early end is an error.
 
 use std::collections::VecDeque;
 use std::io::Read;

@@ -20,7 +20,7 @@ pub struct Report {
     pub files: u64,
     /// Bytes of them.
     pub bytes: u64,
-    /// What the store has; absent in a bucket, whose files are compared with the manifest alone.
+    /// The contents of the store; absent in a bucket, whose files are compared with the manifest alone.
     pub store: Option<Verified>,
     /// Databases that were read completely; none in a bucket.
     pub databases: Vec<String>,

@@ -234,7 +234,7 @@ pub(super) async fn verify(global: &Global, args: VerifyArgs) -> Result<Exit, Fa
     Ok(Exit::Problems)
 }
 
-/// What was read of a store.
+/// The counts of a store in one line.
 fn line_of(store: &Verified) -> String {
     format!(
         "store: {} checkpoints, {} segments, {} records, {} bytes read; {} messages in {} queues and streams",

@@ -82,7 +82,7 @@ pub(super) enum QueueCommand {
     },
 }
 
-/// What dropping messages does not undo.
+/// The warning of commands that drop messages.
 pub(super) const KEPT_KEYS: &str = "A dropped message keeps its idempotency key: a repeat of its request is answered as done, and stores nothing, until the window (`ingest.idempotency_window`, 24 h) is over.";
 
 /// A queue by name.
@@ -92,7 +92,7 @@ pub(super) struct QueueArgs {
     queue: String,
 }
 
-/// How often the queue is asked while dead consumers are waited for.
+/// Interval of requests while dead consumers are waited for.
 const LOOK: Duration = Duration::from_millis(200);
 
 async fn recover(global: &Global, named: &QueueArgs, wait: u64) -> Result<Exit, Failure> {
@@ -118,7 +118,7 @@ async fn recover(global: &Global, named: &QueueArgs, wait: u64) -> Result<Exit, 
     .await;
     backend.lifecycle.close().await?;
     let (count, left) = outcome?;
-    show_count(global, &Count { count }, "given back")?;
+    show_count(global, &Count { count }, "released")?;
     if left > 0 {
         output::note(format!("{left} are held by consumers that are alive"));
     }
@@ -265,7 +265,7 @@ pub(super) fn age(seconds: Option<u64>) -> String {
     age.map_or_else(|| "-".to_owned(), units::age)
 }
 
-/// How many messages something was done to.
+/// Number of changed messages.
 pub(super) fn show_count(global: &Global, count: &Count, done: &str) -> Result<(), Failure> {
     match global.format {
         Format::Json => output::json(count)?,

@@ -11,7 +11,7 @@ use super::{Exit, Failure, Format, Global, output};
 use crate::admin::{Count, EntryView, StreamView, TrimWanted};
 use crate::http::{encoded, segment};
 
-/// How often a followed stream is asked that had nothing new.
+/// Interval of requests for a followed stream without new entries.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// Entries asked for at once.

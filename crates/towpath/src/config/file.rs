@@ -51,7 +51,7 @@ impl<'a> Reader<'a> {
             }
         }
         reader.table("", document.get_ref());
-        // What the parser made of a broken line is a guess, and says nothing about the configuration.
+        // The parser's reading of a broken line is a guess, which is not reported as configuration.
         let guessed =
             |at: &Origin| matches!(at, Origin::File(place) if broken.contains(&place.line));
         reader
@@ -214,7 +214,7 @@ const NONE: Stores = Stores {
     databases: &[],
 };
 
-/// What to say about quotes that are missing or too many.
+/// Advice about missing or superfluous quotes.
 fn quotes(kind: Kind, value: &DeValue<'_>) -> String {
     match (kind, value) {
         (Kind::Integer(..), DeValue::String(text)) if text.parse::<u64>().is_ok() => {

@@ -1,4 +1,4 @@
-//! What a value may be, and how it reads.
+//! Kinds of values, and their parsers.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -39,7 +39,7 @@ pub enum Kind {
     Database,
     /// When the embedded store answers.
     Durability,
-    /// How much memory the embedded store may fill.
+    /// Memory that the embedded store may fill.
     Memory,
     /// A log level, or a filter by target.
     LogFilter,

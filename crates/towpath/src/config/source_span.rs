@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use towpath_core::address::shown as redacted;
 
-/// Who said what a key is. The order is that of strength, and that in which problems are shown.
+/// The source of a key's value. The order is that of precedence, and that in which problems are shown.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
     /// No source: the default.
@@ -35,7 +35,7 @@ pub struct SourceSpan {
     pub line: usize,
     /// The column, in characters.
     pub column: usize,
-    /// How many characters are meant.
+    /// Length in characters.
     pub length: usize,
     /// The file's name.
     pub file: String,

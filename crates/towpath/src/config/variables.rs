@@ -1,4 +1,4 @@
-//! What the environment says.
+//! The environment's variables.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -29,8 +29,8 @@ const OTHER: [&str; 8] = [
 /// Set to `1`, it makes the defaults of the reference system ours.
 pub(crate) const REFERENCE: &str = "TOWPATH_REFERENCE";
 
-/// Where the reference system's processes go without variables: the variable, what it stands for, and the variables of
-/// which one is enough to say otherwise.
+/// Addresses that the reference system's processes use without variables: the variable, its default, and the variables
+/// of which each one overrides it.
 const REFERENCE_DEFAULTS: [(&str, &str, &[&str]); 4] = [
     (
         "RABBITMQ_URLS",
@@ -44,7 +44,7 @@ const REFERENCE_DEFAULTS: [(&str, &str, &[&str]); 4] = [
 /// Secrets that are parts of a key's value.
 const PASSWORDS: [&str; 2] = ["DB_PASSWORD", "REDIS_PASSWORD"];
 
-/// How PostgreSQL may be spoken to.
+/// TLS modes of PostgreSQL.
 const SSL_MODES: [&str; 4] = ["disable", "require", "verify-ca", "verify-full"];
 
 /// A variable that sets a key.
@@ -189,7 +189,7 @@ impl<'a> Variables<'a> {
         }
     }
 
-    /// A variable, or for what may be secret the file that `NAME_FILE` names.
+    /// A variable, or for a possible secret the file that `NAME_FILE` names.
     fn set(&mut self, key: &Key, name: &str) -> Option<SetValue> {
         let (variable, text) = if key.kind.may_be_secret() {
             self.secret(name)?
@@ -353,7 +353,7 @@ impl<'a> Variables<'a> {
             if !ours || OTHER.contains(&name) || known.contains(name) {
                 continue;
             }
-            // What all begin with makes none alike.
+            // A common prefix is not a similarity.
             let rest = |name: &str| name.trim_start_matches("TOWPATH_").to_owned();
             let rests: Vec<String> = known.iter().map(|name| rest(name)).collect();
             let meant = nearest(&rest(name), rests.iter().map(String::as_str));
@@ -380,7 +380,7 @@ fn is_near(name: &str, meant: &str) -> bool {
     strsim::damerau_levenshtein(&name, &meant) <= 1 + meant.len() / 10
 }
 
-/// `TOWPATH_SECTION__KEY`, and for what may be secret the variable that names its file.
+/// `TOWPATH_SECTION__KEY`, and for a possible secret the variable that names its file.
 fn own_names(key: &Key) -> impl Iterator<Item = String> {
     let name = key.variable();
     let file = key.kind.may_be_secret().then(|| format!("{name}_FILE"));

@@ -1,4 +1,4 @@
-//! Request bodies, bounded in size, in time, and in what all of them hold together.
+//! Request bodies, bounded in size, in time, and in their memory together.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -35,14 +35,14 @@ pub enum Failure {
     Broken,
 }
 
-/// What reading bodies may cost, shared by all requests of a listener.
+/// Bounds of reading bodies, shared by all requests of a listener.
 #[derive(Debug, Clone)]
 pub struct BodyReader {
     deadline: Duration,
     memory: Arc<Semaphore>,
 }
 
-/// Memory that a body holds; given back when dropped.
+/// Memory that a body holds; released when dropped.
 pub type MemoryPermit = OwnedSemaphorePermit;
 
 impl BodyReader {

@@ -28,10 +28,10 @@ use tokio::time::{Instant, sleep_until};
 use super::socket::Socket;
 use super::streams::Streams;
 
-/// How long what a client still sends is thrown away after the last answer, so that it reads that answer and no reset.
+/// Time for which bytes of a client are discarded after the last answer, so that it reads the answer and not a reset.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// How long each phase may last.
+/// Deadlines of the phases.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
     /// From a connection's first moment, or a request's first byte, to the end of its head.
@@ -270,7 +270,7 @@ pub(super) async fn run<C: GracefulConnection>(
     .await
 }
 
-/// A socket that notes what happens on it.
+/// A socket that records its reads and writes.
 pub(super) struct TimedStream {
     pub(super) stream: Socket,
     pub(super) deadlines: Deadlines,
@@ -366,7 +366,7 @@ impl AsyncWrite for TimedStream {
 }
 
 impl Drop for TimedStream {
-    /// What a client did not take is not kept for it: the system would, for many minutes.
+    /// Bytes that a client did not read are dropped: the system would keep them for many minutes.
     fn drop(&mut self) {
         if self.deadlines.lock().blocked_since.is_some() {
             self.stream.tcp().set_zero_linger().ok();

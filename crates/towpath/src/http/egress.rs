@@ -108,7 +108,7 @@ impl Lookup for System {
 pub struct EgressPolicy {
     rule: Arc<Rule>,
     timeout: Duration,
-    /// What its clients trust, when that is more than the system does.
+    /// Certificates that its clients trust, when they differ from the system's.
     tls: Option<ClientConfig>,
     clients: Mutex<HashMap<u16, Client>>,
 }

@@ -1,4 +1,4 @@
-//! What handlers read of a request, refused in our own words.
+//! Extractors of handlers, with refusals in our own words.
 //!
 //! axum's extractors answer with sentences of libraries and accept unknown input; these do neither.
 

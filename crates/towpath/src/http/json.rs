@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use crate::config::did_you_mean;
 
-/// What an object says. A derived struct alone would take a list as well, field by field.
+/// Reads an object. A derived struct alone would take a list as well, field by field.
 #[derive(Debug, Default)]
 pub struct Object<T>(pub T);
 
@@ -137,7 +137,7 @@ pub fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Refusal> {
     value::<Object<T>>(body).map(|object| object.0)
 }
 
-/// The fields of an object as they are written, for apps that read what existing clients send.
+/// The fields of an object as they are written, for apps that serve existing clients.
 #[derive(Debug, Default)]
 pub struct Loose<'a>(Vec<(String, &'a RawValue)>);
 

@@ -54,7 +54,7 @@ pub struct BodyLimit {
     pub route: &'static str,
     /// In bytes.
     pub bytes: usize,
-    /// What the body is called in the refusal: `message`.
+    /// The name of the body in the refusal: `message`.
     pub what: &'static str,
 }
 
@@ -72,7 +72,7 @@ pub fn is_probe(route: &str) -> bool {
     probes.any(|probe| route == probe || below(probe))
 }
 
-/// What a listener puts around its routes.
+/// The layer around the routes of a listener.
 #[derive(Clone)]
 pub struct RequestLayer {
     metrics: Metrics,
@@ -183,7 +183,7 @@ impl RequestLayer {
         self
     }
 
-    /// Each route requires what the table says. Without it every route is open.
+    /// Each route requires its scope in the table. Without it every route is open.
     #[must_use]
     pub fn guard(mut self, guard: Guard, table: Table) -> Self {
         self.guard = Some((guard, table));
@@ -249,7 +249,7 @@ impl RequestLayer {
     /// An answer before the body was read, with the header that goes with its status.
     fn refuse(&self, problem: Problem, route: Option<&str>, has_body: bool) -> Response {
         let header = match problem.status() {
-            // RFC 9110, section 12.5.3: in an answer it says what a request may have.
+            // RFC 9110, section 12.5.3: in an answer it lists the codings of requests.
             StatusCode::UNSUPPORTED_MEDIA_TYPE => Some((
                 header::ACCEPT_ENCODING,
                 HeaderValue::from_static("identity"),
@@ -492,11 +492,11 @@ fn close(response: &mut Response) {
     response.headers_mut().insert(header::CONNECTION, close);
 }
 
-fn unread(failure: Failure, what: &str) -> Problem {
+fn unread(failure: Failure, part: &str) -> Problem {
     match failure {
         Failure::TooLarge(limit) => Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,
-            format!("{what} is over the limit of {limit} bytes"),
+            format!("{part} is over the limit of {limit} bytes"),
         ),
         Failure::TooSlow => Problem::new(StatusCode::REQUEST_TIMEOUT, "body took too long"),
         Failure::NoRoom => {
@@ -507,7 +507,7 @@ fn unread(failure: Failure, what: &str) -> Problem {
     }
 }
 
-/// RFC 9112, section 3.2: HTTP/1.1 names the host exactly once, and by what can be one.
+/// RFC 9112, section 3.2: HTTP/1.1 names the host exactly once, and by a valid name.
 fn one_host(head: &Parts) -> Result<(), Problem> {
     let hosts = head.headers.get_all(header::HOST);
     let count = hosts.iter().take(2).count();
@@ -532,7 +532,7 @@ fn is_host(value: &HeaderValue) -> bool {
     !text.contains('@') && port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// RFC 9112, section 6.1: what cannot be decoded is not passed on as if it were decoded.
+/// RFC 9112, section 6.1: a body that cannot be decoded is not passed on as if it were decoded.
 fn chunked(head: &Parts) -> Result<(), Problem> {
     let codings = head.headers.get_all(header::TRANSFER_ENCODING);
     let codings = codings.iter().map(|value| value.as_bytes().trim_ascii());

@@ -34,14 +34,14 @@ use crate::telemetry::RefusedConnections;
 
 pub use super::connection::Timeouts;
 
-/// What connections may cost.
+/// Bounds of connections.
 #[derive(Clone)]
 pub struct Limits {
     /// Open connections; further ones are answered 503 and closed.
     pub connections: usize,
-    /// How long each phase of a connection may last.
+    /// Deadlines of the phases of a connection.
     pub timeouts: Timeouts,
-    /// How much of the grace period is kept for what stops later.
+    /// Part of the grace period that is reserved for later stages of the shutdown.
     pub reserve: Duration,
     /// Speaks TLS; plain without.
     pub tls: Option<Arc<Tls>>,
@@ -56,24 +56,24 @@ pub struct Peer(pub SocketAddr);
 /// Largest head of a request in bytes; hyper bounds the number of its headers at 100 in HTTP/1.
 const HEAD_BYTES: u16 = 16 * 1024;
 
-/// What a client of HTTP/2 may send before it is read: of one body, and of all bodies of a connection.
+/// Flow-control windows of HTTP/2: of one body, and of all bodies of a connection.
 const STREAM_WINDOW: u32 = 128 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 /// Buffered part of a response that an HTTP/2 client does not read yet.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// What a client of HTTP/2 sends first. Source: RFC 9113, 3.4.
+/// The preface of an HTTP/2 client. Source: RFC 9113, 3.4.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How long to leave the listener alone when the process has no more descriptors; doubles up to the longest.
+/// Pause of the listener when the process has no more descriptors; doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Failing accepts are logged once in this time; the metric counts them all.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// What a connection over the limit reads, if it reads.
+/// The answer to a connection over the limit.
 const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 32\r\n\r\ntoo many connections, try again\n";
 
 /// Serves until the stop is requested, then accepts no more connections and completes requests in progress.
@@ -389,7 +389,7 @@ struct Failures {
 }
 
 impl Failures {
-    /// How long to wait before the next accept; logs now and then.
+    /// Pause before the next accept; logs now and then.
     fn pause(&mut self, error: &std::io::Error) -> Duration {
         if self.logged.is_none_or(|at| at.elapsed() > QUIET) {
             self.logged = Some(Instant::now());

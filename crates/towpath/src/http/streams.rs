@@ -1,4 +1,4 @@
-//! Requests that share a connection of HTTP/2: what each may wait for, and what the client may cost.
+//! Requests that share a connection of HTTP/2: their waiting, and the bounds of a client.
 //!
 //! A connection of HTTP/1 has one request at a time, so its phase determines its deadline.
 //! Here each answer has the write timeout for itself, since a client may leave a single

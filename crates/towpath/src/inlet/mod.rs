@@ -40,6 +40,6 @@ pub trait Inlet: Send + Sync {
         false
     }
 
-    /// How long a lease is.
+    /// Duration of a lease.
     fn lease_time(&self) -> std::time::Duration;
 }

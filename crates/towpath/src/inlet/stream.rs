@@ -1,7 +1,7 @@
 //! A consumer group of a stream as an inlet.
 //!
 //! ```text
-//! what an earlier process of this name left -> what others left for too long -> what is new
+//! entries of an earlier process of this name -> entries that other consumers held for too long -> new entries
 //! ```
 //!
 //! Older entries always come before newer ones, so a single consumer keeps the order of the stream across crashes.
@@ -27,10 +27,10 @@ use crate::telemetry::LineCounters;
 /// Short enough to end soon after a stop, long enough to cost nothing when idle.
 const WAIT: Duration = Duration::from_millis(500);
 
-/// What is kept of a reason.
+/// Maximum stored length of a reason.
 const REASON_BYTES: usize = 1_024;
 
-/// How often entries are looked for that others hold.
+/// Interval of claims of other consumers' entries.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// One consumer of one group.
@@ -50,19 +50,19 @@ pub struct GroupMember {
     pub stream: StreamName,
     /// The group; made at the beginning of the stream when it is not there.
     pub group: GroupName,
-    /// The consumer. A new process of the same name takes over what the old one held.
+    /// The consumer. A new process of the same name adopts the entries of the old one.
     pub consumer: ConsumerId,
-    /// The queue of entries that were given up.
+    /// The queue of entries that became dead letters.
     pub dead: QueueName,
 }
 
 #[derive(Default)]
 struct State {
-    /// Whether everything that was left behind has been taken over.
+    /// Whether all entries of earlier processes have been claimed.
     caught_up: bool,
     next: u64,
-    in_hand: BTreeMap<u64, Entry>,
-    /// Given back, to be leased again, oldest first, and when.
+    leased: BTreeMap<u64, Entry>,
+    /// Returned entries, oldest first, with the time of their next lease.
     returned: VecDeque<(Instant, Entry)>,
     looked: Option<Instant>,
     /// The queue's numbering wants a name for receipts.
@@ -101,7 +101,7 @@ impl StreamInlet {
             ..
         } = &self.member;
         if !self.state().caught_up {
-            // What an earlier process of this name held is ours at once.
+            // Entries of an earlier process of this name are ours at once.
             self.stream.disconnect(consumer).await?;
         }
         let (caught_up, looked) = {
@@ -165,7 +165,7 @@ impl StreamInlet {
                 interrupted: false,
                 lease: self.claim_after,
             };
-            state.in_hand.insert(number, entry);
+            state.leased.insert(number, entry);
             delivery
         });
         Ok(deliveries.collect())
@@ -222,7 +222,7 @@ impl Inlet for StreamInlet {
             return self.hand_out(due);
         }
         if !self.state().returned.is_empty() {
-            // What was given back is older than anything else.
+            // Returned entries are older than all others.
             tokio::time::sleep(WAIT / 10).await;
             return Ok(Vec::new());
         }
@@ -235,7 +235,7 @@ impl Inlet for StreamInlet {
                 Ok(Vec::new())
             }
             Err(error) => {
-                // What was handed out with an answer that did not arrive is ours, and older than what comes next.
+                // Entries of an answer that did not arrive belong to this consumer, and are older than the next ones.
                 self.state().caught_up = false;
                 Err(error)
             }
@@ -244,14 +244,14 @@ impl Inlet for StreamInlet {
 
     async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>> {
         let (mut finished, mut returned) = (Vec::<(u64, Offset)>::new(), Vec::new());
-        let mut given_up = BTreeSet::new();
+        let mut dead_lettered = BTreeSet::new();
         let mut outcomes = Vec::with_capacity(settlements.len());
         for Settlement {
             receipt,
             disposition,
         } in settlements
         {
-            let entry = self.state().in_hand.get(&receipt.number).cloned();
+            let entry = self.state().leased.get(&receipt.number).cloned();
             let Some(entry) = entry else {
                 outcomes.push(Err(Error::conflict("the entry is settled already")));
                 continue;
@@ -262,7 +262,7 @@ impl Inlet for StreamInlet {
                     warn!(stream = %self.member.stream, reason, "entry became a dead letter");
                     self.bury(&entry, &reason).await?;
                     finished.push((receipt.number, entry.offset));
-                    given_up.insert(receipt.number);
+                    dead_lettered.insert(receipt.number);
                 }
                 Disposition::Retry { after, .. } => returned.push((receipt.number, after, true)),
                 Disposition::Release { after } => returned.push((receipt.number, after, false)),
@@ -273,20 +273,20 @@ impl Inlet for StreamInlet {
         if !offsets.is_empty() {
             let GroupMember { stream, group, .. } = &self.member;
             match self.stream.commit(stream, group, &offsets).await {
-                // The group is gone, and with it what it knew; it begins anew, and the sink knows what it has.
+                // The group was deleted with its position. It starts again, and the sink drops lines that it has.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 committed => committed?,
             }
         }
         let mut state = self.state();
         let done = finished.iter().filter_map(|(number, _)| {
-            let entry = state.in_hand.remove(number)?;
-            (!given_up.contains(number)).then_some(entry.message.payload.len() as u64)
+            let entry = state.leased.remove(number)?;
+            (!dead_lettered.contains(number)).then_some(entry.message.payload.len() as u64)
         });
         self.done.add(done);
         let now = Instant::now();
         for (number, after, charged) in returned.into_iter().rev() {
-            if let Some(mut entry) = state.in_hand.remove(&number) {
+            if let Some(mut entry) = state.leased.remove(&number) {
                 entry.attempt += u32::from(charged);
                 state.returned.push_front((now + after, entry));
             }

@@ -10,13 +10,13 @@ use super::observe::Observation;
 use super::{Finding, Limits, Rule};
 use crate::telemetry::{CheckedRole, Deliveries, DiskUsage, Phase, Source, Vitals};
 
-/// Messages that are ready are handed out within milliseconds; five minutes mean that consumers are missing or too few.
+/// Ready messages are leased within milliseconds; five minutes mean that consumers are missing or too few.
 const OLD: Duration = Duration::from_secs(300);
 
 /// The relay sends events within a second.
 const OUTBOX_OLD: Duration = Duration::from_secs(60);
 
-/// Shares of deliveries are those of this window, of at least so many deliveries.
+/// Shares of deliveries are those of this window, and need at least `ENOUGH` deliveries.
 const WINDOW: Duration = Duration::from_secs(60);
 const ENOUGH: u64 = 20;
 
@@ -24,7 +24,7 @@ const ENOUGH: u64 = 20;
 const FAILING: u64 = 20;
 const DYING: u64 = 5;
 
-/// Free space under which a disk is low: three times what the store keeps back, or a share of it when that is small.
+/// Free space under which a disk is low: three times the store's reserve, or a share of the disk when that is smaller.
 const RESERVES: u64 = 3;
 const LOW_SHARE: u64 = 20;
 const LOW_BYTES: u64 = 10 << 30;
@@ -38,10 +38,10 @@ const YEAR_2026: Duration = Duration::from_secs(1_767_225_600);
 /// A step of the wall clock against the monotonic one that no synchronisation makes.
 const STEP: Duration = Duration::from_secs(5);
 
-/// For how long a step is reported.
+/// Time for which a step is reported.
 const STEP_SHOWN: Duration = Duration::from_secs(600);
 
-/// What earlier observations left.
+/// State of earlier observations.
 #[derive(Default)]
 pub(super) struct History {
     /// Deliveries by queue at moments of the last window, oldest first.
@@ -159,7 +159,7 @@ fn parts(observed: &Observation, list: &mut Vec<Finding>) {
 /// The part of health that reports disks that do not respond.
 const STALLS: &str = "disks";
 
-/// The faults of a role. What only follows from a part that it needs is that part's problem.
+/// The faults of a role. A consequence of a failed dependency is the dependency's problem.
 fn faults(name: &str, role: &CheckedRole, has_its_needs: bool, list: &mut Vec<Finding>) {
     let of_sinks = |source: &Source| matches!(source, Source::Sink(_) | Source::Destination(_));
     let (sinks, own): (Vec<_>, Vec<_>) =
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_follows_from_a_failed_part_is_no_problem_of_its_own() {
+    async fn consequences_of_a_failed_part_are_not_separate_problems() {
         let health = Health::new();
         health.serving();
         health.watch_check("database", || {

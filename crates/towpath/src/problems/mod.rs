@@ -1,4 +1,4 @@
-//! What is wrong with the process and with what it works on: one list, with causes and next steps.
+//! Problems of the process and of its backends: one list, with causes and next steps.
 //!
 //! ```text
 //! health, metrics, queues, streams, disks --observe--> Observation --evaluate--> problems --+--> GET /v1/problems, status, doctor
@@ -26,7 +26,7 @@ use crate::telemetry::{Health, Metrics};
 use evaluate::History;
 use observe::Observation;
 
-/// How often the rules are evaluated.
+/// Interval of evaluations.
 const OFTEN: Duration = Duration::from_secs(5);
 
 /// Most problems in the list; more are counted in a last one.
@@ -43,7 +43,7 @@ pub struct Problem {
     pub since: Timestamp,
     /// The measured figure with its unit, where there is one.
     pub figure: Option<String>,
-    /// What is wrong. Free of payloads and secrets.
+    /// The cause. Free of payloads and secrets.
     pub cause: String,
 }
 
@@ -135,7 +135,7 @@ impl Problems {
         inner.metrics.problems(&self.known());
     }
 
-    /// Puts the list in place of the last one, and logs what began and what ended.
+    /// Replaces the list, and logs new and ended problems.
     fn replace(&self, found: Vec<Finding>) {
         let now = Timestamp::now();
         let mut list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);

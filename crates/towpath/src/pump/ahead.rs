@@ -17,10 +17,10 @@ pub(super) struct LeaseCall {
     pub(super) max: usize,
 }
 
-/// What was leased.
+/// A lease call with its result.
 type Leased = (LeaseCall, Result<Vec<Delivery>>);
 
-/// See the module. A lease is never dropped halfway, and what it gave is renewed until its turn comes.
+/// See the module. A lease call is never dropped halfway, and its messages are renewed until their turn comes.
 pub(super) struct Ahead<'a> {
     pump: &'a Pump,
     stop: &'a Stop,
@@ -69,12 +69,12 @@ impl<'a> Ahead<'a> {
             if let Some(leased) = self.leased.take() {
                 return leased;
             }
-            self.go_on().await;
+            self.step().await;
         }
     }
 
-    /// A step of what goes on beside a delivery; pending while there is nothing to do. Cancel-safe.
-    pub(super) async fn go_on(&mut self) {
+    /// A step of the work beside a delivery; pending while there is nothing to do. Cancel-safe.
+    pub(super) async fn step(&mut self) {
         let often = self.pump.inlet.lease_time() / 3;
         let has_batch = matches!(&self.leased, Some((_, Ok(batch))) if !batch.is_empty());
         let call = self.call.as_mut();
@@ -97,7 +97,7 @@ impl<'a> Ahead<'a> {
         }
     }
 
-    /// Adds what ended to what is to be settled.
+    /// Adds ended deliveries to those that wait for their settlement.
     pub(super) fn settle(
         &mut self,
         ended: impl Iterator<Item = (Delivery, Disposition, Option<Facts>)>,
@@ -126,7 +126,7 @@ impl<'a> Ahead<'a> {
         }
     }
 
-    /// Gives back the batch whose turn has not come, and settles everything.
+    /// Releases the batch whose turn has not come, and settles everything.
     ///
     /// # Errors
     /// As [`Ahead::finish`].

@@ -22,17 +22,17 @@ use super::{BACKEND, GIVE_BACK, Pump, Side, drawn, failed, guarded, rest, warn_o
 use crate::supervisor::Stop;
 use crate::telemetry::traces;
 
-/// How long to leave a sink alone that cannot work at all.
+/// Pause of a sink that cannot work at all.
 const SINK: retry::Policy =
     retry::Policy::forever(Duration::from_millis(100), Duration::from_secs(2));
 
-/// How often a sink that cannot work is mentioned in the log.
+/// Interval of log lines about a sink that cannot work.
 const REMIND: Duration = Duration::from_secs(60);
 
 /// Payload bytes that a batch grows up to.
 const GROWN_BYTES: usize = 4 * 1024 * 1024;
 
-/// How many messages a batch may have.
+/// Maximum number of messages of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchSize {
     least: usize,
@@ -185,7 +185,7 @@ impl Pump {
         ahead.give_back().await
     }
 
-    /// Delivers the batch while the rest goes on.
+    /// Delivers the batch while its neighbours are settled and leased.
     async fn deliver_beside(
         &self,
         sink: &dyn Sink,
@@ -197,7 +197,7 @@ impl Pump {
         loop {
             tokio::select! {
                 delivered = &mut work => return delivered,
-                () = ahead.go_on() => {}
+                () = ahead.step() => {}
             }
         }
     }
@@ -239,7 +239,7 @@ impl Pump {
         }
     }
 
-    /// How each delivery of a batch ends that is not settled yet.
+    /// The outcomes of deliveries of a batch that are not settled yet.
     fn endings(
         &self,
         batch: Vec<Delivery>,

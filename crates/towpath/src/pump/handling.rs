@@ -1,10 +1,10 @@
 //! The loop over single messages: each is handled, and settled as soon as its outcome is known.
 //!
 //! ```text
-//! lease what there is room for -> handle, several at once, in any order -> settle what has ended meanwhile, together
+//! lease as many as fit -> handle, several at once, in any order -> settle ended deliveries together
 //! ```
 //!
-//! A consumer leases no more than it can begin at once, so that what a crash charges had begun. A message whose last
+//! A consumer leases no more than it can begin at once, so that a crash charges only deliveries that had begun. A message whose last
 //! delivery had no outcome may be the reason for that: it is handled alone in its process.
 
 use std::collections::HashMap;
@@ -28,10 +28,10 @@ use super::{BACKEND, Destination, GIVE_BACK, Handler, Pump, drawn, failed, guard
 use crate::supervisor::Stop;
 use crate::telemetry::traces;
 
-/// How long before the cut-off a handler is told of it.
+/// Time before the cut-off at which a handler is notified of it.
 const HURRY: Duration = Duration::from_secs(3);
 
-/// How soon a message is offered again that must be handled alone while another one is.
+/// Delay of a message that must be handled alone while another one is in flight.
 const ALONE_AGAIN: Duration = Duration::from_millis(200);
 
 /// The place for the one message of a process that is handled alone; cheap to clone.
@@ -57,7 +57,7 @@ impl Alone {
 /// How messages are handled one by one.
 #[derive(Clone)]
 pub struct Handling {
-    /// What handles them.
+    /// Its handler.
     pub handler: Arc<dyn Handler>,
     /// Most of them at once.
     pub in_flight: usize,
@@ -67,7 +67,7 @@ pub struct Handling {
 
 type Work<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What a lease gave.
+/// The result of a lease.
 struct Leased {
     /// When this message may be handled alone.
     permit: Option<OwnedSemaphorePermit>,
@@ -332,7 +332,7 @@ impl Run<'_> {
         }
     }
 
-    /// What was settled while the renewal was under way is not lost.
+    /// A delivery that was settled while the renewal was under way is not lost.
     fn lost(&self, fences: &[u64]) {
         let settling = self.settling.fences();
         let held = |fence: &&u64| self.held.contains_key(*fence) && !settling.contains(*fence);

@@ -1,7 +1,8 @@
 //! The rate at which a destination takes deliveries, found from its own refusals.
 //!
-//! After a refusal one delivery is under way at a time until the next one. What was taken between two refusals, pauses
-//! included, is the rate of the destination; a little less is sent from then on, raised by two percent a second.
+//! After a refusal one delivery is under way at a time until the next refusal. The number of accepted deliveries between
+//! two refusals, pauses included, is the rate of the destination; a little less is sent from then on, raised by two
+//! percent a second.
 
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ const UNLIMITED: f64 = 20_000.0;
 /// The slowest rate: one delivery in ten seconds.
 const SLOWEST: f64 = 0.1;
 
-/// How soon to look again for the end of a delivery that another consumer has.
+/// Delay before the next check for the end of another consumer's delivery.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Shortest time over which a rate is measured.
@@ -103,7 +104,7 @@ impl RateProbe {
     pub(super) fn refused(&mut self, now: Instant) {
         let rate = self.limit.as_ref().and_then(|limit| {
             let elapsed = now.saturating_duration_since(limit.since);
-            // Too little is known: what was believed before holds.
+            // Too short to measure: the previous rate holds.
             if elapsed < SHORTEST || limit.served == 0 {
                 return limit.rate.map(|rate| rate / 2.0);
             }

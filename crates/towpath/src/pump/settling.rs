@@ -1,4 +1,4 @@
-//! Settlements: what has ended goes to the backend together, one call at a time, and again while that is unavailable.
+//! Settlements: ended deliveries go to the backend together, one call at a time, and again while it is unavailable.
 
 use std::collections::HashSet;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use tracing::{debug, error, warn};
 use super::{BACKEND, Pump, drawn};
 use crate::supervisor::Stop;
 
-/// How long a message is held back that the backend refuses to end as it should.
+/// Delay of a message whose settlement the backend refuses.
 const REFUSED: Duration = Duration::from_secs(60);
 
 /// A delivery and how it ends.
@@ -21,7 +21,7 @@ const REFUSED: Duration = Duration::from_secs(60);
 pub(super) struct Ended {
     pub(super) delivery: Arc<Delivery>,
     pub(super) disposition: Disposition,
-    /// What the record of a failed attempt says; `None` when nothing was attempted.
+    /// Facts of a failed attempt for its record; `None` when nothing was attempted.
     pub(super) facts: Option<Facts>,
 }
 
@@ -43,7 +43,7 @@ impl Facts {
     }
 }
 
-/// What one call came to.
+/// The result of one call.
 #[derive(Default)]
 struct Settled {
     /// Fences of deliveries that are over.
@@ -96,7 +96,7 @@ impl<'a> Settling<'a> {
 
     /// Settles, and gives the fences of deliveries that are over; pending while there is nothing to do.
     ///
-    /// Cancel-safe: a call goes on with the next one.
+    /// Cancel-safe: the next call continues an unfinished one.
     pub(super) async fn next(&mut self) -> Vec<u64> {
         if self.call.is_none() {
             if let Some(moment) = self.not_before {
@@ -164,7 +164,7 @@ async fn settle(pump: &Pump, stop: &Stop, ended: Vec<Ended>) -> Settled {
             settled.again = ended;
             settled.unavailable = Some(error);
         }
-        // One of them is refused: each by itself says which.
+        // One of them is refused; settling each one alone shows which.
         Err(_) if ended.len() > 1 => {
             for one in ended {
                 let alone = Box::pin(settle(pump, stop, vec![one])).await;
@@ -210,7 +210,7 @@ impl Pump {
         }
     }
 
-    /// What the queue makes of a disposition: a message whose attempts are used up becomes a dead letter.
+    /// The queue's outcome of a disposition: a message whose attempts are used up becomes a dead letter.
     fn ending(&self, ended: &Ended) -> Disposition {
         match &ended.disposition {
             Disposition::Retry { error, .. } if ended.delivery.attempt >= self.retry.attempts => {
@@ -222,7 +222,7 @@ impl Pump {
     }
 }
 
-/// Counts what became of one settlement.
+/// Counts the outcome of one settlement.
 fn note(pump: &Pump, stop: &Stop, ended: Ended, outcome: Result<()>, settled: &mut Settled) {
     match outcome {
         Ok(()) => {
@@ -250,8 +250,8 @@ fn note(pump: &Pump, stop: &Stop, ended: Ended, outcome: Result<()>, settled: &m
     }
 }
 
-/// What cannot end as it should is held back, which takes nothing of the message; and when even that is refused, its
-/// lease ends by itself.
+/// Delays a message whose settlement is refused, which changes nothing of the message. When the backend refuses the
+/// delay too, the lease expires.
 fn refused(ended: Ended, error: &Error, settled: &mut Settled) {
     let Ended {
         delivery,
@@ -262,7 +262,7 @@ fn refused(ended: Ended, error: &Error, settled: &mut Settled) {
         error = error.chain(),
         id = %delivery.message.id,
         disposition = word(&disposition),
-        "settlement refused; message held back"
+        "settlement refused; message delayed"
     );
     if matches!(disposition, Disposition::Release { .. }) {
         settled.over.push(delivery.receipt.fence);
@@ -276,7 +276,7 @@ fn refused(ended: Ended, error: &Error, settled: &mut Settled) {
     }
 }
 
-/// One debug line a message, by its id: what an operator follows with `--verbose`.
+/// One debug line a message, by its id, for an operator with `--verbose`.
 pub(super) fn settled_one(pump: &Pump, delivery: &Delivery, outcome: &str) {
     debug!(
         queue = %delivery.receipt.queue,
@@ -294,6 +294,6 @@ const fn word(disposition: &Disposition) -> &'static str {
         Disposition::Ack => "acked",
         Disposition::Retry { .. } => "retried",
         Disposition::DeadLetter { .. } => "dead letters",
-        Disposition::Release { .. } => "given back",
+        Disposition::Release { .. } => "released",
     }
 }

@@ -21,10 +21,10 @@ use crate::http::egress::EgressPolicy;
 use crate::http::trusting_also;
 use crate::pump::{Destination, Handler, note_answer};
 
-/// How much of an answer is read, so that its connection can be used again.
+/// Maximum read length of an answer, so that its connection can be used again.
 const ANSWER_BYTES: usize = 64 * 1024;
 
-/// How much of an answer's body becomes part of the reason.
+/// Part of an answer's body that is added to the reason.
 const REASON_BYTES: usize = 200;
 
 /// Answers of 4xx that say something about the endpoint or the moment, and nothing about the message.
@@ -138,7 +138,7 @@ impl WebhookSink {
     }
 }
 
-/// Posts once; what the answer means for the message and for its receiver.
+/// Posts once; returns the answer's meaning for the message and for its receiver.
 ///
 /// # Errors
 /// Without an answer: `Invalid` when the policy refuses the destination, otherwise `Unavailable`.
@@ -168,7 +168,7 @@ pub(crate) async fn post(
     Ok(outcome(response.status(), response.headers(), &body, clock))
 }
 
-/// What a post without an answer says of the receiver.
+/// The meaning of a post without an answer for the receiver's condition.
 pub(crate) fn unanswered(error: &Error) -> Outcome {
     Outcome::Unavailable {
         cause: cause_of(error),
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_mean_what_the_documentation_says() {
+    fn answers_have_their_documented_meaning() {
         let headers = HeaderMap::new();
         for (statuses, expected) in [
             (&[200, 201, 202, 204][..], "done"),

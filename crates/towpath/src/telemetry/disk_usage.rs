@@ -1,4 +1,4 @@
-//! How much room is left on the disks that the process writes to.
+//! Free space of the disks that the process writes to.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,4 @@
-//! What the lines app measures.
+//! Metrics of the lines app.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -36,18 +36,18 @@ impl LineCounters {
         self.bytes.inc_by(bytes);
     }
 
-    /// How many lines there were.
+    /// Number of lines.
     pub fn lines(&self) -> u64 {
         self.lines.get()
     }
 }
 
-/// A cheap handle to what the reader and the writer of a process measure.
+/// A cheap handle to the metrics of the reader and the writer.
 #[derive(Clone, Default)]
 pub struct LineMetrics {
-    /// What the reader sent.
+    /// Lines that the reader sent.
     pub read: LineCounters,
-    /// What the writer wrote and committed.
+    /// Lines that the writer wrote and committed.
     pub written: LineCounters,
     failures: Family<Cause, Counter>,
     input_read: Family<Input, Gauge>,
@@ -55,7 +55,7 @@ pub struct LineMetrics {
 }
 
 impl LineMetrics {
-    /// How far an input file is, in bytes.
+    /// Position in an input file, in bytes.
     pub fn input(&self, input: &str, read: u64, size: u64) {
         let labels = Input {
             input: input.to_owned(),

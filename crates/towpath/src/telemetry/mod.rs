@@ -1,4 +1,4 @@
-//! What the process tells about itself: metrics, logs, probes.
+//! Telemetry of the process: metrics, logs, probes.
 
 mod calls;
 mod disk_usage;

@@ -1,4 +1,4 @@
-//! What a pump measures, with its handles kept.
+//! Metrics of a pump, with their handles kept.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,7 +65,7 @@ impl PumpMetrics {
         self.sink_failures.inc();
     }
 
-    /// Measures how long the sink took for a batch.
+    /// Measures the sink's time for a batch.
     pub fn sink_took(&self, elapsed: Duration) {
         self.process_duration.observe(elapsed.as_secs_f64());
     }
@@ -75,7 +75,7 @@ impl PumpMetrics {
         self.clock.now()
     }
 
-    /// Counts what became of a delivery; one that was given back did not happen.
+    /// Counts the outcome of a delivery; a released one is not counted.
     pub fn settled(&self, delivery: &Delivery, disposition: &Disposition) {
         match disposition {
             Disposition::Ack => {
@@ -109,7 +109,7 @@ impl PumpMetrics {
     }
 }
 
-/// The beginning of a reason: what follows a colon may repeat the payload.
+/// The beginning of a reason: text behind a colon may repeat the payload.
 fn summary(reason: &str) -> &str {
     let end = reason.find([':', '\n']).unwrap_or(reason.len()).min(120);
     &reason[..reason.floor_char_boundary(end)]

@@ -28,10 +28,10 @@ const API: &str = "accounts.api";
 const RELAY: &str = "accounts.relay";
 const LIMITS: &str = "accounts.limits";
 
-/// How often the backlog is counted.
+/// Interval of counting the backlog.
 const WATCH: Duration = Duration::from_secs(2);
 
-/// How often streams of events are trimmed, and how many events they keep by default.
+/// Interval of trimming streams of events, and the number of events that they keep by default.
 const TRIM: Duration = Duration::from_secs(5);
 const KEPT_EVENTS: u64 = 1_000_000;
 

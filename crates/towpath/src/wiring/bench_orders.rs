@@ -23,7 +23,7 @@ use crate::pump::{Alone, Destination, Handler, Handling, Pump, Work};
 use crate::supervisor::Stop;
 use crate::telemetry::{Metrics, PumpMetrics};
 
-/// What every order orders.
+/// The SKU of every order.
 const SKU: &str = "bench";
 
 /// The defaults of the app.
@@ -114,7 +114,7 @@ impl BenchOrders {
     ///
     /// # Errors
     /// Those of a pump that cannot continue.
-    pub async fn told(&self, max: usize, wait: Duration) -> Result<Vec<Bytes>> {
+    pub async fn notified(&self, max: usize, wait: Duration) -> Result<Vec<Bytes>> {
         let mut held = self.workers.lock().await;
         let workers = match &mut *held {
             Some(workers) => workers,
@@ -179,7 +179,7 @@ struct Reporting {
     tell: mpsc::UnboundedSender<Bytes>,
 }
 
-/// What of an event counts here.
+/// The field of an event that counts here.
 #[derive(Deserialize)]
 struct OrderEvent {
     id: String,

@@ -37,7 +37,7 @@ pub struct Copy {
     pub input: PathBuf,
     /// The file that is appended to.
     pub output: PathBuf,
-    /// How many lines it has.
+    /// Number of lines.
     pub lines: u64,
 }
 

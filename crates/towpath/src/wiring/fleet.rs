@@ -37,11 +37,11 @@ const WORKER_LISTEN: &str = ":6002";
 /// The controller's database in health.
 const FLEET_DATABASE: &str = "fleet.database";
 
-/// Files in the data folder: what an agent and a worker know.
+/// Files in the data folder: the state of an agent and of a worker.
 const AGENT_FILE: &str = "fleet-agent.json";
 const WORKER_FILE: &str = "fleet-worker.json";
 
-/// What the worker works with.
+/// The state of the worker.
 struct Tools {
     worker: Worker,
     tasks: Tasks,
@@ -59,7 +59,7 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    /// Opens what the app needs, when one of its roles runs.
+    /// Opens the app's backends when one of its roles runs.
     pub(super) async fn open(
         process: &Process<'_>,
         pool: &mut BackendPool,
@@ -302,7 +302,7 @@ async fn control(controller: &Controller, process: &mut Process<'_>) -> Result<(
         .await
 }
 
-/// Where this process itself reaches what listens on an address.
+/// The address by which this process reaches its own listener.
 fn url(address: SocketAddr) -> String {
     match address.ip().is_unspecified() {
         true => format!("http://127.0.0.1:{}", address.port()),

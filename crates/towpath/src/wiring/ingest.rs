@@ -35,7 +35,7 @@ pub(super) struct Ingest {
 }
 
 impl Ingest {
-    /// Opens what the app needs, when one of its roles runs.
+    /// Opens the app's backends when one of its roles runs.
     pub(super) async fn open(
         process: &Process<'_>,
         pool: &mut BackendPool,
@@ -139,7 +139,7 @@ impl Ingest {
     }
 }
 
-/// What a client may send at most.
+/// The limits of a client's request.
 const fn limits(config: &Config) -> Limits {
     Limits {
         message_bytes: config.max_body,

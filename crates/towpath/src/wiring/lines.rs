@@ -50,7 +50,7 @@ const PRIVATE: [&str; 10] = [
     "quarantine",
 ];
 
-/// How often finished entries are trimmed.
+/// Interval of trimming finished entries.
 const TEND: Duration = Duration::from_secs(1);
 
 /// Delays of a line that the sink could not take; the file sink has none of its own.
@@ -66,7 +66,7 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Opens what the app needs, when one of its roles runs. In `up` that is when there is an input.
+    /// Opens the app's backend when one of its roles runs. In `up` that is when there is an input.
     pub(super) async fn open(
         process: &Process<'_>,
         pool: &mut BackendPool,

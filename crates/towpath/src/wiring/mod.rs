@@ -1,7 +1,7 @@
 //! Configuration becomes backends, apps and tasks.
 //!
 //! Only this module names the backends crate. Starting follows the data:
-//! backends first, then what works on them, then the listeners.
+//! backends first, then the apps on them, then the listeners.
 
 mod accounts;
 mod backend_pool;

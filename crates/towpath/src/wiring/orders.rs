@@ -48,7 +48,7 @@ pub(super) struct Orders {
 }
 
 impl Orders {
-    /// Opens what the app needs, when one of its roles runs.
+    /// Opens the app's backends when one of its roles runs.
     pub(super) async fn open(
         process: &Process<'_>,
         pool: &mut BackendPool,

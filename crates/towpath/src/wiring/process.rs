@@ -1,4 +1,4 @@
-//! What the wiring of every app works with: the process that is being put together.
+//! The process under construction, which the wiring of every app works with.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -40,7 +40,7 @@ pub(super) struct Process<'a> {
     pub(super) alone: Alone,
     /// Open connections that each public listener may have.
     pub(super) connections: usize,
-    /// What may wait for a disk.
+    /// Calls that may wait for a disk.
     pub(super) stalls: Stalls,
     /// Checks the keys of every listener.
     pub(super) guard: Guard,
@@ -183,7 +183,7 @@ impl<'a> Process<'a> {
             .gate(move |head| sites.check(head))
     }
 
-    /// What an output on the disk of this backend leaves to it.
+    /// Disk space that an output on the same disk leaves to this backend.
     pub(super) fn floor(&self, backend: &Backend) -> Option<Floor> {
         backend.lifecycle.folder().map(|folder| Floor {
             file: folder.join(RESERVE),
@@ -284,7 +284,7 @@ pub(super) fn condition(
     })
 }
 
-/// The configured number, or what the system allows.
+/// The configured number, or the system's limit.
 fn max_connections(config: &Config) -> usize {
     let most = rlimit::raise();
     if most < config.max_connections {

@@ -16,7 +16,7 @@ use crate::http::{self, Asking, BodyLimit, Cors, wrap};
 use crate::supervisor::{OnFailure, Stage, Stop};
 use crate::telemetry::{Health, RefusedConnections};
 
-/// What the public listener carries, as the apps add it.
+/// The routes of the public listener, as the apps add them.
 #[derive(Default)]
 pub(super) struct Public {
     /// The first role that has routes, which names the listener.
@@ -30,7 +30,7 @@ pub(super) struct Public {
 }
 
 impl Public {
-    /// Adds the routes of a role with what documents them, and those limits of its bodies that are its own.
+    /// Adds the routes of a role with their documents, and with limits of bodies of its own.
     pub(super) fn add(
         &mut self,
         role: &'static str,
@@ -59,7 +59,7 @@ impl Public {
         self.waits_for = Some((role, topology));
     }
 
-    /// Serves it, when there is anything. While a broker is away that is tried on, and there is no address yet.
+    /// Serves the routes, if there are any. While a broker is unavailable this is retried, and there is no address yet.
     pub(super) async fn start(self, process: &mut Process<'_>) -> Result<Option<SocketAddr>> {
         let Some(name) = self.name else {
             return Ok(None);

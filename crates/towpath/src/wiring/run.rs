@@ -1,4 +1,4 @@
-//! Starting a process: what runs, on what, and where it listens.
+//! Starts a process: its roles, backends and listeners.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ pub struct Started {
 /// Starts the roles.
 ///
 /// # Errors
-/// `Unavailable` when the backend cannot be opened or a port is taken; `Invalid` for what only the backend could find wrong.
+/// `Unavailable` when the backend cannot be opened or a port is taken; `Invalid` for errors that only the backend can find.
 pub async fn start(loaded: &Loaded, roles: &[Role], with_demo: bool) -> Result<Started> {
     let config = &loaded.config;
     // Databases too belong to a restore.
@@ -198,12 +198,12 @@ impl Started {
     }
 }
 
-/// What is kept of the drain for closing the backends.
+/// Part of the drain that is reserved for closing the backends.
 pub(super) fn closing_time(drain: Duration) -> Duration {
     (drain / 10).min(Duration::from_secs(2))
 }
 
-/// What is kept of the drain for the account.
+/// Part of the drain that is reserved for the summary.
 fn last_moment(drain: Duration) -> Duration {
     (drain / 20).min(Duration::from_millis(500))
 }
@@ -259,7 +259,7 @@ fn serve_admin(
 }
 
 /// A backend that stops for good takes the process with it, at once: nothing could be acknowledged any more, and the
-/// next start mends it.
+/// next start repairs it.
 fn watch_backend(backend: &Backend, supervisor: &mut Supervisor) {
     let lifecycle = Arc::clone(&backend.lifecycle);
     supervisor.start(

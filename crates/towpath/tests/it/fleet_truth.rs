@@ -1,4 +1,4 @@
-//! The fleet says what is true: which version a worker runs, which agents there are, what a request got wrong.
+//! The fleet's answers are true: the version that a worker runs, the list of agents, the fault of a request.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -218,7 +218,7 @@ fn slips_in_names_are_refused_with_the_name_that_was_meant() {
     assert!(answer.status == 400 && answer.text().contains("did you mean `data`?"));
     let head = worker.send("HEAD", "/hit", &[], b"").unwrap();
     assert_eq!(head.status, 405, "a look at it starts no task");
-    // What a newer version may add is ignored.
+    // Fields of a newer version are ignored.
     let newer = br#"{"version":1,"data":{},"zone":"north"}"#;
     assert_eq!(worker.post("/config", &[], newer).status, 200);
     let bearer = format!("bearer {KEY}");

@@ -49,7 +49,7 @@ impl Fixture {
     /// A process with the variables of the reference system.
     pub(crate) fn world(&self) -> World {
         let mut world = World::new();
-        // The second node is not there: the list is what counts.
+        // The second node does not exist: only the list matters.
         world.set(
             "RABBITMQ_URLS",
             format!("amqp://127.0.0.1:1,{}", self.broker),
@@ -107,7 +107,7 @@ impl Bare {
         self.runtime.block_on(close).unwrap();
     }
 
-    /// What the reference processor and notifier declare: classic queues without arguments.
+    /// Declarations of the reference processor and notifier: classic queues without arguments.
     pub(crate) fn declare(&self, exchange: &str, kind: ExchangeKind, queue: &str, key: &str) {
         self.runtime.block_on(async {
             let durable = ExchangeDeclareOptions {
@@ -320,7 +320,7 @@ fn the_books_are_right_or_not_offered_beside_a_bare_processor() {
         (&100.into(), &100.into())
     );
     drop((running, world));
-    // Without a notifier of ours nothing says what became of an order.
+    // Without a notifier of ours no record has the outcome of an order.
     let (world, _running) = fixture.start("gateway");
     for number in 0..5 {
         let answer = order(&mut world.client(), &format!("gateway-{number}"), "a", 1);

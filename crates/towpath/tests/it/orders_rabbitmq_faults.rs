@@ -1,5 +1,5 @@
-//! What a broker does to running processes: deletes, cancels, limits, restarts. They continue, say why not, and no log
-//! shows what is in a message.
+//! Faults of a broker under running processes: deletes, cancels, limits, restarts. They continue or report the reason, and no log
+//! shows a payload.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ fn control(fixture: &Fixture, words: &[&str]) -> String {
     rabbitmq::shared().control(&all)
 }
 
-/// Runs an expression on the broker, for what its commands cannot delete.
+/// Runs an expression on the broker, to delete objects that its commands cannot delete.
 fn evaluate(fixture: &Fixture, expression: &str) {
     let expression = expression.replace("VHOST", &format!("<<\"{}\">>", fixture.host));
     rabbitmq::shared().control(&["eval", &expression]);
@@ -38,28 +38,28 @@ fn orders_continue_after_queues_and_exchanges_were_deleted() {
             "rabbit_exchange:delete(rabbit_misc:r(VHOST, exchange, <<\"{name}\">>), false, <<\"test\">>)."
         )
     };
-    let delete = |what: &str| match what {
-        "orders.direct" | "orders.topic" => evaluate(&fixture, &exchange(what)),
+    let delete = |name: &str| match name {
+        "orders.direct" | "orders.topic" => evaluate(&fixture, &exchange(name)),
         queue => drop(control(&fixture, &["delete_queue", queue])),
     };
-    for what in [
+    for name in [
         "orders.queue",
         "notifier.queue",
         "orders.direct",
         "orders.topic",
     ] {
         std::thread::sleep(Duration::from_millis(1_100));
-        delete(what);
+        delete(name);
         let began = Instant::now();
-        wait_until(&format!("an order after {what} was deleted"), SOON, || {
-            order(&mut world.client(), what, "a", 1).status == 202
+        wait_until(&format!("an order after {name} was deleted"), SOON, || {
+            order(&mut world.client(), name, "a", 1).status == 202
         });
         assert!(
             began.elapsed() < Duration::from_secs(10),
-            "{what}: {:?}",
+            "{name}: {:?}",
             began.elapsed()
         );
-        wait_notified(&world, what);
+        wait_notified(&world, name);
     }
     let log = running.log();
     assert!(log.contains("declared again"), "{log}");
@@ -104,7 +104,7 @@ fn probing_for_absent_queues_logs_no_errors() {
 /// Something that is in messages and in nothing else.
 const MARK: &str = "zq7payload7qz";
 
-/// How the mark would look in a log: as text, and as bytes.
+/// The mark in a log: as text, and as bytes.
 fn assert_unseen(log: &str, when: &str) {
     let bytes: Vec<String> = MARK.bytes().map(|byte| byte.to_string()).collect();
     let hex: Vec<String> = MARK.bytes().map(|byte| format!("{byte:02x}")).collect();
@@ -155,7 +155,7 @@ fn payloads_are_in_no_log_at_any_level() {
                 .unwrap();
             assert_eq!(answer.status, 202, "{}", answer.text());
         };
-        // Nothing is bound to what is said of a rejected one.
+        // No queue is bound to the events of rejected orders.
         post("rejected", "none");
         post("good", "a");
         wait_notified(&world, "good");
@@ -168,7 +168,7 @@ fn payloads_are_in_no_log_at_any_level() {
             world.json(&["queue", "show", "orders.queue"])["dead"] == 1
         });
         assert_unseen(&running.log(), &format!("{flags:?} {filter:?}"));
-        // A queue that is deleted returns what is sent to it.
+        // Messages to a deleted queue are returned.
         control(&fixture, &["delete_queue", "orders.queue"]);
         std::thread::sleep(Duration::from_millis(1_100));
         post("returned", "a");

@@ -1,4 +1,4 @@
-//! A small HTTP server for what Towpath talks to, written from the standard and not from our server.
+//! A small HTTP server that stands for receivers and workers, written from the standard and not from our server.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,7 +13,7 @@ pub(crate) struct Request {
     pub(crate) body: Vec<u8>,
 }
 
-/// What it does with a request.
+/// The server's reaction to a request.
 pub(crate) enum Reply {
     /// Status, headers and body.
     Answer(u16, Vec<(&'static str, String)>, Vec<u8>),
@@ -45,7 +45,7 @@ pub(crate) fn serve_at(
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
             let handler = Arc::clone(&handler);
-            // A client that goes away ends its thread.
+            // A client that disconnects ends its thread.
             std::thread::spawn(move || converse(stream, &*handler).ok());
         }
     });

@@ -18,7 +18,7 @@ use crate::producers::{ledger, read_output, text, up};
 /// Room for the logs of RabbitMQ and Kafka.
 const DISK_BYTES: u64 = 2 << 30;
 
-/// Cuts that one disk goes through, so that what a cut left is cut again.
+/// Number of cuts of one disk, so that the state after a cut is cut again.
 const CUTS_PER_DISK: u64 = 2;
 
 /// Longest wait for the last message.
@@ -79,7 +79,7 @@ impl CutServer {
         self.server.url()
     }
 
-    /// Starts Towpath; what was set up is on the disk then, as it is long before a real cut.
+    /// Starts Towpath; its declarations are on the disk afterwards, as they are long before a real cut.
     pub(crate) fn up(&self) -> Result<Running, Failed> {
         let running = up(&self.world, &self.ledger);
         self.server.settle();
@@ -143,7 +143,7 @@ impl CutServer {
         }
     }
 
-    /// Prints what became of the messages.
+    /// Prints the outcomes of the messages.
     pub(crate) fn tell(&self, account: &Account, doubted: usize) {
         eprintln!(
             "{}: {account}; {doubted} answers doubted; stored again within {} ms of the server's start",

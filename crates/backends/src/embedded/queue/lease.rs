@@ -12,14 +12,14 @@ use super::super::state::{Entry, LeaseScan, Leased, Leasing, Stored};
 use super::super::store::{Inner, Store};
 use super::millis;
 
-/// Why a message is given up that no consumer gave up.
+/// The reason of a dead letter that no consumer rejected.
 const SPENT: &str =
     "its attempts are spent: every consumer that had it let the lease expire or died";
 
 /// Messages that could not be read; thousands may follow each other where a segment is damaged.
 static UNREADABLE: LogThrottle = LogThrottle::new();
 
-/// What a look for work gave.
+/// The result of a lease call.
 pub(in super::super) struct ReadyBatch {
     pub(in super::super) leased: Vec<Leased>,
     /// When something may fall due.
@@ -27,7 +27,7 @@ pub(in super::super) struct ReadyBatch {
 }
 
 impl Store {
-    /// Leases what there is.
+    /// Leases ready messages.
     pub(in super::super) fn lease_ready(&self, request: &LeaseRequest) -> Result<ReadyBatch> {
         // The record of a lease has to be taken once the lease is.
         self.log.check_answers()?;
@@ -79,7 +79,7 @@ impl Store {
         })
     }
 
-    /// Drops what has expired, and gives up what has no attempts left.
+    /// Drops expired messages, and dead-letters those without attempts left.
     fn sort_out(&self, inner: &mut Inner, queue: &QueueName, found: LeaseScan) -> Result<()> {
         if !found.expired.is_empty() {
             let record = Record::Drop {
@@ -103,7 +103,7 @@ impl Store {
         Ok(())
     }
 
-    /// Reads what was leased, and serves what can be read.
+    /// Reads the leased messages, and returns those that can be read.
     ///
     /// A damaged message becomes a dead letter. One that cannot be read just now goes back, its attempt not counted.
     ///
@@ -166,7 +166,7 @@ impl Store {
         }
     }
 
-    /// Reads a message at its new place, when compaction moved it since it was handed out.
+    /// Reads a message at its new place, when compaction moved it since it was leased.
     fn read_moved(&self, queue: &QueueName, entry: &Entry, error: Error) -> Result<Message> {
         let place = {
             let inner = self.lock();

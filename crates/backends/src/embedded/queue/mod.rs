@@ -200,7 +200,7 @@ impl Queue for Store {
         found
             .into_iter()
             .zip(self.read_back(&stored))
-            // A damaged one is passed over here, and becomes a dead letter that says so when its turn comes.
+            // A damaged one is skipped here, and becomes a dead letter with that reason when it is leased.
             .filter(
                 |(_, message)| !matches!(message, Err(error) if error.kind() == ErrorKind::Corrupt),
             )
@@ -383,7 +383,7 @@ fn no_queue(queue: &QueueName) -> Error {
     Error::not_found(format!("there is no queue `{queue}`"))
 }
 
-/// What is left of a message that cannot be read back.
+/// The known facts of a message that cannot be read back.
 fn unreadable(entry: &Entry) -> Message {
     Message {
         id: entry.id,

@@ -1,4 +1,4 @@
-//! How deliveries end.
+//! Settles deliveries.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -9,7 +9,7 @@ use super::super::log::{Class, Position};
 use super::super::record::{DeliveryOutcome, Record};
 use super::super::store::{Inner, Store};
 
-/// What settlements come to.
+/// The changes that settlements make.
 pub(in super::super) struct SettlePlan<'a> {
     /// One each.
     pub(in super::super) outcomes: Vec<Result<()>>,
@@ -18,7 +18,7 @@ pub(in super::super) struct SettlePlan<'a> {
 }
 
 impl Store {
-    /// Ends what the receipts still hold, queue by queue.
+    /// Ends the deliveries whose receipts are current, queue by queue.
     pub(super) fn end_deliveries(
         &self,
         settlements: &[Settlement],
@@ -41,7 +41,7 @@ impl Store {
                     settled,
                 },
             )?;
-            // A key that was let go may let another message go.
+            // A released key may make another message ready.
             if gives_back || inner.state.queue(&queue).has_ready() {
                 self.news(&queue).notify_waiters();
             }
@@ -49,7 +49,7 @@ impl Store {
         Ok((plan.outcomes, end))
     }
 
-    /// What the receipts still hold, and what becomes of it.
+    /// The deliveries whose receipts are current, and their outcomes.
     pub(in super::super) fn plan_endings<'a>(
         &self,
         inner: &mut Inner,

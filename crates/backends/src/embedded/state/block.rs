@@ -13,7 +13,7 @@ pub(super) enum Block<T> {
     Packed(Arc<Packed<T>>),
 }
 
-/// What messages need of a segment.
+/// The part of a segment that messages need.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in super::super) struct Live {
     /// Bytes of their blobs.

@@ -37,7 +37,7 @@ pub(in super::super) struct DedupEntry<T> {
     until: Timestamp,
 }
 
-/// What each id was first used for.
+/// The first use of each id.
 #[derive(Debug)]
 pub(super) struct Dedup<T> {
     secret: Secret,
@@ -59,7 +59,7 @@ pub(super) struct Snapshot<T> {
 }
 
 impl<T> Snapshot<T> {
-    /// How many bytes they take in a checkpoint, about.
+    /// Approximate size in a checkpoint.
     pub(super) const fn bytes(&self) -> u64 {
         40 * self.known.len() as u64
     }
@@ -149,7 +149,7 @@ impl<T: Copy> Dedup<T> {
         self.point_at_last();
     }
 
-    /// What the id was first used for, if its window is still open.
+    /// The first use of the id, if its window is still open.
     pub(super) fn first(&self, id: &str, now: Timestamp) -> Option<T> {
         if self.known.is_empty() {
             return None;

@@ -32,7 +32,7 @@ fn place(rng: &mut StdRng) -> BlobLocation {
     }
 }
 
-/// What a checkpoint would give back.
+/// The line as read back from a checkpoint.
 fn read(snapshot: Snapshot<Entry>) -> Vec<Entry> {
     let mut line = Line::default();
     for block in snapshot.into_packed() {
@@ -42,7 +42,7 @@ fn read(snapshot: Snapshot<Entry>) -> Vec<Entry> {
 }
 
 #[test]
-fn a_line_does_what_a_vector_does_and_its_snapshots_stay() {
+fn a_line_behaves_like_a_vector_and_its_snapshots_stay() {
     let mut rng = StdRng::seed_from_u64(7);
     let (mut line, mut model, mut next) = (Line::default(), Vec::<Entry>::new(), 1);
     for round in 0..60 {
@@ -129,7 +129,7 @@ fn messages_of_a_batch_take_few_bytes() {
 }
 
 #[test]
-fn bytes_that_are_no_block_are_refused() {
+fn bytes_of_another_form_than_a_block_are_refused() {
     let mut rng = StdRng::seed_from_u64(8);
     let mut line = Line::default();
     for number in 1..50 {

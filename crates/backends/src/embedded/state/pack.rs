@@ -1,6 +1,6 @@
 //! Items in few bytes: each is written as its difference from the item expected after the previous one.
 //!
-//! Expected are the next number, the next id, a blob of the same length right behind, and the same moment: what a batch
+//! Expected are the next number, the next id, a blob of the same length right behind, and the same moment, as in a batch
 //! has. A message of a batch takes one byte then.
 
 use towpath_core::{MessageId, Timestamp};
@@ -8,9 +8,9 @@ use towpath_core::{MessageId, Timestamp};
 use super::queue::BlobLocation;
 use crate::embedded::log::Position;
 
-/// What a [`super::line::Line`] holds.
+/// An item of a [`super::line::Line`].
 pub(in super::super) trait Item: Copy + 'static {
-    /// What the first item of a block is compared with.
+    /// The predecessor of the first item of a block.
     const ZERO: Self;
 
     /// Grows along the list.
@@ -28,7 +28,7 @@ pub(in super::super) trait Item: Copy + 'static {
     fn unpack_version_6(before: &Self, bytes: &mut Unpacking<'_>) -> Option<Self>;
 }
 
-/// What every item has.
+/// Fields of every item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Common {
     pub(super) number: u64,
@@ -128,7 +128,7 @@ impl Packing {
         self.number(((step << 1) ^ (step >> 63)).cast_unsigned());
     }
 
-    /// How many bytes are as before, and the others.
+    /// The number of bytes that are as before, and the others.
     pub(in super::super) fn id(&mut self, before: MessageId, id: MessageId) {
         let (before, id) = (before.as_bytes(), id.as_bytes());
         let same = before.iter().zip(id).take_while(|(a, b)| a == b).count();
@@ -137,7 +137,7 @@ impl Packing {
     }
 }
 
-/// Bytes being read; `None` where they end too early or say what cannot be.
+/// Bytes being read; `None` where they end too early or are invalid.
 pub(in super::super) struct Unpacking<'a>(&'a [u8]);
 
 impl<'a> Unpacking<'a> {
@@ -154,7 +154,7 @@ impl<'a> Unpacking<'a> {
         self.0.len()
     }
 
-    /// Flags of the item's own, and what else every item has.
+    /// Flags of the item's own, and the fields of every item.
     pub(super) fn common(&mut self, before: &Common) -> Option<(u8, Common)> {
         let flags = self.byte()?;
         let mut number = before.number.wrapping_add(1);

@@ -21,7 +21,7 @@ use super::{GroupState, QueueState, State, StreamState};
 use crate::embedded::store::Source;
 use crate::embedded::tables::{TableRecord, Tables};
 
-/// One thing that a checkpoint says; what belongs to a queue, a stream or a group follows it.
+/// One piece of a checkpoint; pieces that belong to a queue, a stream or a group follow it.
 ///
 /// The order of the variants and of their fields is part of the format.
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,7 +48,7 @@ pub(in super::super) enum Piece<'a> {
     Group(GroupName, u64),
     /// Finished behind the group's place.
     Finished(u64),
-    /// Handed out, with the attempts.
+    /// Delivered, with the attempts.
     Pending(u64, u32),
     Key(Cow<'a, str>, Cow<'a, Slot>),
     Limit(Cow<'a, str>, Cow<'a, Limited>),
@@ -56,7 +56,7 @@ pub(in super::super) enum Piece<'a> {
     End(u64),
     /// Keys that are not in memory, the newest table first; behind the fence. Since version 6.
     Table(TableRecord),
-    /// Messages that were never handed out. Since version 7.
+    /// Messages that were never leased. Since version 7.
     FreshMessages(#[serde(borrow, serialize_with = "as_bytes")] &'a [u8]),
     /// Entries of a stream. Since version 7.
     StreamEntries(#[serde(borrow, serialize_with = "as_bytes")] &'a [u8]),
@@ -81,7 +81,7 @@ pub(in super::super) struct Snapshot {
 }
 
 impl Snapshot {
-    /// What messages still need of the segments.
+    /// The parts of the segments that messages still need.
     pub(in super::super) fn live(&self) -> LiveSegments {
         let mut live = LiveSegments::new();
         for (_, queue) in &self.queues {
@@ -108,7 +108,7 @@ impl Snapshot {
         all.filter(|(_, places)| !places.is_empty()).collect()
     }
 
-    /// How many bytes it takes in a checkpoint, about.
+    /// Approximate size of the checkpoint.
     pub(in super::super) fn bytes(&self) -> u64 {
         let queues: u64 = self.queues.iter().map(|(_, queue)| queue.bytes()).sum();
         let streams: u64 = self.streams.iter().map(|(_, stream)| stream.bytes()).sum();
@@ -121,7 +121,7 @@ impl Snapshot {
         self.tables = tables.named();
     }
 
-    /// Says all of it, and lets go of what was said.
+    /// Passes every piece on, and releases each one afterwards.
     pub(in super::super) fn write(
         self,
         sink: &mut dyn FnMut(&Piece<'_>) -> Result<()>,

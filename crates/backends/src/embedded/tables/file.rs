@@ -29,7 +29,7 @@ const TAIL_BYTES: usize = 28;
 /// A block ends behind the entry that reaches this; a large value makes a larger one.
 const BLOCK_BYTES: usize = 8 * 1024;
 
-/// How much is written between two syncs: the log's own syncs wait for writes in flight to the same disk.
+/// Bytes between two syncs: the log's own syncs wait for writes in flight to the same disk.
 const STRETCH: u64 = 1 << 20;
 
 /// The ending of a table's file.
@@ -39,7 +39,7 @@ const ENDING: &str = "keys";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(in super::super) struct TableRecord {
     pub(in super::super) number: u32,
-    /// How long its file is.
+    /// Size of its file.
     pub(in super::super) bytes: u64,
     /// Of everything but the blocks, whose checksums it covers.
     checksum: u32,
@@ -59,7 +59,7 @@ struct Block {
 pub(in super::super) struct Table {
     pub(super) named: TableRecord,
     pub(in super::super) path: PathBuf,
-    /// How many keys it has.
+    /// Number of keys.
     pub(super) count: u64,
     file: File,
     index: Vec<Block>,

@@ -1,11 +1,11 @@
 //! Keys that left memory: sorted tables on disk, of which memory holds an index and a filter.
 //!
 //! ```text
-//! keys in memory -> (too many of them) -> new table, merged with those that are not much larger -> let go
+//! keys in memory -> (too many of them) -> new table, merged with those that are not much larger -> removed from memory
 //! ```
 //!
 //! Tables are named by the checkpoint that rests on them, so each checkpoint has the tables that it knew. A newer table,
-//! and what memory has, come before an older table. A key that is gone stays as a mark while an older table may have it.
+//! and the keys in memory, come before an older table. A key that is gone stays as a mark while an older table may have it.
 
 mod bloom;
 mod file;
@@ -109,7 +109,7 @@ impl Tables {
         all.collect()
     }
 
-    /// Writes keys that memory has to a new table, merged with the newest ones. Returns what there is then.
+    /// Writes keys that memory has to a new table, merged with the newest ones. Returns the new list of tables.
     pub(super) fn take_in(
         &self,
         folder: &Path,

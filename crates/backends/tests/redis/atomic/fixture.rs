@@ -10,7 +10,7 @@ use towpath_core::{ExchangeName, GroupName, Receipt, StreamName, Timestamp, retr
 use super::super::redis::Server;
 use super::super::*;
 
-/// What steps on the database need to know of it.
+/// Facts of the database that its steps need.
 #[derive(Debug, Clone)]
 pub(super) struct Fixture {
     /// Leased: one with a key that another waits for, and three without.

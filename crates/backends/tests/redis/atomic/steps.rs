@@ -20,7 +20,7 @@ pub(super) struct Step {
     pub(super) run: fn(Backend, Fixture) -> Outcome,
     /// Parameters of the URL.
     pub(super) parameters: &'static str,
-    /// How many of the faults must make it fail, or they do not reach it.
+    /// Number of faults that must make it fail, or they do not reach it.
     pub(super) at_least: u32,
 }
 

@@ -72,7 +72,7 @@ impl Limiter {
         self.take_any(requests).await
     }
 
-    /// The same for any key: those with control characters are beyond what callers of the API can name.
+    /// The same for any key: those with control characters cannot be named by callers of the API.
     ///
     /// # Errors
     /// As [`Limiter::take`], the key aside.
@@ -97,7 +97,7 @@ impl Limiter {
         decided
     }
 
-    /// How a limit stands.
+    /// State of a limit.
     ///
     /// # Errors
     /// As [`Limiter::take`].
@@ -231,7 +231,7 @@ fn check_key(key: &str) -> Result<()> {
     Ok(())
 }
 
-/// What the store answers in time. Keys and amounts were checked before, so an error of any kind is the store's.
+/// The store's answer, with a deadline. Keys and amounts were checked before, so an error of any kind is the store's.
 async fn within<T>(asked: impl Future<Output = Result<T>>) -> Result<T> {
     match tokio::time::timeout(DEADLINE, asked).await {
         Ok(Err(error)) if error.kind() != ErrorKind::Unavailable => {

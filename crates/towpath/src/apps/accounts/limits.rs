@@ -32,7 +32,7 @@ pub fn limit_routes(limiter: Limiter) -> Router {
         .with_state(limiter)
 }
 
-/// How problems of these routes are worded, whichever layer finds them.
+/// Form of the problems of these routes, whichever layer finds them.
 pub const LIMIT_FORMS: &[(&str, Form)] = &[("/api/bucket/", Form::Coded)];
 
 /// The requests of [`limit_routes`] that have parameters.
@@ -86,7 +86,7 @@ fn bad(word: &'static str, message: impl Into<String>) -> Problem {
     Problem::invalid(message).code(word)
 }
 
-/// What the store of the limits did not do.
+/// The error of a failed call to the store of the limits.
 fn undecided(error: &Error) -> Problem {
     if error.kind() == ErrorKind::Invalid {
         return bad("invalid_tokens", error.to_string());
@@ -236,7 +236,7 @@ async fn bulk(
     Ok(response)
 }
 
-/// What the reference system does without a body: ten takes of one token.
+/// Without a body, as in the reference system: ten takes of one token.
 async fn ten(limiter: &Limiter, params: &LimitParams) -> Answer {
     let (key, rule) = (key(&params.key)?, rule(limiter, params.policy.as_deref())?);
     let mut results = Vec::with_capacity(10);
@@ -338,7 +338,7 @@ fn answer(status: StatusCode, body: Value, rule: &Rule, decision: &Decision) -> 
     response
 }
 
-/// How a limit stands. Source: IETF draft "RateLimit header fields for HTTP", version 06.
+/// State of a limit in headers. Source: IETF draft "RateLimit header fields for HTTP", version 06.
 pub(super) fn rate_headers(headers: &mut HeaderMap, rule: &Rule, decision: &Decision) {
     let whole = |amount: Amount| amount.as_micros() / 1_000_000;
     let name = header::HeaderName::from_static;

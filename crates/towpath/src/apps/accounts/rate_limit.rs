@@ -181,7 +181,7 @@ async fn pass(State(layer): State<RateLimitLayer>, request: Request, next: Next)
     response
 }
 
-/// How the limit stands, unless the answer is about another limit already.
+/// State of the limit in headers, unless the answer is about another limit already.
 fn tell(headers: &mut HeaderMap, rule: &Rule, decision: &Decision) {
     let whole = |amount: Amount| HeaderValue::from(amount.as_micros() / 1_000_000);
     let (limit, remaining) = (whole(rule.policy.capacity()), whole(decision.remaining));

@@ -193,7 +193,7 @@ async fn remove(
     Ok(success(StatusCode::OK, json!({ "agent_id": agent })))
 }
 
-/// What an agent tells.
+/// An agent's report.
 #[derive(Deserialize)]
 struct AgentReport {
     version: u64,

@@ -1,6 +1,6 @@
 //! Sends the HTTP requests of tasks.
 //!
-//! A result is written before its message is acked: after a crash in between the message comes again, and finds the
+//! A result is written before its message is acked: after a crash in between the message is delivered again, and finds the
 //! result. A request that was under way at a crash is made again.
 
 use std::collections::btree_map::Entry;
@@ -29,10 +29,10 @@ use crate::sink::unanswered;
 /// The queue of tasks.
 pub const TASK_QUEUE: &str = "fleet.hits";
 
-/// How soon a task is looked at again whose record another worker changed.
+/// Delay of a task whose record another worker changed.
 const CHANGED: Duration = Duration::from_millis(200);
 
-/// Most redirects that are followed. Source: what HTTP clients do.
+/// Most redirects that are followed. Source: defaults of HTTP clients.
 const REDIRECTS: usize = 10;
 
 /// Headers of an answer that are kept, of at most this many characters in all.
@@ -44,7 +44,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// Crashes after which a task counts as their cause.
 const CRASHES: u32 = 20;
 
-/// What a hit may cost.
+/// Bounds of a task's request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Maximum concurrent requests.
@@ -71,7 +71,7 @@ pub struct TaskRunner {
     destinations: Arc<Destinations>,
 }
 
-/// What a server said.
+/// A server's answer.
 struct Reply {
     status: StatusCode,
     headers: BTreeMap<String, Header>,
@@ -299,7 +299,7 @@ impl Handler for TaskRunner {
     }
 }
 
-/// What a reply says of the destination.
+/// The meaning of a reply for the destination.
 fn said(replied: &Result<Reply>) -> Outcome {
     match replied {
         Ok(reply) => match unavailable(reply.status) {

@@ -16,7 +16,7 @@ const URL: &str = "url";
 /// Most superseded configurations that are remembered.
 const REMEMBERED: usize = 100;
 
-/// What became of a configuration that was given.
+/// The result of offering a configuration.
 pub(super) enum Offered {
     /// It is in force.
     Taken(u64),
@@ -24,7 +24,7 @@ pub(super) enum Offered {
     Older(u64),
 }
 
-/// What the file holds.
+/// The contents of the file.
 #[derive(Clone, Serialize, Deserialize)]
 struct Kept {
     #[serde(flatten)]

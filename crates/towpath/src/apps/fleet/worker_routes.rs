@@ -41,7 +41,7 @@ pub enum Entry {
     Open,
 }
 
-/// What the routes work with.
+/// The state of the routes.
 #[derive(Clone)]
 struct Api {
     worker: Worker,
@@ -127,7 +127,7 @@ async fn configure(State(api): State<Api>, body: Bytes) -> Answer {
     }
 }
 
-/// What a client may say about a task.
+/// The optional fields of a task in a request.
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 struct TaskRequest {
@@ -154,7 +154,7 @@ async fn hit_with(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> An
 }
 
 async fn start(api: &Api, headers: &HeaderMap, request: TaskRequest) -> Answer {
-    // The contract's code; the status says that a configuration mends it.
+    // The contract's code; the status says that a configuration fixes it.
     let unconfigured = |error: towpath_core::Error| {
         Failure::new(StatusCode::CONFLICT, "ENQUEUE_FAILED", error.to_string())
     };

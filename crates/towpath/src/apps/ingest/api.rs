@@ -22,7 +22,7 @@ use crate::http::{BodyLimit, RequestLayer, wrap};
 use crate::idempotency::{self, OTHER_REQUEST, replayed};
 use crate::telemetry::TraceContext;
 
-/// How long `/healthz` waits for the backend.
+/// Timeout of `/healthz` for the backend.
 const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
 
 const ENQUEUE: &str = "/enqueue";

@@ -165,7 +165,7 @@ pub(super) async fn notification(
         .collect())
 }
 
-/// How much there is of a SKU.
+/// Stock of a SKU.
 #[derive(Serialize)]
 struct Stock {
     sku: String,

@@ -28,10 +28,10 @@ use crate::telemetry::Metrics;
 /// Rates are those of so long.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// How often the counters are looked at.
+/// Interval of samples of the counters.
 const SAMPLE: Duration = Duration::from_secs(5);
 
-/// How long no other sample is kept.
+/// Minimum time between two stored samples.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// The numbers of the app.

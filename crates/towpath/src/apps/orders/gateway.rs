@@ -26,10 +26,10 @@ use crate::telemetry::traces;
 /// Time for publishing before another gateway may reserve the order.
 const RESERVATION: Duration = Duration::from_secs(5);
 
-/// How often one that waits for another's reservation looks.
+/// Interval of checks of another gateway's reservation.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// What became of an order that was offered.
+/// The outcome of placing an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Accepted {
     /// It is on its way.
@@ -147,7 +147,7 @@ impl Gateway {
             }
             return Err(Failure::Publish(error));
         }
-        // From here on the order is durable: what fails now is made good by the processor.
+        // From here on the order is durable: the processor completes steps that fail now.
         if let Err(error) = self.confirm(&reserved).await {
             warn!(
                 order = order.id,

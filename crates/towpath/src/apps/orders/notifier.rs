@@ -30,13 +30,13 @@ use crate::pump::{Destination, Handler};
 /// What `notif:<id>` says once its order needs no more notification. The value is the reference system's.
 const DONE: &[u8] = b"1";
 
-/// How long `notif:<id>` stays when it is done. The time is the reference system's.
+/// Time to live of `notif:<id>` when it is done. As in the reference system.
 const DONE_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a claim lasts beyond the send.
+/// Time that a claim lasts beyond the send.
 const MARGIN: Duration = Duration::from_secs(5);
 
-/// How soon an event looks again whose order is claimed by another one.
+/// Delay of an event whose order is claimed by another notifier.
 const CLAIMED_ELSEWHERE: Duration = Duration::from_secs(1);
 
 /// Notifies the customer of each event.
@@ -45,13 +45,13 @@ pub struct Notifier {
     pub store: OrderStore,
     /// The notification channel.
     pub channel: Arc<Channel>,
-    /// How long one send may take.
+    /// Timeout of one send.
     pub timeout: Duration,
     /// Attempts before an event is a dead letter.
     pub attempts: u32,
 }
 
-/// The hash with what became of an order's notification.
+/// The hash with the outcome of an order's notification.
 pub(super) fn notification_key(id: &str) -> String {
     format!("notifications:{id}")
 }
@@ -110,7 +110,7 @@ impl Notifier {
         }
     }
 
-    /// What the customer learns, by the queue that the event came through.
+    /// The notification, by the queue of the event.
     async fn news(&self, order: &Order, delivery: &Delivery) -> Result<News> {
         if !is_rejection(delivery) {
             return Ok(News::Processed);

@@ -30,7 +30,7 @@ const PAGE: usize = 1000;
 /// Records that are read at once.
 const CONCURRENCY: usize = 64;
 
-/// What the counters say.
+/// The counters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Totals {
     pub(super) accepted: u64,
@@ -73,7 +73,7 @@ pub struct Balance {
 #[derive(Clone)]
 pub struct Reconciliation(pub OrderStore);
 
-/// What one look found.
+/// The findings of one audit.
 struct Audit {
     open: BTreeSet<String>,
     dead: BTreeSet<String>,

@@ -1,4 +1,4 @@
-//! What a measurement publishes to and consumes from: a queue of ours, one written by hand, or the orders app.
+//! The subject of a measurement: a queue of ours, one written by hand, or the orders app.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ pub(super) enum Line {
     },
     /// Without any of our code between the client and the server.
     Bare(Arc<dyn Baseline>),
-    /// Orders that are accepted, and those whose customers were told.
+    /// Accepted orders, and those whose customers were notified.
     Orders(Box<BenchOrders>),
 }
 
@@ -72,7 +72,7 @@ impl Line {
                 consumer,
             } => (queue, name, consumer),
             Self::Bare(baseline) => return baseline.consume(max, wait).await,
-            Self::Orders(orders) => return orders.told(max, wait).await,
+            Self::Orders(orders) => return orders.notified(max, wait).await,
         };
         let request = LeaseRequest {
             queue: name.clone(),

@@ -1,4 +1,4 @@
-//! What operators do: look, count, empty, put back.
+//! Operations for operators: peek, count, purge, redrive.
 
 use std::collections::HashSet;
 

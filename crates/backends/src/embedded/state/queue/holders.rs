@@ -63,7 +63,7 @@ impl Holders {
 }
 
 impl QueueState {
-    /// Takes back what the consumer holds; attempts stay counted, and its receipts are void.
+    /// Releases the consumer's messages; attempts stay counted, and its receipts become invalid.
     pub(in super::super::super) fn disconnect(&mut self, gone: &ConsumerId) -> u64 {
         self.consumers.remove(gone);
         let Some(holding) = self.holders.0.get(gone) else {

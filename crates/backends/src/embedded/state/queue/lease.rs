@@ -7,7 +7,7 @@ use super::{BlobLocation, Dead, Entry, MessagePhase, QueueState, TrackedMessage}
 use crate::embedded::log::Position;
 use crate::embedded::record::DeliveryOutcome;
 
-/// What a lease asks for.
+/// A lease request.
 pub(in super::super::super) struct Leasing<'a> {
     pub(in super::super::super) consumer: &'a ConsumerId,
     pub(in super::super::super) max: usize,
@@ -18,7 +18,7 @@ pub(in super::super::super) struct Leasing<'a> {
     pub(in super::super::super) now: Timestamp,
 }
 
-/// A message that was handed out.
+/// A leased message.
 #[derive(Debug)]
 pub(in super::super::super) struct Leased {
     pub(in super::super::super) entry: Entry,
@@ -26,7 +26,7 @@ pub(in super::super::super) struct Leased {
     pub(in super::super::super) interrupted: bool,
 }
 
-/// What a lease found.
+/// The messages that a lease found.
 #[derive(Debug, Default)]
 pub(in super::super::super) struct LeaseScan {
     pub(in super::super::super) leased: Vec<Leased>,
@@ -131,7 +131,7 @@ impl QueueState {
         })
     }
 
-    /// Where a message is that was handed out.
+    /// The location of a leased message.
     pub(in super::super::super) fn place(&self, number: u64) -> Option<BlobLocation> {
         self.held.get(&number).map(|held| held.entry.place)
     }

@@ -13,7 +13,7 @@ pub(in super::super::super) struct BlobLocation {
     pub(in super::super::super) bytes: u32,
 }
 
-/// A message of the log, and what its checksum covers beside it.
+/// A message of the log, with the fields that its checksum covers beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super::super) struct Stored {
     pub(in super::super::super) id: MessageId,
@@ -189,12 +189,12 @@ pub(in super::super::super) struct TrackedMessage {
     /// Attempts up to the last one that ended in an outcome.
     #[serde(skip)]
     pub(in super::super) settled: u32,
-    /// Whether it was ever handed out.
+    /// Whether it was ever leased.
     #[serde(skip)]
     pub(in super::super) was_leased: bool,
 }
 
-/// What a checkpoint of version 3 or 4 says of a message beside [`Held`], where the attempts alone do not tell.
+/// Fields of a message in a checkpoint of version 3 or 4 beside [`TrackedMessage`] that its attempts do not imply.
 #[derive(Debug, Deserialize)]
 pub(in super::super) struct Mark {
     pub(super) number: u64,
@@ -202,7 +202,7 @@ pub(in super::super) struct Mark {
     pub(super) was_leased: bool,
 }
 
-/// A message that was given up.
+/// A dead letter.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in super::super::super) struct Dead {
     pub(in super::super::super) entry: Entry,

@@ -1,7 +1,7 @@
 //! One queue: who stands where.
 //!
 //! ```text
-//! fresh (never handed out, in order) --lease--> held: leased --> gone
+//! fresh (never leased, in order) --lease--> held: leased --> gone
 //!                                                 |-> ready again (released, expired, disconnected, due)
 //!                                                 |-> delayed, parked behind its key
 //!                                                 |-> dead --redrive--> fresh
@@ -53,7 +53,7 @@ struct Counters {
     duplicates: u64,
 }
 
-/// What a checkpoint says of a queue before its messages.
+/// The head of a queue in a checkpoint, before its messages.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in super::super) struct Head {
     settings: Settings,
@@ -200,7 +200,7 @@ impl QueueState {
     pub(super) fn hold_again(&mut self, mut held: TrackedMessage) {
         held.phase = match held.phase {
             MessagePhase::Delayed(due) => {
-                // What waits for its retry keeps its key; what was never leased has none to keep.
+                // A message that waits for its retry keeps its key; one that was never leased has none to keep.
                 if held.was_leased {
                     self.reserve_key(held.entry.key, held.entry.number);
                 }
@@ -212,7 +212,7 @@ impl QueueState {
         self.hold(held);
     }
 
-    /// Messages that wait or are in hand.
+    /// Ready, delayed and leased messages.
     pub(in super::super) fn depth(&self) -> u64 {
         (self.fresh.len() + self.held.len()) as u64
     }
@@ -274,7 +274,7 @@ impl QueueState {
         }
     }
 
-    /// Moves some of what has fallen due or expired; cheap when nothing has. Whether there is more.
+    /// Moves some of the due and expired messages; cheap when there are none. Whether there are more.
     pub(in super::super) fn tick(&mut self, now: Timestamp, monotonic: u64) -> bool {
         let mut left = AT_ONCE;
         while let Some((due, number)) = self.delayed.first().copied().filter(|(due, _)| *due <= now)
@@ -307,7 +307,7 @@ impl QueueState {
         {
             self.aged.remove(&oldest);
         }
-        // What a backlog took is given back when it is gone.
+        // Releases the memory of a drained backlog.
         if self.keys.capacity() > SPARE && self.keys.len() < self.keys.capacity() / 8 {
             self.keys.shrink_to(self.keys.len() * 2);
         }
@@ -340,7 +340,7 @@ impl QueueState {
     }
 
     /// Since when the longest waiting of those that can be leased has been ready. A message that was redriven counts once
-    /// it is handed out and comes back.
+    /// it is leased and returns.
     fn oldest_ready(&self) -> Option<Timestamp> {
         let is_aged = |entry: &Entry| self.aged.contains(&(entry.enqueued_at, entry.number));
         let fresh = self.fresh.front().filter(|entry| !is_aged(entry));
@@ -384,7 +384,7 @@ impl QueueState {
         Some(entry.place)
     }
 
-    /// Whether anything could be handed out now.
+    /// Whether any message could be leased now.
     pub(in super::super) fn has_ready(&self) -> bool {
         !self.paused && (!self.ready.is_empty() || !self.fresh.is_empty())
     }

@@ -35,7 +35,7 @@ fn lease(queue: &mut QueueState, now: Timestamp, committed: Position) -> Vec<u64
 }
 
 #[test]
-fn what_falls_due_before_it_is_durable_is_not_handed_out() {
+fn a_due_message_is_not_delivered_before_it_is_durable() {
     let mut queue = QueueState::new(Settings::default());
     let later = Timestamp::from_millis(1_001);
     let delayed = MessageRecord {
@@ -49,7 +49,7 @@ fn what_falls_due_before_it_is_durable_is_not_handed_out() {
 }
 
 #[test]
-fn what_is_being_moved_is_not_overtaken_by_its_key() {
+fn a_message_being_moved_is_not_overtaken_by_its_key() {
     let mut queue = QueueState::new(Settings::default());
     queue.arrive(1, &arrival(Some(7)), position(100), NOW);
     queue.arrive(2, &arrival(Some(7)), position(110), NOW);
@@ -151,7 +151,7 @@ fn consumers_are_counted_while_they_hold_or_ask() {
 }
 
 #[test]
-fn what_waits_is_listed_in_steps() {
+fn waiting_messages_are_listed_in_steps() {
     let mut queue = QueueState::new(Settings::default());
     for number in 1..=10 {
         queue.arrive(number, &arrival(None), position(100), NOW);

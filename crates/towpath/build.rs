@@ -7,7 +7,7 @@ use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-env-changed=TOWPATH_COMMIT");
-    // Moves with every commit and checkout; a file that is not there would build anew each time.
+    // Moves with every commit and checkout; a missing file would cause a rebuild each time.
     let head = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.git/logs/HEAD");
     if head.exists() {
         println!("cargo:rerun-if-changed={}", head.display());

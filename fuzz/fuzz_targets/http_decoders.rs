@@ -1,4 +1,4 @@
-//! Any bytes as what a client sends: bodies of both enqueue paths, trace headers, and the text of an output line.
+//! Any bytes as a client's request: bodies of both enqueue paths, trace headers, and the text of an output line.
 #![no_main]
 
 use http::{HeaderMap, HeaderValue};
@@ -10,7 +10,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let line = escape(bytes);
     assert!(!line.contains(char::is_control), "{line:?}");
     assert_eq!(unescape(&line).as_deref(), Some(bytes));
-    // A line of somebody else is refused, and no panic.
+    // A line of another program is refused without a panic.
     drop(std::str::from_utf8(bytes).map(unescape));
 
     let mut headers = HeaderMap::new();

@@ -1,4 +1,4 @@
-//! Any bytes as the journal of an output: what the output holds already is never cut or changed.
+//! Any bytes as the journal of an output: existing output is never cut or changed.
 #![no_main]
 
 use std::fs;

@@ -1,4 +1,4 @@
-//! Any bytes as a record, a message and a checkpoint: the decoders must neither panic nor take memory for what is not there.
+//! Any bytes as a record, a message and a checkpoint: the decoders must neither panic nor allocate memory for lengths that the bytes do not have.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

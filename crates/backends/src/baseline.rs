@@ -1,6 +1,6 @@
 //! Baselines of `bench compare`: hand-written queues on the same server, with the same client.
 //!
-//! No role uses one. A baseline stores what a plain program would store: bare
+//! No role uses one. A baseline stores messages as a plain program would: bare
 //! payloads, no ids, no retries, nothing for a worker that dies.
 
 use std::sync::Arc;

@@ -9,7 +9,7 @@ use super::BACKENDS;
 
 fn page() -> String {
     let mut page = String::from(
-        "# Backends\n\nA URL names a backend: `backends.default`, or `backends.ingest` and `backends.orders` for one app alone.\nWhat a backend does not offer is refused as unsupported, never imitated.\n\n## What each offers\n\n",
+        "# Backends\n\nA URL names a backend: `backends.default`, or `backends.ingest` and `backends.orders` for one app alone.\nA missing feature of a backend is refused as unsupported, never imitated.\n\n## Features\n\n",
     );
     let names: Vec<&str> = BACKENDS.iter().map(|row| row.name).collect();
     page.push_str(&format!("| | {} |\n", names.join(" | ")));

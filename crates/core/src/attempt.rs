@@ -86,7 +86,7 @@ pub fn error_of(text: &str) -> &str {
     text.split(PART).next().unwrap_or_default()
 }
 
-/// Cuts a text to what a backend keeps of it.
+/// Cuts a text to the length that a backend keeps.
 pub fn bounded(text: &str) -> &str {
     match text.contains(PART) {
         true => cut(text, RECORD_BYTES),

@@ -50,7 +50,7 @@ pub enum Capability {
     MaxDepth,
     /// Queues deleted.
     DeleteQueue,
-    /// A queue's settings, counts of what ever happened to it, and what a stream's consumers hold, kept across
+    /// A queue's settings, its counters, and the entries that a stream's consumers hold, kept across
     /// restarts; elsewhere they begin with the process.
     Bookkeeping,
 }
@@ -153,11 +153,11 @@ pub fn find(table: &'static [Descriptor], url: &str) -> Result<&'static Descript
 pub struct Health {
     /// Facts to show, one line each: `durability: fsync before acknowledgement`.
     pub facts: Vec<(String, String)>,
-    /// What an operator should look at although the backend works.
+    /// Warnings for the operator although the backend works.
     pub warnings: Vec<String>,
 }
 
-/// What every opened backend can do besides its ports.
+/// The lifecycle of every opened backend.
 #[async_trait]
 pub trait Lifecycle: Send + Sync {
     /// Asks the backend whether it can take and give messages now.
@@ -192,7 +192,7 @@ pub trait Lifecycle: Send + Sync {
         None
     }
 
-    /// Why this process may refuse what would make the backend grow, and whether it does now; empty where a server decides.
+    /// Why this process may refuse writes to the backend, and whether it does now; empty where a server decides.
     fn refusals(&self) -> Vec<(&'static str, bool)> {
         Vec::new()
     }
@@ -212,7 +212,7 @@ pub trait Lifecycle: Send + Sync {
 
 /// The files of a backend as they were at one moment.
 pub struct Snapshot {
-    /// What there is, in the order of the bytes.
+    /// The list, in the order of the bytes.
     pub files: Vec<SnapshotFile>,
     /// The bytes of all files, one after the other. Reading blocks, and fails when a file cannot be read.
     pub bytes: Box<dyn Read + Send>,

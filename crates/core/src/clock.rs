@@ -35,7 +35,7 @@ impl Timestamp {
         )
     }
 
-    /// How long ago `earlier` was; zero when it lies ahead.
+    /// Time since `earlier`; zero when it lies ahead.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
@@ -53,7 +53,7 @@ impl fmt::Display for Timestamp {
 
 /// Where time comes from.
 pub trait Clock: Send + Sync + fmt::Debug {
-    /// Wall-clock time: for delays, expiry and what people read. It may jump forward.
+    /// Wall-clock time: for delays, expiry and display. It may jump forward.
     fn now(&self) -> Timestamp;
 
     /// From now on `now` gives no earlier moment: `newest` was read from a store.
@@ -61,7 +61,7 @@ pub trait Clock: Send + Sync + fmt::Debug {
         _ = newest;
     }
 
-    /// How far `now` is ahead of the machine's clock, which was set back.
+    /// Lead of `now` over the machine's clock, which was set back.
     fn ahead(&self) -> Duration {
         Duration::ZERO
     }
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_goes_on_at_its_own_pace_after_a_step_back() {
+    fn time_continues_at_its_own_rate_after_a_step_back() {
         let clock = SystemClock::new();
         let hour = Duration::from_secs(3_600);
         let noon = Timestamp::from_millis(1_800_000_000_000);

@@ -115,11 +115,11 @@ pub struct Database {
     pub outbox: Arc<dyn Outbox>,
     /// Configurations and agents.
     pub fleet: Arc<dyn Fleet>,
-    /// What keeps calls from a server that does not answer.
+    /// Keeps calls from a server that does not answer.
     pub breaker: Arc<Breaker>,
     /// Since when it waits for the disk under its file.
     pub waits: Waits,
 }
 
-/// For how long a call has been waiting for the disk; `None` while none does.
+/// Time that a call has been waiting for the disk; `None` while no call waits.
 pub type Waits = Arc<dyn Fn() -> Option<Duration> + Send + Sync>;

@@ -1,4 +1,4 @@
-//! One error type for every port, split by what the caller can do about it.
+//! One error type for every port, classified by the caller's next step.
 //!
 //! Each layer adds its context with [`ResultExt::context`] and keeps the
 //! cause in `source()`; [`Error::chain`] prints the whole story once, at the
@@ -12,7 +12,7 @@ use std::time::Duration;
 /// The result of every port method.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What the caller can do about an error.
+/// The class of an error: the caller's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// Try again later; the only kind that is ever retried.
@@ -123,12 +123,12 @@ impl Error {
         self
     }
 
-    /// What the caller can do.
+    /// The class.
     pub const fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// How long to wait before trying again; set exactly when a limit of ours was reached.
+    /// Delay before a retry; set exactly when a limit of ours was reached.
     pub const fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }

@@ -136,7 +136,7 @@ impl Policy {
     }
 }
 
-/// How a limit stands after a request.
+/// State of a limit after a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision {
     /// Whether the amount was (or, for a peek, could be) taken.
@@ -149,7 +149,7 @@ pub struct Decision {
     pub reset_after: Duration,
 }
 
-/// A limit's history: what a store keeps per key.
+/// A limit's history, which a store keeps per key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
     /// Of a token bucket.

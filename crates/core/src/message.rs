@@ -25,7 +25,7 @@ pub struct Headers(Vec<(Cow<'static, str>, String)>);
 pub mod header {
     /// W3C trace context, `00-<trace>-<span>-<flags>`.
     pub const TRACEPARENT: &str = "traceparent";
-    /// W3C trace state, what each vendor adds to the context.
+    /// W3C trace state: the additions of each vendor to the context.
     pub const TRACESTATE: &str = "tracestate";
     /// Media type of the payload.
     pub const CONTENT_TYPE: &str = "content-type";
@@ -89,7 +89,7 @@ pub struct NewMessage {
     pub id: MessageId,
     /// Any bytes, also none.
     pub payload: Bytes,
-    /// What travels beside the payload.
+    /// The message's fields beside the payload.
     pub headers: Headers,
     /// Messages of one key are delivered in order, one at a time.
     pub key: Option<String>,
@@ -160,7 +160,7 @@ pub struct Message {
     pub id: MessageId,
     /// The bytes that were stored.
     pub payload: Bytes,
-    /// What travelled beside them.
+    /// Their fields beside the payload.
     pub headers: Headers,
     /// Its key, if order matters.
     pub key: Option<String>,
@@ -180,7 +180,7 @@ pub struct Delivery {
     /// Whether the delivery before this one ended without an outcome: its consumer died, lost its connection
     /// or let the lease expire. Such a message may be the reason, so a consumer runs it alone.
     pub interrupted: bool,
-    /// How long the lease is, from the moment the lease call returned.
+    /// Duration of the lease, from the moment the lease call returned.
     pub lease: Duration,
 }
 

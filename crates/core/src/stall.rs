@@ -30,7 +30,7 @@ impl Watch {
         }
     }
 
-    /// Does what calls the disk.
+    /// Runs a call to the disk.
     pub fn during<T>(&self, work: impl FnOnce() -> T) -> T {
         let _ended = self.begin();
         work()

@@ -11,7 +11,7 @@ pub fn bytes(bytes: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "three digits for people")]
     let mut size = bytes as f64 / 1024.0;
     let mut unit = 0;
-    // What would be rounded to 1,024 is 1 of the next unit.
+    // A value that would be rounded to 1,024 is 1 of the next unit.
     while size >= 1023.5 && unit + 1 < UNITS.len() {
         size /= 1024.0;
         unit += 1;

@@ -15,7 +15,7 @@ use std::time::Duration;
 use libtest_mimic::{Failed, Trial};
 use tokio::runtime::{Builder, Runtime};
 use towpath_core::NewMessage;
-use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, LeaseRequest, Settlement};
 
 use crate::world::{LEASE, consumer, jobs, lease_now, stats};
 use crate::{REQUIRE, Subject, unable};
@@ -28,7 +28,7 @@ const ROLE: &str = "TOWPATH_TEST_FAULTED";
 struct Fault {
     call: &'static str,
     error: &'static str,
-    /// How many calls fail from the n-th on, counted by thread; `None` for all.
+    /// Number of failing calls from the n-th on, counted by thread; `None` for all.
     calls: Option<u32>,
 }
 
@@ -69,7 +69,7 @@ impl Fault {
 /// The last n, unless `TOWPATH_SEEDS` sets another.
 const LAST: u32 = 30;
 
-/// Each n has two runs: the second opens what the first left, with the same fault.
+/// Each n has two runs: the second opens the store of the first, with the same fault.
 const RUNS: usize = 2;
 
 const MESSAGES: u8 = 12;
@@ -179,7 +179,7 @@ async fn work(subject: &Subject, folder: PathBuf, mut out: TcpStream) {
             report(format!("maybe {}", one.message.id));
             let settlement = Settlement {
                 receipt: one.receipt,
-                verdict: Verdict::Ack,
+                disposition: Disposition::Ack,
             };
             report(match queue.settle(vec![settlement]).await {
                 Ok(outcomes) if outcomes[0].is_ok() => format!("gone {}", one.message.id),
@@ -306,7 +306,7 @@ fn stops_after_a_failed_sync(call: &str, run: &RunOutput) -> Result<(), &'static
         return Ok(());
     }
     if !run.reported("stopped") {
-        return Err("a sync failed and the backend went on");
+        return Err("the backend continued after a failed sync");
     }
     let behind = run
         .lines
@@ -364,7 +364,7 @@ fn compare(subject: &Subject, store: &Path, runs: &[RunOutput]) -> Result<(), St
         return Err(format!("{lost} was acknowledged and is lost"));
     }
     if let Some(again) = gone.iter().find(|id| found.contains(*id)) {
-        return Err(format!("{again} was acked and came again"));
+        return Err(format!("{again} was acked and delivered again"));
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use towpath_core::port::Effects;
 use towpath_core::port::effects::{Outcome, Transaction};
 use towpath_core::port::kv::Op;
-use towpath_core::port::queue::{Settings, Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, Settings, Settlement};
 use towpath_core::port::routes::Publication;
 use towpath_core::port::stream::Start;
 use towpath_core::{Delivery, ErrorKind, ExchangeName, GroupName, NewMessage, StreamName};
@@ -48,7 +48,7 @@ fn order(delivery: &Delivery, quantity: i64) -> Transaction {
         enqueue: vec![(name("notify"), text("sold"))],
         settle: vec![Settlement {
             receipt: delivery.receipt.clone(),
-            verdict: Verdict::Ack,
+            disposition: Disposition::Ack,
         }],
         ..Transaction::default()
     }

@@ -138,7 +138,7 @@ pub(crate) fn survives(subject: &'static Subject) -> Result<(), Failed> {
             return Err(format!("{lost} was acknowledged and lost").into());
         }
         if let Some(again) = gone.iter().find(|id| found.contains(*id)) {
-            return Err(format!("{again} was acked and came again").into());
+            return Err(format!("{again} was acked and delivered again").into());
         }
     }
     Ok(())

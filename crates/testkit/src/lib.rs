@@ -276,7 +276,7 @@ mod tests {
     use super::unable;
 
     #[test]
-    fn what_cannot_run_is_ignored_and_fails_when_it_is_required() {
+    fn a_trial_that_cannot_run_is_ignored_and_fails_when_required() {
         for (must_run, failed, ignored) in [(false, 0, 1), (true, 1, 0)] {
             let trial = unable("case".to_owned(), must_run, "no server".to_owned());
             let outcome = libtest_mimic::run(&Arguments::default(), vec![trial]);

@@ -57,7 +57,7 @@ impl Proxy {
         self.port
     }
 
-    /// Breaks or mends the network, from now on.
+    /// Breaks or repairs the network, from now on.
     pub fn set(&self, fault: Fault) {
         self.fault.send_replace(fault);
     }

@@ -196,7 +196,7 @@ async fn no_stretch_of_time_admits_more_than_capacity_and_refill(mut world: Worl
         });
     }
     let admitted = takers.join_all().await.concat();
-    // The takes that lie wholly between two moments, against what those moments allow.
+    // The takes that lie wholly between two moments, against the limit of that time.
     for (from, _) in &admitted {
         for (_, to) in &admitted {
             if to <= from {

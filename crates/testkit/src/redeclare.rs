@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use towpath_core::backend::Capability;
-use towpath_core::port::queue::Verdict;
+use towpath_core::port::queue::Disposition;
 use towpath_core::port::routes::{Binding, Publication};
 use towpath_core::{Error, ErrorKind, ExchangeName};
 
@@ -158,7 +158,7 @@ async fn a_waiting_consumer_of_a_lost_queue_receives_new_messages(mut world: Wor
     enqueue_until_taken(&mut world, "after").await;
     let delivery = lease_until_given(&mut world).await;
     assert_eq!(&delivery.message.payload[..], b"after");
-    settle(&queue, &delivery, Verdict::Ack)
+    settle(&queue, &delivery, Disposition::Ack)
         .await
         .expect("settle");
 }

@@ -571,7 +571,7 @@ async fn keeps_everything_across_reopen(mut world: World) {
     assert_eq!(
         texts(&read(&stream, 10).await),
         ["e"],
-        "the others were handed out"
+        "the others were delivered"
     );
     stream
         .disconnect(&consumer("one"))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use towpath_core::backend::{Backend, Capability, Descriptor};
-use towpath_core::port::queue::{LeaseRequest, Settings, Settlement, Stats, Verdict};
+use towpath_core::port::queue::{Disposition, LeaseRequest, Settings, Settlement, Stats};
 use towpath_core::port::{Queue, Stream};
 use towpath_core::{ConsumerId, Delivery, ErrorKind, MessageId, NewMessage, QueueName, retry};
 
@@ -203,11 +203,11 @@ pub(crate) async fn lease_now(queue: &Arc<dyn Queue>, max: usize) -> Vec<Deliver
 pub(crate) async fn settle(
     queue: &Arc<dyn Queue>,
     delivery: &Delivery,
-    verdict: Verdict,
+    disposition: Disposition,
 ) -> towpath_core::Result<()> {
     let settlement = Settlement {
         receipt: delivery.receipt.clone(),
-        verdict,
+        disposition,
     };
     queue
         .settle(vec![settlement])
@@ -219,12 +219,14 @@ pub(crate) async fn settle(
 
 pub(crate) async fn ack(queue: &Arc<dyn Queue>, deliveries: &[Delivery]) {
     for delivery in deliveries {
-        settle(queue, delivery, Verdict::Ack).await.expect("ack");
+        settle(queue, delivery, Disposition::Ack)
+            .await
+            .expect("ack");
     }
 }
 
-pub(crate) fn retry_now() -> Verdict {
-    Verdict::Retry {
+pub(crate) fn retry_now() -> Disposition {
+    Disposition::Retry {
         after: Duration::ZERO,
         error: "no".to_owned(),
     }

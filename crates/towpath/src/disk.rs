@@ -32,12 +32,12 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 pub(crate) struct Floor {
     /// The store's reserve file.
     pub(crate) file: PathBuf,
-    /// What is kept free, the file included.
+    /// Bytes that are kept free, the file included.
     pub(crate) reserve: u64,
 }
 
 impl Floor {
-    /// Whether this many more bytes in `folder` leave the store what it needs to free space; always on another disk.
+    /// Whether this many more bytes in `folder` leave the store enough room to free space; always on another disk.
     ///
     /// # Errors
     /// `StorageFull` when they do not.
@@ -53,7 +53,8 @@ impl Floor {
             .saturating_mul(disk.f_frsize)
             .saturating_add(held);
         if room.saturating_sub(bytes) < self.reserve / 2 {
-            let text = "No space left on device but what the store needs to free some; remove files from its disk";
+            let text =
+                "No space left on device beyond the store's reserve; remove files from its disk";
             return Err(io::Error::new(io::ErrorKind::StorageFull, text));
         }
         Ok(())

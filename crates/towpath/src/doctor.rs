@@ -1,4 +1,4 @@
-//! What can be wrong around a process: its folder, its disk, its clock, its databases.
+//! Checks of a process's environment: its folder, its disk, its clock, its databases.
 //!
 //! A running process examines itself, with its own configuration; the command line does it only where none runs.
 
@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use crate::config::{Config, Secret};
 use crate::wiring;
 
-/// What one check found.
+/// The finding of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckStatus {
@@ -30,9 +30,9 @@ pub enum CheckStatus {
 pub struct Check {
     /// The checked part: `disk`.
     pub check: String,
-    /// How it is.
+    /// Its status.
     pub found: CheckStatus,
-    /// The finding in words, with what to do.
+    /// The finding in words, with the next step.
     pub detail: String,
 }
 
@@ -153,7 +153,7 @@ impl Doctor {
         Check::new("disk", found, text)
     }
 
-    /// What the embedded store promises.
+    /// The durability of the embedded store.
     pub fn durability(&self) -> Check {
         let (found, text) = match self.durability.as_str() {
             "fsync" => (

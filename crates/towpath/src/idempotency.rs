@@ -1,7 +1,7 @@
 //! Tells a repeated request from another one under the same idempotency key.
 //!
 //! The id of a message that is stored under a key carries a digest of its request, so every backend that remembers the
-//! first id of a dedup id remembers what the request was, too.
+//! first id of a dedup id remembers the request too.
 
 use aws_lc_rs::digest::{Context, SHA256};
 use axum::response::Response;

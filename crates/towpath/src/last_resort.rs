@@ -1,6 +1,6 @@
 //! The end of a process that cannot end in order.
 //!
-//! A thread that waits for a disk that hangs cannot be cancelled, and may hold what the others need. So the end is kept by
+//! A thread that waits for a disk that hangs cannot be cancelled, and may hold locks that the others need. So the end is kept by
 //! threads that touch neither a disk nor a lock of the process.
 
 use std::sync::mpsc;

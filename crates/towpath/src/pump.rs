@@ -1,4 +1,4 @@
-//! The delivery loop: what is leased from an inlet is delivered and settled.
+//! The delivery loop: leases messages from an inlet, delivers and settles them.
 //!
 //! ```text
 //! inlet --lease--> handler: single messages, several at once ------settle--> inlet
@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A message is acked only after its handler or sink said done. While a delivery takes
-//! long its lease is renewed; when the process stops, what is under way is
+//! long its lease is renewed; when the process stops, in-flight deliveries are
 //! finished, or released without costing an attempt. The outcome of a delivery
 //! whose lease was lost is discarded and counted.
 
@@ -16,7 +16,7 @@ mod batch;
 mod destination;
 mod handler;
 mod handling;
-mod pace;
+mod rate_probe;
 mod settling;
 
 use std::panic::AssertUnwindSafe;
@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use towpath_core::port::Sink;
-use towpath_core::port::queue::Verdict;
+use towpath_core::port::queue::Disposition;
 use towpath_core::port::sink::{Cause, Outcome};
 use towpath_core::{Delivery, Error, Receipt, Result, retry};
 use tracing::{debug, info, warn};
@@ -40,17 +40,17 @@ pub use destination::{Call, Change, Condition, Destination, Observer, PATIENCE};
 pub use handler::Handler;
 pub use handling::{Alone, Handling};
 
-/// How a lease or settle that met an unavailable backend is tried again.
+/// Retries of a lease or settle that met an unavailable backend.
 const BACKEND: retry::Policy =
     retry::Policy::forever(Duration::from_millis(50), Duration::from_secs(5));
 
-/// What is kept of the grace period for releasing what is under way.
+/// The end of the grace period, reserved for releasing in-flight deliveries.
 const GIVE_BACK: Duration = Duration::from_secs(2);
 
 /// Longest delay that a destination can ask for a message.
 const LONGEST_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How long a message is held back when its destination is unavailable and names no time.
+/// Delay of a message whose destination is unavailable and names no time.
 const UNAVAILABLE: Duration = Duration::from_secs(1);
 
 /// Where deliveries go.
@@ -63,7 +63,7 @@ pub enum Work {
 }
 
 impl Work {
-    /// Lets go of resources. Idempotent.
+    /// Releases resources. Idempotent.
     ///
     /// # Errors
     /// Those of the sink or handler.
@@ -90,15 +90,15 @@ pub struct Pump {
     pub inlet: Arc<dyn Inlet>,
     /// Where it goes.
     pub work: Work,
-    /// What that is called in traces.
+    /// Its name in traces.
     pub sink_name: &'static str,
     /// Delays between attempts, and how many of them the queue was declared with.
     pub retry: retry::Policy,
     /// A pause before each batch or message is delivered.
     pub pause: Duration,
-    /// What is measured.
+    /// Its metrics.
     pub metrics: PumpMetrics,
-    /// Called with what is wrong with one of its sides, and when that works again.
+    /// Called with the fault of one of its sides, and with `None` when that side works again.
     pub condition: Box<dyn Fn(Side, Option<String>) + Send + Sync>,
 }
 
@@ -106,10 +106,10 @@ impl Pump {
     /// Runs until the stop is requested.
     ///
     /// # Errors
-    /// Those of the inlet that trying again cannot mend.
+    /// Those of the inlet that a retry cannot fix.
     ///
     /// # Panics
-    /// Passes on a panic of the inlet, after taking back what was leased. A panic of a sink or handler
+    /// Passes on a panic of the inlet, after releasing the leased messages. A panic of a sink or handler
     /// counts as a failed attempt of the message that it panicked over.
     pub async fn run(&self, stop: &Stop) -> Result<()> {
         let work = async {
@@ -136,24 +136,29 @@ impl Pump {
         }
     }
 
-    /// How a delivery with this outcome ends; `None` when it is settled.
-    fn verdict(&self, delivery: &Delivery, outcome: Outcome, stop: &Stop) -> Option<Verdict> {
+    /// Disposition of a delivery with this outcome; `None` when it is settled.
+    fn disposition(
+        &self,
+        delivery: &Delivery,
+        outcome: Outcome,
+        stop: &Stop,
+    ) -> Option<Disposition> {
         let id = delivery.message.id;
         Some(match outcome {
-            Outcome::Done => Verdict::Ack,
+            Outcome::Done => Disposition::Ack,
             Outcome::Settled => {
                 stop.account.add("acked", 1);
-                self.metrics.settled(delivery, &Verdict::Ack);
+                self.metrics.settled(delivery, &Disposition::Ack);
                 settling::settled_one(self, delivery, "acked");
                 return None;
             }
-            Outcome::Reject { reason } => Verdict::DeadLetter { reason },
+            Outcome::Reject { reason } => Disposition::DeadLetter { reason },
             Outcome::Retry { after, error } => {
                 // Without the reason: it may repeat the payload, and is kept with the message.
                 debug!(%id, attempt = delivery.attempt, "delivery failed");
                 let asked = after.unwrap_or_default().min(LONGEST_DELAY);
                 let after = drawn(&self.retry, delivery.attempt).max(asked);
-                Verdict::Retry { after, error }
+                Disposition::Retry { after, error }
             }
             Outcome::Unavailable {
                 cause,
@@ -165,7 +170,7 @@ impl Pump {
                     self.metrics.sink_failed();
                 }
                 let after = after.unwrap_or(UNAVAILABLE);
-                Verdict::Release { after }
+                Disposition::Release { after }
             }
         })
     }
@@ -181,7 +186,7 @@ impl Pump {
         (self.condition)(Side::Inlet, Some(format!("lease failed: {error}")));
     }
 
-    /// Reports a lease after so many that failed.
+    /// Reports the first lease after `failures` failed ones.
     fn leased(&self, failures: u32) {
         if failures > 0 {
             info!(failures, "lease succeeded again");
@@ -214,7 +219,7 @@ const fn failed(error: String) -> Outcome {
     Outcome::Retry { after: None, error }
 }
 
-/// What the future gives, or what its panic says.
+/// The result of the future, or the message of its panic.
 async fn guarded<T>(future: impl Future<Output = T>) -> std::result::Result<T, String> {
     let ended = AssertUnwindSafe(future).catch_unwind().await;
     ended.map_err(|panic| panic_text(&*panic))

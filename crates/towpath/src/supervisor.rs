@@ -4,8 +4,8 @@
 //! running -> signal or failure -> stages stop one after the other, one grace period for all -> report
 //! ```
 //!
-//! Every long-lived task of the process is started here and says what its
-//! failure means. What a task did is counted in its [`Account`] as it goes, so the
+//! Every long-lived task of the process is started here and declares what its
+//! failure means. The work of a task is counted in its [`Account`] as it goes, so the
 //! report at the end is true also for a task that panicked or was cut short.
 
 use std::any::Any;
@@ -29,7 +29,7 @@ pub enum Stage {
     Accept,
     /// Reads an input: remember the position.
     Source,
-    /// Leases and delivers: lease no more, finish or give back.
+    /// Leases and delivers: lease no more, finish or release.
     Deliver,
     /// Keeps things tidy: may be dropped at any point.
     Maintain,
@@ -45,14 +45,14 @@ const STAGES: [Stage; 5] = [
     Stage::Observe,
 ];
 
-/// What the failure of a task means.
+/// The consequence of a task's failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnFailure {
     /// Start it again, after a delay that grows while it keeps failing.
     Restart,
     /// The process cannot do its job without it: drain and end.
     StopProcess,
-    /// A drain would only wait for what cannot happen any more: end at once.
+    /// A drain would only wait for work that cannot finish any more: end at once.
     EndProcess,
 }
 
@@ -62,17 +62,17 @@ const AT_ONCE: Duration = Duration::from_millis(500);
 /// Time for requests that wait for the failed part to answer.
 const ANSWERS: Duration = Duration::from_millis(100);
 
-/// How soon a failed task is started again; a run of a minute counts as recovered.
+/// Delay before a failed task is started again; a run of a minute counts as recovered.
 const RESTART: retry::Policy =
     retry::Policy::forever(Duration::from_millis(100), Duration::from_secs(10));
 const RECOVERED_AFTER: Duration = Duration::from_secs(60);
 
-/// What a task did, counted as it goes.
+/// Counts of a task's work.
 #[derive(Debug, Clone, Default)]
 pub struct Account(Arc<Mutex<BTreeMap<&'static str, u64>>>);
 
 impl Account {
-    /// Adds to a count; the word is what the report prints: `acked`.
+    /// Adds to a count; the report prints this word: `acked`.
     pub fn add(&self, what: &'static str, count: u64) {
         if count > 0 {
             *self
@@ -173,9 +173,9 @@ impl fmt::Debug for Task {
     }
 }
 
-/// How one task ended.
+/// The end of one task.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ending {
+pub enum TaskExit {
     /// Completed.
     Finished,
     /// Cut off when the grace period was over.
@@ -189,13 +189,13 @@ pub enum Ending {
 pub struct TaskReport {
     /// The task.
     pub name: String,
-    /// How it ended.
-    pub ending: Ending,
+    /// Its end.
+    pub ending: TaskExit,
     /// Counts since the process started.
     pub counts: BTreeMap<&'static str, u64>,
 }
 
-/// What the process did, true at the moment it ends.
+/// Summary of the process's work, correct at the moment it ends.
 #[derive(Debug, Clone)]
 pub struct Report {
     /// Why it ended: `SIGTERM`, or the failure.
@@ -204,8 +204,8 @@ pub struct Report {
     pub drained_in: Duration,
     /// Every task.
     pub tasks: Vec<TaskReport>,
-    /// How the backends were closed.
-    pub closing: Ending,
+    /// The close of the backends.
+    pub closing: TaskExit,
     /// The failure that ended the process at once.
     pub failure: Option<String>,
 }
@@ -215,13 +215,13 @@ impl Report {
     pub fn is_clean(&self) -> bool {
         self.tasks
             .iter()
-            .all(|task| task.ending == Ending::Finished)
-            && self.closing == Ending::Finished
+            .all(|task| task.ending == TaskExit::Finished)
+            && self.closing == TaskExit::Finished
             && self.failure.is_none()
     }
 
     /// The backends were closed, or not, in this time.
-    pub fn closed(&mut self, ending: Ending, took: Duration) {
+    pub fn closed(&mut self, ending: TaskExit, took: Duration) {
         self.closing = ending;
         self.drained_in += took;
     }
@@ -337,7 +337,7 @@ impl Supervisor {
             reason,
             drained_in: began.elapsed(),
             tasks,
-            closing: Ending::Finished,
+            closing: TaskExit::Finished,
             failure: self.fatal.at_once.get().cloned(),
         }
     }
@@ -430,7 +430,7 @@ fn panic_error(name: &str, join: tokio::task::JoinError) -> Error {
     Error::unavailable(format!("task `{name}` panicked: {text}"))
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> String {
     payload
         .downcast_ref::<&str>()
@@ -440,19 +440,19 @@ pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> String {
 }
 
 /// Cuts a task off, unless it has ended already.
-async fn finish_now(handle: &mut JoinHandle<Result<()>>) -> Ending {
+async fn finish_now(handle: &mut JoinHandle<Result<()>>) -> TaskExit {
     if !handle.is_finished() {
         handle.abort();
     }
     ending(handle.await)
 }
 
-fn ending(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> Ending {
+fn ending(ended: std::result::Result<Result<()>, tokio::task::JoinError>) -> TaskExit {
     match ended {
-        Ok(Ok(())) => Ending::Finished,
-        Ok(Err(error)) => Ending::Failed(error.chain()),
-        Err(join) if join.is_cancelled() => Ending::Cut,
-        Err(join) => Ending::Failed(join.to_string()),
+        Ok(Ok(())) => TaskExit::Finished,
+        Ok(Err(error)) => TaskExit::Failed(error.chain()),
+        Err(join) if join.is_cancelled() => TaskExit::Cut,
+        Err(join) => TaskExit::Failed(join.to_string()),
     }
 }
 
@@ -510,7 +510,7 @@ mod tests {
         let report = supervisor
             .run(later(10), std::future::pending(), || {})
             .await;
-        assert_eq!(report.tasks[0].ending, Ending::Cut);
+        assert_eq!(report.tasks[0].ending, TaskExit::Cut);
         assert_eq!(report.tasks[0].counts["acked"], 3);
         assert_eq!(report.drained_in, Duration::from_secs(2));
     }
@@ -574,7 +574,10 @@ mod tests {
         let report = supervisor
             .run(std::future::pending(), std::future::pending(), || {})
             .await;
-        assert_eq!(report.tasks[0].ending, Ending::Failed("broken".to_owned()));
-        assert_eq!(report.tasks[1].ending, Ending::Finished);
+        assert_eq!(
+            report.tasks[0].ending,
+            TaskExit::Failed("broken".to_owned())
+        );
+        assert_eq!(report.tasks[1].ending, TaskExit::Finished);
     }
 }

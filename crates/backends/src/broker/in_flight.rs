@@ -13,7 +13,7 @@ use towpath_core::{ConsumerId, Delivery, Error, QueueName, Receipt, Timestamp};
 
 use crate::broker::envelope::Envelope;
 
-/// How long a message waits here for a consumer before it returns to the broker.
+/// Longest wait of a message for a consumer before it returns to the broker.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
 /// The same for an expired lease, whose consumer may still settle it.

@@ -8,7 +8,7 @@
 //! | | payload |
 //!
 //! The id and the moment are not in it: the state has them of every message. Blobs up to version 6 have an envelope with
-//! all of it, and are told apart by their checksum.
+//! all of it; their checksum shows which kind a blob is.
 
 use std::borrow::Cow;
 
@@ -98,7 +98,7 @@ fn checksum(id: MessageId, at: Timestamp, rest: &[u8]) -> u32 {
 /// Any bytes as a blob of either form. The checksum is put right, or nothing behind it would ever be reached.
 #[cfg(fuzzing)]
 pub(super) fn decode_anything(bytes: &[u8]) {
-    let place = super::state::Place {
+    let place = super::state::BlobLocation {
         position: super::log::Position::default(),
         bytes: 0,
     };
@@ -162,13 +162,13 @@ mod version_6 {
 mod tests {
     use super::*;
     use crate::embedded::log::Position;
-    use crate::embedded::state::Place;
+    use crate::embedded::state::BlobLocation;
 
     const AT: Timestamp = Timestamp::from_millis(1_700_000_000_005);
 
     fn stored(id: MessageId) -> Stored {
         let (position, bytes) = (Position::default(), 0);
-        let place = Place { position, bytes };
+        let place = BlobLocation { position, bytes };
         Stored { id, at: AT, place }
     }
 

@@ -29,35 +29,35 @@ const BLOCK_BYTES: usize = 64 * 1024;
 /// Checksum and length of a block.
 const BLOCK_HEADER_BYTES: usize = 8;
 
-/// So much is written and synced in one go: the log's own syncs wait for what is on its way to the same disk.
+/// Bytes that are written between two syncs: the log's own syncs wait for writes to the same disk.
 const STRETCH: u64 = 1 << 20;
 
-/// How many are kept.
+/// Number of checkpoints that are kept.
 const KEPT: usize = 2;
 
-/// What was found at the start.
+/// The state that the store starts with.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct LoadedCheckpoint {
     pub(super) state: State,
     /// Where replay starts; `None` from the beginning.
     pub(super) position: Option<Position>,
-    /// How long its file is.
+    /// Size of its file.
     pub(super) bytes: u64,
     /// Files that could not be used, and why.
-    pub(super) passed_over: Vec<(PathBuf, String)>,
+    pub(super) skipped: Vec<(PathBuf, String)>,
 }
 
 /// Reads the newest checkpoint that is intact.
 ///
 /// # Errors
-/// `Corrupt` for one of a newer version: going back behind it could lose what only a newer Towpath understands.
-pub(super) fn load(folder: &Path) -> Result<Found> {
+/// `Corrupt` for one of a newer version: going back behind it could lose records that only a newer Towpath understands.
+pub(super) fn load(folder: &Path) -> Result<LoadedCheckpoint> {
     remove_leftovers(folder)?;
-    let mut found = Found::default();
+    let mut found = LoadedCheckpoint::default();
     for (position, path) in list(folder)?.into_iter().rev() {
         match read(&path, position) {
             Ok(state) => {
-                return Ok(Found {
+                return Ok(LoadedCheckpoint {
                     state,
                     position: Some(position),
                     bytes: fs::metadata(&path).map_or(0, |file| file.len()),
@@ -66,8 +66,8 @@ pub(super) fn load(folder: &Path) -> Result<Found> {
             }
             Err(Problem::Newer(version)) => return Err(newer(&path, version)),
             Err(Problem::Damaged(reason)) => {
-                tracing::error!(path = %path.display(), reason, "a checkpoint is damaged and was passed over");
-                found.passed_over.push((path, reason));
+                tracing::error!(path = %path.display(), reason, "damaged checkpoint skipped");
+                found.skipped.push((path, reason));
             }
         }
     }
@@ -195,28 +195,28 @@ pub(super) fn load_block(block: &[u8], loading: &mut Loading) -> Result<()> {
     Ok(())
 }
 
-/// Over what the block is, where it belongs, and how long it is.
+/// Covers kind, position and length of the block.
 fn block_checksum(position: Position, index: u64, block: &[u8]) -> u32 {
     let checksum = crc32c::crc32c(&place_bytes(position));
     let checksum = crc32c::crc32c_append(checksum, &index.to_le_bytes());
     crc32c::crc32c_append(checksum, block)
 }
 
-/// Refuses to go on from the log alone when it does not reach back to the start.
-pub(super) fn check_history(folder: &Path, passed_over: &[(PathBuf, String)]) -> Result<()> {
+/// Refuses to start from the log alone when it does not reach back to the first record.
+pub(super) fn check_history(folder: &Path, skipped: &[(PathBuf, String)]) -> Result<()> {
     let oldest = oldest_segment(&folder.join("log"))
         .map_err(|error| Error::unavailable("the log cannot be listed").with_source(error))?;
     if oldest == Some(1) {
         return Ok(());
     }
     let before = oldest.map_or_else(String::new, |oldest| format!("before segment {oldest}"));
-    let files: Vec<String> = passed_over
+    let files: Vec<String> = skipped
         .iter()
         .map(|(path, reason)| format!("`{}` ({reason})", path.display()))
         .collect();
     Err(Error::corrupt(format!(
         "no checkpoint can be used: {}; they stood for the log {before}, which is gone. \
-         Restore a backup; or create the file `{}` to open with what the log still has: \
+         Restore a backup; or create the file `{}` to open with the remaining log: \
          settings, keys, routes and counts would be missing, and messages that were acked might come again",
         files.join(", "),
         folder.join(ACCEPT_LOSS).display()
@@ -233,35 +233,35 @@ pub(super) fn set_aside(files: &[(PathBuf, String)]) -> Result<()> {
     Ok(())
 }
 
-/// What writing a checkpoint led to.
+/// The result of writing a checkpoint.
 #[derive(Debug)]
 pub(super) struct Written {
     /// The place of the oldest checkpoint kept, or the start of the log while there are fewer than are kept.
     pub(super) oldest: Position,
-    /// How long the new one is.
+    /// Size of the new one.
     pub(super) bytes: u64,
 }
 
-/// How fast a checkpoint is written.
-pub(super) type Pace<'a> = &'a dyn Fn(Duration) -> Result<()>;
+/// Slows the writing of a checkpoint down.
+pub(super) type Throttle<'a> = &'a dyn Fn(Duration) -> Result<()>;
 
 /// Writes a checkpoint and removes those that are too many.
 ///
-/// With a pace each stretch is synced, and then `pace` called with the time that it took; an error from there abandons
+/// With a throttle each stretch is synced, and then `throttle` is called with the time that it took; its error abandons
 /// the checkpoint.
 /// The caller has made the log durable up to `position`.
 pub(super) fn write(
     folder: &Path,
     position: Position,
     state: Snapshot,
-    pace: Option<Pace<'_>>,
+    throttle: Option<Throttle<'_>>,
 ) -> Result<Written> {
     let io =
         |error: io::Error| Error::unavailable("a checkpoint cannot be written").with_source(error);
     make_folder(folder).map_err(io)?;
     let path = path(folder, position);
     let temporary = path.with_extension("tmp");
-    let written = write_file(&temporary, position, state, pace).and_then(|bytes| {
+    let written = write_file(&temporary, position, state, throttle).and_then(|bytes| {
         fs::rename(&temporary, &path).map_err(io)?;
         sync_folder(folder).map_err(io)?;
         Ok(bytes)
@@ -282,11 +282,11 @@ pub(super) fn write(
     })
 }
 
-/// What the checkpoints of a folder are.
+/// The checkpoints of a folder.
 #[derive(Debug, Default)]
 pub(super) struct Inspected {
     pub(super) newest: Option<(Position, State)>,
-    /// How many were read, and their bytes.
+    /// Number of checkpoints that were read, and their bytes.
     pub(super) files: u64,
     pub(super) bytes: u64,
     /// Those that are damaged, and why.
@@ -364,7 +364,7 @@ fn write_file(
     path: &Path,
     position: Position,
     state: Snapshot,
-    pace: Option<Pace<'_>>,
+    throttle: Option<Throttle<'_>>,
 ) -> Result<u64> {
     let io =
         |error: io::Error| Error::unavailable("a checkpoint cannot be written").with_source(error);
@@ -381,7 +381,7 @@ fn write_file(
         block: vec![0; BLOCK_HEADER_BYTES],
         bytes: HEADER_BYTES as u64,
         stretch: (0, Instant::now()),
-        pace,
+        throttle,
     };
     blocks.file.write_all(&header).map_err(io)?;
     state.write(&mut |piece| blocks.add(piece))?;
@@ -400,7 +400,7 @@ struct Blocks<'a> {
     bytes: u64,
     /// Where the present stretch began, and when.
     stretch: (u64, Instant),
-    pace: Option<Pace<'a>>,
+    throttle: Option<Throttle<'a>>,
 }
 
 impl Blocks<'_> {
@@ -415,9 +415,9 @@ impl Blocks<'_> {
         };
         self.write().map_err(io)?;
         let (start, began) = self.stretch;
-        if let Some(pace) = self.pace.filter(|_| self.bytes - start >= STRETCH) {
+        if let Some(throttle) = self.throttle.filter(|_| self.bytes - start >= STRETCH) {
             self.file.sync_data().map_err(io)?;
-            pace(began.elapsed())?;
+            throttle(began.elapsed())?;
             self.stretch = (self.bytes, Instant::now());
         }
         Ok(())
@@ -440,7 +440,7 @@ impl Blocks<'_> {
     }
 }
 
-/// Removes what an interrupted write left.
+/// Removes the files of an interrupted write.
 fn remove_leftovers(folder: &Path) -> Result<()> {
     let io = |error: io::Error| {
         Error::unavailable("checkpoints cannot be looked through").with_source(error)

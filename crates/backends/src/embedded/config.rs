@@ -23,7 +23,7 @@ pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
     (
         "timeout",
         "5s",
-        "how long the disk may not answer before the store takes nothing more and is not ready, 100ms to 10m",
+        "time without an answer of the disk after which the store refuses writes and is not ready, 100ms to 10m",
     ),
     (
         "reserve",

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, LeaseRequest, Settlement};
 use towpath_core::port::{Kv, Queue};
 use towpath_core::{
     ConsumerId, Delivery, ManualClock, MessageId, NewMessage, QueueName, Result, Timestamp,
@@ -91,17 +91,20 @@ async fn work(store: &Arc<Store>) -> Expected {
             .unwrap();
         if round % 4 == 0 {
             let delivery = lease(store, 1).await.remove(0);
-            let verdict = if round % 8 == 0 {
+            let disposition = if round % 8 == 0 {
                 expected.remove(&delivery.message.id);
-                Verdict::Ack
+                Disposition::Ack
             } else {
-                Verdict::DeadLetter {
+                Disposition::DeadLetter {
                     reason: "poison".to_owned(),
                 }
             };
             let receipt = delivery.receipt;
             store
-                .settle(vec![Settlement { receipt, verdict }])
+                .settle(vec![Settlement {
+                    receipt,
+                    disposition,
+                }])
                 .await
                 .unwrap();
         }
@@ -116,14 +119,14 @@ fn value_of(round: u32) -> Bytes {
     vec![round as u8; 200].into()
 }
 
-/// What opening gave: the messages as they came, those named as dead letters that cannot be read, and the warnings.
-struct Found {
+/// The opened store: its messages in order, those that became dead letters because they cannot be read, and the warnings.
+struct StoreContents {
     messages: Expected,
     unreadable: Vec<MessageId>,
     warnings: Vec<String>,
 }
 
-async fn look(folder: &Path) -> Result<Found> {
+async fn look(folder: &Path) -> Result<StoreContents> {
     let store = open(folder)?;
     let mut messages = Expected::new();
     loop {
@@ -155,7 +158,7 @@ async fn look(folder: &Path) -> Result<Found> {
         }
     }
     store.close().unwrap();
-    Ok(Found {
+    Ok(StoreContents {
         messages,
         unreadable,
         warnings,
@@ -225,11 +228,11 @@ async fn flips(original: &Path, expected: &Expected, seeds: u64) {
             "{at}: {missing:?} missing: {:?}",
             found.warnings
         );
-        // Who was acked comes again only where the record of it was damaged, and that is named.
+        // An acked message is delivered again only where its record was damaged, and that is reported.
         let again = found.messages.keys().any(|id| !expected.contains_key(id));
         assert!(
             !again || named,
-            "{at}: an acked message came again: {:?}",
+            "{at}: an acked message was delivered again: {:?}",
             found.warnings
         );
         let cut = found.warnings.iter().any(|one| one.contains("torn tail"));

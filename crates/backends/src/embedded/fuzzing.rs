@@ -1,4 +1,4 @@
-//! What the fuzz targets call: the decoders of the store, on bytes that nothing has checked.
+//! Entry points of the fuzz targets: the decoders of the store, on unchecked bytes.
 
 use super::blob;
 use super::checkpoint;

@@ -20,7 +20,7 @@ impl Kv for Store {
         let (committed, end) = {
             let (mut inner, cold) = self.lock_with(&ops)?;
             let plan = inner.state.kv.plan(&ops, &cold, self.clock.now())?;
-            // What frees space is taken while the disk is low.
+            // Transactions that free space are accepted while the disk is low.
             let class = if plan.grows() {
                 Class::Grow
             } else {

@@ -13,7 +13,7 @@ use crate::identity::{Pinned, lost};
 
 const NAME: &str = "LOCK";
 
-/// Holds the folder until dropped; the operating system lets go of it when the process dies.
+/// Holds the folder until dropped; the operating system releases it when the process dies.
 #[derive(Debug)]
 pub(super) struct FolderLock {
     file: File,

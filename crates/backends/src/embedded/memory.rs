@@ -1,6 +1,6 @@
-//! How much memory there is and how much of it is used: above a bound nothing more is taken in.
+//! Available and used memory: above a bound new writes are refused.
 //!
-//! What counts is what the kernel cannot take back from a process, and so not the cache of its files.
+//! Memory counts that the kernel cannot reclaim from a process, and so not the cache of its files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,13 +13,13 @@ use towpath_core::{Error, Result, units};
 
 use super::config::byte_size;
 
-/// How long a look is good for: within it the largest intake that was measured brings 10 MB.
+/// Time for which a reading is used: within it the largest measured intake adds 10 MB.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// When a refused producer may come back.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// How much of the memory intake may fill.
+/// Memory that writes may fill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Share {
     /// Of the limit of the control group, or else of the machine's memory.
@@ -213,7 +213,7 @@ impl Limit {
         }
     }
 
-    /// What is used of it. The statistics of a group may lag, so the process's own are read too.
+    /// Used memory. The statistics of a control group may lag, so the process's own are read too.
     fn used(&self) -> u64 {
         let group = self.statistics.as_ref().map_or(0, |(path, names)| {
             let statistics = fs::read_to_string(path).unwrap_or_default();

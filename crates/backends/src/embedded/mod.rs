@@ -9,7 +9,6 @@
 //!
 //! Every port is offered, and atomic steps over them. Formats: `docs/format`.
 
-mod arrivals;
 mod backup;
 mod blob;
 mod checkpoint;
@@ -25,6 +24,7 @@ mod kv;
 mod lock;
 mod log;
 mod memory;
+mod message_records;
 #[cfg(test)]
 mod model_test;
 mod moving;

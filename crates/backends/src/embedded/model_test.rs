@@ -18,7 +18,7 @@ use rand::{Rng, SeedableRng};
 use towpath_core::port::effects::{Effects, Outcome, Transaction};
 use towpath_core::port::kv::{Committed, Kv, Op};
 use towpath_core::port::queue::{
-    Enqueued, LeaseRequest, MessageState, Queue, Selection, Settings, Settlement, Verdict,
+    Disposition, Enqueued, LeaseRequest, MessageState, Queue, Selection, Settings, Settlement,
 };
 use towpath_core::{
     Clock, ConsumerId, Delivery, ErrorKind, ManualClock, MessageId, NewMessage, QueueName,
@@ -40,7 +40,7 @@ pub(super) fn open(folder: &Path, clock: &Arc<ManualClock>) -> Arc<Store> {
     Store::open(Config::parse(&url).unwrap(), clock).unwrap()
 }
 
-/// A checkpoint with which all keys leave memory. Only now: what the upkeep writes while a folder is copied would make an
+/// A checkpoint with which all keys leave memory. Only now: files that the upkeep writes while a folder is copied would make an
 /// image that no power cut leaves.
 pub(super) fn checkpoint_with_all_keys(store: &Store) {
     let bound = store.keys_in_memory.swap(0, Ordering::Relaxed);
@@ -82,7 +82,7 @@ fn queue(name: &str) -> QueueName {
 
 /// Expected state of a message.
 #[derive(Debug, Clone)]
-struct Known {
+struct ModelMessage {
     queue: QueueName,
     key: Option<String>,
     /// Grows with every arrival and redrive.
@@ -96,11 +96,11 @@ struct Known {
     dead: bool,
 }
 
-/// What the callers know.
+/// The callers' knowledge of the store.
 #[derive(Debug, Default, Clone)]
 struct Model {
-    messages: BTreeMap<MessageId, Known>,
-    /// Acked or dropped: must never come again.
+    messages: BTreeMap<MessageId, ModelMessage>,
+    /// Acked or dropped: must never be delivered again.
     gone: BTreeSet<MessageId>,
     dedup: BTreeMap<(QueueName, String), MessageId>,
     values: BTreeMap<String, (String, Option<Timestamp>)>,
@@ -114,7 +114,7 @@ impl Model {
             self.dedup
                 .insert((queue.clone(), dedup_id.clone()), message.id);
         }
-        let known = Known {
+        let known = ModelMessage {
             queue: queue.clone(),
             key: message.key.clone(),
             place: self.next_place,
@@ -132,26 +132,26 @@ impl Model {
         self.gone.insert(id);
     }
 
-    fn settle(&mut self, delivery: &Delivery, verdict: &Verdict, now: Timestamp) {
+    fn settle(&mut self, delivery: &Delivery, disposition: &Disposition, now: Timestamp) {
         let id = delivery.message.id;
         let Some(known) = self.messages.get_mut(&id) else {
             panic!("{id} was settled and is gone");
         };
-        match verdict {
-            Verdict::Ack => self.go(id),
-            Verdict::Release { .. } => {
+        match disposition {
+            Disposition::Ack => self.go(id),
+            Disposition::Release { .. } => {
                 known.attempts.0 = known.attempts.0.min(delivery.attempt - 1)
             }
-            Verdict::Retry { after, .. } if delivery.attempt < ATTEMPTS => {
+            Disposition::Retry { after, .. } if delivery.attempt < ATTEMPTS => {
                 known.attempts = (delivery.attempt, delivery.attempt);
                 known.not_before = now.after(*after);
                 known.retried = true;
             }
-            Verdict::Retry { .. } | Verdict::DeadLetter { .. } => known.dead = true,
+            Disposition::Retry { .. } | Disposition::DeadLetter { .. } => known.dead = true,
         }
     }
 
-    /// Checks that the message may be handed out now, and counts it.
+    /// Checks that the message may be delivered now, and counts it.
     fn deliver(&mut self, delivery: &Delivery, now: Timestamp, at: &str) {
         let id = delivery.message.id;
         let known = self.messages.get(&id);
@@ -229,7 +229,7 @@ impl Model {
 /// A transaction with an unknown outcome, and its effect on the model.
 struct Begun {
     transaction: Transaction,
-    settled: Vec<(Delivery, Verdict)>,
+    settled: Vec<(Delivery, Disposition)>,
 }
 
 /// One history.
@@ -338,15 +338,15 @@ impl Run {
         message
     }
 
-    fn verdict(&mut self) -> Verdict {
+    fn disposition(&mut self) -> Disposition {
         match self.rng.random_range(0..10) {
-            0..5 => Verdict::Ack,
-            5..7 => Verdict::Retry {
+            0..5 => Disposition::Ack,
+            5..7 => Disposition::Retry {
                 after: Duration::from_millis(self.rng.random_range(0..5_000)),
                 error: "no".to_owned(),
             },
-            7 => Verdict::RELEASE,
-            _ => Verdict::DeadLetter {
+            7 => Disposition::RELEASE,
+            _ => Disposition::DeadLetter {
                 reason: "poison".to_owned(),
             },
         }
@@ -381,12 +381,12 @@ impl Run {
         self.in_hand.extend(leased);
     }
 
-    /// Some current and earlier receipts, with verdicts.
-    fn some_settlements(&mut self) -> Vec<(Delivery, Verdict)> {
+    /// Some current and earlier receipts, with dispositions.
+    fn some_settlements(&mut self) -> Vec<(Delivery, Disposition)> {
         let count = self.rng.random_range(0..=self.in_hand.len().min(12));
         let some: Vec<Delivery> = self.in_hand.drain(..count).collect();
         some.into_iter()
-            .map(|delivery| (delivery, self.verdict()))
+            .map(|delivery| (delivery, self.disposition()))
             .collect()
     }
 
@@ -394,9 +394,9 @@ impl Run {
         let settled = self.some_settlements();
         let outcomes = self.store.settle(settlements(&settled)).await.unwrap();
         self.acknowledge();
-        for ((delivery, verdict), outcome) in settled.iter().zip(outcomes) {
+        for ((delivery, disposition), outcome) in settled.iter().zip(outcomes) {
             if outcome.is_ok() {
-                self.model.settle(delivery, verdict, self.clock.now());
+                self.model.settle(delivery, disposition, self.clock.now());
             }
         }
     }
@@ -436,8 +436,8 @@ impl Run {
         for (queue, message) in &begun.transaction.enqueue {
             self.model.arrive(queue, message);
         }
-        for (delivery, verdict) in &begun.settled {
-            self.model.settle(delivery, verdict, now);
+        for (delivery, disposition) in &begun.settled {
+            self.model.settle(delivery, disposition, now);
         }
     }
 
@@ -639,11 +639,14 @@ impl Run {
                 for delivery in &leased {
                     self.model.deliver(delivery, self.clock.now(), at);
                 }
-                let acked: Vec<_> = leased.into_iter().map(|one| (one, Verdict::Ack)).collect();
+                let acked: Vec<_> = leased
+                    .into_iter()
+                    .map(|one| (one, Disposition::Ack))
+                    .collect();
                 let outcomes = self.store.settle(settlements(&acked)).await.unwrap();
                 assert!(outcomes.into_iter().all(|outcome| outcome.is_ok()), "{at}");
-                for (delivery, verdict) in &acked {
-                    self.model.settle(delivery, verdict, self.clock.now());
+                for (delivery, disposition) in &acked {
+                    self.model.settle(delivery, disposition, self.clock.now());
                     seen.insert(delivery.message.id);
                 }
                 let stats = self.store.stats(&queue).await.unwrap();
@@ -665,17 +668,17 @@ impl Run {
     }
 }
 
-fn settlements(settled: &[(Delivery, Verdict)]) -> Vec<Settlement> {
-    let settlement = |(delivery, verdict): &(Delivery, Verdict)| Settlement {
+fn settlements(settled: &[(Delivery, Disposition)]) -> Vec<Settlement> {
+    let settlement = |(delivery, disposition): &(Delivery, Disposition)| Settlement {
         receipt: delivery.receipt.clone(),
-        verdict: verdict.clone(),
+        disposition: disposition.clone(),
     };
     settled.iter().map(settlement).collect()
 }
 
-/// Takes away the log from a random place between these two on: the file ends there, or holds zeros.
+/// Cuts the log at a random place between these two: the file ends there, or holds zeros.
 fn cut(image: &Path, from: Position, to: Position, rng: &mut StdRng) {
-    // What a checkpoint knows was synced before.
+    // Synced before by a checkpoint.
     let checkpoints = std::fs::read_dir(image.join("checkpoint")).unwrap();
     let known = checkpoints.filter_map(|entry| {
         let name = entry.unwrap().file_name().into_string().unwrap();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! lock: snapshot -> unlock -> write a table -> write the checkpoint that names it -> lock: rest on the table
-//!   -> let go of each key that is still as it was, some at a time
+//!   -> remove each key that is unchanged from memory, some at a time
 //! ```
 
 use std::path::Path;
@@ -12,13 +12,13 @@ use std::sync::atomic::Ordering;
 use imbl::OrdMap;
 use towpath_core::{Result, Timestamp};
 
-use super::checkpoint::Pace;
+use super::checkpoint::Throttle;
 use super::log::make_folder;
 use super::state::{Slot, Snapshot};
 use super::store::{Checkpointed, Inner, Store};
 use super::tables::Tables;
 
-/// Keys let go in one go, which holds the lock.
+/// Keys removed from memory in one step, which holds the lock.
 const AT_ONCE: usize = 500;
 
 /// A checkpoint of this size lets as many keys more stay in memory as without one.
@@ -31,7 +31,7 @@ pub(super) struct Moving<'a> {
     bytes: u64,
     now: Timestamp,
     before: Tables,
-    /// What there is with the new table, once it is written.
+    /// The tables with the new one, once it is written.
     after: Option<Tables>,
     is_done: bool,
 }
@@ -56,7 +56,7 @@ impl<'a> Moving<'a> {
         &mut self,
         folder: &Path,
         state: &mut Snapshot,
-        pace: Option<Pace<'_>>,
+        throttle: Option<Throttle<'_>>,
     ) -> Result<()> {
         let staying = self.keys.iter().filter(|(_, slot)| slot.stays());
         let staying: OrdMap<_, _> = staying
@@ -70,7 +70,7 @@ impl<'a> Moving<'a> {
                 .with_source(error)
         })?;
         let (before, keys) = (&self.before, &self.keys);
-        let after = before.take_in(folder, keys, self.bytes, self.now, pace)?;
+        let after = before.take_in(folder, keys, self.bytes, self.now, throttle)?;
         state.rest_on(self.after.insert(after), staying);
         Ok(())
     }

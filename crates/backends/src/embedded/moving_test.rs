@@ -117,7 +117,7 @@ async fn keys_out_of_memory_are_read_changed_and_listed() {
 }
 
 #[tokio::test]
-async fn fields_and_lifetimes_go_on_from_what_is_on_disk() {
+async fn fields_and_lifetimes_are_continued_from_disk() {
     let (folder, clock) = (tempfile::tempdir().unwrap(), clock());
     let store = moved(folder.path(), &clock, 10).await;
     let set = |field: &str, value: &str| Op::SetField {

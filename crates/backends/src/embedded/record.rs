@@ -1,4 +1,4 @@
-//! What the log holds: one record is one atomic change.
+//! The records of the log: each is one atomic change.
 //!
 //! A record is a postcard-encoded [`Record`], followed by the blobs of the messages it brings.
 //! Format: `docs/format/store.md`.
@@ -11,7 +11,7 @@ use towpath_core::{
     Error, ExchangeName, GroupName, MessageId, QueueName, Result, StreamName, Timestamp, limiter,
 };
 
-use super::arrivals;
+use super::message_records;
 use super::state::{Changes, FieldsSet};
 
 /// One atomic change of the store.
@@ -27,15 +27,15 @@ pub(super) enum Record<'a> {
         queue: QueueName,
         first: u64,
         at: Timestamp,
-        messages: Vec<Arrival<'a>>,
+        messages: Vec<MessageRecord<'a>>,
     },
-    /// Messages were handed out: their attempts count, also if nothing is ever heard of them again.
+    /// Messages were leased: their attempts count, also when no settlement follows.
     Leased { queue: QueueName, numbers: Vec<u64> },
-    /// How deliveries ended.
+    /// The outcomes of deliveries.
     Settle {
         queue: QueueName,
         at: Timestamp,
-        settled: Vec<(u64, Ending<'a>)>,
+        settled: Vec<(u64, DeliveryOutcome<'a>)>,
     },
     /// Delivery stopped or started.
     Pause { queue: QueueName, paused: bool },
@@ -56,7 +56,7 @@ pub(super) enum Record<'a> {
     },
     /// Several at once; their blobs follow in the same order.
     All(Vec<Record<'a>>),
-    /// Keys and what they became.
+    /// Keys and their new values.
     Kv { changes: Changes },
     /// Limits, how they stand, and when they are full again.
     Limit {
@@ -83,7 +83,7 @@ pub(super) enum Record<'a> {
         stream: StreamName,
         first: u64,
         at: Timestamp,
-        entries: Vec<Arrival<'a>>,
+        entries: Vec<MessageRecord<'a>>,
     },
     /// A group that has finished everything up to `committed`, new or moved there.
     Group {
@@ -96,7 +96,7 @@ pub(super) enum Record<'a> {
         stream: StreamName,
         group: GroupName,
     },
-    /// Entries were handed out: their attempts count, also if nothing is ever heard of them again.
+    /// Entries were delivered: their attempts count, also when no ack follows.
     Handed {
         stream: StreamName,
         group: GroupName,
@@ -108,7 +108,7 @@ pub(super) enum Record<'a> {
         group: GroupName,
         numbers: Vec<u64>,
     },
-    /// Entries up to this one given up.
+    /// Entries up to this one were dropped.
     Trim { stream: StreamName, upto: u64 },
     /// Entries written again, so that an old segment can go; their blobs follow.
     MoveEntries {
@@ -124,22 +124,22 @@ pub(super) enum Record<'a> {
         queue: QueueName,
         first: u64,
         at: Timestamp,
-        #[serde(with = "arrivals")]
-        messages: Vec<Arrival<'a>>,
+        #[serde(with = "message_records")]
+        messages: Vec<MessageRecord<'a>>,
     },
     /// Entries at the end of a stream, numbered from `first`; their blobs follow. Since version 7.
     AppendPacked {
         stream: StreamName,
         first: u64,
         at: Timestamp,
-        #[serde(with = "arrivals")]
-        entries: Vec<Arrival<'a>>,
+        #[serde(with = "message_records")]
+        entries: Vec<MessageRecord<'a>>,
     },
 }
 
-/// What the state keeps of a message, beside its blob.
+/// The fields of a message that the state keeps, beside its blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Arrival<'a> {
+pub(super) struct MessageRecord<'a> {
     pub(super) id: MessageId,
     pub(super) blob_bytes: u32,
     pub(super) key: Option<u64>,
@@ -148,9 +148,9 @@ pub(super) struct Arrival<'a> {
     pub(super) expires: Option<Timestamp>,
 }
 
-/// How one delivery ended.
+/// The outcome of one delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Ending<'a> {
+pub(super) enum DeliveryOutcome<'a> {
     Ack,
     Retry {
         due: Timestamp,
@@ -160,7 +160,7 @@ pub(super) enum Ending<'a> {
         reason: Cow<'a, str>,
     },
     Release,
-    /// Released, and held back until a moment.
+    /// Released, and delayed.
     Defer {
         due: Timestamp,
     },

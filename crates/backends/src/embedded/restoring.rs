@@ -10,7 +10,7 @@ pub const RESTORING: &str = "restoring";
 /// Refuses a data folder in which a restore was cut off.
 ///
 /// # Errors
-/// `Corrupt` with what to do.
+/// `Corrupt` with the next step.
 pub fn refuse_restoring(folder: &Path) -> Result<()> {
     if !folder.join(RESTORING).exists() {
         return Ok(());

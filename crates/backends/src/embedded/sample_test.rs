@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use towpath_core::port::effects::{Effects, Transaction};
-use towpath_core::port::queue::{LeaseRequest, Queue, Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, LeaseRequest, Queue, Settlement};
 use towpath_core::port::routes::{Binding, Routes};
 use towpath_core::port::stream::{ReadRequest, Start, Stream};
 use towpath_core::port::{Kv, kv};
@@ -85,15 +85,18 @@ async fn makes_the_sample() {
     ];
     store.enqueue(&jobs(), messages).await.unwrap();
     let held = lease(&store, 2).await;
-    let settle = |delivery: &Delivery, verdict| Settlement {
+    let settle = |delivery: &Delivery, disposition| Settlement {
         receipt: delivery.receipt.clone(),
-        verdict,
+        disposition,
     };
-    let dead = Verdict::DeadLetter {
+    let dead = Disposition::DeadLetter {
         reason: "poison".to_owned(),
     };
     store
-        .settle(vec![settle(&held[0], Verdict::Ack), settle(&held[1], dead)])
+        .settle(vec![
+            settle(&held[0], Disposition::Ack),
+            settle(&held[1], dead),
+        ])
         .await
         .unwrap();
     store.put("stock", "7".into(), None).await.unwrap();
@@ -117,7 +120,7 @@ async fn makes_the_sample() {
     Stream::commit(store.as_ref(), &lines(), &readers(), &[second])
         .await
         .unwrap();
-    // Handed out, and without an outcome.
+    // Leased, and without an outcome.
     lease(&store, 1).await;
     store.keys_in_memory.store(0, Ordering::Relaxed);
     store.checkpoint().unwrap();
@@ -210,7 +213,7 @@ async fn a_store_of_version_7_reads_back() {
 async fn messages_of_version_6_are_read_after_they_moved() {
     let folder = copy(6);
     let store = open(folder.path());
-    // None of them fits behind what is in the first segment.
+    // None of them fits into the rest of the first segment.
     for number in 0..8 {
         let payload = vec![number; 64_500];
         store
@@ -234,7 +237,7 @@ async fn messages_of_version_6_are_read_after_they_moved() {
     streams_read_back(&store).await;
 }
 
-/// What every version since 2 has.
+/// The contents of every version since 2.
 async fn streams_read_back(store: &Arc<Store>) {
     let stats = Stream::stats(store.as_ref(), &lines()).await.unwrap();
     assert_eq!((stats.entries, stats.groups[0].lag), (4, 3));
@@ -270,7 +273,7 @@ fn copy(version: u32) -> tempfile::TempDir {
     folder
 }
 
-/// What every version has.
+/// The contents of every version.
 async fn reads_back(store: &Arc<Store>) -> Delivery {
     assert_eq!(store.health().unwrap().warnings, Vec::<String>::new());
     let stats = Queue::stats(store.as_ref(), &jobs()).await.unwrap();

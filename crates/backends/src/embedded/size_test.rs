@@ -1,11 +1,11 @@
-//! How much disk what is queued takes, and that it comes back.
+//! Disk space that queued messages take, and its release.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use towpath_core::port::Queue;
-use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, LeaseRequest, Settlement};
 use towpath_core::{ConsumerId, NewMessage, QueueName, SystemClock};
 
 use super::config::Config;
@@ -80,7 +80,7 @@ async fn the_disk_of_a_drained_queue_comes_back_without_a_restart() {
         let leased = store.lease(request.clone()).await.unwrap();
         let settlements = leased.into_iter().map(|delivery| Settlement {
             receipt: delivery.receipt,
-            verdict: Verdict::Ack,
+            disposition: Disposition::Ack,
         });
         store.settle(settlements.collect()).await.unwrap();
     }

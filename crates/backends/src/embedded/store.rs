@@ -24,19 +24,19 @@ use super::memory::Memory;
 use super::presence::Presence;
 use super::record::Record;
 use super::restoring::refuse_restoring;
-use super::state::{Place, State, Stored};
+use super::state::{BlobLocation, State, Stored};
 use super::upkeep::maintain;
 
 /// Neighbours are read in one go when the gap between them and the whole are not larger.
 const READ_GAP: u32 = 4096;
 const READ_SPAN: u32 = 1 << 20;
 
-/// A message that is smaller than this part of what was read in one go gets bytes of its own.
+/// A message that is smaller than this fraction of one read gets bytes of its own.
 const SHARE_OF_SPAN: usize = 4;
 /// A difference from the clock that is worth a warning.
 const STEP: Duration = Duration::from_secs(5);
 
-/// What the lock guards.
+/// State under the lock.
 pub(super) struct Inner {
     pub(super) state: State,
     record: Vec<u8>,
@@ -47,7 +47,7 @@ pub(super) struct Inner {
 const ROOM: usize = 256 * 1024;
 
 impl Inner {
-    /// Gives back the room of the largest record so far.
+    /// Releases the buffer of the largest record so far.
     pub(super) fn shrink(&mut self) {
         self.record.shrink_to(ROOM);
         self.blobs.shrink_to(ROOM);
@@ -62,9 +62,9 @@ pub(super) struct Store {
     waiting: Arc<Waiting>,
     pub(super) config: Config,
     recovery: Recovery,
-    passed_over: Vec<(PathBuf, String)>,
+    skipped: Vec<(PathBuf, String)>,
     pub(super) checkpointed: Mutex<Checkpointed>,
-    /// So many backups are under way.
+    /// Number of backups under way.
     pub(super) keeps_segments: AtomicUsize,
     closed: AtomicBool,
     maintenance: Mutex<Option<JoinHandle<()>>>,
@@ -72,11 +72,11 @@ pub(super) struct Store {
     lock: Mutex<Option<FolderLock>>,
     pub(super) presence: Presence,
     memory: Memory,
-    /// How much memory keys and values may take before they are moved to tables.
+    /// Maximum memory of keys and values before they are moved to tables.
     pub(super) keys_in_memory: AtomicUsize,
 }
 
-/// What one can wait at.
+/// A source that callers can wait for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Source {
     Queue(QueueName),
@@ -102,7 +102,7 @@ pub(super) struct Checkpointed {
     pub(super) bytes: u64,
 }
 
-/// Who waits for messages, and what will wake them.
+/// Callers that wait for messages, and the events that wake them.
 #[derive(Default)]
 struct Waiting {
     sources: Mutex<HashMap<Source, Arc<Notify>>>,
@@ -116,7 +116,7 @@ impl Waiting {
         Arc::clone(sources.entry(source).or_default())
     }
 
-    /// Drops what nothing waits for.
+    /// Drops sources without waiting callers.
     fn forget(&self, source: &Source) {
         let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         if sources
@@ -149,16 +149,16 @@ impl Store {
         let is_new = !config.folder.join("log").exists();
         let lock = FolderLock::take(&config.folder)?;
         let presence = Presence::new(&config, &lock)?;
-        let checkpoint::Found {
+        let checkpoint::LoadedCheckpoint {
             state,
             position,
             bytes,
-            passed_over,
+            skipped,
         } = checkpoint::load(&config.folder.join("checkpoint"))?;
         let accept_loss = config.folder.join(ACCEPT_LOSS);
         let accepts_loss = accept_loss.exists();
-        if position.is_none() && !passed_over.is_empty() && !accepts_loss {
-            checkpoint::check_history(&config.folder, &passed_over)?;
+        if position.is_none() && !skipped.is_empty() && !accepts_loss {
+            checkpoint::check_history(&config.folder, &skipped)?;
         }
         let options = Options {
             folder: config.folder.join("log"),
@@ -192,7 +192,7 @@ impl Store {
                 Error::unavailable(format!("`{shown}` cannot be removed")).with_source(error)
             })?;
         }
-        checkpoint::set_aside(&passed_over)?;
+        checkpoint::set_aside(&skipped)?;
         if let Some(position) = position {
             presence.rests_on(checkpoint::path(
                 &config.folder.join("checkpoint"),
@@ -211,7 +211,7 @@ impl Store {
             },
             bytes,
         };
-        // Time goes on from the newest record, also when the clock was set back meanwhile.
+        // Time continues from the newest record, also when the clock was set back meanwhile.
         clock.raise(newest);
         state.raise_fence(clock.now());
         let waiting = Arc::<Waiting>::default();
@@ -227,7 +227,7 @@ impl Store {
             waiting,
             config,
             recovery,
-            passed_over,
+            skipped,
             checkpointed: Mutex::new(checkpointed),
             keeps_segments: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
@@ -321,7 +321,7 @@ impl Store {
         }
     }
 
-    /// What tells that the source may have something new.
+    /// The notification that the source may have new messages.
     pub(super) fn news(&self, source: impl Into<Source>) -> Arc<Notify> {
         self.waiting.at(source.into())
     }
@@ -336,7 +336,7 @@ impl Store {
         let mut messages = Vec::with_capacity(stored.len());
         let mut start = 0;
         while start < stored.len() {
-            let Place { position, bytes } = stored[start].place;
+            let BlobLocation { position, bytes } = stored[start].place;
             let first = position;
             let (mut end, mut until) = (start + 1, first.offset + bytes);
             while let Some(Stored { place: next, .. }) = stored.get(end) {
@@ -373,7 +373,7 @@ impl Store {
                     false => blob,
                 }
             }
-            // The neighbours may be readable by themselves.
+            // Each one alone may be readable.
             Err(_) => self.log.read(place.position, place.bytes)?,
         };
         blob::decode(&blob, stored).context(|| format!("message at {} of the log", place.position))
@@ -414,19 +414,16 @@ impl Store {
             ),
         ];
         let mut warnings: Vec<String> = self
-            .passed_over
+            .skipped
             .iter()
             .map(|(path, reason)| {
-                format!(
-                    "a damaged checkpoint was passed over: {}: {reason}",
-                    path.display()
-                )
+                format!("damaged checkpoint skipped: {}: {reason}", path.display())
             })
             .collect();
         if let Some(oldest) = self.recovery.begins_late {
             warnings.push(format!(
-                "the log begins with segment {oldest}, and there is no checkpoint of what was before: settings, keys, routes \
-                 and counts of that time are missing, and messages that were acked may come again"
+                "the log begins with segment {oldest}, and there is no checkpoint of the time before: settings, keys, routes \
+                 and counts of that time are missing, and acked messages may be delivered again"
             ));
         }
         for Lacking { what, bytes, .. } in &self.recovery.lacking {
@@ -454,12 +451,14 @@ impl Store {
         let ahead = self.clock.ahead();
         if ahead >= STEP {
             warnings.push(format!(
-                "the clock was set back: what is stored is up to {} s ahead of it, and the time of this process goes on from there",
+                "the clock was set back: stored records are up to {} s ahead of it, and the time of this process continues from them",
                 ahead.as_secs()
             ));
         }
         if self.config.durability == Durability::None {
-            warnings.push("durability is none: a crash loses what is not yet written".to_owned());
+            warnings.push(
+                "durability is `none`: a crash loses records that are not yet written".to_owned(),
+            );
         }
         Ok(Health { facts, warnings })
     }
@@ -474,7 +473,7 @@ impl Store {
         self.log.wait_failed().await
     }
 
-    /// Writes a last checkpoint, makes everything durable, lets go of the folder. Idempotent. Blocks.
+    /// Writes a last checkpoint, makes everything durable, releases the folder. Idempotent. Blocks.
     pub(super) fn close(&self) -> Result<()> {
         if self.closed.swap(true, Ordering::SeqCst) {
             return Ok(());

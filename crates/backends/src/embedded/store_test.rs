@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use towpath_core::port::Queue;
 use towpath_core::port::kv::{Kv, Op};
-use towpath_core::port::queue::{LeaseRequest, Settings, Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, LeaseRequest, Settings, Settlement};
 use towpath_core::port::routes::{Binding, Publication, Routes};
 use towpath_core::{
     ConsumerId, Delivery, ErrorKind, ExchangeName, ManualClock, NewMessage, QueueName, Timestamp,
@@ -45,10 +45,10 @@ async fn lease(store: &Arc<Store>, name: &str, max: usize, wait: Duration) -> Ve
     store.lease(request).await.unwrap()
 }
 
-fn settlement(delivery: &Delivery, verdict: Verdict) -> Settlement {
+fn settlement(delivery: &Delivery, disposition: Disposition) -> Settlement {
     Settlement {
         receipt: delivery.receipt.clone(),
-        verdict,
+        disposition,
     }
 }
 
@@ -72,7 +72,7 @@ async fn a_receipt_from_before_a_crash_settles_nothing_after_it() {
     let new = lease(&store, "jobs", 1, Duration::ZERO).await;
     assert!(new[0].receipt.fence > old[0].receipt.fence);
     let outcome = store
-        .settle(vec![settlement(&old[0], Verdict::Ack)])
+        .settle(vec![settlement(&old[0], Disposition::Ack)])
         .await
         .unwrap()
         .remove(0);
@@ -114,9 +114,9 @@ async fn one_stuck_message_a_segment_does_not_keep_the_segments() {
         let mut settled: Vec<Settlement> = lease(&store, "jobs", 100, Duration::ZERO)
             .await
             .iter()
-            .map(|delivery| settlement(delivery, Verdict::Ack))
+            .map(|delivery| settlement(delivery, Disposition::Ack))
             .collect();
-        settled[0].verdict = Verdict::DeadLetter {
+        settled[0].disposition = Disposition::DeadLetter {
             reason: "poison".to_owned(),
         };
         store.settle(settled).await.unwrap();
@@ -221,7 +221,7 @@ async fn a_consumer_that_holds_a_delivery_counts_however_long() {
     clock.advance(Duration::from_secs(120));
     assert_eq!(store.stats(&queue("jobs")).await.unwrap().consumers, 1);
     store
-        .settle(vec![settlement(&held[0], Verdict::Ack)])
+        .settle(vec![settlement(&held[0], Disposition::Ack)])
         .await
         .unwrap();
     assert_eq!(store.stats(&queue("jobs")).await.unwrap().consumers, 0);
@@ -336,7 +336,7 @@ async fn a_batch_that_is_half_written_is_read_whole() {
 }
 
 #[tokio::test]
-async fn a_message_that_moves_while_it_is_handed_out_is_delivered() {
+async fn a_message_that_moves_while_it_is_leased_is_delivered() {
     let (folder, clock) = (
         tempfile::tempdir().unwrap(),
         Arc::new(ManualClock::at(START)),
@@ -352,7 +352,7 @@ async fn a_message_that_moves_while_it_is_handed_out_is_delivered() {
         lease: Duration::from_secs(600),
         wait: Duration::ZERO,
     };
-    let handed_out = store.hand_out(&request).unwrap();
+    let batch = store.lease_ready(&request).unwrap();
     for _ in 0..8 {
         let messages = (0..20).map(|_| NewMessage::new(vec![7; 3_000])).collect();
         store.enqueue(&queue("other"), messages).await.unwrap();
@@ -364,7 +364,7 @@ async fn a_message_that_moves_while_it_is_handed_out_is_delivered() {
         store.checkpoint().unwrap();
     }
     assert!(!folder.path().join("log/0000000001.log").exists());
-    let deliveries = store.deliveries(&request, handed_out.leased).unwrap();
+    let deliveries = store.deliveries(&request, batch.leased).unwrap();
     assert_eq!(deliveries[0].message.payload, "lonely");
 }
 
@@ -377,7 +377,7 @@ async fn long_lived(folder: &Path, clock: &Arc<ManualClock>) {
         let settled = lease(&store, "jobs", 100, Duration::ZERO)
             .await
             .iter()
-            .map(|delivery| settlement(delivery, Verdict::Ack))
+            .map(|delivery| settlement(delivery, Disposition::Ack))
             .collect();
         store.settle(settled).await.unwrap();
         store.checkpoint().unwrap();
@@ -448,7 +448,7 @@ async fn an_only_checkpoint_that_is_damaged_costs_nothing() {
         let settled = lease(&store, "jobs", 100, Duration::ZERO)
             .await
             .iter()
-            .map(|delivery| settlement(delivery, Verdict::Ack))
+            .map(|delivery| settlement(delivery, Disposition::Ack))
             .collect();
         store.settle(settled).await.unwrap();
     }

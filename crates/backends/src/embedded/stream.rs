@@ -17,7 +17,7 @@ use towpath_core::{
 use super::blob;
 use super::log::{Class, Position};
 use super::queue::{millis, refusal_like};
-use super::record::{Arrival, Record};
+use super::record::{MessageRecord, Record};
 use super::state::{Handed, Stored, StreamEntry, StreamState, Taking, offset};
 use super::store::{Inner, Store};
 
@@ -260,11 +260,11 @@ impl Store {
             }
             Some(Err(error)) => return Err(error),
         }
-        // A duplicate rests on what may not be durable yet.
+        // A duplicate relies on a record that may not be durable yet.
         Ok((outcomes, self.log.awaited_end()))
     }
 
-    /// What would be taken of a batch; blobs are added to `inner.blobs`.
+    /// The entries of a batch that would be accepted; blobs are added to `inner.blobs`.
     pub(super) fn plan_appends<'a>(
         &self,
         inner: &mut Inner,
@@ -291,7 +291,7 @@ impl Store {
                 }
                 in_batch.insert(dedup_id, next);
             }
-            entries.push(Arrival {
+            entries.push(MessageRecord {
                 id: message.id,
                 blob_bytes: blob::encode(message, now, &mut inner.blobs)?,
                 key: None,
@@ -343,7 +343,7 @@ impl Store {
         self.note(inner, &record)
     }
 
-    /// Reads what was handed out. One that is damaged is named and finished, so that the rest is served.
+    /// Reads the delivered entries. A damaged one is named and finished, so that the rest is served.
     fn entries(
         &self,
         stream: &StreamName,
@@ -362,7 +362,7 @@ impl Store {
                     attempt,
                 }),
                 Err(error) if error.kind() == ErrorKind::Corrupt => {
-                    tracing::error!(%stream, offset = entry.number, id = %entry.id, error = error.chain(), "an entry is damaged and was passed over");
+                    tracing::error!(%stream, offset = entry.number, id = %entry.id, error = error.chain(), "damaged entry skipped");
                     damaged.push(offset);
                 }
                 Err(error) => {
@@ -384,7 +384,7 @@ impl Store {
     }
 }
 
-/// What marks these entries as finished; `None` when none of them is kept.
+/// The record that marks these entries as finished; `None` when none of them is kept.
 pub(super) fn finish(
     inner: &mut Inner,
     stream: &StreamName,
@@ -406,7 +406,7 @@ pub(super) fn finish(
     }))
 }
 
-/// What puts a group where it shall start.
+/// The record that sets the start of a group.
 fn group_at(
     stream: &StreamName,
     group: &GroupName,
@@ -416,7 +416,7 @@ fn group_at(
     let committed = match start {
         Start::Beginning => 0,
         Start::End => last,
-        // Behind the end there is nothing yet, and what comes must not be passed over.
+        // Behind the end there is nothing yet, and later entries must not be skipped.
         Start::After(place) => number(place)?.min(last),
     };
     Ok(Record::Group {

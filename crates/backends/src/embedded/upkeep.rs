@@ -1,4 +1,4 @@
-//! Upkeep: checkpoints, and space given back.
+//! Maintenance: checkpoints, and the release of space.
 
 use std::ops::Bound;
 use std::sync::atomic::Ordering;
@@ -14,14 +14,14 @@ use super::log::reserve::is_full;
 use super::log::{Class, Position};
 use super::moving::Moving;
 use super::record::Record;
-use super::state::{Place, Snapshot, Stored};
+use super::state::{BlobLocation, Snapshot, Stored};
 use super::store::{Checkpointed, Source, Store};
 
 /// A checkpoint follows this many segments of log, or as many as the last one filled: a long backlog is not written
 /// again and again.
 const CHECKPOINT_SEGMENTS: u64 = 4;
 
-/// How often the store looks after itself.
+/// Interval of the store's maintenance.
 const MAINTENANCE: Duration = Duration::from_millis(250);
 
 /// Segments below this share of live bytes are written again, so that they can go.
@@ -33,10 +33,10 @@ const COMPACT_FROM: usize = 6;
 /// Most bytes written again in one step, which holds the lock.
 const MOVE_BYTES: u32 = 256 * 1024;
 
-/// How often the store looks for space that can be given back although too little has happened for a checkpoint.
+/// Interval of checks for space that can be freed although there were too few writes for a checkpoint.
 const TIDY: Duration = Duration::from_secs(2);
 
-/// How many times what is written for it the space given back must be.
+/// Minimum ratio of the space that moving frees to the bytes that it writes.
 const TIDY_SHARE: u64 = 2;
 
 /// Most queues looked at while others wait.
@@ -65,8 +65,8 @@ impl Store {
         }))
     }
 
-    /// As [`Store::checkpoint`], at a pace or as fast as it goes.
-    pub(super) fn save(&self, pace: Option<checkpoint::Pace<'_>>) -> Result<()> {
+    /// As [`Store::checkpoint`], throttled or as fast as the disk allows.
+    pub(super) fn save(&self, throttle: Option<checkpoint::Throttle<'_>>) -> Result<()> {
         // Held to the end: one checkpoint at a time.
         let mut checkpointed = self
             .checkpointed
@@ -83,7 +83,7 @@ impl Store {
             // The next start reads from it how late it is.
             inner.state.raise_fence(self.clock.now());
             let state = inner.state.snapshot();
-            let is_due = pace.is_some() && self.keys_are_due(&inner, *checkpointed);
+            let is_due = throttle.is_some() && self.keys_are_due(&inner, *checkpointed);
             let moving = is_due.then(|| Moving::begin(self, &mut inner));
             (position, state, moving, locked.elapsed())
         };
@@ -94,10 +94,10 @@ impl Store {
         self.check_presence()?;
         let folder = self.config.folder.join("checkpoint");
         if let Some(moving) = &mut moving {
-            moving.write(&folder, &mut state, pace)?;
+            moving.write(&folder, &mut state, throttle)?;
         }
         let has_tables = !state.tables.is_empty();
-        let written = checkpoint::write(&folder, position, state, pace)?;
+        let written = checkpoint::write(&folder, position, state, throttle)?;
         self.presence
             .rests_on(checkpoint::path(&folder, position))?;
         if let Some(moving) = moving {
@@ -143,7 +143,7 @@ impl Store {
 
     /// Removes segments that hold nothing any more, also when too little has happened for a checkpoint.
     ///
-    /// Two checkpoints, so that neither of the two that are kept needs what the log holds before its end.
+    /// Two checkpoints, so that neither of the two that are kept needs the log before its end.
     fn make_room(&self) -> Result<()> {
         let end = self.log.records_end();
         let live = self.state().live();
@@ -231,7 +231,7 @@ impl Store {
             });
             let (some, rest) = left.split_at(more.count());
             left = rest;
-            // Read outside of the lock: what it guards does not wait for the disk.
+            // Read outside of the lock, so that no caller waits for the disk.
             let mut read = Vec::with_capacity(some.len());
             for (number, stored) in some {
                 let place = stored.place;
@@ -247,7 +247,7 @@ impl Store {
         Ok(true)
     }
 
-    fn move_some(&self, source: &Source, read: &[(u64, Place, Bytes)]) -> Result<()> {
+    fn move_some(&self, source: &Source, read: &[(u64, BlobLocation, Bytes)]) -> Result<()> {
         let mut inner = self.lock();
         let mut moved = Vec::with_capacity(read.len());
         inner.blobs.clear();
@@ -266,13 +266,13 @@ impl Store {
             Source::Stream(stream) => Record::MoveEntries { stream, moved },
         };
         let end = self.write(&mut inner, Class::Settle, &record)?;
-        // What moved is not shown until it is durable at its new place.
+        // Moved messages are not shown before they are durable at their new place.
         self.wake_when_committed(source.clone(), end);
         Ok(())
     }
 
-    /// Moves what has fallen due, and wakes the callers that wait for it; some queues at a time, so that no request waits
-    /// for all.
+    /// Moves due messages, and wakes the callers that wait for them; some queues at a time, so that no request waits for
+    /// all.
     fn tick(&self) {
         while self.tick_some() {
             // The lock may go to another thread in between.
@@ -354,7 +354,7 @@ pub(super) fn maintain(store: &Weak<Store>) {
             Ok(())
         };
         match worked {
-            // Space for a checkpoint is what frees more of it: the next try has it.
+            // A checkpoint frees space once it is written: the next try gets the reserve.
             Err(error) if is_full(&error) && store.log.release_reserve() => {}
             // A checkpoint under way is abandoned when the store closes.
             Err(_) if store.is_closed() => {}

@@ -1,11 +1,11 @@
-//! Space that is given back without more traffic.
+//! Space that is released without more traffic.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use towpath_core::port::Queue;
-use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, LeaseRequest, Settlement};
 use towpath_core::{ConsumerId, ManualClock, MessageId, NewMessage, QueueName, Timestamp};
 
 use super::config::Config;
@@ -40,15 +40,15 @@ async fn a_drained_burst_gives_its_segments_back() {
     assert_eq!(leased.len(), 1_000);
     let kept = |number: usize| number == 100 || number == 700;
     let settled = leased.iter().enumerate().map(|(number, delivery)| {
-        let verdict = match kept(number) {
-            true => Verdict::DeadLetter {
+        let disposition = match kept(number) {
+            true => Disposition::DeadLetter {
                 reason: "poison".to_owned(),
             },
-            false => Verdict::Ack,
+            false => Disposition::Ack,
         };
         Settlement {
             receipt: delivery.receipt.clone(),
-            verdict,
+            disposition,
         }
     });
     store.settle(settled.collect()).await.unwrap();

@@ -15,16 +15,16 @@ use super::log::{Position, inspect, segment_path};
 use super::record::Record;
 use super::state::{State, Stored};
 
-/// How much is read.
+/// Bytes of one read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
-    /// What a start reads: the newest checkpoint, the log behind it, and whether every other segment is there.
+    /// Reads like a start: the newest checkpoint, the log behind it, and whether every other segment exists.
     Start,
     /// Everything: each checkpoint, each record of the log, each message.
     All,
 }
 
-/// What was read of a store, and what is wrong with it.
+/// Counts and faults of a store that was read completely.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verified {
     /// Checkpoints.
@@ -43,7 +43,7 @@ pub struct Verified {
     pub waiting: u64,
     /// Each thing that was acknowledged once and is missing or cannot be read.
     pub faults: Vec<String>,
-    /// What is not as after a clean stop, and mended by the next start.
+    /// Deviations from the state after a clean stop, which the next start fixes.
     pub notes: Vec<String>,
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, LeaseRequest, Settlement};
 use towpath_core::port::{Kv, Queue};
 use towpath_core::{
     ConsumerId, ErrorKind, ManualClock, MessageId, NewMessage, QueueName, Timestamp,
@@ -52,9 +52,12 @@ async fn filled(folder: &Path) -> (Arc<Store>, BTreeSet<MessageId>) {
         let delivery = lease(&store, 1).await.remove(0);
         waiting.remove(&delivery.message.id);
         let receipt = delivery.receipt;
-        let verdict = Verdict::Ack;
+        let disposition = Disposition::Ack;
         store
-            .settle(vec![Settlement { receipt, verdict }])
+            .settle(vec![Settlement {
+                receipt,
+                disposition,
+            }])
             .await
             .unwrap();
         let (key, value) = (format!("key {round}"), vec![round; 200]);
@@ -147,7 +150,7 @@ async fn judge(image: &Path, waiting: &BTreeSet<MessageId>, at: &str) {
     let came_again = !seen.is_subset(waiting);
     assert!(
         !came_again || !warnings.is_empty(),
-        "{at}: something came again"
+        "{at}: a message was delivered again"
     );
     if seen != *waiting {
         assert!(

@@ -67,7 +67,7 @@ pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
 /// The port of a broker that names none.
 const PORT: u16 = 9092;
 
-/// Largest record in bytes, 17 MiB: a payload, its headers, and what the format adds.
+/// Largest record in bytes, 17 MiB: a payload, its headers, and the overhead of the format.
 pub(super) const LARGEST: &str = "17825792";
 
 /// The parsed URL.

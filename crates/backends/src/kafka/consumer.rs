@@ -24,14 +24,14 @@ use super::losses::Losses;
 use super::rebalance::{Invalidate, RebalanceListener, Shared};
 use super::store::{Watermarks, blocking};
 
-/// How long the thread waits for a record before it checks for a rebalance, for room and for the end.
+/// Longest wait of the thread for a record before it checks for a rebalance, for room and for the end.
 const LOOK: Duration = Duration::from_millis(25);
 
 /// Records per chunk, and chunks of one partition before the next partition.
 const CHUNK: usize = 20;
 const CHUNKS: usize = 50;
 
-/// How long records of the broker may take to arrive.
+/// Time for records of the broker to arrive.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
 /// The same where the end was seen, and the offsets behind it are most likely transaction markers.

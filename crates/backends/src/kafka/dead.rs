@@ -23,10 +23,10 @@ use super::{envelope, error};
 /// Dead letters redriven or dropped in one transaction.
 const AT_ONCE: usize = 500;
 
-/// How long such a transaction may be open.
+/// Timeout of such a transaction.
 const TRANSACTION: Duration = Duration::from_secs(30);
 
-/// How long dead letters written by this process may take to be visible.
+/// Time for dead letters of this process to become visible.
 const SEEN_WITHIN: Duration = Duration::from_secs(2);
 
 /// Index of the dead letters, by offset.

@@ -31,7 +31,7 @@ const KEY: &str = "towpath-key";
 /// Of a dead letter without its payload, the original record: `topic/partition/offset`.
 const CUT: &str = "towpath-left-at";
 
-/// Checks for what streams do not support.
+/// Refuses fields that streams do not support.
 pub(super) fn check(message: &NewMessage) -> Result<()> {
     check_entry(message)?;
     if message.dedup_id.is_some() {
@@ -281,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_that_are_no_text_stay_different() {
+    fn different_bytes_that_are_not_text_stay_different() {
         assert_eq!(text(b"caf\xc3\xa9"), "caf\u{e9}");
         assert_eq!(text(b"a\xff\x00b\xfe"), "a\\xff\0b\\xfe");
         assert_eq!(text(b""), "");

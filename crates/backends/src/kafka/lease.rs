@@ -15,7 +15,7 @@ use super::queue_session::QueueSession;
 use super::settler::{Action, SettleItem};
 use super::store::Store;
 
-/// How long the first assignment may take before a lease returns empty.
+/// Timeout of the first assignment, after which a lease returns empty.
 pub(super) const JOIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The longest sleep while waiting.

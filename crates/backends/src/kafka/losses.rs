@@ -25,7 +25,7 @@ impl End {
     }
 }
 
-/// How records were lost, and how many.
+/// The cause and number of lost records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Loss {
     /// The position was past the end of its partition, by this many offsets: others may be lost that it had not reached.

@@ -10,7 +10,7 @@ use super::config::LARGEST;
 use super::consumer::lock;
 use super::store::Store;
 
-/// How keys are hashed.
+/// Hash function of keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Partitioner {
     /// CRC-32, the client's own.

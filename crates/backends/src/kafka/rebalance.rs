@@ -24,7 +24,7 @@ use super::transaction::list;
 /// The line of `debug=metadata` about a recreated topic, and the nil topic id.
 const ANOTHER: (&str, &str) = (" changed id from ", "AAAAAAAAAAAAAAAAAAAAAA");
 
-/// How long a position past the end is doubted: the leader may have just changed.
+/// Time for which a position past the end is doubted: the leader may have just changed.
 const SURELY: Duration = Duration::from_millis(500);
 
 /// Longest wait for a running commit when partitions are revoked.

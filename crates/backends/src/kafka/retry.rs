@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// Longest sleep: the wall clock may be set.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// How long a message stays in a partition, at most.
+/// Longest stay of a message in a partition.
 fn stay(step: i32) -> Duration {
     Duration::from_secs(4_u64.saturating_pow(step.unsigned_abs()))
 }

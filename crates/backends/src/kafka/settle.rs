@@ -1,9 +1,9 @@
-//! Settling deliveries: the verdicts of this process's consumers, as items of the settler.
+//! Settling deliveries: turns settlements of this process's consumers into tasks of the settler.
 
 use std::sync::atomic::Ordering;
 
 use towpath_core::Result;
-use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, Settlement};
 
 use crate::broker::in_flight::stale;
 
@@ -28,7 +28,14 @@ impl Store {
         let (mut places, mut items) = (Vec::new(), Vec::new());
         let attempts = handle.attempts();
         let mut is_released = false;
-        for (at, Settlement { receipt, verdict }) in settlements {
+        for (
+            at,
+            Settlement {
+                receipt,
+                disposition,
+            },
+        ) in settlements
+        {
             let mut buffer = session.members.ready.buffer();
             let Some(mut held) = buffer.take(&receipt) else {
                 outcomes.push((at, Err(stale(&receipt))));
@@ -36,21 +43,21 @@ impl Store {
             };
             let now = self.clock.now();
             let mut released = 0;
-            let (action, counter) = match verdict {
-                Verdict::Ack => (Action::Ack, Some(&handle.counters.acked)),
-                Verdict::Release { after } if after.is_zero() => {
+            let (action, counter) = match disposition {
+                Disposition::Ack => (Action::Ack, Some(&handle.counters.acked)),
+                Disposition::Release { after } if after.is_zero() => {
                     buffer.release(receipt.number, held);
                     is_released = true;
                     outcomes.push((at, Ok(())));
                     continue;
                 }
-                Verdict::Release { after } => {
+                Disposition::Release { after } => {
                     released = 1;
                     let due = now.after(after);
                     held.envelope.not_before = Some(due);
                     (retry::action(Some(due), now), None)
                 }
-                Verdict::Retry { after, error } if held.charged < attempts => {
+                Disposition::Retry { after, error } if held.charged < attempts => {
                     held.fail(&error);
                     let due = now.after(after);
                     held.envelope.not_before = Some(due);
@@ -59,7 +66,7 @@ impl Store {
                         Some(&handle.counters.retried),
                     )
                 }
-                Verdict::Retry { error: reason, .. } | Verdict::DeadLetter { reason } => {
+                Disposition::Retry { error: reason, .. } | Disposition::DeadLetter { reason } => {
                     held.envelope.mark_dead(&reason, now);
                     (Action::DeadLetter, None)
                 }

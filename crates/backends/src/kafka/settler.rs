@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Longest open transaction. One of a crashed process blocks its partitions for this long.
 const TRANSACTION: Duration = Duration::from_secs(10);
 
-/// What becomes of a settled message.
+/// The action for a settled message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
     /// The delivery is done; nothing is produced.

@@ -28,7 +28,7 @@ use super::{envelope, error};
 /// The topic of positions, with one partition: there are few, and each reader looks through it once.
 const TOPIC: &str = "towpath.positions";
 
-/// How long a transaction may be open before the broker ends it.
+/// Timeout after which the broker ends an open transaction.
 const TRANSACTION: Duration = Duration::from_secs(30);
 
 /// Entries of one transaction: it costs 10 to 30 ms however few they are, and blocks no other client.
@@ -37,7 +37,7 @@ const ENTRIES: usize = 32_000;
 /// Longest name of a source in bytes; the transactional id carries it.
 const MAX_SOURCE_BYTES: usize = 1_000;
 
-/// How long an unused producer stays open: each has connections and threads.
+/// Time after which an unused producer is closed: each has connections and threads.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// A source's position and the only producer that may move it.

@@ -28,13 +28,13 @@ use super::topics::{Design, Seen};
 /// Group id of reads without a group; it never commits.
 const READER: &str = "towpath.reader";
 
-/// How long a missing position of a group in a topic is cached.
+/// Time to live of a cached answer that a group has no position in a topic.
 const NEGATIVE_TTL: Duration = Duration::from_secs(30);
 
 /// Pause before a retry of something that changes soon.
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long the client is polled for the reason of a failed call.
+/// Time for which the client is polled for the reason of a failed call.
 const EXPLAIN_TIMEOUT: Duration = Duration::from_millis(300);
 
 type Consumers = HashMap<String, Arc<BaseConsumer<ErrorLog>>>;
@@ -58,7 +58,7 @@ pub(super) struct Store {
     numbers: AtomicU64,
     /// Cached topic metadata.
     pub(super) topics: Mutex<HashMap<String, Seen>>,
-    /// How to create the topics that this process uses.
+    /// Settings of topics that this process creates.
     pub(super) designs: Mutex<HashMap<String, Design>>,
     /// Detected partitioners of topics.
     pub(super) partitioners: Mutex<HashMap<String, Partitioner>>,

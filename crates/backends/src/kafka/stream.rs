@@ -22,10 +22,10 @@ use super::produce::Record;
 use super::store::{Store, blocking, no_group};
 use super::{envelope, error};
 
-/// How long a lost connection may take to recover.
+/// Time for a lost connection to recover.
 const RECONNECTED: Duration = Duration::from_secs(3);
 
-/// How long the first assignment may take, at least, before a read returns empty.
+/// Minimum timeout of the first assignment, after which a read returns empty.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Topics of Kafka itself, and topics of ours that are not streams.

@@ -16,7 +16,7 @@ use super::queue::QueueHandle;
 use super::store::{RETRY_PAUSE, Store};
 use super::{error, retry};
 
-/// How long cached topic metadata is used.
+/// Time to live of cached topic metadata.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// Longest wait for newer metadata.
@@ -31,7 +31,7 @@ pub(super) struct Seen {
     is_doubtful: bool,
 }
 
-/// How a topic is made.
+/// Settings of a new topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Design {
     /// For a stream: with this many partitions, without retention limits.
@@ -64,7 +64,7 @@ impl Store {
         Ok(topic)
     }
 
-    /// How many partitions the topic has; `None` when it is not there. That one was deleted is noticed within
+    /// Number of partitions of the topic; `None` when it does not exist. A deletion is noticed within
     /// [`FRESH`].
     pub(super) async fn partitions(&self, topic: &str) -> Result<Option<i32>> {
         self.check_open()?;

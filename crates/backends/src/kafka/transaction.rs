@@ -16,7 +16,7 @@ use super::{error, store::blocking};
 /// The producer of one transactional id: starting it aborts the open transaction of an earlier one, and fences it.
 pub(super) struct Transactions {
     producer: FutureProducer<ErrorLog>,
-    /// How long a transaction may be open before the broker ends it.
+    /// Timeout after which the broker ends an open transaction.
     limit: Duration,
 }
 

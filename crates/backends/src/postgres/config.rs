@@ -91,7 +91,7 @@ impl Config {
         places.collect::<Vec<_>>().join(", ")
     }
 
-    /// How TLS is spoken, where it is.
+    /// TLS settings, where it is used.
     pub(super) fn tls(&self) -> Result<MakeRustlsConnect> {
         // The first library to install a provider has chosen it.
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());

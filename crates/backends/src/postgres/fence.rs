@@ -20,7 +20,7 @@ use crate::sql::{signed, unsigned};
 const PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long writers are waited for: the caller has a lease to prolong.
+/// Longest wait for writers: the caller has a lease to extend.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Who may still commit an event.
@@ -70,7 +70,7 @@ pub(super) async fn events(session: &Session, seq: u64, max: usize) -> Result<Ve
     Ok(events)
 }
 
-/// How many events have the places right behind one another, and so leave none that a transaction may still fill in.
+/// Number of events with contiguous positions, which leave none for an open transaction.
 fn unbroken(events: &[Event], after: i64) -> usize {
     let places = events.iter().zip(after + 1..);
     places

@@ -54,7 +54,7 @@ pub(super) fn values(event: NewEvent) -> [Value; 9] {
 
 /// Writes an event in the transaction that is open: it is sent when that is committed, and never was when it is not.
 ///
-/// Lock what the event is about before, as an `UPDATE` does: the events of one thing then have the order of its
+/// Lock the row that the event is about before, as an `UPDATE` does: the events of one row then have the order of its
 /// changes. A transaction that stays open after this holds back the events behind it.
 ///
 /// ```

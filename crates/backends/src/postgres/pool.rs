@@ -42,7 +42,7 @@ const LOCAL_LIMITS: &str = "SET LOCAL statement_timeout = '10s'; SET LOCAL lock_
 const IS_READ_ONLY: &str =
     "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean";
 
-/// How long a pooler with a single session may take to show itself.
+/// Time within which a pooler with a single session shows itself.
 const PROBE: Duration = Duration::from_secs(1);
 
 /// The kind of server behind a connection.
@@ -98,7 +98,7 @@ impl Shared {
         *evicted_at = Instant::now();
     }
 
-    /// What an error means for the caller, and for the connections.
+    /// The meaning of an error for the caller, and for the connections.
     fn failed(&self, error: tokio_postgres::Error) -> Error {
         if is_of_another_session(&error) && self.end.swap(POOLER, Ordering::Relaxed) != POOLER {
             info!(
@@ -192,7 +192,7 @@ impl Pool {
         self.session_by(call).await
     }
 
-    /// What keeps calls from a server that does not answer.
+    /// Keeps calls from a server that does not answer.
     pub(super) fn breaker(&self) -> Arc<Breaker> {
         Arc::clone(&self.shared.breaker)
     }
@@ -324,7 +324,7 @@ impl Session {
             .ok_or_else(|| Error::corrupt("the database has no row where one always is"))
     }
 
-    /// How many rows a statement changes.
+    /// Number of rows that a statement changes.
     pub(super) async fn execute(&self, sql: &str, values: &[Value]) -> Result<u64> {
         let (client, parameters) = (&self.client, parameters(values));
         self.answer(async {

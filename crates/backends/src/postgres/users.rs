@@ -1,4 +1,4 @@
-//! Users. A change and its event are one statement, so no transaction is left open by a caller that goes away.
+//! Users. A change and its event are one statement, so no transaction is left open by a caller that disconnects.
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -184,7 +184,7 @@ fn is_taken(error: &Error) -> bool {
     cause(error).and_then(tokio_postgres::Error::code) == Some(&SqlState::UNIQUE_VIOLATION)
 }
 
-/// What the request did when it came before.
+/// The result of the request when it came before.
 fn before(row: &Row, digest: &str) -> Result<Created> {
     if row.try_get::<_, &str>(0).map_err(unreadable)? != digest {
         return Ok(Created::KeyTaken);

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_invalid_part() {
         for (url, reason) in [
             ("amqp://", "not the address"),
             ("amqp://host:port", "not a number"),

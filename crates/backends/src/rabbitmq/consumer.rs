@@ -21,13 +21,13 @@ use super::error;
 use super::lease::ENOUGH_BYTES;
 use super::store::{QueueChannel, QueueHandle, Store, lock};
 
-/// How long an unused consumer stays.
+/// Time after which an unused consumer is cancelled.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// How long a new consumer waits for its first deliveries.
+/// Longest wait of a new consumer for its first deliveries.
 const MOMENT: Duration = Duration::from_millis(20);
 
-/// How long its channel stays open after it was cancelled.
+/// Time that its channel stays open after it was cancelled.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// Messages added in flight before waiting leases are woken.
@@ -45,7 +45,7 @@ pub(super) struct PrefetchConsumer {
     end: Arc<End>,
 }
 
-/// How the consumer ends.
+/// Reason of the consumer's end.
 #[derive(Default)]
 struct End {
     /// It was cancelled here.

@@ -23,7 +23,7 @@ pub(super) struct ConsumerChannel {
 pub(super) struct IncomingMessage {
     /// Its delivery count if it were requeued now.
     pub(super) charged_by_return: u32,
-    /// How often it was requeued, by the broker's count.
+    /// Number of requeues, by the broker's count.
     pub(super) returns: u32,
     pub(super) tag: DeliveryTag,
     /// Number of its connection; the delivery ends with it.

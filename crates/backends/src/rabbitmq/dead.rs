@@ -19,13 +19,13 @@ use super::store::{QueueChannel, QueueHandle, Store};
 /// Concurrent calls; `join_all` keeps the order of no more than these.
 const AT_ONCE: usize = 30;
 
-/// How long requeued messages may take to be counted again.
+/// Time within which requeued messages are counted again.
 const SEEN_WITHIN: Duration = Duration::from_secs(1);
 
 /// A fetched dead letter.
-struct Found {
+struct FetchedDeadLetter {
     envelope: Envelope,
-    /// How often it was requeued.
+    /// Number of requeues.
     returns: u32,
     acker: lapin::Acker,
 }
@@ -123,7 +123,7 @@ impl Store {
     }
 
     /// Fetches all dead letters, oldest first, on a separate channel.
-    async fn fetch(&self, handle: &QueueHandle) -> Result<(QueueChannel, Vec<Found>)> {
+    async fn fetch(&self, handle: &QueueHandle) -> Result<(QueueChannel, Vec<FetchedDeadLetter>)> {
         let queue_channel = self.queue_channel(handle).await?;
         let name = self.dead_place(handle, &queue_channel.open).await?;
         let queue_channel = QueueChannel {
@@ -156,7 +156,7 @@ impl Store {
                         let unknown = || ("put here by another program".to_owned(), now);
                         envelope.death = Some(by_broker.unwrap_or_else(unknown));
                     }
-                    found.push(Found {
+                    found.push(FetchedDeadLetter {
                         envelope,
                         returns: envelope::returns(&arrival.properties).unwrap_or(0),
                         acker: arrival.acker,
@@ -168,7 +168,7 @@ impl Store {
             }
         }
         // Requeued ones come first: sort by the time of death.
-        found.sort_by_key(|one: &Found| one.envelope.death.as_ref().map(|(_, at)| *at));
+        found.sort_by_key(|one: &FetchedDeadLetter| one.envelope.death.as_ref().map(|(_, at)| *at));
         Ok((queue_channel, found))
     }
 
@@ -177,11 +177,11 @@ impl Store {
         &self,
         handle: &QueueHandle,
         queue_channel: &QueueChannel,
-        rest: &[Found],
+        rest: &[FetchedDeadLetter],
     ) -> Result<()> {
         // The broker may limit requeues: a copy starts from zero.
         let (renewed, returned): (Vec<_>, Vec<_>) = rest.iter().partition(|one| one.returns > 0);
-        let publish = |one: &&Found| Publish {
+        let publish = |one: &&FetchedDeadLetter| Publish {
             exchange: String::new(),
             routing_key: handle.dead(),
             properties: envelope::properties(&one.envelope),
@@ -226,7 +226,10 @@ impl Store {
     }
 }
 
-fn choose(found: Vec<Found>, selection: &Selection) -> (Vec<Found>, Vec<Found>) {
+fn choose(
+    found: Vec<FetchedDeadLetter>,
+    selection: &Selection,
+) -> (Vec<FetchedDeadLetter>, Vec<FetchedDeadLetter>) {
     match selection {
         Selection::All => (found, Vec::new()),
         Selection::Ids(ids) => found

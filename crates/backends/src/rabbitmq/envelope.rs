@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_written_envelope_is_read_back() {
         let mut message = NewMessage::new("x");
         message.headers.set("traceparent", "00-a-b-01");
         message.headers.set("Content-Type", "text/plain");

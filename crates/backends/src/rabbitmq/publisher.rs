@@ -29,7 +29,7 @@ const CHANNELS: usize = 128;
 /// Retry time for a broker out of memory or disk, or a full queue.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// How long a confirm may take before the quorum is checked.
+/// Wait for a confirm after which the quorum is checked.
 const DOUBT: Duration = Duration::from_millis(1_500);
 
 /// A message to publish, with exchange and routing key.

@@ -264,7 +264,7 @@ impl Store {
 }
 
 impl QueueHandle {
-    /// How long messages have waited without a consumer. AMQP does not show waiting messages, so this is less
+    /// Age of messages without a consumer. AMQP does not show waiting messages, so this is less
     /// than the age of the oldest.
     fn stuck(&self, waiting: u64, consumers: u64) -> Option<Duration> {
         let mut since = lock(&self.stuck_since);

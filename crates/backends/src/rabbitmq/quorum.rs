@@ -15,7 +15,7 @@ use super::error;
 /// Timeout of the probe. Readiness probes wait for 2 s.
 const WITHIN: Duration = Duration::from_millis(1_500);
 
-/// How long an answer is cached.
+/// Time to live of a cached answer.
 const HOLDS: Duration = Duration::from_secs(1);
 
 pub(super) struct QuorumCheck {

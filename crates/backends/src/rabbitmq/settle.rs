@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, Settlement};
 use towpath_core::{Error, Result, Timestamp};
 
 use crate::broker::in_flight::stale;
@@ -36,31 +36,38 @@ impl Store {
         };
         let mut outcomes = Vec::with_capacity(settlements.len());
         let (mut done, mut moves) = (Vec::new(), Vec::new());
-        for (at, Settlement { receipt, verdict }) in settlements {
+        for (
+            at,
+            Settlement {
+                receipt,
+                disposition,
+            },
+        ) in settlements
+        {
             let Some(mut held) = handle.in_flight(self).take(&receipt) else {
                 outcomes.push((at, Err(stale(&receipt))));
                 continue;
             };
             let attempts = lock(&handle.settings).retry.attempts;
-            match verdict {
-                Verdict::Ack => done.push((at, held, Some(&handle.counters.acked))),
-                Verdict::Release { after } if after.is_zero() => {
+            match disposition {
+                Disposition::Ack => done.push((at, held, Some(&handle.counters.acked))),
+                Disposition::Release { after } if after.is_zero() => {
                     handle.in_flight(self).release(receipt.number, held);
                     handle.changed.notify_waiters();
                     outcomes.push((at, Ok(())));
                 }
-                Verdict::DeadLetter { reason } => {
+                Disposition::DeadLetter { reason } => {
                     moves.push((at, receipt.number, held, Move::DeadLetter(reason)));
                 }
-                Verdict::Retry { error, .. } if held.charged >= attempts => {
+                Disposition::Retry { error, .. } if held.charged >= attempts => {
                     moves.push((at, receipt.number, held, Move::DeadLetter(error)));
                 }
-                Verdict::Retry { after, error } => {
+                Disposition::Retry { after, error } => {
                     held.fail(&error);
                     let due = self.clock.now().after(after);
                     moves.push((at, receipt.number, held, Move::Retry(due)));
                 }
-                Verdict::Release { after } => {
+                Disposition::Release { after } => {
                     let due = self.clock.now().after(after);
                     moves.push((at, receipt.number, held, Move::Release(due)));
                 }

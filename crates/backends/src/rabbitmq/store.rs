@@ -28,7 +28,7 @@ use super::other_brokers::OtherBrokers;
 use super::publisher::{Publish, Publisher};
 use super::quorum::QuorumCheck;
 
-/// How long the broker gets to process acks before a connection closes.
+/// Time for the broker to process acks before a connection closes.
 const PASSED_ON: Duration = Duration::from_millis(100);
 const LONGEST_PASSED_ON: Duration = Duration::from_secs(2);
 

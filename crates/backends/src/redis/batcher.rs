@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use redis::Value;
 use tokio::sync::oneshot;
-use towpath_core::port::queue::{LeaseRequest, Verdict};
+use towpath_core::port::queue::{Disposition, LeaseRequest};
 use towpath_core::{ConsumerId, Delivery, Error, NewMessage, Receipt, Result};
 use tracing::debug;
 
@@ -121,7 +121,7 @@ impl Request for Acks {
     ) -> Result<Vec<Vec<Value>>> {
         let mut call = handle.call(&script::SETTLE);
         for receipt in requests.iter().flat_map(|request| &request.0) {
-            add_settlement(&mut call, receipt, &Verdict::Ack);
+            add_settlement(&mut call, receipt, &Disposition::Ack);
         }
         one_value_each(
             servers,
@@ -203,7 +203,7 @@ impl Request for Lease {
         }
         let mut call = handle.call(&script::SETTLE);
         for Delivery { receipt, .. } in &answer.deliveries {
-            add_settlement(&mut call, receipt, &Verdict::RELEASE);
+            add_settlement(&mut call, receipt, &Disposition::RELEASE);
         }
         match servers.run(call).await {
             Ok(_) => handle.wakeup.changed.notify_waiters(),

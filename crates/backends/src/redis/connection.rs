@@ -27,7 +27,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Longest time for an attempt to connect.
 const CONNECT: Duration = Duration::from_secs(2);
 
-/// The oldest version that has what the scripts use.
+/// The oldest version with the commands that the scripts use.
 const OLDEST: (u32, u32) = (6, 2);
 
 /// Target of a connection.

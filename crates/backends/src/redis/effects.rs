@@ -70,7 +70,7 @@ impl Store {
         call.arg(transaction.settle.len());
         for settlement in &transaction.settle {
             call.arg(settlement.receipt.queue.as_str());
-            add_settlement(&mut call, &settlement.receipt, &settlement.verdict);
+            add_settlement(&mut call, &settlement.receipt, &settlement.disposition);
         }
         call.arg(transaction.enqueue.len());
         for (queue, message) in &transaction.enqueue {

@@ -16,7 +16,7 @@ pub(super) fn of_connection(server: &str, error: RedisError) -> Error {
     of_key(server, "", error)
 }
 
-/// The error of a command, split by what the caller can do.
+/// The error of a command, classified by the caller's next step.
 pub(super) fn of_command(server: &str, cmd: &Cmd, error: RedisError) -> Error {
     let mut args = cmd.args_iter();
     let at = match args.next() {

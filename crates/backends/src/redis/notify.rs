@@ -18,7 +18,7 @@ use super::script::{self, Script};
 use super::servers::Servers;
 use super::store::{lock, millis};
 
-/// How long one blocking command waits.
+/// Timeout of one blocking command.
 const BLOCK: Duration = Duration::from_secs(5);
 
 /// Longest pause after a failed wait.

@@ -10,8 +10,8 @@ use redis::Value;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use towpath_core::port::queue::{
-    DeadLetter, Enqueued, LeaseRequest, MessageState, Peeked, Queue, Selection, Settings,
-    Settlement, Stats, Verdict, check_batch, check_lease,
+    DeadLetter, Disposition, Enqueued, LeaseRequest, MessageState, Peeked, Queue, Selection,
+    Settings, Settlement, Stats, check_batch, check_lease,
 };
 use towpath_core::{
     ConsumerId, Delivery, Error, Headers, Message, MessageId, NewMessage, QueueName, Receipt,
@@ -360,8 +360,8 @@ impl Store {
         handle: &Arc<ResourceHandle>,
         settlements: impl Iterator<Item = &'a Settlement> + Clone,
     ) -> Result<Vec<Value>> {
-        let acks = settlements.clone().map(|one| match one.verdict {
-            Verdict::Ack => Some(one.receipt.clone()),
+        let acks = settlements.clone().map(|one| match one.disposition {
+            Disposition::Ack => Some(one.receipt.clone()),
             _ => None,
         });
         if let Some(acks) = acks.collect() {
@@ -369,7 +369,7 @@ impl Store {
         }
         let mut call = handle.call(&script::SETTLE);
         for settlement in settlements {
-            add_settlement(&mut call, &settlement.receipt, &settlement.verdict);
+            add_settlement(&mut call, &settlement.receipt, &settlement.disposition);
         }
         reply::list(self.servers.run(call).await?)
     }
@@ -557,16 +557,18 @@ fn clamp(moment: Timestamp) -> u64 {
 }
 
 /// The five arguments of a settlement, as `settle_lib.lua` reads them.
-pub(super) fn add_settlement(call: &mut Call, receipt: &Receipt, verdict: &Verdict) {
-    let (verdict, after, text) = match verdict {
-        Verdict::Ack => ("ack", 0, ""),
-        Verdict::Retry { after, error } => ("retry", millis(*after).min(1 << 52), error.as_str()),
-        Verdict::DeadLetter { reason } => ("dead", 0, reason.as_str()),
-        Verdict::Release { after } => ("release", millis(*after).min(1 << 52), ""),
+pub(super) fn add_settlement(call: &mut Call, receipt: &Receipt, disposition: &Disposition) {
+    let (disposition, after, text) = match disposition {
+        Disposition::Ack => ("ack", 0, ""),
+        Disposition::Retry { after, error } => {
+            ("retry", millis(*after).min(1 << 52), error.as_str())
+        }
+        Disposition::DeadLetter { reason } => ("dead", 0, reason.as_str()),
+        Disposition::Release { after } => ("release", millis(*after).min(1 << 52), ""),
     };
     call.arg(number_text(receipt.number))
         .arg(receipt.fence)
-        .arg(verdict)
+        .arg(disposition)
         .arg(after)
         .arg(text);
 }

@@ -118,7 +118,7 @@ fn saturating(digits: Value) -> Result<u64> {
     let digits = reply::text(digits)?;
     if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
         return Err(Error::corrupt(format!(
-            "redis answered `{digits}` where a number was expected"
+            "unexpected answer of redis `{digits}`; expected a number"
         )));
     }
     Ok(digits.parse().unwrap_or(u64::MAX))

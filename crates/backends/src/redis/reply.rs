@@ -7,7 +7,7 @@ pub(super) fn unexpected(what: &str, value: &Value) -> Error {
     let mut shown = format!("{value:?}");
     shown.truncate(80);
     Error::corrupt(format!(
-        "redis answered `{shown}` where {what} was expected"
+        "unexpected answer of redis `{shown}`; expected {what}"
     ))
 }
 

@@ -15,7 +15,7 @@ use super::connection::{NodeConnection, Target};
 use super::script::Call;
 use super::{error, reply};
 
-/// How often a script is loaded for one call.
+/// Number of attempts to load a script for one call.
 const LOADS: usize = 4;
 
 /// Pause before a retry while a slot is being moved.

@@ -418,7 +418,7 @@ fn offset_of(text: &str) -> Result<Offset> {
         .and_then(|(ms, number)| Some((ms.parse::<u64>().ok()?, number.parse::<u64>().ok()?)))
         .ok_or_else(|| {
             Error::corrupt(format!(
-                "redis answered `{text}` where an entry's id was expected"
+                "unexpected answer of redis `{text}`; expected an entry id"
             ))
         })?;
     Ok(Offset {

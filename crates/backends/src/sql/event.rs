@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::unsigned;
 
-/// What a new event fills.
+/// The columns of a new event.
 pub(crate) const NEW: &str = "id, aggregate_type, aggregate_id, event_type, topic, partition_key, event_data, created_at, traceparent";
 
 /// The texts of an event besides its payload, in the order of [`columns`].
@@ -23,7 +23,7 @@ const TEXTS: [&str; 5] = [
     "partition_key",
 ];
 
-/// Largest `traceparent` in bytes that is read: what the standard's versions need and more.
+/// Largest `traceparent` in bytes that is read: more than the standard's versions need.
 const TRACEPARENT: usize = 256;
 
 /// Characters of a text that is too large.
@@ -69,7 +69,7 @@ pub(crate) fn columns(of: Rows) -> String {
     )
 }
 
-/// How many columns [`columns`] has.
+/// Number of columns of [`columns`].
 pub(crate) const COLUMNS: usize = 12;
 
 /// Bytes of an event's texts, as SQL.
@@ -81,7 +81,7 @@ pub(crate) fn size() -> String {
     format!("CAST({} AS bigint)", sizes.join(" + CAST(0 AS bigint) + "))
 }
 
-/// What a database gave for one event.
+/// The row of one event.
 #[derive(Default)]
 pub(crate) struct Read {
     flaw: Option<String>,

@@ -1,4 +1,4 @@
-//! What the databases have in common.
+//! Code shared by the databases.
 
 pub(crate) mod event;
 mod fleet;

@@ -32,7 +32,7 @@ pub(crate) fn statement<const N: usize>(sql: &'static str, values: [Value; N]) -
     }
 }
 
-/// What works on statements.
+/// An executor of statements.
 #[async_trait]
 pub(crate) trait Session: Send + Sync {
     /// Does all of them in one transaction, or none, and gives the rows of each.
@@ -85,7 +85,9 @@ impl Value {
 }
 
 fn unexpected(what: &str, found: &Value) -> Error {
-    Error::corrupt(format!("the database has {found:?} where {what} stands"))
+    Error::corrupt(format!(
+        "unexpected value {found:?} in the database; expected {what}"
+    ))
 }
 
 impl From<&str> for Value {

@@ -21,7 +21,7 @@ const GROUP: usize = 256;
 /// Size that the log keeps when it begins again.
 const WAL_BYTES: u32 = 8 << 20;
 
-/// How long a transaction waits for that of another process; less than a request waits, so that it hears the reason.
+/// Longest wait of a transaction for that of another process; shorter than a request's, whose answer has the reason.
 const BUSY: Duration = Duration::from_secs(4);
 
 /// Waiting calls; more wait before they are taken.
@@ -181,7 +181,7 @@ impl Threads {
             }
             let outcome = connection.and_then(job);
             Box::new(move |committed| {
-                // A caller that stopped waiting needs no answer; what happened stays.
+                // A caller that stopped waiting needs no answer; the change stays.
                 drop(answer.send(committed.and(outcome)));
             })
         });

@@ -156,7 +156,7 @@ impl Users for Sqlite {
     }
 }
 
-/// What the request did when it came before.
+/// The result of the request when it came before.
 fn before(connection: &Connection, request: &RequestKey) -> rusqlite::Result<Option<Created>> {
     let select = "SELECT digest, user_id, email, name, created_at FROM requests WHERE key = ?1";
     let mut statement = connection.prepare_cached(select)?;

@@ -10,7 +10,7 @@ const FAULTS: u32 = 20;
 
 /// Faults that SQLite's integrity check finds in a file.
 ///
-/// What a killed process left in the file's log is read with it; SQLite makes the index of that log beside it.
+/// The file's log that a killed process left is read with it; SQLite makes the index of that log beside it.
 /// No process may have the file open.
 ///
 /// # Errors

@@ -19,7 +19,7 @@ use super::{World, cases};
 
 cases![
     unsent_events_and_users_of_the_reference_are_adopted,
-    the_reference_server_goes_on_beside_ours,
+    the_reference_server_continues_beside_ours,
     relays_of_both_kinds_send_each_event_once,
     events_being_sent_at_the_change_are_left_to_their_relay,
     the_reference_joins_a_database_of_ours,
@@ -29,7 +29,7 @@ cases![
     addresses_that_differ_in_case_are_named,
 ];
 
-/// What the reference's `migrate up` makes.
+/// Tables of the reference's `migrate up` makes.
 const TABLES: &str = "CREATE TABLE users (
         id uuid PRIMARY KEY DEFAULT gen_random_uuid(), email varchar(255) NOT NULL UNIQUE,
         name varchar(255) NOT NULL, created_at timestamptz NOT NULL DEFAULT now(),
@@ -44,7 +44,7 @@ const TABLES: &str = "CREATE TABLE users (
         processed_at timestamptz, retry_count int DEFAULT 0, max_retries int DEFAULT 3, error_message text);
     CREATE INDEX idx_outbox_events_new ON outbox_events (status, created_at) WHERE status = 'NEW'";
 
-/// What a schema looks like to its users.
+/// A schema as its users see it.
 const SCHEMA: &str = "SELECT coalesce(string_agg(line, E'\\n' ORDER BY line), '') FROM (
         SELECT concat_ws(' ', table_name, column_name, data_type, is_nullable, column_default) AS line
         FROM information_schema.columns WHERE table_schema = 'public'
@@ -211,7 +211,7 @@ async fn unsent_events_and_users_of_the_reference_are_adopted(world: World) {
     assert_eq!(listed.expect("listed").len(), 3);
 }
 
-async fn the_reference_server_goes_on_beside_ours(world: World) {
+async fn the_reference_server_continues_beside_ours(world: World) {
     let client = stranger(&world.url).await;
     sql(&client, TABLES).await;
     let mut server = Server::new(&world).await;
@@ -260,7 +260,7 @@ async fn the_reference_server_goes_on_beside_ours(world: World) {
         "{error}"
     );
     server.update(carl.id, "Carlo").await;
-    // What its column refuses is refused.
+    // Values that its column refuses are refused.
     for wrong in [
         "INSERT INTO outbox_events (id, aggregate_type, aggregate_id, event_type, event_data, topic)
             VALUES (gen_random_uuid(), 'a', 'b', 'c', 'no json', 't')",

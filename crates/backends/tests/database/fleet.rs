@@ -12,11 +12,11 @@ cases![
     publishing_with_a_stale_expected_version_is_refused,
     publishers_at_once_get_versions_of_their_own,
     a_rollout_leaves_others_where_they_are,
-    what_was_lost_is_taken_back_unless_something_newer_is_there,
+    a_lost_version_is_adopted_unless_a_newer_one_exists,
     an_agent_keeps_its_id_wherever_it_registers_again,
     a_known_agent_moves_unless_the_place_is_taken,
-    what_agents_tell_is_kept,
-    what_was_done_is_recorded,
+    reports_of_agents_are_kept,
+    changes_are_recorded_in_the_audit_log,
 ];
 
 fn new(data: &str) -> NewConfig {
@@ -208,7 +208,7 @@ async fn a_rollout_leaves_others_where_they_are(world: World) {
     );
 }
 
-async fn what_was_lost_is_taken_back_unless_something_newer_is_there(world: World) {
+async fn a_lost_version_is_adopted_unless_a_newer_one_exists(world: World) {
     let database = world.database().await;
     let fleet = &database.fleet;
     let first = publish(&database, new("{}")).await;
@@ -284,7 +284,7 @@ async fn a_known_agent_moves_unless_the_place_is_taken(world: World) {
     assert_eq!(fleet.agents(None, 10).await.expect("listed").len(), 3);
 }
 
-async fn what_agents_tell_is_kept(world: World) {
+async fn reports_of_agents_are_kept(world: World) {
     let database = world.database().await;
     let fleet = &database.fleet;
     let agent = fleet
@@ -328,7 +328,7 @@ async fn what_agents_tell_is_kept(world: World) {
     );
 }
 
-async fn what_was_done_is_recorded(world: World) {
+async fn changes_are_recorded_in_the_audit_log(world: World) {
     let database = world.database().await;
     publish(&database, new("{}")).await;
     publish(

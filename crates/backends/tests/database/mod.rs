@@ -1,4 +1,4 @@
-//! What every database promises: one list of cases over each of them.
+//! The promises of every database: one list of cases over each of them.
 
 mod adopted;
 mod fleet;
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use towpath_core::database::Database;
 use towpath_testkit::{servers, trial_where_able};
 
-/// A database of its own for one case, and what opens it again.
+/// A database of its own for one case, and a function that opens it again.
 pub(crate) struct World {
     url: String,
     _folder: TempDir,
@@ -42,7 +42,7 @@ impl World {
         }
     }
 
-    /// Runs SQL of the family beside what the database does.
+    /// Runs SQL of the family beside the database's own calls.
     fn sql(&self, statements: &str) {
         match self.url.strip_prefix("sqlite:") {
             Some(path) => {
@@ -76,7 +76,7 @@ impl World {
     }
 }
 
-/// A case: its name, and what panics when the promise is broken.
+/// A case: its name, and a function that panics when the promise is broken.
 pub(crate) type Case = (&'static str, fn(World) -> Pin<Box<dyn Future<Output = ()>>>);
 
 /// Names cases by their functions.

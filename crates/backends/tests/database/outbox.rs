@@ -17,10 +17,10 @@ cases![
     a_read_is_full_with_sixteen_mebibytes,
     a_reader_beside_writers_misses_none_and_keeps_their_order,
     one_relay_works_at_a_time,
-    what_was_sent_is_noted_once_and_never_back,
+    the_position_of_sent_events_never_goes_back,
     a_refused_event_is_processing_then_failed_and_then_new_again,
     a_filter_lists_matching_events,
-    what_was_sent_can_be_written_again,
+    sent_events_can_be_written_again,
     old_events_go_when_they_were_sent,
     a_commit_wakes_the_relay,
 ];
@@ -170,7 +170,7 @@ async fn one_relay_works_at_a_time(world: World) {
     assert!(lease(two, 60).await, "and ends after its own length");
 }
 
-async fn what_was_sent_is_noted_once_and_never_back(world: World) {
+async fn the_position_of_sent_events_never_goes_back(world: World) {
     let database = world.database().await;
     for name in ["a", "b", "c"] {
         create(&database, name).await;
@@ -376,7 +376,7 @@ async fn a_commit_wakes_the_relay(world: World) {
         .expect("joined");
 }
 
-async fn what_was_sent_can_be_written_again(world: World) {
+async fn sent_events_can_be_written_again(world: World) {
     let database = world.database().await;
     create(&database, "ann").await;
     let first = database.outbox.after(0, 10).await.expect("read").remove(0);

@@ -1,4 +1,4 @@
-//! What PostgreSQL promises besides: the order when transactions overlap, relays of other processes, crashes.
+//! PostgreSQL's own promises: the order when transactions overlap, relays of other processes, crashes.
 
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,8 @@ use super::{World, cases};
 
 cases![
     a_late_commit_holds_back_later_events,
-    what_has_a_lower_place_goes_on_beside_an_open_transaction,
-    what_is_rolled_back_holds_nothing_up,
+    events_before_those_of_an_open_transaction_are_relayed,
+    a_rolled_back_transaction_delays_no_event,
     transactions_that_are_open_elsewhere_hold_nothing_up,
     a_commit_wakes_relays_of_other_processes,
     a_killed_server_keeps_acknowledged_events,
@@ -99,7 +99,7 @@ async fn a_late_commit_holds_back_later_events(world: World) {
     assert_eq!(reading.await.expect("joined"), ["first", "second"]);
 }
 
-async fn what_has_a_lower_place_goes_on_beside_an_open_transaction(world: World) {
+async fn events_before_those_of_an_open_transaction_are_relayed(world: World) {
     let database = world.database().await;
     let (open, others) = (stranger(&world.url).await, stranger(&world.url).await);
     write(&others, "first").await;
@@ -115,7 +115,7 @@ async fn what_has_a_lower_place_goes_on_beside_an_open_transaction(world: World)
     );
 }
 
-async fn what_is_rolled_back_holds_nothing_up(world: World) {
+async fn a_rolled_back_transaction_delays_no_event(world: World) {
     let database = world.database().await;
     let (one, two) = (stranger(&world.url).await, stranger(&world.url).await);
     sql(&one, "BEGIN").await;

@@ -8,7 +8,7 @@ use super::{World, cases};
 cases![
     migrations_go_up_and_down,
     processes_that_migrate_at_once_take_turns,
-    what_is_not_there_is_said_to_be_unavailable,
+    missing_tables_are_reported_as_unavailable,
 ];
 
 async fn migrations_go_up_and_down(world: World) {
@@ -67,7 +67,7 @@ async fn processes_that_migrate_at_once_take_turns(world: World) {
     assert_eq!(counts.iter().sum::<usize>(), all, "each once");
 }
 
-async fn what_is_not_there_is_said_to_be_unavailable(world: World) {
+async fn missing_tables_are_reported_as_unavailable(world: World) {
     let database = world.open().await;
     let error = database.outbox.position().await.expect_err("no tables");
     assert_eq!(error.kind(), ErrorKind::Unavailable);

@@ -1,4 +1,4 @@
-//! What SQLite promises besides.
+//! SQLite's own promises.
 
 use towpath_core::port::outbox::NewEvent;
 

@@ -9,14 +9,14 @@ use uuid::Uuid;
 use super::{World, cases};
 
 cases![
-    what_is_created_is_found_and_listed_in_order,
+    created_users_are_found_and_listed_in_order,
     no_two_users_have_one_address,
     a_request_that_comes_again_creates_nothing,
     requests_of_one_key_at_once_create_one_user,
     a_change_counts_the_version_and_minds_it,
     changes_at_once_lose_none,
     a_deleted_user_is_gone,
-    what_is_refused_leaves_no_event,
+    a_refused_change_leaves_no_event,
 ];
 
 pub(super) fn user(name: &str) -> User {
@@ -76,7 +76,7 @@ async fn events(database: &Database) -> Vec<String> {
         .collect()
 }
 
-async fn what_is_created_is_found_and_listed_in_order(world: World) {
+async fn created_users_are_found_and_listed_in_order(world: World) {
     let database = world.database().await;
     let mut all = Vec::new();
     for name in ["a", "b", "c", "d", "e"] {
@@ -303,7 +303,7 @@ async fn a_deleted_user_is_gone(world: World) {
     create(&database, "ann").await;
 }
 
-async fn what_is_refused_leaves_no_event(world: World) {
+async fn a_refused_change_leaves_no_event(world: World) {
     let database = world.database().await;
     let ann = create(&database, "ann").await;
     let bob = create(&database, "bob").await;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use towpath_core::port::Queue;
-use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, Settlement};
 use towpath_core::{Delivery, MessageId, NewMessage};
 use towpath_testkit::ledger::Ledger;
 use towpath_testkit::servers::kafka::{Server, shared};
@@ -22,10 +22,10 @@ const DRAINED: Duration = Duration::from_secs(60);
 /// Most messages that a consumer leases at once.
 const BATCH: usize = 10;
 
-/// How long a message is worked on while groups do not come to rest.
+/// Processing time of a message while groups rebalance.
 const WORK: Duration = Duration::from_millis(40);
 
-/// What a run saw.
+/// The observations of a run.
 struct Run {
     ledger: Ledger,
     stop: AtomicBool,
@@ -36,7 +36,7 @@ struct Run {
     acked: Mutex<BTreeSet<String>>,
     /// The highest attempt of each delivery.
     attempts: Mutex<BTreeMap<String, u32>>,
-    /// What broke a promise.
+    /// Broken promises.
     broken: Mutex<Vec<String>>,
 }
 
@@ -98,7 +98,7 @@ impl Run {
             tokio::time::sleep(work * u32::try_from(keys.len()).expect("few")).await;
             let settlements = deliveries.iter().map(|delivery| Settlement {
                 receipt: delivery.receipt.clone(),
-                verdict: Verdict::Ack,
+                disposition: Disposition::Ack,
             });
             let outcomes = queue.settle(settlements.collect()).await;
             let outcomes = outcomes.unwrap_or_default();
@@ -135,7 +135,7 @@ impl Run {
         let most = attempts.entry(key.clone()).or_default();
         *most = delivery.attempt.max(*most);
         if self.acked.lock().expect("whole").contains(&key) {
-            let text = format!("{} was acked and came again", text(delivery));
+            let text = format!("{} was acked and delivered again", text(delivery));
             self.broken.lock().expect("whole").push(text);
         }
         key
@@ -149,7 +149,7 @@ impl Run {
     }
 }
 
-/// How often, from `TOWPATH_SEEDS`; a trial ends after three minutes.
+/// Number of rounds, from `TOWPATH_SEEDS`; a trial ends after three minutes.
 fn rounds(few: usize, most: usize) -> usize {
     let seeds = std::env::var("TOWPATH_SEEDS").ok();
     let seeds = seeds.and_then(|seeds| seeds.parse().ok());

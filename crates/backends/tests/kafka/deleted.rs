@@ -11,7 +11,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use towpath_core::backend::Backend;
 use towpath_core::port::Queue;
-use towpath_core::port::queue::Verdict;
+use towpath_core::port::queue::Disposition;
 use towpath_core::port::source_offsets::{AppendAt, AppendOutcome};
 use towpath_core::{ErrorKind, MessageId, NewMessage, QueueName};
 use towpath_testkit::servers::kafka::shared;
@@ -87,7 +87,7 @@ async fn drain(queue: &Arc<dyn Queue>, numbers: std::ops::Range<usize>) -> Durat
     while !left.is_empty() {
         assert!(began.elapsed() < SOON, "{left:?} do not come");
         for delivery in lease(queue, 100).await {
-            if settle(queue, &delivery, Verdict::Ack).await {
+            if settle(queue, &delivery, Disposition::Ack).await {
                 left.remove(&text(&delivery));
             }
         }
@@ -140,11 +140,11 @@ pub(super) async fn deleted_topics_of_a_queue_are_declared_again() {
             assert!(began.elapsed() < SOON, "{suffix}: nothing comes");
             held.extend(lease(&back, 2).await);
         }
-        let retry = |after| Verdict::Retry {
+        let retry = |after| Disposition::Retry {
             after: Duration::from_millis(after),
             error: "no".to_owned(),
         };
-        let dead = || Verdict::DeadLetter {
+        let dead = || Disposition::DeadLetter {
             reason: "poison".to_owned(),
         };
         // Both topics are in use, and then one is not there.
@@ -160,13 +160,13 @@ pub(super) async fn deleted_topics_of_a_queue_are_declared_again() {
         }
         delete(&topic(suffix)).await;
         let began = Instant::now();
-        let verdict = || if suffix == ".dead" { dead() } else { retry(10) };
-        let mut settled = settle(&back, &held[1], verdict()).await;
+        let disposition = || if suffix == ".dead" { dead() } else { retry(10) };
+        let mut settled = settle(&back, &held[1], disposition()).await;
         while !settled {
             assert!(began.elapsed() < SOON, "{suffix}: nothing can be settled");
             // A member that joined again has it again.
             for delivery in lease(&back, 2).await {
-                settled |= settle(&back, &delivery, verdict()).await;
+                settled |= settle(&back, &delivery, disposition()).await;
             }
         }
         if suffix == ".retry" {
@@ -209,7 +209,7 @@ pub(super) async fn a_topic_that_others_make_again_is_read_from_its_start() {
             let mut seen = BTreeSet::new();
             while !stop.load(std::sync::atomic::Ordering::Acquire) {
                 for delivery in lease(&back, 100).await {
-                    if settle(&back, &delivery, Verdict::Ack).await {
+                    if settle(&back, &delivery, Disposition::Ack).await {
                         seen.insert(text(&delivery));
                     }
                 }

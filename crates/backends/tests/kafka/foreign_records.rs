@@ -12,7 +12,7 @@ use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use towpath_core::port::Queue;
-use towpath_core::port::queue::{DeadLetter, Selection, Settings, Verdict};
+use towpath_core::port::queue::{DeadLetter, Disposition, Selection, Settings};
 use towpath_core::{Delivery, MessageId};
 use towpath_testkit::servers::kafka::shared;
 
@@ -284,13 +284,13 @@ pub(super) async fn records_that_no_message_can_hold_become_dead_letters() {
     assert_eq!(bytes.message.key.as_deref(), Some("k\\xff\0"));
     assert_eq!(bytes.message.headers.get("trace"), Some("\\xfe\\xff"));
     for (name, delivery) in &got {
-        let verdict = match name.as_str() {
-            "bytes" => Verdict::DeadLetter {
+        let disposition = match name.as_str() {
+            "bytes" => Disposition::DeadLetter {
                 reason: "no".to_owned(),
             },
-            _ => Verdict::Ack,
+            _ => Disposition::Ack,
         };
-        assert!(settle(&queue, delivery, verdict).await, "{name}");
+        assert!(settle(&queue, delivery, disposition).await, "{name}");
     }
     let only = Selection::Ids(vec![bytes.message.id]);
     assert_eq!(queue.redrive(&jobs(), &only).await.expect("redriven"), 1);
@@ -310,7 +310,7 @@ pub(super) async fn records_that_no_message_can_hold_become_dead_letters() {
         ]
     );
     let again = leased(&queue, 1).await.remove(0);
-    assert!(settle(&queue, &again, Verdict::Ack).await);
+    assert!(settle(&queue, &again, Disposition::Ack).await);
     // One without its payload stays; the others are refused once more.
     assert_eq!(
         queue
@@ -374,7 +374,7 @@ pub(super) async fn a_message_too_large_to_be_moved_does_not_block() {
     let (big, little): (Vec<_>, Vec<_>) = got
         .iter()
         .partition(|one| one.message.payload.len() > 1_000);
-    let retry = Verdict::Retry {
+    let retry = Disposition::Retry {
         after: Duration::from_millis(50),
         error: "not now".to_owned(),
     };
@@ -383,16 +383,16 @@ pub(super) async fn a_message_too_large_to_be_moved_does_not_block() {
         settle(
             &queue,
             big[1],
-            Verdict::DeadLetter {
+            Disposition::DeadLetter {
                 reason: "poison".to_owned()
             }
         )
         .await
     );
     assert!(settle(&queue, little[0], retry).await);
-    assert!(settle(&queue, little[1], Verdict::Ack).await);
+    assert!(settle(&queue, little[1], Disposition::Ack).await);
     let again = leased(&queue, 1).await.remove(0);
-    assert!(settle(&queue, &again, Verdict::Ack).await);
+    assert!(settle(&queue, &again, Disposition::Ack).await);
     let letters = letters(&queue, 2).await;
     for (letter, (reason, at)) in letters.iter().zip([("not now", 1), ("poison", 2)]) {
         let place = format!("{}/0/{at}", topic(""));

@@ -1,4 +1,4 @@
-//! What Kafka promises beyond the ports: a node that dies, partitions that move, records of others.
+//! Kafka's promises beyond the ports: a node that dies, partitions that move, records of others.
 
 mod cluster;
 pub(crate) mod deleted;
@@ -26,8 +26,8 @@ use towpath_testkit::servers::kafka::{Server, shared};
 
 pub(crate) fn promises() -> Vec<Own> {
     vec![
-        ("a_cluster_goes_on_without_one_node", || {
-            Box::pin(a_cluster_goes_on_without_one_node())
+        ("a_cluster_continues_without_one_node", || {
+            Box::pin(a_cluster_continues_without_one_node())
         }),
         ("partitions_move_with_the_processes", || {
             Box::pin(partitions_move_with_the_processes())
@@ -91,8 +91,8 @@ pub(crate) fn promises() -> Vec<Own> {
         ("who_may_come_in_comes_in_by_tls", || {
             Box::pin(tls::who_may_come_in_comes_in_by_tls())
         }),
-        ("a_broker_that_is_away_is_said_to_be", || {
-            Box::pin(a_broker_that_is_away_is_said_to_be())
+        ("an_unavailable_broker_is_reported", || {
+            Box::pin(an_unavailable_broker_is_reported())
         }),
     ]
 }
@@ -197,7 +197,7 @@ async fn read_all(streams: &[(&Arc<dyn Stream>, &str)], count: usize) -> Vec<usi
     by
 }
 
-async fn a_cluster_goes_on_without_one_node() {
+async fn a_cluster_continues_without_one_node() {
     let mut nodes = Server::start_cluster();
     let urls: Vec<String> = nodes.iter().map(Server::url).collect();
     let backend = open(&format!("{}?replication=3", urls.join(","))).await;
@@ -365,7 +365,7 @@ async fn keys_of_an_adopted_topic_go_where_the_reference_puts_them() {
     }
 }
 
-async fn a_broker_that_is_away_is_said_to_be() {
+async fn an_unavailable_broker_is_reported() {
     let mut server = Server::start();
     let backend = open(&format!("{}?timeout=1s", server.url())).await;
     let stream = stream_of(&backend);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use towpath_core::port::Queue;
-use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, LeaseRequest, Settlement};
 use towpath_core::{ConsumerId, Delivery, MessageId, NewMessage, QueueName};
 use towpath_testkit::servers::kafka::{Server, shared};
 
@@ -49,10 +49,14 @@ pub(super) async fn enqueue(queue: &Arc<dyn Queue>, numbers: std::ops::Range<usi
     }
 }
 
-pub(super) async fn settle(queue: &Arc<dyn Queue>, delivery: &Delivery, verdict: Verdict) -> bool {
+pub(super) async fn settle(
+    queue: &Arc<dyn Queue>,
+    delivery: &Delivery,
+    disposition: Disposition,
+) -> bool {
     let settlement = Settlement {
         receipt: delivery.receipt.clone(),
-        verdict,
+        disposition,
     };
     let settled = queue.settle(vec![settlement]).await;
     settled.is_ok_and(|outcomes| outcomes[0].is_ok())
@@ -85,20 +89,20 @@ pub(super) async fn processes_share_a_queue_and_its_remaining_messages() {
             for delivery in lease(queue, 20).await {
                 seen.insert(text(&delivery));
                 // The first keeps its messages.
-                if at == 1 && settle(queue, &delivery, Verdict::Ack).await {
+                if at == 1 && settle(queue, &delivery, Disposition::Ack).await {
                     assert!(done.insert(text(&delivery)), "it came twice");
                 }
             }
         }
     }
     assert!((1..400).contains(&done.len()), "{} done", done.len());
-    // Then it goes: the second has what the first had, counted as delivered.
+    // Then it leaves: the second gets the messages of the first, counted as delivered.
     one.lifecycle.close().await.expect("closed");
     while done.len() < 400 {
         assert!(began.elapsed() < LONG, "{} done", done.len());
         for delivery in lease(&queues[1], 50).await {
             assert!(delivery.attempt >= 2, "{}", text(&delivery));
-            if settle(&queues[1], &delivery, Verdict::Ack).await {
+            if settle(&queues[1], &delivery, Disposition::Ack).await {
                 assert!(done.insert(text(&delivery)), "it came twice");
             }
         }
@@ -126,17 +130,17 @@ pub(super) async fn a_queue_outlives_its_broker() {
             );
             assert!(
                 !acked.contains(&number),
-                "{number} was acked and came again"
+                "{number} was acked and delivered again"
             );
             *seen = delivery.attempt;
             // Every third one fails once, and waits in another topic meanwhile.
             if delivery.attempt == 1 && number.ends_with(['0', '3', '6']) {
-                let verdict = Verdict::Retry {
+                let disposition = Disposition::Retry {
                     after: Duration::from_millis(200),
                     error: "no".to_owned(),
                 };
-                settle(&queue, &delivery, verdict).await;
-            } else if settle(&queue, &delivery, Verdict::Ack).await {
+                settle(&queue, &delivery, disposition).await;
+            } else if settle(&queue, &delivery, Disposition::Ack).await {
                 acked.insert(number);
             } else {
                 maybe_acked.insert(number);
@@ -187,7 +191,7 @@ pub(super) async fn messages_of_others_are_delivered() {
     assert_eq!(got.iter().map(text).collect::<Vec<_>>(), ["0", "bare"]);
     // It goes through the dead letters and back with its key and its payload.
     let reason = "poison".to_owned();
-    assert!(settle(&queue, &got[1], Verdict::DeadLetter { reason }).await);
+    assert!(settle(&queue, &got[1], Disposition::DeadLetter { reason }).await);
     let dead = queue
         .dead_letters(&jobs(), None, 10)
         .await

@@ -53,7 +53,7 @@ async fn a_classic_queue_without_arguments_retries_buries_and_redrives() {
     let id = held[0].message.id;
     let (after, error) = (Duration::from_millis(300), "not yet".to_owned());
     let began = Instant::now();
-    settle(&queue, &held[0], Verdict::Retry { after, error }).await;
+    settle(&queue, &held[0], Disposition::Retry { after, error }).await;
     let held = lease(&queue).await;
     assert!(
         began.elapsed() >= Duration::from_millis(280),
@@ -62,7 +62,7 @@ async fn a_classic_queue_without_arguments_retries_buries_and_redrives() {
     );
     assert_eq!((held[0].message.id, held[0].attempt), (id, 2));
     let reason = "poison".to_owned();
-    settle(&queue, &held[0], Verdict::DeadLetter { reason }).await;
+    settle(&queue, &held[0], Disposition::DeadLetter { reason }).await;
     let dead = queue
         .dead_letters(&messages(), None, 10)
         .await
@@ -73,7 +73,7 @@ async fn a_classic_queue_without_arguments_retries_buries_and_redrives() {
     assert_eq!(redriven.expect("redriven"), 1);
     let held = lease(&queue).await;
     assert_eq!((held[0].message.id, held[0].attempt), (id, 1));
-    settle(&queue, &held[0], Verdict::Ack).await;
+    settle(&queue, &held[0], Disposition::Ack).await;
 }
 
 async fn a_bare_consumer_reads_our_messages() {

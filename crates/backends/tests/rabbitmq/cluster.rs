@@ -10,7 +10,7 @@ use super::*;
 
 pub(super) fn promises() -> Vec<Own> {
     promises![
-        a_cluster_of_three_goes_on_without_one_and_names_a_lost_majority,
+        a_cluster_of_three_continues_without_one_and_names_a_lost_majority,
         a_classic_queue_whose_node_restarts_is_consumed_again,
     ]
 }
@@ -37,13 +37,13 @@ async fn take(queue: &Arc<dyn Queue>, count: usize) {
             continue;
         };
         for one in held {
-            settle(queue, &one, Verdict::Ack).await;
+            settle(queue, &one, Disposition::Ack).await;
             came += 1;
         }
     }
 }
 
-async fn a_cluster_of_three_goes_on_without_one_and_names_a_lost_majority() {
+async fn a_cluster_of_three_continues_without_one_and_names_a_lost_majority() {
     let [mut first, mut second, third] = blocking(Server::start_cluster).await;
     let url = format!("{},{},{}", first.url(), second.url(), third.url());
     let backend = open(&url).await;

@@ -1,4 +1,4 @@
-//! What the broker may do to messages on its own: limits of deliveries, queues that are not kept. Nothing is lost
+//! Messages that the broker may drop: limits of deliveries, queues that are not durable. Nothing is lost
 //! without a reason to be read.
 
 use lapin::options::QueueDeclareOptions;

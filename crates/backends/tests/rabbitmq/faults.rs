@@ -76,7 +76,7 @@ impl Ledger {
         self.seen.extend(held.iter().map(|one| one.message.id));
         let acks = held.into_iter().map(|one| Settlement {
             receipt: one.receipt,
-            verdict: Verdict::Ack,
+            disposition: Disposition::Ack,
         });
         drop(self.queue.settle(acks.collect()).await);
     }
@@ -340,9 +340,9 @@ async fn an_ack_of_a_row_covers_nothing_that_is_open() {
     }
     // The first stays open, then the fourth too: those behind them are done.
     for done in [1, 2, 4, 0] {
-        settle(&queue, &held[done], Verdict::Ack).await;
+        settle(&queue, &held[done], Disposition::Ack).await;
         if done == 2 {
-            settle(&queue, &held[3], Verdict::RELEASE).await;
+            settle(&queue, &held[3], Disposition::RELEASE).await;
         }
     }
     backend.lifecycle.close().await.expect("closed");

@@ -1,4 +1,4 @@
-//! What RabbitMQ promises beyond the ports: classic queues of others, broken connections, a node that dies.
+//! RabbitMQ's promises beyond the ports: classic queues of others, broken connections, a node that dies.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lapin::{Channel, Connection, ConnectionProperties};
 use towpath_core::backend::Backend;
 use towpath_core::port::Queue;
-use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, LeaseRequest, Settlement};
 use towpath_core::{ConsumerId, Delivery, NewMessage, QueueName, SystemClock};
 use towpath_testkit::Own;
 
@@ -101,9 +101,14 @@ async fn lease(queue: &Arc<dyn Queue>) -> Vec<Delivery> {
         .expect("lease")
 }
 
-async fn settle(queue: &Arc<dyn Queue>, delivery: &Delivery, verdict: Verdict) {
+async fn settle(queue: &Arc<dyn Queue>, delivery: &Delivery, disposition: Disposition) {
     let receipt = delivery.receipt.clone();
-    let outcomes = queue.settle(vec![Settlement { receipt, verdict }]).await;
+    let outcomes = queue
+        .settle(vec![Settlement {
+            receipt,
+            disposition,
+        }])
+        .await;
     for outcome in outcomes.expect("settle") {
         outcome.expect("settled");
     }

@@ -31,7 +31,7 @@ pub(super) fn promises() -> Vec<Own> {
 }
 
 /// A backend with its queue declared, and a bare client.
-struct Place {
+struct Fixture {
     backend: Backend,
     queue: Arc<dyn Queue>,
     prefix: String,
@@ -39,7 +39,7 @@ struct Place {
     connection: Connection,
 }
 
-async fn place() -> Place {
+async fn fixture() -> Fixture {
     let (url, prefix) = (rabbitmq::shared().url(), prefix());
     let (connection, bare) = bare(&url).await;
     let backend = open(&format!("{url}?prefix={prefix}")).await;
@@ -48,7 +48,7 @@ async fn place() -> Place {
     declared.expect("declared");
     // Longer than the pause between two declarations.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
-    Place {
+    Fixture {
         backend,
         queue,
         prefix,
@@ -57,7 +57,7 @@ async fn place() -> Place {
     }
 }
 
-impl Place {
+impl Fixture {
     fn name(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
@@ -111,41 +111,41 @@ fn binding() -> Binding {
 }
 
 async fn a_deleted_queue_takes_messages_again() {
-    let place = place().await;
-    place.send("before").await.expect("taken");
+    let fixture = fixture().await;
+    fixture.send("before").await.expect("taken");
     for round in 0..2 {
-        place.delete("messages").await;
+        fixture.delete("messages").await;
         tokio::time::sleep(Duration::from_millis(1_100)).await;
-        place
+        fixture
             .send("after")
             .await
             .unwrap_or_else(|error| panic!("round {round}: {error:?}"));
-        assert_eq!(lease(&place.queue).await.len(), 1);
+        assert_eq!(lease(&fixture.queue).await.len(), 1);
     }
 }
 
 async fn a_deleted_queue_is_there_again_without_a_call() {
-    let place = place().await;
-    place.delete("messages").await;
+    let fixture = fixture().await;
+    fixture.delete("messages").await;
     until("the queue to be declared again", || {
-        place.is_there("messages")
+        fixture.is_there("messages")
     })
     .await;
-    let health = place.backend.lifecycle.health().await.expect("well");
+    let health = fixture.backend.lifecycle.health().await.expect("well");
     assert_eq!(health.warnings, [""; 0]);
 }
 
 async fn a_cancelled_consumer_consumes_again() {
-    let place = Arc::new(place().await);
+    let fixture = Arc::new(fixture().await);
     let waits = {
-        let queue = Arc::clone(&place.queue);
+        let queue = Arc::clone(&fixture.queue);
         tokio::spawn(async move {
             let mut came = Vec::new();
             while came.len() < 3 {
                 match try_lease(&queue, "one", Duration::from_secs(30)).await {
                     Ok(held) => {
                         for one in held {
-                            settle(&queue, &one, Verdict::Ack).await;
+                            settle(&queue, &one, Disposition::Ack).await;
                             came.push(one.message.payload);
                         }
                     }
@@ -156,14 +156,18 @@ async fn a_cancelled_consumer_consumes_again() {
         })
     };
     for text in ["a", "b", "c"] {
-        place.send(text).await.expect("taken");
+        fixture.send(text).await.expect("taken");
         tokio::time::sleep(Duration::from_millis(1_500)).await;
         // The broker cancels the consumer that waits.
-        place.delete("messages").await;
+        fixture.delete("messages").await;
         // The first makes it: another program, on a channel that a refusal would end, or the backend.
-        let channel = place.connection.create_channel().await.expect("a channel");
+        let channel = fixture
+            .connection
+            .create_channel()
+            .await
+            .expect("a channel");
         let options = QueueDeclareOptions::durable();
-        let name = place.name("messages");
+        let name = fixture.name("messages");
         let declared = channel.queue_declare(name.as_str().into(), options, FieldTable::default());
         drop(declared.await);
         tokio::time::sleep(Duration::from_millis(1_500)).await;
@@ -173,49 +177,49 @@ async fn a_cancelled_consumer_consumes_again() {
 }
 
 async fn deleted_delay_and_dead_letter_queues_are_made_again() {
-    let place = place().await;
+    let fixture = fixture().await;
     // From here on it is known which delays have a queue.
-    place.queue.stats(&messages()).await.expect("counted");
-    let retry = || Verdict::Retry {
+    fixture.queue.stats(&messages()).await.expect("counted");
+    let retry = || Disposition::Retry {
         after: Duration::from_millis(300),
         error: "no".to_owned(),
     };
     for _ in 0..2 {
-        place.send("x").await.expect("taken");
-        let held = lease(&place.queue).await;
-        settle(&place.queue, &held[0], retry()).await;
-        let held = lease(&place.queue).await;
+        fixture.send("x").await.expect("taken");
+        let held = lease(&fixture.queue).await;
+        settle(&fixture.queue, &held[0], retry()).await;
+        let held = lease(&fixture.queue).await;
         let reason = "poison".to_owned();
-        settle(&place.queue, &held[0], Verdict::DeadLetter { reason }).await;
-        let dead = place
+        settle(&fixture.queue, &held[0], Disposition::DeadLetter { reason }).await;
+        let dead = fixture
             .queue
             .dead_letters(&messages(), None, 10)
             .await
             .expect("listed");
         assert_eq!(dead.len(), 1);
         for name in ["messages.delay.250", "messages.dead"] {
-            place.delete(name).await;
+            fixture.delete(name).await;
         }
         tokio::time::sleep(Duration::from_millis(1_100)).await;
     }
 }
 
 async fn a_deleted_exchange_takes_messages_again() {
-    let place = place().await;
+    let fixture = fixture().await;
     let binding = binding();
-    place.routes().bind(&binding).await.expect("bound");
-    place
+    fixture.routes().bind(&binding).await.expect("bound");
+    fixture
         .publish(&binding, "order.created")
         .await
         .expect("routed");
     tokio::time::sleep(Duration::from_millis(1_100)).await;
-    let deleted = place.bare.exchange_delete(
-        place.name("events").as_str().into(),
+    let deleted = fixture.bare.exchange_delete(
+        fixture.name("events").as_str().into(),
         ExchangeDeleteOptions::default(),
     );
     deleted.await.expect("deleted");
     let began = Instant::now();
-    place
+    fixture
         .publish(&binding, "order.created")
         .await
         .expect("routed again");
@@ -226,33 +230,33 @@ async fn a_deleted_exchange_takes_messages_again() {
     );
     let mut came = 0;
     while came < 2 {
-        came += lease(&place.queue).await.len();
+        came += lease(&fixture.queue).await.len();
     }
 }
 
 async fn a_deleted_binding_is_made_again() {
-    let place = place().await;
+    let fixture = fixture().await;
     let binding = binding();
-    place.routes().bind(&binding).await.expect("bound");
+    fixture.routes().bind(&binding).await.expect("bound");
     tokio::time::sleep(Duration::from_millis(1_100)).await;
-    unbind(&place).await;
-    place
+    unbind(&fixture).await;
+    fixture
         .publish(&binding, "order.created")
         .await
         .expect("routed again");
-    // What nothing is bound for is refused as before, and no reason to look for anything.
-    let error = place
+    // A message without a binding is refused as before, and causes no check of the declarations.
+    let error = fixture
         .publish(&binding, "nowhere")
         .await
         .expect_err("unroutable");
     assert_eq!(error.kind(), towpath_core::ErrorKind::NotFound);
-    assert_eq!(lease(&place.queue).await.len(), 1);
+    assert_eq!(lease(&fixture.queue).await.len(), 1);
 }
 
-async fn unbind(place: &Place) {
-    let unbound = place.bare.queue_unbind(
-        place.name("messages").as_str().into(),
-        place.name("events").as_str().into(),
+async fn unbind(fixture: &Fixture) {
+    let unbound = fixture.bare.queue_unbind(
+        fixture.name("messages").as_str().into(),
+        fixture.name("events").as_str().into(),
         "order.*".into(),
         FieldTable::default(),
     );
@@ -260,17 +264,18 @@ async fn unbind(place: &Place) {
 }
 
 async fn a_binding_is_made_again_beside_another() {
-    let place = place().await;
+    let fixture = fixture().await;
     let binding = binding();
-    place.routes().bind(&binding).await.expect("bound");
+    fixture.routes().bind(&binding).await.expect("bound");
     // Another queue takes everything, so that no message is returned.
-    let (audit, events) = (place.name("audit"), place.name("events"));
+    let (audit, events) = (fixture.name("audit"), fixture.name("events"));
     let options = QueueDeclareOptions::durable();
-    let declared = place
-        .bare
-        .queue_declare(audit.as_str().into(), options, FieldTable::default());
+    let declared =
+        fixture
+            .bare
+            .queue_declare(audit.as_str().into(), options, FieldTable::default());
     declared.await.expect("declared");
-    let bound = place.bare.queue_bind(
+    let bound = fixture.bare.queue_bind(
         audit.as_str().into(),
         events.as_str().into(),
         "#".into(),
@@ -278,14 +283,14 @@ async fn a_binding_is_made_again_beside_another() {
         FieldTable::default(),
     );
     bound.await.expect("bound");
-    unbind(&place).await;
+    unbind(&fixture).await;
     until("a message by the binding", || async {
-        place
+        fixture
             .publish(&binding, "order.created")
             .await
             .expect("taken");
         let wait = Duration::from_millis(200);
-        !try_lease(&place.queue, "one", wait)
+        !try_lease(&fixture.queue, "one", wait)
             .await
             .expect("lease")
             .is_empty()
@@ -294,17 +299,17 @@ async fn a_binding_is_made_again_beside_another() {
 }
 
 async fn a_missing_queue_leaves_deliveries_of_others_alone() {
-    let place = place().await;
-    place.send("held").await.expect("taken");
-    let held = lease(&place.queue).await;
+    let fixture = fixture().await;
+    fixture.send("held").await.expect("taken");
+    let held = lease(&fixture.queue).await;
     let other = QueueName::new("other").expect("a valid name");
     let settings = Settings::default();
-    place
+    fixture
         .queue
         .declare(&other, &settings)
         .await
         .expect("declared");
-    place.delete("other").await;
+    fixture.delete("other").await;
     // Fetching from it ends a channel of the broker.
     let request = LeaseRequest {
         queue: other,
@@ -314,10 +319,10 @@ async fn a_missing_queue_leaves_deliveries_of_others_alone() {
         lease: Duration::from_secs(600),
         wait: Duration::ZERO,
     };
-    drop(place.queue.lease(request).await);
-    settle(&place.queue, &held[0], Verdict::Ack).await;
+    drop(fixture.queue.lease(request).await);
+    settle(&fixture.queue, &held[0], Disposition::Ack).await;
     assert!(
-        try_lease(&place.queue, "one", Duration::from_millis(500))
+        try_lease(&fixture.queue, "one", Duration::from_millis(500))
             .await
             .expect("lease")
             .is_empty()
@@ -325,9 +330,9 @@ async fn a_missing_queue_leaves_deliveries_of_others_alone() {
 }
 
 async fn a_returned_message_is_distinguished_from_its_neighbours() {
-    let place = place().await;
+    let fixture = fixture().await;
     let binding = binding();
-    place.routes().bind(&binding).await.expect("bound");
+    fixture.routes().bind(&binding).await.expect("bound");
     let exchange = &binding.exchange;
     for round in 0..20 {
         let publications: Vec<Publication> = (0..200)
@@ -341,7 +346,7 @@ async fn a_returned_message_is_distinguished_from_its_neighbours() {
                 message: NewMessage::new(format!("{round}-{number}")),
             })
             .collect();
-        let outcomes = place
+        let outcomes = fixture
             .routes()
             .publish(exchange, publications)
             .await
@@ -358,10 +363,10 @@ async fn a_returned_message_is_distinguished_from_its_neighbours() {
 }
 
 async fn many_large_batches_at_once_are_taken() {
-    let place = place().await;
+    let fixture = fixture().await;
     let batches = (0..8).map(|_| {
         let batch = (0..1_000).map(|_| NewMessage::new("x")).collect();
-        let queue = Arc::clone(&place.queue);
+        let queue = Arc::clone(&fixture.queue);
         tokio::spawn(async move { queue.enqueue(&messages(), batch).await })
     });
     let batches: Vec<_> = batches.collect();
@@ -373,14 +378,14 @@ async fn many_large_batches_at_once_are_taken() {
 }
 
 async fn a_user_without_configure_uses_existing_queues() {
-    let place = place().await;
+    let fixture = fixture().await;
     let binding = binding();
-    place.routes().bind(&binding).await.expect("bound");
-    let user = place.prefix.trim_end_matches(':').to_owned();
+    fixture.routes().bind(&binding).await.expect("bound");
+    let user = fixture.prefix.trim_end_matches(':').to_owned();
     let server = rabbitmq::shared();
     server.control(&["add_user", &user, "secret"]);
     server.control(&["set_permissions", &user, "^$", ".*", ".*"]);
-    let (port, prefix) = (server.port(), &place.prefix);
+    let (port, prefix) = (server.port(), &fixture.prefix);
     let limited = open(&format!(
         "amqp://{user}:secret@127.0.0.1:{port}?prefix={prefix}"
     ))
@@ -396,7 +401,7 @@ async fn a_user_without_configure_uses_existing_queues() {
     let sent = queue.enqueue(&messages(), vec![NewMessage::new("x")]).await;
     sent.expect("sent").remove(0).expect("taken");
     let held = lease(&queue).await;
-    settle(&queue, &held[0], Verdict::Ack).await;
+    settle(&queue, &held[0], Disposition::Ack).await;
     limited.lifecycle.health().await.expect("well");
     let absent = QueueName::new("absent").expect("a valid name");
     let refused = queue
@@ -411,16 +416,16 @@ async fn a_user_without_configure_uses_existing_queues() {
 }
 
 async fn the_age_of_a_delayed_message_is_not_known() {
-    let place = place().await;
-    place.send("x").await.expect("taken");
-    let held = lease(&place.queue).await;
-    let retry = Verdict::Retry {
+    let fixture = fixture().await;
+    fixture.send("x").await.expect("taken");
+    let held = lease(&fixture.queue).await;
+    let retry = Disposition::Retry {
         after: Duration::from_secs(60),
         error: "no".to_owned(),
     };
-    settle(&place.queue, &held[0], retry).await;
+    settle(&fixture.queue, &held[0], retry).await;
     until("the delayed message", || async {
-        let stats = place.queue.stats(&messages()).await.expect("counted");
+        let stats = fixture.queue.stats(&messages()).await.expect("counted");
         let ages = (stats.oldest_ready_age, stats.oldest_leased_age);
         assert_eq!((ages, stats.oldest_delayed_age), ((None, None), None));
         stats.delayed == 1
@@ -429,10 +434,10 @@ async fn the_age_of_a_delayed_message_is_not_known() {
 }
 
 async fn messages_without_a_consumer_have_an_age() {
-    let place = place().await;
-    place.send("x").await.expect("taken");
+    let fixture = fixture().await;
+    fixture.send("x").await.expect("taken");
     let age = || async {
-        let stats = place.queue.stats(&messages()).await.expect("counted");
+        let stats = fixture.queue.stats(&messages()).await.expect("counted");
         stats.oldest_age.unwrap_or_default()
     };
     age().await;
@@ -440,7 +445,7 @@ async fn messages_without_a_consumer_have_an_age() {
         age().await > Duration::from_millis(300)
     })
     .await;
-    let held = lease(&place.queue).await;
-    settle(&place.queue, &held[0], Verdict::Ack).await;
+    let held = lease(&fixture.queue).await;
+    settle(&fixture.queue, &held[0], Disposition::Ack).await;
     assert_eq!(age().await, Duration::ZERO);
 }

@@ -215,19 +215,19 @@ async fn consume(backend: Backend, name: String, ledger: Arc<Ledger>) {
         // Half of them fail once, so that more than the list is in use.
         let settlements = held.iter().map(|one| Settlement {
             receipt: one.receipt.clone(),
-            verdict: match one.attempt == 1 && one.message.id.as_bytes()[15] % 2 == 0 {
-                true => Verdict::Retry {
+            disposition: match one.attempt == 1 && one.message.id.as_bytes()[15] % 2 == 0 {
+                true => Disposition::Retry {
                     after: Duration::ZERO,
                     error: "once".to_owned(),
                 },
-                false => Verdict::Ack,
+                false => Disposition::Ack,
             },
         });
         let settlements: Vec<Settlement> = settlements.collect();
         match queue.settle(settlements.clone()).await {
             Ok(outcomes) => {
                 for ((one, settlement), outcome) in held.iter().zip(settlements).zip(outcomes) {
-                    if outcome.is_ok() && settlement.verdict == Verdict::Ack {
+                    if outcome.is_ok() && settlement.disposition == Disposition::Ack {
                         *locked(&ledger.acked).entry(one.message.id).or_default() += 1;
                     }
                 }
@@ -272,7 +272,7 @@ async fn read(backend: Backend, ledger: Arc<Ledger>) {
         ledger.excuse(&error).await;
     }
     while ledger.consuming.load(Ordering::Relaxed) {
-        // What a call read whose answer was lost is claimed.
+        // Entries of a call whose answer was lost are claimed.
         let claimed = stream
             .claim(
                 &lines(),

@@ -186,7 +186,7 @@ async fn a_reset_at_any_byte_loses_nothing() {
     ledger.close(false).await;
 }
 
-/// What a call comes to while nothing, or no answer, passes.
+/// The result of a call while no requests, or no answers, pass.
 async fn is_noticed(fault: Fault) {
     let prefix = prefix();
     let proxy = Proxy::start(redis::shared().port()).await;

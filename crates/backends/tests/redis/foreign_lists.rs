@@ -12,7 +12,7 @@ pub(super) fn promises() -> Vec<Own> {
         a_raw_push_wakes_a_waiting_consumer_at_once,
         a_raw_push_is_retried_and_dies_like_any_other,
         a_bare_pop_reads_our_messages_in_order,
-        what_others_popped_leaves_nothing_behind,
+        items_popped_by_others_leave_no_record,
         equal_payloads_do_not_mix_up_headers,
         large_messages_come_in_bounded_steps,
         a_dead_consumers_deliveries_reach_another_in_time,
@@ -32,7 +32,7 @@ fn with_header(payload: &str) -> NewMessage {
 /// Short, so that the tests are.
 const QUICK: &str = "consumer_timeout=1s";
 
-/// What a dead consumer may cost at most with that timeout: one timeout, and some rounds of tending on a busy machine.
+/// Longest delay by a dead consumer with that timeout: one timeout, and some rounds of tending on a busy machine.
 const IN_TIME: Duration = Duration::from_secs(4);
 
 async fn a_raw_push_wakes_a_waiting_consumer_at_once() {
@@ -73,7 +73,7 @@ async fn a_raw_push_is_retried_and_dies_like_any_other() {
         ids.push(held[0].message.id);
         let settlement = Settlement {
             receipt: held[0].receipt.clone(),
-            verdict: Verdict::Retry {
+            disposition: Disposition::Retry {
                 after: Duration::ZERO,
                 error: "no".to_owned(),
             },
@@ -116,7 +116,7 @@ async fn a_bare_pop_reads_our_messages_in_order() {
     );
 }
 
-async fn what_others_popped_leaves_nothing_behind() {
+async fn items_popped_by_others_leave_no_record() {
     let (backend, prefix) = fresh(QUICK).await;
     let queue = queue_of(&backend);
     let list = format!("{prefix}messages");
@@ -227,7 +227,7 @@ async fn a_consumer_that_leaves_puts_its_deliveries_back_into_the_list() {
     let held = lease(&queue, "one", Duration::ZERO).await;
     let release = Settlement {
         receipt: held[1].receipt.clone(),
-        verdict: Verdict::RELEASE,
+        disposition: Disposition::RELEASE,
     };
     queue.settle(vec![release]).await.expect("settle");
     backend.lifecycle.close().await.expect("close");

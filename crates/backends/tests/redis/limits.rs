@@ -166,7 +166,7 @@ async fn a_bucket_is_shared_with_the_reference_system() {
         !allowed && remaining.as_micros() >= 500_000,
         "{remaining:?}"
     );
-    // What no program can have written is ignored.
+    // Values that no program can have written are ignored.
     bare(&[
         "HSET",
         &name,

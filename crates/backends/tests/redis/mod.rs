@@ -1,4 +1,4 @@
-//! What Redis promises beyond the ports: raw lists, broken connections, restarts, places, exact limits.
+//! Redis's promises beyond the ports: raw lists, broken connections, restarts, places, exact limits.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use towpath_core::backend::Backend;
 use towpath_core::port::Queue;
-use towpath_core::port::queue::{Enqueued, LeaseRequest, Settlement, Stats, Verdict};
+use towpath_core::port::queue::{Disposition, Enqueued, LeaseRequest, Settlement, Stats};
 use towpath_core::{ConsumerId, Delivery, NewMessage, QueueName, SystemClock};
 use towpath_testkit::Own;
 use towpath_testkit::servers::redis;
@@ -116,7 +116,7 @@ fn acks(deliveries: &[Delivery]) -> Vec<Settlement> {
         .iter()
         .map(|one| Settlement {
             receipt: one.receipt.clone(),
-            verdict: Verdict::Ack,
+            disposition: Disposition::Ack,
         })
         .collect()
 }

@@ -1,6 +1,6 @@
 //! Effects: the changes of a handler, committed in one step where ports share a store.
 //!
-//! This is what turns "at least once" into "effectively once": the handler's
+//! This turns "at least once" into "effectively once": the handler's
 //! changes and the ack of the message that caused them stand or fall together.
 
 use async_trait::async_trait;

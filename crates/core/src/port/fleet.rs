@@ -1,4 +1,4 @@
-//! Fleet: the configuration of many agents, its versions, and what each agent runs.
+//! Fleet: the configuration of many agents, its versions, and the version of each agent.
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -24,7 +24,7 @@ pub struct Published {
     pub id: Uuid,
     /// A JSON object.
     pub data: String,
-    /// How often agents ask, in seconds.
+    /// Poll interval of agents, in seconds.
     pub poll_seconds: u32,
     /// The JSON Schema that the data follows, if there is one.
     pub schema: Option<String>,
@@ -41,7 +41,7 @@ pub struct Published {
 pub struct NewConfig {
     /// A JSON object.
     pub data: String,
-    /// How often agents ask, in seconds.
+    /// Poll interval of agents, in seconds.
     pub poll_seconds: u32,
     /// The JSON Schema that the data follows, if there is one.
     pub schema: Option<String>,
@@ -49,11 +49,11 @@ pub struct NewConfig {
     pub author: String,
     /// The version whose data it takes up again, if it is a rollback.
     pub rolls_back_to: Option<u64>,
-    /// How it reaches the agents; all at once without.
+    /// Rollout plan; without one all agents get it at once.
     pub rollout: Option<Plan>,
 }
 
-/// How a configuration reaches the agents, step by step.
+/// Rollout plan of a configuration, step by step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// A JSON list of steps.

@@ -19,7 +19,7 @@ pub enum Op {
         key: String,
         /// Its new value.
         value: Bytes,
-        /// How long it stays, kept to the millisecond.
+        /// Time to live, kept to the millisecond.
         ttl: Option<Duration>,
     },
     /// Sets the value, on condition that the key is absent.
@@ -28,7 +28,7 @@ pub enum Op {
         key: String,
         /// Its value.
         value: Bytes,
-        /// How long it stays.
+        /// Time to live.
         ttl: Option<Duration>,
     },
     /// Sets the value, on condition that the present one equals `expected` (`None`: absent).
@@ -39,7 +39,7 @@ pub enum Op {
         expected: Option<Bytes>,
         /// The new value.
         value: Bytes,
-        /// How long it stays.
+        /// Time to live.
         ttl: Option<Duration>,
     },
     /// Adds to a counter (absent counts as 0), on condition that the sum stays within `min..=max`. Keeps the ttl.
@@ -91,7 +91,7 @@ impl Op {
     }
 }
 
-/// What became of a commit.
+/// The outcome of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Committed {
     /// Every change was made. One value per op: the key's value afterwards (the

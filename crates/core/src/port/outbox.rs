@@ -27,7 +27,7 @@ pub struct NewEvent {
     pub aggregate_type: String,
     /// Which one.
     pub aggregate_id: String,
-    /// What happened to it: `user.created`.
+    /// The kind of the change: `user.created`.
     pub event_type: String,
     /// The topic, stream or queue that it goes to.
     pub topic: String,
@@ -112,7 +112,7 @@ pub struct ListedEvent {
     pub event: Event,
     /// Its state.
     pub status: Status,
-    /// How often a broker refused it.
+    /// Number of refusals by a broker.
     pub attempts: u32,
     /// Why, the last time.
     pub error: Option<String>,
@@ -129,9 +129,9 @@ pub struct Filter {
     pub aggregate_id: Option<String>,
     /// Only this one.
     pub id: Option<Uuid>,
-    /// Only what happened at this time or later.
+    /// Only events of this time or later.
     pub from: Option<jiff::Timestamp>,
-    /// Only what happened before this time.
+    /// Only events before this time.
     pub to: Option<jiff::Timestamp>,
     /// Only those behind this place.
     pub after: u64,
@@ -140,9 +140,9 @@ pub struct Filter {
 /// A transaction that wrote an event and is still open: events behind it wait for its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenTransaction {
-    /// How the database names it: `pid 4711`, or `prepared transaction NAME`.
+    /// Name in the database: `pid 4711`, or `prepared transaction NAME`.
     pub id: String,
-    /// How long it has been open, where the database grants access to it.
+    /// Age, where the database grants access to it.
     pub age_seconds: Option<u64>,
     /// The name that its client gave.
     pub application: String,

@@ -31,7 +31,7 @@ pub const MAX_LEASE: Duration = Duration::from_secs(12 * 60 * 60);
 pub struct Settings {
     /// Retry policy of failed deliveries.
     pub retry: retry::Policy,
-    /// How long a dedup id is remembered, from when its message was enqueued.
+    /// Time for which a dedup id is remembered, from the enqueue of its message.
     pub dedup_window: Duration,
     /// Most messages that may wait (ready, delayed and leased); more is refused as overloaded.
     pub max_depth: Option<u64>,
@@ -74,11 +74,11 @@ pub struct LeaseRequest {
     pub consumer: ConsumerId,
     /// 1 to [`MAX_BATCH`] messages.
     pub max: usize,
-    /// How many the consumer works on at once, those that it holds included; a backend sends no more of them ahead.
+    /// Maximum number in flight at the consumer, those that it holds included; a backend sends no more of them ahead.
     pub in_flight: usize,
     /// [`MIN_LEASE`] to [`MAX_LEASE`], kept to the millisecond.
     pub lease: Duration,
-    /// How long to wait for the first message; with zero, everything that is there comes, up to `max`.
+    /// Longest wait for the first message; with zero, all ready messages come, up to `max`.
     pub wait: Duration,
 }
 
@@ -135,9 +135,9 @@ pub fn check_lease(lease: Duration) -> Result<()> {
     }
 }
 
-/// How a delivery ends.
+/// The end of a delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Disposition {
     /// Done: the message is removed.
     Ack,
     /// Not done: ready again after the delay, the attempt counted. When the
@@ -160,7 +160,7 @@ pub enum Verdict {
     },
 }
 
-impl Verdict {
+impl Disposition {
     /// Returned for immediate delivery.
     pub const RELEASE: Self = Self::Release {
         after: Duration::ZERO,
@@ -172,8 +172,8 @@ impl Verdict {
 pub struct Settlement {
     /// Which delivery.
     pub receipt: Receipt,
-    /// How it ends.
-    pub verdict: Verdict,
+    /// Its disposition.
+    pub disposition: Disposition,
 }
 
 /// A queue's numbers.
@@ -227,7 +227,7 @@ pub struct Stats {
 pub struct Stranded {
     /// The server.
     pub place: String,
-    /// How many wait there.
+    /// Number of waiting messages.
     pub messages: u64,
 }
 
@@ -275,7 +275,7 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    /// A dead letter whose reason and history are the texts that the verdicts gave.
+    /// A dead letter whose reason and history are the texts that the dispositions gave.
     pub fn new(
         message: Message,
         (reason, history): (&str, &[String]),

@@ -12,7 +12,7 @@ pub struct Take {
     pub key: String,
     /// Its rule; the caller's rule counts, also when it changed since the last call.
     pub policy: Policy,
-    /// How much is wanted; zero asks without taking.
+    /// Requested amount; zero asks without taking.
     pub amount: Amount,
 }
 
@@ -26,7 +26,7 @@ pub trait RateLimit: Send + Sync {
     /// `Invalid` for an amount that can never be allowed (over the capacity), an empty or over-long key.
     async fn take(&self, takes: Vec<Take>) -> Result<Vec<Decision>>;
 
-    /// How a limit stands, without taking.
+    /// State of a limit, without taking.
     async fn peek(&self, key: &str, policy: Policy) -> Result<Decision>;
 
     /// Forgets a limit's history: full again.

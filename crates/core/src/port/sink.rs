@@ -28,7 +28,7 @@ pub enum Outcome {
     /// Failed because of a condition of the destination: no attempt is charged, and the destination is paused
     /// for a while.
     Unavailable {
-        /// How far the delivery came.
+        /// Progress of the delivery.
         cause: Cause,
         /// The time that the destination named: nothing is sent to it before.
         after: Option<Duration>,

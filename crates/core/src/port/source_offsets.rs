@@ -67,7 +67,7 @@ pub trait SourceOffsets: Send + Sync {
     /// `Unavailable` when the backend did not answer.
     async fn forget(&self, source: &str, last: Bytes) -> Result<bool>;
 
-    /// How many entries a source that is far behind puts into one step: fewer wait for the backend more often than they
+    /// Number of entries in one step of a source that is far behind: fewer wait for the backend more often than they
     /// need to, more hold up its other callers, and gain nothing.
     fn batch_entries(&self) -> usize;
 }

@@ -45,7 +45,7 @@ pub struct ReadRequest {
     pub consumer: ConsumerId,
     /// 1 to `queue::MAX_BATCH` entries.
     pub max: usize,
-    /// How long to wait for the first one.
+    /// Longest wait for the first one.
     pub wait: Duration,
 }
 
@@ -67,7 +67,7 @@ pub struct GroupStats {
     pub group: GroupName,
     /// Entries appended but not finished in this group.
     pub lag: u64,
-    /// Entries handed out and not finished.
+    /// Delivered entries that are not finished.
     pub pending: u64,
     /// Age of the oldest unfinished entry.
     pub oldest_age: Option<Duration>,
@@ -92,7 +92,7 @@ pub struct Stats {
     pub groups: Vec<GroupStats>,
 }
 
-/// How much of a stream to trim.
+/// Extent of a trim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trim {
     /// Everything up to the end of the shortest finished prefix; nothing while the stream has no groups.

@@ -23,16 +23,16 @@ pub struct User {
     pub version: u64,
 }
 
-/// The key of a request that may come again.
+/// The key of a request that may be repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestKey {
-    /// What the client calls the request.
+    /// The client's key of the request.
     pub key: String,
     /// Digest of the request body.
     pub digest: String,
 }
 
-/// What became of a wish to create a user.
+/// The outcome of creating a user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Created {
     /// The user is there, and so is the event.
@@ -45,7 +45,7 @@ pub enum Created {
     EmailTaken,
 }
 
-/// What a user becomes.
+/// The new fields of a user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// Which user.
@@ -60,7 +60,7 @@ pub struct Change {
     pub version: Option<u64>,
 }
 
-/// What became of a change or a deletion.
+/// The outcome of a change or a deletion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Changed {
     /// It happened, with its event; the user as it is now, or was last.

@@ -1,4 +1,4 @@
-//! The ledger: a record of what producers sent, the answers they got and the output, written during a run.
+//! The ledger: a record of sent messages, answers and output, written during a run.
 //!
 //! Only the test writes it; the system under test does not report on itself. A history is a file of JSON
 //! lines, one [`Entry`] each, in the order in which they happened as far as one line per system call can tell:
@@ -247,7 +247,7 @@ fn fates(history: &[Entry]) -> BTreeMap<&str, Fate<'_>> {
     fates
 }
 
-/// How long each start took until it served; `None` for one that never did.
+/// Time of each start until it served; `None` for one that never did.
 fn starts(history: &[Entry]) -> Vec<(&str, Option<Duration>)> {
     let mut starts = Vec::new();
     let mut open = BTreeMap::<&str, (usize, u64)>::new();

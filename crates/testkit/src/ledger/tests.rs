@@ -118,7 +118,7 @@ fn messages_that_were_offered_side_by_side_may_come_out_in_any_order() {
 }
 
 #[test]
-fn what_is_recorded_is_read_back_and_a_bad_history_stays() {
+fn a_recorded_history_is_read_back_and_an_invalid_one_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.jsonl");
     let ledger = Ledger::begin(&path).unwrap();

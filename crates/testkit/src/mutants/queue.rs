@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use towpath_core::port::Queue;
 use towpath_core::port::queue::{
-    DeadLetter, Enqueued, LeaseRequest, MAX_BATCH, MAX_LEASE, MIN_LEASE, Peeked, Selection,
-    Settings, Settlement, Stats, Verdict,
+    DeadLetter, Disposition, Enqueued, LeaseRequest, MAX_BATCH, MAX_LEASE, MIN_LEASE, Peeked,
+    Selection, Settings, Settlement, Stats,
 };
 use towpath_core::{
     ConsumerId, Delivery, Error, Headers, MessageId, NewMessage, QueueName, Receipt, Result,
@@ -155,7 +155,7 @@ impl Queue for Mutated {
             Mutation::GivesBack => {
                 let given_back = leased.iter().map(|delivery| Settlement {
                     receipt: delivery.receipt.clone(),
-                    verdict: Verdict::RELEASE,
+                    disposition: Disposition::RELEASE,
                 });
                 self.inner.settle(given_back.collect()).await?;
             }
@@ -176,32 +176,36 @@ impl Queue for Mutated {
 
     async fn settle(&self, mut settlements: Vec<Settlement>) -> Result<Vec<Result<()>>> {
         for settlement in &mut settlements {
-            match (&settlement.verdict, self.mutation) {
-                (Verdict::Retry { .. }, Mutation::RetryAcks) => settlement.verdict = Verdict::Ack,
-                (Verdict::Retry { error, .. }, Mutation::RetryAtOnce) => {
-                    settlement.verdict = Verdict::Retry {
+            match (&settlement.disposition, self.mutation) {
+                (Disposition::Retry { .. }, Mutation::RetryAcks) => {
+                    settlement.disposition = Disposition::Ack
+                }
+                (Disposition::Retry { error, .. }, Mutation::RetryAtOnce) => {
+                    settlement.disposition = Disposition::Retry {
                         after: Duration::ZERO,
                         error: error.clone(),
                     };
                 }
-                (Verdict::Retry { after, .. }, Mutation::NoErrors) => {
-                    settlement.verdict = Verdict::Retry {
+                (Disposition::Retry { after, .. }, Mutation::NoErrors) => {
+                    settlement.disposition = Disposition::Retry {
                         after: *after,
                         error: String::new(),
                     };
                 }
-                (Verdict::DeadLetter { reason }, Mutation::DeadRetries) => {
-                    settlement.verdict = Verdict::Retry {
+                (Disposition::DeadLetter { reason }, Mutation::DeadRetries) => {
+                    settlement.disposition = Disposition::Retry {
                         after: Duration::ZERO,
                         error: reason.clone(),
                     };
                 }
-                (Verdict::Release { .. }, Mutation::ReleaseAtOnce) => {
-                    settlement.verdict = Verdict::RELEASE;
+                (Disposition::Release { .. }, Mutation::ReleaseAtOnce) => {
+                    settlement.disposition = Disposition::RELEASE;
                 }
-                (Verdict::Ack, Mutation::AckReleases) => settlement.verdict = Verdict::RELEASE,
-                (Verdict::Release { .. }, Mutation::ReleaseCharges) => {
-                    settlement.verdict = Verdict::Retry {
+                (Disposition::Ack, Mutation::AckReleases) => {
+                    settlement.disposition = Disposition::RELEASE
+                }
+                (Disposition::Release { .. }, Mutation::ReleaseCharges) => {
+                    settlement.disposition = Disposition::Retry {
                         after: Duration::ZERO,
                         error: String::new(),
                     };
@@ -272,7 +276,7 @@ impl Queue for Mutated {
             let held = std::mem::take(&mut *self.held.lock().expect("no holder panics"));
             let taken = held.into_iter().map(|receipt| Settlement {
                 receipt,
-                verdict: Verdict::Ack,
+                disposition: Disposition::Ack,
             });
             self.inner.settle(taken.collect()).await?;
         }

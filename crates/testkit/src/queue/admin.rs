@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use towpath_core::backend::Capability;
-use towpath_core::port::queue::{MessageState, Verdict};
+use towpath_core::port::queue::{Disposition, MessageState};
 use towpath_core::{Clock, ErrorKind, SystemClock};
 
 use crate::World;
@@ -59,7 +59,7 @@ async fn a_purge_keeps_leased_and_dead_messages(mut world: World) {
     settle(
         &queue,
         &held[0],
-        Verdict::DeadLetter {
+        Disposition::DeadLetter {
             reason: "x".to_owned(),
         },
     )
@@ -81,8 +81,8 @@ async fn delete_refuses_a_queue_in_use(mut world: World) {
     let held = lease(&queue, 1).await;
     assert_kind(delete(true).await, ErrorKind::Conflict);
     let reason = "x".to_owned();
-    let verdict = Verdict::DeadLetter { reason };
-    settle(&queue, &held[0], verdict)
+    let disposition = Disposition::DeadLetter { reason };
+    settle(&queue, &held[0], disposition)
         .await
         .expect("dead letter");
     queue
@@ -96,7 +96,7 @@ async fn delete_refuses_a_queue_in_use(mut world: World) {
     assert_kind(queue.stats(&jobs()).await, ErrorKind::NotFound);
     assert!(queue.list().await.expect("list").is_empty());
     // An earlier receipt is stale, and does not restore the message.
-    let late = settle(&queue, &held[0], Verdict::Ack).await;
+    let late = settle(&queue, &held[0], Disposition::Ack).await;
     assert_kind(late, ErrorKind::Conflict);
     assert_kind(queue.stats(&jobs()).await, ErrorKind::NotFound);
     enqueue(&queue, &["new"]).await;
@@ -165,11 +165,13 @@ async fn ready_leased_and_delayed_messages_have_ages_of_their_own(mut world: Wor
     assert!(known(now.oldest_delayed_age) < leased, "{now:?}");
 
     // A retry that waits is as old as its message.
-    let verdict = Verdict::Retry {
+    let disposition = Disposition::Retry {
         after: Duration::from_secs(600),
         error: "no".to_owned(),
     };
-    settle(&queue, &held[0], verdict).await.expect("retried");
+    settle(&queue, &held[0], disposition)
+        .await
+        .expect("retried");
     let now = stats(&queue).await;
     assert_eq!(now.oldest_leased_age, None, "{now:?}");
     if knows {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use towpath_core::backend::Capability;
 use towpath_core::port::Queue;
-use towpath_core::port::queue::{Selection, Verdict};
+use towpath_core::port::queue::{Disposition, Selection};
 use towpath_core::{Attempt, Clock, MessageId, SystemClock, Timestamp, attempt};
 
 use crate::World;
@@ -27,7 +27,7 @@ crate::promises! { Queue:
 async fn die(queue: &Arc<dyn Queue>, reason: &str) -> MessageId {
     let held = lease(queue, 1).await.remove(0);
     let reason = reason.to_owned();
-    settle(queue, &held, Verdict::DeadLetter { reason })
+    settle(queue, &held, Disposition::DeadLetter { reason })
         .await
         .expect("dead-lettered");
     held.message.id
@@ -51,11 +51,13 @@ async fn spent_attempts_make_a_dead_letter_with_its_history(mut world: World) {
     for error in ["first", "second", "third"] {
         let held = lease(&queue, 1).await;
         ids.insert(held[0].message.id);
-        let verdict = Verdict::Retry {
+        let disposition = Disposition::Retry {
             after: Duration::ZERO,
             error: error.to_owned(),
         };
-        settle(&queue, &held[0], verdict).await.expect("retried");
+        settle(&queue, &held[0], disposition)
+            .await
+            .expect("retried");
     }
     assert!(lease_now(&queue, 1).await.is_empty());
     let dead = queue
@@ -185,11 +187,11 @@ fn failed(number: u64, error: &str, answer: Option<&str>) -> Attempt {
 
 async fn retry(queue: &Arc<dyn Queue>, attempt: &Attempt) {
     let held = lease(queue, 1).await;
-    let verdict = Verdict::Retry {
+    let disposition = Disposition::Retry {
         after: Duration::ZERO,
         error: attempt.to_text(),
     };
-    settle(queue, &held[0], verdict).await.expect("retried");
+    settle(queue, &held[0], disposition).await.expect("retried");
 }
 
 async fn records_of_attempts_travel_with_the_dead_letter(mut world: World) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use towpath_core::ErrorKind;
-use towpath_core::port::queue::{LeaseRequest, MAX_BATCH, Verdict};
+use towpath_core::port::queue::{Disposition, LeaseRequest, MAX_BATCH};
 
 use crate::World;
 use crate::world::*;
@@ -97,16 +97,16 @@ async fn refuses_a_stale_receipt(mut world: World) {
     )
     .await;
     assert!(fresh[0].receipt.fence > stale[0].receipt.fence);
-    for verdict in [
-        Verdict::Ack,
+    for disposition in [
+        Disposition::Ack,
         retry_now(),
-        Verdict::RELEASE,
-        Verdict::DeadLetter {
+        Disposition::RELEASE,
+        Disposition::DeadLetter {
             reason: "x".to_owned(),
         },
     ] {
         assert_kind(
-            settle(&queue, &stale[0], verdict).await,
+            settle(&queue, &stale[0], disposition).await,
             ErrorKind::Conflict,
         );
     }
@@ -155,7 +155,7 @@ async fn one_receipt_settles_once(mut world: World) {
     let held = lease(&queue, 1).await;
     ack(&queue, &held).await;
     assert_kind(
-        settle(&queue, &held[0], Verdict::Ack).await,
+        settle(&queue, &held[0], Disposition::Ack).await,
         ErrorKind::Conflict,
     );
     assert_eq!(stats(&queue).await.acked, 1);
@@ -190,7 +190,7 @@ async fn a_disconnected_consumers_deliveries_come_back_at_once(mut world: World)
     assert_eq!(payloads(&again), ["one", "two"]);
     assert!(again.iter().all(|one| one.attempt == 2), "attempts count");
     assert_kind(
-        settle(&queue, &lost[0], Verdict::Ack).await,
+        settle(&queue, &lost[0], Disposition::Ack).await,
         ErrorKind::Conflict,
     );
 }
@@ -199,7 +199,7 @@ async fn a_released_delivery_is_not_charged(mut world: World) {
     let queue = world.queue().await;
     enqueue(&queue, &["one", "two"]).await;
     let held = lease(&queue, 1).await;
-    settle(&queue, &held[0], Verdict::RELEASE)
+    settle(&queue, &held[0], Disposition::RELEASE)
         .await
         .expect("released");
     let again = lease(&queue, 2).await;
@@ -211,11 +211,13 @@ async fn a_delayed_release_is_not_charged(mut world: World) {
     let queue = world.queue().await;
     enqueue(&queue, &["one", "two"]).await;
     let held = lease(&queue, 1).await;
-    let verdict = Verdict::Release {
+    let disposition = Disposition::Release {
         after: Duration::from_millis(800),
     };
     let began = Instant::now();
-    settle(&queue, &held[0], verdict).await.expect("released");
+    settle(&queue, &held[0], disposition)
+        .await
+        .expect("released");
     let next = lease_as(&queue, "one", 1, LEASE * 10, Duration::from_secs(5)).await;
     assert_eq!(payloads(&next), ["two"], "it does not block the queue");
     let again = lease_as(&queue, "one", 1, LEASE * 10, Duration::from_secs(5)).await;
@@ -237,7 +239,7 @@ async fn a_delivery_without_an_outcome_marks_the_next_one(mut world: World) {
     assert!(!first[0].interrupted);
     let expired = again().await;
     assert!(expired[0].interrupted, "the lease expired");
-    settle(&queue, &expired[0], Verdict::RELEASE)
+    settle(&queue, &expired[0], Disposition::RELEASE)
         .await
         .expect("released");
     let released = again().await;
@@ -273,12 +275,14 @@ async fn a_retry_waits_for_its_delay(mut world: World) {
     let queue = world.queue().await;
     enqueue(&queue, &["one"]).await;
     let held = lease(&queue, 1).await;
-    let verdict = Verdict::Retry {
+    let disposition = Disposition::Retry {
         after: Duration::from_millis(800),
         error: "no".to_owned(),
     };
     let began = Instant::now();
-    settle(&queue, &held[0], verdict).await.expect("retried");
+    settle(&queue, &held[0], disposition)
+        .await
+        .expect("retried");
     assert_eq!(stats(&queue).await.delayed, 1);
     assert_eq!(
         lease_as(&queue, "one", 1, LEASE, Duration::from_secs(5))

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use towpath_core::port::queue::{Selection, Verdict};
+use towpath_core::port::queue::{Disposition, Selection};
 use towpath_core::{Clock, ErrorKind, NewMessage, SystemClock};
 
 use crate::World;
@@ -69,7 +69,7 @@ async fn keeps_delays_dead_letters_pause_and_counts_across_reopen(mut world: Wor
     settle(
         &queue,
         &held[0],
-        Verdict::DeadLetter {
+        Disposition::DeadLetter {
             reason: "poison".to_owned(),
         },
     )
@@ -115,7 +115,7 @@ async fn a_receipt_from_before_a_reopen_is_stale(mut world: World) {
     let queue = world.reopen().await;
     let fresh = lease(&queue, 1).await;
     assert_kind(
-        settle(&queue, &old[0], Verdict::Ack).await,
+        settle(&queue, &old[0], Disposition::Ack).await,
         ErrorKind::Conflict,
     );
     ack(&queue, &fresh).await;

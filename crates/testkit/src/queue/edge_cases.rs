@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use towpath_core::port::Queue;
-use towpath_core::port::queue::{LeaseRequest, Selection, Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, LeaseRequest, Selection, Settlement};
 use towpath_core::{Clock, Delivery, ErrorKind, NewMessage, SystemClock};
 
 use crate::World;
@@ -29,8 +29,8 @@ fn keyed(payload: &str) -> NewMessage {
     }
 }
 
-fn give_up() -> Verdict {
-    Verdict::DeadLetter {
+fn give_up() -> Disposition {
+    Disposition::DeadLetter {
         reason: "poison".to_owned(),
     }
 }
@@ -42,7 +42,7 @@ async fn one_stale_receipt_does_not_fail_the_batch(mut world: World) {
     ack(&queue, &held[1..2]).await;
     let all = held.iter().map(|delivery| Settlement {
         receipt: delivery.receipt.clone(),
-        verdict: Verdict::Ack,
+        disposition: Disposition::Ack,
     });
     let mut outcomes = queue.settle(all.collect()).await.expect("settle");
     assert!(outcomes[0].is_ok() && outcomes[2].is_ok());
@@ -127,7 +127,7 @@ async fn a_disconnect_voids_expired_leases(mut world: World) {
         extended.into_iter().next().expect("one"),
         ErrorKind::Conflict,
     );
-    let settled = settle(&queue, &late, Verdict::Ack).await;
+    let settled = settle(&queue, &late, Disposition::Ack).await;
     assert_kind(settled, ErrorKind::Conflict);
 }
 
@@ -139,11 +139,13 @@ async fn purging_a_retry_unlocks_its_key(mut world: World) {
         assert_eq!(lease_now(&queue, 1).await.len(), in_hand.len());
         enqueue_all(&queue, vec![keyed("a1"), keyed("a2")]).await;
         let held = lease(&queue, 1).await;
-        let verdict = Verdict::Retry {
+        let disposition = Disposition::Retry {
             after: Duration::from_secs(600),
             error: "no".to_owned(),
         };
-        settle(&queue, &held[0], verdict).await.expect("retried");
+        settle(&queue, &held[0], disposition)
+            .await
+            .expect("retried");
         assert!(lease_now(&queue, 1).await.is_empty(), "a2 waits for a1");
         assert_eq!(queue.purge(&jobs()).await.expect("purge"), 2);
         enqueue_all(&queue, vec![keyed("a3")]).await;
@@ -164,11 +166,13 @@ async fn an_expired_message_unlocks_its_key(mut world: World) {
     enqueue_all(&queue, vec![mortal, keyed("a2")]).await;
     let held = lease(&queue, 1).await;
     assert_eq!(payloads(&held), ["a1"]);
-    let verdict = Verdict::Retry {
+    let disposition = Disposition::Retry {
         after: Duration::from_millis(800),
         error: "no".to_owned(),
     };
-    settle(&queue, &held[0], verdict).await.expect("retried");
+    settle(&queue, &held[0], disposition)
+        .await
+        .expect("retried");
     until("the retry to fall due", || async {
         stats(&queue).await.delayed == 0
     })
@@ -235,11 +239,13 @@ async fn keeps_the_last_ten_errors(mut world: World) {
     enqueue(&queue, &["one"]).await;
     for attempt in 1..=14 {
         let held = lease(&queue, 1).await;
-        let verdict = Verdict::Retry {
+        let disposition = Disposition::Retry {
             after: Duration::ZERO,
             error: attempt.to_string(),
         };
-        settle(&queue, &held[0], verdict).await.expect("retried");
+        settle(&queue, &held[0], disposition)
+            .await
+            .expect("retried");
     }
     let dead = queue
         .dead_letters(&jobs(), None, 1)

@@ -9,7 +9,7 @@ use rand::seq::IteratorRandom;
 use rand::{Rng, SeedableRng};
 use towpath_core::backend::Capability;
 use towpath_core::port::Queue;
-use towpath_core::port::queue::{Selection, Verdict};
+use towpath_core::port::queue::{Disposition, Selection};
 use towpath_core::{Delivery, MessageId};
 
 use crate::World;
@@ -164,23 +164,23 @@ impl Model {
         let payload = payloads(std::slice::from_ref(&delivery)).remove(0);
         let (id, attempt) = (delivery.message.id, delivery.attempt);
         let reason = "no".to_owned();
-        let verdict = match self.rng.random_range(0..4) {
-            0 => Verdict::Ack,
-            1 => Verdict::RELEASE,
-            2 => Verdict::DeadLetter { reason },
+        let disposition = match self.rng.random_range(0..4) {
+            0 => Disposition::Ack,
+            1 => Disposition::RELEASE,
+            2 => Disposition::DeadLetter { reason },
             _ => retry_now(),
         };
-        match verdict {
-            Verdict::Ack => self.acked += 1,
-            Verdict::Release { .. } => _ = self.ready.insert(payload, attempt - 1),
-            Verdict::Retry { .. } if attempt < ATTEMPTS => {
+        match disposition {
+            Disposition::Ack => self.acked += 1,
+            Disposition::Release { .. } => _ = self.ready.insert(payload, attempt - 1),
+            Disposition::Retry { .. } if attempt < ATTEMPTS => {
                 _ = self.ready.insert(payload, attempt);
             }
-            Verdict::Retry { .. } | Verdict::DeadLetter { .. } => {
+            Disposition::Retry { .. } | Disposition::DeadLetter { .. } => {
                 _ = self.dead.insert(payload, id);
             }
         }
-        let outcome = settle(&self.queue, &delivery, verdict).await;
+        let outcome = settle(&self.queue, &delivery, disposition).await;
         outcome.unwrap_or_else(|error| panic!("{at}: {error:?}"));
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, Settlement};
 use towpath_core::{Clock, NewMessage, SystemClock};
 
 use crate::World;
@@ -43,7 +43,7 @@ async fn delivers_oldest_first(mut world: World) {
         // In one call: a message that waits in the process for longer than a second may return to its broker.
         let all = held.iter().map(|delivery| Settlement {
             receipt: delivery.receipt.clone(),
-            verdict: Verdict::Ack,
+            disposition: Disposition::Ack,
         });
         for outcome in queue.settle(all.collect()).await.expect("settle") {
             outcome.expect("acked");
@@ -79,15 +79,17 @@ async fn a_retry_is_not_overtaken_by_its_key(mut world: World) {
     enqueue_all(&queue, vec![keyed("a", "a1"), keyed("a", "a2")]).await;
     let held = lease(&queue, 10).await;
     assert_eq!(payloads(&held), ["a1"]);
-    let verdict = Verdict::Retry {
+    let disposition = Disposition::Retry {
         after: Duration::from_millis(300),
         error: "no".to_owned(),
     };
-    settle(&queue, &held[0], verdict).await.expect("retried");
+    settle(&queue, &held[0], disposition)
+        .await
+        .expect("retried");
     assert!(lease_now(&queue, 10).await.is_empty(), "a2 waits for a1");
     let held = lease(&queue, 10).await;
     assert_eq!(payloads(&held), ["a1"]);
-    settle(&queue, &held[0], Verdict::RELEASE)
+    settle(&queue, &held[0], Disposition::RELEASE)
         .await
         .expect("released");
     assert_eq!(payloads(&lease(&queue, 10).await), ["a1"]);
@@ -100,7 +102,7 @@ async fn a_dead_letter_unlocks_its_key(mut world: World) {
     settle(
         &queue,
         &held[0],
-        Verdict::DeadLetter {
+        Disposition::DeadLetter {
             reason: "poison".to_owned(),
         },
     )

@@ -76,7 +76,7 @@ impl Server {
     /// Makes a standby the primary.
     ///
     /// # Panics
-    /// When it is none.
+    /// When it is not a standby.
     pub fn promote(&self) {
         assert_eq!(self.query("postgres", "SELECT pg_promote()"), "t");
     }
@@ -133,7 +133,7 @@ impl Server {
         self.url(database)
     }
 
-    /// What a statement answers, columns separated by `|`.
+    /// The rows of a statement, columns separated by `|`.
     ///
     /// # Panics
     /// When it fails.
@@ -184,8 +184,8 @@ impl Server {
         let words = self.as_user("postgres", &[place.as_slice(), &size, &settings].concat());
         let (began, mut tries) = (Instant::now(), 100);
         while began.elapsed() < START {
-            // What a crash left behind ends a moment later, and until then nothing starts beside it.
-            // Ended at once, it still lets go of its shared memory.
+            // Processes that a crash left behind end a moment later, and until then no server starts beside them.
+            // Ended at once, it still releases its shared memory.
             // Many databases take long to recover, so each start has more time than the one before.
             let process = Guarded::spawn_ending(&words[0], &words[1..], "QUIT");
             self.process = Some(process.expect("it can be started"));
@@ -290,7 +290,7 @@ pub fn pooler_missing() -> Option<String> {
     }
 }
 
-/// What a program prints.
+/// The output of a program.
 fn run(command: &mut Command) -> String {
     let output = command.output().expect("it can be started");
     assert!(

@@ -14,7 +14,7 @@ use crate::http::extract::Json;
 /// Timeout for the facts of a backend.
 const FACTS_DEADLINE: Duration = Duration::from_secs(2);
 
-/// What a process found out about itself.
+/// The findings of a process about itself.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Examined {
     /// Version of the running process.

@@ -1,4 +1,4 @@
-//! `/v1/fleet` and `/v1/tasks`: what the listeners of controller and worker serve to operators, with the admin token in
+//! `/v1/fleet` and `/v1/tasks`: the routes of controller and worker for operators, with the admin token in
 //! place of a key of the fleet. Data comes without the envelope of those listeners, refusals are problems.
 
 use std::sync::{Arc, OnceLock};
@@ -35,7 +35,7 @@ impl FleetListener {
     }
 }
 
-/// The doors of the fleet's roles.
+/// Routes of the fleet's roles, for the admin interface.
 #[derive(Clone, Default)]
 pub struct FleetListeners {
     /// Of `fleet.controller`.
@@ -63,7 +63,11 @@ async fn pass_on(State(admin): State<Admin>, request: Request) -> Result<Respons
     let (mut head, body) = request.into_parts();
     let path = head.uri.path();
     let (door, role, own) = match path.strip_prefix("/v1/fleet") {
-        Some(rest) => (&admin.doors.controller, "fleet.controller", rest.to_owned()),
+        Some(rest) => (
+            &admin.fleet_listeners.controller,
+            "fleet.controller",
+            rest.to_owned(),
+        ),
         None => {
             let id = path.strip_prefix("/v1/tasks/");
             let own = match id {
@@ -71,7 +75,7 @@ async fn pass_on(State(admin): State<Admin>, request: Request) -> Result<Respons
                 None if head.method == http::Method::POST => "/hit".to_owned(),
                 None => "/hits".to_owned(),
             };
-            (&admin.doors.worker, "fleet.worker", own)
+            (&admin.fleet_listeners.worker, "fleet.worker", own)
         }
     };
     let Some((router, key)) = door.0.get() else {
@@ -94,7 +98,7 @@ async fn pass_on(State(admin): State<Admin>, request: Request) -> Result<Respons
         Problem::new(http::StatusCode::INTERNAL_SERVER_ERROR, text)
     })?;
     head.headers.insert("x-api-key", key);
-    // What the outer router noted of its own path would count as parameters of the inner one.
+    // Parameters of the outer router's path would count as those of the inner one.
     let peer = head.extensions.remove::<Peer>();
     head.extensions.clear();
     if let Some(peer) = peer {

@@ -128,7 +128,7 @@ pub(super) async fn set(
 }
 
 /// Delete a key.
-#[utoipa::path(delete, operation_id = "delete_key", path = "/v1/kv/{key}", params(("key" = String, Path, description = "The key")), responses((status = 200, description = "How many there were", body = super::Count)))]
+#[utoipa::path(delete, operation_id = "delete_key", path = "/v1/kv/{key}", params(("key" = String, Path, description = "The key")), responses((status = 200, description = "Number of deleted keys", body = super::Count)))]
 pub(super) async fn delete(
     State(admin): State<Admin>,
     Segment(key): Segment,

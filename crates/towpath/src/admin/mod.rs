@@ -38,29 +38,29 @@ pub use wire::{
     QueueStats, Sent,
 };
 
-use crate::apps::orders::Desk;
+use crate::apps::orders::OrderStore;
 use crate::auth::{Guard, Table};
 use crate::doctor::Doctor;
 use crate::http::error::{Form, Problem};
-use crate::http::{BodyLimit, Edge, Hosts, wrap};
+use crate::http::{BodyLimit, Hosts, RequestLayer, wrap};
 use crate::problems::Problems;
 use crate::telemetry::{Health, Metrics};
 
 /// The file in the data folder that holds the token.
 pub(crate) const TOKEN_FILE: &str = "admin.token";
 
-/// What the admin API works on.
+/// The state of the admin API.
 #[derive(Clone)]
 pub struct Admin {
     /// The backends of the process.
     pub backends: Vec<Backend>,
     /// Where a role of the orders app runs.
-    pub orders: Option<Desk>,
+    pub orders: Option<OrderStore>,
     /// Where a role of the accounts app runs.
     pub outbox: Option<Arc<dyn Outbox>>,
     /// Who may do what.
     pub guard: Guard,
-    /// How the parts are.
+    /// Health of the parts.
     pub health: Health,
     /// The metrics of the process.
     pub metrics: Metrics,
@@ -70,12 +70,12 @@ pub struct Admin {
     pub doctor: Doctor,
     /// The roles of the process.
     pub roles: Vec<&'static str>,
-    /// What the fleet's roles serve.
-    pub doors: FleetListeners,
+    /// Routes of the fleet's roles.
+    pub fleet_listeners: FleetListeners,
 }
 
 /// Every route of the admin listener, behind the edge.
-pub fn router(admin: Admin, hosts: Hosts, edge: Edge) -> Router {
+pub fn router(admin: Admin, hosts: Hosts, edge: RequestLayer) -> Router {
     let (v1, openapi) = routes::v1();
     let queries = document::queries(&openapi);
     let v1 = v1.merge(fleet::routes());

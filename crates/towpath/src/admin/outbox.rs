@@ -1,4 +1,4 @@
-//! `/v1/outbox`: events, what became of them, and sending them again.
+//! `/v1/outbox`: events, their status, and sending them again.
 //!
 //! Replayed events are written to the outbox, so the relay sends it in order and under the same guarantees.
 

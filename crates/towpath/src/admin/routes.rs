@@ -25,7 +25,7 @@ use super::wire::{
     Count, CurrentProblem, DeadLetterView, HealthView, Letters, MessageView, QueueStats, Sent,
 };
 use super::{Admin, document};
-use crate::apps::orders::{Balance, Books};
+use crate::apps::orders::{Balance, Reconciliation};
 use crate::http::Segment;
 use crate::http::error::Problem;
 use crate::http::extract::{Json, Query};
@@ -35,13 +35,13 @@ use crate::telemetry::{TraceContext, traces};
 
 pub(super) type Answer<T> = std::result::Result<Json<T>, Failure>;
 
-/// A list of what several backends have, some of which may not answer.
+/// A list over several backends, some of which may not answer.
 pub(super) type Partial<T> = (HeaderMap, Json<T>);
 
 /// The header that names the backends whose part is missing.
 pub const UNAVAILABLE: &str = "towpath-unavailable";
 
-/// How long one backend may take for its part.
+/// Timeout of one backend for its part.
 const PART_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The route that takes and shows messages.
@@ -107,7 +107,7 @@ pub(super) fn v1() -> (Router<Admin>, OpenApi) {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
 #[expect(dead_code, reason = "only the document reads it")]
-struct Named {
+struct QueuePath {
     /// A queue: 1 to 255 bytes of UTF-8 without white space or control characters.
     #[param(
         min_length = 1,
@@ -200,7 +200,7 @@ async fn list(
 }
 
 /// Show a queue.
-#[utoipa::path(get, operation_id = "show_queue", path = "/v1/queues/{queue}", params(Named), responses((status = 200, description = "Its numbers", body = QueueStats)))]
+#[utoipa::path(get, operation_id = "show_queue", path = "/v1/queues/{queue}", params(QueuePath), responses((status = 200, description = "Its numbers", body = QueueStats)))]
 async fn show(State(admin): State<Admin>, Segment(name): Segment) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
     let stats = queue.stats(&name).await?;
@@ -224,7 +224,7 @@ async fn with_stranded(queue: &dyn Queue, stats: Stats) -> Result<QueueStats> {
 }
 
 /// Move messages from other brokers of the backend's URL into the queue.
-#[utoipa::path(post, path = "/v1/queues/{queue}/collect", params(Named), responses((status = 200, description = "How many were moved", body = Count)))]
+#[utoipa::path(post, path = "/v1/queues/{queue}/collect", params(QueuePath), responses((status = 200, description = "Number of moved messages", body = Count)))]
 async fn collect(State(admin): State<Admin>, Segment(name): Segment) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
     Ok(Json(Count {
@@ -245,7 +245,7 @@ struct Deleting {
 /// Delete a queue with its counters and idempotency keys.
 ///
 /// 409 while the queue has consumers, a route into it, or (without `force`) messages or dead letters.
-#[utoipa::path(delete, operation_id = "delete_queue", path = "/v1/queues/{queue}", params(Named, Deleting), responses((status = 200, description = "How many messages and dead letters were dropped", body = Count)))]
+#[utoipa::path(delete, operation_id = "delete_queue", path = "/v1/queues/{queue}", params(QueuePath, Deleting), responses((status = 200, description = "Number of dropped messages and dead letters", body = Count)))]
 async fn delete(
     State(admin): State<Admin>,
     Segment(name): Segment,
@@ -258,7 +258,7 @@ async fn delete(
 }
 
 /// List the oldest messages without changing them.
-#[utoipa::path(get, path = "/v1/queues/{queue}/messages", params(Named, Top), responses((status = 200, description = "Oldest first", body = [MessageView])))]
+#[utoipa::path(get, path = "/v1/queues/{queue}/messages", params(QueuePath, Top), responses((status = 200, description = "Oldest first", body = [MessageView])))]
 async fn peek(
     State(admin): State<Admin>,
     Segment(name): Segment,
@@ -272,7 +272,7 @@ async fn peek(
 /// Send the body as one message; create the queue when it does not exist.
 ///
 /// 415 for NDJSON, which would be stored as one message instead of a batch.
-#[utoipa::path(post, path = "/v1/queues/{queue}/messages", params(Named, About), request_body(content = inline(Option<Binary>), content_type = "application/octet-stream", description = "The payload, at most 16 MiB; none is an empty message"), responses((status = 200, description = "It is durable", body = Sent)))]
+#[utoipa::path(post, path = "/v1/queues/{queue}/messages", params(QueuePath, About), request_body(content = inline(Option<Binary>), content_type = "application/octet-stream", description = "The payload, at most 16 MiB; none is an empty message"), responses((status = 200, description = "It is durable", body = Sent)))]
 async fn send(
     State(admin): State<Admin>,
     Segment(name): Segment,
@@ -360,7 +360,7 @@ async fn send(
 }
 
 /// Pause delivery.
-#[utoipa::path(post, path = "/v1/queues/{queue}/pause", params(Named), responses((status = 200, description = "Its numbers afterwards", body = QueueStats)))]
+#[utoipa::path(post, path = "/v1/queues/{queue}/pause", params(QueuePath), responses((status = 200, description = "Its numbers afterwards", body = QueueStats)))]
 async fn pause(State(admin): State<Admin>, Segment(name): Segment) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
     queue.pause(&name).await?;
@@ -368,7 +368,7 @@ async fn pause(State(admin): State<Admin>, Segment(name): Segment) -> Answer<Que
 }
 
 /// Resume delivery.
-#[utoipa::path(post, path = "/v1/queues/{queue}/resume", params(Named), responses((status = 200, description = "Its numbers afterwards", body = QueueStats)))]
+#[utoipa::path(post, path = "/v1/queues/{queue}/resume", params(QueuePath), responses((status = 200, description = "Its numbers afterwards", body = QueueStats)))]
 async fn resume(State(admin): State<Admin>, Segment(name): Segment) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
     queue.resume(&name).await?;
@@ -376,7 +376,7 @@ async fn resume(State(admin): State<Admin>, Segment(name): Segment) -> Answer<Qu
 }
 
 /// Delete all ready and delayed messages; leased messages and dead letters stay.
-#[utoipa::path(post, path = "/v1/queues/{queue}/purge", params(Named), responses((status = 200, description = "How many were dropped", body = Count)))]
+#[utoipa::path(post, path = "/v1/queues/{queue}/purge", params(QueuePath), responses((status = 200, description = "Number of dropped messages", body = Count)))]
 async fn purge(State(admin): State<Admin>, Segment(name): Segment) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
     Ok(Json(Count {
@@ -385,7 +385,7 @@ async fn purge(State(admin): State<Admin>, Segment(name): Segment) -> Answer<Cou
 }
 
 /// List dead letters, oldest first.
-#[utoipa::path(get, path = "/v1/queues/{queue}/dead-letters", params(Named, Page), responses((status = 200, description = "Oldest first", body = [DeadLetterView])))]
+#[utoipa::path(get, path = "/v1/queues/{queue}/dead-letters", params(QueuePath, Page), responses((status = 200, description = "Oldest first", body = [DeadLetterView])))]
 async fn dead_letters(
     State(admin): State<Admin>,
     Segment(name): Segment,
@@ -400,7 +400,7 @@ async fn dead_letters(
 }
 
 /// Return dead letters to the end of their queue.
-#[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/redrive", params(Named), request_body = Letters, responses((status = 200, description = "Number of redriven messages", body = Count)))]
+#[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/redrive", params(QueuePath), request_body = Letters, responses((status = 200, description = "Number of redriven messages", body = Count)))]
 async fn redrive(
     State(admin): State<Admin>,
     Segment(name): Segment,
@@ -413,7 +413,7 @@ async fn redrive(
 }
 
 /// Delete dead letters permanently.
-#[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/drop", params(Named), request_body = Letters, responses((status = 200, description = "Number of deleted messages", body = Count)))]
+#[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/drop", params(QueuePath), request_body = Letters, responses((status = 200, description = "Number of deleted messages", body = Count)))]
 async fn drop_dead(
     State(admin): State<Admin>,
     Segment(name): Segment,
@@ -479,10 +479,10 @@ fn selection(letters: &Letters) -> Result<Selection> {
 /// Reconcile order counts: accepted = processed + rejected + in flight + dead.
 #[utoipa::path(get, path = "/v1/orders/check", responses((status = 200, description = "The balance, and what breaks it", body = Balance), (status = 404, description = "No orders here")))]
 async fn check_orders(State(admin): State<Admin>) -> Answer<Balance> {
-    let desk = admin.orders.clone().ok_or_else(|| {
+    let store = admin.orders.clone().ok_or_else(|| {
         Error::not_found("no role of the orders app runs in this process; ask one where it does")
     })?;
-    Ok(Json(Books(desk).balance().await?))
+    Ok(Json(Reconciliation(store).balance().await?))
 }
 
 /// Stream a consistent snapshot of the embedded store.
@@ -518,7 +518,7 @@ pub(super) fn partial<T>(list: T, missing: &[String]) -> Partial<T> {
 }
 
 impl Admin {
-    /// What every backend lists, and why some do not.
+    /// The lists of all backends, and the errors of those that do not answer.
     ///
     /// # Errors
     /// That of the first one, when none answers.
@@ -573,7 +573,7 @@ impl Admin {
 
     /// The keys of the orders app, or else those of the first backend that has some.
     pub(super) fn kv(&self) -> Result<Arc<dyn Kv>> {
-        let orders = self.orders.as_ref().map(|desk| Arc::clone(&desk.kv));
+        let orders = self.orders.as_ref().map(|store| Arc::clone(&store.kv));
         let first = || self.backends.iter().find_map(|backend| backend.kv.clone());
         orders
             .or_else(first)

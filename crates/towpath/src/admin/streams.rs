@@ -188,7 +188,7 @@ pub struct TrimWanted {
 }
 
 /// Delete old entries of a stream.
-#[utoipa::path(post, operation_id = "trim_stream", path = "/v1/streams/{stream}/trim", params(("stream" = String, Path, description = "The stream")), request_body = TrimWanted, responses((status = 200, description = "How many were dropped", body = Count)))]
+#[utoipa::path(post, operation_id = "trim_stream", path = "/v1/streams/{stream}/trim", params(("stream" = String, Path, description = "The stream")), request_body = TrimWanted, responses((status = 200, description = "Number of dropped entries", body = Count)))]
 pub(super) async fn trim(
     State(admin): State<Admin>,
     Segment(name): Segment,

@@ -1,4 +1,4 @@
-//! What the admin API says, in JSON: names are part of `/v1` and stay.
+//! The JSON of the admin API: names are part of `/v1` and stay.
 
 use std::collections::BTreeMap;
 
@@ -46,7 +46,7 @@ pub struct QueueStats {
     /// backend does not know.
     #[serde(default)]
     pub oldest_leased_age_seconds: Option<u64>,
-    /// How long ago the oldest delayed message was enqueued, in seconds; absent when none is, or where the backend does not
+    /// Age of the oldest delayed message since its enqueue, in seconds; absent when none is, or where the backend does not
     /// know.
     #[serde(default)]
     pub oldest_delayed_age_seconds: Option<u64>,
@@ -217,7 +217,7 @@ pub struct DeadLetterView {
     /// Its key, if it has one.
     #[serde(default)]
     pub key: Option<String>,
-    /// What travels beside the payload.
+    /// Message fields beside the payload.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
     /// The id of the trace that it belongs to, if it has one.

@@ -1,4 +1,4 @@
-//! The apps: what each group of roles promises, on top of the ports.
+//! The apps: the promises of each group of roles, on top of the ports.
 
 pub mod accounts;
 pub mod fleet;

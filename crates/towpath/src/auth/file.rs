@@ -15,7 +15,7 @@ use super::key::Key;
 use crate::disk;
 use crate::supervisor::Stop;
 
-/// How often a process checks whether the file changed.
+/// Interval of checks whether the file changed.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The file's contents.

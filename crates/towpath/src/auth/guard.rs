@@ -85,7 +85,7 @@ pub struct Change {
 }
 
 impl Change {
-    /// What the audit log says of a request; `None` for those that it does not record.
+    /// The action of a request in the audit log; `None` for those that it does not record.
     pub fn of(table: &Table, route: &str, head: &Parts, actor: &Actor) -> Option<Self> {
         let access = table.find(&head.method, route)?;
         access.is_audited(&head.method).then(|| Self {
@@ -164,7 +164,7 @@ impl Guard {
             Ok(actor) => return Ok(actor),
             Err(refusal) => refusal,
         };
-        // A key that is wrong is refused; what belongs to another system counts as none.
+        // A wrong key is refused; a credential of another system counts as none.
         let is_ours = matches!(refusal, Refusal::Denied(_));
         let is_open = match (access, self.0.mode) {
             (Access::App(_), _) => true,
@@ -291,7 +291,7 @@ fn problem(refusal: Refusal, needed: Needed) -> Problem {
     }
 }
 
-/// The name of what a request is about, when scopes of its resource have names: `{queue}` of the route.
+/// The name of the request's resource, when scopes of that resource have names: `{queue}` of the route.
 fn name_of(route: &str, path: &str) -> Option<String> {
     let at = route.split('/').position(|segment| segment == "{queue}")?;
     decoded(path.split('/').nth(at)?)

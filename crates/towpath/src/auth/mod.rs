@@ -1,4 +1,4 @@
-//! Authentication of every listener: named keys with scopes, and what each route requires.
+//! Authentication of every listener: named keys with scopes, and the required scope of each route.
 //!
 //! ```text
 //! head of a request -> table of routes: scope -> credential: key, token -> Actor, or 401, 403

@@ -1,4 +1,4 @@
-//! What each route of each listener requires. A route that is missing here is closed.
+//! The required scope of each route of each listener. A route that is missing here is closed.
 
 use http::Method;
 
@@ -8,7 +8,7 @@ use crate::documents::Part;
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Every client: probes, and what describes the routes.
+    /// Every client: probes, and descriptions of the routes.
     Open,
     /// A route of a reference system, open with `server.auth = "auto"`, because existing clients have no key.
     Contract(Needed),

@@ -1,4 +1,4 @@
-//! What a key permits: `resource:verb`, or `resource:NAME:verb` for resources with names.
+//! Permissions of a key: `resource:verb`, or `resource:NAME:verb` for resources with names.
 
 use std::fmt;
 use std::str::FromStr;
@@ -28,7 +28,7 @@ const RESOURCES: [(&str, bool, &[&str]); 10] = [
 #[serde(try_from = "String", into = "String")]
 pub struct Scope(Box<str>);
 
-/// What a route requires.
+/// The requirement of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needed {
     resource: &'static str,

@@ -23,7 +23,7 @@ const PARTS: usize = 4;
 /// Most characters of an error of the client, which may have the body of an answer in it.
 const ANSWER: usize = 400;
 
-/// How long one request may take, and how long requests of one kind are tried again.
+/// Timeout of one request, and of its retries.
 const REQUEST: Duration = Duration::from_secs(60);
 const RETRIES: Duration = Duration::from_secs(60);
 

@@ -6,25 +6,25 @@ use futures_util::StreamExt;
 use towpath_core::{Error, Result};
 
 use super::STORE;
+use super::location::{self, Location};
 use super::manifest::{Entry, Manifest};
-use super::place::{self, Place};
-use super::stream::Incoming;
+use super::stream::SnapshotReader;
 
 /// A backup that is being made.
 pub struct Making {
-    place: Place,
+    location: Location,
     files: Vec<Entry>,
 }
 
 impl Making {
-    /// Makes its place.
+    /// Makes its location.
     ///
     /// # Errors
     /// `Conflict` when something is there already.
-    pub async fn begin(place: Place) -> Result<Self> {
-        place.make().await?;
+    pub async fn begin(location: Location) -> Result<Self> {
+        location.make().await?;
         Ok(Self {
-            place,
+            location,
             files: Vec::new(),
         })
     }
@@ -32,12 +32,12 @@ impl Making {
     /// Writes the files of a store.
     ///
     /// # Errors
-    /// Those of the snapshot and of the place.
-    pub async fn store(&mut self, mut snapshot: Incoming) -> Result<()> {
+    /// Those of the snapshot and of the location.
+    pub async fn store(&mut self, mut snapshot: SnapshotReader) -> Result<()> {
         while let Some(file) = snapshot.next_file().await? {
             let name = format!("{STORE}/{}", file.name);
             super::manifest::target(&name)?;
-            let mut writing = self.place.write(&name).await?;
+            let mut writing = self.location.write(&name).await?;
             let written = loop {
                 match snapshot.piece().await {
                     Ok(None) => break Ok(()),
@@ -58,24 +58,24 @@ impl Making {
         Ok(())
     }
 
-    /// A folder for files on their way, where the place is one: its files are removed with the backup.
+    /// A folder for files on their way, where the location is one: its files are removed with the backup.
     pub fn scratch(&self) -> Option<&Path> {
-        match &self.place {
-            Place::Folder(folder) => Some(folder),
-            Place::Bucket(_) => None,
+        match &self.location {
+            Location::Folder(folder) => Some(folder),
+            Location::Bucket(_) => None,
         }
     }
 
     /// Writes a copy of a database.
     ///
     /// # Errors
-    /// Those of the file and of the place.
+    /// Those of the file and of the location.
     pub async fn database(&mut self, name: &str, copy: &Path) -> Result<()> {
         super::manifest::target(name)?;
-        let above = Place::Folder(copy.parent().unwrap_or(Path::new("/")).to_owned());
+        let above = Location::Folder(copy.parent().unwrap_or(Path::new("/")).to_owned());
         let found = copy.file_name().unwrap_or_default().to_string_lossy();
         let mut pieces = above.read(&found).await?;
-        let mut writing = self.place.write(name).await?;
+        let mut writing = self.location.write(name).await?;
         while let Some(piece) = pieces.next().await {
             writing.push(piece?).await?;
         }
@@ -86,7 +86,7 @@ impl Making {
     /// Checks that every file is there, and writes the manifest.
     ///
     /// # Errors
-    /// `Corrupt` when one is not; those of the place.
+    /// `Corrupt` when one is not; those of the location.
     pub async fn complete(&mut self) -> Result<Manifest> {
         let mut expected: Vec<(String, u64)> = self
             .files
@@ -94,29 +94,29 @@ impl Making {
             .map(|file| (file.name.clone(), file.bytes))
             .collect();
         expected.sort();
-        if self.place.list().await? != expected {
+        if self.location.list().await? != expected {
             return Err(Error::corrupt(format!(
                 "`{}` was changed while the backup was made; make another one",
-                self.place
+                self.location
             )));
         }
         let manifest = Manifest::new(std::mem::take(&mut self.files))?;
-        self.place.complete(&manifest).await?;
-        if let Place::Folder(folder) = &self.place
+        self.location.complete(&manifest).await?;
+        if let Location::Folder(folder) = &self.location
             && let Some(above) = folder.parent()
         {
-            place::sync_folder(above)?;
+            location::sync_folder(above)?;
         }
         Ok(manifest)
     }
 
     /// Removes written files, and reports the rest.
     pub async fn abandon(self) -> String {
-        match self.place.remove().await {
-            Ok(()) => format!("the incomplete backup in `{}` was removed", self.place),
+        match self.location.remove().await {
+            Ok(()) => format!("the incomplete backup in `{}` was removed", self.location),
             Err(error) => format!(
                 "the incomplete backup in `{}` stays there without a manifest, remove it ({})",
-                self.place,
+                self.location,
                 error.chain()
             ),
         }

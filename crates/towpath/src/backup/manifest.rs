@@ -17,7 +17,7 @@ pub(super) const NAME: &str = "manifest.json";
 /// The newest format; this build reads every one up to it.
 const FORMAT: u32 = 1;
 
-/// What a backup is made of.
+/// The files of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -47,7 +47,7 @@ pub struct Entry {
     pub sha256: String,
 }
 
-/// What stands in every format.
+/// Fields of every format.
 #[derive(Deserialize)]
 struct Head {
     format: u32,

@@ -9,18 +9,18 @@
 //! Without a manifest a backup is not complete, and is never restored by mistake.
 
 mod bucket;
+mod location;
 mod make;
 mod manifest;
-mod place;
 mod restore;
 mod stream;
 mod verify;
 
+pub use location::Location;
 pub use make::Making;
 pub use manifest::{Entry, Manifest};
-pub use place::Place;
 pub use restore::{Restored, restore};
-pub use stream::{Incoming, outgoing};
+pub use stream::{SnapshotReader, outgoing};
 pub use verify::{Report, verify};
 
 /// Where the store stands in a backup; databases stand beside it.

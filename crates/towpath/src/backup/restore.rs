@@ -1,6 +1,6 @@
 //! Restoring: built aside, checked, and put in place at once.
 //!
-//! A data folder that does not exist is made beside its place and renamed. One that exists and is empty, such as a mount,
+//! A data folder that does not exist is made beside its location and renamed. One that exists and is empty, such as a mount,
 //! is filled while it holds the folder `restoring`, which keeps every start from using it and goes last.
 
 use std::fs;
@@ -11,12 +11,12 @@ use futures_util::StreamExt;
 use towpath_core::{Error, Result};
 use uuid::Uuid;
 
+use super::location::{Location, failed, make_folders, sync_below, sync_folder};
 use super::manifest::{self, Entry, Hashing, difference};
-use super::place::{Place, failed, make_folders, sync_below, sync_folder};
 use super::{DATABASE, STORE};
 use crate::wiring::{Depth, RESTORING, Verified, verify_store};
 
-/// What a new file system has.
+/// Entries of a new file system.
 const LOST_AND_FOUND: &str = "lost+found";
 
 /// Summary of a restore.
@@ -28,7 +28,7 @@ pub struct Restored {
     pub bytes: u64,
     /// The databases.
     pub databases: Vec<String>,
-    /// What the restored store has; its faults were in the store that the backup was made of.
+    /// The contents of the restored store; its faults were in the store that was backed up.
     pub store: Verified,
 }
 
@@ -39,14 +39,18 @@ pub struct Restored {
 /// # Errors
 /// `Conflict` when the folder is not empty, `Corrupt` when the backup is not complete or a file does not match the
 /// manifest, `Unavailable` for I/O. Nothing is in the data folder then.
-pub async fn restore(place: &Place, data: &Path, without_manifest: bool) -> Result<Restored> {
-    let files = match place.manifest().await? {
-        Some(manifest) => manifest.files.into_iter().map(Wanted::Listed).collect(),
-        None if without_manifest => unlisted(place).await?,
-        None => return Err(super::verify::incomplete(place)),
+pub async fn restore(location: &Location, data: &Path, without_manifest: bool) -> Result<Restored> {
+    let files = match location.manifest().await? {
+        Some(manifest) => manifest
+            .files
+            .into_iter()
+            .map(RestoredFile::Listed)
+            .collect(),
+        None if without_manifest => unlisted(location).await?,
+        None => return Err(super::verify::incomplete(location)),
     };
     if !files.iter().any(|file| file.name().starts_with(STORE)) {
-        let text = format!("`{place}` has no store; name the folder of a backup");
+        let text = format!("`{location}` has no store; name the folder of a backup");
         return Err(Error::corrupt(text));
     }
     let aside = Aside::begin(data)?;
@@ -58,7 +62,7 @@ pub async fn restore(place: &Place, data: &Path, without_manifest: bool) -> Resu
     };
     for file in &files {
         let target = manifest::target(file.name())?;
-        let copied = copy(place, file, &aside.folder.join(target)).await?;
+        let copied = copy(location, file, &aside.folder.join(target)).await?;
         if target.ends_with(DATABASE) {
             restored.databases.push(target.to_owned());
         }
@@ -72,7 +76,7 @@ pub async fn restore(place: &Place, data: &Path, without_manifest: bool) -> Resu
     restored.store.faults.extend(faults);
     if without_manifest && !restored.store.faults.is_empty() {
         return Err(Error::corrupt(format!(
-            "`{place}` is not a whole backup: {}",
+            "`{location}` is not a whole backup: {}",
             restored.store.faults.join("; ")
         )));
     }
@@ -81,12 +85,12 @@ pub async fn restore(place: &Place, data: &Path, without_manifest: bool) -> Resu
 }
 
 /// A file to restore.
-enum Wanted {
+enum RestoredFile {
     Listed(Entry),
     Unlisted(String),
 }
 
-impl Wanted {
+impl RestoredFile {
     fn name(&self) -> &str {
         match self {
             Self::Listed(entry) => &entry.name,
@@ -96,20 +100,20 @@ impl Wanted {
 }
 
 /// The files of a backup without a manifest.
-async fn unlisted(place: &Place) -> Result<Vec<Wanted>> {
-    let files = place.list().await?.into_iter().map(|(name, _)| name);
+async fn unlisted(location: &Location) -> Result<Vec<RestoredFile>> {
+    let files = location.list().await?.into_iter().map(|(name, _)| name);
     let known = files.filter(|name| manifest::target(name).is_ok());
-    Ok(known.map(Wanted::Unlisted).collect())
+    Ok(known.map(RestoredFile::Unlisted).collect())
 }
 
-async fn copy(place: &Place, file: &Wanted, to: &Path) -> Result<Entry> {
+async fn copy(location: &Location, file: &RestoredFile, to: &Path) -> Result<Entry> {
     let above = to.parent().unwrap_or(to);
     fs::create_dir_all(above).map_err(|error| failed("made", above, error))?;
     let name = file.name();
-    let mut pieces = place
+    let mut pieces = location
         .read(name)
         .await
-        .map_err(|error| damaged(place, error))?;
+        .map_err(|error| damaged(location, error))?;
     let mut hashing = Hashing::new();
     let mut out = fs::File::create_new(to).map_err(|error| failed("made", to, error))?;
     while let Some(piece) = pieces.next().await {
@@ -120,19 +124,19 @@ async fn copy(place: &Place, file: &Wanted, to: &Path) -> Result<Entry> {
     out.sync_all()
         .map_err(|error| failed("written", to, error))?;
     let found = hashing.finish(name);
-    if let Wanted::Listed(expected) = file
+    if let RestoredFile::Listed(expected) = file
         && let Some(fault) = difference(expected, &found)
     {
-        return Err(damaged(place, Error::corrupt(fault)));
+        return Err(damaged(location, Error::corrupt(fault)));
     }
     Ok(found)
 }
 
-fn damaged(place: &Place, fault: Error) -> Error {
+fn damaged(location: &Location, fault: Error) -> Error {
     match fault.kind() {
         towpath_core::ErrorKind::NotFound | towpath_core::ErrorKind::Corrupt => {
             Error::corrupt(format!(
-                "the backup in `{place}` is damaged: {fault}; nothing was restored, and `towpath verify {place}` names every fault"
+                "the backup in `{location}` is damaged: {fault}; nothing was restored, and `towpath verify {location}` names every fault"
             ))
         }
         _ => fault,
@@ -144,7 +148,7 @@ struct Aside {
     /// Where it is built.
     folder: PathBuf,
     data: PathBuf,
-    /// In an empty data folder, and not beside its place.
+    /// In an empty data folder, and not beside its location.
     is_inside: bool,
     is_done: bool,
 }

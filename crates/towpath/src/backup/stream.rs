@@ -1,6 +1,6 @@
 //! A snapshot on its way from the process that has the store to the command that writes the backup.
 //!
-//! One line of JSON that lists the files, then their bytes, one file after the other. What ends early is an error.
+//! One line of JSON that lists the files, then their bytes, one file after the other. An early end is an error.
 
 use std::collections::VecDeque;
 use std::io::Read;
@@ -64,7 +64,7 @@ pub fn outgoing(
 }
 
 /// A snapshot as it arrives.
-pub struct Incoming {
+pub struct SnapshotReader {
     stream: BoxStream<'static, Result<Bytes>>,
     /// Arrived and not read yet.
     rest: Bytes,
@@ -74,7 +74,7 @@ pub struct Incoming {
     left: u64,
 }
 
-impl Incoming {
+impl SnapshotReader {
     /// Reads the list of files.
     ///
     /// # Errors
@@ -165,7 +165,7 @@ mod tests {
         let stream = outgoing(snapshot, move || stops)?;
         let stream =
             stream.map(|piece| piece.map_err(|error| Error::unavailable(error.to_string())));
-        let mut incoming = Incoming::begin(stream.boxed()).await?;
+        let mut incoming = SnapshotReader::begin(stream.boxed()).await?;
         let mut all = Vec::new();
         while let Some(file) = incoming.next_file().await? {
             all.extend_from_slice(file.name.as_bytes());

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use towpath_core::{Error, ErrorKind, Result};
 
+use super::location::Location;
 use super::manifest::{self, Manifest, difference};
-use super::place::Place;
 use super::{DATABASE, STORE};
 use crate::wiring::{Depth, Verified, verify_database, verify_store};
 
@@ -20,7 +20,7 @@ pub struct Report {
     pub files: u64,
     /// Bytes of them.
     pub bytes: u64,
-    /// What the store has; absent in a bucket, whose files are compared with the manifest alone.
+    /// The contents of the store; absent in a bucket, whose files are compared with the manifest alone.
     pub store: Option<Verified>,
     /// Databases that were read completely; none in a bucket.
     pub databases: Vec<String>,
@@ -32,9 +32,9 @@ pub struct Report {
 ///
 /// # Errors
 /// `NotFound` when there is neither, `Unavailable` when the store is in use or for I/O.
-pub async fn verify(place: &Place) -> Result<Report> {
+pub async fn verify(location: &Location) -> Result<Report> {
     let mut report = Report::default();
-    if let Place::Folder(folder) = place
+    if let Location::Folder(folder) = location
         && !folder.join(STORE).exists()
         && !folder.join(manifest::NAME).exists()
     {
@@ -44,16 +44,16 @@ pub async fn verify(place: &Place) -> Result<Report> {
         report.read_databases(folder)?;
         return Ok(report);
     }
-    match place.manifest().await {
+    match location.manifest().await {
         Ok(Some(manifest)) => {
-            compare(place, &manifest, &mut report).await?;
+            compare(location, &manifest, &mut report).await?;
             report.manifest = Some(manifest);
         }
-        Ok(None) => report.faults.push(incomplete(place).to_string()),
+        Ok(None) => report.faults.push(incomplete(location).to_string()),
         Err(error) if error.kind() == ErrorKind::Corrupt => report.faults.push(error.chain()),
         Err(error) => return Err(error),
     }
-    if let Place::Folder(folder) = place {
+    if let Location::Folder(folder) = location {
         match verify_store(&folder.join(STORE), Depth::All) {
             Ok(store) => {
                 report.faults.extend(store.faults.iter().cloned());
@@ -98,8 +98,8 @@ pub(super) fn databases(folder: &Path) -> Result<BTreeMap<String, Vec<String>>> 
     Ok(found)
 }
 
-async fn compare(place: &Place, manifest: &Manifest, report: &mut Report) -> Result<()> {
-    let mut there: BTreeMap<String, u64> = place.list().await?.into_iter().collect();
+async fn compare(location: &Location, manifest: &Manifest, report: &mut Report) -> Result<()> {
+    let mut there: BTreeMap<String, u64> = location.list().await?.into_iter().collect();
     there.remove(manifest::NAME);
     for expected in &manifest.files {
         if there.remove(&expected.name).is_none() {
@@ -108,7 +108,7 @@ async fn compare(place: &Place, manifest: &Manifest, report: &mut Report) -> Res
                 .push(format!("`{}` is missing", expected.name));
             continue;
         }
-        let found = match place.hash(&expected.name).await {
+        let found = match location.hash(&expected.name).await {
             Ok(found) => found,
             Err(error) => {
                 report
@@ -128,9 +128,9 @@ async fn compare(place: &Place, manifest: &Manifest, report: &mut Report) -> Res
 }
 
 /// The error of a backup without a manifest.
-pub(super) fn incomplete(place: &Place) -> Error {
+pub(super) fn incomplete(location: &Location) -> Error {
     Error::corrupt(format!(
-        "the backup in `{place}` is not complete: it has no `{}`, which is written last. It was cut off, or made by Towpath 0.1.0; \
+        "the backup in `{location}` is not complete: it has no `{}`, which is written last. It was cut off, or made by Towpath 0.1.0; \
          `towpath restore --without-manifest` restores one of 0.1.0 that lacks nothing",
         manifest::NAME
     ))

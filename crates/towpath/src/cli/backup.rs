@@ -11,7 +11,7 @@ use towpath_core::backend::Backend;
 use super::client::Client;
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::HealthView;
-use crate::backup::{self, Incoming, Making, Manifest, Place};
+use crate::backup::{self, Location, Making, Manifest, SnapshotReader};
 use crate::config::Config;
 use crate::wiring::{self, Verified};
 
@@ -50,7 +50,7 @@ pub(super) struct VerifyArgs {
 
 pub(super) async fn backup(global: &Global, args: BackupArgs) -> Result<Exit, Failure> {
     let config = global.load()?.config;
-    let place = Place::parse(&args.place)?;
+    let place = Location::parse(&args.place)?;
     // Before anything is written: whether there is something to back up.
     let snapshot = snapshot(global, &config).await?;
     let mut making = Making::begin(place.clone()).await?;
@@ -71,7 +71,7 @@ pub(super) async fn backup(global: &Global, args: BackupArgs) -> Result<Exit, Fa
 async fn fill(
     config: &Config,
     making: &mut Making,
-    (snapshot, store): (Incoming, Option<Backend>),
+    (snapshot, store): (SnapshotReader, Option<Backend>),
 ) -> Result<Manifest, Failure> {
     let copied = making.store(snapshot).await;
     if let Some(store) = store {
@@ -111,7 +111,7 @@ async fn interrupted() {
 async fn snapshot(
     global: &Global,
     config: &Config,
-) -> Result<(Incoming, Option<Backend>), Failure> {
+) -> Result<(SnapshotReader, Option<Backend>), Failure> {
     let client = Client::new(global)?.patient();
     match client.get::<HealthView>("/v1/health").await {
         Ok(_) => {}
@@ -124,7 +124,7 @@ async fn snapshot(
                     Error::unavailable("the store cannot be read").with_source(error)
                 })
             });
-            return Ok((Incoming::begin(stream.boxed()).await?, Some(store)));
+            return Ok((SnapshotReader::begin(stream.boxed()).await?, Some(store)));
         }
         Err(other) => return Err(other),
     }
@@ -138,13 +138,13 @@ async fn snapshot(
             .with_source(error)
         })
     });
-    Ok((Incoming::begin(stream.boxed()).await?, None))
+    Ok((SnapshotReader::begin(stream.boxed()).await?, None))
 }
 
 pub(super) async fn restore(global: &Global, args: RestoreArgs) -> Result<Exit, Failure> {
     let config = global.load()?.config;
     let data = std::path::absolute(&config.data_dir)?;
-    let place = Place::parse(&args.place)?;
+    let place = Location::parse(&args.place)?;
     let restored = tokio::select! {
         restored = backup::restore(&place, &data, args.without_manifest) => restored?,
         () = interrupted() => return Err(Failure::failed("interrupted; nothing was restored")),
@@ -180,7 +180,7 @@ pub(super) async fn restore(global: &Global, args: RestoreArgs) -> Result<Exit, 
 }
 
 pub(super) async fn verify(global: &Global, args: VerifyArgs) -> Result<Exit, Failure> {
-    let place = Place::parse(&args.place)?;
+    let place = Location::parse(&args.place)?;
     let report = backup::verify(&place).await?;
     let manifest = report.manifest.as_ref();
     if global.format == Format::Json {
@@ -234,7 +234,7 @@ pub(super) async fn verify(global: &Global, args: VerifyArgs) -> Result<Exit, Fa
     Ok(Exit::Problems)
 }
 
-/// What was read of a store.
+/// The counts of a store in one line.
 fn line_of(store: &Verified) -> String {
     format!(
         "store: {} checkpoints, {} segments, {} records, {} bytes read; {} messages in {} queues and streams",
@@ -263,7 +263,7 @@ fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
     }
 }
 
-fn tell(global: &Global, place: &Place, made: &Manifest) -> Result<Exit, Failure> {
+fn tell(global: &Global, place: &Location, made: &Manifest) -> Result<Exit, Failure> {
     let (files, bytes) = (made.files.len(), made.bytes());
     match global.format {
         Format::Json => output::json(&json!({

@@ -10,13 +10,13 @@ use super::client::{Client, queue_path};
 use super::dlq::Pages;
 use crate::admin::{MessageView, QueueStats};
 
-/// How often the queue is asked.
+/// Interval of requests for the queue.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// Most messages that can be looked at in a queue.
 const VISIBLE: usize = 1_000;
 
-/// Waits until each of these messages was delivered; fails with what became of them otherwise.
+/// Waits until each of these messages was delivered; fails with their outcomes otherwise.
 pub(super) async fn watch(
     client: &Client,
     queue: &str,
@@ -77,7 +77,7 @@ async fn waiting(client: &Client, queue: &str) -> Result<u64, Failure> {
     Ok(stats.ready + stats.delayed + stats.leased)
 }
 
-/// How many of these are dead letters again, and why one of them is.
+/// Number of these that are dead letters again, and the reason of one of them.
 async fn dead(
     client: &Client,
     queue: &str,

@@ -23,11 +23,11 @@ pub(super) struct Client {
     base: String,
     token: Option<String>,
     verbose: bool,
-    /// How long an answer may take.
+    /// Timeout of an answer.
     timeout: Duration,
 }
 
-/// What a list has, and how the command ends: 4 when a part of it is missing.
+/// The entries of a list, and the exit code: 4 when a part of it is missing.
 pub(super) struct Listed<T> {
     pub(super) items: Vec<T>,
     pub(super) exit: Exit,
@@ -70,7 +70,7 @@ impl Client {
         Self::at(global, base, token)
     }
 
-    /// Whoever answers at this address.
+    /// A client of the server at this address.
     pub(super) fn at(
         global: &Global,
         base: String,
@@ -95,7 +95,7 @@ impl Client {
         })
     }
 
-    /// The same, for what may take a day.
+    /// The same, for requests that may take a day.
     pub(super) const fn patient(mut self) -> Self {
         self.timeout = Duration::from_secs(24 * 60 * 60);
         self
@@ -110,7 +110,7 @@ impl Client {
         self.call(Method::GET, path, &[], Vec::new()).await
     }
 
-    /// A list of what several backends have; says on standard error which of them are missing.
+    /// A list over several backends; names on standard error those that are missing.
     pub(super) async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Listed<T>, Failure> {
         let response = self.send(Method::GET, path, &[], Vec::new()).await?;
         let status = response.status();
@@ -129,7 +129,7 @@ impl Client {
         Ok(Listed { items, exit })
     }
 
-    /// What is there, or `None` when the server says that there is nothing.
+    /// The resource, or `None` when the server answers that it does not exist.
     pub(super) async fn find<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Failure> {
         let (status, bytes) = self.exchange(Method::GET, path, &[], Vec::new()).await?;
         if status == StatusCode::NOT_FOUND {
@@ -221,7 +221,7 @@ impl Client {
         Ok(response)
     }
 
-    /// What a route answers, as it comes.
+    /// The answer of a route, as it comes.
     pub(super) async fn stream(
         &self,
         path: &str,
@@ -249,7 +249,7 @@ impl Client {
     }
 }
 
-/// What a refusal means: the exit code follows the status, the words are the server's.
+/// Maps a refusal: the exit code follows the status, the text is the server's.
 fn refusal(base: &str, status: StatusCode, body: &[u8]) -> Failure {
     let problem: Option<serde_json::Value> = serde_json::from_slice(body).ok();
     let detail = problem

@@ -297,12 +297,12 @@ async fn groups(global: &Global, client: &Client, queue: Option<String>) -> Resu
     Ok(queues.exit)
 }
 
-/// How fast letters are changed.
+/// Rate of changes.
 #[derive(Debug, Default)]
 struct RedrivePlan {
     /// Letters a second.
     rate: Option<u32>,
-    /// How many are changed first, and decide on the others.
+    /// Number of letters that are changed first, and decide on the others.
     canary: usize,
     canary_wait: Duration,
 }
@@ -420,7 +420,7 @@ impl<'a> Pages<'a> {
     }
 }
 
-/// A reason without what differs between two messages: ids are `ID`, numbers outside words `N`.
+/// A reason without the parts that differ between messages: ids are `ID`, numbers outside words `N`.
 ///
 /// Short numbers stay: they are mostly statuses.
 fn general(reason: &str) -> String {

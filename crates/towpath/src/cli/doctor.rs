@@ -1,4 +1,4 @@
-//! `towpath doctor`: everything that can be wrong around a process, with what to do about it.
+//! `towpath doctor`: checks the environment of a process, and names the next step for each finding.
 //!
 //! A running process examines itself; the configuration of this shell is examined where none runs.
 
@@ -27,7 +27,7 @@ use crate::wiring;
 )]
 pub(super) struct DoctorArgs {}
 
-/// How long a database may take to answer.
+/// Timeout of a database's answer.
 const LOOK: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(global: &Global, _: DoctorArgs) -> Result<Exit, Failure> {
@@ -66,7 +66,7 @@ pub(super) async fn run(global: &Global, _: DoctorArgs) -> Result<Exit, Failure>
     })
 }
 
-/// The answer of the running process; when none answers, what a start with this configuration would find.
+/// The answer of the running process; without one, the findings of a start with this configuration.
 async fn examine(
     global: &Global,
     config: &Config,
@@ -260,7 +260,7 @@ fn usable(folder: &Path) -> Result<(), (PathBuf, io::Error)> {
     for entry in fs::read_dir(folder).map_err(of(folder))? {
         let path = entry.map_err(of(folder))?.path();
         let kind = match fs::metadata(&path) {
-            // A running process may remove what it has no use for.
+            // A running process may remove files that it no longer needs.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => continue,
             kind => kind.map_err(of(&path))?,
         };
@@ -296,12 +296,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_used_below_the_folder_is_named() {
+    fn unusable_files_below_the_folder_are_named() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("log")).unwrap();
         fs::write(folder.path().join("log/1.log"), "x").unwrap();
         usable(folder.path()).unwrap();
-        // Permissions mean nothing to root; a link to nowhere cannot be opened by anybody.
+        // Permissions mean nothing to root; a link to nowhere cannot be opened by any user.
         let broken = folder.path().join("log/2.log");
         std::os::unix::fs::symlink("nowhere", &broken).unwrap();
         assert_eq!(usable(folder.path()).unwrap_err().0, broken);

@@ -2,14 +2,14 @@
 
 use std::process::ExitCode;
 
-/// How a command ended.
+/// The exit code of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// It did what it was asked.
+    /// Success.
     Ok = 0,
-    /// It did not.
+    /// Failure.
     Failed = 1,
-    /// It was called wrongly.
+    /// An invalid option, name or value.
     Usage = 2,
     /// The configuration is not valid.
     Config = 3,

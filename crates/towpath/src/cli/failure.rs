@@ -1,4 +1,4 @@
-//! Why a command did not do what it was asked.
+//! Failures of a command.
 
 use std::fmt;
 use std::io;
@@ -8,14 +8,14 @@ use towpath_core::{Error, ErrorKind};
 use super::{Exit, output};
 use crate::config::Problems;
 
-/// Why a command did not do what it was asked.
+/// The reason of a command's failure.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// Nobody reads any more, and that is fine.
+    /// The reader of standard output closed it, which is not an error.
     BrokenPipe,
-    /// How to end, and what to say.
+    /// The exit code, and the text for standard error.
     Said(Exit, String),
-    /// What is wrong with the configuration.
+    /// The configuration is invalid.
     Config(Problems),
 }
 

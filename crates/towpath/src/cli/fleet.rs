@@ -11,7 +11,7 @@ use towpath_core::units;
 use super::fleet_client::FleetClient;
 use super::{Exit, Failure, Format, Global, output};
 
-/// How often agents are looked at.
+/// Interval of requests for agents.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// What to do with the fleet.

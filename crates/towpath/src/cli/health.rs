@@ -32,7 +32,7 @@ pub(super) async fn run(global: &Global, _: HealthArgs) -> Result<Exit, Failure>
     })
 }
 
-/// How each part is: `embedded ok`, without the marks that probes want.
+/// Health of each part: `embedded ok`, without the marks that probes want.
 pub(super) fn parts(health: &HealthView) -> impl Iterator<Item = &str> {
     let marks = ["[+]", "[-]", "[!]"];
     health.checks.iter().map(move |line| {

@@ -48,12 +48,12 @@ pub(super) enum KeyCommand {
 /// A key to create.
 #[derive(Debug, Args)]
 pub(super) struct NewKey {
-    /// What the key is for
+    /// Purpose of the key
     name: String,
     /// Scope of the key; repeat for several
     #[arg(long = "scope", required = true, value_name = "SCOPE")]
     scopes: Vec<Scope>,
-    /// How long it is valid, like 90d; without it until it is revoked
+    /// Validity, like 90d; without it until it is revoked
     #[arg(long, value_name = "DURATION")]
     expires: Option<jiff::Span>,
 }

@@ -15,14 +15,14 @@ pub(super) enum KvCommand {
     #[command(
         after_help = "Examples:\n  towpath kv set inventory:case 100 && towpath kv get inventory:case"
     )]
-    Get(Named),
+    Get(KeyArgs),
     /// Set a key
     #[command(
         after_help = "Examples:\n  towpath kv set inventory:case 100\n  towpath kv set greeting hello --ttl 5m"
     )]
     Set {
         #[command(flatten)]
-        named: Named,
+        named: KeyArgs,
         /// Value
         value: String,
         /// Time to live, like 30s or 5m [default: none]
@@ -35,14 +35,14 @@ pub(super) enum KvCommand {
     )]
     Incr {
         #[command(flatten)]
-        named: Named,
+        named: KeyArgs,
         /// Amount; negative to subtract
         #[arg(default_value_t = 1, allow_negative_numbers = true)]
         by: i64,
     },
     /// Delete a key
     #[command(after_help = "Examples:\n  towpath kv del greeting")]
-    Del(Named),
+    Del(KeyArgs),
     /// List keys with a prefix, in order
     #[command(after_help = "Examples:\n  towpath kv keys\n  towpath kv keys inventory: --max 1000")]
     Keys {
@@ -58,19 +58,19 @@ pub(super) enum KvCommand {
     },
     /// Show the time to live of a key in seconds; -1 without one, -2 when absent
     #[command(after_help = "Examples:\n  towpath kv ttl inventory:case")]
-    Ttl(Named),
+    Ttl(KeyArgs),
 }
 
 /// A key.
 #[derive(Debug, Args)]
-pub(super) struct Named {
+pub(super) struct KeyArgs {
     /// The key
     key: String,
 }
 
 pub(super) async fn run(global: &Global, command: KvCommand) -> Result<Exit, Failure> {
     let client = Client::new(global)?;
-    let path = |named: &Named| format!("/v1/kv/{}", segment(&named.key));
+    let path = |named: &KeyArgs| format!("/v1/kv/{}", segment(&named.key));
     match command {
         KvCommand::Get(named) => {
             let found: KeyView = client.get(&path(&named)).await?;

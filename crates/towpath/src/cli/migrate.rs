@@ -19,7 +19,7 @@ pub(super) enum MigrateCommand {
     Up,
     /// Revert the last migration; drops the tables it created and keeps adopted ones
     #[command(
-        after_help = "`--all` gives a database of another deployment back as it was found: `users` and `outbox_events` are its tables again, with what happened since. Stop the roles of Towpath first; they migrate as they start.\n\nExamples:\n  towpath migrate down --all"
+        after_help = "`--all` gives a database of another deployment back as it was found: `users` and `outbox_events` are its tables again, with the changes made since. Stop the roles of Towpath first; they migrate as they start.\n\nExamples:\n  towpath migrate down --all"
     )]
     Down {
         /// Revert all migrations
@@ -37,7 +37,7 @@ pub(super) enum MigrateCommand {
 pub(super) async fn run(global: &Global, command: MigrateCommand) -> Result<Exit, Failure> {
     let loaded = global.load()?;
     let url = loaded.config.accounts.database.expose();
-    // Only what makes tables may make a database to put them into.
+    // Only commands that create tables may create a database for them.
     if !matches!(command, MigrateCommand::Up)
         && let Some(path) = url.strip_prefix("sqlite:")
         && !Path::new(path).exists()

@@ -128,7 +128,7 @@ enum Command {
     Ps(processes::PsArgs),
     /// Check the health of the running process
     Health(health::HealthArgs),
-    /// Let the running process check itself, with what to do; without one, check this configuration
+    /// Let the running process check itself, and name the next steps; without one, check this configuration
     Doctor(doctor::DoctorArgs),
     /// Measure throughput and latency of this machine
     #[command(subcommand)]
@@ -236,7 +236,7 @@ fn roles(global: &Global) -> Result<Exit, Failure> {
         output::json(&roles)?;
     } else {
         let rows = Role::all().map(|role| vec![role.to_string(), role.summary().to_owned()]);
-        output::table(&["ROLE", "WHAT IT DOES"], rows)?;
+        output::table(&["ROLE", "DESCRIPTION"], rows)?;
     }
     Ok(Exit::Ok)
 }

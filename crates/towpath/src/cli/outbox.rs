@@ -1,4 +1,4 @@
-//! `towpath outbox` and `towpath backfill`: events, what became of them, and sending them again.
+//! `towpath outbox` and `towpath backfill`: events, their status, and sending them again.
 //!
 //! They ask a process that runs a role of the accounts app, as the other commands for operators do.
 

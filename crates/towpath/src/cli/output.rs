@@ -9,7 +9,7 @@ use comfy_table::presets::NOTHING;
 use serde::Serialize;
 use towpath_core::units;
 
-/// How results are printed.
+/// Output format of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
     // Comments, because clap would print two documented words on eight lines of every help page.
@@ -73,7 +73,7 @@ pub(super) fn text(text: &str) -> io::Result<()> {
 
 /// Prints a line on standard error.
 pub(super) fn note(text: impl AsRef<str>) {
-    // Nothing is left to tell somebody whose standard error is closed.
+    // With standard error closed there is no place left to report it.
     writeln!(io::stderr(), "{}", text.as_ref()).ok();
 }
 
@@ -151,7 +151,7 @@ const CUT: [&str; 10] = [
 ];
 const SHORTEST: usize = 12;
 
-/// How wide the terminal is; `None` elsewhere, where nothing is left out.
+/// Width of the terminal; `None` elsewhere, where no column is dropped.
 fn width_of_terminal() -> Option<usize> {
     let stdout = io::stdout();
     if !stdout.is_terminal() {
@@ -191,7 +191,7 @@ fn fit(headings: &mut Vec<&str>, rows: &mut Vec<Vec<String>>, width: usize) {
         });
         match optional {
             Some(at) => drop_column(headings, rows, at),
-            // What is left is not to be left out.
+            // The remaining columns are required.
             None => return,
         }
     }

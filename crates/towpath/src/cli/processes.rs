@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::token_file::{made_folder, name_of, own_folder};
 use super::{Exit, Failure, Format, Global, output};
 
-/// How the name of a file ends that a process leaves.
+/// Suffix of the file that a process leaves.
 const SUFFIX: &str = "process";
 
 /// Options of `ps`.

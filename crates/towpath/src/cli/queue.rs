@@ -24,27 +24,27 @@ pub(super) enum QueueCommand {
     Ls,
     /// Show the statistics of a queue
     #[command(after_help = "Examples:\n  towpath queue show messages")]
-    Show(Named),
+    Show(QueueArgs),
     /// Show the oldest messages without changing them
     #[command(after_help = "Examples:\n  towpath queue peek messages --max 3")]
     Peek {
         #[command(flatten)]
-        named: Named,
+        named: QueueArgs,
         /// Maximum messages, 1 to 1000
         #[arg(long, default_value_t = 10, value_parser = value_parser!(u16).range(1..=1000))]
         max: u16,
     },
     /// Pause delivery; messages are still accepted
     #[command(after_help = "Examples:\n  towpath queue pause messages")]
-    Pause(Named),
+    Pause(QueueArgs),
     /// Resume delivery
     #[command(after_help = "Examples:\n  towpath queue resume messages")]
-    Resume(Named),
+    Resume(QueueArgs),
     /// Delete ready and delayed messages; keeps leased messages and dead letters
     #[command(after_help = KEPT_KEYS.to_owned() + "\n\nExamples:\n  towpath queue purge messages --yes")]
     Purge {
         #[command(flatten)]
-        named: Named,
+        named: QueueArgs,
         /// Skip the confirmation
         #[arg(long)]
         yes: bool,
@@ -55,7 +55,7 @@ pub(super) enum QueueCommand {
     )]
     Recover {
         #[command(flatten)]
-        named: Named,
+        named: QueueArgs,
         /// Maximum wait in seconds; a dead consumer is detected after `consumer_timeout` (10 s)
         #[arg(long, default_value_t = 15)]
         wait: u64,
@@ -64,7 +64,7 @@ pub(super) enum QueueCommand {
     #[command(
         after_help = "For brokers that are not one cluster: after a fail-over and back, messages stay on the broker that no consumer is connected to. `queue ls` counts them.\n\nExamples:\n  towpath queue collect orders.queue"
     )]
-    Collect(Named),
+    Collect(QueueArgs),
     /// Delete a queue without consumers, with its counters and idempotency keys
     #[command(
         alias = "delete",
@@ -72,7 +72,7 @@ pub(super) enum QueueCommand {
     )]
     Rm {
         #[command(flatten)]
-        named: Named,
+        named: QueueArgs,
         /// Delete its messages and dead letters too
         #[arg(long)]
         force: bool,
@@ -82,20 +82,20 @@ pub(super) enum QueueCommand {
     },
 }
 
-/// What dropping messages does not undo.
+/// The warning of commands that drop messages.
 pub(super) const KEPT_KEYS: &str = "A dropped message keeps its idempotency key: a repeat of its request is answered as done, and stores nothing, until the window (`ingest.idempotency_window`, 24 h) is over.";
 
 /// A queue by name.
 #[derive(Debug, Args)]
-pub(super) struct Named {
+pub(super) struct QueueArgs {
     /// The queue
     queue: String,
 }
 
-/// How often the queue is asked while dead consumers are waited for.
+/// Interval of requests while dead consumers are waited for.
 const LOOK: Duration = Duration::from_millis(200);
 
-async fn recover(global: &Global, named: &Named, wait: u64) -> Result<Exit, Failure> {
+async fn recover(global: &Global, named: &QueueArgs, wait: u64) -> Result<Exit, Failure> {
     let loaded = global.load()?;
     let url = loaded.config.ingest_backend.expose();
     refuse_missing(url)?;
@@ -118,7 +118,7 @@ async fn recover(global: &Global, named: &Named, wait: u64) -> Result<Exit, Fail
     .await;
     backend.lifecycle.close().await?;
     let (count, left) = outcome?;
-    show_count(global, &Count { count }, "given back")?;
+    show_count(global, &Count { count }, "released")?;
     if left > 0 {
         output::note(format!("{left} are held by consumers that are alive"));
     }
@@ -130,7 +130,7 @@ pub(super) async fn run(global: &Global, command: QueueCommand) -> Result<Exit, 
         return recover(global, named, *wait).await;
     }
     let client = Client::new(global)?;
-    let path = |named: &Named, rest: &str| queue_path(&named.queue, rest);
+    let path = |named: &QueueArgs, rest: &str| queue_path(&named.queue, rest);
     match command {
         QueueCommand::Ls => {
             let queues = client.list::<QueueStats>("/v1/queues").await?;
@@ -265,7 +265,7 @@ pub(super) fn age(seconds: Option<u64>) -> String {
     age.map_or_else(|| "-".to_owned(), units::age)
 }
 
-/// How many messages something was done to.
+/// Number of changed messages.
 pub(super) fn show_count(global: &Global, count: &Count, done: &str) -> Result<(), Failure> {
     match global.format {
         Format::Json => output::json(count)?,

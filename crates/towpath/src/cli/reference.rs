@@ -1,4 +1,4 @@
-//! The page of every command, from the commands themselves; what all of them take is shown once, at the top.
+//! The page of every command, from the commands themselves; common options are shown once, at the top.
 
 use super::Cli;
 use super::exit::TABLE;

@@ -146,7 +146,7 @@ impl Sender {
         Ok(())
     }
 
-    /// The failure with its line, and what came before it.
+    /// The failure with its line, and the number of messages before it.
     fn at(&self, line: usize, failure: Failure) -> Failure {
         match failure {
             Failure::Said(exit, text) if line > 0 => {

@@ -14,10 +14,10 @@ use towpath_core::{Error, Result};
 use super::Exit;
 use crate::last_resort::end_after;
 
-/// How long the end may take after the second signal.
+/// Timeout of the shutdown after the second signal.
 const HURRIED: Duration = Duration::from_secs(2);
 
-/// What the log says of a process that did not end in order.
+/// The log line of a process that did not end in order.
 const OVERDUE: &str = "drain timeout exceeded; exiting without closing the stores";
 
 /// The signals, caught from the start.

@@ -1,4 +1,4 @@
-//! `towpath status`: what is wrong with the running process.
+//! `towpath status`: the problems of the running process.
 
 use clap::Args;
 

@@ -11,7 +11,7 @@ use super::{Exit, Failure, Format, Global, output};
 use crate::admin::{Count, EntryView, StreamView, TrimWanted};
 use crate::http::{encoded, segment};
 
-/// How often a followed stream is asked that had nothing new.
+/// Interval of requests for a followed stream without new entries.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// Entries asked for at once.
@@ -28,15 +28,15 @@ pub(super) enum StreamCommand {
     Ls,
     /// Show the statistics of a stream
     #[command(after_help = "Examples:\n  towpath stream show line_stream")]
-    Show(Named),
+    Show(StreamArgs),
     /// The consumer groups of a stream: lag and pending entries
     #[command(after_help = "Examples:\n  towpath stream groups line_stream")]
-    Groups(Named),
+    Groups(StreamArgs),
     /// Print entries, oldest first, without changing them
     #[command(after_help = "Examples:\n  towpath stream tail line_stream --max 5")]
     Tail {
         #[command(flatten)]
-        named: Named,
+        named: StreamArgs,
         /// Maximum number of entries [default: all]
         #[arg(long)]
         max: Option<usize>,
@@ -53,7 +53,7 @@ pub(super) enum StreamCommand {
     )]
     Trim {
         #[command(flatten)]
-        named: Named,
+        named: StreamArgs,
         /// Keep this many of the newest entries; delete older ones even when unread
         #[arg(
             long,
@@ -72,12 +72,12 @@ pub(super) enum StreamCommand {
 
 /// A stream by name.
 #[derive(Debug, Args)]
-pub(super) struct Named {
+pub(super) struct StreamArgs {
     /// The stream
     stream: String,
 }
 
-impl Named {
+impl StreamArgs {
     fn path(&self, rest: &str) -> Result<String, Failure> {
         let name = StreamName::new(&self.stream)?;
         Ok(format!("/v1/streams/{}{rest}", segment(name.as_str())))
@@ -174,7 +174,7 @@ fn show_groups(global: &Global, stream: &StreamView) -> Result<(), Failure> {
 async fn tail(
     global: &Global,
     client: &Client,
-    named: &Named,
+    named: &StreamArgs,
     max: Option<usize>,
     mut after: Option<String>,
     follow: bool,

@@ -36,9 +36,9 @@ impl TokenFile {
 
 impl Drop for TokenFile {
     fn drop(&mut self) {
-        // Another process may have taken over the address meanwhile.
+        // Another process may own the address by now.
         if fs::read_to_string(&self.path).is_ok_and(|token| token == self.token) {
-            // What cannot be removed names a process that is gone, which does no harm.
+            // A file that cannot be removed names a process that has ended, which does no harm.
             fs::remove_file(&self.path).ok();
         }
     }

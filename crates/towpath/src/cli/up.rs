@@ -17,11 +17,11 @@ use super::token_file::TokenFile;
 use super::{Exit, Failure, Format, Global, notify, output, version};
 use crate::config::{Config, Loaded, REFERENCE, Sources, load};
 use crate::http::tls;
-use crate::supervisor::{Ending, Report, TaskReport};
+use crate::supervisor::{Report, TaskExit, TaskReport};
 use crate::telemetry::{Traces, flush_logs, init_logs};
 use crate::wiring::{self, Role, Started};
 
-/// How long the last traces may take.
+/// Timeout of the export of the last traces.
 const TRACES: Duration = Duration::from_secs(1);
 
 /// Options of `up`.
@@ -170,7 +170,7 @@ async fn serve(
         Failure::new(Exit::Config, error.chain())
     })?;
     let started = wiring::start(loaded, roles, demo).await.map_err(|error| {
-        // The arguments were right; what they lead to is not.
+        // The arguments were valid; the configuration that they lead to is not.
         let invalid = [ErrorKind::Invalid, ErrorKind::Unsupported].contains(&error.kind());
         if invalid {
             Failure::new(Exit::Config, error.chain())
@@ -199,7 +199,7 @@ async fn serve(
     Ok(exit(&report))
 }
 
-/// The keys that say where the roles of an app keep what they keep.
+/// The keys that choose the storage of an app's roles.
 const STORES_OF: [(&str, &[&str]); 8] = [
     ("ingest.", &["backends.ingest"]),
     ("orders.", &["backends.orders", "backends.orders_kv"]),
@@ -215,7 +215,7 @@ const STORES_OF: [(&str, &[&str]); 8] = [
 const EMBEDDED: &str = "the embedded store (nothing else is set)";
 const SQLITE: &str = "a SQLite file in the data folder (nothing else is set)";
 
-/// How long an output may take that is not read.
+/// Timeout of an output without a reader.
 const UNREAD: Duration = Duration::from_millis(500);
 
 /// Where the data of a key is, and who said so.
@@ -237,7 +237,7 @@ pub(super) fn place_of(loaded: &Loaded, key: &str) -> String {
     places.next().unwrap_or_else(|| default.to_owned())
 }
 
-/// Where these roles keep what they keep, and who said so.
+/// The storage of these roles, and the origin of each choice.
 fn chosen(loaded: &Loaded, roles: &[Role]) -> String {
     let mut keys: Vec<&str> = Vec::new();
     for role in roles {
@@ -257,14 +257,14 @@ fn chosen(loaded: &Loaded, roles: &[Role]) -> String {
     all.join(", ")
 }
 
-/// What the report comes to.
+/// The exit code of the report.
 fn exit(report: &Report) -> Exit {
     match &report.closing {
         _ if report.failure.is_some() => Exit::Unreachable,
-        Ending::Failed(_) => Exit::Unreachable,
-        Ending::Cut => Exit::Cut,
-        Ending::Finished if report.is_clean() => Exit::Ok,
-        Ending::Finished => Exit::Failed,
+        TaskExit::Failed(_) => Exit::Unreachable,
+        TaskExit::Cut => Exit::Cut,
+        TaskExit::Finished if report.is_clean() => Exit::Ok,
+        TaskExit::Finished => Exit::Failed,
     }
 }
 
@@ -357,7 +357,7 @@ async fn announce(
     offer(banner.lines());
 }
 
-/// Whether a person sees what the process prints.
+/// Whether the process prints to a terminal.
 fn has_banner(global: &Global) -> bool {
     std::io::stdout().is_terminal() && global.format == Format::Table && !global.quiet
 }
@@ -385,7 +385,7 @@ fn local(address: &str) -> String {
     address.replace("0.0.0.0", "localhost")
 }
 
-/// What was done, one line a task.
+/// Prints a summary with one line for each task.
 fn print_account(global: &Global, report: &Report) {
     if global.format == Format::Json {
         return offer(vec![format!("{:#}", account(report))]);
@@ -400,7 +400,7 @@ fn print_account(global: &Global, report: &Report) {
     if let Some(failure) = &report.failure {
         lines.push(format!("  ended at once: {failure}"));
     }
-    if report.closing != Ending::Finished {
+    if report.closing != TaskExit::Finished {
         lines.push(format!("  backends: {}", in_words(&report.closing)));
     }
     for task in &report.tasks {
@@ -434,10 +434,10 @@ fn account(report: &Report) -> serde_json::Value {
     })
 }
 
-fn in_words(ending: &Ending) -> String {
+fn in_words(ending: &TaskExit) -> String {
     match ending {
-        Ending::Finished => "finished".to_owned(),
-        Ending::Cut => "cut short".to_owned(),
-        Ending::Failed(error) => format!("failed: {error}"),
+        TaskExit::Finished => "finished".to_owned(),
+        TaskExit::Cut => "cut short".to_owned(),
+        TaskExit::Failed(error) => format!("failed: {error}"),
     }
 }

@@ -1,4 +1,4 @@
-//! `towpath version`: what this binary is, for a report of a fault.
+//! `towpath version`: the facts about this binary for a bug report.
 
 use serde::Serialize;
 
@@ -12,7 +12,7 @@ pub(super) const LINE: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUI
 struct Version {
     version: &'static str,
     commit: &'static str,
-    /// What it can read on disk: name and newest version.
+    /// Readable formats on disk: name and newest version.
     formats: Vec<(&'static str, u32)>,
     backends: Vec<&'static str>,
     roles: Vec<&'static str>,

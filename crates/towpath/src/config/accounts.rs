@@ -1,4 +1,4 @@
-//! What the configuration of the accounts app means, in types.
+//! The configuration of the accounts app, in types.
 
 use std::path::Path;
 use std::time::Duration;

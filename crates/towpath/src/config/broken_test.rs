@@ -352,7 +352,7 @@ const BROKEN: &[Broken] = &[
         &[("towpath.toml:2:11", "needs `orders.notify.webhook.url`")],
     ),
     (
-        "[orders.notify.smtp]\nurl = \"host:25\"\nfrom = \"nobody\"",
+        "[orders.notify.smtp]\nurl = \"host:25\"\nfrom = \"orders\"",
         &[],
         &[
             ("towpath.toml:2:7", "must be a URL like \"smtp://host:25\""),
@@ -406,7 +406,7 @@ fn broken_configurations_name_cause_and_place() {
 }
 
 #[test]
-fn what_could_not_be_set_is_not_suggested() {
+fn keys_that_cannot_be_set_are_not_suggested() {
     let file = "[ingest.worker]\nprocessing_delay = -1";
     let problems = load(&sources(file, &[])).expect_err(file).to_string();
     assert!(!problems.contains("did you mean"), "{problems}");

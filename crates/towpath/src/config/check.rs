@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::suggest::did_you_mean;
 use super::{ChannelKind, Config, Secret, SinkKind};
 use crate::apps::{PUBLIC_ROUTES, accounts, fleet};
-use crate::http::guard::Guard;
-use crate::http::net;
+use crate::http::cidr;
+use crate::http::egress::EgressPolicy;
 
 /// The keys of a rule, and the problem when they conflict.
 pub(super) type Rule = (&'static [&'static str], fn(&Config) -> Option<&'static str>);
@@ -103,13 +103,13 @@ pub(super) const RULES: &[Rule] = &[
         )
     }),
     (&["server.trusted_proxies"], |config| {
-        let is_wrong = |text: &String| net::parse(text).is_none();
+        let is_wrong = |text: &String| cidr::parse(text).is_none();
         config.trusted_proxies.iter().any(is_wrong).then_some(
             "`server.trusted_proxies` takes addresses and nets like `10.0.0.1` or `10.0.0.0/8`",
         )
     }),
     (&["fleet.worker.allow"], |config| {
-        let is_wrong = |place: &String| !Guard::is_exception(place);
+        let is_wrong = |place: &String| !EgressPolicy::is_exception(place);
         config.fleet.allow.iter().any(is_wrong).then_some(
             "`fleet.worker.allow` takes places like `localhost`, `127.0.0.1:8080`, `10.1.2.0/24` or `[::1]:80`",
         )
@@ -170,13 +170,13 @@ pub(super) const RULES: &[Rule] = &[
 
 /// The problem of the allowed targets of a webhook.
 fn misled(url: Option<&Secret>, allow: Option<&[String]>) -> Option<&'static str> {
-    let Ok(guard) = Guard::new(allow?, Duration::ZERO) else {
+    let Ok(egress) = EgressPolicy::new(allow?, Duration::ZERO) else {
         return Some(
             "`webhook.allow` takes places like `localhost`, `127.0.0.1:8080`, `10.1.2.0/24` or `[::1]:80`, or `public` for no further place",
         );
     };
     let url = reqwest::Url::parse(url?.expose()).ok()?;
-    guard.check_place(&url).is_err().then_some(
+    egress.check_place(&url).is_err().then_some(
         "`webhook.url` leads to a place that `webhook.allow` does not allow; name its host there, or leave `webhook.allow` out",
     )
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::{Origin, Problem, Problems};
 
-/// What the file says.
+/// The variables of the file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct DotEnv {
     pub(super) variables: BTreeMap<String, String>,

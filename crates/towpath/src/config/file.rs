@@ -7,7 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::key::{KEYS, Key};
-use super::place::{FileText, Place};
+use super::source_span::{FileText, SourceSpan};
 use super::suggest::{self, did_you_mean, question};
 use super::{Kind, Origin, Problem, Stores};
 
@@ -19,7 +19,7 @@ pub(super) struct FileValue {
     pub(super) is_path: bool,
     /// Whether variables were put into the text.
     pub(super) is_interpolated: bool,
-    pub(super) place: Place,
+    pub(super) place: SourceSpan,
 }
 
 /// Reads a file's text.
@@ -51,7 +51,7 @@ impl<'a> Reader<'a> {
             }
         }
         reader.table("", document.get_ref());
-        // What the parser made of a broken line is a guess, and says nothing about the configuration.
+        // The parser's reading of a broken line is a guess, which is not reported as configuration.
         let guessed =
             |at: &Origin| matches!(at, Origin::File(place) if broken.contains(&place.line));
         reader
@@ -214,7 +214,7 @@ const NONE: Stores = Stores {
     databases: &[],
 };
 
-/// What to say about quotes that are missing or too many.
+/// Advice about missing or superfluous quotes.
 fn quotes(kind: Kind, value: &DeValue<'_>) -> String {
     match (kind, value) {
         (Kind::Integer(..), DeValue::String(text)) if text.parse::<u64>().is_ok() => {

@@ -14,7 +14,7 @@ pub(super) const HOUR: u64 = 60 * MINUTE;
 pub struct Key {
     /// `section.key`.
     pub path: &'static str,
-    /// What a value may be.
+    /// The kind of its value.
     pub kind: Kind,
     /// The default as text; `None` for off.
     pub default: Option<&'static str>,

@@ -1,4 +1,4 @@
-//! What a value may be, and how it reads.
+//! Kinds of values, and their parsers.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -39,7 +39,7 @@ pub enum Kind {
     Database,
     /// When the embedded store answers.
     Durability,
-    /// How much memory the embedded store may fill.
+    /// Memory that the embedded store may fill.
     Memory,
     /// A log level, or a filter by target.
     LogFilter,
@@ -69,7 +69,7 @@ pub struct Stores {
 }
 
 /// Why a value is refused.
-pub(super) struct Wrong {
+pub(super) struct InvalidValue {
     /// Only that it is not the expected value.
     pub(super) reason: Option<String>,
     /// A suggestion.
@@ -137,14 +137,14 @@ impl Kind {
     }
 
     /// Whether the text is such a value; `stores` are those of this build.
-    pub(super) fn check(self, text: &str, stores: Stores) -> Result<(), Wrong> {
+    pub(super) fn check(self, text: &str, stores: Stores) -> Result<(), InvalidValue> {
         let reason = match self.accepts(text, stores) {
             Ok(true) => return Ok(()),
             Ok(false) => None,
             Err(reason) => Some(reason),
         };
         let valid = |candidate: &String| self.accepts(candidate, stores) == Ok(true);
-        Err(Wrong {
+        Err(InvalidValue {
             reason,
             suggestion: suggest::value(self, text, stores).filter(valid),
         })

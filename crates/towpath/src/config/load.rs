@@ -10,9 +10,9 @@ use super::check::{RULES, unknown_route};
 use super::dotenv;
 use super::file::Reader;
 use super::key::{KEYS, Key};
-use super::kind::Wrong;
-use super::place::{FileText, Place};
+use super::kind::InvalidValue;
 use super::show::origins_table;
+use super::source_span::{FileText, SourceSpan};
 use super::suggest::{did_you_mean, question};
 use super::variables::{Unusable, Variables, keys_of};
 use super::{Config, Origin, Problem, Problems, Stores};
@@ -30,14 +30,14 @@ pub struct Sources {
     pub warnings: Vec<String>,
     /// The apps whose roles run, `None` for all of them: a variable that only concerns others cannot stop this process.
     pub apps: Option<BTreeSet<&'static str>>,
-    /// Path of a key, its value, and the flag that said so; an empty value takes back what others said.
+    /// Path of a key, its value, and the flag that set it; an empty value removes values of other sources.
     pub flags: Vec<(String, String, String)>,
     /// The stores of this build, whose URLs are valid.
     pub stores: Stores,
 }
 
 impl Sources {
-    /// What this process was given: `--config`, `towpath.toml` of its unit or its working directory, its environment, `./.env` behind it, its flags.
+    /// The sources of this process: `--config`, `towpath.toml` of its unit or its working directory, its environment, `./.env` behind it, its flags.
     ///
     /// # Errors
     /// A problem when the file that was asked for cannot be read.
@@ -186,7 +186,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
     loader.warnings.extend(sources.warnings.iter().cloned());
     loader.warnings.extend(variables.warnings);
     for (path, value, flag) in &sources.flags {
-        // What a flag of another name than the key takes back deserves a word.
+        // A flag of another name than the key is named when it removes a value.
         let before = loader.settings.get(path.as_str());
         if let Some(Setting { origin, .. }) = before
             && flag == "--ephemeral"
@@ -220,7 +220,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
     })
 }
 
-/// What a source says that a key is.
+/// The value of a key in a source.
 struct Value {
     /// The text, or the path of the file that holds it.
     text: String,
@@ -264,7 +264,7 @@ impl<'a> Loader<'a> {
         let Some(file) = self.file else { return };
         let reader = Reader::read(file, env);
         self.problems.extend(reader.problems);
-        let mut seen: BTreeMap<&str, Place> = BTreeMap::new();
+        let mut seen: BTreeMap<&str, SourceSpan> = BTreeMap::new();
         for value in reader.values {
             let (key, place) = (value.key, value.place);
             if let Some(first) = seen.insert(key.path, place.clone()) {
@@ -443,11 +443,17 @@ impl<'a> Loader<'a> {
 type Finished = (Config, BTreeMap<&'static str, Setting>, Vec<String>);
 
 /// The message about an invalid value; for a file the snippet shows the value, otherwise the message does.
-fn refusal(key: &Key, text: &str, written: Option<&str>, wrong: &Wrong, origin: &Origin) -> String {
+fn refusal(
+    key: &Key,
+    text: &str,
+    written: Option<&str>,
+    wrong: &InvalidValue,
+    origin: &Origin,
+) -> String {
     // A hint in the form of the key would mislead about a variable that has another one.
     let meant = wrong.suggestion.as_deref().filter(|_| written.is_none());
     let hint = meant.map_or_else(String::new, |meant| question(shown(meant)));
-    // What a store says quotes no piece of a URL but as `shown` does.
+    // An error of a store shows no piece of a URL but as `shown` does.
     let reason = wrong.reason.as_deref();
     let expected = key.kind.expected();
     let said = match written {

@@ -1,4 +1,4 @@
-//! What the configuration means, in types.
+//! The configuration, in types.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

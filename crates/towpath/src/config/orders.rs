@@ -1,4 +1,4 @@
-//! What the configuration of the orders app means, in types.
+//! The configuration of the orders app, in types.
 
 use std::path::PathBuf;
 use std::time::Duration;

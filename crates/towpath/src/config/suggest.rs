@@ -122,7 +122,7 @@ fn directive(part: &str) -> String {
     }
 }
 
-/// A whole number, and what stands behind it in small letters.
+/// A whole number, and the text behind it in lower case.
 fn with_unit(text: &str, build: impl Fn(u64, &str) -> Option<String>) -> Option<String> {
     let digits = text
         .find(|character: char| !character.is_ascii_digit())

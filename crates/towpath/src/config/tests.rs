@@ -179,7 +179,7 @@ fn secrets_are_never_shown() {
 }
 
 #[test]
-fn problems_hide_what_may_be_secret() {
+fn problems_hide_possible_secrets() {
     for file in [
         "[ingest.worker.webhook]\nsecret = [\"whsec_geheim\"]",
         "[ingest.worker.webhook]\nsecret = \"whsec_geheim",
@@ -471,7 +471,7 @@ fn the_variables_of_the_fleet_keep_their_meaning() {
 }
 
 #[test]
-fn what_kubernetes_sets_for_services_sets_nothing() {
+fn variables_of_kubernetes_services_set_nothing() {
     let address = "tcp://10.96.0.9:6379";
     let env = [
         ("REDIS_ADDR", "redis:6379"),
@@ -652,7 +652,7 @@ fn variables_of_apps_that_do_not_run_stop_nothing() {
         text.contains("CONTROLLER_PORT") && !text.contains("DB_PORT"),
         "{text}"
     );
-    // What concerns several apps, or the process, is always an error.
+    // A problem of several apps, or of the process, is always an error.
     for name in ["PORT", "REDIS_ADDR"] {
         let mut all = sources("", &[(name, "http://x/")]);
         all.apps = Some(["lines"].into());
@@ -689,7 +689,7 @@ fn errors_name_the_variable_that_held_the_value() {
 }
 
 #[test]
-fn what_a_file_holds_means_what_the_variable_would() {
+fn a_value_from_a_file_is_read_like_the_variable() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str, text: &str| {
         let path = folder.path().join(name);

@@ -195,7 +195,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
 ];
 
-/// What the configuration says about traces.
+/// The configuration of traces.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(
     missing_docs,

@@ -1,4 +1,4 @@
-//! What the environment says.
+//! The environment's variables.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -29,8 +29,8 @@ const OTHER: [&str; 8] = [
 /// Set to `1`, it makes the defaults of the reference system ours.
 pub(crate) const REFERENCE: &str = "TOWPATH_REFERENCE";
 
-/// Where the reference system's processes go without variables: the variable, what it stands for, and the variables of
-/// which one is enough to say otherwise.
+/// Addresses that the reference system's processes use without variables: the variable, its default, and the variables
+/// of which each one overrides it.
 const REFERENCE_DEFAULTS: [(&str, &str, &[&str]); 4] = [
     (
         "RABBITMQ_URLS",
@@ -44,11 +44,11 @@ const REFERENCE_DEFAULTS: [(&str, &str, &[&str]); 4] = [
 /// Secrets that are parts of a key's value.
 const PASSWORDS: [&str; 2] = ["DB_PASSWORD", "REDIS_PASSWORD"];
 
-/// How PostgreSQL may be spoken to.
+/// TLS modes of PostgreSQL.
 const SSL_MODES: [&str; 4] = ["disable", "require", "verify-ca", "verify-full"];
 
 /// A variable that sets a key.
-pub(super) struct Said {
+pub(super) struct SetValue {
     pub(super) name: String,
     /// The value, in the form of the key.
     pub(super) text: String,
@@ -107,7 +107,7 @@ impl<'a> Variables<'a> {
     }
 
     /// Values of a key, the weakest first.
-    pub(super) fn about(&mut self, key: &'static Key) -> Vec<Said> {
+    pub(super) fn about(&mut self, key: &'static Key) -> Vec<SetValue> {
         self.key = Some(key.path);
         let reference = self.reference(key);
         let own = self.set(key, &key.variable());
@@ -189,14 +189,14 @@ impl<'a> Variables<'a> {
         }
     }
 
-    /// A variable, or for what may be secret the file that `NAME_FILE` names.
-    fn set(&mut self, key: &Key, name: &str) -> Option<Said> {
+    /// A variable, or for a possible secret the file that `NAME_FILE` names.
+    fn set(&mut self, key: &Key, name: &str) -> Option<SetValue> {
         let (variable, text) = if key.kind.may_be_secret() {
             self.secret(name)?
         } else {
             (name.to_owned(), self.value(name)?.to_owned())
         };
-        Some(Said {
+        Some(SetValue {
             name: variable,
             text,
             written: None,
@@ -204,14 +204,14 @@ impl<'a> Variables<'a> {
     }
 
     /// The strongest reference variable that is set, in the words of the key.
-    fn reference(&mut self, key: &Key) -> Option<Said> {
+    fn reference(&mut self, key: &Key) -> Option<SetValue> {
         if key.variables == DATABASE_VARIABLES {
             return self.database();
         }
         if key.variables == REDIS_VARIABLES {
             return self.redis();
         }
-        let set: Vec<(&str, Said)> = key
+        let set: Vec<(&str, SetValue)> = key
             .variables
             .iter()
             .filter_map(|&name| Some((name, self.set(key, name)?)))
@@ -265,7 +265,7 @@ impl<'a> Variables<'a> {
     }
 
     /// The database that any of its parts being set asks for.
-    fn database(&mut self) -> Option<Said> {
+    fn database(&mut self) -> Option<SetValue> {
         let password = self.secret("DB_PASSWORD");
         let host = self.host("DB_HOST");
         let port = self.number("DB_PORT", 1..=65535);
@@ -293,7 +293,7 @@ impl<'a> Variables<'a> {
             encoded(database.unwrap_or("outbox_db")),
             mode.unwrap_or("disable"),
         );
-        Some(Said {
+        Some(SetValue {
             name,
             text,
             written: None,
@@ -301,7 +301,7 @@ impl<'a> Variables<'a> {
     }
 
     /// The Redis that its host, its port or its address being set asks for.
-    fn redis(&mut self) -> Option<Said> {
+    fn redis(&mut self) -> Option<SetValue> {
         let host = self.host("REDIS_HOST");
         let port = self.number("REDIS_PORT", 1..=65535);
         let database = self.number("REDIS_DB", 0..=u32::MAX);
@@ -314,7 +314,7 @@ impl<'a> Variables<'a> {
             (None, None) => self.secret("REDIS_ADDR")?,
         };
         let text = self.redis_url(&name, &place, database.unwrap_or("0"))?;
-        Some(Said {
+        Some(SetValue {
             name,
             text,
             written: Some(shown(&place)),
@@ -353,7 +353,7 @@ impl<'a> Variables<'a> {
             if !ours || OTHER.contains(&name) || known.contains(name) {
                 continue;
             }
-            // What all begin with makes none alike.
+            // A common prefix is not a similarity.
             let rest = |name: &str| name.trim_start_matches("TOWPATH_").to_owned();
             let rests: Vec<String> = known.iter().map(|name| rest(name)).collect();
             let meant = nearest(&rest(name), rests.iter().map(String::as_str));
@@ -380,7 +380,7 @@ fn is_near(name: &str, meant: &str) -> bool {
     strsim::damerau_levenshtein(&name, &meant) <= 1 + meant.len() / 10
 }
 
-/// `TOWPATH_SECTION__KEY`, and for what may be secret the variable that names its file.
+/// `TOWPATH_SECTION__KEY`, and for a possible secret the variable that names its file.
 fn own_names(key: &Key) -> impl Iterator<Item = String> {
     let name = key.variable();
     let file = key.kind.may_be_secret().then(|| format!("{name}_FILE"));

@@ -134,7 +134,7 @@ fn users() -> Vec<Operation> {
                 object(&[("users", list(user())), ("next_cursor", nullable(uuid()))]),
             ),
         Operation::new("get", one, "showUser", tag, "Show a user")
-            .header("If-None-Match", "`ETag` of what the client has.")
+            .header("If-None-Match", "`ETag` of the client's copy.")
             .answers_json(200, "The user", user())
             .sets(200, "ETag", "The version of the user.")
             .answers_empty(304, "Not modified")

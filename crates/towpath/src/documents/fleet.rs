@@ -187,7 +187,7 @@ pub(super) fn controller() -> Vec<Operation> {
         post(
             "/agents/{id}/report",
             "report",
-            "Report what an agent applied",
+            "Report the version that an agent applied",
         )
         .json(report)
         .answers_json(200, "The report was stored", enveloped(agent()))

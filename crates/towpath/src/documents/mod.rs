@@ -1,7 +1,7 @@
 //! OpenAPI documents of the listeners of roles, and the page at `/` that leads to them.
 //!
-//! The admin listener makes its document from its handlers; what the apps promise is a contract, written down here by
-//! app. Tests compare it with the routes, and with what a running process answers.
+//! The admin listener makes its document from its handlers; the contract of the apps is written down here by
+//! app. Tests compare it with the routes, and with the answers of a running process.
 
 mod accounts;
 mod fleet;

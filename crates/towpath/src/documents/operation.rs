@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-/// How an operation words its errors.
+/// Form of an operation's errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Errors {
     /// A sentence, or a problem as RFC 9457 describes it for clients that accept one.
@@ -89,7 +89,7 @@ impl Operation {
         self.header("Idempotency-Key", text)
     }
 
-    /// What the body may be: media types with their schemas.
+    /// The body: media types with their schemas.
     pub(super) fn body(mut self, required: bool, kinds: &[(&str, Value)]) -> Self {
         let content: serde_json::Map<String, Value> = kinds
             .iter()

@@ -106,7 +106,7 @@ fn for_operators(mut value: Value, method: &str, id: &str) -> Value {
         ("403", "Sent by a web page"),
         (
             "404",
-            "The role does not run in this process, or what the path names is not there",
+            "The role does not run in this process, or the resource does not exist",
         ),
         ("421", "Not a name that this listener answers to"),
     ] {

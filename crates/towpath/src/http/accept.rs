@@ -1,4 +1,4 @@
-//! What a client accepts. Source: RFC 9110, section 12.5.1.
+//! Content negotiation. Source: RFC 9110, section 12.5.1.
 
 use http::{HeaderMap, header};
 

@@ -1,4 +1,4 @@
-//! What an answer, or the lack of one, says of a receiver.
+//! The meaning of an answer, or of a missing one, for the receiver's condition.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +7,7 @@ use reqwest::Url;
 use towpath_core::port::sink::Cause;
 use towpath_core::{Clock, Error, ErrorKind};
 
-/// How far a request came that ended in this error.
+/// Progress of a request that ended in this error.
 pub fn cause_of(error: &Error) -> Cause {
     if error.kind() == ErrorKind::Invalid {
         return Cause::Unreachable;
@@ -39,7 +39,7 @@ pub fn retry_after(headers: &HeaderMap, clock: &dyn Clock) -> Option<Duration> {
     Some(since_epoch.saturating_sub(now))
 }
 
-/// What an answer says of the destination; `None` when it is about the request.
+/// The meaning of an answer for the destination; `None` when it is about the request.
 pub fn unavailable(status: StatusCode) -> Option<Cause> {
     match status {
         StatusCode::TOO_MANY_REQUESTS => Some(Cause::Overloaded),

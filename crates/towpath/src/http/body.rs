@@ -1,4 +1,4 @@
-//! Request bodies, bounded in size, in time, and in what all of them hold together.
+//! Request bodies, bounded in size, in time, and in their memory together.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -35,17 +35,17 @@ pub enum Failure {
     Broken,
 }
 
-/// What reading bodies may cost, shared by all requests of a listener.
+/// Bounds of reading bodies, shared by all requests of a listener.
 #[derive(Debug, Clone)]
-pub struct Intake {
+pub struct BodyReader {
     deadline: Duration,
     memory: Arc<Semaphore>,
 }
 
-/// Memory that a body holds; given back when dropped.
-pub type Charge = OwnedSemaphorePermit;
+/// Memory that a body holds; released when dropped.
+pub type MemoryPermit = OwnedSemaphorePermit;
 
-impl Intake {
+impl BodyReader {
     /// Each body may take `deadline`, and all together hold `memory` bytes beside 16 KiB each.
     pub fn new(deadline: Duration, memory: usize) -> Self {
         Self {
@@ -54,7 +54,7 @@ impl Intake {
         }
     }
 
-    /// Reads a whole body of at most `limit` bytes. The charge is absent for a small one.
+    /// Reads a whole body of at most `limit` bytes. A small one needs no memory permit.
     ///
     /// A declared length over the limit is refused before anything is read.
     ///
@@ -64,14 +64,14 @@ impl Intake {
         &self,
         mut body: Body,
         limit: usize,
-    ) -> Result<(Bytes, Option<Charge>), Failure> {
+    ) -> Result<(Bytes, Option<MemoryPermit>), Failure> {
         if body.size_hint().lower() > limit as u64 {
             return Err(Failure::TooLarge(limit));
         }
         if body.is_end_stream() {
             return Ok((Bytes::new(), None));
         }
-        let (mut parts, mut charge) = (Parts::default(), None);
+        let (mut parts, mut memory) = (Parts::default(), None);
         let end = Instant::now() + self.deadline;
         let mut alarm = std::pin::pin!(sleep_until(end.min(Instant::now() + WINDOW)));
         let mut goal = LEAST_PROGRESS;
@@ -90,7 +90,7 @@ impl Intake {
                 }
             };
             let Some(frame) = frame else {
-                return Ok((parts.join(), charge));
+                return Ok((parts.join(), memory));
             };
             let Ok(data) = frame.map_err(|_| Failure::Broken)?.into_data() else {
                 continue;
@@ -99,13 +99,13 @@ impl Intake {
                 return Err(Failure::TooLarge(limit));
             }
             parts.push(data);
-            self.charge(&mut charge, parts.len().saturating_sub(FREE))?;
+            self.reserve(&mut memory, parts.len().saturating_sub(FREE))?;
         }
     }
 
-    /// Raises the charge to `bytes`.
-    fn charge(&self, charge: &mut Option<Charge>, bytes: usize) -> Result<(), Failure> {
-        let more = bytes - charge.as_ref().map_or(0, Charge::num_permits);
+    /// Raises the memory permit to `bytes`.
+    fn reserve(&self, memory: &mut Option<MemoryPermit>, bytes: usize) -> Result<(), Failure> {
+        let more = bytes - memory.as_ref().map_or(0, MemoryPermit::num_permits);
         if more == 0 {
             return Ok(());
         }
@@ -113,9 +113,9 @@ impl Intake {
             .ok()
             .and_then(|more| Arc::clone(&self.memory).try_acquire_many_owned(more).ok())
             .ok_or(Failure::NoRoom)?;
-        match charge {
-            Some(charge) => charge.merge(more),
-            None => *charge = Some(more),
+        match memory {
+            Some(memory) => memory.merge(more),
+            None => *memory = Some(more),
         }
         Ok(())
     }
@@ -184,20 +184,20 @@ impl<F: Future<Output = Option<Bytes>> + Send> http_body::Body for Deferred<F> {
     }
 }
 
-/// An answer that keeps the charge of its request until it is sent, because most echo the request.
-pub(super) fn charged(body: Body, charge: Charge) -> Body {
+/// An answer that keeps the memory permit of its request until it is sent, because most echo the request.
+pub(super) fn charged(body: Body, memory: MemoryPermit) -> Body {
     struct Charged(
         Bytes,
-        #[expect(dead_code, reason = "held until the bytes are sent")] Arc<Charge>,
+        #[expect(dead_code, reason = "held until the bytes are sent")] Arc<MemoryPermit>,
     );
     impl AsRef<[u8]> for Charged {
         fn as_ref(&self) -> &[u8] {
             &self.0
         }
     }
-    let charge = Arc::new(charge);
+    let memory = Arc::new(memory);
     Body::new(body.map_frame(move |frame| {
-        frame.map_data(|data| Bytes::from_owner(Charged(data, Arc::clone(&charge))))
+        frame.map_data(|data| Bytes::from_owner(Charged(data, Arc::clone(&memory))))
     }))
 }
 
@@ -226,8 +226,8 @@ mod tests {
     }
 
     async fn read(body: Body, limit: usize) -> Result<Bytes, Failure> {
-        let intake = Intake::new(DEADLINE, 1 << 20);
-        intake.read(body, limit).await.map(|(bytes, _)| bytes)
+        let reader = BodyReader::new(DEADLINE, 1 << 20);
+        reader.read(body, limit).await.map(|(bytes, _)| bytes)
     }
 
     #[tokio::test]
@@ -258,18 +258,18 @@ mod tests {
 
     #[tokio::test]
     async fn large_bodies_share_the_memory_and_small_ones_need_none() {
-        let (intake, large) = (Intake::new(DEADLINE, 10_000), FREE + 6_000);
+        let (reader, large) = (BodyReader::new(DEADLINE, 10_000), FREE + 6_000);
         let body = || Body::from(vec![b'x'; large]);
         let again = async || {
-            let read = intake.read(body(), large).await;
+            let read = reader.read(body(), large).await;
             read.map(|(bytes, _)| bytes.len())
         };
-        let (_, charge) = intake.read(body(), large).await.unwrap();
-        assert_eq!(charge.as_ref().map(Charge::num_permits), Some(6_000));
+        let (_, memory) = reader.read(body(), large).await.unwrap();
+        assert_eq!(memory.as_ref().map(MemoryPermit::num_permits), Some(6_000));
         assert_eq!(again().await, Err(Failure::NoRoom));
-        assert!(intake.read(Body::from("small"), large).await.is_ok());
+        assert!(reader.read(Body::from("small"), large).await.is_ok());
 
-        let answer = charged(Body::from("echo"), charge.unwrap());
+        let answer = charged(Body::from("echo"), memory.unwrap());
         let sent = answer.collect().await.unwrap().to_bytes();
         assert_eq!(again().await, Err(Failure::NoRoom));
         drop(sent);

@@ -1,4 +1,4 @@
-//! HTTP clients: all of them trust what the system trusts, and none goes through a proxy.
+//! HTTP clients: all of them trust the system's certificates, and none uses a proxy.
 
 use std::path::Path;
 use std::sync::LazyLock;

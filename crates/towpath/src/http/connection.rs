@@ -28,12 +28,12 @@ use tokio::time::{Instant, sleep_until};
 use super::socket::Socket;
 use super::streams::Streams;
 
-/// How long what a client still sends is thrown away after the last answer, so that it reads that answer and no reset.
+/// Time for which bytes of a client are discarded after the last answer, so that it reads the answer and not a reset.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// How long each phase may last.
+/// Deadlines of the phases.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub struct Timeouts {
     /// From a connection's first moment, or a request's first byte, to the end of its head.
     pub head: Duration,
     /// Between an answer and the next request.
@@ -54,13 +54,13 @@ enum Phase {
 
 /// Where a connection is; shared by its socket, its requests and its alarm.
 #[derive(Clone)]
-pub(super) struct Pace(Arc<Mutex<State>>);
+pub(super) struct Deadlines(Arc<Mutex<State>>);
 
 struct State {
     phase: Phase,
     /// Set when a deadline is first asked for: most phases end before that, and the clock costs more than they do.
     since: Option<Instant>,
-    patience: Patience,
+    timeouts: Timeouts,
     /// Since when the client reads nothing.
     blocked_since: Option<Instant>,
     /// Something was sent of a head that is not complete.
@@ -78,20 +78,20 @@ impl State {
     }
 
     /// Deadline of the phase.
-    const fn patience(&self) -> Option<Duration> {
+    const fn timeouts(&self) -> Option<Duration> {
         match self.phase {
-            Phase::Head => Some(self.patience.head),
+            Phase::Head => Some(self.timeouts.head),
             Phase::Busy => None,
-            Phase::Answering => Some(self.patience.write),
-            Phase::Idle => Some(self.patience.idle),
+            Phase::Answering => Some(self.timeouts.write),
+            Phase::Idle => Some(self.timeouts.idle),
             Phase::Closing => Some(LINGER),
         }
     }
 
     fn deadline(&mut self) -> Option<Instant> {
-        let patience = self.patience();
+        let timeouts = self.timeouts();
         let mut since = || *self.since.get_or_insert_with(Instant::now);
-        let phase = patience.map(|patience| since() + patience);
+        let phase = timeouts.map(|timeouts| since() + timeouts);
         let Some(streams) = &self.streams else {
             return phase;
         };
@@ -100,17 +100,17 @@ impl State {
         }
         let waits = [self.blocked_since, streams.waits_since()];
         let waits = waits.into_iter().flatten().min();
-        let write = waits.map(|since| since + self.patience.write);
+        let write = waits.map(|since| since + self.timeouts.write);
         [phase, write].into_iter().flatten().min()
     }
 }
 
-impl Pace {
-    pub(super) fn new(patience: Patience) -> Self {
+impl Deadlines {
+    pub(super) fn new(timeouts: Timeouts) -> Self {
         Self(Arc::new(Mutex::new(State {
             phase: Phase::Head,
             since: Some(Instant::now()),
-            patience,
+            timeouts,
             blocked_since: None,
             head_begun: false,
             linger: false,
@@ -224,7 +224,7 @@ impl Drain {
 /// Runs a connection to its end, or to the deadline of its phase; absent then.
 pub(super) async fn run<C: GracefulConnection>(
     mut connection: Pin<&mut C>,
-    pace: &Pace,
+    deadlines: &Deadlines,
     drain: &Drain,
 ) -> Option<C::Output> {
     let mut alarm = pin!(sleep_until(Instant::now()));
@@ -234,12 +234,12 @@ pub(super) async fn run<C: GracefulConnection>(
         // Once is enough: all polls are those of one task.
         if !listens {
             listens = true;
-            pace.watched_by(cx);
+            deadlines.watched_by(cx);
             news.as_mut().poll(cx).is_ready();
         }
         if !drained && drain.has_begun() {
             drained = true;
-            pace.drain();
+            deadlines.drain();
             connection.as_mut().graceful_shutdown();
         }
         loop {
@@ -248,7 +248,7 @@ pub(super) async fn run<C: GracefulConnection>(
             }
             // Phases change inside that poll, or wake this task.
             loop {
-                let Some(deadline) = pace.deadline() else {
+                let Some(deadline) = deadlines.deadline() else {
                     return Poll::Pending;
                 };
                 if deadline < alarm.deadline() || alarm.is_elapsed() {
@@ -259,26 +259,26 @@ pub(super) async fn run<C: GracefulConnection>(
                 }
                 ready!(alarm.as_mut().poll(cx));
             }
-            if !pace.is_to_drain() {
+            if !deadlines.is_to_drain() {
                 return Poll::Ready(None);
             }
             drained = true;
-            pace.drain();
+            deadlines.drain();
             connection.as_mut().graceful_shutdown();
         }
     })
     .await
 }
 
-/// A socket that notes what happens on it.
-pub(super) struct Paced {
+/// A socket that records its reads and writes.
+pub(super) struct TimedStream {
     pub(super) stream: Socket,
-    pub(super) pace: Pace,
+    pub(super) deadlines: Deadlines,
     /// Bytes read to detect the client's protocol.
     pub(super) begun: Bytes,
 }
 
-impl AsyncRead for Paced {
+impl AsyncRead for TimedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -293,7 +293,7 @@ impl AsyncRead for Paced {
                 Poll::Ready(Ok(()))
             }
         };
-        let mut state = self.pace.lock();
+        let mut state = self.deadlines.lock();
         match state.phase {
             _ if state.streams.is_some() => {}
             Phase::Head if read.is_ready() => state.head_begun = true,
@@ -311,7 +311,7 @@ impl AsyncRead for Paced {
     }
 }
 
-impl AsyncWrite for Paced {
+impl AsyncWrite for TimedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -344,7 +344,7 @@ impl AsyncWrite for Paced {
     /// it would destroy the answer: its bytes are discarded first, for a while.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
-        let mut state = self.pace.lock();
+        let mut state = self.deadlines.lock();
         // A head that was refused is not read to its end either.
         let linger = state.linger || state.head_begun;
         if linger && state.phase != Phase::Closing {
@@ -365,18 +365,18 @@ impl AsyncWrite for Paced {
     }
 }
 
-impl Drop for Paced {
-    /// What a client did not take is not kept for it: the system would, for many minutes.
+impl Drop for TimedStream {
+    /// Bytes that a client did not read are dropped: the system would keep them for many minutes.
     fn drop(&mut self) {
-        if self.pace.lock().blocked_since.is_some() {
+        if self.deadlines.lock().blocked_since.is_some() {
             self.stream.tcp().set_zero_linger().ok();
         }
     }
 }
 
-impl Paced {
+impl TimedStream {
     fn wrote(&self, some: bool) {
-        let mut state = self.pace.lock();
+        let mut state = self.deadlines.lock();
         match some {
             true => state.blocked_since = None,
             false => _ = state.blocked_since.get_or_insert_with(Instant::now),

@@ -17,7 +17,7 @@ const JSON: &str = "application/json";
 #[derive(Debug, Clone)]
 pub struct Problem {
     status: StatusCode,
-    /// What programs tell it by, in the forms that have one; that of the status otherwise.
+    /// The error code, in the forms that have one; by default that of the status.
     code: Option<&'static str>,
     detail: String,
     retry_after: Option<u64>,
@@ -25,7 +25,7 @@ pub struct Problem {
     is_text: bool,
 }
 
-/// How an app words its problems, whichever layer finds them. Clients that accept RFC 9457 get that from every app.
+/// Form of an app's problems, whichever layer finds them. Clients that accept RFC 9457 get that from every app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// The sentence and a newline, as existing clients expect it; RFC 9457 for those that prefer JSON.
@@ -192,7 +192,7 @@ fn status(error: &Error) -> StatusCode {
 }
 
 impl From<Error> for Problem {
-    /// An app checks a request before it asks a backend, so what a backend says then is never the client's mistake,
+    /// An app checks a request before it asks a backend, so an error of a backend is never the client's mistake,
     /// whatever its kind: 429 at a limit of ours, else 503.
     fn from(error: Error) -> Self {
         let status = match error.retry_after() {

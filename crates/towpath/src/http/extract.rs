@@ -1,4 +1,4 @@
-//! What handlers read of a request, refused in our own words.
+//! Extractors of handlers, with refusals in our own words.
 //!
 //! axum's extractors answer with sentences of libraries and accept unknown input; these do neither.
 
@@ -169,7 +169,7 @@ mod tests {
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
     #[expect(dead_code, reason = "only read by serde")]
-    struct Asked {
+    struct Sample {
         limit: Option<usize>,
         after: Option<Uuid>,
         verbose: Option<bool>,
@@ -179,7 +179,7 @@ mod tests {
     async fn refusal(query: &str) -> String {
         let request = Request::builder().uri(format!("/x?{query}"));
         let (mut head, ()) = request.body(()).expect("a request").into_parts();
-        match Query::<Asked>::from_request_parts(&mut head, &()).await {
+        match Query::<Sample>::from_request_parts(&mut head, &()).await {
             Ok(query) => format!("taken: {query:?}"),
             Err(problem) => problem.detail().to_owned(),
         }

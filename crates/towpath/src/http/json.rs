@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use crate::config::did_you_mean;
 
-/// What an object says. A derived struct alone would take a list as well, field by field.
+/// Reads an object. A derived struct alone would take a list as well, field by field.
 #[derive(Debug, Default)]
 pub struct Object<T>(pub T);
 
@@ -49,7 +49,7 @@ impl<'de, A: MapAccess<'de>> Deserializer<'de> for Caseless<A> {
         known: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, A::Error> {
-        visitor.visit_map(Known {
+        visitor.visit_map(KnownFields {
             fields: self.0,
             known,
         })
@@ -74,12 +74,12 @@ impl<'de, A: MapAccess<'de>> Deserializer<'de> for Caseless<A> {
     }
 }
 
-struct Known<A> {
+struct KnownFields<A> {
     fields: A,
     known: &'static [&'static str],
 }
 
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Known<A> {
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for KnownFields<A> {
     type Error = A::Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(
@@ -137,7 +137,7 @@ pub fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Refusal> {
     value::<Object<T>>(body).map(|object| object.0)
 }
 
-/// The fields of an object as they are written, for apps that read what existing clients send.
+/// The fields of an object as they are written, for apps that serve existing clients.
 #[derive(Debug, Default)]
 pub struct Loose<'a>(Vec<(String, &'a RawValue)>);
 
@@ -191,7 +191,7 @@ mod tests {
 
     #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
-    struct Asked {
+    struct Sample {
         rollout: Option<Object<Plan>>,
     }
 
@@ -202,21 +202,21 @@ mod tests {
 
     #[test]
     fn only_objects_are_objects_at_any_depth() {
-        let asked: Asked = object(br#"{"rollout":{"steps":["10%"]}}"#).expect("an object");
-        assert_eq!(asked.rollout.expect("a plan").0.steps, ["10%"]);
+        let sample: Sample = object(br#"{"rollout":{"steps":["10%"]}}"#).expect("an object");
+        assert_eq!(sample.rollout.expect("a plan").0.steps, ["10%"]);
         for wrong in [
             &br#"[{"steps":["10%"]}]"#[..],
             br#"{"rollout":[["10%"]]}"#,
             b"null",
         ] {
-            let refusal = object::<Asked>(wrong).expect_err("not an object");
+            let refusal = object::<Sample>(wrong).expect_err("not an object");
             assert!(refusal.is_json && refusal.reason.contains("expected an object"));
         }
     }
 
     #[test]
     fn an_unknown_field_is_refused_with_the_known_one() {
-        let refused = |text: &'static str| object::<Asked>(text.as_bytes()).expect_err("refused");
+        let refused = |text: &'static str| object::<Sample>(text.as_bytes()).expect_err("refused");
         let reason = refused(r#"{"rolout":{}}"#).reason;
         assert!(reason.ends_with("did you mean `rollout`?"), "{reason}");
         let reason = refused(r#"{"colour":1}"#).reason;
@@ -226,9 +226,9 @@ mod tests {
 
     #[test]
     fn names_of_fields_match_without_regard_to_case() {
-        let asked: Asked = object(br#"{"ROLLOUT":{"Steps":["10%"]}}"#).expect("an object");
-        assert_eq!(asked.rollout.expect("a plan").0.steps, ["10%"]);
-        object::<Asked>(br#"{"rollout":null,"Rollout":null}"#).expect_err("given twice");
+        let sample: Sample = object(br#"{"ROLLOUT":{"Steps":["10%"]}}"#).expect("an object");
+        assert_eq!(sample.rollout.expect("a plan").0.steps, ["10%"]);
+        object::<Sample>(br#"{"rollout":null,"Rollout":null}"#).expect_err("given twice");
         let text = br#"{"a":1,"A":2,"b":3}"#;
         let loose: Loose<'_> = value(text).expect("an object");
         assert_eq!(loose.get("a").map(RawValue::get), Some("2"));

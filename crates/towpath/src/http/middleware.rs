@@ -30,7 +30,7 @@ use towpath_core::wait_limit;
 use tracing::{Instrument, debug, error, info_span};
 use uuid::Uuid;
 
-use super::body::{self, Charge, Deferred, Failure, Intake};
+use super::body::{self, BodyReader, Deferred, Failure, MemoryPermit};
 use super::error::{Form, Problem};
 use super::extract::no_query;
 use super::page::Page;
@@ -45,7 +45,7 @@ const REQUEST_ID: &str = "x-request-id";
 const BODY_BYTES: usize = 1 << 20;
 
 /// Looks at the head of a request before anything of its body is read.
-type Gate = dyn Fn(&Parts) -> Result<(), Problem> + Send + Sync;
+type AdmissionGate = dyn Fn(&Parts) -> Result<(), Problem> + Send + Sync;
 
 /// The largest body of a route.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +54,7 @@ pub struct BodyLimit {
     pub route: &'static str,
     /// In bytes.
     pub bytes: usize,
-    /// What the body is called in the refusal: `message`.
+    /// The name of the body in the refusal: `message`.
     pub what: &'static str,
 }
 
@@ -72,17 +72,17 @@ pub fn is_probe(route: &str) -> bool {
     probes.any(|probe| route == probe || below(probe))
 }
 
-/// What a listener puts around its routes.
+/// The layer around the routes of a listener.
 #[derive(Clone)]
-pub struct Edge {
+pub struct RequestLayer {
     metrics: Metrics,
     in_flight: Arc<Semaphore>,
-    intake: Intake,
+    reader: BodyReader,
     form: Form,
     forms: &'static [(&'static str, Form)],
     bodies: Arc<[BodyLimit]>,
     queries: Arc<[Asking]>,
-    gate: Arc<Gate>,
+    gate: Arc<AdmissionGate>,
     guard: Option<(Guard, Table)>,
     patience: Option<Duration>,
     is_secure: bool,
@@ -90,13 +90,13 @@ pub struct Edge {
     cors: Option<Cors>,
 }
 
-impl Edge {
+impl RequestLayer {
     /// At most `max_in_flight` concurrent requests; further ones get 503 at once. Bodies hold up to 1 MiB each.
-    pub fn new(metrics: Metrics, max_in_flight: usize, intake: Intake) -> Self {
+    pub fn new(metrics: Metrics, max_in_flight: usize, reader: BodyReader) -> Self {
         Self {
             metrics,
             in_flight: Arc::new(Semaphore::new(max_in_flight)),
-            intake,
+            reader,
             form: Form::Text,
             forms: &[],
             bodies: Arc::new([]),
@@ -183,7 +183,7 @@ impl Edge {
         self
     }
 
-    /// Each route requires what the table says. Without it every route is open.
+    /// Each route requires its scope in the table. Without it every route is open.
     #[must_use]
     pub fn guard(mut self, guard: Guard, table: Table) -> Self {
         self.guard = Some((guard, table));
@@ -249,7 +249,7 @@ impl Edge {
     /// An answer before the body was read, with the header that goes with its status.
     fn refuse(&self, problem: Problem, route: Option<&str>, has_body: bool) -> Response {
         let header = match problem.status() {
-            // RFC 9110, section 12.5.3: in an answer it says what a request may have.
+            // RFC 9110, section 12.5.3: in an answer it lists the codings of requests.
             StatusCode::UNSUPPORTED_MEDIA_TYPE => Some((
                 header::ACCEPT_ENCODING,
                 HeaderValue::from_static("identity"),
@@ -287,24 +287,24 @@ struct Reading(Arc<Inner>);
 struct Inner {
     progress: Mutex<Progress>,
     in_flight: Arc<Semaphore>,
-    intake: Intake,
+    reader: BodyReader,
     limit: BodyLimit,
 }
 
 #[derive(Default)]
 struct Progress {
     permit: Option<OwnedSemaphorePermit>,
-    charge: Option<Charge>,
+    memory: Option<MemoryPermit>,
     is_read: bool,
     refusal: Option<Response>,
 }
 
 impl Reading {
-    fn new(edge: &Edge, limit: BodyLimit) -> Self {
+    fn new(layer: &RequestLayer, limit: BodyLimit) -> Self {
         Self(Arc::new(Inner {
             progress: Mutex::default(),
-            in_flight: Arc::clone(&edge.in_flight),
-            intake: edge.intake.clone(),
+            in_flight: Arc::clone(&layer.in_flight),
+            reader: layer.reader.clone(),
             limit,
         }))
     }
@@ -326,11 +326,11 @@ impl Reading {
     async fn read(&self, body: Body) -> Option<Bytes> {
         self.lock().permit = None;
         let limit = self.0.limit;
-        match self.0.intake.read(body, limit.bytes).await {
-            Ok((bytes, charge)) => {
+        match self.0.reader.read(body, limit.bytes).await {
+            Ok((bytes, memory)) => {
                 let has_place = self.begin();
                 let mut state = self.lock();
-                (state.is_read, state.charge) = (true, charge);
+                (state.is_read, state.memory) = (true, memory);
                 match has_place {
                     true => Some(bytes),
                     false => {
@@ -359,8 +359,8 @@ impl Reading {
         if has_body && !state.is_read {
             close(&mut response);
         }
-        match state.charge.take() {
-            Some(charge) => response.map(|body| body::charged(body, charge)),
+        match state.memory.take() {
+            Some(memory) => response.map(|body| body::charged(body, memory)),
             None => response,
         }
     }
@@ -378,12 +378,12 @@ fn busy() -> Response {
         .into_response()
 }
 
-/// Puts the edge around the routes.
+/// Wraps the routes in the layer.
 ///
 /// A path with a trailing slash that is not a route is the route without it.
-pub fn wrap(router: Router, edge: Edge) -> Router {
-    let cors = edge.cors.clone();
-    let router = match &edge.page {
+pub fn wrap(router: Router, layer: RequestLayer) -> Router {
+    let cors = layer.cors.clone();
+    let router = match &layer.page {
         Some(page) => router.merge(page.routes()),
         None => router,
     };
@@ -391,9 +391,9 @@ pub fn wrap(router: Router, edge: Edge) -> Router {
         .method_not_allowed_fallback(|| async {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
         })
-        // The edge has bounded the body already.
+        // The layer has bounded the body already.
         .layer(DefaultBodyLimit::disable())
-        .layer(from_fn_with_state(Arc::new(edge), pass));
+        .layer(from_fn_with_state(Arc::new(layer), pass));
     let inner = routed.clone();
     let routed = routed.fallback(move |mut request: Request| {
         let inner = inner.clone();
@@ -426,11 +426,11 @@ fn without_slash(uri: &Uri) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-async fn pass(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
+async fn pass(State(layer): State<Arc<RequestLayer>>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = request_id(&request);
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    let form = edge.form_of(uri.path()).accepted(request.headers());
+    let form = layer.form_of(uri.path()).accepted(request.headers());
     // The template, never the path itself: labels come from the program only.
     let matched = request.extensions().get::<MatchedPath>().cloned();
     let route = matched.as_ref().map(MatchedPath::as_str);
@@ -444,9 +444,9 @@ async fn pass(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Re
         headers: request.headers(),
         route,
         client: client(&request),
-        is_secure: edge.is_secure,
+        is_secure: layer.is_secure,
     });
-    let handled = AssertUnwindSafe(edge.serve(route, request, next))
+    let handled = AssertUnwindSafe(layer.serve(route, request, next))
         .catch_unwind()
         .instrument(span.clone());
     let handled = traces::within(position, handled).await;
@@ -461,7 +461,7 @@ async fn pass(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Re
         || debug!(status = response.status().as_u16(), elapsed = ?began.elapsed(), "answered"),
     );
     traces::respond(traced, response.status());
-    edge.metrics.http_request(
+    layer.metrics.http_request(
         label,
         method.as_str(),
         response.status().as_u16(),
@@ -492,11 +492,11 @@ fn close(response: &mut Response) {
     response.headers_mut().insert(header::CONNECTION, close);
 }
 
-fn unread(failure: Failure, what: &str) -> Problem {
+fn unread(failure: Failure, part: &str) -> Problem {
     match failure {
         Failure::TooLarge(limit) => Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,
-            format!("{what} is over the limit of {limit} bytes"),
+            format!("{part} is over the limit of {limit} bytes"),
         ),
         Failure::TooSlow => Problem::new(StatusCode::REQUEST_TIMEOUT, "body took too long"),
         Failure::NoRoom => {
@@ -507,7 +507,7 @@ fn unread(failure: Failure, what: &str) -> Problem {
     }
 }
 
-/// RFC 9112, section 3.2: HTTP/1.1 names the host exactly once, and by what can be one.
+/// RFC 9112, section 3.2: HTTP/1.1 names the host exactly once, and by a valid name.
 fn one_host(head: &Parts) -> Result<(), Problem> {
     let hosts = head.headers.get_all(header::HOST);
     let count = hosts.iter().take(2).count();
@@ -532,7 +532,7 @@ fn is_host(value: &HeaderValue) -> bool {
     !text.contains('@') && port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// RFC 9112, section 6.1: what cannot be decoded is not passed on as if it were decoded.
+/// RFC 9112, section 6.1: a body that cannot be decoded is not passed on as if it were decoded.
 fn chunked(head: &Parts) -> Result<(), Problem> {
     let codings = head.headers.get_all(header::TRANSFER_ENCODING);
     let codings = codings.iter().map(|value| value.as_bytes().trim_ascii());

@@ -3,19 +3,19 @@
 pub mod accept;
 pub mod answer;
 pub mod body;
+pub mod cidr;
 mod client;
 mod connection;
 mod cors;
-pub mod descriptors;
+pub mod egress;
 pub mod error;
 pub mod extract;
-pub mod guard;
 mod hosts;
 pub mod json;
 mod middleware;
-pub mod net;
 mod page;
 pub mod preconditions;
+pub mod rlimit;
 mod segment;
 mod server;
 mod sites;
@@ -23,13 +23,13 @@ mod socket;
 mod streams;
 pub mod tls;
 
-pub use body::Intake;
+pub use body::BodyReader;
 pub use client::{client, client_of, trusting_also, with_identity};
 pub use cors::Cors;
 pub use hosts::Hosts;
-pub use middleware::{Asking, BodyLimit, Edge, is_probe, wrap};
+pub use middleware::{Asking, BodyLimit, RequestLayer, is_probe, wrap};
 pub(crate) use segment::{Segment, segment};
-pub use server::{Limits, Patience, Peer, serve};
+pub use server::{Limits, Peer, Timeouts, serve};
 pub use sites::Sites;
 
 /// A text as one part of a URL: a segment of its path, a value of its query, a password.

@@ -1,4 +1,4 @@
-//! What a listener says about itself.
+//! The pages of a listener about itself.
 
 use axum::Router;
 use axum::routing::get;

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
-use super::connection::{self, Drain, Pace, Paced};
+use super::connection::{self, Deadlines, Drain, TimedStream};
 use super::error::plain;
 use super::socket::Socket;
 use super::streams::{Answer, MAX_STREAMS, Open, Tasks, Together};
@@ -32,16 +32,16 @@ use super::tls::Tls;
 use crate::supervisor::Stop;
 use crate::telemetry::RefusedConnections;
 
-pub use super::connection::Patience;
+pub use super::connection::Timeouts;
 
-/// What connections may cost.
+/// Bounds of connections.
 #[derive(Clone)]
 pub struct Limits {
     /// Open connections; further ones are answered 503 and closed.
     pub connections: usize,
-    /// How long each phase of a connection may last.
-    pub patience: Patience,
-    /// How much of the grace period is kept for what stops later.
+    /// Deadlines of the phases of a connection.
+    pub timeouts: Timeouts,
+    /// Part of the grace period that is reserved for later stages of the shutdown.
     pub reserve: Duration,
     /// Speaks TLS; plain without.
     pub tls: Option<Arc<Tls>>,
@@ -56,24 +56,24 @@ pub struct Peer(pub SocketAddr);
 /// Largest head of a request in bytes; hyper bounds the number of its headers at 100 in HTTP/1.
 const HEAD_BYTES: u16 = 16 * 1024;
 
-/// What a client of HTTP/2 may send before it is read: of one body, and of all bodies of a connection.
+/// Flow-control windows of HTTP/2: of one body, and of all bodies of a connection.
 const STREAM_WINDOW: u32 = 128 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 /// Buffered part of a response that an HTTP/2 client does not read yet.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// What a client of HTTP/2 sends first. Source: RFC 9113, 3.4.
+/// The preface of an HTTP/2 client. Source: RFC 9113, 3.4.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How long to leave the listener alone when the process has no more descriptors; doubles up to the longest.
+/// Pause of the listener when the process has no more descriptors; doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Failing accepts are logged once in this time; the metric counts them all.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// What a connection over the limit reads, if it reads.
+/// The answer to a connection over the limit.
 const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 32\r\n\r\ntoo many connections, try again\n";
 
 /// Serves until the stop is requested, then accepts no more connections and completes requests in progress.
@@ -120,20 +120,20 @@ pub async fn serve(
             continue;
         }
         stop.account.add("connections", 1);
-        let pace = Pace::new(limits.patience);
+        let deadlines = Deadlines::new(limits.timeouts);
         let (protocols, drain) = (protocols.clone(), Arc::clone(&drain));
         let acceptor = limits.tls.as_ref().map(|tls| tls.acceptor());
         let may_be_plain = limits.plain_on_loopback && peer.ip().to_canonical().is_loopback();
-        let patience = limits.patience.head;
+        let timeouts = limits.timeouts.head;
         connections.spawn(async move {
             // Small answers must not wait for more to come.
             stream.set_nodelay(true).ok();
             // Apart, so that a connection that waits holds no room for it.
             let beginning = Box::pin(begin(stream, acceptor, may_be_plain, &drain));
-            let Ok(Some(begun)) = tokio::time::timeout(patience, beginning).await else {
+            let Ok(Some(begun)) = tokio::time::timeout(timeouts, beginning).await else {
                 return;
             };
-            match protocols.run(begun, peer, pace, &drain).await {
+            match protocols.run(begun, peer, deadlines, &drain).await {
                 Some(Ok(())) => {}
                 Some(Err(error)) => debug!(%error, "connection ended"),
                 None => debug!("connection ended at its deadline"),
@@ -255,44 +255,44 @@ impl Protocols {
         &self,
         begun: Begun,
         peer: SocketAddr,
-        pace: Pace,
+        deadlines: Deadlines,
         drain: &Drain,
     ) -> Option<hyper::Result<()>> {
-        let io = TokioIo::new(Paced {
+        let io = TokioIo::new(TimedStream {
             stream: begun.socket,
-            pace: pace.clone(),
+            deadlines: deadlines.clone(),
             begun: begun.bytes,
         });
         if begun.is_http2 {
-            pace.share();
+            deadlines.share();
             let tasks = Tasks::default();
             let _together = Together(tasks.clone());
-            let service = self.shared(peer, pace.clone());
+            let service = self.shared(peer, deadlines.clone());
             let connection = http2_builder(tasks).serve_connection(io, service);
             // Apart, so that connections of HTTP/1 hold no room for it.
-            return connection::run(Box::pin(connection).as_mut(), &pace, drain).await;
+            return connection::run(Box::pin(connection).as_mut(), &deadlines, drain).await;
         }
-        let service = self.alone(peer, pace.clone());
+        let service = self.alone(peer, deadlines.clone());
         let connection = pin!(self.http1.serve_connection(io, service));
-        connection::run(connection, &pace, drain).await
+        connection::run(connection, &deadlines, drain).await
     }
 
     /// Answers the requests of a connection that has one at a time.
     fn alone(
         &self,
         peer: SocketAddr,
-        pace: Pace,
+        deadlines: Deadlines,
     ) -> impl HttpService<Incoming, ResBody = axum::body::Body, Error = Infallible, Future: Send>
     + Send
     + use<> {
         let router = TowerToHyperService::new(self.router.clone());
         service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(Peer(peer));
-            pace.requested();
-            let (answer, pace) = (router.call(request), pace.clone());
+            deadlines.requested();
+            let (answer, deadlines) = (router.call(request), deadlines.clone());
             async move {
                 let answer = answer.await?;
-                pace.answered(answer.headers());
+                deadlines.answered(answer.headers());
                 Ok(answer)
             }
         })
@@ -302,7 +302,7 @@ impl Protocols {
     fn shared(
         &self,
         peer: SocketAddr,
-        pace: Pace,
+        deadlines: Deadlines,
     ) -> impl HttpService<Incoming, ResBody = Answer, Error = Infallible, Future: Send + 'static>
     + Send
     + use<> {
@@ -310,7 +310,7 @@ impl Protocols {
         let places = Arc::clone(&self.places);
         service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(Peer(peer));
-            let (place, open) = Open::new(&pace, &places);
+            let (place, open) = Open::new(&deadlines, &places);
             let refused = match place {
                 true => named_host(&mut request).err().map(misnamed),
                 false => Some(crowded()),
@@ -389,7 +389,7 @@ struct Failures {
 }
 
 impl Failures {
-    /// How long to wait before the next accept; logs now and then.
+    /// Pause before the next accept; logs now and then.
     fn pause(&mut self, error: &std::io::Error) -> Duration {
         if self.logged.is_none_or(|at| at.elapsed() > QUIET) {
             self.logged = Some(Instant::now());

@@ -1,6 +1,6 @@
 //! Requests that their client did not mean to send.
 //!
-//! A browser sends what any web page makes it send, from this machine or from inside this network, so the address of a
+//! A browser sends any request that a web page makes it send, from this machine or from inside this network, so the address of a
 //! connection does not say who asks. Such a request shows its origin: in `Origin` and `Sec-Fetch-Site`, or, when the
 //! page has pointed its own name at our address, in `Host`. A reverse proxy on this machine shows itself in its headers.
 //!
@@ -28,7 +28,7 @@ const PROXIED: [&str; 8] = [
     "true-client-ip",
 ];
 
-/// How most of their names begin.
+/// Prefix of most of their names.
 const FORWARDED: &str = "x-forwarded-";
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -59,7 +59,7 @@ impl Sites {
         self
     }
 
-    /// Refuses what may change something and comes from a page of another site, and what a client of this machine sends
+    /// Refuses requests that may change something and come from a page of another site, and requests of this machine
     /// to a name that is not served.
     ///
     /// # Errors
@@ -169,7 +169,7 @@ mod tests {
         let hosts = Hosts::new(":8080", "server.hosts", &["api.internal".to_owned()]);
         Sites::new(
             hosts,
-            vec![super::super::net::parse("127.0.0.2").expect("an address")],
+            vec![super::super::cidr::parse("127.0.0.2").expect("an address")],
         )
     }
 

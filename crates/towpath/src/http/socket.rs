@@ -15,7 +15,7 @@ pub(super) enum Socket {
 }
 
 impl Socket {
-    /// What lies below.
+    /// The layer below.
     pub(super) fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream,

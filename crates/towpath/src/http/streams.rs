@@ -1,4 +1,4 @@
-//! Requests that share a connection of HTTP/2: what each may wait for, and what the client may cost.
+//! Requests that share a connection of HTTP/2: their waiting, and the bounds of a client.
 //!
 //! A connection of HTTP/1 has one request at a time, so its phase determines its deadline.
 //! Here each answer has the write timeout for itself, since a client may leave a single
@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::connection::Pace;
+use super::connection::Deadlines;
 
 /// Requests that a client may have open on one connection.
 pub(super) const MAX_STREAMS: u32 = 128;
@@ -76,7 +76,7 @@ impl Streams {
 
 /// An open request; dropped when all of its answer was sent, or its client reset it.
 pub(super) struct Open {
-    pace: Pace,
+    deadlines: Deadlines,
     number: u64,
     place: Option<OwnedSemaphorePermit>,
 }
@@ -85,20 +85,20 @@ impl Open {
     /// The request, and whether there is a place for it.
     ///
     /// - `places`: for requests beyond the first of a connection, so that connections bound the open requests of a listener.
-    pub(super) fn new(pace: &Pace, places: &Arc<Semaphore>) -> (bool, Self) {
-        let is_first = pace.streams(|streams| streams.is_idle());
+    pub(super) fn new(deadlines: &Deadlines, places: &Arc<Semaphore>) -> (bool, Self) {
+        let is_first = deadlines.streams(|streams| streams.is_idle());
         let place = match is_first {
             true => None,
             false => Arc::clone(places).try_acquire_owned().ok(),
         };
-        pace.requested();
-        let number = pace.streams(|streams| {
+        deadlines.requested();
+        let number = deadlines.streams(|streams| {
             streams.newest += 1;
             streams.open.insert(streams.newest, Progress::default());
             streams.newest
         });
         let open = Self {
-            pace: pace.clone(),
+            deadlines: deadlines.clone(),
             number,
             place,
         };
@@ -111,7 +111,7 @@ impl Open {
     }
 
     fn progress(&self, change: impl FnOnce(&mut Progress)) {
-        self.pace.streams(|streams| {
+        self.deadlines.streams(|streams| {
             if let Some(progress) = streams.open.get_mut(&self.number) {
                 change(progress);
             }
@@ -121,7 +121,7 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let task = self.pace.streams(|streams| {
+        let task = self.deadlines.streams(|streams| {
             let progress = streams.open.remove(&self.number);
             match progress.is_some_and(|progress| progress.sent) {
                 true => streams.answered += 1,
@@ -131,7 +131,7 @@ impl Drop for Open {
             let is_due = streams.open.is_empty() || streams.is_flooded();
             is_due.then(|| streams.task.clone()).flatten()
         });
-        self.pace.stream_ended();
+        self.deadlines.stream_ended();
         if let Some(task) = task {
             task.wake();
         }

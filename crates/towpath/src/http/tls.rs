@@ -10,7 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 use towpath_core::{Error, Result, ResultExt};
 
-/// How often it is looked whether the files have changed.
+/// Interval of checks whether the files have changed.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Installs it; every client and server of the process uses it. Calling again is fine.
@@ -53,7 +53,7 @@ impl Tls {
         })
     }
 
-    /// What takes a connection, with what the files say now.
+    /// The acceptor with the present contents of the files.
     pub(super) fn acceptor(&self) -> TlsAcceptor {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if loaded.looked_at.elapsed() >= LOOK {

@@ -11,7 +11,7 @@ use towpath_core::port::queue::Settlement;
 use towpath_core::{ConsumerId, Delivery, Receipt, Result};
 
 pub use queue::QueueInlet;
-pub use stream::{Place, StreamInlet};
+pub use stream::{GroupMember, StreamInlet};
 
 /// Where the pump leases work and settles it, for one consumer.
 #[async_trait]
@@ -40,6 +40,6 @@ pub trait Inlet: Send + Sync {
         false
     }
 
-    /// How long a lease is.
+    /// Duration of a lease.
     fn lease_time(&self) -> std::time::Duration;
 }

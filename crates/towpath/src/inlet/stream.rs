@@ -1,7 +1,7 @@
 //! A consumer group of a stream as an inlet.
 //!
 //! ```text
-//! what an earlier process of this name left -> what others left for too long -> what is new
+//! entries of an earlier process of this name -> entries that other consumers held for too long -> new entries
 //! ```
 //!
 //! Older entries always come before newer ones, so a single consumer keeps the order of the stream across crashes.
@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 use towpath_core::port::Queue;
-use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, Settlement};
 use towpath_core::port::stream::{Entry, Offset, ReadRequest, Start, Stream};
 use towpath_core::{
     ConsumerId, Delivery, Error, ErrorKind, GroupName, Headers, NewMessage, QueueName, Receipt,
@@ -22,47 +22,47 @@ use towpath_core::{
 use tracing::{error, info, warn};
 
 use super::Inlet;
-use crate::telemetry::Volume;
+use crate::telemetry::LineCounters;
 
 /// Short enough to end soon after a stop, long enough to cost nothing when idle.
 const WAIT: Duration = Duration::from_millis(500);
 
-/// What is kept of a reason.
+/// Maximum stored length of a reason.
 const REASON_BYTES: usize = 1_024;
 
-/// How often entries are looked for that others hold.
+/// Interval of claims of other consumers' entries.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// One consumer of one group.
 pub struct StreamInlet {
     stream: Arc<dyn Stream>,
     dead_letters: Arc<dyn Queue>,
-    place: Place,
+    member: GroupMember,
     claim_after: Duration,
-    done: Volume,
+    done: LineCounters,
     state: Mutex<State>,
 }
 
-/// Which consumer of which group.
+/// A consumer of a group.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct GroupMember {
     /// The stream.
     pub stream: StreamName,
     /// The group; made at the beginning of the stream when it is not there.
     pub group: GroupName,
-    /// The consumer. A new process of the same name takes over what the old one held.
+    /// The consumer. A new process of the same name adopts the entries of the old one.
     pub consumer: ConsumerId,
-    /// The queue of entries that were given up.
+    /// The queue of entries that became dead letters.
     pub dead: QueueName,
 }
 
 #[derive(Default)]
 struct State {
-    /// Whether everything that was left behind has been taken over.
+    /// Whether all entries of earlier processes have been claimed.
     caught_up: bool,
     next: u64,
-    in_hand: BTreeMap<u64, Entry>,
-    /// Given back, to be leased again, oldest first, and when.
+    leased: BTreeMap<u64, Entry>,
+    /// Returned entries, oldest first, with the time of their next lease.
     returned: VecDeque<(Instant, Entry)>,
     looked: Option<Instant>,
     /// The queue's numbering wants a name for receipts.
@@ -74,14 +74,14 @@ impl StreamInlet {
     pub fn new(
         stream: Arc<dyn Stream>,
         dead_letters: Arc<dyn Queue>,
-        place: Place,
+        member: GroupMember,
         claim_after: Duration,
-        done: Volume,
+        done: LineCounters,
     ) -> Self {
         Self {
             stream,
             dead_letters,
-            place,
+            member,
             claim_after,
             done,
             state: Mutex::default(),
@@ -94,14 +94,14 @@ impl StreamInlet {
 
     /// The next entries, oldest first; `NotFound` when the group is gone.
     async fn next(&self, max: usize) -> Result<Vec<Entry>> {
-        let Place {
+        let GroupMember {
             stream,
             group,
             consumer,
             ..
-        } = &self.place;
+        } = &self.member;
         if !self.state().caught_up {
-            // What an earlier process of this name held is ours at once.
+            // Entries of an earlier process of this name are ours at once.
             self.stream.disconnect(consumer).await?;
         }
         let (caught_up, looked) = {
@@ -134,7 +134,7 @@ impl StreamInlet {
 
     /// Makes the group, also one that was lost.
     async fn create(&self) -> Result<()> {
-        let Place { stream, group, .. } = &self.place;
+        let GroupMember { stream, group, .. } = &self.member;
         let created = self
             .stream
             .create_group(stream, group, Start::Beginning)
@@ -148,7 +148,7 @@ impl StreamInlet {
         let mut state = self.state();
         let name = match &state.name {
             Some(name) => name.clone(),
-            None => QueueName::new(self.place.stream.as_str())?,
+            None => QueueName::new(self.member.stream.as_str())?,
         };
         state.name = Some(name.clone());
         let deliveries = entries.into_iter().map(|entry| {
@@ -165,7 +165,7 @@ impl StreamInlet {
                 interrupted: false,
                 lease: self.claim_after,
             };
-            state.in_hand.insert(number, entry);
+            state.leased.insert(number, entry);
             delivery
         });
         Ok(deliveries.collect())
@@ -183,7 +183,7 @@ impl StreamInlet {
             message.headers = headers;
             let enqueued = self
                 .dead_letters
-                .enqueue(&self.place.dead, vec![message])
+                .enqueue(&self.member.dead, vec![message])
                 .await
                 .and_then(|outcomes| outcomes.into_iter().try_for_each(|one| one.map(drop)));
             match enqueued {
@@ -193,7 +193,7 @@ impl StreamInlet {
         }
         if let Some(refused) = refused {
             error!(
-                stream = %self.place.stream,
+                stream = %self.member.stream,
                 offset = ?entry.offset,
                 error = refused.chain(),
                 "dead letter refused; entry skipped"
@@ -222,7 +222,7 @@ impl Inlet for StreamInlet {
             return self.hand_out(due);
         }
         if !self.state().returned.is_empty() {
-            // What was given back is older than anything else.
+            // Returned entries are older than all others.
             tokio::time::sleep(WAIT / 10).await;
             return Ok(Vec::new());
         }
@@ -235,7 +235,7 @@ impl Inlet for StreamInlet {
                 Ok(Vec::new())
             }
             Err(error) => {
-                // What was handed out with an answer that did not arrive is ours, and older than what comes next.
+                // Entries of an answer that did not arrive belong to this consumer, and are older than the next ones.
                 self.state().caught_up = false;
                 Err(error)
             }
@@ -244,45 +244,49 @@ impl Inlet for StreamInlet {
 
     async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Result<()>>> {
         let (mut finished, mut returned) = (Vec::<(u64, Offset)>::new(), Vec::new());
-        let mut given_up = BTreeSet::new();
+        let mut dead_lettered = BTreeSet::new();
         let mut outcomes = Vec::with_capacity(settlements.len());
-        for Settlement { receipt, verdict } in settlements {
-            let entry = self.state().in_hand.get(&receipt.number).cloned();
+        for Settlement {
+            receipt,
+            disposition,
+        } in settlements
+        {
+            let entry = self.state().leased.get(&receipt.number).cloned();
             let Some(entry) = entry else {
                 outcomes.push(Err(Error::conflict("the entry is settled already")));
                 continue;
             };
-            match verdict {
-                Verdict::Ack => finished.push((receipt.number, entry.offset)),
-                Verdict::DeadLetter { reason } => {
-                    warn!(stream = %self.place.stream, reason, "entry became a dead letter");
+            match disposition {
+                Disposition::Ack => finished.push((receipt.number, entry.offset)),
+                Disposition::DeadLetter { reason } => {
+                    warn!(stream = %self.member.stream, reason, "entry became a dead letter");
                     self.bury(&entry, &reason).await?;
                     finished.push((receipt.number, entry.offset));
-                    given_up.insert(receipt.number);
+                    dead_lettered.insert(receipt.number);
                 }
-                Verdict::Retry { after, .. } => returned.push((receipt.number, after, true)),
-                Verdict::Release { after } => returned.push((receipt.number, after, false)),
+                Disposition::Retry { after, .. } => returned.push((receipt.number, after, true)),
+                Disposition::Release { after } => returned.push((receipt.number, after, false)),
             }
             outcomes.push(Ok(()));
         }
         let offsets: Vec<Offset> = finished.iter().map(|(_, offset)| *offset).collect();
         if !offsets.is_empty() {
-            let Place { stream, group, .. } = &self.place;
+            let GroupMember { stream, group, .. } = &self.member;
             match self.stream.commit(stream, group, &offsets).await {
-                // The group is gone, and with it what it knew; it begins anew, and the sink knows what it has.
+                // The group was deleted with its position. It starts again, and the sink drops lines that it has.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 committed => committed?,
             }
         }
         let mut state = self.state();
         let done = finished.iter().filter_map(|(number, _)| {
-            let entry = state.in_hand.remove(number)?;
-            (!given_up.contains(number)).then_some(entry.message.payload.len() as u64)
+            let entry = state.leased.remove(number)?;
+            (!dead_lettered.contains(number)).then_some(entry.message.payload.len() as u64)
         });
         self.done.add(done);
         let now = Instant::now();
         for (number, after, charged) in returned.into_iter().rev() {
-            if let Some(mut entry) = state.in_hand.remove(&number) {
+            if let Some(mut entry) = state.leased.remove(&number) {
                 entry.attempt += u32::from(charged);
                 state.returned.push_front((now + after, entry));
             }
@@ -297,7 +301,7 @@ impl Inlet for StreamInlet {
 
     async fn disconnect(&self) -> Result<u64> {
         *self.state() = State::default();
-        self.stream.disconnect(&self.place.consumer).await
+        self.stream.disconnect(&self.member.consumer).await
     }
 
     fn recorded_as(&self) -> Option<&ConsumerId> {

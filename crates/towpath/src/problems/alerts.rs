@@ -2,7 +2,7 @@
 
 use super::Rule;
 
-/// Alerts on what only Prometheus sees, or sees better: a process that does not answer, and rates.
+/// Alerts on facts that only Prometheus sees, or sees better: a process that does not answer, and rates.
 const OTHERS: &str = include_str!("alerts.yaml");
 const OTHERS_TEST: &str = include_str!("alerts_test.yaml");
 

@@ -7,16 +7,16 @@ use tokio::time::Instant;
 use towpath_core::port::queue;
 
 use super::observe::Observation;
-use super::{Found, Limits, Rule};
-use crate::telemetry::{CheckedRole, Deliveries, Phase, Room, Source, Vitals};
+use super::{Finding, Limits, Rule};
+use crate::telemetry::{CheckedRole, Deliveries, DiskUsage, Phase, Source, Vitals};
 
-/// Messages that are ready are handed out within milliseconds; five minutes mean that consumers are missing or too few.
+/// Ready messages are leased within milliseconds; five minutes mean that consumers are missing or too few.
 const OLD: Duration = Duration::from_secs(300);
 
 /// The relay sends events within a second.
 const OUTBOX_OLD: Duration = Duration::from_secs(60);
 
-/// Shares of deliveries are those of this window, of at least so many deliveries.
+/// Shares of deliveries are those of this window, and need at least `ENOUGH` deliveries.
 const WINDOW: Duration = Duration::from_secs(60);
 const ENOUGH: u64 = 20;
 
@@ -24,7 +24,7 @@ const ENOUGH: u64 = 20;
 const FAILING: u64 = 20;
 const DYING: u64 = 5;
 
-/// Free space under which a disk is low: three times what the store keeps back, or a share of it when that is small.
+/// Free space under which a disk is low: three times the store's reserve, or a share of the disk when that is smaller.
 const RESERVES: u64 = 3;
 const LOW_SHARE: u64 = 20;
 const LOW_BYTES: u64 = 10 << 30;
@@ -38,10 +38,10 @@ const YEAR_2026: Duration = Duration::from_secs(1_767_225_600);
 /// A step of the wall clock against the monotonic one that no synchronisation makes.
 const STEP: Duration = Duration::from_secs(5);
 
-/// For how long a step is reported.
+/// Time for which a step is reported.
 const STEP_SHOWN: Duration = Duration::from_secs(600);
 
-/// What earlier observations left.
+/// State of earlier observations.
 #[derive(Default)]
 pub(super) struct History {
     /// Deliveries by queue at moments of the last window, oldest first.
@@ -57,7 +57,7 @@ pub(super) fn evaluate(
     observed: &Observation,
     history: &mut History,
     limits: Limits,
-) -> Vec<Found> {
+) -> Vec<Finding> {
     let mut found = Vec::new();
     parts(observed, &mut found);
     let refuses = |reason| {
@@ -81,8 +81,8 @@ pub(super) fn evaluate(
     found
 }
 
-fn found(rule: Rule, subject: impl Into<String>, cause: impl Into<String>) -> Found {
-    Found {
+fn found(rule: Rule, subject: impl Into<String>, cause: impl Into<String>) -> Finding {
+    Finding {
         rule,
         subject: subject.into(),
         figure: None,
@@ -95,15 +95,15 @@ fn measured(
     subject: impl Into<String>,
     figure: String,
     cause: impl Into<String>,
-) -> Found {
-    Found {
+) -> Finding {
+    Finding {
         figure: Some(figure),
         ..found(rule, subject, cause)
     }
 }
 
 /// Backends, databases and roles.
-fn parts(observed: &Observation, list: &mut Vec<Found>) {
+fn parts(observed: &Observation, list: &mut Vec<Finding>) {
     let checked = &observed.checked;
     if checked.phase == Phase::Starting {
         return;
@@ -159,8 +159,8 @@ fn parts(observed: &Observation, list: &mut Vec<Found>) {
 /// The part of health that reports disks that do not respond.
 const STALLS: &str = "disks";
 
-/// The faults of a role. What only follows from a part that it needs is that part's problem.
-fn faults(name: &str, role: &CheckedRole, has_its_needs: bool, list: &mut Vec<Found>) {
+/// The faults of a role. A consequence of a failed dependency is the dependency's problem.
+fn faults(name: &str, role: &CheckedRole, has_its_needs: bool, list: &mut Vec<Finding>) {
     let of_sinks = |source: &Source| matches!(source, Source::Sink(_) | Source::Destination(_));
     let (sinks, own): (Vec<_>, Vec<_>) =
         role.faults.iter().partition(|(source, _)| of_sinks(source));
@@ -172,9 +172,9 @@ fn faults(name: &str, role: &CheckedRole, has_its_needs: bool, list: &mut Vec<Fo
     }
 }
 
-fn disks(vitals: &Vitals, limits: Limits, list: &mut Vec<Found>) {
+fn disks(vitals: &Vitals, limits: Limits, list: &mut Vec<Finding>) {
     for room in &vitals.rooms {
-        let Room { folder, free, size } = room;
+        let DiskUsage { folder, free, size } = room;
         let share = free.saturating_mul(100) / (*size).max(1);
         let is_small = *free < limits.disk_reserve.saturating_mul(RESERVES);
         if is_small || share * LOW_SHARE < 100 && *free < LOW_BYTES {
@@ -190,7 +190,7 @@ fn disks(vitals: &Vitals, limits: Limits, list: &mut Vec<Found>) {
     }
 }
 
-fn queues(observed: &Observation, history: &mut History, list: &mut Vec<Found>) {
+fn queues(observed: &Observation, history: &mut History, list: &mut Vec<Finding>) {
     for stats in &observed.queues {
         let queue = stats.queue.as_str();
         if stats.dead > 0 {
@@ -219,7 +219,7 @@ fn queues(observed: &Observation, history: &mut History, list: &mut Vec<Found>) 
     history.deliveries.push_back((now, deliveries.clone()));
 }
 
-fn backlog(stats: &queue::Stats, list: &mut Vec<Found>) {
+fn backlog(stats: &queue::Stats, list: &mut Vec<Finding>) {
     let Some(age) = stats.oldest_ready_age.filter(|age| *age >= OLD) else {
         return;
     };
@@ -241,7 +241,7 @@ fn backlog(stats: &queue::Stats, list: &mut Vec<Found>) {
 }
 
 /// Shares of the deliveries of the last window.
-fn shares(queue: &str, recent: Deliveries, list: &mut Vec<Found>) {
+fn shares(queue: &str, recent: Deliveries, list: &mut Vec<Finding>) {
     let all = recent.done + recent.failed + recent.dead;
     if all < ENOUGH {
         return;
@@ -262,7 +262,7 @@ fn shares(queue: &str, recent: Deliveries, list: &mut Vec<Found>) {
     }
 }
 
-fn streams(observed: &Observation, list: &mut Vec<Found>) {
+fn streams(observed: &Observation, list: &mut Vec<Finding>) {
     for stats in &observed.streams {
         for group in &stats.groups {
             let Some(age) = group.oldest_age.filter(|age| *age >= OLD) else {
@@ -276,7 +276,7 @@ fn streams(observed: &Observation, list: &mut Vec<Found>) {
     }
 }
 
-fn outbox(vitals: &Vitals, list: &mut Vec<Found>) {
+fn outbox(vitals: &Vitals, list: &mut Vec<Finding>) {
     if vitals.outbox_failed > 0 {
         let figure = format!("{} events", vitals.outbox_failed);
         let cause = "the broker rejected these events, or their attempts are used up";
@@ -289,7 +289,7 @@ fn outbox(vitals: &Vitals, list: &mut Vec<Found>) {
     }
 }
 
-fn agents(vitals: &Vitals, list: &mut Vec<Found>) {
+fn agents(vitals: &Vitals, list: &mut Vec<Finding>) {
     for (rule, count, cause) in [
         (
             Rule::AgentsStale,
@@ -310,7 +310,7 @@ fn agents(vitals: &Vitals, list: &mut Vec<Found>) {
 }
 
 /// The wall clock against the monotonic one.
-fn clock(observed: &Observation, history: &mut History, list: &mut Vec<Found>) {
+fn clock(observed: &Observation, history: &mut History, list: &mut Vec<Finding>) {
     let (at, wall) = (observed.at, observed.wall);
     if wall.duration_since(UNIX_EPOCH).unwrap_or_default() < YEAR_2026 {
         let cause = "the system clock is before 2026";
@@ -334,7 +334,7 @@ fn clock(observed: &Observation, history: &mut History, list: &mut Vec<Found>) {
     }
 }
 
-fn files(vitals: &Vitals, list: &mut Vec<Found>) {
+fn files(vitals: &Vitals, list: &mut Vec<Finding>) {
     let (open, most) = vitals.files;
     if most > 0 && open.saturating_mul(100) >= most.saturating_mul(FILES) {
         let figure = format!("{open} of {most}");
@@ -470,7 +470,7 @@ mod tests {
         let history = &mut History::default();
         let mut look = |free: u64, size: u64| {
             let folder = "/data".into();
-            observed.vitals.rooms = vec![Room { folder, free, size }];
+            observed.vitals.rooms = vec![DiskUsage { folder, free, size }];
             names(&observed, history)
         };
         let (mib, gib) = (1 << 20, 1 << 30);
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_follows_from_a_failed_part_is_no_problem_of_its_own() {
+    async fn consequences_of_a_failed_part_are_not_separate_problems() {
         let health = Health::new();
         health.serving();
         health.watch_check("database", || {

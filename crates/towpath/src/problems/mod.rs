@@ -1,4 +1,4 @@
-//! What is wrong with the process and with what it works on: one list, with causes and next steps.
+//! Problems of the process and of its backends: one list, with causes and next steps.
 //!
 //! ```text
 //! health, metrics, queues, streams, disks --observe--> Observation --evaluate--> problems --+--> GET /v1/problems, status, doctor
@@ -26,7 +26,7 @@ use crate::telemetry::{Health, Metrics};
 use evaluate::History;
 use observe::Observation;
 
-/// How often the rules are evaluated.
+/// Interval of evaluations.
 const OFTEN: Duration = Duration::from_secs(5);
 
 /// Most problems in the list; more are counted in a last one.
@@ -43,13 +43,13 @@ pub struct Problem {
     pub since: Timestamp,
     /// The measured figure with its unit, where there is one.
     pub figure: Option<String>,
-    /// What is wrong. Free of payloads and secrets.
+    /// The cause. Free of payloads and secrets.
     pub cause: String,
 }
 
 /// A problem before it is known since when.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Found {
+struct Finding {
     rule: Rule,
     subject: String,
     figure: Option<String>,
@@ -124,7 +124,7 @@ impl Problems {
         let mut found = evaluate::evaluate(&observed, &mut history, inner.limits);
         if found.len() > MOST {
             let left = found.split_off(MOST).len();
-            found.push(Found {
+            found.push(Finding {
                 rule: Rule::Warning,
                 subject: "problems".to_owned(),
                 figure: Some(left.to_string()),
@@ -135,8 +135,8 @@ impl Problems {
         inner.metrics.problems(&self.known());
     }
 
-    /// Puts the list in place of the last one, and logs what began and what ended.
-    fn replace(&self, found: Vec<Found>) {
+    /// Replaces the list, and logs new and ended problems.
+    fn replace(&self, found: Vec<Finding>) {
         let now = Timestamp::now();
         let mut list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::take(&mut *list);

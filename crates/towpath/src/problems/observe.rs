@@ -8,7 +8,7 @@ use towpath_core::port::{queue, stream};
 
 use crate::telemetry::{Checked, Health, Metrics, Vitals, listing};
 
-/// How long a backend may take to list its queues and streams.
+/// Timeout of a backend's list of queues and streams.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 /// The process at one moment.
@@ -22,7 +22,7 @@ pub(super) struct Observation {
 }
 
 impl Observation {
-    /// Takes at most 2 s: what does not answer by then is left out, and its backend is reported.
+    /// Takes at most 2 s: a backend that does not answer by then is left out and reported.
     pub(super) async fn make(health: &Health, metrics: &Metrics) -> Self {
         let backends = health.backends();
         let listed = join_all(backends.iter().map(|backend| async {

@@ -1,9 +1,9 @@
-//! The rules: what counts as a problem, how urgent it is, and what to do about it.
+//! The rules: conditions of problems, their severity, and the next steps.
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// How soon a person has to look at a problem.
+/// Severity of a problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
@@ -13,7 +13,7 @@ pub enum Severity {
     Ticket,
 }
 
-/// What can be wrong.
+/// A kind of problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rule {
     /// A backend does not answer.
@@ -64,7 +64,7 @@ struct Row {
     name: &'static str,
     alert: &'static str,
     severity: Severity,
-    /// How long it has to last until the alert fires, as Prometheus writes it.
+    /// Duration until the alert fires, as Prometheus writes it.
     hold: &'static str,
     /// The condition, as the reference page says it.
     #[cfg_attr(
@@ -296,17 +296,17 @@ impl Rule {
         self.row().alert
     }
 
-    /// How urgent it is.
+    /// Its severity.
     pub fn severity(self) -> Severity {
         self.row().severity
     }
 
-    /// How long it has to last until the alert fires.
+    /// Duration until the alert fires.
     pub fn hold(self) -> &'static str {
         self.row().hold
     }
 
-    /// What to do.
+    /// The next step.
     pub fn next_step(self) -> &'static str {
         self.row().next_step
     }

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
-use towpath_core::port::queue::Verdict;
+use towpath_core::port::queue::Disposition;
 use towpath_core::{Delivery, Error, Receipt, Result};
 
 use super::settling::{Ended, Facts, Settling};
@@ -12,15 +12,15 @@ use super::{GIVE_BACK, Pump, warn_of_lost};
 use crate::supervisor::Stop;
 
 /// A lease that was asked for.
-pub(super) struct Asked {
+pub(super) struct LeaseCall {
     pub(super) at: SystemTime,
     pub(super) max: usize,
 }
 
-/// What was leased.
-type Leased = (Asked, Result<Vec<Delivery>>);
+/// A lease call with its result.
+type Leased = (LeaseCall, Result<Vec<Delivery>>);
 
-/// See the module. A lease is never dropped halfway, and what it gave is renewed until its turn comes.
+/// See the module. A lease call is never dropped halfway, and its messages are renewed until their turn comes.
 pub(super) struct Ahead<'a> {
     pump: &'a Pump,
     stop: &'a Stop,
@@ -44,7 +44,7 @@ impl<'a> Ahead<'a> {
 
     /// Asks for the next batch.
     pub(super) fn begin(&mut self, max: usize) {
-        let asked = Asked {
+        let asked = LeaseCall {
             at: SystemTime::now(),
             max,
         };
@@ -69,12 +69,12 @@ impl<'a> Ahead<'a> {
             if let Some(leased) = self.leased.take() {
                 return leased;
             }
-            self.go_on().await;
+            self.step().await;
         }
     }
 
-    /// A step of what goes on beside a delivery; pending while there is nothing to do. Cancel-safe.
-    pub(super) async fn go_on(&mut self) {
+    /// A step of the work beside a delivery; pending while there is nothing to do. Cancel-safe.
+    pub(super) async fn step(&mut self) {
         let often = self.pump.inlet.lease_time() / 3;
         let has_batch = matches!(&self.leased, Some((_, Ok(batch))) if !batch.is_empty());
         let call = self.call.as_mut();
@@ -97,16 +97,16 @@ impl<'a> Ahead<'a> {
         }
     }
 
-    /// Adds what ended to what is to be settled.
+    /// Adds ended deliveries to those that wait for their settlement.
     pub(super) fn settle(
         &mut self,
-        ended: impl Iterator<Item = (Delivery, Verdict, Option<Facts>)>,
+        ended: impl Iterator<Item = (Delivery, Disposition, Option<Facts>)>,
     ) {
-        for (delivery, verdict, facts) in ended {
+        for (delivery, disposition, facts) in ended {
             let delivery = delivery.into();
             self.settling.add(Ended {
                 delivery,
-                verdict,
+                disposition,
                 facts,
             });
         }
@@ -126,7 +126,7 @@ impl<'a> Ahead<'a> {
         }
     }
 
-    /// Gives back the batch whose turn has not come, and settles everything.
+    /// Releases the batch whose turn has not come, and settles everything.
     ///
     /// # Errors
     /// As [`Ahead::finish`].
@@ -135,7 +135,9 @@ impl<'a> Ahead<'a> {
             && let (_, Ok(batch)) = self.lease(1).await
         {
             self.stop.account.add("leased", batch.len() as u64);
-            let ended = batch.into_iter().map(|one| (one, Verdict::RELEASE, None));
+            let ended = batch
+                .into_iter()
+                .map(|one| (one, Disposition::RELEASE, None));
             self.settle(ended);
         }
         self.finish().await

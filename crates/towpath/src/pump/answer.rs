@@ -1,4 +1,4 @@
-//! What the far side answered to a delivery, for the record of its attempt.
+//! The receiver's answer to a delivery, for the record of its attempt.
 //!
 //! A handler notes it in passing: the answer may repeat the payload, so it travels beside the outcome, which goes to logs
 //! and traces.
@@ -19,7 +19,7 @@ pub(crate) fn note(answer: &[u8]) {
     _ = ANSWER.try_with(|kept| kept.replace(Some(text)));
 }
 
-/// What the work gives, and the answer that was noted meanwhile.
+/// The result of the work, and the answer that was recorded meanwhile.
 pub(super) async fn noted<T>(work: impl Future<Output = T>) -> (T, Option<String>) {
     let work = async {
         let ended = work.await;

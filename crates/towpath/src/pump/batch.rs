@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use towpath_core::port::Sink;
-use towpath_core::port::queue::Verdict;
+use towpath_core::port::queue::Disposition;
 use towpath_core::port::sink::Outcome;
 use towpath_core::{Delivery, Error, ErrorKind, Receipt, Result, retry};
 use tracing::{info, warn};
@@ -22,17 +22,17 @@ use super::{BACKEND, GIVE_BACK, Pump, Side, drawn, failed, guarded, rest, warn_o
 use crate::supervisor::Stop;
 use crate::telemetry::traces;
 
-/// How long to leave a sink alone that cannot work at all.
+/// Pause of a sink that cannot work at all.
 const SINK: retry::Policy =
     retry::Policy::forever(Duration::from_millis(100), Duration::from_secs(2));
 
-/// How often a sink that cannot work is mentioned in the log.
+/// Interval of log lines about a sink that cannot work.
 const REMIND: Duration = Duration::from_secs(60);
 
 /// Payload bytes that a batch grows up to.
 const GROWN_BYTES: usize = 4 * 1024 * 1024;
 
-/// How many messages a batch may have.
+/// Maximum number of messages of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchSize {
     least: usize,
@@ -185,7 +185,7 @@ impl Pump {
         ahead.give_back().await
     }
 
-    /// Delivers the batch while the rest goes on.
+    /// Delivers the batch while its neighbours are settled and leased.
     async fn deliver_beside(
         &self,
         sink: &dyn Sink,
@@ -197,7 +197,7 @@ impl Pump {
         loop {
             tokio::select! {
                 delivered = &mut work => return delivered,
-                () = ahead.go_on() => {}
+                () = ahead.step() => {}
             }
         }
     }
@@ -239,28 +239,30 @@ impl Pump {
         }
     }
 
-    /// How each delivery of a batch ends that is not settled yet.
+    /// The outcomes of deliveries of a batch that are not settled yet.
     fn endings(
         &self,
         batch: Vec<Delivery>,
         outcomes: Vec<Outcome>,
         facts: Facts,
         stop: &Stop,
-    ) -> impl Iterator<Item = (Delivery, Verdict, Option<Facts>)> {
+    ) -> impl Iterator<Item = (Delivery, Disposition, Option<Facts>)> {
         // A sink that answers too few leaves the rest undelivered.
         let outcomes = outcomes
             .into_iter()
             .chain(std::iter::repeat_with(no_outcome));
         let ended = batch.into_iter().zip(outcomes);
         ended.filter_map(move |(delivery, outcome)| {
-            let verdict = self.verdict(&delivery, outcome, stop)?;
-            Some((delivery, verdict, Some(facts.clone())))
+            let disposition = self.disposition(&delivery, outcome, stop)?;
+            Some((delivery, disposition, Some(facts.clone())))
         })
     }
 }
 
-fn released(batch: Vec<Delivery>) -> impl Iterator<Item = (Delivery, Verdict, Option<Facts>)> {
-    batch.into_iter().map(|one| (one, Verdict::RELEASE, None))
+fn released(batch: Vec<Delivery>) -> impl Iterator<Item = (Delivery, Disposition, Option<Facts>)> {
+    batch
+        .into_iter()
+        .map(|one| (one, Disposition::RELEASE, None))
 }
 
 /// One outcome per delivery.

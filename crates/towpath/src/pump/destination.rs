@@ -6,7 +6,7 @@
 //!                          +------unavailable------+   (each pause longer, up to 5 s or what it asked for)
 //! ```
 //!
-//! What a destination refuses because it gets too much is sent at the rate that it took before, raised slowly.
+//! An overloaded destination gets messages at the rate that it accepted before, raised slowly.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,23 +19,23 @@ use towpath_core::port::sink::{Cause, Outcome};
 use towpath_core::{Clock, Delivery, MessageId, retry};
 use tracing::{info, warn};
 
-use super::pace::Pace;
+use super::rate_probe::RateProbe;
 
 /// Pauses of a destination that names no time of its own. The longest is short, so that a destination that returns is
-/// noticed within seconds; one trial in five seconds is no load for it.
+/// noticed within seconds; one trial in five seconds does not load it.
 const PAUSES: retry::Policy =
     retry::Policy::forever(Duration::from_millis(100), Duration::from_secs(5));
 
 /// Longest pause that a destination can ask for: a wrong date must not stop it for ever.
 const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How long a message is held back beyond the pause, so that another one makes the trial.
+/// Delay of a message beyond the pause, so that another one makes the trial.
 const BEHIND_THE_TRIAL: Duration = Duration::from_millis(500);
 
-/// How soon a delivery is offered again while a trial is under way.
+/// Delay of a delivery while a trial is under way.
 const DURING_TRIAL: Duration = Duration::from_millis(250);
 
-/// How long a message may wait for its destination without a charge, at least.
+/// Minimum time that a message may wait for its destination without a charged attempt.
 pub const PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Refusals without a success after which a destination that gets too much counts as unavailable.
@@ -44,7 +44,7 @@ const REFUSALS: u32 = 3;
 /// Messages remembered as possible reasons of a failure.
 const DOUBTFUL: usize = 1_024;
 
-/// How a destination is, as its metric says it.
+/// Condition of a destination, as in its metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
     /// Takes deliveries.
@@ -55,7 +55,7 @@ pub enum Condition {
     Paused,
 }
 
-/// How a destination changed.
+/// A change of a destination's condition.
 #[derive(Debug)]
 pub struct Change {
     /// Of which.
@@ -64,16 +64,16 @@ pub struct Change {
     pub from: Condition,
     /// As it is.
     pub to: Condition,
-    /// What is wrong.
+    /// The fault.
     pub problem: Option<String>,
 }
 
 /// Notified of every change.
 pub type Observer = Arc<dyn Fn(Change) + Send + Sync>;
 
-/// How many more deliveries a destination takes.
+/// Number of further deliveries that a destination takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Room {
+pub enum Capacity {
     /// At most this many now.
     For(usize),
     /// None before this moment.
@@ -104,17 +104,17 @@ struct State {
     /// Deliveries under way.
     under_way: usize,
     paused_since: Option<Instant>,
-    pace: Pace,
+    pace: RateProbe,
     /// Deliveries that it dealt with, well or badly.
     served: u64,
     /// Messages that it failed with, newest last.
     doubtful: VecDeque<Doubt>,
 }
 
-/// What is known of a message that a destination failed with.
+/// A message that a destination failed with.
 struct Doubt {
     id: MessageId,
-    /// What the destination had served then.
+    /// Number of served deliveries at that time.
     served: u64,
     /// Failures between which it served others.
     failures: u32,
@@ -138,7 +138,7 @@ pub struct Call<'a> {
 impl Destination {
     /// A destination called `name` in logs and health; no secret may be part of it.
     ///
-    /// A message that failed while others were served is held back as `retry` says, and one that waited for longer
+    /// A message that failed while others were served is delayed as `retry` says, and one that waited for longer
     /// than `patience` is charged.
     pub fn new(
         name: impl Into<String>,
@@ -159,29 +159,29 @@ impl Destination {
                 failures: 0,
                 under_way: 0,
                 paused_since: None,
-                pace: Pace::default(),
+                pace: RateProbe::default(),
                 served: 0,
                 doubtful: VecDeque::new(),
             }),
         }
     }
 
-    /// How many more deliveries it takes now.
-    pub fn room(&self) -> Room {
+    /// Number of further deliveries that it takes now.
+    pub fn room(&self) -> Capacity {
         let now = Instant::now();
         let state = self.lock();
         match state.phase {
             Phase::Open => state.pace.room(now, state.under_way),
-            Phase::Paused { until } if now < until => Room::NotBefore(until),
-            Phase::Paused { .. } => Room::For(1),
-            Phase::Trial => Room::NotBefore(now + DURING_TRIAL),
+            Phase::Paused { until } if now < until => Capacity::NotBefore(until),
+            Phase::Paused { .. } => Capacity::For(1),
+            Phase::Trial => Capacity::NotBefore(now + DURING_TRIAL),
         }
     }
 
     /// Begins a delivery.
     ///
     /// # Errors
-    /// How long to hold the message back, when the destination is paused or at its rate.
+    /// Delay of the message, when the destination is paused or at its rate.
     pub fn begin(&self) -> Result<Call<'_>, Duration> {
         let now = Instant::now();
         let mut state = self.lock();
@@ -242,7 +242,7 @@ impl Destination {
         });
     }
 
-    /// Pauses, and says how long the message is to be held back.
+    /// Pauses, and returns the delay of the message.
     fn failed(
         &self,
         cause: Cause,
@@ -278,7 +278,7 @@ impl Destination {
             Condition::Paused
         };
         let was = state.condition;
-        // What is paused stays so until a trial succeeds.
+        // A paused destination stays paused until a trial succeeds.
         if was != Condition::Paused {
             state.condition = condition;
         }
@@ -307,7 +307,7 @@ impl Destination {
         behind(pause)
     }
 
-    /// How often it failed with this message although it served others in between: the message may be the reason.
+    /// Number of failures with this message although others were served in between: the message may be the reason.
     fn doubts(&self, id: MessageId) -> u32 {
         let mut state = self.lock();
         let served = state.served;
@@ -343,7 +343,7 @@ impl Drop for Destination {
 }
 
 impl Call<'_> {
-    /// Ends the delivery; what is left to say of the message.
+    /// Ends the delivery, and returns the outcome for the message.
     ///
     /// A condition of the destination is not the message's, as long as its patience lasts.
     pub fn end(mut self, delivery: &Delivery, outcome: Outcome) -> Outcome {
@@ -387,7 +387,7 @@ impl Call<'_> {
 }
 
 impl Call<'_> {
-    /// How long to hold the message back.
+    /// Delay of the message.
     fn unavailable(
         &self,
         delivery: &Delivery,
@@ -425,7 +425,7 @@ impl Drop for Call<'_> {
     }
 }
 
-/// At least what was asked for, and up to a quarter more, so that not all come back in one moment.
+/// The requested delay and up to a quarter more, so that not all messages return in one moment.
 fn jittered(asked: Duration) -> Duration {
     asked + asked.mul_f64(rand::rng().random_range(0.0..0.25))
 }

@@ -21,14 +21,14 @@ pub trait Handler: Send + Sync {
 
     /// The destination that every delivery goes to, when there is only one.
     ///
-    /// The pump leases nothing while it is paused, and tells it what became of each delivery. A handler with many
+    /// The pump leases nothing while it is paused, and reports the outcome of each delivery to it. A handler with many
     /// destinations does both itself.
     fn destination(&self) -> Option<&Destination>;
 
     /// Notes that deliveries under way will be cut off in a few seconds.
     fn hurry(&self) {}
 
-    /// Lets go of resources. Idempotent.
+    /// Releases resources. Idempotent.
     async fn close(&self) -> Result<()> {
         Ok(())
     }

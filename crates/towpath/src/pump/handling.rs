@@ -1,10 +1,10 @@
 //! The loop over single messages: each is handled, and settled as soon as its outcome is known.
 //!
 //! ```text
-//! lease what there is room for -> handle, several at once, in any order -> settle what has ended meanwhile, together
+//! lease as many as fit -> handle, several at once, in any order -> settle ended deliveries together
 //! ```
 //!
-//! A consumer leases no more than it can begin at once, so that what a crash charges had begun. A message whose last
+//! A consumer leases no more than it can begin at once, so that a crash charges only deliveries that had begun. A message whose last
 //! delivery had no outcome may be the reason for that: it is handled alone in its process.
 
 use std::collections::HashMap;
@@ -16,22 +16,22 @@ use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant as Moment, MissedTickBehavior};
-use towpath_core::port::queue::Verdict;
+use towpath_core::port::queue::Disposition;
 use towpath_core::port::sink::{Cause, Outcome};
 use towpath_core::{Delivery, ErrorKind, Result};
 use tracing::{info, warn};
 
 use super::answer;
-use super::destination::Room;
+use super::destination::Capacity;
 use super::settling::{Ended, Facts, Settling};
 use super::{BACKEND, Destination, GIVE_BACK, Handler, Pump, drawn, failed, guarded, warn_of_lost};
 use crate::supervisor::Stop;
 use crate::telemetry::traces;
 
-/// How long before the cut-off a handler is told of it.
+/// Time before the cut-off at which a handler is notified of it.
 const HURRY: Duration = Duration::from_secs(3);
 
-/// How soon a message is offered again that must be handled alone while another one is.
+/// Delay of a message that must be handled alone while another one is in flight.
 const ALONE_AGAIN: Duration = Duration::from_millis(200);
 
 /// The place for the one message of a process that is handled alone; cheap to clone.
@@ -57,7 +57,7 @@ impl Alone {
 /// How messages are handled one by one.
 #[derive(Clone)]
 pub struct Handling {
-    /// What handles them.
+    /// Its handler.
     pub handler: Arc<dyn Handler>,
     /// Most of them at once.
     pub in_flight: usize,
@@ -67,7 +67,7 @@ pub struct Handling {
 
 type Work<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What a lease gave.
+/// The result of a lease.
 struct Leased {
     /// When this message may be handled alone.
     permit: Option<OwnedSemaphorePermit>,
@@ -79,7 +79,7 @@ struct Leased {
 struct Over {
     delivery: Arc<Delivery>,
     /// `None` when its handler has settled it.
-    verdict: Option<Verdict>,
+    disposition: Option<Disposition>,
     /// The record of a failed attempt.
     facts: Option<Facts>,
     /// Why, when a backend that the handler needs did not answer.
@@ -194,8 +194,8 @@ impl Run<'_> {
         };
         let destination = self.handling.handler.destination();
         let max = match destination.map(Destination::room) {
-            Some(Room::NotBefore(at)) => return Some(at),
-            Some(Room::For(room)) => free.min(room),
+            Some(Capacity::NotBefore(at)) => return Some(at),
+            Some(Capacity::For(room)) => free.min(room),
             None => free,
         };
         if max > 0 {
@@ -239,7 +239,7 @@ impl Run<'_> {
             .collect();
         if self.stop.is_requested() {
             for delivery in batch {
-                self.end(delivery, Some(Verdict::RELEASE));
+                self.end(delivery, Some(Disposition::RELEASE));
             }
             return Ok(());
         }
@@ -259,11 +259,11 @@ impl Run<'_> {
                 self.start(suspect, leased.asked_at);
             } else {
                 let after = ALONE_AGAIN;
-                self.end(suspect, Some(Verdict::Release { after }));
+                self.end(suspect, Some(Disposition::Release { after }));
             }
         }
         for suspect in suspects {
-            self.end(suspect, Some(Verdict::RELEASE));
+            self.end(suspect, Some(Disposition::RELEASE));
         }
         for delivery in fresh {
             self.start(delivery, leased.asked_at);
@@ -298,20 +298,25 @@ impl Run<'_> {
             }
             None => self.handler_failures = 0,
         }
-        self.end_as(over.delivery, over.verdict, over.facts);
+        self.end_as(over.delivery, over.disposition, over.facts);
     }
 
-    /// Has a delivery settled; without a verdict its handler did.
-    fn end(&mut self, delivery: Arc<Delivery>, verdict: Option<Verdict>) {
-        self.end_as(delivery, verdict, None);
+    /// Has a delivery settled; without a disposition its handler did.
+    fn end(&mut self, delivery: Arc<Delivery>, disposition: Option<Disposition>) {
+        self.end_as(delivery, disposition, None);
     }
 
     /// The same with the record of the attempt.
-    fn end_as(&mut self, delivery: Arc<Delivery>, verdict: Option<Verdict>, facts: Option<Facts>) {
-        match verdict {
-            Some(verdict) => self.settling.add(Ended {
+    fn end_as(
+        &mut self,
+        delivery: Arc<Delivery>,
+        disposition: Option<Disposition>,
+        facts: Option<Facts>,
+    ) {
+        match disposition {
+            Some(disposition) => self.settling.add(Ended {
                 delivery,
-                verdict,
+                disposition,
                 facts,
             }),
             None => _ = self.held.remove(&delivery.receipt.fence),
@@ -327,7 +332,7 @@ impl Run<'_> {
         }
     }
 
-    /// What was settled while the renewal was under way is not lost.
+    /// A delivery that was settled while the renewal was under way is not lost.
     fn lost(&self, fences: &[u64]) {
         let settling = self.settling.fences();
         let held = |fence: &&u64| self.held.contains_key(*fence) && !settling.contains(*fence);
@@ -342,7 +347,7 @@ impl Run<'_> {
         let cut: Vec<_> = self.held.values().cloned().collect();
         for delivery in cut {
             if !ended.contains(&delivery.receipt.fence) {
-                self.end(delivery, Some(Verdict::RELEASE));
+                self.end(delivery, Some(Disposition::RELEASE));
             }
         }
         self.settling.finish(GIVE_BACK / 2).await
@@ -375,7 +380,7 @@ async fn lease(
     }
 }
 
-/// One delivery, from its begin to its verdict.
+/// One delivery, from its begin to its disposition.
 async fn handle(
     pump: &Pump,
     handler: &dyn Handler,
@@ -383,21 +388,21 @@ async fn handle(
     delivery: Arc<Delivery>,
     asked_at: SystemTime,
 ) -> Over {
-    let released = |delivery, verdict| Over {
+    let released = |delivery, disposition| Over {
         delivery,
-        verdict: Some(verdict),
+        disposition: Some(disposition),
         facts: None,
         unavailable: None,
     };
     if !pump.pause.is_zero() {
         tokio::select! {
             () = tokio::time::sleep(pump.pause) => {}
-            () = stop.requested() => return released(delivery, Verdict::RELEASE),
+            () = stop.requested() => return released(delivery, Disposition::RELEASE),
         }
     }
     let call = match handler.destination().map(Destination::begin).transpose() {
         Ok(call) => call,
-        Err(after) => return released(delivery, Verdict::Release { after }),
+        Err(after) => return released(delivery, Disposition::Release { after }),
     };
     let one = std::slice::from_ref(&*delivery);
     let spans = traces::deliver(one, pump.sink_name, asked_at);
@@ -425,7 +430,7 @@ async fn handle(
         _ => None,
     };
     Over {
-        verdict: pump.verdict(&delivery, outcome, stop),
+        disposition: pump.disposition(&delivery, outcome, stop),
         facts: Some(Facts::new(pump.metrics.now(), took, answer)),
         delivery,
         unavailable,

@@ -1,4 +1,4 @@
-//! Settlements: what has ended goes to the backend together, one call at a time, and again while that is unavailable.
+//! Settlements: ended deliveries go to the backend together, one call at a time, and again while it is unavailable.
 
 use std::collections::HashSet;
 use std::pin::Pin;
@@ -6,22 +6,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, Settlement};
 use towpath_core::{Attempt, Delivery, Error, ErrorKind, Result, Timestamp};
 use tracing::{debug, error, warn};
 
 use super::{BACKEND, Pump, drawn};
 use crate::supervisor::Stop;
 
-/// How long a message is held back that the backend refuses to end as it should.
+/// Delay of a message whose settlement the backend refuses.
 const REFUSED: Duration = Duration::from_secs(60);
 
 /// A delivery and how it ends.
 #[derive(Clone)]
 pub(super) struct Ended {
     pub(super) delivery: Arc<Delivery>,
-    pub(super) verdict: Verdict,
-    /// What the record of a failed attempt says; `None` when nothing was attempted.
+    pub(super) disposition: Disposition,
+    /// Facts of a failed attempt for its record; `None` when nothing was attempted.
     pub(super) facts: Option<Facts>,
 }
 
@@ -43,7 +43,7 @@ impl Facts {
     }
 }
 
-/// What one call came to.
+/// The result of one call.
 #[derive(Default)]
 struct Settled {
     /// Fences of deliveries that are over.
@@ -96,7 +96,7 @@ impl<'a> Settling<'a> {
 
     /// Settles, and gives the fences of deliveries that are over; pending while there is nothing to do.
     ///
-    /// Cancel-safe: a call goes on with the next one.
+    /// Cancel-safe: the next call continues an unfinished one.
     pub(super) async fn next(&mut self) -> Vec<u64> {
         if self.call.is_none() {
             if let Some(moment) = self.not_before {
@@ -150,7 +150,7 @@ async fn settle(pump: &Pump, stop: &Stop, ended: Vec<Ended>) -> Settled {
         .iter()
         .map(|ended| Settlement {
             receipt: ended.delivery.receipt.clone(),
-            verdict: pump.recorded(ended),
+            disposition: pump.recorded(ended),
         })
         .collect();
     let mut settled = Settled::default();
@@ -164,7 +164,7 @@ async fn settle(pump: &Pump, stop: &Stop, ended: Vec<Ended>) -> Settled {
             settled.again = ended;
             settled.unavailable = Some(error);
         }
-        // One of them is refused: each by itself says which.
+        // One of them is refused; settling each one alone shows which.
         Err(_) if ended.len() > 1 => {
             for one in ended {
                 let alone = Box::pin(settle(pump, stop, vec![one])).await;
@@ -183,10 +183,10 @@ async fn settle(pump: &Pump, stop: &Stop, ended: Vec<Ended>) -> Settled {
 }
 
 impl Pump {
-    /// The verdict as the queue gets it: its error is the record of the attempt.
-    fn recorded(&self, ended: &Ended) -> Verdict {
+    /// The disposition as the queue gets it: its error is the record of the attempt.
+    fn recorded(&self, ended: &Ended) -> Disposition {
         let (Some(consumer), Some(facts)) = (self.inlet.recorded_as(), &ended.facts) else {
-            return ended.verdict.clone();
+            return ended.disposition.clone();
         };
         let record = |error: &str| {
             let attempt = Attempt {
@@ -198,31 +198,31 @@ impl Pump {
             };
             attempt.to_text()
         };
-        match &ended.verdict {
-            Verdict::Retry { after, error } => Verdict::Retry {
+        match &ended.disposition {
+            Disposition::Retry { after, error } => Disposition::Retry {
                 after: *after,
                 error: record(error),
             },
-            Verdict::DeadLetter { reason } => Verdict::DeadLetter {
+            Disposition::DeadLetter { reason } => Disposition::DeadLetter {
                 reason: record(reason),
             },
             other => other.clone(),
         }
     }
 
-    /// What the queue makes of a verdict: a message whose attempts are used up becomes a dead letter.
-    fn ending(&self, ended: &Ended) -> Verdict {
-        match &ended.verdict {
-            Verdict::Retry { error, .. } if ended.delivery.attempt >= self.retry.attempts => {
+    /// The queue's outcome of a disposition: a message whose attempts are used up becomes a dead letter.
+    fn ending(&self, ended: &Ended) -> Disposition {
+        match &ended.disposition {
+            Disposition::Retry { error, .. } if ended.delivery.attempt >= self.retry.attempts => {
                 let reason = error.clone();
-                Verdict::DeadLetter { reason }
+                Disposition::DeadLetter { reason }
             }
             other => other.clone(),
         }
     }
 }
 
-/// Counts what became of one settlement.
+/// Counts the outcome of one settlement.
 fn note(pump: &Pump, stop: &Stop, ended: Ended, outcome: Result<()>, settled: &mut Settled) {
     match outcome {
         Ok(()) => {
@@ -250,31 +250,33 @@ fn note(pump: &Pump, stop: &Stop, ended: Ended, outcome: Result<()>, settled: &m
     }
 }
 
-/// What cannot end as it should is held back, which takes nothing of the message; and when even that is refused, its
-/// lease ends by itself.
+/// Delays a message whose settlement is refused, which changes nothing of the message. When the backend refuses the
+/// delay too, the lease expires.
 fn refused(ended: Ended, error: &Error, settled: &mut Settled) {
     let Ended {
-        delivery, verdict, ..
+        delivery,
+        disposition,
+        ..
     } = ended;
     error!(
         error = error.chain(),
         id = %delivery.message.id,
-        verdict = word(&verdict),
-        "settlement refused; message held back"
+        disposition = word(&disposition),
+        "settlement refused; message delayed"
     );
-    if matches!(verdict, Verdict::Release { .. }) {
+    if matches!(disposition, Disposition::Release { .. }) {
         settled.over.push(delivery.receipt.fence);
     } else {
-        let verdict = Verdict::Release { after: REFUSED };
+        let disposition = Disposition::Release { after: REFUSED };
         settled.again.push(Ended {
             delivery,
-            verdict,
+            disposition,
             facts: None,
         });
     }
 }
 
-/// One debug line a message, by its id: what an operator follows with `--verbose`.
+/// One debug line a message, by its id, for an operator with `--verbose`.
 pub(super) fn settled_one(pump: &Pump, delivery: &Delivery, outcome: &str) {
     debug!(
         queue = %delivery.receipt.queue,
@@ -287,11 +289,11 @@ pub(super) fn settled_one(pump: &Pump, delivery: &Delivery, outcome: &str) {
 }
 
 /// The account's word for an ending.
-const fn word(verdict: &Verdict) -> &'static str {
-    match verdict {
-        Verdict::Ack => "acked",
-        Verdict::Retry { .. } => "retried",
-        Verdict::DeadLetter { .. } => "dead letters",
-        Verdict::Release { .. } => "given back",
+const fn word(disposition: &Disposition) -> &'static str {
+    match disposition {
+        Disposition::Ack => "acked",
+        Disposition::Retry { .. } => "retried",
+        Disposition::DeadLetter { .. } => "dead letters",
+        Disposition::Release { .. } => "released",
     }
 }

@@ -1,4 +1,4 @@
-//! The loop over the real queue, with sinks and handlers that do what they do at their worst.
+//! The loop over the real queue, with sinks and handlers that fail, hang and panic.
 
 mod ahead;
 mod each;
@@ -19,7 +19,7 @@ use crate::inlet::QueueInlet;
 use crate::supervisor::{OnFailure, Report, Stage, Supervisor};
 use crate::telemetry::Metrics;
 
-/// A sink that does what the closure says.
+/// A sink that runs the closure.
 struct Script<F>(F);
 
 #[async_trait::async_trait]
@@ -45,7 +45,7 @@ fn done(batch: &[Delivery]) -> Vec<Outcome> {
     vec![Outcome::Done; batch.len()]
 }
 
-/// A queue in memory, and what pumps on it are made of.
+/// A queue in memory, and the parts of pumps on it.
 struct Rig {
     backend: Backend,
     queue: Arc<dyn Queue>,
@@ -134,7 +134,7 @@ impl Rig {
         self.queue.stats(&self.name).await.unwrap()
     }
 
-    /// Runs the pumps until the queue's numbers are as they should be; gives what they counted together.
+    /// Runs the pumps until the queue's numbers are as expected, and returns their common counts.
     async fn run_until(
         &self,
         pumps: Vec<Pump>,
@@ -201,7 +201,7 @@ async fn a_sink_slower_than_the_lease_delivers_once() {
 }
 
 #[tokio::test]
-async fn what_a_sink_says_after_the_lease_was_lost_does_not_count() {
+async fn an_outcome_after_the_lease_was_lost_is_discarded() {
     let mut rig = Rig::new().await;
     rig.lease = Duration::from_millis(300);
     rig.send(messages(&["contested"])).await;
@@ -249,10 +249,10 @@ async fn what_a_sink_says_after_the_lease_was_lost_does_not_count() {
     // The one who holds it decides.
     let delivery = taken.lock().unwrap().take().unwrap();
     assert_eq!(delivery.attempt, 2);
-    let verdict = Verdict::Ack;
+    let disposition = Disposition::Ack;
     let settlement = Settlement {
         receipt: delivery.receipt,
-        verdict,
+        disposition,
     };
     rig.queue
         .settle(vec![settlement])
@@ -326,7 +326,7 @@ async fn each_message_of_a_batch_has_its_own_end() {
 }
 
 #[tokio::test]
-async fn a_sink_that_cannot_work_charges_nobody_and_is_named_until_it_can() {
+async fn a_failing_sink_charges_no_message_and_is_reported_until_it_works() {
     let rig = Rig::new().await;
     let attempts = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&attempts);
@@ -385,7 +385,7 @@ async fn several_consumers_keep_the_order_of_a_key() {
                     }
                     tokio::time::sleep(Duration::from_millis(2)).await;
                     busy.lock().unwrap().retain(|key| !keys.contains(key));
-                    // Every fifth fails the first time, and what is behind it waits.
+                    // Every fifth fails the first time, and the messages behind it wait.
                     let end = |delivery: &Delivery| {
                         if delivery.attempt == 1 && text(delivery).ends_with('5') {
                             return failed("not yet".to_owned());
@@ -488,13 +488,13 @@ async fn stop_during(rig: &Rig, sink: impl Sink + 'static, pause: Duration) -> (
 }
 
 #[tokio::test]
-async fn a_stop_gives_back_what_a_hanging_sink_holds_uncharged() {
+async fn a_stop_releases_the_messages_of_a_hanging_sink_uncharged() {
     let rig = Rig::new().await;
     let sink = Script(|_: Vec<Delivery>| std::future::pending());
     let (report, stats) = stop_during(&rig, sink, Duration::ZERO).await;
     assert!(report.is_clean(), "{report:?}");
     assert!(report.drained_in < Duration::from_secs(3), "{report:?}");
-    assert_eq!(report.tasks[0].counts["given back"], 2);
+    assert_eq!(report.tasks[0].counts["released"], 2);
     assert_eq!((stats.ready, stats.leased), (2, 0));
     let waiting = rig.queue.peek(&rig.name, 10).await.unwrap();
     assert!(

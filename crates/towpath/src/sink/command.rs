@@ -17,19 +17,19 @@ use towpath_core::{Delivery, Error, Message, Result};
 use crate::pump::{Destination, Handler};
 use crate::telemetry::traces;
 
-/// What every variable that the command gets begins with.
+/// Prefix of the command's variables.
 pub const VARIABLE_PREFIX: &str = "TOWPATH_MESSAGE_";
 
 /// Says that the message itself is wrong. Source: sysexits.h, `EX_DATAERR`.
 const DATA_ERROR: i32 = 65;
 
-/// What is kept of standard error.
+/// Stored end of standard error.
 const ERROR_BYTES: usize = 4096;
 
 /// Time between the request to end and the kill, of a command that took too long.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How long standard error is listened to after a command that failed: what it left behind may hold it open for ever.
+/// Time for which standard error is read after a failed command: a process in the background may hold it open for ever.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// Starts the program for each message.
@@ -39,7 +39,7 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 ///
 /// Exit 0 is done, 65 makes the message a dead letter, anything else tries again, with
 /// the last line of standard error as the reason. A program that cannot be started is a condition of the program, and
-/// no message is charged. What a command leaves running in the background
+/// no message is charged. Processes that a command leaves in the background
 /// is not waited for. A command that takes too long, or that a stop cuts off, gets SIGTERM, and SIGKILL two to three
 /// seconds later, with all its children. At least once: a crash between the
 /// command's end and the ack runs it again, with the same message id.
@@ -48,7 +48,7 @@ pub struct CommandSink {
     program: Vec<String>,
     timeout: Duration,
     destination: Destination,
-    /// Process groups under way; `None` once they were told to end.
+    /// Running process groups; `None` once they got the signal to end.
     running: Mutex<Option<HashSet<Pid>>>,
 }
 
@@ -74,7 +74,7 @@ impl CommandSink {
         })
     }
 
-    /// What became of one message.
+    /// The outcome of one message.
     async fn run(&self, delivery: &Delivery) -> Outcome {
         let variables = variables(delivery);
         if let Some((name, _)) = variables
@@ -110,7 +110,7 @@ impl CommandSink {
         outcome
     }
 
-    /// Whether commands under way were told to end.
+    /// Whether running commands got the signal to end.
     fn is_hurried(&self) -> bool {
         lock(&self.running).is_none()
     }
@@ -166,7 +166,7 @@ impl<'a> Group<'a> {
 
     fn terminate(&self) {
         if let Some(leader) = self.leader {
-            // Already gone is what we want.
+            // A process that has already ended is fine.
             kill_process_group(leader, Signal::TERM).ok();
         }
     }
@@ -268,7 +268,7 @@ async fn finish(child: &mut Child, message: &Message) -> Outcome {
     }
 }
 
-/// Keeps the end of what is said.
+/// Keeps the end of standard error.
 async fn listen(stderr: Option<ChildStderr>, said: &mut Vec<u8>) {
     let Some(mut stderr) = stderr else { return };
     let mut buffer = [0; 1024];
@@ -321,7 +321,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     #[tokio::test]
-    async fn the_exit_code_says_what_became_of_the_message() {
+    async fn the_exit_code_is_the_outcome_of_the_message() {
         assert_eq!(outcome("cat > /dev/null", LONG).await, Outcome::Done);
         assert_eq!(
             outcome("echo first >&2; echo wrong >&2; echo >&2; exit 65", LONG).await,
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_it_leaves_in_the_background_is_not_waited_for() {
+    async fn processes_left_in_the_background_are_not_waited_for() {
         let began = Instant::now();
         assert_eq!(outcome("sleep 30 & exit 0", LONG).await, Outcome::Done);
         assert_eq!(
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_command_sees_what_travels_beside_the_payload() {
+    async fn the_command_gets_headers_and_facts_beside_the_payload() {
         let folder = tempfile::tempdir().unwrap();
         let seen = folder.path().join("seen");
         let mut delivery = delivery("the payload");
@@ -423,7 +423,7 @@ mod tests {
             .unwrap();
         let pid = Pid::from_raw(pid).unwrap();
         for _ in 0..500 {
-            // A zombie that nobody reaps is dead as well.
+            // A zombie that no parent reaps is dead as well.
             let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             if state.is_empty() || state.contains(") Z ") {
                 return true;

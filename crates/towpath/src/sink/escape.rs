@@ -1,4 +1,4 @@
-//! One message is one line: what would end, hide or forge a line is written as an escape.
+//! One message is one line: characters that would end, hide or forge a line are escaped.
 //!
 //! `\n \r \t \0 \\`, `\u{…}` for other control and line-separating characters, `\xNN` for bytes
 //! that are not UTF-8. Everything else, also outside ASCII, stays as it is.

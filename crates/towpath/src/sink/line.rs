@@ -1,23 +1,23 @@
-//! How a message becomes a line.
+//! Formats a message as a line.
 
 use jiff::tz::TimeZone;
 
 use super::escape::escape;
 
-/// How a message becomes a line of the file and stdout sinks.
+/// Line formats of the file and stdout sinks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LineFormat {
-    /// `<RFC 3339 with nanoseconds> | <message>`, what would end or hide a line escaped.
+    /// `<RFC 3339 with nanoseconds> | <message>`; characters that would end or hide a line are escaped.
     #[default]
     Stamped,
     /// The reference system's: the local time, ` | ` and the message, in which nothing but line breaks is escaped.
     Reference,
-    /// The message as it is; one that holds a newline is no line and is abandoned.
+    /// The message as it is; one that contains a newline is abandoned.
     Raw,
 }
 
 impl LineFormat {
-    /// What the lines of a batch that is delivered at `now` begin with.
+    /// Prefix of the lines of a batch that is delivered at `now`.
     pub fn head(self, now: jiff::Timestamp) -> String {
         match self {
             Self::Stamped => format!("{now} | "),

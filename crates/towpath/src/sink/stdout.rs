@@ -13,11 +13,11 @@ use towpath_core::{Delivery, Error, Result};
 
 use super::line::LineFormat;
 
-/// How long the reader of a pipe may take before the batch is given back.
+/// Timeout of a pipe's reader, after which the batch is released.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Writes lines and flushes them. Done means that the writer took them: whoever reads them may still lose them,
-/// so a crash can repeat lines.
+/// Writes lines and flushes them. Done means that the writer took them: their reader may still lose them, and a crash
+/// can repeat lines.
 pub struct LineSink {
     writer: Arc<Mutex<dyn Write + Send>>,
     format: LineFormat,
@@ -54,7 +54,7 @@ impl Sink for LineSink {
         let writer = Arc::clone(&self.writer);
         let write = async {
             let mut writer = writer.lock_owned().await;
-            // A pipe that nobody reads blocks, and must not block the others.
+            // A pipe without a reader blocks, and must not block the others.
             tokio::task::spawn_blocking(move || {
                 writer.write_all(&text).and_then(|()| writer.flush())
             })
@@ -120,7 +120,7 @@ mod tests {
         let (reader, writer) = io::pipe().unwrap();
         let mut sink = LineSink::new(writer, LineFormat::Stamped);
         sink.deadline = Duration::from_millis(200);
-        // More than a pipe holds, and nobody reads.
+        // More than a pipe holds, without a reader.
         let batch = [delivery("x".repeat(1 << 20))];
         for _ in 0..2 {
             let error = sink.deliver(&batch).await.unwrap_err();

@@ -17,14 +17,14 @@ use towpath_core::port::sink::Outcome;
 use towpath_core::{Clock, Delivery, Error, Message, Result, attempt};
 
 use crate::http::answer::{cause_of, retry_after, shown, unavailable};
-use crate::http::guard::Guard;
+use crate::http::egress::EgressPolicy;
 use crate::http::trusting_also;
 use crate::pump::{Destination, Handler, note_answer};
 
-/// How much of an answer is read, so that its connection can be used again.
+/// Maximum read length of an answer, so that its connection can be used again.
 const ANSWER_BYTES: usize = 64 * 1024;
 
-/// How much of an answer's body becomes part of the reason.
+/// Part of an answer's body that is added to the reason.
 const REASON_BYTES: usize = 200;
 
 /// Answers of 4xx that say something about the endpoint or the moment, and nothing about the message.
@@ -42,7 +42,7 @@ const NOT_THE_MESSAGE: [StatusCode; 7] = [
 /// `Retry-After` is obeyed; a 4xx that is about the message makes it a dead letter; everything else is tried again.
 /// Redirects are not followed. At least once: the receiver recognises a repeat by `webhook-id`.
 pub struct WebhookSink {
-    guard: Guard,
+    egress: EgressPolicy,
     url: Url,
     keys: Vec<hmac::Key>,
     clock: std::sync::Arc<dyn Clock>,
@@ -69,12 +69,12 @@ impl WebhookSink {
         let url = Url::parse(url).map_err(|error| {
             Error::invalid("the URL of the webhook is not one").with_source(error)
         })?;
-        let guard = match allow {
-            Some(allow) => Guard::new(allow, timeout)?,
-            None => Guard::of_own(&url, timeout)?,
+        let egress = match allow {
+            Some(allow) => EgressPolicy::new(allow, timeout)?,
+            None => EgressPolicy::of_own(&url, timeout)?,
         };
-        let guard = guard.trusting(ca.map(trusting_also).transpose()?);
-        guard.check_place(&url).map_err(|error| {
+        let egress = egress.trusting(ca.map(trusting_also).transpose()?);
+        egress.check_place(&url).map_err(|error| {
             Error::invalid("the webhook cannot be posted to").with_source(error)
         })?;
         let keys = secrets
@@ -83,7 +83,7 @@ impl WebhookSink {
             .collect::<Result<_>>()?;
         Ok(Self {
             destination: destination(shown(&url)),
-            guard,
+            egress,
             url,
             keys,
             clock,
@@ -97,7 +97,7 @@ impl WebhookSink {
             Err(reason) => return Outcome::Reject { reason },
         };
         let payload = message.payload.clone();
-        let posted = post(&self.guard, &self.url, headers, payload, &*self.clock).await;
+        let posted = post(&self.egress, &self.url, headers, payload, &*self.clock).await;
         posted.unwrap_or_else(|error| unanswered(&error))
     }
 
@@ -138,19 +138,19 @@ impl WebhookSink {
     }
 }
 
-/// Posts once; what the answer means for the message and for its receiver.
+/// Posts once; returns the answer's meaning for the message and for its receiver.
 ///
 /// # Errors
-/// Without an answer: `Invalid` when the guard refuses the place, otherwise `Unavailable`.
+/// Without an answer: `Invalid` when the policy refuses the destination, otherwise `Unavailable`.
 pub(crate) async fn post(
-    guard: &Guard,
+    egress: &EgressPolicy,
     url: &Url,
     headers: HeaderMap,
     payload: Bytes,
     clock: &dyn Clock,
 ) -> Result<Outcome> {
     let request = |client: &Client, url| client.post(url).headers(headers).body(payload);
-    let mut response = guard.send(url, request).await?;
+    let mut response = egress.send(url, request).await?;
     let mut body = Vec::new();
     let mut room = ANSWER_BYTES;
     // Whether the body ends well does not matter.
@@ -168,7 +168,7 @@ pub(crate) async fn post(
     Ok(outcome(response.status(), response.headers(), &body, clock))
 }
 
-/// What a post without an answer says of the receiver.
+/// The meaning of a post without an answer for the receiver's condition.
 pub(crate) fn unanswered(error: &Error) -> Outcome {
     Outcome::Unavailable {
         cause: cause_of(error),
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_mean_what_the_documentation_says() {
+    fn answers_have_their_documented_meaning() {
         let headers = HeaderMap::new();
         for (statuses, expected) in [
             (&[200, 201, 202, 204][..], "done"),

@@ -53,7 +53,7 @@ pub(super) type Cut = (Vec<Line>, u64);
 /// Position in one file.
 #[derive(Debug)]
 pub(super) struct Cutter {
-    /// How many bytes are read at once.
+    /// Bytes of one read.
     reach: usize,
     /// Position of the search for the end of a line over the limit.
     scanned: u64,
@@ -97,7 +97,7 @@ impl Cutter {
             bytes = read_at(file, start, most)?;
             (lines, used) = split(&bytes, limits);
         }
-        // What lies behind the last line is read again: about as much is asked for as lines are taken of.
+        // Bytes behind the last line are read again, so a read is about as long as the lines that are taken.
         let next = if lines.len() == limits.lines {
             used + used / 8
         } else {
@@ -143,7 +143,7 @@ impl Cutter {
     }
 }
 
-/// The whole lines at the beginning, and how many bytes they take. What may be a gap is left for the next cut.
+/// The whole lines at the beginning, and how many bytes they take. A possible gap is left for the next cut.
 fn split(bytes: &[u8], limits: &Limits) -> (Vec<Line>, usize) {
     let (mut lines, mut used) = (Vec::new(), 0);
     while lines.len() < limits.lines {

@@ -1,4 +1,4 @@
-//! Recognises files: by their identity, by what release 0.1.0 stored, as renamed predecessors, and as copies that were
+//! Recognises files: by their identity, by positions of release 0.1.0, as renamed predecessors, and as copies that were
 //! made before a truncation.
 
 use std::collections::BTreeMap;
@@ -448,7 +448,7 @@ fn entries(folder: &Path) -> io::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// The file at a path, when there is one. What became a pipe in the meantime is not waited for.
+/// The file at a path, when there is one. A path that became a pipe meanwhile does not block.
 pub(super) fn open(path: &Path) -> io::Result<Option<File>> {
     let not_waiting = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
     let mut options = fs::OpenOptions::new();

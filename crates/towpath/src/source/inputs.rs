@@ -100,7 +100,7 @@ pub(super) struct Present {
     pub(super) files: BTreeMap<(u64, u64), PathBuf>,
     /// Paths without a file.
     pub(super) missing: Vec<PathBuf>,
-    /// What cannot be followed, and why.
+    /// Inputs that cannot be followed, and why.
     pub(super) problems: Vec<String>,
 }
 

@@ -12,7 +12,7 @@ const NUMBER_DIGITS: usize = 5;
 /// Digits of a date, at least: `20261130`, also a Unix time.
 const DATE_DIGITS: usize = 8;
 
-/// Whether `name` is what a rotation makes of `base`: `NAME.N`, `NAME.DATE`, `NAME-DATE`, and the same before the
+/// Whether `name` is a rotated name of `base`: `NAME.N`, `NAME.DATE`, `NAME-DATE`, and the same before the
 /// extension (`app-20261130.log`, `app.1.log`) or with `.old` in its place.
 pub(super) fn is_rotated(base: &OsStr, name: &OsStr) -> bool {
     let (base, name) = (base.as_encoded_bytes(), name.as_encoded_bytes());
@@ -34,7 +34,7 @@ pub(super) fn is_rotated(base: &OsStr, name: &OsStr) -> bool {
         .any(|end| rest.strip_suffix(end).is_some_and(is_suffix))
 }
 
-/// Whether it is what rotations put behind a name: `.3`, `.20261130`, `-2026-11-30`, `-20261130.2`.
+/// Whether it is a suffix of a rotated name: `.3`, `.20261130`, `-2026-11-30`, `-20261130.2`.
 fn is_suffix(suffix: &[u8]) -> bool {
     let Some((separator, rest)) = suffix.split_first() else {
         return false;

@@ -1,4 +1,4 @@
-//! How far a file was read, and by what the file is recognised: a position belongs to a file, never to a path.
+//! The read position of a file, and the file's identity: a position belongs to a file, never to a path.
 //!
 //! Device, inode and the moment of birth tell files apart while both exist; an inode is given to another file in time,
 //! and a file can be overwritten in place. So a position also holds checksums of the first bytes and of those before it:
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 /// Bytes that a checksum covers at most.
 const COVERED: u64 = 256;
 
-/// How far a file was read.
+/// The read position of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Position {
     /// The device of the file. Some restarts of a machine number devices differently, so it is not part of the identity.
@@ -27,11 +27,11 @@ pub struct Position {
     pub birth: Option<u64>,
     /// Bytes that were read, up to the end of a line.
     pub offset: u64,
-    /// How many of the first bytes `checksum` covers, at most 256.
+    /// Number of first bytes that `checksum` covers, at most 256.
     pub head: u64,
     /// CRC32C of these.
     pub checksum: u32,
-    /// How many of the bytes before the offset `tail_checksum` covers, at most 256. 0 in positions of release 0.1.0.
+    /// Number of bytes before the offset that `tail_checksum` covers, at most 256. 0 in positions of release 0.1.0.
     #[serde(default)]
     pub tail: u64,
     /// CRC32C of these.
@@ -117,7 +117,7 @@ impl Position {
     }
 }
 
-/// What tells files apart that exist at the same time.
+/// Distinguishes files that exist at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Identity {
     pub(super) device: u64,

@@ -17,7 +17,7 @@ use super::tail::Saved;
 pub struct Resumed {
     /// Behind the last line that the other reader sent.
     pub position: Position,
-    /// How many of the last lines were found in the file, one behind the other.
+    /// Number of the last lines that were found in the file, one behind the other.
     pub matched: usize,
 }
 

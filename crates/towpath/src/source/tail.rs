@@ -306,7 +306,7 @@ impl Tail {
         self.missing.iter()
     }
 
-    /// What cannot be read, and why.
+    /// Inputs that cannot be read, and why.
     pub fn problems(&self) -> impl Iterator<Item = &String> {
         self.problems.iter().chain(&self.unread)
     }

@@ -1,4 +1,4 @@
-//! What the lines app measures.
+//! Metrics of the lines app.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -21,12 +21,12 @@ struct Cause {
 
 /// Lines, and their bytes with a newline for each.
 #[derive(Debug, Clone, Default)]
-pub struct Volume {
+pub struct LineCounters {
     lines: Counter,
     bytes: Counter,
 }
 
-impl Volume {
+impl LineCounters {
     /// Counts lines of these lengths, which are without the newline.
     pub fn add(&self, lengths: impl Iterator<Item = u64>) {
         let (lines, bytes) = lengths.fold((0, 0), |(lines, bytes), length| {
@@ -36,26 +36,26 @@ impl Volume {
         self.bytes.inc_by(bytes);
     }
 
-    /// How many lines there were.
+    /// Number of lines.
     pub fn lines(&self) -> u64 {
         self.lines.get()
     }
 }
 
-/// A cheap handle to what the reader and the writer of a process measure.
+/// A cheap handle to the metrics of the reader and the writer.
 #[derive(Clone, Default)]
 pub struct LineMetrics {
-    /// What the reader sent.
-    pub read: Volume,
-    /// What the writer wrote and committed.
-    pub written: Volume,
+    /// Lines that the reader sent.
+    pub read: LineCounters,
+    /// Lines that the writer wrote and committed.
+    pub written: LineCounters,
     failures: Family<Cause, Counter>,
     input_read: Family<Input, Gauge>,
     input_size: Family<Input, Gauge>,
 }
 
 impl LineMetrics {
-    /// How far an input file is, in bytes.
+    /// Position in an input file, in bytes.
     pub fn input(&self, input: &str, read: u64, size: u64) {
         let labels = Input {
             input: input.to_owned(),

@@ -17,7 +17,7 @@ use crate::wiring::UNLOGGED;
 /// The target of log lines about changes and refused credentials.
 const AUDIT: &str = "audit";
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Format {
     /// Pretty on a terminal, JSON elsewhere.
@@ -55,8 +55,8 @@ pub fn is_filter(text: &str) -> bool {
         && EnvFilter::try_new(text).is_ok()
 }
 
-/// Whether a line may be shown at all, whatever the filter says. Below a warning, libraries print what they read and
-/// write: payloads, parameters of statements, mail.
+/// Whether a line may be shown at all, whatever the filter says. Below a warning, libraries print data that they
+/// read and write: payloads, parameters of statements, mail.
 fn is_shown(metadata: &Metadata<'_>) -> bool {
     let crate_name = metadata.target().split("::").next().unwrap_or_default();
     if crate_name.starts_with("towpath") || crate_name == AUDIT {
@@ -65,7 +65,7 @@ fn is_shown(metadata: &Metadata<'_>) -> bool {
     !UNLOGGED.contains(&crate_name) && *metadata.level() <= Level::WARN
 }
 
-/// What says that lines are missing: the reader of the log was too slow, or stopped.
+/// Reports missing lines: the reader of the log was too slow, or stopped.
 const DROPPED: &str = "log lines dropped: standard error is not read fast enough";
 
 fn dropped_json(count: u64) -> String {

@@ -260,7 +260,7 @@ impl Metric {
                 "towpath_queue_oldest_delayed_age_seconds",
                 "gauge",
                 "queue",
-                "How long ago the oldest delayed message was enqueued; 0 when none is delayed, no series where the backend does not know",
+                "Age of the oldest delayed message since its enqueue; 0 when none is delayed, no series where the backend does not know",
             ),
             Self::QueuesSummed => (
                 "towpath_queues_summed",

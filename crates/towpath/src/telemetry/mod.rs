@@ -1,7 +1,7 @@
-//! What the process tells about itself: metrics, logs, probes.
+//! Telemetry of the process: metrics, logs, probes.
 
 mod calls;
-mod disks;
+mod disk_usage;
 mod lines;
 mod log_writer;
 mod logs;
@@ -15,8 +15,8 @@ pub mod traces;
 mod vitals;
 
 pub use calls::LastCall;
-pub use disks::Room;
-pub use lines::{LineMetrics, Volume};
+pub use disk_usage::DiskUsage;
+pub use lines::{LineCounters, LineMetrics};
 pub use log_writer::flush as flush_logs;
 pub use logs::{Format, init as init_logs, is_filter as is_log_filter};
 pub use metric::Metric;

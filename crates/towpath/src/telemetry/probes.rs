@@ -16,7 +16,7 @@ use towpath_core::backend::Backend;
 use super::LastCall;
 use crate::http::error::plain;
 
-/// How long one backend may take to say how it is.
+/// Timeout of one backend's health check.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 /// Where the process is in its life.
@@ -45,12 +45,12 @@ pub enum Source {
     Destination(String),
 }
 
-/// What a role needs of another part.
+/// A role's requirement of another part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     /// That it answers.
     Answers,
-    /// That it accepts what makes it grow.
+    /// That it accepts writes.
     Accepts,
 }
 
@@ -102,7 +102,7 @@ pub struct CheckedBackend {
     pub url: String,
     /// Its warnings, or why it does not work.
     pub answer: std::result::Result<Vec<String>, String>,
-    /// Why it refuses what makes it grow, while it does.
+    /// Why it refuses writes, while it does.
     pub refuses: Option<&'static str>,
 }
 

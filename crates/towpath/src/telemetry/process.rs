@@ -1,6 +1,6 @@
-//! What the operating system knows about the process, under the names that every dashboard expects.
+//! Metrics of the operating system about the process, under the names that every dashboard expects.
 //!
-//! Source: Prometheus, "Writing client libraries", process metrics. Linux only; elsewhere what cannot be read is left out.
+//! Source: Prometheus, "Writing client libraries", process metrics. Linux only; elsewhere unreadable values are left out.
 
 use std::fs;
 use std::sync::atomic::AtomicU64;

@@ -1,4 +1,4 @@
-//! What a pump measures, with its handles kept.
+//! Metrics of a pump, with their handles kept.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use towpath_core::log_throttle::LogThrottle;
-use towpath_core::port::queue::Verdict;
+use towpath_core::port::queue::Disposition;
 use towpath_core::{Clock, Delivery, Timestamp};
 use tracing::warn;
 
@@ -65,7 +65,7 @@ impl PumpMetrics {
         self.sink_failures.inc();
     }
 
-    /// Measures how long the sink took for a batch.
+    /// Measures the sink's time for a batch.
     pub fn sink_took(&self, elapsed: Duration) {
         self.process_duration.observe(elapsed.as_secs_f64());
     }
@@ -75,23 +75,23 @@ impl PumpMetrics {
         self.clock.now()
     }
 
-    /// Counts what became of a delivery; one that was given back did not happen.
-    pub fn settled(&self, delivery: &Delivery, verdict: &Verdict) {
-        match verdict {
-            Verdict::Ack => {
+    /// Counts the outcome of a delivery; a released one is not counted.
+    pub fn settled(&self, delivery: &Delivery, disposition: &Disposition) {
+        match disposition {
+            Disposition::Ack => {
                 self.done.inc();
                 let age = self.clock.now().since(delivery.message.enqueued_at);
                 self.end_to_end.observe(age.as_secs_f64());
             }
             // Without the reason: it may repeat the payload, and is kept with the message.
-            Verdict::Retry { .. } => {
+            Disposition::Retry { .. } => {
                 self.retry.inc();
                 if let Some(count) = self.throttles.failed.count() {
                     let attempt = delivery.attempt;
                     warn!(queue = self.queue, count, attempt, "deliveries failed");
                 }
             }
-            Verdict::DeadLetter { reason } => {
+            Disposition::DeadLetter { reason } => {
                 self.reject.inc();
                 if let Some(count) = self.throttles.dead.count() {
                     let (id, attempts) = (delivery.message.id, delivery.attempt);
@@ -99,7 +99,7 @@ impl PumpMetrics {
                     warn!(queue, %id, attempts, reason, count, "message became a dead letter");
                 }
             }
-            Verdict::Release { .. } => {}
+            Disposition::Release { .. } => {}
         }
     }
 
@@ -109,7 +109,7 @@ impl PumpMetrics {
     }
 }
 
-/// The beginning of a reason: what follows a colon may repeat the payload.
+/// The beginning of a reason: text behind a colon may repeat the payload.
 fn summary(reason: &str) -> &str {
     let end = reason.find([':', '\n']).unwrap_or(reason.len()).min(120);
     &reason[..reason.floor_char_boundary(end)]

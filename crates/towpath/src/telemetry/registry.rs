@@ -21,7 +21,7 @@ use towpath_core::port::stream;
 use crate::http::accept;
 use crate::pump::Condition;
 
-use super::disks::{self, Disks};
+use super::disk_usage::{self, Disks};
 use super::lines::LineMetrics;
 use super::metric::Metric;
 use super::process;
@@ -59,7 +59,7 @@ pub(super) struct Outcome {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Named {
+struct BackendLabel {
     backend: String,
 }
 
@@ -124,7 +124,7 @@ pub struct RefusedConnections {
     pub failed: Counter,
 }
 
-/// How long a backend may take to say how it is, before a scrape continues without it.
+/// Timeout of a backend's health check, after which a scrape continues without it.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
@@ -285,14 +285,14 @@ impl Metrics {
         self.0.limit_decisions.get_or_create(&labels).inc();
     }
 
-    /// How many orders were ever in which state.
+    /// Orders that were ever in each state.
     pub fn orders<const N: usize>(&self, counts: [(&'static str, u64); N]) {
         for (state, count) in counts {
             set(&self.0.orders, &OrderState { state }, count);
         }
     }
 
-    /// What the lines app measures.
+    /// Metrics of the lines app.
     pub fn lines(&self) -> LineMetrics {
         self.0.lines.clone()
     }
@@ -302,13 +302,13 @@ impl Metrics {
         self.0.disks.watch(folder);
     }
 
-    /// For how long this disk has not answered; zero while it does.
+    /// Time since this disk last answered; zero while it does.
     pub fn disk_stalled(&self, disk: &str, lasts: Duration) {
         let disk = disk.to_owned();
         set(&self.0.stalled, &Disk { disk }, lasts.as_secs());
     }
 
-    /// What the relay has still to do.
+    /// The relay's backlog.
     pub fn outbox(&self, backlog: &Backlog) {
         let age = backlog.oldest.map_or(0, |oldest| {
             Timestamp::now().duration_since(oldest).as_secs().max(0)
@@ -319,7 +319,7 @@ impl Metrics {
         self.0.outbox_oldest_age.set(age);
     }
 
-    /// How many agents there are of each state, and which configuration is the newest.
+    /// Number of agents in each state, and the newest configuration.
     pub fn fleet<const N: usize>(&self, agents: [(&'static str, usize); N], version: u64) {
         for (state, count) in agents {
             set(&self.0.fleet_agents, &AgentState { state }, count as u64);
@@ -410,12 +410,12 @@ impl Metrics {
         let (found, rooms) = tokio::join!(asked, look);
         let rooms = rooms.unwrap_or_default();
         let mut scraped = Registry::default();
-        let up = Family::<Named, Gauge>::default();
+        let up = Family::<BackendLabel, Gauge>::default();
         add(&mut scraped, Metric::BackendUp, up.clone());
         let families = QueueFamilies::register(&mut scraped);
         let groups = GroupFamilies::register(&mut scraped);
         process::register(&mut scraped);
-        disks::register(&mut scraped, &rooms);
+        disk_usage::register(&mut scraped, &rooms);
         let refusing = Family::<Refusing, Gauge>::default();
         add(&mut scraped, Metric::BackendRefusing, refusing.clone());
         for backend in backends {
@@ -434,7 +434,7 @@ impl Metrics {
             summed.set(count);
         }
         for (name, (works, _, streams)) in found {
-            up.get_or_create(&Named {
+            up.get_or_create(&BackendLabel {
                 backend: name.to_owned(),
             })
             .set(i64::from(works));

@@ -39,7 +39,7 @@ impl Shown {
         ours.map(|(queue, _)| queue.clone()).collect()
     }
 
-    /// The queues with series of their own, and how many others there are with what they come to.
+    /// The queues with series of their own, and the number and sums of the others.
     pub(super) fn split<'a>(
         &self,
         all: impl Iterator<Item = &'a Stats>,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::disks::Room;
+use super::disk_usage::DiskUsage;
 use super::registry::{AgentState, Metrics, Outcome, ProblemLabels};
 use super::{process, registry::set};
 use crate::problems::Problem;
@@ -26,7 +26,7 @@ pub struct Vitals {
     /// Agents that could not apply the configuration.
     pub agents_failed: u64,
     /// The disks that the process writes to.
-    pub rooms: Vec<Room>,
+    pub rooms: Vec<DiskUsage>,
     /// Open files, and how many there may be.
     pub files: (u64, u64),
 }

@@ -11,13 +11,13 @@ use towpath_core::{ErrorKind, Result, StreamName};
 use tracing::warn;
 
 use super::Role;
+use super::backend_pool::BackendPool;
 use super::migrated::{DATABASE, Migrated};
-use super::opened::Opened;
 use super::process::Process;
 use super::public::Public;
 use crate::apps::accounts::{
-    Filled, Layer, Limiter, Needs, Relay, Rules, Target, UserApi, health_routes, limit_queries,
-    limit_routes, user_queries, user_routes,
+    Filled, HealthDeps, Limiter, RateLimitLayer, Relay, Rules, Target, UserApi, health_routes,
+    limit_queries, limit_routes, user_queries, user_routes,
 };
 use crate::documents::Part;
 use crate::supervisor::{OnFailure, Stage};
@@ -28,10 +28,10 @@ const API: &str = "accounts.api";
 const RELAY: &str = "accounts.relay";
 const LIMITS: &str = "accounts.limits";
 
-/// How often the backlog is counted.
+/// Interval of counting the backlog.
 const WATCH: Duration = Duration::from_secs(2);
 
-/// How often streams of events are trimmed, and how many events they keep by default.
+/// Interval of trimming streams of events, and the number of events that they keep by default.
 const TRIM: Duration = Duration::from_secs(5);
 const KEPT_EVENTS: u64 = 1_000_000;
 
@@ -49,8 +49,11 @@ pub(super) struct Accounts {
 }
 
 impl Accounts {
-    /// Opens what the app needs, when one of its roles runs.
-    pub(super) async fn open(process: &Process<'_>, opened: &mut Opened) -> Result<Option<Self>> {
+    /// Opens the app's backends when one of its roles runs.
+    pub(super) async fn open(
+        process: &Process<'_>,
+        pool: &mut BackendPool,
+    ) -> Result<Option<Self>> {
         let config = process.config;
         let (api, relay) = (
             process.runs(Role::AccountsApi),
@@ -60,11 +63,11 @@ impl Accounts {
             return Ok(None);
         }
         let limits = match api {
-            true => Some(opened.open(&config.limits_backend).await?),
+            true => Some(pool.open(&config.limits_backend).await?),
             false => None,
         };
         let broker = match relay {
-            true => Some(opened.open(&config.accounts.broker).await?),
+            true => Some(pool.open(&config.accounts.broker).await?),
             false => None,
         };
         let migrated = process.open_database(&config.accounts.database).await?;
@@ -94,7 +97,7 @@ impl Accounts {
                 crash_test: config.crash_test,
                 calls: LastCall::default(),
             };
-            let needs = Needs {
+            let deps = HealthDeps {
                 limiter: limiter.clone(),
                 database: Arc::clone(&self.migrated.database.outbox),
                 changes: users.calls.clone(),
@@ -106,7 +109,7 @@ impl Accounts {
             process.health.needs(API, DATABASE, Need::Accepts);
             let routes = limit_routes(limiter)
                 .merge(user_routes(users))
-                .merge(health_routes(needs));
+                .merge(health_routes(deps));
             public.add(API, routes, &[Part::Accounts], &[]);
             public.asks(limit_queries().into_iter().chain(user_queries()));
         }
@@ -268,17 +271,17 @@ fn trim(process: &mut Process<'_>, broker: &Backend, filled: Filled) {
 /// The limits of the public routes, when there are any.
 pub(super) async fn route_limits(
     process: &Process<'_>,
-    opened: &mut Opened,
-) -> Result<Option<Layer>> {
+    pool: &mut BackendPool,
+) -> Result<Option<RateLimitLayer>> {
     let config = process.config;
     if config.route_limits.is_empty() {
         return Ok(None);
     }
-    let store = opened.open(&config.limits_backend).await?;
+    let store = pool.open(&config.limits_backend).await?;
     let store = store.require_rate_limit("server.limits")?;
     let (clock, metrics) = (Arc::clone(&process.clock), process.metrics.clone());
     let limiter = Limiter::new(store, clock, Rules::parse(&[])?, metrics);
-    Layer::new(limiter, &config.route_limits, &config.trusted_proxies).map(Some)
+    RateLimitLayer::new(limiter, &config.route_limits, &config.trusted_proxies).map(Some)
 }
 
 /// Logs news about a backlog.

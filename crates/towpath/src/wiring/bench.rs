@@ -20,7 +20,7 @@ use towpath_core::{Error, QueueName, Result};
 use super::backends::clock;
 use crate::apps::accounts::{Limiter, Rules, limit_queries, limit_routes};
 use crate::apps::ingest::{Enqueue, Limits, router};
-use crate::http::{self, BodyLimit, Edge, Intake, Patience, descriptors, wrap};
+use crate::http::{self, BodyLimit, BodyReader, RequestLayer, Timeouts, rlimit, wrap};
 use crate::supervisor::Stop;
 use crate::telemetry::Metrics;
 
@@ -106,20 +106,20 @@ fn bare_reply(outcome: Result<()>, reply: &serde_json::Value) -> Response {
     }
 }
 
-async fn serve(router: impl FnOnce(Edge) -> Router) -> Result<BenchApi> {
+async fn serve(router: impl FnOnce(RequestLayer) -> Router) -> Result<BenchApi> {
     let unbound = |error: std::io::Error| {
         Error::unavailable("no loopback port can be bound").with_source(error)
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(unbound)?;
     let address = listener.local_addr().map_err(unbound)?;
     let (metrics, minute) = (Metrics::new(), Duration::from_secs(60));
-    let edge = Edge::new(metrics.clone(), 100_000, Intake::new(minute, 1 << 30));
+    let edge = RequestLayer::new(metrics.clone(), 100_000, BodyReader::new(minute, 1 << 30));
     let router = router(edge);
     let stop = CancellationToken::new();
     let stopping = Stop::when(stop.clone());
     let limits = http::Limits {
-        connections: descriptors::raise(),
-        patience: Patience {
+        connections: rlimit::raise(),
+        timeouts: Timeouts {
             head: minute,
             idle: minute,
             write: minute,

@@ -16,14 +16,14 @@ use towpath_core::{ConsumerId, Delivery, Error, QueueName, Result, retry};
 
 use super::backends::clock;
 use crate::apps::orders::{
-    Channel, Desk, Gateway, NOTIFICATIONS, Notifier, ORDERS, Processor, Topology,
+    Channel, Gateway, NOTIFICATIONS, Notifier, ORDERS, OrderStore, Processor, Topology,
 };
 use crate::inlet::QueueInlet;
 use crate::pump::{Alone, Destination, Handler, Handling, Pump, Work};
 use crate::supervisor::Stop;
 use crate::telemetry::{Metrics, PumpMetrics};
 
-/// What every order orders.
+/// The SKU of every order.
 const SKU: &str = "bench";
 
 /// The defaults of the app.
@@ -74,7 +74,7 @@ impl BenchOrders {
             broker.require_routes("bench")?,
         );
         let shared = broker.url == keys.url;
-        let desk = Desk {
+        let store = OrderStore {
             kv: keys.require_kv("bench")?,
             topology: Topology::new(Arc::clone(&queue), Arc::clone(&routes), Settings::default())?,
             queue,
@@ -84,18 +84,18 @@ impl BenchOrders {
             retention: RETENTION,
             clock: clock(),
         };
-        desk.topology.declare().await?;
+        store.topology.declare().await?;
         for name in [ORDERS, NOTIFICATIONS] {
-            let stats = desk.queue.stats(&QueueName::new(name)?).await?;
+            let stats = store.queue.stats(&QueueName::new(name)?).await?;
             if stats.ready + stats.delayed + stats.leased > 0 {
                 return Err(Error::conflict(format!(
                     "`{name}` holds messages of another client; measure orders on separate servers"
                 )));
             }
         }
-        desk.set_stock(SKU, i64::MAX / 2).await?;
+        store.set_stock(SKU, i64::MAX / 2).await?;
         Ok(Self {
-            gateway: Gateway(desk),
+            gateway: Gateway(store),
             workers: Mutex::default(),
         })
     }
@@ -114,7 +114,7 @@ impl BenchOrders {
     ///
     /// # Errors
     /// Those of a pump that cannot continue.
-    pub async fn told(&self, max: usize, wait: Duration) -> Result<Vec<Bytes>> {
+    pub async fn notified(&self, max: usize, wait: Duration) -> Result<Vec<Bytes>> {
         let mut held = self.workers.lock().await;
         let workers = match &mut *held {
             Some(workers) => workers,
@@ -131,23 +131,23 @@ impl BenchOrders {
     }
 
     fn start(&self) -> Result<Workers> {
-        let desk = &self.gateway.0;
+        let store = &self.gateway.0;
         let (tell, told) = mpsc::unbounded_channel();
         let notifier = Notifier {
-            desk: desk.clone(),
+            store: store.clone(),
             channel: Arc::new(Channel::Log),
             timeout: TIMEOUT,
             attempts: Settings::default().retry.attempts,
         };
         let handlers: [(&str, Arc<dyn Handler>); 2] = [
-            (ORDERS, Arc::new(Processor(desk.clone()))),
-            (NOTIFICATIONS, Arc::new(Telling { notifier, tell })),
+            (ORDERS, Arc::new(Processor(store.clone()))),
+            (NOTIFICATIONS, Arc::new(Reporting { notifier, tell })),
         ];
         let (stop, metrics) = (CancellationToken::new(), Metrics::new());
         let mut pumps = JoinSet::new();
         let alone = Alone::default();
         for (name, handler) in handlers {
-            let (queue, consumer) = (Arc::clone(&desk.queue), ConsumerId::unique("bench")?);
+            let (queue, consumer) = (Arc::clone(&store.queue), ConsumerId::unique("bench")?);
             let pump = Pump {
                 inlet: Arc::new(QueueInlet::new(
                     queue,
@@ -163,7 +163,7 @@ impl BenchOrders {
                 sink_name: "bench",
                 retry: retry::Policy::default(),
                 pause: Duration::ZERO,
-                metrics: PumpMetrics::new(&metrics, name, Arc::clone(&desk.clock)),
+                metrics: PumpMetrics::new(&metrics, name, Arc::clone(&store.clock)),
                 condition: Box::new(|_, _| ()),
             };
             let stop = Stop::when(stop.clone());
@@ -174,23 +174,23 @@ impl BenchOrders {
 }
 
 /// The notifier, and word of each order that it is done with.
-struct Telling {
+struct Reporting {
     notifier: Notifier,
     tell: mpsc::UnboundedSender<Bytes>,
 }
 
-/// What of an event counts here.
+/// The field of an event that counts here.
 #[derive(Deserialize)]
-struct Told {
+struct OrderEvent {
     id: String,
 }
 
 #[async_trait]
-impl Handler for Telling {
+impl Handler for Reporting {
     async fn handle(&self, delivery: &Delivery) -> Outcome {
         let outcome = self.notifier.handle(delivery).await;
         if matches!(outcome, Outcome::Done | Outcome::Settled)
-            && let Ok(Told { id }) = serde_json::from_slice(&delivery.message.payload)
+            && let Ok(OrderEvent { id }) = serde_json::from_slice(&delivery.message.payload)
         {
             // The receiver is dropped only when the measurement is over.
             self.tell.send(id.into()).ok();

@@ -11,8 +11,8 @@ use towpath_core::{ConsumerId, GroupName, MessageId, QueueName, Result, StreamNa
 
 use super::backends::{clock, open};
 use super::lines::host;
-use crate::apps::lines::{Pace, Reader, Settings, Start};
-use crate::inlet::{Place, StreamInlet};
+use crate::apps::lines::{Backpressure, Reader, Settings, Start};
+use crate::inlet::{GroupMember, StreamInlet};
 use crate::pump::{BatchSize, Pump, Work};
 use crate::sink::{FileSink, LineFormat};
 use crate::source::{Inputs, Limits};
@@ -37,7 +37,7 @@ pub struct Copy {
     pub input: PathBuf,
     /// The file that is appended to.
     pub output: PathBuf,
-    /// How many lines it has.
+    /// Number of lines.
     pub lines: u64,
 }
 
@@ -84,9 +84,13 @@ impl Copy {
             streams: Arc::clone(&stream),
             health,
             metrics: lines,
-            pace: Some(Pace::new(Arc::clone(&stream), name.clone(), group.clone())),
+            backpressure: Some(Backpressure::new(
+                Arc::clone(&stream),
+                name.clone(),
+                group.clone(),
+            )),
         };
-        let place = Place {
+        let place = GroupMember {
             stream: name.clone(),
             group,
             consumer: ConsumerId::unique("copy")?,

@@ -8,18 +8,18 @@ use towpath_core::{Result, retry};
 use tracing::{info, warn};
 
 use super::Role;
+use super::backend_pool::BackendPool;
 use super::migrated::Migrated;
-use super::opened::Opened;
-use super::process::{Door, Process, condition, sites};
+use super::process::{ListenerSpec, Process, condition, sites};
 use crate::apps::fleet::{
-    Agent, CALLBACK_QUEUE, Callbacks, Controller, Destinations, Entry, HIT_QUEUE, Hits, KEY_FILE,
-    Keys, Place, Tasks, Worker, controller_queries, controller_routes, kept_key, worker_queries,
-    worker_routes,
+    Agent, AgentProfile, CALLBACK_QUEUE, Callbacks, Controller, Destinations, Entry, KEY_FILE,
+    Keys, TASK_QUEUE, TaskRunner, Tasks, Worker, controller_queries, controller_routes, kept_key,
+    worker_queries, worker_routes,
 };
 use crate::config;
 use crate::documents::{Part, document};
+use crate::http::egress::EgressPolicy;
 use crate::http::error::Form;
-use crate::http::guard::Guard;
 use crate::pump::{Handler, Handling, Pump, Work};
 use crate::supervisor::{OnFailure, Stage};
 use crate::telemetry::{LastCall, Need, PumpMetrics};
@@ -37,15 +37,15 @@ const WORKER_LISTEN: &str = ":6002";
 /// The controller's database in health.
 const FLEET_DATABASE: &str = "fleet.database";
 
-/// Files in the data folder: what an agent and a worker know.
+/// Files in the data folder: the state of an agent and of a worker.
 const AGENT_FILE: &str = "fleet-agent.json";
 const WORKER_FILE: &str = "fleet-worker.json";
 
-/// What the worker works with.
+/// The state of the worker.
 struct Tools {
     worker: Worker,
     tasks: Tasks,
-    guard: Arc<Guard>,
+    egress: Arc<EgressPolicy>,
     backend: Backend,
 }
 
@@ -59,8 +59,11 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    /// Opens what the app needs, when one of its roles runs.
-    pub(super) async fn open(process: &Process<'_>, opened: &mut Opened) -> Result<Option<Self>> {
+    /// Opens the app's backends when one of its roles runs.
+    pub(super) async fn open(
+        process: &Process<'_>,
+        pool: &mut BackendPool,
+    ) -> Result<Option<Self>> {
         let roles = [Role::FleetController, Role::FleetAgent, Role::FleetWorker];
         let [controls, has_agent, works] = roles.map(|role| process.runs(role));
         if !(controls || has_agent || works) {
@@ -74,13 +77,13 @@ impl Fleet {
         };
         let work = match works {
             true => {
-                let backend = opened.open(&config.backend).await?;
-                let guard = Arc::new(Guard::new(&config.allow, config.limits.timeout)?);
+                let backend = pool.open(&config.backend).await?;
+                let egress = Arc::new(EgressPolicy::new(&config.allow, config.limits.timeout)?);
                 let file = process.config.data_dir.join(WORKER_FILE);
                 Some(Tools {
-                    worker: Worker::open(file, Arc::clone(&guard))?,
+                    worker: Worker::open(file, Arc::clone(&egress))?,
                     tasks: Tasks::of(&backend, WORKER)?,
-                    guard,
+                    egress,
                     backend,
                 })
             }
@@ -105,7 +108,7 @@ impl Fleet {
             let controller = controller(migrated, process, self.keys.clone()).await?;
             if let Some(key) = self.keys.first() {
                 let routes = controller_routes(controller.clone());
-                process.doors.controller.open(routes, key.clone());
+                process.fleet_listeners.controller.open(routes, key.clone());
             }
             control(&controller, process).await?;
         }
@@ -129,19 +132,19 @@ impl Fleet {
             .callback_secrets
             .iter()
             .map(|secret| crate::sink::signing_key(secret.expose()));
-        let (tasks, guard) = (&tools.tasks, &tools.guard);
+        let (tasks, egress) = (&tools.tasks, &tools.egress);
         let clock = Arc::clone(&process.clock);
         // A URL of a task does not affect the role's readiness.
         let observer = process.counter(WORKER);
         let destinations = Destinations::new(config.limits.patience, clock, observer);
-        let hits = Hits::new(
+        let hits = TaskRunner::new(
             tasks.clone(),
-            Arc::clone(guard),
+            Arc::clone(egress),
             config.limits,
             Arc::clone(&destinations),
         );
         let callbacks = Callbacks::new(
-            Arc::clone(guard),
+            Arc::clone(egress),
             secrets.collect::<Result<_>>()?,
             destinations,
         );
@@ -149,17 +152,17 @@ impl Fleet {
         process.needs(WORKER, &tools.backend, Need::Accepts);
         process.needs(CALLBACK_QUEUE, &tools.backend, Need::Answers);
         let (hits, callbacks) = (Arc::new(hits), Arc::new(callbacks));
-        deliver(process, tasks, (HIT_QUEUE, WORKER, "hits"), hits);
+        deliver(process, tasks, (TASK_QUEUE, WORKER, "hits"), hits);
         deliver(
             process,
             tasks,
             (CALLBACK_QUEUE, CALLBACK_QUEUE, "callbacks"),
             callbacks,
         );
-        let door = Door {
+        let spec = ListenerSpec {
             role: WORKER,
             key: "fleet.worker.listen",
-            asked: config.worker_listen.as_deref(),
+            configured: config.worker_listen.as_deref(),
             default: WORKER_LISTEN,
             parts: &[Part::Worker],
         };
@@ -167,9 +170,12 @@ impl Fleet {
         let edge = process.patient_edge().form(Form::Envelope);
         let edge = edge.queries(worker_queries()).document(&document);
         if let Some(key) = self.keys.first() {
-            process.doors.worker.open(routes.clone(), key.clone());
+            process
+                .fleet_listeners
+                .worker
+                .open(routes.clone(), key.clone());
         }
-        process.open(door, routes, edge).await?;
+        process.open(spec, routes, edge).await?;
         let mut listeners = process.listeners.iter();
         let address = listeners.find_map(|(role, at)| (*role == WORKER).then_some(*at));
         let reached = address.filter(|at| !at.ip().to_canonical().is_loopback());
@@ -210,7 +216,7 @@ impl Fleet {
         let agent = Agent {
             controller,
             workers,
-            place: Place {
+            place: AgentProfile {
                 hostname: config.hostname.clone().unwrap_or_else(host_name),
                 ip_address: config.ip_address.clone(),
                 port: config.port,
@@ -281,10 +287,10 @@ async fn control(controller: &Controller, process: &mut Process<'_>) -> Result<(
             async move { controller.run(&stop).await }
         },
     );
-    let door = Door {
+    let spec = ListenerSpec {
         role: CONTROLLER,
         key: "fleet.controller.listen",
-        asked: process.config.fleet.controller_listen.as_deref(),
+        configured: process.config.fleet.controller_listen.as_deref(),
         default: CONTROLLER_LISTEN,
         parts: &[Part::Controller],
     };
@@ -292,11 +298,11 @@ async fn control(controller: &Controller, process: &mut Process<'_>) -> Result<(
     let edge = process.patient_edge().form(Form::Envelope);
     let edge = edge.queries(controller_queries()).document(&document);
     process
-        .open(door, controller_routes(controller.clone()), edge)
+        .open(spec, controller_routes(controller.clone()), edge)
         .await
 }
 
-/// Where this process itself reaches what listens on an address.
+/// The address by which this process reaches its own listener.
 fn url(address: SocketAddr) -> String {
     match address.ip().is_unspecified() {
         true => format!("http://127.0.0.1:{}", address.port()),

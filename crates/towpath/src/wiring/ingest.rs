@@ -10,7 +10,7 @@ use towpath_core::{ConsumerId, ErrorKind, QueueName, Result};
 use tracing::warn;
 
 use super::Role;
-use super::opened::Opened;
+use super::backend_pool::BackendPool;
 use super::process::{Process, condition};
 use super::public::Public;
 use crate::apps::ingest::{Enqueue, Limits, bodies, routes};
@@ -35,15 +35,18 @@ pub(super) struct Ingest {
 }
 
 impl Ingest {
-    /// Opens what the app needs, when one of its roles runs.
-    pub(super) async fn open(process: &Process<'_>, opened: &mut Opened) -> Result<Option<Self>> {
+    /// Opens the app's backends when one of its roles runs.
+    pub(super) async fn open(
+        process: &Process<'_>,
+        pool: &mut BackendPool,
+    ) -> Result<Option<Self>> {
         if ![Role::IngestApi, Role::IngestWorker]
             .iter()
             .any(|role| process.runs(*role))
         {
             return Ok(None);
         }
-        let backend = opened.open(&process.config.ingest_backend).await?;
+        let backend = pool.open(&process.config.ingest_backend).await?;
         Ok(Some(Self {
             queue: backend.require_queue("ingest")?,
             name: QueueName::new(&process.config.queue)?,
@@ -136,7 +139,7 @@ impl Ingest {
     }
 }
 
-/// What a client may send at most.
+/// The limits of a client's request.
 const fn limits(config: &Config) -> Limits {
     Limits {
         message_bytes: config.max_body,

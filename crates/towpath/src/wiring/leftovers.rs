@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::backends::open;
 use crate::apps::fleet::Tasks;
 
-/// What its tasks are.
+/// Its name for tasks.
 const KIND: &str = "worker:hit:execute";
 
 #[derive(Deserialize)]
@@ -29,7 +29,7 @@ fn queue_url(backend: &str, database: u32) -> Option<String> {
     Some(format!("{scheme}://{place}/{database}{query}"))
 }
 
-/// How many tasks are left in the queue of the reference worker, on the server of this backend.
+/// Number of tasks in the queue of the reference worker, on the server of this backend.
 ///
 /// # Errors
 /// Those of the server.

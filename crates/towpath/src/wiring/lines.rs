@@ -9,14 +9,14 @@ use towpath_core::port::stream::{Stream, Trim};
 use towpath_core::{ConsumerId, Error, ErrorKind, GroupName, QueueName, Result, StreamName, retry};
 
 use super::Role;
-use super::opened::Opened;
+use super::backend_pool::BackendPool;
 use super::process::{Process, condition};
 use super::public::Public;
-use crate::apps::lines::{Pace, Reader, Settings, routes};
+use crate::apps::lines::{Backpressure, Reader, Settings, routes};
 use crate::config::Lines as Config;
 use crate::disk::folder_of;
 use crate::documents::Part;
-use crate::inlet::{Inlet, Place, StreamInlet};
+use crate::inlet::{GroupMember, Inlet, StreamInlet};
 use crate::pump::{BatchSize, Pump, Work};
 use crate::sink::{FileSink, LineFormat};
 use crate::source::{Inputs, Limits, Own};
@@ -50,7 +50,7 @@ const PRIVATE: [&str; 10] = [
     "quarantine",
 ];
 
-/// How often finished entries are trimmed.
+/// Interval of trimming finished entries.
 const TEND: Duration = Duration::from_secs(1);
 
 /// Delays of a line that the sink could not take; the file sink has none of its own.
@@ -66,8 +66,11 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Opens what the app needs, when one of its roles runs. In `up` that is when there is an input.
-    pub(super) async fn open(process: &Process<'_>, opened: &mut Opened) -> Result<Option<Self>> {
+    /// Opens the app's backend when one of its roles runs. In `up` that is when there is an input.
+    pub(super) async fn open(
+        process: &Process<'_>,
+        pool: &mut BackendPool,
+    ) -> Result<Option<Self>> {
         let config = &process.config.lines;
         let is_asked = config.input.is_some() || !config.inputs.is_empty();
         let runs = [Role::LinesReader, Role::LinesWriter]
@@ -76,7 +79,7 @@ impl Lines {
         if !runs || process.is_everything() && !is_asked {
             return Ok(None);
         }
-        let backend = opened.open(&config.backend).await?;
+        let backend = pool.open(&config.backend).await?;
         Ok(Some(Self {
             stream: backend.require_stream("lines")?,
             name: StreamName::new(&config.stream)?,
@@ -151,9 +154,9 @@ impl Lines {
             streams: Arc::clone(&self.stream),
             health: process.health.clone(),
             metrics: process.metrics.lines(),
-            pace: process
+            backpressure: process
                 .runs(Role::LinesWriter)
-                .then(|| self.pace(config))
+                .then(|| self.backpressure(config))
                 .transpose()?,
         };
         process.health.set(READER, None);
@@ -166,10 +169,10 @@ impl Lines {
         Ok(())
     }
 
-    fn pace(&self, config: &Config) -> Result<Pace> {
+    fn backpressure(&self, config: &Config) -> Result<Backpressure> {
         let group = GroupName::new(&config.group)?;
         let stream = Arc::clone(&self.stream);
-        Ok(Pace::new(stream, self.name.clone(), group))
+        Ok(Backpressure::new(stream, self.name.clone(), group))
     }
 
     fn writer(&self, process: &mut Process<'_>) -> Result<()> {
@@ -179,7 +182,7 @@ impl Lines {
             Some(name) => name.clone(),
             None => consumer_of(&output),
         };
-        let place = Place {
+        let place = GroupMember {
             stream: self.name.clone(),
             group: GroupName::new(&config.group)?,
             consumer: ConsumerId::new(consumer)?,

@@ -106,7 +106,7 @@ pub(super) fn limits(config: &Config, connections: usize) -> Result<http::Limits
     };
     Ok(http::Limits {
         connections,
-        patience: http::Patience {
+        timeouts: http::Timeouts {
             head: config.header_timeout,
             idle: config.idle_timeout,
             write: config.write_timeout,
@@ -127,7 +127,7 @@ fn admin_limits(config: &Config, connections: usize) -> Result<http::Limits> {
     })
 }
 
-/// A bound socket, and what becomes of it.
+/// A bound socket, and its use.
 pub(super) struct Listener {
     pub(super) name: &'static str,
     pub(super) stage: Stage,

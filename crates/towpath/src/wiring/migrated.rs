@@ -14,7 +14,7 @@ use crate::telemetry::Health;
 /// Timeout of the start for a database.
 const START: Duration = Duration::from_secs(3);
 
-/// How soon it is asked again, and how often one that answers is asked whether it accepts changes.
+/// Interval of retries, and of checks whether a database that answers accepts changes.
 const AGAIN: retry::Policy =
     retry::Policy::forever(Duration::from_millis(200), Duration::from_secs(5));
 const CHECK: Duration = Duration::from_secs(2);
@@ -33,7 +33,7 @@ impl Migrated {
     /// Makes the tables. A server that does not answer is waited for by [`Self::keep`].
     ///
     /// # Errors
-    /// What waiting would not change: a wrong URL, a file that cannot be opened, tables that do not fit.
+    /// Errors that waiting does not fix: a wrong URL, a file that cannot be opened, tables that do not fit.
     pub(super) async fn open(database: Database) -> Result<Self> {
         let late = || Error::unavailable(format!("{} does not answer", database.url));
         let made = match database.file.is_some() {
@@ -79,7 +79,7 @@ impl Migrated {
     /// Waits until the tables are made, for a role that cannot begin without them.
     ///
     /// # Errors
-    /// What waiting would not change.
+    /// Whether waiting does not fix the error.
     pub(super) async fn wait(&self, health: &Health) -> Result<()> {
         let mut attempts = 0;
         while !*self.is_ready.borrow() {

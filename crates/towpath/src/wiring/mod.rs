@@ -1,9 +1,10 @@
 //! Configuration becomes backends, apps and tasks.
 //!
 //! Only this module names the backends crate. Starting follows the data:
-//! backends first, then what works on them, then the doors to the outside.
+//! backends first, then the apps on them, then the listeners.
 
 mod accounts;
+mod backend_pool;
 mod backends;
 mod bench;
 mod bench_orders;
@@ -16,7 +17,6 @@ mod leftovers;
 mod lines;
 mod listener;
 mod migrated;
-mod opened;
 mod orders;
 mod port_owner;
 mod process;

@@ -6,11 +6,11 @@ use towpath_core::backend::Backend;
 use towpath_core::{Clock, ConsumerId, ErrorKind, QueueName, Result};
 
 use super::Role;
-use super::opened::Opened;
-use super::process::{Door, Process, condition};
+use super::backend_pool::BackendPool;
+use super::process::{ListenerSpec, Process, condition};
 use super::public::Public;
 use crate::apps::orders::{
-    Channel, Dashboard, Desk, Gateway, Mailer, NOTIFICATIONS, Notifier, ORDERS, Processor,
+    Channel, Dashboard, Gateway, Mailer, NOTIFICATIONS, Notifier, ORDERS, OrderStore, Processor,
     REJECTIONS, Topology, dashboard_queries, dashboard_routes, gateway_routes, stock_queries,
     stock_routes,
 };
@@ -42,32 +42,35 @@ const ROLES: [Role; 4] = [
 
 /// The app on its backends.
 pub(super) struct Orders {
-    desk: Desk,
+    store: OrderStore,
     /// Of the broker and the keys, for the dashboard.
     backends: Vec<Backend>,
 }
 
 impl Orders {
-    /// Opens what the app needs, when one of its roles runs.
-    pub(super) async fn open(process: &Process<'_>, opened: &mut Opened) -> Result<Option<Self>> {
+    /// Opens the app's backends when one of its roles runs.
+    pub(super) async fn open(
+        process: &Process<'_>,
+        pool: &mut BackendPool,
+    ) -> Result<Option<Self>> {
         if !ROLES.iter().any(|role| process.runs(*role)) {
             return Ok(None);
         }
         let config = &process.config.orders;
-        let broker = opened.open(&config.broker).await?;
-        let kv = opened.open(&config.kv).await?;
-        let desk = desk(config, &broker, &kv, &process.clock)?;
+        let broker = pool.open(&config.broker).await?;
+        let kv = pool.open(&config.kv).await?;
+        let store = store(config, &broker, &kv, &process.clock)?;
         let backends = if config.broker == config.kv {
             vec![broker]
         } else {
             vec![broker, kv]
         };
-        Ok(Some(Self { desk, backends }))
+        Ok(Some(Self { store, backends }))
     }
 
     /// The app's ports, for the admin API.
-    pub(super) fn desk(&self) -> Desk {
-        self.desk.clone()
+    pub(super) fn store(&self) -> OrderStore {
+        self.store.clone()
     }
 
     /// Starts its tasks, and adds its routes to the public listener.
@@ -83,11 +86,11 @@ impl Orders {
             let calls = LastCall::default();
             process.health.watch_calls(GATEWAY, calls.clone());
             self.needs(GATEWAY, process, Need::Accepts);
-            let routes = gateway_routes(Gateway(self.desk.clone()), calls);
-            let routes = routes.merge(stock_routes(self.desk.clone()));
+            let routes = gateway_routes(Gateway(self.store.clone()), calls);
+            let routes = routes.merge(stock_routes(self.store.clone()));
             public.add(GATEWAY, routes, &[Part::Orders, Part::Stock], &[]);
             public.asks(stock_queries());
-            public.wait_for(GATEWAY, self.desk.topology.clone());
+            public.wait_for(GATEWAY, self.store.topology.clone());
         }
         if process.runs(Role::OrdersDashboard) {
             self.dashboard(process).await?;
@@ -98,7 +101,7 @@ impl Orders {
     /// Before the public port opens, so that no rejection of ours goes unheard. While the broker is unavailable it is left
     /// to the pump.
     async fn bind_rejections(&self) -> Result<()> {
-        match self.desk.topology.declare_rejections().await {
+        match self.store.topology.declare_rejections().await {
             Err(error) if error.kind() != ErrorKind::Unavailable => Err(error),
             _ => Ok(()),
         }
@@ -114,8 +117,8 @@ impl Orders {
     async fn dashboard(self, process: &mut Process<'_>) -> Result<()> {
         process.health.set(DASHBOARD, None);
         self.needs(DASHBOARD, process, Need::Answers);
-        let board = Dashboard::new(self.desk.clone(), self.backends, process.metrics.clone());
-        let router = dashboard_routes(board.clone()).merge(stock_routes(self.desk));
+        let board = Dashboard::new(self.store.clone(), self.backends, process.metrics.clone());
+        let router = dashboard_routes(board.clone()).merge(stock_routes(self.store));
         let supervisor = &mut process.supervisor;
         supervisor.start(
             "orders.rates",
@@ -126,10 +129,10 @@ impl Orders {
                 async move { board.watch(&stop).await }
             },
         );
-        let door = Door {
+        let spec = ListenerSpec {
             role: DASHBOARD,
             key: "orders.dashboard.listen",
-            asked: process.config.orders.dashboard_listen.as_deref(),
+            configured: process.config.orders.dashboard_listen.as_deref(),
             default: DASHBOARD_LISTEN,
             parts: DASHBOARD_PARTS,
         };
@@ -138,23 +141,23 @@ impl Orders {
             .edge()
             .queries(queries)
             .document(&document("Towpath orders", DASHBOARD_PARTS));
-        process.open(door, router, edge).await
+        process.open(spec, router, edge).await
     }
 }
 
 /// The app's ports. Keys and queues change in one step when they are on one backend that can do so.
-fn desk(
+fn store(
     config: &config::Orders,
     broker: &Backend,
     kv: &Backend,
     clock: &Arc<dyn Clock>,
-) -> Result<Desk> {
+) -> Result<OrderStore> {
     let (queue, routes) = (
         broker.require_queue("orders")?,
         broker.require_routes("orders")?,
     );
     let shared = config.broker == config.kv;
-    Ok(Desk {
+    Ok(OrderStore {
         kv: kv.require_kv("orders")?,
         topology: Topology::new(
             Arc::clone(&queue),
@@ -174,7 +177,7 @@ impl Orders {
     /// Starts the pump of `orders.processor`.
     fn processor(&self, process: &mut Process<'_>) -> Result<()> {
         let handling = Handling {
-            handler: Arc::new(Processor(self.desk.clone())),
+            handler: Arc::new(Processor(self.store.clone())),
             in_flight: process.config.orders.batch,
             alone: process.alone.clone(),
         };
@@ -185,7 +188,7 @@ impl Orders {
     fn notifier(&self, process: &mut Process<'_>) -> Result<()> {
         let config = &process.config.orders;
         let notifier = Notifier {
-            desk: self.desk.clone(),
+            store: self.store.clone(),
             channel: Arc::new(self.channel(process)?),
             timeout: config.notify_timeout,
             attempts: config.retry.attempts,
@@ -221,7 +224,7 @@ impl Orders {
                     config.webhook_allow.as_deref(),
                     config.notify_timeout,
                     config.webhook_ca.as_deref(),
-                    Arc::clone(&self.desk.clock),
+                    Arc::clone(&self.store.clock),
                     destination,
                 )?))
             }
@@ -238,26 +241,26 @@ impl Orders {
     ) -> Result<()> {
         process.health.set(role, None);
         self.needs(role, process, Need::Answers);
-        let (desk, health, name) = (
-            self.desk.clone(),
+        let (store, health, name) = (
+            self.store.clone(),
             process.health.clone(),
             QueueName::new(queue)?,
         );
         let (lease, retry) = (process.config.orders.lease, process.config.orders.retry);
-        let metrics = PumpMetrics::new(&process.metrics, queue, Arc::clone(&self.desk.clock));
+        let metrics = PumpMetrics::new(&process.metrics, queue, Arc::clone(&self.store.clock));
         let supervisor = &mut process.supervisor;
         supervisor.start(role, Stage::Deliver, OnFailure::Restart, move |stop| {
             // A consumer of its own for each start, so that leases of a dead one are distinguished.
             let consumer = ConsumerId::unique(role);
-            let (desk, health, name) = (desk.clone(), health.clone(), name.clone());
+            let (store, health, name) = (store.clone(), health.clone(), name.clone());
             let (handling, metrics) = (handling.clone(), metrics.clone());
             async move {
                 // The role that starts first declares the queues, so that nothing is lost before the others run.
-                desk.topology.declare().await?;
+                store.topology.declare().await?;
                 if name.as_str() == REJECTIONS {
-                    desk.topology.declare_rejections().await?;
+                    store.topology.declare_rejections().await?;
                 }
-                let queue = Arc::clone(&desk.queue);
+                let queue = Arc::clone(&store.queue);
                 let pump = Pump {
                     inlet: Arc::new(QueueInlet::new(queue, name, consumer?, lease)),
                     work: Work::Messages(handling),

@@ -1,4 +1,4 @@
-//! What the wiring of every app works with: the process that is being put together.
+//! The process under construction, which the wiring of every app works with.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use crate::auth::{Guard, KeyFile, Table};
 use crate::config::{Config, Secret, on_loopback};
 use crate::disk::{Floor, folder_of};
 use crate::documents::Part;
-use crate::http::net;
-use crate::http::{Cors, Edge, Hosts, Intake, Sites, descriptors, wrap};
+use crate::http::cidr;
+use crate::http::{BodyReader, Cors, Hosts, RequestLayer, Sites, rlimit, wrap};
 use crate::pump::{Alone, Condition, Destination, Observer, PATIENCE, Side};
 use crate::supervisor::{OnFailure, Stage, Supervisor};
 use crate::telemetry::{Health, Metrics, Need, Source};
@@ -40,24 +40,24 @@ pub(super) struct Process<'a> {
     pub(super) alone: Alone,
     /// Open connections that each public listener may have.
     pub(super) connections: usize,
-    /// What may wait for a disk.
+    /// Calls that may wait for a disk.
     pub(super) stalls: Stalls,
     /// Checks the keys of every listener.
     pub(super) guard: Guard,
     /// The listeners of single roles.
     pub(super) listeners: Vec<(&'static str, SocketAddr)>,
-    /// What the fleet's roles serve to operators.
-    pub(super) doors: FleetListeners,
+    /// Routes of the fleet's roles for operators.
+    pub(super) fleet_listeners: FleetListeners,
 }
 
 /// A listener that one role has to itself.
-pub(super) struct Door<'a> {
+pub(super) struct ListenerSpec<'a> {
     /// The role's name.
     pub(super) role: &'static str,
-    /// The key that says where.
+    /// The key of its address.
     pub(super) key: &'static str,
-    /// Its warning, if any.
-    pub(super) asked: Option<&'a str>,
+    /// The configured address.
+    pub(super) configured: Option<&'a str>,
     /// Default listen address of the role.
     pub(super) default: &'static str,
     /// The routes that it carries.
@@ -99,7 +99,7 @@ impl<'a> Process<'a> {
             stalls: Stalls::default(),
             guard,
             listeners: Vec::new(),
-            doors: FleetListeners::default(),
+            fleet_listeners: FleetListeners::default(),
         })
     }
 
@@ -165,25 +165,25 @@ impl<'a> Process<'a> {
     }
 
     /// An edge with bounds of its own, so that a busy listener never makes a probe on another one fail.
-    pub(super) fn edge(&self) -> Edge {
+    pub(super) fn edge(&self) -> RequestLayer {
         self.edge_of(self.config.max_in_flight)
     }
 
     /// The same for routes whose requests wait for news: as many may be in flight as there are connections.
-    pub(super) fn patient_edge(&self) -> Edge {
+    pub(super) fn patient_edge(&self) -> RequestLayer {
         self.edge_of(self.connections)
     }
 
-    fn edge_of(&self, in_flight: usize) -> Edge {
-        let intake = Intake::new(self.config.body_timeout, self.config.max_body_memory);
+    fn edge_of(&self, in_flight: usize) -> RequestLayer {
+        let intake = BodyReader::new(self.config.body_timeout, self.config.max_body_memory);
         let sites = sites(self.config);
-        Edge::new(self.metrics.clone(), in_flight, intake)
+        RequestLayer::new(self.metrics.clone(), in_flight, intake)
             .patience(self.config.disk_timeout)
             .secure(self.config.tls_certificate.is_some())
             .gate(move |head| sites.check(head))
     }
 
-    /// What an output on the disk of this backend leaves to it.
+    /// Disk space that an output on the same disk leaves to this backend.
     pub(super) fn floor(&self, backend: &Backend) -> Option<Floor> {
         backend.lifecycle.folder().map(|folder| Floor {
             file: folder.join(RESERVE),
@@ -211,17 +211,22 @@ impl<'a> Process<'a> {
     }
 
     /// Opens a role's own listener. `up` continues without it when the default port is in use.
-    pub(super) async fn open(&mut self, door: Door<'_>, router: Router, edge: Edge) -> Result<()> {
+    pub(super) async fn open(
+        &mut self,
+        spec: ListenerSpec<'_>,
+        router: Router,
+        edge: RequestLayer,
+    ) -> Result<()> {
         // `up` opens only configured addresses to other machines.
         let default = match self.is_everything() {
-            true => on_loopback(door.default),
-            false => door.default.to_owned(),
+            true => on_loopback(spec.default),
+            false => spec.default.to_owned(),
         };
-        let socket = match bind(door.key, door.asked.unwrap_or(&default)).await {
-            Err(error) if door.asked.is_none() && self.is_everything() => {
+        let socket = match bind(spec.key, spec.configured.unwrap_or(&default)).await {
+            Err(error) if spec.configured.is_none() && self.is_everything() => {
                 warn!(
                     error = error.chain(),
-                    role = door.role,
+                    role = spec.role,
                     "listener not started"
                 );
                 return Ok(());
@@ -229,18 +234,18 @@ impl<'a> Process<'a> {
             bound => bound?,
         };
         let listener = Listener {
-            name: door.role,
+            name: spec.role,
             stage: Stage::Accept,
             socket,
             connections: self.connections,
         };
         let cors = Cors::new(&self.config.cors_origins, self.config.cors_max_age)?;
-        let table = Table::of(door.parts);
+        let table = Table::of(spec.parts);
         let edge = edge.guard(self.guard.clone(), table.clone()).cors(cors);
         let router = wrap(router, edge);
         let address = listener.start(router, self.config, &self.metrics, &mut self.supervisor)?;
-        self.expose(door.role, &table, &address.to_string());
-        self.listeners.push((door.role, address));
+        self.expose(spec.role, &table, &address.to_string());
+        self.listeners.push((spec.role, address));
         Ok(())
     }
 }
@@ -258,7 +263,7 @@ pub(super) fn sites(config: &Config) -> Sites {
     let proxies = config.trusted_proxies.iter();
     Sites::new(
         hosts.or_labels(),
-        proxies.filter_map(|text| net::parse(text)).collect(),
+        proxies.filter_map(|text| cidr::parse(text)).collect(),
     )
     .allowing(&config.cors_origins)
 }
@@ -279,9 +284,9 @@ pub(super) fn condition(
     })
 }
 
-/// The configured number, or what the system allows.
+/// The configured number, or the system's limit.
 fn max_connections(config: &Config) -> usize {
-    let most = descriptors::raise();
+    let most = rlimit::raise();
     if most < config.max_connections {
         warn!(
             configured = config.max_connections,

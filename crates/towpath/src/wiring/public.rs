@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::listener::{Listener, bind, limits};
 use super::process::Process;
-use crate::apps::accounts::{LIMIT_FORMS, Layer, limited};
+use crate::apps::accounts::{LIMIT_FORMS, RateLimitLayer, limited};
 use crate::apps::orders::Topology;
 use crate::auth::Table;
 use crate::documents::{Part, document};
@@ -16,7 +16,7 @@ use crate::http::{self, Asking, BodyLimit, Cors, wrap};
 use crate::supervisor::{OnFailure, Stage, Stop};
 use crate::telemetry::{Health, RefusedConnections};
 
-/// What the public listener carries, as the apps add it.
+/// The routes of the public listener, as the apps add them.
 #[derive(Default)]
 pub(super) struct Public {
     /// The first role that has routes, which names the listener.
@@ -26,11 +26,11 @@ pub(super) struct Public {
     queries: Vec<Asking>,
     parts: Vec<Part>,
     waits_for: Option<(&'static str, Topology)>,
-    limits: Option<Layer>,
+    limits: Option<RateLimitLayer>,
 }
 
 impl Public {
-    /// Adds the routes of a role with what documents them, and those limits of its bodies that are its own.
+    /// Adds the routes of a role with their documents, and with limits of bodies of its own.
     pub(super) fn add(
         &mut self,
         role: &'static str,
@@ -50,7 +50,7 @@ impl Public {
     }
 
     /// Every route has these limits.
-    pub(super) fn limit(&mut self, limits: Layer) {
+    pub(super) fn limit(&mut self, limits: RateLimitLayer) {
         self.limits = Some(limits);
     }
 
@@ -59,7 +59,7 @@ impl Public {
         self.waits_for = Some((role, topology));
     }
 
-    /// Serves it, when there is anything. While a broker is away that is tried on, and there is no address yet.
+    /// Serves the routes, if there are any. While a broker is unavailable this is retried, and there is no address yet.
     pub(super) async fn start(self, process: &mut Process<'_>) -> Result<Option<SocketAddr>> {
         let Some(name) = self.name else {
             return Ok(None);
@@ -89,7 +89,7 @@ impl Public {
                         "broker unreachable; the public listener opens once it responds"
                     );
                     process.health.set(role, Some(error.chain()));
-                    let late = Late {
+                    let deferred = DeferredListener {
                         router,
                         role,
                         topology,
@@ -100,8 +100,8 @@ impl Public {
                     };
                     let supervisor = &mut process.supervisor;
                     supervisor.start(name, Stage::Accept, OnFailure::Restart, move |stop| {
-                        let late = late.clone();
-                        async move { late.serve(&stop).await }
+                        let deferred = deferred.clone();
+                        async move { deferred.serve(&stop).await }
                     });
                     return Ok(None);
                 }
@@ -122,7 +122,7 @@ impl Public {
 
 /// The public listener of a role whose broker was unavailable at the start.
 #[derive(Clone)]
-struct Late {
+struct DeferredListener {
     router: Router,
     role: &'static str,
     topology: Topology,
@@ -132,7 +132,7 @@ struct Late {
     health: Health,
 }
 
-impl Late {
+impl DeferredListener {
     async fn serve(self, stop: &Stop) -> Result<()> {
         tokio::select! {
             declared = self.topology.declare() => declared?,

@@ -1,4 +1,4 @@
-//! Roles: the names of what a process can do.
+//! Roles: the parts that a process can run, by name.
 
 use std::fmt;
 

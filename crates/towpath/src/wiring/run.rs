@@ -1,4 +1,4 @@
-//! Starting a process: what runs, on what, and where it listens.
+//! Starts a process: its roles, backends and listeners.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use towpath_core::backend::Backend;
 
 use super::Role;
 use super::accounts::Accounts;
+use super::backend_pool::BackendPool;
 use super::backends::{clock, is_in_use, refuse_restoring};
 use super::demo::Demo;
 use super::fleet::Fleet;
 use super::ingest::Ingest;
 use super::lines::Lines;
 use super::listener::{Listener, bind, bind_admin};
-use super::opened::Opened;
 use super::orders::Orders;
 use super::process::Process;
 use super::public::Public;
@@ -25,7 +25,7 @@ use crate::config::{Config, Loaded};
 use crate::doctor::Doctor;
 use crate::http::Hosts;
 use crate::problems::{Limits, Problems};
-use crate::supervisor::{Ending, OnFailure, Report, Stage, Supervisor};
+use crate::supervisor::{OnFailure, Report, Stage, Supervisor, TaskExit};
 use crate::telemetry::Health;
 use crate::token::Token;
 
@@ -50,7 +50,7 @@ pub struct Started {
 /// Starts the roles.
 ///
 /// # Errors
-/// `Unavailable` when the backend cannot be opened or a port is taken; `Invalid` for what only the backend could find wrong.
+/// `Unavailable` when the backend cannot be opened or a port is taken; `Invalid` for errors that only the backend can find.
 pub async fn start(loaded: &Loaded, roles: &[Role], with_demo: bool) -> Result<Started> {
     let config = &loaded.config;
     // Databases too belong to a restore.
@@ -61,15 +61,15 @@ pub async fn start(loaded: &Loaded, roles: &[Role], with_demo: bool) -> Result<S
         taken => taken,
     };
     let mut process = Process::new(config, roles, clock())?;
-    let mut opened = Opened::new(Arc::clone(&process.clock));
-    let ingest = Ingest::open(&process, &mut opened).await?;
-    let orders = Orders::open(&process, &mut opened).await?;
-    let lines = Lines::open(&process, &mut opened).await?;
-    let accounts = Accounts::open(&process, &mut opened).await?;
-    let fleet = Fleet::open(&process, &mut opened).await?;
-    let limits = super::accounts::route_limits(&process, &mut opened).await?;
+    let mut pool = BackendPool::new(Arc::clone(&process.clock));
+    let ingest = Ingest::open(&process, &mut pool).await?;
+    let orders = Orders::open(&process, &mut pool).await?;
+    let lines = Lines::open(&process, &mut pool).await?;
+    let accounts = Accounts::open(&process, &mut pool).await?;
+    let fleet = Fleet::open(&process, &mut pool).await?;
+    let limits = super::accounts::route_limits(&process, &mut pool).await?;
     let admin_socket = admin_socket?;
-    let backends = opened.backends();
+    let backends = pool.backends();
     for backend in &backends {
         process.health.watch(backend.clone());
         if let Some(folder) = backend.lifecycle.folder() {
@@ -87,7 +87,7 @@ pub async fn start(loaded: &Loaded, roles: &[Role], with_demo: bool) -> Result<S
     // The admin side first: it answers while an app still waits for its backend.
     let admin = admin::Admin {
         backends: backends.clone(),
-        orders: orders.as_ref().map(Orders::desk),
+        orders: orders.as_ref().map(Orders::store),
         outbox: accounts.as_ref().map(Accounts::outbox),
         guard: process.guard.clone(),
         health: process.health.clone(),
@@ -95,7 +95,7 @@ pub async fn start(loaded: &Loaded, roles: &[Role], with_demo: bool) -> Result<S
         problems: problems.clone(),
         doctor: Doctor::new(config, loaded.warnings.clone()),
         roles: roles.iter().map(|role| role.as_str()).collect(),
-        doors: process.doors.clone(),
+        fleet_listeners: process.fleet_listeners.clone(),
     };
     let admin = serve_admin(admin, admin_socket, &mut process)?;
     for backend in &backends {
@@ -189,21 +189,21 @@ impl Started {
         };
         let began = Instant::now();
         let ending = match tokio::time::timeout(left, closing).await {
-            Ok(Ok(())) => Ending::Finished,
-            Ok(Err(error)) => Ending::Failed(error.chain()),
-            Err(_) => Ending::Cut,
+            Ok(Ok(())) => TaskExit::Finished,
+            Ok(Err(error)) => TaskExit::Failed(error.chain()),
+            Err(_) => TaskExit::Cut,
         };
         report.closed(ending, began.elapsed());
         report
     }
 }
 
-/// What is kept of the drain for closing the backends.
+/// Part of the drain that is reserved for closing the backends.
 pub(super) fn closing_time(drain: Duration) -> Duration {
     (drain / 10).min(Duration::from_secs(2))
 }
 
-/// What is kept of the drain for the account.
+/// Part of the drain that is reserved for the summary.
 fn last_moment(drain: Duration) -> Duration {
     (drain / 20).min(Duration::from_millis(500))
 }
@@ -259,7 +259,7 @@ fn serve_admin(
 }
 
 /// A backend that stops for good takes the process with it, at once: nothing could be acknowledged any more, and the
-/// next start mends it.
+/// next start repairs it.
 fn watch_backend(backend: &Backend, supervisor: &mut Supervisor) {
     let lifecycle = Arc::clone(&backend.lifecycle);
     supervisor.start(

@@ -1,6 +1,6 @@
 //! Disks that do not answer: said once in the log, in health and in a metric.
 //!
-//! What calls a disk that hangs gets no error, so something else has to look.
+//! A call to a disk that hangs gets no error, so another task has to check.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,10 +15,10 @@ use super::process::Process;
 use crate::supervisor::{OnFailure, Stage, Stop};
 use crate::telemetry::{Health, Metrics};
 
-/// How often is looked.
+/// Interval of checks.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// What may wait for a disk, by its name.
+/// Calls that may wait for a disk, by name.
 #[derive(Default)]
 pub(super) struct Stalls(Mutex<Vec<(String, Waits)>>);
 

@@ -1,4 +1,4 @@
-//! The contract of the limits, status by status and field by field, and that nobody gets more than there is.
+//! The contract of the limits, status by status and field by field, and that no client gets more than the limit.
 
 use std::time::{Duration, Instant};
 
@@ -136,7 +136,7 @@ fn the_paths_fields_and_codes_of_the_contract_hold() {
 }
 
 #[test]
-fn a_list_is_taken_whole_or_each_by_itself() {
+fn a_list_is_taken_whole_or_each_key_separately() {
     both(
         "small=token_bucket:2:1/24h window=sliding_window:3/1h",
         |world, _| {
@@ -201,7 +201,7 @@ fn many_clients_at_once_get_no_more_than_there_is() {
 }
 
 #[test]
-fn while_the_store_is_away_each_limit_does_what_it_says() {
+fn while_the_store_is_unavailable_each_limit_follows_its_policy() {
     if !able("redis", missing().is_none()) {
         return;
     }
@@ -309,7 +309,7 @@ fn routes_are_limited_for_each_client_whatever_it_says() {
     assert_eq!(
         get("9.9.9.9, 1.2.3.4, 127.0.0.2"),
         429,
-        "the last that is no proxy"
+        "the last address that is not a proxy"
     );
     assert_eq!(get("5.6.7.8"), 200);
     assert_eq!(

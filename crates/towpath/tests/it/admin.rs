@@ -217,7 +217,7 @@ fn the_document_names_every_way_to_refuse() {
 }
 
 #[test]
-fn what_is_out_of_range_is_refused_and_not_bent() {
+fn values_out_of_range_are_refused_and_not_clamped() {
     let world = World::new();
     let _running = world.up();
     let mut client = world.admin_client();

@@ -1,4 +1,4 @@
-//! API keys: what each mode of `server.auth` leaves open, and the life of a key.
+//! API keys: open routes in each mode of `server.auth`, and the life of a key.
 
 use std::time::Duration;
 

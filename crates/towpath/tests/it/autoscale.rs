@@ -1,4 +1,4 @@
-//! What the autoscalers of Kubernetes would read from a Prometheus, and how many pods follow from it.
+//! Queries of the Kubernetes autoscalers to a real Prometheus, and the resulting number of pods.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -84,10 +84,10 @@ impl Drop for Prometheus {
     }
 }
 
-/// What decides how many pods a role has.
+/// The scaler of a role.
 struct Scaler {
     query: String,
-    /// What one pod should have before it.
+    /// The backlog for one pod.
     target: f64,
     least: f64,
     most: f64,
@@ -147,7 +147,7 @@ impl Scaler {
 }
 
 #[test]
-fn every_scaler_reads_what_was_recorded_and_no_more() {
+fn every_scaler_reads_only_recorded_series() {
     if !able("prometheus", is_there("promtool")) {
         return;
     }
@@ -266,7 +266,7 @@ fn autoscalers_read_the_backlog_of_two_writers() {
     let (prometheus, _both) = two(&worlds, "lines.reader,lines.writer");
     let lines: String = (0..25_000).map(|number| format!("{number}\n")).collect();
     fs::write(worlds[0].folder.join("input.txt"), lines).unwrap();
-    // Also what the two of them have in hand.
+    // Also the entries that both of them hold.
     wants(&prometheus, WRITER, 25_000.0, 3.0);
     for world in &worlds {
         fs::remove_dir(world.folder.join("output.txt")).unwrap();

@@ -1,4 +1,4 @@
-//! Backups taken under load, and what is there after a restore.
+//! Backups taken under load, and the data after a restore.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use crate::client::Client;
 use crate::process::World;
 
 #[test]
-fn what_was_acknowledged_before_a_backup_is_there_after_a_restore() {
+fn a_restore_has_everything_acknowledged_before_the_backup() {
     let mut world = World::new();
     world.set("TOWPATH_EMBEDDED__SEGMENT_SIZE", "1MiB");
     let running = world.up();
@@ -85,7 +85,7 @@ fn what_was_acknowledged_before_a_backup_is_there_after_a_restore() {
 }
 
 #[test]
-fn a_store_that_nobody_has_open_is_backed_up_too() {
+fn a_store_that_is_not_in_use_is_backed_up_too() {
     let world = World::new();
     let running = world.up();
     world.ok(&["queue", "pause", "messages"]);

@@ -223,7 +223,7 @@ fn a_backup_without_a_manifest_needs_a_flag_and_a_whole_store() {
 }
 
 #[test]
-fn a_restore_over_something_says_what_to_do() {
+fn a_restore_over_existing_data_names_the_next_step() {
     let world = filled(3);
     world.ok(&["backup", "copy"]);
     let refused = world.run(&["restore", "copy"]);
@@ -254,7 +254,7 @@ fn a_restore_over_something_says_what_to_do() {
     }
 }
 
-/// Enqueues until told to end, and counts everything acknowledged.
+/// Enqueues until stopped, and counts everything acknowledged.
 fn load(world: &World) -> (Arc<AtomicBool>, std::thread::JoinHandle<u64>) {
     let (ends, address) = (Arc::new(AtomicBool::new(false)), world.http);
     let ended = Arc::clone(&ends);

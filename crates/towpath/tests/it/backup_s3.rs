@@ -11,7 +11,7 @@ use towpath_testkit::servers::s3::{ACCESS_KEY, BUCKET, SECRET_KEY, Server, missi
 use crate::backup_faults::filled;
 use crate::process::{World, able, seeds};
 
-/// What the AWS tools read.
+/// Variables of the AWS tools.
 fn credentials(world: &mut World, server: &Server) {
     world
         .set("AWS_ACCESS_KEY_ID", ACCESS_KEY)

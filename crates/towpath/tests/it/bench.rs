@@ -1,4 +1,4 @@
-//! `towpath bench compare`, on what is always there, a real Redis and a real RabbitMQ.
+//! `towpath bench compare` on the embedded store, a real Redis and a real RabbitMQ.
 
 use std::process::{Command, Output};
 
@@ -138,7 +138,7 @@ fn orders_on_a_broker_need_keys_and_an_empty_queue() {
 }
 
 #[test]
-fn what_cannot_be_compared_is_refused_with_the_reason() {
+fn targets_that_cannot_be_compared_are_refused_with_the_reason() {
     for (targets, more, reason) in [
         (&["embedded:"][..], &[][..], "2 values required"),
         (

@@ -1,4 +1,4 @@
-//! Whose mistake an error is: what a store refuses is never the client's, and health says it until it is mended.
+//! The culprit of an error: a refusal of a store is never the client's, and health reports it until it is fixed.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use towpath_testkit::servers::redis::{EPHEMERAL, Server, missing};
 
 use crate::process::{Running, World, able, wait_until};
 
-/// A way to break a Redis for a role, and to mend it.
+/// A way to break a Redis for a role, and to fix it.
 type Fault<'a> = (&'a str, &'a [&'a str], &'a [&'a str]);
 
 const FAULTS: [Fault<'_>; 3] = [
@@ -118,7 +118,7 @@ fn a_limit_that_the_store_refuses_to_decide_is_503() {
 }
 
 #[test]
-fn an_order_that_the_store_refuses_is_503_and_stock_that_is_no_number_is_no_mistake_of_the_client()
+fn an_order_that_the_store_refuses_is_503_and_stock_that_is_not_a_number_is_not_the_clients_fault()
 {
     let world = World::new();
     let _running = world.up();
@@ -168,7 +168,7 @@ fn one_key_and_another_body_is_422_on_every_store_that_knows_keys() {
             assert_eq!(other.status, 422, "{}", other.text());
         }
         assert_eq!(client.post("/enqueue/batch", &batch, lines).status, 200);
-        // Nothing of what was refused is stored.
+        // No refused message is stored.
         assert_eq!(world.json(&["queue", "show", "messages"])["enqueued"], 3);
         let send = ["send", "messages", "other", "--idempotency-key", "pay-1"];
         let sent = world.run(&send);

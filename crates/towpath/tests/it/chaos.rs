@@ -126,7 +126,7 @@ fn an_output_that_cannot_be_written_for_a_while_loses_and_charges_nothing() {
         wait_until("the first line", Duration::from_secs(30), || {
             output.is_file()
         });
-        // A folder in the file's place cannot be written by anybody, root included.
+        // A folder in the file's place cannot be written by any user, root included.
         std::fs::create_dir(&aside).unwrap();
         let swap = || rustix::fs::renameat_with(CWD, &output, CWD, &aside, RenameFlags::EXCHANGE);
         for _ in 0..rng.random_range(1..=3) {

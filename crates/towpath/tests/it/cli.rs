@@ -1,4 +1,4 @@
-//! The command line as somebody new to it meets it.
+//! The command line as a new user meets it.
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -24,7 +24,7 @@ fn piped(world: &World, args: &[&str], input: &[u8]) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// The payloads that wait in `jobs`, which nobody consumes.
+/// The payloads that wait in `jobs`, which has no consumer.
 fn waiting(world: &World) -> Vec<String> {
     let peeked = world.json(&["queue", "peek", "jobs", "--max", "1000"]);
     let payload = |one: &serde_json::Value| one["payload"].as_str().unwrap().to_owned();
@@ -50,7 +50,7 @@ fn alone_it_shows_its_commands_in_groups() {
 }
 
 #[test]
-fn a_slip_is_answered_with_what_was_meant() {
+fn a_misspelled_name_is_answered_with_a_suggestion() {
     let world = World::new();
     for (args, meant) in [
         (&["quue", "ls"][..], "'queue'"),
@@ -80,7 +80,7 @@ fn a_slip_is_answered_with_what_was_meant() {
 }
 
 #[test]
-fn the_version_says_what_a_report_of_a_fault_needs() {
+fn the_version_has_the_facts_of_a_bug_report() {
     let world = World::new();
     let version = world.json(&["version"]);
     assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
@@ -170,7 +170,7 @@ fn the_token_is_found_from_any_folder_and_goes_with_the_process() {
 }
 
 #[test]
-fn what_is_sent_is_what_arrives() {
+fn sent_messages_arrive_unchanged() {
     let world = World::new();
     let _running = world.up();
     world.ok(&["send", "jobs", "as it is\n"]);
@@ -197,7 +197,7 @@ fn what_is_sent_is_what_arrives() {
 }
 
 #[test]
-fn a_failure_halfway_keeps_what_was_accepted_in_sight() {
+fn a_failure_halfway_names_the_accepted_messages() {
     let world = World::new();
     let _running = world.up();
     let long = vec![b'x'; 17 << 20];

@@ -114,7 +114,7 @@ pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// What comes until the end; a reset is an end, and silence for half a minute is a failure.
+/// Reads until the end; a reset is an end, and silence for half a minute is a failure.
 pub(crate) fn to_end(stream: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     if let Err(error) = stream.read_to_end(&mut answer) {

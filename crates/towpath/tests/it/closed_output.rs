@@ -96,7 +96,7 @@ fn a_pipe_that_is_never_read_blocks_no_request() {
     command.stdout(writer.try_clone().unwrap()).stderr(writer);
     let server = Server::start(command);
     server.wait_ready(&world);
-    // Many times what a pipe holds.
+    // Many times the capacity of a pipe.
     works(&world, 1_500);
     server.stop();
     let mut text = vec![0; 1 << 16];

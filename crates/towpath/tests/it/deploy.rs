@@ -244,7 +244,7 @@ fn compose_keeps_dollars_and_gives_projects_names() {
     let output = compose.arg("config").output().unwrap();
     let shown = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{output:?}");
-    // Compose shows what it read with its escapes.
+    // Compose shows the values with their escapes.
     // It may break the line behind the semicolon.
     let has_both = shown.contains("$$OUT_DIR/log;") && shown.contains("cost=$$5");
     assert!(has_both, "{shown}");
@@ -332,12 +332,12 @@ fn the_unit_is_accepted_and_its_process_tells_that_it_is_ready() {
     socket
         .set_read_timeout(Some(Duration::from_secs(10)))
         .unwrap();
-    let mut told = [0; 64];
-    let count = socket.recv(&mut told).unwrap();
-    assert_eq!(&told[..count], b"READY=1");
+    let mut notification = [0; 64];
+    let count = socket.recv(&mut notification).unwrap();
+    assert_eq!(&notification[..count], b"READY=1");
 }
 
-/// Hands connections to whoever is in turn, as a service of a cluster does.
+/// Forwards connections in turn, as a service of a cluster does.
 #[derive(Clone)]
 struct Balancer {
     address: SocketAddr,
@@ -382,7 +382,7 @@ impl Balancer {
 }
 
 #[test]
-fn processes_are_replaced_one_at_a_time_and_nobody_notices() {
+fn processes_are_replaced_one_at_a_time_without_a_failed_request() {
     const ROLES: &str = "ingest.api,ingest.worker,orders.gateway,orders.processor,orders.notifier,accounts.api,accounts.relay,lines.reader,lines.writer";
     if !able("redis", redis::missing().is_none())
         || !able("postgres", postgres::missing().is_none())
@@ -454,7 +454,7 @@ fn processes_are_replaced_one_at_a_time_and_nobody_notices() {
     for _ in 0..2 {
         for one in 0..2 {
             std::thread::sleep(Duration::from_millis(500));
-            // Taken out first, as a pod is before it is told to end.
+            // Taken out first, as a pod is before it gets the signal to end.
             balancer.set(vec![addresses[1 - one]]);
             std::thread::sleep(Duration::from_millis(200));
             let old = running[one].take().unwrap();

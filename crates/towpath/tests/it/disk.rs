@@ -1,4 +1,4 @@
-//! Disks that fill up and paths that cannot be written: nothing lost, and recovery by itself.
+//! Disks that fill up and paths that cannot be written: no loss, and automatic recovery.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -103,7 +103,7 @@ fn fill_and_widen(disk: &SmallDisk, ledger: &Ledger, paused: bool) {
         "{room} {size}"
     );
 
-    // The worker continues with what is there as far as the output fits, and space that comes back is noticed.
+    // The worker continues with waiting messages as far as the output fits, and notices freed space.
     disk.resize(96);
     if paused {
         world.ok(&["queue", "resume", "messages"]);
@@ -137,7 +137,7 @@ fn a_full_disk_takes_messages_again_once_the_queue_is_drained() {
     let refused =
         (0..1000).find(|_| client.post("/enqueue", &[], payload.as_bytes()).status != 200);
     assert!(refused.is_some(), "24 MiB hold no 1,000 messages of 100 kB");
-    // Its checkpoint is written, and no more: what follows is too little for another one.
+    // Its checkpoint is written, and no other: later records are too few for another one.
     std::thread::sleep(Duration::from_secs(1));
     world.ok(&["queue", "resume", "messages"]);
     world.wait_drained();
@@ -196,7 +196,7 @@ fn an_output_that_cannot_be_written_keeps_the_queue_and_recovers() {
     let parent = world.folder.join("out");
     fs::create_dir(&parent).unwrap();
     let output = parent.join("processed.log");
-    // A folder in the file's place cannot be written by anybody, root included.
+    // A folder in the file's place cannot be written by any user, root included.
     fs::create_dir(&output).unwrap();
     world.set("OUTPUT_PATH", output.display());
     let running = world.spawn(&["up"]);
@@ -265,7 +265,7 @@ fn a_controller_on_a_full_disk_refuses_and_tells_nothing_of_its_inside() {
     assert_eq!(publish("http://first/").status, 201);
     let filler = world.data().join("filler");
     fs::write(&filler, vec![0; 8 << 20]).unwrap_err();
-    // What the database already has of the disk takes a few more.
+    // The space that the database already has takes a few more.
     let large = "x".repeat(100_000);
     let mut taken = 1;
     let refused = loop {

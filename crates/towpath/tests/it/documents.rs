@@ -1,4 +1,4 @@
-//! What listeners say about their routes: OpenAPI documents, the page at `/`, pages of other origins, slashes at the end.
+//! Descriptions of the listeners' routes: OpenAPI documents, the page at `/`, pages of other origins, slashes at the end.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -166,7 +166,7 @@ fn preflight(client: &mut Client, path: &str) -> Answer {
 const ALLOWED: &str = "access-control-allow-origin";
 
 #[test]
-fn pages_of_other_origins_may_what_the_configuration_allows() {
+fn pages_of_other_origins_get_the_configured_access() {
     let mut world = World::new();
     let running = world.up();
     let answer = world

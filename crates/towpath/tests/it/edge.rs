@@ -1,4 +1,4 @@
-//! What every public port makes of requests that mean something else than they seem to.
+//! Ambiguous requests on every public port.
 
 use std::net::{Ipv6Addr, SocketAddr};
 

@@ -193,7 +193,7 @@ fn an_idempotency_key_means_one_request_on_every_route() {
 }
 
 #[test]
-fn problems_of_an_app_have_one_form_whoever_finds_them() {
+fn problems_of_an_app_have_one_form_in_every_layer() {
     let world = world();
     let _running = world.up();
     let key = ("x-api-key", KEY);
@@ -397,7 +397,7 @@ fn unknown_parameters_are_refused_on_every_route() {
 }
 
 #[test]
-fn what_the_head_decides_is_answered_before_the_body() {
+fn refusals_by_the_head_are_answered_before_the_body() {
     let mut world = world();
     world.set("TOWPATH_SERVER__LIMITS", "/enqueue=token_bucket:1:0.001/1s");
     let _running = world.up();
@@ -460,9 +460,9 @@ fn heads_that_cannot_be_served_are_refused() {
     }
 }
 
-/// What a typed client of a reference system reads: the request, its status, and the type of a field.
+/// A typed client's view of a reference system: the request, its status, and the type of a field.
 #[test]
-fn clients_of_the_reference_systems_read_what_they_expect() {
+fn clients_of_the_reference_systems_read_the_expected_types() {
     let world = world();
     let _running = world.up();
     publish(&world, &url("http://127.0.0.1:9/"));

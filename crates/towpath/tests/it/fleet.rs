@@ -1,4 +1,4 @@
-//! The fleet app: configuration reaches every worker and never goes back, rollouts stop by themselves, and each task
+//! The fleet app: configuration reaches every worker and never goes back, rollouts stop automatically, and each task
 //! ends once.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Answer, Client};
 use crate::process::{Running, World, wait_until};
-use crate::web::{Asked, Reply, serve};
+use crate::web::{Reply, Request, serve};
 
 pub(crate) const KEY: &str = "a-key-of-this-test";
 
@@ -209,7 +209,7 @@ fn the_controller_answers_as_the_contract_says() {
 }
 
 #[test]
-fn whoever_publishes_can_say_what_was_expected_and_go_back() {
+fn a_publisher_can_state_the_expected_version_and_roll_back() {
     let world = world();
     let _running = run(&world, "fleet.controller");
     publish(&world, &json!({ "data": { "a": "1", "b": "2" } }));
@@ -309,7 +309,7 @@ fn whoever_publishes_can_say_what_was_expected_and_go_back() {
 }
 
 #[test]
-fn who_waits_hears_at_once_and_is_let_go_in_time() {
+fn a_waiting_agent_is_answered_at_once_and_at_the_timeout() {
     let world = world();
     let running = run(&world, "fleet.controller");
     publish(&world, &json!({ "data": {} }));
@@ -420,7 +420,7 @@ fn every_worker_comes_to_the_newest_version_and_none_goes_back() {
         std::fs::copy(copy, file).unwrap();
     }
     let _controller = run(&world, "fleet.controller");
-    wait_until("what was lost", Duration::from_secs(20), || {
+    wait_until("the lost version", Duration::from_secs(20), || {
         let newest = ask(&world, "GET", "/config", &[], &Value::Null);
         newest.json()["data"]["data"]["a"] == "3"
     });
@@ -436,7 +436,7 @@ fn every_worker_comes_to_the_newest_version_and_none_goes_back() {
 }
 
 #[test]
-fn a_configuration_that_agents_cannot_apply_is_rolled_back_by_itself() {
+fn a_configuration_that_agents_cannot_apply_is_rolled_back_automatically() {
     let world = world();
     let _controller = run(&world, "fleet.controller");
     publish(&world, &url("http://example.org/"));
@@ -466,7 +466,7 @@ fn a_configuration_that_agents_cannot_apply_is_rolled_back_by_itself() {
     wait_until("all of them", Duration::from_secs(30), || having(1) == 10);
     let invalid = json!({ "data": { "url": "x" }, "schema": { "required": ["name"] }, "rollout": { "steps": ["100%"] } });
     assert_eq!(publish(&world, &invalid).status, 400);
-    // What the schema allows and workers refuse stops at the first step.
+    // A configuration that the schema allows and workers refuse stops at the first step.
     let rollout = json!({ "steps": ["label:env=canary", "50%"], "bake_seconds": 1 });
     let bad =
         json!({ "data": { "url": "broken" }, "poll_interval_seconds": 1, "rollout": rollout });
@@ -494,7 +494,7 @@ fn a_configuration_that_agents_cannot_apply_is_rolled_back_by_itself() {
         !tried.is_empty() && tried.iter().all(|version| *version == 2),
         "{tried:?}"
     );
-    // A good one reaches everybody.
+    // A good one reaches every agent.
     let mut good = url("http://example.com/");
     good["rollout"] = json!({ "steps": ["label:env=canary", "50%"], "bake_seconds": 1 });
     publish(&world, &good);
@@ -505,7 +505,7 @@ fn a_configuration_that_agents_cannot_apply_is_rolled_back_by_itself() {
 }
 
 /// A worker as the contract has it, which cannot do with one URL.
-fn bare_worker(asked: &Asked, has: &AtomicU64, broken: &Mutex<Vec<u64>>) -> Reply {
+fn bare_worker(asked: &Request, has: &AtomicU64, broken: &Mutex<Vec<u64>>) -> Reply {
     let answer = |status: u16, data: Value| {
         let message = if status == 200 { "success" } else { "no" };
         Reply::text(status, &json!({ "status": status, "success": status == 200, "message": message, "data": data }).to_string())

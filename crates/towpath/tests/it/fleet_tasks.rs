@@ -24,7 +24,7 @@ fn tasks_are_queued_worked_on_and_kept() {
         "/large" => Reply::text(200, &"ü".repeat(100_000)),
         _ => Reply::Answer(
             404,
-            vec![("x-told", "yes".to_owned())],
+            vec![("x-note", "yes".to_owned())],
             b"not here".to_vec(),
         ),
     });
@@ -67,7 +67,7 @@ fn tasks_are_queued_worked_on_and_kept() {
         (&json!("completed"), &json!(404), &json!("not here"))
     );
     assert_eq!(
-        (&task["headers"]["x-told"], &task["attempts"]),
+        (&task["headers"]["x-note"], &task["attempts"]),
         (&json!("yes"), &json!(1))
     );
     let bytes = wait_task(&world, &hit("/bytes"));
@@ -147,8 +147,11 @@ fn a_result_is_posted_where_the_client_wants_it() {
         !posts.lock().unwrap().is_empty()
     });
     let (headers, body) = posts.lock().unwrap()[0].clone();
-    let told: Value = serde_json::from_slice(&body).unwrap();
-    assert_eq!((&told["task_id"], &told["body"]), (&id, &json!("fine")));
+    let callback: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(
+        (&callback["task_id"], &callback["body"]),
+        (&id, &json!("fine"))
+    );
     assert_eq!(headers["webhook-id"], id.as_str().unwrap());
     assert!(
         headers["webhook-signature"].starts_with("v1,"),
@@ -219,9 +222,9 @@ fn a_cancelled_task_calls_back() {
     wait_until("the callback", Duration::from_secs(10), || {
         !posts.lock().unwrap().is_empty()
     });
-    let told: Value = serde_json::from_slice(&posts.lock().unwrap()[0]).unwrap();
+    let callback: Value = serde_json::from_slice(&posts.lock().unwrap()[0]).unwrap();
     assert_eq!(
-        (&told["task_id"], &told["status"]),
+        (&callback["task_id"], &callback["status"]),
         (&id, &json!("cancelled"))
     );
 }
@@ -301,7 +304,7 @@ fn hits_go_nowhere_they_should_not() {
 
 #[test]
 fn chaos_every_task_ends_once_as_the_server_saw_it() {
-    // How often each task's path was asked, and what it was told last.
+    // Number of requests to each task's path.
     let asked: Arc<Mutex<HashMap<String, u32>>> = Arc::default();
     let kept = Arc::clone(&asked);
     let site = serve(move |request| {

@@ -1,4 +1,4 @@
-//! The fleet says what is true: which version a worker runs, which agents there are, what a request got wrong.
+//! The fleet's answers are true: the version that a worker runs, the list of agents, the fault of a request.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::client::Client;
 use crate::fleet::{KEY, ask, publish, run, url, version_of, wait_task, wait_version, world};
 use crate::process::{World, wait_until};
-use crate::web::{Asked, Reply, serve};
+use crate::web::{Reply, Request, serve};
 
 fn agents(world: &World) -> Vec<Value> {
     let answer = ask(world, "GET", "/agents", &[], &Value::Null);
@@ -72,7 +72,7 @@ fn a_staged_rollout_stops_at_a_worker_that_refuses() {
     let _controller = run(&world, "fleet.controller");
     // It takes the first version, and answers 409 to every other one.
     let kept: Mutex<Option<Value>> = Mutex::default();
-    let worker = serve(move |asked: Asked| {
+    let worker = serve(move |asked: Request| {
         let mut kept = kept.lock().unwrap();
         let (status, data) = match asked.method.as_str() {
             "GET" if kept.is_none() => (404, Value::Null),
@@ -218,7 +218,7 @@ fn slips_in_names_are_refused_with_the_name_that_was_meant() {
     assert!(answer.status == 400 && answer.text().contains("did you mean `data`?"));
     let head = worker.send("HEAD", "/hit", &[], b"").unwrap();
     assert_eq!(head.status, 405, "a look at it starts no task");
-    // What a newer version may add is ignored.
+    // Fields of a newer version are ignored.
     let newer = br#"{"version":1,"data":{},"zone":"north"}"#;
     assert_eq!(worker.post("/config", &[], newer).status, 200);
     let bearer = format!("bearer {KEY}");

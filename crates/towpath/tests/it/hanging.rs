@@ -74,7 +74,7 @@ impl Drop for Hang {
 const SYNCS: &str = "<sync>";
 
 /// Status and text of an answer, and how long it took.
-type Asked = thread::JoinHandle<(u16, String, Duration)>;
+type PendingRequest = thread::JoinHandle<(u16, String, Duration)>;
 
 #[test]
 fn requests_on_a_hanging_disk_are_answered_and_service_resumes() {
@@ -199,7 +199,7 @@ fn every_app_answers_on_a_hanging_disk() {
         order.to_string().into_bytes()
     };
     let _hang = Hang::of(&world, SYNCS);
-    let mut asked: Vec<(&str, Asked)> = Vec::new();
+    let mut asked: Vec<(&str, PendingRequest)> = Vec::new();
     for (method, admin, path, body) in [
         ("POST", false, "/enqueue", b"x".to_vec()),
         ("POST", false, "/enqueue/batch", b"\"a\"\n\"b\"\n".to_vec()),

@@ -15,7 +15,7 @@ use crate::process::{Running, World, able, wait_until};
 /// Longer than any deadline that a test sets.
 const SOON: Duration = Duration::from_secs(20);
 
-/// What the server may need on a busy machine before it sees a frame.
+/// Time that the server may need on a busy machine before it sees a frame.
 const MOMENT: Duration = Duration::from_millis(300);
 
 type Sender = SendRequest<Bytes>;

@@ -211,7 +211,7 @@ fn queue_name_and_output_path_are_the_reference_variables() {
 }
 
 #[test]
-fn metrics_count_what_happened_in_both_formats() {
+fn metrics_count_deliveries_in_both_formats() {
     let world = World::new();
     let _running = world.up();
     world.client().post("/enqueue", &[], b"x");

@@ -185,7 +185,7 @@ fn large_bodies_share_their_memory_and_small_ones_always_fit() {
 }
 
 #[test]
-fn a_client_that_does_not_read_its_answer_is_let_go() {
+fn a_client_that_does_not_read_its_answer_is_disconnected() {
     let mut world = World::new();
     world
         .set("TOWPATH_INGEST__MAX_BODY", "16MiB")
@@ -234,7 +234,7 @@ fn a_kept_connection_may_idle_longer_than_a_head_may_take() {
 }
 
 #[test]
-fn connections_over_the_limit_are_told_so_and_counted() {
+fn connections_over_the_limit_get_an_answer_and_are_counted() {
     let mut world = World::new();
     world.limit_open_files(300);
     let running = world.up();

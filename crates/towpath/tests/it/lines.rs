@@ -32,7 +32,7 @@ pub(crate) fn output(world: &World) -> Vec<u8> {
     fs::read(world.folder.join("output.txt")).unwrap_or_default()
 }
 
-/// What writes the input.
+/// Writes the input.
 struct Source {
     path: PathBuf,
     rng: StdRng,
@@ -229,7 +229,7 @@ fn chaos_lines_on_redis_come_out_as_they_went_in() {
             };
             proxy.set(fault);
             std::thread::sleep(Duration::from_millis(rng.random_range(50..500)));
-            // What was swallowed is never followed by anything.
+            // Swallowed bytes are never followed by others.
             proxy.set(Fault::Reset);
             std::thread::sleep(Duration::from_millis(50));
             proxy.set(Fault::None);
@@ -245,7 +245,7 @@ fn the_contract_of_reader_and_writer_holds() {
     let mut server = Server::start(DURABLE);
     let folder = tempfile::tempdir().unwrap();
     let [reading, writing] = apart(server.port(), &folder);
-    // There before anybody ran: it is not skipped.
+    // Written before the first process: it is not skipped.
     server.command(&["XADD", "line_stream", "*", "line", "from a bare reader"]);
     let reader = start(&reading, "reader");
     let writer = start(&writing, "writer");
@@ -312,7 +312,7 @@ fn the_contract_of_reader_and_writer_holds() {
 }
 
 #[test]
-fn of_two_writers_one_takes_over_what_the_other_held() {
+fn of_two_writers_one_claims_the_entries_of_the_other() {
     if !able("redis", missing().is_none()) {
         return;
     }
@@ -441,7 +441,7 @@ fn a_reader_stays_near_a_writer_that_cannot_write() {
 }
 
 #[test]
-fn an_input_that_cannot_be_read_is_told_counted_and_read_later() {
+fn an_unreadable_input_is_logged_counted_and_read_later() {
     let world = world();
     let _running = world.up();
     fs::create_dir(input(&world)).unwrap();
@@ -458,7 +458,7 @@ fn an_input_that_cannot_be_read_is_told_counted_and_read_later() {
     });
 }
 
-/// How long after the first of five lines, written 50 ms apart, the last one was sent.
+/// Delay of the last of five lines, written 50 ms apart, behind the first.
 fn spread(linger: &str) -> Duration {
     let mut world = world();
     world.set("TOWPATH_LINES__POLL", "60s");
@@ -485,9 +485,9 @@ fn spread(linger: &str) -> Duration {
 }
 
 #[test]
-fn lines_that_come_soon_after_one_another_gather_when_told_to() {
+fn lines_that_come_soon_after_one_another_are_batched_by_linger() {
     let least = Duration::from_millis(100);
-    assert!(spread("0s") > least, "each is sent by itself");
+    assert!(spread("0s") > least, "each is sent alone");
     assert!(spread("3s") < least, "all in one step");
 }
 
@@ -531,7 +531,7 @@ fn a_whole_file_is_copied_through_a_stream_and_compared() {
 }
 
 #[test]
-fn a_line_that_no_message_can_hold_is_told_before_a_copy_begins() {
+fn a_line_that_no_message_can_hold_is_named_before_a_copy_begins() {
     let world = World::new();
     let long = vec![b'x'; (16 << 20) + 1];
     let text = [b"short\n".as_slice(), &long, b"\nshort again".as_slice()].concat();

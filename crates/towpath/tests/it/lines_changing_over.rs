@@ -11,7 +11,7 @@ use crate::process::{World, able, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 
-struct Place {
+struct Fixture {
     server: Server,
     world: World,
     input: PathBuf,
@@ -19,7 +19,7 @@ struct Place {
     lines: Vec<String>,
 }
 
-impl Place {
+impl Fixture {
     fn new() -> Option<Self> {
         if !able("redis", missing().is_none()) {
             return None;
@@ -139,49 +139,49 @@ impl Replies {
 
 #[test]
 fn a_reader_that_takes_over_continues_behind_the_last_line_of_the_stream() {
-    let Some(mut place) = Place::new() else {
+    let Some(mut fixture) = Fixture::new() else {
         return;
     };
-    place.write(1_000);
-    place.send_bare(0..600);
+    fixture.write(1_000);
+    fixture.send_bare(0..600);
     // From the reference's reader to ours, with lines that were written in between.
-    place.read_until(1_000);
+    fixture.read_until(1_000);
     // And to the reference's and back, three times.
     for round in 0..3 {
-        let before = place.lines.len();
-        place.write(100);
-        place.send_bare(before..before + 100);
-        place.write(20 + round);
-        place.read_until(place.lines.len());
+        let before = fixture.lines.len();
+        fixture.write(100);
+        fixture.send_bare(before..before + 100);
+        fixture.write(20 + round);
+        fixture.read_until(fixture.lines.len());
     }
-    assert_eq!(place.sent(), place.lines);
+    assert_eq!(fixture.sent(), fixture.lines);
 }
 
 #[test]
 fn a_position_is_set_where_an_operator_says() {
-    let Some(mut place) = Place::new() else {
+    let Some(mut fixture) = Fixture::new() else {
         return;
     };
-    place.write(50);
-    let input = place.input.display().to_string();
-    let shown = place.world.ok(&["lines", "position", &input]);
+    fixture.write(50);
+    let input = fixture.input.display().to_string();
+    let shown = fixture.world.ok(&["lines", "position", &input]);
     assert_eq!(shown, format!("`{input}`: no saved position\n"));
-    place
+    fixture
         .world
         .ok(&["lines", "position", &input, "--line", "30"]);
-    place.read_until(20);
-    assert_eq!(place.sent(), place.lines[30..]);
+    fixture.read_until(20);
+    assert_eq!(fixture.sent(), fixture.lines[30..]);
     // Lines that another reader has sent, and that are not in the stream any more.
-    place.write(10);
-    place.server.command(&["DEL", "line_stream"]);
-    place.world.ok(&["lines", "position", &input, "--end"]);
-    let shown = place.world.json(&["lines", "position", &input]);
-    let length = std::fs::metadata(&place.input).unwrap().len();
+    fixture.write(10);
+    fixture.server.command(&["DEL", "line_stream"]);
+    fixture.world.ok(&["lines", "position", &input, "--end"]);
+    let shown = fixture.world.json(&["lines", "position", &input]);
+    let length = std::fs::metadata(&fixture.input).unwrap().len();
     assert_eq!(shown["read"], length);
-    place.write(5);
-    place.read_until(5);
-    assert_eq!(place.sent(), place.lines[60..]);
-    let refused = place
+    fixture.write(5);
+    fixture.read_until(5);
+    assert_eq!(fixture.sent(), fixture.lines[60..]);
+    let refused = fixture
         .world
         .run(&["lines", "position", &input, "--line", "99"]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();

@@ -1,4 +1,4 @@
-//! Which files the reader follows, which it refuses, and what it keeps of those that are gone.
+//! Files that the reader follows, files that it refuses, and the state of those that are gone.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -125,7 +125,7 @@ fn a_missing_input_is_logged_once_and_shown() {
 }
 
 #[test]
-fn what_cannot_be_an_input_is_refused_by_name() {
+fn unsuitable_inputs_are_refused_by_name() {
     let refused = |input: &str, output: &str, why: &str| {
         let mut world = world(&[input]);
         fs::create_dir_all(world.folder.join("logs")).unwrap();

@@ -63,7 +63,7 @@ fn a_whole_file_is_copied_through_kafka() {
 }
 
 #[test]
-fn group_without_a_position_is_logged_with_what_it_reads() {
+fn group_without_a_position_is_logged_with_its_start() {
     if !able("kafka", missing().is_none()) {
         return;
     }

@@ -18,7 +18,7 @@ const LOGROTATE: &str = "/usr/sbin/logrotate";
 /// Between two lines of the program.
 const PACE: Duration = Duration::from_millis(2);
 
-/// How often the program looks for the signal to reopen its file.
+/// Interval of checks for the signal to reopen its file.
 const LATE: Duration = Duration::from_millis(30);
 
 const ROTATIONS: usize = 10;
@@ -226,7 +226,7 @@ fn files_that_logrotate_copies_and_truncates_come_out_once() {
         return;
     };
     let lines = program.stop();
-    // What came between the copy and the truncation is lost by the method itself, unless the reader was faster.
+    // The method itself loses lines between the copy and the truncation, unless the reader was faster.
     let mut kept = Vec::new();
     for entry in fs::read_dir(&rotation.logs).unwrap() {
         let path = entry.unwrap().path();

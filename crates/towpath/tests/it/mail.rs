@@ -36,7 +36,7 @@ impl MailServer {
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (mails, busy) = (Arc::clone(&mails), Arc::clone(&busy));
-                // A client that goes away is none of the server's business.
+                // A client may close its connection at any time.
                 std::thread::spawn(move || converse(stream, &mails, &busy).ok());
             }
         });

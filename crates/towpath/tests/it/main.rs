@@ -9,7 +9,7 @@
 )]
 #![expect(
     clippy::print_stderr,
-    reason = "the test runner shows what a failed test said"
+    reason = "the test runner shows the output of failed tests"
 )]
 
 mod accounts;

@@ -21,23 +21,23 @@ use crate::process::able;
 /// KEDA's object, as far as ours use it. Source: KEDA 2.18, `scaledobjects.keda.sh`.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[expect(dead_code, reason = "what is read is only checked")]
+#[expect(dead_code, reason = "read to be checked only")]
 struct ScaledObject {
     api_version: String,
     kind: String,
-    metadata: Named,
+    metadata: Metadata,
     spec: ScaledObjectSpec,
 }
 
 #[derive(Deserialize)]
-#[expect(dead_code, reason = "what is read is only checked")]
-struct Named {
+#[expect(dead_code, reason = "read to be checked only")]
+struct Metadata {
     name: String,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[expect(dead_code, reason = "what is read is only checked")]
+#[expect(dead_code, reason = "read to be checked only")]
 struct ScaledObjectSpec {
     scale_target_ref: ScaleTarget,
     min_replica_count: u32,
@@ -50,7 +50,7 @@ struct ScaledObjectSpec {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[expect(dead_code, reason = "what is read is only checked")]
+#[expect(dead_code, reason = "read to be checked only")]
 struct ScaleTarget {
     api_version: String,
     kind: String,
@@ -59,7 +59,7 @@ struct ScaleTarget {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[expect(dead_code, reason = "what is read is only checked")]
+#[expect(dead_code, reason = "read to be checked only")]
 struct Fallback {
     failure_threshold: u32,
     replicas: u32,
@@ -68,7 +68,7 @@ struct Fallback {
 
 /// Values of a trigger are texts, numbers too.
 #[derive(Deserialize)]
-#[expect(dead_code, reason = "what is read is only checked")]
+#[expect(dead_code, reason = "read to be checked only")]
 struct Trigger {
     r#type: String,
     metadata: BTreeMap<String, String>,
@@ -127,7 +127,7 @@ fn every_manifest_is_of_its_kind_and_says_nothing_else() {
 
 /// The servers that roles name are there to be applied beside them, and the fleet has one key.
 #[test]
-fn what_a_role_needs_is_among_the_manifests() {
+fn the_dependencies_of_a_role_are_among_the_manifests() {
     let all: Vec<Value> = files("k8s")
         .iter()
         .flat_map(|file| documents(&std::fs::read_to_string(file).unwrap()))
@@ -191,7 +191,7 @@ pub(crate) fn can_validate() -> bool {
     is_there("kubectl-validate") && made("crds").exists()
 }
 
-/// What the validator has against the manifests of a folder, if anything.
+/// Complaints of the validator about the manifests of a folder.
 pub(crate) fn refused(folder: &Path) -> Option<String> {
     let mut validate = Command::new("kubectl-validate");
     let output = validate

@@ -1,4 +1,4 @@
-//! Memory: what is kept costs what it weighs, and intake ends before the memory does.
+//! Memory: stored data takes little more than its size, and intake ends before the memory does.
 
 use std::fs;
 use std::path::PathBuf;
@@ -159,7 +159,7 @@ impl Group {
         None
     }
 
-    /// How often the kernel ended a process for its memory.
+    /// Number of processes that the kernel ended for their memory.
     fn kills(&self) -> u64 {
         let file = match self.version {
             1 => "memory.oom_control",

@@ -175,7 +175,7 @@ fn every_status_and_text_is_the_contracts() {
             409,
             "Order id already used for another order\n",
         ),
-        // The way a shell leaves it: what follows the first value does not count.
+        // As a shell writes it: text behind the first value does not count.
         (
             "{\"id\":\"b\",\"sku\":\"case\",\"qty\":1}\n}",
             202,
@@ -322,7 +322,7 @@ fn poison_goes_to_the_dead_letters_and_comes_back() {
     let running = world.up();
     set_stock(&world, "case", 5);
     world.ok(&["send", "orders.queue", "no order at all"]);
-    // Stock that is no number is the operator's to mend; the order is not lost over it.
+    // Stock that is not a number has to be fixed by the operator; the order is not lost meanwhile.
     world.ok(&["kv", "set", "inventory:odd", "many"]);
     order(&mut world.client(), "kept", "odd", 1);
     order(&mut world.client(), "good", "case", 1);
@@ -362,7 +362,7 @@ fn an_order_that_vanished_is_named() {
     order(&mut world.client(), "gone", "case", 1);
     order(&mut world.client(), "there", "case", 1);
     assert_eq!(world.json(&["orders", "check"])["in_flight"], 2);
-    // Somebody with the token and the wrong idea.
+    // An operator with the token makes a mistake.
     world.ok(&["queue", "purge", "orders.queue", "--yes"]);
     world.ok(&[
         "send",
@@ -448,12 +448,12 @@ fn of_a_hundred_posts_of_one_id_one_is_accepted() {
 }
 
 #[test]
-fn a_reservation_that_was_left_is_taken_over() {
+fn an_abandoned_reservation_is_claimed() {
     let mut world = World::new();
     in_two_stores(&mut world);
     let running = world.up();
     set_stock(&world, "case", 5);
-    // What a gateway leaves that dies between reserving and publishing: the record is there, the order nowhere.
+    // The state after a gateway died between reserving and publishing: a record without an order.
     order(&mut world.client(), "model", "case", 1);
     wait_notified(&world, "model");
     let hash = {
@@ -502,19 +502,19 @@ fn processes_of_the_contract_can_stand_in() {
         (answer.status, answer.text().as_str()),
         (409, "Duplicate order\n")
     );
-    // A notifier that keeps its own mark has told the customer.
-    world.ok(&["kv", "set", "notif:told", "1"]);
-    order(&mut world.client(), "told", "case", 1);
-    wait_for(&world, "told", "processed");
+    // A notifier that keeps its own mark has notified the customer.
+    world.ok(&["kv", "set", "notif:marked", "1"]);
+    order(&mut world.client(), "marked", "case", 1);
+    wait_for(&world, "marked", "processed");
     wait_until("the event to be done", SOON, || {
         world.json(&["queue", "show", "notifier.queue"])["acked"] == 2
     });
-    assert_eq!(show(&world, "told")["notified"], false);
+    assert_eq!(show(&world, "marked")["notified"], false);
     drop(running);
 }
 
 #[test]
-fn customers_are_told_by_mail() {
+fn customers_are_notified_by_mail() {
     let server = MailServer::start();
     let mut world = World::new();
     world
@@ -584,7 +584,7 @@ fn customers_are_told_by_mail() {
     drop(running);
 }
 
-/// Takes posts, remembers their ids, and answers 503 while it is told to.
+/// Takes posts, remembers their ids, and answers 503 while `away` is set.
 pub(crate) struct Receiver {
     pub(crate) address: SocketAddr,
     pub(crate) ids: Arc<Mutex<Vec<(String, String)>>>,
@@ -624,7 +624,7 @@ impl Receiver {
         receiver
     }
 
-    /// Each effect once: what came under one key is one effect.
+    /// Each effect once: posts with one key are one effect.
     pub(crate) fn effects(&self) -> BTreeSet<(String, String)> {
         self.ids.lock().unwrap().iter().cloned().collect()
     }
@@ -651,7 +651,7 @@ fn request(reader: &mut impl std::io::BufRead) -> Option<(String, String)> {
 }
 
 #[test]
-fn a_webhook_that_was_away_is_told_once_when_it_is_back() {
+fn a_webhook_that_was_unavailable_is_called_once_when_it_is_back() {
     let receiver = Receiver::start();
     receiver.away.store(true, Ordering::SeqCst);
     let mut world = World::new();
@@ -659,7 +659,7 @@ fn a_webhook_that_was_away_is_told_once_when_it_is_back() {
         .set("TOWPATH_ORDERS__NOTIFY__CHANNEL", "webhook")
         .set(
             "TOWPATH_ORDERS__NOTIFY__WEBHOOK__URL",
-            format!("http://{}/told", receiver.address),
+            format!("http://{}/notified", receiver.address),
         )
         .set("TOWPATH_ORDERS__RETRY__FIRST", "50ms")
         .set("TOWPATH_ORDERS__RETRY__MAX", "200ms")

@@ -1,4 +1,4 @@
-//! Random `kill -9` under orders: the books balance, stock is exact, no order is sold twice, each customer is told once.
+//! Random `kill -9` under orders: the books balance, stock is exact, no order is sold twice, each customer is notified once.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ use towpath_testkit::servers::redis::{DURABLE, Server, missing};
 use crate::orders::{Receiver, in_two_stores, set_stock, stock};
 use crate::process::{Running, World, able, seeds, wait_until};
 
-/// What is sold.
+/// The goods on sale.
 #[derive(Clone, Copy)]
 struct Shop {
     skus: usize,
@@ -41,11 +41,11 @@ impl Shop {
     }
 }
 
-/// What clients know: an order is retried until it is answered, so each is accepted for certain or never sent.
+/// The clients' knowledge: an order is retried until it is answered, so each is accepted for certain or never sent.
 #[derive(Default)]
 struct Ledger(BTreeMap<String, (String, i64)>);
 
-/// Clients that order until told to stop.
+/// Clients that order until stopped.
 struct Clients {
     ledger: Arc<Mutex<Ledger>>,
     over: Arc<AtomicBool>,
@@ -117,18 +117,18 @@ fn tell(world: &mut World, receiver: &Receiver) {
         .set("TOWPATH_ORDERS__NOTIFY__CHANNEL", "webhook")
         .set(
             "TOWPATH_ORDERS__NOTIFY__WEBHOOK__URL",
-            format!("http://{}/told", receiver.address),
+            format!("http://{}/notified", receiver.address),
         )
         .set("TOWPATH_ORDERS__RETRY__FIRST", "50ms")
         .set("TOWPATH_ORDERS__RETRY__MAX", "500ms")
         .set("TOWPATH_ORDERS__RETRY__ATTEMPTS", 100);
 }
 
-/// Compares what the system says with what the clients know and what the receiver got.
+/// Compares the system's records with the clients' knowledge and the receiver's posts.
 fn check(world: &World, shop: Shop, ledger: &Ledger, receiver: &Receiver, story: &str) {
     let mut books = Value::Null;
     wait_until(
-        "every order to be finished and told",
+        "every order to be finished and notified",
         Duration::from_secs(120),
         || {
             // A broker that starts again may not answer for a moment.
@@ -155,9 +155,11 @@ fn check(world: &World, shop: Shop, ledger: &Ledger, receiver: &Receiver, story:
             }
             Some("rejected") => {
                 rejected.push(id.as_str());
-                wait_until("the rejection to be told", Duration::from_secs(120), || {
-                    client.get(&format!("/orders/{id}")).json()["notified"] == true
-                });
+                wait_until(
+                    "the notification of the rejection",
+                    Duration::from_secs(120),
+                    || client.get(&format!("/orders/{id}")).json()["notified"] == true,
+                );
             }
             other => panic!("{story}: order {id} is {other:?}"),
         }
@@ -180,10 +182,10 @@ fn check(world: &World, shop: Shop, ledger: &Ledger, receiver: &Receiver, story:
             }
         }
     }
-    for (mut told, mut expected) in [(sales, processed.clone()), (refusals, rejected)] {
-        told.sort();
+    for (mut notified, mut expected) in [(sales, processed.clone()), (refusals, rejected)] {
+        notified.sort();
         expected.sort_unstable();
-        assert_eq!(told, expected, "{story}");
+        assert_eq!(notified, expected, "{story}");
     }
     eprintln!(
         "{story}: {} accepted, {} processed, books balance",
@@ -286,7 +288,7 @@ fn the_books_balance_on_redis_whichever_role_is_killed() {
 }
 
 #[test]
-fn the_books_balance_on_rabbitmq_and_redis_whoever_is_killed() {
+fn the_books_balance_on_rabbitmq_and_redis_whichever_process_is_killed() {
     let there = able("rabbitmq", rabbitmq::missing().is_none());
     if !there || !able("redis", missing().is_none()) {
         return;

@@ -18,13 +18,13 @@ use crate::process::{Running, World, able, wait_until};
 const SOON: Duration = Duration::from_secs(60);
 
 /// Both servers, and a virtual host of its own for the test.
-pub(crate) struct Place {
+pub(crate) struct Fixture {
     pub(crate) host: String,
     broker: String,
     keys: redis::Server,
 }
 
-impl Place {
+impl Fixture {
     pub(crate) fn new() -> Option<Self> {
         let there = able("rabbitmq", rabbitmq::missing().is_none());
         if !there || !able("redis", redis::missing().is_none()) {
@@ -49,7 +49,7 @@ impl Place {
     /// A process with the variables of the reference system.
     pub(crate) fn world(&self) -> World {
         let mut world = World::new();
-        // The second node is not there: the list is what counts.
+        // The second node does not exist: only the list matters.
         world.set(
             "RABBITMQ_URLS",
             format!("amqp://127.0.0.1:1,{}", self.broker),
@@ -80,8 +80,8 @@ pub(crate) struct Bare {
 }
 
 impl Bare {
-    pub(crate) fn new(place: &Place) -> Self {
-        Self::at(&place.broker)
+    pub(crate) fn new(fixture: &Fixture) -> Self {
+        Self::at(&fixture.broker)
     }
 
     /// Of a broker by its URL.
@@ -107,7 +107,7 @@ impl Bare {
         self.runtime.block_on(close).unwrap();
     }
 
-    /// What the reference processor and notifier declare: classic queues without arguments.
+    /// Declarations of the reference processor and notifier: classic queues without arguments.
     pub(crate) fn declare(&self, exchange: &str, kind: ExchangeKind, queue: &str, key: &str) {
         self.runtime.block_on(async {
             let durable = ExchangeDeclareOptions {
@@ -185,10 +185,12 @@ pub(crate) fn wait_notified(world: &World, id: &str) -> Value {
 
 #[test]
 fn the_walk_through_of_the_reference_system_works_on_its_own_brokers() {
-    let Some(place) = Place::new() else { return };
-    let (world, _running) = place.start("gateway,processor,notifier,dashboard");
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let (world, _running) = fixture.start("gateway,processor,notifier,dashboard");
     assert_eq!(
-        place.command(&["SET", "inventory:mag-safe-phone-case", "100"]),
+        fixture.command(&["SET", "inventory:mag-safe-phone-case", "100"]),
         "+OK"
     );
     let mut client = world.client();
@@ -203,11 +205,11 @@ fn the_walk_through_of_the_reference_system_works_on_its_own_brokers() {
         (409, "Duplicate order\n")
     );
     wait_notified(&world, "order123");
-    let got = |key: &str| place.command(&["GET", key]);
+    let got = |key: &str| fixture.command(&["GET", key]);
     assert!(got("inventory:mag-safe-phone-case").ends_with("98"));
     assert!(got("orders.processed.count").ends_with('1'));
     assert!(
-        place
+        fixture
             .command(&["HGET", "notifications:order123", "status"])
             .ends_with("sent")
     );
@@ -221,8 +223,10 @@ fn the_walk_through_of_the_reference_system_works_on_its_own_brokers() {
 
 #[test]
 fn a_bare_gateway_takes_the_place_of_ours() {
-    let Some(place) = Place::new() else { return };
-    let bare = Bare::new(&place);
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let bare = Bare::new(&fixture);
     // It may be there first, as the reference processor is: queues without arguments.
     bare.declare("orders.direct", ExchangeKind::Direct, "orders.queue", "");
     bare.declare(
@@ -231,19 +235,19 @@ fn a_bare_gateway_takes_the_place_of_ours() {
         "notifier.queue",
         "order.created",
     );
-    place.command(&["SET", "inventory:a", "10"]);
+    fixture.command(&["SET", "inventory:a", "10"]);
     bare.publish("orders.direct", "", br#"{"id":"early","sku":"a","qty":1}"#);
-    let (_world, _running) = place.start("processor,notifier");
+    let (_world, _running) = fixture.start("processor,notifier");
     bare.publish("orders.direct", "", br#"{"id":"late","sku":"a","qty":2}"#);
     for id in ["early", "late"] {
         wait_until(&format!("{id} to be notified"), SOON, || {
-            let status = place.command(&["HGET", &format!("notifications:{id}"), "status"]);
+            let status = fixture.command(&["HGET", &format!("notifications:{id}"), "status"]);
             status.ends_with("sent")
         });
     }
-    assert!(place.command(&["GET", "inventory:a"]).ends_with('7'));
+    assert!(fixture.command(&["GET", "inventory:a"]).ends_with('7'));
     assert!(
-        place
+        fixture
             .command(&["GET", "orders.processed.count"])
             .ends_with('2')
     );
@@ -251,20 +255,22 @@ fn a_bare_gateway_takes_the_place_of_ours() {
 
 #[test]
 fn a_bare_processor_and_a_bare_notifier_take_the_place_of_ours() {
-    let Some(place) = Place::new() else { return };
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
     // Accepted before any processor ever ran.
-    let (world, running) = place.start("gateway");
-    place.command(&["SET", "inventory:a", "10"]);
+    let (world, running) = fixture.start("gateway");
+    fixture.command(&["SET", "inventory:a", "10"]);
     assert_eq!(order(&mut world.client(), "one", "a", 2).status, 202);
     assert_eq!(order(&mut world.client(), "two", "a", 3).status, 202);
-    let bare = Bare::new(&place);
+    let bare = Bare::new(&fixture);
     let got = bare.wait_for("orders.queue");
     assert_eq!(got, json!({"id": "one", "sku": "a", "qty": 2}));
-    place.command(&["DECRBY", "inventory:a", "2"]);
-    place.command(&["INCR", "orders.processed.count"]);
+    fixture.command(&["DECRBY", "inventory:a", "2"]);
+    fixture.command(&["INCR", "orders.processed.count"]);
     bare.publish("orders.topic", "order.created", got.to_string().as_bytes());
     // The other one is for ours, whose event is for a bare notifier.
-    let (processing, processor) = place.start("processor");
+    let (processing, processor) = fixture.start("processor");
     wait_until("the second order", SOON, || {
         show(&world, "two")["state"] == "processed"
     });
@@ -279,24 +285,26 @@ fn a_bare_processor_and_a_bare_notifier_take_the_place_of_ours() {
 }
 
 /// A processor that keeps no records, as the reference's: takes, counts, publishes the event, acks.
-fn process_bare(place: &Place, bare: &Bare, count: usize) {
+fn process_bare(fixture: &Fixture, bare: &Bare, count: usize) {
     for _ in 0..count {
         let got = bare.wait_for("orders.queue");
-        place.command(&["DECRBY", "inventory:a", "1"]);
-        place.command(&["INCR", "orders.processed.count"]);
+        fixture.command(&["DECRBY", "inventory:a", "1"]);
+        fixture.command(&["INCR", "orders.processed.count"]);
         bare.publish("orders.topic", "order.created", got.to_string().as_bytes());
     }
 }
 
 #[test]
 fn the_books_are_right_or_not_offered_beside_a_bare_processor() {
-    let Some(place) = Place::new() else { return };
-    let (world, running) = place.start("gateway,notifier");
-    place.command(&["SET", "inventory:a", "1000"]);
-    let bare = Bare::new(&place);
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let (world, running) = fixture.start("gateway,notifier");
+    fixture.command(&["SET", "inventory:a", "1000"]);
+    let bare = Bare::new(&fixture);
     // Processed before its gateway confirms it, if that is quick enough.
     std::thread::scope(|scope| {
-        scope.spawn(|| process_bare(&place, &bare, 100));
+        scope.spawn(|| process_bare(&fixture, &bare, 100));
         for number in 0..100 {
             let answer = order(&mut world.client(), &format!("both-{number}"), "a", 1);
             assert_eq!(answer.status, 202);
@@ -312,22 +320,24 @@ fn the_books_are_right_or_not_offered_beside_a_bare_processor() {
         (&100.into(), &100.into())
     );
     drop((running, world));
-    // Without a notifier of ours nothing says what became of an order.
-    let (world, _running) = place.start("gateway");
+    // Without a notifier of ours no record has the outcome of an order.
+    let (world, _running) = fixture.start("gateway");
     for number in 0..5 {
         let answer = order(&mut world.client(), &format!("gateway-{number}"), "a", 1);
         assert_eq!(answer.status, 202);
     }
-    process_bare(&place, &bare, 5);
+    process_bare(&fixture, &bare, 5);
     let said = world.ok(&["orders", "check"]);
     assert!(said.contains("not checked: 5 orders"), "{said}");
 }
 
 #[test]
 fn a_poison_order_is_a_dead_letter_that_can_be_put_back() {
-    let Some(place) = Place::new() else { return };
-    let (world, _running) = place.start("gateway,processor,notifier");
-    let bare = Bare::new(&place);
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let (world, _running) = fixture.start("gateway,processor,notifier");
+    let bare = Bare::new(&fixture);
     bare.publish("orders.direct", "", b"no order");
     let letters = || world.json(&["dlq", "ls", "orders.queue"]).to_string();
     wait_until("the dead letter", SOON, || {
@@ -346,8 +356,10 @@ fn a_poison_order_is_a_dead_letter_that_can_be_put_back() {
 
 #[test]
 fn of_many_posts_of_one_id_one_is_accepted_and_has_its_effect() {
-    let Some(place) = Place::new() else { return };
-    let (world, _running) = place.start("gateway,processor,notifier");
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let (world, _running) = fixture.start("gateway,processor,notifier");
     set_stock(&world, "a", 100);
     let posts: Vec<_> = (0..100)
         .map(|_| {

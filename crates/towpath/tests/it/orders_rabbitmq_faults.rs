@@ -1,5 +1,5 @@
-//! What a broker does to running processes: deletes, cancels, limits, restarts. They continue, say why not, and no log
-//! shows what is in a message.
+//! Faults of a broker under running processes: deletes, cancels, limits, restarts. They continue or report the reason, and no log
+//! shows a payload.
 
 use std::time::{Duration, Instant};
 
@@ -7,27 +7,29 @@ use lapin::ExchangeKind;
 use towpath_testkit::servers::rabbitmq;
 
 use crate::orders::{order, set_stock, show};
-use crate::orders_rabbitmq::{Bare, Place, wait_notified};
+use crate::orders_rabbitmq::{Bare, Fixture, wait_notified};
 use crate::process::{World, able, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 
-fn control(place: &Place, words: &[&str]) -> String {
-    let mut all = vec![words[0], "-p", &place.host];
+fn control(fixture: &Fixture, words: &[&str]) -> String {
+    let mut all = vec![words[0], "-p", &fixture.host];
     all.extend(&words[1..]);
     rabbitmq::shared().control(&all)
 }
 
-/// Runs an expression on the broker, for what its commands cannot delete.
-fn evaluate(place: &Place, expression: &str) {
-    let expression = expression.replace("VHOST", &format!("<<\"{}\">>", place.host));
+/// Runs an expression on the broker, to delete objects that its commands cannot delete.
+fn evaluate(fixture: &Fixture, expression: &str) {
+    let expression = expression.replace("VHOST", &format!("<<\"{}\">>", fixture.host));
     rabbitmq::shared().control(&["eval", &expression]);
 }
 
 #[test]
 fn orders_continue_after_queues_and_exchanges_were_deleted() {
-    let Some(place) = Place::new() else { return };
-    let (world, running) = place.start("gateway,processor,notifier");
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let (world, running) = fixture.start("gateway,processor,notifier");
     set_stock(&world, "a", 100);
     assert_eq!(order(&mut world.client(), "before", "a", 1).status, 202);
     wait_notified(&world, "before");
@@ -36,28 +38,28 @@ fn orders_continue_after_queues_and_exchanges_were_deleted() {
             "rabbit_exchange:delete(rabbit_misc:r(VHOST, exchange, <<\"{name}\">>), false, <<\"test\">>)."
         )
     };
-    let delete = |what: &str| match what {
-        "orders.direct" | "orders.topic" => evaluate(&place, &exchange(what)),
-        queue => drop(control(&place, &["delete_queue", queue])),
+    let delete = |name: &str| match name {
+        "orders.direct" | "orders.topic" => evaluate(&fixture, &exchange(name)),
+        queue => drop(control(&fixture, &["delete_queue", queue])),
     };
-    for what in [
+    for name in [
         "orders.queue",
         "notifier.queue",
         "orders.direct",
         "orders.topic",
     ] {
         std::thread::sleep(Duration::from_millis(1_100));
-        delete(what);
+        delete(name);
         let began = Instant::now();
-        wait_until(&format!("an order after {what} was deleted"), SOON, || {
-            order(&mut world.client(), what, "a", 1).status == 202
+        wait_until(&format!("an order after {name} was deleted"), SOON, || {
+            order(&mut world.client(), name, "a", 1).status == 202
         });
         assert!(
             began.elapsed() < Duration::from_secs(10),
-            "{what}: {:?}",
+            "{name}: {:?}",
             began.elapsed()
         );
-        wait_notified(&world, what);
+        wait_notified(&world, name);
     }
     let log = running.log();
     assert!(log.contains("declared again"), "{log}");
@@ -66,10 +68,12 @@ fn orders_continue_after_queues_and_exchanges_were_deleted() {
 
 #[test]
 fn the_reference_declares_its_queues_before_or_after_ours() {
-    let Some(place) = Place::new() else { return };
-    let (world, _running) = place.start("gateway,processor,notifier");
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let (world, _running) = fixture.start("gateway,processor,notifier");
     // A channel that is refused would end, and the panic would name the reason.
-    let bare = Bare::new(&place);
+    let bare = Bare::new(&fixture);
     bare.declare("orders.direct", ExchangeKind::Direct, "orders.queue", "");
     bare.declare(
         "orders.topic",
@@ -84,8 +88,10 @@ fn the_reference_declares_its_queues_before_or_after_ours() {
 
 #[test]
 fn probing_for_absent_queues_logs_no_errors() {
-    let Some(place) = Place::new() else { return };
-    let (world, running) = place.start("gateway,processor,notifier");
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    let (world, running) = fixture.start("gateway,processor,notifier");
     for _ in 0..3 {
         world.ok(&["queue", "ls"]);
         world.admin_client().get("/metrics").text();
@@ -98,7 +104,7 @@ fn probing_for_absent_queues_logs_no_errors() {
 /// Something that is in messages and in nothing else.
 const MARK: &str = "zq7payload7qz";
 
-/// How the mark would look in a log: as text, and as bytes.
+/// The mark in a log: as text, and as bytes.
 fn assert_unseen(log: &str, when: &str) {
     let bytes: Vec<String> = MARK.bytes().map(|byte| byte.to_string()).collect();
     let hex: Vec<String> = MARK.bytes().map(|byte| format!("{byte:02x}")).collect();
@@ -127,8 +133,10 @@ fn payloads_are_in_no_log_at_any_level() {
         ),
     ];
     for (flags, filter) in ways {
-        let Some(place) = Place::new() else { return };
-        let mut world = place.world();
+        let Some(fixture) = Fixture::new() else {
+            return;
+        };
+        let mut world = fixture.world();
         world.set("TOWPATH_ORDERS__RETRY__ATTEMPTS", "2");
         if let Some(filter) = filter {
             world.set("RUST_LOG", filter);
@@ -147,21 +155,21 @@ fn payloads_are_in_no_log_at_any_level() {
                 .unwrap();
             assert_eq!(answer.status, 202, "{}", answer.text());
         };
-        // Nothing is bound to what is said of a rejected one.
+        // No queue is bound to the events of rejected orders.
         post("rejected", "none");
         post("good", "a");
         wait_notified(&world, "good");
         wait_until("the order to be rejected", SOON, || {
             show(&world, "rejected")["state"] == "rejected"
         });
-        let bare = Bare::new(&place);
+        let bare = Bare::new(&fixture);
         bare.publish("orders.direct", "", format!("no order {MARK}").as_bytes());
         wait_until("the dead letter", SOON, || {
             world.json(&["queue", "show", "orders.queue"])["dead"] == 1
         });
         assert_unseen(&running.log(), &format!("{flags:?} {filter:?}"));
-        // A queue that is deleted returns what is sent to it.
-        control(&place, &["delete_queue", "orders.queue"]);
+        // Messages to a deleted queue are returned.
+        control(&fixture, &["delete_queue", "orders.queue"]);
         std::thread::sleep(Duration::from_millis(1_100));
         post("returned", "a");
         let refused = format!(r#"{{"id":"{MARK}","sku":1}}"#);
@@ -179,12 +187,14 @@ fn a_policy_that_limits_deliveries_loses_nothing() {
     if !able("rabbitmq", rabbitmq::missing().is_none()) {
         return;
     }
-    let Some(place) = Place::new() else { return };
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
     let policy = r#"{"delivery-limit":2}"#;
     let words = [
         "set_policy",
         "-p",
-        &place.host,
+        &fixture.host,
         "--apply-to",
         "queues",
         "dl",
@@ -193,7 +203,7 @@ fn a_policy_that_limits_deliveries_loses_nothing() {
     ];
     rabbitmq::shared().control(&words);
     let mut world = World::new();
-    world.set("TOWPATH_BACKENDS__INGEST", place.url());
+    world.set("TOWPATH_BACKENDS__INGEST", fixture.url());
     world.set("TOWPATH_INGEST__WORKER__SINK", "command");
     let program = r#"["sh","-c","cat >> ran; echo >> ran; sleep 60"]"#;
     world.set("TOWPATH_INGEST__WORKER__COMMAND__PROGRAM", program);
@@ -274,10 +284,12 @@ fn long_jobs_are_acked_within_the_consumer_timeout() {
 
 #[test]
 fn doctor_and_readiness_name_a_queue_that_is_not_durable() {
-    let Some(place) = Place::new() else { return };
-    Bare::new(&place).declare_transient("messages");
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
+    Bare::new(&fixture).declare_transient("messages");
     let mut world = World::new();
-    world.set("TOWPATH_BACKENDS__INGEST", place.url());
+    world.set("TOWPATH_BACKENDS__INGEST", fixture.url());
     let said = String::from_utf8(world.run(&["doctor"]).stdout).unwrap();
     assert!(said.contains("`messages` is not durable"), "{said}");
     let _running = world.up();

@@ -1,5 +1,5 @@
 //! The order pipeline on two brokers that are not one cluster, as the reference system's Compose file starts them, with
-//! a gateway that is not ours: it declares the exchange alone, and what has no binding is lost.
+//! a gateway that is not ours: it declares the exchange alone, and messages without a binding are lost.
 
 use std::time::Duration;
 
@@ -84,7 +84,7 @@ fn orders_continue_over_two_brokers_that_are_not_one_cluster() {
     publish(Bare::at(&two.url()), "second", 10);
     notified("second", 10);
 
-    // It comes back: what waits there is found, said, and moved when asked.
+    // It comes back: its waiting messages are found, reported, and moved on request.
     one.restart();
     wait_until("the ten to be found", SOON, || {
         // A broker that starts again may not answer for a moment.

@@ -20,7 +20,7 @@ fn create(world: &World, name: &str) -> Answer {
     world.client().post("/api/users", &[], body.as_bytes())
 }
 
-/// How many entries a stream has.
+/// Number of entries of a stream.
 fn entries(world: &World, stream: &str) -> u64 {
     let shown = world.run(&["stream", "show", stream, "--output", "json"]);
     let shown: Option<Value> = serde_json::from_slice(&shown.stdout).ok();

@@ -83,7 +83,7 @@ impl Machine {
         machine
     }
 
-    /// What a command in the machine prints, whether it succeeds or not.
+    /// The output of a command in the machine, whether it succeeds or not.
     fn run(&self, command: &str) -> String {
         let output = Command::new("nsenter")
             .args(["-a", "-t", &self.init, "/bin/sh", "-c", command])
@@ -137,7 +137,7 @@ fn the_package_is_installed_run_upgraded_and_purged() {
     assert_eq!(
         (is("enabled").trim(), is("active").trim()),
         ("disabled", "inactive"),
-        "it starts when it is told to: {installed}"
+        "it starts on request only: {installed}"
     );
     // The settings of the machine, and its own user without any rights.
     machine.run("echo QUEUE_NAME=jobs >> /etc/towpath/environment");
@@ -158,11 +158,11 @@ fn the_package_is_installed_run_upgraded_and_purged() {
     let first = machine.pid();
     machine.run(&format!("kill -9 {first}"));
     wait_until("a restart", Duration::from_secs(20), || {
-        // In this order: what is active once there is another process is that one.
+        // In this order: once there is another process, the active one is that process.
         machine.pid() != first && is("active").trim() == "active"
     });
     send("two");
-    // An upgrade replaces the process, and keeps what there is.
+    // An upgrade replaces the process, and keeps configuration and data.
     let second = machine.pid();
     let upgraded = machine.run("dpkg -i /srv/0.1.0-2.deb");
     assert_eq!(is("active").trim(), "active", "{upgraded}");
@@ -171,7 +171,7 @@ fn the_package_is_installed_run_upgraded_and_purged() {
     machine.wait_output(&["one", "two", "three"]);
     let purged = machine.run("dpkg --purge towpath");
     assert_eq!(is("active").trim(), "inactive", "{purged}");
-    // What the operator made is the operator's to delete.
+    // Files of the operator are left to the operator.
     assert_eq!(machine.run("ls -A /etc/towpath"), "towpath.toml\n");
     assert_eq!(machine.run("ls -d /usr/bin/towpath /usr/lib/systemd/system/towpath.service /etc/systemd/system/multi-user.target.wants/towpath.service 2>/dev/null"), "");
     // Messages are nobody's to delete but the operator's.

@@ -24,9 +24,9 @@ pub(crate) struct World {
     pub(crate) controller: SocketAddr,
     pub(crate) hits: SocketAddr,
     env: Vec<(String, String)>,
-    /// Where processes leave what is only of this user and this moment.
+    /// The runtime folder of the processes.
     pub(crate) runtime: tempfile::TempDir,
-    /// What a shell does before it becomes the process.
+    /// Commands of the shell before it becomes the process.
     before: Option<String>,
     _temporary: Option<tempfile::TempDir>,
 }
@@ -243,7 +243,7 @@ impl World {
             .collect()
     }
 
-    /// Waits until nothing waits in the queue and nothing is in hand.
+    /// Waits until the queue has no waiting and no leased messages.
     pub(crate) fn wait_drained(&self) {
         wait_until("the queue to be empty", Duration::from_secs(60), || {
             let stats = self.json(&["queue", "show", "messages"]);
@@ -275,7 +275,7 @@ impl Running {
         self.child.id()
     }
 
-    /// What the process has printed so far, both streams.
+    /// The output of the process so far, both streams.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
@@ -302,7 +302,7 @@ impl Running {
         (status, log, began.elapsed())
     }
 
-    /// Waits for the process to end by itself.
+    /// Waits for the process to exit.
     pub(crate) fn wait(mut self) -> (ExitStatus, String) {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
@@ -328,7 +328,7 @@ impl Drop for Running {
     }
 }
 
-/// Two loopback addresses that nobody listens on.
+/// Two unused loopback addresses.
 pub(crate) fn free_ports() -> (SocketAddr, SocketAddr) {
     let free = || SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
     (free(), free())
@@ -345,7 +345,7 @@ pub(crate) fn lines_of(path: &Path) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// Waits for a condition, and says what did not happen.
+/// Waits for a condition, and names it in the panic when it does not become true.
 pub(crate) fn wait_until(what: &str, within: Duration, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + within;
     while !condition() {
@@ -354,7 +354,7 @@ pub(crate) fn wait_until(what: &str, within: Duration, mut condition: impl FnMut
     }
 }
 
-/// How often a chaos story is told.
+/// Number of runs of a chaos test.
 pub(crate) fn seeds(default: u64) -> u64 {
     std::env::var("TOWPATH_SEEDS")
         .ok()

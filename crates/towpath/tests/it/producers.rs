@@ -10,13 +10,13 @@ use towpath_testkit::ledger::{Event, Ledger};
 use crate::client::Client;
 use crate::process::{Running, World};
 
-/// A new ledger of this name; what it holds stays there when the test fails.
+/// A new ledger of this name; its file is kept when the test fails.
 pub(crate) fn ledger(name: &str) -> Arc<Ledger> {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.jsonl"));
     Arc::new(Ledger::begin(path).unwrap())
 }
 
-/// Producers that continue until told to stop.
+/// Producers that continue until stopped.
 ///
 /// Every third message is retried with its idempotency key until it is acknowledged, so
 /// it must come out exactly once whatever happened in between.

@@ -84,7 +84,7 @@ fn the_tour_of_orders_runs_as_written() {
     drop(running);
 }
 
-/// Runs a tour against a process of this world, with these words of it replaced; what it prints.
+/// Runs a tour against a process of this world, with these words of it replaced. Returns its output.
 fn walk(world: &World, name: &str, words: &[(&str, &str)]) -> String {
     let mut script = tour(name).replace("localhost:8080", &world.http.to_string());
     for (word, other) in words {
@@ -125,17 +125,17 @@ fn the_tour_of_lines_runs_as_written() {
 fn the_tour_of_limits_runs_as_written() {
     let world = World::new();
     let _running = world.up();
-    let told = walk(&world, "limits", &[]);
-    assert!(told.contains(r#""remaining_tokens":99"#), "{told}");
+    let output = walk(&world, "limits", &[]);
+    assert!(output.contains(r#""remaining_tokens":99"#), "{output}");
 }
 
 #[test]
 fn the_tour_of_users_runs_as_written() {
     let world = World::new();
     let _running = world.up();
-    let told = walk(&world, "users", &[]);
-    assert!(told.contains("user.created"), "{told}");
-    assert!(told.contains(" 0    1     0"), "{told}");
+    let output = walk(&world, "users", &[]);
+    assert!(output.contains("user.created"), "{output}");
+    assert!(output.contains(" 0    1     0"), "{output}");
 }
 
 #[test]
@@ -144,14 +144,14 @@ fn the_tour_of_the_fleet_runs_as_written() {
     let _running = world.up();
     let hits = world.hits.to_string();
     let words = [("localhost:6002", &*hits)];
-    let told = walk(&world, "fleet", &words);
+    let output = walk(&world, "fleet", &words);
     for expected in [
         "version 1 is published\napplied by 1 agent\n",
         "active",
         "https://example.com/",
         "\"status\":\"queued\"",
     ] {
-        assert!(told.contains(expected), "{expected}: {told}");
+        assert!(output.contains(expected), "{expected}: {output}");
     }
 }
 

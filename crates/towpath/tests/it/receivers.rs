@@ -1,4 +1,4 @@
-//! What the condition of a receiver does to messages, and what one message does to the others.
+//! The effect of a receiver's condition on messages, and of one message on the others.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
@@ -168,7 +168,7 @@ fn a_message_that_kills_the_worker_dies_alone_on_rabbitmq() {
 }
 
 #[test]
-fn a_receiver_that_limits_the_rate_gets_what_it_takes() {
+fn a_receiver_that_limits_the_rate_gets_that_rate() {
     const RATE: f64 = 100.0;
     let bucket = Mutex::new((RATE, Instant::now()));
     let refused = Arc::new(AtomicUsize::new(0));

@@ -1,4 +1,5 @@
-//! Random `kill -9` of a worker that posts: what is acknowledged is posted, and what had not begun is not charged.
+//! Random `kill -9` of a worker that posts: acknowledged messages are posted, and deliveries that had not begun are not
+//! charged.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -86,7 +86,7 @@ impl Bare {
     }
 }
 
-/// The reference worker as a thread, and what it has written.
+/// The reference worker as a thread, and its output.
 struct BareWorker {
     got: Arc<Mutex<Vec<String>>>,
     stop: Arc<AtomicBool>,
@@ -203,7 +203,7 @@ fn reference_processes_and_ours_replace_each_other_on_one_queue() {
     expected.sort();
     assert_eq!(all, expected);
 
-    // The books are right also with what others pushed and popped.
+    // The counts are right also with items that other programs pushed and popped.
     wait_until("the books to balance", Duration::from_secs(10), || {
         let stats = api.json(&["queue", "show", "messages"]);
         stats["ready"] == 0 && stats["leased"] == 0 && stats["enqueued"] == stats["acked"]
@@ -314,7 +314,8 @@ fn doctor_and_the_dead_letter_commands_work_on_redis() {
     );
 }
 
-/// Kills the api, the worker and the server at random moments under load: what was answered with 200 is in the file, once.
+/// Kills the api, the worker and the server at random moments under load: each message answered with 200 is in the file,
+/// once.
 #[test]
 fn chaos_on_redis() {
     for seed in 0..seeds(2) {
@@ -393,7 +394,7 @@ fn chaos_on_redis() {
         let accepted = accepted.lock().unwrap();
         assert!(
             accepted.len() > 20,
-            "seed {seed}: {} is no load",
+            "seed {seed}: {} are too few messages",
             accepted.len()
         );
         let lost: Vec<&String> = accepted
@@ -405,7 +406,7 @@ fn chaos_on_redis() {
 }
 
 #[test]
-fn a_dead_workers_messages_are_given_back_without_a_worker() {
+fn a_dead_workers_messages_are_released_without_a_worker() {
     let Some(server) = redis(DURABLE) else { return };
     let mut world = process(&server);
     let url = format!("redis://127.0.0.1:{}/0?consumer_timeout=1s", server.port());
@@ -422,7 +423,7 @@ fn a_dead_workers_messages_are_given_back_without_a_worker() {
     });
     worker.kill();
     let said = world.ok(&["queue", "recover", "messages"]);
-    assert_eq!(said, "1 given back\n");
+    assert_eq!(said, "1 released\n");
     let mut got = BTreeSet::new();
     while let Some(text) = bare.dequeue() {
         got.insert(text);

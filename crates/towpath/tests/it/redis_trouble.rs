@@ -1,5 +1,5 @@
 //! Redis that refuses, or that lost its data, under running processes: nothing is answered as done that was not done,
-//! health says it, and what was declared is declared again.
+//! health reports it, and queues and routes are declared again.
 
 use std::fs::OpenOptions;
 use std::io::Write;

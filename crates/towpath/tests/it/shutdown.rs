@@ -48,7 +48,7 @@ fn a_stop_under_load_loses_nothing_and_charges_no_attempt() {
         "the account differs from {written} lines:\n{log}"
     );
 
-    // What is left is there, and its first delivery is its first attempt.
+    // The remaining messages are stored, and their first delivery is their first attempt.
     let mut world = world;
     world.set("TOWPATH_INGEST__WORKER__SINK", "stdout");
     let running = world.up();

@@ -63,7 +63,7 @@ fn an_ephemeral_start_overrules_every_place_where_something_is_kept() {
     assert_eq!(world.client().post("/enqueue", &[], b"x").status, 200);
     let (status, log, _) = running.stop();
     assert!(status.success(), "{log}");
-    // Only the configuration is there, and the start said what it skipped.
+    // Only the configuration is there, and the log names the skipped parts.
     assert_eq!(
         std::fs::read_dir(&world.folder).unwrap().count(),
         1,

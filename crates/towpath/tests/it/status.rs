@@ -1,4 +1,4 @@
-//! What the process says of itself: its problems, and whether each role is ready.
+//! The status of a process: its problems, and whether each role is ready.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -59,7 +59,7 @@ fn a_healthy_process_has_no_problems() {
     let _running = world.up();
     assert_eq!(world.ok(&["status"]), "no problems\n");
     assert_eq!(world.ok(&["status", "--output", "json"]), "[]\n");
-    // Held back on purpose: no one waits for it.
+    // Delayed on purpose: no consumer waits for it.
     world.ok(&["send", "reports", "tomorrow", "--delay", "86400"]);
     let stats = world.json(&["queue", "show", "reports"]);
     assert_eq!(stats["delayed"], 1);
@@ -241,7 +241,7 @@ fn a_server_that_is_down_is_the_problem_of_those_who_need_it() {
     ] {
         assert!(is_ready(&world, role), "{role}");
     }
-    // Lists have what the others have, and say what is missing.
+    // Lists have the queues of the other backends, and name the missing one.
     let output = world.run(&["queue", "ls", "--output", "json"]);
     assert_eq!(output.status.code(), Some(4));
     let queues: Value = serde_json::from_slice(&output.stdout).unwrap();

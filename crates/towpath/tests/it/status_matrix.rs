@@ -18,10 +18,10 @@ use crate::process::{World, able, free_ports, wait_until};
 /// tests.
 const SHOWN: Duration = Duration::from_secs(20);
 
-/// Something that fails, and what follows from that.
+/// A fault, and its consequences.
 struct Row<'a> {
     what: &'static str,
-    /// Breaks it, or mends it.
+    /// Breaks it, or repairs it.
     set: Box<dyn FnMut(bool) + 'a>,
     /// The one problem, and the beginning of its subject.
     problem: (&'static str, String),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::process::{World, able, wait_until};
 
-/// What a client that trusts this authority is answered.
+/// The answer to a client that trusts this authority.
 fn ask(world: &World, authority: &Path, port: u16, path: &str) -> Option<String> {
     let output = Command::new("curl")
         .args(["-sS", "--max-time", "5", "--cacert"])
@@ -80,7 +80,7 @@ fn roles_speak_tls_and_follow_their_certificate() {
         world.client().send("GET", "/health", &[], b"").is_err(),
         "no plain HTTP"
     );
-    // What cannot be used changes nothing.
+    // Invalid files change nothing.
     std::fs::write(live.join("server.key"), "nothing").unwrap();
     std::thread::sleep(Duration::from_secs(6));
     assert!(ask(&world, &old.join("ca.pem"), http, "/health").is_some());

@@ -19,12 +19,12 @@ use serde_json::json;
 use crate::client::Client;
 use crate::fleet::KEY;
 use crate::process::{World, wait_until};
-use crate::web::{Asked, Reply, serve};
+use crate::web::{Reply, Request, serve};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CLIENT: &str = "00f067aa0ba902b7";
 
-/// A collector on a port of its own, and what it was sent.
+/// A collector on a port of its own, and its received spans.
 struct Collector {
     address: SocketAddr,
     calls: Arc<Mutex<Vec<Call>>>,
@@ -43,7 +43,7 @@ impl Collector {
     fn answering(refusals: &'static [u16]) -> Self {
         let calls: Arc<Mutex<Vec<Call>>> = Arc::default();
         let (kept, refused) = (Arc::clone(&calls), Mutex::new(refusals.iter()));
-        let address = serve(move |asked: Asked| {
+        let address = serve(move |asked: Request| {
             if let Some(status) = refused.lock().unwrap().next() {
                 let headers = vec![("retry-after", "0".to_owned())];
                 return Reply::Answer(*status, headers, Vec::new());
@@ -180,7 +180,7 @@ fn one_trace_crosses_from_the_post_to_the_file() {
         .map(|span| text(&span.attributes, "http.response.status_code").unwrap())
         .collect();
     assert!(codes.contains(&"200".to_owned()) && codes.contains(&"400".to_owned()));
-    // What the client did wrong is not the server's error.
+    // A mistake of the client is not the server's error.
     let is_error = |span: &Span| {
         let status = span.status.as_ref();
         status.is_some_and(|status| status.code == StatusCode::Error as i32)
@@ -204,7 +204,7 @@ fn one_trace_crosses_every_app() {
     let collector = Collector::new();
     let received: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
     let kept = Arc::clone(&received);
-    let site = serve(move |asked: Asked| {
+    let site = serve(move |asked: Request| {
         let parent = asked.headers.get("traceparent").cloned();
         let what = format!("{} {}", asked.method, asked.path);
         kept.lock()
@@ -383,7 +383,7 @@ fn nothing_is_sent_when_traces_are_off_or_not_sampled() {
     let collector = Collector::new();
     let received: Arc<Mutex<Vec<String>>> = Arc::default();
     let kept = Arc::clone(&received);
-    let site = serve(move |asked: Asked| {
+    let site = serve(move |asked: Request| {
         let parent = asked.headers.get("traceparent").cloned();
         kept.lock().unwrap().push(parent.unwrap_or_default());
         Reply::text(200, "")
@@ -440,7 +440,7 @@ fn a_protocol_that_is_not_spoken_is_refused_by_name() {
 }
 
 #[test]
-fn a_collector_that_is_away_holds_nothing_up_and_is_named_once() {
+fn an_unavailable_collector_delays_nothing_and_is_reported_once() {
     let address = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()

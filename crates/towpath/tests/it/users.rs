@@ -115,7 +115,7 @@ fn an_event_that_the_broker_refuses_is_abandoned_and_those_around_it_continue() 
         created_at: jiff::Timestamp::now(),
         traceparent: None,
     };
-    // The second is over what any stream takes; the first comes with it in one read, the third in the next.
+    // The second is over the limit of every stream; the first comes with it in one read, the third in the next.
     let names = [
         "x".to_owned(),
         "x".repeat(MAX_PAYLOAD_BYTES),
@@ -372,7 +372,7 @@ fn chaos_from_postgresql_to_kafka_while_each_of_them_dies() {
 }
 
 #[test]
-fn chaos_a_broker_that_is_away_for_a_while_gets_every_event() {
+fn chaos_a_broker_that_is_unavailable_for_a_while_gets_every_event() {
     if !able("kafka", kafka::missing().is_none()) {
         return;
     }
@@ -410,7 +410,10 @@ fn chaos_a_broker_that_is_away_for_a_while_gets_every_event() {
         .collect();
     assert_eq!(told, created);
     let failed = world.json(&["outbox", "ls", "--status", "FAILED"]);
-    assert_eq!(failed, json!([]), "time away is no attempt");
+    assert_eq!(failed, json!([]), "time without a broker is not an attempt");
     let log = running.log();
-    assert!(!log.contains("PartitionEOF"), "an end is no news: {log}");
+    assert!(
+        !log.contains("PartitionEOF"),
+        "the end of a partition is not logged: {log}"
+    );
 }

@@ -1,4 +1,4 @@
-//! A small HTTP server for what Towpath talks to, written from the standard and not from our server.
+//! A small HTTP server that stands for receivers and workers, written from the standard and not from our server.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -6,14 +6,14 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 
 /// A request as it came.
-pub(crate) struct Asked {
+pub(crate) struct Request {
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) headers: HashMap<String, String>,
     pub(crate) body: Vec<u8>,
 }
 
-/// What it does with a request.
+/// The server's reaction to a request.
 pub(crate) enum Reply {
     /// Status, headers and body.
     Answer(u16, Vec<(&'static str, String)>, Vec<u8>),
@@ -30,14 +30,14 @@ impl Reply {
 }
 
 /// Serves on a loopback port until the test's process ends; the handler may take its time.
-pub(crate) fn serve(handler: impl Fn(Asked) -> Reply + Send + Sync + 'static) -> SocketAddr {
+pub(crate) fn serve(handler: impl Fn(Request) -> Reply + Send + Sync + 'static) -> SocketAddr {
     serve_at((Ipv4Addr::LOCALHOST, 0), handler)
 }
 
 /// The same at this address.
 pub(crate) fn serve_at(
     at: (Ipv4Addr, u16),
-    handler: impl Fn(Asked) -> Reply + Send + Sync + 'static,
+    handler: impl Fn(Request) -> Reply + Send + Sync + 'static,
 ) -> SocketAddr {
     let listener = TcpListener::bind(at).unwrap();
     let address = listener.local_addr().unwrap();
@@ -45,14 +45,14 @@ pub(crate) fn serve_at(
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
             let handler = Arc::clone(&handler);
-            // A client that goes away ends its thread.
+            // A client that disconnects ends its thread.
             std::thread::spawn(move || converse(stream, &*handler).ok());
         }
     });
     address
 }
 
-fn converse(stream: TcpStream, handler: &dyn Fn(Asked) -> Reply) -> std::io::Result<()> {
+fn converse(stream: TcpStream, handler: &dyn Fn(Request) -> Reply) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut stream = BufReader::new(stream);
     loop {
@@ -79,13 +79,13 @@ fn converse(stream: TcpStream, handler: &dyn Fn(Asked) -> Reply) -> std::io::Res
             .and_then(|length| length.parse().ok());
         let mut body = vec![0; length.unwrap_or(0)];
         stream.read_exact(&mut body)?;
-        let asked = Asked {
+        let request = Request {
             method,
             path,
             headers,
             body,
         };
-        match handler(asked) {
+        match handler(request) {
             Reply::Reset => return Ok(()),
             Reply::Endless => {
                 stream

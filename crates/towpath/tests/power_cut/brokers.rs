@@ -4,12 +4,12 @@ use std::path::Path;
 
 use towpath_testkit::servers::{kafka, postgres, rabbitmq, redis};
 
-/// A server that a cut ends and that starts again on what is left.
+/// A server that a power cut ends and that starts again on its disk.
 pub(crate) trait Server {
     fn url(&self) -> String;
     fn kill(&mut self);
     fn restart(&mut self);
-    /// Hands what was declared to the file system, as a server has done some time after it.
+    /// Passes declarations to the file system, as a server has done some time after them.
     fn settle(&self) {}
 }
 
@@ -64,7 +64,7 @@ impl Server for postgres::Server {
 /// A way to use one of them.
 pub(crate) struct Kind {
     pub(crate) name: &'static str,
-    /// How `TOWPATH_TEST_REQUIRE` names the server.
+    /// Name of the server in `TOWPATH_TEST_REQUIRE`.
     pub(crate) ability: &'static str,
     pub(crate) missing: fn() -> Option<String>,
     pub(crate) start: fn(&Path) -> Box<dyn Server>,
@@ -89,7 +89,7 @@ const RABBITMQ: Kind = Kind {
     cuts: 1,
 };
 
-/// Those that have synced what they acknowledge.
+/// Servers that sync before they acknowledge.
 pub(crate) const QUEUES: &[Kind] = &[
     RABBITMQ,
     Kind {

@@ -20,11 +20,11 @@ pub(crate) struct Request {
     pub(crate) path: &'static str,
     pub(crate) json: bool,
     pub(crate) body: String,
-    /// What is answered when the message is stored.
+    /// Status of a stored message.
     pub(crate) stored: u16,
 }
 
-/// What the clients share.
+/// State shared by the clients.
 struct Shared {
     ledger: Arc<Ledger>,
     over: AtomicBool,
@@ -84,8 +84,8 @@ impl Clients {
     /// From here until [`Clients::light`] no answer counts.
     ///
     /// A sync that is under way when the file system is shut down may return success without having reached the disk
-    /// (see `Disk::cut`), and the server then acknowledges what it does not have; a machine without power would not
-    /// have answered.
+    /// (see `Disk::cut`), and the server then acknowledges a lost message; a machine without power would not have
+    /// answered.
     pub(crate) fn dark(&self) {
         self.shared.dark.store(true, Ordering::SeqCst);
     }

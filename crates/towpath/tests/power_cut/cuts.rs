@@ -10,7 +10,7 @@ use towpath_testkit::power_cut::{Cut, Disk};
 
 use crate::process::{Running, World, seeds};
 
-/// This many cuts does one file system go through, so that what a cut left is cut again.
+/// Number of cuts of one file system, so that the state after a cut is cut again.
 const CUTS_PER_DISK: u64 = 4;
 
 /// A seed for each file system, and how many cuts it goes through: together as many as `TOWPATH_SEEDS` says.
@@ -25,7 +25,7 @@ pub(crate) fn pause(rng: &mut StdRng, milliseconds: Range<u64>) {
     std::thread::sleep(Duration::from_millis(rng.random_range(milliseconds)));
 }
 
-/// Cuts the power at a random moment, now and then once more while the process starts; told to `note` beforehand.
+/// Cuts the power at a random moment, now and then once more while the process starts; `note` is called beforehand.
 ///
 /// Afterwards the disk is back and nothing runs.
 pub(crate) fn cut_under_load(

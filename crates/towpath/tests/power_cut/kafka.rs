@@ -1,4 +1,4 @@
-//! The power of a Kafka is cut, which acknowledges before it syncs: what it lost is counted, and Towpath names it.
+//! The power of a Kafka is cut, which acknowledges before it syncs: lost messages are counted, and Towpath reports them.
 
 use libtest_mimic::Failed;
 use serde_json::Value;
@@ -8,7 +8,7 @@ use crate::brokers::KAFKA;
 use crate::servers::{drive, rounds};
 
 /// Cuts as often as `TOWPATH_SEEDS` says.
-pub(crate) fn names_what_is_lost() -> Result<(), Failed> {
+pub(crate) fn names_lost_messages() -> Result<(), Failed> {
     for round in rounds(&KAFKA) {
         let (mut place, cuts) = round?;
         let (running, doubted) = drive(&mut place, &KAFKA, cuts)?;
@@ -23,7 +23,7 @@ pub(crate) fn names_what_is_lost() -> Result<(), Failed> {
         }
         let named = named(&running.log());
         eprintln!("{}: {named} records named as lost", place.name());
-        // A process that died with its broker has only what the broker kept to compare with.
+        // A process that died with its broker can only compare with the records that the broker kept.
         if !place.both && named < u64::try_from(account.lost)? {
             return Err(format!(
                 "{}: {} records were lost, and {named} named:\n{}",

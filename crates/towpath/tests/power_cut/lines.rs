@@ -20,7 +20,7 @@ use crate::process::World;
 /// Longest wait for the last line.
 const SOON: Duration = Duration::from_secs(60);
 
-/// What writes the input, on a thread of its own.
+/// Writes the input, on a thread of its own.
 struct Source {
     stop: Arc<AtomicBool>,
     writing: JoinHandle<Vec<u8>>,
@@ -162,7 +162,7 @@ pub(crate) fn tell_files_of_one_inode_apart() -> Result<(), Failed> {
     Ok(())
 }
 
-/// What came out.
+/// The result of a run.
 #[derive(Debug)]
 enum Came {
     Equal,

@@ -9,7 +9,7 @@
 )]
 #![expect(
     clippy::print_stderr,
-    reason = "the test runner shows what a failed test said"
+    reason = "the test runner shows the output of failed tests"
 )]
 
 mod brokers;
@@ -90,7 +90,7 @@ fn main() -> ExitCode {
         missing(FileSystem::Ext4),
         lines::tell_files_of_one_inode_apart,
     ));
-    // What is missing of a server is said before what is missing of the machine.
+    // A missing server is reported before a missing ability of the machine.
     let lacks = |ability, server: Option<String>| match server {
         Some(reason) => (ability, Some(reason)),
         None => (power_cut::NAME, missing(FileSystem::Xfs)),
@@ -120,10 +120,10 @@ fn main() -> ExitCode {
     ));
     let (ability, reason) = lacks(brokers::KAFKA.ability, (brokers::KAFKA.missing)());
     trials.push(trial_where_able(
-        "power_cut::servers::kafka_queue_names_what_is_lost".to_owned(),
+        "power_cut::servers::kafka_queue_names_lost_messages".to_owned(),
         ability,
         reason,
-        kafka::names_what_is_lost,
+        kafka::names_lost_messages,
     ));
     let (ability, no_redis) = lacks("redis", towpath_testkit::servers::redis::missing());
     for setting in redis::SETTINGS {

@@ -82,7 +82,7 @@ fn email(of: &Value) -> String {
     of["email"].as_str().unwrap().to_owned()
 }
 
-/// The addresses of all events, in order, once every user has one; what has not come after a while is missing.
+/// The addresses of all events, in order, once every user has one; an event that has not come after a while is missing.
 fn events(world: &World, users: &BTreeSet<String>) -> Vec<String> {
     let (mut all, began) = (Vec::new(), Instant::now());
     let (bearer, mut client) = (world.bearer(), world.admin_client());

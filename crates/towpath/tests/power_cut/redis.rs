@@ -1,4 +1,4 @@
-//! The same cuts under a bare Redis server, for comparison: what it acknowledges, and what is there afterwards.
+//! The same cuts under a bare Redis server, for comparison: acknowledged messages, and those that are left afterwards.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -27,7 +27,7 @@ pub(crate) struct Setting {
     loses: Loss,
 }
 
-/// How much of everything acknowledged a setting may lose.
+/// Share of acknowledged messages that a setting may lose.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Loss {
     Nothing,
@@ -119,7 +119,7 @@ impl Producers {
                     }
                     match reply {
                         Ok(reply) if reply.starts_with(':') => ledger.acknowledged(&who, &text),
-                        // An error or no answer: nobody can say.
+                        // An error or no answer: the outcome is unknown.
                         _ => return,
                     }
                 }

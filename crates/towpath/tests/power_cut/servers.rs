@@ -18,14 +18,14 @@ use crate::producers::{ledger, read_output, text, up};
 /// Room for the logs of RabbitMQ and Kafka.
 const DISK_BYTES: u64 = 2 << 30;
 
-/// Cuts that one disk goes through, so that what a cut left is cut again.
+/// Number of cuts of one disk, so that the state after a cut is cut again.
 const CUTS_PER_DISK: u64 = 2;
 
 /// Longest wait for the last message.
 const DRAINED: Duration = Duration::from_secs(60);
 
 /// A server on a disk that is cut, and a Towpath that uses it.
-pub(crate) struct Place {
+pub(crate) struct CutServer {
     name: String,
     disk: Disk,
     server: Box<dyn Server>,
@@ -39,16 +39,18 @@ pub(crate) struct Place {
 }
 
 /// The disks of a kind, each with the number of its cuts: together as many as `TOWPATH_SEEDS` says.
-pub(crate) fn rounds(kind: &'static Kind) -> impl Iterator<Item = Result<(Place, u64), Failed>> {
+pub(crate) fn rounds(
+    kind: &'static Kind,
+) -> impl Iterator<Item = Result<(CutServer, u64), Failed>> {
     let all = seeds(kind.cuts);
     let disks = 0..all.div_ceil(CUTS_PER_DISK);
     disks.map(move |seed| {
         let cuts = (all - seed * CUTS_PER_DISK).min(CUTS_PER_DISK);
-        Ok((Place::new(kind, seed)?, cuts))
+        Ok((CutServer::new(kind, seed)?, cuts))
     })
 }
 
-impl Place {
+impl CutServer {
     fn new(kind: &Kind, seed: u64) -> Result<Self, Failed> {
         let disk = Disk::with_size(FileSystem::Xfs, DISK_BYTES)?;
         let outside = tempfile::tempdir()?;
@@ -77,7 +79,7 @@ impl Place {
         self.server.url()
     }
 
-    /// Starts Towpath; what was set up is on the disk then, as it is long before a real cut.
+    /// Starts Towpath; its declarations are on the disk afterwards, as they are long before a real cut.
     pub(crate) fn up(&self) -> Result<Running, Failed> {
         let running = up(&self.world, &self.ledger);
         self.server.settle();
@@ -141,7 +143,7 @@ impl Place {
         }
     }
 
-    /// Prints what became of the messages.
+    /// Prints the outcomes of the messages.
     pub(crate) fn tell(&self, account: &Account, doubted: usize) {
         eprintln!(
             "{}: {account}; {doubted} answers doubted; stored again within {} ms of the server's start",
@@ -179,7 +181,11 @@ pub(crate) fn queue_keeps_everything(kind: &'static Kind) -> Result<(), Failed> 
 }
 
 /// Load and cuts, and then the output is read. Gives how many answers did not count.
-pub(crate) fn drive(place: &mut Place, kind: &Kind, cuts: u64) -> Result<(Running, usize), Failed> {
+pub(crate) fn drive(
+    place: &mut CutServer,
+    kind: &Kind,
+    cuts: u64,
+) -> Result<(Running, usize), Failed> {
     let url = place.url() + kind.parameters;
     place
         .world

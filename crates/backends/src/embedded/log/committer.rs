@@ -26,7 +26,7 @@ use super::{Durability, Position, frame};
 /// A sync that took less costs less than the waiting does.
 const SLOW: Duration = Duration::from_millis(1);
 
-/// Most of a sync's own time that the next one waits for callers: one part in so many.
+/// The next sync waits for callers for at most this fraction of the last one's time: a half.
 const PATIENCE: u32 = 2;
 
 /// The longest that is waited for callers, on the slowest disk.
@@ -38,10 +38,10 @@ const QUIET: u32 = 8;
 const QUIET_FROM: Duration = Duration::from_micros(200);
 const QUIET_TO: Duration = Duration::from_micros(2500);
 
-/// How long records gather that nothing waits for, because the durability is `none`.
+/// Interval of writes without a waiting caller, when the durability is `none`.
 const LAPSE: Duration = Duration::from_millis(1);
 
-/// How often the free space of the disk is looked up.
+/// Interval of checks of the disk's free space.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The first and the longest pause before a segment that could not be prepared is tried again.
@@ -60,7 +60,7 @@ pub(super) fn start(shared: &Arc<Shared>) -> io::Result<Vec<JoinHandle<()>>> {
     ])
 }
 
-/// What one round of the committer has to do.
+/// The work of one round of the committer.
 struct Group {
     chunks: Arc<Vec<Chunk>>,
     end: Position,
@@ -68,7 +68,7 @@ struct Group {
 }
 
 fn commit(shared: &Shared) {
-    // A panic too: whoever waits would wait for ever.
+    // A panic too: the waiting callers would never get an answer.
     match std::panic::catch_unwind(AssertUnwindSafe(|| write_and_sync(shared))) {
         Ok(Ok(())) => {}
         Ok(Err(reason)) => shared.fail(reason),
@@ -78,7 +78,7 @@ fn commit(shared: &Shared) {
     shared.end_waiters();
 }
 
-/// The life of the committer: ends when the log is closed, or with the reason why it cannot go on.
+/// The life of the committer: ends when the log is closed, or with the reason why it cannot continue.
 fn write_and_sync(shared: &Shared) -> Result<(), String> {
     let write_failed = |error: io::Error| {
         let error = Error::unavailable("writing the log failed").with_source(error);
@@ -92,7 +92,7 @@ fn write_and_sync(shared: &Shared) -> Result<(), String> {
     let mut unsynced = Unsynced::new();
     while let Some(group) = next_group(shared, &last, !unsynced.is_empty()) {
         write(shared, &group.chunks, &mut unsynced).map_err(write_failed)?;
-        // Before anything of it is acknowledged; a note or a seal by itself is not.
+        // Before anything of it is acknowledged; a note or a seal alone is not.
         if group.sync || shared.options.durability != Durability::Fsync {
             for chunk in group.chunks.iter() {
                 let number = chunk.start.segment;
@@ -202,7 +202,7 @@ fn next_group(shared: &Shared, last: &Sync, dirty: bool) -> Option<Group> {
     }
 }
 
-/// What was written and not synced, held open: a file opened anew may not tell that writing it back failed.
+/// Files that were written and not synced, held open: a file that is opened again may not report that its write-back failed.
 type Unsynced = BTreeMap<u32, Arc<File>>;
 
 fn write(shared: &Shared, chunks: &[Chunk], unsynced: &mut Unsynced) -> io::Result<()> {
@@ -225,8 +225,8 @@ fn sync(shared: &Shared, unsynced: &Unsynced) -> io::Result<()> {
     Ok(())
 }
 
-/// Answers everybody whose record is committed now. Returns how many they are with those that wait for the next sync,
-/// and the seal of a group behind which nothing waits.
+/// Answers the callers whose record is committed now. Returns their number together with those that wait for the next
+/// sync, and the seal of a group behind which nothing waits.
 fn finish(shared: &Shared, group: &Group) -> (usize, Option<Chunk>) {
     let committed = match shared.options.durability {
         Durability::Fsync if !group.sync => None,
@@ -248,8 +248,8 @@ fn finish(shared: &Shared, group: &Group) -> (usize, Option<Chunk>) {
                 .into_iter()
                 .partition(|waiter| waiter.end <= committed);
         }
-        // A frame without a body says that all before it was synced, so that damage to the last
-        // group is told from a torn tail. It is written, not synced: it only has to be there when the disk was not cut.
+        // A frame without a body states that all frames before it were synced, which distinguishes damage to the
+        // last group from a torn tail. It is written, not synced: it only has to be there when the disk was not cut.
         let room = buffers.segment_size.saturating_sub(buffers.end.offset) as usize;
         let records_end_here = buffers.pending.is_empty() && buffers.records_end == group.end;
         if group.sync && records_end_here && room >= frame::size_of(0) {

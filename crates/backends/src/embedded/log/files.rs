@@ -1,6 +1,6 @@
 //! The segment files of a log: all of them known, few of them open.
 //!
-//! A log of 100 GiB has thousands of segments; an open file each would use up what the process may have.
+//! A log of 100 GiB has thousands of segments; an open file for each would exceed the process's limit.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -48,7 +48,7 @@ impl Files {
     /// The file of a segment, for reading and writing.
     ///
     /// # Errors
-    /// `NotFound` when there is no such segment, and what opening it gives.
+    /// `NotFound` when there is no such segment, and the errors of opening it.
     pub(super) fn file(&self, number: u32) -> io::Result<Arc<File>> {
         if let Some(file) = self.opened(number) {
             return Ok(file);

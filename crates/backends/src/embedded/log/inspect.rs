@@ -1,4 +1,4 @@
-//! Reading a log without changing it: every frame, and what is wrong with those that cannot be read.
+//! Reads a log without changing it: every frame, and the fault of each frame that cannot be read.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use super::search::Search;
 use super::segment::{self, HEADER_BYTES, Header};
 use super::whole::Segments;
 
-/// What a log has.
+/// The contents of a log.
 #[derive(Debug, Default)]
 pub(crate) struct Inspected {
     /// Segments with their lengths.
@@ -23,11 +23,11 @@ pub(crate) struct Inspected {
     pub(crate) records: u64,
     /// Acknowledged data that is missing or cannot be read.
     pub(crate) faults: Vec<String>,
-    /// What the next start mends.
+    /// Deviations that the next start fixes.
     pub(crate) notes: Vec<String>,
 }
 
-/// Reads the log, and replays what stands behind `from`. Segments before it are read only when all are wanted.
+/// Reads the log, and replays the records behind `from`. Segments before it are read only when all are wanted.
 ///
 /// # Errors
 /// `Corrupt` for a segment of a newer format, those of `replay`, `Unavailable` for I/O.
@@ -94,7 +94,7 @@ struct Walk<'a> {
     start: Position,
     /// Behind the last intact frame.
     end: Position,
-    /// What the last intact frame knew to be synced.
+    /// The synced position that the last intact frame states.
     vouched: Position,
     /// Of the next frame, when it is known.
     sequence: Option<u32>,

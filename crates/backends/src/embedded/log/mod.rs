@@ -1,7 +1,7 @@
 //! The write-ahead log: frames in segments, made durable in groups, read back after a crash.
 //!
-//! It knows nothing of queues. One frame is one atomic record; what is
-//! appended while a sync is in flight forms the next group.
+//! It knows nothing of queues. One frame is one atomic record; records
+//! appended while a sync is in flight form the next group.
 //!
 //! ```text
 //! append -> buffered -> written -> synced        (one committer thread)

@@ -1,4 +1,4 @@
-//! How a log is opened.
+//! Options of a log.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ pub(crate) enum Durability {
     Interval(Duration),
     /// After the write; synced when the operating system likes: survives the process.
     Os,
-    /// At once: a crash loses what was not yet written, about a millisecond of records.
+    /// At once: a crash loses records that were not yet written, about a millisecond of them.
     None,
 }
 
@@ -51,7 +51,7 @@ impl FromStr for Durability {
     }
 }
 
-/// How a log is opened.
+/// Options of a log.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     /// Where segments are kept; the caller holds the lock of the folder above.
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durability_reads_what_it_prints() {
+    fn printed_durability_parses_back() {
         for text in ["fsync", "interval:100ms", "os", "none"] {
             assert_eq!(text.parse::<Durability>().unwrap().to_string(), text);
         }

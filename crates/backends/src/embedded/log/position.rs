@@ -30,7 +30,7 @@ impl Position {
         }
     }
 
-    /// So many bytes further in the same segment.
+    /// The position `bytes` further in the same segment.
     pub(crate) const fn plus(self, bytes: u32) -> Self {
         Self {
             segment: self.segment,

@@ -15,16 +15,16 @@ use crate::identity::{Identity, lost, replaced};
 /// Most segments that one look compares, besides the one being written.
 const SEGMENTS: usize = 512;
 
-/// What the looks so far found.
+/// Results of the checks so far.
 #[derive(Debug, Default)]
 pub(crate) struct Looked {
     known: BTreeMap<u32, Identity>,
-    /// Where the next look goes on.
+    /// The segment that the next check begins with.
     next: u32,
 }
 
 impl Log {
-    /// Compares the folder, the segment being written and some of the others with what they were.
+    /// Compares the folder, the segment being written and some of the others with their recorded identities.
     ///
     /// # Errors
     /// `Unavailable` when one was removed, renamed, replaced or cut short.
@@ -80,7 +80,7 @@ impl Log {
     }
 }
 
-/// Refuses a segment that was written to and has no name any more: what it holds ends with the process.
+/// Refuses a segment that was written to and has no name any more: its records would be lost with the process.
 pub(super) fn check_linked(shared: &Shared, number: u32, file: &File) -> io::Result<()> {
     // Nothing but the links: asking for its times makes the next write change them, and the sync half as long again.
     let links = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::NLINK)?;

@@ -1,4 +1,4 @@
-//! Where recovery puts what it takes out of the log, for a person to look at.
+//! Keeps the damaged ranges that recovery takes out of the log, so that an operator can examine them.
 
 use std::fs;
 use std::io;

@@ -24,7 +24,7 @@ impl Log {
             if let Some(bytes) = self.read_buffered(position, length) {
                 return Ok(bytes);
             }
-            // Partly in the file and partly not; a record by itself is in one place.
+            // Partly in the file and partly in memory; a single record is never split.
             if end > self.shared.written.load(Ordering::Acquire) {
                 return Err(Error::unavailable(format!(
                     "{length} bytes at {position} are being written"
@@ -92,14 +92,14 @@ pub(crate) fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::R
     may_wait(|| file.read_exact_at(bytes, offset))
 }
 
-/// Reads what the system has in memory; false when some of it is on the disk, or the file system cannot tell.
+/// Reads bytes that the system has in memory; false when some of it is on the disk, or the file system cannot tell.
 fn is_cached(file: &File, bytes: &mut [u8], offset: u64) -> bool {
     let length = bytes.len();
     let buffers = &mut [IoSliceMut::new(bytes)];
     preadv2(file, buffers, offset, ReadWriteFlags::NOWAIT).is_ok_and(|read| read == length)
 }
 
-/// Does what may wait for the disk. On a thread of the runtime others do its work meanwhile: a disk that hangs must not
+/// Runs a call that may wait for the disk. On a thread of the runtime others do its work meanwhile: a disk that hangs must not
 /// take the threads that answer probes and signals.
 fn may_wait<T>(work: impl FnOnce() -> T) -> T {
     match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {

@@ -3,7 +3,7 @@
 //! A place without an intact frame, or before one whose sequence number leaves some out, is
 //! - the end, when nothing but zeros follows;
 //! - a torn tail, when no later frame knows it to have been synced: it was never acknowledged, and is cut;
-//! - damage, when a later frame says it was synced: the range is saved, reported, and passed over.
+//! - damage, when a later frame says it was synced: the range is saved, reported and skipped.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,7 +25,7 @@ use super::{Options, Position};
 /// The file in the data folder that accepts the loss of segments, once.
 pub(crate) const ACCEPT_LOSS: &str = "accept-loss";
 
-/// What opening the log found.
+/// The result of opening the log.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Recovery {
     /// Records replayed.
@@ -38,7 +38,7 @@ pub(crate) struct Recovery {
     pub(crate) begins_late: Option<u32>,
     /// Segments that are needed and missing, cut short or other ones; their loss was accepted, or follows from damage.
     pub(crate) lacking: Vec<Lacking>,
-    /// How long it took.
+    /// Duration of the recovery.
     pub(crate) elapsed: Duration,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct Recovery {
 pub(crate) struct Damage {
     /// Where it starts.
     pub(crate) start: Position,
-    /// How long it is; 0 for records that are not there at all.
+    /// Its length; 0 for missing records.
     pub(crate) bytes: u64,
     /// Where its bytes were saved.
     pub(crate) saved_as: Option<PathBuf>,
@@ -64,7 +64,7 @@ pub(super) struct Recovered {
 
 type Replay<'a> = &'a mut dyn FnMut(Position, &[u8]) -> Result<()>;
 
-/// Of each segment what the replayed state needs.
+/// The parts of each segment that the replayed state needs.
 type NeededOf<'a> = &'a dyn Fn() -> BTreeMap<u32, Needed>;
 
 pub(super) fn recover(
@@ -81,7 +81,7 @@ pub(super) fn recover(
     for number in segment::list(&options.folder).map_err(io)? {
         sizes.insert(number, segment::size(&options.folder, number).map_err(io)?);
     }
-    // Before anything is changed: what is missing may be put back.
+    // Before anything is changed, so that missing files can still be put back.
     let segments = Segments::read(&options.folder, &sizes).map_err(io)?;
     let log = segments.log.unwrap_or_else(rand::random);
     let lacking = segments.behind(from);
@@ -140,8 +140,8 @@ fn refusal(folder: &Path, lacking: &[Lacking]) -> Error {
     }
     let above = folder.parent().unwrap_or(folder);
     Error::corrupt(format!(
-        "files of the store are missing or not whole: {}. Put them back, or restore a backup. To start without what \
-         they held, create the file `{}`: messages in them become dead letters, and records behind them are lost",
+        "files of the store are missing or not whole: {}. Put them back, or restore a backup. To start without \
+         them, create the file `{}`: messages in them become dead letters, and records behind them are lost",
         named.join("; "),
         above.join(ACCEPT_LOSS).display()
     ))
@@ -166,9 +166,9 @@ struct Scan<'a> {
     files: Files,
     /// Behind the last intact frame.
     end: Position,
-    /// What the last intact frame knew to be synced.
+    /// The synced position that the last intact frame states.
     synced: Position,
-    /// What the last intact frame of all knows to be synced, once it was looked for.
+    /// The synced position that the last intact frame of all segments states, once it was searched.
     vouched: Option<Position>,
     /// Of the next frame, when it is known.
     sequence: Option<u32>,
@@ -313,15 +313,12 @@ impl Scan<'_> {
                 )));
             }
             Header::Damaged | Header::Other(_) if bytes.len() >= HEADER_BYTES as usize => {
-                tracing::warn!(
-                    segment = number,
-                    "the header of a segment was damaged and is written anew"
-                );
+                tracing::warn!(segment = number, "rewriting damaged segment header");
                 self.files
                     .file(number)
                     .and_then(|file| segment::mend_header(&file, number, self.log))
                     .map_err(|error| {
-                        Error::unavailable("a header cannot be mended").with_source(error)
+                        Error::unavailable("a header cannot be repaired").with_source(error)
                     })?;
             }
             Header::Intact(_) | Header::Other(_) | Header::Damaged => {}
@@ -329,7 +326,7 @@ impl Scan<'_> {
         Ok(bytes)
     }
 
-    /// Takes away a tail that was never acknowledged; what there was of it is saved all the same.
+    /// Cuts a tail that was never acknowledged, and saves its bytes nevertheless.
     fn cut(&mut self, place: Position) -> Result<()> {
         let bytes = self.load(place.segment)?;
         let tail = used(bytes.get(place.offset as usize..).unwrap_or_default());
@@ -356,9 +353,9 @@ impl Scan<'_> {
         Ok(())
     }
 
-    /// Reports a range that is passed over; what comes next may have any sequence number.
+    /// Reports a skipped range; the next frame may have any sequence number.
     fn damage(&mut self, start: Position, bytes: u64, saved_as: Option<PathBuf>) {
-        tracing::error!(%start, bytes, ?saved_as, "a range of the log is damaged and was passed over");
+        tracing::error!(%start, bytes, ?saved_as, "damaged range of the log skipped");
         self.sequence = None;
         self.report.damaged.push(Damage {
             start,
@@ -367,7 +364,7 @@ impl Scan<'_> {
         });
     }
 
-    /// Makes what was read durable and says where to go on.
+    /// Makes the frames that were read durable, and returns the position to append at.
     fn finish(mut self, began: Instant) -> Result<Recovered> {
         let io =
             |error: io::Error| Error::unavailable("the log cannot be opened").with_source(error);
@@ -377,7 +374,7 @@ impl Scan<'_> {
             if !self.fresh && self.report.damaged.is_empty() {
                 self.damage(self.end, 0, None);
             }
-            // A checkpoint may know of places in a segment that is gone; what is new comes behind them.
+            // A checkpoint may refer to positions in a segment that is gone; new records come behind them.
             let newest = self.files.list().last().map_or(0, |(number, _)| *number);
             let number = if self.fresh {
                 1
@@ -418,7 +415,7 @@ impl Scan<'_> {
         })
     }
 
-    /// Writes what no frame knows to be synced once more, and syncs it: it is about to be acted on.
+    /// Writes and syncs the frames again that no later frame states to be synced, because callers are about to act on them.
     ///
     /// After a failed sync the system may hold it in memory, take it for written, and sync nothing.
     fn write_back(&self) -> io::Result<()> {

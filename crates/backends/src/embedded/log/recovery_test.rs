@@ -1,4 +1,4 @@
-//! Recovery against exact images of what a crash or a bad disk leaves behind.
+//! Recovery of exact images that a crash or a bad disk leaves behind.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
@@ -98,7 +98,7 @@ fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 
 }
 
 #[test]
-fn a_group_torn_across_two_segments_is_cut_and_is_no_damage() {
+fn a_group_torn_across_two_segments_is_cut_without_a_report_of_damage() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     make(folder, 1, SEGMENT_BYTES);
@@ -162,7 +162,7 @@ fn records_zeroed_right_behind_the_checkpoint_are_named() {
 }
 
 #[test]
-fn going_on_behind_a_checkpoint_is_no_damage_to_a_start_from_an_older_one() {
+fn appending_behind_a_checkpoint_does_not_damage_a_start_from_an_older_one() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     make(folder, 1, SEGMENT_BYTES);
@@ -200,7 +200,7 @@ fn a_log_that_vanished_behind_its_checkpoint_is_named() {
 }
 
 #[test]
-fn a_segment_cut_short_before_the_checkpoint_is_named_and_the_log_goes_on() {
+fn a_segment_cut_short_before_the_checkpoint_is_named_and_the_log_continues() {
     for length in [0, 10, 100, 4_999] {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();

@@ -1,7 +1,7 @@
 //! A file that holds disk space for the moment in which there is none.
 //!
 //! Leaving a full disk takes space: a checkpoint has to be written before segments can be removed, and a segment may be
-//! needed for the records that end messages. Free space alone is no reserve, because others write to the disk as well.
+//! needed for the records that end messages. Free space alone is not a reserve, because other processes write to the disk as well.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -22,7 +22,7 @@ pub(super) struct Reserve {
 }
 
 impl Reserve {
-    /// Half of what is to be kept free; the other half is space that the log stops at.
+    /// Half of the configured reserve; the log refuses writes at the other half.
     pub(super) fn new(path: PathBuf, reserve_bytes: u64) -> Self {
         let bytes = reserve_bytes / 2;
         let found = fs::metadata(&path).is_ok_and(|found| bytes > 0 && found.len() == bytes);

@@ -16,7 +16,7 @@ pub(super) struct Search<'a> {
     bytes: &'a [u8],
     /// CRC32C of the bytes up to each multiple of [`STEP`].
     checksums: Vec<u32>,
-    /// What 2^n zero bytes make of each bit of a CRC32C.
+    /// The effect of 2^n zero bytes on each bit of a CRC32C.
     zeros: Vec<[u32; 32]>,
 }
 
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_finds_what_reading_at_each_place_finds() {
+    fn it_finds_the_frames_that_reading_at_each_place_finds() {
         let (mut bytes, segment) = (vec![0; 64], 7);
         for number in 0..60_u32 {
             let place = Position {

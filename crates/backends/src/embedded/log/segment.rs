@@ -66,7 +66,7 @@ fn fill(path: &Path, number: u32, whole: Whole) -> io::Result<File> {
     Ok(file)
 }
 
-/// What a header says of its file.
+/// The contents of a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Whole {
     /// Its length.
@@ -91,7 +91,7 @@ fn header(number: u32, whole: Whole) -> [u8; HEADER_BYTES as usize] {
     header
 }
 
-/// What the header of a file says.
+/// The kind of a file by its header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Header {
     /// Ours. Towpath 0.1.0 did not write length and log.
@@ -141,7 +141,7 @@ pub(super) fn mend_header(file: &File, number: u32, log: u64) -> io::Result<()> 
     file.sync_data()
 }
 
-/// What the header of a segment's file says, read with the start of the first frame; absent for a file that is something
+/// Reads the header of a segment's file with the start of the first frame; absent for a file that is something
 /// else.
 pub(super) fn read_header(folder: &Path, number: u32) -> io::Result<Option<Header>> {
     let mut bytes = Vec::new();
@@ -170,7 +170,7 @@ pub(super) fn list(folder: &Path) -> io::Result<Vec<u32>> {
     numbered(folder, "log")
 }
 
-/// Removes what an interrupted creation left.
+/// Removes the files of an interrupted creation.
 pub(super) fn remove_leftovers(folder: &Path) -> io::Result<()> {
     for number in numbered(folder, "new")? {
         fs::remove_file(folder.join(format!("{number:010}.new")))?;

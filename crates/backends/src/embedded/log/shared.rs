@@ -1,4 +1,4 @@
-//! What the log's callers and its threads share: the buffers under one lock, and how far they have got.
+//! State shared by the log's callers and its threads: the buffers under one lock, and their progress.
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -24,7 +24,7 @@ pub(super) struct Chunk {
     pub(super) bytes: Vec<u8>,
 }
 
-/// What waits for the committer thread.
+/// Frames that wait for the committer thread.
 pub(super) struct Buffers {
     /// Where the next frame will start.
     pub(super) end: Position,
@@ -50,7 +50,7 @@ pub(super) struct Buffers {
     pub(super) tickets: u64,
     /// Where the last record ended that is more than a note.
     pub(super) awaited_end: Position,
-    /// Somebody waits for what is pending; a note alone is written and not synced.
+    /// A caller waits for the pending frames; a note alone is written and not synced.
     pub(super) awaited: bool,
     pub(super) sync_requested: bool,
     pub(super) closing: bool,
@@ -68,7 +68,7 @@ pub(super) struct Waiter {
 }
 
 impl Buffers {
-    /// Whether a frame of so many bytes fits into the present segment.
+    /// Whether a frame of `size` bytes fits into the present segment.
     pub(super) const fn has_room(&self, size: u32) -> bool {
         size <= self.segment_size.saturating_sub(self.end.offset)
     }
@@ -92,7 +92,7 @@ impl Buffers {
     }
 }
 
-/// What the caller's side and the threads share.
+/// State shared by the callers and the threads.
 pub(super) struct Shared {
     pub(super) options: Options,
     /// Which log this is.
@@ -124,7 +124,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// What the header of a new segment says.
+    /// The header of a new segment.
     pub(super) const fn whole(&self, size: u32) -> Whole {
         Whole {
             size,
@@ -170,7 +170,7 @@ impl Shared {
             .wake(waiters.into_iter().map(|waiter| waiter.waker).collect());
     }
 
-    /// For how long the disk has not answered, once that is longer than the timeout.
+    /// Time without an answer of the disk, once that is longer than the timeout.
     pub(super) fn stalled(&self) -> Option<Duration> {
         let lasts = self.commits.lasts().max(self.prepares.lasts());
         lasts.filter(|lasts| *lasts >= self.options.timeout)
@@ -183,7 +183,7 @@ impl Shared {
     }
 }
 
-/// Adds a frame at the end of what waits.
+/// Adds a frame behind those that wait.
 pub(super) fn push_frame(buffers: &mut Buffers, synced: Position, body: &[u8]) {
     let (start, sequence) = (buffers.end, buffers.sequence);
     let size = frame::size_of(body.len());

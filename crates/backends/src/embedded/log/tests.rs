@@ -44,7 +44,7 @@ fn body(rng: &mut StdRng) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_was_committed_is_replayed_in_order_and_reads_back() {
+async fn committed_records_are_replayed_in_order_and_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let mut rng = StdRng::seed_from_u64(1);
     let mut written = Vec::new();
@@ -76,7 +76,7 @@ async fn what_was_committed_is_replayed_in_order_and_reads_back() {
 }
 
 #[tokio::test]
-async fn a_torn_tail_is_cut_and_reported_and_the_log_goes_on() {
+async fn a_torn_tail_is_cut_and_reported_and_the_log_continues() {
     for seed in 0..30 {
         let mut rng = StdRng::seed_from_u64(seed);
         let folder = tempfile::tempdir().unwrap();
@@ -191,7 +191,7 @@ async fn damage_is_named_and_never_silent() {
 }
 
 #[tokio::test]
-async fn a_panic_of_the_writing_thread_stops_the_log_and_leaves_nobody_waiting() {
+async fn a_panic_of_the_writing_thread_stops_the_log_and_answers_every_caller() {
     let folder = tempfile::tempdir().unwrap();
     let (log, _, _) = open(folder.path(), Durability::Fsync);
     log.on_commit(|| panic!("as a defect would"));
@@ -229,7 +229,7 @@ fn a_newer_format_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_low_disk_refuses_what_grows_and_takes_what_settles() {
+fn a_low_disk_refuses_new_records_and_accepts_settlements() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options {
         reserve_bytes: u64::MAX,
@@ -270,7 +270,7 @@ fn mutations_of_a_segment_never_harm_the_reader() {
     }
 }
 
-/// A runtime that looks at its driver only when nothing is ready, so that tests know what runs before a deferred call.
+/// A runtime that looks at its driver only when nothing is ready, so that tests know the tasks that run before a deferred call.
 fn one_worker() -> tokio::runtime::Runtime {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.worker_threads(1).event_interval(1_000_000);

@@ -24,7 +24,7 @@ use tokio::task::yield_now;
 /// Calls the committer.
 type Call = Box<dyn Fn() + Send + Sync>;
 
-/// What the task has to do.
+/// Work of the task.
 #[derive(Default)]
 struct Due {
     /// Callers whose records are committed.
@@ -70,14 +70,14 @@ impl Wakeups {
         {
             return;
         }
-        // It ends with the log, or with its runtime, and then gives what is due at once.
+        // It ends with the log or with its runtime, and then wakes the due callers at once.
         runtime.spawn(Task {
             wakeups: Arc::clone(self),
             deferred: false,
         });
     }
 
-    /// Calls the committer, after what else is ready on the runtime.
+    /// Calls the committer after the other ready tasks of the runtime.
     pub(super) fn call(&self) {
         if !self.runs.load(Ordering::Relaxed) {
             return (self.call)();
@@ -125,7 +125,7 @@ impl Wakeups {
         }
     }
 
-    /// Gives what is due, from this thread.
+    /// Wakes the due callers from this thread.
     fn give(&self) {
         let (callers, call) = {
             let mut due = self.lock();
@@ -145,7 +145,7 @@ impl Wakeups {
     }
 }
 
-/// Gives what is due, on a runtime.
+/// Wakes the due callers on a runtime.
 struct Task {
     wakeups: Arc<Wakeups>,
     /// The call waits for its turn.

@@ -1,7 +1,7 @@
-//! Whether the segments are all there and long enough, told from their names, lengths and headers alone.
+//! Checks that all segments exist and are long enough, by their names, lengths and headers alone.
 //!
-//! A copy that was cut off and a file that was removed lose what no later frame can tell. They are found before the log
-//! is read for replay and before anything is changed, so that what is missing can still be put back.
+//! A copy that was cut off or a removed file loses records that no later frame refers to. Both are found before the log
+//! is read for replay and before anything is changed, so that missing files can still be put back.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use std::path::Path;
 use super::Position;
 use super::segment::{self, HEADER_BYTES, Header, Whole};
 
-/// What the state still needs of a segment.
+/// The part of a segment that the state still needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Needed {
     /// Bytes of messages.
@@ -39,7 +39,7 @@ impl fmt::Display for Lacking {
     }
 }
 
-/// The segments of a folder: their lengths, and what their headers say.
+/// The segments of a folder: their lengths and headers.
 pub(super) struct Segments {
     sizes: BTreeMap<u32, u32>,
     /// Absent for a file that is something else.
@@ -99,7 +99,7 @@ impl Segments {
         looked.flatten().collect()
     }
 
-    /// What is wrong with the header or the length of a segment that is there.
+    /// The fault in the header or the length of an existing segment.
     pub(super) fn fault(&self, number: u32) -> Option<String> {
         let size = self.sizes.get(&number)?;
         let Some(header) = self.headers.get(&number)? else {

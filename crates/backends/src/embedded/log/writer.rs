@@ -31,7 +31,7 @@ const PREPARED: Duration = Duration::from_secs(2);
 /// When a refused producer may come back.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// What a record does to the size of the store.
+/// The effect of a record on the size of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class {
     /// Brings something in: refused while the disk is low.
@@ -40,7 +40,7 @@ pub(crate) enum Class {
     Settle,
     /// As [`Class::Settle`], but the caller does not wait for it: taken also while the disk does not answer.
     Count,
-    /// As [`Class::Settle`], but nobody waits for it: it is written at once and synced with what comes next.
+    /// As [`Class::Settle`], but no caller waits for it: it is written at once and synced with the next group.
     Note,
 }
 
@@ -61,7 +61,7 @@ pub(crate) struct Log {
 
 impl Log {
     /// Opens the log and replays every intact frame from `from` (without it: from the oldest segment), in order.
-    /// Then `needed` says what the replayed state needs of each segment.
+    /// Then `needed` returns the parts of each segment that the replayed state needs.
     ///
     /// # Errors
     /// `Corrupt` for a segment of a newer format and for segments that are missing or cut short, those of `replay`,
@@ -182,7 +182,7 @@ impl Log {
         drop(buffers);
         match class {
             _ if !is_first => {}
-            // Its caller goes on, maybe to read payloads, and a call that waits for its turn would wait for that.
+            // Its caller continues, maybe reading payloads, and a queued call would have to wait for that.
             Class::Note => self.shared.work.notify_all(),
             _ => self.shared.wakeups.call(),
         }
@@ -209,7 +209,7 @@ impl Log {
         })
     }
 
-    /// For how long the disk has not answered, once that is longer than the timeout.
+    /// Time without an answer of the disk, once that is longer than the timeout.
     pub(crate) fn stalled(&self) -> Option<Duration> {
         self.shared.stalled()
     }
@@ -231,15 +231,15 @@ impl Log {
         }
         if buffers.pending_bytes > MAX_PENDING_BYTES {
             return Err(Error::overloaded(
-                "the disk is slower than what comes in",
+                "the disk is slower than the incoming writes",
                 RETRY_AFTER,
             ));
         }
         Ok(())
     }
 
-    /// Goes on in the next segment, which is big enough for a frame of `size`. Only the thread of the segments calls the
-    /// disk; what it cannot prepare is refused.
+    /// Continues in the next segment, which is big enough for a frame of `size`. Only the thread of the segments calls the
+    /// disk; a segment that it cannot prepare is refused.
     fn roll<'a>(
         &'a self,
         mut buffers: MutexGuard<'a, Buffers>,
@@ -296,8 +296,8 @@ impl Log {
     /// Waits until everything before `end` is as durable as configured.
     ///
     /// # Errors
-    /// `Unavailable` when the log failed before, or the disk took longer than the request waits; what was appended may
-    /// or may not be durable.
+    /// `Unavailable` when the log failed before, or the disk took longer than the request waits; the appended records
+    /// may or may not be durable.
     pub(crate) async fn committed(&self, end: Position) -> Result<()> {
         if self.is_committed(end) {
             return Ok(());
@@ -366,7 +366,7 @@ impl Log {
         Position::from_u64(self.shared.committed.load(Ordering::Acquire))
     }
 
-    /// Where the last record ended that is more than a note: what an answer may rest on.
+    /// The end of the last record that is more than a note: the position that an answer may rely on.
     pub(crate) fn awaited_end(&self) -> Position {
         self.shared.lock().awaited_end
     }
@@ -435,7 +435,7 @@ impl Log {
         self.shared.disk_low.load(Ordering::Relaxed)
     }
 
-    /// Gives the disk space that is held in reserve to what ends the lack of it. False when there is none to give.
+    /// Releases the reserved disk space for work that frees more. False when there is none.
     pub(crate) fn release_reserve(&self) -> bool {
         self.shared.reserve.release()
     }
@@ -445,7 +445,7 @@ impl Log {
         self.shared.free_bytes.load(Ordering::Relaxed)
     }
 
-    /// How often the disk was synced since the log was opened.
+    /// Number of syncs since the log was opened.
     pub(crate) fn syncs(&self) -> u64 {
         self.shared.syncs.load(Ordering::Relaxed)
     }
@@ -472,7 +472,7 @@ impl Log {
     /// `Unavailable` when something could not be made durable.
     pub(crate) fn close(&self) -> Result<()> {
         {
-            // Both at once: others that go on appending would hold up a sync for ever.
+            // Both at once: callers that continue to append would delay a sync for ever.
             let mut buffers = self.shared.lock();
             let synced = Position::from_u64(self.shared.synced.load(Ordering::Acquire));
             buffers.sync_requested |= !buffers.closing && synced < buffers.records_end;

@@ -1,7 +1,7 @@
 //! The queue port.
 
-mod hand_out;
-mod intake;
+mod enqueue;
+mod lease;
 mod settle;
 
 use std::ops::Bound;
@@ -20,10 +20,10 @@ use towpath_core::{
 
 use super::log::Class;
 use super::record::Record;
-use super::state::{Entry, Standing, Stored};
+use super::state::{Entry, MessagePhase, Stored};
 use super::store::Store;
-use hand_out::HandedOut;
-pub(super) use intake::{Arriving, queue_is_full, refusal_like};
+pub(super) use enqueue::{Arriving, queue_is_full, refusal_like};
+use lease::ReadyBatch;
 use settle::stale;
 
 /// Most messages that an operation on all of a queue changes at once, and so while others wait.
@@ -87,7 +87,7 @@ impl Queue for Store {
             if self.is_closed() {
                 return Err(Error::unavailable("the store is closed"));
             }
-            let HandedOut { leased, look_again } = self.hand_out(&request)?;
+            let ReadyBatch { leased, look_again } = self.lease_ready(&request)?;
             if !leased.is_empty() {
                 let deliveries = self.deliveries(&request, leased)?;
                 if !deliveries.is_empty() {
@@ -200,17 +200,19 @@ impl Queue for Store {
         found
             .into_iter()
             .zip(self.read_back(&stored))
-            // A damaged one is passed over here, and becomes a dead letter that says so when its turn comes.
+            // A damaged one is skipped here, and becomes a dead letter with that reason when it is leased.
             .filter(
                 |(_, message)| !matches!(message, Err(error) if error.kind() == ErrorKind::Corrupt),
             )
-            .map(|((entry, standing), message)| {
+            .map(|((entry, phase), message)| {
                 Ok(Peeked {
                     message: message?,
-                    state: match standing {
-                        Some(Standing::Delayed(_)) => MessageState::Delayed,
-                        Some(Standing::Leased { .. }) => MessageState::Leased,
-                        Some(Standing::Ready | Standing::Parked) | None => MessageState::Ready,
+                    state: match phase {
+                        Some(MessagePhase::Delayed(_)) => MessageState::Delayed,
+                        Some(MessagePhase::Leased { .. }) => MessageState::Leased,
+                        Some(MessagePhase::Ready | MessagePhase::Parked) | None => {
+                            MessageState::Ready
+                        }
                     },
                     attempts: entry.attempts,
                 })
@@ -381,7 +383,7 @@ fn no_queue(queue: &QueueName) -> Error {
     Error::not_found(format!("there is no queue `{queue}`"))
 }
 
-/// What is left of a message that cannot be read back.
+/// The known facts of a message that cannot be read back.
 fn unreadable(entry: &Entry) -> Message {
     Message {
         id: entry.id,

@@ -1,24 +1,24 @@
-//! How deliveries end.
+//! Settles deliveries.
 
 use std::collections::{BTreeMap, HashSet};
 
-use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, Settlement};
 use towpath_core::{Error, QueueName, Receipt, Result};
 
 use super::super::log::{Class, Position};
-use super::super::record::{Ending, Record};
+use super::super::record::{DeliveryOutcome, Record};
 use super::super::store::{Inner, Store};
 
-/// What settlements come to.
-pub(in super::super) struct Endings<'a> {
+/// The changes that settlements make.
+pub(in super::super) struct SettlePlan<'a> {
     /// One each.
     pub(in super::super) outcomes: Vec<Result<()>>,
-    /// Numbers and endings of those that hold.
-    pub(in super::super) by_queue: BTreeMap<QueueName, Vec<(u64, Ending<'a>)>>,
+    /// Numbers and outcomes of settlements whose lease is current.
+    pub(in super::super) by_queue: BTreeMap<QueueName, Vec<(u64, DeliveryOutcome<'a>)>>,
 }
 
 impl Store {
-    /// Ends what the receipts still hold, queue by queue.
+    /// Ends the deliveries whose receipts are current, queue by queue.
     pub(super) fn end_deliveries(
         &self,
         settlements: &[Settlement],
@@ -31,7 +31,7 @@ impl Store {
         for (queue, settled) in plan.by_queue {
             let gives_back = settled
                 .iter()
-                .any(|(_, ending)| !matches!(ending, Ending::Ack));
+                .any(|(_, outcome)| !matches!(outcome, DeliveryOutcome::Ack));
             end = self.write(
                 inner,
                 Class::Settle,
@@ -41,7 +41,7 @@ impl Store {
                     settled,
                 },
             )?;
-            // A key that was let go may let another message go.
+            // A released key may make another message ready.
             if gives_back || inner.state.queue(&queue).has_ready() {
                 self.news(&queue).notify_waiters();
             }
@@ -49,20 +49,24 @@ impl Store {
         Ok((plan.outcomes, end))
     }
 
-    /// What the receipts still hold, and what becomes of it.
+    /// The deliveries whose receipts are current, and their outcomes.
     pub(in super::super) fn plan_endings<'a>(
         &self,
         inner: &mut Inner,
         settlements: &'a [Settlement],
-    ) -> Endings<'a> {
+    ) -> SettlePlan<'a> {
         let (now, monotonic) = (self.clock.now(), self.monotonic());
-        let mut plan = Endings {
+        let mut plan = SettlePlan {
             outcomes: Vec::with_capacity(settlements.len()),
             by_queue: BTreeMap::new(),
         };
         // One receipt ends one delivery, also within one call; no two leases have one fence.
         let (mut seen, mut ticked) = (HashSet::new(), None);
-        for Settlement { receipt, verdict } in settlements {
+        for Settlement {
+            receipt,
+            disposition,
+        } in settlements
+        {
             let Some(state) = inner.state.queues.get_mut(&receipt.queue) else {
                 plan.outcomes.push(Err(stale(receipt)));
                 continue;
@@ -78,19 +82,19 @@ impl Store {
                 .settings
                 .retry
                 .is_spent(state.attempts(receipt.number));
-            let ending = match verdict {
-                Verdict::Ack => Ending::Ack,
-                Verdict::Release { after } if after.is_zero() => Ending::Release,
-                Verdict::Release { after } => Ending::Defer {
+            let outcome = match disposition {
+                Disposition::Ack => DeliveryOutcome::Ack,
+                Disposition::Release { after } if after.is_zero() => DeliveryOutcome::Release,
+                Disposition::Release { after } => DeliveryOutcome::Defer {
                     due: now.after(*after),
                 },
-                Verdict::DeadLetter { reason } => Ending::Dead {
+                Disposition::DeadLetter { reason } => DeliveryOutcome::Dead {
                     reason: reason.as_str().into(),
                 },
-                Verdict::Retry { error, .. } if spent => Ending::Dead {
+                Disposition::Retry { error, .. } if spent => DeliveryOutcome::Dead {
                     reason: error.as_str().into(),
                 },
-                Verdict::Retry { after, error } => Ending::Retry {
+                Disposition::Retry { after, error } => DeliveryOutcome::Retry {
                     due: now.after(*after),
                     error: error.as_str().into(),
                 },
@@ -98,7 +102,7 @@ impl Store {
             plan.by_queue
                 .entry(receipt.queue.clone())
                 .or_default()
-                .push((receipt.number, ending));
+                .push((receipt.number, outcome));
             plan.outcomes.push(Ok(()));
         }
         plan

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::pack::{Item, Packing, Unpacking};
-use super::queue::Place;
+use super::queue::BlobLocation;
 
 #[derive(Clone)]
 pub(super) enum Block<T> {
@@ -13,7 +13,7 @@ pub(super) enum Block<T> {
     Packed(Arc<Packed<T>>),
 }
 
-/// What messages need of a segment.
+/// The part of a segment that messages need.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in super::super) struct Live {
     /// Bytes of their blobs.
@@ -26,7 +26,7 @@ pub(in super::super) struct Live {
 pub(in super::super) type LiveSegments = BTreeMap<u32, Live>;
 
 impl Live {
-    pub(super) fn add(&mut self, place: Place) {
+    pub(super) fn add(&mut self, place: BlobLocation) {
         self.bytes += u64::from(place.bytes);
         self.end = self
             .end

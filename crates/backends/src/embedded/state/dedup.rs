@@ -31,18 +31,18 @@ const ONE_TABLE: usize = 8_192;
 
 /// One id and the message that first used it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(in super::super) struct Known<T> {
+pub(in super::super) struct DedupEntry<T> {
     digest: Digest,
     first: T,
     until: Timestamp,
 }
 
-/// What each id was first used for.
+/// The first use of each id.
 #[derive(Debug)]
 pub(super) struct Dedup<T> {
     secret: Secret,
     /// In the order in which they came, which is that of their windows while the window stays the same.
-    known: Rows<Known<T>>,
+    known: Rows<DedupEntry<T>>,
     index: Index,
     /// The number of the first entry.
     start: u32,
@@ -55,11 +55,11 @@ struct Index(Vec<HashTable<u32>>);
 /// The ids as they were at a moment.
 pub(super) struct Snapshot<T> {
     pub(super) secret: Secret,
-    pub(super) known: Rows<Known<T>>,
+    pub(super) known: Rows<DedupEntry<T>>,
 }
 
 impl<T> Snapshot<T> {
-    /// How many bytes they take in a checkpoint, about.
+    /// Approximate size in a checkpoint.
     pub(super) const fn bytes(&self) -> u64 {
         40 * self.known.len() as u64
     }
@@ -144,12 +144,12 @@ impl<T: Copy> Dedup<T> {
     }
 
     /// Keeps an id of a checkpoint.
-    pub(super) fn keep(&mut self, known: Known<T>) {
+    pub(super) fn keep(&mut self, known: DedupEntry<T>) {
         self.known.push_back(known);
         self.point_at_last();
     }
 
-    /// What the id was first used for, if its window is still open.
+    /// The first use of the id, if its window is still open.
     pub(super) fn first(&self, id: &str, now: Timestamp) -> Option<T> {
         if self.known.is_empty() {
             return None;
@@ -163,7 +163,7 @@ impl<T: Copy> Dedup<T> {
 
     pub(super) fn remember(&mut self, id: &str, first: T, until: Timestamp) {
         let digest = self.digest(id);
-        self.keep(Known {
+        self.keep(DedupEntry {
             digest,
             first,
             until,
@@ -200,7 +200,7 @@ impl<T: Copy> Dedup<T> {
     pub(super) fn tick(&mut self, now: Timestamp) -> bool {
         for _ in 0..AT_ONCE {
             let closed = self.known.front().filter(|known| known.until <= now);
-            let Some(Known { digest, .. }) = closed else {
+            let Some(DedupEntry { digest, .. }) = closed else {
                 return false;
             };
             let (oldest, hash_of_it) = (self.start, hash(&digest));
@@ -252,7 +252,7 @@ impl<'de, T: Copy + DeserializeOwned> Visitor<'de> for Parts<T> {
         let count: u64 = next(&mut parts)?;
         if count == DIGESTS {
             dedup.secret = next(&mut parts)?;
-            let known: VecDeque<Known<T>> = next(&mut parts)?;
+            let known: VecDeque<DedupEntry<T>> = next(&mut parts)?;
             known.into_iter().for_each(|known| dedup.keep(known));
             return Ok(dedup);
         }
@@ -335,7 +335,7 @@ mod tests {
         let mut dedup = Dedup::default();
         dedup.remember("one", 1_u64, at(10));
         dedup.remember("two", 2, at(20));
-        let known: VecDeque<Known<u64>> = dedup.known.iter().collect();
+        let known: VecDeque<DedupEntry<u64>> = dedup.known.iter().collect();
         let bytes = postcard::to_extend(&(DIGESTS, dedup.secret, known, "behind"), Vec::new());
         let (read, behind): (Dedup<u64>, String) = postcard::from_bytes(&bytes.unwrap()).unwrap();
         assert_eq!(read.secret, dedup.secret);

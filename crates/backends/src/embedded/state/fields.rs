@@ -34,7 +34,7 @@ impl Fields {
         }
     }
 
-    /// How many bytes a few small ones take.
+    /// Memory of a few small fields.
     pub(super) const fn packed_bytes(&self) -> Option<usize> {
         match &self.0 {
             Kept::Map(_) => None,

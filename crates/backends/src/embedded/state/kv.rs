@@ -1,4 +1,4 @@
-//! Keys and values: conditions are checked on what would be, changes are absolute, so replay needs no clock.
+//! Keys and values: conditions are checked on the resulting values, changes are absolute, so replay needs no clock.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
@@ -13,12 +13,12 @@ use towpath_core::{Error, Result, Timestamp};
 
 use super::AT_ONCE;
 use super::fields::Fields;
-use crate::embedded::tables::{Named, Tables};
+use crate::embedded::tables::{TableRecord, Tables};
 
-/// What a key costs in memory beside its bytes, about.
+/// Approximate memory of a key beside its bytes.
 const OVERHEAD: usize = 160;
 
-/// What a key holds.
+/// The value of a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in super::super) enum Content {
     Value(Bytes),
@@ -47,7 +47,7 @@ pub(in super::super) struct FieldsSet {
     pub(in super::super) until: Option<Timestamp>,
 }
 
-/// What a list of ops comes to: nothing when it is refused.
+/// The changes of a list of ops; empty when it is refused.
 pub(in super::super) struct Plan {
     pub(in super::super) committed: Committed,
     pub(in super::super) changes: Changes,
@@ -62,20 +62,20 @@ impl Plan {
     }
 }
 
-/// What becomes of one key.
+/// The change of one key.
 enum Draft {
     Slot(Option<Slot>),
     Fields(FieldsSet),
 }
 
-/// Every key: in memory what changed lately, in tables the others.
+/// All keys: recently changed ones in memory, the others in tables.
 #[derive(Debug, Default, Deserialize)]
 pub(in super::super) struct KvState {
     #[serde(deserialize_with = "super::snapshot::map")]
     slots: OrdMap<String, Slot>,
     #[serde(skip)]
     expiring: BTreeSet<(Timestamp, String)>,
-    /// How much memory those of `slots` take that can leave it, about.
+    /// Approximate memory of `slots` that can be freed.
     #[serde(skip)]
     bytes: usize,
     #[serde(skip)]
@@ -88,7 +88,7 @@ pub(in super::super) struct KvState {
     failure: Option<Error>,
     /// The tables that a checkpoint names, until they are opened.
     #[serde(skip)]
-    named: Vec<Named>,
+    named: Vec<TableRecord>,
 }
 
 impl KvState {
@@ -100,7 +100,7 @@ impl KvState {
         &self.tables
     }
 
-    /// How much memory the keys take that could leave it, about.
+    /// Approximate memory of the keys that can be freed.
     pub(in super::super) const fn bytes(&self) -> usize {
         self.bytes
     }
@@ -119,7 +119,7 @@ impl KvState {
         self.tables = tables;
     }
 
-    /// Lets go of a key that a table has as it is.
+    /// Removes an unchanged key of a table from memory.
     pub(in super::super) fn let_go(&mut self, key: &str, slot: &Slot) {
         if self.slots.get(key) == Some(slot) {
             self.take(key);
@@ -127,7 +127,7 @@ impl KvState {
     }
 
     /// Notes a table of a checkpoint, to be opened.
-    pub(super) fn name_table(&mut self, named: Named) {
+    pub(super) fn name_table(&mut self, named: TableRecord) {
         self.named.push(named);
     }
 
@@ -258,7 +258,7 @@ impl KvState {
         }
     }
 
-    /// Works out what the ops come to, one after the other, without changing anything.
+    /// Computes the changes of the ops, one after the other, without applying them.
     ///
     /// `cold` has the table lookups of keys that are not in memory.
     pub(in super::super) fn plan(&self, ops: &[Op], cold: &Cold, now: Timestamp) -> Result<Plan> {
@@ -325,7 +325,7 @@ impl FieldsSet {
     }
 }
 
-/// How much memory a key takes that can leave it, about.
+/// Approximate memory of a key that can be freed.
 fn cost(key: &str, slot: &Slot) -> usize {
     let content = match &slot.content {
         Content::Value(value) => Some(value.len()),

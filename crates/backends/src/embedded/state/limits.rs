@@ -8,7 +8,7 @@ use towpath_core::limiter;
 
 use super::AT_ONCE;
 
-/// How a limit stands, and when it is full again.
+/// State of a limit, and when it is full again.
 pub(super) type Limited = (limiter::State, u64);
 
 /// Every limit that is not full.

@@ -143,7 +143,7 @@ impl<T: Item> Line<T> {
             .chain(rest.flat_map(Block::iter))
     }
 
-    /// How many items there are up to this number.
+    /// Number of items up to this number.
     pub(super) fn count_up_to(&self, number: u64) -> usize {
         let start = self.block_behind(number);
         let before: usize = self.blocks.range(..start).map(Block::len).sum();
@@ -230,7 +230,7 @@ impl<T: Item> Line<T> {
         }
     }
 
-    /// What its items need of the segments.
+    /// Adds the parts of the segments that its items need.
     pub(super) fn add_live(&self, live: &mut LiveSegments) {
         for block in &self.blocks {
             block.add_live(live);
@@ -274,7 +274,7 @@ impl<T: Item> Line<T> {
 }
 
 impl<T: Item> Snapshot<T> {
-    /// How many bytes it takes in a checkpoint, about.
+    /// Approximate size in a checkpoint.
     pub(super) fn bytes(&self) -> u64 {
         let bytes = self.0.iter().map(|block| match block {
             Block::Open(items) => items.len() * 20,
@@ -283,7 +283,7 @@ impl<T: Item> Snapshot<T> {
         bytes.sum::<usize>() as u64
     }
 
-    /// What its items need of the segments.
+    /// Adds the parts of the segments that its items need.
     pub(super) fn add_live(&self, live: &mut LiveSegments) {
         for block in &self.0 {
             block.add_live(live);

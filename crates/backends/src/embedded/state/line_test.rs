@@ -7,7 +7,7 @@ use towpath_core::{MessageId, Timestamp};
 use super::block::{LiveSegments, Packed};
 use super::line::{Line, Snapshot};
 use super::pack::Item;
-use super::queue::{Entry, Place};
+use super::queue::{BlobLocation, Entry};
 use crate::embedded::log::Position;
 
 fn entry(rng: &mut StdRng, number: u64) -> Entry {
@@ -23,16 +23,16 @@ fn entry(rng: &mut StdRng, number: u64) -> Entry {
     }
 }
 
-fn place(rng: &mut StdRng) -> Place {
+fn place(rng: &mut StdRng) -> BlobLocation {
     let segment = rng.random_range(1..5);
     let (offset, bytes) = (rng.random_range(64..1 << 24), rng.random_range(30..300));
-    Place {
+    BlobLocation {
         position: Position { segment, offset },
         bytes,
     }
 }
 
-/// What a checkpoint would give back.
+/// The line as read back from a checkpoint.
 fn read(snapshot: Snapshot<Entry>) -> Vec<Entry> {
     let mut line = Line::default();
     for block in snapshot.into_packed() {
@@ -42,7 +42,7 @@ fn read(snapshot: Snapshot<Entry>) -> Vec<Entry> {
 }
 
 #[test]
-fn a_line_does_what_a_vector_does_and_its_snapshots_stay() {
+fn a_line_behaves_like_a_vector_and_its_snapshots_stay() {
     let mut rng = StdRng::seed_from_u64(7);
     let (mut line, mut model, mut next) = (Line::default(), Vec::<Entry>::new(), 1);
     for round in 0..60 {
@@ -91,7 +91,7 @@ fn a_line_does_what_a_vector_does_and_its_snapshots_stay() {
         assert!(line.iter().eq(model.iter().copied()), "round {round}");
         let (mut live, mut expected) = (LiveSegments::new(), LiveSegments::new());
         line.add_live(&mut live);
-        for Place { position, bytes } in model.iter().map(|entry| entry.place) {
+        for BlobLocation { position, bytes } in model.iter().map(|entry| entry.place) {
             let live = expected.entry(position.segment).or_default();
             live.bytes += u64::from(bytes);
             live.end = live.end.max(position.offset + bytes);
@@ -109,7 +109,7 @@ fn messages_of_a_batch_take_few_bytes() {
         line.push_back(Entry {
             number,
             id: MessageId::new(),
-            place: Place {
+            place: BlobLocation {
                 position: Position {
                     segment: batch as u32,
                     offset: 1_000 + within * 140,
@@ -129,7 +129,7 @@ fn messages_of_a_batch_take_few_bytes() {
 }
 
 #[test]
-fn bytes_that_are_no_block_are_refused() {
+fn bytes_of_another_form_than_a_block_are_refused() {
     let mut rng = StdRng::seed_from_u64(8);
     let mut line = Line::default();
     for number in 1..50 {

@@ -1,7 +1,7 @@
-//! What the store knows, in memory: positions and standing, never payloads.
+//! The state of the store in memory: positions and phase, never payloads.
 //!
 //! Pure: it performs no I/O and reads no clock. The store calls it under one
-//! lock, for what happens now and for what the log says had happened.
+//! lock, for new changes and for those that the log replays.
 
 mod bindings;
 mod block;
@@ -31,7 +31,9 @@ pub(super) use block::LiveSegments;
 pub(super) use kv::{Changes, Cold, Content, FieldsSet, KvState, Plan, Slot, keys};
 pub(super) use limits::Limits;
 pub(super) use pack::{NO_ID, Packing, Unpacking, next_id};
-pub(super) use queue::{Entry, Found, Leased, Leasing, Place, QueueState, Standing, Stored};
+pub(super) use queue::{
+    BlobLocation, Entry, LeaseScan, Leased, Leasing, MessagePhase, QueueState, Stored,
+};
 pub(super) use snapshot::{Loading, Piece, Snapshot};
 pub(super) use stream::{GroupState, Handed, StreamEntry, StreamState, Taking, offset};
 
@@ -42,7 +44,7 @@ use super::log::{Needed, Position};
 use super::record::Record;
 use super::store::Source;
 
-/// Most that one look at the clock forgets or moves of a kind: it holds the lock, and the next look goes on.
+/// Most items of a kind that one tick drops or moves, because it holds the lock; the next tick continues.
 const AT_ONCE: usize = 2_000;
 
 /// Everything a checkpoint holds; read as one value from those up to version 4.
@@ -73,7 +75,7 @@ impl State {
 
     /// Applies a record whose blobs start at `blobs` in the log. Returns where they end.
     ///
-    /// The same for what happens now and for replay, but for leases, which exist only now.
+    /// The same for new changes and for replay, except for leases, which are not replayed.
     pub(super) fn apply(&mut self, record: &Record<'_>, blobs: Position) -> Position {
         let mut position = blobs;
         match record {
@@ -104,8 +106,8 @@ impl State {
             }
             Record::Settle { queue, at, settled } => {
                 let queue = self.queue(queue);
-                for (number, ending) in settled {
-                    queue.settle(*number, ending, *at);
+                for (number, outcome) in settled {
+                    queue.settle(*number, outcome, *at);
                 }
             }
             Record::Pause { queue, paused } => self.queue(queue).paused = *paused,
@@ -121,7 +123,7 @@ impl State {
                 for (number, bytes) in moved {
                     queue.relocate(
                         *number,
-                        Place {
+                        BlobLocation {
                             position,
                             bytes: *bytes,
                         },
@@ -200,7 +202,7 @@ impl State {
                 let stream = self.stream(stream);
                 for (number, bytes) in moved {
                     let bytes = *bytes;
-                    stream.relocate(*number, Place { position, bytes });
+                    stream.relocate(*number, BlobLocation { position, bytes });
                     position = position.plus(bytes);
                 }
             }
@@ -218,7 +220,8 @@ impl State {
 
     /// Makes every later lease's fence larger than any of the process before.
     ///
-    /// Notes of its last leases may be lost, so counting them is not enough; nobody makes 2^12 leases a millisecond, and none starts within one.
+    /// Notes of its last leases may be lost, so counting them is not enough. No process makes 2^12 leases a millisecond,
+    /// and none starts within one.
     pub(super) fn raise_fence(&mut self, now: Timestamp) {
         self.fence = self.fence.max(now.as_millis() << 12);
     }
@@ -228,7 +231,7 @@ impl State {
         Timestamp::from_millis(self.fence >> 12)
     }
 
-    /// What messages still need of the segments.
+    /// The parts of the segments that messages still need.
     pub(super) fn live(&self) -> LiveSegments {
         let mut live = LiveSegments::new();
         for queue in self.queues.values() {
@@ -247,7 +250,7 @@ impl State {
         messages.chain(entries)
     }
 
-    /// What is needed of each segment.
+    /// The needed parts of each segment.
     pub(super) fn needed(&self) -> BTreeMap<u32, Needed> {
         let live = self.live().into_iter();
         live.map(|(number, live)| {
@@ -258,7 +261,7 @@ impl State {
     }
 
     /// Whether a message or an entry is still at this place. Quick for neighbours, one after the other.
-    pub(super) fn is_at(&mut self, source: &Source, number: u64, place: Place) -> bool {
+    pub(super) fn is_at(&mut self, source: &Source, number: u64, place: BlobLocation) -> bool {
         let known = match source {
             Source::Queue(name) => self
                 .queues
@@ -272,7 +275,7 @@ impl State {
         known == Some(place)
     }
 
-    /// What it is now. Costs little, whatever there is, and goes on as it is while the state changes.
+    /// The present state. Costs little, whatever its size, and stays the same while the state changes.
     pub(super) fn snapshot(&self) -> Snapshot {
         let queues = self.queues.iter();
         let streams = self.streams.iter();

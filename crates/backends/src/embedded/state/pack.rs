@@ -1,23 +1,23 @@
 //! Items in few bytes: each is written as its difference from the item expected after the previous one.
 //!
-//! Expected are the next number, the next id, a blob of the same length right behind, and the same moment: what a batch
+//! Expected are the next number, the next id, a blob of the same length right behind, and the same moment, as in a batch
 //! has. A message of a batch takes one byte then.
 
 use towpath_core::{MessageId, Timestamp};
 
-use super::queue::Place;
+use super::queue::BlobLocation;
 use crate::embedded::log::Position;
 
-/// What a [`super::line::Line`] holds.
+/// An item of a [`super::line::Line`].
 pub(in super::super) trait Item: Copy + 'static {
-    /// What the first item of a block is compared with.
+    /// The predecessor of the first item of a block.
     const ZERO: Self;
 
     /// Grows along the list.
     fn number(&self) -> u64;
 
     /// Where its blob is.
-    fn place(&self) -> Place;
+    fn place(&self) -> BlobLocation;
 
     fn pack(&self, before: &Self, out: &mut Packing);
 
@@ -28,12 +28,12 @@ pub(in super::super) trait Item: Copy + 'static {
     fn unpack_version_6(before: &Self, bytes: &mut Unpacking<'_>) -> Option<Self>;
 }
 
-/// What every item has.
+/// Fields of every item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Common {
     pub(super) number: u64,
     pub(super) id: MessageId,
-    pub(super) place: Place,
+    pub(super) place: BlobLocation,
     pub(super) moment: Timestamp,
 }
 
@@ -54,7 +54,7 @@ pub(in super::super) const fn next_id(id: MessageId) -> MessageId {
 }
 
 /// A place and an id that nothing has.
-pub(super) const NO_PLACE: Place = Place {
+pub(super) const NO_LOCATION: BlobLocation = BlobLocation {
     position: Position {
         segment: 0,
         offset: 0,
@@ -128,7 +128,7 @@ impl Packing {
         self.number(((step << 1) ^ (step >> 63)).cast_unsigned());
     }
 
-    /// How many bytes are as before, and the others.
+    /// The number of bytes that are as before, and the others.
     pub(in super::super) fn id(&mut self, before: MessageId, id: MessageId) {
         let (before, id) = (before.as_bytes(), id.as_bytes());
         let same = before.iter().zip(id).take_while(|(a, b)| a == b).count();
@@ -137,7 +137,7 @@ impl Packing {
     }
 }
 
-/// Bytes being read; `None` where they end too early or say what cannot be.
+/// Bytes being read; `None` where they end too early or are invalid.
 pub(in super::super) struct Unpacking<'a>(&'a [u8]);
 
 impl<'a> Unpacking<'a> {
@@ -154,7 +154,7 @@ impl<'a> Unpacking<'a> {
         self.0.len()
     }
 
-    /// Flags of the item's own, and what else every item has.
+    /// Flags of the item's own, and the fields of every item.
     pub(super) fn common(&mut self, before: &Common) -> Option<(u8, Common)> {
         let flags = self.byte()?;
         let mut number = before.number.wrapping_add(1);
@@ -165,7 +165,7 @@ impl<'a> Unpacking<'a> {
             0 => next_id(before.id),
             _ => self.id(before.id)?,
         };
-        let Place {
+        let BlobLocation {
             mut position,
             mut bytes,
         } = before.place;
@@ -185,7 +185,7 @@ impl<'a> Unpacking<'a> {
         if flags & MOMENT != 0 {
             moment = self.moment(moment)?;
         }
-        let place = Place { position, bytes };
+        let place = BlobLocation { position, bytes };
         let common = Common {
             number,
             id,
@@ -238,14 +238,14 @@ impl<'a> Unpacking<'a> {
     }
 
     /// A place as checkpoints up to version 6 have it.
-    pub(super) fn place(&mut self, before: Place) -> Option<Place> {
+    pub(super) fn place(&mut self, before: BlobLocation) -> Option<BlobLocation> {
         let segment = self.step32(u64::from(before.position.segment))?;
         let expected = u64::from(before.position.offset) + u64::from(before.bytes);
         let offset = self.step32(expected)?;
         let bytes = self.step32(u64::from(before.bytes))?;
         // Its end is a place as well.
         offset.checked_add(bytes)?;
-        Some(Place {
+        Some(BlobLocation {
             position: Position { segment, offset },
             bytes,
         })

@@ -12,16 +12,16 @@ use towpath_core::{Error, ExchangeName, GroupName, MessageId, QueueName, Result,
 
 use super::bindings::Bindings;
 use super::block::{LiveSegments, Packed};
-use super::dedup::{self, Known};
+use super::dedup::{self, DedupEntry};
 use super::kv::Slot;
 use super::limits::Limited;
-use super::queue::{self, Dead, Held, Stored};
+use super::queue::{self, Dead, Stored, TrackedMessage};
 use super::stream;
 use super::{GroupState, QueueState, State, StreamState};
 use crate::embedded::store::Source;
-use crate::embedded::tables::{Named, Tables};
+use crate::embedded::tables::{TableRecord, Tables};
 
-/// One thing that a checkpoint says; what belongs to a queue, a stream or a group follows it.
+/// One piece of a checkpoint; pieces that belong to a queue, a stream or a group follow it.
 ///
 /// The order of the variants and of their fields is part of the format.
 #[derive(Debug, Serialize, Deserialize)]
@@ -32,31 +32,31 @@ pub(in super::super) enum Piece<'a> {
     Queue(QueueName, queue::Head),
     /// Up to version 6.
     Fresh(#[serde(borrow, serialize_with = "as_bytes")] &'a [u8]),
-    Held {
-        held: Cow<'a, Held>,
+    TrackedMessage {
+        held: Cow<'a, TrackedMessage>,
         settled: u32,
         was_leased: bool,
     },
     Dead(Cow<'a, Dead>),
     /// The secret of the ids of a queue or of a stream.
     Secret(dedup::Secret),
-    QueueId(Known<MessageId>),
+    QueueId(DedupEntry<MessageId>),
     Stream(StreamName, stream::Head),
     /// Up to version 6.
     Entries(#[serde(borrow, serialize_with = "as_bytes")] &'a [u8]),
-    StreamId(Known<u64>),
+    StreamId(DedupEntry<u64>),
     Group(GroupName, u64),
     /// Finished behind the group's place.
     Finished(u64),
-    /// Handed out, with the attempts.
+    /// Delivered, with the attempts.
     Pending(u64, u32),
     Key(Cow<'a, str>, Cow<'a, Slot>),
     Limit(Cow<'a, str>, Cow<'a, Limited>),
     /// The last one: how many there were before it.
     End(u64),
     /// Keys that are not in memory, the newest table first; behind the fence. Since version 6.
-    Table(Named),
-    /// Messages that were never handed out. Since version 7.
+    Table(TableRecord),
+    /// Messages that were never leased. Since version 7.
     FreshMessages(#[serde(borrow, serialize_with = "as_bytes")] &'a [u8]),
     /// Entries of a stream. Since version 7.
     StreamEntries(#[serde(borrow, serialize_with = "as_bytes")] &'a [u8]),
@@ -76,12 +76,12 @@ pub(in super::super) struct Snapshot {
     pub(super) queues: Vec<(QueueName, queue::Snapshot)>,
     pub(super) streams: Vec<(StreamName, stream::Snapshot)>,
     pub(super) keys: OrdMap<String, Slot>,
-    pub(in super::super) tables: Vec<Named>,
+    pub(in super::super) tables: Vec<TableRecord>,
     pub(super) limits: OrdMap<String, Limited>,
 }
 
 impl Snapshot {
-    /// What messages still need of the segments.
+    /// The parts of the segments that messages still need.
     pub(in super::super) fn live(&self) -> LiveSegments {
         let mut live = LiveSegments::new();
         for (_, queue) in &self.queues {
@@ -108,7 +108,7 @@ impl Snapshot {
         all.filter(|(_, places)| !places.is_empty()).collect()
     }
 
-    /// How many bytes it takes in a checkpoint, about.
+    /// Approximate size of the checkpoint.
     pub(in super::super) fn bytes(&self) -> u64 {
         let queues: u64 = self.queues.iter().map(|(_, queue)| queue.bytes()).sum();
         let streams: u64 = self.streams.iter().map(|(_, stream)| stream.bytes()).sum();
@@ -121,7 +121,7 @@ impl Snapshot {
         self.tables = tables.named();
     }
 
-    /// Says all of it, and lets go of what was said.
+    /// Passes every piece on, and releases each one afterwards.
     pub(in super::super) fn write(
         self,
         sink: &mut dyn FnMut(&Piece<'_>) -> Result<()>,
@@ -189,7 +189,7 @@ impl queue::Snapshot {
             say(&Piece::FreshMessages(block.bytes()))?;
         }
         for held in self.held.values() {
-            say(&Piece::Held {
+            say(&Piece::TrackedMessage {
                 held: Cow::Borrowed(held),
                 settled: held.settled,
                 was_leased: held.was_leased,
@@ -290,7 +290,7 @@ impl Loading {
                 let block = Packed::read(bytes)?;
                 self.queue()?.add_fresh(block).then_some(())?;
             }
-            Piece::Held {
+            Piece::TrackedMessage {
                 held,
                 settled,
                 was_leased,

@@ -1,4 +1,4 @@
-//! What a snapshot costs, and that a state that is written and read is the same.
+//! The cost of a snapshot, and that a state is the same after it was written and read.
 
 use std::time::{Duration, Instant};
 
@@ -8,13 +8,13 @@ use towpath_core::{GroupName, MessageId, QueueName, StreamName, Timestamp, limit
 use super::{Content, GroupState, Loading, Slot, State};
 use crate::embedded::checkpoint::load_block;
 use crate::embedded::log::Position;
-use crate::embedded::record::{Arrival, Ending, Record};
+use crate::embedded::record::{DeliveryOutcome, MessageRecord, Record};
 
 const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 
-fn arrivals(first: u64, count: u64) -> Vec<Arrival<'static>> {
+fn arrivals(first: u64, count: u64) -> Vec<MessageRecord<'static>> {
     (first..first + count)
-        .map(|number| Arrival {
+        .map(|number| MessageRecord {
             id: MessageId::new(),
             blob_bytes: 140,
             key: None,
@@ -62,7 +62,7 @@ fn state(thousands: u64) -> State {
         let dead = |number| {
             (
                 number,
-                Ending::Dead {
+                DeliveryOutcome::Dead {
                     reason: "poison".into(),
                 },
             )
@@ -140,7 +140,7 @@ fn a_state_that_is_written_reads_back() {
     assert_eq!(again.snapshot().live(), state.live());
     let known = again.queues[&QueueName::new("jobs").unwrap()].duplicate_of("id 7", NOW);
     assert!(known.is_some());
-    // Without its last block, or with one twice, it is none.
+    // Without its last block, or with one twice, it is refused.
     let mut loading = Loading::default();
     for block in &blocks[..blocks.len() - 1] {
         load_block(block, &mut loading).unwrap();
@@ -152,7 +152,7 @@ fn a_state_that_is_written_reads_back() {
 }
 
 #[test]
-fn a_snapshot_costs_a_small_part_of_what_writing_it_does() {
+fn a_snapshot_costs_a_small_part_of_its_writing() {
     let mut state = state(100);
     let shortest = |work: &mut dyn FnMut()| {
         let times = (0..5).map(|_| {
@@ -168,12 +168,12 @@ fn a_snapshot_costs_a_small_part_of_what_writing_it_does() {
         snapshot * 50 < write,
         "a snapshot takes {snapshot:?}, writing it {write:?}"
     );
-    // What is changed meanwhile is copied in small parts.
+    // Parts of the state that change meanwhile are copied in small pieces.
     let queue = QueueName::new("jobs").unwrap();
     let kept = state.snapshot();
     let began = Instant::now();
     for number in [1_500, 50_000, 99_999] {
-        let settled = vec![(number, Ending::Ack)];
+        let settled = vec![(number, DeliveryOutcome::Ack)];
         let (queue, at) = (queue.clone(), NOW);
         state.apply(&Record::Settle { queue, at, settled }, Position::default());
     }

@@ -1,7 +1,7 @@
 //! One stream: its entries in order, and how far each group is.
 //!
 //! ```text
-//! group:  [ finished prefix | finished, in hand, free ... | not handed out yet ... ]
+//! group:  [ finished prefix | finished, pending, free ... | not delivered yet ... ]
 //!                           ^ committed                   ^ cursor
 //! ```
 
@@ -15,10 +15,10 @@ use towpath_core::{ConsumerId, GroupName, MessageId, StreamName, Timestamp};
 use super::block::{LiveSegments, Packed};
 use super::dedup::{self, Dedup};
 use super::line::{self, Line};
-use super::pack::{Common, EPOCH, Item, NO_ID, NO_PLACE, Packing, Unpacking};
-use super::queue::{Place, Stored};
+use super::pack::{Common, EPOCH, Item, NO_ID, NO_LOCATION, Packing, Unpacking};
+use super::queue::{BlobLocation, Stored};
 use crate::embedded::log::Position;
-use crate::embedded::record::Arrival;
+use crate::embedded::record::MessageRecord;
 
 /// Fields of an entry that need no read of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub(in super::super) struct StreamEntry {
     /// Its offset; grows with every entry.
     pub(in super::super) number: u64,
     pub(in super::super) id: MessageId,
-    pub(in super::super) place: Place,
+    pub(in super::super) place: BlobLocation,
     pub(in super::super) appended_at: Timestamp,
 }
 
@@ -35,7 +35,7 @@ impl Item for StreamEntry {
     const ZERO: Self = Self {
         number: 0,
         id: NO_ID,
-        place: NO_PLACE,
+        place: NO_LOCATION,
         appended_at: EPOCH,
     };
 
@@ -43,7 +43,7 @@ impl Item for StreamEntry {
         self.number
     }
 
-    fn place(&self) -> Place {
+    fn place(&self) -> BlobLocation {
         self.place
     }
 
@@ -108,7 +108,7 @@ fn durable_behind(
         .take_while(move |entry| entry.place.position < end)
 }
 
-/// What a checkpoint says of a stream before its entries.
+/// The head of a stream in a checkpoint, before its entries.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in super::super) struct Head {
     last: u64,
@@ -136,7 +136,7 @@ pub(in super::super) struct StreamState {
     pub(in super::super) groups: BTreeMap<GroupName, GroupState>,
 }
 
-/// How far a group is.
+/// Progress of a group.
 #[derive(Debug, Default, Clone, Deserialize)]
 pub(in super::super) struct GroupState {
     /// Everything up to here is finished.
@@ -144,7 +144,7 @@ pub(in super::super) struct GroupState {
     /// Finished behind it.
     #[serde(deserialize_with = "super::snapshot::set")]
     pub(super) finished: OrdSet<u64>,
-    /// Handed out and not finished.
+    /// Delivered and not finished.
     #[serde(deserialize_with = "super::snapshot::map")]
     pub(super) pending: OrdMap<u64, Pending>,
     /// Everything up to here was looked at; later entries may never have been delivered.
@@ -169,7 +169,7 @@ pub(in super::super) struct Taking<'a> {
     pub(in super::super) monotonic: u64,
 }
 
-/// Entries handed out, with their attempts.
+/// Delivered entries, with their attempts.
 pub(in super::super) type Handed = Vec<(StreamEntry, u32)>;
 
 impl GroupState {
@@ -182,7 +182,7 @@ impl GroupState {
         }
     }
 
-    /// Keeps what a checkpoint says of an entry that was handed out.
+    /// Keeps the fields of a delivered entry from a checkpoint.
     pub(super) fn keep_pending(&mut self, number: u64, attempts: u32) {
         let holder = None;
         self.pending.insert(number, Pending { attempts, holder });
@@ -199,7 +199,7 @@ impl GroupState {
         pending.attempts
     }
 
-    /// Replay of a handing-out: it counts, and nobody holds the entry any more.
+    /// Replay of a delivery: its attempt counts, and no consumer holds the entry any more.
     pub(super) fn note_handed(&mut self, numbers: &[u64]) {
         for number in numbers {
             if !self.is_finished(*number) {
@@ -222,7 +222,7 @@ impl GroupState {
         }
     }
 
-    /// Lets go of what the consumer holds.
+    /// Releases the consumer's entries.
     pub(in super::super) fn disconnect(&mut self, gone: &ConsumerId) -> u64 {
         let theirs = self
             .pending
@@ -316,7 +316,7 @@ impl StreamState {
     pub(super) fn arrive(
         &mut self,
         number: u64,
-        arrival: &Arrival<'_>,
+        arrival: &MessageRecord<'_>,
         position: Position,
         at: Timestamp,
     ) {
@@ -329,7 +329,7 @@ impl StreamState {
         self.entries.push_back(StreamEntry {
             number,
             id: arrival.id,
-            place: Place {
+            place: BlobLocation {
                 position,
                 bytes: arrival.blob_bytes,
             },
@@ -337,7 +337,7 @@ impl StreamState {
         });
     }
 
-    /// What its entries need of the segments.
+    /// The parts of the segments that its entries need.
     pub(super) fn add_live(&self, live: &mut LiveSegments) {
         self.entries.add_live(live);
     }
@@ -354,7 +354,7 @@ impl StreamState {
             .collect()
     }
 
-    /// Hands out the next durable entries that nobody had yet.
+    /// Delivers the next durable entries that no consumer had yet.
     pub(in super::super) fn read(
         &mut self,
         group: &GroupName,
@@ -377,7 +377,7 @@ impl StreamState {
         handed
     }
 
-    /// Takes over what others have held since `since` or longer, or whose holder is gone.
+    /// Claims entries that other consumers have held since `since` or longer, or whose holder is gone.
     pub(in super::super) fn claim(
         &mut self,
         group: &GroupName,
@@ -445,7 +445,7 @@ impl StreamState {
         Some(entries.get(surplus.checked_sub(1)?)?.number)
     }
 
-    /// How many entries there are up to this one.
+    /// Number of entries up to this one.
     pub(in super::super) fn count_up_to(&self, upto: u64) -> u64 {
         self.entries.count_up_to(upto) as u64
     }
@@ -458,11 +458,11 @@ impl StreamState {
     }
 
     /// Where an entry is now.
-    pub(super) fn place_of(&mut self, number: u64) -> Option<Place> {
+    pub(super) fn place_of(&mut self, number: u64) -> Option<BlobLocation> {
         self.entries.find(number).map(|entry| entry.place)
     }
 
-    pub(super) fn relocate(&mut self, number: u64, place: Place) {
+    pub(super) fn relocate(&mut self, number: u64, place: BlobLocation) {
         self.entries.change(number, |entry| entry.place = place);
     }
 

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_added_is_found_and_little_else() {
+    fn added_keys_are_found_and_few_others() {
         let mut bloom = Bloom::new(10_000);
         let key = |number: u32| Hashed::new(&format!("order:{number}"));
         (0..10_000).for_each(|number| bloom.add(key(number)));

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use towpath_core::{Error, Result};
 
 use super::bloom::{Bloom, Hashed};
-use crate::embedded::checkpoint::Pace;
+use crate::embedded::checkpoint::Throttle;
 use crate::embedded::log::{read_exact_at, sync_folder};
 use crate::embedded::state::Slot;
 
@@ -29,7 +29,7 @@ const TAIL_BYTES: usize = 28;
 /// A block ends behind the entry that reaches this; a large value makes a larger one.
 const BLOCK_BYTES: usize = 8 * 1024;
 
-/// How much is written between two syncs: the log's own syncs wait for writes in flight to the same disk.
+/// Bytes between two syncs: the log's own syncs wait for writes in flight to the same disk.
 const STRETCH: u64 = 1 << 20;
 
 /// The ending of a table's file.
@@ -37,9 +37,9 @@ const ENDING: &str = "keys";
 
 /// A table as recorded in a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(in super::super) struct Named {
+pub(in super::super) struct TableRecord {
     pub(in super::super) number: u32,
-    /// How long its file is.
+    /// Size of its file.
     pub(in super::super) bytes: u64,
     /// Of everything but the blocks, whose checksums it covers.
     checksum: u32,
@@ -57,9 +57,9 @@ struct Block {
 /// An open table.
 #[derive(Debug)]
 pub(in super::super) struct Table {
-    pub(super) named: Named,
+    pub(super) named: TableRecord,
     pub(in super::super) path: PathBuf,
-    /// How many keys it has.
+    /// Number of keys.
     pub(super) count: u64,
     file: File,
     index: Vec<Block>,
@@ -90,7 +90,7 @@ fn header(number: u32) -> [u8; HEADER_BYTES] {
 impl Table {
     /// # Errors
     /// `Corrupt` when it is missing or not the one that is named.
-    pub(super) fn open(folder: &Path, named: Named) -> Result<Self> {
+    pub(super) fn open(folder: &Path, named: TableRecord) -> Result<Self> {
         let path = path(folder, named.number);
         let shown = path.display();
         let damaged = |what: &str| Error::corrupt(format!("table `{shown}` {what}"));
@@ -270,7 +270,7 @@ pub(super) struct Writer<'a> {
     count: u64,
     /// Where the present stretch began, and when.
     stretch: (u64, Instant),
-    pace: Option<Pace<'a>>,
+    throttle: Option<Throttle<'a>>,
 }
 
 fn unwritten(error: io::Error) -> Error {
@@ -283,7 +283,7 @@ impl<'a> Writer<'a> {
         folder: &Path,
         number: u32,
         most: usize,
-        pace: Option<Pace<'a>>,
+        throttle: Option<Throttle<'a>>,
     ) -> Result<Self> {
         let path = path(folder, number);
         let temporary = path.with_extension("tmp");
@@ -301,7 +301,7 @@ impl<'a> Writer<'a> {
             bloom: Bloom::new(most),
             count: 0,
             stretch: (0, Instant::now()),
-            pace,
+            throttle,
         })
     }
 
@@ -317,10 +317,10 @@ impl<'a> Writer<'a> {
         }
         self.end_block().map_err(unwritten)?;
         let (start, began) = self.stretch;
-        if let Some(pace) = self.pace.filter(|_| self.written - start >= STRETCH) {
+        if let Some(throttle) = self.throttle.filter(|_| self.written - start >= STRETCH) {
             self.file.flush().map_err(unwritten)?;
             self.file.get_ref().sync_data().map_err(unwritten)?;
-            pace(began.elapsed())?;
+            throttle(began.elapsed())?;
             self.stretch = (self.written, Instant::now());
         }
         Ok(())
@@ -344,7 +344,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Makes the table durable under its name.
-    pub(super) fn finish(mut self, folder: &Path) -> Result<Named> {
+    pub(super) fn finish(mut self, folder: &Path) -> Result<TableRecord> {
         self.end_block().map_err(unwritten)?;
         let index = postcard::to_stdvec(&self.index)
             .map_err(|error| Error::invalid("an index cannot be encoded").with_source(error))?;
@@ -362,7 +362,7 @@ impl<'a> Writer<'a> {
         fs::rename(&self.temporary, &self.path).map_err(unwritten)?;
         sync_folder(folder).map_err(unwritten)?;
         let number = self.number;
-        Ok(Named {
+        Ok(TableRecord {
             number,
             bytes,
             checksum,

@@ -1,11 +1,11 @@
 //! Keys that left memory: sorted tables on disk, of which memory holds an index and a filter.
 //!
 //! ```text
-//! keys in memory -> (too many of them) -> new table, merged with those that are not much larger -> let go
+//! keys in memory -> (too many of them) -> new table, merged with those that are not much larger -> removed from memory
 //! ```
 //!
 //! Tables are named by the checkpoint that rests on them, so each checkpoint has the tables that it knew. A newer table,
-//! and what memory has, come before an older table. A key that is gone stays as a mark while an older table may have it.
+//! and the keys in memory, come before an older table. A key that is gone stays as a mark while an older table may have it.
 
 mod bloom;
 mod file;
@@ -21,11 +21,11 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use towpath_core::{Error, ErrorKind, Result, Timestamp};
 
-use super::checkpoint::Pace;
+use super::checkpoint::Throttle;
 use super::state::Slot;
 use bloom::Hashed;
 use file::{Cursor, Writer};
-pub(super) use file::{Named, Table};
+pub(super) use file::{Table, TableRecord};
 
 /// A table is merged with its predecessor unless it is this many times larger: each key is rewritten a few
 /// times, and overwritten keys never take more space than current ones.
@@ -40,7 +40,7 @@ impl Tables {
     ///
     /// # Errors
     /// `Corrupt` when one is missing, short or damaged.
-    pub(super) fn open(folder: &Path, named: &[Named]) -> Result<Self> {
+    pub(super) fn open(folder: &Path, named: &[TableRecord]) -> Result<Self> {
         let tables = named.iter();
         let tables = tables.map(|named| Table::open(folder, *named).map(Arc::new));
         Ok(Self(Arc::new(tables.collect::<Result<_>>()?)))
@@ -55,7 +55,7 @@ impl Tables {
         Arc::ptr_eq(&self.0, &others.0)
     }
 
-    pub(super) fn named(&self) -> Vec<Named> {
+    pub(super) fn named(&self) -> Vec<TableRecord> {
         self.0.iter().map(|table| table.named).collect()
     }
 
@@ -109,14 +109,14 @@ impl Tables {
         all.collect()
     }
 
-    /// Writes keys that memory has to a new table, merged with the newest ones. Returns what there is then.
+    /// Writes keys that memory has to a new table, merged with the newest ones. Returns the new list of tables.
     pub(super) fn take_in(
         &self,
         folder: &Path,
         keys: &OrdMap<String, Slot>,
         bytes: u64,
         now: Timestamp,
-        pace: Option<Pace<'_>>,
+        throttle: Option<Throttle<'_>>,
     ) -> Result<Self> {
         let mut sum = bytes.max(1);
         let smaller = self.0.iter().take_while(|table| {
@@ -125,11 +125,11 @@ impl Tables {
             is_merged
         });
         let merged = smaller.count();
-        match self.write(folder, keys, merged, now, pace) {
+        match self.write(folder, keys, merged, now, throttle) {
             // The damage stays where it is, and does not keep memory from being freed.
             Err(error) if error.kind() == ErrorKind::Corrupt && merged > 0 => {
                 tracing::error!(error = error.chain(), "tables of keys cannot be merged");
-                self.write(folder, keys, 0, now, pace)
+                self.write(folder, keys, 0, now, throttle)
             }
             written => written,
         }
@@ -141,13 +141,13 @@ impl Tables {
         keys: &OrdMap<String, Slot>,
         merged: usize,
         now: Timestamp,
-        pace: Option<Pace<'_>>,
+        throttle: Option<Throttle<'_>>,
     ) -> Result<Self> {
         let (newer, older) = self.0.split_at(merged);
         let newer = Self(Arc::new(newer.to_vec()));
         let counts: u64 = newer.iter().map(|table| table.count).sum();
         let most = keys.len() + usize::try_from(counts).unwrap_or(usize::MAX);
-        let mut writer = Writer::new(folder, next_number(folder)?, most, pace)?;
+        let mut writer = Writer::new(folder, next_number(folder)?, most, throttle)?;
         let mut entries = newer.merged(keys, "")?;
         while let Some((key, slot)) = entries.next()? {
             if slot.is_there(now) {
@@ -164,7 +164,7 @@ impl Tables {
 
     /// Removes the files of those tables that another list does not have.
     pub(super) fn remove_new(&self, others: &Self) {
-        let known: BTreeSet<Named> = others.named().into_iter().collect();
+        let known: BTreeSet<TableRecord> = others.named().into_iter().collect();
         for table in self.iter().filter(|table| !known.contains(&table.named)) {
             fs::remove_file(&table.path).ok();
         }

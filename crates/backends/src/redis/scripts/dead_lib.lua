@@ -1,7 +1,7 @@
 -- Dead letters and error history.
 
--- Failed attempts kept of a message's life, how long an error and the whole record of an attempt may be, and what the
--- answers of earlier attempts may be together. As `towpath_core::attempt` has it.
+-- Failed attempts kept of a message's life, how long an error and the whole record of an attempt may be, and the length of
+-- the answers of earlier attempts together. As in `towpath_core::attempt`.
 local HISTORY, ERROR_BYTES, RECORD_BYTES, ANSWERS_BYTES = 10, 1024, 3584, 2048
 
 -- Cuts the text of an attempt: an error, or a record of error, facts and answer with separators between.

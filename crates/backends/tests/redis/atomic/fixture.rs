@@ -10,7 +10,7 @@ use towpath_core::{ExchangeName, GroupName, Receipt, StreamName, Timestamp, retr
 use super::super::redis::Server;
 use super::super::*;
 
-/// What steps on the database need to know of it.
+/// Facts of the database that its steps need.
 #[derive(Debug, Clone)]
 pub(super) struct Fixture {
     /// Leased: one with a key that another waits for, and three without.
@@ -50,15 +50,15 @@ fn keyed(payload: &str) -> NewMessage {
     }
 }
 
-fn verdict(delivery: &Delivery, verdict: Verdict) -> Settlement {
+fn disposition(delivery: &Delivery, disposition: Disposition) -> Settlement {
     Settlement {
         receipt: delivery.receipt.clone(),
-        verdict,
+        disposition,
     }
 }
 
-fn retry(after: Duration) -> Verdict {
-    Verdict::Retry {
+fn retry(after: Duration) -> Disposition {
+    Disposition::Retry {
         after,
         error: "no".to_owned(),
     }
@@ -189,14 +189,14 @@ async fn fill(queue: &Arc<dyn Queue>) -> Vec<Receipt> {
     )
     .await;
     let held = lease(queue, "one", Duration::ZERO).await;
-    let dead = verdict(
+    let dead = disposition(
         &held[0],
-        Verdict::DeadLetter {
+        Disposition::DeadLetter {
             reason: "wrong".to_owned(),
         },
     );
     let settled = queue
-        .settle(vec![dead, verdict(&held[2], retry(Duration::ZERO))])
+        .settle(vec![dead, disposition(&held[2], retry(Duration::ZERO))])
         .await
         .expect("settle");
     assert!(settled.iter().all(Result::is_ok));
@@ -215,8 +215,8 @@ async fn fill(queue: &Arc<dyn Queue>) -> Vec<Receipt> {
     .await;
     let more = lease(queue, "one", Duration::ZERO).await;
     assert_eq!(more.len(), 6, "all but the second with the key");
-    let later = verdict(&more[5], retry(Duration::from_secs(3600)));
-    let returned = verdict(&held[1], retry(Duration::ZERO));
+    let later = disposition(&more[5], retry(Duration::from_secs(3600)));
+    let returned = disposition(&held[1], retry(Duration::ZERO));
     assert!(
         queue
             .settle(vec![later, returned])

@@ -136,7 +136,7 @@ impl FaultRunner {
             faults.extend([true, false].map(|reads| Fault::Key(key.clone(), reads)));
         }
         faults.extend(touched.commands.iter().cloned().map(Fault::Command));
-        // Of steps over several scripts, or that take long, only what the one in question touches.
+        // Of steps over several scripts, or that take long, only the keys of the step under test.
         faults.retain(
             |fault| !matches!(fault, Fault::Type(key, _) | Fault::Key(key, _) if !step.touches(key)),
         );
@@ -381,7 +381,7 @@ struct Touched {
     commands: BTreeSet<String>,
 }
 
-/// What the server refuses is not the caller's mistake, and no text of a script gets out.
+/// A refusal of the server is not the caller's mistake, and no text of a script gets out.
 fn assert_is_the_servers(step: &Step, fault: &Fault, error: &Error) {
     let text = error.chain();
     // A caller of keys and values that took one for the other.

@@ -20,7 +20,7 @@ pub(super) struct Step {
     pub(super) run: fn(Backend, Fixture) -> Outcome,
     /// Parameters of the URL.
     pub(super) parameters: &'static str,
-    /// How many of the faults must make it fail, or they do not reach it.
+    /// Number of faults that must make it fail, or they do not reach it.
     pub(super) at_least: u32,
 }
 
@@ -128,17 +128,20 @@ async fn settle_all_ways(backend: Backend, fixture: Fixture) -> Result<()> {
 }
 
 fn settlements(fixture: &Fixture) -> Vec<Settlement> {
-    let retry = |after: u64| Verdict::Retry {
+    let retry = |after: u64| Disposition::Retry {
         after: Duration::from_secs(after),
         error: "no".to_owned(),
     };
-    let dead = Verdict::DeadLetter {
+    let dead = Disposition::DeadLetter {
         reason: "no".to_owned(),
     };
-    let verdicts = [Verdict::Ack, retry(0), retry(60), dead];
-    let receipts = fixture.receipts.iter().cloned().zip(verdicts);
+    let dispositions = [Disposition::Ack, retry(0), retry(60), dead];
+    let receipts = fixture.receipts.iter().cloned().zip(dispositions);
     receipts
-        .map(|(receipt, verdict)| Settlement { receipt, verdict })
+        .map(|(receipt, disposition)| Settlement {
+            receipt,
+            disposition,
+        })
         .collect()
 }
 

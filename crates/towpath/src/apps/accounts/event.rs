@@ -1,4 +1,4 @@
-//! The events of users: what consumers of the topic read.
+//! The events of users, as consumers of the topic read them.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::telemetry::traces;
 
-/// What happened to a user.
+/// The kind of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Happened {
     Created,
@@ -26,7 +26,7 @@ impl Happened {
     }
 }
 
-/// The event of what happened to `user` at `at`, in the trace of the request that this task serves. That of a deletion names no person.
+/// The event of a change of `user` at `at`, in the trace of the request that this task serves. That of a deletion names no person.
 pub(super) fn event(topic: &str, happened: Happened, user: &User, at: Timestamp) -> NewEvent {
     let id = user.id.to_string();
     let data: Value = match happened {

@@ -1,4 +1,4 @@
-//! Whether what the app needs answers.
+//! Health of the app's dependencies.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::telemetry::LastCall;
 
 /// The checks.
 #[derive(Clone)]
-pub struct Needs {
+pub struct HealthDeps {
     /// The store of the limits.
     pub limiter: Limiter,
     /// The database of the users.
@@ -28,16 +28,16 @@ pub struct Needs {
 }
 
 /// `/health`, `/health/bucket` and `/health/users`.
-pub fn health_routes(needs: Needs) -> Router {
+pub fn health_routes(deps: HealthDeps) -> Router {
     Router::new()
         .route("/health", get(all))
         .route("/health/bucket", get(bucket))
         .route("/health/users", get(users))
-        .with_state(needs)
+        .with_state(deps)
 }
 
-async fn all(State(needs): State<Needs>) -> Response {
-    let (bucket, users) = tokio::join!(needs.bucket(), needs.users());
+async fn all(State(deps): State<HealthDeps>) -> Response {
+    let (bucket, users) = tokio::join!(deps.bucket(), deps.users());
     let body = json!({
         "status": word(bucket && users),
         "services": { "token-bucket": word(bucket), "user-service": word(users) },
@@ -46,14 +46,14 @@ async fn all(State(needs): State<Needs>) -> Response {
     (status(bucket && users), Json(body)).into_response()
 }
 
-async fn bucket(State(needs): State<Needs>) -> Response {
+async fn bucket(State(deps): State<HealthDeps>) -> Response {
     let seconds = jiff::Timestamp::now().as_second();
-    one("redis-token-bucket", needs.bucket().await, json!(seconds))
+    one("redis-token-bucket", deps.bucket().await, json!(seconds))
 }
 
-async fn users(State(needs): State<Needs>) -> Response {
+async fn users(State(deps): State<HealthDeps>) -> Response {
     let now = jiff::Timestamp::now();
-    one("user-management", needs.users().await, json!(now))
+    one("user-management", deps.users().await, json!(now))
 }
 
 /// The reference system writes the time as a number for one service, and as a text for the other.
@@ -64,7 +64,7 @@ fn one(service: &str, is_healthy: bool, timestamp: Value) -> Response {
     (status(is_healthy), Json(body)).into_response()
 }
 
-impl Needs {
+impl HealthDeps {
     async fn bucket(&self) -> bool {
         answers(
             "the limits",

@@ -24,7 +24,7 @@ const LOCAL_KEYS: usize = 100_000;
 pub(super) const KEY_BYTES: usize = 1_024;
 
 /// One request.
-pub(super) struct Wanted<'a> {
+pub(super) struct LimitRequest<'a> {
     pub(super) key: &'a str,
     pub(super) rule: &'a Rule,
     pub(super) amount: Amount,
@@ -65,28 +65,28 @@ impl Limiter {
     /// # Errors
     /// `Invalid` for a key of no or more than 1,024 bytes and an amount over the capacity; `Unavailable` when the store
     /// is unavailable and a rule rejects then.
-    pub(super) async fn take(&self, wanted: &[Wanted<'_>]) -> Result<Vec<Decision>> {
-        for one in wanted {
+    pub(super) async fn take(&self, requests: &[LimitRequest<'_>]) -> Result<Vec<Decision>> {
+        for one in requests {
             check_key(one.key)?;
         }
-        self.take_any(wanted).await
+        self.take_any(requests).await
     }
 
-    /// The same for any key: those with control characters are beyond what callers of the API can name.
+    /// The same for any key: those with control characters cannot be named by callers of the API.
     ///
     /// # Errors
     /// As [`Limiter::take`], the key aside.
-    pub(super) async fn take_any(&self, wanted: &[Wanted<'_>]) -> Result<Vec<Decision>> {
-        check_sums(wanted)?;
-        let takes = wanted.iter().map(|one| Take {
+    pub(super) async fn take_any(&self, requests: &[LimitRequest<'_>]) -> Result<Vec<Decision>> {
+        check_sums(requests)?;
+        let takes = requests.iter().map(|one| Take {
             key: one.key.to_owned(),
             policy: one.rule.policy,
             amount: one.amount,
         });
         let taken = within(self.store.take(takes.collect())).await;
         self.calls.note(&taken);
-        let decided = self.or_without(taken, wanted);
-        for (number, one) in wanted.iter().enumerate() {
+        let decided = self.or_without(taken, requests);
+        for (number, one) in requests.iter().enumerate() {
             let outcome = match &decided {
                 Ok(decisions) if decisions.get(number).is_some_and(|one| one.allowed) => "allowed",
                 Ok(_) => "denied",
@@ -97,7 +97,7 @@ impl Limiter {
         decided
     }
 
-    /// How a limit stands.
+    /// State of a limit.
     ///
     /// # Errors
     /// As [`Limiter::take`].
@@ -105,8 +105,8 @@ impl Limiter {
         check_key(key)?;
         let seen = within(self.store.peek(key, rule.policy)).await;
         let amount = Amount::default();
-        let wanted = Wanted { key, rule, amount };
-        let mut decided = self.or_without(seen.map(|one| vec![one]), &[wanted])?;
+        let requests = LimitRequest { key, rule, amount };
+        let mut decided = self.or_without(seen.map(|one| vec![one]), &[requests])?;
         decided
             .pop()
             .ok_or_else(|| Error::unavailable("the store gave no decision"))
@@ -139,13 +139,13 @@ impl Limiter {
     fn or_without(
         &self,
         asked: Result<Vec<Decision>>,
-        wanted: &[Wanted<'_>],
+        requests: &[LimitRequest<'_>],
     ) -> Result<Vec<Decision>> {
         let error = match asked {
             Err(error) => error,
             answered => return answered,
         };
-        if wanted
+        if requests
             .iter()
             .any(|one| one.rule.on_failure == OnFailure::Closed)
         {
@@ -155,13 +155,13 @@ impl Limiter {
             error = error.chain(),
             "limits are decided without their store"
         );
-        self.without_store(wanted)
+        self.without_store(requests)
     }
 
-    fn without_store(&self, wanted: &[Wanted<'_>]) -> Result<Vec<Decision>> {
+    fn without_store(&self, requests: &[LimitRequest<'_>]) -> Result<Vec<Decision>> {
         let now = self.clock.now().as_millis();
         let mut known = self.local();
-        let decided: Vec<(Decision, Option<State>)> = wanted
+        let decided: Vec<(Decision, Option<State>)> = requests
             .iter()
             .map(|one| match one.rule.on_failure {
                 OnFailure::Local => {
@@ -174,7 +174,7 @@ impl Limiter {
             })
             .collect();
         if decided.iter().all(|(decision, _)| decision.allowed) {
-            for (one, (_, state)) in wanted.iter().zip(&decided) {
+            for (one, (_, state)) in requests.iter().zip(&decided) {
                 if let Some(state) = state {
                     if known.len() >= LOCAL_KEYS && !known.contains_key(one.key) {
                         return Err(Error::unavailable(
@@ -194,9 +194,9 @@ impl Limiter {
 }
 
 /// The tokens of one key in one decision must fit into its capacity: else it would be refused for ever.
-fn check_sums(wanted: &[Wanted<'_>]) -> Result<()> {
-    let mut sums: HashMap<&str, u64> = HashMap::with_capacity(wanted.len());
-    for one in wanted {
+fn check_sums(requests: &[LimitRequest<'_>]) -> Result<()> {
+    let mut sums: HashMap<&str, u64> = HashMap::with_capacity(requests.len());
+    for one in requests {
         one.rule.policy.check(one.amount)?;
         let sum = sums.entry(one.key).or_default();
         *sum = sum.saturating_add(one.amount.as_micros());
@@ -231,7 +231,7 @@ fn check_key(key: &str) -> Result<()> {
     Ok(())
 }
 
-/// What the store answers in time. Keys and amounts were checked before, so an error of any kind is the store's.
+/// The store's answer, with a deadline. Keys and amounts were checked before, so an error of any kind is the store's.
 async fn within<T>(asked: impl Future<Output = Result<T>>) -> Result<T> {
     match tokio::time::timeout(DEADLINE, asked).await {
         Ok(Err(error)) if error.kind() != ErrorKind::Unavailable => {

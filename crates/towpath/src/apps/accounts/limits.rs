@@ -12,7 +12,7 @@ use towpath_core::limiter::{Amount, Decision, Policy};
 use towpath_core::{Error, ErrorKind};
 use tracing::warn;
 
-use super::limiter::{KEY_BYTES, Limiter, Wanted};
+use super::limiter::{KEY_BYTES, LimitRequest, Limiter};
 use super::rule::Rule;
 use crate::http::Asking;
 use crate::http::error::{Form, Problem};
@@ -32,7 +32,7 @@ pub fn limit_routes(limiter: Limiter) -> Router {
         .with_state(limiter)
 }
 
-/// How problems of these routes are worded, whichever layer finds them.
+/// Form of the problems of these routes, whichever layer finds them.
 pub const LIMIT_FORMS: &[(&str, Form)] = &[("/api/bucket/", Form::Coded)];
 
 /// The requests of [`limit_routes`] that have parameters.
@@ -48,7 +48,7 @@ pub fn limit_queries() -> [Asking; 4] {
 /// The parameters, as text, so that error messages are our own.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Asked {
+struct LimitParams {
     #[serde(default)]
     key: String,
     tokens: Option<String>,
@@ -86,7 +86,7 @@ fn bad(word: &'static str, message: impl Into<String>) -> Problem {
     Problem::invalid(message).code(word)
 }
 
-/// What the store of the limits did not do.
+/// The error of a failed call to the store of the limits.
 fn undecided(error: &Error) -> Problem {
     if error.kind() == ErrorKind::Invalid {
         return bad("invalid_tokens", error.to_string());
@@ -98,8 +98,8 @@ fn undecided(error: &Error) -> Problem {
         .retry_after(1)
 }
 
-async fn check(State(limiter): State<Limiter>, Query(asked): Query<Asked>) -> Answer {
-    let (key, rule) = (key(&asked.key)?, rule(&limiter, asked.policy.as_deref())?);
+async fn check(State(limiter): State<Limiter>, Query(params): Query<LimitParams>) -> Answer {
+    let (key, rule) = (key(&params.key)?, rule(&limiter, params.policy.as_deref())?);
     let decision = limiter.peek(key, rule).await;
     let decision = decision.map_err(|error| undecided(&error))?;
     let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
@@ -115,9 +115,13 @@ async fn check(State(limiter): State<Limiter>, Query(asked): Query<Asked>) -> An
     Ok(answer(StatusCode::OK, body, rule, &decision))
 }
 
-async fn consume(State(limiter): State<Limiter>, Query(asked): Query<Asked>, _: Bytes) -> Answer {
-    let (key, rule) = (key(&asked.key)?, rule(&limiter, asked.policy.as_deref())?);
-    let tokens = match asked.tokens.as_deref() {
+async fn consume(
+    State(limiter): State<Limiter>,
+    Query(params): Query<LimitParams>,
+    _: Bytes,
+) -> Answer {
+    let (key, rule) = (key(&params.key)?, rule(&limiter, params.policy.as_deref())?);
+    let tokens = match params.tokens.as_deref() {
         None => 1.0,
         Some(text) => text.trim().parse().map_err(|_| {
             bad(
@@ -127,7 +131,7 @@ async fn consume(State(limiter): State<Limiter>, Query(asked): Query<Asked>, _: 
         })?,
     };
     let amount = amount(tokens)?;
-    let decision = one(take(&limiter, &[Wanted { key, rule, amount }]).await?)?;
+    let decision = one(take(&limiter, &[LimitRequest { key, rule, amount }]).await?)?;
     let remaining = decision.remaining.as_f64();
     if decision.allowed {
         let body = json!({
@@ -144,8 +148,12 @@ async fn consume(State(limiter): State<Limiter>, Query(asked): Query<Asked>, _: 
     Ok(answer(StatusCode::TOO_MANY_REQUESTS, body, rule, &decision))
 }
 
-async fn reset(State(limiter): State<Limiter>, Query(asked): Query<Asked>, _: Bytes) -> Answer {
-    let key = key(&asked.key)?;
+async fn reset(
+    State(limiter): State<Limiter>,
+    Query(params): Query<LimitParams>,
+    _: Bytes,
+) -> Answer {
+    let key = key(&params.key)?;
     let reset = limiter.reset(key).await;
     reset.map_err(|error| undecided(&error))?;
     let body = json!({
@@ -155,9 +163,13 @@ async fn reset(State(limiter): State<Limiter>, Query(asked): Query<Asked>, _: By
     Ok(Json(body).into_response())
 }
 
-async fn bulk(State(limiter): State<Limiter>, Query(asked): Query<Asked>, body: Bytes) -> Answer {
+async fn bulk(
+    State(limiter): State<Limiter>,
+    Query(params): Query<LimitParams>,
+    body: Bytes,
+) -> Answer {
     if body.iter().all(u8::is_ascii_whitespace) {
-        return ten(&limiter, &asked).await;
+        return ten(&limiter, &params).await;
     }
     let is_list = body.trim_ascii_start().starts_with(b"[");
     let parsed = match is_list {
@@ -175,33 +187,33 @@ async fn bulk(State(limiter): State<Limiter>, Query(asked): Query<Asked>, body: 
         let text = format!("{} takes; there must be 1 to {MOST_TAKES}", takes.len());
         return Err(bad("parse_error", text));
     }
-    let mut wanted = Vec::with_capacity(takes.len());
+    let mut requests = Vec::with_capacity(takes.len());
     for Object(take) in &takes {
-        let name = take.policy.as_deref().or(asked.policy.as_deref());
-        wanted.push(Wanted {
-            key: key(take.key.as_deref().unwrap_or(&asked.key))?,
+        let name = take.policy.as_deref().or(params.policy.as_deref());
+        requests.push(LimitRequest {
+            key: key(take.key.as_deref().unwrap_or(&params.key))?,
             rule: rule(&limiter, name)?,
             amount: amount(take.tokens.unwrap_or(1.0))?,
         });
     }
     let decisions = match mode {
-        Mode::All => take(&limiter, &wanted).await?,
+        Mode::All => take(&limiter, &requests).await?,
         Mode::Each => {
-            let mut decisions = Vec::with_capacity(wanted.len());
-            for one in &wanted {
+            let mut decisions = Vec::with_capacity(requests.len());
+            for one in &requests {
                 decisions.extend(take(&limiter, std::slice::from_ref(one)).await?);
             }
             decisions
         }
     };
     let all = decisions.iter().all(|decision| decision.allowed);
-    let results = wanted
+    let results = requests
         .iter()
         .zip(&decisions)
         .enumerate()
-        .map(|(at, (wanted, decision))| {
+        .map(|(at, (request, decision))| {
             let mut result = result_of(at + 1, decision);
-            result["key"] = json!(wanted.key);
+            result["key"] = json!(request.key);
             // Of a refused whole nothing was taken, whatever each would have allowed.
             result["allowed"] = json!(decision.allowed && (all || mode == Mode::Each));
             result
@@ -224,13 +236,13 @@ async fn bulk(State(limiter): State<Limiter>, Query(asked): Query<Asked>, body: 
     Ok(response)
 }
 
-/// What the reference system does without a body: ten takes of one token.
-async fn ten(limiter: &Limiter, asked: &Asked) -> Answer {
-    let (key, rule) = (key(&asked.key)?, rule(limiter, asked.policy.as_deref())?);
+/// Without a body, as in the reference system: ten takes of one token.
+async fn ten(limiter: &Limiter, params: &LimitParams) -> Answer {
+    let (key, rule) = (key(&params.key)?, rule(limiter, params.policy.as_deref())?);
     let mut results = Vec::with_capacity(10);
     for attempt in 1..=10 {
         let amount = Amount::whole(1);
-        let taken = take(limiter, &[Wanted { key, rule, amount }]).await;
+        let taken = take(limiter, &[LimitRequest { key, rule, amount }]).await;
         results.push(match taken {
             Ok(decisions) => result_of(attempt, &one(decisions)?),
             Err(problem) => json!({ "attempt": attempt, "error": problem.detail() }),
@@ -252,8 +264,8 @@ fn result_of(attempt: usize, decision: &Decision) -> Value {
     })
 }
 
-async fn take(limiter: &Limiter, wanted: &[Wanted<'_>]) -> Result<Vec<Decision>, Problem> {
-    let taken = limiter.take(wanted).await;
+async fn take(limiter: &Limiter, requests: &[LimitRequest<'_>]) -> Result<Vec<Decision>, Problem> {
+    let taken = limiter.take(requests).await;
     taken.map_err(|error| undecided(&error))
 }
 
@@ -326,7 +338,7 @@ fn answer(status: StatusCode, body: Value, rule: &Rule, decision: &Decision) -> 
     response
 }
 
-/// How a limit stands. Source: IETF draft "RateLimit header fields for HTTP", version 06.
+/// State of a limit in headers. Source: IETF draft "RateLimit header fields for HTTP", version 06.
 pub(super) fn rate_headers(headers: &mut HeaderMap, rule: &Rule, decision: &Decision) {
     let whole = |amount: Amount| amount.as_micros() / 1_000_000;
     let name = header::HeaderName::from_static;

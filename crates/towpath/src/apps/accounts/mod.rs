@@ -10,17 +10,17 @@
 
 mod event;
 mod health;
-mod layer;
 mod limiter;
 mod limits;
+mod rate_limit;
 mod relay;
 mod rule;
 mod users;
 
-pub use health::{Needs, health_routes};
-pub use layer::{Layer, is_route_limit, limited, limited_route};
+pub use health::{HealthDeps, health_routes};
 pub use limiter::Limiter;
 pub use limits::{LIMIT_FORMS, limit_queries, limit_routes};
+pub use rate_limit::{RateLimitLayer, is_route_limit, limited, limited_route};
 pub use relay::{Filled, Relay, Target};
 pub use rule::{OnFailure, Rule, Rules};
 pub use users::{UserApi, user_queries, user_routes};

@@ -58,7 +58,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// The better of what the backend offers.
+    /// The better method that the backend offers.
     ///
     /// # Errors
     /// `Unsupported` when it has neither.
@@ -81,9 +81,9 @@ pub struct Relay {
     pub batch: usize,
     /// Attempts before an event fails.
     pub attempts: u32,
-    /// How long it waits for events that another process commits.
+    /// Longest wait for events that another process commits.
     pub poll: Duration,
-    /// How long another relay waits for one that is gone.
+    /// Time after which another relay replaces one that is gone.
     pub lease: Duration,
     /// Whether events carry the headers of CloudEvents too.
     pub cloud_events: bool,
@@ -117,14 +117,14 @@ impl Filled {
     }
 }
 
-/// How far the broker is: its own words, the place they mean, and the event there.
+/// Progress of the broker: its own words, the position they mean, and the event there.
 struct Position {
     raw: Option<Bytes>,
     seq: u64,
     id: Option<Uuid>,
 }
 
-/// What became of events that were to be sent.
+/// The outcome of sending events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Passed {
     /// The position is behind them.
@@ -191,7 +191,6 @@ impl Relay {
             let passed = match last.filter(|_| self.may_be_more(&events)) {
                 None => self.send_all(&source, &mut from, events, stop).await?,
                 Some((last, id)) => {
-                    // On another thread: making records and reading the next events both take the processor.
                     let (outbox, most) = (Arc::clone(&self.outbox), self.most());
                     let reading =
                         tokio::spawn(async move { read(&*outbox, last, Some(id), most).await });
@@ -214,7 +213,7 @@ impl Relay {
                     renew_at = Instant::now();
                 }
             }
-            // After events it looks again at once: some may have been held back until a transaction ended.
+            // After events it reads again at once: an open transaction may have delayed some.
             if is_idle {
                 self.wait(self.poll, true, stop).await;
             }

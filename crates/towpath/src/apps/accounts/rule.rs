@@ -9,7 +9,7 @@ use std::time::Duration;
 use towpath_core::limiter::{Amount, Policy};
 use towpath_core::{Error, Result};
 
-/// What a limit does while its store does not answer.
+/// Decision of a limit while its store does not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnFailure {
     /// Refuse with 503: the limit is never passed.
@@ -25,7 +25,7 @@ pub enum OnFailure {
 pub struct Rule {
     /// Its name, in metrics too, or the route that it limits.
     pub name: String,
-    /// How much, how fast.
+    /// Amount and rate.
     pub policy: Policy,
     /// Behaviour while the store is unavailable.
     pub on_failure: OnFailure,

@@ -31,7 +31,7 @@ const MAX_LENGTH: usize = 255;
 const MAX_PAGE: usize = 1_000;
 const PAGE: usize = 100;
 
-/// What the routes work with.
+/// The state of the routes.
 #[derive(Clone)]
 pub struct UserApi {
     /// Where users are.
@@ -66,9 +66,9 @@ pub fn user_queries() -> [Asking; 1] {
     [(Method::GET, "/api/users".into())]
 }
 
-/// What a client says about a user.
+/// The fields of a user in a request.
 #[derive(Deserialize)]
-struct Said {
+struct UserRequest {
     #[serde(default)]
     email: String,
     #[serde(default)]
@@ -99,8 +99,8 @@ async fn create(State(api): State<UserApi>, headers: HeaderMap, body: Bytes) -> 
     Ok(replayed(response, is_replay))
 }
 
-/// The reference system's test, and what it was meant to be: with `crash_after_db` the process stops between the
-/// commit and the answer.
+/// The reference system's test hook as its author meant it: with `crash_after_db` the process stops between the commit
+/// and the answer.
 async fn crash(State(api): State<UserApi>, body: Bytes) -> Answer {
     if !api.crash_test {
         let text = "crash tests are off; `accounts.crash_test = \"on\"` allows them";
@@ -120,7 +120,7 @@ async fn crash(State(api): State<UserApi>, body: Bytes) -> Answer {
 /// The user as created now, or when the same request came before, and whether it did.
 async fn insert(
     api: &UserApi,
-    said: Said,
+    said: UserRequest,
     request: Option<RequestKey>,
 ) -> Result<(User, bool), Problem> {
     check_address(&said.email)?;
@@ -275,10 +275,10 @@ fn shown(user: &User) -> Response {
     )
 }
 
-/// What the body says, with the address in lower case.
-fn said(body: &[u8]) -> Result<Said, Problem> {
+/// Parses the body; the address in lower case.
+fn said(body: &[u8]) -> Result<UserRequest, Problem> {
     let bad = |text: &str| Problem::new(StatusCode::BAD_REQUEST, text);
-    let said: Said = json::object(body).map_err(|refusal| match refusal.is_json {
+    let said: UserRequest = json::object(body).map_err(|refusal| match refusal.is_json {
         true => bad(&format!("the body: {}", refusal.reason)),
         // The contract's text.
         false => bad("Invalid JSON"),
@@ -299,7 +299,7 @@ fn said(body: &[u8]) -> Result<Said, Problem> {
             return Err(wrong(format!("`{what}` has a control character")));
         }
     }
-    Ok(Said {
+    Ok(UserRequest {
         email,
         name,
         crash_after_db: said.crash_after_db,

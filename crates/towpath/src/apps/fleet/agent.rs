@@ -41,16 +41,16 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// Longest that it asks the controller to wait. Source: the controller's bound.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// What the agent says about itself.
+/// The agent's registration.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct AgentProfile {
     /// Its machine.
     pub hostname: String,
     /// Its address; without it the one from which the controller is reached.
     pub ip_address: Option<String>,
     /// Its port.
     pub port: u16,
-    /// What rollouts choose by.
+    /// Labels that rollouts select by.
     pub labels: BTreeMap<String, String>,
 }
 
@@ -62,10 +62,10 @@ pub struct Agent {
     /// Where its workers are.
     pub workers: Vec<String>,
     /// Its registration.
-    pub place: Place,
+    pub place: AgentProfile,
     /// The key of the fleet.
     pub key: Token,
-    /// How often it asks until a configuration says.
+    /// Poll interval until a configuration sets one.
     pub poll: Duration,
     /// Timeout of a request, without the wait of a long poll.
     pub timeout: Duration,
@@ -75,14 +75,14 @@ pub struct Agent {
     pub health: Health,
 }
 
-/// What an agent keeps.
+/// The agent's stored state.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct State {
     /// Which controller this is about.
     controller: String,
     agent_id: Option<Uuid>,
     agent_key: Option<String>,
-    /// What every worker has confirmed.
+    /// The version that each worker confirmed.
     config: Option<Config>,
     /// This run of the agent has said who it is.
     #[serde(skip)]
@@ -92,8 +92,8 @@ struct State {
     is_reported: bool,
 }
 
-/// What the controller said.
-enum Said {
+/// The controller's answer.
+enum ConfigAnswer {
     /// There is another configuration.
     Other(Box<Config>),
     /// There is none, or no other.
@@ -149,7 +149,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Asks once, does what follows, and says how long to pause.
+    /// Asks once, acts on the answer, and returns the pause before the next request.
     async fn turn(&self, client: &AgentClient, state: &mut State) -> Result<Duration> {
         // A worker that was started again may have lost it, or was given another one.
         let checked = match &state.config {
@@ -175,17 +175,17 @@ impl Agent {
         };
         let began = Instant::now();
         match self.ask(client, state, wait).await? {
-            Said::Other(config) => match self.take(client, state, *config).await? {
+            ConfigAnswer::Other(config) => match self.take(client, state, *config).await? {
                 true => Ok(Duration::ZERO),
                 false => Ok(poll),
             },
-            Said::Stranger => {
+            ConfigAnswer::Stranger => {
                 info!("the controller does not know this agent any more; registering again");
                 (state.is_registered, state.agent_key) = (false, None);
                 // Not at once: it may be wrong about that.
                 Ok(FIRST)
             }
-            Said::Nothing => {
+            ConfigAnswer::Nothing => {
                 if let (Err(error), Some(config)) = (&checked, &state.config)
                     && error.kind() == ErrorKind::Conflict
                 {
@@ -245,7 +245,12 @@ impl Agent {
     }
 
     /// Asks for another configuration than the one that every worker has.
-    async fn ask(&self, client: &AgentClient, state: &State, wait: Duration) -> Result<Said> {
+    async fn ask(
+        &self,
+        client: &AgentClient,
+        state: &State,
+        wait: Duration,
+    ) -> Result<ConfigAnswer> {
         let url = format!("{}/config?wait={}", self.controller, wait.as_secs());
         let mut request = self.known(client, Method::GET, &url, state);
         // A controller that says so even to a version 0 has none, as existing ones do.
@@ -264,14 +269,14 @@ impl Agent {
             .await
             .context(|| "asking the controller")?;
         match answer.status {
-            StatusCode::NOT_MODIFIED | StatusCode::NOT_FOUND => Ok(Said::Nothing),
+            StatusCode::NOT_MODIFIED | StatusCode::NOT_FOUND => Ok(ConfigAnswer::Nothing),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if state.agent_key.is_some() => {
-                Ok(Said::Stranger)
+                Ok(ConfigAnswer::Stranger)
             }
             _ => answer
                 .data()
                 .context(|| "asking the controller")
-                .map(|config| Said::Other(Box::new(config))),
+                .map(|config| ConfigAnswer::Other(Box::new(config))),
         }
     }
 
@@ -309,7 +314,7 @@ impl Agent {
             "applied"
         );
         state.config = Some(config);
-        // The next turn looks what the workers run, and reports it.
+        // The next turn checks the workers' versions, and reports them.
         state.is_reported = false;
         self.write(state)?;
         Ok(true)
@@ -387,7 +392,7 @@ impl Agent {
         answer.data::<Value>().context(about).map(drop)
     }
 
-    /// What a worker runs.
+    /// The version of a worker.
     async fn runs(&self, client: &AgentClient, worker: &str) -> Result<Option<Config>> {
         let request = client.request(Method::GET, &format!("{worker}/config"));
         let request = request.header(API_KEY, self.key.expose());
@@ -398,7 +403,7 @@ impl Agent {
         }
     }
 
-    /// Tells the controller what became of a configuration; a reference system does not want to know.
+    /// Reports the outcome of a configuration to the controller; a reference system has no route for it.
     async fn tell(
         &self,
         client: &AgentClient,
@@ -448,7 +453,7 @@ impl Agent {
                 State::default()
             }
         };
-        // What another controller said means nothing here.
+        // Answers of another controller do not apply here.
         if known.controller == self.controller {
             return Ok(known);
         }

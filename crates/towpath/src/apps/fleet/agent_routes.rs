@@ -193,9 +193,9 @@ async fn remove(
     Ok(success(StatusCode::OK, json!({ "agent_id": agent })))
 }
 
-/// What an agent tells.
+/// An agent's report.
 #[derive(Deserialize)]
-struct Told {
+struct AgentReport {
     version: u64,
     status: String,
     error: Option<String>,
@@ -211,15 +211,17 @@ async fn report(
     if caller != Caller::Agent(agent) {
         caller.operator()?;
     }
-    let told: Told = parse_of_program(&body, &["version", "status", "error"])?;
-    let report = match told.status.as_str() {
+    let report: AgentReport = parse_of_program(&body, &["version", "status", "error"])?;
+    let report = match report.status.as_str() {
         "applied" | "rolled_back" => Report {
-            applied: Some(told.version),
+            applied: Some(report.version),
             ..Report::default()
         },
         "failed" => Report {
-            failed: Some(told.version),
-            error: told.error.map(|error| error.chars().take(1_000).collect()),
+            failed: Some(report.version),
+            error: report
+                .error
+                .map(|error| error.chars().take(1_000).collect()),
             ..Report::default()
         },
         other => {

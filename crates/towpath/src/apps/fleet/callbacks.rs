@@ -14,7 +14,7 @@ use towpath_core::{Delivery, ErrorKind};
 
 use super::destinations::{Destinations, deferred};
 use super::task::Task;
-use crate::http::guard::Guard;
+use crate::http::egress::EgressPolicy;
 use crate::pump::{Destination, Handler};
 use crate::sink::{post, sign, unanswered};
 
@@ -23,16 +23,20 @@ pub const CALLBACK_QUEUE: &str = "fleet.callbacks";
 
 /// Posts results.
 pub struct Callbacks {
-    guard: Arc<Guard>,
+    egress: Arc<EgressPolicy>,
     keys: Arc<[hmac::Key]>,
     destinations: Arc<Destinations>,
 }
 
 impl Callbacks {
-    /// Posts to where the guard allows, signed with each key.
-    pub fn new(guard: Arc<Guard>, keys: Vec<hmac::Key>, destinations: Arc<Destinations>) -> Self {
+    /// Posts to destinations that the policy allows, signed with each key.
+    pub fn new(
+        egress: Arc<EgressPolicy>,
+        keys: Vec<hmac::Key>,
+        destinations: Arc<Destinations>,
+    ) -> Self {
         Self {
-            guard,
+            egress,
             keys: keys.into(),
             destinations,
         }
@@ -68,7 +72,7 @@ impl Handler for Callbacks {
             },
             Err(error) => return reject(format!("the message is not an ended task: {error}")),
         };
-        let url = match self.guard.check(&to) {
+        let url = match self.egress.check(&to) {
             Ok(url) => url,
             Err(error) => return reject(error.chain()),
         };
@@ -82,7 +86,7 @@ impl Handler for Callbacks {
             Err(after) => return deferred(after),
         };
         let clock = self.destinations.clock();
-        let said = match post(&self.guard, &url, headers, payload.clone(), clock).await {
+        let said = match post(&self.egress, &url, headers, payload.clone(), clock).await {
             Ok(said) => said,
             Err(error) if error.kind() == ErrorKind::Invalid => reject(error.chain()),
             Err(error) => unanswered(&error),

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::auth::hex;
 use crate::http::preconditions::{Preconditions, Unmet};
 
-/// How often agents ask unless the configuration says. Source: the reference system.
+/// Poll interval of agents unless the configuration sets one. Source: the reference system.
 pub(super) const POLL_SECONDS: u32 = 30;
 
 /// A configuration: the fields of the reference system, and ours, which it ignores.
@@ -113,7 +113,7 @@ impl Config {
         format!("\"{tag}\"")
     }
 
-    /// What a client requires of it.
+    /// A client's precondition.
     ///
     /// # Errors
     /// The precondition that it does not meet.

@@ -31,10 +31,10 @@ use crate::telemetry::{Health, Metrics};
 /// The role's name in health, metrics and the account.
 const ROLE: &str = "fleet.controller";
 
-/// How often it looks what other controllers did, and how its rollout goes.
+/// Interval of checks for changes by other controllers, and for the progress of its rollout.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How often it counts agents.
+/// Interval of counting agents.
 const MEASURE: Duration = Duration::from_secs(5);
 
 /// Agents that are read at once.
@@ -47,7 +47,7 @@ const ITSELF: &str = "controller";
 #[derive(Clone, Default)]
 pub(super) struct Snapshot {
     newest: Option<Arc<Config>>,
-    /// What those get that the rollout has not reached.
+    /// The configuration of agents that the rollout has not reached.
     stable: Option<Arc<Config>>,
     /// Agents that the rollout has reached; all of them without one.
     holders: Option<Arc<HashSet<Uuid>>>,
@@ -222,7 +222,7 @@ impl Controller {
         }
     }
 
-    /// Looks what the database says, moves the rollout, and tells those who wait.
+    /// Reads the database, advances the rollout, and notifies waiting requests.
     async fn look(&self) -> Result<()> {
         let _turn = self.0.looking.lock().await;
         let (mut newest, mut rollout) =

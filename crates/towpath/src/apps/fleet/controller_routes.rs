@@ -294,7 +294,7 @@ async fn config(
             None if is_over => return Err(Failure::not_found("no config available")),
             _ => {}
         }
-        // The sender lives as long as the controller: what this waits for is news or the time.
+        // The sender lives as long as the controller: this waits for a change or the timeout.
         drop(tokio::time::timeout_at(until, watch.changed()).await);
     }
 }

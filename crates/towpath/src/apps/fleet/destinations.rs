@@ -86,7 +86,7 @@ pub(super) struct Request<'a> {
 }
 
 impl Request<'_> {
-    /// Notes what the answer says of the destination; returns what becomes of the message.
+    /// Records the answer's meaning for the destination, and returns the outcome of the message.
     pub(super) fn end(self, delivery: &Delivery, said: Outcome) -> Outcome {
         match &said {
             // Nothing at this origin can be reached.

@@ -24,7 +24,7 @@ pub(super) struct Failure {
     pub(super) message: String,
 }
 
-/// What a handler answers.
+/// The answer of a handler.
 pub(super) type Answer = Result<Response, Failure>;
 
 impl Failure {
@@ -41,7 +41,7 @@ impl Failure {
         Self::new(StatusCode::BAD_REQUEST, "INVALID_REQUEST", message)
     }
 
-    /// What a check of the request found.
+    /// An invalid part of the request.
     pub(super) fn of_check(error: Error) -> Self {
         match error.kind() {
             ErrorKind::Invalid => Self::invalid(error.to_string()),
@@ -68,7 +68,7 @@ impl From<Problem> for Failure {
 }
 
 impl From<Error> for Failure {
-    /// A request is checked before a store is asked, so what a store says then is never the client's mistake, whatever
+    /// A request is checked before a store is asked, so an error of the store is never the client's mistake, whatever
     /// its kind. Internal reasons go to the log.
     fn from(error: Error) -> Self {
         tracing::warn!(error = error.chain(), "request failed");
@@ -107,12 +107,12 @@ pub(super) fn success(status: StatusCode, data: impl Serialize) -> Response {
     (status, Json(body)).into_response()
 }
 
-/// What a body says.
+/// Parses a body.
 pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Failure> {
     json::object(body).map_err(|refusal| Failure::invalid(format!("the body: {}", refusal.reason)))
 }
 
-/// What the body of another program says. Unknown fields are ignored, as a newer version may send more, except those
+/// Parses the body of another program. Unknown fields are ignored, as a newer version may send more, except those
 /// that are written almost like a known one which is missing.
 pub(super) fn parse_of_program<T: DeserializeOwned>(
     body: &Bytes,

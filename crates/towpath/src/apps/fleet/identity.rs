@@ -1,8 +1,7 @@
-//! Which processes speak as which agent: two of them that share an identity are found out and named.
+//! Detects two processes that share the identity of one agent, and names them.
 //!
-//! Each process of an agent names itself in a header, by an id that it makes when it starts. A restarted agent is heard
-//! of under a new one, and the old one stays silent. One that speaks again after another process did shows that both
-//! are running.
+//! Each process of an agent sends an id that it creates when it starts. A restarted agent sends a new id, and the old
+//! one is not seen again. An old id that is seen after a new one shows that both processes are running.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -29,7 +28,7 @@ pub(super) struct Speaker {
 }
 
 impl std::fmt::Display for Speaker {
-    /// The address, and what tells processes at one address apart.
+    /// The address, and an id that distinguishes processes at one address.
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let end = self.instance.len().saturating_sub(8);
         let short = self.instance.get(end..).unwrap_or(&self.instance);

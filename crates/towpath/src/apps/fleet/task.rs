@@ -27,7 +27,7 @@ use tracing::debug;
 use uuid::Uuid;
 
 use super::callbacks::CALLBACK_QUEUE;
-use super::hits::HIT_QUEUE;
+use super::task_runner::TASK_QUEUE;
 use crate::inlet::QueueInlet;
 use crate::telemetry::traces;
 
@@ -43,7 +43,7 @@ const OPEN: Duration = Duration::from_secs(24 * 60 * 60);
 /// Lease duration of a task.
 const LEASE: Duration = Duration::from_secs(30);
 
-/// How often one that waits looks, should another process work on the task.
+/// Interval of checks by a waiting request, should another process work on the task.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Status of a task.
@@ -72,7 +72,7 @@ impl Status {
     }
 }
 
-/// What an answer says in a header: one value, or each of several lines.
+/// The value of a header in an answer: one text, or a list of several lines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Header {
@@ -160,7 +160,7 @@ impl Tasks {
                     "{role} needs a backend that changes keys and queues in one step, and {name} does not"
                 ))
             })?,
-            hits: QueueName::new(HIT_QUEUE)?,
+            hits: QueueName::new(TASK_QUEUE)?,
             callbacks: QueueName::new(CALLBACK_QUEUE)?,
             ended: Arc::default(),
         })
@@ -222,7 +222,7 @@ impl Tasks {
         }
     }
 
-    /// Takes a task that another program accepted, in place of what that wrote of an attempt that failed.
+    /// Takes a task that another program accepted, and replaces its record of a failed attempt.
     ///
     /// # Errors
     /// `Unavailable` when the store does not answer.

@@ -8,7 +8,7 @@ use towpath_core::{Error, Result};
 use tracing::{info, warn};
 
 use super::config::Config;
-use crate::http::guard::Guard;
+use crate::http::egress::EgressPolicy;
 
 /// The key of the configuration that says where hits go. Source: the reference system.
 const URL: &str = "url";
@@ -16,15 +16,15 @@ const URL: &str = "url";
 /// Most superseded configurations that are remembered.
 const REMEMBERED: usize = 100;
 
-/// What became of a configuration that was given.
-pub(super) enum Given {
+/// The result of offering a configuration.
+pub(super) enum Offered {
     /// It is in force.
     Taken(u64),
     /// A newer one is.
     Older(u64),
 }
 
-/// What the file holds.
+/// The contents of the file.
 #[derive(Clone, Serialize, Deserialize)]
 struct Kept {
     #[serde(flatten)]
@@ -66,7 +66,7 @@ pub struct Worker(Arc<Inner>);
 
 struct Inner {
     file: PathBuf,
-    guard: Arc<Guard>,
+    egress: Arc<EgressPolicy>,
     kept: Mutex<Option<Kept>>,
 }
 
@@ -75,7 +75,7 @@ impl Worker {
     ///
     /// # Errors
     /// `Unavailable` when the file is there and cannot be read.
-    pub fn open(file: PathBuf, guard: Arc<Guard>) -> Result<Self> {
+    pub fn open(file: PathBuf, egress: Arc<EgressPolicy>) -> Result<Self> {
         let kept = match std::fs::read(&file) {
             Ok(text) => match serde_json::from_slice(&text) {
                 Ok(kept) => Some(kept),
@@ -92,7 +92,7 @@ impl Worker {
         };
         Ok(Self(Arc::new(Inner {
             file,
-            guard,
+            egress,
             kept: Mutex::new(kept),
         })))
     }
@@ -111,19 +111,19 @@ impl Worker {
             .ok_or_else(|| Error::not_found("no url configured"))
     }
 
-    /// What the guard says of a URL.
+    /// Whether the policy allows a URL.
     pub(super) fn check(&self, url: &str) -> Result<()> {
-        self.0.guard.check(url).map(drop)
+        self.0.egress.check(url).map(drop)
     }
 
     /// Takes a configuration over, unless a newer one is in force. It is on disk when this returns.
-    pub(super) fn take(&self, config: Config) -> Result<Given> {
+    pub(super) fn take(&self, config: Config) -> Result<Offered> {
         if let Some(url) = config.data.get(URL).filter(|url| !url.is_empty()) {
             self.check(url)?;
         }
         let mut now = self.lock();
         if let Some(newer) = now.as_ref().filter(|now| now.is_after(&config)) {
-            return Ok(Given::Older(newer.config.version));
+            return Ok(Offered::Older(newer.config.version));
         }
         let version = config.version;
         if now.as_ref().map(|now| &now.config) != Some(&config) {
@@ -142,7 +142,7 @@ impl Worker {
             info!(version, "configured");
             *now = Some(kept);
         }
-        Ok(Given::Taken(version))
+        Ok(Offered::Taken(version))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Kept>> {

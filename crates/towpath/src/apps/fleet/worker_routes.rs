@@ -16,7 +16,7 @@ use super::auth::Keys;
 use super::config::Config;
 use super::envelope::{Answer, Failure, parse, parse_of_program, success};
 use super::task::{Status, Task, Tasks};
-use super::worker::{Given, Worker};
+use super::worker::{Offered, Worker};
 use crate::http::error::Problem;
 use crate::http::extract::{Path, Query};
 use crate::http::{Asking, Peer, Sites};
@@ -41,7 +41,7 @@ pub enum Entry {
     Open,
 }
 
-/// What the routes work with.
+/// The state of the routes.
 #[derive(Clone)]
 struct Api {
     worker: Worker,
@@ -118,8 +118,8 @@ async fn config(State(api): State<Api>) -> Answer {
 async fn configure(State(api): State<Api>, body: Bytes) -> Answer {
     let config: Config = parse_of_program(&body, Config::FIELDS)?;
     match api.worker.take(config).map_err(Failure::of_check)? {
-        Given::Taken(version) => Ok(success(StatusCode::OK, json!({ "version": version }))),
-        Given::Older(newer) => Err(Failure::new(
+        Offered::Taken(version) => Ok(success(StatusCode::OK, json!({ "version": version }))),
+        Offered::Older(newer) => Err(Failure::new(
             StatusCode::CONFLICT,
             "OUTDATED",
             format!("version {newer} is in force, which is newer"),
@@ -127,10 +127,10 @@ async fn configure(State(api): State<Api>, body: Bytes) -> Answer {
     }
 }
 
-/// What a client may say about a task.
+/// The optional fields of a task in a request.
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
-struct Wanted {
+struct TaskRequest {
     callback_url: Option<String>,
 }
 
@@ -142,29 +142,29 @@ async fn unchanging() -> Response {
 }
 
 async fn hit(State(api): State<Api>, headers: HeaderMap) -> Answer {
-    start(&api, &headers, Wanted::default()).await
+    start(&api, &headers, TaskRequest::default()).await
 }
 
 async fn hit_with(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Answer {
-    let wanted = match body.is_empty() {
-        true => Wanted::default(),
+    let request = match body.is_empty() {
+        true => TaskRequest::default(),
         false => parse(&body)?,
     };
-    start(&api, &headers, wanted).await
+    start(&api, &headers, request).await
 }
 
-async fn start(api: &Api, headers: &HeaderMap, wanted: Wanted) -> Answer {
-    // The contract's code; the status says that a configuration mends it.
+async fn start(api: &Api, headers: &HeaderMap, request: TaskRequest) -> Answer {
+    // The contract's code; the status says that a configuration fixes it.
     let unconfigured = |error: towpath_core::Error| {
         Failure::new(StatusCode::CONFLICT, "ENQUEUE_FAILED", error.to_string())
     };
     let url = api.worker.url().map_err(unconfigured)?;
-    if let Some(callback) = &wanted.callback_url {
+    if let Some(callback) = &request.callback_url {
         api.worker.check(callback).map_err(Failure::of_check)?;
     }
     let key = idempotency::key(headers)?;
-    let callback = wanted.callback_url.clone();
-    let started = api.tasks.start(url, wanted.callback_url, key).await;
+    let callback = request.callback_url.clone();
+    let started = api.tasks.start(url, request.callback_url, key).await;
     api.calls.note(&started);
     let (task, is_new) = started.map_err(|error| Failure::from(error).code("ENQUEUE_FAILED"))?;
     if !is_new && task.callback_url != callback {

@@ -18,11 +18,11 @@ use tracing::{debug, warn};
 use super::enqueue::{Answered, Context, Enqueue, Limits};
 use super::request::{self, Refusal};
 use crate::http::error::{Problem, plain};
-use crate::http::{BodyLimit, Edge, wrap};
+use crate::http::{BodyLimit, RequestLayer, wrap};
 use crate::idempotency::{self, OTHER_REQUEST, replayed};
 use crate::telemetry::TraceContext;
 
-/// How long `/healthz` waits for the backend.
+/// Timeout of `/healthz` for the backend.
 const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
 
 const ENQUEUE: &str = "/enqueue";
@@ -34,7 +34,7 @@ struct Api {
 }
 
 /// `POST /enqueue`, `POST /enqueue/batch` and `GET /healthz`, for a queue of this backend, behind the edge.
-pub fn router(enqueue: Enqueue, backend: Backend, edge: Edge) -> Router {
+pub fn router(enqueue: Enqueue, backend: Backend, edge: RequestLayer) -> Router {
     let edge = edge.bodies(&bodies(enqueue.limits));
     wrap(routes(enqueue, backend), edge)
 }

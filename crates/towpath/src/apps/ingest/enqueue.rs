@@ -19,7 +19,7 @@ pub struct Limits {
     pub batch_bytes: usize,
 }
 
-/// What the client says beside the message.
+/// Fields of the request beside the message.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Context {
     /// Makes a retry harmless: the first message's id is answered again.
@@ -39,7 +39,7 @@ pub struct Enqueue {
     pub calls: LastCall,
 }
 
-/// What became of a request that the queue answered.
+/// The outcome of a request that the queue answered.
 #[derive(Debug)]
 pub(super) enum Answered<T> {
     /// Its messages are stored, now or before, or refused.

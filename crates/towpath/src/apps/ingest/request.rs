@@ -1,4 +1,4 @@
-//! What a client may send, and what message it means.
+//! Parses requests into messages.
 
 use bytes::Bytes;
 
@@ -124,7 +124,7 @@ mod tests {
     const JSON: Option<&str> = Some("application/JSON; charset=utf-8");
 
     #[test]
-    fn bodies_mean_what_existing_clients_expect() {
+    fn bodies_are_read_as_existing_clients_expect() {
         for (content_type, body, expected) in [
             (None, "  hello \n", Ok("hello")),
             (

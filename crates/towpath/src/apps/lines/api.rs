@@ -15,7 +15,7 @@ use towpath_core::backend::Backend;
 use crate::disk::folder_of;
 use crate::telemetry::{Health, Metrics};
 
-/// How long `/healthz` waits for the backend.
+/// Timeout of `/healthz` for the backend.
 const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]
@@ -64,7 +64,7 @@ async fn healthz(State(api): State<Api>) -> Response {
 }
 
 impl Api {
-    /// What keeps a role from its work, also before the first line comes.
+    /// The obstacle of a role, also before the first line.
     fn problem(&self) -> Option<String> {
         let mut roles = self.roles.iter();
         roles

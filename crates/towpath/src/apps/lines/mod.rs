@@ -9,12 +9,12 @@
 //! whose journal records written lines.
 
 mod api;
-mod pace;
+mod backpressure;
 mod reader;
 mod resuming;
 mod stored;
 
 pub use api::routes;
-pub use pace::Pace;
+pub use backpressure::Backpressure;
 pub use reader::{Reader, Settings, Start};
 pub use stored::{Shown, Stored};

@@ -12,12 +12,12 @@ use towpath_core::port::source_offsets::{AppendAt, AppendOutcome, SourceOffsets}
 use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, ResultExt, StreamName, retry};
 use tracing::{debug, info, warn};
 
-use super::Pace;
+use super::Backpressure;
 use crate::source::{self, Chunk, Inputs, Limits, Line, Position, Saved, Tail, Wake};
 use crate::supervisor::Stop;
 use crate::telemetry::{Health, LineMetrics, traces};
 
-/// How an append that met an unavailable backend, or a file that cannot be read, is tried again.
+/// Retries of an append that met an unavailable backend, and of a file that cannot be read.
 const AGAIN: retry::Policy =
     retry::Policy::forever(Duration::from_millis(50), Duration::from_secs(5));
 
@@ -65,9 +65,9 @@ pub struct Settings {
     pub rotate_wait: Duration,
     /// Retention of the position of a closed file.
     pub forget_after: Duration,
-    /// How long more is waited for after a pause.
+    /// Linger after a pause.
     pub linger: Duration,
-    /// How often files are looked at that have nothing new.
+    /// Interval of checks of files without new lines.
     pub poll: Duration,
     /// The name of this host.
     pub host: String,
@@ -89,10 +89,10 @@ pub struct Reader {
     /// Receives lines, and the position of each file.
     pub metrics: LineMetrics,
     /// Waited for, when the writer is in this process.
-    pub pace: Option<Pace>,
+    pub backpressure: Option<Backpressure>,
 }
 
-/// What became of a chunk.
+/// The outcome of a chunk.
 enum Sent {
     /// Its lines are in the stream, and this is the position's value.
     Done(Bytes),
@@ -176,10 +176,10 @@ impl Reader {
                 }
                 continue;
             }
-            if let Some(pace) = &self.pace {
+            if let Some(backpressure) = &self.backpressure {
                 let lines: usize = chunks.iter().map(|chunk| chunk.lines.len()).sum();
                 tokio::select! {
-                    () = pace.wait(lines as u64) => {}
+                    () = backpressure.wait(lines as u64) => {}
                     () = stop.requested() => return Ok(()),
                 }
             }
@@ -465,7 +465,7 @@ impl Reader {
         }
     }
 
-    /// Says in health and, once, in the log what cannot be read. Whether everything can.
+    /// Reports unreadable inputs in health and, once, in the log. Returns whether all inputs are readable.
     fn tell(&self, tail: &Tail, logged: &mut BTreeSet<String>) -> bool {
         let problems: BTreeSet<String> = tail.problems().cloned().collect();
         for problem in problems.difference(logged) {
@@ -508,7 +508,7 @@ fn parse(name: &str, value: &[u8]) -> Result<Position> {
     })
 }
 
-/// The beginning of a line over the limit, with what became of it.
+/// The beginning of a line over the limit, with its outcome.
 fn too_long(path: &Path, start: &[u8], length: u64, limit: usize) -> NewMessage {
     warn!(input = %path.display(), length, limit, "a line is over the limit and was set aside");
     let mut message = NewMessage::new(start.to_vec());

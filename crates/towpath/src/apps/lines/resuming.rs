@@ -11,7 +11,7 @@ use crate::supervisor::Stop;
 const RESUMED_BY: usize = 256;
 
 impl Reader {
-    /// Moves positions behind what another reader sent, one that keeps none: behind its last line in the file.
+    /// Moves positions behind the last line that another reader, which keeps no positions, sent of a file.
     pub(super) async fn resume(&self, saved: &mut Saved, stop: &Stop) -> Result<()> {
         let mut attempt = 0;
         let lines = loop {

@@ -11,7 +11,7 @@ use towpath_core::{Error, ErrorKind, QueueName, Result, StreamName};
 use super::reader::POSITION;
 use crate::source::{Position, position_at};
 
-/// How often a reader that moves the position at the same time is met before it is left alone.
+/// Number of conflicts with another reader that moves the position, before this one gives way.
 const TRIES: usize = 10;
 
 /// The positions of a stream's inputs.

@@ -13,11 +13,11 @@ use towpath_core::{Error, Headers, Result};
 use tracing::{debug, warn};
 
 use super::INVENTORY;
-use super::desk::{Desk, number, stock_key};
 use super::gateway::{Accepted, Failure, Gateway};
 use super::notifier::notification_key;
 use super::order::{Order, fits};
 use super::record::{State as Stage, Step};
+use super::store::{OrderStore, number, stock_key};
 use crate::http::error::Problem;
 use crate::http::extract::{Json, Query};
 use crate::http::json;
@@ -35,12 +35,12 @@ pub fn gateway_routes(gateway: Gateway, calls: LastCall) -> Router {
 }
 
 /// `GET /orders/{id}`, `GET /inventory`, and `GET`, `PUT` and `PATCH /inventory/{sku}`.
-pub fn stock_routes(desk: Desk) -> Router {
+pub fn stock_routes(store: OrderStore) -> Router {
     Router::new()
         .route("/orders/{id}", get(show))
         .route("/inventory", get(list))
         .route("/inventory/{sku}", get(stock).put(set).patch(change))
-        .with_state(desk)
+        .with_state(store)
 }
 
 /// The requests of [`stock_routes`] that have parameters.
@@ -120,14 +120,14 @@ struct OrderView {
     history: Vec<Step>,
 }
 
-async fn show(State(desk): State<Desk>, Segment(id): Segment) -> Answer<OrderView> {
+async fn show(State(store): State<OrderStore>, Segment(id): Segment) -> Answer<OrderView> {
     let absent = || Problem::new(StatusCode::NOT_FOUND, format!("there is no order `{id}`"));
     if !fits(&id) {
         return Err(absent());
     }
-    let stored = desk.find(&id).await?.ok_or_else(absent)?;
+    let stored = store.find(&id).await?.ok_or_else(absent)?;
     let record = stored.record;
-    let notification = notification(&desk, &id).await?;
+    let notification = notification(&store, &id).await?;
     let notified = notification
         .get("status")
         .is_some_and(|status| status == "sent");
@@ -153,10 +153,10 @@ async fn show(State(desk): State<Desk>, Segment(id): Segment) -> Answer<OrderVie
 
 /// The fields of `notifications:<id>`, those that say nothing left out.
 pub(super) async fn notification(
-    desk: &Desk,
+    store: &OrderStore,
     id: &str,
 ) -> Result<serde_json::Map<String, serde_json::Value>> {
-    let fields = desk.kv.fields(&notification_key(id)).await?;
+    let fields = store.kv.fields(&notification_key(id)).await?;
     let text = |value: Bytes| String::from_utf8_lossy(&value).into_owned();
     Ok(fields
         .into_iter()
@@ -165,7 +165,7 @@ pub(super) async fn notification(
         .collect())
 }
 
-/// How much there is of a SKU.
+/// Stock of a SKU.
 #[derive(Serialize)]
 struct Stock {
     sku: String,
@@ -184,17 +184,17 @@ const fn hundred() -> usize {
     100
 }
 
-async fn list(State(desk): State<Desk>, Query(page): Query<Page>) -> Answer<Vec<Stock>> {
+async fn list(State(store): State<OrderStore>, Query(page): Query<Page>) -> Answer<Vec<Stock>> {
     let after = page.after.filter(|sku| fits(sku));
     let after = after.map(|sku| stock_key(&sku));
-    let keys = desk
+    let keys = store
         .kv
         .keys(INVENTORY, after.as_deref(), page.max.clamp(1, 1000))
         .await?;
     let mut stocks = Vec::with_capacity(keys.len());
     for key in keys {
         let sku = key.strip_prefix(INVENTORY).unwrap_or_default().to_owned();
-        if let Some(value) = desk.kv.get(&key).await? {
+        if let Some(value) = store.kv.get(&key).await? {
             let quantity = number(&key, &value)?;
             stocks.push(Stock { sku, quantity });
         }
@@ -202,10 +202,10 @@ async fn list(State(desk): State<Desk>, Query(page): Query<Page>) -> Answer<Vec<
     Ok(Json(stocks))
 }
 
-async fn stock(State(desk): State<Desk>, Segment(sku): Segment) -> Answer<Stock> {
+async fn stock(State(store): State<OrderStore>, Segment(sku): Segment) -> Answer<Stock> {
     let key = stock_key(&sku);
     let value = match fits(&sku) {
-        true => desk.kv.get(&key).await?,
+        true => store.kv.get(&key).await?,
         false => None,
     };
     match value {
@@ -226,14 +226,14 @@ struct Set {
     quantity: i64,
 }
 
-async fn set(State(desk): State<Desk>, Segment(sku): Segment, body: Bytes) -> Answer<Stock> {
+async fn set(State(store): State<OrderStore>, Segment(sku): Segment, body: Bytes) -> Answer<Stock> {
     let Set { quantity } = read(&body, r#"{"quantity": 100}"#)?;
     if quantity < 0 {
         let reason = "`quantity` must be 0 or more";
         return Err(Problem::new(StatusCode::BAD_REQUEST, reason));
     }
     check_sku(&sku)?;
-    desk.set_stock(&sku, quantity).await?;
+    store.set_stock(&sku, quantity).await?;
     Ok(Json(Stock { sku, quantity }))
 }
 
@@ -243,7 +243,11 @@ struct Change {
     delta: i64,
 }
 
-async fn change(State(desk): State<Desk>, Segment(sku): Segment, body: Bytes) -> Answer<Stock> {
+async fn change(
+    State(store): State<OrderStore>,
+    Segment(sku): Segment,
+    body: Bytes,
+) -> Answer<Stock> {
     let Change { delta } = read(&body, r#"{"delta": -3}"#)?;
     check_sku(&sku)?;
     let key = stock_key(&sku);
@@ -253,7 +257,7 @@ async fn change(State(desk): State<Desk>, Segment(sku): Segment, body: Bytes) ->
         min: 0,
         max: i64::MAX,
     };
-    match desk.kv.commit(vec![op]).await? {
+    match store.kv.commit(vec![op]).await? {
         Committed::Applied(values) => {
             let value = values.into_iter().next().flatten().unwrap_or_default();
             let quantity = number(&key, &value)?;

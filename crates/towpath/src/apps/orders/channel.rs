@@ -27,7 +27,7 @@ pub enum Channel {
     Webhook(Box<WebhookSink>),
 }
 
-/// What a customer learns about an order.
+/// The notification of a customer about an order.
 pub(super) enum News {
     /// Its stock was taken.
     Processed,
@@ -207,7 +207,7 @@ impl Mailer {
         }
     }
 
-    /// What a mail server's answer, or the lack of one, means.
+    /// The meaning of a mail server's answer, or of a missing one.
     ///
     /// 421 closes the connection, and the answers about authentication are about the account that all mails share.
     /// Source: RFC 5321, 4.2.3; RFC 4954, 6.
@@ -217,7 +217,7 @@ impl Mailer {
             Some(421) => Cause::Failed,
             Some(432 | 454 | 530 | 534 | 535 | 538) => Cause::Unreachable,
             None if error.is_timeout() => Cause::Failed,
-            // What the server does not offer every mail would need; only an address or a text can be too much for it alone.
+            // A feature that the server lacks is needed by every mail; only an address or a text can be refused for one mail alone.
             None if !(error.is_client() && error.to_string().contains("non-ascii")) => {
                 Cause::Unreachable
             }

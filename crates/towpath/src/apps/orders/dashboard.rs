@@ -16,8 +16,8 @@ use towpath_core::{Error, ErrorKind, QueueName, Result};
 use tracing::warn;
 
 use super::api::notification;
-use super::books::{Books, Totals};
-use super::desk::{Desk, number, stock_key};
+use super::reconciliation::{Reconciliation, Totals};
+use super::store::{OrderStore, number, stock_key};
 use super::topology::{NOTIFICATIONS, ORDERS, REJECTIONS};
 use crate::http::error::Problem;
 use crate::http::extract::{Json, Query};
@@ -28,26 +28,26 @@ use crate::telemetry::Metrics;
 /// Rates are those of so long.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// How often the counters are looked at.
+/// Interval of samples of the counters.
 const SAMPLE: Duration = Duration::from_secs(5);
 
-/// How long no other sample is kept.
+/// Minimum time between two stored samples.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// The numbers of the app.
 #[derive(Clone)]
 pub struct Dashboard {
-    desk: Desk,
+    store: OrderStore,
     backends: Vec<Backend>,
     metrics: Metrics,
     samples: Arc<Mutex<VecDeque<(Instant, Totals)>>>,
 }
 
 impl Dashboard {
-    /// A dashboard over this desk; `backends` are those whose queues are exported to Prometheus.
-    pub fn new(desk: Desk, backends: Vec<Backend>, metrics: Metrics) -> Self {
+    /// A dashboard over this store; `backends` are those whose queues are exported to Prometheus.
+    pub fn new(store: OrderStore, backends: Vec<Backend>, metrics: Metrics) -> Self {
         Self {
-            desk,
+            store,
             backends,
             metrics,
             samples: Arc::default(),
@@ -71,10 +71,10 @@ impl Dashboard {
     }
 
     async fn sample(&self) -> Result<Totals> {
-        let totals = Books(self.desk.clone()).totals().await?;
+        let totals = Reconciliation(self.store.clone()).totals().await?;
         let now = Instant::now();
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        // However often the numbers are asked for, few of them are kept.
+        // However often the numbers are requested, few of them are kept.
         let fresh = |(at, _): &(Instant, Totals)| now.duration_since(*at) < FRESH;
         if !samples.back().is_some_and(fresh) {
             samples.push_back((now, totals));
@@ -117,7 +117,7 @@ impl Dashboard {
     async fn queues(&self) -> Result<(Map<String, Value>, u64)> {
         let (mut queues, mut dead) = (Map::new(), 0);
         for name in [ORDERS, NOTIFICATIONS, REJECTIONS] {
-            let stats = match self.desk.queue.stats(&QueueName::new(name)?).await {
+            let stats = match self.store.queue.stats(&QueueName::new(name)?).await {
                 Ok(stats) => stats,
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
@@ -136,7 +136,7 @@ impl Dashboard {
         Ok((queues, dead))
     }
 
-    async fn numbers(&self, asked: &Asked) -> Result<Map<String, Value>> {
+    async fn numbers(&self, filter: &Filter) -> Result<Map<String, Value>> {
         let totals = self.sample().await?;
         let (queues, dead) = self.queues().await?;
         let mut numbers = Map::new();
@@ -147,14 +147,14 @@ impl Dashboard {
         numbers.insert("dead_letters_count".to_owned(), dead.into());
         numbers.insert("rates".to_owned(), self.rates());
         numbers.insert("queues".to_owned(), queues.into());
-        if let Some(sku) = asked.sku.as_deref().filter(|sku| !sku.is_empty()) {
+        if let Some(sku) = filter.sku.as_deref().filter(|sku| !sku.is_empty()) {
             let key = stock_key(sku);
-            if let Some(value) = self.desk.kv.get(&key).await? {
+            if let Some(value) = self.store.kv.get(&key).await? {
                 numbers.insert("inventory_level".to_owned(), number(&key, &value)?.into());
             }
         }
-        if let Some(id) = asked.order_id.as_deref().filter(|id| !id.is_empty()) {
-            let status = notification(&self.desk, id).await?;
+        if let Some(id) = filter.order_id.as_deref().filter(|id| !id.is_empty()) {
+            let status = notification(&self.store, id).await?;
             // The contract's field is a text; the rest is beside it.
             if let Some(text) = status.get("status") {
                 numbers.insert("notification_status".to_owned(), text.clone());
@@ -168,7 +168,7 @@ impl Dashboard {
 /// Queried values beside the totals.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Asked {
+struct Filter {
     sku: Option<String>,
     order_id: Option<String>,
 }
@@ -187,7 +187,7 @@ pub fn queries() -> [Asking; 1] {
 
 async fn metrics(
     State(dashboard): State<Dashboard>,
-    Query(asked): Query<Asked>,
+    Query(filter): Query<Filter>,
     headers: HeaderMap,
 ) -> Response {
     // JSON unless the client names a format of Prometheus and likes it better.
@@ -205,7 +205,7 @@ async fn metrics(
             .await;
         return ([(header::CONTENT_TYPE, kind)], text).into_response();
     }
-    match dashboard.numbers(&asked).await {
+    match dashboard.numbers(&filter).await {
         Ok(numbers) => Json(numbers).into_response(),
         Err(error) => unavailable(&error).into_response(),
     }

@@ -18,18 +18,18 @@ use towpath_core::{Error, ErrorKind, Headers, Result, ResultExt};
 use tracing::warn;
 
 use super::ACCEPTED_COUNT;
-use super::desk::{Desk, Stored, count, intake};
 use super::order::Order;
 use super::record::{Record, State};
+use super::store::{OrderStore, Stored, count, intake};
 use crate::telemetry::traces;
 
 /// Time for publishing before another gateway may reserve the order.
 const RESERVATION: Duration = Duration::from_secs(5);
 
-/// How often one that waits for another's reservation looks.
+/// Interval of checks of another gateway's reservation.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// What became of an order that was offered.
+/// The outcome of placing an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Accepted {
     /// It is on its way.
@@ -51,7 +51,7 @@ pub(super) enum Failure {
 
 /// Accepts orders.
 #[derive(Clone)]
-pub struct Gateway(pub Desk);
+pub struct Gateway(pub OrderStore);
 
 impl Gateway {
     /// Takes a new order, given as its JSON text, and returns once it is durable.
@@ -147,7 +147,7 @@ impl Gateway {
             }
             return Err(Failure::Publish(error));
         }
-        // From here on the order is durable: what fails now is made good by the processor.
+        // From here on the order is durable: the processor completes steps that fail now.
         if let Err(error) = self.confirm(&reserved).await {
             warn!(
                 order = order.id,
@@ -237,7 +237,7 @@ impl Gateway {
     async fn withdraw(&self, reserved: &Stored) {
         let id = &reserved.record.order.id;
         let gone = self.0.change(Some(reserved), &reserved.record, None);
-        let keys = [super::desk::order_key(id), idempotency_key(id)];
+        let keys = [super::store::order_key(id), idempotency_key(id)];
         let ops = std::iter::once(gone).chain(keys.map(|key| Op::Delete { key }));
         if let Err(error) = self.0.kv.commit(ops.collect()).await {
             warn!(

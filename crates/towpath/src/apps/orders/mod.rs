@@ -12,26 +12,26 @@
 //! the messages and the ack are in that step as well; elsewhere the record tells a repeat from a first time.
 
 mod api;
-mod books;
 mod channel;
 mod dashboard;
-mod desk;
 mod gateway;
 mod notifier;
 mod order;
 mod processor;
+mod reconciliation;
 mod record;
+mod store;
 mod topology;
 
 pub use api::{gateway_routes, stock_queries, stock_routes};
-pub use books::{Balance, Books};
 pub use channel::{Channel, Mailer};
 pub(crate) use channel::{is_mail_address, is_mail_url};
 pub use dashboard::{Dashboard, queries as dashboard_queries, routes as dashboard_routes};
-pub use desk::Desk;
 pub use gateway::Gateway;
 pub use notifier::Notifier;
 pub use processor::Processor;
+pub use reconciliation::{Balance, Reconciliation};
+pub use store::OrderStore;
 pub use topology::{NOTIFICATIONS, ORDERS, REJECTIONS, Topology};
 
 /// Counter of orders whose acceptance is certain.

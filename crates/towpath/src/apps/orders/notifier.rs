@@ -14,15 +14,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use towpath_core::port::effects::{Outcome as Applied, Transaction};
 use towpath_core::port::kv::{Committed, Op};
-use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, Settlement};
 use towpath_core::port::sink::Outcome;
 use towpath_core::{Delivery, ErrorKind, Result};
 use tracing::warn;
 
 use super::channel::{Channel, News};
-use super::desk::{Desk, count};
 use super::order::Order;
 use super::record::State;
+use super::store::{OrderStore, count};
 use super::topology::REJECTIONS;
 use super::{ACCEPTED_COUNT, NOTIFIED_COUNT};
 use crate::pump::{Destination, Handler};
@@ -30,28 +30,28 @@ use crate::pump::{Destination, Handler};
 /// What `notif:<id>` says once its order needs no more notification. The value is the reference system's.
 const DONE: &[u8] = b"1";
 
-/// How long `notif:<id>` stays when it is done. The time is the reference system's.
+/// Time to live of `notif:<id>` when it is done. As in the reference system.
 const DONE_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a claim lasts beyond the send.
+/// Time that a claim lasts beyond the send.
 const MARGIN: Duration = Duration::from_secs(5);
 
-/// How soon an event looks again whose order is claimed by another one.
+/// Delay of an event whose order is claimed by another notifier.
 const CLAIMED_ELSEWHERE: Duration = Duration::from_secs(1);
 
 /// Notifies the customer of each event.
 pub struct Notifier {
     /// The app's ports.
-    pub desk: Desk,
+    pub store: OrderStore,
     /// The notification channel.
     pub channel: Arc<Channel>,
-    /// How long one send may take.
+    /// Timeout of one send.
     pub timeout: Duration,
     /// Attempts before an event is a dead letter.
     pub attempts: u32,
 }
 
-/// The hash with what became of an order's notification.
+/// The hash with the outcome of an order's notification.
 pub(super) fn notification_key(id: &str) -> String {
     format!("notifications:{id}")
 }
@@ -110,12 +110,12 @@ impl Notifier {
         }
     }
 
-    /// What the customer learns, by the queue that the event came through.
+    /// The notification, by the queue of the event.
     async fn news(&self, order: &Order, delivery: &Delivery) -> Result<News> {
         if !is_rejection(delivery) {
             return Ok(News::Processed);
         }
-        let stored = self.desk.find(&order.id).await?;
+        let stored = self.store.find(&order.id).await?;
         let reason = stored.and_then(|stored| stored.record.reason);
         Ok(News::Rejected(reason.unwrap_or_else(|| {
             "the reason is not kept any more".to_owned()
@@ -130,7 +130,7 @@ impl Notifier {
             value: claim.clone(),
             ttl: Some(self.timeout + MARGIN),
         };
-        let kv = &self.desk.kv;
+        let kv = &self.store.kv;
         match kv.commit(vec![swap(None)]).await? {
             Committed::Applied(_) => {}
             Committed::Refused { current, .. } if current.as_ref() == Some(claim) => {
@@ -168,25 +168,25 @@ impl Notifier {
         }
         ops.extend(self.fields(order, delivery, "sent", ""));
         // Processed by a program without records, as the event says.
-        if let Some(stored) = self.desk.find(&order.id).await?
+        if let Some(stored) = self.store.find(&order.id).await?
             && matches!(stored.record.state, State::Accepted | State::Reserved)
             && stored.record.hash == order.hash()
         {
             let mut record = stored.record.clone();
             if record.state == State::Reserved {
                 // The gateway's own confirmation comes later, and is refused.
-                record.accept(self.desk.now());
+                record.accept(self.store.now());
                 ops.push(count(ACCEPTED_COUNT));
             }
             record.state = State::Processed;
-            record.note(self.desk.now(), "processed elsewhere");
+            record.note(self.store.now(), "processed elsewhere");
             ops.push(
-                self.desk
-                    .change(Some(&stored), &record, Some(self.desk.retention)),
+                self.store
+                    .change(Some(&stored), &record, Some(self.store.retention)),
             );
         }
-        let Some(effects) = &self.desk.effects else {
-            return Ok(match self.desk.kv.commit(ops).await? {
+        let Some(effects) = &self.store.effects else {
+            return Ok(match self.store.kv.commit(ops).await? {
                 Committed::Applied(_) => Outcome::Done,
                 Committed::Refused { .. } => again(order),
             });
@@ -195,7 +195,7 @@ impl Notifier {
             kv: ops,
             settle: vec![Settlement {
                 receipt: delivery.receipt.clone(),
-                verdict: Verdict::Ack,
+                disposition: Disposition::Ack,
             }],
             ..Transaction::default()
         };
@@ -211,7 +211,7 @@ impl Notifier {
     /// Best effort: the queue has the same error.
     async fn record_failure(&self, order: &Order, delivery: &Delivery, status: &str, error: &str) {
         let ops = self.fields(order, delivery, status, error);
-        if let Err(error) = self.desk.kv.commit(ops).await {
+        if let Err(error) = self.store.kv.commit(ops).await {
             warn!(
                 order = order.id,
                 error = error.chain(),
@@ -226,7 +226,7 @@ impl Notifier {
             ("status", status.to_owned()),
             ("channel", self.channel.as_str().to_owned()),
             ("attempts", delivery.attempt.to_string()),
-            ("at", self.desk.now().to_string()),
+            ("at", self.store.now().to_string()),
             ("error", error.to_owned()),
         ];
         let set = fields.into_iter().map(|(field, value)| Op::SetField {
@@ -236,7 +236,7 @@ impl Notifier {
         });
         let expire = Op::Expire {
             key: key.clone(),
-            ttl: Some(self.desk.retention.max(DONE_FOR)),
+            ttl: Some(self.store.retention.max(DONE_FOR)),
         };
         set.chain([expire]).collect()
     }

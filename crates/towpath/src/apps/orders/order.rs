@@ -1,4 +1,4 @@
-//! An order: what a client sends, what travels on the queue, what the event says.
+//! An order in its forms: the client's request, the message on the queue, the event.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
@@ -63,7 +63,7 @@ impl Order {
         }
     }
 
-    /// What travels: `{"id","sku","qty"}`, and `email` when there is one.
+    /// The message on the queue: `{"id","sku","qty"}`, and `email` when there is one.
     pub(super) fn payload(&self) -> Bytes {
         serde_json::to_vec(self)
             .expect("texts and a number are always JSON")
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_mean_what_existing_clients_expect() {
+    fn texts_are_read_as_existing_clients_expect() {
         let order = |email: Option<&str>| Order {
             id: "o1".to_owned(),
             sku: "case".to_owned(),

@@ -3,29 +3,29 @@
 use async_trait::async_trait;
 use towpath_core::port::effects::{self, Transaction};
 use towpath_core::port::kv::{Committed, Op};
-use towpath_core::port::queue::{Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, Settlement};
 use towpath_core::port::sink::Outcome;
 use towpath_core::{Delivery, Error, ErrorKind, Result};
 use tracing::{debug, warn};
 
-use super::desk::{Desk, Stored, count, event, stock_key};
 use super::order::Order;
 use super::record::{Record, State};
+use super::store::{OrderStore, Stored, count, event, stock_key};
 use super::topology::{CREATED, REJECTED};
 use super::{ACCEPTED_COUNT, PROCESSED_COUNT, REJECTED_COUNT};
 use crate::pump::{Destination, Handler};
 use crate::telemetry::traces;
 
-/// How often one delivery may find that another was quicker, before it is tried again later.
+/// Maximum number of lost races of one delivery, before it is retried later.
 const RACES: usize = 10;
 
 /// Processes orders, the ack included where keys and queues share a store.
 ///
 /// An order with too little stock is rejected for good; an invalid order is a dead letter;
 /// stock that is not a number is retried and ends as a dead letter.
-pub struct Processor(pub Desk);
+pub struct Processor(pub OrderStore);
 
-/// How one delivery ends when its record has moved.
+/// Outcome of a delivery whose record has moved.
 enum Done {
     /// The ack was part of the step.
     Settled,
@@ -195,7 +195,7 @@ impl Processor {
             publish: vec![(exchange, one)],
             settle: vec![Settlement {
                 receipt: delivery.receipt.clone(),
-                verdict: Verdict::Ack,
+                disposition: Disposition::Ack,
             }],
             ..Transaction::default()
         };
@@ -227,8 +227,8 @@ impl Processor {
         }
     }
 
-    /// A delivery of an order that is finished: nothing changes, but its event may still be owed where it is no part
-    /// of the step. Perhaps it is a repeat: the notifier tells it from the first.
+    /// A delivery of a finished order: nothing changes, but its event may still have to be published where it is not
+    /// part of the step. It may be published twice; the notifier drops the second one.
     async fn repeated(&self, delivery: &Delivery, order: &Order, state: State) -> Result<Outcome> {
         if self.0.effects.is_none() {
             let processed = state == State::Processed;
@@ -284,7 +284,7 @@ impl Processor {
         }
     }
 
-    /// Moves the record and counts, what the gateway did not count included.
+    /// Moves the record and counts, including steps that the gateway did not count.
     fn ops(&self, stored: Option<&Stored>, record: &Record, counter: &str) -> Vec<Op> {
         let mut ops = vec![
             self.0.change(stored, record, Some(self.0.retention)),

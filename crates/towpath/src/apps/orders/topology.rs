@@ -1,4 +1,5 @@
-//! The exchanges and queues of the app. Every role declares what it publishes to, so that nothing is published into the void.
+//! The exchanges and queues of the app. Every role declares those that it publishes to, so that no message is dropped
+//! because its queue does not exist.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ pub const NOTIFICATIONS: &str = "notifier.queue";
 pub const REJECTIONS: &str = "notifier.rejected";
 /// Where the gateway publishes, without a routing key.
 pub(super) const INTAKE: &str = "orders.direct";
-/// Where the processor publishes, by what happened.
+/// The processor's routing keys, by event.
 pub(super) const EVENTS: &str = "orders.topic";
 /// Stock was taken.
 pub(super) const CREATED: &str = "order.created";

@@ -78,7 +78,7 @@ fn head(method: &Method, path: &str, peer: &str, headers: &[(&str, &str)]) -> Pa
     head
 }
 
-/// What clients without a valid key get, from another machine and from this one.
+/// Answers to clients without a valid key, from another machine and from this one.
 fn expected(access: Access, mode: Mode) -> (u16, u16) {
     match (access, mode) {
         (Access::Open | Access::App(_), _)

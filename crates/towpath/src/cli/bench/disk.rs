@@ -1,4 +1,4 @@
-//! What the disk itself can do: the yardstick of every durable figure.
+//! The disk's own rate: the yardstick of every durable figure.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};

@@ -1,7 +1,7 @@
-//! How soon agents that wait have a configuration, and what one of them costs the controller.
+//! Time until waiting agents have a configuration, and the controller's cost of an agent.
 //!
 //! The controller is a process of its own on a temporary database, so that its memory and CPU are its own; the agents
-//! are connections of this process, which wait, and tell that they applied what they got.
+//! are connections of this process, which wait for a configuration and report that they applied it.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -20,24 +20,24 @@ use super::measure::Latencies;
 /// The key of the measured controller.
 const KEY: &str = "a-key-of-the-bench";
 
-/// How long the controller may take to start, and agents to hear.
+/// Timeout of the controller's start, and of the distribution of a configuration.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long agents only wait, or only poll, while CPU is measured.
+/// Duration of each measurement of CPU, while agents wait or poll.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// What came out.
+/// The measured figures.
 #[derive(Debug, Clone, serde::Serialize)]
 pub(in crate::cli) struct FleetFigures {
-    /// How many.
+    /// Number of agents.
     pub(in crate::cli) agents: usize,
-    /// From the request to publish until an agent has told that it applied it, in milliseconds.
+    /// From the request to publish until an agent has reported that it applied the configuration, in milliseconds.
     pub(in crate::cli) applied_p50_ms: f64,
     pub(in crate::cli) applied_p99_ms: f64,
     pub(in crate::cli) applied_max_ms: f64,
     /// Memory of the controller for each agent that waits.
     pub(in crate::cli) bytes_per_agent: u64,
-    /// From killing the controller until every agent has what was published right after its start, in seconds.
+    /// From killing the controller until every agent has the version published right after its restart, in seconds.
     pub(in crate::cli) restart_seconds: f64,
     /// Answers that were errors, once the controller was there again.
     pub(in crate::cli) errors: u64,
@@ -53,7 +53,7 @@ pub(in crate::cli) async fn run(args: &FleetArgs) -> Result<FleetFigures> {
         .map_err(|error| Error::unavailable("no temporary folder").with_source(error))?;
     let address = free_address().await?;
     let mut controller = Controller::start(folder.path(), address).await?;
-    // Connections, and what the database keeps in memory of agents, count as theirs.
+    // Connections, and the database's memory for agents, count as theirs.
     let before = controller.memory()?;
     let fleet = Fleet::register(address, args.agents).await?;
     fleet.publish(0).await?;
@@ -99,7 +99,7 @@ pub(in crate::cli) async fn run(args: &FleetArgs) -> Result<FleetFigures> {
     })
 }
 
-/// Kills the controller while agents wait, starts it again, publishes, and sees when everybody has that.
+/// Kills the controller while agents wait, starts it again, publishes, and measures when every agent has that version.
 async fn restart(controller: &mut Controller, fleet: &Fleet, version: u64) -> Result<(f64, u64)> {
     let began = Instant::now();
     let comeback = async {
@@ -157,7 +157,7 @@ impl Fleet {
         data(answer).await.map(drop)
     }
 
-    /// Each agent waits for what comes behind `version` and tells that it applied it; when that was told.
+    /// Each agent waits for the version after `version` and reports that it applied it. Returns when it reported.
     async fn wait(&self, version: u64) -> Result<Vec<Instant>> {
         try_join_all(self.agents.iter().map(|agent| async move {
             let found = self.ask(agent, version, 60).await?;
@@ -208,7 +208,7 @@ impl Fleet {
                         return errors;
                     }
                     Ok((status, _)) if status != StatusCode::NOT_MODIFIED => errors += 1,
-                    // The connection broke off, or nobody listens yet: as an agent, up to a second later.
+                    // The connection broke off, or the listener is not open yet: retry like an agent, up to a second later.
                     _ => {}
                 }
                 let pause = rand::Rng::random_range(&mut rand::rng(), 100..1_000);
@@ -317,7 +317,7 @@ impl Controller {
     }
 
     fn end(&mut self) {
-        // It may have ended by itself.
+        // It may have exited already.
         self.child.kill().ok();
         self.child.wait().ok();
     }

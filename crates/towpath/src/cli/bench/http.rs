@@ -127,7 +127,7 @@ impl Post {
         batch: usize,
         payloads: &Arc<Payloads>,
     ) -> Result<Self> {
-        crate::http::descriptors::raise();
+        crate::http::rlimit::raise();
         let mut senders = Vec::with_capacity(connections);
         for _ in 0..connections {
             senders.push(connect(address).await?);
@@ -228,7 +228,7 @@ fn body(mut payloads: Vec<Bytes>) -> (&'static str, Bytes) {
 /// A POST of this body.
 ///
 /// # Errors
-/// `Invalid` for a path that is none.
+/// `Invalid` for an invalid path.
 pub(super) fn request(host: &str, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>> {
     Request::builder()
         .method(Method::POST)
@@ -241,7 +241,7 @@ pub(super) fn request(host: &str, path: &str, body: Bytes) -> Result<Request<Ful
 /// One connection, ready to send.
 ///
 /// # Errors
-/// `Unavailable` when nobody listens.
+/// `Unavailable` when no process listens there.
 pub(super) async fn connect(address: SocketAddr) -> Result<SendRequest<Full<Bytes>>> {
     let away = |error: Box<dyn std::error::Error + Send + Sync>| {
         Error::unavailable(format!("no API answers at http://{address}")).with_source(error)
@@ -264,7 +264,7 @@ pub(super) async fn connect(address: SocketAddr) -> Result<SendRequest<Full<Byte
 /// Sends one request and waits for its answer, which must be 200.
 ///
 /// # Errors
-/// `Unavailable` with what was answered, or that nothing was.
+/// `Unavailable` with the status of the answer, or without one when none came.
 pub(super) async fn exchange(
     sender: &mut SendRequest<Full<Bytes>>,
     request: Request<Full<Bytes>>,

@@ -12,7 +12,7 @@ pub(super) struct Limit {
 }
 
 impl Limit {
-    /// From now, at most so long and so many.
+    /// A limit of this length from now on, and of this number of messages.
     pub(super) fn new(length: Duration, messages: Option<u64>) -> Self {
         Self {
             until: Instant::now() + length,
@@ -20,7 +20,7 @@ impl Limit {
         }
     }
 
-    /// Whether a call with so many messages may still be made. The last one may pass the limit by less than a batch.
+    /// Whether a call with this number of messages may still be made. The last one may pass the limit by less than a batch.
     pub(super) fn take(&self, messages: usize) -> bool {
         let took = self
             .left

@@ -1,4 +1,4 @@
-//! What a measurement publishes to and consumes from: a queue of ours, one written by hand, or the orders app.
+//! The subject of a measurement: a queue of ours, one written by hand, or the orders app.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use towpath_core::backend::Backend;
 use towpath_core::port::Queue;
-use towpath_core::port::queue::{LeaseRequest, Settlement, Verdict};
+use towpath_core::port::queue::{Disposition, LeaseRequest, Settlement};
 use towpath_core::{ConsumerId, NewMessage, QueueName, Result};
 
 use super::payload::LEAST;
@@ -23,7 +23,7 @@ pub(super) enum Line {
     },
     /// Without any of our code between the client and the server.
     Bare(Arc<dyn Baseline>),
-    /// Orders that are accepted, and those whose customers were told.
+    /// Accepted orders, and those whose customers were notified.
     Orders(Box<BenchOrders>),
 }
 
@@ -72,7 +72,7 @@ impl Line {
                 consumer,
             } => (queue, name, consumer),
             Self::Bare(baseline) => return baseline.consume(max, wait).await,
-            Self::Orders(orders) => return orders.told(max, wait).await,
+            Self::Orders(orders) => return orders.notified(max, wait).await,
         };
         let request = LeaseRequest {
             queue: name.clone(),
@@ -89,7 +89,7 @@ impl Line {
             payloads.push(delivery.message.payload);
             settlements.push(Settlement {
                 receipt: delivery.receipt,
-                verdict: Verdict::Ack,
+                disposition: Disposition::Ack,
             });
         }
         if !settlements.is_empty() {

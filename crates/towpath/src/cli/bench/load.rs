@@ -1,4 +1,4 @@
-//! The loads: what callers do with a line, and what came of it.
+//! The loads: calls to a line, and their results.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use super::payload::Payloads;
 /// Messages taken at once where no shape says otherwise.
 pub(super) const DRAIN_BATCH: usize = 100;
 
-/// How long nothing comes before nothing is left: brokers pause.
+/// Silence after which a line counts as empty: brokers pause.
 const DRAIN_WAIT: Duration = Duration::from_millis(500);
 
 /// A message that was acknowledged and does not come for so long is lost.
 const LOST: Duration = Duration::from_secs(30);
 
-/// What callers do.
+/// The calls of a load.
 #[derive(Clone)]
 pub(super) struct Load {
     /// The line they share.
@@ -35,7 +35,7 @@ pub(super) struct Load {
     pub(super) batch: usize,
 }
 
-/// What a load came to.
+/// The result of a load.
 #[derive(Default)]
 pub(super) struct Outcome {
     /// Numbers of the acknowledged messages.
@@ -44,17 +44,17 @@ pub(super) struct Outcome {
     pub(super) seen: Vec<u64>,
     /// Of each call, or of each message from the call that sent it until it was settled.
     pub(super) latencies: Latencies,
-    /// When the last message was consumed; what comes after is waiting for more.
+    /// When the last message was consumed; the rest of the run is waiting for more.
     pub(super) ended: Option<Instant>,
 }
 
 impl Outcome {
-    /// How many were acknowledged.
+    /// Number of acknowledged messages.
     pub(super) fn messages(&self) -> u64 {
         self.sent.iter().map(|some| some.end - some.start).sum()
     }
 
-    /// Adds what another caller did.
+    /// Adds the result of another caller.
     pub(super) fn merge(&mut self, other: Self) {
         self.sent.extend(other.sent);
         self.seen.extend(other.seen);
@@ -141,7 +141,7 @@ impl Load {
         worker.spawn(async move {
             let mut outcome = Outcome::default();
             loop {
-                // Looked at before consuming: what was published until then is found by it.
+                // Read before consuming, so that this call finds every message published until then.
                 let last = last.load(Ordering::Acquire);
                 let wait = Duration::from_millis(200);
                 let payloads = load.line.consume(DRAIN_BATCH, wait).await?;
@@ -167,7 +167,7 @@ impl Load {
         Ok(outcome)
     }
 
-    /// Consumes what is there, alone.
+    /// Consumes the waiting messages without producers.
     pub(super) async fn drain(&self) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         loop {

@@ -6,7 +6,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::Row;
 
-/// Collects what one task saw; merged at the end.
+/// Collects the samples of one task; merged at the end.
 #[derive(Debug, Default)]
 pub(super) struct Latencies(Vec<Duration>);
 
@@ -78,7 +78,7 @@ impl Measurement {
         }
     }
 
-    /// The row of so many messages; `ended` is when the last was done, now without it.
+    /// The row of `messages` messages; `ended` is when the last was done, by default now.
     #[expect(clippy::cast_precision_loss, reason = "figures for people")]
     pub(super) fn finish(
         self,

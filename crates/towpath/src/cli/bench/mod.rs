@@ -1,4 +1,4 @@
-//! `towpath bench`: what this machine does, durable and not, checked for loss and duplicates.
+//! `towpath bench`: rates of this machine, durable and not, checked for loss and duplicates.
 //!
 //! Every run first measures the disk itself (a small write and `fdatasync`), because all
 //! durable figures are ratios to that. Figures of two runs compare only as such ratios.
@@ -253,7 +253,7 @@ impl CompareArgs {
     }
 }
 
-/// What an acknowledgement of the backend means, as it says itself.
+/// The meaning of the backend's acknowledgement, as it states itself.
 async fn durability(backend: &Backend) -> Result<String> {
     let facts = backend.lifecycle.health().await?.facts;
     let mut stated: Vec<String> = facts
@@ -281,7 +281,7 @@ fn temporary(folder: &Path) -> Result<TempDir> {
 /// One row of a result.
 #[derive(Debug, Clone, serde::Serialize)]
 pub(super) struct Row {
-    /// What was measured: `enqueue`, `lease+ack`, `end to end`, `disk`.
+    /// The measured step: `enqueue`, `lease+ack`, `end to end`, `disk`.
     pub(super) what: String,
     /// The durability of each answer.
     pub(super) durability: String,

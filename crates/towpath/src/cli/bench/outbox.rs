@@ -19,13 +19,13 @@ use super::payload::{Payloads, check};
 use super::{OutboxArgs, Row};
 use crate::wiring::{self, BenchRelay};
 
-/// How often a relay that catches up is looked at.
+/// Interval of checks of a relay that catches up.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Between two events whose latency is measured: long enough for everything to come to rest.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// What is committed and cannot be read for so long is lost.
+/// A committed event that cannot be read within this time counts as lost.
 const LOST: Duration = Duration::from_secs(30);
 
 /// Runs every measurement.
@@ -152,7 +152,7 @@ struct Reader {
 }
 
 impl Reader {
-    /// Reads until it has seen so many.
+    /// Reads until it has seen `count` events.
     async fn until(&mut self, count: usize) -> Result<()> {
         let mut last = Instant::now();
         while self.seen.len() < count {

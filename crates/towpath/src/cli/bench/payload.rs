@@ -1,4 +1,4 @@
-//! Payloads that are told apart and say when they were sent, so that every target is checked alike.
+//! Payloads with a number and the time of their sending, so that every target is checked alike.
 
 use std::io::Write;
 use std::ops::Range;
@@ -20,9 +20,9 @@ pub(super) struct Payloads {
 }
 
 impl Payloads {
-    /// Payloads of so many bytes, at least [`LEAST`].
+    /// Payloads of `size` bytes, at least [`LEAST`].
     pub(super) fn new(size: usize) -> Self {
-        // What an earlier run left in a queue is none of this run's.
+        // Numbers of an earlier run, whose messages may still be in the queue, are not used again.
         let first = u64::from(rand::random::<u32>()) << 31;
         Self {
             first,
@@ -47,7 +47,7 @@ impl Payloads {
         (numbers, payloads)
     }
 
-    /// Number and moment of a payload; nothing for one of somebody else's.
+    /// Number and moment of a payload; `None` for one of another program.
     pub(super) fn read(&self, payload: &[u8]) -> Option<(u64, Instant)> {
         let text = std::str::from_utf8(payload.get(..LEAST)?).ok()?;
         let number = u64::from_str_radix(&text[..16], 16).ok()?;
@@ -58,7 +58,7 @@ impl Payloads {
     }
 }
 
-/// How many of `sent` are not in `seen`, and how many came more than once.
+/// Number of `sent` that are not in `seen`, and of those seen more than once.
 pub(super) fn check(sent: &[Range<u64>], mut seen: Vec<u64>) -> (u64, u64) {
     seen.sort_unstable();
     let all = seen.len();
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_and_what_came_twice_is_counted() {
+    fn missing_and_duplicate_payloads_are_counted() {
         assert_eq!(check(&[10..13, 20..21], vec![20, 10, 12, 11]), (0, 0));
         assert_eq!(check(&[10..13, 20..21], vec![12, 12, 12, 10]), (2, 2));
     }

@@ -25,7 +25,7 @@ pub(in crate::cli) async fn run(args: &QueueArgs) -> Result<Vec<Row>> {
     let folder = super::temporary(&args.folder)?;
     let mut rows = Vec::new();
     if args.backend.is_none() {
-        // What is idle is compared with a disk that is.
+        // An idle store is compared with an idle disk.
         for pause in [Duration::ZERO, IDLE] {
             let (probe, limit) = (folder.path().to_owned(), args.bound.limit());
             let row = tokio::task::spawn_blocking(move || disk::measure(pause, &probe, &limit));

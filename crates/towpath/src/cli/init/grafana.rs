@@ -10,11 +10,11 @@ type Row = (
     &'static [(&'static str, &'static str, &'static [(Query, &'static str)])],
 );
 
-/// What a panel asks.
+/// The query of a panel.
 enum Query {
     /// The metric as it is, the largest of all processes for each of these labels.
     Max(Metric, &'static str),
-    /// How fast a counter grows, all processes together, for each of these labels.
+    /// Rate of a counter, all processes together, for each of these labels.
     Rate(Metric, &'static str),
     /// The time that 99 of 100 stay under, for each of these labels.
     P99(Metric, &'static str),

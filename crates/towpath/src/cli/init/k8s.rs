@@ -1,13 +1,13 @@
-//! Kubernetes: one file for each role, to be applied by itself.
+//! Kubernetes: one file for each role, which can be applied alone.
 //!
 //! Each role is a StatefulSet: a pod owns its volume (output file, journal, token), so scaling in loses nothing and two
 //! pods never write one file.
 
 use std::fmt::Write;
 
-/// What scales a role.
+/// The scaler of a role.
 pub(super) struct Scaled {
-    /// The metric of the backlog, and what chooses it.
+    /// The metric of the backlog, and its selector.
     pub(super) metric: &'static str,
     pub(super) label: &'static str,
     value: &'static str,

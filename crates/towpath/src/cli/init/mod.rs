@@ -27,7 +27,7 @@ pub(super) struct InitArgs {
     force: bool,
 }
 
-/// What files are for.
+/// The purpose of the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
     // Comments, because clap would print documented words on lines of their own.
@@ -73,7 +73,7 @@ pub(super) fn run(global: &Global, args: InitArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-/// What differs from the defaults, as variables. Secrets stay where they are.
+/// Settings that differ from the defaults, as variables. Secrets stay where they are.
 fn settings(loaded: &Loaded) -> Vec<(String, String)> {
     // Places are those of the image, the unit or the pod.
     let is_place = |key: &Key| ["data.dir", "server.admin"].contains(&key.path);
@@ -217,7 +217,7 @@ mod tests {
     ];
 
     #[test]
-    fn what_is_committed_is_what_the_command_writes() {
+    fn committed_files_are_those_that_the_command_writes() {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy");
         for (name, text) in ALL.into_iter().flat_map(|what| files(what, &[])) {
             let path = folder.join(&name);

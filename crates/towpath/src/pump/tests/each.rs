@@ -1,4 +1,4 @@
-//! Single messages: what waits for what, what is charged, and what a destination's condition does.
+//! Single messages: their order, charged attempts, and the effect of a destination's condition.
 
 use std::sync::atomic::AtomicBool;
 
@@ -6,7 +6,7 @@ use towpath_core::port::sink::Cause;
 
 use super::*;
 
-/// A handler that does what the closure says.
+/// A handler that runs the closure.
 struct Each<F> {
     handle: F,
     destination: Option<Destination>,
@@ -36,7 +36,7 @@ fn each<F>(handle: F) -> Each<F> {
 
 type Seen = Arc<Mutex<Vec<Change>>>;
 
-/// A handler with one destination, and what is seen of that.
+/// A handler with one destination, and the observed changes of its condition.
 fn to_destination<F>(handle: F) -> (Each<F>, Seen) {
     let seen = Seen::default();
     let changes = Arc::clone(&seen);
@@ -278,7 +278,7 @@ async fn a_message_that_a_destination_fails_with_blocks_no_other() {
 }
 
 #[tokio::test]
-async fn an_overloaded_destination_gets_what_it_takes() {
+async fn an_overloaded_destination_gets_its_own_rate() {
     let rig = Rig::new().await;
     // A token bucket: 100 a second, 20 at once.
     let bucket = Arc::new(Mutex::new((20.0_f64, Instant::now())));
@@ -393,7 +393,7 @@ async fn a_handler_slower_than_the_lease_handles_once() {
 }
 
 #[tokio::test]
-async fn a_stop_releases_what_a_hanging_handler_has_uncharged() {
+async fn a_stop_releases_the_messages_of_a_hanging_handler_uncharged() {
     let rig = Rig::new().await;
     rig.send(messages(&["one", "two"])).await;
     let handler = each(|_| std::future::pending());
@@ -411,7 +411,7 @@ async fn a_stop_releases_what_a_hanging_handler_has_uncharged() {
     };
     let report = supervisor.run(signal, std::future::pending(), || {}).await;
     assert!(report.is_clean(), "{report:?}");
-    assert_eq!(report.tasks[0].counts["given back"], 2);
+    assert_eq!(report.tasks[0].counts["released"], 2);
     let waiting = rig.queue.peek(&rig.name, 10).await.unwrap();
     assert!(waiting.iter().all(|one| one.attempts == 0), "{waiting:?}");
 }

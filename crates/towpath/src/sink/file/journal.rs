@@ -1,8 +1,8 @@
-//! The journal beside an output file: what is about to be appended, and by which messages.
+//! The journal beside an output file: announces each append, with its text and message ids.
 //!
-//! A record is written and synced before the bytes it speaks of; so after a
-//! crash the last record tells whether they are all there. Workers that share an output share its
-//! journal: whoever holds its lock reads first what the others wrote.
+//! A record is written and synced before the bytes that it announces; so after a
+//! crash the last record shows whether they are complete. Workers that share an output share its
+//! journal: the worker that gets its lock first reads the records of the others.
 //!
 //! The file starts with `TOWPJNL` and its version, 1; the records are described in `record.rs`.
 
@@ -20,7 +20,7 @@ use super::record::{Intent, encode, scan};
 
 const MAGIC: [u8; 8] = *b"TOWPJNL\x01";
 
-/// How many written messages are remembered: more than can ever be on their way to be acked.
+/// Number of remembered messages: more than can ever wait for their ack.
 pub(super) const WINDOW: usize = 100_000;
 
 /// The journal is written again when it is larger than this.
@@ -35,7 +35,7 @@ pub(super) struct Journal {
     length: u64,
     /// Whether damage was found that is still in the file.
     damaged: bool,
-    /// Whether what is announced is on the disk.
+    /// Whether the announced bytes are on the disk.
     pub(super) is_synced: bool,
     recent: VecDeque<MessageId>,
     known: HashSet<MessageId>,
@@ -54,7 +54,7 @@ impl Journal {
         }
     }
 
-    /// Takes the lock, reads what is new, and gives the last record when it may or may not have been carried out.
+    /// Takes the lock, reads new records, and returns the last one when its append may be incomplete.
     ///
     /// Waits for other workers as long as [`lock`] does.
     pub(super) fn lock(&mut self) -> io::Result<Option<Intent>> {
@@ -72,7 +72,7 @@ impl Journal {
                 }
             };
             lock(&file, &self.path)?;
-            // Somebody may have put a new one in its place while we waited.
+            // Another worker may have replaced it while we waited.
             if identity(&file.metadata()?) == identity(&fs::metadata(&self.path)?) {
                 self.file = Some(file);
                 return self.catch_up();
@@ -85,7 +85,7 @@ impl Journal {
         Ok(flock(self.file()?, FlockOperation::Unlock)?)
     }
 
-    /// Closes the file; what is known stays known, and the file is read from its beginning when it is locked again.
+    /// Closes the file; known ids are kept, and the file is read from its beginning when it is locked again.
     pub(super) fn close(&mut self) {
         self.file = None;
     }
@@ -127,7 +127,7 @@ impl Journal {
         }
         self.length += found.end as u64;
         if found.end < records.len() {
-            // A torn record announces what was never begun.
+            // The append of a torn record was never begun.
             let length = self.length;
             self.file()?.set_len(length)?;
             self.file()?.sync_all()?;
@@ -219,7 +219,7 @@ impl Journal {
         }
     }
 
-    /// Writes what is remembered into a new file and puts it in the place of the old one.
+    /// Writes the remembered ids into a new file, which replaces the old one.
     fn compact(&mut self) -> io::Result<()> {
         let everything = Intent {
             ids: self.recent.iter().copied().collect(),

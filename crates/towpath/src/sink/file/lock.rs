@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-/// How long others may hold a lock; a batch takes milliseconds.
+/// Longest wait for the lock of another worker; a batch takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Short beside the syncs of a batch.

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The announcement holds the text itself. After a crash it is compared with the
-//! file, and what is missing of it is written. A message that comes again although it was written is
+//! file, and its missing part is written. A message that is delivered again after it was written is
 //! recognised by its id among the last 100,000, and is done without a second line. Workers that share
 //! the file take turns, a batch each, and know of each other's messages.
 
@@ -38,7 +38,7 @@ pub use self::rotation::Rotation;
 use super::line::LineFormat;
 use crate::disk::Floor;
 
-/// How long the disk may take for a batch before it is given back.
+/// Timeout of the disk, after which a batch is released.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The most text that is announced and appended at once, unless one line is longer.
@@ -54,7 +54,7 @@ pub struct FileSink {
 
 impl FileSink {
     /// A sink on this file. It is opened by the first delivery, so that a path that
-    /// cannot be written now can be mended while the process runs.
+    /// cannot be written now can be fixed while the process runs.
     pub fn new(path: impl Into<PathBuf>, format: LineFormat) -> Self {
         let path = path.into();
         Self {
@@ -71,7 +71,7 @@ impl FileSink {
         self.with(|output| output.rotation = rotation)
     }
 
-    /// Whether a batch is on the disk, and not only with the system, before it is done. It is unless told otherwise.
+    /// Whether a batch is synced to the disk before it is done. It is by default.
     #[must_use]
     pub fn synced(self, is_synced: bool) -> Self {
         self.with(|output| output.set_synced(is_synced))
@@ -90,7 +90,7 @@ impl FileSink {
     }
 
     fn with(mut self, change: impl FnOnce(&mut Output)) -> Self {
-        // Nobody else has it before it is used.
+        // There is no other handle before the first delivery.
         if let Some(output) = Arc::get_mut(&mut self.output) {
             change(output.get_mut());
         }
@@ -118,7 +118,7 @@ impl Sink for FileSink {
         let (output, watch) = (Arc::clone(&self.output), Arc::clone(&self.watch));
         let write = async {
             let mut output = output.lock_owned().await;
-            // Goes on when this call is dropped; the journal then knows what it did.
+            // Continues when this call is dropped; the journal then has its result.
             tokio::task::spawn_blocking(move || {
                 let mut append = |part: &[_]| watch.during(|| output.write(part));
                 write(&mut append, format, &messages)
@@ -139,12 +139,12 @@ impl Sink for FileSink {
     }
 }
 
-/// A message and what is appended for it.
+/// A message and the bytes appended for it.
 type Line = (MessageId, Vec<u8>);
 
 /// Writes a batch in parts of a few MiB, so that large messages do not all stand in memory as lines.
 ///
-/// After an error some parts may be written; the journal knows them when the batch comes again.
+/// After an error some parts may be written; the journal has them when the batch is delivered again.
 fn write(
     append: &mut dyn FnMut(&[Line]) -> io::Result<()>,
     format: LineFormat,

@@ -66,7 +66,7 @@ impl Output {
 
     fn try_write(&mut self, lines: &[(MessageId, Vec<u8>)]) -> io::Result<()> {
         // Kept only when all went well: opening again compares the file with the journal
-        // and mends what an error or a panic left half done.
+        // and repairs an append that an error or a panic interrupted.
         let file = self.file.take();
         if file.is_none() {
             self.journal.close();
@@ -191,7 +191,7 @@ impl Output {
         let length = file.metadata()?.len();
         // By the inode alone: after a restart of the machine the same device may have another number.
         if intent.file.1 != identity(&file.metadata()?).1 || length < intent.start {
-            // Whether the lines were in a file that is not there cannot be known: should they come again, they are written again.
+            // Whether a missing file had the lines is unknown: they are written again when they are delivered again.
             tracing::warn!(%path, length, expected = intent.start, "the output is another file than it was, or shorter");
             return self.journal.withdraw(intent);
         }
@@ -212,7 +212,7 @@ impl Output {
     }
 }
 
-/// What stands where the text was to be.
+/// The bytes at the position of the text.
 fn tail(file: &mut File, intent: &Intent) -> io::Result<Vec<u8>> {
     let mut tail = Vec::new();
     file.seek(SeekFrom::Start(intent.start))?;

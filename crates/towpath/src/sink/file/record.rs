@@ -1,4 +1,4 @@
-//! The records of the journal: what is about to be appended, and by which messages.
+//! The records of the journal: appended text, and the ids of its messages.
 //!
 //! | bytes | meaning |
 //! | --- | --- |
@@ -9,7 +9,7 @@
 //! | 8 | device of the output, as it was numbered then |
 //! | 8 | inode of the output |
 //! | 16 each | message ids |
-//! | | the text itself, so that after a crash it is known what is ours |
+//! | | the text itself, so that after a crash our bytes can be recognised |
 //!
 //! Numbers are little-endian. A record without a text says that everything before it was carried out.
 
@@ -30,14 +30,14 @@ pub(super) struct Intent {
     pub(super) text: Vec<u8>,
 }
 
-/// What a stretch of the journal holds.
+/// The contents of a stretch of the journal.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
     /// The records in order. Of a damaged one, the ids that can still be read.
     pub(super) intents: Vec<Intent>,
-    /// Where the last whole record ends; what is behind it was never begun.
+    /// Where the last whole record ends; appends behind it were never begun.
     pub(super) end: usize,
-    /// What does not match its checksum.
+    /// The range that does not match its checksum.
     pub(super) damaged: Vec<Range<usize>>,
 }
 

@@ -51,7 +51,7 @@ async fn whatever_a_crash_leaves_every_line_is_written_once() {
     for (output_bytes, journal_bytes) in announced.chain(appended).chain(confirmed) {
         fs::write(&output, &after.0[..output_bytes]).unwrap();
         fs::write(&journal, &after.1[..journal_bytes]).unwrap();
-        // After a crash what was not acked comes again, and maybe more.
+        // After a crash messages that were not acked are delivered again, and maybe others.
         deliver(&output, &first).await;
         deliver(&output, &second).await;
         let state = format!("output of {output_bytes}, journal of {journal_bytes} bytes");
@@ -66,7 +66,7 @@ async fn whatever_a_crash_leaves_every_line_is_written_once() {
 }
 
 #[tokio::test]
-async fn a_restart_that_numbers_the_devices_anew_doubles_nothing() {
+async fn a_restart_that_renumbers_the_devices_duplicates_no_line() {
     let folder = tempfile::tempdir().unwrap();
     let (output, journal) = (folder.path().join("out"), folder.path().join("out.journal"));
     deliver(&output, &[delivery("one")]).await;
@@ -119,7 +119,7 @@ async fn a_large_batch_is_written_in_parts() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_rotated_or_removed_is_made_anew() {
+async fn a_file_that_is_rotated_or_removed_is_created_again() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("deep/er/out");
     let sink = sink(&output);
@@ -134,7 +134,7 @@ async fn a_file_that_is_rotated_or_removed_is_made_anew() {
 }
 
 #[tokio::test]
-async fn what_others_append_is_never_cut() {
+async fn appends_of_other_programs_are_never_cut() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out");
     deliver(&output, &[delivery("one")]).await;
@@ -187,7 +187,7 @@ async fn lines_that_others_took_or_added_are_left_alone() {
     let (output, journal) = (folder.path().join("out"), folder.path().join("out.journal"));
     let batch = [delivery("one"), delivery("two"), delivery("three")];
     deliver(&output, &batch).await;
-    // Somebody takes a line out while nobody writes.
+    // Another program removes a line between two deliveries.
     let text = fs::read_to_string(&output).unwrap();
     let shorter: String = text
         .lines()
@@ -270,7 +270,7 @@ async fn workers_that_share_a_file_write_each_message_once() {
 }
 
 #[tokio::test]
-async fn a_worker_knows_what_another_one_wrote_before_a_rotation() {
+async fn a_worker_knows_the_messages_of_another_one_before_a_rotation() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out");
     let (one, other) = (sink(&output), sink(&output));
@@ -342,12 +342,12 @@ async fn a_flipped_bit_in_the_journal_costs_at_most_its_own_message() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_no_journal_of_ours_is_left_alone() {
+async fn a_file_of_another_program_in_place_of_the_journal_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let (output, journal) = (folder.path().join("out"), folder.path().join("out.journal"));
     for (content, advice) in [
         (
-            &b"a diary of somebody"[..],
+            &b"a diary of a person"[..],
             "is not a Towpath journal; move it away to start a new one",
         ),
         (
@@ -379,7 +379,7 @@ async fn a_file_that_is_copied_and_truncated_continues_from_its_beginning() {
         .await
         .unwrap();
     assert_eq!(messages(&output), ["three"]);
-    // The same while nobody runs: what was written is still known.
+    // The same between two processes: written messages are still known.
     sink.close().await.unwrap();
     fs::write(&output, b"").unwrap();
     deliver(&output, &[first[0].clone(), delivery("four")]).await;
@@ -387,7 +387,7 @@ async fn a_file_that_is_copied_and_truncated_continues_from_its_beginning() {
 }
 
 #[tokio::test]
-async fn a_link_is_followed_and_what_is_no_file_is_refused() {
+async fn a_link_is_followed_and_other_kinds_of_files_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (link, target) = (folder.path().join("link"), folder.path().join("target"));
     std::os::unix::fs::symlink(&target, &link).unwrap();
@@ -410,7 +410,7 @@ async fn a_link_is_followed_and_what_is_no_file_is_refused() {
 }
 
 #[tokio::test]
-async fn raw_lines_are_the_messages_and_one_that_is_none_is_abandoned() {
+async fn raw_lines_are_the_messages_and_one_with_a_newline_is_abandoned() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out");
     let sink = FileSink::new(&output, LineFormat::Raw);
@@ -499,7 +499,7 @@ async fn a_full_output_gives_way_and_no_line_is_lost_or_doubled() {
         let worker = &workers[number % 2];
         assert_eq!(worker.deliver(&batch).await.unwrap(), [Outcome::Done]);
         if let Some(before) = last.replace(batch) {
-            // What comes again is known, also where the file that it is in has another name now.
+            // A repeated message is recognised, also when its file has another name by now.
             worker.deliver(&before).await.unwrap();
         }
     }

@@ -1,4 +1,4 @@
-//! What becomes of lines when files come, go, shrink and change their names.
+//! Lines of files that appear, disappear, shrink and are renamed.
 
 mod identity;
 mod lines;

@@ -148,7 +148,7 @@ fn a_renamed_file_is_found_by_its_inode_whatever_its_name() {
 }
 
 #[test]
-fn what_a_copy_has_of_a_truncated_file_is_read_first() {
+fn the_copy_of_a_truncated_file_is_read_first() {
     for restart in [false, true] {
         let mut world = World::new();
         world.append("in", "a\nb\n");

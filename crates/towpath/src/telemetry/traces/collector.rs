@@ -28,7 +28,7 @@ use tracing::{info, warn};
 use super::settings::Settings;
 use crate::http::answer::retry_after;
 
-/// What is read of an answer.
+/// Maximum read length of an answer.
 const ANSWER_BYTES: usize = 64 * 1024;
 
 /// The pause before a batch is sent again; doubles each time.
@@ -45,7 +45,7 @@ pub(super) struct Collector {
     is_away: AtomicBool,
 }
 
-/// What one call takes; cheap to clone.
+/// Parameters of a call; cheap to clone.
 #[derive(Debug, Clone)]
 struct Sender {
     client: reqwest::Client,

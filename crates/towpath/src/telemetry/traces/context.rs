@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName};
 use rand::Rng;
 use towpath_core::message::{Headers, header};
 
-/// The longest `tracestate` that is passed along, in bytes: what the standard asks for at least.
+/// The longest `tracestate` that is passed along, in bytes: the minimum of the standard.
 const STATE_BYTES: usize = 512;
 
 /// The trace that a request belongs to.

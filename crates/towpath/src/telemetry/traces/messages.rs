@@ -1,4 +1,4 @@
-//! Spans of single messages: taken in, appended, published, handed out, delivered.
+//! Spans of single messages: enqueued, appended, published, leased, delivered.
 
 use std::time::{Duration, SystemTime};
 
@@ -27,7 +27,7 @@ pub fn publish(exchange: &str, message: &mut NewMessage) -> Option<Span> {
     begin("publish", exchange, message)
 }
 
-/// The parent is the request or the delivery that this task works on, or what the message says. Without a collector
+/// The parent is the request or the delivery that this task works on, or the message's own. Without a collector
 /// the message carries the former on.
 fn begin(name: &'static str, destination: &str, message: &mut NewMessage) -> Option<Span> {
     let Some(tracer) = TRACER.get() else {
@@ -85,7 +85,7 @@ pub fn deliver(batch: &[Delivery], sink: &'static str, asked_at: SystemTime) -> 
     batch.iter().map(begin).collect()
 }
 
-/// Where a delivery is that these spans were begun for: what its handler sends and publishes belongs there.
+/// The trace position of the delivery of these spans: requests and messages of its handler belong there.
 pub fn of_delivery(spans: &[Span], delivery: &Delivery) -> Option<SpanContext> {
     match spans.first() {
         Some(span) => Some(span.span_context().clone()),
@@ -143,7 +143,7 @@ fn delivery_spans(
         .start_with_context(tracer, &leased)
 }
 
-/// Ends the spans with what became of each message.
+/// Ends the spans with the outcome of each message.
 pub fn delivered(spans: Vec<Span>, outcomes: &[Outcome]) {
     for (mut span, outcome) in spans.into_iter().zip(outcomes) {
         match outcome {

@@ -1,7 +1,7 @@
 //! Where in which trace a task is, and its propagation.
 //!
 //! The position belongs to a task of the runtime and lasts as long as one request or one delivery. It is there without
-//! a collector as well: what a client says about its trace is passed on.
+//! a collector as well: a client's trace context is passed on.
 
 use std::future::Future;
 

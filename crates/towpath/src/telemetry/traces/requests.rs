@@ -17,7 +17,7 @@ use super::position::{here, of_request, send};
 use crate::http::answer::shown;
 
 /// The head of a request that is served.
-#[expect(missing_docs, reason = "each field is what HTTP calls so")]
+#[expect(missing_docs, reason = "the fields have the names of HTTP")]
 pub struct Served<'a> {
     pub method: &'a Method,
     pub uri: &'a Uri,
@@ -29,7 +29,7 @@ pub struct Served<'a> {
     pub is_secure: bool,
 }
 
-/// Begins the span of a request, and says where in which trace it is. Without a collector that is what the client says.
+/// Begins the span of a request, and returns its trace position. Without a collector that is the client's.
 pub fn server(request: &Served<'_>) -> (Option<Span>, Option<SpanContext>) {
     let parent = of_request(request.headers);
     let Some(tracer) = TRACER.get() else {

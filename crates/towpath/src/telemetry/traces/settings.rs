@@ -1,7 +1,7 @@
-//! What the configuration says about traces, in the terms of the SDK.
+//! The configuration of traces, in the terms of the SDK.
 //!
 //! Source: OpenTelemetry, "Environment Variable Specification": values that are not known are named in a warning and
-//! count as not set. What would let spans go nowhere in silence is refused.
+//! count as not set. Settings that would drop spans silently are refused.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::http::{decoded, trusting_also, with_identity};
 /// Where `otlp` sends to when no endpoint is said. Source: OpenTelemetry, "OpenTelemetry Protocol Exporter".
 const ENDPOINT: &str = "http://localhost:4318";
 
-/// What a process is called that is not told.
+/// Default service name.
 const SERVICE: &str = "towpath";
 
 /// Settings of a process that sends traces.
@@ -118,7 +118,7 @@ fn words(list: &str) -> impl Iterator<Item = &str> {
         .filter(|word| !word.is_empty())
 }
 
-/// `name=value,name=value`, with `%` and two digits for what would end a value. Nothing of a list that is not one.
+/// `name=value,name=value`, with `%` and two digits for characters that would end a value. Empty for an invalid list.
 fn pairs(list: &str) -> Option<Vec<(&str, String)>> {
     let pair = |word| {
         let (name, value) = str::split_once(word, '=')?;
@@ -167,7 +167,7 @@ fn resource(config: &config::Traces) -> Resource {
     ];
     let named = config.service.clone();
     let named = named.map(|name| KeyValue::new("service.name", name));
-    // What comes later wins.
+    // Later attributes win.
     Resource::builder_empty()
         .with_attributes(own)
         .with_attributes(attributes)

@@ -92,12 +92,15 @@ const FILES: &[(&str, &str)] = &[
 ];
 
 fn declares(line: &str, name: &str) -> bool {
+    let line = line.trim_start();
+    let item = match line.strip_prefix("pub(") {
+        Some(visibility) => visibility
+            .split_once(") ")
+            .map_or(visibility, |(_, rest)| rest),
+        None => line.trim_start_matches("pub "),
+    };
     ["struct ", "enum ", "trait ", "type "].iter().any(|kind| {
-        line.trim_start()
-            .trim_start_matches("pub ")
-            .trim_start_matches("pub(super) ")
-            .trim_start_matches("pub(crate) ")
-            .strip_prefix(kind)
+        item.strip_prefix(kind)
             .and_then(|rest| rest.strip_prefix(name))
             .is_some_and(|rest| !rest.starts_with(|letter: char| letter.is_alphanumeric()))
     })
@@ -137,6 +140,7 @@ fn refused_names_only_become_fewer() {
 #[test]
 fn a_declaration_is_matched_by_its_whole_name() {
     assert!(declares("    pub(super) struct Desk<T> {", "Desk"));
+    assert!(declares("    pub(in super::super) enum Desk {", "Desk"));
     assert!(declares("type Desk = u8;", "Desk"));
     assert!(!declares("pub struct DeskTop;", "Desk"));
     assert!(!declares("let desk = Desk::new();", "Desk"));

@@ -35,7 +35,8 @@ pub(super) fn of(name: &str, text: &str) -> Option<Vec<Token>> {
     Some(tokens)
 }
 
-/// Words of letters and apostrophes; code in backticks counts as one word that matches nothing.
+/// Words of letters and apostrophes. Code in backticks and names with an underscore, such as columns in a statement,
+/// count as one word that matches nothing.
 fn tokenise(block: &str, tokens: &mut Vec<Token>) {
     let mut word = String::new();
     let mut code = false;
@@ -44,12 +45,16 @@ fn tokenise(block: &str, tokens: &mut Vec<Token>) {
             code = letter != '`';
             continue;
         }
-        if letter.is_alphabetic() || (letter == '\'' && !word.is_empty()) {
+        if letter.is_alphabetic() || letter == '_' || (letter == '\'' && !word.is_empty()) {
             word.extend(letter.to_lowercase());
             continue;
         }
-        if !word.is_empty() {
-            tokens.push(Token::Word(std::mem::take(&mut word)));
+        let ended = std::mem::take(&mut word);
+        let ended = ended.trim_matches('_');
+        if ended.contains('_') {
+            tokens.push(Token::Word(String::from("`")));
+        } else if !ended.is_empty() {
+            tokens.push(Token::Word(ended.to_owned()));
         }
         match letter {
             '`' => {
@@ -221,6 +226,14 @@ mod tests {
             [
                 "one", "`", "two", "more", "words", "three", "four", "six", "seven"
             ]
+        );
+    }
+
+    #[test]
+    fn names_with_an_underscore_are_code() {
+        assert_eq!(
+            words("a.md", "one given_up_at _two_ `a` b_c"),
+            ["one", "`", "two", "`", "`"]
         );
     }
 

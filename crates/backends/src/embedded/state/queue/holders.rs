@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use towpath_core::ConsumerId;
 
-use super::message::Held;
-use super::{QueueState, Standing};
+use super::message::TrackedMessage;
+use super::{MessagePhase, QueueState};
 
 /// Messages by the consumer of their last lease.
 #[derive(Debug, Default)]
@@ -20,9 +20,9 @@ struct Holding {
 
 impl Holders {
     /// Notes a message that is put into its place.
-    pub(super) fn enter(&mut self, held: &Held) {
+    pub(super) fn enter(&mut self, held: &TrackedMessage) {
         let Some(lease) = &held.lease else { return };
-        let leased = usize::from(matches!(held.standing, Standing::Leased { .. }));
+        let leased = usize::from(matches!(held.phase, MessagePhase::Leased { .. }));
         let number = held.entry.number;
         // Without a clone of the name for each message.
         match self.0.get_mut(&lease.consumer) {
@@ -39,13 +39,13 @@ impl Holders {
     }
 
     /// Forgets a message that is taken out of its place.
-    pub(super) fn leave(&mut self, held: &Held) {
+    pub(super) fn leave(&mut self, held: &TrackedMessage) {
         let Some(lease) = &held.lease else { return };
         let Some(holding) = self.0.get_mut(&lease.consumer) else {
             return;
         };
         holding.numbers.remove(&held.entry.number);
-        holding.leased -= usize::from(matches!(held.standing, Standing::Leased { .. }));
+        holding.leased -= usize::from(matches!(held.phase, MessagePhase::Leased { .. }));
         if holding.numbers.is_empty() {
             self.0.remove(&lease.consumer);
         }
@@ -63,7 +63,7 @@ impl Holders {
 }
 
 impl QueueState {
-    /// Takes back what the consumer holds; attempts stay counted, and its receipts are void.
+    /// Releases the consumer's messages; attempts stay counted, and its receipts become invalid.
     pub(in super::super::super) fn disconnect(&mut self, gone: &ConsumerId) -> u64 {
         self.consumers.remove(gone);
         let Some(holding) = self.holders.0.get(gone) else {
@@ -75,9 +75,9 @@ impl QueueState {
                 continue;
             };
             held.lease = None;
-            let leased = matches!(held.standing, Standing::Leased { .. });
+            let leased = matches!(held.phase, MessagePhase::Leased { .. });
             if leased {
-                held.standing = Standing::Ready;
+                held.phase = MessagePhase::Ready;
                 count += 1;
             }
             self.hold(held);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{QueueState, Standing};
+use super::{MessagePhase, QueueState};
 
 /// Messages of one key: one is on its way, the others wait.
 #[derive(Debug, Default)]
@@ -45,7 +45,7 @@ impl QueueState {
         };
         line.holder = 0;
         match line.parked.first().copied() {
-            Some(next) => self.stand(next, Standing::Ready),
+            Some(next) => self.stand(next, MessagePhase::Ready),
             None => _ = self.keys.remove(&key.get()),
         }
     }

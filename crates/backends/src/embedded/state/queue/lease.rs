@@ -3,11 +3,11 @@
 use towpath_core::{ConsumerId, Timestamp, attempt};
 
 use super::message::Lease;
-use super::{Dead, Entry, Held, Place, QueueState, Standing};
+use super::{BlobLocation, Dead, Entry, MessagePhase, QueueState, TrackedMessage};
 use crate::embedded::log::Position;
-use crate::embedded::record::Ending;
+use crate::embedded::record::DeliveryOutcome;
 
-/// What a lease asks for.
+/// A lease request.
 pub(in super::super::super) struct Leasing<'a> {
     pub(in super::super::super) consumer: &'a ConsumerId,
     pub(in super::super::super) max: usize,
@@ -18,7 +18,7 @@ pub(in super::super::super) struct Leasing<'a> {
     pub(in super::super::super) now: Timestamp,
 }
 
-/// A message that was handed out.
+/// A leased message.
 #[derive(Debug)]
 pub(in super::super::super) struct Leased {
     pub(in super::super::super) entry: Entry,
@@ -26,9 +26,9 @@ pub(in super::super::super) struct Leased {
     pub(in super::super::super) interrupted: bool,
 }
 
-/// What a lease found.
+/// The messages that a lease found.
 #[derive(Debug, Default)]
-pub(in super::super::super) struct Found {
+pub(in super::super::super) struct LeaseScan {
     pub(in super::super::super) leased: Vec<Leased>,
     /// Messages without attempts left: to become dead letters.
     pub(in super::super::super) spent: Vec<u64>,
@@ -42,8 +42,8 @@ impl QueueState {
         &mut self,
         fence: &mut u64,
         leasing: &Leasing<'_>,
-    ) -> Found {
-        let (mut found, mut sorted_out) = (Found::default(), Vec::new());
+    ) -> LeaseScan {
+        let (mut found, mut sorted_out) = (LeaseScan::default(), Vec::new());
         while found.leased.len() < leasing.max && !self.paused {
             let Some(mut held) = self.next_ready(leasing.committed) else {
                 break;
@@ -60,7 +60,7 @@ impl QueueState {
                 found.spent.push(number);
                 sorted_out.push(held);
             } else if !self.take_key(held.entry.key, number) {
-                held.standing = Standing::Parked;
+                held.phase = MessagePhase::Parked;
                 self.hold(held);
             } else {
                 *fence += 1;
@@ -71,7 +71,7 @@ impl QueueState {
                 });
                 let interrupted = held.is_interrupted();
                 held.begin();
-                held.standing = Standing::Leased {
+                held.phase = MessagePhase::Leased {
                     deadline: leasing.deadline,
                 };
                 found.leased.push(Leased {
@@ -92,7 +92,7 @@ impl QueueState {
     /// The oldest message that can be leased, taken out of its index.
     ///
     /// Nothing goes past one whose bytes are not durable yet, where it was sent or moved to.
-    fn next_ready(&mut self, committed: Position) -> Option<Held> {
+    fn next_ready(&mut self, committed: Position) -> Option<TrackedMessage> {
         let fresh = self.fresh.front().copied();
         let returned = self.ready.first().map(|number| self.held[number].entry);
         let oldest = fresh
@@ -103,7 +103,7 @@ impl QueueState {
         if returned.is_some_and(|returned| returned.number == oldest.number) {
             self.detach(oldest.number)
         } else {
-            self.fresh.pop_front().map(Held::fresh)
+            self.fresh.pop_front().map(TrackedMessage::fresh)
         }
     }
 
@@ -112,7 +112,7 @@ impl QueueState {
         for number in numbers {
             if let Some(mut held) = self.detach(*number) {
                 held.begin();
-                held.standing = Standing::Ready;
+                held.phase = MessagePhase::Ready;
                 self.hold(held);
             }
         }
@@ -131,8 +131,8 @@ impl QueueState {
         })
     }
 
-    /// Where a message is that was handed out.
-    pub(in super::super::super) fn place(&self, number: u64) -> Option<Place> {
+    /// The location of a leased message.
+    pub(in super::super::super) fn place(&self, number: u64) -> Option<BlobLocation> {
         self.held.get(&number).map(|held| held.entry.place)
     }
 
@@ -157,51 +157,56 @@ impl QueueState {
         // One that had expired let its key go, and another message of the key may be on its way.
         let extended = self.take_key(held.entry.key, number);
         if extended {
-            held.standing = Standing::Leased { deadline };
+            held.phase = MessagePhase::Leased { deadline };
         }
         self.hold(held);
         extended
     }
 
     /// Holds a message back with its key reserved.
-    fn wait_until(&mut self, due: Timestamp, at: Timestamp, mut held: Held) {
-        held.standing = if due > at {
-            Standing::Delayed(due)
+    fn wait_until(&mut self, due: Timestamp, at: Timestamp, mut held: TrackedMessage) {
+        held.phase = if due > at {
+            MessagePhase::Delayed(due)
         } else {
-            Standing::Ready
+            MessagePhase::Ready
         };
         self.reserve_key(held.entry.key, held.entry.number);
         self.hold(held);
     }
 
-    pub(in super::super) fn settle(&mut self, number: u64, ending: &Ending<'_>, at: Timestamp) {
+    pub(in super::super) fn settle(
+        &mut self,
+        number: u64,
+        outcome: &DeliveryOutcome<'_>,
+        at: Timestamp,
+    ) {
         let Some(mut held) = self.detach(number) else {
             return;
         };
         held.lease = None;
-        match ending {
-            Ending::Ack => {
+        match outcome {
+            DeliveryOutcome::Ack => {
                 self.counters.acked += 1;
                 self.free_key_of(held.entry.key, number);
             }
-            Ending::Release => {
+            DeliveryOutcome::Release => {
                 held.entry.attempts = held.entry.attempts.saturating_sub(1);
-                held.standing = Standing::Ready;
+                held.phase = MessagePhase::Ready;
                 let key = held.entry.key;
                 self.hold(held);
                 self.free_key_of(key, number);
             }
-            Ending::Retry { due, error } => {
+            DeliveryOutcome::Retry { due, error } => {
                 self.counters.retried += 1;
                 held.remember(error);
                 held.settled = held.entry.attempts;
                 self.wait_until(*due, at, held);
             }
-            Ending::Defer { due } => {
+            DeliveryOutcome::Defer { due } => {
                 held.entry.attempts = held.entry.attempts.saturating_sub(1);
                 self.wait_until(*due, at, held);
             }
-            Ending::Dead { reason } => {
+            DeliveryOutcome::Dead { reason } => {
                 self.free_key_of(held.entry.key, number);
                 self.dead.insert(Dead {
                     entry: held.entry,

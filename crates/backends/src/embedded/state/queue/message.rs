@@ -3,23 +3,23 @@
 use serde::{Deserialize, Serialize};
 use towpath_core::{ConsumerId, MessageId, Timestamp, attempt};
 
-use super::super::pack::{Common, EPOCH, Item, NO_ID, NO_PLACE, Packing, Unpacking};
+use super::super::pack::{Common, EPOCH, Item, NO_ID, NO_LOCATION, Packing, Unpacking};
 use crate::embedded::log::Position;
 
 /// Where a message's blob is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(in super::super::super) struct Place {
+pub(in super::super::super) struct BlobLocation {
     pub(in super::super::super) position: Position,
     pub(in super::super::super) bytes: u32,
 }
 
-/// A message of the log, and what its checksum covers beside it.
+/// A message of the log, with the fields that its checksum covers beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super::super) struct Stored {
     pub(in super::super::super) id: MessageId,
     /// When it came.
     pub(in super::super::super) at: Timestamp,
-    pub(in super::super::super) place: Place,
+    pub(in super::super::super) place: BlobLocation,
 }
 
 /// Fields of a message that need no read of the log.
@@ -28,7 +28,7 @@ pub(in super::super::super) struct Entry {
     /// Its place in the queue: grows with every arrival.
     pub(in super::super::super) number: u64,
     pub(in super::super::super) id: MessageId,
-    pub(in super::super::super) place: Place,
+    pub(in super::super::super) place: BlobLocation,
     pub(in super::super::super) attempts: u32,
     pub(in super::super::super) key: Option<std::num::NonZeroU64>,
     pub(in super::super::super) expires: Option<std::num::NonZeroU64>,
@@ -45,7 +45,7 @@ impl Item for Entry {
     const ZERO: Self = Self {
         number: 0,
         id: NO_ID,
-        place: NO_PLACE,
+        place: NO_LOCATION,
         attempts: 0,
         key: None,
         expires: None,
@@ -56,7 +56,7 @@ impl Item for Entry {
         self.number
     }
 
-    fn place(&self) -> Place {
+    fn place(&self) -> BlobLocation {
         self.place
     }
 
@@ -144,7 +144,7 @@ impl Entry {
 
 /// Where a message stands that is not fresh.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(in super::super::super) enum Standing {
+pub(in super::super::super) enum MessagePhase {
     /// Can be leased.
     Ready,
     /// Waits until another message of its key is done.
@@ -157,11 +157,11 @@ pub(in super::super::super) enum Standing {
 
 /// A lease ends with the process, so a checkpoint keeps it as ready.
 fn without_lease<S: serde::Serializer>(
-    standing: &Standing,
+    phase: &MessagePhase,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    match standing {
-        Standing::Leased { .. } => Standing::Ready.serialize(serializer),
+    match phase {
+        MessagePhase::Leased { .. } => MessagePhase::Ready.serialize(serializer),
         other => other.serialize(serializer),
     }
 }
@@ -177,10 +177,10 @@ pub(super) struct Lease {
 
 /// A message that is not fresh.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(in super::super::super) struct Held {
+pub(in super::super::super) struct TrackedMessage {
     pub(in super::super::super) entry: Entry,
     #[serde(serialize_with = "without_lease")]
-    pub(in super::super::super) standing: Standing,
+    pub(in super::super::super) phase: MessagePhase,
     /// While it can still be settled or extended, though it may have expired.
     #[serde(skip)]
     pub(super) lease: Option<Lease>,
@@ -189,12 +189,12 @@ pub(in super::super::super) struct Held {
     /// Attempts up to the last one that ended in an outcome.
     #[serde(skip)]
     pub(in super::super) settled: u32,
-    /// Whether it was ever handed out.
+    /// Whether it was ever leased.
     #[serde(skip)]
     pub(in super::super) was_leased: bool,
 }
 
-/// What a checkpoint of version 3 or 4 says of a message beside [`Held`], where the attempts alone do not tell.
+/// Fields of a message in a checkpoint of version 3 or 4 beside [`TrackedMessage`] that its attempts do not imply.
 #[derive(Debug, Deserialize)]
 pub(in super::super) struct Mark {
     pub(super) number: u64,
@@ -202,7 +202,7 @@ pub(in super::super) struct Mark {
     pub(super) was_leased: bool,
 }
 
-/// A message that was given up.
+/// A dead letter.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in super::super::super) struct Dead {
     pub(in super::super::super) entry: Entry,
@@ -211,11 +211,11 @@ pub(in super::super::super) struct Dead {
     pub(in super::super::super) died_at: Timestamp,
 }
 
-impl Held {
+impl TrackedMessage {
     pub(super) const fn fresh(entry: Entry) -> Self {
         Self {
             entry,
-            standing: Standing::Ready,
+            phase: MessagePhase::Ready,
             lease: None,
             history: Vec::new(),
             settled: entry.attempts,

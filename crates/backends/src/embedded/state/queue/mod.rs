@@ -1,18 +1,18 @@
 //! One queue: who stands where.
 //!
 //! ```text
-//! fresh (never handed out, in order) --lease--> held: leased --> gone
+//! fresh (never leased, in order) --lease--> held: leased --> gone
 //!                                                 |-> ready again (released, expired, disconnected, due)
 //!                                                 |-> delayed, parked behind its key
 //!                                                 |-> dead --redrive--> fresh
 //! ```
 
+mod admin;
 mod dead;
 mod holders;
 mod keys;
 mod lease;
 mod message;
-mod operate;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +24,7 @@ use towpath_core::port::queue::Settings;
 use towpath_core::{ConsumerId, MessageId, Timestamp};
 
 use super::super::log::Position;
-use super::super::record::Arrival;
+use super::super::record::MessageRecord;
 use super::AT_ONCE;
 use super::block::{LiveSegments, Packed};
 use super::dedup::{self, Dedup};
@@ -32,9 +32,11 @@ use super::line::{self, Line};
 use dead::DeadLetters;
 use holders::Holders;
 use keys::KeyLine;
-pub(in super::super) use lease::{Found, Leased, Leasing};
+pub(in super::super) use lease::{LeaseScan, Leased, Leasing};
 pub(super) use message::Mark;
-pub(in super::super) use message::{Dead, Entry, Held, Place, Standing, Stored};
+pub(in super::super) use message::{
+    BlobLocation, Dead, Entry, MessagePhase, Stored, TrackedMessage,
+};
 
 /// A consumer counts for this long after it asked for work.
 const CONSUMER_MILLIS: u64 = 60_000;
@@ -51,7 +53,7 @@ struct Counters {
     duplicates: u64,
 }
 
-/// What a checkpoint says of a queue before its messages.
+/// The head of a queue in a checkpoint, before its messages.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in super::super) struct Head {
     settings: Settings,
@@ -64,7 +66,7 @@ pub(in super::super) struct Head {
 pub(super) struct Snapshot {
     pub(super) head: Head,
     pub(super) fresh: line::Snapshot<Entry>,
-    pub(super) held: OrdMap<u64, Held>,
+    pub(super) held: OrdMap<u64, TrackedMessage>,
     pub(super) dead: OrdMap<u64, Dead>,
     pub(super) ids: dedup::Snapshot<MessageId>,
 }
@@ -77,7 +79,7 @@ pub(in super::super) struct QueueState {
     next_number: u64,
     fresh: Line<Entry>,
     #[serde(deserialize_with = "super::snapshot::map")]
-    held: OrdMap<u64, Held>,
+    held: OrdMap<u64, TrackedMessage>,
     pub(in super::super) dead: DeadLetters,
     pub(super) dedup: Dedup<MessageId>,
     counters: Counters,
@@ -186,7 +188,7 @@ impl QueueState {
                 || (attempts, attempts > 0),
                 |mark| (mark.settled, mark.was_leased),
             );
-            self.hold_again(Held {
+            self.hold_again(TrackedMessage {
                 settled,
                 was_leased,
                 ..held
@@ -195,22 +197,22 @@ impl QueueState {
     }
 
     /// Holds a message of a checkpoint.
-    pub(super) fn hold_again(&mut self, mut held: Held) {
-        held.standing = match held.standing {
-            Standing::Delayed(due) => {
-                // What waits for its retry keeps its key; what was never leased has none to keep.
+    pub(super) fn hold_again(&mut self, mut held: TrackedMessage) {
+        held.phase = match held.phase {
+            MessagePhase::Delayed(due) => {
+                // A message that waits for its retry keeps its key; one that was never leased has none to keep.
                 if held.was_leased {
                     self.reserve_key(held.entry.key, held.entry.number);
                 }
-                Standing::Delayed(due)
+                MessagePhase::Delayed(due)
             }
             // A consumer that held it is gone with the process.
-            _ => Standing::Ready,
+            _ => MessagePhase::Ready,
         };
         self.hold(held);
     }
 
-    /// Messages that wait or are in hand.
+    /// Ready, delayed and leased messages.
     pub(in super::super) fn depth(&self) -> u64 {
         (self.fresh.len() + self.held.len()) as u64
     }
@@ -236,7 +238,7 @@ impl QueueState {
     pub(super) fn arrive(
         &mut self,
         number: u64,
-        arrival: &Arrival<'_>,
+        arrival: &MessageRecord<'_>,
         position: Position,
         at: Timestamp,
     ) {
@@ -246,7 +248,7 @@ impl QueueState {
         let entry = Entry {
             number,
             id: arrival.id,
-            place: Place {
+            place: BlobLocation {
                 position,
                 bytes: arrival.blob_bytes,
             },
@@ -263,23 +265,23 @@ impl QueueState {
         }
         match arrival.not_before {
             Some(due) if due > at => {
-                self.hold(Held {
-                    standing: Standing::Delayed(due),
-                    ..Held::fresh(entry)
+                self.hold(TrackedMessage {
+                    phase: MessagePhase::Delayed(due),
+                    ..TrackedMessage::fresh(entry)
                 });
             }
             _ => self.fresh.push_back(entry),
         }
     }
 
-    /// Moves some of what has fallen due or expired; cheap when nothing has. Whether there is more.
+    /// Moves some of the due and expired messages; cheap when there are none. Whether there are more.
     pub(in super::super) fn tick(&mut self, now: Timestamp, monotonic: u64) -> bool {
         let mut left = AT_ONCE;
         while let Some((due, number)) = self.delayed.first().copied().filter(|(due, _)| *due <= now)
             && left > 0
         {
             self.delayed.remove(&(due, number));
-            self.stand(number, Standing::Ready);
+            self.stand(number, MessagePhase::Ready);
             left -= 1;
         }
         while let Some((deadline, number)) = self
@@ -290,7 +292,7 @@ impl QueueState {
             && left > 0
         {
             self.leases.remove(&(deadline, number));
-            self.stand(number, Standing::Ready);
+            self.stand(number, MessagePhase::Ready);
             self.free_key(number);
             left -= 1;
         }
@@ -305,7 +307,7 @@ impl QueueState {
         {
             self.aged.remove(&oldest);
         }
-        // What a backlog took is given back when it is gone.
+        // Releases the memory of a drained backlog.
         if self.keys.capacity() > SPARE && self.keys.len() < self.keys.capacity() / 8 {
             self.keys.shrink_to(self.keys.len() * 2);
         }
@@ -338,7 +340,7 @@ impl QueueState {
     }
 
     /// Since when the longest waiting of those that can be leased has been ready. A message that was redriven counts once
-    /// it is handed out and comes back.
+    /// it is leased and returns.
     fn oldest_ready(&self) -> Option<Timestamp> {
         let is_aged = |entry: &Entry| self.aged.contains(&(entry.enqueued_at, entry.number));
         let fresh = self.fresh.front().filter(|entry| !is_aged(entry));
@@ -350,7 +352,7 @@ impl QueueState {
     fn oldest_delayed(&self) -> Option<Timestamp> {
         let (_, next) = self.delayed.first()?;
         let next = self.held.get(next);
-        let is_delayed = |held: &&Held| matches!(held.standing, Standing::Delayed(_));
+        let is_delayed = |held: &&TrackedMessage| matches!(held.phase, MessagePhase::Delayed(_));
         let first = self.held.values().take(AT_ONCE).filter(is_delayed);
         first.chain(next).map(|held| held.entry.enqueued_at).min()
     }
@@ -363,7 +365,7 @@ impl QueueState {
         )
     }
 
-    pub(super) fn relocate(&mut self, number: u64, place: Place) {
+    pub(super) fn relocate(&mut self, number: u64, place: BlobLocation) {
         if let Some(held) = self.held.get_mut(&number) {
             held.entry.place = place;
         } else if let Some(dead) = self.dead.get_mut(number) {
@@ -374,7 +376,7 @@ impl QueueState {
     }
 
     /// Where a message is now, also a dead one.
-    pub(super) fn place_of(&mut self, number: u64) -> Option<Place> {
+    pub(super) fn place_of(&mut self, number: u64) -> Option<BlobLocation> {
         let held = self.held.get(&number).map(|held| held.entry);
         let dead = || self.dead.get(number).map(|dead| dead.entry);
         let apart = held.or_else(dead);
@@ -382,30 +384,30 @@ impl QueueState {
         Some(entry.place)
     }
 
-    /// Whether anything could be handed out now.
+    /// Whether any message could be leased now.
     pub(in super::super) fn has_ready(&self) -> bool {
         !self.paused && (!self.ready.is_empty() || !self.fresh.is_empty())
     }
 
     /// Takes a message out of the queue and out of every index.
-    fn detach(&mut self, number: u64) -> Option<Held> {
+    fn detach(&mut self, number: u64) -> Option<TrackedMessage> {
         if let Some(held) = self.held.remove(&number) {
             self.holders.leave(&held);
-            match &held.standing {
-                Standing::Ready => {
+            match &held.phase {
+                MessagePhase::Ready => {
                     self.ready.remove(&number);
                     if self.ready.is_empty() {
                         self.ready_since = None;
                     }
                 }
-                Standing::Delayed(due) => _ = self.delayed.remove(&(*due, number)),
-                Standing::Leased { deadline } => {
+                MessagePhase::Delayed(due) => _ = self.delayed.remove(&(*due, number)),
+                MessagePhase::Leased { deadline } => {
                     self.leases.remove(&(*deadline, number));
                     let since = held.lease.as_ref().map(|lease| lease.since);
                     self.leased_since
                         .remove(&(since.unwrap_or_default(), number));
                 }
-                Standing::Parked => {
+                MessagePhase::Parked => {
                     if let Some(line) = held.entry.key.and_then(|key| self.keys.get_mut(&key.get()))
                     {
                         line.parked.remove(&number);
@@ -414,23 +416,23 @@ impl QueueState {
             }
             return Some(held);
         }
-        self.fresh.remove(number).map(Held::fresh)
+        self.fresh.remove(number).map(TrackedMessage::fresh)
     }
 
-    /// Puts a message into the index of its standing.
-    fn hold(&mut self, held: Held) {
+    /// Puts a message into the index of its phase.
+    fn hold(&mut self, held: TrackedMessage) {
         let number = held.entry.number;
         self.holders.enter(&held);
-        match &held.standing {
-            Standing::Ready => _ = self.ready.insert(number),
-            Standing::Delayed(due) => _ = self.delayed.insert((*due, number)),
-            Standing::Leased { deadline } => {
+        match &held.phase {
+            MessagePhase::Ready => _ = self.ready.insert(number),
+            MessagePhase::Delayed(due) => _ = self.delayed.insert((*due, number)),
+            MessagePhase::Leased { deadline } => {
                 self.leases.insert((*deadline, number));
                 let since = held.lease.as_ref().map(|lease| lease.since);
                 self.leased_since
                     .insert((since.unwrap_or_default(), number));
             }
-            Standing::Parked => {
+            MessagePhase::Parked => {
                 if let Some(key) = held.entry.key {
                     self.keys
                         .entry(key.get())
@@ -443,9 +445,9 @@ impl QueueState {
         self.held.insert(number, held);
     }
 
-    fn stand(&mut self, number: u64, standing: Standing) {
+    fn stand(&mut self, number: u64, phase: MessagePhase) {
         if let Some(held) = self.detach(number) {
-            self.hold(Held { standing, ..held });
+            self.hold(TrackedMessage { phase, ..held });
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::super::{Loading, Piece, State};
 use super::*;
 use crate::embedded::checkpoint::load_block;
-use crate::embedded::record::Ending;
+use crate::embedded::record::DeliveryOutcome;
 
 const NOW: Timestamp = Timestamp::from_millis(1_000);
 
@@ -11,8 +11,8 @@ const fn position(offset: u32) -> Position {
     Position { segment: 1, offset }
 }
 
-fn arrival(key: Option<u64>) -> Arrival<'static> {
-    Arrival {
+fn arrival(key: Option<u64>) -> MessageRecord<'static> {
+    MessageRecord {
         id: MessageId::new(),
         blob_bytes: 10,
         key,
@@ -35,10 +35,10 @@ fn lease(queue: &mut QueueState, now: Timestamp, committed: Position) -> Vec<u64
 }
 
 #[test]
-fn what_falls_due_before_it_is_durable_is_not_handed_out() {
+fn a_due_message_is_not_delivered_before_it_is_durable() {
     let mut queue = QueueState::new(Settings::default());
     let later = Timestamp::from_millis(1_001);
-    let delayed = Arrival {
+    let delayed = MessageRecord {
         not_before: Some(later),
         ..arrival(None)
     };
@@ -49,13 +49,13 @@ fn what_falls_due_before_it_is_durable_is_not_handed_out() {
 }
 
 #[test]
-fn what_is_being_moved_is_not_overtaken_by_its_key() {
+fn a_message_being_moved_is_not_overtaken_by_its_key() {
     let mut queue = QueueState::new(Settings::default());
     queue.arrive(1, &arrival(Some(7)), position(100), NOW);
     queue.arrive(2, &arrival(Some(7)), position(110), NOW);
     assert_eq!(lease(&mut queue, NOW, position(200)), [1]);
-    queue.settle(1, &Ending::Release, NOW);
-    let place = Place {
+    queue.settle(1, &DeliveryOutcome::Release, NOW);
+    let place = BlobLocation {
         position: position(500),
         bytes: 10,
     };
@@ -71,7 +71,7 @@ fn stats(queue: &QueueState, now: Timestamp) -> towpath_core::port::queue::Stats
 #[test]
 fn statistics_do_not_look_at_every_message() {
     let mut queue = QueueState::new(Settings::default());
-    let delayed = Arrival {
+    let delayed = MessageRecord {
         not_before: Some(Timestamp::from_millis(u64::MAX)),
         ..arrival(None)
     };
@@ -108,7 +108,7 @@ fn the_oldest_age_is_that_of_a_redriven_message_wherever_it_stands() {
     let mut queue = QueueState::new(Settings::default());
     queue.arrive(1, &arrival(None), position(100), NOW);
     assert_eq!(lease(&mut queue, NOW, position(200)), [1]);
-    let dead = Ending::Dead { reason: "x".into() };
+    let dead = DeliveryOutcome::Dead { reason: "x".into() };
     queue.settle(1, &dead, NOW);
     assert_eq!(stats(&queue, NOW).oldest_age, None);
     let later = Timestamp::from_millis(6_000);
@@ -121,7 +121,7 @@ fn the_oldest_age_is_that_of_a_redriven_message_wherever_it_stands() {
     assert_eq!(lease(&mut queue, later, position(200)), [2]);
     assert_eq!(lease(&mut queue, later, position(200)), [3]);
     assert_eq!(age(&queue), Some(5_000));
-    queue.settle(3, &Ending::Ack, later);
+    queue.settle(3, &DeliveryOutcome::Ack, later);
     queue.tick(later, 0);
     assert_eq!(age(&queue), Some(0));
 }
@@ -135,7 +135,7 @@ fn consumers_are_counted_while_they_hold_or_ask() {
         lease(&mut queue, NOW, position(200));
     }
     assert_eq!(stats(&queue, NOW).consumers, 1);
-    queue.settle(1, &Ending::Ack, NOW);
+    queue.settle(1, &DeliveryOutcome::Ack, NOW);
     // The leases of the others expire, and no consumer takes them.
     queue.tick(NOW, 60_000);
     assert_eq!(stats(&queue, NOW).consumers, 0);
@@ -151,14 +151,14 @@ fn consumers_are_counted_while_they_hold_or_ask() {
 }
 
 #[test]
-fn what_waits_is_listed_in_steps() {
+fn waiting_messages_are_listed_in_steps() {
     let mut queue = QueueState::new(Settings::default());
     for number in 1..=10 {
         queue.arrive(number, &arrival(None), position(100), NOW);
     }
     assert_eq!(lease(&mut queue, NOW, position(200)), [1]);
     assert_eq!(lease(&mut queue, NOW, position(200)), [2]);
-    queue.settle(1, &Ending::Release, NOW);
+    queue.settle(1, &DeliveryOutcome::Release, NOW);
     assert_eq!(queue.waiting(0, 11, 3), [1, 3, 4]);
     assert_eq!(queue.waiting(5, 8, 10), [5, 6, 7]);
     assert!(queue.waiting(11, 11, 10).is_empty());
@@ -172,7 +172,7 @@ fn dead_letters_with_one_id_are_selected_together() {
     for number in 1..=3 {
         queue.arrive(number, &again, position(100), NOW);
         assert_eq!(lease(&mut queue, NOW, position(200)), [number]);
-        let dead = Ending::Dead { reason: "x".into() };
+        let dead = DeliveryOutcome::Dead { reason: "x".into() };
         queue.settle(number, &dead, NOW);
     }
     let ids = Selection::Ids(vec![again.id, MessageId::new(), again.id]);

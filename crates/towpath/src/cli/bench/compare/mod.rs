@@ -20,7 +20,7 @@ use target::{Options, Round, Target};
 pub(in crate::cli) use report::{Figure, Ratio, Report};
 pub(in crate::cli) use workload::Workload;
 
-/// Measures every target under every workload; `begin` is told the name of each workload.
+/// Measures every target under every workload; `begin` gets the name of each workload.
 ///
 /// # Errors
 /// Those of opening a target or of a call to it; a loss or a duplicate is in the report.

@@ -37,7 +37,7 @@ pub(in crate::cli) struct Ratios {
     pub(in crate::cli) cpu_us: Ratio,
 }
 
-/// What a target did under a workload.
+/// The figures of a target under a workload.
 #[derive(Debug, Clone, Serialize)]
 pub(in crate::cli) struct Measured {
     /// The target.
@@ -75,7 +75,7 @@ pub(in crate::cli) struct Compared {
     pub(in crate::cli) targets: Vec<Measured>,
 }
 
-/// What the acknowledgement of a target means.
+/// The meaning of a target's acknowledgement.
 #[derive(Debug, Clone, Serialize)]
 pub(in crate::cli) struct Stated {
     /// The target.

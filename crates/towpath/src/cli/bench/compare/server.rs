@@ -1,4 +1,4 @@
-//! How much CPU the server behind a target used.
+//! CPU time of the server behind a target.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ impl Server {
 /// User and system time of a process, all threads, in the kernel's ticks (usually 10 ms).
 fn process(pid: u32) -> Option<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold anything; what follows its last parenthesis is the third field on.
+    // The name may contain anything; the third field begins behind its last parenthesis.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace().skip(11);
     let mut ticks = || fields.next()?.parse::<u64>().ok();

@@ -31,7 +31,7 @@ const ORDERS: &str = "orders:";
 pub(super) struct Target {
     /// As the user wrote it, without secrets.
     pub(super) name: String,
-    /// What its acknowledgement means, as the target itself says.
+    /// The meaning of its acknowledgement, as the target itself states it.
     pub(super) durability: String,
     subject: Subject,
 }
@@ -43,12 +43,12 @@ enum Subject {
         /// Closed in the end.
         backends: Vec<Backend>,
         api: Option<BenchApi>,
-        /// Says how much CPU the server used, where there is one and somebody says it.
+        /// Reads the CPU time of the server, where there is one that reports it.
         server: Option<Server>,
     },
 }
 
-/// What is the same for every target.
+/// Options that all targets share.
 pub(super) struct Options<'a> {
     /// Backend of the keys of orders, where the broker has none.
     pub(super) keys: Option<&'a str>,
@@ -71,7 +71,7 @@ impl Options<'_> {
     }
 }
 
-/// One round: what the clients saw, and CPU microseconds of the server per message.
+/// One round: the clients' figures, and CPU microseconds of the server per message.
 pub(super) struct Round {
     pub(super) row: Row,
     pub(super) server_cpu_us: Option<f64>,
@@ -219,7 +219,7 @@ impl Target {
         Ok(Some(Round { row, server_cpu_us }))
     }
 
-    /// Ends what was started for the target.
+    /// Stops the servers and backends of the target.
     pub(super) async fn close(self) -> Result<()> {
         let Subject::Line {
             line,
@@ -243,7 +243,8 @@ impl Target {
     }
 }
 
-/// Opens a backend by its URL, an embedded store without a folder in this one; what it is called in the report, and its whole URL.
+/// Opens a backend by its URL, an embedded store without a folder in `folder`. Returns its name in the report and its
+/// complete URL too.
 async fn open(text: &str, folder: &str) -> Result<(Backend, String, String)> {
     let own = text
         .strip_prefix("embedded:")
@@ -267,7 +268,7 @@ fn per_message(cpu: Duration, messages: u64) -> f64 {
     cpu.as_secs_f64() * 1e6 / messages.max(1) as f64
 }
 
-/// What so many disks would do.
+/// The row multiplied by the number of disks.
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
 fn times(row: Row, disks: usize) -> Row {
     Row {

@@ -1,4 +1,4 @@
-//! What a comparison does to each target, by name.
+//! The named workloads of a comparison.
 
 use clap::ValueEnum;
 
@@ -34,7 +34,7 @@ pub(in crate::cli) enum Workload {
     HttpBatch,
 }
 
-/// How the callers of a workload work.
+/// The calls of a workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Publish,

@@ -15,16 +15,16 @@ impl Lookup for Scripted {
     }
 }
 
-fn guard(exceptions: &[&str], answers: &[&[&str]]) -> Guard {
+fn egress(exceptions: &[&str], answers: &[&[&str]]) -> EgressPolicy {
     let exceptions: Vec<String> = exceptions.iter().map(ToString::to_string).collect();
     let addresses = |list: &&[&str]| list.iter().map(|one| one.parse().unwrap()).collect();
     let lookup = Scripted(answers.iter().map(addresses).collect(), AtomicUsize::new(0));
-    Guard::with(&exceptions, Duration::from_secs(2), Arc::new(lookup)).unwrap()
+    EgressPolicy::with(&exceptions, Duration::from_secs(2), Arc::new(lookup)).unwrap()
 }
 
 #[test]
 fn odd_spellings_of_places_that_are_not_public_are_refused() {
-    let guard = guard(&[], &[&[]]);
+    let egress = egress(&[], &[&[]]);
     let refused = [
         // Loopback, in every spelling that a URL knows.
         "http://127.0.0.1/",
@@ -111,7 +111,7 @@ fn odd_spellings_of_places_that_are_not_public_are_refused() {
     ];
     assert!(refused.len() >= 60);
     for url in refused {
-        assert!(guard.check(url).is_err(), "{url}");
+        assert!(egress.check(url).is_err(), "{url}");
     }
     for url in [
         "http://8.8.8.8/",
@@ -127,7 +127,7 @@ fn odd_spellings_of_places_that_are_not_public_are_refused() {
         "http://223.255.255.255/",
         "http://[2003::1]/",
     ] {
-        guard
+        egress
             .check(url)
             .unwrap_or_else(|error| panic!("{url}: {}", error.chain()));
     }
@@ -135,7 +135,7 @@ fn odd_spellings_of_places_that_are_not_public_are_refused() {
 
 #[test]
 fn exceptions_allow_only_their_destinations() {
-    let guard = guard(
+    let egress = egress(
         &[
             "127.0.0.1:8080",
             "10.1.2.0/24",
@@ -153,7 +153,7 @@ fn exceptions_allow_only_their_destinations() {
         "http://INTERN./",
         "http://[fd12::1]:9000/",
     ] {
-        guard
+        egress
             .check(url)
             .unwrap_or_else(|error| panic!("{url}: {}", error.chain()));
     }
@@ -163,7 +163,7 @@ fn exceptions_allow_only_their_destinations() {
         "http://10.1.3.0/",
         "http://[::1]:81/",
     ] {
-        assert!(guard.check(url).is_err(), "{url}");
+        assert!(egress.check(url).is_err(), "{url}");
     }
     for wrong in [
         "",
@@ -174,7 +174,7 @@ fn exceptions_allow_only_their_destinations() {
         "host:x",
         "127.0.0.1:99999",
     ] {
-        assert!(!Guard::is_exception(wrong), "{wrong}");
+        assert!(!EgressPolicy::is_exception(wrong), "{wrong}");
     }
 }
 
@@ -193,27 +193,27 @@ async fn a_name_that_turns_to_another_place_is_not_followed_there() {
     let port = server().await;
     let url = format!("http://rebinding.example:{port}/");
     // First a public address, without a server here, then the internal one.
-    let open = guard(&[], &[&["127.0.0.1"]]);
+    let open = egress(&[], &[&["127.0.0.1"]]);
     let refused = open.get(&Url::parse(&url).unwrap()).await.unwrap_err();
     assert_eq!(refused.to_string(), REFUSED);
-    let turning = guard(&[], &[&["192.0.2.1", "127.0.0.1", "::1"], &["127.0.0.1"]]);
+    let turning = egress(&[], &[&["192.0.2.1", "127.0.0.1", "::1"], &["127.0.0.1"]]);
     for _ in 0..2 {
         let refused = turning.get(&Url::parse(&url).unwrap()).await.unwrap_err();
         assert_eq!(refused.to_string(), REFUSED, "whenever it is asked");
     }
     // The same name is asked where it is allowed to lead.
-    let allowed = guard(&["rebinding.example"], &[&["127.0.0.1"]]);
+    let allowed = egress(&["rebinding.example"], &[&["127.0.0.1"]]);
     let answer = allowed.get(&Url::parse(&url).unwrap()).await.unwrap();
     assert_eq!(answer.text().await.unwrap(), "inside");
     // An exception for one port says nothing of another.
-    let other = guard(&["127.0.0.1:1"], &[&["127.0.0.1"]]);
+    let other = egress(&["127.0.0.1:1"], &[&["127.0.0.1"]]);
     assert!(other.get(&Url::parse(&url).unwrap()).await.is_err());
 }
 
 #[tokio::test]
 async fn of_mixed_addresses_only_public_ones_are_tried() {
     let checked = |answers| Checked {
-        rule: guard(&[], answers).rule,
+        rule: egress(&[], answers).rule,
         port: 80,
     };
     let resolve = async |checked: Checked| {

@@ -12,13 +12,13 @@ use towpath_core::port::queue::MAX_BATCH;
 use towpath_core::{ErrorKind, QueueName, Result};
 use utoipa::ToSchema;
 
-use super::desk::{Desk, number};
 use super::order::Order;
 use super::record::State;
+use super::store::{OrderStore, number};
 use super::topology::ORDERS;
 use super::{ACCEPTED_COUNT, NOTIFIED_COUNT, ORDER, PROCESSED_COUNT, REJECTED_COUNT};
 
-/// How often the books are looked at while orders come and go.
+/// Maximum number of audits while orders come and go.
 const LOOKS: usize = 5;
 
 /// The time between two looks.
@@ -30,7 +30,7 @@ const PAGE: usize = 1000;
 /// Records that are read at once.
 const CONCURRENCY: usize = 64;
 
-/// What the counters say.
+/// The counters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Totals {
     pub(super) accepted: u64,
@@ -69,12 +69,12 @@ pub struct Balance {
     pub lost: Vec<String>,
 }
 
-/// Reads the books.
+/// Compares counters, records and stock.
 #[derive(Clone)]
-pub struct Books(pub Desk);
+pub struct Reconciliation(pub OrderStore);
 
-/// What one look found.
-struct Look {
+/// The findings of one audit.
+struct Audit {
     open: BTreeSet<String>,
     dead: BTreeSet<String>,
     dead_letters: u64,
@@ -86,8 +86,8 @@ struct Look {
     stranded: u64,
 }
 
-impl Books {
-    /// The balance; while orders come and go the books are looked at up to five times.
+impl Reconciliation {
+    /// The balance; while orders come and go up to five audits are made.
     ///
     /// Reads the record of every order that is kept: for operators, not for each request.
     ///
@@ -131,7 +131,7 @@ impl Books {
         })
     }
 
-    async fn look(&self) -> Result<Look> {
+    async fn look(&self) -> Result<Audit> {
         let name = QueueName::new(ORDERS)?;
         let open = self.open().await?;
         let (dead, dead_letters) = self.dead(&name).await?;
@@ -153,7 +153,7 @@ impl Books {
             Err(error) => return Err(error),
         };
         let stranded = self.0.queue.stranded(&name).await?;
-        Ok(Look {
+        Ok(Audit {
             stranded: stranded.iter().map(|one| one.messages).sum(),
             open,
             dead,
@@ -206,7 +206,7 @@ impl Books {
     }
 }
 
-impl Look {
+impl Audit {
     fn missing(&self) -> BTreeSet<String> {
         let elsewhere = self.open.difference(&self.dead);
         match &self.waiting {

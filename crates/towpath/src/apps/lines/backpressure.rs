@@ -10,19 +10,19 @@ use towpath_core::{ErrorKind, GroupName, Result, StreamName};
 /// Most lines that wait for the writer; a step has at most a tenth of that.
 const AHEAD: u64 = 100_000;
 
-/// How often a reader that is so far ahead looks whether the writer caught up by half.
+/// Interval of checks whether the writer caught up by half.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// What the readers of one stream may still send; cheap to clone.
+/// The remaining room of the readers of one stream; cheap to clone.
 #[derive(Clone)]
-pub struct Pace {
+pub struct Backpressure {
     stream: Arc<dyn Stream>,
     name: StreamName,
     group: GroupName,
     room: Arc<AtomicU64>,
 }
 
-impl Pace {
+impl Backpressure {
     /// Of a stream, by the group of its writer.
     pub fn new(stream: Arc<dyn Stream>, name: StreamName, group: GroupName) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! What every role of the app works with: the keys, the broker, and their one atomic step where they share a store.
+//! Storage that all roles of the app share: the keys, the broker, and their one atomic step where they share a store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::telemetry::traces;
 
 /// The ports of the app, and how long it remembers.
 #[derive(Clone)]
-pub struct Desk {
+pub struct OrderStore {
     /// Records, stock, counters, claims.
     pub kv: Arc<dyn Kv>,
     /// The queues of the app.
@@ -29,7 +29,7 @@ pub struct Desk {
     pub effects: Option<Arc<dyn Effects>>,
     /// Its exchanges and queues, to declare.
     pub topology: Topology,
-    /// How long `idemp:<id>` stays.
+    /// Time to live of `idemp:<id>`.
     pub idempotency_window: Duration,
     /// Retention of a finished order's record; its id cannot be reused before.
     pub retention: Duration,
@@ -50,12 +50,12 @@ impl Stored {
     }
 }
 
-impl Desk {
+impl OrderStore {
     pub(super) fn now(&self) -> Timestamp {
         self.clock.now()
     }
 
-    /// Sets what there is of a SKU; 0 or more.
+    /// Sets the stock of a SKU; 0 or more.
     ///
     /// # Errors
     /// Those of the keys' backend.
@@ -110,7 +110,7 @@ pub(super) fn intake(order: &Order, trace: Headers) -> Result<(ExchangeName, Pub
     publication(INTAKE, "", order, trace)
 }
 
-/// What happened to an order.
+/// The event of an order.
 pub(super) fn event(
     routing_key: &str,
     order: &Order,

@@ -1,6 +1,6 @@
-//! Hits: the requests that tasks ask for.
+//! Sends the HTTP requests of tasks.
 //!
-//! A result is written before its message is acked: after a crash in between the message comes again, and finds the
+//! A result is written before its message is acked: after a crash in between the message is delivered again, and finds the
 //! result. A request that was under way at a crash is made again.
 
 use std::collections::btree_map::Entry;
@@ -22,17 +22,17 @@ use uuid::Uuid;
 use super::destinations::{Destinations, HOSTS, deferred};
 use super::task::{Header, Status, Stored, Task, Tasks};
 use crate::http::answer::{retry_after, unavailable};
-use crate::http::guard::Guard;
+use crate::http::egress::EgressPolicy;
 use crate::pump::{Destination, Handler};
 use crate::sink::unanswered;
 
 /// The queue of tasks.
-pub const HIT_QUEUE: &str = "fleet.hits";
+pub const TASK_QUEUE: &str = "fleet.hits";
 
-/// How soon a task is looked at again whose record another worker changed.
+/// Delay of a task whose record another worker changed.
 const CHANGED: Duration = Duration::from_millis(200);
 
-/// Most redirects that are followed. Source: what HTTP clients do.
+/// Most redirects that are followed. Source: defaults of HTTP clients.
 const REDIRECTS: usize = 10;
 
 /// Headers of an answer that are kept, of at most this many characters in all.
@@ -44,12 +44,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// Crashes after which a task counts as their cause.
 const CRASHES: u32 = 20;
 
-/// What a hit may cost.
+/// Bounds of a task's request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Hits at once.
+    /// Maximum concurrent requests.
     pub concurrency: usize,
-    /// Hits at once of one host.
+    /// Maximum concurrent requests to one host.
     pub per_host: usize,
     /// Tries of one task.
     pub attempts: u32,
@@ -62,16 +62,16 @@ pub struct Limits {
 }
 
 /// Works on tasks.
-pub struct Hits {
+pub struct TaskRunner {
     tasks: Tasks,
-    guard: Arc<Guard>,
+    egress: Arc<EgressPolicy>,
     limits: Limits,
     retry: retry::Policy,
     hosts: Mutex<HashMap<String, Arc<Semaphore>>>,
     destinations: Arc<Destinations>,
 }
 
-/// What a server said.
+/// A server's answer.
 struct Reply {
     status: StatusCode,
     headers: BTreeMap<String, Header>,
@@ -80,17 +80,17 @@ struct Reply {
     is_truncated: bool,
 }
 
-impl Hits {
+impl TaskRunner {
     /// Works on the tasks within these limits.
     pub fn new(
         tasks: Tasks,
-        guard: Arc<Guard>,
+        egress: Arc<EgressPolicy>,
         limits: Limits,
         destinations: Arc<Destinations>,
     ) -> Self {
         Self {
             tasks,
-            guard,
+            egress,
             limits,
             retry: retry::Policy {
                 attempts: limits.attempts,
@@ -174,7 +174,7 @@ impl Hits {
         }
     }
 
-    /// A place among the hits of the URL's host.
+    /// A slot among the requests to the URL's host.
     async fn host(&self, url: &str) -> Option<tokio::sync::OwnedSemaphorePermit> {
         let host = reqwest::Url::parse(url).ok()?.host_str()?.to_owned();
         let places = {
@@ -246,9 +246,9 @@ impl Hits {
 
     /// Asks, follows redirects, and reads as much of the body as is kept.
     async fn hit(&self, url: &str) -> Result<Reply> {
-        let mut url = self.guard.check(url)?;
+        let mut url = self.egress.check(url)?;
         for _ in 0..=REDIRECTS {
-            let mut response = self.guard.get(&url).await?;
+            let mut response = self.egress.get(&url).await?;
             let status = response.status();
             let location = response.headers().get(header::LOCATION);
             if [301, 302, 303, 307, 308].contains(&status.as_u16())
@@ -257,7 +257,7 @@ impl Hits {
                 let next = url.join(location).map_err(|error| {
                     Error::invalid("the server redirects to an invalid URL").with_source(error)
                 })?;
-                url = self.guard.check(next.as_str())?;
+                url = self.egress.check(next.as_str())?;
                 continue;
             }
             let after = retry_after(response.headers(), self.destinations.clock());
@@ -289,7 +289,7 @@ impl Hits {
 }
 
 #[async_trait]
-impl Handler for Hits {
+impl Handler for TaskRunner {
     async fn handle(&self, delivery: &Delivery) -> Outcome {
         self.work(delivery).await.unwrap_or_else(Outcome::from)
     }
@@ -299,7 +299,7 @@ impl Handler for Hits {
     }
 }
 
-/// What a reply says of the destination.
+/// The meaning of a reply for the destination.
 fn said(replied: &Result<Reply>) -> Outcome {
     match replied {
         Ok(reply) => match unavailable(reply.status) {

@@ -1,13 +1,14 @@
 //! The rate at which a destination takes deliveries, found from its own refusals.
 //!
-//! After a refusal one delivery is under way at a time until the next one. What was taken between two refusals, pauses
-//! included, is the rate of the destination; a little less is sent from then on, raised by two percent a second.
+//! After a refusal one delivery is under way at a time until the next refusal. The number of accepted deliveries between
+//! two refusals, pauses included, is the rate of the destination; a little less is sent from then on, raised by two
+//! percent a second.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::destination::Room;
+use super::destination::Capacity;
 
 /// The share of the measured rate that is sent after a refusal.
 const BACK_OFF: f64 = 0.9;
@@ -21,14 +22,14 @@ const UNLIMITED: f64 = 20_000.0;
 /// The slowest rate: one delivery in ten seconds.
 const SLOWEST: f64 = 0.1;
 
-/// How soon to look again for the end of a delivery that another consumer has.
+/// Delay before the next check for the end of another consumer's delivery.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Shortest time over which a rate is measured.
 const SHORTEST: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct RateProbe {
     limit: Option<Limit>,
 }
 
@@ -60,17 +61,17 @@ impl Limit {
     }
 }
 
-impl Pace {
+impl RateProbe {
     pub(super) const fn is_limited(&self) -> bool {
         self.limit.is_some()
     }
 
-    pub(super) fn room(&self, now: Instant, under_way: usize) -> Room {
+    pub(super) fn room(&self, now: Instant, under_way: usize) -> Capacity {
         match &self.limit {
-            None => Room::For(usize::MAX),
+            None => Capacity::For(usize::MAX),
             Some(limit) => match limit.free_at(now, under_way) {
-                Some(at) => Room::NotBefore(at),
-                None => Room::For(1),
+                Some(at) => Capacity::NotBefore(at),
+                None => Capacity::For(1),
             },
         }
     }
@@ -103,7 +104,7 @@ impl Pace {
     pub(super) fn refused(&mut self, now: Instant) {
         let rate = self.limit.as_ref().and_then(|limit| {
             let elapsed = now.saturating_duration_since(limit.since);
-            // Too little is known: what was believed before holds.
+            // Too short to measure: the previous rate holds.
             if elapsed < SHORTEST || limit.served == 0 {
                 return limit.rate.map(|rate| rate / 2.0);
             }

@@ -1,4 +1,4 @@
-//! Messages coming in: what is taken of a batch, written as one record.
+//! Enqueueing: the accepted messages of a batch are written as one record.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -9,7 +9,7 @@ use towpath_core::{Error, NewMessage, QueueName, Result, StreamName};
 
 use super::super::blob;
 use super::super::log::{Class, Position};
-use super::super::record::{self, Arrival, Record};
+use super::super::record::{self, MessageRecord, Record};
 use super::super::store::{Inner, Store};
 
 /// When a refused producer may come back.
@@ -25,7 +25,7 @@ pub(in super::super) struct Arriving {
 impl Store {
     /// Checks every message, and writes those that are taken as one record.
     ///
-    /// The ticket covers also what a duplicate rests on.
+    /// The ticket covers also the records that a duplicate relies on.
     pub(super) fn take_in(
         &self,
         queue: &QueueName,
@@ -36,7 +36,7 @@ impl Store {
         inner.blobs.clear();
         let (mut outcomes, record) = self.plan_arrivals(inner, queue, messages)?;
         let written = record.map(|record| self.write(inner, Class::Grow, &record));
-        // A count, and nobody waits for it: it is not worth a sync.
+        // A count that no caller waits for: it is not worth a sync.
         if let Some(record) = duplicates(queue, &outcomes) {
             inner.blobs.clear();
             self.write(inner, Class::Note, &record)?;
@@ -105,7 +105,7 @@ impl Store {
         Ok(end)
     }
 
-    /// What would be taken of a batch; blobs are added to `inner.blobs`.
+    /// The messages of a batch that would be accepted; blobs are added to `inner.blobs`.
     fn plan_arrivals<'a>(
         &self,
         inner: &mut Inner,
@@ -147,7 +147,7 @@ impl Store {
             if let Some(dedup_id) = &message.dedup_id {
                 in_batch.insert(dedup_id, message.id);
             }
-            arrivals.push(Arrival {
+            arrivals.push(MessageRecord {
                 id: message.id,
                 blob_bytes: blob::encode(message, now, &mut inner.blobs)?,
                 key: message.key.as_deref().map(record::key_hash),
@@ -173,7 +173,7 @@ impl Store {
     }
 }
 
-/// What counts the duplicates of a batch, if there were any.
+/// The record that counts the duplicates of a batch, if there were any.
 fn duplicates(queue: &QueueName, outcomes: &[Result<Enqueued>]) -> Option<Record<'static>> {
     let known = outcomes
         .iter()

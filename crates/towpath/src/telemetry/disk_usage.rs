@@ -1,4 +1,4 @@
-//! How much room is left on the disks that the process writes to.
+//! Free space of the disks that the process writes to.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,7 +29,7 @@ pub(super) struct Disks {
 
 /// A disk, by the first folder on it.
 #[derive(Debug, Clone)]
-pub struct Room {
+pub struct DiskUsage {
     /// The folder.
     pub folder: PathBuf,
     /// Free bytes.
@@ -47,7 +47,7 @@ impl Disks {
     /// Looks at each disk once, however many folders are on it. A folder that is not there yet is left out.
     ///
     /// One check at a time: a check of a network file system whose server is unavailable does not end, and blocks one thread only.
-    pub(super) async fn look(&self) -> Vec<Room> {
+    pub(super) async fn look(&self) -> Vec<DiskUsage> {
         let turn = Arc::clone(&self.turn).lock_owned().await;
         let folders = self.lock().clone();
         let look = tokio::task::spawn_blocking(move || {
@@ -63,7 +63,7 @@ impl Disks {
     }
 }
 
-fn rooms(folders: BTreeSet<PathBuf>) -> Vec<Room> {
+fn rooms(folders: BTreeSet<PathBuf>) -> Vec<DiskUsage> {
     let mut seen = BTreeSet::new();
     let rooms = folders.into_iter().filter_map(|folder| {
         let device = fs::metadata(&folder).ok()?.dev();
@@ -71,7 +71,7 @@ fn rooms(folders: BTreeSet<PathBuf>) -> Vec<Room> {
             return None;
         }
         let disk = statvfs(&folder).ok()?;
-        Some(Room {
+        Some(DiskUsage {
             folder,
             // Space reserved for root is not free.
             free: disk.f_bavail * disk.f_frsize,
@@ -82,7 +82,7 @@ fn rooms(folders: BTreeSet<PathBuf>) -> Vec<Room> {
 }
 
 /// Adds the result.
-pub(super) fn register(registry: &mut Registry, rooms: &[Room]) {
+pub(super) fn register(registry: &mut Registry, rooms: &[DiskUsage]) {
     let (free, size) = (Family::<Folder, Gauge>::default(), Family::default());
     add(registry, Metric::DiskFree, free.clone());
     add(registry, Metric::DiskSize, size.clone());

@@ -7,13 +7,13 @@ use towpath_core::{Clock, Result};
 
 use crate::config::Secret;
 
-/// Opened backends.
-pub(super) struct Opened {
+/// The open backends of a process, one per URL.
+pub(super) struct BackendPool {
     clock: Arc<dyn Clock>,
     backends: Vec<(Secret, Backend)>,
 }
 
-impl Opened {
+impl BackendPool {
     pub(super) const fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
             clock,

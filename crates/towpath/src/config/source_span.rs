@@ -5,13 +5,13 @@ use std::ops::Range;
 
 use towpath_core::address::shown as redacted;
 
-/// Who said what a key is. The order is that of strength, and that in which problems are shown.
+/// The source of a key's value. The order is that of precedence, and that in which problems are shown.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
     /// No source: the default.
     Default,
     /// The file.
-    File(Place),
+    File(SourceSpan),
     /// A variable.
     Variable(String),
     /// A flag.
@@ -30,18 +30,18 @@ impl fmt::Display for Origin {
 
 /// A place in a file; lines and columns count from 1.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct SourceSpan {
     /// The line.
     pub line: usize,
     /// The column, in characters.
     pub column: usize,
-    /// How many characters are meant.
+    /// Length in characters.
     pub length: usize,
     /// The file's name.
     pub file: String,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for SourceSpan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}", self.file, self.line, self.column)
     }
@@ -56,11 +56,11 @@ pub(super) struct FileText<'a> {
 
 impl FileText<'_> {
     /// The place of these bytes.
-    pub(super) fn place(&self, span: &Range<usize>) -> Place {
+    pub(super) fn place(&self, span: &Range<usize>) -> SourceSpan {
         let before = self.text.get(..span.start).unwrap_or(self.text);
         let start = before.rfind('\n').map_or(0, |newline| newline + 1);
         let meant = self.text.get(span.clone()).unwrap_or_default();
-        Place {
+        SourceSpan {
             line: before.matches('\n').count() + 1,
             column: before[start..].chars().count() + 1,
             length: meant.lines().next().unwrap_or_default().chars().count(),
@@ -69,7 +69,7 @@ impl FileText<'_> {
     }
 
     /// The line of this place with carets under the value; a possible secret is masked.
-    pub(super) fn snippet(&self, place: &Place) -> String {
+    pub(super) fn snippet(&self, place: &SourceSpan) -> String {
         let line = self.text.lines().nth(place.line - 1).unwrap_or_default();
         let shown = masked(line);
         let before: String = shown

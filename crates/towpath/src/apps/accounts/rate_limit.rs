@@ -14,11 +14,11 @@ use towpath_core::limiter::{Amount, Decision};
 use towpath_core::{Error, Result};
 use tracing::warn;
 
-use super::limiter::{Limiter, Wanted};
+use super::limiter::{LimitRequest, Limiter};
 use super::limits::{rate_headers, seconds};
 use super::rule::Rule;
+use crate::http::cidr;
 use crate::http::error::Problem;
-use crate::http::net;
 use crate::http::{Peer, is_probe};
 
 /// The header that proxies say the client's address in.
@@ -29,7 +29,7 @@ const ANY: &str = "*";
 
 /// The limits of a listener; cheap to clone.
 #[derive(Clone)]
-pub struct Layer {
+pub struct RateLimitLayer {
     limiter: Limiter,
     rules: Arc<HashMap<String, Rule>>,
     proxies: Arc<[IpNet]>,
@@ -37,7 +37,7 @@ pub struct Layer {
     unreadable: Arc<Once>,
 }
 
-impl Layer {
+impl RateLimitLayer {
     /// Limits in texts like `/enqueue=token_bucket:10:1/1s`, behind proxies of these addresses and nets.
     ///
     /// # Errors
@@ -45,7 +45,7 @@ impl Layer {
     pub fn new(limiter: Limiter, limits: &[String], proxies: &[String]) -> Result<Self> {
         let rules = limits.iter().map(|text| route_limit(text));
         let proxies = proxies.iter().map(|text| {
-            net::parse(text)
+            cidr::parse(text)
                 .ok_or_else(|| Error::invalid(format!("invalid address or CIDR block `{text}`")))
         });
         Ok(Self {
@@ -127,11 +127,11 @@ fn route_limit(text: &str) -> Result<(String, Rule)> {
 }
 
 /// Routes behind these limits.
-pub fn limited(routes: Router, limits: Layer) -> Router {
+pub fn limited(routes: Router, limits: RateLimitLayer) -> Router {
     routes.layer(from_fn_with_state(limits, pass))
 }
 
-async fn pass(State(layer): State<Layer>, request: Request, next: Next) -> Response {
+async fn pass(State(layer): State<RateLimitLayer>, request: Request, next: Next) -> Response {
     let route = request
         .extensions()
         .get::<MatchedPath>()
@@ -148,12 +148,12 @@ async fn pass(State(layer): State<Layer>, request: Request, next: Next) -> Respo
     };
     // The first character is one that no key of the API may have.
     let key = format!("\u{1}{name}\u{1}{client}");
-    let wanted = [Wanted {
+    let requests = [LimitRequest {
         key: &key,
         rule,
         amount: Amount::whole(1),
     }];
-    let decision = match layer.limiter.take_any(&wanted).await {
+    let decision = match layer.limiter.take_any(&requests).await {
         Ok(decisions) => decisions.into_iter().next(),
         Err(error) => {
             tracing::warn!(error = error.chain(), "a limit could not be decided");
@@ -181,7 +181,7 @@ async fn pass(State(layer): State<Layer>, request: Request, next: Next) -> Respo
     response
 }
 
-/// How the limit stands, unless the answer is about another limit already.
+/// State of the limit in headers, unless the answer is about another limit already.
 fn tell(headers: &mut HeaderMap, rule: &Rule, decision: &Decision) {
     let whole = |amount: Amount| HeaderValue::from(amount.as_micros() / 1_000_000);
     let (limit, remaining) = (whole(rule.policy.capacity()), whole(decision.remaining));

@@ -1,11 +1,11 @@
-//! What operators do: look, count, empty, put back.
+//! Operations for operators: peek, count, purge, redrive.
 
 use std::collections::HashSet;
 
 use towpath_core::port::queue::Stats;
 use towpath_core::{ConsumerId, QueueName, Timestamp};
 
-use super::{CONSUMER_MILLIS, Entry, QueueState, Standing};
+use super::{CONSUMER_MILLIS, Entry, MessagePhase, QueueState};
 use crate::embedded::log::Position;
 
 impl QueueState {
@@ -38,7 +38,7 @@ impl QueueState {
         let fresh = fresh.take_while(move |number| *number < end).take(max);
         let held = self.held.range(from..end).filter(|(_, held)| {
             // One that is leased is not ours to drop.
-            !matches!(held.standing, Standing::Leased { .. })
+            !matches!(held.phase, MessagePhase::Leased { .. })
         });
         let held = held.take(max).map(|(number, _)| *number);
         let mut numbers: Vec<u64> = fresh.chain(held).collect();
@@ -70,22 +70,22 @@ impl QueueState {
         }
     }
 
-    /// The oldest waiting messages with their standing; `None` for fresh ones.
+    /// The oldest waiting messages with their phase; `None` for fresh ones.
     pub(in super::super::super) fn peek(
         &self,
         max: usize,
         committed: Position,
-    ) -> Vec<(Entry, Option<Standing>)> {
+    ) -> Vec<(Entry, Option<MessagePhase>)> {
         let visible = self
             .fresh
             .iter()
             .filter(move |entry| entry.place.position < committed)
             .take(max);
-        let mut all: Vec<(Entry, Option<Standing>)> = self
+        let mut all: Vec<(Entry, Option<MessagePhase>)> = self
             .held
             .values()
             .take(max)
-            .map(|held| (held.entry, Some(held.standing.clone())))
+            .map(|held| (held.entry, Some(held.phase.clone())))
             .chain(visible.map(|entry| (entry, None)))
             .collect();
         all.sort_by_key(|(entry, _)| entry.number);

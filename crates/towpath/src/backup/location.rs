@@ -18,14 +18,14 @@ const PIECE: usize = 1 << 20;
 
 /// Where a backup is.
 #[derive(Debug, Clone)]
-pub enum Place {
+pub enum Location {
     /// A folder.
     Folder(PathBuf),
     /// Objects below a prefix.
     Bucket(Bucket),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(folder) => folder.display().fmt(f),
@@ -46,7 +46,7 @@ enum Target {
     Upload(Box<Upload>),
 }
 
-impl Place {
+impl Location {
     /// What `s3://bucket/prefix` or a path says.
     ///
     /// # Errors
@@ -65,7 +65,7 @@ impl Place {
             .map_err(|error| Error::invalid(format!("`{text}` is not a path")).with_source(error))
     }
 
-    /// Makes a place for a new backup.
+    /// Creates the folder of a new backup.
     ///
     /// # Errors
     /// `Conflict` when something is there.

@@ -20,7 +20,7 @@ use reqwest::{Client, Url};
 use rustls::ClientConfig;
 use towpath_core::{Error, Result};
 
-use super::net;
+use super::cidr;
 use crate::telemetry::traces;
 
 /// Allowed ports below 1024.
@@ -59,22 +59,22 @@ const RESERVED_6: [([u16; 2], u8); 4] = [
     ([0x3fff, 0x0000], 20),
 ];
 
-/// A place that is allowed although the table refuses it.
+/// A destination that is allowed although the table refuses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Exception {
-    place: Place,
+    destination: Destination,
     port: Option<u16>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Place {
+enum Destination {
     /// A host by its name, wherever that leads.
     Name(String),
     /// Addresses.
     Net(IpNet),
 }
 
-impl Place {
+impl Destination {
     fn holds(&self, host: &str, address: IpAddr) -> bool {
         match self {
             Self::Name(name) => name == host,
@@ -105,10 +105,10 @@ impl Lookup for System {
 }
 
 /// The rule, and the clients that keep to it: one for each port, as a client looks up names without one.
-pub struct Guard {
+pub struct EgressPolicy {
     rule: Arc<Rule>,
     timeout: Duration,
-    /// What its clients trust, when that is more than the system does.
+    /// Certificates that its clients trust, when they differ from the system's.
     tls: Option<ClientConfig>,
     clients: Mutex<HashMap<u16, Client>>,
 }
@@ -121,8 +121,8 @@ struct Rule {
 /// Most ports that clients are kept for.
 const CLIENTS: usize = 64;
 
-impl Guard {
-    /// A guard with these exceptions, each a host, an address or a net, with or without a port: `localhost`,
+impl EgressPolicy {
+    /// A policy with these exceptions, each a host, an address or a net, with or without a port: `localhost`,
     /// `127.0.0.1:8080`, `10.1.2.0/24`, `[::1]:80`. A request takes at most `timeout`.
     ///
     /// # Errors
@@ -134,7 +134,7 @@ impl Guard {
     /// The same, looking names up in another way.
     ///
     /// # Errors
-    /// As [`Guard::new`].
+    /// As [`EgressPolicy::new`].
     pub fn with(exceptions: &[String], timeout: Duration, lookup: Arc<dyn Lookup>) -> Result<Self> {
         let exceptions = exceptions.iter().map(|text| exception(text));
         Ok(Self::of(
@@ -144,7 +144,7 @@ impl Guard {
         ))
     }
 
-    /// A guard for one URL that the operator chose: wherever its host leads, and public places.
+    /// A policy for one URL that the operator chose: its host, wherever that leads, and public addresses.
     ///
     /// # Errors
     /// `Invalid` for a URL without a host or a port.
@@ -153,9 +153,9 @@ impl Guard {
             return Err(Error::invalid("the URL names no host"));
         };
         let host = host.trim_start_matches('[').trim_end_matches([']', '.']);
-        let name = || Place::Name(host.to_ascii_lowercase());
+        let name = || Destination::Name(host.to_ascii_lowercase());
         let own = Exception {
-            place: net::parse(host).map_or_else(name, Place::Net),
+            destination: cidr::parse(host).map_or_else(name, Destination::Net),
             port: Some(port),
         };
         Ok(Self::of(vec![own], timeout, Arc::new(System)))
@@ -201,7 +201,7 @@ impl Guard {
     /// The same of one's own URL, which may name a user.
     ///
     /// # Errors
-    /// As [`Guard::check`], a user aside.
+    /// As [`EgressPolicy::check`], a user aside.
     pub fn check_place(&self, url: &Url) -> Result<()> {
         if !["http", "https"].contains(&url.scheme()) {
             let text = format!("the URL is `{}:…`; it must be http or https", url.scheme());
@@ -237,7 +237,7 @@ impl Guard {
     /// Sends what `request` makes of the client and the URL.
     ///
     /// # Errors
-    /// As [`Guard::get`].
+    /// As [`EgressPolicy::get`].
     pub async fn send<F>(&self, url: &Url, request: F) -> Result<reqwest::Response>
     where
         F: FnOnce(&Client, Url) -> reqwest::RequestBuilder + Send,
@@ -291,7 +291,7 @@ impl Rule {
     fn admits(&self, host: &str, address: IpAddr, port: u16) -> bool {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
         let is_excepted = self.exceptions.iter().any(|one| {
-            one.place.holds(&host, address) && one.port.is_none_or(|allowed| allowed == port)
+            one.destination.holds(&host, address) && one.port.is_none_or(|allowed| allowed == port)
         });
         is_excepted || is_open_port(port) && is_public(address)
     }
@@ -300,7 +300,7 @@ impl Rule {
     fn may_except(&self, host: &str, port: u16) -> bool {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
         self.exceptions.iter().any(|one| {
-            let may_hold = !matches!(&one.place, Place::Name(name) if *name != host);
+            let may_hold = !matches!(&one.destination, Destination::Name(name) if *name != host);
             may_hold && one.port.is_none_or(|allowed| allowed == port)
         })
     }
@@ -358,7 +358,7 @@ fn is_refusal(error: &reqwest::Error) -> bool {
     false
 }
 
-/// Whether an address is a public place.
+/// Whether an address is public.
 fn is_public(address: IpAddr) -> bool {
     let is_in = |net: IpAddr, bits: u8| {
         IpNet::new(net, bits)
@@ -383,26 +383,26 @@ fn exception(text: &str) -> Result<Exception> {
             "invalid host or CIDR block `{text}`; expected e.g. `localhost`, `127.0.0.1:8080`, `10.1.2.0/24` or `[::1]:80`"
         ))
     };
-    let (place, port) = match text.rsplit_once(':') {
+    let (destination, port) = match text.rsplit_once(':') {
         // An address of version 6 without brackets has no port.
         _ if text.parse::<Ipv6Addr>().is_ok() || text.contains("::") && !text.contains(']') => {
             (text, None)
         }
-        Some((place, port)) if !port.ends_with(']') => {
-            (place, Some(port.parse().map_err(|_| wrong())?))
+        Some((destination, port)) if !port.ends_with(']') => {
+            (destination, Some(port.parse().map_err(|_| wrong())?))
         }
         _ => (text, None),
     };
-    let place = place.trim_start_matches('[').trim_end_matches(']');
+    let destination = destination.trim_start_matches('[').trim_end_matches(']');
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    let place = match net::parse(place) {
-        Some(net) => Place::Net(net),
-        None if !place.is_empty() && place.bytes().all(is_name) => {
-            Place::Name(place.to_ascii_lowercase())
+    let destination = match cidr::parse(destination) {
+        Some(net) => Destination::Net(net),
+        None if !destination.is_empty() && destination.bytes().all(is_name) => {
+            Destination::Name(destination.to_ascii_lowercase())
         }
         None => return Err(wrong()),
     };
-    Ok(Exception { place, port })
+    Ok(Exception { destination, port })
 }
 
 #[cfg(test)]

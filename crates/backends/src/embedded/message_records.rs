@@ -1,6 +1,6 @@
-//! The arrivals of a record in few bytes: each is written as what differs from what is expected behind the one before it.
+//! Packs the messages of a record: each is written as its difference from the one expected behind its predecessor.
 //!
-//! Expected are the next id and a blob of the same length: what a batch has. Format: `docs/format/store.md`.
+//! Expected are the next id and a blob of the same length, as in a batch. Format: `docs/format/store.md`.
 
 use std::borrow::Cow;
 
@@ -8,10 +8,10 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serializer};
 use towpath_core::{MessageId, Timestamp};
 
-use super::record::Arrival;
+use super::record::MessageRecord;
 use super::state::{NO_ID, Packing, Unpacking, next_id};
 
-/// What is behind the flags of an arrival.
+/// Flags of a message: the fields that follow them.
 const KEY: u8 = 1;
 const DEDUP_ID: u8 = 2;
 const NOT_BEFORE: u8 = 4;
@@ -21,7 +21,7 @@ const ID: u8 = 16;
 const LENGTH: u8 = 32;
 
 pub(super) fn serialize<S: Serializer>(
-    arrivals: &[Arrival<'_>],
+    arrivals: &[MessageRecord<'_>],
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     let mut out = Packing::default();
@@ -35,7 +35,7 @@ pub(super) fn serialize<S: Serializer>(
 
 pub(super) fn deserialize<'de, 'a, D: Deserializer<'de>>(
     deserializer: D,
-) -> Result<Vec<Arrival<'a>>, D::Error> {
+) -> Result<Vec<MessageRecord<'a>>, D::Error> {
     let mut bytes = Unpacking::new(<&[u8]>::deserialize(deserializer)?);
     let (mut arrivals, mut before) = (Vec::new(), (NO_ID, 0));
     while !bytes.is_empty() {
@@ -47,7 +47,7 @@ pub(super) fn deserialize<'de, 'a, D: Deserializer<'de>>(
     Ok(arrivals)
 }
 
-fn pack((id, length): (MessageId, u32), arrival: &Arrival<'_>, out: &mut Packing) {
+fn pack((id, length): (MessageId, u32), arrival: &MessageRecord<'_>, out: &mut Packing) {
     let flag = |is_set: bool, flag| if is_set { flag } else { 0 };
     let flags = flag(arrival.key.is_some(), KEY)
         | flag(arrival.dedup_id.is_some(), DEDUP_ID)
@@ -74,12 +74,15 @@ fn pack((id, length): (MessageId, u32), arrival: &Arrival<'_>, out: &mut Packing
     }
 }
 
-fn unpack<'a>((id, length): (MessageId, u32), bytes: &mut Unpacking<'_>) -> Option<Arrival<'a>> {
+fn unpack<'a>(
+    (id, length): (MessageId, u32),
+    bytes: &mut Unpacking<'_>,
+) -> Option<MessageRecord<'a>> {
     let flags = bytes.byte()?;
     if flags > KEY | DEDUP_ID | NOT_BEFORE | EXPIRES | ID | LENGTH {
         return None;
     }
-    let mut arrival = Arrival {
+    let mut arrival = MessageRecord {
         id: next_id(id),
         blob_bytes: length,
         key: None,
@@ -119,7 +122,7 @@ mod tests {
     use super::*;
     use crate::embedded::record::Record;
 
-    fn record(messages: Vec<Arrival<'static>>) -> Record<'static> {
+    fn record(messages: Vec<MessageRecord<'static>>) -> Record<'static> {
         Record::EnqueuePacked {
             queue: QueueName::new("jobs").unwrap(),
             first: 7,
@@ -142,7 +145,7 @@ mod tests {
                 let is_there = rng.random_bool(0.3);
                 is_there.then(|| Timestamp::from_millis(rng.random::<u64>()))
             };
-            let messages = (0..count).map(|number| Arrival {
+            let messages = (0..count).map(|number| MessageRecord {
                 id: match rng.random_bool(0.5) {
                     true => MessageId::new(),
                     false => MessageId::from_bytes(rng.random()),
@@ -170,7 +173,7 @@ mod tests {
     #[test]
     fn an_arrival_of_a_batch_takes_one_byte() {
         let messages = |count: u8| {
-            (0..count).map(|number| Arrival {
+            (0..count).map(|number| MessageRecord {
                 id: MessageId::from_bytes(
                     [[1; 15].as_slice(), &[number]].concat().try_into().unwrap(),
                 ),

@@ -7,28 +7,28 @@ use towpath_core::port::queue::LeaseRequest;
 use towpath_core::{Delivery, Error, ErrorKind, Message, QueueName, Receipt, Result};
 
 use super::super::log::Class;
-use super::super::record::{Ending, Record};
-use super::super::state::{Entry, Found, Leased, Leasing, Stored};
+use super::super::record::{DeliveryOutcome, Record};
+use super::super::state::{Entry, LeaseScan, Leased, Leasing, Stored};
 use super::super::store::{Inner, Store};
 use super::millis;
 
-/// Why a message is given up that no consumer gave up.
+/// The reason of a dead letter that no consumer rejected.
 const SPENT: &str =
     "its attempts are spent: every consumer that had it let the lease expire or died";
 
 /// Messages that could not be read; thousands may follow each other where a segment is damaged.
 static UNREADABLE: LogThrottle = LogThrottle::new();
 
-/// What a look for work gave.
-pub(in super::super) struct HandedOut {
+/// The result of a lease call.
+pub(in super::super) struct ReadyBatch {
     pub(in super::super) leased: Vec<Leased>,
     /// When something may fall due.
     pub(super) look_again: Option<Duration>,
 }
 
 impl Store {
-    /// Leases what there is.
-    pub(in super::super) fn hand_out(&self, request: &LeaseRequest) -> Result<HandedOut> {
+    /// Leases ready messages.
+    pub(in super::super) fn lease_ready(&self, request: &LeaseRequest) -> Result<ReadyBatch> {
         // The record of a lease has to be taken once the lease is.
         self.log.check_answers()?;
         let (now, monotonic) = (self.clock.now(), self.monotonic());
@@ -73,14 +73,14 @@ impl Store {
         let due = due.map(|due| due.since(now));
         let expiry =
             deadline.map(|deadline| Duration::from_millis(deadline.saturating_sub(monotonic)));
-        Ok(HandedOut {
+        Ok(ReadyBatch {
             leased,
             look_again: due.into_iter().chain(expiry).min(),
         })
     }
 
-    /// Drops what has expired, and gives up what has no attempts left.
-    fn sort_out(&self, inner: &mut Inner, queue: &QueueName, found: Found) -> Result<()> {
+    /// Drops expired messages, and dead-letters those without attempts left.
+    fn sort_out(&self, inner: &mut Inner, queue: &QueueName, found: LeaseScan) -> Result<()> {
         if !found.expired.is_empty() {
             let record = Record::Drop {
                 queue: queue.clone(),
@@ -91,7 +91,7 @@ impl Store {
         if !found.spent.is_empty() {
             let spent = found.spent.into_iter().map(|number| {
                 let reason = SPENT.into();
-                (number, Ending::Dead { reason })
+                (number, DeliveryOutcome::Dead { reason })
             });
             let record = Record::Settle {
                 queue: queue.clone(),
@@ -103,7 +103,7 @@ impl Store {
         Ok(())
     }
 
-    /// Reads what was leased, and serves what can be read.
+    /// Reads the leased messages, and returns those that can be read.
     ///
     /// A damaged message becomes a dead letter. One that cannot be read just now goes back, its attempt not counted.
     ///
@@ -140,15 +140,15 @@ impl Store {
                         let (queue, error) = (&request.queue, error.chain());
                         tracing::error!(%queue, id = %entry.id, error, count, "message cannot be read");
                     }
-                    let ending = if error.kind() == ErrorKind::Corrupt {
-                        Ending::Dead {
+                    let outcome = if error.kind() == ErrorKind::Corrupt {
+                        DeliveryOutcome::Dead {
                             reason: error.chain().into(),
                         }
                     } else {
                         passing = Some(error);
-                        Ending::Release
+                        DeliveryOutcome::Release
                     };
-                    unread.push((entry.number, ending));
+                    unread.push((entry.number, outcome));
                 }
             }
         }
@@ -166,7 +166,7 @@ impl Store {
         }
     }
 
-    /// Reads a message at its new place, when compaction moved it since it was handed out.
+    /// Reads a message at its new place, when compaction moved it since it was leased.
     fn read_moved(&self, queue: &QueueName, entry: &Entry, error: Error) -> Result<Message> {
         let place = {
             let inner = self.lock();

@@ -13,6 +13,7 @@ pub mod kafka;
 mod percent;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+pub mod private;
 #[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;
 #[cfg(feature = "redis")]

@@ -1,9 +1,11 @@
 //! Folders of files, and small files that are whole or not there, also when the machine stops in between.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use towpath_core::{Error, Result};
 
 /// The folder that a path's last name is in.
 pub(crate) fn folder_of(path: &Path) -> &Path {
@@ -12,13 +14,47 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
         .unwrap_or(Path::new("."))
 }
 
+/// Options that make a file which only its owner can read.
+pub(crate) fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.mode(0o600);
+    options
+}
+
+/// Makes a folder that only its owner can use.
+pub(crate) fn private_folder(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(folder)
+}
+
+/// Makes a folder that only its owner can use, and the missing ones above it.
+pub(crate) fn private_folders(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Refuses a file with secrets that another user owns: that user knows them, or chose them.
+///
+/// # Errors
+/// `Invalid`.
+pub(crate) fn check_owner(path: &Path, found: &fs::Metadata) -> Result<()> {
+    let user = rustix::process::geteuid().as_raw();
+    // The user 0 is root.
+    if [user, 0].contains(&found.uid()) {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(Error::invalid(format!(
+        "`{path}` belongs to user {}, and this process runs as user {user}; delete it for a new one, or run `chown {user} {path}` after checking its contents",
+        found.uid()
+    )))
+}
+
 /// Puts a file with these bytes in the place of the one that is there, readable by its owner only.
 ///
 /// # Errors
 /// When the folder cannot be made or written; the old file is there then.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = folder_of(path);
-    std::fs::create_dir_all(folder)?;
+    private_folders(folder)?;
     // A temporary file is readable by its owner only from the first moment.
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     file.write_all(bytes)?;

@@ -13,6 +13,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderMap, header};
 use towpath_core::{Error, Result};
 
+use crate::disk;
+
 /// A secret that is compared in constant time and never printed.
 #[derive(Clone)]
 pub struct Token(Arc<str>);
@@ -66,7 +68,9 @@ impl Token {
         if text.trim().is_empty() {
             return make(&path).map_err(io);
         }
-        if fs::metadata(&path).map_err(io)?.mode() & 0o077 != 0 {
+        let found = fs::metadata(&path).map_err(io)?;
+        disk::check_owner(&path, &found)?;
+        if found.mode() & 0o077 != 0 {
             fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(io)?;
             tracing::warn!(path = %path.display(), "others could read the token; they no longer can, but may know it: delete it for a new one");
         }
@@ -79,7 +83,7 @@ fn make(path: &Path) -> std::io::Result<Token> {
     rand::fill(&mut bytes)
         .map_err(|_| std::io::Error::other("the system has no random numbers"))?;
     let text = URL_SAFE_NO_PAD.encode(bytes);
-    crate::disk::replace(path, format!("{text}\n").as_bytes())?;
+    disk::replace(path, format!("{text}\n").as_bytes())?;
     Ok(Token(text.into()))
 }
 

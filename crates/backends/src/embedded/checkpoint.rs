@@ -15,6 +15,7 @@ use towpath_core::{Error, Result, Timestamp};
 use super::log::{ACCEPT_LOSS, Position, make_folder, oldest_segment, sync_folder};
 use super::state::{Loading, Piece, Snapshot, State};
 use super::tables;
+use crate::private;
 
 const MAGIC: [u8; 8] = *b"TOWPCKP\0";
 pub(super) const VERSION: u32 = 7;
@@ -258,7 +259,9 @@ pub(super) fn write(
 ) -> Result<Written> {
     let io =
         |error: io::Error| Error::unavailable("a checkpoint cannot be written").with_source(error);
-    make_folder(folder).map_err(io)?;
+    make_folder(folder)
+        .and_then(|()| private::close_folder(folder))
+        .map_err(io)?;
     let path = path(folder, position);
     let temporary = path.with_extension("tmp");
     let written = write_file(&temporary, position, state, throttle).and_then(|bytes| {
@@ -375,7 +378,7 @@ fn write_file(
     let checksum = crc32c::crc32c(&header[16..]);
     header[12..16].copy_from_slice(&checksum.to_le_bytes());
     let mut blocks = Blocks {
-        file: File::create(path).map_err(io)?,
+        file: private::create(path).map_err(io)?,
         position,
         index: 0,
         block: vec![0; BLOCK_HEADER_BYTES],

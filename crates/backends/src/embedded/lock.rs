@@ -1,6 +1,6 @@
 //! One process per folder.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -10,6 +10,7 @@ use towpath_core::{Error, Result};
 
 use super::log::make_folder;
 use crate::identity::{Pinned, lost};
+use crate::private;
 
 const NAME: &str = "LOCK";
 
@@ -26,8 +27,9 @@ impl FolderLock {
         let io = |error: std::io::Error| {
             Error::unavailable(format!("data folder `{shown}` cannot be used")).with_source(error)
         };
+        private::check_folder(folder)?;
         make_folder(folder).map_err(io)?;
-        let mut file = OpenOptions::new()
+        let mut file = private::options()
             .create(true)
             .truncate(false)
             .read(true)

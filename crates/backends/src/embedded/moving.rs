@@ -17,6 +17,7 @@ use super::log::make_folder;
 use super::state::{Slot, Snapshot};
 use super::store::{Checkpointed, Inner, Store};
 use super::tables::Tables;
+use crate::private;
 
 /// Keys removed from memory in one step, which holds the lock.
 const AT_ONCE: usize = 500;
@@ -65,7 +66,8 @@ impl<'a> Moving<'a> {
         for key in staying.keys() {
             self.keys.remove(key);
         }
-        make_folder(folder).map_err(|error| {
+        let made = make_folder(folder).and_then(|()| private::close_folder(folder));
+        made.map_err(|error| {
             towpath_core::Error::unavailable("the folder of tables cannot be made")
                 .with_source(error)
         })?;

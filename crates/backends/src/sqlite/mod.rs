@@ -12,7 +12,6 @@ mod session;
 mod users;
 mod verify;
 
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -22,6 +21,7 @@ use towpath_core::database::{Database, Descriptor};
 use towpath_core::{Error, Result};
 use uuid::Uuid;
 
+use crate::private;
 use crate::sql::Fleets;
 use connection::Threads;
 pub use outbox::write_event;
@@ -45,15 +45,15 @@ struct Sqlite {
 fn open(url: &str) -> Result<Database> {
     let path = path(url)?;
     if let Some(folder) = std::path::Path::new(path).parent() {
-        std::fs::create_dir_all(folder).map_err(|error| {
+        private::create_dirs(folder).map_err(|error| {
             let text = format!("the folder `{}` cannot be made", folder.display());
             Error::unavailable(text).with_source(error)
         })?;
     }
     // They hold addresses and secrets; SQLite's files beside this one get its permissions.
-    let mut private = std::fs::OpenOptions::new();
-    private.write(true).create(true).truncate(false).mode(0o600);
-    private.open(path).map_err(|error| {
+    let mut options = private::options();
+    options.write(true).create(true).truncate(false);
+    options.open(path).map_err(|error| {
         Error::unavailable(format!("the database `{path}` cannot be opened")).with_source(error)
     })?;
     let sqlite = Arc::new(Sqlite {

@@ -114,8 +114,12 @@ pub fn read(path: &Path) -> Result<Vec<Key>> {
             return Err(Error::unavailable(text).with_source(error));
         }
     };
-    let mode = fs::metadata(path).map_or(0, |file| file.mode());
-    if mode & 0o022 != 0 {
+    let found = fs::metadata(path).map_err(|error| {
+        let text = format!("cannot read the key file `{shown}`");
+        Error::unavailable(text).with_source(error)
+    })?;
+    disk::check_owner(path, &found)?;
+    if found.mode() & 0o022 != 0 {
         return Err(Error::invalid(format!(
             "the key file `{shown}` can be written by other users; run `chmod 600 {shown}` after checking its keys"
         )));
@@ -139,7 +143,7 @@ pub fn change<T>(path: &Path, change: impl FnOnce(&mut Vec<Key>) -> Result<T>) -
     let failed = || format!("cannot write the key file `{}`", path.display());
     let io = |error: std::io::Error| Error::unavailable(failed()).with_source(error);
     let folder = disk::folder_of(path);
-    fs::create_dir_all(folder).map_err(io)?;
+    disk::private_folders(folder).map_err(io)?;
     // The lock is on the folder, because the file is replaced.
     let lock = File::open(folder).map_err(io)?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)

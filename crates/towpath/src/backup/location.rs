@@ -1,7 +1,7 @@
 //! Where a backup is: a folder, or a bucket of an S3-compatible server.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use towpath_core::{Error, Result};
 
 use super::bucket::{Bucket, Upload};
 use super::manifest::{self, Entry, Hashing, Manifest};
+use crate::disk;
 
 /// Bytes that are read at once.
 const PIECE: usize = 1 << 20;
@@ -74,7 +75,7 @@ impl Location {
             Self::Folder(folder) => {
                 let above = folder.parent().unwrap_or(Path::new("/"));
                 make_folders(above)?;
-                match fs::create_dir(folder) {
+                match disk::private_folder(folder) {
                     Ok(()) => return sync_folder(above),
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => true,
                     Err(error) => return Err(failed("made", folder, error)),
@@ -111,8 +112,8 @@ impl Location {
             Self::Folder(folder) => {
                 let path = folder.join(name);
                 let above = path.parent().unwrap_or(folder);
-                fs::create_dir_all(above).map_err(|error| failed("made", above, error))?;
-                let mut options = OpenOptions::new();
+                disk::private_folders(above).map_err(|error| failed("made", above, error))?;
+                let mut options = disk::private();
                 let file = options.write(true).create_new(true).open(&path);
                 Target::File(file.map_err(|error| failed("made", &path, error))?, path)
             }
@@ -216,7 +217,12 @@ impl Location {
                 let path = folder.join(manifest::NAME);
                 let temporary = folder.join(".manifest");
                 let write = || {
-                    let mut file = File::create(&temporary)?;
+                    let mut options = disk::private();
+                    let mut file = options
+                        .create(true)
+                        .truncate(true)
+                        .write(true)
+                        .open(&temporary)?;
                     file.write_all(&bytes)?;
                     file.sync_all()?;
                     fs::rename(&temporary, &path)
@@ -265,7 +271,7 @@ pub(super) fn make_folders(folder: &Path) -> Result<()> {
     }
     let above = folder.parent().unwrap_or(Path::new("/"));
     make_folders(above)?;
-    match fs::create_dir(folder) {
+    match disk::private_folder(folder) {
         // Another process was faster.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         made => made.map_err(|error| failed("made", folder, error))?,

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::location::{Location, failed, make_folders, sync_below, sync_folder};
 use super::manifest::{self, Entry, Hashing, difference};
 use super::{DATABASE, STORE};
+use crate::disk;
 use crate::wiring::{Depth, RESTORING, Verified, verify_store};
 
 /// Entries of a new file system.
@@ -108,14 +109,16 @@ async fn unlisted(location: &Location) -> Result<Vec<RestoredFile>> {
 
 async fn copy(location: &Location, file: &RestoredFile, to: &Path) -> Result<Entry> {
     let above = to.parent().unwrap_or(to);
-    fs::create_dir_all(above).map_err(|error| failed("made", above, error))?;
+    disk::private_folders(above).map_err(|error| failed("made", above, error))?;
     let name = file.name();
     let mut pieces = location
         .read(name)
         .await
         .map_err(|error| damaged(location, error))?;
     let mut hashing = Hashing::new();
-    let mut out = fs::File::create_new(to).map_err(|error| failed("made", to, error))?;
+    let mut options = disk::private();
+    let out = options.write(true).create_new(true).open(to);
+    let mut out = out.map_err(|error| failed("made", to, error))?;
     while let Some(piece) = pieces.next().await {
         let piece = piece?;
         hashing.update(&piece);
@@ -165,7 +168,7 @@ impl Aside {
             let name = data.file_name().unwrap_or_default().to_string_lossy();
             above.join(format!(".{name}.{RESTORING}-{}", Uuid::now_v7()))
         };
-        fs::create_dir(&folder).map_err(|error| failed("made", &folder, error))?;
+        disk::private_folder(&folder).map_err(|error| failed("made", &folder, error))?;
         sync_folder(folder.parent().unwrap_or(data))?;
         Ok(Self {
             folder,

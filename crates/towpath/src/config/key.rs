@@ -405,6 +405,13 @@ const BASE: &[Key] = &[
     key(
         "ingest.worker.max_in_flight",
         Kind::Integer(1, 10_000),
+    key(
+        "ingest.worker.output_mode",
+        Kind::FileMode,
+        Some("0640"),
+        &[],
+        "Mode of new output files, whatever the umask is. The journal beside an output is always `0600`.",
+    ),
         Some("16"),
         &[],
         "Maximum in-flight messages per consumer of the webhook and command sinks. A consumer leases no more messages than it can start.",

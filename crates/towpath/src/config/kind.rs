@@ -39,6 +39,8 @@ pub enum Kind {
     Database,
     /// When the embedded store answers.
     Durability,
+    /// The mode of a file, in octal.
+    FileMode,
     /// Memory that the embedded store may fill.
     Memory,
     /// A log level, or a filter by target.
@@ -104,6 +106,7 @@ impl Kind {
             Self::Database => "the URL of a database, like \"sqlite:PATH\"".to_owned(),
             Self::Memory => "1% to 95%, a size like 512MiB, or `unbounded`".to_owned(),
             Self::Durability => "one of fsync, interval:100ms (1 to 60000), os, none".to_owned(),
+            Self::FileMode => "a file mode like \"0640\", from 0600 to 0666".to_owned(),
             Self::LogFilter => "a level (off, error, warn, info, debug, trace) or a filter like \"info,towpath=debug\"".to_owned(),
             Self::WebUrl => "a URL like \"https://host/path\"".to_owned(),
             Self::MailUrl => "a URL like \"smtp://host:25\"".to_owned(),
@@ -196,6 +199,7 @@ impl Kind {
             }
             Self::Durability => is_parameter(stores, "durability", text),
             Self::Memory => is_parameter(stores, "memory", text),
+            Self::FileMode => file_mode(text).is_some(),
             Self::LogFilter => telemetry::is_log_filter(text),
             Self::WebUrl => match Url::parse(text) {
                 Ok(url) => ["http", "https"].contains(&url.scheme()) && url.has_host(),
@@ -272,6 +276,12 @@ pub(super) fn size(text: &str) -> Option<u64> {
         _ => return None,
     };
     digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+/// The mode that a text says: read and write for the owner, and no execute bits.
+pub(super) fn file_mode(text: &str) -> Option<u32> {
+    let mode = u32::from_str_radix(text, 8).ok()?;
+    (text.len() <= 4 && mode & !0o066 == 0o600).then_some(mode)
 }
 
 /// The list that a text says: a JSON list, or words.

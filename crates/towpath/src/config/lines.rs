@@ -40,6 +40,13 @@ pub(super) const KEYS: &[Key] = &[
         "Output file of the writer [default: `output.txt` beside the input]. Where the ingest worker runs too, `OUTPUT_PATH` sets the worker's output only.",
     ),
     key(
+        "lines.output_mode",
+        Kind::FileMode,
+        Some("0640"),
+        &[],
+        "Mode of new output files, whatever the umask is. The journal beside an output is always `0600`.",
+    ),
+    key(
         "lines.rotate_size",
         Kind::Size(KIB, 1024 * GIB),
         None,
@@ -158,6 +165,7 @@ pub struct Lines {
     pub inputs: Vec<String>,
     pub stream: String,
     pub output: Option<PathBuf>,
+    pub output_mode: u32,
     pub rotation: Rotation,
     pub fsync: bool,
     pub start: Start,
@@ -182,6 +190,7 @@ impl Lines {
             inputs: values.list("lines.inputs").unwrap_or_default(),
             stream: values.text("lines.stream"),
             output: values.optional("lines.output").map(PathBuf::from),
+            output_mode: values.file_mode("lines.output_mode"),
             rotation: rotation(values, "lines"),
             fsync: values.text("lines.fsync") == "always",
             start: match values.text("lines.start").as_str() {

@@ -87,6 +87,7 @@ pub struct Config {
     pub sink: SinkKind,
     pub output: Option<PathBuf>,
     pub format: LineFormat,
+    pub output_mode: u32,
     pub rotation: Rotation,
     pub batch: usize,
     pub worker_in_flight: usize,
@@ -146,6 +147,10 @@ impl Values<'_> {
 
     pub(super) fn size(&self, path: &str) -> u64 {
         kind::size(&self.text(path)).unwrap_or_default()
+    pub(super) fn file_mode(&self, path: &str) -> u32 {
+        kind::file_mode(&self.text(path)).unwrap_or(0o600)
+    }
+
     }
 }
 
@@ -254,6 +259,7 @@ impl Config {
             format: match values.text("ingest.worker.format").as_str() {
                 "raw" => LineFormat::Raw,
                 "reference" => LineFormat::Reference,
+            output_mode: values.file_mode("ingest.worker.output_mode"),
                 _ => LineFormat::Stamped,
             },
             rotation: rotation(&values, "ingest.worker"),

@@ -101,6 +101,7 @@ pub(super) fn value(kind: Kind, text: &str, stores: Stores) -> Option<String> {
             Some(format!("https://{}", bare.trim_start_matches('/')))
         }
         Kind::Path
+        | Kind::FileMode
         | Kind::Queue
         | Kind::Strings
         | Kind::Limits

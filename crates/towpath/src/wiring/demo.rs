@@ -1,7 +1,6 @@
 //! A little traffic for every app, through the listeners as clients send it. Now and then something fails, so that dead
 //! letters, refusals and retries have something to show.
 
-use std::fs::OpenOptions;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,6 +10,7 @@ use ::http::{Method, StatusCode};
 use serde_json::{Value, json};
 use towpath_core::{Error, Result};
 
+use crate::disk;
 use crate::http;
 use crate::supervisor::Stop;
 use crate::token::Token;
@@ -151,7 +151,7 @@ impl Asking {
         };
         let failed =
             |error| Error::unavailable("the demo input cannot be written").with_source(error);
-        let file = OpenOptions::new().create(true).append(true).open(path);
+        let file = disk::private().create(true).append(true).open(path);
         writeln!(file.map_err(failed)?, "demo line {step}").map_err(failed)
     }
 

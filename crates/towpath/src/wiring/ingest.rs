@@ -174,7 +174,8 @@ fn work(process: &Process<'_>, floor: Option<Floor>) -> Result<Work> {
             let sink = FileSink::new(config.output_path(), config.format).above(floor);
             let output = config.output_path();
             process.stalls.add("output", &output, sink.waits());
-            Work::Batches(Arc::new(sink.rotating(config.rotation)), size)
+            let sink = sink.rotating(config.rotation);
+            Work::Batches(Arc::new(sink.with_mode(config.output_mode)), size)
         }
         SinkKind::Stdout => {
             let sink = LineSink::new(std::io::stdout(), config.format);

@@ -194,6 +194,7 @@ impl Lines {
         let path = output.clone();
         let sink = FileSink::new(output, LineFormat::Raw)
             .rotating(config.rotation)
+            .with_mode(config.output_mode)
             .synced(config.fsync)
             .above(process.floor(&self.backend));
         process.stalls.add("output", &path, sink.waits());

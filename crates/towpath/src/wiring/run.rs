@@ -53,6 +53,8 @@ pub struct Started {
 /// `Unavailable` when the backend cannot be opened or a port is taken; `Invalid` for errors that only the backend can find.
 pub async fn start(loaded: &Loaded, roles: &[Role], with_demo: bool) -> Result<Started> {
     let config = &loaded.config;
+    // Before anything in it is trusted.
+    towpath_backends::private::check_folder(&config.data_dir)?;
     // Databases too belong to a restore.
     refuse_restoring(&config.data_dir)?;
     // Before anything is made or migrated. A process that has the folder open says more than its port.

@@ -1,13 +1,14 @@
 //! Keeps the damaged ranges that recovery takes out of the log, so that an operator can examine them.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use towpath_core::{Error, Result};
 
 use super::segment::{self, HEADER_BYTES};
 use super::{Options, Position};
+use crate::private;
 
 /// The folder for ranges that were damaged or cut.
 pub(super) struct Quarantine<'a> {
@@ -27,8 +28,11 @@ impl<'a> Quarantine<'a> {
     pub(super) fn save(&self, what: &str, place: Position, bytes: &[u8]) -> Result<PathBuf> {
         let path = self.path(what, place);
         segment::make_folder(self.folder)
-            .and_then(|()| fs::write(&path, bytes))
-            .and_then(|()| fs::File::open(&path)?.sync_all())
+            .and_then(|()| {
+                let mut file = private::create(&path)?;
+                file.write_all(bytes)?;
+                file.sync_all()
+            })
             .and_then(|()| segment::sync_folder(self.folder))
             .map_err(|error| failed(&path, error))?;
         Ok(path)

@@ -21,6 +21,7 @@ use super::search::Search;
 use super::segment::{self, HEADER_BYTES, Header, Segment, Whole};
 use super::whole::{Lacking, Needed, Segments};
 use super::{Options, Position};
+use crate::private;
 
 /// The file in the data folder that accepts the loss of segments, once.
 pub(crate) const ACCEPT_LOSS: &str = "accept-loss";
@@ -75,7 +76,9 @@ pub(super) fn recover(
 ) -> Result<Recovered> {
     let began = Instant::now();
     let io = |error: io::Error| Error::unavailable("the log cannot be read").with_source(error);
-    segment::make_folder(&options.folder).map_err(io)?;
+    segment::make_folder(&options.folder)
+        .and_then(|()| private::close_folder(&options.folder))
+        .map_err(io)?;
     segment::remove_leftovers(&options.folder).map_err(io)?;
     let mut sizes = BTreeMap::new();
     for number in segment::list(&options.folder).map_err(io)? {

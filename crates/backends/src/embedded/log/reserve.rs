@@ -3,12 +3,14 @@
 //! Leaving a full disk takes space: a checkpoint has to be written before segments can be removed, and a segment may be
 //! needed for the records that end messages. Free space alone is not a reserve, because other processes write to the disk as well.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FallocateFlags, fallocate};
+
+use crate::private;
 
 /// Its name in the data folder.
 pub const NAME: &str = "reserve";
@@ -57,7 +59,7 @@ impl Reserve {
     }
 
     fn allocate(&self) -> io::Result<()> {
-        let mut options = OpenOptions::new();
+        let mut options = private::options();
         let file = options
             .create(true)
             .truncate(true)

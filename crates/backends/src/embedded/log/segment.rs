@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::frame;
+use crate::private;
 
 pub(super) const HEADER_BYTES: u32 = 64;
 pub(crate) const VERSION: u32 = 1;
@@ -48,7 +49,7 @@ pub(super) fn create(folder: &Path, number: u32, whole: Whole) -> io::Result<Seg
 }
 
 fn fill(path: &Path, number: u32, whole: Whole) -> io::Result<File> {
-    let mut file = OpenOptions::new()
+    let mut file = private::options()
         .create(true)
         .truncate(true)
         .read(true)
@@ -206,7 +207,7 @@ pub(super) fn size(folder: &Path, number: u32) -> io::Result<u32> {
     Ok(u32::try_from(length).unwrap_or(u32::MAX))
 }
 
-/// Makes a folder and those above it, durable with their names.
+/// Makes a folder of its owner only and those above it, durable with their names.
 pub(crate) fn make_folder(folder: &Path) -> io::Result<()> {
     let above = match folder.parent() {
         None => return Ok(()),
@@ -217,7 +218,7 @@ pub(crate) fn make_folder(folder: &Path) -> io::Result<()> {
         return Ok(());
     }
     make_folder(above)?;
-    match fs::create_dir(folder) {
+    match private::create_dir(folder) {
         // Another process was faster.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         made => made?,

@@ -20,6 +20,7 @@ use super::bloom::{Bloom, Hashed};
 use crate::embedded::checkpoint::Throttle;
 use crate::embedded::log::{read_exact_at, sync_folder};
 use crate::embedded::state::Slot;
+use crate::private;
 
 const MAGIC: [u8; 8] = *b"TOWPKEY\0";
 const VERSION: u32 = 1;
@@ -287,7 +288,7 @@ impl<'a> Writer<'a> {
     ) -> Result<Self> {
         let path = path(folder, number);
         let temporary = path.with_extension("tmp");
-        let mut file = BufWriter::new(File::create(&temporary).map_err(unwritten)?);
+        let mut file = BufWriter::new(private::create(&temporary).map_err(unwritten)?);
         file.write_all(&header(number)).map_err(unwritten)?;
         Ok(Self {
             number,

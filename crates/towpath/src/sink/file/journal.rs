@@ -7,7 +7,7 @@
 //! The file starts with `TOWPJNL` and its version, 1; the records are described in `record.rs`.
 
 use std::collections::{HashSet, VecDeque};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -17,6 +17,7 @@ use towpath_core::MessageId;
 use super::folder::sync_parent;
 use super::lock::{identity, lock};
 use super::record::{Intent, encode, scan};
+use crate::disk;
 
 const MAGIC: [u8; 8] = *b"TOWPJNL\x01";
 
@@ -63,7 +64,7 @@ impl Journal {
                 Some(file) => file,
                 None => {
                     self.length = 0;
-                    OpenOptions::new()
+                    disk::private()
                         .create(true)
                         .truncate(false)
                         .read(true)
@@ -228,7 +229,7 @@ impl Journal {
         let mut bytes = MAGIC.to_vec();
         bytes.extend(encode(&everything));
         let temporary = self.path.with_extension("journal.new");
-        let mut file = OpenOptions::new()
+        let mut file = disk::private()
             .create(true)
             .truncate(true)
             .read(true)

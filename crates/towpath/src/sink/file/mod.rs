@@ -77,6 +77,12 @@ impl FileSink {
         self.with(|output| output.set_synced(is_synced))
     }
 
+    /// Makes new outputs with this mode.
+    #[must_use]
+    pub fn with_mode(self, mode: u32) -> Self {
+        self.with(|output| output.mode = mode)
+    }
+
     /// Stops when a store on the same disk has only its reserve left.
     #[must_use]
     pub(crate) fn above(self, floor: Option<Floor>) -> Self {

@@ -1,8 +1,9 @@
 //! The file itself: appends that are announced, and what a crash left of the last one.
 
 use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -16,6 +17,9 @@ use super::lock::{identity, lock};
 use super::record::Intent;
 use super::rotation::{Rotation, kept_as};
 
+/// The mode of outputs: readable by the group.
+const MODE: u32 = 0o640;
+
 /// An output and its journal.
 #[derive(Debug)]
 pub(super) struct Output {
@@ -24,6 +28,8 @@ pub(super) struct Output {
     file: Option<File>,
     pub(super) rotation: Rotation,
     is_synced: bool,
+    /// The mode of a new file, whatever the umask is.
+    pub(super) mode: u32,
     /// Space that is left to a store on the same disk.
     pub(super) floor: Option<Floor>,
 }
@@ -43,6 +49,7 @@ impl Output {
             file: None,
             rotation: Rotation::default(),
             is_synced: true,
+            mode: MODE,
             floor: None,
         }
     }
@@ -112,8 +119,11 @@ impl Output {
             .truncate(false)
             .read(true)
             .append(true)
+            .mode(self.mode)
             .open(&self.path)?;
         if there.is_none() {
+            // The umask may have taken bits from the mode.
+            file.set_permissions(Permissions::from_mode(self.mode))?;
             sync_parent(&self.path)?;
         }
         Ok(file)

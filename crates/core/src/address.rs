@@ -13,14 +13,12 @@ const RESERVED: &str = "reserved characters in a URL must be percent-encoded in 
     `/` as `%2F`, `?` as `%3F`, `#` as `%23`, `@` as `%40`, `,` as `%2C`, `%` as `%25`";
 
 /// Parameters whose values are secrets have one of these in their names.
-const SECRET_PARAMETERS: [&str; 9] = [
-    "password",
-    "passwd",
+const SECRET_PARAMETERS: [&str; 7] = [
+    "pass",
     "pwd",
     "secret",
     "token",
-    "api_key",
-    "apikey",
+    "key",
     "signature",
     "credential",
 ];
@@ -138,6 +136,16 @@ pub fn shown(text: &str) -> String {
     format!("{before}://{}{}", one_shown(this, is_web), shown(rest))
 }
 
+/// As [`shown`], without path and query: those of a webhook are often the secret itself.
+pub fn host_shown(text: &str) -> String {
+    let shown = shown(text);
+    let from = shown.find("://").map_or(0, |at| at + 3);
+    match shown[from..].find(['/', '?', '#']) {
+        Some(end) if from + end + 1 < shown.len() => format!("{}/***", &shown[..from + end]),
+        _ => shown,
+    }
+}
+
 /// The URL after `://`, with its secrets hidden.
 fn one_shown(text: &str, is_web: bool) -> String {
     if let Some((account, place)) = text.rsplit_once('@') {
@@ -183,7 +191,8 @@ fn query_shown(text: &str, is_web: bool) -> String {
     shown
 }
 
-fn is_secret(name: &str) -> bool {
+/// Whether a parameter, key or variable of this name holds a secret.
+pub fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     SECRET_PARAMETERS.iter().any(|word| name.contains(word))
 }
@@ -268,6 +277,20 @@ mod tests {
             ("Name <name@host>", "Name <name@host>"),
         ] {
             assert_eq!(shown(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn paths_of_webhooks_are_hidden() {
+        for (text, expected) in [
+            ("https://h:1/services/s?token=s", "https://h:1/***"),
+            ("https://u:s@h/s", "https://u:***@h/***"),
+            ("htps://h/s", "htps://h/***"),
+            ("https://h?s", "https://h/***"),
+            ("https://h/", "https://h/"),
+            ("https://h", "https://h"),
+        ] {
+            assert_eq!(host_shown(text), expected, "{text}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use towpath_core::address::shown;
+use towpath_core::address::host_shown;
 
 use super::up::place_of;
 use crate::config::{ChannelKind, Config, Loaded, SinkKind};
@@ -200,7 +200,7 @@ fn ingest_sink(config: &Config) -> String {
         }
         SinkKind::Webhook => {
             let url = config.webhook_url.as_ref().map_or("", |url| url.expose());
-            format!("webhook {}", shown(url))
+            format!("webhook {}", host_shown(url))
         }
     }
 }
@@ -208,7 +208,7 @@ fn ingest_sink(config: &Config) -> String {
 fn notifier_sink(config: &Config) -> String {
     let url = |url: Option<&crate::config::Secret>| {
         let url = url.map_or("", |url| url.expose());
-        shown(url).to_string()
+        host_shown(url)
     };
     match config.orders.channel {
         ChannelKind::Log => "the log".to_owned(),

@@ -233,7 +233,7 @@ const BROKEN: &[Broken] = &[
         &[],
         &[(
             "towpath.toml:2:7",
-            "did you mean `https://example.com/hook`?",
+            "did you mean `https://example.com/***`?",
         )],
     ),
     (
@@ -241,7 +241,7 @@ const BROKEN: &[Broken] = &[
         &[],
         &[(
             "towpath.toml:2:7",
-            "did you mean `https://example.com/hook`?",
+            "did you mean `https://example.com/***`?",
         )],
     ),
     (

@@ -1,6 +1,8 @@
 //! The table of keys. Adding one is a row here and a field in the model.
 
-use super::{Kind, accounts, fleet, lines, orders, traces};
+use towpath_core::address::{host_shown, shown};
+
+use super::{Kind, accounts, fleet, kind, lines, orders, traces};
 
 pub(super) const KIB: u64 = 1 << 10;
 pub(super) const MIB: u64 = 1 << 20;
@@ -37,6 +39,28 @@ pub(super) const fn key(
         default,
         variables,
         doc,
+    }
+}
+
+impl Key {
+    /// A value as it may be shown.
+    pub(super) fn shown(&self, text: &str) -> String {
+        match self.kind {
+            _ if self.kind.is_secret() => "***".to_owned(),
+            Kind::WebUrl if self.path.contains("webhook") => host_shown(text),
+            // Parameters of a scheme that is not valid here are hidden too.
+            Kind::WebUrl => match shown(text).split_once('?') {
+                Some((place, _)) if !text.starts_with("http") => format!("{place}?***"),
+                _ => shown(text),
+            },
+            // Arguments of programs often are tokens.
+            Kind::Strings if self.path.ends_with(".program") => match kind::strings(text) {
+                Some(words) if words.len() > 1 => format!("[{:?}, ***]", shown(&words[0])),
+                Some(_) => shown(text),
+                None => "***".to_owned(),
+            },
+            _ => shown(text),
+        }
     }
 }
 

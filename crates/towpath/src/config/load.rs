@@ -4,8 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use towpath_core::address::shown;
-
 use super::check::{RULES, unknown_route};
 use super::dotenv;
 use super::file::Reader;
@@ -272,7 +270,7 @@ impl<'a> Loader<'a> {
                 let message = format!("`{0}` and `{0}_file` are both set; keep one", key.path);
                 self.problem(later, message);
             }
-            let written = value.is_interpolated.then(|| shown(&value.text));
+            let written = value.is_interpolated.then(|| key.shown(&value.text));
             let (text, is_path) = (value.text, value.is_path);
             let value = Value {
                 text,
@@ -452,17 +450,13 @@ fn refusal(
 ) -> String {
     // A hint in the form of the key would mislead about a variable that has another one.
     let meant = wrong.suggestion.as_deref().filter(|_| written.is_none());
-    let hint = meant.map_or_else(String::new, |meant| question(shown(meant)));
+    let hint = meant.map_or_else(String::new, |meant| question(key.shown(meant)));
     // An error of a store shows no piece of a URL but as `shown` does.
     let reason = wrong.reason.as_deref();
     let expected = key.kind.expected();
     let said = match written {
         Some(written) => written.to_owned(),
-        None => shown(text),
-    };
-    let said = match key.kind.is_secret() {
-        true => "***".to_owned(),
-        false => said,
+        None => key.shown(text),
     };
     let path = key.path;
     match (origin, reason, written) {

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
-use towpath_core::address::shown;
 
 use super::key::{KEYS, Key};
 use super::load::Setting;
@@ -145,8 +144,7 @@ pub fn origins_table(loaded: &Loaded) -> Vec<[String; 3]> {
 fn row(key: &Key, settings: &BTreeMap<&'static str, Setting>) -> [String; 3] {
     let setting = settings.get(key.path);
     let shown = match setting.and_then(|setting| setting.text.as_deref()) {
-        Some(_) if key.kind.is_secret() => "***".to_owned(),
-        Some(text) => shown(text),
+        Some(text) => key.shown(text),
         None => "-".to_owned(),
     };
     let origin = setting.map_or(&Origin::Default, |setting| &setting.origin);

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use towpath_core::address::shown as redacted;
+use towpath_core::address::{is_secret, shown as redacted};
 
 /// The source of a key's value. The order is that of precedence, and that in which problems are shown.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,8 +70,11 @@ impl FileText<'_> {
 
     /// The line of this place with carets under the value; a possible secret is masked.
     pub(super) fn snippet(&self, place: &SourceSpan) -> String {
-        let line = self.text.lines().nth(place.line - 1).unwrap_or_default();
-        let shown = masked(line);
+        let lines: Vec<&str> = self.text.lines().take(place.line).collect();
+        let line = lines.get(place.line - 1).copied().unwrap_or_default();
+        // A value may go over several lines, and its key is before the first one.
+        let named = lines.iter().rev().find(|line| line.contains('='));
+        let shown = masked(line, named.copied().unwrap_or(line));
         let before: String = shown
             .chars()
             .take(place.column - 1)
@@ -83,10 +86,18 @@ impl FileText<'_> {
     }
 }
 
-fn masked(line: &str) -> String {
+/// A line without a value that may be a secret; `named` is the line with its key.
+fn masked(line: &str, named: &str) -> String {
     let lower = line.to_ascii_lowercase();
-    let secret = ["secret", "whsec_", "password", "token"];
-    if secret.iter().any(|word| lower.contains(word)) {
+    let key = named.split_once('=').map_or(named, |(key, _)| key);
+    // Also values that are called otherwise and hold secrets: tables on one line, URLs of webhooks, headers, arguments.
+    let others = ["whsec_", "\"tp_", "webhook", "authorization", "bearer"];
+    let keys = ["url", "headers", "program"];
+    if is_secret(line)
+        || is_secret(key)
+        || others.iter().any(|word| lower.contains(word))
+        || keys.iter().any(|word| key.contains(word))
+    {
         return match line.split_once('=') {
             Some((key, _)) => format!("{key}= ***"),
             None => "***".to_owned(),

@@ -184,6 +184,14 @@ fn problems_hide_possible_secrets() {
         "[ingest.worker.webhook]\nsecret = [\"whsec_geheim\"]",
         "[ingest.worker.webhook]\nsecret = \"whsec_geheim",
         "[backends]\ndefalt = \"redis://me:geheim@h/0\"",
+        "[fleet]\napi_keys = \"geheim",
+        "[fleet]\napi_keyz = \"geheim\"",
+        "[fleet]\napi_keys = [\"geheim\", 3]",
+        "[ingest.worker.webhook]\nurl = \"htps://h/geheim\"",
+        "[ingest.worker.webhook]\nurl = \"https://h/geheim\" x",
+        "[ingest]\nworker = { webhook = { url = \"htps://h/geheim\" } }",
+        "[traces]\nheaders = [\"authorization geheim",
+        "[ingest.worker.command]\nprogramm = [\"curl\", \"geheim\"]",
     ] {
         let problems = load(&sources(file, &[])).unwrap_err().to_string();
         assert!(
@@ -201,6 +209,20 @@ fn problems_hide_possible_secrets() {
         "{problems}"
     );
 }
+    // A value that goes over several lines, and variables.
+    let lines = "[fleet]\napi_keys = [\n  \"geheim\",\n  3 4\n]";
+    let problems = load(&sources(lines, &[])).unwrap_err().to_string();
+    assert!(!problems.contains("geheim"), "{problems}");
+    for (name, value) in [
+        ("TOWPATH_INGEST__WORKER__WEBHOOK__URL", "htps://h/x/geheim"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "htp://h?k=geheim"),
+        ("TOWPATH_ORDERS__NOTIFY__WEBHOOK__URL", "htp://h/geheim"),
+    ] {
+        let problems = load(&sources("", &[(name, value)]))
+            .unwrap_err()
+            .to_string();
+        assert!(!problems.contains("geheim"), "{problems}");
+    }
 
 /// The lines of the commented file that set a key, without their `# `.
 fn commented_keys(file: &str) -> Vec<&str> {
@@ -625,7 +647,17 @@ fn no_piece_of_a_password_is_shown() {
     let loaded = load(&sources("", &hook)).unwrap();
     let shown = format!("{:?}", origins_table(&loaded));
     assert!(
-        shown.contains("token=***") && !shown.contains("geheim"),
+        shown.contains("https://u:***@h/***") && !shown.contains("geheim"),
+        "{shown}"
+    );
+    let program = [(
+        "TOWPATH_INGEST__WORKER__COMMAND__PROGRAM",
+        "[\"curl\", \"-H\", \"X-Key: geheim\"]",
+    )];
+    let loaded = load(&sources("", &program)).unwrap();
+    let shown = format!("{:?}", origins_table(&loaded));
+    assert!(
+        shown.contains("curl") && !shown.contains("geheim"),
         "{shown}"
     );
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, StatusCode, header};
 use reqwest::Url;
+use towpath_core::address::host_shown;
 use towpath_core::port::sink::Cause;
 use towpath_core::{Clock, Error, ErrorKind};
 
@@ -48,6 +49,11 @@ pub fn unavailable(status: StatusCode) -> Option<Cause> {
         }
         _ => None,
     }
+}
+
+/// The server of a URL: its path may be the secret, as that of a webhook often is.
+pub fn server_shown(url: &Url) -> String {
+    host_shown(&shown(url))
 }
 
 /// A URL as it may be shown: without user, query and fragment.

@@ -16,7 +16,7 @@ use towpath_core::message::header::{CONTENT_TYPE, TRACEPARENT, TRACESTATE};
 use towpath_core::port::sink::Outcome;
 use towpath_core::{Clock, Delivery, Error, Message, Result, attempt};
 
-use crate::http::answer::{cause_of, retry_after, shown, unavailable};
+use crate::http::answer::{cause_of, retry_after, server_shown, unavailable};
 use crate::http::egress::EgressPolicy;
 use crate::http::trusting_also;
 use crate::pump::{Destination, Handler, note_answer};
@@ -82,7 +82,7 @@ impl WebhookSink {
             .map(|secret| key(secret))
             .collect::<Result<_>>()?;
         Ok(Self {
-            destination: destination(shown(&url)),
+            destination: destination(server_shown(&url)),
             egress,
             url,
             keys,

@@ -248,7 +248,7 @@ fn a_receiver_that_is_not_there_is_named_and_charges_no_message() {
         let (status, text) = ready();
         status == 503
             && text.contains(&format!(
-                "[-]ingest.worker: destination `http://{address}/in` is unavailable: no answer"
+                "[-]ingest.worker: destination `http://{address}/***` is unavailable: no answer"
             ))
     });
     let paused = "towpath_destinations{role=\"ingest.worker\",state=\"paused\"}";

@@ -11,10 +11,11 @@ use serde::de::DeserializeOwned;
 use towpath_core::address::shown;
 use towpath_core::{Error, QueueName};
 
+use super::credentials::{self, Credential};
 use super::processes::{self, Choice};
 use super::{Exit, Failure, Global, output, token_file};
 use crate::admin;
-use crate::config::{Config, load};
+use crate::config::{Config, Setting, load};
 use crate::http::{self, segment};
 
 /// A process that answers at an address.
@@ -44,37 +45,70 @@ impl Client {
         let mut sources = global.sources()?;
         // Only the address and the folder count here.
         sources.apps = Some(BTreeSet::new());
-        let config = load(&sources)?.config;
+        let loaded = load(&sources)?;
+        let config = &loaded.config;
         // The environment is behind the options already; a file `.env` is not.
-        let variable = |name: &str| sources.env.get(name).map(|value| value.trim().to_owned());
-        let said = |option: &Option<String>, name| {
-            let option = option.clone().filter(|value| !value.is_empty());
-            let value = option.or_else(|| variable(name));
+        let variable = |name: &str| {
+            let value = sources.env.get(name).map(|value| value.trim().to_owned());
             value.filter(|value| !value.is_empty())
         };
-        let base = match said(&global.url, "TOWPATH_URL") {
-            Some(url) if url.contains("://") => url,
-            Some(address) => format!("http://{}", address_of(&address)),
-            None => format!("http://{}", listener(&config, apps, global.data.is_some())?),
+        let option = |option: &Option<String>| option.clone().filter(|value| !value.is_empty());
+        let url = match option(&global.url) {
+            Some(url) => Some((url, false)),
+            None => variable("TOWPATH_URL").map(|url| (url, sources.folder.has("TOWPATH_URL"))),
+        };
+        let (base, is_of_folder) = match url {
+            Some((url, is_of_folder)) if url.contains("://") => (url, is_of_folder),
+            Some((address, is_of_folder)) => {
+                (format!("http://{}", address_of(&address)), is_of_folder)
+            }
+            None => {
+                let setting = loaded.settings.get("server.admin");
+                let is_said = |setting: &Setting| sources.folder.says(&setting.origin);
+                let address = listener(config, apps, global.data.is_some())?;
+                (format!("http://{address}"), setting.is_some_and(is_said))
+            }
         };
         let listener = base.split_once("://").map_or("", |(_, rest)| rest);
-        let token = match said(&global.token, "TOWPATH_TOKEN") {
-            Some(token) => Some(token),
-            None => variable("TOWPATH_TOKEN_FILE")
-                .filter(|path| !path.is_empty())
-                .map(|path| token_of(&path))
-                .transpose()?
-                .or_else(|| token_file::find(listener.trim_end_matches('/')))
-                .or_else(|| read_token(&config.data_dir)),
+        let from_file = |path: String| {
+            let secret = token_of(&path)?;
+            Ok::<_, Failure>(Credential::of_file(secret, Path::new(&path)))
         };
-        Self::at(global, base, token)
+        let token = match (option(&global.token), variable("TOWPATH_TOKEN")) {
+            (Some(token), _) => Some(Credential::own(token)),
+            (None, Some(secret)) => Some(Credential {
+                secret,
+                is_of_folder: sources.folder.has("TOWPATH_TOKEN"),
+            }),
+            (None, None) => variable("TOWPATH_TOKEN_FILE")
+                .map(from_file)
+                .transpose()?
+                // A process of this user left it for its own address.
+                .or_else(|| {
+                    let secret = token_file::find(listener.trim_end_matches('/'))?;
+                    let is_of_folder = true;
+                    Some(Credential {
+                        secret,
+                        is_of_folder,
+                    })
+                })
+                .or_else(|| {
+                    let path = config.data_dir.join(admin::TOKEN_FILE);
+                    Some(Credential::of_file(read_token(&config.data_dir)?, &path))
+                }),
+        };
+        Self::at(global, base, is_of_folder, token)
     }
 
-    /// A client of the server at this address.
+    /// The server at this address, and whether only the working folder names it.
+    ///
+    /// # Errors
+    /// `Denied` when the token must not be sent there.
     pub(super) fn at(
         global: &Global,
         base: String,
-        token: Option<String>,
+        is_of_folder: bool,
+        token: Option<Credential>,
     ) -> Result<Self, Failure> {
         let base = base.trim_end_matches('/').to_owned();
         if !Url::parse(&base).is_ok_and(|url| url.has_host()) {
@@ -83,13 +117,14 @@ impl Client {
                 format!("`{base}` is not a URL; expected e.g. `--url http://127.0.0.1:7070`");
             return Err(Failure::new(Exit::Usage, text));
         }
+        credentials::check(&base, is_of_folder, token.as_ref(), global.insecure)?;
         let http = http::client()
             .build()
             .map_err(|error| Failure::failed(format!("the client cannot be made: {error}")))?;
         Ok(Self {
             http,
             base,
-            token,
+            token: token.map(|token| token.secret),
             verbose: global.verbose > 0,
             timeout: Duration::from_secs(30),
         })

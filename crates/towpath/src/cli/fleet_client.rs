@@ -5,9 +5,10 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
 use super::client::Client;
+use super::credentials::Credential;
 use super::{Exit, Failure, Global};
 use crate::apps::fleet::KEY_FILE;
-use crate::config::Config;
+use crate::config::{Loaded, Setting, Sources, load};
 
 /// A controller or a worker.
 pub(super) struct FleetClient {
@@ -20,18 +21,20 @@ pub(super) struct FleetClient {
 impl FleetClient {
     /// The configured controller, or the one of the process on this machine.
     pub(super) fn controller(global: &Global) -> Result<Self, Failure> {
-        let config = global.load()?.config;
-        match config.fleet.controller.clone() {
-            Some(url) => Self::at(global, &config, url),
+        let sources = global.sources()?;
+        let loaded = load(&sources)?;
+        match loaded.config.fleet.controller.clone() {
+            Some(url) => Self::at(global, &sources, &loaded, ("fleet.agent.controller", url)),
             None => Self::admin(global, "fleet.controller", "/v1/fleet"),
         }
     }
 
     /// The first configured worker, or the one of the process on this machine.
     pub(super) fn worker(global: &Global) -> Result<Self, Failure> {
-        let config = global.load()?.config;
-        match config.fleet.workers.first().cloned() {
-            Some(url) => Self::at(global, &config, url),
+        let sources = global.sources()?;
+        let loaded = load(&sources)?;
+        match loaded.config.fleet.workers.first().cloned() {
+            Some(url) => Self::at(global, &sources, &loaded, ("fleet.agent.workers", url)),
             None => Self::admin(global, "fleet.worker", "/v1"),
         }
     }
@@ -44,16 +47,28 @@ impl FleetClient {
         })
     }
 
-    fn at(global: &Global, config: &Config, url: String) -> Result<Self, Failure> {
-        let configured = config
-            .fleet
-            .api_keys
-            .first()
-            .map(|key| key.expose().to_owned());
-        let kept = || std::fs::read_to_string(config.data_dir.join(KEY_FILE)).ok();
-        let key = configured.or_else(kept).map(|key| key.trim().to_owned());
+    fn at(
+        global: &Global,
+        sources: &Sources,
+        loaded: &Loaded,
+        (key, url): (&str, String),
+    ) -> Result<Self, Failure> {
+        let config = &loaded.config;
+        let said = |key: &str| loaded.settings.get(key);
+        let is_of_folder = |setting: &Setting| sources.folder.says(&setting.origin);
+        let configured = config.fleet.api_keys.first().map(|secret| Credential {
+            secret: secret.expose().trim().to_owned(),
+            is_of_folder: said("fleet.api_keys")
+                .is_some_and(|setting| !setting.is_path && is_of_folder(setting)),
+        });
+        let kept = || {
+            let path = config.data_dir.join(KEY_FILE);
+            let secret = std::fs::read_to_string(&path).ok()?;
+            Some(Credential::of_file(secret.trim().to_owned(), &path))
+        };
+        let is_named_by_folder = said(key).is_some_and(is_of_folder);
         Ok(Self {
-            client: Client::at(global, url, key)?,
+            client: Client::at(global, url, is_named_by_folder, configured.or_else(kept))?,
             prefix: "",
             is_admin: false,
         })
@@ -98,7 +113,7 @@ impl FleetClient {
         let (status, bytes) = self.client.exchange(method, &path, headers, body).await?;
         let mut answer: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         if status.is_success() {
-            return Ok(answer["data"].take());
+            return Ok(answer.get_mut("data").map_or(Value::Null, Value::take));
         }
         let said = answer["message"]
             .as_str()

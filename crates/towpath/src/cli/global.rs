@@ -47,6 +47,9 @@ pub(super) struct Global {
         hide_env_values = true
     )]
     pub(super) token: Option<String>,
+    /// Send the token over plain HTTP to other machines
+    #[arg(long, global = true, hide = true)]
+    pub(super) insecure: bool,
     /// Output format: table, or JSON with the fields of the admin API
     #[arg(
         long = "output",

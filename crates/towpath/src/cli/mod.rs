@@ -8,6 +8,7 @@ mod canary;
 mod client;
 mod config_command;
 mod dlq;
+mod credentials;
 mod doctor;
 mod exit;
 mod failure;

@@ -24,6 +24,8 @@ pub struct Sources {
     pub env: BTreeMap<String, String>,
     /// Names of variables whose values are not UTF-8.
     pub unreadable: BTreeSet<String>,
+    /// What the working folder says.
+    pub folder: OfFolder,
     /// Warnings about the sources.
     pub warnings: Vec<String>,
     /// The apps whose roles run, `None` for all of them: a variable that only concerns others cannot stop this process.
@@ -46,6 +48,10 @@ impl Sources {
     ) -> Result<Self, Problems> {
         let dotenv = dotenv::read(Path::new(".env"))?;
         let (mut env, mut unreadable) = (dotenv.variables, BTreeSet::new());
+        let mut folder = OfFolder {
+            variables: env.keys().cloned().collect(),
+            has_file: false,
+        };
         for (name, value) in std::env::vars_os() {
             // A name that is not UTF-8 is not one of Towpath's.
             let Ok(name) = name.into_string() else {
@@ -57,6 +63,7 @@ impl Sources {
                     env.entry(name).or_insert(value);
                 }
                 Ok(value) => {
+                    folder.variables.remove(&name);
                     env.insert(name, value);
                 }
                 Err(_) => {
@@ -74,6 +81,10 @@ impl Sources {
             }
             (None, None) => (default_file(&env), None),
         };
+        folder.has_file = match &asked {
+            Some(origin) => folder.says(origin),
+            None => path == Path::new(FILE) || folder.has("CONFIGURATION_DIRECTORY"),
+        };
         let file = match std::fs::read_to_string(&path) {
             Ok(text) => Some((path.display().to_string(), text)),
             Err(error) if asked.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
@@ -89,6 +100,7 @@ impl Sources {
             file,
             env,
             unreadable,
+            folder,
             warnings: dotenv.warnings,
             apps: None,
             flags,
@@ -100,7 +112,7 @@ impl Sources {
 /// `towpath.toml` in the working directory, or where there is one in the folder that systemd names for configuration,
 /// that one. Source: systemd.exec(5), `ConfigurationDirectory=`.
 fn default_file(env: &BTreeMap<String, String>) -> PathBuf {
-    let name = "towpath.toml";
+    let name = FILE;
     let folders = env.get("CONFIGURATION_DIRECTORY").map(String::as_str);
     let folders = folders.unwrap_or_default().split(':');
     let mut files = folders
@@ -111,11 +123,41 @@ fn default_file(env: &BTreeMap<String, String>) -> PathBuf {
         .unwrap_or_else(|| PathBuf::from(name))
 }
 
+/// The name of the configuration file.
+const FILE: &str = "towpath.toml";
+
+/// What `.env` and `towpath.toml` of the working folder say. The folder may be a checkout of another project's sources.
+#[derive(Debug, Clone, Default)]
+pub struct OfFolder {
+    /// Variables that only `.env` sets.
+    variables: BTreeSet<String>,
+    /// The configuration file was found in the working folder, or named by `.env`.
+    has_file: bool,
+}
+
+impl OfFolder {
+    /// Whether a variable is set by `.env` alone.
+    pub fn has(&self, variable: &str) -> bool {
+        self.variables.contains(variable)
+    }
+
+    /// Whether this source is the working folder.
+    pub fn says(&self, origin: &Origin) -> bool {
+        match origin {
+            Origin::Default | Origin::Flag(_) => false,
+            Origin::Variable(name) => self.has(name),
+            Origin::File(_) => self.has_file,
+        }
+    }
+}
+
 /// A key's value.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Setting {
     /// As text; `None` for off.
     pub text: Option<String>,
+    /// The source names a file that holds the text.
+    pub is_path: bool,
     /// Who said so.
     pub origin: Origin,
 }
@@ -241,6 +283,7 @@ struct Loader<'a> {
 impl<'a> Loader<'a> {
     fn new(sources: &'a Sources) -> Self {
         let default = |key: &Key| Setting {
+            is_path: false,
             text: key.default.map(str::to_owned),
             origin: Origin::Default,
         };
@@ -296,8 +339,12 @@ impl<'a> Loader<'a> {
         } else {
             value.text
         };
+        // `API_KEY_FILE` was read before.
+        let is_file = |name: &String| name.ends_with("_FILE");
+        let is_path = path || matches!(&origin, Origin::Variable(name) if is_file(name));
         let set = |text| Setting {
             text,
+            is_path,
             origin: origin.clone(),
         };
         if text.is_empty() && key.is_optional() {

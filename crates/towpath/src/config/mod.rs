@@ -36,7 +36,7 @@ pub use key::{KEYS, Key};
 pub use kind::{Kind, Stores};
 pub use lines::Lines;
 pub(crate) use load::on_loopback;
-pub use load::{Loaded, Setting, Sources, load};
+pub use load::{Loaded, OfFolder, Setting, Sources, load};
 pub use model::{Config, SinkKind};
 pub use orders::{ChannelKind, Orders};
 pub use problem::{Problem, Problems};

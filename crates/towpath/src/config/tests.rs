@@ -42,6 +42,7 @@ pub(super) fn sources(file: &str, env: &[(&str, &str)]) -> Sources {
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect(),
         unreadable: BTreeSet::new(),
+        folder: OfFolder::default(),
         warnings: Vec::new(),
         apps: None,
         flags: Vec::new(),
@@ -183,7 +184,6 @@ fn problems_hide_possible_secrets() {
     for file in [
         "[ingest.worker.webhook]\nsecret = [\"whsec_geheim\"]",
         "[ingest.worker.webhook]\nsecret = \"whsec_geheim",
-        "[backends]\ndefalt = \"redis://me:geheim@h/0\"",
         "[fleet]\napi_keys = \"geheim",
         "[fleet]\napi_keyz = \"geheim\"",
         "[fleet]\napi_keys = [\"geheim\", 3]",
@@ -192,6 +192,7 @@ fn problems_hide_possible_secrets() {
         "[ingest]\nworker = { webhook = { url = \"htps://h/geheim\" } }",
         "[traces]\nheaders = [\"authorization geheim",
         "[ingest.worker.command]\nprogramm = [\"curl\", \"geheim\"]",
+        "[backends]\ndefalt = \"redis://me:geheim@h/0\"",
     ] {
         let problems = load(&sources(file, &[])).unwrap_err().to_string();
         assert!(
@@ -208,7 +209,6 @@ fn problems_hide_possible_secrets() {
         !problems.contains("geheim") && !problems.contains("eim@"),
         "{problems}"
     );
-}
     // A value that goes over several lines, and variables.
     let lines = "[fleet]\napi_keys = [\n  \"geheim\",\n  3 4\n]";
     let problems = load(&sources(lines, &[])).unwrap_err().to_string();
@@ -223,6 +223,7 @@ fn problems_hide_possible_secrets() {
             .to_string();
         assert!(!problems.contains("geheim"), "{problems}");
     }
+}
 
 /// The lines of the commented file that set a key, without their `# `.
 fn commented_keys(file: &str) -> Vec<&str> {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::LazyLock;
 
+use reqwest::redirect::Policy;
 use reqwest::{Client, ClientBuilder};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -30,9 +31,12 @@ pub fn client() -> ClientBuilder {
     client_of(TLS.clone())
 }
 
-/// Begins a client with this configuration.
+/// Begins a client with this configuration. It follows no redirect: the headers of its requests hold keys.
 pub fn client_of(tls: ClientConfig) -> ClientBuilder {
-    Client::builder().no_proxy().tls_backend_preconfigured(tls)
+    Client::builder()
+        .no_proxy()
+        .redirect(Policy::none())
+        .tls_backend_preconfigured(tls)
 }
 
 /// The configuration that also trusts the authorities in a PEM file.

@@ -15,7 +15,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::redirect::Policy;
 use reqwest::{Client, Url};
 use rustls::ClientConfig;
 use towpath_core::{Error, Result};
@@ -274,7 +273,6 @@ impl EgressPolicy {
         };
         let client = client
             .timeout(self.timeout)
-            .redirect(Policy::none())
             .user_agent(concat!("towpath/", env!("CARGO_PKG_VERSION")))
             .dns_resolver(Arc::new(checked))
             .build()

@@ -66,6 +66,7 @@ mod receivers;
 mod receivers_chaos;
 mod redis;
 mod redis_trouble;
+mod secrets;
 mod several;
 mod shutdown;
 mod startup;

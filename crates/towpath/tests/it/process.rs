@@ -74,6 +74,11 @@ impl World {
         self.before = Some(format!("ulimit -n {count} && exec \"$0\" \"$@\""));
     }
 
+    /// Its processes make files under this mask.
+    pub(crate) fn set_umask(&mut self, mask: &str) {
+        self.before = Some(format!("umask {mask} && exec \"$0\" \"$@\""));
+    }
+
     /// Its processes are in this control group.
     pub(crate) fn join_group(&mut self, group: &Path) {
         let members = group.join("cgroup.procs");

@@ -235,7 +235,7 @@ mod tests {
     use opentelemetry::Key;
 
     use super::*;
-    use crate::config::{Sources, load};
+    use crate::config::{OfFolder, Sources, load};
     use crate::wiring;
 
     fn settings(variables: &[(&str, &str)]) -> Result<Option<Settings>> {
@@ -251,6 +251,7 @@ mod tests {
             file: None,
             env,
             unreadable: BTreeSet::new(),
+            folder: OfFolder::default(),
             warnings: Vec::new(),
             apps: None,
             flags: Vec::new(),

@@ -7,6 +7,7 @@ use super::client::Client;
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::{Count, KeyView, Sum};
 use crate::http::{encoded, segment};
+use crate::sink::escape;
 
 /// What to do with keys.
 #[derive(Debug, Subcommand)]
@@ -131,7 +132,7 @@ pub(super) async fn run(global: &Global, command: KvCommand) -> Result<Exit, Fai
                 output::json(&keys)?;
             } else {
                 for key in keys {
-                    output::line(key)?;
+                    output::line(escape(key.as_bytes()))?;
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! The only place that prints.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
 
@@ -8,6 +9,8 @@ use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use serde::Serialize;
 use towpath_core::units;
+
+use crate::sink::escape;
 
 /// Output format of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -55,13 +58,41 @@ pub(super) fn paint(stream: &impl IsTerminal, color: Color, text: &str) -> Strin
     }
 }
 
-/// Prints a line on standard output.
+/// Prints a line on standard output. What would control a terminal is escaped on one, and stays as it is in a pipe.
 ///
 /// # Errors
 /// A broken pipe, which ends the command quietly.
 pub(super) fn line(text: impl AsRef<str>) -> io::Result<()> {
-    writeln!(io::stdout(), "{}", text.as_ref())
+    let text = text.as_ref();
+    match io::stdout().is_terminal() {
+        true => writeln!(io::stdout(), "{}", harmless(text)),
+        false => writeln!(io::stdout(), "{text}"),
+    }
 }
+
+/// A text whose control characters are escapes, but for line ends, tabs and the colours of [`paint`]. Names, errors and
+/// payloads come from clients, and a terminal obeys what is in them.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let is_harmful = |character: char| character.is_control() && !"\n\t".contains(character);
+    if !text.contains(is_harmful) {
+        return text.into();
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    let mut rest = text;
+    while let Some(character) = rest.chars().next() {
+        let colour = COLOURS.iter().find(|colour| rest.starts_with(**colour));
+        let length = colour.map_or(character.len_utf8(), |colour| colour.len());
+        match colour {
+            None if is_harmful(character) => shown.extend(character.escape_unicode()),
+            _ => shown.push_str(&rest[..length]),
+        }
+        rest = &rest[length..];
+    }
+    shown.into()
+}
+
+/// The sequences of [`paint`].
+const COLOURS: [&str; 4] = ["\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"];
 
 /// Prints text as it is.
 ///
@@ -74,7 +105,7 @@ pub(super) fn text(text: &str) -> io::Result<()> {
 /// Prints a line on standard error.
 pub(super) fn note(text: impl AsRef<str>) {
     // With standard error closed there is no place left to report it.
-    writeln!(io::stderr(), "{}", text.as_ref()).ok();
+    writeln!(io::stderr(), "{}", harmless(text.as_ref())).ok();
 }
 
 /// Says on standard error that a list is a part: `20 of 1,253 dead letters; --max shows more`.
@@ -108,7 +139,13 @@ pub(super) fn table(
     rows: impl IntoIterator<Item = Vec<String>>,
 ) -> io::Result<()> {
     let mut headings: Vec<&str> = headings.to_vec();
-    let mut rows: Vec<Vec<String>> = rows.into_iter().collect();
+    let one_line = |cell: String| match cell.contains(char::is_control) {
+        true => escape(cell.as_bytes()).into_owned(),
+        false => cell,
+    };
+    let rows = rows.into_iter();
+    let rows = rows.map(|row| row.into_iter().map(one_line).collect());
+    let mut rows: Vec<Vec<String>> = rows.collect();
     if let Some(width) = width_of_terminal() {
         fit(&mut headings, &mut rows, width);
     }
@@ -228,6 +265,21 @@ mod tests {
         let mut rows = vec![row.to_vec()];
         fit(&mut headings, &mut rows, width);
         (headings, rows.remove(0))
+    }
+
+    #[test]
+    fn terminals_get_no_control_characters_of_clients() {
+        for (text, expected) in [
+            ("a\tb\nc é", "a\tb\nc é"),
+            ("X\x1b[2J\x1b]0;pwn\x07", "X\\u{1b}[2J\\u{1b}]0;pwn\\u{7}"),
+            (
+                "\x1b[31mFAIL\x1b[0m \x1b[5m",
+                "\x1b[31mFAIL\x1b[0m \\u{1b}[5m",
+            ),
+            ("\u{9b}2J\r", "\\u{9b}2J\\u{d}"),
+        ] {
+            assert_eq!(harmless(text), expected);
+        }
     }
 
     #[test]

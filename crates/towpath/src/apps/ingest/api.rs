@@ -175,9 +175,11 @@ async fn healthz(State(api): State<Arc<Api>>) -> Response {
         Ok(Err(error)) => error.chain(),
         Err(_) => format!("no answer within {HEALTH_DEADLINE:?}"),
     };
+    // Addresses and causes are for operators: `/readyz?verbose` and the problems of the admin API have them.
+    debug!(backend = name, problem, "health check failed");
     plain(
         StatusCode::SERVICE_UNAVAILABLE,
-        format!("{name} ping failed: {problem}"),
+        format!("{name} ping failed: unavailable"),
     )
 }
 

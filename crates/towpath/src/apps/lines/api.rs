@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{HeaderMap, StatusCode, header};
 use towpath_core::backend::Backend;
+use tracing::debug;
 
 use crate::disk::folder_of;
 use crate::telemetry::{Health, Metrics};
@@ -51,7 +52,11 @@ async fn healthz(State(api): State<Api>) -> Response {
     match tokio::time::timeout(HEALTH_DEADLINE, api.backend.lifecycle.health()).await {
         Ok(Ok(_)) => match api.problem() {
             None => "OK".into_response(),
-            Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, problem).into_response(),
+            Some((part, cause)) => {
+                // Paths and causes are for operators: `/readyz?verbose` and the problems of the admin API have them.
+                debug!(part, cause, "health check failed");
+                (StatusCode::SERVICE_UNAVAILABLE, part).into_response()
+            }
         },
         _ => {
             // `Redis not available`, to the letter.
@@ -64,12 +69,13 @@ async fn healthz(State(api): State<Api>) -> Response {
 }
 
 impl Api {
-    /// The obstacle of a role, also before the first line.
-    fn problem(&self) -> Option<String> {
+    /// The part that does not work and its cause, also before the first line.
+    fn problem(&self) -> Option<(&'static str, String)> {
+        let output = self.output.as_ref().and_then(|output| unwritable(output));
+        let output = output.map(|cause| ("the output cannot be written", cause));
         let mut roles = self.roles.iter();
-        roles
-            .find_map(|role| self.health.problem(role))
-            .or_else(|| unwritable(self.output.as_deref()?))
+        let role = || roles.find_map(|role| Some((*role, self.health.problem(role)?)));
+        output.or_else(role)
     }
 }
 

@@ -12,6 +12,7 @@ use towpath_core::{Error, Result, ResultExt};
 use tracing::{info, warn};
 
 use super::key::Key;
+use super::trail::{Record, Trail};
 use crate::disk;
 use crate::supervisor::Stop;
 
@@ -61,15 +62,15 @@ impl KeyFile {
     ///
     /// # Errors
     /// None.
-    pub async fn watch(self, stop: Stop) -> Result<()> {
+    pub async fn watch(self, trail: Trail, stop: Stop) -> Result<()> {
         let mut seen = None;
         loop {
-            let file = self.clone();
+            let (file, trail) = (self.clone(), trail.clone());
             let look = move || {
                 let now = mark(&file.0.path);
                 if Some(now) != seen {
                     // The first look comes after `open`, which may have read an older state.
-                    file.load(seen.is_some());
+                    file.load(seen.is_some().then_some(&trail));
                 }
                 now
             };
@@ -83,12 +84,17 @@ impl KeyFile {
         }
     }
 
-    fn load(&self, is_change: bool) {
+    /// With a trail it is a change of a file that was read before.
+    fn load(&self, trail: Option<&Trail>) {
         let path = self.0.path.display();
         match read(&self.0.path) {
             Ok(keys) => {
-                if is_change {
+                if let Some(trail) = trail {
                     info!(target: "audit", file = %path, keys = keys.len(), "key file changed");
+                    trail.take(Record {
+                        object: Some(path.to_string()),
+                        ..Record::now("key file changed")
+                    });
                 }
                 let mut current = self.0.keys.write().unwrap_or_else(PoisonError::into_inner);
                 *current = Arc::new(indexed(keys));

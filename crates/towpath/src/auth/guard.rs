@@ -14,6 +14,7 @@ use super::file::KeyFile;
 use super::key::{self, Denied};
 use super::routes::{Access, Table};
 use super::scope::Needed;
+use super::trail::{Record, Trail};
 use crate::http::error::Problem;
 use crate::http::{Peer, Sites, decoded};
 use crate::token::{Token, bearer};
@@ -66,6 +67,7 @@ struct Inner {
     token: Token,
     sites: Sites,
     clock: Arc<dyn Clock>,
+    trail: Trail,
     refusals: Mutex<Refusals>,
 }
 
@@ -75,20 +77,30 @@ struct Refusals {
     unlogged: u64,
 }
 
-/// A request that changes something, for the audit log.
+/// A request that changes something, for the audit log and trail.
 pub struct Change {
+    trail: Trail,
     actor: Actor,
     client: Option<String>,
     action: String,
     object: String,
     parameters: Option<String>,
+    request_id: String,
 }
 
 impl Change {
     /// The action of a request in the audit log; `None` for those that it does not record.
-    pub fn of(table: &Table, route: &str, head: &Parts, actor: &Actor) -> Option<Self> {
+    pub fn of(
+        guard: &Guard,
+        table: &Table,
+        route: &str,
+        head: &Parts,
+        (actor, request_id): (&Actor, &str),
+    ) -> Option<Self> {
         let access = table.find(&head.method, route)?;
         access.is_audited(&head.method).then(|| Self {
+            trail: guard.0.trail.clone(),
+            request_id: request_id.to_owned(),
             actor: actor.clone(),
             client: client(head),
             action: format!("{} {route}", head.method),
@@ -109,6 +121,16 @@ impl Change {
             status = status.as_u16(),
             "change"
         );
+        self.trail.take(Record {
+            actor: Some(self.actor.to_string()),
+            client: self.client,
+            action: Some(self.action),
+            object: Some(self.object),
+            parameters: self.parameters,
+            status: Some(status.as_u16()),
+            request_id: Some(self.request_id),
+            ..Record::now("change")
+        });
     }
 }
 
@@ -130,6 +152,7 @@ impl Guard {
         token: Token,
         sites: Sites,
         clock: Arc<dyn Clock>,
+        trail: Trail,
     ) -> Self {
         let refusals = Mutex::default();
         Self(Arc::new(Inner {
@@ -138,6 +161,7 @@ impl Guard {
             token,
             sites,
             clock,
+            trail,
             refusals,
         }))
     }
@@ -262,6 +286,14 @@ impl Guard {
             unlogged,
             "authentication failed"
         );
+        self.0.trail.take(Record {
+            client,
+            action: Some(format!("{} {route}", head.method)),
+            object: Some(head.uri.path().to_owned()),
+            reason: Some(reason.to_owned()),
+            unlogged: (unlogged > 0).then_some(unlogged),
+            ..Record::now("authentication failed")
+        });
     }
 }
 

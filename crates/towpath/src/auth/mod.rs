@@ -9,12 +9,14 @@ mod guard;
 mod key;
 mod routes;
 mod scope;
+mod trail;
 
 pub use file::{KeyFile, change, read};
 pub use guard::{Actor, Change, Guard, Mode};
 pub use key::Key;
 pub use routes::{Access, Table};
 pub use scope::Scope;
+pub use trail::{Record, Records, STREAM as AUDIT_STREAM, Trail, store as store_records};
 
 /// The name of the key file in the data folder.
 pub const KEY_FILE: &str = "keys.json";

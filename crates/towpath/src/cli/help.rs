@@ -16,7 +16,9 @@ const GROUPS: [(&str, &[&str]); 4] = [
     ),
     (
         "Check",
-        &["status", "health", "doctor", "ps", "bench", "version"],
+        &[
+            "status", "health", "doctor", "ps", "audit", "bench", "version",
+        ],
     ),
     (
         "Set up",

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod audit;
 mod backup;
 mod banner;
 mod bench;
@@ -7,8 +8,8 @@ mod bench_command;
 mod canary;
 mod client;
 mod config_command;
-mod dlq;
 mod credentials;
+mod dlq;
 mod doctor;
 mod exit;
 mod failure;
@@ -120,6 +121,8 @@ enum Command {
     /// Create, list, rotate and revoke API keys
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Show the newest records of the audit trail: changes and refused credentials
+    Audit(audit::AuditArgs),
     /// Apply or revert database migrations
     #[command(subcommand)]
     Migrate(migrate::MigrateCommand),
@@ -211,6 +214,7 @@ impl Cli {
             Command::Verify(args) => backup::verify(global, args).await,
             Command::Init(args) => init::run(global, args),
             Command::Key(command) => key::run(global, command),
+            Command::Audit(args) => audit::run(global, args).await,
             Command::Migrate(command) => migrate::run(global, command).await,
             Command::Status(args) => status::run(global, args).await,
             Command::Ps(args) => processes::list(global, args),

@@ -224,6 +224,13 @@ const BASE: &[Key] = &[
         "File of API keys, written by `towpath key` and reloaded when it changes [default: `keys.json` in the data folder].",
     ),
     key(
+        "server.audit.keep",
+        Kind::Integer(100, 100_000_000),
+        Some("100000"),
+        &[],
+        "Records that the stream `towpath.audit` keeps; older ones are deleted.",
+    ),
+    key(
         "server.cors.origins",
         Kind::Strings,
         None,

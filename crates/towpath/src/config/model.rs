@@ -71,6 +71,7 @@ pub struct Config {
     /// The file of keys.
     pub key_file: PathBuf,
     /// Origins whose pages may use the interfaces of roles; `*` for any.
+    pub audit_keep: u64,
     pub cors_origins: Vec<String>,
     /// Lifetime of a preflight response in the browser's cache.
     pub cors_max_age: Duration,
@@ -233,6 +234,7 @@ impl Config {
                 None => PathBuf::from(values.text("data.dir")).join(KEY_FILE),
             },
             cors_origins: values.list("server.cors.origins").unwrap_or_default(),
+            audit_keep: values.number("server.audit.keep"),
             cors_max_age: values.duration("server.cors.max_age"),
             data_dir: PathBuf::from(values.text("data.dir")),
             ingest_backend: Secret::new(backend_url(

@@ -211,17 +211,23 @@ impl RequestLayer {
         }
     }
 
-    async fn serve(&self, route: Option<&str>, request: Request, next: Next) -> Response {
+    async fn serve(
+        &self,
+        route: Option<&str>,
+        request_id: &str,
+        request: Request,
+        next: Next,
+    ) -> Response {
         let (mut head, body) = request.into_parts();
         let has_body = !body.is_end_stream();
         let actor = match self.admit(route, &head) {
             Ok(actor) => actor,
             Err(problem) => return self.refuse(problem, route, has_body),
         };
-        let change = self
-            .guard
-            .as_ref()
-            .and_then(|(_, table)| Change::of(table, route.unwrap_or_default(), &head, &actor));
+        let change = self.guard.as_ref().and_then(|(guard, table)| {
+            let route = route.unwrap_or_default();
+            Change::of(guard, table, route, &head, (&actor, request_id))
+        });
         head.extensions.insert(actor);
         let limit = self.limit(route.unwrap_or_default());
         let reading = Reading::new(self, limit);
@@ -446,7 +452,7 @@ async fn pass(State(layer): State<Arc<RequestLayer>>, request: Request, next: Ne
         client: client(&request),
         is_secure: layer.is_secure,
     });
-    let handled = AssertUnwindSafe(layer.serve(route, request, next))
+    let handled = AssertUnwindSafe(layer.serve(route, name, request, next))
         .catch_unwind()
         .instrument(span.clone());
     let handled = traces::within(position, handled).await;

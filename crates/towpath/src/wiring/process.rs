@@ -17,7 +17,7 @@ use super::migrated::Migrated;
 use super::run::closing_time;
 use super::stalls::Stalls;
 use crate::admin::{self, FleetListeners};
-use crate::auth::{Guard, KeyFile, Table};
+use crate::auth::{Guard, KeyFile, Records, Table, Trail, store_records};
 use crate::config::{Config, Secret, on_loopback};
 use crate::disk::{Floor, folder_of};
 use crate::documents::Part;
@@ -44,6 +44,8 @@ pub(super) struct Process<'a> {
     pub(super) stalls: Stalls,
     /// Checks the keys of every listener.
     pub(super) guard: Guard,
+    /// What they record for the audit trail.
+    records: Records,
     /// The listeners of single roles.
     pub(super) listeners: Vec<(&'static str, SocketAddr)>,
     /// Routes of the fleet's roles for operators.
@@ -76,16 +78,18 @@ impl<'a> Process<'a> {
     ) -> Result<Self> {
         let token = Token::kept_in(&config.data_dir, admin::TOKEN_FILE)?;
         let keys = KeyFile::open(config.key_file.clone())?;
+        let (trail, records) = Trail::new();
         let guard = Guard::new(
             config.auth,
             keys.clone(),
             token,
             sites(config),
             Arc::clone(&clock),
+            trail.clone(),
         );
         let mut supervisor = Supervisor::new(config.drain - closing_time(config.drain));
         supervisor.start("keys", Stage::Observe, OnFailure::Restart, move |stop| {
-            keys.clone().watch(stop)
+            keys.clone().watch(trail.clone(), stop)
         });
         Ok(Self {
             config,
@@ -98,9 +102,22 @@ impl<'a> Process<'a> {
             connections: max_connections(config),
             stalls: Stalls::default(),
             guard,
+            records,
             listeners: Vec::new(),
             fleet_listeners: FleetListeners::default(),
         })
+    }
+
+    /// Stores audit records in the first backend that has streams; without one they are in the log only.
+    pub(super) fn store_audit(&mut self, backends: &[Backend]) {
+        let Some(stream) = backends.iter().find_map(|backend| backend.stream.clone()) else {
+            return;
+        };
+        let (records, keep) = (Arc::clone(&self.records), self.config.audit_keep);
+        self.supervisor
+            .start("audit", Stage::Observe, OnFailure::Restart, move |stop| {
+                store_records(Arc::clone(&records), Arc::clone(&stream), keep, stop)
+            });
     }
 
     /// The state of a destination that messages of `role` go to, as health and metrics show it.

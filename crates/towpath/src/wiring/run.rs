@@ -100,6 +100,7 @@ pub async fn start(loaded: &Loaded, roles: &[Role], with_demo: bool) -> Result<S
         fleet_listeners: process.fleet_listeners.clone(),
     };
     let admin = serve_admin(admin, admin_socket, &mut process)?;
+    process.store_audit(&backends);
     for backend in &backends {
         watch_backend(backend, &mut process.supervisor);
     }

@@ -73,6 +73,37 @@ fn keys_are_used_rotated_and_revoked_without_a_restart() {
     wait_until("the key to be refused", NOTICED, || enqueue(third) == 401);
 
     world.ok(&["kv", "set", "greeting", "hello"]);
+    let records = || world.json(&["audit"]).as_array().unwrap().clone();
+    let find = |event: &str, field: &str, value: &str| {
+        let is_it = |record: &&serde_json::Value| {
+            record["event"] == event && record[field].as_str() == Some(value)
+        };
+        records().iter().find(is_it).cloned()
+    };
+    for (event, field, value) in [
+        ("change", "action", "PUT /v1/kv/{key}"),
+        ("authentication failed", "reason", "no credential"),
+        ("authentication failed", "reason", "unknown credential"),
+    ] {
+        wait_until(value, NOTICED, || find(event, field, value).is_some());
+    }
+    let change = find("change", "action", "PUT /v1/kv/{key}").unwrap();
+    assert_eq!(
+        (&change["actor"], &change["object"], &change["status"]),
+        (&"token".into(), &"/v1/kv/greeting".into(), &200.into()),
+        "{change}"
+    );
+    assert!(change["request_id"].as_str().is_some(), "{change}");
+    let text = serde_json::to_string(&records()).unwrap();
+    assert!(
+        text.contains("key file changed") && !text.contains("hello"),
+        "{text}"
+    );
+    for secret in [&first, second, third] {
+        assert!(!text.contains(secret.rsplit_once('_').unwrap().1), "{text}");
+    }
+    let table = world.ok(&["audit", "--max", "1"]);
+    assert_eq!(table.lines().count(), 2, "{table}");
     let (_, log, _) = running.stop();
     let change = log.lines().find(|line| line.contains("PUT /v1/kv/{key}"));
     let change = change.unwrap();

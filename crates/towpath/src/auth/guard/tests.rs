@@ -57,7 +57,14 @@ fn setup(mode: Mode) -> Setup {
     let keys = KeyFile::open(path).expect("a key file");
     let sites = Sites::new(Hosts::new(":8080", "server.hosts", &[]), Vec::new());
     let clock = Arc::new(ManualClock::at(LATER));
-    let guard = Guard::new(mode, keys, Token::new("the-token"), sites, clock);
+    let guard = Guard::new(
+        mode,
+        keys,
+        Token::new("the-token"),
+        sites,
+        clock,
+        Trail::new().0,
+    );
     Setup {
         guard,
         admin,
@@ -154,7 +161,14 @@ fn scopes_of_queues_name_which() {
     let keys = KeyFile::open(path).expect("a key file");
     let sites = Sites::new(Hosts::new(":8080", "server.hosts", &[]), Vec::new());
     let clock = Arc::new(ManualClock::at(NOW));
-    let guard = Guard::new(Mode::Auto, keys, Token::new("the-token"), sites, clock);
+    let guard = Guard::new(
+        Mode::Auto,
+        keys,
+        Token::new("the-token"),
+        sites,
+        clock,
+        Trail::new().0,
+    );
     let table = Table::admin();
     let status = |route: &str, path: &str| {
         let bearer = format!("Bearer {text}");

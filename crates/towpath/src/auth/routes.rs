@@ -16,7 +16,7 @@ pub enum Access {
     Own(Needed),
     /// A key, whatever `server.auth` says.
     Key(Needed),
-    /// The app has keys of its own and checks them. A key of the key file without this scope is refused before.
+    /// The app has keys of its own beside those of the key file, which need this scope.
     App(Needed),
 }
 
@@ -122,7 +122,7 @@ const ACCOUNTS: &[Row] = &[
 const CONTROLLER: &[Row] = &[
     ("GET", "/agents", app("fleet", "read")),
     ("DELETE", "/agents/{id}", app("fleet", "publish")),
-    ("POST", "/agents/{id}/report", app("fleet", "report")),
+    ("POST", "/agents/{id}/report", app("fleet", "enroll")),
     ("GET", "/audit", app("fleet", "read")),
     ("GET", "/config", app("fleet", "read")),
     ("POST", "/config", app("fleet", "publish")),

@@ -16,7 +16,7 @@ const RESOURCES: [(&str, bool, &[&str]); 10] = [
     ("inventory", false, &["read", "write"]),
     ("users", false, &["read", "write"]),
     ("limits", false, &["read", "consume", "reset"]),
-    ("fleet", false, &["read", "publish", "enroll", "report"]),
+    ("fleet", false, &["read", "publish", "enroll"]),
     ("worker", false, &["read", "configure"]),
     ("tasks", false, &["read", "write"]),
     ("metrics", false, &["read"]),

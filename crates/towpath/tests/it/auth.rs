@@ -146,6 +146,58 @@ fn own_routes_need_a_key_from_elsewhere_and_contracts_stay_open() {
 }
 
 #[test]
+fn listeners_of_the_fleet_accept_keys_with_their_scopes() {
+    let world = World::new();
+    let _running = world.up();
+    let keys = [
+        "fleet:read",
+        "fleet:publish",
+        "worker:read",
+        "tasks:read",
+        "ingest:write",
+    ]
+    .map(|scope| (scope, new_key(&world, scope).1));
+    let ask = |address, method: &str, path: &str, key: &str, body: &str| {
+        let headers = [ELSEWHERE, ("x-api-key", key)];
+        let mut client = crate::client::Client::new(address);
+        let answer = client.send(method, path, &headers, body.as_bytes());
+        answer.unwrap().status
+    };
+    let config = r#"{"data":{"url":"http://example.com/"}}"#;
+    wait_until("the keys to be known", NOTICED, || {
+        ask(world.controller, "GET", "/agents", &keys[0].1, "") == 200
+    });
+    for (scope, key) in &keys {
+        let statuses = [
+            ask(world.controller, "GET", "/agents", key, ""),
+            ask(world.controller, "POST", "/config", key, config),
+            ask(world.hits, "GET", "/config", key, ""),
+            ask(world.hits, "GET", "/hits", key, ""),
+        ];
+        let expected = match *scope {
+            "fleet:read" => [200, 403, 403, 403],
+            "fleet:publish" => [403, 200, 403, 403],
+            "worker:read" => [403, 403, 200, 403],
+            "tasks:read" => [403, 403, 403, 200],
+            _ => [403; 4],
+        };
+        // The agent may not have handed the configuration on yet.
+        let statuses = statuses.map(|status| {
+            if [201, 404].contains(&status) {
+                200
+            } else {
+                status
+            }
+        });
+        assert_eq!(statuses, expected, "{scope}");
+    }
+    let author = world.json(&["fleet", "config", "history"]);
+    assert!(author.to_string().contains("key:"), "{author}");
+    let wrong = ask(world.controller, "GET", "/agents", "tp_wrong_key", "");
+    assert!([401, 403].contains(&wrong), "{wrong}");
+}
+
+#[test]
 fn admin_keys_are_limited_to_their_queues() {
     let world = World::new();
     let _running = world.up();

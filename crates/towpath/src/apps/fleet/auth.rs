@@ -1,4 +1,4 @@
-//! Who asks: an operator with a key of the fleet, or an agent with its own.
+//! Who asks: an operator with a key of the fleet or of the key file, or an agent with its own.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::controller::Controller;
 use super::envelope::Failure;
+use crate::auth::Actor;
 use crate::token::{Token, bearer};
 
 /// The header of the reference system.
@@ -43,7 +44,7 @@ pub struct Keys(Arc<[Token]>);
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Caller {
-    /// A client with a key of the fleet; named by a prefix of the key's digest.
+    /// A client with a key of the fleet, named by a prefix of the key's digest, or of the key file, named by its id.
     Operator(String),
     /// An agent with the key that it got.
     Agent(Uuid),
@@ -60,9 +61,14 @@ impl Keys {
         self.0.first()
     }
 
-    /// Whether the request has one of them.
-    pub(super) fn check(&self, headers: &HeaderMap) -> Result<String, Failure> {
-        let given = given(headers)?;
+    /// Whether the request has one of them, or a key of the key file whose scope permits the route.
+    pub(super) fn check(&self, head: &Parts) -> Result<String, Failure> {
+        // The listener compared it with the scope of the route.
+        match head.extensions.get::<Actor>() {
+            None | Some(Actor::Anonymous) => {}
+            Some(actor) => return Ok(actor.to_string()),
+        }
+        let given = given(&head.headers)?;
         // Every key is compared, so that the time says nothing about which one it is.
         let matching = self.0.iter().filter(|key| key.matches(given)).count();
         if matching == 0 {
@@ -72,15 +78,11 @@ impl Keys {
     }
 
     /// Who asks.
-    pub(super) async fn caller(
-        &self,
-        headers: &HeaderMap,
-        store: &dyn Fleet,
-    ) -> Result<Caller, Failure> {
-        match self.check(headers) {
+    pub(super) async fn caller(&self, head: &Parts, store: &dyn Fleet) -> Result<Caller, Failure> {
+        match self.check(head) {
             Ok(operator) => Ok(Caller::Operator(operator)),
             Err(refusal) => {
-                let given = given(headers)?;
+                let given = given(&head.headers)?;
                 match store.agent_of(&fingerprint(given)).await? {
                     Some(agent) => Ok(Caller::Agent(agent)),
                     None => Err(refusal),
@@ -112,7 +114,7 @@ impl FromRequestParts<Controller> for Caller {
         parts: &mut Parts,
         controller: &Controller,
     ) -> std::result::Result<Self, Failure> {
-        controller.caller(&parts.headers).await
+        controller.caller(parts).await
     }
 }
 
@@ -126,7 +128,7 @@ impl FromRequestParts<Controller> for Operator {
         parts: &mut Parts,
         controller: &Controller,
     ) -> std::result::Result<Self, Failure> {
-        let caller = controller.caller(&parts.headers).await?;
+        let caller = controller.caller(parts).await?;
         caller.operator().map(Self)
     }
 }
@@ -141,7 +143,7 @@ impl FromRequestParts<Controller> for FleetKey {
         parts: &mut Parts,
         controller: &Controller,
     ) -> std::result::Result<Self, Failure> {
-        controller.keys().check(&parts.headers).map(|_| Self)
+        controller.keys().check(parts).map(|_| Self)
     }
 }
 

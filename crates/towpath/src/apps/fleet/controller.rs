@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::HeaderMap;
+use http::request::Parts;
 use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use towpath_core::Result;
@@ -373,8 +374,8 @@ impl Controller {
     }
 
     /// Who asks.
-    pub(super) async fn caller(&self, headers: &HeaderMap) -> std::result::Result<Caller, Failure> {
-        self.0.keys.caller(headers, self.store()).await
+    pub(super) async fn caller(&self, head: &Parts) -> std::result::Result<Caller, Failure> {
+        self.0.keys.caller(head, self.store()).await
     }
 
     /// The configuration of all agents, now and as it changes.

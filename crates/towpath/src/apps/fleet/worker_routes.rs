@@ -85,7 +85,7 @@ pub fn worker_routes(
 /// Serves the clients that the configuration admits. `GET` starts tasks, too, so a web page needs a key for every method.
 async fn admit(State(api): State<Api>, request: Request, next: middleware::Next) -> Answer {
     let (head, body) = request.into_parts();
-    if let Err(refusal) = api.keys.check(&head.headers) {
+    if let Err(refusal) = api.keys.check(&head) {
         let forbidden = |message: &str| Failure::new(StatusCode::FORBIDDEN, "FORBIDDEN", message);
         let is_here = head
             .extensions

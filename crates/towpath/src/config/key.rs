@@ -186,7 +186,7 @@ const BASE: &[Key] = &[
         Kind::Strings,
         None,
         &[],
-        "Additional host names that clients of this machine may use for the listeners of roles. `localhost`, the machine's name, names without a dot and IP addresses are always accepted; other names get 421.",
+        "Host names of the listeners of roles, beside `localhost`, the machine's name, names without a dot and IP addresses; requests for other names get 421. Unset: clients of other machines may use any name.",
     ),
     key(
         "server.admin_hosts",

@@ -38,6 +38,8 @@ const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 pub struct Sites {
     hosts: Arc<Hosts>,
     proxies: Arc<[IpNet]>,
+    /// The names count for clients of other machines too.
+    is_strict: bool,
     /// Origins whose pages may change something; `*` for any.
     allowed: Arc<[String]>,
 }
@@ -48,8 +50,16 @@ impl Sites {
         Self {
             hosts: Arc::new(hosts),
             proxies: proxies.into(),
+            is_strict: false,
             allowed: Arc::default(),
         }
+    }
+
+    /// The names count for every client, as the operator listed the names of other machines too.
+    #[must_use]
+    pub fn for_every_client(mut self, is_strict: bool) -> Self {
+        self.is_strict = is_strict;
+        self
     }
 
     /// Pages of these origins may change something, as `server.cors.origins` says.
@@ -59,13 +69,13 @@ impl Sites {
         self
     }
 
-    /// Refuses requests that may change something and come from a page of another site, and requests of this machine
-    /// to a name that is not served.
+    /// Refuses requests that may change something and come from a page of another site, and requests for a name that is not
+    /// served, of a client of this machine or, where names are listed, of any client.
     ///
     /// # Errors
     /// The problem is 403 or 421.
     pub fn check(&self, head: &Parts) -> Result<(), Problem> {
-        if is_loopback(head) && !self.is_of_proxy(head) {
+        if (self.is_strict || is_loopback(head)) && !self.is_of_proxy(head) {
             self.hosts.check(head)?;
         }
         match head.method.is_safe() {
@@ -238,6 +248,21 @@ mod tests {
                     "{peer} {headers:?}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn listed_names_are_the_only_ones_for_every_client() {
+        let strict = sites().for_every_client(true);
+        for (peer, host, expected) in [
+            ("192.0.2.7", "api.internal", 200),
+            ("192.0.2.7", "192.0.2.1:8080", 200),
+            ("192.0.2.7", "evil.example:8080", 421),
+            ("127.0.0.1", "evil.example:8080", 421),
+        ] {
+            let checked = strict.check(&head(Method::GET, peer, &[("host", host)]));
+            let status = checked.map_or_else(|problem| problem.status().as_u16(), |()| 200);
+            assert_eq!(status, expected, "{peer} {host}");
         }
     }
 

@@ -282,6 +282,7 @@ pub(super) fn sites(config: &Config) -> Sites {
         hosts.or_labels(),
         proxies.filter_map(|text| cidr::parse(text)).collect(),
     )
+    .for_every_client(!config.hosts.is_empty())
     .allowing(&config.cors_origins)
 }
 

@@ -127,6 +127,9 @@ async fn configure(State(api): State<Api>, body: Bytes) -> Answer {
     }
 }
 
+/// Longest callback URL; it is stored with the task.
+const MAX_CALLBACK_BYTES: usize = 2048;
+
 /// The optional fields of a task in a request.
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
@@ -160,6 +163,14 @@ async fn start(api: &Api, headers: &HeaderMap, request: TaskRequest) -> Answer {
     };
     let url = api.worker.url().map_err(unconfigured)?;
     if let Some(callback) = &request.callback_url {
+        if callback.len() > MAX_CALLBACK_BYTES {
+            let text = format!("`callback_url` is over {MAX_CALLBACK_BYTES} bytes");
+            return Err(Failure::new(
+                StatusCode::BAD_REQUEST,
+                "INVALID_REQUEST",
+                text,
+            ));
+        }
         api.worker.check(callback).map_err(Failure::of_check)?;
     }
     let key = idempotency::key(headers)?;

@@ -7,7 +7,6 @@ use axum::routing::{get, post};
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use serde::{Deserialize, Serialize};
-use towpath_core::message::header::{TRACEPARENT, TRACESTATE};
 use towpath_core::port::kv::{Committed, Op};
 use towpath_core::{Error, Headers, Result};
 use tracing::{debug, warn};
@@ -15,14 +14,14 @@ use tracing::{debug, warn};
 use super::INVENTORY;
 use super::gateway::{Accepted, Failure, Gateway};
 use super::notifier::notification_key;
-use super::order::{Order, fits};
+use super::order::{Order, Refusal, fits};
 use super::record::{State as Stage, Step};
 use super::store::{OrderStore, number, stock_key};
 use crate::http::error::Problem;
 use crate::http::extract::{Json, Query};
 use crate::http::json;
 use crate::http::{Asking, Segment};
-use crate::telemetry::LastCall;
+use crate::telemetry::{LastCall, TraceContext};
 
 type Answer<T> = std::result::Result<Json<T>, Problem>;
 
@@ -53,7 +52,11 @@ async fn accept(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let order = match Order::parse(&body) {
+    let parsed = Order::parse(&body).and_then(|order| match order.is_clean() {
+        true => Ok(order),
+        false => Err(Refusal::Fields),
+    });
+    let order = match parsed {
         Ok(order) => order,
         Err(refusal) => {
             return Problem::new(StatusCode::BAD_REQUEST, refusal.as_str()).into_response();
@@ -99,10 +102,11 @@ fn failed(error: &Error, text: &'static str) -> Problem {
 }
 
 fn trace(headers: &HeaderMap) -> Headers {
-    let known = [TRACEPARENT, TRACESTATE].into_iter();
-    known
-        .filter_map(|name| Some((name, headers.get(name)?.to_str().ok()?)))
-        .collect()
+    let mut trace = Headers::new();
+    if let Some(context) = TraceContext::from_headers(headers) {
+        context.write(&mut trace);
+    }
+    trace
 }
 
 /// The state of an order.

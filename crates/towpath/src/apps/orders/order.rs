@@ -9,6 +9,9 @@ use crate::http::json::Loose;
 /// Longest order id and SKU in bytes: keys are made of them.
 const MAX_ID_BYTES: usize = 256;
 
+/// Longest mail address. Source: RFC 5321, section 4.5.3.1.3, without the angle brackets.
+const MAX_EMAIL_BYTES: usize = 254;
+
 /// An order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Order {
@@ -61,6 +64,15 @@ impl Order {
         } else {
             Err(Refusal::Fields)
         }
+    }
+
+    /// Whether its texts may be stored and mailed: no control characters, and an address that a mail server accepts.
+    pub(super) fn is_clean(&self) -> bool {
+        let texts = [Some(&self.id), Some(&self.sku), self.email.as_ref()];
+        let mut texts = texts.into_iter().flatten();
+        let is_short = |email: &String| email.len() <= MAX_EMAIL_BYTES;
+        !texts.any(|text| text.contains(char::is_control))
+            && self.email.as_ref().is_none_or(is_short)
     }
 
     /// The message on the queue: `{"id","sku","qty"}`, and `email` when there is one.
@@ -143,6 +155,25 @@ mod tests {
             (r#"{"id":"o1","sku":"case","qty":-1}"#, Err(Refusal::Fields)),
         ] {
             assert_eq!(Order::parse(text.as_bytes()), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn texts_that_cannot_be_mailed_are_not_clean() {
+        let order = |id: &str, sku: &str, email: &str| Order {
+            id: id.to_owned(),
+            sku: sku.to_owned(),
+            qty: 1,
+            email: Some(email.to_owned()),
+        };
+        assert!(order("o1", "case", &"a".repeat(254)).is_clean());
+        for unclean in [
+            order("o\n1", "case", "a@b"),
+            order("o1", "case\u{1b}[2J", "a@b"),
+            order("o1", "case", "a@b\r\nBcc: c@d"),
+            order("o1", "case", &"a".repeat(255)),
+        ] {
+            assert!(!unclean.is_clean(), "{unclean:?}");
         }
     }
 

@@ -406,6 +406,13 @@ const BASE: &[Key] = &[
         "Output file [default: `processed.log` in `data.dir`].",
     ),
     key(
+        "ingest.worker.output_mode",
+        Kind::FileMode,
+        Some("0640"),
+        &[],
+        "Mode of new output files, whatever the umask is. The journal beside an output is always `0600`.",
+    ),
+    key(
         "ingest.worker.format",
         Kind::Choice(&["line", "reference", "raw"]),
         Some("line"),
@@ -436,13 +443,6 @@ const BASE: &[Key] = &[
     key(
         "ingest.worker.max_in_flight",
         Kind::Integer(1, 10_000),
-    key(
-        "ingest.worker.output_mode",
-        Kind::FileMode,
-        Some("0640"),
-        &[],
-        "Mode of new output files, whatever the umask is. The journal beside an output is always `0600`.",
-    ),
         Some("16"),
         &[],
         "Maximum in-flight messages per consumer of the webhook and command sinks. A consumer leases no more messages than it can start.",
@@ -530,6 +530,13 @@ const BASE: &[Key] = &[
         None,
         &[],
         "Program and arguments of the command sink.",
+    ),
+    key(
+        "ingest.worker.command.environment",
+        Kind::Strings,
+        None,
+        &[],
+        "Variables of the process that the command gets beside `PATH`, `HOME`, the locale, the time zone and `TOWPATH_MESSAGE_…`; `*` for all.",
     ),
     key(
         "ingest.worker.command.timeout",

@@ -87,8 +87,8 @@ pub struct Config {
     pub idempotency_window: Duration,
     pub sink: SinkKind,
     pub output: Option<PathBuf>,
-    pub format: LineFormat,
     pub output_mode: u32,
+    pub format: LineFormat,
     pub rotation: Rotation,
     pub batch: usize,
     pub worker_in_flight: usize,
@@ -102,6 +102,7 @@ pub struct Config {
     pub webhook_ca: Option<PathBuf>,
     pub webhook_timeout: Duration,
     pub command: Vec<String>,
+    pub command_environment: Vec<String>,
     pub command_timeout: Duration,
     pub orders: Orders,
     pub lines: Lines,
@@ -146,12 +147,12 @@ impl Values<'_> {
         kind::duration(&self.text(path)).unwrap_or_default()
     }
 
-    pub(super) fn size(&self, path: &str) -> u64 {
-        kind::size(&self.text(path)).unwrap_or_default()
     pub(super) fn file_mode(&self, path: &str) -> u32 {
         kind::file_mode(&self.text(path)).unwrap_or(0o600)
     }
 
+    pub(super) fn size(&self, path: &str) -> u64 {
+        kind::size(&self.text(path)).unwrap_or_default()
     }
 }
 
@@ -233,8 +234,8 @@ impl Config {
                 Some(path) => PathBuf::from(path),
                 None => PathBuf::from(values.text("data.dir")).join(KEY_FILE),
             },
-            cors_origins: values.list("server.cors.origins").unwrap_or_default(),
             audit_keep: values.number("server.audit.keep"),
+            cors_origins: values.list("server.cors.origins").unwrap_or_default(),
             cors_max_age: values.duration("server.cors.max_age"),
             data_dir: PathBuf::from(values.text("data.dir")),
             ingest_backend: Secret::new(backend_url(
@@ -258,10 +259,10 @@ impl Config {
                 _ => SinkKind::File,
             },
             output: values.optional("ingest.worker.output").map(PathBuf::from),
+            output_mode: values.file_mode("ingest.worker.output_mode"),
             format: match values.text("ingest.worker.format").as_str() {
                 "raw" => LineFormat::Raw,
                 "reference" => LineFormat::Reference,
-            output_mode: values.file_mode("ingest.worker.output_mode"),
                 _ => LineFormat::Stamped,
             },
             rotation: rotation(&values, "ingest.worker"),
@@ -291,6 +292,9 @@ impl Config {
             webhook_timeout: values.duration("ingest.worker.webhook.timeout"),
             command: values
                 .list("ingest.worker.command.program")
+                .unwrap_or_default(),
+            command_environment: values
+                .list("ingest.worker.command.environment")
                 .unwrap_or_default(),
             command_timeout: values.duration("ingest.worker.command.timeout"),
             orders: Orders::read(&values),

@@ -1,6 +1,7 @@
 //! A command per message: the payload on its standard input.
 
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::io;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,6 +15,7 @@ use towpath_core::message::header::TRACEPARENT;
 use towpath_core::port::sink::{Cause, Outcome};
 use towpath_core::{Delivery, Error, Message, Result};
 
+use super::environment::passed;
 use crate::pump::{Destination, Handler};
 use crate::telemetry::traces;
 
@@ -47,6 +49,8 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 pub struct CommandSink {
     program: Vec<String>,
     timeout: Duration,
+    /// The part of the environment that a command gets.
+    environment: Vec<(OsString, OsString)>,
     destination: Destination,
     /// Running process groups; `None` once they got the signal to end.
     running: Mutex<Option<HashSet<Pid>>>,
@@ -70,8 +74,19 @@ impl CommandSink {
             destination: destination(name.clone()),
             program,
             timeout,
+            environment: passed(&[], std::env::vars_os()),
             running: Mutex::new(Some(HashSet::new())),
         })
+    }
+
+    /// Passes these variables of this process to the program, beside the common ones; `*` for all.
+    #[must_use]
+    pub fn passing(self, declared: &[String]) -> Self {
+        let environment = passed(declared, std::env::vars_os());
+        Self {
+            environment,
+            ..self
+        }
     }
 
     /// The outcome of one message.
@@ -132,6 +147,8 @@ impl CommandSink {
     fn start(&self, variables: Vec<(String, String)>) -> io::Result<Child> {
         Command::new(&self.program[0])
             .args(&self.program[1..])
+            .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .envs(variables)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -1,6 +1,7 @@
 //! Sinks: where messages leave. Each says in its own file what "done" means there.
 
 mod command;
+mod environment;
 mod escape;
 mod file;
 mod line;

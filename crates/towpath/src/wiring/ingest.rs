@@ -181,11 +181,11 @@ fn work(process: &Process<'_>, floor: Option<Floor>) -> Result<Work> {
             let sink = LineSink::new(std::io::stdout(), config.format);
             Work::Batches(Arc::new(sink), size)
         }
-        SinkKind::Command => messages(Arc::new(CommandSink::new(
-            config.command.clone(),
-            config.command_timeout,
-            destination,
-        )?)),
+        SinkKind::Command => {
+            let sink =
+                CommandSink::new(config.command.clone(), config.command_timeout, destination)?;
+            messages(Arc::new(sink.passing(&config.command_environment)))
+        }
         SinkKind::Webhook => messages(Arc::new(WebhookSink::new(
             config.webhook_url.as_ref().map_or("", Secret::expose),
             &secrets(config),

@@ -315,6 +315,71 @@ fn quiet_says_less_and_verbose_says_more() {
 }
 
 #[test]
+fn verbose_logs_each_thing_by_its_id_and_without_contents() {
+    let mut world = World::new();
+    world.set("INPUT_PATH", world.folder.join("in.txt").display());
+    std::fs::write(world.folder.join("in.txt"), "secret line\n").unwrap();
+    let running = world.spawn(&["up", "--verbose"]);
+    running.wait_ready(&world);
+    let json = [("content-type", "application/json")];
+    let post = |path: &str, body: &str| {
+        let answer = world.client().post(path, &json, body.as_bytes());
+        assert!(answer.status < 300, "{path}: {}", answer.text());
+        answer.text()
+    };
+    let id = |answer: &str| {
+        let answer: serde_json::Value = serde_json::from_str(answer).unwrap();
+        answer["id"].as_str().unwrap().to_owned()
+    };
+    let message = id(&post("/enqueue", "\"secret message\""));
+    world
+        .client()
+        .send("PUT", "/inventory/case", &json, br#"{"quantity":5}"#)
+        .unwrap();
+    post(
+        "/orders",
+        r#"{"id":"order-1","sku":"case","qty":1,"email":"secret@example.com"}"#,
+    );
+    let user = id(&post(
+        "/api/users",
+        r#"{"email":"secret@example.com","name":"secret"}"#,
+    ));
+    world.ok(&[
+        "fleet",
+        "config",
+        "publish",
+        &format!("url=http://{}/", world.http),
+    ]);
+    let task = world.json(&["task", "start"]);
+    let task = task["task_id"]
+        .as_str()
+        .or(task["id"].as_str())
+        .unwrap()
+        .to_owned();
+    for (text, ids) in [
+        ("message settled", vec![message.as_str()]),
+        ("order accepted", vec!["order-1"]),
+        ("order finished", vec!["order-1"]),
+        ("user created", vec![&user]),
+        ("event sent", vec![]),
+        ("lines appended", vec![]),
+        ("message settled", vec![&task]),
+    ] {
+        let is_it = |line: &str| line.contains(text) && ids.iter().all(|id| line.contains(id));
+        wait_until(text, std::time::Duration::from_secs(30), || {
+            running.log().lines().any(is_it)
+        });
+    }
+    let (_, log, _) = running.stop();
+    for line in log
+        .lines()
+        .filter(|line| line.contains("\"target\":\"towpath"))
+    {
+        assert!(!line.contains("secret"), "{line}");
+    }
+}
+
+#[test]
 fn the_demo_can_be_seen() {
     let world = World::new();
     let running = world.spawn(&["up", "--demo", "--ephemeral"]);

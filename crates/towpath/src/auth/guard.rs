@@ -11,6 +11,7 @@ use towpath_core::Clock;
 use tracing::{info, warn};
 
 use super::file::KeyFile;
+use super::jwt::{Jwt, Refused};
 use super::key::{self, Denied};
 use super::routes::{Access, Table};
 use super::scope::Needed;
@@ -45,6 +46,8 @@ pub enum Actor {
     Key(String),
     /// A client with the token of the data folder.
     Token,
+    /// A client with a token of the identity provider, by its subject.
+    Subject(String),
 }
 
 impl fmt::Display for Actor {
@@ -53,6 +56,7 @@ impl fmt::Display for Actor {
             Self::Anonymous => f.write_str("anonymous"),
             Self::Key(id) => write!(f, "key:{id}"),
             Self::Token => f.write_str("token"),
+            Self::Subject(name) => write!(f, "jwt:{name}"),
         }
     }
 }
@@ -65,6 +69,7 @@ struct Inner {
     mode: Mode,
     keys: KeyFile,
     token: Token,
+    jwt: Option<Jwt>,
     sites: Sites,
     clock: Arc<dyn Clock>,
     trail: Trail,
@@ -148,8 +153,7 @@ impl Guard {
     /// Accepts the keys of this file, and the token of the data folder for everything.
     pub fn new(
         mode: Mode,
-        keys: KeyFile,
-        token: Token,
+        (keys, token, jwt): (KeyFile, Token, Option<Jwt>),
         sites: Sites,
         clock: Arc<dyn Clock>,
         trail: Trail,
@@ -159,6 +163,7 @@ impl Guard {
             mode,
             keys,
             token,
+            jwt,
             sites,
             clock,
             trail,
@@ -237,8 +242,14 @@ impl Guard {
                 if self.0.token.matches(text) {
                     return Ok(Actor::Token);
                 }
-                refusal = Refusal::Unknown;
-                continue;
+                match self.subject(text, needed, name) {
+                    Ok(None) => {
+                        refusal = Refusal::Unknown;
+                        continue;
+                    }
+                    Ok(Some(actor)) => return Ok(actor),
+                    Err(denied) => return Err(Refusal::Denied(denied)),
+                }
             };
             let now = self.0.clock.now();
             let checked = self.0.keys.with(id, |key| match key {
@@ -251,6 +262,32 @@ impl Guard {
             };
         }
         Err(refusal)
+    }
+
+    /// The client that a token of the identity provider names; `None` for a text that is not such a token.
+    fn subject(
+        &self,
+        text: &str,
+        needed: Needed,
+        name: Option<&str>,
+    ) -> Result<Option<Actor>, Denied> {
+        let Some(jwt) = &self.0.jwt else {
+            return Ok(None);
+        };
+        match jwt.check(text, self.0.clock.now()) {
+            Ok(subject)
+                if subject
+                    .scopes
+                    .iter()
+                    .any(|scope| scope.covers(needed, name)) =>
+            {
+                Ok(Some(Actor::Subject(subject.name)))
+            }
+            Ok(_) => Err(Denied::Scope),
+            Err(Refused::Foreign) => Ok(None),
+            Err(Refused::Expired) => Err(Denied::Expired),
+            Err(Refused::Invalid) => Err(Denied::Wrong),
+        }
     }
 
     /// One line a second at most, so that a client that guesses keys does not fill the log.
@@ -307,11 +344,11 @@ fn problem(refusal: Refusal, needed: Needed) -> Problem {
     match refusal {
         Refusal::Denied(Denied::Scope) => Problem::new(
             StatusCode::FORBIDDEN,
-            format!("the key lacks the scope `{needed}`"),
+            format!("the key or token lacks the scope `{needed}`"),
         ),
         Refusal::Denied(Denied::Expired) => Problem::new(
             StatusCode::UNAUTHORIZED,
-            "the key expired; rotate it with `towpath key rotate`",
+            "the key or token expired; rotate the key with `towpath key rotate`, or request a new token",
         ),
         Refusal::Missing => Problem::new(
             StatusCode::UNAUTHORIZED,

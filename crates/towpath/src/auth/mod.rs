@@ -1,11 +1,12 @@
 //! Authentication of every listener: named keys with scopes, and the required scope of each route.
 //!
 //! ```text
-//! head of a request -> table of routes: scope -> credential: key, token -> Actor, or 401, 403
+//! head of a request -> table of routes: scope -> credential: key, token, JWT -> Actor, or 401, 403
 //! ```
 
 mod file;
 mod guard;
+mod jwt;
 mod key;
 mod routes;
 mod scope;
@@ -13,6 +14,7 @@ mod trail;
 
 pub use file::{KeyFile, change, read};
 pub use guard::{Actor, Change, Guard, Mode};
+pub use jwt::{Jwt, Settings as JwtSettings};
 pub use key::Key;
 pub use routes::{Access, Table};
 pub use scope::Scope;

@@ -71,7 +71,7 @@ pub(super) fn line(text: impl AsRef<str>) -> io::Result<()> {
 }
 
 /// A text whose control characters are escapes, but for line ends, tabs and the colours of [`paint`]. Names, errors and
-/// payloads come from clients, and a terminal obeys what is in them.
+/// payloads come from clients, and terminals obey such characters.
 fn harmless(text: &str) -> Cow<'_, str> {
     let is_harmful = |character: char| character.is_control() && !"\n\t".contains(character);
     if !text.contains(is_harmful) {

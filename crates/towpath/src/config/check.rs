@@ -29,6 +29,33 @@ pub(super) const RULES: &[Rule] = &[
         marked.then_some("`data.dir` cannot contain `?`, which begins the parameters of a URL")
     }),
     (
+        &[
+            "server.jwt.jwks",
+            "server.jwt.issuer",
+            "server.jwt.audience",
+        ],
+        |config| {
+            let set = [
+                config.jwks.is_some(),
+                config.jwt_issuer.is_some(),
+                config.jwt_audience.is_some(),
+            ];
+            (set.contains(&true) && set.contains(&false)).then_some(
+                "JWTs need all of `server.jwt.jwks`, `server.jwt.issuer` and `server.jwt.audience`",
+            )
+        },
+    ),
+    (&["server.jwt.jwks"], |config| {
+        let url = reqwest::Url::parse(config.jwks.as_ref()?.expose()).ok()?;
+        let is_here = match url.host_str()?.trim_matches(['[', ']']).parse() {
+            Ok(address) => std::net::IpAddr::is_loopback(&address),
+            Err(_) => url.host_str() == Some("localhost"),
+        };
+        (url.scheme() == "http" && !is_here).then_some(
+            "keys that arrive by plain HTTP can be replaced on their way; use `https://`",
+        )
+    }),
+    (
         &["ingest.worker.sink", "ingest.worker.webhook.url"],
         |config| {
             (config.sink == SinkKind::Webhook && config.webhook_url.is_none())

@@ -2,7 +2,7 @@
 
 use towpath_core::address::{host_shown, shown};
 
-use super::{Kind, accounts, fleet, kind, lines, orders, traces};
+use super::{Kind, access, accounts, fleet, kind, lines, orders, traces};
 
 pub(super) const KIB: u64 = 1 << 10;
 pub(super) const MIB: u64 = 1 << 20;
@@ -73,6 +73,7 @@ pub const KEYS: &[Key] = &joined::<{ count(TABLES) }>(TABLES);
 /// The keys of the process, and those of each app.
 const TABLES: &[&[Key]] = &[
     BASE,
+    access::KEYS,
     orders::KEYS,
     lines::KEYS,
     accounts::KEYS,
@@ -222,13 +223,6 @@ const BASE: &[Key] = &[
         None,
         &[],
         "File of API keys, written by `towpath key` and reloaded when it changes [default: `keys.json` in the data folder].",
-    ),
-    key(
-        "server.audit.keep",
-        Kind::Integer(100, 100_000_000),
-        Some("100000"),
-        &[],
-        "Records that the stream `towpath.audit` keeps; older ones are deleted.",
     ),
     key(
         "server.cors.origins",

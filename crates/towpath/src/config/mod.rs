@@ -3,6 +3,7 @@
 //! Precedence: flag, then `TOWPATH_SECTION__KEY`, then the reference systems'
 //! variable, then `towpath.toml`, then the default. A file `.env` adds to the environment. Every problem is reported at once, with its place.
 
+mod access;
 mod accounts;
 #[cfg(test)]
 mod broken_test;

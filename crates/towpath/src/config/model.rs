@@ -71,6 +71,10 @@ pub struct Config {
     /// The file of keys.
     pub key_file: PathBuf,
     /// Origins whose pages may use the interfaces of roles; `*` for any.
+    pub jwks: Option<Secret>,
+    pub jwt_issuer: Option<String>,
+    pub jwt_audience: Option<String>,
+    pub jwt_scope_claim: String,
     pub audit_keep: u64,
     pub cors_origins: Vec<String>,
     /// Lifetime of a preflight response in the browser's cache.
@@ -234,6 +238,10 @@ impl Config {
                 Some(path) => PathBuf::from(path),
                 None => PathBuf::from(values.text("data.dir")).join(KEY_FILE),
             },
+            jwks: values.optional("server.jwt.jwks").map(Secret::new),
+            jwt_issuer: values.optional("server.jwt.issuer"),
+            jwt_audience: values.optional("server.jwt.audience"),
+            jwt_scope_claim: values.text("server.jwt.scope_claim"),
             audit_keep: values.number("server.audit.keep"),
             cors_origins: values.list("server.cors.origins").unwrap_or_default(),
             cors_max_age: values.duration("server.cors.max_age"),

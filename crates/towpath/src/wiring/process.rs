@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
+use reqwest::Url;
 use towpath_backends::embedded::RESERVE;
 use towpath_core::backend::Backend;
 use towpath_core::database::Database;
-use towpath_core::{Clock, Result, retry};
+use towpath_core::{Clock, Error, Result, retry};
 use tracing::{info, warn};
 
 use super::Role;
@@ -17,7 +18,7 @@ use super::migrated::Migrated;
 use super::run::closing_time;
 use super::stalls::Stalls;
 use crate::admin::{self, FleetListeners};
-use crate::auth::{Guard, KeyFile, Records, Table, Trail, store_records};
+use crate::auth::{Guard, Jwt, JwtSettings, KeyFile, Records, Table, Trail, store_records};
 use crate::config::{Config, Secret, on_loopback};
 use crate::disk::{Floor, folder_of};
 use crate::documents::Part;
@@ -44,7 +45,7 @@ pub(super) struct Process<'a> {
     pub(super) stalls: Stalls,
     /// Checks the keys of every listener.
     pub(super) guard: Guard,
-    /// What they record for the audit trail.
+    /// Records for the audit trail.
     records: Records,
     /// The listeners of single roles.
     pub(super) listeners: Vec<(&'static str, SocketAddr)>,
@@ -79,15 +80,15 @@ impl<'a> Process<'a> {
         let token = Token::kept_in(&config.data_dir, admin::TOKEN_FILE)?;
         let keys = KeyFile::open(config.key_file.clone())?;
         let (trail, records) = Trail::new();
+        let mut supervisor = Supervisor::new(config.drain - closing_time(config.drain));
+        let jwt = jwt(config, &mut supervisor)?;
         let guard = Guard::new(
             config.auth,
-            keys.clone(),
-            token,
+            (keys.clone(), token, jwt),
             sites(config),
             Arc::clone(&clock),
             trail.clone(),
         );
-        let mut supervisor = Supervisor::new(config.drain - closing_time(config.drain));
         supervisor.start("keys", Stage::Observe, OnFailure::Restart, move |stop| {
             keys.clone().watch(trail.clone(), stop)
         });
@@ -265,6 +266,29 @@ impl<'a> Process<'a> {
         self.listeners.push((spec.role, address));
         Ok(())
     }
+}
+
+/// Verifies JWTs of the configured identity provider, whose keys a task reads.
+fn jwt(config: &Config, supervisor: &mut Supervisor) -> Result<Option<Jwt>> {
+    let (Some(jwks), Some(issuer), Some(audience)) =
+        (&config.jwks, &config.jwt_issuer, &config.jwt_audience)
+    else {
+        return Ok(None);
+    };
+    let url: Url = jwks
+        .expose()
+        .parse()
+        .map_err(|error| Error::invalid("`server.jwt.jwks` is not a URL").with_source(error))?;
+    let jwt = Jwt::new(JwtSettings {
+        issuer: issuer.clone(),
+        audience: audience.clone(),
+        scope_claim: config.jwt_scope_claim.clone(),
+    });
+    let reading = jwt.clone();
+    supervisor.start("jwks", Stage::Observe, OnFailure::Restart, move |stop| {
+        reading.clone().refresh(url.clone(), stop)
+    });
+    Ok(Some(jwt))
 }
 
 /// Which requests of web pages and of this machine the listeners of roles serve.

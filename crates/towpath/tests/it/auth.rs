@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
 use crate::process::{World, wait_until};
+use crate::web::{Reply, serve};
 
 /// A running process uses a changed key file within this time.
 const NOTICED: Duration = Duration::from_secs(5);
@@ -195,6 +200,61 @@ fn listeners_of_the_fleet_accept_keys_with_their_scopes() {
     assert!(author.to_string().contains("key:"), "{author}");
     let wrong = ask(world.controller, "GET", "/agents", "tp_wrong_key", "");
     assert!([401, 403].contains(&wrong), "{wrong}");
+}
+
+#[test]
+fn tokens_of_an_identity_provider_are_accepted() {
+    let pair = Ed25519KeyPair::generate().unwrap();
+    let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    let jwks = serde_json::json!({ "keys": [{
+        "kty": "OKP", "crv": "Ed25519", "kid": "1", "x": text(pair.public_key().as_ref()),
+    }] });
+    let provider = serve(move |_| Reply::text(200, &jwks.to_string()));
+    let token = |audience: &str, scope: &str, seconds: i64| {
+        let claims = serde_json::json!({
+            "iss": "https://id.example/", "aud": audience, "sub": "shop", "scope": scope,
+            "exp": jiff::Timestamp::now().as_second() + seconds,
+        });
+        let header = text(br#"{"alg":"EdDSA","kid":"1"}"#);
+        let signed = format!("{header}.{}", text(claims.to_string().as_bytes()));
+        let signature = text(pair.sign(signed.as_bytes()).as_ref());
+        format!("{signed}.{signature}")
+    };
+    let mut world = World::new();
+    world
+        .set("TOWPATH_SERVER__AUTH", "on")
+        .set(
+            "TOWPATH_SERVER__JWT__JWKS",
+            format!("http://{provider}/jwks"),
+        )
+        .set("TOWPATH_SERVER__JWT__ISSUER", "https://id.example/")
+        .set("TOWPATH_SERVER__JWT__AUDIENCE", "towpath");
+    let running = world.up();
+    let enqueue = |token: &str| {
+        let bearer = format!("Bearer {token}");
+        let headers = [("authorization", bearer.as_str())];
+        status(&world, "POST", "/enqueue", &headers, "hello")
+    };
+    let valid = token("towpath", "openid ingest:write", 60);
+    wait_until("the provider's keys", NOTICED, || enqueue(&valid) == 200);
+    assert_eq!(enqueue(&token("towpath", "openid", 60)), 403);
+    assert_eq!(enqueue(&token("towpath", "ingest:write", -60)), 401);
+    assert_eq!(enqueue(&token("other", "ingest:write", 60)), 401);
+    assert_eq!(enqueue(&valid.replace('.', "x.")), 401);
+    let admin = token("towpath", "admin", 60);
+    world.ok(&["kv", "set", "greeting", "hello", "--token", &admin]);
+    let (_, log, _) = running.stop();
+    assert!(log.contains("jwt:shop") && !log.contains(&admin), "{log}");
+    let refused = world.run(&[
+        "config",
+        "check",
+        "--set",
+        "server.jwt.jwks=http://id.example/",
+    ]);
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("plain HTTP"),
+        "{refused:?}"
+    );
 }
 
 #[test]

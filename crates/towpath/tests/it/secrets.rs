@@ -118,7 +118,7 @@ fn a_data_folder_that_others_can_change_is_refused() {
     }
 }
 
-/// A listener that notes what it is sent.
+/// A listener, and the requests that it gets.
 fn listener(address: &str) -> (String, mpsc::Receiver<String>) {
     let listener = TcpListener::bind((address, 0)).unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -135,7 +135,7 @@ fn listener(address: &str) -> (String, mpsc::Receiver<String>) {
     (address, receiver)
 }
 
-/// What the working folder says, in each of its two files.
+/// The two files of a working folder that lead elsewhere.
 fn folders(admin: &str, data: &Path, key: &str) -> [(&'static str, String); 2] {
     let data = data.display();
     [
@@ -170,7 +170,7 @@ fn the_working_folder_does_not_decide_where_a_token_goes() {
         for args in [
             &["queue", "ls"][..],
             &["fleet", "agents"],
-            &["fleet", "config", "show"],
+            &["fleet", "config", "history"],
         ] {
             let mut command = world.command(args);
             command

@@ -5,6 +5,7 @@ use towpath_core::{ManualClock, Timestamp};
 
 use super::*;
 use crate::auth::file::change;
+use crate::auth::jwt::tests::{Provider, verifier};
 use crate::auth::key::Key;
 use crate::documents::Part;
 use crate::http::Hosts;
@@ -30,6 +31,27 @@ struct Setup {
     expired: String,
     revoked: String,
     unscoped: String,
+    provider: Provider,
+}
+
+/// Tokens of the identity provider.
+struct Tokens {
+    admin: String,
+    expired: String,
+    unscoped: String,
+    /// For another audience.
+    other: String,
+}
+
+impl Tokens {
+    fn of(provider: &Provider) -> Self {
+        Self {
+            admin: provider.issue("towpath", "openid admin", LATER),
+            expired: provider.issue("towpath", "admin", NOW),
+            unscoped: provider.issue("towpath", "queue:none:lease", LATER),
+            other: provider.issue("another", "admin", LATER),
+        }
+    }
 }
 
 fn setup(mode: Mode) -> Setup {
@@ -54,19 +76,20 @@ fn setup(mode: Mode) -> Setup {
         Ok(())
     });
     removed.expect("removed");
+    let provider = Provider::new();
     let keys = KeyFile::open(path).expect("a key file");
     let sites = Sites::new(Hosts::new(":8080", "server.hosts", &[]), Vec::new());
     let clock = Arc::new(ManualClock::at(LATER));
     let guard = Guard::new(
         mode,
-        keys,
-        Token::new("the-token"),
+        (keys, Token::new("the-token"), Some(verifier(&provider))),
         sites,
         clock,
         Trail::new().0,
     );
     Setup {
         guard,
+        provider,
         admin,
         expired,
         revoked,
@@ -101,6 +124,7 @@ fn expected(access: Access, mode: Mode) -> (u16, u16) {
 fn routes_are_open_to_those_who_may_use_them() {
     for mode in [Mode::Auto, Mode::On, Mode::Off] {
         let setup = setup(mode);
+        let tokens = Tokens::of(&setup.provider);
         for table in [Table::of(&PARTS), Table::admin()] {
             for (method, route, access) in table.rows() {
                 let method: Method = method.parse().expect("a method");
@@ -140,7 +164,12 @@ fn routes_are_open_to_those_who_may_use_them() {
                     assert_eq!(with(&format!("{}x", setup.admin)), or_open(401), "{what}");
                     assert_eq!(with(&setup.unscoped), or_open(403), "{what}");
                     // A credential of another system counts as none.
-                    assert_eq!(with("another"), [elsewhere, here], "{what}");
+                    for another in ["another", &tokens.other] {
+                        assert_eq!(with(another), [elsewhere, here], "{what}");
+                    }
+                    assert_eq!(with(&tokens.admin), [200; 2], "{what}");
+                    assert_eq!(with(&tokens.expired), or_open(401), "{what}");
+                    assert_eq!(with(&tokens.unscoped), or_open(403), "{what}");
                 }
             }
         }
@@ -163,8 +192,7 @@ fn scopes_of_queues_name_which() {
     let clock = Arc::new(ManualClock::at(NOW));
     let guard = Guard::new(
         Mode::Auto,
-        keys,
-        Token::new("the-token"),
+        (keys, Token::new("the-token"), None),
         sites,
         clock,
         Trail::new().0,

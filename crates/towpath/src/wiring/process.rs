@@ -83,7 +83,10 @@ impl<'a> Process<'a> {
             sites(config),
             Arc::clone(&clock),
         );
+        let metrics = Metrics::new();
+        let counter = metrics.clone();
         let mut supervisor = Supervisor::new(config.drain - closing_time(config.drain));
+        supervisor.on_restart(move |task, count| counter.task_restarts(task, count));
         supervisor.start("keys", Stage::Observe, OnFailure::Restart, move |stop| {
             keys.clone().watch(stop)
         });
@@ -91,7 +94,7 @@ impl<'a> Process<'a> {
             config,
             roles,
             clock,
-            metrics: Metrics::new(),
+            metrics,
             health: Health::new(),
             supervisor,
             alone: Alone::default(),

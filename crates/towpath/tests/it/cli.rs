@@ -57,6 +57,8 @@ fn a_misspelled_name_is_answered_with_a_suggestion() {
         (&["queue", "lss"], "'ls'"),
         (&["up", "--ephemral"], "'--ephemeral'"),
         (&["health", "--output", "jsn"], "'json'"),
+        (&["tail", "line_stream"], "try: towpath stream tail STREAM"),
+        (&["-q", "list"], "try: towpath queue ls"),
         (
             &["--set", "ingest.queue", "roles", "x"],
             "unexpected argument 'x'",
@@ -312,6 +314,57 @@ fn quiet_says_less_and_verbose_says_more() {
     running.wait_ready(&world);
     let (_, log, _) = running.stop();
     assert!(log.contains("\"level\":\"DEBUG\""), "{log}");
+}
+
+#[test]
+fn verbose_logs_each_message_order_user_and_line_by_its_id() {
+    let mut world = World::new();
+    let input = world.folder.join("input.txt");
+    std::fs::write(&input, "a secret line\n").unwrap();
+    world.set("TOWPATH_LINES__INPUT", input.display());
+    let running = world.spawn(&["up", "-v"]);
+    running.wait_ready(&world);
+    let sent = world.client().post("/enqueue", &[], b"a secret text");
+    assert_eq!(sent.status, 200, "{}", sent.text());
+    let id_of = |message: &str| {
+        let log = running.log();
+        let lines = log.lines().filter_map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            (line["message"] == message).then(|| line["id"].as_str().map(str::to_owned))?
+        });
+        lines.last()
+    };
+    wait_until("the id", std::time::Duration::from_secs(20), || {
+        id_of("enqueued").is_some()
+    });
+    let id = id_of("enqueued").unwrap();
+    crate::orders::set_stock(&world, "case", 5);
+    crate::orders::order(&mut world.client(), "order-1", "case", 1);
+    let user = br#"{"name": "N", "email": "secret@example.org"}"#;
+    let user = world.client().post("/api/users", &[], user).json();
+    let user = user["id"].as_str().unwrap().to_owned();
+    let expected = [
+        (&*id, "message settled"),
+        ("order-1", "order accepted"),
+        ("order-1", "order finished"),
+        (&*user, "user created"),
+        ("line_stream", "lines appended"),
+    ];
+    let is_there = |(id, message): &(&str, &str)| {
+        let log = running.log();
+        let message = format!("\"message\":\"{message}\"");
+        log.lines()
+            .any(|line| line.contains(&message) && line.contains(*id))
+    };
+    for one in &expected {
+        wait_until(
+            &format!("{one:?}"),
+            std::time::Duration::from_secs(20),
+            || is_there(one),
+        );
+    }
+    let (_, log, _) = running.stop();
+    assert!(!log.contains("secret"), "{log}");
 }
 
 #[test]

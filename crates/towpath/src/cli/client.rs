@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use towpath_core::address::shown;
 use towpath_core::{Error, QueueName};
 
-use super::processes::{self, Choice};
+use super::processes::{self, Choice, Process};
 use super::{Exit, Failure, Global, output, token_file};
 use crate::admin;
 use crate::config::{Config, load};
@@ -25,6 +25,13 @@ pub(super) struct Client {
     verbose: bool,
     /// Timeout of an answer.
     timeout: Duration,
+}
+
+/// A process that a command asks.
+pub(super) struct Endpoint {
+    pub(super) client: Client,
+    /// Where it was found among the running ones.
+    pub(super) process: Option<Process>,
 }
 
 /// The entries of a list, and the exit code: 4 when a part of it is missing.
@@ -41,6 +48,19 @@ impl Client {
 
     /// As [`Self::new`]; of several processes the one that runs a role of the first of these apps.
     pub(super) fn of(global: &Global, apps: &[&str]) -> Result<Self, Failure> {
+        let mut all = Self::each(global, apps)?;
+        match (all.pop(), all.is_empty()) {
+            (Some(one), true) => Ok(one.client),
+            (last, _) => {
+                let all: Vec<_> = all.into_iter().chain(last).collect();
+                let processes = all.iter().filter_map(|one| one.process.as_ref());
+                Err(processes::ambiguous(&processes.collect::<Vec<_>>()))
+            }
+        }
+    }
+
+    /// As [`Self::of`], with each of several processes that fit.
+    pub(super) fn each(global: &Global, apps: &[&str]) -> Result<Vec<Endpoint>, Failure> {
         let mut sources = global.sources()?;
         // Only the address and the folder count here.
         sources.apps = Some(BTreeSet::new());
@@ -52,22 +72,28 @@ impl Client {
             let value = option.or_else(|| variable(name));
             value.filter(|value| !value.is_empty())
         };
-        let base = match said(&global.url, "TOWPATH_URL") {
-            Some(url) if url.contains("://") => url,
-            Some(address) => format!("http://{}", address_of(&address)),
-            None => format!("http://{}", listener(&config, apps, global.data.is_some())?),
+        let bases = match said(&global.url, "TOWPATH_URL") {
+            Some(url) if url.contains("://") => vec![(url, None)],
+            Some(address) => vec![(format!("http://{}", address_of(&address)), None)],
+            None => listeners(&config, apps, global.data.is_some()),
         };
-        let listener = base.split_once("://").map_or("", |(_, rest)| rest);
         let token = match said(&global.token, "TOWPATH_TOKEN") {
             Some(token) => Some(token),
             None => variable("TOWPATH_TOKEN_FILE")
                 .filter(|path| !path.is_empty())
                 .map(|path| token_of(&path))
-                .transpose()?
-                .or_else(|| token_file::find(listener.trim_end_matches('/')))
-                .or_else(|| read_token(&config.data_dir)),
+                .transpose()?,
         };
-        Self::at(global, base, token)
+        let asked = bases.into_iter().map(|(base, process)| {
+            let listener = base.split_once("://").map_or("", |(_, rest)| rest);
+            let token = token
+                .clone()
+                .or_else(|| token_file::find(listener.trim_end_matches('/')))
+                .or_else(|| read_token(&config.data_dir));
+            let client = Self::at(global, base, token)?;
+            Ok(Endpoint { client, process })
+        });
+        asked.collect()
     }
 
     /// A client of the server at this address.
@@ -104,6 +130,13 @@ impl Client {
     /// The URL that is asked.
     pub(super) fn base(&self) -> &str {
         &self.base
+    }
+
+    /// Host and port of the process that is asked.
+    pub(super) fn address(&self) -> &str {
+        self.base
+            .split_once("://")
+            .map_or(&*self.base, |(_, rest)| rest)
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
@@ -273,17 +306,22 @@ fn refusal(base: &str, status: StatusCode, body: &[u8]) -> Failure {
     Failure::new(exit, text)
 }
 
-/// The configured listener, or the running process that fits where none is configured.
-fn listener(config: &Config, apps: &[&str], is_asked: bool) -> Result<String, Failure> {
+/// The URL of the configured listener, or of the running processes that fit where none is configured.
+fn listeners(config: &Config, apps: &[&str], is_asked: bool) -> Vec<(String, Option<Process>)> {
+    let url = |listen: &str| format!("http://{}", address_of(listen));
     if config.admin_is_default {
         let all = processes::running();
-        match processes::choose(&all, apps, &config.data_dir, is_asked) {
-            Choice::One(process) => return Ok(address_of(&process.admin)),
-            Choice::Several(several) => return Err(processes::ambiguous(&several)),
-            Choice::None => {}
+        let found = match processes::choose(&all, apps, &config.data_dir, is_asked) {
+            Choice::One(process) => vec![process],
+            Choice::Several(several) => several,
+            Choice::None => Vec::new(),
+        };
+        if !found.is_empty() {
+            let found = found.into_iter().cloned();
+            return found.map(|one| (url(&one.admin), Some(one))).collect();
         }
     }
-    Ok(address_of(&config.admin))
+    vec![(url(&config.admin), None)]
 }
 
 /// An address to connect to: `7070`, `:7070` and every interface are this machine.

@@ -1,7 +1,5 @@
 //! `POST /v1/doctor`: the process examines itself, with its own configuration, backends and folder.
 
-use std::time::Duration;
-
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -10,9 +8,6 @@ use super::Admin;
 use super::routes::Answer;
 use crate::doctor::{Check, CheckStatus};
 use crate::http::extract::Json;
-
-/// Timeout for the facts of a backend.
-const FACTS_DEADLINE: Duration = Duration::from_secs(2);
 
 /// The findings of a process about itself.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -40,12 +35,12 @@ pub(super) async fn examine(State(admin): State<Admin>) -> Answer<Examined> {
         doctor.folder_takes_files().await,
         doctor.disk(),
     ];
-    checks.extend(parts(&admin.health.check().await.lines()));
-    for backend in &admin.backends {
-        let asked = tokio::time::timeout(FACTS_DEADLINE, backend.lifecycle.health()).await;
+    let checked = admin.health.check().await;
+    checks.extend(parts(&checked.lines()));
+    for backend in &checked.backends {
         // Why there are none is among the parts.
-        if let Ok(Ok(health)) = asked {
-            let facts = health.facts.into_iter();
+        if let Ok(health) = &backend.answer {
+            let facts = health.facts.iter();
             let facts: Vec<String> = facts
                 .map(|(name, fact)| format!("{name}: {fact}"))
                 .collect();

@@ -314,19 +314,6 @@ pub struct Count {
     pub count: u64,
 }
 
-/// Health of the process.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct HealthView {
-    /// Whether it is ready.
-    pub ready: bool,
-    /// Version of the running process.
-    pub version: String,
-    /// One line per check.
-    pub checks: Vec<String>,
-    /// Facts about the backends, as text.
-    pub facts: Vec<String>,
-}
-
 /// Problem details (RFC 9457).
 #[derive(ToSchema)]
 #[schema(as = Problem)]

@@ -8,6 +8,7 @@ use super::Admin;
 use super::routes::Answer;
 use crate::doctor::{Check, CheckStatus};
 use crate::http::extract::Json;
+use crate::telemetry::Phase;
 
 /// The findings of a process about itself.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -36,9 +37,14 @@ pub(super) async fn examine(State(admin): State<Admin>) -> Answer<Examined> {
         doctor.disk(),
     ];
     let checked = admin.health.check().await;
-    checks.extend(parts(&checked.lines()));
+    let (working, others) = parts(&checked.lines());
+    checks.push(working);
+    // Those that do not work are among the problems, once the process serves.
+    if checked.phase != Phase::Serving {
+        checks.extend(others);
+    }
     for backend in &checked.backends {
-        // Why there are none is among the parts.
+        // Why there are none is among the problems.
         if let Ok(health) = &backend.answer {
             let facts = health.facts.iter();
             let facts: Vec<String> = facts
@@ -56,11 +62,11 @@ pub(super) async fn examine(State(admin): State<Admin>) -> Answer<Examined> {
             "page" => CheckStatus::Fail,
             _ => CheckStatus::Warn,
         };
+        let (name, next) = (rule.name(), problem.next_step());
         let figure = problem
             .figure
             .map_or_else(String::new, |figure| format!(", {figure}"));
-        let (name, subject, cause) = (rule.name(), problem.subject, problem.cause);
-        let next = rule.next_step();
+        let (subject, cause) = (problem.subject, problem.cause);
         let text = format!("{name}, {subject}{figure}: {cause}. Next: {next}");
         Check::new("problem", found, text)
     }));
@@ -75,8 +81,8 @@ pub(super) async fn examine(State(admin): State<Admin>) -> Answer<Examined> {
     }))
 }
 
-/// The lines of readiness as checks: those that work in one.
-fn parts(lines: &[String]) -> Vec<Check> {
+/// The lines of readiness as checks: one for the parts that work, and one for each other part.
+fn parts(lines: &[String]) -> (Check, Vec<Check>) {
     let (mut working, mut others) = (Vec::new(), Vec::new());
     for line in lines {
         match (line.strip_prefix("[+]"), line.strip_prefix("[-]")) {
@@ -88,7 +94,6 @@ fn parts(lines: &[String]) -> Vec<Check> {
             }
         }
     }
-    let mut checks = vec![Check::new("working", CheckStatus::Ok, working.join(", "))];
-    checks.append(&mut others);
-    checks
+    let working = working.join(", ");
+    (Check::new("working", CheckStatus::Ok, working), others)
 }

@@ -110,11 +110,11 @@ impl From<Problem> for CurrentProblem {
         Self {
             problem: rule.name().to_owned(),
             severity: rule.severity().as_str().to_owned(),
+            next_step: problem.next_step(),
             subject: problem.subject,
             since: problem.since.to_string(),
             figure: problem.figure,
             cause: problem.cause,
-            next_step: rule.next_step().to_owned(),
             runbook: rule.alert().to_owned(),
         }
     }

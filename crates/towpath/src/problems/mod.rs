@@ -49,6 +49,13 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// What to do, with the names of this problem.
+    pub fn next_step(&self) -> String {
+        let stream = self.subject.split('/').next().unwrap_or_default();
+        let text = self.rule.next_step().replace("STREAM", stream);
+        text.replace("QUEUE", &self.subject)
+    }
+
     /// `dead_letters messages: 3 dead letters: messages used up their attempts or were rejected`.
     fn line(&self) -> String {
         let (name, subject, cause) = (self.rule.name(), &self.subject, &self.cause);

@@ -96,6 +96,11 @@ fn a_receiver_that_is_down_is_the_problem_of_its_role_alone() {
         "{figure}"
     );
     assert!(!cause.contains("se-cret"), "{cause}");
+    let error = "is unavailable: no answer: Connection refused (os error 111)";
+    assert!(cause.ends_with(error), "{cause}");
+    let doctor = world.run(&["doctor"]);
+    let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert_eq!(doctor.matches(error).count(), 1, "{doctor}");
     assert_eq!(self::named(&world).len(), 1);
     assert!(!is_ready(&world, "ingest.worker"));
     for role in [
@@ -147,6 +152,8 @@ fn rejected_messages_are_problems_until_they_are_dealt_with() {
     assert_eq!(sent.status, 200);
     let letters = wait_for(&world, "dead_letters");
     assert_eq!(letters["subject"], "messages");
+    let next = letters["next_step"].as_str().unwrap();
+    assert!(next.starts_with("`towpath dlq ls messages`"), "{next}");
     let dying = wait_for(&world, "messages_dying");
     assert_eq!(dying["severity"], "page");
     assert_eq!(dying["figure"], "100 %");

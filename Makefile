@@ -43,6 +43,7 @@ chaos: ## Run random crashes, full disks and power cuts (SEEDS=200); record resu
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --test conformance -- decides_as_the_core
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --test conformance -- kafka::own::chaos --test-threads 1
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath --test it -- chaos --nocapture --test-threads 1
+	TOWPATH_TEST_MINUTE=60 $(CARGO) test --release -p towpath --test it -- outages --nocapture
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath --test power_cut -- --skip power_cut::redis --nocapture --test-threads 1
 
 bench: build ## Measure throughput, latency and CPU of this machine

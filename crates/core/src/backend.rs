@@ -153,6 +153,8 @@ pub fn find(table: &'static [Descriptor], url: &str) -> Result<&'static Descript
 pub struct Health {
     /// Facts to show, one line each: `durability: fsync before acknowledgement`.
     pub facts: Vec<(String, String)>,
+    /// Measured numbers; the name ends with the unit: `log_bytes`.
+    pub figures: Vec<(&'static str, u64)>,
     /// Warnings for the operator although the backend works.
     pub warnings: Vec<String>,
 }

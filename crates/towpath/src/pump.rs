@@ -167,7 +167,7 @@ impl Pump {
             } => {
                 if cause != Cause::Deferred {
                     debug!(%id, error, "destination unavailable; message released");
-                    self.metrics.sink_failed();
+                    self.metrics.sink_failed(1);
                 }
                 let after = after.unwrap_or(UNAVAILABLE);
                 Disposition::Release { after }

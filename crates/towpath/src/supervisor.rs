@@ -155,6 +155,19 @@ pub struct Supervisor {
     deadline: Arc<Mutex<Option<Instant>>>,
     fatal: Fatal,
     tasks: Vec<Task>,
+    restarts: Restarts,
+}
+
+/// Called with a task and the number of its restarts: none when it starts, then one for each.
+#[derive(Clone)]
+struct Restarts(Arc<CountRestarts>);
+
+type CountRestarts = dyn Fn(&str, u64) + Send + Sync;
+
+impl fmt::Debug for Restarts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Restarts")
+    }
 }
 
 /// A failure that ends the process, and whether at once.
@@ -239,7 +252,13 @@ impl Supervisor {
             deadline: Arc::default(),
             fatal: Fatal::default(),
             tasks: Vec::new(),
+            restarts: Restarts(Arc::new(|_, _| {})),
         }
+    }
+
+    /// Counts the restarts of the tasks that are started from now on.
+    pub fn on_restart(&mut self, count: impl Fn(&str, u64) + Send + Sync + 'static) {
+        self.restarts = Restarts(Arc::new(count));
     }
 
     /// Starts a task. `make` is called again for every restart.
@@ -262,7 +281,10 @@ impl Supervisor {
         let account = stop.account.clone();
         let fatal = self.fatal.clone();
         let make = move |stop: Stop| -> TaskFuture { Box::pin(make(stop)) };
-        let handle = tokio::spawn(watch(name.clone(), on_failure, stop, fatal, make));
+        let restarts = self.restarts.clone();
+        (restarts.0)(&name, 0);
+        let watched = watch(name.clone(), on_failure, stop, fatal, restarts, make);
+        let handle = tokio::spawn(watched);
         self.tasks.push(Task {
             name,
             stage,
@@ -359,6 +381,7 @@ async fn watch(
     on_failure: OnFailure,
     stop: Stop,
     fatal: Fatal,
+    restarts: Restarts,
     make: impl Fn(Stop) -> TaskFuture,
 ) -> Result<()> {
     let mut attempt = 0;
@@ -399,6 +422,7 @@ async fn watch(
             attempt + 1
         };
         stop.account.add("restarts", 1);
+        (restarts.0)(&name, 1);
         let delay = RESTART.next_delay(attempt, &mut rand::rng());
         warn!(
             task = name,

@@ -1,4 +1,4 @@
-//! Available and used memory: above a bound new writes are refused.
+//! Available and used memory: above a bound new messages are rejected.
 //!
 //! Memory counts that the kernel cannot reclaim from a process, and so not the cache of its files.
 
@@ -72,7 +72,7 @@ const USED_2: &[&str] = &[
 /// Looks at the memory, at most once in [`LOOK`].
 pub(super) struct Memory {
     limit: Limit,
-    /// Above this nothing more is taken.
+    /// Above this new messages are rejected.
     bound: Option<u64>,
     used: AtomicU64,
     low: AtomicBool,
@@ -108,7 +108,7 @@ impl Memory {
         let used = self.used.load(Ordering::Relaxed);
         Err(Error::overloaded(
             format!(
-                "memory is low, nothing more is taken: {} MiB of {} MiB are used; drain queues, or raise the memory limit",
+                "memory is low: {} MiB are used, new messages are rejected above {} MiB (`embedded.memory`); drain queues, or raise the memory limit",
                 used >> 20,
                 bound >> 20
             ),
@@ -144,11 +144,16 @@ impl Memory {
         due
     }
 
+    /// Memory that this process or its control group uses.
+    pub(super) fn used_bytes(&self) -> u64 {
+        self.limit.used()
+    }
+
     /// For the facts of the store.
     pub(super) fn describe(&self) -> String {
         let [used, limit] = [self.limit.used(), self.limit.bytes].map(units::bytes);
         match self.bound.map(units::bytes) {
-            Some(bound) => format!("{used} used, new messages refused above {bound} of {limit}"),
+            Some(bound) => format!("{used} used, new messages rejected above {bound} of {limit}"),
             None => format!("{used} used of {limit}, unbounded"),
         }
     }

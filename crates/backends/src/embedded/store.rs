@@ -413,6 +413,18 @@ impl Store {
                 ),
             ),
         ];
+        let figures = vec![
+            ("log_bytes", bytes),
+            ("log_segments", segments.len() as u64),
+            ("log_syncs", self.log.syncs()),
+            ("free_disk_bytes", self.log.free_bytes()),
+            ("used_memory_bytes", self.memory.used_bytes()),
+            ("recovered_records", self.recovery.records),
+            (
+                "recovery_ms",
+                u64::try_from(self.recovery.elapsed.as_millis()).unwrap_or(u64::MAX),
+            ),
+        ];
         let mut warnings: Vec<String> = self
             .skipped
             .iter()
@@ -460,7 +472,11 @@ impl Store {
                 "durability is `none`: a crash loses records that are not yet written".to_owned(),
             );
         }
-        Ok(Health { facts, warnings })
+        Ok(Health {
+            facts,
+            figures,
+            warnings,
+        })
     }
 
     /// Why intake may be refused, and whether it is.

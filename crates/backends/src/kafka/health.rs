@@ -80,6 +80,7 @@ impl Store {
                 "acknowledged by every replica in sync (acks=all), at least the topic's `min.insync.replicas`".to_owned(),
             ),
         ];
+        health.figures = vec![("topics", topics.len() as u64), ("brokers", brokers as u64)];
         health
             .facts
             .extend(facts.map(|(name, fact)| (name.to_owned(), fact)));

@@ -1,7 +1,5 @@
 //! `POST /v1/doctor`: the process examines itself, with its own configuration, backends and folder.
 
-use std::time::Duration;
-
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -10,9 +8,7 @@ use super::Admin;
 use super::routes::Answer;
 use crate::doctor::{Check, CheckStatus};
 use crate::http::extract::Json;
-
-/// Timeout for the facts of a backend.
-const FACTS_DEADLINE: Duration = Duration::from_secs(2);
+use crate::telemetry::Phase;
 
 /// The findings of a process about itself.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -40,12 +36,17 @@ pub(super) async fn examine(State(admin): State<Admin>) -> Answer<Examined> {
         doctor.folder_takes_files().await,
         doctor.disk(),
     ];
-    checks.extend(parts(&admin.health.check().await.lines()));
-    for backend in &admin.backends {
-        let asked = tokio::time::timeout(FACTS_DEADLINE, backend.lifecycle.health()).await;
-        // Why there are none is among the parts.
-        if let Ok(Ok(health)) = asked {
-            let facts = health.facts.into_iter();
+    let checked = admin.health.check().await;
+    let (working, others) = parts(&checked.lines());
+    checks.push(working);
+    // Those that do not work are among the problems, once the process serves.
+    if checked.phase != Phase::Serving {
+        checks.extend(others);
+    }
+    for backend in &checked.backends {
+        // Why there are none is among the problems.
+        if let Ok(health) = &backend.answer {
+            let facts = health.facts.iter();
             let facts: Vec<String> = facts
                 .map(|(name, fact)| format!("{name}: {fact}"))
                 .collect();
@@ -61,11 +62,11 @@ pub(super) async fn examine(State(admin): State<Admin>) -> Answer<Examined> {
             "page" => CheckStatus::Fail,
             _ => CheckStatus::Warn,
         };
+        let (name, next) = (rule.name(), problem.next_step());
         let figure = problem
             .figure
             .map_or_else(String::new, |figure| format!(", {figure}"));
-        let (name, subject, cause) = (rule.name(), problem.subject, problem.cause);
-        let next = rule.next_step();
+        let (subject, cause) = (problem.subject, problem.cause);
         let text = format!("{name}, {subject}{figure}: {cause}. Next: {next}");
         Check::new("problem", found, text)
     }));
@@ -80,8 +81,8 @@ pub(super) async fn examine(State(admin): State<Admin>) -> Answer<Examined> {
     }))
 }
 
-/// The lines of readiness as checks: those that work in one.
-fn parts(lines: &[String]) -> Vec<Check> {
+/// The lines of readiness as checks: one for the parts that work, and one for each other part.
+fn parts(lines: &[String]) -> (Check, Vec<Check>) {
     let (mut working, mut others) = (Vec::new(), Vec::new());
     for line in lines {
         match (line.strip_prefix("[+]"), line.strip_prefix("[-]")) {
@@ -93,7 +94,6 @@ fn parts(lines: &[String]) -> Vec<Check> {
             }
         }
     }
-    let mut checks = vec![Check::new("working", CheckStatus::Ok, working.join(", "))];
-    checks.append(&mut others);
-    checks
+    let working = working.join(", ");
+    (Check::new("working", CheckStatus::Ok, working), others)
 }

@@ -6,6 +6,7 @@ mod doctor;
 mod document;
 mod failure;
 mod fleet;
+mod health;
 mod keys;
 mod outbox;
 mod routes;
@@ -26,6 +27,7 @@ use towpath_core::port::Outbox;
 
 pub use doctor::Examined;
 pub use fleet::{FleetListener, FleetListeners};
+pub use health::HealthView;
 pub use keys::{KeyView, Sum};
 pub use outbox::{
     BackfillWanted, Backfilled, EventView, OpenTransactionView, OutboxStats, ReplayWanted,
@@ -34,8 +36,8 @@ pub use outbox::{
 pub use routes::UNAVAILABLE;
 pub use streams::{EntryView, GroupView, StreamView, TrimWanted};
 pub use wire::{
-    AttemptView, Count, CurrentProblem, DeadLetterView, HealthView, Letters, MessageView, Payload,
-    QueueStats, Sent,
+    AttemptView, Count, CurrentProblem, DeadLetterView, Letters, MessageView, Payload, QueueStats,
+    Sent,
 };
 
 use crate::apps::orders::OrderStore;

@@ -21,9 +21,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::failure::Failure;
-use super::wire::{
-    Count, CurrentProblem, DeadLetterView, HealthView, Letters, MessageView, QueueStats, Sent,
-};
+use super::wire::{Count, CurrentProblem, DeadLetterView, Letters, MessageView, QueueStats, Sent};
 use super::{Admin, document};
 use crate::apps::orders::{Balance, Reconciliation};
 use crate::http::Segment;
@@ -56,9 +54,6 @@ struct Binary(Vec<u8>);
 /// Ten years: a longer delay is a mistake, and would look like a lost message.
 const MAX_DELAY_SECONDS: u64 = 315_360_000;
 
-/// Timeout of a backend's facts.
-const FACTS_DEADLINE: Duration = Duration::from_secs(2);
-
 /// The router and its document.
 pub(super) fn v1() -> (Router<Admin>, OpenApi) {
     let (router, mut document) = OpenApiRouter::with_openapi(document::head())
@@ -86,7 +81,7 @@ pub(super) fn v1() -> (Router<Admin>, OpenApi) {
         .routes(routes!(super::outbox::retry))
         .routes(routes!(super::outbox::replay))
         .routes(routes!(super::outbox::backfill))
-        .routes(routes!(health))
+        .routes(routes!(super::health::health))
         .routes(routes!(problems))
         .routes(routes!(super::doctor::examine))
         .routes(routes!(super::keys::list))
@@ -422,29 +417,6 @@ async fn drop_dead(
     let (queue, name) = admin.find(&name).await?;
     Ok(Json(Count {
         count: queue.drop_dead(&name, &selection(&letters)?).await?,
-    }))
-}
-
-/// Check the health of the process.
-#[utoipa::path(get, path = "/v1/health", responses((status = 200, description = "Ready or not, and why", body = HealthView)))]
-async fn health(State(admin): State<Admin>) -> Answer<HealthView> {
-    let checked = admin.health.check().await;
-    let mut facts = Vec::new();
-    for backend in &admin.backends {
-        let asked = tokio::time::timeout(FACTS_DEADLINE, backend.lifecycle.health()).await;
-        // Why there are none is among the checks.
-        if let Ok(Ok(health)) = asked {
-            facts.extend(health.facts);
-        }
-    }
-    Ok(Json(HealthView {
-        ready: checked.is_ready(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        checks: checked.lines(),
-        facts: facts
-            .into_iter()
-            .map(|(name, value)| format!("{name}: {value}"))
-            .collect(),
     }))
 }
 

@@ -110,11 +110,11 @@ impl From<Problem> for CurrentProblem {
         Self {
             problem: rule.name().to_owned(),
             severity: rule.severity().as_str().to_owned(),
+            next_step: problem.next_step(),
             subject: problem.subject,
             since: problem.since.to_string(),
             figure: problem.figure,
             cause: problem.cause,
-            next_step: rule.next_step().to_owned(),
             runbook: rule.alert().to_owned(),
         }
     }
@@ -312,19 +312,6 @@ pub struct Sent {
 pub struct Count {
     /// The number.
     pub count: u64,
-}
-
-/// Health of the process.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct HealthView {
-    /// Whether it is ready.
-    pub ready: bool,
-    /// Version of the running process.
-    pub version: String,
-    /// One line per check.
-    pub checks: Vec<String>,
-    /// Facts about the backends, as text.
-    pub facts: Vec<String>,
 }
 
 /// Problem details (RFC 9457).

@@ -24,8 +24,8 @@ pub(super) struct Banner<'a> {
 }
 
 impl Banner<'_> {
-    /// The lines, in their order.
-    pub(super) fn lines(&self) -> Vec<String> {
+    /// The lines, in their order, for a terminal of this width.
+    pub(super) fn lines(&self, width: Option<usize>) -> Vec<String> {
         let config = &self.loaded.config;
         let mut lines = vec![
             String::new(),
@@ -61,7 +61,7 @@ impl Banner<'_> {
         let heading = ["App", "Listens on", "Keeps data in", "Delivers to"];
         let mut apps = vec![heading.map(str::to_owned).to_vec()];
         apps.extend(self.apps());
-        lines.extend(aligned(apps));
+        lines.extend(fitted(apps, width));
         lines.push(String::new());
         lines.push("  Ctrl-C drains and stops; a second Ctrl-C stops at once.".to_owned());
         lines.push(String::new());
@@ -254,9 +254,49 @@ fn aligned(rows: Vec<Row>) -> Vec<String> {
     rows.into_iter().map(line).collect()
 }
 
+/// As a table, or on a narrow terminal with a line for each cell.
+fn fitted(rows: Vec<Row>, width: Option<usize>) -> Vec<String> {
+    let table = aligned(rows.clone());
+    let fits = |line: &String| width.is_none_or(|width| line.chars().count() <= width);
+    if table.iter().all(fits) {
+        return table;
+    }
+    let rows = rows.into_iter().skip(1);
+    let lines = rows.flat_map(|row| {
+        let labels = ["", "listens on", "keeps data in", "delivers to"];
+        let cells = row.into_iter().zip(labels).filter(|(cell, _)| cell != "-");
+        cells.map(|(cell, label)| match label {
+            "" => format!("  {cell}"),
+            label => format!("    {label:<13}  {cell}"),
+        })
+    });
+    lines.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_narrow_terminal_gets_a_line_for_each_cell() {
+        let rows = [
+            ["App", "Listens on", "Keeps data in", "Delivers to"],
+            ["ingest", "127.0.0.1:8080", "embedded store", "the log"],
+            ["lines", "-", "embedded store", "-"],
+        ];
+        let rows = rows.map(|row| row.map(str::to_owned).to_vec()).to_vec();
+        assert_eq!(fitted(rows.clone(), None).len(), 3);
+        assert_eq!(fitted(rows.clone(), Some(80)).len(), 3);
+        let narrow = [
+            "  ingest",
+            "    listens on     127.0.0.1:8080",
+            "    keeps data in  embedded store",
+            "    delivers to    the log",
+            "  lines",
+            "    keeps data in  embedded store",
+        ];
+        assert_eq!(fitted(rows, Some(40)), narrow);
+    }
 
     #[test]
     fn columns_begin_below_each_other() {

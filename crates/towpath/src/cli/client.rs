@@ -12,7 +12,7 @@ use towpath_core::address::shown;
 use towpath_core::{Error, QueueName};
 
 use super::credentials::{self, Credential};
-use super::processes::{self, Choice};
+use super::processes::{self, Choice, Process};
 use super::{Exit, Failure, Global, output, token_file};
 use crate::admin;
 use crate::config::{Config, Setting, load};
@@ -26,6 +26,13 @@ pub(super) struct Client {
     verbose: bool,
     /// Timeout of an answer.
     timeout: Duration,
+}
+
+/// A process that a command asks.
+pub(super) struct Endpoint {
+    pub(super) client: Client,
+    /// Where it was found among the running ones.
+    pub(super) process: Option<Process>,
 }
 
 /// The entries of a list, and the exit code: 4 when a part of it is missing.
@@ -42,6 +49,19 @@ impl Client {
 
     /// As [`Self::new`]; of several processes the one that runs a role of the first of these apps.
     pub(super) fn of(global: &Global, apps: &[&str]) -> Result<Self, Failure> {
+        let mut all = Self::each(global, apps)?;
+        match (all.pop(), all.is_empty()) {
+            (Some(one), true) => Ok(one.client),
+            (last, _) => {
+                let all: Vec<_> = all.into_iter().chain(last).collect();
+                let processes = all.iter().filter_map(|one| one.process.as_ref());
+                Err(processes::ambiguous(&processes.collect::<Vec<_>>()))
+            }
+        }
+    }
+
+    /// As [`Self::of`], with each of several processes that fit.
+    pub(super) fn each(global: &Global, apps: &[&str]) -> Result<Vec<Endpoint>, Failure> {
         let mut sources = global.sources()?;
         // Only the address and the folder count here.
         sources.apps = Some(BTreeSet::new());
@@ -57,22 +77,18 @@ impl Client {
             Some(url) => Some((url, false)),
             None => variable("TOWPATH_URL").map(|url| (url, sources.folder.has("TOWPATH_URL"))),
         };
-        let (base, is_of_folder) = match url {
-            Some((url, is_of_folder)) if url.contains("://") => (url, is_of_folder),
+        let (bases, is_of_folder) = match url {
+            Some((url, is_of_folder)) if url.contains("://") => (vec![(url, None)], is_of_folder),
             Some((address, is_of_folder)) => {
-                (format!("http://{}", address_of(&address)), is_of_folder)
+                let base = format!("http://{}", address_of(&address));
+                (vec![(base, None)], is_of_folder)
             }
             None => {
                 let setting = loaded.settings.get("server.admin");
                 let is_said = |setting: &Setting| sources.folder.says(&setting.origin);
-                let address = listener(config, apps, global.data.is_some())?;
-                (format!("http://{address}"), setting.is_some_and(is_said))
+                let bases = listeners(config, apps, global.data.is_some());
+                (bases, setting.is_some_and(is_said))
             }
-        };
-        let listener = base.split_once("://").map_or("", |(_, rest)| rest);
-        let from_file = |path: String| {
-            let secret = token_of(&path)?;
-            Ok::<_, Failure>(Credential::of_file(secret, Path::new(&path)))
         };
         let token = match (option(&global.token), variable("TOWPATH_TOKEN")) {
             (Some(token), _) => Some(Credential::own(token)),
@@ -80,24 +96,35 @@ impl Client {
                 secret,
                 is_of_folder: sources.folder.has("TOWPATH_TOKEN"),
             }),
-            (None, None) => variable("TOWPATH_TOKEN_FILE")
-                .map(from_file)
-                .transpose()?
-                // A process of this user left it for its own address.
-                .or_else(|| {
-                    let secret = token_file::find(listener.trim_end_matches('/'))?;
-                    let is_of_folder = true;
-                    Some(Credential {
-                        secret,
-                        is_of_folder,
-                    })
-                })
-                .or_else(|| {
-                    let path = config.data_dir.join(admin::TOKEN_FILE);
-                    Some(Credential::of_file(read_token(&config.data_dir)?, &path))
-                }),
+            (None, None) => {
+                let from_file = |path: String| {
+                    let secret = token_of(&path)?;
+                    Ok::<_, Failure>(Credential::of_file(secret, Path::new(&path)))
+                };
+                let path = variable("TOWPATH_TOKEN_FILE");
+                path.map(from_file).transpose()?
+            }
         };
-        Self::at(global, base, is_of_folder, token)
+        let endpoints = bases.into_iter().map(|(base, process)| {
+            let listener = base.split_once("://").map_or("", |(_, rest)| rest);
+            // A process of this user left it for its own address.
+            let left = || {
+                let secret = token_file::find(listener.trim_end_matches('/'))?;
+                let is_of_folder = true;
+                Some(Credential {
+                    secret,
+                    is_of_folder,
+                })
+            };
+            let kept = || {
+                let path = config.data_dir.join(admin::TOKEN_FILE);
+                Some(Credential::of_file(read_token(&config.data_dir)?, &path))
+            };
+            let token = token.clone().or_else(left).or_else(kept);
+            let client = Self::at(global, base, is_of_folder, token)?;
+            Ok(Endpoint { client, process })
+        });
+        endpoints.collect()
     }
 
     /// The server at this address, and whether only the working folder names it.
@@ -139,6 +166,13 @@ impl Client {
     /// The URL that is asked.
     pub(super) fn base(&self) -> &str {
         &self.base
+    }
+
+    /// Host and port of the process that is asked.
+    pub(super) fn address(&self) -> &str {
+        self.base
+            .split_once("://")
+            .map_or(&*self.base, |(_, rest)| rest)
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
@@ -308,17 +342,22 @@ fn refusal(base: &str, status: StatusCode, body: &[u8]) -> Failure {
     Failure::new(exit, text)
 }
 
-/// The configured listener, or the running process that fits where none is configured.
-fn listener(config: &Config, apps: &[&str], is_asked: bool) -> Result<String, Failure> {
+/// The URL of the configured listener, or of the running processes that fit where none is configured.
+fn listeners(config: &Config, apps: &[&str], is_asked: bool) -> Vec<(String, Option<Process>)> {
+    let url = |listen: &str| format!("http://{}", address_of(listen));
     if config.admin_is_default {
         let all = processes::running();
-        match processes::choose(&all, apps, &config.data_dir, is_asked) {
-            Choice::One(process) => return Ok(address_of(&process.admin)),
-            Choice::Several(several) => return Err(processes::ambiguous(&several)),
-            Choice::None => {}
+        let found = match processes::choose(&all, apps, &config.data_dir, is_asked) {
+            Choice::One(process) => vec![process],
+            Choice::Several(several) => several,
+            Choice::None => Vec::new(),
+        };
+        if !found.is_empty() {
+            let found = found.into_iter().cloned();
+            return found.map(|one| (url(&one.admin), Some(one))).collect();
         }
     }
-    Ok(address_of(&config.admin))
+    vec![(url(&config.admin), None)]
 }
 
 /// An address to connect to: `7070`, `:7070` and every interface are this machine.

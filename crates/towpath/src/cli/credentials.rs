@@ -12,6 +12,7 @@ use towpath_core::address::shown;
 use super::{Exit, Failure};
 
 /// A token or key, and whether the working folder holds it.
+#[derive(Clone)]
 pub(super) struct Credential {
     pub(super) secret: String,
     pub(super) is_of_folder: bool,

@@ -56,7 +56,8 @@ pub(super) async fn run(global: &Global, _: DoctorArgs) -> Result<Exit, Failure>
                 CheckStatus::Fail => (Color::Red, "FAIL"),
             };
             let mark = output::paint(&io::stdout(), color, mark);
-            output::line(format!("{mark}  {}: {}", one.check, one.detail))?;
+            let text = format!("{}: {}", one.check, one.detail);
+            output::wrapped(&format!("{mark}  "), "ok    ".len(), &text)?;
         }
     }
     Ok(if checks.iter().any(|one| one.found == CheckStatus::Fail) {

@@ -16,6 +16,7 @@ mod failure;
 mod fleet;
 mod fleet_client;
 mod global;
+mod guesses;
 mod health;
 mod help;
 mod init;
@@ -168,12 +169,15 @@ impl Cli {
             command.print_help().ok();
             return Exit::Ok;
         }
+        let mut words = args.iter().skip(1).filter_map(|word| word.to_str());
+        let first = words.find(|word| !word.starts_with('-')).map(str::to_owned);
         let parsed = command
             .try_get_matches_from_mut(args)
             .and_then(|matches| Self::from_arg_matches(&matches));
         let cli = match parsed {
             Ok(cli) => cli,
-            Err(error) => {
+            Err(mut error) => {
+                guesses::add_tip(&mut error, first.as_deref().unwrap_or_default());
                 error.print().ok();
                 return match error.kind() {
                     ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Ok,

@@ -188,8 +188,34 @@ const CUT: [&str; 10] = [
 ];
 const SHORTEST: usize = 12;
 
+/// Prints a text behind a prefix of `indent` columns; on a terminal it is broken between words, never inside one.
+///
+/// # Errors
+/// As [`line`].
+pub(super) fn wrapped(prefix: &str, indent: usize, text: &str) -> io::Result<()> {
+    let room = width_of_terminal().map_or(usize::MAX, |width| width.saturating_sub(indent));
+    let mut lines = wrap(text, room).into_iter();
+    line(format!("{prefix}{}", lines.next().unwrap_or_default()))?;
+    lines.try_for_each(|rest| line(format!("{:indent$}{rest}", "")))
+}
+
+/// The lines of a text; a word that is longer than `room` has a line to itself.
+fn wrap(text: &str, room: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(last) if last.chars().count() + 1 + word.chars().count() <= room => {
+                last.push(' ');
+                last.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 /// Width of the terminal; `None` elsewhere, where no column is dropped.
-fn width_of_terminal() -> Option<usize> {
+pub(super) fn width_of_terminal() -> Option<usize> {
     let stdout = io::stdout();
     if !stdout.is_terminal() {
         return None;
@@ -280,6 +306,20 @@ mod tests {
         ] {
             assert_eq!(harmless(text), expected);
         }
+    }
+
+    #[test]
+    fn a_text_is_broken_between_words() {
+        let text = "check the receiver: http://127.0.0.1:8080/hook answers 503";
+        let lines = [
+            "check the",
+            "receiver:",
+            "http://127.0.0.1:8080/hook",
+            "answers 503",
+        ];
+        assert_eq!(wrap(text, 12), lines);
+        assert_eq!(wrap(text, usize::MAX), [text]);
+        assert_eq!(wrap("", 12), [""]);
     }
 
     #[test]

@@ -1,9 +1,14 @@
-//! `towpath status`: the problems of the running process.
+//! `towpath status`: the problems of the running processes.
 
 use clap::Args;
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use serde::Serialize;
+use towpath_core::units::{age, counted};
 
-use super::client::Client;
+use super::client::{Client, Endpoint};
 use super::output::Color;
+use super::processes::in_words;
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::CurrentProblem;
 
@@ -12,23 +17,66 @@ use crate::admin::CurrentProblem;
 #[command(after_help = "Examples:\n  towpath status\n  towpath status --output json")]
 pub(super) struct StatusArgs {}
 
+/// A problem and the process that has it.
+#[derive(Serialize)]
+struct Row<'a> {
+    process: &'a str,
+    #[serde(flatten)]
+    problem: &'a CurrentProblem,
+}
+
 pub(super) async fn run(global: &Global, _: StatusArgs) -> Result<Exit, Failure> {
-    let problems: Vec<CurrentProblem> = Client::new(global)?.get("/v1/problems").await?;
-    if global.format == Format::Json {
-        output::json(&problems)?;
-    } else if problems.is_empty() {
-        output::line("no problems")?;
-    }
-    if global.format == Format::Table {
-        for problem in &problems {
-            show(problem)?;
+    let asked = Client::each(global, &[])?;
+    let answers = asked.iter().map(|one| one.client.get("/v1/problems"));
+    let answers: Vec<Result<Vec<CurrentProblem>, Failure>> = join_all(answers).await;
+    let is_one = asked.len() == 1;
+    let (mut exit, mut rows) = (Exit::Ok, Vec::new());
+    let answers = asked.iter().zip(answers);
+    let mut found = Vec::new();
+    for (one, answer) in answers {
+        match answer {
+            Err(failure) if is_one => return Err(failure),
+            Err(failure) => exit = failure.tell(),
+            Ok(problems) => found.push((one, problems)),
         }
     }
-    Ok(if problems.is_empty() {
-        Exit::Ok
-    } else {
-        Exit::Problems
-    })
+    for (one, problems) in &found {
+        if !problems.is_empty() && exit == Exit::Ok {
+            exit = Exit::Problems;
+        }
+        let process = one.client.address();
+        rows.extend(problems.iter().map(|problem| Row { process, problem }));
+        if global.format == Format::Table {
+            let sum = match problems.len() {
+                0 => "no problems".to_owned(),
+                some => counted(some as u64, "problem"),
+            };
+            match (is_one, problems.is_empty()) {
+                (false, _) => output::line(format!("{}: {sum}", title(one)))?,
+                (true, true) => output::line(sum)?,
+                (true, false) => {}
+            }
+            for problem in problems {
+                show(problem)?;
+            }
+        }
+    }
+    if global.format == Format::Json {
+        output::json(&rows)?;
+    }
+    Ok(exit)
+}
+
+/// `127.0.0.1:7070  pid 31030  ingest.worker`.
+fn title(asked: &Endpoint) -> String {
+    let address = asked.client.address();
+    match &asked.process {
+        Some(process) => {
+            let roles = in_words(&process.roles);
+            format!("{address}  pid {}  {roles}", process.pid)
+        }
+        None => address.to_owned(),
+    }
 }
 
 fn show(problem: &CurrentProblem) -> std::io::Result<()> {
@@ -40,7 +88,22 @@ fn show(problem: &CurrentProblem) -> std::io::Result<()> {
     let figure = problem.figure.as_ref();
     let figure = figure.map_or_else(String::new, |figure| format!("  {figure}"));
     output::line(format!("{name}  {}{figure}", problem.subject))?;
-    output::line(format!("  since  {}", problem.since))?;
-    output::line(format!("  cause  {}", problem.cause))?;
-    output::line(format!("  next   {}", problem.next_step))
+    for (label, text) in [
+        ("  since  ", &since(&problem.since)),
+        ("  cause  ", &problem.cause),
+        ("  next   ", &problem.next_step),
+    ] {
+        output::wrapped(label, label.len(), text)?;
+    }
+    Ok(())
+}
+
+/// `2026-12-01T04:46:29Z (3m 20s ago)`.
+fn since(moment: &str) -> String {
+    let Ok(at) = moment.parse::<Timestamp>() else {
+        return moment.to_owned();
+    };
+    let lasted = Timestamp::now().duration_since(at);
+    let lasted = age(lasted.try_into().unwrap_or_default());
+    format!("{} ({lasted} ago)", at.strftime("%FT%TZ"))
 }

@@ -354,7 +354,7 @@ async fn announce(
         kept,
         with_demo: demo,
     };
-    offer(banner.lines());
+    offer(banner.lines(output::width_of_terminal()));
 }
 
 /// Whether the process prints to a terminal.

@@ -1,5 +1,6 @@
 //! The meaning of an answer, or of a missing one, for the receiver's condition.
 
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, StatusCode, header};
@@ -8,6 +9,27 @@ use towpath_core::address::host_shown;
 use towpath_core::port::sink::Cause;
 use towpath_core::{Clock, Error, ErrorKind};
 
+/// A request without an answer. Shows its innermost cause only: `Connection refused (os error 111)`.
+#[derive(Debug)]
+struct Unanswered(reqwest::Error);
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut innermost: &dyn std::error::Error = &self.0;
+        while let Some(cause) = innermost.source() {
+            innermost = cause;
+        }
+        write!(f, "{innermost}")
+    }
+}
+
+impl std::error::Error for Unanswered {}
+
+/// The error of a request without an answer.
+pub fn no_answer(error: reqwest::Error) -> Error {
+    Error::unavailable("no answer").with_source(Unanswered(error.without_url()))
+}
+
 /// Progress of a request that ended in this error.
 pub fn cause_of(error: &Error) -> Cause {
     if error.kind() == ErrorKind::Invalid {
@@ -15,7 +37,9 @@ pub fn cause_of(error: &Error) -> Cause {
     }
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
-        if let Some(request) = cause.downcast_ref::<reqwest::Error>() {
+        let unanswered = cause.downcast_ref::<Unanswered>();
+        let request = unanswered.map(|one| &one.0);
+        if let Some(request) = request.or_else(|| cause.downcast_ref()) {
             return match request.is_connect() {
                 true => Cause::Unreachable,
                 false => Cause::Failed,

@@ -19,6 +19,7 @@ use reqwest::{Client, Url};
 use rustls::ClientConfig;
 use towpath_core::{Error, Result};
 
+use super::answer::no_answer;
 use super::cidr;
 use crate::telemetry::traces;
 
@@ -251,7 +252,7 @@ impl EgressPolicy {
         let outcome = match client.execute(request).await {
             Ok(response) => Ok(response),
             Err(error) if is_refusal(&error) => Err(Error::invalid(REFUSED)),
-            Err(error) => Err(Error::unavailable("no answer").with_source(error.without_url())),
+            Err(error) => Err(no_answer(error)),
         };
         traces::answered(span, outcome.as_ref().map(reqwest::Response::status));
         outcome

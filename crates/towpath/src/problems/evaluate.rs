@@ -1,28 +1,22 @@
 //! The rules, applied to an observation and to the ones before it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
-use towpath_core::port::queue;
+use towpath_core::port::{queue, stream};
+use towpath_core::units::{bytes, counted};
 
+use super::deliveries::{Window, explained, is_of_sink, shares, sink_failing};
 use super::observe::Observation;
 use super::{Finding, Limits, Rule};
-use crate::telemetry::{CheckedRole, Deliveries, DiskUsage, Phase, Source, Vitals};
+use crate::telemetry::{CheckedBackend, CheckedRole, Deliveries, DiskUsage, Phase, STALLS, Vitals};
 
 /// Ready messages are leased within milliseconds; five minutes mean that consumers are missing or too few.
 const OLD: Duration = Duration::from_secs(300);
 
 /// The relay sends events within a second.
 const OUTBOX_OLD: Duration = Duration::from_secs(60);
-
-/// Shares of deliveries are those of this window, and need at least `ENOUGH` deliveries.
-const WINDOW: Duration = Duration::from_secs(60);
-const ENOUGH: u64 = 20;
-
-/// Shares from which deliveries fail and messages die, in percent.
-const FAILING: u64 = 20;
-const DYING: u64 = 5;
 
 /// Free space under which a disk is low: three times the store's reserve, or a share of the disk when that is smaller.
 const RESERVES: u64 = 3;
@@ -44,8 +38,7 @@ const STEP_SHOWN: Duration = Duration::from_secs(600);
 /// State of earlier observations.
 #[derive(Default)]
 pub(super) struct History {
-    /// Deliveries by queue at moments of the last window, oldest first.
-    deliveries: VecDeque<(Instant, BTreeMap<String, Deliveries>)>,
+    deliveries: Window,
     /// The two clocks at the last observation.
     clocks: Option<(Instant, SystemTime)>,
     /// The last step back of the wall clock: when it was seen, and how far.
@@ -59,7 +52,10 @@ pub(super) fn evaluate(
     limits: Limits,
 ) -> Vec<Finding> {
     let mut found = Vec::new();
-    parts(observed, &mut found);
+    let recent = history
+        .deliveries
+        .add(observed.at, &observed.vitals.deliveries);
+    parts(observed, &recent, limits, &mut found);
     let refuses = |reason| {
         let mut backends = observed.checked.backends.iter();
         backends.any(|backend| backend.refuses == Some(reason))
@@ -68,10 +64,12 @@ pub(super) fn evaluate(
     if !refuses("disk") {
         disks(&observed.vitals, limits, &mut found);
     }
-    queues(observed, history, &mut found);
-    streams(observed, &mut found);
-    outbox(&observed.vitals, &mut found);
-    agents(&observed.vitals, &mut found);
+    // What follows from a role that cannot work is not another problem.
+    let explained = explained(&observed.checked);
+    queues(observed, &recent, &explained, &mut found);
+    streams(observed, &explained, &mut found);
+    outbox(observed, &mut found);
+    fleet(observed, &mut found);
     clock(observed, history, &mut found);
     files(&observed.vitals, &mut found);
     for (listener, cause) in &observed.checked.exposed {
@@ -81,7 +79,7 @@ pub(super) fn evaluate(
     found
 }
 
-fn found(rule: Rule, subject: impl Into<String>, cause: impl Into<String>) -> Finding {
+pub(super) fn found(rule: Rule, subject: impl Into<String>, cause: impl Into<String>) -> Finding {
     Finding {
         rule,
         subject: subject.into(),
@@ -90,7 +88,7 @@ fn found(rule: Rule, subject: impl Into<String>, cause: impl Into<String>) -> Fi
     }
 }
 
-fn measured(
+pub(super) fn measured(
     rule: Rule,
     subject: impl Into<String>,
     figure: String,
@@ -103,7 +101,12 @@ fn measured(
 }
 
 /// Backends, databases and roles.
-fn parts(observed: &Observation, list: &mut Vec<Finding>) {
+fn parts(
+    observed: &Observation,
+    recent: &BTreeMap<String, Deliveries>,
+    limits: Limits,
+    list: &mut Vec<Finding>,
+) {
     let checked = &observed.checked;
     if checked.phase == Phase::Starting {
         return;
@@ -113,8 +116,8 @@ fn parts(observed: &Observation, list: &mut Vec<Finding>) {
         let subject = backend.url.split('?').next().unwrap_or_default();
         match &backend.answer {
             Err(cause) => list.push(found(Rule::BackendUnreachable, subject, cause)),
-            Ok(warnings) => {
-                for (number, warning) in warnings.iter().enumerate() {
+            Ok(health) => {
+                for (number, warning) in health.warnings.iter().enumerate() {
                     let subject = match number {
                         0 => subject.to_owned(),
                         more => format!("{subject} ({})", more + 1),
@@ -125,7 +128,11 @@ fn parts(observed: &Observation, list: &mut Vec<Finding>) {
         }
         if let Some(reason) = backend.refuses {
             let cause = format!("{reason} is low: new messages are rejected");
-            list.push(found(Rule::StoreRefusing, subject, cause));
+            let figure = refusal(backend, reason, limits);
+            list.push(Finding {
+                figure,
+                ..found(Rule::StoreRefusing, subject, cause)
+            });
         }
     }
     for (check, problem) in &checked.checks {
@@ -137,6 +144,7 @@ fn parts(observed: &Observation, list: &mut Vec<Finding>) {
         // A check reports for itself.
         if !checked.checks.contains_key(name) && name != STALLS {
             faults(name, role, checked.blocked_by(name).is_empty(), list);
+            list.extend(sink_failing(name, role, recent));
         }
         for note in role.notes.iter().take(1) {
             let more = role.notes.len() - 1;
@@ -156,19 +164,28 @@ fn parts(observed: &Observation, list: &mut Vec<Finding>) {
     }
 }
 
-/// The part of health that reports disks that do not respond.
-const STALLS: &str = "disks";
-
-/// The faults of a role. A consequence of a failed dependency is the dependency's problem.
-fn faults(name: &str, role: &CheckedRole, has_its_needs: bool, list: &mut Vec<Finding>) {
-    let of_sinks = |source: &Source| matches!(source, Source::Sink(_) | Source::Destination(_));
-    let (sinks, own): (Vec<_>, Vec<_>) =
-        role.faults.iter().partition(|(source, _)| of_sinks(source));
-    if let Some((_, cause)) = own.first().filter(|_| has_its_needs) {
-        list.push(found(Rule::RoleFailing, name, *cause));
+/// Free space or used memory of a backend that rejects writes, where it measures them.
+fn refusal(backend: &CheckedBackend, reason: &str, limits: Limits) -> Option<String> {
+    let figures = backend.answer.as_ref().ok()?.figures.iter();
+    let figure = |name| figures.clone().find(|(one, _)| *one == name);
+    match reason {
+        "disk" => {
+            let (_, free) = figure("free_disk_bytes")?;
+            let reserve = bytes(limits.disk_reserve);
+            Some(format!("{} free, {reserve} reserved", bytes(*free)))
+        }
+        _ => {
+            let (_, used) = figure("used_memory_bytes")?;
+            Some(format!("{} used", bytes(*used)))
+        }
     }
-    if let Some((_, cause)) = sinks.first() {
-        list.push(found(Rule::SinkFailing, name, *cause));
+}
+
+/// The faults of a role itself. A consequence of a failed dependency is the dependency's problem.
+fn faults(name: &str, role: &CheckedRole, has_its_needs: bool, list: &mut Vec<Finding>) {
+    let mut own = role.faults.iter().filter(|(source, _)| !is_of_sink(source));
+    if let Some((_, cause)) = own.next().filter(|_| has_its_needs) {
+        list.push(found(Rule::RoleFailing, name, cause));
     }
 }
 
@@ -190,33 +207,26 @@ fn disks(vitals: &Vitals, limits: Limits, list: &mut Vec<Finding>) {
     }
 }
 
-fn queues(observed: &Observation, history: &mut History, list: &mut Vec<Finding>) {
+fn queues(
+    observed: &Observation,
+    recent: &BTreeMap<String, Deliveries>,
+    explained: &BTreeSet<&str>,
+    list: &mut Vec<Finding>,
+) {
     for stats in &observed.queues {
         let queue = stats.queue.as_str();
         if stats.dead > 0 {
             let cause = "messages used up their attempts or were rejected";
-            let figure = format!("{} dead letters", stats.dead);
+            let figure = counted(stats.dead, "dead letter");
             list.push(measured(Rule::DeadLetters, queue, figure, cause));
         }
-        backlog(stats, list);
+        if !explained.contains(queue) {
+            backlog(stats, list);
+        }
     }
-    let now = observed.at;
-    let deliveries = &observed.vitals.deliveries;
-    while history.deliveries.len() > 1
-        && history
-            .deliveries
-            .get(1)
-            .is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW)
-    {
-        history.deliveries.pop_front();
+    for (queue, recent) in recent {
+        shares(queue, *recent, explained.contains(&**queue), list);
     }
-    let before = history.deliveries.front().map(|(_, before)| before);
-    for (queue, now) in deliveries {
-        let before = before.and_then(|before| before.get(queue)).copied();
-        let recent = now.since(before.unwrap_or_default());
-        shares(queue, recent, list);
-    }
-    history.deliveries.push_back((now, deliveries.clone()));
 }
 
 fn backlog(stats: &queue::Stats, list: &mut Vec<Finding>) {
@@ -240,30 +250,9 @@ fn backlog(stats: &queue::Stats, list: &mut Vec<Finding>) {
     ));
 }
 
-/// Shares of the deliveries of the last window.
-fn shares(queue: &str, recent: Deliveries, list: &mut Vec<Finding>) {
-    let all = recent.done + recent.failed + recent.dead;
-    if all < ENOUGH {
-        return;
-    }
-    let percent = |count: u64| count * 100 / all;
-    let within = format!("of {all} deliveries within {} s", WINDOW.as_secs());
-    let failed = percent(recent.failed + recent.dead);
-    if failed >= FAILING {
-        let cause = format!("{failed} % {within} failed");
-        let figure = format!("{failed} %");
-        list.push(measured(Rule::DeliveriesFailing, queue, figure, cause));
-    }
-    let dead = percent(recent.dead);
-    if dead >= DYING {
-        let cause = format!("{dead} % {within} became dead letters");
-        let figure = format!("{dead} %");
-        list.push(measured(Rule::MessagesDying, queue, figure, cause));
-    }
-}
-
-fn streams(observed: &Observation, list: &mut Vec<Finding>) {
-    for stats in &observed.streams {
+fn streams(observed: &Observation, explained: &BTreeSet<&str>, list: &mut Vec<Finding>) {
+    let is_explained = |stats: &&stream::Stats| explained.contains(stats.stream.as_str());
+    for stats in observed.streams.iter().filter(|one| !is_explained(one)) {
         for group in &stats.groups {
             let Some(age) = group.oldest_age.filter(|age| *age >= OLD) else {
                 continue;
@@ -276,20 +265,33 @@ fn streams(observed: &Observation, list: &mut Vec<Finding>) {
     }
 }
 
-fn outbox(vitals: &Vitals, list: &mut Vec<Finding>) {
+/// The role that sends the events of the outbox.
+const RELAY: &str = "accounts.relay";
+
+fn outbox(observed: &Observation, list: &mut Vec<Finding>) {
+    let vitals = &observed.vitals;
     if vitals.outbox_failed > 0 {
-        let figure = format!("{} events", vitals.outbox_failed);
+        let figure = counted(vitals.outbox_failed, "event");
         let cause = "the broker rejected these events, or their attempts are used up";
         list.push(measured(Rule::OutboxFailed, "outbox", figure, cause));
     }
-    if vitals.outbox_age >= OUTBOX_OLD {
+    let checked = &observed.checked;
+    let relay_fails = checked
+        .roles
+        .get(RELAY)
+        .is_some_and(|relay| !relay.faults.is_empty() || !checked.blocked_by(RELAY).is_empty());
+    if vitals.outbox_age >= OUTBOX_OLD && !relay_fails {
         let figure = format!("oldest event {} s old", vitals.outbox_age.as_secs());
         let cause = format!("{} events are not sent", vitals.outbox_new);
         list.push(measured(Rule::OutboxBehind, "outbox", figure, cause));
     }
 }
 
-fn agents(vitals: &Vitals, list: &mut Vec<Finding>) {
+fn fleet(observed: &Observation, list: &mut Vec<Finding>) {
+    let vitals = &observed.vitals;
+    if let Some(reason) = &observed.checked.stopped_rollout {
+        list.push(found(Rule::RolloutStopped, "fleet", reason));
+    }
     for (rule, count, cause) in [
         (
             Rule::AgentsStale,
@@ -301,9 +303,14 @@ fn agents(vitals: &Vitals, list: &mut Vec<Finding>) {
             vitals.agents_failed,
             "the worker did not accept the configuration",
         ),
+        (
+            Rule::AgentsDisagree,
+            vitals.agents_behind + vitals.agents_shared,
+            "applied another version than the controller sent, or share an identity",
+        ),
     ] {
         if count > 0 {
-            let figure = format!("{count} agents");
+            let figure = counted(count, "agent");
             list.push(measured(rule, "fleet", figure, cause));
         }
     }
@@ -343,167 +350,5 @@ fn files(vitals: &Vitals, list: &mut Vec<Finding>) {
     }
 }
 
-/// A size for people: `64.0 MiB`.
-fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut unit = 0;
-    let mut rest = count as f64;
-    while rest >= 1024.0 && unit < UNITS.len() - 1 {
-        rest /= 1024.0;
-        unit += 1;
-    }
-    match unit {
-        0 => format!("{count} B"),
-        _ => format!("{rest:.1} {}", UNITS[unit]),
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use towpath_core::QueueName;
-
-    use super::*;
-    use crate::telemetry::Health;
-
-    const LIMITS: Limits = Limits {
-        disk_reserve: 64 << 20,
-    };
-
-    static BEGAN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-
-    /// A process without parts.
-    async fn quiet() -> Observation {
-        let health = Health::new();
-        health.serving();
-        let at = Instant::now();
-        Observation {
-            at,
-            // As the clock of the runtime goes.
-            wall: UNIX_EPOCH + YEAR_2026 * 2 + at.duration_since(*BEGAN.get_or_init(|| at)),
-            checked: health.check().await,
-            queues: Vec::new(),
-            streams: Vec::new(),
-            vitals: Vitals::default(),
-        }
-    }
-
-    fn stats(oldest_ready: Option<u64>) -> queue::Stats {
-        queue::Stats {
-            queue: QueueName::new("jobs").unwrap(),
-            ready: 3,
-            delayed: 1,
-            leased: 0,
-            dead: 0,
-            enqueued: 4,
-            acked: 0,
-            retried: 0,
-            dropped: 0,
-            duplicates: 0,
-            oldest_age: Some(Duration::from_secs(86_400)),
-            oldest_ready_age: oldest_ready.map(Duration::from_secs),
-            oldest_leased_age: Some(Duration::from_secs(86_400)),
-            oldest_delayed_age: Some(Duration::from_secs(86_400)),
-            consumers: 0,
-            paused: false,
-        }
-    }
-
-    fn names(observed: &Observation, history: &mut History) -> Vec<&'static str> {
-        let found = evaluate(observed, history, LIMITS);
-        found.iter().map(|one| one.rule.name()).collect()
-    }
-
-    #[tokio::test]
-    async fn only_messages_that_are_ready_grow_old() {
-        let mut observed = quiet().await;
-        let history = &mut History::default();
-        assert_eq!(names(&observed, history), [""; 0]);
-        observed.queues = vec![stats(None), stats(Some(299))];
-        assert_eq!(names(&observed, history), [""; 0]);
-        observed.queues = vec![stats(Some(300))];
-        assert_eq!(names(&observed, history), ["backlog_old"]);
-        observed.queues[0].paused = true;
-        assert_eq!(names(&observed, history), [""; 0]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn shares_are_those_of_the_last_minute() {
-        let history = &mut History::default();
-        let mut done = 0;
-        let mut look = async |failed, dead| {
-            done += 10;
-            tokio::time::advance(Duration::from_secs(5)).await;
-            let mut observed = quiet().await;
-            let counts = Deliveries { done, failed, dead };
-            observed.vitals.deliveries.insert("jobs".to_owned(), counts);
-            names(&observed, history)
-        };
-        assert_eq!(look(0, 0).await, [""; 0]);
-        // 4 of 14 are many, but of too few.
-        assert_eq!(look(4, 0).await, [""; 0]);
-        assert_eq!(look(20, 0).await, ["deliveries_failing"]);
-        assert_eq!(look(20, 4).await, ["deliveries_failing", "messages_dying"]);
-        for _ in 0..11 {
-            look(20, 4).await;
-        }
-        assert_eq!(look(20, 4).await, [""; 0]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_clock_that_was_set_back_is_reported_for_a_while() {
-        let mut observed = quiet().await;
-        let history = &mut History::default();
-        assert_eq!(names(&observed, history), [""; 0]);
-        observed.wall -= Duration::from_secs(3_600);
-        let found = evaluate(&observed, history, LIMITS);
-        assert_eq!(found[0].figure.as_deref(), Some("3600 s"));
-        observed.at += STEP_SHOWN;
-        observed.wall += STEP_SHOWN;
-        assert_eq!(names(&observed, history), [""; 0]);
-        observed.wall = UNIX_EPOCH;
-        assert_eq!(names(&observed, history)[0], "clock_implausible");
-    }
-
-    #[tokio::test]
-    async fn a_disk_is_low_by_size_or_by_share() {
-        let mut observed = quiet().await;
-        let history = &mut History::default();
-        let mut look = |free: u64, size: u64| {
-            let folder = "/data".into();
-            observed.vitals.rooms = vec![DiskUsage { folder, free, size }];
-            names(&observed, history)
-        };
-        let (mib, gib) = (1 << 20, 1 << 30);
-        assert_eq!(look(192 * mib, 500 * mib), [""; 0]);
-        assert_eq!(look(191 * mib, 500 * mib), ["disk_low"]);
-        assert_eq!(look(4 * gib, 100 * gib), ["disk_low"]);
-        // A large disk with room for long.
-        assert_eq!(look(40 * gib, 1_000 * gib), [""; 0]);
-    }
-
-    #[tokio::test]
-    async fn consequences_of_a_failed_part_are_not_separate_problems() {
-        let health = Health::new();
-        health.serving();
-        health.watch_check("database", || {
-            Box::pin(async { Err(towpath_core::Error::unavailable("no answer")) })
-        });
-        health.needs("accounts.api", "database", crate::telemetry::Need::Answers);
-        health.set("accounts.api", Some("the last call failed".to_owned()));
-        health.set("lines.reader", Some("permission denied".to_owned()));
-        let mut observed = quiet().await;
-        observed.checked = health.check().await;
-        let found = evaluate(&observed, &mut History::default(), LIMITS);
-        let subjects: Vec<_> = found
-            .iter()
-            .map(|one| (one.rule.name(), one.subject.as_str()))
-            .collect();
-        assert_eq!(
-            subjects,
-            [
-                ("database_unreachable", "database"),
-                ("role_failing", "lines.reader")
-            ]
-        );
-    }
-}
+pub(super) mod tests;

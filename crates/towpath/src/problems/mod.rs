@@ -6,6 +6,7 @@
 //! ```
 
 mod alerts;
+mod deliveries;
 mod evaluate;
 mod observe;
 mod rules;
@@ -45,6 +46,24 @@ pub struct Problem {
     pub figure: Option<String>,
     /// The cause. Free of payloads and secrets.
     pub cause: String,
+}
+
+impl Problem {
+    /// What to do, with the names of this problem.
+    pub fn next_step(&self) -> String {
+        let stream = self.subject.split('/').next().unwrap_or_default();
+        let text = self.rule.next_step().replace("STREAM", stream);
+        text.replace("QUEUE", &self.subject)
+    }
+
+    /// `dead_letters messages: 3 dead letters: messages used up their attempts or were rejected`.
+    fn line(&self) -> String {
+        let (name, subject, cause) = (self.rule.name(), &self.subject, &self.cause);
+        match &self.figure {
+            Some(figure) => format!("{name} {subject}: {figure}: {cause}"),
+            None => format!("{name} {subject}: {cause}"),
+        }
+    }
 }
 
 /// A problem before it is known since when.
@@ -132,7 +151,12 @@ impl Problems {
             });
         }
         self.replace(found);
-        inner.metrics.problems(&self.known());
+        let known = self.known();
+        inner.metrics.problems(&known);
+        let others = known.iter().filter(|one| !one.rule.is_of_a_part());
+        inner
+            .health
+            .set_problems(others.map(Problem::line).collect());
     }
 
     /// Replaces the list, and logs new and ended problems.

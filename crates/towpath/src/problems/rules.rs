@@ -48,6 +48,10 @@ pub enum Rule {
     AgentsStale,
     /// Agents that could not apply the configuration.
     AgentsFailed,
+    /// Agents with another configuration than the controller sent, or with the identity of another agent.
+    AgentsDisagree,
+    /// The last rollout stopped and was rolled back.
+    RolloutStopped,
     /// The system clock is wrong or was set back.
     ClockImplausible,
     /// The process is close to its limit of open files.
@@ -97,7 +101,7 @@ const fn row(
 
 use Severity::{Page, Ticket};
 
-const ROWS: [Row; 20] = [
+const ROWS: [Row; 22] = [
     row(
         Rule::BackendUnreachable,
         "backend_unreachable",
@@ -158,7 +162,7 @@ const ROWS: [Row; 20] = [
         "TowpathSinkFails",
         Page,
         "2m",
-        "a destination is paused, or the sink accepts no batch",
+        "a destination is paused, or the sink accepts no batch; names the queue, the share of failed attempts and the error",
         "check the receiver; messages wait without a charge and are delivered when it returns",
     ),
     row(
@@ -167,7 +171,7 @@ const ROWS: [Row; 20] = [
         "TowpathDeliveriesFailing",
         Ticket,
         "5m",
-        "20 % or more of at least 20 deliveries within 60 s failed",
+        "20 % or more of at least 20 deliveries within 60 s failed although the sink accepts others",
         "look at the reasons with `towpath dlq ls QUEUE` and at the log of the receiver",
     ),
     row(
@@ -194,7 +198,7 @@ const ROWS: [Row; 20] = [
         "TowpathBacklogOld",
         Page,
         "1m",
-        "a message has been ready for 300 s in a queue that is not paused",
+        "a message has been ready for 300 s in a queue that is not paused and whose consumers work",
         "check that consumers run and keep up (`towpath queue ls`); add consumers or raise `ingest.worker.max_in_flight`",
     ),
     row(
@@ -203,7 +207,7 @@ const ROWS: [Row; 20] = [
         "TowpathStreamOld",
         Page,
         "1m",
-        "the group's oldest unfinished entry is 300 s old",
+        "the group's oldest unfinished entry is 300 s old although its consumers work",
         "check that the group's consumers run and keep up (`towpath stream groups STREAM`)",
     ),
     row(
@@ -212,7 +216,7 @@ const ROWS: [Row; 20] = [
         "TowpathRelayBehind",
         Page,
         "1m",
-        "the oldest event that was not sent is 60 s old",
+        "the oldest event that was not sent is 60 s old although the relay works",
         "check that `accounts.relay` runs and that its broker answers (`towpath outbox stats`)",
     ),
     row(
@@ -241,6 +245,24 @@ const ROWS: [Row; 20] = [
         "1m",
         "an agent reports that its worker did not accept the configuration",
         "`towpath fleet agents` shows the reasons; publish a configuration that the workers accept",
+    ),
+    row(
+        Rule::AgentsDisagree,
+        "agents_disagree",
+        "TowpathAgentsDisagree",
+        Ticket,
+        "5m",
+        "an agent that reports has had another version than the controller sent for three intervals, or several processes use one identity",
+        "`towpath fleet agents` shows version and identity of each; restart the agent, or set `fleet.agent.hostname` where an identity is shared",
+    ),
+    row(
+        Rule::RolloutStopped,
+        "rollout_stopped",
+        "TowpathRolloutStopped",
+        Ticket,
+        "0m",
+        "an agent failed during a rollout, or an operator stopped it, and no configuration was published since",
+        "`towpath fleet audit` shows the reason; publish a corrected configuration, or confirm the restored one with `towpath fleet config rollback VERSION`",
     ),
     row(
         Rule::ClockImplausible,
@@ -301,6 +323,20 @@ impl Rule {
         self.row().severity
     }
 
+    /// Whether health shows it as the fault or the warning of a part.
+    pub const fn is_of_a_part(self) -> bool {
+        matches!(
+            self,
+            Self::BackendUnreachable
+                | Self::DatabaseUnreachable
+                | Self::StoreRefusing
+                | Self::DiskStalled
+                | Self::RoleFailing
+                | Self::SinkFailing
+                | Self::Warning
+        )
+    }
+
     /// Duration until the alert fires.
     pub fn hold(self) -> &'static str {
         self.row().hold
@@ -333,7 +369,7 @@ mod tests {
     #[test]
     fn the_reference_page_lists_every_rule() {
         let mut page = String::from(
-            "# Problems\n\nEach process evaluates these rules every five seconds. `towpath status` prints current problems (exit code 5) or `no problems`; `GET /v1/problems` of the admin listener gives subject, figure, cause and next step as JSON; the metric `towpath_problem{problem, subject}` is 1 for each. A fact is one problem: a role that only lacks an unreachable backend adds none. The alert of the same line fires when the problem has lasted for the time given.\n\n| problem | when | severity | alert, after | next step |\n| --- | --- | --- | --- | --- |\n",
+            "# Problems\n\nEach process evaluates these rules every five seconds. `towpath status` prints the current problems of each process that it finds (exit code 5) or `no problems`; `/readyz?verbose` has a line for each that is not the fault of a part; `GET /v1/problems` of the admin listener gives subject, figure, cause and next step as JSON; the metric `towpath_problem{problem, subject}` is 1 for each. A fact is one problem: a role that only lacks an unreachable backend adds none, and neither does the backlog of a queue, stream or outbox whose role cannot work. The alert of the same line fires when the problem has lasted for the time given.\n\n| problem | when | severity | alert, after | next step |\n| --- | --- | --- | --- | --- |\n",
         );
         for row in &ROWS {
             let (name, when, severity) = (row.name, row.when, row.severity.as_str());

@@ -169,7 +169,7 @@ impl Pump {
                 Delivered::Nothing(error) => {
                     trouble.failed(&error);
                     size.reset();
-                    self.metrics.sink_failed();
+                    self.metrics.sink_failed(batch.len());
                     (self.condition)(Side::Sink, Some(error.chain()));
                     traces::failed(spans, &error);
                     ahead.settle(released(batch));

@@ -181,7 +181,7 @@ fn outcome(status: StatusCode, headers: &HeaderMap, body: &[u8], clock: &dyn Clo
     if status.is_success() {
         return Outcome::Done;
     }
-    let mut said = format!("answered {status}");
+    let mut said = format!("HTTP {status}");
     if status.is_redirection() {
         said.push_str("; redirects are not followed, set the URL it leads to");
     }
@@ -312,13 +312,13 @@ mod tests {
         };
         assert_eq!(
             said(422),
-            "answered 422 Unprocessable Entity: no such field \u{fffd}"
+            "HTTP 422 Unprocessable Entity: no such field \u{fffd}"
         );
         assert_eq!(
             said(500),
-            "answered 500 Internal Server Error: no such field \u{fffd}"
+            "HTTP 500 Internal Server Error: no such field \u{fffd}"
         );
-        assert_eq!(said(503), "answered 503 Service Unavailable");
+        assert_eq!(said(503), "HTTP 503 Service Unavailable");
     }
 
     #[test]

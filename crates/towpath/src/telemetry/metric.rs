@@ -35,6 +35,8 @@ pub enum Metric {
     QueueOldestLeasedAge,
     /// Age of the oldest message that is delayed.
     QueueOldestDelayedAge,
+    /// Whether a queue is paused.
+    QueuePaused,
     /// Queues that share one series.
     QueuesSummed,
     /// Enqueued messages.
@@ -87,6 +89,8 @@ pub enum Metric {
     BackendRefusing,
     /// A problem.
     Problem,
+    /// Restarts of tasks.
+    TaskRestarts,
     /// Duration of a disk stall.
     DiskStalled,
     /// Free space of a disk.
@@ -109,7 +113,7 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric, in the order of the documentation.
-    pub const ALL: [Self; 51] = [
+    pub const ALL: [Self; 53] = [
         Self::HttpRequests,
         Self::HttpRequestDuration,
         Self::RefusedConnections,
@@ -126,6 +130,7 @@ impl Metric {
         Self::QueueOldestReadyAge,
         Self::QueueOldestLeasedAge,
         Self::QueueOldestDelayedAge,
+        Self::QueuePaused,
         Self::QueuesSummed,
         Self::Enqueued,
         Self::Acked,
@@ -152,6 +157,7 @@ impl Metric {
         Self::BackendUp,
         Self::BackendRefusing,
         Self::Problem,
+        Self::TaskRestarts,
         Self::DiskStalled,
         Self::DiskFree,
         Self::DiskSize,
@@ -188,7 +194,7 @@ impl Metric {
                 "towpath_deliveries_total",
                 "counter",
                 "queue, outcome",
-                "Deliveries to a sink by outcome: done, retry, reject, lost",
+                "Deliveries to a sink by outcome: done, retry, reject, lost, unavailable (released without a charge)",
             ),
             Self::ProcessDuration => (
                 "towpath_message_process_duration_seconds",
@@ -261,6 +267,12 @@ impl Metric {
                 "gauge",
                 "queue",
                 "Age of the oldest delayed message since its enqueue; 0 when none is delayed, no series where the backend does not know",
+            ),
+            Self::QueuePaused => (
+                "towpath_queue_paused",
+                "gauge",
+                "queue",
+                "1 while an operator has paused delivery; the log of the process that paused it names the key",
             ),
             Self::QueuesSummed => (
                 "towpath_queues_summed",
@@ -374,7 +386,7 @@ impl Metric {
                 "towpath_fleet_agents",
                 "gauge",
                 "state",
-                "Agents by state: active, stale (no request for three intervals), failed (to apply a configuration), shared (identity used by another process too); exported by `fleet.controller`",
+                "Agents by state: active, stale (no request for three intervals), failed (to apply a configuration), behind (applied another version than it was sent, for three intervals), shared (identity used by another process too); exported by `fleet.controller`",
             ),
             Self::FleetVersion => (
                 "towpath_fleet_version",
@@ -411,6 +423,12 @@ impl Metric {
                 "gauge",
                 "problem, subject",
                 "1 while the process has this problem; `towpath status` shows cause and next step",
+            ),
+            Self::TaskRestarts => (
+                "towpath_task_restarts_total",
+                "counter",
+                "task",
+                "Restarts of a task of the process after a failure; the log has the error",
             ),
             Self::BackendRefusing => (
                 "towpath_backend_refusing",

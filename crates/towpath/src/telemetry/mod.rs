@@ -20,7 +20,7 @@ pub use lines::{LineCounters, LineMetrics};
 pub use log_writer::flush as flush_logs;
 pub use logs::{Format, init as init_logs, is_filter as is_log_filter};
 pub use metric::Metric;
-pub use probes::{Checked, CheckedBackend, CheckedRole, Health, Need, Phase, Source};
+pub use probes::{Checked, CheckedBackend, CheckedRole, Health, Need, Phase, STALLS, Source};
 pub use pump::PumpMetrics;
 pub use registry::{Metrics, RefusedConnections, listing};
 pub use traces::{TraceContext, Traces};

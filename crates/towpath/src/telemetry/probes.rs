@@ -1,6 +1,6 @@
 //! Health checks, and whether the process is starting, serving or draining.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,13 +11,16 @@ use axum::routing::get;
 use futures_util::future::{BoxFuture, join_all};
 use http::StatusCode;
 use towpath_core::Result;
-use towpath_core::backend::Backend;
+use towpath_core::backend::{self, Backend};
 
 use super::LastCall;
 use crate::http::error::plain;
 
 /// Timeout of one backend's health check.
 const DEADLINE: Duration = Duration::from_secs(2);
+
+/// The part of health that reports disks that do not respond.
+pub const STALLS: &str = "disks";
 
 /// Where the process is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +68,9 @@ struct Inner {
     checks: Vec<(String, Check)>,
     /// Listeners that clients of other machines use without a key, and why.
     exposed: BTreeMap<String, String>,
+    stopped_rollout: Option<String>,
+    /// Current problems that no part reports for itself.
+    problems: Vec<String>,
 }
 
 #[derive(Clone, Default)]
@@ -73,6 +79,8 @@ struct Role {
     /// Notes on a role that works.
     notes: Vec<String>,
     calls: Option<LastCall>,
+    /// The queues and streams that it delivers from.
+    queues: BTreeSet<String>,
     /// The backends (by URL), checks and roles that it needs.
     needs: Vec<(String, Need)>,
 }
@@ -92,6 +100,8 @@ pub struct Checked {
     pub roles: BTreeMap<String, CheckedRole>,
     /// Listeners that clients of other machines use without a key, and why.
     pub exposed: BTreeMap<String, String>,
+    /// Why the last rollout of the fleet stopped, until another configuration is published.
+    pub stopped_rollout: Option<String>,
 }
 
 /// The state of a backend.
@@ -100,8 +110,8 @@ pub struct CheckedBackend {
     pub name: &'static str,
     /// Its URL without secrets.
     pub url: String,
-    /// Its warnings, or why it does not work.
-    pub answer: std::result::Result<Vec<String>, String>,
+    /// Its facts and warnings, or why it does not work.
+    pub answer: std::result::Result<backend::Health, String>,
     /// Why it refuses writes, while it does.
     pub refuses: Option<&'static str>,
 }
@@ -112,6 +122,8 @@ pub struct CheckedRole {
     pub faults: BTreeMap<Source, String>,
     /// Notes on a role that works.
     pub notes: Vec<String>,
+    /// The queues and streams that it delivers from.
+    pub queues: BTreeSet<String>,
     needs: Vec<(String, Need)>,
 }
 
@@ -130,6 +142,8 @@ impl Health {
             backends: Vec::new(),
             checks: Vec::new(),
             exposed: BTreeMap::new(),
+            stopped_rollout: None,
+            problems: Vec::new(),
         })))
     }
 
@@ -161,6 +175,23 @@ impl Health {
     pub fn needs(&self, role: &str, part: &str, need: Need) {
         let needed = (part.to_owned(), need);
         self.role(role, |role| role.needs.push(needed));
+    }
+
+    /// The role delivers the messages of this queue or stream.
+    pub fn works_on(&self, role: &str, queue: &str) {
+        self.role(role, |role| {
+            role.queues.insert(queue.to_owned());
+        });
+    }
+
+    /// Why the last rollout of the fleet stopped; `None` when it did not.
+    pub fn set_stopped_rollout(&self, reason: Option<String>) {
+        self.lock().stopped_rollout = reason;
+    }
+
+    /// Current problems that no part reports for itself, for `/readyz?verbose`.
+    pub fn set_problems(&self, problems: Vec<String>) {
+        self.lock().problems = problems;
     }
 
     /// A role's condition as a whole: its fault, or `None`.
@@ -211,11 +242,19 @@ impl Health {
     ///
     /// Takes at most 2 s: a backend that does not answer by then does not work.
     pub async fn check(&self) -> Checked {
-        let (phase, roles, backends, checks, exposed) = {
+        let (phase, roles, backends, checks, exposed, stopped_rollout) = {
             let inner = self.lock();
             let (roles, checks) = (inner.roles.clone(), inner.checks.clone());
             let (backends, exposed) = (inner.backends.clone(), inner.exposed.clone());
-            (inner.phase, roles, backends, checks, exposed)
+            let stopped_rollout = inner.stopped_rollout.clone();
+            (
+                inner.phase,
+                roles,
+                backends,
+                checks,
+                exposed,
+                stopped_rollout,
+            )
         };
         let late = || format!("no answer within {DEADLINE:?}");
         let backends = join_all(backends.iter().map(|backend| async {
@@ -225,7 +264,7 @@ impl Health {
                 name: backend.descriptor.name,
                 url: backend.url.clone(),
                 answer: match answer {
-                    Ok(Ok(health)) => Ok(health.warnings),
+                    Ok(Ok(health)) => Ok(health),
                     Ok(Err(error)) => Err(error.chain()),
                     Err(_) => Err(late()),
                 },
@@ -245,10 +284,11 @@ impl Health {
             if let Some(problem) = role.calls.and_then(|calls| calls.problem()) {
                 faults.insert(Source::Calls, problem);
             }
-            let (notes, needs) = (role.notes, role.needs);
+            let (notes, queues, needs) = (role.notes, role.queues, role.needs);
             let checked = CheckedRole {
                 faults,
                 notes,
+                queues,
                 needs,
             };
             (name, checked)
@@ -259,6 +299,7 @@ impl Health {
             checks: checks.into_iter().collect(),
             roles: roles.collect(),
             exposed,
+            stopped_rollout,
         }
     }
 
@@ -296,12 +337,12 @@ impl Checked {
         for backend in &self.backends {
             let name = backend.name;
             match &backend.answer {
-                Ok(warnings) => {
+                Ok(health) => {
                     lines.push(format!("[+]{name} ok"));
                     let refusal = backend
                         .refuses
                         .map(|reason| format!("{reason} is low: new messages are rejected"));
-                    let warnings = warnings.iter().chain(&refusal);
+                    let warnings = health.warnings.iter().chain(&refusal);
                     lines.extend(warnings.map(|warning| format!("[!]{name}: {warning}")));
                 }
                 Err(problem) => lines.push(format!("[-]{name}: {problem}")),
@@ -355,7 +396,7 @@ impl Checked {
     }
 
     /// The fault of the role itself.
-    fn fault(&self, name: &str) -> Option<String> {
+    pub fn fault(&self, name: &str) -> Option<String> {
         let role = self.roles.get(name)?;
         let refusing = role.needs.iter().find_map(|(part, need)| {
             let refuses = *need == Need::Accepts;
@@ -406,7 +447,10 @@ fn line(part: &str, problem: Option<&str>) -> String {
 
 async fn readyz(State(health): State<Health>, RawQuery(query): RawQuery) -> Response {
     let checked = health.check().await;
-    answer(checked.is_ready(), &checked.lines(), query)
+    let mut lines = checked.lines();
+    let problems = health.lock().problems.clone();
+    lines.extend(problems.into_iter().map(|text| format!("[!]{text}")));
+    answer(checked.is_ready(), &lines, query)
 }
 
 async fn role_readyz(
@@ -445,7 +489,7 @@ fn answer(is_ready: bool, lines: &[String], query: Option<String>) -> Response {
 #[cfg(test)]
 mod tests {
     use towpath_core::Result;
-    use towpath_core::backend::{self, Lifecycle};
+    use towpath_core::backend::Lifecycle;
 
     use super::*;
     use crate::telemetry::Metrics;

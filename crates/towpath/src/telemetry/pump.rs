@@ -19,6 +19,7 @@ pub struct PumpMetrics {
     retry: Counter,
     reject: Counter,
     lost: Counter,
+    unavailable: Counter,
     sink_failures: Counter,
     process_duration: Histogram,
     end_to_end: Histogram,
@@ -51,6 +52,7 @@ impl PumpMetrics {
             retry: metrics.delivery_counter(queue, "retry"),
             reject: metrics.delivery_counter(queue, "reject"),
             lost: metrics.delivery_counter(queue, "lost"),
+            unavailable: metrics.delivery_counter(queue, "unavailable"),
             sink_failures: metrics.sink_failures(queue),
             process_duration: metrics.process_duration(queue),
             end_to_end: metrics.end_to_end(queue),
@@ -60,9 +62,10 @@ impl PumpMetrics {
         }
     }
 
-    /// Counts a batch that the sink could not take at all.
-    pub fn sink_failed(&self) {
+    /// Counts a batch of `messages` that the sink did not accept, or one delivery to an unavailable destination.
+    pub fn sink_failed(&self, messages: usize) {
         self.sink_failures.inc();
+        self.unavailable.inc_by(messages as u64);
     }
 
     /// Measures the sink's time for a batch.

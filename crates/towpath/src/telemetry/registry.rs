@@ -158,10 +158,16 @@ pub(super) struct Inner {
     pub(super) fleet_agents: Family<AgentState, Gauge>,
     fleet_version: Gauge,
     stalled: Family<Disk, Gauge>,
+    restarts: Family<Task, Counter>,
     pub(super) disks: Disks,
     pub(super) shown: Shown,
     pub(super) problems: Family<ProblemLabels, Gauge>,
     registry: Registry,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Task {
+    task: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -197,6 +203,7 @@ impl Metrics {
             fleet_agents: Family::default(),
             fleet_version: Gauge::default(),
             stalled: Family::default(),
+            restarts: Family::default(),
             disks: Disks::default(),
             shown: Shown::default(),
             problems: Family::default(),
@@ -243,6 +250,7 @@ impl Metrics {
         );
         add(&mut registry, Metric::Orders, inner.orders.clone());
         add(&mut registry, Metric::DiskStalled, inner.stalled.clone());
+        add(&mut registry, Metric::TaskRestarts, inner.restarts.clone());
         add(&mut registry, Metric::Problem, inner.problems.clone());
         inner.lines.register(&mut registry);
         for (metric, gauge) in [
@@ -300,6 +308,12 @@ impl Metrics {
     /// From now on each scrape says how much room is on the disk of this folder.
     pub fn watch_disk(&self, folder: &Path) {
         self.0.disks.watch(folder);
+    }
+
+    /// Counts restarts of a task; 0 makes its series.
+    pub fn task_restarts(&self, task: &str, count: u64) {
+        let task = task.to_owned();
+        self.0.restarts.get_or_create(&Task { task }).inc_by(count);
     }
 
     /// Time since this disk last answered; zero while it does.
@@ -534,7 +548,7 @@ struct QueueFamilies {
 
 impl QueueFamilies {
     fn register(registry: &mut Registry) -> Self {
-        let gauges: [(Metric, Number); 8] = [
+        let gauges: [(Metric, Number); 9] = [
             (Metric::QueueReady, |stats| Some(stats.ready)),
             (Metric::QueueLeased, |stats| Some(stats.leased)),
             (Metric::QueueDelayed, |stats| Some(stats.delayed)),
@@ -551,6 +565,7 @@ impl QueueFamilies {
             (Metric::QueueOldestDelayedAge, |stats| {
                 age(stats.oldest_delayed_age, stats.delayed)
             }),
+            (Metric::QueuePaused, |stats| Some(u64::from(stats.paused))),
         ];
         let counters: [(Metric, Number); 5] = [
             (Metric::Enqueued, |stats| Some(stats.enqueued)),

@@ -83,6 +83,7 @@ fn add(sum: &mut Stats, stats: &Stats) {
     sum.retried += stats.retried;
     sum.dropped += stats.dropped;
     sum.duplicates += stats.duplicates;
+    sum.paused |= stats.paused;
     sum.oldest_age = sum.oldest_age.max(stats.oldest_age);
     sum.oldest_ready_age = sum.oldest_ready_age.max(stats.oldest_ready_age);
     sum.oldest_leased_age = sum.oldest_leased_age.max(stats.oldest_leased_age);

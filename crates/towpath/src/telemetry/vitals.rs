@@ -25,6 +25,10 @@ pub struct Vitals {
     pub agents_stale: u64,
     /// Agents that could not apply the configuration.
     pub agents_failed: u64,
+    /// Agents that applied another version than they were sent.
+    pub agents_behind: u64,
+    /// Agents whose identity several processes use.
+    pub agents_shared: u64,
     /// The disks that the process writes to.
     pub rooms: Vec<DiskUsage>,
     /// Open files, and how many there may be.
@@ -40,6 +44,8 @@ pub struct Deliveries {
     pub failed: u64,
     /// Dead letters.
     pub dead: u64,
+    /// Attempts at an unavailable sink or destination, released without a charge.
+    pub unavailable: u64,
 }
 
 impl Deliveries {
@@ -49,7 +55,28 @@ impl Deliveries {
             done: self.done.saturating_sub(before.done),
             failed: self.failed.saturating_sub(before.failed),
             dead: self.dead.saturating_sub(before.dead),
+            unavailable: self.unavailable.saturating_sub(before.unavailable),
         }
+    }
+
+    /// The sum of two queues.
+    pub const fn and(self, other: Self) -> Self {
+        Self {
+            done: self.done + other.done,
+            failed: self.failed + other.failed,
+            dead: self.dead + other.dead,
+            unavailable: self.unavailable + other.unavailable,
+        }
+    }
+
+    /// Every attempt.
+    pub const fn all(self) -> u64 {
+        self.done + self.not_done()
+    }
+
+    /// Attempts that did not succeed.
+    pub const fn not_done(self) -> u64 {
+        self.failed + self.dead + self.unavailable
     }
 }
 
@@ -68,6 +95,7 @@ impl Metrics {
                 done: count("done"),
                 failed: count("retry"),
                 dead: count("reject"),
+                unavailable: count("unavailable"),
             };
             (queue, counts)
         });
@@ -82,6 +110,8 @@ impl Metrics {
             outbox_age: Duration::from_secs(gauge_value(&self.0.outbox_oldest_age)),
             agents_stale: agents("stale"),
             agents_failed: agents("failed"),
+            agents_behind: agents("behind"),
+            agents_shared: agents("shared"),
             rooms: rooms.unwrap_or_default(),
             files: process::files(),
         }

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ::http::{Method, StatusCode};
@@ -74,6 +74,16 @@ impl Demo {
         }
         Ok(())
     }
+}
+
+/// Makes the file that the demo appends lines to.
+///
+/// # Errors
+/// `Unavailable` when it cannot be made.
+pub(super) fn make_input(path: &Path) -> Result<()> {
+    let file = disk::private().create(true).append(true).open(path);
+    let failed = |error| Error::unavailable("the demo input cannot be written").with_source(error);
+    file.map(drop).map_err(failed)
 }
 
 struct Asking {

@@ -323,6 +323,7 @@ fn deliver(
         in_flight: process.config.fleet.limits.concurrency,
         alone: process.alone.clone(),
     };
+    process.health.works_on(healthy, queue);
     let metrics = PumpMetrics::new(&process.metrics, queue, Arc::clone(&process.clock));
     let (tasks, health) = (tasks.clone(), process.health.clone());
     let supervisor = &mut process.supervisor;

@@ -95,6 +95,7 @@ impl Ingest {
         let config = process.config;
         let work = work(process, process.floor(&self.backend))?;
         process.health.set(WORKER, None);
+        process.health.works_on(WORKER, self.name.as_str());
         process.needs(WORKER, &self.backend, Need::Answers);
         for number in 1..=config.concurrency {
             let (queue, name) = (Arc::clone(&self.queue), self.name.clone());

@@ -189,6 +189,7 @@ impl Lines {
             dead: self.dead.clone(),
         };
         process.health.set(WRITER, None);
+        process.health.works_on(WRITER, self.name.as_str());
         process.needs(WRITER, &self.backend, Need::Answers);
         process.metrics.watch_disk(folder_of(&output));
         let path = output.clone();

@@ -199,6 +199,8 @@ impl Orders {
             alone: process.alone.clone(),
         };
         let rejections = handling.clone();
+        // The channel reports under this role for both queues.
+        process.health.works_on(NOTIFIER, REJECTIONS);
         self.pump(NOTIFIER, NOTIFICATIONS, "notifier", handling, process)?;
         self.pump(REJECTER, REJECTIONS, "notifier", rejections, process)
     }
@@ -240,6 +242,7 @@ impl Orders {
         process: &mut Process<'_>,
     ) -> Result<()> {
         process.health.set(role, None);
+        process.health.works_on(role, queue);
         self.needs(role, process, Need::Answers);
         let (store, health, name) = (
             self.store.clone(),

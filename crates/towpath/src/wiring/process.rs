@@ -81,6 +81,9 @@ impl<'a> Process<'a> {
         let keys = KeyFile::open(config.key_file.clone())?;
         let (trail, records) = Trail::new();
         let mut supervisor = Supervisor::new(config.drain - closing_time(config.drain));
+        let metrics = Metrics::new();
+        let counter = metrics.clone();
+        supervisor.on_restart(move |task, count| counter.task_restarts(task, count));
         let jwt = jwt(config, &mut supervisor)?;
         let guard = Guard::new(
             config.auth,
@@ -96,7 +99,7 @@ impl<'a> Process<'a> {
             config,
             roles,
             clock,
-            metrics: Metrics::new(),
+            metrics,
             health: Health::new(),
             supervisor,
             alone: Alone::default(),

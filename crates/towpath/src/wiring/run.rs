@@ -12,7 +12,7 @@ use super::Role;
 use super::accounts::Accounts;
 use super::backend_pool::BackendPool;
 use super::backends::{clock, is_in_use, refuse_restoring};
-use super::demo::Demo;
+use super::demo::{Demo, make_input};
 use super::fleet::Fleet;
 use super::ingest::Ingest;
 use super::lines::Lines;
@@ -113,6 +113,10 @@ pub async fn start(loaded: &Loaded, roles: &[Role], with_demo: bool) -> Result<S
     }
     if let Some(orders) = orders {
         orders.start(&mut process, &mut public).await?;
+    }
+    if with_demo && let Some(input) = &config.lines.input {
+        // Otherwise its reader begins with a warning.
+        make_input(input)?;
     }
     if let Some(lines) = lines {
         lines.start(&mut process, &mut public)?;

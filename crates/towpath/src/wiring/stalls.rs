@@ -13,7 +13,7 @@ use tracing::{error, info};
 
 use super::process::Process;
 use crate::supervisor::{OnFailure, Stage, Stop};
-use crate::telemetry::{Health, Metrics};
+use crate::telemetry::{Health, Metrics, STALLS};
 
 /// Interval of checks.
 const LOOK: Duration = Duration::from_millis(500);
@@ -49,7 +49,7 @@ impl Process<'_> {
         let (health, metrics) = (self.health.clone(), self.metrics.clone());
         let timeout = self.config.disk_timeout;
         self.supervisor
-            .start("disks", Stage::Observe, OnFailure::Restart, move |stop| {
+            .start(STALLS, Stage::Observe, OnFailure::Restart, move |stop| {
                 let disks: Vec<Disk> = disks.iter().map(Disk::of).collect();
                 watch(disks, timeout, health.clone(), metrics.clone(), stop)
             });
@@ -105,7 +105,7 @@ async fn watch(
             let lasts = disk.stalled?.as_secs();
             Some(format!("{} has not answered for {lasts} s", disk.name))
         });
-        health.set("disks", stalled);
+        health.set(STALLS, stalled);
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
             () = stop.requested() => return Ok(()),

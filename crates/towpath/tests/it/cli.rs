@@ -57,6 +57,8 @@ fn a_misspelled_name_is_answered_with_a_suggestion() {
         (&["queue", "lss"], "'ls'"),
         (&["up", "--ephemral"], "'--ephemeral'"),
         (&["health", "--output", "jsn"], "'json'"),
+        (&["tail", "line_stream"], "try: towpath stream tail STREAM"),
+        (&["-q", "list"], "try: towpath queue ls"),
         (
             &["--set", "ingest.queue", "roles", "x"],
             "unexpected argument 'x'",

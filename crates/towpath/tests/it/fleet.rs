@@ -489,6 +489,18 @@ fn a_configuration_that_agents_cannot_apply_is_rolled_back_automatically() {
         ended["reason"].as_str().unwrap().contains("agent-3"),
         "{ended}"
     );
+    let problems = || {
+        let output = world.json_of(&["status"]);
+        let all = output.as_array().unwrap().clone();
+        all.into_iter()
+            .filter(|one| one["problem"] == "rollout_stopped")
+            .collect::<Vec<_>>()
+    };
+    wait_until("the problem", Duration::from_secs(10), || {
+        problems()
+            .iter()
+            .any(|one| one["cause"].as_str().unwrap().contains("agent-3"))
+    });
     let tried = broken.lock().unwrap().clone();
     assert!(
         !tried.is_empty() && tried.iter().all(|version| *version == 2),
@@ -501,6 +513,9 @@ fn a_configuration_that_agents_cannot_apply_is_rolled_back_automatically() {
     wait_until("a good one", Duration::from_secs(30), || having(4) == 10);
     wait_until("its end", Duration::from_secs(10), || {
         ask(&world, "GET", "/rollout", &[], &Value::Null).json()["data"]["status"] == "done"
+    });
+    wait_until("no problem", Duration::from_secs(10), || {
+        problems().is_empty()
     });
 }
 

@@ -56,6 +56,7 @@ mod orders_chaos;
 mod orders_rabbitmq;
 mod orders_rabbitmq_faults;
 mod orders_two_brokers;
+mod outages;
 mod outbox;
 mod package;
 mod process;

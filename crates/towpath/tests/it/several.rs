@@ -65,7 +65,9 @@ fn each_takes_an_admin_port_and_is_found_by_its_roles() {
     };
     let ingest = network.world(None);
     let accounts = network.world(Some(&ingest));
-    let fleet = network.world(Some(&ingest));
+    let mut fleet = network.world(Some(&ingest));
+    // More than any disk has.
+    fleet.set("TOWPATH_EMBEDDED__DISK_RESERVE", "1024GiB");
     let elsewhere = network.world(Some(&ingest));
     let first = started(&ingest, "ingest.api", 1);
     let second = started(&accounts, "accounts.api,accounts.relay", 2);
@@ -109,7 +111,30 @@ fn each_takes_an_admin_port_and_is_found_by_its_roles() {
             said(&output)
         );
     }
-    let health = elsewhere.json(&["health", "--admin", "7072"]);
+    // `status` covers all of them, each under its own title.
+    let problem = || {
+        let output = elsewhere.run(&["status"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), text)
+    };
+    wait_until("the problem", Duration::from_secs(20), || {
+        problem().0 == Some(5)
+    });
+    let (_, text) = problem();
+    let (pid, admin) = (second.id(), "127.0.0.1:7071");
+    let healthy = format!("{admin}  pid {pid}  accounts.api,accounts.relay: no problems\n");
+    let full = format!(
+        "127.0.0.1:7072  pid {}  fleet.controller,fleet.worker: 1 problem\nstore_refusing  ",
+        third.id()
+    );
+    assert!(text.contains(&healthy) && text.contains(&full), "{text}");
+    let rows = elsewhere.json_of(&["status"]);
+    assert_eq!(rows.as_array().unwrap().len(), 1, "{rows}");
+    assert_eq!(rows[0]["process"], "127.0.0.1:7072");
+    assert_eq!(rows[0]["problem"], "store_refusing");
+    // The folder of a process leads to it here too.
+    assert_eq!(ingest.ok(&["status"]), "no problems\n");
+    let health = elsewhere.json_of(&["health", "--admin", "7072"]);
     assert!(
         health["checks"].to_string().contains("fleet.worker"),
         "{health}"

@@ -25,19 +25,24 @@ struct Row<'a> {
     set: Box<dyn FnMut(bool) + 'a>,
     /// The one problem, and the beginning of its subject.
     problem: (&'static str, String),
+    /// What its cause names.
+    cause: &'static str,
     unready: &'static [&'static str],
 }
 
-/// Name and subject of each problem.
-fn problems(world: &World) -> Vec<(String, String)> {
+/// Name, subject and cause of each problem.
+fn problems(world: &World) -> Vec<(String, String, String)> {
     let bearer = world.bearer();
     let mut client = world.admin_client();
     let answer = client.send("GET", "/v1/problems", &[("authorization", &bearer)], b"");
     let answer = answer.unwrap().json();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let all = answer.as_array().unwrap().iter();
-    all.map(|one| (text(&one["problem"]), text(&one["subject"])))
-        .collect()
+    all.map(|one| {
+        let [problem, subject, cause] = ["problem", "subject", "cause"].map(|key| text(&one[key]));
+        (problem, subject, cause)
+    })
+    .collect()
 }
 
 /// The roles of the process, and those of them that are not ready.
@@ -67,7 +72,9 @@ fn walk(world: &World, rows: Vec<Row<'_>>) {
         let began = Instant::now();
         loop {
             let (found, down) = (problems(world), unready(world).1);
-            let is_it = |(one, of): &(String, String)| one == problem && of.starts_with(subject);
+            let is_it = |(one, of, cause): &(String, String, String)| {
+                one == problem && of.starts_with(subject) && cause.contains(row.cause)
+            };
             if found.len() == 1 && found.iter().all(is_it) && down == expected {
                 break;
             }
@@ -149,6 +156,7 @@ fn a_backend_or_a_full_store_is_the_problem_of_its_roles_alone() {
                 "backend_unreachable",
                 format!("redis://127.0.0.1:{}", proxy.port()),
             ),
+            cause: "",
             unready,
         });
     }
@@ -168,6 +176,7 @@ fn a_backend_or_a_full_store_is_the_problem_of_its_roles_alone() {
                 }
             }),
             problem: ("store_refusing", String::new()),
+            cause: "disk is low",
             // Callbacks are delivered all the same.
             unready: &["fleet.worker"],
         });
@@ -223,12 +232,14 @@ fn a_database_or_a_sink_is_the_problem_of_its_roles_alone() {
             what: "database of accounts",
             set: Box::new(|is_broken| fault(accounts, is_broken)),
             problem: ("database_unreachable", "database".to_owned()),
+            cause: "",
             unready: &["accounts.api", "accounts.relay", "database"],
         },
         Row {
             what: "database of the fleet",
             set: Box::new(|is_broken| fault(fleet, is_broken)),
             problem: ("database_unreachable", "fleet.database".to_owned()),
+            cause: "",
             unready: &["fleet.controller"],
         },
         Row {
@@ -241,6 +252,7 @@ fn a_database_or_a_sink_is_the_problem_of_its_roles_alone() {
                 false => accept_all(receiver),
             }),
             problem: ("sink_failing", "ingest.worker".to_owned()),
+            cause: "queue `messages`: destination `http://127.0.0.1:",
             unready: &["ingest.worker"],
         },
         Row {
@@ -254,6 +266,7 @@ fn a_database_or_a_sink_is_the_problem_of_its_roles_alone() {
                 false => accept_all(orders),
             }),
             problem: ("sink_failing", "orders.notifier".to_owned()),
+            cause: "queue `notifier.queue`: destination `http://127.0.0.1:",
             unready: &["orders.notifier"],
         },
     ];
@@ -263,6 +276,121 @@ fn a_database_or_a_sink_is_the_problem_of_its_roles_alone() {
         let series = format!("towpath_destinations{{role=\"{name}\",state=\"paused\"}}");
         assert!(world.metric(&series).abs() < f64::EPSILON, "{series}");
     }
+}
+
+#[test]
+fn lines_agents_and_mails_fail_alone() {
+    if !able("redis", redis::missing().is_none()) {
+        return;
+    }
+    let server = redis::Server::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let port: u16 = server.url().rsplit(':').next().unwrap().parse().unwrap();
+    let runtime = Runtime::new().unwrap();
+    let mut world = World::new();
+    let start = |port| runtime.block_on(Proxy::start(port));
+    let [store, controller, worker] = [port, world.controller.port(), world.hits.port()].map(start);
+    let at = |proxy: &Proxy| format!("127.0.0.1:{}", proxy.port());
+    let (mail, nowhere) = free_ports();
+    let (input, output) = (world.folder.join("input.txt"), world.folder.join("out.txt"));
+    std::fs::write(&input, "").unwrap();
+    world
+        .set("TOWPATH_BACKENDS__LINES", format!("redis://{}", at(&store)))
+        .set("TOWPATH_LINES__INPUT", input.display())
+        .set("TOWPATH_LINES__OUTPUT", output.display())
+        .set(
+            "TOWPATH_FLEET__AGENT__CONTROLLER",
+            format!("http://{}", at(&controller)),
+        )
+        .set(
+            "TOWPATH_FLEET__AGENT__WORKERS",
+            format!("http://{}", at(&worker)),
+        )
+        .set("TOWPATH_FLEET__AGENT__POLL", "1s")
+        .set("TOWPATH_FLEET__WORKER__ALLOW", "127.0.0.1")
+        .set("TOWPATH_ORDERS__NOTIFY__CHANNEL", "smtp")
+        .set(
+            "TOWPATH_ORDERS__NOTIFY__SMTP__URL",
+            format!("smtp://{mail}"),
+        )
+        .set("TOWPATH_ORDERS__NOTIFY__SMTP__TO", "desk@example.org");
+    let _running = world.up();
+    let url = format!("url=http://{nowhere}/");
+    world.ok(&["fleet", "config", "publish", &url, "--poll", "1", "--wait"]);
+    let fault = |proxy: &Proxy, is_broken| {
+        proxy.set(if is_broken { Fault::Reset } else { Fault::None });
+    };
+    let replace = |path: &std::path::Path, is_broken| {
+        let aside = path.with_extension("aside");
+        if is_broken {
+            std::fs::rename(path, &aside).ok();
+            std::fs::create_dir(path).unwrap();
+        } else {
+            std::fs::remove_dir(path).unwrap();
+            std::fs::rename(&aside, path).ok();
+        }
+    };
+    let agent = || ("role_failing", "fleet.agent".to_owned());
+    let rows = vec![
+        Row {
+            what: "store of lines",
+            set: Box::new(|is_broken| fault(&store, is_broken)),
+            problem: ("backend_unreachable", format!("redis://{}", at(&store))),
+            cause: "",
+            unready: &["lines.reader", "lines.writer"],
+        },
+        Row {
+            what: "output of lines",
+            set: Box::new(|is_broken| {
+                replace(&output, is_broken);
+                std::fs::write(&input, "one\ntwo\n").unwrap();
+            }),
+            problem: ("sink_failing", "lines.writer".to_owned()),
+            cause: "queue `line_stream`: ",
+            unready: &["lines.writer"],
+        },
+        Row {
+            what: "input of lines",
+            set: Box::new(|is_broken| replace(&input, is_broken)),
+            problem: ("role_failing", "lines.reader".to_owned()),
+            cause: "input.txt",
+            unready: &["lines.reader"],
+        },
+        Row {
+            what: "controller of the agent",
+            set: Box::new(|is_broken| fault(&controller, is_broken)),
+            problem: agent(),
+            cause: "",
+            unready: &["fleet.agent"],
+        },
+        Row {
+            what: "mail server",
+            set: Box::new(|is_broken| match is_broken {
+                true => {
+                    set_stock(&world, "case", 5);
+                    let sent = order(&mut world.client(), "one", "case", 1);
+                    assert_eq!(sent.status, 202, "{}", sent.text());
+                }
+                false => drop(crate::mail::MailServer::start_at(mail)),
+            }),
+            problem: ("sink_failing", "orders.notifier".to_owned()),
+            cause: "queue `notifier.queue`: destination `smtp://",
+            unready: &["orders.notifier"],
+        },
+        Row {
+            what: "worker of the agent",
+            set: Box::new(|is_broken| fault(&worker, is_broken)),
+            problem: agent(),
+            cause: "",
+            unready: &["fleet.agent"],
+        },
+    ];
+    walk(&world, rows);
+    // The URL of a task is a client's: it concerns its tasks, and the metric.
+    world.ok(&["task", "start"]);
+    let paused = "towpath_destinations{role=\"fleet.worker\",state=\"paused\"}";
+    wait_until("the pause", SHOWN, || world.metric(paused) > 0.5);
+    assert_eq!(problems(&world), []);
+    assert_eq!(unready(&world).1, BTreeSet::new());
 }
 
 #[test]

@@ -86,13 +86,13 @@ fn bad(word: &'static str, message: impl Into<String>) -> Problem {
     Problem::invalid(message).code(word)
 }
 
-/// The error of a failed call to the store of the limits.
+/// The answer when the store decided nothing.
 fn undecided(error: &Error) -> Problem {
     if error.kind() == ErrorKind::Invalid {
         return bad("invalid_tokens", error.to_string());
     }
     warn!(error = error.chain(), "a limit could not be decided");
-    let text = error.unknown_or("the store of the limits does not answer; try again");
+    let text = error.unknown_or("rate-limit store unavailable; retry later");
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, text)
         .code("bucket_error")
         .retry_after(1)

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::envelope::data;
 use super::identity::INSTANCE;
-use crate::http::answer::retry_after;
+use crate::http::answer::{no_answer, retry_after};
 
 /// Most bytes of an answer.
 const ANSWER_BYTES: usize = 4 << 20;
@@ -61,15 +61,12 @@ impl AgentClient {
 
     /// Sends a request that the server may hold for `wait`.
     pub(super) async fn send(&self, request: RequestBuilder, wait: Duration) -> Result<Answered> {
-        let away = |error: reqwest::Error| {
-            Error::unavailable("no answer").with_source(error.without_url())
-        };
         let request = request.timeout(self.timeout + wait);
-        let mut response = request.send().await.map_err(away)?;
+        let mut response = request.send().await.map_err(no_answer)?;
         let status = response.status();
         let after = retry_after(response.headers(), &self.clock);
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(away)? {
+        while let Some(chunk) = response.chunk().await.map_err(no_answer)? {
             body.extend_from_slice(&chunk);
             if body.len() > ANSWER_BYTES {
                 return Err(Error::unavailable(format!(

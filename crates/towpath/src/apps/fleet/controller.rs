@@ -72,6 +72,17 @@ impl Snapshot {
         self.newest.as_ref()
     }
 
+    /// Whether the agent applied another version than it was sent, longer ago than it needs to report.
+    fn is_behind(&self, agent: &Agent, now: Timestamp) -> bool {
+        let Some((sent, applied)) = self.config_of(Some(agent.id)).zip(agent.report.applied) else {
+            return false;
+        };
+        let created_at = sent.created_at.as_ref().and_then(|text| text.parse().ok());
+        let age = created_at.map_or(0, |at: Timestamp| now.duration_since(at).as_secs());
+        let failed = agent.report.failed.is_some();
+        applied != sent.version && !failed && age > self.stale().as_secs().cast_signed()
+    }
+
     /// After which silence an agent counts as gone: three times the interval that it asks in.
     pub(super) fn stale(&self) -> Duration {
         let poll = self
@@ -188,11 +199,13 @@ impl Controller {
             .iter()
             .filter(|agent| agent.report.failed.is_some())
             .count();
+        let is_behind = |agent: &&Agent| !is_stale(agent) && snapshot.is_behind(agent, now);
         let is_shared = |agent: &&Agent| !self.sharing(agent.id).is_empty();
         let states = [
             ("active", agents.len() - silent),
             ("stale", silent),
             ("failed", failed),
+            ("behind", agents.iter().filter(is_behind).count()),
             ("shared", agents.iter().filter(is_shared).count()),
         ];
         for (id, speakers) in self.0.identities.news(now, stale) {
@@ -254,6 +267,9 @@ impl Controller {
                 _ => {}
             }
         }
+        self.0
+            .health
+            .set_stopped_rollout(stopped(rollout.as_ref(), newest.as_ref()));
         let rollout = rollout.filter(|one| is_current(&newest, one));
         let holders = holders.filter(|_| rollout.is_some()).map(Arc::new);
         let stable = match &rollout {
@@ -413,4 +429,18 @@ impl Controller {
     pub(super) fn nudge(&self) {
         self.0.changed.notify_one();
     }
+}
+
+/// Why the last rollout stopped, while the configuration is the one that the controller restored.
+fn stopped(rollout: Option<&Rollout>, newest: Option<&Published>) -> Option<String> {
+    let (rollout, newest) = rollout.zip(newest)?;
+    let is_restored = newest.author == ITSELF && newest.rolls_back_to == Some(rollout.stable);
+    if rollout.progress != Progress::Stopped || !is_restored {
+        return None;
+    }
+    let (version, stable) = (rollout.version, rollout.stable);
+    let reason = rollout.reason.as_deref().unwrap_or("no reason given");
+    Some(format!(
+        "the rollout of version {version} stopped and version {stable} was restored: {reason}"
+    ))
 }

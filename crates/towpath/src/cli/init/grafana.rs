@@ -16,6 +16,8 @@ enum Query {
     Max(Metric, &'static str),
     /// Rate of a counter, all processes together, for each of these labels.
     Rate(Metric, &'static str),
+    /// The share of a counter with other outcomes than these, all processes together, for each of these labels.
+    Share(Metric, &'static str, &'static str),
     /// The time that 99 of 100 stay under, for each of these labels.
     P99(Metric, &'static str),
 }
@@ -27,6 +29,14 @@ impl Query {
             Self::Rate(metric, by) => {
                 format!("sum by ({by}) (rate({}[$__rate_interval]))", metric.row().0)
             }
+            Self::Share(metric, others, by) => {
+                let name = metric.row().0;
+                let sum = |selector: &str| {
+                    format!("sum by ({by}) (rate({name}{selector}[$__rate_interval]))")
+                };
+                let selector = format!("{{outcome!~\"{others}\"}}");
+                format!("{} / {}", sum(&selector), sum(""))
+            }
             Self::P99(metric, by) => format!(
                 "histogram_quantile(0.99, sum by (le, {by}) (rate({}_bucket[$__rate_interval])))",
                 metric.row().0
@@ -35,7 +45,82 @@ impl Query {
     }
 }
 
+/// Metrics without a panel: constants, bounds of another figure, and sums of figures that have one.
+#[cfg(test)]
+const WITHOUT_PANEL: [Metric; 7] = [
+    Metric::ProcessDuration,
+    Metric::QueueOldestAge,
+    Metric::QueuesSummed,
+    Metric::DiskSize,
+    Metric::BuildInfo,
+    Metric::ProcessMaxFds,
+    Metric::ProcessStart,
+];
+
 const ROWS: &[Row] = &[
+    (
+        "Problems",
+        &[
+            (
+                "Problems",
+                "short",
+                &[(
+                    Query::Max(Metric::Problem, "problem, subject"),
+                    "{{problem}} {{subject}}",
+                )],
+            ),
+            (
+                "Failing share of delivery attempts",
+                "percentunit",
+                &[(
+                    Query::Share(Metric::Deliveries, "done|lost", "queue"),
+                    "{{queue}}",
+                )],
+            ),
+            (
+                "Failures of sinks",
+                "short",
+                &[(Query::Rate(Metric::SinkFailures, "queue"), "{{queue}}")],
+            ),
+            (
+                "Destinations paused or limited",
+                "short",
+                &[(
+                    Query::Max(Metric::Destinations, "role, state"),
+                    "{{role}} {{state}}",
+                )],
+            ),
+            (
+                "Backends that reject writes",
+                "short",
+                &[(
+                    Query::Max(Metric::BackendRefusing, "instance, backend, reason"),
+                    "{{instance}} {{backend}} {{reason}}",
+                )],
+            ),
+            (
+                "Task restarts",
+                "short",
+                &[(
+                    Query::Rate(Metric::TaskRestarts, "instance, task"),
+                    "{{instance}} {{task}}",
+                )],
+            ),
+            (
+                "Paused queues",
+                "short",
+                &[(Query::Max(Metric::QueuePaused, "queue"), "{{queue}}")],
+            ),
+            (
+                "Stalled disks",
+                "s",
+                &[(
+                    Query::Max(Metric::DiskStalled, "instance, disk"),
+                    "{{instance}} {{disk}}",
+                )],
+            ),
+        ],
+    ),
     (
         "Overview",
         &[
@@ -85,6 +170,14 @@ const ROWS: &[Row] = &[
                 )],
             ),
             (
+                "Open files",
+                "short",
+                &[(
+                    Query::Max(Metric::ProcessOpenFds, "instance"),
+                    "{{instance}}",
+                )],
+            ),
+            (
                 "Free disk space",
                 "bytes",
                 &[(
@@ -127,12 +220,27 @@ const ROWS: &[Row] = &[
                 )],
             ),
             (
-                "Destinations paused or limited",
+                "Delayed and leased",
                 "short",
-                &[(
-                    Query::Max(Metric::Destinations, "role, state"),
-                    "{{role}} {{state}}",
-                )],
+                &[
+                    (
+                        Query::Max(Metric::QueueDelayed, "queue"),
+                        "{{queue}} delayed",
+                    ),
+                    (Query::Max(Metric::QueueLeased, "queue"), "{{queue}} leased"),
+                ],
+            ),
+            (
+                "Retries, duplicates and drops",
+                "short",
+                &[
+                    (Query::Rate(Metric::Retried, "queue"), "{{queue}} retried"),
+                    (
+                        Query::Rate(Metric::Duplicates, "queue"),
+                        "{{queue}} duplicates",
+                    ),
+                    (Query::Rate(Metric::Dropped, "queue"), "{{queue}} dropped"),
+                ],
             ),
             (
                 "Enqueued and acked",
@@ -170,6 +278,14 @@ const ROWS: &[Row] = &[
                 "short",
                 &[(
                     Query::Max(Metric::StreamLag, "stream, group"),
+                    "{{stream}} {{group}}",
+                )],
+            ),
+            (
+                "Pending entries",
+                "short",
+                &[(
+                    Query::Max(Metric::StreamPending, "stream, group"),
                     "{{stream}} {{group}}",
                 )],
             ),
@@ -322,4 +438,38 @@ pub(super) fn dashboard() -> String {
         "panels": panels,
     });
     format!("{dashboard:#}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_has_a_panel_or_a_reason() {
+        let shown: Vec<Metric> = ROWS
+            .iter()
+            .flat_map(|(_, panels)| *panels)
+            .flat_map(|(_, _, queries)| *queries)
+            .map(|(query, _)| match query {
+                Query::Max(metric, _)
+                | Query::Rate(metric, _)
+                | Query::P99(metric, _)
+                | Query::Share(metric, ..) => *metric,
+            })
+            .collect();
+        for metric in Metric::ALL {
+            let is_left_out = WITHOUT_PANEL.contains(&metric);
+            assert_ne!(shown.contains(&metric), is_left_out, "{metric:?}");
+        }
+    }
+
+    #[test]
+    fn a_share_divides_by_every_outcome() {
+        let share = Query::Share(Metric::Deliveries, "done|lost", "queue");
+        assert_eq!(
+            share.text(),
+            "sum by (queue) (rate(towpath_deliveries_total{outcome!~\"done|lost\"}[$__rate_interval])) / \
+             sum by (queue) (rate(towpath_deliveries_total[$__rate_interval]))"
+        );
+    }
 }

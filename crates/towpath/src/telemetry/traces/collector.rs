@@ -183,7 +183,7 @@ impl Sender {
                 StatusCode::GATEWAY_TIMEOUT,
             ];
             return Err(Refused {
-                problem: format!("answered {status}"),
+                problem: format!("HTTP {status}"),
                 may_help: again.contains(&status),
                 after,
             });

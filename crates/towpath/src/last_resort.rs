@@ -21,7 +21,7 @@ const EXIT: Duration = Duration::from_secs(1);
 pub(crate) fn end_after(limit: Duration, code: u8, why: &'static str) {
     let end = move || {
         thread::sleep(limit);
-        let (said, heard) = mpsc::channel();
+        let (logged, done) = mpsc::sync_channel(1);
         thread::spawn(move || {
             tracing::error!(?limit, code, "{why}");
             crate::telemetry::flush_logs();

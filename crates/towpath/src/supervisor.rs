@@ -262,6 +262,10 @@ impl Supervisor {
         let account = stop.account.clone();
         let fatal = self.fatal.clone();
         let make = move |stop: Stop| -> TaskFuture { Box::pin(make(stop)) };
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the supervisor starts tasks here"
+        )]
         let handle = tokio::spawn(watch(name.clone(), on_failure, stop, fatal, make));
         self.tasks.push(Task {
             name,
@@ -365,6 +369,10 @@ async fn watch(
     loop {
         let began = Instant::now();
         // A task of its own, so that a panic is an outcome; aborted with this one by the guard.
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the supervisor starts tasks here"
+        )]
         let mut running = AbortOnDrop(tokio::spawn(make(stop.clone())));
         let failure = match (&mut running.0).await {
             Ok(Ok(())) => return Ok(()),

@@ -250,7 +250,7 @@ impl Store {
     pub(super) fn watch_other_brokers(self: &Arc<Self>) {
         if !self.other_brokers.others.is_empty() {
             // Ends with the store.
-            tokio::spawn(watch(Arc::downgrade(self)));
+            crate::task::spawn(watch(Arc::downgrade(self)));
         }
     }
 }

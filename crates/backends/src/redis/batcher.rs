@@ -281,7 +281,7 @@ pub(super) async fn run_batched<R: Request>(
     if let Some(lane) = R::batcher(handle).join(Caller { request, answer }) {
         let (servers, handle) = (Arc::clone(servers), Arc::clone(handle));
         // Ends when no caller waits. A task, because the caller that started it may be dropped while others wait.
-        tokio::spawn(async move { send_batches::<R>(&servers, &handle, &lane).await });
+        crate::task::spawn(async move { send_batches::<R>(&servers, &handle, &lane).await });
     }
     mine.await
         .map_err(|_| Error::unavailable("the batch was not sent"))?

@@ -72,7 +72,7 @@ impl Store {
             config,
         });
         // Ends with the store: it holds a weak reference, and `close` aborts its handle.
-        let maintenance = tokio::spawn(maintain(Arc::downgrade(&store))).abort_handle();
+        let maintenance = crate::task::spawn(maintain(Arc::downgrade(&store))).abort_handle();
         lock(&store.tasks).push(maintenance);
         Ok(store)
     }

@@ -1,5 +1,10 @@
 //! Configurations and agents, on any of the databases.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the database keeps the machine's wall-clock time"
+)]
+
 use std::sync::Arc;
 
 use async_trait::async_trait;

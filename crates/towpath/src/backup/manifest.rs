@@ -1,5 +1,10 @@
 //! The manifest: which files a backup has, their lengths and checksums.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the machine's time is shown to people"
+)]
+
 use std::collections::BTreeSet;
 use std::time::SystemTime;
 

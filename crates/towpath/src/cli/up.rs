@@ -365,7 +365,7 @@ fn has_banner(global: &Global) -> bool {
 /// Prints lines behind those of the log. A closed output, or one that is not read, neither stops nor ends the process.
 fn offer(lines: Vec<String>) {
     flush_logs();
-    let (written, done) = std::sync::mpsc::channel();
+    let (written, done) = std::sync::mpsc::sync_channel(1);
     std::thread::spawn(move || {
         output::text(&(lines.join("\n") + "\n")).ok();
         written.send(()).ok();

@@ -367,6 +367,7 @@ mod tests {
     }
 
     /// Answers every request on every connection with this, and counts the connections.
+    #[expect(clippy::disallowed_methods, reason = "tests have no supervisor")]
     async fn server(answer: String) -> (String, Arc<AtomicUsize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/hook", listener.local_addr().unwrap());

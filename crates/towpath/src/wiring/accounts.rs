@@ -1,5 +1,10 @@
 //! The accounts app's roles, from their configuration.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "compared with the database's wall-clock times"
+)]
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -132,7 +132,11 @@ impl BenchOrders {
 
     fn start(&self) -> Result<Workers> {
         let store = &self.gateway.0;
-        let (tell, told) = mpsc::unbounded_channel();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the number of orders of a measurement bounds it"
+        )]
+        let (report, notified) = mpsc::unbounded_channel();
         let notifier = Notifier {
             store: store.clone(),
             channel: Arc::new(Channel::Log),

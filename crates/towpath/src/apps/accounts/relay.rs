@@ -192,6 +192,11 @@ impl Relay {
                 None => self.send_all(&source, &mut from, events, stop).await?,
                 Some((last, id)) => {
                     let (outbox, most) = (Arc::clone(&self.outbox), self.most());
+                    // On another thread: making records and reading the next events both take the processor.
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "aborted with the relay's own task"
+                    )]
                     let reading =
                         tokio::spawn(async move { read(&*outbox, last, Some(id), most).await });
                     let reading = AbortOnDropHandle::new(reading);

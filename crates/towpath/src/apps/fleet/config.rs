@@ -188,6 +188,10 @@ pub(super) fn follows(
 
 #[cfg(test)]
 mod tests {
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the controller's clock makes this time"
+)]
     use serde_json::json;
 
     use super::*;

@@ -4,6 +4,11 @@
 //! database -- each second, and after each change --> Snapshot --> all who wait, woken once
 //! ```
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "compared with the database's wall-clock times"
+)]
+
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

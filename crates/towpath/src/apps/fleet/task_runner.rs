@@ -3,6 +3,11 @@
 //! A result is written before its message is acked: after a crash in between the message is delivered again, and finds the
 //! result. A request that was under way at a crash is made again.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tasks are stored with wall-clock times"
+)]
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};

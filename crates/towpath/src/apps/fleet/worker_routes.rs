@@ -1,5 +1,10 @@
 //! The HTTP side of the worker: its configuration, and tasks.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tasks are stored with wall-clock times"
+)]
+
 use std::time::Duration;
 
 use axum::extract::{Request, State};

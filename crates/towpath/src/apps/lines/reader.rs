@@ -1,5 +1,10 @@
 //! The reader: follows files and appends their lines.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "compared with times of the file system"
+)]
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

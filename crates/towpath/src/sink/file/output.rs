@@ -1,4 +1,9 @@
-//! The file itself: appends that are announced, and what a crash left of the last one.
+//! The file itself: announced appends, and the repair of one that a crash interrupted.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "compared with times of the file system"
+)]
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, Permissions};

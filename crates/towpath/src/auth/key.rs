@@ -67,9 +67,8 @@ impl Key {
     ) -> Result<(Self, String)> {
         let mut id = [0; ID_BYTES];
         fill(&mut id)?;
-        let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
         let mut key = Self {
-            id,
+            id: hex::encode(id),
             name,
             scopes,
             created,

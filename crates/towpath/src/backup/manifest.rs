@@ -130,7 +130,7 @@ impl Manifest {
             sha256: String::new(),
             ..self.clone()
         };
-        Ok(hex(digest(&SHA256, &unsigned.encode()?).as_ref()))
+        Ok(hex::encode(digest(&SHA256, &unsigned.encode()?).as_ref()))
     }
 }
 
@@ -180,7 +180,7 @@ impl Hashing {
         Entry {
             name: name.to_owned(),
             bytes: self.bytes,
-            sha256: hex(self.context.finish().as_ref()),
+            sha256: hex::encode(self.context.finish().as_ref()),
         }
     }
 }
@@ -193,10 +193,6 @@ pub(super) fn difference(expected: &Entry, found: &Entry) -> Option<String> {
         return Some(format!("`{name}` has {has} bytes instead of {wanted}"));
     }
     (found.sha256 != expected.sha256).then(|| format!("`{name}` does not match its checksum"))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -232,12 +232,7 @@ fn content(path: &Path) -> Result<Content, Failure> {
         lines += 1;
         bytes += 1;
     }
-    let sha256 = hash
-        .finish()
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let sha256 = hex::encode(hash.finish());
     Ok(Content {
         lines,
         bytes,

@@ -353,11 +353,9 @@ fn request_key(headers: &HeaderMap, body: &[u8]) -> Result<Option<RequestKey>, P
     let Some(key) = idempotency::key(headers)? else {
         return Ok(None);
     };
-    let digest = digest::digest(&digest::SHA256, body);
-    let digest = digest.as_ref().iter();
     Ok(Some(RequestKey {
         key: key.to_owned(),
-        digest: digest.map(|byte| format!("{byte:02x}")).collect(),
+        digest: hex::encode(digest::digest(&digest::SHA256, body)),
     }))
 }
 

@@ -156,11 +156,7 @@ pub(super) fn new_agent_key() -> Result<String> {
 
 /// The stored digest of a key.
 pub(super) fn fingerprint(key: &str) -> String {
-    hex(digest(&SHA256, key.as_bytes()).as_ref())
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(digest(&SHA256, key.as_bytes()))
 }
 
 fn given(headers: &HeaderMap) -> Result<&str, Failure> {

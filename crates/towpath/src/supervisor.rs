@@ -396,7 +396,7 @@ async fn watch(
             error!(
                 task = name,
                 error = failure.chain(),
-                "task failed, stopping the process"
+                "task failed; stopping the process"
             );
             fatal.token.cancel();
             return Err(failure);
@@ -413,7 +413,7 @@ async fn watch(
             error = failure.chain(),
             attempt,
             ?delay,
-            "task failed, starting it again"
+            "task failed; restarting it"
         );
         tokio::select! {
             () = tokio::time::sleep(delay) => {}

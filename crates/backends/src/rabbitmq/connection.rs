@@ -167,7 +167,7 @@ impl BrokerConnection {
             while let Some(event) = events.next().await {
                 let now = match event {
                     Event::ConnectionBlocked(why) => {
-                        warn!(node = shown, why, "rabbitmq blocks publishers");
+                        warn!(node = shown, why, "rabbitmq is blocking publishers");
                         Some(why)
                     }
                     Event::ConnectionUnblocked => None,

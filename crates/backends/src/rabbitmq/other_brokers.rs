@@ -114,7 +114,7 @@ impl Store {
                 if !before.iter().any(|(handle, _)| *handle == queue) {
                     warn!(
                         %queue, node, messages, connected_to = open.node,
-                        "messages wait on another broker without a consumer"
+                        "messages waiting on another broker without a consumer"
                     );
                 }
             }

@@ -10,7 +10,7 @@ use towpath_core::{Error, Result, Timestamp};
 
 use super::scope::{Needed, Scope};
 
-/// How every key begins, so that secret scanners find one that leaked.
+/// Prefix of every key, so that secret scanners find one that leaked.
 pub(super) const PREFIX: &str = "tp_";
 
 const ID_BYTES: usize = 6;
@@ -107,7 +107,7 @@ impl Key {
         Ok(format!("{PREFIX}{}_{secret}", self.id))
     }
 
-    /// Whether a caller with this secret may do what needs this scope.
+    /// Whether a caller with this secret has this scope.
     ///
     /// # Errors
     /// Why not.

@@ -94,7 +94,7 @@ impl Manifest {
         let Head { format } = serde_json::from_slice(bytes).map_err(unreadable)?;
         if !(1..=FORMAT).contains(&format) {
             return Err(Error::corrupt(format!(
-                "`{NAME}` has format {format}; this Towpath reads 1 to {FORMAT}, a newer one may read it"
+                "`{NAME}` has format {format}; this Towpath reads 1 to {FORMAT}; a newer one may read it"
             )));
         }
         let manifest: Self = serde_json::from_slice(bytes).map_err(unreadable)?;

@@ -294,7 +294,7 @@ impl Run<'_> {
                 self.handler_failures += 1;
                 let attempt = self.handler_failures;
                 if attempt == 1 {
-                    warn!(error, "handler waits for its backend");
+                    warn!(error, "handler waiting for its backend");
                 }
                 self.lease_at = Some(Moment::now() + drawn(&BACKEND, attempt));
             }

@@ -450,7 +450,7 @@ impl Metrics {
             .and_then(|()| text::encode_registry(&mut body, &scraped))
             .and_then(|()| text::encode_eof(&mut body));
         if let Err(error) = encoded {
-            tracing::warn!(%error, "metrics cannot be written");
+            tracing::warn!(%error, "metrics not encoded");
         }
         let weight = |kind| accept::weight(headers, kind);
         if accept::names(headers, OPEN) && weight(OPEN) >= weight("text/plain") {

@@ -96,7 +96,7 @@ fn undecided(error: &Error) -> Problem {
     if error.kind() == ErrorKind::Invalid {
         return bad("invalid_tokens", error.to_string());
     }
-    warn!(error = error.chain(), "a limit could not be decided");
+    warn!(error = error.chain(), "rate limit decision failed");
     let text = error.unknown_or("the store of the limits does not answer; try again");
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, text)
         .code("bucket_error")

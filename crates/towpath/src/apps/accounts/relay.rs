@@ -363,7 +363,7 @@ impl Relay {
             let attempts = self.outbox.refused(event.seq, &error, self.attempts);
             let attempts = attempts.await?;
             let is_failed = attempts >= self.attempts;
-            warn!(event = %event.event.id, attempts, is_failed, error, "the broker refused an event");
+            warn!(event = %event.event.id, attempts, is_failed, error, "broker refused an event");
             if !is_failed {
                 return Ok(Passed::Refused);
             }
@@ -427,7 +427,7 @@ impl Relay {
                 let stepped = positions.append_at(step).await;
                 traces::settled(spans, &stepped);
                 if let AppendOutcome::OffsetConflict(now) = stepped? {
-                    info!(position = ?now, "the position is not where it was");
+                    info!(position = ?now, "relay position changed by another relay");
                     return Ok(Passed::Elsewhere);
                 }
                 from.raw = Some(to);

@@ -1,4 +1,4 @@
-//! Who asks: an operator with a key of the fleet or of the key file, or an agent with its own.
+//! Callers: an operator with a key of the fleet or of the key file, or an agent with its own.
 
 use std::path::Path;
 use std::sync::Arc;

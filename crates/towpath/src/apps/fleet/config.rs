@@ -188,11 +188,11 @@ pub(super) fn follows(
 }
 
 #[cfg(test)]
-mod tests {
 #[expect(
     clippy::disallowed_methods,
     reason = "the controller's clock makes this time"
 )]
+mod tests {
     use serde_json::json;
 
     use super::*;

@@ -432,7 +432,7 @@ async fn restore(State(controller): State<Controller>, _: Caller, body: Bytes) -
     if was_lost {
         tracing::warn!(
             version = config.version,
-            "an agent gave back a configuration that the database had lost"
+            "configuration lost by the database adopted from an agent"
         );
         controller.refresh().await?;
     }

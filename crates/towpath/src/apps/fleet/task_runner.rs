@@ -154,7 +154,7 @@ impl TaskRunner {
                 self.limits.timeout
             )))
         });
-        match call.end(delivery, said(&replied)) {
+        match call.end(delivery, outcome_of(&replied)) {
             said @ Outcome::Unavailable { .. } => self.wait(stored, said).await,
             _ => self.finish(stored, replied, began.elapsed()).await,
         }
@@ -305,7 +305,7 @@ impl Handler for TaskRunner {
 }
 
 /// The meaning of a reply for the destination.
-fn said(replied: &Result<Reply>) -> Outcome {
+fn outcome_of(replied: &Result<Reply>) -> Outcome {
     match replied {
         Ok(reply) => match unavailable(reply.status) {
             Some(cause) => Outcome::Unavailable {

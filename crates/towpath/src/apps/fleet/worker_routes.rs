@@ -35,7 +35,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 const MAX_PAGE: usize = 1_000;
 const PAGE: usize = 100;
 
-/// Who may use the worker.
+/// The permitted clients of the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
     /// Clients with a key of the fleet.

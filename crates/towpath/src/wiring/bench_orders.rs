@@ -173,7 +173,11 @@ impl BenchOrders {
             let stop = Stop::when(stop.clone());
             pumps.spawn(async move { pump.run(&stop).await });
         }
-        Ok(Workers { stop, pumps, notified })
+        Ok(Workers {
+            stop,
+            pumps,
+            notified,
+        })
     }
 }
 

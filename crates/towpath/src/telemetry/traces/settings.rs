@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_sent_when_the_exporter_is_none() {
+    fn nothing_is_sent_with_the_exporter_none() {
         for off in [
             ("OTEL_SDK_DISABLED", "true"),
             ("OTEL_SDK_DISABLED", "TRUE"),

@@ -24,6 +24,13 @@ mod reference_test;
 mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+#[cfg(any(
+    feature = "kafka",
+    feature = "postgres",
+    feature = "rabbitmq",
+    feature = "redis"
+))]
+mod task;
 
 use std::sync::Arc;
 

@@ -1,4 +1,9 @@
-//! The shared suite over every backend: one row each, and what a backend promises besides.
+//! The shared suite over every backend: one row each, and each backend's own promises.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests have no supervisor, and use the machine's clock where a server does"
+)]
 
 mod database;
 mod kafka;

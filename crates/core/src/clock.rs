@@ -1,5 +1,10 @@
 //! Time as a dependency, so that tests own it.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the clock of the process reads it here"
+)]
+
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

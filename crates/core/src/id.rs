@@ -189,7 +189,7 @@ names! {
     StreamName, "stream name";
     /// The name of a consumer group.
     GroupName, "group name";
-    /// Who holds deliveries: one per consuming task, unique among those alive.
+    /// The holder of deliveries: one per consuming task, unique among those alive.
     ConsumerId, "consumer id";
     /// The name of an exchange, to which routes are bound.
     ExchangeName, "exchange name";

@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`message`] (the data), [`port`] (the traits
 //! a backend implements), [`retry`] and [`limiter`] (policy as data),
-//! [`backend`] (what a driver offers). Nothing here performs I/O
+//! [`backend`] (the features of a driver). Nothing here performs I/O
 //! and nothing here names a driver.
 
 pub mod address;

@@ -87,12 +87,12 @@ pub(crate) fn survives(subject: &'static Subject) -> Result<(), Failed> {
             .stdout(Stdio::piped())
             .spawn()?;
         let lines = child.stdout.take().ok_or("no standard output")?;
-        let (first, begun) = std::sync::mpsc::channel();
+        let (first, begun) = std::sync::mpsc::sync_channel(1);
         let reader = std::thread::spawn(move || {
             let lines = BufReader::new(lines).lines().map_while(Result::ok);
-            // The second send fails: the receiver is gone.
+            // The first line is enough: later ones find the channel full.
             let lines = lines.inspect(|_| {
-                first.send(()).ok();
+                first.try_send(()).ok();
             });
             lines.collect::<Vec<_>>()
         });

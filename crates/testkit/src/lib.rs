@@ -7,6 +7,11 @@
 //! Beside it are the tools of the durability tests: a [`ledger`] of promises and results,
 //! [power cuts](power_cut), real [`servers`].
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests have no supervisor, and use the machine's clock where a server does"
+)]
+
 pub mod certificates;
 pub mod disk_fault;
 mod effects;

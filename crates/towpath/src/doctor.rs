@@ -2,6 +2,11 @@
 //!
 //! A running process examines itself, with its own configuration; the command line does it only where none runs.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the machine's clock is examined here"
+)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -21,13 +21,13 @@ const EXIT: Duration = Duration::from_secs(1);
 pub(crate) fn end_after(limit: Duration, code: u8, why: &'static str) {
     let end = move || {
         thread::sleep(limit);
-        let (said, heard) = mpsc::channel();
+        let (logged, done) = mpsc::sync_channel(1);
         thread::spawn(move || {
             tracing::error!(?limit, code, "{why}");
             crate::telemetry::flush_logs();
-            said.send(())
+            logged.send(())
         });
-        heard.recv_timeout(SAID).ok();
+        done.recv_timeout(SAID).ok();
         thread::spawn(|| {
             thread::sleep(EXIT);
             std::process::abort();
@@ -36,6 +36,6 @@ pub(crate) fn end_after(limit: Duration, code: u8, why: &'static str) {
     };
     let thread = thread::Builder::new().name("towpath-end".to_owned());
     if let Err(error) = thread.spawn(end) {
-        tracing::warn!(%error, "the end of the process is not guarded");
+        tracing::warn!(%error, "shutdown watchdog not started");
     }
 }

@@ -126,7 +126,7 @@ impl Pump {
                 Ok(count) => stop.account.add("taken back", count),
                 Err(error) => warn!(
                     error = error.chain(),
-                    "deliveries come back when their lease expires"
+                    "deliveries not released; they return when their lease expires"
                 ),
             }
         }
@@ -189,7 +189,7 @@ impl Pump {
     /// Reports the first lease after `failures` failed ones.
     fn leased(&self, failures: u32) {
         if failures > 0 {
-            info!(failures, "lease succeeded again");
+            info!(failures, "lease recovered");
             (self.condition)(Side::Inlet, None);
         }
     }
@@ -203,7 +203,7 @@ impl Pump {
                 return lost.map(|(receipt, _)| receipt.fence).collect();
             }
             Ok(Err(error)) => warn!(error = error.chain(), "lease renewal failed"),
-            Err(_) => warn!(?within, "lease renewal failed: no answer"),
+            Err(_) => warn!(?within, "lease renewal failed; no answer"),
         }
         Vec::new()
     }

@@ -284,6 +284,10 @@ impl Supervisor {
         let restarts = self.restarts.clone();
         (restarts.0)(&name, 0);
         let watched = watch(name.clone(), on_failure, stop, fatal, restarts, make);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the supervisor starts tasks here"
+        )]
         let handle = tokio::spawn(watched);
         self.tasks.push(Task {
             name,
@@ -388,6 +392,10 @@ async fn watch(
     loop {
         let began = Instant::now();
         // A task of its own, so that a panic is an outcome; aborted with this one by the guard.
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the supervisor starts tasks here"
+        )]
         let mut running = AbortOnDrop(tokio::spawn(make(stop.clone())));
         let failure = match (&mut running.0).await {
             Ok(Ok(())) => return Ok(()),
@@ -411,7 +419,7 @@ async fn watch(
             error!(
                 task = name,
                 error = failure.chain(),
-                "task failed, stopping the process"
+                "task failed; stopping the process"
             );
             fatal.token.cancel();
             return Err(failure);
@@ -429,7 +437,7 @@ async fn watch(
             error = failure.chain(),
             attempt,
             ?delay,
-            "task failed, starting it again"
+            "task failed; restarting it"
         );
         tokio::select! {
             () = tokio::time::sleep(delay) => {}

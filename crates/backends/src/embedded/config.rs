@@ -28,12 +28,12 @@ pub(super) const PARAMETERS: &[(&str, &str, &str)] = &[
     (
         "reserve",
         "64MiB",
-        "free disk space below which new messages are rejected",
+        "free disk space below which new writes are rejected",
     ),
     (
         "memory",
         "50%",
-        "use of memory above which new messages are rejected: a share of the control group's limit (without one: of the machine's memory), a size, or unbounded",
+        "use of memory above which new writes are rejected: a share of the control group's limit (without one: of the machine's memory), a size, or unbounded",
     ),
 ];
 

@@ -72,7 +72,7 @@ const USED_2: &[&str] = &[
 /// Looks at the memory, at most once in [`LOOK`].
 pub(super) struct Memory {
     limit: Limit,
-    /// Above this new messages are rejected.
+    /// Above this new writes are rejected.
     bound: Option<u64>,
     used: AtomicU64,
     low: AtomicBool,
@@ -108,7 +108,7 @@ impl Memory {
         let used = self.used.load(Ordering::Relaxed);
         Err(Error::overloaded(
             format!(
-                "memory is low: {} MiB are used, new messages are rejected above {} MiB (`embedded.memory`); drain queues, or raise the memory limit",
+                "memory is low; new writes are rejected: {} MiB of {} MiB are used; drain queues, or raise the memory limit",
                 used >> 20,
                 bound >> 20
             ),

@@ -1,4 +1,4 @@
-//! The store: state under one lock, the log behind it, and who waits for what.
+//! The store: state under one lock, the log behind it, and waiting callers.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -306,7 +306,7 @@ impl Store {
         self.log.append(Class::Note, &inner.record).map(drop)
     }
 
-    /// Wakes those who wait at this source, once `end` is committed.
+    /// Wakes the callers that wait at this source, once `end` is committed.
     pub(super) fn wake_when_committed(&self, source: impl Into<Source>, end: Position) {
         let notify = self.waiting.at(source.into());
         self.waiting
@@ -367,7 +367,7 @@ impl Store {
             Ok(bytes) => {
                 let offset = (place.position.offset - start.offset) as usize;
                 let blob = bytes.slice(offset..offset + place.bytes as usize);
-                // A message in a consumer's hands must not keep all that was read beside it.
+                // A leased message must not keep all the bytes that were read beside it.
                 match blob.len() * SHARE_OF_SPAN < bytes.len() {
                     true => Bytes::copy_from_slice(&blob),
                     false => blob,
@@ -504,7 +504,7 @@ impl Store {
             && thread.thread().id() != std::thread::current().id()
             && thread.join().is_err()
         {
-            tracing::error!("the upkeep of the store panicked");
+            tracing::error!("store maintenance panicked");
         }
         let checkpointed = self.check_presence().and_then(|()| self.save(None));
         let closed = self.log.close();
@@ -544,7 +544,7 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         if let Err(error) = self.close() {
-            tracing::warn!(error = error.chain(), "the store was not closed in order");
+            tracing::warn!(error = error.chain(), "store not closed cleanly");
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Promises of the store that only a crash, a long life or an unlucky order put to the test.
 
+#![expect(clippy::disallowed_methods, reason = "tests have no supervisor")]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

@@ -392,13 +392,18 @@ impl Trouble {
         self.failures = self.failures.saturating_add(1);
         self.again = Some(Instant::now() + pause);
         let (error, failures) = (error.chain(), self.failures);
-        tracing::warn!(error, failures, ?pause, "store upkeep failed; retrying");
+        tracing::warn!(
+            error,
+            failures,
+            ?pause,
+            "store maintenance failed; retrying"
+        );
     }
 
     fn ended(&mut self) {
         if !self.lasts() && self.failures > 0 {
             let failures = std::mem::take(self).failures;
-            tracing::info!(failures, "store upkeep succeeded again");
+            tracing::info!(failures, "store maintenance succeeded again");
         }
     }
 }

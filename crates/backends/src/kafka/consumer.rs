@@ -344,7 +344,7 @@ fn fetch<S: FetchBuffer>(
             losses.reached(&shared.topic, record.partition(), record.offset() + 1);
             lock(&shared.buffer).put(&record, clock.now());
         }
-        Err(error) => consumer.context().hear(&error),
+        Err(error) => consumer.context().record(&error),
     };
     let drain = || {
         let (mut came, mut calls) = (0, shared.calls.load(Ordering::Relaxed));

@@ -55,7 +55,7 @@ impl Store {
         let options = self.options();
         let described = self.admin.describe_configs(&resources, &options);
         let described = described.await.ok().and_then(|mut all| all.pop()?.ok());
-        // A user who may not describe the topic gets the client's default, and is asked again later.
+        // A user without the permission to describe the topic gets the client's default, and the topic is checked again later.
         let Some(described) = described else {
             return Partitioner::Crc32;
         };

@@ -80,7 +80,7 @@ impl Store {
             ready,
             delayed,
             // Ends with its group member.
-            forward: Mutex::new(Some(tokio::spawn(forward))),
+            forward: Mutex::new(Some(crate::task::spawn(forward))),
         });
         *kept = Some(Arc::clone(&session));
         Ok(session)

@@ -323,7 +323,7 @@ impl<S: FetchBuffer> RebalanceListener<S> {
     }
 
     /// Handles an error that the client returns instead of a record.
-    pub(super) fn hear(&self, error: &KafkaError) {
+    pub(super) fn record(&self, error: &KafkaError) {
         match error {
             KafkaError::PartitionEOF(partition) => {
                 if let Some(progress) = lock(&self.shared.buffer).progress(*partition) {

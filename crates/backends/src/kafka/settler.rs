@@ -133,6 +133,10 @@ impl Settler {
         members: QueueMembers,
         member: Arc<GroupConsumer<S>>,
     ) -> Arc<Self> {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the number of leased messages bounds it"
+        )]
         let (asks, asked) = mpsc::unbounded_channel();
         let settler = Arc::new(Self {
             asks: Mutex::new(Some(asks)),
@@ -149,7 +153,7 @@ impl Settler {
             transactions: None,
         };
         // Ends with the channel, which `close` does.
-        *lock(&settler.task) = Some(tokio::spawn(task.run(asked)));
+        *lock(&settler.task) = Some(crate::task::spawn(task.run(asked)));
         settler
     }
 

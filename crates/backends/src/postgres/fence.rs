@@ -23,7 +23,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest wait for writers: the caller has a lease to extend.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Who may still commit an event.
+/// Transactions that may still commit an event.
 const WRITERS: &str = "SELECT virtualtransaction FROM pg_locks
     WHERE relation = 'outbox'::regclass AND mode = 'RowExclusiveLock' AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";

@@ -55,7 +55,7 @@ impl Notifier {
         self.notifying.call_once(|| {
             let notifier = Arc::downgrade(self);
             // Ends when the database is closed: it holds a weak reference.
-            tokio::spawn(async move {
+            crate::task::spawn(async move {
                 while let Some(notifier) = notifier.upgrade() {
                     let waited = tokio::time::timeout(AGAIN, notifier.committed.notified()).await;
                     if waited.is_ok()
@@ -76,7 +76,7 @@ impl Notifier {
             let (notifier, pool) = (Arc::downgrade(self), self.pool.clone());
             let (config, tls) = (self.config.clone(), self.tls.clone());
             // Ends when the database is closed, as above.
-            tokio::spawn(async move {
+            crate::task::spawn(async move {
                 while notifier.strong_count() > 0 && !pool.is_pooled() {
                     let made = Instant::now();
                     let Ok((client, mut connection)) = config.connect(tls.clone()).await else {

@@ -163,11 +163,11 @@ impl BrokerConnection {
         let mut events = Box::pin(connection.events_listener());
         let (blocked, shown) = (Arc::clone(&self.blocked), node.clone());
         // Ends with the last user of the connection.
-        let watch = tokio::spawn(async move {
+        let watch = crate::task::spawn(async move {
             while let Some(event) = events.next().await {
                 let now = match event {
                     Event::ConnectionBlocked(why) => {
-                        warn!(node = shown, why, "rabbitmq blocks publishers");
+                        warn!(node = shown, why, "rabbitmq is blocking publishers");
                         Some(why)
                     }
                     Event::ConnectionUnblocked => None,
@@ -203,7 +203,7 @@ impl BrokerConnection {
         );
         let connection = Arc::clone(&open.connection);
         // Best effort, bounded by the client's heartbeat: the broker requeues our deliveries.
-        tokio::spawn(async move {
+        crate::task::spawn(async move {
             let closing = connection.close(200, "abandoned".into());
             drop(tokio::time::timeout(LONGEST_WAIT, closing).await);
         });

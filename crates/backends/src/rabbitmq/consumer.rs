@@ -91,7 +91,8 @@ impl PrefetchConsumer {
         }
         // The broker drops acks that it has read and not processed when their channel closes.
         let consumer_channel = Arc::clone(&self.consumer_channel);
-        tokio::spawn(async move {
+        // Ends with the close of the channel.
+        crate::task::spawn(async move {
             tokio::time::sleep(LINGER).await;
             drop(consumer_channel);
         });
@@ -169,7 +170,7 @@ impl Store {
         let mut changed = std::pin::pin!(handle.changed.notified());
         changed.as_mut().enable();
         // Ends with the consumer, at the latest with its connection.
-        *lock(&consumer.received) = Some(tokio::spawn(receiving));
+        *lock(&consumer.received) = Some(crate::task::spawn(receiving));
         all.insert(request.consumer.clone(), Arc::clone(&consumer));
         drop(all);
         // The first lease is then as full as one with basic.get.

@@ -105,7 +105,7 @@ impl Store {
         }
         if declared.definition.is_quorum() && self.watch_majority(open).await.is_err() {
             // Only the readiness check loses precision.
-            info!("quorum probe disabled: the user may not declare `towpath.probe`");
+            info!("quorum probe disabled; the user may not declare `towpath.probe`");
         }
         self.rebind(open, handle).await?;
         Ok(declared)

@@ -114,7 +114,7 @@ impl Store {
                 if !before.iter().any(|(handle, _)| *handle == queue) {
                     warn!(
                         %queue, node, messages, connected_to = open.node,
-                        "messages wait on another broker without a consumer"
+                        "messages waiting on another broker without a consumer"
                     );
                 }
             }
@@ -250,7 +250,7 @@ impl Store {
     pub(super) fn watch_other_brokers(self: &Arc<Self>) {
         if !self.other_brokers.others.is_empty() {
             // Ends with the store.
-            tokio::spawn(watch(Arc::downgrade(self)));
+            crate::task::spawn(watch(Arc::downgrade(self)));
         }
     }
 }

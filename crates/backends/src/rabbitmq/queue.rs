@@ -88,7 +88,7 @@ impl Queue for Queues {
         let (answer, leased) = oneshot::channel();
         let store = Arc::clone(&self.0);
         // A separate task, so that a dropped call leaves nothing half fetched: it ends soon after the call.
-        tokio::spawn(async move {
+        crate::task::spawn(async move {
             let mut answer = answer;
             let outcome = store.lease(&request, &mut answer).await;
             if let Err(Ok(unwanted)) = answer.send(outcome) {

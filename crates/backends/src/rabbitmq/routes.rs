@@ -291,7 +291,7 @@ impl Store {
             return Ok(());
         }
         let (queue_channel, found) = match self.read_book().await {
-            // A user who may not declare the queue works without the record.
+            // A user without the permission to declare the queue works without the record.
             Err(error) if error::is_permission(&error) => return Ok(()),
             read => read?,
         };

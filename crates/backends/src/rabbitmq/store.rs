@@ -163,7 +163,7 @@ impl Store {
             clock,
         });
         // Ends with the store.
-        tokio::spawn(maintain(Arc::downgrade(&store)));
+        crate::task::spawn(maintain(Arc::downgrade(&store)));
         store.watch_other_brokers();
         store
     }

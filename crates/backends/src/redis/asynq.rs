@@ -3,6 +3,11 @@
 //! A task is a hash `asynq:{default}:t:<id>`, whose field `msg` is a protocol buffer with the type and the payload; its
 //! id is in one list or sorted set for its state. Source: asynq, `internal/base` and `internal/rdb`.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "records of the reference system have the machine's time"
+)]
+
 use std::sync::Arc;
 
 use redis::Value;

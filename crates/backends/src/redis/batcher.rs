@@ -26,11 +26,11 @@ use super::store::{ResourceHandle, lock};
 
 /// What one caller asks for.
 pub(super) trait Request: Send + Sync + Sized + 'static {
-    /// What it gets.
+    /// The answer of one request.
     type Answer: Send;
 
     /// What requests that share a script have in common.
-    type Lane: Ord + Clone + Send + Sync;
+    type BatchKey: Ord + Clone + Send + Sync;
 
     /// Where callers of the queue wait.
     fn batcher(handle: &ResourceHandle) -> &Batcher<Self>;
@@ -38,8 +38,8 @@ pub(super) trait Request: Send + Sync + Sized + 'static {
     /// How many messages it concerns, at most one step, and the bytes of their payloads.
     fn size(&self) -> (usize, usize);
 
-    /// Requests of one lane share scripts.
-    fn lane(&self) -> Self::Lane;
+    /// Requests with the same key share scripts.
+    fn batch_key(&self) -> Self::BatchKey;
 
     /// Runs the script for all. One answer each.
     fn run(
@@ -63,13 +63,13 @@ pub(super) struct Enqueue(pub(super) Vec<NewMessage>);
 
 impl Request for Enqueue {
     type Answer = Vec<Value>;
-    type Lane = ();
+    type BatchKey = ();
 
     fn batcher(handle: &ResourceHandle) -> &Batcher<Self> {
         &handle.enqueues
     }
 
-    fn lane(&self) {}
+    fn batch_key(&self) {}
 
     fn size(&self) -> (usize, usize) {
         let bytes = self.0.iter().map(|message| message.payload.len()).sum();
@@ -102,13 +102,13 @@ pub(super) struct Acks(pub(super) Vec<Receipt>);
 
 impl Request for Acks {
     type Answer = Vec<Value>;
-    type Lane = ();
+    type BatchKey = ();
 
     fn batcher(handle: &ResourceHandle) -> &Batcher<Self> {
         &handle.acks
     }
 
-    fn lane(&self) {}
+    fn batch_key(&self) {}
 
     fn size(&self) -> (usize, usize) {
         (self.0.len(), 0)
@@ -150,18 +150,18 @@ async fn one_value_each(
         .collect())
 }
 
-/// A lease of one consumer. Its callers share what is leased, the first ones first.
+/// A lease of one consumer. Its callers share the leased messages, the first ones first.
 pub(super) struct Lease {
     pub(super) request: LeaseRequest,
     /// Of the opening that the consumer belongs to.
     pub(super) session: String,
-    /// After how long without a heartbeat the consumer is gone.
+    /// Time without a heartbeat after which the consumer is gone.
     pub(super) consumer_timeout: Duration,
 }
 
 impl Request for Lease {
     type Answer = LeaseReply;
-    type Lane = (ConsumerId, Duration);
+    type BatchKey = (ConsumerId, Duration);
 
     fn batcher(handle: &ResourceHandle) -> &Batcher<Self> {
         &handle.leases
@@ -171,7 +171,7 @@ impl Request for Lease {
         (self.request.max.min(STEP), 0)
     }
 
-    fn lane(&self) -> (ConsumerId, Duration) {
+    fn batch_key(&self) -> (ConsumerId, Duration) {
         (self.request.consumer.clone(), self.request.lease)
     }
 
@@ -213,10 +213,10 @@ impl Request for Lease {
     }
 }
 
-/// Calls of one queue that wait while a script of their lane is in flight; a lane without one has no entry.
+/// Calls of one queue that wait while a script of their key is in flight; a key without one has no entry.
 ///
 /// Each caller waits for its answer, so callers bound their number.
-pub(super) struct Batcher<R: Request>(Mutex<BTreeMap<R::Lane, Vec<Caller<R>>>>);
+pub(super) struct Batcher<R: Request>(Mutex<BTreeMap<R::BatchKey, Vec<Caller<R>>>>);
 
 struct Caller<R: Request> {
     request: R,
@@ -230,26 +230,29 @@ impl<R: Request> Default for Batcher<R> {
 }
 
 impl<R: Request> Batcher<R> {
-    /// Adds a caller to the next batch; the lane when the caller has to start the sending.
-    fn join(&self, caller: Caller<R>) -> Option<R::Lane> {
-        let lane = caller.request.lane();
-        match lock(&self.0).entry(lane.clone()) {
+    /// Adds a caller to the next batch; the key when the caller has to start the sending.
+    fn join(&self, caller: Caller<R>) -> Option<R::BatchKey> {
+        let batch_key = caller.request.batch_key();
+        match lock(&self.0).entry(batch_key.clone()) {
             Entry::Occupied(mut waiting) => {
                 waiting.get_mut().push(caller);
                 None
             }
             Entry::Vacant(idle) => {
                 idle.insert(vec![caller]);
-                Some(lane)
+                Some(batch_key)
             }
         }
     }
 
     /// The next batch; an empty one ends the sending.
-    fn next(&self, lane: &R::Lane) -> Vec<Caller<R>> {
-        let mut lanes = lock(&self.0);
-        let Some(waiting) = lanes.get_mut(lane).filter(|waiting| !waiting.is_empty()) else {
-            lanes.remove(lane);
+    fn next(&self, batch_key: &R::BatchKey) -> Vec<Caller<R>> {
+        let mut by_key = lock(&self.0);
+        let Some(waiting) = by_key
+            .get_mut(batch_key)
+            .filter(|waiting| !waiting.is_empty())
+        else {
+            by_key.remove(batch_key);
             return Vec::new();
         };
         let (mut messages, mut bytes) = (0, 0);
@@ -278,18 +281,22 @@ pub(super) async fn run_batched<R: Request>(
 ) -> Result<R::Answer> {
     debug_assert!(request.size().0 <= STEP);
     let (answer, mine) = oneshot::channel();
-    if let Some(lane) = R::batcher(handle).join(Caller { request, answer }) {
+    if let Some(batch_key) = R::batcher(handle).join(Caller { request, answer }) {
         let (servers, handle) = (Arc::clone(servers), Arc::clone(handle));
         // Ends when no caller waits. A task, because the caller that started it may be dropped while others wait.
-        tokio::spawn(async move { send_batches::<R>(&servers, &handle, &lane).await });
+        crate::task::spawn(async move { send_batches::<R>(&servers, &handle, &batch_key).await });
     }
     mine.await
         .map_err(|_| Error::unavailable("the batch was not sent"))?
 }
 
-async fn send_batches<R: Request>(servers: &Servers, handle: &ResourceHandle, lane: &R::Lane) {
+async fn send_batches<R: Request>(
+    servers: &Servers,
+    handle: &ResourceHandle,
+    batch_key: &R::BatchKey,
+) {
     loop {
-        let callers = R::batcher(handle).next(lane);
+        let callers = R::batcher(handle).next(batch_key);
         if callers.is_empty() {
             return;
         }

@@ -83,7 +83,7 @@ impl Wakeup {
     ) -> AbortHandle {
         let wakeup = Arc::clone(self);
         // Ends with the store, which holds the handle.
-        tokio::spawn(async move { watch(&servers, kind, &key, &wakeup).await }).abort_handle()
+        crate::task::spawn(async move { watch(&servers, kind, &key, &wakeup).await }).abort_handle()
     }
 
     /// The command that blocks until an item is available, and takes nothing.

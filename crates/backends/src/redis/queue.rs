@@ -62,7 +62,7 @@ impl Blob {
             return Ok(Self::default());
         }
         postcard::from_bytes(bytes).map_err(|error| {
-            Error::corrupt("the headers of a message cannot be read").with_source(error)
+            Error::corrupt("the headers of a message unreadable").with_source(error)
         })
     }
 }

@@ -72,7 +72,7 @@ impl Store {
             config,
         });
         // Ends with the store: it holds a weak reference, and `close` aborts its handle.
-        let maintenance = tokio::spawn(maintain(Arc::downgrade(&store))).abort_handle();
+        let maintenance = crate::task::spawn(maintain(Arc::downgrade(&store))).abort_handle();
         lock(&store.tasks).push(maintenance);
         Ok(store)
     }
@@ -255,7 +255,7 @@ impl Store {
     /// One round over every queue and stream; an error of one does not delay the others.
     async fn maintain(&self) {
         if let Err(error) = self.declare_lost().await {
-            tracing::debug!(error = error.chain(), "declaring again failed");
+            tracing::debug!(error = error.chain(), "redeclaration failed");
         }
         for (_, handle) in self.all_handles() {
             if !handle.listed.load(Ordering::Acquire) {

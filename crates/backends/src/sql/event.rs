@@ -1,5 +1,10 @@
 //! Events from rows of any content: an unreadable row becomes the flaw of one event and stops no other.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the database keeps the machine's wall-clock time"
+)]
+
 use std::fmt::Display;
 
 use jiff::Timestamp;

@@ -1,5 +1,10 @@
 //! Configurations and agents, on any of the databases.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the database keeps the machine's wall-clock time"
+)]
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -14,7 +19,7 @@ use uuid::Uuid;
 
 use super::statement::{Row, Session, Statement, Value, statement};
 
-/// Those who publish or register take turns: the first statement of theirs holds the row until the end.
+/// Publishers and registrations take turns: the first statement of theirs holds the row until the end.
 const TURN: &str = "UPDATE fleet_epoch SET turns = turns + 1";
 
 const NEWEST: &str = "SELECT version, id, data, poll_interval_seconds, json_schema, author, rolls_back_to, created_at

@@ -66,7 +66,7 @@ impl Thread {
     fn check_answers(&self, limit: Duration) -> Result<()> {
         match self.watch.lasts() {
             Some(lasts) if lasts >= limit => Err(Error::unavailable(format!(
-                "the disk of the database has not answered for {} s; nothing is done until it does",
+                "the disk of the database has not answered for {} s; calls are rejected until it does",
                 lasts.as_secs()
             ))),
             _ => Ok(()),

@@ -1,5 +1,10 @@
 //! The outbox.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the database keeps the machine's wall-clock time"
+)]
+
 use async_trait::async_trait;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};

@@ -1,5 +1,10 @@
 //! The tables, and how they came to be.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the database keeps the machine's wall-clock time"
+)]
+
 use std::path::Path;
 
 use async_trait::async_trait;

@@ -11,7 +11,7 @@ use super::{World, cases};
 cases![
     created_users_are_found_and_listed_in_order,
     no_two_users_have_one_address,
-    a_request_that_comes_again_creates_nothing,
+    a_repeated_request_creates_nothing,
     requests_of_one_key_at_once_create_one_user,
     a_change_counts_the_version_and_minds_it,
     changes_at_once_lose_none,
@@ -143,7 +143,7 @@ async fn no_two_users_have_one_address(world: World) {
     assert_eq!(database.users.find(bob.id).await.expect("found"), Some(bob));
 }
 
-async fn a_request_that_comes_again_creates_nothing(world: World) {
+async fn a_repeated_request_creates_nothing(world: World) {
     let database = world.database().await;
     let key = |digest: &str| {
         Some(RequestKey {

@@ -88,8 +88,8 @@ pub(crate) fn promises() -> Vec<Own> {
             || Box::pin(cluster::chaos_a_storm_of_rebalances_loses_and_charges_nothing()),
         ),
         #[cfg(feature = "kafka-tls")]
-        ("who_may_come_in_comes_in_by_tls", || {
-            Box::pin(tls::who_may_come_in_comes_in_by_tls())
+        ("permitted_clients_connect_by_tls", || {
+            Box::pin(tls::permitted_clients_connect_by_tls())
         }),
         ("an_unavailable_broker_is_reported", || {
             Box::pin(an_unavailable_broker_is_reported())

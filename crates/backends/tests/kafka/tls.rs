@@ -7,7 +7,7 @@ use towpath_testkit::servers::kafka::Server;
 
 use super::{open, stream_of};
 
-pub(super) async fn who_may_come_in_comes_in_by_tls() {
+pub(super) async fn permitted_clients_connect_by_tls() {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let secure = Server::start_secure(folder.path());
     let path = |name: &str| folder.path().join(name).display().to_string();

@@ -28,7 +28,7 @@ pub struct Published {
     pub poll_seconds: u32,
     /// The JSON Schema that the data follows, if there is one.
     pub schema: Option<String>,
-    /// Who published it.
+    /// The publisher.
     pub author: String,
     /// The version whose data it takes up again, if it is a rollback.
     pub rolls_back_to: Option<u64>,
@@ -45,7 +45,7 @@ pub struct NewConfig {
     pub poll_seconds: u32,
     /// The JSON Schema that the data follows, if there is one.
     pub schema: Option<String>,
-    /// Who publishes it.
+    /// The publisher.
     pub author: String,
     /// The version whose data it takes up again, if it is a rollback.
     pub rolls_back_to: Option<u64>,

@@ -1,7 +1,7 @@
 //! The ports: small traits whose documentation is the promise that the
 //! conformance suite in `towpath-testkit` checks on every backend.
 //!
-//! A method takes a batch; a single is a batch of one. What a backend lacks
+//! A method takes a batch; a single is a batch of one. A feature that a backend lacks
 //! answers `Unsupported`, never an imitation.
 
 pub mod effects;

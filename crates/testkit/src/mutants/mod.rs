@@ -191,7 +191,7 @@ fn case_of(mutant: &Mutant) -> Option<Case> {
         .find(|case| case.name == mutant.caught_by)
 }
 
-/// Whether the row offers what the case needs; a missing case is reported by its trial.
+/// Whether the row has the features of the case; a missing case is reported by its trial.
 pub(crate) fn applies(mutant: &Mutant, subject: &Subject) -> bool {
     case_of(mutant).is_none_or(|case| case.lacks(subject).is_none())
 }

@@ -60,7 +60,7 @@ pub struct Admin {
     pub orders: Option<OrderStore>,
     /// Where a role of the accounts app runs.
     pub outbox: Option<Arc<dyn Outbox>>,
-    /// Who may do what.
+    /// Checks the keys of requests.
     pub guard: Guard,
     /// Health of the parts.
     pub health: Health,

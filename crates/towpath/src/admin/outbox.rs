@@ -2,6 +2,11 @@
 //!
 //! Replayed events are written to the outbox, so the relay sends it in order and under the same guarantees.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "ages of events are counted from the database's wall-clock times"
+)]
+
 use std::sync::Arc;
 
 use axum::extract::State;

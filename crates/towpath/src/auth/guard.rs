@@ -1,4 +1,4 @@
-//! Decides by the head of a request who sends it, and whether they may.
+//! Authenticates and authorises requests by their heads.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -37,7 +37,7 @@ pub enum Mode {
     Off,
 }
 
-/// Who sends a request; an extension of the request.
+/// The sender of a request; an extension of the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Actor {
     /// A client without a key.
@@ -171,7 +171,7 @@ impl Guard {
         }))
     }
 
-    /// Who sends the request, when they may use the route.
+    /// The sender of the request, if it may use the route.
     ///
     /// # Errors
     /// The problem is 401 without a valid credential, 403 without the scope, and 405 for a method that

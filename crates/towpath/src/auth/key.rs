@@ -10,7 +10,7 @@ use towpath_core::{Error, Result, Timestamp};
 
 use super::scope::{Needed, Scope};
 
-/// How every key begins, so that secret scanners find one that leaked.
+/// Prefix of every key, so that secret scanners find one that leaked.
 pub(super) const PREFIX: &str = "tp_";
 
 const ID_BYTES: usize = 6;
@@ -67,9 +67,8 @@ impl Key {
     ) -> Result<(Self, String)> {
         let mut id = [0; ID_BYTES];
         fill(&mut id)?;
-        let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
         let mut key = Self {
-            id,
+            id: hex::encode(id),
             name,
             scopes,
             created,
@@ -108,7 +107,7 @@ impl Key {
         Ok(format!("{PREFIX}{}_{secret}", self.id))
     }
 
-    /// Whether a caller with this secret may do what needs this scope.
+    /// Whether a caller with this secret has this scope.
     ///
     /// # Errors
     /// Why not.

@@ -5,7 +5,7 @@ use http::Method;
 use super::scope::Needed;
 use crate::documents::Part;
 
-/// Who may use a route.
+/// The permitted clients of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Every client: probes, and descriptions of the routes.
@@ -254,7 +254,7 @@ impl Table {
         Self(ADMIN_ROUTES.iter().chain(EVERYWHERE).copied().collect())
     }
 
-    /// Who may use a route with this method; `None` when it is not listed.
+    /// The permitted clients of a route with this method; `None` when it is not listed.
     pub fn find(&self, method: &Method, route: &str) -> Option<Access> {
         // RFC 9110, section 9.3.2: `HEAD` is `GET` without the body.
         let method = match *method {

@@ -1,5 +1,10 @@
 //! The manifest: which files a backup has, their lengths and checksums.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the machine's time is shown to people"
+)]
+
 use std::collections::BTreeSet;
 use std::time::SystemTime;
 
@@ -89,7 +94,7 @@ impl Manifest {
         let Head { format } = serde_json::from_slice(bytes).map_err(unreadable)?;
         if !(1..=FORMAT).contains(&format) {
             return Err(Error::corrupt(format!(
-                "`{NAME}` has format {format}; this Towpath reads 1 to {FORMAT}, a newer one may read it"
+                "`{NAME}` has format {format}; this Towpath reads 1 to {FORMAT}; a newer one may read it"
             )));
         }
         let manifest: Self = serde_json::from_slice(bytes).map_err(unreadable)?;
@@ -125,7 +130,7 @@ impl Manifest {
             sha256: String::new(),
             ..self.clone()
         };
-        Ok(hex(digest(&SHA256, &unsigned.encode()?).as_ref()))
+        Ok(hex::encode(digest(&SHA256, &unsigned.encode()?).as_ref()))
     }
 }
 
@@ -175,7 +180,7 @@ impl Hashing {
         Entry {
             name: name.to_owned(),
             bytes: self.bytes,
-            sha256: hex(self.context.finish().as_ref()),
+            sha256: hex::encode(self.context.finish().as_ref()),
         }
     }
 }
@@ -188,10 +193,6 @@ pub(super) fn difference(expected: &Entry, found: &Entry) -> Option<String> {
         return Some(format!("`{name}` has {has} bytes instead of {wanted}"));
     }
     (found.sha256 != expected.sha256).then(|| format!("`{name}` does not match its checksum"))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -239,7 +239,7 @@ fn refuse_full(data: &Path) -> Result<()> {
 
 fn full(data: &Path) -> Error {
     Error::conflict(format!(
-        "the data folder `{}` is not empty; stop its process and move it away (`mv {0} {0}.old`), or name another one with `--data`",
+        "the data folder `{}` is not empty; stop its process and move it (`mv {0} {0}.old`), or name another one with `--data`",
         data.display()
     ))
 }

@@ -59,7 +59,7 @@ pub(super) async fn backup(global: &Global, args: BackupArgs) -> Result<Exit, Fa
         () = interrupted() => Err(Failure::failed("interrupted")),
     };
     match made {
-        Ok(manifest) => tell(global, &place, &manifest),
+        Ok(manifest) => print(global, &place, &manifest),
         Err(Failure::Said(exit, text)) => {
             let left = making.abandon().await;
             Err(Failure::new(exit, format!("{text}; {left}")))
@@ -263,7 +263,7 @@ fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
     }
 }
 
-fn tell(global: &Global, place: &Location, made: &Manifest) -> Result<Exit, Failure> {
+fn print(global: &Global, place: &Location, made: &Manifest) -> Result<Exit, Failure> {
     let (files, bytes) = (made.files.len(), made.bytes());
     match global.format {
         Format::Json => output::json(&json!({

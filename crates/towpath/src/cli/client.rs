@@ -330,7 +330,7 @@ fn refusal(base: &str, status: StatusCode, body: &[u8]) -> Failure {
             return Failure::new(
                 Exit::Denied,
                 format!(
-                    "the process at {base} wants another token; say `--data` with its data folder, or `--token` with what `admin.token` in there says"
+                    "the process at {base} refused the token; pass `--data` with its data folder, or `--token` with the contents of `admin.token` there"
                 ),
             );
         }

@@ -61,7 +61,7 @@ pub(super) enum DlqCommand {
         /// Messages a second, 1 to 100000 [default: all at once]
         #[arg(long, value_parser = value_parser!(u32).range(1..=100_000))]
         rate: Option<u32>,
-        /// First put back this many, the oldest, and the others only if each of them is delivered
+        /// Redrive this many first, the oldest, and the others only if each of them is delivered
         #[arg(long, conflicts_with = "dry_run", value_parser = value_parser!(u16).range(1..=100))]
         canary: Option<u16>,
         /// Seconds to wait for the outcome of the canary messages

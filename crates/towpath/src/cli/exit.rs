@@ -17,7 +17,7 @@ pub enum Exit {
     Unreachable = 4,
     /// A check found problems.
     Problems = 5,
-    /// The server wants another token.
+    /// The server refused the token.
     Denied = 6,
     /// It was ended before it could close its stores in order.
     Cut = 7,

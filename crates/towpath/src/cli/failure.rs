@@ -33,7 +33,7 @@ impl Failure {
     }
 
     /// Says it on standard error, once, and gives how to end.
-    pub(super) fn tell(self) -> Exit {
+    pub(super) fn report(self) -> Exit {
         match self {
             Self::BrokenPipe => Exit::Ok,
             Self::Said(exit, text) => {

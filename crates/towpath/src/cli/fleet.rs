@@ -1,4 +1,4 @@
-//! `towpath fleet`: the configuration of agents, and who has which.
+//! `towpath fleet`: the configuration of agents, and the version of each.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -190,7 +190,7 @@ async fn config(
             let published = client
                 .post("/config", &publication(args)?, &headers)
                 .await?;
-            said(global, &published)?;
+            print_published(global, &published)?;
             match patience {
                 Some(patience) => {
                     wait_applied(global, client, &published["version"], patience).await
@@ -225,7 +225,7 @@ async fn config(
         ConfigCommand::Rollback { which } => {
             let body = json!({ "version": which });
             let published = client.post("/config/rollback", &body, &[]).await?;
-            said(global, &published)
+            print_published(global, &published)
         }
     }
 }
@@ -296,7 +296,7 @@ fn publication(args: PublishArgs) -> Result<Value, Failure> {
     for pair in &args.pairs {
         let (key, value) = pair.split_once('=').ok_or_else(|| {
             usage(format!(
-                "`{pair}` has no `=`; say for instance `url=https://example.com/`"
+                "`{pair}` has no `=`; expected e.g. `url=https://example.com/`"
             ))
         })?;
         if key.trim().is_empty() {
@@ -313,7 +313,7 @@ fn publication(args: PublishArgs) -> Result<Value, Failure> {
     }
     if data.contains_key("") {
         return Err(usage(
-            "a key is empty; say for instance `url=https://example.com/`".to_owned(),
+            "a key is empty; expected e.g. `url=https://example.com/`".to_owned(),
         ));
     }
     let mut body = json!({ "data": data, "poll_interval_seconds": args.poll });
@@ -326,7 +326,7 @@ fn publication(args: PublishArgs) -> Result<Value, Failure> {
     Ok(body)
 }
 
-fn said(global: &Global, published: &Value) -> Result<(), Failure> {
+fn print_published(global: &Global, published: &Value) -> Result<(), Failure> {
     match global.format {
         Format::Json => output::json(published)?,
         Format::Table if global.quiet => {}

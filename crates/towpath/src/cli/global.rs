@@ -90,9 +90,8 @@ impl Global {
         for pair in &self.set {
             let (key, value) = pair.split_once('=').ok_or_else(|| {
                 let pair = shown(pair);
-                let text = format!(
-                    "`--set {pair}` has no `=`; say for instance `--set ingest.queue=jobs`"
-                );
+                let text =
+                    format!("`--set {pair}` has no `=`; expected e.g. `--set ingest.queue=jobs`");
                 Failure::new(Exit::Usage, text)
             })?;
             say(key, value, "--set");

@@ -141,7 +141,7 @@ fn find<'a>(keys: &'a mut [Key], text: &str) -> towpath_core::Result<&'a mut Key
     match found.next() {
         None => Ok(key),
         Some(_) => Err(Error::invalid(format!(
-            "several keys are called `{text}`; give the id, as `towpath key ls` lists it"
+            "several keys have the name `{text}`; pass the id, as `towpath key ls` lists it"
         ))),
     }
 }

@@ -22,7 +22,7 @@ use crate::wiring::{Copy, host, open};
 pub(super) enum LinesCommand {
     /// Copy a file through a stream into a new file and compare the two
     #[command(
-        after_help = "A last line without a newline gets one. Ends with 5 when the files differ.\n\nExamples:\n  towpath lines copy input.txt copy.txt"
+        after_help = "A last line without a newline gets one. Exits with 5 when the files differ.\n\nExamples:\n  towpath lines copy input.txt copy.txt"
     )]
     Copy(CopyArgs),
     /// Show or set the reader's position in an input
@@ -232,12 +232,7 @@ fn content(path: &Path) -> Result<Content, Failure> {
         lines += 1;
         bytes += 1;
     }
-    let sha256 = hash
-        .finish()
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let sha256 = hex::encode(hash.finish());
     Ok(Content {
         lines,
         bytes,

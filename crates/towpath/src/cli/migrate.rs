@@ -50,7 +50,7 @@ pub(super) async fn run(global: &Global, command: MigrateCommand) -> Result<Exit
         MigrateCommand::Up => {
             let applied = database.schema.up().await?;
             for migration in &applied {
-                tell(global, migration, "applied")?;
+                print(global, migration, "applied")?;
             }
             if applied.is_empty() && !global.quiet {
                 output::line(format!("{} has every migration", database.url))?;
@@ -74,7 +74,7 @@ pub(super) async fn run(global: &Global, command: MigrateCommand) -> Result<Exit
                 &format!("Undo {which} of {url}, and drop the tables that it made?"),
             )?;
             for migration in &database.schema.down(all).await? {
-                tell(global, migration, "undone")?;
+                print(global, migration, "undone")?;
             }
         }
         MigrateCommand::Status => show(global, &database.schema.status().await?)?,
@@ -82,7 +82,7 @@ pub(super) async fn run(global: &Global, command: MigrateCommand) -> Result<Exit
     Ok(Exit::Ok)
 }
 
-fn tell(global: &Global, migration: &Migration, what: &str) -> Result<(), Failure> {
+fn print(global: &Global, migration: &Migration, what: &str) -> Result<(), Failure> {
     if !global.quiet {
         output::line(format!("{} {}: {what}", migration.version, migration.name))?;
     }

@@ -133,7 +133,7 @@ enum Command {
     Ps(processes::PsArgs),
     /// Check the health of the running process
     Health(health::HealthArgs),
-    /// Let the running process check itself, and name the next steps; without one, check this configuration
+    /// Check the running process and name the next steps; without one, check this configuration
     Doctor(doctor::DoctorArgs),
     /// Measure throughput and latency of this machine
     #[command(subcommand)]
@@ -185,7 +185,7 @@ impl Cli {
                 };
             }
         };
-        cli.dispatch().await.unwrap_or_else(Failure::tell)
+        cli.dispatch().await.unwrap_or_else(Failure::report)
     }
 
     /// The command with its front page.

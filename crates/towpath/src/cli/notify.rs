@@ -6,11 +6,11 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 /// Everything is started.
 pub(super) fn ready() {
     if let Some(place) = std::env::var_os("NOTIFY_SOCKET") {
-        tell(&place.to_string_lossy(), "READY=1");
+        notify(&place.to_string_lossy(), "READY=1");
     }
 }
 
-fn tell(place: &str, state: &str) {
+fn notify(place: &str, state: &str) {
     let address = match place.strip_prefix('@') {
         Some(name) => SocketAddr::from_abstract_name(name),
         None => SocketAddr::from_pathname(place),
@@ -31,10 +31,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
-        tell(&path.to_string_lossy(), "READY=1");
+        notify(&path.to_string_lossy(), "READY=1");
         let mut buffer = [0; 64];
         let count = socket.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..count], b"READY=1");
-        tell("/nowhere/at/all", "READY=1");
+        notify("/nowhere/at/all", "READY=1");
     }
 }

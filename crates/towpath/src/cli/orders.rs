@@ -15,7 +15,7 @@ const NAMED: usize = 100;
 pub(super) enum OrdersCommand {
     /// Reconcile the counts: accepted = processed + rejected + in flight + dead; name the cause of a difference
     #[command(
-        after_help = "Ends with 5 when the counts do not reconcile. Where another program accepts or processes orders too, it says that they cannot be checked.\n\nExamples:\n  towpath orders check"
+        after_help = "Exits with 5 when the counts do not reconcile. Where another program accepts or processes orders too, it says that they cannot be checked.\n\nExamples:\n  towpath orders check"
     )]
     Check,
 }

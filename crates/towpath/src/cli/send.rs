@@ -159,7 +159,7 @@ impl Sender {
     }
 }
 
-/// Takes away one `\n` or `\r\n` at the end.
+/// Removes one `\n` or `\r\n` at the end.
 fn strip_line_end(bytes: &mut Vec<u8>) {
     if bytes.ends_with(b"\n") {
         bytes.pop();

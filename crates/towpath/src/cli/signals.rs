@@ -31,7 +31,7 @@ impl Signals {
     pub(super) fn install(drain: Duration) -> Result<Self> {
         let failed = |error| Error::unavailable("signals cannot be caught").with_source(error);
         let ((one, first), (two, second)) = (oneshot::channel(), oneshot::channel());
-        let (installed, answer) = mpsc::channel();
+        let (installed, answer) = mpsc::sync_channel(1);
         let catch = move || {
             let runtime = Builder::new_current_thread().enable_io().build();
             match runtime {
@@ -72,7 +72,7 @@ async fn receive(
     drain: Duration,
     first: oneshot::Sender<String>,
     second: oneshot::Sender<()>,
-    installed: &mpsc::Sender<std::io::Result<()>>,
+    installed: &mpsc::SyncSender<std::io::Result<()>>,
 ) {
     let caught = (
         signal(SignalKind::interrupt()),

@@ -29,7 +29,7 @@ pub(super) enum StreamCommand {
     /// Show the statistics of a stream
     #[command(after_help = "Examples:\n  towpath stream show line_stream")]
     Show(StreamArgs),
-    /// The consumer groups of a stream: lag and pending entries
+    /// List the consumer groups of a stream with lag and pending entries
     #[command(after_help = "Examples:\n  towpath stream groups line_stream")]
     Groups(StreamArgs),
     /// Print entries, oldest first, without changing them

@@ -218,7 +218,7 @@ const SQLITE: &str = "a SQLite file in the data folder (nothing else is set)";
 /// Timeout of an output without a reader.
 const UNREAD: Duration = Duration::from_millis(500);
 
-/// Where the data of a key is, and who said so.
+/// The storage of a key, and its origin.
 pub(super) fn place_of(loaded: &Loaded, key: &str) -> String {
     let said = |key: &str| {
         let setting = loaded.settings.get(key)?;
@@ -273,7 +273,7 @@ fn leave_token(started: &Started, config: &Config) -> Option<TokenFile> {
     let token = read_token(&config.data_dir)?;
     TokenFile::leave(&started.admin.to_string(), token)
         .inspect_err(|error| {
-            tracing::info!(%error, "commands need the data folder: pass `--data`");
+            tracing::info!(%error, "token file not written; pass `--data` to commands");
         })
         .ok()
 }
@@ -365,7 +365,7 @@ fn has_banner(global: &Global) -> bool {
 /// Prints lines behind those of the log. A closed output, or one that is not read, neither stops nor ends the process.
 fn offer(lines: Vec<String>) {
     flush_logs();
-    let (written, done) = std::sync::mpsc::channel();
+    let (written, done) = std::sync::mpsc::sync_channel(1);
     std::thread::spawn(move || {
         output::text(&(lines.join("\n") + "\n")).ok();
         written.send(()).ok();

@@ -1,4 +1,4 @@
-//! Broken configurations, and everything that is said about them.
+//! Broken configurations, and all reported problems.
 
 use super::tests::sources;
 use super::*;

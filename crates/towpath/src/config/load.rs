@@ -1,4 +1,4 @@
-//! From sources to settings: who says what, and whose word counts.
+//! From sources to settings: their values, and their precedence.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -158,7 +158,7 @@ pub struct Setting {
     pub text: Option<String>,
     /// The source names a file that holds the text.
     pub is_path: bool,
-    /// Who said so.
+    /// The source.
     pub origin: Origin,
 }
 
@@ -215,7 +215,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
                 is_path: false,
                 written: said.written,
             };
-            loader.say(key, value, Origin::Variable(said.name));
+            loader.set_value(key, value, Origin::Variable(said.name));
         }
     }
     variables.find_unknown();
@@ -243,7 +243,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
                     is_path: false,
                     written: None,
                 };
-                loader.say(key, value, origin);
+                loader.set_value(key, value, origin);
             }
             None => {
                 let hint = did_you_mean(path, KEYS.iter().map(|key| key.path));
@@ -320,12 +320,12 @@ impl<'a> Loader<'a> {
                 is_path,
                 written,
             };
-            self.say(key, value, Origin::File(place));
+            self.set_value(key, value, Origin::File(place));
         }
     }
 
     /// Takes a value when it is valid, and reports the problem when it is not.
-    fn say(&mut self, key: &'static Key, value: Value, origin: Origin) {
+    fn set_value(&mut self, key: &'static Key, value: Value, origin: Origin) {
         let path = value.is_path && !value.text.is_empty();
         let text = if path {
             match std::fs::read_to_string(&value.text) {

@@ -1,4 +1,4 @@
-//! The table of keys in other forms: a commented file, a JSON Schema, a page, and who said what.
+//! The table of keys in other forms: a commented file, a JSON Schema, a page, and the origin of each value.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

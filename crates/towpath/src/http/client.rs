@@ -17,7 +17,7 @@ use super::tls;
 static ROOTS: LazyLock<RootCertStore> = LazyLock::new(|| {
     let found = rustls_native_certs::load_native_certs();
     for error in found.errors {
-        tracing::debug!(%error, "certificates of the system");
+        tracing::debug!(%error, "system certificate not loaded");
     }
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(found.certs);

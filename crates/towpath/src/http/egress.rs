@@ -188,11 +188,10 @@ impl EgressPolicy {
     /// `Invalid` for another scheme, a URL with a user, and a refused port or address.
     pub fn check(&self, url: &str) -> Result<Url> {
         let url = Url::parse(url).map_err(|error| {
-            Error::invalid("the URL is not one; say for instance `https://host/path`")
-                .with_source(error)
+            Error::invalid("invalid URL; expected e.g. `https://host/path`").with_source(error)
         })?;
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(Error::invalid("the URL names a user; leave that out"));
+            return Err(Error::invalid("the URL has a user; remove it"));
         }
         self.check_place(&url)?;
         Ok(url)

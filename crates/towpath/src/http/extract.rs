@@ -86,7 +86,7 @@ impl<T: Serialize> IntoResponse for Json<T> {
                 ([(header::CONTENT_TYPE, kind)], text).into_response()
             }
             Err(error) => {
-                tracing::error!(%error, "answer not written as JSON");
+                tracing::error!(%error, "answer not encoded as JSON");
                 let reason = "the answer cannot be written as JSON; see the log";
                 Problem::new(StatusCode::INTERNAL_SERVER_ERROR, reason).into_response()
             }

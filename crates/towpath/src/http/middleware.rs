@@ -190,7 +190,7 @@ impl RequestLayer {
         self
     }
 
-    /// Refuses a request by its head, before anything of its body is read. Who sends it.
+    /// Refuses a request by its head, before its body is read. Returns its sender.
     fn admit(&self, route: Option<&str>, head: &Parts) -> Result<Actor, Problem> {
         let Some(route) = route else {
             return Err(Problem::new(StatusCode::NOT_FOUND, "not found"));
@@ -457,7 +457,7 @@ async fn pass(State(layer): State<Arc<RequestLayer>>, request: Request, next: Ne
         .instrument(span.clone());
     let handled = traces::within(position, handled).await;
     let mut response = handled.unwrap_or_else(|_| {
-        span.in_scope(|| error!("a handler panicked"));
+        span.in_scope(|| error!("request handler panicked"));
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error").into_response()
     });
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {

@@ -23,6 +23,8 @@ mod socket;
 mod streams;
 pub mod tls;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
 pub use body::BodyReader;
 pub use client::{client, client_of, trusting_also, with_identity};
 pub use cors::Cors;
@@ -32,17 +34,16 @@ pub(crate) use segment::{Segment, segment};
 pub use server::{Limits, Peer, Timeouts, serve};
 pub use sites::Sites;
 
+/// Bytes that are encoded. Source: RFC 3986, section 2.3.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
 /// A text as one part of a URL: a segment of its path, a value of its query, a password.
 pub(crate) fn encoded(text: &str) -> String {
-    let mut encoded = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
+    utf8_percent_encode(text, RESERVED).to_string()
 }
 
 /// The text that [`encoded`] made; `None` when it is not the encoding of a text.

@@ -1,7 +1,7 @@
 //! Names as segments of paths.
 //!
 //! Clients resolve the segments `.` and `..`, also encoded ones, before they send a path. A name of that form has a `~`
-//! before it in a path; so has a name that already looks like that, and one `~` is taken away again.
+//! before it in a path; so has a name that already looks like that, and one `~` is removed again.
 //!
 //! Source: WHATWG URL standard, "single-dot URL path segment".
 

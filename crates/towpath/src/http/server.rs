@@ -219,7 +219,7 @@ async fn shake_hands(
     match acceptor.accept(stream).await {
         Ok(stream) => Some(Socket::Tls(Box::new(stream))),
         Err(error) => {
-            debug!(%error, "a client does not speak our TLS");
+            debug!(%error, "TLS handshake failed");
             None
         }
     }

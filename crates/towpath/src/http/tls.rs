@@ -63,7 +63,7 @@ impl Tls {
                 match read(&self.certificate, &self.key) {
                     Ok(config) => {
                         (loaded.config, loaded.of) = (config, of);
-                        tracing::info!("the certificate was read again");
+                        tracing::info!("certificate reloaded");
                     }
                     // One of the two may not be written yet.
                     Err(error) => tracing::warn!(

@@ -173,7 +173,7 @@ impl StreamInlet {
 
     /// Makes a dead letter of an entry, whatever is wrong with it: without its headers when the queue refuses them, and
     /// only in the log when it refuses the payload too; the entry stays in the stream then.
-    async fn bury(&self, entry: &Entry, reason: &str) -> Result<()> {
+    async fn dead_letter(&self, entry: &Entry, reason: &str) -> Result<()> {
         let reason = &reason[..reason.floor_char_boundary(REASON_BYTES)];
         let headers = [entry.message.headers.clone(), Headers::new()];
         let mut refused = None;
@@ -260,7 +260,7 @@ impl Inlet for StreamInlet {
                 Disposition::Ack => finished.push((receipt.number, entry.offset)),
                 Disposition::DeadLetter { reason } => {
                     warn!(stream = %self.member.stream, reason, "entry became a dead letter");
-                    self.bury(&entry, &reason).await?;
+                    self.dead_letter(&entry, &reason).await?;
                     finished.push((receipt.number, entry.offset));
                     dead_lettered.insert(receipt.number);
                 }

@@ -5,6 +5,11 @@
 //!                                                                                           +--> towpath_problem, alerts, log
 //! ```
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the machine's time is shown to people"
+)]
+
 mod alerts;
 mod deliveries;
 mod evaluate;

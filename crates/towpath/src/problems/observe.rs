@@ -1,5 +1,10 @@
 //! One look at everything that the rules compare.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "steps of the machine's clock are observed here"
+)]
+
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;

@@ -1,4 +1,6 @@
-//! What goes on beside a delivery of batches: the settlement of the batch before, and the lease of the one behind.
+//! Work beside the delivery of a batch: settles the previous batch, and leases the next one.
+
+#![expect(clippy::disallowed_methods, reason = "spans have the machine's time")]
 
 use std::pin::Pin;
 use std::time::{Duration, SystemTime};

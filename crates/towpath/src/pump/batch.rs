@@ -274,7 +274,7 @@ async fn attempt(sink: &dyn Sink, batch: &[Delivery]) -> Result<Vec<Outcome>> {
         Ok(delivered) => return delivered,
         Err(panic) => panic,
     };
-    warn!(panic, messages = batch.len(), "sink panicked over a batch");
+    warn!(panic, messages = batch.len(), "sink panicked");
     if let [_] = batch {
         return Ok(vec![failed(format!("the sink panicked: {panic}"))]);
     }

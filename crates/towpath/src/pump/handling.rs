@@ -7,6 +7,8 @@
 //! A consumer leases no more than it can begin at once, so that a crash charges only deliveries that had begun. A message whose last
 //! delivery had no outcome may be the reason for that: it is handled alone in its process.
 
+#![expect(clippy::disallowed_methods, reason = "spans have the machine's time")]
+
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -292,7 +294,7 @@ impl Run<'_> {
                 self.handler_failures += 1;
                 let attempt = self.handler_failures;
                 if attempt == 1 {
-                    warn!(error, "handler waits for its backend");
+                    warn!(error, "handler waiting for its backend");
                 }
                 self.lease_at = Some(Moment::now() + drawn(&BACKEND, attempt));
             }

@@ -1,5 +1,7 @@
 //! A line a message, to a writer: standard output as a rule.
 
+#![expect(clippy::disallowed_methods, reason = "lines have the machine's time")]
+
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;

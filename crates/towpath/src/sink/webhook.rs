@@ -367,6 +367,7 @@ mod tests {
     }
 
     /// Answers every request on every connection with this, and counts the connections.
+    #[expect(clippy::disallowed_methods, reason = "tests have no supervisor")]
     async fn server(answer: String) -> (String, Arc<AtomicUsize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/hook", listener.local_addr().unwrap());
@@ -456,11 +457,11 @@ mod tests {
     #[tokio::test]
     async fn no_answer_is_a_condition_of_the_receiver_and_names_no_url() {
         let (silent, _) = server(String::new()).await;
-        let nobody = {
+        let refusing = {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             format!("http://user:geheim@{}/hook", listener.local_addr().unwrap())
         };
-        for (url, expected) in [(silent, Cause::Failed), (nobody, Cause::Unreachable)] {
+        for (url, expected) in [(silent, Cause::Failed), (refusing, Cause::Unreachable)] {
             let outcome = post(&url, 1).await.remove(0);
             let Outcome::Unavailable { cause, error, .. } = outcome else {
                 panic!("{outcome:?}")

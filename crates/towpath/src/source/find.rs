@@ -66,7 +66,7 @@ impl Tail {
         let ends_before = self.settings.inputs.ends_before(path);
         let is_early = |moment| made.is_ok_and(|made| made <= moment);
         if is_successor {
-            info!(input = %path.display(), "the input was rotated");
+            info!(input = %path.display(), "input rotated");
         } else if ends_before.is_some_and(is_early) {
             let at = start.moved(&file, end_of_lines(&file)?)?;
             info!(input = %path.display(), skipped = at.offset, "new file; sending lines appended from now on");

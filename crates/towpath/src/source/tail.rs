@@ -11,6 +11,11 @@
 //!
 //! Files with one input path are a lineage: the older ones are read to their end before a newer one continues.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "compared with times of the file system"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;

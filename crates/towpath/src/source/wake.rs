@@ -25,7 +25,7 @@ impl Wake {
     /// Watches nothing yet.
     pub fn new() -> Self {
         let watcher = Self::watcher();
-        let watcher = watcher.inspect_err(|error| debug!(%error, "folders are not watched"));
+        let watcher = watcher.inspect_err(|error| debug!(%error, "folders not watched"));
         Self {
             watcher: watcher.ok(),
             watched: BTreeMap::new(),
@@ -66,7 +66,7 @@ impl Wake {
                 Ok(watch) => {
                     self.watched.insert(folder.clone(), watch);
                 }
-                Err(error) => debug!(%error, folder = %folder.display(), "folder is not watched"),
+                Err(error) => debug!(%error, folder = %folder.display(), "folder not watched"),
             }
         }
     }

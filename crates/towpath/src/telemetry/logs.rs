@@ -1,5 +1,10 @@
 //! Logs on standard error: for people on a terminal, JSON elsewhere. Payloads and secrets never.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "log lines have the machine's time"
+)]
+
 use std::io::IsTerminal;
 use std::str::FromStr;
 

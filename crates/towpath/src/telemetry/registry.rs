@@ -1,5 +1,10 @@
 //! The registry: counters kept as things happen, and queue numbers looked up at scrape time.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "ages of events are counted from the database's wall-clock times"
+)]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -459,7 +464,7 @@ impl Metrics {
             .and_then(|()| text::encode_registry(&mut body, &scraped))
             .and_then(|()| text::encode_eof(&mut body));
         if let Err(error) = encoded {
-            tracing::warn!(%error, "metrics cannot be written");
+            tracing::warn!(%error, "metrics not encoded");
         }
         let weight = |kind| accept::weight(headers, kind);
         if accept::names(headers, OPEN) && weight(OPEN) >= weight("text/plain") {

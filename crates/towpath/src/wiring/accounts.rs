@@ -1,5 +1,10 @@
 //! The accounts app's roles, from their configuration.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "compared with the database's wall-clock times"
+)]
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -122,14 +127,14 @@ impl Accounts {
             trim(process, broker, filled);
         }
         self.keep(process);
-        self.tend(process);
+        self.maintain(process);
         Ok(())
     }
 
     /// Makes the tables of a database that answers late, and watches it.
     fn keep(&self, process: &mut Process<'_>) {
         let (migrated, health) = (self.migrated.clone(), process.health.clone());
-        self.migrated.tell(&health);
+        self.migrated.show(&health);
         let supervisor = &mut process.supervisor;
         supervisor.start(
             "accounts.database",
@@ -199,7 +204,7 @@ impl Accounts {
     }
 
     /// Removes expired rows.
-    fn tend(self, process: &mut Process<'_>) {
+    fn maintain(self, process: &mut Process<'_>) {
         let config = &process.config.accounts;
         let (retention, window) = (config.retention, config.idempotency_window);
         let migrated = self.migrated;
@@ -290,11 +295,11 @@ fn warn_of(before: &Backlog, now: &Backlog) {
         let failed = now.failed;
         warn!(
             failed,
-            "failed events: see `towpath outbox ls --status FAILED`"
+            "outbox events failed; list them with `towpath outbox ls --status FAILED`"
         );
     }
     if let Some(position) = now.ahead.filter(|_| before.ahead.is_none()) {
-        warn!(position, "outbox sequence is behind the relay's position");
+        warn!(position, "outbox sequence behind the relay's position");
     }
     for open in now.waits_for.iter().filter(|_| now.new > 0) {
         if !before.waits_for.iter().any(|known| known.id == open.id) {
@@ -303,7 +308,7 @@ fn warn_of(before: &Backlog, now: &Backlog) {
                 transaction,
                 age_seconds = open.age_seconds,
                 application,
-                "relay waits for an open transaction"
+                "relay waiting for an open transaction"
             );
         }
     }

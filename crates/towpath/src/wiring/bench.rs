@@ -130,6 +130,7 @@ async fn serve(router: impl FnOnce(RequestLayer) -> Router) -> Result<BenchApi> 
     };
     let refused = metrics.refused_connections("bench");
     // Ends with the measurement, awaited in `stop`.
+    #[expect(clippy::disallowed_methods, reason = "a measurement has no supervisor")]
     let serving =
         tokio::spawn(
             async move { http::serve(&listener, router, limits, &refused, &stopping).await },

@@ -44,7 +44,7 @@ pub struct BenchOrders {
 struct Workers {
     stop: CancellationToken,
     pumps: JoinSet<Result<()>>,
-    told: mpsc::UnboundedReceiver<Bytes>,
+    notified: mpsc::UnboundedReceiver<Bytes>,
 }
 
 impl Workers {
@@ -55,7 +55,7 @@ impl Workers {
             pump.map_err(|error| Error::unavailable("a pump panicked").with_source(error))??;
         }
         let mut ids = Vec::new();
-        while let Ok(id) = self.told.try_recv() {
+        while let Ok(id) = self.notified.try_recv() {
             ids.push(id);
         }
         Ok(ids)
@@ -89,7 +89,7 @@ impl BenchOrders {
             let stats = store.queue.stats(&QueueName::new(name)?).await?;
             if stats.ready + stats.delayed + stats.leased > 0 {
                 return Err(Error::conflict(format!(
-                    "`{name}` holds messages of another client; measure orders on separate servers"
+                    "`{name}` has messages of another client; measure orders on separate servers"
                 )));
             }
         }
@@ -121,7 +121,7 @@ impl BenchOrders {
             none => none.insert(self.start()?),
         };
         let mut ids = Vec::new();
-        let came = tokio::time::timeout(wait, workers.told.recv_many(&mut ids, max)).await;
+        let came = tokio::time::timeout(wait, workers.notified.recv_many(&mut ids, max)).await;
         if came.is_err()
             && let Some(workers) = held.take()
         {
@@ -132,7 +132,11 @@ impl BenchOrders {
 
     fn start(&self) -> Result<Workers> {
         let store = &self.gateway.0;
-        let (tell, told) = mpsc::unbounded_channel();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the number of orders of a measurement bounds it"
+        )]
+        let (report, notified) = mpsc::unbounded_channel();
         let notifier = Notifier {
             store: store.clone(),
             channel: Arc::new(Channel::Log),
@@ -141,7 +145,7 @@ impl BenchOrders {
         };
         let handlers: [(&str, Arc<dyn Handler>); 2] = [
             (ORDERS, Arc::new(Processor(store.clone()))),
-            (NOTIFICATIONS, Arc::new(Reporting { notifier, tell })),
+            (NOTIFICATIONS, Arc::new(Reporting { notifier, report })),
         ];
         let (stop, metrics) = (CancellationToken::new(), Metrics::new());
         let mut pumps = JoinSet::new();
@@ -169,14 +173,18 @@ impl BenchOrders {
             let stop = Stop::when(stop.clone());
             pumps.spawn(async move { pump.run(&stop).await });
         }
-        Ok(Workers { stop, pumps, told })
+        Ok(Workers {
+            stop,
+            pumps,
+            notified,
+        })
     }
 }
 
 /// The notifier, and word of each order that it is done with.
 struct Reporting {
     notifier: Notifier,
-    tell: mpsc::UnboundedSender<Bytes>,
+    report: mpsc::UnboundedSender<Bytes>,
 }
 
 /// The field of an event that counts here.
@@ -193,7 +201,7 @@ impl Handler for Reporting {
             && let Ok(OrderEvent { id }) = serde_json::from_slice(&delivery.message.payload)
         {
             // The receiver is dropped only when the measurement is over.
-            self.tell.send(id.into()).ok();
+            self.report.send(id.into()).ok();
         }
         outcome
     }

@@ -42,6 +42,7 @@ impl BenchRelay {
         let stop = CancellationToken::new();
         let stopping = Stop::when(stop.clone());
         // Ends with the measurement, awaited in `stop`.
+        #[expect(clippy::disallowed_methods, reason = "a measurement has no supervisor")]
         let relaying = tokio::spawn(async move { relay.run(&stopping).await });
         Ok(Self { stop, relaying })
     }

@@ -1,6 +1,11 @@
 //! A little traffic for every app, through the listeners as clients send it. Now and then something fails, so that dead
 //! letters, refusals and retries have something to show.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "ids of demo messages have the machine's time"
+)]
+
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -210,7 +210,7 @@ impl Fleet {
             false => config.workers.clone(),
         };
         let (Some(controller), Some(key)) = (controller, self.keys.first()) else {
-            warn!("agent not started: set `fleet.agent.controller`");
+            warn!("agent not started; set `fleet.agent.controller`");
             return;
         };
         let agent = Agent {

@@ -55,7 +55,7 @@ impl Migrated {
     }
 
     /// Says in health when the tables are not made yet.
-    pub(super) fn tell(&self, health: &Health) {
+    pub(super) fn show(&self, health: &Health) {
         let is_ready = *self.is_ready.borrow();
         let waiting = || format!("waiting for {}", self.database.url);
         health.set(DATABASE, (!is_ready).then(waiting));

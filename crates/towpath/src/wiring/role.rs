@@ -177,7 +177,7 @@ impl Role {
         // Both the ingest app and the fleet app have one.
         if name == "worker" {
             return Err(Error::invalid(
-                "`worker` means `ingest.worker` or `fleet.worker`; say which",
+                "`worker` is ambiguous; name `ingest.worker` or `fleet.worker`",
             ));
         }
         if let Some((role, ..)) = ROLES
@@ -224,7 +224,7 @@ mod tests {
         for (list, reason) in [
             (
                 "worker",
-                "`worker` means `ingest.worker` or `fleet.worker`; say which",
+                "`worker` is ambiguous; name `ingest.worker` or `fleet.worker`",
             ),
             (
                 "apo",

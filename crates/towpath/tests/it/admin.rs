@@ -1,4 +1,4 @@
-//! The admin listener from outside: who may speak to it, and how it says no.
+//! The admin listener from outside: its permitted clients, and its refusals.
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;

@@ -149,7 +149,7 @@ fn targets_that_cannot_be_compared_are_refused_with_the_reason() {
         (
             &["embedded:", "disk"],
             &["--seconds", "0"],
-            "say for instance 0.5",
+            "expected e.g. 0.5",
         ),
         (
             &["embedded:", "bare:embedded:x"],

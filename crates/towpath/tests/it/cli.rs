@@ -134,7 +134,7 @@ fn a_wrong_token_is_called_that() {
     assert_eq!(output.status.code(), Some(5));
     let said = text(&output.stdout);
     assert!(
-        said.contains("FAIL  process: ") && said.contains("wants another token"),
+        said.contains("FAIL  process: ") && said.contains("refused the token"),
         "{said}"
     );
     assert!(
@@ -263,7 +263,7 @@ fn every_command_answers_in_json() {
 }
 
 #[test]
-fn colours_are_for_those_who_want_them() {
+fn colours_follow_the_option_and_the_terminal() {
     let world = World::new();
     let escape = |args: &[&str]| {
         let output = world.run(args);

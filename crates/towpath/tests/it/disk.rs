@@ -353,7 +353,7 @@ fn full_disk_can_be_left_by_purging() {
         Duration::from_secs(20),
         || reserve.exists(),
     );
-    assert!(running.log().matches("store upkeep failed").count() < 10);
+    assert!(running.log().matches("store maintenance failed").count() < 10);
     drop(running);
     drop(disk);
 }

@@ -1,4 +1,4 @@
-//! The words of HTTP on every public port: preconditions, idempotency keys, forms of errors, and what the reference
+//! The words of HTTP on every public port: preconditions, idempotency keys, forms of errors, and types that the reference
 //! systems' own clients read.
 
 use std::io::Write;

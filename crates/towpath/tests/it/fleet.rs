@@ -283,9 +283,9 @@ fn a_publisher_can_state_the_expected_version_and_roll_back() {
         403
     );
     let report = format!("/agents/{}/report", agent["agent_id"].as_str().unwrap());
-    let told = br#"{"version":3,"status":"applied"}"#;
+    let applied = br#"{"version":3,"status":"applied"}"#;
     assert_eq!(
-        client.send("POST", &report, &own, told).unwrap().status,
+        client.send("POST", &report, &own, applied).unwrap().status,
         200
     );
     let agents = ask(&world, "GET", "/agents", &[], &Value::Null).json()["data"].clone();
@@ -341,7 +341,7 @@ fn a_waiting_agent_is_answered_at_once_and_at_the_timeout() {
         "{:?}",
         began.elapsed()
     );
-    // Who waits holds no shutdown up.
+    // A waiting agent does not delay a shutdown.
     let waiting = wait("2", 30);
     std::thread::sleep(Duration::from_millis(300));
     let (status, log, took) = running.stop();

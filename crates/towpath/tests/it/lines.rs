@@ -130,7 +130,7 @@ impl Source {
 fn story(world: &World, seed: u64, what: &str, mut fault: impl FnMut(&mut StdRng)) {
     let mut source = Source::new(world, seed);
     let mut rng = StdRng::seed_from_u64(seed);
-    // A file that is renamed before it was ever seen is nobody's.
+    // A file that is renamed before it was ever seen is not followed.
     source.write(1);
     source.check(world, what);
     for _ in 0..12 {

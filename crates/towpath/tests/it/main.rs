@@ -3,6 +3,10 @@
 //! One test binary, one module a theme; `chaos` modules repeat their story
 //! `TOWPATH_SEEDS` times (a few by default, `make chaos` many).
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests have no supervisor, and use the machine's clock where a process does"
+)]
 #![expect(
     clippy::unwrap_used,
     reason = "a failed step of a test is a failed test"

@@ -25,16 +25,16 @@ fn answer(asked: &[u8], address: Ipv4Addr) -> Option<Vec<u8>> {
     let name = asked.get(12..)?.iter().position(|byte| *byte == 0)?;
     let question = asked.get(12..12 + name + 5)?;
     let is_address = question.ends_with(&A_IN);
-    let mut told = asked[..2].to_vec();
+    let mut reply = asked[..2].to_vec();
     // A response to a recursive query, one question, an answer or none.
-    told.extend([0x81, 0x80, 0, 1, 0, u8::from(is_address), 0, 0, 0, 0]);
-    told.extend(question);
+    reply.extend([0x81, 0x80, 0, 1, 0, u8::from(is_address), 0, 0, 0, 0]);
+    reply.extend(question);
     if is_address {
         // The name of the question, good for no time.
-        told.extend([0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
-        told.extend(address.octets());
+        reply.extend([0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
+        reply.extend(address.octets());
     }
-    Some(told)
+    Some(reply)
 }
 
 /// Answers each look-up of a name with the next of these addresses, until the test's process ends. Gives the count of
@@ -48,13 +48,13 @@ fn rebind(at: Ipv4Addr, addresses: [Ipv4Addr; 2]) -> Option<Arc<AtomicUsize>> {
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
             let asked = &buffer[..length];
             let number = lookups.load(Ordering::SeqCst);
-            let Some(told) = answer(asked, addresses[number % 2]) else {
+            let Some(reply) = answer(asked, addresses[number % 2]) else {
                 continue;
             };
-            if told[7] == 1 {
+            if reply[7] == 1 {
                 lookups.fetch_add(1, Ordering::SeqCst);
             }
-            socket.send_to(&told, from).ok();
+            socket.send_to(&reply, from).ok();
         }
     });
     Some(count)

@@ -197,7 +197,7 @@ fn every_status_and_text_is_the_contracts() {
         );
         assert_eq!(answer.headers["allow"], "POST");
     }
-    assert_eq!(client.get("/orders/nobody").status, 404);
+    assert_eq!(client.get("/orders/absent").status, 404);
     drop(running);
 }
 
@@ -298,7 +298,7 @@ fn the_dashboard_answers_json_and_prometheus() {
     assert_eq!(numbers["notification"]["channel"], "log");
     assert_eq!(numbers["queues"]["orders.queue"]["ready"], 0);
     assert!(numbers["rates"]["processed_per_second"].is_number());
-    let numbers = board.get("/metrics?sku=hat&order_id=nobody").json();
+    let numbers = board.get("/metrics?sku=hat&order_id=absent").json();
     assert_eq!(numbers.get("inventory_level"), None);
     assert_eq!(numbers.get("notification_status"), None);
     assert_eq!(board.post("/metrics", &[], b"").status, 405);

@@ -274,12 +274,12 @@ fn a_bare_processor_and_a_bare_notifier_take_the_place_of_ours() {
     wait_until("the second order", SOON, || {
         show(&world, "two")["state"] == "processed"
     });
-    let told = [
+    let notified = [
         bare.wait_for("notifier.queue"),
         bare.wait_for("notifier.queue"),
     ];
-    assert_eq!(told[0]["id"], "one");
-    assert_eq!(told[1], json!({"id": "two", "sku": "a", "qty": 3}));
+    assert_eq!(notified[0]["id"], "one");
+    assert_eq!(notified[1], json!({"id": "two", "sku": "a", "qty": 3}));
     assert_eq!(stock(&world, "a"), 5);
     drop((running, processing, processor));
 }

@@ -174,7 +174,7 @@ fn the_package_is_installed_run_upgraded_and_purged() {
     // Files of the operator are left to the operator.
     assert_eq!(machine.run("ls -A /etc/towpath"), "towpath.toml\n");
     assert_eq!(machine.run("ls -d /usr/bin/towpath /usr/lib/systemd/system/towpath.service /etc/systemd/system/multi-user.target.wants/towpath.service 2>/dev/null"), "");
-    // Messages are nobody's to delete but the operator's.
+    // Only the operator deletes messages.
     let kept = machine.run("cat /var/lib/private/towpath/file.log");
     assert_eq!(kept.lines().count(), 3, "{kept}");
     assert_eq!(machine.run("systemctl --failed --no-legend"), "");

@@ -247,7 +247,7 @@ fn a_client_reads_its_refusal_though_it_sends_a_hundred_mebibytes_first() {
 }
 
 #[test]
-fn a_refusal_is_a_problem_for_those_who_accept_one() {
+fn a_refusal_is_a_problem_document_on_request() {
     let world = World::new();
     let _running = world.up();
     let accept = [

@@ -137,7 +137,7 @@ fn the_admin_api_wants_its_token() {
 }
 
 #[test]
-fn the_first_line_of_the_log_names_the_backends_and_who_said_so() {
+fn the_first_line_of_the_log_names_the_backends_and_their_origin() {
     type Variables = &'static [(&'static str, &'static str)];
     let cases: [(Variables, &[&str], &str); 3] = [
         (

@@ -6,6 +6,7 @@ mod commits;
 mod language;
 mod names;
 mod prose;
+mod sleeps;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -171,12 +172,13 @@ fn tasks_are_started_by_the_supervisor_or_say_why_not() {
             .take_while(|line| line.trim() != "#[cfg(test)]")
             .collect();
         for (index, line) in lines.iter().enumerate() {
-            let explained = lines[index.saturating_sub(4)..index]
+            let explained = lines[index.saturating_sub(6)..index]
                 .iter()
                 .any(|line| line.trim_start().starts_with("//"));
-            if line.contains("tokio::spawn(") && !explained {
+            let is_spawn = line.contains("tokio::spawn(") || line.contains("task::spawn(");
+            if is_spawn && !explained {
                 problems.push(format!(
-                    "{name}:{}: a bare `tokio::spawn` has a sentence above it",
+                    "{name}:{}: a task outside the supervisor has a sentence above it",
                     index + 1
                 ));
             }

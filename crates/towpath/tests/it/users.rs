@@ -51,16 +51,16 @@ fn users_are_created_changed_listed_and_deleted() {
     for (body, status) in [
         ("nothing", 400),
         (r#"{"email":"a@b"}"#, 400),
-        (r#"{"email":"nobody","name":"x"}"#, 422),
+        (r#"{"email":"absent","name":"x"}"#, 422),
     ] {
         let answer = client.post("/api/users", &[], body.as_bytes());
         assert_eq!(answer.status, status, "{body}");
     }
     assert_eq!(client.get("/api/users/7").status, 400);
-    let nobody = "/api/users/00000000-0000-0000-0000-000000000000";
-    assert_eq!(client.get(nobody).status, 404);
+    let absent = "/api/users/00000000-0000-0000-0000-000000000000";
+    assert_eq!(client.get(absent).status, 404);
     let change = br#"{"email":"ann@example.org","name":"Anne"}"#;
-    assert_eq!(client.send("PUT", nobody, &[], change).unwrap().status, 404);
+    assert_eq!(client.send("PUT", absent, &[], change).unwrap().status, 404);
     let stale = client
         .send("PUT", &path, &[("if-match", "\"7\"")], change)
         .unwrap();
@@ -80,9 +80,9 @@ fn users_are_created_changed_listed_and_deleted() {
     wait_until("three events", Duration::from_secs(10), || {
         events(&world).len() == 3
     });
-    let told = events(&world);
-    assert_eq!(told[1]["name"], "Anne");
-    assert!(told[2]["deleted_at"].is_string(), "{told:?}");
+    let published = events(&world);
+    assert_eq!(published[1]["name"], "Anne");
+    assert!(published[2]["deleted_at"].is_string(), "{published:?}");
 }
 
 #[test]
@@ -133,11 +133,11 @@ fn an_event_that_the_broker_refuses_is_abandoned_and_those_around_it_continue() 
     wait_until("two events", Duration::from_secs(20), || {
         events(&world).len() == 2
     });
-    let told: Vec<Value> = events(&world)
+    let published: Vec<Value> = events(&world)
         .iter()
         .map(|one| one["number"].clone())
         .collect();
-    assert_eq!(told, [1, 3]);
+    assert_eq!(published, [1, 3]);
     let failed = world.json(&["outbox", "ls", "--status", "FAILED"]);
     assert_eq!(failed.as_array().map(Vec::len), Some(1));
     assert_eq!(
@@ -228,7 +228,7 @@ fn events_are_listed_traced_and_sent_again() {
         traced.contains(id) && traced.contains("bob@example.org"),
         "{traced}"
     );
-    assert!(!world.run(&["outbox", "trace", "nobody"]).status.success());
+    assert!(!world.run(&["outbox", "trace", "absent"]).status.success());
     assert_eq!(world.ok(&["outbox", "replay", id]), "1 sent again\n");
     wait_until("the event again", Duration::from_secs(10), || {
         events(&world).len() == 3
@@ -290,11 +290,11 @@ fn story(world: &World, seed: u64, mut disturb: impl FnMut()) {
     wait_until("every event", Duration::from_secs(60), || {
         events(world).len() >= created.len()
     });
-    let told: Vec<String> = events(world)
+    let published: Vec<String> = events(world)
         .iter()
         .map(|event| event["email"].as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(told, created, "seed {seed}");
+    assert_eq!(published, created, "seed {seed}");
 }
 
 #[test]
@@ -404,11 +404,11 @@ fn chaos_a_broker_that_is_unavailable_for_a_while_gets_every_event() {
     wait_until("every event", Duration::from_secs(60), || {
         events(&world).len() >= created.len()
     });
-    let told: Vec<Value> = events(&world)
+    let published: Vec<Value> = events(&world)
         .iter()
         .map(|event| event["email"].clone())
         .collect();
-    assert_eq!(told, created);
+    assert_eq!(published, created);
     let failed = world.json(&["outbox", "ls", "--status", "FAILED"]);
     assert_eq!(failed, json!([]), "time without a broker is not an attempt");
     let log = running.log();

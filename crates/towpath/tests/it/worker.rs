@@ -59,7 +59,7 @@ fn hmac_sha256(key: &[u8], message: &[u8]) -> Vec<u8> {
 fn a_webhook_is_signed_and_tried_again() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let (sender, requests) = mpsc::channel();
+    let (sender, requests) = mpsc::sync_channel(100);
     std::thread::spawn(move || {
         for (number, stream) in listener.incoming().map_while(Result::ok).enumerate() {
             let mut stream = BufReader::new(stream);

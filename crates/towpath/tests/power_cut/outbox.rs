@@ -33,8 +33,8 @@ pub(crate) fn tells_of_every_user_once() -> Result<(), Failed> {
                 .written("stream", email.trim_end_matches(DOMAIN));
         }
         drop(running);
-        let told: BTreeSet<&String> = events.iter().collect();
-        if let Some(silent) = users.iter().find(|user| !told.contains(user)) {
+        let published: BTreeSet<&String> = events.iter().collect();
+        if let Some(silent) = users.iter().find(|user| !published.contains(user)) {
             return Err(format!("{}: no event tells of {silent}", place.name()).into());
         }
         let account = place
@@ -42,7 +42,7 @@ pub(crate) fn tells_of_every_user_once() -> Result<(), Failed> {
             .settle()
             .map_err(|wrong| format!("{}: {wrong}", place.name()))?;
         place.tell(&account, doubted);
-        let more = told.len().abs_diff(users.len());
+        let more = published.len().abs_diff(users.len());
         eprintln!("{}: {more} events of users who are not there", place.name());
         // Those of transactions that only a sync that lied had made durable.
         if more > doubted {
@@ -102,8 +102,8 @@ fn events(world: &World, users: &BTreeSet<String>) -> Vec<String> {
             path = format!("{first}&after={}", entry["offset"].as_str().unwrap());
         }
         if page.as_array().is_some_and(Vec::is_empty) {
-            let told: BTreeSet<&String> = all.iter().collect();
-            if users.iter().all(|user| told.contains(user)) {
+            let published: BTreeSet<&String> = all.iter().collect();
+            if users.iter().all(|user| published.contains(user)) {
                 break;
             }
             std::thread::sleep(Duration::from_millis(50));

@@ -1,7 +1,7 @@
 //! The two threads of the log: one writes and syncs, one prepares segments and watches the disk.
 //!
 //! While a sync is in flight the next group gathers. On a slow disk the next
-//! sync also gives those who were just answered a moment to come back: without
+//! sync also gives callers that were just answered a moment to come back: without
 //! it half of the callers would always wait for the sync of the other half.
 
 use std::collections::BTreeMap;

@@ -64,9 +64,9 @@ pub(crate) struct Options {
     pub(crate) segment_bytes: u32,
     /// The file that holds half of the reserve.
     pub(crate) reserve: PathBuf,
-    /// With less free space than this, the reserve file included, nothing that grows the log is taken.
+    /// With less free space than this, the reserve file included, records that grow the log are rejected.
     pub(crate) reserve_bytes: u64,
-    /// A disk that does not answer for this long has stalled: nothing more is taken until it does.
+    /// A disk that does not answer for this long has stalled: writes are rejected until it does.
     pub(crate) timeout: Duration,
     /// Opens although segments are missing or cut short.
     pub(crate) accepts_loss: bool,

@@ -336,7 +336,7 @@ impl Scan<'_> {
         if !tail.is_empty() {
             self.quarantine.save("cut", place, tail)?;
         }
-        tracing::warn!(%place, bytes = tail.len(), "a torn tail of the log was cut and saved");
+        tracing::warn!(%place, bytes = tail.len(), "torn tail of the log cut and saved");
         self.report.cut = Some((place, tail.len() as u64));
         let io =
             |error: io::Error| Error::unavailable("a torn tail cannot be cut").with_source(error);

@@ -92,7 +92,7 @@ fn files(folder: &Path) -> BTreeMap<std::path::PathBuf, Vec<u8>> {
 
 /// Runs `work` on a thread of its own and fails when it takes longer than `limit`.
 fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> T {
-    let (sender, receiver) = mpsc::channel();
+    let (sender, receiver) = mpsc::sync_channel(1);
     std::thread::spawn(move || sender.send(work()));
     receiver.recv_timeout(limit).expect("it takes too long")
 }

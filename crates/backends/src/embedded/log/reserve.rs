@@ -81,7 +81,7 @@ impl Reserve {
                 true
             }
             Err(error) => {
-                tracing::warn!(%error, "releasing the disk reserve failed");
+                tracing::warn!(%error, "disk reserve not released");
                 false
             }
         }

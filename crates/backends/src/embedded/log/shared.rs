@@ -156,7 +156,7 @@ impl Shared {
 
     /// Stops the log for good: nothing later is ever acknowledged.
     pub(super) fn fail(&self, reason: String) {
-        tracing::error!(reason, "the log has failed, the store stops");
+        tracing::error!(reason, "log failed; store stopping");
         self.failure.get_or_init(|| reason);
         self.end_waiters();
         self.progress.notify_all();

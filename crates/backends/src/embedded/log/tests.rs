@@ -1,5 +1,7 @@
 //! The log against random appends, crashes and damage.
 
+#![expect(clippy::disallowed_methods, reason = "tests have no supervisor")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;

@@ -195,14 +195,14 @@ impl Log {
         })
     }
 
-    /// Whether the disk answers; nothing is taken while it does not.
+    /// Whether the disk answers; writes are rejected while it does not.
     ///
     /// # Errors
     /// `Unavailable` when a call to it has lasted longer than the timeout.
     pub(crate) fn check_answers(&self) -> Result<()> {
         self.stalled().map_or(Ok(()), |lasts| {
             Err(Error::unavailable(format!(
-                "the disk of `{}` has not answered for {} s; nothing is taken until it does",
+                "the disk of `{}` has not answered for {} s; writes are rejected until it does",
                 self.shared.options.folder.display(),
                 lasts.as_secs()
             )))
@@ -484,7 +484,7 @@ impl Log {
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
             if thread.join().is_err() {
-                tracing::error!("a thread of the log panicked");
+                tracing::error!("log thread panicked");
             }
         }
         self.shared.wakeups.close();
@@ -495,7 +495,7 @@ impl Log {
 impl Drop for Log {
     fn drop(&mut self) {
         if let Err(error) = self.close() {
-            tracing::warn!(error = error.chain(), "the log was not closed in order");
+            tracing::warn!(error = error.chain(), "log not closed cleanly");
         }
     }
 }

@@ -138,7 +138,7 @@ impl Store {
                 Err(error) => {
                     if let Some(count) = UNREADABLE.count() {
                         let (queue, error) = (&request.queue, error.chain());
-                        tracing::error!(%queue, id = %entry.id, error, count, "message cannot be read");
+                        tracing::error!(%queue, id = %entry.id, error, count, "message unreadable");
                     }
                     let outcome = if error.kind() == ErrorKind::Corrupt {
                         DeliveryOutcome::Dead {

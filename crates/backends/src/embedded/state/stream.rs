@@ -152,16 +152,16 @@ pub(in super::super) struct GroupState {
     cursor: u64,
 }
 
-/// An entry in somebody's hands.
+/// A pending entry of a consumer.
 #[derive(Debug, Default, Clone, Deserialize)]
 pub(super) struct Pending {
     pub(super) attempts: u32,
-    /// Who holds it, and since which millisecond of the monotonic clock; `None` when the holder is gone.
+    /// The holder, and since which millisecond of the monotonic clock; `None` when the holder is gone.
     #[serde(skip)]
     holder: Option<(ConsumerId, u64)>,
 }
 
-/// Who takes entries, and how many.
+/// A consumer's request for entries.
 pub(in super::super) struct Taking<'a> {
     pub(in super::super) consumer: &'a ConsumerId,
     pub(in super::super) max: usize,

@@ -153,7 +153,7 @@ impl Limiter {
         }
         warn!(
             error = error.chain(),
-            "limits are decided without their store"
+            "rate limit store unavailable; deciding without it"
         );
         self.without_store(requests)
     }

@@ -1,4 +1,9 @@
-//! The HTTP side of limits: the reference system's paths, fields and codes, with its roundings and dead ends mended.
+//! The HTTP side of limits: the reference system's paths, fields and codes, with its roundings and dead ends fixed.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the machine's time is shown to people"
+)]
 
 use axum::Router;
 use axum::extract::State;
@@ -91,7 +96,7 @@ fn undecided(error: &Error) -> Problem {
     if error.kind() == ErrorKind::Invalid {
         return bad("invalid_tokens", error.to_string());
     }
-    warn!(error = error.chain(), "a limit could not be decided");
+    warn!(error = error.chain(), "rate limit decision failed");
     let text = error.unknown_or("rate-limit store unavailable; retry later");
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, text)
         .code("bucket_error")

@@ -120,7 +120,7 @@ fn route_limit(text: &str) -> Result<(String, Rule)> {
         .filter(|(route, _)| *route == ANY || route.starts_with('/'))
         .ok_or_else(|| {
             Error::invalid(format!(
-                "`{text}` names no route; say for instance `/enqueue=token_bucket:10:1/1s`"
+                "invalid route `{text}`; expected e.g. `/enqueue=token_bucket:10:1/1s`"
             ))
         })?;
     Ok((route.to_owned(), Rule::parse(route, rule)?))
@@ -156,7 +156,7 @@ async fn pass(State(layer): State<RateLimitLayer>, request: Request, next: Next)
     let decision = match layer.limiter.take_any(&requests).await {
         Ok(decisions) => decisions.into_iter().next(),
         Err(error) => {
-            tracing::warn!(error = error.chain(), "a limit could not be decided");
+            tracing::warn!(error = error.chain(), "rate limit decision failed");
             let text = "Rate limiting temporarily unavailable";
             return Problem::new(StatusCode::SERVICE_UNAVAILABLE, text)
                 .retry_after(1)
@@ -177,12 +177,12 @@ async fn pass(State(layer): State<RateLimitLayer>, request: Request, next: Next)
                 .into_response()
         }
     };
-    tell(response.headers_mut(), rule, &decision);
+    set_headers(response.headers_mut(), rule, &decision);
     response
 }
 
 /// State of the limit in headers, unless the answer is about another limit already.
-fn tell(headers: &mut HeaderMap, rule: &Rule, decision: &Decision) {
+fn set_headers(headers: &mut HeaderMap, rule: &Rule, decision: &Decision) {
     let whole = |amount: Amount| HeaderValue::from(amount.as_micros() / 1_000_000);
     let (limit, remaining) = (whole(rule.policy.capacity()), whole(decision.remaining));
     let name = HeaderName::from_static;

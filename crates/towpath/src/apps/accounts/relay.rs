@@ -192,6 +192,11 @@ impl Relay {
                 None => self.send_all(&source, &mut from, events, stop).await?,
                 Some((last, id)) => {
                     let (outbox, most) = (Arc::clone(&self.outbox), self.most());
+                    // On another thread: making records and reading the next events both take the processor.
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "aborted with the relay's own task"
+                    )]
                     let reading =
                         tokio::spawn(async move { read(&*outbox, last, Some(id), most).await });
                     let reading = AbortOnDropHandle::new(reading);
@@ -358,7 +363,7 @@ impl Relay {
             let attempts = self.outbox.refused(event.seq, &error, self.attempts);
             let attempts = attempts.await?;
             let is_failed = attempts >= self.attempts;
-            warn!(event = %event.event.id, attempts, is_failed, error, "the broker refused an event");
+            warn!(event = %event.event.id, attempts, is_failed, error, "broker refused an event");
             if !is_failed {
                 return Ok(Passed::Refused);
             }
@@ -422,7 +427,7 @@ impl Relay {
                 let stepped = positions.append_at(step).await;
                 traces::settled(spans, &stepped);
                 if let AppendOutcome::OffsetConflict(now) = stepped? {
-                    info!(position = ?now, "the position is not where it was");
+                    info!(position = ?now, "relay position changed by another relay");
                     return Ok(Passed::Elsewhere);
                 }
                 from.raw = Some(to);

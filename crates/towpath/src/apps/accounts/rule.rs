@@ -141,7 +141,7 @@ impl Rule {
             Some(_) => {
                 return Err(wrong(
                     text,
-                    "at its end stands `fail_closed`, `fail_open` or `local`",
+                    "expected `fail_closed`, `fail_open` or `local` at its end",
                 ));
             }
         };
@@ -202,7 +202,7 @@ mod tests {
             ("a=token_bucket:1", "a rate is"),
             ("a=token_bucket:x:1/1s", "an amount is a number"),
             ("a=sliding_window:1/1y", "a rate is"),
-            ("a=sliding_window:1/1s:maybe", "at its end stands"),
+            ("a=sliding_window:1/1s:maybe", "or `local` at its end"),
             ("a=sliding_window:0/1s", "must be over zero"),
         ] {
             let error = Rules::parse(&[text.to_owned()]).unwrap_err().to_string();

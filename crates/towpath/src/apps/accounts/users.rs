@@ -1,5 +1,10 @@
 //! The HTTP side of users.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the database keeps the machine's wall-clock time"
+)]
+
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
@@ -87,9 +92,9 @@ struct Page {
 type Answer = Result<Response, Problem>;
 
 async fn create(State(api): State<UserApi>, headers: HeaderMap, body: Bytes) -> Answer {
-    let said = said(&body)?;
+    let fields = parse(&body)?;
     let request = request_key(&headers, &body)?;
-    let (user, is_replay) = insert(&api, said, request).await?;
+    let (user, is_replay) = insert(&api, fields, request).await?;
     let location = format!("/api/users/{}", user.id);
     let mut response = shown(&user);
     *response.status_mut() = StatusCode::CREATED;
@@ -106,11 +111,11 @@ async fn crash(State(api): State<UserApi>, body: Bytes) -> Answer {
         let text = "crash tests are off; `accounts.crash_test = \"on\"` allows them";
         return Err(Problem::new(StatusCode::FORBIDDEN, text));
     }
-    let said = said(&body)?;
-    let stops = said.crash_after_db;
-    insert(&api, said, None).await?;
+    let fields = parse(&body)?;
+    let stops = fields.crash_after_db;
+    insert(&api, fields, None).await?;
     if stops {
-        tracing::error!("stopping after the commit, as a crash test asks");
+        tracing::error!("crash test requested; stopping after the commit");
         crate::telemetry::flush_logs();
         std::process::abort();
     }
@@ -120,15 +125,15 @@ async fn crash(State(api): State<UserApi>, body: Bytes) -> Answer {
 /// The user as created now, or when the same request came before, and whether it did.
 async fn insert(
     api: &UserApi,
-    said: UserRequest,
+    fields: UserRequest,
     request: Option<RequestKey>,
 ) -> Result<(User, bool), Problem> {
-    check_address(&said.email)?;
+    check_address(&fields.email)?;
     let at = now();
     let user = User {
         id: Uuid::now_v7(),
-        email: said.email,
-        name: said.name,
+        email: fields.email,
+        name: fields.name,
         created_at: at,
         updated_at: at,
         version: 1,
@@ -187,29 +192,29 @@ async fn update(
     headers: HeaderMap,
     body: Bytes,
 ) -> Answer {
-    let (id, said) = (user_id(&id)?, said(&body)?);
-    if let Err(problem) = check_address(&said.email) {
+    let (id, fields) = (user_id(&id)?, parse(&body)?);
+    if let Err(problem) = check_address(&fields.email) {
         // Another program may have stored it: the user can be renamed all the same.
         let stored = api.users.find(id).await?;
-        if stored.is_none_or(|user| user.email != said.email) {
+        if stored.is_none_or(|user| user.email != fields.email) {
             return Err(problem);
         }
     }
     let version = version(&api, id, &headers).await?;
     let at = now();
-    let told = User {
+    let described = User {
         id,
-        email: said.email.clone(),
-        name: said.name.clone(),
+        email: fields.email.clone(),
+        name: fields.name.clone(),
         created_at: at,
         updated_at: at,
         version: 0,
     };
-    let event = event(&api.topic, Happened::Updated, &told, at);
+    let event = event(&api.topic, Happened::Updated, &described, at);
     let change = Change {
         id,
-        email: said.email,
-        name: said.name,
+        email: fields.email,
+        name: fields.name,
         updated_at: at,
         version,
     };
@@ -223,7 +228,7 @@ async fn delete(State(api): State<UserApi>, Path(id): Path<String>, headers: Hea
     let id = user_id(&id)?;
     let version = version(&api, id, &headers).await?;
     let at = now();
-    let told = User {
+    let described = User {
         id,
         email: String::new(),
         name: String::new(),
@@ -231,7 +236,7 @@ async fn delete(State(api): State<UserApi>, Path(id): Path<String>, headers: Hea
         updated_at: at,
         version: 0,
     };
-    let event = event(&api.topic, Happened::Deleted, &told, at);
+    let event = event(&api.topic, Happened::Deleted, &described, at);
     let delete = api.users.delete(id, version, event).await;
     changed(api.noted(delete)?)?;
     tracing::debug!(user = %id, "user deleted");
@@ -276,16 +281,16 @@ fn shown(user: &User) -> Response {
 }
 
 /// Parses the body; the address in lower case.
-fn said(body: &[u8]) -> Result<UserRequest, Problem> {
+fn parse(body: &[u8]) -> Result<UserRequest, Problem> {
     let bad = |text: &str| Problem::new(StatusCode::BAD_REQUEST, text);
-    let said: UserRequest = json::object(body).map_err(|refusal| match refusal.is_json {
+    let fields: UserRequest = json::object(body).map_err(|refusal| match refusal.is_json {
         true => bad(&format!("the body: {}", refusal.reason)),
         // The contract's text.
         false => bad("Invalid JSON"),
     })?;
     let (email, name) = (
-        said.email.trim().to_lowercase(),
-        said.name.trim().to_owned(),
+        fields.email.trim().to_lowercase(),
+        fields.name.trim().to_owned(),
     );
     if email.is_empty() || name.is_empty() {
         return Err(bad("Email and name are required"));
@@ -302,7 +307,7 @@ fn said(body: &[u8]) -> Result<UserRequest, Problem> {
     Ok(UserRequest {
         email,
         name,
-        crash_after_db: said.crash_after_db,
+        crash_after_db: fields.crash_after_db,
     })
 }
 
@@ -348,11 +353,9 @@ fn request_key(headers: &HeaderMap, body: &[u8]) -> Result<Option<RequestKey>, P
     let Some(key) = idempotency::key(headers)? else {
         return Ok(None);
     };
-    let digest = digest::digest(&digest::SHA256, body);
-    let digest = digest.as_ref().iter();
     Ok(Some(RequestKey {
         key: key.to_owned(),
-        digest: digest.map(|byte| format!("{byte:02x}")).collect(),
+        digest: hex::encode(digest::digest(&digest::SHA256, body)),
     }))
 }
 

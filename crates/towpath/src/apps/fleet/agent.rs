@@ -84,7 +84,7 @@ struct State {
     agent_key: Option<String>,
     /// The version that each worker confirmed.
     config: Option<Config>,
-    /// This run of the agent has said who it is.
+    /// This run of the agent has registered.
     #[serde(skip)]
     is_registered: bool,
     /// The controller knows that `config` is applied.
@@ -136,7 +136,7 @@ impl Agent {
                 }
                 Err(error) => {
                     let pause = backoff.next().max(error.retry_after().unwrap_or_default());
-                    warn!(error = error.chain(), ?pause, "trying again");
+                    warn!(error = error.chain(), ?pause, "retrying");
                     self.health.set(ROLE, Some(error.chain()));
                     pause
                 }
@@ -174,7 +174,7 @@ impl Agent {
             Err(_) => Duration::ZERO,
         };
         let began = Instant::now();
-        match self.ask(client, state, wait).await? {
+        match self.poll(client, state, wait).await? {
             ConfigAnswer::Other(config) => match self.take(client, state, *config).await? {
                 true => Ok(Duration::ZERO),
                 false => Ok(poll),
@@ -190,7 +190,7 @@ impl Agent {
                     && error.kind() == ErrorKind::Conflict
                 {
                     // A failed report is repeated by the next attempt.
-                    self.tell(client, state, config, Some(error)).await.ok();
+                    self.report(client, state, config, Some(error)).await.ok();
                     state.is_reported = false;
                 }
                 checked?;
@@ -245,7 +245,7 @@ impl Agent {
     }
 
     /// Asks for another configuration than the one that every worker has.
-    async fn ask(
+    async fn poll(
         &self,
         client: &AgentClient,
         state: &State,
@@ -305,7 +305,7 @@ impl Agent {
         };
         if let Err(error) = outcome {
             // A failed report is repeated by the next attempt.
-            self.tell(client, state, &config, Some(&error)).await.ok();
+            self.report(client, state, &config, Some(&error)).await.ok();
             return Err(error);
         }
         info!(
@@ -325,7 +325,7 @@ impl Agent {
         let Some(config) = &state.config else {
             return true;
         };
-        let reported = self.tell(client, state, config, None).await;
+        let reported = self.report(client, state, config, None).await;
         if let Err(error) = &reported {
             let (version, error) = (config.version, error.chain());
             warn!(version, error, "report to the controller failed; retrying");
@@ -372,11 +372,11 @@ impl Agent {
                 }
                 Some(has) => {
                     let (runs, given) = (has.title(), config.title());
-                    info!(worker, runs, given, "the worker runs another configuration");
+                    info!(worker, runs, given, "worker runs another configuration");
                 }
                 None => {
                     let version = config.version;
-                    info!(worker, version, "the worker lost its configuration");
+                    info!(worker, version, "worker lost its configuration");
                 }
             }
         }
@@ -404,7 +404,7 @@ impl Agent {
     }
 
     /// Reports the outcome of a configuration to the controller; a reference system has no route for it.
-    async fn tell(
+    async fn report(
         &self,
         client: &AgentClient,
         state: &State,

@@ -1,5 +1,10 @@
 //! The HTTP side of the controller that is about agents.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "compared with the database's wall-clock times"
+)]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

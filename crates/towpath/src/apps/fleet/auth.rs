@@ -1,4 +1,4 @@
-//! Who asks: an operator with a key of the fleet or of the key file, or an agent with its own.
+//! Callers: an operator with a key of the fleet or of the key file, or an agent with its own.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -156,11 +156,7 @@ pub(super) fn new_agent_key() -> Result<String> {
 
 /// The stored digest of a key.
 pub(super) fn fingerprint(key: &str) -> String {
-    hex(digest(&SHA256, key.as_bytes()).as_ref())
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(digest(&SHA256, key.as_bytes()))
 }
 
 fn given(headers: &HeaderMap) -> Result<&str, Failure> {

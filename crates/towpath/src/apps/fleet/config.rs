@@ -11,7 +11,6 @@ use towpath_core::port::fleet::{Epoch, Published};
 use towpath_core::{Error, Result};
 use uuid::Uuid;
 
-use super::auth::hex;
 use crate::http::preconditions::{Preconditions, Unmet};
 
 /// Poll interval of agents unless the configuration sets one. Source: the reference system.
@@ -75,7 +74,9 @@ impl Config {
             created_at: Some(published.created_at.to_string()),
             signature: None,
         };
-        config.signature = Some(hex(hmac::sign(&key(epoch), &config.signed()).as_ref()));
+        config.signature = Some(hex::encode(
+            hmac::sign(&key(epoch), &config.signed()).as_ref(),
+        ));
         Ok(config)
     }
 
@@ -101,7 +102,7 @@ impl Config {
     /// Strong, and other for another content even if the version is the same. Behind it the version alone, by which
     /// existing agents name it.
     pub(super) fn tags(&self) -> [String; 2] {
-        let hash = hex(digest(&SHA256, &self.signed()).as_ref());
+        let hash = hex::encode(digest(&SHA256, &self.signed()).as_ref());
         let epoch = self.epoch.as_deref().unwrap_or("0");
         let tag = format!("{epoch}.{}-{}", self.version, &hash[..12]);
         [tag, self.version.to_string()]
@@ -187,6 +188,10 @@ pub(super) fn follows(
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the controller's clock makes this time"
+)]
 mod tests {
     use serde_json::json;
 

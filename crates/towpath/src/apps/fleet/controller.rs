@@ -1,8 +1,13 @@
-//! The controller: versions of the configuration, who has which, and everyone who waits for the next one.
+//! The controller: versions of the configuration, the version of each agent, and requests that wait for the next one.
 //!
 //! ```text
 //! database -- each second, and after each change --> Snapshot --> all who wait, woken once
 //! ```
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "compared with the database's wall-clock times"
+)]
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -138,7 +143,7 @@ impl Controller {
             health,
             metrics,
         }));
-        controller.look().await?;
+        controller.reload().await?;
         Ok(controller)
     }
 
@@ -180,7 +185,7 @@ impl Controller {
             }
             *expired_at = now;
         }
-        self.look().await?;
+        self.reload().await?;
         if measured_at.is_none_or(|at| at.elapsed() >= MEASURE) {
             *measured_at = Some(Instant::now());
             self.measure().await?;
@@ -237,7 +242,7 @@ impl Controller {
     }
 
     /// Reads the database, advances the rollout, and notifies waiting requests.
-    async fn look(&self) -> Result<()> {
+    async fn reload(&self) -> Result<()> {
         let _turn = self.0.looking.lock().await;
         let (mut newest, mut rollout) =
             (self.0.store.newest().await?, self.0.store.rollout().await?);
@@ -347,7 +352,7 @@ impl Controller {
                 from,
                 to,
                 version = published.version,
-                "the rollout was stopped and is rolled back"
+                "rollout stopped; rolling back"
             );
         }
         Ok(())
@@ -389,7 +394,7 @@ impl Controller {
         &self.0.keys
     }
 
-    /// Who asks.
+    /// The caller.
     pub(super) async fn caller(&self, head: &Parts) -> std::result::Result<Caller, Failure> {
         self.0.keys.caller(head, self.store()).await
     }
@@ -409,7 +414,7 @@ impl Controller {
     pub(super) fn spoke_as(&self, agent: Uuid, headers: &HeaderMap, peer: Option<Peer>) {
         let address = peer.map(|peer| peer.0.ip().to_canonical());
         let now = Timestamp::now();
-        self.0.identities.heard(agent, headers, address, now);
+        self.0.identities.seen(agent, headers, address, now);
     }
 
     /// The processes that share this agent's identity; none when it is one.
@@ -420,7 +425,7 @@ impl Controller {
 
     /// Something changed that others wait for: it is visible when this returns.
     pub(super) async fn refresh(&self) -> Result<()> {
-        self.look().await?;
+        self.reload().await?;
         self.0.changed.notify_one();
         Ok(())
     }

@@ -1,5 +1,10 @@
 //! The HTTP side of the controller: the routes and envelopes of the reference system, and more of them.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the database keeps the machine's wall-clock time"
+)]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -427,7 +432,7 @@ async fn restore(State(controller): State<Controller>, _: Caller, body: Bytes) -
     if was_lost {
         tracing::warn!(
             version = config.version,
-            "an agent gave back a configuration that the database had lost"
+            "configuration lost by the database adopted from an agent"
         );
         controller.refresh().await?;
     }

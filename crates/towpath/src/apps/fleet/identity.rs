@@ -43,18 +43,18 @@ impl std::fmt::Display for Speaker {
 #[derive(Default)]
 struct Spoken {
     speakers: Vec<Speaker>,
-    /// When a process was last heard again after another one.
+    /// When a process was last seen again after another one.
     shared_at: Option<Timestamp>,
     is_reported: bool,
 }
 
-/// Who was heard as which agent.
+/// The processes that were seen under each agent.
 #[derive(Default)]
 pub(super) struct Identities(Mutex<HashMap<Uuid, Spoken>>);
 
 impl Identities {
     /// A process spoke as an agent. Agents of the reference system do not name their processes.
-    pub(super) fn heard(
+    pub(super) fn seen(
         &self,
         agent: Uuid,
         headers: &HeaderMap,
@@ -144,7 +144,7 @@ mod tests {
     fn a_restarted_agent_is_not_two() {
         let (identities, agent) = (Identities::default(), Uuid::now_v7());
         for (at, instance) in [(0, "a"), (1, "a"), (2, "b"), (3, "b"), (4, "c")] {
-            identities.heard(agent, &named(instance), None, second(at));
+            identities.seen(agent, &named(instance), None, second(at));
         }
         assert_eq!(identities.sharing(agent, second(5), 90), []);
         assert_eq!(identities.news(second(5), 90), []);
@@ -154,7 +154,7 @@ mod tests {
     fn two_processes_that_take_turns_share_an_identity_until_one_falls_silent() {
         let (identities, agent) = (Identities::default(), Uuid::now_v7());
         for (at, instance) in [(0, "a"), (1, "b"), (2, "a")] {
-            identities.heard(agent, &named(instance), None, second(at));
+            identities.seen(agent, &named(instance), None, second(at));
         }
         let sharing = identities.sharing(agent, second(3), 90);
         let names: Vec<&str> = sharing.iter().map(|one| one.instance.as_str()).collect();
@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(identities.news(second(3), 90).len(), 1);
         assert_eq!(identities.news(second(4), 90), [], "reported once");
         for at in 4..200 {
-            identities.heard(agent, &named("a"), None, second(at));
+            identities.seen(agent, &named("a"), None, second(at));
         }
         assert_eq!(identities.sharing(agent, second(200), 90), []);
         assert_eq!(identities.news(second(200), 90), []);

@@ -11,7 +11,7 @@ use uuid::Uuid;
 /// Hundredths of a percent.
 const ALL: u32 = 10_000;
 
-/// Who gets the configuration in a step, besides those of the steps before.
+/// Agents that get the configuration in a step, besides those of the steps before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
     /// This share of the agents, in hundredths of a percent; always the same ones.
@@ -24,9 +24,9 @@ impl Step {
     /// `10%`, `0.5%` or `label:env=canary`.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         if let Some(label) = text.strip_prefix("label:") {
-            let (name, value) = label.split_once('=').ok_or_else(|| {
-                format!("`{text}` has no `=`; say for instance `label:env=canary`")
-            })?;
+            let (name, value) = label
+                .split_once('=')
+                .ok_or_else(|| format!("`{text}` has no `=`; expected e.g. `label:env=canary`"))?;
             return Ok(Self::Label(name.to_owned(), value.to_owned()));
         }
         let share = text
@@ -80,7 +80,7 @@ pub(super) fn steps(rollout: &Rollout) -> Vec<Step> {
     steps
 }
 
-/// Who gets the configuration by now.
+/// Agents that get the configuration by now.
 pub(super) fn holders(rollout: &Rollout, agents: &[Agent]) -> HashSet<Uuid> {
     let steps = steps(rollout);
     let begun = &steps[..steps.len().min(rollout.step as usize + 1)];

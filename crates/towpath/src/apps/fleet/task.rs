@@ -8,6 +8,11 @@
 //!    +--> cancelled
 //! ```
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tasks are stored with wall-clock times"
+)]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

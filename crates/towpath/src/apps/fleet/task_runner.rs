@@ -3,6 +3,11 @@
 //! A result is written before its message is acked: after a crash in between the message is delivered again, and finds the
 //! result. A request that was under way at a crash is made again.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tasks are stored with wall-clock times"
+)]
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -149,7 +154,7 @@ impl TaskRunner {
                 self.limits.timeout
             )))
         });
-        match call.end(delivery, said(&replied)) {
+        match call.end(delivery, outcome_of(&replied)) {
             said @ Outcome::Unavailable { .. } => self.wait(stored, said).await,
             _ => self.finish(stored, replied, began.elapsed()).await,
         }
@@ -300,7 +305,7 @@ impl Handler for TaskRunner {
 }
 
 /// The meaning of a reply for the destination.
-fn said(replied: &Result<Reply>) -> Outcome {
+fn outcome_of(replied: &Result<Reply>) -> Outcome {
     match replied {
         Ok(reply) => match unavailable(reply.status) {
             Some(cause) => Outcome::Unavailable {

@@ -1,5 +1,10 @@
 //! The HTTP side of the worker: its configuration, and tasks.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tasks are stored with wall-clock times"
+)]
+
 use std::time::Duration;
 
 use axum::extract::{Request, State};
@@ -30,7 +35,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 const MAX_PAGE: usize = 1_000;
 const PAGE: usize = 100;
 
-/// Who may use the worker.
+/// The permitted clients of the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
     /// Clients with a key of the fleet.

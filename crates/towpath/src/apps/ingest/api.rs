@@ -299,7 +299,7 @@ fn json_line(status: StatusCode, value: &impl Serialize) -> Response {
             (status, [(header::CONTENT_TYPE, "application/json")], text).into_response()
         }
         Err(error) => {
-            warn!(%error, "reply could not be written as JSON");
+            warn!(%error, "reply not encoded as JSON");
             plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
         }
     }

@@ -10,7 +10,7 @@ use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, ResultExt};
 use crate::idempotency::{Digest, OTHER_REQUEST};
 use crate::telemetry::{LastCall, TraceContext, traces};
 
-/// What a client may send at most.
+/// Limits of a client's request.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Bytes of one message, and of the body that brings it.
@@ -33,7 +33,7 @@ pub(super) struct Context {
 pub struct Enqueue {
     queue: Arc<dyn Queue>,
     name: QueueName,
-    /// What a client may send at most.
+    /// Limits of a client's request.
     pub limits: Limits,
     /// The last call to the queue.
     pub calls: LastCall,

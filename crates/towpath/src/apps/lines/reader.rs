@@ -1,5 +1,10 @@
 //! The reader: follows files and appends their lines.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "compared with times of the file system"
+)]
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -149,7 +154,7 @@ impl Reader {
             is_reading = !chunks.is_empty();
             wake.watch(&tail.folders());
             self.show(&tail, &mut shown);
-            let is_well = self.tell(&tail, &mut logged);
+            let is_well = self.report(&tail, &mut logged);
             for name in tail.expired() {
                 self.forget(&name, &mut values).await;
             }
@@ -450,7 +455,7 @@ impl Reader {
                     attempt += 1;
                     warn!(
                         error = error.chain(),
-                        attempt, "lines are not sent, trying again"
+                        attempt, "lines not appended; retrying"
                     );
                     self.metrics.backend_failed();
                     self.health.set(self.role, Some(error.chain()));
@@ -466,7 +471,7 @@ impl Reader {
     }
 
     /// Reports unreadable inputs in health and, once, in the log. Returns whether all inputs are readable.
-    fn tell(&self, tail: &Tail, logged: &mut BTreeSet<String>) -> bool {
+    fn report(&self, tail: &Tail, logged: &mut BTreeSet<String>) -> bool {
         let problems: BTreeSet<String> = tail.problems().cloned().collect();
         for problem in problems.difference(logged) {
             warn!(problem, "input cannot be followed; trying again");
@@ -510,7 +515,7 @@ fn parse(name: &str, value: &[u8]) -> Result<Position> {
 
 /// The beginning of a line over the limit, with its outcome.
 fn too_long(path: &Path, start: &[u8], length: u64, limit: usize) -> NewMessage {
-    warn!(input = %path.display(), length, limit, "a line is over the limit and was set aside");
+    warn!(input = %path.display(), length, limit, "line over the limit set aside");
     let mut message = NewMessage::new(start.to_vec());
     let reason = format!("the line has {length} bytes, and `lines.max_line` is {limit}");
     message.headers.set(REASON, reason);

@@ -43,7 +43,7 @@ impl Reader {
         let found = match found {
             Ok(found) => found,
             Err(error) => {
-                warn!(%error, "last line of another reader not found in the inputs");
+                warn!(%error, "last line of another reader not found");
                 None
             }
         };

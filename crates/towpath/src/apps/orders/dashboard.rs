@@ -61,7 +61,7 @@ impl Dashboard {
     pub async fn watch(&self, stop: &Stop) -> Result<()> {
         loop {
             if let Err(error) = self.sample().await {
-                warn!(error = error.chain(), "counters of orders cannot be read");
+                warn!(error = error.chain(), "order counters not read");
             }
             tokio::select! {
                 () = tokio::time::sleep(SAMPLE) => {}
@@ -212,6 +212,6 @@ async fn metrics(
 }
 
 fn unavailable(error: &Error) -> Problem {
-    warn!(error = error.chain(), "the dashboard has no numbers");
+    warn!(error = error.chain(), "dashboard figures unavailable");
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
 }

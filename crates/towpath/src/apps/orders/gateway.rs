@@ -152,7 +152,7 @@ impl Gateway {
             warn!(
                 order = order.id,
                 error = error.chain(),
-                "acceptance is counted when the order is processed"
+                "acceptance not counted; counted when the order is processed"
             );
         }
         Ok(Accepted::New)
@@ -243,7 +243,7 @@ impl Gateway {
             warn!(
                 order = id,
                 error = error.chain(),
-                "reservation stays until it ends"
+                "reservation not released; it expires"
             );
         }
     }

@@ -215,7 +215,7 @@ impl Notifier {
             warn!(
                 order = order.id,
                 error = error.chain(),
-                "status of a notification was not recorded"
+                "notification status not recorded"
             );
         }
     }
@@ -242,10 +242,10 @@ impl Notifier {
     }
 }
 
-/// Whose notification it is.
+/// The claim on a notification.
 enum Claim {
     Mine,
-    /// Nobody's any more.
+    /// It was sent already.
     Done,
     Elsewhere,
 }

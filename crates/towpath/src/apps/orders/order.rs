@@ -84,7 +84,7 @@ impl Order {
 
     /// Hash of the contents of an order, 32 hexadecimal digits.
     pub(super) fn hash(&self) -> String {
-        hex(&self.payload())
+        hex::encode(fingerprint(&self.payload()))
     }
 }
 
@@ -99,11 +99,6 @@ pub(super) fn fingerprint(bytes: &[u8]) -> [u8; 16] {
     let mut first = [0; 16];
     first.copy_from_slice(&digest.as_ref()[..16]);
     first
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let digits = fingerprint(bytes).map(|byte| format!("{byte:02x}"));
-    digits.concat()
 }
 
 fn field<'a, T: Deserialize<'a>>(object: &Loose<'a>, name: &str) -> Result<Option<T>, Refusal> {

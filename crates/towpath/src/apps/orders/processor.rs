@@ -81,7 +81,7 @@ impl Processor {
             warn!(
                 order = order.id,
                 error = error.chain(),
-                "failed attempt not noted"
+                "failed attempt not recorded"
             );
         }
     }

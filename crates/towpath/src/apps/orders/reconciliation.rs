@@ -101,7 +101,7 @@ impl Reconciliation {
                 tokio::time::sleep(PAUSE).await;
             }
             let before = self.totals().await?;
-            let found = self.look().await?;
+            let found = self.audit().await?;
             let quiet = before == self.totals().await?;
             let missing = found.missing();
             // An order is lost when every check misses it.
@@ -131,7 +131,7 @@ impl Reconciliation {
         })
     }
 
-    async fn look(&self) -> Result<Audit> {
+    async fn audit(&self) -> Result<Audit> {
         let name = QueueName::new(ORDERS)?;
         let open = self.open().await?;
         let (dead, dead_letters) = self.dead(&name).await?;

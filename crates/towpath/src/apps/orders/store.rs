@@ -165,7 +165,7 @@ pub(super) fn number(key: &str, value: &[u8]) -> Result<i64> {
     let text = std::str::from_utf8(value).ok();
     text.and_then(|text| text.parse().ok()).ok_or_else(|| {
         Error::corrupt(format!(
-            "`{key}` holds no whole number; set it with `towpath kv set`"
+            "`{key}` is not a whole number; set it with `towpath kv set`"
         ))
     })
 }

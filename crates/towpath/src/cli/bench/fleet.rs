@@ -75,8 +75,8 @@ pub(in crate::cli) async fn run(args: &FleetArgs) -> Result<FleetFigures> {
             let began = Instant::now();
             fleet.publish(round).await.map(|()| began)
         };
-        let (heard, began) = tokio::try_join!(waiting, published)?;
-        for at in heard {
+        let (applied, began) = tokio::try_join!(waiting, published)?;
+        for at in applied {
             latencies.push(at.saturating_duration_since(began));
         }
         version += 1;
@@ -162,7 +162,7 @@ impl Fleet {
         try_join_all(self.agents.iter().map(|agent| async move {
             let found = self.ask(agent, version, 60).await?;
             let Some(found) = found.1["version"].as_u64() else {
-                return Err(Error::unavailable("an agent heard nothing"));
+                return Err(Error::unavailable("an agent got no configuration"));
             };
             self.applied(agent, found).await?;
             Ok(Instant::now())

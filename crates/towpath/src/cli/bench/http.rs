@@ -257,6 +257,7 @@ pub(super) async fn connect(address: SocketAddr) -> Result<SendRequest<Full<Byte
         .await
         .map_err(|error| away(error.into()))?;
     // Drives the connection; ends with it.
+    #[expect(clippy::disallowed_methods, reason = "a measurement has no supervisor")]
     tokio::spawn(connection);
     Ok(sender)
 }

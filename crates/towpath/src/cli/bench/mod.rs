@@ -129,7 +129,7 @@ pub(super) struct HttpArgs {
 /// Options of `bench compare`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "A target is:\n  the URL of a backend; its queue `bench` is emptied and used\n  `embedded:` or `embedded:?durability=os`: a fresh store in `--folder`, removed in the end\n  `orders:` and a target: the orders app on it, without HTTP; publishing is accepting an order, consuming is telling its customer\n  `bare:` and the URL of a server: what one would write by hand with the same client, without Towpath\n  `disk`: how often `--folder` syncs, times callers and batch, as if each caller had the disk for itself\n\nRatios are the first target by each other one, the median over the rounds.\nA `?` follows a ratio when the spread (between the quartiles) of a side is larger than the difference of the medians.\n\nWith a Redis at hand:\n  towpath bench compare embedded: redis://localhost:6379 disk\n  towpath bench compare redis://localhost:6379 bare:redis://localhost:6379\n\nWith a RabbitMQ at hand:\n  towpath bench compare amqp://guest:guest@localhost:5672 bare:amqp://guest:guest@localhost:5672\n  towpath bench compare orders:amqp://guest:guest@localhost:5672 bare:amqp://guest:guest@localhost:5672 --keys redis://localhost:6379\n\nExamples:\n  towpath bench compare embedded: disk --workload publish-64 --messages 1000\n  towpath bench compare embedded: 'embedded:?durability=os' --workload http-64\n  towpath bench compare orders:embedded: embedded: --workload publish-64,end-to-end --messages 1000"
+    after_help = "A target is:\n  the URL of a backend; its queue `bench` is emptied and used\n  `embedded:` or `embedded:?durability=os`: a new store in `--folder`, deleted at the end\n  `orders:` and a target: the orders app on it, without HTTP; a publish accepts an order, a consume notifies its customer\n  `bare:` and the URL of a server: a plain program with the same client, without Towpath\n  `disk`: sync rate of `--folder`, times callers and batch, as if each caller had a disk of its own\n\nRatios are the first target by each other one, the median over the rounds.\nA `?` follows a ratio when the spread (between the quartiles) of a side is larger than the difference of the medians.\n\nWith Redis running:\n  towpath bench compare embedded: redis://localhost:6379 disk\n  towpath bench compare redis://localhost:6379 bare:redis://localhost:6379\n\nWith RabbitMQ running:\n  towpath bench compare amqp://guest:guest@localhost:5672 bare:amqp://guest:guest@localhost:5672\n  towpath bench compare orders:amqp://guest:guest@localhost:5672 bare:amqp://guest:guest@localhost:5672 --keys redis://localhost:6379\n\nExamples:\n  towpath bench compare embedded: disk --workload publish-64 --messages 1000\n  towpath bench compare embedded: 'embedded:?durability=os' --workload http-64\n  towpath bench compare orders:embedded: embedded: --workload publish-64,end-to-end --messages 1000"
 )]
 pub(super) struct CompareArgs {
     /// Targets; each is compared with the first
@@ -138,7 +138,7 @@ pub(super) struct CompareArgs {
     /// Backend for the keys of `orders:` targets whose broker has none
     #[arg(long, value_name = "URL")]
     pub(super) keys: Option<String>,
-    /// Process whose CPU counts as the server's, for servers that do not say it themselves; may be repeated
+    /// Process whose CPU time counts as the server's, if the server does not report it; repeat for several
     #[arg(long, value_name = "PID")]
     pub(super) server_pid: Vec<u32>,
     /// Workloads, separated by commas [default: all]
@@ -176,7 +176,7 @@ pub(super) struct LimitsArgs {
     /// Concurrent callers, each with one decision in flight [default: 1 and 64]
     #[arg(long)]
     pub(super) callers: Option<usize>,
-    /// Keys that the decisions are spread over
+    /// Number of keys, over which the decisions are spread
     #[arg(long, default_value_t = 1_000)]
     pub(super) keys: u64,
     #[command(flatten)]
@@ -186,7 +186,7 @@ pub(super) struct LimitsArgs {
 /// Options of `bench outbox`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Events of the database that wait already are relayed too: give it one of its own.\n\nWith a PostgreSQL and a Kafka at hand:\n  towpath bench outbox --database postgres://towpath@localhost/bench --backend kafka://localhost:9092\n\nExamples:\n  towpath bench outbox --messages 1000"
+    after_help = "Unsent events of the database are relayed too: use a separate database.\n\nWith PostgreSQL and Kafka running:\n  towpath bench outbox --database postgres://towpath@localhost/bench --backend kafka://localhost:9092\n\nExamples:\n  towpath bench outbox --messages 1000"
 )]
 pub(super) struct OutboxArgs {
     /// Database URL; its tables are created [default: a temporary SQLite database]
@@ -209,10 +209,10 @@ pub(super) struct OutboxArgs {
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:\n  towpath bench fleet --agents 20 --rounds 2")]
 pub(super) struct FleetArgs {
-    /// Agents that wait
+    /// Number of waiting agents
     #[arg(long, default_value_t = 1_000, value_parser = agents)]
     pub(super) agents: usize,
-    /// Configurations that are published
+    /// Number of published configurations
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) rounds: u16,
     /// Folder for the temporary database
@@ -237,7 +237,7 @@ fn rounds(text: &str) -> std::result::Result<usize, String> {
 fn seconds(text: &str) -> std::result::Result<Duration, String> {
     let seconds = text.parse().ok().filter(|seconds| *seconds > 0.0);
     let length = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    length.ok_or_else(|| "say for instance 0.5".to_owned())
+    length.ok_or_else(|| "expected e.g. 0.5".to_owned())
 }
 
 impl CompareArgs {

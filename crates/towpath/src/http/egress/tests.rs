@@ -1,4 +1,6 @@
-//! Where requests may not go, however it is spelled, and what exceptions open.
+//! Refused destinations in every spelling, and the effect of exceptions.
+
+#![expect(clippy::disallowed_methods, reason = "tests have no supervisor")]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

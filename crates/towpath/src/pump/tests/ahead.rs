@@ -21,7 +21,7 @@ async fn leased(queue: &Arc<dyn Queue>, name: &QueueName, count: u64) {
     .unwrap_or_else(|_| panic!("{count} messages were not leased within 10 s"));
 }
 
-/// A sink whose first delivery waits until the next batch of four is leased too, and then does what the closure says.
+/// A sink whose first delivery waits until the next batch of four is leased too, and then runs the closure.
 fn first_waits<R>(
     rig: &Rig,
     batches: &Arc<Mutex<Vec<Vec<String>>>>,

@@ -122,7 +122,7 @@ impl Journal {
                 tracing::warn!(
                     journal = %self.path.display(), kept = %kept.display(),
                     from = self.length + range.start as u64, to = self.length + range.end as u64,
-                    "the journal of the output is damaged, a message of that record may be written twice"
+                    "output journal damaged; a message of that record may be written twice"
                 );
             }
         }

@@ -1,4 +1,9 @@
-//! The file itself: appends that are announced, and what a crash left of the last one.
+//! The file itself: announced appends, and the repair of one that a crash interrupted.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "compared with times of the file system"
+)]
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -148,7 +153,7 @@ impl Output {
             return Ok(false);
         }
         let kept = kept_as(&self.path, now);
-        tracing::info!(output = %self.path.display(), kept = %kept.display(), "a new output begins");
+        tracing::info!(output = %self.path.display(), kept = %kept.display(), "output rotated");
         fs::rename(&self.path, &kept)?;
         sync_parent(&self.path)?;
         Ok(true)
@@ -202,7 +207,7 @@ impl Output {
         // By the inode alone: after a restart of the machine the same device may have another number.
         if intent.file.1 != identity(&file.metadata()?).1 || length < intent.start {
             // Whether a missing file had the lines is unknown: they are written again when they are delivered again.
-            tracing::warn!(%path, length, expected = intent.start, "the output is another file than it was, or shorter");
+            tracing::warn!(%path, length, expected = intent.start, "output replaced or truncated");
             return self.journal.withdraw(intent);
         }
         if tail(file, intent)? == intent.text {
@@ -210,14 +215,14 @@ impl Output {
             return self.journal.confirm(intent);
         }
         if is_prefix(file, intent)? {
-            tracing::warn!(%path, from = intent.start, to = length, "an append to the output was cut short and is completed");
+            tracing::warn!(%path, from = intent.start, to = length, "completing interrupted append to the output");
             file.set_len(intent.start)?;
             file.write_all(&intent.text)?;
             file.sync_data()?;
             return self.journal.confirm(intent);
         }
         // Nothing that is not ours is touched.
-        tracing::warn!(%path, at = intent.start, "the output was changed by others, its last messages may be written again");
+        tracing::warn!(%path, at = intent.start, "output changed by another program; its last messages may be written again");
         self.journal.withdraw(intent)
     }
 }

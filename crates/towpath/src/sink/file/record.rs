@@ -128,7 +128,7 @@ fn decode(bytes: &[u8]) -> Option<(Intent, usize)> {
     Some((intent, size))
 }
 
-/// The ids of a damaged record. A record that another one follows was carried out; an id that is read wrongly is nobody's.
+/// The ids of a damaged record. A record that another one follows was carried out; an id that is read wrongly matches no message.
 fn salvage(bytes: &[u8]) -> Intent {
     let (head, body) = (
         Head::read(bytes),

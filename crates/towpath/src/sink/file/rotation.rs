@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// Size and age after which a new output begins; without both, never.
+/// Size and age after which output rotated; without both, never.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rotation {
     /// Bytes that an output does not grow over, unless one line is longer.

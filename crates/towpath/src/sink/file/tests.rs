@@ -1,5 +1,7 @@
 //! Every state that a crash can leave behind, and everything else that happens to files.
 
+#![expect(clippy::disallowed_methods, reason = "tests have no supervisor")]
+
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;

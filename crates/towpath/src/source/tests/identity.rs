@@ -1,5 +1,10 @@
 //! Which file is which.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "compared with times of the file system"
+)]
+
 use std::os::unix::fs::symlink;
 
 use super::*;

@@ -101,9 +101,9 @@ impl Collector {
         match problem {
             Some(problem) if !was_away => warn!(
                 problem,
-                "traces cannot be sent and are dropped until the collector answers"
+                "trace export failed; dropping traces until the collector answers"
             ),
-            None if was_away => info!("traces are sent again"),
+            None if was_away => info!("trace export resumed"),
             _ => {}
         }
     }

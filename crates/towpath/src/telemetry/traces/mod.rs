@@ -94,7 +94,7 @@ impl Traces {
         let ended =
             tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FAREWELL));
         if let Ok(Err(error)) = ended.await {
-            warn!(%error, "the last traces were not sent");
+            warn!(%error, "last traces not exported");
         }
     }
 }

@@ -16,7 +16,7 @@ use tracing::warn;
 use crate::config;
 use crate::http::{decoded, trusting_also, with_identity};
 
-/// Where `otlp` sends to when no endpoint is said. Source: OpenTelemetry, "OpenTelemetry Protocol Exporter".
+/// Where `otlp` sends to without an endpoint. Source: OpenTelemetry, "OpenTelemetry Protocol Exporter".
 const ENDPOINT: &str = "http://localhost:4318";
 
 /// Default service name.
@@ -90,13 +90,13 @@ pub(super) fn propagates(config: &config::Traces) -> bool {
             "tracecontext" => propagates = true,
             // A part of the default.
             "none" | "baggage" => {}
-            _ => warn!(propagator = name, "propagator of traces is not supported"),
+            _ => warn!(propagator = name, "trace propagator not supported"),
         }
     }
     propagates
 }
 
-/// Whether `otlp` is among the exporters, or nothing is said.
+/// Whether `otlp` is among the exporters, or none is set.
 fn is_exported(config: &config::Traces) -> bool {
     let Some(exporters) = &config.exporter else {
         return true;
@@ -106,7 +106,7 @@ fn is_exported(config: &config::Traces) -> bool {
         match name {
             "otlp" => is_exported = true,
             "none" => {}
-            _ => warn!(exporter = name, "exporter of traces is not supported"),
+            _ => warn!(exporter = name, "trace exporter not supported"),
         }
     }
     is_exported
@@ -141,7 +141,7 @@ fn headers(list: &str) -> HeaderMap {
                 value.set_sensitive(true);
                 headers.insert(name, value);
             }
-            _ => warn!(name, "a header of `traces.headers` cannot be sent"),
+            _ => warn!(name, "invalid header of `traces.headers` ignored"),
         }
     }
     headers
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_sent_when_that_is_said() {
+    fn nothing_is_sent_with_the_exporter_none() {
         for off in [
             ("OTEL_SDK_DISABLED", "true"),
             ("OTEL_SDK_DISABLED", "TRUE"),
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn the_service_has_the_name_that_is_said_last() {
+    fn the_last_name_of_the_service_wins() {
         let name = |variables: &[(&str, &str)]| {
             let all = [&[ALL], variables].concat();
             let resource = settings(&all).unwrap().unwrap().resource;

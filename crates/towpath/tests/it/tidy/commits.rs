@@ -4,7 +4,7 @@ use std::process::Command;
 
 use super::root;
 
-/// What the script says about a message; `None` when it accepts it.
+/// The complaint of the script about a message; `None` when it accepts it.
 fn objection(message: &str) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("COMMIT_EDITMSG");

@@ -10,8 +10,13 @@ pub(super) enum Token {
 
 impl Token {
     pub(super) fn is(&self, expected: &str) -> bool {
-        matches!(self, Self::Word(word) if word == expected)
+        matches!(self, Self::Word(word) if stem(word) == expected)
     }
+}
+
+/// A word without its possessive ending.
+pub(super) fn stem(word: &str) -> &str {
+    word.strip_suffix("'s").unwrap_or(word)
 }
 
 /// The prose of a file by its name, or `None` when its kind has none.

@@ -151,7 +151,7 @@ pub(in super::super::super) enum MessagePhase {
     Parked,
     /// Waits until a moment.
     Delayed(Timestamp),
-    /// In a consumer's hands, until this moment of the monotonic clock in milliseconds.
+    /// Leased, until this moment of the monotonic clock in milliseconds.
     Leased { deadline: u64 },
 }
 

@@ -1,4 +1,4 @@
-//! One queue: who stands where.
+//! One queue: the phases and the order of its messages.
 //!
 //! ```text
 //! fresh (never leased, in order) --lease--> held: leased --> gone

@@ -7,7 +7,7 @@ use rustix::param::clock_ticks_per_second;
 
 use crate::wiring::Baseline;
 
-/// Who says it.
+/// The source of the figure.
 #[derive(Clone)]
 pub(super) enum Server {
     /// The server itself.

@@ -52,7 +52,7 @@ enum Subject {
 pub(super) struct Options<'a> {
     /// Backend of the keys of orders, where the broker has none.
     pub(super) keys: Option<&'a str>,
-    /// The servers' processes, where they are said.
+    /// The servers' processes, where they are known.
     pub(super) server_pids: &'a [u32],
 }
 

@@ -44,7 +44,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of the list of keys.
 const MAX_BYTES: usize = 1 << 20;
 
-/// What a token must say.
+/// Requirements of a token.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// `iss`.

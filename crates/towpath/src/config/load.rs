@@ -24,7 +24,7 @@ pub struct Sources {
     pub env: BTreeMap<String, String>,
     /// Names of variables whose values are not UTF-8.
     pub unreadable: BTreeSet<String>,
-    /// What the working folder says.
+    /// The files of the working folder.
     pub folder: OfFolder,
     /// Warnings about the sources.
     pub warnings: Vec<String>,

@@ -79,7 +79,7 @@ impl Provider {
                 signed.unwrap();
                 signature
             }
-            // What an attacker makes with the public key as a secret.
+            // Forged with the public key as a secret.
             "HS256" => {
                 let secret = self.ed.public_key().as_ref();
                 let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, secret);

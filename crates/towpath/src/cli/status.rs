@@ -36,7 +36,7 @@ pub(super) async fn run(global: &Global, _: StatusArgs) -> Result<Exit, Failure>
     for (one, answer) in answers {
         match answer {
             Err(failure) if is_one => return Err(failure),
-            Err(failure) => exit = failure.tell(),
+            Err(failure) => exit = failure.report(),
             Ok(problems) => found.push((one, problems)),
         }
     }

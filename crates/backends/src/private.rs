@@ -5,7 +5,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::process::geteuid;
 use towpath_core::{Error, Result};
@@ -98,7 +98,7 @@ fn is_mount_point(folder: &Path) -> bool {
     mounts
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
-        .any(|point| PathBuf::from(unescaped(point)) == folder)
+        .any(|point| Path::new(&unescaped(point)) == folder)
 }
 
 /// A path of the table of mounts, in which white space and backslashes are octal.

@@ -169,8 +169,9 @@ fn listeners_of_the_fleet_accept_keys_with_their_scopes() {
         answer.unwrap().status
     };
     let config = r#"{"data":{"url":"http://example.com/"}}"#;
+    // The key that was made last.
     wait_until("the keys to be known", NOTICED, || {
-        ask(world.controller, "GET", "/agents", &keys[0].1, "") == 200
+        ask(world.controller, "GET", "/agents", &keys[4].1, "") == 403
     });
     for (scope, key) in &keys {
         let statuses = [

@@ -319,7 +319,9 @@ fn quiet_says_less_and_verbose_says_more() {
 #[test]
 fn verbose_logs_each_thing_by_its_id_and_without_contents() {
     let mut world = World::new();
-    world.set("INPUT_PATH", world.folder.join("in.txt").display());
+    world
+        .set("INPUT_PATH", world.folder.join("in.txt").display())
+        .set("TOWPATH_FLEET__WORKER__ALLOW", "127.0.0.1");
     std::fs::write(world.folder.join("in.txt"), "secret line\n").unwrap();
     let running = world.spawn(&["up", "--verbose"]);
     running.wait_ready(&world);
@@ -352,6 +354,7 @@ fn verbose_logs_each_thing_by_its_id_and_without_contents() {
         "config",
         "publish",
         &format!("url=http://{}/", world.http),
+        "--wait",
     ]);
     let task = world.json(&["task", "start"]);
     let task = task["task_id"]

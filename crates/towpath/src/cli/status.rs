@@ -99,6 +99,10 @@ fn show(problem: &CurrentProblem) -> std::io::Result<()> {
 }
 
 /// `2026-12-01T04:46:29Z (3m 20s ago)`.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "compared with the wall-clock time of another process"
+)]
 fn since(moment: &str) -> String {
     let Ok(at) = moment.parse::<Timestamp>() else {
         return moment.to_owned();

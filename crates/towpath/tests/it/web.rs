@@ -52,7 +52,7 @@ pub(crate) fn serve_at(
     address
 }
 
-fn converse(stream: TcpStream, handler: &dyn Fn(Asked) -> Reply) -> std::io::Result<()> {
+pub(crate) fn converse(stream: TcpStream, handler: &dyn Fn(Asked) -> Reply) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut stream = BufReader::new(stream);
     loop {

@@ -110,7 +110,16 @@ impl Routes for Exchanges {
         let store = &self.0;
         let name = store.exchange(exchange).await.context(what)?;
         let kind = kind_of(exchange);
-        let bindings = lock(&store.bindings).clone();
+        let queues_of = |routing_key: &str| {
+            let bindings = lock(&store.bindings);
+            let matching = bindings
+                .iter()
+                .filter(|one| one.exchange == *exchange && leads(&kind, &one.pattern, routing_key));
+            matching
+                .map(|one| &one.queue)
+                .collect::<BTreeSet<_>>()
+                .len()
+        };
         let mut outcomes = Vec::with_capacity(publications.len());
         let (mut publishes, mut places) = (Vec::new(), Vec::new());
         for Publication {
@@ -131,14 +140,9 @@ impl Routes for Exchanges {
                     continue;
                 }
             };
-            let queues: BTreeSet<&QueueName> = bindings
-                .iter()
-                .filter(|one| one.exchange == *exchange && leads(&kind, &one.pattern, &routing_key))
-                .map(|one| &one.queue)
-                .collect();
             places.push(outcomes.len());
             // The broker confirms only that a binding matched; other programs may have bound more.
-            outcomes.push(Ok(queues.len().max(1)));
+            outcomes.push(Ok(queues_of(&routing_key).max(1)));
             publishes.push(Publish {
                 exchange: name.clone(),
                 routing_key,

@@ -53,6 +53,9 @@ async fn a_cluster_of_three_continues_without_one_and_names_a_lost_majority() {
         .await
         .expect("declared");
     send(&queue).await.expect("taken by three");
+    // The other nodes have the same queue, so nothing is stranded there and nothing is moved.
+    assert_eq!(queue.collect(&messages()).await.expect("asked"), 0);
+    assert!(queue.stranded(&messages()).await.expect("known").is_empty());
     take(&queue, 1).await;
     first = blocking(move || {
         first.kill();

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use clap::{Args, Subcommand, value_parser};
+use clap::{ArgAction, Args, Subcommand, value_parser};
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use towpath_core::port::outbox::Status;
@@ -101,8 +101,21 @@ pub(super) struct BackfillArgs {
     #[arg(long)]
     aggregate_type: Option<String>,
     /// Count without sending
-    #[arg(long)]
+    #[arg(
+        long,
+        action = ArgAction::Set,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true",
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
     dry_run: bool,
+    // The reference system's, without an effect there too.
+    #[arg(long, hide = true)]
+    max_retries: Option<u32>,
     /// Maximum events per transaction, 1 to 1000
     #[arg(long, default_value_t = 100, value_parser = value_parser!(u16).range(1..=1000))]
     batch_size: u16,
@@ -324,7 +337,27 @@ fn progress(places: u64, quiet: bool) -> ProgressBar {
 
 #[cfg(test)]
 mod tests {
-    use super::with_two_dashes;
+    use clap::{Args, Command, FromArgMatches};
+
+    use super::{BackfillArgs, with_two_dashes};
+
+    #[test]
+    fn backfill_takes_the_flags_of_the_reference_system() {
+        let dry_run = |words: &str| {
+            let command = BackfillArgs::augment_args(Command::new("backfill"));
+            let words = words.split(' ').map(Into::into).collect();
+            let matches = command.try_get_matches_from(with_two_dashes(words).into_iter().skip(1));
+            BackfillArgs::from_arg_matches(&matches.unwrap())
+                .unwrap()
+                .dry_run
+        };
+        assert!(dry_run(
+            "towpath backfill -dry-run -max-retries 5 -batch-size 10"
+        ));
+        assert!(dry_run("towpath backfill -dry-run=true -max-retries=5"));
+        assert!(!dry_run("towpath backfill -dry-run=false"));
+        assert!(!dry_run("towpath backfill -topic t"));
+    }
 
     #[test]
     fn options_of_backfill_may_have_one_dash() {

@@ -24,6 +24,7 @@ mod backup;
 mod backup_faults;
 mod backup_s3;
 mod bench;
+mod beside;
 mod blame;
 mod chaos;
 mod cli;

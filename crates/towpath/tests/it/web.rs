@@ -52,7 +52,10 @@ pub(crate) fn serve_at(
     address
 }
 
-fn converse(stream: TcpStream, handler: &dyn Fn(Request) -> Reply) -> std::io::Result<()> {
+pub(crate) fn converse(
+    stream: TcpStream,
+    handler: &dyn Fn(Request) -> Reply,
+) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut stream = BufReader::new(stream);
     loop {

@@ -113,8 +113,8 @@ pub(super) struct BackfillArgs {
         hide_possible_values = true
     )]
     dry_run: bool,
-    // The reference system's, without an effect there too.
-    #[arg(long, hide = true)]
+    /// Accepted for scripts of the reference system; has no effect, there neither
+    #[arg(long)]
     max_retries: Option<u32>,
     /// Maximum events per transaction, 1 to 1000
     #[arg(long, default_value_t = 100, value_parser = value_parser!(u16).range(1..=1000))]

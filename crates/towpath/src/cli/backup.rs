@@ -193,7 +193,8 @@ pub(super) async fn verify(global: &Global, args: VerifyArgs) -> Result<Exit, Fa
             "databases": report.databases,
             "store": report.store.as_ref().map(|store| json!({
                 "checkpoints": store.checkpoints, "segments": store.segments, "records": store.records,
-                "bytes": store.bytes, "queues": store.queues, "messages": store.messages, "notes": store.notes,
+                "bytes": store.bytes, "queues": store.queues, "messages": store.messages, "waiting": store.waiting,
+                "notes": store.notes,
             })),
             "faults": report.faults,
         }))?;
@@ -237,8 +238,14 @@ pub(super) async fn verify(global: &Global, args: VerifyArgs) -> Result<Exit, Fa
 /// The counts of a store in one line.
 fn line_of(store: &Verified) -> String {
     format!(
-        "store: {} checkpoints, {} segments, {} records, {} bytes read; {} messages in {} queues and streams",
-        store.checkpoints, store.segments, store.records, store.bytes, store.messages, store.queues
+        "store: {} checkpoints, {} segments, {} records, {} bytes read; {} messages in {} queues and streams, {} of them waiting",
+        store.checkpoints,
+        store.segments,
+        store.records,
+        store.bytes,
+        store.messages,
+        store.queues,
+        store.waiting
     )
 }
 

@@ -42,6 +42,7 @@ fn killed_at_random_while_it_continues_with_a_store_of_an_older_format() {
     let mut versions: Vec<_> = std::fs::read_dir(samples)
         .unwrap()
         .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir())
         .collect();
     versions.sort();
     for (seed, version) in (0_u64..).zip(versions) {

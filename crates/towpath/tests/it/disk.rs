@@ -20,7 +20,7 @@ pub(crate) struct SmallDisk(PathBuf);
 impl SmallDisk {
     pub(crate) fn mount(at: &Path, mebibytes: u32) -> Option<Self> {
         fs::create_dir_all(at).unwrap();
-        let options = format!("size={mebibytes}m");
+        let options = format!("size={mebibytes}m,mode=0700");
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
             .arg(at)

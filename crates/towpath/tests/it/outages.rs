@@ -1,4 +1,4 @@
-//! Outages of a receiver as they are met on call: what the process says of them, and that no message dies.
+//! Outages of a receiver as they are met on call: problems that the process reports, and no message that dies.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ const MESSAGES: usize = 500;
 /// Minutes that the receiver is down.
 const MINUTES: u64 = 10;
 
-/// What a minute takes: the wall clock of the process is moved on by the rest of it. The pauses between trials, by the
+/// The real time of a minute; the wall clock of the process is advanced by the rest. The pauses between trials, by the
 /// monotonic clock, are at their longest before the end of the outage all the same.
 fn minute() -> Duration {
     let seconds = std::env::var("TOWPATH_TEST_MINUTE").ok();
@@ -46,7 +46,7 @@ fn stats(world: &World) -> Value {
 
 /// Has the receiver down for ten minutes.
 ///
-/// `fail` and `recover` change the receiver at the address; `error` is what the problem has to name.
+/// `fail` and `recover` change the receiver at the address; `error` is text that the problem has to contain.
 fn ten_minutes_down(
     fail: impl FnOnce(SocketAddr),
     recover: impl FnOnce(SocketAddr) -> Arc<AtomicUsize>,
@@ -98,6 +98,7 @@ fn ten_minutes_down(
             assert!(cause.contains(error), "{cause}");
             let figure = problem["figure"].as_str().unwrap();
             assert!(figure.starts_with("100 % of "), "{figure}");
+            // The problem has to be there during all of the minute.
             std::thread::sleep(Duration::from_millis(200));
         }
         let ahead = (Duration::from_secs(60).saturating_sub(minute)

@@ -221,7 +221,7 @@ fn a_message_that_uses_up_its_attempts_counts_as_a_dead_letter() {
     let none = ["dlq", "redrive", "messages", "--reason", "501"];
     assert_eq!(world.ok(&none), "0 redriven\n");
     let (_, log, _) = running.stop();
-    // The account has what the queue says.
+    // The account has the counts of the queue.
     let account = "ingest.worker-1: finished dead letters=1 leased=2 retried=1";
     assert!(log.contains(account), "{log}");
     let line = log

@@ -20,7 +20,7 @@ use towpath_testkit::servers::{kafka, postgres, redis};
 use uuid::Uuid;
 
 use super::{
-    Half, IDLE, Keys, Program, SOON, Side, every_pairing, insist, rounds, start, wait_more,
+    Half, Keys, Program, SOON, Side, every_pairing, insist, pause, rounds, start, wait_more,
 };
 use crate::process::{World, able, wait_until};
 use crate::web::{Reply, Request};
@@ -149,7 +149,7 @@ fn relay(url: &str, broker: u16) -> Program {
                 runtime.block_on(client.execute(mark, &[&id])).unwrap();
             }
             // The contract's interval is 5 s.
-            std::thread::sleep(4 * IDLE);
+            pause(4);
         }
     })
 }
@@ -244,7 +244,7 @@ fn load(at: SocketAddr, changes: &Arc<AtomicUsize>) -> Program {
                 );
                 path = format!("PUT /api/users/{}", answer.json()["id"].as_str().unwrap());
                 changes.fetch_add(1, Ordering::SeqCst);
-                std::thread::sleep(IDLE);
+                pause(1);
             }
             number += 1;
         }

@@ -12,7 +12,7 @@ use towpath_testkit::servers::redis::{DURABLE, Server, missing};
 use uuid::Uuid;
 
 use super::{
-    Half, IDLE, Keys, Program, SOON, Side, every_pairing, insist, rounds, start, wait_more,
+    Half, Keys, Program, SOON, Side, every_pairing, insist, pause, rounds, start, wait_more,
 };
 use crate::client::Client;
 use crate::fleet::{KEY, version_of};
@@ -124,7 +124,7 @@ fn agent(controller: SocketAddr, worker: SocketAddr) -> Program {
         let mut cached = 0;
         while !stop.requested() {
             // The contract's interval is at least a second.
-            std::thread::sleep(10 * IDLE);
+            pause(10);
             let tag = cached.to_string();
             let headers = [key, ("if-none-match", &*tag)];
             let Ok(polled) = Client::new(controller).send("GET", "/config", &headers, b"") else {
@@ -196,7 +196,7 @@ fn worker(at: SocketAddr, redis: u16) -> Program {
                 if front.is_none() {
                     return;
                 }
-                std::thread::sleep(IDLE);
+                pause(1);
                 continue;
             };
             let site = url.strip_prefix("http://").unwrap().trim_end_matches('/');
@@ -225,7 +225,7 @@ fn publisher(at: SocketAddr, site: SocketAddr, versions: &Arc<AtomicUsize>) -> P
             let next = last + 1..=last + 1 + u64::from(repeated);
             assert!(next.contains(&version), "{version} follows {last}");
             versions.store(usize::try_from(version).unwrap(), Ordering::SeqCst);
-            std::thread::sleep(20 * IDLE);
+            pause(20);
         }
     })
 }
@@ -289,7 +289,7 @@ fn chaos_controller_agent_and_worker_are_switched_under_load() {
                 taken.lock().unwrap().push(task);
                 count.fetch_add(1, Ordering::SeqCst);
             }
-            std::thread::sleep(4 * IDLE);
+            pause(4);
         }
     });
     let completed = |task: &str| {

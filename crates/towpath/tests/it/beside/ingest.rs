@@ -40,7 +40,7 @@ fn worker(redis: u16, output: PathBuf) -> Program {
     Program::start(move |stop| {
         let mut keys = Keys::new(redis);
         while !stop.requested() {
-            // The contract's 5 s are how long a stop may take.
+            // The contract's 5 s would be the longest time of a stop.
             let Value::List(popped) = keys.ask(&["BRPOP", "messages", "0.05"]) else {
                 continue;
             };

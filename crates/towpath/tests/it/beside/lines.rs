@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use towpath_testkit::servers::redis::{DURABLE, Server, missing};
 
-use super::{Half, IDLE, Keys, Program, SOON, Side, every_pairing, rounds, start, wait_more};
+use super::{Half, Keys, Program, SOON, Side, every_pairing, pause, rounds, start, wait_more};
 use crate::process::{World, able, wait_until};
 
 /// Follows the file from its end; a line without its newline waits for it.
@@ -25,7 +25,7 @@ fn reader(redis: u16, input: &Path) -> Program {
                 keys.ask(&[b"XADD", &b"line_stream"[..], b"*", b"line", &line]);
                 line.clear();
             } else {
-                std::thread::sleep(IDLE);
+                pause(1);
             }
         }
     })
@@ -103,7 +103,7 @@ fn chaos_reader_and_writer_are_switched_under_load() {
         while !stop.requested() {
             if !hold.load(Ordering::SeqCst) {
                 let number = count.fetch_add(1, Ordering::SeqCst);
-                // Every tenth line is the same, so that a position cannot be told from one line.
+                // Every tenth line is the same, so that a position cannot be found by the text of one line.
                 let text = if number % 10 == 9 {
                     "the same".to_owned()
                 } else {
@@ -111,7 +111,7 @@ fn chaos_reader_and_writer_are_switched_under_load() {
                 };
                 writeln!(file, "{text}").unwrap();
             }
-            std::thread::sleep(IDLE);
+            pause(1);
         }
     });
     let mut keys = Keys::new(redis);

@@ -1,8 +1,8 @@
 //! Whole programs of the reference systems, written from their contract, beside processes of ours: every pairing of the
 //! halves of a system, each half switched in both directions while requests arrive.
 //!
-//! The programs are threads, and end between two messages: what the reference systems lose when they are killed is not
-//! the subject. `TOWPATH_SEEDS` is how often each test goes through all pairings.
+//! The programs are threads, and end between two messages: losses of the reference systems when they are killed are not
+//! the subject. `TOWPATH_SEEDS` is the number of rounds that each test makes through all pairings.
 
 mod accounts;
 mod fleet;
@@ -63,6 +63,7 @@ impl Program {
             std::thread::scope(|scope| {
                 while !stop.requested() {
                     let Ok((stream, _)) = listener.accept() else {
+                        // The listener does not block, so that the program can stop.
                         std::thread::sleep(Duration::from_millis(1));
                         continue;
                     };
@@ -160,7 +161,7 @@ impl<'a> Half<'a> {
             Some(Process::Ours(running)) => {
                 let (status, log, _) = running.stop();
                 assert!(status.success(), "{}: {log}", self.name);
-                // An adopted queue is no error of a library either.
+                // An adopted queue does not make a library log an error either.
                 assert!(!log.contains(r#""level":"ERROR""#), "{}: {log}", self.name);
             }
         }
@@ -218,8 +219,14 @@ fn insist(at: SocketAddr, path: &str, headers: &[(&str, &str)], body: &str) -> (
             Err(error) => assert!(began.elapsed() < SOON, "{method} {path}: {error}"),
         }
         repeated = true;
-        std::thread::sleep(IDLE);
+        pause(1);
     }
+}
+
+/// The interval between two steps of a loop that acts as a program of the reference systems, in units of `IDLE`.
+fn pause(units: u32) {
+    // A program that polls without a pause would take the processor from the tested processes.
+    std::thread::sleep(units * IDLE);
 }
 
 /// Waits until a count is higher by this much than now.

@@ -16,7 +16,9 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use towpath_testkit::servers::{rabbitmq, redis};
 
-use super::{Half, IDLE, Keys, Program, SOON, Side, Stop, every_pairing, insist, rounds, start};
+use super::{
+    Half, IDLE, Keys, Program, SOON, Side, Stop, every_pairing, insist, pause, rounds, start,
+};
 use crate::process::{World, able, wait_until};
 use crate::web::Reply;
 
@@ -50,7 +52,7 @@ impl Broker {
             if stop.requested() {
                 return None;
             }
-            std::thread::sleep(IDLE);
+            pause(1);
         }
     }
 
@@ -242,14 +244,14 @@ fn notifier(urls: Vec<String>, redis: u16) -> Program {
 }
 
 /// Servers, and the worlds of our three processes.
-pub(super) struct Place {
+pub(super) struct Setup {
     urls: Vec<String>,
     redis: redis::Server,
     at: SocketAddr,
     worlds: [World; 3],
 }
 
-impl Place {
+impl Setup {
     pub(super) fn new(urls: Vec<String>) -> Self {
         let redis = redis::Server::start(redis::DURABLE);
         let mut worlds = [(); 3].map(|()| World::new());
@@ -311,10 +313,10 @@ impl Place {
                         500 | 503 => repeated = true,
                         other => panic!("{other} {}", answer.text()),
                     }
-                    std::thread::sleep(IDLE);
+                    pause(1);
                 }
                 accepted.store(number + 1, Ordering::SeqCst);
-                std::thread::sleep(IDLE);
+                pause(1);
             }
         })
     }
@@ -343,7 +345,7 @@ fn story(first: Side) {
     }
     let host = format!("h{}", uuid::Uuid::now_v7().simple());
     let url = add_host(&rabbitmq::shared(), &host);
-    let place = Place::new(vec![url.clone()]);
+    let place = Setup::new(vec![url.clone()]);
     let mut halves = place.halves();
     let accepted = Arc::new(AtomicUsize::new(0));
     let mut load = None;

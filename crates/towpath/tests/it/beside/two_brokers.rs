@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use towpath_testkit::servers::{rabbitmq, redis};
 
-use super::orders::{Place, add_host};
+use super::orders::{Setup, add_host};
 use super::{Half, Program, SOON, Side, wait_more};
 use crate::process::{able, seeds, wait_until};
 
 /// A pipeline under load.
 struct Pipeline<'a> {
-    place: &'a Place,
+    place: &'a Setup,
     host: &'static str,
     _halves: [Half<'a>; 3],
     load: Option<Program>,
@@ -23,7 +23,7 @@ struct Pipeline<'a> {
 }
 
 impl<'a> Pipeline<'a> {
-    fn start(place: &'a Place, host: &'static str, sides: [Side; 3]) -> Self {
+    fn start(place: &'a Setup, host: &'static str, sides: [Side; 3]) -> Self {
         let mut halves = place.halves();
         // Queues are bound before the first order.
         for at in [1, 2, 0] {
@@ -107,7 +107,7 @@ fn chaos_halves_of_both_sides_continue_over_two_brokers_that_are_not_one_cluster
         ("non", [Side::Ours, Side::Reference, Side::Ours]),
     ];
     let places =
-        pairings.map(|(host, _)| Place::new(vec![add_host(&one, host), add_host(&two, host)]));
+        pairings.map(|(host, _)| Setup::new(vec![add_host(&one, host), add_host(&two, host)]));
     let mut pipelines: Vec<Pipeline> = pairings
         .iter()
         .zip(&places)

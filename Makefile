@@ -2,7 +2,7 @@
 CARGO ?= cargo
 SEEDS ?= 200
 # TLS for Kafka is enabled when the OpenSSL headers are installed.
-FEATURES ?= $(shell pkg-config --exists openssl 2>/dev/null && echo --features towpath/kafka-tls)
+FEATURES ?= $(shell pkg-config --exists openssl 2>/dev/null && echo --features towpath-server/kafka-tls)
 
 .DEFAULT_GOAL := run
 .PHONY: help run build setup test unit-test integration-test test-all chaos bench fuzz fmt lint doc tidy fix swagger clean \
@@ -42,9 +42,9 @@ chaos: ## Run random crashes, full disks and power cuts (SEEDS=200); record resu
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --test conformance -- fault
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --test conformance -- decides_as_the_core
 	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --test conformance -- kafka::own::chaos --test-threads 1
-	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath --test it -- chaos --nocapture --test-threads 1
-	TOWPATH_TEST_MINUTE=60 $(CARGO) test --release -p towpath --test it -- outages --nocapture
-	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath --test power_cut -- --skip power_cut::redis --nocapture --test-threads 1
+	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-server --test it -- chaos --nocapture --test-threads 1
+	TOWPATH_TEST_MINUTE=60 $(CARGO) test --release -p towpath-server --test it -- outages --nocapture
+	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-server --test power_cut -- --skip power_cut::redis --nocapture --test-threads 1
 
 bench: build ## Measure throughput, latency and CPU of this machine
 	target/release/towpath bench queue

@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderValue};
 use towpath::sink::{escape, unescape};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    towpath::apps::ingest::decode_anything(bytes);
+    towpath_server::apps::ingest::decode_anything(bytes);
 
     let line = escape(bytes);
     assert!(!line.contains(char::is_control), "{line:?}");
@@ -19,7 +19,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         headers.insert("traceparent", parent);
         headers.insert("tracestate", state);
         let mut kept = towpath_core::message::Headers::new();
-        towpath::telemetry::TraceContext::from_headers(&headers)
+        towpath::traces::TraceContext::from_headers(&headers)
             .expect("there is a parent")
             .write(&mut kept);
         assert_eq!(kept.get("traceparent").map(|parent| parent.is_ascii()), Some(true));

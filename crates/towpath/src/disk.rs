@@ -8,26 +8,26 @@ use std::path::{Path, PathBuf};
 use towpath_core::{Error, Result};
 
 /// The folder that a path's last name is in.
-pub(crate) fn folder_of(path: &Path) -> &Path {
+pub fn folder_of(path: &Path) -> &Path {
     path.parent()
         .filter(|folder| !folder.as_os_str().is_empty())
         .unwrap_or(Path::new("."))
 }
 
 /// Options that make a file which only its owner can read.
-pub(crate) fn private() -> OpenOptions {
+pub fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.mode(0o600);
     options
 }
 
 /// Makes a folder that only its owner can use.
-pub(crate) fn private_folder(folder: &Path) -> io::Result<()> {
+pub fn private_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(folder)
 }
 
 /// Makes a folder that only its owner can use, and the missing ones above it.
-pub(crate) fn private_folders(folder: &Path) -> io::Result<()> {
+pub fn private_folders(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn private_folders(folder: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// `Invalid`.
-pub(crate) fn check_owner(path: &Path, found: &fs::Metadata) -> Result<()> {
+pub fn check_owner(path: &Path, found: &fs::Metadata) -> Result<()> {
     let user = rustix::process::geteuid().as_raw();
     // The user 0 is root.
     if [user, 0].contains(&found.uid()) {
@@ -52,7 +52,7 @@ pub(crate) fn check_owner(path: &Path, found: &fs::Metadata) -> Result<()> {
 ///
 /// # Errors
 /// When the folder cannot be made or written; the old file is there then.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = folder_of(path);
     private_folders(folder)?;
     // A temporary file is readable by its owner only from the first moment.
@@ -65,11 +65,11 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 
 /// The space on the disk of an embedded store that its reserve file holds, and that others leave to it.
 #[derive(Debug, Clone)]
-pub(crate) struct Floor {
+pub struct Floor {
     /// The store's reserve file.
-    pub(crate) file: PathBuf,
+    pub file: PathBuf,
     /// Bytes that are kept free, the file included.
-    pub(crate) reserve: u64,
+    pub reserve: u64,
 }
 
 impl Floor {
@@ -77,7 +77,7 @@ impl Floor {
     ///
     /// # Errors
     /// `StorageFull` when they do not.
-    pub(crate) fn check(&self, folder: &Path, bytes: u64) -> io::Result<()> {
+    pub fn check(&self, folder: &Path, bytes: u64) -> io::Result<()> {
         let store = fs::metadata(folder_of(&self.file))?.dev();
         if fs::metadata(folder)?.dev() != store {
             return Ok(());

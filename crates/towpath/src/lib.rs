@@ -1,27 +1,9 @@
-//! Towpath: the asynchronous backbone of a backend in one binary.
-//!
-//! Read in this order: [`apps`] (the promises of each role), [`pump`] (the one
-//! loop that leases, delivers and settles), [`wiring`] (configuration becomes
-//! running roles; the only module that names the backends crate).
+//! Towpath as a library: durable queues, streams, an outbox and rate limits in your own program.
 
-pub mod admin;
-pub mod apps;
-pub mod auth;
-pub mod backup;
-pub mod cli;
-pub mod config;
-mod disk;
-pub mod doctor;
-pub mod documents;
-pub mod http;
-mod idempotency;
-pub mod inlet;
-mod last_resort;
-pub mod problems;
+pub mod consumer;
+pub mod disk;
+pub mod net;
 pub mod pump;
 pub mod sink;
-pub mod source;
 pub mod supervisor;
-pub mod telemetry;
-pub mod token;
-pub mod wiring;
+pub mod traces;

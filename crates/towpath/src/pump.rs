@@ -1,7 +1,7 @@
-//! The delivery loop: leases messages from an inlet, delivers and settles them.
+//! The delivery loop: leases messages from a consumer, delivers and settles them.
 //!
 //! ```text
-//! inlet --lease--> handler: single messages, several at once ------settle--> inlet
+//! consumer --lease--> handler: single messages, several at once ------settle--> consumer
 //!             |--> sink: batches, where the batch is the unit -----|
 //! ```
 //!
@@ -16,6 +16,7 @@ mod batch;
 mod destination;
 mod handler;
 mod handling;
+mod metrics;
 mod rate_probe;
 mod settling;
 
@@ -30,15 +31,15 @@ use towpath_core::port::sink::{Cause, Outcome};
 use towpath_core::{Delivery, Error, Receipt, Result, retry};
 use tracing::{debug, info, warn};
 
-use crate::inlet::Inlet;
+use crate::consumer::Consumer;
 use crate::supervisor::{Stop, panic_text};
-use crate::telemetry::PumpMetrics;
 
-pub(crate) use answer::note as note_answer;
+pub use answer::note as note_answer;
 pub use batch::BatchSize;
 pub use destination::{Call, Change, Condition, Destination, Observer, PATIENCE};
 pub use handler::Handler;
 pub use handling::{Alone, Handling};
+pub use metrics::{Counters, PumpMetrics};
 
 /// Retries of a lease or settle that met an unavailable backend.
 const BACKEND: retry::Policy =
@@ -79,7 +80,7 @@ impl Work {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// Leases and settlements.
-    Inlet,
+    Consumer,
     /// The sink as a whole.
     Sink,
 }
@@ -87,7 +88,7 @@ pub enum Side {
 /// One pump: one consumer's loop.
 pub struct Pump {
     /// Where work comes from.
-    pub inlet: Arc<dyn Inlet>,
+    pub consumer: Arc<dyn Consumer>,
     /// Where it goes.
     pub work: Work,
     /// Its name in traces.
@@ -106,10 +107,10 @@ impl Pump {
     /// Runs until the stop is requested.
     ///
     /// # Errors
-    /// Those of the inlet that a retry cannot fix.
+    /// Those of the consumer that a retry cannot fix.
     ///
     /// # Panics
-    /// Passes on a panic of the inlet, after releasing the leased messages. A panic of a sink or handler
+    /// Passes on a panic of the consumer, after releasing the leased messages. A panic of a sink or handler
     /// counts as a failed attempt of the message that it panicked over.
     pub async fn run(&self, stop: &Stop) -> Result<()> {
         let work = async {
@@ -122,7 +123,7 @@ impl Pump {
         // A pump that ended in order holds nothing; one that failed or panicked gives its
         // deliveries to others at once instead of at the end of their lease.
         if !matches!(ended, Ok(Ok(()))) {
-            match self.inlet.disconnect().await {
+            match self.consumer.disconnect().await {
                 Ok(count) => stop.account.add("taken back", count),
                 Err(error) => warn!(
                     error = error.chain(),
@@ -183,20 +184,20 @@ impl Pump {
         } else {
             debug!(error, failures, "lease failed; retrying");
         }
-        (self.condition)(Side::Inlet, Some(format!("lease failed: {error}")));
+        (self.condition)(Side::Consumer, Some(format!("lease failed: {error}")));
     }
 
     /// Reports the first lease after `failures` failed ones.
     fn leased(&self, failures: u32) {
         if failures > 0 {
             info!(failures, "lease recovered");
-            (self.condition)(Side::Inlet, None);
+            (self.condition)(Side::Consumer, None);
         }
     }
 
     /// Renews leases once, within this time. The fences of those that are lost.
     async fn renew(&self, receipts: &[Receipt], within: Duration) -> Vec<u64> {
-        match tokio::time::timeout(within, self.inlet.extend(receipts)).await {
+        match tokio::time::timeout(within, self.consumer.extend(receipts)).await {
             Ok(Ok(outcomes)) => {
                 let outcomes = receipts.iter().zip(outcomes);
                 let lost = outcomes.filter(|(_, outcome)| outcome.is_err());

@@ -463,7 +463,7 @@ fn panic_error(name: &str, join: tokio::task::JoinError) -> Error {
 }
 
 /// The message of a panic.
-pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> String {
+pub fn panic_text(payload: &(dyn Any + Send)) -> String {
     payload
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())

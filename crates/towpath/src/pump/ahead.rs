@@ -52,7 +52,7 @@ impl<'a> Ahead<'a> {
         };
         let pump = self.pump;
         self.call = Some(Box::pin(async move {
-            let leased = pump.inlet.lease(max, max).await;
+            let leased = pump.consumer.lease(max, max).await;
             (asked, leased)
         }));
     }
@@ -77,7 +77,7 @@ impl<'a> Ahead<'a> {
 
     /// A step of the work beside a delivery; pending while there is nothing to do. Cancel-safe.
     pub(super) async fn step(&mut self) {
-        let often = self.pump.inlet.lease_time() / 3;
+        let often = self.pump.consumer.lease_time() / 3;
         let has_batch = matches!(&self.leased, Some((_, Ok(batch))) if !batch.is_empty());
         let call = self.call.as_mut();
         tokio::select! {

@@ -12,7 +12,7 @@ tokio::task_local! {
 }
 
 /// Notes the beginning of an answer; the last one counts. Outside of a delivery it is dropped.
-pub(crate) fn note(answer: &[u8]) {
+pub fn note(answer: &[u8]) {
     let shown = &answer[..answer.len().min(ANSWER_BYTES)];
     let mut text = String::from_utf8_lossy(shown).into_owned();
     text.truncate(text.floor_char_boundary(ANSWER_BYTES));

@@ -20,7 +20,7 @@ use super::ahead::Ahead;
 use super::settling::Facts;
 use super::{BACKEND, GIVE_BACK, Pump, Side, drawn, failed, guarded, rest, warn_of_lost};
 use crate::supervisor::Stop;
-use crate::telemetry::traces;
+use crate::traces;
 
 /// Pause of a sink that cannot work at all.
 const SINK: retry::Policy =
@@ -149,7 +149,7 @@ impl Pump {
             let spans = traces::deliver(&batch, self.sink_name, asked.at);
             size.delivered(&batch);
             // More waits, as it seems: the next batch is read and this one's predecessor settled meanwhile.
-            if batch.len() >= asked.max && size.can_grow() && self.inlet.leases_ahead() {
+            if batch.len() >= asked.max && size.can_grow() && self.consumer.leases_ahead() {
                 ahead.begin(size.now);
             }
             match self.deliver_beside(sink, &batch, stop, &mut ahead).await {
@@ -231,7 +231,7 @@ impl Pump {
     /// Renews the leases of the batch until dropped.
     async fn keep_leases(&self, batch: &[Delivery]) -> Infallible {
         // A third of the lease, so that two lost renewals still leave time for a third.
-        let often = self.inlet.lease_time() / 3;
+        let often = self.consumer.lease_time() / 3;
         loop {
             tokio::time::sleep(often).await;
             let receipts: Vec<Receipt> = batch.iter().map(|one| one.receipt.clone()).collect();

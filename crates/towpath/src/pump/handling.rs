@@ -28,7 +28,7 @@ use super::destination::Capacity;
 use super::settling::{Ended, Facts, Settling};
 use super::{BACKEND, Destination, GIVE_BACK, Handler, Pump, drawn, failed, guarded, warn_of_lost};
 use crate::supervisor::Stop;
-use crate::telemetry::traces;
+use crate::traces;
 
 /// Time before the cut-off at which a handler is notified of it.
 const HURRY: Duration = Duration::from_secs(3);
@@ -143,7 +143,7 @@ impl Pump {
 
 impl Run<'_> {
     async fn run(&mut self) -> Result<()> {
-        let often = self.pump.inlet.lease_time() / 3;
+        let often = self.pump.consumer.lease_time() / 3;
         let mut renew = tokio::time::interval_at(Moment::now() + often, often);
         renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stop = self.stop;
@@ -373,7 +373,7 @@ async fn lease(
     let asked_at = SystemTime::now();
     let batch = match stop.is_requested() {
         true => Ok(Vec::new()),
-        false => pump.inlet.lease(max, in_flight).await,
+        false => pump.consumer.lease(max, in_flight).await,
     };
     Leased {
         permit,

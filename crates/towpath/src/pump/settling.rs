@@ -154,7 +154,7 @@ async fn settle(pump: &Pump, stop: &Stop, ended: Vec<Ended>) -> Settled {
         })
         .collect();
     let mut settled = Settled::default();
-    match pump.inlet.settle(settlements).await {
+    match pump.consumer.settle(settlements).await {
         Ok(outcomes) => {
             for (ended, outcome) in ended.into_iter().zip(outcomes) {
                 note(pump, stop, ended, outcome, &mut settled);
@@ -185,7 +185,7 @@ async fn settle(pump: &Pump, stop: &Stop, ended: Vec<Ended>) -> Settled {
 impl Pump {
     /// The disposition as the queue gets it: its error is the record of the attempt.
     fn recorded(&self, ended: &Ended) -> Disposition {
-        let (Some(consumer), Some(facts)) = (self.inlet.recorded_as(), &ended.facts) else {
+        let (Some(consumer), Some(facts)) = (self.consumer.recorded_as(), &ended.facts) else {
             return ended.disposition.clone();
         };
         let record = |error: &str| {

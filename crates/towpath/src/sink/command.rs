@@ -17,7 +17,7 @@ use towpath_core::{Delivery, Error, Message, Result};
 
 use super::environment::passed;
 use crate::pump::{Destination, Handler};
-use crate::telemetry::traces;
+use crate::traces;
 
 /// Prefix of the command's variables.
 pub const VARIABLE_PREFIX: &str = "TOWPATH_MESSAGE_";

@@ -16,4 +16,4 @@ pub use file::{FileSink, Rotation};
 pub use line::LineFormat;
 pub use stdout::LineSink;
 pub use webhook::WebhookSink;
-pub(crate) use webhook::{is_signing_secret, key as signing_key, post, sign, unanswered};
+pub use webhook::{is_signing_secret, key as signing_key, post, sign, unanswered};

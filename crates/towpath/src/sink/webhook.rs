@@ -16,9 +16,9 @@ use towpath_core::message::header::{CONTENT_TYPE, TRACEPARENT, TRACESTATE};
 use towpath_core::port::sink::Outcome;
 use towpath_core::{Clock, Delivery, Error, Message, Result, attempt};
 
-use crate::http::answer::{cause_of, retry_after, server_shown, unavailable};
-use crate::http::egress::EgressPolicy;
-use crate::http::trusting_also;
+use crate::net::answer::{cause_of, retry_after, server_shown, unavailable};
+use crate::net::egress::EgressPolicy;
+use crate::net::trusting_also;
 use crate::pump::{Destination, Handler, note_answer};
 
 /// Maximum read length of an answer, so that its connection can be used again.
@@ -91,7 +91,7 @@ impl WebhookSink {
     }
 
     /// Posts one message.
-    pub(crate) async fn post(&self, message: &Message) -> Outcome {
+    pub async fn post(&self, message: &Message) -> Outcome {
         let headers = match self.headers(message) {
             Ok(headers) => headers,
             Err(reason) => return Outcome::Reject { reason },
@@ -102,7 +102,7 @@ impl WebhookSink {
     }
 
     /// The receiver.
-    pub(crate) const fn receiver(&self) -> &Destination {
+    pub const fn receiver(&self) -> &Destination {
         &self.destination
     }
 
@@ -142,7 +142,7 @@ impl WebhookSink {
 ///
 /// # Errors
 /// Without an answer: `Invalid` when the policy refuses the destination, otherwise `Unavailable`.
-pub(crate) async fn post(
+pub async fn post(
     egress: &EgressPolicy,
     url: &Url,
     headers: HeaderMap,
@@ -169,7 +169,7 @@ pub(crate) async fn post(
 }
 
 /// The meaning of a post without an answer for the receiver's condition.
-pub(crate) fn unanswered(error: &Error) -> Outcome {
+pub fn unanswered(error: &Error) -> Outcome {
     Outcome::Unavailable {
         cause: cause_of(error),
         after: None,
@@ -207,18 +207,23 @@ fn outcome(status: StatusCode, headers: &HeaderMap, body: &[u8], clock: &dyn Clo
 }
 
 /// Whether a text can sign: `whsec_` and base64 of at least one byte.
-pub(crate) fn is_signing_secret(secret: &str) -> bool {
+pub fn is_signing_secret(secret: &str) -> bool {
     secret != "whsec_" && key(secret).is_ok()
 }
 
-pub(crate) fn key(secret: &str) -> Result<hmac::Key> {
+/// The key of a secret.
+///
+/// # Errors
+/// `Invalid` when it is not `whsec_` and base64.
+pub fn key(secret: &str) -> Result<hmac::Key> {
     let bytes = STANDARD.decode(secret.strip_prefix("whsec_").unwrap_or(secret));
     let bytes =
         bytes.map_err(|_| Error::invalid("a webhook secret must be `whsec_` and base64"))?;
     Ok(hmac::Key::new(hmac::HMAC_SHA256, &bytes))
 }
 
-pub(crate) fn sign(keys: &[hmac::Key], id: &str, seconds: u64, payload: &[u8]) -> String {
+/// The value of the header `webhook-signature`, one signature for each key. Source: Standard Webhooks.
+pub fn sign(keys: &[hmac::Key], id: &str, seconds: u64, payload: &[u8]) -> String {
     let signatures = keys.iter().map(|key| {
         let mut context = hmac::Context::with_key(key);
         context.update(format!("{id}.{seconds}.").as_bytes());

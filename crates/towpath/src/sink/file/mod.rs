@@ -87,7 +87,7 @@ impl FileSink {
 
     /// Stops when a store on the same disk has only its reserve left.
     #[must_use]
-    pub(crate) fn above(self, floor: Option<Floor>) -> Self {
+    pub fn above(self, floor: Option<Floor>) -> Self {
         self.with(|output| output.floor = floor)
     }
 

@@ -1,0 +1,236 @@
+//! Limits before the routes of a listener, for each client.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Once};
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use ipnet::IpNet;
+use towpath_core::limiter::{Amount, Decision};
+use towpath_core::{Error, Result};
+use tracing::warn;
+
+use super::limiter::{LimitRequest, Limiter};
+use super::limits::{rate_headers, seconds};
+use super::rule::Rule;
+use crate::http::error::Problem;
+use crate::http::{Peer, is_probe};
+use towpath::net::cidr;
+
+/// The header that proxies say the client's address in.
+const FORWARDED: &str = "x-forwarded-for";
+
+/// Every route that is not named itself.
+const ANY: &str = "*";
+
+/// The limits of a listener; cheap to clone.
+#[derive(Clone)]
+pub struct RateLimitLayer {
+    limiter: Limiter,
+    rules: Arc<HashMap<String, Rule>>,
+    proxies: Arc<[IpNet]>,
+    /// Said once, as every request of the proxy would repeat it.
+    unreadable: Arc<Once>,
+}
+
+impl RateLimitLayer {
+    /// Limits in texts like `/enqueue=token_bucket:10:1/1s`, behind proxies of these addresses and nets.
+    ///
+    /// # Errors
+    /// `Invalid` for an invalid limit, and for a proxy that is not an address or CIDR block.
+    pub fn new(limiter: Limiter, limits: &[String], proxies: &[String]) -> Result<Self> {
+        let rules = limits.iter().map(|text| route_limit(text));
+        let proxies = proxies.iter().map(|text| {
+            cidr::parse(text)
+                .ok_or_else(|| Error::invalid(format!("invalid address or CIDR block `{text}`")))
+        });
+        Ok(Self {
+            limiter,
+            rules: Arc::new(rules.collect::<Result<_>>()?),
+            proxies: proxies.collect::<Result<Vec<_>>>()?.into(),
+            unreadable: Arc::new(Once::new()),
+        })
+    }
+
+    /// The limit of a route and its name.
+    fn rule(&self, route: &str) -> Option<(&str, &Rule)> {
+        // Probes are never refused, except by a limit of their own.
+        let any = || self.rules.get_key_value(ANY).filter(|_| !is_probe(route));
+        let (name, rule) = self.rules.get_key_value(route).or_else(any)?;
+        Some((name, rule))
+    }
+
+    /// The client of a request: the peer, or behind a trusted proxy the last address it names that is not one.
+    fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let is_trusted = |address: &IpAddr| self.proxies.iter().any(|net| net.contains(address));
+        let mut client = peer.to_canonical();
+        let named = headers
+            .get_all(FORWARDED)
+            .iter()
+            .filter_map(|value| value.to_str().ok());
+        let named: Vec<&str> = named.flat_map(|value| value.split(',')).collect();
+        for text in named.into_iter().rev() {
+            if !is_trusted(&client) {
+                break;
+            }
+            let Some(address) = forwarded(text.trim()) else {
+                self.unreadable.call_once(|| {
+                    warn!(
+                        header = FORWARDED,
+                        proxy = %client,
+                        "forwarded address unreadable; its clients share the limit of their proxy"
+                    );
+                });
+                break;
+            };
+            client = address.to_canonical();
+        }
+        client
+    }
+}
+
+/// An address as proxies write it: alone, with a port, or in brackets.
+fn forwarded(text: &str) -> Option<IpAddr> {
+    let with_port = || text.parse::<SocketAddr>().map(|address| address.ip());
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    text.parse()
+        .or_else(|_| with_port())
+        .ok()
+        .or_else(bracketed)
+}
+
+/// Whether a text is the limit of a route.
+pub fn is_route_limit(text: &str) -> bool {
+    route_limit(text).is_ok()
+}
+
+/// The route that a text limits, which may be that of a listener or not; absent for every route.
+pub fn limited_route(text: &str) -> Option<&str> {
+    let (route, _) = text.split_once('=')?;
+    Some(route).filter(|route| *route != ANY)
+}
+
+fn route_limit(text: &str) -> Result<(String, Rule)> {
+    let (route, rule) = text
+        .split_once('=')
+        .filter(|(route, _)| *route == ANY || route.starts_with('/'))
+        .ok_or_else(|| {
+            Error::invalid(format!(
+                "invalid route `{text}`; expected e.g. `/enqueue=token_bucket:10:1/1s`"
+            ))
+        })?;
+    Ok((route.to_owned(), Rule::parse(route, rule)?))
+}
+
+/// Routes behind these limits.
+pub fn limited(routes: Router, limits: RateLimitLayer) -> Router {
+    routes.layer(from_fn_with_state(limits, pass))
+}
+
+async fn pass(State(layer): State<RateLimitLayer>, request: Request, next: Next) -> Response {
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map(MatchedPath::as_str);
+    let peer = request.extensions().get::<Peer>().copied();
+    let (Some((name, rule)), Some(Peer(peer))) = (layer.rule(route.unwrap_or_default()), peer)
+    else {
+        return next.run(request).await;
+    };
+    let client = match layer.client(peer.ip(), request.headers()) {
+        // The owner of one address of the block has them all.
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
+        address => address,
+    };
+    // The first character is one that no key of the API may have.
+    let key = format!("\u{1}{name}\u{1}{client}");
+    let requests = [LimitRequest {
+        key: &key,
+        rule,
+        amount: Amount::whole(1),
+    }];
+    let decision = match layer.limiter.take_any(&requests).await {
+        Ok(decisions) => decisions.into_iter().next(),
+        Err(error) => {
+            tracing::warn!(error = error.chain(), "rate limit decision failed");
+            let text = "Rate limiting temporarily unavailable";
+            return Problem::new(StatusCode::SERVICE_UNAVAILABLE, text)
+                .retry_after(1)
+                .into_response();
+        }
+    };
+    let Some(decision) = decision else {
+        return next.run(request).await;
+    };
+    let mut response = match decision.allowed {
+        true => next.run(request).await,
+        false => {
+            let after = seconds(decision.retry_after).max(1);
+            let text = format!("Rate limit exceeded. Try again after {after} seconds.");
+            Problem::new(StatusCode::TOO_MANY_REQUESTS, text)
+                .retry_after(after)
+                .text()
+                .into_response()
+        }
+    };
+    set_headers(response.headers_mut(), rule, &decision);
+    response
+}
+
+/// State of the limit in headers, unless the answer is about another limit already.
+fn set_headers(headers: &mut HeaderMap, rule: &Rule, decision: &Decision) {
+    let whole = |amount: Amount| HeaderValue::from(amount.as_micros() / 1_000_000);
+    let (limit, remaining) = (whole(rule.policy.capacity()), whole(decision.remaining));
+    let name = HeaderName::from_static;
+    headers.insert(name("x-ratelimit-limit"), limit);
+    headers.insert(name("x-ratelimit-remaining"), remaining);
+    if !headers.contains_key("ratelimit-limit") {
+        rate_headers(headers, rule, decision);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forwarded_addresses_may_have_ports() {
+        for text in ["203.0.113.7", "203.0.113.7:5100"] {
+            assert_eq!(forwarded(text), "203.0.113.7".parse().ok(), "{text}");
+        }
+        for text in ["2001:db8::1", "[2001:db8::1]", "[2001:db8::1]:443"] {
+            assert_eq!(forwarded(text), "2001:db8::1".parse().ok(), "{text}");
+        }
+        for text in [
+            "",
+            "unknown",
+            "_hidden",
+            "203.0.113.7:",
+            "203.0.113.7:99999",
+        ] {
+            assert_eq!(forwarded(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_limit_names_a_route() {
+        for right in [
+            "*=token_bucket:10:0.1/1s",
+            "/enqueue=sliding_window:5/1m:fail_open",
+        ] {
+            assert!(is_route_limit(right), "{right}");
+        }
+        for wrong in [
+            "",
+            "enqueue=token_bucket:1:1/1s",
+            "/enqueue",
+            "/enqueue=token_bucket:1",
+        ] {
+            assert!(!is_route_limit(wrong), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! Towpath: the asynchronous backbone of a backend in one binary.
+//!
+//! Read in this order: [`apps`] (the promises of each role), [`pump`] (the one
+//! loop that leases, delivers and settles), [`wiring`] (configuration becomes
+//! running roles; the only module that names the backends crate).
+
+pub mod admin;
+pub mod apps;
+pub mod auth;
+pub mod backup;
+pub mod cli;
+pub mod config;
+pub mod doctor;
+pub mod documents;
+pub mod http;
+mod idempotency;
+mod last_resort;
+pub mod problems;
+pub mod source;
+pub mod telemetry;
+pub mod token;
+pub mod wiring;

@@ -1,0 +1,65 @@
+//! A relay alone, for `towpath bench`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use towpath_core::backend::Backend;
+use towpath_core::port::Outbox;
+use towpath_core::{Error, Result};
+
+use crate::apps::accounts::{Filled, Relay, Target};
+use crate::telemetry::Health;
+use towpath::supervisor::Stop;
+
+/// A relay at work.
+pub struct BenchRelay {
+    stop: CancellationToken,
+    relaying: JoinHandle<Result<()>>,
+}
+
+impl BenchRelay {
+    /// Most events that it reads at once.
+    pub const BATCH: usize = 1_000;
+
+    /// Starts one with the settings that `accounts.relay` has by default.
+    ///
+    /// # Errors
+    /// `Unsupported` for a backend without streams and queues.
+    pub fn start(outbox: Arc<dyn Outbox>, broker: &Backend) -> Result<Self> {
+        let relay = Relay {
+            outbox,
+            target: Target::of(broker)?,
+            batch: Self::BATCH,
+            attempts: 3,
+            poll: Duration::from_millis(500),
+            lease: Duration::from_secs(5),
+            cloud_events: false,
+            filled: Filled::default(),
+            health: Health::new(),
+        };
+        let stop = CancellationToken::new();
+        let stopping = Stop::when(stop.clone());
+        // Ends with the measurement, awaited in `stop`.
+        #[expect(clippy::disallowed_methods, reason = "a measurement has no supervisor")]
+        let relaying = tokio::spawn(async move { relay.run(&stopping).await });
+        Ok(Self { stop, relaying })
+    }
+
+    /// Whether it gave up.
+    pub fn is_over(&self) -> bool {
+        self.relaying.is_finished()
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// Those of the relay.
+    pub async fn stop(self) -> Result<()> {
+        self.stop.cancel();
+        self.relaying
+            .await
+            .map_err(|error| Error::unavailable("the relay panicked").with_source(error))?
+    }
+}

@@ -36,6 +36,7 @@ pub(crate) fn create_dir(folder: &Path) -> io::Result<()> {
     DirBuilder::new().mode(FOLDER).create(folder)
 }
 
+#[cfg(feature = "sqlite")]
 /// Makes a folder and the missing ones above it.
 pub(crate) fn create_dirs(folder: &Path) -> io::Result<()> {
     if folder.as_os_str().is_empty() {

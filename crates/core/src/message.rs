@@ -153,6 +153,13 @@ impl NewMessage {
     }
 }
 
+/// A message with a fresh id and this payload.
+impl<P: Into<Bytes>> From<P> for NewMessage {
+    fn from(payload: P) -> Self {
+        Self::new(payload)
+    }
+}
+
 /// A stored message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {

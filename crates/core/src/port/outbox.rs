@@ -41,6 +41,34 @@ pub struct NewEvent {
     pub traceparent: Option<String>,
 }
 
+impl NewEvent {
+    /// An event of now about the thing `id`, which is also its key, for the topic that is named as the kind of thing.
+    pub fn new(
+        aggregate_type: impl Into<String>,
+        id: impl ToString,
+        event_type: impl Into<String>,
+        data: impl Into<String>,
+    ) -> Self {
+        let (aggregate_type, aggregate_id) = (aggregate_type.into(), id.to_string());
+        Self {
+            id: Uuid::now_v7(),
+            topic: aggregate_type.clone(),
+            key: Some(aggregate_id.clone()),
+            aggregate_type,
+            aggregate_id,
+            event_type: event_type.into(),
+            data: data.into(),
+            created_at: now(),
+            traceparent: None,
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "an event has the machine's time")]
+fn now() -> jiff::Timestamp {
+    jiff::Timestamp::now()
+}
+
 /// An event and its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {

@@ -21,11 +21,12 @@ use super::migrated::{DATABASE, Migrated};
 use super::process::Process;
 use super::public::Public;
 use crate::apps::accounts::{
-    Filled, HealthDeps, Limiter, RateLimitLayer, Relay, Rules, Target, UserApi, health_routes,
-    limit_queries, limit_routes, user_queries, user_routes,
+    HealthDeps, Limiter, RateLimitLayer, Rules, UserApi, health_routes, limit_queries,
+    limit_routes, user_queries, user_routes,
 };
 use crate::documents::Part;
 use crate::telemetry::{LastCall, Need};
+use towpath::relay::{Filled, Relay, Target};
 use towpath::supervisor::{OnFailure, Stage};
 
 /// The roles' names in health, metrics and the account.
@@ -123,7 +124,7 @@ impl Accounts {
             let filled = Filled::with(StreamName::new(&process.config.accounts.topic)?);
             process.needs(RELAY, broker, Need::Accepts);
             process.health.needs(RELAY, DATABASE, Need::Accepts);
-            self.relay(process, Target::of(broker)?, filled.clone());
+            self.relay(process, Target::of(broker, RELAY)?, filled.clone());
             trim(process, broker, filled);
         }
         self.keep(process);
@@ -158,7 +159,10 @@ impl Accounts {
             lease: config.lease,
             cloud_events: config.cloud_events,
             filled,
-            health: process.health.clone(),
+            condition: {
+                let health = process.health.clone();
+                Arc::new(move |error| health.set(RELAY, error))
+            },
         };
         process.health.set(RELAY, None);
         let migrated = self.migrated.clone();

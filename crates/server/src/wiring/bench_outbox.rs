@@ -1,7 +1,6 @@
 //! A relay alone, for `towpath bench`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -9,8 +8,7 @@ use towpath_core::backend::Backend;
 use towpath_core::port::Outbox;
 use towpath_core::{Error, Result};
 
-use crate::apps::accounts::{Filled, Relay, Target};
-use crate::telemetry::Health;
+use towpath::relay::{Relay, Target};
 use towpath::supervisor::Stop;
 
 /// A relay at work.
@@ -28,17 +26,7 @@ impl BenchRelay {
     /// # Errors
     /// `Unsupported` for a backend without streams and queues.
     pub fn start(outbox: Arc<dyn Outbox>, broker: &Backend) -> Result<Self> {
-        let relay = Relay {
-            outbox,
-            target: Target::of(broker)?,
-            batch: Self::BATCH,
-            attempts: 3,
-            poll: Duration::from_millis(500),
-            lease: Duration::from_secs(5),
-            cloud_events: false,
-            filled: Filled::default(),
-            health: Health::new(),
-        };
+        let relay = Relay::new(outbox, Target::of(broker, "bench")?);
         let stop = CancellationToken::new();
         let stopping = Stop::when(stop.clone());
         // Ends with the measurement, awaited in `stop`.

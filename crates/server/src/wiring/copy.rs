@@ -95,6 +95,8 @@ impl Copy {
             group,
             consumer: ConsumerId::unique("copy")?,
             dead,
+            attempts: u32::MAX,
+            is_ordered: true,
         };
         let dead_letters = backend.require_queue("lines copy")?;
         let minute = Duration::from_secs(60);

@@ -187,6 +187,8 @@ impl Lines {
             group: GroupName::new(&config.group)?,
             consumer: ConsumerId::new(consumer)?,
             dead: self.dead.clone(),
+            attempts: u32::MAX,
+            is_ordered: true,
         };
         process.health.set(WRITER, None);
         process.health.works_on(WRITER, self.name.as_str());

@@ -29,6 +29,9 @@ const WAIT: Duration = Duration::from_millis(500);
 /// Maximum stored length of a reason.
 const REASON_BYTES: usize = 1_024;
 
+/// Most entries that wait for another attempt before no more are read, where order does not matter.
+const RETURNED: usize = 1_000;
+
 /// Interval of claims of other consumers' entries.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -56,6 +59,10 @@ pub struct GroupMember {
     pub consumer: ConsumerId,
     /// The queue of entries that became dead letters.
     pub dead: QueueName,
+    /// Attempts before a failing entry becomes a dead letter.
+    pub attempts: u32,
+    /// Whether later entries wait for an entry that is tried again.
+    pub is_ordered: bool,
 }
 
 #[derive(Default)]
@@ -212,18 +219,24 @@ impl Consumer for StreamConsumer {
             let mut state = self.state();
             let now = Instant::now();
             let mut due = Vec::new();
-            while due.len() < max
-                && state.returned.front().is_some_and(|(at, _)| *at <= now)
-                && let Some((_, entry)) = state.returned.pop_front()
-            {
-                due.push(entry);
+            let mut at = 0;
+            while due.len() < max && at < state.returned.len() {
+                if state.returned[at].0 <= now {
+                    due.extend(state.returned.remove(at).map(|(_, entry)| entry));
+                } else if self.member.is_ordered {
+                    break;
+                } else {
+                    at += 1;
+                }
             }
             due
         };
         if !due.is_empty() {
             return self.hand_out(due);
         }
-        if !self.state().returned.is_empty() {
+        let returned = self.state().returned.len();
+        let most = if self.member.is_ordered { 1 } else { RETURNED };
+        if returned >= most {
             // Returned entries are older than all others.
             tokio::time::sleep(WAIT / 10).await;
             return Ok(Vec::new());
@@ -263,6 +276,13 @@ impl Consumer for StreamConsumer {
                 Disposition::DeadLetter { reason } => {
                     warn!(stream = %self.member.stream, reason, "entry became a dead letter");
                     self.dead_letter(&entry, &reason).await?;
+                    finished.push((receipt.number, entry.offset));
+                    dead_lettered.insert(receipt.number);
+                }
+                Disposition::Retry { error, .. }
+                    if entry.attempt.max(1) >= self.member.attempts =>
+                {
+                    self.dead_letter(&entry, &error).await?;
                     finished.push((receipt.number, entry.offset));
                     dead_lettered.insert(receipt.number);
                 }

@@ -10,6 +10,7 @@
 mod context;
 mod messages;
 mod position;
+#[cfg(feature = "webhook")]
 mod requests;
 
 use std::sync::OnceLock;
@@ -21,6 +22,7 @@ pub use self::messages::{
     append, deliver, delivered, enqueue, enqueued, failed, of_delivery, publish, settled,
 };
 pub use self::position::{traceparent, within};
+#[cfg(feature = "webhook")]
 pub use self::requests::{Served, answered, client, respond, server};
 
 /// Set once, like the logs: without it no span is made.

@@ -5,7 +5,6 @@
 
 use std::future::Future;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::Context;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
 use opentelemetry::trace::{SpanContext, TraceContextExt};
@@ -44,30 +43,12 @@ pub(super) fn of_message(headers: &Headers) -> Option<SpanContext> {
     extracted(&OfMessage(headers))
 }
 
-/// The position that a request says.
-pub(super) fn of_request(headers: &HeaderMap) -> Option<SpanContext> {
-    // Two of them say nothing.
-    let mut all = headers.get_all(TRACEPARENT).iter();
-    let (Some(_), None) = (all.next(), all.next()) else {
-        return None;
-    };
-    extracted(&OfRequest(headers))
-}
-
 /// The position of this task as text, as `traceparent` has it.
 pub fn traceparent() -> Option<String> {
     let here = here().filter(|_| IS_SILENT.get().is_none())?;
     let mut headers = Headers::new();
     inject(&here, &mut headers);
     headers.get(TRACEPARENT).map(str::to_owned)
-}
-
-/// Has a request carry a position.
-pub(super) fn send(position: &SpanContext, headers: &mut HeaderMap) {
-    if IS_SILENT.get().is_none() {
-        let context = Context::new().with_remote_span_context(position.clone());
-        TraceContextPropagator::new().inject_context(&context, &mut ToRequest(headers));
-    }
 }
 
 /// Has a message carry a position.
@@ -78,7 +59,7 @@ pub(super) fn inject(position: &SpanContext, headers: &mut Headers) {
     }
 }
 
-fn extracted(source: &dyn Extractor) -> Option<SpanContext> {
+pub(super) fn extracted(source: &dyn Extractor) -> Option<SpanContext> {
     if IS_SILENT.get().is_some() {
         return None;
     }
@@ -99,18 +80,6 @@ impl Extractor for OfMessage<'_> {
     }
 }
 
-struct OfRequest<'a>(&'a HeaderMap);
-
-impl Extractor for OfRequest<'_> {
-    fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key)?.to_str().ok()
-    }
-
-    fn keys(&self) -> Vec<&str> {
-        self.0.keys().map(HeaderName::as_str).collect()
-    }
-}
-
 struct ToMessage<'a>(&'a mut Headers);
 
 impl Injector for ToMessage<'_> {
@@ -119,21 +88,6 @@ impl Injector for ToMessage<'_> {
             TRACEPARENT => self.0.set(TRACEPARENT, value),
             TRACESTATE if !value.is_empty() => self.0.set(TRACESTATE, value),
             _ => {}
-        }
-    }
-}
-
-struct ToRequest<'a>(&'a mut HeaderMap);
-
-impl Injector for ToRequest<'_> {
-    fn set(&mut self, key: &str, value: String) {
-        let name = match key {
-            TRACEPARENT => HeaderName::from_static(TRACEPARENT),
-            TRACESTATE if !value.is_empty() => HeaderName::from_static(TRACESTATE),
-            _ => return,
-        };
-        if let Ok(value) = HeaderValue::try_from(value) {
-            self.0.insert(name, value);
         }
     }
 }

@@ -4,16 +4,20 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
-use opentelemetry::KeyValue;
-use opentelemetry::trace::{Span as _, SpanContext, SpanKind, Status, Tracer};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
+use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
+use opentelemetry::trace::{Span as _, SpanContext, SpanKind, Status, TraceContextExt, Tracer};
+use opentelemetry::{Context, KeyValue};
+
+use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::Span;
 use reqwest::Url;
 use towpath_core::Error;
+use towpath_core::message::header::{TRACEPARENT, TRACESTATE};
 
-use super::TRACER;
 use super::messages::below;
-use super::position::{here, of_request, send};
+use super::position::{extracted, here};
+use super::{IS_SILENT, TRACER};
 use crate::net::answer::shown;
 
 /// The head of a request that is served.
@@ -158,5 +162,50 @@ const fn version(version: Version) -> &'static str {
         Version::HTTP_2 => "2",
         Version::HTTP_3 => "3",
         _ => "1.1",
+    }
+}
+
+/// The position that a request says.
+fn of_request(headers: &HeaderMap) -> Option<SpanContext> {
+    // Two of them say nothing.
+    let mut all = headers.get_all(TRACEPARENT).iter();
+    let (Some(_), None) = (all.next(), all.next()) else {
+        return None;
+    };
+    extracted(&OfRequest(headers))
+}
+
+/// Has a request carry a position.
+fn send(position: &SpanContext, headers: &mut HeaderMap) {
+    if IS_SILENT.get().is_none() {
+        let context = Context::new().with_remote_span_context(position.clone());
+        TraceContextPropagator::new().inject_context(&context, &mut ToRequest(headers));
+    }
+}
+
+struct OfRequest<'a>(&'a HeaderMap);
+
+impl Extractor for OfRequest<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(HeaderName::as_str).collect()
+    }
+}
+
+struct ToRequest<'a>(&'a mut HeaderMap);
+
+impl Injector for ToRequest<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        let name = match key {
+            TRACEPARENT => HeaderName::from_static(TRACEPARENT),
+            TRACESTATE if !value.is_empty() => HeaderName::from_static(TRACESTATE),
+            _ => return,
+        };
+        if let Ok(value) = HeaderValue::try_from(value) {
+            self.0.insert(name, value);
+        }
     }
 }

@@ -13,7 +13,6 @@ mod health;
 mod limiter;
 mod limits;
 mod rate_limit;
-mod relay;
 mod rule;
 mod users;
 
@@ -21,6 +20,5 @@ pub use health::{HealthDeps, health_routes};
 pub use limiter::Limiter;
 pub use limits::{LIMIT_FORMS, limit_queries, limit_routes};
 pub use rate_limit::{RateLimitLayer, is_route_limit, limited, limited_route};
-pub use relay::{Filled, Relay, Target};
 pub use rule::{OnFailure, Rule, Rules};
 pub use users::{UserApi, user_queries, user_routes};

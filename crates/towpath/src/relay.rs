@@ -30,12 +30,8 @@ use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, StreamName, 
 use tracing::{Level, debug, info, warn};
 use uuid::Uuid;
 
-use crate::telemetry::Health;
-use towpath::supervisor::Stop;
-use towpath::traces;
-
-/// The role's name in health, metrics and the account.
-const ROLE: &str = "accounts.relay";
+use crate::supervisor::{OnFailure, Stage, Stop, Supervisor};
+use crate::traces;
 
 /// Where CloudEvents come from.
 const SOURCE: &str = "/towpath/accounts";
@@ -59,14 +55,14 @@ pub enum Target {
 }
 
 impl Target {
-    /// The better method that the backend offers.
+    /// The better method that the backend offers; an error names `role`.
     ///
     /// # Errors
     /// `Unsupported` when it has neither.
-    pub fn of(backend: &Backend) -> Result<Self> {
-        match backend.require_source_offsets(ROLE) {
+    pub fn of(backend: &Backend, role: &str) -> Result<Self> {
+        match backend.require_source_offsets(role) {
             Ok(positions) if backend.stream.is_some() => Ok(Self::Streams(positions)),
-            _ => backend.require_queue(ROLE).map(Self::Queues),
+            _ => backend.require_queue(role).map(Self::Queues),
         }
     }
 }
@@ -90,8 +86,8 @@ pub struct Relay {
     pub cloud_events: bool,
     /// The streams that it fills.
     pub filled: Filled,
-    /// Where it says how it is.
-    pub health: Health,
+    /// Called with its error, and with `None` when it works.
+    pub condition: Arc<dyn Fn(Option<String>) + Send + Sync>,
 }
 
 /// Streams that a relay has appended to.
@@ -137,6 +133,29 @@ enum Passed {
 }
 
 impl Relay {
+    /// A relay with steps of 1,000 events, three attempts, a poll each half second and a lease of 5 s.
+    pub fn new(outbox: Arc<dyn Outbox>, target: Target) -> Self {
+        Self {
+            outbox,
+            target,
+            batch: 1_000,
+            attempts: 3,
+            poll: Duration::from_millis(500),
+            lease: Duration::from_secs(5),
+            cloud_events: false,
+            filled: Filled::default(),
+            condition: Arc::new(|_| ()),
+        }
+    }
+
+    /// Starts it in a supervisor of the program.
+    pub fn start(self, supervisor: &mut Supervisor) {
+        supervisor.start("relay", Stage::Deliver, OnFailure::Restart, move |stop| {
+            let relay = self.clone();
+            async move { relay.run(&stop).await }
+        });
+    }
+
     /// Relays until asked to stop. Of several relays one works, the others wait for its lease to end.
     ///
     /// # Errors
@@ -145,7 +164,7 @@ impl Relay {
         let holder = Uuid::now_v7();
         let outcome = self.take_turns(holder, stop).await;
         if let Err(error) = &outcome {
-            self.health.set(ROLE, Some(error.chain()));
+            (self.condition)(Some(error.chain()));
         }
         let released = self.outbox.release(holder).await;
         outcome.and(released)
@@ -163,7 +182,7 @@ impl Relay {
             if Instant::now() >= renew_at {
                 if !self.outbox.lease(holder, seconds).await? {
                     position = None;
-                    self.health.set(ROLE, None);
+                    (self.condition)(None);
                     self.wait(self.lease / 3, false, stop).await;
                     continue;
                 }
@@ -210,7 +229,7 @@ impl Relay {
                     passed
                 }
             };
-            self.health.set(ROLE, None);
+            (self.condition)(None);
             match passed {
                 Passed::All => position = Some(from),
                 Passed::Refused => self.wait(RETRY.min(self.lease / 3), false, stop).await,

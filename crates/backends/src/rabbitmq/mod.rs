@@ -26,6 +26,7 @@ mod error;
 mod health;
 mod lease;
 mod other_brokers;
+mod publish_batcher;
 mod publisher;
 mod queue;
 mod quorum;

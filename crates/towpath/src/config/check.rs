@@ -181,9 +181,10 @@ pub(super) const RULES: &[Rule] = &[
             "ingest.max_batch_body",
         ],
         |config| {
-            (config.max_body_memory < config.max_body.max(config.max_batch_body)).then_some(
-                "`server.max_body_memory` is less than one body of `ingest.max_body` or `ingest.max_batch_body`",
-            )
+            let largest = config.max_body.max(config.max_batch_body);
+            config.max_body_memory.filter(|memory| *memory < largest).map(|_| {
+                "`server.max_body_memory` is less than one body of `ingest.max_body` or `ingest.max_batch_body`"
+            })
         },
     ),
     (

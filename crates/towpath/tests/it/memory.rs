@@ -310,7 +310,7 @@ fn large_batches_at_once_stay_below_the_memory_limit_of_a_pod() {
     running.wait_ready(&world);
     let line = format!("\"{}\"\n", "x".repeat(1_500));
     let body = line.repeat(10_000);
-    let statuses: Vec<u16> = std::thread::scope(|scope| {
+    let (statuses, peak) = std::thread::scope(|scope| {
         let send = || {
             let sent = world
                 .client()
@@ -319,11 +319,19 @@ fn large_batches_at_once_stay_below_the_memory_limit_of_a_pod() {
             sent.map_or(503, |answer| answer.status)
         };
         let senders: Vec<_> = (0..32).map(|_| scope.spawn(send)).collect();
-        senders
-            .into_iter()
-            .map(|sender| sender.join().unwrap())
-            .collect()
+        let mut peak = 0;
+        while !senders
+            .iter()
+            .all(std::thread::ScopedJoinHandle::is_finished)
+        {
+            peak = peak.max(resident(&running));
+            // Often enough to see a body that is held.
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let statuses = senders.into_iter().map(|sender| sender.join().unwrap());
+        (statuses.collect::<Vec<u16>>(), peak)
     });
+    assert!(peak < 300 << 20, "{} MiB", peak >> 20);
     let taken = statuses.iter().filter(|status| **status == 200).count();
     assert!(taken > 0, "{statuses:?}");
     let others = statuses

@@ -1,4 +1,4 @@
-//! What is shipped: dependencies, notices, build commands, and the protections of the deploy files.
+//! The shipped product: dependencies, notices, build commands, and the protections of the deploy files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -112,7 +112,7 @@ fn notices_and_the_bill_of_materials_name_every_crate_of_the_binary() {
     }
 }
 
-/// Commands that build what is shipped, or what is checked, build the versions of the lock file.
+/// Commands that build or check the product build the versions of the lock file.
 #[test]
 fn builds_use_the_lock_file() {
     let mut found = 0;

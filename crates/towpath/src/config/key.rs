@@ -208,7 +208,7 @@ const BASE: &[Key] = &[
         Kind::Strings,
         None,
         &[],
-        "Rate limits per client of the public routes: a list like `*=token_bucket:10:0.1/1s` or `/enqueue=sliding_window:1000/1m:fail_open`. `*` applies to every route without an entry of its own, except `/health`. A batch counts as its messages. Their state is in `backends.limits`.",
+        "Rate limits per client of the routes of roles: a list like `*=token_bucket:10:0.1/1s` or `/enqueue=sliding_window:1000/1m:fail_open`. `*` applies to every route of the public listener without an entry of its own, except probes. A batch counts as its messages. Their state is in `backends.limits`.",
     ),
     key(
         "server.trusted_proxies",

@@ -18,6 +18,7 @@ use super::migrated::Migrated;
 use super::run::closing_time;
 use super::stalls::Stalls;
 use crate::admin::{self, FleetListeners};
+use crate::apps::accounts::{RateLimitLayer, limited};
 use crate::auth::{Guard, Jwt, JwtSettings, KeyFile, Records, Table, Trail, store_records};
 use crate::config::{Config, Secret, on_loopback};
 use crate::disk::{Floor, folder_of};
@@ -41,6 +42,8 @@ pub(super) struct Process<'a> {
     pub(super) alone: Alone,
     /// Open connections that each public listener may have.
     pub(super) connections: usize,
+    /// Limits of routes that have a listener of their own.
+    pub(super) limits: Option<RateLimitLayer>,
     /// Bounds of the bodies of all listeners.
     bodies: BodyReader,
     /// Calls that may wait for a disk.
@@ -106,6 +109,7 @@ impl<'a> Process<'a> {
             supervisor,
             alone: Alone::default(),
             connections: max_connections(config),
+            limits: None,
             bodies: BodyReader::new(config.body_timeout, body_memory(config)),
             stalls: Stalls::default(),
             guard,
@@ -265,6 +269,10 @@ impl<'a> Process<'a> {
         let cors = Cors::new(&self.config.cors_origins, self.config.cors_max_age)?;
         let table = Table::of(spec.parts);
         let edge = edge.guard(self.guard.clone(), table.clone()).cors(cors);
+        let router = match &self.limits {
+            Some(limits) => limited(router, limits.clone()),
+            None => router,
+        };
         let router = wrap(router, edge);
         let address = listener.start(router, self.config, &self.metrics, &mut self.supervisor)?;
         self.expose(spec.role, &table, &address.to_string());

@@ -368,6 +368,70 @@ fn a_batch_costs_the_limit_of_its_route_as_many_as_it_has_messages() {
     );
 }
 
+/// Texts that are kept for hours or for ever have bounds.
+#[test]
+fn texts_of_anonymous_requests_are_bounded() {
+    let world = World::new();
+    let running = world.spawn(&["run", "ingest.api,orders.gateway,accounts.api"]);
+    running.wait_ready(&world);
+    let mut client = world.client();
+    let long = "x".repeat(257);
+    let json = ("content-type", "application/json");
+    let mut send = |method: &str, path: &str, body: &str| {
+        let sent = client.send(method, path, &[json], body.as_bytes());
+        sent.unwrap().status
+    };
+    let stock = format!("/inventory/{long}");
+    assert_eq!(send("PUT", &stock, r#"{"quantity":1}"#), 400);
+    for (id, sku, email) in [
+        (&*long, "sku", "a@example.com"),
+        ("id", &*long, "a@example.com"),
+        ("id", "sku", &*format!("{long}@example.com")),
+    ] {
+        let order = format!(r#"{{"id":"{id}","sku":"{sku}","qty":1,"email":"{email}"}}"#);
+        assert_eq!(send("POST", "/orders", &order), 400, "{order}");
+    }
+    for (name, email) in [(&*long, "a@example.com"), ("name", &*long)] {
+        let user = format!(r#"{{"name":"{name}","email":"{email}"}}"#);
+        let status = send("POST", "/api/users", &user);
+        assert!(matches!(status, 400 | 422), "{status}: {user}");
+    }
+    let bucket = format!("/api/bucket/consume?key={}", long.repeat(4));
+    assert_eq!(send("POST", &bucket, ""), 400);
+    let trace = format!("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-{long}");
+    let headers = [("traceparent", &*trace), ("tracestate", &*long.repeat(3))];
+    assert_eq!(client.post("/enqueue", &headers, b"traced").status, 200);
+    let (mut admin, bearer) = (world.admin_client(), world.bearer());
+    let token = [("authorization", bearer.as_str())];
+    let shown = admin.send("GET", "/v1/queues/messages/messages", &token, b"");
+    let shown = shown.unwrap().text();
+    assert!(
+        shown.contains("0af7651916cd43dd8448eb211c80319c"),
+        "{shown}"
+    );
+    assert!(!shown.contains("xxx"), "{shown}");
+}
+
+#[test]
+fn named_routes_of_every_listener_of_roles_have_limits() {
+    let mut world = World::new();
+    world.set(
+        "TOWPATH_SERVER__LIMITS",
+        "*=token_bucket:1:0.001/1s /hits=token_bucket:2:0.001/1s /inventory=token_bucket:3:0.001/1s",
+    );
+    let running = world.spawn(&["run", "orders.dashboard,fleet.worker"]);
+    running.wait_ready(&world);
+    let of = |address: SocketAddr, path: &str| {
+        let mut client = crate::client::Client::new(address);
+        let statuses = (0..4).map(|_| client.get(path).status);
+        statuses.collect::<Vec<u16>>()
+    };
+    assert_eq!(of(world.hits, "/hits"), [200, 200, 429, 429]);
+    assert_eq!(of(world.dashboard, "/inventory"), [200, 200, 200, 429]);
+    // `*` is of the public listener.
+    assert_eq!(of(world.dashboard, "/metrics"), [200; 4]);
+}
+
 #[test]
 fn running_out_of_descriptors_is_counted_and_passes() {
     let world = World::new();

@@ -56,6 +56,19 @@ impl RateLimitLayer {
         })
     }
 
+    /// The same for a listener beside the public one: only routes that are named have limits, because agents and
+    /// workers depend on the others.
+    #[must_use]
+    pub fn named_only(mut self) -> Self {
+        let named = self.rules.iter().filter(|(route, _)| *route != ANY);
+        self.rules = Arc::new(
+            named
+                .map(|(route, rule)| (route.clone(), rule.clone()))
+                .collect(),
+        );
+        self
+    }
+
     /// The limit of a route and its name.
     fn rule(&self, route: &str) -> Option<(&str, &Rule)> {
         // Probes are never refused, except by a limit of their own.

@@ -2,11 +2,13 @@
 
 pub mod accept;
 pub mod answer;
+mod batch_cost;
 pub mod body;
 pub mod cidr;
 mod client;
 mod connection;
 mod cors;
+mod crowd;
 pub mod egress;
 pub mod error;
 pub mod extract;
@@ -25,9 +27,11 @@ pub mod tls;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+pub use batch_cost::BatchCost;
 pub use body::BodyReader;
 pub use client::{client, client_of, trusting_also, with_identity};
 pub use cors::Cors;
+pub use crowd::{ClientLimit, client_block};
 pub use hosts::Hosts;
 pub use middleware::{Asking, BodyLimit, RequestLayer, is_probe, wrap};
 pub(crate) use segment::{Segment, segment};

@@ -78,6 +78,7 @@ mod shutdown;
 mod startup;
 mod status;
 mod status_matrix;
+mod supply;
 mod tidy;
 mod tls;
 mod traces;

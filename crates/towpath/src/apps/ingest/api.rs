@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use serde::Serialize;
@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 use super::enqueue::{Answered, Context, Enqueue, Limits};
 use super::request::{self, Refusal};
 use crate::http::error::{Problem, plain};
-use crate::http::{BodyLimit, RequestLayer, wrap};
+use crate::http::{BatchCost, BodyLimit, RequestLayer, wrap};
 use crate::idempotency::{self, OTHER_REQUEST, replayed};
 use crate::telemetry::TraceContext;
 
@@ -120,11 +120,17 @@ enum BatchResult {
     },
 }
 
-async fn enqueue_batch(State(api): State<Arc<Api>>, headers: HeaderMap, body: Bytes) -> Response {
+async fn enqueue_batch(
+    State(api): State<Arc<Api>>,
+    cost: Option<Extension<BatchCost>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let limits = api.enqueue.limits;
     let outcome = async {
         let messages = request::batch(&body, MAX_BATCH, limits.message_bytes)?;
         let context = context(&headers)?;
+        BatchCost::charge(cost, messages.len()).await?;
         api.enqueue
             .many(messages, context)
             .await

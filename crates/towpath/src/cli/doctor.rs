@@ -75,8 +75,15 @@ async fn examine(
     checks: &mut Vec<Check>,
 ) -> Result<(), Failure> {
     let client = Client::new(global)?;
-    let base = client.base();
-    match client.post::<Examined>("/v1/doctor", &()).await {
+    let base = client.base().to_owned();
+    let examined = async {
+        client
+            .check()
+            .await?
+            .post::<Examined>("/v1/doctor", &())
+            .await
+    };
+    match examined.await {
         Ok(examined) => {
             let Examined {
                 version, pid, data, ..
@@ -105,8 +112,10 @@ async fn examine(
             checks.extend(doctor.leftovers().await);
             checks.push(doctor.clock());
         }
-        // A wrong token, or a server of another program.
-        Err(Failure::Said(_, text)) => checks.push(Check::new("process", CheckStatus::Fail, text)),
+        // A process that hangs, a wrong token, or a server of another program.
+        Err(Failure::Unanswered(text) | Failure::Said(_, text)) => {
+            checks.push(Check::new("process", CheckStatus::Fail, text))
+        }
         Err(other) => return Err(other),
     }
     Ok(())

@@ -26,7 +26,11 @@ struct Row<'a> {
 }
 
 pub(super) async fn run(global: &Global, _: StatusArgs) -> Result<Exit, Failure> {
-    let asked = Client::each(global, &[])?;
+    let asked = Client::each(global, &[])?.into_iter().map(|one| Endpoint {
+        client: one.client.prompt(),
+        ..one
+    });
+    let asked: Vec<Endpoint> = asked.collect();
     let answers = asked.iter().map(|one| one.client.get("/v1/problems"));
     let answers: Vec<Result<Vec<CurrentProblem>, Failure>> = join_all(answers).await;
     let is_one = asked.len() == 1;

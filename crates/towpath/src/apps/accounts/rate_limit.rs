@@ -20,6 +20,7 @@ use super::rule::Rule;
 use crate::http::cidr;
 use crate::http::error::Problem;
 use crate::http::{Peer, is_probe};
+use crate::telemetry::log_failure;
 
 /// The header that proxies say the client's address in.
 const FORWARDED: &str = "x-forwarded-for";
@@ -156,7 +157,7 @@ async fn pass(State(layer): State<RateLimitLayer>, request: Request, next: Next)
     let decision = match layer.limiter.take_any(&requests).await {
         Ok(decisions) => decisions.into_iter().next(),
         Err(error) => {
-            tracing::warn!(error = error.chain(), "rate limit decision failed");
+            log_failure("rate limit decision failed", &error);
             let text = "Rate limiting temporarily unavailable";
             return Problem::new(StatusCode::SERVICE_UNAVAILABLE, text)
                 .retry_after(1)

@@ -28,7 +28,7 @@ use super::agent_client::AgentClient;
 use super::auth::API_KEY;
 use super::config::{Config, follows};
 use crate::supervisor::Stop;
-use crate::telemetry::Health;
+use crate::telemetry::{Health, log_failure};
 use crate::token::Token;
 
 /// The role's name in health, metrics and the account.
@@ -136,7 +136,7 @@ impl Agent {
                 }
                 Err(error) => {
                     let pause = backoff.next().max(error.retry_after().unwrap_or_default());
-                    warn!(error = error.chain(), ?pause, "retrying");
+                    log_failure("poll of the controller failed; retrying", &error);
                     self.health.set(ROLE, Some(error.chain()));
                     pause
                 }

@@ -4,6 +4,7 @@ use crate::config::did_you_mean;
 use crate::http::error::Problem;
 use crate::http::extract::Json;
 use crate::http::json;
+use crate::telemetry::log_failure;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::StatusCode;
@@ -71,7 +72,7 @@ impl From<Error> for Failure {
     /// A request is checked before a store is asked, so an error of the store is never the client's mistake, whatever
     /// its kind. Internal reasons go to the log.
     fn from(error: Error) -> Self {
-        tracing::warn!(error = error.chain(), "request failed");
+        log_failure("request failed", &error);
         if error.kind() == ErrorKind::Corrupt {
             // Trying again reads the same.
             let (status, code) = (StatusCode::INTERNAL_SERVER_ERROR, "UNREADABLE");

@@ -246,10 +246,12 @@ async fn ls(
         headings.remove(0);
         rows.iter_mut().for_each(|row| drop(row.remove(0)));
     }
-    output::table(&headings, rows)?;
+    output::list(&headings, rows, NO_LETTERS)?;
     output::of(shown as u64, there, "dead letter");
     Ok(queues.exit)
 }
+
+const NO_LETTERS: &str = "no dead letters";
 
 async fn groups(global: &Global, client: &Client, queue: Option<String>) -> Result<Exit, Failure> {
     let queues = queues(client, queue).await?;
@@ -281,9 +283,8 @@ async fn groups(global: &Global, client: &Client, queue: Option<String>) -> Resu
     groups.sort_by_key(|group| std::cmp::Reverse(group.count));
     match global.format {
         Format::Json => output::json(&groups)?,
-        Format::Table => output::table(
-            &["QUEUE", "COUNT", "OLDEST", "NEWEST", "REASON"],
-            groups.into_iter().map(|group| {
+        Format::Table => {
+            let rows = groups.into_iter().map(|group| {
                 vec![
                     group.queue,
                     units::count(group.count),
@@ -291,8 +292,10 @@ async fn groups(global: &Global, client: &Client, queue: Option<String>) -> Resu
                     group.newest,
                     short(&group.reason),
                 ]
-            }),
-        )?,
+            });
+            let headings = ["QUEUE", "COUNT", "OLDEST", "NEWEST", "REASON"];
+            output::list(&headings, rows.collect(), NO_LETTERS)?;
+        }
     }
     Ok(queues.exit)
 }

@@ -282,7 +282,7 @@ fn list(global: &Global, events: Vec<EventView>) -> Result<(), Failure> {
     if global.format == Format::Json {
         return Ok(output::json(&events)?);
     }
-    let headings = ["SEQ", "STATUS", "ID", "TYPE", "ABOUT", "HAPPENED", "DATA"];
+    let headings = ["SEQ", "STATUS", "ID", "TYPE", "ABOUT", "CREATED", "DATA"];
     let rows = events.into_iter().map(|one| {
         vec![
             one.seq.to_string(),
@@ -294,7 +294,7 @@ fn list(global: &Global, events: Vec<EventView>) -> Result<(), Failure> {
             short(&one.data),
         ]
     });
-    Ok(output::table(&headings, rows)?)
+    Ok(output::list(&headings, rows.collect(), "no events")?)
 }
 
 fn show(event: &EventView) -> Result<(), Failure> {

@@ -130,6 +130,20 @@ pub(super) fn json(value: &impl Serialize) -> io::Result<()> {
     line(serde_json::to_string_pretty(value)?)
 }
 
+/// Prints a list: rows under their headings, or on standard error why there are none.
+///
+/// # Errors
+/// As [`line`].
+pub(super) fn list(headings: &[&str], rows: Vec<Vec<String>>, none: &str) -> io::Result<()> {
+    match rows.is_empty() {
+        true => {
+            note(none);
+            Ok(())
+        }
+        false => table(headings, rows),
+    }
+}
+
 /// Prints rows under their headings.
 ///
 /// # Errors
@@ -159,7 +173,7 @@ pub(super) fn table(
 }
 
 /// Columns that a table does without on a narrow terminal, the first one first.
-const OPTIONAL: [&str; 20] = [
+const OPTIONAL: [&str; 19] = [
     "DUPLICATES",
     "RETRIED",
     "ENQUEUED",
@@ -174,8 +188,7 @@ const OPTIONAL: [&str; 20] = [
     "OLDEST",
     "DIED",
     "CREATED",
-    "HAPPENED",
-    "PLACE",
+    "STATE",
     "HOST",
     "LAST SEEN",
     "CODE",

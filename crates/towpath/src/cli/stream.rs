@@ -143,14 +143,9 @@ fn show(
             lag.map_or_else(|| "-".to_owned(), units::count),
         ]
     });
-    if streams.is_empty() {
-        output::note(
-            "no streams yet; the roles `lines.reader` and `accounts.relay` append to streams",
-        );
-        return Ok(());
-    }
-    let headings = ["STREAM", "ENTRIES", "APPENDED", "GROUPS", "MOST LAG"];
-    Ok(output::table(&headings, rows)?)
+    let headings = ["STREAM", "ENTRIES", "APPENDED", "GROUPS", "MAX LAG"];
+    let none = "no streams yet; the roles `lines.reader` and `accounts.relay` append to streams";
+    Ok(output::list(&headings, rows.collect(), none)?)
 }
 
 fn show_groups(global: &Global, stream: &StreamView) -> Result<(), Failure> {
@@ -168,7 +163,8 @@ fn show_groups(global: &Global, stream: &StreamView) -> Result<(), Failure> {
         ]
     });
     let headings = ["GROUP", "LAG", "PENDING", "OLDEST", "COMMITTED"];
-    Ok(output::table(&headings, rows)?)
+    let none = format!("`{}` has no consumer groups", stream.stream);
+    Ok(output::list(&headings, rows.collect(), &none)?)
 }
 
 async fn tail(

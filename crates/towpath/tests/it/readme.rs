@@ -146,7 +146,7 @@ fn the_tour_of_the_fleet_runs_as_written() {
     let words = [("localhost:6002", &*hits)];
     let output = walk(&world, "fleet", &words);
     for expected in [
-        "version 1 is published\napplied by 1 agent\n",
+        "published version 1\napplied by 1 agent\n",
         "active",
         "https://example.com/",
         "\"status\":\"queued\"",

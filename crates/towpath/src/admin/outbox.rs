@@ -244,7 +244,7 @@ pub(super) async fn retry(
     let which = match (wanted.id, wanted.all) {
         (Some(text), false) => Some(id(&text)?),
         (None, true) => None,
-        _ => return Err(Error::invalid("say either `all` or an `id`").into()),
+        _ => return Err(Error::invalid("pass either `all` or an `id`").into()),
     };
     let count = admin.outbox()?.retry(which).await?;
     Ok(Json(Count { count }))

@@ -172,7 +172,7 @@ impl TryFrom<u64> for Max {
     fn try_from(max: u64) -> std::result::Result<Self, String> {
         match usize::try_from(max) {
             Ok(max @ 1..=1000) => Ok(Self(max)),
-            _ => Err(format!("`max` is {max}; it goes from 1 to 1000")),
+            _ => Err(format!("`max` is {max}; it must be from 1 to 1000")),
         }
     }
 }
@@ -444,7 +444,7 @@ fn selection(letters: &Letters) -> Result<Selection> {
                 .map(|id| id.parse())
                 .collect::<Result<_>>()?,
         )),
-        _ => Err(Error::invalid("say either `all` or some `ids`")),
+        _ => Err(Error::invalid("pass either `all` or `ids`")),
     }
 }
 

@@ -197,7 +197,7 @@ pub(super) async fn trim(
     let trim = match (wanted.keep, wanted.finished) {
         (Some(keep), false) => Trim::KeepLast(keep),
         (None, true) => Trim::Finished,
-        _ => return Err(Error::invalid("say either `keep` or `finished`").into()),
+        _ => return Err(Error::invalid("pass either `keep` or `finished`").into()),
     };
     let (stream, name) = admin.find_stream(&name).await?;
     let count = stream.trim(&name, trim).await?;

@@ -287,10 +287,7 @@ fn number(value: f64) -> Value {
 
 fn key(key: &str) -> Result<&str, Problem> {
     match key.trim() {
-        "" => Err(bad(
-            "missing_key",
-            "the parameter `key` says which bucket; it is missing",
-        )),
+        "" => Err(bad("missing_key", "query parameter `key` is required")),
         key if key.len() > KEY_BYTES || key.contains(char::is_control) => {
             let text =
                 format!("`key` must have at most {KEY_BYTES} bytes and no control characters");

@@ -284,7 +284,7 @@ fn shown(user: &User) -> Response {
 fn parse(body: &[u8]) -> Result<UserRequest, Problem> {
     let bad = |text: &str| Problem::new(StatusCode::BAD_REQUEST, text);
     let fields: UserRequest = json::object(body).map_err(|refusal| match refusal.is_json {
-        true => bad(&format!("the body: {}", refusal.reason)),
+        true => bad(&refusal.reason),
         // The contract's text.
         false => bad("Invalid JSON"),
     })?;

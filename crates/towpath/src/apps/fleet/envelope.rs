@@ -110,7 +110,7 @@ pub(super) fn success(status: StatusCode, data: impl Serialize) -> Response {
 
 /// Parses a body.
 pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Failure> {
-    json::object(body).map_err(|refusal| Failure::invalid(format!("the body: {}", refusal.reason)))
+    json::object(body).map_err(|refusal| Failure::invalid(refusal.reason))
 }
 
 /// Parses the body of another program. Unknown fields are ignored, as a newer version may send more, except those
@@ -127,9 +127,7 @@ pub(super) fn parse_of_program<T: DeserializeOwned>(
         let is_known = fields.iter().any(|field| field.eq_ignore_ascii_case(name));
         let meant = did_you_mean(name, missing());
         if !is_known && !meant.is_empty() {
-            return Err(Failure::invalid(format!(
-                "the body: unknown field `{name}`{meant}"
-            )));
+            return Err(Failure::invalid(format!("unknown field `{name}`{meant}")));
         }
     }
     Ok(read)

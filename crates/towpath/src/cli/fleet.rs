@@ -366,7 +366,7 @@ pub(super) fn rows(global: &Global, all: &Value, columns: &[(&str, &str)]) -> Re
 fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
-        Value::String(text) => crate::sink::escape(text.as_bytes()).into_owned(),
+        Value::String(text) => output::time(&crate::sink::escape(text.as_bytes())),
         other => other.to_string(),
     }
 }

@@ -290,7 +290,7 @@ fn list(global: &Global, events: Vec<EventView>) -> Result<(), Failure> {
             one.id,
             one.event_type,
             one.aggregate_id,
-            one.created_at,
+            output::time(&one.created_at),
             short(&one.data),
         ]
     });

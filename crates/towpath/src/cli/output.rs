@@ -144,6 +144,14 @@ pub(super) fn list(headings: &[&str], rows: Vec<Vec<String>>, none: &str) -> io:
     }
 }
 
+/// A time as tables show it, to the millisecond; other texts as they are.
+pub(super) fn time(text: &str) -> String {
+    match text.parse::<jiff::Timestamp>() {
+        Ok(time) => time.strftime("%FT%T.%3fZ").to_string(),
+        Err(_) => text.to_owned(),
+    }
+}
+
 /// Prints rows under their headings.
 ///
 /// # Errors
@@ -318,6 +326,17 @@ mod tests {
             ("\u{9b}2J\r", "\\u{9b}2J\\u{d}"),
         ] {
             assert_eq!(harmless(text), expected);
+        }
+    }
+
+    #[test]
+    fn tables_show_times_to_the_millisecond() {
+        for (text, expected) in [
+            ("2026-12-01T11:57:20.163707425Z", "2026-12-01T11:57:20.163Z"),
+            ("2026-12-01T11:57:20Z", "2026-12-01T11:57:20.000Z"),
+            ("pending", "pending"),
+        ] {
+            assert_eq!(time(text), expected);
         }
     }
 

@@ -15,7 +15,7 @@ use towpath_core::{ErrorKind, QueueName, units};
 use super::client::Client;
 use super::output::Color;
 use super::{Exit, Failure, Format, Global, output};
-use crate::admin::Examined;
+use crate::admin::DoctorReport;
 use crate::config::{Config, load};
 use crate::doctor::{Check, CheckStatus, Doctor};
 use crate::wiring;
@@ -80,12 +80,12 @@ async fn examine(
         client
             .check()
             .await?
-            .post::<Examined>("/v1/doctor", &())
+            .post::<DoctorReport>("/v1/doctor", &())
             .await
     };
     match examined.await {
         Ok(examined) => {
-            let Examined {
+            let DoctorReport {
                 version, pid, data, ..
             } = examined;
             let roles = super::processes::in_words(&examined.roles);

@@ -8,7 +8,7 @@ use towpath_core::{StreamName, units};
 use super::client::Client;
 use super::queue::{age, confirm, short, show_count};
 use super::{Exit, Failure, Format, Global, output};
-use crate::admin::{Count, EntryView, StreamView, TrimWanted};
+use crate::admin::{Count, EntryView, StreamView, TrimRequest};
 use crate::http::{encoded, segment};
 
 /// Interval of requests for a followed stream without new entries.
@@ -117,8 +117,8 @@ pub(super) async fn run(global: &Global, command: StreamCommand) -> Result<Exit,
                 None => "the entries that every group has finished".to_owned(),
             };
             confirm(yes, &format!("Drop {what} of `{}`?", named.stream))?;
-            let wanted = TrimWanted { keep, finished };
-            let count: Count = client.post(&named.path("/trim")?, &wanted).await?;
+            let request = TrimRequest { keep, finished };
+            let count: Count = client.post(&named.path("/trim")?, &request).await?;
             show_count(global, &count, "dropped")?;
         }
     }

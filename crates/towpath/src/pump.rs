@@ -156,8 +156,8 @@ impl Pump {
             Outcome::Retry { after, error } => {
                 // Without the reason: it may repeat the payload, and is kept with the message.
                 debug!(%id, attempt = delivery.attempt, "delivery failed");
-                let asked = after.unwrap_or_default().min(LONGEST_DELAY);
-                let after = drawn(&self.retry, delivery.attempt).max(asked);
+                let delay = after.unwrap_or_default().min(LONGEST_DELAY);
+                let after = drawn(&self.retry, delivery.attempt).max(delay);
                 Disposition::Retry { after, error }
             }
             Outcome::Unavailable {

@@ -91,8 +91,8 @@ async fn position(global: &Global, args: PositionArgs) -> Result<Exit, Failure> 
             stream: StreamName::new(&lines.stream)?,
             host: host(),
         };
-        let asked = sets.then_some(args.line);
-        store.show_or_set(&args.path, asked).await
+        let requested = sets.then_some(args.line);
+        store.show_or_set(&args.path, requested).await
     }
     .await;
     backend.lifecycle.close().await?;

@@ -223,7 +223,7 @@ const UNREAD: Duration = Duration::from_millis(500);
 
 /// The storage of a key, and its origin.
 pub(super) fn place_of(loaded: &Loaded, key: &str) -> String {
-    let said = |key: &str| {
+    let setting_of = |key: &str| {
         let setting = loaded.settings.get(key)?;
         let url = setting.text.as_deref().map(shown)?;
         Some(format!("{url} ({})", setting.origin))
@@ -236,7 +236,7 @@ pub(super) fn place_of(loaded: &Loaded, key: &str) -> String {
     };
     let mut places = std::iter::once(&key)
         .chain(others)
-        .filter_map(|key| said(key));
+        .filter_map(|key| setting_of(key));
     places.next().unwrap_or_else(|| default.to_owned())
 }
 

@@ -137,10 +137,10 @@ impl Limiter {
     /// The store's decisions; those of the rules when it is unavailable.
     fn or_without(
         &self,
-        asked: Result<Vec<Decision>>,
+        outcome: Result<Vec<Decision>>,
         requests: &[LimitRequest<'_>],
     ) -> Result<Vec<Decision>> {
-        let error = match asked {
+        let error = match outcome {
             Err(error) => error,
             answered => return answered,
         };

@@ -237,7 +237,7 @@ impl Agent {
         let registered: Registered = answer.data().context(context)?;
         let (agent, controller, hostname) =
             (registered.agent_id, &self.controller, &self.place.hostname);
-        info!(%agent, controller, hostname, ip_address, "registered");
+        info!(%agent, controller, hostname, ip_address, "agent registered");
         state.agent_id = Some(registered.agent_id);
         state.agent_key = registered.agent_key;
         (state.is_registered, state.is_reported) = (true, false);
@@ -311,7 +311,7 @@ impl Agent {
         info!(
             version = config.version,
             workers = self.workers.len(),
-            "applied"
+            "configuration applied"
         );
         state.config = Some(config);
         // The next turn checks the workers' versions, and reports them.

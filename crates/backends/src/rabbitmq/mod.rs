@@ -87,4 +87,8 @@ impl Lifecycle for Handle {
     async fn close(&self) -> Result<()> {
         self.0.close().await
     }
+
+    fn refusals(&self) -> Vec<(&'static str, bool)> {
+        self.0.refusals()
+    }
 }

@@ -18,6 +18,9 @@ use crate::admin;
 use crate::config::{Config, Setting, load};
 use crate::http::{self, segment};
 
+/// Timeout of answers that need no backend: a process that takes longer is stopped or hangs.
+const PROMPT: Duration = Duration::from_secs(5);
+
 /// A process that answers at an address.
 pub(super) struct Client {
     http: Http,
@@ -26,6 +29,8 @@ pub(super) struct Client {
     verbose: bool,
     /// Timeout of an answer.
     timeout: Duration,
+    /// The process at the address, where it is known.
+    process: Option<Process>,
 }
 
 /// A process that a command asks.
@@ -121,7 +126,8 @@ impl Client {
                 Some(Credential::of_file(read_token(&config.data_dir)?, &path))
             };
             let token = token.clone().or_else(left).or_else(kept);
-            let client = Self::at(global, base, is_of_folder, token)?;
+            let mut client = Self::at(global, base, is_of_folder, token)?;
+            client.process.clone_from(&process);
             Ok(Endpoint { client, process })
         });
         endpoints.collect()
@@ -154,6 +160,7 @@ impl Client {
             token: token.map(|token| token.secret),
             verbose: global.verbose > 0,
             timeout: Duration::from_secs(30),
+            process: None,
         })
     }
 
@@ -161,6 +168,25 @@ impl Client {
     pub(super) const fn patient(mut self) -> Self {
         self.timeout = Duration::from_secs(24 * 60 * 60);
         self
+    }
+
+    /// The same, for requests that a process answers at once unless it is stopped or hangs.
+    pub(super) const fn prompt(mut self) -> Self {
+        self.timeout = PROMPT;
+        self
+    }
+
+    /// Checks that the process answers at all.
+    ///
+    /// # Errors
+    /// `Unanswered` when it accepts the connection and then does not answer.
+    pub(super) async fn check(self) -> Result<Self, Failure> {
+        let timeout = self.timeout;
+        let prompt = self.prompt();
+        prompt
+            .exchange(Method::GET, "/livez", &[], Vec::new())
+            .await?;
+        Ok(Self { timeout, ..prompt })
     }
 
     /// The URL that is asked.
@@ -278,6 +304,9 @@ impl Client {
                     "no Towpath answers at {base}; start one with `towpath up`"
                 ));
             }
+            if error.is_timeout() {
+                return self.unanswered();
+            }
             let error =
                 Error::unavailable("the request was not answered").with_source(error.without_url());
             Failure::unreachable(error.chain())
@@ -288,6 +317,20 @@ impl Client {
             output::note(format!("{asked}: {status} after {elapsed:.1?}"));
         }
         Ok(response)
+    }
+
+    fn unanswered(&self) -> Failure {
+        let (base, seconds) = (shown(&self.base), self.timeout.as_secs());
+        let (process, next) = match &self.process {
+            Some(Process { pid, roles, .. }) => (
+                format!(" (pid {pid}, {})", processes::in_words(roles)),
+                format!("see its log, and its state with `ps -o stat,wchan,cmd -p {pid}`"),
+            ),
+            None => (String::new(), "see its log and its state".to_owned()),
+        };
+        Failure::Unanswered(format!(
+            "the process at {base}{process} did not answer within {seconds} s: it is stopped, hangs or is overloaded; {next}"
+        ))
     }
 
     /// The answer of a route, as it comes.

@@ -17,6 +17,7 @@ pub mod json;
 mod middleware;
 mod page;
 pub mod preconditions;
+mod refusal;
 pub mod rlimit;
 mod segment;
 mod server;

@@ -12,6 +12,7 @@ use tracing::{debug, error, warn};
 
 use super::{BACKEND, Pump, drawn};
 use crate::supervisor::Stop;
+use crate::telemetry::log_failure;
 
 /// Delay of a message whose settlement the backend refuses.
 const REFUSED: Duration = Duration::from_secs(60);
@@ -122,7 +123,7 @@ impl<'a> Settling<'a> {
             Some(error) => {
                 self.failures += 1;
                 let attempt = self.failures;
-                warn!(error = error.chain(), attempt, "settle failed; retrying");
+                log_failure("settle failed; retrying", &error);
                 self.not_before = Some(Instant::now() + drawn(&BACKEND, attempt));
             }
         }

@@ -2,6 +2,7 @@
 
 mod calls;
 mod disk_usage;
+mod failures;
 mod lines;
 mod log_writer;
 mod logs;
@@ -16,8 +17,9 @@ mod vitals;
 
 pub use calls::LastCall;
 pub use disk_usage::DiskUsage;
+pub use failures::log_failure;
 pub use lines::{LineCounters, LineMetrics};
-pub use log_writer::flush as flush_logs;
+pub use log_writer::{flush as flush_logs, hold as hold_logs};
 pub use logs::{Format, init as init_logs, is_filter as is_log_filter};
 pub use metric::Metric;
 pub use probes::{Checked, CheckedBackend, CheckedRole, Health, Need, Phase, STALLS, Source};

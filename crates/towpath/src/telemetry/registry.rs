@@ -445,12 +445,12 @@ impl Metrics {
         headers: &HeaderMap,
         backends: &[Backend],
     ) -> (&'static str, String) {
-        let asked = join_all(backends.iter().map(|backend| async {
-            let asked = tokio::time::timeout(DEADLINE, ask(backend)).await;
-            (backend.descriptor.name, asked.unwrap_or_default())
+        let answers = join_all(backends.iter().map(|backend| async {
+            let answer = tokio::time::timeout(DEADLINE, ask(backend)).await;
+            (backend.descriptor.name, answer.unwrap_or_default())
         }));
         let look = tokio::time::timeout(DEADLINE, self.0.disks.look());
-        let (found, rooms) = tokio::join!(asked, look);
+        let (found, rooms) = tokio::join!(answers, look);
         let rooms = rooms.unwrap_or_default();
         let mut scraped = Registry::default();
         let up = Family::<BackendLabel, Gauge>::default();

@@ -77,6 +77,7 @@ mod several;
 mod shutdown;
 mod startup;
 mod status;
+mod status_full;
 mod status_matrix;
 mod supply;
 mod tidy;

@@ -20,6 +20,7 @@ use super::rule::Rule;
 use crate::http::cidr;
 use crate::http::error::Problem;
 use crate::http::{BatchCost, Peer, client_block, is_probe};
+use crate::telemetry::log_failure;
 
 /// The header that proxies say the client's address in.
 const FORWARDED: &str = "x-forwarded-for";
@@ -218,7 +219,7 @@ impl Limit {
             amount,
         }];
         let decided = self.limiter.take_any(&requests).await.map_err(|error| {
-            warn!(error = error.chain(), "rate limit decision failed");
+            log_failure("rate limit decision failed", &error);
             let text = "Rate limiting temporarily unavailable";
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(1)
         })?;

@@ -20,7 +20,7 @@ use super::request::{self, Refusal};
 use crate::http::error::{Problem, plain};
 use crate::http::{BatchCost, BodyLimit, RequestLayer, wrap};
 use crate::idempotency::{self, OTHER_REQUEST, replayed};
-use crate::telemetry::TraceContext;
+use crate::telemetry::{TraceContext, log_failure};
 
 /// Timeout of `/healthz` for the backend.
 const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
@@ -273,7 +273,7 @@ fn queue_failure(error: &Error) -> Problem {
         let reason = format!("{}; try again in {seconds} s", innermost(error));
         return Problem::new(StatusCode::TOO_MANY_REQUESTS, reason).retry_after(seconds);
     }
-    warn!(error = error.chain(), "enqueue failed");
+    log_failure("enqueue failed", error);
     let text = error.unknown_or("enqueue failed");
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, text)
 }

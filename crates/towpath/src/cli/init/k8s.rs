@@ -21,8 +21,8 @@ pub(super) struct Scaled {
 impl Scaled {
     /// The queue or stream whose backlog counts.
     pub(super) fn value(&self, settings: &[(String, String)]) -> String {
-        let said = settings.iter().find(|(name, _)| name == self.variable);
-        said.map_or(self.value, |(_, value)| value).to_owned()
+        let setting = settings.iter().find(|(name, _)| name == self.variable);
+        setting.map_or(self.value, |(_, value)| value).to_owned()
     }
 }
 

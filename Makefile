@@ -3,9 +3,12 @@ CARGO ?= cargo
 SEEDS ?= 200
 # TLS for Kafka is enabled when the OpenSSL headers are installed.
 FEATURES ?= $(shell pkg-config --exists openssl 2>/dev/null && echo --features towpath-server/kafka-tls)
+# Release builds: the lock file decides the versions, and libraries in C are built with the protections of distributions.
+C_FLAGS = -fstack-protector-strong -fstack-clash-protection -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -Wformat -Wformat-security
+RELEASE = CFLAGS="$(C_FLAGS)" CXXFLAGS="$(C_FLAGS)" $(CARGO)
 
 .DEFAULT_GOAL := run
-.PHONY: help run build setup test unit-test integration-test test-all chaos bench fuzz fmt lint doc tidy fix swagger clean \
+.PHONY: help run build notices package setup test unit-test integration-test test-all chaos bench fuzz fmt lint deny doc tidy fix swagger clean \
   unified-server relay dev-unified dev-relay migrate migrate-down backfill backfill-execute check-outbox status \
   test-token-bucket test-user-api test-crash db-shell redis-shell \
   run-all run-controller run-agent run-worker \
@@ -17,34 +20,40 @@ help: ## List the targets
 	  while IFS="$$(printf '\t')" read -r target text; do printf '%-20s %s\n' "$$target" "$$text"; done
 
 run: ## Build and start everything on the embedded store, data in ./towpath-data
-	$(CARGO) run --release $(FEATURES) --bin towpath -- up
+	$(RELEASE) run --release --locked $(FEATURES) --bin towpath -- up
 
 build: ## Build the release binary: target/release/towpath
-	$(CARGO) build --release $(FEATURES) --bin towpath
+	$(RELEASE) build --release --locked $(FEATURES) --bin towpath
+
+notices: ## Write third-party notices and a bill of materials (CycloneDX): target/notices
+	scripts/notices target/notices $(patsubst --features,,$(FEATURES))
+
+package: build notices ## Build the Debian package: target/debian
+	$(CARGO) deb -p towpath-server --no-build
 
 setup: ## Install programs that the tests need
 	./scripts/setup
 
-test: setup lint test-all doc ## Run all checks of CI
+test: setup lint deny test-all doc ## Run all checks of CI
 
 unit-test: ## Run unit tests
-	$(CARGO) test --workspace $(FEATURES) --lib --bins
+	$(CARGO) test --locked --workspace $(FEATURES) --lib --bins
 
 integration-test: ## Run the conformance suite and the tests of the binary
-	$(CARGO) test --workspace $(FEATURES) --test conformance
-	$(CARGO) test --workspace $(FEATURES) --test it --test power_cut
+	$(CARGO) test --locked --workspace $(FEATURES) --test conformance
+	$(CARGO) test --locked --workspace $(FEATURES) --test it --test power_cut
 
 test-all: ## Run all tests of the workspace
-	$(CARGO) test --workspace $(FEATURES)
+	$(CARGO) test --locked --workspace $(FEATURES)
 
 chaos: ## Run random crashes, full disks and power cuts (SEEDS=200); record results in docs/reliability.md
-	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --lib -- model flip --nocapture
-	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --test conformance -- fault
-	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --test conformance -- decides_as_the_core
-	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-backends --test conformance -- kafka::own::chaos --test-threads 1
-	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-server --test it -- chaos --nocapture --test-threads 1
-	TOWPATH_TEST_MINUTE=60 $(CARGO) test --release -p towpath-server --test it -- outages --nocapture
-	TOWPATH_SEEDS=$(SEEDS) $(CARGO) test --release -p towpath-server --test power_cut -- --skip power_cut::redis --nocapture --test-threads 1
+	TOWPATH_SEEDS=$(SEEDS) $(RELEASE) test --release --locked -p towpath-backends --lib -- model flip --nocapture
+	TOWPATH_SEEDS=$(SEEDS) $(RELEASE) test --release --locked -p towpath-backends --test conformance -- fault
+	TOWPATH_SEEDS=$(SEEDS) $(RELEASE) test --release --locked -p towpath-backends --test conformance -- decides_as_the_core
+	TOWPATH_SEEDS=$(SEEDS) $(RELEASE) test --release --locked -p towpath-backends --test conformance -- kafka::own::chaos --test-threads 1
+	TOWPATH_SEEDS=$(SEEDS) $(RELEASE) test --release --locked -p towpath-server --test it -- chaos --nocapture --test-threads 1
+	TOWPATH_TEST_MINUTE=60 $(RELEASE) test --release --locked -p towpath-server --test it -- outages --nocapture
+	TOWPATH_SEEDS=$(SEEDS) $(RELEASE) test --release --locked -p towpath-server --test power_cut -- --skip power_cut::redis --nocapture --test-threads 1
 
 bench: build ## Measure throughput, latency and CPU of this machine
 	target/release/towpath bench queue
@@ -62,26 +71,29 @@ fmt: ## Format the code
 
 lint: ## Check formatting and lints
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace $(FEATURES) --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace $(FEATURES) --all-targets -- -D warnings
+
+deny: ## Check licences, sources and advisories of dependencies
+	scripts/deny
 
 doc: ## Build the API documentation, warnings as errors
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace $(FEATURES) --no-deps
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace $(FEATURES) --no-deps
 
 tidy: ## Sync Cargo.lock with Cargo.toml, without upgrades
 	$(CARGO) update --workspace
 
 fix: ## Apply suggested fixes and format
-	$(CARGO) clippy --workspace $(FEATURES) --all-targets --fix --allow-dirty --allow-staged
+	$(CARGO) clippy --locked --workspace $(FEATURES) --all-targets --fix --allow-dirty --allow-staged
 	$(CARGO) fmt --all
 
 swagger: ## Generate the OpenAPI documents in docs/reference/openapi
-	TOWPATH_UPDATE_DOCS=1 $(CARGO) test --workspace $(FEATURES) --lib -- document
+	TOWPATH_UPDATE_DOCS=1 $(CARGO) test --locked --workspace $(FEATURES) --lib -- document
 
 clean: ## Remove build output; keeps ./towpath-data
 	$(CARGO) clean
 
 # The accounts app, configured by PORT, DB_HOST, REDIS_ADDR, KAFKA_BROKERS and others (docs/reference/configuration.md).
-TOWPATH = $(CARGO) run --quiet --release --bin towpath --
+TOWPATH = $(RELEASE) run --quiet --release --locked --bin towpath --
 COMMA = ,
 API ?= localhost:$(or $(PORT),8080)
 
@@ -97,10 +109,10 @@ relay: ## Run the relay alone, next to `make unified-server` with a shared datab
 	@if $(SHARED); then $(TOWPATH) run accounts.relay; else $(ALONE); fi
 
 dev-unified: ## Run unified-server as a debug build with debug logs
-	$(CARGO) run --quiet --bin towpath -- run accounts.api$(if $(filter off,$(RELAY)),,$(COMMA)accounts.relay) --verbose
+	$(CARGO) run --quiet --locked --bin towpath -- run accounts.api$(if $(filter off,$(RELAY)),,$(COMMA)accounts.relay) --verbose
 
 dev-relay: ## Run relay as a debug build with debug logs
-	@if $(SHARED); then $(CARGO) run --quiet --bin towpath -- run accounts.relay --verbose; else $(ALONE); fi
+	@if $(SHARED); then $(CARGO) run --quiet --locked --bin towpath -- run accounts.relay --verbose; else $(ALONE); fi
 
 migrate: ## Run database migrations
 	$(TOWPATH) migrate up
@@ -146,6 +158,7 @@ redis-shell: ## Open a Redis shell
 COMPOSE = docker compose -f deploy/compose/accounts.yaml
 
 docker-up: ## Start the app with PostgreSQL, Redis and Kafka in containers
+	sh deploy/compose/secrets.sh
 	TOWPATH_COMMIT=$$(git rev-parse --short=12 HEAD 2>/dev/null) $(COMPOSE) up -d --build
 
 docker-down: ## Stop the containers; volumes stay
@@ -179,8 +192,10 @@ run-worker: ## Run the worker
 
 FLEET = docker compose -f deploy/compose/fleet.yaml
 
-docker-controller: ## Start the controller in a container; needs API_KEY
+docker-controller: ## Start the controller in a container
+	sh deploy/compose/secrets.sh
 	$(FLEET) up -d --build controller
 
-docker-agent-worker: ## Start agent, worker and Redis in containers; needs API_KEY
+docker-agent-worker: ## Start agent, worker and Redis in containers
+	sh deploy/compose/secrets.sh
 	$(FLEET) up -d --build redis worker agent

@@ -194,7 +194,8 @@ pub trait Lifecycle: Send + Sync {
         None
     }
 
-    /// Why this process may refuse writes to the backend, and whether it does now; empty where a server decides.
+    /// Reasons for which the backend may refuse writes, each with whether it does now; empty where only the health check
+    /// of a server shows it.
     fn refusals(&self) -> Vec<(&'static str, bool)> {
         Vec::new()
     }

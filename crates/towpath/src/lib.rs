@@ -46,6 +46,8 @@ pub mod consumer;
 #[doc(hidden)]
 pub mod disk;
 mod engine;
+#[doc(hidden)]
+pub mod failures;
 mod job;
 mod limiter;
 #[cfg(feature = "webhook")]

@@ -28,8 +28,8 @@ use futures_util::FutureExt;
 use towpath_core::port::Sink;
 use towpath_core::port::queue::Disposition;
 use towpath_core::port::sink::{Cause, Outcome};
-use towpath_core::{Delivery, Error, Receipt, Result, retry};
-use tracing::{debug, info, warn};
+use towpath_core::{Delivery, Error, ErrorKind, Receipt, Result, retry};
+use tracing::{debug, warn};
 
 use crate::consumer::Consumer;
 use crate::supervisor::{Stop, panic_text};
@@ -157,8 +157,8 @@ impl Pump {
             Outcome::Retry { after, error } => {
                 // Without the reason: it may repeat the payload, and is kept with the message.
                 debug!(%id, attempt = delivery.attempt, "delivery failed");
-                let asked = after.unwrap_or_default().min(LONGEST_DELAY);
-                let after = drawn(&self.retry, delivery.attempt).max(asked);
+                let delay = after.unwrap_or_default().min(LONGEST_DELAY);
+                let after = drawn(&self.retry, delivery.attempt).max(delay);
                 Disposition::Retry { after, error }
             }
             Outcome::Unavailable {
@@ -176,10 +176,12 @@ impl Pump {
         })
     }
 
-    /// Reports a lease that failed, `failures` of them in a row: one warning when that begins.
+    /// Reports a lease that failed, `failures` of them in a row. An unavailable backend logs that itself, once for all
+    /// its queues.
     fn lease_failed(&self, error: &Error, failures: u32) {
+        let is_of_queue = error.kind() != ErrorKind::Unavailable;
         let error = error.chain();
-        if failures == 1 {
+        if failures == 1 && is_of_queue {
             warn!(error, "lease failed; retrying");
         } else {
             debug!(error, failures, "lease failed; retrying");
@@ -190,7 +192,7 @@ impl Pump {
     /// Reports the first lease after `failures` failed ones.
     fn leased(&self, failures: u32) {
         if failures > 0 {
-            info!(failures, "lease recovered");
+            debug!(failures, "lease recovered");
             (self.condition)(Side::Consumer, None);
         }
     }

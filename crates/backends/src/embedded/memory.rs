@@ -229,6 +229,11 @@ impl Limit {
     }
 }
 
+/// Bytes that this process may use: the limit of its control group, or else the machine's memory.
+pub fn memory_limit() -> u64 {
+    Limit::find(Path::new("/")).bytes
+}
+
 /// Memory of this process that is not a file's.
 fn resident() -> u64 {
     let pages = fs::read_to_string("/proc/self/statm").unwrap_or_default();

@@ -66,6 +66,7 @@ use towpath_core::{Error, Result};
 
 pub use log::reserve::NAME as RESERVE;
 pub use log::scan_for_fuzzing;
+pub use memory::memory_limit;
 pub use restoring::{RESTORING, refuse_restoring};
 use store::Store;
 /// Whether a process has the store in this folder open.

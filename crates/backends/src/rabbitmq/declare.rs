@@ -4,6 +4,7 @@
 //! and used as it is. A lost declaration is detected by a returned message, a
 //! cancelled consumer, a refused call, or a check every few seconds, and declared again at most once per pause.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -245,7 +246,8 @@ impl Store {
         publishes: Vec<Publish>,
     ) -> Vec<Result<()>> {
         let began = Instant::now();
-        let mut outcomes = self.publisher.send(&publishes).await;
+        let publishes: Arc<[Publish]> = publishes.into();
+        let mut outcomes = self.publisher.send_batched(Arc::clone(&publishes)).await;
         let returned = |(at, sent): (usize, &PublishResult)| match sent {
             Err(PublishError::Returned(_)) => Some(at),
             _ => None,
@@ -254,8 +256,7 @@ impl Store {
         if !lost.is_empty() {
             match self.declare_places(handle, &publishes, &lost, began).await {
                 Ok(true) => {
-                    let again: Vec<Publish> =
-                        lost.iter().map(|at| publishes[*at].clone()).collect();
+                    let again: Vec<&Publish> = lost.iter().map(|at| &publishes[*at]).collect();
                     for (at, sent) in lost.iter().zip(self.publisher.send(&again).await) {
                         outcomes[*at] = sent;
                     }

@@ -31,11 +31,6 @@ impl Store {
         health
             .facts
             .push(("durability".to_owned(), durability.to_owned()));
-        if let Some(why) = &blocked {
-            health.warnings.push(format!(
-                "the broker blocks publishers: {why}; free memory or disk on its node"
-            ));
-        }
         let open = self.broker.open().await?;
         let mut asks_majority = false;
         for handle in self.handles() {
@@ -56,6 +51,16 @@ impl Store {
             self.quorum.check().await?;
         }
         Ok(health)
+    }
+
+    /// The alarms for which the broker blocks publishers: it says `low on memory`, `low on disk`, or both.
+    pub(super) fn refusals(&self) -> Vec<(&'static str, bool)> {
+        let blocked = self.publisher.broker.blocked();
+        let is_disk = blocked.as_ref().is_some_and(|why| why.contains("disk"));
+        let is_memory = blocked.as_ref().is_some_and(|why| why.contains("memory"));
+        // Another reason of a later version counts as memory.
+        let is_memory = is_memory || blocked.is_some() && !is_disk;
+        vec![("disk", is_disk), ("memory", is_memory)]
     }
 
     /// Checks a queue: its existence and its definition.

@@ -26,6 +26,7 @@ mod error;
 mod health;
 mod lease;
 mod other_brokers;
+mod publish_batcher;
 mod publisher;
 mod queue;
 mod quorum;
@@ -85,5 +86,9 @@ impl Lifecycle for Handle {
 
     async fn close(&self) -> Result<()> {
         self.0.close().await
+    }
+
+    fn refusals(&self) -> Vec<(&'static str, bool)> {
+        self.0.refusals()
     }
 }

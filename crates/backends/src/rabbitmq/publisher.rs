@@ -1,7 +1,7 @@
 //! Publishing with confirms: a message counts once the broker confirmed it and routed it to a queue.
 //!
-//! Each call has its own channel. The client attaches a returned message to the confirm that it reads next, so only
-//! when all confirms of a channel are in is it certain which of its messages were returned.
+//! Each call, or batch of calls, has its own channel. The client attaches a returned message to the confirm that it reads
+//! next, so only when all confirms of a channel are in is it certain which of its messages were returned.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,11 +17,12 @@ use towpath_core::{Error, Result};
 
 use super::connection::{BrokerConnection, OpenConnection};
 use super::error;
+use super::publish_batcher::PublishBatcher;
 use super::quorum::QuorumCheck;
 use super::store::lock;
 
 /// Messages of one call that wait for their confirm.
-const WINDOW: usize = 256;
+pub(super) const WINDOW: usize = 256;
 
 /// Calls at once, each on its channel.
 const CHANNELS: usize = 128;
@@ -71,6 +72,7 @@ pub(super) struct Publisher {
     /// Channels with confirms on which everything is confirmed, with the numbers of their connections.
     idle: Mutex<Vec<(u64, Channel)>>,
     turns: Semaphore,
+    pub(super) batcher: PublishBatcher,
 }
 
 impl Publisher {
@@ -80,11 +82,12 @@ impl Publisher {
             quorum,
             idle: Mutex::default(),
             turns: Semaphore::new(CHANNELS),
+            batcher: PublishBatcher::default(),
         }
     }
 
     /// Publishes messages. One outcome each.
-    pub(super) async fn send(&self, publishes: &[Publish]) -> Vec<PublishResult> {
+    pub(super) async fn send(&self, publishes: &[&Publish]) -> Vec<PublishResult> {
         if publishes.is_empty() {
             return Vec::new();
         }
@@ -94,7 +97,7 @@ impl Publisher {
             return outcomes;
         }
         // RabbitMQ 3.10 keeps refusing on a channel that met a queue without a leader; another channel waits for it.
-        let again: Vec<Publish> = refused.iter().map(|at| publishes[*at].clone()).collect();
+        let again: Vec<&Publish> = refused.iter().map(|at| publishes[*at]).collect();
         let (sent, still) = self.send_once(&again).await;
         for (at, sent) in refused.iter().zip(sent) {
             outcomes[*at] = sent;
@@ -112,7 +115,7 @@ impl Publisher {
     }
 
     /// Outcomes, and the indexes of the refused messages.
-    async fn send_once(&self, publishes: &[Publish]) -> (Vec<PublishResult>, Vec<usize>) {
+    async fn send_once(&self, publishes: &[&Publish]) -> (Vec<PublishResult>, Vec<usize>) {
         let mut call = Call {
             publishes,
             answers: publishes.iter().map(|_| None).collect(),
@@ -137,42 +140,31 @@ impl Publisher {
             ..BasicPublishOptions::default()
         };
         let mut underway = FuturesUnordered::new();
-        let mut ended = None;
         for (at, publish) in call.publishes.iter().enumerate() {
             while underway.len() >= WINDOW {
                 self.next(&open, call, &mut underway).await?;
             }
-            let (exchange, key) = (
+            let sent = channel.basic_publish(
                 publish.exchange.as_str().into(),
                 publish.routing_key.as_str().into(),
+                options,
+                &publish.payload,
+                publish.properties.clone(),
             );
-            let properties = publish.properties.clone();
-            let publish =
-                channel.basic_publish(exchange, key, options, &publish.payload, properties);
-            match self.broker.ask(&open, publish).await? {
-                Ok(confirm) => underway.push(async move { (at, confirm.await) }),
-                // The channel closed: earlier messages get its reason.
-                Err(error) => {
-                    ended = Some(error);
-                    break;
-                }
-            }
+            // Polled first in this order, in which their frames are written together.
+            underway.push(async move {
+                let answer = match sent.await {
+                    Ok(confirm) => confirm.await,
+                    Err(error) => Err(error),
+                };
+                (at, answer)
+            });
         }
         while !underway.is_empty() {
             self.next(&open, call, &mut underway).await?;
         }
-        if let Some(error) = ended {
-            let nowhere = nowhere(&error);
-            let error = self.broker.failed(&open, error);
-            let text = error.chain();
-            for answer in call.answers.iter_mut().filter(|answer| answer.is_none()) {
-                *answer = Some(Err(if nowhere {
-                    PublishError::NoExchange(text.clone())
-                } else {
-                    PublishError::Failed(Error::unavailable(text.clone()))
-                }));
-            }
-        } else if channel.status().connected() && call.refused.is_empty() {
+        drop(underway);
+        if channel.status().connected() && call.refused.is_empty() {
             lock(&self.idle).push((open.number, channel));
         }
         Ok(())
@@ -253,7 +245,7 @@ fn nowhere(error: &lapin::Error) -> bool {
 
 /// The messages of one call, and their answers.
 struct Call<'a> {
-    publishes: &'a [Publish],
+    publishes: &'a [&'a Publish],
     answers: Vec<Option<PublishResult>>,
     returned: Vec<BasicReturnMessage>,
     refused: Vec<usize>,
@@ -261,10 +253,8 @@ struct Call<'a> {
 
 impl Call<'_> {
     fn outcomes(self, failed: Option<Error>) -> Vec<PublishResult> {
-        let text = failed.as_ref().map(Error::chain).unwrap_or_default();
-        let mut failed = failed;
         let outcomes = self.publishes.iter().zip(self.answers);
-        let outcome = |(publish, answer): (&Publish, Option<PublishResult>)| {
+        let outcome = |(publish, answer): (&&Publish, Option<PublishResult>)| {
             if self.returned.iter().any(|message| is_of(publish, message)) {
                 return Err(PublishError::Returned(format!(
                     "no queue is bound to `{}` for routing key `{}`",
@@ -273,11 +263,21 @@ impl Call<'_> {
             }
             // The outcome of unanswered messages is unknown.
             answer.unwrap_or_else(|| {
-                let unknown = || Error::unavailable(text.clone());
-                Err(PublishError::Failed(failed.take().unwrap_or_else(unknown)))
+                let error = failed
+                    .as_ref()
+                    .map_or_else(|| Error::unavailable("rabbitmq gave no outcome"), copy_of);
+                Err(PublishError::Failed(error))
             })
         };
         outcomes.map(outcome).collect()
+    }
+}
+
+/// A copy of the error for another message.
+fn copy_of(error: &Error) -> Error {
+    match error.retry_after() {
+        Some(retry_after) => Error::overloaded(error.chain(), retry_after),
+        None => Error::new(error.kind(), error.chain()),
     }
 }
 

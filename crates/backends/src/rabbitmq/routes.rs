@@ -166,7 +166,8 @@ impl Store {
     /// Publishes to an exchange; a missing exchange or binding is declared again, and the messages sent again.
     async fn route(&self, exchange: &ExchangeName, publishes: Vec<Publish>) -> Vec<PublishResult> {
         let began = Instant::now();
-        let mut outcomes = self.publisher.send(&publishes).await;
+        let publishes: Arc<[Publish]> = publishes.into();
+        let mut outcomes = self.publisher.send_batched(Arc::clone(&publishes)).await;
         let kind = kind_of(exchange);
         let is_ours = |publish: &Publish| {
             let bound = lock(&self.bound);
@@ -188,7 +189,7 @@ impl Store {
         }
         match self.restore(exchange, began).await {
             Ok(true) => {
-                let again: Vec<Publish> = lost.iter().map(|at| publishes[*at].clone()).collect();
+                let again: Vec<&Publish> = lost.iter().map(|at| &publishes[*at]).collect();
                 for (at, sent) in lost.iter().zip(self.publisher.send(&again).await) {
                     outcomes[*at] = sent;
                 }
@@ -301,7 +302,7 @@ impl Store {
         };
         let mut all = self.close_book(&queue_channel, found, |_| true).await?;
         if !all.contains(binding) {
-            for sent in self.publisher.send(&[self.entry(binding)]).await {
+            for sent in self.publisher.send(&[&self.entry(binding)]).await {
                 sent.map_err(PublishError::into_error)?;
             }
             all.insert(binding.clone());
@@ -389,7 +390,7 @@ impl Store {
             }
             if stays {
                 // The broker may limit requeues: a copy starts from zero.
-                for sent in self.publisher.send(&[self.entry(&binding)]).await {
+                for sent in self.publisher.send(&[&self.entry(&binding)]).await {
                     sent.map_err(PublishError::into_error)?;
                 }
             }

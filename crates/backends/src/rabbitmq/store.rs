@@ -40,7 +40,7 @@ pub(super) struct Store {
     pub(super) config: Config,
     pub(super) clock: Arc<dyn Clock>,
     /// Publishing has its own connection: the broker throttles a whole connection that publishes too fast.
-    pub(super) publisher: Publisher,
+    pub(super) publisher: Arc<Publisher>,
     pub(super) broker: Arc<BrokerConnection>,
     queues: Mutex<BTreeMap<QueueName, Arc<QueueHandle>>>,
     /// One operation at a time on dead letters or bindings.
@@ -145,7 +145,7 @@ impl Store {
         let quorum = Arc::new(QuorumCheck::new(Arc::clone(&broker), &config.prefix));
         let publishing = BrokerConnection::new("publishing", config.clone());
         let store = Arc::new(Self {
-            publisher: Publisher::new(publishing, Arc::clone(&quorum)),
+            publisher: Arc::new(Publisher::new(publishing, Arc::clone(&quorum))),
             broker,
             quorum,
             bound: Mutex::default(),

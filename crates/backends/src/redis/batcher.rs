@@ -1,4 +1,4 @@
-//! Batches enqueues, leases and acks: callers that arrive while a script is in flight share the next one.
+//! Batches enqueues, leases, acks and KV steps: callers that arrive while a script is in flight share the next one.
 //!
 //! A script has a fixed cost, and with `appendfsync always` a sync of its own;
 //! 64 callers with one message each would pay both 64 times.
@@ -7,8 +7,8 @@
 //! idle --first caller--> in flight (others wait) --answer--> waiting callers in one batch --> ... --none--> idle
 //! ```
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,20 +22,23 @@ use super::queue::{LeaseReply, STEP, add_message, add_settlement, lease};
 use super::reply;
 use super::script::{self, Call};
 use super::servers::Servers;
-use super::store::{ResourceHandle, lock};
+use super::store::{KvScope, ResourceHandle, lock};
 
 /// What one caller asks for.
 pub(super) trait Request: Send + Sync + Sized + 'static {
     /// The answer of one request.
     type Answer: Send;
 
+    /// Where its callers meet: a queue, or the keys of a server.
+    type Scope: Send + Sync + 'static;
+
     /// What requests that share a script have in common.
     type BatchKey: Ord + Clone + Send + Sync;
 
-    /// Where callers of the queue wait.
-    fn batcher(handle: &ResourceHandle) -> &Batcher<Self>;
+    /// Where callers of the scope wait.
+    fn batcher(scope: &Self::Scope) -> &Batcher<Self>;
 
-    /// How many messages it concerns, at most one step, and the bytes of their payloads.
+    /// How many messages or ops it concerns, at most one step, and the bytes of their payloads.
     fn size(&self) -> (usize, usize);
 
     /// Requests with the same key share scripts.
@@ -44,14 +47,14 @@ pub(super) trait Request: Send + Sync + Sized + 'static {
     /// Runs the script for all. One answer each.
     fn run(
         servers: &Servers,
-        handle: &ResourceHandle,
+        scope: &Self::Scope,
         requests: &[&Self],
     ) -> impl Future<Output = Result<Vec<Self::Answer>>> + Send;
 
     /// Undoes a request whose caller is gone.
     fn undo(
         _servers: &Servers,
-        _handle: &ResourceHandle,
+        _scope: &Self::Scope,
         _answer: Self::Answer,
     ) -> impl Future<Output = ()> + Send {
         async {}
@@ -63,6 +66,7 @@ pub(super) struct Enqueue(pub(super) Vec<NewMessage>);
 
 impl Request for Enqueue {
     type Answer = Vec<Value>;
+    type Scope = ResourceHandle;
     type BatchKey = ();
 
     fn batcher(handle: &ResourceHandle) -> &Batcher<Self> {
@@ -102,6 +106,7 @@ pub(super) struct Acks(pub(super) Vec<Receipt>);
 
 impl Request for Acks {
     type Answer = Vec<Value>;
+    type Scope = ResourceHandle;
     type BatchKey = ();
 
     fn batcher(handle: &ResourceHandle) -> &Batcher<Self> {
@@ -161,6 +166,7 @@ pub(super) struct Lease {
 
 impl Request for Lease {
     type Answer = LeaseReply;
+    type Scope = ResourceHandle;
     type BatchKey = (ConsumerId, Duration);
 
     fn batcher(handle: &ResourceHandle) -> &Batcher<Self> {
@@ -213,7 +219,72 @@ impl Request for Lease {
     }
 }
 
-/// Calls of one queue that wait while a script of their key is in flight; a key without one has no entry.
+/// Ops that are applied or refused as a whole, as `kv_lib.lua` reads them. The answer is that of `kv.lua`, or the error
+/// of this step alone.
+pub(super) struct KvStep {
+    pub(super) keys: BTreeSet<String>,
+    pub(super) ops: Vec<[Vec<u8>; 6]>,
+}
+
+impl KvStep {
+    fn add_to(&self, call: &mut Call) {
+        for arg in self.ops.iter().flatten() {
+            call.arg(arg);
+        }
+    }
+
+    /// Runs it in a script of its own.
+    pub(super) async fn run_alone(&self, servers: &Servers) -> Result<Value> {
+        let mut call = script::KV.on(&self.keys);
+        self.add_to(&mut call);
+        servers.run(call).await
+    }
+}
+
+impl Request for KvStep {
+    type Answer = Result<Value>;
+    type Scope = KvScope;
+    type BatchKey = ();
+
+    fn batcher(scope: &KvScope) -> &Batcher<Self> {
+        &scope.0
+    }
+
+    fn batch_key(&self) {}
+
+    fn size(&self) -> (usize, usize) {
+        let bytes = self.ops.iter().flatten().map(Vec::len).sum();
+        (self.ops.len().min(STEP), bytes)
+    }
+
+    async fn run(servers: &Servers, _: &KvScope, requests: &[&Self]) -> Result<Vec<Result<Value>>> {
+        if let [request] = requests {
+            return Ok(vec![request.run_alone(servers).await]);
+        }
+        let keys: BTreeSet<&String> = requests.iter().flat_map(|request| &request.keys).collect();
+        let mut call = script::KV_STEPS.on(keys);
+        for request in requests {
+            call.arg(request.ops.len());
+            request.add_to(&mut call);
+        }
+        let mut answers = match servers.try_run(call).await? {
+            Ok(answers) => reply::list(answers)?.into_iter(),
+            // Refused before the first change, such as for a key of one of them.
+            Err(_) => Vec::new().into_iter(),
+        };
+        let mut all = Vec::with_capacity(requests.len());
+        for request in requests {
+            all.push(match answers.next().unwrap_or_default() {
+                // Not applied. Alone it gets its own error.
+                Value::Nil => request.run_alone(servers).await,
+                answer => Ok(answer),
+            });
+        }
+        Ok(all)
+    }
+}
+
+/// Calls of one scope that wait while a script of their key is in flight; a key without one has no entry.
 ///
 /// Each caller waits for its answer, so callers bound their number.
 pub(super) struct Batcher<R: Request>(Mutex<BTreeMap<R::BatchKey, Vec<Caller<R>>>>);
@@ -276,37 +347,33 @@ const GROUP_BYTES: usize = 1 << 20;
 /// A dropped call may have run.
 pub(super) async fn run_batched<R: Request>(
     servers: &Arc<Servers>,
-    handle: &Arc<ResourceHandle>,
+    scope: &Arc<R::Scope>,
     request: R,
 ) -> Result<R::Answer> {
     debug_assert!(request.size().0 <= STEP);
     let (answer, mine) = oneshot::channel();
-    if let Some(batch_key) = R::batcher(handle).join(Caller { request, answer }) {
-        let (servers, handle) = (Arc::clone(servers), Arc::clone(handle));
+    if let Some(batch_key) = R::batcher(scope).join(Caller { request, answer }) {
+        let (servers, scope) = (Arc::clone(servers), Arc::clone(scope));
         // Ends when no caller waits. A task, because the caller that started it may be dropped while others wait.
-        crate::task::spawn(async move { send_batches::<R>(&servers, &handle, &batch_key).await });
+        crate::task::spawn(async move { send_batches::<R>(&servers, &scope, &batch_key).await });
     }
     mine.await
         .map_err(|_| Error::unavailable("the batch was not sent"))?
 }
 
-async fn send_batches<R: Request>(
-    servers: &Servers,
-    handle: &ResourceHandle,
-    batch_key: &R::BatchKey,
-) {
+async fn send_batches<R: Request>(servers: &Servers, scope: &R::Scope, batch_key: &R::BatchKey) {
     loop {
-        let callers = R::batcher(handle).next(batch_key);
+        let callers = R::batcher(scope).next(batch_key);
         if callers.is_empty() {
             return;
         }
         let requests: Vec<&R> = callers.iter().map(|caller| &caller.request).collect();
-        match R::run(servers, handle, &requests).await {
+        match R::run(servers, scope, &requests).await {
             Ok(answers) => {
                 for (caller, answer) in callers.into_iter().zip(answers) {
                     // Comes back when the call was dropped.
                     if let Err(Ok(unused)) = caller.answer.send(Ok(answer)) {
-                        R::undo(servers, handle, unused).await;
+                        R::undo(servers, scope, unused).await;
                     }
                 }
             }

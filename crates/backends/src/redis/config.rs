@@ -192,8 +192,11 @@ impl Config {
                 self.consumer_timeout = crate::duration::parse(name, &value, second, hour)?
             }
             "field" => {
-                self.field =
-                    non_empty(value).ok_or_else(|| Error::invalid("`field` must name a field"))?;
+                self.field = non_empty(value).ok_or_else(|| {
+                    Error::invalid(
+                        "`field` must not be empty; it names the field of a stream entry",
+                    )
+                })?;
             }
             "tls_ca" => self.tls_ca = non_empty(value).map(PathBuf::from),
             "sentinel_password" => self.sentinel_password = non_empty(value),

@@ -65,7 +65,9 @@ impl Store {
         }
         call.arg(transaction.kv.len());
         for op in &transaction.kv {
-            self.add_op(&mut call, op)?;
+            for arg in self.args_of(op)? {
+                call.arg(arg);
+            }
         }
         call.arg(transaction.settle.len());
         for settlement in &transaction.settle {

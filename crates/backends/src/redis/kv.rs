@@ -9,7 +9,7 @@ use redis::Value;
 use towpath_core::port::kv::{Committed, Kv, MAX_KEY_BYTES, Op};
 use towpath_core::{Error, Result, ResultExt};
 
-use super::script::{self, Call};
+use super::batcher::{KvStep, run_batched};
 use super::store::{Store, millis};
 use super::{error, reply};
 
@@ -22,12 +22,21 @@ impl Kv for Store {
         if ops.is_empty() {
             return Ok(Committed::Applied(Vec::new()));
         }
-        let mut call = script::KV.on(self.keys_of(&ops)?);
-        for op in &ops {
-            self.add_op(&mut call, op)?;
-        }
-        let answer = self.servers.run(call).await.context(|| "commit keys")?;
-        committed(&ops, answer)
+        let step = KvStep {
+            keys: self.keys_of(&ops)?,
+            ops: ops
+                .iter()
+                .map(|op| self.args_of(op))
+                .collect::<Result<_>>()?,
+        };
+        // Keys of several callers lie on several nodes of a cluster.
+        let answer = if self.servers.is_cluster() {
+            step.run_alone(&self.servers).await
+        } else {
+            let answer = run_batched(&self.servers, &self.kv_scope, step).await;
+            answer.and_then(|own| own)
+        };
+        committed(&ops, answer.context(|| "commit keys")?)
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>> {
@@ -138,7 +147,7 @@ impl Store {
     }
 
     /// The six arguments of an op, as `kv_lib.lua` reads them.
-    pub(super) fn add_op(&self, call: &mut Call, op: &Op) -> Result<()> {
+    pub(super) fn args_of(&self, op: &Op) -> Result<[Vec<u8>; 6]> {
         // Redis has no TTL of zero; a million days count as no expiry.
         let ttl = |ttl: &Option<Duration>| {
             ttl.map(|ttl| millis(ttl).clamp(1, 1 << 46).to_string())
@@ -188,13 +197,8 @@ impl Store {
             ),
             Op::Expire { ttl: until, .. } => ("expire", none(), none(), none(), ttl(until)),
         };
-        call.arg(kind)
-            .arg(self.keys.value(op.key())?)
-            .arg(a)
-            .arg(b)
-            .arg(c)
-            .arg(until);
-        Ok(())
+        let key = self.keys.value(op.key())?;
+        Ok([kind.into(), key.into(), a, b, c, until.into()])
     }
 }
 

@@ -37,6 +37,7 @@ scripts! {
     REDRIVE: "guard_lib" "queue" "record_lib" "redrive";
     PUBLISH: "guard_lib" "queue" "enqueue_lib" "routes_lib" "publish";
     KV: "guard_lib" "kv_lib" "kv";
+    KV_STEPS: "guard_lib" "kv_lib" "kv_steps";
     LIMIT: "guard_lib" "big_lib" "limit";
     APPEND: "guard_lib" "stream_lib" "append";
     GROUP: "guard_lib" "stream_lib" "group";

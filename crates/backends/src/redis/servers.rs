@@ -108,6 +108,10 @@ impl Servers {
         }
     }
 
+    pub(super) const fn is_cluster(&self) -> bool {
+        matches!(self.nodes, Nodes::Cluster { .. })
+    }
+
     /// Checks that one step may touch all these keys.
     ///
     /// # Errors
@@ -130,9 +134,7 @@ impl Servers {
 
     /// Whether a step may touch keys that are not known before it runs.
     pub(super) fn check_any_together(&self) -> Result<()> {
-        if matches!(self.nodes, Nodes::Cluster { .. })
-            && tag_of(self.config.prefix.as_bytes()).is_none()
-        {
+        if self.is_cluster() && tag_of(self.config.prefix.as_bytes()).is_none() {
             return self.check_together([&b"a"[..], b"b"].into_iter());
         }
         Ok(())
@@ -140,6 +142,11 @@ impl Servers {
 
     /// Runs a script once.
     pub(super) async fn run(&self, call: Call) -> Result<Value> {
+        self.try_run(call).await?
+    }
+
+    /// Runs a script once. The inner error is a refusal of the server; with the outer one it may have run.
+    pub(super) async fn try_run(&self, call: Call) -> Result<Result<Value>> {
         let Call { script, keys, cmd } = call;
         self.check_together(keys.iter().map(Vec::as_slice))?;
         let key = keys.first().map(Vec::as_slice).unwrap_or_default();
@@ -147,13 +154,17 @@ impl Servers {
         for _ in 0..LOADS {
             let (node, answer) = self.attempt(key, &cmd).await?;
             match answer {
-                Ok(value) => return Ok(value),
+                Ok(value) => return Ok(Ok(value)),
                 Err(missing) if missing.code() == Some("NOSCRIPT") => {
                     let mut load = redis::cmd("SCRIPT");
                     load.arg("LOAD").arg(script.code);
                     node.query(&load).await?;
                 }
-                Err(error) => return Err(error::of_command(&node.name(), &cmd, error)),
+                Err(error) => {
+                    let broken = error::breaks_connection(&error);
+                    let error = error::of_command(&node.name(), &cmd, error);
+                    return if broken { Err(error) } else { Ok(Err(error)) };
+                }
             }
         }
         Err(Error::unavailable(

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use towpath_core::{ConsumerId, Error, MessageId, QueueName, Result, StreamName};
 
-use super::batcher::{Acks, Batcher, Enqueue, Lease};
+use super::batcher::{Acks, Batcher, Enqueue, KvStep, Lease};
 use super::config::Config;
 use super::declared::Declared;
 use super::keys::{Keys, ResourceKeys};
@@ -31,10 +31,15 @@ pub(super) struct Store {
     /// Distinguishes this opening from others with a consumer of the same name.
     pub(super) session: String,
     pub(super) declared: Declared,
+    pub(super) kv_scope: Arc<KvScope>,
     handles: Mutex<BTreeMap<(Kind, String), Arc<ResourceHandle>>>,
     tasks: Mutex<Vec<AbortHandle>>,
     pub(super) closing: Notify,
 }
+
+/// The keys of the servers.
+#[derive(Default)]
+pub(super) struct KvScope(pub(super) Batcher<KvStep>);
 
 /// A queue or a stream that this process uses.
 pub(super) struct ResourceHandle {
@@ -66,6 +71,7 @@ impl Store {
             keys: Keys::new(&config)?,
             session: MessageId::new().to_string(),
             declared: Declared::default(),
+            kv_scope: Arc::default(),
             handles: Mutex::default(),
             tasks: Mutex::default(),
             closing: Notify::new(),

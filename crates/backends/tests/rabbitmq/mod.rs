@@ -19,6 +19,7 @@ macro_rules! promises {
 }
 
 mod adopted;
+mod batching;
 mod cluster;
 mod discards;
 mod faults;
@@ -27,6 +28,7 @@ mod redeclare;
 pub(crate) fn promises() -> Vec<Own> {
     [
         adopted::promises(),
+        batching::promises(),
         cluster::promises(),
         redeclare::promises(),
         discards::promises(),

@@ -12,7 +12,7 @@ use crate::telemetry::Phase;
 
 /// The findings of a process about itself.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct Examined {
+pub struct DoctorReport {
     /// Version of the running process.
     pub version: String,
     /// Its process id.
@@ -25,11 +25,11 @@ pub struct Examined {
     pub checks: Vec<Check>,
 }
 
-/// Examines the process that answers.
+/// Check the process that answers.
 ///
-/// It looks at its configuration, data folder, disk, clock, roles, backends and databases.
-#[utoipa::path(post, path = "/v1/doctor", responses((status = 200, description = "Every check, with its finding", body = Examined)))]
-pub(super) async fn examine(State(admin): State<Admin>) -> Answer<Examined> {
+/// Checks its configuration, data folder, disk, clock, roles, backends and databases.
+#[utoipa::path(post, path = "/v1/doctor", responses((status = 200, description = "Every check, with its finding", body = DoctorReport)))]
+pub(super) async fn examine(State(admin): State<Admin>) -> Answer<DoctorReport> {
     let doctor = &admin.doctor;
     let mut checks = vec![
         doctor.configuration(),
@@ -72,7 +72,7 @@ pub(super) async fn examine(State(admin): State<Admin>) -> Answer<Examined> {
     }));
     checks.extend(doctor.leftovers().await);
     checks.push(doctor.clock());
-    Ok(Json(Examined {
+    Ok(Json(DoctorReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         roles: admin.roles.iter().map(|role| (*role).to_owned()).collect(),

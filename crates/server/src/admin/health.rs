@@ -33,9 +33,9 @@ pub struct HealthView {
     /// Why a disk does not respond.
     #[serde(default)]
     pub stalled_disk: Option<String>,
-    /// The same for people, one line per part.
+    /// The same as text, one line per part.
     pub checks: Vec<String>,
-    /// Facts about the backends for people.
+    /// Facts about the backends as text.
     pub facts: Vec<String>,
 }
 
@@ -65,7 +65,7 @@ pub struct BackendHealth {
     pub url: String,
     /// Whether it answers.
     pub ready: bool,
-    /// Why it does not.
+    /// The reason, when it is not ready.
     pub problem: Option<String>,
     /// `disk` or `memory` while it rejects writes because of that.
     pub rejects_writes: Option<String>,
@@ -84,7 +84,7 @@ pub struct DatabaseHealth {
     pub database: String,
     /// Whether it accepts changes.
     pub ready: bool,
-    /// Why it does not.
+    /// The reason, when it is not ready.
     pub problem: Option<String>,
 }
 

@@ -34,6 +34,7 @@ pub struct KeyView {
 
 /// A counter after a change.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(as = Counter)]
 pub struct Sum {
     /// The key.
     pub key: String,
@@ -142,6 +143,7 @@ pub(super) async fn delete(
 /// The change of a counter.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Increment)]
 pub(super) struct By {
     /// Amount to add; negative to subtract.
     by: i64,

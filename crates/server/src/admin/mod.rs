@@ -25,19 +25,19 @@ use towpath_core::backend::Backend;
 use towpath_core::message;
 use towpath_core::port::Outbox;
 
-pub use doctor::Examined;
+pub use doctor::DoctorReport;
 pub use fleet::{FleetListener, FleetListeners};
 pub use health::HealthView;
 pub use keys::{KeyView, Sum};
 pub use outbox::{
-    BackfillWanted, Backfilled, EventView, OpenTransactionView, OutboxStats, ReplayWanted,
-    RetryWanted,
+    BackfillProgress, BackfillRequest, EventView, OpenTransactionView, OutboxStats, ReplayRequest,
+    RetryRequest,
 };
 pub use routes::UNAVAILABLE;
-pub use streams::{EntryView, GroupView, StreamView, TrimWanted};
+pub use streams::{EntryView, GroupView, StreamView, TrimRequest};
 pub use wire::{
-    AttemptView, Count, CurrentProblem, DeadLetterView, Letters, MessageView, Payload, QueueStats,
-    Sent,
+    AttemptView, Count, CurrentProblem, DeadLetterSelection, DeadLetterView, MessageView, Payload,
+    QueueStats, Sent,
 };
 
 use crate::apps::orders::OrderStore;

@@ -133,7 +133,7 @@ pub(super) struct Which {
 /// Failed events to retry: one, or all.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct RetryWanted {
+pub struct RetryRequest {
     /// Id of the event.
     #[schema(value_type = Option<Uuid>)]
     pub id: Option<String>,
@@ -145,7 +145,7 @@ pub struct RetryWanted {
 /// Sent events to replay.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ReplayWanted {
+pub struct ReplayRequest {
     /// Ids of the events.
     #[schema(value_type = Vec<Uuid>)]
     pub ids: Vec<String>,
@@ -156,7 +156,7 @@ pub struct ReplayWanted {
 /// A range of sent events to replay.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct BackfillWanted {
+pub struct BackfillRequest {
     /// Start after this position.
     #[serde(default)]
     pub after: u64,
@@ -180,7 +180,7 @@ pub struct BackfillWanted {
 
 /// Result of a backfill step.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct Backfilled {
+pub struct BackfillProgress {
     /// Number of replayed events, or of events that would be replayed.
     pub count: u64,
     /// `after` of the next step; absent at the end.
@@ -236,25 +236,25 @@ pub(super) async fn events(
 }
 
 /// Retry failed events, after all other events.
-#[utoipa::path(post, path = "/v1/outbox/retry", request_body = RetryWanted, responses((status = 200, description = "How many", body = Count), (status = 404, description = "No outbox here")))]
+#[utoipa::path(post, path = "/v1/outbox/retry", request_body = RetryRequest, responses((status = 200, description = "How many", body = Count), (status = 404, description = "No outbox here")))]
 pub(super) async fn retry(
     State(admin): State<Admin>,
-    Json(Object(wanted)): Json<Object<RetryWanted>>,
+    Json(Object(wanted)): Json<Object<RetryRequest>>,
 ) -> Answer<Count> {
     let which = match (wanted.id, wanted.all) {
         (Some(text), false) => Some(id(&text)?),
         (None, true) => None,
-        _ => return Err(Error::invalid("say either `all` or an `id`").into()),
+        _ => return Err(Error::invalid("pass either `all` or an `id`").into()),
     };
     let count = admin.outbox()?.retry(which).await?;
     Ok(Json(Count { count }))
 }
 
 /// Replay sent events with the same ids; all of them, or none when one does not exist.
-#[utoipa::path(post, path = "/v1/outbox/replay", request_body = ReplayWanted, responses((status = 200, description = "How many", body = Count), (status = 404, description = "No outbox here, or an event that was not sent")))]
+#[utoipa::path(post, path = "/v1/outbox/replay", request_body = ReplayRequest, responses((status = 200, description = "How many", body = Count), (status = 404, description = "No outbox here, or an event that was not sent")))]
 pub(super) async fn replay(
     State(admin): State<Admin>,
-    Json(Object(wanted)): Json<Object<ReplayWanted>>,
+    Json(Object(wanted)): Json<Object<ReplayRequest>>,
 ) -> Answer<Count> {
     let outbox = admin.outbox()?;
     let mut events = Vec::new();
@@ -277,11 +277,11 @@ pub(super) async fn replay(
 }
 
 /// Replay a range of sent events with the same ids.
-#[utoipa::path(post, path = "/v1/outbox/backfill", request_body = BackfillWanted, responses((status = 200, description = "How many, and where the next stretch begins", body = Backfilled), (status = 404, description = "No outbox here")))]
+#[utoipa::path(post, path = "/v1/outbox/backfill", request_body = BackfillRequest, responses((status = 200, description = "How many, and where the next stretch begins", body = BackfillProgress), (status = 404, description = "No outbox here")))]
 pub(super) async fn backfill(
     State(admin): State<Admin>,
-    Json(Object(wanted)): Json<Object<BackfillWanted>>,
-) -> Answer<Backfilled> {
+    Json(Object(wanted)): Json<Object<BackfillRequest>>,
+) -> Answer<BackfillProgress> {
     let outbox = admin.outbox()?;
     // Later events are not included: neither new events nor those that this writes.
     let until = match wanted.until {
@@ -307,7 +307,7 @@ pub(super) async fn backfill(
             .map(|one| redirected(one.event.event, topic));
         outbox.write(events.collect()).await?;
     }
-    Ok(Json(Backfilled {
+    Ok(Json(BackfillProgress {
         count,
         after,
         until,

@@ -21,7 +21,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::failure::Failure;
-use super::wire::{Count, CurrentProblem, DeadLetterView, Letters, MessageView, QueueStats, Sent};
+use super::wire::{
+    Count, CurrentProblem, DeadLetterSelection, DeadLetterView, MessageView, QueueStats, Sent,
+};
 use super::{Admin, document};
 use crate::apps::orders::{Balance, Reconciliation};
 use crate::http::Segment;
@@ -172,7 +174,7 @@ impl TryFrom<u64> for Max {
     fn try_from(max: u64) -> std::result::Result<Self, String> {
         match usize::try_from(max) {
             Ok(max @ 1..=1000) => Ok(Self(max)),
-            _ => Err(format!("`max` is {max}; it goes from 1 to 1000")),
+            _ => Err(format!("`max` is {max}; it must be from 1 to 1000")),
         }
     }
 }
@@ -395,11 +397,11 @@ async fn dead_letters(
 }
 
 /// Return dead letters to the end of their queue.
-#[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/redrive", params(QueuePath), request_body = Letters, responses((status = 200, description = "Number of redriven messages", body = Count)))]
+#[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/redrive", params(QueuePath), request_body = DeadLetterSelection, responses((status = 200, description = "Number of redriven messages", body = Count)))]
 async fn redrive(
     State(admin): State<Admin>,
     Segment(name): Segment,
-    Json(Object(letters)): Json<Object<Letters>>,
+    Json(Object(letters)): Json<Object<DeadLetterSelection>>,
 ) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
     Ok(Json(Count {
@@ -408,11 +410,11 @@ async fn redrive(
 }
 
 /// Delete dead letters permanently.
-#[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/drop", params(QueuePath), request_body = Letters, responses((status = 200, description = "Number of deleted messages", body = Count)))]
+#[utoipa::path(post, path = "/v1/queues/{queue}/dead-letters/drop", params(QueuePath), request_body = DeadLetterSelection, responses((status = 200, description = "Number of deleted messages", body = Count)))]
 async fn drop_dead(
     State(admin): State<Admin>,
     Segment(name): Segment,
-    Json(Object(letters)): Json<Object<Letters>>,
+    Json(Object(letters)): Json<Object<DeadLetterSelection>>,
 ) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
     Ok(Json(Count {
@@ -434,7 +436,7 @@ pub(super) fn is_absent(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Invalid)
 }
 
-fn selection(letters: &Letters) -> Result<Selection> {
+fn selection(letters: &DeadLetterSelection) -> Result<Selection> {
     match (letters.all, letters.ids.is_empty()) {
         (true, true) => Ok(Selection::All),
         (false, false) => Ok(Selection::Ids(
@@ -444,7 +446,7 @@ fn selection(letters: &Letters) -> Result<Selection> {
                 .map(|id| id.parse())
                 .collect::<Result<_>>()?,
         )),
-        _ => Err(Error::invalid("say either `all` or some `ids`")),
+        _ => Err(Error::invalid("pass either `all` or `ids`")),
     }
 }
 

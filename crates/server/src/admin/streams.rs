@@ -178,7 +178,7 @@ pub(super) async fn entries(
 /// Entries to delete: exactly one of the two fields.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct TrimWanted {
+pub struct TrimRequest {
     /// Keep this many of the newest entries; delete older ones even when unread.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<u64>,
@@ -188,16 +188,16 @@ pub struct TrimWanted {
 }
 
 /// Delete old entries of a stream.
-#[utoipa::path(post, operation_id = "trim_stream", path = "/v1/streams/{stream}/trim", params(("stream" = String, Path, description = "The stream")), request_body = TrimWanted, responses((status = 200, description = "Number of dropped entries", body = Count)))]
+#[utoipa::path(post, operation_id = "trim_stream", path = "/v1/streams/{stream}/trim", params(("stream" = String, Path, description = "The stream")), request_body = TrimRequest, responses((status = 200, description = "Number of dropped entries", body = Count)))]
 pub(super) async fn trim(
     State(admin): State<Admin>,
     Segment(name): Segment,
-    Json(wanted): Json<TrimWanted>,
+    Json(wanted): Json<TrimRequest>,
 ) -> Answer<Count> {
     let trim = match (wanted.keep, wanted.finished) {
         (Some(keep), false) => Trim::KeepLast(keep),
         (None, true) => Trim::Finished,
-        _ => return Err(Error::invalid("say either `keep` or `finished`").into()),
+        _ => return Err(Error::invalid("pass either `keep` or `finished`").into()),
     };
     let (stream, name) = admin.find_stream(&name).await?;
     let count = stream.trim(&name, trim).await?;

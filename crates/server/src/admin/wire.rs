@@ -288,7 +288,7 @@ fn trace_id(headers: &Headers) -> Option<String> {
 /// Selection of dead letters: exactly one of `all` and `ids`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Letters {
+pub struct DeadLetterSelection {
     /// All dead letters of the queue.
     #[serde(default)]
     pub all: bool,
@@ -300,6 +300,7 @@ pub struct Letters {
 
 /// A message that was sent.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(as = SentMessage)]
 pub struct Sent {
     /// Message id; of a duplicate, the id of the first message.
     pub id: String,

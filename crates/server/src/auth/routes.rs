@@ -272,6 +272,11 @@ impl Table {
         rows.any(|(_, at, access)| *at == route && matches!(access, Access::Contract(_)))
     }
 
+    /// Whether one of the routes has this template.
+    pub fn has(&self, route: &str) -> bool {
+        self.0.iter().any(|(_, at, _)| *at == route)
+    }
+
     /// The number of routes whose access is like this.
     pub fn count(&self, is_like: impl Fn(Access) -> bool) -> usize {
         self.0

@@ -63,7 +63,12 @@ impl Location {
         }
         std::path::absolute(text)
             .map(Self::Folder)
-            .map_err(|error| Error::invalid(format!("`{text}` is not a path")).with_source(error))
+            .map_err(|error| {
+                Error::invalid(format!(
+                    "`{text}` is not a path; expected a folder or `s3://BUCKET/PREFIX`"
+                ))
+                .with_source(error)
+            })
     }
 
     /// Creates the folder of a new backup.

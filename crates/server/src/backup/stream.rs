@@ -84,7 +84,7 @@ impl SnapshotReader {
         let rest = loop {
             let Some(piece) = stream.next().await else {
                 return Err(Error::unavailable(
-                    "the snapshot ended before its first file",
+                    "the backup is incomplete: it ended before its list of files; repeat it",
                 ));
             };
             let piece = piece?;

@@ -40,8 +40,8 @@ pub(super) async fn run(global: &Global, args: AuditArgs) -> Result<Exit, Failur
     let mut after = None::<String>;
     loop {
         let after_it = after.as_ref().map(|after| encoded(after));
-        let asked = after_it.map_or_else(|| path.clone(), |after| format!("{path}&after={after}"));
-        let page: Option<Vec<EntryView>> = client.find(&asked).await?;
+        let page = after_it.map_or_else(|| path.clone(), |after| format!("{path}&after={after}"));
+        let page: Option<Vec<EntryView>> = client.find(&page).await?;
         let page = page.unwrap_or_default();
         let (is_last, last) = (page.len() < PAGE, page.last());
         after = last.map(|entry| entry.offset.clone());

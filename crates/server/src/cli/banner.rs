@@ -157,7 +157,7 @@ impl Banner<'_> {
             when(Role::OrdersNotifier, notifier_sink(config)),
         );
         let lines = match (&config.lines.input, config.lines.inputs.is_empty()) {
-            (None, true) => "idle: `lines.input` (INPUT_PATH) is not set".to_owned(),
+            (None, true) => "nothing yet; set `lines.input` (INPUT_PATH)".to_owned(),
             _ => match &config.lines.output {
                 Some(path) => format!("file {}", path.display()),
                 None => format!("stream {}", config.lines.stream),
@@ -184,7 +184,7 @@ impl Banner<'_> {
             "fleet",
             &[Role::FleetController, Role::FleetWorker, Role::FleetAgent],
             &["fleet.controller.database", "backends.fleet"],
-            when(Role::FleetWorker, "HTTP tasks".to_owned()),
+            when(Role::FleetWorker, "the URLs of tasks".to_owned()),
         );
         rows
     }

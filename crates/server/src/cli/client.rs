@@ -19,6 +19,9 @@ use crate::config::{Config, Setting, load};
 use crate::http::segment;
 use towpath::net;
 
+/// Timeout of answers that need no backend: a process that takes longer is stopped or hangs.
+const PROMPT: Duration = Duration::from_secs(5);
+
 /// A process that answers at an address.
 pub(super) struct Client {
     http: Http,
@@ -27,6 +30,8 @@ pub(super) struct Client {
     verbose: bool,
     /// Timeout of an answer.
     timeout: Duration,
+    /// The process at the address, where it is known.
+    process: Option<Process>,
 }
 
 /// A process that a command asks.
@@ -122,7 +127,8 @@ impl Client {
                 Some(Credential::of_file(read_token(&config.data_dir)?, &path))
             };
             let token = token.clone().or_else(left).or_else(kept);
-            let client = Self::at(global, base, is_of_folder, token)?;
+            let mut client = Self::at(global, base, is_of_folder, token)?;
+            client.process.clone_from(&process);
             Ok(Endpoint { client, process })
         });
         endpoints.collect()
@@ -155,6 +161,7 @@ impl Client {
             token: token.map(|token| token.secret),
             verbose: global.verbose > 0,
             timeout: Duration::from_secs(30),
+            process: None,
         })
     }
 
@@ -162,6 +169,25 @@ impl Client {
     pub(super) const fn patient(mut self) -> Self {
         self.timeout = Duration::from_secs(24 * 60 * 60);
         self
+    }
+
+    /// The same, for requests that a process answers at once unless it is stopped or hangs.
+    pub(super) const fn prompt(mut self) -> Self {
+        self.timeout = PROMPT;
+        self
+    }
+
+    /// Checks that the process answers at all.
+    ///
+    /// # Errors
+    /// `Unanswered` when it accepts the connection and then does not answer.
+    pub(super) async fn check(self) -> Result<Self, Failure> {
+        let timeout = self.timeout;
+        let prompt = self.prompt();
+        prompt
+            .exchange(Method::GET, "/livez", &[], Vec::new())
+            .await?;
+        Ok(Self { timeout, ..prompt })
     }
 
     /// The URL that is asked.
@@ -279,6 +305,9 @@ impl Client {
                     "no Towpath answers at {base}; start one with `towpath up`"
                 ));
             }
+            if error.is_timeout() {
+                return self.unanswered();
+            }
             let error =
                 Error::unavailable("the request was not answered").with_source(error.without_url());
             Failure::unreachable(error.chain())
@@ -289,6 +318,20 @@ impl Client {
             output::note(format!("{asked}: {status} after {elapsed:.1?}"));
         }
         Ok(response)
+    }
+
+    fn unanswered(&self) -> Failure {
+        let (base, seconds) = (shown(&self.base), self.timeout.as_secs());
+        let (process, next) = match &self.process {
+            Some(Process { pid, roles, .. }) => (
+                format!(" (pid {pid}, {})", processes::in_words(roles)),
+                format!("see its log, and its state with `ps -o stat,wchan,cmd -p {pid}`"),
+            ),
+            None => (String::new(), "see its log and its state".to_owned()),
+        };
+        Failure::Unanswered(format!(
+            "the process at {base}{process} did not answer within {seconds} s: it is stopped, hangs or is overloaded; {next}"
+        ))
     }
 
     /// The answer of a route, as it comes.

@@ -11,7 +11,7 @@ use super::canary;
 use super::client::{Client, Listed, queue_path};
 use super::queue::{KEPT_KEYS, confirm, short, show_count};
 use super::{Exit, Failure, Format, Global, output};
-use crate::admin::{AttemptView, Count, DeadLetterView, Letters, QueueStats};
+use crate::admin::{AttemptView, Count, DeadLetterSelection, DeadLetterView, QueueStats};
 
 /// What to do with dead letters.
 #[derive(Debug, Subcommand)]
@@ -246,10 +246,12 @@ async fn ls(
         headings.remove(0);
         rows.iter_mut().for_each(|row| drop(row.remove(0)));
     }
-    output::table(&headings, rows)?;
+    output::list(&headings, rows, NO_LETTERS)?;
     output::of(shown as u64, there, "dead letter");
     Ok(queues.exit)
 }
+
+const NO_LETTERS: &str = "no dead letters";
 
 async fn groups(global: &Global, client: &Client, queue: Option<String>) -> Result<Exit, Failure> {
     let queues = queues(client, queue).await?;
@@ -281,9 +283,8 @@ async fn groups(global: &Global, client: &Client, queue: Option<String>) -> Resu
     groups.sort_by_key(|group| std::cmp::Reverse(group.count));
     match global.format {
         Format::Json => output::json(&groups)?,
-        Format::Table => output::table(
-            &["QUEUE", "COUNT", "OLDEST", "NEWEST", "REASON"],
-            groups.into_iter().map(|group| {
+        Format::Table => {
+            let rows = groups.into_iter().map(|group| {
                 vec![
                     group.queue,
                     units::count(group.count),
@@ -291,8 +292,10 @@ async fn groups(global: &Global, client: &Client, queue: Option<String>) -> Resu
                     group.newest,
                     short(&group.reason),
                 ]
-            }),
-        )?,
+            });
+            let headings = ["QUEUE", "COUNT", "OLDEST", "NEWEST", "REASON"];
+            output::list(&headings, rows.collect(), NO_LETTERS)?;
+        }
     }
     Ok(queues.exit)
 }
@@ -300,7 +303,7 @@ async fn groups(global: &Global, client: &Client, queue: Option<String>) -> Resu
 /// Rate of changes.
 #[derive(Debug, Default)]
 struct RedrivePlan {
-    /// Letters a second.
+    /// DeadLetterSelection a second.
     rate: Option<u32>,
     /// Number of letters that are changed first, and decide on the others.
     canary: usize,
@@ -337,7 +340,7 @@ async fn change(
     let mut sum = Count { count: 0 };
     let (first, ids) = ids.split_at(plan.canary.min(ids.len()));
     if !first.is_empty() {
-        let letters = Letters {
+        let letters = DeadLetterSelection {
             all: false,
             ids: first.to_vec(),
         };
@@ -351,7 +354,7 @@ async fn change(
     let pause = rate.map(|rate| Duration::from_secs_f64(step as f64 / f64::from(rate)));
     for ids in ids.chunks(step) {
         let began = Instant::now();
-        let letters = Letters {
+        let letters = DeadLetterSelection {
             all: false,
             ids: ids.to_vec(),
         };
@@ -402,11 +405,11 @@ impl<'a> Pages<'a> {
     ) -> Result<Vec<DeadLetterView>, Failure> {
         let mut found = Vec::new();
         while found.len() < max {
-            let wanted = match reason {
+            let matches = match reason {
                 Some(_) => PAGE,
                 None => u16::try_from(max - found.len()).unwrap_or(PAGE).min(PAGE),
             };
-            let page = self.page(wanted).await?;
+            let page = self.page(matches).await?;
             if page.is_empty() {
                 break;
             }
@@ -531,13 +534,13 @@ fn path(chosen: &Chosen, action: &str) -> Result<String, Failure> {
     queue_path(&chosen.queue, &format!("/dead-letters/{action}"))
 }
 
-fn selection(chosen: &Chosen) -> Result<Letters, Failure> {
+fn selection(chosen: &Chosen) -> Result<DeadLetterSelection, Failure> {
     if chosen.ids.is_empty() && !chosen.all {
         let text =
             "no dead letter is named; pass ids that `towpath dlq ls` shows, `--reason`, or `--all`";
         return Err(Failure::new(Exit::Usage, text));
     }
-    Ok(Letters {
+    Ok(DeadLetterSelection {
         all: chosen.all,
         ids: chosen.ids.clone(),
     })

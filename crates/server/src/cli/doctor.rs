@@ -15,7 +15,7 @@ use towpath_core::{ErrorKind, QueueName, units};
 use super::client::Client;
 use super::output::Color;
 use super::{Exit, Failure, Format, Global, output};
-use crate::admin::Examined;
+use crate::admin::DoctorReport;
 use crate::config::{Config, load};
 use crate::doctor::{Check, CheckStatus, Doctor};
 use crate::wiring;
@@ -75,10 +75,17 @@ async fn examine(
     checks: &mut Vec<Check>,
 ) -> Result<(), Failure> {
     let client = Client::new(global)?;
-    let base = client.base();
-    match client.post::<Examined>("/v1/doctor", &()).await {
+    let base = client.base().to_owned();
+    let examined = async {
+        client
+            .check()
+            .await?
+            .post::<DoctorReport>("/v1/doctor", &())
+            .await
+    };
+    match examined.await {
         Ok(examined) => {
-            let Examined {
+            let DoctorReport {
                 version, pid, data, ..
             } = examined;
             let roles = super::processes::in_words(&examined.roles);
@@ -105,8 +112,10 @@ async fn examine(
             checks.extend(doctor.leftovers().await);
             checks.push(doctor.clock());
         }
-        // A wrong token, or a server of another program.
-        Err(Failure::Said(_, text)) => checks.push(Check::new("process", CheckStatus::Fail, text)),
+        // A process that hangs, a wrong token, or a server of another program.
+        Err(Failure::Unanswered(text) | Failure::Said(_, text)) => {
+            checks.push(Check::new("process", CheckStatus::Fail, text))
+        }
         Err(other) => return Err(other),
     }
     Ok(())

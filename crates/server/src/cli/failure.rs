@@ -15,6 +15,8 @@ pub(super) enum Failure {
     BrokenPipe,
     /// The exit code, and the text for standard error.
     Said(Exit, String),
+    /// A process accepted the request and did not answer in time.
+    Unanswered(String),
     /// The configuration is invalid.
     Config(Problems),
 }
@@ -39,6 +41,10 @@ impl Failure {
             Self::Said(exit, text) => {
                 output::error(text);
                 exit
+            }
+            Self::Unanswered(text) => {
+                output::error(text);
+                Exit::Unreachable
             }
             Self::Config(problems) => {
                 output::note(problems.to_string());

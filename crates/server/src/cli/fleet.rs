@@ -330,7 +330,7 @@ fn print_published(global: &Global, published: &Value) -> Result<(), Failure> {
     match global.format {
         Format::Json => output::json(published)?,
         Format::Table if global.quiet => {}
-        Format::Table => output::line(format!("version {} is published", published["version"]))?,
+        Format::Table => output::line(format!("published version {}", published["version"]))?,
     }
     Ok(())
 }
@@ -360,13 +360,13 @@ pub(super) fn rows(global: &Global, all: &Value, columns: &[(&str, &str)]) -> Re
             .map(|(_, field)| cell(&one[*field]))
             .collect()
     });
-    Ok(output::table(&headings, rows)?)
+    Ok(output::list(&headings, rows.collect(), "none found")?)
 }
 
 fn cell(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
-        Value::String(text) => towpath::sink::escape(text.as_bytes()).into_owned(),
+        Value::String(text) => output::time(&towpath::sink::escape(text.as_bytes())),
         other => other.to_string(),
     }
 }

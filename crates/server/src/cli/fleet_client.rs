@@ -54,11 +54,11 @@ impl FleetClient {
         (key, url): (&str, String),
     ) -> Result<Self, Failure> {
         let config = &loaded.config;
-        let said = |key: &str| loaded.settings.get(key);
+        let setting_of = |key: &str| loaded.settings.get(key);
         let is_of_folder = |setting: &Setting| sources.folder.says(&setting.origin);
         let configured = config.fleet.api_keys.first().map(|secret| Credential {
             secret: secret.expose().trim().to_owned(),
-            is_of_folder: said("fleet.api_keys")
+            is_of_folder: setting_of("fleet.api_keys")
                 .is_some_and(|setting| !setting.is_path && is_of_folder(setting)),
         });
         let kept = || {
@@ -66,7 +66,7 @@ impl FleetClient {
             let secret = std::fs::read_to_string(&path).ok()?;
             Some(Credential::of_file(secret.trim().to_owned(), &path))
         };
-        let is_named_by_folder = said(key).is_some_and(is_of_folder);
+        let is_named_by_folder = setting_of(key).is_some_and(is_of_folder);
         Ok(Self {
             client: Client::at(global, url, is_named_by_folder, configured.or_else(kept))?,
             prefix: "",
@@ -115,7 +115,7 @@ impl FleetClient {
         if status.is_success() {
             return Ok(answer.get_mut("data").map_or(Value::Null, Value::take));
         }
-        let said = answer["message"]
+        let message = answer["message"]
             .as_str()
             .map_or_else(|| status.to_string(), str::to_owned);
         let exit = match status {
@@ -129,6 +129,6 @@ impl FleetClient {
         } else {
             ""
         };
-        Err(Failure::new(exit, format!("{said}{hint}")))
+        Err(Failure::new(exit, format!("{message}{hint}")))
     }
 }

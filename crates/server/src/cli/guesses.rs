@@ -7,7 +7,10 @@ const GUESSES: [(&str, &str); 10] = [
     ("delete", "towpath queue rm QUEUE"),
     ("jobs", "towpath queue ls"),
     ("list", "towpath queue ls"),
-    ("logs", "a process logs to its standard error"),
+    (
+        "logs",
+        "the standard error of `towpath up`, or `towpath status`",
+    ),
     ("ls", "towpath queue ls"),
     ("message", "towpath queue peek QUEUE"),
     ("start", "towpath up"),

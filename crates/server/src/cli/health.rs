@@ -12,7 +12,7 @@ use crate::admin::HealthView;
 pub(super) struct HealthArgs {}
 
 pub(super) async fn run(global: &Global, _: HealthArgs) -> Result<Exit, Failure> {
-    let health: HealthView = Client::new(global)?.get("/v1/health").await?;
+    let health: HealthView = Client::new(global)?.prompt().get("/v1/health").await?;
     if global.format == Format::Json {
         output::json(&health)?;
     } else {

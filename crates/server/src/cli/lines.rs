@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufReader, IsTerminal, Read};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use clap::{Args, Subcommand};
@@ -91,8 +91,8 @@ async fn position(global: &Global, args: PositionArgs) -> Result<Exit, Failure> 
             stream: StreamName::new(&lines.stream)?,
             host: host(),
         };
-        let asked = sets.then_some(args.line);
-        store.show_or_set(&args.path, asked).await
+        let requested = sets.then_some(args.line);
+        store.show_or_set(&args.path, requested).await
     }
     .await;
     backend.lifecycle.close().await?;
@@ -174,17 +174,24 @@ async fn copy(global: &Global, args: CopyArgs) -> Result<Exit, Failure> {
         };
         let rows = [row(&args.input, &before), row(&args.output, &after)];
         output::table(&["FILE", "LINES", "BYTES", "SHA-256"], rows)?;
-        let nanos = elapsed.as_nanos().max(1);
-        let rate = u128::from(before.lines).saturating_mul(1_000_000_000) / nanos;
-        let rate = u64::try_from(rate).unwrap_or(u64::MAX);
-        let verdict = if equal { "equal" } else { "different" };
+        let result = if equal { "equal" } else { "different" };
+        let (lines, seconds) = (units::counted(before.lines, "line"), elapsed.as_secs_f64());
         output::line(format!(
-            "{verdict}, {:.1} s, {} lines/s",
-            elapsed.as_secs_f64(),
-            units::count(rate)
+            "{result}: {lines} in {seconds:.1} s{}",
+            rate(before.lines, elapsed)
         ))?;
     }
     Ok(if equal { Exit::Ok } else { Exit::Problems })
+}
+
+/// The rate of a copy that took long enough to have one.
+fn rate(lines: u64, elapsed: Duration) -> String {
+    if elapsed < Duration::from_secs(1) || lines < 1_000 {
+        return String::new();
+    }
+    let rate = u128::from(lines) * 1_000 / elapsed.as_millis();
+    let rate = u64::try_from(rate).unwrap_or(u64::MAX);
+    format!(", {} lines/s", units::count(rate))
 }
 
 fn progress(lines: u64, quiet: bool) -> ProgressBar {

@@ -17,7 +17,7 @@ use super::client::Client;
 use super::queue::{age, short, show_count};
 use super::{Exit, Failure, Format, Global, output};
 use crate::admin::{
-    BackfillWanted, Backfilled, Count, EventView, OutboxStats, ReplayWanted, RetryWanted,
+    BackfillProgress, BackfillRequest, Count, EventView, OutboxStats, ReplayRequest, RetryRequest,
 };
 use crate::http::encoded;
 
@@ -190,14 +190,14 @@ pub(super) async fn run(global: &Global, command: OutboxCommand) -> Result<Exit,
         }
         OutboxCommand::Retry { id, all } => {
             let id = id.map(|id| id.to_string());
-            let wanted = RetryWanted { id, all };
-            let count: Count = client.post("/v1/outbox/retry", &wanted).await?;
+            let request = RetryRequest { id, all };
+            let count: Count = client.post("/v1/outbox/retry", &request).await?;
             show_count(global, &count, "made new again")?;
         }
         OutboxCommand::Replay { ids, topic } => {
             let ids = ids.iter().map(Uuid::to_string).collect();
-            let wanted = ReplayWanted { ids, topic };
-            let count: Count = client.post("/v1/outbox/replay", &wanted).await?;
+            let request = ReplayRequest { ids, topic };
+            let count: Count = client.post("/v1/outbox/replay", &request).await?;
             show_count(global, &count, "sent again")?;
         }
     }
@@ -206,22 +206,22 @@ pub(super) async fn run(global: &Global, command: OutboxCommand) -> Result<Exit,
 
 pub(super) async fn backfill(global: &Global, args: BackfillArgs) -> Result<Exit, Failure> {
     let client = Client::of(global, &APPS)?;
-    let mut wanted = BackfillWanted {
+    let mut request = BackfillRequest {
         start: args.start.map(|time| time.to_string()),
         end: args.end.map(|time| time.to_string()),
         aggregate_type: args.aggregate_type,
         topic: args.topic,
         dry_run: args.dry_run,
         max: args.batch_size,
-        ..BackfillWanted::default()
+        ..BackfillRequest::default()
     };
     let mut bar: Option<ProgressBar> = None;
     let mut count = 0;
     loop {
-        let done: Backfilled = client.post("/v1/outbox/backfill", &wanted).await?;
+        let done: BackfillProgress = client.post("/v1/outbox/backfill", &request).await?;
         let Some(after) = done.after else { break };
         count += done.count;
-        (wanted.after, wanted.until) = (after, Some(done.until));
+        (request.after, request.until) = (after, Some(done.until));
         let bar = bar.get_or_insert_with(|| progress(done.until, global.quiet));
         bar.set_position(after);
         if !args.dry_run && args.rate > 0 {
@@ -282,7 +282,7 @@ fn list(global: &Global, events: Vec<EventView>) -> Result<(), Failure> {
     if global.format == Format::Json {
         return Ok(output::json(&events)?);
     }
-    let headings = ["SEQ", "STATUS", "ID", "TYPE", "ABOUT", "HAPPENED", "DATA"];
+    let headings = ["SEQ", "STATUS", "ID", "TYPE", "ABOUT", "CREATED", "DATA"];
     let rows = events.into_iter().map(|one| {
         vec![
             one.seq.to_string(),
@@ -290,11 +290,11 @@ fn list(global: &Global, events: Vec<EventView>) -> Result<(), Failure> {
             one.id,
             one.event_type,
             one.aggregate_id,
-            one.created_at,
+            output::time(&one.created_at),
             short(&one.data),
         ]
     });
-    Ok(output::table(&headings, rows)?)
+    Ok(output::list(&headings, rows.collect(), "no events")?)
 }
 
 fn show(event: &EventView) -> Result<(), Failure> {

@@ -130,6 +130,28 @@ pub(super) fn json(value: &impl Serialize) -> io::Result<()> {
     line(serde_json::to_string_pretty(value)?)
 }
 
+/// Prints a list: rows under their headings, or on standard error why there are none.
+///
+/// # Errors
+/// As [`line`].
+pub(super) fn list(headings: &[&str], rows: Vec<Vec<String>>, none: &str) -> io::Result<()> {
+    match rows.is_empty() {
+        true => {
+            note(none);
+            Ok(())
+        }
+        false => table(headings, rows),
+    }
+}
+
+/// A time as tables show it, to the millisecond; other texts as they are.
+pub(super) fn time(text: &str) -> String {
+    match text.parse::<jiff::Timestamp>() {
+        Ok(time) => time.strftime("%FT%T.%3fZ").to_string(),
+        Err(_) => text.to_owned(),
+    }
+}
+
 /// Prints rows under their headings.
 ///
 /// # Errors
@@ -159,7 +181,7 @@ pub(super) fn table(
 }
 
 /// Columns that a table does without on a narrow terminal, the first one first.
-const OPTIONAL: [&str; 20] = [
+const OPTIONAL: [&str; 19] = [
     "DUPLICATES",
     "RETRIED",
     "ENQUEUED",
@@ -174,8 +196,7 @@ const OPTIONAL: [&str; 20] = [
     "OLDEST",
     "DIED",
     "CREATED",
-    "HAPPENED",
-    "PLACE",
+    "STATE",
     "HOST",
     "LAST SEEN",
     "CODE",
@@ -305,6 +326,17 @@ mod tests {
             ("\u{9b}2J\r", "\\u{9b}2J\\u{d}"),
         ] {
             assert_eq!(harmless(text), expected);
+        }
+    }
+
+    #[test]
+    fn tables_show_times_to_the_millisecond() {
+        for (text, expected) in [
+            ("2026-12-01T11:57:20.163707425Z", "2026-12-01T11:57:20.163Z"),
+            ("2026-12-01T11:57:20Z", "2026-12-01T11:57:20.000Z"),
+            ("pending", "pending"),
+        ] {
+            assert_eq!(time(text), expected);
         }
     }
 

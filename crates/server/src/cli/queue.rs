@@ -149,17 +149,19 @@ pub(super) async fn run(global: &Global, command: QueueCommand) -> Result<Exit, 
                 Format::Json => output::json(&messages)?,
                 Format::Table => {
                     let shown = messages.len() as u64;
-                    output::table(
-                        &["ID", "PLACE", "ATTEMPTS", "ENQUEUED", "PAYLOAD"],
-                        messages.into_iter().map(|one| {
-                            vec![
-                                one.id,
-                                one.place,
-                                one.attempts.to_string(),
-                                one.enqueued_at,
-                                short(&one.payload.payload),
-                            ]
-                        }),
+                    let rows = messages.into_iter().map(|one| {
+                        vec![
+                            one.id,
+                            one.place,
+                            one.attempts.to_string(),
+                            one.enqueued_at,
+                            short(&one.payload.payload),
+                        ]
+                    });
+                    output::list(
+                        &["ID", "STATE", "ATTEMPTS", "ENQUEUED", "PAYLOAD"],
+                        rows.collect(),
+                        "no messages that wait or are leased",
                     )?;
                     if shown == u64::from(max) {
                         let stats: QueueStats = client.get(&path(&named, "")?).await?;
@@ -249,7 +251,8 @@ fn show(
         "OLDEST READY",
         "CONSUMERS",
     ];
-    output::table(&headings, rows)?;
+    let none = "no queues yet; `towpath send QUEUE` creates one";
+    output::list(&headings, rows.collect(), none)?;
     for one in queues.iter().filter(|one| one.stranded > 0) {
         let (queue, count) = (&one.queue, one.stranded);
         output::note(format!(

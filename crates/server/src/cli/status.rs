@@ -26,12 +26,16 @@ struct Row<'a> {
 }
 
 pub(super) async fn run(global: &Global, _: StatusArgs) -> Result<Exit, Failure> {
-    let asked = Client::each(global, &[])?;
-    let answers = asked.iter().map(|one| one.client.get("/v1/problems"));
+    let endpoints = Client::each(global, &[])?.into_iter().map(|one| Endpoint {
+        client: one.client.prompt(),
+        ..one
+    });
+    let endpoints: Vec<Endpoint> = endpoints.collect();
+    let answers = endpoints.iter().map(|one| one.client.get("/v1/problems"));
     let answers: Vec<Result<Vec<CurrentProblem>, Failure>> = join_all(answers).await;
-    let is_one = asked.len() == 1;
+    let is_one = endpoints.len() == 1;
     let (mut exit, mut rows) = (Exit::Ok, Vec::new());
-    let answers = asked.iter().zip(answers);
+    let answers = endpoints.iter().zip(answers);
     let mut found = Vec::new();
     for (one, answer) in answers {
         match answer {
@@ -68,9 +72,9 @@ pub(super) async fn run(global: &Global, _: StatusArgs) -> Result<Exit, Failure>
 }
 
 /// `127.0.0.1:7070  pid 31030  ingest.worker`.
-fn title(asked: &Endpoint) -> String {
-    let address = asked.client.address();
-    match &asked.process {
+fn title(endpoint: &Endpoint) -> String {
+    let address = endpoint.client.address();
+    match &endpoint.process {
         Some(process) => {
             let roles = in_words(&process.roles);
             format!("{address}  pid {}  {roles}", process.pid)

@@ -8,7 +8,7 @@ use towpath_core::{StreamName, units};
 use super::client::Client;
 use super::queue::{age, confirm, short, show_count};
 use super::{Exit, Failure, Format, Global, output};
-use crate::admin::{Count, EntryView, StreamView, TrimWanted};
+use crate::admin::{Count, EntryView, StreamView, TrimRequest};
 use crate::http::{encoded, segment};
 
 /// Interval of requests for a followed stream without new entries.
@@ -117,8 +117,8 @@ pub(super) async fn run(global: &Global, command: StreamCommand) -> Result<Exit,
                 None => "the entries that every group has finished".to_owned(),
             };
             confirm(yes, &format!("Drop {what} of `{}`?", named.stream))?;
-            let wanted = TrimWanted { keep, finished };
-            let count: Count = client.post(&named.path("/trim")?, &wanted).await?;
+            let request = TrimRequest { keep, finished };
+            let count: Count = client.post(&named.path("/trim")?, &request).await?;
             show_count(global, &count, "dropped")?;
         }
     }
@@ -143,14 +143,9 @@ fn show(
             lag.map_or_else(|| "-".to_owned(), units::count),
         ]
     });
-    if streams.is_empty() {
-        output::note(
-            "no streams yet; the roles `lines.reader` and `accounts.relay` append to streams",
-        );
-        return Ok(());
-    }
-    let headings = ["STREAM", "ENTRIES", "APPENDED", "GROUPS", "MOST LAG"];
-    Ok(output::table(&headings, rows)?)
+    let headings = ["STREAM", "ENTRIES", "APPENDED", "GROUPS", "MAX LAG"];
+    let none = "no streams yet; the roles `lines.reader` and `accounts.relay` append to streams";
+    Ok(output::list(&headings, rows.collect(), none)?)
 }
 
 fn show_groups(global: &Global, stream: &StreamView) -> Result<(), Failure> {
@@ -168,7 +163,8 @@ fn show_groups(global: &Global, stream: &StreamView) -> Result<(), Failure> {
         ]
     });
     let headings = ["GROUP", "LAG", "PENDING", "OLDEST", "COMMITTED"];
-    Ok(output::table(&headings, rows)?)
+    let none = format!("`{}` has no consumer groups", stream.stream);
+    Ok(output::list(&headings, rows.collect(), &none)?)
 }
 
 async fn tail(

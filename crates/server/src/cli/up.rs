@@ -16,7 +16,7 @@ use super::signals::Signals;
 use super::token_file::TokenFile;
 use super::{Exit, Failure, Format, Global, notify, output, version};
 use crate::config::{Config, Loaded, REFERENCE, Sources, load};
-use crate::telemetry::{Traces, flush_logs, init_logs};
+use crate::telemetry::{Traces, flush_logs, hold_logs, init_logs};
 use crate::wiring::{self, Role, Started};
 use towpath::net::certificate;
 use towpath::supervisor::{Report, TaskExit, TaskReport};
@@ -153,6 +153,9 @@ async fn serve(
     let config = &loaded.config;
     let colour = output::is_coloured(&std::io::stderr());
     init_logs(config.log_format.parse()?, &config.log_level, colour)?;
+    if has_banner(global) {
+        hold_logs();
+    }
     certificate::install_provider();
     // Before anything slow: a signal during the start counts as well.
     let signals = Signals::install(config.drain)?;
@@ -220,7 +223,7 @@ const UNREAD: Duration = Duration::from_millis(500);
 
 /// The storage of a key, and its origin.
 pub(super) fn place_of(loaded: &Loaded, key: &str) -> String {
-    let said = |key: &str| {
+    let setting_of = |key: &str| {
         let setting = loaded.settings.get(key)?;
         let url = setting.text.as_deref().map(shown)?;
         Some(format!("{url} ({})", setting.origin))
@@ -233,7 +236,7 @@ pub(super) fn place_of(loaded: &Loaded, key: &str) -> String {
     };
     let mut places = std::iter::once(&key)
         .chain(others)
-        .filter_map(|key| said(key));
+        .filter_map(|key| setting_of(key));
     places.next().unwrap_or_else(|| default.to_owned())
 }
 
@@ -354,7 +357,8 @@ async fn announce(
         kept,
         with_demo: demo,
     };
-    offer(banner.lines(output::width_of_terminal()));
+    print(banner.lines(output::width_of_terminal()));
+    flush_logs();
 }
 
 /// Whether the process prints to a terminal.
@@ -362,9 +366,14 @@ fn has_banner(global: &Global) -> bool {
     std::io::stdout().is_terminal() && global.format == Format::Table && !global.quiet
 }
 
-/// Prints lines behind those of the log. A closed output, or one that is not read, neither stops nor ends the process.
+/// Prints lines behind those of the log.
 fn offer(lines: Vec<String>) {
     flush_logs();
+    print(lines);
+}
+
+/// Prints lines. A closed output, or one that is not read, neither stops nor ends the process.
+fn print(lines: Vec<String>) {
     let (written, done) = std::sync::mpsc::sync_channel(1);
     std::thread::spawn(move || {
         output::text(&(lines.join("\n") + "\n")).ok();

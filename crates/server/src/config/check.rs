@@ -5,6 +5,8 @@ use std::time::Duration;
 use super::suggest::did_you_mean;
 use super::{ChannelKind, Config, Secret, SinkKind};
 use crate::apps::{PUBLIC_ROUTES, accounts, fleet};
+use crate::auth::Table;
+use crate::documents::Part;
 use towpath::net::cidr;
 use towpath::net::egress::EgressPolicy;
 
@@ -15,10 +17,11 @@ pub(super) type Rule = (&'static [&'static str], fn(&Config) -> Option<&'static 
 pub(super) fn unknown_route(config: &Config) -> Option<String> {
     let routes = config.route_limits.iter();
     let mut routes = routes.filter_map(|text| accounts::limited_route(text));
-    let unknown = routes.find(|route| !PUBLIC_ROUTES.contains(route))?;
+    let others = Table::of(&[Part::Dashboard, Part::Controller, Part::Worker]);
+    let unknown = routes.find(|route| !PUBLIC_ROUTES.contains(route) && !others.has(route))?;
     let hint = did_you_mean(unknown, PUBLIC_ROUTES);
     Some(format!(
-        "`server.limits` names `{unknown}`, which is not a public route{hint}"
+        "`server.limits` names `{unknown}`, which is not a route of a role{hint}"
     ))
 }
 
@@ -181,9 +184,10 @@ pub(super) const RULES: &[Rule] = &[
             "ingest.max_batch_body",
         ],
         |config| {
-            (config.max_body_memory < config.max_body.max(config.max_batch_body)).then_some(
-                "`server.max_body_memory` is less than one body of `ingest.max_body` or `ingest.max_batch_body`",
-            )
+            let largest = config.max_body.max(config.max_batch_body);
+            config.max_body_memory.filter(|memory| *memory < largest).map(|_| {
+                "`server.max_body_memory` is less than one body of `ingest.max_body` or `ingest.max_batch_body`"
+            })
         },
     ),
     (

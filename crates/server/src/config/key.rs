@@ -138,7 +138,14 @@ const BASE: &[Key] = &[
         Kind::Integer(1, 100_000),
         Some("10000"),
         &[],
-        "Maximum open connections of the public interface; further connections are closed. Capped at the process's open-file limit minus 256.",
+        "Maximum open connections of each listener of roles. A further connection closes the one that has been idle for longest; without an idle one it gets 503. Capped at the process's open-file limit minus 256.",
+    ),
+    key(
+        "server.max_connections_per_client",
+        Kind::Integer(1, 100_000),
+        None,
+        &[],
+        "Maximum open connections of one client address (of one /64 with IPv6) to each listener; further connections get 503. `server.trusted_proxies` have no such limit [default: half of `server.max_connections`].",
     ),
     key(
         "server.max_in_flight",
@@ -150,9 +157,9 @@ const BASE: &[Key] = &[
     key(
         "server.max_body_memory",
         Kind::Size(MIB, 1024 * GIB),
-        Some("256MiB"),
+        None,
         &[],
-        "Memory limit for the bodies of all requests together, not counting 16 KiB of each; further bodies get 503.",
+        "Memory limit for the bodies of all requests of the process together, not counting 16 KiB of each; further bodies get 503 [default: an eighth of the memory limit of the control group or of the machine's memory, at least twice `ingest.max_batch_body`, at most 256MiB].",
     ),
     key(
         "server.header_timeout",
@@ -201,7 +208,7 @@ const BASE: &[Key] = &[
         Kind::Strings,
         None,
         &[],
-        "Rate limits per client of the public routes: a list like `*=token_bucket:10:0.1/1s` or `/enqueue=sliding_window:1000/1m:fail_open`. `*` applies to every route without an entry of its own, except `/health`. Their state is in `backends.limits`.",
+        "Rate limits per client of the routes of roles: a list like `*=token_bucket:10:0.1/1s` or `/enqueue=sliding_window:1000/1m:fail_open`. `*` applies to every route of the public listener without an entry of its own, except probes. A batch counts as its messages. Their state is in `backends.limits`.",
     ),
     key(
         "server.trusted_proxies",

@@ -53,8 +53,9 @@ pub struct Config {
     pub drain: Duration,
     pub disk_timeout: Duration,
     pub max_connections: usize,
+    pub max_connections_per_client: Option<usize>,
     pub max_in_flight: usize,
-    pub max_body_memory: usize,
+    pub max_body_memory: Option<usize>,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
     pub write_timeout: Duration,
@@ -216,8 +217,13 @@ impl Config {
             drain: values.duration("server.drain"),
             disk_timeout: values.duration("server.disk_timeout"),
             max_connections: values.count("server.max_connections"),
+            max_connections_per_client: values
+                .optional("server.max_connections_per_client")
+                .map(|_| values.count("server.max_connections_per_client")),
             max_in_flight: values.count("server.max_in_flight"),
-            max_body_memory: bytes("server.max_body_memory"),
+            max_body_memory: values
+                .optional("server.max_body_memory")
+                .map(|_| bytes("server.max_body_memory")),
             header_timeout: values.duration("server.header_timeout"),
             body_timeout: values.duration("server.body_timeout"),
             write_timeout: values.duration("server.write_timeout"),

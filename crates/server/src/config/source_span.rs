@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use towpath_core::address::{is_secret, shown as redacted};
 
+use super::key::KEYS;
+
 /// The source of a key's value. The order is that of precedence, and that in which problems are shown.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
@@ -86,6 +88,14 @@ impl FileText<'_> {
     }
 }
 
+/// Whether a key ends like one of ours. The value of another one may be a secret whose name was misspelt.
+fn is_known(key: &str) -> bool {
+    let name = key.rsplit('.').next().unwrap_or(key);
+    let word = name.trim().trim_matches(['"', '\'']);
+    KEYS.iter()
+        .any(|key| key.path.split('.').any(|part| part == word))
+}
+
 /// A line without a value that may be a secret; `named` is the line with its key.
 fn masked(line: &str, named: &str) -> String {
     let lower = line.to_ascii_lowercase();
@@ -97,6 +107,7 @@ fn masked(line: &str, named: &str) -> String {
         || is_secret(key)
         || others.iter().any(|word| lower.contains(word))
         || keys.iter().any(|word| key.contains(word))
+        || named.contains('=') && !is_known(key)
     {
         return match line.split_once('=') {
             Some((key, _)) => format!("{key}= ***"),
@@ -104,4 +115,23 @@ fn masked(line: &str, named: &str) -> String {
         };
     }
     redacted(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::masked;
+
+    #[test]
+    fn values_of_misspelt_keys_are_hidden() {
+        for (line, shown) in [
+            ("max_depth = 5 x", "max_depth = 5 x"),
+            ("ingest.max_depth = 5", "ingest.max_depth = 5"),
+            ("\"max_depth\" = 5", "\"max_depth\" = 5"),
+            ("api_kies = \"hidden\"", "api_kies = ***"),
+            ("fleet.api_kies = \"hidden\"", "fleet.api_kies = ***"),
+            ("passwrd = \"hidden\"", "passwrd = ***"),
+        ] {
+            assert_eq!(masked(line, line), shown);
+        }
+    }
 }

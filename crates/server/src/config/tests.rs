@@ -306,7 +306,7 @@ fn a_problem_shows_its_line_and_points_at_it() {
         problems.to_string(),
         format!(
             "towpath.toml:2:1: unknown key `qeue` in `[ingest]`; did you mean `queue`? known: {known}\n\
-             \x20 | qeue = \"x\"\n\
+             \x20 | qeue = ***\n\
              \x20 | ^^^^\n\
              1 problem in the configuration"
         )

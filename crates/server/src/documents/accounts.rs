@@ -110,13 +110,13 @@ fn limits() -> Vec<Operation> {
 fn users() -> Vec<Operation> {
     let tag = "users";
     let user = || reference("User");
-    let said = || object(&[("email", string()), ("name", string())]);
+    let body = || object(&[("email", string()), ("name", string())]);
     let one = "/api/users/{id}";
     let version = "The `ETag` of the user as it was read: the change is made to this version only.";
     vec![
         Operation::new("post", "/api/users", "createUser", tag, "Create a user")
             .idempotent()
-            .json(said())
+            .json(body())
             .answers_json(201, "The user; an event follows", user())
             .sets(201, "ETag", "The version of the user.")
             .sets(201, "Location", "The path of the user.")
@@ -127,7 +127,7 @@ fn users() -> Vec<Operation> {
                 between(1, 1_000),
                 "Maximum users of a page [default: 100].",
             )
-            .query("cursor", string(), "`next_cursor` of the page before.")
+            .query("cursor", string(), "`next_cursor` of the previous page.")
             .answers_json(
                 200,
                 "A page",
@@ -141,7 +141,7 @@ fn users() -> Vec<Operation> {
             .refuses(&[(404, "Unknown user"), (412, "The current version differs")]),
         Operation::new("put", one, "updateUser", tag, "Change a user")
             .header("If-Match", version)
-            .json(said())
+            .json(body())
             .answers_json(200, "The changed user; an event follows", user())
             .sets(200, "ETag", "The version of the user.")
             .refuses(&[

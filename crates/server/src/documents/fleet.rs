@@ -234,7 +234,7 @@ pub(super) fn worker() -> Vec<Operation> {
             ("status", reference("TaskStatus")),
         ]))
     };
-    let wanted = object(&[("callback_url?", nullable(string()))]);
+    let body = object(&[("callback_url?", nullable(string()))]);
     let unconfigured = [(409, "There is no configuration with a `url`")];
     let no_task = [(404, "Unknown or expired task")];
     vec![
@@ -279,7 +279,7 @@ pub(super) fn worker() -> Vec<Operation> {
             "Start a task whose result is posted to a URL",
         )
         .idempotent()
-        .body(false, &[("application/json", wanted)])
+        .body(false, &[("application/json", body)])
         .answers_json(202, "The task was queued", started())
         .refuses(&unconfigured),
         run("get", "/hit/{id}", "showTask", "Show a task and its result")

@@ -109,7 +109,7 @@ pub fn document(title: &str, parts: &[Part]) -> Value {
         "info": {
             "title": title,
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "A path with a slash at its end is the same route. Every answer has an `X-Request-Id`, that of the request when it names one.",
+            "description": "A trailing slash is ignored. Every response has an `X-Request-Id`: that of the request, or a new one.",
             "license": { "name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0" },
         },
         "servers": [{ "url": "/" }],

@@ -41,7 +41,8 @@ impl Operation {
         };
         for name in path.split('{').skip(1) {
             let name = name.split('}').next().unwrap_or(name);
-            operation = operation.parameter("path", name, json!({ "type": "string" }), true, "");
+            let (schema, text) = (json!({ "type": "string" }), path_parameter(path, name));
+            operation = operation.parameter("path", name, schema, true, text);
         }
         operation
     }
@@ -280,4 +281,17 @@ pub(super) fn problem() -> Value {
         ("instance?", string()),
         ("request_id?", string()),
     ])
+}
+
+/// The description of a parameter in a path.
+fn path_parameter(path: &str, name: &str) -> &'static str {
+    match (name, path) {
+        ("sku", _) => "The SKU.",
+        ("version", _) => "Number of the version.",
+        ("id", path) if path.contains("/orders/") => "Id of the order.",
+        ("id", path) if path.contains("/users/") => "Id of the user.",
+        ("id", path) if path.contains("/agents/") => "Id of the agent.",
+        ("id", _) => "Id of the task.",
+        _ => "",
+    }
 }

@@ -44,9 +44,9 @@ pub(super) fn stock() -> Vec<Operation> {
             .query(
                 "max",
                 between(1, 1_000),
-                "Most of one page, 100 unless said.",
+                "Maximum SKUs of a page [default: 100].",
             )
-            .query("after", string(), "The last SKU of the page before.")
+            .query("after", string(), "Last SKU of the previous page.")
             .answers_json(200, "A page", list(stock())),
         Operation::new("get", sku, "showStock", TAG, "Show the stock of a SKU")
             .answers_json(200, "The stock", stock())

@@ -70,6 +70,8 @@ struct State {
     streams: Option<Streams>,
     /// No more requests are taken.
     draining: bool,
+    /// Its place belongs to another connection.
+    given_way: bool,
 }
 
 impl State {
@@ -86,6 +88,11 @@ impl State {
             Phase::Idle => Some(self.timeouts.idle),
             Phase::Closing => Some(LINGER),
         }
+    }
+
+    fn idle_since(&mut self) -> Option<Instant> {
+        let waits = self.phase == Phase::Idle || self.phase == Phase::Head && !self.head_begun;
+        (waits && !self.given_way).then(|| *self.since.get_or_insert_with(Instant::now))
     }
 
     fn deadline(&mut self) -> Option<Instant> {
@@ -116,6 +123,7 @@ impl Deadlines {
             linger: false,
             streams: None,
             draining: false,
+            given_way: false,
         })))
     }
 
@@ -188,6 +196,23 @@ impl Deadlines {
 
     fn deadline(&self) -> Option<Instant> {
         self.lock().deadline()
+    }
+
+    /// Since when the connection waits for a request; absent while it has one, or a part of one.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        self.lock().idle_since()
+    }
+
+    /// Ends the connection unless it has been used since. Bytes that come from now on are not read as a request.
+    pub(super) fn give_way(&self, idle_since: Instant) -> bool {
+        let mut state = self.lock();
+        state.given_way |= state.idle_since() == Some(idle_since);
+        state.given_way
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_given_way(&self) -> bool {
+        self.lock().given_way
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -284,6 +309,7 @@ impl AsyncRead for TimedStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let filled = buffer.filled().len();
         let read = match self.begun.is_empty() {
             true => Pin::new(&mut self.stream).poll_read(cx, buffer),
             false => {
@@ -294,6 +320,11 @@ impl AsyncRead for TimedStream {
             }
         };
         let mut state = self.deadlines.lock();
+        if state.given_way {
+            // The end of the stream: late bytes do not begin a request.
+            buffer.set_filled(filled);
+            return Poll::Ready(Ok(()));
+        }
         match state.phase {
             _ if state.streams.is_some() => {}
             Phase::Head if read.is_ready() => state.head_begun = true,

@@ -38,8 +38,11 @@ impl Cors {
             AllowOrigin::any()
         } else {
             let values = origins.iter().map(|origin| {
-                HeaderValue::from_str(origin)
-                    .map_err(|_| Error::invalid(format!("`{origin}` is not an origin")))
+                HeaderValue::from_str(origin).map_err(|_| {
+                    Error::invalid(format!(
+                        "`{origin}` is not an origin; expected e.g. `https://shop.example`"
+                    ))
+                })
             });
             AllowOrigin::list(values.collect::<Result<Vec<_>>>()?)
         };

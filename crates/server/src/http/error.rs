@@ -216,11 +216,7 @@ impl Problem {
     /// The caller gets the sentence, the log the causes behind it.
     fn of(error: Error, status: StatusCode) -> Self {
         if status.is_server_error() {
-            tracing::warn!(
-                error = error.chain(),
-                status = status.as_u16(),
-                "request failed"
-            );
+            crate::telemetry::log_failure("request failed", &error);
         }
         Self {
             retry_after: error.retry_after().map(|after| after.as_secs().max(1)),

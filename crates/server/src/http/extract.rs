@@ -71,7 +71,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
                 true => StatusCode::UNPROCESSABLE_ENTITY,
                 false => StatusCode::BAD_REQUEST,
             };
-            Problem::new(status, format!("the body: {}", refusal.reason))
+            Problem::new(status, refusal.reason)
         })
     }
 }
@@ -153,7 +153,11 @@ fn misread(reason: &str) -> String {
     } else if has(&["digit", "integer", "too large", "too small"]) {
         "must be a whole number"
     } else {
-        return format!("query parameter `{name}`: {reason}");
+        // A sentence of ours names the parameter.
+        return match reason.starts_with(&format!("`{name}`")) {
+            true => format!("query parameter {reason}"),
+            false => format!("query parameter `{name}`: {reason}"),
+        };
     };
     format!("query parameter `{name}` {expected}")
 }

@@ -11,7 +11,7 @@ use serde::forward_to_deserialize_any;
 use serde_json::error::Category;
 use serde_json::value::RawValue;
 
-use crate::config::did_you_mean;
+use super::refusal;
 
 /// Reads an object. A derived struct alone would take a list as well, field by field.
 #[derive(Debug, Default)]
@@ -111,7 +111,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for KnownFields<A> {
 pub struct Refusal {
     /// It is JSON, of another shape.
     pub is_json: bool,
-    /// For an unknown field with the known one that is written most like it.
+    /// A sentence that names the field, the rule and the value.
     pub reason: String,
 }
 
@@ -122,10 +122,18 @@ pub struct Refusal {
 pub fn value<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Refusal> {
     serde_json::from_slice(body).map_err(|error| Refusal {
         is_json: error.classify() == Category::Data,
-        reason: match error.classify() {
-            Category::Data => with_suggestion(error.to_string()),
-            _ => format!("not JSON: {error}"),
-        },
+        reason: refusal::reason::<T>(body, &error),
+    })
+}
+
+/// Reads the value of a field.
+///
+/// # Errors
+/// See [`Refusal`].
+pub fn field<'a, T: Deserialize<'a>>(name: &str, value: &'a RawValue) -> Result<T, Refusal> {
+    serde_json::from_str(value.get()).map_err(|error| Refusal {
+        is_json: true,
+        reason: refusal::of_field(name, &error),
     })
 }
 
@@ -174,17 +182,6 @@ impl<'de> Visitor<'de> for LooseFields {
     }
 }
 
-/// Adds the suggestion to serde's sentence: "unknown field `a`, expected one of `b`, `c` at line 1 column 2".
-fn with_suggestion(reason: String) -> String {
-    if !reason.starts_with("unknown field") {
-        return reason;
-    }
-    let mut quoted = reason.split('`').skip(1).step_by(2);
-    let field = quoted.next().unwrap_or_default();
-    let suggestion = did_you_mean(field, quoted);
-    reason + &suggestion
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,7 +207,7 @@ mod tests {
             b"null",
         ] {
             let refusal = object::<Sample>(wrong).expect_err("not an object");
-            assert!(refusal.is_json && refusal.reason.contains("expected an object"));
+            assert!(refusal.is_json && refusal.reason.contains("must be an object"));
         }
     }
 

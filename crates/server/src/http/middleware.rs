@@ -197,6 +197,7 @@ impl RequestLayer {
         };
         one_host(head)?;
         chunked(head)?;
+        expected(head)?;
         plain(head)?;
         (self.gate)(head)?;
         let actor = match &self.guard {
@@ -551,6 +552,25 @@ fn chunked(head: &Parts) -> Result<(), Problem> {
         String::from_utf8_lossy(&codings)
     );
     Err(Problem::new(StatusCode::NOT_IMPLEMENTED, reason))
+}
+
+/// RFC 9110, section 10.1.1: an expectation that is not understood is refused.
+fn expected(head: &Parts) -> Result<(), Problem> {
+    let lines = head.headers.get_all(header::EXPECT).iter();
+    let members = lines.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let mut members = members.map(|member| member.trim_ascii());
+    let is_known =
+        |member: &[u8]| member.is_empty() || member.eq_ignore_ascii_case(b"100-continue");
+    match members.find(|member| !is_known(member)) {
+        None => Ok(()),
+        Some(member) => {
+            let reason = format!(
+                "`Expect: {}` is not supported; send `100-continue` or no `Expect`",
+                String::from_utf8_lossy(member)
+            );
+            Err(Problem::new(StatusCode::EXPECTATION_FAILED, reason))
+        }
+    }
 }
 
 /// RFC 9110, section 8.4: an encoded body differs from its contents. None is decoded here.

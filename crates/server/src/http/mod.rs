@@ -1,9 +1,11 @@
 //! The HTTP edge: an accept loop with deadlines, limits before work, errors with the caller's half of the story.
 
 pub mod accept;
+mod batch_cost;
 pub mod body;
 mod connection;
 mod cors;
+mod crowd;
 pub mod error;
 pub mod extract;
 mod hosts;
@@ -11,6 +13,7 @@ pub mod json;
 mod middleware;
 mod page;
 pub mod preconditions;
+mod refusal;
 pub mod rlimit;
 mod segment;
 mod server;
@@ -21,8 +24,10 @@ pub mod tls;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+pub use batch_cost::BatchCost;
 pub use body::BodyReader;
 pub use cors::Cors;
+pub use crowd::{ClientLimit, client_block};
 pub use hosts::Hosts;
 pub use middleware::{Asking, BodyLimit, RequestLayer, is_probe, wrap};
 pub(crate) use segment::{Segment, segment};

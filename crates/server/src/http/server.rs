@@ -19,12 +19,13 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 use super::connection::{self, Deadlines, Drain, TimedStream};
+use super::crowd::{ClientLimit, Crowd};
 use super::error::plain;
 use super::socket::Socket;
 use super::streams::{Answer, MAX_STREAMS, Open, Tasks, Together};
@@ -37,8 +38,10 @@ pub use super::connection::Timeouts;
 /// Bounds of connections.
 #[derive(Clone)]
 pub struct Limits {
-    /// Open connections; further ones are answered 503 and closed.
+    /// Open connections; then idle ones give way, and without one a further connection is answered 503 and closed.
     pub connections: usize,
+    /// The part of one client; without it a client may have them all.
+    pub client: Option<ClientLimit>,
     /// Deadlines of the phases of a connection.
     pub timeouts: Timeouts,
     /// Part of the grace period that is reserved for later stages of the shutdown.
@@ -92,11 +95,15 @@ pub async fn serve(
     let protocols = Protocols::new(router, limits.connections);
     let drain = Arc::<Drain>::default();
     let mut connections = JoinSet::new();
+    let mut crowd = Crowd::new(limits.client);
     let mut failures = Failures::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            Some(_) = connections.join_next() => continue,
+            Some(ended) = connections.join_next_with_id() => {
+                crowd.left(id_of(&ended));
+                continue;
+            }
             () = stop.requested() => break,
         };
         let (stream, peer) = match accepted {
@@ -112,9 +119,21 @@ pub async fn serve(
             }
         };
         failures.pause = None;
-        while connections.try_join_next().is_some() {}
-        if connections.len() >= limits.connections {
-            refused.over_limit.inc();
+        while let Some(ended) = connections.try_join_next_with_id() {
+            crowd.left(id_of(&ended));
+        }
+        let over = if !crowd.admits(peer.ip()) {
+            Some(&refused.over_client_limit)
+        } else if crowd.len() < limits.connections {
+            None
+        } else if crowd.give_way() {
+            refused.gave_way.inc();
+            None
+        } else {
+            Some(&refused.over_limit)
+        };
+        if let Some(counter) = over {
+            counter.inc();
             // Best effort, and never waits; closing says the same.
             stream.try_write(REFUSAL).ok();
             continue;
@@ -125,7 +144,8 @@ pub async fn serve(
         let acceptor = limits.tls.as_ref().map(|tls| tls.acceptor());
         let may_be_plain = limits.plain_on_loopback && peer.ip().to_canonical().is_loopback();
         let timeouts = limits.timeouts.head;
-        connections.spawn(async move {
+        let shown = deadlines.clone();
+        let task = connections.spawn(async move {
             // Small answers must not wait for more to come.
             stream.set_nodelay(true).ok();
             // Apart, so that a connection that waits holds no room for it.
@@ -139,6 +159,7 @@ pub async fn serve(
                 None => debug!("connection ended at its deadline"),
             }
         });
+        crowd.joined(peer.ip(), shown, task);
     }
     // The listener itself lives as long as its task may be started again; a new client should be refused at once.
     rustix::net::shutdown(listener, rustix::net::Shutdown::Read).ok();
@@ -153,6 +174,14 @@ pub async fn serve(
         .add("connections cut", connections.len() as u64);
     connections.shutdown().await;
     Ok(())
+}
+
+/// The task of a connection that ended.
+fn id_of(ended: &Result<(Id, ()), JoinError>) -> Id {
+    match ended {
+        Ok((id, ())) => *id,
+        Err(error) => error.id(),
+    }
 }
 
 /// First byte of a TLS connection: a record of the handshake. Source: RFC 8446, 5.1.

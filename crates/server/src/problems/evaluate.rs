@@ -23,6 +23,9 @@ const RESERVES: u64 = 3;
 const LOW_SHARE: u64 = 20;
 const LOW_BYTES: u64 = 10 << 30;
 
+/// The figure of a store's health on a disk of this machine.
+const FREE_DISK: &str = "free_disk_bytes";
+
 /// The share of open files from which they are low, in percent.
 const FILES: u64 = 80;
 
@@ -56,12 +59,13 @@ pub(super) fn evaluate(
         .deliveries
         .add(observed.at, &observed.vitals.deliveries);
     parts(observed, &recent, limits, &mut found);
-    let refuses = |reason| {
-        let mut backends = observed.checked.backends.iter();
-        backends.any(|backend| backend.refuses == Some(reason))
+    // A store of this machine that rejects writes for it is reported already.
+    let is_of_disk = |backend: &CheckedBackend| {
+        let figures = backend.answer.iter().flat_map(|health| &health.figures);
+        let is_here = figures.clone().any(|(name, _)| *name == FREE_DISK);
+        backend.refuses == Some("disk") && is_here
     };
-    // A store that rejects writes for it is reported already.
-    if !refuses("disk") {
+    if !observed.checked.backends.iter().any(is_of_disk) {
         disks(&observed.vitals, limits, &mut found);
     }
     // What follows from a role that cannot work is not another problem.
@@ -115,7 +119,14 @@ fn parts(
         // Without parameters, which are settings.
         let subject = backend.url.split('?').next().unwrap_or_default();
         match &backend.answer {
-            Err(cause) => list.push(found(Rule::BackendUnreachable, subject, cause)),
+            Err(cause) => {
+                let rule = match backend.refuses {
+                    Some(_) => Rule::StoreRefusing,
+                    None => Rule::BackendUnreachable,
+                };
+                list.push(found(rule, subject, cause));
+                continue;
+            }
             Ok(health) => {
                 for (number, warning) in health.warnings.iter().enumerate() {
                     let subject = match number {
@@ -170,7 +181,7 @@ fn refusal(backend: &CheckedBackend, reason: &str, limits: Limits) -> Option<Str
     let figure = |name| figures.clone().find(|(one, _)| *one == name);
     match reason {
         "disk" => {
-            let (_, free) = figure("free_disk_bytes")?;
+            let (_, free) = figure(FREE_DISK)?;
             let reserve = bytes(limits.disk_reserve);
             Some(format!("{} free, {reserve} reserved", bytes(*free)))
         }

@@ -109,7 +109,7 @@ const ROWS: [Row; 22] = [
         Page,
         "1m",
         "its health check fails or takes longer than 2 s",
-        "check that the server runs and that this machine reaches it; Towpath reconnects automatically",
+        "check that the server runs, that this machine reaches it and that it accepts writes; Towpath reconnects automatically",
     ),
     row(
         Rule::DatabaseUnreachable,
@@ -126,8 +126,8 @@ const ROWS: [Row; 22] = [
         "TowpathStoreRefusing",
         Page,
         "0m",
-        "free disk space is below `embedded.disk_reserve`, or memory above `embedded.memory`",
-        "free disk space or memory, or drain the queues; writes are then accepted again automatically",
+        "free disk space is below `embedded.disk_reserve`, memory above `embedded.memory`, a Redis is full, or a RabbitMQ blocks publishers",
+        "free disk space or memory of the store or server, or raise its limit (`maxmemory` of a Redis); writes are then accepted again automatically",
     ),
     row(
         Rule::DiskStalled,

@@ -94,15 +94,15 @@ pub fn position_at(path: &Path, lines: Option<u64>, host: &str) -> io::Result<Po
 
 /// Where the longest run of the last of these lines ends in a file, and how many it has.
 fn end_of(file: &File, from: u64, lines: &[Bytes]) -> io::Result<Option<(u64, usize)>> {
-    let wanted: Vec<u64> = lines.iter().rev().map(|line| hash(line)).collect();
-    let Some(last) = wanted.first() else {
+    let hashes: Vec<u64> = lines.iter().rev().map(|line| hash(line)).collect();
+    let Some(last) = hashes.first() else {
         return Ok(None);
     };
     let mut file = file;
     file.seek(SeekFrom::Start(from))?;
     let (mut reader, mut line) = (BufReader::with_capacity(1 << 16, file), Vec::new());
     // The newest line is in front.
-    let mut seen = VecDeque::with_capacity(wanted.len() + 1);
+    let mut seen = VecDeque::with_capacity(hashes.len() + 1);
     let (mut end, mut best) = (from, None::<(u64, usize)>);
     loop {
         line.clear();
@@ -112,9 +112,9 @@ fn end_of(file: &File, from: u64, lines: &[Bytes]) -> io::Result<Option<(u64, us
         };
         end += length as u64;
         seen.push_front(hash(text));
-        seen.truncate(wanted.len());
+        seen.truncate(hashes.len());
         if seen.front() == Some(last) {
-            let both = seen.iter().zip(&wanted);
+            let both = seen.iter().zip(&hashes);
             let matched = both.take_while(|(one, other)| one == other).count();
             if best.is_none_or(|(_, most)| most < matched) {
                 best = Some((end, matched));

@@ -9,6 +9,8 @@ pub enum Metric {
     HttpRequestDuration,
     /// Connections that were not served.
     RefusedConnections,
+    /// Idle connections that were closed for new ones.
+    EvictedConnections,
     /// Deliveries handed to a sink.
     Deliveries,
     /// Duration of a batch in a sink.
@@ -113,10 +115,11 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric, in the order of the documentation.
-    pub const ALL: [Self; 53] = [
+    pub const ALL: [Self; 54] = [
         Self::HttpRequests,
         Self::HttpRequestDuration,
         Self::RefusedConnections,
+        Self::EvictedConnections,
         Self::Deliveries,
         Self::ProcessDuration,
         Self::EndToEnd,
@@ -188,7 +191,13 @@ impl Metric {
                 "towpath_http_connections_refused_total",
                 "counter",
                 "listener, reason",
-                "Connections closed without a request: `limit` reached, or `failed` to accept (for example no free file descriptor)",
+                "Connections closed without a request: `limit` or `client_limit` reached, or `failed` to accept (for example no free file descriptor)",
+            ),
+            Self::EvictedConnections => (
+                "towpath_http_connections_evicted_total",
+                "counter",
+                "listener",
+                "Idle connections closed for new ones, because all of `server.max_connections` were open",
             ),
             Self::Deliveries => (
                 "towpath_deliveries_total",

@@ -10,8 +10,8 @@ use axum::response::Response;
 use axum::routing::get;
 use futures_util::future::{BoxFuture, join_all};
 use http::StatusCode;
-use towpath_core::Result;
 use towpath_core::backend::{self, Backend};
+use towpath_core::{Error, Result};
 
 use super::LastCall;
 use crate::http::error::plain;
@@ -260,15 +260,19 @@ impl Health {
         let backends = join_all(backends.iter().map(|backend| async {
             let answer = tokio::time::timeout(DEADLINE, backend.lifecycle.health()).await;
             let refusals = backend.lifecycle.refusals();
+            let refuses = refusals.iter().find(|(_, now)| *now).map(|(why, _)| *why);
+            // A server whose memory is full answers so, and can neither take nor lease messages.
+            let is_full = |error: &Error| error.retry_after().map(|_| "memory");
+            let (answer, refuses) = match answer {
+                Ok(Ok(health)) => (Ok(health), refuses),
+                Ok(Err(error)) => (Err(error.chain()), refuses.or_else(|| is_full(&error))),
+                Err(_) => (Err(late()), refuses),
+            };
             CheckedBackend {
                 name: backend.descriptor.name,
                 url: backend.url.clone(),
-                answer: match answer {
-                    Ok(Ok(health)) => Ok(health),
-                    Ok(Err(error)) => Err(error.chain()),
-                    Err(_) => Err(late()),
-                },
-                refuses: refusals.iter().find(|(_, now)| *now).map(|(why, _)| *why),
+                answer,
+                refuses,
             }
         }));
         let checks = join_all(checks.iter().map(|(name, check)| async {

@@ -80,6 +80,11 @@ struct Build {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Listener {
+    listener: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Refusal {
     listener: String,
     reason: &'static str,
@@ -125,8 +130,12 @@ struct Group {
 pub struct RefusedConnections {
     /// Over the limit of connections.
     pub over_limit: Counter,
+    /// Over the limit of connections of one client.
+    pub over_client_limit: Counter,
     /// Not accepted, for lack of descriptors and the like.
     pub failed: Counter,
+    /// Idle connections that were closed for new ones.
+    pub gave_way: Counter,
 }
 
 /// Timeout of a backend's health check, after which a scrape continues without it.
@@ -149,6 +158,7 @@ pub(super) struct Inner {
     requests: Family<Request, Counter>,
     request_duration: Histograms<Route>,
     refused: Family<Refusal, Counter>,
+    evicted: Family<Listener, Counter>,
     pub(super) deliveries: Family<Outcome, Counter>,
     pub(super) process_duration: Histograms<Queue>,
     pub(super) end_to_end: Histograms<Queue>,
@@ -194,6 +204,7 @@ impl Metrics {
             requests: Family::default(),
             request_duration: Family::new_with_constructor(durations),
             refused: Family::default(),
+            evicted: Family::default(),
             deliveries: Family::default(),
             process_duration: Family::new_with_constructor(durations),
             end_to_end: Family::new_with_constructor(durations),
@@ -230,6 +241,11 @@ impl Metrics {
             &mut registry,
             Metric::RefusedConnections,
             inner.refused.clone(),
+        );
+        add(
+            &mut registry,
+            Metric::EvictedConnections,
+            inner.evicted.clone(),
         );
         add(&mut registry, Metric::Deliveries, inner.deliveries.clone());
         add(
@@ -357,7 +373,15 @@ impl Metrics {
         };
         RefusedConnections {
             over_limit: counter("limit"),
+            over_client_limit: counter("client_limit"),
             failed: counter("failed"),
+            gave_way: self
+                .0
+                .evicted
+                .get_or_create(&Listener {
+                    listener: listener.to_owned(),
+                })
+                .clone(),
         }
     }
 
@@ -421,12 +445,12 @@ impl Metrics {
         headers: &HeaderMap,
         backends: &[Backend],
     ) -> (&'static str, String) {
-        let asked = join_all(backends.iter().map(|backend| async {
-            let asked = tokio::time::timeout(DEADLINE, ask(backend)).await;
-            (backend.descriptor.name, asked.unwrap_or_default())
+        let answers = join_all(backends.iter().map(|backend| async {
+            let answer = tokio::time::timeout(DEADLINE, ask(backend)).await;
+            (backend.descriptor.name, answer.unwrap_or_default())
         }));
         let look = tokio::time::timeout(DEADLINE, self.0.disks.look());
-        let (found, rooms) = tokio::join!(asked, look);
+        let (found, rooms) = tokio::join!(answers, look);
         let rooms = rooms.unwrap_or_default();
         let mut scraped = Registry::default();
         let up = Family::<BackendLabel, Gauge>::default();

@@ -119,6 +119,7 @@ async fn serve(router: impl FnOnce(RequestLayer) -> Router) -> Result<BenchApi> 
     let stopping = Stop::when(stop.clone());
     let limits = http::Limits {
         connections: rlimit::raise(),
+        client: None,
         timeouts: Timeouts {
             head: minute,
             idle: minute,

@@ -50,7 +50,7 @@ pub async fn count_leftovers(backend: &str, database: u32) -> Result<usize> {
 pub async fn adopt_leftovers(backend: &str, database: u32) -> Result<u64> {
     let url = queue_url(backend, database).ok_or_else(|| {
         Error::invalid(
-            "`backends.fleet` is not a Redis, and the tasks of the reference worker are in one",
+            "the tasks of the reference worker are in a Redis; set `backends.fleet` to its URL",
         )
     })?;
     let (queue, ours) = (TaskQueue::open(&url)?, open(backend).await?);

@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::http;
 use crate::http::tls::Tls;
 use crate::telemetry::Metrics;
+use towpath::net::cidr;
 use towpath::supervisor::{OnFailure, Stage, Supervisor};
 
 /// Connections that may wait to be accepted; the system may allow fewer (`net.core.somaxconn`).
@@ -98,6 +99,11 @@ async fn bind_all(port: &str) -> std::io::Result<TcpListener> {
     TcpListener::bind(format!("0.0.0.0:{port}")).await
 }
 
+fn proxies(config: &Config) -> Arc<[ipnet::IpNet]> {
+    let proxies = config.trusted_proxies.iter();
+    proxies.filter_map(|text| cidr::parse(text)).collect()
+}
+
 /// The bounds of a listener with this many connections, with the configured certificate if there is one.
 pub(super) fn limits(config: &Config, connections: usize) -> Result<http::Limits> {
     let tls = match (&config.tls_certificate, &config.tls_key) {
@@ -106,6 +112,12 @@ pub(super) fn limits(config: &Config, connections: usize) -> Result<http::Limits
     };
     Ok(http::Limits {
         connections,
+        client: Some(http::ClientLimit {
+            connections: config
+                .max_connections_per_client
+                .unwrap_or(connections.div_ceil(2)),
+            proxies: proxies(config),
+        }),
         timeouts: http::Timeouts {
             head: config.header_timeout,
             idle: config.idle_timeout,
@@ -123,6 +135,7 @@ fn admin_limits(config: &Config, connections: usize) -> Result<http::Limits> {
     Ok(http::Limits {
         tls: limits.tls.filter(|_| config.tls_admin),
         plain_on_loopback: true,
+        client: None,
         ..limits
     })
 }

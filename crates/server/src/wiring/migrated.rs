@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use towpath_core::database::Database;
 use towpath_core::{Error, ErrorKind, Result, retry};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::backends::migrate;
 use crate::telemetry::Health;
@@ -88,8 +88,9 @@ impl Migrated {
             match migrate(&self.database).await {
                 Ok(()) => drop(self.is_ready.send_replace(true)),
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
-                    let (url, error) = (&self.database.url, error.chain());
-                    warn!(database = url, error, "database unavailable; retrying");
+                    // [`Self::open`] has logged it.
+                    let error = error.chain();
+                    debug!(error, "database still unavailable; retrying");
                     health.set(DATABASE, Some(error));
                 }
                 Err(error) => return Err(error),
@@ -119,7 +120,7 @@ impl Migrated {
                     CHECK
                 }
                 Some(error) => {
-                    if attempts == 0 || !is_ready {
+                    if attempts == 0 && is_ready {
                         let url = &self.database.url;
                         warn!(database = url, error, "database unavailable; retrying");
                     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use reqwest::Url;
-use towpath_backends::embedded::RESERVE;
+use towpath_backends::embedded::{RESERVE, memory_limit};
 use towpath_core::backend::Backend;
 use towpath_core::database::Database;
 use towpath_core::{Clock, Error, Result, retry};
@@ -18,6 +18,7 @@ use super::migrated::Migrated;
 use super::run::closing_time;
 use super::stalls::Stalls;
 use crate::admin::{self, FleetListeners};
+use crate::apps::accounts::{RateLimitLayer, limited};
 use crate::auth::{Guard, Jwt, JwtSettings, KeyFile, Records, Table, Trail, store_records};
 use crate::config::{Config, Secret, on_loopback};
 use crate::documents::Part;
@@ -41,6 +42,10 @@ pub(super) struct Process<'a> {
     pub(super) alone: Alone,
     /// Open connections that each public listener may have.
     pub(super) connections: usize,
+    /// Limits of routes that have a listener of their own.
+    pub(super) limits: Option<RateLimitLayer>,
+    /// Bounds of the bodies of all listeners.
+    bodies: BodyReader,
     /// Calls that may wait for a disk.
     pub(super) stalls: Stalls,
     /// Checks the keys of every listener.
@@ -104,6 +109,8 @@ impl<'a> Process<'a> {
             supervisor,
             alone: Alone::default(),
             connections: max_connections(config),
+            limits: None,
+            bodies: BodyReader::new(config.body_timeout, body_memory(config)),
             stalls: Stalls::default(),
             guard,
             records,
@@ -196,9 +203,8 @@ impl<'a> Process<'a> {
     }
 
     fn edge_of(&self, in_flight: usize) -> RequestLayer {
-        let intake = BodyReader::new(self.config.body_timeout, self.config.max_body_memory);
         let sites = sites(self.config);
-        RequestLayer::new(self.metrics.clone(), in_flight, intake)
+        RequestLayer::new(self.metrics.clone(), in_flight, self.bodies.clone())
             .patience(self.config.disk_timeout)
             .secure(self.config.tls_certificate.is_some())
             .gate(move |head| sites.check(head))
@@ -263,6 +269,10 @@ impl<'a> Process<'a> {
         let cors = Cors::new(&self.config.cors_origins, self.config.cors_max_age)?;
         let table = Table::of(spec.parts);
         let edge = edge.guard(self.guard.clone(), table.clone()).cors(cors);
+        let router = match &self.limits {
+            Some(limits) => limited(router, limits.clone()),
+            None => router,
+        };
         let router = wrap(router, edge);
         let address = listener.start(router, self.config, &self.metrics, &mut self.supervisor)?;
         self.expose(spec.role, &table, &address.to_string());
@@ -326,6 +336,15 @@ pub(super) fn condition(
             Side::Sink => Source::Sink(task.clone()),
         };
         health.report(role, source, problem);
+    })
+}
+
+/// The configured memory of bodies, or a part of the process's limit.
+fn body_memory(config: &Config) -> usize {
+    const MOST: u64 = 256 << 20;
+    config.max_body_memory.unwrap_or_else(|| {
+        let part = usize::try_from((memory_limit() / 8).min(MOST)).unwrap_or(usize::MAX);
+        part.max(2 * config.max_body.max(config.max_batch_body))
     })
 }
 

@@ -106,6 +106,7 @@ pub async fn start(loaded: &Loaded, roles: &[Role], with_demo: bool) -> Result<S
     }
     let mut public = Public::default();
     if let Some(limits) = limits {
+        process.limits = Some(limits.clone().named_only());
         public.limit(limits);
     }
     if let Some(ingest) = ingest {

@@ -54,6 +54,7 @@ fn compose_files_are_accepted() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
+    write_secrets(folder.path());
     let mut count = 0;
     for file in deploy().join("compose").read_dir().unwrap() {
         let file = file.unwrap().path();
@@ -63,7 +64,7 @@ fn compose_files_are_accepted() {
         {
             let file = without_name(&file, folder.path());
             let mut compose = Command::new("docker-compose");
-            compose.env("API_KEY", "a-key-of-this-test");
+            compose.current_dir(folder.path());
             ok(compose.arg("-f").arg(&file).args(["config", "-q"]));
             count += 1;
         }
@@ -71,8 +72,15 @@ fn compose_files_are_accepted() {
     assert_eq!(count, 6);
 }
 
+/// Makes the `.env` of the Compose files, as an operator does.
+pub(crate) fn write_secrets(folder: &Path) {
+    let script = folder.join("secrets.sh");
+    std::fs::copy(deploy().join("compose/secrets.sh"), &script).unwrap();
+    ok(Command::new("sh").arg(&script));
+}
+
 /// A copy without the name of the project, which the Compose 1.29 of Debian does not know.
-fn without_name(file: &Path, folder: &Path) -> PathBuf {
+pub(crate) fn without_name(file: &Path, folder: &Path) -> PathBuf {
     let text = std::fs::read_to_string(file).unwrap();
     let (name, rest) = text.split_once('\n').unwrap();
     assert!(name.starts_with("name: towpath"), "{name}");
@@ -240,7 +248,8 @@ fn compose_keeps_dollars_and_gives_projects_names() {
     assert!(output.status.success(), "{output:?}");
     let mut compose = Command::new("docker-compose");
     let file = without_name(&files.join("compose/ingest.yaml"), &world.folder);
-    compose.arg("-f").arg(file);
+    write_secrets(&world.folder);
+    compose.current_dir(&world.folder).arg("-f").arg(file);
     let output = compose.arg("config").output().unwrap();
     let shown = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{output:?}");

@@ -278,3 +278,34 @@ fn every_difference_is_documented_and_every_documented_one_is_there() {
         "not documented: {lacking:#?}\ndocumented and not found: {stale:#?}"
     );
 }
+
+/// Whether a test of this path exists: `module::name`, or a module with `::` at its end.
+fn exists(path: &str) -> bool {
+    let folder = |tests: &str| format!("{}/{tests}", env!("CARGO_MANIFEST_DIR"));
+    let (module, name) = path.rsplit_once("::").unwrap();
+    [folder("tests/it"), folder("../backends/tests")]
+        .iter()
+        .map(|tests| format!("{tests}/{}.rs", module.replace("::", "/")))
+        .filter_map(|file| std::fs::read_to_string(file).ok())
+        .any(|text| name.is_empty() || text.contains(&format!("fn {name}(")))
+}
+
+#[test]
+fn each_step_of_the_replacing_guides_names_tests_that_exist() {
+    let page = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../docs/guides/replacing.md"
+    );
+    let page = std::fs::read_to_string(page).unwrap();
+    let (_, table) = page.split_once("| guide | step | test |").unwrap();
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with('|')).collect();
+    assert!(rows.len() > 12, "{rows:?}");
+    for row in &rows[1..] {
+        let tests = row.rsplit('|').nth(1).unwrap();
+        let named: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "{row}");
+        for path in named {
+            assert!(exists(path), "{path}");
+        }
+    }
+}

@@ -88,7 +88,7 @@ fn fleet_and_tasks_go_by_the_admin_token_from_any_folder() {
         "url=https://example.com/",
         "--wait",
     ]);
-    assert_eq!(published, "version 1 is published\napplied by 1 agent\n");
+    assert_eq!(published, "published version 1\napplied by 1 agent\n");
     assert!(run(&["fleet", "config", "get"]).contains("https://example.com/"));
     assert!(run(&["fleet", "agents"]).contains("active"));
     assert!(run(&["fleet", "audit"]).contains("publish"));

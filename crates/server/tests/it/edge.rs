@@ -31,10 +31,10 @@ fn a_list_is_not_an_object_and_an_unknown_field_is_not_ignored() {
     assert_eq!(worker.post("/hit", &[JSON], b"[null]").status, 400);
     let data = r#""data":{"url":"http://127.0.0.1:9/"}"#;
     for (body, reason) in [
-        ("[{\"url\":\"x\"}]".to_owned(), "expected an object"),
+        ("[{\"url\":\"x\"}]".to_owned(), "must be an object"),
         (
             format!("{{{data},\"rollout\":[[\"10%\"],1]}}"),
-            "expected an object",
+            "must be an object",
         ),
         (
             format!("{{{data},\"rolout\":{{\"steps\":[\"10%\"]}}}}"),

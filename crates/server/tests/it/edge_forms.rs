@@ -446,6 +446,18 @@ fn heads_that_cannot_be_served_are_refused() {
             "POST /enqueue HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: gzip, chunked",
             "501",
         ),
+        (
+            "GET /healthz HTTP/1.1\r\nhost: localhost\r\nexpect: 200-maybe",
+            "417",
+        ),
+        (
+            "GET /healthz HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue, 200-maybe",
+            "417",
+        ),
+        (
+            "GET /healthz HTTP/1.1\r\nhost: localhost\r\nexpect: 100-Continue",
+            "200",
+        ),
         ("GET /healthz HTTP/1.1\r\nhost: local<host", "400"),
         ("GET /healthz HTTP/1.1\r\nhost: user@localhost", "400"),
         ("GET /healthz HTTP/1.1\r\nhost: localhost:port", "400"),

@@ -552,7 +552,7 @@ fn the_command_line_reads_publishes_and_rolls_back() {
     let address = format!("url=http://{site}/");
     assert_eq!(
         world.ok(&["fleet", "config", "publish", &address]),
-        "version 1 is published\n"
+        "published version 1\n"
     );
     assert!(
         world

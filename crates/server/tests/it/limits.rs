@@ -1,7 +1,7 @@
 //! Clients that are slow, large or broken, while others are served.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit, setrlimit};
@@ -32,6 +32,7 @@ fn trickling_connections_end_at_their_deadline_while_others_are_served() {
     let mut world = World::new();
     world
         .set("TOWPATH_SERVER__MAX_CONNECTIONS", 12_000)
+        .set("TOWPATH_SERVER__MAX_CONNECTIONS_PER_CLIENT", 12_000)
         .set("TOWPATH_SERVER__HEADER_TIMEOUT", "3s")
         .set("TOWPATH_SERVER__BODY_TIMEOUT", "3s");
     let _running = world.up();
@@ -237,9 +238,19 @@ fn a_kept_connection_may_idle_longer_than_a_head_may_take() {
 fn connections_over_the_limit_get_an_answer_and_are_counted() {
     let mut world = World::new();
     world.limit_open_files(300);
+    world.set("TOWPATH_SERVER__MAX_CONNECTIONS_PER_CLIENT", 1_000);
     let running = world.up();
     assert!(running.log().contains("raise it (`ulimit -n`)"));
-    let held: Vec<TcpStream> = (0..150).map(|_| connect(world.http)).collect();
+    // Each has a part of a head: an idle one would give way.
+    let begin = |_| {
+        let mut stream = connect(world.http);
+        // One over the limit may be closed already.
+        stream.write_all(b"POST /enq").ok();
+        stream
+    };
+    let held: Vec<TcpStream> = (0..150).map(begin).collect();
+    // Until the server has read those parts.
+    std::thread::sleep(Duration::from_millis(500));
     wait_until("the limit", Duration::from_secs(5), || {
         let answer = raw(world.http, b"");
         answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("too many connections, try again\n")
@@ -252,6 +263,173 @@ fn connections_over_the_limit_get_an_answer_and_are_counted() {
         let answer = world.client().send("POST", "/enqueue", &[], b"again");
         answer.is_ok_and(|answer| answer.status == 200)
     });
+}
+
+/// A connection to the public listener from another address of this machine.
+fn connect_from(last: u8, to: SocketAddr) -> TcpStream {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&socket, &SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
+    connect(&socket, &to).unwrap();
+    let stream = TcpStream::from(socket);
+    stream
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    stream
+}
+
+#[test]
+fn one_client_takes_its_part_of_the_connections_and_idle_ones_give_way() {
+    let mut world = World::new();
+    world.set("TOWPATH_SERVER__MAX_CONNECTIONS", 20);
+    let running = world.spawn(&["run", "ingest.api"]);
+    running.wait_ready(&world);
+    // Half of them, unless configured.
+    let mut held: Vec<TcpStream> = (0..10).map(|_| connect_from(2, world.http)).collect();
+    wait_until("the client's limit", Duration::from_secs(5), || {
+        let answer = to_end(&mut connect_from(2, world.http));
+        answer.starts_with("HTTP/1.1 503 ")
+    });
+    let ask = |from: u8| {
+        let mut stream = connect_from(from, world.http);
+        stream
+            .write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            .unwrap();
+        let answer = read_answer(&mut std::io::BufReader::new(&stream), false).unwrap();
+        (stream, answer.status)
+    };
+    // These have had a request, and are idle now.
+    let kept: Vec<TcpStream> = (0..10)
+        .map(|_| {
+            let (stream, status) = ask(3);
+            assert_eq!(status, 200);
+            stream
+        })
+        .collect();
+    // All are open. A new client is served, and the connections that were idle for longest end.
+    let (mut last, status) = ask(4);
+    assert_eq!(status, 200);
+    assert_eq!(to_end(&mut held[0]), "");
+    last.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .unwrap();
+    let again = read_answer(&mut std::io::BufReader::new(&last), false).unwrap();
+    assert_eq!(again.status, 200, "it is the last to give way");
+    let of = |reason: &str| {
+        let labels = format!("{{listener=\"ingest.api\",reason=\"{reason}\"}}");
+        world.metric(&format!("towpath_http_connections_refused_total{labels}"))
+    };
+    assert!(of("client_limit") >= 1.0);
+    assert_eq!(of("limit"), 0.0);
+    let evicted = "towpath_http_connections_evicted_total{listener=\"ingest.api\"}";
+    assert!(world.metric(evicted) >= 1.0);
+    drop(kept);
+}
+
+#[test]
+fn a_batch_costs_the_limit_of_its_route_as_many_as_it_has_messages() {
+    let mut world = World::new();
+    world.set(
+        "TOWPATH_SERVER__LIMITS",
+        "/enqueue/batch=token_bucket:100:0.001/1s",
+    );
+    let running = world.spawn(&["run", "ingest.api"]);
+    running.wait_ready(&world);
+    let mut client = world.client();
+    let mut send = |count: usize| {
+        let ndjson = ("content-type", "application/x-ndjson");
+        client.post(
+            "/enqueue/batch",
+            &[ndjson],
+            "\"x\"\n".repeat(count).as_bytes(),
+        )
+    };
+    let answer = send(60);
+    let left = |answer: &crate::client::Answer| answer.headers["x-ratelimit-remaining"].clone();
+    assert_eq!((answer.status, &*left(&answer)), (200, "40"));
+    // Its first message is taken before the others are known.
+    let refused = send(60);
+    assert_eq!((refused.status, &*left(&refused)), (429, "39"));
+    assert!(refused.headers.contains_key("retry-after"));
+    assert_eq!(send(39).status, 200);
+    assert_eq!(send(1).status, 429);
+    let waiting = &world.json(&["queue", "show", "messages"])["ready"];
+    assert_eq!(waiting.as_u64(), Some(99), "nothing of a refused batch");
+    let mut world = World::new();
+    world.set("TOWPATH_SERVER__LIMITS", "*=sliding_window:100/1h");
+    let running = world.spawn(&["run", "ingest.api"]);
+    running.wait_ready(&world);
+    let body = "\"x\"\n".repeat(101);
+    let never = world.client().post("/enqueue/batch", &[], body.as_bytes());
+    assert_eq!(never.status, 413);
+    assert!(
+        never.text().contains("send smaller batches"),
+        "{}",
+        never.text()
+    );
+}
+
+/// Texts that are kept for hours or for ever have bounds.
+#[test]
+fn texts_of_anonymous_requests_are_bounded() {
+    let world = World::new();
+    let running = world.spawn(&["run", "ingest.api,orders.gateway,accounts.api"]);
+    running.wait_ready(&world);
+    let mut client = world.client();
+    let long = "x".repeat(257);
+    let json = ("content-type", "application/json");
+    let mut send = |method: &str, path: &str, body: &str| {
+        let sent = client.send(method, path, &[json], body.as_bytes());
+        sent.unwrap().status
+    };
+    let stock = format!("/inventory/{long}");
+    assert_eq!(send("PUT", &stock, r#"{"quantity":1}"#), 400);
+    for (id, sku, email) in [
+        (&*long, "sku", "a@example.com"),
+        ("id", &*long, "a@example.com"),
+        ("id", "sku", &*format!("{long}@example.com")),
+    ] {
+        let order = format!(r#"{{"id":"{id}","sku":"{sku}","qty":1,"email":"{email}"}}"#);
+        assert_eq!(send("POST", "/orders", &order), 400, "{order}");
+    }
+    for (name, email) in [(&*long, "a@example.com"), ("name", &*long)] {
+        let user = format!(r#"{{"name":"{name}","email":"{email}"}}"#);
+        let status = send("POST", "/api/users", &user);
+        assert!(matches!(status, 400 | 422), "{status}: {user}");
+    }
+    let bucket = format!("/api/bucket/consume?key={}", long.repeat(4));
+    assert_eq!(send("POST", &bucket, ""), 400);
+    let trace = format!("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-{long}");
+    let headers = [("traceparent", &*trace), ("tracestate", &*long.repeat(3))];
+    assert_eq!(client.post("/enqueue", &headers, b"traced").status, 200);
+    let (mut admin, bearer) = (world.admin_client(), world.bearer());
+    let token = [("authorization", bearer.as_str())];
+    let shown = admin.send("GET", "/v1/queues/messages/messages", &token, b"");
+    let shown = shown.unwrap().text();
+    assert!(
+        shown.contains("0af7651916cd43dd8448eb211c80319c"),
+        "{shown}"
+    );
+    assert!(!shown.contains("xxx"), "{shown}");
+}
+
+#[test]
+fn named_routes_of_every_listener_of_roles_have_limits() {
+    let mut world = World::new();
+    world.set(
+        "TOWPATH_SERVER__LIMITS",
+        "*=token_bucket:1:0.001/1s /hits=token_bucket:2:0.001/1s /inventory=token_bucket:3:0.001/1s",
+    );
+    let running = world.spawn(&["run", "orders.dashboard,fleet.worker"]);
+    running.wait_ready(&world);
+    let of = |address: SocketAddr, path: &str| {
+        let mut client = crate::client::Client::new(address);
+        let statuses = (0..4).map(|_| client.get(path).status);
+        statuses.collect::<Vec<u16>>()
+    };
+    assert_eq!(of(world.hits, "/hits"), [200, 200, 429, 429]);
+    assert_eq!(of(world.dashboard, "/inventory"), [200, 200, 200, 429]);
+    // `*` is of the public listener.
+    assert_eq!(of(world.dashboard, "/metrics"), [200; 4]);
 }
 
 #[test]

@@ -140,7 +140,7 @@ struct Group {
 
 impl Group {
     fn new(mebibytes: u64) -> Option<Self> {
-        let name = format!("towpath-test-{}", std::process::id());
+        let name = format!("towpath-test-{}-{mebibytes}", std::process::id());
         let one = PathBuf::from("/sys/fs/cgroup/memory").join(&name);
         let two = PathBuf::from("/sys/fs/cgroup").join(&name);
         let bytes = (mebibytes << 20).to_string();
@@ -256,6 +256,90 @@ fn a_full_control_group_refuses_starts_and_takes_again_after_its_queue_is_delete
     wait_until("intake to resume", Duration::from_secs(60), || {
         world.client().post("/enqueue", &[], b"more").status == 200
     });
+    let (status, log, _) = running.stop();
+    assert!(status.success(), "{log}");
+    assert_eq!(group.kills(), 0);
+}
+
+#[test]
+fn keys_of_batches_take_memory_for_a_digest_each_whatever_their_length() {
+    let world = World::new();
+    let running = world.spawn(&["run", "ingest.api"]);
+    running.wait_ready(&world);
+    let mut client = world.client();
+    let body = "\"x\"\n".repeat(2_000);
+    let mut send = |number: usize, length: usize| {
+        let key = format!("{number:0length$}");
+        let headers = [
+            ("content-type", "application/x-ndjson"),
+            ("idempotency-key", key.as_str()),
+        ];
+        client
+            .post("/enqueue/batch", &headers, body.as_bytes())
+            .status
+    };
+    // The first batch makes buffers and pools.
+    assert_eq!(send(0, 255), 200);
+    let before = resident(&running);
+    for number in 0..30 {
+        assert_eq!(send(number, 1_000), 400);
+    }
+    let grown = resident(&running).saturating_sub(before);
+    assert!(grown < 10 << 20, "{grown} bytes for keys that are refused");
+    for number in 1..=30 {
+        assert_eq!(send(number, 255), 200);
+    }
+    // The allocator gives unused pages back within ten seconds.
+    wait_until("little memory", Duration::from_secs(30), || {
+        resident(&running).saturating_sub(before) < 10 << 20
+    });
+}
+
+#[test]
+fn large_batches_at_once_stay_below_the_memory_limit_of_a_pod() {
+    // `resources.limits.memory` of the manifests.
+    let group = Group::new(512);
+    if !able("cgroup", group.is_some()) {
+        return;
+    }
+    let group = group.unwrap();
+    let mut world = World::new();
+    world.join_group(&group.folder);
+    world.set("TOWPATH_EMBEDDED__DURABILITY", "os");
+    let running = world.spawn(&["run", "ingest.api"]);
+    running.wait_ready(&world);
+    let line = format!("\"{}\"\n", "x".repeat(1_500));
+    let body = line.repeat(10_000);
+    let (statuses, peak) = std::thread::scope(|scope| {
+        let send = || {
+            let sent = world
+                .client()
+                .send("POST", "/enqueue/batch", &[], body.as_bytes());
+            // One that is refused early may see a reset.
+            sent.map_or(503, |answer| answer.status)
+        };
+        let senders: Vec<_> = (0..32).map(|_| scope.spawn(send)).collect();
+        let mut peak = 0;
+        while !senders
+            .iter()
+            .all(std::thread::ScopedJoinHandle::is_finished)
+        {
+            peak = peak.max(resident(&running));
+            // Often enough to see a body that is held.
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let statuses = senders.into_iter().map(|sender| sender.join().unwrap());
+        (statuses.collect::<Vec<u16>>(), peak)
+    });
+    assert!(peak < 300 << 20, "{} MiB", peak >> 20);
+    let taken = statuses.iter().filter(|status| **status == 200).count();
+    assert!(taken > 0, "{statuses:?}");
+    let others = statuses
+        .iter()
+        .all(|status| [200, 429, 503].contains(status));
+    assert!(others, "{statuses:?}");
+    let waiting = &world.json(&["queue", "show", "messages"])["ready"];
+    assert_eq!(waiting.as_u64(), Some(10_000 * taken as u64));
     let (status, log, _) = running.stop();
     assert!(status.success(), "{log}");
     assert_eq!(group.kills(), 0);

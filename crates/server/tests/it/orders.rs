@@ -675,6 +675,10 @@ fn a_webhook_that_was_unavailable_is_called_once_when_it_is_back() {
             show(&world, &format!("o{number}"))["notification"]["status"] == "retrying"
         })
     });
+    // A notifier of the reference system would take a claim for a sent notification.
+    wait_until("the claims of failed attempts to be released", SOON, || {
+        !world.ok(&["kv", "keys", "notif:"]).contains("notif:")
+    });
     receiver.away.store(false, Ordering::SeqCst);
     for number in 0..20 {
         let known = wait_notified(&world, &format!("o{number}"));

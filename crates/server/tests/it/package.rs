@@ -15,6 +15,13 @@ fn root() -> PathBuf {
 
 /// Packages the binary of the tests, as `cargo deb` does the released one.
 fn package(folder: &Path, version: &str) {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let notices = Command::new(workspace.join("scripts/notices"))
+        .arg("target/notices")
+        .current_dir(&workspace)
+        .output()
+        .unwrap();
+    assert!(notices.status.success(), "{notices:?}");
     let target = folder.join("target");
     let binary = target.join("release/towpath");
     std::fs::create_dir_all(binary.parent().unwrap()).unwrap();
@@ -139,6 +146,10 @@ fn the_package_is_installed_run_upgraded_and_purged() {
         ("disabled", "inactive"),
         "it starts on request only: {installed}"
     );
+    let documents = machine.run("ls /usr/share/doc/towpath");
+    for file in ["LICENSE-MIT", "THIRD-PARTY-NOTICES.txt", "towpath.cdx.json"] {
+        assert!(documents.lines().any(|line| line == file), "{documents}");
+    }
     // The settings of the machine, and its own user without any rights.
     machine.run("echo QUEUE_NAME=jobs >> /etc/towpath/environment");
     // The file of the operator counts where the environment says nothing.

@@ -140,16 +140,20 @@ fn the_tour_of_users_runs_as_written() {
 
 #[test]
 fn the_tour_of_the_fleet_runs_as_written() {
-    let world = World::new();
+    let mut world = World::new();
+    // As the line above the block says.
+    world.set("TOWPATH_FLEET__WORKER__ALLOW", "127.0.0.1");
     let _running = world.up();
     let hits = world.hits.to_string();
-    let words = [("localhost:6002", &*hits)];
+    let http = world.http.to_string();
+    let words = [("localhost:6002", &*hits), ("127.0.0.1:8080", &*http)];
     let output = walk(&world, "fleet", &words);
     for expected in [
-        "version 1 is published\napplied by 1 agent\n",
+        "published version 1\napplied by 1 agent\n",
         "active",
-        "https://example.com/",
         "\"status\":\"queued\"",
+        "completed  200",
+        "/healthz",
     ] {
         assert!(output.contains(expected), "{expected}: {output}");
     }

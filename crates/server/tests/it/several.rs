@@ -1,7 +1,7 @@
 //! Several processes on one machine: each takes an admin port of its own, and the command line finds the one it needs.
 
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -151,6 +151,49 @@ fn each_takes_an_admin_port_and_is_found_by_its_roles() {
     }
     let text = String::from_utf8(elsewhere.run(&["ps"]).stderr).unwrap();
     assert!(text.contains("no Towpath process"), "{text}");
+}
+
+#[test]
+fn a_process_that_hangs_is_named_within_seconds() {
+    let Some(network) = Network::new() else {
+        return;
+    };
+    let one = network.world(None);
+    let two = network.world(Some(&one));
+    let elsewhere = network.world(Some(&one));
+    let healthy = started(&one, "ingest.api", 1);
+    let hung = started(&two, "orders.dashboard", 2);
+    hung.signal("-STOP");
+    let named = format!(
+        "the process at http://127.0.0.1:7071 (pid {}, orders.dashboard) did not answer within 5 s",
+        hung.id()
+    );
+    let began = Instant::now();
+    let output = elsewhere.run(&["status"]);
+    assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+    assert!(said(&output).contains(&named), "{}", said(&output));
+    // The other one is reported all the same.
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    let title = format!(
+        "127.0.0.1:7070  pid {}  ingest.api: no problems\n",
+        healthy.id()
+    );
+    assert_eq!(shown, title);
+    let output = two.run(&["health"]);
+    assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+    assert!(said(&output).contains(&named), "{}", said(&output));
+    // It does not take the process for one that is not running.
+    let output = two.run(&["doctor"]);
+    assert_eq!(output.status.code(), Some(5));
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        shown.contains(&format!("FAIL  process: {named}")),
+        "{shown}"
+    );
+    assert!(!shown.contains("is in use by"), "{shown}");
+    assert!(began.elapsed() < Duration::from_secs(25));
+    hung.signal("-CONT");
+    assert_eq!(two.ok(&["status"]), "no problems\n");
 }
 
 #[test]

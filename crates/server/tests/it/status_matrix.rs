@@ -19,15 +19,15 @@ use crate::process::{World, able, free_ports, wait_until};
 const SHOWN: Duration = Duration::from_secs(20);
 
 /// A fault, and its consequences.
-struct Row<'a> {
-    what: &'static str,
+pub(crate) struct Row<'a> {
+    pub(crate) what: &'static str,
     /// Breaks it, or repairs it.
-    set: Box<dyn FnMut(bool) + 'a>,
+    pub(crate) set: Box<dyn FnMut(bool) + 'a>,
     /// The one problem, and the beginning of its subject.
-    problem: (&'static str, String),
+    pub(crate) problem: (&'static str, String),
     /// What its cause names.
-    cause: &'static str,
-    unready: &'static [&'static str],
+    pub(crate) cause: &'static str,
+    pub(crate) unready: &'static [&'static str],
 }
 
 /// Name, subject and cause of each problem.
@@ -57,7 +57,7 @@ fn unready(world: &World) -> (usize, BTreeSet<String>) {
 }
 
 /// Breaks one after the other; the previous one is repaired in the same moment.
-fn walk(world: &World, rows: Vec<Row<'_>>) {
+pub(crate) fn walk(world: &World, rows: Vec<Row<'_>>) {
     wait_until("no problems", SHOWN, || problems(world).is_empty());
     let (count, down) = unready(world);
     assert!(count >= 10 && down.is_empty(), "{down:?} of {count}");

@@ -50,7 +50,7 @@ pub fn trusting_also(file: &Path) -> Result<ClientConfig> {
 /// The configuration of a client that shows this certificate, and also trusts the authorities in `ca`; all PEM files.
 ///
 /// # Errors
-/// `Invalid` when a file cannot be read, or certificate and key do not belong together.
+/// `Invalid` when a file cannot be read, or the key is not that of the certificate.
 pub fn with_identity(ca: Option<&Path>, certificate: &Path, key: &Path) -> Result<ClientConfig> {
     let roots = match ca {
         Some(ca) => roots_and(ca)?,
@@ -61,7 +61,7 @@ pub fn with_identity(ca: Option<&Path>, certificate: &Path, key: &Path) -> Resul
     let config = ClientConfig::builder().with_root_certificates(roots);
     config.with_client_auth_cert(chain, key).map_err(|error| {
         let file = certificate.display();
-        Error::invalid(format!("`{file}` and its key do not belong together")).with_source(error)
+        Error::invalid(format!("`{file}` does not match its private key")).with_source(error)
     })
 }
 

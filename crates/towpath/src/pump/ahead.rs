@@ -46,14 +46,14 @@ impl<'a> Ahead<'a> {
 
     /// Asks for the next batch.
     pub(super) fn begin(&mut self, max: usize) {
-        let asked = LeaseCall {
+        let call = LeaseCall {
             at: SystemTime::now(),
             max,
         };
         let pump = self.pump;
         self.call = Some(Box::pin(async move {
             let leased = pump.consumer.lease(max, max).await;
-            (asked, leased)
+            (call, leased)
         }));
     }
 

@@ -252,19 +252,19 @@ impl Destination {
     ) -> Duration {
         let now = Instant::now();
         let mut state = self.lock();
-        let asked = after.unwrap_or_default().min(LONGEST_PAUSE);
+        let requested = after.unwrap_or_default().min(LONGEST_PAUSE);
         let pause = match state.phase {
             // Deliveries that began before the pause say nothing new, but how long to wait.
             Phase::Paused { until } if !is_trial => {
-                let until = until.max(now + asked);
+                let until = until.max(now + requested);
                 state.phase = Phase::Paused { until };
                 return behind(until.saturating_duration_since(now));
             }
-            Phase::Trial if !is_trial => return behind(asked.max(DURING_TRIAL)),
+            Phase::Trial if !is_trial => return behind(requested.max(DURING_TRIAL)),
             _ => {
                 state.failures += 1;
                 let drawn = PAUSES.next_delay(state.failures, &mut rand::rng());
-                drawn.max(jittered(asked))
+                drawn.max(jittered(requested))
             }
         };
         if cause == Cause::Overloaded {
@@ -426,8 +426,8 @@ impl Drop for Call<'_> {
 }
 
 /// The requested delay and up to a quarter more, so that not all messages return in one moment.
-fn jittered(asked: Duration) -> Duration {
-    asked + asked.mul_f64(rand::rng().random_range(0.0..0.25))
+fn jittered(delay: Duration) -> Duration {
+    delay + delay.mul_f64(rand::rng().random_range(0.0..0.25))
 }
 
 /// Later than the trial, so that another message makes it.

@@ -11,6 +11,7 @@ use towpath_core::{Attempt, Delivery, Error, ErrorKind, Result, Timestamp};
 use tracing::{debug, error, warn};
 
 use super::{BACKEND, Pump, drawn};
+use crate::failures::log_failure;
 use crate::supervisor::Stop;
 
 /// Delay of a message whose settlement the backend refuses.
@@ -122,7 +123,7 @@ impl<'a> Settling<'a> {
             Some(error) => {
                 self.failures += 1;
                 let attempt = self.failures;
-                warn!(error = error.chain(), attempt, "settle failed; retrying");
+                log_failure("settle failed; retrying", &error);
                 self.not_before = Some(Instant::now() + drawn(&BACKEND, attempt));
             }
         }

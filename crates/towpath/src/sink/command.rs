@@ -237,7 +237,7 @@ fn variables(delivery: &Delivery) -> Vec<(String, String)> {
 /// Feeds the command, listens to its standard error, and waits for its end.
 async fn finish(child: &mut Child, message: &Message) -> Outcome {
     let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
-    let mut said = Vec::new();
+    let mut output = Vec::new();
     let status = {
         let feed = async {
             if let Some(mut stdin) = stdin {
@@ -245,7 +245,7 @@ async fn finish(child: &mut Child, message: &Message) -> Outcome {
                 stdin.write_all(&message.payload).await.ok();
             }
         };
-        let talk = async { tokio::join!(feed, listen(stderr, &mut said)) };
+        let talk = async { tokio::join!(feed, listen(stderr, &mut output)) };
         let mut talk = std::pin::pin!(talk);
         let mut talking = true;
         let status = loop {
@@ -260,8 +260,8 @@ async fn finish(child: &mut Child, message: &Message) -> Outcome {
         }
         status
     };
-    let said = String::from_utf8_lossy(&said);
-    let last = said
+    let output = String::from_utf8_lossy(&output);
+    let last = output
         .lines()
         .rev()
         .find(|line| !line.trim().is_empty())
@@ -286,13 +286,13 @@ async fn finish(child: &mut Child, message: &Message) -> Outcome {
 }
 
 /// Keeps the end of standard error.
-async fn listen(stderr: Option<ChildStderr>, said: &mut Vec<u8>) {
+async fn listen(stderr: Option<ChildStderr>, output: &mut Vec<u8>) {
     let Some(mut stderr) = stderr else { return };
     let mut buffer = [0; 1024];
     while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
-        said.extend_from_slice(&buffer[..count]);
-        let excess = said.len().saturating_sub(ERROR_BYTES);
-        said.drain(..excess);
+        output.extend_from_slice(&buffer[..count]);
+        let excess = output.len().saturating_sub(ERROR_BYTES);
+        output.drain(..excess);
     }
 }
 

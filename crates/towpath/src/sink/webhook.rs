@@ -155,8 +155,8 @@ pub async fn post(
     let mut room = ANSWER_BYTES;
     // Whether the body ends well does not matter.
     while let Ok(Some(chunk)) = response.chunk().await {
-        let wanted = attempt::ANSWER_BYTES.saturating_sub(body.len());
-        body.extend_from_slice(&chunk[..chunk.len().min(wanted)]);
+        let kept = attempt::ANSWER_BYTES.saturating_sub(body.len());
+        body.extend_from_slice(&chunk[..chunk.len().min(kept)]);
         room = room.saturating_sub(chunk.len());
         if room == 0 {
             break;
@@ -181,9 +181,9 @@ fn outcome(status: StatusCode, headers: &HeaderMap, body: &[u8], clock: &dyn Clo
     if status.is_success() {
         return Outcome::Done;
     }
-    let mut said = format!("HTTP {status}");
+    let mut reason = format!("HTTP {status}");
     if status.is_redirection() {
-        said.push_str("; redirects are not followed, set the URL it leads to");
+        reason.push_str("; redirects are not followed, set the URL it leads to");
     }
     let after = retry_after(headers, clock);
     if let Some(cause) = unavailable(status) {
@@ -191,19 +191,22 @@ fn outcome(status: StatusCode, headers: &HeaderMap, body: &[u8], clock: &dyn Clo
         return Outcome::Unavailable {
             cause,
             after,
-            error: said,
+            error: reason,
         };
     }
     let body = String::from_utf8_lossy(&body[..body.len().min(REASON_BYTES)]);
     let words: Vec<&str> = body.split_whitespace().collect();
     if !words.is_empty() {
-        said.push_str(": ");
-        said.push_str(&words.join(" "));
+        reason.push_str(": ");
+        reason.push_str(&words.join(" "));
     }
     if status.is_client_error() && !NOT_THE_MESSAGE.contains(&status) {
-        return Outcome::Reject { reason: said };
+        return Outcome::Reject { reason };
     }
-    Outcome::Retry { after, error: said }
+    Outcome::Retry {
+        after,
+        error: reason,
+    }
 }
 
 /// Whether a text can sign: `whsec_` and base64 of at least one byte.

@@ -69,28 +69,45 @@ local OP = 6
 local AT_ONCE = 1000
 
 -- The content of a key: `value` or `fields`, or neither when it is absent.
-local function slot_of(draft, key)
+local function slot_of_key(key, op)
+  -- A failed read counts in the error statistics of the server, so a key of fields is asked for its type first.
+  local value = op ~= 'field' and redis.pcall('GET', key)
+  if type(value) == 'string' then return { there = true, value = value } end
+  if op ~= 'field' and not value then return { there = false } end
+  local kind = redis.call('TYPE', key).ok
+  if kind == 'none' then return { there = false } end
+  if kind == 'hash' then return { there = true, hash = true, fields = {} } end
+  if kind ~= 'string' then refuse('WRONGTYPE', kind, 'string', key) end
+  if value then error(value.err, 0) end
+  return { there = true, value = call('GET', key) }
+end
+
+-- A slot of an earlier draft, to be changed without changing that draft.
+local function copy_of(slot)
+  local copy = {}
+  for name, value in pairs(slot) do copy[name] = value end
+  if slot.fields then copy.fields = { unpack(slot.fields) } end
+  return copy
+end
+
+local function slot_of(draft, key, before, op)
   if draft[key] then return draft[key] end
-  local kind, slot = redis.call('TYPE', key).ok, { there = false }
-  if kind == 'string' then
-    slot = { there = true, value = call('GET', key) }
-  elseif kind == 'hash' then
-    slot = { there = true, hash = true, fields = {} }
-  elseif kind ~= 'none' then
-    refuse('WRONGTYPE', kind, 'string', key)
-  end
+  local slot = before and before[key] and copy_of(before[key]) or slot_of_key(key, op)
+  -- Its type is known, so `allow` need not ask for it.
+  kinds[key] = kinds[key] or false
   draft[key] = slot
   draft.order[#draft.order + 1] = key
   return slot
 end
 
--- Applies the ops of the arguments to a draft. Returns the draft and the values, or the refusal.
-local function plan(args, from, to)
+-- Applies the ops of the arguments to a draft, after those of the draft `before`. Returns the draft and the values, or
+-- nothing and the refusal.
+local function plan(args, from, to, before)
   local draft, values = { order = {} }, {}
   local index = 0
   for at = from, to, OP do
     local kind, key, a, b, c, ttl = args[at], args[at + 1], args[at + 2], args[at + 3], args[at + 4], args[at + 5]
-    local slot = slot_of(draft, key)
+    local slot = slot_of(draft, key, before, kind)
     local function put(value)
       slot.there, slot.hash, slot.value, slot.changed = true, false, value, true
       slot.replaced, slot.ttl = true, ttl ~= '' and ttl or 'none'

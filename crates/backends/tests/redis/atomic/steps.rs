@@ -57,7 +57,7 @@ steps! { QUEUE: enqueue_some 40; lease_some 80; give_up_a_consumer 40; }
 steps! { SETTLE: settle_all_ways 60; extend_one 15; }
 steps! { OPERATE: peek 30; count 30; purge 50; list_dead_letters 8; redrive 40; drop_dead 20; }
 steps! { STREAM: append_some 10; make_a_group 6; seek_a_group 8; delete_a_group 8; read_new 15; commit_some 10; claim_some 15; leave 8; trim_finished 4; trim_all 8; stream_stats 4; range 2; }
-steps! { EFFECTS: commit_keys 10; take_limits 8; publish_some 40; apply_everything 80; }
+steps! { EFFECTS: commit_keys 10; commit_keys_together 10; take_limits 8; publish_some 40; apply_everything 80; }
 
 pub(super) const MAINTAIN: &[Step] = &[
     Step {
@@ -299,6 +299,18 @@ async fn commit_keys(backend: Backend, _: Fixture) -> Result<()> {
         .commit(ops())
         .await
         .map(drop)
+}
+
+/// Callers with the same ops: the last two share a script, and what fails one of them fails each.
+async fn commit_keys_together(backend: Backend, _: Fixture) -> Result<()> {
+    let kv = backend.kv.expect("redis has keys");
+    let calls = (0..3).map(|_| kv.commit(ops()));
+    let outcomes = futures_util::future::join_all(calls).await;
+    let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+    assert!([0, outcomes.len()].contains(&failed), "{outcomes:?}");
+    outcomes
+        .into_iter()
+        .try_for_each(|outcome| outcome.map(drop))
 }
 
 async fn take_limits(backend: Backend, _: Fixture) -> Result<()> {

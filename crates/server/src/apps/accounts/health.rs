@@ -13,13 +13,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::StatusCode;
 use serde_json::{Value, json};
-use towpath_core::Result;
 use towpath_core::port::Outbox;
-use tracing::warn;
+use towpath_core::{Error, Result};
 
 use super::limiter::Limiter;
 use crate::http::extract::Json;
-use crate::telemetry::LastCall;
+use crate::telemetry::{LastCall, log_failure};
 
 /// The checks.
 #[derive(Clone)]
@@ -88,7 +87,8 @@ fn answers(store: &str, answer: Result<()>, calls: &LastCall) -> bool {
     let problem = answer.err().map(|error| error.chain());
     let problem = problem.or_else(|| calls.problem());
     if let Some(problem) = &problem {
-        warn!(store, problem, "health check failed");
+        let error = Error::unavailable(format!("{store}: {problem}"));
+        log_failure("health check failed", &error);
     }
     problem.is_none()
 }

@@ -8,9 +8,8 @@ use towpath_core::limiter::{self, Amount, Decision, State};
 use towpath_core::port::RateLimit;
 use towpath_core::port::rate_limit::Take;
 use towpath_core::{Clock, Error, ErrorKind, Result};
-use tracing::warn;
 
-use crate::telemetry::{LastCall, Metrics};
+use crate::telemetry::{LastCall, Metrics, log_failure};
 
 use super::rule::{OnFailure, Rule, Rules};
 
@@ -138,10 +137,10 @@ impl Limiter {
     /// The store's decisions; those of the rules when it is unavailable.
     fn or_without(
         &self,
-        asked: Result<Vec<Decision>>,
+        outcome: Result<Vec<Decision>>,
         requests: &[LimitRequest<'_>],
     ) -> Result<Vec<Decision>> {
-        let error = match asked {
+        let error = match outcome {
             Err(error) => error,
             answered => return answered,
         };
@@ -151,10 +150,7 @@ impl Limiter {
         {
             return Err(error);
         }
-        warn!(
-            error = error.chain(),
-            "rate limit store unavailable; deciding without it"
-        );
+        log_failure("rate limit store unavailable; deciding without it", &error);
         self.without_store(requests)
     }
 

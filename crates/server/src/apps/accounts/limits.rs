@@ -15,7 +15,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use towpath_core::limiter::{Amount, Decision, Policy};
 use towpath_core::{Error, ErrorKind};
-use tracing::warn;
 
 use super::limiter::{KEY_BYTES, LimitRequest, Limiter};
 use super::rule::Rule;
@@ -23,6 +22,7 @@ use crate::http::Asking;
 use crate::http::error::{Form, Problem};
 use crate::http::extract::{Json, Query};
 use crate::http::json::{self, Object};
+use crate::telemetry::log_failure;
 
 /// Takes of one bulk request.
 const MOST_TAKES: usize = 1_000;
@@ -96,7 +96,7 @@ fn undecided(error: &Error) -> Problem {
     if error.kind() == ErrorKind::Invalid {
         return bad("invalid_tokens", error.to_string());
     }
-    warn!(error = error.chain(), "rate limit decision failed");
+    log_failure("rate limit decision failed", error);
     let text = error.unknown_or("rate-limit store unavailable; retry later");
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, text)
         .code("bucket_error")
@@ -287,10 +287,7 @@ fn number(value: f64) -> Value {
 
 fn key(key: &str) -> Result<&str, Problem> {
     match key.trim() {
-        "" => Err(bad(
-            "missing_key",
-            "the parameter `key` says which bucket; it is missing",
-        )),
+        "" => Err(bad("missing_key", "query parameter `key` is required")),
         key if key.len() > KEY_BYTES || key.contains(char::is_control) => {
             let text =
                 format!("`key` must have at most {KEY_BYTES} bytes and no control characters");

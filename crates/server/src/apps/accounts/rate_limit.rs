@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
@@ -18,7 +18,8 @@ use super::limiter::{LimitRequest, Limiter};
 use super::limits::{rate_headers, seconds};
 use super::rule::Rule;
 use crate::http::error::Problem;
-use crate::http::{Peer, is_probe};
+use crate::http::{BatchCost, Peer, client_block, is_probe};
+use crate::telemetry::log_failure;
 use towpath::net::cidr;
 
 /// The header that proxies say the client's address in.
@@ -54,6 +55,19 @@ impl RateLimitLayer {
             proxies: proxies.collect::<Result<Vec<_>>>()?.into(),
             unreadable: Arc::new(Once::new()),
         })
+    }
+
+    /// The same for a listener beside the public one: only routes that are named have limits, because agents and
+    /// workers depend on the others.
+    #[must_use]
+    pub fn named_only(mut self) -> Self {
+        let named = self.rules.iter().filter(|(route, _)| *route != ANY);
+        self.rules = Arc::new(
+            named
+                .map(|(route, rule)| (route.clone(), rule.clone()))
+                .collect(),
+        );
+        self
     }
 
     /// The limit of a route and its name.
@@ -131,54 +145,97 @@ pub fn limited(routes: Router, limits: RateLimitLayer) -> Router {
     routes.layer(from_fn_with_state(limits, pass))
 }
 
-async fn pass(State(layer): State<RateLimitLayer>, request: Request, next: Next) -> Response {
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map(MatchedPath::as_str);
+async fn pass(State(layer): State<RateLimitLayer>, mut request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map(MatchedPath::as_str);
     let peer = request.extensions().get::<Peer>().copied();
     let (Some((name, rule)), Some(Peer(peer))) = (layer.rule(route.unwrap_or_default()), peer)
     else {
         return next.run(request).await;
     };
-    let client = match layer.client(peer.ip(), request.headers()) {
-        // The owner of one address of the block has them all.
-        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
-        address => address,
+    let client = client_block(layer.client(peer.ip(), request.headers()));
+    let limit = Limit {
+        limiter: layer.limiter.clone(),
+        // The first character is one that no key of the API may have.
+        key: format!("\u{1}{name}\u{1}{client}"),
+        rule: rule.clone(),
+        last: Mutex::default(),
     };
-    // The first character is one that no key of the API may have.
-    let key = format!("\u{1}{name}\u{1}{client}");
-    let requests = [LimitRequest {
-        key: &key,
-        rule,
-        amount: Amount::whole(1),
-    }];
-    let decision = match layer.limiter.take_any(&requests).await {
-        Ok(decisions) => decisions.into_iter().next(),
-        Err(error) => {
-            tracing::warn!(error = error.chain(), "rate limit decision failed");
-            let text = "Rate limiting temporarily unavailable";
-            return Problem::new(StatusCode::SERVICE_UNAVAILABLE, text)
-                .retry_after(1)
-                .into_response();
+    let limit = Arc::new(limit);
+    let mut response = match limit.take(1).await {
+        Err(refusal) => refusal.into_response(),
+        Ok(()) => {
+            let charged = Arc::clone(&limit);
+            request.extensions_mut().insert(BatchCost::new(move |rest| {
+                let charged = Arc::clone(&charged);
+                Box::pin(async move { charged.take_rest(rest).await })
+            }));
+            next.run(request).await
         }
     };
-    let Some(decision) = decision else {
-        return next.run(request).await;
-    };
-    let mut response = match decision.allowed {
-        true => next.run(request).await,
-        false => {
-            let after = seconds(decision.retry_after).max(1);
-            let text = format!("Rate limit exceeded. Try again after {after} seconds.");
-            Problem::new(StatusCode::TOO_MANY_REQUESTS, text)
-                .retry_after(after)
-                .text()
-                .into_response()
-        }
-    };
-    set_headers(response.headers_mut(), rule, &decision);
+    let last = limit.last.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(decision) = &*last {
+        set_headers(response.headers_mut(), rule, decision);
+    }
+    drop(last);
     response
+}
+
+/// The limit of one request's route and client.
+struct Limit {
+    limiter: Limiter,
+    key: String,
+    rule: Rule,
+    /// The latest decision, which the headers of the answer show.
+    last: Mutex<Option<Decision>>,
+}
+
+impl Limit {
+    /// Takes the messages of a batch beyond its first, which is taken already.
+    ///
+    /// # Errors
+    /// The refusal.
+    async fn take_rest(&self, rest: u64) -> std::result::Result<(), Problem> {
+        let (count, capacity) = (rest + 1, self.rule.policy.capacity());
+        if Amount::whole(count) > capacity {
+            let most = capacity.as_micros() / 1_000_000;
+            let text = format!(
+                "a batch of {count} messages never fits into the rate limit of {most}; send smaller batches"
+            );
+            return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, text));
+        }
+        self.take(rest).await
+    }
+
+    /// Takes this many messages.
+    ///
+    /// # Errors
+    /// The refusal.
+    async fn take(&self, messages: u64) -> std::result::Result<(), Problem> {
+        let amount = Amount::whole(messages);
+        let requests = [LimitRequest {
+            key: &self.key,
+            rule: &self.rule,
+            amount,
+        }];
+        let decided = self.limiter.take_any(&requests).await.map_err(|error| {
+            log_failure("rate limit decision failed", &error);
+            let text = "Rate limiting temporarily unavailable";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(1)
+        })?;
+        let Some(decision) = decided.into_iter().next() else {
+            return Ok(());
+        };
+        let (allowed, after) = (decision.allowed, seconds(decision.retry_after).max(1));
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(decision);
+        if allowed {
+            return Ok(());
+        }
+        let text = format!("Rate limit exceeded. Try again after {after} seconds.");
+        Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, text)
+            .retry_after(after)
+            .text())
+    }
 }
 
 /// State of the limit in headers, unless the answer is about another limit already.

@@ -284,7 +284,7 @@ fn shown(user: &User) -> Response {
 fn parse(body: &[u8]) -> Result<UserRequest, Problem> {
     let bad = |text: &str| Problem::new(StatusCode::BAD_REQUEST, text);
     let fields: UserRequest = json::object(body).map_err(|refusal| match refusal.is_json {
-        true => bad(&format!("the body: {}", refusal.reason)),
+        true => bad(&refusal.reason),
         // The contract's text.
         false => bad("Invalid JSON"),
     })?;
@@ -330,14 +330,14 @@ fn user_id(text: &str) -> Result<Uuid, Problem> {
 /// The version that a change must find, when the client names any; those who change the user meanwhile are refused by
 /// the database.
 async fn version(api: &UserApi, id: Uuid, headers: &HeaderMap) -> Result<Option<u64>, Problem> {
-    let wanted = Preconditions::of(headers);
-    if !wanted.is_some() {
+    let preconditions = Preconditions::of(headers);
+    if !preconditions.is_some() {
         return Ok(None);
     }
     let user = api.users.find(id).await?.ok_or_else(absent)?;
     let tag = user.version.to_string();
-    match wanted.check(Some(&[tag.as_str()])) {
-        Ok(()) => Ok(Some(user.version).filter(|_| wanted.if_match != Some(Tags::Any))),
+    match preconditions.check(Some(&[tag.as_str()])) {
+        Ok(()) => Ok(Some(user.version).filter(|_| preconditions.if_match != Some(Tags::Any))),
         Err(Unmet::Match) => Err(another_version(user.version)),
         Err(Unmet::NoneMatch) => {
             let text = format!(

@@ -27,7 +27,7 @@ use uuid::Uuid;
 use super::agent_client::AgentClient;
 use super::auth::API_KEY;
 use super::config::{Config, follows};
-use crate::telemetry::Health;
+use crate::telemetry::{Health, log_failure};
 use crate::token::Token;
 use towpath::supervisor::Stop;
 
@@ -136,7 +136,7 @@ impl Agent {
                 }
                 Err(error) => {
                     let pause = backoff.next().max(error.retry_after().unwrap_or_default());
-                    warn!(error = error.chain(), ?pause, "retrying");
+                    log_failure("poll of the controller failed; retrying", &error);
                     self.health.set(ROLE, Some(error.chain()));
                     pause
                 }
@@ -237,7 +237,7 @@ impl Agent {
         let registered: Registered = answer.data().context(context)?;
         let (agent, controller, hostname) =
             (registered.agent_id, &self.controller, &self.place.hostname);
-        info!(%agent, controller, hostname, ip_address, "registered");
+        info!(%agent, controller, hostname, ip_address, "agent registered");
         state.agent_id = Some(registered.agent_id);
         state.agent_key = registered.agent_key;
         (state.is_registered, state.is_reported) = (true, false);
@@ -311,7 +311,7 @@ impl Agent {
         info!(
             version = config.version,
             workers = self.workers.len(),
-            "applied"
+            "configuration applied"
         );
         state.config = Some(config);
         // The next turn checks the workers' versions, and reports them.

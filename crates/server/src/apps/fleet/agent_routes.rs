@@ -63,10 +63,10 @@ async fn register(
     headers: HeaderMap,
     body: Bytes,
 ) -> Answer {
-    let said: Registration = parse_of_program(&body, REGISTRATION)?;
+    let registration: Registration = parse_of_program(&body, REGISTRATION)?;
     for (name, text) in [
-        ("hostname", &said.hostname),
-        ("ip_address", &said.ip_address),
+        ("hostname", &registration.hostname),
+        ("ip_address", &registration.ip_address),
     ] {
         if text.is_empty() || text.chars().count() > 255 {
             return Err(Failure::invalid(format!(
@@ -74,18 +74,20 @@ async fn register(
             )));
         }
     }
-    let port = u16::try_from(said.port).ok().filter(|port| *port > 0);
+    let port = u16::try_from(registration.port)
+        .ok()
+        .filter(|port| *port > 0);
     let port = port.ok_or_else(|| Failure::invalid("`port` is required, 1 to 65535"))?;
     let key = new_agent_key()?;
     let info = AgentInfo {
-        hostname: said.hostname,
-        ip_address: said.ip_address,
+        hostname: registration.hostname,
+        ip_address: registration.ip_address,
         port,
-        labels: json!(said.labels).to_string(),
+        labels: json!(registration.labels).to_string(),
     };
     let failed = |error| Failure::from(error).code("REGISTRATION_FAILED");
     let store = controller.store();
-    let known = match &said.agent_key {
+    let known = match &registration.agent_key {
         Some(old) => store.agent_of(&fingerprint(old)).await.map_err(failed)?,
         None => None,
     };

@@ -86,12 +86,12 @@ impl Handler for Callbacks {
             Err(after) => return deferred(after),
         };
         let clock = self.destinations.clock();
-        let said = match post(&self.egress, &url, headers, payload.clone(), clock).await {
-            Ok(said) => said,
+        let outcome = match post(&self.egress, &url, headers, payload.clone(), clock).await {
+            Ok(outcome) => outcome,
             Err(error) if error.kind() == ErrorKind::Invalid => reject(error.chain()),
             Err(error) => unanswered(&error),
         };
-        request.end(delivery, said)
+        request.end(delivery, outcome)
     }
 
     fn destination(&self) -> Option<&Destination> {

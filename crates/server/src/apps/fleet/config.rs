@@ -118,9 +118,9 @@ impl Config {
     ///
     /// # Errors
     /// The precondition that it does not meet.
-    pub(super) fn check(&self, wanted: &Preconditions) -> std::result::Result<(), Unmet> {
+    pub(super) fn check(&self, preconditions: &Preconditions) -> std::result::Result<(), Unmet> {
         let [tag, version] = self.tags();
-        wanted.check(Some(&[tag.as_str(), version.as_str()]))
+        preconditions.check(Some(&[tag.as_str(), version.as_str()]))
     }
 
     /// Whether it is an older one of the same line of versions.

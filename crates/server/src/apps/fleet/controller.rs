@@ -449,3 +449,55 @@ fn stopped(rollout: Option<&Rollout>, newest: Option<&Published>) -> Option<Stri
         "the rollout of version {version} stopped and version {stable} was restored: {reason}"
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use towpath_core::port::fleet::{AgentInfo, Report};
+
+    use super::*;
+
+    #[test]
+    fn an_agent_is_behind_when_it_keeps_another_version_than_it_was_sent() {
+        let sent: Timestamp = "2026-12-01T10:00:00Z".parse().unwrap();
+        let config = serde_json::json!({
+            "version": 2, "poll_interval_seconds": 60, "created_at": sent.to_string(),
+        });
+        let snapshot = Snapshot {
+            newest: Some(Arc::new(serde_json::from_value(config).unwrap())),
+            ..Snapshot::default()
+        };
+        let is_behind = |seconds: i64, report: Report| {
+            let now = sent + jiff::SignedDuration::from_secs(seconds);
+            let info = AgentInfo {
+                hostname: "edge-1".to_owned(),
+                ip_address: "192.0.2.1".to_owned(),
+                port: 8081,
+                labels: "{}".to_owned(),
+            };
+            let agent = Agent {
+                id: Uuid::nil(),
+                info,
+                created_at: sent,
+                seen_at: now,
+                report,
+            };
+            snapshot.is_behind(&agent, now)
+        };
+        let applied = |version| Report {
+            applied: Some(version),
+            ..Report::default()
+        };
+        // Three intervals to ask, apply and report.
+        assert!(!is_behind(180, applied(1)));
+        assert!(is_behind(181, applied(1)));
+        assert!(is_behind(181, applied(3)));
+        assert!(!is_behind(181, applied(2)));
+        // It has not applied any yet, or reports why not: problems of other rules.
+        assert!(!is_behind(181, Report::default()));
+        let refused = Report {
+            failed: Some(2),
+            ..applied(1)
+        };
+        assert!(!is_behind(181, refused));
+    }
+}

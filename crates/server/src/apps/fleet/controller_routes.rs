@@ -106,12 +106,12 @@ async fn publish(
     headers: HeaderMap,
     body: Bytes,
 ) -> Answer {
-    let said: Publication = parse(&body)?;
+    let publication: Publication = parse(&body)?;
     let (newest, expected) = expected(&controller, &headers).await?;
-    let data = said
+    let data = publication
         .data
         .ok_or_else(|| Failure::invalid("`data` is required"))?;
-    let poll = match said.poll_interval_seconds {
+    let poll = match publication.poll_interval_seconds {
         Some(seconds) if seconds > LONGEST_POLL => {
             let text =
                 format!("`poll_interval_seconds` is {seconds}; it must be at most {LONGEST_POLL}");
@@ -120,7 +120,7 @@ async fn publish(
         Some(seconds) if seconds > 0 => u32::try_from(seconds).unwrap_or(POLL_SECONDS),
         _ => POLL_SECONDS,
     };
-    let schema = match said.schema {
+    let schema = match publication.schema {
         Some(schema) => schema,
         None => match newest.as_ref().and_then(|newest| newest.schema.as_deref()) {
             Some(text) => serde_json::from_str(text).ok(),
@@ -136,21 +136,24 @@ async fn publish(
         schema: schema.map(|schema| schema.to_string()),
         author,
         rolls_back_to: None,
-        rollout: said.rollout.map(|wanted| plan(wanted.0)).transpose()?,
+        rollout: publication
+            .rollout
+            .map(|wanted| plan(wanted.0))
+            .transpose()?,
     };
     put(&controller, config, expected).await
 }
 
-fn plan(wanted: WantedRollout) -> Result<Plan, Failure> {
-    if wanted.steps.is_empty() || wanted.steps.len() > 100 {
+fn plan(rollout: WantedRollout) -> Result<Plan, Failure> {
+    if rollout.steps.is_empty() || rollout.steps.len() > 100 {
         return Err(Failure::invalid("`rollout.steps` must have 1 to 100 steps"));
     }
-    for step in &wanted.steps {
+    for step in &rollout.steps {
         Step::parse(step).map_err(Failure::invalid)?;
     }
     Ok(Plan {
-        steps: json!(wanted.steps).to_string(),
-        bake_seconds: wanted.bake_seconds,
+        steps: json!(rollout.steps).to_string(),
+        bake_seconds: rollout.bake_seconds,
     })
 }
 
@@ -191,8 +194,8 @@ async fn expected(
     headers: &HeaderMap,
 ) -> Result<(Option<Published>, Option<u64>), Failure> {
     let found = controller.store().newest().await.map_err(unpublished)?;
-    let wanted = Preconditions::of(headers);
-    if !wanted.is_some() {
+    let preconditions = Preconditions::of(headers);
+    if !preconditions.is_some() {
         return Ok((found, None));
     }
     let config = found
@@ -200,13 +203,13 @@ async fn expected(
         .map(|found| Config::of(found, controller.epoch()))
         .transpose()?;
     let checked = match &config {
-        Some(config) => config.check(&wanted),
-        None => wanted.check(None),
+        Some(config) => config.check(&preconditions),
+        None => preconditions.check(None),
     };
     let version = config.map_or(0, |config| config.version);
     match checked {
         // Any version will do, so one that is published meanwhile will, too.
-        Ok(()) if wanted.if_match == Some(Tags::Any) => Ok((found, None)),
+        Ok(()) if preconditions.if_match == Some(Tags::Any) => Ok((found, None)),
         Ok(()) => Ok((found, Some(version))),
         Err(unmet) => Err(another_version(version, unmet)),
     }
@@ -267,7 +270,7 @@ async fn config(
             .get(AGENT_ID)
             .and_then(|id| Uuid::parse_str(id.to_str().ok()?).ok()),
     };
-    let wanted = Preconditions::of(&headers);
+    let preconditions = Preconditions::of(&headers);
     let until = Instant::now() + wait(query.wait.as_deref())?;
     if let Some(agent) = agent {
         // Once for each request, or an agent that ended would speak on.
@@ -280,7 +283,7 @@ async fn config(
         }
         let snapshot = watch.borrow_and_update().clone();
         let config = snapshot.config_of(agent);
-        let is_known = match config.as_ref().map(|config| config.check(&wanted)) {
+        let is_known = match config.as_ref().map(|config| config.check(&preconditions)) {
             Some(Err(Unmet::Match)) => {
                 let version = config.map_or(0, |config| config.version);
                 return Err(another_version(version, Unmet::Match));
@@ -485,7 +488,7 @@ async fn stop(
     Operator(actor): Operator,
     body: Bytes,
 ) -> Answer {
-    let said: Reason = match body.is_empty() {
+    let reason: Reason = match body.is_empty() {
         true => Reason::default(),
         false => parse(&body)?,
     };
@@ -494,7 +497,7 @@ async fn stop(
     let running = running
         .filter(|one| one.progress == Progress::Running)
         .ok_or_else(nothing)?;
-    let reason = said
+    let reason = reason
         .reason
         .unwrap_or_else(|| "an operator stopped it".to_owned());
     let (version, step) = (running.version, running.step);

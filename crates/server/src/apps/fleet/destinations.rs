@@ -87,16 +87,16 @@ pub(super) struct Request<'a> {
 
 impl Request<'_> {
     /// Records the answer's meaning for the destination, and returns the outcome of the message.
-    pub(super) fn end(self, delivery: &Delivery, said: Outcome) -> Outcome {
-        match &said {
+    pub(super) fn end(self, delivery: &Delivery, outcome: Outcome) -> Outcome {
+        match &outcome {
             // Nothing at this origin can be reached.
             Outcome::Unavailable {
                 cause: Cause::Unreachable,
                 ..
-            } => self.origin.end(delivery, said),
+            } => self.origin.end(delivery, outcome),
             _ => {
                 self.origin.end(delivery, Outcome::Done);
-                self.url.end(delivery, said)
+                self.url.end(delivery, outcome)
             }
         }
     }

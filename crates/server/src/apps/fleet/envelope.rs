@@ -4,6 +4,7 @@ use crate::config::did_you_mean;
 use crate::http::error::Problem;
 use crate::http::extract::Json;
 use crate::http::json;
+use crate::telemetry::log_failure;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::StatusCode;
@@ -71,7 +72,7 @@ impl From<Error> for Failure {
     /// A request is checked before a store is asked, so an error of the store is never the client's mistake, whatever
     /// its kind. Internal reasons go to the log.
     fn from(error: Error) -> Self {
-        tracing::warn!(error = error.chain(), "request failed");
+        log_failure("request failed", &error);
         if error.kind() == ErrorKind::Corrupt {
             // Trying again reads the same.
             let (status, code) = (StatusCode::INTERNAL_SERVER_ERROR, "UNREADABLE");
@@ -109,7 +110,7 @@ pub(super) fn success(status: StatusCode, data: impl Serialize) -> Response {
 
 /// Parses a body.
 pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Failure> {
-    json::object(body).map_err(|refusal| Failure::invalid(format!("the body: {}", refusal.reason)))
+    json::object(body).map_err(|refusal| Failure::invalid(refusal.reason))
 }
 
 /// Parses the body of another program. Unknown fields are ignored, as a newer version may send more, except those
@@ -126,9 +127,7 @@ pub(super) fn parse_of_program<T: DeserializeOwned>(
         let is_known = fields.iter().any(|field| field.eq_ignore_ascii_case(name));
         let meant = did_you_mean(name, missing());
         if !is_known && !meant.is_empty() {
-            return Err(Failure::invalid(format!(
-                "the body: unknown field `{name}`{meant}"
-            )));
+            return Err(Failure::invalid(format!("unknown field `{name}`{meant}")));
         }
     }
     Ok(read)

@@ -139,7 +139,7 @@ impl Worker {
                 let text = format!("`{}` cannot be written", self.0.file.display());
                 Error::unavailable(text).with_source(error)
             })?;
-            info!(version, "configured");
+            info!(version, "configuration accepted");
             *now = Some(kept);
         }
         Ok(Offered::Taken(version))

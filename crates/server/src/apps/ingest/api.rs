@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use serde::Serialize;
@@ -18,8 +18,9 @@ use tracing::{debug, warn};
 use super::enqueue::{Answered, Context, Enqueue, Limits};
 use super::request::{self, Refusal};
 use crate::http::error::{Problem, plain};
-use crate::http::{BodyLimit, RequestLayer, wrap};
+use crate::http::{BatchCost, BodyLimit, RequestLayer, wrap};
 use crate::idempotency::{self, OTHER_REQUEST, replayed};
+use crate::telemetry::log_failure;
 use towpath::traces::TraceContext;
 
 /// Timeout of `/healthz` for the backend.
@@ -120,11 +121,17 @@ enum BatchResult {
     },
 }
 
-async fn enqueue_batch(State(api): State<Arc<Api>>, headers: HeaderMap, body: Bytes) -> Response {
+async fn enqueue_batch(
+    State(api): State<Arc<Api>>,
+    cost: Option<Extension<BatchCost>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let limits = api.enqueue.limits;
     let outcome = async {
         let messages = request::batch(&body, MAX_BATCH, limits.message_bytes)?;
         let context = context(&headers)?;
+        BatchCost::charge(cost, messages.len()).await?;
         api.enqueue
             .many(messages, context)
             .await
@@ -267,7 +274,7 @@ fn queue_failure(error: &Error) -> Problem {
         let reason = format!("{}; try again in {seconds} s", innermost(error));
         return Problem::new(StatusCode::TOO_MANY_REQUESTS, reason).retry_after(seconds);
     }
-    warn!(error = error.chain(), "enqueue failed");
+    log_failure("enqueue failed", error);
     let text = error.unknown_or("enqueue failed");
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, text)
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::http::json::Loose;
+use crate::http::json::{self, Loose};
 
 /// Why a body is invalid: the text of the 400 response.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,11 +15,11 @@ impl Refusal {
 }
 
 /// The `message` of a JSON object, without regard to case; unknown fields are skipped, as clients of the plain API expect.
-fn field(json: &[u8]) -> serde_json::Result<Option<String>> {
+fn field(body: &[u8]) -> Result<Option<String>, json::Refusal> {
     // `null` is an object without a message.
-    let object: Option<Loose<'_>> = serde_json::from_slice(json)?;
+    let object: Option<Loose<'_>> = json::value(body)?;
     let message = object.and_then(|object| object.get("message"));
-    message.map_or(Ok(None), |message| serde_json::from_str(message.get()))
+    message.map_or(Ok(None), |message| json::field("message", message))
 }
 
 /// The message in a body: the trimmed text, or the trimmed `message` of a JSON object.
@@ -27,7 +27,10 @@ pub(super) fn message(content_type: Option<&str>, body: &Bytes) -> Result<Bytes,
     if !is_json(content_type) {
         return non_empty(trim(body));
     }
-    let message = field(body).map_err(|error| Refusal(format!("invalid JSON body: {error}")))?;
+    let message = field(body).map_err(|refusal| {
+        let reason = refusal.reason.trim_start_matches("the body is not JSON: ");
+        Refusal(format!("invalid JSON body: {reason}"))
+    })?;
     text(message)
 }
 
@@ -46,7 +49,7 @@ pub(super) fn batch(
         }
         let at = |refusal: Refusal| Refusal(format!("line {}: {}", index + 1, refusal.0));
         let parsed = match line.trim_ascii_start().first() {
-            Some(b'"') => serde_json::from_slice(line).map(Some),
+            Some(b'"') => json::value(line).map(Some),
             _ => field(line),
         };
         let malformed = r#"not a JSON string or an object with a string "message""#;

@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::Backpressure;
 use crate::source::{self, Chunk, Inputs, Limits, Line, Position, Saved, Tail, Wake};
-use crate::telemetry::{Health, LineMetrics};
+use crate::telemetry::{Health, LineMetrics, log_failure};
 use towpath::supervisor::Stop;
 use towpath::traces;
 
@@ -454,10 +454,7 @@ impl Reader {
                 Ok(AppendOutcome::OffsetConflict(now)) => return Ok(Sent::Elsewhere(now)),
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     attempt += 1;
-                    warn!(
-                        error = error.chain(),
-                        attempt, "lines not appended; retrying"
-                    );
+                    log_failure("lines not appended; retrying", &error);
                     self.metrics.backend_failed();
                     self.health.set(self.role, Some(error.chain()));
                     if rest(stop, attempt).await {

@@ -9,7 +9,7 @@ use http::{HeaderMap, Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use towpath_core::port::kv::{Committed, Op};
 use towpath_core::{Error, Headers, Result};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::INVENTORY;
 use super::gateway::{Accepted, Failure, Gateway};
@@ -21,7 +21,7 @@ use crate::http::error::Problem;
 use crate::http::extract::{Json, Query};
 use crate::http::json;
 use crate::http::{Asking, Segment};
-use crate::telemetry::LastCall;
+use crate::telemetry::{LastCall, log_failure};
 use towpath::traces::TraceContext;
 
 type Answer<T> = std::result::Result<Json<T>, Problem>;
@@ -91,7 +91,7 @@ async fn accept(
 
 /// The contract's text; the cause goes to the log.
 fn failed(error: &Error, text: &'static str) -> Problem {
-    warn!(error = error.chain(), "order not accepted");
+    log_failure("order not accepted", error);
     match error.retry_after() {
         Some(after) => {
             Problem::new(StatusCode::TOO_MANY_REQUESTS, text).retry_after(after.as_secs().max(1))

@@ -31,7 +31,7 @@ pub enum Channel {
 pub(super) enum News {
     /// Its stock was taken.
     Processed,
-    /// It was turned down, for this reason.
+    /// It was rejected, for this reason.
     Rejected(String),
 }
 

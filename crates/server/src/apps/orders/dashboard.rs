@@ -13,7 +13,6 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use towpath_core::backend::Backend;
 use towpath_core::{Error, ErrorKind, QueueName, Result};
-use tracing::warn;
 
 use super::api::notification;
 use super::reconciliation::{Reconciliation, Totals};
@@ -22,7 +21,7 @@ use super::topology::{NOTIFICATIONS, ORDERS, REJECTIONS};
 use crate::http::error::Problem;
 use crate::http::extract::{Json, Query};
 use crate::http::{Asking, accept};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, log_failure};
 use towpath::supervisor::Stop;
 
 /// Rates are those of so long.
@@ -61,7 +60,7 @@ impl Dashboard {
     pub async fn watch(&self, stop: &Stop) -> Result<()> {
         loop {
             if let Err(error) = self.sample().await {
-                warn!(error = error.chain(), "order counters not read");
+                log_failure("order counters not read", &error);
             }
             tokio::select! {
                 () = tokio::time::sleep(SAMPLE) => {}
@@ -212,6 +211,6 @@ async fn metrics(
 }
 
 fn unavailable(error: &Error) -> Problem {
-    warn!(error = error.chain(), "dashboard figures unavailable");
+    log_failure("dashboard figures unavailable", error);
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
 }

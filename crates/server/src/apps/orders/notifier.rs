@@ -82,11 +82,12 @@ impl Notifier {
             }
         };
         match outcome {
-            Outcome::Done | Outcome::Settled => self.record_sent(&order, delivery, claim).await,
+            Outcome::Done | Outcome::Settled => self.record_sent(&order, delivery, &claim).await,
             Outcome::Retry { after, error } => {
                 let last = delivery.attempt >= self.attempts;
                 let status = if last { "failed" } else { "retrying" };
-                self.record_failure(&order, delivery, status, &error).await;
+                self.record_failure(&order, delivery, claim, status, &error)
+                    .await;
                 Ok(Outcome::Retry { after, error })
             }
             Outcome::Unavailable {
@@ -94,7 +95,7 @@ impl Notifier {
                 after,
                 error,
             } => {
-                self.record_failure(&order, delivery, "retrying", &error)
+                self.record_failure(&order, delivery, claim, "retrying", &error)
                     .await;
                 Ok(Outcome::Unavailable {
                     cause,
@@ -103,7 +104,7 @@ impl Notifier {
                 })
             }
             Outcome::Reject { reason } => {
-                self.record_failure(&order, delivery, "failed", &reason)
+                self.record_failure(&order, delivery, claim, "failed", &reason)
                     .await;
                 Ok(Outcome::Reject { reason })
             }
@@ -155,11 +156,40 @@ impl Notifier {
         &self,
         order: &Order,
         delivery: &Delivery,
-        claim: Bytes,
+        claim: &Bytes,
     ) -> Result<Outcome> {
+        loop {
+            let kv = self.sent(order, delivery, claim).await?;
+            let (refused, outcome) = match &self.store.effects {
+                None => match self.store.kv.commit(kv).await? {
+                    Committed::Applied(_) => (None, Outcome::Done),
+                    Committed::Refused { index, .. } => (Some(index), Outcome::Done),
+                },
+                Some(effects) => match effects.apply(acked(delivery, kv)).await {
+                    Ok(Applied::Applied(_)) => (None, Outcome::Settled),
+                    Ok(Applied::Refused { index, .. }) => (Some(index), Outcome::Settled),
+                    // The lease is lost: the pump's own settlement says so, and counts it.
+                    Err(error) if error.kind() == ErrorKind::Conflict => return Ok(Outcome::Done),
+                    Err(error) => return Err(error),
+                },
+            };
+            match refused {
+                None => return Ok(outcome),
+                Some(0) => {
+                    let error = format!("the claim on order `{}` ended during the send", order.id);
+                    return Ok(Outcome::Retry { after: None, error });
+                }
+                // The gateway or a processor changed the record meanwhile. A sent notification is not sent again.
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// The ops of a notification that was sent; the first one is refused when the claim has ended.
+    async fn sent(&self, order: &Order, delivery: &Delivery, claim: &Bytes) -> Result<Vec<Op>> {
         let mut ops = vec![Op::CompareAndSwap {
             key: claim_key(&order.id),
-            expected: Some(claim),
+            expected: Some(claim.clone()),
             value: Bytes::from_static(DONE),
             ttl: Some(DONE_FOR),
         }];
@@ -185,32 +215,30 @@ impl Notifier {
                     .change(Some(&stored), &record, Some(self.store.retention)),
             );
         }
-        let Some(effects) = &self.store.effects else {
-            return Ok(match self.store.kv.commit(ops).await? {
-                Committed::Applied(_) => Outcome::Done,
-                Committed::Refused { .. } => again(order),
-            });
-        };
-        let transaction = Transaction {
-            kv: ops,
-            settle: vec![Settlement {
-                receipt: delivery.receipt.clone(),
-                disposition: Disposition::Ack,
-            }],
-            ..Transaction::default()
-        };
-        match effects.apply(transaction).await {
-            Ok(Applied::Applied(_)) => Ok(Outcome::Settled),
-            Ok(Applied::Refused { .. }) => Ok(again(order)),
-            // The lease is lost: the pump's own settlement says so, and counts it.
-            Err(error) if error.kind() == ErrorKind::Conflict => Ok(Outcome::Done),
-            Err(error) => Err(error),
-        }
+        Ok(ops)
     }
 
-    /// Best effort: the queue has the same error.
-    async fn record_failure(&self, order: &Order, delivery: &Delivery, status: &str, error: &str) {
-        let ops = self.fields(order, delivery, status, error);
+    /// Records a failed attempt and releases the claim: a notifier of the reference system takes any claim for a sent
+    /// notification, and may be the next to receive the event. Best effort: the queue has the same error, and claims end.
+    async fn record_failure(
+        &self,
+        order: &Order,
+        delivery: &Delivery,
+        claim: Bytes,
+        status: &str,
+        error: &str,
+    ) {
+        let key = claim_key(&order.id);
+        let mut ops = vec![
+            Op::CompareAndSwap {
+                key: key.clone(),
+                expected: Some(claim.clone()),
+                value: claim,
+                ttl: Some(MARGIN),
+            },
+            Op::Delete { key },
+        ];
+        ops.extend(self.fields(order, delivery, status, error));
         if let Err(error) = self.store.kv.commit(ops).await {
             warn!(
                 order = order.id,
@@ -242,6 +270,17 @@ impl Notifier {
     }
 }
 
+fn acked(delivery: &Delivery, kv: Vec<Op>) -> Transaction {
+    Transaction {
+        kv,
+        settle: vec![Settlement {
+            receipt: delivery.receipt.clone(),
+            disposition: Disposition::Ack,
+        }],
+        ..Transaction::default()
+    }
+}
+
 /// The claim on a notification.
 enum Claim {
     Mine,
@@ -256,13 +295,6 @@ fn is_rejection(delivery: &Delivery) -> bool {
 
 fn claim_key(id: &str) -> String {
     format!("notif:{id}")
-}
-
-fn again(order: &Order) -> Outcome {
-    Outcome::Retry {
-        after: None,
-        error: format!("the claim on order `{}` ended during the send", order.id),
-    }
 }
 
 #[async_trait]

@@ -271,11 +271,11 @@ impl Processor {
         if record.state == State::Reserved {
             record.accept(now);
         }
-        let said = reason.as_ref().map_or_else(
+        let text = reason.as_ref().map_or_else(
             || "processed".to_owned(),
             |reason| format!("rejected: {reason}"),
         );
-        record.note(now, said);
+        record.note(now, text);
         Record {
             state,
             reason,

@@ -48,9 +48,9 @@ pub struct Balance {
     pub accepted: u64,
     /// Orders whose stock was taken.
     pub processed: u64,
-    /// Orders that were turned down.
+    /// Rejected orders.
     pub rejected: u64,
-    /// Accepted orders that wait for a processor or are in its hands.
+    /// Accepted orders that are ready, delayed or leased.
     pub in_flight: u64,
     /// Accepted orders among the dead letters.
     pub dead: u64,
@@ -65,7 +65,7 @@ pub struct Balance {
     /// with any of these the balance says nothing.
     #[serde(default)]
     pub by_others: u64,
-    /// Accepted orders that are nowhere: not finished, not waiting, not among the dead letters.
+    /// Accepted orders that are missing: not finished, in no queue, and not among the dead letters.
     pub lost: Vec<String>,
 }
 

@@ -16,7 +16,7 @@ pub(super) enum State {
     Accepted,
     /// Its stock was taken.
     Processed,
-    /// It was turned down.
+    /// It was rejected.
     Rejected,
 }
 

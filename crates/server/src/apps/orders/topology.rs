@@ -20,7 +20,7 @@ pub(super) const INTAKE: &str = "orders.direct";
 pub(super) const EVENTS: &str = "orders.topic";
 /// Stock was taken.
 pub(super) const CREATED: &str = "order.created";
-/// An order was turned down.
+/// An order was rejected.
 pub(super) const REJECTED: &str = "order.rejected";
 
 /// Declarations, by broker.

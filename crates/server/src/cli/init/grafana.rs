@@ -149,12 +149,18 @@ const ROWS: &[Row] = &[
                 )],
             ),
             (
-                "Refused connections",
+                "Refused and evicted connections",
                 "short",
-                &[(
-                    Query::Rate(Metric::RefusedConnections, "listener, reason"),
-                    "{{listener}} {{reason}}",
-                )],
+                &[
+                    (
+                        Query::Rate(Metric::RefusedConnections, "listener, reason"),
+                        "{{listener}} {{reason}}",
+                    ),
+                    (
+                        Query::Rate(Metric::EvictedConnections, "listener"),
+                        "{{listener}} evicted",
+                    ),
+                ],
             ),
             (
                 "CPU",

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::k8s::{WORKLOADS, Workload};
+use super::k8s::{PRIVATE_4, PRIVATE_6, WORKLOADS, Workload};
 
 /// The chart without its values for the apps.
 const CHART: [(&str, &str); 8] = [
@@ -45,7 +45,9 @@ pub(super) fn files(settings: &[(String, String)]) -> Vec<(String, String)> {
         .map(|(name, text)| {
             (
                 place(name),
-                text.replace("{version}", env!("CARGO_PKG_VERSION")),
+                text.replace("{version}", env!("CARGO_PKG_VERSION"))
+                    .replace("{private4}", &serde_json::json!(PRIVATE_4).to_string())
+                    .replace("{private6}", &serde_json::json!(PRIVATE_6).to_string()),
             )
         })
         .collect();
@@ -93,11 +95,28 @@ fn workload(one: &Workload, settings: &[(String, String)]) -> String {
         let value = value.replace(".fleet-worker-pods", ".$(RELEASE)fleet-worker-pods");
         put(format_args!("      {name}: {}\n", serde_json::json!(value)));
     }
+    let mut secrets = one.secrets().peekable();
+    if secrets.peek().is_some() {
+        put(format_args!("    secrets:\n"));
+    }
+    for secret in secrets {
+        put(format_args!("      - {secret}\n"));
+    }
     if !one.ports.is_empty() {
         put(format_args!("    ports:\n"));
     }
     for (name, number) in one.ports {
         put(format_args!("      {name}: {number}\n"));
+    }
+    put(format_args!(
+        "    egress:\n      public: {}\n",
+        one.is_caller
+    ));
+    if !one.needs.is_empty() {
+        put(format_args!("      ports:\n"));
+    }
+    for server in one.needs {
+        put(format_args!("        - {}\n", server.port));
     }
     if let Some(scaled) = &one.scaled {
         let value = serde_json::json!(scaled.value(settings));

@@ -21,9 +21,18 @@ pub(super) struct Scaled {
 impl Scaled {
     /// The queue or stream whose backlog counts.
     pub(super) fn value(&self, settings: &[(String, String)]) -> String {
-        let said = settings.iter().find(|(name, _)| name == self.variable);
-        said.map_or(self.value, |(_, value)| value).to_owned()
+        let setting = settings.iter().find(|(name, _)| name == self.variable);
+        setting.map_or(self.value, |(_, value)| value).to_owned()
     }
+}
+
+/// A server beside the roles.
+pub(super) struct Server {
+    /// Its name as a Service, and as a label of its pods.
+    name: &'static str,
+    pub(super) port: u16,
+    /// The Secret with what its clients need.
+    pub(super) secret: Option<&'static str>,
 }
 
 /// One role in a cluster.
@@ -32,16 +41,37 @@ pub(super) struct Workload {
     pub(super) roles: &'static str,
     pub(super) replicas: u32,
     pub(super) env: &'static [(&'static str, &'static str)],
+    pub(super) needs: &'static [Server],
+    /// Whether it calls addresses that users or operators name.
+    pub(super) is_caller: bool,
     pub(super) ports: &'static [(&'static str, u16)],
     pub(super) scaled: Option<Scaled>,
 }
 
+impl Workload {
+    /// Secrets without which a pod does not start: those of its servers, and the key that the fleet shares.
+    pub(super) fn secrets(&self) -> impl Iterator<Item = &'static str> {
+        let fleet = self.roles.starts_with("fleet.").then_some("fleet");
+        let servers = self.needs.iter().filter_map(|server| server.secret);
+        servers.chain(fleet)
+    }
+}
+
 const REDIS: (&str, &str) = ("REDIS_ADDR", "redis:6379");
-const RABBITMQ: (&str, &str) = (
-    "RABBITMQ_URLS",
-    "amqp://guest:guest@rabbitmq:5672/?queue_type=quorum",
-);
 const KAFKA: (&str, &str) = ("KAFKA_BROKERS", "kafka:9092");
+
+const fn server(name: &'static str, port: u16, secret: Option<&'static str>) -> Server {
+    Server { name, port, secret }
+}
+
+const REDIS_SERVER: Server = server("redis", 6379, Some("redis"));
+/// Its Secret has the URL, of which the password is a part.
+const RABBITMQ_SERVER: Server = server("rabbitmq", 5672, Some("rabbitmq-client"));
+const KAFKA_SERVER: Server = server("kafka", 9092, None);
+const POSTGRES_SERVER: Server = server("postgres", 5432, Some("postgres"));
+const CONTROLLER_SERVER: Server = server("controller", 6001, None);
+const WORKER_SERVER: Server = server("fleet-worker", 6002, None);
+
 const DATABASE: (&str, &str) = ("DB_HOST", "postgres");
 
 pub(super) const WORKLOADS: &[Workload] = &[
@@ -50,6 +80,8 @@ pub(super) const WORKLOADS: &[Workload] = &[
         roles: "ingest.api",
         replicas: 2,
         env: &[REDIS],
+        needs: &[REDIS_SERVER],
+        is_caller: false,
         ports: &[("http", 8080)],
         scaled: None,
     },
@@ -58,6 +90,8 @@ pub(super) const WORKLOADS: &[Workload] = &[
         roles: "ingest.worker",
         replicas: 1,
         env: &[REDIS, ("OUTPUT_PATH", "/data/processed.log")],
+        needs: &[REDIS_SERVER],
+        is_caller: true,
         ports: &[],
         scaled: Some(Scaled {
             metric: "towpath_queue_ready_messages",
@@ -72,7 +106,9 @@ pub(super) const WORKLOADS: &[Workload] = &[
         name: "gateway",
         roles: "orders.gateway",
         replicas: 2,
-        env: &[REDIS, RABBITMQ],
+        env: &[REDIS],
+        needs: &[REDIS_SERVER, RABBITMQ_SERVER],
+        is_caller: false,
         ports: &[("http", 8080)],
         scaled: None,
     },
@@ -80,7 +116,9 @@ pub(super) const WORKLOADS: &[Workload] = &[
         name: "processor",
         roles: "orders.processor",
         replicas: 1,
-        env: &[REDIS, RABBITMQ],
+        env: &[REDIS],
+        needs: &[REDIS_SERVER, RABBITMQ_SERVER],
+        is_caller: false,
         ports: &[],
         scaled: Some(Scaled {
             metric: "towpath_queue_ready_messages",
@@ -95,7 +133,9 @@ pub(super) const WORKLOADS: &[Workload] = &[
         name: "notifier",
         roles: "orders.notifier",
         replicas: 1,
-        env: &[REDIS, RABBITMQ],
+        env: &[REDIS],
+        needs: &[REDIS_SERVER, RABBITMQ_SERVER],
+        is_caller: true,
         ports: &[],
         scaled: None,
     },
@@ -103,7 +143,9 @@ pub(super) const WORKLOADS: &[Workload] = &[
         name: "dashboard",
         roles: "orders.dashboard",
         replicas: 1,
-        env: &[REDIS, RABBITMQ],
+        env: &[REDIS],
+        needs: &[REDIS_SERVER, RABBITMQ_SERVER],
+        is_caller: false,
         ports: &[("http", 8081)],
         scaled: None,
     },
@@ -112,6 +154,8 @@ pub(super) const WORKLOADS: &[Workload] = &[
         roles: "lines.reader",
         replicas: 1,
         env: &[REDIS, ("INPUT_PATH", "/data/input.txt")],
+        needs: &[REDIS_SERVER],
+        is_caller: false,
         ports: &[("http", 8080)],
         scaled: None,
     },
@@ -120,6 +164,8 @@ pub(super) const WORKLOADS: &[Workload] = &[
         roles: "lines.writer",
         replicas: 2,
         env: &[REDIS, ("OUTPUT_PATH", "/data/output.txt")],
+        needs: &[REDIS_SERVER],
+        is_caller: false,
         ports: &[("http", 8080)],
         scaled: Some(Scaled {
             metric: "towpath_stream_lag_messages",
@@ -135,6 +181,8 @@ pub(super) const WORKLOADS: &[Workload] = &[
         roles: "accounts.api",
         replicas: 2,
         env: &[REDIS, DATABASE],
+        needs: &[REDIS_SERVER, POSTGRES_SERVER],
+        is_caller: false,
         ports: &[("http", 8080)],
         scaled: None,
     },
@@ -143,6 +191,8 @@ pub(super) const WORKLOADS: &[Workload] = &[
         roles: "accounts.relay",
         replicas: 2,
         env: &[KAFKA, DATABASE],
+        needs: &[KAFKA_SERVER, POSTGRES_SERVER],
+        is_caller: false,
         ports: &[],
         scaled: None,
     },
@@ -151,6 +201,8 @@ pub(super) const WORKLOADS: &[Workload] = &[
         roles: "fleet.controller",
         replicas: 1,
         env: &[("CONTROLLER_DB_PATH", "/data/controller.db")],
+        needs: &[],
+        is_caller: false,
         ports: &[("http", 6001)],
         scaled: None,
     },
@@ -165,6 +217,8 @@ pub(super) const WORKLOADS: &[Workload] = &[
                 "http://fleet-worker-0.fleet-worker-pods:6002,http://fleet-worker-1.fleet-worker-pods:6002",
             ),
         ],
+        needs: &[CONTROLLER_SERVER, WORKER_SERVER],
+        is_caller: false,
         ports: &[],
         scaled: None,
     },
@@ -173,6 +227,8 @@ pub(super) const WORKLOADS: &[Workload] = &[
         roles: "fleet.worker",
         replicas: 2,
         env: &[("REDIS_HOST", "redis")],
+        needs: &[REDIS_SERVER],
+        is_caller: true,
         ports: &[("http", 6002)],
         scaled: None,
     },
@@ -193,6 +249,8 @@ pub(super) fn files(settings: &[(String, String)]) -> Vec<(String, String)> {
     ] {
         all.push((format!("k8s/{name}.yaml"), text.to_owned()));
     }
+    let secrets = include_str!("secrets.sh").to_owned();
+    all.push(("k8s/secrets.sh".to_owned(), secrets));
     all.push(("prometheus/adapter.yaml".to_owned(), adapter()));
     all
 }
@@ -270,6 +328,66 @@ rules:
     text
 }
 
+/// Outgoing rules of a role: names, its servers, and public addresses when it is a caller.
+fn egress(one: &Workload) -> String {
+    let mut text = "  # Add what else the configuration names: servers elsewhere, webhooks inside, traces, an identity provider.
+  egress:
+    - ports:
+        - port: 53
+          protocol: UDP
+        - port: 53
+"
+    .to_owned();
+    for Server { name, port, .. } in one.needs {
+        write!(
+            text,
+            "    - to:
+        - podSelector:
+            matchLabels:
+              app.kubernetes.io/name: {name}
+      ports:
+        - port: {port}
+"
+        )
+        .expect("writing to a string cannot fail");
+    }
+    if one.is_caller {
+        text.push_str("    # Public addresses only: no private ones, and not the cloud's metadata.\n    - to:\n");
+        for (all, inside) in [("0.0.0.0/0", PRIVATE_4), ("::/0", PRIVATE_6)] {
+            write!(
+                text,
+                "        - ipBlock:
+            cidr: {all}
+            except: {}
+",
+                serde_json::json!(inside)
+            )
+            .expect("writing to a string cannot fail");
+        }
+    }
+    text
+}
+
+/// Addresses that are not of the public network. Source: the special-purpose address registries of IANA.
+pub(super) const PRIVATE_4: &[&str] = &[
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "224.0.0.0/3",
+];
+pub(super) const PRIVATE_6: &[&str] = &[
+    "::/127",
+    "64:ff9b::/96",
+    "fc00::/7",
+    "fe80::/10",
+    "ff00::/8",
+];
+
 fn workload(one: &Workload, settings: &[(String, String)]) -> String {
     let Workload { name, roles, .. } = one;
     let version = env!("CARGO_PKG_VERSION");
@@ -345,7 +463,7 @@ spec:
           envFrom:
             - configMapRef:
                 name: {name}
-{shared}            # Passwords and keys, as REDIS_ADDR or DB_PASSWORD: they override the variables above.
+{secrets}            # Passwords and keys of this role alone: they override the variables above.
             - secretRef:
                 name: {name}
                 optional: true
@@ -353,14 +471,9 @@ spec:
             - name: admin
               containerPort: 7070
 ",
-        // With a key for each, no process of the fleet would admit another.
-        shared = match roles.starts_with("fleet.") {
-            true => "            # The fleet's API_KEY: a pod does not start without it.
-            - secretRef:
-                name: fleet
-",
-            false => "",
-        },
+        secrets = one.secrets().fold(String::new(), |text, secret| {
+            format!("{text}            - secretRef:\n                name: {secret}\n")
+        }),
         replicas = match one.scaled {
             // The autoscaler's number is not taken back by applying this again.
             Some(_) => String::new(),
@@ -477,7 +590,7 @@ spec:
   podSelector:
     matchLabels:
       app.kubernetes.io/name: {name}
-  policyTypes: [\"Ingress\"]
+  policyTypes: [\"Ingress\", \"Egress\"]
   ingress:
     # Metrics and probes; any other request needs the token of the pod.
     - from:
@@ -489,8 +602,19 @@ spec:
 "
     ));
     for (port, _) in one.ports {
-        put(format!("    - ports:\n        - port: {port}\n"));
+        put(format!(
+            "    # Pods of this namespace, and of those that are labelled as its clients: an ingress controller, other apps.
+    - from:
+        - podSelector: {{}}
+        - namespaceSelector:
+            matchLabels:
+              towpath-client: \"true\"
+      ports:
+        - port: {port}
+"
+        ));
     }
+    put(egress(one));
     if let Some(scaled) = &one.scaled {
         let value = serde_json::json!(scaled.value(settings));
         let label = scaled.label;

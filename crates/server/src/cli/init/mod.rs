@@ -156,6 +156,8 @@ fn compose(settings: &[(String, String)]) -> Vec<(String, String)> {
     .into();
     let example = include_str!("compose/env.example").to_owned();
     files.push(("compose/.env.example".to_owned(), example));
+    let secrets = include_str!("compose/secrets.sh").to_owned();
+    files.push(("compose/secrets.sh".to_owned(), secrets));
     files
 }
 

@@ -151,3 +151,44 @@ async fn consequences_of_a_failed_part_are_not_separate_problems() {
         ]
     );
 }
+
+#[tokio::test]
+async fn agents_that_disagree_are_one_problem_with_their_number() {
+    let mut observed = quiet().await;
+    let history = &mut History::default();
+    observed.vitals.agents_behind = 2;
+    observed.vitals.agents_shared = 1;
+    let found = evaluate(&observed, history, LIMITS);
+    let [one] = &*found else {
+        panic!("{found:?}");
+    };
+    assert_eq!((one.rule, &*one.subject), (Rule::AgentsDisagree, "fleet"));
+    assert_eq!(one.figure.as_deref(), Some("3 agents"));
+    observed.vitals.agents_behind = 0;
+    observed.vitals.agents_shared = 0;
+    assert_eq!(names(&observed, history), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_server_that_is_full_is_not_unreachable() {
+    let health = Health::new();
+    health.serving();
+    let mut observed = quiet().await;
+    observed.checked = health.check().await;
+    let mut look = |refuses| {
+        observed.checked.backends = vec![crate::telemetry::CheckedBackend {
+            name: "redis",
+            url: "redis://127.0.0.1:6379/0?timeout=1s".to_owned(),
+            answer: Err("the memory of redis is full".to_owned()),
+            refuses,
+        }];
+        let found = evaluate(&observed, &mut History::default(), LIMITS);
+        assert_eq!(found.len(), 1, "{found:?}");
+        let one = &found[0];
+        assert_eq!(one.subject, "redis://127.0.0.1:6379/0");
+        (one.rule, one.cause.clone())
+    };
+    let full = "the memory of redis is full".to_owned();
+    assert_eq!(look(None), (Rule::BackendUnreachable, full.clone()));
+    assert_eq!(look(Some("memory")), (Rule::StoreRefusing, full));
+}

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use lapin::options::{
@@ -350,6 +350,8 @@ fn story(first: Side) {
     let accepted = Arc::new(AtomicUsize::new(0));
     let mut load = None;
     let mut audit = None;
+    // The number of orders when a pairing began.
+    let mut steps = Vec::new();
     every_pairing(&mut halves, first, rounds(), |pairing| {
         // Not before: a gateway of the reference declares no queue, and its orders are lost without one.
         load.get_or_insert_with(|| {
@@ -362,18 +364,21 @@ fn story(first: Side) {
             audit = Some(broker);
             place.load(&accepted)
         });
+        steps.push((accepted.load(Ordering::SeqCst), pairing.to_owned()));
         super::wait_more(pairing, &accepted, 20);
         let last = accepted.load(Ordering::SeqCst) - 1;
         wait_until(pairing, SOON, || place.notified(last));
     });
     load.unwrap().stop();
     let accepted = accepted.load(Ordering::SeqCst);
-    let missing = || {
-        (0..accepted)
-            .filter(|number| !place.notified(*number))
-            .count()
-    };
-    wait_until("every notification", SOON, || missing() == 0);
+    let missing = || (0..accepted).filter(|number| !place.notified(*number));
+    let began = Instant::now();
+    while let Some(first) = missing().next() {
+        let all = || missing().collect::<Vec<_>>();
+        let step = steps.iter().rev().find(|(from, _)| *from <= first);
+        assert!(began.elapsed() < SOON, "{:?} since {step:?}", all());
+        super::pause(1);
+    }
     assert_eq!(place.number("orders.processed.count"), accepted);
     assert_eq!(1_000_000 - place.number("inventory:a"), accepted);
     let audit = audit.unwrap();

@@ -15,6 +15,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .ok_or("usage: outbox_postgres URL")?;
     let database = outbox::open(&url).await?;
     let (mut client, connection) = tokio_postgres::connect(&url, NoTls).await?;
+    // Carries what the client sends; ends with it.
     tokio::spawn(connection);
     client
         .batch_execute("CREATE TABLE IF NOT EXISTS invoices (id INT PRIMARY KEY, state TEXT)")

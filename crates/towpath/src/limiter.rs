@@ -47,7 +47,7 @@ impl Limiter {
         Self { port, policy }
     }
 
-    /// Takes so many tokens of a key, all of them or none.
+    /// Takes this many tokens of a key, all of them or none.
     ///
     /// # Errors
     /// `Invalid` for a bad policy, or more tokens than its capacity; those of the store.

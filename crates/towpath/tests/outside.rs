@@ -52,3 +52,31 @@ fn a_program_outside_finds_its_job_after_it_was_killed() {
     let text = String::from_utf8(worked.stdout).unwrap();
     assert_eq!(text, "resize image 7 at attempt 2\n");
 }
+
+#[test]
+fn the_library_and_its_crates_can_be_packaged() {
+    let target = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO"))
+        .args(["package", "--offline", "--allow-dirty", "--no-verify"])
+        .args([
+            "-p",
+            "towpath-core",
+            "-p",
+            "towpath-backends",
+            "-p",
+            "towpath",
+        ])
+        .arg("--target-dir")
+        .arg(target.path())
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let version = env!("CARGO_PKG_VERSION");
+    for name in ["towpath-core", "towpath-backends", "towpath"] {
+        let file = target
+            .path()
+            .join(format!("package/{name}-{version}.crate"));
+        assert!(file.is_file(), "{}", file.display());
+    }
+}

@@ -114,6 +114,7 @@ impl SpanExporter for Collector {
         if let Some(length) = self.max_attribute_length {
             batch.iter_mut().for_each(|span| shorten(span, length));
         }
+        batch.iter_mut().for_each(order_times);
         let resource_spans = group_spans_by_resource_and_scope(batch, &self.resource);
         let request = ExportTraceServiceRequest { resource_spans };
         let mut body = request.encode_to_vec();
@@ -223,5 +224,50 @@ fn shorten(span: &mut SpanData, length: usize) {
         && description.chars().nth(length).is_some()
     {
         *description = cut(description).into();
+    }
+}
+
+/// Lets no span end before it begins: its times are those of clocks that are set, and of the one that enqueued.
+fn order_times(span: &mut SpanData) {
+    span.end_time = span.end_time.max(span.start_time);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+    use std::time::{Duration, SystemTime};
+
+    use opentelemetry::trace::{Span as _, Tracer, TracerProvider};
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+
+    use super::*;
+
+    #[derive(Debug, Default, Clone)]
+    struct Kept(Arc<Mutex<Vec<SpanData>>>);
+
+    impl SpanExporter for Kept {
+        async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+            self.0.lock().unwrap().extend(batch);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_span_of_a_clock_that_was_ahead_does_not_end_before_it_begins() {
+        let kept = Kept::default();
+        let provider = SdkTracerProvider::builder()
+            .with_simple_exporter(kept.clone())
+            .build();
+        let (begin, end) = (Duration::from_secs(60), Duration::from_secs(59));
+        let mut span = provider
+            .tracer("test")
+            .span_builder("lease")
+            .with_start_time(SystemTime::UNIX_EPOCH + begin)
+            .start(&provider.tracer("test"));
+        span.end_with_timestamp(SystemTime::UNIX_EPOCH + end);
+        let mut found = kept.0.lock().unwrap().remove(0);
+        assert!(found.end_time < found.start_time);
+        order_times(&mut found);
+        assert_eq!(found.end_time, found.start_time);
     }
 }

@@ -120,6 +120,7 @@ impl<'a> Ahead<'a> {
     /// `Unavailable` when the stop leaves no more time for it.
     pub(super) async fn finish(&mut self) -> Result<()> {
         tokio::select! {
+            biased;
             settled = self.settling.finish(Duration::MAX) => settled,
             // Unsettled deliveries come back by their lease or at the next start.
             () = self.stop.nearly_over(GIVE_BACK / 2) => {

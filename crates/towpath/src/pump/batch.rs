@@ -222,6 +222,7 @@ impl Pump {
             }
         };
         tokio::select! {
+            biased;
             delivered = work => delivered,
             never = self.keep_leases(batch) => match never {},
             () = stop.nearly_over(GIVE_BACK) => Delivered::OutOfTime,

@@ -538,3 +538,29 @@ async fn a_stop_ends_a_pause_at_once() {
     assert!(report.drained_in < Duration::from_secs(1), "{report:?}");
     assert_eq!((stats.ready, stats.acked), (2, 0));
 }
+
+#[tokio::test]
+async fn consumers_without_work_stop_cleanly_although_the_stop_is_nearly_over() {
+    let rig = Rig::new().await;
+    let mut supervisor = Supervisor::new(Duration::from_secs(3));
+    supervisor.start(
+        "api",
+        Stage::Accept,
+        OnFailure::Restart,
+        |stop| async move {
+            stop.nearly_over(GIVE_BACK / 2).await;
+            Ok(())
+        },
+    );
+    for number in 0..16 {
+        let sink = Script(|batch: Vec<Delivery>| async move { Ok(done(&batch)) });
+        let pump = Arc::new(rig.pump(&number.to_string(), sink));
+        supervisor.start("pump", Stage::Deliver, OnFailure::Restart, move |stop| {
+            let pump = Arc::clone(&pump);
+            async move { pump.run(&stop).await }
+        });
+    }
+    let signal = std::future::ready("SIGTERM".to_owned());
+    let report = supervisor.run(signal, std::future::pending(), || {}).await;
+    assert!(report.is_clean(), "{report:?}");
+}

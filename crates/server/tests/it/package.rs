@@ -31,7 +31,7 @@ fn package(folder: &Path, version: &str) {
             "deb",
             "-q",
             "-p",
-            "towpath",
+            "towpath-server",
             "--no-build",
             "--fast",
             "--strip",

@@ -1,5 +1,7 @@
 //! Messages for later, sent once, and in order per key: `cargo run --example delays`.
 
+#![expect(clippy::print_stdout, reason = "an example shows its results")]
+
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;

@@ -1,5 +1,8 @@
 //! The same in PostgreSQL: `cargo run --example outbox_postgres --features postgres -- postgres://user@localhost/shop`.
 
+#![expect(clippy::print_stdout, reason = "an example shows its results")]
+#![expect(clippy::disallowed_methods, reason = "the program's own task")]
+
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -15,7 +18,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .ok_or("usage: outbox_postgres URL")?;
     let database = outbox::open(&url).await?;
     let (mut client, connection) = tokio_postgres::connect(&url, NoTls).await?;
-    // Carries what the client sends; ends with it.
+    // The connection of the client; ends with it.
     tokio::spawn(connection);
     client
         .batch_execute("CREATE TABLE IF NOT EXISTS invoices (id INT PRIMARY KEY, state TEXT)")

@@ -1,5 +1,7 @@
 //! An event written in the transaction of its change, and relayed: `cargo run --example outbox_sqlite --features sqlite`.
 
+#![expect(clippy::print_stdout, reason = "an example shows its results")]
+
 use std::time::Duration;
 
 use rusqlite::Connection;

@@ -1,5 +1,7 @@
 //! A queue and a worker in one program, on files in a folder: `cargo run --example queue`.
 
+#![expect(clippy::print_stdout, reason = "an example shows its results")]
+
 use tokio::sync::mpsc;
 use towpath::{Engine, Job, JobError, Worker};
 

@@ -1,5 +1,7 @@
 //! A limit that all processes on the store share: `cargo run --example rate_limit`.
 
+#![expect(clippy::print_stdout, reason = "an example shows its results")]
+
 use std::time::Duration;
 
 use towpath::Engine;

@@ -1,5 +1,7 @@
 //! Failures: tried again by a policy, dead letters, and their redrive: `cargo run --example retries`.
 
+#![expect(clippy::print_stdout, reason = "an example shows its results")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! A stream that two groups read, each entry once per group: `cargo run --example stream`.
 
+#![expect(clippy::print_stdout, reason = "an example shows its results")]
+
 use tokio::sync::mpsc;
 use towpath::supervisor::Supervisor;
 use towpath::{Engine, Job, JobError, Worker};

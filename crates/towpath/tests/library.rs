@@ -1,5 +1,8 @@
 //! The library as a program uses it: results of handlers, concurrency, stop, groups; and the examples, each run once.
 
+#![expect(clippy::unwrap_used, reason = "a test that fails panics")]
+#![expect(clippy::disallowed_methods, reason = "tasks of tests")]
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;

@@ -1,5 +1,7 @@
 //! A program outside of the workspace: it depends on the library by path, is killed in its job, and finds it again.
 
+#![expect(clippy::unwrap_used, reason = "a test that fails panics")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -1,6 +1,6 @@
 //! Towpath: the asynchronous backbone of a backend in one binary.
 //!
-//! Read in this order: [`apps`] (the promises of each role), [`pump`] (the one
+//! Read in this order: [`apps`] (the promises of each role), [`towpath::pump`] (the one
 //! loop that leases, delivers and settles), [`wiring`] (configuration becomes
 //! running roles; the only module that names the backends crate).
 

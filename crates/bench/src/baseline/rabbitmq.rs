@@ -1,5 +1,6 @@
 //! A hand-written queue on the broker for comparison: publish and await the confirm, consume with a prefetch, ack.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,13 +12,12 @@ use lapin::options::{
     ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::runtime::default_runtime;
+use lapin::tcp::OwnedTLSConfig;
 use lapin::types::{AMQPValue, FieldTable};
+use lapin::uri::AMQPUri;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
 use tokio::sync::Mutex;
 use towpath_core::{Error, Result};
-
-use super::config::Config;
-use super::error;
 
 const QUEUE: &str = "bench-bare";
 
@@ -31,7 +31,7 @@ const PREFETCH: u16 = 1_000;
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// Two connections, as our store has: one to publish, one to consume.
-pub struct Baseline {
+pub(crate) struct Baseline {
     node: String,
     quorum: bool,
     publishing: Channel,
@@ -47,15 +47,22 @@ impl Baseline {
     ///
     /// # Errors
     /// `Unavailable` when the server does not answer; `Invalid` for a bad URL.
-    pub async fn connect(url: &str) -> Result<Self> {
-        let config = Config::parse(url)?;
-        let (node, uri) = config.nodes[0].clone();
+    pub(crate) async fn connect(url: &str) -> Result<Self> {
+        let (address, parameters) = url.split_once('?').unwrap_or((url, ""));
+        let uri = AMQPUri::from_str(address.split(',').next().unwrap_or(address));
+        let uri = uri.map_err(|reason| Error::invalid(format!("invalid URL: {reason}")))?;
+        let node = format!("{}:{}", uri.authority.host, uri.authority.port);
         let connect = || {
-            let (properties, tls) = (ConnectionProperties::default(), config.tls());
+            let properties = ConnectionProperties::default();
             let (uri, node) = (uri.clone(), node.as_str());
             async move {
-                let runtime = default_runtime().map_err(|error| error::of_call(node, error))?;
-                let dialled = Connection::connect_uri_with_config(uri, properties, tls, runtime);
+                let runtime = default_runtime().map_err(|error| failed(node, error))?;
+                let dialled = Connection::connect_uri_with_config(
+                    uri,
+                    properties,
+                    OwnedTLSConfig::default(),
+                    runtime,
+                );
                 call(node, dialled).await
             }
         };
@@ -67,7 +74,7 @@ impl Baseline {
         let prefetch = consuming.basic_qos(PREFETCH, BasicQosOptions::default());
         call(&node, prefetch).await?;
         Ok(Self {
-            quorum: config.quorum.unwrap_or(true),
+            quorum: !parameters.contains("queue_type=classic"),
             publishing,
             consuming,
             consumer: Mutex::default(),
@@ -97,15 +104,21 @@ impl Baseline {
     }
 }
 
+fn failed(node: &str, error: lapin::Error) -> Error {
+    Error::unavailable(format!("rabbitmq at `{node}` failed a call")).with_source(error)
+}
+
 async fn call<T>(node: &str, call: impl Future<Output = lapin::Result<T>>) -> Result<T> {
     match tokio::time::timeout(ANSWER, call).await {
-        Ok(answer) => answer.map_err(|error| error::of_call(node, error)),
-        Err(_) => Err(error::silent(node, ANSWER)),
+        Ok(answer) => answer.map_err(|error| failed(node, error)),
+        Err(_) => Err(Error::unavailable(format!(
+            "rabbitmq at `{node}` did not answer within {ANSWER:?}"
+        ))),
     }
 }
 
 #[async_trait]
-impl crate::Baseline for Baseline {
+impl super::Baseline for Baseline {
     async fn publish(&self, payloads: Vec<Bytes>) -> Result<()> {
         let options = BasicPublishOptions {
             mandatory: true,
@@ -150,7 +163,7 @@ impl crate::Baseline for Baseline {
         let mut next = tokio::time::timeout(wait, consumer.next()).await.ok();
         while let Some(arrival) = next {
             let arrival = arrival.ok_or_else(ended)?;
-            let arrival = arrival.map_err(|error| error::of_call(&self.node, error))?;
+            let arrival = arrival.map_err(|error| failed(&self.node, error))?;
             payloads.push(Bytes::from(arrival.data));
             last = Some(arrival.acker);
             next = if payloads.len() < max {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::param::clock_ticks_per_second;
 
-use crate::wiring::Baseline;
+use crate::baseline::Baseline;
 
 /// The source of the figure.
 #[derive(Clone)]

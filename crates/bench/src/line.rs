@@ -11,10 +11,11 @@ use towpath_core::port::queue::{Disposition, LeaseRequest, Settlement};
 use towpath_core::{ConsumerId, NewMessage, QueueName, Result};
 
 use super::payload::LEAST;
-use crate::wiring::{Baseline, BenchOrders};
+use crate::baseline::Baseline;
+use crate::orders::BenchOrders;
 
 /// A queue under measurement.
-pub(super) enum Line {
+pub(crate) enum Line {
     /// Through the port, as every role works.
     Queue {
         queue: Arc<dyn Queue>,
@@ -29,7 +30,7 @@ pub(super) enum Line {
 
 impl Line {
     /// The queue called `name` of a backend, emptied.
-    pub(super) async fn open(backend: &Backend, name: &str) -> Result<Self> {
+    pub(crate) async fn open(backend: &Backend, name: &str) -> Result<Self> {
         let (queue, name) = (backend.require_queue("bench")?, QueueName::new(name)?);
         queue.declare(&name, &Default::default()).await?;
         queue.purge(&name).await?;
@@ -42,7 +43,7 @@ impl Line {
     }
 
     /// Stores the messages and returns when the target says that they are kept.
-    pub(super) async fn publish(&self, payloads: Vec<Bytes>) -> Result<()> {
+    pub(crate) async fn publish(&self, payloads: Vec<Bytes>) -> Result<()> {
         match self {
             Self::Queue { queue, name, .. } => {
                 let messages = payloads.into_iter().map(NewMessage::new).collect();
@@ -64,7 +65,7 @@ impl Line {
     }
 
     /// Takes up to `max` messages, waiting at most `wait` for the first, and settles them.
-    pub(super) async fn consume(&self, max: usize, wait: Duration) -> Result<Vec<Bytes>> {
+    pub(crate) async fn consume(&self, max: usize, wait: Duration) -> Result<Vec<Bytes>> {
         let (queue, name, consumer) = match self {
             Self::Queue {
                 queue,

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 /// Shared by every caller of a measurement.
 #[derive(Debug, Clone)]
-pub(super) struct Limit {
+pub(crate) struct Limit {
     until: Instant,
     left: Arc<AtomicU64>,
 }
 
 impl Limit {
     /// A limit of this length from now on, and of this number of messages.
-    pub(super) fn new(length: Duration, messages: Option<u64>) -> Self {
+    pub(crate) fn new(length: Duration, messages: Option<u64>) -> Self {
         Self {
             until: Instant::now() + length,
             left: Arc::new(AtomicU64::new(messages.unwrap_or(u64::MAX))),
@@ -21,7 +21,7 @@ impl Limit {
     }
 
     /// Whether a call with this number of messages may still be made. The last one may pass the limit by less than a batch.
-    pub(super) fn take(&self, messages: usize) -> bool {
+    pub(crate) fn take(&self, messages: usize) -> bool {
         let took = self
             .left
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 /// Number and moment, sixteen hexadecimal digits each: text, because JSON carries them too.
-pub(super) const LEAST: usize = 32;
+pub(crate) const LEAST: usize = 32;
 
 /// Makes the payloads of one run.
 #[derive(Debug)]
-pub(super) struct Payloads {
+pub(crate) struct Payloads {
     first: u64,
     next: AtomicU64,
     began: Instant,
@@ -21,7 +21,7 @@ pub(super) struct Payloads {
 
 impl Payloads {
     /// Payloads of `size` bytes, at least [`LEAST`].
-    pub(super) fn new(size: usize) -> Self {
+    pub(crate) fn new(size: usize) -> Self {
         // Numbers of an earlier run, whose messages may still be in the queue, are not used again.
         let first = u64::from(rand::random::<u32>()) << 31;
         Self {
@@ -33,7 +33,7 @@ impl Payloads {
     }
 
     /// The next `count` payloads, sent now, and their numbers.
-    pub(super) fn take(&self, count: usize) -> (Range<u64>, Vec<Bytes>) {
+    pub(crate) fn take(&self, count: usize) -> (Range<u64>, Vec<Bytes>) {
         let first = self.next.fetch_add(count as u64, Ordering::Relaxed);
         let numbers = first..first + count as u64;
         let moment = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -48,7 +48,7 @@ impl Payloads {
     }
 
     /// Number and moment of a payload; `None` for one of another program.
-    pub(super) fn read(&self, payload: &[u8]) -> Option<(u64, Instant)> {
+    pub(crate) fn read(&self, payload: &[u8]) -> Option<(u64, Instant)> {
         let text = std::str::from_utf8(payload.get(..LEAST)?).ok()?;
         let number = u64::from_str_radix(&text[..16], 16).ok()?;
         let moment = u64::from_str_radix(&text[16..], 16).ok()?;
@@ -59,7 +59,7 @@ impl Payloads {
 }
 
 /// Number of `sent` that are not in `seen`, and of those seen more than once.
-pub(super) fn check(sent: &[Range<u64>], mut seen: Vec<u64>) -> (u64, u64) {
+pub(crate) fn check(sent: &[Range<u64>], mut seen: Vec<u64>) -> (u64, u64) {
     seen.sort_unstable();
     let all = seen.len();
     seen.dedup();

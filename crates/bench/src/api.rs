@@ -1,4 +1,4 @@
-//! APIs without workers, and a hand-written ingest API for comparison, for `towpath bench`.
+//! APIs without workers, and a hand-written ingest API for comparison.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,19 +13,19 @@ use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use towpath_backends::Baseline;
 use towpath_core::backend::Backend;
-use towpath_core::{Error, QueueName, Result};
+use towpath_core::{Error, QueueName, Result, SystemClock};
 
-use super::backends::clock;
-use crate::apps::accounts::{Limiter, Rules, limit_queries, limit_routes};
-use crate::apps::ingest::{Enqueue, Limits, router};
-use crate::http::{self, BodyLimit, BodyReader, RequestLayer, Timeouts, rlimit, wrap};
-use crate::telemetry::Metrics;
 use towpath::supervisor::Stop;
+use towpath_server::apps::accounts::{Limiter, Rules, limit_queries, limit_routes};
+use towpath_server::apps::ingest::{Enqueue, Limits, router};
+use towpath_server::http::{self, BodyLimit, BodyReader, RequestLayer, Timeouts, rlimit, wrap};
+use towpath_server::telemetry::Metrics;
+
+use crate::baseline::Baseline;
 
 /// The queue that the API of a benchmark fills.
-pub const BENCH_QUEUE: &str = "bench";
+pub(crate) const BENCH_QUEUE: &str = "bench";
 
 const LIMITS: Limits = Limits {
     message_bytes: 16 << 20,
@@ -33,9 +33,9 @@ const LIMITS: Limits = Limits {
 };
 
 /// A running API without a worker on its queue.
-pub struct BenchApi {
+pub(crate) struct BenchApi {
     /// Where it listens.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     stop: CancellationToken,
     serving: JoinHandle<Result<()>>,
 }
@@ -44,7 +44,7 @@ pub struct BenchApi {
 ///
 /// # Errors
 /// Those of binding; `Unsupported` for a backend without queues.
-pub async fn ingest_api_for_bench(backend: &Backend) -> Result<BenchApi> {
+pub(crate) async fn ingest(backend: &Backend) -> Result<BenchApi> {
     let queue = backend.require_queue("bench http")?;
     let enqueue = Enqueue::new(queue, QueueName::new(BENCH_QUEUE)?, LIMITS);
     serve(|edge| router(enqueue, backend.clone(), edge)).await
@@ -54,9 +54,14 @@ pub async fn ingest_api_for_bench(backend: &Backend) -> Result<BenchApi> {
 ///
 /// # Errors
 /// Those of binding; `Unsupported` for a backend without limits; `Invalid` for a bad rule.
-pub async fn limits_api_for_bench(backend: &Backend, rules: &[String]) -> Result<BenchApi> {
+pub(crate) async fn limits(backend: &Backend, rules: &[String]) -> Result<BenchApi> {
     let store = backend.require_rate_limit("bench limits")?;
-    let limiter = Limiter::new(store, clock(), Rules::parse(rules)?, Metrics::new());
+    let limiter = Limiter::new(
+        store,
+        Arc::new(SystemClock::new()),
+        Rules::parse(rules)?,
+        Metrics::new(),
+    );
     serve(|edge| wrap(limit_routes(limiter), edge.queries(limit_queries()))).await
 }
 
@@ -64,7 +69,7 @@ pub async fn limits_api_for_bench(backend: &Backend, rules: &[String]) -> Result
 ///
 /// # Errors
 /// Those of binding.
-pub async fn bare_api_for_bench(baseline: Arc<dyn Baseline>) -> Result<BenchApi> {
+pub(crate) async fn bare(baseline: Arc<dyn Baseline>) -> Result<BenchApi> {
     serve(|edge| {
         let limit = |route, bytes, what| BodyLimit { route, bytes, what };
         let edge = edge.bodies(&[
@@ -148,7 +153,7 @@ impl BenchApi {
     ///
     /// # Errors
     /// Those of serving.
-    pub async fn stop(self) -> Result<()> {
+    pub(crate) async fn stop(self) -> Result<()> {
         self.stop.cancel();
         self.serving
             .await

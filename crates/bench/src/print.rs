@@ -1,23 +1,33 @@
-//! Prints what `bench` measured.
+//! Prints results.
 
 use std::io;
 
-use super::bench::{
-    BenchCommand, CompareArgs, Figure, FleetFigures, Ratio, Report, Row, run_compare, run_fleet,
-    run_http, run_limits, run_outbox, run_queue,
-};
-use super::{Exit, Failure, Format, Global, output};
+use towpath_server::cli::output::{self, Format};
+use towpath_server::cli::{Exit, Failure};
 
-pub(super) async fn run(global: &Global, command: BenchCommand) -> Result<Exit, Failure> {
+use crate::args::{BenchCommand, CompareArgs};
+use crate::compare::{Figure, Ratio, Report};
+use crate::fleet::FleetFigures;
+use crate::{Row, compare, decide, fleet, http, outbox, queue};
+
+/// Runs a measurement and prints its result.
+///
+/// # Errors
+/// Those of the measurement and of standard output.
+pub(crate) async fn run(
+    format: Format,
+    quiet: bool,
+    command: BenchCommand,
+) -> Result<Exit, Failure> {
     let rows = match command {
-        BenchCommand::Queue(args) => run_queue(&args).await?,
-        BenchCommand::Http(args) => run_http(&args).await?,
-        BenchCommand::Limits(args) => run_limits(&args).await?,
-        BenchCommand::Outbox(args) => run_outbox(&args).await?,
-        BenchCommand::Compare(args) => return compare(global, &args).await,
-        BenchCommand::Fleet(args) => return fleet(global, &run_fleet(&args).await?),
+        BenchCommand::Queue(args) => queue::run(&args).await?,
+        BenchCommand::Http(args) => http::run(&args).await?,
+        BenchCommand::Limits(args) => decide::run(&args).await?,
+        BenchCommand::Outbox(args) => outbox::run(&args).await?,
+        BenchCommand::Compare(args) => return print_comparison(format, quiet, &args).await,
+        BenchCommand::Fleet(args) => return print_fleet(format, &fleet::run(&args).await?),
     };
-    if global.format == Format::Json {
+    if format == Format::Json {
         output::json(&rows)?;
     } else {
         let headings = [
@@ -61,8 +71,8 @@ pub(super) async fn run(global: &Global, command: BenchCommand) -> Result<Exit, 
     })
 }
 
-fn fleet(global: &Global, figures: &FleetFigures) -> Result<Exit, Failure> {
-    if global.format == Format::Json {
+fn print_fleet(format: Format, figures: &FleetFigures) -> Result<Exit, Failure> {
+    if format == Format::Json {
         output::json(figures)?;
     } else {
         let rows = [
@@ -107,14 +117,18 @@ fn fleet(global: &Global, figures: &FleetFigures) -> Result<Exit, Failure> {
     })
 }
 
-async fn compare(global: &Global, args: &CompareArgs) -> Result<Exit, Failure> {
+async fn print_comparison(
+    format: Format,
+    quiet: bool,
+    args: &CompareArgs,
+) -> Result<Exit, Failure> {
     let begin = |workload: &str| {
-        if !global.quiet && global.format == Format::Table {
+        if !quiet && format == Format::Table {
             output::note(format!("{workload} ..."));
         }
     };
-    let report = run_compare(args, begin).await?;
-    if global.format == Format::Json {
+    let report = compare::run(args, begin).await?;
+    if format == Format::Json {
         output::json(&report)?;
     } else {
         print(&report)?;

@@ -15,8 +15,9 @@ use super::http::{connect, exchange, request};
 use super::limit::Limit;
 use super::load::{Outcome, join};
 use super::measure::Measurement;
-use super::{LimitsArgs, Row};
-use crate::wiring;
+use crate::Row;
+use crate::args::LimitsArgs;
+use towpath_server::wiring;
 
 /// So much that every take is allowed: refusals write nothing.
 const PLENTY: u64 = 1_000_000_000;
@@ -25,7 +26,7 @@ const PLENTY: u64 = 1_000_000_000;
 ///
 /// # Errors
 /// Those of the backend.
-pub(in crate::cli) async fn run(args: &LimitsArgs) -> Result<Vec<Row>> {
+pub(crate) async fn run(args: &LimitsArgs) -> Result<Vec<Row>> {
     let folder = super::temporary(&args.folder)?;
     let own = format!("embedded:{}", folder.path().display());
     let backend = wiring::open(args.backend.as_deref().unwrap_or(&own)).await?;
@@ -51,7 +52,7 @@ pub(in crate::cli) async fn run(args: &LimitsArgs) -> Result<Vec<Row>> {
         ),
     ];
     let rule = format!("default=token_bucket:{PLENTY}:{PLENTY}/1m");
-    let api = wiring::limits_api_for_bench(&backend, &[rule]).await?;
+    let api = crate::api::limits(&backend, &[rule]).await?;
     let mut rows = Vec::new();
     for callers in args.callers.map_or_else(|| vec![1, 64], |one| vec![one]) {
         for (what, policy) in policies {

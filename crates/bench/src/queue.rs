@@ -11,8 +11,9 @@ use super::line::Line;
 use super::load::{DRAIN_BATCH, Load, Outcome, panicked};
 use super::measure::Measurement;
 use super::payload::{Payloads, check};
-use super::{QueueArgs, Row, disk};
-use crate::wiring;
+use crate::args::QueueArgs;
+use crate::{Row, disk};
+use towpath_server::wiring;
 
 /// The pause of an idle producer: long enough for everything to come to rest.
 const IDLE: Duration = Duration::from_millis(3);
@@ -21,7 +22,7 @@ const IDLE: Duration = Duration::from_millis(3);
 ///
 /// # Errors
 /// Those of the backend; a loss or a duplicate is in the rows.
-pub(in crate::cli) async fn run(args: &QueueArgs) -> Result<Vec<Row>> {
+pub(crate) async fn run(args: &QueueArgs) -> Result<Vec<Row>> {
     let folder = super::temporary(&args.folder)?;
     let mut rows = Vec::new();
     if args.backend.is_none() {

@@ -12,19 +12,19 @@ use std::sync::Arc;
 
 use towpath_core::{Error, Result};
 
-use super::CompareArgs;
-use super::payload::Payloads;
+use crate::args::CompareArgs;
+use crate::payload::Payloads;
 use report::{Compared, Measured, Stated};
 use target::{Options, Round, Target};
 
-pub(in crate::cli) use report::{Figure, Ratio, Report};
-pub(in crate::cli) use workload::Workload;
+pub(crate) use report::{Figure, Ratio, Report};
+pub(crate) use workload::Workload;
 
 /// Measures every target under every workload; `begin` gets the name of each workload.
 ///
 /// # Errors
 /// Those of opening a target or of a call to it; a loss or a duplicate is in the report.
-pub(in crate::cli) async fn run(args: &CompareArgs, begin: impl Fn(&str)) -> Result<Report> {
+pub(crate) async fn run(args: &CompareArgs, begin: impl Fn(&str)) -> Result<Report> {
     let folder = tempfile::Builder::new()
         .prefix("towpath-bench-")
         .tempdir_in(&args.folder)

@@ -8,18 +8,18 @@ use super::Row;
 
 /// Collects the samples of one task; merged at the end.
 #[derive(Debug, Default)]
-pub(super) struct Latencies(Vec<Duration>);
+pub(crate) struct Latencies(Vec<Duration>);
 
 impl Latencies {
-    pub(super) fn record(&mut self, since: Instant) {
+    pub(crate) fn record(&mut self, since: Instant) {
         self.0.push(since.elapsed());
     }
 
-    pub(super) fn push(&mut self, latency: Duration) {
+    pub(crate) fn push(&mut self, latency: Duration) {
         self.0.push(latency);
     }
 
-    pub(super) fn merge(&mut self, other: Self) {
+    pub(crate) fn merge(&mut self, other: Self) {
         self.0.extend(other.0);
     }
 
@@ -30,20 +30,20 @@ impl Latencies {
         clippy::cast_precision_loss,
         reason = "an index into a few million samples"
     )]
-    pub(super) fn at(&self, share: f64) -> f64 {
+    pub(crate) fn at(&self, share: f64) -> f64 {
         let index = ((self.0.len() as f64 * share) as usize).min(self.0.len().saturating_sub(1));
         self.0
             .get(index)
             .map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
     }
 
-    pub(super) fn sort(&mut self) {
+    pub(crate) fn sort(&mut self) {
         self.0.sort_unstable();
     }
 }
 
 /// CPU time of this process so far, all threads.
-pub(super) fn cpu_time() -> Duration {
+pub(crate) fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(
         u64::try_from(time.tv_sec).unwrap_or(0),
@@ -52,7 +52,7 @@ pub(super) fn cpu_time() -> Duration {
 }
 
 /// A measurement under way.
-pub(super) struct Measurement {
+pub(crate) struct Measurement {
     what: &'static str,
     durability: String,
     callers: usize,
@@ -62,7 +62,7 @@ pub(super) struct Measurement {
 }
 
 impl Measurement {
-    pub(super) fn start(
+    pub(crate) fn start(
         what: &'static str,
         durability: &str,
         callers: usize,
@@ -80,7 +80,7 @@ impl Measurement {
 
     /// The row of `messages` messages; `ended` is when the last was done, by default now.
     #[expect(clippy::cast_precision_loss, reason = "figures for people")]
-    pub(super) fn finish(
+    pub(crate) fn finish(
         self,
         messages: u64,
         mut latencies: Latencies,

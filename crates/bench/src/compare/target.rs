@@ -7,16 +7,19 @@ use std::time::Duration;
 use towpath_core::backend::Backend;
 use towpath_core::{Error, Result};
 
-use super::super::http::Post;
-use super::super::limit::Limit;
-use super::super::line::Line;
-use super::super::load::{Load, panicked};
-use super::super::measure::Measurement;
-use super::super::payload::{Payloads, check};
-use super::super::{Row, disk, durability};
 use super::server::Server;
 use super::workload::{Kind, Workload};
-use crate::wiring::{self, BENCH_QUEUE, Baseline, BenchApi, BenchOrders};
+use crate::api::{self, BENCH_QUEUE, BenchApi};
+use crate::baseline::{self, Baseline};
+use crate::http::Post;
+use crate::limit::Limit;
+use crate::line::Line;
+use crate::load::{Load, panicked};
+use crate::measure::Measurement;
+use crate::orders::BenchOrders;
+use crate::payload::{Payloads, check};
+use crate::{Row, disk, durability};
+use towpath_server::wiring;
 
 /// The disk itself: each caller as if it had the disk for itself.
 const DISK: &str = "disk";
@@ -66,7 +69,7 @@ impl Options<'_> {
 
     /// Nothing for a store without a server.
     async fn server_at(&self, url: &str) -> Option<Server> {
-        let baseline = wiring::baseline(url).await.ok()?;
+        let baseline = baseline::connect(url).await.ok()?;
         Some(self.server(baseline))
     }
 }
@@ -93,7 +96,7 @@ impl Target {
             });
         }
         if let Some(url) = text.strip_prefix(BARE) {
-            let baseline = wiring::baseline(url).await?;
+            let baseline = baseline::connect(url).await?;
             baseline.clear().await?;
             // The server says it through the backend that knows it.
             let backend = wiring::open(url).await?;
@@ -105,7 +108,7 @@ impl Target {
                 subject: Subject::Line {
                     line: Arc::new(Line::Bare(Arc::clone(&baseline))),
                     backends: Vec::new(),
-                    api: Some(wiring::bare_api_for_bench(Arc::clone(&baseline)).await?),
+                    api: Some(api::bare(Arc::clone(&baseline)).await?),
                     server: Some(options.server(baseline)),
                 },
             });
@@ -119,7 +122,7 @@ impl Target {
             durability: durability(&backend).await?,
             subject: Subject::Line {
                 line: Arc::new(Line::open(&backend, BENCH_QUEUE).await?),
-                api: Some(wiring::ingest_api_for_bench(&backend).await?),
+                api: Some(api::ingest(&backend).await?),
                 server: options.server_at(&url).await,
                 backends: vec![backend],
             },

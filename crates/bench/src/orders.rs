@@ -1,4 +1,4 @@
-//! The orders app without HTTP, for `towpath bench compare`.
+//! The orders app without HTTP, for comparisons.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,16 +12,15 @@ use tokio_util::sync::CancellationToken;
 use towpath_core::backend::Backend;
 use towpath_core::port::queue::Settings;
 use towpath_core::port::sink::Outcome;
-use towpath_core::{ConsumerId, Delivery, Error, QueueName, Result, retry};
+use towpath_core::{ConsumerId, Delivery, Error, QueueName, Result, SystemClock, retry};
 
-use super::backends::clock;
-use crate::apps::orders::{
-    Channel, Gateway, NOTIFICATIONS, Notifier, ORDERS, OrderStore, Processor, Topology,
-};
-use crate::telemetry::Metrics;
 use towpath::consumer::QueueConsumer;
 use towpath::pump::{Alone, Destination, Handler, Handling, Pump, Work};
 use towpath::supervisor::Stop;
+use towpath_server::apps::orders::{
+    Channel, Gateway, NOTIFICATIONS, Notifier, ORDERS, OrderStore, Processor, Topology,
+};
+use towpath_server::telemetry::Metrics;
 
 /// The SKU of every order.
 const SKU: &str = "bench";
@@ -35,7 +34,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const RETENTION: Duration = Duration::from_secs(60);
 
 /// The gateway, and a processor and a notifier that run while the caller waits for their results.
-pub struct BenchOrders {
+pub(crate) struct BenchOrders {
     gateway: Gateway,
     workers: Mutex<Option<Workers>>,
 }
@@ -68,7 +67,7 @@ impl BenchOrders {
     /// # Errors
     /// `Unsupported` for a backend that lacks a port of the app; `Conflict` when orders wait there already: a
     /// measurement leaves orders, keys and counters behind, and belongs on servers of its own.
-    pub async fn open(broker: &Backend, keys: &Backend) -> Result<Self> {
+    pub(crate) async fn open(broker: &Backend, keys: &Backend) -> Result<Self> {
         let (queue, routes) = (
             broker.require_queue("bench")?,
             broker.require_routes("bench")?,
@@ -82,7 +81,7 @@ impl BenchOrders {
             effects: broker.effects.clone().filter(|_| shared),
             idempotency_window: RETENTION,
             retention: RETENTION,
-            clock: clock(),
+            clock: Arc::new(SystemClock::new()),
         };
         store.topology.declare().await?;
         for name in [ORDERS, NOTIFICATIONS] {
@@ -104,7 +103,7 @@ impl BenchOrders {
     ///
     /// # Errors
     /// Those of the backends; `Conflict` when the id was used before.
-    pub async fn accept(&self, id: &str) -> Result<()> {
+    pub(crate) async fn accept(&self, id: &str) -> Result<()> {
         let text = format!(r#"{{"id":"{id}","sku":"{SKU}","qty":1}}"#);
         self.gateway.take(text.as_bytes()).await
     }
@@ -114,7 +113,7 @@ impl BenchOrders {
     ///
     /// # Errors
     /// Those of a pump that cannot continue.
-    pub async fn notified(&self, max: usize, wait: Duration) -> Result<Vec<Bytes>> {
+    pub(crate) async fn notified(&self, max: usize, wait: Duration) -> Result<Vec<Bytes>> {
         let mut held = self.workers.lock().await;
         let workers = match &mut *held {
             Some(workers) => workers,

@@ -1,4 +1,4 @@
-//! A relay alone, for `towpath bench`.
+//! A relay alone.
 
 use std::sync::Arc;
 
@@ -12,20 +12,20 @@ use towpath::relay::{Relay, Target};
 use towpath::supervisor::Stop;
 
 /// A relay at work.
-pub struct BenchRelay {
+pub(crate) struct BenchRelay {
     stop: CancellationToken,
     relaying: JoinHandle<Result<()>>,
 }
 
 impl BenchRelay {
     /// Most events that it reads at once.
-    pub const BATCH: usize = 1_000;
+    pub(crate) const BATCH: usize = 1_000;
 
     /// Starts one with the settings that `accounts.relay` has by default.
     ///
     /// # Errors
     /// `Unsupported` for a backend without streams and queues.
-    pub fn start(outbox: Arc<dyn Outbox>, broker: &Backend) -> Result<Self> {
+    pub(crate) fn start(outbox: Arc<dyn Outbox>, broker: &Backend) -> Result<Self> {
         let relay = Relay::new(outbox, Target::of(broker, "bench")?);
         let stop = CancellationToken::new();
         let stopping = Stop::when(stop.clone());
@@ -36,7 +36,7 @@ impl BenchRelay {
     }
 
     /// Whether it gave up.
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.relaying.is_finished()
     }
 
@@ -44,7 +44,7 @@ impl BenchRelay {
     ///
     /// # Errors
     /// Those of the relay.
-    pub async fn stop(self) -> Result<()> {
+    pub(crate) async fn stop(self) -> Result<()> {
         self.stop.cancel();
         self.relaying
             .await

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use towpath_core::{Error, Result};
 
-use super::FleetArgs;
 use super::measure::Latencies;
+use crate::args::FleetArgs;
 
 /// The key of the measured controller.
 const KEY: &str = "a-key-of-the-bench";
@@ -28,27 +28,27 @@ const IDLE: Duration = Duration::from_secs(5);
 
 /// The measured figures.
 #[derive(Debug, Clone, serde::Serialize)]
-pub(in crate::cli) struct FleetFigures {
+pub(crate) struct FleetFigures {
     /// Number of agents.
-    pub(in crate::cli) agents: usize,
+    pub(crate) agents: usize,
     /// From the request to publish until an agent has reported that it applied the configuration, in milliseconds.
-    pub(in crate::cli) applied_p50_ms: f64,
-    pub(in crate::cli) applied_p99_ms: f64,
-    pub(in crate::cli) applied_max_ms: f64,
+    pub(crate) applied_p50_ms: f64,
+    pub(crate) applied_p99_ms: f64,
+    pub(crate) applied_max_ms: f64,
     /// Memory of the controller for each agent that waits.
-    pub(in crate::cli) bytes_per_agent: u64,
+    pub(crate) bytes_per_agent: u64,
     /// From killing the controller until every agent has the version published right after its restart, in seconds.
-    pub(in crate::cli) restart_seconds: f64,
+    pub(crate) restart_seconds: f64,
     /// Answers that were errors, once the controller was there again.
-    pub(in crate::cli) errors: u64,
+    pub(crate) errors: u64,
     /// CPU of the controller while agents wait, in percent of one core.
-    pub(in crate::cli) waiting_cpu_percent: f64,
+    pub(crate) waiting_cpu_percent: f64,
     /// The same while each agent asks once a second.
-    pub(in crate::cli) polling_cpu_percent: f64,
+    pub(crate) polling_cpu_percent: f64,
 }
 
 /// Measures it.
-pub(in crate::cli) async fn run(args: &FleetArgs) -> Result<FleetFigures> {
+pub(crate) async fn run(args: &FleetArgs) -> Result<FleetFigures> {
     let folder = tempfile::tempdir_in(&args.folder)
         .map_err(|error| Error::unavailable("no temporary folder").with_source(error))?;
     let address = free_address().await?;
@@ -334,7 +334,7 @@ fn spawn(folder: &Path, address: SocketAddr) -> Result<Child> {
         Error::unavailable("the controller cannot be started").with_source(error)
     };
     Command::new(std::env::current_exe().map_err(failed)?)
-        .args(["run", "fleet.controller"])
+        .args(["server", "run", "fleet.controller"])
         .current_dir(folder)
         .env("API_KEY", KEY)
         .env("TOWPATH_SERVER__ADMIN", "127.0.0.1:0")

@@ -1,7 +1,10 @@
-//! Baselines of `bench compare`: hand-written queues on the same server, with the same client.
+//! Baselines of comparisons: hand-written queues on the same server, with the same client.
 //!
 //! No role uses one. A baseline stores messages as a plain program would: bare
 //! payloads, no ids, no retries, nothing for a worker that dies.
+
+mod rabbitmq;
+mod redis;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +15,7 @@ use towpath_core::{Error, Result};
 
 /// A hand-written queue on a server.
 #[async_trait]
-pub trait Baseline: Send + Sync {
+pub(crate) trait Baseline: Send + Sync {
     /// Stores the payloads in one call, the next one to be consumed first in front.
     ///
     /// # Errors
@@ -43,14 +46,12 @@ pub trait Baseline: Send + Sync {
 ///
 /// # Errors
 /// `Unsupported` when there is none for this kind of server; `Unavailable` when it does not answer.
-pub async fn baseline(url: &str) -> Result<Arc<dyn Baseline>> {
-    #[cfg(feature = "redis")]
+pub(crate) async fn connect(url: &str) -> Result<Arc<dyn Baseline>> {
     if url.starts_with("redis://") {
-        return Ok(Arc::new(crate::redis::Baseline::connect(url).await?));
+        return Ok(Arc::new(redis::Baseline::connect(url).await?));
     }
-    #[cfg(feature = "rabbitmq")]
     if url.starts_with("amqp://") {
-        return Ok(Arc::new(crate::rabbitmq::Baseline::connect(url).await?));
+        return Ok(Arc::new(rabbitmq::Baseline::connect(url).await?));
     }
     let scheme = url.split(':').next().unwrap_or_default();
     Err(Error::unsupported(format!(

@@ -14,7 +14,7 @@ use super::measure::Latencies;
 use super::payload::Payloads;
 
 /// Messages taken at once where no shape says otherwise.
-pub(super) const DRAIN_BATCH: usize = 100;
+pub(crate) const DRAIN_BATCH: usize = 100;
 
 /// Silence after which a line counts as empty: brokers pause.
 const DRAIN_WAIT: Duration = Duration::from_millis(500);
@@ -24,38 +24,38 @@ const LOST: Duration = Duration::from_secs(30);
 
 /// The calls of a load.
 #[derive(Clone)]
-pub(super) struct Load {
+pub(crate) struct Load {
     /// The line they share.
-    pub(super) line: Arc<Line>,
+    pub(crate) line: Arc<Line>,
     /// Where their payloads come from.
-    pub(super) payloads: Arc<Payloads>,
+    pub(crate) payloads: Arc<Payloads>,
     /// Callers, each with one call in flight.
-    pub(super) callers: usize,
+    pub(crate) callers: usize,
     /// Messages in one call.
-    pub(super) batch: usize,
+    pub(crate) batch: usize,
 }
 
 /// The result of a load.
 #[derive(Default)]
-pub(super) struct Outcome {
+pub(crate) struct Outcome {
     /// Numbers of the acknowledged messages.
-    pub(super) sent: Vec<Range<u64>>,
+    pub(crate) sent: Vec<Range<u64>>,
     /// Numbers of the consumed messages.
-    pub(super) seen: Vec<u64>,
+    pub(crate) seen: Vec<u64>,
     /// Of each call, or of each message from the call that sent it until it was settled.
-    pub(super) latencies: Latencies,
+    pub(crate) latencies: Latencies,
     /// When the last message was consumed; the rest of the run is waiting for more.
-    pub(super) ended: Option<Instant>,
+    pub(crate) ended: Option<Instant>,
 }
 
 impl Outcome {
     /// Number of acknowledged messages.
-    pub(super) fn messages(&self) -> u64 {
+    pub(crate) fn messages(&self) -> u64 {
         self.sent.iter().map(|some| some.end - some.start).sum()
     }
 
     /// Adds the result of another caller.
-    pub(super) fn merge(&mut self, other: Self) {
+    pub(crate) fn merge(&mut self, other: Self) {
         self.sent.extend(other.sent);
         self.seen.extend(other.seen);
         self.latencies.merge(other.latencies);
@@ -64,7 +64,7 @@ impl Outcome {
 }
 
 /// Waits for every caller.
-pub(super) async fn join(mut tasks: JoinSet<Result<Outcome>>) -> Result<Outcome> {
+pub(crate) async fn join(mut tasks: JoinSet<Result<Outcome>>) -> Result<Outcome> {
     let mut all = Outcome::default();
     while let Some(ended) = tasks.join_next().await {
         all.merge(ended.map_err(panicked)??);
@@ -73,13 +73,13 @@ pub(super) async fn join(mut tasks: JoinSet<Result<Outcome>>) -> Result<Outcome>
 }
 
 /// A measuring task that panicked.
-pub(super) fn panicked(join: tokio::task::JoinError) -> Error {
+pub(crate) fn panicked(join: tokio::task::JoinError) -> Error {
     Error::unavailable("a measuring task panicked").with_source(join)
 }
 
 impl Load {
     /// Each caller publishes, a batch at a time, with a pause between.
-    pub(super) async fn publish(&self, limit: &Limit, pause: Duration) -> Result<Outcome> {
+    pub(crate) async fn publish(&self, limit: &Limit, pause: Duration) -> Result<Outcome> {
         let mut tasks = JoinSet::new();
         for _ in 0..self.callers {
             let (load, limit) = (self.clone(), limit.clone());
@@ -102,7 +102,7 @@ impl Load {
     }
 
     /// Each caller publishes a batch and consumes as many messages, one step after the other.
-    pub(super) async fn cycle(&self, limit: &Limit) -> Result<Outcome> {
+    pub(crate) async fn cycle(&self, limit: &Limit) -> Result<Outcome> {
         let mut tasks = JoinSet::new();
         for _ in 0..self.callers {
             let (load, limit) = (self.clone(), limit.clone());
@@ -134,7 +134,7 @@ impl Load {
     }
 
     /// Callers publish while one worker consumes in batches, until everything is consumed.
-    pub(super) async fn hand_over(&self, limit: &Limit, pause: Duration) -> Result<Outcome> {
+    pub(crate) async fn hand_over(&self, limit: &Limit, pause: Duration) -> Result<Outcome> {
         let done = Arc::new(AtomicBool::new(false));
         let mut worker = JoinSet::new();
         let (load, last) = (self.clone(), Arc::clone(&done));
@@ -168,7 +168,7 @@ impl Load {
     }
 
     /// Consumes the waiting messages without producers.
-    pub(super) async fn drain(&self) -> Result<Outcome> {
+    pub(crate) async fn drain(&self) -> Result<Outcome> {
         let mut outcome = Outcome::default();
         loop {
             let call = Instant::now();

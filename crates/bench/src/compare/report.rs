@@ -6,98 +6,98 @@ use super::target::Round;
 
 /// A figure over all rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(in crate::cli) struct Figure {
+pub(crate) struct Figure {
     /// The median.
-    pub(in crate::cli) median: f64,
+    pub(crate) median: f64,
     /// Half of the rounds lie between the quartiles.
-    pub(in crate::cli) low: f64,
+    pub(crate) low: f64,
     /// The upper quartile.
-    pub(in crate::cli) high: f64,
+    pub(crate) high: f64,
 }
 
 /// One figure of the first target by that of another, in the same round.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(in crate::cli) struct Ratio {
+pub(crate) struct Ratio {
     /// The median over the rounds.
-    pub(in crate::cli) median: f64,
+    pub(crate) median: f64,
     /// Whether the spread of either side is larger than the difference of their medians: then it says nothing.
-    pub(in crate::cli) uncertain: bool,
+    pub(crate) uncertain: bool,
 }
 
 /// The first target by another one.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(in crate::cli) struct Ratios {
+pub(crate) struct Ratios {
     /// Messages a second: over 1 the first is faster.
-    pub(in crate::cli) per_second: Ratio,
+    pub(crate) per_second: Ratio,
     /// Median latency: under 1 the first is quicker.
-    pub(in crate::cli) p50_ms: Ratio,
+    pub(crate) p50_ms: Ratio,
     /// The same at the 99th percentile.
-    pub(in crate::cli) p99_ms: Ratio,
+    pub(crate) p99_ms: Ratio,
     /// CPU per message of client and server together: under 1 the first is cheaper.
-    pub(in crate::cli) cpu_us: Ratio,
+    pub(crate) cpu_us: Ratio,
 }
 
 /// The figures of a target under a workload.
 #[derive(Debug, Clone, Serialize)]
-pub(in crate::cli) struct Measured {
+pub(crate) struct Measured {
     /// The target.
-    pub(in crate::cli) target: String,
+    pub(crate) target: String,
     /// Messages a second.
-    pub(in crate::cli) per_second: Figure,
+    pub(crate) per_second: Figure,
     /// Latency of a call at the median, in milliseconds.
-    pub(in crate::cli) p50_ms: Figure,
+    pub(crate) p50_ms: Figure,
     /// At the 99th percentile.
-    pub(in crate::cli) p99_ms: Figure,
+    pub(crate) p99_ms: Figure,
     /// CPU microseconds per message of this process: the client, and a store or an API inside of it.
-    pub(in crate::cli) client_cpu_us: Figure,
+    pub(crate) client_cpu_us: Figure,
     /// CPU microseconds per message of the server, where there is one that says it.
-    pub(in crate::cli) server_cpu_us: Option<Figure>,
+    pub(crate) server_cpu_us: Option<Figure>,
     /// Acknowledged messages, all rounds.
-    pub(in crate::cli) messages: u64,
+    pub(crate) messages: u64,
     /// Acknowledged messages that never came. Anything but 0 is a defect.
-    pub(in crate::cli) lost: u64,
+    pub(crate) lost: u64,
     /// Messages that came more than once without a reason. Anything but 0 is a defect.
-    pub(in crate::cli) duplicated: u64,
+    pub(crate) duplicated: u64,
     /// The first target by this one; nothing for the first itself.
-    pub(in crate::cli) first_by_this: Option<Ratios>,
+    pub(crate) first_by_this: Option<Ratios>,
 }
 
 /// A workload and every target that can do it.
 #[derive(Debug, Clone, Serialize)]
-pub(in crate::cli) struct Compared {
+pub(crate) struct Compared {
     /// As on the command line.
-    pub(in crate::cli) workload: String,
+    pub(crate) workload: String,
     /// Concurrent callers or connections.
-    pub(in crate::cli) callers: usize,
+    pub(crate) callers: usize,
     /// Messages in one call.
-    pub(in crate::cli) batch: usize,
+    pub(crate) batch: usize,
     /// In the order of the command line.
-    pub(in crate::cli) targets: Vec<Measured>,
+    pub(crate) targets: Vec<Measured>,
 }
 
 /// The meaning of a target's acknowledgement.
 #[derive(Debug, Clone, Serialize)]
-pub(in crate::cli) struct Stated {
+pub(crate) struct Stated {
     /// The target.
-    pub(in crate::cli) target: String,
+    pub(crate) target: String,
     /// As it says itself.
-    pub(in crate::cli) durability: String,
+    pub(crate) durability: String,
 }
 
 /// A whole comparison.
 #[derive(Debug, Clone, Serialize)]
-pub(in crate::cli) struct Report {
+pub(crate) struct Report {
     /// Interleaved rounds of each workload.
-    pub(in crate::cli) rounds: usize,
+    pub(crate) rounds: usize,
     /// Every target.
-    pub(in crate::cli) targets: Vec<Stated>,
+    pub(crate) targets: Vec<Stated>,
     /// Every workload.
-    pub(in crate::cli) workloads: Vec<Compared>,
+    pub(crate) workloads: Vec<Compared>,
 }
 
 impl Report {
     /// Whether any target lost or doubled something.
-    pub(in crate::cli) fn is_defect(&self) -> bool {
+    pub(crate) fn is_defect(&self) -> bool {
         let mut all = self.workloads.iter().flat_map(|one| &one.targets);
         all.any(|target| target.lost > 0 || target.duplicated > 0)
     }

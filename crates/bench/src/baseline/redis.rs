@@ -8,14 +8,11 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisError, Value};
 use towpath_core::{Error, Result};
 
-use super::connection::info_line;
-use super::{error, reply};
-
 const LIST: &str = "bench-bare";
 const LEASED: &str = "bench-bare-leased";
 
 /// Two connections, as our store has: one shared, and one for blocking commands.
-pub struct Baseline {
+pub(crate) struct Baseline {
     server: String,
     shared: MultiplexedConnection,
     blocking: MultiplexedConnection,
@@ -26,13 +23,12 @@ impl Baseline {
     ///
     /// # Errors
     /// `Unavailable` when the server does not answer.
-    pub async fn connect(url: &str) -> Result<Self> {
+    pub(crate) async fn connect(url: &str) -> Result<Self> {
         // The client does not know our parameters.
         let url = url.split('?').next().unwrap_or(url);
-        let client =
-            Client::open(url).map_err(|failure| error::of_connection("the server", failure))?;
+        let client = Client::open(url).map_err(|failure| failed("the server", failure))?;
         let server = client.get_connection_info().addr().to_string();
-        let failed = |failure: RedisError| error::of_connection(&server, failure);
+        let failed = |failure| failed(&server, failure);
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(Duration::from_secs(2)))
             .set_response_timeout(Some(Duration::from_secs(30)));
@@ -50,12 +46,12 @@ impl Baseline {
 
     async fn one(&self, connection: &MultiplexedConnection, cmd: &Cmd) -> Result<Value> {
         let answer = cmd.query_async(&mut connection.clone()).await;
-        answer.map_err(|failure| error::of_connection(&self.server, failure))
+        answer.map_err(|failure| failed(&self.server, failure))
     }
 
     async fn many(&self, commands: &Pipeline) -> Result<Vec<Value>> {
         let answer = commands.query_async(&mut self.shared.clone()).await;
-        answer.map_err(|failure| error::of_connection(&self.server, failure))
+        answer.map_err(|failure| failed(&self.server, failure))
     }
 
     /// Takes the payloads that are ready, at most `max`.
@@ -74,6 +70,10 @@ impl Baseline {
     }
 }
 
+fn failed(server: &str, failure: RedisError) -> Error {
+    Error::unavailable(format!("redis at `{server}` failed a command")).with_source(failure)
+}
+
 fn payload(value: Value) -> Result<Option<Bytes>> {
     match value {
         Value::Nil => Ok(None),
@@ -83,7 +83,7 @@ fn payload(value: Value) -> Result<Option<Bytes>> {
 }
 
 #[async_trait]
-impl crate::Baseline for Baseline {
+impl super::Baseline for Baseline {
     async fn publish(&self, payloads: Vec<Bytes>) -> Result<()> {
         let mut push = redis::cmd("LPUSH");
         push.arg(LIST);
@@ -134,8 +134,15 @@ impl crate::Baseline for Baseline {
     async fn server_cpu(&self) -> Result<Duration> {
         let mut info = redis::cmd("INFO");
         info.arg("cpu");
-        let info = reply::text(self.one(&self.shared, &info).await?)?;
-        let seconds = |name| info_line(&info, name)?.parse::<f64>().ok();
+        let info: String = info
+            .query_async(&mut self.shared.clone())
+            .await
+            .map_err(|failure| failed(&self.server, failure))?;
+        let seconds = |name| {
+            let mut lines = info.lines().filter_map(|line| line.split_once(':'));
+            let (_, value) = lines.find(|(key, _)| *key == name)?;
+            value.trim().parse::<f64>().ok()
+        };
         seconds("used_cpu_user")
             .zip(seconds("used_cpu_sys"))
             .and_then(|(user, system)| Duration::try_from_secs_f64(user + system).ok())

@@ -1,17 +1,113 @@
-//! `towpath bench compare` on the embedded store, a real Redis and a real RabbitMQ.
+//! `towpath-bench` on the embedded store, a real Redis and a real RabbitMQ.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed step of a test is a failed test"
+)]
 
 use std::process::{Command, Output};
 
+use libtest_mimic::{Arguments, Trial};
 use serde_json::Value;
 use towpath_testkit::servers::rabbitmq;
 use towpath_testkit::servers::redis::{DURABLE, EPHEMERAL, Server, missing};
 
-use crate::process::{BINARY, able};
+const BINARY: &str = env!("CARGO_BIN_EXE_towpath-bench");
+
+fn main() {
+    let redis = || missing().map(|reason| ("redis", reason));
+    let rabbitmq = || rabbitmq::missing().map(|reason| ("rabbitmq", reason));
+    let never = || None;
+    let trials = vec![
+        trial(
+            "stores_are_compared_and_state_their_durability",
+            never(),
+            stores_are_compared_and_state_their_durability,
+        ),
+        trial(
+            "a_server_is_compared_with_a_queue_written_by_hand_and_says_its_own_cpu",
+            redis(),
+            a_server_is_compared_with_a_queue_written_by_hand_and_says_its_own_cpu,
+        ),
+        trial(
+            "a_broker_is_compared_with_a_confirm_loop_written_by_hand",
+            rabbitmq(),
+            a_broker_is_compared_with_a_confirm_loop_written_by_hand,
+        ),
+        trial(
+            "orders_are_compared_with_the_queue_below_them",
+            never(),
+            orders_are_compared_with_the_queue_below_them,
+        ),
+        trial(
+            "orders_on_a_broker_need_keys_and_an_empty_queue",
+            redis().or_else(rabbitmq),
+            orders_on_a_broker_need_keys_and_an_empty_queue,
+        ),
+        trial(
+            "targets_that_cannot_be_compared_are_refused_with_the_reason",
+            never(),
+            targets_that_cannot_be_compared_are_refused_with_the_reason,
+        ),
+    ];
+    let commands = ["queue", "http", "compare", "limits", "outbox", "fleet"];
+    let examples = commands.map(|command| {
+        Trial::test(format!("examples_of_{command}_run"), move || {
+            examples_run(command);
+            Ok(())
+        })
+    });
+    libtest_mimic::run(
+        &Arguments::from_args(),
+        trials.into_iter().chain(examples).collect(),
+    )
+    .exit();
+}
+
+/// A test, ignored with the reason where this machine lacks a server, and failed where `TOWPATH_TEST_REQUIRE` names it.
+fn trial(name: &str, missing: Option<(&str, String)>, body: fn()) -> Trial {
+    let Some((ability, reason)) = missing else {
+        return Trial::test(name, move || {
+            body();
+            Ok(())
+        });
+    };
+    let required = std::env::var("TOWPATH_TEST_REQUIRE").unwrap_or_default();
+    let is_required = required.split(',').any(|name| name == ability);
+    Trial::test(format!("{name} ({reason})"), move || Err(reason.into()))
+        .with_ignored_flag(!is_required)
+}
+
+/// The examples of a command's help, with fewer messages.
+fn examples_run(command: &str) {
+    let help = Command::new(BINARY).args([command, "--help"]).output();
+    let help = String::from_utf8(help.unwrap().stdout).unwrap();
+    let (_, examples) = help.split_once("\nExamples:\n").unwrap();
+    let examples = examples.lines().filter_map(|line| {
+        let arguments = line.trim().strip_prefix("towpath-bench ")?;
+        Some(arguments.replace(" --messages 1000", ""))
+    });
+    // That of `fleet` names its own, smaller size.
+    let few = match command {
+        "fleet" => "",
+        _ => " --messages 200",
+    };
+    for example in examples {
+        let folder = tempfile::tempdir().unwrap();
+        let output = Command::new("sh")
+            .args(["-ec", &format!("{BINARY} {example}{few}")])
+            .current_dir(&folder)
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{example}: {error}");
+    }
+}
 
 fn compare(targets: &[&str], more: &[&str]) -> Output {
     let folder = tempfile::tempdir().unwrap();
     Command::new(BINARY)
-        .args(["bench", "compare", "--messages", "300", "--size", "64"])
+        .args(["compare", "--messages", "300", "--size", "64"])
         .args(targets)
         .args(more)
         .current_dir(&folder)
@@ -49,7 +145,6 @@ fn check(report: &Value, workloads: usize, servers: &[bool]) {
     }
 }
 
-#[test]
 fn stores_are_compared_and_state_their_durability() {
     let targets = ["embedded:", "embedded:?durability=os"];
     let found = report(
@@ -63,11 +158,7 @@ fn stores_are_compared_and_state_their_durability() {
     assert!(found["workloads"][0]["targets"][1]["per_second"]["median"].as_f64() > Some(0.0));
 }
 
-#[test]
 fn a_server_is_compared_with_a_queue_written_by_hand_and_says_its_own_cpu() {
-    if !able("redis", missing().is_none()) {
-        return;
-    }
     let (durable, ephemeral) = (Server::start(DURABLE), Server::start(EPHEMERAL));
     let bare = format!("bare:{}", durable.url());
     let targets = ["embedded:", &durable.url(), &bare, &ephemeral.url()];
@@ -85,11 +176,7 @@ fn a_server_is_compared_with_a_queue_written_by_hand_and_says_its_own_cpu() {
     );
 }
 
-#[test]
 fn a_broker_is_compared_with_a_confirm_loop_written_by_hand() {
-    if !able("rabbitmq", rabbitmq::missing().is_none()) {
-        return;
-    }
     let url = rabbitmq::shared().url();
     let bare = format!("bare:{url}");
     let found = report(&[&url, &bare], "publish-64,batch-16,end-to-end");
@@ -100,7 +187,6 @@ fn a_broker_is_compared_with_a_confirm_loop_written_by_hand() {
     assert_eq!(durability(1), durability(0));
 }
 
-#[test]
 fn orders_are_compared_with_the_queue_below_them() {
     let targets = ["orders:embedded:", "embedded:"];
     let found = report(&targets, "publish-64,end-to-end,http-64");
@@ -111,12 +197,7 @@ fn orders_are_compared_with_the_queue_below_them() {
     check(&found, 2, &[false, false]);
 }
 
-#[test]
 fn orders_on_a_broker_need_keys_and_an_empty_queue() {
-    let there = able("rabbitmq", rabbitmq::missing().is_none());
-    if !there || !able("redis", missing().is_none()) {
-        return;
-    }
     // Servers of its own: orders stay behind.
     let (broker, keys) = (rabbitmq::Server::start(), Server::start(DURABLE));
     let orders = format!("orders:{}", broker.url());
@@ -137,7 +218,6 @@ fn orders_on_a_broker_need_keys_and_an_empty_queue() {
     assert!(stated.contains("keys: fsync"), "{stated}");
 }
 
-#[test]
 fn targets_that_cannot_be_compared_are_refused_with_the_reason() {
     for (targets, more, reason) in [
         (&["embedded:"][..], &[][..], "2 values required"),

@@ -4,7 +4,7 @@ use clap::ValueEnum;
 
 /// A load and its shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(in crate::cli) enum Workload {
+pub(crate) enum Workload {
     /// 1 caller publishes, one message in flight
     #[value(name = "publish-1")]
     Publish1,

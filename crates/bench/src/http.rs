@@ -20,8 +20,10 @@ use super::line::Line;
 use super::load::{Load, Outcome, join, panicked};
 use super::measure::Measurement;
 use super::payload::{Payloads, check};
-use super::{HttpArgs, Row, disk};
-use crate::wiring::{self, BENCH_QUEUE};
+use crate::api::{self, BENCH_QUEUE};
+use crate::args::HttpArgs;
+use crate::{Row, disk};
+use towpath_server::wiring;
 
 /// Runs every measurement asked for and gives its rows.
 ///
@@ -29,7 +31,7 @@ use crate::wiring::{self, BENCH_QUEUE};
 ///
 /// # Errors
 /// `Unavailable` when the target does not answer, or answers anything but 200.
-pub(in crate::cli) async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
+pub(crate) async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
     let payloads = Arc::new(Payloads::new(args.size));
     let batch = args.batch.max(1);
     if let Some(target) = &args.target {
@@ -69,7 +71,7 @@ pub(in crate::cli) async fn run(args: &HttpArgs) -> Result<Vec<Row>> {
         let backend = wiring::open(&url).await?;
         let durability = super::durability(&backend).await?;
         let line = Arc::new(Line::open(&backend, BENCH_QUEUE).await?);
-        let api = wiring::ingest_api_for_bench(&backend).await?;
+        let api = api::ingest(&backend).await?;
         for connections in shapes(args) {
             let post = Post::connect(api.address, connections, batch, &payloads).await?;
             let post = post.paced(args);
@@ -110,7 +112,7 @@ fn address(target: &str) -> Result<SocketAddr> {
 }
 
 /// Open connections to an API, ready to send.
-pub(super) struct Post {
+pub(crate) struct Post {
     address: SocketAddr,
     senders: Vec<SendRequest<Full<Bytes>>>,
     batch: usize,
@@ -121,13 +123,13 @@ pub(super) struct Post {
 
 impl Post {
     /// Opens the connections.
-    pub(super) async fn connect(
+    pub(crate) async fn connect(
         address: SocketAddr,
         connections: usize,
         batch: usize,
         payloads: &Arc<Payloads>,
     ) -> Result<Self> {
-        crate::http::rlimit::raise();
+        towpath_server::http::rlimit::raise();
         let mut senders = Vec::with_capacity(connections);
         for _ in 0..connections {
             senders.push(connect(address).await?);
@@ -149,7 +151,7 @@ impl Post {
     }
 
     /// Sends one request after the other over each connection, or at the rate.
-    pub(super) async fn run(self, limit: &Limit) -> Result<Outcome> {
+    pub(crate) async fn run(self, limit: &Limit) -> Result<Outcome> {
         let mut tasks = JoinSet::new();
         let (host, batch) = (self.address.to_string(), self.batch);
         let keys = self.is_keyed.then(|| MessageId::new().to_string());
@@ -229,7 +231,7 @@ fn body(mut payloads: Vec<Bytes>) -> (&'static str, Bytes) {
 ///
 /// # Errors
 /// `Invalid` for an invalid path.
-pub(super) fn request(host: &str, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>> {
+pub(crate) fn request(host: &str, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>> {
     Request::builder()
         .method(Method::POST)
         .uri(path)
@@ -242,7 +244,7 @@ pub(super) fn request(host: &str, path: &str, body: Bytes) -> Result<Request<Ful
 ///
 /// # Errors
 /// `Unavailable` when no process listens there.
-pub(super) async fn connect(address: SocketAddr) -> Result<SendRequest<Full<Bytes>>> {
+pub(crate) async fn connect(address: SocketAddr) -> Result<SendRequest<Full<Bytes>>> {
     let away = |error: Box<dyn std::error::Error + Send + Sync>| {
         Error::unavailable(format!("no API answers at http://{address}")).with_source(error)
     };
@@ -266,7 +268,7 @@ pub(super) async fn connect(address: SocketAddr) -> Result<SendRequest<Full<Byte
 ///
 /// # Errors
 /// `Unavailable` with the status of the answer, or without one when none came.
-pub(super) async fn exchange(
+pub(crate) async fn exchange(
     sender: &mut SendRequest<Full<Bytes>>,
     request: Request<Full<Bytes>>,
 ) -> Result<()> {

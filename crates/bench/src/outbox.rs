@@ -21,8 +21,10 @@ use super::limit::Limit;
 use super::load::{Outcome, join};
 use super::measure::{Latencies, Measurement};
 use super::payload::{Payloads, check};
-use super::{OutboxArgs, Row};
-use crate::wiring::{self, BenchRelay};
+use crate::Row;
+use crate::args::OutboxArgs;
+use crate::relay::BenchRelay;
+use towpath_server::wiring;
 
 /// Interval of checks of a relay that catches up.
 const LOOK: Duration = Duration::from_millis(20);
@@ -37,7 +39,7 @@ const LOST: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// Those of the database and the backend.
-pub(in crate::cli) async fn run(args: &OutboxArgs) -> Result<Vec<Row>> {
+pub(crate) async fn run(args: &OutboxArgs) -> Result<Vec<Row>> {
     let folder = super::temporary(&args.folder)?;
     let own = format!("sqlite:{}/accounts.db", folder.path().display());
     let database = wiring::open_migrated(args.database.as_deref().unwrap_or(&own)).await?;

@@ -16,7 +16,7 @@ const BLOCKS: u64 = 1024;
 /// Writes 4 KiB and syncs, again and again, in a preallocated file of 4 MiB.
 ///
 /// With a pause before each it is another disk: many take longer for a sync that follows on none.
-pub(super) fn measure(pause: Duration, folder: &Path, limit: &Limit) -> io::Result<Row> {
+pub(crate) fn measure(pause: Duration, folder: &Path, limit: &Limit) -> io::Result<Row> {
     let path = folder.join("disk.probe");
     let mut file = OpenOptions::new()
         .create(true)

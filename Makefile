@@ -41,7 +41,7 @@ unit-test: ## Run unit tests
 
 integration-test: ## Run the conformance suite and the tests of the binary
 	$(CARGO) test --locked --workspace $(FEATURES) --test conformance
-	$(CARGO) test --locked --workspace $(FEATURES) --test it --test power_cut
+	$(CARGO) test --locked --workspace $(FEATURES) --test it --test power_cut --test bench
 
 test-all: ## Run all tests of the workspace
 	$(CARGO) test --locked --workspace $(FEATURES)
@@ -56,8 +56,9 @@ chaos: ## Run random crashes, full disks and power cuts (SEEDS=200); record resu
 	TOWPATH_SEEDS=$(SEEDS) $(RELEASE) test --release --locked -p towpath-server --test power_cut -- --skip power_cut::redis --nocapture --test-threads 1
 
 bench: build ## Measure throughput, latency and CPU of this machine
-	target/release/towpath bench queue
-	target/release/towpath bench http
+	$(RELEASE) build --release --locked $(FEATURES) --bin towpath-bench
+	target/release/towpath-bench queue
+	target/release/towpath-bench http
 	scripts/bench-redis
 	scripts/bench-rabbitmq
 

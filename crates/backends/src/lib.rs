@@ -1,6 +1,5 @@
 //! Storage drivers, one folder each. [`BACKENDS`] is the only list of them.
 
-mod baseline;
 #[cfg(any(feature = "kafka", feature = "rabbitmq"))]
 mod broker;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "redis"))]
@@ -37,8 +36,6 @@ use std::sync::Arc;
 use towpath_core::backend::{self, Backend, Descriptor};
 use towpath_core::database::{self, Database};
 use towpath_core::{Clock, Result};
-
-pub use baseline::{Baseline, baseline};
 
 /// Crates of clients whose lines may not be logged: they print payloads in warnings, and return each error that they
 /// log to their caller, which logs it with its context.

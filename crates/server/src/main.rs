@@ -16,7 +16,7 @@ const LAST_MOMENT: Duration = Duration::from_millis(200);
 fn main() -> ExitCode {
     let runtime = tokio::runtime::Runtime::new();
     let runtime = runtime.expect("the system gives a process its first threads");
-    let exit: Exit = runtime.block_on(Cli::run());
+    let exit: Exit = runtime.block_on(Cli::run(std::env::args_os().collect()));
     runtime.shutdown_timeout(LAST_MOMENT);
     towpath_server::telemetry::flush_logs();
     exit.into()

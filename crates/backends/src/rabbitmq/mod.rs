@@ -12,7 +12,6 @@
 //! In-flight messages are known to this process only, and are requeued when its connection closes.
 //! Names and headers: `docs/reference/rabbitmq.md`.
 
-mod baseline;
 mod config;
 mod connection;
 mod consumer;
@@ -40,7 +39,6 @@ use async_trait::async_trait;
 use towpath_core::Result;
 use towpath_core::backend::{Backend, Capability, Descriptor, Health, Lifecycle};
 
-pub use baseline::Baseline;
 use store::Store;
 
 /// The descriptor of this family.

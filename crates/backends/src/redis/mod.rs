@@ -10,7 +10,6 @@
 //! the server's clock, not ours. Keys: `docs/reference/redis.md`.
 
 mod asynq;
-mod baseline;
 mod batcher;
 mod config;
 mod connection;
@@ -37,7 +36,6 @@ use towpath_core::Result;
 use towpath_core::backend::{Backend, Capability, Descriptor, Health, Lifecycle};
 
 pub use asynq::{Leftover, TaskQueue};
-pub use baseline::Baseline;
 pub use rate_limit::decide_at_for_testing;
 use store::Store;
 

@@ -36,7 +36,7 @@ pub(super) const TABLE: [(Exit, &str); 8] = [
     ),
     (
         Exit::Problems,
-        "a check found problems: `status`, `doctor`, `health`, `verify`, `bench`, `orders check`",
+        "a check found problems: `status`, `doctor`, `health`, `verify`, `orders check`",
     ),
     (
         Exit::Denied,

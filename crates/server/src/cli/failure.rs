@@ -10,7 +10,7 @@ use crate::config::Problems;
 
 /// The reason of a command's failure.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub enum Failure {
     /// The reader of standard output closed it, which is not an error.
     BrokenPipe,
     /// The exit code, and the text for standard error.
@@ -35,7 +35,7 @@ impl Failure {
     }
 
     /// Says it on standard error, once, and gives how to end.
-    pub(super) fn report(self) -> Exit {
+    pub fn report(self) -> Exit {
         match self {
             Self::BrokenPipe => Exit::Ok,
             Self::Said(exit, text) => {

@@ -3,7 +3,11 @@
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue};
 
-const GUESSES: [(&str, &str); 10] = [
+const GUESSES: [(&str, &str); 11] = [
+    (
+        "bench",
+        "towpath-bench, built from source with `cargo build --release -p towpath-bench`",
+    ),
     ("delete", "towpath queue rm QUEUE"),
     ("jobs", "towpath queue ls"),
     ("list", "towpath queue ls"),

@@ -16,9 +16,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
     ),
     (
         "Check",
-        &[
-            "status", "health", "doctor", "ps", "audit", "bench", "version",
-        ],
+        &["status", "health", "doctor", "ps", "audit", "version"],
     ),
     (
         "Set up",

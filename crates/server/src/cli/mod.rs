@@ -3,8 +3,6 @@
 mod audit;
 mod backup;
 mod banner;
-mod bench;
-mod bench_command;
 mod canary;
 mod client;
 mod config_command;
@@ -27,7 +25,7 @@ mod migrate;
 mod notify;
 mod orders;
 mod outbox;
-mod output;
+pub mod output;
 mod processes;
 mod queue;
 #[cfg(test)]
@@ -41,12 +39,14 @@ mod token_file;
 mod up;
 mod version;
 
+use std::ffi::OsString;
+
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use exit::Exit;
-use failure::Failure;
+pub use failure::Failure;
 use global::Global;
 use output::Format;
 
@@ -135,9 +135,6 @@ enum Command {
     Health(health::HealthArgs),
     /// Check the running process and name the next steps; without one, check this configuration
     Doctor(doctor::DoctorArgs),
-    /// Measure throughput and latency of this machine
-    #[command(subcommand)]
-    Bench(bench::BenchCommand),
     /// Show version, commit, formats on disk, backends and roles
     #[command(after_help = "Examples:\n  towpath version\n  towpath version --output json")]
     Version,
@@ -155,9 +152,9 @@ enum Command {
 }
 
 impl Cli {
-    /// Runs the command that the arguments say.
-    pub async fn run() -> Exit {
-        let args = outbox::with_two_dashes(std::env::args_os().collect());
+    /// Runs the command of the arguments, of which the first is the name of the program.
+    pub async fn run(args: Vec<OsString>) -> Exit {
+        let args = outbox::with_two_dashes(args);
         let color = global::color_of(
             args.iter()
                 .map(|argument| argument.to_string_lossy().into_owned()),
@@ -224,7 +221,6 @@ impl Cli {
             Command::Ps(args) => processes::list(global, args),
             Command::Health(args) => health::run(global, args).await,
             Command::Doctor(args) => doctor::run(global, args).await,
-            Command::Bench(command) => bench_command::run(global, command).await,
             Command::Version => version::run(global),
             Command::Config(command) => config_command::run(global, command),
             Command::Completions { shell } => {

@@ -14,10 +14,12 @@ use towpath::sink::escape;
 
 /// Output format of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Format {
+pub enum Format {
     // Comments, because clap would print two documented words on eight lines of every help page.
+    #[allow(missing_docs, reason = "see the comment")]
     Table,
     // The fields are those of the admin API.
+    #[allow(missing_docs, reason = "see the comment")]
     Json,
 }
 
@@ -62,7 +64,7 @@ pub(super) fn paint(stream: &impl IsTerminal, color: Color, text: &str) -> Strin
 ///
 /// # Errors
 /// A broken pipe, which ends the command quietly.
-pub(super) fn line(text: impl AsRef<str>) -> io::Result<()> {
+pub fn line(text: impl AsRef<str>) -> io::Result<()> {
     let text = text.as_ref();
     match io::stdout().is_terminal() {
         true => writeln!(io::stdout(), "{}", harmless(text)),
@@ -103,7 +105,7 @@ pub(super) fn text(text: &str) -> io::Result<()> {
 }
 
 /// Prints a line on standard error.
-pub(super) fn note(text: impl AsRef<str>) {
+pub fn note(text: impl AsRef<str>) {
     // With standard error closed there is no place left to report it.
     writeln!(io::stderr(), "{}", harmless(text.as_ref())).ok();
 }
@@ -126,7 +128,7 @@ pub(super) fn error(text: impl AsRef<str>) {
 ///
 /// # Errors
 /// As [`line`].
-pub(super) fn json(value: &impl Serialize) -> io::Result<()> {
+pub fn json(value: &impl Serialize) -> io::Result<()> {
     line(serde_json::to_string_pretty(value)?)
 }
 
@@ -156,10 +158,7 @@ pub(super) fn time(text: &str) -> String {
 ///
 /// # Errors
 /// As [`line`].
-pub(super) fn table(
-    headings: &[&str],
-    rows: impl IntoIterator<Item = Vec<String>>,
-) -> io::Result<()> {
+pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> io::Result<()> {
     let mut headings: Vec<&str> = headings.to_vec();
     let one_line = |cell: String| match cell.contains(char::is_control) {
         true => escape(cell.as_bytes()).into_owned(),

@@ -21,13 +21,12 @@ const SOURCES: &[(&str, &[Part])] = &[
     ("apps/fleet/worker_routes.rs", &[Part::Worker]),
 ];
 
-/// Sources of routes that are not of roles: the admin listener documents its own, benchmarks serve no other client.
-const OTHERS: [&str; 6] = [
+/// Sources of routes that are not of roles: the admin listener documents its own.
+const OTHERS: [&str; 5] = [
     "admin/mod.rs",
     "admin/routes.rs",
     "admin/fleet.rs",
     "telemetry/probes.rs",
-    "wiring/bench.rs",
     "http/page.rs",
 ];
 

@@ -10,7 +10,6 @@
     reason = "the machine's time is shown to people"
 )]
 
-mod alerts;
 mod deliveries;
 mod evaluate;
 mod observe;
@@ -24,7 +23,6 @@ use jiff::Timestamp;
 use towpath_core::Result;
 use tracing::{info, warn};
 
-pub use alerts::{alerts, alerts_test};
 pub use rules::{Rule, Severity};
 
 use crate::telemetry::{Health, Metrics};

@@ -6,9 +6,6 @@
 mod accounts;
 mod backend_pool;
 mod backends;
-mod bench;
-mod bench_orders;
-mod bench_outbox;
 mod copy;
 mod demo;
 mod fleet;
@@ -29,15 +26,9 @@ pub use backends::{
     BACKENDS, Depth, FORMATS, RESTORING, STORES, UNLOGGED, Verified, open, open_database,
     open_migrated, verify_database, verify_store,
 };
-pub use bench::{
-    BENCH_QUEUE, BenchApi, bare_api_for_bench, ingest_api_for_bench, limits_api_for_bench,
-};
-pub use bench_orders::BenchOrders;
-pub use bench_outbox::BenchRelay;
 pub use copy::Copy;
 pub use leftovers::{adopt_leftovers, count_leftovers};
 pub use lines::host;
 pub use role::Role;
 pub use run::{Started, start};
 pub use towpath_backends::embedded::RESERVE;
-pub use towpath_backends::{Baseline, baseline};

@@ -23,7 +23,6 @@ mod autoscale;
 mod backup;
 mod backup_faults;
 mod backup_s3;
-mod bench;
 mod beside;
 mod blame;
 mod chaos;

@@ -168,6 +168,34 @@ fn the_dependencies_of_a_role_are_among_the_manifests() {
     }
 }
 
+/// The pods of all roles are alike, apart from name, image, arguments, secrets and ports.
+#[test]
+fn pods_of_all_roles_are_alike() {
+    let mut pods: Vec<(String, Value)> = Vec::new();
+    for file in files("k8s") {
+        for set in documents(&std::fs::read_to_string(&file).unwrap()) {
+            let pod = &set["spec"]["template"]["spec"];
+            let container = &pod["containers"][0];
+            let image = container["image"].as_str().unwrap_or_default();
+            if set["kind"] != "StatefulSet" || !image.starts_with("towpath:") {
+                continue;
+            }
+            let name = set["metadata"]["name"].as_str().unwrap();
+            let named = pod.to_string().replace(&format!("\"{name}\""), "\"NAME\"");
+            let mut pod: Value = serde_json::from_str(&named).unwrap();
+            let container = pod["containers"][0].as_object_mut().unwrap();
+            for own in ["args", "envFrom", "ports"] {
+                container.remove(own).unwrap();
+            }
+            pods.push((name.to_owned(), pod));
+        }
+    }
+    assert!(pods.len() > 12, "{}", pods.len());
+    for (name, pod) in &pods {
+        assert_eq!(pod, &pods[0].1, "{name} and {}", pods[0].0);
+    }
+}
+
 #[test]
 fn a_slip_in_a_manifest_is_found() {
     let file = files("k8s")

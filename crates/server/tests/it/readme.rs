@@ -203,16 +203,6 @@ fn every_example_of_the_help_runs() {
         if example.contains("s3://") {
             continue;
         }
-        // A look, not a measurement.
-        let example = match example.strip_prefix("towpath bench") {
-            // It says itself how few.
-            Some(rest) if rest.starts_with(" fleet") => format!("towpath bench{rest}"),
-            Some(rest) => format!(
-                "towpath bench{} --messages 200",
-                rest.replace(" --messages 1000", "")
-            ),
-            None => example,
-        };
         let binary = std::path::Path::new(BINARY).parent().unwrap();
         let output = Command::new("sh")
             .args(["-ec", &example])

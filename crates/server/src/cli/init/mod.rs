@@ -1,15 +1,14 @@
 //! `towpath init`: files to run Towpath with, from the configuration in force.
 
-mod grafana;
-mod helm;
-mod k8s;
+mod files;
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
 use super::{Exit, Failure, Global, output};
-use crate::config::{Key, Kind, Loaded, Origin};
+use crate::config::{Key, Loaded, Origin};
+use files::files;
 
 /// Options of `init`.
 #[derive(Debug, Args)]
@@ -89,147 +88,135 @@ fn settings(loaded: &Loaded) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The files for something: names below the folder, and texts.
-fn files(what: What, settings: &[(String, String)]) -> Vec<(String, String)> {
-    let named = |name: &str, text: String| (name.to_owned(), text);
-    match what {
-        What::Compose => compose(settings),
-        What::K8s => k8s::files(settings),
-        What::Helm => helm::files(settings),
-        What::Keda => k8s::keda(settings),
-        What::Systemd => {
-            let text = filled(include_str!("towpath.service"), settings, |name, value| {
-                let value = value.replace('%', "%%");
-                format!(
-                    "Environment={}",
-                    serde_json::json!(format!("{name}={value}"))
-                )
-            });
-            vec![named("systemd/towpath.service", text)]
-        }
-        What::Grafana => vec![named("grafana/towpath.json", grafana::dashboard())],
-        What::Alerts => vec![
-            named("prometheus/alerts.yaml", crate::problems::alerts()),
-            named(
-                "prometheus/alerts_test.yaml",
-                crate::problems::alerts_test(),
-            ),
-            named(
-                "prometheus/prometheus.yaml",
-                include_str!("prometheus.yaml").to_owned(),
-            ),
-        ],
-    }
-}
-
-/// One project for each app, and one for everything. Projects of one name would share networks and volumes.
-fn compose(settings: &[(String, String)]) -> Vec<(String, String)> {
-    let mut files: Vec<(String, String)> = [
-        (
-            "ingest",
-            "towpath-ingest",
-            include_str!("compose/ingest.yaml"),
-        ),
-        (
-            "orders",
-            "towpath-orders",
-            include_str!("compose/orders.yaml"),
-        ),
-        ("lines", "towpath-lines", include_str!("compose/lines.yaml")),
-        (
-            "accounts",
-            "towpath-accounts",
-            include_str!("compose/accounts.yaml"),
-        ),
-        ("fleet", "towpath-fleet", include_str!("compose/fleet.yaml")),
-        ("compose", "towpath", include_str!("compose/all.yaml")),
-    ]
-    .map(|(name, project, text)| {
-        let text = format!("{}\n{text}", include_str!("compose/common.yaml"));
-        let text = text.replace("{project}", project);
-        let text = filled(&text, &inside(settings), |name, value| {
-            // Compose puts variables of the host in at a single `$`.
-            format!("{name}: {}", serde_json::json!(value.replace('$', "$$")))
-        });
-        (format!("compose/{name}.yaml"), text)
-    })
-    .into();
-    let example = include_str!("compose/env.example").to_owned();
-    files.push(("compose/.env.example".to_owned(), example));
-    let secrets = include_str!("compose/secrets.sh").to_owned();
-    files.push(("compose/secrets.sh".to_owned(), secrets));
-    files
-}
-
-/// The settings without those that the files for containers say themselves: ports that they publish, and paths of
-/// volumes that they mount.
-fn inside(settings: &[(String, String)]) -> Vec<(String, String)> {
-    let is_of_file = |variable: &str| {
-        let key = crate::config::KEYS
-            .iter()
-            .find(|key| key.variable() == variable);
-        key.is_some_and(|key| {
-            let paths = [
-                "ingest.worker.output",
-                "lines.input",
-                "lines.inputs",
-                "lines.output",
-            ];
-            key.kind == Kind::Address || paths.contains(&key.path)
-        })
-    };
-    let kept = settings.iter().filter(|(name, _)| !is_of_file(name));
-    kept.cloned().collect()
-}
-
-/// The template with the version, and with the settings where they go, each on a line of its own.
-fn filled(
-    template: &str,
-    settings: &[(String, String)],
-    line: impl Fn(&str, &str) -> String,
-) -> String {
-    let mut text = String::new();
-    for row in template.lines() {
-        if row.trim() == "{settings}" {
-            let indent = &row[..row.len() - row.trim_start().len()];
-            for (name, value) in settings {
-                text.push_str(&format!("{indent}{}\n", line(name, value)));
-            }
-        } else {
-            text.push_str(&row.replace("{version}", env!("CARGO_PKG_VERSION")));
-            text.push('\n');
-        }
-    }
-    text
-}
+#[cfg(test)]
+const ALL: [What; 7] = [
+    What::Compose,
+    What::K8s,
+    What::Helm,
+    What::Keda,
+    What::Systemd,
+    What::Grafana,
+    What::Alerts,
+];
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::problems::Rule;
     use crate::telemetry::Metric;
 
-    const ALL: [What; 7] = [
-        What::Compose,
-        What::K8s,
-        What::Helm,
-        What::Keda,
-        What::Systemd,
-        What::Grafana,
-        What::Alerts,
+    /// Metrics without a panel: constants, bounds of another figure, and sums of figures that have one.
+    const WITHOUT_PANEL: [Metric; 7] = [
+        Metric::ProcessDuration,
+        Metric::QueueOldestAge,
+        Metric::QueuesSummed,
+        Metric::DiskSize,
+        Metric::BuildInfo,
+        Metric::ProcessMaxFds,
+        Metric::ProcessStart,
     ];
 
+    fn text_of(name: &str) -> &'static str {
+        let mut all = ALL.into_iter().flat_map(What::embedded);
+        all.find(|(file, _)| *file == name).unwrap().1
+    }
+
     #[test]
-    fn committed_files_are_those_that_the_command_writes() {
+    fn every_file_of_the_folder_is_embedded() {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy");
-        for (name, text) in ALL.into_iter().flat_map(|what| files(what, &[])) {
-            let path = folder.join(&name);
-            if std::env::var_os("TOWPATH_UPDATE_DOCS").is_some() {
-                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-                std::fs::write(&path, &text).unwrap();
+        let kinds = [
+            "compose",
+            "k8s",
+            "helm/towpath",
+            "helm/towpath/templates",
+            "keda",
+            "systemd",
+            "grafana",
+            "prometheus",
+        ];
+        for kind in kinds {
+            for entry in folder.join(kind).read_dir().unwrap() {
+                let entry = entry.unwrap();
+                let name = format!("{kind}/{}", entry.file_name().display());
+                // Secrets that `secrets.sh` made here.
+                if entry.file_type().unwrap().is_file() && !name.ends_with("/.env") {
+                    text_of(&name);
+                }
             }
-            let committed = std::fs::read_to_string(&path).unwrap_or_default();
-            assert_eq!(committed, text, "{name}: run with TOWPATH_UPDATE_DOCS=1");
         }
+    }
+
+    #[test]
+    fn images_and_chart_have_the_version_of_the_build() {
+        let version = env!("CARGO_PKG_VERSION");
+        let mut found = 0;
+        for (name, text) in ALL.into_iter().flat_map(What::embedded) {
+            let starts = ["image: towpath:", "appVersion: "];
+            for (_, rest) in starts
+                .iter()
+                .flat_map(|start| text.lines().filter_map(|line| line.split_once(*start)))
+            {
+                assert_eq!(rest, version, "{name}: set the version of the release");
+                found += 1;
+            }
+        }
+        assert!(found > 18, "{found}");
+        let chart = text_of("helm/towpath/Chart.yaml");
+        assert!(
+            chart.contains(&format!("\nversion: {version}\n")),
+            "{chart}"
+        );
+    }
+
+    #[test]
+    fn every_metric_has_a_panel_or_a_reason() {
+        let dashboard = text_of("grafana/towpath.json");
+        serde_json::from_str::<serde_json::Value>(dashboard).unwrap();
+        for metric in Metric::ALL {
+            let name = metric.row().0;
+            let is_word = |rest: &str| {
+                let next = rest.chars().next();
+                !next.is_some_and(|next| next.is_ascii_alphanumeric() || next == '_')
+            };
+            let mut found = dashboard.match_indices(name);
+            let is_shown = found.any(|(at, _)| {
+                let rest = &dashboard[at + name.len()..];
+                is_word(rest.strip_prefix("_bucket").unwrap_or(rest))
+            });
+            let is_left_out = WITHOUT_PANEL.contains(&metric);
+            assert_ne!(is_shown, is_left_out, "{metric:?}");
+        }
+    }
+
+    #[test]
+    fn every_rule_has_its_alert_and_a_test_of_it() {
+        let alerts = text_of("prometheus/alerts.yaml");
+        let tests = text_of("prometheus/alerts_test.yaml");
+        for rule in Rule::all() {
+            let (alert, name) = (rule.alert(), rule.name());
+            let expected = format!(
+                r#"      - alert: {alert}
+        expr: max by (problem, subject) (towpath_problem{{problem="{name}"}}) > 0
+        for: {}
+        labels: {{severity: {}}}
+        annotations:
+          summary: "{{{{ $labels.subject }}}}: {}"
+          runbook: docs/runbook.md#{}
+"#,
+                rule.hold(),
+                rule.severity().as_str(),
+                name.replace('_', " "),
+                alert.to_lowercase()
+            );
+            assert!(alerts.contains(&expected), "alerts.yaml needs:\n{expected}");
+        }
+        let named = alerts.lines().filter_map(|line| line.split_once("alert: "));
+        for (_, alert) in named {
+            let tested = format!("alertname: {alert}\n");
+            assert!(tests.contains(&tested), "{alert} has no test");
+        }
+        let problems = alerts.matches("towpath_problem{problem=").count();
+        assert_eq!(problems, Rule::all().count());
     }
 
     #[test]
@@ -356,7 +343,7 @@ mod tests {
     #[test]
     fn every_alert_has_a_runbook() {
         let runbook = include_str!("../../../../../docs/runbook.md").to_lowercase();
-        let alerts = crate::problems::alerts();
+        let alerts = text_of("prometheus/alerts.yaml");
         let places = alerts
             .lines()
             .filter_map(|line| line.split_once("runbook.md#"));

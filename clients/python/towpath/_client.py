@@ -234,7 +234,7 @@ class Queue:
 
         Raises `RuntimeError` with the reasons when the queue refused some.
         """
-        messages = []
+        messages: List[Dict[str, Any]] = []
         for payload in payloads:
             if isinstance(payload, bytes):
                 messages.append({"base64": base64.b64encode(payload).decode("ascii")})

@@ -7,11 +7,11 @@ sends the settlements.
 from __future__ import annotations
 
 import logging
-import queue
 import signal
 import threading
 import time
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any, Callable, Dict, List, Optional, Tuple, Type
 
@@ -34,7 +34,7 @@ class _Task:
     handler: Handler
     concurrency: int
     dead_on: Tuple[Type[BaseException], ...]
-    jobs: "queue.SimpleQueue[Optional[Job]]" = field(default_factory=queue.SimpleQueue)
+    jobs: "SimpleQueue[Optional[Job]]" = field(default_factory=SimpleQueue)
     free: threading.Semaphore = field(default_factory=threading.Semaphore)
 
 
@@ -64,8 +64,8 @@ class Worker:
         self._stopping = threading.Event()
         self._hurry = threading.Event()
         self._ended = threading.Event()
-        self._settlements: "queue.SimpleQueue[Optional[Tuple[_Task, Job, Dict[str, Any]]]]" = (
-            queue.SimpleQueue()
+        self._settlements: "SimpleQueue[Optional[Tuple[_Task, Job, Dict[str, Any]]]]" = (
+            SimpleQueue()
         )
         # Cancelled to end waiting lease requests, while settlements go on.
         self._leasing = Client(self._client._url, self._client._key, self._client._timeout)
@@ -104,8 +104,8 @@ class Worker:
         if not self._tasks:
             raise ValueError("the worker has no handlers; declare one with `@worker.task(QUEUE)`")
         if signals and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._on_signal)
+            for caught in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(caught, self._on_signal)
         settler = self._start("settle", self._settle)
         self._start("renew", self._renew)
         leasing = []
@@ -242,7 +242,7 @@ class Worker:
             while len(batch) < _MAX_SETTLEMENTS:
                 try:
                     one = self._settlements.get_nowait()
-                except queue.Empty:
+                except Empty:
                     break
                 if one is None:
                     is_last = True

@@ -147,6 +147,27 @@ fn receipts_of_a_process_that_was_killed_are_refused_or_settle_their_delivery() 
 }
 
 #[test]
+fn a_retry_without_a_delay_follows_the_settings_of_its_queue() {
+    for site in [Some(Site::embedded()), Site::redis()]
+        .into_iter()
+        .flatten()
+    {
+        let mut api = site.api();
+        api.create("jobs", &json!({"retry": {"first": "1h", "max": "1h"}}));
+        api.send("jobs", &[], "work");
+        let delivery = api.lease_one("jobs", "1m");
+        assert_eq!(api.settle_one("jobs", &delivery, "retry"), "ok");
+        // The default policy has it ready after a second.
+        assert!(api.lease("jobs", &json!({"wait": "1500ms"})).is_empty());
+        let stats = api.stats("jobs");
+        assert_eq!(
+            (&stats["delayed"], &stats["retried"]),
+            (&json!(1), &json!(1))
+        );
+    }
+}
+
+#[test]
 fn a_batch_is_stored_as_it_was_sent() {
     let sites = [Some(Site::embedded()), Site::redis()];
     for site in sites.into_iter().flatten() {

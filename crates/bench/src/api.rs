@@ -133,6 +133,7 @@ async fn serve(router: impl FnOnce(RequestLayer) -> Router) -> Result<BenchApi> 
         reserve: Duration::ZERO,
         tls: None,
         plain_on_loopback: false,
+        watches_clients: false,
     };
     let refused = metrics.refused_connections("bench");
     // Ends with the measurement, awaited in `stop`.

@@ -16,6 +16,7 @@ pub mod http;
 mod idempotency;
 mod last_resort;
 pub mod problems;
+mod queue_settings;
 pub mod source;
 pub mod telemetry;
 pub mod token;

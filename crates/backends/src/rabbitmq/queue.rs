@@ -43,6 +43,12 @@ impl Queue for Queues {
         declared.context(|| format!("declare `{queue}`"))
     }
 
+    async fn settings(&self, queue: &QueueName) -> Result<Settings> {
+        let handle = self.0.handle(queue)?;
+        let settings = lock(&handle.settings).clone();
+        Ok(settings)
+    }
+
     async fn enqueue(
         &self,
         queue: &QueueName,

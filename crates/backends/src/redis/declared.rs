@@ -7,11 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use redis::{Cmd, Value};
 use towpath_core::port::queue::Settings;
 use towpath_core::port::routes::Binding;
-use towpath_core::{ExchangeName, QueueName, Result};
+use towpath_core::{ExchangeName, QueueName, Result, retry};
 
 use super::keys::ResourceKeys;
 use super::notify::Kind;
@@ -167,6 +168,32 @@ impl Store {
         let set = settings_of(keys, settings);
         self.servers.query(keys.list.as_bytes(), &set).await?;
         Ok(())
+    }
+}
+
+impl Store {
+    /// The settings of a queue, as a process declared them; `None` when none did.
+    pub(super) async fn read_settings(&self, keys: &ResourceKeys) -> Result<Option<Settings>> {
+        let mut fields = redis::cmd("HMGET");
+        fields
+            .arg(keys.queue())
+            .arg(&["attempts", "first_ms", "max_ms", "dedup_ms", "max_depth"]);
+        let answer = self.servers.query(keys.list.as_bytes(), &fields).await?;
+        let [attempts, first, max, dedup, depth] = reply::tuple(answer)?;
+        if attempts == Value::Nil {
+            return Ok(None);
+        }
+        let time = |value| reply::number(value).map(Duration::from_millis);
+        Ok(Some(Settings {
+            retry: retry::Policy {
+                attempts: u32::try_from(reply::number(attempts)?).unwrap_or(u32::MAX),
+                first: time(first)?,
+                max: time(max)?,
+            },
+            dedup_window: time(dedup)?,
+            // Empty for none.
+            max_depth: reply::number(depth).ok(),
+        }))
     }
 }
 

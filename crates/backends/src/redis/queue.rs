@@ -78,6 +78,16 @@ impl Queue for Store {
         Ok(())
     }
 
+    async fn settings(&self, queue: &QueueName) -> Result<Settings> {
+        let keys = self.keys.named(queue.as_str())?;
+        let settings = self.read_settings(&keys).await;
+        match settings.context(|| format!("read the settings of `{queue}`"))? {
+            Some(settings) => Ok(settings),
+            // Also a list that another program made.
+            None => self.stats(queue).await.map(|_| Settings::default()),
+        }
+    }
+
     async fn enqueue(
         &self,
         queue: &QueueName,

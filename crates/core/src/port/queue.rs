@@ -320,6 +320,14 @@ pub trait Queue: Send + Sync {
     /// `Unavailable` when the backend did not answer.
     async fn declare(&self, queue: &QueueName, settings: &Settings) -> Result<()>;
 
+    /// The settings of the queue, as they were last declared; the default ones when it was never declared.
+    ///
+    /// A backend without `Bookkeeping` knows the declarations of this process only.
+    ///
+    /// # Errors
+    /// `NotFound` by a backend with `Bookkeeping` when the queue does not exist.
+    async fn settings(&self, queue: &QueueName) -> Result<Settings>;
+
     /// Stores messages at the end of the queue and returns once they are as durable as the backend was asked to make them.
     ///
     /// One outcome per message, in order. A message that is refused does not

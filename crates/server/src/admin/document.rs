@@ -8,6 +8,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Content, OpenApi, Ref, RefOr};
 use utoipa::{Modify, OpenApi as _};
 
+use super::jobs::BATCH;
+use super::routes::MESSAGES;
 use super::wire::ProblemView;
 use crate::documents::{fleet_for_operators, fleet_schemas};
 use crate::http::Asking;
@@ -210,12 +212,15 @@ pub(super) fn add_refusals(document: &mut OpenApi) {
             (HttpMethod::Delete, item.delete.as_mut()),
         ] {
             let Some(operation) = operation else { continue };
-            let makes_the_queue = path == super::routes::MESSAGES && method == HttpMethod::Post;
+            let creates_the_queue = match &method {
+                HttpMethod::Post => [MESSAGES, BATCH].contains(&path.as_str()),
+                _ => method == HttpMethod::Put,
+            };
             let says_so = operation.responses.responses.contains_key("404");
             for (status, to, description) in REFUSALS {
                 let applies = match to {
                     To::All => true,
-                    To::Named => says_so || stream || (queue && !makes_the_queue),
+                    To::Named => says_so || stream || (queue && !creates_the_queue),
                     To::Body => operation.request_body.is_some(),
                     To::Change => matches!(method, HttpMethod::Post | HttpMethod::Put),
                 };

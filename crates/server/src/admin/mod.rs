@@ -7,6 +7,7 @@ mod document;
 mod failure;
 mod fleet;
 mod health;
+mod jobs;
 mod keys;
 mod outbox;
 mod routes;
@@ -28,6 +29,7 @@ use towpath_core::port::Outbox;
 pub use doctor::DoctorReport;
 pub use fleet::{FleetListener, FleetListeners};
 pub use health::HealthView;
+pub use jobs::{DeliveryView, DispositionKind, Jobs, Leased, Settled, SettledOne, Settling};
 pub use keys::{KeyView, Sum};
 pub use outbox::{
     BackfillProgress, BackfillRequest, EventView, OpenTransactionView, OutboxStats, ReplayRequest,
@@ -72,6 +74,8 @@ pub struct Admin {
     pub doctor: Doctor,
     /// The roles of the process.
     pub roles: Vec<&'static str>,
+    /// Queues for programs.
+    pub jobs: Jobs,
     /// Routes of the fleet's roles.
     pub fleet_listeners: FleetListeners,
 }
@@ -107,12 +111,19 @@ pub(crate) fn document() -> serde_json::Value {
     document::whole(routes::v1().1)
 }
 
-/// A message is sent as a body.
-const BODIES: [BodyLimit; 1] = [BodyLimit {
-    route: routes::MESSAGES,
-    bytes: message::MAX_PAYLOAD_BYTES,
-    what: "message",
-}];
+/// Messages are sent as bodies.
+const BODIES: [BodyLimit; 2] = [
+    BodyLimit {
+        route: routes::MESSAGES,
+        bytes: message::MAX_PAYLOAD_BYTES,
+        what: "message",
+    },
+    BodyLimit {
+        route: jobs::BATCH,
+        bytes: message::MAX_PAYLOAD_BYTES,
+        what: "batch",
+    },
+];
 
 /// Web pages never use `/v1`, whatever key they send.
 fn no_page(head: &Parts) -> Result<(), Problem> {

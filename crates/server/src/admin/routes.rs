@@ -6,32 +6,29 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use futures_util::future::join_all;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, header};
 use serde::Deserialize;
 use std::sync::Arc;
 use towpath_core::backend::Backend;
-use towpath_core::port::queue::{Enqueued, Selection, Stats};
+use towpath_core::port::queue::{Selection, Stats};
 use towpath_core::port::{Kv, Queue};
-use towpath_core::{Error, ErrorKind, MessageId, NewMessage, QueueName, Result};
+use towpath_core::{Error, ErrorKind, MessageId, QueueName, Result};
+use utoipa::IntoParams;
 use utoipa::openapi::OpenApi;
-use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::failure::Failure;
+use super::jobs::Binary;
 use super::wire::{
-    Count, CurrentProblem, DeadLetterSelection, DeadLetterView, MessageView, QueueStats, Sent,
+    Count, CurrentProblem, DeadLetterSelection, DeadLetterView, MessageView, QueueStats,
 };
 use super::{Admin, document};
 use crate::apps::orders::{Balance, Reconciliation};
 use crate::http::Segment;
-use crate::http::error::Problem;
 use crate::http::extract::{Json, Query};
 use crate::http::json::Object;
-use crate::idempotency::{self, Digest, OTHER_REQUEST, replayed};
-use towpath::traces::{self, TraceContext};
 
 pub(super) type Answer<T> = std::result::Result<Json<T>, Failure>;
 
@@ -47,21 +44,12 @@ const PART_DEADLINE: Duration = Duration::from_secs(5);
 /// The route that takes and shows messages.
 pub(super) const MESSAGES: &str = "/v1/queues/{queue}/messages";
 
-/// A payload, for the document.
-#[derive(ToSchema)]
-#[schema(value_type = String, format = Binary)]
-#[expect(dead_code, reason = "only the document reads it")]
-struct Binary(Vec<u8>);
-
-/// Ten years: a longer delay is a mistake, and would look like a lost message.
-const MAX_DELAY_SECONDS: u64 = 315_360_000;
-
 /// The router and its document.
 pub(super) fn v1() -> (Router<Admin>, OpenApi) {
-    let (router, mut document) = OpenApiRouter::with_openapi(document::head())
+    let (router, mut document) = super::jobs::routes(OpenApiRouter::with_openapi(document::head()))
         .routes(routes!(list))
         .routes(routes!(show, delete))
-        .routes(routes!(peek, send))
+        .routes(routes!(peek))
         .routes(routes!(pause))
         .routes(routes!(resume))
         .routes(routes!(purge))
@@ -104,7 +92,7 @@ pub(super) fn v1() -> (Router<Admin>, OpenApi) {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
 #[expect(dead_code, reason = "only the document reads it")]
-struct QueuePath {
+pub(super) struct QueuePath {
     /// A queue: 1 to 255 bytes of UTF-8 without white space or control characters.
     #[param(
         min_length = 1,
@@ -112,24 +100,6 @@ struct QueuePath {
         pattern = r"^[^\s\x00-\x1f\x7f-\x9f]+$"
     )]
     queue: String,
-}
-
-/// Headers of a message.
-#[derive(IntoParams)]
-#[into_params(parameter_in = Header)]
-#[expect(dead_code, reason = "only the document reads it")]
-struct About {
-    /// A second message with this key within the dedup window of the queue is not stored.
-    #[param(rename = "Idempotency-Key", min_length = 1, max_length = 255)]
-    idempotency_key: Option<String>,
-    /// Messages of one key are delivered in order, one at a time.
-    #[param(rename = "Towpath-Key", min_length = 1, max_length = 1024)]
-    key: Option<String>,
-    /// Delay of the delivery in seconds, at most ten years.
-    #[param(rename = "Towpath-Delay", maximum = 315_360_000)]
-    delay: Option<u64>,
-    /// W3C trace context, stored with the message.
-    traceparent: Option<String>,
 }
 
 /// Size of a page.
@@ -200,8 +170,17 @@ async fn list(
 #[utoipa::path(get, operation_id = "show_queue", path = "/v1/queues/{queue}", params(QueuePath), responses((status = 200, description = "Its numbers", body = QueueStats)))]
 async fn show(State(admin): State<Admin>, Segment(name): Segment) -> Answer<QueueStats> {
     let (queue, name) = admin.find(&name).await?;
-    let stats = queue.stats(&name).await?;
-    Ok(Json(with_stranded(&*queue, stats).await?))
+    Ok(Json(view(&*queue, &name).await?))
+}
+
+/// Statistics and settings of a queue.
+pub(super) async fn view(queue: &dyn Queue, name: &QueueName) -> Result<QueueStats> {
+    let stats = queue.stats(name).await?;
+    let settings = queue.settings(name).await?;
+    Ok(QueueStats {
+        settings: Some(settings.into()),
+        ..with_stranded(queue, stats).await?
+    })
 }
 
 async fn all_stats(queue: &dyn Queue) -> Result<Vec<QueueStats>> {
@@ -241,7 +220,8 @@ struct Deleting {
 
 /// Delete a queue with its counters and idempotency keys.
 ///
-/// 409 while the queue has consumers, a route into it, or (without `force`) messages or dead letters.
+/// 409 while the queue has consumers, a route into it, or (without `force`) messages or dead letters, and for a queue that
+/// the configuration declares.
 #[utoipa::path(delete, operation_id = "delete_queue", path = "/v1/queues/{queue}", params(QueuePath, Deleting), responses((status = 200, description = "Number of dropped messages and dead letters", body = Count)))]
 async fn delete(
     State(admin): State<Admin>,
@@ -249,6 +229,7 @@ async fn delete(
     Query(deleting): Query<Deleting>,
 ) -> Answer<Count> {
     let (queue, name) = admin.find(&name).await?;
+    admin.jobs.declared().refuse_delete(&name)?;
     Ok(Json(Count {
         count: queue.delete(&name, deleting.force).await?,
     }))
@@ -264,96 +245,6 @@ async fn peek(
     let (queue, name) = admin.find(&name).await?;
     let messages = queue.peek(&name, page.max.0).await?;
     Ok(Json(messages.into_iter().map(MessageView::from).collect()))
-}
-
-/// Send the body as one message; create the queue when it does not exist.
-///
-/// 415 for NDJSON, which would be stored as one message instead of a batch.
-#[utoipa::path(post, path = "/v1/queues/{queue}/messages", params(QueuePath, About), request_body(content = inline(Option<Binary>), content_type = "application/octet-stream", description = "The payload, at most 16 MiB; none is an empty message"), responses((status = 200, description = "It is durable", body = Sent)))]
-async fn send(
-    State(admin): State<Admin>,
-    Segment(name): Segment,
-    headers: HeaderMap,
-    payload: Bytes,
-) -> std::result::Result<Response, Failure> {
-    let ndjson = |value: &header::HeaderValue| {
-        let value = value.as_bytes().to_ascii_lowercase();
-        [
-            "application/x-ndjson",
-            "application/ndjson",
-            "application/jsonl",
-        ]
-        .iter()
-        .any(|kind| value.starts_with(kind.as_bytes()))
-    };
-    if headers.get(header::CONTENT_TYPE).is_some_and(ndjson) {
-        let hint = "this path takes one message; post NDJSON to `/enqueue/batch` of the public listener, send line by line (`towpath send --lines`), or call it `application/octet-stream` to store it as one message";
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, hint).into());
-    }
-    // An unreadable header is rejected: if it were ignored, a retry would not be safe.
-    let header = |name: &str| -> std::result::Result<Option<String>, Problem> {
-        let Some(value) = headers.get(name) else {
-            return Ok(None);
-        };
-        let unreadable = || {
-            Problem::new(
-                StatusCode::BAD_REQUEST,
-                format!("header `{name}` is not UTF-8"),
-            )
-        };
-        std::str::from_utf8(value.as_bytes())
-            .map(|text| Some(text.to_owned()))
-            .map_err(|_| unreadable())
-    };
-    let mut message = NewMessage::new(payload);
-    if let Some(trace) = TraceContext::from_headers(&headers) {
-        trace.write(&mut message.headers);
-    }
-    message.dedup_id = idempotency::key(&headers)?.map(str::to_owned);
-    message.key = header("towpath-key")?;
-    if let Some(delay) = header("towpath-delay")? {
-        let seconds: u64 = delay
-            .parse()
-            .ok()
-            .filter(|seconds| *seconds <= MAX_DELAY_SECONDS)
-            .ok_or_else(|| {
-                let reason =
-                    format!("`Towpath-Delay` must be whole seconds, at most {MAX_DELAY_SECONDS}");
-                Problem::new(StatusCode::BAD_REQUEST, reason)
-            })?;
-        message.not_before = Some(
-            towpath_core::Clock::now(&towpath_core::SystemClock::new())
-                .after(Duration::from_secs(seconds)),
-        );
-    }
-    let digest = message
-        .dedup_id
-        .as_deref()
-        .map(|key| Digest::of(key, [&*message.payload]));
-    if let Some(digest) = digest {
-        digest.mark(&mut message, 0);
-    }
-    let name = QueueName::new(&name)?;
-    let queue = match admin.find(name.as_str()).await {
-        Ok((queue, _)) => queue,
-        Err(error) if error.kind() == ErrorKind::NotFound => admin.queues()?.remove(0),
-        Err(error) => return Err(error.into()),
-    };
-    let spans = traces::enqueue(&name, &mut message).into_iter().collect();
-    let outcomes = queue.enqueue(&name, vec![message]).await;
-    traces::enqueued(spans, &outcomes);
-    let outcome = outcomes?
-        .pop()
-        .unwrap_or_else(|| Err(Error::unavailable("the queue gave no outcome")))?;
-    if digest.is_some_and(|digest| digest.is_other(outcome, 0)) {
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, OTHER_REQUEST).into());
-    }
-    let is_duplicate = matches!(outcome, Enqueued::Duplicate(_));
-    let sent = Json(Sent {
-        id: outcome.id().to_string(),
-        duplicate: is_duplicate,
-    });
-    Ok(replayed(sent.into_response(), is_duplicate))
 }
 
 /// Pause delivery.
@@ -532,7 +423,7 @@ impl Admin {
     }
 
     /// Of every backend that has queues.
-    fn queues(&self) -> Result<Vec<Arc<dyn Queue>>> {
+    pub(super) fn queues(&self) -> Result<Vec<Arc<dyn Queue>>> {
         let queues: Vec<_> = self
             .backends
             .iter()
@@ -555,12 +446,35 @@ impl Admin {
     }
 
     /// The backend of a queue that exists.
-    async fn find(&self, name: &str) -> Result<(Arc<dyn Queue>, QueueName)> {
+    pub(super) async fn find(&self, name: &str) -> Result<(Arc<dyn Queue>, QueueName)> {
+        let (_, queue, name) = self.find_on(name).await?;
+        Ok((queue, name))
+    }
+
+    /// The backend of a queue, or the first one that has queues where it does not exist.
+    pub(super) async fn find_or_first(&self, name: &QueueName) -> Result<Arc<dyn Queue>> {
+        match self.find(name.as_str()).await {
+            Ok((queue, _)) => Ok(queue),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(self.queues()?.remove(0)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The backend of a queue that exists, with its description.
+    pub(super) async fn find_on(
+        &self,
+        name: &str,
+    ) -> Result<(&Backend, Arc<dyn Queue>, QueueName)> {
         let name = QueueName::new(name)?;
+        // So that the error names the reason when there are none.
+        self.queues()?;
         let mut unavailable = None;
-        for queue in self.queues()? {
+        for backend in &self.backends {
+            let Some(queue) = &backend.queue else {
+                continue;
+            };
             match queue.stats(&name).await {
-                Ok(_) => return Ok((queue, name)),
+                Ok(_) => return Ok((backend, Arc::clone(queue), name)),
                 Err(error) if is_absent(&error) => {}
                 // Another backend may have it.
                 Err(error) => _ = unavailable.get_or_insert(error),

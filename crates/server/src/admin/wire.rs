@@ -11,6 +11,7 @@ use towpath_core::{Attempt, Headers};
 use utoipa::ToSchema;
 
 use crate::problems::Problem;
+use crate::queue_settings::QueueSettings;
 
 /// Maximum shown bytes of a payload.
 const SHOWN_BYTES: usize = 64 * 1024;
@@ -57,6 +58,9 @@ pub struct QueueStats {
     /// Messages on other brokers of the backend's URL, which no consumer of this process reaches.
     #[serde(default)]
     pub stranded: u64,
+    /// Its settings, where one queue is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) settings: Option<QueueSettings>,
 }
 
 impl From<Stats> for QueueStats {
@@ -79,6 +83,7 @@ impl From<Stats> for QueueStats {
             consumers: stats.consumers,
             paused: stats.paused,
             stranded: 0,
+            settings: None,
         }
     }
 }
@@ -274,7 +279,7 @@ impl From<Attempt> for AttemptView {
     }
 }
 
-fn shown(headers: &Headers) -> BTreeMap<String, String> {
+pub(super) fn shown(headers: &Headers) -> BTreeMap<String, String> {
     let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
     headers.iter().map(owned).collect()
 }

@@ -40,7 +40,8 @@ impl Access {
             && match self {
                 Self::Open | Self::Contract(_) | Self::App(_) => false,
                 Self::Own(needed) => needed != Needed::new("ingest", "write"),
-                Self::Key(_) => true,
+                // The traffic of producers and workers.
+                Self::Key(needed) => ![queue_verb("write"), queue_verb("lease")].contains(&needed),
             }
     }
 }
@@ -65,7 +66,11 @@ const fn key(resource: &'static str, verb: &'static str) -> Access {
 }
 
 const fn queue(verb: &'static str) -> Access {
-    Access::Key(Needed::named("queue", verb))
+    Access::Key(queue_verb(verb))
+}
+
+const fn queue_verb(verb: &'static str) -> Needed {
+    Needed::named("queue", verb)
 }
 
 const ADMIN: Access = Access::Key(Needed::admin());
@@ -193,6 +198,7 @@ const ADMIN_ROUTES: &[Row] = &[
     ("GET", "/v1/queues", queue("read")),
     ("GET", "/v1/queues/{queue}", queue("read")),
     ("DELETE", "/v1/queues/{queue}", queue("admin")),
+    ("PUT", "/v1/queues/{queue}", queue("admin")),
     ("POST", "/v1/queues/{queue}/collect", queue("admin")),
     ("GET", "/v1/queues/{queue}/dead-letters", queue("read")),
     (
@@ -208,6 +214,10 @@ const ADMIN_ROUTES: &[Row] = &[
     ("POST", REQUEUE, queue("admin")),
     ("GET", "/v1/queues/{queue}/messages", queue("read")),
     ("POST", "/v1/queues/{queue}/messages", queue("write")),
+    ("POST", "/v1/queues/{queue}/messages/batch", queue("write")),
+    ("POST", "/v1/queues/{queue}/extend", queue("lease")),
+    ("POST", "/v1/queues/{queue}/lease", queue("lease")),
+    ("POST", "/v1/queues/{queue}/settle", queue("lease")),
     ("POST", "/v1/queues/{queue}/pause", queue("admin")),
     ("POST", "/v1/queues/{queue}/purge", queue("admin")),
     ("POST", "/v1/queues/{queue}/resume", queue("admin")),

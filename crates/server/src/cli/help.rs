@@ -10,7 +10,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
     (
         "Messages",
         &[
-            "send", "queue", "stream", "dlq", "kv", "orders", "lines", "outbox", "backfill",
+            "send", "job", "queue", "stream", "dlq", "kv", "orders", "lines", "outbox", "backfill",
             "fleet", "task",
         ],
     ),

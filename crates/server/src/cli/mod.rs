@@ -18,6 +18,7 @@ mod guesses;
 mod health;
 mod help;
 mod init;
+mod job;
 mod key;
 mod kv;
 mod lines;
@@ -82,6 +83,9 @@ enum Command {
     Roles,
     /// Send messages to a queue
     Send(send::SendArgs),
+    /// Send jobs and run a program for each
+    #[command(subcommand)]
+    Job(job::JobCommand),
     /// Inspect, pause and resume queues
     #[command(subcommand)]
     Queue(queue::QueueCommand),
@@ -200,6 +204,7 @@ impl Cli {
             Command::Run(args) => up::run(global, args).await,
             Command::Roles => roles(global),
             Command::Send(args) => send::run(global, args).await,
+            Command::Job(command) => job::run(global, command).await,
             Command::Queue(command) => queue::run(global, command).await,
             Command::Stream(command) => stream::run(global, command).await,
             Command::Dlq(command) => dlq::run(global, command).await,

@@ -7,6 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::key::{KEYS, Key};
+use super::queues::{self, DeclaredQueue};
 use super::source_span::{FileText, SourceSpan};
 use super::suggest::{self, did_you_mean, question};
 use super::{Kind, Origin, Problem, Stores};
@@ -27,6 +28,7 @@ pub(super) struct Reader<'a> {
     file: FileText<'a>,
     env: &'a BTreeMap<String, String>,
     pub(super) values: Vec<FileValue>,
+    pub(super) queues: Vec<DeclaredQueue>,
     pub(super) problems: Vec<Problem>,
 }
 
@@ -36,6 +38,7 @@ impl<'a> Reader<'a> {
             file,
             env,
             values: Vec::new(),
+            queues: Vec::new(),
             problems: Vec::new(),
         };
         let (document, errors) = DeTable::parse_recoverable(file.text);
@@ -71,6 +74,10 @@ impl<'a> Reader<'a> {
             } else {
                 format!("{section}.{name}")
             };
+            if path == queues::SECTION {
+                self.read_queues(value);
+                continue;
+            }
             let holder = path.strip_suffix("_file").and_then(Key::find);
             if let Some(key) = Key::find(&path) {
                 self.value(key, value, false);
@@ -102,6 +109,9 @@ impl<'a> Reader<'a> {
             .map(|rest| rest.split('.').next().unwrap_or(rest))
             .collect();
         known.dedup();
+        if section.is_empty() {
+            known.push(queues::SECTION);
+        }
         let (what, here) = if section.is_empty() {
             ("section", String::new())
         } else {
@@ -162,7 +172,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Puts variables in: `${NAME}`, `${NAME:-default}`.
-    fn interpolate(&mut self, text: &str, span: &Range<usize>) -> Option<String> {
+    pub(super) fn interpolate(&mut self, text: &str, span: &Range<usize>) -> Option<String> {
         let mut out = String::new();
         let mut rest = text;
         while let Some((before, behind)) = rest.split_once("${") {
@@ -198,8 +208,12 @@ impl<'a> Reader<'a> {
         Some(out)
     }
 
-    fn problem(&mut self, span: &Range<usize>, message: String) {
-        let place = self.file.place(span);
+    pub(super) fn place(&self, span: &Range<usize>) -> SourceSpan {
+        self.file.place(span)
+    }
+
+    pub(super) fn problem(&mut self, span: &Range<usize>, message: String) {
+        let place = self.place(span);
         self.problems.push(Problem {
             snippet: Some(self.file.snippet(&place)),
             at: Origin::File(place),

@@ -155,6 +155,13 @@ const BASE: &[Key] = &[
         "Maximum concurrent requests; further requests get 503.",
     ),
     key(
+        "server.max_waiting",
+        Kind::Integer(1, 100_000),
+        Some("10000"),
+        &[],
+        "Maximum lease requests of the admin API that wait for a message; further ones get 503. They do not count as concurrent requests.",
+    ),
+    key(
         "server.max_body_memory",
         Kind::Size(MIB, 1024 * GIB),
         None,

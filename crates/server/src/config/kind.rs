@@ -256,7 +256,7 @@ fn is_address(text: &str) -> bool {
 }
 
 /// The duration that a text says.
-pub(super) fn duration(text: &str) -> Option<Duration> {
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     // A bare number has no unit, and guessing one has cost others an outage.
     if text.is_empty() || text.bytes().all(|byte| byte.is_ascii_digit()) && text != "0" {
         return None;
@@ -294,7 +294,8 @@ pub(super) fn strings(text: &str) -> Option<Vec<String>> {
     Some(text.split_whitespace().map(str::to_owned).collect())
 }
 
-fn show_millis(millis: u64) -> String {
+/// `30s`: the text that [`duration`] reads as these milliseconds.
+pub(crate) fn show_millis(millis: u64) -> String {
     match millis {
         0 => "0s".to_owned(),
         _ if millis.is_multiple_of(3_600_000) => format!("{}h", millis / 3_600_000),

@@ -9,6 +9,7 @@ use super::dotenv;
 use super::file::Reader;
 use super::key::{KEYS, Key};
 use super::kind::InvalidValue;
+use super::queues::DeclaredQueue;
 use super::show::origins_table;
 use super::source_span::{FileText, SourceSpan};
 use super::suggest::{did_you_mean, question};
@@ -277,6 +278,7 @@ struct Loader<'a> {
     settings: BTreeMap<&'static str, Setting>,
     /// Keys with an invalid value: rules between keys cannot judge them.
     wrong: BTreeSet<&'static str>,
+    queues: Vec<DeclaredQueue>,
     problems: Vec<Problem>,
 }
 
@@ -297,6 +299,7 @@ impl<'a> Loader<'a> {
             warnings: Vec::new(),
             settings: KEYS.iter().map(|key| (key.path, default(key))).collect(),
             wrong: BTreeSet::new(),
+            queues: Vec::new(),
             problems: Vec::new(),
         }
     }
@@ -305,6 +308,7 @@ impl<'a> Loader<'a> {
         let Some(file) = self.file else { return };
         let reader = Reader::read(file, env);
         self.problems.extend(reader.problems);
+        self.queues = reader.queues;
         let mut seen: BTreeMap<&str, SourceSpan> = BTreeMap::new();
         for value in reader.values {
             let (key, place) = (value.key, value.place);
@@ -450,7 +454,18 @@ impl<'a> Loader<'a> {
     }
 
     fn finish(mut self) -> Result<Finished, Problems> {
-        let config = Config::from_settings(&self.settings);
+        let mut config = Config::from_settings(&self.settings);
+        for queue in std::mem::take(&mut self.queues) {
+            if queue.name.as_str() == config.queue {
+                let message = format!(
+                    "queue `{}` is the ingest queue; set `ingest.worker.retry`, `ingest.idempotency_window` and `ingest.max_depth` instead",
+                    queue.name
+                );
+                self.problem(Origin::File(queue.place), message);
+                continue;
+            }
+            config.queues.insert(queue.name, queue.settings);
+        }
         let rules = RULES
             .iter()
             .map(|(keys, rule)| (*keys, rule(&config).map(str::to_owned)));

@@ -19,6 +19,7 @@ mod model;
 mod orders;
 mod platform;
 mod problem;
+mod queues;
 #[cfg(test)]
 mod reference_test;
 mod secret;
@@ -35,6 +36,7 @@ pub use accounts::Accounts;
 pub use fleet::Fleet;
 pub use key::{KEYS, Key};
 pub use kind::{Kind, Stores};
+pub(crate) use kind::{duration, show_millis};
 pub use lines::Lines;
 pub(crate) use load::on_loopback;
 pub use load::{Loaded, OfFolder, Setting, Sources, load};

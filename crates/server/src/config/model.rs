@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use towpath_core::port::queue::Settings;
-use towpath_core::retry;
+use towpath_core::{QueueName, retry};
 
 use super::lines::Lines;
 use super::load::Setting;
@@ -55,6 +55,9 @@ pub struct Config {
     pub max_connections: usize,
     pub max_connections_per_client: Option<usize>,
     pub max_in_flight: usize,
+    pub max_waiting: usize,
+    /// Queues of `[queues.NAME]`.
+    pub queues: BTreeMap<QueueName, Settings>,
     pub max_body_memory: Option<usize>,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
@@ -221,6 +224,9 @@ impl Config {
                 .optional("server.max_connections_per_client")
                 .map(|_| values.count("server.max_connections_per_client")),
             max_in_flight: values.count("server.max_in_flight"),
+            max_waiting: values.count("server.max_waiting"),
+            // The file is their only source.
+            queues: BTreeMap::new(),
             max_body_memory: values
                 .optional("server.max_body_memory")
                 .map(|_| bytes("server.max_body_memory")),

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::key::{KEYS, Key};
 use super::load::Setting;
+use super::queues;
 use super::{Kind, Loaded, Origin};
 
 /// A `towpath.toml` with every key, commented out, at its default.
@@ -44,6 +45,9 @@ pub fn json_schema() -> Value {
     root.insert("title".to_owned(), json!("towpath.toml"));
     for key in KEYS {
         insert(&mut root, key.path, key);
+    }
+    if let Some(Value::Object(properties)) = root.get_mut("properties") {
+        properties.insert(queues::SECTION.to_owned(), queues::schema());
     }
     Value::Object(root)
 }
@@ -133,6 +137,7 @@ pub fn reference_page() -> String {
         );
         page.push_str(&row);
     }
+    page.push_str(queues::PAGE);
     page
 }
 

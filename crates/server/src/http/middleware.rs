@@ -232,6 +232,7 @@ impl RequestLayer {
         head.extensions.insert(actor);
         let limit = self.limit(route.unwrap_or_default());
         let reading = Reading::new(self, limit);
+        head.extensions.insert(InFlight(reading.clone()));
         let body = match reading.begin() {
             true if !has_body => Body::empty(),
             true => reading.deferred(body),
@@ -284,6 +285,17 @@ impl RequestLayer {
             bytes: BODY_BYTES,
             what: "body",
         })
+    }
+}
+
+/// The permit of a request among the concurrent requests; an extension of the request.
+#[derive(Clone)]
+pub struct InFlight(Reading);
+
+impl InFlight {
+    /// Returns the permit while the request waits for news. It is not taken again: the rest of the request is short.
+    pub fn park(&self) {
+        self.0.lock().permit = None;
     }
 }
 

@@ -27,6 +27,7 @@ use tracing::{debug, warn};
 use super::connection::{self, Deadlines, Drain, TimedStream};
 use super::crowd::{ClientLimit, Crowd};
 use super::error::plain;
+use super::hangup::Hangup;
 use super::socket::Socket;
 use super::streams::{Answer, MAX_STREAMS, Open, Tasks, Together};
 use super::tls::Tls;
@@ -50,6 +51,8 @@ pub struct Limits {
     pub tls: Option<Arc<Tls>>,
     /// Whether clients of this machine may speak plain HTTP beside TLS.
     pub plain_on_loopback: bool,
+    /// Whether requests that wait learn that their client left, at the price of a second file descriptor per connection.
+    pub watches_clients: bool,
 }
 
 /// The peer of a request's connection.
@@ -92,7 +95,7 @@ pub async fn serve(
     refused: &RefusedConnections,
     stop: &Stop,
 ) -> towpath_core::Result<()> {
-    let protocols = Protocols::new(router, limits.connections);
+    let protocols = Protocols::new(router, limits.connections, limits.watches_clients);
     let drain = Arc::<Drain>::default();
     let mut connections = JoinSet::new();
     let mut crowd = Crowd::new(limits.client);
@@ -261,10 +264,11 @@ struct Protocols {
     http1: http1::Builder,
     /// For requests beyond the first of a connection.
     places: Arc<Semaphore>,
+    watches_clients: bool,
 }
 
 impl Protocols {
-    fn new(router: Router, connections: usize) -> Self {
+    fn new(router: Router, connections: usize, watches_clients: bool) -> Self {
         let mut http1 = http1::Builder::new();
         // A client that has ended its side still reads the answer.
         http1
@@ -276,6 +280,7 @@ impl Protocols {
             router,
             http1,
             places,
+            watches_clients,
         }
     }
 
@@ -287,6 +292,10 @@ impl Protocols {
         deadlines: Deadlines,
         drain: &Drain,
     ) -> Option<hyper::Result<()>> {
+        let hangup = match self.watches_clients && !begun.is_http2 {
+            true => Hangup::of(begun.socket.tcp()),
+            false => None,
+        };
         let io = TokioIo::new(TimedStream {
             stream: begun.socket,
             deadlines: deadlines.clone(),
@@ -301,7 +310,7 @@ impl Protocols {
             // Apart, so that connections of HTTP/1 hold no room for it.
             return connection::run(Box::pin(connection).as_mut(), &deadlines, drain).await;
         }
-        let service = self.alone(peer, deadlines.clone());
+        let service = self.alone(peer, deadlines.clone(), hangup);
         let connection = pin!(self.http1.serve_connection(io, service));
         connection::run(connection, &deadlines, drain).await
     }
@@ -311,12 +320,16 @@ impl Protocols {
         &self,
         peer: SocketAddr,
         deadlines: Deadlines,
+        hangup: Option<Hangup>,
     ) -> impl HttpService<Incoming, ResBody = axum::body::Body, Error = Infallible, Future: Send>
     + Send
     + use<> {
         let router = TowerToHyperService::new(self.router.clone());
         service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(Peer(peer));
+            if let Some(hangup) = &hangup {
+                request.extensions_mut().insert(hangup.clone());
+            }
             deadlines.requested();
             let (answer, deadlines) = (router.call(request), deadlines.clone());
             async move {

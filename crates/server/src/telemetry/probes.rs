@@ -10,6 +10,7 @@ use axum::response::Response;
 use axum::routing::get;
 use futures_util::future::{BoxFuture, join_all};
 use http::StatusCode;
+use tokio::sync::watch;
 use towpath_core::backend::{self, Backend};
 use towpath_core::{Error, Result};
 
@@ -71,6 +72,8 @@ struct Inner {
     stopped_rollout: Option<String>,
     /// Current problems that no part reports for itself.
     problems: Vec<String>,
+    /// Becomes true when the drain begins.
+    drain: watch::Sender<bool>,
 }
 
 #[derive(Clone, Default)]
@@ -144,6 +147,7 @@ impl Health {
             exposed: BTreeMap::new(),
             stopped_rollout: None,
             problems: Vec::new(),
+            drain: watch::Sender::new(false),
         })))
     }
 
@@ -230,7 +234,16 @@ impl Health {
 
     /// The process is on its way out.
     pub fn draining(&self) {
-        self.lock().phase = Phase::Draining;
+        let mut inner = self.lock();
+        inner.phase = Phase::Draining;
+        inner.drain.send_replace(true);
+    }
+
+    /// Resolves when the drain begins.
+    pub async fn drain_begins(&self) {
+        let mut drain = self.lock().drain.subscribe();
+        // The sender lives as long as this handle.
+        drop(drain.wait_for(|begun| *begun).await);
     }
 
     /// Whether the process is on its way out.

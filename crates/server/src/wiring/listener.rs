@@ -126,6 +126,7 @@ pub(super) fn limits(config: &Config, connections: usize) -> Result<http::Limits
         reserve: config.drain / 5,
         tls,
         plain_on_loopback: false,
+        watches_clients: false,
     })
 }
 
@@ -135,6 +136,7 @@ fn admin_limits(config: &Config, connections: usize) -> Result<http::Limits> {
     Ok(http::Limits {
         tls: limits.tls.filter(|_| config.tls_admin),
         plain_on_loopback: true,
+        watches_clients: true,
         client: None,
         ..limits
     })

@@ -18,6 +18,7 @@ mod orders;
 mod port_owner;
 mod process;
 mod public;
+mod queues;
 mod role;
 mod run;
 mod stalls;

@@ -20,6 +20,7 @@ use super::listener::{Listener, bind, bind_admin};
 use super::orders::Orders;
 use super::process::Process;
 use super::public::Public;
+use super::queues;
 use crate::admin;
 use crate::config::{Config, Loaded};
 use crate::doctor::Doctor;
@@ -29,8 +30,8 @@ use crate::telemetry::Health;
 use crate::token::Token;
 use towpath::supervisor::{OnFailure, Report, Stage, Supervisor, TaskExit};
 
-/// Open connections of the admin interface: operators, a scraper, probes.
-const ADMIN_CONNECTIONS: usize = 128;
+/// Open connections of the admin interface beside those that wait for messages: operators, a scraper, probes, workers.
+const ADMIN_CONNECTIONS: usize = 1024;
 
 /// A process that is up.
 pub struct Started {
@@ -96,6 +97,7 @@ pub async fn start(loaded: &Loaded, roles: &[Role], with_demo: bool) -> Result<S
         metrics: process.metrics.clone(),
         problems: problems.clone(),
         doctor: Doctor::new(config, loaded.warnings.clone()),
+        jobs: admin::Jobs::new(config.max_waiting, queues::declared(config)?)?,
         roles: roles.iter().map(|role| role.as_str()).collect(),
         fleet_listeners: process.fleet_listeners.clone(),
     };
@@ -104,6 +106,7 @@ pub async fn start(loaded: &Loaded, roles: &[Role], with_demo: bool) -> Result<S
     for backend in &backends {
         watch_backend(backend, &mut process.supervisor);
     }
+    queues::declare(&mut process, &backends).await?;
     let mut public = Public::default();
     if let Some(limits) = limits {
         process.limits = Some(limits.clone().named_only());
@@ -258,7 +261,7 @@ fn serve_admin(
         name: "admin",
         stage: Stage::Observe,
         socket,
-        connections: process.connections.min(ADMIN_CONNECTIONS),
+        connections: (config.max_waiting + ADMIN_CONNECTIONS).min(process.connections),
     };
     let hosts = Hosts::new(&config.admin, "server.admin_hosts", &config.admin_hosts);
     let edge = process.edge().secure(process.config.tls_admin);

@@ -45,6 +45,7 @@ mod fleet_truth;
 mod hanging;
 mod http2;
 mod ingest;
+mod jobs;
 mod limits;
 mod lines;
 mod lines_changing_over;

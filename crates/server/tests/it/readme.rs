@@ -49,6 +49,40 @@ fn the_tour_runs_as_written() {
 }
 
 #[test]
+fn the_tour_of_jobs_runs_as_written() {
+    let Some(interpreter) = crate::jobs::python() else {
+        return;
+    };
+    let world = World::new();
+    let running = world.up();
+    let binary = std::path::Path::new(BINARY).parent().unwrap();
+    let bin = interpreter.parent().unwrap();
+    // The client is installed already, from its wheel.
+    let script = tour("jobs").replace("pip install ./clients/python", "pip show -q towpath");
+    let path = std::env::var("PATH").unwrap();
+    let output = Command::new("sh")
+        .args(["-euxc", &script])
+        .current_dir(&world.folder)
+        .env(
+            "PATH",
+            format!("{}:{}:{path}", bin.display(), binary.display()),
+        )
+        .env("TOWPATH_SERVER__ADMIN", world.admin.to_string())
+        .env("TOWPATH_URL", format!("http://{}", world.admin))
+        .output()
+        .unwrap();
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    for expected in ["sent to ann@example.com\n", "no address"] {
+        assert!(stdout.contains(expected), "{expected}: {stdout}\n{stderr}");
+    }
+    drop(running);
+}
+
+#[test]
 fn the_tour_of_orders_runs_as_written() {
     let world = World::new();
     let running = world.up();

@@ -69,6 +69,7 @@ mutants! {
         forgets_dedup_ids_on_the_way NoDedup caught by remembers_a_dedup_id_across_reopen;
         counts_no_duplicates NoDedup caught by keeps_every_count_across_reopen;
         remembers_dedup_ids_too_long LongWindow caught by forgets_a_dedup_id_after_its_window;
+        forgets_its_settings ForgetsSettings caught by settings_are_those_declared_last;
         ignores_the_depth NoMaxDepth caught by a_full_queue_refuses_with_a_retry_time;
         keeps_the_expired NoExpiry caught by drops_an_expired_message;
         keeps_the_expired_and_their_keys NoExpiry caught by an_expired_message_unlocks_its_key;

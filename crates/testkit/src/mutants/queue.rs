@@ -61,6 +61,7 @@ pub(super) enum Mutation {
     NoBounds,
     DeletesTheFull,
     KeepsTheDeleted,
+    ForgetsSettings,
 }
 
 pub(super) fn mutate(inner: Arc<dyn Queue>, mutation: Mutation) -> Arc<dyn Queue> {
@@ -88,6 +89,13 @@ impl Queue for Mutated {
             _ => {}
         }
         self.inner.declare(queue, &settings).await
+    }
+
+    async fn settings(&self, queue: &QueueName) -> Result<Settings> {
+        match self.mutation {
+            Mutation::ForgetsSettings => Ok(Settings::default()),
+            _ => self.inner.settings(queue).await,
+        }
     }
 
     async fn enqueue(

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use towpath_core::backend::Capability;
-use towpath_core::port::queue::{Disposition, MessageState};
-use towpath_core::{Clock, ErrorKind, SystemClock};
+use towpath_core::port::queue::{Disposition, MessageState, Settings};
+use towpath_core::{Clock, ErrorKind, SystemClock, retry};
 
 use crate::World;
 use crate::world::*;
@@ -14,6 +14,7 @@ crate::promises! { Queue:
     a_paused_queue_accepts_and_does_not_deliver needs Pause;
     a_purge_keeps_leased_and_dead_messages;
     an_unknown_queue_has_no_stats;
+    settings_are_those_declared_last;
     stats_count_every_outcome;
     ready_leased_and_delayed_messages_have_ages_of_their_own needs Delay;
     delete_refuses_a_queue_in_use needs DeleteQueue;
@@ -71,6 +72,24 @@ async fn a_purge_keeps_leased_and_dead_messages(mut world: World) {
     assert_eq!((after.leased, after.dead, after.dropped), (1, 1, 2));
     ack(&queue, &held[1..]).await;
     assert_balanced(&queue).await;
+}
+
+async fn settings_are_those_declared_last(mut world: World) {
+    let queue = world.queue().await;
+    for attempts in [3, 7] {
+        let declared = Settings {
+            retry: retry::Policy {
+                attempts,
+                first: Duration::from_millis(1500),
+                max: Duration::from_secs(90),
+            },
+            dedup_window: Duration::from_secs(60),
+            max_depth: None,
+        };
+        queue.declare(&jobs(), &declared).await.expect("declare");
+        let settings = queue.settings(&jobs()).await.expect("settings");
+        assert_eq!(settings, declared);
+    }
 }
 
 async fn delete_refuses_a_queue_in_use(mut world: World) {

@@ -58,6 +58,13 @@ impl Queue for Store {
         self.log.committed(end).await
     }
 
+    async fn settings(&self, queue: &QueueName) -> Result<Settings> {
+        let inner = self.lock();
+        let known = inner.state.queues.get(queue);
+        let known = known.ok_or_else(|| no_queue(queue))?;
+        Ok(known.settings.clone())
+    }
+
     async fn enqueue(
         &self,
         queue: &QueueName,

@@ -142,6 +142,15 @@ fn code_blocks_parse() {
                 (!output.status.success())
                     .then(|| String::from_utf8_lossy(&output.stderr).into_owned())
             }
+            "python" => {
+                let parse = "import ast, sys; ast.parse(sys.argv[1])";
+                let output = Command::new("python3")
+                    .args(["-c", parse, &block.text])
+                    .output();
+                // Without Python there is nothing to check with.
+                let output = output.ok().filter(|output| !output.status.success());
+                output.map(|output| String::from_utf8_lossy(&output.stderr).into_owned())
+            }
             "json" => serde_json::from_str::<serde_json::Value>(&block.text)
                 .err()
                 .map(|error| error.to_string()),

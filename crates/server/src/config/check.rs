@@ -122,6 +122,10 @@ pub(super) const RULES: &[Rule] = &[
         (config.tls_certificate.is_some() != config.tls_key.is_some())
             .then_some("`server.tls.certificate` and `server.tls.key` go together; one is missing")
     }),
+    (&["server.tls.client_ca"], |config| {
+        (config.tls_client_ca.is_some() && config.tls_certificate.is_none())
+            .then_some("`server.tls.client_ca` needs `server.tls.certificate` and `server.tls.key`")
+    }),
     (&["server.tls.admin"], |config| {
         (config.tls_admin && config.tls_certificate.is_none())
             .then_some("`server.tls.admin` needs `server.tls.certificate` and `server.tls.key`")

@@ -41,6 +41,7 @@ mod edge;
 mod edge_forms;
 mod fleet;
 mod fleet_bare;
+mod fleet_keys;
 mod fleet_leftovers;
 mod fleet_tasks;
 mod fleet_truth;

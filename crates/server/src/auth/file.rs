@@ -58,6 +58,20 @@ impl KeyFile {
         use_it(keys.get(id))
     }
 
+    /// The key of a client certificate with these names; the first name that has one decides.
+    pub fn with_certificate<T>(
+        &self,
+        names: &[String],
+        use_it: impl FnOnce(Option<&Key>) -> T,
+    ) -> T {
+        let keys = Arc::clone(&self.0.keys.read().unwrap_or_else(PoisonError::into_inner));
+        let key = names.iter().find_map(|name| {
+            let mut keys = keys.values();
+            keys.find(|key| key.certificate.as_ref() == Some(name))
+        });
+        use_it(key)
+    }
+
     /// Reads the file again whenever it changed, until the process stops. A file that cannot be used changes nothing.
     ///
     /// # Errors

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use http::StatusCode;
 use http::request::Parts;
-use http::{HeaderMap, StatusCode};
 use towpath_core::Clock;
 use tracing::{info, warn};
 
@@ -17,7 +17,7 @@ use super::routes::{Access, Table};
 use super::scope::Needed;
 use super::trail::{Record, Trail};
 use crate::http::error::Problem;
-use crate::http::{Peer, Sites, decoded};
+use crate::http::{ClientCertificate, Peer, Sites, decoded};
 use crate::token::{Token, bearer};
 
 /// The header that the reference systems' clients send a key in.
@@ -189,7 +189,7 @@ impl Guard {
             return Ok(Actor::Anonymous);
         };
         let name = name_of(route, head.uri.path());
-        let refusal = match self.caller(&head.headers, needed, name.as_deref()) {
+        let refusal = match self.caller(head, needed, name.as_deref()) {
             Ok(actor) => return Ok(actor),
             Err(refusal) => refusal,
         };
@@ -229,12 +229,8 @@ impl Guard {
         })
     }
 
-    fn caller(
-        &self,
-        headers: &HeaderMap,
-        needed: Needed,
-        name: Option<&str>,
-    ) -> Result<Actor, Refusal> {
+    fn caller(&self, head: &Parts, needed: Needed, name: Option<&str>) -> Result<Actor, Refusal> {
+        let headers = &head.headers;
         let own = headers.get(API_KEY).and_then(|value| value.to_str().ok());
         let mut refusal = Refusal::Missing;
         for text in bearer(headers).into_iter().chain(own) {
@@ -261,7 +257,28 @@ impl Guard {
                 Err(denied) => Err(Refusal::Denied(denied)),
             };
         }
-        Err(refusal)
+        match self.certified(head, needed, name) {
+            None => Err(refusal),
+            Some(checked) => checked.map_err(Refusal::Denied),
+        }
+    }
+
+    /// The key of the client's certificate; `None` without one.
+    fn certified(
+        &self,
+        head: &Parts,
+        needed: Needed,
+        name: Option<&str>,
+    ) -> Option<Result<Actor, Denied>> {
+        let certificate = head.extensions.get::<ClientCertificate>()?;
+        // Browsers show it without asking, whichever page causes the request.
+        self.0.sites.check_page(head).ok()?;
+        let now = self.0.clock.now();
+        self.0.keys.with_certificate(certificate.names(), |key| {
+            let key = key?;
+            let actor = || Actor::Key(key.id.clone());
+            Some(key.permits(needed, name, now).map(|()| actor()))
+        })
     }
 
     /// The client that a token of the identity provider names; `None` for a text that is not such a token.

@@ -31,6 +31,9 @@ pub struct Key {
     /// From when on it is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
+    /// Name in the client certificate that takes the place of a secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
     /// SHA-256 of the secret, and of the secret before while that one is still accepted.
     secrets: Vec<Secret>,
 }
@@ -65,25 +68,58 @@ impl Key {
         created: Timestamp,
         expires: Option<Timestamp>,
     ) -> Result<(Self, String)> {
+        let mut key = Self::without_secret(name, scopes, created, expires)?;
+        let text = key.add_secret()?;
+        Ok((key, text))
+    }
+
+    /// A new key for clients with a certificate that has this name.
+    ///
+    /// # Errors
+    /// `Unavailable` when the system has no random numbers.
+    pub fn of_certificate(
+        certificate: String,
+        name: String,
+        scopes: Vec<Scope>,
+        created: Timestamp,
+        expires: Option<Timestamp>,
+    ) -> Result<Self> {
+        Ok(Self {
+            certificate: Some(certificate),
+            ..Self::without_secret(name, scopes, created, expires)?
+        })
+    }
+
+    fn without_secret(
+        name: String,
+        scopes: Vec<Scope>,
+        created: Timestamp,
+        expires: Option<Timestamp>,
+    ) -> Result<Self> {
         let mut id = [0; ID_BYTES];
         fill(&mut id)?;
-        let mut key = Self {
+        Ok(Self {
             id: hex::encode(id),
             name,
             scopes,
             created,
             expires,
+            certificate: None,
             secrets: Vec::new(),
-        };
-        let text = key.add_secret()?;
-        Ok((key, text))
+        })
     }
 
     /// A new secret for the key; the one before is accepted until then.
     ///
     /// # Errors
-    /// `Unavailable` when the system has no random numbers.
+    /// `Invalid` for a key without a secret, `Unavailable` when the system has no random numbers.
     pub fn rotate(&mut self, until: Timestamp) -> Result<String> {
+        if let Some(certificate) = &self.certificate {
+            return Err(Error::invalid(format!(
+                "the key `{}` has no secret; renew the client certificate `{certificate}` instead",
+                self.id
+            )));
+        }
         self.secrets.truncate(1);
         for secret in &mut self.secrets {
             secret.until = Some(secret.until.unwrap_or(until).min(until));
@@ -123,8 +159,23 @@ impl Key {
             let is_it = verify_slices_are_equal(known.digest.as_bytes(), given.as_bytes());
             is_it.is_ok() && known.until.is_none_or(|until| now < until)
         });
+        match is_known {
+            true => self.permits(needed, name, now),
+            false => Err(Denied::Wrong),
+        }
+    }
+
+    /// Whether a caller that was identified has this scope.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn permits(
+        &self,
+        needed: Needed,
+        name: Option<&str>,
+        now: Timestamp,
+    ) -> Result<(), Denied> {
         match () {
-            () if !is_known => Err(Denied::Wrong),
             () if self.is_expired(now) => Err(Denied::Expired),
             () if self.scopes.iter().any(|scope| scope.covers(needed, name)) => Ok(()),
             () => Err(Denied::Scope),

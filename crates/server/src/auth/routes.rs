@@ -342,7 +342,10 @@ mod tests {
             "Dashboard of orders, `orders.dashboard.listen`",
             &[Part::Dashboard, Part::Stock],
         ),
-        ("Lines, `lines.listen`", &[Part::Lines]),
+        (
+            "Public listener of a process with lines alone, `server.listen`",
+            &[Part::Lines],
+        ),
         (
             "Fleet controller, `fleet.controller.listen`",
             &[Part::Controller],

@@ -341,7 +341,8 @@ pub(super) fn show(global: &Global, value: &Value) -> Result<(), Failure> {
         return Ok(output::json(value)?);
     }
     let fields = value.as_object().into_iter().flatten();
-    let shown = fields.filter(|(name, _)| !["signature", "epoch"].contains(&name.as_str()));
+    let shown =
+        fields.filter(|(name, _)| !["signature", "epoch", "proof"].contains(&name.as_str()));
     for (name, value) in shown {
         output::line(format!("{name:<22} {}", cell(value)))?;
     }

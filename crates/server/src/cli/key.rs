@@ -18,7 +18,7 @@ const GRACE: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
 pub(super) enum KeyCommand {
     /// Create a key and print it, once
     #[command(
-        after_help = "Scopes: ingest:write orders:read orders:write inventory:read inventory:write users:read users:write limits:read limits:consume limits:reset fleet:read fleet:publish fleet:enroll fleet:report worker:read worker:configure tasks:read tasks:write metrics:read queue:NAME:read queue:NAME:write queue:NAME:lease queue:NAME:admin admin\n\nExamples:\n  towpath key new shop --scope orders:write\n  towpath key new dashboard --scope 'queue:*:read' --scope metrics:read --expires 90d"
+        after_help = "Scopes: ingest:write orders:read orders:write inventory:read inventory:write users:read users:write limits:read limits:consume limits:reset fleet:read fleet:publish fleet:enroll fleet:report worker:read worker:configure tasks:read tasks:write metrics:read queue:NAME:read queue:NAME:write queue:NAME:lease queue:NAME:admin admin\n\nExamples:\n  towpath key new shop --scope orders:write\n  towpath key new dashboard --scope 'queue:*:read' --scope metrics:read --expires 90d\n  towpath key new shop --scope orders:write --certificate shop.internal"
     )]
     New(NewKey),
     /// List keys
@@ -53,6 +53,9 @@ pub(super) struct NewKey {
     /// Scope of the key; repeat for several
     #[arg(long = "scope", required = true, value_name = "SCOPE")]
     scopes: Vec<Scope>,
+    /// Name in a client certificate that takes the place of a secret: its common name, a DNS or a URI name
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    certificate: Option<String>,
     /// Validity, like 90d; without it until it is revoked
     #[arg(long, value_name = "DURATION")]
     expires: Option<jiff::Span>,
@@ -66,6 +69,9 @@ struct KeyView {
     scopes: Vec<Scope>,
     created: String,
     expires: Option<String>,
+    /// The name in the client certificate, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate: Option<String>,
     /// The whole key, when it is new.
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<String>,
@@ -79,6 +85,7 @@ impl KeyView {
             scopes: key.scopes.clone(),
             created: key.created.to_string(),
             expires: key.expires.map(|expires| expires.to_string()),
+            certificate: key.certificate.clone(),
             key: text,
         }
     }
@@ -91,12 +98,30 @@ pub(super) fn run(global: &Global, command: KeyCommand) -> Result<Exit, Failure>
     match command {
         KeyCommand::New(new) => {
             let expires = new.expires.map(|span| after(now, span)).transpose()?;
-            let (key, text) = Key::make(new.name, new.scopes, now, expires)?;
+            let (key, text) = match new.certificate {
+                None => {
+                    let (key, text) = Key::make(new.name, new.scopes, now, expires)?;
+                    (key, Some(text))
+                }
+                Some(certificate) => {
+                    let key = Key::of_certificate(certificate, new.name, new.scopes, now, expires)?;
+                    (key, None)
+                }
+            };
             change(path, |keys| {
+                let is_same = |other: &&Key| {
+                    key.certificate.is_some() && other.certificate == key.certificate
+                };
+                if let Some(other) = keys.iter().find(is_same) {
+                    return Err(Error::invalid(format!(
+                        "the key `{}` has this certificate; revoke it first",
+                        other.id
+                    )));
+                }
                 keys.push(key.clone());
                 Ok(())
             })?;
-            shown(global, &KeyView::new(&key, Some(text)))
+            shown(global, &KeyView::new(&key, text))
         }
         KeyCommand::Ls => list(global, path, now),
         KeyCommand::Rotate { id, grace } => {
@@ -178,7 +203,11 @@ fn list(global: &Global, path: &Path, now: Timestamp) -> Result<Exit, Failure> {
 /// A new secret, which cannot be shown again.
 fn shown(global: &Global, key: &KeyView) -> Result<Exit, Failure> {
     match (global.format, &key.key) {
-        (Format::Json, _) | (_, None) => output::json(key)?,
+        (Format::Json, _) => output::json(key)?,
+        (Format::Table, None) => output::line(format!(
+            "created `{}` ({}); running processes accept its certificate within two seconds",
+            key.id, key.name
+        ))?,
         (Format::Table, Some(text)) => {
             output::note(
                 "The key is not stored and cannot be shown again; running processes accept it within two seconds.",

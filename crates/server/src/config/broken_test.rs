@@ -121,6 +121,11 @@ const BROKEN: &[Broken] = &[
         &[("towpath.toml:3:9", "are the same address")],
     ),
     (
+        "[server.tls]\nclient_ca = \"ca.pem\"",
+        &[],
+        &[("towpath.toml:2:13", "needs `server.tls.certificate`")],
+    ),
+    (
         "[server.tls]\nadmin = \"on\"",
         &[],
         &[("towpath.toml:2:9", "needs `server.tls.certificate`")],

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::strength;
 use super::suggest::did_you_mean;
 use super::{ChannelKind, Config, Secret, SinkKind};
 use crate::apps::{PUBLIC_ROUTES, accounts, fleet};
@@ -113,14 +114,40 @@ pub(super) const RULES: &[Rule] = &[
     ),
     (&["fleet.api_keys", "fleet.development"], |config| {
         let mut keys = config.fleet.api_keys.iter();
-        let is_known = keys.any(|key| key.expose() == fleet::DEFAULT_KEY);
+        let is_known = keys.any(|key| key.expose().eq_ignore_ascii_case(fleet::DEFAULT_KEY));
         (is_known && !config.fleet.development).then_some(
             "the key `default-api-key` is publicly known; set another key, remove the setting to generate one, or set `fleet.development = \"on\"` on an isolated machine",
+        )
+    }),
+    (
+        &[
+            "fleet.api_keys",
+            "fleet.agent.key",
+            "fleet.agent.worker_key",
+        ],
+        |config| {
+            let fleet = &config.fleet;
+            let agent = fleet.agent_key.iter().chain(&fleet.agent_worker_key);
+            let mut keys = fleet.api_keys.iter().chain(agent);
+            let is_weak = keys.any(|key| strength::bits(key.expose()) < strength::LEAST_BITS);
+            (is_weak && !fleet.development).then_some(
+                "the key has an estimated strength under 80 bits; use a key of `towpath key new`, remove `fleet.api_keys` to generate one, or set `fleet.development = \"on\"` on an isolated machine",
+            )
+        },
+    ),
+    (&["fleet.public_key"], |config| {
+        let key = config.fleet.public_key.as_deref()?;
+        fleet::PublicKey::parse(key).is_none().then_some(
+            "`fleet.public_key` takes `proof.public_key` of a configuration, 43 characters of base64url",
         )
     }),
     (&["server.tls.certificate", "server.tls.key"], |config| {
         (config.tls_certificate.is_some() != config.tls_key.is_some())
             .then_some("`server.tls.certificate` and `server.tls.key` go together; one is missing")
+    }),
+    (&["server.tls.client_ca"], |config| {
+        (config.tls_client_ca.is_some() && config.tls_certificate.is_none())
+            .then_some("`server.tls.client_ca` needs `server.tls.certificate` and `server.tls.key`")
     }),
     (&["server.tls.admin"], |config| {
         (config.tls_admin && config.tls_certificate.is_none())

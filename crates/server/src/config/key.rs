@@ -267,6 +267,13 @@ const BASE: &[Key] = &[
         "PEM file of the certificate's private key.",
     ),
     key(
+        "server.tls.client_ca",
+        Kind::Path,
+        None,
+        &[],
+        "PEM file of the authorities of client certificates, reloaded when it changes. A client may then show a certificate in place of a key; `towpath key new --certificate NAME` gives it scopes. Clients without one are still served.",
+    ),
+    key(
         "server.tls.admin",
         Kind::Choice(&["off", "on"]),
         Some("off"),

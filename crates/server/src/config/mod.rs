@@ -25,6 +25,7 @@ mod reference_test;
 mod secret;
 mod show;
 mod source_span;
+mod strength;
 mod suggest;
 mod traces;
 mod variables;

@@ -439,7 +439,7 @@ fn the_variables_of_the_fleet_keep_their_meaning() {
     let env = [
         ("CONTROLLER_PORT", "7001"),
         ("CONTROLLER_DB_PATH", "c.db"),
-        ("API_KEY", "a-key-of-ours"),
+        ("API_KEY", "a-key-of-our-own-fleet"),
         ("AGENT_HOSTNAME", "a1"),
         ("AGENT_IP", "10.0.0.1"),
         ("AGENT_PORT", "9"),
@@ -458,7 +458,7 @@ fn the_variables_of_the_fleet_keep_their_meaning() {
     let fleet = load(&all).unwrap().config.fleet;
     assert_eq!(fleet.controller_listen.as_deref(), Some(":7001"));
     assert_eq!(fleet.database.expose(), "sqlite:c.db");
-    assert_eq!(fleet.api_keys[0].expose(), "a-key-of-ours");
+    assert_eq!(fleet.api_keys[0].expose(), "a-key-of-our-own-fleet");
     assert_eq!(
         (
             fleet.hostname.as_deref(),
@@ -488,6 +488,12 @@ fn the_variables_of_the_fleet_keep_their_meaning() {
         "[fleet.worker]\nallow = [\"a b\"]",
         "[fleet.agent]\nworkers = [\"here\"]",
         "[fleet]\napi_keys = \"short\"",
+        "[fleet]\napi_keys = \"12345678\"",
+        "[fleet]\napi_keys = \"DEFAULT-API-KEY\"",
+        "[fleet]\napi_keys = \"a-key-of-our-own-fleet password\"",
+        "[fleet.agent]\nkey = \"password\"",
+        "[fleet.agent]\nworker_key = \"password\"",
+        "[fleet]\npublic_key = \"password\"",
     ] {
         assert!(load(&sources(wrong, &[])).is_err(), "{wrong}");
     }

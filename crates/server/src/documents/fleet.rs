@@ -311,7 +311,7 @@ pub(super) fn worker_schemas() -> Value {
             ("data?", json!({ "type": "object", "additionalProperties": string() })),
             ("poll_interval_seconds?", integer(0)), ("epoch?", string()),
             ("schema?", json!({})), ("author?", string()), ("rolls_back_to?", integer(0)),
-            ("created_at?", string()), ("signature?", string()),
+            ("created_at?", string()), ("signature?", string()), ("proof?", object(&[("public_key", string()), ("signature", string())])),
         ]),
         "TaskStatus": { "enum": ["queued", "running", "retrying", "completed", "failed", "cancelled"] },
         "Task": object(&[

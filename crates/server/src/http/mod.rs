@@ -3,6 +3,7 @@
 pub mod accept;
 mod batch_cost;
 pub mod body;
+mod client_certificate;
 mod connection;
 mod cors;
 mod crowd;
@@ -27,6 +28,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 pub use batch_cost::BatchCost;
 pub use body::BodyReader;
+pub use client_certificate::ClientCertificate;
 pub use cors::Cors;
 pub use crowd::{ClientLimit, client_block};
 pub use hangup::Hangup;

@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
+use super::client_certificate::ClientCertificate;
 use super::connection::{self, Deadlines, Drain, TimedStream};
 use super::crowd::{ClientLimit, Crowd};
 use super::error::plain;
@@ -58,6 +59,23 @@ pub struct Limits {
 /// The peer of a request's connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
+
+/// The client of a connection, as its requests show it to handlers.
+#[derive(Clone)]
+struct Client {
+    peer: SocketAddr,
+    certificate: Option<ClientCertificate>,
+}
+
+impl Client {
+    fn mark(&self, request: &mut http::Request<Incoming>) {
+        let extensions = request.extensions_mut();
+        extensions.insert(Peer(self.peer));
+        if let Some(certificate) = &self.certificate {
+            extensions.insert(certificate.clone());
+        }
+    }
+}
 
 /// Largest head of a request in bytes; hyper bounds the number of its headers at 100 in HTTP/1.
 const HEAD_BYTES: u16 = 16 * 1024;
@@ -296,6 +314,10 @@ impl Protocols {
             true => Hangup::of(begun.socket.tcp()),
             false => None,
         };
+        let client = Client {
+            peer,
+            certificate: begun.socket.certificate(),
+        };
         let io = TokioIo::new(TimedStream {
             stream: begun.socket,
             deadlines: deadlines.clone(),
@@ -305,12 +327,12 @@ impl Protocols {
             deadlines.share();
             let tasks = Tasks::default();
             let _together = Together(tasks.clone());
-            let service = self.shared(peer, deadlines.clone());
+            let service = self.shared(client, deadlines.clone());
             let connection = http2_builder(tasks).serve_connection(io, service);
             // Apart, so that connections of HTTP/1 hold no room for it.
             return connection::run(Box::pin(connection).as_mut(), &deadlines, drain).await;
         }
-        let service = self.alone(peer, deadlines.clone(), hangup);
+        let service = self.alone(client, deadlines.clone(), hangup);
         let connection = pin!(self.http1.serve_connection(io, service));
         connection::run(connection, &deadlines, drain).await
     }
@@ -318,7 +340,7 @@ impl Protocols {
     /// Answers the requests of a connection that has one at a time.
     fn alone(
         &self,
-        peer: SocketAddr,
+        client: Client,
         deadlines: Deadlines,
         hangup: Option<Hangup>,
     ) -> impl HttpService<Incoming, ResBody = axum::body::Body, Error = Infallible, Future: Send>
@@ -326,7 +348,7 @@ impl Protocols {
     + use<> {
         let router = TowerToHyperService::new(self.router.clone());
         service_fn(move |mut request: http::Request<Incoming>| {
-            request.extensions_mut().insert(Peer(peer));
+            client.mark(&mut request);
             if let Some(hangup) = &hangup {
                 request.extensions_mut().insert(hangup.clone());
             }
@@ -343,7 +365,7 @@ impl Protocols {
     /// Answers the requests that share a connection.
     fn shared(
         &self,
-        peer: SocketAddr,
+        client: Client,
         deadlines: Deadlines,
     ) -> impl HttpService<Incoming, ResBody = Answer, Error = Infallible, Future: Send + 'static>
     + Send
@@ -351,7 +373,7 @@ impl Protocols {
         let router = TowerToHyperService::new(self.router.clone());
         let places = Arc::clone(&self.places);
         service_fn(move |mut request: http::Request<Incoming>| {
-            request.extensions_mut().insert(Peer(peer));
+            client.mark(&mut request);
             let (place, open) = Open::new(&deadlines, &places);
             let refused = match place {
                 true => named_host(&mut request).err().map(misnamed),

@@ -8,6 +8,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use super::client_certificate::ClientCertificate;
+
 /// A socket that requests come through.
 pub(super) enum Socket {
     Plain(TcpStream),
@@ -28,6 +30,14 @@ impl Socket {
         match self {
             Self::Plain(_) => None,
             Self::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+        }
+    }
+
+    /// The certificate of the client; its chain was verified in the handshake.
+    pub(super) fn certificate(&self) -> Option<ClientCertificate> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => ClientCertificate::of(stream.get_ref().1),
         }
     }
 }

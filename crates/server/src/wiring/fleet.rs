@@ -13,10 +13,10 @@ use super::migrated::Migrated;
 use super::process::{ListenerSpec, Process, condition, sites};
 use crate::apps::fleet::{
     Agent, AgentProfile, CALLBACK_QUEUE, Callbacks, Controller, Destinations, Entry, KEY_FILE,
-    Keys, TASK_QUEUE, TaskRunner, Tasks, Worker, controller_queries, controller_routes, kept_key,
-    worker_queries, worker_routes,
+    Keys, PublicKey, TASK_QUEUE, TaskRunner, Tasks, Worker, controller_queries, controller_routes,
+    kept_key, worker_queries, worker_routes,
 };
-use crate::config;
+use crate::config::{self, Secret};
 use crate::documents::{Part, document};
 use crate::http::error::Form;
 use crate::telemetry::{LastCall, Need};
@@ -70,7 +70,11 @@ impl Fleet {
             return Ok(None);
         }
         let config = &process.config.fleet;
-        let keys = keys(process.config)?;
+        // An agent with keys of its own needs none of the operators.
+        let keys = match (&config.agent_key, controls || works) {
+            (Some(_), false) => Keys::new(Vec::new()),
+            _ => keys(process.config)?,
+        };
         let database = match controls {
             true => Some(process.open_database(&config.database).await?),
             false => None,
@@ -81,7 +85,7 @@ impl Fleet {
                 let egress = Arc::new(EgressPolicy::new(&config.allow, config.limits.timeout)?);
                 let file = process.config.data_dir.join(WORKER_FILE);
                 Some(Tools {
-                    worker: Worker::open(file, Arc::clone(&egress))?,
+                    worker: Worker::open(file, Arc::clone(&egress), public_key(process.config))?,
                     tasks: Tasks::of(&backend, WORKER)?,
                     egress,
                     backend,
@@ -209,7 +213,11 @@ impl Fleet {
             true => here(WORKER, WORKER_LISTEN).into_iter().collect(),
             false => config.workers.clone(),
         };
-        let (Some(controller), Some(key)) = (controller, self.keys.first()) else {
+        let configured = |key: &Option<Secret>| key.as_ref().map(|key| Token::new(key.expose()));
+        let key = configured(&config.agent_key).or_else(|| self.keys.first().cloned());
+        let worker_key = configured(&config.agent_worker_key);
+        let worker_key = worker_key.or_else(|| self.keys.for_workers().cloned());
+        let (Some(controller), Some(key)) = (controller, key) else {
             warn!("agent not started; set `fleet.agent.controller`");
             return;
         };
@@ -222,7 +230,9 @@ impl Fleet {
                 port: config.port,
                 labels: config.labels.clone(),
             },
-            key: key.clone(),
+            key,
+            worker_key,
+            public_key: public_key(process.config),
             poll: config.poll,
             timeout: config.timeout,
             file: process.config.data_dir.join(AGENT_FILE),
@@ -244,6 +254,11 @@ fn host_name() -> String {
         "" => "unknown".to_owned(),
         name => name.to_owned(),
     }
+}
+
+/// The controller's key, by which configurations are verified.
+fn public_key(config: &config::Config) -> Option<PublicKey> {
+    PublicKey::parse(config.fleet.public_key.as_deref()?)
 }
 
 /// The keys that are configured, or the one of the data folder.

@@ -12,7 +12,7 @@ use tracing::info;
 use super::port_owner;
 use crate::config::Config;
 use crate::http;
-use crate::http::tls::Tls;
+use crate::http::tls::{Files, Tls};
 use crate::telemetry::Metrics;
 use towpath::net::cidr;
 use towpath::supervisor::{OnFailure, Stage, Supervisor};
@@ -107,7 +107,11 @@ fn proxies(config: &Config) -> Arc<[ipnet::IpNet]> {
 /// The bounds of a listener with this many connections, with the configured certificate if there is one.
 pub(super) fn limits(config: &Config, connections: usize) -> Result<http::Limits> {
     let tls = match (&config.tls_certificate, &config.tls_key) {
-        (Some(certificate), Some(key)) => Some(Arc::new(Tls::load(certificate, key)?)),
+        (Some(certificate), Some(key)) => Some(Arc::new(Tls::load(Files {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            client_ca: config.tls_client_ca.clone(),
+        })?)),
         _ => None,
     };
     Ok(http::Limits {

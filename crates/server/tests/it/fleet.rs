@@ -590,6 +590,6 @@ fn the_command_line_reads_publishes_and_rolls_back() {
     let mut stranger = World::at(&world.folder);
     let controller = format!("http://{}", world.controller);
     stranger.set("TOWPATH_FLEET__AGENT__CONTROLLER", controller);
-    stranger.set("API_KEY", "another-key");
+    stranger.set("API_KEY", "another-key-of-this-test");
     assert_eq!(stranger.run(&["fleet", "agents"]).status.code(), Some(6));
 }

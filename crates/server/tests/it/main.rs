@@ -19,6 +19,7 @@
 mod accounts;
 mod admin;
 mod auth;
+mod auth_routes;
 mod autoscale;
 mod backup;
 mod backup_faults;
@@ -39,6 +40,7 @@ mod edge;
 mod edge_forms;
 mod fleet;
 mod fleet_bare;
+mod fleet_keys;
 mod fleet_leftovers;
 mod fleet_tasks;
 mod fleet_truth;

@@ -27,6 +27,7 @@ use uuid::Uuid;
 use super::agent_client::AgentClient;
 use super::auth::API_KEY;
 use super::config::{Config, follows};
+use super::proof::PublicKey;
 use crate::telemetry::{Health, log_failure};
 use crate::token::Token;
 use towpath::supervisor::Stop;
@@ -63,8 +64,12 @@ pub struct Agent {
     pub workers: Vec<String>,
     /// Its registration.
     pub place: AgentProfile,
-    /// The key of the fleet.
+    /// The key that it registers with.
     pub key: Token,
+    /// The key that it sends to workers.
+    pub worker_key: Option<Token>,
+    /// Of the controller, whose configurations alone are applied.
+    pub public_key: Option<PublicKey>,
     /// Poll interval until a configuration sets one.
     pub poll: Duration,
     /// Timeout of a request, without the wait of a long poll.
@@ -254,7 +259,9 @@ impl Agent {
         let url = format!("{}/config?wait={}", self.controller, wait.as_secs());
         let mut request = self.known(client, Method::GET, &url, state);
         // A controller that says so even to a version 0 has none, as existing ones do.
-        let known = state.config.as_ref().map_or_else(
+        // Without a proof its own counts as none: an agent of an earlier version stored it.
+        let own = state.config.as_ref();
+        let known = own.filter(|own| self.verify(own).is_ok()).map_or_else(
             || "0".to_owned(),
             |config| match &config.epoch {
                 Some(_) => config.etag(),
@@ -299,7 +306,7 @@ impl Agent {
             Some(schema) => follows(&config.data, schema).map_err(Error::invalid),
             None => Ok(()),
         };
-        let outcome = match follows {
+        let outcome = match self.verify(&config).and(follows) {
             Ok(()) => self.forward(client, &config, false).await,
             wrong => wrong,
         };
@@ -381,7 +388,7 @@ impl Agent {
             }
         }
         let request = client.request(Method::POST, &format!("{worker}/config"));
-        let request = request.header(API_KEY, self.key.expose()).json(config);
+        let request = self.for_worker(request).json(config);
         let answer = client.send(request, Duration::ZERO).await.context(about)?;
         if answer.status == StatusCode::CONFLICT {
             return match self.runs(client, worker).await.context(about)? {
@@ -395,11 +402,27 @@ impl Agent {
     /// The version of a worker.
     async fn runs(&self, client: &AgentClient, worker: &str) -> Result<Option<Config>> {
         let request = client.request(Method::GET, &format!("{worker}/config"));
-        let request = request.header(API_KEY, self.key.expose());
-        let answer = client.send(request, Duration::ZERO).await?;
+        let answer = client
+            .send(self.for_worker(request), Duration::ZERO)
+            .await?;
         match answer.status {
             StatusCode::NOT_FOUND => Ok(None),
             _ => answer.data().map(Some),
+        }
+    }
+
+    fn for_worker(&self, request: RequestBuilder) -> RequestBuilder {
+        match &self.worker_key {
+            Some(key) => request.header(API_KEY, key.expose()),
+            None => request,
+        }
+    }
+
+    /// Whether the controller with the configured key published it.
+    fn verify(&self, config: &Config) -> Result<()> {
+        match &self.public_key {
+            Some(key) => config.verify(key),
+            None => Ok(()),
         }
     }
 

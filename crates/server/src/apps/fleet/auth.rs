@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use aws_lc_rs::rand;
+use aws_lc_rs::{hmac, rand};
 use axum::extract::FromRequestParts;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -37,9 +37,16 @@ pub fn kept_key(folder: &Path) -> Result<(Token, bool)> {
     Ok((Token::kept_in(folder, KEY_FILE)?, is_new))
 }
 
+/// Purpose of the key that is derived from a key of operators for the agents.
+const WORKER_KEY: &[u8] = b"towpath fleet worker key 1";
+
 /// The keys of operators: one, or two while one takes the place of the other.
 #[derive(Clone)]
-pub struct Keys(Arc<[Token]>);
+pub struct Keys {
+    operators: Arc<[Token]>,
+    /// The key that agents send to workers, for each of them.
+    workers: Arc<[Token]>,
+}
 
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,12 +60,28 @@ pub(super) enum Caller {
 impl Keys {
     /// These keys.
     pub fn new(keys: Vec<Token>) -> Self {
-        Self(keys.into())
+        Self {
+            workers: keys.iter().map(worker_key).collect(),
+            operators: keys.into(),
+        }
     }
 
     /// The first one, which this process itself uses.
     pub fn first(&self) -> Option<&Token> {
-        self.0.first()
+        self.operators.first()
+    }
+
+    /// The key that agents send to workers. A worker that reads it can configure other workers, and cannot publish.
+    pub fn for_workers(&self) -> Option<&Token> {
+        self.workers.first()
+    }
+
+    /// Whether the request has the key that agents send to workers.
+    pub(super) fn is_of_agent(&self, head: &Parts) -> bool {
+        let Ok(given) = given(&head.headers) else {
+            return false;
+        };
+        self.workers.iter().filter(|key| key.matches(given)).count() > 0
     }
 
     /// Whether the request has one of them, or a key of the key file whose scope permits the route.
@@ -70,7 +93,11 @@ impl Keys {
         }
         let given = given(&head.headers)?;
         // Every key is compared, so that the time says nothing about which one it is.
-        let matching = self.0.iter().filter(|key| key.matches(given)).count();
+        let matching = self
+            .operators
+            .iter()
+            .filter(|key| key.matches(given))
+            .count();
         if matching == 0 {
             return Err(refused());
         }
@@ -145,6 +172,13 @@ impl FromRequestParts<Controller> for FleetKey {
     ) -> std::result::Result<Self, Failure> {
         controller.keys().check(parts).map(|_| Self)
     }
+}
+
+/// The key for workers that belongs to a key of operators; nothing leads back.
+fn worker_key(operator: &Token) -> Token {
+    let secret = hmac::Key::new(hmac::HMAC_SHA256, operator.expose().as_bytes());
+    let derived = hmac::sign(&secret, WORKER_KEY);
+    Token::new(&format!("tpw_{}", URL_SAFE_NO_PAD.encode(derived.as_ref())))
 }
 
 /// A new key for an agent.

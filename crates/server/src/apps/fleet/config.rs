@@ -11,6 +11,7 @@ use towpath_core::port::fleet::{Epoch, Published};
 use towpath_core::{Error, Result};
 use uuid::Uuid;
 
+use super::proof::{Proof, PublicKey};
 use crate::http::preconditions::{Preconditions, Unmet};
 
 /// Poll interval of agents unless the configuration sets one. Source: the reference system.
@@ -41,6 +42,9 @@ pub(super) struct Config {
     /// By which the controller recognises its own configurations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) signature: Option<String>,
+    /// By which agents and workers recognise the configurations of their controller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) proof: Option<Proof>,
 }
 
 impl Config {
@@ -56,6 +60,7 @@ impl Config {
         "rolls_back_to",
         "created_at",
         "signature",
+        "proof",
     ];
 
     /// The published configuration, signed.
@@ -73,7 +78,9 @@ impl Config {
             rolls_back_to: published.rolls_back_to,
             created_at: Some(published.created_at.to_string()),
             signature: None,
+            proof: None,
         };
+        config.proof = Some(Proof::sign(epoch, &config.signed())?);
         config.signature = Some(hex::encode(
             hmac::sign(&key(epoch), &config.signed()).as_ref(),
         ));
@@ -148,10 +155,19 @@ impl Config {
         }
     }
 
-    /// Everything but the signature, always in the same words.
+    /// Whether the controller with this key published it.
+    ///
+    /// # Errors
+    /// `Invalid` when it did not.
+    pub(super) fn verify(&self, key: &PublicKey) -> Result<()> {
+        key.verify(self.proof.as_ref(), &self.signed())
+    }
+
+    /// Everything but the signatures, always in the same words.
     fn signed(&self) -> Vec<u8> {
         let unsigned = Self {
             signature: None,
+            proof: None,
             ..self.clone()
         };
         serde_json::to_vec(&unsigned).unwrap_or_default()
@@ -239,6 +255,46 @@ mod tests {
             ..back
         };
         assert_eq!(unsigned.restored(&epoch()), None);
+    }
+
+    #[test]
+    fn a_proof_is_of_one_controller_and_one_content() {
+        let config = Config::of(&published(3), &epoch()).unwrap();
+        let text = serde_json::to_string(&config).unwrap();
+        let config: Config = serde_json::from_str(&text).unwrap();
+        let proof = config.proof.clone().expect("a proof");
+        let key = PublicKey::parse(&proof.public_key).expect("a key");
+        config.verify(&key).unwrap();
+        // The other signature is not part of it.
+        let bare = Config {
+            signature: None,
+            ..config.clone()
+        };
+        bare.verify(&key).unwrap();
+        let mut changed = config.clone();
+        changed.version += 1;
+        let without = Config {
+            proof: None,
+            ..config.clone()
+        };
+        let other = Epoch {
+            secret: "other".to_owned(),
+            ..epoch()
+        };
+        let forged = Config::of(&published(3), &other).unwrap();
+        let relabelled = Config {
+            proof: forged.proof.clone().map(|forged| Proof {
+                public_key: proof.public_key,
+                ..forged
+            }),
+            ..forged.clone()
+        };
+        for wrong in [changed, without, forged, relabelled] {
+            assert!(wrong.verify(&key).is_err(), "{wrong:?}");
+        }
+        for text in ["", "AAAA", "not base64!"] {
+            assert_eq!(PublicKey::parse(text), None, "{text}");
+        }
     }
 
     #[test]

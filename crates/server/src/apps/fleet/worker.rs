@@ -8,6 +8,7 @@ use towpath_core::{Error, Result};
 use tracing::{info, warn};
 
 use super::config::Config;
+use super::proof::PublicKey;
 use towpath::net::egress::EgressPolicy;
 
 /// The key of the configuration that says where hits go. Source: the reference system.
@@ -67,6 +68,8 @@ pub struct Worker(Arc<Inner>);
 struct Inner {
     file: PathBuf,
     egress: Arc<EgressPolicy>,
+    /// Of the controller, whose configurations alone are accepted.
+    public_key: Option<PublicKey>,
     kept: Mutex<Option<Kept>>,
 }
 
@@ -75,8 +78,12 @@ impl Worker {
     ///
     /// # Errors
     /// `Unavailable` when the file is there and cannot be read.
-    pub fn open(file: PathBuf, egress: Arc<EgressPolicy>) -> Result<Self> {
-        let kept = match std::fs::read(&file) {
+    pub fn open(
+        file: PathBuf,
+        egress: Arc<EgressPolicy>,
+        public_key: Option<PublicKey>,
+    ) -> Result<Self> {
+        let kept: Option<Kept> = match std::fs::read(&file) {
             Ok(text) => match serde_json::from_slice(&text) {
                 Ok(kept) => Some(kept),
                 Err(error) => {
@@ -90,9 +97,18 @@ impl Worker {
                 return Err(Error::unavailable(text).with_source(error));
             }
         };
+        let verified = match (&kept, &public_key) {
+            (Some(kept), Some(key)) => kept.config.verify(key),
+            _ => Ok(()),
+        };
+        if let Err(error) = &verified {
+            warn!(file = %file.display(), error = error.chain(), "stored configuration refused; waiting for another one");
+        }
+        let kept = kept.filter(|_| verified.is_ok());
         Ok(Self(Arc::new(Inner {
             file,
             egress,
+            public_key,
             kept: Mutex::new(kept),
         })))
     }
@@ -118,6 +134,9 @@ impl Worker {
 
     /// Takes a configuration over, unless a newer one is in force. It is on disk when this returns.
     pub(super) fn take(&self, config: Config) -> Result<Offered> {
+        if let Some(key) = &self.0.public_key {
+            config.verify(key)?;
+        }
         if let Some(url) = config.data.get(URL).filter(|url| !url.is_empty()) {
             self.check(url)?;
         }

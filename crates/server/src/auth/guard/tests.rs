@@ -8,7 +8,7 @@ use crate::auth::file::change;
 use crate::auth::jwt::tests::{Provider, verifier};
 use crate::auth::key::Key;
 use crate::documents::Part;
-use crate::http::Hosts;
+use crate::http::{ClientCertificate, Hosts};
 
 const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 const LATER: Timestamp = Timestamp::from_millis(2_000_000);
@@ -76,6 +76,20 @@ fn setup(mode: Mode) -> Setup {
         Ok(())
     });
     removed.expect("removed");
+    for (certificate, scope, expires) in [
+        ("admin.test", "admin", None),
+        ("expired.test", "admin", Some(LATER)),
+        ("unscoped.test", "queue:none:lease", None),
+    ] {
+        let scopes = vec![scope.parse().expect("a scope")];
+        let name = "certificate".to_owned();
+        let key = Key::of_certificate(certificate.to_owned(), name, scopes, NOW, expires);
+        let kept = change(&path, |keys| {
+            keys.push(key?);
+            Ok(())
+        });
+        kept.expect("kept");
+    }
     let provider = Provider::new();
     let keys = KeyFile::open(path).expect("a key file");
     let sites = Sites::new(Hosts::new(":8080", "server.hosts", &[]), Vec::new());
@@ -171,6 +185,27 @@ fn routes_are_open_to_those_who_may_use_them() {
                     assert_eq!(with(&tokens.expired), or_open(401), "{what}");
                     assert_eq!(with(&tokens.unscoped), or_open(403), "{what}");
                 }
+                let or_open = |status| if is_open { 200 } else { status };
+                let shown = |peer: &str, name: &str, headers: &[(&str, &str)]| {
+                    let mut head = head(&method, route, peer, headers);
+                    let certificate = ClientCertificate::new(["another name", name]);
+                    head.extensions.insert(certificate);
+                    match setup.guard.check(&table, route, &head) {
+                        Ok(_) => 200,
+                        Err(problem) => problem.status().as_u16(),
+                    }
+                };
+                assert_eq!(shown(away, "admin.test", &[]), 200, "{what}");
+                assert_eq!(shown(away, "expired.test", &[]), or_open(401), "{what}");
+                assert_eq!(shown(away, "unscoped.test", &[]), or_open(403), "{what}");
+                assert_eq!(shown(away, "unknown.test", &[]), elsewhere, "{what}");
+                assert_eq!(shown(loopback, "unknown.test", &[]), here, "{what}");
+                // A browser shows the certificate to whichever page asks.
+                let page = [("origin", "http://evil.example")];
+                assert_eq!(shown(away, "admin.test", &page), elsewhere, "{what}");
+                // A key that was sent goes before the certificate.
+                let wrong = [("x-api-key", setup.revoked.as_str())];
+                assert_eq!(shown(away, "admin.test", &wrong), or_open(401), "{what}");
             }
         }
     }

@@ -2,6 +2,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests have no supervisor")]
 
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
@@ -225,4 +227,135 @@ async fn of_mixed_addresses_only_public_ones_are_tried() {
     let mixed: &[&[&str]] = &[&["10.0.0.1", "8.8.8.8", "::1"]];
     assert_eq!(resolve(checked(mixed)).await.unwrap(), ["8.8.8.8"]);
     assert!(resolve(checked(&[&["10.0.0.1"]])).await.is_err());
+}
+
+/// Hosts that lead to an address of version 4, in the forms that URL parsers, resolvers and gateways know.
+fn spellings(address: Ipv4Addr) -> BTreeSet<String> {
+    let [a, b, c, d] = address.octets();
+    let number = u32::from(address);
+    let (low_24, low_16) = (number & 0x00ff_ffff, number & 0xffff);
+    let dotted = address.to_string();
+    let wide = |text: &str| -> String {
+        let wide = |it: char| match it.to_digit(10) {
+            Some(digit) => char::from_u32(0xff10 + digit).expect("a digit"),
+            None => '。',
+        };
+        text.chars().map(wide).collect()
+    };
+    let escaped: String = dotted.bytes().map(|it| format!("%{it:02x}")).collect();
+    let halves = format!("{:x}:{:x}", number >> 16, low_16);
+    BTreeSet::from([
+        dotted.clone(),
+        format!("{dotted}."),
+        wide(&dotted),
+        escaped,
+        number.to_string(),
+        format!("{number}."),
+        wide(&number.to_string()),
+        format!("0x{number:x}"),
+        format!("0X{number:X}"),
+        format!("0x0000{number:08x}"),
+        format!("0{number:o}"),
+        format!("000{number:o}"),
+        format!("0x{a:x}.0x{b:x}.0x{c:x}.0x{d:x}"),
+        format!("0x{a:02X}.0x{b:02X}.0x{c:02X}.0x{d:02X}"),
+        format!("0{a:o}.0{b:o}.0{c:o}.0{d:o}"),
+        format!("000{a:o}.000{b:o}.000{c:o}.000{d:o}"),
+        format!("0x{a:x}.{b}.0{c:o}.{d}"),
+        format!("0{a:o}.{b}.{c}.0x{d:x}"),
+        format!("{a}.{low_24}"),
+        format!("{a}.0x{low_24:x}"),
+        format!("0x{a:x}.0{low_24:o}"),
+        format!("{a}.{b}.{low_16}"),
+        format!("{a}.{b}.0x{low_16:x}"),
+        format!("0{a:o}.0{b:o}.0{low_16:o}"),
+        format!("[::ffff:{dotted}]"),
+        format!("[::FFFF:{dotted}]"),
+        format!("[::ffff:{halves}]"),
+        format!("[0:0:0:0:0:ffff:{halves}]"),
+        format!("[0000:0000:0000:0000:0000:ffff:{dotted}]"),
+        format!("[::ffff:0:{halves}]"),
+        format!("[::{dotted}]"),
+        format!("[::{halves}]"),
+        format!("[64:ff9b::{dotted}]"),
+        format!("[64:ff9b::{halves}]"),
+        format!("[64:ff9b:1::{halves}]"),
+        format!("[2002:{halves}::]"),
+        format!("[2002:{halves}::1]"),
+        format!("[2001:0:{halves}::1]"),
+    ])
+}
+
+/// Requests that a server on a loopback address has seen.
+async fn canary() -> (u16, Arc<AtomicUsize>) {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let counter = Arc::clone(&seen);
+    let app = axum::Router::new().fallback(async move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+        "inside"
+    });
+    // Ends with the test's runtime.
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    (port, seen)
+}
+
+#[tokio::test]
+async fn no_spelling_of_an_internal_address_reaches_it() {
+    let (port, seen) = canary().await;
+    let guarded = egress(&[], &[&["127.0.0.1"]]);
+    let mut count = 0;
+    let inside = [
+        "127.0.0.1",
+        "127.255.255.254",
+        "0.0.0.0",
+        "10.0.0.1",
+        "100.64.0.1",
+        "169.254.169.254",
+        "172.16.0.1",
+        "192.168.0.1",
+        "198.18.0.1",
+        "224.0.0.1",
+    ];
+    for address in inside {
+        for host in spellings(address.parse().unwrap()) {
+            let url = format!("http://{host}:{port}/");
+            count += 1;
+            assert!(guarded.check(&url).is_err(), "{url}");
+            if let Ok(parsed) = Url::parse(&url) {
+                assert!(guarded.get(&parsed).await.is_err(), "{url}");
+            }
+        }
+    }
+    // Names that lead there, whatever they are.
+    for name in [
+        "localhost",
+        "LOCALHOST.",
+        "127.0.0.1.nip.example",
+        "metadata.internal",
+        "xn--n3h.example",
+        "a.b.c.d.e.f",
+    ] {
+        count += 1;
+        let url = Url::parse(&format!("http://{name}:{port}/")).unwrap();
+        assert!(guarded.get(&url).await.is_err(), "{url}");
+    }
+    assert!(count >= 300, "{count}");
+    assert_eq!(
+        seen.load(Ordering::Relaxed),
+        0,
+        "requests reached the canary"
+    );
+
+    // Without the guard the same spellings reach it, so that the canary would have noticed.
+    let open = egress(&["0.0.0.0/0", "::/0"], &[&["127.0.0.1"]]);
+    for host in spellings(Ipv4Addr::LOCALHOST) {
+        let url = Url::parse(&format!("http://{host}:{port}/"));
+        if let (Ok(url), false) = (url, host.contains(':') && !host.contains("ffff:127")) {
+            open.get(&url).await.ok();
+        }
+    }
+    let reached = seen.load(Ordering::Relaxed);
+    assert!(reached >= 24, "{reached} spellings reached the canary");
 }

@@ -118,17 +118,56 @@ impl Key {
         name: Option<&str>,
         now: Timestamp,
     ) -> Result<(), Denied> {
+        let digest = self.digest(secret, now)?;
+        self.permits(digest, needed, name, now)
+    }
+
+    /// The stored digest of a secret that is accepted.
+    ///
+    /// # Errors
+    /// `Wrong` for another secret.
+    pub fn digest(&self, secret: &str, now: Timestamp) -> Result<&str, Denied> {
         let given = digest_of(secret);
-        let is_known = self.secrets.iter().any(|known| {
-            let is_it = verify_slices_are_equal(known.digest.as_bytes(), given.as_bytes());
-            is_it.is_ok() && known.until.is_none_or(|until| now < until)
+        let mut accepted = self.accepted(now);
+        let found = accepted.find(|known| {
+            verify_slices_are_equal(known.digest.as_bytes(), given.as_bytes()).is_ok()
         });
+        found.map(|known| &*known.digest).ok_or(Denied::Wrong)
+    }
+
+    /// Whether the secret with this digest is still accepted.
+    pub fn accepts(&self, digest: &str, now: Timestamp) -> bool {
+        !self.is_expired(now) && self.accepted(now).any(|known| known.digest == digest)
+    }
+
+    /// The digest of the newest secret.
+    pub fn newest_digest(&self) -> Option<&str> {
+        self.secrets.first().map(|secret| &*secret.digest)
+    }
+
+    /// Whether a caller who showed the secret with this digest has this scope.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn permits(
+        &self,
+        digest: &str,
+        needed: Needed,
+        name: Option<&str>,
+        now: Timestamp,
+    ) -> Result<(), Denied> {
+        let is_known = self.accepted(now).any(|known| known.digest == digest);
         match () {
             () if !is_known => Err(Denied::Wrong),
             () if self.is_expired(now) => Err(Denied::Expired),
             () if self.scopes.iter().any(|scope| scope.covers(needed, name)) => Ok(()),
             () => Err(Denied::Scope),
         }
+    }
+
+    fn accepted(&self, now: Timestamp) -> impl Iterator<Item = &Secret> {
+        let secrets = self.secrets.iter();
+        secrets.filter(move |secret| secret.until.is_none_or(|until| now < until))
     }
 
     /// Whether it is refused because of its age.

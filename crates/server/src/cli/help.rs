@@ -17,7 +17,14 @@ const GROUPS: [(&str, &[&str]); 4] = [
     (
         "Check",
         &[
-            "status", "health", "doctor", "ps", "audit", "bench", "version",
+            "status",
+            "dashboard",
+            "health",
+            "doctor",
+            "ps",
+            "audit",
+            "bench",
+            "version",
         ],
     ),
     (

@@ -22,7 +22,8 @@ const SOURCES: &[(&str, &[Part])] = &[
 ];
 
 /// Sources of routes that are not of roles: the admin listener documents its own, benchmarks serve no other client.
-const OTHERS: [&str; 6] = [
+const OTHERS: [&str; 7] = [
+    "dashboard/mod.rs",
     "admin/mod.rs",
     "admin/routes.rs",
     "admin/fleet.rs",

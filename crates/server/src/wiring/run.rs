@@ -21,6 +21,7 @@ use super::orders::Orders;
 use super::process::Process;
 use super::public::Public;
 use crate::admin;
+use crate::auth::{Actor, Guard};
 use crate::config::{Config, Loaded};
 use crate::doctor::Doctor;
 use crate::http::Hosts;
@@ -44,6 +45,7 @@ pub struct Started {
     pub backends: Vec<Backend>,
     supervisor: Supervisor,
     health: Health,
+    guard: Guard,
     drain: Duration,
 }
 
@@ -160,6 +162,7 @@ pub async fn start(loaded: &Loaded, roles: &[Role], with_demo: bool) -> Result<S
         backends,
         supervisor: process.supervisor,
         health: process.health,
+        guard: process.guard,
         drain: config.drain,
     })
 }
@@ -173,6 +176,11 @@ fn local(address: SocketAddr) -> SocketAddr {
 }
 
 impl Started {
+    /// A code that signs a browser in once, as an operator.
+    pub fn sign_in_code(&self) -> Option<String> {
+        self.guard.code(&Actor::Token).ok()
+    }
+
     /// Runs until `signal`, drains, closes the backends, and reports. Ends within `server.drain` of the signal, whatever
     /// the disks do.
     pub async fn run(

@@ -57,12 +57,12 @@ export function Outbox({ isAdmin }) {
         keyOf=${(event) => event.id}
         empty="No event matches."
         columns=${[
-          { title: "Position", isNumber: true, of: (event) => event.position ?? event.seq ?? "" },
-          { title: "Type", of: (event) => event.event_type ?? event.type ?? "" },
-          { title: "About", of: (event) => `${event.aggregate_type ?? ""} ${event.aggregate_id ?? ""}` },
+          { title: "Position", isNumber: true, of: (event) => event.seq },
+          { title: "Type", of: (event) => event.event_type },
+          { title: "About", of: (event) => `${event.aggregate_type} ${event.aggregate_id}` },
           { title: "Status", of: (event) => html`<${Badge} kind=${event.status === "FAILED" ? "bad" : "plain"}>${event.status}<//>` },
           { title: "Created", isMinor: true, of: (event) => html`<${Time} at=${event.created_at} />` },
-          { title: "Error", isMinor: true, of: (event) => event.last_error ?? event.error ?? "" },
+          { title: "Error", isMinor: true, of: (event) => event.error ?? event.flaw ?? "" },
           {
             title: "Action",
             of: (event) => isAdmin && event.status === "FAILED" && html`<${Act} label="Retry" act=${retry({ id: event.id })} />`,

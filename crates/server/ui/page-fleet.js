@@ -1,5 +1,5 @@
 // The fleet and its tasks.
-import { html } from "./html.js";
+import { html, useState } from "./html.js";
 import { call, post, segment, useResource } from "./api.js";
 import * as format from "./format.js";
 import { Ask, Badge, Facts, State, Table, Time } from "./parts.js";
@@ -7,7 +7,8 @@ import { Ask, Badge, Facts, State, Table, Time } from "./parts.js";
 export function Fleet({ may }) {
   const agents = useResource("/v1/fleet/agents?limit=200");
   const history = useResource("/v1/fleet/config/history?limit=20", { interval: 5000 });
-  const rollout = useResource("/v1/fleet/rollout", { interval: 5000 });
+  const [hasRollout, showRollout] = useState(false);
+  const rollout = useResource(hasRollout ? "/v1/fleet/rollout" : null);
   const isOperator = may("fleet:publish");
   const newest = history.body?.[0]?.version;
   const has = (field) => agents.body?.filter((agent) => agent[field] === newest).length;
@@ -21,14 +22,17 @@ export function Fleet({ may }) {
         ["active", format.count(agents.body.filter((agent) => agent.status === "active").length)],
       ]}
     />`}
-    ${rollout.body &&
-    html`<section>
-      <h2>Rollout</h2>
-      <p>Version ${rollout.body.version}: ${rollout.body.progress ?? rollout.body.state} ${rollout.body.reason ?? ""}</p>
-      ${isOperator &&
-      rollout.body.progress === "running" &&
-      html`<${Ask} label="Stop…" kind="danger" title="Stop the rollout" text="The version before is restored on every agent." button="Stop the rollout" act=${async () => (await post("/v1/fleet/rollout/stop", { reason: "dashboard" }), rollout.again())} />`}
-    </section>`}
+    <details onToggle=${(event) => showRollout(event.target.open)}>
+      <summary>Last rollout</summary>
+      ${hasRollout &&
+      html`<${State} of=${rollout}>
+        ${(body) => html`<p>Version ${body.version} <${Badge} kind=${body.status === "stopped" ? "bad" : "plain"}>${body.status}<//> ${body.reason ?? ""}</p>
+          <p>Step ${body.step + 1} of ${JSON.stringify(body.steps)}; version ${body.stable} before it.</p>
+          ${isOperator &&
+          body.status === "running" &&
+          html`<${Ask} label="Stop…" kind="danger" title="Stop the rollout" text="The version before is restored on every agent." button="Stop the rollout" act=${async () => (await post("/v1/fleet/rollout/stop", { reason: "stopped in the dashboard" }), rollout.again())} />`}`}
+      <//>`}
+    </details>
     <h2>Agents</h2>
     <${State} of=${agents}>
       ${(all) => html`<${Table}
@@ -88,12 +92,12 @@ export function Tasks({ may }) {
       ${(all) => html`<${Table}
         caption="Tasks"
         rows=${all}
-        keyOf=${(task) => task.id ?? task.task_id}
+        keyOf=${(task) => task.task_id}
         empty="No task yet."
         columns=${[
-          { title: "Id", of: (task) => html`<code>${task.id ?? task.task_id}</code>` },
+          { title: "Id", of: (task) => html`<code>${task.task_id}</code>` },
           { title: "Status", of: (task) => html`<${Badge} kind=${task.status === "failed" ? "bad" : "plain"}>${task.status}<//>` },
-          { title: "Answer", isNumber: true, of: (task) => task.status_code ?? task.result?.status_code ?? format.unknown },
+          { title: "Answer", isNumber: true, of: (task) => task.status_code ?? format.unknown },
           { title: "Attempts", isNumber: true, isMinor: true, of: (task) => format.count(task.attempts) },
           { title: "Created", isMinor: true, of: (task) => html`<${Time} at=${task.created_at} />` },
           { title: "Error", isMinor: true, of: (task) => task.error ?? "" },
@@ -102,7 +106,7 @@ export function Tasks({ may }) {
             of: (task) =>
               may("tasks:write") &&
               ["pending", "running", "queued"].includes(task.status) &&
-              html`<${Ask} label="Cancel…" title="Cancel the task" text="It calls the URL no more." button="Cancel the task" act=${async () => (await call("DELETE", `/v1/tasks/${segment(task.id ?? task.task_id)}`), tasks.again())} />`,
+              html`<${Ask} label="Cancel…" title="Cancel the task" text="It calls the URL no more." button="Cancel the task" act=${async () => (await call("DELETE", `/v1/tasks/${segment(task.task_id)}`), tasks.again())} />`,
           },
         ]}
       />`}

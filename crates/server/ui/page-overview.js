@@ -27,7 +27,7 @@ export function Overview({ problems }) {
             : all.map(
                 (one) => html`<article class=${`problem ${one.severity === "page" ? "" : "ticket"}`}>
                   <p>
-                    <strong>${one.problem.replaceAll("_", " ")}</strong> · ${one.subject} · ${one.figure}
+                    <strong>${[one.problem.replaceAll("_", " "), one.subject, one.figure].filter(Boolean).join(" · ")}</strong>
                     <${Badge} kind=${one.severity === "page" ? "bad" : "warn"}>${one.severity}<//>
                   </p>
                   <p>${one.cause}</p>

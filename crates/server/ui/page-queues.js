@@ -158,7 +158,7 @@ export function Queue({ address, may }) {
 function Messages({ path }) {
   const messages = useResource(`${path}/messages?max=100`);
   return html`<${State} of=${messages}>
-    ${(all) => html`<p class="quiet">The oldest ${format.plural(all.length, "message")} that wait.</p>
+    ${(all) => html`${all.length === 100 && html`<p class="quiet">The oldest 100 messages that wait.</p>`}
       <${Table}
         caption="Messages"
         rows=${all}

@@ -130,7 +130,7 @@ function Tail({ name }) {
       empty="No entry yet."
       columns=${[
         { title: "Offset", of: (entry) => html`<code>${entry.offset}</code>` },
-        { title: "Time", of: (entry) => html`<${Time} at=${entry.enqueued_at ?? entry.at} />` },
+        { title: "Time", of: (entry) => html`<${Time} at=${entry.appended_at} />` },
         { title: "Key", isMinor: true, of: (entry) => entry.key ?? "" },
         {
           title: "Payload",

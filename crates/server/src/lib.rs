@@ -10,6 +10,7 @@ pub mod auth;
 pub mod backup;
 pub mod cli;
 pub mod config;
+mod dashboard;
 pub mod doctor;
 pub mod documents;
 pub mod http;

@@ -105,6 +105,12 @@ pub(super) fn whole(document: OpenApi) -> serde_json::Value {
             "operationId": id, "summary": summary, "tags": ["about"], "security": [],
             "responses": responses.collect::<serde_json::Map<_, _>>(),
         });
+        if path.ends_with("{file}") {
+            whole["paths"][path]["get"]["parameters"] = json!([{
+                "name": "file", "in": "path", "required": true, "description": "The name of the file",
+                "schema": { "type": "string" },
+            }]);
+        }
         if path.ends_with("{role}") {
             whole["paths"][path]["get"]["parameters"] = json!([{
                 "name": "role", "in": "path", "required": true, "description": "A role of this process",
@@ -149,6 +155,15 @@ const OPEN: &[Open] = &[
         "metrics",
         "Metrics for Prometheus",
         &[("200", "text/plain")],
+    ),
+    (
+        "/ui/{file}",
+        "asset",
+        "A file of the dashboard",
+        &[
+            ("200", "text/javascript"),
+            ("404", "application/problem+json"),
+        ],
     ),
     (
         "/livez",

@@ -11,6 +11,7 @@ mod jobs;
 mod keys;
 mod outbox;
 mod routes;
+mod session;
 mod streams;
 mod wire;
 
@@ -36,6 +37,7 @@ pub use outbox::{
     RetryRequest,
 };
 pub use routes::UNAVAILABLE;
+pub use session::{SessionView, SignInCode, SignInRequest};
 pub use streams::{EntryView, GroupView, StreamView, TrimRequest};
 pub use wire::{
     AttemptView, Count, CurrentProblem, DeadLetterSelection, DeadLetterView, MessageView, Payload,
@@ -44,6 +46,7 @@ pub use wire::{
 
 use crate::apps::orders::OrderStore;
 use crate::auth::{Guard, Table};
+use crate::dashboard;
 use crate::doctor::Doctor;
 use crate::http::error::{Form, Problem};
 use crate::http::{BodyLimit, Hosts, RequestLayer, wrap};
@@ -85,14 +88,17 @@ pub fn router(admin: Admin, hosts: Hosts, edge: RequestLayer) -> Router {
     let (v1, openapi) = routes::v1();
     let queries = document::queries(&openapi);
     let v1 = v1.merge(fleet::routes());
+    let guard = admin.guard.clone();
     let edge = edge
         .form(Form::Json)
         .queries(queries)
         .document(&document())
+        .html(dashboard::page)
         .bodies(&BODIES)
         .gate(move |head| {
             hosts.check(head)?;
             match head.uri.path().starts_with("/v1/") {
+                true if guard.is_of_own_page(head) => Ok(()),
                 true => no_page(head),
                 false => Ok(()),
             }
@@ -102,7 +108,8 @@ pub fn router(admin: Admin, hosts: Hosts, edge: RequestLayer) -> Router {
         .route("/metrics", get(metrics))
         .merge(v1)
         .with_state(admin.clone())
-        .merge(admin.health.router());
+        .merge(admin.health.router())
+        .merge(dashboard::router());
     wrap(router, edge)
 }
 
@@ -125,7 +132,7 @@ const BODIES: [BodyLimit; 2] = [
     },
 ];
 
-/// Web pages never use `/v1`, whatever key they send.
+/// Other web pages than the dashboard never use `/v1`, whatever key they send.
 fn no_page(head: &Parts) -> Result<(), Problem> {
     match head.headers.contains_key(header::ORIGIN) {
         false => Ok(()),

@@ -81,6 +81,12 @@ pub(super) fn v1() -> (Router<Admin>, OpenApi) {
             super::keys::delete
         ))
         .routes(routes!(super::keys::add))
+        .routes(routes!(
+            super::session::show,
+            super::session::sign_in,
+            super::session::sign_out
+        ))
+        .routes(routes!(super::session::code))
         .routes(routes!(check_orders))
         .routes(routes!(backup))
         .split_for_parts();

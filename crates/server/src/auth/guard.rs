@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
 use http::request::Parts;
+use http::{HeaderValue, StatusCode, header};
 use towpath_core::Clock;
 use tracing::{info, warn};
 
@@ -14,7 +14,8 @@ use super::file::KeyFile;
 use super::jwt::{Jwt, Refused};
 use super::key::{self, Denied};
 use super::routes::{Access, Table};
-use super::scope::Needed;
+use super::scope::{Needed, Scope};
+use super::session::{self, Identity, Sessions};
 use super::trail::{Record, Trail};
 use crate::http::error::Problem;
 use crate::http::{ClientCertificate, Peer, Sites, decoded};
@@ -22,6 +23,9 @@ use crate::token::{Token, bearer};
 
 /// The header that the reference systems' clients send a key in.
 const API_KEY: &str = "x-api-key";
+
+/// Duration of the answer to a wrong credential at a sign-in.
+const WRONG: Duration = Duration::from_secs(1);
 
 /// Refusals are logged at most this often; the next line says how many there were.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -74,6 +78,7 @@ struct Inner {
     clock: Arc<dyn Clock>,
     trail: Trail,
     refusals: Mutex<Refusals>,
+    sessions: Sessions,
 }
 
 #[derive(Default)]
@@ -139,6 +144,26 @@ impl Change {
     }
 }
 
+/// What a browser signs in with.
+#[derive(Clone, Copy)]
+pub enum Credential<'a> {
+    /// A code, valid once.
+    Code(&'a str),
+    /// A key, or the token of the data folder.
+    Key(&'a str),
+}
+
+/// A browser that signed in.
+#[derive(Debug, Clone)]
+pub struct SignedIn {
+    /// As the audit log has it.
+    pub actor: String,
+    /// The name of its key.
+    pub name: Option<String>,
+    /// Its scopes.
+    pub scopes: Vec<String>,
+}
+
 /// Why a credential is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refusal {
@@ -159,7 +184,9 @@ impl Guard {
         trail: Trail,
     ) -> Self {
         let refusals = Mutex::default();
+        let sessions = Sessions::new(&token);
         Self(Arc::new(Inner {
+            sessions,
             mode,
             keys,
             token,
@@ -257,7 +284,11 @@ impl Guard {
                 Err(denied) => Err(Refusal::Denied(denied)),
             };
         }
-        match self.certified(head, needed, name) {
+        let checked = match (self.signed_in(head), refusal) {
+            (Some(identity), Refusal::Missing) => Some(self.permits(&identity, needed, name)),
+            _ => self.certified(head, needed, name),
+        };
+        match checked {
             None => Err(refusal),
             Some(checked) => checked.map_err(Refusal::Denied),
         }
@@ -279,6 +310,149 @@ impl Guard {
             let actor = || Actor::Key(key.id.clone());
             Some(key.permits(needed, name, now).map(|()| actor()))
         })
+    }
+
+    /// Whether a browser that signed in may do this.
+    fn permits(
+        &self,
+        identity: &Identity,
+        needed: Needed,
+        name: Option<&str>,
+    ) -> Result<Actor, Denied> {
+        let Identity::Key(id, digest) = identity else {
+            return Ok(Actor::Token);
+        };
+        let now = self.0.clock.now();
+        self.0.keys.with(id, |key| {
+            let key = key.filter(|key| key.accepts(digest, now));
+            let key = key.ok_or(Denied::Wrong)?;
+            key.permits(needed, name, now)?;
+            Ok(Actor::Key(id.clone()))
+        })
+    }
+
+    /// The sign-in of the browser whose own page sends this.
+    fn signed_in(&self, head: &Parts) -> Option<Identity> {
+        let cookie = session::cookie(head)?;
+        let identity = self.0.sessions.open(cookie, self.0.clock.now())?;
+        self.0.sites.is_of_own_page(head).then_some(identity)
+    }
+
+    /// Who is signed in in this browser, with the scopes.
+    pub fn session(&self, head: &Parts) -> Option<SignedIn> {
+        let identity = self.signed_in(head)?;
+        self.describe(&identity)
+    }
+
+    fn describe(&self, identity: &Identity) -> Option<SignedIn> {
+        let now = self.0.clock.now();
+        match identity {
+            Identity::Token => Some(SignedIn {
+                actor: Actor::Token.to_string(),
+                name: None,
+                scopes: vec![Scope::admin().to_string()],
+            }),
+            Identity::Key(id, digest) => self.0.keys.with(id, |key| {
+                let key = key?;
+                let is_valid = key.accepts(digest, now);
+                is_valid.then(|| SignedIn {
+                    actor: Actor::Key(id.clone()).to_string(),
+                    name: Some(key.name.clone()),
+                    scopes: key.scopes.iter().map(ToString::to_string).collect(),
+                })
+            }),
+        }
+    }
+
+    /// Whether pages of this listener may send the request: no credential but the cookie, and the page's own origin.
+    pub fn is_of_own_page(&self, head: &Parts) -> bool {
+        let others = [header::AUTHORIZATION.as_str(), API_KEY];
+        let has_other = others.iter().any(|name| head.headers.contains_key(*name));
+        !has_other && self.0.sites.is_of_own_page(head)
+    }
+
+    /// A code that signs a browser in once, with the credential of this client.
+    ///
+    /// # Errors
+    /// The problem is 403 for a client without a token or key.
+    pub fn code(&self, actor: &Actor) -> Result<String, Problem> {
+        let refused = || {
+            let reason = "a code needs the token of the data folder or a key";
+            Problem::new(StatusCode::FORBIDDEN, reason)
+        };
+        let identity = match actor {
+            Actor::Token => Identity::Token,
+            Actor::Key(id) => {
+                let digest = self.0.keys.with(id, |key| {
+                    let digest = key?.newest_digest()?;
+                    Some(digest.to_owned())
+                });
+                Identity::Key(id.clone(), digest.ok_or_else(refused)?)
+            }
+            Actor::Anonymous | Actor::Subject(_) => return Err(refused()),
+        };
+        self.0.sessions.code(identity).map_err(Problem::by_kind)
+    }
+
+    /// Signs a browser in with a code, a key or the token: the cookie to set.
+    ///
+    /// # Errors
+    /// The problem is 401 for a credential that is not accepted, after a second, and 429 after ten of them in a minute.
+    pub async fn sign_in(
+        &self,
+        head: &Parts,
+        credential: Credential<'_>,
+    ) -> Result<(Option<HeaderValue>, SignedIn), Problem> {
+        let address = head.extensions.get::<Peer>();
+        let address = address.map(|Peer(peer)| peer.ip().to_canonical());
+        let sessions = &self.0.sessions;
+        if address.is_some_and(|address| !sessions.may_try(address)) {
+            let reason = "too many failed sign-ins; try again in a minute";
+            return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, reason).retry_after(60));
+        }
+        let now = self.0.clock.now();
+        let identity = match credential {
+            Credential::Code(code) => sessions.redeem(code),
+            Credential::Key(text) => match key::parse(text) {
+                None => self.0.token.matches(text).then_some(Identity::Token),
+                Some((id, secret)) => self.0.keys.with(id, |key| {
+                    let digest = key?.digest(secret, now).ok()?;
+                    Some(Identity::Key(id.to_owned(), digest.to_owned()))
+                }),
+            },
+        };
+        let found = identity.and_then(|identity| Some((self.describe(&identity)?, identity)));
+        let Some((signed_in, identity)) = found else {
+            if let Some(address) = address {
+                sessions.failed(address);
+            }
+            let refusal = Refusal::Denied(Denied::Wrong);
+            self.log(refusal, "/v1/session", head);
+            tokio::time::sleep(WRONG).await;
+            let reason = match credential {
+                Credential::Code(_) => {
+                    "the link was used or is too old; `towpath dashboard` makes a new one"
+                }
+                Credential::Key(_) => {
+                    "unknown key; enter the token of the data folder, or a key of `towpath key new`"
+                }
+            };
+            return Err(Problem::new(StatusCode::UNAUTHORIZED, reason));
+        };
+        let cookie = sessions.seal(&identity, now).map_err(Problem::by_kind)?;
+        self.0.trail.take(Record {
+            actor: Some(signed_in.actor.clone()),
+            client: client(head),
+            action: Some("POST /v1/session".to_owned()),
+            ..Record::now("sign-in")
+        });
+        info!(target: "audit", actor = signed_in.actor, client = client(head), "sign-in");
+        Ok((session::set_cookie(head, Some(&cookie)), signed_in))
+    }
+
+    /// The header that ends the sign-in of a browser.
+    pub fn sign_out(head: &Parts) -> Option<HeaderValue> {
+        session::set_cookie(head, None)
     }
 
     /// The client that a token of the identity provider names; `None` for a text that is not such a token.

@@ -154,15 +154,31 @@ impl Key {
         name: Option<&str>,
         now: Timestamp,
     ) -> Result<(), Denied> {
+        self.digest(secret, now)?;
+        self.permits(needed, name, now)
+    }
+
+    /// The stored digest of a secret that is accepted.
+    ///
+    /// # Errors
+    /// `Wrong` for another secret.
+    pub fn digest(&self, secret: &str, now: Timestamp) -> Result<&str, Denied> {
         let given = digest_of(secret);
-        let is_known = self.secrets.iter().any(|known| {
-            let is_it = verify_slices_are_equal(known.digest.as_bytes(), given.as_bytes());
-            is_it.is_ok() && known.until.is_none_or(|until| now < until)
+        let mut accepted = self.accepted(now);
+        let found = accepted.find(|known| {
+            verify_slices_are_equal(known.digest.as_bytes(), given.as_bytes()).is_ok()
         });
-        match is_known {
-            true => self.permits(needed, name, now),
-            false => Err(Denied::Wrong),
-        }
+        found.map(|known| &*known.digest).ok_or(Denied::Wrong)
+    }
+
+    /// Whether the secret with this digest is still accepted.
+    pub fn accepts(&self, digest: &str, now: Timestamp) -> bool {
+        !self.is_expired(now) && self.accepted(now).any(|known| known.digest == digest)
+    }
+
+    /// The digest of the newest secret.
+    pub fn newest_digest(&self) -> Option<&str> {
+        self.secrets.first().map(|secret| &*secret.digest)
     }
 
     /// Whether a caller that was identified has this scope.
@@ -180,6 +196,11 @@ impl Key {
             () if self.scopes.iter().any(|scope| scope.covers(needed, name)) => Ok(()),
             () => Err(Denied::Scope),
         }
+    }
+
+    fn accepted(&self, now: Timestamp) -> impl Iterator<Item = &Secret> {
+        let secrets = self.secrets.iter();
+        secrets.filter(move |secret| secret.until.is_none_or(|until| now < until))
     }
 
     /// Whether it is refused because of its age.

@@ -10,14 +10,16 @@ mod jwt;
 mod key;
 mod routes;
 mod scope;
+mod session;
 mod trail;
 
 pub use file::{KeyFile, change, read};
-pub use guard::{Actor, Change, Guard, Mode};
+pub use guard::{Actor, Change, Credential, Guard, Mode, SignedIn};
 pub use jwt::{Jwt, Settings as JwtSettings};
 pub use key::Key;
 pub use routes::{Access, Table};
 pub use scope::Scope;
+pub use session::CODE_LASTS;
 pub use trail::{Record, Records, STREAM as AUDIT_STREAM, Trail, store as store_records};
 
 /// The name of the key file in the data folder.

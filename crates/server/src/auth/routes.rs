@@ -158,6 +158,7 @@ const ADMIN_ROUTES: &[Row] = &[
     ("GET", "/readyz", Access::Open),
     ("GET", "/readyz/{role}", Access::Open),
     ("GET", "/metrics", contract("metrics", "read")),
+    ("GET", "/ui/{file}", Access::Open),
     ("POST", "/v1/backup", ADMIN),
     (
         "GET",
@@ -221,6 +222,10 @@ const ADMIN_ROUTES: &[Row] = &[
     ("POST", "/v1/queues/{queue}/pause", queue("admin")),
     ("POST", "/v1/queues/{queue}/purge", queue("admin")),
     ("POST", "/v1/queues/{queue}/resume", queue("admin")),
+    ("GET", "/v1/session", Access::Open),
+    ("POST", "/v1/session", Access::Open),
+    ("DELETE", "/v1/session", Access::Open),
+    ("POST", "/v1/session/code", key("metrics", "read")),
     ("GET", "/v1/streams", ADMIN),
     ("GET", "/v1/streams/{stream}", ADMIN),
     ("GET", "/v1/streams/{stream}/entries", ADMIN),

@@ -38,6 +38,15 @@ impl Banner<'_> {
         ];
         let admin = link("http", self.started.admin);
         let mut rows = Vec::new();
+        if let Some(code) = self.started.sign_in_code() {
+            let base = admin.split(' ').next().unwrap_or_default();
+            let about = "signs a browser in once, within 10 minutes".to_owned();
+            rows.push(vec![
+                "Dashboard".to_owned(),
+                super::dashboard::link(base, &code),
+                about,
+            ]);
+        }
         if let Some(http) = self.started.http {
             let api = link(self.scheme(), http);
             let url = api.split(' ').next().unwrap_or_default();

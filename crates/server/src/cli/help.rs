@@ -16,7 +16,15 @@ const GROUPS: [(&str, &[&str]); 4] = [
     ),
     (
         "Check",
-        &["status", "health", "doctor", "ps", "audit", "version"],
+        &[
+            "status",
+            "dashboard",
+            "health",
+            "doctor",
+            "ps",
+            "audit",
+            "version",
+        ],
     ),
     (
         "Set up",

@@ -7,6 +7,7 @@ mod canary;
 mod client;
 mod config_command;
 mod credentials;
+mod dashboard;
 mod dlq;
 mod doctor;
 mod exit;
@@ -133,6 +134,8 @@ enum Command {
     Migrate(migrate::MigrateCommand),
     /// List current problems with cause and next step
     Status(status::StatusArgs),
+    /// Open the dashboard in a browser that is signed in
+    Dashboard(dashboard::DashboardArgs),
     /// List the Towpath processes of this user on this machine
     Ps(processes::PsArgs),
     /// Check the health of the running process
@@ -223,6 +226,7 @@ impl Cli {
             Command::Audit(args) => audit::run(global, args).await,
             Command::Migrate(command) => migrate::run(global, command).await,
             Command::Status(args) => status::run(global, args).await,
+            Command::Dashboard(args) => dashboard::run(global, args).await,
             Command::Ps(args) => processes::list(global, args),
             Command::Health(args) => health::run(global, args).await,
             Command::Doctor(args) => doctor::run(global, args).await,

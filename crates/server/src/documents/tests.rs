@@ -22,7 +22,8 @@ const SOURCES: &[(&str, &[Part])] = &[
 ];
 
 /// Sources of routes that are not of roles: the admin listener documents its own.
-const OTHERS: [&str; 5] = [
+const OTHERS: [&str; 6] = [
+    "dashboard/mod.rs",
     "admin/mod.rs",
     "admin/routes.rs",
     "admin/fleet.rs",

@@ -33,7 +33,7 @@ use uuid::Uuid;
 use super::body::{self, BodyReader, Deferred, Failure, MemoryPermit};
 use super::error::{Form, Problem};
 use super::extract::no_query;
-use super::page::Page;
+use super::page::{Html, Page};
 use super::{Cors, Peer};
 use crate::auth::{Actor, Change, Guard, Table};
 use crate::telemetry::Metrics;
@@ -121,6 +121,13 @@ impl RequestLayer {
     #[must_use]
     pub fn document(mut self, document: &serde_json::Value) -> Self {
         self.page = Some(Page::of(document));
+        self
+    }
+
+    /// Browsers get this page at `/`, after [`RequestLayer::document`].
+    #[must_use]
+    pub fn html(mut self, html: Html) -> Self {
+        self.page = self.page.map(|page| page.with_html(html));
         self
     }
 

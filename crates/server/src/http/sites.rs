@@ -96,6 +96,25 @@ impl Sites {
         Err(Problem::new(StatusCode::FORBIDDEN, reason))
     }
 
+    /// Whether a request with a cookie was meant by a page of this listener. A request that changes something has to
+    /// show its origin; a read may be an address that the user entered.
+    pub fn is_of_own_page(&self, head: &Parts) -> bool {
+        let site = head.headers.get(FETCH_SITE).map(|value| value.as_bytes());
+        let is_safe = head.method.is_safe();
+        let is_near = match site {
+            None | Some(b"same-origin") => true,
+            Some(b"none") => is_safe,
+            Some(_) => false,
+        };
+        let origin = head.headers.get(header::ORIGIN);
+        is_near
+            && match origin.map(|origin| origin.to_str()) {
+                None => is_safe,
+                Some(Ok(origin)) => self.is_own(origin, head),
+                Some(Err(_)) => false,
+            }
+    }
+
     fn is_allowed(&self, head: &Parts) -> bool {
         let origin = head.headers.get(header::ORIGIN);
         let origin = origin.and_then(|origin| origin.to_str().ok());

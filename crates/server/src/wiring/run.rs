@@ -22,6 +22,7 @@ use super::process::Process;
 use super::public::Public;
 use super::queues;
 use crate::admin;
+use crate::auth::{Actor, Guard};
 use crate::config::{Config, Loaded};
 use crate::doctor::Doctor;
 use crate::http::Hosts;
@@ -45,6 +46,7 @@ pub struct Started {
     pub backends: Vec<Backend>,
     supervisor: Supervisor,
     health: Health,
+    guard: Guard,
     drain: Duration,
 }
 
@@ -163,6 +165,7 @@ pub async fn start(loaded: &Loaded, roles: &[Role], with_demo: bool) -> Result<S
         backends,
         supervisor: process.supervisor,
         health: process.health,
+        guard: process.guard,
         drain: config.drain,
     })
 }
@@ -176,6 +179,11 @@ fn local(address: SocketAddr) -> SocketAddr {
 }
 
 impl Started {
+    /// A code that signs a browser in once, as an operator.
+    pub fn sign_in_code(&self) -> Option<String> {
+        self.guard.code(&Actor::Token).ok()
+    }
+
     /// Runs until `signal`, drains, closes the backends, and reports. Ends within `server.drain` of the signal, whatever
     /// the disks do.
     pub async fn run(

@@ -31,6 +31,7 @@ mod cli;
 mod client;
 mod clock;
 mod closed_output;
+mod dashboard;
 mod deploy;
 mod differences;
 mod disk;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use towpath_server::cli::output::Format;
 
-use crate::compare::Workload;
 use crate::limit::Limit;
+use crate::workload::Workload;
 
 /// Measure throughput and latency of Towpath on this machine.
 ///

@@ -21,6 +21,7 @@ mod payload;
 mod print;
 mod queue;
 mod relay;
+mod workload;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -16,7 +16,7 @@ use towpath_core::units;
 use utoipa::ToSchema;
 
 use crate::config::{Config, Secret};
-use crate::wiring;
+use crate::{leftovers, stores};
 
 /// The finding of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -128,7 +128,7 @@ impl Doctor {
         // The folder may not be there yet; its disk is that of the nearest one above that is.
         let mut folder = self.folder();
         while !folder.exists() && folder.pop() {}
-        let held = fs::metadata(self.folder.join(wiring::RESERVE)).map_or(0, |file| file.len());
+        let held = fs::metadata(self.folder.join(stores::RESERVE)).map_or(0, |file| file.len());
         let free = rustix::fs::statvfs(&folder).map(|stat| {
             let free = stat.f_bavail.saturating_mul(stat.f_frsize);
             free.saturating_add(held)
@@ -201,7 +201,7 @@ impl Doctor {
         let database = std::env::var("ASYNQ_DB").ok();
         let database = database.and_then(|text| text.parse().ok());
         let database = database.unwrap_or(LEFTOVERS);
-        let counted = wiring::count_leftovers(self.tasks.expose(), database).await;
+        let counted = leftovers::count_leftovers(self.tasks.expose(), database).await;
         let text = match counted {
             Ok(0) => return None,
             Ok(count) => format!(

@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`apps`] (the promises of each role), [`towpath::pump`] (the one
 //! loop that leases, delivers and settles), [`wiring`] (configuration becomes
-//! running roles; the only module that names the backends crate).
+//! running roles). Only it and [`stores`] name the backends crate.
 
 pub mod admin;
 pub mod apps;
@@ -16,9 +16,11 @@ pub mod documents;
 pub mod http;
 mod idempotency;
 mod last_resort;
+pub mod leftovers;
 pub mod problems;
 mod queue_settings;
 pub mod source;
+pub mod stores;
 pub mod telemetry;
 pub mod token;
 pub mod wiring;

@@ -58,6 +58,8 @@ pub mod pump;
 mod queue;
 #[doc(hidden)]
 pub mod relay;
+#[cfg(feature = "webhook")]
+mod shown_url;
 pub mod sink;
 mod stream;
 pub mod supervisor;

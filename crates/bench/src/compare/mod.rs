@@ -6,7 +6,6 @@
 mod report;
 mod server;
 mod target;
-mod workload;
 
 use std::sync::Arc;
 
@@ -14,11 +13,11 @@ use towpath_core::{Error, Result};
 
 use crate::args::CompareArgs;
 use crate::payload::Payloads;
+use crate::workload::Workload;
 use report::{Compared, Measured, Stated};
 use target::{Options, Round, Target};
 
 pub(crate) use report::{Figure, Ratio, Report};
-pub(crate) use workload::Workload;
 
 /// Measures every target under every workload; `begin` gets the name of each workload.
 ///

@@ -8,7 +8,6 @@ use towpath_core::backend::Backend;
 use towpath_core::{Error, Result};
 
 use super::server::Server;
-use super::workload::{Kind, Workload};
 use crate::api::{self, BENCH_QUEUE, BenchApi};
 use crate::baseline::{self, Baseline};
 use crate::http::Post;
@@ -18,6 +17,7 @@ use crate::load::{Load, panicked};
 use crate::measure::Measurement;
 use crate::orders::BenchOrders;
 use crate::payload::{Payloads, check};
+use crate::workload::{Kind, Workload};
 use crate::{Row, disk, durability};
 use towpath_server::wiring;
 

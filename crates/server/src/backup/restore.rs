@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::location::{Location, failed, make_folders, sync_below, sync_folder};
 use super::manifest::{self, Entry, Hashing, difference};
 use super::{DATABASE, STORE};
-use crate::wiring::{Depth, RESTORING, Verified, verify_store};
+use crate::stores::{Depth, RESTORING, Verified, verify_store};
 use towpath::disk;
 
 /// Entries of a new file system.

@@ -9,7 +9,7 @@ use towpath_core::{Error, ErrorKind, Result};
 use super::location::Location;
 use super::manifest::{self, Manifest, difference};
 use super::{DATABASE, STORE};
-use crate::wiring::{Depth, Verified, verify_database, verify_store};
+use crate::stores::{Depth, Verified, verify_database, verify_store};
 
 /// Files read, and their damage.
 #[derive(Debug, Default)]

@@ -9,7 +9,7 @@ use super::queue::show_count;
 use super::{Exit, Failure, Format, Global};
 use crate::admin::Count;
 use crate::http::encoded;
-use crate::wiring::adopt_leftovers;
+use crate::leftovers::adopt_leftovers;
 
 /// What to do with tasks.
 #[derive(Debug, Subcommand)]

@@ -16,6 +16,7 @@ use super::signals::Signals;
 use super::token_file::TokenFile;
 use super::{Exit, Failure, Format, Global, notify, output, version};
 use crate::config::{Config, Loaded, REFERENCE, Sources, load};
+use crate::stores::UNLOGGED;
 use crate::telemetry::{Traces, flush_logs, hold_logs, init_logs};
 use crate::wiring::{self, Role, Started};
 use towpath::net::certificate;
@@ -152,7 +153,12 @@ async fn serve(
     let began = Instant::now();
     let config = &loaded.config;
     let colour = output::is_coloured(&std::io::stderr());
-    init_logs(config.log_format.parse()?, &config.log_level, colour)?;
+    init_logs(
+        config.log_format.parse()?,
+        &config.log_level,
+        colour,
+        UNLOGGED,
+    )?;
     if has_banner(global) {
         hold_logs();
     }

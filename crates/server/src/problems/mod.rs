@@ -155,7 +155,9 @@ impl Problems {
         }
         self.replace(found);
         let known = self.known();
-        inner.metrics.problems(&known);
+        let named = known.iter();
+        let named = named.map(|problem| (problem.rule.name(), problem.subject.as_str()));
+        inner.metrics.problems(named);
         let others = known.iter().filter(|one| !one.rule.is_of_a_part());
         inner
             .health

@@ -17,7 +17,6 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::log_writer::LogWriter;
-use crate::wiring::UNLOGGED;
 
 /// The target of log lines about changes and refused credentials.
 const AUDIT: &str = "audit";
@@ -62,12 +61,12 @@ pub fn is_filter(text: &str) -> bool {
 
 /// Whether a line may be shown at all, whatever the filter says. Below a warning, libraries print data that they
 /// read and write: payloads, parameters of statements, mail.
-fn is_shown(metadata: &Metadata<'_>) -> bool {
+fn is_shown(metadata: &Metadata<'_>, silent: &[&str]) -> bool {
     let crate_name = metadata.target().split("::").next().unwrap_or_default();
     if crate_name.starts_with("towpath") || crate_name == AUDIT {
         return true;
     }
-    !UNLOGGED.contains(&crate_name) && *metadata.level() <= Level::WARN
+    !silent.contains(&crate_name) && *metadata.level() <= Level::WARN
 }
 
 /// Reports missing lines: the reader of the log was too slow, or stopped.
@@ -88,11 +87,16 @@ fn dropped_text(count: u64) -> String {
 
 /// Starts logging; `filter` is a level or a list such as `info,towpath=debug`, `colour` is for people's eyes.
 ///
-/// Of libraries only warnings and errors are shown.
+/// Of libraries only warnings and errors are shown, and nothing of the `silent` crates.
 ///
 /// # Errors
 /// `Invalid` for a filter that cannot be read; `Unavailable` when the system has no thread.
-pub fn init(format: Format, filter: &str, colour: bool) -> Result<()> {
+pub fn init(
+    format: Format,
+    filter: &str,
+    colour: bool,
+    silent: &'static [&'static str],
+) -> Result<()> {
     // The audit log does not depend on the level.
     let whole = format!("{filter},{AUDIT}=info");
     let filter = EnvFilter::try_new(whole).map_err(|error| {
@@ -100,7 +104,7 @@ pub fn init(format: Format, filter: &str, colour: bool) -> Result<()> {
     })?;
     let shown = tracing_subscriber::registry()
         .with(filter)
-        .with(filter_fn(is_shown));
+        .with(filter_fn(move |metadata| is_shown(metadata, silent)));
     let terminal = std::io::stderr().is_terminal();
     let json = format == Format::Json || (format == Format::Auto && !terminal);
     let dropped = if json { dropped_json } else { dropped_text };

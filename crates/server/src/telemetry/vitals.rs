@@ -8,7 +8,6 @@ use prometheus_client::metrics::gauge::Gauge;
 use super::disk_usage::DiskUsage;
 use super::registry::{AgentState, Metrics, Outcome, ProblemLabels};
 use super::{process, registry::set};
-use crate::problems::Problem;
 
 /// Figures of one moment.
 #[derive(Debug, Clone, Default)]
@@ -117,13 +116,13 @@ impl Metrics {
         }
     }
 
-    /// Puts these problems in place of the last ones.
-    pub fn problems(&self, problems: &[Problem]) {
+    /// Puts these problems in place of the last ones: names of rules, and subjects.
+    pub fn problems<'a>(&self, problems: impl Iterator<Item = (&'static str, &'a str)>) {
         self.0.problems.clear();
-        for problem in problems {
+        for (problem, subject) in problems {
             let labels = ProblemLabels {
-                problem: problem.rule.name(),
-                subject: problem.subject.clone(),
+                problem,
+                subject: subject.to_owned(),
             };
             set(&self.0.problems, &labels, 1);
         }

@@ -9,10 +9,10 @@ use towpath_core::message::MAX_PAYLOAD_BYTES;
 use towpath_core::port::stream::Trim;
 use towpath_core::{ConsumerId, GroupName, MessageId, QueueName, Result, StreamName, retry};
 
-use super::backends::{clock, open};
 use super::lines::host;
 use crate::apps::lines::{Backpressure, Reader, Settings, Start};
 use crate::source::{Inputs, Limits};
+use crate::stores::{clock, open};
 use crate::telemetry::{Health, Metrics};
 use towpath::consumer::{GroupMember, StreamConsumer};
 use towpath::pump::{BatchSize, Pump, Work};

@@ -7,7 +7,7 @@ use towpath_core::database::Database;
 use towpath_core::{Error, ErrorKind, Result, retry};
 use tracing::{debug, info, warn};
 
-use super::backends::migrate;
+use crate::stores::migrate;
 use crate::telemetry::Health;
 use towpath::supervisor::Stop;
 

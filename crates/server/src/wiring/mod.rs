@@ -1,16 +1,14 @@
 //! Configuration becomes backends, apps and tasks.
 //!
-//! Only this module names the backends crate. Starting follows the data:
+//! Only this module and `stores` name the backends crate. Starting follows the data:
 //! backends first, then the apps on them, then the listeners.
 
 mod accounts;
 mod backend_pool;
-mod backends;
 mod copy;
 mod demo;
 mod fleet;
 mod ingest;
-mod leftovers;
 mod lines;
 mod listener;
 mod migrated;
@@ -23,13 +21,11 @@ mod role;
 mod run;
 mod stalls;
 
-pub use backends::{
-    BACKENDS, Depth, FORMATS, RESTORING, STORES, UNLOGGED, Verified, open, open_database,
-    open_migrated, verify_database, verify_store,
+pub use crate::stores::{
+    BACKENDS, Depth, FORMATS, RESTORING, STORES, Verified, open, open_database, open_migrated,
+    verify_database, verify_store,
 };
 pub use copy::Copy;
-pub use leftovers::{adopt_leftovers, count_leftovers};
 pub use lines::host;
 pub use role::Role;
 pub use run::{Started, start};
-pub use towpath_backends::embedded::RESERVE;

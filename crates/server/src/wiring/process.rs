@@ -12,7 +12,6 @@ use towpath_core::{Clock, Error, Result, retry};
 use tracing::{info, warn};
 
 use super::Role;
-use super::backends::open_database;
 use super::listener::{Listener, bind};
 use super::migrated::Migrated;
 use super::run::closing_time;
@@ -23,6 +22,7 @@ use crate::auth::{Guard, Jwt, JwtSettings, KeyFile, Records, Table, Trail, store
 use crate::config::{Config, Secret, on_loopback};
 use crate::documents::Part;
 use crate::http::{BodyReader, Cors, Hosts, RequestLayer, Sites, rlimit, wrap};
+use crate::stores::open_database;
 use crate::telemetry::{Health, Metrics, Need, Source};
 use crate::token::Token;
 use towpath::disk::{Floor, folder_of};

@@ -9,6 +9,8 @@ use towpath_core::address::host_shown;
 use towpath_core::port::sink::Cause;
 use towpath_core::{Clock, Error, ErrorKind};
 
+pub use crate::shown_url::shown;
+
 /// A request without an answer. Shows its innermost cause only: `Connection refused (os error 111)`.
 #[derive(Debug)]
 struct Unanswered(reqwest::Error);
@@ -78,15 +80,4 @@ pub fn unavailable(status: StatusCode) -> Option<Cause> {
 /// The server of a URL: its path may be the secret, as that of a webhook often is.
 pub fn server_shown(url: &Url) -> String {
     host_shown(&shown(url))
-}
-
-/// A URL as it may be shown: without user, query and fragment.
-pub fn shown(url: &Url) -> String {
-    let mut url = url.clone();
-    url.set_query(None);
-    url.set_fragment(None);
-    // Neither fails for a URL with a host.
-    url.set_username("").ok();
-    url.set_password(None).ok();
-    url.to_string()
 }

@@ -18,7 +18,7 @@ use towpath_core::message::header::{TRACEPARENT, TRACESTATE};
 use super::messages::below;
 use super::position::{extracted, here};
 use super::{IS_SILENT, TRACER};
-use crate::net::answer::shown;
+use crate::shown_url::shown;
 
 /// The head of a request that is served.
 #[expect(missing_docs, reason = "the fields have the names of HTTP")]

@@ -1,10 +1,13 @@
-//! Opening backends by URL.
+//! The stores of this build: opening, verifying and describing them by URL.
 
 use std::sync::Arc;
 
 use towpath_backends::DATABASES;
-pub use towpath_backends::embedded::{Depth, FORMATS, RESTORING, Verified, verify as verify_store};
-pub(super) use towpath_backends::embedded::{is_in_use, refuse_restoring};
+pub use towpath_backends::embedded::{
+    Depth, FORMATS, RESERVE, RESTORING, Verified, verify as verify_store,
+};
+pub(crate) use towpath_backends::embedded::{is_in_use, refuse_restoring};
+pub(crate) use towpath_backends::redis::TaskQueue;
 pub use towpath_backends::sqlite::verify as verify_database;
 pub use towpath_backends::{BACKENDS, UNLOGGED};
 use towpath_core::backend::Backend;
@@ -46,7 +49,7 @@ pub async fn open_migrated(url: &str) -> Result<Database> {
 }
 
 /// Makes the tables of a database.
-pub(super) async fn migrate(database: &Database) -> Result<()> {
+pub(crate) async fn migrate(database: &Database) -> Result<()> {
     for migration in database.schema.up().await? {
         let (version, name) = (migration.version, migration.name);
         tracing::debug!(version, name, database = database.url, "migration applied");
@@ -55,6 +58,6 @@ pub(super) async fn migrate(database: &Database) -> Result<()> {
 }
 
 /// The machine's clock.
-pub(super) fn clock() -> Arc<dyn Clock> {
+pub(crate) fn clock() -> Arc<dyn Clock> {
     Arc::new(SystemClock::new())
 }

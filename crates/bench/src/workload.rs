@@ -36,7 +36,7 @@ pub(crate) enum Workload {
 
 /// The calls of a workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Publish,
     Cycle,
     HandOver,
@@ -45,13 +45,13 @@ pub(super) enum Kind {
 
 impl Workload {
     /// As it is written on the command line.
-    pub(super) fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         let value = self.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
     /// How, with how many callers or connections, with how many messages in a call.
-    pub(super) const fn shape(self) -> (Kind, usize, usize) {
+    pub(crate) const fn shape(self) -> (Kind, usize, usize) {
         match self {
             Self::Publish1 => (Kind::Publish, 1, 1),
             Self::Publish64 => (Kind::Publish, 64, 1),

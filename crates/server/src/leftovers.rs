@@ -1,12 +1,11 @@
 //! Tasks that the worker of the reference system left in its own queue.
 
 use serde::Deserialize;
-use towpath_backends::redis::TaskQueue;
 use towpath_core::{Error, Result};
 use uuid::Uuid;
 
-use super::backends::open;
 use crate::apps::fleet::Tasks;
+use crate::stores::{TaskQueue, open};
 
 /// Its name for tasks.
 const KIND: &str = "worker:hit:execute";

@@ -75,6 +75,35 @@ impl Policy {
     }
 }
 
+/// The delays between failures in a row of one loop.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    policy: Policy,
+    failures: u32,
+}
+
+impl Backoff {
+    /// No failure so far.
+    pub const fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            failures: 0,
+        }
+    }
+
+    /// Counts a failure, and draws the delay until the next attempt.
+    pub fn next_delay(&mut self) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        // Drawn here, because the source of randomness must not live across the caller's await.
+        self.policy.next_delay(self.failures, &mut rand::rng())
+    }
+
+    /// Begins with the first delay again, after a success.
+    pub const fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,6 +119,22 @@ mod tests {
         assert_eq!(longest, [1, 2, 4, 6, 6]);
         assert!(!policy.is_spent(4));
         assert!(policy.is_spent(5));
+    }
+
+    #[test]
+    fn a_backoff_grows_with_each_failure_until_it_is_reset() {
+        let policy = Policy::forever(Duration::from_secs(1), Duration::from_secs(30));
+        let mut backoff = Backoff::new(policy);
+        for failure in 1..=8 {
+            let longest = policy.longest_delay(failure);
+            let delay = backoff.next_delay();
+            assert!(
+                (longest / 2..=longest).contains(&delay),
+                "{failure}: {delay:?}"
+            );
+        }
+        backoff.reset();
+        assert!(backoff.next_delay() <= policy.first);
     }
 
     #[test]

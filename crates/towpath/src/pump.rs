@@ -233,13 +233,5 @@ fn drawn(policy: &retry::Policy, attempt: u32) -> Duration {
     policy.next_delay(attempt, &mut rand::rng())
 }
 
-/// Sleeps, or returns at once when the stop is requested.
-async fn rest(stop: &Stop, delay: Duration) {
-    tokio::select! {
-        () = tokio::time::sleep(delay) => {}
-        () = stop.requested() => {}
-    }
-}
-
 #[cfg(test)]
 mod tests;

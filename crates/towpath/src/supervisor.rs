@@ -122,6 +122,14 @@ impl Stop {
         self.token.is_cancelled()
     }
 
+    /// Sleeps for `time`. False when the stop came first, which ends the sleep.
+    pub async fn sleep(&self, time: Duration) -> bool {
+        tokio::select! {
+            () = tokio::time::sleep(time) => true,
+            () = self.requested() => false,
+        }
+    }
+
     /// The token behind [`Stop::requested`].
     pub fn token(&self) -> CancellationToken {
         self.token.clone()

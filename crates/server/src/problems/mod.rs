@@ -130,10 +130,7 @@ impl Problems {
     pub async fn run(&self, stop: &Stop) -> Result<()> {
         while !stop.is_requested() {
             self.evaluate().await;
-            tokio::select! {
-                () = tokio::time::sleep(OFTEN) => {}
-                () = stop.requested() => {}
-            }
+            stop.sleep(OFTEN).await;
         }
         Ok(())
     }

@@ -196,10 +196,7 @@ impl Accounts {
                         metrics.outbox(&backlog);
                         warn_of(&before, &backlog);
                         before = backlog;
-                        tokio::select! {
-                            () = tokio::time::sleep(WATCH) => {}
-                            () = stop.requested() => {}
-                        }
+                        stop.sleep(WATCH).await;
                     }
                     Ok(())
                 }
@@ -229,10 +226,7 @@ impl Accounts {
                         if purged.max(forgotten) == PURGE as u64 {
                             continue;
                         }
-                        tokio::select! {
-                            () = tokio::time::sleep(TEND) => {}
-                            () = stop.requested() => {}
-                        }
+                        stop.sleep(TEND).await;
                     }
                     Ok(())
                 }
@@ -266,10 +260,7 @@ fn trim(process: &mut Process<'_>, broker: &Backend, filled: Filled) {
                             Err(error) => return Err(error),
                         }
                     }
-                    tokio::select! {
-                        () = tokio::time::sleep(TRIM) => {}
-                        () = stop.requested() => {}
-                    }
+                    stop.sleep(TRIM).await;
                 }
                 Ok(())
             }

@@ -56,9 +56,8 @@ impl Demo {
         let run = jiff::Timestamp::now().as_second();
         let (mut sent, mut refused) = (0_u64, 0_u64);
         for step in 0_u64.. {
-            tokio::select! {
-                () = tokio::time::sleep(PAUSE) => {}
-                () = stop.requested() => break,
+            if !stop.sleep(PAUSE).await {
+                break;
             }
             for outcome in asking.step(run, step).await {
                 let what = if outcome.is_ok() {

@@ -243,9 +243,8 @@ impl Lines {
                     let (stream, name) = (Arc::clone(&stream), name.clone());
                     async move {
                         loop {
-                            tokio::select! {
-                                () = tokio::time::sleep(TEND) => {}
-                                () = stop.requested() => return Ok(()),
+                            if !stop.sleep(TEND).await {
+                                return Ok(());
                             }
                             match stream.trim(&name, Trim::Finished).await {
                                 Ok(count) => stop.account.add("trimmed", count),

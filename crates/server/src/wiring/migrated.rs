@@ -129,10 +129,7 @@ impl Migrated {
                 }
             };
             health.set(DATABASE, problem);
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = stop.requested() => {}
-            }
+            stop.sleep(pause).await;
         }
         Ok(())
     }

@@ -106,9 +106,8 @@ async fn watch(
             Some(format!("{} has not answered for {lasts} s", disk.name))
         });
         health.set(STALLS, stalled);
-        tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
-            () = stop.requested() => return Ok(()),
+        if !stop.sleep(LOOK).await {
+            return Ok(());
         }
     }
 }

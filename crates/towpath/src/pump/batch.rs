@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::ahead::Ahead;
 use super::settling::Facts;
-use super::{BACKEND, GIVE_BACK, Pump, Side, drawn, failed, guarded, rest, warn_of_lost};
+use super::{BACKEND, GIVE_BACK, Pump, Side, drawn, failed, guarded, warn_of_lost};
 use crate::supervisor::Stop;
 use crate::traces;
 
@@ -132,7 +132,7 @@ impl Pump {
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     failures += 1;
                     self.lease_failed(&error, failures);
-                    rest(stop, drawn(&BACKEND, failures)).await;
+                    stop.sleep(drawn(&BACKEND, failures)).await;
                     continue;
                 }
                 Err(error) => {
@@ -174,7 +174,7 @@ impl Pump {
                     traces::failed(spans, &error);
                     ahead.settle(released(batch));
                     ahead.give_back().await?;
-                    rest(stop, drawn(&SINK, trouble.attempt)).await;
+                    stop.sleep(drawn(&SINK, trouble.attempt)).await;
                 }
                 Delivered::OutOfTime => {
                     ahead.settle(released(batch));

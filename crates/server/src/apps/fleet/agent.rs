@@ -20,7 +20,7 @@ use rand::Rng;
 use reqwest::{Method, RequestBuilder};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use towpath_core::{Error, ErrorKind, Result, ResultExt};
+use towpath_core::{Error, ErrorKind, Result, ResultExt, retry};
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -37,7 +37,7 @@ const ROLE: &str = "fleet.agent";
 
 /// First and longest wait before something is tried again. Source: the reference system.
 const FIRST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(30);
+const AGAIN: retry::Policy = retry::Policy::forever(FIRST, Duration::from_secs(30));
 
 /// Longest that it asks the controller to wait. Source: the controller's bound.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -107,18 +107,6 @@ enum ConfigAnswer {
     Stranger,
 }
 
-/// Waits longer each time, by chance up to all of it.
-#[derive(Default)]
-struct Backoff(u32);
-
-impl Backoff {
-    fn next(&mut self) -> Duration {
-        let most = FIRST.saturating_mul(1 << self.0.min(10)).min(LONGEST);
-        self.0 += 1;
-        rand::rng().random_range(FIRST / 10..=most)
-    }
-}
-
 impl Agent {
     /// Works until asked to stop. Waits for unavailable servers.
     ///
@@ -127,7 +115,7 @@ impl Agent {
     pub async fn run(&self, stop: &Stop) -> Result<()> {
         let client = AgentClient::new(self.timeout)?;
         let mut state = self.read()?;
-        let mut backoff = Backoff::default();
+        let mut backoff = retry::Backoff::new(AGAIN);
         while !stop.is_requested() {
             let turn = tokio::select! {
                 turn = self.turn(&client, &mut state) => turn,
@@ -136,20 +124,18 @@ impl Agent {
             let pause = match turn {
                 Ok(pause) => {
                     self.health.set(ROLE, None);
-                    backoff = Backoff::default();
+                    backoff.reset();
                     pause
                 }
                 Err(error) => {
-                    let pause = backoff.next().max(error.retry_after().unwrap_or_default());
+                    let pause = backoff.next_delay();
+                    let pause = pause.max(error.retry_after().unwrap_or_default());
                     log_failure("poll of the controller failed; retrying", &error);
                     self.health.set(ROLE, Some(error.chain()));
                     pause
                 }
             };
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = stop.requested() => {}
-            }
+            stop.sleep(pause).await;
         }
         Ok(())
     }

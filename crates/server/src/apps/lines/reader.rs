@@ -14,6 +14,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use towpath_core::port::Stream;
 use towpath_core::port::source_offsets::{AppendAt, AppendOutcome, SourceOffsets};
+use towpath_core::retry::Backoff;
 use towpath_core::{Error, ErrorKind, NewMessage, QueueName, Result, ResultExt, StreamName, retry};
 use tracing::{debug, info, warn};
 
@@ -24,7 +25,7 @@ use towpath::supervisor::Stop;
 use towpath::traces;
 
 /// Retries of an append that met an unavailable backend, and of a file that cannot be read.
-const AGAIN: retry::Policy =
+pub(super) const AGAIN: retry::Policy =
     retry::Policy::forever(Duration::from_millis(50), Duration::from_secs(5));
 
 /// Longest pause while one of several inputs cannot be read.
@@ -138,7 +139,8 @@ impl Reader {
 
     /// Sends chunk after chunk until the stop comes.
     async fn follow(&self, mut tail: Tail, mut values: Values, stop: &Stop) -> Result<()> {
-        let (mut wake, mut attempt, mut is_reading) = (Wake::new(), 0, false);
+        let (mut wake, mut is_reading) = (Wake::new(), false);
+        let mut backoff = Backoff::new(AGAIN);
         let (mut shown, mut logged) = (BTreeSet::new(), BTreeSet::new());
         while !stop.is_requested() {
             // Files are read on threads of their own; the tail returns with its results.
@@ -162,21 +164,17 @@ impl Reader {
             if chunks.is_empty() {
                 let pause = match is_well {
                     true => {
-                        attempt = 0;
+                        backoff.reset();
                         self.settings.poll
                     }
                     false => {
                         self.metrics.input_failed();
-                        attempt += 1;
                         // Other inputs may have lines.
-                        AGAIN.next_delay(attempt, &mut rand::rng()).min(LONGEST)
+                        backoff.next_delay().min(LONGEST)
                     }
                 };
                 tokio::select! {
-                    () = wake.changed(), if is_well => tokio::select! {
-                        () = tokio::time::sleep(self.settings.linger) => {}
-                        () = stop.requested() => {}
-                    },
+                    () = wake.changed(), if is_well => drop(stop.sleep(self.settings.linger).await),
                     () = tokio::time::sleep(pause) => {}
                     () = stop.requested() => {}
                 }
@@ -297,15 +295,14 @@ impl Reader {
     /// Everything that was saved for the stream, tried until there is an answer; `None` when the stop comes first.
     async fn load(&self, stop: &Stop) -> Result<Option<(Values, Saved)>> {
         let prefix = self.name("");
-        let mut attempt = 0;
+        let mut backoff = Backoff::new(AGAIN);
         let found = loop {
             match self.positions.sources(&prefix).await {
                 Ok(found) => break found,
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     self.metrics.backend_failed();
                     self.health.set(self.role, Some(error.chain()));
-                    attempt += 1;
-                    if rest(stop, attempt).await {
+                    if !stop.sleep(backoff.next_delay()).await {
                         return Ok(None);
                     }
                 }
@@ -334,7 +331,7 @@ impl Reader {
     async fn begin_inputs(&mut self, values: &mut Values, stop: &Stop) -> Result<bool> {
         for text in self.settings.inputs.texts().to_vec() {
             let name = self.start_name(&text);
-            let mut attempt = 0;
+            let mut backoff = Backoff::new(AGAIN);
             let value = loop {
                 if let Some(value) = values.get(&name) {
                     break value.clone();
@@ -350,8 +347,7 @@ impl Reader {
                     Err(error) if error.kind() == ErrorKind::Unavailable => {
                         self.metrics.backend_failed();
                         self.health.set(self.role, Some(error.chain()));
-                        attempt += 1;
-                        if rest(stop, attempt).await {
+                        if !stop.sleep(backoff.next_delay()).await {
                             return Ok(true);
                         }
                     }
@@ -416,7 +412,7 @@ impl Reader {
 
     /// Appends the lines and moves the position in one step, tried until it is known to have happened.
     async fn send(&self, chunk: &Chunk, expected: Option<Bytes>, stop: &Stop) -> Result<Sent> {
-        let mut attempt = 0;
+        let mut backoff = Backoff::new(AGAIN);
         let path = &chunk.position.path;
         let moved = Bytes::from(serde_json::to_vec(&chunk.position).unwrap_or_default());
         loop {
@@ -453,11 +449,10 @@ impl Reader {
                 }
                 Ok(AppendOutcome::OffsetConflict(now)) => return Ok(Sent::Elsewhere(now)),
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
-                    attempt += 1;
                     log_failure("lines not appended; retrying", &error);
                     self.metrics.backend_failed();
                     self.health.set(self.role, Some(error.chain()));
-                    if rest(stop, attempt).await {
+                    if !stop.sleep(backoff.next_delay()).await {
                         return Ok(Sent::Stopped);
                     }
                 }
@@ -519,13 +514,4 @@ fn too_long(path: &Path, start: &[u8], length: u64, limit: usize) -> NewMessage 
     message.headers.set(REASON, reason);
     message.headers.set("input", path.display().to_string());
     message
-}
-
-/// Waits before the next attempt. True when the stop comes first.
-pub(super) async fn rest(stop: &Stop, attempt: u32) -> bool {
-    let delay = AGAIN.next_delay(attempt, &mut rand::rng());
-    tokio::select! {
-        () = tokio::time::sleep(delay) => false,
-        () = stop.requested() => true,
-    }
 }

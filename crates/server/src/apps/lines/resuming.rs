@@ -1,9 +1,10 @@
 //! Continuing behind a reader that keeps no position.
 
+use towpath_core::retry::Backoff;
 use towpath_core::{Error, ErrorKind, Result};
 use tracing::{info, warn};
 
-use super::reader::{Reader, rest};
+use super::reader::{AGAIN, Reader};
 use crate::source::{self, Resumed, Saved};
 use towpath::supervisor::Stop;
 
@@ -13,7 +14,7 @@ const RESUMED_BY: usize = 256;
 impl Reader {
     /// Moves positions behind the last line that another reader, which keeps no positions, sent of a file.
     pub(super) async fn resume(&self, saved: &mut Saved, stop: &Stop) -> Result<()> {
-        let mut attempt = 0;
+        let mut backoff = Backoff::new(AGAIN);
         let lines = loop {
             let stream = &self.settings.stream;
             match self.streams.newest_of_others(stream, RESUMED_BY).await {
@@ -21,8 +22,7 @@ impl Reader {
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     self.metrics.backend_failed();
                     self.health.set(self.role, Some(error.chain()));
-                    attempt += 1;
-                    if rest(stop, attempt).await {
+                    if !stop.sleep(backoff.next_delay()).await {
                         return Ok(());
                     }
                 }

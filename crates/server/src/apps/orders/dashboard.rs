@@ -62,9 +62,8 @@ impl Dashboard {
             if let Err(error) = self.sample().await {
                 log_failure("order counters not read", &error);
             }
-            tokio::select! {
-                () = tokio::time::sleep(SAMPLE) => {}
-                () = stop.requested() => return Ok(()),
+            if !stop.sleep(SAMPLE).await {
+                return Ok(());
             }
         }
     }

@@ -320,6 +320,7 @@ impl Table {
 mod tests {
     use std::collections::BTreeSet;
 
+    use super::super::scope::RESOURCES;
     use super::*;
     use crate::documents::document;
 
@@ -370,6 +371,26 @@ mod tests {
         let mut documented = documented(&crate::admin::document());
         documented.insert(("POST".to_owned(), REQUEUE.to_owned()));
         assert_eq!(listed(&Table::admin()), documented);
+    }
+
+    #[test]
+    fn every_scope_permits_a_route() {
+        let parts = LISTENERS
+            .iter()
+            .flat_map(|(_, parts)| parts.iter().copied());
+        let parts: Vec<_> = parts.collect();
+        let tables = [Table::of(&parts), Table::admin()];
+        let rows = tables.iter().flat_map(Table::rows);
+        let needed: Vec<_> = rows.filter_map(|(.., access)| access.needed()).collect();
+        for (resource, is_named, verbs) in RESOURCES {
+            for verb in verbs {
+                let scope = match is_named {
+                    true => Needed::named(resource, verb),
+                    false => Needed::new(resource, verb),
+                };
+                assert!(needed.contains(&scope), "{scope} permits nothing");
+            }
+        }
     }
 
     /// The page of routes and scopes.

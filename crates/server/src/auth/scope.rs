@@ -10,7 +10,7 @@ use towpath_core::{Error, Result};
 const ADMIN: &str = "admin";
 
 /// Resources, whether a scope of one names which, and its verbs.
-const RESOURCES: [(&str, bool, &[&str]); 10] = [
+pub(super) const RESOURCES: [(&str, bool, &[&str]); 10] = [
     ("ingest", false, &["write"]),
     ("orders", false, &["read", "write"]),
     ("inventory", false, &["read", "write"]),

@@ -150,6 +150,7 @@ pub(super) async fn restore(global: &Global, args: RestoreArgs) -> Result<Exit, 
         () = interrupted() => return Err(Failure::failed("interrupted; nothing was restored")),
     };
     let store = &restored.store;
+    Global::leave(&config, "restore", data.display().to_string(), None);
     match global.format {
         Format::Json => output::json(&json!({
             "folder": data, "files": restored.files, "bytes": restored.bytes, "databases": restored.databases,

@@ -6,7 +6,8 @@ use clap::{ArgAction, Args, ColorChoice};
 use towpath_core::address::shown;
 
 use super::{Exit, Failure, Format};
-use crate::config::{Loaded, Sources, load};
+use crate::auth::leave_record;
+use crate::config::{Config, Loaded, Sources, load};
 use crate::wiring;
 
 /// Options of every command.
@@ -81,6 +82,13 @@ pub(super) struct Global {
 }
 
 impl Global {
+    /// Leaves the record of a change that this command made without a process, for the audit trail of the next one.
+    pub(super) fn leave(config: &Config, action: &str, object: String, parameters: Option<String>) {
+        if let Err(error) = leave_record(&config.data_dir, action, object, parameters) {
+            super::output::note(format!("the change is not in the audit trail: {error}"));
+        }
+    }
+
     /// Every source of configuration that this call has.
     pub(super) fn sources(&self) -> Result<Sources, Failure> {
         let mut flags = Vec::new();

@@ -18,7 +18,7 @@ const GRACE: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
 pub(super) enum KeyCommand {
     /// Create a key and print it, once
     #[command(
-        after_help = "Scopes: ingest:write orders:read orders:write inventory:read inventory:write users:read users:write limits:read limits:consume limits:reset fleet:read fleet:publish fleet:enroll fleet:report worker:read worker:configure tasks:read tasks:write metrics:read queue:NAME:read queue:NAME:write queue:NAME:lease queue:NAME:admin admin\n\nExamples:\n  towpath key new shop --scope orders:write\n  towpath key new dashboard --scope 'queue:*:read' --scope metrics:read --expires 90d\n  towpath key new shop --scope orders:write --certificate shop.internal"
+        after_help = "Scopes: ingest:write orders:read orders:write inventory:read inventory:write users:read users:write limits:read limits:consume limits:reset fleet:read fleet:publish fleet:enroll worker:read worker:configure tasks:read tasks:write metrics:read queue:NAME:read queue:NAME:write queue:NAME:lease queue:NAME:admin admin\n\nExamples:\n  towpath key new shop --scope orders:write\n  towpath key new dashboard --scope 'queue:*:read' --scope metrics:read --expires 90d\n  towpath key new shop --scope orders:write --certificate shop.internal"
     )]
     New(NewKey),
     /// List keys
@@ -95,6 +95,9 @@ pub(super) fn run(global: &Global, command: KeyCommand) -> Result<Exit, Failure>
     let loaded = global.load()?;
     let path = loaded.config.key_file.as_path();
     let now = SystemClock::new().now();
+    let leave = |action: &str, key: &Key, parameters| {
+        Global::leave(&loaded.config, action, key.id.clone(), parameters);
+    };
     match command {
         KeyCommand::New(new) => {
             let expires = new.expires.map(|span| after(now, span)).transpose()?;
@@ -121,6 +124,8 @@ pub(super) fn run(global: &Global, command: KeyCommand) -> Result<Exit, Failure>
                 keys.push(key.clone());
                 Ok(())
             })?;
+            let scopes: Vec<_> = key.scopes.iter().map(Scope::to_string).collect();
+            leave("key new", &key, Some(scopes.join(" ")));
             shown(global, &KeyView::new(&key, text))
         }
         KeyCommand::Ls => list(global, path, now),
@@ -133,6 +138,7 @@ pub(super) fn run(global: &Global, command: KeyCommand) -> Result<Exit, Failure>
                 let text = key.rotate(now.after(grace))?;
                 Ok((key.clone(), text))
             })?;
+            leave("key rotate", &key, Some(format!("grace {grace:?}")));
             shown(global, &KeyView::new(&key, Some(text)))
         }
         KeyCommand::Revoke { id } => {
@@ -141,6 +147,7 @@ pub(super) fn run(global: &Global, command: KeyCommand) -> Result<Exit, Failure>
                 keys.retain(|other| other.id != key.id);
                 Ok(key)
             })?;
+            leave("key revoke", &key, None);
             match global.format {
                 Format::Json => output::json(&KeyView::new(&key, None))?,
                 Format::Table => output::line(format!(

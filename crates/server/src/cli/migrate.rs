@@ -52,6 +52,10 @@ pub(super) async fn run(global: &Global, command: MigrateCommand) -> Result<Exit
             for migration in &applied {
                 print(global, migration, "applied")?;
             }
+            if !applied.is_empty() {
+                let versions = listed(&applied);
+                Global::leave(&loaded.config, "migrate up", database.url.clone(), versions);
+            }
             if applied.is_empty() && !global.quiet {
                 output::line(format!("{} has every migration", database.url))?;
             }
@@ -73,13 +77,27 @@ pub(super) async fn run(global: &Global, command: MigrateCommand) -> Result<Exit
                 yes,
                 &format!("Undo {which} of {url}, and drop the tables that it made?"),
             )?;
-            for migration in &database.schema.down(all).await? {
+            let undone = database.schema.down(all).await?;
+            let versions = listed(&undone);
+            Global::leave(
+                &loaded.config,
+                "migrate down",
+                database.url.clone(),
+                versions,
+            );
+            for migration in &undone {
                 print(global, migration, "undone")?;
             }
         }
         MigrateCommand::Status => show(global, &database.schema.status().await?)?,
     }
     Ok(Exit::Ok)
+}
+
+/// The versions of migrations, for the audit trail.
+fn listed(migrations: &[Migration]) -> Option<String> {
+    let versions: Vec<_> = migrations.iter().map(|it| it.version.to_string()).collect();
+    Some(versions.join(" "))
 }
 
 fn print(global: &Global, migration: &Migration, what: &str) -> Result<(), Failure> {

@@ -18,7 +18,9 @@ use super::run::closing_time;
 use super::stalls::Stalls;
 use crate::admin::{self, FleetListeners};
 use crate::apps::accounts::{RateLimitLayer, limited};
-use crate::auth::{Guard, Jwt, JwtSettings, KeyFile, Records, Table, Trail, store_records};
+use crate::auth::{
+    Guard, Jwt, JwtSettings, KeyFile, Records, Table, Trail, collect_records, store_records,
+};
 use crate::config::{Config, Secret, on_loopback};
 use crate::documents::Part;
 use crate::http::{BodyReader, Cors, Hosts, RequestLayer, Sites, rlimit, wrap};
@@ -96,6 +98,13 @@ impl<'a> Process<'a> {
             sites(config),
             Arc::clone(&clock),
             trail.clone(),
+        );
+        let (folder, of_commands) = (config.data_dir.clone(), trail.clone());
+        supervisor.start(
+            "audit.commands",
+            Stage::Observe,
+            OnFailure::Restart,
+            move |stop| collect_records(folder.clone(), of_commands.clone(), stop),
         );
         supervisor.start("keys", Stage::Observe, OnFailure::Restart, move |stop| {
             keys.clone().watch(trail.clone(), stop)

@@ -281,3 +281,50 @@ fn admin_keys_are_limited_to_their_queues() {
     let error = String::from_utf8(refused.stderr).unwrap();
     assert!(error.contains("queue:NAME:admin"), "{error}");
 }
+
+#[test]
+fn commands_without_a_process_are_audited() {
+    let world = World::new();
+    std::fs::create_dir(world.data()).unwrap();
+    world.ok(&["migrate", "up"]);
+    world.ok(&["migrate", "down", "--all", "--yes"]);
+    let (id, key) = new_key(&world, "orders:write");
+    let running = world.up();
+    let records = || world.json(&["audit"]).as_array().unwrap().clone();
+    let actions = || {
+        let actions = records().into_iter().map(|it| it["action"].clone());
+        actions
+            .filter_map(|it| it.as_str().map(str::to_owned))
+            .collect::<Vec<_>>()
+    };
+    let expected = ["migrate up", "migrate down", "key new"];
+    wait_until("the records of before", NOTICED, || {
+        expected
+            .iter()
+            .all(|it| actions().iter().any(|action| action == it))
+    });
+    world.ok(&["key", "revoke", &id]);
+    wait_until("the record of a revoked key", NOTICED, || {
+        actions().iter().any(|action| action == "key revoke")
+    });
+    let made = records()
+        .into_iter()
+        .find(|it| it["action"] == "key new")
+        .unwrap();
+    assert_eq!(
+        (&made["object"], &made["parameters"]),
+        (&id.as_str().into(), &"orders:write".into())
+    );
+    assert!(
+        made["actor"].as_str().unwrap().starts_with("local:"),
+        "{made}"
+    );
+    let text = serde_json::to_string(&records()).unwrap();
+    assert!(!text.contains(key.rsplit_once('_').unwrap().1), "{text}");
+    let count = records()
+        .iter()
+        .filter(|it| it["action"] == "key new")
+        .count();
+    assert_eq!(count, 1, "each once");
+    drop(running);
+}

@@ -19,6 +19,7 @@
 mod accounts;
 mod admin;
 mod auth;
+mod auth_jwt;
 mod auth_routes;
 mod autoscale;
 mod backup;

@@ -160,7 +160,7 @@ fn the_working_folder_does_not_decide_where_a_token_goes() {
     let secret: PathBuf = world.folder.join("secret");
     fs::create_dir(&secret).unwrap();
     fs::write(secret.join("admin.token"), "SEKRET-TOKEN\n").unwrap();
-    fs::write(secret.join("fleet.key"), "SEKRET-KEY\n").unwrap();
+    fs::write(secret.join("fleet.key"), "SEKRET-KEY-OF-THE-FLEET\n").unwrap();
     let checkout = world.folder.join("checkout");
     fs::create_dir(&checkout).unwrap();
     let (address, received) = listener("127.0.0.1");

@@ -50,6 +50,8 @@ pub const BACKENDS: &[Descriptor] = &[
     rabbitmq::DESCRIPTOR,
     #[cfg(feature = "kafka")]
     kafka::DESCRIPTOR,
+    #[cfg(feature = "postgres")]
+    postgres::BACKEND,
 ];
 
 /// Every database of this build.
@@ -91,7 +93,7 @@ mod tests {
             .unwrap_err();
         assert_eq!(
             error.to_string(),
-            "unknown backend `reddis`; available: embedded, redis, rabbitmq, kafka"
+            "unknown backend `reddis`; available: embedded, redis, rabbitmq, kafka, postgres"
         );
     }
 }

@@ -7,6 +7,7 @@
 
 mod database;
 mod kafka;
+mod postgres;
 mod rabbitmq;
 mod redis;
 
@@ -70,6 +71,17 @@ const SUBJECTS: &[Subject] = &[
             })
         }),
     },
+    Subject {
+        name: "postgres",
+        descriptor: &towpath_backends::postgres::BACKEND,
+        missing: servers::postgres::missing,
+        open: |folder| {
+            Box::pin(async move {
+                towpath_backends::open(&postgres_url(&folder), Arc::new(SystemClock::new())).await
+            })
+        },
+        lose: Some(|folder| Box::pin(async move { postgres::lose(&postgres_url(&folder)) })),
+    },
 ];
 
 fn redis_url(folder: &Path) -> String {
@@ -84,14 +96,24 @@ fn kafka_url(folder: &Path) -> String {
     url(folder, || servers::kafka::shared().url())
 }
 
+/// The shared server with a database of its own for each folder.
+fn postgres_url(folder: &Path) -> String {
+    written(folder, |name| servers::postgres::shared().create(name))
+}
+
 /// The shared server with a prefix of its own for each folder; written down, so that other processes find it.
 fn url(folder: &Path, server: impl FnOnce() -> String) -> String {
+    written(folder, |name| format!("{}?prefix={name}-", server()))
+}
+
+/// The URL in the file of the folder, or the one of a new namespace.
+fn written(folder: &Path, create: impl FnOnce(&str) -> String) -> String {
     let file = folder.join("url");
     if let Ok(url) = std::fs::read_to_string(&file) {
         return url;
     }
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    let url = format!("{}?prefix={name}-", server());
+    let url = create(&name);
     std::fs::write(file, &url).expect("the folder can be written");
     url
 }
@@ -107,6 +129,8 @@ fn main() -> ExitCode {
     all.extend(own_trials(&SUBJECTS[1], redis::promises()));
     all.extend(own_trials(&SUBJECTS[2], rabbitmq::promises()));
     all.extend(own_trials(&SUBJECTS[3], kafka::promises()));
+    all.extend(own_trials(&SUBJECTS[4], postgres::promises()));
+    all.extend(postgres::pooled_trials());
     all.extend(database::trials());
     let ended = libtest_mimic::run(&Arguments::from_args(), all);
     servers::redis::stop_shared();

@@ -254,7 +254,7 @@ async fn a_hash_changes_field_by_field_and_stays(mut world: World) {
             assert_eq!(actual.join(" "), expected);
             let ttl = kv.ttl("hash").await.expect("ttl").expect("it is there");
             assert_eq!(ttl.is_some(), mortal, "{expected}");
-            world.reopen().await;
+            world.close().await;
         }
     }
 }
@@ -311,7 +311,7 @@ async fn keeps_keys_across_reopen(mut world: World) {
         .expect("put");
     before.put("gone", "x".into(), None).await.expect("put");
     before.delete("gone").await.expect("delete");
-    world.reopen().await;
+    world.close().await;
     let kv = kv(&mut world).await;
     assert_eq!(
         (value(&kv, "a").await.as_deref(), value(&kv, "gone").await),

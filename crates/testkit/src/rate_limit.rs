@@ -161,7 +161,7 @@ async fn a_limit_is_remembered_across_reopen(mut world: World) {
         .take(vec![take("a", bucket(5), 4)])
         .await
         .expect("take");
-    world.reopen().await;
+    world.close().await;
     let limits = limits(&mut world).await;
     assert!(
         !limits

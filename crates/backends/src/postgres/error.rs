@@ -26,7 +26,8 @@ pub(super) fn sentence(error: &tokio_postgres::Error) -> String {
         }
         "42501" => "the database's user lacks a right that this needs",
         "25006" => "PostgreSQL accepts no changes: the server is a standby or read-only",
-        "42P01" | "42703" | "3F000" => {
+        "25001" => "the role's `default_transaction_isolation` must be `read committed`",
+        "42P01" | "42703" | "3F000" | "42883" => {
             "a table or column of the database is missing: run `towpath migrate up`"
         }
         "40001" | "40P01" => "another transaction got in the way; try again",

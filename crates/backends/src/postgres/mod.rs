@@ -4,28 +4,35 @@
 //! Users, Outbox, Schema -- one statement a change --> pool of connections
 //! Outbox::after         -- fence: waits for those that may still commit a lower place
 //! Outbox::committed     <-- LISTEN, on a connection of its own; NOTIFY follows the commit, never within it
+//! Kv, RateLimit         -- one function a call, in the schema `towpath` --> a pool of its own
 //! ```
 
+mod backend;
 mod config;
 mod error;
 mod fence;
+mod kv;
 mod notify;
 mod outbox;
 mod pool;
+mod rate_limit;
 mod schema;
 mod session;
+mod store;
 mod users;
 
 use std::sync::Arc;
 
 use towpath_core::database::{Database, Descriptor};
-use towpath_core::{Error, ErrorKind, Result};
+use towpath_core::{ErrorKind, Result};
 
 use crate::sql::Fleets;
+pub use backend::BACKEND;
 use config::Config;
 use notify::Notifier;
 pub use outbox::write_event;
 use pool::{Pool, Session};
+pub use rate_limit::decide_at_for_testing;
 
 /// PostgreSQL's row of the table of databases.
 pub const DESCRIPTOR: Descriptor = Descriptor {
@@ -46,14 +53,8 @@ impl Postgres {
         self.pool.session().await
     }
 
-    /// The first connection. One refused because of the URL is `Invalid`.
     async fn first_session(&self) -> Result<Session> {
-        self.session().await.map_err(|error| {
-            match error::cause(&error).is_some_and(error::is_misconfigured) {
-                true => Error::invalid("the database refuses the connection").with_source(error),
-                false => error,
-            }
-        })
+        self.pool.first_session().await
     }
 }
 

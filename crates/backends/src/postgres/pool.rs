@@ -18,7 +18,7 @@ use towpath_core::{Error, Result};
 use tracing::{info, warn};
 
 use super::config::Config;
-use super::error::{failed, is_of_another_session, leads_elsewhere};
+use super::error::{cause, failed, is_misconfigured, is_of_another_session, leads_elsewhere};
 use crate::sql::Value;
 
 /// Most connections of one process.
@@ -192,6 +192,21 @@ impl Pool {
         self.session_by(call).await
     }
 
+    /// The first connection. One refused because of the URL is `Invalid`.
+    pub(super) async fn first_session(&self) -> Result<Session> {
+        self.session()
+            .await
+            .map_err(|error| match cause(&error).is_some_and(is_misconfigured) {
+                true => Error::invalid("the database refuses the connection").with_source(error),
+                false => error,
+            })
+    }
+
+    /// Closes the connections that are not in use, and makes no others.
+    pub(super) fn close(&self) {
+        self.connections.close();
+    }
+
     /// Keeps calls from a server that does not answer.
     pub(super) fn breaker(&self) -> Arc<Breaker> {
         Arc::clone(&self.shared.breaker)
@@ -322,6 +337,27 @@ impl Session {
         let mut rows = self.query(sql, values).await?;
         rows.pop()
             .ok_or_else(|| Error::corrupt("the database has no row where one always is"))
+    }
+
+    /// The rows of a statement, its values of the given types.
+    pub(super) async fn typed(
+        &self,
+        sql: &str,
+        values: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>> {
+        let client = &self.client;
+        self.answer(async {
+            match self.shared.is_pooled() {
+                true => client.query_typed(sql, values).await,
+                false => {
+                    let types: Vec<Type> = values.iter().map(|(_, kind)| kind.clone()).collect();
+                    let statement = client.prepare_typed_cached(sql, &types).await?;
+                    let values: Vec<_> = values.iter().map(|(value, _)| *value).collect();
+                    client.query(&statement, &values).await
+                }
+            }
+        })
+        .await
     }
 
     /// Number of rows that a statement changes.

@@ -3,7 +3,7 @@
 use rand::Rng;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use towpath_core::limiter::{self, Amount, Policy, State};
+use towpath_core::limiter::{self, Amount, Decision, Policy, State};
 use towpath_core::port::rate_limit::Take;
 use towpath_testkit::Own;
 
@@ -51,10 +51,10 @@ async fn decides_as_the_core_does_for_any_numbers() {
     }
 }
 
-/// Random rules, amounts and times, also times that go back and rules that change in between.
-async fn decides_as_the_core_does(seed: u64) {
+/// Random rules, amounts and times, also times that go back and rules that change in between, with the core's decisions.
+pub(crate) fn random_steps(seed: u64) -> (Vec<(u64, Take)>, Vec<Decision>) {
     let mut rng = StdRng::seed_from_u64(seed);
-    let (prefix, mut steps, mut expected) = (prefix(), Vec::new(), Vec::new());
+    let (mut steps, mut expected) = (Vec::new(), Vec::new());
     for key in 0..60 {
         let (mut rule, mut state) = (policy(&mut rng), None::<State>);
         let mut now = 1_795_000_000_000_u64;
@@ -92,7 +92,12 @@ async fn decides_as_the_core_does(seed: u64) {
             };
         }
     }
-    let url = url(&prefix, "");
+    (steps, expected)
+}
+
+async fn decides_as_the_core_does(seed: u64) {
+    let (steps, expected) = random_steps(seed);
+    let url = url(&prefix(), "");
     let decisions = towpath_backends::redis::decide_at_for_testing(&url, &steps)
         .await
         .expect("decide");

@@ -23,7 +23,7 @@ mod batching;
 mod cluster;
 mod faults;
 mod foreign_lists;
-mod limits;
+pub(crate) mod limits;
 mod refused;
 mod topologies;
 

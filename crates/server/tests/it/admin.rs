@@ -201,7 +201,7 @@ fn the_document_names_every_way_to_refuse() {
                 assert!(response["description"].is_string(), "{method} {path}");
                 let kind = match status.as_str() {
                     "200" if path == "/v1/backup" => "application/octet-stream",
-                    "200" | "201" | "202" => "application/json",
+                    "200" | "201" | "202" | "207" => "application/json",
                     // It has no body.
                     "304" => continue,
                     _ => "application/problem+json",
@@ -252,7 +252,8 @@ fn the_process_is_measured_under_its_usual_names() {
     let listed = std::fs::read_dir(format!("/proc/{}/fd", running.id()))
         .unwrap()
         .count() as f64;
-    assert!((open - listed).abs() <= 3.0, "{open} {listed}");
+    // Connections that ended in between; each of the admin listener has two descriptors.
+    assert!((open - listed).abs() <= 6.0, "{open} {listed}");
     assert!(world.metric("process_max_fds") >= open);
     assert!(world.metric("process_cpu_seconds_total") > 0.0);
     let started = world.metric("process_start_time_seconds");

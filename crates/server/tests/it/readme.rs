@@ -83,6 +83,30 @@ fn the_tour_of_jobs_runs_as_written() {
 }
 
 #[test]
+fn the_four_requests_of_the_guide_to_jobs_run_as_written() {
+    let guide = include_str!("../../../../docs/guides/jobs.md");
+    let (_, block) = guide.split_once("```sh\ntowpath up &\n").unwrap();
+    let (script, _) = block.split_once("```").unwrap();
+    let world = World::new();
+    let running = world.up();
+    let script = script.replace("127.0.0.1:7070", &world.admin.to_string());
+    let output = Command::new("sh")
+        .args(["-euxc", &script])
+        .current_dir(&world.folder)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("\"outcome\":\"ok\""),
+        "{said}"
+    );
+    let stats = world.json(&["queue", "show", "emails"]);
+    assert_eq!((&stats["acked"], &stats["ready"]), (&1.into(), &0.into()));
+    drop(running);
+}
+
+#[test]
 fn the_tour_of_orders_runs_as_written() {
     let world = World::new();
     let running = world.up();
@@ -220,6 +244,10 @@ fn every_example_of_the_help_runs() {
     for example in examples() {
         // These are the tests of `startup`.
         if example.starts_with("towpath up") || example.starts_with("towpath run") {
+            continue;
+        }
+        // Runs until it is stopped: the tests of `jobs::command`.
+        if example.starts_with("towpath job worker") {
             continue;
         }
         // These want the backend to themselves, a Redis, or to take back the tables; `redis`, `lines_changing_over`,

@@ -33,6 +33,7 @@ pub(super) async fn run(global: &Global, args: WorkerArgs) -> Result<Exit, Failu
         loaded.config.log_format.parse()?,
         &loaded.config.log_level,
         colour,
+        &[],
     )?;
     let signals = Signals::install(drain)?;
     let path = queue_path(queue.as_str(), "")?;

@@ -19,6 +19,7 @@ use super::super::{Exit, Failure, Global, output};
 use super::WorkerArgs;
 use super::consumer::ApiConsumer;
 use crate::admin::QueueStats;
+use crate::stores::UNLOGGED;
 use crate::telemetry::init_logs;
 
 pub(super) async fn run(global: &Global, args: WorkerArgs) -> Result<Exit, Failure> {
@@ -33,7 +34,7 @@ pub(super) async fn run(global: &Global, args: WorkerArgs) -> Result<Exit, Failu
         loaded.config.log_format.parse()?,
         &loaded.config.log_level,
         colour,
-        &[],
+        UNLOGGED,
     )?;
     let signals = Signals::install(drain)?;
     let path = queue_path(queue.as_str(), "")?;

@@ -167,9 +167,9 @@ function App() {
     if (code) history.replaceState(null, "", location.pathname);
     const begin = code ? post("/v1/session", { code }) : call("GET", "/v1/session");
     begin.then(
-      ({ body }) => set(body),
+      ({ body }) => set(body.scopes.length > 0 ? body : null),
       (error) => {
-        if (code || error.status !== 401) refuse(error);
+        refuse(error);
         set(null);
       },
     );

@@ -12,7 +12,6 @@ use super::Admin;
 use super::failure::Failure;
 use super::routes::Answer;
 use crate::auth::{Actor, CODE_LASTS, Credential, Guard, SignedIn};
-use crate::http::error::Problem;
 use crate::http::extract::Json;
 
 /// A credential: exactly one of the two fields.
@@ -30,7 +29,7 @@ pub struct SignInRequest {
 /// The user of a browser.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct SessionView {
-    /// As in the audit log: `token`, or `key:ID`.
+    /// As in the audit log: `token`, `key:ID` or `anonymous`.
     pub actor: String,
     /// The name of the key.
     pub name: Option<String>,
@@ -45,6 +44,16 @@ pub struct SignInCode {
     pub code: String,
     /// Seconds until it is refused.
     pub expires_in: u64,
+}
+
+impl SessionView {
+    fn anonymous() -> Self {
+        Self {
+            actor: Actor::Anonymous.to_string(),
+            name: None,
+            scopes: Vec::new(),
+        }
+    }
 }
 
 impl From<SignedIn> for SessionView {
@@ -62,16 +71,11 @@ impl From<SignedIn> for SessionView {
     }
 }
 
-/// Show who is signed in.
-#[utoipa::path(get, operation_id = "show_session", path = "/v1/session", security(()), responses((status = 200, description = "The user of this browser", body = SessionView), (status = 401, description = "Not signed in")))]
-pub(super) async fn show(State(admin): State<Admin>, head: Parts) -> Answer<SessionView> {
-    match admin.guard.session(&head) {
-        Some(signed_in) => Ok(Json(signed_in.into())),
-        None => {
-            let reason = "not signed in; `towpath dashboard` makes a link";
-            Err(Problem::new(StatusCode::UNAUTHORIZED, reason).into())
-        }
-    }
+/// Show the user of a browser.
+#[utoipa::path(get, operation_id = "show_session", path = "/v1/session", security(()), responses((status = 200, description = "The user of this browser; `anonymous`, without scopes, before the sign-in", body = SessionView)))]
+pub(super) async fn show(State(admin): State<Admin>, head: Parts) -> Json<SessionView> {
+    let signed_in = admin.guard.session(&head);
+    Json(signed_in.map_or_else(SessionView::anonymous, SessionView::from))
 }
 
 /// Sign a browser in.
@@ -95,7 +99,7 @@ pub(super) async fn sign_in(
 }
 
 /// Sign a browser out.
-#[utoipa::path(delete, operation_id = "sign_out", path = "/v1/session", security(()), responses((status = 204, description = "This browser is no longer signed in")))]
+#[utoipa::path(delete, operation_id = "sign_out", path = "/v1/session", security(()), responses((status = 204, description = "The sign-in of this browser has ended")))]
 pub(super) async fn sign_out(head: Parts) -> Response {
     let mut headers = HeaderMap::new();
     headers.extend(Guard::sign_out(&head).map(|cookie| (header::SET_COOKIE, cookie)));

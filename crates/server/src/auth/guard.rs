@@ -144,7 +144,7 @@ impl Change {
     }
 }
 
-/// What a browser signs in with.
+/// A credential of a sign-in.
 #[derive(Clone, Copy)]
 pub enum Credential<'a> {
     /// A code, valid once.
@@ -338,7 +338,7 @@ impl Guard {
         self.0.sites.is_of_own_page(head).then_some(identity)
     }
 
-    /// Who is signed in in this browser, with the scopes.
+    /// The user of this browser, with the scopes.
     pub fn session(&self, head: &Parts) -> Option<SignedIn> {
         let identity = self.signed_in(head)?;
         self.describe(&identity)
@@ -374,11 +374,11 @@ impl Guard {
     /// A code that signs a browser in once, with the credential of this client.
     ///
     /// # Errors
-    /// The problem is 403 for a client without a token or key.
+    /// The problem is 400 for a client with another credential than the token or a key.
     pub fn code(&self, actor: &Actor) -> Result<String, Problem> {
         let refused = || {
-            let reason = "a code needs the token of the data folder or a key";
-            Problem::new(StatusCode::FORBIDDEN, reason)
+            let reason = "a code needs the token of the data folder or the secret of a key";
+            Problem::new(StatusCode::BAD_REQUEST, reason)
         };
         let identity = match actor {
             Actor::Token => Identity::Token,

@@ -1,4 +1,4 @@
-//! Sign-ins of browsers: a cookie that stands for the credential of whoever signed in.
+//! Sign-ins of browsers: a cookie that stands for the credential of the sign-in.
 //!
 //! ```text
 //! token, key or one-time code -> POST /v1/session -> cookie: identity, expiry, MAC -> the scopes of that credential

@@ -67,14 +67,19 @@ pub(crate) fn page(headers: &HeaderMap) -> Response {
 
 async fn file(Path(name): Path<String>, headers: HeaderMap) -> Response {
     match name == "index.html" {
-        true => Problem::new(StatusCode::NOT_FOUND, "not found").into_response(),
+        true => missing(),
         false => serve(&name, &headers),
     }
 }
 
+fn missing() -> Response {
+    let reason = "the dashboard has no file of this name";
+    Problem::new(StatusCode::NOT_FOUND, reason).into_response()
+}
+
 fn serve(name: &str, request: &HeaderMap) -> Response {
     let Some(asset) = ASSETS.get(name) else {
-        return Problem::new(StatusCode::NOT_FOUND, "not found").into_response();
+        return missing();
     };
     let has = |header: HeaderName, text: &str| {
         let values = request.get_all(header).into_iter();

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, header};
 use serde::{Deserialize, Serialize};
 use towpath_core::Error;
 use utoipa::ToSchema;
@@ -99,11 +99,11 @@ pub(super) async fn sign_in(
 }
 
 /// Sign a browser out.
-#[utoipa::path(delete, operation_id = "sign_out", path = "/v1/session", security(()), responses((status = 204, description = "The sign-in of this browser has ended")))]
+#[utoipa::path(delete, operation_id = "sign_out", path = "/v1/session", security(()), responses((status = 200, description = "The user of this browser from now on: `anonymous`", body = SessionView)))]
 pub(super) async fn sign_out(head: Parts) -> Response {
     let mut headers = HeaderMap::new();
     headers.extend(Guard::sign_out(&head).map(|cookie| (header::SET_COOKIE, cookie)));
-    (StatusCode::NO_CONTENT, headers).into_response()
+    (headers, Json(SessionView::anonymous())).into_response()
 }
 
 /// Make a code that signs a browser in once.

@@ -18,7 +18,7 @@ const GRACE: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
 pub(super) enum KeyCommand {
     /// Create a key and print it, once
     #[command(
-        after_help = "Scopes: ingest:write orders:read orders:write inventory:read inventory:write users:read users:write limits:read limits:consume limits:reset fleet:read fleet:publish fleet:enroll worker:read worker:configure tasks:read tasks:write metrics:read queue:NAME:read queue:NAME:write queue:NAME:lease queue:NAME:admin admin\n\nExamples:\n  towpath key new shop --scope orders:write\n  towpath key new dashboard --scope 'queue:*:read' --scope metrics:read --expires 90d\n  towpath key new shop --scope orders:write --certificate shop.internal"
+        after_help = "Scopes: ingest:write orders:read orders:write inventory:read inventory:write users:read users:write limits:read limits:consume limits:reset fleet:read fleet:publish fleet:enroll worker:read worker:configure tasks:read tasks:write metrics:read queue:NAME:read queue:NAME:write queue:NAME:lease queue:NAME:admin admin\n\nExamples:\n  towpath key new shop --scope orders:write\n  towpath key new dashboard --scope 'queue:*:read' --scope metrics:read --expires 90d\n  towpath key new billing --scope orders:write --certificate billing.internal"
     )]
     New(NewKey),
     /// List keys

@@ -150,14 +150,14 @@ impl Connection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
     Own,
-    ForeignOrigin,
+    ForeignPage,
     ForeignHost,
     Forwarded,
 }
 
 const ORIGINS: [Origin; 4] = [
     Origin::Own,
-    Origin::ForeignOrigin,
+    Origin::ForeignPage,
     Origin::ForeignHost,
     Origin::Forwarded,
 ];
@@ -193,12 +193,12 @@ fn expected(route: &Route, credential: Credential, origin: Origin, mode: &str) -
         true => route.path.starts_with("/v1/"),
         false => !is_safe,
     };
-    if origin == Origin::ForeignOrigin && is_refused_page {
+    if origin == Origin::ForeignPage && is_refused_page {
         return &[403];
     }
     let credential = match (credential, origin) {
         // A browser shows it whichever page asks.
-        (Credential::Certificate | Credential::UnscopedCertificate, Origin::ForeignOrigin) => {
+        (Credential::Certificate | Credential::UnscopedCertificate, Origin::ForeignPage) => {
             Credential::None
         }
         (other, _) => other,
@@ -343,7 +343,7 @@ fn check(mode: &str) {
                         // The admin listener has no pages of its own.
                         Origin::Own if listener == "server.admin" => {}
                         Origin::Own => headers.push(("origin", own.as_str())),
-                        Origin::ForeignOrigin => headers.push(("origin", "https://evil.example")),
+                        Origin::ForeignPage => headers.push(("origin", "https://evil.example")),
                         Origin::Forwarded => headers.push(("x-forwarded-for", "192.0.2.7")),
                         Origin::ForeignHost => {}
                     }

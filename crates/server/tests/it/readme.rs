@@ -233,6 +233,7 @@ fn every_example_of_the_help_runs() {
     wait_until("the stream", std::time::Duration::from_secs(30), lines);
     world.client().post("/enqueue", &[], b"example");
     world.ok(&["send", "old-jobs", "example"]);
+    world.ok(&["send", "emails", "example"]);
     let user = br#"{"email":"a@example.com","name":"A"}"#;
     let json = ("content-type", "application/json");
     assert_eq!(world.client().post("/api/users", &[json], user).status, 201);

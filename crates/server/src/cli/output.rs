@@ -99,7 +99,7 @@ const COLOURS: [&str; 4] = ["\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m"];
 /// Prints text as it is.
 ///
 /// # Errors
-/// As [`line`].
+/// As [`line()`].
 pub(super) fn text(text: &str) -> io::Result<()> {
     io::stdout().write_all(text.as_bytes())
 }
@@ -127,7 +127,7 @@ pub(super) fn error(text: impl AsRef<str>) {
 /// Prints JSON, indented.
 ///
 /// # Errors
-/// As [`line`].
+/// As [`line()`].
 pub fn json(value: &impl Serialize) -> io::Result<()> {
     line(serde_json::to_string_pretty(value)?)
 }
@@ -135,7 +135,7 @@ pub fn json(value: &impl Serialize) -> io::Result<()> {
 /// Prints a list: rows under their headings, or on standard error why there are none.
 ///
 /// # Errors
-/// As [`line`].
+/// As [`line()`].
 pub(super) fn list(headings: &[&str], rows: Vec<Vec<String>>, none: &str) -> io::Result<()> {
     match rows.is_empty() {
         true => {
@@ -157,7 +157,7 @@ pub(super) fn time(text: &str) -> String {
 /// Prints rows under their headings.
 ///
 /// # Errors
-/// As [`line`].
+/// As [`line()`].
 pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> io::Result<()> {
     let mut headings: Vec<&str> = headings.to_vec();
     let one_line = |cell: String| match cell.contains(char::is_control) {
@@ -211,7 +211,7 @@ const SHORTEST: usize = 12;
 /// Prints a text behind a prefix of `indent` columns; on a terminal it is broken between words, never inside one.
 ///
 /// # Errors
-/// As [`line`].
+/// As [`line()`].
 pub(super) fn wrapped(prefix: &str, indent: usize, text: &str) -> io::Result<()> {
     let room = width_of_terminal().map_or(usize::MAX, |width| width.saturating_sub(indent));
     let mut lines = wrap(text, room).into_iter();
